@@ -1,0 +1,1 @@
+"""Runlane's server: accepts prompts, runs them one at a time per session, tells how they ended."""

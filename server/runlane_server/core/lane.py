@@ -1,0 +1,780 @@
+"""The lane of a session: which run is active, which wait, and what a command makes of them.
+
+All rules of ordering and of the race between accept, cancel and complete are decided here. Each
+command is a plain function from a lane to a `Transition`; an illegal one raises and changes
+nothing.
+`TABLE` says what may happen to one run; the functions say to which runs it happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any, cast
+
+from runlane_server.core.errors import (
+    IllegalCommand,
+    QueueFull,
+    SessionBusy,
+    SessionNotFound,
+)
+from runlane_server.core.model import (
+    MAX_COMPLETE_TEXT_BYTES,
+    NO_USAGE,
+    Accepted,
+    CancelScope,
+    EventBody,
+    FinishReason,
+    Folded,
+    Message,
+    Micros,
+    Role,
+    Run,
+    RunComplete,
+    RunError,
+    RunEvent,
+    RunRequest,
+    RunState,
+    SessionKey,
+    Started,
+    Usage,
+    WhenBusy,
+)
+from runlane_server.core.turn import DraftMessage, close, final_text
+
+
+class Happening(StrEnum):
+    """What can happen to one run."""
+
+    ENTER = "enter"  # it is accepted, and is first in its lane
+    WAIT = "wait"  # another run is, or now goes, before it
+    ADVANCE = "advance"  # it becomes first in its lane
+    START = "start"  # its agent is started
+    FOLD = "fold"  # it joins the active turn
+    CANCEL = "cancel"  # a cancel covers it, or the run whose turn it joined
+    WITHDRAW = "withdraw"  # a cancel covers it alone, and the turn it joined goes on
+    COMPLETE = "complete"  # its turn ends well
+    FAIL = "fail"  # its turn ends badly, or it can never start
+    RETRY = "retry"  # its node was lost, and it is to start again
+
+
+_S, _H = RunState, Happening
+
+TABLE: Mapping[tuple[RunState | None, Happening], RunState] = MappingProxyType(
+    {
+        (None, _H.ENTER): _S.ACCEPTED,
+        (None, _H.WAIT): _S.QUEUED,
+        (_S.ACCEPTED, _H.WAIT): _S.QUEUED,
+        (_S.ACCEPTED, _H.START): _S.ACTIVE,
+        (_S.ACCEPTED, _H.CANCEL): _S.CANCELLED,
+        (_S.ACCEPTED, _H.FAIL): _S.FAILED,
+        (_S.QUEUED, _H.ADVANCE): _S.ACCEPTED,
+        (_S.QUEUED, _H.FOLD): _S.FOLDED,
+        (_S.QUEUED, _H.CANCEL): _S.CANCELLED,
+        (_S.QUEUED, _H.FAIL): _S.FAILED,
+        (_S.ACTIVE, _H.CANCEL): _S.CANCELLING,
+        (_S.ACTIVE, _H.COMPLETE): _S.COMPLETED,
+        (_S.ACTIVE, _H.FAIL): _S.FAILED,
+        (_S.ACTIVE, _H.RETRY): _S.ACCEPTED,
+        (_S.FOLDED, _H.CANCEL): _S.CANCELLING,
+        (_S.FOLDED, _H.WITHDRAW): _S.CANCELLED,
+        (_S.FOLDED, _H.COMPLETE): _S.COMPLETED,
+        (_S.FOLDED, _H.FAIL): _S.FAILED,
+        (_S.FOLDED, _H.RETRY): _S.QUEUED,
+        # A cancel that was answered stays in force, however the turn ends (R19).
+        (_S.CANCELLING, _H.COMPLETE): _S.CANCELLED,
+        (_S.CANCELLING, _H.FAIL): _S.CANCELLED,
+    }
+)
+"""What may happen to a run in which state, and where that leads. All else is illegal."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaneRun:
+    """A run as far as its lane needs to know it. Its prompt stays in the store.
+
+    `rank` orders the waiting runs; `turn` is its place in the transcript, 0 before it has one;
+    `events` counts the events it has so far.
+    """
+
+    run_id: str
+    accept_seq: int
+    state: RunState
+    when_busy: WhenBusy
+    accepted_at: Micros
+    rank: int
+    timeout: Micros | None = None
+    max_attempts: int = 1
+    attempt: int = 0
+    turn: int = 0
+    events: int = 0
+    started_at: Micros | None = None
+    folded_into: str = ""
+    cancel_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """An accept that has begun and is not durable yet (R6). `covered`: a cancel met it."""
+
+    token: str
+    run_id: str
+    covered: bool = False
+    cancel_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """The coordination state of one session, as of one version.
+
+    Version 0 is a session that does not exist. `reservations` belong to this process and are not
+    stored. The active run is ACTIVE or CANCELLING; `folded` are the runs that joined its turn.
+    """
+
+    key: SessionKey
+    version: int = 0
+    accept_seq: int = 0
+    turn: int = 0
+    active: LaneRun | None = None
+    folded: tuple[LaneRun, ...] = ()
+    waiting: tuple[LaneRun, ...] = ()
+    reservations: tuple[Reservation, ...] = ()
+
+    @property
+    def exists(self) -> bool:
+        """Whether the session is stored."""
+        return self.version > 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has work, or work on its way in (R8, R9)."""
+        return self.active is not None or bool(self.waiting) or bool(self.reservations)
+
+    @property
+    def startable(self) -> bool:
+        """Whether `dispatch` would start a run."""
+        return self.active is None and bool(self.waiting)
+
+    @property
+    def runs(self) -> tuple[LaneRun, ...]:
+        """All its runs that are not terminal, in accept order."""
+        active = () if self.active is None else (self.active,)
+        return tuple(sorted((*active, *self.folded, *self.waiting), key=lambda run: run.accept_seq))
+
+
+@dataclass(frozen=True, slots=True)
+class RunChange:
+    """A run as a transition leaves it; with its request if it is new, its end if it ended."""
+
+    run: LaneRun
+    request: RunRequest | None = None
+    complete: RunComplete | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CoveredRun:
+    """A run that a cancel covered, with the state it was in.
+
+    A reservation is named as ACCEPTED with accept_seq 0, as it has no place in the order yet.
+    """
+
+    run_id: str
+    accept_seq: int
+    state: RunState
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a cancel covered, and the last accept_seq it could have covered (R20)."""
+
+    session_id: str
+    cancelled: tuple[CoveredRun, ...] = ()
+    fence_accept_seq: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an agent's turn ended: `error` is None where it ended well."""
+
+    finish_reason: FinishReason
+    error: RunError | None = None
+    content: tuple[DraftMessage, ...] = ()
+    tail: tuple[EventBody, ...] = ()
+    usage: Usage = NO_USAGE
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """What a command makes of a lane, and all that is to be committed with it."""
+
+    lane: Lane
+    runs: tuple[RunChange, ...] = ()
+    messages: tuple[Message, ...] = ()
+    events: tuple[RunEvent, ...] = ()
+    reply: Any = None
+    removed: bool = False
+
+    @property
+    def durable(self) -> bool:
+        """Whether there is anything to commit. Reservations are not stored."""
+        return bool(self.runs) or self.removed
+
+    @property
+    def completes(self) -> tuple[RunComplete, ...]:
+        """The terminal events, in order."""
+        return tuple(change.complete for change in self.runs if change.complete is not None)
+
+    def then(self, later: Transition) -> Transition:
+        """This transition and a later one as a single one; the later reply counts."""
+        merged = {change.run.run_id: change for change in self.runs}
+        for change in later.runs:
+            before = merged.get(change.run.run_id)
+            request = change.request if before is None else before.request
+            merged[change.run.run_id] = replace(change, request=request)
+        return Transition(
+            later.lane,
+            tuple(merged.values()),
+            self.messages + later.messages,
+            self.events + later.events,
+            later.reply,
+            later.removed,
+        )
+
+
+# --- Accept -------------------------------------------------------------------------------------
+
+
+def reserve(lane: Lane, token: str, run_id: str) -> Transition:
+    """Begins an accept: the session is busy from here on, and a cancel covers it (R6, R8, R10)."""
+    if any(reservation.token == token for reservation in lane.reservations):
+        raise IllegalCommand(f"reservation {token} is held already")
+    reservation = Reservation(token, run_id)
+    return Transition(replace(lane, reservations=(*lane.reservations, reservation)))
+
+
+def release(lane: Lane, token: str) -> Transition:
+    """Ends a reservation; where there is none (any more) it does nothing (R6)."""
+    left = tuple(held for held in lane.reservations if held.token != token)
+    return Transition(replace(lane, reservations=left))
+
+
+def accept(
+    lane: Lane,
+    request: RunRequest,
+    *,
+    at: Micros,
+    token: str,
+    max_waiting: int,
+    allow_missing: bool = False,
+) -> Transition:
+    """Makes a reservation a run. Replies with its LaneRun, or with the one of that id in the lane.
+
+    Raises SessionNotFound (R2), SessionBusy (REJECT, R27) and QueueFull, and IllegalCommand without
+    the reservation.
+    """
+    held = next((held for held in lane.reservations if held.token == token), None)
+    if held is None:
+        raise IllegalCommand(f"there is no reservation {token}")
+    lane = release(lane, token).lane
+    known = next((run for run in lane.runs if run.run_id == request.run_id), None)
+    if known is not None:
+        return Transition(lane, reply=known)
+    _check_room(lane, request, allow_missing=allow_missing, max_waiting=max_waiting)
+    edit = _Edit(lane, at)
+    if request.when_busy is WhenBusy.INTERRUPT and not held.covered:
+        edit.cancel_active("interrupted by " + request.run_id)
+    run = edit.enter(request)
+    if held.covered:
+        edit.cancel_waiting([run], held.cancel_reason)
+    return edit.done(reply=edit.current(run))
+
+
+def _check_room(lane: Lane, request: RunRequest, *, allow_missing: bool, max_waiting: int) -> None:
+    if not (lane.exists or allow_missing):
+        raise SessionNotFound.of(lane.key.session_id)
+    if request.when_busy is WhenBusy.REJECT and lane.busy:
+        raise SessionBusy(f"session {lane.key.session_id!r} has work")
+    behind_another = lane.active is not None or bool(lane.waiting)
+    if behind_another and len(lane.waiting) >= max_waiting:
+        raise QueueFull(
+            f"{len(lane.waiting)} runs wait in session {lane.key.session_id!r}, as many as may"
+        )
+
+
+def dispatch(lane: Lane, *, at: Micros) -> Transition:
+    """Starts the first waiting run, if none is active (R7, R8). Replies with it, or with None."""
+    edit = _Edit(lane, at)
+    return edit.done(reply=edit.start() if lane.startable else None)
+
+
+# --- Cancel -------------------------------------------------------------------------------------
+
+
+def cancel(
+    lane: Lane, scope: CancelScope, *, at: Micros, run_id: str = "", reason: str = ""
+) -> Transition:
+    """Covers what is accepted and not terminal now, and replies with the Receipt (R10 to R16, R20).
+
+    Where there is nothing to cover, nothing changes (R12, R13). `run_id` goes with scope RUN; a run
+    that is not in the lane has ended, and is not covered.
+    """
+    edit = _Edit(lane, at)
+    before = {run.run_id: run for run in lane.runs}
+    if scope is CancelScope.RUN:
+        edit.cancel_run(run_id, reason)
+    if scope in {CancelScope.SESSION, CancelScope.ACTIVE}:
+        edit.cancel_active(reason)
+    if scope in {CancelScope.SESSION, CancelScope.WAITING}:
+        edit.cancel_waiting(lane.waiting, reason)
+    covered = [
+        CoveredRun(run_id, before[run_id].accept_seq, before[run_id].state)
+        for run_id in edit.covered
+    ]
+    covered.sort(key=lambda run: run.accept_seq)
+    covered += edit.cover_reservations(scope, run_id, reason)
+    return edit.done(reply=Receipt(lane.key.session_id, tuple(covered), lane.accept_seq))
+
+
+# --- The active run -----------------------------------------------------------------------------
+
+
+def drain_for_step(lane: Lane, run_id: str, attempt: int, *, at: Micros, events: int) -> Transition:
+    """Folds what waits to be folded into the active turn, in accept order (R26, R27).
+
+    `events` is how many events the active run has by now. Replies with the runs folded: none where
+    the active run has been cancelled. Raises IllegalCommand if the attempt is not the active one.
+    """
+    active = _the_active(lane, run_id, attempt)
+    edit = _Edit(replace(lane, active=replace(active, events=events)), at)
+    folded = edit.fold() if active.state is RunState.ACTIVE else ()
+    return edit.done(reply=folded)
+
+
+def finish(
+    lane: Lane, run_id: str, attempt: int, outcome: Outcome, *, at: Micros, events: int
+) -> Transition:
+    """Ends the active run and those folded into it; the first waiting one may be dispatched next.
+
+    Where a cancel covered it before, it is cancelled whatever the outcome (R19). Replies with its
+    RunComplete. Raises IllegalCommand if the attempt is not the active one: it was fenced off.
+    """
+    active = _the_active(lane, run_id, attempt)
+    edit = _Edit(replace(lane, active=replace(active, events=events)), at)
+    return edit.done(reply=edit.end_turn(outcome))
+
+
+def node_lost(
+    lane: Lane, *, at: Micros, content: tuple[DraftMessage, ...], events: int
+) -> Transition:
+    """The node of the active run is gone: the run is retried or ends INTERRUPTED.
+
+    `content` and `events` are what the store has of the attempt. A cancel that was answered stays
+    in force. Replies with whether there was an active run.
+    """
+    if lane.active is None:
+        return Transition(lane, reply=False)
+    edit = _Edit(replace(lane, active=replace(lane.active, events=events)), at)
+    may_retry = lane.active.attempt < lane.active.max_attempts
+    if lane.active.state is RunState.ACTIVE and may_retry:
+        edit.retry()
+    else:
+        error = RunError("INTERRUPTED", "the node that ran it was lost")
+        edit.end_turn(Outcome(FinishReason.INTERRUPTED, error, content))
+    return edit.done(reply=True)
+
+
+def fail_waiting(lane: Lane, error: RunError, *, at: Micros) -> Transition:
+    """Ends all waiting runs as failed before they started (R30). Replies with how many."""
+    edit = _Edit(lane, at)
+    for run in lane.waiting:
+        edit.end_unstarted(run, Happening.FAIL, FinishReason.ERROR, error)
+    return edit.done(reply=len(lane.waiting))
+
+
+def remove(lane: Lane) -> Transition:
+    """Removes an idle session. Raises SessionNotFound and SessionBusy."""
+    if not lane.exists:
+        raise SessionNotFound.of(lane.key.session_id)
+    if lane.busy:
+        raise SessionBusy(f"session {lane.key.session_id!r} has work; cancel it first")
+    return Transition(Lane(lane.key), removed=True)
+
+
+def _the_active(lane: Lane, run_id: str, attempt: int) -> LaneRun:
+    active = lane.active
+    if active is None or (active.run_id, active.attempt) != (run_id, attempt):
+        raise IllegalCommand(f"attempt {attempt} of run {run_id} is not active")
+    return active
+
+
+# --- How a lane is changed ----------------------------------------------------------------------
+
+
+def advance(run: LaneRun, happening: Happening) -> LaneRun:
+    """The run after a happening, by `TABLE`. Raises IllegalCommand where that has no entry."""
+    return replace(run, state=next_state(run.state, happening))
+
+
+def next_state(state: RunState | None, happening: Happening) -> RunState:
+    """The state after a happening; None is that of a run that has not entered its lane."""
+    after = TABLE.get((state, happening))
+    if after is None:
+        raise IllegalCommand(f"a run that is {state} cannot {happening}")
+    return after
+
+
+@dataclass(slots=True)
+class _Edit:
+    """A lane under change: collects what a transition consists of. Lives for one command."""
+
+    lane: Lane
+    at: Micros
+    changes: dict[str, RunChange] = field(default_factory=dict)
+    messages: list[Message] = field(default_factory=list)
+    events: list[RunEvent] = field(default_factory=list)
+    covered: list[str] = field(default_factory=list)
+
+    def done(self, reply: object) -> Transition:
+        """The transition, with the waiting runs in the states that their places give them."""
+        self._line_up()
+        return Transition(
+            self.lane,
+            tuple(self.changes.values()),
+            tuple(self.messages),
+            tuple(self.events),
+            reply,
+        )
+
+    def current(self, run: LaneRun) -> LaneRun:
+        """The run as it is by now."""
+        self._line_up()
+        return self.changes[run.run_id].run
+
+    # Entering
+
+    def enter(self, request: RunRequest) -> LaneRun:
+        """Puts a new run into the lane: at the end, or at the head if it interrupts."""
+        waiting = self.lane.waiting
+        seq = self.lane.accept_seq + 1
+        at_head = request.when_busy is WhenBusy.INTERRUPT
+        first = self.lane.active is None and (at_head or not waiting)
+        run = LaneRun(
+            run_id=request.run_id,
+            accept_seq=seq,
+            state=next_state(None, Happening.ENTER if first else Happening.WAIT),
+            when_busy=request.when_busy,
+            accepted_at=self.at,
+            rank=waiting[0].rank - 1 if at_head and waiting else seq,
+            timeout=request.timeout,
+            max_attempts=request.max_attempts,
+        )
+        run = self._tell(run, Accepted(seq))
+        self.lane = replace(self.lane, accept_seq=seq)
+        self._place((run, *waiting) if at_head else (*waiting, run))
+        self.changes[run.run_id] = RunChange(run, request)
+        return run
+
+    def start(self) -> LaneRun:
+        """Makes the first waiting run the active one. Its prompt enters the transcript once."""
+        head, *rest = self.lane.waiting
+        run = advance(head, Happening.START)
+        run = replace(run, attempt=run.attempt + 1, started_at=self.at)
+        if run.turn == 0:
+            run = self._open_turn(run)
+        run = self._tell(run, Started(run.attempt))
+        self._place(tuple(rest))
+        self.lane = replace(self.lane, active=run)
+        self._note(run)
+        return run
+
+    def fold(self) -> tuple[LaneRun, ...]:
+        """Takes the runs that wait to be folded into the active turn."""
+        host = cast("LaneRun", self.lane.active)
+        joining = [run for run in self.lane.waiting if run.when_busy is WhenBusy.FOLD]
+        self._remove(joining)
+        folded: list[LaneRun] = []
+        for waiting in sorted(joining, key=lambda run: run.accept_seq):
+            event = Folded(waiting.run_id, host.run_id)
+            run = replace(advance(waiting, Happening.FOLD), folded_into=host.run_id, turn=host.turn)
+            run = self._tell(run, event)
+            host = self._tell(host, event)
+            folded.append(run)
+            self._note(run)
+        if folded:
+            self._note(host)
+            self.lane = replace(self.lane, active=host, folded=(*self.lane.folded, *folded))
+        return tuple(folded)
+
+    def retry(self) -> None:
+        """Puts the active run back to the head, and the runs folded into it right behind it."""
+        active = cast("LaneRun", self.lane.active)
+        back = [advance(active, Happening.RETRY)]
+        back += [
+            replace(advance(run, Happening.RETRY), folded_into="", turn=0)
+            for run in self.lane.folded
+        ]
+        waiting = self.lane.waiting
+        first_rank = (waiting[0].rank if waiting else self.lane.accept_seq + 1) - len(back)
+        ranked = tuple(replace(run, rank=first_rank + n) for n, run in enumerate(back))
+        self.lane = replace(self.lane, active=None, folded=())
+        for run in ranked:
+            self._note(run)
+        self._place((*ranked, *waiting))
+
+    # Cancelling
+
+    def cancel_active(self, reason: str) -> None:
+        """Covers the active run and those folded into it; it stays active until it returns (R9)."""
+        active = self.lane.active
+        if active is None or active.state is RunState.CANCELLING:
+            return
+        self.lane = replace(
+            self.lane,
+            active=self._cover(active, reason),
+            folded=tuple(self._cover(run, reason) for run in self.lane.folded),
+        )
+
+    def cancel_waiting(self, runs: Iterable[LaneRun], reason: str) -> None:
+        """Ends waiting runs as cancelled on entry, with their turns written (R14)."""
+        for run in runs:
+            self.covered.append(run.run_id)
+            self.end_unstarted(
+                replace(self._latest(run), cancel_reason=reason),
+                Happening.CANCEL,
+                FinishReason.CANCELED,
+                None,
+            )
+
+    def cancel_run(self, run_id: str, reason: str) -> None:
+        """Covers one run, wherever it is."""
+        if self.lane.active is not None and self.lane.active.run_id == run_id:
+            self.cancel_active(reason)
+        self.cancel_waiting([run for run in self.lane.waiting if run.run_id == run_id], reason)
+        for run in self.lane.folded:
+            if run.run_id == run_id and run.state is RunState.FOLDED:
+                self._withdraw(run, reason)
+
+    def cover_reservations(self, scope: CancelScope, run_id: str, reason: str) -> list[CoveredRun]:
+        """Marks the accepts that have begun: they will be cancelled on entry (R10)."""
+        covered: list[CoveredRun] = []
+        marked: list[Reservation] = []
+        for held in self.lane.reservations:
+            meant = scope is not CancelScope.ACTIVE and run_id in {"", held.run_id}
+            if meant and not held.covered:
+                held = replace(held, covered=True, cancel_reason=reason)  # noqa: PLW2901
+                covered.append(CoveredRun(held.run_id, 0, RunState.ACCEPTED))
+            marked.append(held)
+        self.lane = replace(self.lane, reservations=tuple(marked))
+        return covered
+
+    def _cover(self, run: LaneRun, reason: str) -> LaneRun:
+        self.covered.append(run.run_id)
+        run = replace(advance(run, Happening.CANCEL), cancel_reason=reason)
+        self._note(run)
+        return run
+
+    def _withdraw(self, run: LaneRun, reason: str) -> None:
+        """Ends a folded run by itself: its prompt is part of the turn, which goes on."""
+        self.covered.append(run.run_id)
+        left = tuple(other for other in self.lane.folded if other.run_id != run.run_id)
+        self.lane = replace(self.lane, folded=left)
+        run = replace(advance(run, Happening.WITHDRAW), cancel_reason=reason)
+        self._end(run, FinishReason.CANCELED, None)
+
+    # Ending
+
+    def end_turn(self, outcome: Outcome) -> RunComplete:
+        """Ends the active run and those folded into it, and writes the turn (R16, R19, R22)."""
+        active = cast("LaneRun", self.lane.active)
+        happening = Happening.COMPLETE if outcome.error is None else Happening.FAIL
+        for body in outcome.tail:
+            active = self._tell(active, body)
+        ended = advance(active, happening)
+        cancelled = ended.state is RunState.CANCELLED
+        reason = FinishReason.CANCELED if cancelled else outcome.finish_reason
+        error = None if cancelled else outcome.error
+        content = close(outcome.content, reason)
+        message_id = self._write(ended, content, outcome.model)
+        shared = _End(reason, error, message_id, final_text(content))
+        complete = self._end(ended, reason, error, shared, outcome.usage)
+        for run in self.lane.folded:
+            self._end(advance(run, happening), reason, error, shared)
+        self.lane = replace(self.lane, active=None, folded=())
+        return complete
+
+    def end_unstarted(
+        self,
+        run: LaneRun,
+        happening: Happening,
+        reason: FinishReason,
+        error: RunError | None,
+    ) -> None:
+        """Ends a waiting run without its agent, and writes its turn (R14)."""
+        self._remove([run])
+        run = advance(run, happening)
+        if run.turn == 0:
+            run = self._open_turn(run)
+        message_id = self._write(run, close((), reason), "")
+        self._end(run, reason, error, _End(reason, error, message_id, ""))
+
+    def _end(
+        self,
+        run: LaneRun,
+        reason: FinishReason,
+        error: RunError | None,
+        turn: _End | None = None,
+        usage: Usage = NO_USAGE,
+    ) -> RunComplete:
+        text, truncated = cut_utf8(turn.text if turn else "", MAX_COMPLETE_TEXT_BYTES)
+        complete = RunComplete(
+            session_id=self.lane.key.session_id,
+            run_id=run.run_id,
+            accept_seq=run.accept_seq,
+            state=run.state,
+            finish_reason=reason,
+            message_id=turn.message_id if turn else "",
+            text=text,
+            text_truncated=truncated,
+            error=error,
+            folded_into=run.folded_into,
+            usage=usage,
+            attempt=run.attempt,
+            cancel_reason=run.cancel_reason,
+            accepted_at=run.accepted_at,
+            started_at=run.started_at,
+            ended_at=self.at,
+        )
+        self._note(self._tell(run, complete), complete)
+        return complete
+
+    # Writing
+
+    def _open_turn(self, run: LaneRun) -> LaneRun:
+        """Gives the run its place in the transcript, and writes its prompt there."""
+        turn = self.lane.turn + 1
+        self.lane = replace(self.lane, turn=turn)
+        self.messages.append(
+            Message(
+                message_id=_message_id(run.run_id, 0),
+                run_id=run.run_id,
+                turn=turn,
+                ordinal=0,
+                role=Role.USER,
+                parts=(),
+                finish_reason=None,
+                model="",
+                created_at=self.at,
+            )
+        )
+        return replace(run, turn=turn)
+
+    def _write(self, run: LaneRun, content: tuple[DraftMessage, ...], model: str) -> str:
+        """Writes the rest of a turn; returns the id of its last assistant message."""
+        last = ""
+        for ordinal, draft in enumerate(content, start=1):
+            run_id = draft.run_id or run.run_id
+            message_id = _message_id(run_id, ordinal)
+            assistant = draft.role is Role.ASSISTANT
+            self.messages.append(
+                Message(
+                    message_id=message_id,
+                    run_id=run_id,
+                    turn=run.turn,
+                    ordinal=ordinal,
+                    role=draft.role,
+                    parts=draft.parts,
+                    finish_reason=draft.finish_reason,
+                    model=model if assistant else "",
+                    created_at=self.at,
+                )
+            )
+            last = message_id if assistant else last
+        return last
+
+    def _tell(self, run: LaneRun, body: EventBody) -> LaneRun:
+        index = run.events + 1
+        self.events.append(RunEvent(run.run_id, index, self.at, body))
+        return replace(run, events=index)
+
+    def _note(self, run: LaneRun, complete: RunComplete | None = None) -> None:
+        before = self.changes.get(run.run_id)
+        request = None if before is None else before.request
+        self.changes[run.run_id] = RunChange(run, request, complete)
+
+    # The order of the waiting
+
+    def _place(self, waiting: tuple[LaneRun, ...]) -> None:
+        self.lane = replace(self.lane, waiting=waiting)
+
+    def _remove(self, runs: Iterable[LaneRun]) -> None:
+        gone = {run.run_id for run in runs}
+        self._place(tuple(run for run in self.lane.waiting if run.run_id not in gone))
+
+    def _latest(self, run: LaneRun) -> LaneRun:
+        return next(held for held in self.lane.waiting if held.run_id == run.run_id)
+
+    def _line_up(self) -> None:
+        """The head of a lane without an active run is ACCEPTED; all others are QUEUED."""
+        placed: list[LaneRun] = []
+        for n, run in enumerate(self.lane.waiting):
+            first = n == 0 and self.lane.active is None
+            if first and run.state is RunState.QUEUED:
+                run = advance(run, Happening.ADVANCE)  # noqa: PLW2901
+                self._note(run)
+            elif not first and run.state is RunState.ACCEPTED:
+                run = advance(run, Happening.WAIT)  # noqa: PLW2901
+                self._note(run)
+            placed.append(run)
+        self._place(tuple(placed))
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """How a turn ended, as the runs that share it see it."""
+
+    finish_reason: FinishReason
+    error: RunError | None
+    message_id: str
+    text: str
+
+
+def _message_id(run_id: str, ordinal: int) -> str:
+    """Unique as run ids are: what stands before the last dash names the run."""
+    return f"{run_id}-m{ordinal}"
+
+
+def cut_utf8(text: str, limit: int) -> tuple[str, bool]:
+    """The text cut to `limit` bytes of UTF-8 between two characters, and whether it was."""
+    if len(text) * 4 <= limit:
+        return text, False
+    encoded = text.encode()
+    if len(encoded) <= limit:
+        return text, False
+    return encoded[:limit].decode(errors="ignore"), True
+
+
+def describe(
+    lane: Lane, run: LaneRun, request: RunRequest, complete: RunComplete | None = None
+) -> Run:
+    """The run as it is shown to callers."""
+    return Run(
+        session_id=lane.key.session_id,
+        run_id=run.run_id,
+        accept_seq=run.accept_seq,
+        state=run.state,
+        when_busy=request.when_busy,
+        prompt_excerpt=request.prompt.excerpt,
+        prompt_fingerprint=request.prompt.fingerprint,
+        metadata=request.metadata,
+        timeout=request.timeout,
+        max_attempts=request.max_attempts,
+        attempt=run.attempt,
+        accepted_at=run.accepted_at,
+        started_at=run.started_at,
+        ended_at=complete.ended_at if complete else None,
+        folded_into=run.folded_into,
+        complete=complete,
+    )

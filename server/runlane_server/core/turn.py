@@ -1,0 +1,217 @@
+"""How the events of a run become the messages of its turn.
+
+The same code serves the run that ends well, the one that is cancelled in the middle, and the one
+whose node was lost and whose events are read back from the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from runlane_server.core.model import (
+    EventBody,
+    FinishReason,
+    Folded,
+    Part,
+    Reasoning,
+    ReasoningDelta,
+    Role,
+    RunEvent,
+    Started,
+    Text,
+    TextDelta,
+    ToolCall,
+    ToolResult,
+)
+
+PART_CHARS = 1 << 18
+"""No text of a part is longer, so that a page of a transcript can end between two parts."""
+
+CUT_OFF = "The call was cut off by the end of the turn."
+
+
+@dataclass(frozen=True, slots=True)
+class DraftMessage:
+    """A message of a turn that has not got its place in the transcript yet.
+
+    `run_id` is empty for the run whose turn it is, and names the folded run for its prompt.
+    """
+
+    role: Role
+    parts: tuple[Part, ...] = ()
+    run_id: str = ""
+    finish_reason: FinishReason | None = None
+
+
+class InvalidAgentEvent(Exception):
+    """The agent's events do not make a turn: a result without a call, or a call id used twice."""
+
+
+class TurnDraft:
+    """Collects what an agent says into messages, in the order it was said.
+
+    An assistant message collects text, reasoning and calls; the results of its calls form a tool
+    message; whatever the agent says after results, or after a folded prompt, begins the next one.
+    """
+
+    def __init__(self) -> None:
+        self._done: list[DraftMessage] = []
+        self._role = Role.ASSISTANT
+        self._parts: list[Part] = []
+        self._pieces: list[str] = []
+        self._kind: type[Text | Reasoning] = Text
+        self._open: dict[str, ToolCall] = {}
+        self._seen: set[str] = set()
+
+    def add(self, body: EventBody) -> None:
+        """Takes in one event; raises InvalidAgentEvent and changes nothing where it cannot be."""
+        match body:
+            case TextDelta(text):
+                self._say(Text, text)
+            case ReasoningDelta(text):
+                self._say(Reasoning, text)
+            case ToolCall():
+                self._call(body)
+            case ToolResult():
+                self._answer(body)
+            case Folded(run_id, _):
+                self._end_message()
+                self._done.append(DraftMessage(Role.USER, run_id=run_id))
+            case _:
+                pass
+
+    def messages(self) -> tuple[DraftMessage, ...]:
+        """What was said so far."""
+        self._end_message()
+        return tuple(self._done)
+
+    def _say(self, kind: type[Text | Reasoning], text: str) -> None:
+        self._begin(Role.ASSISTANT)
+        if kind is not self._kind:
+            self._end_part()
+            self._kind = kind
+        self._pieces.append(text)
+
+    def _call(self, call: ToolCall) -> None:
+        if call.tool_call_id in self._seen:
+            raise InvalidAgentEvent(f"tool call id {call.tool_call_id!r} is used twice")
+        self._begin(Role.ASSISTANT)
+        self._end_part()
+        self._seen.add(call.tool_call_id)
+        self._open[call.tool_call_id] = call
+        self._parts.append(call)
+
+    def _answer(self, result: ToolResult) -> None:
+        if result.tool_call_id not in self._open:
+            raise InvalidAgentEvent(f"no open tool call has the id {result.tool_call_id!r}")
+        self._begin(Role.TOOL)
+        del self._open[result.tool_call_id]
+        self._parts.append(result)
+
+    def _begin(self, role: Role) -> None:
+        if role is not self._role:
+            self._end_message()
+            self._role = role
+
+    def _end_part(self) -> None:
+        text = "".join(self._pieces)
+        self._pieces.clear()
+        self._parts += (
+            self._kind(text[at : at + PART_CHARS]) for at in range(0, len(text), PART_CHARS)
+        )
+
+    def _end_message(self) -> None:
+        self._end_part()
+        if self._parts:
+            self._done.append(DraftMessage(self._role, tuple(self._parts)))
+            self._parts.clear()
+        self._role = Role.ASSISTANT
+
+
+def draft_of(events: Iterable[RunEvent]) -> TurnDraft:
+    """The draft that the events of a run make; a later start begins it anew."""
+    draft = TurnDraft()
+    for event in events:
+        if isinstance(event.body, Started):
+            draft = TurnDraft()
+        draft.add(event.body)
+    return draft
+
+
+def close(
+    messages: tuple[DraftMessage, ...], finish_reason: FinishReason
+) -> tuple[DraftMessage, ...]:
+    """Ends a turn, so that it is valid history for the next one (R14 to R16).
+
+    Its last assistant message carries the finish reason, and is made up where there is none; calls
+    that have no result get an error result.
+    """
+    if not messages or _needs_an_end(messages):
+        messages = (*messages, DraftMessage(Role.ASSISTANT))
+    last = max(n for n, message in enumerate(messages) if message.role is Role.ASSISTANT)
+    closed: list[DraftMessage] = []
+    for n, message in enumerate(messages):
+        if message.role is Role.ASSISTANT:
+            message = replace(  # noqa: PLW2901 - the same message, with its reason
+                message,
+                finish_reason=finish_reason if n == last else _reason_within_turn(message),
+            )
+        closed.append(message)
+    return tuple(_answer_open_calls(closed))
+
+
+def final_text(messages: Iterable[DraftMessage]) -> str:
+    """The text of the last assistant message."""
+    last: tuple[Part, ...] = ()
+    for message in messages:
+        if message.role is Role.ASSISTANT:
+            last = message.parts
+    return "".join(part.text for part in last if isinstance(part, Text))
+
+
+def _needs_an_end(messages: tuple[DraftMessage, ...]) -> bool:
+    """Whether no assistant message can carry the finish reason: the last one was answered."""
+    last = messages[-1]
+    if last.role is Role.TOOL:
+        return not _open_calls(messages)
+    return last.role is Role.USER
+
+
+def _reason_within_turn(message: DraftMessage) -> FinishReason:
+    called = any(isinstance(part, ToolCall) for part in message.parts)
+    return FinishReason.TOOL_CALLS if called else FinishReason.STOP
+
+
+def _open_calls(messages: Iterable[DraftMessage]) -> dict[str, ToolCall]:
+    calls: dict[str, ToolCall] = {}
+    for message in messages:
+        for part in message.parts:
+            if isinstance(part, ToolCall):
+                calls[part.tool_call_id] = part
+            elif isinstance(part, ToolResult):
+                calls.pop(part.tool_call_id, None)
+    return calls
+
+
+def _answer_open_calls(messages: list[DraftMessage]) -> list[DraftMessage]:
+    """Gives each open call an error result, right behind the message that made the call."""
+    unanswered = _open_calls(messages)
+    answered: list[DraftMessage] = []
+    owed: list[ToolResult] = []
+    for message in messages:
+        if owed and message.role is Role.TOOL:
+            answered.append(replace(message, parts=(*message.parts, *owed)))
+            owed = []
+            continue
+        if owed:
+            answered.append(DraftMessage(Role.TOOL, tuple(owed)))
+        answered.append(message)
+        owed = [
+            ToolResult(part.tool_call_id, part.name, CUT_OFF, is_error=True)
+            for part in message.parts
+            if isinstance(part, ToolCall) and part.tool_call_id in unanswered
+        ]
+    if owed:
+        answered.append(DraftMessage(Role.TOOL, tuple(owed)))
+    return answered

@@ -1,0 +1,1 @@
+"""The wire: decode, call, encode. No rule is decided here."""

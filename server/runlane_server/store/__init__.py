@@ -1,0 +1,1 @@
+"""Where lanes, transcripts and events are kept. A store holds no rule."""

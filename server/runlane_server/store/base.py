@@ -1,0 +1,247 @@
+"""What a store does. It keeps what it is given, a transition in a transaction; it decides nothing.
+
+The lane's version is the only concurrency control: a commit is refused with `Stale` if the stored
+lane is not at the version that the transition was made from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Generic, Protocol, Self, TypeVar
+
+from runlane_server.core.lane import Lane, Transition
+from runlane_server.core.model import (
+    NO_LABELS,
+    Message,
+    Micros,
+    Prompt,
+    Run,
+    RunComplete,
+    RunEvent,
+    RunKey,
+    RunState,
+    Session,
+    SessionKey,
+)
+
+Item = TypeVar("Item")
+Place = TypeVar("Place")
+
+Position = int
+"""A place in the event log: that of the event before it; 0 is before the first."""
+
+BEGINNING: Position = 0
+
+
+class Stale(Exception):
+    """The lane, or the run's attempt, is not what the caller took it for. Nothing was written."""
+
+
+class RunIdTaken(Exception):
+    """A run of that id exists already. Nothing was written."""
+
+
+class SessionTaken(Exception):
+    """A session of that id exists already. Nothing was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedComplete:
+    """A terminal event in the event log, which is ordered by `position`."""
+
+    position: Position
+    tenant: str
+    complete: RunComplete
+
+
+@dataclass(frozen=True, slots=True)
+class LogPage:
+    """A piece of the event log: all that matched up to `scanned`."""
+
+    events: tuple[LoggedComplete, ...]
+    scanned: Position
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[Item, Place]):
+    """A piece of a list, and the place of its last item if there may be more."""
+
+    items: tuple[Item, ...]
+    next: Place | None
+
+
+MessagePlace = tuple[int, int]
+"""(turn, ordinal) of a message."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventFilter:
+    """Which terminal events are meant: those of a session or a run named here; all, if none is."""
+
+    session_ids: frozenset[str] = frozenset()
+    run_ids: frozenset[str] = frozenset()
+
+    @property
+    def everything(self) -> bool:
+        """Whether it lets all events through."""
+        return not (self.session_ids or self.run_ids)
+
+    def matches(self, complete: RunComplete) -> bool:
+        """Whether an event is meant."""
+        return (
+            self.everything
+            or complete.session_id in self.session_ids
+            or complete.run_id in self.run_ids
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BusySession:
+    """A session with work, as it is found at start."""
+
+    key: SessionKey
+    active: bool
+    waiting_runs: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewSession:
+    """A session to create without a run."""
+
+    key: SessionKey
+    created_at: Micros
+    title: str = ""
+    metadata: Mapping[str, str] = NO_LABELS
+
+
+class Listener(Protocol):
+    """Is told what was committed: in commit order, before the committing call returns."""
+
+    def completed(self, events: Sequence[LoggedComplete]) -> None:
+        """Terminal events were committed; their positions increase from call to call."""
+
+    def happened(self, key: RunKey, events: Sequence[RunEvent]) -> None:
+        """Events of one run were committed; their indices increase from call to call."""
+
+
+class Store(Protocol):
+    """Keeps sessions, runs, transcripts and events.
+
+    Every method may raise StoreUnavailable: the outcome of a write is then unknown, and `failed`
+    tells whether the store is lost for this process.
+    """
+
+    listener: Listener | None
+    """Who is told of commits. Set once, before the first commit."""
+
+    @property
+    def store_id(self) -> bytes:
+        """8 random bytes that this store was given when it was made; cursors carry them."""
+
+    @property
+    def position(self) -> Position:
+        """The position of the last terminal event that is committed."""
+
+    @property
+    def compacted(self) -> Position:
+        """Events up to here were removed; BEGINNING if none was."""
+
+    @property
+    def failed(self) -> StoreError | None:
+        """Why the store cannot be written to any more; None while it can."""
+
+    async def __aenter__(self) -> Self:
+        """Opens the store, and brings its schema up to date. Raises StartError."""
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Finishes the writes that were begun, and closes the store."""
+
+    # Writing. A caller that is cancelled only stops waiting; the write goes on.
+
+    async def commit(self, base_version: int, transition: Transition) -> None:
+        """Writes a transition of a lane that was at `base_version`; all of it or nothing.
+
+        `transition.lane.version` is the version after it. Raises Stale and RunIdTaken.
+        """
+
+    async def append(self, key: RunKey, attempt: int, events: Sequence[RunEvent]) -> None:
+        """Adds events to the active run; raises Stale if that attempt is not the active one."""
+
+    async def create_session(self, session: NewSession) -> None:
+        """Creates a session; its lane is at version 1. Raises SessionTaken."""
+
+    async def compact(self, before: Micros, limit: int) -> int:
+        """Removes the oldest terminal events from the log, up to `limit` of those ended before.
+
+        Returns how many. The runs and their transcripts stay.
+        """
+
+    # Reading. Nothing that is not committed is ever read.
+
+    async def load_lane(self, key: SessionKey) -> Lane:
+        """The lane of a session; version 0 if there is none. It has no reservations."""
+
+    async def busy_sessions(self) -> Sequence[BusySession]:
+        """All sessions with runs that are not terminal, the longest waiting first."""
+
+    async def get_run(self, key: RunKey) -> Run | None:
+        """A run, with the text of its end if it has ended."""
+
+    async def list_runs(
+        self,
+        tenant: str,
+        *,
+        session_id: str | None = None,
+        states: Collection[RunState] = (),
+        after: int | None = None,
+        limit: int,
+    ) -> Page[Run, int]:
+        """Runs, the latest accepted first, after a place. `complete.text` is left out."""
+
+    async def get_prompt(self, key: RunKey) -> Prompt | None:
+        """The prompt of a run, whole."""
+
+    async def run_events(
+        self, key: RunKey, *, after: int, limit: int, max_bytes: int
+    ) -> Sequence[RunEvent]:
+        """The events of a run after an index; about `max_bytes` of them, but one at least."""
+
+    async def get_session(self, key: SessionKey) -> Session | None:
+        """A session."""
+
+    async def list_sessions(
+        self, tenant: str, *, after: int | None = None, limit: int
+    ) -> Page[Session, int]:
+        """Sessions, the latest created first, after a place."""
+
+    async def list_messages(
+        self,
+        key: SessionKey,
+        *,
+        after: MessagePlace | None = None,
+        limit: int,
+        max_bytes: int,
+    ) -> Page[Message, MessagePlace]:
+        """The transcript after a place, user messages with the parts of their prompts.
+
+        About `max_bytes` of it, but one message at least.
+        """
+
+    async def completes(
+        self, tenant: str, wanted: EventFilter, *, after: Position, limit: int, max_bytes: int
+    ) -> LogPage:
+        """Terminal events after a position, in order; about `max_bytes` of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreError:
+    """Why a store failed, in one line for the operator."""
+
+    message: str
