@@ -363,3 +363,13 @@ class RunEvent:
     index: int
     at: Micros
     body: EventBody
+
+
+def cut_utf8(text: str, limit: int) -> tuple[str, bool]:
+    """The text cut to `limit` bytes of UTF-8 between two characters, and whether it was."""
+    if len(text) * 4 <= limit:
+        return text, False
+    encoded = text.encode()
+    if len(encoded) <= limit:
+        return text, False
+    return encoded[:limit].decode(errors="ignore"), True

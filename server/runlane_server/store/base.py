@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar
 
-from runlane_server.core.lane import Lane, Transition
 from runlane_server.core.model import (
     NO_LABELS,
     Message,
@@ -25,6 +24,7 @@ from runlane_server.core.model import (
     Session,
     SessionKey,
 )
+from runlane_server.core.transition import Lane, Transition
 
 Item = TypeVar("Item")
 Place = TypeVar("Place")
