@@ -8,9 +8,10 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from itertools import takewhile
 from types import MappingProxyType
 from typing import cast
 
@@ -104,10 +105,15 @@ TABLE: Mapping[tuple[RunState | None, Happening], RunState] = MappingProxyType(
 
 
 def reserve(lane: Lane, token: str, run_id: str) -> Transition:
-    """Begins an accept: the session is busy from here on, and a cancel covers it (R6, R8, R10)."""
+    """Begins an accept: the session is busy from here on, and a cancel covers it (R6, R8, R10).
+
+    A repeated accept of a run that a receipt has named already is covered with it.
+    """
     if any(reservation.token == token for reservation in lane.reservations):
         raise IllegalCommand(f"reservation {token} is held already")
-    reservation = Reservation(token, run_id)
+    same_run = (held for held in lane.reservations if held.run_id == run_id)
+    covered = next((held for held in same_run if held.covered), None)
+    reservation = replace(covered, token=token) if covered else Reservation(token, run_id)
     return Transition(replace(lane, reservations=(*lane.reservations, reservation)))
 
 
@@ -134,12 +140,12 @@ def accept(
     held = next((held for held in lane.reservations if held.token == token), None)
     if held is None:
         raise IllegalCommand(f"there is no reservation {token}")
-    lane = release(lane, token).lane
+    released = release(lane, token).lane
     known = next((run for run in lane.runs if run.run_id == request.run_id), None)
     if known is not None:
-        return Transition(lane, reply=known)
-    _check_room(lane, request, allow_missing=allow_missing, max_waiting=max_waiting)
-    edit = _Edit(lane, at)
+        return Transition(released, reply=known)
+    _check_room(lane, held, request, allow_missing=allow_missing, max_waiting=max_waiting)
+    edit = _Edit(released, at)
     if request.when_busy is WhenBusy.INTERRUPT and not held.covered:
         edit.cancel_active("interrupted by " + request.run_id)
     run = edit.enter(request)
@@ -148,12 +154,17 @@ def accept(
     return edit.done(reply=edit.current(run))
 
 
-def _check_room(lane: Lane, request: RunRequest, *, allow_missing: bool, max_waiting: int) -> None:
+def _check_room(
+    lane: Lane, held: Reservation, request: RunRequest, *, allow_missing: bool, max_waiting: int
+) -> None:
     if not (lane.exists or allow_missing):
         raise SessionNotFound.of(lane.key.session_id)
-    if request.when_busy is WhenBusy.REJECT and lane.busy:
-        raise SessionBusy(f"session {lane.key.session_id!r} has work")
     behind_another = lane.active is not None or bool(lane.waiting)
+    # Only who reserved earlier is in the way: of a burst that all reject, one gets in.
+    earlier = takewhile(lambda other: other.token != held.token, lane.reservations)
+    beaten = any(other.run_id != held.run_id for other in earlier)
+    if request.when_busy is WhenBusy.REJECT and (behind_another or beaten):
+        raise SessionBusy(f"session {lane.key.session_id!r} has work")
     if behind_another and len(lane.waiting) >= max_waiting:
         raise QueueFull(
             f"{len(lane.waiting)} runs wait in session {lane.key.session_id!r}, as many as may"
@@ -190,7 +201,9 @@ def cancel(
         for run_id in edit.covered
     ]
     covered.sort(key=lambda run: run.accept_seq)
-    covered += edit.cover_reservations(scope, run_id, reason)
+    if scope is not CancelScope.ACTIVE:
+        only = run_id if scope is CancelScope.RUN else None
+        covered += edit.cover_reservations(only, reason, known=before)
     return edit.done(reply=Receipt(lane.key.session_id, tuple(covered), lane.accept_seq))
 
 
@@ -232,13 +245,36 @@ def node_lost(
     """
     if lane.active is None:
         return Transition(lane, reply=False)
-    edit = _Edit(replace(lane, active=replace(lane.active, events=events)), at)
-    may_retry = lane.active.attempt < lane.active.max_attempts
-    if lane.active.state is RunState.ACTIVE and may_retry:
+    return _give_up(lane, lane.active, content, (), at=at, events=events)
+
+
+def hand_over(
+    lane: Lane, run_id: str, attempt: int, outcome: Outcome, *, at: Micros, events: int
+) -> Transition:
+    """The node of the active run stops and gives the run up: as `node_lost`, in good order.
+
+    Of the outcome only what was said counts. Raises IllegalCommand if the attempt is not the active
+    one.
+    """
+    active = _the_active(lane, run_id, attempt)
+    return _give_up(lane, active, outcome.content, outcome.tail, at=at, events=events)
+
+
+def _give_up(
+    lane: Lane,
+    active: LaneRun,
+    content: tuple[DraftMessage, ...],
+    tail: tuple[EventBody, ...],
+    *,
+    at: Micros,
+    events: int,
+) -> Transition:
+    edit = _Edit(replace(lane, active=replace(active, events=events)), at)
+    if active.state is RunState.ACTIVE and active.attempt < active.max_attempts:
         edit.retry()
     else:
         error = RunError("INTERRUPTED", "the node that ran it was lost")
-        edit.end_turn(Outcome(FinishReason.INTERRUPTED, error, content))
+        edit.end_turn(Outcome(FinishReason.INTERRUPTED, error, content, tail))
     return edit.done(reply=True)
 
 
@@ -347,9 +383,13 @@ class _Edit:
         return run
 
     def fold(self) -> tuple[LaneRun, ...]:
-        """Takes the runs that wait to be folded into the active turn."""
+        """Takes the runs that wait to be folded into the active turn.
+
+        Not one that an attempt was made at: it has a turn of its own in the transcript already.
+        """
         host = cast("LaneRun", self.lane.active)
-        joining = [run for run in self.lane.waiting if run.when_busy is WhenBusy.FOLD]
+        waiting_to = (run for run in self.lane.waiting if run.when_busy is WhenBusy.FOLD)
+        joining = [run for run in waiting_to if run.turn == 0]
         self._remove(joining)
         folded: list[LaneRun] = []
         for waiting in sorted(joining, key=lambda run: run.accept_seq):
@@ -413,18 +453,27 @@ class _Edit:
             if run.run_id == run_id and run.state is RunState.FOLDED:
                 self._withdraw(run, reason)
 
-    def cover_reservations(self, scope: CancelScope, run_id: str, reason: str) -> list[CoveredRun]:
-        """Marks the accepts that have begun: they will be cancelled on entry (R10)."""
-        covered: list[CoveredRun] = []
-        marked: list[Reservation] = []
-        for held in self.lane.reservations:
-            meant = scope is not CancelScope.ACTIVE and run_id in {"", held.run_id}
-            if meant and not held.covered:
-                held = replace(held, covered=True, cancel_reason=reason)  # noqa: PLW2901
-                covered.append(CoveredRun(held.run_id, 0, RunState.ACCEPTED))
-            marked.append(held)
-        self.lane = replace(self.lane, reservations=tuple(marked))
-        return covered
+    def cover_reservations(
+        self, only: str | None, reason: str, known: Container[str]
+    ) -> list[CoveredRun]:
+        """Marks the accepts that have begun: they will be cancelled on entry (R10).
+
+        The repeated accept of a `known` run brings nothing new, and a run is named once.
+        """
+        meant = [
+            held
+            for held in self.lane.reservations
+            if only in {None, held.run_id} and held.run_id not in known and not held.covered
+        ]
+        self.lane = replace(
+            self.lane,
+            reservations=tuple(
+                replace(held, covered=True, cancel_reason=reason) if held in meant else held
+                for held in self.lane.reservations
+            ),
+        )
+        run_ids = dict.fromkeys(held.run_id for held in meant)
+        return [CoveredRun(run_id, 0, RunState.ACCEPTED) for run_id in run_ids]
 
     def _cover(self, run: LaneRun, reason: str) -> LaneRun:
         self.covered.append(run.run_id)

@@ -183,7 +183,7 @@ class RunRequest:
     when_busy: WhenBusy = WhenBusy.QUEUE
     timeout: Micros | None = None
     max_attempts: int = 1
-    metadata: Mapping[str, str] = field(default=NO_LABELS)
+    metadata: Mapping[str, str] = field(default_factory=lambda: NO_LABELS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,3 +373,18 @@ def cut_utf8(text: str, limit: int) -> tuple[str, bool]:
     if len(encoded) <= limit:
         return text, False
     return encoded[:limit].decode(errors="ignore"), True
+
+
+def clean_text(text: str) -> str:
+    """The text, with U+FFFD for every half of a surrogate pair that stands alone.
+
+    Such a half is no text and cannot be stored; JSON brings it in (`"\\ud800"`). Two halves that
+    follow each other are joined.
+    """
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text

@@ -158,7 +158,16 @@ class Transition:
     @property
     def completes(self) -> tuple[RunComplete, ...]:
         """The terminal events, in order."""
-        return tuple(change.complete for change in self.runs if change.complete is not None)
+        bodies = (event.body for event in self.events)
+        return tuple(body for body in bodies if isinstance(body, RunComplete))
+
+    def accepts(self, run_id: str) -> bool:
+        """Whether it has that run as a new one."""
+        return any(c.request is not None for c in self.runs if c.run.run_id == run_id)
+
+    def at_version(self, version: int) -> Transition:
+        """The same, leading to that version of the lane."""
+        return replace(self, lane=replace(self.lane, version=version))
 
     def then(self, later: Transition) -> Transition:
         """This transition and a later one as a single one; the later reply counts."""
@@ -178,11 +187,11 @@ class Transition:
 
 
 def describe(
-    lane: Lane, run: LaneRun, request: RunRequest, complete: RunComplete | None = None
+    key: SessionKey, run: LaneRun, request: RunRequest, complete: RunComplete | None = None
 ) -> Run:
     """The run as it is shown to callers."""
     return Run(
-        session_id=lane.key.session_id,
+        session_id=key.session_id,
         run_id=run.run_id,
         accept_seq=run.accept_seq,
         state=run.state,

@@ -83,8 +83,7 @@ class TurnDraft:
 
     def messages(self) -> tuple[DraftMessage, ...]:
         """What was said so far."""
-        self._end_message()
-        return tuple(self._done)
+        return (*self._done, *self._unfinished())
 
     def _say(self, kind: type[Text | Reasoning], text: str) -> None:
         self._begin(Role.ASSISTANT)
@@ -115,18 +114,22 @@ class TurnDraft:
             self._role = role
 
     def _end_part(self) -> None:
-        text = "".join(self._pieces)
+        self._parts += self._unfinished_parts()
         self._pieces.clear()
-        self._parts += (
-            self._kind(text[at : at + PART_CHARS]) for at in range(0, len(text), PART_CHARS)
-        )
 
     def _end_message(self) -> None:
-        self._end_part()
-        if self._parts:
-            self._done.append(DraftMessage(self._role, tuple(self._parts)))
-            self._parts.clear()
+        self._done += self._unfinished()
+        self._parts.clear()
+        self._pieces.clear()
         self._role = Role.ASSISTANT
+
+    def _unfinished(self) -> list[DraftMessage]:
+        parts = (*self._parts, *self._unfinished_parts())
+        return [DraftMessage(self._role, parts)] if parts else []
+
+    def _unfinished_parts(self) -> list[Part]:
+        text = "".join(self._pieces)
+        return [self._kind(text[at : at + PART_CHARS]) for at in range(0, len(text), PART_CHARS)]
 
 
 def draft_of(events: Iterable[RunEvent]) -> TurnDraft:
@@ -144,21 +147,18 @@ def close(
 ) -> tuple[DraftMessage, ...]:
     """Ends a turn, so that it is valid history for the next one (R14 to R16).
 
-    Its last assistant message carries the finish reason, and is made up where there is none; calls
-    that have no result get an error result.
+    Its last assistant message carries the finish reason, and is made up where there is none. The
+    calls of a message are answered right behind it, those that have no result with an error.
     """
-    if not messages or _needs_an_end(messages):
-        messages = (*messages, DraftMessage(Role.ASSISTANT))
-    last = max(n for n, message in enumerate(messages) if message.role is Role.ASSISTANT)
-    closed: list[DraftMessage] = []
-    for n, message in enumerate(messages):
+    closed, cut_off = _answer_calls(messages)
+    if not closed or _needs_an_end(closed[-1], cut_off):
+        closed.append(DraftMessage(Role.ASSISTANT))
+    last = max(n for n, message in enumerate(closed) if message.role is Role.ASSISTANT)
+    for n, message in enumerate(closed):
         if message.role is Role.ASSISTANT:
-            message = replace(  # noqa: PLW2901 - the same message, with its reason
-                message,
-                finish_reason=finish_reason if n == last else _reason_within_turn(message),
-            )
-        closed.append(message)
-    return tuple(_answer_open_calls(closed))
+            reason = finish_reason if n == last else _reason_within_turn(message)
+            closed[n] = replace(message, finish_reason=reason)
+    return tuple(closed)
 
 
 def final_text(messages: Iterable[DraftMessage]) -> str:
@@ -170,48 +170,45 @@ def final_text(messages: Iterable[DraftMessage]) -> str:
     return "".join(part.text for part in last if isinstance(part, Text))
 
 
-def _needs_an_end(messages: tuple[DraftMessage, ...]) -> bool:
+def _answer_calls(messages: Iterable[DraftMessage]) -> tuple[list[DraftMessage], frozenset[str]]:
+    """The messages with each call answered where models want it, and the calls that were cut off.
+
+    Results may come late, when the agent has said more or a prompt was folded in.
+    """
+    said = list(messages)
+    results = {
+        part.tool_call_id: part
+        for message in said
+        for part in message.parts
+        if isinstance(part, ToolResult)
+    }
+    answered: list[DraftMessage] = []
+    cut_off: set[str] = set()
+    for message in said:
+        if message.role is Role.TOOL:
+            continue
+        answered.append(message)
+        calls = [part for part in message.parts if isinstance(part, ToolCall)]
+        cut_off.update(call.tool_call_id for call in calls if call.tool_call_id not in results)
+        if calls:
+            answers = (results.get(call.tool_call_id) or _cut_off(call) for call in calls)
+            answered.append(DraftMessage(Role.TOOL, tuple(answers)))
+    return answered, frozenset(cut_off)
+
+
+def _cut_off(call: ToolCall) -> ToolResult:
+    return ToolResult(call.tool_call_id, call.name, CUT_OFF, is_error=True)
+
+
+def _needs_an_end(last: DraftMessage, cut_off: frozenset[str]) -> bool:
     """Whether no assistant message can carry the finish reason: the last one was answered."""
-    last = messages[-1]
     if last.role is Role.TOOL:
-        return not _open_calls(messages)
+        return not any(
+            isinstance(part, ToolResult) and part.tool_call_id in cut_off for part in last.parts
+        )
     return last.role is Role.USER
 
 
 def _reason_within_turn(message: DraftMessage) -> FinishReason:
     called = any(isinstance(part, ToolCall) for part in message.parts)
     return FinishReason.TOOL_CALLS if called else FinishReason.STOP
-
-
-def _open_calls(messages: Iterable[DraftMessage]) -> dict[str, ToolCall]:
-    calls: dict[str, ToolCall] = {}
-    for message in messages:
-        for part in message.parts:
-            if isinstance(part, ToolCall):
-                calls[part.tool_call_id] = part
-            elif isinstance(part, ToolResult):
-                calls.pop(part.tool_call_id, None)
-    return calls
-
-
-def _answer_open_calls(messages: list[DraftMessage]) -> list[DraftMessage]:
-    """Gives each open call an error result, right behind the message that made the call."""
-    unanswered = _open_calls(messages)
-    answered: list[DraftMessage] = []
-    owed: list[ToolResult] = []
-    for message in messages:
-        if owed and message.role is Role.TOOL:
-            answered.append(replace(message, parts=(*message.parts, *owed)))
-            owed = []
-            continue
-        if owed:
-            answered.append(DraftMessage(Role.TOOL, tuple(owed)))
-        answered.append(message)
-        owed = [
-            ToolResult(part.tool_call_id, part.name, CUT_OFF, is_error=True)
-            for part in message.parts
-            if isinstance(part, ToolCall) and part.tool_call_id in unanswered
-        ]
-    if owed:
-        answered.append(DraftMessage(Role.TOOL, tuple(owed)))
-    return answered

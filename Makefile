@@ -1,0 +1,81 @@
+# Runlane. `make run` and `make test` do all the set-up on a machine with Python 3.11 and make.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PROTO_VENV := .cache/proto-venv
+PROTO_READY := $(PROTO_VENV)/.ready
+PROTOS := $(wildcard proto/runlane/v1/*.proto)
+GENERATED := client/runlane/v1
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check lint types check-proto check-docs proto docs format constraints clean
+
+help: ## Lists the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+run: $(READY) ## Starts a server on 127.0.0.1:50051 with a SQLite file and the echo agent
+	$(BIN)/runlane-server --listen 127.0.0.1:50051 --store sqlite:///runlane.db --agent echo
+
+test: $(READY) ## Runs the tests
+	$(BIN)/pytest $(TESTS)
+
+check: lint types check-proto check-docs ## Runs the linters, the type checkers and the freshness checks
+
+lint: $(READY) ## Lints code and proto
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	cd proto && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code
+
+types: $(READY) ## Checks the types
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+check-proto: $(PROTO_READY) ## Proves the generated code fresh
+	rm -rf .cache/proto && mkdir -p .cache/proto
+	$(call generate,.cache/proto)
+	diff -r -x __init__.py -x __pycache__ .cache/proto/runlane/v1 $(GENERATED)
+
+check-docs: $(READY) ## Proves the generated parts of the docs fresh
+	$(BIN)/python docs/lane_diagram.py --check
+
+proto: $(PROTO_READY) ## Generates client/runlane/v1 from proto/
+	find $(GENERATED) -name '*_pb2*' -delete
+	$(call generate,client)
+
+docs: $(READY) ## Writes the generated parts of the docs
+	$(BIN)/python docs/lane_diagram.py
+
+format: $(READY) ## Formats code and proto
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	cd proto && ../$(BIN)/buf format --write
+
+constraints: ## Writes constraints.txt anew, with the latest versions
+	rm -rf .cache/fresh-venv && $(PYTHON) -m venv .cache/fresh-venv
+	.cache/fresh-venv/bin/pip install --quiet '.[dev]'
+	{ head -n 1 constraints.txt; .cache/fresh-venv/bin/pip freeze --exclude runlane; } > .cache/constraints.txt
+	mv .cache/constraints.txt constraints.txt
+
+clean: ## Removes what the targets made; databases stay
+	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Runlane needs Python 3.11 or later")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(PROTO_READY): proto/requirements.txt
+	$(PYTHON) -m venv $(PROTO_VENV)
+	$(PROTO_VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
+# Services come with stubs of their own; files without a service would get empty ones.
+define generate
+	PATH="$(CURDIR)/$(PROTO_VENV)/bin:$$PATH" python -m grpc_tools.protoc --proto_path=proto \
+		--python_out=$(1) --mypy_out=quiet:$(1) $(PROTOS)
+	PATH="$(CURDIR)/$(PROTO_VENV)/bin:$$PATH" python -m grpc_tools.protoc --proto_path=proto \
+		--grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) $(filter %_service.proto,$(PROTOS))
+endef

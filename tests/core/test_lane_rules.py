@@ -1,0 +1,524 @@
+"""The rules that a lane decides, by their numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+
+from lanecheck.commands import (
+    BOOM,
+    DISPATCH,
+    EMPTY,
+    FAIL_WAITING,
+    NODE_LOST,
+    REMOVE,
+    Command,
+    Verb,
+    accept,
+    cancel,
+    drain,
+    finish,
+    hand_over,
+    reserve,
+    stored,
+)
+from lanecheck.invariants import check
+from lanecheck.shapes import enter, lane_of, picture
+from runlane_server.core.errors import IllegalCommand, QueueFull, SessionBusy, SessionNotFound
+from runlane_server.core.model import (
+    Accepted,
+    CancelScope,
+    FinishReason,
+    Folded,
+    Message,
+    Role,
+    RunComplete,
+    RunState,
+    Started,
+    Text,
+    TextDelta,
+    ToolResult,
+    WhenBusy,
+)
+from runlane_server.core.transition import CoveredRun, Lane, Receipt, Transition
+
+FOLD, REJECT, INTERRUPT = WhenBusy.FOLD, WhenBusy.REJECT, WhenBusy.INTERRUPT
+ACTIVE, WAITING, RUN = CancelScope.ACTIVE, CancelScope.WAITING, CancelScope.RUN
+
+
+def after(commands: Iterable[Command], lane: Lane = EMPTY) -> tuple[Lane, Transition]:
+    """The lane after commands, each step checked, and all of them as one transition."""
+    whole = Transition(lane)
+    for command in commands:
+        made = command.apply(lane)
+        check(lane, command, made)
+        lane = stored(lane, made)
+        whole = whole.then(made)
+    return lane, whole
+
+
+def spoken(messages: Iterable[Message]) -> list[tuple[str, Role, FinishReason | None]]:
+    ordered = sorted(messages, key=lambda message: (message.turn, message.ordinal))
+    return [(message.run_id, message.role, message.finish_reason) for message in ordered]
+
+
+def release(token: str) -> Command:
+    return Command(Verb.RELEASE, token)
+
+
+# --- Accept -------------------------------------------------------------------------------------
+
+
+def test_r02_an_unknown_session_is_created_only_if_allowed() -> None:
+    lane, _ = after([reserve("a")])
+    refused = Command(Verb.ACCEPT, "a", "a", allow_missing=False)
+    with pytest.raises(SessionNotFound):
+        refused.apply(lane)
+    assert picture(after([accept("a")], lane)[0]) == "a:accepted"
+
+
+def test_r03_the_run_of_the_lane_is_returned_for_its_id() -> None:
+    lane, _ = after([*enter("a"), DISPATCH, reserve("again", "a")])
+    lane_after, made = after([Command(Verb.ACCEPT, "again", "a", REJECT)], lane)
+    assert made.reply == lane.active
+    assert not made.durable
+    assert picture(lane_after) == "a:active"
+
+
+def test_r04_accept_seq_increases_in_accept_order_across_idle_times() -> None:
+    _, made = after([*enter("a"), DISPATCH, finish("a"), *enter("b"), *enter("c"), cancel()])
+    _, more = after([*enter("d")], made.lane)
+    seqs = [event.body for event in (*made.events, *more.events) if type(event.body) is Accepted]
+    assert seqs == [Accepted(1), Accepted(2), Accepted(3), Accepted(4)]
+
+
+def test_r04_the_order_is_that_of_the_accepts_not_of_the_reservations() -> None:
+    lane, _ = after([reserve("a"), reserve("b"), accept("b"), accept("a")])
+    assert [(run.run_id, run.accept_seq) for run in lane.waiting] == [("b", 1), ("a", 2)]
+
+
+def test_r06_release_ends_a_reservation_any_number_of_times() -> None:
+    lane, made = after([reserve("a"), reserve("b"), *[release("a")] * 3])
+    assert picture(lane) == "[b]"
+    assert not made.durable
+    assert not after([release("b"), release("b")], lane)[0].busy
+
+
+def test_r06_a_released_reservation_cannot_be_accepted_nor_one_accepted_twice() -> None:
+    lane, _ = after([reserve("a"), release("a")])
+    with pytest.raises(IllegalCommand):
+        accept("a").apply(lane)
+    lane, _ = after(enter("a"))
+    with pytest.raises(IllegalCommand):
+        accept("a").apply(lane)
+
+
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        (accept("n", REJECT), SessionBusy),
+        (Command(Verb.ACCEPT, "n", "n", max_waiting=0), QueueFull),
+    ],
+)
+def test_r06_a_failed_accept_leaves_nothing_behind(
+    command: Command, error: type[Exception]
+) -> None:
+    lane = lane_of("active")
+    held, _ = after([reserve("n")], lane)
+    with pytest.raises(error):
+        command.apply(held)
+    assert after([release("n")], held)[0] == lane
+
+
+# --- Order --------------------------------------------------------------------------------------
+
+
+def test_r07_waiting_runs_start_one_at_a_time_in_accept_order() -> None:
+    lane, _ = after([*enter("a"), *enter("b"), *enter("c"), DISPATCH, DISPATCH])
+    assert picture(lane) == "a:active b:queued c:queued"
+    lane, _ = after([finish("a"), DISPATCH], lane)
+    assert picture(lane) == "b:active c:queued"
+
+
+def test_r07_a_retried_run_goes_to_the_head_with_what_it_had_folded() -> None:
+    lane = lane_of("active + folded + queued")
+    lane, made = after([NODE_LOST], lane)
+    assert picture(lane) == "a:accepted f:queued b:queued"
+    assert not made.completes
+    lane, made = after([DISPATCH], lane)
+    assert lane.active is not None
+    assert lane.active.attempt == 2
+    assert not made.messages, "its prompt is in the transcript already"
+
+
+def test_r08_a_lane_with_work_never_looks_idle() -> None:
+    lane = EMPTY
+    for command in [*enter("a"), *enter("b"), DISPATCH, cancel(ACTIVE), finish("a"), DISPATCH]:
+        lane, _ = after([command], lane)
+        assert lane.busy
+    assert not after([finish("b")], lane)[0].busy
+
+
+def test_r08_the_handoff_is_one_step() -> None:
+    lane = lane_of("active + queued")
+    finished = finish("a").apply(lane)
+    handoff = finished.then(DISPATCH.apply(finished.lane))
+    assert picture(handoff.lane) == "b:active c:queued"
+    assert {change.run.run_id: change.run.state for change in handoff.runs} == {
+        "a": RunState.COMPLETED,
+        "b": RunState.ACTIVE,
+    }
+
+
+def test_r09_a_cancelled_run_is_active_until_its_agent_returned() -> None:
+    lane, _ = after([cancel(), *enter("n"), DISPATCH], lane_of("active"))
+    assert picture(lane) == "a:cancelling n:queued"
+    assert picture(after([finish("a"), DISPATCH], lane)[0]) == "n:active"
+
+
+def test_r09_an_attempt_that_was_fenced_off_changes_nothing() -> None:
+    lane = lane_of("active again")
+    for command in (finish("a", 1), drain("a", 1)):
+        with pytest.raises(IllegalCommand):
+            command.apply(lane)
+
+
+# --- Cancel -------------------------------------------------------------------------------------
+
+
+def test_r10_cancel_covers_active_queued_and_accepts_that_have_begun() -> None:
+    lane, _ = after([reserve("n"), reserve("m")], lane_of("active + queued"))
+    lane, made = after([cancel()], lane)
+    assert [run.run_id for run in made.reply.cancelled] == ["a", "b", "c", "n", "m"]
+    _, rest = after([accept("m"), accept("n"), finish("a")], lane)
+    ends = {complete.run_id: complete.state for complete in (*made.completes, *rest.completes)}
+    assert ends == dict.fromkeys("abcmn", RunState.CANCELLED)
+    assert not rest.lane.busy
+
+
+def test_r10_a_repeated_accept_of_a_covered_one_is_covered_with_it() -> None:
+    """The receipt named the run, so no way of accepting it may start it."""
+    lane, made = after([reserve("t1", "n"), cancel(), reserve("t2", "n")])
+    assert made.lane.reservations[1].covered
+    lane, made = after([Command(Verb.ACCEPT, "t2", "n")], lane)
+    assert [complete.state for complete in made.completes] == [RunState.CANCELLED]
+
+
+def test_r11_what_is_accepted_later_is_not_touched() -> None:
+    lane, _ = after([*enter("m"), *enter("o")], lane_of("covered reservation"))
+    assert picture(lane) == "m:accepted o:queued [n!]"
+    lane, made = after([accept("n")], lane)
+    assert picture(lane) == "m:accepted o:queued"
+    assert [complete.run_id for complete in made.completes] == ["n"]
+
+
+@pytest.mark.parametrize("scope", [CancelScope.SESSION, ACTIVE, WAITING])
+@pytest.mark.parametrize("shape", ["missing", "idle"])
+def test_r12_cancel_of_an_idle_session_records_nothing(shape: str, scope: CancelScope) -> None:
+    idle = lane_of(shape)
+    lane, made = after([cancel(scope)], idle)
+    assert lane == idle
+    assert made.reply == Receipt("s", (), idle.accept_seq)
+    assert not made.durable
+    assert picture(after([*enter("n"), DISPATCH], lane)[0]) == "n:active"
+
+
+def test_r13_a_repeated_cancel_covers_nothing_twice() -> None:
+    lane, _ = after([reserve("n"), cancel()], lane_of("active + folded + queued"))
+    again, made = after([cancel()], lane)
+    assert again == lane
+    assert made.reply.cancelled == ()
+
+
+@pytest.mark.parametrize("shape", ["waiting for a slot", "retried"])
+def test_r14_cancel_on_entry_writes_the_turn(shape: str) -> None:
+    lane = lane_of(shape)
+    _, made = after([cancel(RUN, "a")], lane)
+    prompt = [] if lane.waiting[0].turn else [("a", Role.USER, None)]
+    assert spoken(made.messages) == [*prompt, ("a", Role.ASSISTANT, FinishReason.CANCELED)]
+    (complete,) = made.completes
+    assert complete.message_id == made.messages[-1].message_id
+    assert complete.finish_reason is FinishReason.CANCELED
+
+
+def test_r14_turns_cancelled_on_entry_stand_behind_the_active_one() -> None:
+    lane, made = after([*enter("a"), DISPATCH, *enter("b"), cancel()])
+    _, rest = after([finish("a")], lane)
+    assert [run_id for run_id, _, _ in spoken((*made.messages, *rest.messages))] == [*"aabb"]
+
+
+def test_r15_the_prompt_is_written_once() -> None:
+    _, made = after([*enter("a"), DISPATCH, NODE_LOST, DISPATCH, cancel(), finish("a", 2)])
+    prompts = [message for message in made.messages if message.role is Role.USER]
+    assert [(message.run_id, message.ordinal) for message in prompts] == [("a", 0)]
+
+
+def test_r16_the_text_so_far_is_kept_and_open_calls_are_answered() -> None:
+    _, made = after([cancel(), finish("a")], lane_of("active + folded"))
+    assert spoken(made.messages) == [
+        ("a", Role.ASSISTANT, FinishReason.STOP),
+        ("f", Role.USER, None),
+        ("a", Role.ASSISTANT, FinishReason.CANCELED),
+        ("a", Role.TOOL, None),
+    ]
+    assert made.messages[0].parts == (Text("so far"),)
+    (result,) = made.messages[-1].parts
+    assert isinstance(result, ToolResult)
+    assert result.is_error
+
+
+def test_r19_a_cancel_that_was_answered_is_not_handed_over() -> None:
+    _, made = after([cancel(), hand_over("a")], lane_of("active"))
+    assert [complete.state for complete in made.completes] == [RunState.CANCELLED]
+
+
+@pytest.mark.parametrize(
+    ("command", "left", "covered"),
+    [
+        (cancel(), "a:cancelling(f) [n!]", "afb"),
+        (cancel(ACTIVE), "a:cancelling(f) b:queued [n]", "af"),
+        (cancel(WAITING), "a:active(f) [n!]", "b"),
+        (cancel(RUN, "a"), "a:cancelling(f) b:queued [n]", "af"),
+        (cancel(RUN, "b"), "a:active(f) [n]", "b"),
+        (cancel(RUN, "f"), "a:active b:queued [n]", "f"),
+        (cancel(RUN, "n"), "a:active(f) b:queued [n!]", ""),
+        (cancel(RUN, ""), "a:active(f) b:queued [n]", ""),
+    ],
+    ids=str,
+)
+def test_r18_scopes(command: Command, left: str, covered: str) -> None:
+    lane, _ = after([reserve("n")], lane_of("active + folded + queued"))
+    lane, made = after([command], lane)
+    assert picture(lane) == left
+    named = [run.run_id for run in made.reply.cancelled]
+    assert named == [*covered, *(["n"] if "n!" in left else [])]
+
+
+@pytest.mark.parametrize("ok", [True, False])
+def test_r19_a_cancel_that_came_first_wins(*, ok: bool) -> None:
+    _, made = after([cancel(), finish("a", ok=ok)], lane_of("active"))
+    (complete,) = made.completes
+    assert complete.cancelled
+    assert complete.error is None
+    assert complete.finish_reason is FinishReason.CANCELED
+    assert complete.cancel_reason == "why not"
+    assert made.messages[-1].finish_reason is FinishReason.CANCELED
+
+
+def test_r19_a_completion_that_came_first_wins() -> None:
+    _, made = after([finish("a"), cancel()], lane_of("active"))
+    assert [complete.state for complete in made.completes] == [RunState.COMPLETED]
+    assert made.reply.cancelled == ()
+
+
+def test_r19_a_cancel_that_was_answered_outlives_the_node() -> None:
+    _, made = after([cancel(), NODE_LOST], lane_of("active"))
+    assert [complete.state for complete in made.completes] == [RunState.CANCELLED]
+
+
+def test_r20_the_receipt_has_the_states_and_the_fence() -> None:
+    lane, _ = after([reserve("n")], lane_of("active + folded + queued"))
+    _, made = after([cancel()], lane)
+    assert made.reply == Receipt(
+        "s",
+        (
+            CoveredRun("a", 1, RunState.ACTIVE),
+            CoveredRun("f", 2, RunState.FOLDED),
+            CoveredRun("b", 3, RunState.QUEUED),
+            CoveredRun("n", 0, RunState.ACCEPTED),
+        ),
+        3,
+    )
+
+
+@pytest.mark.parametrize("scope", [CancelScope.SESSION, WAITING])
+def test_r20_a_run_accepted_once_more_is_named_once(scope: CancelScope) -> None:
+    lane, _ = after([reserve("t1", "n"), reserve("t2", "n")])
+    _, made = after([cancel(scope)], lane)
+    assert made.reply.cancelled == (CoveredRun("n", 0, RunState.ACCEPTED),)
+
+
+def test_r20_a_run_that_goes_on_is_not_named_for_a_repeated_accept() -> None:
+    lane, _ = after([reserve("again", "a"), cancel(WAITING)], lane_of("active"))
+    assert picture(lane) == "a:active [a]"
+
+
+# --- Complete -----------------------------------------------------------------------------------
+
+
+def test_r21_each_way_to_end_has_its_run_complete() -> None:
+    _, made = after(
+        [
+            *enter("completed"), DISPATCH, finish("completed"),
+            *enter("failed"), DISPATCH, finish("failed", ok=False),
+            *enter("active"), DISPATCH, *enter("dropped"), cancel(WAITING),
+            cancel(), finish("active"),
+            reserve("entry"), cancel(), accept("entry"),
+            *enter("unready"), FAIL_WAITING,
+            *enter("lost"), DISPATCH, NODE_LOST, DISPATCH, NODE_LOST,
+        ]
+    )  # fmt: skip
+    assert [(complete.run_id, complete.state) for complete in made.completes] == [
+        ("completed", RunState.COMPLETED),
+        ("failed", RunState.FAILED),
+        ("dropped", RunState.CANCELLED),
+        ("active", RunState.CANCELLED),
+        ("entry", RunState.CANCELLED),
+        ("unready", RunState.FAILED),
+        ("lost", RunState.FAILED),
+    ]
+    assert made.completes[-1].error is not None
+    assert made.completes[-1].error.reason == "INTERRUPTED"
+
+
+def test_r23_run_complete_tells_how_the_turn_ended() -> None:
+    _, made = after([*enter("a"), DISPATCH, finish("a")])
+    (complete,) = made.completes
+    assert (complete.session_id, complete.run_id, complete.accept_seq) == ("s", "a", 1)
+    assert complete.text == "so far"
+    assert complete.message_id == made.messages[-1].message_id
+    assert complete.usage.requests == 1
+    assert complete.attempt == 1
+    assert None not in {complete.accepted_at, complete.started_at, complete.ended_at}
+
+
+def test_r24_a_failure_leaves_the_others_alone() -> None:
+    lane, made = after([finish("a", ok=False)], lane_of("active + queued"))
+    assert [complete.run_id for complete in made.completes] == ["a"]
+    assert picture(lane) == "b:accepted c:queued"
+
+
+# --- Fold and queue -----------------------------------------------------------------------------
+
+
+def test_r26_a_folded_run_joins_the_turn_and_shares_its_end() -> None:
+    lane, joined = after([*enter("a"), DISPATCH, *enter("f", FOLD), *enter("g", FOLD), drain("a")])
+    assert [run.run_id for run in joined.reply] == ["f", "g"]
+    _, made = after([finish("a")], lane)
+    host, *folded = made.completes
+    for complete in folded:
+        assert complete.folded_into == "a"
+        assert (complete.message_id, complete.text) == (host.message_id, host.text)
+    events = [(event.run_id, event.index, event.body) for event in joined.events]
+    assert ("f", 2, Folded("f", "a")) in events
+    assert ("a", 4, Folded("f", "a")) in events
+    assert ("a", 5, Folded("g", "a")) in events
+
+
+def test_r26_covered_by_a_cancel_it_is_not_folded_in() -> None:
+    lane, _ = after([cancel(ACTIVE), drain("a")], lane_of("active + fold waiting"))
+    assert picture(lane) == "a:cancelling b:queued f:queued"
+    lane, _ = after([cancel(RUN, "f"), drain("a")], lane_of("active + fold waiting"))
+    assert picture(lane) == "a:active b:queued"
+
+
+def test_r26_after_the_last_step_it_is_a_turn_of_its_own() -> None:
+    lane, _ = after([*enter("a"), DISPATCH, *enter("f", FOLD), finish("a"), DISPATCH])
+    assert picture(lane) == "f:active"
+
+
+def test_r26_a_run_that_has_a_turn_of_its_own_is_not_folded() -> None:
+    lane, made = after([drain("i")], lane_of("retried behind another"))
+    assert made.reply == ()
+    assert picture(lane) == "i:active g:queued"
+
+
+def test_r26_a_folded_run_that_is_cancelled_alone_leaves_its_prompt_in_the_turn() -> None:
+    lane, made = after([cancel(RUN, "f")], lane_of("active + folded"))
+    assert [(end.run_id, end.folded_into) for end in made.completes] == [("f", "a")]
+    assert after([finish("a")], lane)[1].completes[0].state is RunState.COMPLETED
+
+
+def test_r27_a_queued_run_is_never_folded() -> None:
+    lane, made = after([drain("a")], lane_of("active + queued"))
+    assert made.reply == ()
+    assert picture(lane) == "a:active b:queued c:queued"
+
+
+@pytest.mark.parametrize("shape", ["waiting for a slot", "active", "cancelling", "retried"])
+def test_r27_reject_wants_an_idle_session(shape: str) -> None:
+    lane, _ = after([reserve("n")], lane_of(shape))
+    with pytest.raises(SessionBusy):
+        accept("n", REJECT).apply(lane)
+
+
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_r27_of_a_burst_that_rejects_the_first_one_gets_in(first: str) -> None:
+    """Whoever is asked first: the one that reserved first is not in the other's way."""
+    lane, _ = after([reserve("a"), reserve("b")])
+    if first == "b":
+        with pytest.raises(SessionBusy):
+            accept("b", REJECT).apply(lane)
+    lane, _ = after([accept("a", REJECT)], lane)
+    with pytest.raises(SessionBusy):
+        accept("b", REJECT).apply(lane)
+    assert picture(lane) == "a:accepted [b]"
+
+
+def test_r27_interrupt_cancels_the_active_run_and_goes_first() -> None:
+    lane, made = after([*enter("i", INTERRUPT)], lane_of("active + queued"))
+    assert picture(lane) == "a:cancelling i:queued b:queued c:queued"
+    _, rest = after([finish("a"), DISPATCH], lane)
+    assert picture(rest.lane) == "i:active b:queued c:queued"
+    assert rest.completes[0].cancel_reason == "interrupted by i"
+    assert not made.completes
+
+
+def test_r27_interrupt_goes_before_a_run_that_waits_for_a_slot() -> None:
+    lane, _ = after([*enter("i", INTERRUPT)], lane_of("waiting for a slot"))
+    assert picture(lane) == "i:accepted a:queued"
+
+
+def test_r28_a_completion_leaves_nothing_behind() -> None:
+    lane, _ = after(
+        [cancel(ACTIVE), finish("a"), *enter("n"), DISPATCH, drain("n")], lane_of("active")
+    )
+    assert lane.active is not None
+    assert lane.active.cancel_reason == ""
+    _, made = after([finish("n")], lane)
+    assert [complete.state for complete in made.completes] == [RunState.COMPLETED]
+
+
+def test_r30_runs_that_wait_for_the_agent_are_covered_by_cancel() -> None:
+    lane, made = after([cancel()], lane_of("waiting for a slot + queued"))
+    assert [complete.run_id for complete in made.completes] == ["a", "b"]
+    assert not lane.busy
+
+
+def test_r30_runs_whose_agent_never_gets_ready_end_failed() -> None:
+    _, made = after([FAIL_WAITING], lane_of("waiting for a slot + queued"))
+    assert [(end.run_id, end.state, end.error) for end in made.completes] == [
+        ("a", RunState.FAILED, BOOM),
+        ("b", RunState.FAILED, BOOM),
+    ]
+    assert spoken(made.messages) == [
+        ("a", Role.USER, None),
+        ("a", Role.ASSISTANT, FinishReason.ERROR),
+        ("b", Role.USER, None),
+        ("b", Role.ASSISTANT, FinishReason.ERROR),
+    ]
+
+
+# --- Transitions --------------------------------------------------------------------------------
+
+
+def test_transitions_merge_into_one() -> None:
+    _, made = after([*enter("a"), DISPATCH, *enter("f", FOLD), drain("a"), finish("a")])
+    changes = {change.run.run_id: change for change in made.runs}
+    assert set(changes) == {"a", "f"}
+    for change in changes.values():
+        assert change.request is not None, "a run that began and ended at once is still new"
+        assert change.complete is not None
+    assert [complete.run_id for complete in made.completes] == ["a", "f"]
+    told = [type(event.body) for event in made.events if event.run_id == "a"]
+    assert told == [Accepted, Started, Folded, TextDelta, RunComplete]
+    indices = [event.index for event in made.events if event.run_id == "a"]
+    assert indices == [1, 2, 4, 6, 7], "3 and 5 were streamed"
+
+
+def test_an_idle_session_is_removed_and_begins_anew() -> None:
+    lane, made = after([REMOVE], lane_of("idle"))
+    assert made.removed
+    assert made.durable
+    assert lane == EMPTY

@@ -1,0 +1,225 @@
+"""Wrong lanes, each of which the search has to find out: the checks are worth what they catch.
+
+The first ones are bugs that servers of this kind really had.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from runlane_server.core import lane as lane_rules
+from sim.explore import Counterexample, explore
+
+SOURCE = Path(lane_rules.__file__).read_text()
+DEPTH = 8
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A lane with one piece of its source replaced, and the rule that is to find it out."""
+
+    name: str
+    old: str
+    new: str
+    caught_by: str
+
+
+MUTANTS = (
+    Mutant(
+        "a cancel covers only the first of two accepts that have begun",
+        "and held.run_id not in known and not held.covered\n        ]",
+        "and held.run_id not in known and not held.covered\n        ][:1]",
+        "R20",
+    ),
+    Mutant(
+        "a pending cancel catches a later run",
+        "same_run = (held for held in lane.reservations if held.run_id == run_id)",
+        "same_run = (held for held in lane.reservations)",
+        "R11",
+    ),
+    Mutant(
+        "no terminal event for a run dropped from the queue",
+        "            self.covered.append(run.run_id)\n            self.end_unstarted(",
+        "            self.covered.append(run.run_id)\n"
+        "            self._remove([run])\n            continue\n            self.end_unstarted(",
+        "R21",
+    ),
+    Mutant(
+        "no terminal event for a run that is cancelled on entry",
+        "        edit.cancel_waiting([run], held.cancel_reason)",
+        "        edit._remove([run])",
+        "R21",
+    ),
+    Mutant(
+        "a run that never started leaves no turn",
+        "        if run.turn == 0:\n            run = self._open_turn(run)\n"
+        '        message_id = self._write(run, close((), reason), "")',
+        '        message_id = ""',
+        "R14",
+    ),
+    Mutant(
+        "no terminal event for runs that failed before they started",
+        "        edit.end_unstarted(run, Happening.FAIL, FinishReason.ERROR, error)",
+        "        edit._remove([run])",
+        "R21",
+    ),
+    Mutant(
+        "an error of one run ends the others",
+        "    return edit.done(reply=edit.end_turn(outcome))",
+        "    complete = edit.end_turn(outcome)\n"
+        "    for run in lane.waiting if outcome.error else ():\n"
+        "        edit.end_unstarted(run, Happening.FAIL, FinishReason.ERROR, outcome.error)\n"
+        "    return edit.done(reply=complete)",
+        "finish takes no run",
+    ),
+    Mutant(
+        "the clean-up of a run drops the cancel of the next one",
+        "        self.lane = replace(self.lane, active=None, folded=())\n        return complete",
+        "        self.lane = replace(self.lane, active=None, folded=(), reservations=())\n"
+        "        return complete",
+        "R28",
+    ),
+    Mutant(
+        "two runs are started at once",
+        "edit.start() if lane.startable else None",
+        "edit.start() if lane.waiting else None",
+        "queued cannot start",
+    ),
+    Mutant(
+        "a burst of accepts that reject starts none",
+        "earlier = takewhile(lambda other: other.token != held.token, lane.reservations)",
+        "earlier = (other for other in lane.reservations if other.token != held.token)",
+        "refuse",
+    ),
+    Mutant(
+        "a completion undoes a cancel that was answered",
+        "        (_S.CANCELLING, _H.COMPLETE): _S.CANCELLED,",
+        "        (_S.CANCELLING, _H.COMPLETE): _S.COMPLETED,",
+        "finish takes no run",
+    ),
+    Mutant(
+        "a cancelled turn still takes folded runs",
+        "edit.fold() if active.state is RunState.ACTIVE else ()",
+        "edit.fold()",
+        "goes the way of its turn",
+    ),
+    Mutant(
+        "a queued run is folded",
+        "(run for run in self.lane.waiting if run.when_busy is WhenBusy.FOLD)",
+        "(run for run in self.lane.waiting)",
+        "R26, R27",
+    ),
+    Mutant(
+        "a run that has a turn is folded into another one's",
+        "joining = [run for run in waiting_to if run.turn == 0]",
+        "joining = list(waiting_to)",
+        "keeps it",
+    ),
+    Mutant(
+        "folded runs are left behind by a cancel",
+        "folded=tuple(self._cover(run, reason) for run in self.lane.folded),",
+        "folded=self.lane.folded,",
+        "goes the way of its turn",
+    ),
+    Mutant(
+        "a retry loses the folded runs",
+        "            for run in self.lane.folded\n        ]\n        waiting",
+        "            for run in ()\n        ]\n        waiting",
+        "R21",
+    ),
+    Mutant(
+        "a retried run goes to the end",
+        "        self._place((*ranked, *waiting))",
+        "        self._place((*waiting, *ranked))",
+        "ordered by rank",
+    ),
+    Mutant(
+        "a retried run writes its prompt again",
+        "        if run.turn == 0:\n            run = self._open_turn(run)\n"
+        "        run = self._tell(run, Started",
+        "        run = self._open_turn(run)\n        run = self._tell(run, Started",
+        "keeps it",
+    ),
+    Mutant(
+        "an interrupting run goes to the end",
+        "self._place((run, *waiting) if at_head else (*waiting, run))",
+        "self._place((*waiting, run))",
+        "ordered by rank",
+    ),
+    Mutant(
+        "an accept that was cancelled interrupts",
+        "request.when_busy is WhenBusy.INTERRUPT and not held.covered",
+        "request.when_busy is WhenBusy.INTERRUPT",
+        "R27",
+    ),
+    Mutant(
+        "the receipt tells the state after the cancel",
+        "before = {run.run_id: run for run in lane.runs}\n    if scope",
+        "before = {r.run_id: replace(r, state=RunState.CANCELLING) for r in lane.runs}\n"
+        "    if scope",
+        "R20",
+    ),
+    Mutant(
+        "a repeated cancel covers again",
+        "        if active is None or active.state is RunState.CANCELLING:\n            return",
+        "        if active is None:\n            return",
+        "cannot cancel",
+    ),
+    Mutant(
+        "the receipt names a run twice that is accepted once more",
+        " and held.run_id not in known and not held.covered",
+        " and not held.covered",
+        "R20",
+    ),
+    Mutant(
+        "the next run is not made first",
+        "        self._line_up()\n        return Transition(",
+        "        return Transition(",
+        "R8",
+    ),
+    Mutant(
+        "an event index is used twice",
+        "        return replace(run, events=index)",
+        "        return run",
+        "counts its events",
+    ),
+    Mutant(
+        "a lost attempt still ends the run",
+        "if active is None or (active.run_id, active.attempt) != (run_id, attempt):",
+        "if active is None or active.run_id != run_id:",
+        "has to be refused",
+    ),
+    Mutant(
+        "a withdrawn run takes the turn with it",
+        "        for run in self.lane.folded:\n"
+        "            if run.run_id == run_id and run.state is RunState.FOLDED:\n"
+        "                self._withdraw(run, reason)",
+        "        if any(run.run_id == run_id for run in self.lane.folded):\n"
+        "            self.cancel_active(reason)",
+        "R20",
+    ),
+    Mutant(
+        "accept_seq is given twice after a cancel on entry",
+        "        seq = self.lane.accept_seq + 1\n",
+        "        seq = max([0, *(run.accept_seq for run in self.lane.runs)]) + 1\n",
+        "R4",
+    ),
+)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_the_search_finds(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("mutant")
+    # A dataclass looks its module up by name.
+    monkeypatch.setitem(sys.modules, "mutant", module)
+    assert SOURCE.count(mutant.old) == 1, "the mutant no longer fits the source"
+    source = SOURCE.replace(mutant.old, mutant.new)
+    exec(compile(source, "mutant", "exec"), module.__dict__)  # noqa: S102 - our own source
+    with pytest.raises(Counterexample) as found:
+        explore(DEPTH, rules=module)
+    assert mutant.caught_by in found.value.rule

@@ -1,0 +1,257 @@
+"""The commands of a lane as data, so that they can be listed, counted and replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import ModuleType
+
+from runlane_server.core import lane as lane_rules
+from runlane_server.core.errors import IllegalCommand, QueueFull, SessionBusy, SessionNotFound
+from runlane_server.core.model import (
+    CancelScope,
+    FinishReason,
+    Prompt,
+    Role,
+    RunError,
+    RunRequest,
+    RunState,
+    SessionKey,
+    Text,
+    TextDelta,
+    ToolCall,
+    Usage,
+    WhenBusy,
+)
+from runlane_server.core.transition import Lane, LaneRun, Outcome, Reservation, Transition
+from runlane_server.core.turn import DraftMessage
+
+KEY = SessionKey("default", "s")
+EMPTY = Lane(KEY)
+AT = 1_000
+BOOM = RunError("BOOM", "it went wrong")
+STREAMED = 1
+"""How many events each attempt is taken to have streamed before it is drained or ends."""
+
+
+class Verb(StrEnum):
+    """The functions of `core.lane`."""
+
+    RESERVE = "reserve"
+    RELEASE = "release"
+    ACCEPT = "accept"
+    DISPATCH = "dispatch"
+    CANCEL = "cancel"
+    DRAIN = "drain"
+    FINISH = "finish"
+    NODE_LOST = "node_lost"
+    HAND_OVER = "hand_over"
+    FAIL_WAITING = "fail_waiting"
+    REMOVE = "remove"
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command with all that it takes. `max_attempts` is that of the run accepted."""
+
+    verb: Verb
+    token: str = ""
+    run_id: str = ""
+    when_busy: WhenBusy = WhenBusy.QUEUE
+    scope: CancelScope = CancelScope.SESSION
+    attempt: int = 0
+    ok: bool = True
+    allow_missing: bool = True
+    max_waiting: int = 9
+    max_attempts: int = 2
+
+    def __str__(self) -> str:
+        told: dict[Verb, tuple[str, ...]] = {
+            Verb.RESERVE: (self.token, self.run_id),
+            Verb.RELEASE: (self.token,),
+            Verb.ACCEPT: (self.token, self.run_id, self.when_busy),
+            Verb.CANCEL: (self.scope, self.run_id),
+            Verb.DRAIN: (self.run_id, str(self.attempt)),
+            Verb.FINISH: (self.run_id, str(self.attempt), "ok" if self.ok else "failed"),
+            Verb.HAND_OVER: (self.run_id, str(self.attempt)),
+        }
+        return " ".join((self.verb, *filter(None, told.get(self.verb, ()))))
+
+    def apply(self, lane: Lane, rules: ModuleType = lane_rules) -> Transition:
+        """What the rules, or a mutant of them, make of the command."""
+        made = _CALLS[self.verb](rules, lane, self)
+        assert isinstance(made, Transition)
+        return made
+
+    @property
+    def request(self) -> RunRequest:
+        """What is accepted."""
+        return RunRequest(
+            self.run_id, Prompt("do it"), self.when_busy, max_attempts=self.max_attempts
+        )
+
+    def outcome(self, lane: Lane) -> Outcome:
+        """How the agent's turn ended."""
+        return Outcome(
+            FinishReason.STOP if self.ok else FinishReason.ERROR,
+            None if self.ok else BOOM,
+            spoken(lane),
+            (TextDelta("!"),),
+            Usage(requests=1),
+            "model",
+        )
+
+    def refusal(self, lane: Lane) -> type[Exception] | None:
+        """What the command has to raise, by the rules; None where it is legal."""
+        match self.verb:
+            case Verb.RESERVE:
+                return IllegalCommand if self._held(lane) else None
+            case Verb.ACCEPT:
+                return self._accept_refusal(lane)
+            case Verb.DRAIN | Verb.FINISH | Verb.HAND_OVER:
+                active = lane.active
+                at_work = active is not None and (active.run_id, active.attempt)
+                return None if at_work == (self.run_id, self.attempt) else IllegalCommand
+            case Verb.REMOVE:
+                idle = not (lane.active or lane.waiting or lane.reservations)
+                if not lane.version:
+                    return SessionNotFound
+                return None if idle else SessionBusy
+            case _:
+                return None
+
+    def _accept_refusal(self, lane: Lane) -> type[Exception] | None:
+        held = self._held(lane)
+        if held is None:
+            return IllegalCommand
+        if self.run_id in live_ids(lane):
+            return None
+        if not (lane.version or self.allow_missing):
+            return SessionNotFound
+        behind = lane.active is not None or lane.waiting != ()
+        before = lane.reservations[: lane.reservations.index(held)]
+        beaten = any(other.run_id != self.run_id for other in before)
+        if self.when_busy is WhenBusy.REJECT and (behind or beaten):
+            return SessionBusy
+        return QueueFull if behind and len(lane.waiting) >= self.max_waiting else None
+
+    def _held(self, lane: Lane) -> Reservation | None:
+        return next((held for held in lane.reservations if held.token == self.token), None)
+
+
+_CALLS: Mapping[Verb, Callable[[ModuleType, Lane, Command], object]] = {
+    Verb.RESERVE: lambda rules, lane, self: rules.reserve(lane, self.token, self.run_id),
+    Verb.RELEASE: lambda rules, lane, self: rules.release(lane, self.token),
+    Verb.ACCEPT: lambda rules, lane, self: rules.accept(
+        lane,
+        self.request,
+        at=AT,
+        token=self.token,
+        max_waiting=self.max_waiting,
+        allow_missing=self.allow_missing,
+    ),
+    Verb.DISPATCH: lambda rules, lane, self: rules.dispatch(lane, at=AT),
+    Verb.CANCEL: lambda rules, lane, self: rules.cancel(
+        lane, self.scope, at=AT, run_id=self.run_id, reason="why not"
+    ),
+    Verb.DRAIN: lambda rules, lane, self: rules.drain_for_step(
+        lane, self.run_id, self.attempt, at=AT, events=streamed(lane)
+    ),
+    Verb.FINISH: lambda rules, lane, self: rules.finish(
+        lane, self.run_id, self.attempt, self.outcome(lane), at=AT, events=streamed(lane)
+    ),
+    Verb.NODE_LOST: lambda rules, lane, self: rules.node_lost(
+        lane, at=AT, content=spoken(lane), events=streamed(lane)
+    ),
+    Verb.HAND_OVER: lambda rules, lane, self: rules.hand_over(
+        lane, self.run_id, self.attempt, self.outcome(lane), at=AT, events=streamed(lane)
+    ),
+    Verb.FAIL_WAITING: lambda rules, lane, self: rules.fail_waiting(lane, BOOM, at=AT),
+    Verb.REMOVE: lambda rules, lane, self: rules.remove(lane),
+}
+
+
+def streamed(lane: Lane) -> int:
+    """How many events the active run has when it streamed one since the lane was last told."""
+    return lane.active.events + STREAMED if lane.active else 0
+
+
+def spoken(lane: Lane) -> tuple[DraftMessage, ...]:
+    """What the agent said: a text, and after each folded prompt a call that is still open."""
+    said = [DraftMessage(Role.ASSISTANT, (Text("so far"),))]
+    for run in lane.folded:
+        said.append(DraftMessage(Role.USER, run_id=run.run_id))
+        said.append(DraftMessage(Role.ASSISTANT, (ToolCall(run.run_id, "look", "{}"),)))
+    return tuple(said)
+
+
+def live(lane: Lane) -> tuple[LaneRun, ...]:
+    """The runs of a lane, wherever they are in it."""
+    active = () if lane.active is None else (lane.active,)
+    return (*active, *lane.folded, *lane.waiting)
+
+
+def live_ids(lane: Lane) -> set[str]:
+    """The ids of the runs of a lane."""
+    return {run.run_id for run in live(lane)}
+
+
+# --- Short forms --------------------------------------------------------------------------------
+
+
+def reserve(token: str, run_id: str = "") -> Command:
+    """A reservation; token and run id are the same unless told."""
+    return Command(Verb.RESERVE, token=token, run_id=run_id or token)
+
+
+def accept(run_id: str, when_busy: WhenBusy = WhenBusy.QUEUE, *, token: str = "") -> Command:
+    """An accept of a run with the reservation of the same name."""
+    return Command(Verb.ACCEPT, token=token or run_id, run_id=run_id, when_busy=when_busy)
+
+
+def cancel(scope: CancelScope = CancelScope.SESSION, run_id: str = "") -> Command:
+    """A cancel."""
+    return Command(Verb.CANCEL, scope=scope, run_id=run_id)
+
+
+def drain(run_id: str, attempt: int = 1) -> Command:
+    """A step of the active run."""
+    return Command(Verb.DRAIN, run_id=run_id, attempt=attempt)
+
+
+def finish(run_id: str, attempt: int = 1, *, ok: bool = True) -> Command:
+    """The end of the active run."""
+    return Command(Verb.FINISH, run_id=run_id, attempt=attempt, ok=ok)
+
+
+def hand_over(run_id: str, attempt: int = 1) -> Command:
+    """The node of the active run gives it up."""
+    return Command(Verb.HAND_OVER, run_id=run_id, attempt=attempt)
+
+
+DISPATCH = Command(Verb.DISPATCH)
+NODE_LOST = Command(Verb.NODE_LOST)
+FAIL_WAITING = Command(Verb.FAIL_WAITING)
+REMOVE = Command(Verb.REMOVE)
+
+
+def stored(lane: Lane, made: Transition) -> Lane:
+    """The lane once a transition is committed: a version on, or gone."""
+    if not made.durable or made.removed:
+        return made.lane
+    return Lane(
+        made.lane.key,
+        lane.version + 1,
+        made.lane.accept_seq,
+        made.lane.turn,
+        made.lane.active,
+        made.lane.folded,
+        made.lane.waiting,
+        made.lane.reservations,
+    )
+
+
+def is_cancelling(run: LaneRun | None) -> bool:
+    """Whether a run is active and covered by a cancel."""
+    return run is not None and run.state is RunState.CANCELLING
