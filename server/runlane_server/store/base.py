@@ -6,8 +6,8 @@ lane is not at the version that the transition was made from.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar
 
@@ -113,7 +113,7 @@ class NewSession:
     key: SessionKey
     created_at: Micros
     title: str = ""
-    metadata: Mapping[str, str] = NO_LABELS
+    metadata: Mapping[str, str] = field(default_factory=lambda: NO_LABELS)
 
 
 class Listener(Protocol):
@@ -135,6 +135,9 @@ class Store(Protocol):
 
     listener: Listener | None
     """Who is told of commits. Set once, before the first commit."""
+
+    on_failure: Callable[[StoreError], None] | None
+    """Is called once, when `failed` is set. Set before the first commit."""
 
     @property
     def store_id(self) -> bytes:
@@ -194,6 +197,9 @@ class Store(Protocol):
     async def get_run(self, key: RunKey) -> Run | None:
         """A run, with the text of its end if it has ended."""
 
+    async def position_of(self, key: RunKey) -> Position | None:
+        """Where the terminal event of a run is in the log; None if it is not there (any more)."""
+
     async def list_runs(
         self,
         tenant: str,
@@ -237,7 +243,10 @@ class Store(Protocol):
     async def completes(
         self, tenant: str, wanted: EventFilter, *, after: Position, limit: int, max_bytes: int
     ) -> LogPage:
-        """Terminal events after a position, in order; about `max_bytes` of them."""
+        """Terminal events after a position, in order; about `max_bytes` of them, but one at least.
+
+        If `compacted` has passed `after` by the time this returns, events may be missing.
+        """
 
 
 @dataclass(frozen=True, slots=True)

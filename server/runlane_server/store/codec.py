@@ -1,0 +1,191 @@
+"""JSON for what a database keeps whole: message parts, event bodies, completes, usage, metadata.
+
+A tag is one short word per class and never changes its meaning: files outlive the code.
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Mapping
+from json.encoder import encode_basestring
+from types import MappingProxyType
+from typing import Any
+
+from runlane_server.core.model import (
+    NO_LABELS,
+    NO_USAGE,
+    Accepted,
+    Attachment,
+    EventBody,
+    FinishReason,
+    Folded,
+    Part,
+    Reasoning,
+    ReasoningDelta,
+    RunComplete,
+    RunError,
+    RunState,
+    Started,
+    Text,
+    TextDelta,
+    ToolCall,
+    ToolResult,
+    Usage,
+)
+
+RUN_COMPLETE = "run_complete"
+"""The kind of event that has no body of its own: it tells of the end of the run."""
+
+_dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+def _array(values: Iterable[str | int]) -> str:
+    """A flat array. An encoder made for each of the many small ones would cost most of the work."""
+    return f"[{','.join(_scalar(value) for value in values)}]"
+
+
+def _scalar(value: str | int) -> str:
+    if isinstance(value, str):
+        return encode_basestring(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)
+
+
+def encode_metadata(metadata: Mapping[str, str]) -> str | None:
+    """Labels; None stands for none."""
+    return _dumps(dict(metadata)) if metadata else None
+
+
+def decode_metadata(text: str | None) -> Mapping[str, str]:
+    """What `encode_metadata` made."""
+    return NO_LABELS if text is None else MappingProxyType(json.loads(text))
+
+
+def encode_usage(usage: Usage) -> str | None:
+    """Usage; None stands for none."""
+    return None if usage == NO_USAGE else _array(_usage_fields(usage))
+
+
+def decode_usage(text: str | None) -> Usage:
+    """What `encode_usage` made."""
+    return NO_USAGE if text is None else Usage(*json.loads(text))
+
+
+def encode_parts(parts: tuple[Part, ...]) -> str | None:
+    """The parts of a message; None stands for none."""
+    return f"[{','.join(_array(_part_fields(part)) for part in parts)}]" if parts else None
+
+
+def decode_parts(text: str | None) -> tuple[Part, ...]:
+    """What `encode_parts` made."""
+    return () if text is None else tuple(_part(*fields) for fields in json.loads(text))
+
+
+def encode_body(body: EventBody) -> tuple[str, str | None]:
+    """The kind of an event of a run, and its body."""
+    if isinstance(body, RunComplete):
+        return RUN_COMPLETE, None
+    fields = [getattr(body, name) for name in body.__match_args__]
+    return _KINDS[type(body)], _array(fields)
+
+
+def decode_body(kind: str, text: str) -> EventBody:
+    """What `encode_body` made; a run_complete is not read here."""
+    body: EventBody = _BODIES[kind](*json.loads(text))
+    return body
+
+
+def encode_complete(complete: RunComplete) -> str:
+    """A terminal event, whole."""
+    error = complete.error
+    return _dumps(
+        {
+            "session_id": complete.session_id,
+            "run_id": complete.run_id,
+            "accept_seq": complete.accept_seq,
+            "state": complete.state,
+            "finish_reason": complete.finish_reason,
+            "message_id": complete.message_id,
+            "text": complete.text,
+            "text_truncated": complete.text_truncated,
+            "error": None if error is None else [error.reason, error.message],
+            "folded_into": complete.folded_into,
+            "usage": _usage_fields(complete.usage),
+            "attempt": complete.attempt,
+            "cancel_reason": complete.cancel_reason,
+            "accepted_at": complete.accepted_at,
+            "started_at": complete.started_at,
+            "ended_at": complete.ended_at,
+        }
+    )
+
+
+def decode_complete(text: str) -> RunComplete:
+    """What `encode_complete` made."""
+    fields = json.loads(text)
+    error = fields["error"]
+    fields["state"] = RunState(fields["state"])
+    fields["finish_reason"] = FinishReason(fields["finish_reason"])
+    fields["error"] = None if error is None else RunError(*error)
+    fields["usage"] = Usage(*fields["usage"])
+    return RunComplete(**fields)
+
+
+_BODIES: Mapping[str, type[Any]] = MappingProxyType(
+    {
+        "accepted": Accepted,
+        "started": Started,
+        "text_delta": TextDelta,
+        "reasoning_delta": ReasoningDelta,
+        "tool_call": ToolCall,
+        "tool_result": ToolResult,
+        "folded": Folded,
+    }
+)
+
+_KINDS: Mapping[type[Any], str] = MappingProxyType({body: kind for kind, body in _BODIES.items()})
+
+
+def _usage_fields(usage: Usage) -> list[int]:
+    return [
+        usage.input_tokens,
+        usage.output_tokens,
+        usage.cache_read_tokens,
+        usage.cache_write_tokens,
+        usage.requests,
+    ]
+
+
+def _part_fields(part: Part) -> list[Any]:
+    match part:
+        case Text(text):
+            return ["text", text]
+        case Reasoning(text):
+            return ["reasoning", text]
+        case ToolCall():
+            return ["tool_call", part.tool_call_id, part.name, part.arguments_json]
+        case ToolResult():
+            return ["tool_result", part.tool_call_id, part.name, part.content, part.is_error]
+        case Attachment(name, mime_type, bytes(data)):
+            return ["attachment", name, mime_type, "base64", b64encode(data).decode()]
+        case Attachment(name, mime_type, content):
+            return ["attachment", name, mime_type, "text", content]
+
+
+def _part(tag: str, *fields: Any) -> Part:
+    match tag:
+        case "text":
+            return Text(*fields)
+        case "reasoning":
+            return Reasoning(*fields)
+        case "tool_call":
+            return ToolCall(*fields)
+        case "tool_result":
+            return ToolResult(*fields)
+        case "attachment":
+            name, mime_type, form, content = fields
+            return Attachment(name, mime_type, content if form == "text" else b64decode(content))
+        case _:
+            raise ValueError(f"there is no message part {tag!r}")

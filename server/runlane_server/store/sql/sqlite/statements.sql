@@ -1,0 +1,282 @@
+-- Statements by name. Everything the store says to SQLite while it serves is here.
+
+-- Writing: sessions
+
+-- name: create_session
+INSERT INTO sessions (
+    tenant, session_id, version, accept_seq, turn, active_run_id, waiting_runs,
+    title, metadata, created_at, updated_at
+) VALUES (
+    :tenant, :session_id, 1, 0, 0, '', 0,
+    :title, :metadata, :created_at, :created_at
+);
+
+-- name: insert_session
+INSERT INTO sessions (
+    tenant, session_id, version, accept_seq, turn, active_run_id, waiting_runs, title,
+    input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, requests,
+    created_at, updated_at
+) VALUES (
+    :tenant, :session_id, :version, :accept_seq, :turn, :active_run_id, :waiting_runs, '',
+    :input_tokens, :output_tokens, :cache_read_tokens, :cache_write_tokens, :requests,
+    :at, :at
+);
+
+-- name: update_session
+UPDATE sessions SET
+    version = :version,
+    accept_seq = :accept_seq,
+    turn = :turn,
+    active_run_id = :active_run_id,
+    waiting_runs = :waiting_runs,
+    input_tokens = input_tokens + :input_tokens,
+    output_tokens = output_tokens + :output_tokens,
+    cache_read_tokens = cache_read_tokens + :cache_read_tokens,
+    cache_write_tokens = cache_write_tokens + :cache_write_tokens,
+    requests = requests + :requests,
+    updated_at = max(updated_at, :at)
+WHERE tenant = :tenant AND session_id = :session_id AND version = :base_version;
+
+-- name: delete_session
+DELETE FROM sessions
+WHERE tenant = :tenant AND session_id = :session_id AND version = :base_version;
+
+-- name: delete_messages
+DELETE FROM messages WHERE tenant = :tenant AND session_id = :session_id;
+
+-- name: delete_run_events
+DELETE FROM run_events WHERE tenant = :tenant AND run_id IN (
+    SELECT run_id FROM runs WHERE tenant = :tenant AND session_id = :session_id
+);
+
+-- name: delete_attachments
+DELETE FROM attachments WHERE tenant = :tenant AND run_id IN (
+    SELECT run_id FROM runs WHERE tenant = :tenant AND session_id = :session_id
+);
+
+-- name: delete_prompts
+DELETE FROM prompts WHERE tenant = :tenant AND run_id IN (
+    SELECT run_id FROM runs WHERE tenant = :tenant AND session_id = :session_id
+);
+
+-- name: delete_runs
+DELETE FROM runs WHERE tenant = :tenant AND session_id = :session_id;
+
+-- Writing: runs and what belongs to them
+
+-- name: insert_run
+INSERT INTO runs (
+    tenant, run_id, session_id, accept_seq, state, when_busy, rank, turn, timeout, max_attempts,
+    attempt, accepted_at, started_at, ended_at, folded_into, cancel_reason, finish_reason,
+    error_reason, error_message, message_id, usage, metadata, attachments, prompt_fingerprint,
+    prompt_head
+) VALUES (
+    :tenant, :run_id, :session_id, :accept_seq, :state, :when_busy, :rank, :turn, :timeout,
+    :max_attempts, :attempt, :accepted_at, :started_at, :ended_at, :folded_into, :cancel_reason,
+    :finish_reason, :error_reason, :error_message, :message_id, :usage, :metadata, :attachments,
+    :prompt_fingerprint, :prompt_head
+);
+
+-- name: update_run
+UPDATE runs SET
+    state = :state,
+    rank = :rank,
+    turn = :turn,
+    attempt = :attempt,
+    started_at = :started_at,
+    ended_at = :ended_at,
+    folded_into = :folded_into,
+    cancel_reason = :cancel_reason,
+    finish_reason = :finish_reason,
+    error_reason = :error_reason,
+    error_message = :error_message,
+    message_id = :message_id,
+    usage = :usage
+WHERE tenant = :tenant AND run_id = :run_id AND session_id = :session_id AND ended_at IS NULL;
+
+-- name: insert_prompt
+INSERT INTO prompts (tenant, run_id, rest) VALUES (:tenant, :run_id, :rest);
+
+-- name: insert_attachment
+INSERT INTO attachments (tenant, run_id, n, name, mime_type, content)
+VALUES (:tenant, :run_id, :n, :name, :mime_type, :content);
+
+-- name: insert_message
+INSERT INTO messages (
+    tenant, session_id, turn, ordinal, message_id, run_id, role, finish_reason, model, created_at,
+    parts
+) VALUES (
+    :tenant, :session_id, :turn, :ordinal, :message_id, :run_id, :role, :finish_reason, :model,
+    :created_at, :parts
+);
+
+-- name: insert_run_event
+INSERT INTO run_events (tenant, run_id, idx, at, kind, body)
+VALUES (:tenant, :run_id, :idx, :at, :kind, :body);
+
+-- name: append_run_event
+-- The fence: it inserts nothing unless the attempt is the active one. A run that was folded into
+-- another is never the active one, though a cancel puts it into the same state.
+INSERT INTO run_events (tenant, run_id, idx, at, kind, body)
+SELECT :tenant, :run_id, :idx, :at, :kind, :body
+WHERE EXISTS (
+    SELECT 1 FROM runs
+    WHERE tenant = :tenant AND run_id = :run_id AND attempt = :attempt
+        AND state IN ('active', 'cancelling') AND folded_into = ''
+);
+
+-- name: insert_event
+INSERT INTO events (position, tenant, session_id, run_id, ended_at, body)
+VALUES (:position, :tenant, :session_id, :run_id, :ended_at, :body);
+
+-- Writing: compaction
+
+-- name: oldest_events
+SELECT position, ended_at FROM events ORDER BY position LIMIT :limit;
+
+-- name: delete_events
+DELETE FROM events WHERE position <= :last;
+
+-- name: set_compacted
+UPDATE meta SET value = :last WHERE name = 'compacted';
+
+-- Reading: what is known of the store as a whole
+
+-- name: store_id
+SELECT value FROM meta WHERE name = 'store_id';
+
+-- name: compacted
+SELECT value FROM meta WHERE name = 'compacted';
+
+-- name: last_position
+SELECT coalesce(max(position), 0) FROM events;
+
+-- Reading: lanes
+
+-- name: lane
+SELECT version, accept_seq, turn FROM sessions WHERE tenant = :tenant AND session_id = :session_id;
+
+-- name: lane_runs
+-- The events are counted here, as an append leaves the run's row alone.
+SELECT
+    run_id, accept_seq, state, when_busy, accepted_at, rank, timeout, max_attempts, attempt, turn,
+    started_at, folded_into, cancel_reason,
+    (
+        SELECT coalesce(max(idx), 0) FROM run_events
+        WHERE run_events.tenant = runs.tenant AND run_events.run_id = runs.run_id
+    ) AS events
+FROM runs INDEXED BY runs_open
+WHERE tenant = :tenant AND session_id = :session_id AND ended_at IS NULL
+ORDER BY accept_seq;
+
+-- name: busy_sessions
+SELECT
+    tenant, session_id,
+    max(state IN ('active', 'cancelling')) AS active,
+    sum(state IN ('accepted', 'queued')) AS waiting_runs
+FROM runs INDEXED BY runs_open
+WHERE ended_at IS NULL
+GROUP BY tenant, session_id
+ORDER BY min(accepted_at), min(run_no);
+
+-- Reading: runs
+
+-- name: run_no
+SELECT run_no FROM runs WHERE tenant = :tenant AND run_id = :run_id;
+
+-- name: run
+SELECT
+    run_no, run_id, session_id, accept_seq, state, when_busy, turn, timeout, max_attempts, attempt,
+    accepted_at, started_at, ended_at, folded_into, cancel_reason, finish_reason, error_reason,
+    error_message, message_id, usage, metadata, prompt_fingerprint, prompt_head
+FROM runs WHERE run_no = :run_no;
+
+-- name: runs_of_session
+SELECT run_no FROM runs INDEXED BY runs_by_session
+WHERE tenant = :tenant AND session_id = :session_id AND run_no < :before
+ORDER BY run_no DESC LIMIT :limit;
+
+-- name: runs_of_session_in_states
+SELECT run_no FROM runs INDEXED BY runs_by_session
+WHERE tenant = :tenant AND session_id = :session_id AND run_no < :before
+    AND state IN (SELECT value FROM json_each(:states))
+ORDER BY run_no DESC LIMIT :limit;
+
+-- name: open_runs
+SELECT run_no FROM runs INDEXED BY runs_open
+WHERE tenant = :tenant AND ended_at IS NULL AND run_no < :before
+ORDER BY run_no DESC LIMIT :limit;
+
+-- name: open_runs_in_states
+SELECT run_no FROM runs INDEXED BY runs_open
+WHERE tenant = :tenant AND ended_at IS NULL AND run_no < :before
+    AND state IN (SELECT value FROM json_each(:states))
+ORDER BY run_no DESC LIMIT :limit;
+
+-- name: ended_runs_in_state
+SELECT run_no FROM runs INDEXED BY runs_ended
+WHERE tenant = :tenant AND state = :state AND ended_at IS NOT NULL AND run_no < :before
+ORDER BY run_no DESC LIMIT :limit;
+
+-- name: prompt
+SELECT prompt_head, attachments, rest
+FROM runs LEFT JOIN prompts USING (tenant, run_id)
+WHERE tenant = :tenant AND run_id = :run_id;
+
+-- name: attachments
+SELECT name, mime_type, content FROM attachments
+WHERE tenant = :tenant AND run_id = :run_id ORDER BY n;
+
+-- name: run_events
+SELECT idx, at, kind, body FROM run_events
+WHERE tenant = :tenant AND run_id = :run_id AND idx > :after ORDER BY idx LIMIT :limit;
+
+-- Reading: sessions and transcripts
+
+-- name: session
+SELECT
+    created_no, session_id, title, metadata, active_run_id, waiting_runs, input_tokens,
+    output_tokens, cache_read_tokens, cache_write_tokens, requests, created_at, updated_at
+FROM sessions WHERE tenant = :tenant AND session_id = :session_id;
+
+-- name: sessions
+SELECT
+    created_no, session_id, title, metadata, active_run_id, waiting_runs, input_tokens,
+    output_tokens, cache_read_tokens, cache_write_tokens, requests, created_at, updated_at
+FROM sessions INDEXED BY sessions_by_tenant
+WHERE tenant = :tenant AND created_no < :before ORDER BY created_no DESC LIMIT :limit;
+
+-- name: messages
+SELECT message_id, run_id, turn, ordinal, role, finish_reason, model, created_at, parts
+FROM messages
+WHERE tenant = :tenant AND session_id = :session_id AND (turn, ordinal) > (:turn, :ordinal)
+ORDER BY turn, ordinal LIMIT :limit;
+
+-- name: message_parts
+SELECT parts FROM messages
+WHERE tenant = :tenant AND session_id = :session_id AND turn = :turn AND message_id = :message_id;
+
+-- Reading: the event log
+
+-- name: events
+-- By position: an index on the tenant would mean to sort its whole log for each page.
+SELECT position, body FROM events NOT INDEXED
+WHERE position > :after AND position <= :known AND tenant = :tenant ORDER BY position LIMIT :limit;
+
+-- name: event
+SELECT position, body FROM events WHERE position = :position;
+
+-- name: positions_of_session
+SELECT position FROM events
+WHERE tenant = :tenant AND session_id = :id AND position > :after AND position <= :known
+ORDER BY position LIMIT :limit;
+
+-- name: positions_of_run
+SELECT position FROM events
+WHERE tenant = :tenant AND run_id = :id AND position > :after AND position <= :known
+ORDER BY position LIMIT :limit;
+
+-- name: position_of_run
+-- The last one, should a run of that id have been there before its session was deleted.
+SELECT position FROM events
+WHERE tenant = :tenant AND run_id = :run_id ORDER BY position DESC LIMIT 1;

@@ -1,0 +1,47 @@
+"""A connection to SQLite that does a whole piece of work at a time."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar, cast
+
+import aiosqlite
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+BUSY_TIMEOUT = 10.0
+"""Seconds to wait for a lock. Only a foreign tool on the file ever holds one."""
+
+
+class SqliteConnection(aiosqlite.Connection):
+    """An aiosqlite connection on which a function is one hop to the thread, however much it does.
+
+    A hop costs as much as many statements, and a function that reads twice needs no lock against
+    the one that reads in between.
+    """
+
+    def __init__(self, path: Path) -> None:
+        def connect() -> sqlite3.Connection:
+            connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
+            connection.row_factory = sqlite3.Row
+            return connection
+
+        super().__init__(connect, iter_chunk_size=64)
+
+    async def work(
+        self,
+        task: Callable[Concatenate[sqlite3.Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Runs `task(connection, ...)` in the connection's thread.
+
+        Cancelling ends the wait, not the work.
+        """
+        result = await self._execute(  # type: ignore[no-untyped-call]
+            task, self._conn, *args, **kwargs
+        )
+        return cast("T", result)

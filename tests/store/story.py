@@ -1,0 +1,201 @@
+"""Sessions whose lanes are moved by the real rules and kept by the store under test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from runlane_server.core import lane as rules
+from runlane_server.core.model import (
+    NO_LABELS,
+    Attachment,
+    CancelScope,
+    EventBody,
+    FinishReason,
+    Prompt,
+    Role,
+    RunComplete,
+    RunError,
+    RunEvent,
+    RunKey,
+    RunRequest,
+    SessionKey,
+    Text,
+    Usage,
+    WhenBusy,
+)
+from runlane_server.core.transition import Lane, Outcome, Transition
+from runlane_server.core.turn import DraftMessage
+from runlane_server.store.base import LoggedComplete, Store
+
+TENANT = "tenant"
+START = 1_700_000_000_000_000
+RESERVATION = "reservation"
+MANY = 1_000
+PLENTY = 1 << 30
+
+
+def request(
+    run_id: str,
+    text: str = "hello",
+    *attachments: Attachment,
+    when_busy: WhenBusy = WhenBusy.QUEUE,
+    **metadata: str,
+) -> RunRequest:
+    """A request of that id and prompt."""
+    return RunRequest(
+        run_id, Prompt(text, attachments), when_busy, metadata=metadata or NO_LABELS, max_attempts=2
+    )
+
+
+def answer(text: str, usage: Usage = Usage(), *more: DraftMessage) -> Outcome:  # noqa: B008
+    """A turn that ends well with that text."""
+    said = DraftMessage(Role.ASSISTANT, (Text(text),))
+    return Outcome(FinishReason.STOP, content=(*more, said), usage=usage, model="m")
+
+
+@dataclass(slots=True)
+class Story:
+    """A session, its lane at hand, and what happened there."""
+
+    store: Store
+    session_id: str = "session"
+    tenant: str = TENANT
+    now: int = START
+    lane: Lane = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.lane = Lane(self.key)
+
+    @property
+    def key(self) -> SessionKey:
+        return SessionKey(self.tenant, self.session_id)
+
+    def run_key(self, run_id: str) -> RunKey:
+        return RunKey(self.tenant, run_id)
+
+    def tick(self) -> int:
+        self.now += 1
+        return self.now
+
+    async def commit(self, transition: Transition) -> Any:
+        """Commits a transition of the lane at hand; returns its reply."""
+        base = self.lane.version
+        transition = transition.at_version(base + 1)
+        await self.store.commit(base, transition)
+        self.lane = Lane(self.key) if transition.removed else transition.lane
+        return transition.reply
+
+    def accepting(self, wanted: RunRequest) -> Transition:
+        """What accepting a run would make of the lane."""
+        reserved = rules.reserve(self.lane, RESERVATION, wanted.run_id).lane
+        return rules.accept(
+            reserved,
+            wanted,
+            at=self.tick(),
+            token=RESERVATION,
+            max_waiting=MANY,
+            allow_missing=True,
+        )
+
+    async def accept(self, *wanted: RunRequest | str) -> None:
+        """Accepts runs, one after another."""
+        for one in wanted:
+            await self.commit(self.accepting(request(one) if isinstance(one, str) else one))
+
+    async def start(self) -> RunKey:
+        """Starts the run that is next."""
+        run = await self.commit(rules.dispatch(self.lane, at=self.tick()))
+        return self.run_key(run.run_id)
+
+    def events(self, *bodies: EventBody) -> list[RunEvent]:
+        """Those events as the next ones of the active run."""
+        active = self.lane.active
+        assert active is not None
+        return [
+            RunEvent(active.run_id, index, self.tick(), body)
+            for index, body in enumerate(bodies, start=active.events + 1)
+        ]
+
+    async def append(self, *bodies: EventBody) -> None:
+        """Adds events to the active run."""
+        active = self.lane.active
+        assert active is not None
+        events = self.events(*bodies)
+        await self.store.append(self.run_key(active.run_id), active.attempt, events)
+        active = replace(active, events=events[-1].index)
+        self.lane = replace(self.lane, active=active)
+
+    async def fold(self) -> None:
+        """Folds in what waits to be."""
+        active = self.lane.active
+        assert active is not None
+        await self.commit(
+            rules.drain_for_step(
+                self.lane, active.run_id, active.attempt, at=self.tick(), events=active.events
+            )
+        )
+
+    def finishing(self, outcome: Outcome) -> Transition:
+        """What the end of the active run would make of the lane."""
+        active = self.lane.active
+        assert active is not None
+        return rules.finish(
+            self.lane,
+            active.run_id,
+            active.attempt,
+            outcome,
+            at=self.tick(),
+            events=active.events,
+        )
+
+    async def finish(self, outcome: Outcome | str = "done") -> RunComplete:
+        """Ends the active run."""
+        ended = answer(outcome) if isinstance(outcome, str) else outcome
+        complete = await self.commit(self.finishing(ended))
+        assert isinstance(complete, RunComplete)
+        return complete
+
+    async def play(self, wanted: RunRequest | str, outcome: Outcome | str = "done") -> RunComplete:
+        """A run from its acceptance to its end."""
+        await self.accept(wanted)
+        await self.start()
+        return await self.finish(outcome)
+
+    async def cancel(self, scope: CancelScope = CancelScope.SESSION, run_id: str = "") -> None:
+        """Cancels in the session."""
+        transition = rules.cancel(self.lane, scope, at=self.tick(), run_id=run_id, reason="enough")
+        await self.commit(transition)
+
+    async def lose_node(self) -> None:
+        """The node of the active run is gone."""
+        active = self.lane.active
+        assert active is not None
+        await self.commit(
+            rules.node_lost(self.lane, at=self.tick(), content=(), events=active.events)
+        )
+
+    async def fail_waiting(self, reason: str) -> None:
+        """Ends what waits as failed."""
+        await self.commit(
+            rules.fail_waiting(self.lane, RunError(reason, "it failed"), at=self.tick())
+        )
+
+    async def remove(self) -> None:
+        """Removes the session."""
+        await self.commit(rules.remove(self.lane))
+
+
+class Witness:
+    """A listener that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.log: list[LoggedComplete] = []
+        self.runs: dict[RunKey, list[RunEvent]] = {}
+
+    def completed(self, events: Sequence[LoggedComplete]) -> None:
+        self.log += events
+
+    def happened(self, key: RunKey, events: Sequence[RunEvent]) -> None:
+        self.runs.setdefault(key, []).extend(events)
