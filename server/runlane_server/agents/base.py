@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -84,8 +84,8 @@ class Agent(Protocol):
     async def start(self) -> None:
         """Gets ready to run; returns when it is. Raises if it cannot be (it is tried again)."""
 
-    def run(self, turn: Turn) -> AsyncIterator[AgentEvent]:
-        """Works on a turn. An async generator function fits."""
+    def run(self, turn: Turn) -> AsyncGenerator[AgentEvent, None]:
+        """Works on a turn. An async generator function fits; it is closed by `aclose`."""
 
     async def close(self) -> None:
         """Frees what `start` took. No run is active any more."""

@@ -1,0 +1,122 @@
+"""A turn that needs no server, and ways to have an agent work on it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from runlane_server.agents.base import Agent, AgentEvent, FoldedPrompt, Report
+from runlane_server.core.model import (
+    NO_LABELS,
+    Attachment,
+    FinishReason,
+    Message,
+    Part,
+    Prompt,
+    Role,
+    Text,
+    TextDelta,
+    Usage,
+)
+
+
+@dataclass
+class LocalTurn:
+    """A turn in memory. Prompts appended to `waiting` are folded in at the next step."""
+
+    prompt: Prompt = field(default_factory=lambda: Prompt(""))
+    messages: list[Message] = field(default_factory=list)
+    waiting: list[str] = field(default_factory=list)
+    session_id: str = "s1"
+    run_id: str = "r1"
+    attempt: int = 1
+    metadata: Mapping[str, str] = field(default_factory=lambda: NO_LABELS)
+
+    async def history(self) -> Sequence[Message]:
+        """The messages it was made with."""
+        return self.messages
+
+    async def take_folded(self) -> Sequence[FoldedPrompt]:
+        """What waits, once."""
+        taken, self.waiting = self.waiting, []
+        return [FoldedPrompt(f"f{n}", Prompt(text)) for n, text in enumerate(taken)]
+
+
+def ask(text: str, *attachments: Attachment, waiting: Sequence[str] = ()) -> LocalTurn:
+    """A turn with a prompt."""
+    return LocalTurn(Prompt(text, attachments), waiting=list(waiting))
+
+
+def message(
+    turn: int, role: Role, *parts: Part | str, finish_reason: FinishReason | None = None
+) -> Message:
+    """A message of a transcript, a text standing for its part."""
+    return Message(
+        message_id=f"m{turn}",
+        run_id=f"r{turn}",
+        turn=turn,
+        ordinal=0,
+        role=role,
+        parts=tuple(Text(part) if isinstance(part, str) else part for part in parts),
+        finish_reason=finish_reason,
+        model="",
+        created_at=0,
+    )
+
+
+async def collect(agent: Agent, turn: LocalTurn) -> list[AgentEvent]:
+    """All events of a turn."""
+    async with aclosing(agent.run(turn)) as events:
+        return [event async for event in events]
+
+
+def texts(events: Sequence[AgentEvent]) -> list[str]:
+    """The text deltas among them."""
+    return [event.text for event in events if isinstance(event, TextDelta)]
+
+
+def usage(events: Sequence[AgentEvent]) -> Usage:
+    """What they report together."""
+    reported = [e.usage for e in events if isinstance(e, Report) and e.usage is not None]
+    return sum(reported, start=Usage())
+
+
+class Working:
+    """An agent at work in a task of its own, as a server has it; cancelled like there.
+
+    Events are kept; `said` returns as soon as the text so far contains something.
+    """
+
+    def __init__(self, agent: Agent, turn: LocalTurn) -> None:
+        self.events: list[AgentEvent] = []
+        self._more = asyncio.Event()
+        self.task = asyncio.create_task(self._work(agent.run(turn)))
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        return "".join(texts(self.events))
+
+    async def said(self, part: str) -> None:
+        """Returns when the text contains it; fails if the agent ends without."""
+        while part not in self.text:
+            self._more.clear()
+            more = asyncio.ensure_future(self._more.wait())
+            await asyncio.wait({self.task, more}, return_when=asyncio.FIRST_COMPLETED)
+            if not more.done():
+                more.cancel()
+                assert part in self.text, f"ended after {self.text!r}: {self.task}"
+
+    async def cancel(self) -> None:
+        """Cancels it, and returns when its code has returned."""
+        self.task.cancel()
+        await asyncio.wait({self.task})
+        assert self.task.cancelled(), self.task
+
+    async def _work(self, running: AsyncGenerator[AgentEvent, None]) -> None:
+        async with aclosing(running) as events:
+            async for event in events:
+                self.events.append(event)
+                self._more.set()
