@@ -1,0 +1,253 @@
+"""The runs that are active on this node: starts them, stops them, and takes up what was left.
+
+It acts on what the lanes committed, and posts to the lanes what its runs report.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+import structlog
+
+from runlane_server.agents.base import Agent
+from runlane_server.core import lane as rules
+from runlane_server.core.model import (
+    Micros,
+    RunComplete,
+    RunError,
+    RunEvent,
+    RunKey,
+    RunRequest,
+    SessionKey,
+    WhenBusy,
+)
+from runlane_server.core.transition import LaneRun, Outcome
+from runlane_server.core.turn import draft_of
+from runlane_server.lanes import Lanes
+from runlane_server.limits import Limits
+from runlane_server.runner import Job, Runner
+from runlane_server.store.base import Store
+
+log = structlog.get_logger()
+
+READY_BACKOFF = (1.0, 2.0, 5.0, 10.0, 30.0)
+"""Seconds between two tries to get the agent ready; the last one is repeated."""
+
+STRAY_GRACE = 1.0
+"""Seconds that agents which were fenced off have for a last time when the node stops."""
+
+AT_ONCE = 500
+"""How many sessions are worked on together where all of them are meant."""
+
+EVENTS_PAGE = 1000
+EVENTS_BYTES = 8 << 20
+
+
+class Executor:
+    """Runs what the lanes activate. One per node."""
+
+    def __init__(
+        self, store: Store, agent: Agent, limits: Limits, now: Callable[[], Micros]
+    ) -> None:
+        self.lanes = Lanes(store, self, max_active=limits.max_active_runs, now=now)
+        self.ready = False
+        self.refusing = False
+        self._store = store
+        self._agent = agent
+        self._limits = limits
+        self._now = now
+        self._runners: dict[SessionKey, Runner] = {}
+        self._strays: set[asyncio.Task[None]] = set()
+        self._supervisors: set[asyncio.Task[None]] = set()
+        self._getting_ready: asyncio.Task[None] | None = None
+
+    # --- Life ---------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Takes up what the store holds, then begins to run it as soon as the agent is ready."""
+        busy = await self._store.busy_sessions()
+        for session in busy:
+            self.lanes.take_up(session)
+        lost = [session.key for session in busy if session.active]
+        await _in_batches(self._recover(key) for key in lost)
+        if busy:
+            log.info("took up unfinished work", sessions=len(busy), active=len(lost))
+        if self._limits.max_active_runs > 0:
+            self._getting_ready = asyncio.create_task(self._get_ready())
+
+    def refuse(self) -> None:
+        """Takes no new run and starts none from now on; what waits is left for the next start."""
+        self.refusing = True
+        self.lanes.slots.shut()
+
+    async def wait_idle(self, timeout: float) -> bool:
+        """Waits until no run is active; returns whether that came true within `timeout` seconds."""
+        if self._supervisors:
+            await asyncio.wait(self._supervisors, timeout=timeout)
+        return not self._supervisors
+
+    async def stop(self) -> None:
+        """Stops what is active and writes what becomes of it (R17): a run that has an attempt left
+        goes back to the head of its lane, any other ends INTERRUPTED.
+
+        Takes the grace period of a cancel and the time of the last writes at the most.
+        """
+        self.refuse()
+        if self._getting_ready is not None:
+            self._getting_ready.cancel()
+            await asyncio.wait({self._getting_ready})
+        for runner in list(self._runners.values()):
+            runner.hand_over()
+        while self._supervisors:
+            await asyncio.wait(self._supervisors)
+        await self.lanes.settled()
+        if strays := set(self._strays):
+            for stray in strays:
+                stray.cancel()
+            await asyncio.wait(strays, timeout=STRAY_GRACE)
+        await self._agent.close()
+
+    # --- What the lanes ask for ---------------------------------------------------------------
+
+    def started(self, key: SessionKey, run: LaneRun, request: RunRequest | None) -> None:
+        """Starts the agent of a run that became active here."""
+        runner = Runner(
+            Job(key, run, request),
+            agent=self._agent,
+            store=self._store,
+            lane=self,
+            now=self._now,
+            cancel_grace=self._limits.cancel_grace,
+        )
+        self._runners[key] = runner
+        supervisor = runner.start()
+        self._supervisors.add(supervisor)
+        supervisor.add_done_callback(lambda task: self._ended(runner, task))
+
+    def cancelling(self, key: SessionKey, run: LaneRun) -> None:
+        """Stops the agent of a run that a cancel covered."""
+        runner = self._runners.get(key)
+        if runner is not None and runner.job.run.run_id == run.run_id:
+            runner.cancel()
+
+    def _ended(self, runner: Runner, supervisor: asyncio.Task[None]) -> None:
+        self._supervisors.discard(supervisor)
+        # The lane may have started its next run before the supervisor of this one returned.
+        if self._runners.get(runner.job.key) is runner:
+            del self._runners[runner.job.key]
+        if runner.stray is not None:
+            self._strays.add(runner.stray)
+            runner.stray.add_done_callback(self._strays.discard)
+        if not supervisor.cancelled() and (failure := supervisor.exception()) is not None:
+            log.error("a supervisor failed", exc_info=failure, run_id=runner.job.run.run_id)
+
+    # --- What the runners ask for -------------------------------------------------------------
+
+    def may_fold(self, key: SessionKey) -> bool:
+        """Whether a run waits to be folded in, as far as this node knows."""
+        lane = self.lanes.peek(key)
+        return lane is None or any(run.when_busy is WhenBusy.FOLD for run in lane.waiting)
+
+    async def fold(self, key: SessionKey, run: LaneRun, events: int) -> Sequence[LaneRun]:
+        """Folds what waits to be folded into the turn of that run."""
+        folded: Sequence[LaneRun] = await self.lanes.post(
+            key,
+            lambda lane, at: rules.drain_for_step(
+                lane, run.run_id, run.attempt, at=at, events=events
+            ),
+        )
+        return folded
+
+    async def finish(self, key: SessionKey, run: LaneRun, outcome: Outcome, events: int) -> None:
+        """Ends a run."""
+        complete: RunComplete = await self.lanes.post(
+            key,
+            lambda lane, at: rules.finish(
+                lane, run.run_id, run.attempt, outcome, at=at, events=events
+            ),
+        )
+        log.info("run ended", state=complete.state, finish_reason=complete.finish_reason)
+
+    async def hand_over(self, key: SessionKey, run: LaneRun, outcome: Outcome, events: int) -> None:
+        """Gives a run up, as this node stops."""
+        await self.lanes.post(
+            key,
+            lambda lane, at: rules.hand_over(
+                lane, run.run_id, run.attempt, outcome, at=at, events=events
+            ),
+        )
+        log.info("run handed over")
+
+    # --- Recovery and readiness ---------------------------------------------------------------
+
+    async def _recover(self, key: SessionKey) -> None:
+        """Takes care of a run whose node is gone: its events tell how far it came."""
+        lane = await self._store.load_lane(key)
+        if lane.active is None:
+            return
+        events = await self._events_of(RunKey(key.tenant, lane.active.run_id))
+        content = draft_of(events).messages()
+        await self.lanes.post(
+            key,
+            lambda lane, at: rules.node_lost(lane, at=at, content=content, events=len(events)),
+        )
+
+    async def _events_of(self, key: RunKey) -> Sequence[RunEvent]:
+        events: list[RunEvent] = []
+        while page := await self._store.run_events(
+            key, after=len(events), limit=EVENTS_PAGE, max_bytes=EVENTS_BYTES
+        ):
+            events += page
+        return events
+
+    async def _get_ready(self) -> None:
+        """Gets the agent ready, however often that takes. What waited in vain ends failed (R30)."""
+        for tries in itertools.count():
+            failure = await self._try_to_start()
+            if failure is None:
+                break
+            log.error("agent is not ready", error=failure)
+            error = RunError("AGENT_NOT_READY", f"the agent did not get ready: {failure}")
+            await self._fail_waiting(error)
+            await asyncio.sleep(READY_BACKOFF[min(tries, len(READY_BACKOFF) - 1)])
+        self.ready = True
+        if not self.refusing:
+            self.lanes.slots.open()
+
+    async def _try_to_start(self) -> str | None:
+        try:
+            async with asyncio.timeout(self._limits.ready_timeout):
+                await self._agent.start()
+        except TimeoutError:
+            return f"not within {self._limits.ready_timeout:g} s"
+        except Exception as error:  # noqa: BLE001 - an agent may raise anything; it is logged
+            return f"{type(error).__name__}: {error}"
+        return None
+
+    async def _fail_waiting(self, error: RunError) -> None:
+        keys = self.lanes.slots.line
+        await _in_batches(
+            self.lanes.post(key, lambda lane, at: rules.fail_waiting(lane, error, at=at))
+            for key in keys
+        )
+
+
+async def _in_batches(work: Iterable[Awaitable[object]]) -> None:
+    """Awaits all of it, `AT_ONCE` at a time."""
+    rest = iter(work)
+    while batch := list(itertools.islice(rest, AT_ONCE)):
+        await asyncio.gather(*batch)
+
+
+def never_back(now: Callable[[], Micros]) -> Callable[[], Micros]:
+    """A clock that stands still while the system's is set back: no run ends before it began."""
+    latest = 0
+
+    def monotone() -> Micros:
+        nonlocal latest
+        latest = max(latest, now())
+        return latest
+
+    return monotone

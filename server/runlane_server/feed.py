@@ -1,0 +1,329 @@
+"""Subscriptions over the event logs: catch up from the store by pages, then follow a shared tail.
+
+There is no queue per subscriber. A subscription is a position; whoever falls behind the tail reads
+from the store again. Nothing is done for a subscriber whom an event does not concern.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from typing import Generic, Protocol, TypeVar
+
+from runlane_server.core.errors import CursorCompacted, CursorInvalid, Draining, Violation
+from runlane_server.core.model import RunEvent, RunKey
+from runlane_server.store.base import EventFilter, LoggedComplete, LogPage, Position, Store
+
+TAIL_EVENTS = 8192
+"""How many of the latest terminal events are kept in memory, at the most."""
+
+TAIL_BYTES = 32 << 20
+"""How large the texts of the events in a tail may be together."""
+
+PAGE_EVENTS = 256
+PAGE_BYTES = 2 << 20
+
+_EVERYTHING: Hashable = None
+
+Entry = TypeVar("Entry")
+
+
+class Tail(Generic[Entry]):
+    """The latest entries of a log that is ordered by a number; the oldest ones are forgotten.
+
+    It knows all entries after `start`; None until the first one came.
+    """
+
+    def __init__(self) -> None:
+        self.start: int | None = None
+        self._places: list[int] = []
+        self._entries: list[Entry] = []
+        self._sizes: list[int] = []
+        self._bytes = 0
+
+    def covers(self, after: int) -> bool:
+        """Whether it has all entries after that place."""
+        return self.start is not None and after >= self.start
+
+    def read(self, after: int, limit: int) -> Sequence[Entry]:
+        """The first entries after a place that it covers."""
+        first = bisect_right(self._places, after)
+        return self._entries[first : first + limit]
+
+    def add(self, place: int, entry: Entry, size: int) -> None:
+        """Appends an entry; places increase."""
+        if self.start is None:
+            self.start = place - 1
+        self._places.append(place)
+        self._entries.append(entry)
+        self._sizes.append(size)
+        self._bytes += size
+        if len(self._places) > TAIL_EVENTS or self._bytes > TAIL_BYTES:
+            self._forget()
+
+    def _forget(self) -> None:
+        """Drops the older half, so that what an entry costs does not depend on the length."""
+        gone = max(1, len(self._places) // 2)
+        self.start = self._places[gone - 1]
+        self._bytes -= sum(self._sizes[:gone])
+        del self._places[:gone], self._entries[:gone], self._sizes[:gone]
+
+
+class _Woken(Protocol):
+    def wake(self, place: int) -> None: ...
+
+
+class Feed:
+    """Tells subscribers what was committed. It is the store's listener."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._closed = False
+        self._position: Position | None = None
+        self._tail: Tail[LoggedComplete] = Tail()
+        self._subscribers: defaultdict[Hashable, set[_Woken]] = defaultdict(set)
+        self._run_tails: dict[RunKey, Tail[RunEvent]] = {}
+        self._followers: defaultdict[RunKey, set[_Woken]] = defaultdict(set)
+        store.listener = self
+
+    @property
+    def position(self) -> Position:
+        """The position of the last event that was published here."""
+        return self._store.position if self._position is None else self._position
+
+    @property
+    def subscriptions(self) -> int:
+        """How many subscriptions are open."""
+        every = set().union(*self._subscribers.values(), *self._followers.values())
+        return len(every)
+
+    def subscribe(self, tenant: str, wanted: EventFilter, after: Position) -> Subscription:
+        """Opens a subscription to terminal events after a position; to be closed by the caller.
+
+        Raises CursorCompacted if events after it were removed, CursorInvalid if it lies ahead of
+        the log.
+        """
+        self._check_open()
+        self._check_kept(after)
+        if after > max(self.position, self._store.position):
+            raise CursorInvalid(
+                "cursor: lies ahead of the event log",
+                violations=[Violation("cursor", "lies ahead of the event log")],
+            )
+        return Subscription(self, tenant, wanted, after)
+
+    def follow(self, key: RunKey, after: int) -> RunFollower:
+        """Follows the events of a run after an index; to be closed by the caller."""
+        self._check_open()
+        return RunFollower(self, key, after)
+
+    def close(self) -> None:
+        """Ends all subscriptions: whoever waits, or comes to wait, is told Draining."""
+        self._closed = True
+        for subscribers in (*self._subscribers.values(), *self._followers.values()):
+            for subscriber in subscribers:
+                subscriber.wake(self.position + 1)
+
+    # The store's listener
+
+    def completed(self, events: Sequence[LoggedComplete]) -> None:
+        """Publishes terminal events."""
+        for event in events:
+            self._position = event.position
+            self._tail.add(event.position, event, len(event.complete.text))
+            for topic in _topics(event):
+                for subscriber in self._subscribers.get(topic, ()):
+                    subscriber.wake(event.position)
+
+    def happened(self, key: RunKey, events: Sequence[RunEvent]) -> None:
+        """Publishes events of a run, if anybody follows it."""
+        followers = self._followers.get(key)
+        if not followers:
+            return
+        tail = self._run_tails.setdefault(key, Tail())
+        for event in events:
+            tail.add(event.index, event, _size(event))
+        for follower in followers:
+            follower.wake(events[0].index)
+
+    # For subscriptions
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Draining("the server is shutting down")
+
+    def _check_kept(self, after: Position) -> None:
+        if after < self._store.compacted:
+            raise CursorCompacted(
+                "events after the cursor were removed; GetRun and ListRuns tell what was missed"
+            )
+
+    async def _read(self, tenant: str, wanted: EventFilter, after: Position) -> LogPage:
+        if not self._tail.covers(after):
+            page = await self._store.completes(
+                tenant, wanted, after=after, limit=PAGE_EVENTS, max_bytes=PAGE_BYTES
+            )
+            # Events may have been removed while it was read; it has a hole then.
+            self._check_kept(after)
+            return page
+        events = self._tail.read(after, PAGE_EVENTS)
+        scanned = events[-1].position if events else after
+        matching = tuple(
+            event for event in events if event.tenant == tenant and wanted.matches(event.complete)
+        )
+        return LogPage(matching, scanned)
+
+    async def _read_run(self, key: RunKey, after: int) -> Sequence[RunEvent]:
+        tail = self._run_tails.get(key)
+        if tail is not None and tail.covers(after):
+            return tail.read(after, PAGE_EVENTS)
+        return await self._store.run_events(
+            key, after=after, limit=PAGE_EVENTS, max_bytes=PAGE_BYTES
+        )
+
+    def _enter(self, topics: Sequence[Hashable], subscriber: _Woken) -> None:
+        for topic in topics:
+            self._subscribers[topic].add(subscriber)
+
+    def _leave(self, topics: Sequence[Hashable], subscriber: _Woken) -> None:
+        for topic in topics:
+            _discard(self._subscribers, topic, subscriber)
+
+    def _enter_run(self, key: RunKey, follower: _Woken) -> None:
+        self._followers[key].add(follower)
+
+    def _leave_run(self, key: RunKey, follower: _Woken) -> None:
+        _discard(self._followers, key, follower)
+        if key not in self._followers:
+            self._run_tails.pop(key, None)
+
+
+class Subscription:
+    """A place in the log of terminal events, and what is wanted from there on."""
+
+    def __init__(self, feed: Feed, tenant: str, wanted: EventFilter, after: Position) -> None:
+        self._feed = feed
+        self._tenant = tenant
+        self._wanted = wanted
+        self._wakeup = asyncio.Event()
+        # Set while everything up to the feed's position was looked at: until it is woken, no event
+        # concerns this subscription, and its position is the feed's.
+        self._parked = False
+        self._after = after
+        self._topics = _topics_of(tenant, wanted)
+        feed._enter(self._topics, self)  # noqa: SLF001 - the two halves of one mechanism
+
+    @property
+    def position(self) -> Position:
+        """All that is wanted up to here was returned."""
+        return max(self._after, self._feed.position) if self._parked else self._after
+
+    async def next(self, timeout: float) -> LogPage:
+        """The next events, or none of them after `timeout` seconds; `scanned` is how far it is.
+
+        Raises Draining when the feed was closed.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    self._feed._check_open()  # noqa: SLF001
+                    page = await self._look()
+                    if page.events:
+                        return page
+        except TimeoutError:
+            return LogPage((), self.position)
+
+    def close(self) -> None:
+        """Leaves the feed."""
+        self._feed._leave(self._topics, self)  # noqa: SLF001
+
+    def wake(self, place: int) -> None:
+        """An event at `place` concerns this subscription, or the feed was closed."""
+        if self._parked:
+            self._after = max(self._after, place - 1)
+            self._parked = False
+        self._wakeup.set()
+
+    async def _look(self) -> LogPage:
+        """Reads one page; parks and waits where there is none."""
+        feed = self._feed
+        if self._parked or self._after >= feed.position:
+            self._parked = True
+            await self._wakeup.wait()
+            self._wakeup.clear()
+            return LogPage((), self.position)
+        self._wakeup.clear()
+        page = await feed._read(self._tenant, self._wanted, self._after)  # noqa: SLF001
+        self._after = max(self._after, page.scanned)
+        return page
+
+
+class RunFollower:
+    """A place in the log of one run."""
+
+    def __init__(self, feed: Feed, key: RunKey, after: int) -> None:
+        self._feed = feed
+        self._key = key
+        self._after = after
+        self._wakeup = asyncio.Event()
+        feed._enter_run(key, self)  # noqa: SLF001 - the two halves of one mechanism
+
+    async def next(self) -> Sequence[RunEvent]:
+        """The next events, one at least. Raises Draining when the feed was closed."""
+        while True:
+            self._feed._check_open()  # noqa: SLF001
+            self._wakeup.clear()
+            events = await self._feed._read_run(self._key, self._after)  # noqa: SLF001
+            if events:
+                self._after = events[-1].index
+                return events
+            await self._wakeup.wait()
+
+    def close(self) -> None:
+        """Leaves the feed."""
+        self._feed._leave_run(self._key, self)  # noqa: SLF001
+
+    def wake(self, place: int) -> None:
+        """There are new events, or the feed was closed."""
+        self._wakeup.set()
+
+
+def _topics(event: LoggedComplete) -> tuple[Hashable, ...]:
+    """Under which topics an event is published."""
+    complete = event.complete
+    return (
+        (event.tenant, _EVERYTHING),
+        (event.tenant, "session", complete.session_id),
+        (event.tenant, "run", complete.run_id),
+    )
+
+
+def _topics_of(tenant: str, wanted: EventFilter) -> tuple[Hashable, ...]:
+    """Which topics a filter needs."""
+    if wanted.everything:
+        return ((tenant, _EVERYTHING),)
+    return (
+        *((tenant, "session", session_id) for session_id in wanted.session_ids),
+        *((tenant, "run", run_id) for run_id in wanted.run_ids),
+    )
+
+
+Topic = TypeVar("Topic", bound=Hashable)
+
+
+def _discard(
+    subscribers: defaultdict[Topic, set[_Woken]], topic: Topic, subscriber: _Woken
+) -> None:
+    held = subscribers.get(topic)
+    if held is None:
+        return
+    held.discard(subscriber)
+    if not held:
+        del subscribers[topic]
+
+
+def _size(event: RunEvent) -> int:
+    body = event.body
+    return len(getattr(body, "text", "") or getattr(body, "content", ""))

@@ -1,0 +1,275 @@
+"""The lanes of this node: a mailbox each, worked off one batch at a time.
+
+All commands that came for a lane while its last commit was under way are decided one after another
+on the lane, committed together, and only then answered and acted on. Whoever posts a command may
+go away; the command does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeAlias
+
+import structlog
+
+from runlane_server.core import lane as rules
+from runlane_server.core.errors import IllegalCommand, RunlaneError
+from runlane_server.core.model import Micros, RunRequest, RunState, SessionKey
+from runlane_server.core.transition import Lane, LaneRun, Transition
+from runlane_server.slots import Slots
+from runlane_server.store.base import BusySession, RunIdTaken, Stale, Store
+
+log = structlog.get_logger()
+
+Command: TypeAlias = Callable[[Lane, Micros], Transition]
+"""A command of `core.lane`, waiting for the lane and the time."""
+
+MAX_RELOADS = 100
+"""How often a batch is decided anew when others keep changing the lane, before it is given up."""
+
+
+class Actions(Protocol):
+    """What is done about a transition once it is committed."""
+
+    def started(self, key: SessionKey, run: LaneRun, request: RunRequest | None) -> None:
+        """A run became active here; with its request where that is at hand."""
+
+    def cancelling(self, key: SessionKey, run: LaneRun) -> None:
+        """The active run was covered by a cancel."""
+
+
+@dataclass(slots=True)
+class _Order:
+    """A command in a mailbox, and who waits for its reply."""
+
+    command: Command
+    reply: asyncio.Future[Any] | None
+
+    def answer(self, reply: object) -> None:
+        if self.reply is not None and not self.reply.done():
+            self.reply.set_result(reply)
+
+    def refuse(self, error: BaseException) -> None:
+        if self.reply is not None and not self.reply.done():
+            self.reply.set_exception(error)
+
+
+@dataclass(slots=True)
+class _Mailbox:
+    """The commands for one lane, and the lane as it was last committed (None: not loaded).
+
+    `outdated`: what is stored may differ from `lane`, which has only its reservations to give.
+    """
+
+    orders: deque[_Order] = field(default_factory=deque)
+    lane: Lane | None = None
+    outdated: bool = False
+    driver: asyncio.Task[None] | None = None
+    called: bool = False
+
+
+@dataclass(slots=True)
+class _Decision:
+    """What a batch amounts to: one transition, and an answer to each order."""
+
+    transition: Transition
+    replies: list[tuple[_Order, object]] = field(default_factory=list)
+    refusals: list[tuple[_Order, Exception]] = field(default_factory=list)
+
+    def settle(self) -> None:
+        for order, reply in self.replies:
+            order.answer(reply)
+        for order, error in self.refusals:
+            order.refuse(error)
+
+
+class Lanes:
+    """Applies commands to lanes, commits what comes of them, and then acts on it."""
+
+    def __init__(
+        self,
+        store: Store,
+        actions: Actions,
+        *,
+        max_active: int,
+        now: Callable[[], Micros],
+    ) -> None:
+        self._store = store
+        self._actions = actions
+        self._now = now
+        self._mailboxes: dict[SessionKey, _Mailbox] = {}
+        self.slots = Slots(max_active, self._call)
+        self.waiting_runs = 0
+
+    @property
+    def keys(self) -> tuple[SessionKey, ...]:
+        """The lanes with something under way here, and those that wait for a slot."""
+        return tuple(dict.fromkeys((*self._mailboxes, *self.slots.line)))
+
+    def busy(self, key: SessionKey) -> bool:
+        """Whether a lane is known to have work, or a command on its way to it."""
+        mailbox = self._mailboxes.get(key)
+        if mailbox is None:
+            return self.slots.lined_up(key)
+        return bool(mailbox.driver) or (mailbox.lane is not None and mailbox.lane.busy)
+
+    def peek(self, key: SessionKey) -> Lane | None:
+        """The lane as it was last committed, if it is at hand."""
+        mailbox = self._mailboxes.get(key)
+        return None if mailbox is None else mailbox.lane
+
+    def post(self, key: SessionKey, command: Command) -> asyncio.Future[Any]:
+        """Puts a command into a lane's mailbox. The future has its reply once it is committed.
+
+        It raises what the command raises, and StoreUnavailable. Cancelling it changes nothing.
+        """
+        reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._put(key, _Order(command, reply))
+        return reply
+
+    def send(self, key: SessionKey, command: Command) -> None:
+        """Puts a command into a lane's mailbox whose reply nobody waits for."""
+        self._put(key, _Order(command, None))
+
+    def take_up(self, session: BusySession) -> None:
+        """Takes up a lane that was found in the store: one with waiting runs gets its turn."""
+        self.waiting_runs += session.waiting_runs
+        if not session.active:
+            self.slots.line_up(session.key)
+
+    async def settled(self) -> None:
+        """Returns when no command is under way."""
+        while drivers := [box.driver for box in self._mailboxes.values() if box.driver]:
+            await asyncio.wait(drivers)
+
+    # The mailbox
+
+    def _put(self, key: SessionKey, order: _Order) -> None:
+        mailbox = self._mailboxes.setdefault(key, _Mailbox())
+        mailbox.orders.append(order)
+        self._drive(key, mailbox)
+
+    def _call(self, key: SessionKey) -> None:
+        """It is the lane's turn to have a slot."""
+        mailbox = self._mailboxes.setdefault(key, _Mailbox())
+        mailbox.called = True
+        self._drive(key, mailbox)
+
+    def _drive(self, key: SessionKey, mailbox: _Mailbox) -> None:
+        if mailbox.driver is None:
+            mailbox.driver = asyncio.create_task(self._work_off(key, mailbox))
+
+    async def _work_off(self, key: SessionKey, mailbox: _Mailbox) -> None:
+        while mailbox.orders or mailbox.called:
+            mailbox.called = False
+            orders = list(mailbox.orders)
+            mailbox.orders.clear()
+            try:
+                await self._carry_out(key, mailbox, orders)
+            except Exception as error:
+                if not isinstance(error, RunlaneError):
+                    log.exception("a batch of commands failed", session_id=key.session_id)
+                if mailbox.lane is None or mailbox.lane.active is None:
+                    self.slots.give_back(key)
+                mailbox.outdated = True
+                for order in orders:
+                    order.refuse(error)
+        mailbox.driver = None
+        if mailbox.lane is None or not (mailbox.lane.active or mailbox.lane.reservations):
+            del self._mailboxes[key]
+
+    async def _carry_out(self, key: SessionKey, mailbox: _Mailbox, orders: list[_Order]) -> None:
+        """Decides a batch and commits it, anew for as long as others change the lane meanwhile."""
+        for _ in range(MAX_RELOADS):
+            lane = mailbox.lane = await self._load(key, mailbox)
+            decision = self._decide(lane, orders, mailbox)
+            try:
+                if decision.transition.durable:
+                    await self._store.commit(lane.version, decision.transition)
+            except Stale:
+                self._undo(key, lane)
+                mailbox.outdated = True
+                continue
+            except RunIdTaken as taken:
+                self._undo(key, lane)
+                await self._one_by_one(key, mailbox, orders, taken)
+                return
+            self._adopt(key, mailbox, lane, decision)
+            return
+        raise IllegalCommand("the lane does not hold still")
+
+    async def _load(self, key: SessionKey, mailbox: _Mailbox) -> Lane:
+        """The lane at hand, or the stored one with the reservations, which are this process's."""
+        if mailbox.lane is not None and not mailbox.outdated:
+            return mailbox.lane
+        stored = await self._store.load_lane(key)
+        mailbox.outdated = False
+        held = mailbox.lane.reservations if mailbox.lane is not None else ()
+        return replace(stored, reservations=held)
+
+    async def _one_by_one(
+        self, key: SessionKey, mailbox: _Mailbox, orders: list[_Order], taken: RunIdTaken
+    ) -> None:
+        """Finds out which order brought the run id that is taken; the others are carried out."""
+        if len(orders) <= 1:
+            for order in orders:
+                order.refuse(taken)
+            return
+        for order in orders:
+            await self._carry_out(key, mailbox, [order])
+
+    # Deciding
+
+    def _decide(self, lane: Lane, orders: list[_Order], mailbox: _Mailbox) -> _Decision:
+        """Applies the commands in order, and starts a run if the lane and the node allow it."""
+        at = self._now()
+        decision = _Decision(Transition(lane))
+        for n, order in enumerate(orders):
+            try:
+                after = order.command(decision.transition.lane, at)
+            except (RunlaneError, IllegalCommand) as error:
+                decision.refusals.append((order, error))
+                continue
+            decision.transition = decision.transition.then(after)
+            decision.replies.append((order, after.reply))
+            if after.removed:
+                # What comes after the removal finds another session, or none: a batch of its own.
+                mailbox.orders.extendleft(reversed(orders[n + 1 :]))
+                del orders[n + 1 :]
+        transition = decision.transition
+        if transition.lane.startable and self.slots.take(lane.key):
+            transition = transition.then(rules.dispatch(transition.lane, at=at))
+        if transition.durable and not transition.removed:
+            transition = transition.at_version(lane.version + 1)
+        decision.transition = transition
+        return decision
+
+    def _undo(self, key: SessionKey, lane: Lane) -> None:
+        """Gives back the slot that was taken for a decision that did not come true."""
+        if lane.active is None:
+            self.slots.give_back(key)
+
+    # Acting
+
+    def _adopt(self, key: SessionKey, mailbox: _Mailbox, before: Lane, made: _Decision) -> None:
+        """Takes over what was committed, answers, and acts."""
+        lane = made.transition.lane
+        mailbox.lane = lane
+        self.waiting_runs += len(lane.waiting) - len(before.waiting)
+        self.slots.settle(key, running=lane.active is not None, startable=lane.startable)
+        made.settle()
+        if lane.active is not None and lane.active != before.active:
+            self._act_on_active(key, before, made.transition)
+
+    def _act_on_active(self, key: SessionKey, before: Lane, made: Transition) -> None:
+        active = made.lane.active
+        assert active is not None  # noqa: S101 - the caller asked
+        was = before.active
+        if was is None or (was.run_id, was.attempt) != (active.run_id, active.attempt):
+            change = next(change for change in made.runs if change.run.run_id == active.run_id)
+            self._actions.started(key, active, change.request)
+        elif active.state is RunState.CANCELLING and was.state is RunState.ACTIVE:
+            self._actions.cancelling(key, active)

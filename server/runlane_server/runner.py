@@ -1,0 +1,316 @@
+"""Supervises one attempt of one run: drives the agent, stores what it says, reports how it ended.
+
+The agent works in a task of its own. It may be cancelled, time out or fail; the supervisor is never
+cancelled, and it alone reports the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import structlog
+
+from runlane_server.agents.base import Agent, AgentError, AgentEvent, FoldedPrompt, Report
+from runlane_server.core.errors import IllegalCommand, RunlaneError
+from runlane_server.core.model import (
+    NO_LABELS,
+    NO_USAGE,
+    FinishReason,
+    Folded,
+    Message,
+    Micros,
+    Prompt,
+    RunError,
+    RunKey,
+    RunRequest,
+    SessionKey,
+    clean_text,
+)
+from runlane_server.core.transition import LaneRun, Outcome
+from runlane_server.core.turn import InvalidAgentEvent
+from runlane_server.outbox import Outbox
+from runlane_server.store.base import MessagePlace, Store
+
+log = structlog.get_logger()
+
+ERROR_CHARS = 2048
+"""An error's message is cut here: with four bytes a character it stays within 8 KiB."""
+
+HISTORY_PAGE = 500
+HISTORY_BYTES = 8 << 20
+
+
+class LaneAccess(Protocol):
+    """What a supervisor needs of the lane whose run it has."""
+
+    def may_fold(self, key: SessionKey) -> bool:
+        """Whether a run seems to wait to be folded in."""
+
+    async def fold(self, key: SessionKey, run: LaneRun, events: int) -> Sequence[LaneRun]:
+        """Folds what waits to be folded; raises IllegalCommand if the attempt is fenced off."""
+
+    async def finish(self, key: SessionKey, run: LaneRun, outcome: Outcome, events: int) -> None:
+        """Ends the run; raises IllegalCommand if the attempt is fenced off."""
+
+    async def hand_over(self, key: SessionKey, run: LaneRun, outcome: Outcome, events: int) -> None:
+        """Gives up the run, as this node stops; raises IllegalCommand as above."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """An attempt of a run. `request` is None where it has to be read from the store."""
+
+    key: SessionKey
+    run: LaneRun
+    request: RunRequest | None
+
+    @property
+    def run_key(self) -> RunKey:
+        """The key of the run."""
+        return RunKey(self.key.tenant, self.run.run_id)
+
+
+class Runner:
+    """One attempt of one run, from its activation to the report of its end."""
+
+    def __init__(
+        self,
+        job: Job,
+        *,
+        agent: Agent,
+        store: Store,
+        lane: LaneAccess,
+        now: Callable[[], Micros],
+        cancel_grace: float,
+    ) -> None:
+        self.job = job
+        self.stray: asyncio.Task[None] | None = None
+        """The agent's task, if it did not return in its grace period."""
+        self._agent = agent
+        self._lane = lane
+        self._cancel_grace = cancel_grace
+        self._stop: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._handing_over = False
+        self._outbox = Outbox(job.run_key, job.run, store, now)
+        self._report = Report()
+        self._turn = _Turn(job, store, self._fold)
+        self._folding: asyncio.Task[Sequence[LaneRun]] | None = None
+
+    def start(self) -> asyncio.Task[None]:
+        """Starts the agent; the task returned is its supervisor, which is never to be cancelled."""
+        return asyncio.create_task(self._supervise())
+
+    def cancel(self) -> None:
+        """Stops the agent, as a cancel was committed. What it says from now on does not count."""
+        self._outbox.close()
+        if not self._stop.done():
+            self._stop.set_result(None)
+
+    def hand_over(self) -> None:
+        """Stops the agent, as the node stops: the run is given up, not ended."""
+        self._handing_over = True
+        self.cancel()
+
+    # The supervisor
+
+    async def _supervise(self) -> None:
+        run = self.job.run
+        structlog.contextvars.bind_contextvars(
+            session_id=self.job.key.session_id, run_id=run.run_id
+        )
+        log.info("run started", attempt=run.attempt)
+        work = asyncio.create_task(self._work())
+        self._outbox.follow(work, on_lost=self.hand_over)
+        timeout = None if run.timeout is None else run.timeout / 1e6
+        await asyncio.wait({work, self._stop}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        timed_out = not work.done() and not self._stop.done()
+        if not work.done():
+            await self._end_work(work)
+        error = _what_failed(work, stopped=self._stop.done())
+        if timed_out:
+            error = RunError("RUN_TIMEOUT", f"the run was active for more than {timeout:g} s")
+        cut_off = work.cancelled() or not work.done()
+        await self._tell(
+            self._outcome(error, timed_out=timed_out),
+            self._lane.hand_over if self._handing_over and cut_off else self._lane.finish,
+        )
+
+    async def _end_work(self, work: asyncio.Task[None]) -> None:
+        """Cancels the agent and waits until its code has returned, or its grace is over (R9)."""
+        self._outbox.close()
+        work.cancel()
+        await asyncio.wait({work}, timeout=self._cancel_grace)
+        if not work.done():
+            log.warning("agent does not return; it is fenced off", grace_s=self._cancel_grace)
+            self.stray = work
+            work.add_done_callback(_note_stray)
+
+    def _outcome(self, error: RunError | None, *, timed_out: bool) -> _Ending:
+        reason = self._report.finish_reason or FinishReason.STOP
+        if error is not None:
+            reason = FinishReason.TIMEOUT if timed_out else FinishReason.ERROR
+        return _Ending(reason, error)
+
+    async def _tell(self, ending: _Ending, report: _ReportEnd) -> None:
+        """Reports the end: nothing that is under way for this run is left behind it."""
+        if self._folding is not None:
+            await asyncio.wait({self._folding})
+        tail = await self._outbox.take_rest()
+        outcome = Outcome(
+            finish_reason=ending.reason,
+            error=ending.error,
+            content=self._outbox.draft.messages(),
+            tail=tail,
+            usage=self._report.usage or NO_USAGE,
+            model=self._report.model or "",
+        )
+        try:
+            await report(self.job.key, self.job.run, outcome, self._outbox.events)
+        except IllegalCommand:
+            log.warning("run was taken away from this node", attempt=self.job.run.attempt)
+        except RunlaneError as error:
+            log.warning("the end of the run could not be written", error=error.message)
+
+    # The agent
+
+    async def _work(self) -> None:
+        await self._turn.load()
+        async with aclosing(self._agent.run(self._turn)) as events:
+            async for event in events:
+                self._take(event)
+                if self._outbox.full:
+                    await self._outbox.emptied()
+
+    def _take(self, event: AgentEvent) -> None:
+        if isinstance(event, Report):
+            self._report = _merge(self._report, event)
+        else:
+            self._outbox.put(event)
+
+    async def _fold(self) -> Sequence[FoldedPrompt]:
+        """Takes the prompts that wait to be folded in.
+
+        A cancel of the agent does not undo what was committed, so the folding is a task of its own
+        that the supervisor waits for.
+        """
+        if not self._lane.may_fold(self.job.key):
+            return ()
+        self._folding = asyncio.create_task(self._fold_in())
+        folded = await asyncio.shield(self._folding)
+        return [await self._turn.folded_prompt(run) for run in folded]
+
+    async def _fold_in(self) -> Sequence[LaneRun]:
+        await self._outbox.emptied()
+        try:
+            folded = await self._lane.fold(self.job.key, self.job.run, self._outbox.events)
+        except IllegalCommand:
+            self.cancel()
+            return ()
+        for run in folded:
+            self._outbox.note(Folded(run.run_id, self.job.run.run_id))
+        return folded
+
+
+_ReportEnd: TypeAlias = Callable[[SessionKey, LaneRun, Outcome, int], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    reason: FinishReason
+    error: RunError | None
+
+
+class _Turn:
+    """What the agent is given: an `agents.base.Turn`."""
+
+    def __init__(
+        self, job: Job, store: Store, fold: Callable[[], Awaitable[Sequence[FoldedPrompt]]]
+    ) -> None:
+        self.session_id = job.key.session_id
+        self.run_id = job.run.run_id
+        self.attempt = job.run.attempt
+        self.prompt = Prompt("")
+        self.metadata: Mapping[str, str] = NO_LABELS
+        self._job = job
+        self._store = store
+        self._fold = fold
+
+    async def load(self) -> None:
+        """Reads what is not at hand."""
+        request = self._job.request
+        if request is not None:
+            self.prompt, self.metadata = request.prompt, request.metadata
+            return
+        run = await self._store.get_run(self._job.run_key)
+        if run is not None:
+            self.metadata = run.metadata
+        self.prompt = (await self.folded_prompt(self._job.run)).prompt
+
+    async def folded_prompt(self, run: LaneRun) -> FoldedPrompt:
+        """The prompt of a run of this tenant."""
+        prompt = await self._store.get_prompt(RunKey(self._job.key.tenant, run.run_id))
+        if prompt is None:
+            raise AgentError("its prompt is gone from the store", reason="INTERRUPTED")
+        return FoldedPrompt(run.run_id, prompt)
+
+    async def history(self) -> Sequence[Message]:
+        """The transcript before this turn."""
+        messages: list[Message] = []
+        place: MessagePlace | None = None
+        while True:
+            page = await self._store.list_messages(
+                self._job.key, after=place, limit=HISTORY_PAGE, max_bytes=HISTORY_BYTES
+            )
+            earlier = [item for item in page.items if item.turn < self._job.run.turn]
+            messages += earlier
+            place = page.next
+            if place is None or len(earlier) < len(page.items):
+                return messages
+
+    async def take_folded(self) -> Sequence[FoldedPrompt]:
+        """Takes the prompts that wait to join this turn."""
+        return await self._fold()
+
+
+def _what_failed(work: asyncio.Task[None], *, stopped: bool) -> RunError | None:
+    """Why the agent's code did not return in good order; None where it did or was told to stop."""
+    if not work.done() or (stopped and work.cancelled()):
+        return None
+    if work.cancelled():
+        return RunError("AGENT_ERROR", "the agent cancelled its own task")
+    failure = work.exception()
+    if failure is None:
+        return None
+    if isinstance(failure, AgentError):
+        return RunError(failure.reason, _short(failure.message))
+    if isinstance(failure, InvalidAgentEvent):
+        return RunError("AGENT_ERROR", _short(str(failure)))
+    log.error("agent failed", exc_info=failure)
+    return RunError("AGENT_ERROR", _short(f"{type(failure).__name__}: {failure}"))
+
+
+def _short(message: str) -> str:
+    return clean_text(message[:ERROR_CHARS])
+
+
+def _merge(report: Report, later: Report) -> Report:
+    usage = later.usage
+    if report.usage is not None:
+        usage = report.usage if usage is None else report.usage + usage
+    return Report(
+        usage=usage,
+        model=later.model if later.model is not None else report.model,
+        finish_reason=(
+            later.finish_reason if later.finish_reason is not None else report.finish_reason
+        ),
+    )
+
+
+def _note_stray(work: asyncio.Task[None]) -> None:
+    """Looks at how a fenced-off agent ended after all, so that it is not lost silently."""
+    failure = None if work.cancelled() else work.exception()
+    log.info("fenced-off agent has returned", failure=repr(failure) if failure else None)

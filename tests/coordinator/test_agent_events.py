@@ -1,0 +1,142 @@
+"""What agents yield that is not as it should be, and what becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from coordinator.node import running
+from runlane_server.agents.base import AgentError, AgentEvent, Report, Turn
+from runlane_server.core.model import (
+    FinishReason,
+    Prompt,
+    ReasoningDelta,
+    RunComplete,
+    RunState,
+    TextDelta,
+    ToolCall,
+    ToolResult,
+    Usage,
+)
+from runlane_server.store.base import Store
+
+S = RunState
+
+
+@dataclass
+class Yielding:
+    """An agent that yields what it was given, and then does one thing more."""
+
+    events: Sequence[AgentEvent]
+    then: Callable[[], None] = field(default=lambda: None)
+
+    async def start(self) -> None:
+        pass
+
+    async def run(self, turn: Turn) -> AsyncGenerator[AgentEvent, None]:
+        for event in self.events:
+            yield event
+        self.then()
+
+    async def close(self) -> None:
+        pass
+
+
+async def outcome(store: Store, agent: Yielding) -> RunComplete:
+    async with running(store, agent=agent) as node:
+        return await node.coordinator.run("s", Prompt("x"))
+
+
+async def test_half_a_surrogate_pair_is_replaced_and_two_halves_are_joined(store: Store) -> None:
+    said: list[AgentEvent] = [
+        TextDelta("a\ud800b"),
+        ReasoningDelta("\udc00"),
+        TextDelta("\ud83d\ude00"),
+    ]
+    complete = await outcome(store, Yielding(said))
+    assert complete.text == "a\ufffdb\U0001f600"
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [ToolResult("1", "look", "nobody asked")],
+        [ToolCall("1", "look", "{}"), ToolCall("1", "look", "{}")],
+        [ToolCall("1", "look", '{"x": "' + "y" * (1 << 20) + '"}')],
+        [ToolCall("1" * 2000, "look", "{}")],
+    ],
+)
+async def test_events_that_make_no_turn_fail_the_run(
+    store: Store, events: Sequence[AgentEvent]
+) -> None:
+    complete = await outcome(store, Yielding([TextDelta("so far"), *events]))
+    assert (complete.state, complete.finish_reason) == (S.FAILED, FinishReason.ERROR)
+    assert complete.error is not None
+    assert complete.error.reason == "AGENT_ERROR"
+    assert complete.text == "so far"
+
+
+async def test_a_long_tool_result_is_cut(store: Store) -> None:
+    events: list[AgentEvent] = [
+        ToolCall("1", "look", "{}"),
+        ToolResult("1", "look", "é" * (1 << 20)),
+    ]
+    async with running(store, agent=Yielding(events)) as node:
+        await node.coordinator.run("s", Prompt("x"))
+        result = (await node.messages("s"))[-2].parts[0]
+        assert isinstance(result, ToolResult)
+        assert result.content == "é" * (1 << 19)
+
+
+async def test_usage_adds_up_and_the_last_word_on_model_and_reason_counts(store: Store) -> None:
+    complete = await outcome(
+        store,
+        Yielding(
+            [
+                Report(Usage(input_tokens=1), model="a", finish_reason=FinishReason.STOP),
+                Report(Usage(output_tokens=2), finish_reason=FinishReason.LENGTH),
+                Report(),
+            ]
+        ),
+    )
+    assert complete.usage == Usage(input_tokens=1, output_tokens=2)
+    assert complete.finish_reason is FinishReason.LENGTH
+
+
+def explain() -> None:
+    raise AgentError("x" * 10_000, reason="WORD")
+
+
+def stumble() -> None:
+    raise LookupError("lost \ud800")
+
+
+def cancel_itself() -> None:
+    raise asyncio.CancelledError
+
+
+@pytest.mark.parametrize(
+    ("then", "reason", "message"),
+    [
+        (explain, "WORD", "x" * 2048),
+        (stumble, "AGENT_ERROR", "LookupError: lost \ufffd"),
+        (cancel_itself, "AGENT_ERROR", "the agent cancelled its own task"),
+    ],
+)
+async def test_an_agent_that_fails_says_why(
+    store: Store, then: Callable[[], None], reason: str, message: str
+) -> None:
+    complete = await outcome(store, Yielding([TextDelta("so far")], then))
+    assert complete.error is not None
+    assert (complete.error.reason, complete.error.message) == (reason, message)
+    assert (complete.state, complete.text) == (S.FAILED, "so far")
+
+
+async def test_an_agent_that_says_nothing_has_a_turn(store: Store) -> None:
+    async with running(store, agent=Yielding([])) as node:
+        complete = await node.coordinator.run("s", Prompt("x"))
+        assert complete.state is S.COMPLETED
+        assert await node.lines("s") == ["user: x", "assistant:  [stop]"]

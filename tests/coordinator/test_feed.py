@@ -1,0 +1,198 @@
+"""Subscriptions: nothing lost, nothing twice, nothing out of order, nobody held up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from coordinator.node import SECONDS, Node, say, script, wait
+from runlane_server import feed as feed_module
+from runlane_server.core.errors import CursorCompacted, CursorInvalid, Draining
+from runlane_server.core.model import Prompt, RunComplete, RunEvent, RunKey
+from runlane_server.feed import Subscription
+from runlane_server.store.base import EventFilter
+
+TENANT = "default"
+ALL = EventFilter()
+
+
+@contextmanager
+def subscribed(
+    node: Node, wanted: EventFilter = ALL, after: int | None = None
+) -> Iterator[Subscription]:
+    """A subscription, by default from now on."""
+    start = node.feed.position if after is None else after
+    subscription = node.feed.subscribe(TENANT, wanted, start)
+    try:
+        yield subscription
+    finally:
+        subscription.close()
+
+
+async def take(subscription: Subscription, number: int) -> list[RunComplete]:
+    """The next so many events; no more may come with them."""
+    taken: list[RunComplete] = []
+    while len(taken) < number:
+        page = await subscription.next(SECONDS)
+        assert page.events, f"only {len(taken)} of {number} events came"
+        taken += [event.complete for event in page.events]
+    assert len(taken) == number
+    return taken
+
+
+async def test_an_idle_subscription_answers_when_its_time_is_up(node: Node) -> None:
+    with subscribed(node) as subscription:
+        page = await subscription.next(0.01)
+        assert (page.events, page.scanned) == ((), node.feed.position)
+
+
+async def test_a_filter_lets_through_its_sessions_and_runs_only(node: Node) -> None:
+    named = await node.blocked("named", "g")
+    wanted = EventFilter(session_ids=frozenset({"a", "b"}), run_ids=frozenset({named.run_id}))
+    with subscribed(node, wanted) as subscription:
+        for session_id in ("a", "x", "y", "b", "named"):
+            await node.coordinator.run(session_id, Prompt("x")) if session_id != "named" else None
+        node.gates.open("g")
+        await node.end(named.run_id)
+        await node.coordinator.run("named", Prompt("x"))
+        taken = await take(subscription, 3)
+        assert [complete.session_id for complete in taken] == ["a", "b", "named"]
+        page = await subscription.next(0.01)
+        assert (page.events, page.scanned) == ((), node.feed.position)
+
+
+async def test_the_position_of_an_idle_filter_moves_with_the_log(node: Node) -> None:
+    wanted = EventFilter(session_ids=frozenset({"a"}))
+    with subscribed(node, wanted, after=0) as subscription:
+        assert (await subscription.next(0.01)).events == ()
+        for _ in range(5):
+            await node.coordinator.run("b", Prompt("x"))
+        assert (await subscription.next(0.01)).scanned == node.feed.position == 5
+        await node.coordinator.run("a", Prompt("x"))
+        assert [c.session_id for c in await take(subscription, 1)] == ["a"]
+
+
+async def test_r25_a_subscription_resumes_after_any_position(node: Node) -> None:
+    for n in range(6):
+        await node.coordinator.run("s", Prompt(str(n)))
+    for after in range(7):
+        with subscribed(node, after=after) as subscription:
+            if after < 6:
+                taken = await take(subscription, 6 - after)
+                assert [c.text for c in taken] == [str(n) for n in range(after, 6)]
+            assert (await subscription.next(0.01)).events == ()
+
+
+async def test_r25_a_subscriber_far_behind_reads_from_the_store(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed_module, "TAIL_EVENTS", 4)
+    monkeypatch.setattr(feed_module, "PAGE_EVENTS", 3)
+    with subscribed(node) as slow, subscribed(node) as fast:
+        heard: list[RunComplete] = []
+        for n in range(20):
+            await node.coordinator.run("s", Prompt(str(n)))
+            heard += await take(fast, 1)
+        assert await take(slow, 20) == heard
+
+
+async def test_r25_subscribing_while_events_are_written_misses_none(node: Node) -> None:
+    subscriptions: list[Subscription] = []
+
+    async def subscribe_often() -> None:
+        for _ in range(30):
+            subscriptions.append(node.feed.subscribe(TENANT, ALL, 0))
+            await asyncio.sleep(0)
+
+    runs = [node.coordinator.run(f"s{n}", Prompt("x")) for n in range(30)]
+    await asyncio.gather(subscribe_often(), *runs)
+    expected = [complete.run_id for complete in await node.completes()]
+    for subscription in subscriptions:
+        assert [c.run_id for c in await take(subscription, 30)] == expected
+        subscription.close()
+
+
+async def test_r25_a_cursor_that_was_compacted_away_is_told_so(node: Node) -> None:
+    for n in range(5):
+        await node.coordinator.run("s", Prompt(str(n)))
+    third = (await node.completes())[2]
+    removed = await node.store.compact(third.ended_at + 1, limit=100)
+    assert removed >= 3
+    with pytest.raises(CursorCompacted):
+        node.feed.subscribe(TENANT, ALL, removed - 1)
+    with subscribed(node, after=removed) as subscription:
+        assert len(await take(subscription, 5 - removed)) == 5 - removed
+    run = (await node.store.list_runs(TENANT, limit=100)).items[-1]
+    assert (await node.end(run.run_id)).text == "0"
+
+
+async def test_r25_a_cursor_from_the_future_is_refused(node: Node) -> None:
+    with pytest.raises(CursorInvalid):
+        node.feed.subscribe(TENANT, ALL, node.feed.position + 1)
+
+
+async def test_closing_the_feed_tells_all_who_wait(node: Node) -> None:
+    run = await node.blocked("s", "g")
+    with subscribed(node) as subscription:
+        follower = node.feed.follow(RunKey(TENANT, run.run_id), 100)
+        waiting = [
+            asyncio.ensure_future(subscription.next(SECONDS)),
+            asyncio.ensure_future(follower.next()),
+            asyncio.ensure_future(node.coordinator.wait_run(run.run_id, timeout=None)),
+        ]
+        await asyncio.sleep(0)
+        node.feed.close()
+        for outcome in await asyncio.gather(*waiting, return_exceptions=True):
+            assert isinstance(outcome, Draining)
+        follower.close()
+    with pytest.raises(Draining):
+        node.feed.subscribe(TENANT, ALL, 0)
+
+
+async def test_nobody_is_left_behind_in_the_feed(node: Node) -> None:
+    wanted = EventFilter(session_ids=frozenset({"a", "b"}), run_ids=frozenset({"r"}))
+    with subscribed(node, wanted), subscribed(node):
+        assert node.feed.subscriptions == 2
+        follower = node.feed.follow(RunKey(TENANT, "r"), 0)
+        assert node.feed.subscriptions == 3
+        follower.close()
+    assert node.feed.subscriptions == 0
+
+
+async def follow(node: Node, run_id: str, after: int = 0) -> list[RunEvent]:
+    """All events of a run up to its end."""
+    follower = node.feed.follow(RunKey(TENANT, run_id), after)
+    events: list[RunEvent] = []
+    while not (events and isinstance(events[-1].body, RunComplete)):
+        events += await follower.next()
+    follower.close()
+    return events
+
+
+async def test_followers_of_a_run_see_all_its_events_whenever_they_come(node: Node) -> None:
+    steps = [say("a"), wait("one"), say("b"), wait("two"), say("c")]
+    run = (await node.accept("s", script(*steps))).run
+    await node.gates.reached("one")
+    early = asyncio.create_task(follow(node, run.run_id))
+    node.gates.open("one")
+    await node.gates.reached("two")
+    middle = asyncio.create_task(follow(node, run.run_id))
+    node.gates.open("two")
+    await node.end(run.run_id)
+    late = await follow(node, run.run_id)
+    assert await early == await middle == late
+    assert [event.index for event in late] == list(range(1, len(late) + 1))
+    assert await follow(node, run.run_id, after=2) == late[2:]
+
+
+async def test_waiting_for_a_run_ends_with_its_time(node: Node) -> None:
+    run = await node.blocked("s", "g")
+    seen = await node.coordinator.wait_run(run.run_id, timeout=0)
+    assert not seen.state.terminal
+    seen = await node.coordinator.wait_run(run.run_id, timeout=0.01)
+    assert not seen.state.terminal
+    node.gates.open("g")
+    assert (await node.end(run.run_id)).run_id == run.run_id
