@@ -1,0 +1,56 @@
+"""The command's root: what all of its subcommands share."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+import click
+
+from runlane.cli.base import Settings
+from runlane.cli.cancel import cancel
+from runlane.cli.lists import runs, wait
+from runlane.cli.run import run
+from runlane.cli.sessions import messages, sessions
+from runlane.cli.watch import watch
+from runlane.client import DEFAULT_TARGET
+
+
+def _version() -> str:
+    try:
+        return version("runlane")
+    except PackageNotFoundError:
+        return "unknown (not installed as a package)"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "-S",
+    "--server",
+    metavar="HOST:PORT",
+    envvar="RUNLANE_SERVER",
+    show_envvar=True,
+    default=DEFAULT_TARGET,
+    show_default=True,
+    help="Where the server is.",
+)
+@click.version_option(_version(), prog_name="runlane")
+@click.pass_context
+def runlane(context: click.Context, server: str) -> None:
+    """Hands prompts to agent runs, cancels them, and tells how they end.
+
+    A run belongs to a session, and the runs of a session go one at a time. On a terminal the output
+    is for people; in a pipe it is plain text, one tab-separated line per record; with --json it is
+    one JSON object per line.
+
+    \b
+    Exit codes:
+      0    done; for `run` and `wait`: the run completed
+      1    an error; for `run` and `wait`: the run failed
+      2    bad usage, or the server found an argument invalid
+      130  interrupted; for `run` and `wait`: the run was cancelled, by whomever
+    """
+    context.obj = Settings(server)
+
+
+for command in (run, cancel, watch, runs, wait, sessions, messages):
+    runlane.add_command(command)

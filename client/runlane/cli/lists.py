@@ -1,0 +1,91 @@
+"""`runlane runs` and `runlane wait`: where runs are, and how one ends."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from functools import partial
+
+import click
+
+from runlane.cli.base import DONE, FAILED, Settings, execute, outcome_code
+from runlane.cli.output import (
+    Column,
+    coloured,
+    first,
+    json_line,
+    one_line,
+    show,
+    stderr_console,
+    took,
+)
+from runlane.cli.params import DURATION
+from runlane.cli.run_view import RunView
+from runlane.client import Client
+from runlane.types import Run, RunEvent, RunState
+
+STATES = [str(each) for each in RunState if each is not RunState.UNKNOWN]
+
+_COLUMNS: tuple[Column[Run], ...] = (
+    Column("ACCEPTED", lambda run: run.accepted_at),
+    Column("SESSION", lambda run: run.session_id),
+    Column("SEQ", lambda run: run.accept_seq),
+    Column("RUN", lambda run: run.run_id),
+    Column("STATE", lambda run: run.state, lambda run: coloured(run.state)),
+    Column("ENDED", lambda run: run.ended_at, lambda run: took(run.started_at, run.ended_at)),
+    Column("PROMPT", lambda run: run.prompt_excerpt, lambda run: one_line(run.prompt_excerpt, 40)),
+)
+
+
+@click.command()
+@click.option("-s", "--session", metavar="SESSION", help="Only those of this session.")
+@click.option(
+    "--state", multiple=True, type=click.Choice(STATES), help="Only in this; may be repeated."
+)
+@click.option(
+    "-n", "count", type=click.IntRange(0), default=20, show_default=True, help="0: all of them."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per run.")
+@click.pass_obj
+def runs(
+    settings: Settings, session: str | None, state: tuple[str, ...], count: int, as_json: bool
+) -> None:
+    """Lists runs, the latest accepted first.
+
+    In a pipe the columns are: accepted, session, seq, run, state, ended, prompt.
+    """
+    states = tuple(RunState(each) for each in state)
+    execute(settings, partial(_runs, session, states, count, as_json))
+
+
+async def _runs(
+    session: str | None, states: tuple[RunState, ...], count: int, as_json: bool, client: Client
+) -> int:
+    pager = client.list_runs(session, states=states, page_size=min(count, 1000))
+    await show(first(aiter(pager), count), _COLUMNS, as_json=as_json, nothing="no runs")
+    return DONE
+
+
+@click.command()
+@click.option("--timeout", type=DURATION, help="How long to wait, such as 30s; else without limit.")
+@click.option("--json", "as_json", is_flag=True, help="Print the end of the run as JSON.")
+@click.argument("run_id")
+@click.pass_obj
+def wait(settings: Settings, timeout: timedelta | None, as_json: bool, run_id: str) -> None:
+    """Waits for a run to end, prints its text, and leaves with the exit code of `run`.
+
+    It lasts over lost connections and restarted servers. When the time is up the exit code is 1.
+    """
+    execute(settings, partial(_wait, run_id, timeout, as_json))
+
+
+async def _wait(run_id: str, timeout: timedelta | None, as_json: bool, client: Client) -> int:
+    run = await client.wait_run(run_id, timeout=timeout)
+    complete = run.run_complete
+    if complete is None:
+        stderr_console().print(f"run {run_id} has not ended: it is {run.state}", markup=False)
+        return FAILED
+    if as_json:
+        click.echo(json_line(complete))
+    else:
+        RunView(as_json=False).show(RunEvent(0, complete.ended_at, complete))
+    return outcome_code(complete)

@@ -1,0 +1,65 @@
+"""What options are made of beyond click's own types."""
+
+from __future__ import annotations
+
+import mimetypes
+import re
+from datetime import timedelta
+from pathlib import Path
+
+import click
+
+from runlane.types import Attachment
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_PIECE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ms|s|m|h|d)")
+
+
+class DurationType(click.ParamType[timedelta]):
+    """A span of time: `90`, `30s`, `1.5m`, `1h30m`, `250ms`, `2d`. A bare number is seconds."""
+
+    name = "duration"
+
+    def convert(
+        self,
+        value: str | timedelta,
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> timedelta:
+        """The span of time; more than 0."""
+        if isinstance(value, timedelta):
+            return value
+        try:
+            span = parse_duration(value)
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is no span of time such as 30s, 1h30m or 250ms", param, ctx)
+        if span <= timedelta():
+            self.fail(f"{value!r} is not more than 0", param, ctx)
+        return span
+
+
+DURATION = DurationType()
+
+
+def parse_duration(text: str) -> timedelta:
+    """A span of time from its text. Raises ValueError where it is none."""
+    text = text.strip().lower()
+    if re.fullmatch(r"\d+(?:\.\d+)?|\.\d+", text):
+        return timedelta(seconds=float(text))
+    pieces = list(_PIECE.finditer(text))
+    if not pieces or "".join(piece.group() for piece in pieces) != text:
+        raise ValueError(text)
+    return timedelta(seconds=sum(float(p.group(1)) * _UNITS[p.group(2)] for p in pieces))
+
+
+def read_attachment(path: Path) -> Attachment:
+    """A file as an attachment: as text if it is UTF-8 and its name does not say otherwise."""
+    data = path.read_bytes()
+    mime_type = mimetypes.guess_type(path.name)[0] or ""
+    kind = mime_type.partition("/")[0]
+    if kind in {"image", "audio", "video", "font"} or b"\0" in data:
+        return Attachment(path.name, data, mime_type)
+    try:
+        return Attachment(path.name, data.decode(), mime_type)
+    except UnicodeDecodeError:
+        return Attachment(path.name, data, mime_type)

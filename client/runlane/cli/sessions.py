@@ -1,0 +1,164 @@
+"""`runlane sessions` and `runlane messages`: conversations, and what was said in them."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import click
+from rich.console import Console
+from rich.text import Text as Shown
+
+from runlane.cli.base import DONE, Settings, execute
+from runlane.cli.output import (
+    Column,
+    first,
+    for_terminal,
+    json_line,
+    on_terminal,
+    one_line,
+    show,
+    stderr_console,
+    when,
+)
+from runlane.client import Client
+from runlane.types import (
+    Attachment,
+    Message,
+    Part,
+    Reasoning,
+    Role,
+    Session,
+    Text,
+    ToolCall,
+    ToolResult,
+)
+
+_ROLES = {Role.USER: "bold cyan", Role.ASSISTANT: "bold green", Role.TOOL: "bold magenta"}
+
+
+def _work(session: Session) -> str:
+    if not session.busy:
+        return "idle"
+    return f"busy, {session.waiting_runs} waiting" if session.waiting_runs else "busy"
+
+
+_COLUMNS: tuple[Column[Session], ...] = (
+    Column("CREATED", lambda session: session.created_at),
+    Column("SESSION", lambda session: session.session_id),
+    Column("WORK", lambda session: "busy" if session.busy else "idle", _work),
+    Column("WAITING", lambda session: session.waiting_runs),
+    Column("TOKENS", lambda session: session.usage.input_tokens + session.usage.output_tokens),
+    Column("TITLE", lambda session: session.title),
+)
+
+_MESSAGE_COLUMNS: tuple[Column[Message], ...] = (
+    Column("TIME", lambda message: message.created_at),
+    Column("TURN", lambda message: message.turn),
+    Column("RUN", lambda message: message.run_id),
+    Column("ROLE", lambda message: message.role),
+    Column("FINISH", lambda message: message.finish_reason),
+    Column("TEXT", lambda message: "\n".join(map(_part, message.parts))),
+)
+
+
+@click.group(invoke_without_command=True)
+@click.option(
+    "-n", "count", type=click.IntRange(0), default=20, show_default=True, help="0: all of them."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per session.")
+@click.pass_context
+def sessions(context: click.Context, count: int, as_json: bool) -> None:
+    """Lists sessions, the latest created first; creates and deletes them.
+
+    In a pipe the columns are: created, session, busy or idle, waiting runs, tokens, title.
+    """
+    if context.invoked_subcommand is None:
+        execute(context.obj, partial(_list, count, as_json))
+
+
+async def _list(count: int, as_json: bool, client: Client) -> int:
+    pager = client.list_sessions(page_size=min(count, 1000))
+    await show(first(aiter(pager), count), _COLUMNS, as_json=as_json, nothing="no sessions")
+    return DONE
+
+
+@sessions.command()
+@click.option("--title", default="", help="A name for people.")
+@click.option("--json", "as_json", is_flag=True, help="Print the session as JSON.")
+@click.argument("session", required=False)
+@click.pass_obj
+def create(settings: Settings, title: str, as_json: bool, session: str | None) -> None:
+    """Creates a session, of this id or of a new one, and prints its id."""
+    execute(settings, partial(_create, session, title, as_json))
+
+
+async def _create(session_id: str | None, title: str, as_json: bool, client: Client) -> int:
+    created = await client.create_session(session_id, title=title)
+    click.echo(json_line(created) if as_json else created.session_id)
+    return DONE
+
+
+@sessions.command()
+@click.argument("session", nargs=-1, required=True)
+@click.pass_obj
+def delete(settings: Settings, session: tuple[str, ...]) -> None:
+    """Deletes idle sessions, with their runs and transcripts."""
+    execute(settings, partial(_delete, session))
+
+
+async def _delete(session_ids: tuple[str, ...], client: Client) -> int:
+    for session_id in session_ids:
+        await client.delete_session(session_id)
+    return DONE
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per message.")
+@click.argument("session")
+@click.pass_obj
+def messages(settings: Settings, as_json: bool, session: str) -> None:
+    """Prints the transcript of SESSION, the oldest message first.
+
+    In a pipe the columns are: time, turn, run, role, finish reason, text.
+    """
+    execute(settings, partial(_messages, session, as_json))
+
+
+async def _messages(session_id: str, as_json: bool, client: Client) -> int:
+    pager = client.list_messages(session_id)
+    if as_json or not on_terminal():
+        await show(aiter(pager), _MESSAGE_COLUMNS, as_json=as_json, nothing="")
+        return DONE
+    console = Console(highlight=False, soft_wrap=True)
+    count = 0
+    async for message in pager:
+        count += 1
+        _print(console, message)
+    if not count:
+        stderr_console().print("no messages", style="dim")
+    return DONE
+
+
+def _print(console: Console, message: Message) -> None:
+    console.print(
+        Shown(str(message.role), style=_ROLES.get(message.role, "bold")),
+        Shown(when(message.created_at), style="dim"),
+        Shown(str(message.finish_reason or ""), style="dim"),
+    )
+    for part in message.parts:
+        style = "" if isinstance(part, Text) else "dim"
+        console.print(Shown(for_terminal(_part(part)), style=style))
+    console.print()
+
+
+def _part(part: Part) -> str:
+    match part:
+        case Text(text=text) | Reasoning(text=text):
+            return text
+        case ToolCall(name=name, arguments_json=arguments):
+            return f"[calls {name} {one_line(arguments)}]"
+        case ToolResult(name=name, content=content, is_error=is_error):
+            return f"[{name} {'failed' if is_error else 'answered'}: {one_line(content)}]"
+        case Attachment(name=name, mime_type=mime_type, content=content):
+            size = len(content if isinstance(content, bytes) else content.encode())
+            return f"[attached {name or 'without a name'} {mime_type} {size} bytes]"

@@ -1,0 +1,274 @@
+"""Between the messages of `runlane.v1` and the records of `runlane.types`. Nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Protocol, TypeAlias, TypeVar
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from runlane import types as t
+from runlane.v1 import run_pb2, run_service_pb2, session_pb2
+
+Seconds: TypeAlias = float | timedelta
+"""A span of time, as callers give it: seconds, or a timedelta."""
+
+EnumT = TypeVar("EnumT", bound=StrEnum)
+
+
+class _ProtoEnum(Protocol):
+    def items(self) -> Sequence[tuple[str, int]]: ...
+
+
+def _numbers(wrapper: _ProtoEnum, prefix: str, ours: type[EnumT]) -> dict[int, EnumT]:
+    """Our member for each number that the interface defines, by name."""
+    names = {member.value: member for member in ours}
+    found = {number: name.removeprefix(prefix).lower() for name, number in wrapper.items()}
+    return {number: names[name] for number, name in found.items() if name in names}
+
+
+_RUN_STATES = _numbers(run_pb2.RunState, "RUN_STATE_", t.RunState)
+_WHEN_BUSY = _numbers(run_pb2.WhenBusy, "WHEN_BUSY_", t.WhenBusy)
+_FINISH_REASONS = _numbers(run_pb2.FinishReason, "FINISH_REASON_", t.FinishReason)
+_ROLES = _numbers(session_pb2.Role, "ROLE_", t.Role)
+
+
+# --- To the wire ---------------------------------------------------------------------------------
+
+
+def seconds(span: Seconds) -> float:
+    """A span of time in seconds."""
+    return span.total_seconds() if isinstance(span, timedelta) else float(span)
+
+
+def to_duration(span: Seconds | None) -> Duration | None:
+    """A span of time for the wire, to the microsecond."""
+    if span is None:
+        return None
+    duration = Duration()
+    duration.FromTimedelta(span if isinstance(span, timedelta) else timedelta(seconds=span))
+    return duration
+
+
+def to_run_state(state: t.RunState) -> run_pb2.RunState.ValueType:
+    """A state for the wire."""
+    return run_pb2.RunState.Value(f"RUN_STATE_{state.name}")
+
+
+def to_when_busy(when_busy: t.WhenBusy) -> run_pb2.WhenBusy.ValueType:
+    """A choice for the wire."""
+    return run_pb2.WhenBusy.Value(f"WHEN_BUSY_{when_busy.name}")
+
+
+def to_scope(scope: t.CancelScope) -> run_service_pb2.CancelScope.ValueType:
+    """A scope for the wire."""
+    return run_service_pb2.CancelScope.Value(f"CANCEL_SCOPE_{scope.name}")
+
+
+def to_attachment(attachment: t.Attachment) -> run_pb2.Attachment:
+    """An attachment for the wire."""
+    content = attachment.content
+    if isinstance(content, bytes):
+        return run_pb2.Attachment(
+            name=attachment.name, mime_type=attachment.mime_type, data=content
+        )
+    return run_pb2.Attachment(name=attachment.name, mime_type=attachment.mime_type, text=content)
+
+
+# --- From the wire -------------------------------------------------------------------------------
+
+
+def _time(stamp: Timestamp) -> datetime:
+    return stamp.ToDatetime(UTC)
+
+
+def _labels(labels: Mapping[str, str]) -> Mapping[str, str]:
+    # A plain dict: a mapping proxy can neither be pickled nor copied.
+    return dict(labels)
+
+
+def _finish_reason(number: int) -> t.FinishReason | None:
+    if number == run_pb2.FINISH_REASON_UNSPECIFIED:
+        return None
+    return _FINISH_REASONS.get(number, t.FinishReason.UNKNOWN)
+
+
+def _run_state(number: int) -> t.RunState:
+    return _RUN_STATES.get(number, t.RunState.UNKNOWN)
+
+
+def usage(message: run_pb2.Usage) -> t.Usage:
+    """What was used."""
+    return t.Usage(
+        input_tokens=message.input_tokens,
+        output_tokens=message.output_tokens,
+        cache_read_tokens=message.cache_read_tokens,
+        cache_write_tokens=message.cache_write_tokens,
+        requests=message.requests,
+    )
+
+
+def run_complete(message: run_pb2.RunComplete) -> t.RunComplete:
+    """A terminal event."""
+    error = t.RunError(message.error.reason, message.error.message)
+    return t.RunComplete(
+        session_id=message.session_id,
+        run_id=message.run_id,
+        accept_seq=message.accept_seq,
+        state=_run_state(message.state),
+        cancelled=message.cancelled,
+        finish_reason=_finish_reason(message.finish_reason),
+        error=error if message.HasField("error") else None,
+        message_id=message.message_id or None,
+        text=message.text,
+        text_truncated=message.text_truncated,
+        folded_into=message.folded_into or None,
+        usage=usage(message.usage) if message.HasField("usage") else None,
+        attempt=message.attempt,
+        cancel_reason=message.cancel_reason,
+        accepted_at=_time(message.accepted_at),
+        started_at=_time(message.started_at) if message.HasField("started_at") else None,
+        ended_at=_time(message.ended_at),
+    )
+
+
+def run(message: run_pb2.Run) -> t.Run:
+    """A run."""
+    complete = run_complete(message.run_complete) if message.HasField("run_complete") else None
+    return t.Run(
+        session_id=message.session_id,
+        run_id=message.run_id,
+        accept_seq=message.accept_seq,
+        state=_run_state(message.state),
+        when_busy=_WHEN_BUSY.get(message.when_busy, t.WhenBusy.QUEUE),
+        prompt_excerpt=message.prompt_excerpt,
+        metadata=_labels(message.metadata),
+        timeout=message.timeout.ToTimedelta() if message.HasField("timeout") else None,
+        max_attempts=message.max_attempts,
+        attempt=message.attempt,
+        accepted_at=_time(message.accepted_at),
+        started_at=_time(message.started_at) if message.HasField("started_at") else None,
+        ended_at=_time(message.ended_at) if message.HasField("ended_at") else None,
+        folded_into=message.folded_into or None,
+        run_complete=complete,
+    )
+
+
+def cancelled_run(message: run_pb2.CancelledRun) -> t.CancelledRun:
+    """A run that a cancel covered."""
+    return t.CancelledRun(
+        session_id=message.session_id,
+        run_id=message.run_id,
+        accept_seq=message.accept_seq,
+        state_when_cancelled=_run_state(message.state_when_cancelled),
+    )
+
+
+def receipt(
+    message: run_service_pb2.CancelResponse | run_service_pb2.SessionCancellation, session_id: str
+) -> t.CancelReceipt:
+    """What a cancel covered in one session."""
+    covered = tuple(cancelled_run(each) for each in message.cancelled)
+    return t.CancelReceipt(
+        session_id=session_id or (covered[0].session_id if covered else ""),
+        cancelled=covered,
+        fence_accept_seq=message.fence_accept_seq,
+    )
+
+
+def session(message: session_pb2.Session) -> t.Session:
+    """A session."""
+    return t.Session(
+        session_id=message.session_id,
+        title=message.title,
+        metadata=_labels(message.metadata),
+        busy=message.busy,
+        active_run_id=message.active_run_id or None,
+        waiting_runs=message.waiting_runs,
+        usage=usage(message.usage),
+        created_at=_time(message.created_at),
+        updated_at=_time(message.updated_at),
+    )
+
+
+def _tool_call(message: run_pb2.ToolCall) -> t.ToolCall:
+    return t.ToolCall(message.tool_call_id, message.name, message.arguments_json)
+
+
+def _tool_result(message: run_pb2.ToolResult) -> t.ToolResult:
+    return t.ToolResult(message.tool_call_id, message.name, message.content, message.is_error)
+
+
+def attachment(message: run_pb2.Attachment) -> t.Attachment:
+    """An attachment."""
+    content = message.data if message.WhichOneof("content") == "data" else message.text
+    return t.Attachment(message.name, content, message.mime_type)
+
+
+def part(message: session_pb2.Part) -> t.Part | None:
+    """A part of a message; None for a kind that this client does not know."""
+    match message.WhichOneof("part"):
+        case "text":
+            return t.Text(message.text)
+        case "reasoning":
+            return t.Reasoning(message.reasoning)
+        case "tool_call":
+            return _tool_call(message.tool_call)
+        case "tool_result":
+            return _tool_result(message.tool_result)
+        case "attachment":
+            return attachment(message.attachment)
+        case _:
+            return None
+
+
+def message(message: session_pb2.Message) -> t.Message:
+    """An entry of a transcript."""
+    parts = (part(each) for each in message.parts)
+    return t.Message(
+        message_id=message.message_id,
+        run_id=message.run_id,
+        turn=message.turn,
+        role=_ROLES.get(message.role, t.Role.UNKNOWN),
+        parts=tuple(each for each in parts if each is not None),
+        finish_reason=_finish_reason(message.finish_reason),
+        model=message.model,
+        created_at=_time(message.created_at),
+        continues=message.continues,
+    )
+
+
+def _event_body(message: run_pb2.RunEvent) -> t.EventBody | None:  # noqa: PLR0911 - one per kind
+    match message.WhichOneof("event"):
+        case "accepted":
+            return t.Accepted(message.accepted.accept_seq)
+        case "started":
+            return t.Started(message.started.attempt)
+        case "text_delta":
+            return t.TextDelta(message.text_delta.text)
+        case "reasoning_delta":
+            return t.ReasoningDelta(message.reasoning_delta.text)
+        case "tool_call":
+            return _tool_call(message.tool_call)
+        case "tool_result":
+            return _tool_result(message.tool_result)
+        case "folded":
+            return t.Folded(message.folded.run_id, message.folded.into_run_id)
+        case "run_complete":
+            return run_complete(message.run_complete)
+        case _:
+            return None
+
+
+def run_event(message: run_pb2.RunEvent) -> t.RunEvent | None:
+    """An event of a run; None for a kind that this client does not know."""
+    body = _event_body(message)
+    return None if body is None else t.RunEvent(message.index, _time(message.time), body)
+
+
+def progress(message: run_service_pb2.SubscribeRunCompleteResponse) -> t.Progress:
+    """A progress mark."""
+    return t.Progress(message.cursor, _time(message.progress.time))

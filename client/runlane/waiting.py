@@ -1,0 +1,48 @@
+"""Waiting for a run to end, for as long as it takes."""
+
+from __future__ import annotations
+
+import asyncio
+
+from runlane import convert
+from runlane.convert import Seconds, seconds
+from runlane.errors import DeadlineExceeded, RunlaneError, is_transient
+from runlane.types import Run
+from runlane.v1 import run_service_pb2 as pb
+from runlane.wire import Backoff, Wire
+
+WAIT_SLICE = 30.0
+"""For how many seconds one WaitRun call waits. A wait is made of many, so that a connection that
+died without a word holds up one of them and not the whole."""
+
+
+async def wait_run(wire: Wire, run_id: str, timeout: Seconds | None) -> Run:
+    """The run at its end, or as it is when the time is up; see `Client.wait_run`."""
+    clock = asyncio.get_running_loop().time
+    deadline = None if timeout is None else clock() + seconds(timeout)
+    backoff = Backoff(wire.retry)
+    while True:
+        begun = clock()
+        wait = WAIT_SLICE if deadline is None else min(max(deadline - begun, 0.0), WAIT_SLICE)
+        pause = 0.0
+        try:
+            run = await _once(wire, run_id, wait)
+            if run.state.terminal or (deadline is not None and clock() >= deadline):
+                return run
+            # A server that does not wait as long as it was asked to is not asked in a tight loop.
+            if clock() - begun < wait:
+                pause = backoff.next()
+            else:
+                backoff.reset()
+        except RunlaneError as error:
+            pause = backoff.next(error)
+            late = deadline is not None and clock() + pause >= deadline
+            if late or not (is_transient(error) or isinstance(error, DeadlineExceeded)):
+                raise
+        await asyncio.sleep(pause)
+
+
+async def _once(wire: Wire, run_id: str, wait: float) -> Run:
+    request = pb.WaitRunRequest(run_id=run_id, timeout=convert.to_duration(wait))
+    response = await wire.once(wire.runs.WaitRun, request, wait + wire.timeout)
+    return convert.run(response.run)

@@ -1,0 +1,24 @@
+"""What the client's tests share."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest_asyncio
+
+from client.peer import Peer, serving
+from runlane import Client
+
+
+@pytest_asyncio.fixture
+async def peer() -> AsyncIterator[Peer]:
+    """A peer that does what it is told to."""
+    async with serving() as peer:
+        yield peer
+
+
+@pytest_asyncio.fixture
+async def client(peer: Peer) -> AsyncIterator[Client]:
+    """A client of the peer."""
+    async with peer.client() as client:
+        yield client

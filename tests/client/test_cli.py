@@ -1,0 +1,326 @@
+"""The command: what it takes, what it prints, and the code it leaves with."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from asyncio.subprocess import PIPE, Process
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from grpc import StatusCode
+
+import runlane
+from client.peer import HANG, LOST, Peer, Refuse, accepted, complete, ended, event, mark, run, says
+from runlane import RunComplete, convert, types
+from runlane.cli.app import runlane as command
+from runlane.cli.base import describe, failure, outcome_code
+from runlane.cli.output import Column, for_terminal, json_line, one_line, took, tsv
+from runlane.cli.params import parse_duration, read_attachment
+from runlane.cli.run_view import ending
+from runlane.cli.watch import columns, line
+from runlane.v1 import run_pb2, run_service_pb2
+
+START = ("-c", "from runlane.cli import main; main()")
+COMPLETED = run_pb2.RUN_STATE_COMPLETED
+CANCELLED = run_pb2.RUN_STATE_CANCELLED
+FAILED = run_pb2.RUN_STATE_FAILED
+
+
+def end_of(state: run_pb2.RunState.ValueType, text: str = "done") -> RunComplete:
+    """The end of a run."""
+    return convert.run_complete(complete("r", state, text=text))
+
+
+# --- The parts -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("30s", 30), ("1.5m", 90), ("1h30m", 5400), ("250ms", 0.25), ("2d", 172_800)],
+)
+def test_spans_of_time(text: str, seconds: float) -> None:
+    assert parse_duration(text) == timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize("text", ["", "s", "1x", "-1s", "1s ago", "30 s", "1h-5m", "nan", "inf"])
+def test_what_is_no_span_of_time(text: str) -> None:
+    with pytest.raises((ValueError, OverflowError)):
+        parse_duration(text)
+
+
+def test_exit_codes() -> None:
+    assert [outcome_code(end_of(state)) for state in (COMPLETED, FAILED, CANCELLED)] == [0, 1, 130]
+    assert failure(runlane.EmptyPrompt("empty")).exit_code == 2
+    assert failure(runlane.SessionNotFound("none")).exit_code == 1
+    assert failure(runlane.Unavailable("down")).exit_code == 1
+
+
+def test_an_error_is_one_line_that_names_each_field_once() -> None:
+    violations = (
+        violation("timeout", "is above 7 days"),
+        violation("prompt", "is\nodd"),
+    )
+    error = runlane.InvalidArgument("timeout: is above 7 days", violations=violations)
+    assert describe(error) == "timeout: is above 7 days (prompt: is odd)"
+
+
+def violation(field: str, description: str) -> runlane.Violation:
+    """A violation."""
+    return runlane.Violation(field, description)
+
+
+def test_how_a_run_ended_in_words() -> None:
+    assert ending(end_of(COMPLETED)) is None
+    assert ending(end_of(CANCELLED)) == "cancelled"
+    assert ending(end_of(FAILED)) == "failed: AGENT_ERROR: it broke"
+
+
+def test_nothing_in_a_field_breaks_its_line() -> None:
+    assert tsv(["a\tb\nc\\", None, 3, "\x1b[2J"]) == "a\\tb\\nc\\\\\t\t3\t\\x1b[2J"
+    assert tsv(columns(end_of(COMPLETED, "a\nb"))).split("\t") == [
+        "1970-01-01T00:00:02+00:00",
+        "s",
+        "1",
+        "r",
+        "completed",
+        "stop",
+        "a\\nb",
+    ]
+
+
+def test_nothing_said_steers_the_terminal() -> None:
+    assert for_terminal("a\x1b[2Jb\r\n\tc\x9b") == "a[2Jb\n\tc"
+    assert one_line("  a\n b\x1b  " + "x" * 100, 10) == "a b xxxxx…"
+    assert line(end_of(COMPLETED, "[bold]\x1b[31mred")).plain.endswith("[bold][31mred")
+
+
+def test_json_is_what_was_there() -> None:
+    attached = types.Attachment("a", b"\0\1", "x/y")
+    assert json.loads(json_line(attached)) == {"name": "a", "content": "AAE=", "mime_type": "x/y"}
+    time = datetime(2026, 1, 2, tzinfo=UTC)
+    said = types.RunEvent(3, time, types.TextDelta("hé"))
+    assert json_line(said) == (
+        '{"index":3,"time":"2026-01-02T00:00:00+00:00","type":"text_delta","text":"hé"}'
+    )
+    assert json.loads(json_line(types.RunEvent(4, time, end_of(FAILED))))["error"] == {
+        "reason": "AGENT_ERROR",
+        "message": "it broke",
+    }
+    shown = json.loads(json_line(convert.run(run("r", COMPLETED))))
+    assert shown["run_complete"]["state"] == "completed"
+
+
+def test_times_and_cells_for_people() -> None:
+    begin = datetime(2026, 1, 1, tzinfo=UTC)
+    spans = [timedelta(seconds=1.24), timedelta(seconds=75), timedelta(hours=2, minutes=5)]
+    assert [took(begin, begin + span) for span in spans] == ["1.2s", "1m15s", "2h05m"]
+    assert took(None, begin) == ""
+    column: Column[str] = Column("T", lambda text: text)
+    assert column.cell("a\nb").plain == "a\\nb"
+
+
+def test_attachments_are_text_where_they_are(tmp_path: Path) -> None:
+    contents = {"a.md": "hé".encode(), "b.bin": b"\xff\xfe", "c.png": b"png", "d": b"a\0b"}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    kinds = {name: type(read_attachment(tmp_path / name).content) for name in contents}
+    assert kinds == {"a.md": str, "b.bin": bytes, "c.png": bytes, "d": bytes}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "--timeout", "soon", "p"],
+        ["run", "--timeout", "0", "p"],
+        ["run", "--when-busy", "never", "p"],
+        ["run", "--attach", "/no/such/file", "p"],
+        ["cancel"],
+        ["cancel", "s", "--all"],
+        ["cancel", "--run", "r", "--scope", "active"],
+        ["watch", "--cursor", "c", "--from-beginning"],
+        ["runs", "--state", "asleep"],
+        ["wait"],
+        ["sessions", "delete"],
+    ],
+    ids=" ".join,
+)
+def test_bad_usage(arguments: list[str]) -> None:
+    result = CliRunner().invoke(command, arguments)
+    assert result.exit_code == 2
+    assert "Error:" in result.stderr
+    assert not result.stdout
+
+
+def test_help_tells_of_every_command() -> None:
+    result = CliRunner().invoke(command, ["--help"])
+    assert result.exit_code == 0
+    for name, each in command.commands.items():
+        assert name in result.stdout
+        assert "--help" in CliRunner().invoke(command, [name, "--help"]).stdout
+        assert each.help
+    assert "runlane" in CliRunner().invoke(command, ["--version"]).stdout
+
+
+@pytest.mark.parametrize("missing", ["click", "rich"])
+def test_without_the_extra_there_is_one_line(missing: str) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; {START[1]}"
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert told.returncode == 1
+    assert told.stderr == f"runlane: {missing} is not installed; try: pip install 'runlane[cli]'\n"
+
+
+# --- As a process, against a peer ----------------------------------------------------------------
+
+
+async def start(peer: Peer, *arguments: str) -> Process:
+    """The command, against the peer."""
+    environment = {**os.environ, "RUNLANE_SERVER": peer.target}
+    return await asyncio.create_subprocess_exec(
+        sys.executable, *START, *arguments, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=environment
+    )
+
+
+async def finish(process: Process, stdin: str = "") -> tuple[int | None, str, str]:
+    """Its exit code, stdout and stderr."""
+    out, err = await process.communicate(stdin.encode())
+    return process.returncode, out.decode(), err.decode()
+
+
+async def test_run_streams_the_text_and_names_the_new_session(peer: Peer) -> None:
+    peer.scripts["RunAccepted"] = [(accepted(),)]
+    peer.scripts["SubscribeRun"] = [
+        (says(1, "hel"), LOST),
+        (says(2, "lo"), event(3, run_complete=complete("r"))),
+    ]
+    code, out, err = await finish(await start(peer, "run"), "what?")
+    assert (code, out) == (0, "hello\n")
+    assert err.splitlines()[0] == "session s"
+    assert "reconnecting" in err
+    request = peer.requests["RunAccepted"][0]
+    assert request.prompt == "what?"
+    assert request.session_id
+    assert request.allow_missing
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "told"),
+    [(FAILED, 1, "failed: AGENT_ERROR: it broke\n"), (CANCELLED, 130, "cancelled\n")],
+)
+async def test_run_leaves_with_the_code_of_the_end(
+    peer: Peer, state: run_pb2.RunState.ValueType, code: int, told: str
+) -> None:
+    peer.scripts["RunAccepted"] = [(accepted(),)]
+    end = complete("r", state, text="so far")
+    peer.scripts["SubscribeRun"] = [(event(1, run_complete=end),)]
+    assert await finish(await start(peer, "run", "-s", "s", "p")) == (code, "so far\n", told)
+
+
+async def test_run_as_json_ends_with_the_end(peer: Peer) -> None:
+    peer.scripts["RunAccepted"] = [(accepted(),)]
+    peer.scripts["SubscribeRun"] = [(says(1, "a"), event(2, run_complete=complete("r")))]
+    code, out, _ = await finish(await start(peer, "run", "-s", "s", "--json", "p"))
+    said, end = map(json.loads, out.splitlines())
+    assert (code, said["type"], end["type"], end["text"]) == (
+        0,
+        "text_delta",
+        "run_complete",
+        "done",
+    )
+
+
+async def test_run_detached_prints_the_id(peer: Peer) -> None:
+    peer.scripts["RunAccepted"] = [(accepted("r9"),)]
+    assert await finish(await start(peer, "run", "-s", "s", "--detach", "p")) == (0, "r9\n", "")
+
+
+async def test_the_first_interrupt_cancels_and_waits_for_the_end(peer: Peer) -> None:
+    peer.scripts["RunAccepted"] = [(accepted("r"),)]
+    peer.scripts["SubscribeRun"] = [(says(1, "so far"), HANG)]
+    process = await start(peer, "run", "-s", "s", "p")
+    assert process.stdout is not None
+    assert await process.stdout.readexactly(6) == b"so far"
+    peer.scripts["Cancel"] = [(run_service_pb2.CancelResponse(fence_accept_seq=1),)]
+    process.send_signal(signal.SIGINT)
+    await peer.came["Cancel"].wait()
+    peer.scripts["SubscribeRun"] = [(event(2, run_complete=complete("r", CANCELLED)),)]
+    await peer.stop()
+    await peer.start()
+    code, _, err = await finish(process)
+    assert code == 130
+    assert "cancelled" in err
+    assert peer.requests["Cancel"][0].run_id == "r"
+
+
+async def test_the_second_interrupt_leaves_at_once(peer: Peer) -> None:
+    peer.scripts["RunAccepted"] = [(accepted("r"),)]
+    peer.scripts["SubscribeRun"] = [(says(1, "so far"), HANG)]
+    process = await start(peer, "run", "-s", "s", "p")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    await process.stdout.readexactly(6)
+    process.send_signal(signal.SIGINT)
+    assert b"Ctrl-C again" in await process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    assert (await finish(process))[0] == 130
+
+
+async def test_an_error_is_one_line(peer: Peer) -> None:
+    empty = Refuse(StatusCode.INVALID_ARGUMENT, "EMPTY_PROMPT", "prompt: is empty")
+    peer.scripts["RunAccepted"] = [(empty,)]
+    told = await finish(await start(peer, "run", ""))
+    assert told == (2, "", "Error: prompt: is empty\n")
+    await peer.stop()
+    code, out, err = await finish(await start(peer, "runs"))
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith(f"Error: cannot reach {peer.target}: ")
+
+
+async def test_cancel_prints_the_receipt(peer: Peer) -> None:
+    covered = run_pb2.CancelledRun(
+        session_id="s", run_id="r", accept_seq=2, state_when_cancelled=run_pb2.RUN_STATE_QUEUED
+    )
+    receipt = run_service_pb2.CancelResponse(cancelled=[covered], fence_accept_seq=3)
+    peer.scripts["Cancel"] = [(receipt,), (run_service_pb2.CancelResponse(),)]
+    told = await finish(await start(peer, "cancel", "s", "--scope", "waiting"))
+    assert told == (0, "s\t2\tr\tqueued\n", "fence 3 in session s\n")
+    assert peer.requests["Cancel"][0].scope == run_service_pb2.CANCEL_SCOPE_WAITING
+    assert await finish(await start(peer, "cancel", "s")) == (0, "", "nothing to cancel\n")
+
+
+async def test_watch_goes_on_and_ends_with_its_cursor(peer: Peer) -> None:
+    peer.scripts["SubscribeRunComplete"] = [
+        (mark("c0"), ended("c1", "r1"), LOST),
+        (mark("c1"), ended("c2", "r2"), HANG),
+    ]
+    process = await start(peer, "watch", "-s", "s")
+    assert process.stdout is not None
+    runs = [(await process.stdout.readline()).split(b"\t")[3] for _ in range(2)]
+    assert runs == [b"r1", b"r2"]
+    process.send_signal(signal.SIGINT)
+    code, out, err = await finish(process)
+    assert (code, out) == (0, "")
+    assert err.splitlines()[-1] == "go on with --cursor c2"
+    assert err.startswith("reconnecting: ")
+    assert "connected again" in err
+
+
+async def test_a_reader_that_leaves_is_no_error(peer: Peer) -> None:
+    page = run_service_pb2.ListRunsResponse(runs=[run(f"r{n}") for n in range(1000)])
+    page.next_page_token = "more"  # noqa: S105 - where the next page begins
+    peer.scripts["ListRuns"] = [(page,)] * 100
+    process = await start(peer, "runs", "-n", "0")
+    assert process.stdout is not None
+    await process.stdout.readline()
+    process.stdout._transport.close()  # type: ignore[attr-defined]
+    assert process.stderr is not None
+    assert await process.stderr.read() == b""
+    await process.wait()

@@ -1,0 +1,121 @@
+"""The events of a run: each once and in order up to its end, over as many calls as it takes."""
+
+from __future__ import annotations
+
+import pytest
+from grpc import StatusCode
+
+import runlane
+from client.peer import HANG, LOST, Peer, Refuse, Script, accepted, complete, event, says
+from runlane import Client, RunComplete, RunEvents, TextDelta
+from runlane.v1 import run_pb2
+
+RPC = "SubscribeRun"
+BEGIN = (
+    event(1, accepted=run_pb2.RunEvent.Accepted(accept_seq=7)),
+    event(2, started=run_pb2.RunEvent.Started(attempt=1)),
+)
+
+
+async def told(events: RunEvents) -> list[str]:
+    """What was said, and how it ended."""
+    return [
+        each.body.text async for each in events if isinstance(each.body, TextDelta | RunComplete)
+    ]
+
+
+def asked(peer: Peer) -> list[int]:
+    """Where each call began."""
+    return [request.after_index for request in peer.requests[RPC]]
+
+
+async def test_all_kinds_and_the_end(peer: Peer, client: Client) -> None:
+    peer.scripts[RPC] = [
+        (
+            *BEGIN,
+            event(3, reasoning_delta=run_pb2.RunEvent.ReasoningDelta(text="hm")),
+            event(4, tool_call=run_pb2.ToolCall(tool_call_id="t", name="n", arguments_json="{}")),
+            event(5, tool_result=run_pb2.ToolResult(tool_call_id="t", name="n", is_error=True)),
+            event(6, folded=run_pb2.RunEvent.Folded(run_id="q", into_run_id="r")),
+            says(7, "hello"),
+            event(8, run_complete=complete("r")),
+        )
+    ]
+    seen = [each async for each in client.subscribe_run("r")]
+    assert [each.index for each in seen] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [each.body for each in seen][:-1] == [
+        runlane.Accepted(7),
+        runlane.Started(1),
+        runlane.ReasoningDelta("hm"),
+        runlane.ToolCall("t", "n", "{}"),
+        runlane.ToolResult("t", "n", "", is_error=True),
+        runlane.Folded("q", "r"),
+        TextDelta("hello"),
+    ]
+    assert isinstance(seen[-1].body, RunComplete)
+
+
+@pytest.mark.parametrize(
+    "break_",
+    [pytest.param((LOST,), id="lost"), pytest.param((), id="ended before the run")],
+)
+async def test_it_goes_on_after_the_last_event(peer: Peer, client: Client, break_: Script) -> None:
+    peer.scripts["RunAccepted"] = [(accepted(),)]
+    peer.scripts[RPC] = [
+        (*BEGIN, says(3, "a"), *break_),
+        (says(4, "b"), *break_),
+        (event(5, run_complete=complete("r")),),
+    ]
+    handle = await client.run_accepted("s", "p")
+    assert await told(handle.events()) == ["a", "b", "done"]
+    assert asked(peer) == [0, 3, 4]
+
+
+async def test_it_can_begin_later(peer: Peer, client: Client) -> None:
+    peer.scripts[RPC] = [(says(5, "e"), event(6, run_complete=complete("r")))]
+    assert await told(client.subscribe_run("r", after_index=4)) == ["e", "done"]
+    assert asked(peer) == [4]
+
+
+async def test_duplicates_are_dropped(peer: Peer, client: Client) -> None:
+    peer.scripts[RPC] = [
+        (*BEGIN, says(3, "a"), LOST),
+        (says(2, "x"), says(3, "a"), says(4, "b"), event(5, run_complete=complete("r"))),
+    ]
+    assert await told(client.subscribe_run("r")) == ["a", "b", "done"]
+
+
+async def test_kinds_of_a_newer_server_are_passed_over(peer: Peer, client: Client) -> None:
+    peer.scripts[RPC] = [(*BEGIN, event(3), says(4, "a"), event(5, run_complete=complete("r")))]
+    assert await told(client.subscribe_run("r")) == ["a", "done"]
+
+
+async def test_what_is_missing_is_asked_for_again(peer: Peer, client: Client) -> None:
+    peer.scripts[RPC] = [
+        (*BEGIN, says(4, "b"), HANG),
+        (says(3, "a"), says(4, "b"), event(5, run_complete=complete("r"))),
+    ]
+    assert await told(client.subscribe_run("r")) == ["a", "b", "done"]
+    assert asked(peer) == [0, 2]
+
+
+async def test_what_stays_missing_is_told(peer: Peer, client: Client) -> None:
+    peer.scripts[RPC] = [(*BEGIN, says(4, "b"), HANG), (says(4, "b"), HANG)]
+    with pytest.raises(runlane.EventGap, match="event 4 came after event 2"):
+        await told(client.subscribe_run("r"))
+    await peer.left.wait()
+
+
+async def test_an_unknown_run_is_told(peer: Peer, client: Client) -> None:
+    peer.scripts[RPC] = [(Refuse(StatusCode.NOT_FOUND, "RUN_NOT_FOUND"),)]
+    with pytest.raises(runlane.RunNotFound):
+        await told(client.subscribe_run("r"))
+
+
+async def test_leaving_ends_the_call(peer: Peer, client: Client) -> None:
+    peer.scripts[RPC] = [(*BEGIN, HANG)]
+    async with client.subscribe_run("r") as events:
+        async for _ in events:
+            break
+    await peer.left.wait()
+    assert await told(events) == []
