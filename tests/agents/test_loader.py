@@ -217,10 +217,3 @@ async def test_a_pydantic_ai_agent(module: str, tmp_path: Path) -> None:
     await agent.start()
     assert "".join(texts(await collect(agent, ask("hi")))) == "I am a test"
     await agent.close()
-
-
-def test_instructions_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RUNLANE_CHAT_INSTRUCTIONS", "be kind")
-    assert AgentSettings.from_environment().chat_instructions == "be kind"
-    monkeypatch.setenv("RUNLANE_CHAT_INSTRUCTIONS", "")
-    assert AgentSettings.from_environment().chat_instructions is None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 from dataclasses import dataclass
 
@@ -47,18 +46,12 @@ class AgentSettings:
     chat_max_retries: int = 2
     gates: Gates | None = None
 
-    @classmethod
-    def from_environment(cls) -> AgentSettings:
-        """The defaults, with the instructions that RUNLANE_CHAT_INSTRUCTIONS has."""
-        return cls(chat_instructions=os.environ.get("RUNLANE_CHAT_INSTRUCTIONS") or None)
+
+DEFAULTS = AgentSettings()
 
 
-def load_agent(spec: str, settings: AgentSettings | None = None) -> Agent:
-    """The agent that a spec names (see `SPECS`). Raises StartError with one line that says why.
-
-    Without `settings` they come from the environment.
-    """
-    settings = settings or AgentSettings.from_environment()
+def load_agent(spec: str, settings: AgentSettings = DEFAULTS) -> Agent:
+    """The agent that a spec names (see `SPECS`). Raises StartError with one line that says why."""
     kind, _, rest = spec.strip().partition(":")
     match kind:
         case "echo":

@@ -1,0 +1,205 @@
+"""The server process: puts the parts together, serves, and goes down in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from runlane_server import logs
+from runlane_server.agents.loader import AgentSettings, load_agent
+from runlane_server.config import Config
+from runlane_server.coordinator import Coordinator
+from runlane_server.core.errors import RunlaneError, StartError
+from runlane_server.feed import Feed
+from runlane_server.rpc.endpoint import Endpoint
+from runlane_server.store.base import Store, StoreError
+from runlane_server.store.memory import MemoryStore
+from runlane_server.store.sqlite import SqliteStore
+
+log = structlog.get_logger()
+
+STOP_GRACE = 2.0
+"""Seconds that calls have to end after their subscriptions were told to. A health Watch takes all
+of it."""
+
+HURRIED_GRACE = 0.5
+"""The same where there is no time to lose: enough for what is known already to be said."""
+
+EXIT_TIMEOUT = 5.0
+"""Seconds after which the process ends even if the interpreter hangs at exit (grpc#40989)."""
+
+COMPACTION_PAUSE = 60.0
+COMPACTION_BATCH = 1000
+"""How many events are removed in one transaction: small, as accepts wait meanwhile."""
+
+
+def run(config: Config) -> int:
+    """Serves until a signal comes; returns the exit code. Raises StartError."""
+    logs.configure(config.log_format, config.log_level)
+    return asyncio.run(_serve_and_leave(config))
+
+
+async def _serve_and_leave(config: Config) -> int:
+    code = await serve(config)
+    # Everything is closed and written by now.
+    watchdog = threading.Timer(EXIT_TIMEOUT, os._exit, (code,))
+    watchdog.daemon = True
+    watchdog.start()
+    return code
+
+
+async def serve(config: Config) -> int:
+    """Serves until SIGTERM or SIGINT, or until the store fails; returns the exit code.
+
+    Raises StartError if it cannot start.
+    """
+    orders = Orders()
+    async with AsyncExitStack() as closing:
+        agent = load_agent(config.agent, agent_settings(config))
+        store = open_store(config.store)
+        store.on_failure = orders.store_failed
+        await closing.enter_async_context(store)
+        coordinator = Coordinator(store, agent, Feed(store), config.limits)
+        endpoint = Endpoint(coordinator, progress_interval=config.progress_interval)
+        # Before anything is run: a server that finds its port taken must not touch the work.
+        address = endpoint.bind(config.listen)
+        orders.listen(closing)
+        try:
+            await coordinator.start()
+        except RunlaneError as error:
+            raise StartError(error.message) from error
+        await endpoint.start()
+        if config.event_retention:
+            closing.callback(_in_background(_compact(store, config.event_retention)).cancel)
+        _announce(address, config)
+        await orders.stop.wait()
+        await _go_down(coordinator, endpoint, orders, config.drain_timeout)
+    return orders.exit_code
+
+
+def agent_settings(config: Config) -> AgentSettings:
+    """What the agents are told. A program has half the grace of a cancel to go by itself, and is
+    killed and reaped within the other half."""
+    return AgentSettings(
+        command_kill_grace=config.limits.cancel_grace / 2,
+        chat_instructions=config.chat_instructions or None,
+    )
+
+
+class Orders:
+    """What the process is told from outside: to stop, and to be quick about it."""
+
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+        self.hurry = asyncio.Event()
+        self.exit_code = 0
+
+    def listen(self, closing: AsyncExitStack) -> None:
+        """Listens to signals until everything is closed."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled, number)
+            closing.callback(loop.remove_signal_handler, number)
+
+    def store_failed(self, error: StoreError) -> None:
+        """Ends the process: what is in doubt is found out from the disk at the next start.
+
+        The store has told the log about it.
+        """
+        log.info("stopping, as the store failed", reason=error.message)
+        self.exit_code = 1
+        self.hurry.set()
+        self.stop.set()
+
+    def _signalled(self, number: signal.Signals) -> None:
+        log.info("signal", name=number.name, again=self.stop.is_set())
+        if self.stop.is_set():
+            self.hurry.set()
+        self.stop.set()
+
+
+def open_store(url: str) -> Store:
+    """The store that a URL names, not opened yet. Raises StartError."""
+    scheme, _, rest = url.partition(":")
+    if url == "memory:":
+        return MemoryStore()
+    if scheme == "sqlite" and rest.startswith("///") and rest != "///":
+        return SqliteStore(Path(rest.removeprefix("///")))
+    if scheme in {"postgresql", "postgres"}:
+        raise StartError(f"--store {scheme}: is not in this version; use sqlite:///PATH")
+    raise StartError(f"--store {url!r}: there are sqlite:///PATH and memory:")
+
+
+async def _go_down(
+    coordinator: Coordinator, endpoint: Endpoint, orders: Orders, drain_timeout: float
+) -> None:
+    """New work is refused first, what is active may end, and subscribers hear of it."""
+    await endpoint.retire()
+    coordinator.refuse()
+    log.info("draining", timeout_s=drain_timeout)
+    idle = await _unless(orders.hurry, coordinator.wait_idle(drain_timeout))
+    coordinator.feed.close()
+    returned = await endpoint.stop(HURRIED_GRACE if orders.hurry.is_set() else STOP_GRACE)
+    if not returned:
+        log.warning("handlers have not returned")
+    await coordinator.stop()
+    log.info("stopped", idle=bool(idle))
+
+
+async def _unless(event: asyncio.Event, wait: Coroutine[Any, Any, bool]) -> bool:
+    """What a wait returns; False if the event comes first."""
+    waiting = asyncio.ensure_future(wait)
+    interrupted = asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait({waiting, interrupted}, return_when=asyncio.FIRST_COMPLETED)
+        return waiting.done() and waiting.result()
+    finally:
+        waiting.cancel()
+        interrupted.cancel()
+
+
+async def _compact(
+    store: Store,
+    retention: float,
+    now: Callable[[], float] = time.time,
+) -> None:
+    """Removes terminal events from the log once they are as old as that."""
+    while True:
+        try:
+            before = int((now() - retention) * 1_000_000)
+            removed = await store.compact(before, COMPACTION_BATCH)
+        except RunlaneError as error:
+            log.warning("event log was not compacted", error=error.message)
+            removed = 0
+        if removed:
+            log.info("event log compacted", events=removed)
+        await asyncio.sleep(COMPACTION_PAUSE if removed < COMPACTION_BATCH else 0)
+
+
+def _in_background(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    task = asyncio.create_task(work)
+    task.add_done_callback(_log_failure)
+    return task
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (failure := task.exception()) is not None:
+        log.error("background work failed", exc_info=failure)
+
+
+def _announce(address: str, config: Config) -> None:
+    # Only the kinds: what follows may hold a password or a whole command line.
+    store, agent = (setting.partition(":")[0] for setting in (config.store, config.agent))
+    log.info("serving", address=address, store=store, agent=agent)
+    sys.stdout.write(f"runlane-server listening on {address}\n")
+    sys.stdout.flush()

@@ -1,0 +1,219 @@
+"""What can be set: every option as a flag, as `RUNLANE_*` in the environment, and in a TOML file.
+
+A flag goes before the environment, that before the file, and that before the default.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from runlane_server.limits import Limits
+from runlane_server.logs import FORMATS, LEVELS
+from runlane_server.rpc.endpoint import split_address
+
+_LARGEST_PART = 3 << 20
+"""A prompt, or an attachment, has to fit into one message of gRPC's 4 MiB with its surroundings."""
+
+MAX_PROGRESS_INTERVAL = 30.0
+"""Clients take a stream for lost that was silent for 45 s."""
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<unit>ms|s|m|h|d)")
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """How a server is set. Times are in seconds; `event_retention` 0 keeps events for ever."""
+
+    listen: str = "127.0.0.1:50051"
+    store: str = "sqlite:///runlane.db"
+    agent: str = "echo"
+    chat_instructions: str = ""
+    limits: Limits = field(default_factory=Limits)
+    progress_interval: float = 15.0
+    drain_timeout: float = 30.0
+    event_retention: float = 7 * 86400.0
+    log_format: str = "auto"
+    log_level: str = "info"
+
+    @classmethod
+    def of(cls, **options: Any) -> Config:
+        """The settings that the options of the command stand for."""
+        limits = {limit.name: options.pop(limit.name) for limit in fields(Limits)}
+        return cls(limits=Limits(**limits), **options)
+
+
+class Duration(click.ParamType[float]):
+    """A length of time with its unit: `500ms`, `30s`, `2m`, `12h`, `7d`; or `0`."""
+
+    name = "duration"
+
+    def __init__(self, *, zero: bool = True, longest: float | None = None) -> None:
+        self._zero = zero
+        self._longest = longest
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The seconds."""
+        if isinstance(value, float):
+            return value  # a default
+        text = str(value)
+        found = _DURATION.fullmatch(text)
+        if found is None and text != "0":
+            self.fail(f"{text!r} is not a duration such as 500ms, 30s, 2m or 7d", param, ctx)
+        seconds = 0.0 if found is None else float(found["number"]) * _UNITS[found["unit"]]
+        if not (seconds or self._zero):
+            self.fail("has to be more than 0", param, ctx)
+        if self._longest is not None and seconds > self._longest:
+            self.fail(f"is at most {self._longest:g}s", param, ctx)
+        return seconds
+
+
+class Address(click.ParamType[str]):
+    """Where to listen."""
+
+    name = "address"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The address as it was given."""
+        try:
+            split_address(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
+
+
+def _read_file(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
+    """Makes what is in the file the defaults of the command."""
+    if value is None:
+        return
+    try:
+        found = tomllib.loads(value.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise click.BadParameter(f"{value}: {error.strerror}", ctx, param) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise click.BadParameter(f"{value}: {error}", ctx, param) from error
+    ctx.default_map = {key.replace("-", "_"): setting for key, setting in found.items()}
+    known = {other.name for other in ctx.command.params} - {param.name, "version", "help"}
+    for key, setting in found.items():
+        if key.replace("-", "_") not in known:
+            raise click.BadParameter(f"{value}: there is no setting {key!r}", ctx, param)
+        if isinstance(setting, bool) or not isinstance(setting, str | int):
+            raise click.BadParameter(f"{value}: {key!r} has to be a text or a number", ctx, param)
+
+
+_DEFAULT = Config()
+_DEFAULT_LIMITS = _DEFAULT.limits
+
+_OPTIONS = (
+    click.option(
+        "--config",
+        type=click.Path(path_type=Path, dir_okay=False),
+        is_eager=True,
+        expose_value=False,
+        callback=_read_file,
+        metavar="FILE",
+        help="A TOML file with any of these settings, named as the flags are.",
+    ),
+    click.option(
+        "--listen",
+        type=Address(),
+        default=_DEFAULT.listen,
+        metavar="ADDRESS",
+        help="HOST:PORT, or unix:PATH. Port 0 takes a free one and prints it.",
+    ),
+    click.option(
+        "--store", default=_DEFAULT.store, metavar="URL", help="sqlite:///PATH, or memory: ."
+    ),
+    click.option(
+        "--agent",
+        default=_DEFAULT.agent,
+        metavar="AGENT",
+        help="echo, scripted, command:ARGV, chat:PROVIDER:MODEL, or MODULE:ATTRIBUTE.",
+    ),
+    click.option(
+        "--chat-instructions",
+        default=_DEFAULT.chat_instructions,
+        metavar="TEXT",
+        help="What a language model is told before each conversation.",
+    ),
+    click.option(
+        "--max-active-runs",
+        type=click.IntRange(min=0),
+        default=_DEFAULT_LIMITS.max_active_runs,
+        help="How many runs are active at a time. With 0 the node accepts and runs nothing.",
+    ),
+    click.option(
+        "--max-waiting-runs",
+        type=click.IntRange(min=0),
+        default=_DEFAULT_LIMITS.max_waiting_runs,
+        help="How many runs may wait in one session.",
+    ),
+    click.option(
+        "--max-waiting-total",
+        type=click.IntRange(min=1),
+        default=_DEFAULT_LIMITS.max_waiting_total,
+        help="How many runs may wait on the node.",
+    ),
+    click.option(
+        "--max-prompt-bytes",
+        type=click.IntRange(min=1, max=_LARGEST_PART),
+        default=_DEFAULT_LIMITS.max_prompt_bytes,
+        help="How large a prompt may be.",
+    ),
+    click.option(
+        "--max-attachment-bytes",
+        type=click.IntRange(min=0, max=_LARGEST_PART),
+        default=_DEFAULT_LIMITS.max_attachment_bytes,
+        help="How large the attachments of a run may be together.",
+    ),
+    click.option(
+        "--cancel-grace",
+        type=Duration(),
+        default=_DEFAULT_LIMITS.cancel_grace,
+        help="How long an agent has to return after a cancel.",
+    ),
+    click.option(
+        "--ready-timeout",
+        type=Duration(zero=False),
+        default=_DEFAULT_LIMITS.ready_timeout,
+        help="How long runs wait for the agent to get ready before they fail.",
+    ),
+    click.option(
+        "--progress-interval",
+        type=Duration(zero=False, longest=MAX_PROGRESS_INTERVAL),
+        default=_DEFAULT.progress_interval,
+        help="After how long an idle subscription gets a progress mark.",
+    ),
+    click.option(
+        "--drain-timeout",
+        type=Duration(),
+        default=_DEFAULT.drain_timeout,
+        help="How long a shutdown waits for the active runs.",
+    ),
+    click.option(
+        "--event-retention",
+        type=Duration(),
+        default=_DEFAULT.event_retention,
+        help="How long subscriptions can go back. 0: without limit.",
+    ),
+    click.option("--log-format", type=click.Choice(FORMATS), default=_DEFAULT.log_format),
+    click.option("--log-level", type=click.Choice(LEVELS), default=_DEFAULT.log_level),
+)
+
+
+def options(command: Command) -> Command:
+    """Gives a command all options; its keyword arguments are those of `Config.of`."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command

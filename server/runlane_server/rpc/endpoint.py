@@ -1,0 +1,140 @@
+"""The gRPC server: our services, health, reflection, and the ways in."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+
+import grpc
+from grpc_health.v1 import (  # type: ignore[import-untyped]
+    health,
+    health_pb2,
+    health_pb2_grpc,
+)
+from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
+
+from runlane.v1 import (
+    run_service_pb2,
+    run_service_pb2_grpc,
+    session_service_pb2,
+    session_service_pb2_grpc,
+)
+from runlane_server.coordinator import Coordinator
+from runlane_server.core.errors import StartError
+from runlane_server.rpc.calls import Calls
+from runlane_server.rpc.interceptors import CallInterceptor
+from runlane_server.rpc.runs import RunService
+from runlane_server.rpc.sessions import SessionService
+
+OPTIONS = (
+    # A port that is in use is an error, not a port to share.
+    ("grpc.so_reuseport", 0),
+    # A peer that is gone is found out within 30 s. The timeout of the ping has to be set as well:
+    # keepalive_timeout alone took 61 s where 3 were asked for.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.http2.min_time_between_pings_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # Clients ping every 20 s, also without a call; below that they would be told too_many_pings.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+)
+
+HANDLERS_TIMEOUT = 5.0
+"""Seconds that handlers have to return once their calls are over."""
+
+_SERVICES = (
+    run_service_pb2.DESCRIPTOR.services_by_name["RunService"].full_name,
+    session_service_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name,
+)
+
+_HOST_AND_PORT = re.compile(r"(?P<host>\[[^\[\]]+\]|[^\[\]:]+):(?P<port>\d{1,5})")
+
+
+class Endpoint:
+    """Serves a coordinator over gRPC. It is made on the event loop that serves."""
+
+    def __init__(self, coordinator: Coordinator, *, progress_interval: float) -> None:
+        self._calls = Calls()
+        self._server = grpc.aio.server(interceptors=[CallInterceptor(self._calls)], options=OPTIONS)
+        self._health = health.aio.HealthServicer()
+        run_service_pb2_grpc.add_RunServiceServicer_to_server(
+            RunService(coordinator, progress_interval=progress_interval), self._server
+        )
+        session_service_pb2_grpc.add_SessionServiceServicer_to_server(
+            SessionService(coordinator), self._server
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        )
+
+    def bind(self, address: str) -> str:
+        """Takes an address of `split_address`; returns it with the port that was bound.
+
+        Raises StartError.
+        """
+        host, port = split_address(address)
+        if port is None and _answers(host):
+            raise StartError(f"cannot listen on {address}: address already in use")
+        try:
+            bound = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise StartError(f"cannot listen on {address}: {_why(host, port)}") from error
+        return address if port is None else f"{host}:{bound}"
+
+    async def start(self) -> None:
+        """Begins to serve."""
+        for service in _SERVICES:
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        await self._server.start()
+
+    async def retire(self) -> None:
+        """Tells balancers to go elsewhere: NOT_SERVING, for good. All calls are served still."""
+        await self._health.enter_graceful_shutdown()
+
+    async def stop(self, grace: float) -> bool:
+        """Ends serving. Calls have `grace` seconds, then they are cancelled.
+
+        Returns whether all handlers have returned, for which it waits `HANDLERS_TIMEOUT` seconds.
+        """
+        await self._server.stop(grace)
+        return await self._calls.finished(HANDLERS_TIMEOUT)
+
+
+def split_address(address: str) -> tuple[str, int | None]:
+    """Host and port of `HOST:PORT`, or path and None of `unix:PATH`. Raises ValueError."""
+    if address.startswith("unix:") and address != "unix:":
+        return address.removeprefix("unix:"), None
+    found = _HOST_AND_PORT.fullmatch(address)
+    if found is None or int(found["port"]) > 65535:
+        raise ValueError(f"{address!r} is not of the form HOST:PORT or unix:PATH")
+    return found["host"], int(found["port"])
+
+
+def _answers(path: str) -> bool:
+    """Whether somebody listens on a socket in the file system: gRPC would just take it away."""
+    with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+        probe.connect(path)
+        return True
+    return False
+
+
+def _why(host: str, port: int | None) -> str:
+    """Why an address could not be bound: gRPC does not say."""
+    try:
+        if port is None:
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.bind(host)
+        else:
+            for family, kind, _, _, place in socket.getaddrinfo(
+                host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            ):
+                with socket.socket(family, kind) as probe:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    probe.bind(place)
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+    return "it could not be bound"

@@ -1,0 +1,124 @@
+"""What an error looks like on the wire: one table, and how a status is made of it.
+
+The client reverses the table; `proto/runlane/v1/error_reason.proto` documents it for everybody.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from grpc import StatusCode
+
+from runlane_server.core.errors import RunlaneError, Violation
+from runlane_server.core.model import cut_utf8
+
+DOMAIN = "runlane"
+
+STATUS: Mapping[str, StatusCode] = MappingProxyType(
+    {
+        "EMPTY_PROMPT": StatusCode.INVALID_ARGUMENT,
+        "SESSION_MISSING": StatusCode.INVALID_ARGUMENT,
+        "SESSION_NOT_FOUND": StatusCode.NOT_FOUND,
+        "SESSION_EXISTS": StatusCode.ALREADY_EXISTS,
+        "SESSION_BUSY": StatusCode.FAILED_PRECONDITION,
+        "RUN_MISSING": StatusCode.INVALID_ARGUMENT,
+        "RUN_NOT_FOUND": StatusCode.NOT_FOUND,
+        "RUN_ID_CONFLICT": StatusCode.ALREADY_EXISTS,
+        "QUEUE_FULL": StatusCode.RESOURCE_EXHAUSTED,
+        "OVERLOADED": StatusCode.RESOURCE_EXHAUSTED,
+        "PROMPT_TOO_LARGE": StatusCode.INVALID_ARGUMENT,
+        "CURSOR_INVALID": StatusCode.INVALID_ARGUMENT,
+        "CURSOR_COMPACTED": StatusCode.OUT_OF_RANGE,
+        "PAGE_TOKEN_INVALID": StatusCode.INVALID_ARGUMENT,
+        "INVALID_ARGUMENT": StatusCode.INVALID_ARGUMENT,
+        "DRAINING": StatusCode.UNAVAILABLE,
+        "STORE_UNAVAILABLE": StatusCode.UNAVAILABLE,
+        "UNAUTHENTICATED": StatusCode.UNAUTHENTICATED,
+        "PERMISSION_DENIED": StatusCode.PERMISSION_DENIED,
+        "INTERNAL": StatusCode.INTERNAL,
+    }
+)
+"""The gRPC status that goes with each reason."""
+
+DETAILS_KEY = "grpc-status-details-bin"
+
+# A peer refuses headers above 8 KiB (grpc.max_metadata_size), and the message goes out twice.
+_MESSAGE_BYTES = 512
+_VIOLATIONS_BYTES = 3072
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """How a call ends that failed: what `context.abort` takes."""
+
+    code: StatusCode
+    message: str
+    details: bytes
+
+    @property
+    def trailing_metadata(self) -> tuple[tuple[str, bytes]]:
+        """The trailing metadata that carries the details."""
+        return ((DETAILS_KEY, self.details),)
+
+
+def refusal(error: RunlaneError) -> Refusal:
+    """What a caller is told of an error."""
+    message, _ = cut_utf8(error.message, _MESSAGE_BYTES)
+    return _refusal(STATUS[error.reason], error.reason, message, error.metadata, _extras(error))
+
+
+def defect(code: StatusCode = StatusCode.INTERNAL) -> tuple[Refusal, str]:
+    """What a caller is told of an unexpected exception, and the id that finds it in the log."""
+    error_id = secrets.token_hex(8)
+    message = f"internal error {error_id}; the server's log has the details"
+    return _refusal(code, "INTERNAL", message, {"error_id": error_id}, ()), error_id
+
+
+def _refusal(
+    code: StatusCode,
+    reason: str,
+    message: str,
+    metadata: Mapping[str, str],
+    extras: Iterable[Message],
+) -> Refusal:
+    info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata)
+    number, _ = code.value
+    status = status_pb2.Status(
+        code=number, message=message, details=[_any(detail) for detail in (info, *extras)]
+    )
+    return Refusal(code, message, status.SerializeToString())
+
+
+def _extras(error: RunlaneError) -> Iterator[Message]:
+    if error.violations:
+        yield error_details_pb2.BadRequest(field_violations=_violations(error.violations))
+    if error.retry_after is not None:
+        delay = Duration()
+        delay.FromNanoseconds(round(error.retry_after * 1e9))
+        yield error_details_pb2.RetryInfo(retry_delay=delay)
+
+
+def _violations(violations: Iterable[Violation]) -> Iterator[Message]:
+    """As many of the violations as fit into a header."""
+    room = _VIOLATIONS_BYTES
+    for violation in violations:
+        field, _ = cut_utf8(violation.field, _MESSAGE_BYTES)
+        description, _ = cut_utf8(violation.description, _MESSAGE_BYTES)
+        wire = error_details_pb2.BadRequest.FieldViolation(field=field, description=description)
+        room -= wire.ByteSize()
+        if room < 0:
+            return
+        yield wire
+
+
+def _any(detail: Message) -> AnyMessage:
+    packed = AnyMessage()
+    packed.Pack(detail)
+    return packed

@@ -1,0 +1,181 @@
+"""The one interceptor around every handler: errors become statuses, calls are logged and counted.
+
+It covers the health and reflection services too. It never lets a `CancelledError` out that nobody
+asked for (the peer would wait for its own deadline, grpc#29248), and never keeps one in that the
+peer asked for (grpc leaks memory then, grpc#43360).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from inspect import isasyncgenfunction
+from typing import Any, Never, TypeAlias, cast
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError
+from google.protobuf.message import Message as Encoded
+from grpc import StatusCode
+
+from runlane_server.core.errors import InvalidArgument, RunlaneError, Violation
+from runlane_server.rpc.calls import Calls
+from runlane_server.rpc.errors import Refusal, defect, refusal
+
+log = structlog.get_logger()
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Behavior: TypeAlias = "Callable[[Any, Context], Awaitable[Any]]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+_AS_WISHED = (None, StatusCode.OK, StatusCode.CANCELLED)
+"""How a call ends that nobody has to look at."""
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps handlers. One for a server."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+        self._wrapped: dict[str, tuple[Handler, Handler]] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """The handler of a method, wrapped once and kept; None where there is no such method."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = handler_call_details.method
+        known = self._wrapped.get(method)
+        if known is None or known[0] is not handler:
+            known = (handler, self._wrap(handler, method))
+            self._wrapped[method] = known
+        return known[1]
+
+    def _wrap(self, handler: Handler, method: str) -> Handler:
+        requests = "stream" if handler.request_streaming else "unary"
+        responses = "stream" if handler.response_streaming else "unary"
+        behavior = cast("Behavior", getattr(handler, f"{requests}_{responses}"))
+        if isasyncgenfunction(behavior):
+            behavior = _writing(behavior)
+        make = getattr(grpc, f"{requests}_{responses}_rpc_method_handler")
+        wrapped: Handler = make(
+            self._guarded(behavior, method),
+            request_deserializer=_keeping_errors(handler.request_deserializer or bytes),
+            response_serializer=_serialize,
+        )
+        return wrapped
+
+    def _guarded(self, behavior: Behavior, method: str) -> Behavior:
+        """A handler that always ends with a status, and leaves a line in the log."""
+        name = method.rpartition(".")[2]
+        # What went well is told on demand only: it would be a line for every run, and for every
+        # probe for ever.
+
+        async def call(request: Any, context: Context) -> Any:
+            began = time.perf_counter()
+            task = cast("asyncio.Task[object]", asyncio.current_task())
+            self._calls.enter(task)
+            code: StatusCode | None = None
+            try:
+                if isinstance(request, _Malformed):
+                    raise request.error
+                return await behavior(request, context)
+            except grpc.aio.AbortError:
+                code = context.code()
+                raise
+            except BaseException as error:
+                code, refused = _verdict(error, task)
+                if refused is None:
+                    raise
+                await _abort(context, refused)
+            finally:
+                self._calls.leave(task)
+                ms = round((time.perf_counter() - began) * 1000, 3)
+                tell = log.debug if code in _AS_WISHED else log.info
+                tell("call", method=name, code=code.name if code else "OK", ms=ms)
+
+        return call
+
+
+def _verdict(error: BaseException, task: asyncio.Task[object]) -> tuple[StatusCode, Refusal | None]:
+    """How a call ends that raised; without a refusal where there is nobody to tell."""
+    match error:
+        case RunlaneError():
+            refused = refusal(error)
+        case DecodeError():
+            refused = refusal(_malformed())
+        case asyncio.CancelledError() if task.cancelling():
+            return StatusCode.CANCELLED, None
+        case grpc.aio.InternalError():
+            # The peer left while something was being written to it (ExecuteBatchError).
+            return StatusCode.CANCELLED, None
+        case asyncio.CancelledError():
+            refused = _defect(error, StatusCode.ABORTED)
+        case Exception():
+            refused = _defect(error, StatusCode.INTERNAL)
+        case _:
+            return StatusCode.UNKNOWN, None
+    return refused.code, refused
+
+
+async def _abort(context: Context, refused: Refusal) -> Never:
+    await context.abort(refused.code, refused.message, refused.trailing_metadata)
+
+
+def _defect(error: BaseException, code: StatusCode) -> Refusal:
+    """A defect of this server: its text is for the log only."""
+    refused, error_id = defect(code)
+    log.error("a call failed unexpectedly", error_id=error_id, exc_info=error)
+    return refused
+
+
+class _Malformed:
+    """A request that could not be decoded; handed on in its place, so that it is answered."""
+
+    def __init__(self, error: RunlaneError) -> None:
+        self.error = error
+
+
+def _malformed() -> InvalidArgument:
+    # protobuf's own parser refuses strings that are not UTF-8, and does not say which.
+    description = "is not a valid message of its type, or a string in it is not UTF-8"
+    return InvalidArgument(
+        f"request: {description}", violations=[Violation("request", description)]
+    )
+
+
+def _keeping_errors(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """grpc answers UNKNOWN where a deserializer raises; so this one does not."""
+
+    def decode(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError:
+            return _Malformed(_malformed())
+
+    return decode
+
+
+def _serialize(response: Encoded | bytes) -> bytes:
+    """Lets through what was encoded already, once for many subscribers."""
+    return response if isinstance(response, bytes) else response.SerializeToString()
+
+
+def _writing(behavior: Callable[[Any, Context], AsyncGenerator[Any, None]]) -> Behavior:
+    """Writes what an async generator yields.
+
+    A generator that grpc iterates over itself is closed in another task when the call is cancelled.
+    """
+
+    async def call(requests: Any, context: Context) -> None:
+        async with aclosing(behavior(requests, context)) as responses:
+            async for response in responses:
+                await context.write(response)
+
+    return call

@@ -1,0 +1,229 @@
+"""RunService: decode, call, encode."""
+
+# ruff: noqa: N802 - a method is named for its rpc
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import grpc
+from structlog.contextvars import bind_contextvars
+
+from runlane.v1 import run_service_pb2 as pb
+from runlane.v1 import run_service_pb2_grpc
+from runlane_server.coordinator import DEFAULT_TENANT, Coordinator
+from runlane_server.core.errors import CursorCompacted, Draining, InvalidArgument
+from runlane_server.core.model import Micros, Run, RunComplete, RunKey
+from runlane_server.rpc import convert, validate
+from runlane_server.rpc.cursor import Cursors
+from runlane_server.rpc.encoded import EncodedEvents
+from runlane_server.rpc.page import PageTokens, fill
+from runlane_server.store.base import Page, Position
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+def _now() -> Micros:
+    return time.time_ns() // 1000
+
+
+class RunService(run_service_pb2_grpc.RunServiceServicer):
+    """Accepts runs, cancels them, and tells what becomes of them.
+
+    `progress_interval` is after how many idle seconds a subscription gets a progress mark.
+    """
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        *,
+        progress_interval: float,
+        now: Callable[[], Micros] = _now,
+    ) -> None:
+        self._coordinator = coordinator
+        self._store = coordinator.store
+        self._feed = coordinator.feed
+        self._progress_interval = progress_interval
+        self._now = now
+        self._cursors = Cursors(self._store.store_id)
+        self._encoded = EncodedEvents(self._cursors)
+
+    # --- Accept and cancel ----------------------------------------------------------------------
+
+    async def RunAccepted(
+        self, request: pb.RunAcceptedRequest, context: Context
+    ) -> pb.RunAcceptedResponse:
+        """R1 to R6."""
+        wanted = validate.run_accepted(request, self._coordinator.limits)
+        with self._coordinator.begin_accepted(request.session_id, wanted.run_id) as accepted:
+            bind_contextvars(session_id=accepted.session_id, run_id=accepted.run_id)
+            acceptance = await self._coordinator.run_accepted(
+                accepted,
+                replace(wanted, run_id=accepted.run_id),
+                allow_missing=request.allow_missing,
+            )
+        return pb.RunAcceptedResponse(
+            run=convert.run(acceptance.run), cursor=self._cursors.encode(acceptance.position)
+        )
+
+    async def Cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelResponse:
+        """R10 to R20."""
+        scope = validate.cancel(request)
+        bind_contextvars(session_id=request.session_id, run_id=request.run_id)
+        receipt = await self._coordinator.cancel(
+            request.session_id, scope=scope, run_id=request.run_id, reason=request.reason
+        )
+        return pb.CancelResponse(
+            cancelled=convert.cancelled_runs(receipt), fence_accept_seq=receipt.fence_accept_seq
+        )
+
+    async def CancelAll(
+        self, request: pb.CancelAllRequest, context: Context
+    ) -> pb.CancelAllResponse:
+        """R18, R20."""
+        validate.cancel_all(request)
+        receipts = await self._coordinator.cancel_all(reason=request.reason)
+        return pb.CancelAllResponse(
+            sessions=[
+                pb.SessionCancellation(
+                    session_id=receipt.session_id,
+                    cancelled=convert.cancelled_runs(receipt),
+                    fence_accept_seq=receipt.fence_accept_seq,
+                )
+                for receipt in receipts
+                if receipt.cancelled
+            ]
+        )
+
+    # --- Follow ---------------------------------------------------------------------------------
+
+    # Both streams are coroutines that write. The stub knows async generators only, and those would
+    # be closed in another task when the call is cancelled.
+
+    async def SubscribeRunComplete(  # type: ignore[override]
+        self, request: pb.SubscribeRunCompleteRequest, context: Context
+    ) -> None:
+        """R21 to R25."""
+        wanted = validate.subscribe_run_complete(request)
+        place = _Place(self._start(request))
+        async with self._told_of_its_end(place):
+            with closing(self._feed.subscribe(DEFAULT_TENANT, wanted, place.at)) as subscription:
+                await context.write(self._progress(place.at))
+                while True:
+                    page = await subscription.next(self._progress_interval)
+                    for event in page.events:
+                        await context.write(self._encoded.response(event))
+                        place.at = event.position
+                    if not page.events:
+                        place.at = page.scanned
+                        await context.write(self._progress(place.at))
+
+    async def SubscribeRun(  # type: ignore[override]
+        self, request: pb.SubscribeRunRequest, context: Context
+    ) -> None:
+        """Ends after the run's terminal event."""
+        validate.subscribe_run(request)
+        bind_contextvars(run_id=request.run_id)
+        await self._coordinator.get_run(request.run_id)
+        key = RunKey(DEFAULT_TENANT, request.run_id)
+        if await self._knows_the_end(key, request.after_index):
+            return
+        with closing(self._feed.follow(key, request.after_index)) as follower:
+            # The first event may be long in coming; that the call got through is told now.
+            await context.send_initial_metadata(())
+            while True:
+                for event in await follower.next():
+                    await context.write(pb.SubscribeRunResponse(event=convert.run_event(event)))
+                    if isinstance(event.body, RunComplete):
+                        return
+
+    async def WaitRun(self, request: pb.WaitRunRequest, context: Context) -> pb.WaitRunResponse:
+        """R24."""
+        timeout = validate.wait_run(request)
+        bind_contextvars(run_id=request.run_id)
+        run = await self._coordinator.wait_run(request.run_id, timeout=timeout)
+        return pb.WaitRunResponse(run=convert.run(run))
+
+    def _start(self, request: pb.SubscribeRunCompleteRequest) -> Position:
+        match request.WhichOneof("start"):
+            case "cursor":
+                return self._cursors.decode(request.cursor)
+            case "from_beginning" if request.from_beginning:
+                return self._store.compacted
+            case _:
+                return self._feed.position
+
+    @asynccontextmanager
+    async def _told_of_its_end(self, place: _Place) -> AsyncIterator[None]:
+        """Adds to the errors that end a subscription from where on it can be resumed."""
+        try:
+            yield
+        except CursorCompacted as error:
+            oldest = self._cursors.encode(self._store.compacted)
+            raise CursorCompacted(error.message, metadata={"oldest_cursor": oldest}) from error
+        except Draining as error:
+            raise Draining(
+                error.message,
+                retry_after=error.retry_after,
+                metadata={"cursor": self._cursors.encode(place.at)},
+            ) from error
+
+    def _progress(self, position: Position) -> pb.SubscribeRunCompleteResponse:
+        mark = pb.SubscribeRunCompleteResponse.Progress(time=convert.timestamp(self._now()))
+        return pb.SubscribeRunCompleteResponse(cursor=self._cursors.encode(position), progress=mark)
+
+    async def _knows_the_end(self, key: RunKey, after_index: int) -> bool:
+        """Whether the event that the caller knows is the last one; raises if it does not exist."""
+        if after_index == 0:
+            return False
+        known = await self._store.run_events(key, after=after_index - 1, limit=1, max_bytes=1)
+        if not known:
+            raise InvalidArgument.of("after_index", "lies ahead of the run's events")
+        return isinstance(known[0].body, RunComplete)
+
+    # --- Look up --------------------------------------------------------------------------------
+
+    async def GetRun(self, request: pb.GetRunRequest, context: Context) -> pb.GetRunResponse:
+        """Tells where a run is."""
+        validate.get_run(request)
+        run = await self._coordinator.get_run(request.run_id)
+        return pb.GetRunResponse(run=convert.run(run))
+
+    async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
+        """Lists runs."""
+        wanted = validate.list_runs(request)
+        tokens = PageTokens(
+            self._store.store_id,
+            "ListRuns",
+            DEFAULT_TENANT,
+            wanted.session_id or "",
+            *sorted(wanted.states),
+        )
+        place = tokens.decode(request.page_token, 1)
+
+        async def fetch(after: int | None, count: int) -> Page[Run, int]:
+            return await self._store.list_runs(
+                DEFAULT_TENANT,
+                session_id=wanted.session_id,
+                states=wanted.states,
+                after=after,
+                limit=count,
+            )
+
+        page = await fill(
+            fetch, convert.run, after=None if place is None else place[0], limit=wanted.page_size
+        )
+        return pb.ListRunsResponse(
+            runs=page.items,
+            next_page_token="" if page.next is None else tokens.encode(page.next),
+        )
+
+
+class _Place:
+    """How far a subscription was told."""
+
+    def __init__(self, at: Position) -> None:
+        self.at = at

@@ -1,0 +1,155 @@
+"""Settings: flag before environment before file before default; a bad one is one line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from runlane_server.config import Config, options
+from runlane_server.limits import Limits
+
+seen: list[Config] = []
+
+
+@click.command(context_settings={"auto_envvar_prefix": "RUNLANE"})
+@options
+def command(**settings: Any) -> None:
+    seen.append(Config.of(**settings))
+
+
+def invoke(*flags: str, env: Mapping[str, str] | None = None) -> Result:
+    seen.clear()
+    return CliRunner().invoke(command, flags, env=env or {})
+
+
+def config(*flags: str, env: Mapping[str, str] | None = None) -> Config:
+    result = invoke(*flags, env=env)
+    assert result.exit_code == 0, result.output
+    return seen[0]
+
+
+def test_the_defaults() -> None:
+    assert config() == Config()
+    assert Config().limits == Limits()
+
+
+def test_flag_before_environment_before_file_before_default(tmp_path: Path) -> None:
+    file = tmp_path / "runlane.toml"
+    file.write_text('agent = "file"\nstore = "file"\nlisten = "file:1"\nmax-active-runs = 7\n')
+    env = {"RUNLANE_CONFIG": str(file), "RUNLANE_STORE": "env", "RUNLANE_LISTEN": "env:1"}
+    found = config("--listen", "flag:1", env=env)
+    assert (found.listen, found.store, found.agent) == ("flag:1", "env", "file")
+    assert found.limits.max_active_runs == 7
+    assert found.limits.max_waiting_runs == Limits().max_waiting_runs
+
+
+SETTINGS: list[tuple[str, str, Any]] = [
+    ("listen", "[::1]:0", "[::1]:0"),
+    ("listen", "unix:/run/x.sock", "unix:/run/x.sock"),
+    ("store", "memory:", "memory:"),
+    ("agent", "command:cat -", "command:cat -"),
+    ("chat-instructions", "Be kind.", "Be kind."),
+    ("max-active-runs", "0", 0),
+    ("max-waiting-runs", "1", 1),
+    ("max-waiting-total", "2", 2),
+    ("max-prompt-bytes", "3", 3),
+    ("max-attachment-bytes", "0", 0),
+    ("cancel-grace", "1500ms", 1.5),
+    ("ready-timeout", "2m", 120.0),
+    ("progress-interval", "0.5s", 0.5),
+    ("drain-timeout", "0", 0.0),
+    ("event-retention", "7d", 7 * 86400.0),
+    ("event-retention", "12h", 12 * 3600.0),
+    ("log-format", "json", "json"),
+    ("log-level", "debug", "debug"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "value"), SETTINGS)
+def test_every_setting_by_flag_environment_and_file(
+    name: str, text: str, value: object, tmp_path: Path
+) -> None:
+    field = name.replace("-", "_")
+    file = tmp_path / "runlane.toml"
+    file.write_text(f'{name} = "{text}"\n')
+    for found in (
+        config(f"--{name}", text),
+        config(env={f"RUNLANE_{field.upper()}": text}),
+        config("--config", str(file)),
+    ):
+        holder = found if hasattr(found, field) else found.limits
+        assert getattr(holder, field) == value
+
+
+def test_every_setting_is_among_those() -> None:
+    flags = {parameter.name for parameter in command.params} - {"config"}
+    assert {name.replace("-", "_") for name, _, _ in SETTINGS} == flags
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("listen", "localhost"),
+        ("listen", "localhost:99999"),
+        ("listen", "unix:"),
+        ("listen", "::1:50051"),
+        ("max-active-runs", "-1"),
+        ("max-active-runs", "many"),
+        ("max-waiting-total", "0"),
+        ("max-prompt-bytes", "0"),
+        ("max-prompt-bytes", "4000000"),
+        ("max-attachment-bytes", "4000000"),
+        ("drain-timeout", "30"),
+        ("drain-timeout", "-1s"),
+        ("drain-timeout", "1w"),
+        ("progress-interval", "0"),
+        ("progress-interval", "31s"),
+        ("ready-timeout", "0s"),
+        ("log-format", "xml"),
+        ("log-level", "loud"),
+    ],
+)
+def test_a_bad_value_is_named(name: str, text: str, tmp_path: Path) -> None:
+    file = tmp_path / "runlane.toml"
+    file.write_text(f'{name} = "{text}"\n')
+    for result in (invoke(f"--{name}={text}"), invoke("--config", str(file))):
+        assert result.exit_code == 2
+        assert f"--{name}" in result.output
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ('adress = "x"', "there is no setting 'adress'"),
+        ('config = "x"', "there is no setting 'config'"),
+        ("[limits]\nmax-active-runs = 1", "there is no setting 'limits'"),
+        ('listen = ["a:1"]', "'listen' has to be"),
+        ("max-active-runs = true", "'max-active-runs' has to be"),
+        ("listen = ", "Invalid value"),
+    ],
+)
+def test_a_bad_file_says_what_is_wrong(content: str, why: str, tmp_path: Path) -> None:
+    file = tmp_path / "runlane.toml"
+    file.write_text(content)
+    result = invoke("--config", str(file))
+    assert result.exit_code == 2
+    assert str(file) in result.output
+    assert why in result.output
+
+
+def test_a_file_that_is_not_there() -> None:
+    result = invoke("--config", "/nowhere/runlane.toml")
+    assert result.exit_code == 2
+    assert "No such file" in result.output
+
+
+def test_numbers_in_a_file_are_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "runlane.toml"
+    file.write_text("max_waiting_runs = 3\ndrain-timeout = 0\n")
+    found = config("--config", str(file))
+    assert (found.limits.max_waiting_runs, found.drain_timeout) == (3, 0.0)

@@ -1,0 +1,260 @@
+"""Whatever a handler does, its caller gets a status, and nothing of it is lost to a shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+import structlog
+from grpc import StatusCode
+from structlog.testing import capture_logs
+from structlog.typing import EventDict
+
+from rpc.wire import refused, told
+from runlane_server.core.errors import Draining, Overloaded
+from runlane_server.rpc.calls import Calls
+from runlane_server.rpc.interceptors import CallInterceptor
+
+Context = Any
+Channel = Any  # its calls take bytes, for which there are no types
+
+CHUNK = b"x" * (1 << 20)
+
+
+class Toy:
+    """Handlers that behave in every way there is."""
+
+    def __init__(self) -> None:
+        self.ends: asyncio.Queue[str] = asyncio.Queue()
+        self.hold = asyncio.Event()
+        self.calls = Calls()
+        self.address = ""
+
+    async def unary(self, request: bytes, context: Context) -> bytes:
+        match request:
+            case b"leak":
+                raise asyncio.CancelledError
+            case b"defect":
+                raise RuntimeError("the secret text")
+            case b"refuse":
+                raise Overloaded("full", retry_after=2.0)
+            case b"abort":
+                await context.abort(StatusCode.DATA_LOSS, "gone")
+            case b"gone":
+                raise grpc.aio.InternalError("a write to nobody")
+            case b"hang":
+                await self._hang()
+        return request
+
+    async def _hang(self) -> None:
+        self.ends.put_nowait("called")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            # What a handler still does after its call was cancelled.
+            await self.hold.wait()
+            self.ends.put_nowait("cleaned up")
+
+    async def stream(self, request: bytes, context: Context) -> None:
+        if request == b"flood":
+            self.ends.put_nowait("called")
+            try:
+                while True:
+                    await context.write(CHUNK)
+            except BaseException as error:
+                self.ends.put_nowait(type(error).__name__)
+                raise
+        await context.write(b"one")
+        if request == b"leak":
+            raise asyncio.CancelledError
+        raise Draining("going", metadata={"cursor": "c"})
+
+    async def generator(
+        self, requests: AsyncIterator[bytes], context: Context
+    ) -> AsyncGenerator[bytes, None]:
+        task = asyncio.current_task()
+        try:
+            async for request in requests:
+                yield request
+        finally:
+            self.ends.put_nowait("same task" if asyncio.current_task() is task else "another task")
+
+
+@asynccontextmanager
+async def toy_server() -> AsyncIterator[tuple[Toy, Channel, grpc.aio.Server]]:
+    toy = Toy()
+    server = grpc.aio.server(
+        interceptors=[CallInterceptor(toy.calls)], options=[("grpc.so_reuseport", 0)]
+    )
+    handlers: dict[str, Any] = {
+        "Unary": grpc.unary_unary_rpc_method_handler(toy.unary),
+        "Stream": grpc.unary_stream_rpc_method_handler(toy.stream),
+        "Generator": grpc.stream_stream_rpc_method_handler(toy.generator),
+    }
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("runlane.Toy", handlers),)
+    )
+    toy.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    channel: Channel
+    async with grpc.aio.insecure_channel(toy.address) as channel:
+        yield toy, channel, server
+    await server.stop(0)
+
+
+def calls_in(logs: list[EventDict]) -> list[tuple[str, str]]:
+    return [(line["method"], line["code"]) for line in logs if line["event"] == "call"]
+
+
+async def unary(channel: Channel, request: bytes) -> Any:
+    return await channel.unary_unary("/runlane.Toy/Unary")(request, timeout=10)
+
+
+async def test_an_answer_goes_through() -> None:
+    with capture_logs() as logs:
+        async with toy_server() as (toy, channel, _):
+            assert await unary(channel, b"hello") == b"hello"
+            assert len(toy.calls) == 0
+    assert calls_in(logs) == [("Toy/Unary", "OK")]
+
+
+async def test_a_leaked_cancel_is_aborted_instead_of_a_hang() -> None:
+    with capture_logs() as logs:
+        async with toy_server() as (_, channel, _):
+            error = await refused(unary(channel, b"leak"))
+    assert error.code is StatusCode.ABORTED
+    assert calls_in(logs) == [("Toy/Unary", "ABORTED")]
+
+
+async def test_a_leaked_cancel_in_a_stream_is_aborted_too() -> None:
+    async with toy_server() as (_, channel, _):
+        call = channel.unary_stream("/runlane.Toy/Stream")(b"leak", timeout=10)
+        assert await call.read() == b"one"
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await call.read()
+    assert told(raised.value).code is StatusCode.ABORTED
+
+
+async def test_the_text_of_a_defect_stays_in_the_log() -> None:
+    with capture_logs() as logs:
+        async with toy_server() as (_, channel, _):
+            error = await refused(unary(channel, b"defect"))
+    assert (error.code, error.reason) == (StatusCode.INTERNAL, "INTERNAL")
+    assert "secret" not in error.message
+    (logged,) = [line for line in logs if line.get("error_id") == error.metadata["error_id"]]
+    assert "secret" in str(logged["exc_info"])
+
+
+async def test_an_error_is_told_with_its_details() -> None:
+    async with toy_server() as (_, channel, _):
+        error = await refused(unary(channel, b"refuse"))
+    assert (error.code, error.reason) == (StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+    assert error.retry_after == 2.0
+
+
+async def test_what_a_handler_aborts_itself_is_left_alone() -> None:
+    with capture_logs() as logs:
+        async with toy_server() as (_, channel, _):
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await unary(channel, b"abort")
+    assert raised.value.code() is StatusCode.DATA_LOSS
+    assert calls_in(logs) == [("Toy/Unary", "DATA_LOSS")]
+
+
+async def test_a_stream_ends_with_its_error() -> None:
+    async with toy_server() as (_, channel, _):
+        call = channel.unary_stream("/runlane.Toy/Stream")(b"")
+        assert await call.read() == b"one"
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await call.read()
+    error = told(raised.value)
+    assert (error.code, error.metadata) == (StatusCode.UNAVAILABLE, {"cursor": "c"})
+
+
+async def test_a_cancelled_call_is_waited_for_until_it_has_cleaned_up() -> None:
+    async with toy_server() as (toy, channel, server):
+        call = channel.unary_unary("/runlane.Toy/Unary")(b"hang")
+        assert await toy.ends.get() == "called"
+        await server.stop(0)
+        with pytest.raises(grpc.aio.AioRpcError):
+            await call
+        assert len(toy.calls) == 1
+        assert not await toy.calls.finished(0)
+        toy.hold.set()
+        assert await toy.calls.finished(10)
+        assert toy.ends.get_nowait() == "cleaned up"
+
+
+@pytest.mark.parametrize("how", ["cancel", "close"])
+async def test_a_reader_that_leaves_in_the_middle_of_a_write_is_no_defect(how: str) -> None:
+    with capture_logs() as logs:
+        async with toy_server() as (toy, _, _):
+            other: Channel
+            async with grpc.aio.insecure_channel(toy.address) as other:
+                call = other.unary_stream("/runlane.Toy/Stream")(b"flood")
+                assert await toy.ends.get() == "called"
+                assert await call.read() == CHUNK
+                if how == "cancel":
+                    call.cancel()
+            assert await toy.ends.get() in {"ExecuteBatchError", "CancelledError"}
+            assert await toy.calls.finished(10)
+    assert calls_in(logs) == [("Toy/Stream", "CANCELLED")]
+    assert not [line for line in logs if line["log_level"] == "error"]
+
+
+async def test_a_failed_write_is_taken_for_a_peer_that_left() -> None:
+    """Whether the write or the cancel is noticed first is up to grpc; this is the former."""
+    with capture_logs() as logs:
+        async with toy_server() as (_, channel, _):
+            with pytest.raises(grpc.aio.AioRpcError):
+                await unary(channel, b"gone")
+    assert [(line["method"], line["code"]) for line in logs] == [("Toy/Unary", "CANCELLED")]
+
+
+async def test_a_generator_is_closed_where_it_ran() -> None:
+    async with toy_server() as (toy, channel, _):
+        call = channel.stream_stream("/runlane.Toy/Generator")()
+        await call.write(b"a")
+        assert await call.read() == b"a"
+        call.cancel()
+        assert await toy.ends.get() == "same task"
+        assert await toy.calls.finished(10)
+
+
+async def test_a_method_that_is_not_there_is_unimplemented() -> None:
+    async with toy_server() as (_, channel, _):
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await channel.unary_unary("/runlane.Toy/Nothing")(b"")
+    assert raised.value.code() is StatusCode.UNIMPLEMENTED
+
+
+async def test_what_a_handler_binds_is_in_its_line_and_in_no_other() -> None:
+    seen: list[dict[str, Any]] = []
+
+    async def bind(request: bytes, context: Context) -> bytes:
+        seen.append(structlog.contextvars.get_contextvars())
+        structlog.contextvars.bind_contextvars(run_id=request.decode())
+        return b""
+
+    server = grpc.aio.server(interceptors=[CallInterceptor(Calls())])
+    server.add_generic_rpc_handlers(
+        (
+            grpc.method_handlers_generic_handler(
+                "runlane.Toy", {"Bind": grpc.unary_unary_rpc_method_handler(bind)}
+            ),
+        )
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    with capture_logs(processors=[structlog.contextvars.merge_contextvars]) as logs:
+        channel: Channel
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            await channel.unary_unary("/runlane.Toy/Bind")(b"one")
+            await channel.unary_unary("/runlane.Toy/Bind")(b"two")
+    await server.stop(0)
+    assert [line["run_id"] for line in logs] == ["one", "two"]
+    assert seen == [{}, {}]

@@ -1,0 +1,113 @@
+"""Cursors and page tokens: what was given out comes back, and nothing else is taken."""
+
+from __future__ import annotations
+
+import binascii
+from base64 import urlsafe_b64encode
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runlane_server.core.errors import CursorInvalid, PageTokenInvalid
+from runlane_server.rpc.cursor import Cursors
+from runlane_server.rpc.page import PageTokens
+from runlane_server.rpc.seal import seal, unseal
+
+CURSORS = Cursors(b"storeone")
+OTHER = Cursors(b"storetwo")
+places = st.integers(min_value=0, max_value=2**63 - 1)
+numbers = st.integers(min_value=-(2**63), max_value=2**63 - 1)
+
+
+@given(places)
+def test_a_cursor_comes_back_as_its_position(position: int) -> None:
+    cursor = CURSORS.encode(position)
+    assert CURSORS.decode(cursor) == position
+    assert len(cursor) == 28
+
+
+@given(st.text())
+def test_garbage_is_no_cursor(text: str) -> None:
+    with pytest.raises(CursorInvalid) as refused:
+        CURSORS.decode(text)
+    assert refused.value.violations[0].field == "cursor"
+
+
+@given(places, st.data())
+def test_a_cursor_that_was_tampered_with_is_refused(position: int, data: st.DataObject) -> None:
+    cursor = CURSORS.encode(position)
+    at = data.draw(st.integers(min_value=0, max_value=len(cursor) - 1))
+    other = data.draw(st.characters(codec="ascii").filter(lambda letter: letter != cursor[at]))
+    with pytest.raises(CursorInvalid):
+        CURSORS.decode(cursor[:at] + other + cursor[at + 1 :])
+
+
+@pytest.mark.parametrize(
+    "change", [str.swapcase, lambda c: c + "=", lambda c: c[:-1], lambda c: f" {c}"]
+)
+def test_a_cursor_has_one_spelling(change) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(CursorInvalid):
+        CURSORS.decode(change(CURSORS.encode(77)))
+
+
+def test_a_cursor_of_another_store_is_refused_and_says_so() -> None:
+    with pytest.raises(CursorInvalid, match="another store"):
+        CURSORS.decode(OTHER.encode(5))
+
+
+def test_a_page_token_is_no_cursor() -> None:
+    with pytest.raises(CursorInvalid):
+        CURSORS.decode(PageTokens(b"storeone", "ListRuns").encode(1, 2))
+
+
+def test_another_version_is_refused() -> None:
+    body = b"\x02" + b"payload"
+    sealed = urlsafe_b64encode(body + binascii.crc32(body).to_bytes(4, "big")).rstrip(b"=")
+    assert unseal(sealed.decode()) is None
+    assert unseal(seal(b"payload")) == b"payload"
+
+
+@given(st.binary())
+def test_a_seal_can_be_opened(payload: bytes) -> None:
+    assert unseal(seal(payload)) == payload
+
+
+@given(st.lists(numbers, min_size=1, max_size=3))
+def test_a_page_token_comes_back_as_its_place(place: list[int]) -> None:
+    tokens = PageTokens(b"storeone", "ListRuns", "default")
+    assert tokens.decode(tokens.encode(*place), len(place)) == tuple(place)
+
+
+def test_no_page_token_is_the_first_page() -> None:
+    assert PageTokens(b"storeone", "ListRuns").decode("", 1) is None
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        PageTokens(b"storetwo", "ListRuns", "default", "a"),
+        PageTokens(b"storeone", "ListSessions", "default", "a"),
+        PageTokens(b"storeone", "ListRuns", "default", "b"),
+        PageTokens(b"storeone", "ListRuns", "default", "a", ""),
+        PageTokens(b"storeone", "ListRuns", "defaulta"),
+    ],
+    ids=["other store", "other call", "other filter", "one filter more", "other split"],
+)
+def test_a_page_token_of_another_call_is_refused(others: PageTokens) -> None:
+    tokens = PageTokens(b"storeone", "ListRuns", "default", "a")
+    with pytest.raises(PageTokenInvalid) as refused:
+        tokens.decode(others.encode(1), 1)
+    assert refused.value.violations[0].field == "page_token"
+
+
+@given(st.text(min_size=1))
+def test_garbage_is_no_page_token(text: str) -> None:
+    with pytest.raises(PageTokenInvalid):
+        PageTokens(b"storeone", "ListRuns").decode(text, 1)
+
+
+def test_a_page_token_of_another_length_is_refused() -> None:
+    tokens = PageTokens(b"storeone", "ListMessages")
+    with pytest.raises(PageTokenInvalid):
+        tokens.decode(tokens.encode(1), 3)

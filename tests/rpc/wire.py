@@ -1,0 +1,109 @@
+"""A real server in this process, and what its errors say."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+
+from runlane.v1 import run_service_pb2_grpc, session_service_pb2_grpc
+from runlane_server.agents.base import Agent
+from runlane_server.agents.gates import Gates
+from runlane_server.agents.scripted import ScriptedAgent
+from runlane_server.coordinator import Coordinator
+from runlane_server.feed import Feed
+from runlane_server.limits import Limits
+from runlane_server.rpc.endpoint import Endpoint
+from runlane_server.store.base import Store
+from runlane_server.store.memory import MemoryStore
+
+
+@dataclass
+class Wire:
+    """A server with a memory store and a scripted agent, and stubs to call it."""
+
+    coordinator: Coordinator
+    store: Store
+    endpoint: Endpoint
+    gates: Gates
+    channel: grpc.aio.Channel
+    address: str
+
+    @property
+    def runs(self) -> run_service_pb2_grpc.RunServiceAsyncStub:
+        return run_service_pb2_grpc.RunServiceStub(self.channel)
+
+    @property
+    def sessions(self) -> session_service_pb2_grpc.SessionServiceAsyncStub:
+        return session_service_pb2_grpc.SessionServiceStub(self.channel)
+
+
+@asynccontextmanager
+async def serving(
+    limits: Limits | None = None,
+    *,
+    store: Store | None = None,
+    agent: Agent | None = None,
+    progress_interval: float = 60.0,
+) -> AsyncIterator[Wire]:
+    gates = Gates()
+    async with store or MemoryStore() as opened:
+        coordinator = Coordinator(opened, agent or ScriptedAgent(gates), Feed(opened), limits)
+        endpoint = Endpoint(coordinator, progress_interval=progress_interval)
+        address = endpoint.bind("127.0.0.1:0")
+        await coordinator.start()
+        await endpoint.start()
+        async with grpc.aio.insecure_channel(address) as channel:
+            yield Wire(coordinator, opened, endpoint, gates, channel, address)
+        coordinator.feed.close()
+        assert await endpoint.stop(0)
+        await coordinator.stop()
+
+
+@dataclass
+class Told:
+    """What an error says on the wire."""
+
+    code: grpc.StatusCode
+    message: str
+    reason: str
+    metadata: Mapping[str, str]
+    fields: list[str] = field(default_factory=list)
+    retry_after: float | None = None
+
+
+async def refused(call: Awaitable[Any]) -> Told:
+    """The error that a call ends with, which it has to."""
+    try:
+        answer = await call
+    except grpc.aio.AioRpcError as error:
+        return told(error)
+    raise AssertionError(f"it was answered: {answer}")
+
+
+def told(error: grpc.aio.AioRpcError) -> Told:
+    """An error with its details; each of them is there once at the most."""
+    trailing = dict(error.trailing_metadata() or ())
+    status = status_pb2.Status.FromString(trailing["grpc-status-details-bin"])
+    assert status.code == error.code().value[0]
+    assert status.message == error.details()
+    info, bad, retry = (
+        error_details_pb2.ErrorInfo(),
+        error_details_pb2.BadRequest(),
+        error_details_pb2.RetryInfo(),
+    )
+    unpacked = [any_.Unpack(kind) for any_ in status.details for kind in (info, bad, retry)]
+    assert unpacked.count(True) == len(status.details)
+    assert info.domain == "runlane"
+    return Told(
+        error.code(),
+        error.details() or "",
+        info.reason,
+        dict(info.metadata),
+        [violation.field for violation in bad.field_violations],
+        retry.retry_delay.ToNanoseconds() / 1e9 if retry.HasField("retry_delay") else None,
+    )
