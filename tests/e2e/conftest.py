@@ -1,0 +1,30 @@
+"""Servers and clients for the tests over the wire."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from e2e.process import ServerProcess, serving
+from e2e.wire import Wire
+from runlane import Client
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[ServerProcess]:
+    """A server with a SQLite file and the scripted agent."""
+    async with serving(tmp_path, "--agent", "scripted") as process:
+        yield process
+
+
+@pytest.fixture
+async def client(server: ServerProcess) -> AsyncIterator[Client]:
+    async with Client(server.address) as made:
+        yield made
+
+
+@pytest.fixture
+async def wire(client: Client) -> Wire:
+    return Wire(client)

@@ -1,0 +1,121 @@
+"""Races in numbers: cancels that meet accepts, and many sessions at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+
+from e2e.process import SECONDS, serving
+from e2e.wire import Wire, check_turn
+from runlane import Client, FinishReason, RunComplete, RunHandle, RunState, TextDelta
+
+CANCELS = 1000
+"""How many cancels are sent in the instant in which their run was accepted."""
+
+AT_ONCE = 20
+
+S = RunState
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--agent", "echo"),
+        ("--agent", "echo:delay=50ms"),
+        ("--agent", "echo:delay=5ms", "--max-active-runs", "3"),
+    ],
+)
+async def test_r10_r19_a_cancel_in_the_instant_of_the_accept(
+    tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    """Receipt, GetRun, ListMessages and RunComplete agree every time."""
+    async with serving(tmp_path, *flags) as server, Client(server.address) as client:
+        wire = Wire(client)
+        ended: dict[str, RunComplete] = {}
+        counted: Counter[tuple[RunState | None, RunState, bool]] = Counter()
+
+        async def listen() -> None:
+            async for complete in client.subscribe_run_complete(from_beginning=True):
+                assert complete.run_id not in ended, "a terminal event came twice"
+                ended[complete.run_id] = complete
+                if len(ended) == CANCELS:
+                    return
+
+        async def race(session: int) -> None:
+            for n in range(CANCELS // AT_ONCE):
+                handle = await client.run_accepted(
+                    f"s{session}", f"{n}: one two three four five", allow_missing=True
+                )
+                receipt = await client.cancel(f"s{session}")
+                run = await client.wait_run(handle.run_id, timeout=SECONDS)
+                assert run.run_complete is not None
+                await check(wire, handle, run.run_complete)
+                covered = {c.run_id: c.state_when_cancelled for c in receipt.cancelled}
+                assert set(covered) <= {handle.run_id}
+                assert receipt.fence_accept_seq == n + 1
+                assert (handle.run_id in covered) == (run.state is S.CANCELLED)
+                started = run.attempt > 0
+                counted[covered.get(handle.run_id), run.state, started] += 1
+
+        listening = asyncio.create_task(listen())
+        await asyncio.gather(*(race(session) for session in range(AT_ONCE)))
+        async with asyncio.timeout(SECONDS):
+            await listening
+        assert sum(counted.values()) == CANCELS
+        if "delay" in flags[1]:
+            # Unless the machine stands still, it is the cancel that wins.
+            assert sum(n for (_, state, _), n in counted.items() if state is S.CANCELLED) > 500
+        for run_id, complete in ended.items():
+            assert (await client.get_run(run_id)).run_complete == complete
+        print(f"\n{' '.join(flags)}: {dict(counted)}")
+
+
+async def check(wire: Wire, handle: RunHandle, complete: RunComplete) -> None:
+    """The transcript agrees with the terminal event: R14 where it never started, else R15, R16."""
+    messages = await wire.messages(handle.session_id)
+    check_turn(complete, messages)
+    if complete.state is S.CANCELLED:
+        assert complete.finish_reason is FinishReason.CANCELED
+        assert complete.error is None
+        assert (complete.started_at is None) == (complete.attempt == 0)
+    said = ""
+    async for event in handle.events():
+        said += event.body.text if isinstance(event.body, TextDelta) else ""
+    assert said == complete.text
+
+
+async def test_r04_r07_r21_many_sessions_at_once(tmp_path: Path) -> None:
+    """200 sessions with 10 runs each: in order, each ended once, as a subscriber sees it."""
+    sessions, runs = 200, 10
+    async with serving(tmp_path, "--agent", "echo") as server, Client(server.address) as client:
+        heard: defaultdict[str, list[RunComplete]] = defaultdict(list)
+        accepted: dict[str, list[str]] = {}
+
+        async def listen() -> None:
+            left = sessions * runs
+            async for complete in client.subscribe_run_complete(from_beginning=True):
+                heard[complete.session_id].append(complete)
+                left -= 1
+                if not left:
+                    return
+
+        async def use(session_id: str) -> None:
+            handles = [
+                await client.run_accepted(session_id, f"{session_id} {n}", allow_missing=True)
+                for n in range(runs)
+            ]
+            accepted[session_id] = [handle.run_id for handle in handles]
+
+        listening = asyncio.create_task(listen())
+        await asyncio.gather(*(use(f"s{n}") for n in range(sessions)))
+        async with asyncio.timeout(2 * SECONDS):
+            await listening
+        for session_id, run_ids in accepted.items():
+            completes = heard[session_id]
+            assert [c.run_id for c in completes] == run_ids
+            assert [c.accept_seq for c in completes] == list(range(1, runs + 1))
+            assert [c.text for c in completes] == [f"{session_id} {n}" for n in range(runs)]
+        assert sum(len(completes) for completes in heard.values()) == sessions * runs
