@@ -10,7 +10,6 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import NoReturn
 
 import structlog
@@ -208,7 +207,7 @@ class Coordinator:
                 max_waiting=self.limits.max_waiting_runs,
                 allow_missing=allow_missing,
             )
-            return replace(made, reply=(made.reply, made.accepts(request.run_id)))
+            return made._replace(reply=(made.reply, made.accepts(request.run_id)))
 
         return command
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 import structlog
@@ -208,7 +208,7 @@ class Lanes:
         stored = await self._store.load_lane(key)
         mailbox.outdated = False
         held = mailbox.lane.reservations if mailbox.lane is not None else ()
-        return replace(stored, reservations=held)
+        return stored._replace(reservations=held)
 
     async def _one_by_one(
         self, key: SessionKey, mailbox: _Mailbox, orders: list[_Order], taken: RunIdTaken

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -89,6 +90,10 @@ class Node:
         """Waits for the end of a run."""
         run = await self.coordinator.wait_run(run_id, timeout=SECONDS)
         assert run.complete is not None, f"run {run_id} is still {run.state}"
+        # Another connection reads what is committed, a moment before the feed is told.
+        position = await self.store.position_of(RunKey(DEFAULT_TENANT, run_id))
+        while position is not None and position > self.feed.position:
+            await asyncio.sleep(0)
         return run.complete
 
     async def state(self, run_id: str) -> RunState:

@@ -115,7 +115,7 @@ def _lane_for(shape: str, command: str) -> Lane:
     if command.startswith("accept ") and not held:
         lane = reserve("n").apply(lane).lane
     if command.endswith("last attempt") and lane.active is not None:
-        lane = replace(lane, active=replace(lane.active, max_attempts=lane.active.attempt))
+        lane = lane._replace(active=lane.active._replace(max_attempts=lane.active.attempt))
     return lane
 
 

@@ -79,8 +79,8 @@ MUTANTS = (
     ),
     Mutant(
         "the clean-up of a run drops the cancel of the next one",
-        "        self.lane = replace(self.lane, active=None, folded=())\n        return complete",
-        "        self.lane = replace(self.lane, active=None, folded=(), reservations=())\n"
+        "        self.lane = self.lane._replace(active=None, folded=())\n        return complete",
+        "        self.lane = self.lane._replace(active=None, folded=(), reservations=())\n"
         "        return complete",
         "R28",
     ),
@@ -160,7 +160,7 @@ MUTANTS = (
     Mutant(
         "the receipt tells the state after the cancel",
         "before = {run.run_id: run for run in lane.runs}\n    if scope",
-        "before = {r.run_id: replace(r, state=RunState.CANCELLING) for r in lane.runs}\n"
+        "before = {r.run_id: r._replace(state=RunState.CANCELLING) for r in lane.runs}\n"
         "    if scope",
         "R20",
     ),
@@ -184,7 +184,7 @@ MUTANTS = (
     ),
     Mutant(
         "an event index is used twice",
-        "        return replace(run, events=index)",
+        "        return run._replace(events=index)",
         "        return run",
         "counts its events",
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from runlane_server.core import lane as rules
@@ -124,8 +124,8 @@ class Story:
         assert active is not None
         events = self.events(*bodies)
         await self.store.append(self.run_key(active.run_id), active.attempt, events)
-        active = replace(active, events=events[-1].index)
-        self.lane = replace(self.lane, active=active)
+        active = active._replace(events=events[-1].index)
+        self.lane = self.lane._replace(active=active)
 
     async def fold(self) -> None:
         """Folds in what waits to be."""

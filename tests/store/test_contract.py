@@ -123,7 +123,7 @@ async def test_reservations_are_not_stored(store: Store, story: Story) -> None:
     story.lane = rules.reserve(story.lane, "other", "b").lane
     await story.start()
     assert story.lane.reservations
-    assert await store.load_lane(story.key) == replace(story.lane, reservations=())
+    assert await store.load_lane(story.key) == story.lane._replace(reservations=())
 
 
 async def test_stale_writes_nothing(store: Store, story: Story, witness: Witness) -> None:
@@ -718,7 +718,7 @@ async def test_append_and_the_end_of_its_run_at_once(store: Store, story: Story)
     said = story.events(TextDelta("x"))
     appended = asyncio.create_task(store.append(key, 1, said))
     assert story.lane.active is not None
-    story.lane = replace(story.lane, active=replace(story.lane.active, events=said[-1].index))
+    story.lane = story.lane._replace(active=story.lane.active._replace(events=said[-1].index))
     ended = asyncio.create_task(story.finish())
     late = asyncio.create_task(store.append(key, 1, [RunEvent("a", 9, 1, TextDelta("late"))]))
     results = await asyncio.gather(appended, ended, late, return_exceptions=True)

@@ -9,7 +9,7 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import takewhile
 from types import MappingProxyType
@@ -113,14 +113,14 @@ def reserve(lane: Lane, token: str, run_id: str) -> Transition:
         raise IllegalCommand(f"reservation {token} is held already")
     same_run = (held for held in lane.reservations if held.run_id == run_id)
     covered = next((held for held in same_run if held.covered), None)
-    reservation = replace(covered, token=token) if covered else Reservation(token, run_id)
-    return Transition(replace(lane, reservations=(*lane.reservations, reservation)))
+    reservation = covered._replace(token=token) if covered else Reservation(token, run_id)
+    return Transition(lane._replace(reservations=(*lane.reservations, reservation)))
 
 
 def release(lane: Lane, token: str) -> Transition:
     """Ends a reservation; where there is none (any more) it does nothing (R6)."""
     left = tuple(held for held in lane.reservations if held.token != token)
-    return Transition(replace(lane, reservations=left))
+    return Transition(lane._replace(reservations=left))
 
 
 def accept(
@@ -217,7 +217,7 @@ def drain_for_step(lane: Lane, run_id: str, attempt: int, *, at: Micros, events:
     the active run has been cancelled. Raises IllegalCommand if the attempt is not the active one.
     """
     active = _the_active(lane, run_id, attempt)
-    edit = _Edit(replace(lane, active=replace(active, events=events)), at)
+    edit = _Edit(lane._replace(active=active._replace(events=events)), at)
     folded = edit.fold() if active.state is RunState.ACTIVE else ()
     return edit.done(reply=folded)
 
@@ -231,7 +231,7 @@ def finish(
     RunComplete. Raises IllegalCommand if the attempt is not the active one: it was fenced off.
     """
     active = _the_active(lane, run_id, attempt)
-    edit = _Edit(replace(lane, active=replace(active, events=events)), at)
+    edit = _Edit(lane._replace(active=active._replace(events=events)), at)
     return edit.done(reply=edit.end_turn(outcome))
 
 
@@ -269,7 +269,7 @@ def _give_up(
     at: Micros,
     events: int,
 ) -> Transition:
-    edit = _Edit(replace(lane, active=replace(active, events=events)), at)
+    edit = _Edit(lane._replace(active=active._replace(events=events)), at)
     if active.state is RunState.ACTIVE and active.attempt < active.max_attempts:
         edit.retry()
     else:
@@ -307,7 +307,7 @@ def _the_active(lane: Lane, run_id: str, attempt: int) -> LaneRun:
 
 def advance(run: LaneRun, happening: Happening) -> LaneRun:
     """The run after a happening, by `TABLE`. Raises IllegalCommand where that has no entry."""
-    return replace(run, state=next_state(run.state, happening))
+    return run._replace(state=next_state(run.state, happening))
 
 
 def next_state(state: RunState | None, happening: Happening) -> RunState:
@@ -364,7 +364,7 @@ class _Edit:
             max_attempts=request.max_attempts,
         )
         run = self._tell(run, Accepted(seq))
-        self.lane = replace(self.lane, accept_seq=seq)
+        self.lane = self.lane._replace(accept_seq=seq)
         self._place((run, *waiting) if at_head else (*waiting, run))
         self.changes[run.run_id] = RunChange(run, request)
         return run
@@ -373,12 +373,12 @@ class _Edit:
         """Makes the first waiting run the active one. Its prompt enters the transcript once."""
         head, *rest = self.lane.waiting
         run = advance(head, Happening.START)
-        run = replace(run, attempt=run.attempt + 1, started_at=self.at)
+        run = run._replace(attempt=run.attempt + 1, started_at=self.at)
         if run.turn == 0:
             run = self._open_turn(run)
         run = self._tell(run, Started(run.attempt))
         self._place(tuple(rest))
-        self.lane = replace(self.lane, active=run)
+        self.lane = self.lane._replace(active=run)
         self._note(run)
         return run
 
@@ -394,14 +394,14 @@ class _Edit:
         folded: list[LaneRun] = []
         for waiting in sorted(joining, key=lambda run: run.accept_seq):
             event = Folded(waiting.run_id, host.run_id)
-            run = replace(advance(waiting, Happening.FOLD), folded_into=host.run_id, turn=host.turn)
+            run = advance(waiting, Happening.FOLD)._replace(folded_into=host.run_id, turn=host.turn)
             run = self._tell(run, event)
             host = self._tell(host, event)
             folded.append(run)
             self._note(run)
         if folded:
             self._note(host)
-            self.lane = replace(self.lane, active=host, folded=(*self.lane.folded, *folded))
+            self.lane = self.lane._replace(active=host, folded=(*self.lane.folded, *folded))
         return tuple(folded)
 
     def retry(self) -> None:
@@ -409,13 +409,13 @@ class _Edit:
         active = cast("LaneRun", self.lane.active)
         back = [advance(active, Happening.RETRY)]
         back += [
-            replace(advance(run, Happening.RETRY), folded_into="", turn=0)
+            advance(run, Happening.RETRY)._replace(folded_into="", turn=0)
             for run in self.lane.folded
         ]
         waiting = self.lane.waiting
         first_rank = (waiting[0].rank if waiting else self.lane.accept_seq + 1) - len(back)
-        ranked = tuple(replace(run, rank=first_rank + n) for n, run in enumerate(back))
-        self.lane = replace(self.lane, active=None, folded=())
+        ranked = tuple(run._replace(rank=first_rank + n) for n, run in enumerate(back))
+        self.lane = self.lane._replace(active=None, folded=())
         for run in ranked:
             self._note(run)
         self._place((*ranked, *waiting))
@@ -427,8 +427,7 @@ class _Edit:
         active = self.lane.active
         if active is None or active.state is RunState.CANCELLING:
             return
-        self.lane = replace(
-            self.lane,
+        self.lane = self.lane._replace(
             active=self._cover(active, reason),
             folded=tuple(self._cover(run, reason) for run in self.lane.folded),
         )
@@ -438,7 +437,7 @@ class _Edit:
         for run in runs:
             self.covered.append(run.run_id)
             self.end_unstarted(
-                replace(self._latest(run), cancel_reason=reason),
+                self._latest(run)._replace(cancel_reason=reason),
                 Happening.CANCEL,
                 FinishReason.CANCELED,
                 None,
@@ -465,10 +464,9 @@ class _Edit:
             for held in self.lane.reservations
             if only in {None, held.run_id} and held.run_id not in known and not held.covered
         ]
-        self.lane = replace(
-            self.lane,
+        self.lane = self.lane._replace(
             reservations=tuple(
-                replace(held, covered=True, cancel_reason=reason) if held in meant else held
+                held._replace(covered=True, cancel_reason=reason) if held in meant else held
                 for held in self.lane.reservations
             ),
         )
@@ -477,7 +475,7 @@ class _Edit:
 
     def _cover(self, run: LaneRun, reason: str) -> LaneRun:
         self.covered.append(run.run_id)
-        run = replace(advance(run, Happening.CANCEL), cancel_reason=reason)
+        run = advance(run, Happening.CANCEL)._replace(cancel_reason=reason)
         self._note(run)
         return run
 
@@ -485,8 +483,8 @@ class _Edit:
         """Ends a folded run by itself: its prompt is part of the turn, which goes on."""
         self.covered.append(run.run_id)
         left = tuple(other for other in self.lane.folded if other.run_id != run.run_id)
-        self.lane = replace(self.lane, folded=left)
-        run = replace(advance(run, Happening.WITHDRAW), cancel_reason=reason)
+        self.lane = self.lane._replace(folded=left)
+        run = advance(run, Happening.WITHDRAW)._replace(cancel_reason=reason)
         self._end(run, FinishReason.CANCELED, None)
 
     # Ending
@@ -507,7 +505,7 @@ class _Edit:
         complete = self._end(ended, reason, error, shared, outcome.usage)
         for run in self.lane.folded:
             self._end(advance(run, happening), reason, error, shared)
-        self.lane = replace(self.lane, active=None, folded=())
+        self.lane = self.lane._replace(active=None, folded=())
         return complete
 
     def end_unstarted(
@@ -560,7 +558,7 @@ class _Edit:
     def _open_turn(self, run: LaneRun) -> LaneRun:
         """Gives the run its place in the transcript, and writes its prompt there."""
         turn = self.lane.turn + 1
-        self.lane = replace(self.lane, turn=turn)
+        self.lane = self.lane._replace(turn=turn)
         self.messages.append(
             Message(
                 message_id=_message_id(run.run_id, 0),
@@ -574,7 +572,7 @@ class _Edit:
                 created_at=self.at,
             )
         )
-        return replace(run, turn=turn)
+        return run._replace(turn=turn)
 
     def _write(self, run: LaneRun, content: tuple[DraftMessage, ...], model: str) -> str:
         """Writes the rest of a turn; returns the id of its last assistant message."""
@@ -602,7 +600,7 @@ class _Edit:
     def _tell(self, run: LaneRun, body: EventBody) -> LaneRun:
         index = run.events + 1
         self.events.append(RunEvent(run.run_id, index, self.at, body))
-        return replace(run, events=index)
+        return run._replace(events=index)
 
     def _note(self, run: LaneRun, complete: RunComplete | None = None) -> None:
         before = self.changes.get(run.run_id)
@@ -612,7 +610,7 @@ class _Edit:
     # The order of the waiting
 
     def _place(self, waiting: tuple[LaneRun, ...]) -> None:
-        self.lane = replace(self.lane, waiting=waiting)
+        self.lane = self.lane._replace(waiting=waiting)
 
     def _remove(self, runs: Iterable[LaneRun]) -> None:
         gone = {run.run_id for run in runs}

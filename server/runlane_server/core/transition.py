@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from runlane_server.core.model import (
     NO_USAGE,
@@ -24,8 +24,7 @@ from runlane_server.core.model import (
 from runlane_server.core.turn import DraftMessage
 
 
-@dataclass(frozen=True, slots=True)
-class LaneRun:
+class LaneRun(NamedTuple):
     """A run as far as its lane needs to know it. Its prompt stays in the store.
 
     `rank` orders the waiting runs; `turn` is its place in the transcript, 0 before it has one;
@@ -48,8 +47,7 @@ class LaneRun:
     cancel_reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Reservation:
+class Reservation(NamedTuple):
     """An accept that has begun and is not durable yet (R6). `covered`: a cancel met it."""
 
     token: str
@@ -58,8 +56,7 @@ class Reservation:
     cancel_reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Lane:
+class Lane(NamedTuple):
     """The coordination state of one session, as of one version.
 
     Version 0 is a session that does not exist. `reservations` belong to this process and are not
@@ -97,8 +94,7 @@ class Lane:
         return tuple(sorted((*active, *self.folded, *self.waiting), key=lambda run: run.accept_seq))
 
 
-@dataclass(frozen=True, slots=True)
-class RunChange:
+class RunChange(NamedTuple):
     """A run as a transition leaves it; with its request if it is new, its end if it ended."""
 
     run: LaneRun
@@ -139,8 +135,7 @@ class Outcome:
     model: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Transition:
+class Transition(NamedTuple):
     """What a command makes of a lane, and all that is to be committed with it."""
 
     lane: Lane
@@ -167,7 +162,7 @@ class Transition:
 
     def at_version(self, version: int) -> Transition:
         """The same, leading to that version of the lane."""
-        return replace(self, lane=replace(self.lane, version=version))
+        return self._replace(lane=self.lane._replace(version=version))
 
     def then(self, later: Transition) -> Transition:
         """This transition and a later one as a single one; the later reply counts."""
@@ -175,7 +170,7 @@ class Transition:
         for change in later.runs:
             before = merged.get(change.run.run_id)
             request = change.request if before is None else before.request
-            merged[change.run.run_id] = replace(change, request=request)
+            merged[change.run.run_id] = change._replace(request=request)
         return Transition(
             later.lane,
             tuple(merged.values()),

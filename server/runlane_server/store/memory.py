@@ -195,7 +195,7 @@ class MemoryStore:
         lane = transition.lane
         at = max((event.at for event in transition.events), default=0)
         kept = self._sessions.get(lane.key) or self._new_session(lane, at)
-        kept.lane = replace(lane, reservations=())
+        kept.lane = lane._replace(reservations=())
         kept.messages += transition.messages
         kept.messages.sort(key=_place)
         usage = sum((complete.usage for complete in transition.completes), start=kept.session.usage)
@@ -384,7 +384,7 @@ def _with_events(lane: Lane, run_id: str, events: int) -> Lane:
     active = lane.active
     if active is None or active.run_id != run_id:
         return lane
-    return replace(lane, active=replace(active, events=events))
+    return lane._replace(active=active._replace(events=events))
 
 
 def _without_text(run: Run) -> Run:
