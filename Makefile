@@ -30,7 +30,7 @@ lint: $(READY) ## Lints code and proto
 
 types: $(READY) ## Checks the types
 	$(BIN)/mypy
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 check-proto: $(PROTO_READY) ## Proves the generated code fresh
 	rm -rf .cache/proto && mkdir -p .cache/proto
