@@ -36,7 +36,7 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     # The channel's own pauses between connection attempts; its default goes up to two minutes,
     # which a server that is back after a restart would seem to be down for.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
     # Two clients of one process do not share a connection, so one of them cannot hold up the other.
     ("grpc.use_local_subchannel_pool", 1),
 )
@@ -46,6 +46,9 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """How calls are repeated.
+
+    By default the repetitions last as long as the client's timeout: a server that restarts within
+    it is not noticed.
 
     Attributes:
         attempts: How often a unary call is made at the most, the first time included; 1 or more.
@@ -58,10 +61,10 @@ class RetryPolicy:
     restarts do not come back all at once.
     """
 
-    attempts: int = 5
+    attempts: int = 12
     initial: float = 0.1
     multiplier: float = 2.0
-    maximum: float = 5.0
+    maximum: float = 2.0
 
 
 class Backoff:
