@@ -2,15 +2,18 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+JOBS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SEEDS ?= 2000
+START ?= 0
 PROTO_VENV := .cache/proto-venv
 PROTO_READY := $(PROTO_VENV)/.ready
 PROTOS := $(wildcard proto/runlane/v1/*.proto)
 GENERATED := client/runlane/v1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint types check-proto check-docs proto docs format constraints clean
+.PHONY: help run test bench sim crash soak check lint types check-proto check-docs proto docs format constraints clean
 
 help: ## Lists the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -19,7 +22,20 @@ run: $(READY) ## Starts a server on 127.0.0.1:50051 with a SQLite file and the e
 	$(BIN)/runlane-server --listen 127.0.0.1:50051 --store sqlite:///runlane.db --agent echo
 
 test: $(READY) ## Runs the tests
-	$(BIN)/pytest $(TESTS)
+	$(BIN)/pytest -n $(JOBS) $(TESTS)
+
+sim: $(READY) ## Simulates SEEDS worlds from START on: cancels, crashes, stale lanes; a virtual clock
+	cd tests && ../$(BIN)/python -m sim.run --seeds $(SEEDS) --start $(START)
+
+crash: $(READY) ## Kills a server under load, ROUNDS times; SEED repeats a failing round
+	cd tests && ../$(BIN)/python -m crash.run --rounds $(or $(ROUNDS),20) $(if $(SEED),--seed $(SEED))
+
+soak: $(READY) ## Opens and cancels streams and runs by the thousand; fails if the server grows
+	cd tests && ../$(BIN)/python -m crash.soak
+
+bench: $(READY) ## Measures what it costs, set against bare gRPC; BENCH="--quick" is a short form
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	cd tests && $(abspath $(BIN))/python -m bench.run $(BENCH)
 
 check: lint types check-proto check-docs ## Runs the linters, the type checkers and the freshness checks
 

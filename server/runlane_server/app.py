@@ -7,10 +7,8 @@ import os
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -21,10 +19,10 @@ from runlane_server.config import Config
 from runlane_server.coordinator import Coordinator
 from runlane_server.core.errors import RunlaneError, StartError
 from runlane_server.feed import Feed
+from runlane_server.retention import Retention, keepers
 from runlane_server.rpc.endpoint import Endpoint
-from runlane_server.store.base import Store, StoreError
-from runlane_server.store.memory import MemoryStore
-from runlane_server.store.sqlite import SqliteStore
+from runlane_server.store.base import StoreError
+from runlane_server.stores import open_store
 
 log = structlog.get_logger()
 
@@ -37,10 +35,6 @@ HURRIED_GRACE = 0.5
 
 EXIT_TIMEOUT = 5.0
 """Seconds after which the process ends even if the interpreter hangs at exit (grpc#40989)."""
-
-COMPACTION_PAUSE = 60.0
-COMPACTION_BATCH = 1000
-"""How many events are removed in one transaction: small, as accepts wait meanwhile."""
 
 
 def run(config: Config) -> int:
@@ -79,10 +73,11 @@ async def serve(config: Config) -> int:
         except RunlaneError as error:
             raise StartError(error.message) from error
         await endpoint.start()
-        if config.event_retention:
-            closing.callback(_in_background(_compact(store, config.event_retention)).cancel)
+        retention = _in_background(*keepers(coordinator, retention_of(config)))
         _announce(address, config)
         await orders.stop.wait()
+        for task in retention:
+            task.cancel()
         await _go_down(coordinator, endpoint, orders, config.drain_timeout)
     return orders.exit_code
 
@@ -93,6 +88,15 @@ def agent_settings(config: Config) -> AgentSettings:
     return AgentSettings(
         command_kill_grace=config.limits.cancel_grace / 2,
         chat_instructions=config.chat_instructions or None,
+    )
+
+
+def retention_of(config: Config) -> Retention:
+    """What is kept how long."""
+    return Retention(
+        events=config.event_retention or None,
+        event_bytes=config.event_retention_bytes or None,
+        sessions=config.session_retention or None,
     )
 
 
@@ -128,18 +132,6 @@ class Orders:
         self.stop.set()
 
 
-def open_store(url: str) -> Store:
-    """The store that a URL names, not opened yet. Raises StartError."""
-    scheme, _, rest = url.partition(":")
-    if url == "memory:":
-        return MemoryStore()
-    if scheme == "sqlite" and rest.startswith("///") and rest != "///":
-        return SqliteStore(Path(rest.removeprefix("///")))
-    if scheme in {"postgresql", "postgres"}:
-        raise StartError(f"--store {scheme}: is not in this version; use sqlite:///PATH")
-    raise StartError(f"--store {url!r}: there are sqlite:///PATH and memory:")
-
-
 async def _go_down(
     coordinator: Coordinator, endpoint: Endpoint, orders: Orders, drain_timeout: float
 ) -> None:
@@ -168,28 +160,11 @@ async def _unless(event: asyncio.Event, wait: Coroutine[Any, Any, bool]) -> bool
         interrupted.cancel()
 
 
-async def _compact(
-    store: Store,
-    retention: float,
-    now: Callable[[], float] = time.time,
-) -> None:
-    """Removes terminal events from the log once they are as old as that."""
-    while True:
-        try:
-            before = int((now() - retention) * 1_000_000)
-            removed = await store.compact(before, COMPACTION_BATCH)
-        except RunlaneError as error:
-            log.warning("event log was not compacted", error=error.message)
-            removed = 0
-        if removed:
-            log.info("event log compacted", events=removed)
-        await asyncio.sleep(COMPACTION_PAUSE if removed < COMPACTION_BATCH else 0)
-
-
-def _in_background(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-    task = asyncio.create_task(work)
-    task.add_done_callback(_log_failure)
-    return task
+def _in_background(*work: Coroutine[Any, Any, None]) -> list[asyncio.Task[None]]:
+    tasks = [asyncio.create_task(one) for one in work]
+    for task in tasks:
+        task.add_done_callback(_log_failure)
+    return tasks
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 # grpc's C core writes to stderr by itself, in a form of its own. It reads this once, when it is
@@ -12,23 +13,69 @@ from typing import Any, NoReturn
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import click
+from click.core import ParameterSource
 
+from runlane_server import maintenance
 from runlane_server.app import run
-from runlane_server.config import Config, options
+from runlane_server.config import Config, options, store_options
 from runlane_server.core.errors import StartError
 
+_SETTINGS = {"auto_envvar_prefix": "RUNLANE", "show_default": True}
 
-@click.command(
-    "runlane-server", context_settings={"auto_envvar_prefix": "RUNLANE", "show_default": True}
+
+@click.group(
+    "runlane-server",
+    invoke_without_command=True,
+    subcommand_metavar="[COMMAND]",
+    context_settings=_SETTINGS,
 )
 @options
 @click.version_option(package_name="runlane")
-def command(**settings: Any) -> int:
+@click.pass_context
+def command(context: click.Context, /, **settings: Any) -> int:
     """Serves Runlane: accepts agent runs, runs them, and tells how they ended.
 
-    Every option can be given as an environment variable too: RUNLANE_LISTEN for --listen.
+    Every option can be given as an environment variable too: RUNLANE_LISTEN for --listen. The
+    commands look after the database of a server, also while it serves; each has options of its own.
     """
-    return run(Config.of(**settings))
+    if context.invoked_subcommand is None:
+        return run(Config.of(**settings))
+    _refuse_flags(context, context.invoked_subcommand)
+    return 0
+
+
+# The settings are given again, as a command of a group would read RUNLANE_BACKUP_STORE.
+@command.command("backup", context_settings=_SETTINGS)
+@store_options
+@click.option("--force", is_flag=True, help="Replace the file if it is there already.")
+@click.argument("path", type=click.Path(path_type=Path))
+def backup(store: str, path: Path, *, force: bool) -> int:
+    """Writes a copy of the database to PATH.
+
+    The copy is consistent and verified. To restore it, let a server use it, or a copy of it, as
+    its --store; it takes no cursors from before.
+    """
+    click.echo(maintenance.backup(store, path, force=force))
+    return 0
+
+
+@command.command("check", context_settings=_SETTINGS)
+@store_options
+def check(store: str) -> int:
+    """Verifies the database: prints what is wrong, a line each, and exits with 1 if anything is."""
+    lines, code = maintenance.check(store)
+    for line in lines:
+        click.echo(line)
+    return code
+
+
+def _refuse_flags(context: click.Context, name: str) -> None:
+    """Refuses the server's flags before a command, which would not see them."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is ParameterSource.COMMANDLINE:
+            flag = parameter.opts[0]
+            raise click.UsageError(f"{flag}: is of the server; give it behind {name!r}", context)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -40,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except StartError as error:
         _fail(str(error), 1)
     except KeyboardInterrupt:
-        _fail("interrupted before it could serve", 130)
+        _fail("interrupted", 130)
     sys.exit(code)
 
 

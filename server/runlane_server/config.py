@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +32,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """How a server is set. Times are in seconds; `event_retention` 0 keeps events for ever."""
+    """How a server is set. Times are in seconds; a retention of 0 keeps things for ever."""
 
     listen: str = "127.0.0.1:50051"
     store: str = "sqlite:///runlane.db"
@@ -42,6 +42,8 @@ class Config:
     progress_interval: float = 15.0
     drain_timeout: float = 30.0
     event_retention: float = 7 * 86400.0
+    event_retention_bytes: int = 1 << 30
+    session_retention: float = 0.0
     log_format: str = "auto"
     log_level: str = "info"
 
@@ -104,9 +106,8 @@ def _read_file(ctx: click.Context, param: click.Parameter, value: Path | None) -
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise click.BadParameter(f"{value}: {error}", ctx, param) from error
     ctx.default_map = {key.replace("-", "_"): setting for key, setting in found.items()}
-    known = {other.name for other in ctx.command.params} - {param.name, "version", "help"}
     for key, setting in found.items():
-        if key.replace("-", "_") not in known:
+        if key.replace("-", "_") not in _SETTINGS:
             raise click.BadParameter(f"{value}: there is no setting {key!r}", ctx, param)
         if isinstance(setting, bool) or not isinstance(setting, str | int):
             raise click.BadParameter(f"{value}: {key!r} has to be a text or a number", ctx, param)
@@ -115,16 +116,25 @@ def _read_file(ctx: click.Context, param: click.Parameter, value: Path | None) -
 _DEFAULT = Config()
 _DEFAULT_LIMITS = _DEFAULT.limits
 
+_SETTINGS = {one.name for one in (*fields(Config), *fields(Limits))} - {"limits"}
+"""What may be in a file, for whichever command reads it."""
+
+_FILE = click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    is_eager=True,
+    expose_value=False,
+    callback=_read_file,
+    metavar="FILE",
+    help="A TOML file with any of the server's settings, named as the flags are.",
+)
+
+_STORE = click.option(
+    "--store", default=_DEFAULT.store, metavar="URL", help="sqlite:///PATH, or memory: ."
+)
+
 _OPTIONS = (
-    click.option(
-        "--config",
-        type=click.Path(path_type=Path, dir_okay=False),
-        is_eager=True,
-        expose_value=False,
-        callback=_read_file,
-        metavar="FILE",
-        help="A TOML file with any of these settings, named as the flags are.",
-    ),
+    _FILE,
     click.option(
         "--listen",
         type=Address(),
@@ -132,9 +142,7 @@ _OPTIONS = (
         metavar="ADDRESS",
         help="HOST:PORT, or unix:PATH. Port 0 takes a free one and prints it.",
     ),
-    click.option(
-        "--store", default=_DEFAULT.store, metavar="URL", help="sqlite:///PATH, or memory: ."
-    ),
+    _STORE,
     click.option(
         "--agent",
         default=_DEFAULT.agent,
@@ -207,6 +215,18 @@ _OPTIONS = (
         default=_DEFAULT.event_retention,
         help="How long subscriptions can go back. 0: without limit.",
     ),
+    click.option(
+        "--event-retention-bytes",
+        type=click.IntRange(min=0),
+        default=_DEFAULT.event_retention_bytes,
+        help="How large the event log may grow before its oldest events go. 0: without limit.",
+    ),
+    click.option(
+        "--session-retention",
+        type=Duration(),
+        default=_DEFAULT.session_retention,
+        help="How long an idle session is kept after the last write to it. 0: for ever.",
+    ),
     click.option("--log-format", type=click.Choice(FORMATS), default=_DEFAULT.log_format),
     click.option("--log-level", type=click.Choice(LEVELS), default=_DEFAULT.log_level),
 )
@@ -214,6 +234,15 @@ _OPTIONS = (
 
 def options(command: Command) -> Command:
     """Gives a command all options; its keyword arguments are those of `Config.of`."""
-    for option in reversed(_OPTIONS):
+    return _with(command, _OPTIONS)
+
+
+def store_options(command: Command) -> Command:
+    """Gives a command what names a store, and nothing else: the keyword argument `store`."""
+    return _with(command, (_FILE, _STORE))
+
+
+def _with(command: Command, given: Sequence[Callable[[Command], Command]]) -> Command:
+    for option in reversed(given):
         command = option(command)
     return command

@@ -19,6 +19,7 @@ from runlane_server.acceptance import Acceptance, AcceptedRun
 from runlane_server.agents.base import Agent
 from runlane_server.core import lane as rules
 from runlane_server.core.errors import (
+    CursorCompacted,
     Draining,
     EmptyPrompt,
     InvalidArgument,
@@ -54,6 +55,7 @@ from runlane_server.lanes import Command
 from runlane_server.limits import Limits
 from runlane_server.store.base import (
     EventFilter,
+    IdleSession,
     NewSession,
     RunIdTaken,
     SessionTaken,
@@ -165,8 +167,12 @@ class Coordinator:
             self._check_prompt(request.prompt)
             position = self.feed.position
             try:
+                # A refused accept gives its reservation up at once: a cancel that comes next must
+                # not name a run that is not, or that has ended.
                 run, new = await self._lanes.post(
-                    accepted.key, self._accept(accepted.token, request, allow_missing)
+                    accepted.key,
+                    self._accept(accepted.token, request, allow_missing),
+                    otherwise=lambda lane, _: rules.release(lane, accepted.token),
                 )
             except (RunlaneError, RunIdTaken) as refusal:
                 # A run that was accepted before is returned whatever the lane says of a new one.
@@ -272,12 +278,16 @@ class Coordinator:
     ) -> Sequence[Receipt]:
         """Cancels everything of a tenant; a receipt for each session that had work (R18)."""
         at_hand = [key for key in self._lanes.keys if key.tenant == tenant]
-        command = _cancel(CancelScope.SESSION, "", reason)
-        replies = [self._lanes.post(key, command) for key in at_hand]
+
+        def post(key: SessionKey) -> asyncio.Future[Receipt]:
+            return self._lanes.post(key, _cancel(CancelScope.SESSION, "", reason))
+
+        # Gathered at once: whoever goes away leaves no reply behind that nobody looks at.
+        first = asyncio.gather(*map(post, at_hand), return_exceptions=True)
         stored = await self.store.busy_sessions()
         others = {s.key for s in stored if s.key.tenant == tenant}.difference(at_hand)
-        replies += [self._lanes.post(key, command) for key in sorted(others)]
-        receipts = await asyncio.gather(*replies, return_exceptions=True)
+        rest = asyncio.gather(*map(post, sorted(others)), return_exceptions=True)
+        receipts = [*await first, *await rest]
         failures = [r for r in receipts if isinstance(r, BaseException)]
         for failure in failures:
             if not isinstance(failure, SessionNotFound):
@@ -339,7 +349,12 @@ class Coordinator:
                     left = min(left, deadline - asyncio.get_running_loop().time())
                 if left <= 0:
                     break
-                await subscription.next(left)
+                try:
+                    await subscription.next(left)
+                except CursorCompacted:
+                    # Other events were removed while it read; the run itself tells.
+                    subscription.close()
+                    subscription = self.feed.subscribe(tenant, wanted, self.feed.position)
                 run = await self.get_run(run_id, tenant=tenant)
             return run
         finally:
@@ -374,6 +389,16 @@ class Coordinator:
         if not session_id:
             raise _session_missing()
         await self._lanes.post(SessionKey(tenant, session_id), lambda lane, _: rules.remove(lane))
+
+    async def delete_unused(self, session: IdleSession) -> None:
+        """Removes a session as `delete_session` does, if nothing has happened to it since.
+
+        Raises SessionNotFound, and SessionBusy if it was used.
+        """
+        since = (session.version, session.accept_seq)
+        await self._lanes.post(
+            session.key, lambda lane, _: rules.remove(lane, unchanged_since=since)
+        )
 
 
 def _cancel(scope: CancelScope, run_id: str, reason: str) -> Command:

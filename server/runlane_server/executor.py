@@ -84,9 +84,15 @@ class Executor:
 
     async def wait_idle(self, timeout: float) -> bool:
         """Waits until no run is active; returns whether that came true within `timeout` seconds."""
-        if self._supervisors:
-            await asyncio.wait(self._supervisors, timeout=timeout)
-        return not self._supervisors
+        try:
+            async with asyncio.timeout(timeout):
+                # A run whose start is being committed is active in a moment.
+                await self.lanes.settled()
+                while self._supervisors:
+                    await asyncio.wait(self._supervisors)
+        except TimeoutError:
+            return False
+        return True
 
     async def stop(self) -> None:
         """Stops what is active and writes what becomes of it (R17): a run that has an attempt left
@@ -97,7 +103,9 @@ class Executor:
         self.refuse()
         if self._getting_ready is not None:
             self._getting_ready.cancel()
-            await asyncio.wait({self._getting_ready})
+            await asyncio.wait({self._getting_ready}, timeout=self._limits.cancel_grace)
+        # A start that was being committed when the node refused gets here; after it none comes.
+        await self.lanes.settled()
         for runner in list(self._runners.values()):
             runner.hand_over()
         while self._supervisors:

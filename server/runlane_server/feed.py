@@ -12,7 +12,13 @@ from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from typing import Generic, Protocol, TypeVar
 
-from runlane_server.core.errors import CursorCompacted, CursorInvalid, Draining, Violation
+from runlane_server.core.errors import (
+    CursorCompacted,
+    CursorInvalid,
+    Draining,
+    RunNotFound,
+    Violation,
+)
 from runlane_server.core.model import RunEvent, RunKey
 from runlane_server.store.base import EventFilter, LoggedComplete, LogPage, Position, Store
 
@@ -83,9 +89,10 @@ class Feed:
         self._closed = False
         self._position: Position | None = None
         self._tail: Tail[LoggedComplete] = Tail()
-        self._subscribers: defaultdict[Hashable, set[_Woken]] = defaultdict(set)
+        # Dictionaries as ordered sets: who came first is woken first.
+        self._subscribers: defaultdict[Hashable, dict[_Woken, None]] = defaultdict(dict)
         self._run_tails: dict[RunKey, Tail[RunEvent]] = {}
-        self._followers: defaultdict[RunKey, set[_Woken]] = defaultdict(set)
+        self._followers: defaultdict[RunKey, dict[_Woken, None]] = defaultdict(dict)
         store.listener = self
 
     @property
@@ -96,7 +103,7 @@ class Feed:
     @property
     def subscriptions(self) -> int:
         """How many subscriptions are open."""
-        every = set().union(*self._subscribers.values(), *self._followers.values())
+        every = set[_Woken]().union(*self._subscribers.values(), *self._followers.values())
         return len(every)
 
     def subscribe(self, tenant: str, wanted: EventFilter, after: Position) -> Subscription:
@@ -183,16 +190,21 @@ class Feed:
             key, after=after, limit=PAGE_EVENTS, max_bytes=PAGE_BYTES
         )
 
+    async def _check_run(self, key: RunKey) -> None:
+        """A run that was deleted with its session has no event to wait for."""
+        if await self._store.get_run(key) is None:
+            raise RunNotFound.of(key.run_id)
+
     def _enter(self, topics: Sequence[Hashable], subscriber: _Woken) -> None:
         for topic in topics:
-            self._subscribers[topic].add(subscriber)
+            self._subscribers[topic][subscriber] = None
 
     def _leave(self, topics: Sequence[Hashable], subscriber: _Woken) -> None:
         for topic in topics:
             _discard(self._subscribers, topic, subscriber)
 
     def _enter_run(self, key: RunKey, follower: _Woken) -> None:
-        self._followers[key].add(follower)
+        self._followers[key][follower] = None
 
     def _leave_run(self, key: RunKey, follower: _Woken) -> None:
         _discard(self._followers, key, follower)
@@ -228,7 +240,6 @@ class Subscription:
         try:
             async with asyncio.timeout(timeout):
                 while True:
-                    self._feed._check_open()  # noqa: SLF001
                     page = await self._look()
                     if page.events:
                         return page
@@ -250,6 +261,8 @@ class Subscription:
         """Reads one page; parks and waits where there is none."""
         feed = self._feed
         if self._parked or self._after >= feed.position:
+            # Only who has been told everything is told that there is no more.
+            feed._check_open()  # noqa: SLF001
             self._parked = True
             await self._wakeup.wait()
             self._wakeup.clear()
@@ -271,14 +284,19 @@ class RunFollower:
         feed._enter_run(key, self)  # noqa: SLF001 - the two halves of one mechanism
 
     async def next(self) -> Sequence[RunEvent]:
-        """The next events, one at least. Raises Draining when the feed was closed."""
+        """The next events, one at least.
+
+        Raises Draining when the feed was closed, RunNotFound when the run was deleted, and
+        CursorCompacted.
+        """
         while True:
-            self._feed._check_open()  # noqa: SLF001
             self._wakeup.clear()
             events = await self._feed._read_run(self._key, self._after)  # noqa: SLF001
             if events:
                 self._after = events[-1].index
                 return events
+            self._feed._check_open()  # noqa: SLF001
+            await self._feed._check_run(self._key)  # noqa: SLF001
             await self._wakeup.wait()
 
     def close(self) -> None:
@@ -314,12 +332,12 @@ Topic = TypeVar("Topic", bound=Hashable)
 
 
 def _discard(
-    subscribers: defaultdict[Topic, set[_Woken]], topic: Topic, subscriber: _Woken
+    subscribers: defaultdict[Topic, dict[_Woken, None]], topic: Topic, subscriber: _Woken
 ) -> None:
     held = subscribers.get(topic)
     if held is None:
         return
-    held.discard(subscriber)
+    held.pop(subscriber, None)
     if not held:
         del subscribers[topic]
 

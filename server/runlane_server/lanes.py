@@ -19,6 +19,7 @@ from runlane_server.core import lane as rules
 from runlane_server.core.errors import IllegalCommand, RunlaneError
 from runlane_server.core.model import Micros, RunRequest, RunState, SessionKey
 from runlane_server.core.transition import Lane, LaneRun, Transition
+from runlane_server.limits import RETRY_PAUSE
 from runlane_server.slots import Slots
 from runlane_server.store.base import BusySession, RunIdTaken, Stale, Store
 
@@ -43,10 +44,11 @@ class Actions(Protocol):
 
 @dataclass(slots=True)
 class _Order:
-    """A command in a mailbox, and who waits for its reply."""
+    """A command in a mailbox, who waits for its reply, and what is done where it is refused."""
 
     command: Command
     reply: asyncio.Future[Any] | None
+    otherwise: Command | None = None
 
     def answer(self, reply: object) -> None:
         if self.reply is not None and not self.reply.done():
@@ -121,13 +123,17 @@ class Lanes:
         mailbox = self._mailboxes.get(key)
         return None if mailbox is None else mailbox.lane
 
-    def post(self, key: SessionKey, command: Command) -> asyncio.Future[Any]:
+    def post(
+        self, key: SessionKey, command: Command, otherwise: Command | None = None
+    ) -> asyncio.Future[Any]:
         """Puts a command into a lane's mailbox. The future has its reply once it is committed.
 
-        It raises what the command raises, and StoreUnavailable. Cancelling it changes nothing.
+        It raises what the command raises, RunIdTaken and StoreUnavailable. Cancelling it changes
+        nothing. Where the command is refused, `otherwise` takes its place: no other command comes
+        in between.
         """
         reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._put(key, _Order(command, reply))
+        self._put(key, _Order(command, reply, otherwise))
         return reply
 
     def send(self, key: SessionKey, command: Command) -> None:
@@ -177,9 +183,15 @@ class Lanes:
                 mailbox.outdated = True
                 for order in orders:
                     order.refuse(error)
+                self._look_again(key)
         mailbox.driver = None
         if mailbox.lane is None or not (mailbox.lane.active or mailbox.lane.reservations):
             del self._mailboxes[key]
+
+    def _look_again(self, key: SessionKey) -> None:
+        """A lane that could not be read or written may have runs that wait for their turn."""
+        if self._store.failed is None:
+            asyncio.get_running_loop().call_later(RETRY_PAUSE, self.slots.line_up, key)
 
     async def _carry_out(self, key: SessionKey, mailbox: _Mailbox, orders: list[_Order]) -> None:
         """Decides a batch and commits it, anew for as long as others change the lane meanwhile."""
@@ -216,6 +228,8 @@ class Lanes:
         """Finds out which order brought the run id that is taken; the others are carried out."""
         if len(orders) <= 1:
             for order in orders:
+                if order.otherwise is not None:
+                    await self._carry_out(key, mailbox, [_Order(order.otherwise, None)])
                 order.refuse(taken)
             return
         for order in orders:
@@ -232,7 +246,15 @@ class Lanes:
                 after = order.command(decision.transition.lane, at)
             except (RunlaneError, IllegalCommand) as error:
                 decision.refusals.append((order, error))
+                if order.otherwise is not None:
+                    instead = order.otherwise(decision.transition.lane, at)
+                    decision.transition = decision.transition.then(instead)
                 continue
+            if _accepts_again(decision.transition, after):
+                # The store knows it by then, and says so: a batch of its own.
+                mailbox.orders.extendleft(reversed(orders[n:]))
+                del orders[n:]
+                break
             decision.transition = decision.transition.then(after)
             decision.replies.append((order, after.reply))
             if after.removed:
@@ -273,3 +295,9 @@ class Lanes:
             self._actions.started(key, active, change.request)
         elif active.state is RunState.CANCELLING and was.state is RunState.ACTIVE:
             self._actions.cancelling(key, active)
+
+
+def _accepts_again(before: Transition, after: Transition) -> bool:
+    """Whether a run is accepted anew that was ended a moment ago, and is not in its lane by now."""
+    new = {change.run.run_id for change in after.runs if change.request is not None}
+    return bool(new) and any(change.run.run_id in new for change in before.runs)

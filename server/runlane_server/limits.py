@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+RETRY_PAUSE = 1.0
+"""Seconds after which it is tried again what a store in trouble did not do."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:

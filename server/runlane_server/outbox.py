@@ -101,6 +101,11 @@ class Outbox:
         self._closed = True
 
     @property
+    def closed(self) -> bool:
+        """Whether what the agent says is dropped, as it was told to stop."""
+        return self._closed
+
+    @property
     def full(self) -> bool:
         """Whether the agent is to be held."""
         return self._chars > OUTBOX_CHARS

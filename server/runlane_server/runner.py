@@ -24,6 +24,7 @@ from runlane_server.core.model import (
     Message,
     Micros,
     Prompt,
+    Role,
     RunError,
     RunKey,
     RunRequest,
@@ -32,6 +33,7 @@ from runlane_server.core.model import (
 )
 from runlane_server.core.transition import LaneRun, Outcome
 from runlane_server.core.turn import InvalidAgentEvent
+from runlane_server.limits import RETRY_PAUSE
 from runlane_server.outbox import Outbox
 from runlane_server.store.base import MessagePlace, Store
 
@@ -92,9 +94,12 @@ class Runner:
         """The agent's task, if it did not return in its grace period."""
         self._agent = agent
         self._lane = lane
+        self._store = store
         self._cancel_grace = cancel_grace
         self._stop: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._handing_over = False
+        self._timed_out = False
+        self._working: asyncio.Task[None] | None = None
         self._outbox = Outbox(job.run_key, job.run, store, now)
         self._report = Report()
         self._turn = _Turn(job, store, self._fold)
@@ -111,9 +116,16 @@ class Runner:
             self._stop.set_result(None)
 
     def hand_over(self) -> None:
-        """Stops the agent, as the node stops: the run is given up, not ended."""
-        self._handing_over = True
+        """Stops the agent, as the node stops: the run is given up, unless it is over already."""
+        if not self._over:
+            self._handing_over = True
         self.cancel()
+
+    @property
+    def _over(self) -> bool:
+        """Whether how it ends is settled: the agent returned, was stopped, or took too long."""
+        returned = self._working is not None and self._working.done()
+        return returned or self._timed_out or self._stop.done()
 
     # The supervisor
 
@@ -123,20 +135,21 @@ class Runner:
             session_id=self.job.key.session_id, run_id=run.run_id
         )
         log.info("run started", attempt=run.attempt)
-        work = asyncio.create_task(self._work())
+        work = self._working = asyncio.create_task(self._work())
         self._outbox.follow(work, on_lost=self.hand_over)
         timeout = None if run.timeout is None else run.timeout / 1e6
-        await asyncio.wait({work, self._stop}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        timed_out = not work.done() and not self._stop.done()
+        if not self._stop.done():
+            ends = {work, self._stop}
+            await asyncio.wait(ends, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        self._timed_out = not self._over
         if not work.done():
             await self._end_work(work)
         error = _what_failed(work, stopped=self._stop.done())
-        if timed_out:
+        if self._timed_out:
             error = RunError("RUN_TIMEOUT", f"the run was active for more than {timeout:g} s")
-        cut_off = work.cancelled() or not work.done()
+        # Whatever it made of being stopped: what it said since is not stored, so it has not ended.
         await self._tell(
-            self._outcome(error, timed_out=timed_out),
-            self._lane.hand_over if self._handing_over and cut_off else self._lane.finish,
+            self._outcome(error), self._lane.hand_over if self._handing_over else self._lane.finish
         )
 
     async def _end_work(self, work: asyncio.Task[None]) -> None:
@@ -149,10 +162,10 @@ class Runner:
             self.stray = work
             work.add_done_callback(_note_stray)
 
-    def _outcome(self, error: RunError | None, *, timed_out: bool) -> _Ending:
+    def _outcome(self, error: RunError | None) -> _Ending:
         reason = self._report.finish_reason or FinishReason.STOP
         if error is not None:
-            reason = FinishReason.TIMEOUT if timed_out else FinishReason.ERROR
+            reason = FinishReason.TIMEOUT if self._timed_out else FinishReason.ERROR
         return _Ending(reason, error)
 
     async def _tell(self, ending: _Ending, report: _ReportEnd) -> None:
@@ -168,12 +181,23 @@ class Runner:
             usage=self._report.usage or NO_USAGE,
             model=self._report.model or "",
         )
+        while not await self._told(report, outcome):
+            await asyncio.sleep(RETRY_PAUSE)
+
+    async def _told(self, report: _ReportEnd, outcome: Outcome) -> bool:
+        """Whether the end is written, or is not this node's to write any more.
+
+        Where a store did not confirm it, it is written again: if the first try did succeed, the
+        attempt is not the active one by now.
+        """
         try:
             await report(self.job.key, self.job.run, outcome, self._outbox.events)
         except IllegalCommand:
             log.warning("run was taken away from this node", attempt=self.job.run.attempt)
         except RunlaneError as error:
             log.warning("the end of the run could not be written", error=error.message)
+            return self._store.failed is not None
+        return True
 
     # The agent
 
@@ -197,7 +221,7 @@ class Runner:
         A cancel of the agent does not undo what was committed, so the folding is a task of its own
         that the supervisor waits for.
         """
-        if not self._lane.may_fold(self.job.key):
+        if self._outbox.closed or not self._lane.may_fold(self.job.key):
             return ()
         self._folding = asyncio.create_task(self._fold_in())
         folded = await asyncio.shield(self._folding)
@@ -205,6 +229,9 @@ class Runner:
 
     async def _fold_in(self) -> Sequence[LaneRun]:
         await self._outbox.emptied()
+        if self._outbox.closed:
+            # The turn is ending. What joined it now would be answered by nobody.
+            return ()
         try:
             folded = await self._lane.fold(self.job.key, self.job.run, self._outbox.events)
         except IllegalCommand:
@@ -269,7 +296,7 @@ class _Turn:
             messages += earlier
             place = page.next
             if place is None or len(earlier) < len(page.items):
-                return messages
+                return _of_ended_turns(messages)
 
     async def take_folded(self) -> Sequence[FoldedPrompt]:
         """Takes the prompts that wait to join this turn."""
@@ -283,14 +310,29 @@ def _what_failed(work: asyncio.Task[None], *, stopped: bool) -> RunError | None:
     if work.cancelled():
         return RunError("AGENT_ERROR", "the agent cancelled its own task")
     failure = work.exception()
-    if failure is None:
-        return None
-    if isinstance(failure, AgentError):
-        return RunError(failure.reason, _short(failure.message))
-    if isinstance(failure, InvalidAgentEvent):
-        return RunError("AGENT_ERROR", _short(str(failure)))
-    log.error("agent failed", exc_info=failure)
-    return RunError("AGENT_ERROR", _short(f"{type(failure).__name__}: {failure}"))
+    return None if failure is None else _explained(failure)
+
+
+def _explained(failure: BaseException) -> RunError:
+    match failure:
+        case AgentError():
+            return RunError(failure.reason, _short(failure.message))
+        case InvalidAgentEvent():
+            return RunError("AGENT_ERROR", _short(str(failure)))
+        case RunlaneError():
+            # What was to be read or folded for it; the store has told the log what is wrong.
+            log.warning("the agent could not go on", error=failure.message)
+            return RunError("AGENT_ERROR", _short(failure.message))
+        case _:
+            log.error("agent failed", exc_info=failure)
+            return RunError("AGENT_ERROR", _short(f"{type(failure).__name__}: {failure}"))
+
+
+def _of_ended_turns(messages: Sequence[Message]) -> Sequence[Message]:
+    """Leaves out the prompt of a run that waits to be retried: a run that interrupts comes first,
+    and its history is not to have a question without an answer."""
+    ended = {message.turn for message in messages if message.role is not Role.USER}
+    return [message for message in messages if message.turn in ended]
 
 
 def _short(message: str) -> str:

@@ -18,7 +18,7 @@ class Slots:
         self._call = call
         self._shut = True
         self._line: dict[SessionKey, None] = {}
-        self._granted: set[SessionKey] = set()
+        self._granted: dict[SessionKey, None] = {}
         self._taken: set[SessionKey] = set()
 
     @property
@@ -43,9 +43,8 @@ class Slots:
     def shut(self) -> None:
         """Hands out no slot from now on. Slots that are taken stay so until they are given back."""
         self._shut = True
-        for lane in self._granted:
-            self._free += 1
-            self._line[lane] = None
+        self._free += len(self._granted)
+        self._line = {**self._granted, **self._line}
         self._granted.clear()
 
     def take(self, lane: SessionKey) -> bool:
@@ -57,7 +56,7 @@ class Slots:
             self._line.setdefault(lane)
             return False
         if lane in self._granted:
-            self._granted.remove(lane)
+            del self._granted[lane]
             self._taken.add(lane)
             return True
         if not self._line and (lane in self._taken or self._free > 0):
@@ -79,25 +78,27 @@ class Slots:
             self._taken.remove(lane)
             self._free += 1
         elif lane in self._granted:
-            self._granted.remove(lane)
+            del self._granted[lane]
             self._free += 1
         self._call_next()
 
     def settle(self, lane: SessionKey, *, running: bool, startable: bool) -> None:
         """Brings a lane's claims in line with what was committed: whether it has an active run,
         and whether it has one to start."""
-        if running:
-            if lane in self._granted:
-                self.give_back(lane)
-            return
-        if not startable:
+        if running or not startable:
             self._line.pop(lane, None)
-        self.give_back(lane)
+        if not running:
+            self.give_back(lane)
+        elif lane in self._granted:
+            # It was called and holds a slot already, or its run is another node's.
+            del self._granted[lane]
+            self._free += 1
+            self._call_next()
 
     def _call_next(self) -> None:
         while self._line and self._free > 0 and not self._shut:
             lane = next(iter(self._line))
             del self._line[lane]
             self._free -= 1
-            self._granted.add(lane)
+            self._granted[lane] = None
             self._call(lane)

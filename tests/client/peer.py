@@ -94,7 +94,7 @@ class Peer(
     """`scripts` has the steps of each call of an rpc, one after the other; `requests` what came;
     `came` is set for each rpc when it was called.
 
-    A call without a script hangs. `left` is set when a caller left a call that hung.
+    A call without a script hangs. `left` is set when a caller left a stream, or a call that hung.
     """
 
     def __init__(self) -> None:
@@ -144,7 +144,11 @@ class Peer(
                 case Refuse():
                     await context.abort(step.code, step.message, step.trailers())
                 case _ if rpc.startswith("Subscribe"):
-                    await context.write(step)
+                    try:
+                        await context.write(step)
+                    except BaseException:
+                        self.left.set()
+                        raise
                 case _:
                     return step
         return None

@@ -117,5 +117,6 @@ async def test_leaving_ends_the_call(peer: Peer, client: Client) -> None:
     async with client.subscribe_run("r") as events:
         async for _ in events:
             break
+        await peer.hanging.wait()
     await peer.left.wait()
     assert await told(events) == []

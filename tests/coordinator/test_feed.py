@@ -152,6 +152,23 @@ async def test_closing_the_feed_tells_all_who_wait(node: Node) -> None:
         node.feed.subscribe(TENANT, ALL, 0)
 
 
+async def test_what_was_committed_before_the_feed_closed_is_told_before_its_end(
+    node: Node,
+) -> None:
+    with subscribed(node) as subscription:
+        run = await node.queue("s", "last words")
+        await node.end(run.run_id)
+        follower = node.feed.follow(RunKey(TENANT, run.run_id), 0)
+        node.feed.close()
+        assert [c.text for c in await take(subscription, 1)] == ["last words"]
+        with pytest.raises(Draining):
+            await subscription.next(SECONDS)
+        assert isinstance((await follower.next())[-1].body, RunComplete)
+        with pytest.raises(Draining):
+            await follower.next()
+        follower.close()
+
+
 async def test_nobody_is_left_behind_in_the_feed(node: Node) -> None:
     wanted = EventFilter(session_ids=frozenset({"a", "b"}), run_ids=frozenset({"r"}))
     with subscribed(node, wanted), subscribed(node):

@@ -10,7 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from runlane_server.config import Config, options
+from runlane_server.config import Config, options, store_options
 from runlane_server.limits import Limits
 
 seen: list[Config] = []
@@ -65,6 +65,8 @@ SETTINGS: list[tuple[str, str, Any]] = [
     ("drain-timeout", "0", 0.0),
     ("event-retention", "7d", 7 * 86400.0),
     ("event-retention", "12h", 12 * 3600.0),
+    ("event-retention-bytes", "0", 0),
+    ("session-retention", "90d", 90 * 86400.0),
     ("log-format", "json", "json"),
     ("log-level", "debug", "debug"),
 ]
@@ -110,6 +112,9 @@ def test_every_setting_is_among_those() -> None:
         ("progress-interval", "0"),
         ("progress-interval", "31s"),
         ("ready-timeout", "0s"),
+        ("event-retention-bytes", "-1"),
+        ("event-retention-bytes", "1GiB"),
+        ("session-retention", "90"),
         ("log-format", "xml"),
         ("log-level", "loud"),
     ],
@@ -146,6 +151,30 @@ def test_a_file_that_is_not_there() -> None:
     result = invoke("--config", "/nowhere/runlane.toml")
     assert result.exit_code == 2
     assert "No such file" in result.output
+
+
+def test_a_command_that_only_names_a_store_reads_the_file_of_the_server(tmp_path: Path) -> None:
+    named: list[str] = []
+
+    @click.command(context_settings={"auto_envvar_prefix": "RUNLANE"})
+    @store_options
+    def only_store(store: str) -> None:
+        named.append(store)
+
+    file = tmp_path / "runlane.toml"
+    file.write_text('store = "file"\nlisten = "here:1"\nmax-active-runs = 7\n')
+    for flags, env in (
+        ([], {}),
+        (["--config", str(file)], {}),
+        ([], {"RUNLANE_CONFIG": str(file)}),
+        (["--config", str(file)], {"RUNLANE_STORE": "env"}),
+        (["--config", str(file), "--store", "flag"], {"RUNLANE_STORE": "env"}),
+    ):
+        assert CliRunner().invoke(only_store, flags, env=env).exit_code == 0
+    assert named == [Config().store, "file", "file", "env", "flag"]
+    file.write_text('agnet = "echo"\n')
+    result = CliRunner().invoke(only_store, ["--config", str(file)])
+    assert "there is no setting 'agnet'" in result.output
 
 
 def test_numbers_in_a_file_are_numbers(tmp_path: Path) -> None:

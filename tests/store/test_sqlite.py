@@ -240,7 +240,7 @@ async def test_newer_schema_is_refused(path: Path) -> None:
         pass
     with closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA user_version = 999")
-    assert "newer Runlane (schema 999, known 1)" in await refusal(path)
+    assert "newer Runlane (schema 999, known 2)" in await refusal(path)
 
 
 async def test_file_that_is_no_database_is_refused(path: Path) -> None:

@@ -16,8 +16,12 @@ import click
 from runlane.client import Client
 from runlane.errors import InvalidArgument, RunlaneError
 from runlane.types import RunComplete, RunState
+from runlane.wire import RetryPolicy
 
 DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+_RETRY = RetryPolicy(maximum=1.0)
+"""Somebody looks on: a server that is back is found within a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,7 @@ def execute(settings: Settings, work: Callable[[Client], Awaitable[int]]) -> Non
     """Works with a client, and leaves the command with the exit code that comes of it."""
 
     async def connected() -> int:
-        async with Client(settings.server) as client:
+        async with Client(settings.server, retry=_RETRY) as client:
             return await work(client)
 
     try:

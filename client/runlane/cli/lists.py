@@ -31,7 +31,7 @@ _COLUMNS: tuple[Column[Run], ...] = (
     Column("SEQ", lambda run: run.accept_seq),
     Column("RUN", lambda run: run.run_id),
     Column("STATE", lambda run: run.state, lambda run: coloured(run.state)),
-    Column("ENDED", lambda run: run.ended_at, lambda run: took(run.started_at, run.ended_at)),
+    Column("TOOK", lambda run: run.ended_at, lambda run: took(run.started_at, run.ended_at)),
     Column("PROMPT", lambda run: run.prompt_excerpt, lambda run: one_line(run.prompt_excerpt, 40)),
 )
 

@@ -143,6 +143,10 @@ def coloured(state: RunState) -> Text:
     return Text(str(state), style=COLOURS.get(state, ""))
 
 
+_NARROWEST = 100
+"""How wide listings are laid out at the least, in columns. A narrower terminal breaks the lines:
+that can be read and copied, as cells of a few letters cannot."""
+
 _LONG = {"SESSION", "PROMPT", "TITLE", "TEXT"}
 
 
@@ -172,7 +176,8 @@ async def show(
     async for record in records:
         grid.add_row(*(column.cell(record) for column in columns))
     if grid.row_count:
-        Console(highlight=False).print(grid)
+        width = max(Console().width, _NARROWEST)
+        Console(highlight=False, width=width).print(grid)
     else:
         stderr_console().print(nothing, style="dim")
 

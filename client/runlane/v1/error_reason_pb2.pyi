@@ -47,10 +47,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_PROMPT_TOO_LARGE: _ErrorReason.ValueType  # 11
     """INVALID_ARGUMENT: the prompt, or the attachments together, are larger than the server takes."""
     ERROR_REASON_CURSOR_INVALID: _ErrorReason.ValueType  # 12
-    """INVALID_ARGUMENT: the cursor is not one that this service gave out."""
+    """INVALID_ARGUMENT: the cursor is not one that this store gave out; one from before a backup was
+    restored is not.
+    """
     ERROR_REASON_CURSOR_COMPACTED: _ErrorReason.ValueType  # 13
-    """OUT_OF_RANGE: events after the cursor were removed. The metadata `oldest_cursor` is the earliest
-    one that can still be resumed from; GetRun and ListRuns tell what was missed.
+    """OUT_OF_RANGE: events after the cursor, or after `after_index`, were removed. On
+    SubscribeRunComplete the metadata `oldest_cursor` is the earliest one that can still be resumed
+    from; GetRun and ListRuns tell what was missed.
     """
     ERROR_REASON_PAGE_TOKEN_INVALID: _ErrorReason.ValueType  # 14
     """INVALID_ARGUMENT: the page token is not one that this call gave out."""
@@ -102,10 +105,13 @@ ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 10
 ERROR_REASON_PROMPT_TOO_LARGE: ErrorReason.ValueType  # 11
 """INVALID_ARGUMENT: the prompt, or the attachments together, are larger than the server takes."""
 ERROR_REASON_CURSOR_INVALID: ErrorReason.ValueType  # 12
-"""INVALID_ARGUMENT: the cursor is not one that this service gave out."""
+"""INVALID_ARGUMENT: the cursor is not one that this store gave out; one from before a backup was
+restored is not.
+"""
 ERROR_REASON_CURSOR_COMPACTED: ErrorReason.ValueType  # 13
-"""OUT_OF_RANGE: events after the cursor were removed. The metadata `oldest_cursor` is the earliest
-one that can still be resumed from; GetRun and ListRuns tell what was missed.
+"""OUT_OF_RANGE: events after the cursor, or after `after_index`, were removed. On
+SubscribeRunComplete the metadata `oldest_cursor` is the earliest one that can still be resumed
+from; GetRun and ListRuns tell what was missed.
 """
 ERROR_REASON_PAGE_TOKEN_INVALID: ErrorReason.ValueType  # 14
 """INVALID_ARGUMENT: the page token is not one that this call gave out."""

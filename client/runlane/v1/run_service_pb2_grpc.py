@@ -114,7 +114,9 @@ class RunServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SubscribeRun(self, request, context):
-        """Streams all that happens in one run, from its acceptance, and ends after its run_complete.
+        """Streams all that happens in one run, from its acceptance, and ends after its run_complete. The
+        events of a run are removed together with its terminal event, when that gets old; the call is
+        answered CURSOR_COMPACTED then. GetRun tells how the run ended, ListMessages what was said.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -49,7 +49,10 @@ class RunServiceStub:
     with the last cursor that was seen.
     """
     SubscribeRun: _grpc.UnaryStreamMultiCallable[_run_service_pb2.SubscribeRunRequest, _run_service_pb2.SubscribeRunResponse]
-    """Streams all that happens in one run, from its acceptance, and ends after its run_complete."""
+    """Streams all that happens in one run, from its acceptance, and ends after its run_complete. The
+    events of a run are removed together with its terminal event, when that gets old; the call is
+    answered CURSOR_COMPACTED then. GetRun tells how the run ended, ListMessages what was said.
+    """
     WaitRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.WaitRunRequest, _run_service_pb2.WaitRunResponse]
     """Waits for a run to end."""
     GetRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.GetRunRequest, _run_service_pb2.GetRunResponse]
@@ -78,7 +81,10 @@ class RunServiceAsyncStub(RunServiceStub):
     with the last cursor that was seen.
     """
     SubscribeRun: _aio.UnaryStreamMultiCallable[_run_service_pb2.SubscribeRunRequest, _run_service_pb2.SubscribeRunResponse]  # type: ignore[assignment]
-    """Streams all that happens in one run, from its acceptance, and ends after its run_complete."""
+    """Streams all that happens in one run, from its acceptance, and ends after its run_complete. The
+    events of a run are removed together with its terminal event, when that gets old; the call is
+    answered CURSOR_COMPACTED then. GetRun tells how the run ended, ListMessages what was said.
+    """
     WaitRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.WaitRunRequest, _run_service_pb2.WaitRunResponse]  # type: ignore[assignment]
     """Waits for a run to end."""
     GetRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.GetRunRequest, _run_service_pb2.GetRunResponse]  # type: ignore[assignment]
@@ -134,7 +140,10 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _run_service_pb2.SubscribeRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_run_service_pb2.SubscribeRunResponse], _abc.AsyncIterator[_run_service_pb2.SubscribeRunResponse]]:
-        """Streams all that happens in one run, from its acceptance, and ends after its run_complete."""
+        """Streams all that happens in one run, from its acceptance, and ends after its run_complete. The
+        events of a run are removed together with its terminal event, when that gets old; the call is
+        answered CURSOR_COMPACTED then. GetRun tells how the run ended, ListMessages what was said.
+        """
 
     @_abc_1.abstractmethod
     def WaitRun(

@@ -286,10 +286,16 @@ def fail_waiting(lane: Lane, error: RunError, *, at: Micros) -> Transition:
     return edit.done(reply=len(lane.waiting))
 
 
-def remove(lane: Lane) -> Transition:
-    """Removes an idle session. Raises SessionNotFound and SessionBusy."""
+def remove(lane: Lane, *, unchanged_since: tuple[int, int] | None = None) -> Transition:
+    """Removes an idle session; with a (version, accept_seq), only as it was then.
+
+    Raises SessionNotFound and SessionBusy.
+    """
     if not lane.exists:
         raise SessionNotFound.of(lane.key.session_id)
+    # A run that came and went within the commit at hand is in accept_seq, and not in the version.
+    if unchanged_since not in {None, (lane.version, lane.accept_seq)}:
+        raise SessionBusy(f"session {lane.key.session_id!r} is in use again")
     if lane.busy:
         raise SessionBusy(f"session {lane.key.session_id!r} has work; cancel it first")
     return Transition(Lane(lane.key), removed=True)

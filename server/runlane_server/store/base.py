@@ -107,6 +107,15 @@ class BusySession:
 
 
 @dataclass(frozen=True, slots=True)
+class IdleSession:
+    """A session without work, as of one version; `accept_seq` counts the runs it ever accepted."""
+
+    key: SessionKey
+    version: int
+    accept_seq: int
+
+
+@dataclass(frozen=True, slots=True)
 class NewSession:
     """A session to create without a run."""
 
@@ -180,10 +189,12 @@ class Store(Protocol):
     async def create_session(self, session: NewSession) -> None:
         """Creates a session; its lane is at version 1. Raises SessionTaken."""
 
-    async def compact(self, before: Micros, limit: int) -> int:
-        """Removes the oldest terminal events from the log, up to `limit` of those ended before.
+    async def compact(self, before: Micros, limit: int, *, keep_bytes: int | None = None) -> int:
+        """Removes the oldest terminal events from the log, up to `limit` of them: those that ended
+        before, and as many as it takes for `log_bytes` to be `keep_bytes` at the most.
 
-        Returns how many. The runs and their transcripts stay.
+        Returns how many. The runs and their transcripts stay; of the events of these runs only the
+        last one does. Each of its transactions is short, and other writes come in between.
         """
 
     # Reading. Nothing that is not committed is ever read.
@@ -217,7 +228,10 @@ class Store(Protocol):
     async def run_events(
         self, key: RunKey, *, after: int, limit: int, max_bytes: int
     ) -> Sequence[RunEvent]:
-        """The events of a run after an index; about `max_bytes` of them, but one at least."""
+        """The events of a run after an index; about `max_bytes` of them, but one at least.
+
+        Raises CursorCompacted if the next one was removed.
+        """
 
     async def get_session(self, key: SessionKey) -> Session | None:
         """A session."""
@@ -226,6 +240,10 @@ class Store(Protocol):
         self, tenant: str, *, after: int | None = None, limit: int
     ) -> Page[Session, int]:
         """Sessions, the latest created first, after a place."""
+
+    async def stale_sessions(self, before: Micros, limit: int) -> Sequence[IdleSession]:
+        """Idle sessions of all tenants that were last written to before, the longest untouched
+        first."""
 
     async def list_messages(
         self,
@@ -239,6 +257,10 @@ class Store(Protocol):
 
         About `max_bytes` of it, but one message at least.
         """
+
+    async def log_bytes(self) -> int:
+        """About how many bytes the event log has, with the events of its runs. Known at once,
+        however long it is."""
 
     async def completes(
         self, tenant: str, wanted: EventFilter, *, after: Position, limit: int, max_bytes: int

@@ -19,7 +19,9 @@ class FileLock:
 
     def __init__(self, database: Path) -> None:
         """Takes the lock; raises StartError where that cannot be."""
-        self._path = database.with_name(database.name + ".lock")
+        # Next to the file itself, whichever link it was named by.
+        file = Path(os.path.realpath(database))
+        self._path = file.with_name(file.name + ".lock")
         try:
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:

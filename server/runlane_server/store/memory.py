@@ -29,11 +29,10 @@ from runlane_server.core.model import (
 )
 from runlane_server.core.transition import Lane, LaneRun, RunChange, Transition, describe
 from runlane_server.store.base import (
-    BEGINNING,
     BusySession,
     EventFilter,
+    IdleSession,
     Listener,
-    LoggedComplete,
     LogPage,
     MessagePlace,
     NewSession,
@@ -44,9 +43,10 @@ from runlane_server.store.base import (
     Stale,
     StoreError,
 )
+from runlane_server.store.memory_log import MemoryLog
 from runlane_server.store.reading import (
     by_run,
-    complete_size,
+    check_kept,
     event_size,
     fill,
     message_size,
@@ -85,10 +85,7 @@ class MemoryStore:
         self._store_id = os.urandom(8) if store_id is None else store_id
         self._sessions: dict[SessionKey, _Session] = {}
         self._runs: dict[RunKey, _Run] = {}
-        self._log: list[LoggedComplete] = []
-        self._positions: dict[RunKey, Position] = {}
-        self._position = BEGINNING
-        self._compacted = BEGINNING
+        self._log = MemoryLog()
         self._numbers = 0
 
     # Of the store as a whole
@@ -101,12 +98,12 @@ class MemoryStore:
     @property
     def position(self) -> Position:
         """The position of the last terminal event."""
-        return self._position
+        return self._log.position
 
     @property
     def compacted(self) -> Position:
         """Events up to here were removed."""
-        return self._compacted
+        return self._log.compacted
 
     @property
     def failed(self) -> StoreError | None:
@@ -164,17 +161,15 @@ class MemoryStore:
         kept = self._new_session(Lane(session.key, version=1), session.created_at)
         kept.session = replace(kept.session, title=session.title, metadata=session.metadata)
 
-    async def compact(self, before: Micros, limit: int) -> int:
+    async def compact(self, before: Micros, limit: int, *, keep_bytes: int | None = None) -> int:
         """Removes the oldest terminal events from the log; returns how many."""
-        count = 0
-        for event in self._log[:limit]:
-            if event.complete.ended_at >= before:
-                break
-            self._compacted = event.position
-            self._positions.pop(RunKey(event.tenant, event.complete.run_id), None)
-            count += 1
-        del self._log[:count]
-        return count
+        removed = self._log.remove(before, limit, keep_bytes)
+        for key in removed:
+            kept = self._runs.get(key)
+            # The id may have been used again, after the session of that run was deleted.
+            if kept and kept.run.state.terminal and self._log.position_of(key) is None:
+                del kept.events[:-1]
+        return len(removed)
 
     def _check(self, base_version: int, transition: Transition) -> None:
         """Raises before anything is changed."""
@@ -243,20 +238,18 @@ class MemoryStore:
     def _tell(
         self, tenant: str, completes: Sequence[RunComplete], events: Sequence[RunEvent]
     ) -> None:
-        logged = [
-            LoggedComplete(self._position + n, tenant, complete)
-            for n, complete in enumerate(completes, start=1)
-        ]
-        self._log += logged
-        for event in logged:
-            self._positions[RunKey(tenant, event.complete.run_id)] = event.position
-        self._position += len(logged)
+        logged = [self._log.add(tenant, it, self._size_of_run(tenant, it)) for it in completes]
         if self.listener is None:
             return
         if logged:
             self.listener.completed(logged)
         for run_id, own in by_run(events):
             self.listener.happened(RunKey(tenant, run_id), own)
+
+    def _size_of_run(self, tenant: str, complete: RunComplete) -> int:
+        """How large the events of a run are that has just ended; none is left of a removed one."""
+        kept = self._runs.get(RunKey(tenant, complete.run_id))
+        return 0 if kept is None else sum(event_size(event) for event in kept.events[:-1])
 
     # Reading
 
@@ -278,7 +271,7 @@ class MemoryStore:
 
     async def position_of(self, key: RunKey) -> Position | None:
         """Where the terminal event of a run is in the log."""
-        return self._positions.get(key)
+        return self._log.position_of(key)
 
     async def list_runs(
         self,
@@ -315,7 +308,9 @@ class MemoryStore:
         kept = self._runs.get(key)
         events = [] if kept is None else kept.events
         first = bisect_right(events, after, key=lambda event: event.index)
-        return fill(events[first:], limit=limit, max_bytes=max_bytes, size=event_size)[0]
+        page = fill(events[first:], limit=limit, max_bytes=max_bytes, size=event_size)[0]
+        check_kept(page, after)
+        return page
 
     async def get_session(self, key: SessionKey) -> Session | None:
         """A session."""
@@ -333,6 +328,19 @@ class MemoryStore:
         )
         return _page(found, after, limit)
 
+    async def stale_sessions(self, before: Micros, limit: int) -> Sequence[IdleSession]:
+        """Idle sessions that were last written to before."""
+        stale = [
+            kept
+            for kept in self._sessions.values()
+            if not kept.lane.busy and kept.session.updated_at < before
+        ]
+        stale.sort(key=lambda kept: kept.session.updated_at)
+        return [
+            IdleSession(kept.lane.key, kept.lane.version, kept.lane.accept_seq)
+            for kept in stale[:limit]
+        ]
+
     async def list_messages(
         self, key: SessionKey, *, after: MessagePlace | None = None, limit: int, max_bytes: int
     ) -> Page[Message, MessagePlace]:
@@ -348,18 +356,15 @@ class MemoryStore:
         )
         return Page(tuple(page), _place(page[-1]) if more else None)
 
+    async def log_bytes(self) -> int:
+        """About how large the event log is."""
+        return self._log.bytes
+
     async def completes(
         self, tenant: str, wanted: EventFilter, *, after: Position, limit: int, max_bytes: int
     ) -> LogPage:
         """Terminal events after a position, in order."""
-        first = bisect_right(self._log, after, key=lambda event: event.position)
-        events = (
-            event
-            for event in self._log[first:]
-            if event.tenant == tenant and wanted.matches(event.complete)
-        )
-        page, more = fill(events, limit=limit, max_bytes=max_bytes, size=complete_size)
-        return LogPage(tuple(page), page[-1].position if more else max(after, self._position))
+        return self._log.page(tenant, wanted, after=after, limit=limit, max_bytes=max_bytes)
 
     def _whole(self, tenant: str, message: Message) -> Message:
         if message.role is not Role.USER:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import TypeVar
 
+from runlane_server.core.errors import CursorCompacted
 from runlane_server.core.model import (
     MAX_COMPLETE_TEXT_BYTES,
     Attachment,
@@ -46,6 +47,18 @@ def fill(
             return page, True
         page.append(item)
     return page, False
+
+
+def check_kept(page: Sequence[RunEvent], after: int) -> None:
+    """Raises CursorCompacted if the events right behind `after` are not there any more.
+
+    The events of a run are numbered without a gap, and a prefix of them is removed.
+    """
+    if page and page[0].index != after + 1:
+        raise CursorCompacted(
+            "the events of the run after that index were removed; "
+            "GetRun tells how it ended, ListMessages what was said"
+        )
 
 
 def by_run(events: Sequence[RunEvent]) -> list[tuple[str, list[RunEvent]]]:

@@ -28,10 +28,11 @@ from runlane_server.core.model import (
     SessionKey,
 )
 from runlane_server.core.transition import Lane, Transition
-from runlane_server.store import sqlite_reads
+from runlane_server.store import sqlite_log, sqlite_reads
 from runlane_server.store.base import (
     BusySession,
     EventFilter,
+    IdleSession,
     Listener,
     LogPage,
     MessagePlace,
@@ -123,9 +124,16 @@ class SqliteStore:
         """Creates a session. Raises SessionTaken."""
         await self._writing.write(session_unit(session, _future()))
 
-    async def compact(self, before: Micros, limit: int) -> int:
+    async def compact(self, before: Micros, limit: int, *, keep_bytes: int | None = None) -> int:
         """Removes the oldest terminal events from the log; returns how many."""
-        return await self._writing.write(Compaction(before, limit, _future())) or 0
+        count = 0
+        while True:
+            step = Compaction(before, limit - count, keep_bytes, _future())
+            removed = await self._writing.write(step)
+            count += 0 if removed is None else removed.events
+            # What came meanwhile is committed between two steps.
+            if removed is None or not removed.more or count == limit:
+                return count
 
     # Reading
 
@@ -143,7 +151,7 @@ class SqliteStore:
 
     async def position_of(self, key: RunKey) -> Position | None:
         """Where the terminal event of a run is in the log."""
-        return await self._read(sqlite_reads.position_of, key)
+        return await self._read(sqlite_log.position_of, key)
 
     async def list_runs(
         self,
@@ -184,11 +192,19 @@ class SqliteStore:
         """Sessions, the latest created first."""
         return await self._read(sqlite_reads.list_sessions, tenant, after, limit)
 
+    async def stale_sessions(self, before: Micros, limit: int) -> Sequence[IdleSession]:
+        """Idle sessions that were last written to before."""
+        return await self._read(sqlite_reads.stale_sessions, before, limit)
+
     async def list_messages(
         self, key: SessionKey, *, after: MessagePlace | None = None, limit: int, max_bytes: int
     ) -> Page[Message, MessagePlace]:
         """The transcript after a place."""
         return await self._read(sqlite_reads.list_messages, key, after, limit, max_bytes)
+
+    async def log_bytes(self) -> int:
+        """About how large the event log is."""
+        return await self._read(sqlite_log.log_bytes)
 
     async def completes(
         self, tenant: str, wanted: EventFilter, *, after: Position, limit: int, max_bytes: int
@@ -198,7 +214,7 @@ class SqliteStore:
         if after >= known:
             return LogPage((), after)
         page, more, compacted = await self._read(
-            sqlite_reads.log_page,
+            sqlite_log.log_page,
             tenant,
             wanted,
             after=after,

@@ -70,23 +70,6 @@ def apply(db: sqlite3.Connection, units: Sequence[Unit], position: Position) -> 
     return [None] * len(units)
 
 
-def compact(db: sqlite3.Connection, before: int, limit: int) -> tuple[int, Position | None]:
-    """Removes the oldest terminal events; returns how many, and the position of the last one."""
-    db.execute("BEGIN IMMEDIATE")
-    last: Position | None = None
-    count = 0
-    for row in db.execute(SQL["oldest_events"], {"limit": limit}):
-        if row["ended_at"] >= before:
-            break
-        last = row["position"]
-        count += 1
-    if last is not None:
-        db.execute(SQL["delete_events"], {"last": last})
-        db.execute(SQL["set_compacted"], {"last": last})
-    db.execute("COMMIT")
-    return count, last
-
-
 def is_fatal(error: BaseException) -> bool:
     """Whether an error is the database's and not that of the row it was given."""
     if isinstance(error, sqlite3.Error):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar, cast
+from typing import Concatenate, ParamSpec, Self, TypeVar, cast
 
 import aiosqlite
 
@@ -30,6 +31,16 @@ class SqliteConnection(aiosqlite.Connection):
             return connection
 
         super().__init__(connect, iter_chunk_size=64)
+
+    async def __aenter__(self) -> Self:
+        try:
+            await super().__aenter__()
+        except sqlite3.Error:
+            # aiosqlite tells its thread to end and does not wait. Where the server ends next, the
+            # thread would find the loop closed, and say so at length.
+            await asyncio.to_thread(self._thread.join)
+            raise
+        return self
 
     async def work(
         self,

@@ -44,7 +44,7 @@ async def open_file(path: Path, closing: AsyncExitStack) -> Opened:
         writer = await _connect(path, closing)
         version = await writer.work(_prepare, path)
         reader = await _connect(path, closing)
-        await reader.work(_restrict)
+        await reader.work(restrict)
         store_id, position, compacted = await reader.work(_read_state)
     except sqlite3.Error as error:
         raise StartError(f"store {path}: {error}") from error
@@ -68,7 +68,7 @@ async def _connect(path: Path, closing: AsyncExitStack) -> SqliteConnection:
 
 def _prepare(db: sqlite3.Connection, path: Path) -> int:
     """Makes the write connection fit to write; returns the version of the schema."""
-    version = _check(db, path)
+    version = check_ours(db, path)
     mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
     if mode != "wal":
         raise StartError(f"store {path}: its file system does not allow a write-ahead log")
@@ -82,12 +82,13 @@ def _prepare(db: sqlite3.Connection, path: Path) -> int:
         )
     # Says at start what the first write would say: that the file or its disk is read-only.
     db.execute("BEGIN IMMEDIATE")
+    db.execute(SQL["name_store"])
     db.execute(SQL["set_compacted"], {"last": db.execute(SQL["compacted"]).fetchone()[0]})
     db.execute("COMMIT")
     return version
 
 
-def _check(db: sqlite3.Connection, path: Path) -> int:
+def check_ours(db: sqlite3.Connection, path: Path) -> int:
     """Refuses a file that is not ours before anything is changed in it; returns its version."""
     application_id = _pragma(db, "application_id")
     version = _pragma(db, "user_version")
@@ -102,7 +103,7 @@ def _check(db: sqlite3.Connection, path: Path) -> int:
     return version
 
 
-def _restrict(db: sqlite3.Connection) -> None:
+def restrict(db: sqlite3.Connection) -> None:
     """Makes sure that a connection never writes and never checkpoints."""
     db.execute("PRAGMA query_only = 1")
     db.execute("PRAGMA wal_autocheckpoint = 0")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from runlane_server.core.model import (
     Attachment,
     FinishReason,
     Message,
+    Micros,
     Prompt,
     Role,
     Run,
@@ -27,22 +28,19 @@ from runlane_server.core.model import (
 from runlane_server.core.transition import Lane, LaneRun
 from runlane_server.store.base import (
     BusySession,
-    EventFilter,
-    LoggedComplete,
+    IdleSession,
     MessagePlace,
     Page,
-    Position,
 )
 from runlane_server.store.codec import (
     RUN_COMPLETE,
     decode_body,
-    decode_complete,
     decode_metadata,
     decode_parts,
     decode_usage,
 )
 from runlane_server.store.reading import (
-    complete_size,
+    check_kept,
     complete_text,
     event_size,
     fill,
@@ -135,12 +133,6 @@ def run(db: sqlite3.Connection, key: RunKey) -> Run | None:
         return None
     row = db.execute(SQL["run"], dict(number)).fetchone()
     return _run(row, *_text_of_end(db, key.tenant, row))
-
-
-def position_of(db: sqlite3.Connection, key: RunKey) -> Position | None:
-    """Where the terminal event of a run is in the log."""
-    row = db.execute(SQL["position_of_run"], key._asdict()).fetchone()
-    return None if row is None else int(row["position"])
 
 
 def list_runs(
@@ -269,7 +261,9 @@ def run_events(
     """The events of a run after an index."""
     where = {**key._asdict(), "after": after, "limit": limit}
     events = (_run_event(db, key, row) for row in db.execute(SQL["run_events"], where))
-    return fill(events, limit=limit, max_bytes=max_bytes, size=event_size)[0]
+    page = fill(events, limit=limit, max_bytes=max_bytes, size=event_size)[0]
+    check_kept(page, after)
+    return page
 
 
 def _run_event(db: sqlite3.Connection, key: RunKey, row: sqlite3.Row) -> RunEvent:
@@ -301,6 +295,15 @@ def list_sessions(
     rows = db.execute(SQL["sessions"], where).fetchall()
     place = rows[limit - 1]["created_no"] if rows[limit:] else None
     return Page(tuple(_session(row) for row in rows[:limit]), place)
+
+
+def stale_sessions(db: sqlite3.Connection, before: Micros, limit: int) -> list[IdleSession]:
+    """Idle sessions that were last written to before, the longest untouched first."""
+    rows = db.execute(SQL["stale_sessions"], {"before": before, "limit": limit})
+    return [
+        IdleSession(SessionKey(row["tenant"], row["session_id"]), row["version"], row["accept_seq"])
+        for row in rows
+    ]
 
 
 def _session(row: sqlite3.Row) -> Session:
@@ -356,45 +359,3 @@ def _message(db: sqlite3.Connection, tenant: str, row: sqlite3.Row) -> Message:
         model=row["model"],
         created_at=row["created_at"],
     )
-
-
-# --- The event log ------------------------------------------------------------------------------
-
-
-def log_page(
-    db: sqlite3.Connection,
-    tenant: str,
-    wanted: EventFilter,
-    *,
-    after: Position,
-    known: Position,
-    limit: int,
-    max_bytes: int,
-) -> tuple[list[LoggedComplete], bool, Position]:
-    """Terminal events after a position and up to `known`; whether there are more of them; and up
-    to where the log was compacted when they were read."""
-    where = {"tenant": tenant, "after": after, "known": known, "limit": limit + 1}
-    events = (
-        LoggedComplete(row["position"], tenant, decode_complete(row["body"]))
-        for row in _logged(db, wanted, where)
-    )
-    page, more = fill(events, limit=limit, max_bytes=max_bytes, size=complete_size)
-    return page, more, db.execute(SQL["compacted"]).fetchone()["value"]
-
-
-def _logged(
-    db: sqlite3.Connection, wanted: EventFilter, where: dict[str, Any]
-) -> Iterator[sqlite3.Row]:
-    if wanted.everything:
-        yield from db.execute(SQL["events"], where)
-        return
-    # A seek for each id reads no more than the page could need of it, however long the log is.
-    positions: set[int] = set()
-    for name, ids in (
-        ("positions_of_session", wanted.session_ids),
-        ("positions_of_run", wanted.run_ids),
-    ):
-        for id_ in ids:
-            positions.update(_numbers(db, name, where | {"id": id_}))
-    for position in sorted(positions):
-        yield db.execute(SQL["event"], {"position": position}).fetchone()

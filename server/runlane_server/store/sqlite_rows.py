@@ -22,7 +22,7 @@ from runlane_server.core.model import (
     SessionKey,
 )
 from runlane_server.core.transition import RunChange, Transition
-from runlane_server.store.base import NewSession
+from runlane_server.store.base import NewSession, Position
 from runlane_server.store.codec import (
     encode_body,
     encode_complete,
@@ -35,8 +35,24 @@ Row: TypeAlias = dict[str, Any]
 Rows: TypeAlias = Mapping[str, Sequence[Row]]
 """Rows by the name of the statement that writes them."""
 
-Result: TypeAlias = Exception | int | None
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What a compaction removed: how many terminal events, up to which position (None: no event).
+
+    `more`: it stopped halfway, as that was enough for one transaction.
+    """
+
+    events: int
+    last: Position | None
+    more: bool
+
+
+Result: TypeAlias = Exception | Removed | None
 """How a unit ended: why it was refused, or what it returns."""
+
+EVENT_BYTES = 500
+"""What a terminal event is taken to weigh in the file beside its body: its keys, thrice."""
 
 
 @dataclass(slots=True)
@@ -60,10 +76,12 @@ class Unit:
 
 @dataclass(slots=True)
 class Compaction:
-    """Terminal events to be removed. It is a transaction of its own."""
+    """Terminal events to be removed: up to `limit` of those that ended before, and of the oldest as
+    long as the log has more than `keep_bytes`. It is a transaction of its own."""
 
     before: Micros
     limit: int
+    keep_bytes: int | None
     future: Future[Result]
 
 
@@ -257,11 +275,13 @@ def _event_row(tenant: str, event: RunEvent) -> Row:
 
 
 def _log_row(key: SessionKey, complete: RunComplete) -> Row:
+    body = encode_complete(complete)
     return {
         "position": None,  # given by the writer
         "tenant": key.tenant,
         "session_id": key.session_id,
         "run_id": complete.run_id,
         "ended_at": complete.ended_at,
-        "body": encode_complete(complete),
+        "bytes": EVENT_BYTES + len(body.encode()),
+        "body": body,
     }

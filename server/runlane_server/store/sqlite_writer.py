@@ -11,11 +11,11 @@ import structlog
 
 from runlane_server.core.errors import StoreUnavailable
 from runlane_server.core.model import RunKey
-from runlane_server.store import sqlite_apply
+from runlane_server.store import sqlite_apply, sqlite_compact
 from runlane_server.store.base import Listener, LoggedComplete, Position, StoreError
 from runlane_server.store.reading import by_run
 from runlane_server.store.sqlite_connection import SqliteConnection
-from runlane_server.store.sqlite_rows import Compaction, Result, Unit
+from runlane_server.store.sqlite_rows import Compaction, Removed, Result, Unit
 
 log = structlog.get_logger()
 
@@ -61,7 +61,7 @@ class SqliteWriter:
         self._closing = False
         self._task = asyncio.create_task(self._run(), name="sqlite-writer")
 
-    async def write(self, unit: Pending) -> int | None:
+    async def write(self, unit: Pending) -> Removed | None:
         """Commits a unit, together with what else waits. Raises why it was refused.
 
         Cancelling only ends the wait.
@@ -100,11 +100,9 @@ class SqliteWriter:
     async def _commit(self, batch: Sequence[Pending]) -> None:
         first = batch[0]
         if isinstance(first, Compaction):
-            count, last = await self._connection.work(
-                sqlite_apply.compact, first.before, first.limit
-            )
-            self.compacted = last or self.compacted
-            _resolve(first, count)
+            removed = await self._connection.work(sqlite_compact.compact, first)
+            self.compacted = removed.last or self.compacted
+            _resolve(first, removed)
             return
         units = [unit for unit in batch if isinstance(unit, Unit)]
         results = await self._connection.work(sqlite_apply.apply, units, self.position)

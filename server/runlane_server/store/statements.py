@@ -32,9 +32,9 @@ def migrations(dialect: str) -> tuple[Migration, ...]:
     return tuple(found)
 
 
-def statements(dialect: str) -> dict[str, str]:
-    """The statements in `sql/<dialect>/statements.sql`, each below its `-- name:` line."""
-    text = (files(__package__) / "sql" / dialect / "statements.sql").read_text("utf-8")
+def statements(dialect: str, file: str = "statements") -> dict[str, str]:
+    """The statements in `sql/<dialect>/<file>.sql`, in order, each below its `-- name:` line."""
+    text = (files(__package__) / "sql" / dialect / f"{file}.sql").read_text("utf-8")
     _, *pieces = _NAME.split(text)
     names, bodies = pieces[::2], pieces[1::2]
     if len(set(names)) != len(names):

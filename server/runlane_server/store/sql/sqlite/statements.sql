@@ -126,19 +126,64 @@ WHERE EXISTS (
 );
 
 -- name: insert_event
-INSERT INTO events (position, tenant, session_id, run_id, ended_at, body)
-VALUES (:position, :tenant, :session_id, :run_id, :ended_at, :body);
+-- Where there is no event before it, the log begins here, or after what was removed.
+INSERT INTO events (position, tenant, session_id, run_id, ended_at, log_bytes, body)
+VALUES (
+    :position, :tenant, :session_id, :run_id, :ended_at,
+    :bytes + coalesce(
+        (SELECT log_bytes FROM events WHERE position = :position - 1),
+        (SELECT value FROM meta WHERE name = 'compacted_bytes')
+    ) + (
+        SELECT coalesce(sum(100 + coalesce(length(CAST(body AS BLOB)), 0)), 0)
+        FROM run_events WHERE tenant = :tenant AND run_id = :run_id
+    ),
+    :body
+);
 
 -- Writing: compaction
 
--- name: oldest_events
-SELECT position, ended_at FROM events ORDER BY position LIMIT :limit;
+-- name: oldest_event
+SELECT position, tenant, run_id, ended_at, log_bytes FROM events
+WHERE position > :after ORDER BY position LIMIT 1;
+
+-- name: removable_run_events
+-- The events of a run but the last one, as soon as its terminal event is the last of that run id: a
+-- run whose session was deleted may have had the same.
+SELECT idx, coalesce(length(CAST(body AS BLOB)), 0) AS bytes FROM run_events
+WHERE tenant = :tenant AND run_id = :run_id
+    AND idx < (
+        SELECT max(idx) FROM run_events WHERE tenant = :tenant AND run_id = :run_id
+    )
+    AND EXISTS (
+        SELECT 1 FROM runs
+        WHERE tenant = :tenant AND run_id = :run_id AND ended_at IS NOT NULL
+    )
+    AND NOT EXISTS (
+        SELECT 1 FROM events
+        WHERE tenant = :tenant AND run_id = :run_id AND position > :position
+    )
+ORDER BY idx LIMIT :limit;
+
+-- name: delete_first_run_events
+DELETE FROM run_events WHERE tenant = :tenant AND run_id = :run_id AND idx <= :last;
 
 -- name: delete_events
 DELETE FROM events WHERE position <= :last;
 
 -- name: set_compacted
 UPDATE meta SET value = :last WHERE name = 'compacted';
+
+-- name: set_compacted_bytes
+UPDATE meta SET value = :bytes WHERE name = 'compacted_bytes';
+
+-- Writing: what a file is called by the cursors that point into it
+
+-- name: name_store
+-- A backup has no name: each store that is made of it gets one of its own when it is first opened.
+UPDATE meta SET value = randomblob(8) WHERE name = 'store_id' AND length(value) = 0;
+
+-- name: unname_store
+UPDATE meta SET value = x'' WHERE name = 'store_id';
 
 -- Reading: what is known of the store as a whole
 
@@ -150,6 +195,18 @@ SELECT value FROM meta WHERE name = 'compacted';
 
 -- name: last_position
 SELECT coalesce(max(position), 0) FROM events;
+
+-- name: log_bytes
+SELECT coalesce(
+    (
+        SELECT log_bytes - (SELECT value FROM meta WHERE name = 'compacted_bytes')
+        FROM events WHERE position = (SELECT max(position) FROM events)
+    ),
+    0
+);
+
+-- name: compacted_bytes
+SELECT value FROM meta WHERE name = 'compacted_bytes';
 
 -- Reading: lanes
 
@@ -245,6 +302,11 @@ SELECT
     output_tokens, cache_read_tokens, cache_write_tokens, requests, created_at, updated_at
 FROM sessions INDEXED BY sessions_by_tenant
 WHERE tenant = :tenant AND created_no < :before ORDER BY created_no DESC LIMIT :limit;
+
+-- name: stale_sessions
+SELECT tenant, session_id, version, accept_seq FROM sessions INDEXED BY sessions_idle
+WHERE active_run_id = '' AND waiting_runs = 0 AND updated_at < :before
+ORDER BY updated_at LIMIT :limit;
 
 -- name: messages
 SELECT message_id, run_id, turn, ordinal, role, finish_reason, model, created_at, parts

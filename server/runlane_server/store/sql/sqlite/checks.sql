@@ -1,0 +1,301 @@
+-- What has to hold in a database, by name. Each statement returns what is wrong, a sentence a row.
+--
+-- They walk through whole tables, in the order of an index wherever that spares a sort. A run id may
+-- be used again once its session was deleted, while the terminal event of the first run stays in the
+-- log: the event of a run is one that ended no earlier than the run was accepted.
+
+-- name: meta
+SELECT 'the file has no ' || wanted.name
+FROM (
+    SELECT 'store_id' AS name UNION ALL SELECT 'compacted' UNION ALL SELECT 'compacted_bytes'
+) AS wanted LEFT JOIN meta USING (name)
+WHERE meta.value IS NULL OR (name = 'store_id' AND length(meta.value) NOT IN (0, 8));
+
+-- name: lanes
+WITH held AS MATERIALIZED (
+    SELECT
+        tenant, session_id,
+        count(*) FILTER (WHERE state IN ('active', 'cancelling') AND folded_into = '') AS active,
+        max(run_id) FILTER (WHERE state IN ('active', 'cancelling') AND folded_into = '') AS run_id,
+        count(*) FILTER (WHERE state IN ('accepted', 'queued')) AS waiting
+    FROM runs INDEXED BY runs_open
+    WHERE ended_at IS NULL
+    GROUP BY tenant, session_id
+)
+SELECT 'session ' || tenant || '/' || session_id || problem FROM (
+    SELECT
+        sessions.tenant, sessions.session_id,
+        CASE
+            WHEN active > 1 THEN ' has ' || active || ' active runs'
+            WHEN active_run_id <> '' AND NOT EXISTS (
+                SELECT 1 FROM runs
+                WHERE runs.tenant = sessions.tenant AND runs.run_id = active_run_id
+            ) THEN ' points to its active run ' || active_run_id || ', which is not there'
+            WHEN active_run_id <> coalesce(run_id, '')
+                THEN ' says that ''' || active_run_id || ''' is active, but ''' ||
+                    coalesce(run_id, '') || ''' is'
+            WHEN waiting_runs <> coalesce(waiting, 0)
+                THEN ' says that ' || waiting_runs || ' runs wait, but ' ||
+                    coalesce(waiting, 0) || ' do'
+        END AS problem
+    FROM sessions LEFT JOIN held USING (tenant, session_id)
+) WHERE problem IS NOT NULL;
+
+-- name: waiting
+SELECT 'run ' || tenant || '/' || run_id || problem FROM (
+    SELECT
+        tenant, run_id,
+        CASE
+            WHEN rank = before THEN ' shares its place in the lane with another'
+            WHEN (state = 'accepted') <> (place = 1 AND active_run_id = '')
+                THEN ' is ' || state || ' at place ' || place || ' of its lane, with ' ||
+                    iif(active_run_id = '', 'no active run', 'the active run ' || active_run_id)
+        END AS problem
+    FROM (
+        SELECT
+            tenant, session_id, run_id, state, rank, lag(rank) OVER line AS before,
+            row_number() OVER line AS place
+        FROM runs INDEXED BY runs_open
+        WHERE ended_at IS NULL AND state IN ('accepted', 'queued')
+        WINDOW line AS (PARTITION BY tenant, session_id ORDER BY rank)
+    ) JOIN sessions USING (tenant, session_id)
+) WHERE problem IS NOT NULL;
+
+-- name: runs
+SELECT 'run ' || tenant || '/' || run_id || problem FROM (
+    SELECT
+        runs.tenant, run_id,
+        CASE
+            WHEN sessions.session_id IS NULL
+                THEN ' is of session ' || runs.session_id || ', which is not there'
+            WHEN (state IN ('completed', 'cancelled', 'failed')) <> (ended_at IS NOT NULL)
+                THEN ' is ' || state || ', but has ' || iif(ended_at IS NULL, 'no', 'an') || ' end'
+            WHEN ended_at IS NOT NULL AND (finish_reason IS NULL OR message_id IS NULL)
+                THEN ' has ended without saying how'
+            WHEN runs.accept_seq > sessions.accept_seq
+                THEN ' has accept_seq ' || runs.accept_seq || ', its session only ' ||
+                    sessions.accept_seq
+            WHEN runs.turn > sessions.turn
+                THEN ' has turn ' || runs.turn || ', its session only ' || sessions.turn
+        END AS problem
+    FROM runs LEFT JOIN sessions USING (tenant, session_id)
+) WHERE problem IS NOT NULL;
+
+-- name: accept_order
+SELECT
+    'run ' || tenant || '/' || run_id || ' has accept_seq ' || accept_seq || ' behind ' || before
+FROM (
+    SELECT tenant, run_id, accept_seq, lag(accept_seq, 1, 0) OVER accepts AS before
+    FROM runs INDEXED BY runs_by_session
+    WINDOW accepts AS (PARTITION BY tenant, session_id ORDER BY run_no)
+) WHERE accept_seq <= before;
+
+-- name: folds
+SELECT 'run ' || tenant || '/' || run_id || ' is folded into ' || folded_into || problem FROM (
+    SELECT
+        run.tenant, run.run_id, run.folded_into,
+        CASE
+            WHEN host.run_id IS NULL THEN ', which is not there'
+            WHEN host.session_id <> run.session_id THEN ', which is of another session'
+            WHEN host.folded_into <> '' THEN ', which is folded itself'
+            WHEN host.turn <> run.turn
+                THEN ', but has turn ' || run.turn || ' instead of ' || host.turn
+            WHEN run.ended_at IS NULL AND host.state NOT IN ('active', 'cancelling')
+                THEN ', which is ' || host.state || ', but is ' || run.state
+            WHEN run.message_id <> '' AND run.message_id IS NOT host.message_id
+                THEN ', but does not share its end'
+        END AS problem
+    FROM runs AS run LEFT JOIN runs AS host
+        ON host.tenant = run.tenant AND host.run_id = run.folded_into
+    WHERE run.folded_into <> ''
+) WHERE problem IS NOT NULL;
+
+-- name: turns
+-- A folded run that was cancelled by itself ends before its turn does, and has no last message.
+SELECT 'run ' || tenant || '/' || run_id || problem FROM (
+    SELECT
+        tenant, run_id,
+        CASE
+            WHEN asked <> 1 AND (folded_into = '' OR message_id <> '')
+                THEN ' has its prompt ' || asked || ' times in turn ' || turn
+            WHEN ended_at IS NOT NULL AND message_id = ''
+                AND NOT (folded_into <> '' AND state = 'cancelled')
+                THEN ' has ended without a last message'
+            WHEN message_id <> '' AND last IS NOT message_id || ' ' || finish_reason
+                THEN ' ended with message ' || message_id || ' (' || finish_reason ||
+                    '), its turn with ' || coalesce(last, 'none')
+        END AS problem
+    FROM (
+        SELECT
+            tenant, run_id, turn, state, folded_into, ended_at, message_id, finish_reason,
+            (
+                SELECT count(*) FROM messages
+                WHERE messages.tenant = runs.tenant AND messages.session_id = runs.session_id
+                    AND messages.turn = runs.turn AND messages.run_id = runs.run_id
+                    AND role = 'user' AND (ordinal = 0) = (folded_into = '')
+            ) AS asked,
+            (
+                SELECT messages.message_id || ' ' || coalesce(messages.finish_reason, '')
+                FROM messages
+                WHERE messages.tenant = runs.tenant AND messages.session_id = runs.session_id
+                    AND messages.turn = runs.turn AND role = 'assistant'
+                ORDER BY ordinal DESC LIMIT 1
+            ) AS last
+        FROM runs
+        WHERE turn > 0 OR ended_at IS NOT NULL
+    )
+) WHERE problem IS NOT NULL;
+
+-- name: messages
+SELECT 'message ' || tenant || '/' || message_id || problem FROM (
+    SELECT
+        messages.tenant, messages.message_id,
+        CASE
+            WHEN runs.run_id IS NULL
+                THEN ' is of run ' || messages.run_id || ', which is not there'
+            WHEN runs.session_id <> messages.session_id
+                THEN ' is in session ' || messages.session_id || ', its run in ' || runs.session_id
+            WHEN runs.turn <> messages.turn
+                THEN ' is in turn ' || messages.turn || ', its run in ' || runs.turn
+            WHEN role = 'user' AND (ordinal = 0) <> (folded_into = '')
+                THEN ' is a prompt at the wrong place of its turn'
+        END AS problem
+    FROM messages LEFT JOIN runs
+        ON runs.tenant = messages.tenant AND runs.run_id = messages.run_id
+) WHERE problem IS NOT NULL;
+
+-- name: message_order
+SELECT
+    'turn ' || turn || ' of session ' || tenant || '/' || session_id || ' has ' || count(*) ||
+    ' messages, numbered from ' || min(ordinal) || ' to ' || max(ordinal)
+FROM messages
+GROUP BY tenant, session_id, turn
+HAVING min(ordinal) <> 0 OR max(ordinal) <> count(*) - 1;
+
+-- name: prompts
+SELECT 'the prompt of run ' || tenant || '/' || run_id || ' is there, but not the run'
+FROM prompts LEFT JOIN runs USING (tenant, run_id) WHERE runs.run_no IS NULL;
+
+-- name: attachments
+SELECT 'attachment ' || n || ' of run ' || tenant || '/' || run_id || ' is there, but not the run'
+FROM attachments LEFT JOIN runs USING (tenant, run_id) WHERE runs.run_no IS NULL
+UNION ALL
+SELECT 'run ' || tenant || '/' || run_id || ' has ' || found || ' attachments instead of ' || attachments
+FROM (
+    SELECT
+        tenant, run_id, attachments,
+        (
+            SELECT count(*) FROM attachments AS kept
+            WHERE kept.tenant = runs.tenant AND kept.run_id = runs.run_id
+        ) AS found
+    FROM runs
+) WHERE found <> attachments;
+
+-- name: run_events
+-- A prefix is gone, up to the last one, once the terminal event of the run has left the log; a part
+-- of it may be while that event is the oldest one, and so the next to go.
+SELECT 'run ' || tenant || '/' || run_id || problem FROM (
+    SELECT
+        tenant, run_id,
+        CASE
+            WHEN run_no IS NULL THEN ' has events, but is not there'
+            WHEN n <> last - first + 1
+                THEN ' has ' || n || ' events, numbered from ' || first || ' to ' || last
+            WHEN ended_at IS NULL AND ends > 0 THEN ' has not ended, but has a run_complete'
+            WHEN ended_at IS NOT NULL AND (ends <> 1 OR ended <> last)
+                THEN ' has ended, but run_complete is not once, and last, among its events'
+            WHEN first > 1 AND ended_at IS NULL THEN ' has lost its first events'
+            WHEN first > 1 AND coalesce(position, 0) > (
+                SELECT value + 1 FROM meta WHERE name = 'compacted'
+            ) THEN ' has lost its first events, but not its terminal event'
+            WHEN n > 1 AND ended_at IS NOT NULL AND position IS NULL
+                THEN ' has no terminal event in the log, but all of its own'
+        END AS problem
+    FROM (
+        SELECT
+            numbered.*, run_no, ended_at,
+            (
+                SELECT max(position) FROM events
+                WHERE events.tenant = numbered.tenant AND events.run_id = numbered.run_id
+            ) AS position
+        FROM (
+            SELECT
+                tenant, run_id, min(idx) AS first, max(idx) AS last, count(*) AS n,
+                count(*) FILTER (WHERE kind = 'run_complete') AS ends,
+                max(idx) FILTER (WHERE kind = 'run_complete') AS ended
+            FROM run_events GROUP BY tenant, run_id
+        ) AS numbered LEFT JOIN runs USING (tenant, run_id)
+    )
+) WHERE problem IS NOT NULL
+UNION ALL
+SELECT 'run ' || tenant || '/' || run_id || ' has no events' FROM runs WHERE NOT EXISTS (
+    SELECT 1 FROM run_events
+    WHERE run_events.tenant = runs.tenant AND run_events.run_id = runs.run_id
+);
+
+-- name: events
+SELECT 'position ' || position || ' of the event log' || problem FROM (
+    SELECT
+        position,
+        CASE
+            WHEN position <> before + 1 THEN ' comes next after ' || before
+            WHEN log_bytes <= bytes_before THEN ' makes the log no larger'
+        END AS problem
+    FROM (
+        SELECT
+            position, log_bytes,
+            lag(position, 1, (SELECT value FROM meta WHERE name = 'compacted')) OVER log AS before,
+            lag(log_bytes, 1, (SELECT value FROM meta WHERE name = 'compacted_bytes')) OVER log
+                AS bytes_before
+        FROM events WINDOW log AS (ORDER BY position)
+    )
+) WHERE problem IS NOT NULL;
+
+-- name: terminal_events
+-- An event without its run is right where the session was deleted: it outlives that.
+SELECT 'the terminal event at position ' || position || ' is of run ' || tenant || '/' || run_id || problem
+FROM (
+    SELECT
+        events.position, events.tenant, events.run_id,
+        CASE
+            WHEN runs.run_no IS NULL AND EXISTS (
+                SELECT 1 FROM sessions
+                WHERE sessions.tenant = events.tenant AND sessions.session_id = events.session_id
+                    AND sessions.created_at < events.ended_at
+            ) THEN ', which is not there'
+            WHEN runs.run_no IS NULL OR events.ended_at < runs.accepted_at THEN NULL
+            WHEN runs.ended_at IS NULL THEN ', which has not ended'
+            WHEN runs.session_id <> events.session_id THEN ', which is of another session'
+            WHEN EXISTS (
+                SELECT 1 FROM events AS other
+                WHERE other.tenant = events.tenant AND other.run_id = events.run_id
+                    AND other.position < events.position AND other.ended_at >= runs.accepted_at
+            ) THEN ', which has one before'
+            WHEN events.ended_at <> runs.ended_at
+                OR json_extract(events.body, '$.state') <> runs.state
+                OR json_extract(events.body, '$.finish_reason') <> runs.finish_reason
+                OR json_extract(events.body, '$.message_id') <> runs.message_id
+                THEN ', and tells another end of it'
+        END AS problem
+    FROM events LEFT JOIN runs ON runs.tenant = events.tenant AND runs.run_id = events.run_id
+) WHERE problem IS NOT NULL;
+
+-- name: usage
+WITH spent AS MATERIALIZED (
+    SELECT
+        tenant, session_id,
+        sum(json_extract(usage, '$[0]')) AS input, sum(json_extract(usage, '$[1]')) AS output,
+        sum(json_extract(usage, '$[2]')) AS reads, sum(json_extract(usage, '$[3]')) AS writes,
+        sum(json_extract(usage, '$[4]')) AS asked
+    FROM runs INDEXED BY runs_by_session
+    WHERE usage IS NOT NULL
+    GROUP BY tenant, session_id
+)
+SELECT 'the usage of session ' || tenant || '/' || session_id || ' is not the sum of its runs'
+FROM sessions LEFT JOIN spent USING (tenant, session_id)
+WHERE
+    (input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, requests) <>
+    (
+        coalesce(input, 0), coalesce(output, 0), coalesce(reads, 0), coalesce(writes, 0),
+        coalesce(asked, 0)
+    );

@@ -1,0 +1,326 @@
+"""What is removed with time: terminal events with the events of their runs, and stale sessions."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from runlane_server.core.errors import CursorCompacted
+from runlane_server.core.model import RunComplete, SessionKey, TextDelta
+from runlane_server.store import sqlite_compact
+from runlane_server.store.base import EventFilter, IdleSession, NewSession, Store
+from runlane_server.store.memory import MemoryStore
+from runlane_server.store.sqlite import SqliteStore
+from runlane_server.store.statements import migrations
+from store.story import MANY, PLENTY, START, TENANT, Story
+
+FAR = 1 << 62
+"""After all ends."""
+
+
+async def indices(story: Story, run_id: str, after: int = 0) -> list[int]:
+    """The events of a run that are left."""
+    found = await story.store.run_events(
+        story.run_key(run_id), after=after, limit=MANY, max_bytes=PLENTY
+    )
+    return [event.index for event in found]
+
+
+async def chatty(story: Story, run_id: str, deltas: int = 3) -> RunComplete:
+    """A run with some events: `deltas`, and three more."""
+    await story.accept(run_id)
+    await story.start()
+    await story.append(*(TextDelta(f"{n} ") for n in range(deltas)))
+    return await story.finish()
+
+
+async def positions(store: Store) -> list[int]:
+    """What is left of the log."""
+    page = await store.completes(
+        TENANT, EventFilter(), after=store.compacted, limit=MANY, max_bytes=PLENTY
+    )
+    return [event.position for event in page.events]
+
+
+# --- By size ------------------------------------------------------------------------------------
+
+
+async def test_log_knows_its_size(store: Store, story: Story) -> None:
+    assert await store.log_bytes() == 0
+    await story.accept("open")
+    assert await store.log_bytes() == 0  # what has not ended does not count
+    await Story(store, "other").play("small")
+    small = await store.log_bytes()
+    assert small > 0
+    await story.start()
+    await story.append(TextDelta("x" * 10_000))
+    await story.finish("y" * 20_000)
+    both = await store.log_bytes()
+    assert small + 30_000 < both < small + 40_000
+    assert await store.compact(0, 1, keep_bytes=0) == 1
+    assert await store.log_bytes() == both - small
+    assert await store.compact(0, 9, keep_bytes=0) == 1
+    assert await store.log_bytes() == 0
+    await Story(store, "other").store.compact(0, 9, keep_bytes=0)
+    await Story(store, "next").play("next")
+    assert 0 < await store.log_bytes() < both
+
+
+async def test_oldest_go_until_the_rest_fits(store: Store, story: Story) -> None:
+    for n in range(6):
+        await story.play(f"r{n}")
+    size = await store.log_bytes()
+    assert await store.compact(0, 9, keep_bytes=size) == 0
+    assert await store.compact(0, 9, keep_bytes=size - 1) == 1
+    assert await store.compact(0, 9, keep_bytes=size // 2) == 2
+    assert await positions(store) == [4, 5, 6]
+    assert await store.log_bytes() <= size // 2
+    assert await store.compact(0, 2, keep_bytes=0) == 2
+    assert await positions(store) == [6]
+
+
+async def test_age_and_size_both_hold(store: Store, story: Story) -> None:
+    ends = [await story.play(f"r{n}") for n in range(6)]
+    size = await store.log_bytes()
+    assert await store.compact(ends[1].ended_at, 9, keep_bytes=size) == 1  # the age
+    assert await store.compact(ends[1].ended_at, 9, keep_bytes=size // 2) == 2  # the size
+    assert await store.compact(ends[4].ended_at, 9, keep_bytes=size // 2) == 1
+    assert await positions(store) == [5, 6]
+
+
+# --- The events of a run ------------------------------------------------------------------------
+
+
+async def test_run_whose_event_was_removed_says_so_aloud(store: Store, story: Story) -> None:
+    complete = await chatty(story, "a")
+    await chatty(story, "b")
+    assert await store.compact(0, 1, keep_bytes=0) == 1
+    for after in (0, 1, 4):
+        with pytest.raises(CursorCompacted, match="GetRun"):
+            await indices(story, "a", after)
+    assert await indices(story, "a", 5) == [6]  # who knows all but the last still gets that
+    assert await indices(story, "a", 6) == []
+    assert await indices(story, "a", 99) == []
+    assert await indices(story, "b") == [1, 2, 3, 4, 5, 6]
+    run = await store.get_run(story.run_key("a"))
+    assert run is not None
+    assert run.complete == complete
+    messages = await store.list_messages(story.key, limit=MANY, max_bytes=PLENTY)
+    assert len(messages.items) == 4
+
+
+async def test_run_that_has_the_id_of_a_removed_one_keeps_its_events(
+    store: Store, story: Story
+) -> None:
+    await chatty(story, "a")
+    await story.remove()
+    await chatty(story, "a")
+    assert await store.compact(0, 1, keep_bytes=0) == 1
+    assert await indices(story, "a") == [1, 2, 3, 4, 5, 6]
+    assert await store.position_of(story.run_key("a")) == 2
+    await story.remove()
+    await story.accept("a")
+    await story.start()
+    assert await store.compact(FAR, 9) == 1
+    assert await indices(story, "a") == [1, 2]
+    await story.finish()
+    assert await store.compact(FAR, 9) == 1
+    assert await indices(story, "a", 2) == [3]
+
+
+async def test_event_that_outlived_its_session_goes_too(store: Store, story: Story) -> None:
+    await chatty(story, "a")
+    await story.remove()
+    assert await store.compact(FAR, 9) == 1
+    assert await store.log_bytes() == 0
+
+
+# --- In small steps -----------------------------------------------------------------------------
+
+
+async def test_long_run_goes_in_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_compact, "STEP_ROWS", 10)
+    async with SqliteStore(tmp_path / "runlane.db") as store:
+        story = Story(store)
+        await chatty(story, "a", deltas=32)
+        await chatty(story, "b", deltas=2)
+        seen = await _commits(store)
+        assert await store.compact(FAR, 9) == 2
+        # 34 events of the one, 4 of the other, and two terminal ones, by ten.
+        assert seen == ["COMMIT"] * 4
+        assert await indices(story, "a", 34) == [35]
+        assert await indices(story, "b", 4) == [5]
+
+
+async def test_large_events_go_in_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_compact, "STEP_BYTES", 10_000)
+    async with SqliteStore(tmp_path / "runlane.db") as store:
+        story = Story(store)
+        await story.accept("a")
+        await story.start()
+        await story.append(*(TextDelta("x" * 6_000) for _ in range(6)))
+        await story.finish("y" * 10_000)
+        await story.play("b", "z" * 10_000)
+        await story.play("c")
+        seen = await _commits(store)
+        assert await store.compact(FAR, 9) == 3
+        assert 4 <= len(seen) <= 6
+        assert await store.log_bytes() == 0
+
+
+async def test_half_removed_run_says_so_aloud(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_compact, "STEP_ROWS", 10)
+    async with SqliteStore(tmp_path / "runlane.db") as store:
+        story = Story(store)
+        await chatty(story, "a", deltas=32)
+        step = asyncio.create_task(store.compact(FAR, 9))
+        # A write is committed between two steps: it does not wait for the whole run.
+        await asyncio.sleep(0)
+        await Story(store, "other").accept("b")
+        assert not step.done()
+        with pytest.raises(CursorCompacted):
+            await indices(story, "a")
+        assert (await indices(story, "a", 34)) == [35]
+        assert await step == 1
+
+
+async def test_accepts_come_in_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_compact, "STEP_ROWS", 1)
+    async with SqliteStore(tmp_path / "runlane.db") as store:
+        story = Story(store)
+        for n in range(30):
+            await story.play(f"r{n}")
+        compaction = asyncio.create_task(store.compact(FAR, 30))
+        for n in range(10):
+            await Story(store, f"s{n}").accept(f"a{n}")
+            assert not compaction.done()
+        assert await compaction == 30
+
+
+async def _commits(store: SqliteStore) -> list[str]:
+    seen: list[str] = []
+    assert store._open is not None
+    await store._open.writer.set_trace_callback(
+        lambda sql: seen.append(sql) if sql == "COMMIT" else None
+    )
+    return seen
+
+
+async def test_size_is_known_after_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "runlane.db"
+    async with SqliteStore(path) as store:
+        story = Story(store)
+        for n in range(4):
+            await story.play(f"r{n}")
+        await store.compact(0, 1, keep_bytes=0)
+        size = await store.log_bytes()
+    async with SqliteStore(path) as store:
+        assert await store.log_bytes() == size
+        await store.compact(FAR, 9)
+    async with SqliteStore(path) as store:
+        assert await store.log_bytes() == 0
+        story.store = store
+        await story.play("next")
+        assert await store.log_bytes() == pytest.approx(size / 3, rel=0.1)
+
+
+# --- Stale sessions -----------------------------------------------------------------------------
+
+
+async def test_stale_sessions_the_longest_untouched_first(store: Store) -> None:
+    late, early, busy, waiting, other = (
+        Story(store, "late"),
+        Story(store, "early"),
+        Story(store, "busy"),
+        Story(store, "waiting"),
+        Story(store, "other", tenant="another"),
+    )
+    early.now, other.now, late.now = START + 100, START + 200, START + 300
+    await late.play("l")
+    await early.play("e0")
+    await early.play("e1")
+    await other.play("o")
+    await busy.accept("b")
+    await busy.start()
+    await waiting.accept("w")
+    empty = NewSession(SessionKey(TENANT, "empty"), START + 150)
+    await store.create_session(empty)
+
+    assert await store.stale_sessions(FAR, 9) == [
+        IdleSession(early.key, early.lane.version, 2),
+        IdleSession(empty.key, 1, 0),
+        IdleSession(other.key, other.lane.version, 1),
+        IdleSession(late.key, late.lane.version, 1),
+    ]
+    assert [it.key for it in await store.stale_sessions(FAR, 2)] == [early.key, empty.key]
+    assert [it.key for it in await store.stale_sessions(early.now + 1, 9)] == [early.key]
+    assert await store.stale_sessions(early.now, 9) == []
+    await busy.finish()
+    assert [it.key for it in await store.stale_sessions(FAR, 1)] == [busy.key]
+    await busy.remove()
+    assert busy.key not in [it.key for it in await store.stale_sessions(FAR, 9)]
+
+
+# --- The schema ---------------------------------------------------------------------------------
+
+
+async def test_file_of_the_first_schema_is_brought_up_to_date(tmp_path: Path) -> None:
+    """As if all that was written since was written by the newer schema."""
+    path, old = tmp_path / "runlane.db", tmp_path / "old.db"
+    async with SqliteStore(path) as store:
+        story = Story(store)
+        for n in range(4):
+            await chatty(story, f"r{n}", deltas=n + 1)
+        await store.compact(0, 1, keep_bytes=0)
+        await story.accept("open")
+        await story.start()
+        size = await store.log_bytes()
+    _take_back(path, old)
+    async with SqliteStore(old) as store:
+        assert await store.log_bytes() == size
+        assert (store.position, store.compacted) == (4, 1)
+        story = replace(story, store=store)
+        story.lane = await store.load_lane(story.key)
+        assert await indices(story, "r0", 3) == [4]
+        assert await indices(story, "r3") == [1, 2, 3, 4, 5, 6, 7]
+        assert await indices(story, "open") == [1, 2]
+        await story.finish()
+        assert await positions(store) == [2, 3, 4, 5]
+        assert len(await store.stale_sessions(FAR, 9)) == 1
+
+
+def _take_back(new: Path, old: Path) -> None:
+    """Writes what is in a file with the newest schema to one with the first."""
+    with closing(sqlite3.connect(old, isolation_level=None)) as db:
+        db.executescript(migrations("sqlite")[0].sql)
+        db.execute("PRAGMA application_id = 1383427692")
+        db.execute("PRAGMA user_version = 1")
+        db.execute("DELETE FROM meta")
+        db.execute("ATTACH ? AS new", [str(new)])
+        for (table,) in db.execute("SELECT name FROM main.sqlite_master WHERE type = 'table'"):
+            columns = [row[1] for row in db.execute(f"PRAGMA main.table_info({table})")]
+            names = ", ".join(columns)
+            db.execute(f"INSERT INTO main.{table} ({names}) SELECT {names} FROM new.{table}")  # noqa: S608
+        db.execute("DELETE FROM meta WHERE name = 'compacted_bytes'")
+        # The first schema kept the events of runs for ever.
+        db.execute(
+            "INSERT INTO run_events SELECT tenant, run_id, 1, at, 'accepted', '[1]' FROM run_events"
+            " WHERE run_id = 'r0'"
+        )
+
+
+async def test_memory_store_forgets_what_it_removed() -> None:
+    store = MemoryStore()
+    story = Story(store)
+    for n in range(3):
+        await chatty(story, f"r{n}", deltas=50)
+    await store.compact(FAR, 9)
+    assert sum(len(run.events) for run in store._runs.values()) == 3
+    assert await store.log_bytes() == 0
