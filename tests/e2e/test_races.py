@@ -12,8 +12,9 @@ from e2e.process import SECONDS, serving
 from e2e.wire import Wire, check_turn
 from runlane import Client, FinishReason, RunComplete, RunHandle, RunState, TextDelta
 
-CANCELS = 1000
-"""How many cancels are sent in the instant in which their run was accepted."""
+CANCELS = 340
+"""How many cancels of a kind are sent in the instant in which their run was accepted; there are
+three kinds."""
 
 AT_ONCE = 20
 
@@ -67,7 +68,8 @@ async def test_r10_r19_a_cancel_in_the_instant_of_the_accept(
         assert sum(counted.values()) == CANCELS
         if "delay" in flags[1]:
             # Unless the machine stands still, it is the cancel that wins.
-            assert sum(n for (_, state, _), n in counted.items() if state is S.CANCELLED) > 500
+            cancelled = sum(n for (_, state, _), n in counted.items() if state is S.CANCELLED)
+            assert cancelled > CANCELS / 2
         for run_id, complete in ended.items():
             assert (await client.get_run(run_id)).run_complete == complete
         print(f"\n{' '.join(flags)}: {dict(counted)}")

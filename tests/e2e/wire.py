@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from runlane import (
     RunComplete,
     RunHandle,
     RunState,
+    Started,
     Text,
     TextDelta,
 )
@@ -34,6 +36,22 @@ def say(text: str) -> dict[str, Any]:
 def at_gate(gate: str, **more: Any) -> Sequence[dict[str, Any]]:
     """Steps that say where they are, and wait at a gate."""
     return say(f"<{gate}>"), {"wait": gate, **more}
+
+
+async def heard(handle: RunHandle, text: str, *, attempt: int = 1) -> str:
+    """Returns what a run has said in an attempt as soon as this is part of it."""
+    said = ""
+    at = 0
+    async with asyncio.timeout(SECONDS):
+        async for event in handle.events():
+            match event.body:
+                case Started():
+                    at, said = event.body.attempt, ""
+                case TextDelta():
+                    said += event.body.text
+            if at == attempt and text in said:
+                return said
+    raise AssertionError(f"the run ended without {text!r}, saying {said!r}")
 
 
 class Wire:
@@ -55,12 +73,7 @@ class Wire:
 
     async def reached(self, handle: RunHandle, gate: str) -> None:
         """Returns once a run has come to a gate."""
-        said = ""
-        async for event in handle.events():
-            said += event.body.text if isinstance(event.body, TextDelta) else ""
-            if f"<{gate}>" in said:
-                return
-        raise AssertionError(f"the run ended before {gate}, saying {said!r}")
+        await heard(handle, f"<{gate}>")
 
     async def open(self, gate: str) -> None:
         """Opens a gate, by a run in another session."""

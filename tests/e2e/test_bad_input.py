@@ -1,0 +1,415 @@
+"""Bad input over the wire: what each call answers, and that nothing comes of it. Large input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message as Request
+from grpc import StatusCode
+
+from e2e.process import SECONDS, ServerProcess
+from e2e.wire import Wire, script
+from rpc.wire import refused
+from runlane import Attachment, Client, RunState, Text, TextDelta
+from runlane.v1 import run_pb2, run_service_pb2_grpc, session_pb2, session_service_pb2_grpc
+from runlane.v1 import run_service_pb2 as runs_pb
+from runlane.v1 import session_service_pb2 as sessions_pb
+
+KIB, MIB = 1 << 10, 1 << 20
+GRPC_LIMIT = 4 * MIB
+
+Case = tuple[Request, str, list[str]]
+"""A request, the reason for which it is refused, and the fields that are named."""
+
+STATUS = {
+    "EMPTY_PROMPT": StatusCode.INVALID_ARGUMENT,
+    "SESSION_MISSING": StatusCode.INVALID_ARGUMENT,
+    "SESSION_NOT_FOUND": StatusCode.NOT_FOUND,
+    "SESSION_EXISTS": StatusCode.ALREADY_EXISTS,
+    "RUN_MISSING": StatusCode.INVALID_ARGUMENT,
+    "RUN_NOT_FOUND": StatusCode.NOT_FOUND,
+    "RUN_ID_CONFLICT": StatusCode.ALREADY_EXISTS,
+    "PROMPT_TOO_LARGE": StatusCode.INVALID_ARGUMENT,
+    "CURSOR_INVALID": StatusCode.INVALID_ARGUMENT,
+    "PAGE_TOKEN_INVALID": StatusCode.INVALID_ARGUMENT,
+    "INVALID_ARGUMENT": StatusCode.INVALID_ARGUMENT,
+}
+"""As `error_reason.proto` documents them."""
+
+
+class Stubs:
+    """Calls by the name of the request."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
+        self.runs: Any = run_service_pb2_grpc.RunServiceStub(channel)
+        self.sessions: Any = session_service_pb2_grpc.SessionServiceStub(channel)
+
+    def call(self, request: Request) -> Any:
+        """The answer to a request, or the first message of a stream; to be awaited."""
+        rpc = type(request).__name__.removesuffix("Request")
+        stub = self.runs if hasattr(self.runs, rpc) else self.sessions
+        call = getattr(stub, rpc)(request)
+        return call.read() if rpc.startswith("Subscribe") else call
+
+    async def check(self, cases: list[Case]) -> None:
+        """All cases are refused as they should be."""
+        found, expected = [], []
+        for n, (request, reason, fields) in enumerate(cases):
+            case = f"{n} {type(request).__name__} {str(request)[:60]}"
+            error = await refused(self.call(request))  # which checks the domain too
+            found.append((case, error.code, error.reason, error.fields))
+            expected.append((case, STATUS[reason], reason, fields))
+        assert found == expected
+
+    async def stored(self) -> tuple[list[str], list[str]]:
+        """The ids of all sessions and runs."""
+        sessions = await self.call(sessions_pb.ListSessionsRequest(page_size=2**31 - 1))
+        runs = await self.call(runs_pb.ListRunsRequest(page_size=2**31 - 1))
+        return [s.session_id for s in sessions.sessions], [r.run_id for r in runs.runs]
+
+
+# --- The table ----------------------------------------------------------------------------------
+
+
+def a_run(**fields: Any) -> runs_pb.RunAcceptedRequest:
+    """A run that would be accepted, and make its session, if it was not for these fields."""
+    fields = {"session_id": "s", "prompt": "p", "allow_missing": True, **fields}
+    return runs_pb.RunAcceptedRequest(**fields)
+
+
+BAD_IDS = ("x" * 129, "ä" * 65, "a\nb", "a\0b", "\x7f", " a", "a\t")
+
+WITH_AN_ID: list[tuple[type[Request], str, Mapping[str, Any]]] = [
+    (runs_pb.RunAcceptedRequest, "session_id", {"prompt": "p", "allow_missing": True}),
+    (
+        runs_pb.RunAcceptedRequest,
+        "run_id",
+        {"session_id": "s", "prompt": "p", "allow_missing": True},
+    ),
+    (runs_pb.CancelRequest, "session_id", {}),
+    (runs_pb.CancelRequest, "run_id", {}),
+    (runs_pb.SubscribeRunRequest, "run_id", {}),
+    (runs_pb.WaitRunRequest, "run_id", {}),
+    (runs_pb.GetRunRequest, "run_id", {}),
+    (runs_pb.ListRunsRequest, "session_id", {}),
+    (sessions_pb.CreateSessionRequest, "session_id", {}),
+    (sessions_pb.GetSessionRequest, "session_id", {}),
+    (sessions_pb.DeleteSessionRequest, "session_id", {}),
+    (sessions_pb.ListMessagesRequest, "session_id", {}),
+]
+
+UNSET: list[Case] = [
+    (a_run(session_id=""), "SESSION_MISSING", ["session_id"]),
+    (runs_pb.CancelRequest(), "SESSION_MISSING", ["session_id"]),
+    (runs_pb.SubscribeRunRequest(), "RUN_MISSING", ["run_id"]),
+    (runs_pb.WaitRunRequest(), "RUN_MISSING", ["run_id"]),
+    (runs_pb.GetRunRequest(), "RUN_MISSING", ["run_id"]),
+    (sessions_pb.GetSessionRequest(), "SESSION_MISSING", ["session_id"]),
+    (sessions_pb.DeleteSessionRequest(), "SESSION_MISSING", ["session_id"]),
+    (sessions_pb.ListMessagesRequest(), "SESSION_MISSING", ["session_id"]),
+    (a_run(session_id="", prompt=""), "SESSION_MISSING", ["session_id", "prompt"]),
+]
+
+UNKNOWN: list[Case] = [
+    (runs_pb.RunAcceptedRequest(session_id="no", prompt="p"), "SESSION_NOT_FOUND", []),
+    (runs_pb.CancelRequest(session_id="no"), "SESSION_NOT_FOUND", []),
+    (runs_pb.CancelRequest(run_id="no"), "RUN_NOT_FOUND", []),
+    (runs_pb.SubscribeRunRequest(run_id="no"), "RUN_NOT_FOUND", []),
+    (runs_pb.WaitRunRequest(run_id="no"), "RUN_NOT_FOUND", []),
+    (runs_pb.GetRunRequest(run_id="no"), "RUN_NOT_FOUND", []),
+    (sessions_pb.GetSessionRequest(session_id="no"), "SESSION_NOT_FOUND", []),
+    (sessions_pb.DeleteSessionRequest(session_id="no"), "SESSION_NOT_FOUND", []),
+    (sessions_pb.ListMessagesRequest(session_id="no"), "SESSION_NOT_FOUND", []),
+]
+
+SIZES: list[Case] = [
+    (a_run(prompt="x" * (MIB + 1)), "PROMPT_TOO_LARGE", ["prompt"]),
+    (a_run(prompt="ä" * (MIB // 2 + 1)), "PROMPT_TOO_LARGE", ["prompt"]),
+    (
+        a_run(attachments=[{"text": "x" * MIB}, {"data": b"x" * MIB}, {"text": "x"}]),
+        "PROMPT_TOO_LARGE",
+        ["attachments"],
+    ),
+    (
+        a_run(attachments=[{"name": "x" * 256, "text": "x"}]),
+        "INVALID_ARGUMENT",
+        ["attachments[0].name"],
+    ),
+    (a_run(attachments=[{"text": "x"}] * 1001), "INVALID_ARGUMENT", ["attachments"]),
+    (a_run(metadata={str(n): "" for n in range(65)}), "INVALID_ARGUMENT", ["metadata"]),
+    (a_run(metadata={"k": "x" * (4 * KIB + 1)}), "INVALID_ARGUMENT", ['metadata["k"]']),
+    (runs_pb.CancelRequest(session_id="s", reason="x" * 1025), "INVALID_ARGUMENT", ["reason"]),
+    (runs_pb.CancelAllRequest(reason="x" * 1025), "INVALID_ARGUMENT", ["reason"]),
+    (
+        runs_pb.SubscribeRunCompleteRequest(session_ids=["s"] * 1001),
+        "INVALID_ARGUMENT",
+        ["session_ids"],
+    ),
+    (runs_pb.SubscribeRunCompleteRequest(run_ids=["r"] * 1001), "INVALID_ARGUMENT", ["run_ids"]),
+    (sessions_pb.CreateSessionRequest(title="x" * 1025), "INVALID_ARGUMENT", ["title"]),
+    (
+        sessions_pb.CreateSessionRequest(metadata={str(n): "" for n in range(65)}),
+        "INVALID_ARGUMENT",
+        ["metadata"],
+    ),
+]
+
+A_WEEK_AND_MORE = Duration(seconds=7 * 86400, nanos=1)
+
+NUMBERS: list[Case] = [
+    (a_run(timeout=Duration()), "INVALID_ARGUMENT", ["timeout"]),
+    (a_run(timeout=Duration(seconds=-1)), "INVALID_ARGUMENT", ["timeout"]),
+    (a_run(timeout=Duration(seconds=1, nanos=-1)), "INVALID_ARGUMENT", ["timeout"]),
+    (a_run(timeout=A_WEEK_AND_MORE), "INVALID_ARGUMENT", ["timeout"]),
+    (a_run(timeout=Duration(seconds=2**63 - 1)), "INVALID_ARGUMENT", ["timeout"]),
+    (a_run(max_attempts=-1), "INVALID_ARGUMENT", ["max_attempts"]),
+    (a_run(max_attempts=2**31 - 1), "INVALID_ARGUMENT", ["max_attempts"]),
+    (
+        runs_pb.WaitRunRequest(run_id="r", timeout=Duration(seconds=-1)),
+        "INVALID_ARGUMENT",
+        ["timeout"],
+    ),
+    (
+        runs_pb.WaitRunRequest(run_id="r", timeout=A_WEEK_AND_MORE),
+        "INVALID_ARGUMENT",
+        ["timeout"],
+    ),
+    (runs_pb.SubscribeRunRequest(run_id="r", after_index=-1), "INVALID_ARGUMENT", ["after_index"]),
+    (runs_pb.ListRunsRequest(page_size=-1), "INVALID_ARGUMENT", ["page_size"]),
+    (sessions_pb.ListSessionsRequest(page_size=-(2**31)), "INVALID_ARGUMENT", ["page_size"]),
+    (
+        sessions_pb.ListMessagesRequest(session_id="s", page_size=-1),
+        "INVALID_ARGUMENT",
+        ["page_size"],
+    ),
+]
+
+
+def numbered(request: Any, field: str, number: int) -> Any:
+    """A request with a number in an enum that the interface does not have."""
+    value = getattr(request, field)
+    if hasattr(value, "append"):
+        value.append(number)
+    else:
+        setattr(request, field, number)
+    return request
+
+
+CHOICES: list[Case] = [
+    (numbered(a_run(), "when_busy", 99), "INVALID_ARGUMENT", ["when_busy"]),
+    (numbered(a_run(), "when_busy", -1), "INVALID_ARGUMENT", ["when_busy"]),
+    (
+        numbered(runs_pb.CancelRequest(session_id="s"), "scope", 99),
+        "INVALID_ARGUMENT",
+        ["scope"],
+    ),
+    (
+        runs_pb.CancelRequest(run_id="r", scope=runs_pb.CANCEL_SCOPE_WAITING),
+        "INVALID_ARGUMENT",
+        ["scope"],
+    ),
+    (numbered(runs_pb.ListRunsRequest(), "states", 99), "INVALID_ARGUMENT", ["states[0]"]),
+    (numbered(runs_pb.ListRunsRequest(), "states", 0), "INVALID_ARGUMENT", ["states[0]"]),
+]
+
+CONTENT: list[Case] = [
+    (a_run(prompt=""), "EMPTY_PROMPT", ["prompt"]),
+    (a_run(prompt=" \n\t"), "EMPTY_PROMPT", ["prompt"]),
+    (a_run(prompt="", attachments=[{"data": b"x"}]), "EMPTY_PROMPT", ["prompt"]),
+    (a_run(prompt="", attachments=[{"text": " "}]), "EMPTY_PROMPT", ["prompt"]),
+    (a_run(attachments=[{"name": "empty"}]), "INVALID_ARGUMENT", ["attachments[0]"]),
+    (
+        a_run(attachments=[{"text": "x", "mime_type": "text"}]),
+        "INVALID_ARGUMENT",
+        ["attachments[0].mime_type"],
+    ),
+    *(
+        (runs_pb.SubscribeRunCompleteRequest(cursor=cursor), "CURSOR_INVALID", ["cursor"])
+        for cursor in ("", "garbage", "ä", "A" * 10_000)
+    ),
+    (runs_pb.ListRunsRequest(page_token="garbage"), "PAGE_TOKEN_INVALID", ["page_token"]),  # noqa: S106
+    (sessions_pb.ListSessionsRequest(page_token="ä"), "PAGE_TOKEN_INVALID", ["page_token"]),  # noqa: S106
+    (
+        sessions_pb.ListMessagesRequest(session_id="s", page_token="garbage"),  # noqa: S106
+        "PAGE_TOKEN_INVALID",
+        ["page_token"],
+    ),
+]
+
+
+def bad_ids() -> Iterator[Case]:
+    for kind, field, more in WITH_AN_ID:
+        for bad in BAD_IDS:
+            yield kind(**{field: bad, **more}), "INVALID_ARGUMENT", [field]
+    for field in ("session_ids", "run_ids"):
+        for bad in ("", *BAD_IDS):
+            wanted: dict[str, Any] = {field: ["good", bad]}
+            request = runs_pb.SubscribeRunCompleteRequest(**wanted)
+            yield request, "INVALID_ARGUMENT", [f"{field}[1]"]
+
+
+NOT_UTF8 = b"\x0a\x02\xff\xfe"
+"""A text of two bytes that are none, in field 1."""
+
+
+METHODS = [
+    (f"/{service.full_name}/{method.name}", method.name)
+    for file in (runs_pb, sessions_pb)
+    for service in file.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+]
+
+
+async def test_what_is_wrong_is_named_and_nothing_comes_of_it(server: ServerProcess) -> None:
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        stubs = Stubs(channel)
+        cases = [*UNSET, *UNKNOWN, *SIZES, *NUMBERS, *CHOICES, *CONTENT, *bad_ids()]
+        await stubs.check(cases)
+        # Every call is in the table that can be wrong.
+        assert {type(request).__name__ for request, _, _ in cases} == {
+            f"{name}Request" for _, name in METHODS
+        }
+        for path, name in METHODS:
+            data = NOT_UTF8.replace(b"\x0a", b"\x12") if name == "ListSessions" else NOT_UTF8
+            raw: Any
+            if name.startswith("Subscribe"):
+                raw = channel.unary_stream(path)
+                error = await refused(raw(data).read())
+            else:
+                raw = channel.unary_unary(path)
+                error = await refused(raw(data))
+            assert (name, error.code) == (name, StatusCode.INVALID_ARGUMENT)
+            assert (name, error.reason) == (name, "INVALID_ARGUMENT")
+        with pytest.raises(grpc.aio.AioRpcError) as too_large:
+            await stubs.call(a_run(prompt="x" * GRPC_LIMIT))
+        assert too_large.value.code() is StatusCode.RESOURCE_EXHAUSTED
+
+        assert await stubs.stored() == ([], [])
+        accepted = await stubs.call(a_run())
+        assert accepted.run.accept_seq == 1
+    # None of it was a defect of the server.
+    assert "INTERNAL" not in server.log
+    assert "Traceback" not in server.log
+
+
+async def test_what_was_given_out_is_taken_for_nothing_else(server: ServerProcess) -> None:
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        stubs = Stubs(channel)
+        accepted = await stubs.call(a_run(run_id="mine"))
+        await stubs.call(runs_pb.WaitRunRequest(run_id="mine"))
+        await stubs.call(sessions_pb.CreateSessionRequest(session_id="t"))
+        await stubs.call(a_run(session_id="t", run_id="other"))
+        await stubs.call(runs_pb.WaitRunRequest(run_id="other"))
+        before = await stubs.stored()
+        runs = await stubs.call(runs_pb.ListRunsRequest(page_size=1))
+        sessions = await stubs.call(sessions_pb.ListSessionsRequest(page_size=1))
+        messages = await stubs.call(sessions_pb.ListMessagesRequest(session_id="s", page_size=1))
+        tokens = [page.next_page_token for page in (runs, sessions, messages)]
+        assert all(tokens)
+        foreign: list[tuple[Request, str]] = [
+            *(
+                (runs_pb.ListRunsRequest(page_token=token), "page_token")
+                for token in (tokens[1], tokens[2], accepted.cursor)
+            ),
+            (runs_pb.ListRunsRequest(page_token=tokens[0], session_id="s"), "page_token"),
+            (sessions_pb.ListSessionsRequest(page_token=tokens[0]), "page_token"),
+            (
+                sessions_pb.ListMessagesRequest(session_id="t", page_token=tokens[2]),
+                "page_token",
+            ),
+        ]
+        await stubs.check(
+            [
+                *((request, "PAGE_TOKEN_INVALID", [field]) for request, field in foreign),
+                *(
+                    (
+                        runs_pb.SubscribeRunCompleteRequest(cursor=token),
+                        "CURSOR_INVALID",
+                        ["cursor"],
+                    )
+                    for token in tokens
+                ),
+                (a_run(run_id="mine", prompt="other"), "RUN_ID_CONFLICT", []),
+                (a_run(run_id="mine", session_id="t"), "RUN_ID_CONFLICT", []),
+                (a_run(run_id="mine", session_id="new"), "RUN_ID_CONFLICT", []),
+                (
+                    a_run(run_id="mine", attachments=[{"text": "more"}]),
+                    "RUN_ID_CONFLICT",
+                    [],
+                ),
+                (sessions_pb.CreateSessionRequest(session_id="s"), "SESSION_EXISTS", []),
+                (
+                    runs_pb.SubscribeRunRequest(run_id="mine", after_index=2**63 - 1),
+                    "INVALID_ARGUMENT",
+                    ["after_index"],
+                ),
+            ]
+        )
+        assert await stubs.stored() == before
+        again = await stubs.call(a_run(run_id="mine"))
+        assert again.run.state == run_pb2.RUN_STATE_COMPLETED
+
+
+# --- Large --------------------------------------------------------------------------------------
+
+
+async def pages(stubs: Stubs, session_id: str) -> list[sessions_pb.ListMessagesResponse]:
+    """A whole transcript as it comes over the wire."""
+    found: list[sessions_pb.ListMessagesResponse] = []
+    token = ""
+    while not found or token:
+        request = sessions_pb.ListMessagesRequest(session_id=session_id, page_token=token)
+        found.append(await stubs.call(request))
+        token = found[-1].next_page_token
+    return found
+
+
+async def test_an_answer_of_many_messages_is_kept_whole(server: ServerProcess, wire: Wire) -> None:
+    piece = "ä" * 511 + "x"  # so that 1 MiB ends within a letter
+    whole = piece * 10_240
+    handle = await wire.accept("s", {"text": piece, "repeat": 10_240})
+    complete = await wire.end(handle)
+    assert complete.state is RunState.COMPLETED
+    assert complete.text_truncated
+    assert MIB - 1 <= len(complete.text.encode()) <= MIB
+    assert whole.startswith(complete.text)
+    said = [e.body.text async for e in handle.events() if isinstance(e.body, TextDelta)]
+    assert "".join(said) == whole
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        responses = await pages(Stubs(channel), "s")
+    assert all(response.ByteSize() < GRPC_LIMIT for response in responses)
+    answers = [m for r in responses for m in r.messages if m.role == session_pb2.ROLE_ASSISTANT]
+    assert len(answers) > 2
+    assert len({message.message_id for message in answers}) == 1
+    assert [message.continues for message in answers] == [True] * (len(answers) - 1) + [False]
+    assert "".join(part.text for message in answers for part in message.parts) == whole
+    prompt, answer = await wire.messages("s")
+    assert prompt.text == script({"text": piece, "repeat": 10_240})
+    assert answer.text == whole
+
+
+async def test_the_largest_prompt_comes_back_whole(server: ServerProcess, client: Client) -> None:
+    prompt = "ä" * (MIB // 2)
+    attachments = (
+        Attachment("notes", "ö" * (MIB // 2), "text/plain"),
+        Attachment("picture", bytes(range(256)) * (4 * KIB), "image/png"),
+    )
+    handle = await client.run_accepted("s", prompt, attachments=attachments, allow_missing=True)
+    complete = await handle.completed(SECONDS)
+    assert (complete.state, complete.text_truncated) == (RunState.COMPLETED, True)
+    assert complete.text == prompt
+    asked, answered = [message async for message in client.list_messages("s")]
+    assert asked.text == prompt
+    assert [part for part in asked.parts if not isinstance(part, Text)] == list(attachments)
+    assert answered.text == f"{prompt}\n\n{attachments[0].content!s}"
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        stubs = Stubs(channel)
+        assert all(page.ByteSize() < GRPC_LIMIT for page in await pages(stubs, "s"))
+        # Lists of runs have excerpts only.
+        listed = await stubs.call(runs_pb.ListRunsRequest())
+        assert listed.ByteSize() < 4 * KIB

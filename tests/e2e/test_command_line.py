@@ -1,0 +1,325 @@
+"""The command `runlane` against a real server: what it prints, and how it leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+from e2e.process import SECONDS, ServerProcess
+from e2e.terminal import CTRL_C, Terminal, at_terminal
+from e2e.wire import Wire, at_gate, say, script
+from runlane import RunState
+
+RUNLANE = str(Path(sys.executable).with_name("runlane"))
+"""As it is installed."""
+
+
+def environment(address: str) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("RUNLANE_")}
+    return {**kept, "RUNLANE_SERVER": address}
+
+
+async def begun(server: ServerProcess, *arguments: str) -> Process:
+    """The command, in a pipe."""
+    return await asyncio.create_subprocess_exec(
+        *(RUNLANE, *arguments),
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
+        env=environment(server.address),
+    )
+
+
+async def finished(process: Process, stdin: str = "") -> tuple[int | None, str, str]:
+    """Its exit code, stdout and stderr."""
+    try:
+        async with asyncio.timeout(SECONDS):
+            out, err = await process.communicate(stdin.encode())
+    finally:
+        if process.returncode is None:
+            process.kill()
+    return process.returncode, out.decode(), err.decode()
+
+
+async def command(
+    server: ServerProcess, *arguments: str, stdin: str = ""
+) -> tuple[int | None, str, str]:
+    return await finished(await begun(server, *arguments), stdin)
+
+
+async def fields(server: ServerProcess, *arguments: str) -> list[list[str]]:
+    """What a command that succeeds without a remark prints, by lines and fields."""
+    code, out, err = await command(server, *arguments)
+    assert (code, err) == (0, "")
+    return [line.split("\t") for line in out.splitlines()]
+
+
+def on_terminal(server: ServerProcess, *arguments: str) -> AbstractAsyncContextManager[Terminal]:
+    return at_terminal([RUNLANE, *arguments], environment(server.address))
+
+
+# --- Run ----------------------------------------------------------------------------------------
+
+
+async def test_run_prints_the_answer_and_leaves_with_its_outcome(server: ServerProcess) -> None:
+    failing = script(say("half"), {"fail": "no luck", "reason": "LUCK"})
+    given, piped, dashed, failed = await asyncio.gather(
+        command(server, "run", "in a new\nsession"),
+        command(server, "run", "-s", "s", stdin="by itself"),
+        command(server, "run", "-s", "t", "-", stdin="tab\t ä"),
+        command(server, "run", "-s", "u", failing),
+    )
+    assert given[:2] == (0, "in a new\nsession\n")
+    assert re.fullmatch(r"session [0-9a-f-]{36}\n", given[2])
+    assert piped == (0, "by itself\n", "")
+    assert dashed == (0, "tab\t ä\n", "")
+    assert failed == (1, "half\n", "failed: LUCK: no luck\n")
+
+
+async def test_run_streams_and_is_cancelled_by_somebody_else(
+    server: ServerProcess, wire: Wire
+) -> None:
+    process = await begun(server, "run", "-s", "s", script(*at_gate("g")))
+    assert process.stdout is not None
+    async with asyncio.timeout(SECONDS):
+        assert await process.stdout.readexactly(3) == b"<g>"
+    await wire.client.cancel("s", reason="by an operator")
+    assert await finished(process) == (130, "\n", "cancelled: by an operator\n")
+
+
+async def test_ctrl_c_cancels_the_run_that_is_followed(server: ServerProcess, wire: Wire) -> None:
+    async with on_terminal(server, "run", "-s", "s", script(*at_gate("g"))) as terminal:
+        await terminal.shows("<g>")
+        terminal.type(CTRL_C)
+        assert await terminal.ended() == 130
+        assert "cancelled: interrupted at the terminal" in terminal.screen
+        assert "Traceback" not in terminal.screen
+    (run,) = [run async for run in wire.client.list_runs("s")]
+    assert run.state is RunState.CANCELLED
+
+
+async def test_a_terminal_shows_the_place_in_the_queue(server: ServerProcess, wire: Wire) -> None:
+    active = await wire.blocked("s", "g")
+    async with on_terminal(server, "run", "-s", "s", "mine") as terminal:
+        await terminal.shows("queued behind 1")
+        await active.cancel()
+        assert await terminal.ended() == 0
+        assert "mine\r\n" in terminal.screen
+    await wire.blocked("s", "g")
+    async with on_terminal(server, "run", "-s", "s", "not mine") as terminal:
+        await terminal.shows("queued behind 1")
+        terminal.type(CTRL_C)
+        assert await terminal.ended() == 130
+        assert "not mine" not in terminal.screen
+    # Ctrl-C cancelled the run that was followed, and not the one before it.
+    assert (await wire.client.get_session("s")).busy
+
+
+async def test_a_run_goes_on_over_a_crash_as_a_terminal_tells(
+    server: ServerProcess, wire: Wire
+) -> None:
+    async with on_terminal(server, "run", "-s", "s", script(*at_gate("g"))) as terminal:
+        await terminal.shows("<g>")
+        await server.kill()
+        await terminal.shows("reconnecting: ")
+        await server.start()
+        assert await terminal.ended() == 1
+        assert "connected again" in terminal.screen
+        assert "failed: INTERRUPTED: " in terminal.screen
+
+
+async def test_run_as_json_and_detached(server: ServerProcess, wire: Wire) -> None:
+    active = await wire.blocked("s", "g")
+    told, detached, refused = await asyncio.gather(
+        command(server, "run", "-s", "t", "--json", "hello"),
+        command(server, "run", "-s", "s", "--detach", "later"),
+        command(server, "run", "-s", "s", "--when-busy", "reject", "now"),
+    )
+    events = [json.loads(line) for line in told[1].splitlines()]
+    assert told[0] == 0
+    assert [event["index"] for event in events] == list(range(1, len(events) + 1))
+    assert [event["type"] for event in (events[0], events[-1])] == ["accepted", "run_complete"]
+    assert (events[-1]["state"], events[-1]["text"]) == ("completed", "hello")
+    assert (refused[0], refused[1], refused[2].count("\n")) == (1, "", 1)
+    later = await wire.client.attach(detached[1].strip())
+    assert detached == (0, f"{later.run_id}\n", "")
+    assert later.run.state is RunState.QUEUED
+    again, early = await asyncio.gather(
+        command(
+            server, *("run", "-s", "s", "--detach", "--json", "--run-id", later.run_id, "later")
+        ),
+        command(server, "wait", later.run_id, "--timeout", "1ms"),
+    )
+    assert again[0] == 0
+    assert (json.loads(again[1])["run_id"], json.loads(again[1])["accept_seq"]) == (later.run_id, 2)
+    assert early == (1, "", f"run {later.run_id} has not ended: it is queued\n")
+    waiting = await begun(server, "wait", later.run_id)
+    await active.cancel()
+    ended = await command(server, "wait", "--json", active.run_id)
+    assert ended[0] == 130
+    assert json.loads(ended[1])["cancelled"] is True
+    assert await finished(waiting) == (0, "later\n", "")
+
+
+# --- Cancel -------------------------------------------------------------------------------------
+
+
+async def test_cancel_prints_what_it_covered(server: ServerProcess, wire: Wire) -> None:
+    active = await wire.blocked("s", "g")
+    waiting = [await wire.accept("s", say("x")) for _ in range(3)]
+    ids = [handle.run_id for handle in waiting]
+    fence = "fence 4 in session s\n"
+    assert await command(server, "cancel", "--run", ids[1]) == (
+        0,
+        f"s\t3\t{ids[1]}\tqueued\n",
+        fence,
+    )
+    code, out, err = await command(server, "cancel", "s", "--scope", "waiting", "--json")
+    receipt = json.loads(out)
+    assert (code, err) == (0, "")
+    assert [run["run_id"] for run in receipt["cancelled"]] == [ids[0], ids[2]]
+    assert receipt["fence_accept_seq"] == 4
+    assert await command(server, "cancel", "s", "--reason", "maintenance") == (
+        0,
+        f"s\t1\t{active.run_id}\tactive\n",
+        fence,
+    )
+    assert (await wire.end(active)).cancel_reason == "maintenance"
+    assert await command(server, "cancel", "s") == (0, "", "nothing to cancel\n")
+    others = [await wire.blocked(session, "g") for session in ("t", "u")]
+    code, out, _ = await command(server, "cancel", "--all")
+    assert code == 0
+    assert {line.split("\t")[2] for line in out.splitlines()} == {h.run_id for h in others}
+
+
+# --- Look ---------------------------------------------------------------------------------------
+
+
+JSON_LISTINGS = (("sessions", ()), ("runs", ("-n", "0")), ("messages", ("s",)))
+
+
+async def test_listings_in_a_pipe_and_as_json(server: ServerProcess, wire: Wire) -> None:
+    assert await fields(server, "sessions", "create", "s", "--title", "a\tb") == [["s"]]
+    one = await wire.accept("s", say("first\nline"), {"usage": {"input_tokens": 7}})
+    await wire.end(one)
+    two = await wire.blocked("s", "g")
+    await wire.accept("s", say("third"))
+    sessions, runs, latest, active, messages = await asyncio.gather(
+        fields(server, "sessions"),
+        fields(server, "runs", "-s", "s"),
+        fields(server, "runs", "-n", "1"),
+        fields(server, "runs", "--state", "active"),
+        fields(server, "messages", "s"),
+    )
+    assert [session[1:] for session in sessions] == [["s", "busy", "1", "7", "a\\tb"]]
+    assert [run[1:3] + run[4:5] for run in runs] == [
+        ["s", "3", "queued"],
+        ["s", "2", "active"],
+        ["s", "1", "completed"],
+    ]
+    assert [len(run) for run in runs] == [7, 7, 7]
+    assert (runs[2][3], runs[1][5]) == (one.run_id, "")
+    assert [run[2] for run in latest] == ["3"]
+    assert [run[3] for run in active] == [two.run_id]
+    assert messages[0][1:5] == ["1", one.run_id, "user", ""]
+    assert messages[1][3:] == ["assistant", "stop", "first\\nline"]
+    sessions_, runs_, messages_ = await asyncio.gather(
+        *(command(server, name, "--json", *more) for name, more in JSON_LISTINGS)
+    )
+    assert json.loads(sessions_[1])["active_run_id"] == two.run_id
+    assert [json.loads(line)["accept_seq"] for line in runs_[1].splitlines()] == [3, 2, 1]
+    told = json.loads(messages_[1].splitlines()[1])
+    assert (told["role"], told["parts"]) == ("assistant", [{"text": "first\nline"}])
+    code, out, err = await command(server, "sessions", "delete", "s")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    await wire.client.cancel("s")
+    await wire.end(two)
+    assert await fields(server, "sessions", "delete", "s") == []
+    assert await fields(server, "sessions") == []
+
+
+async def test_watch_tells_of_ends_over_a_restart(server: ServerProcess, wire: Wire) -> None:
+    first = await wire.accept("s", say("one"))
+    await wire.end(first)
+    watching = await begun(server, "watch", "--from-beginning")
+    assert watching.stdout is not None
+    async with asyncio.timeout(SECONDS):
+        told = (await watching.stdout.readline()).decode().rstrip("\n").split("\t")
+    assert told[1:] == ["s", "1", first.run_id, "completed", "stop", "one"]
+    assert await server.stop() == 0
+    await server.start()
+    second = await wire.accept("s", {"fail": "no luck"})
+    async with asyncio.timeout(SECONDS):
+        told = (await watching.stdout.readline()).decode().rstrip("\n").split("\t")
+    assert told[1:] == ["s", "2", second.run_id, "failed", "error", ""]
+    watching.send_signal(signal.SIGINT)
+    code, out, err = await finished(watching)
+    assert (code, out) == (0, "")
+    lost, again, last = err.splitlines()
+    assert (lost, again) == ("reconnecting: the server is shutting down", "connected again")
+    third = await wire.accept("t", say("three"))
+    await wire.end(third)
+    watching = await begun(server, "watch", "--json", "--cursor", last.split()[-1])
+    assert watching.stdout is not None
+    async with asyncio.timeout(SECONDS):
+        assert json.loads(await watching.stdout.readline())["run_id"] == third.run_id
+    watching.send_signal(signal.SIGINT)
+    assert (await finished(watching))[0] == 0
+
+
+async def test_watch_on_a_terminal_shows_what_works_and_what_ended(
+    server: ServerProcess, wire: Wire
+) -> None:
+    async with on_terminal(server, "watch") as terminal:
+        await terminal.shows("no run is active or waits")
+        active = await wire.blocked("s", "g")
+        await terminal.shows(active.run_id)
+        await terminal.shows("active")
+        await active.cancel()
+        await terminal.shows("cancelled")
+        terminal.type(CTRL_C)
+        assert await terminal.ended() == 0
+        assert "go on with --cursor " in terminal.screen
+
+
+async def test_listings_on_a_narrow_terminal_keep_ids_in_one_piece(
+    server: ServerProcess, wire: Wire
+) -> None:
+    handle = await wire.accept("a session with a rather long name", say("x " * 100))
+    await wire.end(handle)
+    async with on_terminal(server, "runs") as terminal:
+        assert await terminal.ended() == 0
+        assert handle.run_id in terminal.screen
+        assert "completed" in terminal.screen
+        # A header and the run, folded for a screen that can be read.
+        assert terminal.screen.count("\n") < 8
+
+
+# --- What goes wrong ----------------------------------------------------------------------------
+
+
+async def test_an_error_is_one_line(server: ServerProcess) -> None:
+    cases = [
+        (("messages", "none"), 1, "there is no session 'none'"),
+        (("cancel", "none"), 1, "there is no session 'none'"),
+        (("cancel", "--run", "none"), 1, "there is no run 'none'"),
+        (("wait", "none"), 1, "there is no run 'none'"),
+        (("run", "-s", "a\nb", "x"), 2, "session_id: contains a control character"),
+        (("watch", "--cursor", "x"), 2, "cursor: is not one that this service gave out"),
+    ]
+    told = await asyncio.gather(*(command(server, *arguments) for arguments, _, _ in cases))
+    assert told == [(code, "", f"Error: {why}\n") for _, code, why in cases]
+    await server.kill()
+    for code, out, err in await asyncio.gather(
+        command(server, "sessions"), command(server, "run", "x")
+    ):
+        assert (code, out) == (1, "")
+        assert err.startswith(f"Error: cannot reach {server.address}: ")
+        assert err.count("\n") == 1

@@ -1,0 +1,144 @@
+"""What an operator does with a server that serves: retention, backup, check, restore."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import sys
+from asyncio.subprocess import PIPE
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from e2e.process import SECONDS, serving
+from runlane import Client, CursorCompacted, CursorInvalid, RunlaneError
+
+
+async def operate(folder: Path, *arguments: str) -> tuple[int, list[str], list[str]]:
+    """Runs `runlane-server` with a command; its exit code, and the lines it wrote to stdout and
+    stderr."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "runlane_server", *arguments), cwd=folder, stdout=PIPE, stderr=PIPE
+    )
+    async with asyncio.timeout(SECONDS):
+        out, err = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode().splitlines(), err.decode().splitlines()
+
+
+async def run_to_end(client: Client, session_id: str, prompt: str) -> None:
+    handle = await client.run_accepted(session_id, prompt, allow_missing=True)
+    await handle.completed(SECONDS)
+
+
+async def test_backup_and_check_of_a_server_under_load(tmp_path: Path) -> None:
+    store = ("--store", "sqlite:///runlane.db")
+    async with serving(tmp_path, *store) as server, Client(server.address) as client:
+        stop = asyncio.Event()
+
+        async def load(n: int) -> None:
+            count = 0
+            while not stop.is_set():
+                await run_to_end(client, f"s{n}-{count % 10}", "hello")
+                count += 1
+
+        users = [asyncio.create_task(load(n)) for n in range(8)]
+        for n in range(2):
+            code, out, err = await operate(tmp_path, "backup", f"{n}.db", *store)
+            assert (code, len(out), err) == (0, 1, [])
+            assert out[0].startswith(f"{n}.db: ")
+            code, out, err = await operate(tmp_path, "check", *store)
+            assert (code, len(out), err) == (0, 1, []), out
+            assert "nothing is wrong" in out[0]
+        stop.set()
+        await asyncio.gather(*users)
+        assert "error" not in server.log
+    for n in range(2):
+        code, out, _ = await operate(tmp_path, "check", "--store", f"sqlite:///{n}.db")
+        assert code == 0, out
+
+
+async def test_restored_backup_serves_and_refuses_cursors_from_before(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server, Client(server.address) as client:
+        async with client.subscribe_run_complete(from_beginning=True) as subscription:
+            await run_to_end(client, "s", "before")
+            assert (await anext(subscription)).text == "before"
+            cursor = subscription.cursor
+        code, *_ = await operate(tmp_path, "backup", "copy.db")
+        assert code == 0
+        await run_to_end(client, "s", "lost with the restore")
+    copy = ("--store", "sqlite:///copy.db")
+    async with serving(tmp_path, *copy) as server, Client(server.address) as client:
+        await run_to_end(client, "s", "after")
+        with pytest.raises(CursorInvalid):
+            async with client.subscribe_run_complete(cursor=cursor):
+                pass
+        async with client.subscribe_run_complete(from_beginning=True) as subscription:
+            texts = [(await anext(subscription)).text for _ in range(2)]
+        assert texts == ["before", "after"]
+
+
+async def test_check_names_what_is_wrong(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server, Client(server.address) as client:
+        await run_to_end(client, "s", "hello")
+        await server.stop()
+    with closing(sqlite3.connect(tmp_path / "runlane.db")) as db:
+        db.execute("UPDATE sessions SET active_run_id = 'ghost', waiting_runs = 2")
+        db.execute("INSERT INTO prompts VALUES ('default', 'nobody', 'x')")
+        db.commit()
+    code, out, err = await operate(tmp_path, "check", "--store", "sqlite:///runlane.db")
+    assert (code, err) == (1, [])
+    assert out == [
+        "lanes: session default/s points to its active run ghost, which is not there",
+        "prompts: the prompt of run default/nobody is there, but not the run",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "why"),
+    [
+        (["check"], 1, "runlane.db: there is no such file"),
+        (["check", "--store", "memory:"], 1, "memory: is gone with its server"),
+        (["backup"], 2, "PATH"),
+        (["backup", "x.db"], 1, "runlane.db: there is no such file"),
+        (["backup", "x.db", "--store", "postgresql://h/d"], 1, "postgresql"),
+        (["backup", "x.db", "--listen", ":1"], 2, "--listen"),
+        (["--store", "sqlite:///x.db", "check"], 2, "--store: is of the server; give it behind"),
+        (["restore"], 2, "restore"),
+    ],
+)
+async def test_command_that_cannot_be_says_why_in_one_line(
+    tmp_path: Path, arguments: list[str], code: int, why: str
+) -> None:
+    returned, out, err = await operate(tmp_path, *arguments)
+    assert (returned, out, len(err)) == (code, [], 1)
+    assert err[0].startswith("runlane-server: error: ")
+    assert why in err[0]
+    assert os.listdir(tmp_path) == []  # noqa: PTH208
+
+
+async def test_retention_removes_what_is_old_while_it_serves(tmp_path: Path) -> None:
+    flags = ("--event-retention-bytes", "20000", "--session-retention", "100ms")
+    async with serving(tmp_path, *flags) as server, Client(server.address) as client:
+        first = await client.run_accepted("gone", "hello", allow_missing=True)
+        await first.completed(SECONDS)
+        async with asyncio.timeout(SECONDS):
+            while [session async for session in client.list_sessions()]:
+                await asyncio.sleep(0.01)
+        with pytest.raises(RunlaneError):
+            await client.get_run(first.run_id)
+        # Its terminal event outlives the session, until the log is too large.
+        async with client.subscribe_run_complete(cursor=first.cursor) as subscription:
+            assert (await anext(subscription)).run_id == first.run_id
+        async with asyncio.timeout(SECONDS):
+            while True:
+                await run_to_end(client, "busy", "x" * 2_000)
+                try:
+                    async with client.subscribe_run_complete(cursor=first.cursor):
+                        pass
+                except CursorCompacted:
+                    break
+    code, out, _ = await operate(tmp_path, "check")
+    assert code == 0, out

@@ -1,0 +1,230 @@
+"""How a server starts, and how it says in one line that it cannot."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import sys
+from asyncio.subprocess import PIPE
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from e2e.process import SECONDS, ServerProcess, serving
+from rpc.process import environment
+from runlane import Client, PromptTooLarge, RunState
+
+PREFIX = "runlane-server: error: "
+
+
+async def fails(
+    folder: Path, *flags: str, env: Mapping[str, str] | None = None
+) -> tuple[int | None, str]:
+    """The exit code of a server that cannot start, and the one line that it leaves."""
+    settings = {key: value for key, value in environment().items() if key != "OPENAI_API_KEY"}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "runlane_server", "--listen", "127.0.0.1:0", *flags),
+        stdout=PIPE,
+        stderr=PIPE,
+        cwd=folder,
+        env={**settings, **(env or {})},
+    )
+    try:
+        async with asyncio.timeout(SECONDS):
+            out, err = await process.communicate()
+    finally:
+        if process.returncode is None:  # it serves, which it should not
+            process.kill()
+    assert out == b""
+    said = err.decode()
+    assert said.startswith(PREFIX), said
+    assert said.endswith("\n")
+    assert said.count("\n") == 1, said
+    return process.returncode, said
+
+
+# --- It cannot ----------------------------------------------------------------------------------
+
+
+def a_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def unreadable(path: Path) -> None:
+    """As if it was somebody else's; to root all files are open, but a link to itself is not."""
+    path.symlink_to(path)
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(b"no database at all " * 1000)
+
+
+def foreign(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE bookmarks (url TEXT)")
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (a_folder, "is a directory"),
+        (unreadable, "unable to open database file"),
+        (garbage, "is not a database"),
+        (foreign, "is a database of some other program"),
+    ],
+)
+async def test_a_file_that_is_no_database_of_ours_is_refused_and_left_alone(
+    tmp_path: Path, make: Callable[[Path], None], why: str
+) -> None:
+    path = tmp_path / "some.db"
+    make(path)
+    before = path.read_bytes() if path.is_file() else b""
+    code, said = await fails(tmp_path, "--store", "sqlite:///some.db")
+    assert code == 1
+    assert "some.db" in said
+    assert why in said
+    assert (path.read_bytes() if path.is_file() else b"") == before
+
+
+MODULES = {
+    "raising": "raise RuntimeError('no luck\\nat all')\n",
+    "plain": "def answer(turn):\n    return 'x'\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "why"),
+    [
+        (["--store", "sqlite:////proc/self/x.db"], 1, "/proc/self/x.db"),
+        (["--agent", "command:no-such-program -x"], 1, "no program 'no-such-program'"),
+        (["--agent", "no_such_module:answer"], 1, "No module named 'no_such_module'"),
+        (["--agent", "raising:answer"], 1, "RuntimeError: no luck"),
+        (["--agent", "plain:answer"], 1, "not an async generator function"),
+        (["--agent", "chat:openai:small"], 1, "OPENAI_API_KEY"),
+        (["--max-active-runs", "-1"], 2, "--max-active-runs"),
+    ],
+)
+async def test_what_cannot_be_served_is_named(
+    tmp_path: Path, flags: list[str], code: int, why: str
+) -> None:
+    for name, source in MODULES.items():
+        (tmp_path / f"{name}.py").write_text(source)
+    returned, said = await fails(tmp_path, *flags)
+    assert returned == code
+    assert why in said
+
+
+async def test_passwords_are_not_repeated(tmp_path: Path) -> None:
+    code, said = await fails(tmp_path, "--store", "postgresql://me:hunter2@db/runlane")
+    assert code == 1
+    assert "hunter2" not in said
+
+
+async def test_bad_values_are_named_from_wherever_they_come(tmp_path: Path) -> None:
+    code, said = await fails(tmp_path, env={"RUNLANE_MAX_WAITING_RUNS": "many"})
+    assert code == 2
+    assert "'many'" in said
+    (tmp_path / "runlane.toml").write_text('[agent]\nkind = "echo"\n')
+    code, said = await fails(tmp_path, "--config", "runlane.toml")
+    assert code == 2
+    assert "runlane.toml: 'agent' has to be a text or a number" in said
+
+
+async def test_a_second_server_fails_and_the_first_serves_on(tmp_path: Path) -> None:
+    async with (
+        serving(tmp_path, "--store", "sqlite:///one.db", "--agent", "scripted") as server,
+        Client(server.address) as client,
+    ):
+        active = await client.run_accepted("s", '[{"wait": "g"}]', allow_missing=True)
+        code, said = await fails(tmp_path, "--store", "sqlite:///one.db")
+        assert code == 1
+        assert "one.db" in said
+        # The way in which the file is named does not matter.
+        (tmp_path / "two.db").symlink_to(tmp_path / "one.db")
+        code, said = await fails(tmp_path, "--store", f"sqlite:///{tmp_path}/two.db")
+        assert code == 1
+        # On another file, but at the same address.
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "runlane_server"),
+            *("--listen", server.address, "--store", "memory:", "--log-level", "error"),
+            stdout=PIPE,
+            stderr=PIPE,
+        )
+        out, err = await process.communicate()
+        assert (process.returncode, out, err.count(b"\n")) == (1, b"", 1)
+        assert b"address already in use" in err
+        # Neither of them touched what the first one runs.
+        await client.run_accepted("t", '[{"open": "g"}]', allow_missing=True)
+        assert (await active.completed(SECONDS)).state is RunState.COMPLETED
+
+
+# --- It can -------------------------------------------------------------------------------------
+
+
+async def test_flag_before_environment_before_file(tmp_path: Path) -> None:
+    (tmp_path / "runlane.toml").write_text(
+        'agent = "no such agent"\nmax-prompt-bytes = 3\nstore = "sqlite:///file.db"\n'
+    )
+    env = {"RUNLANE_CONFIG": "runlane.toml", "RUNLANE_AGENT": "nor this one"}
+    env["RUNLANE_STORE"] = "sqlite:///environment.db"
+    async with (
+        serving(tmp_path, "--agent", "echo", env=env) as server,
+        Client(server.address) as client,
+    ):
+        handle = await client.run_accepted("s", "abc", allow_missing=True)
+        assert (await handle.completed(SECONDS)).text == "abc"
+        with pytest.raises(PromptTooLarge, match="3 is the limit"):
+            await client.run_accepted("s", "abcd")
+    assert (tmp_path / "environment.db").exists()
+    assert not (tmp_path / "file.db").exists()
+
+
+async def test_a_socket_in_the_file_system_outlives_a_crash(tmp_path: Path) -> None:
+    server = ServerProcess(tmp_path)
+    server.address = "unix:run.sock"
+    # As printed it is relative to the folder of the server.
+    reached = f"unix:{tmp_path}/run.sock"
+    try:
+        await server.start()
+        assert server.address == "unix:run.sock"
+        async with Client(reached) as client:
+            handle = await client.run_accepted("s", "hello", allow_missing=True)
+            assert (await handle.completed(SECONDS)).text == "hello"
+        await server.kill()
+        await server.start()
+        async with Client(reached) as client:
+            assert (await client.get_run(handle.run_id)).state is RunState.COMPLETED
+    finally:
+        await server.kill()
+
+
+@pytest.mark.parametrize("log", ["nobody reads it", "the disk is full"])
+async def test_a_log_that_cannot_be_written_stops_nothing(tmp_path: Path, log: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    stderr = os.open("/dev/full", os.O_WRONLY) if log == "the disk is full" else os.dup(writer)
+    os.close(writer)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "runlane_server", "--listen", "127.0.0.1:0"),
+        stdout=PIPE,
+        stderr=stderr,
+        cwd=tmp_path,
+        env=environment(),
+    )
+    os.close(stderr)
+    try:
+        assert process.stdout is not None
+        async with asyncio.timeout(SECONDS):
+            address = (await process.stdout.readline()).decode().split()[-1]
+            async with Client(address) as client:
+                handle = await client.run_accepted("s", "hello", allow_missing=True)
+                assert (await handle.completed(SECONDS)).text == "hello"
+            process.terminate()
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
