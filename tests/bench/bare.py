@@ -1,0 +1,67 @@
+"""The limit: a grpc.aio server that does nothing but answer. Run it as `python -m bench.bare`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Any
+
+import grpc
+
+from bench import wire
+from runlane.v1.run_service_pb2 import RunAcceptedRequest, RunAcceptedResponse
+
+OPTIONS = (("grpc.so_reuseport", 0),)
+
+STREAMED = {
+    b"terminal": wire.terminal().SerializeToString(),
+    b"delta": wire.delta().SerializeToString(),
+}
+"""What is streamed, ready to be sent: no server can do with less."""
+
+
+async def echo(
+    request: RunAcceptedRequest, context: grpc.aio.ServicerContext[Any, Any]
+) -> RunAcceptedResponse:
+    """Answers as RunAccepted does."""
+    return wire.accepted(request)
+
+
+async def stream(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    """Sends the same message for as long as the caller takes it."""
+    message = STREAMED[request]
+    while True:
+        await context.write(message)
+
+
+async def idle(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    """Sends one message, and then nothing."""
+    await context.write(STREAMED[request])
+    await asyncio.Event().wait()
+
+
+HANDLERS = {
+    "Echo": grpc.unary_unary_rpc_method_handler(
+        echo,
+        request_deserializer=RunAcceptedRequest.FromString,
+        response_serializer=RunAcceptedResponse.SerializeToString,
+    ),
+    "Stream": grpc.unary_stream_rpc_method_handler(stream),
+    "Idle": grpc.unary_stream_rpc_method_handler(idle),
+}
+
+
+async def main() -> None:
+    """Serves until it is killed."""
+    server = grpc.aio.server(options=OPTIONS)
+    handlers = grpc.method_handlers_generic_handler("bench.Bare", HANDLERS)
+    server.add_generic_rpc_handlers((handlers,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    sys.stdout.write(f"bare listening on 127.0.0.1:{port}\n")
+    sys.stdout.flush()
+    await server.wait_for_termination()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

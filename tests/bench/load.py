@@ -1,0 +1,149 @@
+"""Load generators: one in Go, which costs least, and one in Python where there is no Go.
+
+A generator is a process that reads a job in JSON from stdin and writes lines of JSON to stdout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from asyncio.subprocess import Process
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from google.protobuf.message import Message
+
+from bench import wire
+from bench.process import Server, cpu_seconds, end, start
+
+SOURCE = Path(__file__).parent / "load"
+BUILD_SECONDS = 900.0
+JOB_SECONDS = 600.0
+"""How long a job may take at the most."""
+
+CALL = wire.SERVICE + "RunAccepted"
+ECHO = wire.BARE + "Echo"
+
+
+def call(method: str, request: Message | bytes) -> dict[str, str]:
+    """A method and the template of its request."""
+    data = request if isinstance(request, bytes) else request.SerializeToString()
+    return {"method": method, "request": base64.b64encode(data).decode()}
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a job came to. The shares are of the core that each side has for itself."""
+
+    count: int
+    seconds: float
+    server_cpu: float
+    load_cpu: float
+    latency: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def rate(self) -> float:
+        """How many a second."""
+        return self.count / self.seconds
+
+    @property
+    def cost(self) -> float:
+        """Seconds of the server's core for each."""
+        return self.server_cpu * self.seconds / max(self.count, 1)
+
+
+def generator(cache: Path, kind: str = "") -> tuple[str, list[str]]:
+    """The name and the command of the generator of a kind, or of the best there is.
+
+    That in Go is built when it is first needed.
+    """
+    python = "python", [sys.executable, "-m", "bench.pyload"]
+    if kind == "python" or not (kind or shutil.which("go")):
+        return python
+    digest = hashlib.sha256()
+    for path in sorted(SOURCE.iterdir()):
+        digest.update(path.read_bytes())
+    binary = cache / "bin" / f"load-{digest.hexdigest()[:12]}"
+    if not binary.exists():
+        _build(binary)
+    return ("go", [str(binary)]) if binary.exists() else python
+
+
+def _build(binary: Path) -> None:
+    print("building the load generator ...", file=sys.stderr)
+    binary.parent.mkdir(parents=True, exist_ok=True)
+    built = subprocess.run(
+        ["go", "build", "-o", str(binary), "."],
+        cwd=SOURCE,
+        env={**os.environ, "GOFLAGS": "-mod=readonly -buildvcs=false"},
+        timeout=BUILD_SECONDS,
+        check=False,
+    )
+    if built.returncode:
+        print("it could not be built; the one in Python is used", file=sys.stderr)
+
+
+class Load:
+    """A generator at work on a server."""
+
+    def __init__(self, command: list[str], core: int, folder: Path) -> None:
+        self._command = command
+        self._core = core
+        self._folder = folder
+        self._process: Process | None = None
+
+    async def __aenter__(self) -> Self:
+        """Starts it."""
+        self._process = await start(self._core, self._command, self._folder, "load.log")
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        """Ends it."""
+        await end(self._started)
+
+    @property
+    def _started(self) -> Process:
+        assert self._process is not None
+        return self._process
+
+    async def send(self, line: dict[str, Any] | None = None) -> None:
+        """Gives it its job, or tells it to go a step further."""
+        assert self._started.stdin is not None
+        self._started.stdin.write(json.dumps(line).encode() + b"\n")
+        await self._started.stdin.drain()
+
+    async def hear(self) -> dict[str, Any]:
+        """What it says next. Raises RuntimeError if it has ended instead."""
+        assert self._started.stdout is not None
+        async with asyncio.timeout(JOB_SECONDS):
+            line = await self._started.stdout.readline()
+        if not line:
+            log = (self._folder / "load.log").read_text()
+            raise RuntimeError(f"the load generator has ended\n{log[-2000:]}")
+        said: dict[str, Any] = json.loads(line)
+        return said
+
+    async def run(self, server: Server, job: dict[str, Any]) -> Measured:
+        """Runs a job with one window of measurement. Raises RuntimeError if calls failed."""
+        await self.send({"prefix": wire.PREFIX, "address": server.address, **job})
+        cpu: dict[str, tuple[float, float]] = {}
+        while "result" not in (said := await self.hear()):
+            cpu[said["mark"]] = (cpu_seconds(server.pid), cpu_seconds(self._started.pid))
+        result = said["result"]
+        if result["errors"]:
+            raise RuntimeError(f"{result['errors']} calls failed; the first: {result['error']}")
+        (server_from, load_from), (server_to, load_to) = cpu["begin"], cpu["end"]
+        return Measured(
+            result["count"],
+            result["seconds"],
+            (server_to - server_from) / result["seconds"],
+            (load_to - load_from) / result["seconds"],
+            result.get("latency") or {},
+        )

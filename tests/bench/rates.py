@@ -1,0 +1,127 @@
+"""How many a second: what the server does on its core, against what gRPC alone does there."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from bench import wire
+from bench.bench import ACCEPT, ECHOED, SUBSCRIBE, Bench, figure
+from bench.load import CALL, call
+from bench.result import Budget, Figure, Row
+from runlane.v1.run_service_pb2 import SubscribeRunRequest
+
+HOLDS = ("--max-active-runs", "0", "--max-waiting-total", "100000000")
+"""A node that accepts, and never runs nor refuses."""
+
+KEPT = ("--event-retention", "0")
+"""Stores that were made long ago are not to be cleared up meanwhile."""
+
+SUBSCRIBERS = 100
+
+WORDS = 2_000
+TALKERS = 128
+TALKATIVE = ("--agent", "echo:delay=5ms")
+"""So many runs that say a word each 5 ms are more than one core can tell."""
+
+
+def ratios(ours: list[Figure], peer: list[Figure]) -> list[float]:
+    """Ours to that of the peer, round by round."""
+    return [a.value / b.value for a, b in zip(ours, peer, strict=True)]
+
+
+async def echo(bench: Bench) -> Figure:
+    """The limit of all calls."""
+    async with bench.bare() as server:
+        return figure(await bench.run(server, kind="unary", call=ECHOED))
+
+
+async def bare_stream(bench: Bench, streams: int, message: bytes) -> Figure:
+    """The limit of all streams."""
+    watch = call(wire.BARE + "Stream", message)
+    async with bench.bare() as server:
+        return figure(await bench.run(server, kind="streams", watch=watch, streams=streams))
+
+
+async def accepts(bench: Bench, store: Path | None = None) -> Figure:
+    """Durable accepts, a session each."""
+    async with bench.runlane(*HOLDS, *KEPT, store=store) as server:
+        return figure(await bench.run(server, kind="unary", call=ACCEPT))
+
+
+async def completes(bench: Bench, store: Path | None = None, streams: int = 1) -> Figure:
+    """Terminal events of runs that are accepted as fast as they end, a session each."""
+    async with bench.runlane(*KEPT, store=store) as server:
+        measured = await bench.run(
+            server, kind="runs", call=ACCEPT, watch=SUBSCRIBE, streams=streams
+        )
+        return figure(measured)
+
+
+async def accept(bench: Bench) -> list[Row]:
+    """Accepts against echoes."""
+    ours, peer = await bench.in_turn(partial(accepts, bench), partial(echo, bench))
+    title = "durable RunAccepted, a session each, to bare unary echo"
+    return [Row("accept", title, "/s", ratios(ours, peer), ours, peer, Budget(0.6, 0.8))]
+
+
+async def complete(bench: Bench) -> list[Row]:
+    """Whole runs against echoes."""
+    ours, peer = await bench.in_turn(partial(completes, bench), partial(echo, bench))
+    title = "accept to terminal event, one subscription, to bare unary echo"
+    return [Row("complete", title, "/s", ratios(ours, peer), ours, peer, Budget(0.35, 0.5))]
+
+
+async def fanout(bench: Bench) -> list[Row]:
+    """Terminal events to many, with the runs that they are of and without."""
+    streams = bench.size(SUBSCRIBERS, 10)
+    live, burst, peer = await bench.in_turn(
+        partial(completes, bench, None, streams),
+        partial(_burst, bench, streams),
+        partial(bare_stream, bench, streams, b"terminal"),
+    )
+    budget = Budget(0.7, 0.9)
+    title = f"terminal events to {streams} subscribers, to bare server stream"
+    return [
+        Row("fanout", f"{title} (runs included)", "/s", ratios(live, peer), live, peer, budget),
+        Row("fanout-only", f"{title} (delivery alone)", "/s", ratios(burst, peer), burst, peer),
+    ]
+
+
+async def _burst(bench: Bench, streams: int) -> Figure:
+    """Delivery alone: all runs of a node that holds them are cancelled at a stroke."""
+    count = bench.size(3_000, 50)
+    async with bench.runlane(*HOLDS) as server:
+        measured = await bench.run(
+            server,
+            kind="burst",
+            call=ACCEPT,
+            watch=SUBSCRIBE,
+            cancel=call(wire.SERVICE + "CancelAll", b""),
+            streams=streams,
+            count=count,
+        )
+        return figure(measured)
+
+
+async def deltas(bench: Bench) -> list[Row]:
+    """Words of agents that stream, against bare messages with a word each."""
+    talkers = bench.size(TALKERS, 4)
+    ours, peer = await bench.in_turn(
+        partial(_talking, bench, talkers), partial(bare_stream, bench, talkers, b"delta")
+    )
+    title = f"text deltas of {talkers} runs by SubscribeRun, to bare server stream"
+    return [Row("deltas", title, "words/s", ratios(ours, peer), ours, peer)]
+
+
+async def _talking(bench: Bench, talkers: int) -> Figure:
+    async with bench.runlane(*TALKATIVE) as server:
+        measured = await bench.run(
+            server,
+            kind="streams",
+            call=call(CALL, wire.accept("word " * bench.size(WORDS, 50), named=True)),
+            watch=call(wire.SERVICE + "SubscribeRun", SubscribeRunRequest(run_id=wire.name(0))),
+            streams=talkers,
+            word="word ",
+        )
+        return figure(measured)

@@ -1,0 +1,151 @@
+"""Measures what Runlane costs, and sets it against what gRPC costs by itself.
+
+cd tests && python -m bench.run --quick
+cd tests && python -m bench.run --only accept --only cancel --rounds 5 --seconds 5
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+import grpc
+import structlog
+
+from bench import curves, memory, past, plot, rates, report, waits
+from bench.bench import CACHE, Bench
+from bench.load import generator
+from bench.process import cores
+from bench.result import Curve, Results, Row
+
+Measurement = Callable[[Bench], Awaitable[Sequence[Row | Curve]]]
+
+MEASUREMENTS: Mapping[str, Measurement] = {
+    "accept": rates.accept,
+    "complete": rates.complete,
+    "fanout": rates.fanout,
+    "cancel": waits.cancel,
+    "subscriptions": memory.subscriptions,
+    "sessions": memory.sessions,
+    "past": past.past,
+    "start": waits.start,
+    "latency": waits.latency,
+    "deltas": rates.deltas,
+    "messages": waits.messages,
+    "runs": memory.runs,
+    "by-sessions": curves.by_sessions,
+    "by-past": curves.by_past,
+    "by-subscribers": curves.by_subscribers,
+}
+
+QUICK = {"rounds": 1, "seconds": 0.5, "warmup": 0.2}
+
+
+async def measure(bench: Bench, names: Sequence[str], results: Results) -> None:
+    """Measures one thing after another, and says each as soon as it is known.
+
+    One that breaks is told of, and does not cost the others.
+    """
+    for name in names:
+        try:
+            found = await MEASUREMENTS[name](bench)
+        except (RuntimeError, TimeoutError, OSError, grpc.RpcError) as error:
+            results.failed[name] = f"{type(error).__name__}: {error}"
+            sys.stdout.write(f"{name:16} FAILED {results.failed[name]}\n")
+            continue
+        results.add(found)
+        for one in found:
+            sys.stdout.write(report.line(one) + "\n")
+            sys.stdout.flush()
+
+
+def about(load: str, bench: Bench) -> dict[str, object]:
+    """Where and how it was measured."""
+    server, client = cores()
+    return {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "load": load,
+        "rounds": bench.rounds,
+        "seconds": bench.seconds,
+        "workers": bench.workers,
+        "connections": bench.connections,
+        "cores": f"{server} (server), {client} (load)",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "synced write": f"{synced_write(bench.scratch) * 1000:.2f} ms",
+        "python": platform.python_version(),
+        "grpcio": version("grpcio"),
+    }
+
+
+def synced_write(folder: Path, count: int = 50) -> float:
+    """How many seconds the disk takes, in the median: all that is durable waits for it."""
+    taken: list[float] = []
+    with tempfile.NamedTemporaryFile(dir=folder, buffering=0) as file:
+        for _ in range(count):
+            file.write(bytes(4096))
+            begun = time.perf_counter()
+            os.fdatasync(file.fileno())
+            taken.append(time.perf_counter() - begun)
+    return median(taken)
+
+
+def options() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="bench.run", description=__doc__)
+    parser.add_argument("--only", action="append", choices=MEASUREMENTS, metavar="NAME")
+    parser.add_argument("--rounds", type=int, default=5, help="how often both sides take turns")
+    parser.add_argument("--seconds", type=float, default=5.0, help="how long each turn is")
+    parser.add_argument("--warmup", type=float, default=2.0, help="and before it, unmeasured")
+    parser.add_argument("--workers", type=int, default=64, help="calls at a time")
+    parser.add_argument("--connections", type=int, default=8)
+    parser.add_argument("--quick", action="store_true", help="only to see whether it works")
+    parser.add_argument("--load", choices=["go", "python"], default="", help="which load generator")
+    parser.add_argument("--out", type=Path, default=CACHE / "results", help="where to write")
+    parser.epilog = "NAME is one of " + ", ".join(MEASUREMENTS)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> Results:
+    """Measures what is asked for, prints it, and writes it as JSON and as a picture."""
+    told = options().parse_args(argv)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    load, command = generator(CACHE, told.load)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    begun = time.perf_counter()
+    with tempfile.TemporaryDirectory(dir=CACHE, prefix="scratch-") as scratch:
+        settings = {"rounds": told.rounds, "seconds": told.seconds, "warmup": told.warmup}
+        bench = Bench(
+            Path(scratch),
+            command,
+            quick=told.quick,
+            workers=told.workers,
+            connections=told.connections,
+            **(QUICK if told.quick else settings),
+        )
+        results = Results(about(load, bench))
+        sys.stdout.write(report.heading(results) + "\n")
+        try:
+            asyncio.run(measure(bench, told.only or list(MEASUREMENTS), results))
+        finally:
+            stem = told.out / f"bench-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+            results.write(stem.with_suffix(".json"))
+    sys.stdout.write(f"\n{report.table(results)}\n\n")
+    picture = plot.draw(results, stem.with_suffix(".png"))
+    elapsed = time.perf_counter() - begun
+    sys.stdout.write(f"{stem.with_suffix('.json')}\n{picture}\n{elapsed:.0f} s\n")
+    return results
+
+
+if __name__ == "__main__":
+    sys.exit(1 if main().failed else 0)

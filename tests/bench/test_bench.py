@@ -1,0 +1,55 @@
+"""The benchmark itself: that it measures something, not how much that is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import median
+
+from bench import report, run
+from bench.result import Budget, Curve, Figure, Results, Row, read
+
+
+def test_each_row_yields_a_figure(tmp_path: Path) -> None:
+    # With the generator in Python: it need not be built.
+    wanted = ["accept", "complete", "cancel", "subscriptions"]
+    only = [word for name in wanted for word in ("--only", name)]
+    results = run.main(["--quick", "--load", "python", "--out", str(tmp_path), *only])
+    assert not results.failed
+    assert [row.name for row in results.rows] == wanted
+    for row in results.rows:
+        assert all(figure.value > 0 for figure in (*row.ours, *row.peer)), row
+        assert row.verdict in {"SHORT", "pass", "stretch"}
+        assert median(row.judged) > 0
+    (written,) = tmp_path.glob("bench-*.json")
+    assert read(written) == results
+
+
+def test_verdicts() -> None:
+    more, less = Budget(0.6, 0.8), Budget(8, 4, at_most=True)
+    for budget, value, verdict in [
+        (more, 0.59, "SHORT"),
+        (more, 0.6, "pass"),
+        (more, 0.8, "stretch"),
+        (less, 8.1, "SHORT"),
+        (less, 8, "pass"),
+        (less, 4, "stretch"),
+        (Budget(1, at_most=True), 0, "pass"),
+    ]:
+        row = Row("row", "a row", "/s", [value], [Figure(1.0)], budget=budget)
+        assert row.verdict == verdict
+
+
+def test_a_load_that_is_the_limit_is_told() -> None:
+    idle_server = Figure(1.0, server_cpu=0.5, load_cpu=1.0)
+    row = Row("row", "a row", "/s", [1.0], [idle_server])
+    assert row.load_bound
+    assert "the load was the limit" in report.table(Results({}, [row]))
+
+
+def test_report_has_all_of_it() -> None:
+    row = Row("row", "a row", "/s", [0.5, 0.7], [Figure(10.0)], [Figure(20.0)], Budget(0.6))
+    curve = Curve("curve", "a curve", "sessions", "µs", [(10, 1.0, 2.0), (100, 3.0, 4.0)])
+    text = report.table(Results({}, [row], [curve]))
+    assert "| a row | 0.6 | 0.5 to 0.7 | ≥ 0.6 | pass | 10 /s | 20 /s |  |" in text
+    assert "A curve:" in text
+    assert "| 100 | 3.0 | 4 |" in text
