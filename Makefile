@@ -13,7 +13,7 @@ PROTOS := $(wildcard proto/runlane/v1/*.proto)
 GENERATED := client/runlane/v1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench sim crash soak check lint types check-proto check-docs proto docs format constraints clean
+.PHONY: help run test bench check-lane sim crash soak check lint types check-proto check-docs proto docs format constraints clean
 
 help: ## Lists the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -23,6 +23,9 @@ run: $(READY) ## Starts a server on 127.0.0.1:50051 with a SQLite file and the e
 
 test: $(READY) ## Runs the tests
 	$(BIN)/pytest -n $(JOBS) $(TESTS)
+
+check-lane: $(READY) ## Searches all interleavings of commands on a lane of RUNS runs, DEPTH commands deep
+	cd tests && ../$(BIN)/python -m sim.explore --depth $(or $(DEPTH),22) --runs $(or $(RUNS),3) --reservations 2
 
 sim: $(READY) ## Simulates SEEDS worlds from START on: cancels, crashes, stale lanes; a virtual clock
 	cd tests && ../$(BIN)/python -m sim.run --seeds $(SEEDS) --start $(START)
