@@ -10,7 +10,7 @@ import pytest
 
 from coordinator.node import SECONDS, Node, say, script, wait
 from runlane_server import feed as feed_module
-from runlane_server.core.errors import CursorCompacted, CursorInvalid, Draining
+from runlane_server.core.errors import CursorCompacted, CursorInvalid, Draining, RunNotFound
 from runlane_server.core.model import Prompt, RunComplete, RunEvent, RunKey
 from runlane_server.feed import Subscription
 from runlane_server.store.base import EventFilter
@@ -213,3 +213,13 @@ async def test_waiting_for_a_run_ends_with_its_time(node: Node) -> None:
     assert not seen.state.terminal
     node.gates.open("g")
     assert (await node.end(run.run_id)).run_id == run.run_id
+
+
+async def test_a_follower_of_a_run_that_was_deleted_is_told_so(node: Node) -> None:
+    run = await node.queue("s", "x")
+    await node.end(run.run_id)
+    follower = node.feed.follow(RunKey(TENANT, run.run_id), 0)
+    await node.coordinator.delete_session("s")
+    with pytest.raises(RunNotFound):
+        await follower.next()
+    follower.close()

@@ -354,6 +354,22 @@ async def test_r17_what_is_active_when_the_node_stops_ends_interrupted(store: St
         assert (await node.end(queued.run_id)).text == "later"
 
 
+async def test_r17_an_agent_that_swallows_the_stop_has_not_completed(store: Store) -> None:
+    """What it says after it was told to stop is not stored, so its turn has no proper end."""
+    async with running(store) as node:
+        prompt = script(say("so far"), wait("g", ignore_cancel=True), say(", and more"))
+        run = (await node.accept("s", prompt)).run
+        await node.gates.reached("g")
+        stopping = asyncio.create_task(node.coordinator.stop())
+        await node.gates.cancel_ignored("g")
+        node.gates.open("g")
+        await stopping
+        ended = await node.coordinator.get_run(run.run_id)
+        assert ended.complete is not None
+        assert ended.complete.finish_reason is FinishReason.INTERRUPTED
+        assert ended.complete.text == "so far"
+
+
 async def test_r18_cancel_one_run(node: Node) -> None:
     active = await node.blocked("s", "g")
     one, other = await node.queue("s", "one"), await node.queue("s", "other")
