@@ -51,7 +51,10 @@ class Victim(ServerProcess):
         return await self.stop(signal.SIGTERM)
 
     async def start_in_vain(self, lines: int) -> None:
-        """Starts it, and kills it once it has logged so many lines: before or in its recovery."""
+        """Starts it, and kills it once it has logged so many lines: before or in its recovery.
+
+        One that has nothing to recover may have less to say: it is killed as it begins to serve.
+        """
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-m", "runlane_server", "--listen", self.address),
@@ -65,7 +68,8 @@ class Victim(ServerProcess):
         try:
             async with asyncio.timeout(SECONDS):
                 for _ in range(lines):
-                    await process.stderr.readline()
+                    if b'"event": "serving"' in await process.stderr.readline():
+                        break
         finally:
             if process.returncode is None:
                 process.kill()
