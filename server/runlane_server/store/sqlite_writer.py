@@ -13,6 +13,7 @@ from runlane_server.core.errors import StoreUnavailable
 from runlane_server.core.model import RunKey
 from runlane_server.store import sqlite_apply, sqlite_compact
 from runlane_server.store.base import Listener, LoggedComplete, Position, StoreError
+from runlane_server.store.pace import Pace
 from runlane_server.store.reading import by_run
 from runlane_server.store.sqlite_connection import SqliteConnection
 from runlane_server.store.sqlite_rows import Compaction, Removed, Result, Unit
@@ -59,6 +60,7 @@ class SqliteWriter:
         self._pending: deque[Pending] = deque()
         self._wake = asyncio.Event()
         self._closing = False
+        self._pace = Pace()
         self._task = asyncio.create_task(self._run(), name="sqlite-writer")
 
     async def write(self, unit: Pending) -> Removed | None:
@@ -89,8 +91,11 @@ class SqliteWriter:
                 await self._wake.wait()
                 self._wake.clear()
                 while self._pending:
+                    if (pause := self._pace.pause()) and not self._closing:
+                        await asyncio.sleep(pause)
                     batch = _next_batch(self._pending)
                     await self._commit(batch)
+                    self._pace.committed(len(batch))
         except Exception as error:  # noqa: BLE001 - _fail tells everybody who has to know
             self._fail(f"{_name(error)}: {error}", batch)
         except asyncio.CancelledError:

@@ -1,0 +1,62 @@
+"""How long a writer waits for company before it commits.
+
+A commit costs the event loop about the same whether one unit shares it or fifty: hops between
+threads, statements, and what the kernel does for a synced write. While the loop has time to spare
+nobody is kept waiting. When it has none, what comes in is spread over many small commits unless the
+writer holds back a little; the callers, who stand in line for the loop anyway, are served sooner.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+MAX_PAUSE = 0.010
+"""Seconds that a writer waits at the most."""
+
+SAMPLE = 0.05
+"""Seconds over which the share of its time is taken that the loop is at work."""
+
+IDLE, BUSY = 0.40, 0.75
+"""Below the one share nobody waits, from the other on it is as long as may be."""
+
+ALONE, MANY = 1.25, 4.0
+"""The same for the units that lately shared a commit: where nobody comes nobody is waited for."""
+
+MEMORY = 8
+"""Over how many commits the number of units is smoothed."""
+
+
+class Pace:
+    """Belongs to the writer of one event loop, and is used on its thread only."""
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.perf_counter,
+        worked: Callable[[], float] = time.thread_time,
+    ) -> None:
+        self._clock = clock
+        self._work = worked
+        self._since = clock()
+        self._worked = worked()
+        self._share = 0.0
+        self._company = 1.0
+
+    def pause(self) -> float:
+        """Seconds to wait before the next commit; 0 unless that pays."""
+        company = _between(self._company, ALONE, MANY)
+        return MAX_PAUSE * company * _between(self._share, IDLE, BUSY) if company else 0.0
+
+    def committed(self, units: int) -> None:
+        """Learns from a commit that so many units shared."""
+        self._company += (units - self._company) / MEMORY
+        now = self._clock()
+        if now - self._since >= SAMPLE:
+            worked = self._work()
+            self._share = (worked - self._worked) / (now - self._since)
+            self._since, self._worked = now, worked
+
+
+def _between(value: float, low: float, high: float) -> float:
+    """Where a value lies between two others: from 0 to 1."""
+    return min(1.0, max(0.0, (value - low) / (high - low)))

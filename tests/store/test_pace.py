@@ -1,0 +1,62 @@
+"""A writer waits for company only where that pays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from runlane_server.store.pace import MAX_PAUSE, SAMPLE, Pace
+
+
+@dataclass
+class Clocks:
+    """The time, and how much of it the loop has worked."""
+
+    now: float = 0.0
+    worked: float = 0.0
+
+    def pass_by(self, seconds: float, share: float) -> None:
+        self.now += seconds
+        self.worked += seconds * share
+
+
+def paced(units: int, share: float, commits: int = 100) -> float:
+    """The pause after so many commits of so many units, the loop at work for that share of it."""
+    clocks = Clocks()
+    pace = Pace(lambda: clocks.now, lambda: clocks.worked)
+    for _ in range(commits):
+        clocks.pass_by(SAMPLE / 10, share)
+        pace.committed(units)
+    return pace.pause()
+
+
+def test_the_first_commit_waits_for_nobody() -> None:
+    assert Pace().pause() == 0
+
+
+@pytest.mark.parametrize("units", [1, 50])
+def test_a_loop_with_time_to_spare_keeps_nobody_waiting(units: int) -> None:
+    assert paced(units, share=0.3) == 0
+
+
+def test_nobody_is_waited_for_where_nobody_comes() -> None:
+    """One caller after another may fill the loop's time; none of them gains by a pause."""
+    assert paced(1, share=1.0) == 0
+
+
+def test_a_busy_loop_with_much_to_write_waits_as_long_as_may_be() -> None:
+    assert paced(50, share=1.0) == MAX_PAUSE
+
+
+def test_in_between_it_waits_a_little() -> None:
+    assert 0 < paced(2, share=0.6) < MAX_PAUSE
+
+
+def test_it_stops_waiting_when_the_rush_is_over() -> None:
+    clocks = Clocks()
+    pace = Pace(lambda: clocks.now, lambda: clocks.worked)
+    for units in (*[50] * 100, *[1] * 40):
+        clocks.pass_by(SAMPLE / 10, 1.0)
+        pace.committed(units)
+    assert pace.pause() == 0
