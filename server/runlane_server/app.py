@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -40,7 +40,21 @@ EXIT_TIMEOUT = 5.0
 def run(config: Config) -> int:
     """Serves until a signal comes; returns the exit code. Raises StartError."""
     logs.configure(config.log_format, config.log_level)
-    return asyncio.run(_serve_and_leave(config))
+    with asyncio.Runner(loop_factory=event_loop_factory(config.event_loop)) as runner:
+        return runner.run(_serve_and_leave(config))
+
+
+def event_loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """What makes the event loop of that name; None is asyncio's own. Raises StartError."""
+    if name == "asyncio":
+        return None
+    try:
+        import uvloop  # noqa: PLC0415 - an extra
+    except ImportError:
+        raise StartError(
+            "--event-loop uvloop: uvloop is not installed; pip install 'runlane[uvloop]'"
+        ) from None
+    return uvloop.new_event_loop
 
 
 async def _serve_and_leave(config: Config) -> int:

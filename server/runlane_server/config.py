@@ -21,6 +21,8 @@ from runlane_server.rpc.endpoint import split_address
 _LARGEST_PART = 3 << 20
 """A prompt, or an attachment, has to fit into one message of gRPC's 4 MiB with its surroundings."""
 
+EVENT_LOOPS = ("asyncio", "uvloop")
+
 MAX_PROGRESS_INTERVAL = 30.0
 """Clients take a stream for lost that was silent for 45 s."""
 
@@ -44,6 +46,7 @@ class Config:
     event_retention: float = 7 * 86400.0
     event_retention_bytes: int = 1 << 30
     session_retention: float = 0.0
+    event_loop: str = "asyncio"
     log_format: str = "auto"
     log_level: str = "info"
 
@@ -130,7 +133,10 @@ _FILE = click.option(
 )
 
 _STORE = click.option(
-    "--store", default=_DEFAULT.store, metavar="URL", help="sqlite:///PATH, or memory: ."
+    "--store",
+    default=_DEFAULT.store,
+    metavar="URL",
+    help="sqlite:///PATH, postgresql://USER@HOST/DATABASE[?schema=NAME], or memory: .",
 )
 
 _OPTIONS = (
@@ -226,6 +232,12 @@ _OPTIONS = (
         type=Duration(),
         default=_DEFAULT.session_retention,
         help="How long an idle session is kept after the last write to it. 0: for ever.",
+    ),
+    click.option(
+        "--event-loop",
+        type=click.Choice(EVENT_LOOPS),
+        default=_DEFAULT.event_loop,
+        help="What drives the server; uvloop is quicker, and comes with the extra of that name.",
     ),
     click.option("--log-format", type=click.Choice(FORMATS), default=_DEFAULT.log_format),
     click.option("--log-level", type=click.Choice(LEVELS), default=_DEFAULT.log_level),

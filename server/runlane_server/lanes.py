@@ -154,15 +154,21 @@ class Lanes:
     # The mailbox
 
     def _put(self, key: SessionKey, order: _Order) -> None:
-        mailbox = self._mailboxes.setdefault(key, _Mailbox())
+        mailbox = self._mailbox(key)
         mailbox.orders.append(order)
         self._drive(key, mailbox)
 
     def _call(self, key: SessionKey) -> None:
         """It is the lane's turn to have a slot."""
-        mailbox = self._mailboxes.setdefault(key, _Mailbox())
+        mailbox = self._mailbox(key)
         mailbox.called = True
         self._drive(key, mailbox)
+
+    def _mailbox(self, key: SessionKey) -> _Mailbox:
+        mailbox = self._mailboxes.get(key)
+        if mailbox is None:
+            mailbox = self._mailboxes[key] = _Mailbox()
+        return mailbox
 
     def _drive(self, key: SessionKey, mailbox: _Mailbox) -> None:
         if mailbox.driver is None:
@@ -299,5 +305,7 @@ class Lanes:
 
 def _accepts_again(before: Transition, after: Transition) -> bool:
     """Whether a run is accepted anew that was ended a moment ago, and is not in its lane by now."""
+    if not before.runs:
+        return False
     new = {change.run.run_id for change in after.runs if change.request is not None}
-    return bool(new) and any(change.run.run_id in new for change in before.runs)
+    return any(change.run.run_id in new for change in before.runs)

@@ -44,6 +44,7 @@ class Bench:
     workers: int = 64
     connections: int = 8
     window: int = 512
+    event_loop: str = "asyncio"
     used: int = NEW
 
     def size(self, full: int, quick: int) -> int:
@@ -71,7 +72,7 @@ class Bench:
             argv = [
                 *(sys.executable, "-m", "runlane_server", "--listen", "127.0.0.1:0"),
                 *("--store", f"sqlite:///{folder / 'runlane.db'}"),
-                *("--log-level", "warning", *flags),
+                *("--event-loop", self.event_loop, "--log-level", "warning", *flags),
             ]
             async with Server(argv, folder, cores()[0]) as server:
                 yield server

@@ -28,6 +28,7 @@ from bench.bench import CACHE, Bench
 from bench.load import generator
 from bench.process import cores
 from bench.result import Curve, Results, Row
+from runlane_server.config import EVENT_LOOPS
 
 Measurement = Callable[[Bench], Awaitable[Sequence[Row | Curve]]]
 
@@ -80,6 +81,7 @@ def about(load: str, bench: Bench) -> dict[str, object]:
         "seconds": bench.seconds,
         "workers": bench.workers,
         "connections": bench.connections,
+        "event loop": bench.event_loop,
         "cores": f"{server} (server), {client} (load)",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "synced write": f"{synced_write(bench.scratch) * 1000:.2f} ms",
@@ -111,6 +113,12 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--connections", type=int, default=8)
     parser.add_argument("--quick", action="store_true", help="only to see whether it works")
     parser.add_argument("--load", choices=["go", "python"], default="", help="which load generator")
+    parser.add_argument(
+        "--event-loop",
+        choices=EVENT_LOOPS,
+        default="asyncio",
+        help="that of Runlane, not of the peer",
+    )
     parser.add_argument("--out", type=Path, default=CACHE / "results", help="where to write")
     parser.epilog = "NAME is one of " + ", ".join(MEASUREMENTS)
     return parser
@@ -131,6 +139,7 @@ def main(argv: Sequence[str] | None = None) -> Results:
             quick=told.quick,
             workers=told.workers,
             connections=told.connections,
+            event_loop=told.event_loop,
             **(QUICK if told.quick else settings),
         )
         results = Results(about(load, bench))

@@ -30,6 +30,7 @@ PURE = {
     "collections",
     "dataclasses",
     "enum",
+    "functools",
     "hashlib",
     "itertools",
     "runlane_server",

@@ -79,8 +79,8 @@ MUTANTS = (
     ),
     Mutant(
         "the clean-up of a run drops the cancel of the next one",
-        "        self.lane = self.lane._replace(active=None, folded=())\n        return complete",
-        "        self.lane = self.lane._replace(active=None, folded=(), reservations=())\n"
+        "        self._active, self._folded = None, ()\n        return complete",
+        "        self._active, self._folded, self._reservations = None, (), ()\n"
         "        return complete",
         "R28",
     ),
@@ -110,8 +110,8 @@ MUTANTS = (
     ),
     Mutant(
         "a queued run is folded",
-        "(run for run in self.lane.waiting if run.when_busy is WhenBusy.FOLD)",
-        "(run for run in self.lane.waiting)",
+        "(run for run in self._waiting if run.when_busy is WhenBusy.FOLD)",
+        "(run for run in self._waiting)",
         "R26, R27",
     ),
     Mutant(
@@ -122,20 +122,20 @@ MUTANTS = (
     ),
     Mutant(
         "folded runs are left behind by a cancel",
-        "folded=tuple(self._cover(run, reason) for run in self.lane.folded),",
-        "folded=self.lane.folded,",
+        "        self._folded = tuple(self._cover(run, reason) for run in self._folded)\n",
+        "",
         "goes the way of its turn",
     ),
     Mutant(
         "a retry loses the folded runs",
-        "            for run in self.lane.folded\n        ]\n        waiting",
-        "            for run in ()\n        ]\n        waiting",
+        '_replace(folded_into="", turn=0) for run in self._folded',
+        '_replace(folded_into="", turn=0) for run in ()',
         "R21",
     ),
     Mutant(
         "a retried run goes to the end",
-        "        self._place((*ranked, *waiting))",
-        "        self._place((*waiting, *ranked))",
+        "        self._waiting = (*ranked, *waiting)",
+        "        self._waiting = (*waiting, *ranked)",
         "ordered by rank",
     ),
     Mutant(
@@ -147,8 +147,8 @@ MUTANTS = (
     ),
     Mutant(
         "an interrupting run goes to the end",
-        "self._place((run, *waiting) if at_head else (*waiting, run))",
-        "self._place((*waiting, run))",
+        "self._waiting = (run, *waiting) if at_head else (*waiting, run)",
+        "self._waiting = (*waiting, run)",
         "ordered by rank",
     ),
     Mutant(
@@ -196,17 +196,18 @@ MUTANTS = (
     ),
     Mutant(
         "a withdrawn run takes the turn with it",
-        "        for run in self.lane.folded:\n"
+        "        for run in self._folded:\n"
         "            if run.run_id == run_id and run.state is RunState.FOLDED:\n"
         "                self._withdraw(run, reason)",
-        "        if any(run.run_id == run_id for run in self.lane.folded):\n"
+        "        if any(run.run_id == run_id for run in self._folded):\n"
         "            self.cancel_active(reason)",
         "R20",
     ),
     Mutant(
         "accept_seq is given twice after a cancel on entry",
-        "        seq = self.lane.accept_seq + 1\n",
-        "        seq = max([0, *(run.accept_seq for run in self.lane.runs)]) + 1\n",
+        "        seq = self._accept_seq + 1\n",
+        "        held = [*self._waiting, *filter(None, [self._active])]\n"
+        "        seq = max([0, *(run.accept_seq for run in held)]) + 1\n",
         "R4",
     ),
 )

@@ -18,8 +18,15 @@ from agents.processes import alive, gone
 from e2e.process import SECONDS, ServerProcess, serving
 from e2e.wire import Wire, check_turn, heard, text_of
 from runlane import Client, FinishReason, Folded, RunError, RunHandle, RunState, Usage, WhenBusy
+from runlane_server.config import EVENT_LOOPS
 
 S = RunState
+
+
+@pytest.fixture(params=EVENT_LOOPS, autouse=True)
+def _event_loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each loop has its own way with processes."""
+    monkeypatch.setenv("RUNLANE_EVENT_LOOP", request.param)
 
 
 @asynccontextmanager

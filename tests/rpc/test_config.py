@@ -67,6 +67,7 @@ SETTINGS: list[tuple[str, str, Any]] = [
     ("event-retention", "12h", 12 * 3600.0),
     ("event-retention-bytes", "0", 0),
     ("session-retention", "90d", 90 * 86400.0),
+    ("event-loop", "uvloop", "uvloop"),
     ("log-format", "json", "json"),
     ("log-level", "debug", "debug"),
 ]

@@ -331,8 +331,8 @@ async def test_folded_runs_share_the_turn_and_the_end(store: Store, story: Story
 
 
 async def test_run_is_read_back_in_every_state(store: Store, story: Story) -> None:
-    wanted = replace(
-        request("a", "p" * 300, when_busy=WhenBusy.FOLD, colour="blue"), timeout=5_000_000
+    wanted = request("a", "p" * 300, when_busy=WhenBusy.FOLD, colour="blue")._replace(
+        timeout=5_000_000
     )
     transition = story.accepting(wanted)
     await story.commit(transition)

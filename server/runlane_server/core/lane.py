@@ -9,7 +9,7 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from itertools import takewhile
 from types import MappingProxyType
@@ -324,22 +324,38 @@ def next_state(state: RunState | None, happening: Happening) -> RunState:
     return after
 
 
-@dataclass(slots=True)
 class _Edit:
     """A lane under change: collects what a transition consists of. Lives for one command."""
 
-    lane: Lane
-    at: Micros
-    changes: dict[str, RunChange] = field(default_factory=dict)
-    messages: list[Message] = field(default_factory=list)
-    events: list[RunEvent] = field(default_factory=list)
-    covered: list[str] = field(default_factory=list)
+    def __init__(self, lane: Lane, at: Micros) -> None:
+        self.at = at
+        self.changes: dict[str, RunChange] = {}
+        self.messages: list[Message] = []
+        self.events: list[RunEvent] = []
+        self.covered: list[str] = []
+        self._key = lane.key
+        self._version = lane.version
+        self._accept_seq = lane.accept_seq
+        self._turn = lane.turn
+        self._active = lane.active
+        self._folded = lane.folded
+        self._waiting = lane.waiting
+        self._reservations = lane.reservations
 
     def done(self, reply: object) -> Transition:
         """The transition, with the waiting runs in the states that their places give them."""
         self._line_up()
         return Transition(
-            self.lane,
+            Lane(
+                self._key,
+                self._version,
+                self._accept_seq,
+                self._turn,
+                self._active,
+                self._folded,
+                self._waiting,
+                self._reservations,
+            ),
             tuple(self.changes.values()),
             tuple(self.messages),
             tuple(self.events),
@@ -355,10 +371,10 @@ class _Edit:
 
     def enter(self, request: RunRequest) -> LaneRun:
         """Puts a new run into the lane: at the end, or at the head if it interrupts."""
-        waiting = self.lane.waiting
-        seq = self.lane.accept_seq + 1
+        waiting = self._waiting
+        seq = self._accept_seq + 1
         at_head = request.when_busy is WhenBusy.INTERRUPT
-        first = self.lane.active is None and (at_head or not waiting)
+        first = self._active is None and (at_head or not waiting)
         run = LaneRun(
             run_id=request.run_id,
             accept_seq=seq,
@@ -370,21 +386,20 @@ class _Edit:
             max_attempts=request.max_attempts,
         )
         run = self._tell(run, Accepted(seq))
-        self.lane = self.lane._replace(accept_seq=seq)
-        self._place((run, *waiting) if at_head else (*waiting, run))
+        self._accept_seq = seq
+        self._waiting = (run, *waiting) if at_head else (*waiting, run)
         self.changes[run.run_id] = RunChange(run, request)
         return run
 
     def start(self) -> LaneRun:
         """Makes the first waiting run the active one. Its prompt enters the transcript once."""
-        head, *rest = self.lane.waiting
-        run = advance(head, Happening.START)
-        run = run._replace(attempt=run.attempt + 1, started_at=self.at)
+        head, self._waiting = self._waiting[0], self._waiting[1:]
+        state = next_state(head.state, Happening.START)
+        run = head._replace(state=state, attempt=head.attempt + 1, started_at=self.at)
         if run.turn == 0:
             run = self._open_turn(run)
         run = self._tell(run, Started(run.attempt))
-        self._place(tuple(rest))
-        self.lane = self.lane._replace(active=run)
+        self._active = run
         self._note(run)
         return run
 
@@ -393,8 +408,8 @@ class _Edit:
 
         Not one that an attempt was made at: it has a turn of its own in the transcript already.
         """
-        host = cast("LaneRun", self.lane.active)
-        waiting_to = (run for run in self.lane.waiting if run.when_busy is WhenBusy.FOLD)
+        host = cast("LaneRun", self._active)
+        waiting_to = (run for run in self._waiting if run.when_busy is WhenBusy.FOLD)
         joining = [run for run in waiting_to if run.turn == 0]
         self._remove(joining)
         folded: list[LaneRun] = []
@@ -407,36 +422,34 @@ class _Edit:
             self._note(run)
         if folded:
             self._note(host)
-            self.lane = self.lane._replace(active=host, folded=(*self.lane.folded, *folded))
+            self._active = host
+            self._folded = (*self._folded, *folded)
         return tuple(folded)
 
     def retry(self) -> None:
         """Puts the active run back to the head, and the runs folded into it right behind it."""
-        active = cast("LaneRun", self.lane.active)
+        active = cast("LaneRun", self._active)
         back = [advance(active, Happening.RETRY)]
         back += [
-            advance(run, Happening.RETRY)._replace(folded_into="", turn=0)
-            for run in self.lane.folded
+            advance(run, Happening.RETRY)._replace(folded_into="", turn=0) for run in self._folded
         ]
-        waiting = self.lane.waiting
-        first_rank = (waiting[0].rank if waiting else self.lane.accept_seq + 1) - len(back)
+        waiting = self._waiting
+        first_rank = (waiting[0].rank if waiting else self._accept_seq + 1) - len(back)
         ranked = tuple(run._replace(rank=first_rank + n) for n, run in enumerate(back))
-        self.lane = self.lane._replace(active=None, folded=())
+        self._active, self._folded = None, ()
         for run in ranked:
             self._note(run)
-        self._place((*ranked, *waiting))
+        self._waiting = (*ranked, *waiting)
 
     # Cancelling
 
     def cancel_active(self, reason: str) -> None:
         """Covers the active run and those folded into it; it stays active until it returns (R9)."""
-        active = self.lane.active
+        active = self._active
         if active is None or active.state is RunState.CANCELLING:
             return
-        self.lane = self.lane._replace(
-            active=self._cover(active, reason),
-            folded=tuple(self._cover(run, reason) for run in self.lane.folded),
-        )
+        self._active = self._cover(active, reason)
+        self._folded = tuple(self._cover(run, reason) for run in self._folded)
 
     def cancel_waiting(self, runs: Iterable[LaneRun], reason: str) -> None:
         """Ends waiting runs as cancelled on entry, with their turns written (R14)."""
@@ -451,10 +464,10 @@ class _Edit:
 
     def cancel_run(self, run_id: str, reason: str) -> None:
         """Covers one run, wherever it is."""
-        if self.lane.active is not None and self.lane.active.run_id == run_id:
+        if self._active is not None and self._active.run_id == run_id:
             self.cancel_active(reason)
-        self.cancel_waiting([run for run in self.lane.waiting if run.run_id == run_id], reason)
-        for run in self.lane.folded:
+        self.cancel_waiting([run for run in self._waiting if run.run_id == run_id], reason)
+        for run in self._folded:
             if run.run_id == run_id and run.state is RunState.FOLDED:
                 self._withdraw(run, reason)
 
@@ -467,14 +480,12 @@ class _Edit:
         """
         meant = [
             held
-            for held in self.lane.reservations
+            for held in self._reservations
             if only in {None, held.run_id} and held.run_id not in known and not held.covered
         ]
-        self.lane = self.lane._replace(
-            reservations=tuple(
-                held._replace(covered=True, cancel_reason=reason) if held in meant else held
-                for held in self.lane.reservations
-            ),
+        self._reservations = tuple(
+            held._replace(covered=True, cancel_reason=reason) if held in meant else held
+            for held in self._reservations
         )
         run_ids = dict.fromkeys(held.run_id for held in meant)
         return [CoveredRun(run_id, 0, RunState.ACCEPTED) for run_id in run_ids]
@@ -488,8 +499,7 @@ class _Edit:
     def _withdraw(self, run: LaneRun, reason: str) -> None:
         """Ends a folded run by itself: its prompt is part of the turn, which goes on."""
         self.covered.append(run.run_id)
-        left = tuple(other for other in self.lane.folded if other.run_id != run.run_id)
-        self.lane = self.lane._replace(folded=left)
+        self._folded = tuple(other for other in self._folded if other.run_id != run.run_id)
         run = advance(run, Happening.WITHDRAW)._replace(cancel_reason=reason)
         self._end(run, FinishReason.CANCELED, None)
 
@@ -497,7 +507,7 @@ class _Edit:
 
     def end_turn(self, outcome: Outcome) -> RunComplete:
         """Ends the active run and those folded into it, and writes the turn (R16, R19, R22)."""
-        active = cast("LaneRun", self.lane.active)
+        active = cast("LaneRun", self._active)
         happening = Happening.COMPLETE if outcome.error is None else Happening.FAIL
         for body in outcome.tail:
             active = self._tell(active, body)
@@ -509,9 +519,9 @@ class _Edit:
         message_id = self._write(ended, content, outcome.model)
         shared = _End(reason, error, message_id, final_text(content))
         complete = self._end(ended, reason, error, shared, outcome.usage)
-        for run in self.lane.folded:
+        for run in self._folded:
             self._end(advance(run, happening), reason, error, shared)
-        self.lane = self.lane._replace(active=None, folded=())
+        self._active, self._folded = None, ()
         return complete
 
     def end_unstarted(
@@ -539,7 +549,7 @@ class _Edit:
     ) -> RunComplete:
         text, truncated = cut_utf8(turn.text if turn else "", MAX_COMPLETE_TEXT_BYTES)
         complete = RunComplete(
-            session_id=self.lane.key.session_id,
+            session_id=self._key.session_id,
             run_id=run.run_id,
             accept_seq=run.accept_seq,
             state=run.state,
@@ -563,8 +573,7 @@ class _Edit:
 
     def _open_turn(self, run: LaneRun) -> LaneRun:
         """Gives the run its place in the transcript, and writes its prompt there."""
-        turn = self.lane.turn + 1
-        self.lane = self.lane._replace(turn=turn)
+        turn = self._turn = self._turn + 1
         self.messages.append(
             Message(
                 message_id=_message_id(run.run_id, 0),
@@ -615,29 +624,25 @@ class _Edit:
 
     # The order of the waiting
 
-    def _place(self, waiting: tuple[LaneRun, ...]) -> None:
-        self.lane = self.lane._replace(waiting=waiting)
-
     def _remove(self, runs: Iterable[LaneRun]) -> None:
         gone = {run.run_id for run in runs}
-        self._place(tuple(run for run in self.lane.waiting if run.run_id not in gone))
+        self._waiting = tuple(run for run in self._waiting if run.run_id not in gone)
 
     def _latest(self, run: LaneRun) -> LaneRun:
-        return next(held for held in self.lane.waiting if held.run_id == run.run_id)
+        return next(held for held in self._waiting if held.run_id == run.run_id)
 
     def _line_up(self) -> None:
         """The head of a lane without an active run is ACCEPTED; all others are QUEUED."""
-        placed: list[LaneRun] = []
-        for n, run in enumerate(self.lane.waiting):
-            first = n == 0 and self.lane.active is None
+        for n, run in enumerate(self._waiting):
+            first = n == 0 and self._active is None
             if first and run.state is RunState.QUEUED:
-                run = advance(run, Happening.ADVANCE)  # noqa: PLW2901
-                self._note(run)
+                self._move(n, advance(run, Happening.ADVANCE))
             elif not first and run.state is RunState.ACCEPTED:
-                run = advance(run, Happening.WAIT)  # noqa: PLW2901
-                self._note(run)
-            placed.append(run)
-        self._place(tuple(placed))
+                self._move(n, advance(run, Happening.WAIT))
+
+    def _move(self, n: int, run: LaneRun) -> None:
+        self._waiting = (*self._waiting[:n], run, *self._waiting[n + 1 :])
+        self._note(run)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The records of the domain. All of them are frozen; times are microseconds since the Unix epoch.
+"""The records of the domain. All of them are immutable; times are in microseconds since the epoch.
 
 Vocabulary: a *session* is a conversation and owns one *lane*; a *run* is one accepted prompt; a
 *turn* is what a run adds to the transcript.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
@@ -144,7 +145,7 @@ class Usage:
 NO_USAGE = Usage()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Prompt:
     """What a run is asked to do: text, attachments, or both."""
 
@@ -156,7 +157,7 @@ class Prompt:
         """The beginning of the text, of `EXCERPT_CHARS` characters at the most."""
         return self.text[:EXCERPT_CHARS]
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """A digest that two prompts share exactly if they are the same (R3)."""
         digest = hashlib.blake2b(digest_size=16)
@@ -174,8 +175,7 @@ class Prompt:
         return digest.hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class RunRequest:
+class RunRequest(NamedTuple):
     """What a caller asks for with RunAccepted. `timeout` is in microseconds of activity."""
 
     run_id: str
@@ -183,11 +183,10 @@ class RunRequest:
     when_busy: WhenBusy = WhenBusy.QUEUE
     timeout: Micros | None = None
     max_attempts: int = 1
-    metadata: Mapping[str, str] = field(default_factory=lambda: NO_LABELS)
+    metadata: Mapping[str, str] = NO_LABELS
 
 
-@dataclass(frozen=True, slots=True)
-class RunComplete:
+class RunComplete(NamedTuple):
     """The one terminal event of a run (R23)."""
 
     session_id: str
@@ -213,8 +212,7 @@ class RunComplete:
         return self.state is RunState.CANCELLED
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(NamedTuple):
     """A run as it is read back; `complete` is set in a terminal state."""
 
     session_id: str
@@ -293,8 +291,7 @@ class ToolResult:
 Part: TypeAlias = Text | Reasoning | ToolCall | ToolResult | Attachment
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """An entry of the transcript, ordered by (`turn`, `ordinal`).
 
     A user message is stored without parts and read back with those of its run's prompt.

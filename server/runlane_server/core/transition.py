@@ -153,8 +153,7 @@ class Transition(NamedTuple):
     @property
     def completes(self) -> tuple[RunComplete, ...]:
         """The terminal events, in order."""
-        bodies = (event.body for event in self.events)
-        return tuple(body for body in bodies if isinstance(body, RunComplete))
+        return tuple([e.body for e in self.events if isinstance(e.body, RunComplete)])
 
     def accepts(self, run_id: str) -> bool:
         """Whether it has that run as a new one."""
@@ -166,6 +165,11 @@ class Transition(NamedTuple):
 
     def then(self, later: Transition) -> Transition:
         """This transition and a later one as a single one; the later reply counts."""
+        if not self.runs:
+            # Nothing but reservations came before: what is written has runs.
+            return later
+        if not (later.runs or later.removed):
+            return self._replace(lane=later.lane, reply=later.reply)
         merged = {change.run.run_id: change for change in self.runs}
         for change in later.runs:
             before = merged.get(change.run.run_id)

@@ -191,7 +191,7 @@ def run(held: model.Run) -> run_pb2.Run:
         state=RUN_STATES[held.state],
         when_busy=WHEN_BUSY[held.when_busy],
         prompt_excerpt=held.prompt_excerpt,
-        metadata=held.metadata,
+        metadata=held.metadata or None,
         timeout=None if held.timeout is None else duration(held.timeout),
         max_attempts=held.max_attempts,
         attempt=held.attempt,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
+from typing import cast
 
 import grpc
 from grpc_health.v1 import (  # type: ignore[import-untyped]
@@ -12,7 +13,10 @@ from grpc_health.v1 import (  # type: ignore[import-untyped]
     health_pb2,
     health_pb2_grpc,
 )
-from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
+from grpc_reflection.v1alpha import (  # type: ignore[import-untyped]
+    reflection,
+    reflection_pb2_grpc,
+)
 
 from runlane.v1 import (
     run_service_pb2,
@@ -23,7 +27,7 @@ from runlane.v1 import (
 from runlane_server.coordinator import Coordinator
 from runlane_server.core.errors import StartError
 from runlane_server.rpc.calls import Calls
-from runlane_server.rpc.interceptors import CallInterceptor
+from runlane_server.rpc.guard import Guard
 from runlane_server.rpc.runs import RunService
 from runlane_server.rpc.sessions import SessionService
 
@@ -58,17 +62,20 @@ class Endpoint:
 
     def __init__(self, coordinator: Coordinator, *, progress_interval: float) -> None:
         self._calls = Calls()
-        self._server = grpc.aio.server(interceptors=[CallInterceptor(self._calls)], options=OPTIONS)
+        self._server = grpc.aio.server(options=OPTIONS)
+        # It has what the generated code asks of a server.
+        guard = cast("grpc.aio.Server", Guard(self._server, self._calls))
         self._health = health.aio.HealthServicer()
         run_service_pb2_grpc.add_RunServiceServicer_to_server(
-            RunService(coordinator, progress_interval=progress_interval), self._server
+            RunService(coordinator, progress_interval=progress_interval), guard
         )
         session_service_pb2_grpc.add_SessionServiceServicer_to_server(
-            SessionService(coordinator), self._server
+            SessionService(coordinator), guard
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection(
-            (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, guard)
+        names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
+            reflection.aio.ReflectionServicer(names), guard
         )
 
     def bind(self, address: str) -> str:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
-from dataclasses import replace
 from typing import Any, TypeAlias
 
 import grpc
@@ -62,7 +61,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
             bind_contextvars(session_id=accepted.session_id, run_id=accepted.run_id)
             acceptance = await self._coordinator.run_accepted(
                 accepted,
-                replace(wanted, run_id=accepted.run_id),
+                wanted._replace(run_id=accepted.run_id),
                 allow_missing=request.allow_missing,
             )
         return pb.RunAcceptedResponse(

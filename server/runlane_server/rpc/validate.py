@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from runlane.v1 import run_pb2, run_service_pb2, session_service_pb2
 from runlane_server.core.errors import EmptyPrompt, PromptTooLarge, SessionMissing
-from runlane_server.core.model import CancelScope, RunRequest, RunState, WhenBusy
+from runlane_server.core.model import NO_LABELS, CancelScope, RunRequest, RunState, WhenBusy
 from runlane_server.limits import Limits
 from runlane_server.rpc import convert
 from runlane_server.rpc.checks import (
@@ -38,7 +38,8 @@ def run_accepted(request: run_service_pb2.RunAcceptedRequest, limits: Limits) ->
     if request.HasField("timeout"):
         timeout = checks.duration("timeout", request.timeout, zero=False)
     checks.between("max_attempts", request.max_attempts, 0, MAX_ATTEMPTS)
-    checks.labels("metadata", request.metadata)
+    metadata = dict(request.metadata) if request.metadata else NO_LABELS
+    checks.labels("metadata", metadata)
     checks.done()
     return RunRequest(
         run_id=request.run_id,
@@ -46,21 +47,29 @@ def run_accepted(request: run_service_pb2.RunAcceptedRequest, limits: Limits) ->
         when_busy=when_busy,
         timeout=timeout,
         max_attempts=request.max_attempts or 1,
-        metadata=dict(request.metadata),
+        metadata=metadata,
     )
 
 
 def _prompt(checks: Checks, request: run_service_pb2.RunAcceptedRequest, limits: Limits) -> None:
     """R2: a prompt, or a text attachment, with something in it."""
-    texts = (request.prompt, *(sent.text for sent in request.attachments))
-    if not any(text and not text.isspace() for text in texts):
+    if not (_says_something(request.prompt) or _any_text(request.attachments)):
         checks.wrong("prompt", "is empty, and there is no text attachment", EmptyPrompt)
     size = utf8_size(request.prompt)
     if size > limits.max_prompt_bytes:
         checks.wrong(
             "prompt", f"has {size} bytes; {limits.max_prompt_bytes} is the limit", PromptTooLarge
         )
-    _attachments(checks, request.attachments, limits)
+    if request.attachments:
+        _attachments(checks, request.attachments, limits)
+
+
+def _says_something(text: str) -> bool:
+    return bool(text) and not text.isspace()
+
+
+def _any_text(attachments: Sequence[run_pb2.Attachment]) -> bool:
+    return any(_says_something(sent.text) for sent in attachments)
 
 
 def _attachments(checks: Checks, attachments: Sequence[run_pb2.Attachment], limits: Limits) -> None:

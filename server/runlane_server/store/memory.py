@@ -370,12 +370,11 @@ class MemoryStore:
         if message.role is not Role.USER:
             return message
         prompt = self._runs[RunKey(tenant, message.run_id)].prompt
-        return replace(message, parts=prompt_parts(prompt))
+        return message._replace(parts=prompt_parts(prompt))
 
 
 def _changed(run: Run, by: LaneRun, complete: RunComplete | None) -> Run:
-    return replace(
-        run,
+    return run._replace(
         state=by.state,
         attempt=by.attempt,
         started_at=by.started_at,
@@ -395,7 +394,7 @@ def _with_events(lane: Lane, run_id: str, events: int) -> Lane:
 def _without_text(run: Run) -> Run:
     if run.complete is None:
         return run
-    return replace(run, complete=replace(run.complete, text="", text_truncated=False))
+    return run._replace(complete=run.complete._replace(text="", text_truncated=False))
 
 
 def _place(message: Message) -> MessagePlace:

@@ -1,4 +1,4 @@
-"""The one interceptor around every handler: errors become statuses, calls are logged and counted.
+"""What stands around every handler: errors become statuses, calls are logged and counted.
 
 It covers the health and reflection services too. It never lets a `CancelledError` out that nobody
 asked for (the peer would wait for its own deadline, grpc#29248), and never keeps one in that the
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from inspect import isasyncgenfunction
 from typing import Any, Never, TypeAlias, cast
@@ -34,28 +34,35 @@ _AS_WISHED = (None, StatusCode.OK, StatusCode.CANCELLED)
 """How a call ends that nobody has to look at."""
 
 
-class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps handlers. One for a server."""
+class Guard:
+    """Stands in for a server where services are added to it, and wraps their handlers.
 
-    def __init__(self, calls: Calls) -> None:
+    An interceptor would do the same at every call that this does once.
+    """
+
+    def __init__(self, server: grpc.aio.Server, calls: Calls) -> None:
+        self._server = server
         self._calls = calls
-        self._wrapped: dict[str, tuple[Handler, Handler]] = {}
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler | None:
-        """The handler of a method, wrapped once and kept; None where there is no such method."""
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        method = handler_call_details.method
-        known = self._wrapped.get(method)
-        if known is None or known[0] is not handler:
-            known = (handler, self._wrap(handler, method))
-            self._wrapped[method] = known
-        return known[1]
+    def add_generic_rpc_handlers(
+        self, generic_rpc_handlers: Sequence[grpc.GenericRpcHandler]
+    ) -> None:
+        """Adds services. They are asked for their handlers once."""
+        self._server.add_generic_rpc_handlers(
+            tuple(_Wrapped(handlers, self._wrap) for handlers in generic_rpc_handlers)
+        )
+
+    def add_registered_method_handlers(
+        self, service_name: str, method_handlers: Mapping[str, Handler]
+    ) -> None:
+        """Adds a service; these are found more quickly than the generic ones."""
+        self._server.add_registered_method_handlers(
+            service_name,
+            {
+                name: self._wrap(handler, f"/{service_name}/{name}")
+                for name, handler in method_handlers.items()
+            },
+        )
 
     def _wrap(self, handler: Handler, method: str) -> Handler:
         requests = "stream" if handler.request_streaming else "unary"
@@ -101,6 +108,28 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 tell("call", method=name, code=code.name if code else "OK", ms=ms)
 
         return call
+
+
+class _Wrapped(grpc.GenericRpcHandler):
+    """The handlers of a service, each wrapped when it is first asked for."""
+
+    def __init__(
+        self, handlers: grpc.GenericRpcHandler, wrap: Callable[[Handler, str], Handler]
+    ) -> None:
+        self._handlers = handlers
+        self._wrap = wrap
+        self._known: dict[str, Handler] = {}
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
+        """The handler of a method; None where there is no such method."""
+        method = handler_call_details.method
+        known = self._known.get(method)
+        if known is None:
+            handler = self._handlers.service(handler_call_details)
+            if handler is None:
+                return None
+            known = self._known[method] = self._wrap(handler, method)
+        return known
 
 
 def _verdict(error: BaseException, task: asyncio.Task[object]) -> tuple[StatusCode, Refusal | None]:

@@ -17,7 +17,7 @@ from structlog.typing import EventDict
 from rpc.wire import refused, told
 from runlane_server.core.errors import Draining, Overloaded
 from runlane_server.rpc.calls import Calls
-from runlane_server.rpc.interceptors import CallInterceptor
+from runlane_server.rpc.guard import Guard
 
 Context = Any
 Channel = Any  # its calls take bytes, for which there are no types
@@ -87,15 +87,13 @@ class Toy:
 @asynccontextmanager
 async def toy_server() -> AsyncIterator[tuple[Toy, Channel, grpc.aio.Server]]:
     toy = Toy()
-    server = grpc.aio.server(
-        interceptors=[CallInterceptor(toy.calls)], options=[("grpc.so_reuseport", 0)]
-    )
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     handlers: dict[str, Any] = {
         "Unary": grpc.unary_unary_rpc_method_handler(toy.unary),
         "Stream": grpc.unary_stream_rpc_method_handler(toy.stream),
         "Generator": grpc.stream_stream_rpc_method_handler(toy.generator),
     }
-    server.add_generic_rpc_handlers(
+    Guard(server, toy.calls).add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("runlane.Toy", handlers),)
     )
     toy.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
@@ -240,8 +238,8 @@ async def test_what_a_handler_binds_is_in_its_line_and_in_no_other() -> None:
         structlog.contextvars.bind_contextvars(run_id=request.decode())
         return b""
 
-    server = grpc.aio.server(interceptors=[CallInterceptor(Calls())])
-    server.add_generic_rpc_handlers(
+    server = grpc.aio.server()
+    Guard(server, Calls()).add_generic_rpc_handlers(
         (
             grpc.method_handlers_generic_handler(
                 "runlane.Toy", {"Bind": grpc.unary_unary_rpc_method_handler(bind)}
