@@ -352,7 +352,8 @@ async def test_no_statement_walks_a_table(store: SqliteStore, name: str) -> None
 
     def plan(db: sqlite3.Connection) -> list[str]:
         statement = f"EXPLAIN QUERY PLAN {SQL[name]}"
-        parameters = dict.fromkeys(PARAMETERS, "1")
+        named = dict.fromkeys(PARAMETERS, "1")
+        parameters = "1" * SQL[name].count("?") or named
         return [row["detail"] for row in db.execute(statement, parameters)]
 
     assert store._open is not None

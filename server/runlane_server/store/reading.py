@@ -63,6 +63,11 @@ def check_kept(page: Sequence[RunEvent], after: int) -> None:
 
 def by_run(events: Sequence[RunEvent]) -> list[tuple[str, list[RunEvent]]]:
     """The events of each run, in order: as a listener is told of them."""
+    if not events:
+        return []
+    first = events[0].run_id
+    if len(events) == 1 or all(event.run_id == first for event in events):
+        return [(first, list(events))]
     ordered = sorted(events, key=lambda event: event.run_id)  # stable: the order within a run stays
     return [(run_id, list(own)) for run_id, own in groupby(ordered, key=lambda it: it.run_id)]
 

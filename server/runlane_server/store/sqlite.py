@@ -42,6 +42,7 @@ from runlane_server.store.base import (
     StoreError,
 )
 from runlane_server.store.sqlite_file import Opened, open_file
+from runlane_server.store.sqlite_reader import SqliteReader
 from runlane_server.store.sqlite_rows import (
     Compaction,
     Result,
@@ -64,6 +65,7 @@ class SqliteStore:
         self._path = path
         self._open: Opened | None = None
         self._writer: SqliteWriter | None = None
+        self._reader: SqliteReader | None = None
         self._closing = AsyncExitStack()
 
     # Of the store as a whole
@@ -96,6 +98,8 @@ class SqliteStore:
                 self._open.writer, self._open.position, self._open.compacted, self
             )
             closing.push_async_callback(self._writer.close)
+            self._reader = SqliteReader(self._open.reader)
+            closing.push_async_callback(self._reader.close)
             self._closing = closing.pop_all()
         return self
 
@@ -139,19 +143,19 @@ class SqliteStore:
 
     async def load_lane(self, key: SessionKey) -> Lane:
         """The lane of a session."""
-        return await self._read(sqlite_reads.lane, key)
+        return await self._look_up(sqlite_reads.lane, key)
 
     async def busy_sessions(self) -> Sequence[BusySession]:
         """All sessions with runs that are not terminal."""
-        return await self._read(sqlite_reads.busy_sessions)
+        return await self._page(sqlite_reads.busy_sessions)
 
     async def get_run(self, key: RunKey) -> Run | None:
         """A run, with the text of its end if it has ended."""
-        return await self._read(sqlite_reads.run, key)
+        return await self._look_up(sqlite_reads.run, key)
 
     async def position_of(self, key: RunKey) -> Position | None:
         """Where the terminal event of a run is in the log."""
-        return await self._read(sqlite_log.position_of, key)
+        return await self._look_up(sqlite_log.position_of, key)
 
     async def list_runs(
         self,
@@ -163,7 +167,7 @@ class SqliteStore:
         limit: int,
     ) -> Page[Run, int]:
         """Runs, the latest accepted first."""
-        return await self._read(
+        return await self._page(
             sqlite_reads.list_runs,
             tenant,
             session_id=session_id,
@@ -174,37 +178,37 @@ class SqliteStore:
 
     async def get_prompt(self, key: RunKey) -> Prompt | None:
         """The prompt of a run."""
-        return await self._read(sqlite_reads.prompt, key)
+        return await self._look_up(sqlite_reads.prompt, key)
 
     async def run_events(
         self, key: RunKey, *, after: int, limit: int, max_bytes: int
     ) -> Sequence[RunEvent]:
         """The events of a run after an index."""
-        return await self._read(sqlite_reads.run_events, key, after, limit, max_bytes)
+        return await self._page(sqlite_reads.run_events, key, after, limit, max_bytes)
 
     async def get_session(self, key: SessionKey) -> Session | None:
         """A session."""
-        return await self._read(sqlite_reads.session, key)
+        return await self._look_up(sqlite_reads.session, key)
 
     async def list_sessions(
         self, tenant: str, *, after: int | None = None, limit: int
     ) -> Page[Session, int]:
         """Sessions, the latest created first."""
-        return await self._read(sqlite_reads.list_sessions, tenant, after, limit)
+        return await self._page(sqlite_reads.list_sessions, tenant, after, limit)
 
     async def stale_sessions(self, before: Micros, limit: int) -> Sequence[IdleSession]:
         """Idle sessions that were last written to before."""
-        return await self._read(sqlite_reads.stale_sessions, before, limit)
+        return await self._page(sqlite_reads.stale_sessions, before, limit)
 
     async def list_messages(
         self, key: SessionKey, *, after: MessagePlace | None = None, limit: int, max_bytes: int
     ) -> Page[Message, MessagePlace]:
         """The transcript after a place."""
-        return await self._read(sqlite_reads.list_messages, key, after, limit, max_bytes)
+        return await self._page(sqlite_reads.list_messages, key, after, limit, max_bytes)
 
     async def log_bytes(self) -> int:
         """About how large the event log is."""
-        return await self._read(sqlite_log.log_bytes)
+        return await self._look_up(sqlite_log.log_bytes)
 
     async def completes(
         self, tenant: str, wanted: EventFilter, *, after: Position, limit: int, max_bytes: int
@@ -213,7 +217,7 @@ class SqliteStore:
         known = self.position
         if after >= known:
             return LogPage((), after)
-        page, more, compacted = await self._read(
+        page, more, compacted = await self._page(
             sqlite_log.log_page,
             tenant,
             wanted,
@@ -226,19 +230,36 @@ class SqliteStore:
         self._writing.compacted = max(self._writing.compacted, compacted)
         return LogPage(tuple(page), page[-1].position if more else known)
 
-    async def _read(
+    async def _look_up(
         self,
         read: Callable[Concatenate[sqlite3.Connection, P], T],
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
+        try:
+            return await self._reading.look_up(read, *args, **kwargs)
+        except sqlite3.Error as error:
+            raise _unreadable() from error
+
+    async def _page(
+        self,
+        read: Callable[Concatenate[sqlite3.Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        try:
+            return await self._reading.page(read, *args, **kwargs)
+        except sqlite3.Error as error:
+            raise _unreadable() from error
+
+    @property
+    def _reading(self) -> SqliteReader:
         if self.failed is not None:
             # It might see what the failed COMMIT has left, and what is gone after a restart.
             raise unavailable(self.failed)
-        try:
-            return await self._opened.reader.work(sqlite_reads.snapshot, read, *args, **kwargs)
-        except sqlite3.Error as error:
-            raise StoreUnavailable("the store could not be read; repeat the call") from error
+        if self._open is None or self._reader is None:
+            raise StoreUnavailable("the store is not open")
+        return self._reader
 
     @property
     def _opened(self) -> Opened:
@@ -251,6 +272,10 @@ class SqliteStore:
         if self._writer is None:
             raise StoreUnavailable("the store is not open")
         return self._writer
+
+
+def _unreadable() -> StoreUnavailable:
+    return StoreUnavailable("the store could not be read; repeat the call")
 
 
 def _future() -> Future[Result]:

@@ -7,12 +7,13 @@ batch is rolled back and done again unit by unit, so that a refused unit fails a
 from __future__ import annotations
 
 import sqlite3
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 from runlane_server.store.base import Position, RunIdTaken, SessionTaken, Stale
-from runlane_server.store.sqlite_rows import Result, Unit
+from runlane_server.store.sqlite_rows import Result, Rows, Unit
 from runlane_server.store.statements import statements
 
 SQL = statements("sqlite")
@@ -43,6 +44,7 @@ STEPS = (
     Step("delete_runs", None),
     Step("insert_run", partial(RunIdTaken, "a run of that id exists already")),
     Step("update_run", _OUT_OF_STEP),
+    Step("end_run", _OUT_OF_STEP),
     Step("insert_prompt", _OUT_OF_STEP),
     Step("insert_attachment", _OUT_OF_STEP),
     Step("insert_message", _OUT_OF_STEP),
@@ -109,16 +111,22 @@ def _apply_singly(
 def _number(units: Sequence[Unit], position: Position) -> None:
     for unit in units:
         unit.first_position = position + 1
-        for row in unit.rows.get("insert_event", ()):
-            position += 1
-            row["position"] = position
+        if unit.logged:
+            unit.rows["insert_event"] = [
+                (number, *row) for number, row in enumerate(unit.logged, position + 1)
+            ]
+            position += len(unit.logged)
 
 
 def _write(db: sqlite3.Connection, units: Sequence[Unit]) -> None:
+    tables: Rows = defaultdict(list)
+    for unit in units:
+        for name, rows in unit.rows.items():
+            tables[name] += rows
     for name, refusal in STEPS:
-        rows = [row for unit in units for row in unit.rows.get(name, ())]
-        if not rows:
+        if name not in tables:
             continue
+        rows = tables[name]
         try:
             count = db.executemany(SQL[name], rows).rowcount
         except sqlite3.IntegrityError as error:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from asyncio import Future
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Concatenate, ParamSpec, Self, TypeVar, cast
+from typing import Concatenate, ParamSpec, Self, TypeVar
 
 import aiosqlite
 
@@ -52,7 +54,17 @@ class SqliteConnection(aiosqlite.Connection):
 
         Cancelling ends the wait, not the work.
         """
-        result = await self._execute(  # type: ignore[no-untyped-call]
-            task, self._conn, *args, **kwargs
-        )
-        return cast("T", result)
+        return await self.submit(task, *args, **kwargs)
+
+    def submit(
+        self,
+        task: Callable[Concatenate[sqlite3.Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Future[T]:
+        """The same for whoever does not wait; works are done in the order of their calls."""
+        if not self._running:
+            raise ValueError("the connection is closed")
+        future: Future[T] = asyncio.get_running_loop().create_future()
+        self._tx.put_nowait((future, partial(task, self._conn, *args, **kwargs)))
+        return future

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Collection, Iterable
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from collections.abc import Collection, Iterable
+from typing import Any
 
 from runlane_server.core.model import (
     Attachment,
@@ -49,26 +49,8 @@ from runlane_server.store.reading import (
 )
 from runlane_server.store.sqlite_apply import SQL
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
 _END_OF_LIST = (1 << 63) - 1
 _OPEN = frozenset(state for state in RunState if not state.terminal)
-
-
-def snapshot(
-    db: sqlite3.Connection,
-    read: Callable[Concatenate[sqlite3.Connection, P], T],
-    /,
-    *args: P.args,
-    **kwargs: P.kwargs,
-) -> T:
-    """Reads in one transaction, so that all statements see the same commits."""
-    db.execute("BEGIN")
-    try:
-        return read(db, *args, **kwargs)
-    finally:
-        db.execute("ROLLBACK")
 
 
 # --- Lanes --------------------------------------------------------------------------------------
@@ -76,41 +58,28 @@ def snapshot(
 
 def lane(db: sqlite3.Connection, key: SessionKey) -> Lane:
     """The lane of a session."""
-    row = db.execute(SQL["lane"], key._asdict()).fetchone()
-    if row is None:
+    rows = db.execute(SQL["lane"], key).fetchall()
+    if not rows:
         return Lane(key)
-    runs = [_lane_run(row) for row in db.execute(SQL["lane_runs"], key._asdict())]
+    version, accept_seq, turn = rows[0][:3]
+    runs = [_lane_run(*tuple(row)[3:]) for row in rows if row["run_id"] is not None]
+    runs.sort(key=lambda run: run.accept_seq)
     folded = [run for run in runs if run.folded_into]
     waiting = [run for run in runs if run.state in {RunState.ACCEPTED, RunState.QUEUED}]
     active = [run for run in runs if run not in folded and run not in waiting]
     return Lane(
         key,
-        version=row["version"],
-        accept_seq=row["accept_seq"],
-        turn=row["turn"],
+        version=version,
+        accept_seq=accept_seq,
+        turn=turn,
         active=active[0] if active else None,
         folded=tuple(folded),
         waiting=tuple(sorted(waiting, key=lambda run: run.rank)),
     )
 
 
-def _lane_run(row: sqlite3.Row) -> LaneRun:
-    return LaneRun(
-        run_id=row["run_id"],
-        accept_seq=row["accept_seq"],
-        state=RunState(row["state"]),
-        when_busy=WhenBusy(row["when_busy"]),
-        accepted_at=row["accepted_at"],
-        rank=row["rank"],
-        timeout=row["timeout"],
-        max_attempts=row["max_attempts"],
-        attempt=row["attempt"],
-        turn=row["turn"],
-        events=row["events"],
-        started_at=row["started_at"],
-        folded_into=row["folded_into"],
-        cancel_reason=row["cancel_reason"],
-    )
+def _lane_run(run_id: str, accept_seq: int, state: str, when_busy: str, *rest: Any) -> LaneRun:
+    return LaneRun(run_id, accept_seq, RunState(state), WhenBusy(when_busy), *rest)
 
 
 def busy_sessions(db: sqlite3.Connection) -> list[BusySession]:
@@ -128,7 +97,7 @@ def busy_sessions(db: sqlite3.Connection) -> list[BusySession]:
 
 def run(db: sqlite3.Connection, key: RunKey) -> Run | None:
     """A run, with the text of its end."""
-    number = db.execute(SQL["run_no"], key._asdict()).fetchone()
+    number = db.execute(SQL["run_no"], key).fetchone()
     if number is None:
         return None
     row = db.execute(SQL["run"], dict(number)).fetchone()
@@ -243,12 +212,12 @@ def _text_of_end(db: sqlite3.Connection, tenant: str, row: sqlite3.Row) -> tuple
 
 def prompt(db: sqlite3.Connection, key: RunKey) -> Prompt | None:
     """The prompt of a run, whole."""
-    row = db.execute(SQL["prompt"], key._asdict()).fetchone()
+    row = db.execute(SQL["prompt"], key).fetchone()
     if row is None:
         return None
     attachments: Iterable[sqlite3.Row] = ()
     if row["attachments"]:
-        attachments = db.execute(SQL["attachments"], key._asdict())
+        attachments = db.execute(SQL["attachments"], key)
     return Prompt(
         row["prompt_head"] + (row["rest"] or ""),
         tuple(Attachment(it["name"], it["mime_type"], it["content"]) for it in attachments),

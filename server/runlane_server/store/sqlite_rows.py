@@ -6,7 +6,7 @@ Encoding happens in the call, so that a unit that waits for its commit is ready 
 from __future__ import annotations
 
 from asyncio import Future
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -31,8 +31,13 @@ from runlane_server.store.codec import (
     encode_usage,
 )
 
-Row: TypeAlias = dict[str, Any]
-Rows: TypeAlias = Mapping[str, Sequence[Row]]
+Row: TypeAlias = tuple[Any, ...]
+"""What a statement is executed with, in the order of its parameters.
+
+Enumerations are in it as bare strings: for any other type sqlite3 looks for an adapter first.
+"""
+
+Rows: TypeAlias = dict[str, list[Row]]
 """Rows by the name of the statement that writes them."""
 
 
@@ -60,16 +65,18 @@ class Unit:
     """What is written together or not at all.
 
     `lane` is the lane it changes, `changed` are the runs it changes there; `appended` is the run
-    that it only adds events to.
+    that it only adds events to. `logged` are the rows of its terminal events, without their
+    positions.
     """
 
     tenant: str
     rows: Rows
     future: Future[Result]
     lane: SessionKey | None = None
-    changed: frozenset[str] = frozenset()
+    changed: Sequence[str] = ()
     appended: str | None = None
     completes: tuple[RunComplete, ...] = ()
+    logged: Sequence[Row] = ()
     events: Sequence[RunEvent] = ()
     first_position: int = field(default=0)
 
@@ -93,14 +100,14 @@ def commit_unit(base_version: int, transition: Transition, future: Future[Result
         rows = _removal(key, base_version)
     else:
         rows = _change(base_version, transition, completes)
-    rows["insert_event"] = [_log_row(key, complete) for complete in completes]
     return Unit(
         key.tenant,
         rows,
         future,
         lane=key,
-        changed=frozenset(change.run.run_id for change in transition.runs),
+        changed=[change.run.run_id for change in transition.runs],
         completes=completes,
+        logged=[_log_row(key, complete) for complete in completes],
         events=transition.events,
     )
 
@@ -109,8 +116,7 @@ def append_unit(
     key: RunKey, attempt: int, events: Sequence[RunEvent], future: Future[Result]
 ) -> Unit:
     """Events of the active run."""
-    fence = {"run_id": key.run_id, "attempt": attempt}
-    rows = [_event_row(key.tenant, event) | fence for event in events]
+    rows = [(*_event_values(event), *key, attempt) for event in events]
     return Unit(
         key.tenant, {"append_run_event": rows}, future, appended=key.run_id, events=tuple(events)
     )
@@ -118,170 +124,149 @@ def append_unit(
 
 def session_unit(session: NewSession, future: Future[Result]) -> Unit:
     """A session without a run."""
-    row = {
-        "tenant": session.key.tenant,
-        "session_id": session.key.session_id,
-        "title": session.title,
-        "metadata": encode_metadata(session.metadata),
-        "created_at": session.created_at,
-    }
+    at = session.created_at
+    row = (*session.key, session.title, encode_metadata(session.metadata), at, at)
     return Unit(session.key.tenant, {"create_session": [row]}, future, lane=session.key)
 
 
-def _removal(key: SessionKey, base_version: int) -> dict[str, list[Row]]:
-    row = {"tenant": key.tenant, "session_id": key.session_id}
+def _removal(key: SessionKey, base_version: int) -> Rows:
     return {
-        "delete_session": [{**row, "base_version": base_version}],
-        "delete_messages": [row],
-        "delete_run_events": [row],
-        "delete_attachments": [row],
-        "delete_prompts": [row],
-        "delete_runs": [row],
+        "delete_session": [(*key, base_version)],
+        "delete_messages": [key],
+        "delete_run_events": [key],
+        "delete_attachments": [key],
+        "delete_prompts": [key],
+        "delete_runs": [key],
     }
 
 
-def _change(
-    base_version: int, transition: Transition, completes: Iterable[RunComplete]
-) -> dict[str, list[Row]]:
-    tenant, session_id = transition.lane.key
-    rows: dict[str, list[Row]] = {
-        "insert_session" if base_version == 0 else "update_session": [
-            _session_row(base_version, transition, completes)
-        ],
-        "insert_run": [],
-        "update_run": [],
-        "insert_prompt": [],
-        "insert_attachment": [],
-        "insert_message": [_message_row(tenant, session_id, it) for it in transition.messages],
-        "insert_run_event": [_event_row(tenant, event) for event in transition.events],
-    }
+def _change(base_version: int, transition: Transition, completes: Sequence[RunComplete]) -> Rows:
+    key = transition.lane.key
+    values = _session_values(transition, completes)
+    rows: Rows = {}
+    if base_version == 0:
+        rows["insert_session"] = [(*values, values[-1], *key)]
+    else:
+        rows["update_session"] = [(*values, *key, base_version)]
     for change in transition.runs:
-        row = _run_row(tenant, session_id, change)
-        if change.request is None:
-            rows["update_run"].append(row)
-        else:
-            rows["insert_run"].append(row | _request_fields(change, change.request))
-            _add_prompt(rows, tenant, change.request)
+        _add_run(rows, key, change)
+    if transition.messages:
+        rows["insert_message"] = [_message_row(key, it) for it in transition.messages]
+    if transition.events:
+        rows["insert_run_event"] = [
+            (*_event_values(it), key.tenant, it.run_id) for it in transition.events
+        ]
     return rows
 
 
-def _session_row(
-    base_version: int, transition: Transition, completes: Iterable[RunComplete]
-) -> Row:
+def _session_values(transition: Transition, completes: Sequence[RunComplete]) -> Row:
     lane = transition.lane
-    usage = sum((complete.usage for complete in completes), start=NO_USAGE)
-    return {
-        "tenant": lane.key.tenant,
-        "session_id": lane.key.session_id,
-        "base_version": base_version,
-        "version": lane.version,
-        "accept_seq": lane.accept_seq,
-        "turn": lane.turn,
-        "active_run_id": "" if lane.active is None else lane.active.run_id,
-        "waiting_runs": len(lane.waiting),
-        "input_tokens": usage.input_tokens,
-        "output_tokens": usage.output_tokens,
-        "cache_read_tokens": usage.cache_read_tokens,
-        "cache_write_tokens": usage.cache_write_tokens,
-        "requests": usage.requests,
+    usage = NO_USAGE
+    for complete in completes:
+        usage = usage + complete.usage
+    return (
+        lane.version,
+        lane.accept_seq,
+        lane.turn,
+        "" if lane.active is None else lane.active.run_id,
+        len(lane.waiting),
+        usage.input_tokens,
+        usage.output_tokens,
+        usage.cache_read_tokens,
+        usage.cache_write_tokens,
+        usage.requests,
         # A cancel of the active run has no event; it leaves the time as it is.
-        "at": max((event.at for event in transition.events), default=0),
-    }
-
-
-def _run_row(tenant: str, session_id: str, change: RunChange) -> Row:
-    run, complete = change.run, change.complete
-    row: Row = {
-        "tenant": tenant,
-        "run_id": run.run_id,
-        "session_id": session_id,
-        "state": run.state,
-        "rank": run.rank,
-        "turn": run.turn,
-        "attempt": run.attempt,
-        "started_at": run.started_at,
-        "folded_into": run.folded_into,
-        "cancel_reason": run.cancel_reason,
-        "ended_at": None,
-        "finish_reason": None,
-        "error_reason": None,
-        "error_message": None,
-        "message_id": None,
-        "usage": None,
-    }
-    if complete is not None:
-        row["ended_at"] = complete.ended_at
-        row["finish_reason"] = complete.finish_reason
-        row["message_id"] = complete.message_id
-        row["usage"] = encode_usage(complete.usage)
-        if complete.error is not None:
-            row["error_reason"] = complete.error.reason
-            row["error_message"] = complete.error.message
-    return row
-
-
-def _request_fields(change: RunChange, request: RunRequest) -> Row:
-    return {
-        "accept_seq": change.run.accept_seq,
-        "when_busy": change.run.when_busy,
-        "timeout": change.run.timeout,
-        "max_attempts": change.run.max_attempts,
-        "accepted_at": change.run.accepted_at,
-        "metadata": encode_metadata(request.metadata),
-        "attachments": len(request.prompt.attachments),
-        "prompt_fingerprint": request.prompt.fingerprint,
-        "prompt_head": request.prompt.excerpt,
-    }
-
-
-def _add_prompt(rows: dict[str, list[Row]], tenant: str, request: RunRequest) -> None:
-    """What of a prompt is kept beside the row of its run."""
-    key = {"tenant": tenant, "run_id": request.run_id}
-    rest = request.prompt.text[EXCERPT_CHARS:]
-    if rest:
-        rows["insert_prompt"].append({**key, "rest": rest})
-    rows["insert_attachment"] += (
-        {**key, "n": n, "name": it.name, "mime_type": it.mime_type, "content": it.content}
-        for n, it in enumerate(request.prompt.attachments)
+        max([event.at for event in transition.events], default=0),
     )
 
 
-def _message_row(tenant: str, session_id: str, message: Message) -> Row:
-    return {
-        "tenant": tenant,
-        "session_id": session_id,
-        "turn": message.turn,
-        "ordinal": message.ordinal,
-        "message_id": message.message_id,
-        "run_id": message.run_id,
-        "role": message.role,
-        "finish_reason": message.finish_reason,
-        "model": message.model,
-        "created_at": message.created_at,
-        "parts": encode_parts(message.parts),
-    }
+def _add_run(rows: Rows, key: SessionKey, change: RunChange) -> None:
+    run, request, complete = change
+    values = (
+        run.state._value_,
+        run.rank,
+        run.turn,
+        run.attempt,
+        run.started_at,
+        run.folded_into,
+        run.cancel_reason,
+        key.tenant,
+        run.run_id,
+        key.session_id,
+    )
+    if request is not None:
+        rows.setdefault("insert_run", []).append(values + _request_values(change, request))
+        _add_prompt(rows, key.tenant, request)
+    if complete is not None:
+        rows.setdefault("end_run", []).append(_end_values(complete) + values)
+    elif request is None:
+        rows.setdefault("update_run", []).append(values)
 
 
-def _event_row(tenant: str, event: RunEvent) -> Row:
+def _request_values(change: RunChange, request: RunRequest) -> Row:
+    run, prompt = change.run, request.prompt
+    return (
+        run.accept_seq,
+        run.when_busy._value_,
+        run.timeout,
+        run.max_attempts,
+        run.accepted_at,
+        encode_metadata(request.metadata),
+        len(prompt.attachments),
+        prompt.fingerprint,
+        prompt.excerpt,
+    )
+
+
+def _end_values(complete: RunComplete) -> Row:
+    error = complete.error
+    return (
+        complete.ended_at,
+        complete.finish_reason._value_,
+        None if error is None else error.reason,
+        None if error is None else error.message,
+        complete.message_id,
+        encode_usage(complete.usage),
+    )
+
+
+def _add_prompt(rows: Rows, tenant: str, request: RunRequest) -> None:
+    """What of a prompt is kept beside the row of its run."""
+    run_id, prompt = request.run_id, request.prompt
+    rest = prompt.text[EXCERPT_CHARS:]
+    if rest:
+        rows.setdefault("insert_prompt", []).append((tenant, run_id, rest))
+    if prompt.attachments:
+        rows.setdefault("insert_attachment", []).extend(
+            (tenant, run_id, n, it.name, it.mime_type, it.content)
+            for n, it in enumerate(prompt.attachments)
+        )
+
+
+def _message_row(key: SessionKey, message: Message) -> Row:
+    reason = message.finish_reason
+    return (
+        key.tenant,
+        key.session_id,
+        message.turn,
+        message.ordinal,
+        message.message_id,
+        message.run_id,
+        message.role._value_,
+        None if reason is None else reason._value_,
+        message.model,
+        message.created_at,
+        encode_parts(message.parts),
+    )
+
+
+def _event_values(event: RunEvent) -> Row:
     kind, body = encode_body(event.body)
-    return {
-        "tenant": tenant,
-        "run_id": event.run_id,
-        "idx": event.index,
-        "at": event.at,
-        "kind": kind,
-        "body": body,
-    }
+    return event.index, event.at, kind, body
 
 
 def _log_row(key: SessionKey, complete: RunComplete) -> Row:
     body = encode_complete(complete)
-    return {
-        "position": None,  # given by the writer
-        "tenant": key.tenant,
-        "session_id": key.session_id,
-        "run_id": complete.run_id,
-        "ended_at": complete.ended_at,
-        "bytes": EVENT_BYTES + len(body.encode()),
-        "body": body,
-    }
+    tenant, run_id = key.tenant, complete.run_id
+    size = EVENT_BYTES + (len(body) if body.isascii() else len(body.encode()))
+    return tenant, key.session_id, run_id, complete.ended_at, body, size, tenant, run_id

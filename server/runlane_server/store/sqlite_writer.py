@@ -168,11 +168,14 @@ def _next_batch(pending: deque[Pending]) -> list[Pending]:
         unit = pending[0]
         if isinstance(unit, Compaction):
             return batch or [pending.popleft()]
-        if unit.lane in lanes or (unit.tenant, unit.appended) in changed:
+        if unit.lane in lanes:
+            return batch
+        if unit.appended is not None and (unit.tenant, unit.appended) in changed:
             return batch
         if unit.lane is not None:
             lanes.add(unit.lane)
-        changed |= {(unit.tenant, run_id) for run_id in unit.changed}
+        for run_id in unit.changed:
+            changed.add((unit.tenant, run_id))
         batch.append(pending.popleft())
     return batch
 

@@ -1,4 +1,6 @@
--- Statements by name. Everything the store says to SQLite while it serves is here.
+-- Statements by name. Everything the store says to SQLite while it serves is here. What is executed
+-- for each run has `?` and not names, as looking names up costs more than the binding; `sqlite_rows`
+-- has the rows in this order.
 
 -- Writing: sessions
 
@@ -6,138 +8,128 @@
 INSERT INTO sessions (
     tenant, session_id, version, accept_seq, turn, active_run_id, waiting_runs,
     title, metadata, created_at, updated_at
-) VALUES (
-    :tenant, :session_id, 1, 0, 0, '', 0,
-    :title, :metadata, :created_at, :created_at
-);
+) VALUES (?, ?, 1, 0, 0, '', 0, ?, ?, ?, ?);
 
 -- name: insert_session
 INSERT INTO sessions (
-    tenant, session_id, version, accept_seq, turn, active_run_id, waiting_runs, title,
+    version, accept_seq, turn, active_run_id, waiting_runs,
     input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, requests,
-    created_at, updated_at
-) VALUES (
-    :tenant, :session_id, :version, :accept_seq, :turn, :active_run_id, :waiting_runs, '',
-    :input_tokens, :output_tokens, :cache_read_tokens, :cache_write_tokens, :requests,
-    :at, :at
-);
+    updated_at, created_at, tenant, session_id, title
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, '');
 
 -- name: update_session
 UPDATE sessions SET
-    version = :version,
-    accept_seq = :accept_seq,
-    turn = :turn,
-    active_run_id = :active_run_id,
-    waiting_runs = :waiting_runs,
-    input_tokens = input_tokens + :input_tokens,
-    output_tokens = output_tokens + :output_tokens,
-    cache_read_tokens = cache_read_tokens + :cache_read_tokens,
-    cache_write_tokens = cache_write_tokens + :cache_write_tokens,
-    requests = requests + :requests,
-    updated_at = max(updated_at, :at)
-WHERE tenant = :tenant AND session_id = :session_id AND version = :base_version;
+    version = ?,
+    accept_seq = ?,
+    turn = ?,
+    active_run_id = ?,
+    waiting_runs = ?,
+    input_tokens = input_tokens + ?,
+    output_tokens = output_tokens + ?,
+    cache_read_tokens = cache_read_tokens + ?,
+    cache_write_tokens = cache_write_tokens + ?,
+    requests = requests + ?,
+    updated_at = max(updated_at, ?)
+WHERE tenant = ? AND session_id = ? AND version = ?;
 
 -- name: delete_session
-DELETE FROM sessions
-WHERE tenant = :tenant AND session_id = :session_id AND version = :base_version;
+DELETE FROM sessions WHERE tenant = ? AND session_id = ? AND version = ?;
 
 -- name: delete_messages
-DELETE FROM messages WHERE tenant = :tenant AND session_id = :session_id;
+DELETE FROM messages WHERE tenant = ? AND session_id = ?;
 
 -- name: delete_run_events
-DELETE FROM run_events WHERE tenant = :tenant AND run_id IN (
-    SELECT run_id FROM runs WHERE tenant = :tenant AND session_id = :session_id
+DELETE FROM run_events WHERE (tenant, run_id) IN (
+    SELECT tenant, run_id FROM runs WHERE tenant = ? AND session_id = ?
 );
 
 -- name: delete_attachments
-DELETE FROM attachments WHERE tenant = :tenant AND run_id IN (
-    SELECT run_id FROM runs WHERE tenant = :tenant AND session_id = :session_id
+DELETE FROM attachments WHERE (tenant, run_id) IN (
+    SELECT tenant, run_id FROM runs WHERE tenant = ? AND session_id = ?
 );
 
 -- name: delete_prompts
-DELETE FROM prompts WHERE tenant = :tenant AND run_id IN (
-    SELECT run_id FROM runs WHERE tenant = :tenant AND session_id = :session_id
+DELETE FROM prompts WHERE (tenant, run_id) IN (
+    SELECT tenant, run_id FROM runs WHERE tenant = ? AND session_id = ?
 );
 
 -- name: delete_runs
-DELETE FROM runs WHERE tenant = :tenant AND session_id = :session_id;
+DELETE FROM runs WHERE tenant = ? AND session_id = ?;
 
 -- Writing: runs and what belongs to them
 
 -- name: insert_run
+-- Open, even if it ends in the same transaction: `end_run` comes next then.
 INSERT INTO runs (
-    tenant, run_id, session_id, accept_seq, state, when_busy, rank, turn, timeout, max_attempts,
-    attempt, accepted_at, started_at, ended_at, folded_into, cancel_reason, finish_reason,
-    error_reason, error_message, message_id, usage, metadata, attachments, prompt_fingerprint,
-    prompt_head
-) VALUES (
-    :tenant, :run_id, :session_id, :accept_seq, :state, :when_busy, :rank, :turn, :timeout,
-    :max_attempts, :attempt, :accepted_at, :started_at, :ended_at, :folded_into, :cancel_reason,
-    :finish_reason, :error_reason, :error_message, :message_id, :usage, :metadata, :attachments,
-    :prompt_fingerprint, :prompt_head
-);
+    state, rank, turn, attempt, started_at, folded_into, cancel_reason, tenant, run_id, session_id,
+    accept_seq, when_busy, timeout, max_attempts, accepted_at, metadata, attachments,
+    prompt_fingerprint, prompt_head
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: update_run
+-- Without the columns of its end, on which two indexes depend.
 UPDATE runs SET
-    state = :state,
-    rank = :rank,
-    turn = :turn,
-    attempt = :attempt,
-    started_at = :started_at,
-    ended_at = :ended_at,
-    folded_into = :folded_into,
-    cancel_reason = :cancel_reason,
-    finish_reason = :finish_reason,
-    error_reason = :error_reason,
-    error_message = :error_message,
-    message_id = :message_id,
-    usage = :usage
-WHERE tenant = :tenant AND run_id = :run_id AND session_id = :session_id AND ended_at IS NULL;
+    state = ?,
+    rank = ?,
+    turn = ?,
+    attempt = ?,
+    started_at = ?,
+    folded_into = ?,
+    cancel_reason = ?
+WHERE tenant = ? AND run_id = ? AND session_id = ? AND ended_at IS NULL;
+
+-- name: end_run
+UPDATE runs SET
+    ended_at = ?,
+    finish_reason = ?,
+    error_reason = ?,
+    error_message = ?,
+    message_id = ?,
+    usage = ?,
+    state = ?,
+    rank = ?,
+    turn = ?,
+    attempt = ?,
+    started_at = ?,
+    folded_into = ?,
+    cancel_reason = ?
+WHERE tenant = ? AND run_id = ? AND session_id = ? AND ended_at IS NULL;
 
 -- name: insert_prompt
-INSERT INTO prompts (tenant, run_id, rest) VALUES (:tenant, :run_id, :rest);
+INSERT INTO prompts (tenant, run_id, rest) VALUES (?, ?, ?);
 
 -- name: insert_attachment
 INSERT INTO attachments (tenant, run_id, n, name, mime_type, content)
-VALUES (:tenant, :run_id, :n, :name, :mime_type, :content);
+VALUES (?, ?, ?, ?, ?, ?);
 
 -- name: insert_message
 INSERT INTO messages (
     tenant, session_id, turn, ordinal, message_id, run_id, role, finish_reason, model, created_at,
     parts
-) VALUES (
-    :tenant, :session_id, :turn, :ordinal, :message_id, :run_id, :role, :finish_reason, :model,
-    :created_at, :parts
-);
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: insert_run_event
-INSERT INTO run_events (tenant, run_id, idx, at, kind, body)
-VALUES (:tenant, :run_id, :idx, :at, :kind, :body);
+INSERT INTO run_events (idx, at, kind, body, tenant, run_id) VALUES (?, ?, ?, ?, ?, ?);
 
 -- name: append_run_event
 -- The fence: it inserts nothing unless the attempt is the active one. A run that was folded into
 -- another is never the active one, though a cancel puts it into the same state.
-INSERT INTO run_events (tenant, run_id, idx, at, kind, body)
-SELECT :tenant, :run_id, :idx, :at, :kind, :body
-WHERE EXISTS (
-    SELECT 1 FROM runs
-    WHERE tenant = :tenant AND run_id = :run_id AND attempt = :attempt
-        AND state IN ('active', 'cancelling') AND folded_into = ''
-);
+INSERT INTO run_events (idx, at, kind, body, tenant, run_id)
+SELECT ?, ?, ?, ?, tenant, run_id FROM runs
+WHERE tenant = ? AND run_id = ? AND attempt = ?
+    AND state IN ('active', 'cancelling') AND folded_into = '';
 
 -- name: insert_event
 -- Where there is no event before it, the log begins here, or after what was removed.
-INSERT INTO events (position, tenant, session_id, run_id, ended_at, log_bytes, body)
-VALUES (
-    :position, :tenant, :session_id, :run_id, :ended_at,
-    :bytes + coalesce(
-        (SELECT log_bytes FROM events WHERE position = :position - 1),
+INSERT INTO events (position, tenant, session_id, run_id, ended_at, body, log_bytes) VALUES (
+    ?, ?, ?, ?, ?, ?,
+    ? + coalesce(
+        (SELECT log_bytes FROM events WHERE position = (SELECT max(position) FROM events)),
         (SELECT value FROM meta WHERE name = 'compacted_bytes')
     ) + (
         SELECT coalesce(sum(100 + coalesce(length(CAST(body AS BLOB)), 0)), 0)
-        FROM run_events WHERE tenant = :tenant AND run_id = :run_id
-    ),
-    :body
+        FROM run_events WHERE tenant = ? AND run_id = ?
+    )
 );
 
 -- Writing: compaction
@@ -211,20 +203,22 @@ SELECT value FROM meta WHERE name = 'compacted_bytes';
 -- Reading: lanes
 
 -- name: lane
-SELECT version, accept_seq, turn FROM sessions WHERE tenant = :tenant AND session_id = :session_id;
-
--- name: lane_runs
--- The events are counted here, as an append leaves the run's row alone.
+-- A row for each of its runs; a single one, with no run, where there is none. That it is one
+-- statement spares a transaction. The events are counted here, as an append leaves the run's row
+-- alone.
 SELECT
-    run_id, accept_seq, state, when_busy, accepted_at, rank, timeout, max_attempts, attempt, turn,
-    started_at, folded_into, cancel_reason,
+    version, sessions.accept_seq, sessions.turn,
+    run_id, runs.accept_seq, state, when_busy, accepted_at, rank, timeout, max_attempts, attempt,
+    runs.turn,
     (
         SELECT coalesce(max(idx), 0) FROM run_events
         WHERE run_events.tenant = runs.tenant AND run_events.run_id = runs.run_id
-    ) AS events
-FROM runs INDEXED BY runs_open
-WHERE tenant = :tenant AND session_id = :session_id AND ended_at IS NULL
-ORDER BY accept_seq;
+    ),
+    started_at, folded_into, cancel_reason
+FROM sessions LEFT JOIN runs INDEXED BY runs_open
+    ON runs.tenant = sessions.tenant AND runs.session_id = sessions.session_id
+        AND ended_at IS NULL
+WHERE sessions.tenant = ? AND sessions.session_id = ?;
 
 -- name: busy_sessions
 SELECT
@@ -239,7 +233,7 @@ ORDER BY min(accepted_at), min(run_no);
 -- Reading: runs
 
 -- name: run_no
-SELECT run_no FROM runs WHERE tenant = :tenant AND run_id = :run_id;
+SELECT run_no FROM runs WHERE tenant = ? AND run_id = ?;
 
 -- name: run
 SELECT
@@ -278,11 +272,10 @@ ORDER BY run_no DESC LIMIT :limit;
 -- name: prompt
 SELECT prompt_head, attachments, rest
 FROM runs LEFT JOIN prompts USING (tenant, run_id)
-WHERE tenant = :tenant AND run_id = :run_id;
+WHERE tenant = ? AND run_id = ?;
 
 -- name: attachments
-SELECT name, mime_type, content FROM attachments
-WHERE tenant = :tenant AND run_id = :run_id ORDER BY n;
+SELECT name, mime_type, content FROM attachments WHERE tenant = ? AND run_id = ? ORDER BY n;
 
 -- name: run_events
 SELECT idx, at, kind, body FROM run_events

@@ -1,0 +1,98 @@
+"""What is written out by hand is what the library's encoder would have written."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from runlane_server.core.model import (
+    NO_USAGE,
+    EventBody,
+    FinishReason,
+    Part,
+    Reasoning,
+    RunComplete,
+    RunError,
+    RunState,
+    Started,
+    Text,
+    TextDelta,
+    ToolCall,
+    ToolResult,
+    Usage,
+)
+from runlane_server.store.codec import (
+    decode_body,
+    decode_complete,
+    decode_parts,
+    encode_body,
+    encode_complete,
+    encode_parts,
+)
+
+NASTY = 'q"uote \\ back\n\t\x00\x1f\x7f\u2028 ünïcode \N{GRINNING FACE} </script> {"a":[1]}'
+
+
+def dumps(value: object) -> str:
+    """The library's own words."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+@pytest.mark.parametrize("started_at", [None, 5])
+@pytest.mark.parametrize("error", [None, RunError("REASON", NASTY)])
+@pytest.mark.parametrize("usage", [NO_USAGE, Usage(1, 2, 3, 4, 5)])
+def test_complete(started_at: int | None, error: RunError | None, usage: Usage) -> None:
+    complete = RunComplete(
+        session_id=NASTY,
+        run_id="r" + NASTY,
+        accept_seq=7,
+        state=RunState.FAILED,
+        finish_reason=FinishReason.ERROR,
+        message_id="m" + NASTY,
+        text="t" + NASTY,
+        text_truncated=error is not None,
+        error=error,
+        folded_into=NASTY,
+        usage=usage,
+        attempt=2,
+        cancel_reason="c" + NASTY,
+        accepted_at=1_700_000_000_000_000,
+        started_at=started_at,
+        ended_at=1_700_000_000_000_009,
+    )
+    text = encode_complete(complete)
+    fields = complete._asdict()
+    fields["error"] = None if error is None else [error.reason, error.message]
+    fields["usage"] = [
+        usage.input_tokens,
+        usage.output_tokens,
+        usage.cache_read_tokens,
+        usage.cache_write_tokens,
+        usage.requests,
+    ]
+    assert text == dumps(fields)
+    assert decode_complete(text) == complete
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "fields"),
+    [
+        (TextDelta(NASTY), "text_delta", [NASTY]),
+        (Started(3), "started", [3]),
+        (ToolResult("i", "n", NASTY, True), "tool_result", ["i", "n", NASTY, True]),
+    ],
+)
+def test_body(body: EventBody, kind: str, fields: list[object]) -> None:
+    assert encode_body(body) == (kind, dumps(fields))
+    assert decode_body(kind, dumps(fields)) == body
+
+
+def test_parts() -> None:
+    parts: tuple[Part, ...] = (Text(NASTY), Reasoning(NASTY), ToolCall("i", "n", "{}"), Text(""))
+    text = encode_parts(parts)
+    assert text == dumps(
+        [["text", NASTY], ["reasoning", NASTY], ["tool_call", "i", "n", "{}"], ["text", ""]]
+    )
+    assert decode_parts(text) == parts
+    assert encode_parts(()) is None
