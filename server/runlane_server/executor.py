@@ -20,6 +20,7 @@ from runlane_server.core.model import (
     RunEvent,
     RunKey,
     RunRequest,
+    RunState,
     SessionKey,
     WhenBusy,
 )
@@ -176,7 +177,9 @@ class Executor:
                 lane, run.run_id, run.attempt, outcome, at=at, events=events
             ),
         )
-        log.info("run ended", state=complete.state, finish_reason=complete.finish_reason)
+        # What went well is told on demand only, as with calls: it would be a line for every run.
+        tell = log.info if complete.state is RunState.FAILED else log.debug
+        tell("run ended", state=complete.state, finish_reason=complete.finish_reason)
 
     async def hand_over(self, key: SessionKey, run: LaneRun, outcome: Outcome, events: int) -> None:
         """Gives a run up, as this node stops."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from runlane_server.core.errors import (
@@ -19,8 +19,9 @@ from runlane_server.core.errors import (
     RunNotFound,
     Violation,
 )
-from runlane_server.core.model import RunEvent, RunKey
+from runlane_server.core.model import RunComplete, RunEvent, RunKey
 from runlane_server.store.base import EventFilter, LoggedComplete, LogPage, Position, Store
+from runlane_server.wakeup import Wakeup
 
 TAIL_EVENTS = 8192
 """How many of the latest terminal events are kept in memory, at the most."""
@@ -91,6 +92,7 @@ class Feed:
         self._tail: Tail[LoggedComplete] = Tail()
         # Dictionaries as ordered sets: who came first is woken first.
         self._subscribers: defaultdict[Hashable, dict[_Woken, None]] = defaultdict(dict)
+        self._shared: tuple[str, Position, LogPage] | None = None
         self._run_tails: dict[RunKey, Tail[RunEvent]] = {}
         self._followers: defaultdict[RunKey, dict[_Woken, None]] = defaultdict(dict)
         store.listener = self
@@ -137,12 +139,16 @@ class Feed:
 
     def completed(self, events: Sequence[LoggedComplete]) -> None:
         """Publishes terminal events."""
+        first: dict[Hashable, Position] = {}
         for event in events:
             self._position = event.position
             self._tail.add(event.position, event, len(event.complete.text))
             for topic in _topics(event):
-                for subscriber in self._subscribers.get(topic, ()):
-                    subscriber.wake(event.position)
+                first.setdefault(topic, event.position)
+        self._shared = None
+        for topic, position in first.items():
+            for subscriber in self._subscribers.get(topic, ()):
+                subscriber.wake(position)
 
     def happened(self, key: RunKey, events: Sequence[RunEvent]) -> None:
         """Publishes events of a run, if anybody follows it."""
@@ -168,19 +174,36 @@ class Feed:
             )
 
     async def _read(self, tenant: str, wanted: EventFilter, after: Position) -> LogPage:
+        """What is stored after a position."""
+        page = await self._store.completes(
+            tenant, wanted, after=after, limit=PAGE_EVENTS, max_bytes=PAGE_BYTES
+        )
+        # Events may have been removed while it was read; it has a hole then.
+        self._check_kept(after)
+        return page
+
+    def _at_hand(self, tenant: str, wanted: EventFilter, after: Position) -> LogPage | None:
+        """What the tail has after a position; None if that has to be read from the store.
+
+        Who wants everything and keeps up wants the same page as all others who do.
+        """
         if not self._tail.covers(after):
-            page = await self._store.completes(
-                tenant, wanted, after=after, limit=PAGE_EVENTS, max_bytes=PAGE_BYTES
-            )
-            # Events may have been removed while it was read; it has a hole then.
-            self._check_kept(after)
-            return page
+            return None
+        if not wanted.everything:
+            return self._page(tenant, after, wanted.matches)
+        if self._shared is None or self._shared[:2] != (tenant, after):
+            self._shared = (tenant, after, self._page(tenant, after))
+        return self._shared[2]
+
+    def _page(
+        self, tenant: str, after: Position, matches: Callable[[RunComplete], bool] | None = None
+    ) -> LogPage:
         events = self._tail.read(after, PAGE_EVENTS)
         scanned = events[-1].position if events else after
-        matching = tuple(
-            event for event in events if event.tenant == tenant and wanted.matches(event.complete)
-        )
-        return LogPage(matching, scanned)
+        matching = [event for event in events if event.tenant == tenant]
+        if matches is not None:
+            matching = [event for event in matching if matches(event.complete)]
+        return LogPage(tuple(matching), scanned)
 
     async def _read_run(self, key: RunKey, after: int) -> Sequence[RunEvent]:
         tail = self._run_tails.get(key)
@@ -219,12 +242,12 @@ class Subscription:
         self._feed = feed
         self._tenant = tenant
         self._wanted = wanted
-        self._wakeup = asyncio.Event()
         # Set while everything up to the feed's position was looked at: until it is woken, no event
         # concerns this subscription, and its position is the feed's.
         self._parked = False
         self._after = after
         self._topics = _topics_of(tenant, wanted)
+        self._wakeup = Wakeup()
         feed._enter(self._topics, self)  # noqa: SLF001 - the two halves of one mechanism
 
     @property
@@ -237,40 +260,52 @@ class Subscription:
 
         Raises Draining when the feed was closed.
         """
-        try:
-            async with asyncio.timeout(timeout):
-                while True:
-                    page = await self._look()
-                    if page.events:
-                        return page
-        except TimeoutError:
-            return LogPage((), self.position)
+        until = self._wakeup.after(timeout)
+        while True:
+            page = await self._look(until)
+            if page.events or self._wakeup.past(until):
+                return page
 
     def close(self) -> None:
         """Leaves the feed."""
         self._feed._leave(self._topics, self)  # noqa: SLF001
+        self._wakeup.close()
 
     def wake(self, place: int) -> None:
         """An event at `place` concerns this subscription, or the feed was closed."""
-        if self._parked:
-            self._after = max(self._after, place - 1)
-            self._parked = False
-        self._wakeup.set()
+        if not self._parked:
+            # It looks at the feed's position before it waits.
+            return
+        self._after = max(self._after, place - 1)
+        self._parked = False
+        self._wakeup.wake()
 
-    async def _look(self) -> LogPage:
+    def _knows_all(self) -> bool:
+        return self._parked or self._after >= self._feed.position
+
+    async def _look(self, until: float) -> LogPage:
         """Reads one page; parks and waits where there is none."""
-        feed = self._feed
-        if self._parked or self._after >= feed.position:
+        if self._knows_all():
             # Only who has been told everything is told that there is no more.
-            feed._check_open()  # noqa: SLF001
+            self._feed._check_open()  # noqa: SLF001
             self._parked = True
-            await self._wakeup.wait()
-            self._wakeup.clear()
-            return LogPage((), self.position)
-        self._wakeup.clear()
-        page = await feed._read(self._tenant, self._wanted, self._after)  # noqa: SLF001
+            await self._wakeup.wait(until)
+            if self._knows_all():
+                return LogPage((), self.position)
+        page = self._feed._at_hand(self._tenant, self._wanted, self._after)  # noqa: SLF001
+        if page is None:
+            page = await self._read_stored(until)
         self._after = max(self._after, page.scanned)
         return page
+
+    async def _read_stored(self, until: float) -> LogPage:
+        try:
+            async with asyncio.timeout_at(until):
+                return await self._feed._read(  # noqa: SLF001
+                    self._tenant, self._wanted, self._after
+                )
+        except TimeoutError:
+            return LogPage((), self._after)
 
 
 class RunFollower:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Final
 
 import structlog
 
@@ -22,7 +23,7 @@ from runlane_server.core.model import (
     cut_utf8,
 )
 from runlane_server.core.transition import LaneRun
-from runlane_server.core.turn import InvalidAgentEvent, TurnDraft
+from runlane_server.core.turn import DraftMessage, InvalidAgentEvent, TurnDraft
 from runlane_server.store.base import Stale, Store
 
 log = structlog.get_logger()
@@ -40,16 +41,15 @@ MAX_TOOL_BYTES = 1 << 20
 MAX_LABEL_CHARS = 1024
 """The name of a tool, and the id of a call, are refused above this."""
 
+_DELTAS: Final = (TextDelta, ReasoningDelta)
 
-def storable(body: EventBody) -> EventBody:
-    """What an agent said, as it can be stored and sent: Unicode text of a bounded size.
+
+def _storable(body: EventBody) -> EventBody:
+    """What an agent did, as it can be stored and sent: Unicode text of a bounded size.
 
     Raises InvalidAgentEvent for a tool call that is too large: half an object is none.
     """
     match body:
-        case TextDelta(text) | ReasoningDelta(text):
-            clean = clean_text(text)
-            return body if clean is text else type(body)(clean)
         case ToolCall(call_id, name, arguments):
             if len(arguments.encode(errors="replace")) > MAX_TOOL_BYTES:
                 raise InvalidAgentEvent(f"the arguments of {name!r} are larger than 1 MiB")
@@ -67,16 +67,23 @@ def _label(text: str) -> str:
     return clean_text(text)
 
 
+def _cut(text: str) -> Sequence[str]:
+    if len(text) <= DELTA_CHARS:
+        return (text,)
+    return [text[at : at + DELTA_CHARS] for at in range(0, len(text), DELTA_CHARS)]
+
+
 class Outbox:
     """What the agent said and is not stored yet.
 
     While one write is under way what comes next gathers, and neighbouring deltas become one. What
-    is left when the agent returns is committed with the end of the run.
+    is left when the agent returns is committed with the end of the run: the first write begins when
+    the event loop comes round, and for an agent that has returned by then there is none.
     """
 
     def __init__(self, key: RunKey, run: LaneRun, store: Store, now: Callable[[], Micros]) -> None:
-        self.draft = TurnDraft()
         self.events = run.events
+        self._draft = TurnDraft()
         self._key = key
         self._attempt = run.attempt
         self._store = store
@@ -90,6 +97,7 @@ class Outbox:
         self._work: asyncio.Task[None] | None = None
         self._on_lost: Callable[[], None] | None = None
         self._writer: asyncio.Task[None] | None = None
+        self._called = False
 
     def follow(self, work: asyncio.Task[None], on_lost: Callable[[], None]) -> None:
         """Begins to store while that task runs; tells when the run turns out to be lost."""
@@ -114,27 +122,32 @@ class Outbox:
         """Takes in what the agent said; raises InvalidAgentEvent."""
         if self._closed:
             return
-        body = storable(body)
-        if isinstance(body, TextDelta | ReasoningDelta):
-            self._put_delta(body)
+        if isinstance(body, _DELTAS):
+            self._put_delta(type(body), clean_text(body.text))
         else:
-            self.draft.add(body)
+            body = _storable(body)
             self._end_delta()
+            self._draft.add(body)
             self._waiting.append(body)
-        if self._writer is None and self._work is not None:
-            self._writer = asyncio.create_task(self._write())
+        if self._writer is None and not self._called and self._work is not None:
+            self._called = True
+            asyncio.get_running_loop().call_soon(self._begin)
 
     def note(self, body: Folded) -> None:
         """Takes in what was stored already, as part of another commit."""
-        self.draft.add(body)
+        self._end_delta()
+        self._draft.add(body)
         self.events += 1
+
+    def messages(self) -> tuple[DraftMessage, ...]:
+        """What was said so far, as the messages of the turn."""
+        self._end_delta()
+        return self._draft.messages()
 
     async def emptied(self) -> None:
         """Returns when all that was taken in is stored, or never will be."""
         while (self._waiting or self._pieces) and not self._finished:
-            if self._writer is None:
-                self._writer = asyncio.create_task(self._write())
-            await asyncio.wait({self._writer})
+            await asyncio.wait({self._writer or self._begin_to_write()})
         await self._written()
 
     async def take_rest(self) -> tuple[EventBody, ...]:
@@ -142,6 +155,8 @@ class Outbox:
         self.close()
         await self._written()
         self._end_delta()
+        # Without a circle of references a run is freed at its end, and not by the collector.
+        self._on_lost = None
         return tuple(self._waiting)
 
     async def _written(self) -> None:
@@ -149,26 +164,37 @@ class Outbox:
         if self._writer is not None:
             await asyncio.wait({self._writer})
 
-    def _put_delta(self, body: TextDelta | ReasoningDelta) -> None:
-        if not body.text:
+    def _put_delta(self, kind: type[TextDelta | ReasoningDelta], text: str) -> None:
+        if not text:
             return
-        self.draft.add(body)
-        if type(body) is not self._kind:
+        if kind is not self._kind:
             self._end_delta()
-            self._kind = type(body)
-        for at in range(0, len(body.text), DELTA_CHARS):
-            piece = body.text[at : at + DELTA_CHARS]
+            self._kind = kind
+        for piece in _cut(text):
             if self._held + len(piece) > DELTA_CHARS:
                 self._end_delta()
             self._pieces.append(piece)
             self._held += len(piece)
-        self._chars += len(body.text)
+        self._chars += len(text)
 
     def _end_delta(self) -> None:
+        """Makes one event of the deltas that gathered; the draft need not see them singly."""
         if self._pieces:
-            self._waiting.append(self._kind("".join(self._pieces)))
+            delta = self._kind("".join(self._pieces))
+            self._draft.add(delta)
+            self._waiting.append(delta)
             self._pieces.clear()
             self._held = 0
+
+    def _begin(self) -> None:
+        """Begins to write, unless the end of the run takes all along that has gathered."""
+        self._called = False
+        if self._writer is None and not (self._closed or self._finished):
+            self._begin_to_write()
+
+    def _begin_to_write(self) -> asyncio.Task[None]:
+        self._writer = asyncio.create_task(self._write())
+        return self._writer
 
     async def _write(self) -> None:
         """Stores what gathers, until nothing is left or the agent has returned."""
@@ -178,8 +204,8 @@ class Outbox:
         except (Stale, RunlaneError) as error:
             log.warning("the run is lost to this node", error=str(error) or "fenced off")
             self.close()
+            self._end_delta()
             self._waiting.clear()
-            self._pieces.clear()
             if self._on_lost is not None:
                 self._on_lost()
         finally:

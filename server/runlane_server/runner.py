@@ -14,11 +14,12 @@ from typing import Protocol, TypeAlias
 
 import structlog
 
-from runlane_server.agents.base import Agent, AgentError, AgentEvent, FoldedPrompt, Report
+from runlane_server.agents.base import Agent, AgentError, FoldedPrompt, Report
 from runlane_server.core.errors import IllegalCommand, RunlaneError
 from runlane_server.core.model import (
     NO_LABELS,
     NO_USAGE,
+    EventBody,
     FinishReason,
     Folded,
     Message,
@@ -41,6 +42,8 @@ log = structlog.get_logger()
 
 ERROR_CHARS = 2048
 """An error's message is cut here: with four bytes a character it stays within 8 KiB."""
+
+_NOTHING_TOLD = Report()
 
 HISTORY_PAGE = 500
 HISTORY_BYTES = 8 << 20
@@ -96,13 +99,15 @@ class Runner:
         self._lane = lane
         self._store = store
         self._cancel_grace = cancel_grace
-        self._stop: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # Is set when there is something for the supervisor to do: the agent returned, was stopped,
+        # or took too long.
+        self._due: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._stopped = False
         self._handing_over = False
         self._timed_out = False
         self._working: asyncio.Task[None] | None = None
         self._outbox = Outbox(job.run_key, job.run, store, now)
-        self._report = Report()
-        self._turn = _Turn(job, store, self._fold)
+        self._report = _NOTHING_TOLD
         self._folding: asyncio.Task[Sequence[LaneRun]] | None = None
 
     def start(self) -> asyncio.Task[None]:
@@ -112,8 +117,8 @@ class Runner:
     def cancel(self) -> None:
         """Stops the agent, as a cancel was committed. What it says from now on does not count."""
         self._outbox.close()
-        if not self._stop.done():
-            self._stop.set_result(None)
+        self._stopped = True
+        self._wake()
 
     def hand_over(self) -> None:
         """Stops the agent, as the node stops: the run is given up, unless it is over already."""
@@ -125,7 +130,7 @@ class Runner:
     def _over(self) -> bool:
         """Whether how it ends is settled: the agent returned, was stopped, or took too long."""
         returned = self._working is not None and self._working.done()
-        return returned or self._timed_out or self._stop.done()
+        return returned or self._timed_out or self._stopped
 
     # The supervisor
 
@@ -134,23 +139,35 @@ class Runner:
         structlog.contextvars.bind_contextvars(
             session_id=self.job.key.session_id, run_id=run.run_id
         )
-        log.info("run started", attempt=run.attempt)
+        log.debug("run started", attempt=run.attempt)
         work = self._working = asyncio.create_task(self._work())
         self._outbox.follow(work, on_lost=self.hand_over)
+        work.add_done_callback(self._wake)
         timeout = None if run.timeout is None else run.timeout / 1e6
-        if not self._stop.done():
-            ends = {work, self._stop}
-            await asyncio.wait(ends, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        await self._until_due(timeout)
         self._timed_out = not self._over
         if not work.done():
             await self._end_work(work)
-        error = _what_failed(work, stopped=self._stop.done())
+        error = _what_failed(work, stopped=self._stopped)
         if self._timed_out:
             error = RunError("RUN_TIMEOUT", f"the run was active for more than {timeout:g} s")
         # Whatever it made of being stopped: what it said since is not stored, so it has not ended.
-        await self._tell(
-            self._outcome(error), self._lane.hand_over if self._handing_over else self._lane.finish
-        )
+        await self._tell(error, self._lane.hand_over if self._handing_over else self._lane.finish)
+
+    async def _until_due(self, timeout: float | None) -> None:
+        """One future for all that may end the agent: `asyncio.wait` costs a multiple of it."""
+        if timeout is None:
+            await self._due
+            return
+        timer = asyncio.get_running_loop().call_later(timeout, self._wake)
+        try:
+            await self._due
+        finally:
+            timer.cancel()
+
+    def _wake(self, _: object = None) -> None:
+        if not self._due.done():
+            self._due.set_result(None)
 
     async def _end_work(self, work: asyncio.Task[None]) -> None:
         """Cancels the agent and waits until its code has returned, or its grace is over (R9)."""
@@ -162,27 +179,26 @@ class Runner:
             self.stray = work
             work.add_done_callback(_note_stray)
 
-    def _outcome(self, error: RunError | None) -> _Ending:
-        reason = self._report.finish_reason or FinishReason.STOP
-        if error is not None:
-            reason = FinishReason.TIMEOUT if self._timed_out else FinishReason.ERROR
-        return _Ending(reason, error)
-
-    async def _tell(self, ending: _Ending, report: _ReportEnd) -> None:
+    async def _tell(self, error: RunError | None, report: _ReportEnd) -> None:
         """Reports the end: nothing that is under way for this run is left behind it."""
         if self._folding is not None:
             await asyncio.wait({self._folding})
-        tail = await self._outbox.take_rest()
-        outcome = Outcome(
-            finish_reason=ending.reason,
-            error=ending.error,
-            content=self._outbox.draft.messages(),
+        outcome = self._outcome(error, await self._outbox.take_rest())
+        while not await self._told(report, outcome):
+            await asyncio.sleep(RETRY_PAUSE)
+
+    def _outcome(self, error: RunError | None, tail: tuple[EventBody, ...]) -> Outcome:
+        reason = self._report.finish_reason or FinishReason.STOP
+        if error is not None:
+            reason = FinishReason.TIMEOUT if self._timed_out else FinishReason.ERROR
+        return Outcome(
+            finish_reason=reason,
+            error=error,
+            content=self._outbox.messages(),
             tail=tail,
             usage=self._report.usage or NO_USAGE,
             model=self._report.model or "",
         )
-        while not await self._told(report, outcome):
-            await asyncio.sleep(RETRY_PAUSE)
 
     async def _told(self, report: _ReportEnd, outcome: Outcome) -> bool:
         """Whether the end is written, or is not this node's to write any more.
@@ -202,21 +218,21 @@ class Runner:
     # The agent
 
     async def _work(self) -> None:
-        await self._turn.load()
-        async with aclosing(self._agent.run(self._turn)) as events:
+        # The turn knows the runner, so the runner does not know the turn: without a circle of
+        # references a run is freed at its end, and not by the collector.
+        turn = _Turn(self.job, self._store, self._fold)
+        await turn.load()
+        async with aclosing(self._agent.run(turn)) as events:
             async for event in events:
-                self._take(event)
+                if isinstance(event, Report):
+                    self._report = _merge(self._report, event)
+                else:
+                    self._outbox.put(event)
                 if self._outbox.full:
                     await self._outbox.emptied()
 
-    def _take(self, event: AgentEvent) -> None:
-        if isinstance(event, Report):
-            self._report = _merge(self._report, event)
-        else:
-            self._outbox.put(event)
-
-    async def _fold(self) -> Sequence[FoldedPrompt]:
-        """Takes the prompts that wait to be folded in.
+    async def _fold(self) -> Sequence[LaneRun]:
+        """Takes the runs in that wait to be folded.
 
         A cancel of the agent does not undo what was committed, so the folding is a task of its own
         that the supervisor waits for.
@@ -224,8 +240,7 @@ class Runner:
         if self._outbox.closed or not self._lane.may_fold(self.job.key):
             return ()
         self._folding = asyncio.create_task(self._fold_in())
-        folded = await asyncio.shield(self._folding)
-        return [await self._turn.folded_prompt(run) for run in folded]
+        return await asyncio.shield(self._folding)
 
     async def _fold_in(self) -> Sequence[LaneRun]:
         await self._outbox.emptied()
@@ -245,17 +260,11 @@ class Runner:
 _ReportEnd: TypeAlias = Callable[[SessionKey, LaneRun, Outcome, int], Awaitable[None]]
 
 
-@dataclass(frozen=True, slots=True)
-class _Ending:
-    reason: FinishReason
-    error: RunError | None
-
-
 class _Turn:
     """What the agent is given: an `agents.base.Turn`."""
 
     def __init__(
-        self, job: Job, store: Store, fold: Callable[[], Awaitable[Sequence[FoldedPrompt]]]
+        self, job: Job, store: Store, fold: Callable[[], Awaitable[Sequence[LaneRun]]]
     ) -> None:
         self.session_id = job.key.session_id
         self.run_id = job.run.run_id
@@ -275,9 +284,9 @@ class _Turn:
         run = await self._store.get_run(self._job.run_key)
         if run is not None:
             self.metadata = run.metadata
-        self.prompt = (await self.folded_prompt(self._job.run)).prompt
+        self.prompt = (await self._folded_prompt(self._job.run)).prompt
 
-    async def folded_prompt(self, run: LaneRun) -> FoldedPrompt:
+    async def _folded_prompt(self, run: LaneRun) -> FoldedPrompt:
         """The prompt of a run of this tenant."""
         prompt = await self._store.get_prompt(RunKey(self._job.key.tenant, run.run_id))
         if prompt is None:
@@ -300,7 +309,7 @@ class _Turn:
 
     async def take_folded(self) -> Sequence[FoldedPrompt]:
         """Takes the prompts that wait to join this turn."""
-        return await self._fold()
+        return [await self._folded_prompt(run) for run in await self._fold()]
 
 
 def _what_failed(work: asyncio.Task[None], *, stopped: bool) -> RunError | None:

@@ -72,7 +72,7 @@ class Bench:
             argv = [
                 *(sys.executable, "-m", "runlane_server", "--listen", "127.0.0.1:0"),
                 *("--store", f"sqlite:///{folder / 'runlane.db'}"),
-                *("--event-loop", self.event_loop, "--log-level", "warning", *flags),
+                *("--event-loop", self.event_loop, *flags),
             ]
             async with Server(argv, folder, cores()[0]) as server:
                 yield server

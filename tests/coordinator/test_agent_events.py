@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
 import pytest
 
-from coordinator.node import running
+from coordinator.node import SECONDS, running
 from runlane_server.agents.base import AgentError, AgentEvent, Report, Turn
 from runlane_server.core.model import (
     FinishReason,
     Prompt,
     ReasoningDelta,
     RunComplete,
+    RunEvent,
+    RunKey,
     RunState,
     TextDelta,
     ToolCall,
     ToolResult,
     Usage,
 )
+from runlane_server.outbox import Outbox
+from runlane_server.runner import Runner
 from runlane_server.store.base import Store
 
 S = RunState
@@ -140,3 +145,33 @@ async def test_an_agent_that_says_nothing_has_a_turn(store: Store) -> None:
         complete = await node.coordinator.run("s", Prompt("x"))
         assert complete.state is S.COMPLETED
         assert await node.lines("s") == ["user: x", "assistant:  [stop]"]
+
+
+async def test_what_is_said_at_once_is_stored_with_the_end_of_the_run(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    appended: list[RunKey] = []
+    append = store.append
+
+    async def noted(key: RunKey, attempt: int, events: Sequence[RunEvent]) -> None:
+        appended.append(key)
+        await append(key, attempt, events)
+
+    monkeypatch.setattr(store, "append", noted)
+    complete = await outcome(store, Yielding([TextDelta("a"), TextDelta("b")]))
+    assert (complete.text, appended) == ("ab", [])
+
+
+async def test_a_run_that_ended_leaves_nothing_to_the_garbage_collector(store: Store) -> None:
+    async with running(store, agent=Yielding([TextDelta("a")])) as node:
+        await node.coordinator.run("s", Prompt("x"))
+        gc.collect()
+        gc.disable()
+        try:
+            await node.coordinator.run("s", Prompt("x"))
+            await node.coordinator.wait_idle(SECONDS)
+            await asyncio.sleep(0)
+            left = [it for it in gc.get_objects() if isinstance(it, Runner | Outbox)]
+        finally:
+            gc.enable()
+        assert left == []

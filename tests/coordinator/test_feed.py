@@ -223,3 +223,33 @@ async def test_a_follower_of_a_run_that_was_deleted_is_told_so(node: Node) -> No
     with pytest.raises(RunNotFound):
         await follower.next()
     follower.close()
+
+
+async def test_who_wants_everything_and_keeps_up_shares_a_page(node: Node) -> None:
+    with subscribed(node) as one, subscribed(node) as other:
+        run = await node.queue("s", "x")
+        await node.end(run.run_id)
+        assert await one.next(SECONDS) is await other.next(SECONDS)
+        run = await node.queue("s", "y")
+        await node.end(run.run_id)
+        assert [c.run_id for c in await take(other, 1)] == [run.run_id]
+
+
+async def test_each_wait_of_a_subscription_has_its_own_time(node: Node) -> None:
+    """The alarm of one wait serves the next ones: it makes none of them shorter or longer."""
+    nothing = EventFilter(session_ids=frozenset({"nobody"}))
+    with subscribed(node) as subscription, subscribed(node, nothing) as idle:
+        waiting = asyncio.create_task(subscription.next(SECONDS))
+        await asyncio.sleep(0)
+        await node.coordinator.run("s", Prompt("x"))
+        assert (await waiting).events
+        assert (await subscription.next(0.01)).events == ()
+        waiting = asyncio.create_task(subscription.next(0.05))
+        await asyncio.sleep(0)
+        await node.coordinator.run("s", Prompt("x"))
+        assert (await waiting).events
+        waiting = asyncio.create_task(subscription.next(SECONDS))
+        await idle.next(0.1)
+        assert not waiting.done()
+        await node.coordinator.run("s", Prompt("x"))
+        assert (await waiting).events

@@ -135,9 +135,9 @@ MUTANTS = (
     Mutant(
         "a subscriber who parks an event too early",
         Subscription,
-        "_look",
-        "self._after >= feed.position:",
-        "self._after >= feed.position - 1:",
+        "_knows_all",
+        "self._after >= self._feed.position",
+        "self._after >= self._feed.position - 1",
     ),
     Mutant(
         "a tail that claims an event it has forgotten",

@@ -7,7 +7,7 @@ whose node was lost and whose events are read back from the store.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from runlane_server.core.model import (
     EventBody,
@@ -31,8 +31,7 @@ PART_CHARS = 1 << 18
 CUT_OFF = "The call was cut off by the end of the turn."
 
 
-@dataclass(frozen=True, slots=True)
-class DraftMessage:
+class DraftMessage(NamedTuple):
     """A message of a turn that has not got its place in the transcript yet.
 
     `run_id` is empty for the run whose turn it is, and names the folded run for its prompt.
@@ -150,6 +149,9 @@ def close(
     Its last assistant message carries the finish reason, and is made up where there is none. The
     calls of a message are answered right behind it, those that have no result with an error.
     """
+    if len(messages) == 1 and _is_an_answer(messages[0]):
+        role, parts, run_id, _ = messages[0]
+        return (DraftMessage(role, parts, run_id, finish_reason),)
     closed, cut_off = _answer_calls(messages)
     if not closed or _needs_an_end(closed[-1], cut_off):
         closed.append(DraftMessage(Role.ASSISTANT))
@@ -157,7 +159,7 @@ def close(
     for n, message in enumerate(closed):
         if message.role is Role.ASSISTANT:
             reason = finish_reason if n == last else _reason_within_turn(message)
-            closed[n] = replace(message, finish_reason=reason)
+            closed[n] = message._replace(finish_reason=reason)
     return tuple(closed)
 
 
@@ -188,7 +190,7 @@ def _answer_calls(messages: Iterable[DraftMessage]) -> tuple[list[DraftMessage],
         if message.role is Role.TOOL:
             continue
         answered.append(message)
-        calls = [part for part in message.parts if isinstance(part, ToolCall)]
+        calls = _calls(message)
         cut_off.update(call.tool_call_id for call in calls if call.tool_call_id not in results)
         if calls:
             answers = (results.get(call.tool_call_id) or _cut_off(call) for call in calls)
@@ -210,5 +212,13 @@ def _needs_an_end(last: DraftMessage, cut_off: frozenset[str]) -> bool:
 
 
 def _reason_within_turn(message: DraftMessage) -> FinishReason:
-    called = any(isinstance(part, ToolCall) for part in message.parts)
-    return FinishReason.TOOL_CALLS if called else FinishReason.STOP
+    return FinishReason.TOOL_CALLS if _calls(message) else FinishReason.STOP
+
+
+def _is_an_answer(message: DraftMessage) -> bool:
+    """Whether a message can end a turn by itself, as most turns end."""
+    return message.role is Role.ASSISTANT and not _calls(message)
+
+
+def _calls(message: DraftMessage) -> list[ToolCall]:
+    return [part for part in message.parts if isinstance(part, ToolCall)]
