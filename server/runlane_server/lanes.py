@@ -17,9 +17,10 @@ import structlog
 
 from runlane_server.core import lane as rules
 from runlane_server.core.errors import IllegalCommand, RunlaneError
-from runlane_server.core.model import Micros, RunRequest, RunState, SessionKey
+from runlane_server.core.model import Micros, RunKey, RunRequest, RunState, SessionKey
 from runlane_server.core.transition import Lane, LaneRun, Transition
 from runlane_server.limits import RETRY_PAUSE
+from runlane_server.recent import Recent
 from runlane_server.slots import Slots
 from runlane_server.store.base import BusySession, RunIdTaken, Stale, Store
 
@@ -30,6 +31,14 @@ Command: TypeAlias = Callable[[Lane, Micros], Transition]
 
 MAX_RELOADS = 100
 """How often a batch is decided anew when others keep changing the lane, before it is given up."""
+
+
+RECENT = 2_000
+"""How many lanes without anything under way are kept at hand, and how many prompts that wait."""
+
+RECENT_CHARS = 4_096
+"""A prompt that is longer is read from the store when its turn comes, and so is one with
+attachments."""
 
 
 class Actions(Protocol):
@@ -103,6 +112,8 @@ class Lanes:
         self._actions = actions
         self._now = now
         self._mailboxes: dict[SessionKey, _Mailbox] = {}
+        self._recent: Recent[SessionKey, Lane] = Recent(RECENT)
+        self._requests: Recent[RunKey, RunRequest] = Recent(RECENT)
         self.slots = Slots(max_active, self._call)
         self.waiting_runs = 0
 
@@ -193,6 +204,8 @@ class Lanes:
         mailbox.driver = None
         if mailbox.lane is None or not (mailbox.lane.active or mailbox.lane.reservations):
             del self._mailboxes[key]
+            if mailbox.lane is not None and mailbox.lane.exists and not mailbox.outdated:
+                self._recent.put(key, mailbox.lane)
 
     def _look_again(self, key: SessionKey) -> None:
         """A lane that could not be read or written may have runs that wait for their turn."""
@@ -221,6 +234,8 @@ class Lanes:
 
     async def _load(self, key: SessionKey, mailbox: _Mailbox) -> Lane:
         """The lane at hand, or the stored one with the reservations, which are this process's."""
+        if mailbox.lane is None:
+            mailbox.lane = self._recent.take(key)
         if mailbox.lane is not None and not mailbox.outdated:
             return mailbox.lane
         stored = await self._store.load_lane(key)
@@ -289,8 +304,21 @@ class Lanes:
         self.waiting_runs += len(lane.waiting) - len(before.waiting)
         self.slots.settle(key, running=lane.active is not None, startable=lane.startable)
         made.settle()
+        self._remember(key, made.transition)
         if lane.active is not None and lane.active != before.active:
             self._act_on_active(key, before, made.transition)
+
+    def _remember(self, key: SessionKey, made: Transition) -> None:
+        """Keeps the prompts at hand that are to run soon, so that they need not be read again."""
+        for change in made.runs:
+            request = change.request
+            if (
+                request is not None
+                and change.run.state in {RunState.ACCEPTED, RunState.QUEUED}
+                and not request.prompt.attachments
+                and len(request.prompt.text) <= RECENT_CHARS
+            ):
+                self._requests.put(RunKey(key.tenant, change.run.run_id), request)
 
     def _act_on_active(self, key: SessionKey, before: Lane, made: Transition) -> None:
         active = made.lane.active
@@ -298,7 +326,8 @@ class Lanes:
         was = before.active
         if was is None or (was.run_id, was.attempt) != (active.run_id, active.attempt):
             change = next(change for change in made.runs if change.run.run_id == active.run_id)
-            self._actions.started(key, active, change.request)
+            request = change.request or self._requests.take(RunKey(key.tenant, active.run_id))
+            self._actions.started(key, active, request)
         elif active.state is RunState.CANCELLING and was.state is RunState.ACTIVE:
             self._actions.cancelling(key, active)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-MAX_PAUSE = 0.010
+MAX_PAUSE = 0.020
 """Seconds that a writer waits at the most."""
 
 SAMPLE = 0.05
