@@ -29,7 +29,7 @@ from runlane_server.core.turn import draft_of
 from runlane_server.lanes import Lanes
 from runlane_server.limits import Limits
 from runlane_server.runner import Job, Runner
-from runlane_server.store.base import Store
+from runlane_server.store.base import HostedRun, Store
 
 log = structlog.get_logger()
 
@@ -135,11 +135,13 @@ class Executor:
         self._supervisors.add(supervisor)
         supervisor.add_done_callback(lambda task: self._ended(runner, task))
 
-    def cancelling(self, key: SessionKey, run: LaneRun) -> None:
-        """Stops the agent of a run that a cancel covered."""
+    def cancelling(self, key: SessionKey, run: LaneRun) -> bool:
+        """Stops the agent of a run that a cancel covers; returns whether it is at work here."""
         runner = self._runners.get(key)
-        if runner is not None and runner.job.run.run_id == run.run_id:
-            runner.cancel()
+        if runner is None or runner.job.attempt != (run.run_id, run.attempt):
+            return False
+        runner.cancel(run.cancel_reason)
+        return True
 
     def _ended(self, runner: Runner, supervisor: asyncio.Task[None]) -> None:
         self._supervisors.discard(supervisor)
@@ -169,40 +171,42 @@ class Executor:
         )
         return folded
 
-    async def finish(self, key: SessionKey, run: LaneRun, outcome: Outcome, events: int) -> None:
+    async def finish(self, job: Job, outcome: Outcome, events: int, cancelled: str | None) -> None:
         """Ends a run."""
         complete: RunComplete = await self.lanes.post(
-            key,
+            job.key,
             lambda lane, at: rules.finish(
-                lane, run.run_id, run.attempt, outcome, at=at, events=events
+                lane, *job.attempt, outcome, at=at, events=events, cancelled=cancelled
             ),
         )
         # What went well is told on demand only, as with calls: it would be a line for every run.
         tell = log.info if complete.state is RunState.FAILED else log.debug
         tell("run ended", state=complete.state, finish_reason=complete.finish_reason)
 
-    async def hand_over(self, key: SessionKey, run: LaneRun, outcome: Outcome, events: int) -> None:
+    async def hand_over(self, job: Job, outcome: Outcome, events: int) -> None:
         """Gives a run up, as this node stops."""
         await self.lanes.post(
-            key,
-            lambda lane, at: rules.hand_over(
-                lane, run.run_id, run.attempt, outcome, at=at, events=events
-            ),
+            job.key,
+            lambda lane, at: rules.hand_over(lane, *job.attempt, outcome, at=at, events=events),
         )
         log.info("run handed over")
 
     # --- Recovery and readiness ---------------------------------------------------------------
 
     async def _recover(self, key: SessionKey) -> None:
-        """Takes care of a run whose node is gone: its events tell how far it came."""
         lane = await self._store.load_lane(key)
-        if lane.active is None:
-            return
-        events = await self._events_of(RunKey(key.tenant, lane.active.run_id))
+        if lane.active is not None:
+            await self.recover(HostedRun(key, lane.active.run_id, lane.active.attempt))
+
+    async def recover(self, lost: HostedRun) -> None:
+        """Takes care of an attempt whose node is gone: its events tell how far it came."""
+        events = await self._events_of(RunKey(lost.session.tenant, lost.run_id))
         content = draft_of(events).messages()
         await self.lanes.post(
-            key,
-            lambda lane, at: rules.node_lost(lane, at=at, content=content, events=len(events)),
+            lost.session,
+            lambda lane, at: rules.node_lost(
+                lane, lost.run_id, lost.attempt, at=at, content=content, events=len(events)
+            ),
         )
 
     async def _events_of(self, key: RunKey) -> Sequence[RunEvent]:

@@ -33,6 +33,10 @@ MAX_RELOADS = 100
 """How often a batch is decided anew when others keep changing the lane, before it is given up."""
 
 
+CANCEL_PATIENCE = 0.005
+"""Seconds that a cancel waits for the agent it stops, so that one commit does for both: the cancel,
+and the end of the run."""
+
 RECENT = 2_000
 """How many lanes without anything under way are kept at hand, and how many prompts that wait."""
 
@@ -47,8 +51,9 @@ class Actions(Protocol):
     def started(self, key: SessionKey, run: LaneRun, request: RunRequest | None) -> None:
         """A run became active here; with its request where that is at hand."""
 
-    def cancelling(self, key: SessionKey, run: LaneRun) -> None:
-        """The active run was covered by a cancel."""
+    def cancelling(self, key: SessionKey, run: LaneRun) -> bool:
+        """The active run is covered by a cancel, which may be still to be committed. Returns
+        whether its agent, which is told to stop, is at work here."""
 
 
 @dataclass(slots=True)
@@ -80,6 +85,7 @@ class _Mailbox:
     outdated: bool = False
     driver: asyncio.Task[None] | None = None
     called: bool = False
+    arrival: asyncio.Future[None] | None = None
 
 
 @dataclass(slots=True)
@@ -89,6 +95,11 @@ class _Decision:
     transition: Transition
     replies: list[tuple[_Order, object]] = field(default_factory=list)
     refusals: list[tuple[_Order, Exception]] = field(default_factory=list)
+
+    @property
+    def accepts(self) -> bool:
+        """Whether it has a new run, which the store may refuse."""
+        return any(change.request is not None for change in self.transition.runs)
 
     def settle(self) -> None:
         for order, reply in self.replies:
@@ -167,6 +178,8 @@ class Lanes:
     def _put(self, key: SessionKey, order: _Order) -> None:
         mailbox = self._mailbox(key)
         mailbox.orders.append(order)
+        if mailbox.arrival is not None and not mailbox.arrival.done():
+            mailbox.arrival.set_result(None)
         self._drive(key, mailbox)
 
     def _call(self, key: SessionKey) -> None:
@@ -217,9 +230,10 @@ class Lanes:
         for _ in range(MAX_RELOADS):
             lane = mailbox.lane = await self._load(key, mailbox)
             decision = self._decide(lane, orders, mailbox)
+            if _stops(lane, decision.transition.lane) and not decision.accepts:
+                decision = await self._with_its_end(lane, decision, orders, mailbox)
             try:
-                if decision.transition.durable:
-                    await self._store.commit(lane.version, decision.transition)
+                await self._commit(lane, decision)
             except Stale:
                 self._undo(key, lane)
                 mailbox.outdated = True
@@ -231,6 +245,40 @@ class Lanes:
             self._adopt(key, mailbox, lane, decision)
             return
         raise IllegalCommand("the lane does not hold still")
+
+    async def _with_its_end(
+        self, lane: Lane, decision: _Decision, orders: list[_Order], mailbox: _Mailbox
+    ) -> _Decision:
+        """Has the agent stopped that a cancel is about to cover, and waits a moment for its end.
+
+        Whatever becomes of the commit, the run ends as cancelled: its end carries the cancel.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + CANCEL_PATIENCE
+        while (run := _stops(lane, decision.transition.lane)) is not None:
+            left = until - loop.time()
+            put_back = bool(mailbox.orders)
+            if (
+                left <= 0
+                or put_back
+                or decision.accepts
+                or not self._actions.cancelling(lane.key, run)
+            ):
+                break
+            mailbox.arrival = loop.create_future()
+            await asyncio.wait({mailbox.arrival}, timeout=left)
+            mailbox.arrival = None
+            orders += mailbox.orders
+            mailbox.orders.clear()
+            decision = self._decide(lane, orders, mailbox)
+        return decision
+
+    async def _commit(self, lane: Lane, decision: _Decision) -> None:
+        made = decision.transition
+        if made.durable:
+            version = await self._store.commit(lane.version, made)
+            if version != made.lane.version:
+                decision.transition = made.at_version(version)
 
     async def _load(self, key: SessionKey, mailbox: _Mailbox) -> Lane:
         """The lane at hand, or the stored one with the reservations, which are this process's."""
@@ -328,8 +376,17 @@ class Lanes:
             change = next(change for change in made.runs if change.run.run_id == active.run_id)
             request = change.request or self._requests.take(RunKey(key.tenant, active.run_id))
             self._actions.started(key, active, request)
-        elif active.state is RunState.CANCELLING and was.state is RunState.ACTIVE:
+        elif _stops(before, made.lane) is not None:
             self._actions.cancelling(key, active)
+
+
+def _stops(before: Lane, after: Lane) -> LaneRun | None:
+    """The active run, where a cancel covers it that did not before."""
+    was, run = before.active, after.active
+    if was is None or run is None or was.state is not RunState.ACTIVE:
+        return None
+    same = (was.run_id, was.attempt) == (run.run_id, run.attempt)
+    return run if same and run.state is RunState.CANCELLING else None
 
 
 def _accepts_again(before: Transition, after: Transition) -> bool:

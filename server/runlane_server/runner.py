@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import structlog
 
@@ -58,10 +58,11 @@ class LaneAccess(Protocol):
     async def fold(self, key: SessionKey, run: LaneRun, events: int) -> Sequence[LaneRun]:
         """Folds what waits to be folded; raises IllegalCommand if the attempt is fenced off."""
 
-    async def finish(self, key: SessionKey, run: LaneRun, outcome: Outcome, events: int) -> None:
-        """Ends the run; raises IllegalCommand if the attempt is fenced off."""
+    async def finish(self, job: Job, outcome: Outcome, events: int, cancelled: str | None) -> None:
+        """Ends the run, for a cancel of that reason if there is one; raises IllegalCommand if the
+        attempt is fenced off."""
 
-    async def hand_over(self, key: SessionKey, run: LaneRun, outcome: Outcome, events: int) -> None:
+    async def hand_over(self, job: Job, outcome: Outcome, events: int) -> None:
         """Gives up the run, as this node stops; raises IllegalCommand as above."""
 
 
@@ -77,6 +78,11 @@ class Job:
     def run_key(self) -> RunKey:
         """The key of the run."""
         return RunKey(self.key.tenant, self.run.run_id)
+
+    @property
+    def attempt(self) -> tuple[str, int]:
+        """Which attempt it is of which run."""
+        return self.run.run_id, self.run.attempt
 
 
 class Runner:
@@ -103,6 +109,7 @@ class Runner:
         # or took too long.
         self._due: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stopped = False
+        self._cancelled: str | None = None
         self._handing_over = False
         self._timed_out = False
         self._working: asyncio.Task[None] | None = None
@@ -114,8 +121,17 @@ class Runner:
         """Starts the agent; the task returned is its supervisor, which is never to be cancelled."""
         return asyncio.create_task(self._supervise())
 
-    def cancel(self) -> None:
-        """Stops the agent, as a cancel was committed. What it says from now on does not count."""
+    def cancel(self, reason: str) -> None:
+        """Stops the agent for a cancel. What it says from now on does not count.
+
+        The cancel is about to be committed. Should that fail, the end of the run carries it: who
+        was stopped has not completed.
+        """
+        if self._cancelled is None:
+            self._cancelled = reason
+        self._stop()
+
+    def _stop(self) -> None:
         self._outbox.close()
         self._stopped = True
         self._wake()
@@ -124,7 +140,7 @@ class Runner:
         """Stops the agent, as the node stops: the run is given up, unless it is over already."""
         if not self._over:
             self._handing_over = True
-        self.cancel()
+        self._stop()
 
     @property
     def _over(self) -> bool:
@@ -152,7 +168,7 @@ class Runner:
         if self._timed_out:
             error = RunError("RUN_TIMEOUT", f"the run was active for more than {timeout:g} s")
         # Whatever it made of being stopped: what it said since is not stored, so it has not ended.
-        await self._tell(error, self._lane.hand_over if self._handing_over else self._lane.finish)
+        await self._tell(error)
 
     async def _until_due(self, timeout: float | None) -> None:
         """One future for all that may end the agent: `asyncio.wait` costs a multiple of it."""
@@ -179,12 +195,12 @@ class Runner:
             self.stray = work
             work.add_done_callback(_note_stray)
 
-    async def _tell(self, error: RunError | None, report: _ReportEnd) -> None:
+    async def _tell(self, error: RunError | None) -> None:
         """Reports the end: nothing that is under way for this run is left behind it."""
         if self._folding is not None:
             await asyncio.wait({self._folding})
         outcome = self._outcome(error, await self._outbox.take_rest())
-        while not await self._told(report, outcome):
+        while not await self._told(outcome):
             await asyncio.sleep(RETRY_PAUSE)
 
     def _outcome(self, error: RunError | None, tail: tuple[EventBody, ...]) -> Outcome:
@@ -200,14 +216,17 @@ class Runner:
             model=self._report.model or "",
         )
 
-    async def _told(self, report: _ReportEnd, outcome: Outcome) -> bool:
+    async def _told(self, outcome: Outcome) -> bool:
         """Whether the end is written, or is not this node's to write any more.
 
         Where a store did not confirm it, it is written again: if the first try did succeed, the
         attempt is not the active one by now.
         """
         try:
-            await report(self.job.key, self.job.run, outcome, self._outbox.events)
+            if self._handing_over and self._cancelled is None:
+                await self._lane.hand_over(self.job, outcome, self._outbox.events)
+            else:
+                await self._lane.finish(self.job, outcome, self._outbox.events, self._cancelled)
         except IllegalCommand:
             log.warning("run was taken away from this node", attempt=self.job.run.attempt)
         except RunlaneError as error:
@@ -250,14 +269,11 @@ class Runner:
         try:
             folded = await self._lane.fold(self.job.key, self.job.run, self._outbox.events)
         except IllegalCommand:
-            self.cancel()
+            self._stop()
             return ()
         for run in folded:
             self._outbox.note(Folded(run.run_id, self.job.run.run_id))
         return folded
-
-
-_ReportEnd: TypeAlias = Callable[[SessionKey, LaneRun, Outcome, int], Awaitable[None]]
 
 
 class _Turn:

@@ -86,8 +86,8 @@ MUTANTS = (
     ),
     Mutant(
         "two runs are started at once",
-        "edit.start() if lane.startable else None",
-        "edit.start() if lane.waiting else None",
+        "edit.start(host) if lane.startable else None",
+        "edit.start(host) if lane.waiting else None",
         "queued cannot start",
     ),
     Mutant(
@@ -190,8 +190,8 @@ MUTANTS = (
     ),
     Mutant(
         "a lost attempt still ends the run",
-        "if active is None or (active.run_id, active.attempt) != (run_id, attempt):",
-        "if active is None or active.run_id != run_id:",
+        "if active is None or (active.run_id, active.attempt) != (run_id, attempt):\n        raise",
+        "if active is None or active.run_id != run_id:\n        raise",
         "has to be refused",
     ),
     Mutant(

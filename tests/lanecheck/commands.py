@@ -162,7 +162,7 @@ _CALLS: Mapping[Verb, Callable[[ModuleType, Lane, Command], object]] = {
         lane, self.run_id, self.attempt, self.outcome(lane), at=AT, events=streamed(lane)
     ),
     Verb.NODE_LOST: lambda rules, lane, self: rules.node_lost(
-        lane, at=AT, content=spoken(lane), events=streamed(lane)
+        lane, *_of_active(lane), at=AT, content=spoken(lane), events=streamed(lane)
     ),
     Verb.HAND_OVER: lambda rules, lane, self: rules.hand_over(
         lane, self.run_id, self.attempt, self.outcome(lane), at=AT, events=streamed(lane)
@@ -170,6 +170,10 @@ _CALLS: Mapping[Verb, Callable[[ModuleType, Lane, Command], object]] = {
     Verb.FAIL_WAITING: lambda rules, lane, self: rules.fail_waiting(lane, BOOM, at=AT),
     Verb.REMOVE: lambda rules, lane, self: rules.remove(lane),
 }
+
+
+def _of_active(lane: Lane) -> tuple[str, int]:
+    return (lane.active.run_id, lane.active.attempt) if lane.active else ("nobody", 1)
 
 
 def streamed(lane: Lane) -> int:

@@ -44,9 +44,9 @@ MUTANTS = (
         "an agent that is started before the commit",
         Lanes,
         "_carry_out",
-        "                if decision.transition.durable:",
+        "                await self._commit(lane, decision)",
         "                self._adopt(key, mailbox, lane, decision)\n"
-        "                if decision.transition.durable:",
+        "                await self._commit(lane, decision)",
     ),
     Mutant(
         "a lane that is called and does not wake",
@@ -107,9 +107,9 @@ MUTANTS = (
     Mutant(
         "a run that was stopped and counts as completed",
         Runner,
-        "_supervise",
-        "if self._handing_over else",
-        "if self._handing_over and work.cancelled() else",
+        "_told",
+        "if self._handing_over and self._cancelled is None:",
+        "if self._handing_over and self._working and self._working.cancelled():",
     ),
     Mutant(
         "an event that is stored twice",

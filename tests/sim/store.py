@@ -159,6 +159,10 @@ class SimStore:
         return STORE_ID
 
     @property
+    def cluster(self) -> None:
+        """None: it is one node's own."""
+
+    @property
     def position(self) -> Position:
         """The position of the last terminal event that was told."""
         return self._told
@@ -175,11 +179,15 @@ class SimStore:
 
     # Writing
 
-    async def commit(self, base_version: int, transition: Transition) -> None:
+    async def catch_up(self) -> None:
+        """Does nothing: no other node shares the store."""
+
+    async def commit(self, base_version: int, transition: Transition) -> int:
         """Writes a transition of a lane."""
         await self._write(
             lambda: self._disk.data.commit(base_version, transition), transition.lane.key
         )
+        return transition.lane.version
 
     async def append(self, key: RunKey, attempt: int, events: Sequence[RunEvent]) -> None:
         """Adds events to the active run."""

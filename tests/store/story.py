@@ -173,7 +173,14 @@ class Story:
         active = self.lane.active
         assert active is not None
         await self.commit(
-            rules.node_lost(self.lane, at=self.tick(), content=(), events=active.events)
+            rules.node_lost(
+                self.lane,
+                active.run_id,
+                active.attempt,
+                at=self.tick(),
+                content=(),
+                events=active.events,
+            )
         )
 
     async def fail_waiting(self, reason: str) -> None:

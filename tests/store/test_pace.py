@@ -24,10 +24,10 @@ class Clocks:
 def paced(units: int, share: float, commits: int = 100) -> float:
     """The pause after so many commits of so many units, the loop at work for that share of it."""
     clocks = Clocks()
-    pace = Pace(lambda: clocks.now, lambda: clocks.worked)
+    pace = Pace(clock=lambda: clocks.now, worked=lambda: clocks.worked)
     for _ in range(commits):
         clocks.pass_by(SAMPLE / 10, share)
-        pace.committed(units)
+        pace.went(units)
     return pace.pause()
 
 
@@ -55,8 +55,8 @@ def test_in_between_it_waits_a_little() -> None:
 
 def test_it_stops_waiting_when_the_rush_is_over() -> None:
     clocks = Clocks()
-    pace = Pace(lambda: clocks.now, lambda: clocks.worked)
+    pace = Pace(clock=lambda: clocks.now, worked=lambda: clocks.worked)
     for units in (*[50] * 100, *[1] * 40):
         clocks.pass_by(SAMPLE / 10, 1.0)
-        pace.committed(units)
+        pace.went(units)
     assert pace.pause() == 0

@@ -171,10 +171,11 @@ def _check_room(
         )
 
 
-def dispatch(lane: Lane, *, at: Micros) -> Transition:
-    """Starts the first waiting run, if none is active (R7, R8). Replies with it, or with None."""
+def dispatch(lane: Lane, *, at: Micros, host: str = "") -> Transition:
+    """Starts the first waiting run on that node, if none is active (R7, R8). Replies with it, or
+    with None."""
     edit = _Edit(lane, at)
-    return edit.done(reply=edit.start() if lane.startable else None)
+    return edit.done(reply=edit.start(host) if lane.startable else None)
 
 
 # --- Cancel -------------------------------------------------------------------------------------
@@ -223,29 +224,47 @@ def drain_for_step(lane: Lane, run_id: str, attempt: int, *, at: Micros, events:
 
 
 def finish(
-    lane: Lane, run_id: str, attempt: int, outcome: Outcome, *, at: Micros, events: int
+    lane: Lane,
+    run_id: str,
+    attempt: int,
+    outcome: Outcome,
+    *,
+    at: Micros,
+    events: int,
+    cancelled: str | None = None,
 ) -> Transition:
     """Ends the active run and those folded into it; the first waiting one may be dispatched next.
 
     Where a cancel covered it before, it is cancelled whatever the outcome (R19). Replies with its
     RunComplete. Raises IllegalCommand if the attempt is not the active one: it was fenced off.
+    `cancelled` is the reason of the cancel that its agent was stopped for, should that not be
+    written yet.
     """
     active = _the_active(lane, run_id, attempt)
     edit = _Edit(lane._replace(active=active._replace(events=events)), at)
+    if cancelled is not None:
+        edit.cancel_active(cancelled)
     return edit.done(reply=edit.end_turn(outcome))
 
 
 def node_lost(
-    lane: Lane, *, at: Micros, content: tuple[DraftMessage, ...], events: int
+    lane: Lane,
+    run_id: str,
+    attempt: int,
+    *,
+    at: Micros,
+    content: tuple[DraftMessage, ...],
+    events: int,
 ) -> Transition:
-    """The node of the active run is gone: the run is retried or ends INTERRUPTED.
+    """The node of an attempt is gone: the run is retried or ends INTERRUPTED.
 
     `content` and `events` are what the store has of the attempt. A cancel that was answered stays
-    in force. Replies with whether there was an active run.
+    in force. Replies with whether the attempt was still active: another node may have seen to it.
     """
-    if lane.active is None:
+    active = lane.active
+    if active is None or (active.run_id, active.attempt) != (run_id, attempt):
         return Transition(lane, reply=False)
-    return _give_up(lane, lane.active, content, (), at=at, events=events)
+    return _give_up(lane, active, content, (), at=at, events=events)
 
 
 def hand_over(
@@ -391,11 +410,11 @@ class _Edit:
         self.changes[run.run_id] = RunChange(run, request)
         return run
 
-    def start(self) -> LaneRun:
+    def start(self, host: str) -> LaneRun:
         """Makes the first waiting run the active one. Its prompt enters the transcript once."""
         head, self._waiting = self._waiting[0], self._waiting[1:]
         state = next_state(head.state, Happening.START)
-        run = head._replace(state=state, attempt=head.attempt + 1, started_at=self.at)
+        run = head._replace(state=state, attempt=head.attempt + 1, started_at=self.at, host=host)
         if run.turn == 0:
             run = self._open_turn(run)
         run = self._tell(run, Started(run.attempt))
@@ -429,7 +448,7 @@ class _Edit:
     def retry(self) -> None:
         """Puts the active run back to the head, and the runs folded into it right behind it."""
         active = cast("LaneRun", self._active)
-        back = [advance(active, Happening.RETRY)]
+        back = [advance(active, Happening.RETRY)._replace(host="")]
         back += [
             advance(run, Happening.RETRY)._replace(folded_into="", turn=0) for run in self._folded
         ]

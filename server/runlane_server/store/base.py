@@ -125,6 +125,57 @@ class NewSession:
     metadata: Mapping[str, str] = field(default_factory=lambda: NO_LABELS)
 
 
+@dataclass(frozen=True, slots=True)
+class HostedRun:
+    """An attempt of an active run, and the session whose turn it is."""
+
+    session: SessionKey
+    run_id: str
+    attempt: int
+
+
+class Cluster(Protocol):
+    """The nodes that share a store. Times are by the store's own clock; all methods may raise
+    StoreUnavailable."""
+
+    on_wake: Callable[[], None] | None
+    """Is called when another node says that something is to be looked for: runs that wait for a
+    node, or cancels. It may come too often, or not at all: whoever waits for it polls, too."""
+
+    async def join(self, node_id: str, address: str) -> None:
+        """Makes a node known, with the address where the others reach it. It is alive from now."""
+
+    async def beat(self, node_id: str, lease: float) -> bool:
+        """Says that a node is alive; False if it is taken for lost, or has left.
+
+        Takes for lost, for good, whoever has not said so for `lease` seconds.
+        """
+
+    async def leave(self, node_id: str) -> None:
+        """Forgets a node. What it still hosts is lost."""
+
+    async def lost_runs(self, limit: int) -> Sequence[HostedRun]:
+        """Active runs whose node is lost or gone, the longest active first."""
+
+    async def cancelled_runs(self, node_id: str) -> Sequence[HostedRun]:
+        """Active runs of a node that a cancel has covered."""
+
+    async def claim(self, node_id: str, limit: int, hold: float) -> Sequence[SessionKey]:
+        """Lanes with runs that wait and none that is active, the longest waiting first.
+
+        No other node gets them for `hold` seconds: it is not worth its while.
+        """
+
+    async def waiting_runs(self) -> int:
+        """How many runs wait, in all sessions of all tenants."""
+
+    async def hosts(self, keys: Collection[RunKey]) -> Mapping[RunKey, str]:
+        """The addresses of the nodes where those runs are active; without those that are not."""
+
+    def wake(self) -> None:
+        """Wakes the other nodes, soon: one wake-up may stand for many."""
+
+
 class Listener(Protocol):
     """Is told what was committed: in commit order, before the committing call returns."""
 
@@ -153,8 +204,12 @@ class Store(Protocol):
         """8 random bytes that this store was given when it was made; cursors carry them."""
 
     @property
+    def cluster(self) -> Cluster | None:
+        """The nodes that share the store; None if it is one node's own."""
+
+    @property
     def position(self) -> Position:
-        """The position of the last terminal event that is committed."""
+        """The position of the last terminal event that the listener was told of."""
 
     @property
     def compacted(self) -> Position:
@@ -175,12 +230,16 @@ class Store(Protocol):
     ) -> None:
         """Finishes the writes that were begun, and closes the store."""
 
+    async def catch_up(self) -> None:
+        """Has the listener told of all that is committed by now, by whichever node."""
+
     # Writing. A caller that is cancelled only stops waiting; the write goes on.
 
-    async def commit(self, base_version: int, transition: Transition) -> None:
+    async def commit(self, base_version: int, transition: Transition) -> int:
         """Writes a transition of a lane that was at `base_version`; all of it or nothing.
 
-        `transition.lane.version` is the version after it. Raises Stale and RunIdTaken.
+        Returns the version that the lane is at now: that of `transition.lane`, or a later one where
+        a session of that id was removed before; 0 if this one was. Raises Stale and RunIdTaken.
         """
 
     async def append(self, key: RunKey, attempt: int, events: Sequence[RunEvent]) -> None:

@@ -96,6 +96,10 @@ class MemoryStore:
         return self._store_id
 
     @property
+    def cluster(self) -> None:
+        """None: it is one node's own."""
+
+    @property
     def position(self) -> Position:
         """The position of the last terminal event."""
         return self._log.position
@@ -122,9 +126,12 @@ class MemoryStore:
     ) -> None:
         """Does nothing."""
 
+    async def catch_up(self) -> None:
+        """Does nothing: the listener was told of all."""
+
     # Writing
 
-    async def commit(self, base_version: int, transition: Transition) -> None:
+    async def commit(self, base_version: int, transition: Transition) -> int:
         """Writes a transition of a lane. Raises Stale and RunIdTaken."""
         key = transition.lane.key
         self._check(base_version, transition)
@@ -135,6 +142,7 @@ class MemoryStore:
         else:
             self._apply(transition)
         self._tell(key.tenant, transition.completes, transition.events)
+        return transition.lane.version
 
     async def append(self, key: RunKey, attempt: int, events: Sequence[RunEvent]) -> None:
         """Adds events to the active run. Raises Stale."""

@@ -1,9 +1,10 @@
-"""How long a writer waits for company before it commits.
+"""How long a writer or a reader waits for company before it begins.
 
 A commit costs the event loop about the same whether one unit shares it or fifty: hops between
-threads, statements, and what the kernel does for a synced write. While the loop has time to spare
-nobody is kept waiting. When it has none, what comes in is spread over many small commits unless the
-writer holds back a little; the callers, who stand in line for the loop anyway, are served sooner.
+threads, statements, and what the kernel does for a synced write. So it is with a hop of the reader.
+While the loop has time to spare nobody is kept waiting. When it has none, what comes in is spread
+over many small ones unless they hold back a little; the callers, who stand in line for the loop
+anyway, are served sooner.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable
 
 MAX_PAUSE = 0.020
-"""Seconds that a writer waits at the most."""
+"""Seconds that a writer waits at the most, and a reader a quarter of it."""
 
 SAMPLE = 0.05
 """Seconds over which the share of its time is taken that the loop is at work."""
@@ -21,20 +22,23 @@ IDLE, BUSY = 0.40, 0.75
 """Below the one share nobody waits, from the other on it is as long as may be."""
 
 ALONE, MANY = 1.25, 4.0
-"""The same for the units that lately shared a commit: where nobody comes nobody is waited for."""
+"""The same for the units that lately went together: where nobody comes nobody is waited for."""
 
 MEMORY = 8
-"""Over how many commits the number of units is smoothed."""
+"""Over how many times the number of units is smoothed."""
 
 
 class Pace:
-    """Belongs to the writer of one event loop, and is used on its thread only."""
+    """Belongs to the writer, or the reader, of one event loop, and is used on its thread only."""
 
     def __init__(
         self,
+        longest: float = MAX_PAUSE,
+        *,
         clock: Callable[[], float] = time.perf_counter,
         worked: Callable[[], float] = time.thread_time,
     ) -> None:
+        self._longest = longest
         self._clock = clock
         self._work = worked
         self._since = clock()
@@ -43,12 +47,12 @@ class Pace:
         self._company = 1.0
 
     def pause(self) -> float:
-        """Seconds to wait before the next commit; 0 unless that pays."""
+        """Seconds to wait before the next one; 0 unless that pays."""
         company = _between(self._company, ALONE, MANY)
-        return MAX_PAUSE * company * _between(self._share, IDLE, BUSY) if company else 0.0
+        return self._longest * company * _between(self._share, IDLE, BUSY) if company else 0.0
 
-    def committed(self, units: int) -> None:
-        """Learns from a commit that so many units shared."""
+    def went(self, units: int) -> None:
+        """Learns that so many units went together."""
         self._company += (units - self._company) / MEMORY
         now = self._clock()
         if now - self._since >= SAMPLE:

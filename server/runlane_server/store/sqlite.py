@@ -76,6 +76,10 @@ class SqliteStore:
         return self._opened.store_id
 
     @property
+    def cluster(self) -> None:
+        """None: it is one node's own."""
+
+    @property
     def position(self) -> Position:
         """The position of the last terminal event that is committed."""
         return self._writing.position
@@ -113,11 +117,15 @@ class SqliteStore:
         self._open = None
         await self._closing.aclose()
 
+    async def catch_up(self) -> None:
+        """Does nothing: the listener was told of all."""
+
     # Writing
 
-    async def commit(self, base_version: int, transition: Transition) -> None:
+    async def commit(self, base_version: int, transition: Transition) -> int:
         """Writes a transition of a lane. Raises Stale and RunIdTaken."""
         await self._writing.write(commit_unit(base_version, transition, _future()))
+        return transition.lane.version
 
     async def append(self, key: RunKey, attempt: int, events: Sequence[RunEvent]) -> None:
         """Adds events to the active run. Raises Stale."""

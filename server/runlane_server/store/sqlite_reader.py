@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
+from runlane_server.store.pace import MAX_PAUSE, Pace
 from runlane_server.store.sqlite_connection import SqliteConnection
 
 P = ParamSpec("P")
@@ -31,8 +32,9 @@ class SqliteReader:
     """Owns the read connection.
 
     A hop to its thread costs as much as many things looked up by their key. While one is under way
-    the others wait, and go together then. A page, which may be large, has a hop to itself: nobody
-    waits for one but those who came later.
+    the others wait, and go together then; when the event loop has no time to spare it holds back a
+    little. A page, which may be large, has a hop to itself: nobody waits for one but those who came
+    later.
     """
 
     def __init__(self, connection: SqliteConnection) -> None:
@@ -40,6 +42,8 @@ class SqliteReader:
         self._waiting: deque[_Waiting] = deque()
         self._hop: Future[list[Outcome]] | None = None
         self._batch: Sequence[_Waiting] = ()
+        self._pace = Pace(MAX_PAUSE / 4)
+        self._pausing: asyncio.TimerHandle | None = None
 
     async def look_up(
         self,
@@ -61,6 +65,8 @@ class SqliteReader:
 
     async def close(self) -> None:
         """Waits for the reads that were begun."""
+        if self._pausing is not None:
+            self._go()
         while self._hop is not None:
             # `_arrived` has been called when this returns, and may have begun the next one.
             await asyncio.wait([self._hop])
@@ -68,11 +74,22 @@ class SqliteReader:
     async def _read(self, call: Callable[[sqlite3.Connection], T], *, alone: bool) -> T:
         future: Future[T] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(call, future, alone))
-        if self._hop is None:
-            self._go()
+        self._begin()
         return await future
 
+    def _begin(self) -> None:
+        """Begins the next hop, now or when it has more company."""
+        if self._hop is not None or self._pausing is not None:
+            return
+        if pause := self._pace.pause():
+            self._pausing = asyncio.get_running_loop().call_later(pause, self._go)
+        else:
+            self._go()
+
     def _go(self) -> None:
+        if self._pausing is not None:
+            self._pausing.cancel()
+            self._pausing = None
         self._batch = _next_batch(self._waiting)
         self._hop = self._connection.submit(_snapshot, [waiting.call for waiting in self._batch])
         self._hop.add_done_callback(self._arrived)
@@ -81,8 +98,9 @@ class SqliteReader:
         batch, self._batch, self._hop = self._batch, (), None
         error = hop.exception()
         outcomes = [(None, error)] * len(batch) if error is not None else hop.result()
+        self._pace.went(len(batch))
         if self._waiting:
-            self._go()
+            self._begin()
         for waiting, (result, why) in zip(batch, outcomes, strict=True):
             if waiting.future.done():
                 continue

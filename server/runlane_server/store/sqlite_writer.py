@@ -95,7 +95,7 @@ class SqliteWriter:
                         await asyncio.sleep(pause)
                     batch = _next_batch(self._pending)
                     await self._commit(batch)
-                    self._pace.committed(len(batch))
+                    self._pace.went(len(batch))
         except Exception as error:  # noqa: BLE001 - _fail tells everybody who has to know
             self._fail(f"{_name(error)}: {error}", batch)
         except asyncio.CancelledError:
