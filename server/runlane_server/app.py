@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -19,7 +20,9 @@ from runlane_server.agents.loader import AgentSettings, load_agent
 from runlane_server.config import Config
 from runlane_server.coordinator import Coordinator
 from runlane_server.core.errors import RunlaneError, StartError
+from runlane_server.executor import NodeSettings
 from runlane_server.feed import Feed
+from runlane_server.node_address import of_worker, own_listen, reached_at
 from runlane_server.retention import Retention, keepers
 from runlane_server.rpc.endpoint import Endpoint
 from runlane_server.store.base import StoreError
@@ -38,11 +41,20 @@ EXIT_TIMEOUT = 5.0
 """Seconds after which the process ends even if the interpreter hangs at exit (grpc#40989)."""
 
 
-def run(config: Config) -> int:
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """What a process knows that is one of several: its number from 1 on, and how to say that it
+    serves."""
+
+    number: int
+    say_serving: Callable[[], None]
+
+
+def run(config: Config, worker: Worker | None = None) -> int:
     """Serves until a signal comes; returns the exit code. Raises StartError."""
-    logs.configure(config.log_format, config.log_level)
+    logs.configure(config.log_format, config.log_level, worker=worker.number if worker else None)
     with asyncio.Runner(loop_factory=event_loop_factory(config.event_loop)) as runner:
-        return runner.run(_serve_and_leave(config))
+        return runner.run(_serve_and_leave(config, worker))
 
 
 def event_loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -58,8 +70,8 @@ def event_loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | N
     return uvloop.new_event_loop
 
 
-async def _serve_and_leave(config: Config) -> int:
-    code = await serve(config)
+async def _serve_and_leave(config: Config, worker: Worker | None) -> int:
+    code = await serve(config, worker)
     # Everything is closed and written by now.
     watchdog = threading.Timer(EXIT_TIMEOUT, os._exit, (code,))
     watchdog.daemon = True
@@ -67,7 +79,7 @@ async def _serve_and_leave(config: Config) -> int:
     return code
 
 
-async def serve(config: Config) -> int:
+async def serve(config: Config, worker: Worker | None = None) -> int:
     """Serves until SIGTERM or SIGINT, or until the store fails; returns the exit code.
 
     Raises StartError if it cannot start.
@@ -78,24 +90,46 @@ async def serve(config: Config) -> int:
         store = open_store(config.store)
         store.on_failure = orders.store_failed
         await closing.enter_async_context(store)
-        coordinator = Coordinator(store, agent, Feed(store), config.limits)
-        endpoint = Endpoint(coordinator, progress_interval=config.progress_interval)
+        node = NodeSettings(lease=config.node_lease)
+        coordinator = Coordinator(store, agent, Feed(store), config.limits, node=node)
+        endpoint = Endpoint(
+            coordinator,
+            progress_interval=config.progress_interval,
+            shares_port=worker is not None,
+        )
         # Before anything is run: a server that finds its port taken must not touch the work.
-        address = endpoint.bind(config.listen)
+        address, node_address = _bind(endpoint, config, worker)
         orders.listen(closing)
         try:
-            await coordinator.start()
+            await coordinator.start(node_address)
         except RunlaneError as error:
             raise StartError(error.message) from error
         await endpoint.start()
         _settle_down()
         retention = _in_background(*keepers(coordinator, retention_of(config)))
-        _announce(address, config)
+        _announce(address, node_address, config)
+        if worker is None:
+            say_listening(address)
+        else:
+            worker.say_serving()
         await orders.stop.wait()
         for task in retention:
             task.cancel()
         await _go_down(coordinator, endpoint, orders, config.drain_timeout)
     return orders.exit_code
+
+
+def _bind(endpoint: Endpoint, config: Config, worker: Worker | None) -> tuple[str, str]:
+    """Takes the address to listen on; returns it, and the one where the other nodes reach this one.
+
+    What workers listen on together leads to any of them, so each has a port of its own, too.
+    """
+    address = endpoint.bind(config.listen)
+    if worker is None:
+        return address, reached_at(address, config.node_address)
+    given = of_worker(config.node_address, worker.number)
+    own = endpoint.bind(own_listen(config.listen, given), alone=True)
+    return address, reached_at(own, given)
 
 
 def agent_settings(config: Config) -> AgentSettings:
@@ -199,9 +233,13 @@ def _log_failure(task: asyncio.Task[None]) -> None:
         log.error("background work failed", exc_info=failure)
 
 
-def _announce(address: str, config: Config) -> None:
+def _announce(address: str, node_address: str, config: Config) -> None:
     # Only the kinds: what follows may hold a password or a whole command line.
     store, agent = (setting.partition(":")[0] for setting in (config.store, config.agent))
-    log.info("serving", address=address, store=store, agent=agent)
+    log.info("serving", address=address, node_address=node_address, store=store, agent=agent)
+
+
+def say_listening(address: str) -> None:
+    """Says on stdout that clients are served from now on."""
     sys.stdout.write(f"runlane-server listening on {address}\n")
     sys.stdout.flush()

@@ -15,7 +15,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import click
 from click.core import ParameterSource
 
-from runlane_server import maintenance
+from runlane_server import maintenance, workers
 from runlane_server.app import run
 from runlane_server.config import Config, options, store_options
 from runlane_server.core.errors import StartError
@@ -39,7 +39,8 @@ def command(context: click.Context, /, **settings: Any) -> int:
     commands look after the database of a server, also while it serves; each has options of its own.
     """
     if context.invoked_subcommand is None:
-        return run(Config.of(**settings))
+        config = Config.of(**settings)
+        return run(config) if config.workers == 1 else workers.run(config)
     _refuse_flags(context, context.invoked_subcommand)
     return 0
 

@@ -37,6 +37,8 @@ class Config:
     """How a server is set. Times are in seconds; a retention of 0 keeps things for ever."""
 
     listen: str = "127.0.0.1:50051"
+    workers: int = 1
+    node_address: str | None = None
     store: str = "sqlite:///runlane.db"
     agent: str = "echo"
     chat_instructions: str = ""
@@ -46,6 +48,7 @@ class Config:
     event_retention: float = 7 * 86400.0
     event_retention_bytes: int = 1 << 30
     session_retention: float = 0.0
+    node_lease: float = 10.0
     event_loop: str = "asyncio"
     log_format: str = "auto"
     log_level: str = "info"
@@ -85,16 +88,21 @@ class Duration(click.ParamType[float]):
 
 
 class Address(click.ParamType[str]):
-    """Where to listen."""
+    """Where to listen; without `unix` it is in a network."""
 
     name = "address"
+
+    def __init__(self, *, unix: bool = True) -> None:
+        self._unix = unix
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The address as it was given."""
         try:
-            split_address(str(value))
+            _, port = split_address(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
+        if port is None and not self._unix:
+            self.fail(f"{str(value)!r} is not of the form HOST:PORT", param, ctx)
         return str(value)
 
 
@@ -147,6 +155,21 @@ _OPTIONS = (
         default=_DEFAULT.listen,
         metavar="ADDRESS",
         help="HOST:PORT, or unix:PATH. Port 0 takes a free one and prints it.",
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        default=_DEFAULT.workers,
+        help="How many processes serve, each a node. More than 1 need a store they can share.",
+    ),
+    click.option(
+        "--node-address",
+        type=Address(unix=False),
+        default=_DEFAULT.node_address,
+        metavar="HOST:PORT",
+        help="Where the other nodes of a shared store reach this one; port 0 is the one it listens "
+        "on. With workers it is the first one's, and each has the next port.",
+        show_default="where it listens; a free port for each worker",
     ),
     _STORE,
     click.option(
@@ -232,6 +255,12 @@ _OPTIONS = (
         type=Duration(),
         default=_DEFAULT.session_retention,
         help="How long an idle session is kept after the last write to it. 0: for ever.",
+    ),
+    click.option(
+        "--node-lease",
+        type=Duration(zero=False),
+        default=_DEFAULT.node_lease,
+        help="After how long a silence the others take a node for lost; its agents stop before.",
     ),
     click.option(
         "--event-loop",

@@ -49,10 +49,11 @@ from runlane_server.core.model import (
     WhenBusy,
 )
 from runlane_server.core.transition import Lane, Receipt, Transition, describe
-from runlane_server.executor import Executor, never_back
+from runlane_server.executor import Executor, NodeSettings, never_back
 from runlane_server.feed import Feed
-from runlane_server.lanes import Command
 from runlane_server.limits import Limits
+from runlane_server.mailbox import Command
+from runlane_server.membership import Membership
 from runlane_server.store.base import (
     EventFilter,
     IdleSession,
@@ -87,6 +88,7 @@ class Coordinator:
         feed: Feed,
         limits: Limits | None = None,
         *,
+        node: NodeSettings | None = None,
         now: Callable[[], Micros] = lambda: time.time_ns() // 1000,
         new_id: Callable[[], str] = lambda: str(uuid7()),
     ) -> None:
@@ -96,7 +98,7 @@ class Coordinator:
         self._new_id = new_id
         self._tokens = itertools.count(1)
         self._now = never_back(now)
-        self._executor = Executor(store, agent, self.limits, self._now)
+        self._executor = Executor(store, agent, self.limits, self._now, node)
         self._lanes = self._executor.lanes
 
     # --- Life ---------------------------------------------------------------------------------
@@ -106,9 +108,17 @@ class Coordinator:
         """Whether the agent is ready to run."""
         return self._executor.ready
 
-    async def start(self) -> None:
-        """Takes up what the store holds, then begins to run it as soon as the agent is ready."""
-        await self._executor.start()
+    @property
+    def membership(self) -> Membership | None:
+        """This node among those that share the store; None if the store is its own."""
+        return self._executor.membership
+
+    async def start(self, address: str = "") -> None:
+        """Takes up what the store holds, then begins to run it as soon as the agent is ready.
+
+        `address` is where other nodes reach this one, if the store is shared.
+        """
+        await self._executor.start(address)
 
     def refuse(self) -> None:
         """Takes no new run and starts none from now on; what waits is left for the next start."""

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import structlog
+from uuid6 import uuid7
 
 from runlane_server.agents.base import Agent
 from runlane_server.core import lane as rules
+from runlane_server.core.errors import StoreUnavailable
 from runlane_server.core.model import (
     Micros,
     RunComplete,
@@ -24,10 +27,12 @@ from runlane_server.core.model import (
     SessionKey,
     WhenBusy,
 )
-from runlane_server.core.transition import LaneRun, Outcome
+from runlane_server.core.transition import Lane, LaneRun, Outcome, Transition
 from runlane_server.core.turn import draft_of
 from runlane_server.lanes import Lanes
-from runlane_server.limits import Limits
+from runlane_server.limits import RETRY_PAUSE, Limits
+from runlane_server.membership import Membership
+from runlane_server.patience import patiently
 from runlane_server.runner import Job, Runner
 from runlane_server.store.base import HostedRun, Store
 
@@ -46,13 +51,30 @@ EVENTS_PAGE = 1000
 EVENTS_BYTES = 8 << 20
 
 
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """What this node is to the others, where the store is shared: after how many seconds of silence
+    they take it for lost, and what it calls itself."""
+
+    lease: float = 10.0
+    new_id: Callable[[], str] = field(default=lambda: str(uuid7()))
+
+
 class Executor:
     """Runs what the lanes activate. One per node."""
 
     def __init__(
-        self, store: Store, agent: Agent, limits: Limits, now: Callable[[], Micros]
+        self,
+        store: Store,
+        agent: Agent,
+        limits: Limits,
+        now: Callable[[], Micros],
+        node: NodeSettings | None = None,
     ) -> None:
-        self.lanes = Lanes(store, self, max_active=limits.max_active_runs, now=now)
+        self.membership = _membership(store, self, node or NodeSettings())
+        self.lanes = Lanes(
+            store, self, max_active=limits.max_active_runs, now=now, host=self.membership
+        )
         self.ready = False
         self.refusing = False
         self._store = store
@@ -66,8 +88,20 @@ class Executor:
 
     # --- Life ---------------------------------------------------------------------------------
 
-    async def start(self) -> None:
-        """Takes up what the store holds, then begins to run it as soon as the agent is ready."""
+    async def start(self, address: str) -> None:
+        """Takes up what the store holds, then begins to run it as soon as the agent is ready.
+
+        `address` is where other nodes reach this one.
+        """
+        if self.membership is None:
+            await self._take_up()
+        else:
+            await self.membership.start(address)
+        if self._limits.max_active_runs > 0:
+            self._getting_ready = asyncio.create_task(self._get_ready())
+
+    async def _take_up(self) -> None:
+        """No other node has a part in the store: what is active in it is of one that is gone."""
         busy = await self._store.busy_sessions()
         for session in busy:
             self.lanes.take_up(session)
@@ -75,8 +109,6 @@ class Executor:
         await _in_batches(self._recover(key) for key in lost)
         if busy:
             log.info("took up unfinished work", sessions=len(busy), active=len(lost))
-        if self._limits.max_active_runs > 0:
-            self._getting_ready = asyncio.create_task(self._get_ready())
 
     def refuse(self) -> None:
         """Takes no new run and starts none from now on; what waits is left for the next start."""
@@ -116,6 +148,8 @@ class Executor:
             for stray in strays:
                 stray.cancel()
             await asyncio.wait(strays, timeout=STRAY_GRACE)
+        if self.membership is not None:
+            await self.membership.stop()
         await self._agent.close()
 
     # --- What the lanes ask for ---------------------------------------------------------------
@@ -139,12 +173,50 @@ class Executor:
         """Stops the agent of a run that a cancel covers; returns whether it is at work here."""
         runner = self._runners.get(key)
         if runner is None or runner.job.attempt != (run.run_id, run.attempt):
+            self._wake_others()
             return False
         runner.cancel(run.cancel_reason)
         return True
 
+    def left_waiting(self) -> None:
+        """Another node may have a slot for a lane that has a run to start."""
+        self._wake_others()
+
+    def _wake_others(self) -> None:
+        if self.membership is not None:
+            self.membership.wake_others()
+
+    # --- What other nodes have to do with -----------------------------------------------------
+
+    @property
+    def free_slots(self) -> int:
+        """How many more lanes could have an active run here."""
+        return self.lanes.slots.free
+
+    def line_up(self, key: SessionKey) -> None:
+        """A lane waits for a node, and this one is to serve it."""
+        self.lanes.look_at(key)
+
+    def cancelled_elsewhere(self, run: HostedRun) -> None:
+        """Stops the agent of a run for a cancel that another node committed."""
+        runner = self._runners.get(run.session)
+        if runner is not None and runner.job.attempt == (run.run_id, run.attempt):
+            runner.cancel("")
+
+    def give_up(self) -> None:
+        """Stops all agents: their runs are, or will be, another node's."""
+        for runner in list(self._runners.values()):
+            runner.hand_over()
+
+    def count_waiting(self, runs: int) -> None:
+        """So many runs wait in the whole store."""
+        self.lanes.waiting_runs = runs
+
     def _ended(self, runner: Runner, supervisor: asyncio.Task[None]) -> None:
         self._supervisors.discard(supervisor)
+        if self.membership is not None:
+            # Its slot may be free now.
+            self.membership.look()
         # The lane may have started its next run before the supervisor of this one returned.
         if self._runners.get(runner.job.key) is runner:
             del self._runners[runner.job.key]
@@ -158,18 +230,33 @@ class Executor:
 
     def may_fold(self, key: SessionKey) -> bool:
         """Whether a run waits to be folded in, as far as this node knows."""
+        if self.membership is not None:
+            return True  # who knows what was accepted elsewhere
         lane = self.lanes.peek(key)
         return lane is None or any(run.when_busy is WhenBusy.FOLD for run in lane.waiting)
 
-    async def fold(self, key: SessionKey, run: LaneRun, events: int) -> Sequence[LaneRun]:
-        """Folds what waits to be folded into the turn of that run."""
-        folded: Sequence[LaneRun] = await self.lanes.post(
-            key,
-            lambda lane, at: rules.drain_for_step(
-                lane, run.run_id, run.attempt, at=at, events=events
-            ),
-        )
-        return folded
+    async def fold(self, job: Job, events: int, taken: Container[str]) -> Sequence[LaneRun]:
+        """Folds what waits to be folded into the turn of that run.
+
+        Where the store did not confirm it, the lane tells what was folded and is not `taken` yet.
+        """
+        while True:
+            try:
+                folded: Sequence[LaneRun] = await self.lanes.post(
+                    job.key,
+                    lambda lane, at: rules.drain_for_step(lane, *job.attempt, at=at, events=events),
+                )
+            except StoreUnavailable:
+                if self._store.failed is not None:
+                    raise
+            else:
+                return folded
+            await asyncio.sleep(RETRY_PAUSE)
+            lane = await patiently(self._store, lambda: self._store.load_lane(job.key))
+            missed = [run for run in lane.folded if run.run_id not in taken]
+            active = lane.active
+            if missed and active and (active.run_id, active.attempt) == job.attempt:
+                return missed
 
     async def finish(self, job: Job, outcome: Outcome, events: int, cancelled: str | None) -> None:
         """Ends a run."""
@@ -244,9 +331,22 @@ class Executor:
     async def _fail_waiting(self, error: RunError) -> None:
         keys = self.lanes.slots.line
         await _in_batches(
-            self.lanes.post(key, lambda lane, at: rules.fail_waiting(lane, error, at=at))
+            self.lanes.post(key, lambda lane, at: _fail_what_waits_here(lane, error, at))
             for key in keys
         )
+
+
+def _membership(store: Store, executor: Executor, node: NodeSettings) -> Membership | None:
+    if store.cluster is None:
+        return None
+    return Membership(store.cluster, executor, lease=node.lease, new_id=node.new_id)
+
+
+def _fail_what_waits_here(lane: Lane, error: RunError, at: Micros) -> Transition:
+    """Where another node got ready before this one, and serves the lane, nothing has to fail."""
+    if not lane.startable:
+        return Transition(lane)
+    return rules.fail_waiting(lane, error, at=at)
 
 
 async def _in_batches(work: Iterable[Awaitable[object]]) -> None:

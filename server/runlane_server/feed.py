@@ -21,6 +21,7 @@ from runlane_server.core.errors import (
 )
 from runlane_server.core.model import RunComplete, RunEvent, RunKey
 from runlane_server.store.base import EventFilter, LoggedComplete, LogPage, Position, Store
+from runlane_server.topics import topics_of_event, topics_of_filter
 from runlane_server.wakeup import Wakeup
 
 TAIL_EVENTS = 8192
@@ -31,8 +32,6 @@ TAIL_BYTES = 32 << 20
 
 PAGE_EVENTS = 256
 PAGE_BYTES = 2 << 20
-
-_EVERYTHING: Hashable = None
 
 Entry = TypeVar("Entry")
 
@@ -53,6 +52,10 @@ class Tail(Generic[Entry]):
     def covers(self, after: int) -> bool:
         """Whether it has all entries after that place."""
         return self.start is not None and after >= self.start
+
+    def continues_at(self, place: int) -> bool:
+        """Whether the entry at that place is the next one: nothing is missing in between."""
+        return self.start is None or place == (self._places[-1] if self._places else self.start) + 1
 
     def read(self, after: int, limit: int) -> Sequence[Entry]:
         """The first entries after a place that it covers."""
@@ -83,24 +86,27 @@ class _Woken(Protocol):
 
 
 class Feed:
-    """Tells subscribers what was committed. It is the store's listener."""
+    """Tells subscribers what was committed. It is the listener of a store that is open."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._closed = False
-        self._position: Position | None = None
+        self.told = store.position
+        """The position of the last event that was published here."""
         self._tail: Tail[LoggedComplete] = Tail()
         # Dictionaries as ordered sets: who came first is woken first.
         self._subscribers: defaultdict[Hashable, dict[_Woken, None]] = defaultdict(dict)
         self._shared: tuple[str, Position, LogPage] | None = None
         self._run_tails: dict[RunKey, Tail[RunEvent]] = {}
+        # Followed runs that have ended, or may have: the tail lacks what another node wrote.
+        self._ended: set[RunKey] = set()
         self._followers: defaultdict[RunKey, dict[_Woken, None]] = defaultdict(dict)
         store.listener = self
 
     @property
     def position(self) -> Position:
-        """The position of the last event that was published here."""
-        return self._store.position if self._position is None else self._position
+        """From where on everything is still to come, and kept: where to begin now."""
+        return max(self.told, self._store.compacted)
 
     @property
     def subscriptions(self) -> int:
@@ -133,18 +139,24 @@ class Feed:
         self._closed = True
         for subscribers in (*self._subscribers.values(), *self._followers.values()):
             for subscriber in subscribers:
-                subscriber.wake(self.position + 1)
+                subscriber.wake(self.told + 1)
 
     # The store's listener
 
     def completed(self, events: Sequence[LoggedComplete]) -> None:
-        """Publishes terminal events."""
+        """Publishes terminal events; none, where the store went on over some that were removed."""
         first: dict[Hashable, Position] = {}
+        begin = events[0].position if events else self._store.position + 1
+        if begin > self.told + 1:
+            self._notice_hole(self.told)
+        self.told = begin - 1
         for event in events:
-            self._position = event.position
+            self.told = event.position
             self._tail.add(event.position, event, len(event.complete.text))
-            for topic in _topics(event):
+            for topic in topics_of_event(event):
                 first.setdefault(topic, event.position)
+            if self._followers:
+                self._end_run(RunKey(event.tenant, event.complete.run_id))
         self._shared = None
         for topic, position in first.items():
             for subscriber in self._subscribers.get(topic, ()):
@@ -155,11 +167,32 @@ class Feed:
         followers = self._followers.get(key)
         if not followers:
             return
-        tail = self._run_tails.setdefault(key, Tail())
+        tail = self._run_tails.get(key)
+        if tail is None or not tail.continues_at(events[0].index):
+            # What is in between was written by another node, or without an answer.
+            tail = self._run_tails[key] = Tail()
         for event in events:
             tail.add(event.index, event, _size(event))
         for follower in followers:
             follower.wake(events[0].index)
+
+    def _notice_hole(self, after: Position) -> None:
+        """Events after that position were removed before they came here. Who has not seen them has
+        to be told, and any run may have ended, so everybody looks into the store."""
+        self._tail = Tail()
+        for subscribers in self._subscribers.values():
+            for subscriber in subscribers:
+                subscriber.wake(after + 1)
+        for key in self._followers:
+            self._end_run(key)
+
+    def _end_run(self, key: RunKey) -> None:
+        """A run has ended, on whichever node; its events may not come here."""
+        followers = self._followers.get(key)
+        if followers:
+            self._ended.add(key)
+            for follower in followers:
+                follower.wake(0)
 
     # For subscriptions
 
@@ -208,7 +241,9 @@ class Feed:
     async def _read_run(self, key: RunKey, after: int) -> Sequence[RunEvent]:
         tail = self._run_tails.get(key)
         if tail is not None and tail.covers(after):
-            return tail.read(after, PAGE_EVENTS)
+            events = tail.read(after, PAGE_EVENTS)
+            if events or key not in self._ended:
+                return events
         return await self._store.run_events(
             key, after=after, limit=PAGE_EVENTS, max_bytes=PAGE_BYTES
         )
@@ -233,6 +268,7 @@ class Feed:
         _discard(self._followers, key, follower)
         if key not in self._followers:
             self._run_tails.pop(key, None)
+            self._ended.discard(key)
 
 
 class Subscription:
@@ -243,17 +279,17 @@ class Subscription:
         self._tenant = tenant
         self._wanted = wanted
         # Set while everything up to the feed's position was looked at: until it is woken, no event
-        # concerns this subscription, and its position is the feed's.
+        # concerns this subscription, and it was told what the feed was.
         self._parked = False
         self._after = after
-        self._topics = _topics_of(tenant, wanted)
+        self._topics = topics_of_filter(tenant, wanted)
         self._wakeup = Wakeup()
         feed._enter(self._topics, self)  # noqa: SLF001 - the two halves of one mechanism
 
     @property
     def position(self) -> Position:
         """All that is wanted up to here was returned."""
-        return max(self._after, self._feed.position) if self._parked else self._after
+        return max(self._after, self._feed.told) if self._parked else self._after
 
     async def next(self, timeout: float) -> LogPage:
         """The next events, or none of them after `timeout` seconds; `scanned` is how far it is.
@@ -274,14 +310,14 @@ class Subscription:
     def wake(self, place: int) -> None:
         """An event at `place` concerns this subscription, or the feed was closed."""
         if not self._parked:
-            # It looks at the feed's position before it waits.
+            # It looks at what the feed was told before it waits.
             return
         self._after = max(self._after, place - 1)
         self._parked = False
         self._wakeup.wake()
 
     def _knows_all(self) -> bool:
-        return self._parked or self._after >= self._feed.position
+        return self._parked or self._after >= self._feed.told
 
     async def _look(self, until: float) -> LogPage:
         """Reads one page; parks and waits where there is none."""
@@ -341,26 +377,6 @@ class RunFollower:
     def wake(self, place: int) -> None:
         """There are new events, or the feed was closed."""
         self._wakeup.set()
-
-
-def _topics(event: LoggedComplete) -> tuple[Hashable, ...]:
-    """Under which topics an event is published."""
-    complete = event.complete
-    return (
-        (event.tenant, _EVERYTHING),
-        (event.tenant, "session", complete.session_id),
-        (event.tenant, "run", complete.run_id),
-    )
-
-
-def _topics_of(tenant: str, wanted: EventFilter) -> tuple[Hashable, ...]:
-    """Which topics a filter needs."""
-    if wanted.everything:
-        return ((tenant, _EVERYTHING),)
-    return (
-        *((tenant, "session", session_id) for session_id in wanted.session_ids),
-        *((tenant, "run", run_id) for run_id in wanted.run_ids),
-    )
 
 
 Topic = TypeVar("Topic", bound=Hashable)

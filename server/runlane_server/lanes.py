@@ -8,10 +8,9 @@ go away; the command does not.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
 
 import structlog
 
@@ -20,14 +19,12 @@ from runlane_server.core.errors import IllegalCommand, RunlaneError
 from runlane_server.core.model import Micros, RunKey, RunRequest, RunState, SessionKey
 from runlane_server.core.transition import Lane, LaneRun, Transition
 from runlane_server.limits import RETRY_PAUSE
+from runlane_server.mailbox import Command, Decision, Mailbox, Order, accepts_again, stops
 from runlane_server.recent import Recent
 from runlane_server.slots import Slots
 from runlane_server.store.base import BusySession, RunIdTaken, Stale, Store
 
 log = structlog.get_logger()
-
-Command: TypeAlias = Callable[[Lane, Micros], Transition]
-"""A command of `core.lane`, waiting for the lane and the time."""
 
 MAX_RELOADS = 100
 """How often a batch is decided anew when others keep changing the lane, before it is given up."""
@@ -55,57 +52,28 @@ class Actions(Protocol):
         """The active run is covered by a cancel, which may be still to be committed. Returns
         whether its agent, which is told to stop, is at work here."""
 
-
-@dataclass(slots=True)
-class _Order:
-    """A command in a mailbox, who waits for its reply, and what is done where it is refused."""
-
-    command: Command
-    reply: asyncio.Future[Any] | None
-    otherwise: Command | None = None
-
-    def answer(self, reply: object) -> None:
-        if self.reply is not None and not self.reply.done():
-            self.reply.set_result(reply)
-
-    def refuse(self, error: BaseException) -> None:
-        if self.reply is not None and not self.reply.done():
-            self.reply.set_exception(error)
+    def left_waiting(self) -> None:
+        """A lane has a run to start, and this node has no slot for it."""
 
 
-@dataclass(slots=True)
-class _Mailbox:
-    """The commands for one lane, and the lane as it was last committed (None: not loaded).
-
-    `outdated`: what is stored may differ from `lane`, which has only its reservations to give.
-    """
-
-    orders: deque[_Order] = field(default_factory=deque)
-    lane: Lane | None = None
-    outdated: bool = False
-    driver: asyncio.Task[None] | None = None
-    called: bool = False
-    arrival: asyncio.Future[None] | None = None
-
-
-@dataclass(slots=True)
-class _Decision:
-    """What a batch amounts to: one transition, and an answer to each order."""
-
-    transition: Transition
-    replies: list[tuple[_Order, object]] = field(default_factory=list)
-    refusals: list[tuple[_Order, Exception]] = field(default_factory=list)
+class Host(Protocol):
+    """Which node this is, among those that share the store."""
 
     @property
-    def accepts(self) -> bool:
-        """Whether it has a new run, which the store may refuse."""
-        return any(change.request is not None for change in self.transition.runs)
+    def node_id(self) -> str:
+        """What it is called; empty if the store is its own."""
 
-    def settle(self) -> None:
-        for order, reply in self.replies:
-            order.answer(reply)
-        for order, error in self.refusals:
-            order.refuse(error)
+    @property
+    def alive(self) -> bool:
+        """Whether it may start runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """The only node of its store."""
+
+    node_id: str = ""
+    alive: bool = True
 
 
 class Lanes:
@@ -118,11 +86,14 @@ class Lanes:
         *,
         max_active: int,
         now: Callable[[], Micros],
+        host: Host | None = None,
     ) -> None:
+        self._shared = host is not None
+        self._host: Host = host or Alone()
         self._store = store
         self._actions = actions
         self._now = now
-        self._mailboxes: dict[SessionKey, _Mailbox] = {}
+        self._mailboxes: dict[SessionKey, Mailbox] = {}
         self._recent: Recent[SessionKey, Lane] = Recent(RECENT)
         self._requests: Recent[RunKey, RunRequest] = Recent(RECENT)
         self.slots = Slots(max_active, self._call)
@@ -137,8 +108,11 @@ class Lanes:
         """Whether a lane is known to have work, or a command on its way to it."""
         mailbox = self._mailboxes.get(key)
         if mailbox is None:
-            return self.slots.lined_up(key)
-        return bool(mailbox.driver) or (mailbox.lane is not None and mailbox.lane.busy)
+            return self.slots.lined_up(key) and not self._shared
+        lane = mailbox.lane
+        if self._shared and lane is not None and not (self._active_here(lane) or lane.reservations):
+            return bool(mailbox.driver)  # what it was when another node changed it last
+        return bool(mailbox.driver) or (lane is not None and lane.busy)
 
     def peek(self, key: SessionKey) -> Lane | None:
         """The lane as it was last committed, if it is at hand."""
@@ -155,12 +129,20 @@ class Lanes:
         in between.
         """
         reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._put(key, _Order(command, reply, otherwise))
+        self._put(key, Order(command, reply, otherwise))
         return reply
 
     def send(self, key: SessionKey, command: Command) -> None:
         """Puts a command into a lane's mailbox whose reply nobody waits for."""
-        self._put(key, _Order(command, None))
+        self._put(key, Order(command, None))
+
+    def look_at(self, key: SessionKey) -> None:
+        """Has a lane line up that another node may have changed."""
+        mailbox = self._mailboxes.get(key)
+        if mailbox is not None and mailbox.lane is not None and not self._active_here(mailbox.lane):
+            mailbox.outdated = True
+        self._recent.take(key)
+        self.slots.line_up(key)
 
     def take_up(self, session: BusySession) -> None:
         """Takes up a lane that was found in the store: one with waiting runs gets its turn."""
@@ -175,7 +157,7 @@ class Lanes:
 
     # The mailbox
 
-    def _put(self, key: SessionKey, order: _Order) -> None:
+    def _put(self, key: SessionKey, order: Order) -> None:
         mailbox = self._mailbox(key)
         mailbox.orders.append(order)
         if mailbox.arrival is not None and not mailbox.arrival.done():
@@ -188,17 +170,17 @@ class Lanes:
         mailbox.called = True
         self._drive(key, mailbox)
 
-    def _mailbox(self, key: SessionKey) -> _Mailbox:
+    def _mailbox(self, key: SessionKey) -> Mailbox:
         mailbox = self._mailboxes.get(key)
         if mailbox is None:
-            mailbox = self._mailboxes[key] = _Mailbox()
+            mailbox = self._mailboxes[key] = Mailbox()
         return mailbox
 
-    def _drive(self, key: SessionKey, mailbox: _Mailbox) -> None:
+    def _drive(self, key: SessionKey, mailbox: Mailbox) -> None:
         if mailbox.driver is None:
             mailbox.driver = asyncio.create_task(self._work_off(key, mailbox))
 
-    async def _work_off(self, key: SessionKey, mailbox: _Mailbox) -> None:
+    async def _work_off(self, key: SessionKey, mailbox: Mailbox) -> None:
         while mailbox.orders or mailbox.called:
             mailbox.called = False
             orders = list(mailbox.orders)
@@ -208,30 +190,39 @@ class Lanes:
             except Exception as error:
                 if not isinstance(error, RunlaneError):
                     log.exception("a batch of commands failed", session_id=key.session_id)
-                if mailbox.lane is None or mailbox.lane.active is None:
+                if mailbox.lane is None or not self._active_here(mailbox.lane):
                     self.slots.give_back(key)
                 mailbox.outdated = True
                 for order in orders:
                     order.refuse(error)
                 self._look_again(key)
         mailbox.driver = None
-        if mailbox.lane is None or not (mailbox.lane.active or mailbox.lane.reservations):
+        lane = mailbox.lane
+        if lane is None or not (self._active_here(lane) or lane.reservations):
             del self._mailboxes[key]
-            if mailbox.lane is not None and mailbox.lane.exists and not mailbox.outdated:
-                self._recent.put(key, mailbox.lane)
+            if lane is not None and lane.exists and not mailbox.outdated:
+                self._recent.put(key, lane)
+
+    def _active_here(self, lane: Lane) -> bool:
+        return lane.active is not None and lane.active.host == self._host.node_id
 
     def _look_again(self, key: SessionKey) -> None:
         """A lane that could not be read or written may have runs that wait for their turn."""
         if self._store.failed is None:
             asyncio.get_running_loop().call_later(RETRY_PAUSE, self.slots.line_up, key)
 
-    async def _carry_out(self, key: SessionKey, mailbox: _Mailbox, orders: list[_Order]) -> None:
+    async def _carry_out(self, key: SessionKey, mailbox: Mailbox, orders: list[Order]) -> None:
         """Decides a batch and commits it, anew for as long as others change the lane meanwhile."""
         for _ in range(MAX_RELOADS):
-            lane = mailbox.lane = await self._load(key, mailbox)
+            at_hand = await self._load(key, mailbox)
+            lane = cast("Lane", mailbox.lane)
             decision = self._decide(lane, orders, mailbox)
-            if _stops(lane, decision.transition.lane) and not decision.accepts:
+            if stops(lane, decision.transition.lane) and not decision.accepts:
                 decision = await self._with_its_end(lane, decision, orders, mailbox)
+            if self._shared and at_hand and decision.rests_on_reading:
+                # No commit tells whether another node has changed the lane meanwhile.
+                mailbox.outdated = True
+                continue
             try:
                 await self._commit(lane, decision)
             except Stale:
@@ -247,15 +238,15 @@ class Lanes:
         raise IllegalCommand("the lane does not hold still")
 
     async def _with_its_end(
-        self, lane: Lane, decision: _Decision, orders: list[_Order], mailbox: _Mailbox
-    ) -> _Decision:
+        self, lane: Lane, decision: Decision, orders: list[Order], mailbox: Mailbox
+    ) -> Decision:
         """Has the agent stopped that a cancel is about to cover, and waits a moment for its end.
 
         Whatever becomes of the commit, the run ends as cancelled: its end carries the cancel.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + CANCEL_PATIENCE
-        while (run := _stops(lane, decision.transition.lane)) is not None:
+        while (run := stops(lane, decision.transition.lane)) is not None:
             left = until - loop.time()
             put_back = bool(mailbox.orders)
             if (
@@ -273,32 +264,34 @@ class Lanes:
             decision = self._decide(lane, orders, mailbox)
         return decision
 
-    async def _commit(self, lane: Lane, decision: _Decision) -> None:
+    async def _commit(self, lane: Lane, decision: Decision) -> None:
         made = decision.transition
         if made.durable:
             version = await self._store.commit(lane.version, made)
             if version != made.lane.version:
                 decision.transition = made.at_version(version)
 
-    async def _load(self, key: SessionKey, mailbox: _Mailbox) -> Lane:
-        """The lane at hand, or the stored one with the reservations, which are this process's."""
+    async def _load(self, key: SessionKey, mailbox: Mailbox) -> bool:
+        """Provides the lane; returns whether it was at hand, and not read just now. It keeps its
+        reservations, which are this process's."""
         if mailbox.lane is None:
             mailbox.lane = self._recent.take(key)
         if mailbox.lane is not None and not mailbox.outdated:
-            return mailbox.lane
+            return True
         stored = await self._store.load_lane(key)
         mailbox.outdated = False
         held = mailbox.lane.reservations if mailbox.lane is not None else ()
-        return stored._replace(reservations=held)
+        mailbox.lane = stored._replace(reservations=held)
+        return False
 
     async def _one_by_one(
-        self, key: SessionKey, mailbox: _Mailbox, orders: list[_Order], taken: RunIdTaken
+        self, key: SessionKey, mailbox: Mailbox, orders: list[Order], taken: RunIdTaken
     ) -> None:
         """Finds out which order brought the run id that is taken; the others are carried out."""
         if len(orders) <= 1:
             for order in orders:
                 if order.otherwise is not None:
-                    await self._carry_out(key, mailbox, [_Order(order.otherwise, None)])
+                    await self._carry_out(key, mailbox, [Order(order.otherwise, None)])
                 order.refuse(taken)
             return
         for order in orders:
@@ -306,10 +299,10 @@ class Lanes:
 
     # Deciding
 
-    def _decide(self, lane: Lane, orders: list[_Order], mailbox: _Mailbox) -> _Decision:
+    def _decide(self, lane: Lane, orders: list[Order], mailbox: Mailbox) -> Decision:
         """Applies the commands in order, and starts a run if the lane and the node allow it."""
         at = self._now()
-        decision = _Decision(Transition(lane))
+        decision = Decision(Transition(lane))
         for n, order in enumerate(orders):
             try:
                 after = order.command(decision.transition.lane, at)
@@ -319,7 +312,7 @@ class Lanes:
                     instead = order.otherwise(decision.transition.lane, at)
                     decision.transition = decision.transition.then(instead)
                 continue
-            if _accepts_again(decision.transition, after):
+            if accepts_again(decision.transition, after):
                 # The store knows it by then, and says so: a batch of its own.
                 mailbox.orders.extendleft(reversed(orders[n:]))
                 del orders[n:]
@@ -331,8 +324,9 @@ class Lanes:
                 mailbox.orders.extendleft(reversed(orders[n + 1 :]))
                 del orders[n + 1 :]
         transition = decision.transition
-        if transition.lane.startable and self.slots.take(lane.key):
-            transition = transition.then(rules.dispatch(transition.lane, at=at))
+        if transition.lane.startable and self._host.alive and self.slots.take(lane.key):
+            started = rules.dispatch(transition.lane, at=at, host=self._host.node_id)
+            transition = transition.then(started)
         if transition.durable and not transition.removed:
             transition = transition.at_version(lane.version + 1)
         decision.transition = transition
@@ -340,21 +334,23 @@ class Lanes:
 
     def _undo(self, key: SessionKey, lane: Lane) -> None:
         """Gives back the slot that was taken for a decision that did not come true."""
-        if lane.active is None:
+        if not self._active_here(lane):
             self.slots.give_back(key)
 
     # Acting
 
-    def _adopt(self, key: SessionKey, mailbox: _Mailbox, before: Lane, made: _Decision) -> None:
+    def _adopt(self, key: SessionKey, mailbox: Mailbox, before: Lane, made: Decision) -> None:
         """Takes over what was committed, answers, and acts."""
         lane = made.transition.lane
         mailbox.lane = lane
         self.waiting_runs += len(lane.waiting) - len(before.waiting)
-        self.slots.settle(key, running=lane.active is not None, startable=lane.startable)
+        self.slots.settle(key, running=self._active_here(lane), startable=lane.startable)
         made.settle()
         self._remember(key, made.transition)
         if lane.active is not None and lane.active != before.active:
             self._act_on_active(key, before, made.transition)
+        if lane.startable:
+            self._actions.left_waiting()
 
     def _remember(self, key: SessionKey, made: Transition) -> None:
         """Keeps the prompts at hand that are to run soon, so that they need not be read again."""
@@ -376,22 +372,5 @@ class Lanes:
             change = next(change for change in made.runs if change.run.run_id == active.run_id)
             request = change.request or self._requests.take(RunKey(key.tenant, active.run_id))
             self._actions.started(key, active, request)
-        elif _stops(before, made.lane) is not None:
+        elif stops(before, made.lane) is not None:
             self._actions.cancelling(key, active)
-
-
-def _stops(before: Lane, after: Lane) -> LaneRun | None:
-    """The active run, where a cancel covers it that did not before."""
-    was, run = before.active, after.active
-    if was is None or run is None or was.state is not RunState.ACTIVE:
-        return None
-    same = (was.run_id, was.attempt) == (run.run_id, run.attempt)
-    return run if same and run.state is RunState.CANCELLING else None
-
-
-def _accepts_again(before: Transition, after: Transition) -> bool:
-    """Whether a run is accepted anew that was ended a moment ago, and is not in its lane by now."""
-    if not before.runs:
-        return False
-    new = {change.run.run_id for change in after.runs if change.request is not None}
-    return any(change.run.run_id in new for change in before.runs)

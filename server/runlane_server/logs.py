@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TextIO, cast
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor, WrappedLogger
 
 FORMATS = ("auto", "json", "console")
 LEVELS = ("debug", "info", "warning", "error")
@@ -33,10 +33,22 @@ class _Lossy:
             self._stream.flush()
 
 
-def configure(log_format: str = "auto", level: str = "info") -> None:
+class _Worker:
+    """Adds to a line which worker it is of."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def __call__(self, _: WrappedLogger, __: str, line: EventDict) -> EventDict:
+        line["worker"] = self._number
+        return line
+
+
+def configure(log_format: str = "auto", level: str = "info", *, worker: int | None = None) -> None:
     """Sets up structlog, and leads the log of grpc and asyncio into it.
 
-    `auto` means `console` where stderr is a terminal and `json` where it is not.
+    `auto` means `console` where stderr is a terminal and `json` where it is not. Each line of a
+    `worker` has its number.
     """
     console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     threshold = logging.getLevelNamesMapping()[level.upper()]
@@ -45,6 +57,9 @@ def configure(log_format: str = "auto", level: str = "info") -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
+    if worker is not None:
+        # Not a variable of the context: threads and callbacks of grpc have contexts of their own.
+        shared.append(_Worker(worker))
     finishing: list[Processor] = (
         [structlog.dev.ConsoleRenderer()]
         if console

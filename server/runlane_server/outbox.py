@@ -8,7 +8,7 @@ from typing import Final
 
 import structlog
 
-from runlane_server.core.errors import RunlaneError
+from runlane_server.core.errors import RunlaneError, StoreUnavailable
 from runlane_server.core.model import (
     EventBody,
     Folded,
@@ -24,6 +24,8 @@ from runlane_server.core.model import (
 )
 from runlane_server.core.transition import LaneRun
 from runlane_server.core.turn import DraftMessage, InvalidAgentEvent, TurnDraft
+from runlane_server.limits import RETRY_PAUSE
+from runlane_server.patience import patiently
 from runlane_server.store.base import Stale, Store
 
 log = structlog.get_logger()
@@ -200,7 +202,7 @@ class Outbox:
         """Stores what gathers, until nothing is left or the agent has returned."""
         try:
             while (self._pieces or self._waiting) and not self._finished:
-                await self._store.append(self._key, self._attempt, self._batch())
+                await self._append(self._batch())
         except (Stale, RunlaneError) as error:
             log.warning("the run is lost to this node", error=str(error) or "fenced off")
             self.close()
@@ -210,6 +212,28 @@ class Outbox:
                 self._on_lost()
         finally:
             self._writer = None
+
+    async def _append(self, batch: Sequence[RunEvent]) -> None:
+        """Stores a batch, once: one that the store did not confirm is looked up before it is sent
+        again."""
+        while True:
+            try:
+                await self._store.append(self._key, self._attempt, batch)
+            except StoreUnavailable:
+                if self._store.failed is not None:
+                    raise
+            else:
+                return
+            await asyncio.sleep(RETRY_PAUSE)
+            if await self._is_stored(batch[0]):
+                return
+
+    async def _is_stored(self, event: RunEvent) -> bool:
+        found = await patiently(
+            self._store,
+            lambda: self._store.run_events(self._key, after=event.index - 1, limit=1, max_bytes=1),
+        )
+        return bool(found)
 
     @property
     def _finished(self) -> bool:

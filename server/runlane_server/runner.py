@@ -7,9 +7,10 @@ cancelled, and it alone reports the end.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -36,7 +37,8 @@ from runlane_server.core.transition import LaneRun, Outcome
 from runlane_server.core.turn import InvalidAgentEvent
 from runlane_server.limits import RETRY_PAUSE
 from runlane_server.outbox import Outbox
-from runlane_server.store.base import MessagePlace, Store
+from runlane_server.patience import patiently
+from runlane_server.store.base import MessagePlace, Page, Store
 
 log = structlog.get_logger()
 
@@ -55,7 +57,7 @@ class LaneAccess(Protocol):
     def may_fold(self, key: SessionKey) -> bool:
         """Whether a run seems to wait to be folded in."""
 
-    async def fold(self, key: SessionKey, run: LaneRun, events: int) -> Sequence[LaneRun]:
+    async def fold(self, job: Job, events: int, taken: Container[str]) -> Sequence[LaneRun]:
         """Folds what waits to be folded; raises IllegalCommand if the attempt is fenced off."""
 
     async def finish(self, job: Job, outcome: Outcome, events: int, cancelled: str | None) -> None:
@@ -116,6 +118,7 @@ class Runner:
         self._outbox = Outbox(job.run_key, job.run, store, now)
         self._report = _NOTHING_TOLD
         self._folding: asyncio.Task[Sequence[LaneRun]] | None = None
+        self._taken: set[str] = set()
 
     def start(self) -> asyncio.Task[None]:
         """Starts the agent; the task returned is its supervisor, which is never to be cancelled."""
@@ -267,11 +270,12 @@ class Runner:
             # The turn is ending. What joined it now would be answered by nobody.
             return ()
         try:
-            folded = await self._lane.fold(self.job.key, self.job.run, self._outbox.events)
+            folded = await self._lane.fold(self.job, self._outbox.events, self._taken)
         except IllegalCommand:
             self._stop()
             return ()
         for run in folded:
+            self._taken.add(run.run_id)
             self._outbox.note(Folded(run.run_id, self.job.run.run_id))
         return folded
 
@@ -297,14 +301,15 @@ class _Turn:
         if request is not None:
             self.prompt, self.metadata = request.prompt, request.metadata
             return
-        run = await self._store.get_run(self._job.run_key)
+        run = await patiently(self._store, lambda: self._store.get_run(self._job.run_key))
         if run is not None:
             self.metadata = run.metadata
         self.prompt = (await self._folded_prompt(self._job.run)).prompt
 
     async def _folded_prompt(self, run: LaneRun) -> FoldedPrompt:
         """The prompt of a run of this tenant."""
-        prompt = await self._store.get_prompt(RunKey(self._job.key.tenant, run.run_id))
+        key = RunKey(self._job.key.tenant, run.run_id)
+        prompt = await patiently(self._store, lambda: self._store.get_prompt(key))
         if prompt is None:
             raise AgentError("its prompt is gone from the store", reason="INTERRUPTED")
         return FoldedPrompt(run.run_id, prompt)
@@ -314,14 +319,17 @@ class _Turn:
         messages: list[Message] = []
         place: MessagePlace | None = None
         while True:
-            page = await self._store.list_messages(
-                self._job.key, after=place, limit=HISTORY_PAGE, max_bytes=HISTORY_BYTES
-            )
+            page = await patiently(self._store, partial(self._page, place))
             earlier = [item for item in page.items if item.turn < self._job.run.turn]
             messages += earlier
             place = page.next
             if place is None or len(earlier) < len(page.items):
                 return _of_ended_turns(messages)
+
+    async def _page(self, after: MessagePlace | None) -> Page[Message, MessagePlace]:
+        return await self._store.list_messages(
+            self._job.key, after=after, limit=HISTORY_PAGE, max_bytes=HISTORY_BYTES
+        )
 
     async def take_folded(self) -> Sequence[FoldedPrompt]:
         """Takes the prompts that wait to join this turn."""

@@ -27,6 +27,11 @@ class Slots:
         return len(self._taken)
 
     @property
+    def free(self) -> int:
+        """How many lanes more could get one now, beyond those in line."""
+        return 0 if self._shut else max(0, self._free - len(self._line))
+
+    @property
     def line(self) -> tuple[SessionKey, ...]:
         """The lanes that wait for a slot, the first in line first."""
         return (*self._granted, *self._line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 from runlane_server.core.errors import StartError
@@ -9,10 +10,31 @@ from runlane_server.store.base import Store
 from runlane_server.store.memory import MemoryStore
 from runlane_server.store.sqlite import SqliteStore
 
+_POSTGRES = frozenset({"postgresql", "postgres"})
+
 
 def open_store(url: str) -> Store:
     """The store that a URL names, not opened yet. Raises StartError."""
-    return MemoryStore() if url == "memory:" else SqliteStore(database_path(url))
+    if url == "memory:":
+        return MemoryStore()
+    if can_be_shared(url):
+        return _postgres(url)
+    return SqliteStore(database_path(url))
+
+
+def can_be_shared(url: str) -> bool:
+    """Whether several nodes can work over the store that a URL names."""
+    return url.partition(":")[0] in _POSTGRES
+
+
+def _postgres(url: str) -> Store:
+    if importlib.util.find_spec("asyncpg") is None:
+        raise StartError(
+            "--store postgresql: it is not installed; run pip install 'runlane[server,postgres]'"
+        )
+    from runlane_server.store.postgres import PostgresStore  # noqa: PLC0415 - an optional extra
+
+    return PostgresStore(url)
 
 
 def database_path(url: str) -> Path:
@@ -20,8 +42,8 @@ def database_path(url: str) -> Path:
     scheme, _, rest = url.partition(":")
     if scheme == "sqlite" and rest.startswith("///") and rest != "///":
         return Path(rest.removeprefix("///"))
-    if scheme in {"postgresql", "postgres"}:
-        raise StartError(f"--store {scheme}: is not in this version; use sqlite:///PATH")
+    if scheme in _POSTGRES:
+        raise StartError(f"--store {scheme}: is in no file; use the tools of PostgreSQL")
     if url == "memory:":
         raise StartError("--store memory: is gone with its server, and is in no file")
-    raise StartError(f"--store {url!r}: there are sqlite:///PATH and memory:")
+    raise StartError(f"--store {url!r}: there are sqlite:///PATH, postgresql://... and memory:")

@@ -253,3 +253,139 @@ async def test_each_wait_of_a_subscription_has_its_own_time(node: Node) -> None:
         assert not waiting.done()
         await node.coordinator.run("s", Prompt("x"))
         assert (await waiting).events
+
+
+# --- What was written by another node -----------------------------------------------------------
+
+
+@contextmanager
+def deaf(node: Node) -> Iterator[None]:
+    """What is committed meanwhile does not come to the feed: as if another node had written it."""
+    node.store.listener = None
+    yield
+    node.store.listener = node.feed
+
+
+async def run_unheard(node: Node, number: int) -> None:
+    """So many runs come and go of which the feed is not told."""
+    with deaf(node):
+        for n in range(number):
+            await node.queue(f"unheard{n}", "x")
+        assert await node.coordinator.wait_idle(SECONDS)
+
+
+async def tell(node: Node, after: int) -> None:
+    """The feed is told of what is in the log after a position."""
+    page = await node.store.completes(TENANT, ALL, after=after, limit=99, max_bytes=1 << 30)
+    node.feed.completed(page.events)
+
+
+NOBODY = EventFilter(session_ids=frozenset({"nobody"}))
+
+
+@pytest.mark.parametrize("wanted", [ALL, NOBODY], ids=["all", "filter"])
+async def test_r25_what_was_removed_before_it_was_told_is_not_skipped(
+    node: Node, wanted: EventFilter
+) -> None:
+    await node.coordinator.run("s", Prompt("told"))
+    with subscribed(node, wanted) as idle, subscribed(node, wanted, after=0) as behind:
+        waiting = asyncio.create_task(idle.next(SECONDS))
+        await asyncio.sleep(0)
+        await run_unheard(node, 3)
+        assert await node.store.compact(1 << 62, limit=4) == 4
+        await node.coordinator.run("s", Prompt("told again"))
+        with pytest.raises(CursorCompacted):
+            await waiting
+        with pytest.raises(CursorCompacted):
+            await behind.next(SECONDS)
+    with subscribed(node, after=4) as subscription:
+        assert [c.text for c in await take(subscription, 1)] == ["told again"]
+
+
+async def test_r25_who_was_told_of_all_before_the_hole_goes_on(node: Node) -> None:
+    """Events that were removed are behind a cursor of a node that was told of them."""
+    with subscribed(node, after=0) as early:
+        await run_unheard(node, 3)
+        with subscribed(node, after=2) as late:
+            assert await node.store.compact(1 << 62, limit=2) == 2
+            await tell(node, 2)
+            assert len(await take(late, 1)) == 1
+            with pytest.raises(CursorCompacted):
+                await early.next(SECONDS)
+
+
+async def test_r25_a_log_that_was_removed_to_its_end_is_told_at_once(node: Node) -> None:
+    with subscribed(node) as subscription:
+        waiting = asyncio.create_task(subscription.next(SECONDS))
+        await asyncio.sleep(0)
+        await run_unheard(node, 2)
+        assert await node.store.compact(1 << 62, limit=9) == 2
+        node.feed.completed(())
+        with pytest.raises(CursorCompacted):
+            await waiting
+    assert node.feed.position == 2
+    with subscribed(node) as subscription:
+        await node.coordinator.run("s", Prompt("x"))
+        assert [c.text for c in await take(subscription, 1)] == ["x"]
+
+
+async def test_a_follower_is_told_of_an_end_that_another_node_wrote(node: Node) -> None:
+    run = (await node.accept("s", script(say("a"), wait("g"), say("b")))).run
+    await node.gates.reached("g")
+    key = RunKey(TENANT, run.run_id)
+    known = len(await node.events(run.run_id))
+    early = asyncio.create_task(follow(node, run.run_id))
+    waiting = asyncio.create_task(follow(node, run.run_id, after=known))
+    idle = node.feed.follow(key, known)
+    await asyncio.sleep(0)
+    # There is a tail, and the end is not in it.
+    node.feed.happened(key, (await node.events(run.run_id))[-1:])
+    with deaf(node):
+        node.gates.open("g")
+        assert await node.coordinator.wait_idle(SECONDS)
+    await tell(node, 0)
+    events = list(await node.events(run.run_id))
+    async with asyncio.timeout(SECONDS):
+        assert await early == events
+        assert await waiting == events[known:]
+        # Who comes only now finds the same tail.
+        assert await follow(node, run.run_id, after=known) == events[known:]
+    idle.close()
+
+
+async def test_a_follower_is_told_of_an_end_that_was_removed_from_the_log(node: Node) -> None:
+    run = await node.blocked("s", "g")
+    following = asyncio.create_task(
+        follow(node, run.run_id, after=len(await node.events(run.run_id)))
+    )
+    await asyncio.sleep(0)
+    with deaf(node):
+        node.gates.open("g")
+        assert await node.coordinator.wait_idle(SECONDS)
+    assert await node.store.compact(1 << 62, limit=9) == 1
+    await node.coordinator.run("other", Prompt("x"))
+    async with asyncio.timeout(SECONDS):
+        assert isinstance((await following)[-1].body, RunComplete)
+
+
+async def test_a_follower_does_not_skip_what_another_node_wrote_in_between(node: Node) -> None:
+    steps = [say("a"), wait("one"), say("b"), wait("two"), say("c")]
+    run = (await node.accept("s", script(*steps))).run
+    await node.gates.reached("one")
+    key = RunKey(TENANT, run.run_id)
+    following = asyncio.create_task(follow(node, run.run_id))
+    await asyncio.sleep(0)
+    node.feed.happened(key, (await node.events(run.run_id))[-1:])
+    known = len(await node.events(run.run_id))
+    slow = node.feed.follow(key, known)
+    with deaf(node):
+        node.gates.open("one")
+        await node.gates.reached("two")
+        while len(await node.events(run.run_id)) == known:
+            await asyncio.sleep(0)
+    node.gates.open("two")
+    await node.end(run.run_id)
+    events = list(await node.events(run.run_id))
+    assert await following == events
+    assert [event.index for event in await slow.next()] == [e.index for e in events[known:]]
+    slow.close()

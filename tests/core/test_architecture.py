@@ -21,6 +21,10 @@ HEIGHT = {
     "config": TOP,
     "app": TOP,
     "cli": TOP,
+    "node_address": TOP,
+    "shared_port": TOP,
+    "worker": TOP,
+    "workers": TOP,
     "__main__": TOP,
 }
 """How high a module or package stands; the others, `coordinator` among them, stand at `SHELL`."""

@@ -23,10 +23,13 @@ from runlane_server.config import EVENT_LOOPS
 S = RunState
 
 
-@pytest.fixture(params=EVENT_LOOPS, autouse=True)
+@pytest.fixture(params=EVENT_LOOPS)
 def _event_loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each loop has its own way with processes."""
     monkeypatch.setenv("RUNLANE_EVENT_LOOP", request.param)
+
+
+on_each_loop = pytest.mark.usefixtures("_event_loop")
 
 
 @asynccontextmanager
@@ -70,6 +73,7 @@ async def at_work(handle: RunHandle, *, attempt: int = 1) -> list[int]:
     return [int(word) for word in said.rstrip(".\n").split()[-2:]]
 
 
+@on_each_loop
 async def test_a_program_answers_before_it_exits(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
@@ -85,6 +89,7 @@ async def test_a_program_answers_before_it_exits(tmp_path: Path) -> None:
         check_turn(complete, await wire.messages("s"))
 
 
+@on_each_loop
 async def test_r09_r16_a_cancel_ends_the_program_and_keeps_its_text(tmp_path: Path) -> None:
     async with using(tmp_path, f"command:{program(tmp_path, STAYS)}") as (_, wire):
         handle = await asked(wire, "x")
@@ -101,6 +106,7 @@ async def test_r09_r16_a_cancel_ends_the_program_and_keeps_its_text(tmp_path: Pa
         check_turn(complete, await wire.messages("s"))
 
 
+@on_each_loop
 async def test_a_program_that_fails_says_why(tmp_path: Path) -> None:
     script = program(tmp_path, "echo half; echo first >&2; echo 'no disk' >&2; exit 3")
     async with using(tmp_path, f"command:{script}") as (_, wire):
@@ -136,6 +142,7 @@ async def test_a_program_gets_the_turns_before_as_json(tmp_path: Path) -> None:
         ]
 
 
+@on_each_loop
 async def test_r21_no_program_outlives_a_server_that_was_killed(tmp_path: Path) -> None:
     async with using(tmp_path, f"command:{program(tmp_path, STAYS)}") as (server, wire):
         handle = await asked(wire, "x")
@@ -150,6 +157,7 @@ async def test_r21_no_program_outlives_a_server_that_was_killed(tmp_path: Path) 
         check_turn(complete, await wire.messages("s"))
 
 
+@on_each_loop
 async def test_a_server_that_is_told_to_stop_ends_its_programs(tmp_path: Path) -> None:
     agent = f"command:{program(tmp_path, STAYS)}"
     async with using(tmp_path, agent, "--drain-timeout", "0s") as (server, wire):

@@ -47,7 +47,7 @@ async def seen_started(runs: run_service_pb2_grpc.RunServiceAsyncStub, run_id: s
     ("flags", "code", "why"),
     [
         (["--agent", "nobody"], 1, "nobody"),
-        (["--store", "postgresql://localhost/x"], 1, "not in this version"),
+        (["--store", "postgresql://127.0.0.1:1/x"], 1, "postgresql://127.0.0.1:1/x"),
         (["--store", "mysql://localhost/x"], 1, "mysql"),
         (["--store", "sqlite:////proc/none/x.db"], 1, "/proc/none/x.db"),
         (["--store", "memory:", "--listen", "203.0.113.1:1"], 1, "203.0.113.1:1"),

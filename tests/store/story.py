@@ -82,9 +82,10 @@ class Story:
     async def commit(self, transition: Transition) -> Any:
         """Commits a transition of the lane at hand; returns its reply."""
         base = self.lane.version
-        transition = transition.at_version(base + 1)
-        await self.store.commit(base, transition)
-        self.lane = Lane(self.key) if transition.removed else transition.lane
+        if not transition.removed:
+            transition = transition.at_version(base + 1)
+        version = await self.store.commit(base, transition)
+        self.lane = transition.lane._replace(version=version)
         return transition.reply
 
     def accepting(self, wanted: RunRequest) -> Transition:
@@ -104,9 +105,9 @@ class Story:
         for one in wanted:
             await self.commit(self.accepting(request(one) if isinstance(one, str) else one))
 
-    async def start(self) -> RunKey:
-        """Starts the run that is next."""
-        run = await self.commit(rules.dispatch(self.lane, at=self.tick()))
+    async def start(self, host: str = "") -> RunKey:
+        """Starts the run that is next, on that node."""
+        run = await self.commit(rules.dispatch(self.lane, at=self.tick(), host=host))
         return self.run_key(run.run_id)
 
     def events(self, *bodies: EventBody) -> list[RunEvent]:

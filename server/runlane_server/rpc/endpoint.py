@@ -32,8 +32,6 @@ from runlane_server.rpc.runs import RunService
 from runlane_server.rpc.sessions import SessionService
 
 OPTIONS = (
-    # A port that is in use is an error, not a port to share.
-    ("grpc.so_reuseport", 0),
     # A peer that is gone is found out within 30 s. The timeout of the ping has to be set as well:
     # keepalive_timeout alone took 61 s where 3 were asked for.
     ("grpc.keepalive_time_ms", 20_000),
@@ -58,11 +56,19 @@ _HOST_AND_PORT = re.compile(r"(?P<host>\[[^\[\]]+\]|[^\[\]:]+):(?P<port>\d{1,5})
 
 
 class Endpoint:
-    """Serves a coordinator over gRPC. It is made on the event loop that serves."""
+    """Serves a coordinator over gRPC. It is made on the event loop that serves.
 
-    def __init__(self, coordinator: Coordinator, *, progress_interval: float) -> None:
+    With `shares_port` it can listen where other processes of the same user do.
+    """
+
+    def __init__(
+        self, coordinator: Coordinator, *, progress_interval: float, shares_port: bool = False
+    ) -> None:
         self._calls = Calls()
-        self._server = grpc.aio.server(options=OPTIONS)
+        self._shares_port = shares_port
+        # By default a port that is in use is an error, not a port to share.
+        options = (("grpc.so_reuseport", int(shares_port)), *OPTIONS)
+        self._server = grpc.aio.server(options=options)
         # It has what the generated code asks of a server.
         guard = cast("grpc.aio.Server", Guard(self._server, self._calls))
         self._health = health.aio.HealthServicer()
@@ -78,18 +84,22 @@ class Endpoint:
             reflection.aio.ReflectionServicer(names), guard
         )
 
-    def bind(self, address: str) -> str:
+    def bind(self, address: str, *, alone: bool = False) -> str:
         """Takes an address of `split_address`; returns it with the port that was bound.
 
-        Raises StartError.
+        With `alone` the port is not to be shared, also if others are. Raises StartError.
         """
         host, port = split_address(address)
+        if alone and self._shares_port and (why := _obstacle(host, port)):
+            raise StartError(f"cannot listen on {address}: {why}")
         if port is None and _answers(host):
             raise StartError(f"cannot listen on {address}: address already in use")
         try:
             bound = self._server.add_insecure_port(address)
         except RuntimeError as error:
-            raise StartError(f"cannot listen on {address}: {_why(host, port)}") from error
+            # gRPC does not say why.
+            why = _obstacle(host, port) or "it could not be bound"
+            raise StartError(f"cannot listen on {address}: {why}") from error
         return address if port is None else f"{host}:{bound}"
 
     async def start(self) -> None:
@@ -129,8 +139,8 @@ def _answers(path: str) -> bool:
     return False
 
 
-def _why(host: str, port: int | None) -> str:
-    """Why an address could not be bound: gRPC does not say."""
+def _obstacle(host: str, port: int | None) -> str | None:
+    """Why an address cannot be bound, if it cannot."""
     try:
         if port is None:
             with socket.socket(socket.AF_UNIX) as probe:
@@ -144,4 +154,4 @@ def _why(host: str, port: int | None) -> str:
                     probe.bind(place)
     except OSError as error:
         return (error.strerror or str(error)).lower()
-    return "it could not be bound"
+    return None

@@ -109,6 +109,9 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         wanted = validate.subscribe_run_complete(request)
         place = _Place(self._start(request))
         async with self._told_of_its_end(place):
+            if place.at > self._feed.position:
+                # A cursor of another node may be ahead of what this one was told.
+                await self._store.catch_up()
             with closing(self._feed.subscribe(DEFAULT_TENANT, wanted, place.at)) as subscription:
                 await context.write(self._progress(place.at))
                 while True:

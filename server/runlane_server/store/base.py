@@ -148,7 +148,8 @@ class Cluster(Protocol):
     async def beat(self, node_id: str, lease: float) -> bool:
         """Says that a node is alive; False if it is taken for lost, or has left.
 
-        Takes for lost, for good, whoever has not said so for `lease` seconds.
+        Takes for lost, for good, whoever has not said so for `lease` seconds; but a node that was
+        silent for so long itself, as after a time without the store, takes nobody for lost at once.
         """
 
     async def leave(self, node_id: str) -> None:
@@ -180,7 +181,8 @@ class Listener(Protocol):
     """Is told what was committed: in commit order, before the committing call returns."""
 
     def completed(self, events: Sequence[LoggedComplete]) -> None:
-        """Terminal events were committed; their positions increase from call to call."""
+        """Terminal events were committed; their positions increase from call to call. Without any,
+        events were removed from the log before this node was told of them."""
 
     def happened(self, key: RunKey, events: Sequence[RunEvent]) -> None:
         """Events of one run were committed; their indices increase from call to call."""

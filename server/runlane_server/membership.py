@@ -1,0 +1,209 @@
+"""This node among the others that share its store.
+
+A node is alive as long as it says so in time. It says so several times within its lease, by the
+database's clock; one that does not is taken for lost by the others, who see to its active runs. It
+notices by its own clock, and before the others do, so that it starts nothing any more and stops its
+agents. Whatever it still tries to write about a run that was taken away is refused: the version of
+the lane and the attempt decide that, and no clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+import structlog
+
+from runlane_server.core.errors import RunlaneError, StoreUnavailable
+from runlane_server.core.model import SessionKey
+from runlane_server.store.base import Cluster, HostedRun
+
+log = structlog.get_logger()
+
+BEATS = 4
+"""How often within its lease a node says that it is alive."""
+
+SAFE = 0.8
+"""The share of its lease after which a node that could not say so takes itself for lost."""
+
+POLL_SECONDS = 1.0
+"""After how long, on average, it looks for what no wake-up told of."""
+
+PAUSE_SECONDS = 0.05
+"""Between two looks, however often it is woken."""
+
+CLAIM = 64
+"""How many lanes a node claims at a time."""
+
+HOLD_SECONDS = 2.0
+"""For how long others leave alone what it claimed; it starts them at once, or cannot."""
+
+LOST_RUNS = 100
+"""How many runs of lost nodes it sees to at a time."""
+
+
+class Work(Protocol):
+    """What there is to do on this node, as far as others have a part in it."""
+
+    @property
+    def free_slots(self) -> int:
+        """How many more lanes could have an active run here."""
+
+    def line_up(self, key: SessionKey) -> None:
+        """A lane waits for a node, and this one is to serve it."""
+
+    async def recover(self, lost: HostedRun) -> None:
+        """The node of an attempt is gone."""
+
+    def cancelled_elsewhere(self, run: HostedRun) -> None:
+        """Another node committed a cancel of a run that is active here."""
+
+    def give_up(self) -> None:
+        """What is active here is another node's by now, or soon will be."""
+
+    def count_waiting(self, runs: int) -> None:
+        """So many runs wait in the whole store."""
+
+
+class Membership:
+    """Keeps this node alive, and does its part for all. One per node of a shared store."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        work: Work,
+        *,
+        lease: float,
+        new_id: Callable[[], str],
+    ) -> None:
+        self.node_id = ""
+        self._cluster = cluster
+        self._work = work
+        self._address = ""
+        self._lease = lease
+        self._new_id = new_id
+        self._beaten = float("-inf")
+        self._cut_off = False
+        self._due = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self, address: str) -> None:
+        """Joins the others, who reach this node at that address. Raises StoreUnavailable."""
+        self._address = address
+        await self._join()
+        self._cluster.on_wake = self.look
+        self._tasks = [
+            asyncio.create_task(self._repeat(self._beat, self._until_beat)),
+            asyncio.create_task(self._repeat(self._look, self._until_look)),
+        ]
+
+    async def stop(self) -> None:
+        """Leaves; to be called when nothing is active here any more."""
+        self._cluster.on_wake = None
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        try:
+            await self._cluster.leave(self.node_id)
+        except StoreUnavailable as error:
+            log.warning("the node could not say that it leaves", error=error.message)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the others are sure to take this node for alive, so that it may start runs."""
+        return asyncio.get_running_loop().time() - self._beaten < self._lease * SAFE
+
+    def look(self) -> None:
+        """There may be something to do that is not known here yet."""
+        self._due.set()
+
+    def wake_others(self) -> None:
+        """There is something to do that this node cannot do."""
+        self._cluster.wake()
+
+    # Being alive
+
+    async def _join(self) -> None:
+        began = asyncio.get_running_loop().time()
+        node_id = self._new_id()
+        await self._cluster.join(node_id, self._address)
+        self.node_id, self._beaten = node_id, began
+        log.info("joined", node_id=node_id, node_address=self._address, lease_s=self._lease)
+
+    async def _until_beat(self) -> None:
+        await asyncio.sleep(_about(self._lease / BEATS))
+
+    async def _beat(self) -> None:
+        # From before the question: the lease may run from any instant until its answer.
+        began = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(self._lease / 2):
+                known = await self._cluster.beat(self.node_id, self._lease)
+        except (TimeoutError, StoreUnavailable):
+            if not self.alive:
+                self._give_up("the node is cut off from its store")
+            return
+        if known:
+            self._beaten, self._cut_off = began, False
+        else:
+            self._give_up("the node was taken for lost")
+            await self._join()
+            self._cut_off = False
+        await self._see_to_others()
+
+    def _give_up(self, why: str) -> None:
+        if not self._cut_off:
+            log.warning(why, node_id=self.node_id)
+            self._cut_off = True
+            self._work.give_up()
+
+    async def _see_to_others(self) -> None:
+        for lost in await self._cluster.lost_runs(LOST_RUNS):
+            log.warning("the node of a run is gone", run_id=lost.run_id, attempt=lost.attempt)
+            await self._work.recover(lost)
+        self._work.count_waiting(await self._cluster.waiting_runs())
+
+    # Looking for work
+
+    async def _until_look(self) -> None:
+        await asyncio.sleep(_about(PAUSE_SECONDS))
+        try:
+            async with asyncio.timeout(_about(POLL_SECONDS)):
+                await self._due.wait()
+        except TimeoutError:
+            pass
+
+    async def _look(self) -> None:
+        self._due.clear()
+        for run in await self._cluster.cancelled_runs(self.node_id):
+            self._work.cancelled_elsewhere(run)
+        free = min(self._work.free_slots, CLAIM)
+        if free <= 0 or not self.alive:
+            return
+        claimed = await self._cluster.claim(self.node_id, free, HOLD_SECONDS)
+        for key in claimed:
+            self._work.line_up(key)
+        if len(claimed) == free:
+            self._due.set()
+
+    async def _repeat(
+        self,
+        do: Callable[[], Coroutine[Any, Any, None]],
+        wait: Callable[[], Coroutine[Any, Any, None]],
+    ) -> None:
+        while True:
+            await wait()
+            try:
+                await do()
+            except RunlaneError as error:
+                log.debug("the store is away", error=error.message)
+            except Exception:
+                log.exception("the node could not do its part")
+
+
+def _about(seconds: float) -> float:
+    """Not all nodes at the same instant."""
+    return seconds * random.uniform(0.75, 1.25)  # noqa: S311 - nothing secret

@@ -1,0 +1,47 @@
+"""What the URL of a PostgreSQL store says: the database, and the schema the store has there."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from runlane_server.core.errors import StartError
+
+SCHEMA = "runlane"
+"""Where the tables are unless the URL has `?schema=NAME`."""
+
+# Its name is part of that of a channel, which has 63 characters at the most.
+_SCHEMA = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,49}")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A database and a schema in it. `label` is what may be shown: it has no user and no password.
+
+    `dsn` may name several hosts, of which the primary one is used.
+    """
+
+    dsn: str
+    schema: str
+    label: str
+
+    @property
+    def channel(self) -> str:
+        """The channel that nodes of one schema wake each other by."""
+        return f"runlane_{self.schema}"
+
+
+def read_url(url: str) -> Address:
+    """What the URL of a store names. Raises StartError."""
+    parts = urlsplit(url)
+    options = parse_qsl(parts.query, keep_blank_values=True)
+    schema = next((value for name, value in options if name == "schema"), SCHEMA)
+    if not _SCHEMA.fullmatch(schema):
+        raise StartError(
+            f"--store: schema {schema!r} has to be of letters, digits and _, 50 at the most"
+        )
+    rest = [(name, value) for name, value in options if name != "schema"]
+    dsn = parts._replace(query=urlencode(rest)).geturl()
+    hosts = parts.netloc.rpartition("@")[2] or dict(rest).get("host", "")
+    return Address(dsn, schema, f"postgresql://{hosts}{parts.path} schema {schema}")
