@@ -171,12 +171,16 @@ class Executor:
 
     def cancelling(self, key: SessionKey, run: LaneRun) -> bool:
         """Stops the agent of a run that a cancel covers; returns whether it is at work here."""
-        runner = self._runners.get(key)
-        if runner is None or runner.job.attempt != (run.run_id, run.attempt):
+        if not self.runs_here(key, run):
             self._wake_others()
             return False
-        runner.cancel(run.cancel_reason)
+        self._runners[key].cancel(run.cancel_reason)
         return True
+
+    def runs_here(self, key: SessionKey, run: LaneRun) -> bool:
+        """Whether that attempt has an agent at work here."""
+        runner = self._runners.get(key)
+        return runner is not None and runner.job.attempt == (run.run_id, run.attempt)
 
     def left_waiting(self) -> None:
         """Another node may have a slot for a lane that has a run to start."""

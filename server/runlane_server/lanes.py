@@ -52,6 +52,9 @@ class Actions(Protocol):
         """The active run is covered by a cancel, which may be still to be committed. Returns
         whether its agent, which is told to stop, is at work here."""
 
+    def runs_here(self, key: SessionKey, run: LaneRun) -> bool:
+        """Whether that attempt has an agent at work here."""
+
     def left_waiting(self) -> None:
         """A lane has a run to start, and this node has no slot for it."""
 
@@ -216,6 +219,8 @@ class Lanes:
         for _ in range(MAX_RELOADS):
             at_hand = await self._load(key, mailbox)
             lane = cast("Lane", mailbox.lane)
+            if not at_hand:
+                self._take_up_own(key, lane)
             decision = self._decide(lane, orders, mailbox)
             if stops(lane, decision.transition.lane) and not decision.accepts:
                 decision = await self._with_its_end(lane, decision, orders, mailbox)
@@ -283,6 +288,18 @@ class Lanes:
         held = mailbox.lane.reservations if mailbox.lane is not None else ()
         mailbox.lane = stored._replace(reservations=held)
         return False
+
+    def _take_up_own(self, key: SessionKey, lane: Lane) -> None:
+        """Starts a run that is active here and has no agent: its start was committed, and the
+        answer of the shared store was lost."""
+        active = lane.active
+        if active is None or not self._shared or not self._active_here(lane):
+            return
+        if not self._actions.runs_here(key, active):
+            self.slots.occupy(key)
+            self._actions.started(key, active, None)
+            if active.state is RunState.CANCELLING:
+                self._actions.cancelling(key, active)
 
     async def _one_by_one(
         self, key: SessionKey, mailbox: Mailbox, orders: list[Order], taken: RunIdTaken

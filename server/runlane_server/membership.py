@@ -155,6 +155,8 @@ class Membership:
         await self._see_to_others()
 
     def _give_up(self, why: str) -> None:
+        # Nothing is to be started under the name that is lost.
+        self._beaten = float("-inf")
         if not self._cut_off:
             log.warning(why, node_id=self.node_id)
             self._cut_off = True

@@ -72,6 +72,15 @@ class Slots:
         self._line.setdefault(lane)
         return False
 
+    def occupy(self, lane: SessionKey) -> None:
+        """Takes a slot for a lane that has an active run already, even if none is free."""
+        if lane in self._granted:
+            del self._granted[lane]
+        elif lane not in self._taken:
+            self._free -= 1
+        self._line.pop(lane, None)
+        self._taken.add(lane)
+
     def line_up(self, lane: SessionKey) -> None:
         """Puts a lane that has runs waiting into the line."""
         self._line.setdefault(lane)

@@ -11,6 +11,7 @@ import pytest
 from coordinator.node import SECONDS, Node, running, say, script, wait
 from runlane_server.core.errors import StoreUnavailable
 from runlane_server.core.model import RunState, SessionKey, WhenBusy
+from runlane_server.core.transition import Transition
 from runlane_server.executor import NodeSettings
 from runlane_server.limits import Limits
 from runlane_server.store.postgres import PostgresStore
@@ -191,3 +192,25 @@ async def test_what_waits_is_counted_over_all_nodes(postgres_url: str) -> None:
         for run in (await a.store.list_runs("default", limit=10)).items:
             await b.end(run.run_id)
         assert (await b.store.load_lane(key)).waiting == ()
+
+
+class Unanswered(PostgresStore):
+    """Carries a commit out, and loses the answer: as often as it is told to."""
+
+    to_lose = 0
+
+    async def commit(self, base_version: int, transition: Transition) -> int:
+        version = await super().commit(base_version, transition)
+        if self.to_lose:
+            self.to_lose -= 1
+            raise StoreUnavailable("outcome unknown")
+        return version
+
+
+async def test_r1_a_run_whose_start_was_not_confirmed_runs_all_the_same(postgres_url: str) -> None:
+    async with Unanswered(postgres_url) as store, running(store, node=LONG) as node:
+        store.to_lose = 1
+        # It is looked up, and found.
+        run = await node.queue("s", "hello")
+        assert (await node.end(run.run_id)).text == "hello"
+        assert (await node.end((await node.queue("s", "next")).run_id)).text == "next"
