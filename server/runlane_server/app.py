@@ -23,8 +23,10 @@ from runlane_server.core.errors import RunlaneError, StartError
 from runlane_server.executor import NodeSettings
 from runlane_server.feed import Feed
 from runlane_server.node_address import of_worker, own_listen, reached_at
+from runlane_server.relay import Relay
 from runlane_server.retention import Retention, keepers
 from runlane_server.rpc.endpoint import Endpoint
+from runlane_server.rpc.peers import Peers
 from runlane_server.store.base import StoreError
 from runlane_server.stores import open_store
 
@@ -92,10 +94,12 @@ async def serve(config: Config, worker: Worker | None = None) -> int:
         await closing.enter_async_context(store)
         node = NodeSettings(lease=config.node_lease)
         coordinator = Coordinator(store, agent, Feed(store), config.limits, node=node)
+        relay = Relay(store.cluster, coordinator.feed, Peers()) if store.cluster else None
         endpoint = Endpoint(
             coordinator,
             progress_interval=config.progress_interval,
             shares_port=worker is not None,
+            relay=relay,
         )
         # Before anything is run: a server that finds its port taken must not touch the work.
         address, node_address = _bind(endpoint, config, worker)
@@ -104,6 +108,9 @@ async def serve(config: Config, worker: Worker | None = None) -> int:
             await coordinator.start(node_address)
         except RunlaneError as error:
             raise StartError(error.message) from error
+        if relay is not None:
+            relay.start(node_address)
+            closing.push_async_callback(relay.close)
         await endpoint.start()
         _settle_down()
         retention = _in_background(*keepers(coordinator, retention_of(config)))

@@ -7,10 +7,10 @@ from the store again. Nothing is done for a subscriber whom an event does not co
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
-from typing import Generic, Protocol, TypeVar
+from itertools import chain
+from typing import Protocol, TypeVar
 
 from runlane_server.core.errors import (
     CursorCompacted,
@@ -21,64 +21,12 @@ from runlane_server.core.errors import (
 )
 from runlane_server.core.model import RunComplete, RunEvent, RunKey
 from runlane_server.store.base import EventFilter, LoggedComplete, LogPage, Position, Store
+from runlane_server.tail import Tail
 from runlane_server.topics import topics_of_event, topics_of_filter
 from runlane_server.wakeup import Wakeup
 
-TAIL_EVENTS = 8192
-"""How many of the latest terminal events are kept in memory, at the most."""
-
-TAIL_BYTES = 32 << 20
-"""How large the texts of the events in a tail may be together."""
-
 PAGE_EVENTS = 256
 PAGE_BYTES = 2 << 20
-
-Entry = TypeVar("Entry")
-
-
-class Tail(Generic[Entry]):
-    """The latest entries of a log that is ordered by a number; the oldest ones are forgotten.
-
-    It knows all entries after `start`; None until the first one came.
-    """
-
-    def __init__(self) -> None:
-        self.start: int | None = None
-        self._places: list[int] = []
-        self._entries: list[Entry] = []
-        self._sizes: list[int] = []
-        self._bytes = 0
-
-    def covers(self, after: int) -> bool:
-        """Whether it has all entries after that place."""
-        return self.start is not None and after >= self.start
-
-    def continues_at(self, place: int) -> bool:
-        """Whether the entry at that place is the next one: nothing is missing in between."""
-        return self.start is None or place == (self._places[-1] if self._places else self.start) + 1
-
-    def read(self, after: int, limit: int) -> Sequence[Entry]:
-        """The first entries after a place that it covers."""
-        first = bisect_right(self._places, after)
-        return self._entries[first : first + limit]
-
-    def add(self, place: int, entry: Entry, size: int) -> None:
-        """Appends an entry; places increase."""
-        if self.start is None:
-            self.start = place - 1
-        self._places.append(place)
-        self._entries.append(entry)
-        self._sizes.append(size)
-        self._bytes += size
-        if len(self._places) > TAIL_EVENTS or self._bytes > TAIL_BYTES:
-            self._forget()
-
-    def _forget(self) -> None:
-        """Drops the older half, so that what an entry costs does not depend on the length."""
-        gone = max(1, len(self._places) // 2)
-        self.start = self._places[gone - 1]
-        self._bytes -= sum(self._sizes[:gone])
-        del self._places[:gone], self._entries[:gone], self._sizes[:gone]
 
 
 class _Woken(Protocol):
@@ -100,7 +48,7 @@ class Feed:
         self._run_tails: dict[RunKey, Tail[RunEvent]] = {}
         # Followed runs that have ended, or may have: the tail lacks what another node wrote.
         self._ended: set[RunKey] = set()
-        self._followers: defaultdict[RunKey, dict[_Woken, None]] = defaultdict(dict)
+        self._followers: defaultdict[RunKey, dict[RunFollower, None]] = defaultdict(dict)
         store.listener = self
 
     @property
@@ -111,8 +59,8 @@ class Feed:
     @property
     def subscriptions(self) -> int:
         """How many subscriptions are open."""
-        every = set[_Woken]().union(*self._subscribers.values(), *self._followers.values())
-        return len(every)
+        subscribers = set[_Woken]().union(*self._subscribers.values())
+        return len(subscribers) + sum(map(len, self._followers.values()))
 
     def subscribe(self, tenant: str, wanted: EventFilter, after: Position) -> Subscription:
         """Opens a subscription to terminal events after a position; to be closed by the caller.
@@ -137,8 +85,8 @@ class Feed:
     def close(self) -> None:
         """Ends all subscriptions: whoever waits, or comes to wait, is told Draining."""
         self._closed = True
-        for subscribers in (*self._subscribers.values(), *self._followers.values()):
-            for subscriber in subscribers:
+        for waiting in (self._subscribers, self._followers):
+            for subscriber in chain.from_iterable(waiting.values()):
                 subscriber.wake(self.told + 1)
 
     # The store's listener
@@ -156,18 +104,21 @@ class Feed:
             for topic in topics_of_event(event):
                 first.setdefault(topic, event.position)
             if self._followers:
-                self._end_run(RunKey(event.tenant, event.complete.run_id))
+                self.ended(RunKey(event.tenant, event.complete.run_id))
         self._shared = None
         for topic, position in first.items():
             for subscriber in self._subscribers.get(topic, ()):
                 subscriber.wake(position)
 
     def happened(self, key: RunKey, events: Sequence[RunEvent]) -> None:
-        """Publishes events of a run, if anybody follows it."""
+        """Publishes events of a run, if anybody follows it and they are news."""
         followers = self._followers.get(key)
-        if not followers:
-            return
         tail = self._run_tails.get(key)
+        if tail is not None:
+            # What was relayed may come again, where the run has come here since.
+            events = [event for event in events if event.index > tail.end]
+        if not (followers and events):
+            return
         if tail is None or not tail.continues_at(events[0].index):
             # What is in between was written by another node, or without an answer.
             tail = self._run_tails[key] = Tail()
@@ -175,6 +126,28 @@ class Feed:
             tail.add(event.index, event, _size(event))
         for follower in followers:
             follower.wake(events[0].index)
+
+    # What another node does
+
+    def reached(self, key: RunKey) -> int:
+        """The index of the last event that a follower of a run was told of."""
+        return max((follower.after for follower in self._followers.get(key, ())), default=0)
+
+    def look(self, key: RunKey) -> None:
+        """Something may have happened in a run that this node is not told of."""
+        self._run_tails.pop(key, None)
+        for follower in self._followers.get(key, ()):
+            follower.wake(0)
+
+    def ended(self, key: RunKey) -> None:
+        """A run has ended, on whichever node; its events may not come here."""
+        followers = self._followers.get(key)
+        if followers:
+            self._ended.add(key)
+            for follower in followers:
+                follower.wake(0)
+
+    # For itself
 
     def _notice_hole(self, after: Position) -> None:
         """Events after that position were removed before they came here. Who has not seen them has
@@ -184,15 +157,7 @@ class Feed:
             for subscriber in subscribers:
                 subscriber.wake(after + 1)
         for key in self._followers:
-            self._end_run(key)
-
-    def _end_run(self, key: RunKey) -> None:
-        """A run has ended, on whichever node; its events may not come here."""
-        followers = self._followers.get(key)
-        if followers:
-            self._ended.add(key)
-            for follower in followers:
-                follower.wake(0)
+            self.ended(key)
 
     # For subscriptions
 
@@ -261,10 +226,10 @@ class Feed:
         for topic in topics:
             _discard(self._subscribers, topic, subscriber)
 
-    def _enter_run(self, key: RunKey, follower: _Woken) -> None:
+    def _enter_run(self, key: RunKey, follower: RunFollower) -> None:
         self._followers[key][follower] = None
 
-    def _leave_run(self, key: RunKey, follower: _Woken) -> None:
+    def _leave_run(self, key: RunKey, follower: RunFollower) -> None:
         _discard(self._followers, key, follower)
         if key not in self._followers:
             self._run_tails.pop(key, None)
@@ -350,7 +315,8 @@ class RunFollower:
     def __init__(self, feed: Feed, key: RunKey, after: int) -> None:
         self._feed = feed
         self._key = key
-        self._after = after
+        self.after = after
+        """The index of the last event that was returned, or was known before."""
         self._wakeup = asyncio.Event()
         feed._enter_run(key, self)  # noqa: SLF001 - the two halves of one mechanism
 
@@ -362,9 +328,9 @@ class RunFollower:
         """
         while True:
             self._wakeup.clear()
-            events = await self._feed._read_run(self._key, self._after)  # noqa: SLF001
+            events = await self._feed._read_run(self._key, self.after)  # noqa: SLF001
             if events:
-                self._after = events[-1].index
+                self.after = events[-1].index
                 return events
             self._feed._check_open()  # noqa: SLF001
             await self._feed._check_run(self._key)  # noqa: SLF001
@@ -380,10 +346,11 @@ class RunFollower:
 
 
 Topic = TypeVar("Topic", bound=Hashable)
+Member = TypeVar("Member")
 
 
 def _discard(
-    subscribers: defaultdict[Topic, dict[_Woken, None]], topic: Topic, subscriber: _Woken
+    subscribers: defaultdict[Topic, dict[Member, None]], topic: Topic, subscriber: Member
 ) -> None:
     held = subscribers.get(topic)
     if held is None:

@@ -10,6 +10,7 @@ import pytest
 
 from coordinator.node import SECONDS, Node, say, script, wait
 from runlane_server import feed as feed_module
+from runlane_server import tail as tail_module
 from runlane_server.core.errors import CursorCompacted, CursorInvalid, Draining, RunNotFound
 from runlane_server.core.model import Prompt, RunComplete, RunEvent, RunKey
 from runlane_server.feed import Subscription
@@ -89,7 +90,7 @@ async def test_r25_a_subscription_resumes_after_any_position(node: Node) -> None
 async def test_r25_a_subscriber_far_behind_reads_from_the_store(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feed_module, "TAIL_EVENTS", 4)
+    monkeypatch.setattr(tail_module, "TAIL_EVENTS", 4)
     monkeypatch.setattr(feed_module, "PAGE_EVENTS", 3)
     with subscribed(node) as slow, subscribed(node) as fast:
         heard: list[RunComplete] = []

@@ -17,7 +17,9 @@ from runlane_server.agents.scripted import ScriptedAgent
 from runlane_server.coordinator import Coordinator
 from runlane_server.feed import Feed
 from runlane_server.limits import Limits
+from runlane_server.relay import Relay
 from runlane_server.rpc.endpoint import Endpoint
+from runlane_server.rpc.peers import Peers
 from runlane_server.store.base import Store
 from runlane_server.store.memory import MemoryStore
 
@@ -32,6 +34,7 @@ class Wire:
     gates: Gates
     channel: grpc.aio.Channel
     address: str
+    relay: Relay | None
 
     @property
     def runs(self) -> run_service_pb2_grpc.RunServiceAsyncStub:
@@ -53,15 +56,20 @@ async def serving(
     gates = Gates()
     async with store or MemoryStore() as opened:
         coordinator = Coordinator(opened, agent or ScriptedAgent(gates), Feed(opened), limits)
-        endpoint = Endpoint(coordinator, progress_interval=progress_interval)
+        relay = Relay(opened.cluster, coordinator.feed, Peers()) if opened.cluster else None
+        endpoint = Endpoint(coordinator, progress_interval=progress_interval, relay=relay)
         address = endpoint.bind("127.0.0.1:0")
-        await coordinator.start()
+        await coordinator.start(address)
+        if relay is not None:
+            relay.start(address)
         await endpoint.start()
         async with grpc.aio.insecure_channel(address) as channel:
-            yield Wire(coordinator, opened, endpoint, gates, channel, address)
+            yield Wire(coordinator, opened, endpoint, gates, channel, address, relay)
         coordinator.feed.close()
         assert await endpoint.stop(0)
         await coordinator.stop()
+        if relay is not None:
+            await relay.close()
 
 
 @dataclass

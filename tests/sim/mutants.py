@@ -14,11 +14,12 @@ from typing import Any
 
 from runlane_server.acceptance import AcceptedRun
 from runlane_server.executor import Executor
-from runlane_server.feed import RunFollower, Subscription, Tail
+from runlane_server.feed import RunFollower, Subscription
 from runlane_server.lanes import Lanes
 from runlane_server.outbox import Outbox
 from runlane_server.runner import Runner
 from runlane_server.slots import Slots
+from runlane_server.tail import Tail
 
 
 @dataclass(frozen=True, slots=True)

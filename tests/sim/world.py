@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 
 from lanecheck.invariants import Broken
-from runlane_server import executor, feed, outbox, runner
+from runlane_server import executor, feed, outbox, runner, tail
 from runlane_server.core import lane as rules
 from runlane_server.core.model import CancelScope, Prompt, RunKey, RunRequest, SessionKey, WhenBusy
 from runlane_server.core.transition import Lane, Transition
@@ -43,7 +43,7 @@ EXPECTED_ERRORS = {"agent failed", "agent is not ready"}
 """What may be logged as an error: simulated agents fail."""
 
 NARROW: Sequence[tuple[Any, str, int]] = (
-    (feed, "TAIL_EVENTS", 5),
+    (tail, "TAIL_EVENTS", 5),
     (feed, "PAGE_EVENTS", 2),
     (outbox, "DELTA_CHARS", 12),
     (outbox, "OUTBOX_CHARS", 20),

@@ -26,6 +26,7 @@ from runlane.v1 import (
 )
 from runlane_server.coordinator import Coordinator
 from runlane_server.core.errors import StartError
+from runlane_server.relay import Relay
 from runlane_server.rpc.calls import Calls
 from runlane_server.rpc.guard import Guard
 from runlane_server.rpc.runs import RunService
@@ -62,7 +63,12 @@ class Endpoint:
     """
 
     def __init__(
-        self, coordinator: Coordinator, *, progress_interval: float, shares_port: bool = False
+        self,
+        coordinator: Coordinator,
+        *,
+        progress_interval: float,
+        shares_port: bool = False,
+        relay: Relay | None = None,
     ) -> None:
         self._calls = Calls()
         self._shares_port = shares_port
@@ -73,7 +79,7 @@ class Endpoint:
         guard = cast("grpc.aio.Server", Guard(self._server, self._calls))
         self._health = health.aio.HealthServicer()
         run_service_pb2_grpc.add_RunServiceServicer_to_server(
-            RunService(coordinator, progress_interval=progress_interval), guard
+            RunService(coordinator, progress_interval=progress_interval, relay=relay), guard
         )
         session_service_pb2_grpc.add_SessionServiceServicer_to_server(
             SessionService(coordinator), guard

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import AbstractContextManager, asynccontextmanager, closing, nullcontext
 from typing import Any, TypeAlias
 
 import grpc
@@ -16,10 +16,12 @@ from runlane.v1 import run_service_pb2_grpc
 from runlane_server.coordinator import DEFAULT_TENANT, Coordinator
 from runlane_server.core.errors import CursorCompacted, Draining, InvalidArgument
 from runlane_server.core.model import Micros, Run, RunComplete, RunKey
+from runlane_server.relay import Relay
 from runlane_server.rpc import convert, validate
 from runlane_server.rpc.cursor import Cursors
 from runlane_server.rpc.encoded import EncodedEvents
 from runlane_server.rpc.page import PageTokens, fill
+from runlane_server.rpc.peers import is_from_peer
 from runlane_server.store.base import Page, Position
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -32,7 +34,8 @@ def _now() -> Micros:
 class RunService(run_service_pb2_grpc.RunServiceServicer):
     """Accepts runs, cancels them, and tells what becomes of them.
 
-    `progress_interval` is after how many idle seconds a subscription gets a progress mark.
+    `progress_interval` is after how many idle seconds a subscription gets a progress mark. `relay`
+    brings what happens on other nodes, where there are some.
     """
 
     def __init__(
@@ -40,9 +43,11 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         coordinator: Coordinator,
         *,
         progress_interval: float,
+        relay: Relay | None = None,
         now: Callable[[], Micros] = _now,
     ) -> None:
         self._coordinator = coordinator
+        self._relay = relay
         self._store = coordinator.store
         self._feed = coordinator.feed
         self._progress_interval = progress_interval
@@ -107,6 +112,9 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
     ) -> None:
         """R21 to R25."""
         wanted = validate.subscribe_run_complete(request)
+        if request.from_beginning:
+            # Another node may have removed what the beginning was.
+            await self._store.catch_up()
         place = _Place(self._start(request))
         async with self._told_of_its_end(place):
             if place.at > self._feed.position:
@@ -133,7 +141,10 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         key = RunKey(DEFAULT_TENANT, request.run_id)
         if await self._knows_the_end(key, request.after_index):
             return
-        with closing(self._feed.follow(key, request.after_index)) as follower:
+        with (
+            closing(self._feed.follow(key, request.after_index)) as follower,
+            self._relayed(key, context),
+        ):
             # The first event may be long in coming; that the call got through is told now.
             await context.send_initial_metadata(())
             while True:
@@ -141,6 +152,13 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
                     await context.write(pb.SubscribeRunResponse(event=convert.run_event(event)))
                     if isinstance(event.body, RunComplete):
                         return
+
+    def _relayed(self, key: RunKey, context: Context) -> AbstractContextManager[None]:
+        """Has what happens to a run on other nodes told here, unless it is one of them who asks:
+        what it is to hear of happens here."""
+        if self._relay is None or is_from_peer(context):
+            return nullcontext()
+        return self._relay.follow(key)
 
     async def WaitRun(self, request: pb.WaitRunRequest, context: Context) -> pb.WaitRunResponse:
         """R24."""

@@ -1,0 +1,145 @@
+"""A run is followed at one node, and executed by another."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from e2e.process import SECONDS, ServerProcess, serving
+from e2e.wire import Wire, at_gate, say
+from runlane import Client, RunComplete, RunEvent, RunHandle, RunState, Started, TextDelta
+
+LEASE = "2s"
+
+
+@dataclass
+class Node:
+    """A server process, and a client of it."""
+
+    process: ServerProcess
+    wire: Wire
+
+    async def attach(self, handle: RunHandle) -> RunHandle:
+        """The same run, as this node knows it."""
+        return await self.wire.client.attach(handle.run_id)
+
+
+@asynccontextmanager
+async def a_node(url: str, *flags: str) -> AsyncIterator[Node]:
+    with TemporaryDirectory() as folder:
+        settings = ("--store", url, "--agent", "scripted", "--node-lease", LEASE, *flags)
+        async with (
+            serving(Path(folder), *settings) as process,
+            Client(process.address) as client,
+        ):
+            yield Node(process, Wire(client))
+
+
+@pytest.fixture
+async def worker(postgres_url: str) -> AsyncIterator[Node]:
+    """A node that executes runs."""
+    async with a_node(postgres_url) as node:
+        yield node
+
+
+@pytest.fixture
+async def front(postgres_url: str) -> AsyncIterator[Node]:
+    """A node that executes none."""
+    async with a_node(postgres_url, "--max-active-runs", "0") as node:
+        yield node
+
+
+async def every_event(handle: RunHandle) -> list[RunEvent]:
+    """All events of a run, to its end."""
+    async with asyncio.timeout(SECONDS):
+        return [event async for event in handle.events()]
+
+
+def said(events: list[RunEvent]) -> str:
+    """What the last attempt said."""
+    text = ""
+    for event in events:
+        match event.body:
+            case Started():
+                text = ""
+            case TextDelta(piece):
+                text += piece
+    return text
+
+
+async def test_what_a_run_says_elsewhere_is_heard_as_it_is_said(worker: Node, front: Node) -> None:
+    handle = await front.wire.accept("s", *at_gate("g"), say("more"), *at_gate("h"))
+    # Returns while the run waits: nothing of it has ended.
+    await front.wire.reached(handle, "g")
+    following = asyncio.create_task(every_event(handle))
+    await worker.wire.open("g")
+    await front.wire.reached(handle, "h")
+    await worker.wire.open("h")
+    there, here = await every_event(await worker.attach(handle)), await following
+    assert here == there
+    assert [event.index for event in here] == list(range(1, len(here) + 1))
+    assert said(here) == "<g>more<h>"
+
+
+async def test_many_pieces_come_once_and_in_order(worker: Node, front: Node) -> None:
+    pieces = [f"{number} " for number in range(500)]
+    handle = await front.wire.accept("s", *at_gate("g"), *map(say, pieces))
+    await front.wire.reached(handle, "g")
+    followers = [asyncio.create_task(every_event(handle)) for _ in range(5)]
+    await worker.wire.open("g")
+    all_of_them = await asyncio.gather(*followers)
+    assert {said(events) for events in all_of_them} == {"<g>" + "".join(pieces)}
+    for events in all_of_them:
+        assert [event.index for event in events] == list(range(1, len(events) + 1))
+        assert isinstance(events[-1].body, RunComplete)
+
+
+async def test_a_run_that_waits_is_heard_once_it_starts(worker: Node, front: Node) -> None:
+    first = await front.wire.blocked("s", "g")
+    second = await front.wire.accept("s", *at_gate("h"))
+    reached = asyncio.create_task(front.wire.reached(second, "h"))
+    await worker.wire.open("g")
+    await first.completed(SECONDS)
+    await reached
+    await worker.wire.open("h")
+    assert (await second.completed(SECONDS)).text == "<h>"
+
+
+async def test_r17_the_stream_goes_on_where_the_run_goes_on(
+    worker: Node, front: Node, postgres_url: str
+) -> None:
+    handle = await front.wire.accept("s", *at_gate("g"), max_attempts=2)
+    await front.wire.reached(handle, "g")
+    following = asyncio.create_task(every_event(handle))
+    await worker.process.kill()
+    async with a_node(postgres_url) as second:
+        # It said so in its first attempt, too.
+        await second.wire.reached(await second.attach(handle), "g")
+        await second.wire.open("g")
+        events = await following
+    attempts = [event.body.attempt for event in events if isinstance(event.body, Started)]
+    assert attempts == [1, 2]
+    assert [event.index for event in events] == list(range(1, len(events) + 1))
+    assert isinstance(events[-1].body, RunComplete)
+    assert (events[-1].body.state, said(events)) == (RunState.COMPLETED, "<g>")
+
+
+async def test_what_a_node_says_that_cannot_be_reached_is_heard_from_the_store(
+    postgres_url: str, front: Node
+) -> None:
+    async with AsyncExitStack() as nodes:
+        nowhere = a_node(postgres_url, "--node-address", "127.0.0.1:1")
+        away = await nodes.enter_async_context(nowhere)
+        handle = await front.wire.accept("s", *at_gate("g"), *at_gate("h"))
+        await front.wire.reached(handle, "g")
+        following = asyncio.create_task(front.wire.reached(handle, "h"))
+        await away.wire.open("g")
+        await following
+        await away.wire.open("h")
+        assert (await handle.completed(SECONDS)).text == "<g><h>"
