@@ -52,9 +52,13 @@ kill $watcher 2>/dev/null
 
 
 class OwnPostgres:
-    """A PostgreSQL in a folder of its own, to be stopped and started at will."""
+    """A PostgreSQL in a folder of its own, to be stopped and started at will.
+
+    `settings` hold from its next start on.
+    """
 
     def __init__(self) -> None:
+        self.settings = dict(SETTINGS)
         self.folder = Path(tempfile.mkdtemp(prefix="runlane-pg-"))
         self._data = self.folder / "data"
         self._process: subprocess.Popen[bytes] | None = None
@@ -71,10 +75,15 @@ class OwnPostgres:
         """Its database, reached by a socket in the file system."""
         return f"postgresql://postgres@/postgres?host={self.folder}"
 
+    @property
+    def pid(self) -> int:
+        """The id of its first process, whose children the others are."""
+        return int(self._state()[0])
+
     def start(self) -> None:
         """Starts it, and returns when it takes connections."""
         command = [str(self._programs / "postgres"), "-D", str(self._data), "-k", str(self.folder)]
-        command += [f"-c{name}={value}" for name, value in SETTINGS.items()]
+        command += [f"-c{name}={value}" for name, value in self.settings.items()]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 ["sh", "-c", _WATCHED, "sh", *command],

@@ -31,7 +31,7 @@ SAFE = 0.8
 POLL_SECONDS = 1.0
 """After how long, on average, it looks for what no wake-up told of."""
 
-PAUSE_SECONDS = 0.05
+PAUSE_SECONDS = 0.025
 """Between two looks, however often it is woken."""
 
 CLAIM = 64

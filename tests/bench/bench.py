@@ -84,8 +84,9 @@ class Bench:
             async with Load(self.generator, cores()[1], folder) as load:
                 yield load
 
-    async def run(self, server: Server, **job: Any) -> Measured:
-        """Runs a job, set as usual where it says nothing else."""
+    async def run(self, server: Server, *, store: int | None = None, **job: Any) -> Measured:
+        """Runs a job, set as usual where it says nothing else. `store` is the process id of a
+        database, to be watched too."""
         usual = {
             "connections": self.connections,
             "workers": self.workers,
@@ -96,7 +97,7 @@ class Bench:
             "first": self.fresh(10_000_000),
         }
         async with self.load() as load:
-            return await load.run(server, {**usual, **job})
+            return await load.run(server, {**usual, **job}, store=store)
 
     @contextmanager
     def folder(self) -> Iterator[Path]:

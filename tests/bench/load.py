@@ -40,13 +40,17 @@ def call(method: str, request: Message | bytes) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a job came to. The shares are of the core that each side has for itself."""
+    """What a job came to. The shares are of a core; 1 is all of the one that a side has for itself.
+
+    `store_cpu` is that of a database beside the server.
+    """
 
     count: int
     seconds: float
     server_cpu: float
     load_cpu: float
     latency: dict[str, float] = field(default_factory=dict)
+    store_cpu: float = 0.0
 
     @property
     def rate(self) -> float:
@@ -130,20 +134,23 @@ class Load:
         said: dict[str, Any] = json.loads(line)
         return said
 
-    async def run(self, server: Server, job: dict[str, Any]) -> Measured:
-        """Runs a job with one window of measurement. Raises RuntimeError if calls failed."""
+    async def run(
+        self, server: Server, job: dict[str, Any], *, store: int | None = None
+    ) -> Measured:
+        """Runs a job with one window of measurement; `store` is the process id of the database, if
+        it is one. Raises RuntimeError if calls failed."""
         await self.send({"prefix": wire.PREFIX, "address": server.address, **job})
-        cpu: dict[str, tuple[float, float]] = {}
+        pids = (server.pid, self._started.pid, *([store] if store else []))
+        cpu: dict[str, list[float]] = {}
         while "result" not in (said := await self.hear()):
-            cpu[said["mark"]] = (cpu_seconds(server.pid), cpu_seconds(self._started.pid))
+            cpu[said["mark"]] = [cpu_seconds(pid) for pid in pids]
         result = said["result"]
         if result["errors"]:
             raise RuntimeError(f"{result['errors']} calls failed; the first: {result['error']}")
-        (server_from, load_from), (server_to, load_to) = cpu["begin"], cpu["end"]
-        return Measured(
-            result["count"],
-            result["seconds"],
-            (server_to - server_from) / result["seconds"],
-            (load_to - load_from) / result["seconds"],
-            result.get("latency") or {},
-        )
+        shares = [
+            (to - since) / result["seconds"]
+            for since, to in zip(cpu["begin"], cpu["end"], strict=True)
+        ]
+        ours, load, *beside = shares
+        latency = result.get("latency") or {}
+        return Measured(result["count"], result["seconds"], ours, load, latency, sum(beside))

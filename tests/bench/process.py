@@ -29,11 +29,13 @@ def cores() -> tuple[int, int]:
     return available[0], available[-1]
 
 
-async def start(core: int, argv: Sequence[str], folder: Path, log: str) -> Process:
+async def start(core: int | None, argv: Sequence[str], folder: Path, log: str) -> Process:
     """A process that runs on that core only from its first instruction; stderr goes to a file."""
+    pinned = () if core is None else (sys.executable, "-S", "-c", _PINNED, str(core))
     with (folder / log).open("ab") as stderr:
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-S", "-c", _PINNED, str(core), *argv),
+            *pinned,
+            *argv,
             stdin=PIPE,
             stdout=PIPE,
             stderr=stderr,
@@ -53,10 +55,14 @@ async def end(process: Process) -> None:
 
 
 def cpu_seconds(pid: int) -> float:
-    """The time that a process has had on a core, in user mode and in the kernel."""
+    """The time that a process and its children have had on cores, in user mode and in the kernel;
+    children that have ended are counted if it has waited for them."""
     # The name of the program, in brackets, may hold anything; what is counted follows it.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
+    own = sum(map(int, fields[11:15])) / _TICKS
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    children = (child for task in tasks for child in (task / "children").read_text().split())
+    return own + sum(cpu_seconds(int(child)) for child in children)
 
 
 def resident_bytes(pid: int) -> int:
@@ -68,9 +74,9 @@ def resident_bytes(pid: int) -> int:
 
 
 class Server:
-    """A server process under measurement."""
+    """A server process under measurement, on one core or, without a number, on any."""
 
-    def __init__(self, argv: Sequence[str], folder: Path, core: int) -> None:
+    def __init__(self, argv: Sequence[str], folder: Path, core: int | None) -> None:
         self._argv = argv
         self._folder = folder
         self._core = core

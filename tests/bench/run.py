@@ -23,7 +23,7 @@ from statistics import median
 import grpc
 import structlog
 
-from bench import curves, memory, past, plot, rates, report, waits
+from bench import curves, memory, nodes, past, plot, rates, report, waits
 from bench.bench import CACHE, Bench
 from bench.load import generator
 from bench.process import cores
@@ -45,6 +45,8 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "deltas": rates.deltas,
     "messages": waits.messages,
     "runs": memory.runs,
+    "workers": nodes.workers,
+    "nodes-cancel": nodes.cancel,
     "by-sessions": curves.by_sessions,
     "by-past": curves.by_past,
     "by-subscribers": curves.by_subscribers,

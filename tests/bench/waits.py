@@ -31,7 +31,8 @@ PAUSE = 2.0
 PAGE = 1_000
 
 
-def _quantile(measured: Measured, name: str) -> Figure:
+def quantile(measured: Measured, name: str) -> Figure:
+    """A latency, in milliseconds."""
     return Figure(measured.latency[name] * 1000, measured.server_cpu, measured.load_cpu)
 
 
@@ -49,7 +50,7 @@ async def latency(bench: Bench) -> list[Row]:
             half = peaks[who] / 2
             measured = await bench.run(running, kind="unary", call=request, rate=half)
         medians[who].append(measured.latency["p50"] * 1000)
-        return _quantile(measured, "p99")
+        return quantile(measured, "p99")
 
     ours, peer = await bench.in_turn(partial(at_half, "ours"), partial(at_half, "peer"))
     notes = {f"p50 {who}, ms": median(found) for who, found in medians.items()}
@@ -80,11 +81,11 @@ async def cancel(bench: Bench) -> list[Row]:
     async def cancelled() -> Figure:
         measured = await cancels(bench)
         medians.append(measured.latency["p50"] * 1000)
-        return _quantile(measured, "p99")
+        return quantile(measured, "p99")
 
     async def round_trip() -> Figure:
         async with bench.bare() as server:
-            return _quantile(await bench.run(server, kind="unary", call=ECHOED, workers=1), "p50")
+            return quantile(await bench.run(server, kind="unary", call=ECHOED, workers=1), "p50")
 
     ours, peer = await bench.in_turn(cancelled, round_trip)
     trips = ratios(ours, peer)

@@ -1,0 +1,137 @@
+"""Several nodes over one PostgreSQL. All cores are for everybody: nodes, database and load."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from statistics import median
+from typing import TYPE_CHECKING
+
+from bench import wire
+from bench.bench import ACCEPT, ECHOED, SUBSCRIBE, Bench, figure
+from bench.load import Measured, call
+from bench.process import Server
+from bench.rates import HOLDS, KEPT, ratios
+from bench.result import Figure, Row
+from bench.waits import CANCELS, PAUSE, SLOW, quantile
+from runlane.v1.run_service_pb2 import CancelRequest
+
+if TYPE_CHECKING:
+    from postgres import OwnPostgres
+
+WORKERS = (1, 2, 4)
+
+CONNECTIONS = 64
+"""The kernel deals connections out to the workers by chance; so many come out about even."""
+
+WINDOW = 1_024
+
+MICROSECONDS = 1e6
+
+
+@asynccontextmanager
+async def database() -> AsyncIterator[OwnPostgres]:
+    """A PostgreSQL for one measurement, as durable as by default."""
+    from postgres import own_postgres  # noqa: PLC0415 - an extra
+
+    with own_postgres() as server:
+        server.settings |= {"shared_buffers": "256MB"}
+        await server.restart()
+        yield server
+
+
+@asynccontextmanager
+async def node(bench: Bench, store: str, *flags: str) -> AsyncIterator[Server]:
+    """A server over that store, on any core."""
+    with bench.folder() as folder:
+        argv = [
+            *(sys.executable, "-m", "runlane_server", "--listen", "127.0.0.1:0", "--store", store),
+            *("--event-loop", bench.event_loop, *KEPT, *flags),
+        ]
+        async with Server(argv, folder, None) as server:
+            yield server
+
+
+async def workers(bench: Bench) -> list[Row]:
+    """Whole runs at so many processes over PostgreSQL, against one over SQLite."""
+    measured: dict[int, list[Measured]] = {count: [] for count in (0, *WORKERS)}
+
+    async def embedded() -> Figure:
+        with bench.folder() as folder:
+            async with node(bench, f"sqlite:///{folder / 'runlane.db'}") as server:
+                measured[0].append(await _runs(bench, server))
+        return figure(measured[0][-1])
+
+    async def together(count: int) -> Figure:
+        flags = ("--workers", str(count)) if count > 1 else ()
+        async with database() as store, node(bench, store.url, *flags) as server:
+            measured[count].append(await _runs(bench, server, store.pid))
+        return figure(measured[count][-1])
+
+    peer, *ours = await bench.in_turn(embedded, *(partial(together, n) for n in WORKERS))
+    title = "accept to terminal event, one process over SQLite, on all cores"
+    rows = [Row("sqlite-1", title, "/s", [], peer, notes=_costs(measured[0]))]
+    for count, found in zip(WORKERS, ours, strict=True):
+        title = f"the same by {count} over PostgreSQL, to one over SQLite"
+        notes = _costs(measured[count])
+        rows.append(
+            Row(f"workers-{count}", title, "/s", ratios(found, peer), found, peer, notes=notes)
+        )
+    return rows
+
+
+async def _runs(bench: Bench, server: Server, store: int | None = None) -> Measured:
+    return await bench.run(
+        server,
+        store=store,
+        kind="runs",
+        call=ACCEPT,
+        watch=SUBSCRIBE,
+        connections=bench.size(CONNECTIONS, 8),
+        window=WINDOW,
+        workers=2 * bench.workers,
+    )
+
+
+def _costs(measured: list[Measured]) -> dict[str, float]:
+    """What a run takes of a core, in the median."""
+    costs = {"µs a run of the nodes": median(one.cost * MICROSECONDS for one in measured)}
+    if measured[0].store_cpu:
+        costs["and of the database"] = median(
+            one.store_cpu / one.rate * MICROSECONDS for one in measured
+        )
+    return costs
+
+
+async def cancel(bench: Bench) -> list[Row]:
+    """Cancels by way of a node that executes nothing, of runs that another one executes."""
+    medians: list[float] = []
+
+    async def cancelled() -> Figure:
+        async with (
+            database() as store,
+            node(bench, store.url, *SLOW),
+            node(bench, store.url, *HOLDS) as front,
+        ):
+            measured = await bench.run(
+                front,
+                kind="cancel",
+                call=ACCEPT,
+                watch=SUBSCRIBE,
+                cancel=call(wire.SERVICE + "Cancel", CancelRequest(session_id=wire.name(0))),
+                count=bench.size(CANCELS, 20),
+                # The other node takes up what waits by and by.
+                pause=2 * PAUSE,
+            )
+        medians.append(measured.latency["p50"] * 1000)
+        return quantile(measured, "p99")
+
+    async def round_trip() -> Figure:
+        async with bench.bare() as server:
+            return quantile(await bench.run(server, kind="unary", call=ECHOED, workers=1), "p50")
+
+    ours, peer = await bench.in_turn(cancelled, round_trip)
+    title = "Cancel at one node sent to CANCELLED seen there, executed by another, p99"
+    return [Row("nodes-cancel", title, "ms", [], ours, peer, notes={"p50, ms": median(medians)})]
