@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 
 from runlane_server import logs
+from runlane_server.access.door import Door
 from runlane_server.agents.loader import AgentSettings, load_agent
 from runlane_server.config import Config
 from runlane_server.coordinator import Coordinator
@@ -94,9 +95,13 @@ async def serve(config: Config, worker: Worker | None = None) -> int:
         await closing.enter_async_context(store)
         node = NodeSettings(lease=config.node_lease)
         coordinator = Coordinator(store, agent, Feed(store), config.limits, node=node)
-        relay = Relay(store.cluster, coordinator.feed, Peers()) if store.cluster else None
+        relay, peer_key = None, ""
+        if store.cluster is not None:
+            peer_key = store.cluster.peer_key
+            relay = Relay(store.cluster, coordinator.feed, Peers(peer_key))
         endpoint = Endpoint(
             coordinator,
+            door=Door(peer_key=peer_key),
             progress_interval=config.progress_interval,
             shares_port=worker is not None,
             relay=relay,

@@ -16,6 +16,7 @@ import structlog
 from uuid6 import uuid7
 
 from runlane_server.acceptance import Acceptance, AcceptedRun
+from runlane_server.access.caller import DEFAULT_TENANT
 from runlane_server.agents.base import Agent
 from runlane_server.core import lane as rules
 from runlane_server.core.errors import (
@@ -64,8 +65,6 @@ from runlane_server.store.base import (
 )
 
 log = structlog.get_logger()
-
-DEFAULT_TENANT = "default"
 
 RETRY_AFTER = 1.0
 """Seconds after which a caller who was told OVERLOADED may come back."""

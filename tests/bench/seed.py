@@ -11,7 +11,7 @@ from functools import reduce
 from pathlib import Path
 
 from bench import wire
-from runlane_server.coordinator import DEFAULT_TENANT
+from runlane_server.access.caller import DEFAULT_TENANT
 from runlane_server.core import lane as rules
 from runlane_server.core.model import (
     FinishReason,

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from runlane_server.acceptance import Acceptance
+from runlane_server.access.caller import DEFAULT_TENANT
 from runlane_server.agents.base import Agent
 from runlane_server.agents.gates import Gates
 from runlane_server.agents.scripted import ScriptedAgent
-from runlane_server.coordinator import DEFAULT_TENANT, Coordinator
+from runlane_server.coordinator import Coordinator
 from runlane_server.core.model import (
     Message,
     Prompt,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from coordinator.node import Node, running, say, script, wait
-from runlane_server.coordinator import DEFAULT_TENANT
+from runlane_server.access.caller import DEFAULT_TENANT
 from runlane_server.core.errors import StoreUnavailable
 from runlane_server.core.model import (
     Prompt,

@@ -15,6 +15,8 @@ from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
 from rpc.wire import refused, told
+from runlane_server.access.caller import ANYBODY, Caller, Credentials
+from runlane_server.access.door import Door
 from runlane_server.core.errors import Draining, Overloaded
 from runlane_server.rpc.calls import Calls
 from runlane_server.rpc.guard import Guard
@@ -23,6 +25,13 @@ Context = Any
 Channel = Any  # its calls take bytes, for which there are no types
 
 CHUNK = b"x" * (1 << 20)
+
+
+class OpenDoor(Door):
+    """Lets everybody in, whatever is called."""
+
+    def admit(self, method: str, credentials: Credentials) -> Caller:
+        return ANYBODY
 
 
 class Toy:
@@ -93,7 +102,7 @@ async def toy_server() -> AsyncIterator[tuple[Toy, Channel, grpc.aio.Server]]:
         "Stream": grpc.unary_stream_rpc_method_handler(toy.stream),
         "Generator": grpc.stream_stream_rpc_method_handler(toy.generator),
     }
-    Guard(server, toy.calls).add_generic_rpc_handlers(
+    Guard(server, toy.calls, OpenDoor()).add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("runlane.Toy", handlers),)
     )
     toy.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
@@ -239,7 +248,7 @@ async def test_what_a_handler_binds_is_in_its_line_and_in_no_other() -> None:
         return b""
 
     server = grpc.aio.server()
-    Guard(server, Calls()).add_generic_rpc_handlers(
+    Guard(server, Calls(), OpenDoor()).add_generic_rpc_handlers(
         (
             grpc.method_handlers_generic_handler(
                 "runlane.Toy", {"Bind": grpc.unary_unary_rpc_method_handler(bind)}

@@ -14,6 +14,7 @@ from rpc.wire import Wire, serving
 from runlane.v1 import run_pb2
 from runlane.v1 import run_service_pb2 as pb
 from runlane_server import relay as relay_module
+from runlane_server.access.door import PEER_KEY, PEER_TENANT
 from runlane_server.limits import Limits
 from runlane_server.rpc.peers import Peers
 from runlane_server.stores import open_store
@@ -122,7 +123,9 @@ async def test_a_node_that_asks_is_told_what_happens_there_and_nowhere_else(
         run_id = await accept(front, {"text": "one"}, {"wait": "g"})
         # It is stored then.
         await Follower(worker, run_id).hears("one")
-        await Follower(front, run_id, **{"runlane-peer": "1"}).hears("one")
+        assert front.store.cluster is not None
+        peer = {PEER_KEY: front.store.cluster.peer_key, PEER_TENANT: b"default".hex()}
+        await Follower(front, run_id, **peer).hears("one")
         assert front.relay.runs == 0
         await Follower(front, run_id).hears("one")
         assert front.relay.runs == 1

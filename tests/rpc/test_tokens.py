@@ -22,25 +22,25 @@ numbers = st.integers(min_value=-(2**63), max_value=2**63 - 1)
 
 @given(places)
 def test_a_cursor_comes_back_as_its_position(position: int) -> None:
-    cursor = CURSORS.encode(position)
-    assert CURSORS.decode(cursor) == position
+    cursor = CURSORS.encode("t", position)
+    assert CURSORS.decode("t", cursor) == position
     assert len(cursor) == 28
 
 
 @given(st.text())
 def test_garbage_is_no_cursor(text: str) -> None:
     with pytest.raises(CursorInvalid) as refused:
-        CURSORS.decode(text)
+        CURSORS.decode("t", text)
     assert refused.value.violations[0].field == "cursor"
 
 
 @given(places, st.data())
 def test_a_cursor_that_was_tampered_with_is_refused(position: int, data: st.DataObject) -> None:
-    cursor = CURSORS.encode(position)
+    cursor = CURSORS.encode("t", position)
     at = data.draw(st.integers(min_value=0, max_value=len(cursor) - 1))
     other = data.draw(st.characters(codec="ascii").filter(lambda letter: letter != cursor[at]))
     with pytest.raises(CursorInvalid):
-        CURSORS.decode(cursor[:at] + other + cursor[at + 1 :])
+        CURSORS.decode("t", cursor[:at] + other + cursor[at + 1 :])
 
 
 @pytest.mark.parametrize(
@@ -48,17 +48,22 @@ def test_a_cursor_that_was_tampered_with_is_refused(position: int, data: st.Data
 )
 def test_a_cursor_has_one_spelling(change) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(CursorInvalid):
-        CURSORS.decode(change(CURSORS.encode(77)))
+        CURSORS.decode("t", change(CURSORS.encode("t", 77)))
 
 
 def test_a_cursor_of_another_store_is_refused_and_says_so() -> None:
     with pytest.raises(CursorInvalid, match="another store"):
-        CURSORS.decode(OTHER.encode(5))
+        CURSORS.decode("t", OTHER.encode("t", 5))
+
+
+def test_a_cursor_of_another_tenant_is_one_of_another_store() -> None:
+    with pytest.raises(CursorInvalid, match="another store"):
+        CURSORS.decode("t", CURSORS.encode("u", 5))
 
 
 def test_a_page_token_is_no_cursor() -> None:
     with pytest.raises(CursorInvalid):
-        CURSORS.decode(PageTokens(b"storeone", "ListRuns").encode(1, 2))
+        CURSORS.decode("t", PageTokens(b"storeone", "ListRuns").encode(1, 2))
 
 
 def test_another_version_is_refused() -> None:

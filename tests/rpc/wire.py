@@ -11,6 +11,7 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from runlane.v1 import run_service_pb2_grpc, session_service_pb2_grpc
+from runlane_server.access.door import Door
 from runlane_server.agents.base import Agent
 from runlane_server.agents.gates import Gates
 from runlane_server.agents.scripted import ScriptedAgent
@@ -52,12 +53,21 @@ async def serving(
     store: Store | None = None,
     agent: Agent | None = None,
     progress_interval: float = 60.0,
+    door: Door | None = None,
 ) -> AsyncIterator[Wire]:
     gates = Gates()
     async with store or MemoryStore() as opened:
         coordinator = Coordinator(opened, agent or ScriptedAgent(gates), Feed(opened), limits)
-        relay = Relay(opened.cluster, coordinator.feed, Peers()) if opened.cluster else None
-        endpoint = Endpoint(coordinator, progress_interval=progress_interval, relay=relay)
+        relay, peer_key = None, ""
+        if opened.cluster is not None:
+            peer_key = opened.cluster.peer_key
+            relay = Relay(opened.cluster, coordinator.feed, Peers(peer_key))
+        endpoint = Endpoint(
+            coordinator,
+            door=door or Door(peer_key=peer_key),
+            progress_interval=progress_interval,
+            relay=relay,
+        )
         address = endpoint.bind("127.0.0.1:0")
         await coordinator.start(address)
         if relay is not None:

@@ -10,7 +10,8 @@ import pytest
 
 from runlane_server import retention as retention_module
 from runlane_server.agents.loader import AgentSettings, load_agent
-from runlane_server.coordinator import DEFAULT_TENANT, Coordinator
+from runlane_server.access.caller import DEFAULT_TENANT
+from runlane_server.coordinator import Coordinator
 from runlane_server.core.errors import SessionNotFound
 from runlane_server.core.model import Micros, Prompt, SessionKey
 from runlane_server.feed import Feed

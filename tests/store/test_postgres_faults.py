@@ -20,7 +20,8 @@ from postgres import OwnPostgres, fresh_database, with_schema
 from runlane_server import lanes as lanes_module
 from runlane_server import runner as runner_module
 from runlane_server.agents.loader import AgentSettings, load_agent
-from runlane_server.coordinator import DEFAULT_TENANT, Coordinator
+from runlane_server.access.caller import DEFAULT_TENANT
+from runlane_server.coordinator import Coordinator
 from runlane_server.core.errors import RunlaneError, StoreUnavailable
 from runlane_server.core.model import Prompt, RunRequest, RunState
 from runlane_server.feed import Feed

@@ -13,7 +13,8 @@
     ├── QueueFull, Overloaded
     ├── CursorCompacted
     ├── Draining
-    └── StoreUnavailable
+    ├── StoreUnavailable
+    └── Unauthenticated, PermissionDenied
 
 `rpc.errors` gives each its gRPC status; `proto/runlane/v1/error_reason.proto` documents them.
 `StartError` and `IllegalCommand` are not among them: they never reach a caller.
@@ -177,6 +178,18 @@ class StoreUnavailable(RunlaneError):
     """The store did not confirm a write, so its outcome is unknown."""
 
     reason = "STORE_UNAVAILABLE"
+
+
+class Unauthenticated(RunlaneError):
+    """The caller did not say who it is, or that could not be verified."""
+
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(RunlaneError):
+    """The caller is known, and may not do this."""
+
+    reason = "PERMISSION_DENIED"
 
 
 class StartError(Exception):

@@ -21,12 +21,12 @@ class EncodedEvents:
         self._bytes = 0
 
     def response(self, event: LoggedComplete) -> bytes:
-        """The serialized SubscribeRunCompleteResponse of an event: the same for everybody."""
+        """The serialized SubscribeRunCompleteResponse of an event: one for all of its tenant."""
         known = self._kept.get(event.position)
         if known is not None:
             return known
         encoded = pb.SubscribeRunCompleteResponse(
-            cursor=self._cursors.encode(event.position),
+            cursor=self._cursors.encode(event.tenant, event.position),
             run_complete=convert.run_complete(event.complete),
         ).SerializeToString()
         self._keep(event.position, encoded)

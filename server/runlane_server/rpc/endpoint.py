@@ -24,6 +24,7 @@ from runlane.v1 import (
     session_service_pb2,
     session_service_pb2_grpc,
 )
+from runlane_server.access.door import Door
 from runlane_server.coordinator import Coordinator
 from runlane_server.core.errors import StartError
 from runlane_server.relay import Relay
@@ -66,6 +67,7 @@ class Endpoint:
         self,
         coordinator: Coordinator,
         *,
+        door: Door,
         progress_interval: float,
         shares_port: bool = False,
         relay: Relay | None = None,
@@ -76,7 +78,7 @@ class Endpoint:
         options = (("grpc.so_reuseport", int(shares_port)), *OPTIONS)
         self._server = grpc.aio.server(options=options)
         # It has what the generated code asks of a server.
-        guard = cast("grpc.aio.Server", Guard(self._server, self._calls))
+        guard = cast("grpc.aio.Server", Guard(self._server, self._calls, door))
         self._health = health.aio.HealthServicer()
         run_service_pb2_grpc.add_RunServiceServicer_to_server(
             RunService(coordinator, progress_interval=progress_interval, relay=relay), guard

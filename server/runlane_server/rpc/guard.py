@@ -20,6 +20,8 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as Encoded
 from grpc import StatusCode
 
+from runlane_server.access.caller import CALLER, Credentials
+from runlane_server.access.door import Door, Visit
 from runlane_server.core.errors import InvalidArgument, RunlaneError, Violation
 from runlane_server.rpc.calls import Calls
 from runlane_server.rpc.errors import Refusal, defect, refusal
@@ -40,9 +42,10 @@ class Guard:
     An interceptor would do the same at every call that this does once.
     """
 
-    def __init__(self, server: grpc.aio.Server, calls: Calls) -> None:
+    def __init__(self, server: grpc.aio.Server, calls: Calls, door: Door) -> None:
         self._server = server
         self._calls = calls
+        self._door = door
 
     def add_generic_rpc_handlers(
         self, generic_rpc_handlers: Sequence[grpc.GenericRpcHandler]
@@ -89,15 +92,18 @@ class Guard:
             task = cast("asyncio.Task[object]", asyncio.current_task())
             self._calls.enter(task)
             code: StatusCode | None = None
+            visit = Visit(method, credentials_of(context), task)
             try:
+                CALLER.set(self._door.admit(method, visit.credentials))
                 if isinstance(request, _Malformed):
                     raise request.error
-                return await behavior(request, context)
+                with self._door.staying(visit):
+                    return await behavior(request, context)
             except grpc.aio.AbortError:
                 code = context.code()
                 raise
             except BaseException as error:
-                code, refused = _verdict(error, task)
+                code, refused = _verdict(visit.refused or error, task)
                 if refused is None:
                     raise
                 await _abort(context, refused)
@@ -108,6 +114,15 @@ class Guard:
                 tell("call", method=name, code=code.name if code else "OK", ms=ms)
 
         return call
+
+
+def credentials_of(context: Context) -> Credentials:
+    """What a call brings along to prove who makes it."""
+    # The first value of a key counts.
+    sent = cast("Sequence[tuple[str, str]]", context.invocation_metadata() or ())
+    metadata = dict(reversed(sent))
+    certificate = context.peer_identities() or ()
+    return Credentials(metadata, [name.decode(errors="replace") for name in certificate])
 
 
 class _Wrapped(grpc.GenericRpcHandler):

@@ -6,18 +6,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
-from typing import Any, TypeAlias
-
-import grpc
+from typing import Any
 
 import runlane
+from runlane_server.access.door import PEER_KEY, PEER_TENANT
 from runlane_server.core import model
 from runlane_server.relay import RunLost
-
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-
-_FROM_PEER = ("runlane-peer", "1")
-"""Says that a node asks, which wants to know what happens where it asks and nowhere else."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -40,23 +34,23 @@ _BODIES: Mapping[type[Any], Callable[[Any], model.EventBody]] = MappingProxyType
 the store, with all that belongs to it."""
 
 
-def is_from_peer(context: Context) -> bool:
-    """Whether another node calls."""
-    return _FROM_PEER in (context.invocation_metadata() or ())
-
-
 class Peers:
-    """See `relay.Peers`. A connection for each node that is followed, and as long as it is."""
+    """See `relay.Peers`. `peer_key` is what only the nodes of one store know.
 
-    def __init__(self) -> None:
-        self._clients: dict[str, runlane.Client] = {}
-        self._users: dict[str, int] = {}
+    There is a connection for each node that is followed, and each tenant that follows; as long as
+    that lasts.
+    """
+
+    def __init__(self, peer_key: str) -> None:
+        self._peer_key = peer_key
+        self._clients: dict[tuple[str, str], runlane.Client] = {}
+        self._users: dict[tuple[str, str], int] = {}
 
     async def follow(
         self, address: str, key: model.RunKey, after: int, on_lost: Callable[[], None]
     ) -> AsyncGenerator[model.RunEvent | None, None]:
         """The events of a run after an index, from the node at an address; None for its end."""
-        async with self._client(address) as client:
+        async with self._client(address, key.tenant) as client:
             events = client.subscribe_run(
                 key.run_id, after_index=after, on_lost=lambda _: on_lost()
             )
@@ -73,17 +67,19 @@ class Peers:
             await client.close()
 
     @asynccontextmanager
-    async def _client(self, address: str) -> AsyncIterator[runlane.Client]:
-        if address not in self._clients:
-            self._clients[address] = runlane.Client(address, metadata=dict([_FROM_PEER]))
-        self._users[address] = self._users.get(address, 0) + 1
+    async def _client(self, address: str, tenant: str) -> AsyncIterator[runlane.Client]:
+        whose = address, tenant
+        if whose not in self._clients:
+            shown = {PEER_KEY: self._peer_key, PEER_TENANT: tenant.encode().hex()}
+            self._clients[whose] = runlane.Client(address, metadata=shown)
+        self._users[whose] = self._users.get(whose, 0) + 1
         try:
-            yield self._clients[address]
+            yield self._clients[whose]
         finally:
-            self._users[address] -= 1
-            if not self._users[address]:
-                del self._users[address]
-                await self._clients.pop(address).close()
+            self._users[whose] -= 1
+            if not self._users[whose]:
+                del self._users[whose]
+                await self._clients.pop(whose).close()
 
 
 def _event(run_id: str, told: runlane.RunEvent) -> model.RunEvent | None:

@@ -13,7 +13,8 @@ from structlog.contextvars import bind_contextvars
 
 from runlane.v1 import run_service_pb2 as pb
 from runlane.v1 import run_service_pb2_grpc
-from runlane_server.coordinator import DEFAULT_TENANT, Coordinator
+from runlane_server.access.caller import CALLER, tenant
+from runlane_server.coordinator import Coordinator
 from runlane_server.core.errors import CursorCompacted, Draining, InvalidArgument
 from runlane_server.core.model import Micros, Run, RunComplete, RunKey
 from runlane_server.relay import Relay
@@ -21,7 +22,6 @@ from runlane_server.rpc import convert, validate
 from runlane_server.rpc.cursor import Cursors
 from runlane_server.rpc.encoded import EncodedEvents
 from runlane_server.rpc.page import PageTokens, fill
-from runlane_server.rpc.peers import is_from_peer
 from runlane_server.store.base import Page, Position
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -62,7 +62,9 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
     ) -> pb.RunAcceptedResponse:
         """R1 to R6."""
         wanted = validate.run_accepted(request, self._coordinator.limits)
-        with self._coordinator.begin_accepted(request.session_id, wanted.run_id) as accepted:
+        with self._coordinator.begin_accepted(
+            request.session_id, wanted.run_id, tenant=tenant()
+        ) as accepted:
             bind_contextvars(session_id=accepted.session_id, run_id=accepted.run_id)
             acceptance = await self._coordinator.run_accepted(
                 accepted,
@@ -70,7 +72,8 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
                 allow_missing=request.allow_missing,
             )
         return pb.RunAcceptedResponse(
-            run=convert.run(acceptance.run), cursor=self._cursors.encode(acceptance.position)
+            run=convert.run(acceptance.run),
+            cursor=self._cursors.encode(tenant(), acceptance.position),
         )
 
     async def Cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelResponse:
@@ -78,7 +81,11 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         scope = validate.cancel(request)
         bind_contextvars(session_id=request.session_id, run_id=request.run_id)
         receipt = await self._coordinator.cancel(
-            request.session_id, scope=scope, run_id=request.run_id, reason=request.reason
+            request.session_id,
+            scope=scope,
+            run_id=request.run_id,
+            reason=request.reason,
+            tenant=tenant(),
         )
         return pb.CancelResponse(
             cancelled=convert.cancelled_runs(receipt), fence_accept_seq=receipt.fence_accept_seq
@@ -89,7 +96,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
     ) -> pb.CancelAllResponse:
         """R18, R20."""
         validate.cancel_all(request)
-        receipts = await self._coordinator.cancel_all(reason=request.reason)
+        receipts = await self._coordinator.cancel_all(reason=request.reason, tenant=tenant())
         return pb.CancelAllResponse(
             sessions=[
                 pb.SessionCancellation(
@@ -120,7 +127,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
             if place.at > self._feed.position:
                 # A cursor of another node may be ahead of what this one was told.
                 await self._store.catch_up()
-            with closing(self._feed.subscribe(DEFAULT_TENANT, wanted, place.at)) as subscription:
+            with closing(self._feed.subscribe(tenant(), wanted, place.at)) as subscription:
                 await context.write(self._progress(place.at))
                 while True:
                     page = await subscription.next(self._progress_interval)
@@ -137,13 +144,13 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         """Ends after the run's terminal event."""
         validate.subscribe_run(request)
         bind_contextvars(run_id=request.run_id)
-        await self._coordinator.get_run(request.run_id)
-        key = RunKey(DEFAULT_TENANT, request.run_id)
+        await self._coordinator.get_run(request.run_id, tenant=tenant())
+        key = RunKey(tenant(), request.run_id)
         if await self._knows_the_end(key, request.after_index):
             return
         with (
             closing(self._feed.follow(key, request.after_index)) as follower,
-            self._relayed(key, context),
+            self._relayed(key),
         ):
             # The first event may be long in coming; that the call got through is told now.
             await context.send_initial_metadata(())
@@ -153,10 +160,10 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
                     if isinstance(event.body, RunComplete):
                         return
 
-    def _relayed(self, key: RunKey, context: Context) -> AbstractContextManager[None]:
+    def _relayed(self, key: RunKey) -> AbstractContextManager[None]:
         """Has what happens to a run on other nodes told here, unless it is one of them who asks:
         what it is to hear of happens here."""
-        if self._relay is None or is_from_peer(context):
+        if self._relay is None or CALLER.get().peer:
             return nullcontext()
         return self._relay.follow(key)
 
@@ -164,13 +171,13 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         """R24."""
         timeout = validate.wait_run(request)
         bind_contextvars(run_id=request.run_id)
-        run = await self._coordinator.wait_run(request.run_id, timeout=timeout)
+        run = await self._coordinator.wait_run(request.run_id, timeout=timeout, tenant=tenant())
         return pb.WaitRunResponse(run=convert.run(run))
 
     def _start(self, request: pb.SubscribeRunCompleteRequest) -> Position:
         match request.WhichOneof("start"):
             case "cursor":
-                return self._cursors.decode(request.cursor)
+                return self._cursors.decode(tenant(), request.cursor)
             case "from_beginning" if request.from_beginning:
                 return self._store.compacted
             case _:
@@ -182,18 +189,20 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         try:
             yield
         except CursorCompacted as error:
-            oldest = self._cursors.encode(self._store.compacted)
+            oldest = self._cursors.encode(tenant(), self._store.compacted)
             raise CursorCompacted(error.message, metadata={"oldest_cursor": oldest}) from error
         except Draining as error:
             raise Draining(
                 error.message,
                 retry_after=error.retry_after,
-                metadata={"cursor": self._cursors.encode(place.at)},
+                metadata={"cursor": self._cursors.encode(tenant(), place.at)},
             ) from error
 
     def _progress(self, position: Position) -> pb.SubscribeRunCompleteResponse:
         mark = pb.SubscribeRunCompleteResponse.Progress(time=convert.timestamp(self._now()))
-        return pb.SubscribeRunCompleteResponse(cursor=self._cursors.encode(position), progress=mark)
+        return pb.SubscribeRunCompleteResponse(
+            cursor=self._cursors.encode(tenant(), position), progress=mark
+        )
 
     async def _knows_the_end(self, key: RunKey, after_index: int) -> bool:
         """Whether the event that the caller knows is the last one; raises if it does not exist."""
@@ -209,7 +218,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
     async def GetRun(self, request: pb.GetRunRequest, context: Context) -> pb.GetRunResponse:
         """Tells where a run is."""
         validate.get_run(request)
-        run = await self._coordinator.get_run(request.run_id)
+        run = await self._coordinator.get_run(request.run_id, tenant=tenant())
         return pb.GetRunResponse(run=convert.run(run))
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
@@ -218,7 +227,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         tokens = PageTokens(
             self._store.store_id,
             "ListRuns",
-            DEFAULT_TENANT,
+            tenant(),
             wanted.session_id or "",
             *sorted(wanted.states),
         )
@@ -226,7 +235,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
 
         async def fetch(after: int | None, count: int) -> Page[Run, int]:
             return await self._store.list_runs(
-                DEFAULT_TENANT,
+                tenant(),
                 session_id=wanted.session_id,
                 states=wanted.states,
                 after=after,

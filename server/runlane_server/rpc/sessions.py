@@ -10,7 +10,8 @@ from structlog.contextvars import bind_contextvars
 
 from runlane.v1 import session_service_pb2 as pb
 from runlane.v1 import session_service_pb2_grpc
-from runlane_server.coordinator import DEFAULT_TENANT, Coordinator
+from runlane_server.access.caller import tenant
+from runlane_server.coordinator import Coordinator
 from runlane_server.core.errors import SessionNotFound
 from runlane_server.core.model import Session, SessionKey
 from runlane_server.rpc import convert, validate
@@ -34,7 +35,10 @@ class SessionService(session_service_pb2_grpc.SessionServiceServicer):
         """Creates a session."""
         validate.create_session(request)
         session = await self._coordinator.create_session(
-            request.session_id, title=request.title, metadata=dict(request.metadata)
+            request.session_id,
+            title=request.title,
+            metadata=dict(request.metadata),
+            tenant=tenant(),
         )
         bind_contextvars(session_id=session.session_id)
         return pb.CreateSessionResponse(session=convert.session(session))
@@ -53,7 +57,7 @@ class SessionService(session_service_pb2_grpc.SessionServiceServicer):
         """Removes an idle session."""
         validate.session_id(request)
         bind_contextvars(session_id=request.session_id)
-        await self._coordinator.delete_session(request.session_id)
+        await self._coordinator.delete_session(request.session_id, tenant=tenant())
         return pb.DeleteSessionResponse()
 
     async def ListSessions(
@@ -61,11 +65,11 @@ class SessionService(session_service_pb2_grpc.SessionServiceServicer):
     ) -> pb.ListSessionsResponse:
         """Lists sessions."""
         page_size = validate.list_sessions(request)
-        tokens = PageTokens(self._store.store_id, "ListSessions", DEFAULT_TENANT)
+        tokens = PageTokens(self._store.store_id, "ListSessions", tenant())
         place = tokens.decode(request.page_token, 1)
 
         async def fetch(after: int | None, count: int) -> Page[Session, int]:
-            return await self._store.list_sessions(DEFAULT_TENANT, after=after, limit=count)
+            return await self._store.list_sessions(tenant(), after=after, limit=count)
 
         page = await fill(
             fetch, convert.session, after=None if place is None else place[0], limit=page_size
@@ -80,14 +84,12 @@ class SessionService(session_service_pb2_grpc.SessionServiceServicer):
     ) -> pb.ListMessagesResponse:
         """Lists the transcript of a session."""
         page_size = validate.list_messages(request)
-        tokens = PageTokens(
-            self._store.store_id, "ListMessages", DEFAULT_TENANT, request.session_id
-        )
+        tokens = PageTokens(self._store.store_id, "ListMessages", tenant(), request.session_id)
         place = tokens.decode(request.page_token, len(Mark._fields))
         start = None if place is None else Mark(*place)
         await self._session(request.session_id)
         page = await self._store.list_messages(
-            SessionKey(DEFAULT_TENANT, request.session_id),
+            SessionKey(tenant(), request.session_id),
             after=None if start is None else start.read_after,
             limit=page_size,
             max_bytes=PAGE_BYTES,
@@ -99,7 +101,7 @@ class SessionService(session_service_pb2_grpc.SessionServiceServicer):
         )
 
     async def _session(self, session_id: str) -> Session:
-        session = await self._store.get_session(SessionKey(DEFAULT_TENANT, session_id))
+        session = await self._store.get_session(SessionKey(tenant(), session_id))
         if session is None:
             raise SessionNotFound.of(session_id)
         return session

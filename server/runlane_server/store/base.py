@@ -138,6 +138,11 @@ class Cluster(Protocol):
     """The nodes that share a store. Times are by the store's own clock; all methods may raise
     StoreUnavailable."""
 
+    @property
+    def peer_key(self) -> str:
+        """What only the nodes of this store know: a node shows it to another to be taken for one.
+        ASCII."""
+
     on_wake: Callable[[], None] | None
     """Is called when another node says that something is to be looked for: runs that wait for a
     node, or cancels. It may come too often, or not at all: whoever waits for it polls, too."""

@@ -135,7 +135,7 @@ class PostgresStore:
         closing.push_async_callback(talk.close)
         notifier = Notifier(talk, self._address.channel)
         closing.push_async_callback(notifier.close)
-        cluster = PostgresCluster(talk, notifier)
+        cluster = PostgresCluster(talk, notifier, opened.peer_key)
         log = PostgresLog(opened, pool, notifier, lambda: self.listener, cluster.woken)
         closing.push_async_callback(log.close)
         writer = PostgresWriter(connector, log, notifier, lambda: self.listener)

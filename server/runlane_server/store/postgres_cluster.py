@@ -48,7 +48,8 @@ async def open_talk(connector: Connector) -> Pool:
 class PostgresCluster:
     """See `base.Cluster`."""
 
-    def __init__(self, pool: Pool, notifier: Notifier) -> None:
+    def __init__(self, pool: Pool, notifier: Notifier, peer_key: str) -> None:
+        self.peer_key = peer_key
         self.on_wake: Callable[[], None] | None = None
         self._pool = pool
         self._notifier = notifier

@@ -37,6 +37,7 @@ class Opened:
     store_id: bytes
     position: Position
     compacted: Position
+    peer_key: str
 
 
 async def open_database(address: Address) -> Opened:
@@ -59,7 +60,7 @@ async def open_database(address: Address) -> Opened:
         raise StartError(f"store {address.label}: its table 'store' is empty")
     log.info("store opened", store=address.label, schema=version, synchronous_commit=durability)
     connector = Connector(address, durability)
-    return Opened(connector, row["store_id"], row["position"], row["compacted"])
+    return Opened(connector, row["store_id"], row["position"], row["compacted"], row["peer_key"])
 
 
 async def _check(connection: Connection, address: Address) -> str:

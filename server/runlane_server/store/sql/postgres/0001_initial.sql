@@ -8,16 +8,20 @@
 -- lists begins with the tenant, and has a predicate that is always true and that only the statements
 -- for lists repeat (created_no > 0, run_no > 0).
 
--- Of the store as a whole; one row. compacted_bytes is the log_bytes of the last event that was
+-- Of the store as a whole; one row. peer_key is what nodes show one another to be taken for one. compacted_bytes is the log_bytes of the last event that was
 -- removed. Whoever compacts holds the row's lock.
 CREATE TABLE store (
     single          boolean PRIMARY KEY DEFAULT true CHECK (single),
     store_id        bytea   NOT NULL,
+    peer_key        text    NOT NULL,
     compacted       bigint  NOT NULL DEFAULT 0,
     compacted_bytes bigint  NOT NULL DEFAULT 0
 );
 
-INSERT INTO store (store_id) VALUES (substring(uuid_send(gen_random_uuid()) FROM 9 FOR 8));
+INSERT INTO store (store_id, peer_key) VALUES (
+    substring(uuid_send(gen_random_uuid()) FROM 9 FOR 8),
+    replace(gen_random_uuid()::text || gen_random_uuid()::text, '-', '')
+);
 
 -- Who works over this database. A node that is lost stays so: what it hosted is given to others.
 -- steady_since is when it had last been silent for too long itself (see beat).

@@ -44,7 +44,8 @@ LIMIT 1;
 
 -- name: state
 SELECT
-    store_id, compacted, coalesce((SELECT max(position) FROM events), compacted) AS position
+    store_id, compacted, coalesce((SELECT max(position) FROM events), compacted) AS position,
+    peer_key
 FROM store;
 
 -- Writing

@@ -1,0 +1,42 @@
+"""What each call needs. A call that is not listed here is nobody's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from runlane_server.access.caller import Role
+
+_RUNS = "/runlane.v1.RunService/"
+_SESSIONS = "/runlane.v1.SessionService/"
+
+NEEDS: Mapping[str, Role] = MappingProxyType(
+    {
+        _RUNS + "RunAccepted": Role.RUN,
+        _RUNS + "Cancel": Role.RUN,
+        _RUNS + "CancelAll": Role.RUN,
+        _RUNS + "SubscribeRunComplete": Role.READ,
+        _RUNS + "SubscribeRun": Role.READ,
+        _RUNS + "WaitRun": Role.READ,
+        _RUNS + "GetRun": Role.READ,
+        _RUNS + "ListRuns": Role.READ,
+        _SESSIONS + "CreateSession": Role.RUN,
+        _SESSIONS + "GetSession": Role.READ,
+        _SESSIONS + "DeleteSession": Role.ADMIN,
+        _SESSIONS + "ListSessions": Role.READ,
+        _SESSIONS + "ListMessages": Role.READ,
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Role.READ,
+    }
+)
+"""The least role that may make a call, by its full name."""
+
+OPEN = frozenset({"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"})
+"""What anybody may ask: the probes of balancers and orchestrators have no identity."""
+
+_RANK = {Role.READ: 0, Role.RUN: 1, Role.ADMIN: 2}
+
+
+def allows(role: Role, method: str) -> bool:
+    """Whether a role may make a call."""
+    needed = NEEDS.get(method)
+    return needed is not None and _RANK[role] >= _RANK[needed]
