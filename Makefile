@@ -13,7 +13,7 @@ PROTOS := $(wildcard proto/runlane/v1/*.proto)
 GENERATED := client/runlane/v1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench check-lane sim crash soak check lint types check-proto check-docs proto docs format constraints clean
+.PHONY: help run test bench check-lane sim crash nodes soak check lint types check-proto check-docs proto docs format constraints clean
 
 help: ## Lists the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -33,6 +33,9 @@ sim: $(READY) ## Simulates SEEDS worlds from START on: cancels, crashes, stale l
 crash: $(READY) ## Kills a server under load, ROUNDS times; SEED repeats a failing round
 	cd tests && ../$(BIN)/python -m crash.run --rounds $(or $(ROUNDS),20) $(if $(SEED),--seed $(SEED))
 
+nodes: $(READY) ## Kills, stops and cuts off three nodes over PostgreSQL for MINUTES; SEED and FIRST repeat a round
+	cd tests && ../$(BIN)/python -m crash.nodes_run --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED)) $(if $(FIRST),--first $(FIRST) --rounds 1)
+
 soak: $(READY) ## Opens and cancels streams and runs by the thousand; fails if the server grows
 	cd tests && ../$(BIN)/python -m crash.soak
 
@@ -46,6 +49,7 @@ lint: $(READY) ## Lints code and proto
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	cd proto && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code
+	$(breaking)
 
 types: $(READY) ## Checks the types
 	$(BIN)/mypy
@@ -58,6 +62,7 @@ check-proto: $(PROTO_READY) ## Proves the generated code fresh
 
 check-docs: $(READY) ## Proves the generated parts of the docs fresh
 	$(BIN)/python docs/lane_diagram.py --check
+	$(BIN)/python docs/api_reference.py --check
 
 proto: $(PROTO_READY) ## Generates client/runlane/v1 from proto/
 	find $(GENERATED) -name '*_pb2*' -delete
@@ -65,6 +70,7 @@ proto: $(PROTO_READY) ## Generates client/runlane/v1 from proto/
 
 docs: $(READY) ## Writes the generated parts of the docs
 	$(BIN)/python docs/lane_diagram.py
+	$(BIN)/python docs/api_reference.py
 
 format: $(READY) ## Formats code and proto
 	$(BIN)/ruff check --fix .
@@ -90,6 +96,13 @@ $(PROTO_READY): proto/requirements.txt
 	$(PYTHON) -m venv $(PROTO_VENV)
 	$(PROTO_VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $<
 	touch $@
+
+# What a release has promised is not broken. Before the first one there is nothing to compare with.
+define breaking
+	release=$$(git describe --tags --abbrev=0 --match 'v*' 2>/dev/null) || exit 0; \
+	echo "the interface since $$release"; \
+	$(BIN)/buf breaking proto --against ".git#tag=$$release,subdir=proto"
+endef
 
 # Services come with stubs of their own; files without a service would get empty ones.
 define generate

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from runlane_server import retention as retention_module
-from runlane_server.agents.loader import AgentSettings, load_agent
 from runlane_server.access.caller import DEFAULT_TENANT
+from runlane_server.agents.loader import AgentSettings, load_agent
 from runlane_server.coordinator import Coordinator
 from runlane_server.core.errors import SessionNotFound
 from runlane_server.core.model import Micros, Prompt, SessionKey
