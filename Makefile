@@ -13,7 +13,7 @@ PROTOS := $(wildcard proto/runlane/v1/*.proto)
 GENERATED := client/runlane/v1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench check-lane sim crash nodes soak check lint types check-proto check-docs proto docs format constraints clean
+.PHONY: help run test test-postgres bench check-lane sim crash nodes soak check lint types check-proto check-docs proto docs format constraints clean
 
 help: ## Lists the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -22,7 +22,10 @@ run: $(READY) ## Starts a server on 127.0.0.1:50051 with a SQLite file and the e
 	$(BIN)/runlane-server --listen 127.0.0.1:50051 --store sqlite:///runlane.db --agent echo
 
 test: $(READY) ## Runs the tests
-	$(BIN)/pytest -n $(JOBS) $(TESTS)
+	$(BIN)/pytest -n $(JOBS) --dist worksteal $(TESTS)
+
+test-postgres: $(READY) ## Runs all that works over any store over PostgreSQL
+	$(BIN)/pytest -n $(JOBS) --dist worksteal --store postgresql $(TESTS)
 
 check-lane: $(READY) ## Searches all interleavings of commands on a lane of RUNS runs, DEPTH commands deep
 	cd tests && ../$(BIN)/python -m sim.explore --depth $(or $(DEPTH),22) --runs $(or $(RUNS),3) --reservations 2
@@ -63,6 +66,7 @@ check-proto: $(PROTO_READY) ## Proves the generated code fresh
 check-docs: $(READY) ## Proves the generated parts of the docs fresh
 	$(BIN)/python docs/lane_diagram.py --check
 	$(BIN)/python docs/api_reference.py --check
+	$(BIN)/python docs/metrics_table.py --check
 
 proto: $(PROTO_READY) ## Generates client/runlane/v1 from proto/
 	find $(GENERATED) -name '*_pb2*' -delete
@@ -71,6 +75,7 @@ proto: $(PROTO_READY) ## Generates client/runlane/v1 from proto/
 docs: $(READY) ## Writes the generated parts of the docs
 	$(BIN)/python docs/lane_diagram.py
 	$(BIN)/python docs/api_reference.py
+	$(BIN)/python docs/metrics_table.py
 
 format: $(READY) ## Formats code and proto
 	$(BIN)/ruff check --fix .

@@ -160,7 +160,7 @@ async def fresh_database(base: str) -> AsyncIterator[str]:
     try:
         yield with_schema(base, schema)
     finally:
-        connection = await asyncpg.connect(base)
+        connection = await asyncpg.connect(read_url(base).dsn)
         # A test that failed may have left somebody behind who is in the way.
         await connection.execute("SET lock_timeout = '10s'")
         await connection.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
@@ -168,14 +168,47 @@ async def fresh_database(base: str) -> AsyncIterator[str]:
 
 
 def with_schema(base: str, schema: str) -> str:
-    """The URL of a database with that schema for the store."""
-    return f"{base}{'&' if '?' in base else '?'}schema={schema}"
+    """The URL of a database with that schema for the store, in place of the one that it names."""
+    dsn = read_url(base).dsn
+    return f"{dsn}{'&' if '?' in dsn else '?'}schema={schema}"
 
 
 async def plain(url: str) -> Connection:
     """A connection beside the store, in its schema."""
     address = read_url(url)
     return await asyncpg.connect(address.dsn, server_settings={"search_path": address.schema})
+
+
+_TABLES = """
+SELECT relname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+WHERE nspname = $1 AND relkind = 'r' AND relname NOT IN ('nodes', 'schema_versions')
+"""
+
+_NUMBERED = """
+SELECT table_name, column_name FROM information_schema.columns
+WHERE table_schema = $1 AND is_identity = 'YES'
+"""
+
+
+async def copy_rows(source: str, target: str) -> None:
+    """Copies what a store has at an instant into another one, all but the nodes that work there."""
+    here, there = read_url(source).schema, read_url(target).schema
+    connection = await plain(source)
+    async with connection.transaction(isolation="repeatable_read"):
+        tables = await connection.fetch(_TABLES, here)
+        for (table,) in tables:
+            source, target = f"{here}.{table}", f"{there}.{table}"
+            await connection.execute(f"DELETE FROM {target}")  # noqa: S608 - names of our own
+            await connection.execute(
+                f"INSERT INTO {target} OVERRIDING SYSTEM VALUE SELECT * FROM {source}"  # noqa: S608
+            )
+        # What is numbered goes on from there. Rows that were removed have negative numbers.
+        for table, column in await connection.fetch(_NUMBERED, there):
+            await connection.execute(
+                f"SELECT setval(pg_get_serial_sequence('{there}.{table}', '{column}'),"  # noqa: S608
+                f" 1 + coalesce(max(abs({column})), 0)) FROM {there}.{table}"
+            )
+    await connection.close()
 
 
 async def until_blocked(beside: Connection) -> None:

@@ -20,9 +20,11 @@ from runlane.errors import (
 )
 from runlane.ids import new_id
 from runlane.pager import Page, Pager, join_messages
+from runlane.places import is_local
 from runlane.run_events import RunEvents
 from runlane.run_handle import RunHandle
 from runlane.subscription import SILENCE, Subscription
+from runlane.tokens import Shown
 from runlane.types import (
     NO_LABELS,
     Attachment,
@@ -58,7 +60,12 @@ class Client:
     Args:
         target: Where the server is: `host:port`, or any gRPC name.
         credentials: For TLS, as `grpc.ssl_channel_credentials` makes them; None for plain text.
-        metadata: Sent with every call, such as `{"authorization": "Bearer ..."}`.
+        metadata: Sent with every call.
+        token: Says who calls; sent with every call as `authorization: Bearer TOKEN`. A callable is
+            asked for each call, so it may rotate: what is refused for a token that was renewed
+            meanwhile is tried again with the new one, and subscriptions go on.
+        plaintext_token: Whether the token may go unencrypted to another machine. Without it that
+            is a ValueError: whoever sees the token can use it.
         timeout: How long a call may take, its repetitions included (seconds or a timedelta).
             Subscriptions and waits have limits of their own.
         retry: How calls are repeated.
@@ -71,14 +78,21 @@ class Client:
         *,
         credentials: grpc.ChannelCredentials | None = None,
         metadata: Mapping[str, str] = NO_LABELS,
+        token: str | Callable[[], str] | None = None,
+        plaintext_token: bool = False,
         timeout: Seconds = 10.0,
         retry: RetryPolicy | None = None,
         options: Sequence[tuple[str, Any]] = (),
     ) -> None:
+        if token is not None and credentials is None and not (plaintext_token or is_local(target)):
+            raise ValueError(
+                f"the token would go to {target} unencrypted: give credentials for TLS, "
+                "or say plaintext_token=True"
+            )
         self._wire = Wire(
             target,
             credentials=credentials,
-            metadata=metadata,
+            shown=Shown(metadata, token),
             options=options,
             timeout=seconds(timeout),
             retry=retry or RetryPolicy(),
@@ -142,7 +156,7 @@ class Client:
             SessionNotFound: There is no such session, and allow_missing is not set.
             RunIdConflict: The run id was used before, for something else.
             SessionBusy: when_busy is REJECT, and the session has work.
-            QueueFull, Overloaded: There is no room for the run now.
+            QueueFull, Overloaded, QuotaExceeded: There is no room for the run now.
             Unavailable, DeadlineExceeded: Whether the run was accepted is unknown. The same call
                 with the `run_id` of the error's metadata tells.
         """

@@ -15,6 +15,7 @@
     ├── RunIdConflict
     ├── QueueFull
     ├── Overloaded               the same call succeeds later; `retry_after` says when
+    ├── QuotaExceeded            the tenant has used up a quota; `violations` names both
     ├── CursorCompacted          `oldest_cursor` is where to go on from
     ├── Unavailable              nobody answered, or not this node and not now
     │   ├── Draining
@@ -27,9 +28,10 @@
     ├── EventGap                 a run's events do not follow on each other
     └── ClientClosed             the client was closed before or during the call
 
-What the server says comes as `google.rpc.ErrorInfo` (domain `runlane`), `BadRequest` and
-`RetryInfo`, in the trailing metadata of the call (https://google.aip.dev/193). A reason that this
-version of the client does not know becomes the class of its status, and keeps its `reason`.
+What the server says comes as `google.rpc.ErrorInfo` (domain `runlane`), `BadRequest`,
+`QuotaFailure` and `RetryInfo`, in the trailing metadata of the call (https://google.aip.dev/193). A
+reason that this version of the client does not know becomes the class of its status, and keeps its
+`reason`.
 """
 
 from __future__ import annotations
@@ -185,6 +187,17 @@ class Overloaded(RunlaneError):
     default_status = StatusCode.RESOURCE_EXHAUSTED
 
 
+class QuotaExceeded(RunlaneError):
+    """The tenant has used up one of its quotas, and the server did nothing.
+
+    `violations` has it: `field` is the tenant, `description` names the quota and its limit.
+    `retry_after` says when to come back, where waiting helps.
+    """
+
+    reason = "QUOTA_EXCEEDED"
+    default_status = StatusCode.RESOURCE_EXHAUSTED
+
+
 class CursorCompacted(RunlaneError):
     """Events after the cursor were removed, so going on would skip some of them silently.
 
@@ -291,6 +304,7 @@ BY_REASON: Mapping[str, type[RunlaneError]] = MappingProxyType(
             RunIdConflict,
             QueueFull,
             Overloaded,
+            QuotaExceeded,
             PromptTooLarge,
             CursorInvalid,
             CursorCompacted,
@@ -337,7 +351,7 @@ UNKNOWN are how a reset stream and a proxy's own errors arrive
 
 def is_refused(error: RunlaneError) -> bool:
     """Whether the server certainly did nothing, and may do it later or elsewhere."""
-    return isinstance(error, Draining | Overloaded)
+    return isinstance(error, Draining | Overloaded) or _is_quota_that_renews(error)
 
 
 def is_transient(error: RunlaneError) -> bool:
@@ -347,4 +361,11 @@ def is_transient(error: RunlaneError) -> bool:
     # ABORTED is how a server ends a call that it lost track of, for whatever reason.
     if isinstance(error, Unavailable | Overloaded) or error.status is StatusCode.ABORTED:
         return True
+    if _is_quota_that_renews(error):
+        return True
     return not error.reason and error.status in LOST
+
+
+def _is_quota_that_renews(error: RunlaneError) -> bool:
+    """Whether it is a quota that waiting helps with: the server says for how long."""
+    return isinstance(error, QuotaExceeded) and error.retry_after is not None

@@ -11,6 +11,7 @@ import grpc.aio
 from runlane import convert
 from runlane.errors import EventGap, RunlaneError, Unavailable
 from runlane.stream import ResumingStream
+from runlane.tokens import Metadata
 from runlane.types import RunComplete, RunEvent
 from runlane.v1 import run_service_pb2 as pb
 from runlane.wire import Wire
@@ -96,6 +97,6 @@ class RunEvents:
         self._gap_after = self._last_index
         await self._stream.lost(Unavailable(text))
 
-    def _open(self) -> grpc.aio.UnaryStreamCall[Any, pb.SubscribeRunResponse]:
+    def _open(self, metadata: Metadata) -> grpc.aio.UnaryStreamCall[Any, pb.SubscribeRunResponse]:
         request = pb.SubscribeRunRequest(run_id=self._run_id, after_index=self._last_index)
-        return self._wire.runs.SubscribeRun(request, metadata=self._wire.metadata)
+        return self._wire.runs.SubscribeRun(request, metadata=metadata)

@@ -81,6 +81,7 @@ class _Details:
     def _add(self, status: status_pb2.Status) -> None:
         info = error_details_pb2.ErrorInfo()
         request = error_details_pb2.BadRequest()
+        quota = error_details_pb2.QuotaFailure()
         retry = error_details_pb2.RetryInfo()
         for detail in status.details:
             if detail.Unpack(info):
@@ -90,6 +91,10 @@ class _Details:
             elif detail.Unpack(request):
                 self.violations += (
                     Violation(found.field, found.description) for found in request.field_violations
+                )
+            elif detail.Unpack(quota):
+                self.violations += (
+                    Violation(found.subject, found.description) for found in quota.violations
                 )
             elif detail.Unpack(retry):
                 self.retry_after = retry.retry_delay.ToTimedelta()

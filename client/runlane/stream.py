@@ -11,26 +11,30 @@ import grpc.aio
 
 from runlane import errors
 from runlane.errors import RunlaneError, Unavailable
+from runlane.tokens import Metadata
 from runlane.wire import Backoff, Wire, cancelled_by_caller
 
 log = logging.getLogger("runlane")
 
 ResponseT = TypeVar("ResponseT")
 
+RENEWAL_SECONDS = 5.0
+"""A stream that is refused again within this time after its token was renewed is refused."""
+
 
 class ResumingStream(Generic[ResponseT]):
     """Reads the messages of a server stream over as many calls as it takes.
 
-    `open_call` starts a call that goes on after what its owner has received so far; it is called
-    again after each loss. `silence` is after how many seconds without a message a call counts as
-    lost, `max_silence` after how many the whole stream does; None: never. `on_lost` is told of
-    every loss that is going to be repaired.
+    `open_call` starts a call, with the metadata it is given, that goes on after what its owner has
+    received so far; it is called again after each loss. `silence` is after how many seconds without
+    a message a call counts as lost, `max_silence` after how many the whole stream does; None:
+    never. `on_lost` is told of every loss that is going to be repaired.
     """
 
     def __init__(
         self,
         wire: Wire,
-        open_call: Callable[[], grpc.aio.UnaryStreamCall[Any, ResponseT]],
+        open_call: Callable[[Metadata], grpc.aio.UnaryStreamCall[Any, ResponseT]],
         *,
         silence: float | None = None,
         max_silence: float | None = None,
@@ -43,8 +47,10 @@ class ResumingStream(Generic[ResponseT]):
         self._on_lost = on_lost
         self._backoff = Backoff(wire.retry)
         self._call: grpc.aio.UnaryStreamCall[Any, ResponseT] | None = None
+        self._sent: Metadata = ()
         self._messages = 0
         self._heard_at: float | None = None
+        self._renewed_at: float | None = None
 
     def drop(self) -> None:
         """Ends the call at hand, if there is one; the next `read` opens another."""
@@ -77,7 +83,8 @@ class ResumingStream(Generic[ResponseT]):
         self.drop()
         pause = self._backoff.next(error)
         left = self._left()
-        if not errors.is_transient(error) or (left is not None and pause >= left):
+        helps = errors.is_transient(error) or self._renewed(error)
+        if not helps or (left is not None and pause >= left):
             raise error
         log.info("stream of %s lost (%s), opening it again", self._wire.target, error)
         if self._on_lost is not None:
@@ -90,7 +97,8 @@ class ResumingStream(Generic[ResponseT]):
         try:
             if self._call is None:
                 self._messages = 0
-                self._call = self._open_call()
+                self._sent = self._wire.metadata
+                self._call = self._open_call(self._sent)
             # Cancelling a read cancels its call, which is what a silent one is in for anyway.
             async with asyncio.timeout(self._patience()):
                 message = await self._call.read()
@@ -108,6 +116,13 @@ class ResumingStream(Generic[ResponseT]):
             self._call = None
             return None
         return message  # type: ignore[return-value]  # EOF is an object of no type of its own
+
+    def _renewed(self, error: RunlaneError) -> bool:
+        """Whether the stream was refused for a token in whose place there is another by now."""
+        if not self._wire.renewed(error, self._sent):
+            return False
+        before, self._renewed_at = self._renewed_at, self._now()
+        return before is None or self._renewed_at - before > RENEWAL_SECONDS
 
     def _patience(self) -> float | None:
         """For how many seconds the next message may be waited for."""

@@ -11,6 +11,7 @@ import grpc.aio
 from runlane import convert
 from runlane.errors import Draining, RunlaneError, Unavailable
 from runlane.stream import ResumingStream
+from runlane.tokens import Metadata
 from runlane.types import Progress, RunComplete
 from runlane.v1 import run_service_pb2 as pb
 from runlane.wire import Wire
@@ -153,7 +154,7 @@ class Subscription:
         return True
 
     def _open(
-        self,
+        self, metadata: Metadata
     ) -> grpc.aio.UnaryStreamCall[Any, pb.SubscribeRunCompleteResponse]:
         request = pb.SubscribeRunCompleteRequest(
             session_ids=self._session_ids, run_ids=self._run_ids
@@ -162,7 +163,7 @@ class Subscription:
             request.cursor = self._cursor
         elif self._from_beginning:
             request.from_beginning = True
-        return self._wire.runs.SubscribeRunComplete(request, metadata=self._wire.metadata)
+        return self._wire.runs.SubscribeRunComplete(request, metadata=metadata)
 
     def _lost(self, error: RunlaneError) -> None:
         # Our own cursor is what we have surely received. Without one, the server's is better than

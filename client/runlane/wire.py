@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,8 +12,16 @@ import grpc
 import grpc.aio
 
 from runlane import errors
-from runlane.errors import ClientClosed, RunlaneError, Unavailable, UnexpectedStatus
+from runlane.errors import (
+    ClientClosed,
+    RunlaneError,
+    Unauthenticated,
+    Unavailable,
+    UnexpectedStatus,
+)
+from runlane.places import is_local
 from runlane.statuses import from_rpc
+from runlane.tokens import Metadata, Shown
 from runlane.v1.run_service_pb2_grpc import RunServiceStub
 from runlane.v1.session_service_pb2_grpc import SessionServiceStub
 
@@ -105,7 +113,7 @@ class Wire:
         target: str,
         *,
         credentials: grpc.ChannelCredentials | None,
-        metadata: Mapping[str, str],
+        shown: Shown,
         options: Sequence[tuple[str, Any]],
         timeout: float,
         retry: RetryPolicy,
@@ -113,13 +121,29 @@ class Wire:
         self.target = target
         self.timeout = timeout
         self.retry = retry
-        self.metadata = tuple((key.lower(), value) for key, value in metadata.items())
+        self._shown = shown
         self._credentials = credentials
-        self._options = tuple({**dict(CHANNEL_OPTIONS), **dict(options)}.items())
+        own: dict[str, Any] = dict(CHANNEL_OPTIONS)
+        if target.startswith("unix") and credentials is not None:
+            # A path stands in no certificate.
+            own["grpc.default_authority"] = "localhost"
+        if is_local(target):
+            # A proxy of the environment is on another machine.
+            own["grpc.enable_http_proxy"] = 0
+        self._options = tuple({**own, **dict(options)}.items())
         self._channel: grpc.aio.Channel | None = None
         self._runs: RunServiceAsyncStub | None = None
         self._sessions: SessionServiceAsyncStub | None = None
         self._closed = False
+
+    @property
+    def metadata(self) -> Metadata:
+        """What goes with a call that is made now."""
+        return self._shown.now()
+
+    def renewed(self, error: RunlaneError, sent: Metadata) -> bool:
+        """Whether a call was refused for what was sent with it, and something else is sent now."""
+        return isinstance(error, Unauthenticated) and self.metadata != sent
 
     def _connected(self) -> grpc.aio.Channel:
         if self._closed:
@@ -173,10 +197,11 @@ class Wire:
         method: grpc.aio.UnaryUnaryMultiCallable[RequestT, ResponseT],
         request: RequestT,
         timeout: float,
+        metadata: Metadata,
     ) -> ResponseT:
         """Makes a call once; `timeout` in seconds. Raises RunlaneError."""
         try:
-            return await method(request, timeout=max(timeout, 0.0), metadata=self.metadata)
+            return await method(request, timeout=max(timeout, 0.0), metadata=metadata)
         except (grpc.aio.AioRpcError, grpc.aio.BaseError) as exc:
             raise self.error(exc) from exc
         except asyncio.CancelledError as exc:
@@ -195,20 +220,25 @@ class Wire:
         """Makes a call, and repeats it after errors for which `repeat` holds.
 
         `timeout`, in seconds, bounds all attempts together with the pauses between them; None takes
-        the client's. Raises RunlaneError with the number of `attempts`.
+        the client's. A call that is refused for a token which was renewed meanwhile is repeated
+        once. Raises RunlaneError with the number of `attempts`.
         """
         clock = asyncio.get_running_loop().time
         deadline = clock() + (self.timeout if timeout is None else timeout)
         backoff = Backoff(self.retry)
         attempts = 0
+        renewed = False
         while True:
             attempts += 1
+            sent = self.metadata
             try:
-                return await self.once(method, request, deadline - clock())
+                return await self.once(method, request, deadline - clock(), sent)
             except RunlaneError as error:
                 error.attempts = attempts
                 pause = backoff.next(error)
-                late = clock() + pause >= deadline
-                if late or attempts >= self.retry.attempts or not repeat(error):
+                late = clock() + pause >= deadline or attempts >= self.retry.attempts
+                again = not renewed and self.renewed(error, sent)
+                renewed = renewed or again
+                if late or not (again or repeat(error)):
                     raise
             await asyncio.sleep(pause)

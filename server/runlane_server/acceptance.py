@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from runlane_server.core.model import Run, SessionKey
+from runlane_server.core.errors import EmptyPrompt, PromptTooLarge, RunlaneError
+from runlane_server.core.model import Prompt, Run, SessionKey
+from runlane_server.limits import Limits
 from runlane_server.store.base import Position
 
 
@@ -24,14 +26,26 @@ class AcceptedRun:
 
     From `begin_accepted` on the session is busy, and a cancel covers the run to come. `close` gives
     the reservation up if `run_accepted` has not used it; it may be called any number of times.
+
+    With a `refusal` nothing is reserved: it is for `run_accepted` to raise, unless the run is there
+    already. `over` is called once, when it is used or given up.
     """
 
     def __init__(
-        self, key: SessionKey, run_id: str, token: str, release: Callable[[AcceptedRun], None]
-    ):
+        self,
+        key: SessionKey,
+        run_id: str,
+        token: str,
+        release: Callable[[AcceptedRun], None],
+        *,
+        over: Callable[[], None],
+        refusal: RunlaneError | None = None,
+    ) -> None:
         self.key = key
         self.run_id = run_id
         self.token = token
+        self.refusal = refusal
+        self._over = over
         self._release: Callable[[AcceptedRun], None] | None = release
 
     @property
@@ -46,12 +60,15 @@ class AcceptedRun:
 
     def use(self) -> None:
         """Marks it as used: the run that is being accepted takes its place."""
-        self._release = None
+        if self._release is not None:
+            self._release = None
+            self._over()
 
     def close(self) -> None:
         """Gives the reservation up, if it was not used."""
         if self._release is not None:
             release, self._release = self._release, None
+            self._over()
             release(self)
 
     def __enter__(self) -> Self:
@@ -64,3 +81,17 @@ class AcceptedRun:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def check_prompt(prompt: Prompt, limits: Limits) -> None:
+    """Raises EmptyPrompt (R2) and PromptTooLarge."""
+    text = any(isinstance(a.content, str) and a.content.strip() for a in prompt.attachments)
+    if not (prompt.text.strip() or text):
+        raise EmptyPrompt.of("prompt", "is empty, and there is no text attachment")
+    size, most = len(prompt.text.encode()), limits.max_prompt_bytes
+    if size > most:
+        raise PromptTooLarge.of("prompt", f"has {size} bytes; {most} is the most")
+    size = sum(attachment.size for attachment in prompt.attachments)
+    most = limits.max_attachment_bytes
+    if size > most:
+        raise PromptTooLarge.of("attachments", f"have {size} bytes together; {most} is the most")

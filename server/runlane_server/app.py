@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import os
 import signal
 import sys
@@ -11,23 +12,27 @@ import threading
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import structlog
 
-from runlane_server import logs
-from runlane_server.access.door import Door
+from runlane_server import logs, systemd
+from runlane_server.agents.command import CommandSettings
+from runlane_server.agents.launcher import ResourceLimits
 from runlane_server.agents.loader import AgentSettings, load_agent
 from runlane_server.config import Config
 from runlane_server.coordinator import Coordinator
 from runlane_server.core.errors import RunlaneError, StartError
+from runlane_server.entrance import Entrance
+from runlane_server.entrance import check as check_entrance
 from runlane_server.executor import NodeSettings
 from runlane_server.feed import Feed
+from runlane_server.monitor import Monitor
 from runlane_server.node_address import of_worker, own_listen, reached_at
 from runlane_server.relay import Relay
 from runlane_server.retention import Retention, keepers
 from runlane_server.rpc.endpoint import Endpoint
-from runlane_server.rpc.peers import Peers
 from runlane_server.store.base import StoreError
 from runlane_server.stores import open_store
 
@@ -87,27 +92,48 @@ async def serve(config: Config, worker: Worker | None = None) -> int:
 
     Raises StartError if it cannot start.
     """
+    check_entrance(config)
     orders = Orders()
+    entrance = Entrance(config)
     async with AsyncExitStack() as closing:
+        monitor = Monitor(
+            config.metrics_listen,
+            config.store.partition(":")[0],
+            worker.number if worker else None,
+        )
         agent = load_agent(config.agent, agent_settings(config))
         store = open_store(config.store)
         store.on_failure = orders.store_failed
         await closing.enter_async_context(store)
         node = NodeSettings(lease=config.node_lease)
-        coordinator = Coordinator(store, agent, Feed(store), config.limits, node=node)
+        feed = Feed(store)
+        monitor.watch(store, feed)
+        coordinator = Coordinator(
+            store,
+            agent,
+            feed,
+            config.limits,
+            node=node,
+            observer=monitor.observer,
+            quotas=entrance.quotas,
+        )
         relay, peer_key = None, ""
         if store.cluster is not None:
             peer_key = store.cluster.peer_key
-            relay = Relay(store.cluster, coordinator.feed, Peers(peer_key))
+            relay = Relay(store.cluster, coordinator.feed, entrance.peers(peer_key))
+        door = entrance.door(peer_key)
         endpoint = Endpoint(
             coordinator,
-            door=Door(peer_key=peer_key),
+            door=door,
             progress_interval=config.progress_interval,
             shares_port=worker is not None,
             relay=relay,
+            observer=monitor.observer,
+            tls=entrance.tls,
         )
         # Before anything is run: a server that finds its port taken must not touch the work.
         address, node_address = _bind(endpoint, config, worker)
+        await closing.enter_async_context(monitor.serving(coordinator, endpoint))
         orders.listen(closing)
         try:
             await coordinator.start(node_address)
@@ -118,14 +144,21 @@ async def serve(config: Config, worker: Worker | None = None) -> int:
             closing.push_async_callback(relay.close)
         await endpoint.start()
         _settle_down()
-        retention = _in_background(*keepers(coordinator, retention_of(config)))
+        entrance.warn(node_address, shared=relay is not None)
+        background = _in_background(
+            *keepers(coordinator, retention_of(config)),
+            entrance.watch(door),
+            coordinator.stored.keep_measuring(),
+        )
         _announce(address, node_address, config)
         if worker is None:
             say_listening(address)
         else:
             worker.say_serving()
         await orders.stop.wait()
-        for task in retention:
+        if worker is None:
+            systemd.notify(systemd.STOPPING)
+        for task in background:
             task.cancel()
         await _go_down(coordinator, endpoint, orders, config.drain_timeout)
     return orders.exit_code
@@ -149,7 +182,24 @@ def agent_settings(config: Config) -> AgentSettings:
     killed and reaped within the other half."""
     return AgentSettings(
         command_kill_grace=config.limits.cancel_grace / 2,
+        command=command_settings(config),
         chat_instructions=config.chat_instructions or None,
+    )
+
+
+def command_settings(config: Config) -> CommandSettings:
+    """What programs are given."""
+    return CommandSettings(
+        env=config.command_env,
+        directory=Path(config.command_dir) if config.command_dir else None,
+        cwd=Path(config.command_cwd) if config.command_cwd else None,
+        limits=ResourceLimits(
+            cpu=math.ceil(config.command_cpu),
+            memory=config.command_memory,
+            files=config.command_files,
+            processes=config.command_processes,
+            file_size=config.command_file_size,
+        ),
     )
 
 
@@ -252,6 +302,7 @@ def _announce(address: str, node_address: str, config: Config) -> None:
 
 
 def say_listening(address: str) -> None:
-    """Says on stdout that clients are served from now on."""
+    """Says on stdout, and to systemd, that clients are served from now on."""
     sys.stdout.write(f"runlane-server listening on {address}\n")
     sys.stdout.flush()
+    systemd.notify(systemd.READY)

@@ -19,6 +19,7 @@ from runlane_server import maintenance, workers
 from runlane_server.app import run
 from runlane_server.config import Config, options, store_options
 from runlane_server.core.errors import StartError
+from runlane_server.token_commands import token
 
 _SETTINGS = {"auto_envvar_prefix": "RUNLANE", "show_default": True}
 
@@ -68,6 +69,21 @@ def check(store: str) -> int:
     for line in lines:
         click.echo(line)
     return code
+
+
+@command.command("renew", context_settings=_SETTINGS)
+@store_options
+def renew(store: str) -> int:
+    """Gives a PostgreSQL database that was restored a new id, before servers use it.
+
+    So it is for a standby that took over and lagged behind. Cursors from before are refused from
+    then on; without this they would point at other events.
+    """
+    click.echo(maintenance.renew(store))
+    return 0
+
+
+command.add_command(token)
 
 
 def _refuse_flags(context: click.Context, name: str) -> None:

@@ -5,7 +5,6 @@ A flag goes before the environment, that before the file, and that before the de
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -14,9 +13,11 @@ from typing import Any, TypeVar
 
 import click
 
+from runlane_server.command_options import COMMAND
+from runlane_server.entrance_options import ACCESS, ENTRANCE
 from runlane_server.limits import Limits
 from runlane_server.logs import FORMATS, LEVELS
-from runlane_server.rpc.endpoint import split_address
+from runlane_server.option_types import Address, Duration
 
 _LARGEST_PART = 3 << 20
 """A prompt, or an attachment, has to fit into one message of gRPC's 4 MiB with its surroundings."""
@@ -25,9 +26,6 @@ EVENT_LOOPS = ("asyncio", "uvloop")
 
 MAX_PROGRESS_INTERVAL = 30.0
 """Clients take a stream for lost that was silent for 45 s."""
-
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<unit>ms|s|m|h|d)")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -39,8 +37,23 @@ class Config:
     listen: str = "127.0.0.1:50051"
     workers: int = 1
     node_address: str | None = None
+    access: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    tls_client_ca: str | None = None
+    node_tls_ca: str | None = None
+    insecure_anywhere: bool = False
+    metrics_listen: str | None = None
     store: str = "sqlite:///runlane.db"
     agent: str = "echo"
+    command_env: tuple[str, ...] = ()
+    command_dir: str | None = None
+    command_cwd: str | None = None
+    command_cpu: float = 0.0
+    command_memory: int = 0
+    command_files: int = 0
+    command_processes: int = 0
+    command_file_size: int = 0
     chat_instructions: str = ""
     limits: Limits = field(default_factory=Limits)
     progress_interval: float = 15.0
@@ -57,53 +70,8 @@ class Config:
     def of(cls, **options: Any) -> Config:
         """The settings that the options of the command stand for."""
         limits = {limit.name: options.pop(limit.name) for limit in fields(Limits)}
-        return cls(limits=Limits(**limits), **options)
-
-
-class Duration(click.ParamType[float]):
-    """A length of time with its unit: `500ms`, `30s`, `2m`, `12h`, `7d`; or `0`."""
-
-    name = "duration"
-
-    def __init__(self, *, zero: bool = True, longest: float | None = None) -> None:
-        self._zero = zero
-        self._longest = longest
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """The seconds."""
-        if isinstance(value, float):
-            return value  # a default
-        text = str(value)
-        found = _DURATION.fullmatch(text)
-        if found is None and text != "0":
-            self.fail(f"{text!r} is not a duration such as 500ms, 30s, 2m or 7d", param, ctx)
-        seconds = 0.0 if found is None else float(found["number"]) * _UNITS[found["unit"]]
-        if not (seconds or self._zero):
-            self.fail("has to be more than 0", param, ctx)
-        if self._longest is not None and seconds > self._longest:
-            self.fail(f"is at most {self._longest:g}s", param, ctx)
-        return seconds
-
-
-class Address(click.ParamType[str]):
-    """Where to listen; without `unix` it is in a network."""
-
-    name = "address"
-
-    def __init__(self, *, unix: bool = True) -> None:
-        self._unix = unix
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The address as it was given."""
-        try:
-            _, port = split_address(str(value))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-        if port is None and not self._unix:
-            self.fail(f"{str(value)!r} is not of the form HOST:PORT", param, ctx)
-        return str(value)
+        variables = tuple(options.pop("command_env"))  # which is a list, where it comes by JSON
+        return cls(limits=Limits(**limits), command_env=variables, **options)
 
 
 def _read_file(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
@@ -117,11 +85,17 @@ def _read_file(ctx: click.Context, param: click.Parameter, value: Path | None) -
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise click.BadParameter(f"{value}: {error}", ctx, param) from error
     ctx.default_map = {key.replace("-", "_"): setting for key, setting in found.items()}
+    if isinstance(lines := ctx.default_map.get("command_env"), str):
+        ctx.default_map["command_env"] = lines.splitlines()
     for key, setting in found.items():
         if key.replace("-", "_") not in _SETTINGS:
             raise click.BadParameter(f"{value}: there is no setting {key!r}", ctx, param)
-        if isinstance(setting, bool) or not isinstance(setting, str | int):
-            raise click.BadParameter(f"{value}: {key!r} has to be a text or a number", ctx, param)
+        kinds = "a text or a number"
+        fits = isinstance(setting, str | int) and not isinstance(setting, bool)
+        if key.replace("-", "_") in _SWITCHES:
+            kinds, fits = "true or false", isinstance(setting, bool)
+        if not fits:
+            raise click.BadParameter(f"{value}: {key!r} has to be {kinds}", ctx, param)
 
 
 _DEFAULT = Config()
@@ -129,6 +103,8 @@ _DEFAULT_LIMITS = _DEFAULT.limits
 
 _SETTINGS = {one.name for one in (*fields(Config), *fields(Limits))} - {"limits"}
 """What may be in a file, for whichever command reads it."""
+
+_SWITCHES = {one.name for one in fields(Config) if one.type == "bool"}
 
 _FILE = click.option(
     "--config",
@@ -171,6 +147,16 @@ _OPTIONS = (
         "on. With workers it is the first one's, and each has the next port.",
         show_default="where it listens; a free port for each worker",
     ),
+    click.option(
+        "--metrics-listen",
+        type=Address(unix=False, host="127.0.0.1"),
+        default=_DEFAULT.metrics_listen,
+        metavar="[HOST:]PORT",
+        help="Where Prometheus finds /metrics; without a host on this machine only. With workers "
+        "it is the first one's, and each has the next port. Needs the extra 'metrics'.",
+        show_default="nowhere",
+    ),
+    *ENTRANCE,
     _STORE,
     click.option(
         "--agent",
@@ -178,6 +164,7 @@ _OPTIONS = (
         metavar="AGENT",
         help="echo, scripted, command:ARGV, chat:PROVIDER:MODEL, or MODULE:ATTRIBUTE.",
     ),
+    *COMMAND,
     click.option(
         "--chat-instructions",
         default=_DEFAULT.chat_instructions,
@@ -281,6 +268,11 @@ def options(command: Command) -> Command:
 def store_options(command: Command) -> Command:
     """Gives a command what names a store, and nothing else: the keyword argument `store`."""
     return _with(command, (_FILE, _STORE))
+
+
+def access_options(command: Command) -> Command:
+    """Gives a command what names an access file: the keyword argument `access`."""
+    return _with(command, (_FILE, ACCESS))
 
 
 def _with(command: Command, given: Sequence[Callable[[Command], Command]]) -> Command:

@@ -10,22 +10,25 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NoReturn
 
 import structlog
 from uuid6 import uuid7
 
-from runlane_server.acceptance import Acceptance, AcceptedRun
+from runlane_server.acceptance import Acceptance, AcceptedRun, check_prompt
+from runlane_server.access.accepts import Accepts
 from runlane_server.access.caller import DEFAULT_TENANT
+from runlane_server.access.quotas import QuotaBook
+from runlane_server.access.stored import StoredBytes
 from runlane_server.agents.base import Agent
+from runlane_server.clock import never_back
 from runlane_server.core import lane as rules
 from runlane_server.core.errors import (
     CursorCompacted,
     Draining,
-    EmptyPrompt,
     InvalidArgument,
     Overloaded,
-    PromptTooLarge,
     RunIdConflict,
     RunlaneError,
     RunMissing,
@@ -50,11 +53,12 @@ from runlane_server.core.model import (
     WhenBusy,
 )
 from runlane_server.core.transition import Lane, Receipt, Transition, describe
-from runlane_server.executor import Executor, NodeSettings, never_back
+from runlane_server.executor import Executor, NodeSettings
 from runlane_server.feed import Feed
 from runlane_server.limits import Limits
-from runlane_server.mailbox import Command
+from runlane_server.mailbox import Command, OnDone
 from runlane_server.membership import Membership
+from runlane_server.observer import NOBODY, Asked, Load, Observer
 from runlane_server.store.base import (
     EventFilter,
     IdleSession,
@@ -63,6 +67,7 @@ from runlane_server.store.base import (
     SessionTaken,
     Store,
 )
+from runlane_server.store.weight import run_weight
 
 log = structlog.get_logger()
 
@@ -88,6 +93,8 @@ class Coordinator:
         limits: Limits | None = None,
         *,
         node: NodeSettings | None = None,
+        observer: Observer = NOBODY,
+        quotas: QuotaBook | None = None,
         now: Callable[[], Micros] = lambda: time.time_ns() // 1000,
         new_id: Callable[[], str] = lambda: str(uuid7()),
     ) -> None:
@@ -97,7 +104,13 @@ class Coordinator:
         self._new_id = new_id
         self._tokens = itertools.count(1)
         self._now = never_back(now)
-        self._executor = Executor(store, agent, self.limits, self._now, node)
+        self._observer = observer
+        quotas = quotas or QuotaBook()
+        self.stored = StoredBytes(quotas, store)
+        self._accepts = Accepts(quotas, self.stored)
+        self._executor = Executor(
+            store, agent, self.limits, self._now, node, observer=observer, quotas=quotas
+        )
         self._lanes = self._executor.lanes
 
     # --- Life ---------------------------------------------------------------------------------
@@ -111,6 +124,11 @@ class Coordinator:
     def membership(self) -> Membership | None:
         """This node among those that share the store; None if the store is its own."""
         return self._executor.membership
+
+    @property
+    def load(self) -> Load:
+        """What there is to do on this node, now."""
+        return self._executor.load
 
     async def start(self, address: str = "") -> None:
         """Takes up what the store holds, then begins to run it as soon as the agent is ready.
@@ -142,7 +160,9 @@ class Coordinator:
     ) -> AcceptedRun:
         """Begins an accept. Without a `run_id` the run gets one.
 
-        Raises SessionMissing, Draining, and Overloaded if the node has as much waiting as it takes.
+        Raises SessionMissing, Draining, Overloaded if the node has as much waiting as it takes, and
+        QuotaExceeded; with a `run_id` it is `run_accepted` that raises the latter, as the run may
+        be there already.
         """
         if not session_id:
             raise _session_missing()
@@ -154,10 +174,17 @@ class Coordinator:
                 retry_after=RETRY_AFTER,
             )
         key = SessionKey(tenant, session_id)
+        refusal = self._accepts.refusal(tenant, self._lanes.waiting.of(tenant))
+        if refusal is not None:
+            if not run_id:
+                raise refusal
+            return AcceptedRun(key, run_id, "", _nothing, over=_nothing, refusal=refusal)
         run_id = run_id or self._new_id()
         token = str(next(self._tokens))
         self._lanes.send(key, lambda lane, _: rules.reserve(lane, token, run_id))
-        return AcceptedRun(key, run_id, token, self._release)
+        self._accepts.begin(tenant)
+        over = partial(self._accepts.end, tenant)
+        return AcceptedRun(key, run_id, token, self._release, over=over)
 
     def _release(self, accepted: AcceptedRun) -> None:
         self._lanes.send(accepted.key, lambda lane, _: rules.release(lane, accepted.token))
@@ -167,13 +194,16 @@ class Coordinator:
     ) -> Acceptance:
         """Makes a reservation a durable run, and returns once it is one (R1 to R3).
 
-        Raises EmptyPrompt, PromptTooLarge, SessionNotFound, SessionBusy, QueueFull, RunIdConflict
-        and StoreUnavailable.
+        Raises EmptyPrompt, PromptTooLarge, SessionNotFound, SessionBusy, QueueFull, QuotaExceeded,
+        RunIdConflict and StoreUnavailable.
         """
         with accepted:
             if request.run_id != accepted.run_id or accepted.closed:
                 raise ValueError("the request goes with an open reservation of its run id")
-            self._check_prompt(request.prompt)
+            check_prompt(request.prompt, self.limits)
+            if accepted.refusal is not None:
+                known = await self._accepted_before(accepted.key, request)
+                return known or _raise(accepted.refusal)
             position = self.feed.position
             try:
                 # A refused accept gives its reservation up at once: a cancel that comes next must
@@ -194,6 +224,7 @@ class Coordinator:
             accepted.use()
             if not new:
                 return await self._accepted_before(accepted.key, request) or _gone(run.run_id)
+            self.stored.add(accepted.key.tenant, run_weight(request))
             return Acceptance(describe(accepted.key, run, request), position)
 
     async def run(
@@ -239,20 +270,6 @@ class Coordinator:
         logged = await self.store.position_of(run_key)
         return Acceptance(run, position if logged is None else logged - 1)
 
-    def _check_prompt(self, prompt: Prompt) -> None:
-        text = any(isinstance(a.content, str) and a.content.strip() for a in prompt.attachments)
-        if not (prompt.text.strip() or text):
-            raise _invalid(EmptyPrompt, "prompt", "is empty, and there is no text attachment")
-        size, most = len(prompt.text.encode()), self.limits.max_prompt_bytes
-        if size > most:
-            raise _invalid(PromptTooLarge, "prompt", f"has {size} bytes; {most} is the most")
-        size = sum(attachment.size for attachment in prompt.attachments)
-        most = self.limits.max_attachment_bytes
-        if size > most:
-            raise _invalid(
-                PromptTooLarge, "attachments", f"have {size} bytes together; {most} is the most"
-            )
-
     # --- Cancel -------------------------------------------------------------------------------
 
     async def cancel(
@@ -275,7 +292,9 @@ class Coordinator:
         if not session_id:
             raise _session_missing()
         key = SessionKey(tenant, session_id)
-        receipt: Receipt = await self._lanes.post(key, _cancel(scope, run_id, reason))
+        receipt: Receipt = await self._lanes.post(
+            key, _cancel(scope, run_id, reason), on_done=self._note_cancel(key, scope)
+        )
         if run_id and not receipt.cancelled:
             run = await self.get_run(run_id, tenant=tenant)
             if run.session_id != session_id:
@@ -289,7 +308,8 @@ class Coordinator:
         at_hand = [key for key in self._lanes.keys if key.tenant == tenant]
 
         def post(key: SessionKey) -> asyncio.Future[Receipt]:
-            return self._lanes.post(key, _cancel(CancelScope.SESSION, "", reason))
+            command = _cancel(CancelScope.SESSION, "", reason)
+            return self._lanes.post(key, command, on_done=self._note_cancel(key, "all"))
 
         # Gathered at once: whoever goes away leaves no reply behind that nobody looks at.
         first = asyncio.gather(*map(post, at_hand), return_exceptions=True)
@@ -302,6 +322,10 @@ class Coordinator:
             if not isinstance(failure, SessionNotFound):
                 raise failure
         return [r for r in receipts if isinstance(r, Receipt) and r.cancelled]
+
+    def _note_cancel(self, key: SessionKey, scope: str) -> OnDone:
+        """Has a cancel observed once it is carried out; it is asked for now."""
+        return partial(self._observer.cancelled, Asked(key, scope, self._now()))
 
     async def clear_queue(self, session_id: str, *, tenant: str = DEFAULT_TENANT) -> Receipt:
         """Cancels the waiting runs of a session; the active one lives on (R18)."""
@@ -425,6 +449,14 @@ def _session_missing() -> RunlaneError:
 
 def _invalid(kind: type[InvalidArgument], field: str, description: str) -> RunlaneError:
     return kind(f"{field}: {description}", violations=[Violation(field, description)])
+
+
+def _nothing(*_: object) -> None:
+    """There is nothing to give up."""
+
+
+def _raise(error: RunlaneError) -> NoReturn:
+    raise error
 
 
 def _gone(run_id: str) -> NoReturn:

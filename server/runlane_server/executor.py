@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
 from uuid6 import uuid7
 
+from runlane_server.access.quotas import QuotaBook
 from runlane_server.agents.base import Agent
 from runlane_server.core import lane as rules
 from runlane_server.core.errors import StoreUnavailable
@@ -32,9 +33,11 @@ from runlane_server.core.turn import draft_of
 from runlane_server.lanes import Lanes
 from runlane_server.limits import RETRY_PAUSE, Limits
 from runlane_server.membership import Membership
+from runlane_server.observer import NOBODY, Load, Observer
 from runlane_server.patience import patiently
 from runlane_server.runner import Job, Runner
-from runlane_server.store.base import HostedRun, Store
+from runlane_server.store.base import HostedRun, Store, Turns
+from runlane_server.turns import turns_of
 
 log = structlog.get_logger()
 
@@ -70,10 +73,19 @@ class Executor:
         limits: Limits,
         now: Callable[[], Micros],
         node: NodeSettings | None = None,
+        *,
+        observer: Observer = NOBODY,
+        quotas: QuotaBook | None = None,
     ) -> None:
         self.membership = _membership(store, self, node or NodeSettings())
+        self._quotas = quotas or QuotaBook()
         self.lanes = Lanes(
-            store, self, max_active=limits.max_active_runs, now=now, host=self.membership
+            store,
+            self,
+            max_active=limits.max_active_runs,
+            now=now,
+            host=self.membership,
+            quotas=self._quotas,
         )
         self.ready = False
         self.refusing = False
@@ -81,10 +93,17 @@ class Executor:
         self._agent = agent
         self._limits = limits
         self._now = now
+        self._observer = observer
         self._runners: dict[SessionKey, Runner] = {}
         self._strays: set[asyncio.Task[None]] = set()
         self._supervisors: set[asyncio.Task[None]] = set()
         self._getting_ready: asyncio.Task[None] | None = None
+
+    @property
+    def load(self) -> Load:
+        """What there is to do on this node, now."""
+        lanes = self.lanes
+        return Load(len(self._runners), lanes.waiting_runs, lanes.slots.in_use, self.refusing)
 
     # --- Life ---------------------------------------------------------------------------------
 
@@ -165,9 +184,13 @@ class Executor:
             cancel_grace=self._limits.cancel_grace,
         )
         self._runners[key] = runner
+        self._observer.started(runner.job.run_key, run)
         supervisor = runner.start()
         self._supervisors.add(supervisor)
         supervisor.add_done_callback(lambda task: self._ended(runner, task))
+        if self.membership is not None and not self.membership.alive:
+            # The answer came too late: what was to be given up was, and this is to go with it.
+            runner.hand_over()
 
     def cancelling(self, key: SessionKey, run: LaneRun) -> bool:
         """Stops the agent of a run that a cancel covers; returns whether it is at work here."""
@@ -197,6 +220,11 @@ class Executor:
         """How many more lanes could have an active run here."""
         return self.lanes.slots.free
 
+    @property
+    def turns(self) -> Turns:
+        """Whose turn it is here."""
+        return turns_of(self.lanes.slots, self._quotas)
+
     def line_up(self, key: SessionKey) -> None:
         """A lane waits for a node, and this one is to serve it."""
         self.lanes.look_at(key)
@@ -212,12 +240,13 @@ class Executor:
         for runner in list(self._runners.values()):
             runner.hand_over()
 
-    def count_waiting(self, runs: int) -> None:
-        """So many runs wait in the whole store."""
-        self.lanes.waiting_runs = runs
+    def count_waiting(self, runs: Mapping[str, int]) -> None:
+        """So many runs of each tenant wait in the whole store."""
+        self.lanes.waiting.told(runs)
 
     def _ended(self, runner: Runner, supervisor: asyncio.Task[None]) -> None:
         self._supervisors.discard(supervisor)
+        self._observer.left(runner.job.run_key)
         if self.membership is not None:
             # Its slot may be free now.
             self.membership.look()
@@ -358,15 +387,3 @@ async def _in_batches(work: Iterable[Awaitable[object]]) -> None:
     rest = iter(work)
     while batch := list(itertools.islice(rest, AT_ONCE)):
         await asyncio.gather(*batch)
-
-
-def never_back(now: Callable[[], Micros]) -> Callable[[], Micros]:
-    """A clock that stands still while the system's is set back: no run ends before it began."""
-    latest = 0
-
-    def monotone() -> Micros:
-        nonlocal latest
-        latest = max(latest, now())
-        return latest
-
-    return monotone

@@ -60,7 +60,19 @@ class Feed:
     def subscriptions(self) -> int:
         """How many subscriptions are open."""
         subscribers = set[_Woken]().union(*self._subscribers.values())
-        return len(subscribers) + sum(map(len, self._followers.values()))
+        return len(subscribers) + self.followers
+
+    @property
+    def followers(self) -> int:
+        """How many of them follow the events of one run."""
+        return sum(map(len, self._followers.values()))
+
+    @property
+    def furthest_behind(self) -> int:
+        """How many events of the log the slowest subscription has not read."""
+        subscribers = set[_Woken]().union(*self._subscribers.values())
+        positions = [s.position for s in subscribers if isinstance(s, Subscription)]
+        return max(0, self.told - min(positions, default=self.told))
 
     def subscribe(self, tenant: str, wanted: EventFilter, after: Position) -> Subscription:
         """Opens a subscription to terminal events after a position; to be closed by the caller.

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import structlog
 
+from runlane_server.access.quotas import QuotaBook
+from runlane_server.actions import Actions, Alone, Host
 from runlane_server.core import lane as rules
 from runlane_server.core.errors import IllegalCommand, RunlaneError
 from runlane_server.core.model import Micros, RunKey, RunRequest, RunState, SessionKey
-from runlane_server.core.transition import Lane, LaneRun, Transition
+from runlane_server.core.transition import Lane, Transition
 from runlane_server.limits import RETRY_PAUSE
-from runlane_server.mailbox import Command, Decision, Mailbox, Order, accepts_again, stops
+from runlane_server.mailbox import Command, Decision, Mailbox, OnDone, Order, accepts_again, stops
 from runlane_server.recent import Recent
 from runlane_server.slots import Slots
 from runlane_server.store.base import BusySession, RunIdTaken, Stale, Store
+from runlane_server.waiting import WaitingRuns
 
 log = structlog.get_logger()
 
@@ -42,43 +44,6 @@ RECENT_CHARS = 4_096
 attachments."""
 
 
-class Actions(Protocol):
-    """What is done about a transition once it is committed."""
-
-    def started(self, key: SessionKey, run: LaneRun, request: RunRequest | None) -> None:
-        """A run became active here; with its request where that is at hand."""
-
-    def cancelling(self, key: SessionKey, run: LaneRun) -> bool:
-        """The active run is covered by a cancel, which may be still to be committed. Returns
-        whether its agent, which is told to stop, is at work here."""
-
-    def runs_here(self, key: SessionKey, run: LaneRun) -> bool:
-        """Whether that attempt has an agent at work here."""
-
-    def left_waiting(self) -> None:
-        """A lane has a run to start, and this node has no slot for it."""
-
-
-class Host(Protocol):
-    """Which node this is, among those that share the store."""
-
-    @property
-    def node_id(self) -> str:
-        """What it is called; empty if the store is its own."""
-
-    @property
-    def alive(self) -> bool:
-        """Whether it may start runs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Alone:
-    """The only node of its store."""
-
-    node_id: str = ""
-    alive: bool = True
-
-
 class Lanes:
     """Applies commands to lanes, commits what comes of them, and then acts on it."""
 
@@ -90,6 +55,7 @@ class Lanes:
         max_active: int,
         now: Callable[[], Micros],
         host: Host | None = None,
+        quotas: QuotaBook | None = None,
     ) -> None:
         self._shared = host is not None
         self._host: Host = host or Alone()
@@ -99,8 +65,15 @@ class Lanes:
         self._mailboxes: dict[SessionKey, Mailbox] = {}
         self._recent: Recent[SessionKey, Lane] = Recent(RECENT)
         self._requests: Recent[RunKey, RunRequest] = Recent(RECENT)
-        self.slots = Slots(max_active, self._call)
-        self.waiting_runs = 0
+        quotas = quotas or QuotaBook()
+        self.slots = Slots(max_active, self._call, quotas.max_active)
+        quotas.listen(self.slots.look_again)
+        self.waiting = WaitingRuns()
+
+    @property
+    def waiting_runs(self) -> int:
+        """How many runs wait, as far as this node knows."""
+        return self.waiting.total
 
     @property
     def keys(self) -> tuple[SessionKey, ...]:
@@ -123,7 +96,11 @@ class Lanes:
         return None if mailbox is None else mailbox.lane
 
     def post(
-        self, key: SessionKey, command: Command, otherwise: Command | None = None
+        self,
+        key: SessionKey,
+        command: Command,
+        otherwise: Command | None = None,
+        on_done: OnDone | None = None,
     ) -> asyncio.Future[Any]:
         """Puts a command into a lane's mailbox. The future has its reply once it is committed.
 
@@ -132,7 +109,7 @@ class Lanes:
         in between.
         """
         reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._put(key, Order(command, reply, otherwise))
+        self._put(key, Order(command, reply, otherwise, on_done))
         return reply
 
     def send(self, key: SessionKey, command: Command) -> None:
@@ -149,7 +126,7 @@ class Lanes:
 
     def take_up(self, session: BusySession) -> None:
         """Takes up a lane that was found in the store: one with waiting runs gets its turn."""
-        self.waiting_runs += session.waiting_runs
+        self.waiting.add(session.key.tenant, session.waiting_runs)
         if not session.active:
             self.slots.line_up(session.key)
 
@@ -360,7 +337,7 @@ class Lanes:
         """Takes over what was committed, answers, and acts."""
         lane = made.transition.lane
         mailbox.lane = lane
-        self.waiting_runs += len(lane.waiting) - len(before.waiting)
+        self.waiting.add(key.tenant, len(lane.waiting) - len(before.waiting))
         self.slots.settle(key, running=self._active_here(lane), startable=lane.startable)
         made.settle()
         self._remember(key, made.transition)

@@ -15,13 +15,19 @@ Command: TypeAlias = Callable[[Lane, Micros], Transition]
 """A command of `core.lane`, waiting for the lane and the time."""
 
 
+OnDone: TypeAlias = Callable[[Transition, Any], None]
+"""Is told of the commit that a command was carried out with, and of its reply."""
+
+
 @dataclass(slots=True)
 class Order:
-    """A command in a mailbox, who waits for its reply, and what is done where it is refused."""
+    """A command in a mailbox, who waits for its reply, what is done where it is refused, and who is
+    told of it once it is committed, also where nobody waits for the reply any more."""
 
     command: Command
     reply: asyncio.Future[Any] | None
     otherwise: Command | None = None
+    on_done: OnDone | None = None
 
     def answer(self, reply: object) -> None:
         """Tells whoever waits what came of it."""
@@ -72,6 +78,8 @@ class Decision:
         """Tells everybody who waits."""
         for order, reply in self.replies:
             order.answer(reply)
+            if order.on_done is not None:
+                order.on_done(self.transition, reply)
         for order, error in self.refusals:
             order.refuse(error)
 

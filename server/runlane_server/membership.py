@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
 import structlog
 
 from runlane_server.core.errors import RunlaneError, StoreUnavailable
 from runlane_server.core.model import SessionKey
-from runlane_server.store.base import Cluster, HostedRun
+from runlane_server.store.base import Cluster, HostedRun, Turns
 
 log = structlog.get_logger()
 
@@ -51,6 +51,10 @@ class Work(Protocol):
     def free_slots(self) -> int:
         """How many more lanes could have an active run here."""
 
+    @property
+    def turns(self) -> Turns:
+        """Whose turn it is here, of the tenants."""
+
     def line_up(self, key: SessionKey) -> None:
         """A lane waits for a node, and this one is to serve it."""
 
@@ -63,8 +67,8 @@ class Work(Protocol):
     def give_up(self) -> None:
         """What is active here is another node's by now, or soon will be."""
 
-    def count_waiting(self, runs: int) -> None:
-        """So many runs wait in the whole store."""
+    def count_waiting(self, runs: Mapping[str, int]) -> None:
+        """So many runs of each tenant wait in the whole store."""
 
 
 class Membership:
@@ -82,10 +86,11 @@ class Membership:
         self._cluster = cluster
         self._work = work
         self._address = ""
-        self._lease = lease
+        self.lease = lease
         self._new_id = new_id
         self._beaten = float("-inf")
         self._cut_off = False
+        self._doom: asyncio.TimerHandle | None = None
         self._due = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -106,6 +111,8 @@ class Membership:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        if self._doom is not None:
+            self._doom.cancel()
         try:
             await self._cluster.leave(self.node_id)
         except StoreUnavailable as error:
@@ -114,7 +121,12 @@ class Membership:
     @property
     def alive(self) -> bool:
         """Whether the others are sure to take this node for alive, so that it may start runs."""
-        return asyncio.get_running_loop().time() - self._beaten < self._lease * SAFE
+        return asyncio.get_running_loop().time() - self._beaten < self.lease * SAFE
+
+    @property
+    def beat_age(self) -> float:
+        """Seconds since the others heard of this node; infinite if it takes itself for lost."""
+        return asyncio.get_running_loop().time() - self._beaten
 
     def look(self) -> None:
         """There may be something to do that is not known here yet."""
@@ -130,29 +142,36 @@ class Membership:
         began = asyncio.get_running_loop().time()
         node_id = self._new_id()
         await self._cluster.join(node_id, self._address)
-        self.node_id, self._beaten = node_id, began
-        log.info("joined", node_id=node_id, node_address=self._address, lease_s=self._lease)
+        self.node_id = node_id
+        self._is_alive(began)
+        log.info("joined", node_id=node_id, node_address=self._address, lease_s=self.lease)
 
     async def _until_beat(self) -> None:
-        await asyncio.sleep(_about(self._lease / BEATS))
+        await asyncio.sleep(_about(self.lease / BEATS))
 
     async def _beat(self) -> None:
         # From before the question: the lease may run from any instant until its answer.
         began = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(self._lease / 2):
-                known = await self._cluster.beat(self.node_id, self._lease)
+            async with asyncio.timeout(self.lease / 2):
+                known = await self._cluster.beat(self.node_id, self.lease)
         except (TimeoutError, StoreUnavailable):
-            if not self.alive:
-                self._give_up("the node is cut off from its store")
             return
         if known:
-            self._beaten, self._cut_off = began, False
+            self._is_alive(began)
         else:
             self._give_up("the node was taken for lost")
             await self._join()
-            self._cut_off = False
         await self._see_to_others()
+
+    def _is_alive(self, since: float) -> None:
+        """The lease runs from then on. No answer to a question is waited for when it ends."""
+        self._beaten, self._cut_off = since, False
+        if self._doom is not None:
+            self._doom.cancel()
+        self._doom = asyncio.get_running_loop().call_at(
+            since + self.lease * SAFE, self._give_up, "the node is cut off from its store"
+        )
 
     def _give_up(self, why: str) -> None:
         # Nothing is to be started under the name that is lost.
@@ -185,10 +204,12 @@ class Membership:
         free = min(self._work.free_slots, CLAIM)
         if free <= 0 or not self.alive:
             return
-        claimed = await self._cluster.claim(self.node_id, free, HOLD_SECONDS)
+        turns = self._work.turns
+        claimed = await self._cluster.claim(self.node_id, free, HOLD_SECONDS, turns)
         for key in claimed:
             self._work.line_up(key)
-        if len(claimed) == free:
+        if claimed:
+            # A tenant may have more than its share was, and others less.
             self._due.set()
 
     async def _repeat(

@@ -13,16 +13,16 @@ _FAR_AWAY = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
 """Addresses for documentation (RFC 5737, RFC 3849): the way there is the way to everywhere."""
 
 
-def of_worker(node_address: str | None, number: int) -> str | None:
-    """What `--node-address` means for the worker of that number: it has the port of the first
-    worker for number 1, and each has the next. Raises StartError if there is no such port."""
-    if node_address is None:
+def of_worker(address: str | None, number: int, option: str = "--node-address") -> str | None:
+    """What an address means for the worker of that number: it has the port of the first worker for
+    number 1, and each has the next. Raises StartError if there is no such port."""
+    if address is None:
         return None
-    host, port = split_address(node_address)
+    host, port = split_address(address)
     if not port:
-        return node_address
+        return address
     if port + number - 1 > 65535:
-        raise StartError(f"--node-address {node_address}: has no port for worker {number}")
+        raise StartError(f"{option} {address}: has no port for worker {number}")
     return f"{host}:{port + number - 1}"
 
 

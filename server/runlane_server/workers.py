@@ -23,10 +23,11 @@ from dataclasses import asdict, dataclass, replace
 import click
 import structlog
 
-from runlane_server import logs
+from runlane_server import logs, systemd
 from runlane_server.app import say_listening
 from runlane_server.config import Config
 from runlane_server.core.errors import StartError
+from runlane_server.entrance import check as check_entrance
 from runlane_server.node_address import of_worker
 from runlane_server.rpc.endpoint import split_address
 from runlane_server.shared_port import held
@@ -60,7 +61,9 @@ def check(config: Config) -> None:
         raise click.UsageError(f"--workers: cannot share {config.listen}; listen on HOST:PORT")
     if not can_be_shared(config.store):
         raise StartError("--workers needs a store that nodes can share: postgresql://")
+    check_entrance(config)
     of_worker(config.node_address, config.workers)
+    of_worker(config.metrics_listen, config.workers, "--metrics-listen")
 
 
 class Workers:
@@ -107,6 +110,7 @@ class Workers:
         self._order_stop()
 
     def _order_stop(self) -> None:
+        systemd.notify(systemd.STOPPING)
         self._stop.set()
         for process in self._processes:
             process.terminate()

@@ -19,6 +19,8 @@ KEPT = ("--event-retention", "0")
 
 SUBSCRIBERS = 100
 
+MICROSECONDS = 1e6
+
 WORDS = 2_000
 TALKERS = 128
 TALKATIVE = ("--agent", "echo:delay=5ms")
@@ -63,6 +65,36 @@ async def accept(bench: Bench) -> list[Row]:
     ours, peer = await bench.in_turn(partial(accepts, bench), partial(echo, bench))
     title = "durable RunAccepted, a session each, to bare unary echo"
     return [Row("accept", title, "/s", ratios(ours, peer), ours, peer, Budget(0.6, 0.8))]
+
+
+async def metrics(bench: Bench) -> list[Row]:
+    """What it costs to count: the server's CPU for an accept, with metrics and without.
+
+    Each side is measured twice a round, the second time in the other order: what drifts meanwhile
+    counts for both.
+    """
+    counting, bare = partial(_cost, bench, "--metrics-listen", "0"), partial(_cost, bench)
+    on, off, off_again, on_again = await bench.in_turn(counting, bare, bare, counting)
+    ours, peer = _mean(on, on_again), _mean(off, off_again)
+    title = "CPU of the server for a durable RunAccepted with metrics, to that without"
+    return [Row("metrics", title, "µs", ratios(ours, peer), ours, peer, Budget(1.05, at_most=True))]
+
+
+def _mean(once: list[Figure], again: list[Figure]) -> list[Figure]:
+    return [
+        Figure(
+            (a.value + b.value) / 2,
+            (a.server_cpu + b.server_cpu) / 2,
+            (a.load_cpu + b.load_cpu) / 2,
+        )
+        for a, b in zip(once, again, strict=True)
+    ]
+
+
+async def _cost(bench: Bench, *flags: str) -> Figure:
+    async with bench.runlane(*HOLDS, *KEPT, *flags) as server:
+        measured = await bench.run(server, kind="unary", call=ACCEPT)
+    return Figure(measured.cost * MICROSECONDS, measured.server_cpu, measured.load_cpu)
 
 
 async def complete(bench: Bench) -> list[Row]:

@@ -34,6 +34,7 @@ Measurement = Callable[[Bench], Awaitable[Sequence[Row | Curve]]]
 
 MEASUREMENTS: Mapping[str, Measurement] = {
     "accept": rates.accept,
+    "metrics": rates.metrics,
     "complete": rates.complete,
     "fanout": rates.fanout,
     "cancel": waits.cancel,

@@ -143,3 +143,10 @@ def test_errors_survive_pickling() -> None:
     assert type(again) is runlane.CursorCompacted
     assert (again.message, again.oldest_cursor, again.status) == ("gone", "c", error.status)
     assert str(pickle.loads(pickle.dumps(runlane.DeadlineExceeded("late")))) == "late"  # noqa: S301
+
+
+def test_a_quota_is_tried_again_only_where_the_server_says_when() -> None:
+    renews = runlane.QuotaExceeded("too fast", retry_after=timedelta(seconds=1))
+    lasts = runlane.QuotaExceeded("too much stored")
+    assert (errors.is_refused(renews), errors.is_transient(renews)) == (True, True)
+    assert (errors.is_refused(lasts), errors.is_transient(lasts)) == (False, False)

@@ -28,6 +28,8 @@ from runlane_server.outbox import Outbox
 from runlane_server.runner import Runner
 from runlane_server.store.base import Store
 
+pytestmark = pytest.mark.stores("memory", "sqlite")
+
 S = RunState
 
 

@@ -16,6 +16,8 @@ from runlane_server.core.model import Prompt, RunComplete, RunEvent, RunKey
 from runlane_server.feed import Subscription
 from runlane_server.store.base import EventFilter
 
+pytestmark = pytest.mark.stores("memory", "sqlite")
+
 TENANT = "default"
 ALL = EventFilter()
 

@@ -22,6 +22,8 @@ from runlane_server.core.model import Attachment, Prompt, RunRequest, RunState, 
 from runlane_server.limits import Limits
 from runlane_server.store.base import Store
 
+pytestmark = pytest.mark.stores("memory", "sqlite")
+
 S = RunState
 
 

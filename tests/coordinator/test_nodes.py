@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 
 from coordinator.node import SECONDS, Node, running, say, script, wait
+from postgres import plain
+from runlane_server.agents.base import AgentEvent, Turn
 from runlane_server.core.errors import StoreUnavailable
-from runlane_server.core.model import RunState, SessionKey, WhenBusy
+from runlane_server.core.model import FinishReason, RunState, SessionKey, TextDelta, WhenBusy
 from runlane_server.core.transition import Transition
 from runlane_server.executor import NodeSettings
 from runlane_server.limits import Limits
@@ -22,7 +24,7 @@ S = RunState
 LONG = NodeSettings(lease=60.0)
 """Nobody is taken for lost where that is not what is tested."""
 
-SHORT = NodeSettings(lease=1.0)
+SHORT = NodeSettings(lease=2.0)
 
 
 @asynccontextmanager
@@ -161,6 +163,85 @@ async def test_a_node_that_falls_silent_loses_its_runs_and_notices(postgres_url:
         assert len(await a.completes()) == 3
 
 
+class Stoppable:
+    """An agent that works until it is stopped, and tells both."""
+
+    def __init__(self) -> None:
+        self.at_work = asyncio.Event()
+        self.stopped = asyncio.Event()
+
+    async def start(self) -> None:
+        pass
+
+    async def run(self, turn: Turn) -> AsyncGenerator[AgentEvent, None]:
+        self.at_work.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.stopped.set()
+        yield TextDelta(turn.run_id)
+
+    async def close(self) -> None:
+        pass
+
+
+async def test_r7_a_node_that_gets_no_answer_stops_its_agents_within_its_lease(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its runs are another node's after that."""
+    agent = Stoppable()
+    async with (
+        PostgresStore(postgres_url) as store,
+        running(store, agent=agent, node=SHORT) as node,
+    ):
+        await node.queue("s", "x")
+        await agent.at_work.wait()
+        silence = asyncio.Event()
+
+        async def silent(node_id: str, lease: float) -> bool:
+            await silence.wait()
+            return True
+
+        monkeypatch.setattr(store.cluster, "beat", silent)
+        async with asyncio.timeout(SHORT.lease):
+            await agent.stopped.wait()
+        silence.set()
+
+
+class Late(PostgresStore):
+    """Carries a commit out, and answers later."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.committed = asyncio.Event()
+        self.answering = asyncio.Event()
+
+    async def commit(self, base_version: int, transition: Transition) -> int:
+        version = await super().commit(base_version, transition)
+        self.committed.set()
+        await self.answering.wait()
+        return version
+
+
+async def test_r7_a_node_that_is_lost_starts_no_agent_for_a_start_that_is_confirmed_too_late(
+    postgres_url: str,
+) -> None:
+    agent = Stoppable()
+    async with Late(postgres_url) as store, running(store, agent=agent, node=SHORT) as node:
+        accepting = asyncio.create_task(node.queue("s", "x"))
+        await store.committed.wait()
+        membership = node.coordinator.membership
+        assert membership is not None
+        with cut_off(node):
+            async with asyncio.timeout(SECONDS):
+                while membership.alive:
+                    await asyncio.sleep(0.01)
+            store.answering.set()
+            end = await node.end((await accepting).run_id)
+        assert (end.state, end.finish_reason) == (S.FAILED, FinishReason.INTERRUPTED)
+        assert not agent.at_work.is_set()
+
+
 async def test_a_node_that_was_taken_for_lost_joins_anew(postgres_url: str) -> None:
     async with a_node(postgres_url, SHORT) as b, a_node(postgres_url, SHORT) as a:
         run = await a.blocked("s", "g", max_attempts=2)
@@ -169,9 +250,11 @@ async def test_a_node_that_was_taken_for_lost_joins_anew(postgres_url: str) -> N
         assert judged is not None
         assert b.store.cluster is not None
         before = judged.node_id
-        # Whoever was silent for no time at all.
-        await b.store.cluster.beat(judge.node_id, 0.0)
+        beside = await plain(postgres_url)
         async with asyncio.timeout(SECONDS):
+            # Whoever was silent for no time at all; one that beats at that instant is passed over.
+            while not await beside.fetchval("SELECT lost FROM nodes WHERE node_id = $1", before):
+                await b.store.cluster.beat(judge.node_id, 0.0)
             while judged.node_id == before:
                 await asyncio.sleep(0.01)
         a.gates.open("g")
@@ -179,6 +262,7 @@ async def test_a_node_that_was_taken_for_lost_joins_anew(postgres_url: str) -> N
         end = await b.end(run.run_id)
         assert (end.state, end.attempt) == (S.COMPLETED, 2)
         assert judged.alive
+        await beside.close()
 
 
 async def test_what_waits_is_counted_over_all_nodes(postgres_url: str) -> None:

@@ -1,41 +1,51 @@
-"""A node that starts on what another left behind: a copy of its file, taken at some instant.
+"""A node that starts on what another left behind: a copy of its store, taken at some instant.
 
 Such a copy is what a node finds that was killed at that instant.
 """
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
+from coordinator.copies import copy_of
 from coordinator.node import SECONDS, STEP, Node, running, say, script, wait
 from runlane_server.core.model import FinishReason, RunKey, RunState, Started
 from runlane_server.limits import Limits
-from runlane_server.store.sqlite import SqliteStore
+from runlane_server.store.base import Store
+from runlane_server.stores import open_store
+
+pytestmark = pytest.mark.stores("sqlite", "postgresql")
 
 S = RunState
 
+Second: TypeAlias = Callable[..., AbstractAsyncContextManager[Node]]
+
 
 @pytest.fixture
-async def first(tmp_path: Path) -> AsyncIterator[Node]:
-    async with SqliteStore(tmp_path / "first.db") as store, running(store) as node:
+async def first(store: Store) -> AsyncIterator[Node]:
+    async with running(store) as node:
         yield node
 
 
-@asynccontextmanager
-async def second(tmp_path: Path, limits: Limits | None = None) -> AsyncIterator[Node]:
+@pytest.fixture
+def second(store_url: str, tmp_path: Path) -> Second:
     """A node on a copy of what the first one has committed by now."""
-    with (
-        closing(sqlite3.connect(tmp_path / "first.db")) as source,
-        closing(sqlite3.connect(tmp_path / "second.db")) as copy,
-    ):
-        source.backup(copy)
-    async with SqliteStore(tmp_path / "second.db") as store, running(store, limits=limits) as node:
-        yield node
+
+    @asynccontextmanager
+    async def started(limits: Limits | None = None) -> AsyncIterator[Node]:
+        async with (
+            copy_of(store_url, tmp_path) as url,
+            open_store(url) as store,
+            running(store, limits=limits) as node,
+        ):
+            yield node
+
+    return started
 
 
 async def heard(node: Node, run_id: str, text: str) -> None:
@@ -48,10 +58,10 @@ async def heard(node: Node, run_id: str, text: str) -> None:
     follower.close()
 
 
-async def test_waiting_runs_go_on_in_order(first: Node, tmp_path: Path) -> None:
+async def test_waiting_runs_go_on_in_order(first: Node, second: Second) -> None:
     active = await first.blocked("s", "g")
     queued = [await first.queue("s", str(n)) for n in range(3)]
-    async with second(tmp_path) as node:
+    async with second() as node:
         await node.end(queued[-1].run_id)
         ended = [(c.run_id, c.state) for c in await node.completes()]
     assert ended == [
@@ -61,13 +71,13 @@ async def test_waiting_runs_go_on_in_order(first: Node, tmp_path: Path) -> None:
 
 
 async def test_r21_an_active_run_ends_interrupted_and_keeps_its_text(
-    first: Node, tmp_path: Path
+    first: Node, second: Second
 ) -> None:
     call = {"tool_call": {"id": "1", "name": "look"}}
     run = (await first.accept("s", script(say("so "), say("far"), call, wait("g")))).run
     await first.gates.reached("g")
     await heard(first, run.run_id, "so far")
-    async with second(tmp_path) as node:
+    async with second() as node:
         complete = await node.end(run.run_id)
         assert complete.finish_reason is FinishReason.INTERRUPTED
         assert complete.error is not None
@@ -79,13 +89,13 @@ async def test_r21_an_active_run_ends_interrupted_and_keeps_its_text(
 
 
 async def test_r07_a_run_with_an_attempt_left_is_retried_before_the_waiting_ones(
-    first: Node, tmp_path: Path
+    first: Node, second: Second
 ) -> None:
     prompt = script({"say": "attempt"}, wait("g"))
     run = (await first.accept("s", prompt, max_attempts=2)).run
     await first.gates.reached("g")
     queued = await first.queue("s", "later")
-    async with second(tmp_path) as node:
+    async with second() as node:
         await node.gates.reached("g")
         node.gates.open("g")
         await node.end(queued.run_id)
@@ -97,17 +107,17 @@ async def test_r07_a_run_with_an_attempt_left_is_retried_before_the_waiting_ones
         assert [m.role for m in await node.messages("s")] == ["user", "assistant"] * 2
 
 
-async def test_r19_a_cancel_that_was_answered_stays_in_force(first: Node, tmp_path: Path) -> None:
+async def test_r19_a_cancel_that_was_answered_stays_in_force(first: Node, second: Second) -> None:
     prompt = script(wait("g", ignore_cancel=True))
     run = (await first.accept("s", prompt, max_attempts=5)).run
     await first.gates.reached("g")
     await first.coordinator.cancel("s")
-    async with second(tmp_path) as node:
+    async with second() as node:
         assert (await node.end(run.run_id)).state is S.CANCELLED
     first.gates.open("g")
 
 
-async def test_r26_folded_runs_are_retried_with_their_turn(first: Node, tmp_path: Path) -> None:
+async def test_r26_folded_runs_are_retried_with_their_turn(first: Node, second: Second) -> None:
     prompt = script(wait("a"), STEP, wait("b"), say("end"))
     host = (await first.accept("s", prompt, max_attempts=2)).run
     await first.gates.reached("a")
@@ -115,7 +125,7 @@ async def test_r26_folded_runs_are_retried_with_their_turn(first: Node, tmp_path
     first.gates.open("a")
     await first.gates.reached("b")
     assert await first.state(folded.run_id) is S.FOLDED
-    async with second(tmp_path) as node:
+    async with second() as node:
         node.gates.open("a")
         node.gates.open("b")
         assert (await node.end(host.run_id)).text == "[folded: and this]end"
@@ -124,11 +134,13 @@ async def test_r26_folded_runs_are_retried_with_their_turn(first: Node, tmp_path
 
 
 async def test_work_that_was_left_is_counted_and_covered_by_a_cancel(
-    first: Node, tmp_path: Path
+    first: Node, second: Second
 ) -> None:
-    await first.blocked("s", "g")
+    active = await first.blocked("s", "g")
     queued = await first.queue("s", "x")
-    async with second(tmp_path, limits=Limits(max_active_runs=0)) as node:
+    async with second(limits=Limits(max_active_runs=0)) as node:
+        # At the start, or as soon as it is known that its node is gone.
+        assert (await node.end(active.run_id)).finish_reason is FinishReason.INTERRUPTED
         assert await node.coordinator.is_session_busy("s")
         assert node.coordinator.is_busy()
         receipts = await node.coordinator.cancel_all()
@@ -136,9 +148,9 @@ async def test_work_that_was_left_is_counted_and_covered_by_a_cancel(
         assert (await node.end(queued.run_id)).state is S.CANCELLED
 
 
-async def test_the_wait_for_a_run_goes_on_after_a_restart(first: Node, tmp_path: Path) -> None:
+async def test_the_wait_for_a_run_goes_on_after_a_restart(first: Node, second: Second) -> None:
     await first.blocked("s", "g")
     queued = await first.queue("s", "later")
-    async with second(tmp_path) as node:
+    async with second() as node:
         run = await node.coordinator.wait_run(queued.run_id, timeout=SECONDS)
         assert run.state is S.COMPLETED

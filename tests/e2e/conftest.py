@@ -12,9 +12,14 @@ from e2e.wire import Wire
 from runlane import Client
 
 
+@pytest.fixture(autouse=True)
+def _store(served_store: None) -> None:
+    """All servers here work over the store of the test."""
+
+
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[ServerProcess]:
-    """A server with a SQLite file and the scripted agent."""
+    """A server with the scripted agent."""
     async with serving(tmp_path, "--agent", "scripted") as process:
         yield process
 

@@ -23,6 +23,7 @@ class ServerProcess:
         self.address = "127.0.0.1:0"
         self._flags = flags
         self._env = {**os.environ, "NO_COLOR": "1", **(env or {})}
+        self._prefix: tuple[str, ...] = ()
         self._process: Process | None = None
 
     @property
@@ -40,7 +41,7 @@ class ServerProcess:
         """Starts it, and returns once it serves."""
         with (self.folder / "server.log").open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
+                *(*self._prefix, sys.executable),
                 *("-m", "runlane_server", "--listen", self.address),
                 *self._flags,
                 *more_flags,

@@ -131,7 +131,8 @@ print("now", turn["prompt"], turn["metadata"].get("tone"), sep=": ")
 
 async def test_a_program_gets_the_turns_before_as_json(tmp_path: Path) -> None:
     (tmp_path / "agent.py").write_text(HISTORY)
-    async with using(tmp_path, f"command+json:{sys.executable} agent.py") as (_, wire):
+    agent = f"command+json:{sys.executable} agent.py"
+    async with using(tmp_path, agent, "--command-cwd", ".") as (_, wire):
         first = await wire.end(await asked(wire, "one", metadata={"tone": "kind"}))
         assert first.text == "now: one: kind\n"
         second = await wire.end(await asked(wire, "two"))

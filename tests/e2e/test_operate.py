@@ -33,6 +33,7 @@ async def run_to_end(client: Client, session_id: str, prompt: str) -> None:
     await handle.completed(SECONDS)
 
 
+@pytest.mark.sqlite("backup and check are of a file")
 async def test_backup_and_check_of_a_server_under_load(tmp_path: Path) -> None:
     store = ("--store", "sqlite:///runlane.db")
     async with serving(tmp_path, *store) as server, Client(server.address) as client:
@@ -60,6 +61,7 @@ async def test_backup_and_check_of_a_server_under_load(tmp_path: Path) -> None:
         assert code == 0, out
 
 
+@pytest.mark.sqlite("backup and restore are of a file")
 async def test_restored_backup_serves_and_refuses_cursors_from_before(tmp_path: Path) -> None:
     async with serving(tmp_path) as server, Client(server.address) as client:
         async with client.subscribe_run_complete(from_beginning=True) as subscription:
@@ -80,6 +82,7 @@ async def test_restored_backup_serves_and_refuses_cursors_from_before(tmp_path: 
         assert texts == ["before", "after"]
 
 
+@pytest.mark.sqlite("check is of a file")
 async def test_check_names_what_is_wrong(tmp_path: Path) -> None:
     async with serving(tmp_path) as server, Client(server.address) as client:
         await run_to_end(client, "s", "hello")
@@ -96,6 +99,7 @@ async def test_check_names_what_is_wrong(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.sqlite("backup and check are of a file")
 @pytest.mark.parametrize(
     ("arguments", "code", "why"),
     [
@@ -119,7 +123,9 @@ async def test_command_that_cannot_be_says_why_in_one_line(
     assert os.listdir(tmp_path) == []  # noqa: PTH208
 
 
-async def test_retention_removes_what_is_old_while_it_serves(tmp_path: Path) -> None:
+async def test_retention_removes_what_is_old_while_it_serves(
+    tmp_path: Path, store_kind: str
+) -> None:
     flags = ("--event-retention-bytes", "20000", "--session-retention", "100ms")
     async with serving(tmp_path, *flags) as server, Client(server.address) as client:
         first = await client.run_accepted("gone", "hello", allow_missing=True)
@@ -140,5 +146,30 @@ async def test_retention_removes_what_is_old_while_it_serves(tmp_path: Path) -> 
                         pass
                 except CursorCompacted:
                     break
-    code, out, _ = await operate(tmp_path, "check")
-    assert code == 0, out
+    if store_kind == "sqlite":
+        code, out, _ = await operate(tmp_path, "check")
+        assert code == 0, out
+
+
+async def test_renewed_database_takes_no_cursor_from_before(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    store = ("--store", postgres_url)
+    async with serving(tmp_path, *store) as server:
+        async with Client(server.address) as client:
+            handle = await client.run_accepted("s", "hello", allow_missing=True)
+            await handle.completed(SECONDS)
+            cursor = handle.cursor
+        code, _, err = await operate(tmp_path, "renew", *store)
+        assert (code, len(err)) == (1, 1)
+        assert f"({server.address}); stop them" in err[0]
+        assert await server.stop() == 0
+        code, out, err = await operate(tmp_path, "renew", *store)
+        assert (code, len(out)) == (0, 1), err
+        await server.start()
+        async with Client(server.address) as client:
+            with pytest.raises(CursorInvalid):
+                await anext(client.subscribe_run_complete(cursor=cursor))
+            async for complete in client.subscribe_run_complete(from_beginning=True):
+                assert complete.session_id == "s"
+                break

@@ -67,6 +67,7 @@ def foreign(path: Path) -> None:
     connection.close()
 
 
+@pytest.mark.sqlite("a file")
 @pytest.mark.parametrize(
     ("make", "why"),
     [
@@ -133,6 +134,7 @@ async def test_bad_values_are_named_from_wherever_they_come(tmp_path: Path) -> N
     assert "runlane.toml: 'agent' has to be a text or a number" in said
 
 
+@pytest.mark.sqlite("one server has the file")
 async def test_a_second_server_fails_and_the_first_serves_on(tmp_path: Path) -> None:
     async with (
         serving(tmp_path, "--store", "sqlite:///one.db", "--agent", "scripted") as server,

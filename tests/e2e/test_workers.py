@@ -178,7 +178,9 @@ async def test_both_serve_and_who_is_killed_comes_back_while_the_other_serves(
         assert len(server.pids()) == 3
 
 
-async def test_each_worker_has_an_address_of_its_own(tmp_path: Path, postgres_url: str) -> None:
+async def test_each_worker_has_an_address_of_its_own_and_nobody_else_gets_the_port(
+    tmp_path: Path, postgres_url: str
+) -> None:
     async with parent(tmp_path, "--store", postgres_url) as server:
         lines = [line for line in server.find("serving") if "worker" in line]
         assert sorted(line["worker"] for line in lines) == [1, 2]
@@ -187,10 +189,6 @@ async def test_each_worker_has_an_address_of_its_own(tmp_path: Path, postgres_ur
         assert len(addresses | {server.address}) == 3
         for address in addresses:
             await complete(address, "s")
-
-
-async def test_nobody_else_gets_the_port(tmp_path: Path, postgres_url: str) -> None:
-    async with parent(tmp_path, "--store", postgres_url) as server:
         for flags in (["--store", "memory:"], ["--store", NOWHERE, "--workers", "2"]):
             code, said = await asyncio.to_thread(
                 start_fails, tmp_path, "--listen", server.address, *flags

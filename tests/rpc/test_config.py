@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from runlane_server import workers
 from runlane_server.config import Config, options, store_options
 from runlane_server.limits import Limits
 
@@ -53,8 +55,25 @@ SETTINGS: list[tuple[str, str, Any]] = [
     ("listen", "unix:/run/x.sock", "unix:/run/x.sock"),
     ("workers", "3", 3),
     ("node-address", "10.0.0.7:0", "10.0.0.7:0"),
+    ("metrics-listen", "[::1]:9464", "[::1]:9464"),
+    ("metrics-listen", "9464", "127.0.0.1:9464"),
+    ("access", "access.toml", "access.toml"),
+    ("tls-cert", "server.pem", "server.pem"),
+    ("tls-key", "server.key", "server.key"),
+    ("tls-client-ca", "clients.pem", "clients.pem"),
+    ("node-tls-ca", "nodes.pem", "nodes.pem"),
     ("store", "memory:", "memory:"),
     ("agent", "command:cat -", "command:cat -"),
+    ("command-env", "HOME, LANG", ("HOME, LANG",)),
+    ("command-env", "GREETING=a, b=c", ("GREETING=a, b=c",)),
+    ("command-dir", "runs", "runs"),
+    ("command-cwd", "/", "/"),
+    ("command-cpu", "2m", 120.0),
+    ("command-memory", "2GiB", 2 << 30),
+    ("command-memory", "65536", 65536),
+    ("command-files", "64", 64),
+    ("command-processes", "100", 100),
+    ("command-file-size", "512MiB", 512 << 20),
     ("chat-instructions", "Be kind.", "Be kind."),
     ("max-active-runs", "0", 0),
     ("max-waiting-runs", "1", 1),
@@ -92,9 +111,25 @@ def test_every_setting_by_flag_environment_and_file(
         assert getattr(holder, field) == value
 
 
+SWITCHES = ["insecure-anywhere"]
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_every_switch_by_flag_environment_and_file(name: str, tmp_path: Path) -> None:
+    field = name.replace("-", "_")
+    assert getattr(config(), field) is False
+    file = tmp_path / "runlane.toml"
+    for content, value in (("true", True), ("false", False)):
+        file.write_text(f"{name} = {content}\n")
+        assert getattr(config("--config", str(file)), field) is value
+        assert getattr(config(env={f"RUNLANE_{field.upper()}": content}), field) is value
+    assert getattr(config(f"--{name}"), field) is True
+
+
 def test_every_setting_is_among_those() -> None:
     flags = {parameter.name for parameter in command.params} - {"config"}
-    assert {name.replace("-", "_") for name, _, _ in SETTINGS} == flags
+    named = [*(name for name, _, _ in SETTINGS), *SWITCHES]
+    assert {name.replace("-", "_") for name in named} == flags
 
 
 @pytest.mark.parametrize(
@@ -108,6 +143,17 @@ def test_every_setting_is_among_those() -> None:
         ("workers", "many"),
         ("node-address", "10.0.0.7"),
         ("node-address", "unix:/run/x.sock"),
+        ("command-env", "RUNLANE_STORE"),
+        ("command-env", "RUNLANE_RUN_ID=x"),
+        ("command-env", "a-b"),
+        ("command-cwd", "/no/such/directory"),
+        ("command-cpu", "10"),
+        ("command-memory", "2GB"),
+        ("command-memory", "-1"),
+        ("command-memory", "9999999TiB"),
+        ("command-files", "-1"),
+        ("command-processes", "all"),
+        ("command-file-size", "1.5GiB"),
         ("max-active-runs", "-1"),
         ("max-active-runs", "many"),
         ("max-waiting-total", "0"),
@@ -143,6 +189,7 @@ def test_a_bad_value_is_named(name: str, text: str, tmp_path: Path) -> None:
         ("[limits]\nmax-active-runs = 1", "there is no setting 'limits'"),
         ('listen = ["a:1"]', "'listen' has to be"),
         ("max-active-runs = true", "'max-active-runs' has to be"),
+        ('insecure-anywhere = "yes"', "'insecure-anywhere' has to be true or false"),
         ("listen = ", "Invalid value"),
     ],
 )
@@ -183,6 +230,25 @@ def test_a_command_that_only_names_a_store_reads_the_file_of_the_server(tmp_path
     file.write_text('agnet = "echo"\n')
     result = CliRunner().invoke(only_store, ["--config", str(file)])
     assert "there is no setting 'agnet'" in result.output
+
+
+def test_variables_of_programs_may_be_many(tmp_path: Path) -> None:
+    file = tmp_path / "runlane.toml"
+    file.write_text('command-env = """\nA,B\nC=1 2\n"""\n')
+    wanted = ("A,B", "C=1 2")
+    for found in (
+        config("--command-env", "A,B", "--command-env", "C=1 2"),
+        config(env={"RUNLANE_COMMAND_ENV": "A,B\nC=1 2\n"}),
+        config("--config", str(file)),
+    ):
+        assert tuple(text for text in found.command_env if text) == wanted
+    assert config("--command-env", "D", "--config", str(file)).command_env == ("D",)
+    assert config(env={"RUNLANE_COMMAND_ENV": ""}).command_env == ()
+
+
+def test_settings_survive_the_way_to_a_worker() -> None:
+    sent = config("--command-env", "A", "--command-env", "B=1", "--command-memory", "1GiB")
+    assert Config.of(**json.loads(workers._settings(sent))) == sent
 
 
 def test_numbers_in_a_file_are_numbers(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
 from rpc.wire import refused, told
-from runlane_server.access.caller import ANYBODY, Caller, Credentials
+from runlane_server.access.caller import ANYBODY, Caller, Credentials, Role
 from runlane_server.access.door import Door
-from runlane_server.core.errors import Draining, Overloaded
+from runlane_server.core.errors import Draining, Overloaded, Unauthenticated
 from runlane_server.rpc.calls import Calls
 from runlane_server.rpc.guard import Guard
 
@@ -265,3 +265,68 @@ async def test_what_a_handler_binds_is_in_its_line_and_in_no_other() -> None:
     await server.stop(0)
     assert [line["run_id"] for line in logs] == ["one", "two"]
     assert seen == [{}, {}]
+
+
+class Revocable:
+    """Lets everybody in, until it does not."""
+
+    def __init__(self) -> None:
+        self.open = True
+
+    def identify(self, credentials: Credentials) -> Caller:
+        if not self.open:
+            raise Unauthenticated("not any more")
+        return Caller("acme", Role.ADMIN, "somebody")
+
+
+async def test_a_reader_that_does_not_read_hears_of_its_end_once_it_reads_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("runlane_server.access.door.allows", lambda role, method: True)
+    toy, identities, calls = Toy(), Revocable(), Calls()
+    door = Door(identities)
+    server = grpc.aio.server()
+    handlers: dict[str, Any] = {"Stream": grpc.unary_stream_rpc_method_handler(toy.stream)}
+    Guard(server, calls, door).add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("runlane.Toy", handlers),)
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    channel: Channel
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel, asyncio.timeout(30):
+        call = channel.unary_stream("/runlane.Toy/Stream")(b"flood")
+        assert await toy.ends.get() == "called"
+        (visit,) = door._visits
+        # It writes without end, so from some time on it is held up, or about to be.
+        while not visit.sends:
+            await asyncio.sleep(0)
+        identities.open = False
+        door.look_again()
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await read_on(call)
+        assert told(raised.value).code is StatusCode.UNAUTHENTICATED
+        assert await toy.ends.get() == "Unauthenticated"
+        assert await calls.finished(10)
+    await server.stop(0)
+
+
+async def read_on(call: Any) -> None:
+    while await call.read() is not grpc.aio.EOF:
+        pass
+
+
+async def test_who_calls_is_in_the_line_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runlane_server.access.door.allows", lambda role, method: True)
+    server = grpc.aio.server()
+    handlers: dict[str, Any] = {"Unary": grpc.unary_unary_rpc_method_handler(Toy().unary)}
+    Guard(server, Calls(), Door(Revocable())).add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("runlane.Toy", handlers),)
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    with capture_logs(processors=[structlog.contextvars.merge_contextvars]) as logs:
+        channel: Channel
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            await unary(channel, b"hello")
+    await server.stop(0)
+    assert [(line["method"], line["caller"]) for line in logs] == [("Toy/Unary", "somebody")]

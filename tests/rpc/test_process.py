@@ -94,6 +94,7 @@ def test_a_setting_that_the_file_has_not_is_named(tmp_path: Path) -> None:
     assert "'agnet'" in said
 
 
+@pytest.mark.sqlite("one server has the file")
 def test_a_second_server_on_the_same_files_is_refused(tmp_path: Path) -> None:
     with server(tmp_path, "--store", "sqlite:///runlane.db") as first:
         code, said = start_fails(
@@ -118,8 +119,10 @@ async def test_a_socket_in_the_file_system(tmp_path: Path) -> None:
 # --- Going down ---------------------------------------------------------------------------------
 
 
-async def test_a_drain_waits_for_what_is_active_and_tells_its_subscribers(tmp_path: Path) -> None:
-    flags = ("--store", "sqlite:///runlane.db", "--agent", "scripted")
+async def test_a_drain_waits_for_what_is_active_and_tells_its_subscribers(
+    tmp_path: Path, store_url: str
+) -> None:
+    flags = ("--store", store_url, "--agent", "scripted")
     with server(tmp_path, *flags) as served:
         async with grpc.aio.insecure_channel(served.address) as channel:
             runs = stub(channel)
@@ -171,8 +174,8 @@ async def _until_refused(runs: run_service_pb2_grpc.RunServiceAsyncStub) -> Any:
             return told(error)
 
 
-async def test_r17_a_second_signal_does_not_wait(tmp_path: Path) -> None:
-    flags = ("--store", "sqlite:///runlane.db", "--agent", "scripted", "--drain-timeout", "1h")
+async def test_r17_a_second_signal_does_not_wait(tmp_path: Path, store_url: str) -> None:
+    flags = ("--store", store_url, "--agent", "scripted", "--drain-timeout", "1h")
     with server(tmp_path, *flags) as served:
         async with grpc.aio.insecure_channel(served.address) as channel:
             runs = stub(channel)
@@ -248,8 +251,8 @@ async def test_a_server_whose_store_fails_ends_with_one_line(tmp_path: Path) -> 
         assert "SQLITE" in error_line["reason"]
 
 
-async def test_old_events_are_removed_in_the_background(tmp_path: Path) -> None:
-    store = ("--store", "sqlite:///runlane.db")
+async def test_old_events_are_removed_in_the_background(tmp_path: Path, store_url: str) -> None:
+    store = ("--store", store_url)
     with server(tmp_path, *store) as served:
         async with grpc.aio.insecure_channel(served.address) as channel:
             accepted = await stub(channel).RunAccepted(a_run("s", "hello"))

@@ -11,10 +11,13 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from grpc import StatusCode
 
-from rpc.wire import Wire, refused, serving, told
+from rpc.wire import Wire, over_any_store, refused, serving, told
 from runlane.v1 import run_pb2, session_service_pb2
 from runlane.v1 import run_service_pb2 as pb
 from runlane_server.limits import Limits
+from runlane_server.store.memory import MemoryStore
+
+pytestmark = over_any_store
 
 
 def script(*steps: dict[str, Any]) -> str:
@@ -419,7 +422,7 @@ async def test_an_index_that_the_run_has_not_reached() -> None:
 
 
 async def test_cursors_that_lead_nowhere() -> None:
-    async with serving() as wire, serving() as other:
+    async with serving() as wire, serving(store=MemoryStore()) as other:
         await ended(other, (await accept(other)).run_id)
         foreign = await read(other.runs.SubscribeRunComplete(pb.SubscribeRunCompleteRequest()))
         for cursor in ("garbage", "ä", foreign.cursor, ""):

@@ -13,10 +13,12 @@ from grpc_reflection.v1alpha import (  # type: ignore[import-untyped]
     reflection_pb2_grpc,
 )
 
-from rpc.wire import Wire, refused, serving
+from rpc.wire import Wire, over_any_store, refused, serving
 from runlane.v1 import run_pb2, run_service_pb2, session_pb2
 from runlane.v1 import session_service_pb2 as pb
 from runlane_server.limits import Limits
+
+pytestmark = over_any_store
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

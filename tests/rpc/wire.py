@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+import pytest
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from runlane.v1 import run_service_pb2_grpc, session_service_pb2_grpc
 from runlane_server.access.door import Door
+from runlane_server.access.quotas import QuotaBook
 from runlane_server.agents.base import Agent
 from runlane_server.agents.gates import Gates
 from runlane_server.agents.scripted import ScriptedAgent
@@ -21,13 +24,14 @@ from runlane_server.limits import Limits
 from runlane_server.relay import Relay
 from runlane_server.rpc.endpoint import Endpoint
 from runlane_server.rpc.peers import Peers
+from runlane_server.rpc.tls import ServerTls
 from runlane_server.store.base import Store
-from runlane_server.store.memory import MemoryStore
+from runlane_server.stores import open_store
 
 
 @dataclass
 class Wire:
-    """A server with a memory store and a scripted agent, and stubs to call it."""
+    """A server with a scripted agent, and stubs to call it."""
 
     coordinator: Coordinator
     store: Store
@@ -46,6 +50,15 @@ class Wire:
         return session_service_pb2_grpc.SessionServiceStub(self.channel)
 
 
+over_any_store = [pytest.mark.stores("memory"), pytest.mark.usefixtures("served_store")]
+"""What a module says whose servers work over the store of the test."""
+
+
+def default_store() -> Store:
+    """The store of the test, as a server finds it."""
+    return open_store(os.environ.get("RUNLANE_STORE", "memory:"))
+
+
 @asynccontextmanager
 async def serving(
     limits: Limits | None = None,
@@ -54,32 +67,48 @@ async def serving(
     agent: Agent | None = None,
     progress_interval: float = 60.0,
     door: Door | None = None,
+    quotas: QuotaBook | None = None,
+    tls: ServerTls | None = None,
+    credentials: grpc.ChannelCredentials | None = None,
+    listen: str = "127.0.0.1:0",
 ) -> AsyncIterator[Wire]:
+    """Serves until the end. With `tls` the channel has `credentials`."""
     gates = Gates()
-    async with store or MemoryStore() as opened:
-        coordinator = Coordinator(opened, agent or ScriptedAgent(gates), Feed(opened), limits)
+    async with store or default_store() as opened:
+        coordinator = Coordinator(
+            opened, agent or ScriptedAgent(gates), Feed(opened), limits, quotas=quotas
+        )
         relay, peer_key = None, ""
         if opened.cluster is not None:
             peer_key = opened.cluster.peer_key
             relay = Relay(opened.cluster, coordinator.feed, Peers(peer_key))
         endpoint = Endpoint(
             coordinator,
-            door=door or Door(peer_key=peer_key),
+            door=door or Door(peer_key=peer_key, quotas=quotas),
             progress_interval=progress_interval,
             relay=relay,
+            tls=tls,
         )
-        address = endpoint.bind("127.0.0.1:0")
+        address = endpoint.bind(listen)
         await coordinator.start(address)
         if relay is not None:
             relay.start(address)
         await endpoint.start()
-        async with grpc.aio.insecure_channel(address) as channel:
-            yield Wire(coordinator, opened, endpoint, gates, channel, address, relay)
-        coordinator.feed.close()
-        assert await endpoint.stop(0)
-        await coordinator.stop()
-        if relay is not None:
-            await relay.close()
+        try:
+            async with _channel(address, credentials) as channel:
+                yield Wire(coordinator, opened, endpoint, gates, channel, address, relay)
+        finally:
+            coordinator.feed.close()
+            assert await endpoint.stop(0)
+            await coordinator.stop()
+            if relay is not None:
+                await relay.close()
+
+
+def _channel(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+    if credentials is None:
+        return grpc.aio.insecure_channel(address)
+    return grpc.aio.secure_channel(address, credentials)
 
 
 @dataclass
@@ -91,6 +120,7 @@ class Told:
     reason: str
     metadata: Mapping[str, str]
     fields: list[str] = field(default_factory=list)
+    quotas: list[tuple[str, str]] = field(default_factory=list)
     retry_after: float | None = None
 
 
@@ -109,12 +139,13 @@ def told(error: grpc.aio.AioRpcError) -> Told:
     status = status_pb2.Status.FromString(trailing["grpc-status-details-bin"])
     assert status.code == error.code().value[0]
     assert status.message == error.details()
-    info, bad, retry = (
+    info, bad, quota, retry = (
         error_details_pb2.ErrorInfo(),
         error_details_pb2.BadRequest(),
+        error_details_pb2.QuotaFailure(),
         error_details_pb2.RetryInfo(),
     )
-    unpacked = [any_.Unpack(kind) for any_ in status.details for kind in (info, bad, retry)]
+    unpacked = [any_.Unpack(kind) for any_ in status.details for kind in (info, bad, quota, retry)]
     assert unpacked.count(True) == len(status.details)
     assert info.domain == "runlane"
     return Told(
@@ -123,5 +154,6 @@ def told(error: grpc.aio.AioRpcError) -> Told:
         info.reason,
         dict(info.metadata),
         [violation.field for violation in bad.field_violations],
+        [(violation.subject, violation.description) for violation in quota.violations],
         retry.retry_delay.ToNanoseconds() / 1e9 if retry.HasField("retry_delay") else None,
     )

@@ -41,6 +41,7 @@ from runlane_server.store.base import (
     Position,
     Stale,
     StoreError,
+    Watcher,
 )
 from runlane_server.store.memory import MemoryStore
 from sim.history import History
@@ -113,6 +114,7 @@ class SimStore:
 
     def __init__(self, disk: Disk, rng: Random, history: History, meddle: Meddle) -> None:
         self.listener: Listener | None = None
+        self.watcher: Watcher | None = None
         self.on_failure: Callable[[StoreError], None] | None = None
         self.dead = False
         self._disk = disk
@@ -166,6 +168,11 @@ class SimStore:
     def position(self) -> Position:
         """The position of the last terminal event that was told."""
         return self._told
+
+    @property
+    def behind(self) -> int:
+        """0: it is one node's own."""
+        return 0
 
     @property
     def compacted(self) -> Position:
@@ -311,6 +318,10 @@ class SimStore:
         return await self._read(
             lambda: self._disk.data.list_sessions(tenant, after=after, limit=limit)
         )
+
+    async def stored_bytes(self, tenant: str) -> int:
+        """How much a tenant has stored."""
+        return await self._read(lambda: self._disk.data.stored_bytes(tenant))
 
     async def stale_sessions(self, before: Micros, limit: int) -> Sequence[IdleSession]:
         """Idle sessions that nobody wrote to for long."""

@@ -170,6 +170,16 @@ BROKEN: list[tuple[str, str, str]] = [
         "session tenant/ends says that 1 runs wait, but 0 do",
     ),
     (
+        "stored_bytes",
+        "UPDATE sessions SET stored_bytes = 7 WHERE session_id = 'busy'",
+        "session tenant/busy says that it has 7 bytes, but it has [0-9]{4,}",
+    ),
+    (
+        "stored_bytes",
+        "UPDATE sessions SET stored_bytes = stored_bytes + 1 WHERE session_id = 'folds'",
+        "session tenant/folds says that it has [0-9]+ bytes, but it has [0-9]+",
+    ),
+    (
         "waiting",
         "UPDATE runs SET rank = (SELECT rank FROM runs WHERE run_id = 'q1') WHERE run_id = 'q2'",
         "run tenant/q[12] shares its place in the lane with another",

@@ -472,6 +472,27 @@ async def test_session_adds_up_usage(store: Store, story: Story) -> None:
     assert session.updated_at == last
 
 
+async def test_stored_bytes_are_what_stays_until_the_session_is_deleted(store: Store) -> None:
+    assert await store.stored_bytes(TENANT) == 0
+    story, other = Story(store), Story(store, "other")
+    await other.play("o")
+    rest = await store.stored_bytes(TENANT)
+    attached = (Attachment("a", "", "é" * 1_000), Attachment("b", "", b"1" * 3_000))
+    await story.accept(request("a", "é" * 5_000, *attached))
+    accepted = await store.stored_bytes(TENANT) - rest
+    assert 15_000 <= accepted < 17_000
+    await story.start()
+    await story.append(TextDelta("x" * 50_000))  # is not there for long
+    assert await store.stored_bytes(TENANT) - rest < accepted + 1_000
+    await story.commit(story.finishing(answer("x" * 50_000)))
+    assert 65_000 <= await store.stored_bytes(TENANT) - rest < 68_000
+    assert await store.stored_bytes("another") == 0
+    await Story(store, tenant="another").play("a")
+    assert await store.stored_bytes("another") < 3_000
+    await story.commit(rules.remove(story.lane))
+    assert await store.stored_bytes(TENANT) == rest
+
+
 async def test_sessions_are_listed_latest_first_by_pages(store: Store) -> None:
     stories = [Story(store, f"s{n}") for n in range(4)]
     for story in stories:

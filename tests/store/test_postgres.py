@@ -582,6 +582,7 @@ READS = [
     "run_events",
     "session",
     "sessions",
+    "stored_bytes",
     "stale_sessions",
     "messages",
     "log_bytes",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -12,9 +13,12 @@ import pytest
 from postgres import Connection, listening
 from runlane_server.core.model import CancelScope, RunKey, SessionKey, WhenBusy
 from runlane_server.store import postgres_log
-from runlane_server.store.base import HostedRun
+from runlane_server.store.base import HostedRun, Turn, Turns
 from runlane_server.store.postgres import PostgresStore
+from runlane_server.store.postgres_connection import Connector
 from runlane_server.store.postgres_notifier import WakeUp
+from runlane_server.store.postgres_schema import SQL
+from runlane_server.store.postgres_url import read_url
 from store.story import START, TENANT, Story, Witness, request
 
 SECONDS = 60.0
@@ -365,19 +369,105 @@ async def test_a_lane_that_is_being_written_is_passed_over(
         assert await nodes[0].cluster.claim("one", 9, HOLD) == [other.key]
 
 
+async def crowds(store: PostgresStore, **counts: int) -> dict[str, list[SessionKey]]:
+    """Tenants with so many lanes that wait, those of the first for longest."""
+    found: dict[str, list[SessionKey]] = {}
+    now = START
+    for tenant, count in counts.items():
+        stories = [Story(store, f"s{n:03}", tenant, now + n) for n in range(count)]
+        now += 1_000
+        await asyncio.gather(*(story.accept(story.session_id) for story in stories))
+        found[tenant] = keys_of(stories)
+    return found
+
+
+async def test_lanes_are_claimed_in_equal_shares_for_the_tenants(
+    nodes: Sequence[PostgresStore],
+) -> None:
+    one, two = nodes
+    lanes = await crowds(one, noisy=50, quiet=2, other=9)
+    first = await one.cluster.claim("one", 9, HOLD)
+    assert sorted(first) == sorted(lanes["noisy"][:3] + lanes["quiet"] + lanes["other"][:3])
+    # What the one with less than its share has left is another's with the next claim.
+    assert sorted(await two.cluster.claim("two", 8, HOLD)) == sorted(
+        lanes["noisy"][3:7] + lanes["other"][3:7]
+    )
+
+
+async def test_who_had_its_turn_comes_behind_who_had_none(nodes: Sequence[PostgresStore]) -> None:
+    one, two = nodes
+    lanes = await crowds(one, noisy=50, other=5, quiet=5)
+    served = Turns((Turn("other", 9), Turn("noisy", 9)))
+    assert await one.cluster.claim("one", 1, HOLD, served) == lanes["quiet"][:1]
+    served = Turns((Turn("other", 9), Turn("noisy", 9), Turn("quiet", 9)))
+    assert await two.cluster.claim("two", 1, HOLD, served) == lanes["other"][:1]
+    # Of those who had none, the longest waiting comes first.
+    assert await two.cluster.claim("three", 1, HOLD) == lanes["noisy"][:1]
+
+
+async def test_a_claim_takes_no_more_of_a_tenant_than_it_has_room_for(
+    nodes: Sequence[PostgresStore],
+) -> None:
+    one, two = nodes
+    lanes = await crowds(one, noisy=50, full=5, quiet=5)
+    turns = Turns((Turn("noisy", 2), Turn("full", 0)), others=3)
+    found = await one.cluster.claim("one", 64, HOLD, turns)
+    assert sorted(found) == sorted(lanes["noisy"][:2] + lanes["quiet"][:3])
+    assert await two.cluster.claim("two", 64, HOLD, Turns(others=0)) == []
+
+
+async def test_a_tenant_whose_lanes_are_all_claimed_takes_nobodys_turn(
+    nodes: Sequence[PostgresStore],
+) -> None:
+    one, two = nodes
+    lanes = await crowds(one, quiet=2, noisy=5)
+    assert sorted(await one.cluster.claim("one", 4, HOLD)) == sorted(
+        lanes["quiet"] + lanes["noisy"][:2]
+    )
+    assert await two.cluster.claim("two", 1, HOLD) == lanes["noisy"][2:3]
+
+
+async def test_a_claim_reads_a_few_lanes_of_a_tenant_that_has_thousands(
+    nodes: Sequence[PostgresStore], postgres_url: str
+) -> None:
+    """Also by a plan that was made while there were none."""
+    beside = await Connector(read_url(postgres_url)).connect()
+    claim = "EXECUTE claim('one', 8, '60 s', '{noisy}', '{5}', 9)"
+    await beside.execute("SET plan_cache_mode = force_generic_plan")
+    await beside.execute(f"PREPARE claim AS {SQL['claim']}")
+    assert await beside.fetch(claim) == []
+    await crowds(nodes[0], quiet=1)
+    await beside.execute(
+        "INSERT INTO sessions (version, accept_seq, turn, waiting_runs, waiting_since, created_at,"
+        " updated_at, tenant, session_id, active_run_id, title)"
+        " SELECT 1, 1, 0, 1, $1::bigint + n, $1, $1, 'noisy', 'x' || n, '', ''"
+        " FROM generate_series(1, 20000) AS n",
+        START,
+    )
+    rows = await beside.fetch(f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {claim}")
+    plan = json.loads(rows[0][0])[0]["Plan"]
+    touched = plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+    # A seek is a few blocks, and a row that is claimed some more; all lanes would be thousands.
+    assert touched < 300, rows[0][0]
+    assert plan["Actual Rows"] == 5
+    await beside.close()
+
+
 async def test_runs_that_wait_are_counted(nodes: Sequence[PostgresStore]) -> None:
     one, two = nodes
-    assert await one.cluster.waiting_runs() == 0
+    assert await one.cluster.waiting_runs() == {}
     await waiting(one, 3)
     busy = await started(one, "busy", "one", "b1", "b2")
-    elsewhere = Story(one, tenant="another")
+    elsewhere = Story(one, tenant="a\0b")
     await elsewhere.accept("x")
-    assert await two.cluster.waiting_runs() == 6
+    assert await two.cluster.waiting_runs() == {TENANT: 5, "a\0b": 1}
     await busy.finish()
     await busy.start("one")
-    assert await two.cluster.waiting_runs() == 5
+    assert await two.cluster.waiting_runs() == {TENANT: 4, "a\0b": 1}
     await busy.cancel()
-    assert await two.cluster.waiting_runs() == 4
+    assert await two.cluster.waiting_runs() == {TENANT: 3, "a\0b": 1}
+    await elsewhere.cancel()
+    assert await two.cluster.waiting_runs() == {TENANT: 3}
 
 
 # --- Wake-ups -----------------------------------------------------------------------------------

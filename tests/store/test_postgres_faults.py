@@ -19,11 +19,12 @@ import pytest
 from postgres import OwnPostgres, fresh_database, with_schema
 from runlane_server import lanes as lanes_module
 from runlane_server import runner as runner_module
-from runlane_server.agents.loader import AgentSettings, load_agent
 from runlane_server.access.caller import DEFAULT_TENANT
+from runlane_server.agents.loader import AgentSettings, load_agent
 from runlane_server.coordinator import Coordinator
 from runlane_server.core.errors import RunlaneError, StoreUnavailable
 from runlane_server.core.model import Prompt, RunRequest, RunState
+from runlane_server.executor import NodeSettings
 from runlane_server.feed import Feed
 from runlane_server.store import postgres_connection, postgres_log, postgres_writer
 from runlane_server.store.base import EventFilter, LoggedComplete
@@ -36,6 +37,9 @@ SESSIONS = 12
 RUNS = 6
 
 EVERYTHING = EventFilter()
+
+PATIENT = NodeSettings(lease=2 * SECONDS)
+"""Nobody is taken for lost however long a restart takes: that would rightly end its runs."""
 
 
 @pytest.fixture
@@ -66,7 +70,9 @@ async def schema(server: OwnPostgres) -> AsyncIterator[str]:
 async def node(url: str) -> AsyncIterator[Coordinator]:
     """A node with the echo agent, as the server puts it together."""
     async with PostgresStore(url) as store:
-        coordinator = Coordinator(store, load_agent("echo", AgentSettings()), Feed(store))
+        coordinator = Coordinator(
+            store, load_agent("echo", AgentSettings()), Feed(store), node=PATIENT
+        )
         await coordinator.start()
         yield coordinator
         await coordinator.stop()
@@ -217,10 +223,19 @@ class Line:
         listening.close()
         self.cut()
         await asyncio.gather(*self._pumps, return_exceptions=True)
+        for writer in self._writers:
+            with suppress(OSError):
+                await writer.wait_closed()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # A cut may come while the other end is connected to.
+        self._writers.append(writer)
+        connecting = asyncio.current_task()
+        assert connecting is not None
+        self._pumps.add(connecting)
+        connecting.add_done_callback(self._pumps.discard)
         there, back = await asyncio.open_unix_connection(self._target)
-        self._writers += (writer, back)
+        self._writers.append(back)
         for pump in (self._pump(reader, back, None), self._pump(there, writer, self._answers)):
             task = asyncio.create_task(pump)
             self._pumps.add(task)
@@ -369,10 +384,13 @@ async def test_database_that_is_away_is_said_and_comes_back(
 async def test_write_that_the_server_gives_up_is_known_not_to_be_written(
     server: OwnPostgres, schema: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(postgres_connection._SETTINGS, "statement_timeout", "200ms")
+    usual = postgres_connection._SETTINGS["statement_timeout"]
+    # The statements that make a connection ready have to do with it too.
+    monkeypatch.setitem(postgres_connection._SETTINGS, "statement_timeout", "1s")
     async with PostgresStore(schema) as store:
         story = Story(store)
         await story.accept("a")
+        monkeypatch.setitem(postgres_connection._SETTINGS, "statement_timeout", usual)
         other = await asyncpg.connect(
             server.url, server_settings={"search_path": schema_of(schema)}
         )

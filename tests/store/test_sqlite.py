@@ -13,7 +13,8 @@ import pytest
 
 from runlane_server.core import lane as rules
 from runlane_server.core.errors import StartError, StoreUnavailable
-from runlane_server.core.model import RunEvent, RunKey, SessionKey, TextDelta
+from runlane_server.core.model import Attachment, RunEvent, RunKey, SessionKey, TextDelta
+from runlane_server.store import sqlite
 from runlane_server.store.base import (
     EventFilter,
     NewSession,
@@ -26,7 +27,7 @@ from runlane_server.store.sqlite import SqliteStore
 from runlane_server.store.sqlite_connection import SqliteConnection
 from runlane_server.store.sqlite_file import APPLICATION_ID
 from runlane_server.store.statements import migrations, statements
-from store.story import MANY, PLENTY, START, TENANT, Story, Witness, request
+from store.story import MANY, PLENTY, START, TENANT, Story, Witness, answer, request
 
 SQL = statements("sqlite")
 
@@ -206,6 +207,35 @@ async def test_migrations_are_done_once(path: Path) -> None:
     assert schema() == first
 
 
+async def test_what_was_stored_before_it_was_counted_is_counted(path: Path) -> None:
+    async with SqliteStore(path) as store:
+        story = Story(store)
+        attachments = (Attachment("a", "", "é" * 9), Attachment("b", "", b"1" * 7))
+        await story.play(request("a", "é" * 3_000, *attachments), answer("ü" * 500))
+        await story.accept("waits")
+        await store.create_session(NewSession(SessionKey("tenant", "empty"), START))
+        counted = await store.stored_bytes("tenant")
+        assert counted > 6_000 + 25 + 1_000
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("ALTER TABLE sessions DROP COLUMN stored_bytes")
+        db.execute("PRAGMA user_version = 2")
+    async with SqliteStore(path) as store:
+        assert await store.stored_bytes("tenant") == counted
+
+
+async def test_stored_bytes_are_summed_up_piece_by_piece(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with SqliteStore(path) as store:
+        for n in range(7):
+            await Story(store, f"s{n}").play(f"r{n}")
+            await Story(store, f"s{n}", tenant="another").accept(f"r{n}")
+        whole = await store.stored_bytes("tenant")
+        for pieces in (1, 3, 7, 8):
+            monkeypatch.setattr(sqlite, "SUMMED_TOGETHER", pieces)
+            assert await store.stored_bytes("tenant") == whole
+
+
 def read(path: Path) -> bytes:
     """The bytes of a file."""
     return path.read_bytes()
@@ -240,7 +270,7 @@ async def test_newer_schema_is_refused(path: Path) -> None:
         pass
     with closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA user_version = 999")
-    assert "newer Runlane (schema 999, known 2)" in await refusal(path)
+    assert "newer Runlane (schema 999, known 3)" in await refusal(path)
 
 
 async def test_file_that_is_no_database_is_refused(path: Path) -> None:
@@ -348,6 +378,7 @@ async def test_no_statement_walks_a_table(store: SqliteStore, name: str) -> None
     allowed = {
         "busy_sessions": "SCAN runs USING INDEX runs_open",  # open runs only
         "oldest_events": "SCAN events",  # from its beginning, and only `limit` of it
+        "stored_bytes": "SCAN (subquery-1)",  # a piece of them, which a seek has found
     }
 
     def plan(db: sqlite3.Connection) -> list[str]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import click
 
-from runlane.cli.base import Settings
 from runlane.cli.cancel import cancel
+from runlane.cli.connection import Settings, options
 from runlane.cli.lists import runs, wait
 from runlane.cli.run import run
 from runlane.cli.sessions import messages, sessions
+from runlane.cli.top import top
 from runlane.cli.watch import watch
-from runlane.client import DEFAULT_TARGET
 
 
 def _version() -> str:
@@ -23,19 +24,10 @@ def _version() -> str:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option(
-    "-S",
-    "--server",
-    metavar="HOST:PORT",
-    envvar="RUNLANE_SERVER",
-    show_envvar=True,
-    default=DEFAULT_TARGET,
-    show_default=True,
-    help="Where the server is.",
-)
+@options
 @click.version_option(_version(), prog_name="runlane")
 @click.pass_context
-def runlane(context: click.Context, server: str) -> None:
+def runlane(context: click.Context, /, **settings: Any) -> None:
     """Hands prompts to agent runs, cancels them, and tells how they end.
 
     A run belongs to a session, and the runs of a session go one at a time. On a terminal the output
@@ -49,8 +41,8 @@ def runlane(context: click.Context, server: str) -> None:
       2    bad usage, or the server found an argument invalid
       130  interrupted; for `run` and `wait`: the run was cancelled, by whomever
     """
-    context.obj = Settings(server)
+    context.obj = Settings(**settings)
 
 
-for command in (run, cancel, watch, runs, wait, sessions, messages):
+for command in (run, cancel, watch, top, runs, wait, sessions, messages):
     runlane.add_command(command)

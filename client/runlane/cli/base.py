@@ -7,12 +7,12 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 import click
 
+from runlane.cli.connection import Settings
 from runlane.client import Client
 from runlane.errors import InvalidArgument, RunlaneError
 from runlane.types import RunComplete, RunState
@@ -22,13 +22,6 @@ DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 _RETRY = RetryPolicy(maximum=1.0)
 """Somebody looks on: a server that is back is found within a second."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What the options before the subcommand say."""
-
-    server: str
 
 
 class Failure(click.ClickException):
@@ -47,7 +40,7 @@ def execute(settings: Settings, work: Callable[[Client], Awaitable[int]]) -> Non
     """Works with a client, and leaves the command with the exit code that comes of it."""
 
     async def connected() -> int:
-        async with Client(settings.server, retry=_RETRY) as client:
+        async with settings.client(_RETRY) as client:
             return await work(client)
 
     try:

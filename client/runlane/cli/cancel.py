@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Sequence
 
 import click
 
-from runlane.cli.base import DONE, Settings, execute
+from runlane.cli.base import DONE, execute
+from runlane.cli.connection import Settings
 from runlane.cli.output import Column, coloured, json_line, on_terminal, show, stderr_console
 from runlane.client import Client
 from runlane.types import CancelledRun, CancelReceipt, CancelScope

@@ -7,7 +7,8 @@ from functools import partial
 
 import click
 
-from runlane.cli.base import DONE, FAILED, Settings, execute, outcome_code
+from runlane.cli.base import DONE, FAILED, execute, outcome_code
+from runlane.cli.connection import Settings
 from runlane.cli.output import (
     Column,
     coloured,

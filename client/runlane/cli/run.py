@@ -12,7 +12,8 @@ from pathlib import Path
 
 import click
 
-from runlane.cli.base import DONE, Interrupts, Settings, describe, execute, outcome_code, stopped
+from runlane.cli.base import DONE, Interrupts, describe, execute, outcome_code, stopped
+from runlane.cli.connection import Settings
 from runlane.cli.output import json_line
 from runlane.cli.params import DURATION, read_attachment
 from runlane.cli.run_view import RunView

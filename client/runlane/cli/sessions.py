@@ -8,7 +8,8 @@ import click
 from rich.console import Console
 from rich.text import Text as Shown
 
-from runlane.cli.base import DONE, Settings, execute
+from runlane.cli.base import DONE, execute
+from runlane.cli.connection import Settings
 from runlane.cli.output import (
     Column,
     first,

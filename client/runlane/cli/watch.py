@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from runlane.cli.base import DONE, Interrupts, Settings, describe, execute, stopped
+from runlane.cli.base import DONE, Interrupts, describe, execute, stopped
+from runlane.cli.connection import Settings
 from runlane.cli.output import (
     Column,
     coloured,

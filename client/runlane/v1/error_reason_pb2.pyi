@@ -73,6 +73,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """PERMISSION_DENIED: the caller is known and may not do this."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 20
     """INTERNAL: a defect of the server. The metadata `error_id` finds the details in its log."""
+    ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 21
+    """RESOURCE_EXHAUSTED: the tenant has used up one of its quotas; `google.rpc.QuotaFailure` names the
+    tenant and the quota. Nothing was done. RetryInfo, where there is one, says when to come back.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused. The name without its `ERROR_REASON_` prefix is the `reason` of the
@@ -131,4 +135,8 @@ ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 19
 """PERMISSION_DENIED: the caller is known and may not do this."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 20
 """INTERNAL: a defect of the server. The metadata `error_id` finds the details in its log."""
+ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 21
+"""RESOURCE_EXHAUSTED: the tenant has used up one of its quotas; `google.rpc.QuotaFailure` names the
+tenant and the quota. Nothing was done. RetryInfo, where there is one, says when to come back.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
-from runlane_server.access.caller import ANYBODY, Caller, Credentials, Role
+from runlane_server.access.caller import ANYBODY, CALLER, Caller, Credentials, Role
+from runlane_server.access.failures import Failures
+from runlane_server.access.known import Refused
 from runlane_server.access.permissions import OPEN, allows
+from runlane_server.access.quotas import QuotaBook
+from runlane_server.access.streams import LASTING, Streams
 from runlane_server.core.errors import PermissionDenied, RunlaneError, Unauthenticated
 
 PEER_KEY = "runlane-peer"
@@ -32,12 +37,32 @@ class Identities(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Visit:
-    """A call that is being handled. `refused` is set when it may not go on."""
+    """A call that is being handled. `caller` is who was let in; `refused` is set when it may not go
+    on."""
 
     method: str
     credentials: Credentials
     task: asyncio.Task[object]
+    caller: Caller = _NOBODY
     refused: RunlaneError | None = None
+    sends: bool = False
+
+    def refuse(self, error: RunlaneError) -> None:
+        """Ends the call, as soon as nothing is being sent: that cannot be cancelled."""
+        self.refused = error
+        if not self.sends:
+            self.task.cancel()
+
+    @contextmanager
+    def sending(self) -> Iterator[None]:
+        """Something is being sent. Raises what the call is refused for meanwhile."""
+        self.sends = True
+        try:
+            yield
+        finally:
+            self.sends = False
+        if self.refused is not None:
+            raise self.refused
 
 
 class Door:
@@ -46,10 +71,18 @@ class Door:
     `peer_key` is what only the nodes of one store know.
     """
 
-    def __init__(self, identities: Identities | None = None, *, peer_key: str = "") -> None:
+    def __init__(
+        self,
+        identities: Identities | None = None,
+        *,
+        peer_key: str = "",
+        quotas: QuotaBook | None = None,
+    ) -> None:
         self._identities = identities
         self._peer_key = peer_key.encode()
         self._visits: set[Visit] = set()
+        self._failures = Failures(time.monotonic)
+        self.streams = Streams(quotas or QuotaBook())
 
     def admit(self, method: str, credentials: Credentials) -> Caller:
         """Who makes that call, if they may. Raises Unauthenticated and PermissionDenied."""
@@ -63,10 +96,13 @@ class Door:
 
     @contextmanager
     def staying(self, visit: Visit) -> Iterator[None]:
-        """A call that lasts: it is cancelled, as soon as it may not go on."""
+        """A call that lasts: it is cancelled, as soon as it may not go on. Raises QuotaExceeded
+        where its tenant has as many open as it may."""
+        counted = visit.method in LASTING
         self._visits.add(visit)
         try:
-            yield
+            with self.streams.one(CALLER.get()) if counted else nullcontext():
+                yield
         finally:
             self._visits.discard(visit)
 
@@ -75,10 +111,11 @@ class Door:
         now."""
         for visit in tuple(self._visits):
             try:
-                self.admit(visit.method, visit.credentials)
+                caller = self.admit(visit.method, visit.credentials)
+                if caller.tenant != visit.caller.tenant:
+                    raise Unauthenticated("the caller is of another tenant by now")
             except RunlaneError as error:
-                visit.refused = error
-                visit.task.cancel()
+                visit.refuse(error)
 
     def _identify(self, credentials: Credentials) -> Caller:
         if PEER_KEY in credentials.metadata:
@@ -88,6 +125,7 @@ class Door:
     def _peer(self, credentials: Credentials) -> Caller:
         shown = credentials.metadata[PEER_KEY].encode()
         if not (self._peer_key and hmac.compare_digest(shown, self._peer_key)):
+            self._failures.tell(Refused("the key of the node is wrong"))
             raise Unauthenticated("the caller is no node of this store")
         try:
             tenant = bytes.fromhex(credentials.metadata.get(PEER_TENANT, "")).decode()

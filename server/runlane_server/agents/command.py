@@ -6,7 +6,13 @@ The prompt goes to its standard input, and what it writes to its standard output
                            between two of them
     command+json:<argv>    the whole turn as one JSON object (see `turn_as_json`)
 
-Its environment has RUNLANE_SESSION_ID, RUNLANE_RUN_ID and RUNLANE_ATTEMPT besides the server's own.
+RUNLANE_SESSION_ID, RUNLANE_RUN_ID and RUNLANE_ATTEMPT in its environment name the run;
+`environment` says what else is there. It works in a private directory that is removed after the
+run, unless all programs are given one to work in.
+
+No shell is in between: the words of the argv are those of the spec, the prompt is in none of them,
+and of what the server has open a program gets nothing but its own three pipes.
+
 Exit code 0 ends the turn well. A cancel sends SIGTERM to its process group, and SIGKILL after a
 grace. It has no steps, so nothing is folded into its turns.
 """
@@ -21,12 +27,18 @@ import shlex
 import shutil
 import signal
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+import structlog
+
 from runlane_server.agents.base import AgentError, AgentEvent, Turn
+from runlane_server.agents.environment import TOLD, environment
 from runlane_server.agents.guardian import Guardian
+from runlane_server.agents.launcher import ResourceLimits, launched
 from runlane_server.agents.program import Program
+from runlane_server.agents.run_dirs import RunDirs
 from runlane_server.agents.text import whole_text
 from runlane_server.core.errors import StartError
 from runlane_server.core.model import (
@@ -42,6 +54,30 @@ from runlane_server.core.model import (
 COMMAND_FAILED = "COMMAND_FAILED"
 """Why a run failed whose program could not be started, or did not exit with 0."""
 
+COMMAND_LIMIT = "COMMAND_LIMIT"
+"""Why a run failed whose program was ended by a limit on what it may use."""
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class CommandSettings:
+    """What programs are given.
+
+    `env`: the variables that are listed, as texts (see `environment.listed`). `directory`: where
+    the private directories of the runs are made; None is the system's for temporary files. `cwd`:
+    where all programs work instead of each in its own; HOME and TMPDIR stay private. `limits`: what
+    a program may use.
+    """
+
+    env: Sequence[str] = ()
+    directory: Path | None = None
+    cwd: Path | None = None
+    limits: ResourceLimits = field(default_factory=ResourceLimits)
+
+
+_DEFAULTS = CommandSettings()
+
 
 class CommandAgent:
     """Runs a program for each turn.
@@ -50,57 +86,100 @@ class CommandAgent:
     the server's `--cancel-grace`.
     """
 
-    def __init__(self, argv: Sequence[str], *, as_json: bool = False, kill_grace: float) -> None:
-        """Raises StartError where there is no such program."""
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        as_json: bool = False,
+        kill_grace: float,
+        settings: CommandSettings = _DEFAULTS,
+    ) -> None:
+        """Raises StartError where there is no such program, or no directory can be made."""
         if not argv:
             raise StartError("agent command: no program is named; write command:<argv>")
         path = shutil.which(argv[0])
         if path is None:
             raise StartError(f"agent command: there is no program {argv[0]!r}")
-        self._argv = [path, *argv[1:]]
+        # Where the server works it is found, and not where the program will.
+        self._argv = [str(Path(path).absolute()), *argv[1:]]
         self._as_json = as_json
         self._kill_grace = kill_grace
+        self._settings = settings
         self._guardian = Guardian(grace=kill_grace)
+        try:
+            self._dirs = RunDirs(settings.directory)
+        except OSError as exc:
+            raise StartError(f"agent command: --command-dir: {exc}") from exc
+        if settings.cwd is None:
+            _warn_of_paths(argv[1:])
 
     async def start(self) -> None:
-        """Gets ready to end the programs also when the server is killed."""
+        """Gets ready to end the programs also when the server is killed, and removes what one that
+        was killed has left."""
         self._guardian.start()
+        await self._dirs.start()
 
     async def run(self, turn: Turn) -> AsyncGenerator[AgentEvent, None]:
-        """Runs the program; raises AgentError (COMMAND_FAILED) where it does not exit with 0."""
+        """Runs the program; raises AgentError (COMMAND_FAILED or COMMAND_LIMIT) where it does not
+        exit with 0."""
         stdin = await turn_as_json(turn) if self._as_json else whole_text(turn.prompt)
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        program = self._spawn(turn, stdin.encode())
+        home = self._make_dir()
         try:
-            while data := await program.read():
-                if text := decoder.decode(data):
+            program = self._spawn(turn, stdin.encode(), home)
+            try:
+                while data := await program.read():
+                    if text := decoder.decode(data):
+                        yield TextDelta(text)
+                if text := decoder.decode(b"", final=True):
                     yield TextDelta(text)
-            if text := decoder.decode(b"", final=True):
-                yield TextDelta(text)
-            code = await program.exit_code()
+                code = await program.exit_code()
+            finally:
+                await program.end(self._kill_grace)
         finally:
-            await program.end(self._kill_grace)
+            await self._dirs.remove(home)
         if code != 0:
-            raise AgentError(_failure(code, program.error_tail), reason=COMMAND_FAILED)
+            raise _failure(code, program.error_tail, self._settings.limits)
 
     async def close(self) -> None:
         """Ends what `start` began."""
         await self._guardian.close()
+        await self._dirs.close()
 
-    def _spawn(self, turn: Turn, stdin: bytes) -> Program:
-        env = {
-            **os.environ,
-            "RUNLANE_SESSION_ID": turn.session_id,
-            "RUNLANE_RUN_ID": turn.run_id,
-            "RUNLANE_ATTEMPT": str(turn.attempt),
-        }
+    def _make_dir(self) -> Path:
         try:
-            program = Program(self._argv, env=env, stdin=stdin, on_exit=self._guardian.forget)
+            return self._dirs.make()
+        except OSError as exc:
+            message = f"cannot make a directory for the run: {exc}"
+            raise AgentError(message, reason=COMMAND_FAILED) from exc
+
+    def _spawn(self, turn: Turn, stdin: bytes, home: Path) -> Program:
+        settings = self._settings
+        told = dict(zip(TOLD, (turn.session_id, turn.run_id, str(turn.attempt)), strict=True))
+        env = environment(os.environ, settings.env, told, home)
+        try:
+            program = Program(
+                launched(self._argv, env, settings.limits),
+                env=env,
+                stdin=stdin,
+                cwd=settings.cwd or home,
+                on_exit=self._guardian.forget,
+            )
         except (OSError, ValueError) as exc:
             message = f"cannot start {self._argv[0]}: {exc}"
             raise AgentError(message, reason=COMMAND_FAILED) from exc
         self._guardian.watch(program.group)
         return program
+
+
+def _warn_of_paths(arguments: Sequence[str]) -> None:
+    """Says which arguments name something here, where the program does not work."""
+    if found := [one for one in arguments if not Path(one).is_absolute() and os.path.lexists(one)]:
+        log.warning(
+            "a program works in a directory of its own and does not find what is in this one; "
+            "give whole paths, or --command-cwd",
+            arguments=found,
+        )
 
 
 def split_argv(text: str) -> list[str]:
@@ -165,9 +244,19 @@ def _attachment(attachment: Attachment) -> dict[str, str]:
     return {**described, "data": base64.b64encode(attachment.content).decode()}
 
 
-def _failure(code: int, error_tail: str) -> str:
-    how = f"exited with code {code}" if code > 0 else f"was ended by {_signal_name(-code)}"
-    return f"the command {how}: {error_tail}" if error_tail else f"the command {how}"
+def _failure(code: int, error_tail: str, limits: ResourceLimits) -> AgentError:
+    reason, how = COMMAND_FAILED, f"exited with code {code}"
+    # A shell tells by 128 and more which signal has ended what it ran.
+    limit = limits.named(-code if code < 0 else code - 128)
+    if limit is not None:
+        reason = COMMAND_LIMIT
+        how = f"was ended by {limit}" if code < 0 else f"{how}, as a part of it met {limit}"
+    elif code < 0:
+        how = f"was ended by {_signal_name(-code)}"
+        if code == -signal.SIGKILL and limits.cpu:  # from the kernel, if SIGXCPU did not end it
+            how += f", as one is that goes on beyond {limits.named(signal.SIGXCPU)}"
+    message = f"the command {how}: {error_tail}" if error_tail else f"the command {how}"
+    return AgentError(message, reason=reason)
 
 
 def _signal_name(number: int) -> str:

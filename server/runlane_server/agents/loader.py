@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from runlane_server.agents.base import Agent
-from runlane_server.agents.command import CommandAgent, split_argv
+from runlane_server.agents.command import CommandAgent, CommandSettings, split_argv
 from runlane_server.agents.custom import import_agent
 from runlane_server.agents.echo import EchoAgent
 from runlane_server.agents.gates import Gates
@@ -36,12 +36,13 @@ class AgentSettings:
     """What agents are told besides their spec.
 
     `command_kill_grace`: how long, in seconds, a program may take to end after SIGTERM; it must lie
-    below the server's `--cancel-grace`. `chat_instructions`: what a language model is told before
-    the conversation. `chat_max_retries`: how often a request to it is repeated. `gates`: those of
-    scripted runs, for tests within the process.
+    below the server's `--cancel-grace`. `command`: what programs are given. `chat_instructions`:
+    what a language model is told before the conversation. `chat_max_retries`: how often a request
+    to it is repeated. `gates`: those of scripted runs, for tests within the process.
     """
 
     command_kill_grace: float = 2.0
+    command: CommandSettings = field(default_factory=CommandSettings)
     chat_instructions: str | None = None
     chat_max_retries: int = 2
     gates: Gates | None = None
@@ -61,6 +62,7 @@ def load_agent(spec: str, settings: AgentSettings = DEFAULTS) -> Agent:
                 split_argv(rest),
                 as_json=kind == "command+json",
                 kill_grace=settings.command_kill_grace,
+                settings=settings.command,
             )
         case "chat":
             return _chat(rest, settings)

@@ -18,6 +18,7 @@ import subprocess
 import termios
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import IO, cast
 
 TAIL_BYTES = 2048
@@ -42,21 +43,25 @@ class Program:
         *,
         env: Mapping[str, str],
         stdin: bytes,
+        cwd: Path | None = None,
         on_exit: Callable[[int], None] = lambda _group: None,
     ) -> None:
         """Starts it; raises OSError or ValueError where that cannot be.
 
-        `on_exit` is called with the id of its group when that has ended.
+        It works in `cwd`, or where this process does. `on_exit` is called with the id of its group
+        when that has ended. Of what this process has open it gets nothing but its three pipes.
         """
         self._loop = asyncio.get_running_loop()
         self._on_exit = on_exit
         self._process = subprocess.Popen(  # noqa: S603 - a list, and no shell
             argv,
             env=env,
+            cwd=cwd,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
+            close_fds=True,
             start_new_session=True,
         )
         self._stdin = cast("IO[bytes]", self._process.stdin)

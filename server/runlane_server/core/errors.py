@@ -10,7 +10,7 @@
     │   └── PageTokenInvalid
     ├── SessionNotFound, SessionExists, SessionBusy
     ├── RunNotFound, RunIdConflict
-    ├── QueueFull, Overloaded
+    ├── QueueFull, Overloaded, QuotaExceeded
     ├── CursorCompacted
     ├── Draining
     ├── StoreUnavailable
@@ -160,6 +160,13 @@ class Overloaded(RunlaneError):
     """The node has as much work as it takes."""
 
     reason = "OVERLOADED"
+
+
+class QuotaExceeded(RunlaneError):
+    """The tenant has used up one of its quotas: the violation's field is the tenant, and its
+    description names the quota."""
+
+    reason = "QUOTA_EXCEEDED"
 
 
 class CursorCompacted(RunlaneError):

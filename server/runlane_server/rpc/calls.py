@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 
 
 class Calls:
@@ -12,22 +13,27 @@ class Calls:
     """
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[object]] = set()
+        self._tasks: dict[asyncio.Task[object], str] = {}
 
     def __len__(self) -> int:
         return len(self._tasks)
 
-    def enter(self, task: asyncio.Task[object]) -> None:
-        """A handler was called."""
-        self._tasks.add(task)
+    @property
+    def methods(self) -> Collection[str]:
+        """The method of each call."""
+        return self._tasks.values()
+
+    def enter(self, task: asyncio.Task[object], method: str = "") -> None:
+        """The handler of a method was called."""
+        self._tasks[task] = method
 
     def leave(self, task: asyncio.Task[object]) -> None:
         """A handler returns."""
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
 
     async def finished(self, timeout: float) -> bool:
         """Waits until no handler runs; returns whether that came true within `timeout` seconds."""
-        others = self._tasks - {asyncio.current_task()}
+        others = self._tasks.keys() - {asyncio.current_task()}
         if not others:
             return True
         _, running = await asyncio.wait(others, timeout=timeout)

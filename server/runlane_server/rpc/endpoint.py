@@ -27,11 +27,13 @@ from runlane.v1 import (
 from runlane_server.access.door import Door
 from runlane_server.coordinator import Coordinator
 from runlane_server.core.errors import StartError
+from runlane_server.observer import NOBODY, Observer
 from runlane_server.relay import Relay
 from runlane_server.rpc.calls import Calls
 from runlane_server.rpc.guard import Guard
 from runlane_server.rpc.runs import RunService
 from runlane_server.rpc.sessions import SessionService
+from runlane_server.rpc.tls import ServerTls
 
 OPTIONS = (
     # A peer that is gone is found out within 30 s. The timeout of the ping has to be set as well:
@@ -60,7 +62,8 @@ _HOST_AND_PORT = re.compile(r"(?P<host>\[[^\[\]]+\]|[^\[\]:]+):(?P<port>\d{1,5})
 class Endpoint:
     """Serves a coordinator over gRPC. It is made on the event loop that serves.
 
-    With `shares_port` it can listen where other processes of the same user do.
+    With `shares_port` it can listen where other processes of the same user do. Without `tls`
+    nothing is encrypted.
     """
 
     def __init__(
@@ -71,14 +74,17 @@ class Endpoint:
         progress_interval: float,
         shares_port: bool = False,
         relay: Relay | None = None,
+        observer: Observer = NOBODY,
+        tls: ServerTls | None = None,
     ) -> None:
-        self._calls = Calls()
+        self.calls = Calls()
         self._shares_port = shares_port
+        self._tls = tls
         # By default a port that is in use is an error, not a port to share.
         options = (("grpc.so_reuseport", int(shares_port)), *OPTIONS)
         self._server = grpc.aio.server(options=options)
         # It has what the generated code asks of a server.
-        guard = cast("grpc.aio.Server", Guard(self._server, self._calls, door))
+        guard = cast("grpc.aio.Server", Guard(self._server, self.calls, door, observer))
         self._health = health.aio.HealthServicer()
         run_service_pb2_grpc.add_RunServiceServicer_to_server(
             RunService(coordinator, progress_interval=progress_interval, relay=relay), guard
@@ -103,12 +109,17 @@ class Endpoint:
         if port is None and _answers(host):
             raise StartError(f"cannot listen on {address}: address already in use")
         try:
-            bound = self._server.add_insecure_port(address)
+            bound = self._add_port(address)
         except RuntimeError as error:
             # gRPC does not say why.
             why = _obstacle(host, port) or "it could not be bound"
             raise StartError(f"cannot listen on {address}: {why}") from error
         return address if port is None else f"{host}:{bound}"
+
+    def _add_port(self, address: str) -> int:
+        if self._tls is None:
+            return self._server.add_insecure_port(address)
+        return self._server.add_secure_port(address, self._tls.credentials())
 
     async def start(self) -> None:
         """Begins to serve."""
@@ -126,7 +137,7 @@ class Endpoint:
         Returns whether all handlers have returned, for which it waits `HANDLERS_TIMEOUT` seconds.
         """
         await self._server.stop(grace)
-        return await self._calls.finished(HANDLERS_TIMEOUT)
+        return await self.calls.finished(HANDLERS_TIMEOUT)
 
 
 def split_address(address: str) -> tuple[str, int | None]:

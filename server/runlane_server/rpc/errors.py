@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 from grpc import StatusCode
 
-from runlane_server.core.errors import RunlaneError, Violation
+from runlane_server.core.errors import QuotaExceeded, RunlaneError, Violation
 from runlane_server.core.model import cut_utf8
 
 DOMAIN = "runlane"
@@ -33,6 +33,7 @@ STATUS: Mapping[str, StatusCode] = MappingProxyType(
         "RUN_ID_CONFLICT": StatusCode.ALREADY_EXISTS,
         "QUEUE_FULL": StatusCode.RESOURCE_EXHAUSTED,
         "OVERLOADED": StatusCode.RESOURCE_EXHAUSTED,
+        "QUOTA_EXCEEDED": StatusCode.RESOURCE_EXHAUSTED,
         "PROMPT_TOO_LARGE": StatusCode.INVALID_ARGUMENT,
         "CURSOR_INVALID": StatusCode.INVALID_ARGUMENT,
         "CURSOR_COMPACTED": StatusCode.OUT_OF_RANGE,
@@ -97,7 +98,9 @@ def _refusal(
 
 
 def _extras(error: RunlaneError) -> Iterator[Message]:
-    if error.violations:
+    if error.violations and isinstance(error, QuotaExceeded):
+        yield error_details_pb2.QuotaFailure(violations=_used_up(error.violations))
+    elif error.violations:
         yield error_details_pb2.BadRequest(field_violations=_violations(error.violations))
     if error.retry_after is not None:
         delay = Duration()
@@ -116,6 +119,14 @@ def _violations(violations: Iterable[Violation]) -> Iterator[Message]:
         if room < 0:
             return
         yield wire
+
+
+def _used_up(violations: Iterable[Violation]) -> Iterator[Message]:
+    """The quotas that are used up; an error names one, so they fit into a header."""
+    for violation in violations:
+        subject, _ = cut_utf8(violation.field, _MESSAGE_BYTES)
+        description, _ = cut_utf8(violation.description, _MESSAGE_BYTES)
+        yield error_details_pb2.QuotaFailure.Violation(subject=subject, description=description)
 
 
 def _any(detail: Message) -> AnyMessage:

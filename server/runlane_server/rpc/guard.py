@@ -19,11 +19,14 @@ import structlog
 from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as Encoded
 from grpc import StatusCode
+from structlog.contextvars import bind_contextvars
 
 from runlane_server.access.caller import CALLER, Credentials
 from runlane_server.access.door import Door, Visit
 from runlane_server.core.errors import InvalidArgument, RunlaneError, Violation
+from runlane_server.observer import NOBODY, Observer
 from runlane_server.rpc.calls import Calls
+from runlane_server.rpc.careful import CarefulContext
 from runlane_server.rpc.errors import Refusal, defect, refusal
 
 log = structlog.get_logger()
@@ -32,8 +35,9 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Behavior: TypeAlias = "Callable[[Any, Context], Awaitable[Any]]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
-_AS_WISHED = (None, StatusCode.OK, StatusCode.CANCELLED)
-"""How a call ends that nobody has to look at."""
+_AS_WISHED = (None, StatusCode.OK, StatusCode.CANCELLED, StatusCode.UNAUTHENTICATED)
+"""How a call ends that nobody has to look at. Who is refused is told at the door, which does not
+write a line for each call of whoever comes."""
 
 
 class Guard:
@@ -42,8 +46,15 @@ class Guard:
     An interceptor would do the same at every call that this does once.
     """
 
-    def __init__(self, server: grpc.aio.Server, calls: Calls, door: Door) -> None:
+    def __init__(
+        self,
+        server: grpc.aio.Server,
+        calls: Calls,
+        door: Door,
+        observer: Observer = NOBODY,
+    ) -> None:
         self._server = server
+        self._observer = observer
         self._calls = calls
         self._door = door
 
@@ -75,13 +86,13 @@ class Guard:
             behavior = _writing(behavior)
         make = getattr(grpc, f"{requests}_{responses}_rpc_method_handler")
         wrapped: Handler = make(
-            self._guarded(behavior, method),
+            self._guarded(behavior, method, streams=handler.response_streaming),
             request_deserializer=_keeping_errors(handler.request_deserializer or bytes),
             response_serializer=_serialize,
         )
         return wrapped
 
-    def _guarded(self, behavior: Behavior, method: str) -> Behavior:
+    def _guarded(self, behavior: Behavior, method: str, *, streams: bool) -> Behavior:
         """A handler that always ends with a status, and leaves a line in the log."""
         name = method.rpartition(".")[2]
         # What went well is told on demand only: it would be a line for every run, and for every
@@ -90,28 +101,36 @@ class Guard:
         async def call(request: Any, context: Context) -> Any:
             began = time.perf_counter()
             task = cast("asyncio.Task[object]", asyncio.current_task())
-            self._calls.enter(task)
+            self._calls.enter(task, name)
             code: StatusCode | None = None
+            reason = ""
             visit = Visit(method, credentials_of(context), task)
             try:
-                CALLER.set(self._door.admit(method, visit.credentials))
+                visit.caller = self._door.admit(method, visit.credentials)
+                CALLER.set(visit.caller)
+                if visit.caller.name:
+                    bind_contextvars(caller=visit.caller.name)
                 if isinstance(request, _Malformed):
                     raise request.error
                 with self._door.staying(visit):
-                    return await behavior(request, context)
+                    reply = CarefulContext(context, visit) if streams else context
+                    return await behavior(request, cast("Context", reply))
             except grpc.aio.AbortError:
                 code = context.code()
                 raise
             except BaseException as error:
                 code, refused = _verdict(visit.refused or error, task)
+                reason = getattr(visit.refused or error, "reason", "")
                 if refused is None:
                     raise
                 await _abort(context, refused)
             finally:
                 self._calls.leave(task)
-                ms = round((time.perf_counter() - began) * 1000, 3)
+                seconds = time.perf_counter() - began
+                said = code.name if code else "OK"
+                self._observer.called(name, said, reason, None if streams else seconds)
                 tell = log.debug if code in _AS_WISHED else log.info
-                tell("call", method=name, code=code.name if code else "OK", ms=ms)
+                tell("call", method=name, code=said, ms=round(seconds * 1000, 3))
 
         return call
 

@@ -8,7 +8,10 @@ from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any
 
+import grpc
+
 import runlane
+from runlane.places import is_local
 from runlane_server.access.door import PEER_KEY, PEER_TENANT
 from runlane_server.core import model
 from runlane_server.relay import RunLost
@@ -37,12 +40,23 @@ the store, with all that belongs to it."""
 class Peers:
     """See `relay.Peers`. `peer_key` is what only the nodes of one store know.
 
+    It is shown over TLS, if there are `credentials`; they are made anew for each connection. Else
+    it leaves this machine only if it may go by `plaintext`.
+
     There is a connection for each node that is followed, and each tenant that follows; as long as
     that lasts.
     """
 
-    def __init__(self, peer_key: str) -> None:
+    def __init__(
+        self,
+        peer_key: str,
+        *,
+        credentials: Callable[[], grpc.ChannelCredentials] | None = None,
+        plaintext: bool = False,
+    ) -> None:
         self._peer_key = peer_key
+        self._credentials = credentials
+        self._plaintext = plaintext
         self._clients: dict[tuple[str, str], runlane.Client] = {}
         self._users: dict[tuple[str, str], int] = {}
 
@@ -66,12 +80,21 @@ class Peers:
         for client in self._clients.values():
             await client.close()
 
+    def _connect(self, address: str, tenant: str) -> runlane.Client:
+        if self._credentials is None and not (self._plaintext or is_local(address)):
+            raise RunLost(f"without TLS the way to {address} is not safe")
+        try:
+            credentials = None if self._credentials is None else self._credentials()
+        except OSError as error:
+            raise RunLost(f"{error.filename}: {error.strerror}") from error
+        shown = {PEER_KEY: self._peer_key, PEER_TENANT: tenant.encode().hex()}
+        return runlane.Client(address, credentials=credentials, metadata=shown)
+
     @asynccontextmanager
     async def _client(self, address: str, tenant: str) -> AsyncIterator[runlane.Client]:
         whose = address, tenant
         if whose not in self._clients:
-            shown = {PEER_KEY: self._peer_key, PEER_TENANT: tenant.encode().hex()}
-            self._clients[whose] = runlane.Client(address, metadata=shown)
+            self._clients[whose] = self._connect(address, tenant)
         self._users[whose] = self._users.get(whose, 0) + 1
         try:
             yield self._clients[whose]

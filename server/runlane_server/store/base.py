@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
 from runlane_server.core.model import (
     NO_LABELS,
@@ -125,6 +125,22 @@ class NewSession:
     metadata: Mapping[str, str] = field(default_factory=lambda: NO_LABELS)
 
 
+class Turn(NamedTuple):
+    """A tenant, and how many lanes more of it a node could serve."""
+
+    tenant: str
+    room: int
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """Whose turn it is on a node: the first of `tenants` comes first. Tenants that are not among
+    them come before; of each the node could serve `others` lanes."""
+
+    tenants: tuple[Turn, ...] = ()
+    others: int = (1 << 31) - 1
+
+
 @dataclass(frozen=True, slots=True)
 class HostedRun:
     """An attempt of an active run, and the session whose turn it is."""
@@ -166,14 +182,18 @@ class Cluster(Protocol):
     async def cancelled_runs(self, node_id: str) -> Sequence[HostedRun]:
         """Active runs of a node that a cancel has covered."""
 
-    async def claim(self, node_id: str, limit: int, hold: float) -> Sequence[SessionKey]:
-        """Lanes with runs that wait and none that is active, the longest waiting first.
+    async def claim(
+        self, node_id: str, limit: int, hold: float, turns: Turns | None = None
+    ) -> Sequence[SessionKey]:
+        """Lanes with runs that wait and none that is active: `limit` of them at the most, in equal
+        shares for the tenants that have some and whose turn it is; of each the longest waiting.
 
-        No other node gets them for `hold` seconds: it is not worth its while.
+        There may be more of a tenant where others had less than their share. No other node gets
+        them for `hold` seconds: it is not worth its while.
         """
 
-    async def waiting_runs(self) -> int:
-        """How many runs wait, in all sessions of all tenants."""
+    async def waiting_runs(self) -> Mapping[str, int]:
+        """How many runs of each tenant wait, in all its sessions; without those that have none."""
 
     async def hosts(self, keys: Collection[RunKey]) -> Mapping[RunKey, str]:
         """The addresses of the nodes where those runs are active; without those that are not."""
@@ -193,6 +213,16 @@ class Listener(Protocol):
         """Events of one run were committed; their indices increase from call to call."""
 
 
+class Watcher(Protocol):
+    """Is told how writing goes. Where a store keeps nothing on a disk it is told nothing."""
+
+    def committed(self, units: int, seconds: float) -> None:
+        """So many writes were committed together, and it took so long. Comes after the commit."""
+
+    def unconfirmed(self, units: int) -> None:
+        """So many writes failed as the store was away, or did not say what became of them."""
+
+
 class Store(Protocol):
     """Keeps sessions, runs, transcripts and events.
 
@@ -202,6 +232,9 @@ class Store(Protocol):
 
     listener: Listener | None
     """Who is told of commits. Set once, before the first commit."""
+
+    watcher: Watcher | None
+    """Who is told how writing goes. Set once, before the first commit."""
 
     on_failure: Callable[[StoreError], None] | None
     """Is called once, when `failed` is set. Set before the first commit."""
@@ -217,6 +250,11 @@ class Store(Protocol):
     @property
     def position(self) -> Position:
         """The position of the last terminal event that the listener was told of."""
+
+    @property
+    def behind(self) -> int:
+        """How many terminal events another node has announced that the listener was not told of
+        yet; 0 if the store is one node's own."""
 
     @property
     def compacted(self) -> Position:
@@ -306,6 +344,10 @@ class Store(Protocol):
         self, tenant: str, *, after: int | None = None, limit: int
     ) -> Page[Session, int]:
         """Sessions, the latest created first, after a place."""
+
+    async def stored_bytes(self, tenant: str) -> int:
+        """About how many bytes a tenant has stored that stay until its sessions are deleted: its
+        runs with their prompts and attachments, and its transcripts."""
 
     async def stale_sessions(self, before: Micros, limit: int) -> Sequence[IdleSession]:
         """Idle sessions of all tenants that were last written to before, the longest untouched

@@ -42,7 +42,9 @@ from runlane_server.store.base import (
     SessionTaken,
     Stale,
     StoreError,
+    Watcher,
 )
+from runlane_server.store.codec import encode_parts
 from runlane_server.store.memory_log import MemoryLog
 from runlane_server.store.reading import (
     by_run,
@@ -52,6 +54,7 @@ from runlane_server.store.reading import (
     message_size,
     prompt_parts,
 )
+from runlane_server.store.weight import message_weight, run_weight
 
 Item = TypeVar("Item")
 
@@ -71,6 +74,7 @@ class _Session:
     lane: Lane
     messages: list[Message] = field(default_factory=list)
     run_ids: list[str] = field(default_factory=list)
+    stored_bytes: int = 0
 
 
 class MemoryStore:
@@ -81,6 +85,7 @@ class MemoryStore:
 
     def __init__(self, store_id: bytes | None = None) -> None:
         self.listener: Listener | None = None
+        self.watcher: Watcher | None = None
         self.on_failure: Callable[[StoreError], None] | None = None
         self._store_id = os.urandom(8) if store_id is None else store_id
         self._sessions: dict[SessionKey, _Session] = {}
@@ -103,6 +108,11 @@ class MemoryStore:
     def position(self) -> Position:
         """The position of the last terminal event."""
         return self._log.position
+
+    @property
+    def behind(self) -> int:
+        """0: it is one node's own."""
+        return 0
 
     @property
     def compacted(self) -> Position:
@@ -200,6 +210,7 @@ class MemoryStore:
         kept = self._sessions.get(lane.key) or self._new_session(lane, at)
         kept.lane = lane._replace(reservations=())
         kept.messages += transition.messages
+        kept.stored_bytes += message_weight(encode_parts(it.parts) for it in transition.messages)
         kept.messages.sort(key=_place)
         usage = sum((complete.usage for complete in transition.completes), start=kept.session.usage)
         kept.session = replace(
@@ -220,6 +231,7 @@ class MemoryStore:
             run = describe(session.lane.key, change.run, change.request, change.complete)
             self._runs[key] = _Run(self._next_number(), run, change.request.prompt)
             session.run_ids.append(key.run_id)
+            session.stored_bytes += run_weight(change.request)
             return
         kept = self._runs[key]
         kept.run = _changed(kept.run, change.run, change.complete)
@@ -335,6 +347,12 @@ class MemoryStore:
             if key.tenant == tenant
         )
         return _page(found, after, limit)
+
+    async def stored_bytes(self, tenant: str) -> int:
+        """About how many bytes a tenant has stored."""
+        return sum(
+            kept.stored_bytes for key, kept in self._sessions.items() if key.tenant == tenant
+        )
 
     async def stale_sessions(self, before: Micros, limit: int) -> Sequence[IdleSession]:
         """Idle sessions that were last written to before."""

@@ -41,6 +41,7 @@ from runlane_server.store.base import (
     Page,
     Position,
     StoreError,
+    Watcher,
 )
 from runlane_server.store.codec import RUN_COMPLETE
 from runlane_server.store.postgres_cluster import PostgresCluster, open_talk
@@ -80,12 +81,13 @@ class _Parts:
 class PostgresStore:
     """A store in the database that a `postgresql://` URL names. See `base.Store`.
 
-    It never fails for good: while the database is away its calls raise StoreUnavailable, and it
-    connects again by itself.
+    While the database is away its calls raise StoreUnavailable, and it connects again by itself. It
+    fails for good only if what comes back is of another history.
     """
 
     def __init__(self, url: str) -> None:
         self.listener: Listener | None = None
+        self.watcher: Watcher | None = None
         self.on_failure: Callable[[StoreError], None] | None = None
         self._address = read_url(url)
         self._parts: _Parts | None = None
@@ -109,6 +111,11 @@ class PostgresStore:
         return self._open.log.position
 
     @property
+    def behind(self) -> int:
+        """How many terminal events were announced that the listener was not told of yet."""
+        return self._open.log.behind
+
+    @property
     def compacted(self) -> Position:
         """Events up to here were removed, as far as this node knows: it looks every second, and
         with every page that it reads."""
@@ -116,8 +123,8 @@ class PostgresStore:
 
     @property
     def failed(self) -> StoreError | None:
-        """Nothing: a database that is away comes back."""
-        return None
+        """That the database is not what it was. One that is only away comes back."""
+        return None if self._parts is None else self._parts.log.failed
 
     async def __aenter__(self) -> Self:
         """Opens the database, and brings its schema up to date. Raises StartError."""
@@ -136,9 +143,18 @@ class PostgresStore:
         notifier = Notifier(talk, self._address.channel)
         closing.push_async_callback(notifier.close)
         cluster = PostgresCluster(talk, notifier, opened.peer_key)
-        log = PostgresLog(opened, pool, notifier, lambda: self.listener, cluster.woken)
+        log = PostgresLog(
+            opened,
+            pool,
+            notifier,
+            lambda: self.listener,
+            on_work=cluster.woken,
+            on_failure=self._failed,
+        )
         closing.push_async_callback(log.close)
-        writer = PostgresWriter(connector, log, notifier, lambda: self.listener)
+        writer = PostgresWriter(
+            connector, log, notifier, lambda: self.listener, lambda: self.watcher
+        )
         closing.push_async_callback(writer.close)
         return _Parts(opened.store_id, pool, log, notifier, writer, cluster)
 
@@ -151,6 +167,10 @@ class PostgresStore:
         """Finishes the writes that were begun, and closes the connections."""
         await self._closing.aclose()
         self._parts = None
+
+    def _failed(self, error: StoreError) -> None:
+        if self.on_failure is not None:
+            self.on_failure(error)
 
     async def catch_up(self) -> None:
         """Has the listener told of all that is committed by now, by whichever node. One round
@@ -287,6 +307,12 @@ class PostgresStore:
         before = reads.END_OF_LIST if after is None else after
         rows = await self._rows("sessions", escape(tenant), before, limit + 1)
         return reads.sessions_page(rows, limit)
+
+    async def stored_bytes(self, tenant: str) -> int:
+        """About how many bytes a tenant has stored."""
+        rows = await self._rows("stored_bytes", escape(tenant))
+        total: int = rows[0]["bytes"]
+        return total
 
     async def stale_sessions(self, before: Micros, limit: int) -> Sequence[IdleSession]:
         """Idle sessions that were last written to before."""

@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from runlane_server.core.model import RunKey, SessionKey
-from runlane_server.store.base import HostedRun
+from runlane_server.store.base import HostedRun, Turns
 from runlane_server.store.postgres_connection import Connector
 from runlane_server.store.postgres_notifier import Notifier
 from runlane_server.store.postgres_pool import Pool
@@ -96,19 +96,25 @@ class PostgresCluster:
         """Active runs of a node that a cancel has covered."""
         return [_hosted(row) for row in await self._rows("cancelled_runs", escape(node_id))]
 
-    async def claim(self, node_id: str, limit: int, hold: float) -> Sequence[SessionKey]:
-        """Lanes with runs that wait and none that is active, the longest waiting first.
+    async def claim(
+        self, node_id: str, limit: int, hold: float, turns: Turns | None = None
+    ) -> Sequence[SessionKey]:
+        """Lanes with runs that wait and none that is active, in equal shares for the tenants whose
+        turn it is; of each the longest waiting.
 
         No other node gets them for `hold` seconds; this one may get them again.
         """
-        rows = await self._rows("claim", escape(node_id), limit, timedelta(seconds=hold))
+        turns = turns or Turns()
+        tenants = [escape(turn.tenant) for turn in turns.tenants]
+        rooms = [turn.room for turn in turns.tenants]
+        held = timedelta(seconds=hold)
+        rows = await self._rows("claim", escape(node_id), limit, held, tenants, rooms, turns.others)
         return [key_of(row) for row in rows]
 
-    async def waiting_runs(self) -> int:
-        """How many runs wait, in all sessions of all tenants."""
+    async def waiting_runs(self) -> Mapping[str, int]:
+        """How many runs of each tenant wait; without those that have none."""
         rows = await self._rows("waiting_runs")
-        runs: int = rows[0]["runs"]
-        return runs
+        return {unescape(row["tenant"]): row["runs"] for row in rows}
 
     # Wake-ups
 

@@ -6,7 +6,7 @@ node while it waits, it leaves no transaction open.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 import asyncpg
@@ -17,8 +17,14 @@ from runlane_server.store.postgres_url import Address
 
 if TYPE_CHECKING:
     Connection: TypeAlias = asyncpg.Connection[asyncpg.Record]
+    _Driven = asyncpg.Connection[asyncpg.Record]
+else:
+    _Driven = asyncpg.Connection
 
 CONNECT_TIMEOUT = 5.0
+"""Seconds that a new connection may take. Each host of several has its share of them: one that is
+gone without a word must not keep anybody from the others."""
+
 READ_TIMEOUT = 15.0
 WRITE_TIMEOUT = 20.0
 """Seconds after which a connection is given up that does not answer. A write has the longest, for
@@ -45,8 +51,14 @@ FAILURES = (
 )
 """All that a call of the database may raise beside what its arguments are to blame for."""
 
+APPLICATION = "runlane"
+"""What connections are called in the database."""
+
+_SET = (
+    "SELECT set_config(name, value, false) FROM unnest($1::text[], $2::text[]) AS _ (name, value)"
+)
+
 _SETTINGS = {
-    "application_name": "runlane",
     "statement_timeout": f"{STATEMENT_TIMEOUT:g}s",
     "timezone": "UTC",
     "jit": "off",
@@ -60,28 +72,72 @@ _SETTINGS = {
 }
 
 
+class _Connection(_Driven):
+    """A connection that is left without a word.
+
+    The driver's pool closes in the background what it has expired. On a line that is dead the
+    server cannot be told of it, and that error would be nobody's.
+    """
+
+    async def close(self, *, timeout: float | None = None) -> None:
+        """Ends it at once."""
+        self.terminate()
+
+
+@dataclass(slots=True)
+class _Hosts:
+    """Which of the hosts was the primary when last somebody asked."""
+
+    primary: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Connector:
     """Connects to a database, always in the same way.
 
-    `durability` is what synchronous_commit is set to; it is left as it is without one.
+    `durability` is what synchronous_commit is set to; it is left as it is without one. `hosts` is
+    shared by those that connect to the same database: what one finds out, all know.
     """
 
     address: Address
     durability: str | None = None
+    hosts: _Hosts = field(default_factory=_Hosts)
 
     async def connect(self) -> Connection:
         """A new connection to the primary. Raises one of `FAILURES`; ValueError for a bad URL."""
+        dsns = self.address.dsns
+        first = self.hosts.primary
+        failures: list[Exception] = []
+        # The driver would try one after another too, but within one timeout for all.
+        for n in (*range(first, len(dsns)), *range(first)):
+            try:
+                connection = await self._connect(dsns[n], CONNECT_TIMEOUT / len(dsns))
+            except FAILURES as error:
+                failures.append(error)
+                continue
+            self.hosts.primary = n
+            return connection
+        raise failures[-1]
+
+    async def _connect(self, dsn: str, timeout: float) -> Connection:
         settings = _SETTINGS | {"search_path": f'"{self.address.schema}"'}
         if self.durability is not None:
             settings["synchronous_commit"] = self.durability
-        return await asyncpg.connect(
-            self.address.dsn,
-            timeout=CONNECT_TIMEOUT,
+        connection = await asyncpg.connect(
+            dsn,
+            timeout=timeout,
             command_timeout=READ_TIMEOUT,
-            target_session_attrs=_session_attrs(self.address.dsn),
-            server_settings=settings,
+            connection_class=_Connection,
+            target_session_attrs=_session_attrs(dsn),
+            server_settings={"application_name": APPLICATION},
         )
+        try:
+            # Not as the connection is made: a PgBouncer lets hardly any setting through there.
+            await connection.execute(_SET, [*settings], [*settings.values()], timeout=timeout)
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
 
 
 def _session_attrs(dsn: str) -> SessionAttribute | None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import structlog
 
 from runlane_server.core.errors import StoreUnavailable
-from runlane_server.store.base import Listener, LoggedComplete, Position
+from runlane_server.store.base import Listener, LoggedComplete, Position, StoreError
 from runlane_server.store.codec import decode_complete
 from runlane_server.store.postgres_connection import FAILURES, describe
 from runlane_server.store.postgres_notifier import Notifier
@@ -52,15 +52,21 @@ class PostgresLog:
         pool: Pool,
         notifier: Notifier,
         listener: Callable[[], Listener | None],
+        *,
         on_work: Callable[[], None],
+        on_failure: Callable[[StoreError], None],
     ) -> None:
+        self.failed: StoreError | None = None
         self.position = opened.position
+        self._announced = opened.position
         self.compacted = opened.compacted
         self._connector = opened.connector
         self._pool = pool
         self._notifier = notifier
         self._listener = listener
         self._on_work = on_work
+        self._on_failure = on_failure
+        self._store_id = opened.store_id
         self._wakeup = asyncio.Event()
         self._following = asyncio.create_task(self._follow(), name="postgres-log")
 
@@ -68,6 +74,11 @@ class PostgresLog:
         """Tells nothing any more."""
         self._following.cancel()
         await asyncio.wait([self._following])
+
+    @property
+    def behind(self) -> int:
+        """How many events others have announced that the listener was not told of yet."""
+        return max(0, self._announced - self.position)
 
     def wake(self) -> None:
         """There may be events that the listener was not told of."""
@@ -134,10 +145,12 @@ class PostgresLog:
 
     async def _follow(self) -> None:
         down = False
-        while True:
+        while self.failed is None:
             try:
                 connection = await self._connector.connect()
                 try:
+                    if not await self._is_same(connection):
+                        continue
                     await connection.add_listener(self._connector.address.channel, self._heard)
                     # What was said before is not known.
                     self._on_work()
@@ -154,6 +167,24 @@ class PostgresLog:
             except Exception:
                 log.exception("following the log failed")
             await asyncio.sleep(_about(POLL_SECONDS))
+
+    async def _is_same(self, connection: Connection) -> bool:
+        """Whether it is still the store that was opened, with all that was told of it.
+
+        It is not after a restore, and where a standby took over that lagged behind. What comes next
+        would be told under positions that are known already, which is to say not at all.
+        """
+        told = self.position
+        row = await connection.fetchrow(SQL["state"])
+        if row is not None and row["store_id"] == self._store_id and row["position"] >= told:
+            return True
+        self.failed = StoreError(
+            "the database is not what it was: it was restored, or a standby took over that lagged"
+            " behind; stop all nodes and run 'runlane-server renew'"
+        )
+        log.error("the store failed", reason=self.failed.message)
+        self._on_failure(self.failed)
+        return False
 
     async def _keep_up(self, connection: Connection) -> None:
         """Reads on whenever it is woken, and every second. Raises when the connection is lost."""
@@ -175,6 +206,7 @@ class PostgresLog:
         said = self._notifier.read(str(payload))
         if said is None:
             return
+        self._announced = max(self._announced, said.position)
         if said.position > self.position:
             self._wakeup.set()
         if said.work:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
+import structlog
 
 from runlane_server.store.postgres_connection import (
     CONNECT_TIMEOUT,
@@ -13,6 +15,7 @@ from runlane_server.store.postgres_connection import (
     NOT_READ,
     READ_TIMEOUT,
     Connector,
+    describe,
     is_certain,
     is_refusal,
     unavailable,
@@ -20,6 +23,8 @@ from runlane_server.store.postgres_connection import (
 
 if TYPE_CHECKING:
     from asyncpg.pool import Pool as AsyncpgPool
+
+log = structlog.get_logger()
 
 MOST_CONNECTIONS = 8
 TRIES = 2
@@ -33,6 +38,7 @@ class Pool:
     def __init__(self, pool: AsyncpgPool[asyncpg.Record], timeout: float) -> None:
         self._pool = pool
         self._timeout = timeout
+        self._releasing: set[asyncio.Task[None]] = set()
 
     @classmethod
     async def open(
@@ -74,13 +80,27 @@ class Pool:
     async def _fetch(self, query: str, args: Sequence[object]) -> Sequence[Any]:
         connection = await self._pool.acquire(timeout=CONNECT_TIMEOUT)
         try:
-            return await connection.fetch(query, *args, timeout=self._timeout)
-        except TimeoutError:
-            # Nobody is there to be told of a cancel.
-            connection.terminate()
+            rows = await connection.fetch(query, *args, timeout=self._timeout)
+        except asyncio.CancelledError:
+            # The driver first tells the server of it, and waits for an answer. Who was cancelled
+            # does not wait for a server that may be away.
+            releasing = asyncio.create_task(self._pool.release(connection))
+            self._releasing.add(releasing)
+            releasing.add_done_callback(self._released)
             raise
-        finally:
+        except BaseException as error:
+            if isinstance(error, TimeoutError):
+                # Nobody is there to be told of a cancel.
+                connection.terminate()
             await self._pool.release(connection)
+            raise
+        await self._pool.release(connection)
+        return rows
+
+    def _released(self, releasing: asyncio.Task[None]) -> None:
+        self._releasing.discard(releasing)
+        if not releasing.cancelled() and (error := releasing.exception()) is not None:
+            log.debug("a connection broke as it was given back", error=describe(error))
 
     async def fetchrow(self, query: str, *args: object) -> Any:
         """The first row of a statement, or None."""

@@ -33,6 +33,7 @@ from runlane_server.store.codec import (
     encode_usage,
 )
 from runlane_server.store.postgres_text import escape
+from runlane_server.store.weight import message_weight, run_weight
 
 Row: TypeAlias = tuple[Any, ...]
 
@@ -136,7 +137,7 @@ def session_unit(session: NewSession, future: Future[Result]) -> Unit:
     row = (
         True,
         *(1, 0, 0, 0, None),
-        *(0, 0, 0, 0, 0),
+        *(0, 0, 0, 0, 0, 0),
         session.created_at,
         escape(session.key.tenant),
         escape(session.key.session_id),
@@ -152,12 +153,8 @@ def _change(
     base_version: int, transition: Transition, completes: Iterable[RunComplete]
 ) -> dict[str, list[Row]]:
     tenant, session_id = transition.lane.key
-    lane = _lane_fields(transition, completes)
     rows: dict[str, list[Row]] = {}
-    if base_version == 0:
-        rows["new_lanes"] = [(False, *lane, "", None)]
-    else:
-        rows["changed_lanes"] = [(base_version, *lane)]
+    added = 0
     for change in transition.runs:
         if change.request is None:
             rows.setdefault("changed_runs", []).append(_changed_run(tenant, session_id, change))
@@ -166,14 +163,22 @@ def _change(
                 _new_run(tenant, session_id, change, change.request)
             )
             _add_prompt(rows, tenant, change.request)
+            added += run_weight(change.request)
     if transition.messages:
-        rows["new_messages"] = [_message_row(tenant, session_id, it) for it in transition.messages]
+        messages = [_message_row(tenant, session_id, it) for it in transition.messages]
+        rows["new_messages"] = messages
+        added += message_weight([row[-1] for row in messages])
+    lane = _lane_fields(transition, completes, added)
+    if base_version == 0:
+        rows["new_lanes"] = [(False, *lane, "", None)]
+    else:
+        rows["changed_lanes"] = [(base_version, *lane)]
     if transition.events:
         rows["new_run_events"] = [_event_row(tenant, event) for event in transition.events]
     return rows
 
 
-def _lane_fields(transition: Transition, completes: Iterable[RunComplete]) -> Row:
+def _lane_fields(transition: Transition, completes: Iterable[RunComplete], added: int) -> Row:
     lane = transition.lane
     usage = sum((complete.usage for complete in completes), start=NO_USAGE)
     return (
@@ -187,6 +192,7 @@ def _lane_fields(transition: Transition, completes: Iterable[RunComplete]) -> Ro
         usage.cache_read_tokens,
         usage.cache_write_tokens,
         usage.requests,
+        added,
         # A cancel of the active run has no event; it leaves the time as it is.
         max((event.at for event in transition.events), default=0),
         escape(lane.key.tenant),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import structlog
@@ -43,11 +43,12 @@ class Opened:
 async def open_database(address: Address) -> Opened:
     """Checks the database, and brings its schema up to date. Raises StartError.
 
-    All nodes that start meanwhile wait for one another. A schema that is up to date costs four
+    All nodes that start meanwhile wait for one another. A schema that is up to date costs five
     round trips.
     """
+    connector = Connector(address)
     try:
-        connection = await Connector(address).connect()
+        connection = await connector.connect()
         try:
             durability = await _check(connection, address)
             version = await _migrate(connection, address)
@@ -59,7 +60,7 @@ async def open_database(address: Address) -> Opened:
     if row is None:
         raise StartError(f"store {address.label}: its table 'store' is empty")
     log.info("store opened", store=address.label, schema=version, synchronous_commit=durability)
-    connector = Connector(address, durability)
+    connector = replace(connector, durability=durability)
     return Opened(connector, row["store_id"], row["position"], row["compacted"], row["peer_key"])
 
 

@@ -7,6 +7,7 @@ a node that is stopped or lost in the middle of one leaves none open.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -16,7 +17,14 @@ import structlog
 
 from runlane_server.core.errors import StoreUnavailable
 from runlane_server.core.model import RunKey
-from runlane_server.store.base import Listener, LoggedComplete, RunIdTaken, SessionTaken, Stale
+from runlane_server.store.base import (
+    Listener,
+    LoggedComplete,
+    RunIdTaken,
+    SessionTaken,
+    Stale,
+    Watcher,
+)
 from runlane_server.store.postgres_connection import (
     FAILURES,
     NOTHING_WRITTEN,
@@ -69,11 +77,14 @@ class PostgresWriter:
         followed: PostgresLog,
         notifier: Notifier,
         listener: Callable[[], Listener | None],
+        watcher: Callable[[], Watcher | None],
     ) -> None:
         self._connector = connector
         self._log = followed
         self._notifier = notifier
         self._listener = listener
+        self._watcher = watcher
+        self._took = 0.0
         self._connection: Connection | None = None
         self._commit: Commit | None = None
         self._used = 0.0
@@ -122,13 +133,19 @@ class PostgresWriter:
         try:
             await self._write(units)
         except StoreUnavailable as error:
+            self._note_unconfirmed(units)
             _resolve_all(units, error)
             # What is known to be committed, or may be, is told as soon as it can be read.
             self._log.wake()
         except Exception as error:
             log.exception("a write failed")
             self._forget_connection()
+            self._note_unconfirmed(units)
             _resolve_all(units, unavailable(f"{OUTCOME_UNKNOWN} ({type(error).__name__})"))
+
+    def _note_unconfirmed(self, units: Sequence[Unit]) -> None:
+        if (watcher := self._watcher()) is not None:
+            watcher.unconfirmed(len(units))
 
     async def _write(self, units: Sequence[Unit]) -> None:
         """Writes units, without those that are refused. One round trip, and one more for each time
@@ -165,6 +182,7 @@ class PostgresWriter:
         arguments = columns(units)
         for _ in range(MAX_COLLISIONS):
             commit = await self._ready()
+            began = time.perf_counter()
             try:
                 row = await commit.fetchrow(*arguments, timeout=WRITE_TIMEOUT)
             except FAILURES as error:
@@ -172,10 +190,13 @@ class PostgresWriter:
                     continue
                 if is_refusal(error):
                     raise
+                # At once: the cancel that the driver sends after a timeout must not reach a commit
+                # that waits for a standby. It would end the wait, and not the commit.
                 self._forget_connection()
                 told = NOTHING_WRITTEN if is_certain(error) else OUTCOME_UNKNOWN
                 log.warning("a write failed", error=describe(error), told=told)
                 raise unavailable(told) from error
+            self._took = time.perf_counter() - began
             self._used = asyncio.get_running_loop().time()
             return row
         raise unavailable(NOTHING_WRITTEN)
@@ -209,6 +230,8 @@ class PostgresWriter:
 
     async def _committed(self, units: Sequence[Unit], row: Any) -> None:
         """Takes note of what is committed, tells it, and only then answers."""
+        if (watcher := self._watcher()) is not None:
+            watcher.committed(len(units), self._took)
         for n, after in row["raised"]:
             units[n].raised = after
         position = row["first_position"]

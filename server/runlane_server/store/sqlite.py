@@ -40,6 +40,7 @@ from runlane_server.store.base import (
     Page,
     Position,
     StoreError,
+    Watcher,
 )
 from runlane_server.store.sqlite_file import Opened, open_file
 from runlane_server.store.sqlite_reader import SqliteReader
@@ -56,11 +57,16 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+SUMMED_TOGETHER = 5_000
+"""Over how many sessions the reader sums in one go."""
+
+
 class SqliteStore:
     """A store in the file at `path`, which is made if there is none. See `base.Store`."""
 
     def __init__(self, path: Path) -> None:
         self.listener: Listener | None = None
+        self.watcher: Watcher | None = None
         self.on_failure: Callable[[StoreError], None] | None = None
         self._path = path
         self._open: Opened | None = None
@@ -83,6 +89,11 @@ class SqliteStore:
     def position(self) -> Position:
         """The position of the last terminal event that is committed."""
         return self._writing.position
+
+    @property
+    def behind(self) -> int:
+        """0: it is one node's own."""
+        return 0
 
     @property
     def compacted(self) -> Position:
@@ -203,6 +214,16 @@ class SqliteStore:
     ) -> Page[Session, int]:
         """Sessions, the latest created first."""
         return await self._page(sqlite_reads.list_sessions, tenant, after, limit)
+
+    async def stored_bytes(self, tenant: str) -> int:
+        """About how many bytes a tenant has stored. Others read between two pieces."""
+        piece, place = await self._page(sqlite_reads.stored_bytes, tenant, 0, SUMMED_TOGETHER)
+        total = piece
+        while place:
+            read = sqlite_reads.stored_bytes
+            piece, place = await self._page(read, tenant, place, SUMMED_TOGETHER)
+            total += piece
+        return total
 
     async def stale_sessions(self, before: Micros, limit: int) -> Sequence[IdleSession]:
         """Idle sessions that were last written to before."""

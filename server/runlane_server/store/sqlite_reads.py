@@ -266,6 +266,13 @@ def list_sessions(
     return Page(tuple(_session(row) for row in rows[:limit]), place)
 
 
+def stored_bytes(db: sqlite3.Connection, tenant: str, after: int, limit: int) -> tuple[int, int]:
+    """What a piece of a tenant's sessions has stored, and the place of its last one; 0 if that is
+    the end."""
+    bytes_, found, last = db.execute(SQL["stored_bytes"], (tenant, after, limit)).fetchone()
+    return bytes_, last if found == limit else 0
+
+
 def stale_sessions(db: sqlite3.Connection, before: Micros, limit: int) -> list[IdleSession]:
     """Idle sessions that were last written to before, the longest untouched first."""
     rows = db.execute(SQL["stale_sessions"], {"before": before, "limit": limit})

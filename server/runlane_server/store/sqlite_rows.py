@@ -30,6 +30,7 @@ from runlane_server.store.codec import (
     encode_parts,
     encode_usage,
 )
+from runlane_server.store.weight import message_weight, run_weight
 
 Row: TypeAlias = tuple[Any, ...]
 """What a statement is executed with, in the order of its parameters.
@@ -142,16 +143,21 @@ def _removal(key: SessionKey, base_version: int) -> Rows:
 
 def _change(base_version: int, transition: Transition, completes: Sequence[RunComplete]) -> Rows:
     key = transition.lane.key
-    values = _session_values(transition, completes)
     rows: Rows = {}
+    added = 0
+    for change in transition.runs:
+        _add_run(rows, key, change)
+        if change.request is not None:
+            added += run_weight(change.request)
+    if transition.messages:
+        messages = [_message_row(key, it) for it in transition.messages]
+        rows["insert_message"] = messages
+        added += message_weight([row[-1] for row in messages])
+    values = _session_values(transition, completes, added)
     if base_version == 0:
         rows["insert_session"] = [(*values, values[-1], *key)]
     else:
         rows["update_session"] = [(*values, *key, base_version)]
-    for change in transition.runs:
-        _add_run(rows, key, change)
-    if transition.messages:
-        rows["insert_message"] = [_message_row(key, it) for it in transition.messages]
     if transition.events:
         rows["insert_run_event"] = [
             (*_event_values(it), key.tenant, it.run_id) for it in transition.events
@@ -159,7 +165,7 @@ def _change(base_version: int, transition: Transition, completes: Sequence[RunCo
     return rows
 
 
-def _session_values(transition: Transition, completes: Sequence[RunComplete]) -> Row:
+def _session_values(transition: Transition, completes: Sequence[RunComplete], added: int) -> Row:
     lane = transition.lane
     usage = NO_USAGE
     for complete in completes:
@@ -175,6 +181,7 @@ def _session_values(transition: Transition, completes: Sequence[RunComplete]) ->
         usage.cache_read_tokens,
         usage.cache_write_tokens,
         usage.requests,
+        added,
         # A cancel of the active run has no event; it leaves the time as it is.
         max([event.at for event in transition.events], default=0),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias
@@ -12,7 +13,7 @@ import structlog
 from runlane_server.core.errors import StoreUnavailable
 from runlane_server.core.model import RunKey
 from runlane_server.store import sqlite_apply, sqlite_compact
-from runlane_server.store.base import Listener, LoggedComplete, Position, StoreError
+from runlane_server.store.base import Listener, LoggedComplete, Position, StoreError, Watcher
 from runlane_server.store.pace import Pace
 from runlane_server.store.reading import by_run
 from runlane_server.store.sqlite_connection import SqliteConnection
@@ -32,6 +33,10 @@ class Audience(Protocol):
     @property
     def listener(self) -> Listener | None:
         """Who is told of commits."""
+
+    @property
+    def watcher(self) -> Watcher | None:
+        """Who is told how writing goes."""
 
     @property
     def on_failure(self) -> Callable[[StoreError], None] | None:
@@ -110,8 +115,13 @@ class SqliteWriter:
             _resolve(first, removed)
             return
         units = [unit for unit in batch if isinstance(unit, Unit)]
+        began = time.perf_counter()
         results = await self._connection.work(sqlite_apply.apply, units, self.position)
-        self._tell([unit for unit, why in zip(units, results, strict=True) if why is None])
+        took = time.perf_counter() - began
+        committed = [unit for unit, why in zip(units, results, strict=True) if why is None]
+        self._tell(committed)
+        if committed and (watcher := self._audience.watcher) is not None:
+            watcher.committed(len(committed), took)
         for unit, result in zip(units, results, strict=True):
             _resolve(unit, result)
 
@@ -140,7 +150,10 @@ class SqliteWriter:
     def _fail(self, message: str, batch: Sequence[Pending]) -> None:
         self.failed = StoreError(message)
         log.error("the store cannot be written to any more", reason=message)
-        for unit in (*batch, *self._pending):
+        left = (*batch, *self._pending)
+        if self._audience.watcher is not None:
+            self._audience.watcher.unconfirmed(len(left))
+        for unit in left:
             _resolve(unit, unavailable(self.failed))
         self._pending.clear()
         if self._audience.on_failure is not None:

@@ -34,7 +34,8 @@ CREATE TABLE nodes (
     lost         boolean          NOT NULL DEFAULT false
 );
 
--- created_no is the order of the list. waiting_since is when the longest waiting run was accepted.
+-- created_no is the order of the list. stored_bytes is what stays of it until it is deleted, as
+-- store/weight.py weighs it. waiting_since is when the longest waiting run was accepted.
 -- A lane that waits for a node is left to claimed_by until claimed_until; both are NULL, and so take
 -- no room, while it is not claimed. They are in no index, so that a claim is a change of this row
 -- alone.
@@ -51,6 +52,7 @@ CREATE TABLE sessions (
     cache_read_tokens  bigint  NOT NULL DEFAULT 0,
     cache_write_tokens bigint  NOT NULL DEFAULT 0,
     requests           bigint  NOT NULL DEFAULT 0,
+    stored_bytes       bigint  NOT NULL DEFAULT 0,
     created_at         bigint  NOT NULL,
     updated_at         bigint  NOT NULL,
     tenant             text COLLATE "C" NOT NULL,
@@ -67,10 +69,10 @@ CREATE INDEX sessions_by_tenant ON sessions (tenant, created_no) WHERE created_n
 -- Sessions without work, the longest untouched first.
 CREATE INDEX sessions_idle ON sessions (updated_at) WHERE active_run_id = '' AND waiting_runs = 0;
 
--- Lanes with runs that wait: those that any node may serve come first, the longest waiting first. All
--- of them together tell how many runs wait.
-CREATE INDEX sessions_waiting ON sessions (active_run_id, waiting_since) INCLUDE (waiting_runs)
-WHERE waiting_runs > 0;
+-- Lanes with runs that wait: those that any node may serve come first, by tenant, of each the longest
+-- waiting first. All of them together tell how many runs wait.
+CREATE INDEX sessions_waiting ON sessions (active_run_id, tenant, waiting_since)
+INCLUDE (waiting_runs) WHERE waiting_runs > 0;
 
 -- The last version of a session that was removed. Should one of the same id come, its versions go on
 -- from there: a node that has the old lane at hand must not take the new one for it.

@@ -6,14 +6,16 @@
 CREATE TYPE new_lane AS (
     n bigint, created boolean, version bigint, accept_seq bigint, turn bigint,
     waiting_runs bigint, waiting_since bigint, input_tokens bigint, output_tokens bigint,
-    cache_read_tokens bigint, cache_write_tokens bigint, requests bigint, at bigint,
+    cache_read_tokens bigint, cache_write_tokens bigint, requests bigint, stored_bytes bigint,
+    at bigint,
     tenant text, session_id text, active_run_id text, title text, metadata text
 );
 
 CREATE TYPE changed_lane AS (
     n bigint, base_version bigint, version bigint, accept_seq bigint, turn bigint,
     waiting_runs bigint, waiting_since bigint, input_tokens bigint, output_tokens bigint,
-    cache_read_tokens bigint, cache_write_tokens bigint, requests bigint, at bigint,
+    cache_read_tokens bigint, cache_write_tokens bigint, requests bigint, stored_bytes bigint,
+    at bigint,
     tenant text, session_id text, active_run_id text
 );
 
@@ -144,6 +146,7 @@ BEGIN
             cache_read_tokens = sessions.cache_read_tokens + changed.cache_read_tokens,
             cache_write_tokens = sessions.cache_write_tokens + changed.cache_write_tokens,
             requests = sessions.requests + changed.requests,
+            stored_bytes = sessions.stored_bytes + changed.stored_bytes,
             updated_at = greatest(sessions.updated_at, changed.at)
         FROM unnest(changed_lanes) AS changed
         WHERE sessions.tenant = changed.tenant AND sessions.session_id = changed.session_id;
@@ -163,14 +166,14 @@ BEGIN
         ), written AS (
             INSERT INTO sessions (
                 created_no, version, accept_seq, turn, waiting_runs, waiting_since, input_tokens,
-                output_tokens, cache_read_tokens, cache_write_tokens, requests, created_at,
-                updated_at, tenant, session_id, active_run_id, title, metadata
+                output_tokens, cache_read_tokens, cache_write_tokens, requests, stored_bytes,
+                created_at, updated_at, tenant, session_id, active_run_id, title, metadata
             )
             OVERRIDING SYSTEM VALUE
             SELECT
                 created_no, version + after, accept_seq, turn, waiting_runs, waiting_since,
-                input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, requests, at,
-                at, tenant, session_id, active_run_id, title, metadata
+                input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, requests,
+                stored_bytes, at, at, tenant, session_id, active_run_id, title, metadata
             FROM made ORDER BY tenant, session_id
         )
         SELECT array_agg(ROW(n, after)::raised) INTO raised FROM made WHERE after > 0;

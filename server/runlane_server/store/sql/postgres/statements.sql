@@ -48,6 +48,16 @@ SELECT
     peer_key
 FROM store;
 
+-- Renewing
+
+-- name: nodes_at_work
+SELECT address FROM nodes WHERE NOT lost AND heartbeat > clock_timestamp() - $1::interval;
+
+-- name: renew
+UPDATE store SET
+    store_id = substring(uuid_send(gen_random_uuid()) FROM 9 FOR 8),
+    peer_key = replace(gen_random_uuid()::text || gen_random_uuid()::text, '-', '');
+
 -- Writing
 
 -- name: commit_units
@@ -184,6 +194,10 @@ SELECT
     output_tokens, cache_read_tokens, cache_write_tokens, requests, created_at, updated_at
 FROM sessions
 WHERE tenant = $1 AND created_no > 0 AND created_no < $2 ORDER BY created_no DESC LIMIT $3;
+
+-- name: stored_bytes
+SELECT coalesce(sum(stored_bytes), 0)::bigint AS bytes FROM sessions
+WHERE tenant = $1 AND created_no > 0;
 
 -- name: stale_sessions
 SELECT tenant, session_id, version, accept_seq FROM sessions
@@ -367,13 +381,44 @@ WHERE host = $1 AND state = 'cancelling' AND folded_into = '' AND run_no > 0
 ORDER BY started_at;
 
 -- name: claim
+-- A seek for each tenant that has lanes to claim, and only as many of its lanes as are its share: one
+-- that has thousands is in nobody's way. $4 and $5 are the tenants that had their turn, the one to come
+-- next first, and how many lanes more the node could serve of each; $6 is that for all others, which
+-- come before them.
+--
 -- Waits for nobody. What is being written, or claimed by another node, is passed over; so is what was
 -- written a moment ago, as its ctid is another one by now.
-WITH next AS MATERIALIZED (
-    SELECT ctid FROM sessions
-    WHERE active_run_id = '' AND waiting_runs > 0
-        AND (claimed_until IS NULL OR claimed_until <= now() OR claimed_by = $1)
-    ORDER BY waiting_since LIMIT $2 FOR UPDATE SKIP LOCKED
+WITH RECURSIVE heads (tenant, waiting_since) AS (
+    (
+        SELECT tenant, waiting_since FROM sessions
+        WHERE active_run_id = '' AND waiting_runs > 0
+            AND (claimed_until IS NULL OR claimed_until <= now() OR claimed_by = $1)
+        ORDER BY tenant, waiting_since LIMIT 1
+    )
+    UNION ALL
+    SELECT head.tenant, head.waiting_since FROM heads CROSS JOIN LATERAL (
+        SELECT sessions.tenant, sessions.waiting_since FROM sessions
+        WHERE active_run_id = '' AND waiting_runs > 0 AND sessions.tenant > heads.tenant
+            AND (claimed_until IS NULL OR claimed_until <= now() OR claimed_by = $1)
+        ORDER BY sessions.tenant, sessions.waiting_since LIMIT 1
+    ) AS head
+), turns AS MATERIALIZED (
+    SELECT heads.tenant, coalesce(served.room, $6) AS room
+    FROM heads
+        LEFT JOIN ROWS FROM (unnest($4::text[]), unnest($5::bigint[])) WITH ORDINALITY
+            AS served (tenant, room, n) ON served.tenant = heads.tenant
+    WHERE coalesce(served.room, $6::bigint) > 0
+    ORDER BY served.n NULLS FIRST, heads.waiting_since LIMIT $2
+), share AS MATERIALIZED (
+    SELECT $2 / greatest(count(*), 1) AS lanes FROM turns
+), next AS MATERIALIZED (
+    SELECT own.ctid FROM turns CROSS JOIN LATERAL (
+        SELECT sessions.ctid FROM sessions
+        WHERE active_run_id = '' AND waiting_runs > 0 AND sessions.tenant = turns.tenant
+            AND (claimed_until IS NULL OR claimed_until <= now() OR claimed_by = $1)
+        ORDER BY waiting_since LIMIT least(turns.room, (SELECT lanes FROM share))
+        FOR UPDATE SKIP LOCKED
+    ) AS own
 ), claimed AS (
     UPDATE sessions SET claimed_by = $1, claimed_until = clock_timestamp() + $3::interval
     WHERE ctid = ANY (ARRAY(SELECT ctid FROM next))
@@ -382,7 +427,8 @@ WITH next AS MATERIALIZED (
 SELECT tenant, session_id FROM claimed ORDER BY waiting_since;
 
 -- name: waiting_runs
-SELECT coalesce(sum(waiting_runs), 0)::bigint AS runs FROM sessions WHERE waiting_runs > 0;
+SELECT tenant, sum(waiting_runs)::bigint AS runs FROM sessions
+WHERE waiting_runs > 0 GROUP BY tenant;
 
 -- name: hosts
 SELECT wanted.tenant, wanted.run_id, nodes.address

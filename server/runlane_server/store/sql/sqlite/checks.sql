@@ -299,3 +299,30 @@ WHERE
         coalesce(input, 0), coalesce(output, 0), coalesce(reads, 0), coalesce(writes, 0),
         coalesce(asked, 0)
     );
+
+-- name: stored_bytes
+-- The numbers are those of store/weight.py.
+WITH prompted AS MATERIALIZED (
+    SELECT
+        tenant, session_id,
+        sum(500 + length(CAST(prompt_head AS BLOB)) + coalesce((
+            SELECT length(CAST(rest AS BLOB)) FROM prompts
+            WHERE prompts.tenant = runs.tenant AND prompts.run_id = runs.run_id
+        ), 0) + coalesce(CASE WHEN attachments > 0 THEN (
+            SELECT sum(length(CAST(content AS BLOB))) FROM attachments
+            WHERE attachments.tenant = runs.tenant AND attachments.run_id = runs.run_id
+        ) END, 0)) AS bytes
+    FROM runs INDEXED BY runs_by_session
+    GROUP BY tenant, session_id
+), said AS MATERIALIZED (
+    SELECT
+        tenant, session_id, sum(200 + coalesce(length(CAST(parts AS BLOB)), 0)) AS bytes
+    FROM messages
+    GROUP BY tenant, session_id
+)
+SELECT 'session ' || tenant || '/' || session_id || ' says that it has ' || stored_bytes ||
+    ' bytes, but it has ' || (coalesce(prompted.bytes, 0) + coalesce(said.bytes, 0))
+FROM sessions
+    LEFT JOIN prompted USING (tenant, session_id)
+    LEFT JOIN said USING (tenant, session_id)
+WHERE stored_bytes <> coalesce(prompted.bytes, 0) + coalesce(said.bytes, 0);

@@ -14,8 +14,8 @@ INSERT INTO sessions (
 INSERT INTO sessions (
     version, accept_seq, turn, active_run_id, waiting_runs,
     input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, requests,
-    updated_at, created_at, tenant, session_id, title
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, '');
+    stored_bytes, updated_at, created_at, tenant, session_id, title
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, '');
 
 -- name: update_session
 UPDATE sessions SET
@@ -29,6 +29,7 @@ UPDATE sessions SET
     cache_read_tokens = cache_read_tokens + ?,
     cache_write_tokens = cache_write_tokens + ?,
     requests = requests + ?,
+    stored_bytes = stored_bytes + ?,
     updated_at = max(updated_at, ?)
 WHERE tenant = ? AND session_id = ? AND version = ?;
 
@@ -295,6 +296,13 @@ SELECT
     output_tokens, cache_read_tokens, cache_write_tokens, requests, created_at, updated_at
 FROM sessions INDEXED BY sessions_by_tenant
 WHERE tenant = :tenant AND created_no < :before ORDER BY created_no DESC LIMIT :limit;
+
+-- name: stored_bytes
+-- A piece of a tenant's sessions, in the order in which they lie in the file.
+SELECT coalesce(sum(stored_bytes), 0) AS bytes, count(*) AS found, max(created_no) AS last FROM (
+    SELECT stored_bytes, created_no FROM sessions INDEXED BY sessions_by_tenant
+    WHERE tenant = ? AND created_no > ? ORDER BY created_no LIMIT ?
+);
 
 -- name: stale_sessions
 SELECT tenant, session_id, version, accept_seq FROM sessions INDEXED BY sessions_idle

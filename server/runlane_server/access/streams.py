@@ -1,0 +1,52 @@
+"""How many calls that last a tenant has open on this node."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from runlane_server.access.caller import Caller
+from runlane_server.access.quotas import QuotaBook, used_up
+
+LASTING = frozenset(
+    f"/runlane.v1.RunService/{name}" for name in ("SubscribeRunComplete", "SubscribeRun", "WaitRun")
+)
+"""The calls that are counted: each waits for something to happen."""
+
+RETRY_AFTER = 1.0
+"""Seconds after which a caller may come back: calls end, and those of clients that were lost are
+found out within half a minute."""
+
+
+class Streams:
+    """Counts the open calls of each tenant."""
+
+    def __init__(self, book: QuotaBook) -> None:
+        self._book = book
+        self._open: Counter[str] = Counter()
+
+    def of(self, tenant: str) -> int:
+        """How many a tenant has open."""
+        return self._open[tenant]
+
+    @contextmanager
+    def one(self, caller: Caller) -> Iterator[None]:
+        """One more, for as long as it is open. Raises QuotaExceeded.
+
+        What another node asks for was counted there, where its caller was let in.
+        """
+        if caller.peer:
+            yield
+            return
+        tenant = caller.tenant
+        most = self._book.of(tenant).max_streams
+        if most is not None and self._open[tenant] >= most:
+            raise used_up(tenant, "max_streams", most, retry_after=RETRY_AFTER)
+        self._open[tenant] += 1
+        try:
+            yield
+        finally:
+            self._open[tenant] -= 1
+            if not self._open[tenant]:
+                del self._open[tenant]

@@ -1,0 +1,106 @@
+"""What the values of options may be: times, sizes, addresses, variables of programs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from runlane_server.agents.environment import listed
+from runlane_server.rpc.endpoint import split_address
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<unit>ms|s|m|h|d)")
+
+_SIZE_UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_SIZE = re.compile(r"(?P<number>\d+)(?P<unit>|KiB|MiB|GiB|TiB)")
+
+_LARGEST = (1 << 63) - 1
+
+
+class Duration(click.ParamType[float]):
+    """A length of time with its unit: `500ms`, `30s`, `2m`, `12h`, `7d`; or `0`."""
+
+    name = "duration"
+
+    def __init__(self, *, zero: bool = True, longest: float | None = None) -> None:
+        self._zero = zero
+        self._longest = longest
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The seconds."""
+        if isinstance(value, float):
+            return value  # a default
+        text = str(value)
+        found = _DURATION.fullmatch(text)
+        if found is None and text != "0":
+            self.fail(f"{text!r} is not a duration such as 500ms, 30s, 2m or 7d", param, ctx)
+        seconds = 0.0 if found is None else float(found["number"]) * _UNITS[found["unit"]]
+        if not (seconds or self._zero):
+            self.fail("has to be more than 0", param, ctx)
+        if self._longest is not None and seconds > self._longest:
+            self.fail(f"is at most {self._longest:g}s", param, ctx)
+        return seconds
+
+
+class Address(click.ParamType[str]):
+    """Where to listen; without `unix` it is in a network. With a `host` a port will do."""
+
+    name = "address"
+
+    def __init__(self, *, unix: bool = True, host: str = "") -> None:
+        self._unix = unix
+        self._host = host
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The address as it was given, with its host."""
+        if self._host and str(value).isdecimal():
+            value = f"{self._host}:{value}"
+        try:
+            _, port = split_address(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        if port is None and not self._unix:
+            self.fail(f"{str(value)!r} is not of the form HOST:PORT", param, ctx)
+        return str(value)
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes, with or without a unit: `65536`, `512MiB`, `2GiB`."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The bytes."""
+        found = _SIZE.fullmatch(str(value))
+        if found is None:
+            self.fail(f"{str(value)!r} is not a size such as 65536, 512MiB or 2GiB", param, ctx)
+        size = int(found["number"]) * _SIZE_UNITS[found["unit"]]
+        if size > _LARGEST:
+            self.fail(f"{value} is too large", param, ctx)
+        return size
+
+
+class Variables(click.ParamType[str]):
+    """Variables of a program: names with commas between them, or one NAME=VALUE.
+
+    In the environment and in a file there may be several, each in a line.
+    """
+
+    name = "variables"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text as it was given."""
+        try:
+            listed(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
+
+    def split_envvar_value(self, rv: str) -> Sequence[str]:
+        """The lines."""
+        return rv.splitlines()

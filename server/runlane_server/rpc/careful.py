@@ -1,0 +1,37 @@
+"""The context of a call that streams, for handlers that may be stopped."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import grpc
+
+from runlane_server.access.door import Visit
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class CarefulContext:
+    """Has a visit that may not go on end between two writes, and not within one.
+
+    A write that was cancelled goes on in gRPC, where no status can be sent beside it: the call
+    would hang until its caller gives up. A caller that does not read holds its last write up, and
+    hears of its end once it reads on; nothing more is written for it.
+    """
+
+    def __init__(self, context: Context, visit: Visit) -> None:
+        self._context = context
+        self._visit = visit
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    async def write(self, message: Any) -> None:
+        """Writes a message. Raises what the visit is refused for meanwhile."""
+        with self._visit.sending():
+            await self._context.write(message)
+
+    async def send_initial_metadata(self, metadata: Any) -> None:
+        """The same for what comes before the messages."""
+        with self._visit.sending():
+            await self._context.send_initial_metadata(metadata)

@@ -1,0 +1,391 @@
+"""The access file: what it takes, where it says that something is wrong, and how it is edited."""
+
+from __future__ import annotations
+
+import json
+import stat
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from click.testing import CliRunner
+from cryptography.hazmat.primitives.asymmetric import ec
+from structlog.testing import capture_logs
+
+from rpc.callers import AUDIENCE, ISSUER, rsa_key, signed, signing_key
+from rpc.certificates import private_pem, public_pem
+from runlane_server.access import editing, entries, failures, tokens
+from runlane_server.access.caller import Caller, Credentials, Role
+from runlane_server.access.editing import CannotEdit
+from runlane_server.access.entries import BadEntry, parse
+from runlane_server.access.failures import Failures
+from runlane_server.access.identities import AccessFile
+from runlane_server.access.jwts import REMEMBERED, Jwts
+from runlane_server.access.known import Refused
+from runlane_server.cli import command
+from runlane_server.core.errors import StartError, Unauthenticated
+
+TOKEN = (
+    '[[token]]\nname = "ci"\ntenant = "acme"\nrole = "run"\n'
+    f'id = "{"a" * 16}"\nsha256 = "{"0" * 64}"\n'
+)
+JWT = (
+    '[jwt]\njwks = "keys.json"\nalgorithms = ["ES256"]\nissuer = "i"\naudience = "a"\n'
+    'tenant = "acme"\nrole_claim = "may"\n'
+)
+
+
+def shown(text: str) -> Credentials:
+    return Credentials({"authorization": f"Bearer {text}"})
+
+
+def test_what_a_file_says() -> None:
+    text = (
+        f"{TOKEN}expires = 2030-01-02T03:04:05+02:00\n"
+        '[[certificate]]\nsubject = "job.acme.example"\ntenant = "acme"\nrole = "read"\n'
+        f'{JWT}leeway = 5\nroles = {{ boss = "admin" }}\ntenants = {{ x = "acme" }}\n'
+    )
+    found = parse(text, Path("/etc/runlane"))
+    (token,) = found.tokens
+    assert token.caller == Caller("acme", Role.RUN, "ci")
+    assert token.expires == datetime(2030, 1, 2, 1, 4, 5, tzinfo=UTC).timestamp()
+    assert found.certificates["job.acme.example"].role is Role.READ
+    assert found.jwt is not None
+    assert found.jwt.keys == Path("/etc/runlane/keys.json")
+    assert (found.jwt.leeway, found.jwt.roles) == (5.0, {"boss": Role.ADMIN})
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("[[token]", "line 1"),
+        (TOKEN.replace('"acme"', '"../x"'), "line 3: 'tenant' is not 1 to 64 letters"),
+        (TOKEN.replace('"acme"', f'"{"x" * 65}"'), "line 3: 'tenant' is not"),
+        (TOKEN.replace('"run"', '"owner"'), "line 4: 'role' is not read, run or admin"),
+        (TOKEN.replace('role = "run"\n', ""), "line 1: 'role' is missing"),
+        (TOKEN.replace("0" * 64, "0" * 63), "line 6: 'sha256' is not 64"),
+        (TOKEN.replace("a" * 16, "A" * 16), "line 5: 'id' is not"),
+        (TOKEN + "\n# it\n" + TOKEN.replace("a" * 16, "b" * 16), "line 10: 'name' is there twice"),
+        (TOKEN + TOKEN.replace('"ci"', '"cd"'), "line 11: 'id' is there twice"),
+        (TOKEN + "expires = 2030-01-02T03:04:05\n", "line 7: 'expires' has no time zone"),
+        (TOKEN + "expires = 7\n", "line 7: 'expires' is no date"),
+        (TOKEN + "secret = 'x'\n", "line 7: 'secret' is not known"),
+        ('tokens = "x"\n', "'tokens' is not known"),
+        ("token = 1\n", "'token' is no list"),
+        ("token = [1]\n", "is for tables"),
+        ('[[certificate]]\nsubject = ""\ntenant = "a"\nrole = "run"\n', "line 2: 'subject'"),
+        (JWT.replace('"ES256"', '"HS256"'), "line 3: 'algorithms' may have"),
+        (JWT.replace('"ES256"', '"none"'), "line 3: 'algorithms' may have"),
+        (JWT.replace('"ES256"', ""), "line 3: 'algorithms' has to list"),
+        (JWT.replace('issuer = "i"\n', ""), "'issuer' is missing"),
+        (JWT.replace('audience = "a"\n', ""), "'audience' is missing"),
+        (JWT + 'key = "x"\n', "line 2: 'jwks' or 'key'"),
+        (JWT + 'tenant_claim = "x"\n', "'tenant' or 'tenant_claim'"),
+        (JWT + 'role = "run"\n', "'role' or 'role_claim'"),
+        (JWT + "leeway = 301\n", "line 8: 'leeway'"),
+        (JWT + 'roles = { x = "owner" }\n', "line 8: 'roles' says of 'x'"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_line(text: str, why: str) -> None:
+    with pytest.raises(BadEntry) as raised:
+        parse(text)
+    assert why in str(raised.value)
+
+
+# --- Edit -----------------------------------------------------------------------------------------
+
+
+def test_a_token_is_printed_once_and_only_its_hash_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "access.toml"
+    text = editing.add(path, "ci", tenant="acme", role=Role.RUN)
+    content = path.read_text()
+    secret = text.rpartition("_")[2]
+    assert secret not in content
+    assert tokens.hash_of(secret) in content
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+    assert AccessFile(path).identify(shown(text)) == Caller("acme", Role.RUN, "ci")
+
+
+def test_an_edit_leaves_the_rest_as_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "access.toml"
+    before = (
+        f"# mine\n{TOKEN}# about the certificate\n[[certificate]]  # it\n"
+        'subject = "x"\ntenant = "acme"\nrole = "read"\n'
+    )
+    path.write_text(before)
+    path.chmod(0o644)
+    editing.add(path, "new", tenant="t", role=Role.READ)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert path.read_text().startswith(before)
+    editing.remove(path, "ci")
+    assert "# mine\n# about the certificate\n[[certificate]]  # it\n" in path.read_text()
+    editing.remove(path, "new")
+    assert [token.caller.name for token in editing.tokens(path)] == []
+    assert parse(path.read_text()).certificates
+
+
+def test_an_edit_that_would_change_something_else_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "access.toml"
+    # To the eye the first header is inside of a text.
+    text = f'[jwt]\nissuer = """\n[[token]]\n"""\n{JWT.removeprefix("[jwt]")}'.replace(
+        'issuer = "i"\n', ""
+    )
+    text += TOKEN
+    path.write_text(text)
+    with pytest.raises(CannotEdit, match="by hand"):
+        editing.remove(path, "ci")
+    assert path.read_text() == text
+
+
+def test_edits_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
+    path = tmp_path / "access.toml"
+    names = [f"t{number}" for number in range(8)]
+    threads = [
+        threading.Thread(
+            target=editing.add, args=(path, name), kwargs={"tenant": "t", "role": role}
+        )
+        for name, role in zip(names, [Role.RUN] * 8, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(token.caller.name for token in editing.tokens(path)) == names
+
+
+def test_a_link_to_the_file_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    link = tmp_path / "access.toml"
+    link.symlink_to(tmp_path / "real" / "file.toml")
+    editing.add(link, "ci", tenant="t", role=Role.RUN)
+    assert link.is_symlink()
+    assert (tmp_path / "real" / "file.toml").exists()
+
+
+def run(*arguments: str, **env: str) -> tuple[int, str]:
+    result = CliRunner().invoke(command, ["token", *arguments], env=env)
+    return result.exit_code, result.output
+
+
+def test_the_commands(tmp_path: Path) -> None:
+    path = str(tmp_path / "access.toml")
+    code, text = run("new", "ci", "--tenant", "acme", "--role", "run", "--access", path)
+    assert code == 0
+    assert len(text.splitlines()) == 1
+    _, other = run("new", "me", "--role", "admin", "--expires", "30d", RUNLANE_ACCESS=path)
+    access = AccessFile(Path(path))
+    assert access.identify(shown(text.strip())) == Caller("acme", Role.RUN, "ci")
+    assert access.identify(shown(other.strip())).tenant == "default"
+    code, listed = run("list", "--access", path)
+    assert [line.split("\t")[:3] for line in listed.splitlines()] == [
+        ["ci", "acme", "run"],
+        ["me", "default", "admin"],
+    ]
+    for secret in (text, other):
+        assert secret.strip().rpartition("_")[2] not in listed
+    assert run("revoke", "ci", "--access", path) == (0, "")
+    assert access.refresh()
+    with pytest.raises(Unauthenticated):
+        access.identify(shown(text.strip()))
+    assert run("new", "me", "--role", "run", "--access", path)[0] == 1
+    assert "there is no token 'ci'" in run("revoke", "ci", "--access", path)[1]
+    for arguments in (
+        ("new", "x y", "--role", "run"),
+        ("new", "x", "--role", "run", "--tenant", "/"),
+    ):
+        assert "letters, digits" in run(*arguments, "--access", path)[1]
+    assert "--access FILE is missing" in run("list")[1]
+    assert "No such file" in run("list", "--access", path + "x")[1]
+
+
+# --- Read again -----------------------------------------------------------------------------------
+
+
+def test_a_broken_file_is_told_once_and_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "access.toml"
+    text = editing.add(path, "ci", tenant="acme", role=Role.RUN)
+    access = AccessFile(path)
+    before = path.read_text()
+    path.write_text(before + "\n[[token]]\nname = 1\n")
+    with capture_logs() as logs:
+        assert [access.refresh() for _ in range(3)] == [False] * 3
+    (line,) = logs
+    assert line["log_level"] == "error"
+    assert "line 9" in line["why"]
+    access.identify(shown(text))
+    path.unlink()
+    assert not access.refresh()
+    access.identify(shown(text))
+    path.write_text(before)
+    assert access.refresh()
+    assert not access.refresh()
+
+
+def test_keys_that_come_later_are_taken_up(tmp_path: Path) -> None:
+    path = tmp_path / "access.toml"
+    path.write_text("")
+    access = AccessFile(path)
+    path.write_text(_jwt_entry('jwks = "keys.json"'))
+    assert not access.refresh()
+    (tmp_path / "keys.json").write_text(json.dumps({"keys": [_jwk("one", signing_key())]}))
+    assert access.refresh()
+    assert access.identify(shown(signed(headers={"kid": "one"}))).tenant == "acme"
+
+
+def test_a_file_that_cannot_be_used_is_told_at_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "access.toml"
+    with pytest.raises(StartError, match="No such file"):
+        AccessFile(path)
+    path.write_bytes(b"\xff")
+    with pytest.raises(StartError, match="UTF-8"):
+        AccessFile(path)
+    for keys, content in (("key", "x"), ("jwks", "x"), ("jwks", "{}"), ("jwks", '{"keys": []}')):
+        (tmp_path / "keys").write_text(content)
+        path.write_text(_jwt_entry(f'{keys} = "keys"'))
+        with pytest.raises(StartError, match="keys"):
+            AccessFile(path)
+
+
+# --- JSON Web Tokens ------------------------------------------------------------------------------
+
+
+def _jwt_entry(keys: str, more: str = "") -> str:
+    return (
+        f'[jwt]\n{keys}\nalgorithms = ["ES256", "RS256"]\nissuer = "{ISSUER}"\n'
+        f'audience = "{AUDIENCE}"\ntenant_claim = "org"\nrole_claim = "may"\n{more}'
+    )
+
+
+def _jwk(name: str, key: Any, **more: str) -> dict[str, Any]:
+    kind = "ES256" if isinstance(key, ec.EllipticCurvePrivateKey) else "RS256"
+    made = jwt.get_algorithm_by_name(kind).to_jwk(key.public_key(), as_dict=True)
+    return {**made, "kid": name, **more}
+
+
+def _jwts(folder: Path, *keys: dict[str, Any], more: str = "") -> Jwts:
+    (folder / "keys.json").write_text(json.dumps({"keys": keys}))
+    settings = parse(_jwt_entry('jwks = "keys.json"', more), folder).jwt
+    assert settings is not None
+    return Jwts(settings)
+
+
+def test_the_key_is_the_one_that_the_token_names(tmp_path: Path) -> None:
+    found = _jwts(
+        tmp_path,
+        _jwk("one", signing_key()),
+        _jwk("two", rsa_key(), alg="RS256"),
+        _jwk("three", ec.generate_private_key(ec.SECP256R1()), use="enc"),
+        {"kty": "oct", "k": "AAAA", "kid": "four"},
+        {"kty": "new", "kid": "five"},
+    )
+    rsa = private_pem(rsa_key())
+    assert found.find(signed(headers={"kid": "one"})).caller == Caller(
+        "acme", Role.ADMIN, "somebody"
+    )
+    assert found.find(signed(rsa, "RS256", headers={"kid": "two"})).caller.tenant == "acme"
+    for text in (
+        signed(),
+        signed(headers={"kid": "two"}),
+        signed(rsa, "RS256", headers={"kid": "one"}),
+        signed(headers={"kid": "three"}),
+        signed(headers={"kid": "nine"}),
+        signed("AAAA" * 8, "HS256", headers={"kid": "four"}),
+    ):
+        with pytest.raises(Refused):
+            found.find(text)
+
+
+def test_what_claims_stand_for(tmp_path: Path) -> None:
+    more = 'roles = { boss = "admin", guest = "read" }\ntenants = { "Acme Inc." = "acme" }\n'
+    found = _jwts(tmp_path, _jwk("one", signing_key()), more=more)
+    for claims, role in (
+        ({"org": "Acme Inc.", "may": "boss"}, Role.ADMIN),
+        ({"org": "Acme Inc.", "may": ["guest", "boss", "x"]}, Role.ADMIN),
+        ({"org": "Acme Inc.", "may": ["guest"]}, Role.READ),
+        ({"org": "Acme Inc.", "may": "admin"}, None),
+        ({"org": "Acme Inc.", "may": []}, None),
+        ({"org": "Acme Inc.", "may": 7}, None),
+        ({"org": "acme", "may": "boss"}, None),
+    ):
+        text = signed(**claims)
+        if role is None:
+            with pytest.raises(Refused):
+                found.find(text)
+        else:
+            assert found.find(text).caller == Caller("acme", role, "somebody")
+
+
+def test_a_verified_token_is_not_verified_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = _jwts(tmp_path, _jwk("one", signing_key()))
+    verified: list[str] = []
+    verify = Jwts._verified
+
+    def counted(self: Jwts, text: str) -> Any:
+        verified.append(text)
+        return verify(self, text)
+
+    monkeypatch.setattr(Jwts, "_verified", counted)
+    texts = [signed(sub=str(number)) for number in range(3)]
+    for text in texts * 2:
+        found.find(text)
+    assert verified == texts
+    monkeypatch.setattr("runlane_server.access.jwts.REMEMBERED", 2)
+    found.find(signed(sub="new"))
+    assert len(found._remembered) <= REMEMBERED
+    assert len(found._remembered) == 3
+
+
+def test_without_the_library_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "jwt", None)
+    (tmp_path / "key.pem").write_bytes(public_pem(signing_key()))
+    (tmp_path / "access.toml").write_text(_jwt_entry('key = "key.pem"'))
+    with pytest.raises(StartError, match=r"pip install 'runlane\[jwt\]'"):
+        AccessFile(tmp_path / "access.toml")
+
+
+# --- The log --------------------------------------------------------------------------------------
+
+
+def test_failures_are_told_without_the_token_and_not_without_end() -> None:
+    now = [0.0]
+    told = Failures(lambda: now[0])
+    with capture_logs() as logs:
+        for _ in range(failures.LINES + 5):
+            told.tell(Refused("why"))
+        assert len(logs) == failures.LINES
+        now[0] += failures.WINDOW
+        told.tell(Refused("why"))
+    assert logs[-1]["left_out_before"] == 5
+
+
+def test_a_token_that_is_wrong_is_not_in_the_log(tmp_path: Path) -> None:
+    path = tmp_path / "access.toml"
+    text = editing.add(path, "ci", tenant="acme", role=Role.RUN)
+    access = AccessFile(path)
+    secret = text.rpartition("_")[2]
+    other = signed()
+    with capture_logs() as logs:
+        for each in (
+            text[:-1] + "7",
+            text[:-1] + "6",
+            text + "a",
+            other,
+            f"rl_{'b' * 16}_{secret}",
+        ):
+            with pytest.raises(Unauthenticated):
+                access.identify(shown(each))
+    assert len(logs) == 5
+    assert secret[:-1] not in str(logs)
+    assert other.split(".")[1] not in str(logs)
+
+
+def test_the_table_of_kinds_has_all_that_is_taken() -> None:
+    assert {str, int, list, dict, datetime} == set(entries._KINDS)

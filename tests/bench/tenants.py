@@ -1,0 +1,118 @@
+"""How long the runs of a quiet tenant take beside a noisy one.
+
+    cd tests && PYTHONPATH=../server:../client python -m bench.tenants --waiting 10000
+
+In one process, over SQLite: the quiet tenant accepts one run at a time and waits for its end. First
+it is alone. Then a noisy one has so many lanes waiting, each with a run that takes a fifth of a
+second; with a quota for its active runs, which leaves slots free, and without one: then it has all
+slots, and the quiet tenant waits for the next to become free.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from runlane_server.access.quotas import NO_LIMIT, Quota, QuotaBook, Quotas
+from runlane_server.agents.echo import EchoAgent
+from runlane_server.coordinator import Coordinator
+from runlane_server.core.model import Prompt, RunRequest
+from runlane_server.feed import Feed
+from runlane_server.limits import Limits
+from runlane_server.store.sqlite import SqliteStore
+
+SLOTS = 16
+AT_ONCE = 500
+
+RUN_SECONDS = 0.2
+"""How long a run of the noisy tenant takes: that between its two words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """From accept to the terminal event, in milliseconds."""
+
+    p50: float
+    p99: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Latency:
+        """That of these runs."""
+        ordered = sorted(seconds)
+        p50, p99 = (ordered[int(len(ordered) * part)] * 1000 for part in (0.5, 0.99))
+        return cls(p50, p99)
+
+    def against(self, other: Latency) -> str:
+        """The figures, and how many times as long that is as the other."""
+        return (
+            f"p50 {self.p50:6.2f} ms ({self.p50 / other.p50:5.2f})   "
+            f"p99 {self.p99:6.2f} ms ({self.p99 / other.p99:5.2f})"
+        )
+
+
+async def measure(waiting: int, runs: int, quota: Quota) -> Latency:
+    """The latency of `runs` runs of the quiet tenant, beside so many lanes of the noisy one."""
+    async with AsyncExitStack() as closing:
+        folder = closing.enter_context(tempfile.TemporaryDirectory())
+        store = await closing.enter_async_context(SqliteStore(Path(folder) / "runlane.db"))
+        feed = Feed(store)
+        coordinator = Coordinator(
+            store,
+            EchoAgent(delay=RUN_SECONDS),
+            feed,
+            Limits(max_active_runs=SLOTS),
+            quotas=QuotaBook(Quotas({"noisy": quota})),
+        )
+        await coordinator.start()
+        for first in range(0, waiting, AT_ONCE):
+            numbers = range(first, min(first + AT_ONCE, waiting))
+            await asyncio.gather(*(_accept(coordinator, f"n{n}") for n in numbers))
+        taken = [await _quiet(coordinator, f"q{n}") for n in range(runs)]
+        coordinator.refuse()
+        feed.close()
+        await coordinator.stop()
+    return Latency.of(taken)
+
+
+async def _accept(coordinator: Coordinator, session_id: str) -> None:
+    """A run of the noisy tenant."""
+    with coordinator.begin_accepted(session_id, tenant="noisy") as accepted:
+        request = RunRequest(accepted.run_id, Prompt("two words"))
+        await coordinator.run_accepted(accepted, request, allow_missing=True)
+
+
+async def _quiet(coordinator: Coordinator, session_id: str) -> float:
+    """How many seconds a run of the quiet tenant takes."""
+    begun = time.perf_counter()
+    await coordinator.run(session_id, Prompt("word"), tenant="quiet")
+    return time.perf_counter() - begun
+
+
+async def compare(waiting: int, runs: int) -> None:
+    """Measures, and prints what came of it."""
+    await measure(0, runs, NO_LIMIT)  # to be warm
+    alone = await measure(0, runs, NO_LIMIT)
+    print(f"alone                            {alone.against(alone)}")
+    half = await measure(waiting, runs, Quota(max_active_runs=SLOTS // 2))
+    print(f"{waiting} wait, at a quota of {SLOTS // 2:<5} {half.against(alone)}")
+    free = await measure(waiting, runs, NO_LIMIT)
+    print(f"{waiting} wait, without a quota    {free.against(alone)}")
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
+    parser.add_argument("--waiting", type=int, default=10_000)
+    parser.add_argument("--runs", type=int, default=500)
+    options = parser.parse_args()
+    asyncio.run(compare(options.waiting, options.runs))
+
+
+if __name__ == "__main__":
+    main()

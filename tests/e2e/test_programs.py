@@ -1,0 +1,82 @@
+"""What a program of an agent gets of a real server: little, and nothing that outlives its run."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from agents.processes import gone
+from agents.test_environment import SECRETS
+from e2e.process import ServerProcess, serving
+from e2e.wire import Wire, heard
+from runlane import Client, RunComplete, RunState
+from runlane_server.agents.run_dirs import PREFIX, RunDirs
+
+
+async def end(server: ServerProcess, prompt: str = "x") -> RunComplete:
+    """How a run ends."""
+    async with Client(server.address) as client:
+        wire = Wire(client)
+        return await wire.end(await client.run_accepted("s", prompt, allow_missing=True))
+
+
+async def test_no_secret_of_the_server_is_in_the_environment_of_a_program(tmp_path: Path) -> None:
+    secrets = {name: value for name, value in SECRETS.items() if name != "RUNLANE_STORE"}
+    env = {**secrets, "RUNLANE_DRAIN_TIMEOUT": "7s", "WANTED": "w", "TZ": "UTC"}
+    # What the loader and temporary files need is that of this machine.
+    env |= {"LD_LIBRARY_PATH": "", "TMPDIR": tempfile.gettempdir()}
+    flags = ("--command-env", "WANTED", "--command-env", "GIVEN=a=b, c", "--store", "memory:")
+    agent = ("--agent", "command:cat /proc/self/environ")
+    async with serving(tmp_path, *agent, *flags, env=env) as server:
+        found = (await end(server)).text
+    variables = dict(
+        line.split("=", 1) for line in found.replace("\ufffd", "\0").split("\0") if line
+    )
+    may_be = {name for name in variables if name.startswith(("LANG", "LC_"))}
+    assert set(variables) - may_be == {
+        *("PATH", "TZ", "HOME", "TMPDIR", "WANTED", "GIVEN"),
+        *("RUNLANE_SESSION_ID", "RUNLANE_RUN_ID", "RUNLANE_ATTEMPT"),
+    }
+    assert (variables["WANTED"], variables["GIVEN"]) == ("w", "a=b, c")
+    assert PREFIX in variables["HOME"]
+
+
+async def test_a_program_that_is_ended_by_a_limit_fails_the_run(tmp_path: Path) -> None:
+    agent = "command:dd if=/dev/zero of=file bs=4096 count=2 status=none"
+    flags = ("--command-file-size", "4KiB", "--command-dir", "runs")
+    async with serving(tmp_path, "--agent", agent, *flags) as server:
+        complete = await end(server)
+        assert complete.state is RunState.FAILED
+        assert complete.error is not None
+        assert complete.error.reason == "COMMAND_LIMIT"
+        assert "its limit of 4096 bytes in a file (--command-file-size)" in complete.error.message
+        (own,) = (tmp_path / "runs").iterdir()
+        assert list(own.iterdir()) == []
+
+
+async def test_what_a_killed_server_left_goes_at_the_next_start(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    other = RunDirs(runs)  # another server, that lives
+    await other.start()
+    kept = other.make()
+    agent = "command:sh -c 'touch left; echo $$.; sleep 3600'"
+    flags = ("--agent", agent, "--command-dir", str(runs))
+    async with serving(tmp_path, *flags) as server, Client(server.address) as client:
+        handle = await client.run_accepted("s", "x", allow_missing=True)
+        pid = int((await heard(handle, ".\n")).strip(".\n"))
+        (left,) = runs.glob(f"{PREFIX}*/*/left")
+        await server.kill()
+        await gone(pid)
+        assert left.exists()
+        await server.start()
+        # It listens before its agent is ready; what is at work tells that it is.
+        again = await client.run_accepted("s", "x")
+        await heard(again, ".\n")
+        assert not left.parent.parent.exists()
+        assert kept.exists()
+        assert len(list(runs.iterdir())) == 2
+        await again.cancel()
+        await Wire(client).end(again)
+        assert await server.stop() == 0
+    assert list(runs.iterdir()) == [kept.parent]
+    await other.close()

@@ -1,0 +1,231 @@
+"""Probes of the door: who comes in, and who does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import grpc
+import jwt
+from cryptography.hazmat.primitives.asymmetric import ec
+from grpc import StatusCode
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_reflection.v1alpha import (  # type: ignore[import-untyped]
+    reflection_pb2,
+    reflection_pb2_grpc,
+)
+
+from rpc.callers import (
+    LIFETIME,
+    METHODS,
+    PEER_KEY,
+    ROLES,
+    World,
+    guarded,
+    outcome,
+    request,
+    rsa_key,
+    signed,
+    signing_key,
+)
+from rpc.certificates import private_pem, public_pem
+from rpc.probe_table import LEAST, RUNS, refused_as_unknown
+from runlane_server.access import door as door_module
+from runlane_server.access.caller import Credentials
+from runlane_server.access.door import PEER_KEY as PEER_KEY_NAME
+from runlane_server.access.door import PEER_TENANT
+from runlane_server.core.errors import Unauthenticated
+
+
+async def nobody(folder: Path) -> None:
+    """Without anything to show, no rpc is answered; and no reflection."""
+    async with guarded(folder) as world:
+        for method in METHODS:
+            refused_as_unknown(await world.ask(method, request(method)))
+        stub = reflection_pb2_grpc.ServerReflectionStub(world.wire.channel)
+        asked = reflection_pb2.ServerReflectionRequest(list_services="*")
+        try:
+            await stub.ServerReflectionInfo(iter([asked])).read()
+        except grpc.aio.AioRpcError as error:
+            refused_as_unknown(outcome(error))
+        else:
+            raise AssertionError("reflection is answered")
+
+
+async def bad_tokens(folder: Path) -> None:
+    """Whatever is wrong with a token, the answer is the same, at every rpc."""
+    async with guarded(folder) as world:
+        right, other = world.texts["admin"], world.texts["stranger"]
+        wrong = (
+            f"Bearer {right[:-1]}{'a' if right[-1] != 'a' else 'b'}",
+            f"Bearer {right[:19]}{other[19:]}",
+            f"Bearer rl_{'a' * 16}_{'a' * 52}",
+            f"Bearer {right} ",
+            f"Bearer {right}a",
+            "Bearer ",
+            "Bearer rl_",
+            "Bearer nonsense",
+            f"Basic {right}",
+            right,
+        )
+        for method in METHODS:
+            told = set()
+            for each in wrong:
+                found = await world.ask(method, request(method), (("authorization", each),))
+                refused_as_unknown(found)
+                told.add(found.details)
+            assert len(told) == 1
+
+
+async def expired(folder: Path) -> None:
+    """A token is worth something until its time, and nothing from then on."""
+    async with guarded(folder) as world:
+        world.clock[0] += LIFETIME - 1
+        for method in METHODS:
+            if LEAST[method] == "read":
+                found = await world.ask(method, request(method), world.shown("expiring"))
+                assert found.code is StatusCode.OK, found
+        world.clock[0] += 2
+        for method in METHODS:
+            refused_as_unknown(await world.ask(method, request(method), world.shown("expiring")))
+
+
+async def roles(folder: Path) -> None:
+    """Each role may call what the table says, and nothing else."""
+    for role in ROLES:
+        async with guarded(folder) as world:
+            for method, least in LEAST.items():
+                found = await world.ask(method, request(method), world.shown(role))
+                if ROLES.index(role) >= ROLES.index(least):
+                    denied = (StatusCode.UNAUTHENTICATED, StatusCode.PERMISSION_DENIED)
+                    assert found.code not in denied, (role, method, found)
+                else:
+                    assert found.code is StatusCode.PERMISSION_DENIED, (role, method, found)
+                    assert found.reason == "PERMISSION_DENIED"
+
+
+async def certificates(folder: Path) -> None:
+    """A name in a certificate stands for its caller; others for nobody; a token goes first."""
+    async with guarded(folder) as world:
+        job = Credentials(certificate=["job.acme.example", "spiffe://acme/job"])
+        caller = world.door.admit(RUNS + "RunAccepted", job)
+        assert (caller.tenant, caller.role) == ("acme", "run")
+        for shown in (
+            Credentials(certificate=["spiffe://acme/other"]),
+            Credentials(certificate=["SPIFFE://acme/job"]),
+            Credentials({"authorization": "Bearer nonsense"}, ["spiffe://acme/job"]),
+        ):
+            not_admitted(world, shown)
+
+
+async def nodes(folder: Path) -> None:
+    """Only who has the key of the store is a node, and a node may look and nothing else."""
+    async with guarded(folder) as world:
+        tenant = (PEER_TENANT, b"acme".hex())
+        for key in ("", "x", PEER_KEY[:-1], PEER_KEY + "x"):
+            for method in METHODS:
+                shown = ((PEER_KEY_NAME, key), tenant)
+                found = await world.ask(method, request(method), shown)
+                assert found.code is StatusCode.UNAUTHENTICATED, (key, method, found)
+        for method, least in LEAST.items():
+            found = await world.ask(method, request(method), ((PEER_KEY_NAME, PEER_KEY), tenant))
+            expected = StatusCode.OK if least == "read" else StatusCode.PERMISSION_DENIED
+            assert found.code is expected, (method, found)
+        # A server whose store is its own has no nodes, whatever is shown.
+        alone = door_module.Door()
+        not_admitted(world, Credentials({PEER_KEY_NAME: "", PEER_TENANT: ""}), alone)
+
+
+async def probes_and_lists(folder: Path) -> None:
+    """Health is for everybody; and what is served is what was looked at here."""
+    async with guarded(folder) as world:
+        health = health_pb2_grpc.HealthStub(world.wire.channel)
+        assert (await health.Check(health_pb2.HealthCheckRequest())).status
+        assert (await health.Watch(health_pb2.HealthCheckRequest()).read()).status
+        stub = reflection_pb2_grpc.ServerReflectionStub(world.wire.channel)
+        asked = reflection_pb2.ServerReflectionRequest(list_services="*")
+        call = stub.ServerReflectionInfo(iter([asked]), metadata=world.shown("read"))
+        served = {each.name for each in (await call.read()).list_services_response.service}
+        assert served == {method.split("/")[1] for method in METHODS} | {
+            "grpc.health.v1.Health",
+            "grpc.reflection.v1alpha.ServerReflection",
+        }
+
+
+def not_admitted(world: World, shown: Credentials, door: door_module.Door | None = None) -> None:
+    """The door does not let that in."""
+    try:
+        caller = (door or world.door).admit(RUNS + "GetRun", shown)
+    except Unauthenticated:
+        return
+    raise AssertionError(f"let in: {caller}")
+
+
+async def jwt_is_verified(folder: Path) -> None:
+    """A token of the issuer comes in; one with a fault does not."""
+    async with guarded(folder) as world:
+        for method, least in LEAST.items():
+            if least == "read":
+                found = await world.ask(method, request(method), world.shown("jwt"))
+                assert found.code is StatusCode.OK, found
+        stranger = private_pem(ec.generate_private_key(ec.SECP256R1()))
+        for fault in (
+            {"key": stranger},
+            {"iss": "https://other.example"},
+            {"iss": None},
+            {"aud": "other"},
+            {"aud": None},
+            {"exp": 1},
+            {"exp": None},
+            {"nbf": 1 << 40},
+            {"org": None},
+            {"org": ["acme"]},
+            {"org": "../acme"},
+            {"may": None},
+            {"may": "owner"},
+            {"headers": {"crit": ["x"]}},
+            {"key": "", "algorithm": "none"},
+        ):
+            arguments: dict[str, Any] = fault
+            not_admitted(world, bearer(signed(**arguments)))
+        refused_as_unknown(
+            await world.ask(RUNS + "GetRun", request(RUNS + "GetRun"), _header(signed(aud="x")))
+        )
+
+
+async def jwt_algorithm(folder: Path) -> None:
+    """What an allowed key has signed by another algorithm is nothing: a public key is no secret."""
+    async with guarded(folder) as world:
+        public = public_pem(signing_key())
+        header = jwt.utils.base64url_encode(b'{"alg":"HS256","typ":"JWT"}')
+        body = signed().split(".")[1].encode()
+        forged = jwt.get_algorithm_by_name("HS256").sign(header + b"." + body, public)
+        text = b".".join((header, body, jwt.utils.base64url_encode(forged))).decode()
+        not_admitted(world, bearer(text))
+        # A key may be used in several ways; one of them is allowed.
+        (folder / "issuer.pem").write_bytes(public_pem(rsa_key()))
+        world.rewrite(('["ES256"]', '["RS256"]'))
+        world.look()
+        world.door.admit(RUNS + "GetRun", bearer(signed(private_pem(rsa_key()), "RS256")))
+        for algorithm in ("RS384", "RS512", "PS256"):
+            not_admitted(world, bearer(signed(private_pem(rsa_key()), algorithm)))
+
+
+async def jwt_remembered(folder: Path) -> None:
+    """A token that was verified before is worth nothing after its time, either."""
+    async with guarded(folder) as world:
+        text = signed()
+        world.door.admit(RUNS + "GetRun", bearer(text))
+        world.clock[0] += 3599
+        world.door.admit(RUNS + "GetRun", bearer(text))
+        world.clock[0] += 3
+        not_admitted(world, bearer(text))
+
+
+def bearer(text: str) -> Credentials:
+    """What a call brings along that shows a token."""
+    return Credentials(dict(_header(text)))
+
+
+def _header(text: str) -> tuple[tuple[str, str]]:
+    return (("authorization", f"Bearer {text}"),)

@@ -1,0 +1,139 @@
+"""Probes of the door: what belongs to another tenant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from inspect import iscoroutinefunction
+from pathlib import Path
+from typing import Any
+
+from grpc import StatusCode
+
+from rpc.callers import (
+    METHODS,
+    guarded,
+    request,
+)
+from rpc.probe_table import RUNS, SESSIONS
+from runlane.v1 import run_pb2
+from runlane.v1 import run_service_pb2 as runs_pb
+from runlane_server.access.caller import CALLER
+from runlane_server.store.memory import MemoryStore
+
+
+async def strangers(folder: Path) -> None:
+    """What is of another tenant is answered, to the byte, as what does not exist."""
+    for who in ("stranger", "other jwt"):
+        async with guarded(folder) as world:
+            for method in METHODS:
+                theirs = await world.ask(method, request(method), world.shown(who))
+                absent = await world.ask(
+                    method, request(method, "s-absent", "r-absent"), world.shown(who)
+                )
+                assert theirs.code is absent.code, (method, theirs, absent)
+                assert theirs.details.replace(b"theirs", b"absent") == absent.details, method
+                if METHODS[method].name.startswith(("List", "Cancel")):
+                    assert theirs.answer == absent.answer, method
+            active = await world.ask(RUNS + "GetRun", request(RUNS + "GetRun"), world.shown("read"))
+            assert active.answer.run.state == run_pb2.RUN_STATE_ACTIVE
+
+
+async def same_names(folder: Path) -> None:
+    """Two tenants use the same ids, and none is in the way of the other."""
+    async with guarded(folder) as world:
+        wanted = runs_pb.RunAcceptedRequest(
+            session_id="s-theirs", run_id="r-theirs", prompt="[]", allow_missing=True
+        )
+        shown = world.shown("stranger")
+        assert (await world.ask(RUNS + "RunAccepted", wanted, shown)).code is StatusCode.OK
+        await world.ask(RUNS + "WaitRun", runs_pb.WaitRunRequest(run_id="r-theirs"), shown)
+        messages = await world.ask(
+            SESSIONS + "ListMessages", request(SESSIONS + "ListMessages"), shown
+        )
+        assert messages.answer.messages
+        assert b"one" not in messages.answer.SerializeToString()
+        everything = await world.ask(RUNS + "CancelAll", runs_pb.CancelAllRequest(), shown)
+        assert not everything.answer.sessions
+        theirs = await world.ask(RUNS + "GetRun", request(RUNS + "GetRun"), world.shown("read"))
+        assert theirs.answer.run.state == run_pb2.RUN_STATE_ACTIVE
+
+
+async def lists(folder: Path) -> None:
+    """A session is in the lists of its tenant only."""
+    async with guarded(folder) as world:
+        method = SESSIONS + "CreateSession"
+        created = await world.ask(method, request(method, "x"), world.shown("stranger"))
+        for who, expected in (
+            ("stranger", created.answer.session.session_id),
+            ("read", "s-theirs"),
+        ):
+            method = SESSIONS + "ListSessions"
+            listed = await world.ask(method, request(method), world.shown(who))
+            assert [each.session_id for each in listed.answer.sessions] == [expected]
+
+
+async def cursors(folder: Path) -> None:
+    """A cursor, or a page token, of another tenant is none."""
+    async with guarded(folder) as world:
+        admin, stranger = world.shown("admin"), world.shown("stranger")
+        wanted = runs_pb.RunAcceptedRequest(session_id="s-theirs", prompt="[]")
+        accepted = await world.ask(RUNS + "RunAccepted", wanted, admin)
+        asked = runs_pb.SubscribeRunCompleteRequest(cursor=accepted.answer.cursor)
+        method = RUNS + "SubscribeRunComplete"
+        assert (await world.ask(method, asked, admin)).code is StatusCode.OK
+        assert (await world.ask(method, asked, stranger)).reason == "CURSOR_INVALID"
+        listed = runs_pb.ListRunsRequest(page_size=1)
+        page = await world.ask(RUNS + "ListRuns", listed, admin)
+        listed.page_token = page.answer.next_page_token
+        assert (await world.ask(RUNS + "ListRuns", listed, admin)).code is StatusCode.OK
+        assert (await world.ask(RUNS + "ListRuns", listed, stranger)).reason == "PAGE_TOKEN_INVALID"
+
+
+async def feeds(folder: Path) -> None:
+    """A subscription to everything is one to everything of the tenant."""
+    async with guarded(folder) as world:
+        stranger = world.shown("stranger")
+        asked = runs_pb.SubscribeRunCompleteRequest(from_beginning=True)
+        call = world.open(RUNS + "SubscribeRunComplete", asked, stranger)
+        assert (await call.read()).HasField("progress")
+        world.wire.gates.open("g")
+        wait = runs_pb.WaitRunRequest(run_id="r-theirs")
+        await world.ask(RUNS + "WaitRun", wait, world.shown("read"))
+        mine = runs_pb.RunAcceptedRequest(session_id="m", prompt="[]", allow_missing=True)
+        accepted = await world.ask(RUNS + "RunAccepted", mine, stranger)
+        assert (await call.read()).run_complete.run_id == accepted.answer.run.run_id
+        call.cancel()
+
+
+async def same_path(folder: Path) -> None:
+    """What is of another tenant costs the same reads as what does not exist."""
+    asked: list[tuple[str, str]] = []
+    store = MemoryStore()
+    for name in dir(store):
+        if iscoroutinefunction(function := getattr(store, name)) and not name.startswith("_"):
+            setattr(store, name, _noting(asked, name, function))
+    async with guarded(folder, store) as world:
+        for method in METHODS:
+            if METHODS[method].name in {"CreateSession", "CancelAll", "ListSessions"}:
+                continue  # they name nothing
+            paths = []
+            for suffix in ("theirs", "absent"):
+                asked.clear()
+                wanted = request(method, f"s-{suffix}", f"r-{suffix}")
+                await world.ask(method, wanted, world.shown("stranger"))
+                paths.append([(name, said.replace(suffix, "")) for name, said in asked])
+            assert paths[0] == paths[1], method
+            if "run_id" in METHODS[method].input_type.fields_by_name:
+                assert paths[0] or METHODS[method].name == "Cancel", method
+
+
+def _noting(
+    asked: list[tuple[str, str]], name: str, function: Callable[..., Any]
+) -> Callable[..., Any]:
+    async def noted(*args: Any, **kwargs: Any) -> Any:
+        caller = CALLER.get(None)
+        if caller is not None and caller.tenant == "other":
+            asked.append((name, repr((args, kwargs))))
+        return await function(*args, **kwargs)
+
+    return noted
