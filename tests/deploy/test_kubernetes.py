@@ -1,0 +1,185 @@
+"""The manifests agree with one another, and with what the server does."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deploy.server import NOT_SERVING, SERVING, health, started, until_health
+from deploy.settings import DEPLOY, longest_stop, settings, variables
+from e2e.wire import Wire
+from runlane import Client
+from runlane_server.access import editing
+from runlane_server.access.caller import Role
+from runlane_server.rpc.endpoint import split_address
+
+FOLDER = DEPLOY / "kubernetes"
+PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
+
+
+def manifest(name: str) -> dict[str, Any]:
+    """What is in a file."""
+    found: dict[str, Any] = yaml.safe_load((FOLDER / name).read_text())
+    return found
+
+
+def pod() -> dict[str, Any]:
+    """What a node runs in."""
+    found: dict[str, Any] = manifest("deployment.yaml")["spec"]["template"]["spec"]
+    return found
+
+
+def container() -> dict[str, Any]:
+    """What a node is."""
+    (found,) = pod()["containers"]
+    assert isinstance(found, dict)
+    return found
+
+
+def flags(pod_ip: str = "10.0.0.1") -> list[str]:
+    """What the server is started with, as Kubernetes fills it in."""
+    return [argument.replace("$(POD_IP)", pod_ip) for argument in container()["args"]]
+
+
+def port_of(address: str | None) -> int | None:
+    assert address
+    return split_address(address)[1]
+
+
+def seconds_before_the_signal() -> int:
+    program, seconds = container()["lifecycle"]["preStop"]["exec"]["command"]
+    assert program == "sleep"
+    return int(seconds)
+
+
+def selections(found: object) -> Iterator[dict[str, str]]:
+    """All labels that pods of the service are looked for by."""
+    if isinstance(found, list):
+        for one in found:
+            yield from selections(one)
+    if isinstance(found, dict):
+        for key, value in found.items():
+            if key == "matchLabels":
+                yield value
+            yield from selections(value)
+
+
+def test_everything_is_applied() -> None:
+    files = {path.name for path in FOLDER.iterdir()} - {"kustomization.yaml"}
+    assert sorted(manifest("kustomization.yaml")["resources"]) == sorted(files)
+    assert not any("namespace" in manifest(name)["metadata"] for name in files)
+
+
+def test_a_stop_has_time_for_the_drain() -> None:
+    needed = seconds_before_the_signal() + longest_stop(settings(flags()))
+    assert pod()["terminationGracePeriodSeconds"] > needed
+
+
+def test_a_start_has_time_for_a_migration() -> None:
+    postgres = pytest.importorskip("runlane_server.store.postgres_schema")
+    probe = container()["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] > postgres.MIGRATION_TIMEOUT
+
+
+def test_ports_agree() -> None:
+    config = settings(flags())
+    (port,) = container()["ports"]
+    number = port["containerPort"]
+    assert port_of(config.listen) == port_of(config.node_address) == number
+    assert {container()[probe]["grpc"]["port"] for probe in PROBES} == {number}
+    (of_service,) = manifest("service.yaml")["spec"]["ports"]
+    assert (of_service["port"], of_service["targetPort"]) == (number, port["name"])
+    rules = manifest("network.yaml")["spec"]
+    for rule in (*rules["ingress"], rules["egress"][0]):
+        assert [one["port"] for one in rule["ports"]] == [number]
+
+
+def test_each_node_tells_the_others_its_own_address() -> None:
+    assert settings(flags("10.1.2.3")).node_address == "10.1.2.3:50051"
+    env = {one["name"]: one["valueFrom"] for one in container()["env"]}
+    assert env["POD_IP"] == {"fieldRef": {"fieldPath": "status.podIP"}}
+    # One is for each pod: on one machine they have addresses of their own.
+    assert "hostNetwork" not in pod()
+
+
+def test_variables_are_settings_and_the_store_is_secret() -> None:
+    env = {one["name"]: one for one in container()["env"]}
+    assert set(env) - {"POD_IP"} <= variables()
+    assert "secretKeyRef" in env["RUNLANE_STORE"]["valueFrom"]
+    assert not any(argument.startswith("--store") for argument in container()["args"])
+    # A service of this name would bring variables that begin as the settings do.
+    assert pod()["enableServiceLinks"] is False
+
+
+def test_selectors_find_the_pods() -> None:
+    labels = manifest("deployment.yaml")["spec"]["template"]["metadata"]["labels"]
+    found = [
+        labels_
+        for name in ("deployment.yaml", "disruption.yaml", "network.yaml")
+        for labels_ in selections(manifest(name))
+        if "runlane-client" not in labels_
+    ]
+    assert len(found) == 7
+    assert all(wanted.items() <= labels.items() for wanted in found)
+    service = manifest("service.yaml")["spec"]
+    assert service["selector"].items() <= labels.items()
+    assert service["clusterIP"] == "None"
+
+
+def test_nothing_is_allowed_that_the_server_does_not_need() -> None:
+    assert pod()["securityContext"]["runAsNonRoot"] is True
+    assert pod()["automountServiceAccountToken"] is False
+    assert container()["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    volumes = {one["name"] for one in pod()["volumes"]}
+    assert {one["name"] for one in container()["volumeMounts"]} == volumes
+
+
+def started_flags(folder: Path) -> list[str]:
+    """Those of the manifest, on a port that is free."""
+    (access,) = [one for one in container()["volumeMounts"] if one["name"] == "access"]
+    ours = [flag.replace(access["mountPath"], str(folder)) for flag in flags("127.0.0.1")]
+    assert f"--access={folder}/access.toml" in ours
+    return [*ours, "--listen=127.0.0.1:0"]
+
+
+def token_in(folder: Path) -> str:
+    """A token in the access file that the manifest names."""
+    return editing.add(folder / "access.toml", "backend", tenant="acme", role=Role.RUN)
+
+
+async def test_probes_ask_for_what_the_server_serves(tmp_path: Path) -> None:
+    env = {"RUNLANE_STORE": "memory:"}
+    token_in(tmp_path)
+    async with started(tmp_path, started_flags(tmp_path), env) as server:
+        for probe in PROBES:
+            service = container()[probe]["grpc"].get("service", "")
+            assert await health(server.address, service) == SERVING
+        server.process.send_signal(signal.SIGTERM)
+        assert await server.ended() == 0
+
+
+async def test_a_node_that_drains_is_not_ready(tmp_path: Path) -> None:
+    service = container()["readinessProbe"]["grpc"]["service"]
+    token = token_in(tmp_path)
+    scripted = [*started_flags(tmp_path), "--agent=scripted"]
+    async with (
+        started(tmp_path, scripted, {"RUNLANE_STORE": "memory:"}) as server,
+        Client(server.address, token=token) as client,
+    ):
+        handle = await Wire(client).blocked("s", "gate")
+        draining = asyncio.create_task(until_health(server.address, service, NOT_SERVING))
+        server.process.send_signal(signal.SIGTERM)
+        await draining
+        assert await health(server.address, service) == NOT_SERVING
+        await handle.cancel()
+        assert await server.ended() == 0
