@@ -44,7 +44,7 @@ class Actor:
         self._name = name
         self._scripted = scripted
         self._rng = random.Random(world.rng.random())  # noqa: S311 - it is to repeat itself
-        self._client = Client(world.address, timeout=10, retry=ONCE)
+        self._client = Client(world.pick(), timeout=world.timeout, retry=ONCE)
         self._count = 0
         self._own: list[Accept] = []
 
@@ -155,6 +155,8 @@ class Actor:
 
     async def _cancel(self) -> None:
         world, rng = self._world, self._rng
+        if world.cancels < 1 and rng.random() > world.cancels:
+            return
         self._count += 1
         scope = rng.choice(SCOPES)
         if scope == "all" and rng.random() < 0.7:
@@ -229,14 +231,15 @@ class Actor:
     async def _reconnect(self) -> None:
         """Leaves without a word, and comes back by another connection."""
         await self._client.close()
-        self._client = Client(self._world.address, timeout=10, retry=ONCE)
+        world = self._world
+        self._client = Client(world.pick(), timeout=world.timeout, retry=ONCE)
 
     async def _lost_or(self, call: Awaitable[T]) -> T:
         """What a call gives. After a lost connection there is a new one."""
         try:
             return await call
         except RunlaneError as error:
-            if is_transient(error) and not error.reason:
+            if self._world.is_lost(error):
                 await self._world.serving()
                 await self._reconnect()
             raise

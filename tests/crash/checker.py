@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from crash import cancel_rules, event_rules, transcript_rules
+from crash import cancel_rules, event_rules, nodes_rules, transcript_rules
 from crash.history import History, Outcome
 from runlane import FinishReason, Run
 
@@ -33,6 +33,7 @@ def check(history: History) -> list[Violation]:
         **event_rules.RULES,
         **cancel_rules.RULES,
         **transcript_rules.RULES,
+        **(nodes_rules.RULES if history.lease else {}),
     }
     return [Violation(name, what) for name, rule in rules.items() for what in rule(history)]
 

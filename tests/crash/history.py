@@ -109,15 +109,48 @@ class Final:
     sentinels: set[str] = field(default_factory=set)
 
 
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What was done to one of several nodes, and until when it lasted.
+
+    A node that was ended is started anew at the end of the fault.
+    """
+
+    node: int
+    kind: str
+    begun: datetime
+    ended: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What an agent itself tells of an attempt: on which node, and from when to when it worked.
+
+    Without `ended` its node ended first. One that is `stubborn` may ignore that it is to stop.
+    """
+
+    node: int
+    session_id: str
+    run_id: str
+    attempt: int
+    begun: datetime
+    ended: datetime | None
+    stubborn: bool = False
+
+
 @dataclass(slots=True)
 class History:
-    """All of one round."""
+    """All of one round. `faults` and `works` are there where it has several nodes, which take each
+    other for lost after `lease` seconds."""
 
     accepts: list[AcceptTry] = field(default_factory=list)
     cancels: list[CancelTry] = field(default_factory=list)
     looks: list[Run] = field(default_factory=list)
     heard: list[Heard] = field(default_factory=list)
     followed: list[Followed] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    works: list[Work] = field(default_factory=list)
+    lease: float = 0.0
     final: Final = field(default_factory=Final)
 
     @property
@@ -148,7 +181,8 @@ class History:
         path.write_text("".join(f"{line}\n" for line in self._lines()))
 
     def _lines(self) -> Iterator[str]:
-        for records in (self.accepts, self.cancels, self.looks, self.heard, self.followed):
+        told = (self.accepts, self.cancels, self.looks, self.heard, self.followed)
+        for records in (*told, self.faults, self.works):
             for record in records:
                 yield _line(type(record).__name__, asdict(record))
         for part in fields(self.final):

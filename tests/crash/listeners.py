@@ -73,7 +73,9 @@ async def listen(
     while left:
         await world.up.wait()
         heard.resumed += 1
-        await _read(world, rng, lambda stub: stub.SubscribeRunComplete(request), take)
+        await _read(
+            world, rng, lambda stub, stay: stub.SubscribeRunComplete(request, timeout=stay), take
+        )
 
 
 async def follow(world: World, run_id: str, rng: random.Random) -> None:
@@ -96,26 +98,29 @@ async def follow(world: World, run_id: str, rng: random.Random) -> None:
     while not ended:
         await world.up.wait()
         followed.resumed += 1
-        await _read(world, rng, lambda stub: stub.SubscribeRun(request), take)
+        await _read(world, rng, lambda stub, stay: stub.SubscribeRun(request, timeout=stay), take)
 
 
 async def _read(
     world: World,
     rng: random.Random,
-    subscribe: Callable[[RunServiceAsyncStub], grpc.aio.UnaryStreamCall[Any, AnswerT]],
+    subscribe: Callable[
+        [RunServiceAsyncStub, float | None], grpc.aio.UnaryStreamCall[Any, AnswerT]
+    ],
     take: Callable[[AnswerT], bool],
 ) -> None:
     """Takes the answers of one call, until one is the last, or it is lost or was enough."""
     enough = rng.choice((1, 3, 10, 1000, 1000))
-    async with connected(world.address) as stub:
-        call = subscribe(stub)
+    async with connected(world.pick()) as stub:
+        call = subscribe(stub, world.stay)
         try:
             async for answer in call:
                 enough -= 1
                 if take(answer) or not enough:
                     return
         except grpc.aio.AioRpcError as error:
-            if error.code() not in LOST:
+            stayed = world.stay and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            if error.code() not in LOST and not stayed:
                 raise
             await world.serving()
         finally:

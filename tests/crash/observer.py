@@ -19,7 +19,7 @@ REPLAYS = 3
 
 async def end_everything(world: World) -> None:
     """Waits for all runs to end, and then has one last run in each session."""
-    async with Client(world.address) as client:
+    async with Client(world.pick()) as client:
         while left := [run async for run in client.list_runs(states=NOT_TERMINAL)]:
             await client.wait_run(left[-1].run_id, timeout=1)
         for session_id, run_id in last_runs(world.sessions).items():
@@ -32,7 +32,7 @@ async def ask_for_everything(world: World) -> None:
     """Fills in the final part of the history."""
     final, history = world.history.final, world.history
     final.sentinels = set(last_runs(world.sessions).values())
-    async with Client(world.address) as client:
+    async with Client(world.pick()) as client:
         final.listed = [run async for run in client.list_runs()]
         known = {run.run_id for run in final.listed} | {each.run_id for each in history.accepts}
         await _in_batches(_get(client, run_id, final) for run_id in known)
@@ -40,11 +40,11 @@ async def ask_for_everything(world: World) -> None:
         for session_id in world.sessions:
             messages = client.list_messages(session_id, page_size=50)
             final.messages[session_id] = [message async for message in messages]
-    final.log, cursors = await _log(world, "")
+    final.log, cursors = await read_log(world.pick(), world.sessions)
     # A cursor is the same to all, so that those of the log are those that were heard.
     before = [each.run_id for each in final.log if each.run_id not in final.sentinels]
     for run_id in world.rng.sample(before, min(REPLAYS, len(before))):
-        events, _ = await _log(world, cursors[run_id])
+        events, _ = await read_log(world.pick(), world.sessions, cursors[run_id])
         final.replays.append(Replay(run_id, events))
 
 
@@ -60,15 +60,17 @@ async def _follow(client: Client, run_id: str, final: Final) -> None:
     final.events[run_id] = [event async for event in client.subscribe_run(run_id)]
 
 
-async def _log(world: World, cursor: str) -> tuple[list[RunComplete], dict[str, str]]:
+async def read_log(
+    address: str, sessions: tuple[str, ...], cursor: str = ""
+) -> tuple[list[RunComplete], dict[str, str]]:
     """The terminal events after a cursor, up to the last runs, and the cursor of each."""
-    left = set(last_runs(world.sessions).values())
+    left = set(last_runs(sessions).values())
     events: list[RunComplete] = []
     cursors: dict[str, str] = {}
     request = pb.SubscribeRunCompleteRequest(cursor=cursor)
     if not cursor:
         request = pb.SubscribeRunCompleteRequest(from_beginning=True)
-    async with connected(world.address) as stub:
+    async with connected(address) as stub:
         call = stub.SubscribeRunComplete(request)
         async for answer in call:
             if answer.WhichOneof("event") == "run_complete":

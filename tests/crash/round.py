@@ -132,10 +132,10 @@ async def play(
             await _end(victim, end, world, report)
         await _unless_failed(tasks, world.reached(plan.last))
         world.over.set()
-        await _bounded("the clients", asyncio.gather(*tasks), report)
-        await _bounded("the runs", end_everything(world), report)
-        await _bounded("subscribers", asyncio.gather(*world.listening), report)
-        await _bounded("the observer", ask_for_everything(world), report)
+        await bounded("the clients", asyncio.gather(*tasks), report.violations)
+        await bounded("the runs", end_everything(world), report.violations)
+        await bounded("subscribers", asyncio.gather(*world.listening), report.violations)
+        await bounded("the observer", ask_for_everything(world), report.violations)
     finally:
         await victim.kill()
         for task in (*tasks, *world.listening):
@@ -192,10 +192,10 @@ async def _unless_failed(tasks: list[asyncio.Task[None]], wait: Awaitable[None])
             raise RuntimeError("a client left early")
 
 
-async def _bounded(what: str, work: Awaitable[object], report: Report) -> None:
+async def bounded(what: str, work: Awaitable[object], violations: list[Violation]) -> None:
     """Awaits something that has to come to its end."""
     with suppress(TimeoutError):
         async with asyncio.timeout(PATIENCE):
             await work
             return
-    report.violations.append(Violation("stuck", f"{what} did not come to an end"))
+    violations.append(Violation("stuck", f"{what} did not come to an end"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,14 +11,16 @@ from coordinator.node import Node, running, script, wait
 from runlane_server.core.errors import RunlaneError
 from runlane_server.core.model import RunState, WhenBusy
 from runlane_server.limits import Limits
-from runlane_server.store.sqlite import SqliteStore
+from runlane_server.store.base import Store
+
+pytestmark = pytest.mark.stores("sqlite", "postgresql")
 
 ROUNDS = 30
 
 
-async def test_r20_no_receipt_names_a_run_that_had_ended(tmp_path: Path) -> None:
+async def test_r20_no_receipt_names_a_run_that_had_ended(store: Store) -> None:
     """Cancels that come while the accept of an ended run is repeated."""
-    async with SqliteStore(tmp_path / "a.db") as store, running(store) as node:
+    async with running(store) as node:
         ended = await node.queue("s", "x", run_id="ended")
         await node.end(ended.run_id)
         repeating = asyncio.create_task(node.queue("s", "x", run_id="ended"))
@@ -30,13 +31,8 @@ async def test_r20_no_receipt_names_a_run_that_had_ended(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("refusal", [WhenBusy.REJECT, WhenBusy.QUEUE])
-async def test_r20_no_receipt_names_a_run_that_was_refused(
-    tmp_path: Path, refusal: WhenBusy
-) -> None:
-    async with (
-        SqliteStore(tmp_path / "a.db") as store,
-        running(store, limits=Limits(max_waiting_runs=0, cancel_grace=20)) as node,
-    ):
+async def test_r20_no_receipt_names_a_run_that_was_refused(store: Store, refusal: WhenBusy) -> None:
+    async with running(store, limits=Limits(max_waiting_runs=0, cancel_grace=20)) as node:
         active = await node.blocked("s", "gate")
         accept = node.accept("s", "x", run_id="refused", when_busy=refusal)
         accepting = asyncio.create_task(accept)
@@ -58,10 +54,10 @@ def _cancels(node: Node, session_id: str) -> list[asyncio.Future[Any]]:
     return [asyncio.ensure_future(cancel(steps)) for steps in range(ROUNDS)]
 
 
-async def test_r03_a_run_that_was_cancelled_a_moment_ago_is_accepted_again(tmp_path: Path) -> None:
+async def test_r03_a_run_that_was_cancelled_a_moment_ago_is_accepted_again(store: Store) -> None:
     """The cancel and the repeated accept come in one batch: the lane must not take the run for a
     new one."""
-    async with SqliteStore(tmp_path / "a.db") as store, running(store) as node:
+    async with running(store) as node:
         await node.blocked("s", "gate")
         prompt = script(wait("gate"))
         waiting = await node.accept("s", prompt, run_id="waiting")
@@ -79,16 +75,15 @@ async def test_r03_a_run_that_was_cancelled_a_moment_ago_is_accepted_again(tmp_p
 
 @pytest.mark.parametrize("steps", range(0, 40, 4))
 async def test_r17_a_stop_hands_over_what_is_started_in_that_instant(
-    tmp_path: Path, steps: int
+    store: Store, steps: int
 ) -> None:
     """The commit that starts a run is under way when the node stops."""
-    async with SqliteStore(tmp_path / "a.db") as store:
-        async with running(store) as node:
-            accepting = asyncio.create_task(node.accept("s", script(wait("gate")), run_id="r"))
-            for _ in range(steps):
-                await asyncio.sleep(0)
-            async with asyncio.timeout(10):
-                await node.coordinator.stop()
-            await asyncio.gather(accepting, return_exceptions=True)
-            states = [run.state for run in (await store.list_runs("default", limit=9)).items]
-        assert states in ([], [RunState.ACCEPTED], [RunState.FAILED])
+    async with running(store) as node:
+        accepting = asyncio.create_task(node.accept("s", script(wait("gate")), run_id="r"))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            await node.coordinator.stop()
+        await asyncio.gather(accepting, return_exceptions=True)
+        states = [run.state for run in (await store.list_runs("default", limit=9)).items]
+    assert states in ([], [RunState.ACCEPTED], [RunState.FAILED])

@@ -27,7 +27,9 @@ from runlane import (
 from runlane.types import Progress
 from runlane.v1 import run_service_pb2 as pb
 
-FLAGS = ("--store", "sqlite:///a.db", "--agent", "echo", "--progress-interval", "5ms")
+pytestmark = pytest.mark.usefixtures("served_store")
+
+FLAGS = ("--agent", "echo", "--progress-interval", "5ms")
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,17 +247,18 @@ async def is_compacted(client: Client, cursor: str) -> bool:
 # --- Cursors of another world --------------------------------------------------------------------
 
 
+@pytest.mark.sqlite("a copy of a file")
 async def test_r25_a_cursor_from_the_future_is_refused(tmp_path: Path) -> None:
     """As after a restore of an older copy: going on would skip what is written in its place."""
     async with serving(tmp_path, *FLAGS) as server, Client(server.address) as client:
         await fill(client, 5)
         await server.stop()
-        shutil.copy(tmp_path / "a.db", tmp_path / "copy")
+        shutil.copy(tmp_path / "runlane.db", tmp_path / "copy")
         await server.start()
         await fill(client, 5, prefix="later")
         future = (await read(client, 10, from_beginning=True))[-1].cursor
         await server.stop()
-        shutil.copy(tmp_path / "copy", tmp_path / "a.db")
+        shutil.copy(tmp_path / "copy", tmp_path / "runlane.db")
         await server.start()
         with pytest.raises(CursorInvalid):
             await read(client, 1, cursor=future)
@@ -267,7 +270,7 @@ async def test_r25_a_cursor_of_another_store_is_refused(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     async with (
         serving(tmp_path / "one", *FLAGS) as one,
-        serving(tmp_path / "other", *FLAGS) as other,
+        serving(tmp_path / "other", *FLAGS, "--store", "sqlite:///other.db") as other,
         Client(one.address) as client,
         Client(other.address) as stranger,
     ):

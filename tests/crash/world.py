@@ -8,6 +8,8 @@ import random
 from dataclasses import dataclass, field
 
 from crash.history import History
+from runlane import RunlaneError
+from runlane.errors import is_transient
 
 
 @dataclass(slots=True)
@@ -15,11 +17,16 @@ class World:
     """`up` is set while the server is meant to serve, `over` once no new work is to be sent.
 
     `listening` are the subscriptions and followers, which end by themselves when all runs have.
+    A call is given up after `timeout` seconds; a stream after `stay`, to be resumed. `cancels` is
+    the share that is sent of the cancels that come to mind.
     """
 
     rng: random.Random
     sessions: tuple[str, ...]
     address: str = ""
+    timeout: float = 10.0
+    stay: float | None = None
+    cancels: float = 1.0
     history: History = field(default_factory=History)
     up: asyncio.Event = field(default_factory=asyncio.Event)
     over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -40,6 +47,14 @@ class World:
             event = asyncio.Event()
             heapq.heappush(self._waiting, (number, id(event), event))
             await event.wait()
+
+    def pick(self) -> str:
+        """The address for a new connection."""
+        return self.address
+
+    def is_lost(self, error: RunlaneError) -> bool:
+        """Whether an error is a reason to connect anew."""
+        return is_transient(error) and not error.reason
 
     async def serving(self) -> None:
         """Returns while the server is meant to serve."""
