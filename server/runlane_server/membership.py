@@ -25,6 +25,9 @@ log = structlog.get_logger()
 BEATS = 4
 """How often within its lease a node says that it is alive."""
 
+RETRIES = 20
+"""The same while it could not: the store may be back for a moment."""
+
 SAFE = 0.8
 """The share of its lease after which a node that could not say so takes itself for lost."""
 
@@ -89,6 +92,7 @@ class Membership:
         self.lease = lease
         self._new_id = new_id
         self._beaten = float("-inf")
+        self._heard = True
         self._cut_off = False
         self._doom: asyncio.TimerHandle | None = None
         self._due = asyncio.Event()
@@ -147,16 +151,18 @@ class Membership:
         log.info("joined", node_id=node_id, node_address=self._address, lease_s=self.lease)
 
     async def _until_beat(self) -> None:
-        await asyncio.sleep(_about(self.lease / BEATS))
+        await asyncio.sleep(_about(self.lease / (BEATS if self._heard else RETRIES)))
 
     async def _beat(self) -> None:
         # From before the question: the lease may run from any instant until its answer.
         began = asyncio.get_running_loop().time()
+        self._heard = False
         try:
-            async with asyncio.timeout(self.lease / 2):
+            async with asyncio.timeout(self.lease / BEATS):
                 known = await self._cluster.beat(self.node_id, self.lease)
         except (TimeoutError, StoreUnavailable):
             return
+        self._heard = True
         if known:
             self._is_alive(began)
         else:

@@ -59,6 +59,34 @@ def cut_off(node: Node) -> Iterator[None]:
         yield
 
 
+async def test_a_node_that_is_not_heard_for_a_while_keeps_its_runs(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first sign of life gets no answer; the next ones come soon enough."""
+    beat = PostgresCluster.beat
+    heard = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    silent_until = loop.time() + SHORT.lease / 2
+
+    async def slow(self: PostgresCluster, node_id: str, lease: float) -> bool:
+        if loop.time() < silent_until:
+            await asyncio.Event().wait()
+        alive = await beat(self, node_id, lease)
+        heard.set()
+        return alive
+
+    monkeypatch.setattr(PostgresCluster, "beat", slow)
+    async with a_node(postgres_url, SHORT) as node:
+        run = await node.blocked("s", "g")
+        assert node.coordinator.membership is not None
+        name = node.coordinator.membership.node_id
+        await heard.wait()
+        assert node.coordinator.membership.node_id == name
+        node.gates.open("g")
+        end = await node.end(run.run_id)
+        assert (end.state, end.attempt) == (S.COMPLETED, 1)
+
+
 async def test_r21_whoever_subscribes_anywhere_hears_of_the_end(postgres_url: str) -> None:
     async with two(postgres_url) as (a, b):
         run = await a.queue("s", "hello")
