@@ -82,7 +82,7 @@ def _read_file(ctx: click.Context, param: click.Parameter, value: Path | None) -
         found = tomllib.loads(value.read_text(encoding="utf-8"))
     except OSError as error:
         raise click.BadParameter(f"{value}: {error.strerror}", ctx, param) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise click.BadParameter(f"{value}: {error}", ctx, param) from error
     ctx.default_map = {key.replace("-", "_"): setting for key, setting in found.items()}
     if isinstance(lines := ctx.default_map.get("command_env"), str):

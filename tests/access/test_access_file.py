@@ -389,3 +389,18 @@ def test_a_token_that_is_wrong_is_not_in_the_log(tmp_path: Path) -> None:
 
 def test_the_table_of_kinds_has_all_that_is_taken() -> None:
     assert {str, int, list, dict, datetime} == set(entries._KINDS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a = " + "[" * 100_000,
+        "a = " + "1" * 5_000,
+        JWT.replace('["ES256"]', '[["ES256"]]'),
+        JWT.replace('["ES256"]', "[{ a = 1 }]"),
+    ],
+    ids=["deep", "a long number", "lists in a list", "tables in a list"],
+)
+def test_whatever_is_in_a_file_is_told_as_wrong(text: str) -> None:
+    with pytest.raises(BadEntry):
+        parse(text)

@@ -63,6 +63,8 @@ def test_a_burst_is_that_of_a_second_unless_it_is_said(quota: Quota, burst: int)
         ({"acme": {"accepts_per_second": float("nan")}}, r"accepts_per_second: "),
         ({"acme": {"accepts_per_second": float("inf")}}, r"accepts_per_second: "),
         ({"acme": {"accepts_per_second": 1, "accepts_burst": 0}}, r"accepts_burst: .* 1 or more"),
+        ({"acme": {"accepts_per_second": 10**400}}, r"accepts_per_second: .* at the most"),
+        ({"acme": {"max_active_runs": 1 << 31}}, r"max_active_runs: .* at the most"),
         ({"acme": {"accepts_burst": 5}}, r"accepts_burst: goes with accepts_per_second"),
     ],
 )

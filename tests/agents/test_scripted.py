@@ -131,6 +131,7 @@ async def test_many_repetitions_can_be_cancelled() -> None:
     ("text", "complaint"),
     [
         ("[", "not JSON"),
+        ("[" * 100_000, "not JSON"),
         ("[1]", "step 1: 1 is not an object"),
         ('[{"text": "a"}, {"txt": "b"}]', "step 2: needs exactly one of text, "),
         ('[{"text": "a", "wait": "g"}]', "step 1: needs exactly one of"),

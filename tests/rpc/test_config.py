@@ -208,6 +208,15 @@ def test_a_file_that_is_not_there() -> None:
     assert "No such file" in result.output
 
 
+@pytest.mark.parametrize("text", ["a = " + "[" * 100_000, "a = " + "1" * 5_000, "a = ="])
+def test_a_file_that_cannot_be_read_is_told_of(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "runlane.toml"
+    file.write_text(text)
+    result = invoke("--config", str(file))
+    assert result.exit_code == 2
+    assert f"{file}:" in "".join(result.output.split("\n"))
+
+
 def test_a_command_that_only_names_a_store_reads_the_file_of_the_server(tmp_path: Path) -> None:
     named: list[str] = []
 

@@ -96,6 +96,20 @@ def test_url_names_a_schema_and_hides_the_password() -> None:
             read_url(f"postgresql://h/d?schema={bad}")
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://[",
+        "postgresql://me:hunter2@\u2100/a",
+        "postgresql://h/d?password=hunter2\udcff",
+    ],
+)
+def test_what_is_no_url_is_told_without_what_it_holds(url: str) -> None:
+    with pytest.raises(StartError) as refused:
+        read_url(url)
+    assert str(refused.value) == "--store: is not a URL"
+
+
 @pytest.mark.parametrize("text", ["", "plain", "\0", "\1", "a\0\1b", "\1\2\1\3", "\0\2", "\1\1\0"])
 def test_text_with_a_nul_is_kept(text: str) -> None:
     kept = escape(text)

@@ -42,7 +42,7 @@ def parse(text: str, folder: Path = Path()) -> Entries:
     """What a text says; paths in it are relative to `folder`. Raises BadEntry."""
     try:
         found = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise BadEntry(str(error)) from None
     places = Places(text)
     top = _Table(found, lambda _: 1)
@@ -222,7 +222,7 @@ def _algorithms(table: _Table) -> Sequence[str]:
     if not algorithms:
         raise table.wrong("algorithms", "has to list at least one")
     for each in algorithms:
-        if each not in ALGORITHMS:
+        if not isinstance(each, str) or each not in ALGORITHMS:
             raise table.wrong("algorithms", f"may have {', '.join(sorted(ALGORITHMS))} only")
     return algorithms
 

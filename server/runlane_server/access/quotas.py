@@ -36,6 +36,11 @@ class Quota:
 
 NO_LIMIT = Quota()
 
+MOST = 1_000_000_000
+"""Limits of numbers, and rates, are this at the most: who wants more wants none."""
+
+MOST_BYTES = 1 << 60
+
 _LEAST = {
     "max_active_runs": 0,
     "max_waiting_runs": 0,
@@ -131,16 +136,17 @@ def _read_quota(name: str, limits: object) -> Quota:
 def _wrong(key: str, value: object) -> str:
     """Why a limit is none, or is not of its kind; empty where it is right."""
     if key == "accepts_per_second":
-        return "" if _is_rate(value) else "has to be a number, more than 0"
+        return "" if _is_rate(value) else f"has to be a number, more than 0, {MOST} at the most"
     least = _LEAST.get(key)
     if least is None:
         return "there is no such limit"
+    most = MOST_BYTES if key == "max_stored_bytes" else MOST
     # For Python, and only for it, a bool is a number.
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        return f"has to be a whole number, {least} or more"
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        return f"has to be a whole number, {least} or more, {most} at the most"
     return ""
 
 
 def _is_rate(value: object) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and 0 < cast("float", value) < math.inf
+    return number and 0 < cast("float", value) <= MOST

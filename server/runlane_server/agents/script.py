@@ -31,7 +31,7 @@ def parse_script(text: str) -> list[Step] | None:
         return None
     try:
         steps = json.loads(text)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise BadScript(f"not JSON: {exc}") from exc
     return [_step(number, step) for number, step in enumerate(steps, start=1)]
 

@@ -57,7 +57,12 @@ class Address:
 
 def read_url(url: str) -> Address:
     """What the URL of a store names. Raises StartError."""
-    parts = urlsplit(url)
+    try:
+        url.encode()
+        parts = urlsplit(url)
+    except ValueError:
+        # What is wrong with it is not told: it may hold a password.
+        raise StartError("--store: is not a URL") from None
     options = parse_qsl(parts.query, keep_blank_values=True)
     schema = next((value for name, value in options if name == "schema"), SCHEMA)
     if not _SCHEMA.fullmatch(schema):
