@@ -188,9 +188,14 @@ class Executor:
         supervisor = runner.start()
         self._supervisors.add(supervisor)
         supervisor.add_done_callback(lambda task: self._ended(runner, task))
-        if self.membership is not None and not self.membership.alive:
+        if not self._hosts(run):
             # The answer came too late: what was to be given up was, and this is to go with it.
             runner.hand_over()
+
+    def _hosts(self, run: LaneRun) -> bool:
+        """Whether a run is this node's, by the name that it has now."""
+        node = self.membership
+        return node is None or (node.alive and node.node_id == run.host)
 
     def cancelling(self, key: SessionKey, run: LaneRun) -> bool:
         """Stops the agent of a run that a cancel covers; returns whether it is at work here."""

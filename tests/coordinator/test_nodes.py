@@ -270,6 +270,25 @@ async def test_r7_a_node_that_is_lost_starts_no_agent_for_a_start_that_is_confir
         assert not agent.at_work.is_set()
 
 
+async def test_r7_nor_does_one_that_has_joined_anew_by_then(postgres_url: str) -> None:
+    agent = Stoppable()
+    async with Late(postgres_url) as store, running(store, agent=agent, node=SHORT) as node:
+        accepting = asyncio.create_task(node.queue("s", "x"))
+        await store.committed.wait()
+        membership = node.coordinator.membership
+        assert membership is not None
+        before = membership.node_id
+        # Its name is gone.
+        await store.cluster.leave(before)
+        async with asyncio.timeout(SECONDS):
+            while membership.node_id == before:
+                await asyncio.sleep(0.01)
+        store.answering.set()
+        end = await node.end((await accepting).run_id)
+        assert (end.state, end.finish_reason) == (S.FAILED, FinishReason.INTERRUPTED)
+        assert not agent.at_work.is_set()
+
+
 async def test_a_node_that_was_taken_for_lost_joins_anew(postgres_url: str) -> None:
     async with a_node(postgres_url, SHORT) as b, a_node(postgres_url, SHORT) as a:
         run = await a.blocked("s", "g", max_attempts=2)
