@@ -60,7 +60,12 @@ class Worker:
 
 def run(config: Config, worker: Worker | None = None) -> int:
     """Serves until a signal comes; returns the exit code. Raises StartError."""
-    logs.configure(config.log_format, config.log_level, worker=worker.number if worker else None)
+    logs.configure(
+        config.log_format,
+        config.log_level,
+        worker=worker.number if worker else None,
+        content=config.log_content,
+    )
     with asyncio.Runner(loop_factory=event_loop_factory(config.event_loop)) as runner:
         return runner.run(_serve_and_leave(config, worker))
 

@@ -65,6 +65,7 @@ class Config:
     event_loop: str = "asyncio"
     log_format: str = "auto"
     log_level: str = "info"
+    log_content: bool = False
 
     @classmethod
     def of(cls, **options: Any) -> Config:
@@ -257,6 +258,11 @@ _OPTIONS = (
     ),
     click.option("--log-format", type=click.Choice(FORMATS), default=_DEFAULT.log_format),
     click.option("--log-level", type=click.Choice(LEVELS), default=_DEFAULT.log_level),
+    click.option(
+        "--log-content",
+        is_flag=True,
+        help="Has the log tell what unexpected errors say: it may be part of a prompt.",
+    ),
 )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from contextlib import suppress
+from types import TracebackType
 from typing import TextIO, cast
 
 import structlog
@@ -44,11 +46,36 @@ class _Worker:
         return line
 
 
-def configure(log_format: str = "auto", level: str = "info", *, worker: int | None = None) -> None:
+_Raised = tuple[type[BaseException], BaseException, TracebackType | None]
+
+
+def _without_messages(exc_info: _Raised) -> str:
+    """Where an exception came from, and what led to it. What they say is left out: it may have been
+    made of a prompt, or of what an agent was told."""
+    parts: list[str] = []
+    error: BaseException | None = exc_info[1]
+    while error is not None:
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        parts.insert(0, f"{frames}{type(error).__module__}.{type(error).__qualname__}")
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return "\n\n".join(parts)
+
+
+def _with_messages(exc_info: _Raised) -> str:
+    return "".join(traceback.format_exception(*exc_info)).rstrip()
+
+
+def configure(
+    log_format: str = "auto",
+    level: str = "info",
+    *,
+    worker: int | None = None,
+    content: bool = False,
+) -> None:
     """Sets up structlog, and leads the log of grpc and asyncio into it.
 
     `auto` means `console` where stderr is a terminal and `json` where it is not. Each line of a
-    `worker` has its number.
+    `worker` has its number. Only with `content` the log has what unexpected exceptions say.
     """
     console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     threshold = logging.getLevelNamesMapping()[level.upper()]
@@ -60,11 +87,10 @@ def configure(log_format: str = "auto", level: str = "info", *, worker: int | No
     if worker is not None:
         # Not a variable of the context: threads and callbacks of grpc have contexts of their own.
         shared.append(_Worker(worker))
-    finishing: list[Processor] = (
-        [structlog.dev.ConsoleRenderer()]
-        if console
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    )
+    finishing: list[Processor] = [
+        structlog.processors.ExceptionRenderer(_with_messages if content else _without_messages),
+        structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer(),
+    ]
     stream = cast("TextIO", _Lossy(sys.stderr))
     structlog.configure(
         processors=[*shared, *finishing],

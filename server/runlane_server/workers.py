@@ -49,7 +49,7 @@ def run(config: Config) -> int:
     Raises StartError, and UsageError if the settings do not go together.
     """
     check(config)
-    logs.configure(config.log_format, config.log_level)
+    logs.configure(config.log_format, config.log_level, content=config.log_content)
     with held(config.listen) as address:
         return asyncio.run(Workers(replace(config, listen=address)).serve())
 

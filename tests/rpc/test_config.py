@@ -111,7 +111,7 @@ def test_every_setting_by_flag_environment_and_file(
         assert getattr(holder, field) == value
 
 
-SWITCHES = ["insecure-anywhere"]
+SWITCHES = ["insecure-anywhere", "log-content"]
 
 
 @pytest.mark.parametrize("name", SWITCHES)

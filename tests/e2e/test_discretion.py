@@ -1,0 +1,85 @@
+"""What is told to a server in confidence is in no log and in no metric."""
+
+from __future__ import annotations
+
+import socket
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from e2e.process import SECONDS, serving
+from e2e.wire import script
+from runlane import Client, RunlaneError, RunState
+from runlane_server.access import editing
+from runlane_server.access.caller import Role
+
+PLANTED = "xyzzy"
+"""Is part of all that nobody else may see."""
+
+
+def a_free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def page(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=SECONDS) as answer:
+        text: str = answer.read().decode()
+        return text
+
+
+async def say_much(client: Client) -> None:
+    """Goes through what may be said, in good and in ill."""
+    labels = {f"{PLANTED}-key": f"{PLANTED}-value"}
+    await client.create_session("s", title=f"{PLANTED} title", metadata=labels)
+    call = {"tool_call": {"id": "1", "name": "look", "arguments": {"at": PLANTED}}}
+    result = {"tool_result": {"id": "1", "name": "look", "content": PLANTED}}
+    steps = ({"text": PLANTED}, {"reasoning": PLANTED}, call, result)
+    for last in ({"finish": "stop"}, {"fail": f"{PLANTED} failed"}, {"crash": f"{PLANTED} crash"}):
+        handle = await client.run_accepted("s", script(*steps, last), metadata=labels)
+        await handle.completed(SECONDS)
+    # Neither is a prompt that is refused, nor a reason, nor a cursor.
+    with pytest.raises(RunlaneError):
+        await client.run_accepted("s" * 200, PLANTED, metadata=labels)
+    handle = await client.run_accepted("s", script({"text": PLANTED}, {"wait": "never"}))
+    await client.cancel("s", reason=f"{PLANTED} reason")
+    assert (await handle.completed(SECONDS)).state is RunState.CANCELLED
+    with pytest.raises(RunlaneError):
+        await anext(client.subscribe_run_complete(cursor=f"{PLANTED}-cursor"))
+
+
+@pytest.mark.sqlite("the name of a store has nothing to do with it")
+async def test_what_is_said_in_confidence_is_in_no_log_and_no_metric(tmp_path: Path) -> None:
+    access, port = tmp_path / "access.toml", a_free_port()
+    token = editing.add(access, "ci", tenant="acme", role=Role.ADMIN)
+    settings = (
+        *("--agent", "scripted", "--log-level", "debug", "--access", str(access)),
+        *("--metrics-listen", f"127.0.0.1:{port}"),
+    )
+    async with serving(tmp_path, *settings) as server:
+        async with Client(server.address, token=token) as client:
+            await say_much(client)
+        async with Client(server.address, token=f"{token}{PLANTED}") as stranger:
+            with pytest.raises(RunlaneError, match=r"credentials|caller"):
+                await stranger.get_run("x")
+        metrics = page(port)
+        assert await server.stop() == 0
+        told = server.log + metrics
+    # It does log, and it does count.
+    assert "RunService/RunAccepted" in told
+    assert "runlane_runs_ended_total" in told
+    secret = token.rpartition("_")[2]
+    assert PLANTED not in told
+    assert secret not in told
+
+
+@pytest.mark.sqlite("the name of a store has nothing to do with it")
+async def test_what_unexpected_errors_say_is_logged_where_that_is_asked_for(tmp_path: Path) -> None:
+    settings = ("--agent", "scripted", "--log-content")
+    async with serving(tmp_path, *settings) as server, Client(server.address) as client:
+        handle = await client.run_accepted("s", script({"crash": PLANTED}), allow_missing=True)
+        await handle.completed(SECONDS)
+        assert f"RuntimeError: {PLANTED}" in server.log
