@@ -30,6 +30,8 @@ from runlane.v1 import run_service_pb2_grpc
 from runlane_server.core.errors import StartError, StoreUnavailable
 from runlane_server.store import postgres_connection, postgres_writer
 from runlane_server.store.postgres import PostgresStore
+from runlane_server.store.postgres_connection import Connector
+from runlane_server.store.postgres_url import read_url
 from store.replicas import HOST, Replicas, replicas
 from store.story import Story
 
@@ -46,6 +48,14 @@ def pair() -> Iterator[Replicas]:
     """A primary and its standby. The last test here is the last one: it ends the primary."""
     with replicas() as made:
         yield made
+
+
+async def test_the_database_finds_out_who_is_gone_without_a_word(pair: Replicas) -> None:
+    """Who was cut off in the middle of a statement may have rows locked."""
+    connection = await Connector(read_url(pair.url)).connect()
+    for name, value in {"idle": "10", "interval": "5", "count": "3"}.items():
+        assert await connection.fetchval(f"SHOW tcp_keepalives_{name}") == value
+    await connection.close()
 
 
 # --- Finding the primary ------------------------------------------------------------------------

@@ -35,7 +35,19 @@ from runlane_server.rpc.runs import RunService
 from runlane_server.rpc.sessions import SessionService
 from runlane_server.rpc.tls import ServerTls
 
+MAX_CALLS = 4_096
+"""How many calls a connection may have at a time; each idle subscription takes about 26 KB."""
+
+MAX_METADATA = 16 << 10
+"""Bytes of metadata that a call may bring along: tokens of others may be of several KiB."""
+
 OPTIONS = (
+    ("grpc.max_concurrent_streams", MAX_CALLS),
+    # Between the two gRPC would refuse some calls at random.
+    ("grpc.max_metadata_size", MAX_METADATA),
+    ("grpc.absolute_max_metadata_size", MAX_METADATA),
+    # Who connects and says nothing is cut off; by itself gRPC would wait for two minutes.
+    ("grpc.server_handshake_timeout_ms", 10_000),
     # A peer that is gone is found out within 30 s. The timeout of the ping has to be set as well:
     # keepalive_timeout alone took 61 s where 3 were asked for.
     ("grpc.keepalive_time_ms", 20_000),

@@ -61,6 +61,11 @@ _SET = (
 _SETTINGS = {
     "statement_timeout": f"{STATEMENT_TIMEOUT:g}s",
     "timezone": "UTC",
+    # A node that is gone without a word may leave a transaction open, and rows locked: the database
+    # finds that out within half a minute, where its system would take hours.
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
     "jit": "off",
     # Every statement is a seek in an index. Where the tables were small when a plan was made, or
     # nobody has counted their rows yet, the planner would prefer to read them whole.
