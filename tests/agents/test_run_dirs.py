@@ -51,6 +51,8 @@ async def test_each_run_has_its_own(tmp_path: Path) -> None:
         await other.said("\n")
         assert [Path(text.strip()) for text in sorted([one.text, other.text])] == runs_in(tmp_path)
         assert one.text != other.text
+        await one.cancel()
+        await other.cancel()
 
 
 async def test_without_a_parent_it_is_among_the_temporary_files() -> None:

@@ -12,7 +12,7 @@ from e2e.process import SECONDS, serving
 from e2e.wire import Wire, check_turn
 from runlane import Client, FinishReason, RunComplete, RunHandle, RunState, TextDelta
 
-CANCELS = 240
+CANCELS = 160
 """How many cancels of a kind are sent in the instant in which their run was accepted; there are
 three kinds."""
 
