@@ -7,12 +7,12 @@ python docs/api_reference.py --check    only tells whether it is fresh: exit cod
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from generated import main
 from google.protobuf.descriptor_pb2 import (
     DescriptorProto,
     EnumDescriptorProto,
@@ -185,17 +185,5 @@ def _link(full_name: str) -> str:
     return f"[{ours}](#{anchor})"
 
 
-def main() -> None:
-    """Writes the reference, or checks it."""
-    parser = argparse.ArgumentParser(description="The reference of the API.")
-    parser.add_argument("--check", action="store_true", help="only tell whether it is fresh")
-    told = parser.parse_args()
-    fresh = page(described()).rstrip() + "\n"
-    if not told.check:
-        PAGE.write_text(fresh, encoding="utf-8")
-    elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != fresh:
-        sys.exit("docs/api.md is stale: run docs/api_reference.py")
-
-
 if __name__ == "__main__":
-    main()
+    main(PAGE, lambda _: page(described()).rstrip() + "\n", "The reference")

@@ -7,14 +7,13 @@ python docs/metrics_table.py --check    only tells whether it is fresh: exit cod
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
+
+from generated import between, main
 
 from runlane_server.metrics import Metrics, NodeState
 
 PAGE = Path(__file__).with_name("operations.md")
-BEGIN, END = "<!-- metrics:begin -->", "<!-- metrics:end -->"
 
 _STATE = NodeState(
     version="",
@@ -55,25 +54,8 @@ def table() -> str:
 
 def written(page: str) -> str:
     """The page with a fresh table. Raises ValueError where it has no place for one."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{PAGE.name} has no {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
-
-
-def main() -> None:
-    """Writes the table, or checks it."""
-    parser = argparse.ArgumentParser(description="The table of metrics.")
-    parser.add_argument("--check", action="store_true", help="only tell whether it is fresh")
-    told = parser.parse_args()
-    page = PAGE.read_text(encoding="utf-8")
-    fresh = written(page)
-    if not told.check:
-        PAGE.write_text(fresh, encoding="utf-8")
-    elif page != fresh:
-        sys.exit("The table in docs/operations.md is stale: run docs/metrics_table.py")
+    return between(page, "metrics", table())
 
 
 if __name__ == "__main__":
-    main()
+    main(PAGE, written, "The table of metrics")

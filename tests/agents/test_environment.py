@@ -24,7 +24,7 @@ SECRETS = {
     "LC_": "is no locale",
     "PATH_TO_KEY": "/etc/key",
     "MY_PATH": "/opt",
-    "HOME": "/home/runlane",
+    "HOME": "/nowhere/home",
     "TMPDIR": "/srv/tmp",
 }
 
@@ -75,11 +75,11 @@ async def test_what_is_listed_is_there_too(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_what_is_listed_goes_before_what_is_passed() -> None:
-    server = {"PATH": "/bin", "HOME": "/home/runlane", "TZ": "UTC"}
+    server = {"PATH": "/bin", "HOME": "/nowhere/home", "TZ": "UTC"}
     found = environment(server, ["HOME,TMPDIR", "TZ=Europe/Berlin"], TOLD, Path("/run/1"))
     assert found == {
         "PATH": "/bin",
-        "HOME": "/home/runlane",
+        "HOME": "/nowhere/home",
         "TMPDIR": "/run/1",  # the server has none
         "TZ": "Europe/Berlin",
         **TOLD,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -160,30 +158,3 @@ def test_names_follow_the_conventions() -> None:
 def test_a_page_has_no_label_of_a_tenant_a_session_or_a_run() -> None:
     assert "finish_reason" in LABELS
     assert not LABELS & {"tenant", "session", "session_id", "run", "run_id"}
-
-
-# --- The table in the documentation -------------------------------------------------------------
-
-
-def _table(script: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, script, "--check"], capture_output=True, text=True, check=False
-    )
-
-
-def test_the_table_is_fresh() -> None:
-    checked = _table(ROOT / "docs" / "metrics_table.py")
-    assert checked.returncode == 0, checked.stderr
-
-
-def test_a_stale_table_is_told_and_written_anew(tmp_path: Path) -> None:
-    for name in ("metrics_table.py", "operations.md"):
-        (tmp_path / name).write_text((ROOT / "docs" / name).read_text())
-    page, script = tmp_path / "operations.md", tmp_path / "metrics_table.py"
-    fresh = page.read_text()
-    page.write_text(fresh.replace("Runs accepted, durably.", "Runs accepted."))
-    checked = _table(script)
-    assert checked.returncode == 1
-    assert "stale" in checked.stderr
-    subprocess.run([sys.executable, script], check=True)
-    assert page.read_text() == fresh

@@ -1,0 +1,51 @@
+"""The parts of the documentation that are written by scripts are what the scripts would write."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+PAGES = [
+    ("lane_diagram.py", "architecture.md", "queued --> folded: fold\n"),
+    ("metrics_table.py", "operations.md", "Runs accepted, durably."),
+    ("api_reference.py", "api.md", "Waits for a run to end."),
+]
+"""Which script writes which page, and a piece of what it writes."""
+
+
+def _run(folder: Path, script: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, folder / "docs" / script, *flags],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(("script", "page", "piece"), PAGES)
+def test_a_page_is_fresh(script: str, page: str, piece: str) -> None:
+    checked = _run(ROOT, script, "--check")
+    assert checked.returncode == 0, checked.stderr
+
+
+@pytest.mark.parametrize(("script", "page", "piece"), PAGES)
+def test_a_stale_page_is_told_and_written_anew(
+    tmp_path: Path, script: str, page: str, piece: str
+) -> None:
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    shutil.copytree(ROOT / "proto", tmp_path / "proto")
+    copy = tmp_path / "docs" / page
+    fresh = copy.read_text()
+    assert piece in fresh
+    copy.write_text(fresh.replace(piece, ""))
+    checked = _run(tmp_path, script, "--check")
+    assert checked.returncode == 1
+    assert f"in docs/{page} is stale: run docs/{script}" in checked.stderr
+    assert _run(tmp_path, script).returncode == 0
+    assert copy.read_text() == fresh
