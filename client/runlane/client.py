@@ -132,6 +132,7 @@ class Client:
         max_attempts: int = 1,
         metadata: Mapping[str, str] = NO_LABELS,
         allow_missing: bool = False,
+        traceparent: str = "",
     ) -> RunHandle:
         """Hands a prompt to a session; returns as soon as the run is durable.
 
@@ -150,6 +151,8 @@ class Client:
             max_attempts: How often the run may be started, should its node be lost; 1 to 100.
             metadata: Labels of your own: at most 64, keys up to 128 bytes, values up to 4 KiB.
             allow_missing: Whether to create the session if there is none of that id.
+            traceparent: Where in a trace the caller is, as W3C Trace Context has it: the run is
+                made a part of that trace, and its agent is told of it.
 
         Raises:
             EmptyPrompt, SessionMissing, PromptTooLarge, InvalidArgument: The request is malformed.
@@ -172,7 +175,8 @@ class Client:
             allow_missing=allow_missing,
         )
         try:
-            response = await self._wire.call(self._wire.runs.RunAccepted, request)
+            extra = (("traceparent", traceparent),) if traceparent else ()
+            response = await self._wire.call(self._wire.runs.RunAccepted, request, extra=extra)
         except RunlaneError as error:
             if is_transient(error) or isinstance(error, DeadlineExceeded):
                 error.metadata = {**error.metadata, "run_id": request.run_id}

@@ -216,9 +216,11 @@ class Wire:
         *,
         timeout: float | None = None,
         repeat: Callable[[RunlaneError], bool] = errors.is_transient,
+        extra: Metadata = (),
     ) -> ResponseT:
         """Makes a call, and repeats it after errors for which `repeat` holds.
 
+        `extra` is sent along, beside what goes with every call.
         `timeout`, in seconds, bounds all attempts together with the pauses between them; None takes
         the client's. A call that is refused for a token which was renewed meanwhile is repeated
         once. Raises RunlaneError with the number of `attempts`.
@@ -232,7 +234,7 @@ class Wire:
             attempts += 1
             sent = self.metadata
             try:
-                return await self.once(method, request, deadline - clock(), sent)
+                return await self.once(method, request, deadline - clock(), sent + extra)
             except RunlaneError as error:
                 error.attempts = attempts
                 pause = backoff.next(error)

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from runlane_server.core.errors import EmptyPrompt, PromptTooLarge, RunlaneError
-from runlane_server.core.model import Prompt, Run, SessionKey
+from runlane_server.core.model import Micros, Prompt, Run, SessionKey
 from runlane_server.limits import Limits
 from runlane_server.store.base import Position
 
@@ -27,8 +27,8 @@ class AcceptedRun:
     From `begin_accepted` on the session is busy, and a cancel covers the run to come. `close` gives
     the reservation up if `run_accepted` has not used it; it may be called any number of times.
 
-    With a `refusal` nothing is reserved: it is for `run_accepted` to raise, unless the run is there
-    already. `over` is called once, when it is used or given up.
+    `began_at` is when it began. With a `refusal` nothing is reserved: it is for `run_accepted` to
+    raise, unless the run is there already. `over` is called once, when it is used or given up.
     """
 
     def __init__(
@@ -38,12 +38,14 @@ class AcceptedRun:
         token: str,
         release: Callable[[AcceptedRun], None],
         *,
+        began_at: Micros,
         over: Callable[[], None],
         refusal: RunlaneError | None = None,
     ) -> None:
         self.key = key
         self.run_id = run_id
         self.token = token
+        self.began_at = began_at
         self.refusal = refusal
         self._over = over
         self._release: Callable[[AcceptedRun], None] | None = release

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from runlane_server.core.model import RunRequest, SessionKey
-from runlane_server.core.transition import LaneRun
+from runlane_server.core.transition import LaneRun, Transition
 
 
 class Actions(Protocol):
     """What is done about a transition once it is committed."""
+
+    def committed(self, key: SessionKey, made: Transition) -> None:
+        """It is committed; what is done about it comes next."""
 
     def started(self, key: SessionKey, run: LaneRun, request: RunRequest | None) -> None:
         """A run became active here; with its request where that is at hand."""

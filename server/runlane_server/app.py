@@ -30,11 +30,13 @@ from runlane_server.executor import NodeSettings
 from runlane_server.feed import Feed
 from runlane_server.monitor import Monitor
 from runlane_server.node_address import of_worker, own_listen, reached_at
+from runlane_server.observer import Both
 from runlane_server.relay import Relay
 from runlane_server.retention import Retention, keepers
 from runlane_server.rpc.endpoint import Endpoint
 from runlane_server.store.base import StoreError
 from runlane_server.stores import open_store
+from runlane_server.tracing import Tracing
 
 log = structlog.get_logger()
 
@@ -106,6 +108,10 @@ async def serve(config: Config, worker: Worker | None = None) -> int:
             config.store.partition(":")[0],
             worker.number if worker else None,
         )
+        tracing = Tracing(
+            config.otlp_endpoint, ratio=config.trace_ratio, content=config.log_content
+        )
+        await closing.enter_async_context(tracing.exporting())
         agent = load_agent(config.agent, agent_settings(config))
         store = open_store(config.store)
         store.on_failure = orders.store_failed
@@ -113,13 +119,14 @@ async def serve(config: Config, worker: Worker | None = None) -> int:
         node = NodeSettings(lease=config.node_lease)
         feed = Feed(store)
         monitor.watch(store, feed)
+        observer = Both(monitor.observer, tracing.observer)
         coordinator = Coordinator(
             store,
             agent,
             feed,
             config.limits,
             node=node,
-            observer=monitor.observer,
+            observer=observer,
             quotas=entrance.quotas,
         )
         relay, peer_key = None, ""
@@ -133,7 +140,7 @@ async def serve(config: Config, worker: Worker | None = None) -> int:
             progress_interval=config.progress_interval,
             shares_port=worker is not None,
             relay=relay,
-            observer=monitor.observer,
+            observer=observer,
             tls=entrance.tls,
         )
         # Before anything is run: a server that finds its port taken must not touch the work.

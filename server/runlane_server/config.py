@@ -17,7 +17,7 @@ from runlane_server.command_options import COMMAND
 from runlane_server.entrance_options import ACCESS, ENTRANCE
 from runlane_server.limits import Limits
 from runlane_server.logs import FORMATS, LEVELS
-from runlane_server.option_types import Address, Duration
+from runlane_server.option_types import Address, Duration, HttpUrl
 
 _LARGEST_PART = 3 << 20
 """A prompt, or an attachment, has to fit into one message of gRPC's 4 MiB with its surroundings."""
@@ -44,6 +44,8 @@ class Config:
     node_tls_ca: str | None = None
     insecure_anywhere: bool = False
     metrics_listen: str | None = None
+    otlp_endpoint: str | None = None
+    trace_ratio: float = 1.0
     store: str = "sqlite:///runlane.db"
     agent: str = "echo"
     command_env: tuple[str, ...] = ()
@@ -85,18 +87,23 @@ def _read_file(ctx: click.Context, param: click.Parameter, value: Path | None) -
         raise click.BadParameter(f"{value}: {error.strerror}", ctx, param) from error
     except (ValueError, RecursionError) as error:
         raise click.BadParameter(f"{value}: {error}", ctx, param) from error
-    ctx.default_map = {key.replace("-", "_"): setting for key, setting in found.items()}
+    ctx.default_map = {key.replace("-", "_"): _as_text(value) for key, value in found.items()}
     if isinstance(lines := ctx.default_map.get("command_env"), str):
         ctx.default_map["command_env"] = lines.splitlines()
     for key, setting in found.items():
         if key.replace("-", "_") not in _SETTINGS:
             raise click.BadParameter(f"{value}: there is no setting {key!r}", ctx, param)
         kinds = "a text or a number"
-        fits = isinstance(setting, str | int) and not isinstance(setting, bool)
+        fits = isinstance(setting, str | int | float) and not isinstance(setting, bool)
         if key.replace("-", "_") in _SWITCHES:
             kinds, fits = "true or false", isinstance(setting, bool)
         if not fits:
             raise click.BadParameter(f"{value}: {key!r} has to be {kinds}", ctx, param)
+
+
+def _as_text(value: Any) -> Any:
+    """A number with a point as a text, as it comes by a flag: a bare one is no length of time."""
+    return str(value) if isinstance(value, float) else value
 
 
 _DEFAULT = Config()
@@ -156,6 +163,21 @@ _OPTIONS = (
         help="Where Prometheus finds /metrics; without a host on this machine only. With workers "
         "it is the first one's, and each has the next port. Needs the extra 'metrics'.",
         show_default="nowhere",
+    ),
+    click.option(
+        "--otlp-endpoint",
+        type=HttpUrl(),
+        default=_DEFAULT.otlp_endpoint,
+        metavar="URL",
+        help="The collector that runs are told to as traces, by OTLP over HTTP, such as "
+        "http://127.0.0.1:4318. Needs the extra 'traces'.",
+        show_default="none",
+    ),
+    click.option(
+        "--trace-ratio",
+        type=click.FloatRange(0, 1),
+        default=_DEFAULT.trace_ratio,
+        help="The share of the runs that are told whose caller is in no trace.",
     ),
     *ENTRANCE,
     _STORE,

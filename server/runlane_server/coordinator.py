@@ -178,13 +178,15 @@ class Coordinator:
         if refusal is not None:
             if not run_id:
                 raise refusal
-            return AcceptedRun(key, run_id, "", _nothing, over=_nothing, refusal=refusal)
+            return AcceptedRun(
+                key, run_id, "", _nothing, began_at=self._now(), over=_nothing, refusal=refusal
+            )
         run_id = run_id or self._new_id()
         token = str(next(self._tokens))
         self._lanes.send(key, lambda lane, _: rules.reserve(lane, token, run_id))
         self._accepts.begin(tenant)
         over = partial(self._accepts.end, tenant)
-        return AcceptedRun(key, run_id, token, self._release, over=over)
+        return AcceptedRun(key, run_id, token, self._release, began_at=self._now(), over=over)
 
     def _release(self, accepted: AcceptedRun) -> None:
         self._lanes.send(accepted.key, lambda lane, _: rules.release(lane, accepted.token))
@@ -224,6 +226,7 @@ class Coordinator:
             accepted.use()
             if not new:
                 return await self._accepted_before(accepted.key, request) or _gone(run.run_id)
+            self._observer.accepted(RunKey(accepted.key.tenant, run.run_id), run, accepted.began_at)
             self.stored.add(accepted.key.tenant, run_weight(request))
             return Acceptance(describe(accepted.key, run, request), position)
 

@@ -173,10 +173,15 @@ class Executor:
 
     # --- What the lanes ask for ---------------------------------------------------------------
 
+    def committed(self, key: SessionKey, made: Transition) -> None:
+        """Passes on what was committed."""
+        self._observer.changed(key, made)
+
     def started(self, key: SessionKey, run: LaneRun, request: RunRequest | None) -> None:
         """Starts the agent of a run that became active here."""
+        run_key = RunKey(key.tenant, run.run_id)
         runner = Runner(
-            Job(key, run, request),
+            Job(key, run, request, self._observer.handed(run_key, run)),
             agent=self._agent,
             store=self._store,
             lane=self,
@@ -184,7 +189,7 @@ class Executor:
             cancel_grace=self._limits.cancel_grace,
         )
         self._runners[key] = runner
-        self._observer.started(runner.job.run_key, run)
+        self._observer.started(run_key, run)
         supervisor = runner.start()
         self._supervisors.add(supervisor)
         supervisor.add_done_callback(lambda task: self._ended(runner, task))
@@ -298,6 +303,7 @@ class Executor:
 
     async def finish(self, job: Job, outcome: Outcome, events: int, cancelled: str | None) -> None:
         """Ends a run."""
+        self._observer.returned(job.run_key)
         complete: RunComplete = await self.lanes.post(
             job.key,
             lambda lane, at: rules.finish(
@@ -310,6 +316,7 @@ class Executor:
 
     async def hand_over(self, job: Job, outcome: Outcome, events: int) -> None:
         """Gives a run up, as this node stops."""
+        self._observer.returned(job.run_key)
         await self.lanes.post(
             job.key,
             lambda lane, at: rules.hand_over(lane, *job.attempt, outcome, at=at, events=events),

@@ -339,6 +339,8 @@ class Lanes:
         mailbox.lane = lane
         self.waiting.add(key.tenant, len(lane.waiting) - len(before.waiting))
         self.slots.settle(key, running=self._active_here(lane), startable=lane.startable)
+        if made.transition.durable:
+            self._actions.committed(key, made.transition)
         made.settle()
         self._remember(key, made.transition)
         if lane.active is not None and lane.active != before.active:

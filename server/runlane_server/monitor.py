@@ -14,7 +14,6 @@ from asyncio import StreamReader, StreamWriter
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 import structlog
@@ -24,6 +23,7 @@ from runlane_server.core.errors import StartError
 from runlane_server.feed import Feed
 from runlane_server.node_address import of_worker
 from runlane_server.observer import NOBODY, Observer
+from runlane_server.release import version_of_server
 from runlane_server.rpc.endpoint import Endpoint, split_address
 from runlane_server.store.base import Store
 
@@ -160,7 +160,7 @@ class _Node:
         self._coordinator = coordinator
         self._endpoint = endpoint
         self._store_kind = store_kind
-        self._version = _version()
+        self._version = version_of_server()
 
     def state(self) -> NodeState:
         """As it is now. Belongs to the event loop."""
@@ -189,13 +189,6 @@ class _Node:
         if member is None:
             return state
         return state._replace(lease=member.lease, beat_age=member.beat_age, alive=member.alive)
-
-
-def _version() -> str:
-    try:
-        return version("runlane")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _http(

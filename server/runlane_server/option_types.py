@@ -19,6 +19,9 @@ _SIZE = re.compile(r"(?P<number>\d+)(?P<unit>|KiB|MiB|GiB|TiB)")
 
 _LARGEST = (1 << 63) - 1
 
+_HTTP_URL = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
+"""Without a user: the log tells it."""
+
 
 class Duration(click.ParamType[float]):
     """A length of time with its unit: `500ms`, `30s`, `2m`, `12h`, `7d`; or `0`."""
@@ -67,6 +70,19 @@ class Address(click.ParamType[str]):
         if port is None and not self._unix:
             self.fail(f"{str(value)!r} is not of the form HOST:PORT", param, ctx)
         return str(value)
+
+
+class HttpUrl(click.ParamType[str]):
+    """Where a service is: `http://HOST[:PORT]` or `https://...`, without a path."""
+
+    name = "url"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The URL as it was given, without a slash at its end."""
+        text = str(value).rstrip("/")
+        if _HTTP_URL.fullmatch(text) is None:
+            self.fail(f"{str(value)!r} is not of the form http://HOST:PORT", param, ctx)
+        return text
 
 
 class Size(click.ParamType[int]):

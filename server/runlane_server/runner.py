@@ -33,6 +33,7 @@ from runlane_server.core.model import (
     SessionKey,
     clean_text,
 )
+from runlane_server.core.trace import in_log
 from runlane_server.core.transition import LaneRun, Outcome
 from runlane_server.core.turn import InvalidAgentEvent
 from runlane_server.limits import RETRY_PAUSE
@@ -70,11 +71,13 @@ class LaneAccess(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """An attempt of a run. `request` is None where it has to be read from the store."""
+    """An attempt of a run. `request` is None where it has to be read from the store; `trace` is the
+    place in a trace that the agent is given, empty for none."""
 
     key: SessionKey
     run: LaneRun
     request: RunRequest | None
+    trace: str = ""
 
     @property
     def run_key(self) -> RunKey:
@@ -156,7 +159,7 @@ class Runner:
     async def _supervise(self) -> None:
         run = self.job.run
         structlog.contextvars.bind_contextvars(
-            session_id=self.job.key.session_id, run_id=run.run_id
+            session_id=self.job.key.session_id, run_id=run.run_id, **in_log(self.job.trace)
         )
         log.debug("run started", attempt=run.attempt)
         work = self._working = asyncio.create_task(self._work())
@@ -291,6 +294,7 @@ class _Turn:
         self.attempt = job.run.attempt
         self.prompt = Prompt("")
         self.metadata: Mapping[str, str] = NO_LABELS
+        self.traceparent = job.trace
         self._job = job
         self._store = store
         self._fold = fold

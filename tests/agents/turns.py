@@ -33,6 +33,7 @@ class LocalTurn:
     run_id: str = "r1"
     attempt: int = 1
     metadata: Mapping[str, str] = field(default_factory=lambda: NO_LABELS)
+    traceparent: str = ""
 
     async def history(self) -> Sequence[Message]:
         """The messages it was made with."""

@@ -16,6 +16,7 @@ SHELL, TOP = 2, 4
 HEIGHT = {
     "core": 0,
     "metrics": 0,
+    "release": 0,
     "store": 1,
     "agents": 1,
     "rpc": 3,
@@ -26,6 +27,7 @@ HEIGHT = {
     "entrance": TOP,
     "entrance_options": TOP,
     "token_commands": TOP,
+    "tracing": TOP,
     "monitor": TOP,
     "node_address": TOP,
     "option_types": TOP,
@@ -44,6 +46,7 @@ PURE = {
     "functools",
     "hashlib",
     "itertools",
+    "re",
     "runlane_server",
     "types",
     "typing",

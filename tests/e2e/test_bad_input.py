@@ -239,6 +239,53 @@ CONTENT: list[Case] = [
         "PAGE_TOKEN_INVALID",
         ["page_token"],
     ),
+    # All that is wrong is told at once, an opaque field among it.
+    (
+        runs_pb.SubscribeRunCompleteRequest(session_ids=["a\n"], run_ids=[""], cursor="garbage"),
+        "CURSOR_INVALID",
+        ["session_ids[0]", "run_ids[0]", "cursor"],
+    ),
+    (
+        numbered(
+            runs_pb.ListRunsRequest(session_id=" ", page_size=-1, page_token="garbage"),  # noqa: S106
+            "states",
+            99,
+        ),
+        "PAGE_TOKEN_INVALID",
+        ["session_id", "states[0]", "page_size", "page_token"],
+    ),
+    (
+        sessions_pb.ListSessionsRequest(page_size=-1, page_token="garbage"),  # noqa: S106
+        "PAGE_TOKEN_INVALID",
+        ["page_size", "page_token"],
+    ),
+    (
+        sessions_pb.ListMessagesRequest(page_size=-1, page_token="garbage"),  # noqa: S106
+        "SESSION_MISSING",
+        ["session_id", "page_size", "page_token"],
+    ),
+    (
+        a_run(
+            session_id="\t",
+            prompt="",
+            attachments=[{"name": "n" * 256, "mime_type": "text"}, {"data": b"x"}, {}],
+            max_attempts=101,
+            metadata={"k" * 129: "v"},
+            timeout=Duration(seconds=-1),
+        ),
+        "EMPTY_PROMPT",
+        [
+            "session_id",
+            "prompt",
+            "attachments[0].name",
+            "attachments[0].mime_type",
+            "attachments[0]",
+            "attachments[2]",
+            "timeout",
+            "max_attempts",
+            f'metadata["{"k" * 32}..."] (key)',
+        ],
+    ),
 ]
 
 

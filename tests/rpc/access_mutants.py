@@ -306,7 +306,7 @@ REMOVED = (
     Removed(
         "a page token of another tenant is accepted",
         RunService,
-        "ListRuns",
+        "_page_tokens",
         '            "ListRuns",\n            tenant(),',
         '            "ListRuns",',
         "cursors",

@@ -36,6 +36,24 @@ def check_run(request: Message) -> object:
     return validate.run_accepted(request, LIMITS)
 
 
+def check_subscribe_run_complete(
+    request: run_service_pb2.SubscribeRunCompleteRequest,
+) -> EventFilter:
+    return validate.subscribe_run_complete(request, lambda: None)[0]
+
+
+def check_list_runs(request: run_service_pb2.ListRunsRequest) -> validate.RunsWanted:
+    return validate.list_runs(request, lambda _: None)[0]
+
+
+def check_list_sessions(request: session_service_pb2.ListSessionsRequest) -> int:
+    return validate.list_sessions(request, lambda: None)[0]
+
+
+def check_list_messages(request: session_service_pb2.ListMessagesRequest) -> int:
+    return validate.list_messages(request, lambda: None)[0]
+
+
 def text(content: str, **fields: str) -> run_pb2.Attachment:
     return run_pb2.Attachment(text=content, **fields)  # type: ignore[arg-type]
 
@@ -62,18 +80,18 @@ ID_FIELDS: list[tuple[str, Check, Callable[[str], Message]]] = [
     ("run_id", validate.cancel, lambda i: run_service_pb2.CancelRequest(run_id=i)),
     (
         "session_ids[1]",
-        validate.subscribe_run_complete,
+        check_subscribe_run_complete,
         lambda i: run_service_pb2.SubscribeRunCompleteRequest(session_ids=["a", i]),
     ),
     (
         "run_ids[1]",
-        validate.subscribe_run_complete,
+        check_subscribe_run_complete,
         lambda i: run_service_pb2.SubscribeRunCompleteRequest(run_ids=["a", i]),
     ),
     ("run_id", validate.subscribe_run, lambda i: run_service_pb2.SubscribeRunRequest(run_id=i)),
     ("run_id", validate.wait_run, lambda i: run_service_pb2.WaitRunRequest(run_id=i)),
     ("run_id", validate.get_run, lambda i: run_service_pb2.GetRunRequest(run_id=i)),
-    ("session_id", validate.list_runs, lambda i: run_service_pb2.ListRunsRequest(session_id=i)),
+    ("session_id", check_list_runs, lambda i: run_service_pb2.ListRunsRequest(session_id=i)),
     (
         "session_id",
         validate.create_session,
@@ -91,7 +109,7 @@ ID_FIELDS: list[tuple[str, Check, Callable[[str], Message]]] = [
     ),
     (
         "session_id",
-        validate.list_messages,
+        check_list_messages,
         lambda i: session_service_pb2.ListMessagesRequest(session_id=i),
     ),
 ]
@@ -245,7 +263,7 @@ TABLE: list[tuple[str, Check, Message, type[InvalidArgument], str]] = [
     *(
         (
             f"many {field}",
-            validate.subscribe_run_complete,
+            check_subscribe_run_complete,
             run_service_pb2.SubscribeRunCompleteRequest(**{field: ["x"] * 1001}),  # type: ignore[arg-type]
             InvalidArgument,
             field,
@@ -255,7 +273,7 @@ TABLE: list[tuple[str, Check, Message, type[InvalidArgument], str]] = [
     *(
         (
             f"empty entry of {field}",
-            validate.subscribe_run_complete,
+            check_subscribe_run_complete,
             run_service_pb2.SubscribeRunCompleteRequest(**{field: ["x", ""]}),  # type: ignore[arg-type]
             InvalidArgument,
             f"{field}[1]",
@@ -293,14 +311,14 @@ TABLE: list[tuple[str, Check, Message, type[InvalidArgument], str]] = [
     ),
     (
         "unspecified state",
-        validate.list_runs,
+        check_list_runs,
         run_service_pb2.ListRunsRequest(states=[1, 0]),  # type: ignore[list-item]
         InvalidArgument,
         "states[1]",
     ),
     (
         "unknown state",
-        validate.list_runs,
+        check_list_runs,
         run_service_pb2.ListRunsRequest(states=[9]),  # type: ignore[list-item]
         InvalidArgument,
         "states[0]",
@@ -308,10 +326,10 @@ TABLE: list[tuple[str, Check, Message, type[InvalidArgument], str]] = [
     *(
         (f"page size, {check.__name__}", check, request, InvalidArgument, "page_size")
         for check, request in (
-            (validate.list_runs, run_service_pb2.ListRunsRequest(page_size=-1)),
-            (validate.list_sessions, session_service_pb2.ListSessionsRequest(page_size=-1)),
+            (check_list_runs, run_service_pb2.ListRunsRequest(page_size=-1)),
+            (check_list_sessions, session_service_pb2.ListSessionsRequest(page_size=-1)),
             (
-                validate.list_messages,
+                check_list_messages,
                 session_service_pb2.ListMessagesRequest(session_id="s", page_size=-1),
             ),
         )
@@ -335,7 +353,7 @@ TABLE: list[tuple[str, Check, Message, type[InvalidArgument], str]] = [
         for check, request in (
             (validate.session_id, session_service_pb2.GetSessionRequest()),
             (validate.session_id, session_service_pb2.DeleteSessionRequest()),
-            (validate.list_messages, session_service_pb2.ListMessagesRequest()),
+            (check_list_messages, session_service_pb2.ListMessagesRequest()),
         )
     ),
 ]
@@ -384,7 +402,7 @@ def test_what_is_left_out_has_its_default() -> None:
     assert (wanted.run_id, wanted.when_busy, wanted.timeout) == ("", WhenBusy.QUEUE, None)
     assert (wanted.max_attempts, dict(wanted.metadata)) == (1, {})
     assert validate.wait_run(run_service_pb2.WaitRunRequest(run_id="r")) is None
-    nothing = validate.subscribe_run_complete(run_service_pb2.SubscribeRunCompleteRequest())
+    nothing = check_subscribe_run_complete(run_service_pb2.SubscribeRunCompleteRequest())
     assert nothing == EventFilter()
     assert nothing.everything
 
@@ -427,7 +445,7 @@ def test_a_moment_is_not_nothing() -> None:
 )
 def test_page_sizes(asked: int, given: int) -> None:
     request = run_service_pb2.ListRunsRequest(page_size=asked)
-    assert validate.list_runs(request).page_size == given
+    assert check_list_runs(request).page_size == given
 
 
 @pytest.mark.parametrize(
@@ -447,7 +465,7 @@ def test_scopes_of_a_cancel(fields: dict[str, Any], scope: CancelScope) -> None:
 
 def test_which_runs_are_listed() -> None:
     request = run_service_pb2.ListRunsRequest(states=[1, 8, 8])  # type: ignore[list-item]
-    wanted = validate.list_runs(request)
+    wanted = check_list_runs(request)
     assert wanted.states == {RunState.ACCEPTED, RunState.FAILED}
     assert wanted.session_id is None
 

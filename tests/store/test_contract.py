@@ -92,8 +92,10 @@ async def test_lane_is_read_back_after_each_step(store: Store, story: Story) -> 
     async def same() -> None:
         assert await store.load_lane(story.key) == story.lane
 
-    await story.accept("a", request("f", when_busy=WhenBusy.FOLD), "b", "c")
+    traced = request("f", when_busy=WhenBusy.FOLD)._replace(trace=f"00-{'a' * 32}-{'b' * 16}-01")
+    await story.accept("a", traced, "b", "c")
     await same()
+    assert story.lane.waiting[1].trace == traced.trace
     await story.start()
     await same()
     await story.append(TextDelta("x"), TextDelta("y"))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from runlane_server.store.pace import MAX_PAUSE, SAMPLE, Pace
+from runlane_server.store.pace import MAX_PAUSE, SAMPLE, SILENCE, Pace
 
 
 @dataclass
@@ -56,7 +56,18 @@ def test_in_between_it_waits_a_little() -> None:
 def test_it_stops_waiting_when_the_rush_is_over() -> None:
     clocks = Clocks()
     pace = Pace(clock=lambda: clocks.now, worked=lambda: clocks.worked)
-    for units in (*[50] * 100, *[1] * 40):
+    for units in (*[50] * 100, *[1] * 10):
         clocks.pass_by(SAMPLE / 10, 1.0)
         pace.went(units)
+    assert pace.pause() == 0
+
+
+def test_who_comes_when_the_rush_is_long_over_does_not_wait() -> None:
+    clocks = Clocks()
+    pace = Pace(clock=lambda: clocks.now, worked=lambda: clocks.worked)
+    for _ in range(100):
+        clocks.pass_by(SAMPLE / 10, 1.0)
+        pace.went(50)
+    assert pace.pause() == MAX_PAUSE
+    clocks.pass_by(SILENCE * 2, 0.0)
     assert pace.pause() == 0

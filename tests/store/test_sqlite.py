@@ -218,9 +218,12 @@ async def test_what_was_stored_before_it_was_counted_is_counted(path: Path) -> N
         assert counted > 6_000 + 25 + 1_000
     with closing(sqlite3.connect(path)) as db:
         db.execute("ALTER TABLE sessions DROP COLUMN stored_bytes")
+        db.execute("ALTER TABLE runs DROP COLUMN trace")
         db.execute("PRAGMA user_version = 2")
     async with SqliteStore(path) as store:
         assert await store.stored_bytes("tenant") == counted
+        # Nor were there traces.
+        assert await store.load_lane(story.key) == story.lane
 
 
 async def test_stored_bytes_are_summed_up_piece_by_piece(
@@ -270,7 +273,7 @@ async def test_newer_schema_is_refused(path: Path) -> None:
         pass
     with closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA user_version = 999")
-    assert "newer Runlane (schema 999, known 3)" in await refusal(path)
+    assert "newer Runlane (schema 999, known 4)" in await refusal(path)
 
 
 async def test_file_that_is_no_database_is_refused(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -89,7 +90,8 @@ def run(
     With `-` as the prompt, or none in a pipe, it is read from stdin.
 
     Ctrl-C cancels the run and waits for its end; a second one leaves at once. If the connection is
-    lost the run goes on, and so does the output once the server is back.
+    lost the run goes on, and so does the output once the server is back. TRACEPARENT in the
+    environment is sent along.
 
     \b
     Exit codes: 0 completed, 1 failed, 130 cancelled (by whomever).
@@ -133,6 +135,12 @@ def _prompt(given: str | None, *, with_files: bool) -> str:
         raise click.UsageError("what is on stdin is not UTF-8; --attach takes any file") from error
 
 
+def _place_in_trace() -> str:
+    """What a traced script leaves in the environment of the commands it calls."""
+    place = os.environ.get("TRACEPARENT", "")
+    return place if place.isascii() and place.isprintable() else ""
+
+
 async def _run(client: Client, order: Order) -> int:
     view = RunView(as_json=order.as_json)
     with Interrupts() as interrupts, view:
@@ -145,6 +153,7 @@ async def _run(client: Client, order: Order) -> int:
             when_busy=order.when_busy,
             timeout=order.timeout,
             allow_missing=True,
+            traceparent=_place_in_trace(),
         )
         if order.session_id is None:
             view.note(f"session {handle.session_id}")

@@ -63,6 +63,11 @@ class Turn(Protocol):
     def metadata(self) -> Mapping[str, str]:
         """The caller's labels."""
 
+    @property
+    def traceparent(self) -> str:
+        """Where in a trace this is, to be sent along with requests (W3C Trace Context); empty for
+        no trace."""
+
     async def history(self) -> Sequence[Message]:
         """The transcript before this turn, the oldest message first."""
 

@@ -8,12 +8,12 @@ once more, and begin another round of the same turn.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from pydantic_ai import Agent as ModelAgent
-from pydantic_ai import AgentRun, CallToolsNode, ModelRequestNode
+from pydantic_ai import AgentRun, CallToolsNode, ModelRequestNode, RunContext
 from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.capabilities import ReinjectSystemPrompt
 from pydantic_ai.exceptions import (
@@ -55,6 +55,7 @@ from runlane_server.core.model import (
     ToolResult,
     Usage,
 )
+from runlane_server.core.trace import HEADER
 
 _Run: TypeAlias = AgentRun[Any, Any]
 
@@ -150,6 +151,8 @@ class _Round:
         async with agent.iter(
             user_content(prompts[0]),
             message_history=history or None,
+            # Is added to the settings that the agent has.
+            model_settings=_sent_along(self._turn),
             # The transcript has no system prompts; those of the agent stand at its head.
             capabilities=[ReinjectSystemPrompt()],
         ) as run:
@@ -210,6 +213,19 @@ class _Round:
             cache_write_tokens=now.cache_write_tokens - before.cache_write_tokens,
             requests=now.requests - before.requests,
         )
+
+
+def _sent_along(turn: Turn) -> Callable[[RunContext[Any]], ModelSettings] | None:
+    """The header of requests to the model that says where in a trace they are, beside those that
+    the agent has."""
+    if not turn.traceparent:
+        return None
+
+    def settings(context: RunContext[Any]) -> ModelSettings:
+        own = cast("Mapping[str, str]", (context.model_settings or {}).get("extra_headers") or {})
+        return ModelSettings(extra_headers={**own, HEADER: turn.traceparent})
+
+    return settings
 
 
 def _enqueue(run: _Run, prompts: Sequence[Prompt]) -> None:

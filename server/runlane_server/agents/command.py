@@ -34,7 +34,7 @@ from typing import Any
 import structlog
 
 from runlane_server.agents.base import AgentError, AgentEvent, Turn
-from runlane_server.agents.environment import TOLD, environment
+from runlane_server.agents.environment import PLACE, TOLD, environment
 from runlane_server.agents.guardian import Guardian
 from runlane_server.agents.launcher import ResourceLimits, launched
 from runlane_server.agents.program import Program
@@ -156,6 +156,8 @@ class CommandAgent:
     def _spawn(self, turn: Turn, stdin: bytes, home: Path) -> Program:
         settings = self._settings
         told = dict(zip(TOLD, (turn.session_id, turn.run_id, str(turn.attempt)), strict=True))
+        if turn.traceparent:
+            told[PLACE] = turn.traceparent
         env = environment(os.environ, settings.env, told, home)
         try:
             program = Program(

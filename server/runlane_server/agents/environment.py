@@ -8,6 +8,7 @@ of the store, tokens, the keys of providers. So a program gets
     HOME, TMPDIR            its private directory: what it leaves there goes with the run, and what
                             is in the server's home is not found by accident
     RUNLANE_...             which run it works on (see `agents.command`)
+    TRACEPARENT             where in a trace that is, if it is in one
 
 and what the operator lists, which goes before all but the last.
 """
@@ -20,6 +21,9 @@ from pathlib import Path
 
 TOLD = ("RUNLANE_SESSION_ID", "RUNLANE_RUN_ID", "RUNLANE_ATTEMPT")
 """What every program is told of its run."""
+
+PLACE = "TRACEPARENT"
+"""Where in a trace a program is."""
 
 _SETTING = "RUNLANE_"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

@@ -403,6 +403,7 @@ class _Edit:
             rank=waiting[0].rank - 1 if at_head and waiting else seq,
             timeout=request.timeout,
             max_attempts=request.max_attempts,
+            trace=request.trace,
         )
         run = self._tell(run, Accepted(seq))
         self._accept_seq = seq

@@ -176,7 +176,8 @@ class Prompt:
 
 
 class RunRequest(NamedTuple):
-    """What a caller asks for with RunAccepted. `timeout` is in microseconds of activity."""
+    """What a caller asks for with RunAccepted. `timeout` is in microseconds of activity; `trace`
+    is the caller's place in a trace (see `core.trace`), empty without one."""
 
     run_id: str
     prompt: Prompt
@@ -184,6 +185,7 @@ class RunRequest(NamedTuple):
     timeout: Micros | None = None
     max_attempts: int = 1
     metadata: Mapping[str, str] = NO_LABELS
+    trace: str = ""
 
 
 class RunComplete(NamedTuple):

@@ -28,8 +28,8 @@ class LaneRun(NamedTuple):
     """A run as far as its lane needs to know it. Its prompt stays in the store.
 
     `rank` orders the waiting runs; `turn` is its place in the transcript, 0 before it has one;
-    `events` counts the events it has so far; `host` is the node where it is active, if the store is
-    shared by several.
+    `events` counts the events it has so far; `trace` is where in a trace its caller is; `host` is
+    the node where it is active, if the store is shared by several.
     """
 
     run_id: str
@@ -46,6 +46,7 @@ class LaneRun(NamedTuple):
     started_at: Micros | None = None
     folded_into: str = ""
     cancel_reason: str = ""
+    trace: str = ""
     host: str = ""
 
 

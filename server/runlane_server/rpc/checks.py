@@ -38,6 +38,7 @@ _MIME_TYPE = re.compile(rf"{_TOKEN}/{_TOKEN}(?:\s*;[ -~]*)?")
 _PLAIN_ID = re.compile(r"[A-Za-z0-9_.:-]*")
 
 Known = TypeVar("Known")
+Read = TypeVar("Read")
 
 
 class Checks:
@@ -52,6 +53,19 @@ class Checks:
         if self._violations:
             message = "; ".join(f"{wrong.field}: {wrong.description}" for wrong in self._violations)
             raise self._kind(message, violations=self._violations)
+
+    def done_with(self, read: Callable[[], Read]) -> Read:
+        """What `read` makes of the rest of the request; raises what it refuses along with the
+        violations that there are."""
+        try:
+            value = read()
+        except InvalidArgument as error:
+            for violation in error.violations:
+                self.wrong(violation.field, violation.description, type(error))
+            self.done()
+            raise
+        self.done()
+        return value
 
     def wrong(
         self, field: str, description: str, kind: type[InvalidArgument] = InvalidArgument

@@ -17,6 +17,7 @@ from runlane_server.access.caller import CALLER, tenant
 from runlane_server.coordinator import Coordinator
 from runlane_server.core.errors import CursorCompacted, Draining, InvalidArgument
 from runlane_server.core.model import Micros, Run, RunComplete, RunKey
+from runlane_server.core.trace import in_log, sent_place
 from runlane_server.relay import Relay
 from runlane_server.rpc import convert, validate
 from runlane_server.rpc.cursor import Cursors
@@ -62,13 +63,16 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
     ) -> pb.RunAcceptedResponse:
         """R1 to R6."""
         wanted = validate.run_accepted(request, self._coordinator.limits)
+        trace = sent_place(context.invocation_metadata() or ())
         with self._coordinator.begin_accepted(
             request.session_id, wanted.run_id, tenant=tenant()
         ) as accepted:
-            bind_contextvars(session_id=accepted.session_id, run_id=accepted.run_id)
+            bind_contextvars(
+                session_id=accepted.session_id, run_id=accepted.run_id, **in_log(trace)
+            )
             acceptance = await self._coordinator.run_accepted(
                 accepted,
-                wanted._replace(run_id=accepted.run_id),
+                wanted._replace(run_id=accepted.run_id, trace=trace),
                 allow_missing=request.allow_missing,
             )
         return pb.RunAcceptedResponse(
@@ -118,11 +122,12 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         self, request: pb.SubscribeRunCompleteRequest, context: Context
     ) -> None:
         """R21 to R25."""
-        wanted = validate.subscribe_run_complete(request)
+        wanted, start = validate.subscribe_run_complete(request, lambda: self._start(request))
         if request.from_beginning:
             # Another node may have removed what the beginning was.
             await self._store.catch_up()
-        place = _Place(self._start(request))
+            start = self._start(request)
+        place = _Place(start)
         async with self._told_of_its_end(place):
             if place.at > self._feed.position:
                 # A cursor of another node may be ahead of what this one was told.
@@ -223,15 +228,10 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
         """Lists runs."""
-        wanted = validate.list_runs(request)
-        tokens = PageTokens(
-            self._store.store_id,
-            "ListRuns",
-            tenant(),
-            wanted.session_id or "",
-            *sorted(wanted.states),
+        wanted, place = validate.list_runs(
+            request, lambda these: self._page_tokens(these).decode(request.page_token, 1)
         )
-        place = tokens.decode(request.page_token, 1)
+        tokens = self._page_tokens(wanted)
 
         async def fetch(after: int | None, count: int) -> Page[Run, int]:
             return await self._store.list_runs(
@@ -248,6 +248,15 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         return pb.ListRunsResponse(
             runs=page.items,
             next_page_token="" if page.next is None else tokens.encode(page.next),
+        )
+
+    def _page_tokens(self, wanted: validate.RunsWanted) -> PageTokens:
+        return PageTokens(
+            self._store.store_id,
+            "ListRuns",
+            tenant(),
+            wanted.session_id or "",
+            *sorted(wanted.states),
         )
 
 

@@ -64,9 +64,10 @@ class SessionService(session_service_pb2_grpc.SessionServiceServicer):
         self, request: pb.ListSessionsRequest, context: Context
     ) -> pb.ListSessionsResponse:
         """Lists sessions."""
-        page_size = validate.list_sessions(request)
         tokens = PageTokens(self._store.store_id, "ListSessions", tenant())
-        place = tokens.decode(request.page_token, 1)
+        page_size, place = validate.list_sessions(
+            request, lambda: tokens.decode(request.page_token, 1)
+        )
 
         async def fetch(after: int | None, count: int) -> Page[Session, int]:
             return await self._store.list_sessions(tenant(), after=after, limit=count)
@@ -83,9 +84,10 @@ class SessionService(session_service_pb2_grpc.SessionServiceServicer):
         self, request: pb.ListMessagesRequest, context: Context
     ) -> pb.ListMessagesResponse:
         """Lists the transcript of a session."""
-        page_size = validate.list_messages(request)
         tokens = PageTokens(self._store.store_id, "ListMessages", tenant(), request.session_id)
-        place = tokens.decode(request.page_token, len(Mark._fields))
+        page_size, place = validate.list_messages(
+            request, lambda: tokens.decode(request.page_token, len(Mark._fields))
+        )
         start = None if place is None else Mark(*place)
         await self._session(request.session_id)
         page = await self._store.list_messages(

@@ -1,13 +1,15 @@
 """What requests have to be like: everything is checked before anything is done.
 
 A function for each request: it returns what the call needs of it, in the terms of the domain, or
-raises InvalidArgument with every violation.
+raises InvalidArgument with every violation. Where a request has a cursor or a page token, `read` is
+what makes something of it; what it refuses is told along with the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from runlane.v1 import run_pb2, run_service_pb2, session_service_pb2
 from runlane_server.core.errors import EmptyPrompt, PromptTooLarge, SessionMissing
@@ -23,6 +25,8 @@ from runlane_server.rpc.checks import (
     utf8_size,
 )
 from runlane_server.store.base import EventFilter
+
+Read = TypeVar("Read")
 
 
 def run_accepted(request: run_service_pb2.RunAcceptedRequest, limits: Limits) -> RunRequest:
@@ -112,13 +116,15 @@ def cancel_all(request: run_service_pb2.CancelAllRequest) -> None:
     checks.done()
 
 
-def subscribe_run_complete(request: run_service_pb2.SubscribeRunCompleteRequest) -> EventFilter:
-    """Which terminal events are wanted. The cursor is read by `rpc.cursor`."""
+def subscribe_run_complete(
+    request: run_service_pb2.SubscribeRunCompleteRequest, read: Callable[[], Read]
+) -> tuple[EventFilter, Read]:
+    """Which terminal events are wanted, and from where on: the cursor is for `read`."""
     checks = Checks()
     checks.identifiers("session_ids", request.session_ids)
     checks.identifiers("run_ids", request.run_ids)
-    checks.done()
-    return EventFilter(frozenset(request.session_ids), frozenset(request.run_ids))
+    start = checks.done_with(read)
+    return EventFilter(frozenset(request.session_ids), frozenset(request.run_ids)), start
 
 
 def subscribe_run(request: run_service_pb2.SubscribeRunRequest) -> None:
@@ -156,8 +162,10 @@ class RunsWanted:
     page_size: int
 
 
-def list_runs(request: run_service_pb2.ListRunsRequest) -> RunsWanted:
-    """Which runs to list. The page token is read by `rpc.page`."""
+def list_runs(
+    request: run_service_pb2.ListRunsRequest, read: Callable[[RunsWanted], Read]
+) -> tuple[RunsWanted, Read]:
+    """Which runs to list, and from where on: the page token is for `read`."""
     checks = Checks()
     checks.identifier("session_id", request.session_id)
     checks.count("states", request.states)
@@ -166,8 +174,8 @@ def list_runs(request: run_service_pb2.ListRunsRequest) -> RunsWanted:
         for n, state in enumerate(request.states)
     )
     page_size = checks.page_size(request.page_size)
-    checks.done()
-    return RunsWanted(request.session_id or None, states, page_size)
+    wanted = RunsWanted(request.session_id or None, states, page_size)
+    return wanted, checks.done_with(lambda: read(wanted))
 
 
 def create_session(request: session_service_pb2.CreateSessionRequest) -> None:
@@ -188,18 +196,20 @@ def session_id(
     checks.done()
 
 
-def list_sessions(request: session_service_pb2.ListSessionsRequest) -> int:
-    """How many sessions to list."""
+def list_sessions(
+    request: session_service_pb2.ListSessionsRequest, read: Callable[[], Read]
+) -> tuple[int, Read]:
+    """How many sessions to list, and from where on: the page token is for `read`."""
     checks = Checks()
     page_size = checks.page_size(request.page_size)
-    checks.done()
-    return page_size
+    return page_size, checks.done_with(read)
 
 
-def list_messages(request: session_service_pb2.ListMessagesRequest) -> int:
-    """How many messages to list."""
+def list_messages(
+    request: session_service_pb2.ListMessagesRequest, read: Callable[[], Read]
+) -> tuple[int, Read]:
+    """How many messages to list, and from where on: the page token is for `read`."""
     checks = Checks()
     checks.session_id(request.session_id)
     page_size = checks.page_size(request.page_size)
-    checks.done()
-    return page_size
+    return page_size, checks.done_with(read)

@@ -24,8 +24,12 @@ IDLE, BUSY = 0.40, 0.75
 ALONE, MANY = 1.25, 4.0
 """The same for the units that lately went together: where nobody comes nobody is waited for."""
 
-MEMORY = 8
-"""Over how many times the number of units is smoothed."""
+MEMORY, FORGETTING = 8, 2
+"""Over how many times the number of units is smoothed while it grows, and while it shrinks: whoever
+comes alone after a rush is not to wait for what is over."""
+
+SILENCE = 0.25
+"""Seconds without any after which all that was learned is of another time."""
 
 
 class Pace:
@@ -41,20 +45,22 @@ class Pace:
         self._longest = longest
         self._clock = clock
         self._work = worked
-        self._since = clock()
+        self._since = self._last = clock()
         self._worked = worked()
         self._share = 0.0
         self._company = 1.0
 
     def pause(self) -> float:
         """Seconds to wait before the next one; 0 unless that pays."""
+        if self._clock() - self._last > SILENCE:
+            self._company = 1.0
         company = _between(self._company, ALONE, MANY)
         return self._longest * company * _between(self._share, IDLE, BUSY) if company else 0.0
 
     def went(self, units: int) -> None:
         """Learns that so many units went together."""
-        self._company += (units - self._company) / MEMORY
-        now = self._clock()
+        self._company += (units - self._company) / (MEMORY if units > self._company else FORGETTING)
+        now = self._last = self._clock()
         if now - self._since >= SAMPLE:
             worked = self._work()
             self._share = (worked - self._worked) / (now - self._since)

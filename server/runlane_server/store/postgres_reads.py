@@ -107,6 +107,7 @@ def _lane_run(row: Record) -> LaneRun:
         started_at=row["started_at"],
         folded_into=unescape(row["folded_into"]),
         cancel_reason=unescape(row["cancel_reason"]),
+        trace=row["trace"] or "",
         host=unescape(row["host"]),
     )
 

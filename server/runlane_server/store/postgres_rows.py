@@ -226,6 +226,7 @@ def _new_run(tenant: str, session_id: str, change: RunChange, request: RunReques
         encode_metadata(request.metadata),
         request.prompt.fingerprint,
         escape(request.prompt.excerpt),
+        request.trace or None,
     )
 
 

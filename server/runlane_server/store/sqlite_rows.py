@@ -222,6 +222,7 @@ def _request_values(change: RunChange, request: RunRequest) -> Row:
         len(prompt.attachments),
         prompt.fingerprint,
         prompt.excerpt,
+        request.trace or None,
     )
 
 

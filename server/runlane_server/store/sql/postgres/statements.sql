@@ -82,7 +82,7 @@ SELECT
     sessions.version, sessions.accept_seq AS lane_accept_seq, sessions.turn AS lane_turn,
     runs.run_id, runs.accept_seq, runs.state, runs.when_busy, runs.accepted_at, runs.rank,
     runs.timeout, runs.max_attempts, runs.attempt, runs.turn, runs.started_at, runs.folded_into,
-    runs.cancel_reason, runs.host,
+    runs.cancel_reason, runs.host, runs.trace,
     (
         SELECT coalesce(max(idx), 0) FROM run_events
         WHERE run_events.tenant = runs.tenant AND run_events.run_id = runs.run_id

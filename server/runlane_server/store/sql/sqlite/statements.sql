@@ -64,8 +64,8 @@ DELETE FROM runs WHERE tenant = ? AND session_id = ?;
 INSERT INTO runs (
     state, rank, turn, attempt, started_at, folded_into, cancel_reason, tenant, run_id, session_id,
     accept_seq, when_busy, timeout, max_attempts, accepted_at, metadata, attachments,
-    prompt_fingerprint, prompt_head
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+    prompt_fingerprint, prompt_head, trace
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: update_run
 -- Without the columns of its end, on which two indexes depend.
@@ -215,7 +215,7 @@ SELECT
         SELECT coalesce(max(idx), 0) FROM run_events
         WHERE run_events.tenant = runs.tenant AND run_events.run_id = runs.run_id
     ),
-    started_at, folded_into, cancel_reason
+    started_at, folded_into, cancel_reason, coalesce(trace, '')
 FROM sessions LEFT JOIN runs INDEXED BY runs_open
     ON runs.tenant = sessions.tenant AND runs.session_id = sessions.session_id
         AND ended_at IS NULL

@@ -1,0 +1,88 @@
+"""Places in traces: what W3C Trace Context takes for one, and the spans that follow from a run."""
+
+from __future__ import annotations
+
+import pytest
+
+from runlane_server.core.model import RunKey
+from runlane_server.core.trace import Place, RunTrace, in_log, place_of, sent_place
+
+TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+SENT = f"00-{TRACE}-{SPAN}-01"
+KEY = RunKey("acme", "r1")
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        (SENT, Place(TRACE, SPAN, sampled=True)),
+        (f"00-{TRACE}-{SPAN}-00", Place(TRACE, SPAN, sampled=False)),
+        (f"00-{TRACE}-{SPAN}-02", Place(TRACE, SPAN, sampled=False)),
+        (f"00-{TRACE}-{SPAN}-ff", Place(TRACE, SPAN, sampled=True)),
+        # A later version may say more behind it.
+        (f"cc-{TRACE}-{SPAN}-01", Place(TRACE, SPAN, sampled=True)),
+        (f"cc-{TRACE}-{SPAN}-01-more", Place(TRACE, SPAN, sampled=True)),
+    ],
+)
+def test_what_is_a_place(text: str, place: Place) -> None:
+    assert place_of(text) == place
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "hello",
+        f"ff-{TRACE}-{SPAN}-01",
+        f"00-{TRACE}-{SPAN}-01-more",
+        f"cc-{TRACE}-{SPAN}-01.more",
+        f"00-{TRACE.upper()}-{SPAN}-01",
+        f"00-{TRACE[1:]}-{SPAN}-01",
+        f"00-{TRACE}-{SPAN}0-01",
+        f"00-{'0' * 32}-{SPAN}-01",
+        f"00-{TRACE}-{'0' * 16}-01",
+        f"00-{TRACE}-{SPAN}-1",
+        f"{SENT}\n",
+        f" {SENT}",
+        f"00-{TRACE[:-1]}\u0665-{SPAN}-01",
+    ],
+)
+def test_what_is_none(text: str) -> None:
+    assert place_of(text) is None
+    assert sent_place([("traceparent", text)]) == ""
+
+
+def test_a_place_is_kept_as_this_version_writes_it() -> None:
+    assert sent_place([("x", "y"), ("traceparent", f"cc-{TRACE}-{SPAN}-ff-more")]) == SENT
+    assert sent_place([("x", "y")]) == ""
+    assert in_log(SENT) == {"trace_id": TRACE}
+    assert in_log("") == {}
+
+
+def test_the_trace_of_a_run_is_that_of_its_caller() -> None:
+    trace = RunTrace.of(KEY, SENT, 0)
+    assert (trace.trace_id, trace.parent, trace.sampled) == (TRACE, SPAN, True)
+    assert not RunTrace.of(KEY, f"00-{TRACE}-{SPAN}-00", 1).sampled
+
+
+def test_the_spans_of_a_run_are_the_same_on_every_node_and_its_own() -> None:
+    spans = {
+        RunTrace.of(key, sent, 1).span(name)
+        for key in (KEY, RunKey("acme", "r2"), RunKey("other", "r1"))
+        for sent in (SENT, "")
+        for name in ("run", "agent 1", "agent 2")
+    }
+    assert len(spans) == 18
+    assert RunTrace.of(RunKey("acme", "r1"), SENT, 1).span("run") in spans
+    assert len({(place.trace_id, place.span_id) for place in spans}) == 18
+    assert all(place_of(str(place)) == place for place in spans)
+
+
+def test_the_share_of_runs_without_a_caller_s_trace() -> None:
+    def share(ratio: float) -> float:
+        keys = [RunKey("acme", f"r{n}") for n in range(2_000)]
+        return sum(RunTrace.of(key, "", ratio).sampled for key in keys) / len(keys)
+
+    assert share(0) == 0
+    assert share(1) == 1
+    assert 0.2 < share(0.25) < 0.3
