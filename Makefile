@@ -13,7 +13,7 @@ PROTOS := $(wildcard proto/runlane/v1/*.proto)
 GENERATED := client/runlane/v1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-postgres bench check-lane sim crash nodes soak check lint types check-proto check-docs proto docs format constraints clean
+.PHONY: help run test test-postgres bench check-lane sim crash nodes soak check lint types check-proto check-docs proto docs format audit constraints clean
 
 help: ## Lists the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -76,6 +76,11 @@ docs: $(READY) ## Writes the generated parts of the docs
 	$(BIN)/python docs/lane_diagram.py
 	$(BIN)/python docs/api_reference.py
 	$(BIN)/python docs/metrics_table.py
+
+audit: ## Asks the advisories of the package index about every version in constraints.txt
+	$(PYTHON) -m venv .cache/audit-venv
+	.cache/audit-venv/bin/pip install --quiet --disable-pip-version-check pip-audit
+	.cache/audit-venv/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
 
 format: $(READY) ## Formats code and proto
 	$(BIN)/ruff check --fix .

@@ -169,8 +169,8 @@ _OPTIONS = (
         type=HttpUrl(),
         default=_DEFAULT.otlp_endpoint,
         metavar="URL",
-        help="The collector that runs are told to as traces, by OTLP over HTTP, such as "
-        "http://127.0.0.1:4318. Needs the extra 'traces'.",
+        help="The collector that runs are told to as traces, by OTLP over gRPC, such as "
+        "http://127.0.0.1:4317. Needs the extra 'traces'.",
         show_default="none",
     ),
     click.option(

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from types import MappingProxyType
+from typing import Final, NamedTuple, TypeAlias
 
 from runlane_server.core.model import Micros, RunComplete, RunKey, RunState, SessionKey
 from runlane_server.core.trace import Place, RunTrace
@@ -25,21 +26,25 @@ from runlane_server.observer import Observer
 
 Attributes: TypeAlias = Mapping[str, str | int]
 
+NO_ATTRIBUTES: Final[Attributes] = MappingProxyType({})
+
 ACCEPT: Final = "accept"
 RUN: Final = "run"
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """Something that took a while. `parent` is the id of a span, empty for none; `error` is why it
-    failed, empty if it did not. `remote_parent`: that span is of the caller."""
+    failed, empty if it did not. `remote_parent`: that span is of the caller.
+
+    Only those have attributes that are looked for: the others are found by their trace.
+    """
 
     name: str
     place: Place
     parent: str
     begin: Micros
     end: Micros
-    attributes: Attributes
+    attributes: Attributes = NO_ATTRIBUTES
     error: str = ""
     remote_parent: bool = False
 
@@ -87,11 +92,10 @@ class Tracer(Observer):
         trace = self._trace(key, run)
         if not trace.sampled:
             return
-        now, told = self._now(), _about(key)
-        accept = trace.span(ACCEPT)
-        self._export(Span(ACCEPT, accept, trace.parent, called_at, now, told, remote_parent=True))
-        commit = trace.span("accept commit")
-        self._export(Span("commit", commit, accept.span_id, run.accepted_at, now, told))
+        now, about = self._now(), _about(key)
+        accept, commit = trace.span(ACCEPT), trace.span("accept commit")
+        self._export(Span(ACCEPT, accept, trace.parent, called_at, now, about, remote_parent=True))
+        self._export(Span("commit", commit, accept.span_id, run.accepted_at, now))
 
     def started(self, key: RunKey, run: LaneRun) -> None:
         """An attempt became active here: tells how long it has waited, if it is the first."""
@@ -102,7 +106,7 @@ class Tracer(Observer):
         if run.attempt == 1:
             wait, parent = trace.span("wait"), trace.span(RUN).span_id
             times = run.accepted_at, run.started_at
-            self._export(Span("wait", wait, parent, *times, _about(key)))
+            self._export(Span("wait", wait, parent, *times))
 
     def returned(self, key: RunKey) -> None:
         """Its agent is at its end."""
@@ -127,10 +131,10 @@ class Tracer(Observer):
         active, run = attempt.span("active"), attempt.trace.span(RUN)
         self._export(Span("active", active, run.span_id, attempt.started_at, ended_at, told))
         agent, times = attempt.span("agent"), (attempt.started_at, returned_at)
-        self._export(Span("agent", agent, active.span_id, *times, told))
+        self._export(Span("agent", agent, active.span_id, *times))
         if attempt.ended_at is not None:
             commit, times = attempt.span("commit"), (returned_at, ended_at)
-            self._export(Span("commit", commit, active.span_id, *times, told))
+            self._export(Span("commit", commit, active.span_id, *times))
 
     def handed(self, key: RunKey, run: LaneRun) -> str:
         """The span of the agent, whose children are what it asks others for."""

@@ -1,16 +1,15 @@
 """`--otlp-endpoint`: tells a collector of traces what a node does, by the OpenTelemetry protocol.
 
-The SDK's own exporter does so, in a thread. A collector that is slow or gone costs spans, and never
-holds up a run.
+A collector that is slow or gone costs spans, and never holds up a run.
 """
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -18,6 +17,9 @@ from runlane_server.core.errors import StartError
 from runlane_server.observer import NOBODY, Observer
 from runlane_server.release import version_of_server
 from runlane_server.tracer import Tracer
+
+if TYPE_CHECKING:
+    from runlane_server.spans import Spans
 
 log = structlog.get_logger()
 
@@ -31,36 +33,35 @@ class Tracing:
     """Exports the spans of a node; does nothing where `endpoint` is None.
 
     `endpoint` is the URL of a collector, without a path. `ratio` and `content` are those of
-    `Tracer`. Raises StartError.
+    `Tracer`. It is made on the event loop. Raises StartError.
     """
 
     def __init__(self, endpoint: str | None, *, ratio: float, content: bool) -> None:
         self.observer: Observer = NOBODY
         self._endpoint = endpoint
-        self._close: Callable[[], None] | None = None
+        self._spans: Spans | None = None
         if endpoint is None:
             return
-        if importlib.util.find_spec("opentelemetry.exporter") is None:
+        if importlib.util.find_spec("opentelemetry.proto") is None:
             raise StartError(
-                f"{OPTION}: the exporter is not installed; run pip install 'runlane[server,traces]'"
+                f"{OPTION}: opentelemetry-proto is not installed; "
+                "run pip install 'runlane[server,traces]'"
             )
         from runlane_server.spans import Spans  # noqa: PLC0415 - needs an extra
 
-        spans = Spans(endpoint, version_of_server())
-        self._close = spans.close
+        self._spans = Spans(endpoint, version_of_server())
         self.observer = Tracer(
-            spans.export, ratio=ratio, now=lambda: time.time_ns() // 1000, content=content
+            self._spans.export, ratio=ratio, now=lambda: time.time_ns() // 1000, content=content
         )
 
     @asynccontextmanager
     async def exporting(self) -> AsyncIterator[None]:
         """Sends out what is left at the end."""
-        if self._close is None:
+        if self._spans is None:
             yield
             return
         log.info("traces are exported", endpoint=self._endpoint)
         try:
             yield
         finally:
-            closing = asyncio.get_running_loop().run_in_executor(None, self._close)
-            await asyncio.wait({closing}, timeout=CLOSE_TIMEOUT)
+            await self._spans.close(CLOSE_TIMEOUT)

@@ -40,6 +40,11 @@ async def idle(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> N
     await asyncio.Event().wait()
 
 
+async def collect(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+    """Takes spans, and forgets them."""
+    return b""
+
+
 HANDLERS = {
     "Echo": grpc.unary_unary_rpc_method_handler(
         echo,
@@ -50,12 +55,19 @@ HANDLERS = {
     "Idle": grpc.unary_stream_rpc_method_handler(idle),
 }
 
+COLLECTOR = "opentelemetry.proto.collector.trace.v1.TraceService"
+
 
 async def main() -> None:
     """Serves until it is killed."""
     server = grpc.aio.server(options=OPTIONS)
-    handlers = grpc.method_handlers_generic_handler("bench.Bare", HANDLERS)
-    server.add_generic_rpc_handlers((handlers,))
+    collector: dict[str, Any] = {"Export": grpc.unary_unary_rpc_method_handler(collect)}
+    server.add_generic_rpc_handlers(
+        (
+            grpc.method_handlers_generic_handler("bench.Bare", HANDLERS),
+            grpc.method_handlers_generic_handler(COLLECTOR, collector),
+        )
+    )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     sys.stdout.write(f"bare listening on 127.0.0.1:{port}\n")

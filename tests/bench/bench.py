@@ -57,10 +57,11 @@ class Bench:
         return self.used - count
 
     @asynccontextmanager
-    async def bare(self) -> AsyncIterator[Server]:
-        """The limit."""
+    async def bare(self, core: int | None = None) -> AsyncIterator[Server]:
+        """The limit; on the core of the servers, if no other one is named."""
+        core = cores()[0] if core is None else core
         with self.folder() as folder:
-            async with Server([sys.executable, "-m", "bench.bare"], folder, cores()[0]) as server:
+            async with Server([sys.executable, "-m", "bench.bare"], folder, core) as server:
                 yield server
 
     @asynccontextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 from bench import wire
 from bench.bench import ACCEPT, ECHOED, SUBSCRIBE, Bench, figure
 from bench.load import CALL, call
+from bench.process import cores
 from bench.result import Budget, Figure, Row
 from runlane.v1.run_service_pb2 import SubscribeRunRequest
 
@@ -68,16 +69,26 @@ async def accept(bench: Bench) -> list[Row]:
 
 
 async def metrics(bench: Bench) -> list[Row]:
-    """What it costs to count: the server's CPU for an accept, with metrics and without.
-
-    Each side is measured twice a round, the second time in the other order: what drifts meanwhile
-    counts for both.
-    """
-    counting, bare = partial(_cost, bench, "--metrics-listen", "0"), partial(_cost, bench)
-    on, off, off_again, on_again = await bench.in_turn(counting, bare, bare, counting)
-    ours, peer = _mean(on, on_again), _mean(off, off_again)
+    """What it costs to count: the server's CPU for an accept, with metrics and without."""
     title = "CPU of the server for a durable RunAccepted with metrics, to that without"
-    return [Row("metrics", title, "µs", ratios(ours, peer), ours, peer, Budget(1.05, at_most=True))]
+    return [await _cost_of(bench, "metrics", title, "--metrics-listen", "0")]
+
+
+async def sight(bench: Bench) -> list[Row]:
+    """What it costs to tell all: metrics, and each run as a trace to a collector that takes it."""
+    title = "CPU of the server for a durable RunAccepted with metrics and traces, to that without"
+    async with bench.bare(cores()[1]) as collector:
+        flags = ("--metrics-listen", "0", "--otlp-endpoint", f"http://{collector.address}")
+        return [await _cost_of(bench, "sight", title, *flags)]
+
+
+async def _cost_of(bench: Bench, name: str, title: str, *flags: str) -> Row:
+    """Each side is measured twice a round, the second time in the other order: what drifts
+    meanwhile counts for both."""
+    seeing, blind = partial(_cost, bench, *flags), partial(_cost, bench)
+    on, off, off_again, on_again = await bench.in_turn(seeing, blind, blind, seeing)
+    ours, peer = _mean(on, on_again), _mean(off, off_again)
+    return Row(name, title, "µs", ratios(ours, peer), ours, peer, Budget(1.05, at_most=True))
 
 
 def _mean(once: list[Figure], again: list[Figure]) -> list[Figure]:

@@ -35,6 +35,7 @@ Measurement = Callable[[Bench], Awaitable[Sequence[Row | Curve]]]
 MEASUREMENTS: Mapping[str, Measurement] = {
     "accept": rates.accept,
     "metrics": rates.metrics,
+    "sight": rates.sight,
     "complete": rates.complete,
     "fanout": rates.fanout,
     "cancel": waits.cancel,

@@ -11,7 +11,7 @@ from bench.result import Budget, Curve, Figure, Results, Row, read
 
 def test_each_row_yields_a_figure(tmp_path: Path) -> None:
     # With the generator in Python: it need not be built.
-    wanted = ["accept", "metrics", "complete", "cancel", "subscriptions"]
+    wanted = ["accept", "metrics", "sight", "complete", "cancel", "subscriptions"]
     only = [word for name in wanted for word in ("--only", name)]
     results = run.main(["--quick", "--load", "python", "--out", str(tmp_path), *only])
     assert not results.failed

@@ -1,24 +1,30 @@
-"""A collector of traces: it takes what is sent by OTLP over HTTP, and keeps it."""
+"""A collector of traces: it takes what is sent by OTLP over gRPC, and keeps it."""
 
 from __future__ import annotations
 
-import gzip
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+import grpc
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
+    TraceServiceServicer,
+    add_TraceServiceServicer_to_server,
+)
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 
 @dataclass(frozen=True)
 class Told:
-    """A span as it came."""
+    """A span as it came, and the resource it is of."""
 
     span: Span
-    service: str
+    resource: dict[str, str]
 
     @property
     def name(self) -> str:
@@ -48,13 +54,15 @@ class Told:
         }
 
 
-class Collector:
-    """What was told so far."""
+class Collector(TraceServiceServicer):
+    """What was told so far. While `refusal` is set, that is the answer."""
 
     def __init__(self) -> None:
         self.spans: list[Told] = []
         self.raw = b""
         self.url = ""
+        self.metadata: dict[str, Any] = {}
+        self.refusal: grpc.StatusCode | None = None
 
     def named(self, name: str) -> list[Told]:
         """The spans of that name, in the order of their beginnings."""
@@ -66,41 +74,31 @@ class Collector:
         (found,) = self.named(name)
         return found
 
-    def take(self, body: bytes) -> None:
-        """Reads what came."""
-        self.raw += body
-        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+    async def Export(  # noqa: N802 - a method is named for its rpc
+        self, request: ExportTraceServiceRequest, context: Any
+    ) -> ExportTraceServiceResponse:
+        """Takes spans."""
+        if self.refusal is not None:
+            await context.abort(self.refusal, "not now")
+        self.metadata = dict(context.invocation_metadata())
+        self.raw += request.SerializeToString()
+        for resource in request.resource_spans:
             about = {one.key: one.value.string_value for one in resource.resource.attributes}
             for scope in resource.scope_spans:
-                self.spans += [Told(span, about["service.name"]) for span in scope.spans]
+                self.spans += [Told(span, about) for span in scope.spans]
+        return ExportTraceServiceResponse()
 
 
-@contextmanager
-def collecting() -> Iterator[Collector]:
-    """A collector on a free port of the loopback."""
+@asynccontextmanager
+async def collecting(port: int = 0) -> AsyncIterator[Collector]:
+    """A collector on a port of the loopback; by default a free one."""
     collector = Collector()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            assert self.path == "/v1/traces"
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            if self.headers.get("Content-Encoding") == "gzip":
-                body = gzip.decompress(body)
-            collector.take(body)
-            self.send_response(200)
-            self.send_header("Content-Type", "application/x-protobuf")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            """Says nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        collector.url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield collector
-        finally:
-            server.shutdown()
-            thread.join()
+    server = grpc.aio.server()
+    add_TraceServiceServicer_to_server(collector, server)  # type: ignore[no-untyped-call]
+    bound = server.add_insecure_port(f"127.0.0.1:{port}")
+    collector.url = f"http://127.0.0.1:{bound}"
+    await server.start()
+    try:
+        yield collector
+    finally:
+        await server.stop(0)

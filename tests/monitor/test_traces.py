@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from grpc import StatusCode
 
 from agents.openai_server import OpenAIServer
 from e2e.process import SECONDS, ServerProcess, serving
@@ -32,12 +34,12 @@ async def traced(
     folder: Path, *flags: str, env: dict[str, str] | None = None
 ) -> AsyncIterator[tuple[ServerProcess, Client, Collector]]:
     """A server that tells a collector, and a client of it."""
-    with collecting() as collector:
-        async with (
-            serving(folder, "--otlp-endpoint", collector.url, *flags, env=env) as server,
-            Client(server.address) as client,
-        ):
-            yield server, client, collector
+    async with (
+        collecting() as collector,
+        serving(folder, "--otlp-endpoint", collector.url, *flags, env=env) as server,
+        Client(server.address) as client,
+    ):
+        yield server, client, collector
 
 
 async def ran(client: Client, prompt: str, **options: Any) -> S:
@@ -75,7 +77,7 @@ async def test_a_run_is_a_trace_below_its_caller_s_span(tmp_path: Path) -> None:
     assert lies_within(collector.one("agent"), active)
     assert lies_within(collector.named("commit")[1], active)
     assert accept.span.kind == accept.span.SPAN_KIND_SERVER
-    assert run.service == "runlane"
+    assert run.resource["service.name"] == "runlane"
     assert run.attributes == {
         "runlane.tenant": "default",
         "runlane.run_id": "r1",
@@ -105,7 +107,8 @@ async def test_what_is_not_to_be_exported_is_not(
         assert await ran(client, "Hello", traceparent=sent) is S.COMPLETED
         assert await ran(client, "Hello", run_id="other", traceparent=SENT) is S.COMPLETED
         assert await server.stop() == 0
-    assert {one.attributes["runlane.run_id"] for one in collector.spans} == {"other"}
+    assert {one.attributes["runlane.run_id"] for one in collector.named("accept")} == {"other"}
+    assert {one.trace_id for one in collector.spans} == {PLACE.trace_id}
 
 
 async def test_a_run_that_never_ran_has_no_attempt(tmp_path: Path) -> None:
@@ -212,7 +215,7 @@ async def test_what_is_said_in_confidence_is_in_no_span_unless_asked_for(
 
 
 async def test_a_collector_that_is_gone_holds_nothing_up(tmp_path: Path) -> None:
-    with collecting() as collector:
+    async with collecting() as collector:
         gone = collector.url
     async with (
         serving(tmp_path, "--otlp-endpoint", gone) as server,
@@ -223,10 +226,43 @@ async def test_a_collector_that_is_gone_holds_nothing_up(tmp_path: Path) -> None
         begun = time.monotonic()
         assert await server.stop() == 0
         assert time.monotonic() - begun < 10
-    # It is told, without a trace of the interpreter and not for each span.
-    about = [line for line in server.log.splitlines() if "opentelemetry" in line]
-    assert 1 <= len(about) <= 5
-    assert "Traceback" not in server.log
+    # It is told once, and how much was lost.
+    assert server.log.count("the collector of traces is away") == 1
+    assert '"spans": 140' in server.log
+
+
+@pytest.mark.parametrize("code", [StatusCode.UNAVAILABLE, StatusCode.INVALID_ARGUMENT])
+async def test_what_a_collector_does_not_take_now_is_sent_again_if_that_may_help(
+    code: StatusCode, tmp_path: Path
+) -> None:
+    async with traced(tmp_path) as (server, client, collector):
+        collector.refusal = code
+        assert await ran(client, "Hello", run_id="first") is S.COMPLETED
+        async with asyncio.timeout(SECONDS):
+            while "collector" not in server.log.partition("traces are exported")[2]:
+                await asyncio.sleep(0.05)
+        collector.refusal = None
+        assert await ran(client, "Hello", run_id="second") is S.COMPLETED
+        assert await server.stop() == 0
+    told = {one.attributes["runlane.run_id"] for one in collector.named("run")}
+    assert told == ({"first", "second"} if code is StatusCode.UNAVAILABLE else {"second"})
+
+
+async def test_the_variables_of_opentelemetry_count(tmp_path: Path) -> None:
+    env = {
+        "OTEL_SERVICE_NAME": "agents",
+        "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment=test, note=a%2Cb",
+        "OTEL_EXPORTER_OTLP_HEADERS": "api-key=some%20key,x-more=1",
+    }
+    async with traced(tmp_path, env=env) as (server, client, collector):
+        assert await ran(client, "Hello") is S.COMPLETED
+        assert await server.stop() == 0
+    about = collector.one("run").resource
+    assert about["service.name"] == "agents"
+    assert about["deployment.environment"] == "test"
+    assert about["note"] == "a,b"
+    assert collector.metadata["api-key"] == "some key"
+    assert collector.metadata["x-more"] == "1"
 
 
 async def test_an_exporter_that_is_not_installed_is_told_of(
@@ -235,9 +271,9 @@ async def test_an_exporter_that_is_not_installed_is_told_of(
     """A server that is told to do what it cannot does not start."""
     hidden = tmp_path / "hide" / "sitecustomize.py"
     hidden.parent.mkdir()
-    hidden.write_text("import sys\nsys.modules['opentelemetry.exporter'] = None\n")
+    hidden.write_text("import sys\nsys.modules['opentelemetry.proto'] = None\n")
     monkeypatch.setenv("PYTHONPATH", str(hidden.parent))
-    server = ServerProcess(tmp_path, "--otlp-endpoint", "http://127.0.0.1:4318")
+    server = ServerProcess(tmp_path, "--otlp-endpoint", "http://127.0.0.1:4317")
     with pytest.raises(AssertionError, match="did not start"):
         await server.start()
     assert "pip install 'runlane[server,traces]'" in server.log
