@@ -61,7 +61,7 @@ def import_agent(module: str, attribute: str) -> Agent:
     if here not in sys.path:
         sys.path.insert(0, here)
     name = f"{module}:{attribute}"
-    return _as_agent(name, _imported(name, module, attribute))
+    return as_agent(name, _imported(name, module, attribute))
 
 
 def _imported(name: str, module: str, attribute: str) -> object:
@@ -77,7 +77,8 @@ def _imported(name: str, module: str, attribute: str) -> object:
     return found
 
 
-def _as_agent(name: str, found: object) -> Agent:
+def as_agent(name: str, found: object) -> Agent:
+    """The agent that an object is, or is made into; `name` is for errors. Raises StartError."""
     if _is_generator_function(found):
         return FunctionAgent(cast("AnswerFunction", found))
     if "pydantic_ai" in sys.modules:
