@@ -13,7 +13,7 @@ PROTOS := $(wildcard proto/runlane/v1/*.proto)
 GENERATED := client/runlane/v1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-postgres bench check-lane sim crash nodes soak check lint types check-proto check-docs proto docs format audit constraints clean
+.PHONY: help run test test-postgres test-polyglot bench check-lane sim crash nodes soak fuzz check lint types check-proto check-docs proto docs format audit constraints clean
 
 help: ## Lists the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -26,6 +26,9 @@ test: $(READY) ## Runs the tests
 
 test-postgres: $(READY) ## Runs all that works over any store over PostgreSQL
 	$(BIN)/pytest -n $(JOBS) --dist worksteal --store postgresql $(TESTS)
+
+test-polyglot: $(READY) ## Builds the examples in all languages, and runs each against real servers
+	RUNLANE_POLYGLOT=1 $(BIN)/pytest -n $(or $(PROGRAMS),4) --dist worksteal $(or $(TESTS),tests/polyglot)
 
 check-lane: $(READY) ## Searches all interleavings of commands on a lane of RUNS runs, DEPTH commands deep
 	cd tests && ../$(BIN)/python -m sim.explore --depth $(or $(DEPTH),22) --runs $(or $(RUNS),3) --reservations 2
@@ -41,6 +44,9 @@ nodes: $(READY) ## Kills, stops and cuts off three nodes over PostgreSQL for MIN
 
 soak: $(READY) ## Opens and cancels streams and runs by the thousand; fails if the server grows
 	cd tests && ../$(BIN)/python -m crash.soak
+
+fuzz: $(READY) ## Tries inputs that nobody means, for SECONDS; SEED repeats them, ONLY names a target
+	cd tests && ../$(BIN)/python -m fuzz.run --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
 
 bench: $(READY) ## Measures what it costs, set against bare gRPC; BENCH="--quick" is a short form
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 import grpc.aio
+from google.protobuf import any_pb2
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 from grpc import StatusCode
@@ -75,29 +77,32 @@ class _Details:
     def of(cls, error: grpc.aio.AioRpcError) -> _Details:
         details = cls()
         for status in _statuses(error):
-            details._add(status)
+            # Whoever answered may not be a Runlane server: what is no detail of its type, or no
+            # length of time, is left out.
+            for detail in status.details:
+                with suppress(DecodeError, OverflowError, ValueError):
+                    details._add(detail)
         return details
 
-    def _add(self, status: status_pb2.Status) -> None:
+    def _add(self, detail: any_pb2.Any) -> None:
         info = error_details_pb2.ErrorInfo()
         request = error_details_pb2.BadRequest()
         quota = error_details_pb2.QuotaFailure()
         retry = error_details_pb2.RetryInfo()
-        for detail in status.details:
-            if detail.Unpack(info):
-                if info.domain == DOMAIN:
-                    self.reason = info.reason
-                    self.metadata.update(info.metadata)
-            elif detail.Unpack(request):
-                self.violations += (
-                    Violation(found.field, found.description) for found in request.field_violations
-                )
-            elif detail.Unpack(quota):
-                self.violations += (
-                    Violation(found.subject, found.description) for found in quota.violations
-                )
-            elif detail.Unpack(retry):
-                self.retry_after = retry.retry_delay.ToTimedelta()
+        if detail.Unpack(info):
+            if info.domain == DOMAIN:
+                self.reason = info.reason
+                self.metadata.update(info.metadata)
+        elif detail.Unpack(request):
+            self.violations += (
+                Violation(found.field, found.description) for found in request.field_violations
+            )
+        elif detail.Unpack(quota):
+            self.violations += (
+                Violation(found.subject, found.description) for found in quota.violations
+            )
+        elif detail.Unpack(retry):
+            self.retry_after = retry.retry_delay.ToTimedelta()
 
 
 def _statuses(error: grpc.aio.AioRpcError) -> Iterator[status_pb2.Status]:

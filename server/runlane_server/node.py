@@ -138,6 +138,7 @@ async def serving(
         await endpoint.start()
         entrance.warn(node_address, shared=relay is not None)
         background = _in_background(
+            _keep_serving(endpoint, orders),
             *keepers(coordinator, retention_of(config)),
             entrance.watch(door),
             coordinator.stored.keep_measuring(),
@@ -224,6 +225,17 @@ async def _unless(event: asyncio.Event, wait: Coroutine[Any, Any, bool]) -> bool
     finally:
         waiting.cancel()
         interrupted.cancel()
+
+
+async def _keep_serving(endpoint: Endpoint, orders: Orders) -> None:
+    """A server that cannot be reached any more is of no use; whoever looks after it starts one
+    that can."""
+    try:
+        await endpoint.keep_serving()
+    except StartError as error:
+        log.error("stopping", reason=str(error))  # noqa: TRY400 - it says all
+        orders.exit_code = 1
+        orders.stop.set()
 
 
 def _in_background(*work: Coroutine[Any, Any, None]) -> list[asyncio.Task[None]]:

@@ -27,7 +27,8 @@ NAMED_ELSEWHERE = {
     "protobuf": "google.protobuf",
     # Is chosen by name, where a loop is made.
     "uvloop": "import uvloop",
-    # Is not installed for the tests.
+    # These are not installed for the tests.
+    "atheris": "import atheris",
     "matplotlib": 'import_module("matplotlib")',
     # Its namespace is shared with the API.
     "opentelemetry-proto": "opentelemetry.proto",
@@ -94,10 +95,14 @@ RUNTIME = {
     **{
         f"extra {name}": (EXTRAS[name], "client" if name == "cli" else "server")
         for name in EXTRAS
-        if name not in {"dev", "bench"}
+        if name not in {"dev", "bench", "fuzz"}
     },
     "extra bench": (EXTRAS["bench"], "tests/bench"),
+    "extra fuzz": (EXTRAS["fuzz"], "tests/fuzz"),
 }
+
+
+NOT_OF_THE_SERVER = {"extra cli", "extra bench", "extra fuzz"}
 
 
 @pytest.mark.parametrize("group", RUNTIME)
@@ -121,7 +126,7 @@ def test_what_is_installed_for_development_is_used() -> None:
     ("folder", "groups"),
     [
         ("client", ["the client", "extra cli"]),
-        ("server", [group for group in RUNTIME if group not in {"extra cli", "extra bench"}]),
+        ("server", [group for group in RUNTIME if group not in NOT_OF_THE_SERVER]),
     ],
 )
 def test_what_is_used_is_installed(folder: str, groups: list[str]) -> None:
@@ -142,4 +147,4 @@ def test_versions_are_pinned_without_addresses() -> None:
     pinned = {line.partition("==")[0].lower().replace("_", "-") for line in lines}
     for requirements in (PROJECT["dependencies"], *EXTRAS.values()):
         for name in names(requirements):
-            assert name.replace("_", "-") in pinned or name in names(EXTRAS["bench"]), name
+            assert name.replace("_", "-") in pinned or name in {"matplotlib", "atheris"}, name

@@ -18,7 +18,6 @@ from runlane_server.core.errors import StartError
 from runlane_server.limits import Limits
 from runlane_server.testing import LocalServer
 
-
 pytestmark = pytest.mark.sqlite("each test names the store it needs")
 
 

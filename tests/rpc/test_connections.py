@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import struct
+from pathlib import Path
 
 import grpc
 import pytest
 
+from e2e import process
+from e2e.wire import script
+from fuzz.regressions import NOT_UTF8_PATH
 from rpc.wire import serving
+from runlane import Client, RunState
 from runlane.v1 import run_service_pb2 as pb
 from runlane_server.rpc import endpoint as endpoint_module
 from runlane_server.rpc.endpoint import MAX_CALLS, MAX_METADATA, OPTIONS
@@ -74,3 +80,39 @@ async def test_who_connects_and_says_nothing_is_cut_off(monkeypatch: pytest.Monk
             while await reader.read(1024):
                 pass
         writer.close()
+
+
+# --- A server of gRPC's that breaks down ----------------------------------------------------------
+
+
+async def break_down(address: str) -> None:
+    """Calls a method whose path is not UTF-8, and stays until the connection is closed or quiet."""
+    reader, writer = await connect(address)
+    writer.write(NOT_UTF8_PATH)
+    with contextlib.suppress(TimeoutError, ConnectionError):
+        async with asyncio.timeout(0.5):
+            while await reader.read(4096):
+                pass
+    writer.close()
+
+
+@pytest.mark.sqlite("it is about what is in front of the store")
+async def test_a_call_that_breaks_grpc_s_server_down_stops_nothing_else(tmp_path: Path) -> None:
+    """Whoever is not even let in can send one; nobody else is to notice."""
+    async with (
+        process.serving(tmp_path, "--agent", "scripted") as server,
+        Client(server.address) as client,
+    ):
+        wait, end = {"wait": "g"}, {"text": "done"}
+        handle = await client.run_accepted("s", script(wait, end), allow_missing=True)
+        async with client.subscribe_run_complete(cursor=handle.cursor) as subscription:
+            first = asyncio.ensure_future(anext(subscription))
+            for round_ in range(1, 4):
+                await break_down(server.address)
+                assert (await client.get_run(handle.run_id)).state is RunState.ACTIVE
+                assert server.log.count("broke down; serving anew") == round_
+            opens = await client.run_accepted("t", script({"open": "g"}), allow_missing=True)
+            ended = {(await first).run_id, (await anext(subscription)).run_id}
+        assert ended == {handle.run_id, opens.run_id}
+        assert (await handle.completed()).text == "done"
+        assert await server.stop() == 0

@@ -59,7 +59,10 @@ class Scrape:
         """How many values of a histogram were up to each bound, over all its series."""
         found: dict[float, float] = {}
         for sample in self._of(f"{name}_bucket", {}):
-            bound = float(sample.labels.get("le", "+Inf"))
+            try:
+                bound = float(sample.labels.get("le", "+Inf"))
+            except ValueError:
+                continue
             found[bound] = found.get(bound, 0.0) + sample.value
         return found
 

@@ -122,10 +122,12 @@ class Jwts:
                 leeway=settings.leeway,
                 options={"require": ["exp", "iss", "aud"]},
             )
+            # An integer may be larger than any float.
+            until = float(claims["exp"]) + settings.leeway
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError) as error:
             # Its text may have parts of the token.
             raise Refused("the token is not valid", error=type(error).__name__) from None
-        return Known(self._caller(claims), float(claims["exp"]) + settings.leeway)
+        return Known(self._caller(claims), until)
 
     def _key(self, header: Mapping[str, Any]) -> Key:
         if len(self._keys) == 1 and "kid" not in header:

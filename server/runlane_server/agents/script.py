@@ -39,7 +39,7 @@ def parse_script(text: str) -> list[Step] | None:
 def _step(number: int, step: object) -> Step:
     try:
         return _parsed(step)
-    except (TypeError, ValueError, KeyError) as exc:
+    except (TypeError, ValueError, KeyError, RecursionError) as exc:
         detail = f"{exc.args[0]!r} is missing" if isinstance(exc, KeyError) else str(exc)
         raise BadScript(f"step {number}: {detail}") from exc
 

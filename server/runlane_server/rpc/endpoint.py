@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import socket
-from typing import cast
+from typing import Never, cast
 
 import grpc
+import structlog
 from grpc_health.v1 import (  # type: ignore[import-untyped]
     health,
     health_pb2,
@@ -35,6 +37,8 @@ from runlane_server.rpc.runs import RunService
 from runlane_server.rpc.sessions import SessionService
 from runlane_server.rpc.tls import ServerTls
 
+log = structlog.get_logger()
+
 MAX_CALLS = 4_096
 """How many calls a connection may have at a time; each idle subscription takes about 26 KB."""
 
@@ -59,6 +63,14 @@ OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
 )
+
+LOOK_PAUSE = 0.1
+"""Seconds between two looks whether gRPC's server still runs."""
+
+BROKEN_GRACE = 5.0
+"""Seconds that calls have to end which one was serving that broke down."""
+
+BIND_TRIES = 50
 
 HANDLERS_TIMEOUT = 5.0
 """Seconds that handlers have to return once their calls are over."""
@@ -92,23 +104,30 @@ class Endpoint:
         self.calls = Calls()
         self._shares_port = shares_port
         self._tls = tls
-        # By default a port that is in use is an error, not a port to share.
-        options = (("grpc.so_reuseport", int(shares_port)), *OPTIONS)
-        self._server = grpc.aio.server(options=options)
-        # It has what the generated code asks of a server.
-        guard = cast("grpc.aio.Server", Guard(self._server, self.calls, door, observer))
+        self._door = door
+        self._observer = observer
+        self._runs = RunService(coordinator, progress_interval=progress_interval, relay=relay)
+        self._sessions = SessionService(coordinator)
         self._health = health.aio.HealthServicer()
-        run_service_pb2_grpc.add_RunServiceServicer_to_server(
-            RunService(coordinator, progress_interval=progress_interval, relay=relay), guard
-        )
-        session_service_pb2_grpc.add_SessionServiceServicer_to_server(
-            SessionService(coordinator), guard
-        )
+        self._bound: list[str] = []
+        self._broken: set[asyncio.Task[None]] = set()
+        self._server = self._make()
+
+    def _make(self) -> grpc.aio.Server:
+        """A server with all services, that has no port yet."""
+        # By default a port that is in use is an error, not a port to share.
+        options = (("grpc.so_reuseport", int(self._shares_port)), *OPTIONS)
+        server = grpc.aio.server(options=options)
+        # It has what the generated code asks of a server.
+        guard = cast("grpc.aio.Server", Guard(server, self.calls, self._door, self._observer))
+        run_service_pb2_grpc.add_RunServiceServicer_to_server(self._runs, guard)
+        session_service_pb2_grpc.add_SessionServiceServicer_to_server(self._sessions, guard)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, guard)
         names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
             reflection.aio.ReflectionServicer(names), guard
         )
+        return server
 
     def bind(self, address: str, *, alone: bool = False) -> str:
         """Takes an address of `split_address`; returns it with the port that was bound.
@@ -126,7 +145,8 @@ class Endpoint:
             # gRPC does not say why.
             why = _obstacle(host, port) or "it could not be bound"
             raise StartError(f"cannot listen on {address}: {why}") from error
-        return address if port is None else f"{host}:{bound}"
+        self._bound.append(address if port is None else f"{host}:{bound}")
+        return self._bound[-1]
 
     def _add_port(self, address: str) -> int:
         if self._tls is None:
@@ -139,6 +159,42 @@ class Endpoint:
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
 
+    async def keep_serving(self) -> Never:
+        """Serves anew whenever gRPC's server has broken down, until it is cancelled.
+
+        grpc.aio ends its server for a call whose path is not UTF-8 (seen with 1.85), which anybody
+        can send. Nothing else is touched by that: runs go on, and the calls under way have
+        `BROKEN_GRACE` seconds more; subscriptions are resumed by their callers. Raises StartError
+        if the addresses cannot be had again.
+        """
+        while True:
+            await asyncio.sleep(LOOK_PAUSE)
+            if self._is_running():
+                continue
+            log.error("gRPC's server broke down; serving anew")
+            broken, self._server = self._server, self._make()
+            task = asyncio.create_task(_put_away(broken))
+            self._broken.add(task)
+            task.add_done_callback(self._broken.discard)
+            await self._bind_again()
+            await self._server.start()
+
+    def _is_running(self) -> bool:
+        # What would tell (wait_for_termination) never returns after this kind of end.
+        return bool(self._server._server.is_running())  # type: ignore[attr-defined] # noqa: SLF001
+
+    async def _bind_again(self) -> None:
+        for address in self._bound:
+            for _ in range(BIND_TRIES):
+                try:
+                    self._add_port(address)
+                    break
+                except RuntimeError:
+                    # The one that broke is about to let go of it.
+                    await asyncio.sleep(LOOK_PAUSE)
+            else:
+                raise StartError(f"cannot listen on {address} again")
+
     async def retire(self) -> None:
         """Tells balancers to go elsewhere: NOT_SERVING, for good. All calls are served still."""
         await self._health.enter_graceful_shutdown()
@@ -149,7 +205,15 @@ class Endpoint:
         Returns whether all handlers have returned, for which it waits `HANDLERS_TIMEOUT` seconds.
         """
         await self._server.stop(grace)
+        for task in self._broken:
+            task.cancel()
         return await self.calls.finished(HANDLERS_TIMEOUT)
+
+
+async def _put_away(broken: grpc.aio.Server) -> None:
+    """Ends a server that broke down, and what it was serving. Its own try to do so has failed."""
+    with contextlib.suppress(UnicodeDecodeError):
+        await broken.stop(BROKEN_GRACE)
 
 
 def split_address(address: str) -> tuple[str, int | None]:

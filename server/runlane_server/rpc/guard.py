@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from inspect import isasyncgenfunction
 from typing import Any, Never, TypeAlias, cast
@@ -237,8 +237,17 @@ def _writing(behavior: Callable[[Any, Context], AsyncGenerator[Any, None]]) -> B
     """
 
     async def call(requests: Any, context: Context) -> None:
-        async with aclosing(behavior(requests, context)) as responses:
+        sent = _well_formed(requests) if hasattr(requests, "__aiter__") else requests
+        async with aclosing(behavior(sent, context)) as responses:
             async for response in responses:
                 await context.write(response)
 
     return call
+
+
+async def _well_formed(requests: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
+    """The messages of a stream. Raises InvalidArgument at one that could not be decoded."""
+    async for request in requests:
+        if isinstance(request, _Malformed):
+            raise request.error
+        yield request

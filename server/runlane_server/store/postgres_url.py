@@ -71,6 +71,11 @@ def read_url(url: str) -> Address:
         )
     rest = [(name, value) for name, value in options if name != "schema"]
     dsn = parts._replace(query=urlencode(rest)).geturl()
+    try:
+        urlsplit(dsn)
+    except ValueError:
+        # A path that begins with // is a host once it is put together again.
+        raise StartError("--store: is not a URL") from None
     hosts = parts.netloc.rpartition("@")[2] or dict(rest).get("host", "")
     return Address(dsn, schema, f"postgresql://{hosts}{parts.path} schema {schema}")
 

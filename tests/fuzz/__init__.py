@@ -1,0 +1,1 @@
+"""What anybody may send: parsers, and a server's port, with input that nobody meant."""
