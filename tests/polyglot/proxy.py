@@ -1,0 +1,211 @@
+"""A TCP proxy that loses answers, breaks connections, and falls silent.
+
+It reads the frames of HTTP/2 (RFC 9113, section 4.1) as far as it takes to know a request and an
+answer when it sees one, so that what is lost is certain and not a matter of time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Self
+
+CHUNK = 1 << 16
+PREFACE = 24
+"""How many bytes a client sends before its first frame."""
+HEADERS = 1
+"""The type of the frame that a request, and an answer, begins with."""
+
+
+class Frames:
+    """The types of the frames in a stream of bytes that comes in pieces."""
+
+    def __init__(self, skip: int = 0) -> None:
+        self._skip = skip
+        self._head = b""
+
+    def types(self, data: bytes) -> Iterator[int]:
+        """The types of the frames that begin in this piece."""
+        while data:
+            if self._skip:
+                passed = min(self._skip, len(data))
+                self._skip -= passed
+                data = data[passed:]
+                continue
+            taken = 9 - len(self._head)
+            self._head, data = self._head + data[:taken], data[taken:]
+            if len(self._head) == 9:
+                self._skip = int.from_bytes(self._head[:3], "big")
+                kind, self._head = self._head[3], b""
+                yield kind
+
+
+class Proxy:
+    """Listens on a free port of the loopback, and passes on to `target`, `HOST:PORT`.
+
+    Attributes:
+        target: Where to; empty: connections are closed as soon as they are made.
+        lose: How many answers are lost: each breaks its connection as it begins. The second headers
+            of an answer, its trailers, count as one too.
+        cuts: Connections break after so many bytes from the server, the first one after the first
+            number, and so on; one for which there is none does not.
+        silence_at_request: With which request, from 1, all falls silent; 0: with none.
+        requested_at: When requests came, in seconds of a monotonic clock.
+        answers: How many headers of the server have come, lost ones included.
+        connections: How many connections were made to it.
+        closed: How many of them it closed because nobody answered at `target`.
+    """
+
+    def __init__(self) -> None:
+        self.target = ""
+        self.lose = 0
+        self.cuts: list[int] = []
+        self.silence_at_request = 0
+        self.requested_at: list[float] = []
+        self.answers = 0
+        self.connections = 0
+        self.closed = 0
+        self.address = ""
+        self._speaks = asyncio.Event()
+        self._speaks.set()
+        self._dead: set[asyncio.Task[None]] = set()
+        self._news = asyncio.Condition()
+        self._server: asyncio.Server | None = None
+        self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        tasks = list(self._open)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    @property
+    def requests(self) -> int:
+        """How many requests came, over all connections."""
+        return len(self.requested_at)
+
+    def cut(self) -> None:
+        """Breaks the connections there are."""
+        for writer in self._open.values():
+            writer.transport.abort()
+
+    def silence(self) -> None:
+        """Says nothing any more, and passes nothing on; connections are still taken."""
+        self._speaks.clear()
+
+    def speak(self) -> None:
+        """Goes on, also with what was said meanwhile."""
+        self._speaks.set()
+
+    def strand(self) -> None:
+        """The connections there are stay silent for good; new ones are as they should be."""
+        self._dead.update(self._open)
+
+    async def until(self, what: str, least: int, seconds: float = 30) -> None:
+        """Waits for `requests`, `answers`, `connections` or `closed` to be at least so many."""
+        try:
+            async with asyncio.timeout(seconds), self._news:
+                await self._news.wait_for(lambda: getattr(self, what) >= least)
+        except TimeoutError:
+            text = f"{what}: {getattr(self, what)}, not {least}, after {seconds:g} s"
+            raise AssertionError(text) from None
+
+    async def _tell(self) -> None:
+        async with self._news:
+            self._news.notify_all()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._open[task] = writer
+        self.connections += 1
+        await self._tell()
+        try:
+            await self._serve(reader, writer, task)
+        except asyncio.CancelledError:
+            # The server of asyncio would log it; only `__aexit__` cancels.
+            pass
+        finally:
+            writer.transport.abort()
+            del self._open[task]
+
+    async def _serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, task: asyncio.Task[None]
+    ) -> None:
+        await self._speaks.wait()
+        host, _, port = self.target.rpartition(":")
+        try:
+            if not host:
+                raise ConnectionRefusedError
+            back, forth = await asyncio.open_connection(host, int(port))
+        except OSError:
+            self.closed += 1
+            await self._tell()
+            return
+        ways = (
+            asyncio.create_task(self._forth(reader, forth, task)),
+            asyncio.create_task(self._back(back, writer, task)),
+        )
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+            forth.transport.abort()
+
+    async def _forth(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, owner: asyncio.Task[None]
+    ) -> None:
+        frames = Frames(PREFACE)
+        with suppress(OSError):
+            while data := await reader.read(CHUNK):
+                await self._let_through(owner)
+                new = sum(kind == HEADERS for kind in frames.types(data))
+                self.requested_at += [time.monotonic()] * new
+                if new and 0 < self.silence_at_request <= self.requests:
+                    self.silence()
+                await self._tell()
+                writer.write(data)
+                await writer.drain()
+
+    async def _back(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, owner: asyncio.Task[None]
+    ) -> None:
+        frames = Frames()
+        left = self.cuts.pop(0) if self.cuts else None
+        with suppress(OSError):
+            while data := await reader.read(CHUNK):
+                await self._let_through(owner)
+                new = sum(kind == HEADERS for kind in frames.types(data))
+                self.answers += new
+                if new and self.lose > 0:
+                    self.lose -= 1
+                    await self._tell()
+                    return
+                await self._tell()
+                writer.write(data if left is None else data[:left])
+                await writer.drain()
+                if left is not None and (left := left - len(data)) <= 0:
+                    await self._let_go(writer)
+                    return
+
+    async def _let_through(self, owner: asyncio.Task[None]) -> None:
+        if owner in self._dead:
+            await asyncio.Event().wait()
+        await self._speaks.wait()
+
+    async def _let_go(self, writer: asyncio.StreamWriter) -> None:
+        # What was written before a break is to arrive: an abort throws it away.
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
