@@ -69,19 +69,21 @@ check-proto: $(PROTO_READY) ## Proves the generated code fresh
 	$(call generate,.cache/proto)
 	diff -r -x __init__.py -x __pycache__ .cache/proto/runlane/v1 $(GENERATED)
 
-check-docs: $(READY) ## Proves the generated parts of the docs fresh
+check-docs: $(READY) ## Proves the generated parts of the docs, and the synchronous client, fresh
 	$(BIN)/python docs/lane_diagram.py --check
 	$(BIN)/python docs/api_reference.py --check
 	$(BIN)/python docs/metrics_table.py --check
+	$(BIN)/python client/make_sync.py --check
 
 proto: $(PROTO_READY) ## Generates client/runlane/v1 from proto/
 	find $(GENERATED) -name '*_pb2*' -delete
 	$(call generate,client)
 
-docs: $(READY) ## Writes the generated parts of the docs
+docs: $(READY) ## Writes the generated parts of the docs, and the synchronous client
 	$(BIN)/python docs/lane_diagram.py
 	$(BIN)/python docs/api_reference.py
 	$(BIN)/python docs/metrics_table.py
+	$(BIN)/python client/make_sync.py
 
 audit: ## Asks the advisories of the package index about every version in constraints.txt
 	$(PYTHON) -m venv .cache/audit-venv

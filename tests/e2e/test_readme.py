@@ -44,12 +44,20 @@ async def done(folder: Path, server: ServerProcess, *argv: str) -> str:
 
 
 async def test_the_python_example(tmp_path: Path) -> None:
-    example = block("python", "Client(")
+    example = block("python", "async with Client(")
     assert DEFAULT in example
     async with serving(tmp_path, "--agent", "echo") as server:
         code = example.replace(DEFAULT, server.address)
         said = await done(tmp_path, server, sys.executable, "-c", code)
     assert said == "What is new?\ncompleted: stop\n"
+
+
+async def test_the_python_example_without_asyncio(tmp_path: Path) -> None:
+    example = block("python", "from runlane.sync import Client")
+    async with serving(tmp_path, "--agent", "echo") as server:
+        code = example.replace(DEFAULT, server.address)
+        said = await done(tmp_path, server, sys.executable, "-c", code)
+    assert said.splitlines()[-1] == "What is new?"
 
 
 async def test_the_first_commands(tmp_path: Path) -> None:
