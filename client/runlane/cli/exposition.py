@@ -15,13 +15,16 @@ from itertools import pairwise
 FETCH_SECONDS = 2.0
 """How long an endpoint has to answer."""
 
+MAX_LINE = 4_096
+"""Characters; no server of ours says more in a line, and one that is none is left out quickly."""
+
 MAX_BYTES = 4 << 20
 """More than that no server of ours says; what is behind it is not read."""
 
 _SAMPLE = re.compile(
     r"(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>.*)\})?\s+(?P<value>\S+)(?:\s+-?\d+)?"
 )
-_LABEL = re.compile(r'(?P<name>\w+)="(?P<value>(?:[^"\\]|\\.)*)"')
+_LABEL = re.compile(r'(?<!\w)(?P<name>\w++)="(?P<value>(?:[^"\\]|\\.)*+)"')
 _ESCAPES = {"\\n": "\n", '\\"': '"', "\\\\": "\\"}
 
 
@@ -75,6 +78,8 @@ def parse(text: str, at: float) -> Scrape:
     """What is in a page of the text format; lines that are none of it are left out."""
     samples: dict[str, list[Sample]] = {}
     for line in text.splitlines():
+        if len(line) > MAX_LINE:
+            continue
         found = _SAMPLE.fullmatch(line.strip())
         if line.startswith("#") or found is None:
             continue
