@@ -28,6 +28,7 @@ NAMED_ELSEWHERE = {
     # Is chosen by name, where a loop is made.
     "uvloop": "import uvloop",
     # These are not installed for the tests.
+    "a2a-sdk": "from a2a",
     "atheris": "import atheris",
     "matplotlib": 'import_module("matplotlib")',
     # Its namespace is shared with the API.
@@ -87,6 +88,9 @@ def said_in(text: str, *folders: str) -> bool:
     return any(text in path.read_text() for path in sources(*folders))
 
 
+UNPINNED = {"matplotlib", "a2a-sdk", "atheris"}
+"""What is installed to measure or to search, by whoever does so."""
+
 BROUGHT_ALONG = {"cryptography", "pydantic-core", "pydantic-graph"}
 """What PyJWT[crypto] and pydantic-ai are built on, and share objects of with us."""
 
@@ -95,14 +99,15 @@ RUNTIME = {
     **{
         f"extra {name}": (EXTRAS[name], "client" if name == "cli" else "server")
         for name in EXTRAS
-        if name not in {"dev", "bench", "fuzz"}
+        if name not in {"dev", "bench", "bench-peers", "fuzz"}
     },
     "extra bench": (EXTRAS["bench"], "tests/bench"),
+    "extra bench-peers": (EXTRAS["bench-peers"], "tests/bench"),
     "extra fuzz": (EXTRAS["fuzz"], "tests/fuzz"),
 }
 
 
-NOT_OF_THE_SERVER = {"extra cli", "extra bench", "extra fuzz"}
+NOT_OF_THE_SERVER = {"extra cli", "extra bench", "extra bench-peers", "extra fuzz"}
 
 
 @pytest.mark.parametrize("group", RUNTIME)
@@ -147,4 +152,4 @@ def test_versions_are_pinned_without_addresses() -> None:
     pinned = {line.partition("==")[0].lower().replace("_", "-") for line in lines}
     for requirements in (PROJECT["dependencies"], *EXTRAS.values()):
         for name in names(requirements):
-            assert name.replace("_", "-") in pinned or name in {"matplotlib", "atheris"}, name
+            assert name.replace("_", "-") in pinned or name in UNPINNED, name

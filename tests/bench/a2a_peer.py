@@ -1,0 +1,77 @@
+"""A peer: the same work by the SDK of the A2A protocol. Run it as `python -m bench.a2a_peer STORE`.
+
+A call of SendMessage makes a task, has an agent echo the message, and is answered when the task has
+ended: what `RunAccepted` and a `RunComplete` are here. STORE is `memory`, or the path of a file of
+SQLite.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from typing import Any
+
+import grpc
+from a2a.helpers import new_task_from_user_message, new_text_part
+from a2a.server.agent_execution import AgentExecutor, RequestContext
+from a2a.server.events import EventQueue
+from a2a.server.request_handlers import DefaultRequestHandler
+from a2a.server.request_handlers.grpc_handler import GrpcHandler
+from a2a.server.tasks import InMemoryTaskStore, TaskUpdater
+from a2a.server.tasks.task_store import TaskStore
+from a2a.types import a2a_pb2, a2a_pb2_grpc
+
+
+class Echo(AgentExecutor):
+    """Says the message back."""
+
+    async def execute(self, context: RequestContext, event_queue: EventQueue) -> None:
+        """Tells of a task, of its one artifact, and of its end."""
+        assert context.message is not None
+        assert context.task_id is not None
+        assert context.context_id is not None
+        await event_queue.enqueue_event(new_task_from_user_message(context.message))
+        updater = TaskUpdater(event_queue, context.task_id, context.context_id)
+        await updater.add_artifact([new_text_part(context.get_user_input())])
+        await updater.complete()
+
+    async def cancel(self, context: RequestContext, event_queue: EventQueue) -> None:
+        """There is nothing to stop."""
+
+
+async def store_of(name: str) -> TaskStore:
+    """The store that an argument names."""
+    if name == "memory":
+        return InMemoryTaskStore()
+    # Needs SQLAlchemy.
+    from a2a.server.tasks import DatabaseTaskStore  # noqa: PLC0415
+    from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415
+
+    store = DatabaseTaskStore(create_async_engine(f"sqlite+aiosqlite:///{name}"))
+    await store.initialize()
+    return store
+
+
+async def main() -> None:
+    """Serves until it is killed."""
+    logging.disable(logging.CRITICAL)
+    card = a2a_pb2.AgentCard(
+        name="echo",
+        version="1",
+        capabilities=a2a_pb2.AgentCapabilities(streaming=True),
+        default_input_modes=["text/plain"],
+        default_output_modes=["text/plain"],
+    )
+    handler: Any = DefaultRequestHandler(Echo(), await store_of(sys.argv[1]), card)
+    server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
+    a2a_pb2_grpc.add_A2AServiceServicer_to_server(GrpcHandler(handler), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    sys.stdout.write(f"a2a listening on 127.0.0.1:{port}\n")
+    sys.stdout.flush()
+    await server.wait_for_termination()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
