@@ -6,7 +6,8 @@
             assert (await handle.completed()).text == "Hello"
 
 It is the same server as that of the command line, over a real port of this machine, started in some
-milliseconds. By default its store is in memory; with a SQLite file it can be started again.
+milliseconds. By default its store is in memory; with a SQLite file it can be started again. It logs
+by structlog as your process has set that up: without any set-up that is all of it, on stdout.
 """
 
 from __future__ import annotations
