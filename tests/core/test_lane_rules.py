@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import pytest
 
 from lanecheck.commands import (
+    AT,
     BOOM,
     DISPATCH,
     EMPTY,
@@ -25,6 +26,7 @@ from lanecheck.commands import (
 )
 from lanecheck.invariants import check
 from lanecheck.shapes import enter, lane_of, picture
+from runlane_server.core import lane as rules
 from runlane_server.core.errors import IllegalCommand, QueueFull, SessionBusy, SessionNotFound
 from runlane_server.core.model import (
     Accepted,
@@ -42,6 +44,7 @@ from runlane_server.core.model import (
     WhenBusy,
 )
 from runlane_server.core.transition import CoveredRun, Lane, Receipt, Transition
+from runlane_server.core.turn import DraftMessage
 
 FOLD, REJECT, INTERRUPT = WhenBusy.FOLD, WhenBusy.REJECT, WhenBusy.INTERRUPT
 ACTIVE, WAITING, RUN = CancelScope.ACTIVE, CancelScope.WAITING, CancelScope.RUN
@@ -428,6 +431,22 @@ def test_r26_a_folded_run_that_is_cancelled_alone_leaves_its_prompt_in_the_turn(
     lane, made = after([cancel(RUN, "f")], lane_of("active + folded"))
     assert [(end.run_id, end.folded_into) for end in made.completes] == [("f", "a")]
     assert after([finish("a")], lane)[1].completes[0].state is RunState.COMPLETED
+
+
+@pytest.mark.parametrize("then", ["finish", "cancel on entry"])
+def test_r26_a_prompt_that_was_withdrawn_is_kept_where_its_turn_begins_anew(then: str) -> None:
+    """The attempt that it joined is void; what comes after does not know of it."""
+    lane, _ = after([*enter("a"), DISPATCH, *enter("f", FOLD), *enter("g", FOLD), drain("a")])
+    lane, _ = after([cancel(RUN, "f")], lane)
+    said = (DraftMessage(Role.USER, run_id="f"), DraftMessage(Role.USER, run_id="g"))
+    lost = rules.node_lost(lane, "a", 1, at=AT, content=said, events=9)
+    assert spoken(lost.messages) == [("f", Role.USER, None)]
+    rest = [DISPATCH, finish("a", 2)] if then == "finish" else [cancel(RUN, "a")]
+    _, made = after(rest, stored(lane, lost))
+    turn = sorted((m.turn, m.ordinal, m.run_id) for m in (*lost.messages, *made.messages))
+    assert [run_id for number, _, run_id in turn if number == 1] == ["f", "a"]
+    ids = [message.message_id for message in (*lost.messages, *made.messages)]
+    assert len(set(ids)) == len(ids)
 
 
 def test_r27_a_queued_run_is_never_folded() -> None:

@@ -58,7 +58,7 @@ MUTANTS = (
     Mutant(
         "a run that never started leaves no turn",
         "        if run.turn == 0:\n            run = self._open_turn(run)\n"
-        '        message_id = self._write(run, close((), reason), "")',
+        '        message_id = self._write(run, close((), reason), "", attempt=run.attempt + 1)',
         '        message_id = ""',
         "R14",
     ),

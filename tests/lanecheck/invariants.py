@@ -333,7 +333,10 @@ def _check_turn_of(
 
 def _check_end(run: LaneRun, complete: RunComplete, turn: list[Message]) -> None:
     require(run.turn > 0, "every run that ends has a turn (R14)")
-    require([message.ordinal for message in turn] == list(range(1, len(turn) + 1)), "no holes")
+    first = turn[0].ordinal if turn else 1
+    ordinals = [message.ordinal for message in turn]
+    require(ordinals == list(range(first, first + len(turn))), "no holes")
+    require(first == 1 or run.attempt > 0, "it begins where the prompt ends")
     said = [message for message in turn if message.role is Role.ASSISTANT]
     require(said, "a turn ends with an assistant message (R14, R15)")
     last = said[-1]

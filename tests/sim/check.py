@@ -200,8 +200,17 @@ def _check_transcripts(checker: Checker) -> None:
         require(len(set(places)) == len(places), "a place in the transcript is used twice")
         for message in session.messages:
             turns[session.session.session_id, message.turn].append(message)
+        _check_prompts(checker, session.session.session_id, session.messages)
     for messages in turns.values():
         _check_turn(checker, messages)
+
+
+def _check_prompts(checker: Checker, session_id: str, messages: Sequence[Message]) -> None:
+    stand = Counter(message.run_id for message in messages if message.role is Role.USER)
+    for end in checker.ends.values():
+        if end.session_id == session_id:
+            times = stand[end.run_id]
+            require(times == 1, f"R14, R15, R26: the prompt of {end.run_id} stands {times} times")
 
 
 def _check_turn(checker: Checker, messages: list[Message]) -> None:

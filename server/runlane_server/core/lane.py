@@ -101,6 +101,10 @@ TABLE: Mapping[tuple[RunState | None, Happening], RunState] = MappingProxyType(
 """What may happen to a run in which state, and where that leads. All else is illegal."""
 
 
+ATTEMPT_ORDINALS = 1 << 20
+"""How many places of a turn each attempt has: more messages than any has."""
+
+
 # --- Accept -------------------------------------------------------------------------------------
 
 
@@ -290,7 +294,7 @@ def _give_up(
 ) -> Transition:
     edit = _Edit(lane._replace(active=active._replace(events=events)), at)
     if active.state is RunState.ACTIVE and active.attempt < active.max_attempts:
-        edit.retry()
+        edit.retry(content)
     else:
         error = RunError("INTERRUPTED", "the node that ran it was lost")
         edit.end_turn(Outcome(FinishReason.INTERRUPTED, error, content, tail))
@@ -446,9 +450,16 @@ class _Edit:
             self._folded = (*self._folded, *folded)
         return tuple(folded)
 
-    def retry(self) -> None:
-        """Puts the active run back to the head, and the runs folded into it right behind it."""
+    def retry(self, content: tuple[DraftMessage, ...]) -> None:
+        """Puts the active run back to the head, and the runs folded into it right behind it.
+
+        What was said is void. The prompts of runs that have ended by themselves are not: nobody
+        brings them again.
+        """
         active = cast("LaneRun", self._active)
+        folded = {run.run_id for run in self._folded}
+        withdrawn = (draft for draft in content if draft.run_id and draft.run_id not in folded)
+        self._write(active, tuple(withdrawn), "", attempt=active.attempt)
         back = [advance(active, Happening.RETRY)._replace(host="")]
         back += [
             advance(run, Happening.RETRY)._replace(folded_into="", turn=0) for run in self._folded
@@ -536,7 +547,7 @@ class _Edit:
         reason = FinishReason.CANCELED if cancelled else outcome.finish_reason
         error = None if cancelled else outcome.error
         content = close(outcome.content, reason)
-        message_id = self._write(ended, content, outcome.model)
+        message_id = self._write(ended, content, outcome.model, attempt=ended.attempt)
         shared = _End(reason, error, message_id, final_text(content))
         complete = self._end(ended, reason, error, shared, outcome.usage)
         for run in self._folded:
@@ -556,7 +567,7 @@ class _Edit:
         run = advance(run, happening)
         if run.turn == 0:
             run = self._open_turn(run)
-        message_id = self._write(run, close((), reason), "")
+        message_id = self._write(run, close((), reason), "", attempt=run.attempt + 1)
         self._end(run, reason, error, _End(reason, error, message_id, ""))
 
     def _end(
@@ -609,10 +620,13 @@ class _Edit:
         )
         return run._replace(turn=turn)
 
-    def _write(self, run: LaneRun, content: tuple[DraftMessage, ...], model: str) -> str:
-        """Writes the rest of a turn; returns the id of its last assistant message."""
+    def _write(
+        self, run: LaneRun, content: tuple[DraftMessage, ...], model: str, *, attempt: int
+    ) -> str:
+        """Writes what an attempt leaves behind in its turn; returns the id of its last assistant
+        message. It stands behind what earlier attempts left."""
         last = ""
-        for ordinal, draft in enumerate(content, start=1):
+        for ordinal, draft in enumerate(content, start=(attempt - 1) * ATTEMPT_ORDINALS + 1):
             run_id = draft.run_id or run.run_id
             message_id = _message_id(run_id, ordinal)
             assistant = draft.role is Role.ASSISTANT

@@ -168,9 +168,24 @@ SELECT 'message ' || tenant || '/' || message_id || problem FROM (
 SELECT
     'turn ' || turn || ' of session ' || tenant || '/' || session_id || ' has ' || count(*) ||
     ' messages, numbered from ' || min(ordinal) || ' to ' || max(ordinal)
-FROM messages
+FROM messages AS counted
 GROUP BY tenant, session_id, turn
-HAVING min(ordinal) <> 0 OR max(ordinal) <> count(*) - 1;
+HAVING min(ordinal) <> 0
+    OR (
+        max(ordinal) <> count(*) - 1
+        -- Each attempt begins at a place of its own, 2^20 behind that of the one before it.
+        AND EXISTS (
+            SELECT 1 FROM messages AS later
+            WHERE later.tenant = counted.tenant AND later.session_id = counted.session_id
+                AND later.turn = counted.turn
+                AND (later.ordinal - 1) % 1048576 > 0
+                AND NOT EXISTS (
+                    SELECT 1 FROM messages AS earlier
+                    WHERE earlier.tenant = later.tenant AND earlier.session_id = later.session_id
+                        AND earlier.turn = later.turn AND earlier.ordinal = later.ordinal - 1
+                )
+        )
+    );
 
 -- name: prompts
 SELECT 'the prompt of run ' || tenant || '/' || run_id || ' is there, but not the run'
