@@ -7,7 +7,9 @@ import atexit
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import Any, Generic, ParamSpec, Self, TypeVar
 
 P = ParamSpec("P")
@@ -105,14 +107,16 @@ class Portal:
         another process than the one that it was made in.
         """
         self._check()
-        future = asyncio.run_coroutine_threadsafe(make(*args, **kwargs), _shared.loop())
+        loop = _shared.loop()
+        errand = _Errand(partial(make, *args, **kwargs))
         try:
-            return future.result()
+            loop.call_soon_threadsafe(errand.begin)
+            return errand.outcome.result()
         except StopAsyncIteration:
             raise StopIteration from None
         finally:
-            # Nothing happens to one that is done.
-            future.cancel()
+            if not errand.outcome.done():
+                loop.call_soon_threadsafe(errand.call_off)
 
     def iterate(self, items: AsyncIterator[ItemT], owner: object) -> Pulled[ItemT]:
         """Iterates over the items; `owner` lives as long as that."""
@@ -139,6 +143,37 @@ class Portal:
         raise RuntimeError(
             "runlane.sync would hold up the event loop of this thread: use runlane.Client there"
         )
+
+
+class _Errand(Generic[T]):
+    """A coroutine for a thread that waits for its outcome.
+
+    The thread may be interrupted at any instant, also when the coroutine is under way and it has
+    not heard so yet: `asyncio.run_coroutine_threadsafe` would leave nothing in its hand to cancel.
+    """
+
+    def __init__(self, make: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        self.outcome: Future[T] = Future()
+        self._make = make
+        self._task: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """Begins it, on the loop."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def call_off(self) -> None:
+        """Cancels it, on the loop, where it was begun and is not done."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        try:
+            self.outcome.set_result(await self._make())
+        except asyncio.CancelledError:
+            self.outcome.cancel()
+            raise
+        except Exception as error:  # noqa: BLE001 - it is the waiting thread's
+            self.outcome.set_exception(error)
 
 
 class Pulled(Generic[ItemT]):
