@@ -9,8 +9,8 @@ SEEDS ?= 2000
 START ?= 0
 PROTO_VENV := .cache/proto-venv
 PROTO_READY := $(PROTO_VENV)/.ready
-PROTOS := $(wildcard proto/runlane/v1/*.proto)
-GENERATED := client/runlane/v1
+PROTOS := $(wildcard proto/runlane/v1/*.proto proto/runlane/harness/v1/*.proto)
+GENERATED := client/runlane/v1 client/runlane/harness/v1
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-postgres test-polyglot bench check-lane sim crash nodes soak fuzz check lint types check-proto check-docs proto docs format audit constraints clean
@@ -67,7 +67,9 @@ types: $(READY) ## Checks the types
 check-proto: $(PROTO_READY) ## Proves the generated code fresh
 	rm -rf .cache/proto && mkdir -p .cache/proto
 	$(call generate,.cache/proto)
-	diff -r -x __init__.py -x __pycache__ .cache/proto/runlane/v1 $(GENERATED)
+	for part in $(GENERATED:client/%=%); do \
+		diff -r -x __init__.py -x __pycache__ .cache/proto/$$part client/$$part || exit 1; \
+	done
 
 check-docs: $(READY) ## Proves the generated parts of the docs, and the synchronous client, fresh
 	$(BIN)/python docs/lane_diagram.py --check
@@ -75,7 +77,7 @@ check-docs: $(READY) ## Proves the generated parts of the docs, and the synchron
 	$(BIN)/python docs/metrics_table.py --check
 	$(BIN)/python client/make_sync.py --check
 
-proto: $(PROTO_READY) ## Generates client/runlane/v1 from proto/
+proto: $(PROTO_READY) ## Generates the Python code of proto/
 	find $(GENERATED) -name '*_pb2*' -delete
 	$(call generate,client)
 

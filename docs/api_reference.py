@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes api.md: the reference of `runlane.v1`, from the comments in the proto files.
+"""Writes api.md: the reference of the interface, from the comments in the proto files.
 
 python docs/api_reference.py            writes it
 python docs/api_reference.py --check    only tells whether it is fresh: exit code 1 if not
@@ -27,6 +27,7 @@ from runlane_server.access.permissions import NEEDS
 PAGE = Path(__file__).with_name("api.md")
 PROTO = Path(__file__).parents[1] / "proto"
 PACKAGE = "runlane.v1"
+HARNESS = "runlane.harness.v1"
 
 # Numbers of fields in descriptor.proto, of which the paths of comments consist.
 _MESSAGES, _ENUMS, _SERVICES = 4, 5, 6
@@ -55,6 +56,7 @@ The package is `runlane.v1`, in [`proto/runlane/v1`](../proto/runlane/v1). Serve
   whose meaning clients may rely; messages are for people and may change.
 - Cursors, page tokens and ids are opaque. A cursor is good for as long as its events are kept, at
   any node of its store.
+- For [`runlane.harness.v1`](#harnessservice), which is for tests, the same holds.
 """
 
 
@@ -86,12 +88,18 @@ def described() -> FileDescriptorSet:
 
 def page(files: FileDescriptorSet) -> str:
     """The whole page."""
+    parts = [HEAD, *_package(files, PACKAGE, "## Messages and enums")]
+    parts += _package(files, HARNESS, "## Messages and enums of the harness")
+    return "\n".join(parts)
+
+
+def _package(files: FileDescriptorSet, package: str, title: str) -> list[str]:
     ours = sorted(
-        (file for file in files.file if file.package == PACKAGE), key=lambda file: file.name
+        (file for file in files.file if file.package == package), key=lambda file: file.name
     )
     services = [part for file in ours for part in _services(file)]
-    messages = [part for file in ours for part in _types(file)]
-    return "\n".join([HEAD, *services, "## Messages and enums", "", *sorted_by_title(messages)])
+    types = [part for file in ours for part in _types(file)]
+    return [*services, title, "", *sorted_by_title(types)]
 
 
 def sorted_by_title(parts: Iterable[str]) -> list[str]:
@@ -104,13 +112,15 @@ def _services(file: FileDescriptorProto) -> Iterator[str]:
     for n, service in enumerate(file.service):
         lines = [f"## {service.name}", "", comments.of((_SERVICES, n)), ""]
         for m, method in enumerate(service.method):
-            lines += _method(service.name, method, comments.of((_SERVICES, n, _METHOD, m)))
+            lines += _method(
+                f"{file.package}.{service.name}", method, comments.of((_SERVICES, n, _METHOD, m))
+            )
         yield "\n".join(lines)
 
 
 def _method(service: str, method: MethodDescriptorProto, comment: str) -> list[str]:
     stream = "stream of " if method.server_streaming else ""
-    role = NEEDS[f"/{PACKAGE}.{service}/{method.name}"].value
+    role = NEEDS[f"/{service}/{method.name}"].value
     return [
         f"### {method.name}",
         "",
@@ -178,7 +188,7 @@ def _single(field: FieldDescriptorProto) -> str:
 
 def _link(full_name: str) -> str:
     name = full_name.lstrip(".")
-    ours = name.removeprefix(f"{PACKAGE}.")
+    ours = name.removeprefix(f"{PACKAGE}.").removeprefix(f"{HARNESS}.")
     if ours == name:
         return f"`{name}`"
     anchor = ours.lower().replace(".", "")

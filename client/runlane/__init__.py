@@ -23,6 +23,7 @@ from runlane.errors import (
     Draining,
     EmptyPrompt,
     EventGap,
+    GateNotFound,
     Internal,
     InvalidArgument,
     Overloaded,
@@ -43,6 +44,7 @@ from runlane.errors import (
     Unauthenticated,
     Unavailable,
     UnexpectedStatus,
+    Unsupported,
     Violation,
 )
 from runlane.pager import Page, Pager
@@ -97,6 +99,7 @@ __all__ = [
     "EventGap",
     "FinishReason",
     "Folded",
+    "GateNotFound",
     "Internal",
     "InvalidArgument",
     "Message",
@@ -140,6 +143,7 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "UnexpectedStatus",
+    "Unsupported",
     "Usage",
     "Violation",
     "WhenBusy",

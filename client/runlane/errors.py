@@ -23,6 +23,8 @@
     ├── DeadlineExceeded         also a TimeoutError
     ├── Unauthenticated
     ├── PermissionDenied
+    ├── GateNotFound             of the harness: no such gate is armed
+    ├── Unsupported              of the harness: this server cannot do that
     ├── Internal                 a defect of the server; `error_id` finds it in the server's log
     ├── UnexpectedStatus         an answer that no Runlane server gives
     ├── EventGap                 a run's events do not follow on each other
@@ -260,6 +262,20 @@ class PermissionDenied(RunlaneError):
     default_status = StatusCode.PERMISSION_DENIED
 
 
+class GateNotFound(RunlaneError):
+    """No gate of that id is armed, or it was released meanwhile."""
+
+    reason = "GATE_NOT_FOUND"
+    default_status = StatusCode.NOT_FOUND
+
+
+class Unsupported(RunlaneError):
+    """This server cannot do that, as it is set or run."""
+
+    reason = "UNSUPPORTED"
+    default_status = StatusCode.UNIMPLEMENTED
+
+
 class Internal(RunlaneError):
     """A defect of the server; `error_id` finds the details in its log."""
 
@@ -314,6 +330,8 @@ BY_REASON: Mapping[str, type[RunlaneError]] = MappingProxyType(
             StoreUnavailable,
             Unauthenticated,
             PermissionDenied,
+            GateNotFound,
+            Unsupported,
             Internal,
         )
     }

@@ -145,7 +145,9 @@ class Wire:
         """Whether a call was refused for what was sent with it, and something else is sent now."""
         return isinstance(error, Unauthenticated) and self.metadata != sent
 
-    def _connected(self) -> grpc.aio.Channel:
+    @property
+    def channel(self) -> grpc.aio.Channel:
+        """The channel. Raises ClientClosed."""
         if self._closed:
             raise ClientClosed
         if self._channel is None:
@@ -160,7 +162,7 @@ class Wire:
     @property
     def runs(self) -> RunServiceAsyncStub:
         """The calls of RunService. Raises ClientClosed."""
-        channel = self._connected()
+        channel = self.channel
         if self._runs is None:
             self._runs = RunServiceStub(channel)
         return self._runs
@@ -168,7 +170,7 @@ class Wire:
     @property
     def sessions(self) -> SessionServiceAsyncStub:
         """The calls of SessionService. Raises ClientClosed."""
-        channel = self._connected()
+        channel = self.channel
         if self._sessions is None:
             self._sessions = SessionServiceStub(channel)
         return self._sessions

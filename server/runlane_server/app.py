@@ -12,12 +12,15 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from typing import Never
 
 import structlog
 
 from runlane_server import logs, systemd
+from runlane_server.clock import MovableLoop
 from runlane_server.config import Config
 from runlane_server.core.errors import StartError
+from runlane_server.harness import STATE, Harness
 from runlane_server.node import Node, Orders, serving
 
 log = structlog.get_logger()
@@ -43,8 +46,16 @@ def run(config: Config, worker: Worker | None = None) -> int:
         worker=worker.number if worker else None,
         content=config.log_content,
     )
-    with asyncio.Runner(loop_factory=event_loop_factory(config.event_loop)) as runner:
-        return runner.run(_serve_and_leave(config, worker))
+    life = Life()
+    with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
+        code = runner.run(_serve_and_leave(config, worker, life))
+    if life.goes_on:
+        life.start_anew()
+    return code
+
+
+def _loop_factory(config: Config) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    return MovableLoop if config.harness else event_loop_factory(config.event_loop)
 
 
 def event_loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -60,8 +71,10 @@ def event_loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | N
     return uvloop.new_event_loop
 
 
-async def _serve_and_leave(config: Config, worker: Worker | None) -> int:
-    code = await serve(config, worker)
+async def _serve_and_leave(config: Config, worker: Worker | None, life: Life) -> int:
+    code = await serve(config, worker, life)
+    if life.goes_on:
+        return code
     # Everything is closed and written by now.
     watchdog = threading.Timer(EXIT_TIMEOUT, os._exit, (code,))
     watchdog.daemon = True
@@ -69,19 +82,23 @@ async def _serve_and_leave(config: Config, worker: Worker | None) -> int:
     return code
 
 
-async def serve(config: Config, worker: Worker | None = None) -> int:
+async def serve(config: Config, worker: Worker | None = None, life: Life | None = None) -> int:
     """Serves until SIGTERM or SIGINT, or until the store fails; returns the exit code.
 
-    Raises StartError if it cannot start.
+    `life` is what a harness has of the process. Raises StartError if it cannot start.
     """
-    orders = Signals()
+    life = life or Life()
+    orders = life.orders = Signals()
+    life.harness = Harness.of(os.environ, life)
     with ExitStack() as closing:
         async with serving(
             config,
             orders,
             worker=None if worker is None else worker.number,
+            harness=life.harness,
             on_bound=partial(orders.listen, closing),
         ) as node:
+            life.address = node.address
             _settle_down()
             _announce(node, config)
             if worker is None:
@@ -109,6 +126,40 @@ class Signals(Orders):
         if self.stop.is_set():
             self.hurry.set()
         self.stop.set()
+
+
+class Life:
+    """The life of this process, in the hands of a harness: it ends, and may begin anew.
+
+    A new program takes the place of the old one in the same process, as by `exec`: whatever ran is
+    gone in that instant, as it is by SIGKILL, and whoever looks after the process sees no end.
+    """
+
+    restarts = True
+
+    def __init__(self) -> None:
+        self.orders = Orders()
+        self.harness = Harness(life=self)
+        self.address = ""
+        self.goes_on = False
+        """Whether it begins anew where it ends in good order."""
+
+    def crash(self, *, restart: bool) -> None:
+        """Ends it at once. Does not return."""
+        if restart:
+            self.start_anew()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def drain(self, *, restart: bool) -> None:
+        """Has it go down in good order."""
+        self.goes_on = restart
+        self.orders.stop.set()
+
+    def start_anew(self) -> Never:
+        """Begins anew, at the same address and as the harness has set it."""
+        environment = {**os.environ, STATE: self.harness.state()}
+        arguments = [*sys.orig_argv, "--listen", self.address]
+        os.execve(sys.executable, arguments, environment)  # noqa: S606 - it is this very program
 
 
 def _settle_down() -> None:

@@ -68,6 +68,7 @@ class Config:
     log_format: str = "auto"
     log_level: str = "info"
     log_content: bool = False
+    harness: bool = False
 
     @classmethod
     def of(cls, **options: Any) -> Config:
@@ -284,6 +285,12 @@ _OPTIONS = (
         "--log-content",
         is_flag=True,
         help="Has the log tell what unexpected errors say: it may be part of a prompt.",
+    ),
+    click.option(
+        "--harness",
+        is_flag=True,
+        help="Serves runlane.harness.v1 too: tests hold runs at gates, move the clock, and have "
+        "the server crash. On this machine only, and never in production.",
     ),
 )
 

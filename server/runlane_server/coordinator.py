@@ -59,6 +59,7 @@ from runlane_server.limits import Limits
 from runlane_server.mailbox import Command, OnDone
 from runlane_server.membership import Membership
 from runlane_server.observer import NOBODY, Asked, Load, Observer
+from runlane_server.stage import Point, Stage
 from runlane_server.store.base import (
     EventFilter,
     IdleSession,
@@ -95,6 +96,7 @@ class Coordinator:
         node: NodeSettings | None = None,
         observer: Observer = NOBODY,
         quotas: QuotaBook | None = None,
+        stage: Stage | None = None,
         now: Callable[[], Micros] = lambda: time.time_ns() // 1000,
         new_id: Callable[[], str] = lambda: str(uuid7()),
     ) -> None:
@@ -103,13 +105,21 @@ class Coordinator:
         self.limits = limits or Limits()
         self._new_id = new_id
         self._tokens = itertools.count(1)
-        self._now = never_back(now)
+        self.now = never_back(now)
         self._observer = observer
         quotas = quotas or QuotaBook()
         self.stored = StoredBytes(quotas, store)
         self._accepts = Accepts(quotas, self.stored)
+        self._stage = stage or Stage()
         self._executor = Executor(
-            store, agent, self.limits, self._now, node, observer=observer, quotas=quotas
+            store,
+            agent,
+            self.limits,
+            self.now,
+            node,
+            observer=observer,
+            quotas=quotas,
+            stage=self._stage,
         )
         self._lanes = self._executor.lanes
 
@@ -179,14 +189,14 @@ class Coordinator:
             if not run_id:
                 raise refusal
             return AcceptedRun(
-                key, run_id, "", _nothing, began_at=self._now(), over=_nothing, refusal=refusal
+                key, run_id, "", _nothing, began_at=self.now(), over=_nothing, refusal=refusal
             )
         run_id = run_id or self._new_id()
         token = str(next(self._tokens))
         self._lanes.send(key, lambda lane, _: rules.reserve(lane, token, run_id))
         self._accepts.begin(tenant)
         over = partial(self._accepts.end, tenant)
-        return AcceptedRun(key, run_id, token, self._release, began_at=self._now(), over=over)
+        return AcceptedRun(key, run_id, token, self._release, began_at=self.now(), over=over)
 
     def _release(self, accepted: AcceptedRun) -> None:
         self._lanes.send(accepted.key, lambda lane, _: rules.release(lane, accepted.token))
@@ -228,6 +238,7 @@ class Coordinator:
                 return await self._accepted_before(accepted.key, request) or _gone(run.run_id)
             self._observer.accepted(RunKey(accepted.key.tenant, run.run_id), run, accepted.began_at)
             self.stored.add(accepted.key.tenant, run_weight(request))
+            await self._stage.pass_by(Point.ACCEPT_COMMITTED, accepted.session_id, run.run_id)
             return Acceptance(describe(accepted.key, run, request), position)
 
     async def run(
@@ -328,7 +339,7 @@ class Coordinator:
 
     def _note_cancel(self, key: SessionKey, scope: str) -> OnDone:
         """Has a cancel observed once it is carried out; it is asked for now."""
-        return partial(self._observer.cancelled, Asked(key, scope, self._now()))
+        return partial(self._observer.cancelled, Asked(key, scope, self.now()))
 
     async def clear_queue(self, session_id: str, *, tenant: str = DEFAULT_TENANT) -> Receipt:
         """Cancels the waiting runs of a session; the active one lives on (R18)."""
@@ -410,7 +421,7 @@ class Coordinator:
         if self._executor.refusing:
             raise Draining("the server is shutting down", retry_after=RETRY_AFTER)
         key = SessionKey(tenant, session_id or self._new_id())
-        at = self._now()
+        at = self.now()
         try:
             await self.store.create_session(NewSession(key, at, title, metadata))
         except SessionTaken:

@@ -32,12 +32,26 @@ def check(config: Config) -> None:
     for name in ("tls_client_ca", "node_tls_ca"):
         if getattr(config, name) is not None and config.tls_cert is None:
             raise StartError(f"--{name.replace('_', '-')} needs --tls-cert and --tls-key")
+    if config.harness:
+        _check_harness(config)
     if not (is_local(config.listen) or _knows_callers(config) or config.insecure_anywhere):
         raise StartError(
             f"on {config.listen} anybody in the network could call: name the callers by --access "
             "FILE or --tls-client-ca FILE, listen on 127.0.0.1 or unix:PATH, or let everybody in "
             "by --insecure-anywhere"
         )
+
+
+def _check_harness(config: Config) -> None:
+    if not is_local(config.listen) or not is_local(config.node_address or config.listen):
+        raise StartError(
+            "--harness lets anybody who comes in hold runs and end the server: listen on 127.0.0.1 "
+            "or unix:PATH"
+        )
+    if config.workers > 1:
+        raise StartError("--harness goes with one process: --workers 1")
+    if config.event_loop != "asyncio":
+        raise StartError("--harness moves the event loop's clock: --event-loop asyncio")
 
 
 class Entrance:
@@ -78,6 +92,8 @@ class Entrance:
         config, away = self._config, not is_local(self._config.listen)
         if away and not _knows_callers(config):
             log.warning("anybody who reaches this server may do everything", listen=config.listen)
+        if config.harness:
+            log.warning("the harness is served: callers can hold runs and end this server")
         if away and self.tls is None:
             log.warning("calls are not encrypted", listen=config.listen)
             if self._access is not None:

@@ -36,6 +36,7 @@ from runlane_server.membership import Membership
 from runlane_server.observer import NOBODY, Load, Observer
 from runlane_server.patience import patiently
 from runlane_server.runner import Job, Runner
+from runlane_server.stage import Point, Stage
 from runlane_server.store.base import HostedRun, Store, Turns
 from runlane_server.turns import turns_of
 
@@ -76,9 +77,11 @@ class Executor:
         *,
         observer: Observer = NOBODY,
         quotas: QuotaBook | None = None,
+        stage: Stage | None = None,
     ) -> None:
         self.membership = _membership(store, self, node or NodeSettings())
         self._quotas = quotas or QuotaBook()
+        self._stage = stage or Stage()
         self.lanes = Lanes(
             store,
             self,
@@ -86,6 +89,7 @@ class Executor:
             now=now,
             host=self.membership,
             quotas=self._quotas,
+            stage=self._stage,
         )
         self.ready = False
         self.refusing = False
@@ -112,6 +116,7 @@ class Executor:
 
         `address` is where other nodes reach this one.
         """
+        self._stage.resume()
         if self.membership is None:
             await self._take_up()
         else:
@@ -153,6 +158,7 @@ class Executor:
         Takes the grace period of a cancel and the time of the last writes at the most.
         """
         self.refuse()
+        self._stage.suspend()
         if self._getting_ready is not None:
             self._getting_ready.cancel()
             await asyncio.wait({self._getting_ready}, timeout=self._limits.cancel_grace)
@@ -187,6 +193,7 @@ class Executor:
             lane=self,
             now=self._now,
             cancel_grace=self._limits.cancel_grace,
+            stage=self._stage,
         )
         self._runners[key] = runner
         self._observer.started(run_key, run)
@@ -366,6 +373,7 @@ class Executor:
     async def _try_to_start(self) -> str | None:
         try:
             async with asyncio.timeout(self._limits.ready_timeout):
+                await self._stage.pass_by(Point.BEFORE_AGENT_READY)
                 await self._agent.start()
         except TimeoutError:
             return f"not within {self._limits.ready_timeout:g} s"

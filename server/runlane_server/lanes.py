@@ -23,6 +23,7 @@ from runlane_server.limits import RETRY_PAUSE
 from runlane_server.mailbox import Command, Decision, Mailbox, OnDone, Order, accepts_again, stops
 from runlane_server.recent import Recent
 from runlane_server.slots import Slots
+from runlane_server.stage import Stage
 from runlane_server.store.base import BusySession, RunIdTaken, Stale, Store
 from runlane_server.waiting import WaitingRuns
 
@@ -56,6 +57,7 @@ class Lanes:
         now: Callable[[], Micros],
         host: Host | None = None,
         quotas: QuotaBook | None = None,
+        stage: Stage | None = None,
     ) -> None:
         self._shared = host is not None
         self._host: Host = host or Alone()
@@ -68,6 +70,8 @@ class Lanes:
         quotas = quotas or QuotaBook()
         self.slots = Slots(max_active, self._call, quotas.max_active)
         quotas.listen(self.slots.look_again)
+        self._stage = stage or Stage()
+        self._stage.on_open = self.slots.line_up
         self.waiting = WaitingRuns()
 
     @property
@@ -318,13 +322,19 @@ class Lanes:
                 mailbox.orders.extendleft(reversed(orders[n + 1 :]))
                 del orders[n + 1 :]
         transition = decision.transition
-        if transition.lane.startable and self._host.alive and self.slots.take(lane.key):
+        decision.held = transition.lane.startable and not self._lets_start(lane, transition.lane)
+        may_start = transition.lane.startable and not decision.held and self._host.alive
+        if may_start and self.slots.take(lane.key):
             started = rules.dispatch(transition.lane, at=at, host=self._host.node_id)
             transition = transition.then(started)
         if transition.durable and not transition.removed:
             transition = transition.at_version(lane.version + 1)
         decision.transition = transition
         return decision
+
+    def _lets_start(self, before: Lane, lane: Lane) -> bool:
+        next_run = lane.waiting[0].run_id
+        return self._stage.lets_start(lane.key, next_run, follows=before.active is not None)
 
     def _undo(self, key: SessionKey, lane: Lane) -> None:
         """Gives back the slot that was taken for a decision that did not come true."""
@@ -345,8 +355,16 @@ class Lanes:
         self._remember(key, made.transition)
         if lane.active is not None and lane.active != before.active:
             self._act_on_active(key, before, made.transition)
-        if lane.startable:
+        if made.held:
+            self._keep(key, before, lane)
+        elif lane.startable:
             self._actions.left_waiting()
+
+    def _keep(self, key: SessionKey, before: Lane, lane: Lane) -> None:
+        """Keeps a lane from starting its run, unless it was let go meanwhile."""
+        next_run, follows = lane.waiting[0].run_id, before.active is not None
+        if not self._stage.keep_from_starting(key, next_run, follows=follows):
+            self.slots.line_up(key)
 
     def _remember(self, key: SessionKey, made: Transition) -> None:
         """Keeps the prompts at hand that are to run soon, so that they need not be read again."""

@@ -57,9 +57,11 @@ class Mailbox:
 
 @dataclass(slots=True)
 class Decision:
-    """What a batch amounts to: one transition, and an answer to each order."""
+    """What a batch amounts to: one transition, and an answer to each order. It is `held` where a
+    harness keeps the next run from being started with it."""
 
     transition: Transition
+    held: bool = False
     replies: list[tuple[Order, object]] = field(default_factory=list)
     refusals: list[tuple[Order, Exception]] = field(default_factory=list)
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
-import time
 from asyncio import StreamReader, StreamWriter
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import structlog
 
+from runlane_server.clock import SYSTEM
 from runlane_server.coordinator import Coordinator
 from runlane_server.core.errors import StartError
+from runlane_server.core.model import Micros
 from runlane_server.feed import Feed
 from runlane_server.node_address import of_worker
 from runlane_server.observer import NOBODY, Observer
@@ -50,7 +51,13 @@ class Monitor:
     `listen` is HOST:PORT; the worker of a number takes the port that is so much higher.
     """
 
-    def __init__(self, listen: str | None, store_kind: str, worker: int | None = None) -> None:
+    def __init__(
+        self,
+        listen: str | None,
+        store_kind: str,
+        worker: int | None = None,
+        now: Callable[[], Micros] = SYSTEM.micros,
+    ) -> None:
         if listen is not None and importlib.util.find_spec("prometheus_client") is None:
             raise StartError(
                 f"{OPTION}: prometheus_client is not installed; "
@@ -59,6 +66,7 @@ class Monitor:
         self.observer: Observer = NOBODY
         self._listen = of_worker(listen, worker, OPTION) if listen and worker else listen
         self._store_kind = store_kind
+        self._now = now
         self._metrics: Metrics | None = None
         self._state: NodeState | None = None
         self._writing = asyncio.Lock()
@@ -71,7 +79,7 @@ class Monitor:
         from runlane_server.metrics import Metrics  # noqa: PLC0415
 
         self._metrics = Metrics(self._last_state)
-        meter = Meter(self._metrics, feed, lambda: time.time_ns() // 1000)
+        meter = Meter(self._metrics, feed, self._now)
         store.listener = store.watcher = self.observer = meter
 
     @asynccontextmanager

@@ -23,6 +23,7 @@ from runlane_server.entrance import Entrance
 from runlane_server.entrance import check as check_entrance
 from runlane_server.executor import NodeSettings
 from runlane_server.feed import Feed
+from runlane_server.harness import About, Harness
 from runlane_server.monitor import Monitor
 from runlane_server.node_address import of_worker, own_listen, reached_at
 from runlane_server.observer import Both
@@ -30,7 +31,7 @@ from runlane_server.relay import Relay
 from runlane_server.retention import Retention, keepers
 from runlane_server.rpc.endpoint import Endpoint
 from runlane_server.store.base import StoreError
-from runlane_server.stores import open_store
+from runlane_server.stores import kind_of, open_store
 from runlane_server.tracing import Tracing
 
 log = structlog.get_logger()
@@ -78,20 +79,28 @@ async def serving(
     *,
     agent: Agent | None = None,
     worker: int | None = None,
+    harness: Harness | None = None,
     on_bound: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Node]:
     """A node that serves meanwhile, and goes down in good order, at once if it is to hurry.
 
     `agent` takes the place of the one that the settings name; `worker` is its number if it is one
-    of several; `on_bound` is called when it has its address and has not touched the work yet.
+    of several; `harness` is what a test has a hold of, if the settings have it served; `on_bound`
+    is called when it has its address and has not touched the work yet.
     Raises StartError if it cannot start.
     """
     check_entrance(config)
-    entrance = Entrance(config)
+    harness = harness or Harness()
+    harness.about = about(config)
+    clock = harness.clock
+    entrance = Entrance(config, clock.seconds)
     async with AsyncExitStack() as closing:
-        monitor = Monitor(config.metrics_listen, config.store.partition(":")[0], worker)
+        monitor = Monitor(config.metrics_listen, kind_of(config.store), worker, clock.micros)
         tracing = Tracing(
-            config.otlp_endpoint, ratio=config.trace_ratio, content=config.log_content
+            config.otlp_endpoint,
+            ratio=config.trace_ratio,
+            content=config.log_content,
+            now=clock.micros,
         )
         await closing.enter_async_context(tracing.exporting())
         agent = agent or load_agent(config.agent, agent_settings(config))
@@ -109,6 +118,8 @@ async def serving(
             node=NodeSettings(lease=config.node_lease),
             observer=observer,
             quotas=entrance.quotas,
+            stage=harness.stage,
+            now=clock.micros,
         )
         relay, peer_key = None, ""
         if store.cluster is not None:
@@ -123,6 +134,7 @@ async def serving(
             relay=relay,
             observer=observer,
             tls=entrance.tls,
+            harness=harness if config.harness else None,
         )
         # Before anything is run: a server that finds its port taken must not touch the work.
         address, node_address = _bind(endpoint, config, worker)
@@ -139,7 +151,7 @@ async def serving(
         entrance.warn(node_address, shared=relay is not None)
         background = _in_background(
             _keep_serving(endpoint, orders),
-            *keepers(coordinator, retention_of(config)),
+            *keepers(coordinator, retention_of(config), clock.seconds),
             entrance.watch(door),
             coordinator.stored.keep_measuring(),
         )
@@ -162,6 +174,18 @@ def _bind(endpoint: Endpoint, config: Config, worker: int | None) -> tuple[str, 
     given = of_worker(config.node_address, worker)
     own = endpoint.bind(own_listen(config.listen, given), alone=True)
     return address, reached_at(own, given)
+
+
+def about(config: Config) -> About:
+    """What a test is told of the settings."""
+    return About(
+        store=kind_of(config.store),
+        agent=config.agent.partition(":")[0],
+        limits=config.limits,
+        drain_timeout=config.drain_timeout,
+        progress_interval=config.progress_interval,
+        event_retention=config.event_retention,
+    )
 
 
 def agent_settings(config: Config) -> AgentSettings:

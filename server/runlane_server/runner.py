@@ -39,6 +39,7 @@ from runlane_server.core.turn import InvalidAgentEvent
 from runlane_server.limits import RETRY_PAUSE
 from runlane_server.outbox import Outbox
 from runlane_server.patience import patiently
+from runlane_server.stage import Point, Stage
 from runlane_server.store.base import MessagePlace, Page, Store
 
 log = structlog.get_logger()
@@ -102,6 +103,7 @@ class Runner:
         lane: LaneAccess,
         now: Callable[[], Micros],
         cancel_grace: float,
+        stage: Stage,
     ) -> None:
         self.job = job
         self.stray: asyncio.Task[None] | None = None
@@ -110,6 +112,7 @@ class Runner:
         self._lane = lane
         self._store = store
         self._cancel_grace = cancel_grace
+        self._stage = stage
         # Is set when there is something for the supervisor to do: the agent returned, was stopped,
         # or took too long.
         self._due: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -153,6 +156,10 @@ class Runner:
         """Whether how it ends is settled: the agent returned, was stopped, or took too long."""
         returned = self._working is not None and self._working.done()
         return returned or self._timed_out or self._stopped
+
+    async def _at(self, point: Point) -> None:
+        """The run has come to a point at which a harness may hold it."""
+        await self._stage.pass_by(point, self.job.key.session_id, self.job.run.run_id)
 
     # The supervisor
 
@@ -206,6 +213,7 @@ class Runner:
         if self._folding is not None:
             await asyncio.wait({self._folding})
         outcome = self._outcome(error, await self._outbox.take_rest())
+        await self._at(Point.BEFORE_FINISH)
         while not await self._told(outcome):
             await asyncio.sleep(RETRY_PAUSE)
 
@@ -247,12 +255,16 @@ class Runner:
         # references a run is freed at its end, and not by the collector.
         turn = _Turn(self.job, self._store, self._fold)
         await turn.load()
+        silent = True
         async with aclosing(self._agent.run(turn)) as events:
             async for event in events:
                 if isinstance(event, Report):
                     self._report = _merge(self._report, event)
-                else:
-                    self._outbox.put(event)
+                    continue
+                if silent:
+                    silent = False
+                    await self._at(Point.BEFORE_FIRST_MESSAGE)
+                self._outbox.put(event)
                 if self._outbox.full:
                     await self._outbox.emptied()
 
@@ -262,6 +274,7 @@ class Runner:
         A cancel of the agent does not undo what was committed, so the folding is a task of its own
         that the supervisor waits for.
         """
+        await self._at(Point.BEFORE_STEP)
         if self._outbox.closed or not self._lane.may_fold(self.job.key):
             return ()
         self._folding = asyncio.create_task(self._fold_in())

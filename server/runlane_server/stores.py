@@ -22,6 +22,11 @@ def open_store(url: str) -> Store:
     return SqliteStore(database_path(url))
 
 
+def kind_of(url: str) -> str:
+    """`memory`, `sqlite` or `postgresql`."""
+    return "postgresql" if can_be_shared(url) else url.partition(":")[0]
+
+
 def can_be_shared(url: str) -> bool:
     """Whether several nodes can work over the store that a URL names."""
     return url.partition(":")[0] in _POSTGRES

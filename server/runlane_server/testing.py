@@ -25,6 +25,7 @@ from runlane_server.agents.gates import Gates
 from runlane_server.agents.scripted import ScriptedAgent
 from runlane_server.config import Config
 from runlane_server.coordinator import Coordinator
+from runlane_server.harness import Harness
 from runlane_server.node import Node, Orders, serving
 
 AnAgent: TypeAlias = str | Agent | Callable[[Turn], AsyncGenerator[AgentEvent | str, None]]
@@ -41,6 +42,8 @@ class LocalServer:
         store: As `--store` takes it.
         listen: As `--listen` takes it. Port 0 is a free one; a Unix socket is `unix:PATH`.
         config: All other settings. By default it does not wait for active runs when it stops.
+        harness: Whether to serve `runlane.harness.v1` too. It can hold runs at gates; the clock and
+            the process are not this server's own, and stay as they are.
 
     Entering it raises StartError if it cannot start.
     """
@@ -52,11 +55,15 @@ class LocalServer:
         store: str = "memory:",
         listen: str = "127.0.0.1:0",
         config: Config = _DEFAULTS,
+        harness: bool = False,
     ) -> None:
         self.gates = Gates()
         self._agent = agent
         spec = agent if isinstance(agent, str) else config.agent
-        self._config = replace(config, agent=spec, store=store, listen=listen)
+        self._config = replace(
+            config, agent=spec, store=store, listen=listen, harness=harness or config.harness
+        )
+        self._harness = Harness()
         self._node: Node | None = None
         self._closing = AsyncExitStack()
 
@@ -87,7 +94,7 @@ class LocalServer:
         agent = None if isinstance(self._agent, str) else as_agent("agent", self._agent)
         if self._agent == "scripted":
             agent = ScriptedAgent(self.gates)
-        node = serving(self._config, Orders(), agent=agent)
+        node = serving(self._config, Orders(), agent=agent, harness=self._harness)
         self._node = await self._closing.enter_async_context(node)
         # What is there after a restart is found where it was.
         self._config = replace(self._config, listen=self._node.address)

@@ -6,14 +6,14 @@ A collector that is slow or gone costs spans, and never holds up a run.
 from __future__ import annotations
 
 import importlib.util
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import structlog
 
 from runlane_server.core.errors import StartError
+from runlane_server.core.model import Micros
 from runlane_server.observer import NOBODY, Observer
 from runlane_server.release import version_of_server
 from runlane_server.tracer import Tracer
@@ -36,7 +36,14 @@ class Tracing:
     `Tracer`. It is made on the event loop. Raises StartError.
     """
 
-    def __init__(self, endpoint: str | None, *, ratio: float, content: bool) -> None:
+    def __init__(
+        self,
+        endpoint: str | None,
+        *,
+        ratio: float,
+        content: bool,
+        now: Callable[[], Micros],
+    ) -> None:
         self.observer: Observer = NOBODY
         self._endpoint = endpoint
         self._spans: Spans | None = None
@@ -50,9 +57,7 @@ class Tracing:
         from runlane_server.spans import Spans  # noqa: PLC0415 - needs an extra
 
         self._spans = Spans(endpoint, version_of_server())
-        self.observer = Tracer(
-            self._spans.export, ratio=ratio, now=lambda: time.time_ns() // 1000, content=content
-        )
+        self.observer = Tracer(self._spans.export, ratio=ratio, now=now, content=content)
 
     @asynccontextmanager
     async def exporting(self) -> AsyncIterator[None]:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from runlane_server.pytest_plugin import OF_THE_EXTRA
+
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -63,15 +65,20 @@ def sources(*folders: str) -> Iterator[Path]:
         yield from sorted((ROOT / folder).rglob("*.py"))
 
 
+def packages(path: Path) -> set[str]:
+    """The packages that a file imports."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
 def imported(*folders: str) -> set[str]:
     """The packages that the code of some folders imports, ours and the standard library's aside."""
-    found: set[str] = set()
-    for path in sources(*folders):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                found |= {alias.name.partition(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                found.add(node.module.partition(".")[0])
+    found = set[str]().union(*map(packages, sources(*folders)))
     return found - OURS - set(sys.stdlib_module_names)
 
 
@@ -140,6 +147,17 @@ def test_what_is_used_is_installed(folder: str, groups: list[str]) -> None:
     for package in imported(folder):
         found = distributions(package)
         assert found & declared, f"{package}, of {sorted(found) or 'nothing that is installed'}"
+
+
+def test_pytest_is_needed_by_its_plugin_alone() -> None:
+    """Nobody loads that but pytest; anything else of the server works without."""
+    users = {path.name for path in sources("server", "client") if "pytest" in packages(path)}
+    assert users == {"pytest_plugin.py"}
+
+
+def test_the_plugin_for_pytest_knows_what_the_server_needs() -> None:
+    known = set[str]().union(*map(distributions, OF_THE_EXTRA))
+    assert known == set(names(EXTRAS["server"]))
 
 
 def test_versions_are_pinned_without_addresses() -> None:

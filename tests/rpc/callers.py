@@ -23,15 +23,18 @@ from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 from grpc import StatusCode
 
+import runlane.harness.v1
 import runlane.v1
 from rpc.certificates import private_pem, public_pem
 from rpc.wire import Wire, serving
+from runlane.harness.v1 import harness_service_pb2 as harness_pb
 from runlane.v1 import run_service_pb2 as runs_pb
 from runlane.v1 import session_service_pb2 as sessions_pb
 from runlane_server.access import tokens
 from runlane_server.access.door import Door
 from runlane_server.config import Config
 from runlane_server.entrance import Entrance
+from runlane_server.harness import Harness
 from runlane_server.rpc.errors import DETAILS_KEY
 from runlane_server.store.memory import MemoryStore
 
@@ -50,15 +53,19 @@ Metadata = tuple[tuple[str, str], ...]
 def all_methods() -> dict[str, MethodDescriptor]:
     """Every rpc that is defined, by its full name as it is called."""
     found: dict[str, MethodDescriptor] = {}
-    for module in pkgutil.iter_modules(runlane.v1.__path__):
-        if module.name.endswith("_pb2"):
-            file = import_module(f"runlane.v1.{module.name}").DESCRIPTOR
-            for service in file.services_by_name.values():
-                found |= {f"/{service.full_name}/{one.name}": one for one in service.methods}
+    for package in (runlane.v1, runlane.harness.v1):
+        for module in pkgutil.iter_modules(package.__path__):
+            if module.name.endswith("_pb2"):
+                file = import_module(f"{package.__name__}.{module.name}").DESCRIPTOR
+                for service in file.services_by_name.values():
+                    found |= {f"/{service.full_name}/{one.name}": one for one in service.methods}
     return found
 
 
 METHODS = all_methods()
+
+OF_TENANTS = [method for method in METHODS if method.startswith("/runlane.v1.")]
+"""Those that are about what a tenant has; a harness has a hold of the whole server."""
 
 
 def request(method: str, session: str = "s-theirs", run: str = "r-theirs") -> Message:
@@ -79,6 +86,16 @@ def request(method: str, session: str = "s-theirs", run: str = "r-theirs") -> Me
         "DeleteSession": sessions_pb.DeleteSessionRequest(session_id=session),
         "ListSessions": sessions_pb.ListSessionsRequest(),
         "ListMessages": sessions_pb.ListMessagesRequest(session_id=session),
+        "GetServer": harness_pb.GetServerRequest(),
+        "ArmGate": harness_pb.ArmGateRequest(
+            point=harness_pb.GATE_POINT_BEFORE_FINISH, run_id="nobody"
+        ),
+        "AwaitGate": harness_pb.AwaitGateRequest(gate_id="none"),
+        "ReleaseGate": harness_pb.ReleaseGateRequest(gate_id="none"),
+        "ListGates": harness_pb.ListGatesRequest(),
+        "AdvanceClock": harness_pb.AdvanceClockRequest(by=Duration(seconds=1)),
+        "Crash": harness_pb.CrashRequest(),
+        "Drain": harness_pb.DrainRequest(),
     }
     return wanted[METHODS[method].name]
 
@@ -220,7 +237,7 @@ async def guarded(folder: Path, store: MemoryStore | None = None) -> AsyncIterat
     path.write_text("\n\n".join(blocks))
     entrance = Entrance(Config(access=str(path)), lambda: clock[0])
     door = entrance.door(PEER_KEY)
-    async with serving(door=door, store=store or MemoryStore()) as wire:
+    async with serving(door=door, store=store or MemoryStore(), harness=Harness()) as wire:
         world = World(wire, entrance, door, path, texts, clock)
         await _with_a_run(world)
         yield world

@@ -14,6 +14,7 @@ from rpc.callers import (
 from runlane_server.access.identities import REFUSED
 
 RUNS, SESSIONS = "/runlane.v1.RunService/", "/runlane.v1.SessionService/"
+HARNESS = "/runlane.harness.v1.HarnessService/"
 
 LEAST: Mapping[str, str] = {
     RUNS + "RunAccepted": "run",
@@ -29,6 +30,19 @@ LEAST: Mapping[str, str] = {
     SESSIONS + "DeleteSession": "admin",
     SESSIONS + "ListSessions": "read",
     SESSIONS + "ListMessages": "read",
+    **dict.fromkeys(
+        (
+            HARNESS + "GetServer",
+            HARNESS + "ArmGate",
+            HARNESS + "AwaitGate",
+            HARNESS + "ReleaseGate",
+            HARNESS + "ListGates",
+            HARNESS + "AdvanceClock",
+            HARNESS + "Crash",
+            HARNESS + "Drain",
+        ),
+        "admin",
+    ),
 }
 """The least role for each rpc, as it is promised."""
 

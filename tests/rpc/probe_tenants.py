@@ -11,6 +11,7 @@ from grpc import StatusCode
 
 from rpc.callers import (
     METHODS,
+    OF_TENANTS,
     guarded,
     request,
 )
@@ -25,7 +26,7 @@ async def strangers(folder: Path) -> None:
     """What is of another tenant is answered, to the byte, as what does not exist."""
     for who in ("stranger", "other jwt"):
         async with guarded(folder) as world:
-            for method in METHODS:
+            for method in OF_TENANTS:
                 theirs = await world.ask(method, request(method), world.shown(who))
                 absent = await world.ask(
                     method, request(method, "s-absent", "r-absent"), world.shown(who)
@@ -113,7 +114,7 @@ async def same_path(folder: Path) -> None:
         if iscoroutinefunction(function := getattr(store, name)) and not name.startswith("_"):
             setattr(store, name, _noting(asked, name, function))
     async with guarded(folder, store) as world:
-        for method in METHODS:
+        for method in OF_TENANTS:
             if METHODS[method].name in {"CreateSession", "CancelAll", "ListSessions"}:
                 continue  # they name nothing
             paths = []

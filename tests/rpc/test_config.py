@@ -113,7 +113,7 @@ def test_every_setting_by_flag_environment_and_file(
         assert getattr(holder, field) == value
 
 
-SWITCHES = ["insecure-anywhere", "log-content"]
+SWITCHES = ["insecure-anywhere", "log-content", "harness"]
 
 
 @pytest.mark.parametrize("name", SWITCHES)

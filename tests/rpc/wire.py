@@ -20,6 +20,7 @@ from runlane_server.agents.gates import Gates
 from runlane_server.agents.scripted import ScriptedAgent
 from runlane_server.coordinator import Coordinator
 from runlane_server.feed import Feed
+from runlane_server.harness import Harness
 from runlane_server.limits import Limits
 from runlane_server.relay import Relay
 from runlane_server.rpc.endpoint import Endpoint
@@ -71,6 +72,7 @@ async def serving(
     tls: ServerTls | None = None,
     credentials: grpc.ChannelCredentials | None = None,
     listen: str = "127.0.0.1:0",
+    harness: Harness | None = None,
 ) -> AsyncIterator[Wire]:
     """Serves until the end. With `tls` the channel has `credentials`."""
     gates = Gates()
@@ -88,6 +90,7 @@ async def serving(
             progress_interval=progress_interval,
             relay=relay,
             tls=tls,
+            harness=harness,
         )
         address = endpoint.bind(listen)
         await coordinator.start(address)

@@ -77,6 +77,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED: the tenant has used up one of its quotas; `google.rpc.QuotaFailure` names the
     tenant and the quota. Nothing was done. RetryInfo, where there is one, says when to come back.
     """
+    ERROR_REASON_GATE_NOT_FOUND: _ErrorReason.ValueType  # 22
+    """NOT_FOUND: no gate of that id is armed. Of `runlane.harness.v1` only."""
+    ERROR_REASON_UNSUPPORTED: _ErrorReason.ValueType  # 23
+    """UNIMPLEMENTED: this server cannot do that, as it is set or run. Of `runlane.harness.v1` only."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused. The name without its `ERROR_REASON_` prefix is the `reason` of the
@@ -139,4 +143,8 @@ ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 21
 """RESOURCE_EXHAUSTED: the tenant has used up one of its quotas; `google.rpc.QuotaFailure` names the
 tenant and the quota. Nothing was done. RetryInfo, where there is one, says when to come back.
 """
+ERROR_REASON_GATE_NOT_FOUND: ErrorReason.ValueType  # 22
+"""NOT_FOUND: no gate of that id is armed. Of `runlane.harness.v1` only."""
+ERROR_REASON_UNSUPPORTED: ErrorReason.ValueType  # 23
+"""UNIMPLEMENTED: this server cannot do that, as it is set or run. Of `runlane.harness.v1` only."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -9,6 +9,7 @@ from runlane_server.access.caller import Role
 
 _RUNS = "/runlane.v1.RunService/"
 _SESSIONS = "/runlane.v1.SessionService/"
+_HARNESS = "/runlane.harness.v1.HarnessService/"
 
 NEEDS: Mapping[str, Role] = MappingProxyType(
     {
@@ -25,6 +26,14 @@ NEEDS: Mapping[str, Role] = MappingProxyType(
         _SESSIONS + "DeleteSession": Role.ADMIN,
         _SESSIONS + "ListSessions": Role.READ,
         _SESSIONS + "ListMessages": Role.READ,
+        _HARNESS + "GetServer": Role.ADMIN,
+        _HARNESS + "ArmGate": Role.ADMIN,
+        _HARNESS + "AwaitGate": Role.ADMIN,
+        _HARNESS + "ReleaseGate": Role.ADMIN,
+        _HARNESS + "ListGates": Role.ADMIN,
+        _HARNESS + "AdvanceClock": Role.ADMIN,
+        _HARNESS + "Crash": Role.ADMIN,
+        _HARNESS + "Drain": Role.ADMIN,
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Role.READ,
     }
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from typing import Any
 
 
 class Gates:
@@ -13,6 +14,8 @@ class Gates:
         self._open: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._reached: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._cancel_ignored: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self._ignoring: set[asyncio.Task[Any] | None] = set()
+        self._heeding = False
 
     def open(self, name: str) -> None:
         """Lets through all that wait at the gate, and all that will."""
@@ -25,11 +28,24 @@ class Gates:
 
     async def wait_through_cancels(self, name: str) -> None:
         """Waits until the gate is open, and takes no notice of being cancelled."""
-        while not self._open[name].is_set():
-            try:
-                await self.wait(name)
-            except asyncio.CancelledError:
-                self._cancel_ignored[name].set()
+        task = asyncio.current_task()
+        try:
+            while not self._open[name].is_set():
+                try:
+                    await self.wait(name)
+                except asyncio.CancelledError:
+                    if self._heeding:
+                        raise
+                    self._ignoring.add(task)
+                    self._cancel_ignored[name].set()
+        finally:
+            self._ignoring.discard(task)
+
+    def heed_cancels(self) -> None:
+        """Has every cancel noticed from now on, and those that were not noticed before."""
+        self._heeding = True
+        for task in filter(None, self._ignoring):
+            task.cancel()
 
     async def reached(self, name: str) -> None:
         """Returns when some run has come to the gate."""

@@ -14,7 +14,8 @@
     ├── CursorCompacted
     ├── Draining
     ├── StoreUnavailable
-    └── Unauthenticated, PermissionDenied
+    ├── Unauthenticated, PermissionDenied
+    └── GateNotFound, Unsupported    of the harness
 
 `rpc.errors` gives each its gRPC status; `proto/runlane/v1/error_reason.proto` documents them.
 `StartError` and `IllegalCommand` are not among them: they never reach a caller.
@@ -197,6 +198,23 @@ class PermissionDenied(RunlaneError):
     """The caller is known, and may not do this."""
 
     reason = "PERMISSION_DENIED"
+
+
+class GateNotFound(RunlaneError):
+    """No gate of that id is armed."""
+
+    reason = "GATE_NOT_FOUND"
+
+    @classmethod
+    def of(cls, gate_id: str) -> GateNotFound:
+        """The error for one gate."""
+        return cls(f"no gate {gate_id!r} is armed")
+
+
+class Unsupported(RunlaneError):
+    """This server cannot do that, as it is set or run."""
+
+    reason = "UNSUPPORTED"
 
 
 class StartError(Exception):

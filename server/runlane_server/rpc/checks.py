@@ -23,7 +23,8 @@ MAX_LABEL_VALUE_BYTES = 4 << 10
 MAX_ATTEMPTS = 100
 MAX_ITEMS = 1000
 """How many entries a list in a request has at the most, and a page."""
-MAX_DURATION_SECONDS = 7 * 24 * 3600
+MAX_DAYS = 7
+"""How long a length of time in a request may be."""
 
 DEFAULT_PAGE_SIZE = 50
 
@@ -148,15 +149,15 @@ class Checks:
         elif value > high:
             self.wrong(field, f"is {value}; it is {high} at the most")
 
-    def duration(self, field: str, value: Duration, *, zero: bool) -> Micros:
-        """A length of time of up to 7 days; `zero` says whether it may be none at all."""
+    def duration(self, field: str, value: Duration, *, zero: bool, days: int = MAX_DAYS) -> Micros:
+        """A length of time of up to so many days; `zero` says whether it may be none at all."""
         whole = value.seconds * _NANOS + value.nanos
         if not 0 <= abs(value.nanos) < _NANOS or value.seconds * value.nanos < 0:
             self.wrong(field, "is not a duration: nanos are out of range or of the other sign")
         elif whole < 0 or (whole == 0 and not zero):
             self.wrong(field, "is negative" if zero else "is not more than 0")
-        elif whole > MAX_DURATION_SECONDS * _NANOS:
-            self.wrong(field, "is more than 7 days")
+        elif whole > days * 86400 * _NANOS:
+            self.wrong(field, f"is more than {days} days")
         return convert.micros(value)
 
     def known(

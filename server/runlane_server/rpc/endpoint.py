@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import (  # type: ignore[import-untyped]
     reflection_pb2_grpc,
 )
 
+from runlane.harness.v1 import harness_service_pb2, harness_service_pb2_grpc
 from runlane.v1 import (
     run_service_pb2,
     run_service_pb2_grpc,
@@ -29,10 +30,12 @@ from runlane.v1 import (
 from runlane_server.access.door import Door
 from runlane_server.coordinator import Coordinator
 from runlane_server.core.errors import StartError
+from runlane_server.harness import Harness
 from runlane_server.observer import NOBODY, Observer
 from runlane_server.relay import Relay
 from runlane_server.rpc.calls import Calls
 from runlane_server.rpc.guard import Guard
+from runlane_server.rpc.harness import HarnessService
 from runlane_server.rpc.runs import RunService
 from runlane_server.rpc.sessions import SessionService
 from runlane_server.rpc.tls import ServerTls
@@ -80,6 +83,8 @@ _SERVICES = (
     session_service_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name,
 )
 
+_HARNESS = harness_service_pb2.DESCRIPTOR.services_by_name["HarnessService"].full_name
+
 _HOST_AND_PORT = re.compile(r"(?P<host>\[[^\[\]]+\]|[^\[\]:]+):(?P<port>\d{1,5})")
 
 
@@ -87,7 +92,7 @@ class Endpoint:
     """Serves a coordinator over gRPC. It is made on the event loop that serves.
 
     With `shares_port` it can listen where other processes of the same user do. Without `tls`
-    nothing is encrypted.
+    nothing is encrypted. A `harness` can be got hold of over the wire.
     """
 
     def __init__(
@@ -100,6 +105,7 @@ class Endpoint:
         relay: Relay | None = None,
         observer: Observer = NOBODY,
         tls: ServerTls | None = None,
+        harness: Harness | None = None,
     ) -> None:
         self.calls = Calls()
         self._shares_port = shares_port
@@ -108,6 +114,8 @@ class Endpoint:
         self._observer = observer
         self._runs = RunService(coordinator, progress_interval=progress_interval, relay=relay)
         self._sessions = SessionService(coordinator)
+        self._harness = None if harness is None else HarnessService(harness)
+        self._services = _SERVICES if harness is None else (*_SERVICES, _HARNESS)
         self._health = health.aio.HealthServicer()
         self._bound: list[str] = []
         self._broken: set[asyncio.Task[None]] = set()
@@ -123,7 +131,9 @@ class Endpoint:
         run_service_pb2_grpc.add_RunServiceServicer_to_server(self._runs, guard)
         session_service_pb2_grpc.add_SessionServiceServicer_to_server(self._sessions, guard)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, guard)
-        names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        if self._harness is not None:
+            harness_service_pb2_grpc.add_HarnessServiceServicer_to_server(self._harness, guard)
+        names = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
             reflection.aio.ReflectionServicer(names), guard
         )
@@ -155,7 +165,7 @@ class Endpoint:
 
     async def start(self) -> None:
         """Begins to serve."""
-        for service in _SERVICES:
+        for service in self._services:
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
 

@@ -44,6 +44,8 @@ STATUS: Mapping[str, StatusCode] = MappingProxyType(
         "UNAUTHENTICATED": StatusCode.UNAUTHENTICATED,
         "PERMISSION_DENIED": StatusCode.PERMISSION_DENIED,
         "INTERNAL": StatusCode.INTERNAL,
+        "GATE_NOT_FOUND": StatusCode.NOT_FOUND,
+        "UNSUPPORTED": StatusCode.UNIMPLEMENTED,
     }
 )
 """The gRPC status that goes with each reason."""

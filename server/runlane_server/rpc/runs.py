@@ -3,8 +3,7 @@
 # ruff: noqa: N802 - a method is named for its rpc
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, asynccontextmanager, closing, nullcontext
 from typing import Any, TypeAlias
 
@@ -16,7 +15,7 @@ from runlane.v1 import run_service_pb2_grpc
 from runlane_server.access.caller import CALLER, tenant
 from runlane_server.coordinator import Coordinator
 from runlane_server.core.errors import CursorCompacted, Draining, InvalidArgument
-from runlane_server.core.model import Micros, Run, RunComplete, RunKey
+from runlane_server.core.model import Run, RunComplete, RunKey
 from runlane_server.core.trace import in_log, sent_place
 from runlane_server.relay import Relay
 from runlane_server.rpc import convert, validate
@@ -26,10 +25,6 @@ from runlane_server.rpc.page import PageTokens, fill
 from runlane_server.store.base import Page, Position
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-
-
-def _now() -> Micros:
-    return time.time_ns() // 1000
 
 
 class RunService(run_service_pb2_grpc.RunServiceServicer):
@@ -45,14 +40,12 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         *,
         progress_interval: float,
         relay: Relay | None = None,
-        now: Callable[[], Micros] = _now,
     ) -> None:
         self._coordinator = coordinator
         self._relay = relay
         self._store = coordinator.store
         self._feed = coordinator.feed
         self._progress_interval = progress_interval
-        self._now = now
         self._cursors = Cursors(self._store.store_id)
         self._encoded = EncodedEvents(self._cursors)
 
@@ -204,7 +197,9 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
             ) from error
 
     def _progress(self, position: Position) -> pb.SubscribeRunCompleteResponse:
-        mark = pb.SubscribeRunCompleteResponse.Progress(time=convert.timestamp(self._now()))
+        mark = pb.SubscribeRunCompleteResponse.Progress(
+            time=convert.timestamp(self._coordinator.now())
+        )
         return pb.SubscribeRunCompleteResponse(
             cursor=self._cursors.encode(tenant(), position), progress=mark
         )
