@@ -48,10 +48,7 @@ def run(config: Config, worker: Worker | None = None) -> int:
     )
     life = Life()
     with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
-        code = runner.run(_serve_and_leave(config, worker, life))
-    if life.goes_on:
-        life.start_anew()
-    return code
+        return runner.run(_serve_and_leave(config, worker, life))
 
 
 def _loop_factory(config: Config) -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -73,9 +70,9 @@ def event_loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | N
 
 async def _serve_and_leave(config: Config, worker: Worker | None, life: Life) -> int:
     code = await serve(config, worker, life)
-    if life.goes_on:
-        return code
     # Everything is closed and written by now.
+    if life.goes_on:
+        life.start_anew()
     watchdog = threading.Timer(EXIT_TIMEOUT, os._exit, (code,))
     watchdog.daemon = True
     watchdog.start()
