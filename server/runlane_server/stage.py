@@ -173,9 +173,12 @@ class Stage:
         return bool(holding)
 
     def _holding_start(self, key: SessionKey, run_id: str, *, follows: bool) -> list[Gate]:
-        # What is held at the handoff comes to the other point when it is let go.
-        holding = self._holding(Point.HANDOFF, key.session_id, run_id) if follows else []
-        return holding or self._holding(Point.BEFORE_ACTIVE, key.session_id, run_id)
+        # What came to the handoff stays there, however often the lane is looked at; let go, it
+        # comes to the other point.
+        here = Arrival(key.session_id, run_id)
+        handoff = self._holding(Point.HANDOFF, *here)
+        holding = [gate for gate in handoff if follows or here in gate.arrivals]
+        return holding or self._holding(Point.BEFORE_ACTIVE, *here)
 
     def _holding(self, point: Point, session_id: str, run_id: str) -> list[Gate]:
         """The gates that hold a run at this point."""

@@ -113,6 +113,9 @@ async def test_r08_at_the_handoff_the_session_has_work(harness: Harness, wire: W
     assert (await wire.client.get_run(first.run_id)).state is S.COMPLETED
     session = await wire.client.get_session("s")
     assert (session.busy, session.active_run_id, session.waiting_runs) == (True, None, 2)
+    # Whatever else happens to the session, the run stays where it is held.
+    await wire.accept("s", say("y"))
+    assert (await wire.client.get_run(second.run_id)).state is S.ACCEPTED
     receipt = await second.cancel()
     assert [c.state_when_cancelled for c in receipt.cancelled] == [S.ACCEPTED]
     await gate.release()

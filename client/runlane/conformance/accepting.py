@@ -150,6 +150,7 @@ async def _order(world: World) -> None:
 @case(5)
 async def _caller_goes(world: World) -> None:
     """A caller who cancels his call, or whose deadline passes, changes nothing about the run."""
+    active = await world.arm(P.BEFORE_ACTIVE)
     gate = await world.arm(P.ACCEPT_COMMITTED)
     ids = [f"{world.session} {n}" for n in range(2)]
     going = asyncio.create_task(world.accept(say("x"), run_id=ids[0]))
@@ -164,6 +165,8 @@ async def _caller_goes(world: World) -> None:
         except DeadlineExceeded:
             pass
     await gate.release()
+    expect("the states", [run.state for run in await world.runs()], [S.ACCEPTED, S.QUEUED])
+    await active.release()
     for run_id in ids:
         await world.ended(await world.client.attach(run_id), S.COMPLETED, "x")
 
