@@ -12,8 +12,15 @@ PROTO_READY := $(PROTO_VENV)/.ready
 PROTOS := $(wildcard proto/runlane/v1/*.proto proto/runlane/harness/v1/*.proto)
 GENERATED := client/runlane/v1 client/runlane/harness/v1
 
+# What takes its time: servers that are killed, disks that fail, faults that are planted.
+PROOFS := tests/bench tests/conformance tests/crash tests/fuzz
+
+# The tests start hundreds of servers, each of which would be compiled anew.
+export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
-.PHONY: help run test test-postgres test-polyglot bench check-lane sim crash nodes soak fuzz check lint types check-proto check-docs proto docs format audit constraints clean
+.PHONY: help run test test-proofs test-postgres test-polyglot bench check-lane sim crash nodes soak fuzz check lint types check-proto check-docs proto docs format audit constraints clean
 
 help: ## Lists the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -22,7 +29,10 @@ run: $(READY) ## Starts a server on 127.0.0.1:50051 with a SQLite file and the e
 	$(BIN)/runlane-server --listen 127.0.0.1:50051 --store sqlite:///runlane.db --agent echo
 
 test: $(READY) ## Runs the tests
-	$(BIN)/pytest -n $(JOBS) --dist worksteal $(TESTS)
+	$(BIN)/pytest -n $(JOBS) --dist worksteal $(or $(TESTS),$(addprefix --ignore=,$(PROOFS)))
+
+test-proofs: $(READY) ## Runs the tests that take longer: kills, failing disks, conformance, fuzzing
+	$(BIN)/pytest -n $(JOBS) --dist worksteal $(or $(TESTS),$(PROOFS))
 
 test-postgres: $(READY) ## Runs all that works over any store over PostgreSQL
 	$(BIN)/pytest -n $(JOBS) --dist worksteal --store postgresql $(TESTS)

@@ -115,3 +115,21 @@ async def test_the_agents(tmp_path: Path, agent: str) -> None:
         async with serving(tmp_path, *flags, env=env) as server, Client(server.address) as client:
             handle = await client.run_accepted("s", "one two", allow_missing=True)
             assert (await handle.completed(SECONDS)).text == ANSWERS[agent]
+
+
+async def test_the_tests_of_others(tmp_path: Path) -> None:
+    (tmp_path / "test_backend.py").write_text(block("python", "runlane_sync_client"))
+    (tmp_path / "test_coroutine.py").write_text(block("python", "import LocalServer"))
+    async with serving(tmp_path) as server:
+        command = (sys.executable, "-m", "pytest", "-o", "asyncio_mode=auto")
+        assert "2 passed" in await done(tmp_path, server, *command)
+
+
+async def test_the_server_for_a_harness(tmp_path: Path) -> None:
+    line = block("sh", "--harness").strip()
+    address = shlex.split(line)[shlex.split(line).index("--listen") + 1]
+    assert f"runlane-conformance {address}`" in README.read_text()
+    flags = shlex.split(line.replace(f"--listen {address} ", ""))[1:]
+    async with serving(tmp_path, *flags) as server:
+        command = ("runlane-conformance", server.address, "--rule", "10-13")
+        assert "4 rules: 4 passed" in await done(tmp_path, server, *command)

@@ -17,7 +17,7 @@ from grpc import StatusCode
 from structlog.testing import capture_logs
 
 from rpc import process
-from rpc.callers import PEER_KEY, ROLES, World, guarded, request
+from rpc.callers import OF_TENANTS, PEER_KEY, ROLES, World, guarded, request
 from rpc.certificates import Authority
 from rpc.probe_table import LEAST
 from rpc.test_tls import asked, trusting, unreachable
@@ -116,7 +116,8 @@ async def test_a_certificate_is_a_caller_at_every_rpc(role: str, tmp_path: Path)
         shown = trusting(authority, authority.issue(name))
         async with serving(tls=entrance.tls, door=door, credentials=shown) as wire:
             world = World(wire, entrance, door, access, {})
-            for method, least in LEAST.items():
+            for method in OF_TENANTS:
+                least = LEAST[method]
                 code = (await world.ask(method, request(method))).code
                 if name != "job":
                     assert code is StatusCode.UNAUTHENTICATED, method
