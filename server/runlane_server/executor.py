@@ -14,6 +14,7 @@ import structlog
 from uuid6 import uuid7
 
 from runlane_server.access.quotas import QuotaBook
+from runlane_server.agent_turn import Job
 from runlane_server.agents.base import Agent
 from runlane_server.core import lane as rules
 from runlane_server.core.errors import StoreUnavailable
@@ -35,7 +36,7 @@ from runlane_server.limits import RETRY_PAUSE, Limits
 from runlane_server.membership import Membership
 from runlane_server.observer import NOBODY, Load, Observer
 from runlane_server.patience import patiently
-from runlane_server.runner import Job, Runner
+from runlane_server.runner import Runner
 from runlane_server.stage import Point, Stage
 from runlane_server.store.base import HostedRun, Store, Turns
 from runlane_server.turns import turns_of

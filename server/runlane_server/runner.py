@@ -7,29 +7,22 @@ cancelled, and it alone reports the end.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 import structlog
 
-from runlane_server.agents.base import Agent, AgentError, FoldedPrompt, Report
+from runlane_server.agent_turn import AgentTurn, Job
+from runlane_server.agents.base import Agent, AgentError, Report
 from runlane_server.core.errors import IllegalCommand, RunlaneError
 from runlane_server.core.model import (
-    NO_LABELS,
     NO_USAGE,
     EventBody,
     FinishReason,
     Folded,
-    Message,
     Micros,
-    Prompt,
-    Role,
     RunError,
-    RunKey,
-    RunRequest,
     SessionKey,
     clean_text,
 )
@@ -38,9 +31,8 @@ from runlane_server.core.transition import LaneRun, Outcome
 from runlane_server.core.turn import InvalidAgentEvent
 from runlane_server.limits import RETRY_PAUSE
 from runlane_server.outbox import Outbox
-from runlane_server.patience import patiently
 from runlane_server.stage import Point, Stage
-from runlane_server.store.base import MessagePlace, Page, Store
+from runlane_server.store.base import Store
 
 log = structlog.get_logger()
 
@@ -48,9 +40,6 @@ ERROR_CHARS = 2048
 """An error's message is cut here: with four bytes a character it stays within 8 KiB."""
 
 _NOTHING_TOLD = Report()
-
-HISTORY_PAGE = 500
-HISTORY_BYTES = 8 << 20
 
 
 class LaneAccess(Protocol):
@@ -68,27 +57,6 @@ class LaneAccess(Protocol):
 
     async def hand_over(self, job: Job, outcome: Outcome, events: int) -> None:
         """Gives up the run, as this node stops; raises IllegalCommand as above."""
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """An attempt of a run. `request` is None where it has to be read from the store; `trace` is the
-    place in a trace that the agent is given, empty for none."""
-
-    key: SessionKey
-    run: LaneRun
-    request: RunRequest | None
-    trace: str = ""
-
-    @property
-    def run_key(self) -> RunKey:
-        """The key of the run."""
-        return RunKey(self.key.tenant, self.run.run_id)
-
-    @property
-    def attempt(self) -> tuple[str, int]:
-        """Which attempt it is of which run."""
-        return self.run.run_id, self.run.attempt
 
 
 class Runner:
@@ -253,7 +221,7 @@ class Runner:
     async def _work(self) -> None:
         # The turn knows the runner, so the runner does not know the turn: without a circle of
         # references a run is freed at its end, and not by the collector.
-        turn = _Turn(self.job, self._store, self._fold)
+        turn = AgentTurn(self.job, self._store, self._fold)
         await turn.load()
         silent = True
         async with aclosing(self._agent.run(turn)) as events:
@@ -296,63 +264,6 @@ class Runner:
         return folded
 
 
-class _Turn:
-    """What the agent is given: an `agents.base.Turn`."""
-
-    def __init__(
-        self, job: Job, store: Store, fold: Callable[[], Awaitable[Sequence[LaneRun]]]
-    ) -> None:
-        self.session_id = job.key.session_id
-        self.run_id = job.run.run_id
-        self.attempt = job.run.attempt
-        self.prompt = Prompt("")
-        self.metadata: Mapping[str, str] = NO_LABELS
-        self.traceparent = job.trace
-        self._job = job
-        self._store = store
-        self._fold = fold
-
-    async def load(self) -> None:
-        """Reads what is not at hand."""
-        request = self._job.request
-        if request is not None:
-            self.prompt, self.metadata = request.prompt, request.metadata
-            return
-        run = await patiently(self._store, lambda: self._store.get_run(self._job.run_key))
-        if run is not None:
-            self.metadata = run.metadata
-        self.prompt = (await self._folded_prompt(self._job.run)).prompt
-
-    async def _folded_prompt(self, run: LaneRun) -> FoldedPrompt:
-        """The prompt of a run of this tenant."""
-        key = RunKey(self._job.key.tenant, run.run_id)
-        prompt = await patiently(self._store, lambda: self._store.get_prompt(key))
-        if prompt is None:
-            raise AgentError("its prompt is gone from the store", reason="INTERRUPTED")
-        return FoldedPrompt(run.run_id, prompt)
-
-    async def history(self) -> Sequence[Message]:
-        """The transcript before this turn."""
-        messages: list[Message] = []
-        place: MessagePlace | None = None
-        while True:
-            page = await patiently(self._store, partial(self._page, place))
-            earlier = [item for item in page.items if item.turn < self._job.run.turn]
-            messages += earlier
-            place = page.next
-            if place is None or len(earlier) < len(page.items):
-                return _of_ended_turns(messages)
-
-    async def _page(self, after: MessagePlace | None) -> Page[Message, MessagePlace]:
-        return await self._store.list_messages(
-            self._job.key, after=after, limit=HISTORY_PAGE, max_bytes=HISTORY_BYTES
-        )
-
-    async def take_folded(self) -> Sequence[FoldedPrompt]:
-        """Takes the prompts that wait to join this turn."""
-        return [await self._folded_prompt(run) for run in await self._fold()]
-
-
 def _what_failed(work: asyncio.Task[None], *, stopped: bool) -> RunError | None:
     """Why the agent's code did not return in good order; None where it did or was told to stop."""
     if not work.done() or (stopped and work.cancelled()):
@@ -376,13 +287,6 @@ def _explained(failure: BaseException) -> RunError:
         case _:
             log.error("agent failed", exc_info=failure)
             return RunError("AGENT_ERROR", _short(f"{type(failure).__name__}: {failure}"))
-
-
-def _of_ended_turns(messages: Sequence[Message]) -> Sequence[Message]:
-    """Leaves out the prompt of a run that waits to be retried: a run that interrupts comes first,
-    and its history is not to have a question without an answer."""
-    ended = {message.turn for message in messages if message.role is not Role.USER}
-    return [message for message in messages if message.turn in ended]
 
 
 def _short(message: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 
 from lanecheck.invariants import Broken
-from runlane_server import executor, feed, outbox, runner, tail
+from runlane_server import agent_turn, executor, feed, outbox, tail
 from runlane_server.core import lane as rules
 from runlane_server.core.model import CancelScope, Prompt, RunKey, RunRequest, SessionKey, WhenBusy
 from runlane_server.core.transition import Lane, Transition
@@ -49,7 +49,7 @@ NARROW: Sequence[tuple[Any, str, int]] = (
     (outbox, "OUTBOX_CHARS", 20),
     (executor, "EVENTS_PAGE", 3),
     (executor, "AT_ONCE", 2),
-    (runner, "HISTORY_PAGE", 3),
+    (agent_turn, "HISTORY_PAGE", 3),
 )
 """Limits that are narrow enough to be met in a small world."""
 
