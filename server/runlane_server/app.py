@@ -154,8 +154,10 @@ class Life:
 
     def start_anew(self) -> Never:
         """Begins anew, at the same address and as the harness has set it."""
+        # What was added for this start takes the place of what was added for the last one.
+        given = sys.orig_argv[:-2] if STATE in os.environ else sys.orig_argv
         environment = {**os.environ, STATE: self.harness.state()}
-        arguments = [*sys.orig_argv, "--listen", self.address]
+        arguments = [*given, "--listen", self.address]
         os.execve(sys.executable, arguments, environment)  # noqa: S606 - it is this very program
 
 

@@ -102,13 +102,15 @@ async def test_a_fault_is_found_in_the_right_row(tmp_path: Path, fault: Fault) -
 async def test_what_cannot_be_tested_is_told(tmp_path: Path) -> None:
     async with LocalServer() as plain, LocalServer(harness=True) as echo:
         for address, why in (
-            (plain.address, "is the server started with --harness?"),
+            (plain.address, "start it with --harness --agent scripted"),
             (echo.address, "start it with --agent scripted"),
             (f"unix:{tmp_path}/nobody", "cannot reach"),
         ):
             report = await conformance(tmp_path, address, "--patience", "0.2")
             assert (report.code, report.output.count("\n")) == (2, 1)
             assert why in report.output
+    report = await conformance(tmp_path / "nowhere")
+    assert (report.code, "nowhere" in report.output) == (2, True)
     for wrong in ("0", "R31", "5-2", "all"):
         report = await conformance(tmp_path, "--rule", wrong)
         assert report.code == 2

@@ -233,6 +233,9 @@ async def test_r01_it_crashes_and_comes_back_as_it_was_set(
     after = await harness.until_restarted(before)
     assert after.time > ahead
     assert server.pid == pid
+    await harness.crash()
+    after = await harness.until_restarted(after)
+    assert _arguments(pid).count("--listen") == 2, "one was given, one is added"
     assert await gate.reached(timeout=SECONDS) == [Arrival("", "")]
     run = await wire.client.get_run(queued.run_id)
     assert run.state in {S.ACCEPTED, S.QUEUED}
@@ -241,6 +244,10 @@ async def test_r01_it_crashes_and_comes_back_as_it_was_set(
     assert (complete.finish_reason, complete.text) == (FinishReason.INTERRUPTED, "<g>")
     assert (await wire.end(queued)).state is S.COMPLETED
     assert complete.ended_at > ahead
+
+
+def _arguments(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
 
 
 async def test_r30_what_waits_for_an_agent_in_vain_fails(harness: Harness, wire: Wire) -> None:

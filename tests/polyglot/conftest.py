@@ -1,4 +1,5 @@
-"""The same tests for a program in each language: `make test-polyglot`.
+"""The same tests for a program in each language, and a walk through the first steps of each:
+`make test-polyglot`.
 
 They build five programs with five tools, so they are no part of `make test`: they are collected
 with `RUNLANE_POLYGLOT=1` only. `--language NAME`, which may be repeated, chooses some. A language

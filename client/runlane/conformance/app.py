@@ -19,7 +19,7 @@ from runlane.client import DEFAULT_TARGET, Client
 from runlane.conformance import report
 from runlane.conformance.play import NotSuited, Player, Result, Verdict
 from runlane.conformance.rules import RULES
-from runlane.errors import RunlaneError, UnexpectedStatus
+from runlane.errors import RunlaneError
 from runlane.harness.client import Harness
 
 
@@ -42,6 +42,13 @@ class Rules(click.ParamType[tuple[int, ...]]):
         return tuple(rules)
 
 
+def _in_a_folder(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    """It is written at the end, and should not fail then."""
+    if value is not None and not value.parent.is_dir():
+        raise click.BadParameter(f"there is no folder {str(value.parent)!r}", ctx, param)
+    return value
+
+
 @click.command(
     "runlane-conformance",
     context_settings={"auto_envvar_prefix": "RUNLANE", "show_default": True},
@@ -55,12 +62,18 @@ class Rules(click.ParamType[tuple[int, ...]]):
     help="Only these: 10, R10, or 10-20; may be repeated.",
     show_default="all",
 )
-@click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Writes JUnit XML.")
+@click.option(
+    "--junit",
+    type=click.Path(path_type=Path, dir_okay=False, writable=True),
+    callback=_in_a_folder,
+    help="Writes JUnit XML.",
+)
 @click.option(
     "--patience",
     type=click.FloatRange(0, min_open=True),
-    default=10.0,
-    help="Seconds to wait for what has to happen.",
+    default=20.0,
+    help="Seconds to wait for what has to happen: more than the --node-lease of a server over "
+    "PostgreSQL.",
 )
 @click.option("--token", help="Says who calls: an admin, where the server knows its callers.")
 @click.version_option(package_name="runlane")
@@ -106,8 +119,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(error.format_message(), 2)
     except NotSuited as error:
         _fail(str(error), 2)
-    except UnexpectedStatus as error:
-        _fail(f"{error}; is the server started with --harness?", 2)
     except (RunlaneError, OSError) as error:
         _fail(str(error), 2)
     except (KeyboardInterrupt, click.Abort):

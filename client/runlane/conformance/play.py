@@ -10,6 +10,8 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from enum import StrEnum
 
+from grpc import StatusCode
+
 from runlane.client import Client
 
 # Each of them registers its cases.
@@ -23,7 +25,7 @@ from runlane.conformance import (  # noqa: F401
 )
 from runlane.conformance.rules import CASES, Broken, Case, Need
 from runlane.conformance.world import World
-from runlane.errors import RunlaneError
+from runlane.errors import RunlaneError, UnexpectedStatus
 from runlane.harness.client import Harness, Server
 
 AGENT = "scripted"
@@ -76,7 +78,14 @@ class Player:
 
         Raises NotSuited, and RunlaneError where the server cannot be reached.
         """
-        server = await self.harness.server()
+        try:
+            server = await self.harness.server()
+        except UnexpectedStatus as error:
+            if error.status is not StatusCode.UNIMPLEMENTED:
+                raise
+            raise NotSuited(
+                f"the server serves no harness: start it with --harness --agent {AGENT}"
+            ) from error
         if server.agent != AGENT:
             raise NotSuited(f"the server's agent is {server.agent}: start it with --agent {AGENT}")
         prefix = f"conformance-{secrets.token_hex(4)}"

@@ -1,0 +1,163 @@
+"""The first-steps pages: what a reader is told to do, and what is to be seen then."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TypeAlias
+
+WRITE = re.compile(r"Write this to `([^`]+)`:$")
+
+FAILURE = re.compile(r"^(?:ERROR:|Error: |exit status [1-9])", re.MULTILINE)
+"""What an expected output has in it where the command is to fail."""
+
+ANYTHING = "..."
+
+
+@dataclass(frozen=True, slots=True)
+class Prose:
+    """A paragraph."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file to be written, its path relative to where the reader is."""
+
+    path: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Commands:
+    """What is to be typed."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What is to be seen."""
+
+    text: str
+
+    @property
+    def of_failure(self) -> bool:
+        """Whether it is that of a command which fails."""
+        return FAILURE.search(self.text) is not None
+
+    @property
+    def lines(self) -> list[str]:
+        """Its lines."""
+        return self.text.splitlines()
+
+
+Step: TypeAlias = Prose | File | Commands | Expected
+
+_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def steps_of(page: str) -> Iterator[Step]:
+    """The steps of a page, in order."""
+    end, before = 0, ""
+    for block in _BLOCK.finditer(page):
+        prose = _paragraphs(page[end : block.start()])
+        yield from map(Prose, prose)
+        before = prose[-1] if prose else ""
+        yield _step(block[1], block[2], before)
+        end = block.end()
+    yield from map(Prose, _paragraphs(page[end:]))
+
+
+def _step(language: str, text: str, before: str) -> Step:
+    if named := WRITE.search(before):
+        return File(named[1], text)
+    assert language in {"sh", "text"}, f"nobody is told what to do with this:\n{text}"
+    return Commands(text) if language == "sh" else Expected(text)
+
+
+def _paragraphs(text: str) -> list[str]:
+    """The paragraphs, each in one line."""
+    return [" ".join(each.split()) for each in re.split(r"\n\s*\n", text) if each.strip()]
+
+
+# --- What differs each time ---------------------------------------------------------------------
+
+_DIFFERS: Mapping[str, str] = {
+    "any": r"\.\.\.",
+    "run": r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}",
+    "time": r"\d{4}[-/]\d\d[-/]\d\d[ T]\d\d:\d\d:\d\d(?:\.\d+)?Z?",
+    "cursor": r"\bA[\w-]{23,}={0,2}",
+    "number": r"\d+\.\d+",
+    "space": r"[ \t]+",
+}
+_TAKES: Mapping[str, str] = {**_DIFFERS, "any": r".*"}
+_TOKEN = re.compile("|".join(f"(?P<{kind}>{pattern})" for kind, pattern in _DIFFERS.items()))
+
+KEPT = ("run", "cursor")
+"""What a later command may have in it: the reader's own is put in for the one of the page."""
+
+
+class Samples:
+    """What the page has for an example, and what the reader has got instead."""
+
+    def __init__(self) -> None:
+        self._own: dict[str, str] = {}
+
+    def exchanged(self, command: str) -> str:
+        """A command of the page as a reader types it."""
+        for sample, own in self._own.items():
+            command = command.replace(sample, own)
+        return command
+
+    def learn(self, expected: Sequence[str], said: Sequence[str]) -> bool:
+        """Whether lines are the expected ones; keeps what they have in place of the page's samples.
+
+        A line of the page that is `...` stands for any number of lines.
+        """
+        patterns = [_pattern(line) for line in expected]
+        whole = "".join(pattern for pattern, _ in patterns)
+        found = re.fullmatch(whole, "".join(f"{line}\n" for line in said))
+        if found is None:
+            return False
+        samples = [sample for _, some in patterns for sample in some]
+        for sample, own in zip(samples, found.groups(), strict=True):
+            self._own.setdefault(sample, own)
+        return True
+
+
+def _pattern(line: str) -> tuple[str, list[str]]:
+    """What a line has to match, with a group for each of the samples in it."""
+    if (line := line.strip()) == ANYTHING:
+        return r"(?:.*\n)*?", []
+    parts: list[str] = []
+    samples: list[str] = []
+    end = 0
+    for token in _TOKEN.finditer(line):
+        parts.append(re.escape(line[end : token.start()]))
+        kind = str(token.lastgroup)
+        parts.append(f"({_TAKES[kind]})" if kind in KEPT else f"(?:{_TAKES[kind]})")
+        samples += [token[0]] if kind in KEPT else []
+        end = token.end()
+    parts.append(re.escape(line[end:]))
+    return rf"[ \t]*{''.join(parts)}[ \t]*\n", samples
+
+
+def found_in_order(expected: Sequence[str], said: Sequence[str], samples: Samples) -> int | None:
+    """Behind which line all that is expected was said, whatever came in between; None if not.
+
+    What is expected several times in a row is said as often as it takes.
+    """
+    at = 0
+    for line, _ in groupby(expected):
+        if line.strip() == ANYTHING:
+            continue
+        while at < len(said) and not samples.learn([line], [said[at]]):
+            at += 1
+        if at == len(said):
+            return None
+        at += 1
+    return at

@@ -1,0 +1,270 @@
+"""Walks through a page as its reader does: types what it says, and looks at what comes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, PIPE
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from polyglot.languages import environment
+from polyglot.pages import (
+    Commands,
+    Expected,
+    File,
+    Prose,
+    Samples,
+    Step,
+    found_in_order,
+    steps_of,
+)
+from polyglot.program import Output, Program
+
+BLOCK_SECONDS = 400.0
+"""How long the commands of a block may take; the first time they fetch libraries."""
+
+SECONDS = 60.0
+"""How long a reader waits for what has to be seen: a server may drain for half of it."""
+
+PAGE_PORT = "50051"
+"""The port on the pages."""
+
+SERVER = re.compile(r"make run|(?:\.venv/bin/)?runlane-server --[^|&\n]*")
+"""What starts a server, and goes on until Ctrl-C."""
+
+WATCHER = re.compile(r"python subscriber\.py \S+|grpcurl .*/SubscribeRunComplete")
+"""What shows something until Ctrl-C."""
+
+OF_WATCHER = re.compile(r"[Tt]he subscriber says|[Ww]atch the subscriber|Both say")
+"""Before an output: it is that of what goes on, and not of the commands above."""
+
+_SHELL = """
+if [ -e "$STATE" ]; then . "$STATE"; fi
+cd "$1"
+if [ "$3" = ends ]; then
+    trap 'code=$?; export -p > "$STATE"; pwd > "$STATE.folder"; exit $code' EXIT
+fi
+set -e
+. "$2"
+"""
+"""A terminal: a block finds the folder and the environment as the one before left them. What goes
+on until Ctrl-C has a terminal of its own, and leaves nothing."""
+
+
+class Terminal(Program):
+    """A program in a terminal, from which it is interrupted with all that it has started."""
+
+    seen = 0
+    """How many lines its reader has looked at."""
+
+    async def interrupt(self) -> None:
+        """Ctrl-C; returns when all is over."""
+        await self._end(signal.SIGINT)
+
+    async def kill(self) -> None:
+        """Ends it as a crash would, and whatever it has started."""
+        await self._end(signal.SIGKILL)
+
+    async def _end(self, number: signal.Signals) -> None:
+        # Once all is over, the number of the group may be that of somebody else's.
+        if self.process.returncode is None or not all(reader.done() for reader in self.readers):
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, number)
+        async with asyncio.timeout(SECONDS):
+            await self.process.wait()
+            await asyncio.gather(*self.readers)
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Commands that have ended."""
+
+    command: str
+    code: int
+    out: str
+    err: str
+
+    @property
+    def said(self) -> str:
+        """All that they said, for a message."""
+        return f"$ {self.command}\nexit {self.code}\n--- stdout\n{self.out}--- stderr\n{self.err}"
+
+
+class Walk:
+    """A reader of one page, with a checkout in the folder `runlane`, and a port."""
+
+    def __init__(self, page: str, folder: Path, port: int, env: Mapping[str, str]) -> None:
+        self.steps = list(steps_of(page.replace(PAGE_PORT, str(port))))
+        self.folder = folder
+        self.checkout = folder / "runlane"
+        self.place = self.checkout
+        self._samples = Samples()
+        self._server: Terminal | None = None
+        self._watchers: list[Terminal] = []
+        self._started: list[Terminal] = []
+        self._done: Done | None = None
+        self._last = ""
+        address = f"127.0.0.1:{port}"
+        told = {"RUNLANE_LISTEN": address, "RUNLANE_SERVER": address, "NO_COLOR": "1"}
+        self._env = _outside({**env, **told, "STATE": str(folder / "terminal")})
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for program in self._started:
+            await program.kill()
+
+    async def walk(self) -> None:
+        """Takes all steps; raises AssertionError where the page is wrong."""
+        aside = False
+        for step in self.steps:
+            if not isinstance(step, Expected):
+                self._went_well(step)
+            match step:
+                case Prose(text):
+                    aside = OF_WATCHER.search(text) is not None
+                    await self._told(text)
+                case File(path, text):
+                    (self.place / path).parent.mkdir(parents=True, exist_ok=True)
+                    (self.place / path).write_text(text)
+                case Commands(text):
+                    aside = False
+                    await self._typed(self._samples.exchanged(text).strip())
+                case Expected():
+                    await self._seen(step, aside=aside)
+        self._went_well(None)
+
+    # --- What the text tells to do --------------------------------------------------------------
+
+    async def _told(self, text: str) -> None:
+        """Does what a paragraph says, in the order in which it says so."""
+        orders: Mapping[str, Callable[[], Awaitable[None]]] = {
+            "in the folder that `runlane` is in": self._go_outside,
+            "end the server with ctrl-c": self._end_server,
+            "end the subscriber with ctrl-c": self._end_watcher,
+            "start it again with `make run`": self._start_again,
+            "run the program again": self._repeat,
+        }
+        text = text.lower()
+        for order in sorted((one for one in orders if one in text), key=text.index):
+            await orders[order]()
+
+    async def _go_outside(self) -> None:
+        self.place = self.folder
+
+    async def _end_server(self) -> None:
+        assert self._server is not None
+        await self._server.interrupt()
+
+    async def _end_watcher(self) -> None:
+        await self._watchers.pop().interrupt()
+
+    async def _start_again(self) -> None:
+        await self._serve("make run")
+
+    async def _repeat(self) -> None:
+        self._went_well(None)
+        await self._run(self._last.splitlines()[-1])
+
+    # --- What is typed --------------------------------------------------------------------------
+
+    async def _typed(self, command: str) -> None:
+        if SERVER.fullmatch(command):
+            await self._serve(command)
+        elif WATCHER.fullmatch(command):
+            watcher = await self._start(command, self.place)
+            self._watchers.append(watcher)
+            # A reader is not so quick as to go on before there is anything to be seen.
+            await self._shows(watcher, lambda out: bool(out.lines), "a line")
+        else:
+            await self._run(command)
+
+    async def _serve(self, command: str) -> None:
+        """Starts a server in the terminal that the page has for it."""
+        self._server = await self._start(command, self.checkout)
+        await self._shows(
+            self._server, lambda out: "runlane-server listening on " in out.text, "a server"
+        )
+
+    async def _run(self, command: str) -> None:
+        """Has commands run to their end."""
+        program = await self._start(command, self.place, "ends")
+        try:
+            async with asyncio.timeout(BLOCK_SECONDS):
+                code = await program.process.wait()
+                await asyncio.gather(*program.readers)
+        except TimeoutError:
+            raise AssertionError(f"$ {command}\ndoes not end{program.said}") from None
+        self.place = Path((self.folder / "terminal.folder").read_text().strip())
+        self._last = command
+        self._done = Done(command, code, program.out.text, program.err.text)
+
+    async def _start(self, command: str, place: Path, until: str = "ctrl-c") -> Terminal:
+        script = self.folder / f"block-{len(self._started)}.sh"
+        script.write_text(f"{command}\n")
+        process = await asyncio.create_subprocess_exec(
+            *("bash", "-c", _SHELL, "bash", str(place), str(script), until),
+            stdin=DEVNULL,
+            stdout=PIPE,
+            stderr=PIPE,
+            env=self._env,
+            start_new_session=True,
+        )
+        program = Terminal(process)
+        self._started.append(program)
+        return program
+
+    # --- What is seen ---------------------------------------------------------------------------
+
+    async def _seen(self, expected: Expected, *, aside: bool) -> None:
+        if aside or self._done is None:
+            assert self._watchers, f"nothing is there to show this:\n{expected.text}"
+            for watcher in self._watchers:
+                await self._seen_in(watcher, expected)
+            return
+        done, self._done = self._done, None
+        if expected.of_failure:
+            lines = (done.out + done.err).splitlines()
+            well = done.code != 0 and found_in_order(expected.lines, lines, self._samples)
+        else:
+            well = done.code == 0 and self._samples.learn(expected.lines, done.out.splitlines())
+        assert well, f"{done.said}--- the page has\n{expected.text}"
+
+    async def _seen_in(self, watcher: Terminal, expected: Expected) -> None:
+        """Waits for it to be shown by what goes on, after what was looked at before."""
+
+        def found(output: Output) -> int | None:
+            return found_in_order(expected.lines, output.lines[watcher.seen :], self._samples)
+
+        await self._shows(watcher, lambda out: found(out) is not None, expected.text)
+        watcher.seen += found(watcher.out) or 0
+
+    async def _shows(self, program: Terminal, holds: Callable[[Output], bool], what: str) -> None:
+        try:
+            await program.out.until(holds, SECONDS)
+        except TimeoutError:
+            raise AssertionError(f"there is not\n{what}{program.said}") from None
+        assert holds(program.out), f"it ended without\n{what}{program.said}"
+
+    def _went_well(self, following: Step | None) -> None:
+        """Commands succeed, where the page does not show how they fail."""
+        if self._done is not None and not isinstance(following, Prose):
+            assert self._done.code == 0, self._done.said
+            self._done = None
+
+
+def _outside(more: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a terminal in which nothing of this process' virtual one is activated."""
+    env = environment(more)
+    own = {str(Path(sys.executable).parent), str(Path(sys.prefix) / "bin")}
+    folders = [each for each in env["PATH"].split(os.pathsep) if each not in own]
+    env["PATH"] = os.pathsep.join(folders)
+    return {key: value for key, value in env.items() if key not in {"VIRTUAL_ENV", "PYTHONPATH"}}
