@@ -139,6 +139,7 @@ class Executor:
         """Takes no new run and starts none from now on; what waits is left for the next start."""
         self.refusing = True
         self.lanes.slots.shut()
+        self._stage.suspend()
 
     async def wait_idle(self, timeout: float) -> bool:
         """Waits until no run is active; returns whether that came true within `timeout` seconds."""
@@ -159,7 +160,6 @@ class Executor:
         Takes the grace period of a cancel and the time of the last writes at the most.
         """
         self.refuse()
-        self._stage.suspend()
         if self._getting_ready is not None:
             self._getting_ready.cancel()
             await asyncio.wait({self._getting_ready}, timeout=self._limits.cancel_grace)

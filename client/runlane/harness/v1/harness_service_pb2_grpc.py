@@ -139,7 +139,8 @@ class HarnessServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Drain(self, request, context):
-        """Has the server go down in good order, as a SIGTERM does.
+        """Has the server go down in good order, as a SIGTERM does. Nobody is held at a gate from then on;
+        what an agent waits for has the time that a shutdown has for active runs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -58,7 +58,9 @@ class HarnessServiceStub:
     call is never answered; it ends as UNAVAILABLE.
     """
     Drain: _grpc.UnaryUnaryMultiCallable[_harness_service_pb2.DrainRequest, _harness_service_pb2.DrainResponse]
-    """Has the server go down in good order, as a SIGTERM does."""
+    """Has the server go down in good order, as a SIGTERM does. Nobody is held at a gate from then on;
+    what an agent waits for has the time that a shutdown has for active runs.
+    """
 
 @_typing.type_check_only
 class HarnessServiceAsyncStub(HarnessServiceStub):
@@ -90,7 +92,9 @@ class HarnessServiceAsyncStub(HarnessServiceStub):
     call is never answered; it ends as UNAVAILABLE.
     """
     Drain: _aio.UnaryUnaryMultiCallable[_harness_service_pb2.DrainRequest, _harness_service_pb2.DrainResponse]  # type: ignore[assignment]
-    """Has the server go down in good order, as a SIGTERM does."""
+    """Has the server go down in good order, as a SIGTERM does. Nobody is held at a gate from then on;
+    what an agent waits for has the time that a shutdown has for active runs.
+    """
 
 class HarnessServiceServicer(metaclass=_abc_1.ABCMeta):
     """Holds runs at named points of their way, moves the server's clock, and has the server crash: so a
@@ -167,6 +171,8 @@ class HarnessServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _harness_service_pb2.DrainRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_harness_service_pb2.DrainResponse, _abc.Awaitable[_harness_service_pb2.DrainResponse]]:
-        """Has the server go down in good order, as a SIGTERM does."""
+        """Has the server go down in good order, as a SIGTERM does. Nobody is held at a gate from then on;
+        what an agent waits for has the time that a shutdown has for active runs.
+        """
 
 def add_HarnessServiceServicer_to_server(servicer: HarnessServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
