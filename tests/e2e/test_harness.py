@@ -10,18 +10,13 @@ import grpc
 import pytest
 
 from e2e.process import SECONDS, ServerProcess, serving
-from e2e.wire import Wire, check_turn, heard, say, script
+from e2e.wire import Wire, say, script
 from runlane import (
-    DeadlineExceeded,
     FinishReason,
-    GateNotFound,
-    InvalidArgument,
     Progress,
     RunState,
-    Started,
     UnexpectedStatus,
     Unsupported,
-    WhenBusy,
 )
 from runlane.harness import Arrival, GatePoint, Harness
 from runlane_server.testing import LocalServer
@@ -49,147 +44,6 @@ async def test_it_tells_how_the_server_is_set(harness: Harness, store_kind: str)
     assert (told.agent, told.restarts, told.advances_clock) == ("scripted", True, True)
     assert told.progress_interval.total_seconds() == 30
     assert told.event_retention.days == 7
-
-
-@pytest.mark.parametrize(
-    ("point", "state", "text"),
-    [
-        (P.BEFORE_ACTIVE, S.ACCEPTED, ""),
-        (P.BEFORE_FIRST_MESSAGE, S.ACTIVE, ""),
-        (P.BEFORE_STEP, S.ACTIVE, "a"),
-        (P.BEFORE_FINISH, S.ACTIVE, "ab"),
-    ],
-)
-async def test_a_run_that_is_held_is_cancelled_where_it_stands(
-    harness: Harness, wire: Wire, point: GatePoint, state: RunState, text: str
-) -> None:
-    async with await harness.arm(point, session_id="s") as gate:
-        handle = await wire.accept("s", say("a"), STEP, say("b"))
-        assert await gate.reached() == [Arrival("s", handle.run_id)]
-        receipt = await wire.client.cancel("s")
-        assert [(c.run_id, c.state_when_cancelled) for c in receipt.cancelled] == [
-            (handle.run_id, state)
-        ]
-        # A run whose agent is stopped ends without the gate; at its very end it is held still.
-        if point is P.BEFORE_FINISH:
-            assert (await wire.client.get_run(handle.run_id)).state is S.CANCELLING
-            await gate.release()
-        complete = await wire.end(handle)
-    assert (complete.state, complete.text) == (S.CANCELLED, text)
-    check_turn(complete, await wire.messages("s"))
-
-
-@pytest.mark.parametrize("point", [P.BEFORE_ACTIVE, P.BEFORE_FIRST_MESSAGE, P.BEFORE_FINISH])
-async def test_a_run_that_is_let_go_completes(
-    harness: Harness, wire: Wire, point: GatePoint
-) -> None:
-    gate = await harness.arm(point)
-    handles = [await wire.accept(f"s{n}", say("x")) for n in range(5)]
-    arrivals = await gate.reached(5)
-    assert {each.run_id for each in arrivals} == {handle.run_id for handle in handles}
-    await gate.release()
-    for handle in handles:
-        assert (await wire.end(handle)).state is S.COMPLETED
-
-
-async def test_an_accept_is_held_behind_its_commit(harness: Harness, wire: Wire) -> None:
-    gate = await harness.arm(P.ACCEPT_COMMITTED, run_id="r")
-    answered = asyncio.create_task(wire.accept("s", say("x"), run_id="r"))
-    await gate.reached()
-    assert (await wire.client.wait_run("r", timeout=SECONDS)).state is S.COMPLETED
-    assert not answered.done()
-    await gate.release()
-    assert (await answered).run_id == "r"
-
-
-async def test_r08_at_the_handoff_the_session_has_work(harness: Harness, wire: Wire) -> None:
-    first = await wire.blocked("s", "g")
-    gate = await harness.arm(P.HANDOFF, session_id="s")
-    second, third = [await wire.accept("s", say("x")) for _ in range(2)]
-    await wire.open("g")
-    assert await gate.reached() == [Arrival("s", second.run_id)]
-    assert (await wire.client.get_run(first.run_id)).state is S.COMPLETED
-    session = await wire.client.get_session("s")
-    assert (session.busy, session.active_run_id, session.waiting_runs) == (True, None, 2)
-    # Whatever else happens to the session, the run stays where it is held.
-    await wire.accept("s", say("y"))
-    assert (await wire.client.get_run(second.run_id)).state is S.ACCEPTED
-    receipt = await second.cancel()
-    assert [c.state_when_cancelled for c in receipt.cancelled] == [S.ACCEPTED]
-    await gate.release()
-    assert (await wire.end(third)).state is S.COMPLETED
-    assert (await wire.end(second)).state is S.CANCELLED
-
-
-async def test_what_is_let_go_at_the_handoff_comes_to_the_next_gate(
-    harness: Harness, wire: Wire
-) -> None:
-    await wire.blocked("s", "g")
-    second = await wire.accept("s", say("x"))
-    handoff = await harness.arm(P.HANDOFF, run_id=second.run_id)
-    active = await harness.arm(P.BEFORE_ACTIVE, run_id=second.run_id)
-    await wire.open("g")
-    await handoff.reached()
-    assert [gate.arrivals for gate in await harness.gates()] == [[Arrival("s", second.run_id)], []]
-    await handoff.release()
-    await active.reached()
-    await active.release()
-    assert (await wire.end(second)).state is S.COMPLETED
-
-
-async def test_r26_a_run_is_folded_at_the_step_it_is_held_at(harness: Harness, wire: Wire) -> None:
-    gate = await harness.arm(P.BEFORE_STEP, session_id="s")
-    first = await wire.accept("s", say("a"), STEP)
-    await gate.reached()
-    folded = await wire.client.run_accepted("s", "more", when_busy=WhenBusy.FOLD)
-    await gate.release()
-    assert (await wire.end(folded)).folded_into == first.run_id
-    assert (await wire.end(first)).text == "[folded: more]"
-
-
-async def test_gates_of_one_point_add_up(harness: Harness, wire: Wire) -> None:
-    gates = [await harness.arm(P.BEFORE_ACTIVE, session_id=s) for s in ("s", "", "other")]
-    handle = await wire.accept("s", say("x"))
-    for gate in gates[:2]:
-        assert await gate.reached() == [Arrival("s", handle.run_id)]
-        assert (await wire.client.get_run(handle.run_id)).state is S.ACCEPTED
-        await gate.release()
-    assert (await wire.end(handle)).state is S.COMPLETED
-    (left,) = await harness.gates()
-    assert (left.gate_id, left.session_id, left.point) == (
-        gates[2].gate_id,
-        "other",
-        P.BEFORE_ACTIVE,
-    )
-    assert left.arrivals == []
-
-
-async def test_what_is_wrong_with_a_gate_is_told(harness: Harness) -> None:
-    with pytest.raises(InvalidArgument) as told:
-        await harness.arm(P.BEFORE_AGENT_READY, session_id=" s", run_id="x" * 200)
-    fields = [violation.field for violation in told.value.violations]
-    assert fields == ["session_id", "run_id", "session_id", "run_id"]
-    for call in (harness.await_gate("none"), harness.release("none")):
-        with pytest.raises(GateNotFound):
-            await call
-    for call in (harness.await_gate(""), harness.release("")):
-        with pytest.raises(InvalidArgument, match="gate_id: is missing"):
-            await call
-    gate = await harness.arm(P.BEFORE_ACTIVE)
-    with pytest.raises(DeadlineExceeded):
-        await gate.reached(timeout=0.1)
-    with pytest.raises(InvalidArgument, match="arrivals: is 10001"):
-        await gate.reached(10_001)
-    waiting = asyncio.create_task(gate.reached())
-    while not (await harness.gates()):  # the call is on its way
-        pass
-    await gate.release()
-    with pytest.raises(GateNotFound):
-        await waiting
-    with pytest.raises(InvalidArgument, match="by: is not more than 0"):
-        await harness.advance_clock(0)
-    with pytest.raises(InvalidArgument, match="by: is more than 3650 days"):
-        await harness.advance_clock(3651 * 86400)
 
 
 # --- The clock ----------------------------------------------------------------------------------
@@ -336,12 +190,3 @@ async def test_a_server_within_a_test_has_gates() -> None:
         await gate.release()
         assert await harness.gates() == []
         del handle
-
-
-async def test_a_run_is_not_held_once_the_gate_is_gone(harness: Harness, wire: Wire) -> None:
-    async with await harness.arm(P.BEFORE_FIRST_MESSAGE) as gate:
-        await gate.release()
-    handle = await wire.accept("s", say("x"))
-    assert await heard(handle, "x") == "x"
-    kinds = [type(event.body) async for event in handle.events()]
-    assert Started in kinds
