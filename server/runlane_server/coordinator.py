@@ -224,6 +224,7 @@ class Coordinator:
                     accepted.key,
                     self._accept(accepted.token, request, allow_missing),
                     otherwise=lambda lane, _: rules.release(lane, accepted.token),
+                    creates=allow_missing,
                 )
             except (RunlaneError, RunIdTaken) as refusal:
                 # A run that was accepted before is returned whatever the lane says of a new one.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import structlog
 
@@ -19,6 +19,7 @@ from runlane_server.core import lane as rules
 from runlane_server.core.errors import IllegalCommand, RunlaneError
 from runlane_server.core.model import Micros, RunKey, RunRequest, RunState, SessionKey
 from runlane_server.core.transition import Lane, Transition
+from runlane_server.lane_source import LaneSource, Sight
 from runlane_server.limits import RETRY_PAUSE
 from runlane_server.mailbox import Command, Decision, Mailbox, OnDone, Order, accepts_again, stops
 from runlane_server.recent import Recent
@@ -38,7 +39,7 @@ CANCEL_PATIENCE = 0.005
 and the end of the run."""
 
 RECENT = 2_000
-"""How many lanes without anything under way are kept at hand, and how many prompts that wait."""
+"""How many prompts that wait are kept at hand."""
 
 RECENT_CHARS = 4_096
 """A prompt that is longer is read from the store when its turn comes, and so is one with
@@ -65,7 +66,7 @@ class Lanes:
         self._actions = actions
         self._now = now
         self._mailboxes: dict[SessionKey, Mailbox] = {}
-        self._recent: Recent[SessionKey, Lane] = Recent(RECENT)
+        self._source = LaneSource(store)
         self._requests: Recent[RunKey, RunRequest] = Recent(RECENT)
         quotas = quotas or QuotaBook()
         self.slots = Slots(max_active, self._call, quotas.max_active)
@@ -105,15 +106,17 @@ class Lanes:
         command: Command,
         otherwise: Command | None = None,
         on_done: OnDone | None = None,
+        *,
+        creates: bool = False,
     ) -> asyncio.Future[Any]:
         """Puts a command into a lane's mailbox. The future has its reply once it is committed.
 
         It raises what the command raises, RunIdTaken and StoreUnavailable. Cancelling it changes
         nothing. Where the command is refused, `otherwise` takes its place: no other command comes
-        in between.
+        in between. `creates`: the command makes the session if there is none.
         """
         reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._put(key, Order(command, reply, otherwise, on_done))
+        self._put(key, Order(command, reply, otherwise, on_done, creates))
         return reply
 
     def send(self, key: SessionKey, command: Command) -> None:
@@ -125,7 +128,7 @@ class Lanes:
         mailbox = self._mailboxes.get(key)
         if mailbox is not None and mailbox.lane is not None and not self._active_here(mailbox.lane):
             mailbox.outdated = True
-        self._recent.take(key)
+        self._source.forget(key)
         self.slots.line_up(key)
 
     def take_up(self, session: BusySession) -> None:
@@ -185,7 +188,7 @@ class Lanes:
         if lane is None or not (self._active_here(lane) or lane.reservations):
             del self._mailboxes[key]
             if lane is not None and lane.exists and not mailbox.outdated:
-                self._recent.put(key, lane)
+                self._source.keep(key, lane)
 
     def _active_here(self, lane: Lane) -> bool:
         return lane.active is not None and lane.active.host == self._host.node_id
@@ -198,15 +201,14 @@ class Lanes:
     async def _carry_out(self, key: SessionKey, mailbox: Mailbox, orders: list[Order]) -> None:
         """Decides a batch and commits it, anew for as long as others change the lane meanwhile."""
         for _ in range(MAX_RELOADS):
-            at_hand = await self._load(key, mailbox)
-            lane = cast("Lane", mailbox.lane)
-            if not at_hand:
+            creates = any(order.creates for order in orders)
+            lane, sight = await self._source.load(key, mailbox, creates=creates)
+            if sight is Sight.READ:
                 self._take_up_own(key, lane)
             decision = self._decide(lane, orders, mailbox)
             if stops(lane, decision.transition.lane) and not decision.accepts:
                 decision = await self._with_its_end(lane, decision, orders, mailbox)
-            if self._shared and at_hand and decision.rests_on_reading:
-                # No commit tells whether another node has changed the lane meanwhile.
+            if self._has_to_be_read(sight, decision):
                 mailbox.outdated = True
                 continue
             try:
@@ -219,9 +221,17 @@ class Lanes:
                 self._undo(key, lane)
                 await self._one_by_one(key, mailbox, orders, taken)
                 return
+            if sight is Sight.GUESSED:
+                self._source.learn(new=True)
             self._adopt(key, mailbox, lane, decision)
             return
         raise IllegalCommand("the lane does not hold still")
+
+    def _has_to_be_read(self, sight: Sight, decision: Decision) -> bool:
+        """Whether no commit will tell if the lane is, or is still, what it was taken for."""
+        if sight is Sight.GUESSED:
+            return not decision.transition.durable
+        return self._shared and sight is Sight.AT_HAND and decision.rests_on_reading
 
     async def _with_its_end(
         self, lane: Lane, decision: Decision, orders: list[Order], mailbox: Mailbox
@@ -256,19 +266,6 @@ class Lanes:
             version = await self._store.commit(lane.version, made)
             if version != made.lane.version:
                 decision.transition = made.at_version(version)
-
-    async def _load(self, key: SessionKey, mailbox: Mailbox) -> bool:
-        """Provides the lane; returns whether it was at hand, and not read just now. It keeps its
-        reservations, which are this process's."""
-        if mailbox.lane is None:
-            mailbox.lane = self._recent.take(key)
-        if mailbox.lane is not None and not mailbox.outdated:
-            return True
-        stored = await self._store.load_lane(key)
-        mailbox.outdated = False
-        held = mailbox.lane.reservations if mailbox.lane is not None else ()
-        mailbox.lane = stored._replace(reservations=held)
-        return False
 
     def _take_up_own(self, key: SessionKey, lane: Lane) -> None:
         """Starts a run that is active here and has no agent: its start was committed, and the

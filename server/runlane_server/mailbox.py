@@ -22,12 +22,14 @@ OnDone: TypeAlias = Callable[[Transition, Any], None]
 @dataclass(slots=True)
 class Order:
     """A command in a mailbox, who waits for its reply, what is done where it is refused, and who is
-    told of it once it is committed, also where nobody waits for the reply any more."""
+    told of it once it is committed, also where nobody waits for the reply any more. `creates`: it
+    makes the session if there is none."""
 
     command: Command
     reply: asyncio.Future[Any] | None
     otherwise: Command | None = None
     on_done: OnDone | None = None
+    creates: bool = False
 
     def answer(self, reply: object) -> None:
         """Tells whoever waits what came of it."""

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from coordinator.node import running
 from runlane_server.core.model import Prompt, RunKey, RunState, SessionKey
-from runlane_server.core.transition import Lane
+from runlane_server.core.transition import Lane, Transition
 from runlane_server.limits import Limits
 from runlane_server.recent import Recent
 from runlane_server.store.memory import MemoryStore
 
 
 class Counting(MemoryStore):
-    """Counts what is read of lanes and prompts."""
+    """Counts what is read of lanes and prompts, and how often lanes are written."""
 
     def __init__(self) -> None:
         super().__init__()
         self.lanes = 0
         self.prompts = 0
+        self.commits = 0
+
+    async def commit(self, base_version: int, transition: Transition) -> int:
+        self.commits += 1
+        return await super().commit(base_version, transition)
 
     async def load_lane(self, key: SessionKey) -> Lane:
         self.lanes += 1

@@ -15,6 +15,7 @@ from typing import Any
 from runlane_server.acceptance import AcceptedRun
 from runlane_server.executor import Executor
 from runlane_server.feed import RunFollower, Subscription
+from runlane_server.lane_source import LaneSource
 from runlane_server.lanes import Lanes
 from runlane_server.outbox import Outbox
 from runlane_server.runner import Runner
@@ -58,10 +59,17 @@ MUTANTS = (
     ),
     Mutant(
         "a reload that forgets the reservations",
-        Lanes,
-        "_load",
+        LaneSource,
+        "load",
         "held = mailbox.lane.reservations if mailbox.lane is not None else ()",
         "held = ()",
+    ),
+    Mutant(
+        "a wrong guess that is made again",
+        LaneSource,
+        "load",
+        "if comes and not mailbox.outdated and",
+        "if comes and",
     ),
     Mutant(
         "a slot that is kept while others wait for it",

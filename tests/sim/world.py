@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 
 from lanecheck.invariants import Broken
-from runlane_server import agent_turn, executor, feed, outbox, tail
+from runlane_server import agent_turn, executor, feed, lane_source, outbox, tail
 from runlane_server.core import lane as rules
 from runlane_server.core.model import CancelScope, Prompt, RunKey, RunRequest, SessionKey, WhenBusy
 from runlane_server.core.transition import Lane, Transition
@@ -42,7 +42,7 @@ MEDDLING = 0.04
 EXPECTED_ERRORS = {"agent failed", "agent is not ready"}
 """What may be logged as an error: simulated agents fail."""
 
-NARROW: Sequence[tuple[Any, str, int]] = (
+NARROW: Sequence[tuple[Any, str, float]] = (
     (tail, "TAIL_EVENTS", 5),
     (feed, "PAGE_EVENTS", 2),
     (outbox, "DELTA_CHARS", 12),
@@ -50,8 +50,11 @@ NARROW: Sequence[tuple[Any, str, int]] = (
     (executor, "EVENTS_PAGE", 3),
     (executor, "AT_ONCE", 2),
     (agent_turn, "HISTORY_PAGE", 3),
+    (lane_source, "RECENT", 1),
+    (lane_source, "LIKELY", 0.4),
+    (lane_source, "MEMORY", 2),
 )
-"""Limits that are narrow enough to be met in a small world."""
+"""Limits that are narrow enough to be met in a small world, and guesses that are often wrong."""
 
 
 @dataclass(slots=True)
