@@ -14,7 +14,7 @@ from functools import partial
 from typing import NoReturn
 
 import structlog
-from uuid6 import uuid7
+from uuid_utils import uuid7
 
 from runlane_server.acceptance import Acceptance, AcceptedRun, check_prompt
 from runlane_server.access.accepts import Accepts
@@ -268,7 +268,8 @@ class Coordinator:
                 max_waiting=self.limits.max_waiting_runs,
                 allow_missing=allow_missing,
             )
-            return made._replace(reply=(made.reply, made.accepts(request.run_id)))
+            # One that is in the lane already changes nothing.
+            return made._replace(reply=(made.reply, made.durable))
 
         return command
 

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, S
 from dataclasses import dataclass, field
 
 import structlog
-from uuid6 import uuid7
+from uuid_utils import uuid7
 
 from runlane_server.access.quotas import QuotaBook
 from runlane_server.agent_turn import Job

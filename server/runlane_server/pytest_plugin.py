@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 MARK = "runlane"
 KEYWORDS = ("agent", "store", "config", "harness")
 
-OF_THE_EXTRA = {"aiosqlite", "click", "grpc_health", "grpc_reflection", "structlog", "uuid6"}
+OF_THE_EXTRA = {"aiosqlite", "click", "grpc_health", "grpc_reflection", "structlog", "uuid_utils"}
 """What the extra `server` brings."""
 
 

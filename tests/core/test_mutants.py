@@ -57,9 +57,9 @@ MUTANTS = (
     ),
     Mutant(
         "a run that never started leaves no turn",
-        "        if run.turn == 0:\n            run = self._open_turn(run)\n"
+        "        run = advance(run, happening, turn=run.turn or self._open_turn(run))\n"
         '        message_id = self._write(run, close((), reason), "", attempt=run.attempt + 1)',
-        '        message_id = ""',
+        '        run = advance(run, happening)\n        message_id = ""',
         "R14",
     ),
     Mutant(
@@ -128,8 +128,8 @@ MUTANTS = (
     ),
     Mutant(
         "a retry loses the folded runs",
-        '_replace(folded_into="", turn=0) for run in self._folded',
-        '_replace(folded_into="", turn=0) for run in ()',
+        'folded_into="", turn=0) for run in self._folded',
+        'folded_into="", turn=0) for run in ()',
         "R21",
     ),
     Mutant(
@@ -140,9 +140,8 @@ MUTANTS = (
     ),
     Mutant(
         "a retried run writes its prompt again",
-        "        if run.turn == 0:\n            run = self._open_turn(run)\n"
-        "        run = self._tell(run, Started",
-        "        run = self._open_turn(run)\n        run = self._tell(run, Started",
+        "            turn=head.turn or self._open_turn(head),",
+        "            turn=self._open_turn(head),",
         "keeps it",
     ),
     Mutant(
@@ -184,8 +183,8 @@ MUTANTS = (
     ),
     Mutant(
         "an event index is used twice",
-        "        return run._replace(events=index)",
-        "        return run",
+        "        return run._replace(events=index, **changes)",
+        "        return run._replace(**changes)",
         "counts its events",
     ),
     Mutant(

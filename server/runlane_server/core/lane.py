@@ -9,11 +9,10 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from itertools import takewhile
 from types import MappingProxyType
-from typing import cast
+from typing import Any, NamedTuple, cast
 
 from runlane_server.core.errors import (
     IllegalCommand,
@@ -144,12 +143,12 @@ def accept(
     held = next((held for held in lane.reservations if held.token == token), None)
     if held is None:
         raise IllegalCommand(f"there is no reservation {token}")
-    released = release(lane, token).lane
-    known = next((run for run in lane.runs if run.run_id == request.run_id), None)
+    edit = _Edit(lane, at)
+    edit.release(token)
+    known = lane.find(request.run_id)
     if known is not None:
-        return Transition(released, reply=known)
+        return edit.done(reply=known)
     _check_room(lane, held, request, allow_missing=allow_missing, max_waiting=max_waiting)
-    edit = _Edit(released, at)
     if request.when_busy is WhenBusy.INTERRUPT and not held.covered:
         edit.cancel_active("interrupted by " + request.run_id)
     run = edit.enter(request)
@@ -222,7 +221,8 @@ def drain_for_step(lane: Lane, run_id: str, attempt: int, *, at: Micros, events:
     the active run has been cancelled. Raises IllegalCommand if the attempt is not the active one.
     """
     active = _the_active(lane, run_id, attempt)
-    edit = _Edit(lane._replace(active=active._replace(events=events)), at)
+    edit = _Edit(lane, at)
+    edit.count(active, events)
     folded = edit.fold() if active.state is RunState.ACTIVE else ()
     return edit.done(reply=folded)
 
@@ -245,7 +245,8 @@ def finish(
     written yet.
     """
     active = _the_active(lane, run_id, attempt)
-    edit = _Edit(lane._replace(active=active._replace(events=events)), at)
+    edit = _Edit(lane, at)
+    edit.count(active, events)
     if cancelled is not None:
         edit.cancel_active(cancelled)
     return edit.done(reply=edit.end_turn(outcome))
@@ -292,7 +293,8 @@ def _give_up(
     at: Micros,
     events: int,
 ) -> Transition:
-    edit = _Edit(lane._replace(active=active._replace(events=events)), at)
+    edit = _Edit(lane, at)
+    edit.count(active, events)
     if active.state is RunState.ACTIVE and active.attempt < active.max_attempts:
         edit.retry(content)
     else:
@@ -334,9 +336,9 @@ def _the_active(lane: Lane, run_id: str, attempt: int) -> LaneRun:
 # --- How a lane is changed ----------------------------------------------------------------------
 
 
-def advance(run: LaneRun, happening: Happening) -> LaneRun:
+def advance(run: LaneRun, happening: Happening, **changes: Any) -> LaneRun:
     """The run after a happening, by `TABLE`. Raises IllegalCommand where that has no entry."""
-    return run._replace(state=next_state(run.state, happening))
+    return run._replace(state=next_state(run.state, happening), **changes)
 
 
 def next_state(state: RunState | None, happening: Happening) -> RunState:
@@ -390,7 +392,15 @@ class _Edit:
         self._line_up()
         return self.changes[run.run_id].run
 
+    def count(self, active: LaneRun, events: int) -> None:
+        """The active run has so many events by now."""
+        self._active = active._replace(events=events)
+
     # Entering
+
+    def release(self, token: str) -> None:
+        """Ends a reservation."""
+        self._reservations = tuple([held for held in self._reservations if held.token != token])
 
     def enter(self, request: RunRequest) -> LaneRun:
         """Puts a new run into the lane: at the end, or at the head if it interrupts."""
@@ -408,8 +418,9 @@ class _Edit:
             timeout=request.timeout,
             max_attempts=request.max_attempts,
             trace=request.trace,
+            events=1,
         )
-        run = self._tell(run, Accepted(seq))
+        self.events.append(RunEvent(run.run_id, 1, self.at, Accepted(seq)))
         self._accept_seq = seq
         self._waiting = (run, *waiting) if at_head else (*waiting, run)
         self.changes[run.run_id] = RunChange(run, request)
@@ -418,12 +429,16 @@ class _Edit:
     def start(self, host: str) -> LaneRun:
         """Makes the first waiting run the active one. Its prompt enters the transcript once."""
         head, self._waiting = self._waiting[0], self._waiting[1:]
-        state = next_state(head.state, Happening.START)
-        run = head._replace(state=state, attempt=head.attempt + 1, started_at=self.at, host=host)
-        if run.turn == 0:
-            run = self._open_turn(run)
-        run = self._tell(run, Started(run.attempt))
-        self._active = run
+        attempt = head.attempt + 1
+        run = self._active = self._tell(
+            head,
+            Started(attempt),
+            state=next_state(head.state, Happening.START),
+            attempt=attempt,
+            turn=head.turn or self._open_turn(head),
+            started_at=self.at,
+            host=host,
+        )
         self._note(run)
         return run
 
@@ -439,7 +454,7 @@ class _Edit:
         folded: list[LaneRun] = []
         for waiting in sorted(joining, key=lambda run: run.accept_seq):
             event = Folded(waiting.run_id, host.run_id)
-            run = advance(waiting, Happening.FOLD)._replace(folded_into=host.run_id, turn=host.turn)
+            run = advance(waiting, Happening.FOLD, folded_into=host.run_id, turn=host.turn)
             run = self._tell(run, event)
             host = self._tell(host, event)
             folded.append(run)
@@ -460,10 +475,8 @@ class _Edit:
         folded = {run.run_id for run in self._folded}
         withdrawn = (draft for draft in content if draft.run_id and draft.run_id not in folded)
         self._write(active, tuple(withdrawn), "", attempt=active.attempt)
-        back = [advance(active, Happening.RETRY)._replace(host="")]
-        back += [
-            advance(run, Happening.RETRY)._replace(folded_into="", turn=0) for run in self._folded
-        ]
+        back = [advance(active, Happening.RETRY, host="")]
+        back += [advance(run, Happening.RETRY, folded_into="", turn=0) for run in self._folded]
         waiting = self._waiting
         first_rank = (waiting[0].rank if waiting else self._accept_seq + 1) - len(back)
         ranked = tuple(run._replace(rank=first_rank + n) for n, run in enumerate(back))
@@ -523,7 +536,7 @@ class _Edit:
 
     def _cover(self, run: LaneRun, reason: str) -> LaneRun:
         self.covered.append(run.run_id)
-        run = advance(run, Happening.CANCEL)._replace(cancel_reason=reason)
+        run = advance(run, Happening.CANCEL, cancel_reason=reason)
         self._note(run)
         return run
 
@@ -531,7 +544,7 @@ class _Edit:
         """Ends a folded run by itself: its prompt is part of the turn, which goes on."""
         self.covered.append(run.run_id)
         self._folded = tuple(other for other in self._folded if other.run_id != run.run_id)
-        run = advance(run, Happening.WITHDRAW)._replace(cancel_reason=reason)
+        run = advance(run, Happening.WITHDRAW, cancel_reason=reason)
         self._end(run, FinishReason.CANCELED, None)
 
     # Ending
@@ -540,9 +553,8 @@ class _Edit:
         """Ends the active run and those folded into it, and writes the turn (R16, R19, R22)."""
         active = cast("LaneRun", self._active)
         happening = Happening.COMPLETE if outcome.error is None else Happening.FAIL
-        for body in outcome.tail:
-            active = self._tell(active, body)
-        ended = advance(active, happening)
+        state = next_state(active.state, happening)
+        ended = self._tell(active, *outcome.tail, state=state)
         cancelled = ended.state is RunState.CANCELLED
         reason = FinishReason.CANCELED if cancelled else outcome.finish_reason
         error = None if cancelled else outcome.error
@@ -564,9 +576,7 @@ class _Edit:
     ) -> None:
         """Ends a waiting run without its agent, and writes its turn (R14)."""
         self._remove([run])
-        run = advance(run, happening)
-        if run.turn == 0:
-            run = self._open_turn(run)
+        run = advance(run, happening, turn=run.turn or self._open_turn(run))
         message_id = self._write(run, close((), reason), "", attempt=run.attempt + 1)
         self._end(run, reason, error, _End(reason, error, message_id, ""))
 
@@ -602,8 +612,8 @@ class _Edit:
 
     # Writing
 
-    def _open_turn(self, run: LaneRun) -> LaneRun:
-        """Gives the run its place in the transcript, and writes its prompt there."""
+    def _open_turn(self, run: LaneRun) -> int:
+        """Gives the run a place in the transcript, and writes its prompt there."""
         turn = self._turn = self._turn + 1
         self.messages.append(
             Message(
@@ -618,7 +628,7 @@ class _Edit:
                 created_at=self.at,
             )
         )
-        return run._replace(turn=turn)
+        return turn
 
     def _write(
         self, run: LaneRun, content: tuple[DraftMessage, ...], model: str, *, attempt: int
@@ -646,10 +656,13 @@ class _Edit:
             last = message_id if assistant else last
         return last
 
-    def _tell(self, run: LaneRun, body: EventBody) -> LaneRun:
-        index = run.events + 1
-        self.events.append(RunEvent(run.run_id, index, self.at, body))
-        return run._replace(events=index)
+    def _tell(self, run: LaneRun, *bodies: EventBody, **changes: Any) -> LaneRun:
+        """The run with more events, and with what else changes."""
+        index = run.events
+        for body in bodies:
+            index += 1
+            self.events.append(RunEvent(run.run_id, index, self.at, body))
+        return run._replace(events=index, **changes)
 
     def _note(self, run: LaneRun, complete: RunComplete | None = None) -> None:
         before = self.changes.get(run.run_id)
@@ -679,8 +692,7 @@ class _Edit:
         self._note(run)
 
 
-@dataclass(frozen=True, slots=True)
-class _End:
+class _End(NamedTuple):
     """How a turn ended, as the runs that share it see it."""
 
     finish_reason: FinishReason

@@ -65,7 +65,7 @@ def decode_metadata(text: str | None) -> Mapping[str, str]:
 
 def encode_usage(usage: Usage) -> str | None:
     """Usage; None stands for none."""
-    return None if usage == NO_USAGE else _array(_usage_fields(usage))
+    return None if usage is NO_USAGE or usage == NO_USAGE else _array(_usage_fields(usage))
 
 
 def decode_usage(text: str | None) -> Usage:
@@ -115,7 +115,7 @@ def encode_complete(complete: RunComplete) -> str:
         f',"text_truncated":{"true" if complete.text_truncated else "false"}'
         f',"error":{"null" if error is None else _array([error.reason, error.message])}'
         f',"folded_into":{quote(complete.folded_into)}'
-        f',"usage":{_array(_usage_fields(complete.usage))}'
+        f',"usage":{encode_usage(complete.usage) or _NONE_USED}'
         f',"attempt":{complete.attempt}'
         f',"cancel_reason":{quote(complete.cancel_reason)}'
         f',"accepted_at":{complete.accepted_at}'
@@ -158,6 +158,9 @@ def _usage_fields(usage: Usage) -> list[int]:
         usage.cache_write_tokens,
         usage.requests,
     ]
+
+
+_NONE_USED = _array(_usage_fields(NO_USAGE))
 
 
 def _encode_part(part: Part) -> str:
