@@ -281,7 +281,7 @@ REMOVED = (
     Removed(
         "a write that ends is followed by others",
         doors.Visit,
-        "sending",
+        "check",
         "if self.refused is not None:",
         "if False:",
         "slow_reader",

@@ -38,7 +38,7 @@ class Identities(Protocol):
 @dataclass(slots=True, eq=False)
 class Visit:
     """A call that is being handled. `caller` is who was let in; `refused` is set when it may not go
-    on."""
+    on; `sends` while something is being sent."""
 
     method: str
     credentials: Credentials
@@ -53,14 +53,8 @@ class Visit:
         if not self.sends:
             self.task.cancel()
 
-    @contextmanager
-    def sending(self) -> Iterator[None]:
-        """Something is being sent. Raises what the call is refused for meanwhile."""
-        self.sends = True
-        try:
-            yield
-        finally:
-            self.sends = False
+    def check(self) -> None:
+        """Raises what the call is refused for meanwhile."""
         if self.refused is not None:
             raise self.refused
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Any, TypeAlias
 
 import grpc
@@ -28,10 +29,18 @@ class CarefulContext:
 
     async def write(self, message: Any) -> None:
         """Writes a message. Raises what the visit is refused for meanwhile."""
-        with self._visit.sending():
-            await self._context.write(message)
+        await self._send(self._context.write(message))
 
     async def send_initial_metadata(self, metadata: Any) -> None:
         """The same for what comes before the messages."""
-        with self._visit.sending():
-            await self._context.send_initial_metadata(metadata)
+        await self._send(self._context.send_initial_metadata(metadata))
+
+    async def _send(self, sending: Awaitable[None]) -> None:
+        # A context manager would cost a twentieth of a small message.
+        visit = self._visit
+        visit.sends = True
+        try:
+            await sending
+        finally:
+            visit.sends = False
+        visit.check()
