@@ -192,13 +192,12 @@ def test_streams_are_counted_while_they_are_open_but_those_of_nodes_are_not() ->
     streams = Streams(QuotaBook(Quotas({"a": Quota(max_streams=1)})))
     somebody = Caller("a", Role.READ, "somebody")
     node = Caller("a", Role.READ, "node", peer=True)
-    with streams.one(somebody):
-        with pytest.raises(QuotaExceeded, match="max_streams is 1"), streams.one(somebody):
-            pass
-        with streams.one(node):
-            assert streams.of("a") == 1
+    streams.enter(somebody)
+    with pytest.raises(QuotaExceeded, match="max_streams is 1"):
+        streams.enter(somebody)
+    streams.enter(node)
+    assert streams.of("a") == 1
+    streams.leave(node)
+    streams.leave(somebody)
     assert streams.of("a") == 0
-    with pytest.raises(KeyError), streams.one(somebody):
-        raise KeyError
-    with streams.one(somebody):
-        pass
+    streams.enter(somebody)

@@ -241,7 +241,7 @@ REMOVED = (
     Removed(
         "a visit is not kept in mind",
         doors.Door,
-        "staying",
+        "enter",
         "self._visits.add(visit)",
         "pass",
         "revoked",

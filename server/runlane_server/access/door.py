@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
-from runlane_server.access.caller import ANYBODY, CALLER, Caller, Credentials, Role
+from runlane_server.access.caller import ANYBODY, Caller, Credentials, Role
 from runlane_server.access.failures import Failures
 from runlane_server.access.known import Refused
 from runlane_server.access.permissions import OPEN, allows
@@ -88,17 +86,18 @@ class Door:
             raise PermissionDenied(f"the role {caller.role.value!r} may not call {name}")
         return caller
 
-    @contextmanager
-    def staying(self, visit: Visit) -> Iterator[None]:
-        """A call that lasts: it is cancelled, as soon as it may not go on. Raises QuotaExceeded
-        where its tenant has as many open as it may."""
-        counted = visit.method in LASTING
+    def enter(self, visit: Visit) -> None:
+        """A call was let in: it is cancelled, as soon as it may not go on. Raises QuotaExceeded
+        where it is to last, and its tenant has as many of those open as it may."""
+        if visit.method in LASTING:
+            self.streams.enter(visit.caller)
         self._visits.add(visit)
-        try:
-            with self.streams.one(CALLER.get()) if counted else nullcontext():
-                yield
-        finally:
-            self._visits.discard(visit)
+
+    def leave(self, visit: Visit) -> None:
+        """A call that entered is over."""
+        self._visits.discard(visit)
+        if visit.method in LASTING:
+            self.streams.leave(visit.caller)
 
     def look_again(self) -> None:
         """Who may come in has changed, or time has passed: ends the calls that would not be let in

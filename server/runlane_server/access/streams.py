@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from runlane_server.access.caller import Caller
 from runlane_server.access.quotas import QuotaBook, used_up
@@ -30,23 +28,24 @@ class Streams:
         """How many a tenant has open."""
         return self._open[tenant]
 
-    @contextmanager
-    def one(self, caller: Caller) -> Iterator[None]:
-        """One more, for as long as it is open. Raises QuotaExceeded.
+    def enter(self, caller: Caller) -> None:
+        """One more is open. Raises QuotaExceeded.
 
         What another node asks for was counted there, where its caller was let in.
         """
         if caller.peer:
-            yield
             return
         tenant = caller.tenant
         most = self._book.of(tenant).max_streams
         if most is not None and self._open[tenant] >= most:
             raise used_up(tenant, "max_streams", most, retry_after=RETRY_AFTER)
         self._open[tenant] += 1
-        try:
-            yield
-        finally:
-            self._open[tenant] -= 1
-            if not self._open[tenant]:
-                del self._open[tenant]
+
+    def leave(self, caller: Caller) -> None:
+        """One that entered is closed."""
+        if caller.peer:
+            return
+        tenant = caller.tenant
+        self._open[tenant] -= 1
+        if not self._open[tenant]:
+            del self._open[tenant]

@@ -112,9 +112,12 @@ class Guard:
                     bind_contextvars(caller=visit.caller.name)
                 if isinstance(request, _Malformed):
                     raise request.error
-                with self._door.staying(visit):
+                self._door.enter(visit)
+                try:
                     reply = CarefulContext(context, visit) if streams else context
                     return await behavior(request, cast("Context", reply))
+                finally:
+                    self._door.leave(visit)
             except grpc.aio.AbortError:
                 code = context.code()
                 raise
