@@ -62,6 +62,8 @@ def event_loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | N
     try:
         import uvloop  # noqa: PLC0415 - an extra
     except ImportError:
+        if name == "auto":
+            return None
         raise StartError(
             "--event-loop uvloop: uvloop is not installed; pip install 'runlane[uvloop]'"
         ) from None

@@ -22,7 +22,7 @@ from runlane_server.option_types import Address, Duration, HttpUrl
 _LARGEST_PART = 3 << 20
 """A prompt, or an attachment, has to fit into one message of gRPC's 4 MiB with its surroundings."""
 
-EVENT_LOOPS = ("asyncio", "uvloop")
+EVENT_LOOPS = ("auto", "asyncio", "uvloop")
 
 MAX_PROGRESS_INTERVAL = 30.0
 """Clients take a stream for lost that was silent for 45 s."""
@@ -64,7 +64,7 @@ class Config:
     event_retention_bytes: int = 1 << 30
     session_retention: float = 0.0
     node_lease: float = 10.0
-    event_loop: str = "asyncio"
+    event_loop: str = "auto"
     log_format: str = "auto"
     log_level: str = "info"
     log_content: bool = False
@@ -277,7 +277,7 @@ _OPTIONS = (
         "--event-loop",
         type=click.Choice(EVENT_LOOPS),
         default=_DEFAULT.event_loop,
-        help="What drives the server; uvloop is quicker, and comes with the extra of that name.",
+        help="What drives the server; auto: uvloop, the quicker one, if its extra is installed.",
     ),
     click.option("--log-format", type=click.Choice(FORMATS), default=_DEFAULT.log_format),
     click.option("--log-level", type=click.Choice(LEVELS), default=_DEFAULT.log_level),

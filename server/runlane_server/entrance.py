@@ -50,7 +50,7 @@ def _check_harness(config: Config) -> None:
         )
     if config.workers > 1:
         raise StartError("--harness goes with one process: --workers 1")
-    if config.event_loop != "asyncio":
+    if config.event_loop == "uvloop":
         raise StartError("--harness moves the event loop's clock: --event-loop asyncio")
 
 

@@ -44,7 +44,7 @@ class Bench:
     workers: int = 64
     connections: int = 8
     window: int = 512
-    event_loop: str = "asyncio"
+    event_loop: str = "auto"
     used: int = NEW
 
     def size(self, full: int, quick: int) -> int:

@@ -124,7 +124,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument(
         "--event-loop",
         choices=EVENT_LOOPS,
-        default="asyncio",
+        default="auto",
         help="that of Runlane, not of the peer",
     )
     parser.add_argument("--out", type=Path, default=CACHE / "results", help="where to write")

@@ -23,7 +23,7 @@ from runlane_server.config import EVENT_LOOPS
 S = RunState
 
 
-@pytest.fixture(params=EVENT_LOOPS)
+@pytest.fixture(params=[name for name in EVENT_LOOPS if name != "auto"])
 def _event_loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each loop has its own way with processes."""
     monkeypatch.setenv("RUNLANE_EVENT_LOOP", request.param)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
+import uvloop
 from click.testing import CliRunner, Result
 
 from runlane_server import workers
+from runlane_server.app import event_loop_factory
 from runlane_server.config import Config, options, store_options
+from runlane_server.core.errors import StartError
 from runlane_server.limits import Limits
 
 seen: list[Config] = []
@@ -271,3 +275,15 @@ def test_numbers_in_a_file_are_numbers(tmp_path: Path) -> None:
     file.write_text("max_waiting_runs = 3\ndrain-timeout = 0\n")
     found = config("--config", str(file))
     assert (found.limits.max_waiting_runs, found.drain_timeout) == (3, 0.0)
+
+
+def test_the_event_loop_is_the_quicker_one_where_it_is_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert Config().event_loop == "auto"
+    assert event_loop_factory("asyncio") is None
+    assert event_loop_factory("auto") is event_loop_factory("uvloop") is uvloop.new_event_loop
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    assert event_loop_factory("auto") is None
+    with pytest.raises(StartError, match=r"pip install 'runlane\[uvloop\]'"):
+        event_loop_factory("uvloop")
