@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -61,12 +62,13 @@ def in_log(trace: str) -> dict[str, str]:
 
 
 class RunTrace(NamedTuple):
-    """The trace of a run. `parent` is the caller's span, empty if the run begins the trace."""
+    """The trace of a run. `parent` is the caller's span, empty if the run begins the trace; the
+    spans of the run get their ids from `seed`."""
 
     trace_id: str
     parent: str
     sampled: bool
-    key: RunKey
+    seed: int
 
     @classmethod
     def of(cls, key: RunKey, trace: str, ratio: float) -> RunTrace:
@@ -74,16 +76,24 @@ class RunTrace(NamedTuple):
 
         The caller decides whether it is exported; where there is none, that share of the runs is.
         """
-        if (place := place_of(trace)) is not None:
-            return cls(place.trace_id, place.span_id, place.sampled, key)
-        trace_id = _derived(key, "trace", 16)
+        digest = _digest("\0".join(key), 24)
+        seed = int(digest[32:], 16)
+        if (place := place_of(trace) if trace else None) is not None:
+            return cls(place.trace_id, place.span_id, place.sampled, seed)
+        trace_id = digest[:32]
         # Other parties sample by the same bits, so they come to the same end.
-        return cls(trace_id, "", int(trace_id[16:], 16) < ratio * (1 << 64), key)
+        sampled = ratio >= 1 or int(trace_id[16:], 16) < ratio * (1 << 64)
+        return cls(trace_id, "", sampled, seed)
 
     def span(self, name: str) -> Place:
         """The span of that name; the names of a run's spans are its own."""
-        return Place(self.trace_id, _derived(self.key, name, 8), self.sampled)
+        return Place(self.trace_id, f"{self.seed ^ _salt(name):016x}", self.sampled)
 
 
-def _derived(key: RunKey, name: str, size: int) -> str:
-    return blake2b("\0".join((*key, name)).encode(), digest_size=size).hexdigest()
+@lru_cache(maxsize=1024)
+def _salt(name: str) -> int:
+    return int(_digest(name, 8), 16)
+
+
+def _digest(text: str, size: int) -> str:
+    return blake2b(text.encode(), digest_size=size).hexdigest()
