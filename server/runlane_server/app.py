@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -188,6 +189,8 @@ def _announce(node: Node, config: Config) -> None:
 
 def say_listening(address: str) -> None:
     """Says on stdout, and to systemd, that clients are served from now on."""
-    sys.stdout.write(f"runlane-server listening on {address}\n")
-    sys.stdout.flush()
+    # It may have been closed before the start, or its reader may be gone.
+    with contextlib.suppress(OSError, AttributeError):
+        sys.stdout.write(f"runlane-server listening on {address}\n")
+        sys.stdout.flush()
     systemd.notify(systemd.READY)

@@ -97,15 +97,26 @@ def _refuse_flags(context: click.Context, name: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; why it cannot start is one line on stderr."""
+    _occupy_standard_streams()
     try:
         code = command.main(arguments, standalone_mode=False)
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code)
     except StartError as error:
-        _fail(str(error), 1)
+        _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     sys.exit(code)
+
+
+def _occupy_standard_streams() -> None:
+    """Puts nothing where a standard stream was closed before the start. The next file or socket
+    would be in its place, and what is meant for the stream would be written to it."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -17,7 +17,7 @@ from runlane_server.command_options import COMMAND
 from runlane_server.entrance_options import ACCESS, ENTRANCE
 from runlane_server.limits import Limits
 from runlane_server.logs import FORMATS, LEVELS
-from runlane_server.option_types import Address, Duration, HttpUrl
+from runlane_server.option_types import Address, Duration, HttpUrl, Ratio
 
 _LARGEST_PART = 3 << 20
 """A prompt, or an attachment, has to fit into one message of gRPC's 4 MiB with its surroundings."""
@@ -176,7 +176,7 @@ _OPTIONS = (
     ),
     click.option(
         "--trace-ratio",
-        type=click.FloatRange(0, 1),
+        type=Ratio(),
         default=_DEFAULT.trace_ratio,
         help="The share of the runs that are told whose caller is in no trace.",
     ),

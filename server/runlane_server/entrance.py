@@ -15,7 +15,7 @@ from runlane_server.access.door import Door
 from runlane_server.access.identities import AccessFile
 from runlane_server.access.quotas import QuotaBook
 from runlane_server.config import Config
-from runlane_server.core.errors import StartError
+from runlane_server.core.errors import SettingsError, StartError
 from runlane_server.rpc.peers import Peers
 from runlane_server.rpc.tls import ServerTls
 
@@ -26,16 +26,16 @@ LOOK_SECONDS = 1.0
 
 
 def check(config: Config) -> None:
-    """Raises StartError if the settings do not go together, or let anybody in by mistake."""
+    """Raises SettingsError if the settings do not go together, or let anybody in by mistake."""
     if (config.tls_cert is None) != (config.tls_key is None):
-        raise StartError("--tls-cert and --tls-key belong together")
+        raise SettingsError("--tls-cert and --tls-key belong together")
     for name in ("tls_client_ca", "node_tls_ca"):
         if getattr(config, name) is not None and config.tls_cert is None:
-            raise StartError(f"--{name.replace('_', '-')} needs --tls-cert and --tls-key")
+            raise SettingsError(f"--{name.replace('_', '-')} needs --tls-cert and --tls-key")
     if config.harness:
         _check_harness(config)
     if not (is_local(config.listen) or _knows_callers(config) or config.insecure_anywhere):
-        raise StartError(
+        raise SettingsError(
             f"on {config.listen} anybody in the network could call: name the callers by --access "
             "FILE or --tls-client-ca FILE, listen on 127.0.0.1 or unix:PATH, or let everybody in "
             "by --insecure-anywhere"
@@ -44,14 +44,14 @@ def check(config: Config) -> None:
 
 def _check_harness(config: Config) -> None:
     if not is_local(config.listen) or not is_local(config.node_address or config.listen):
-        raise StartError(
+        raise SettingsError(
             "--harness lets anybody who comes in hold runs and end the server: listen on 127.0.0.1 "
             "or unix:PATH"
         )
     if config.workers > 1:
-        raise StartError("--harness goes with one process: --workers 1")
+        raise SettingsError("--harness goes with one process: --workers 1")
     if config.event_loop == "uvloop":
-        raise StartError("--harness moves the event loop's clock: --event-loop asyncio")
+        raise SettingsError("--harness moves the event loop's clock: --event-loop asyncio")
 
 
 class Entrance:

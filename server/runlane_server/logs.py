@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import traceback
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import TextIO, cast
 
@@ -77,7 +79,9 @@ def configure(
     `auto` means `console` where stderr is a terminal and `json` where it is not. Each line of a
     `worker` has its number. Only with `content` the log has what unexpected exceptions say.
     """
-    console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
+    # It is None where the process was started with stderr closed.
+    output = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    console = log_format == "console" or (log_format == "auto" and output.isatty())
     threshold = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -91,7 +95,7 @@ def configure(
         structlog.processors.ExceptionRenderer(_with_messages if content else _without_messages),
         structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer(),
     ]
-    stream = cast("TextIO", _Lossy(sys.stderr))
+    stream = cast("TextIO", _Lossy(output))
     structlog.configure(
         processors=[*shared, *finishing],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),

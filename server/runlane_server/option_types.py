@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +20,9 @@ _SIZE = re.compile(r"(?P<number>\d+)(?P<unit>|KiB|MiB|GiB|TiB)")
 
 _LARGEST = (1 << 63) - 1
 
+_CENTURY = 36_500 * 86_400.0
+"""Seconds; a time that is as far away is still a date."""
+
 _HTTP_URL = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 """Without a user: the log tells it."""
 
@@ -28,7 +32,7 @@ class Duration(click.ParamType[float]):
 
     name = "duration"
 
-    def __init__(self, *, zero: bool = True, longest: float | None = None) -> None:
+    def __init__(self, *, zero: bool = True, longest: float = _CENTURY) -> None:
         self._zero = zero
         self._longest = longest
 
@@ -45,8 +49,9 @@ class Duration(click.ParamType[float]):
         seconds = 0.0 if found is None else float(found["number"]) * _UNITS[found["unit"]]
         if not (seconds or self._zero):
             self.fail("has to be more than 0", param, ctx)
-        if self._longest is not None and seconds > self._longest:
-            self.fail(f"is at most {self._longest:g}s", param, ctx)
+        if seconds > self._longest:
+            most = f"{self._longest:g}s" if self._longest < _CENTURY else "36500d"
+            self.fail(f"is at most {most}", param, ctx)
         return seconds
 
 
@@ -66,10 +71,29 @@ class Address(click.ParamType[str]):
         try:
             _, port = split_address(str(value))
         except ValueError as error:
-            self.fail(str(error), param, ctx)
+            self.fail(str(error) if self._unix else self._form(value), param, ctx)
         if port is None and not self._unix:
-            self.fail(f"{str(value)!r} is not of the form HOST:PORT", param, ctx)
+            self.fail(self._form(value), param, ctx)
         return str(value)
+
+    def _form(self, value: Any) -> str:
+        return f"{str(value)!r} is not of the form {'[HOST:]PORT' if self._host else 'HOST:PORT'}"
+
+
+class Ratio(click.FloatRange):
+    """A share, from 0 to 1."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 1)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The share. What is no number lies in no range, which the range does not notice."""
+        share: float = super().convert(value, param, ctx)
+        if math.isnan(share):
+            self.fail(f"{value} is not a number", param, ctx)
+        return share
 
 
 class HttpUrl(click.ParamType[str]):
@@ -81,7 +105,8 @@ class HttpUrl(click.ParamType[str]):
         """The URL as it was given, without a slash at its end."""
         text = str(value).rstrip("/")
         if _HTTP_URL.fullmatch(text) is None:
-            self.fail(f"{str(value)!r} is not of the form http://HOST:PORT", param, ctx)
+            # It may hold a password.
+            self.fail("is not of the form http://HOST:PORT", param, ctx)
         return text
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from runlane_server.core.errors import StartError
+from runlane_server.core.errors import SettingsError, StartError
 from runlane_server.store.base import Store
 from runlane_server.store.memory import MemoryStore
 from runlane_server.store.sqlite import SqliteStore
@@ -51,4 +51,5 @@ def database_path(url: str) -> Path:
         raise StartError(f"--store {scheme}: is in no file; use the tools of PostgreSQL")
     if url == "memory:":
         raise StartError("--store memory: is gone with its server, and is in no file")
-    raise StartError(f"--store {url!r}: there are sqlite:///PATH, postgresql://... and memory:")
+    # Only the kind: what follows may hold a password.
+    raise SettingsError(f"--store {scheme}: there are sqlite:///PATH, postgresql://... and memory:")

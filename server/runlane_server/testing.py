@@ -57,6 +57,8 @@ class LocalServer:
         config: Config = _DEFAULTS,
         harness: bool = False,
     ) -> None:
+        if not isinstance(config, Config):
+            raise TypeError(f"config has to be a runlane_server.config.Config, not {config!r}")
         self.gates = Gates()
         self._agent = agent
         spec = agent if isinstance(agent, str) else config.agent

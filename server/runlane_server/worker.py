@@ -45,7 +45,7 @@ def main() -> None:
         code = run(config, Worker(number, lambda: _tell(control, SERVING)))
     except StartError as error:
         _tell(control, ERROR + " ".join(str(error).split()))
-        code = 1
+        code = error.exit_code
     sys.exit(code)
 
 

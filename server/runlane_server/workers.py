@@ -26,7 +26,7 @@ import structlog
 from runlane_server import logs, systemd
 from runlane_server.app import say_listening
 from runlane_server.config import Config
-from runlane_server.core.errors import StartError
+from runlane_server.core.errors import SettingsError, StartError
 from runlane_server.entrance import check as check_entrance
 from runlane_server.node_address import of_worker
 from runlane_server.rpc.endpoint import split_address
@@ -60,7 +60,7 @@ def check(config: Config) -> None:
     if port is None:
         raise click.UsageError(f"--workers: cannot share {config.listen}; listen on HOST:PORT")
     if not can_be_shared(config.store):
-        raise StartError("--workers needs a store that nodes can share: postgresql://")
+        raise SettingsError("--workers needs a store that nodes can share: postgresql://")
     check_entrance(config)
     of_worker(config.node_address, config.workers)
     of_worker(config.metrics_listen, config.workers, "--metrics-listen")
@@ -75,7 +75,7 @@ class Workers:
         self._all_served = asyncio.Event()
         self._served: set[int] = set()
         self._processes: set[_Process] = set()
-        self._start_error = ""
+        self._start_error: StartError | None = None
         self._exit_code = 0
 
     async def serve(self) -> int:
@@ -95,8 +95,8 @@ class Workers:
         await asyncio.wait(keepers)
         for keeper in keepers:
             keeper.result()
-        if self._start_error:
-            raise StartError(self._start_error)
+        if self._start_error is not None:
+            raise self._start_error
         log.info("stopped", exit_code=self._exit_code)
         return self._exit_code
 
@@ -124,7 +124,9 @@ class Workers:
                 self._exit_code |= not life.ended_well
                 return
             if not self._all_served.is_set():
-                self._start_error = life.error or f"worker {number} {life.end} before all served"
+                self._start_error = life.start_error or StartError(
+                    f"worker {number} {life.end} before all served"
+                )
                 self._order_stop()
                 return
             deaths = 0 if life.seconds >= STEADY_SECONDS else deaths
@@ -176,6 +178,14 @@ class _Life:
         """Whether it went as it was told. It catches the signal as long as it has anything to lose:
         not before it takes up work, and not any more once all is written."""
         return self.code in {0, -signal.SIGTERM}
+
+    @property
+    def start_error(self) -> StartError | None:
+        """Why it did not start, if it said so."""
+        if not self.error:
+            return None
+        kind = SettingsError if self.code == SettingsError.exit_code else StartError
+        return kind(self.error)
 
     @property
     def end(self) -> str:

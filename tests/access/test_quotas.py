@@ -58,8 +58,9 @@ def test_a_burst_is_that_of_a_second_unless_it_is_said(quota: Quota, burst: int)
         ({"acme": {"max_active_runs": None}}, r"^tenants\.acme\.max_active_runs: "),
         (
             {"acme": {"accepts_per_second": 0}},
-            r"^tenants\.acme\.accepts_per_second: .* more than 0",
+            r"^tenants\.acme\.accepts_per_second: .* 0.000001 or more",
         ),
+        ({"acme": {"accepts_per_second": 1e-300}}, r"accepts_per_second: .* or more"),
         ({"acme": {"accepts_per_second": float("nan")}}, r"accepts_per_second: "),
         ({"acme": {"accepts_per_second": float("inf")}}, r"accepts_per_second: "),
         ({"acme": {"accepts_per_second": 1, "accepts_burst": 0}}, r"accepts_burst: .* 1 or more"),

@@ -391,3 +391,10 @@ def test_what_cannot_be_started_says_why(
     with pytest.raises(StartError, match=complaint) as failed:
         load_agent(spec)
     assert "\n" not in str(failed.value)
+
+
+def test_an_empty_key_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "")
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    with pytest.raises(StartError, match=r"^agent chat: [^\n]+$"):
+        load_agent("chat:openai:small")

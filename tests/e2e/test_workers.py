@@ -257,12 +257,12 @@ async def test_the_workers_go_in_good_order_when_their_parent_is_killed(
 @pytest.mark.parametrize(
     ("flags", "code", "why"),
     [
-        (["--store", "sqlite:///x.db"], 1, "needs a store that nodes can share: postgresql://"),
-        (["--store", "memory:"], 1, "needs a store that nodes can share: postgresql://"),
+        (["--store", "sqlite:///x.db"], 2, "needs a store that nodes can share: postgresql://"),
+        (["--store", "memory:"], 2, "needs a store that nodes can share: postgresql://"),
         (["--store", NOWHERE, "--listen", "unix:x"], 2, "--workers: cannot share unix:x"),
         (["--store", NOWHERE, "--node-address", "h:65535"], 1, "has no port for worker 2"),
         (["--store", NOWHERE], 1, "ConnectionRefusedError"),
-        (["--store", NOWHERE, "--agent", "nobody"], 1, "there is no agent 'nobody'"),
+        (["--store", NOWHERE, "--agent", "nobody"], 2, "there is no agent 'nobody'"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(

@@ -141,6 +141,7 @@ async def probes_and_lists(folder: Path) -> None:
     async with guarded(folder) as world:
         health = health_pb2_grpc.HealthStub(world.wire.channel)
         assert (await health.Check(health_pb2.HealthCheckRequest())).status
+        assert (await health.List(health_pb2.HealthListRequest())).statuses[""].status
         assert (await health.Watch(health_pb2.HealthCheckRequest()).read()).status
         stub = reflection_pb2_grpc.ServerReflectionStub(world.wire.channel)
         asked = reflection_pb2.ServerReflectionRequest(list_services="*")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import resource
+import shlex
 import signal
 import socket
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ from typing import Any
 import grpc
 import pytest
 from grpc import StatusCode
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
-from rpc.process import server, start_fails
+from rpc.process import PROGRAM, environment, server, start_fails
 from rpc.wire import refused, told
 from runlane.v1 import run_pb2, run_service_pb2_grpc
 from runlane.v1 import run_service_pb2 as pb
@@ -46,11 +49,11 @@ async def seen_started(runs: run_service_pb2_grpc.RunServiceAsyncStub, run_id: s
 @pytest.mark.parametrize(
     ("flags", "code", "why"),
     [
-        (["--agent", "nobody"], 1, "nobody"),
+        (["--agent", "nobody"], 2, "nobody"),
         (["--store", "postgresql://127.0.0.1:1/x"], 1, "postgresql://127.0.0.1:1/x"),
-        (["--store", "mysql://localhost/x"], 1, "mysql"),
+        (["--store", "mysql://localhost/x"], 2, "mysql"),
         (["--store", "sqlite:////proc/none/x.db"], 1, "/proc/none/x.db"),
-        (["--store", "memory:", "--listen", "203.0.113.1:1"], 1, "203.0.113.1:1"),
+        (["--store", "memory:", "--listen", "203.0.113.1:1"], 2, "203.0.113.1:1"),
         (["--store", "memory:", "--listen", "unix:/proc/none/x"], 1, "unix:/proc/none/x"),
         (["--listen", "here"], 2, "HOST:PORT"),
         (["--bogus"], 2, "--bogus"),
@@ -278,3 +281,35 @@ async def _subscribe_for_ever(
         call = runs.SubscribeRunComplete(request)
         await call.read()
         call.cancel()
+
+
+def test_a_mistyped_store_is_refused_without_its_password(tmp_path: Path) -> None:
+    for flags in (
+        ("--store", "postgresql+asyncpg://u:SECRET@h/db"),
+        ("--store", "Postgresql://u:SECRET@h/db"),
+        ("--otlp-endpoint", "http://u:SECRET@h:4317"),
+    ):
+        code, said = start_fails(tmp_path, *flags)
+        assert code == 2
+        assert flags[0] in said
+        assert "SECRET" not in said
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_server_serves_whose_output_was_closed_before(closed: str, tmp_path: Path) -> None:
+    listen = f"unix:{tmp_path}/socket"
+    command = shlex.join([*PROGRAM, "--listen", listen, "--store", "memory:", "--agent", "echo"])
+    process = subprocess.Popen(
+        ["/bin/sh", "-c", f"exec {command} {closed}"], env=environment(), cwd=tmp_path
+    )
+    try:
+        with grpc.insecure_channel(listen) as channel:
+            request = health_pb2.HealthCheckRequest()
+            check = health_pb2_grpc.HealthStub(channel).Check
+            assert check(request, wait_for_ready=True, timeout=30).status
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()

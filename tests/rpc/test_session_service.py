@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import grpc
+import pytest
 from google.protobuf import descriptor_pb2
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
@@ -12,6 +14,7 @@ from grpc_reflection.v1alpha import (  # type: ignore[import-untyped]
     reflection_pb2,
     reflection_pb2_grpc,
 )
+from structlog.testing import capture_logs
 
 from rpc.wire import Wire, over_any_store, refused, serving
 from runlane.v1 import run_pb2, run_service_pb2, session_pb2
@@ -194,6 +197,21 @@ async def test_runs_with_large_labels_are_listed_by_smaller_pages() -> None:
 # --- Health and reflection ----------------------------------------------------------------------
 
 
+async def test_probes_leave_no_lines_in_the_log_however_they_ask() -> None:
+    async with serving() as wire:
+        health = health_pb2_grpc.HealthStub(wire.channel)
+        garbled: Any = wire.channel.unary_unary("/grpc.health.v1.Health/Check")
+        with capture_logs() as logs:
+            for call in (
+                health.Check(health_pb2.HealthCheckRequest(service="nobody")),
+                garbled(b"\xff"),
+            ):
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await call
+        assert len(logs) == 2
+        assert {line["log_level"] for line in logs} == {"debug"}
+
+
 async def test_health_is_told_for_every_service() -> None:
     async with serving() as wire:
         health = health_pb2_grpc.HealthStub(wire.channel)
@@ -203,7 +221,10 @@ async def test_health_is_told_for_every_service() -> None:
 
         async def states() -> set[int]:
             checks = [health_pb2.HealthCheckRequest(service=name) for name in names]
-            return {(await health.Check(check)).status for check in checks}
+            listed = await health.List(health_pb2.HealthListRequest())
+            assert set(names) == set(listed.statuses)
+            found = [*listed.statuses.values(), *[await health.Check(check) for check in checks]]
+            return {each.status for each in found}
 
         assert await states() == {SERVING}
         await wire.endpoint.retire()

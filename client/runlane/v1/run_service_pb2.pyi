@@ -86,7 +86,7 @@ class RunAcceptedRequest(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     ALLOW_MISSING_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
-    """The session; at most 128 bytes, no control characters."""
+    """The session; at most 128 bytes, no control characters, no whitespace at either end."""
     run_id: _builtins.str
     """The caller's idempotency key, with the limits of a session id; empty: the server mints a
     UUIDv7. The same id with the same session, prompt and attachments returns the run it named

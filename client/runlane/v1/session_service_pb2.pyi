@@ -49,7 +49,9 @@ class CreateSessionRequest(_message.Message):
     TITLE_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
-    """At most 128 bytes, no control characters; empty: the server mints a UUIDv7."""
+    """At most 128 bytes, no control characters, no whitespace at either end; empty: the server mints
+    a UUIDv7.
+    """
     title: _builtins.str
     """A name for people; at most 1 KiB."""
     @_builtins.property

@@ -39,7 +39,7 @@ NEEDS: Mapping[str, Role] = MappingProxyType(
 )
 """The least role that may make a call, by its full name."""
 
-OPEN = frozenset({"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"})
+OPEN = frozenset(f"/grpc.health.v1.Health/{name}" for name in ("Check", "List", "Watch"))
 """What anybody may ask: the probes of balancers and orchestrators have no identity."""
 
 _RANK = {Role.READ: 0, Role.RUN: 1, Role.ADMIN: 2}

@@ -39,6 +39,9 @@ NO_LIMIT = Quota()
 MOST = 1_000_000_000
 """Limits of numbers, and rates, are this at the most: who wants more wants none."""
 
+LEAST_RATE = 0.000_001
+"""Of accepts a second; with less of it who is refused could not be told when to come back."""
+
 MOST_BYTES = 1 << 60
 
 _LEAST = {
@@ -136,7 +139,8 @@ def _read_quota(name: str, limits: object) -> Quota:
 def _wrong(key: str, value: object) -> str:
     """Why a limit is none, or is not of its kind; empty where it is right."""
     if key == "accepts_per_second":
-        return "" if _is_rate(value) else f"has to be a number, more than 0, {MOST} at the most"
+        right = _is_rate(value)
+        return "" if right else f"has to be a number, {LEAST_RATE:f} or more, {MOST} at the most"
     least = _LEAST.get(key)
     if least is None:
         return "there is no such limit"
@@ -149,4 +153,4 @@ def _wrong(key: str, value: object) -> str:
 
 def _is_rate(value: object) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and 0 < cast("float", value) <= MOST
+    return number and LEAST_RATE <= cast("float", value) <= MOST

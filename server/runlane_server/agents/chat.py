@@ -256,5 +256,6 @@ def _model(name: str) -> Model:
     provider = "openai-chat" if provider == "openai" else provider
     try:
         return infer_model(f"{provider}:{model}")
-    except (UserError, ValueError, ImportError) as exc:
+    except Exception as exc:
+        # Each provider has errors of its own for a key that is missing.
         raise StartError(f"agent chat: {str(exc).partition(chr(10))[0]}") from exc

@@ -12,7 +12,7 @@ from runlane_server.agents.custom import import_agent
 from runlane_server.agents.echo import EchoAgent
 from runlane_server.agents.gates import Gates
 from runlane_server.agents.scripted import ScriptedAgent
-from runlane_server.core.errors import StartError
+from runlane_server.core.errors import SettingsError, StartError
 
 SPECS = """\
 echo                       answers with the prompt; echo:delay=50ms waits between two words
@@ -70,7 +70,7 @@ def load_agent(spec: str, settings: AgentSettings = DEFAULTS) -> Agent:
             return ScriptedAgent(settings.gates)
     if _MODULE.fullmatch(kind) and _MODULE.fullmatch(rest):
         return import_agent(kind, rest)
-    raise StartError(f"there is no agent {spec!r}; there are {_NAMES}, and <module>:<attribute>")
+    raise SettingsError(f"there is no agent {spec!r}; there are {_NAMES}, and <module>:<attribute>")
 
 
 def _delay(options: str) -> float:
@@ -80,7 +80,7 @@ def _delay(options: str) -> float:
     name, _, value = options.partition("=")
     duration = _DURATION.fullmatch(value)
     if name != "delay" or duration is None:
-        raise StartError(f"agent echo: cannot read {options!r}; write echo:delay=50ms")
+        raise SettingsError(f"agent echo: cannot read {options!r}; write echo:delay=50ms")
     number = float(duration[1])
     return number / 1000 if duration[2] == "ms" else number
 

@@ -218,7 +218,18 @@ class Unsupported(RunlaneError):
 
 
 class StartError(Exception):
-    """The server cannot start; the message is one line that says why."""
+    """The server cannot start; the message is one line that says why.
+
+    `exit_code` is that of the process: 1 where it may be another time.
+    """
+
+    exit_code = 1
+
+
+class SettingsError(StartError):
+    """The same, because of its settings: it will not start with them another time either."""
+
+    exit_code = 2
 
 
 class IllegalCommand(Exception):

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import re
 import socket
-from typing import Never, cast
+from collections.abc import Sequence
+from typing import Any, Never, cast
 
 import grpc
 import structlog
@@ -116,7 +117,7 @@ class Endpoint:
         self._sessions = SessionService(coordinator)
         self._harness = None if harness is None else HarnessService(harness)
         self._services = _SERVICES if harness is None else (*_SERVICES, _HARNESS)
-        self._health = health.aio.HealthServicer()
+        self._health = _Health(self._services)
         self._bound: list[str] = []
         self._broken: set[asyncio.Task[None]] = set()
         self._server = self._make()
@@ -218,6 +219,24 @@ class Endpoint:
         for task in self._broken:
             task.cancel()
         return await self.calls.finished(HANDLERS_TIMEOUT)
+
+
+class _Health(health.aio.HealthServicer):  # type: ignore[misc]
+    """Health of the services, with the call that the library leaves out."""
+
+    def __init__(self, services: Sequence[str]) -> None:
+        super().__init__()
+        self._names = ("", *services)
+
+    async def List(  # noqa: N802 - it is named for its rpc
+        self, request: health_pb2.HealthListRequest, context: Any
+    ) -> health_pb2.HealthListResponse:
+        """The health of each."""
+        response = health_pb2.HealthListResponse()
+        for name in self._names:
+            check = health_pb2.HealthCheckRequest(service=name)
+            response.statuses[name].CopyFrom(await self.Check(check, context))
+        return response
 
 
 async def _put_away(broken: grpc.aio.Server) -> None:

@@ -23,6 +23,7 @@ from structlog.contextvars import bind_contextvars
 
 from runlane_server.access.caller import CALLER, Credentials
 from runlane_server.access.door import Door, Visit
+from runlane_server.access.permissions import OPEN
 from runlane_server.core.errors import InvalidArgument, RunlaneError, Violation
 from runlane_server.observer import NOBODY, Observer
 from runlane_server.rpc.calls import Calls
@@ -37,7 +38,7 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 _AS_WISHED = (None, StatusCode.OK, StatusCode.CANCELLED, StatusCode.UNAUTHENTICATED)
 """How a call ends that nobody has to look at. Who is refused is told at the door, which does not
-write a line for each call of whoever comes."""
+write a line for each call of whoever comes; nor is one written for a call that is open to all."""
 
 
 class Guard:
@@ -132,7 +133,7 @@ class Guard:
                 seconds = time.perf_counter() - began
                 said = code.name if code else "OK"
                 self._observer.called(name, said, reason, None if streams else seconds)
-                tell = log.debug if code in _AS_WISHED else log.info
+                tell = log.debug if code in _AS_WISHED or method in OPEN else log.info
                 tell("call", method=name, code=said, ms=round(seconds * 1000, 3))
 
         return call
