@@ -49,12 +49,12 @@ def test_what_is_a_place(text: str, place: Place) -> None:
 )
 def test_what_is_none(text: str) -> None:
     assert place_of(text) is None
-    assert sent_place([("traceparent", text)]) == ""
+    assert sent_place({"traceparent": text}) == ""
 
 
 def test_a_place_is_kept_as_this_version_writes_it() -> None:
-    assert sent_place([("x", "y"), ("traceparent", f"cc-{TRACE}-{SPAN}-ff-more")]) == SENT
-    assert sent_place([("x", "y")]) == ""
+    assert sent_place({"x": "y", "traceparent": f"cc-{TRACE}-{SPAN}-ff-more"}) == SENT
+    assert sent_place({"x": "y"}) == ""
     assert in_log(SENT) == {"trace_id": TRACE}
     assert in_log("") == {}
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
+from typing import NamedTuple
 
 DEFAULT_TENANT = "default"
 
@@ -50,13 +51,16 @@ def tenant() -> str:
     return CALLER.get().tenant
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
+class Credentials(NamedTuple):
     """What a call brings along to prove who makes it.
 
     `metadata` is its first value for each key. `certificate` has the names in the client's
     certificate, which the transport has verified: none, if there is none.
     """
 
-    metadata: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    metadata: Mapping[str, str] = MappingProxyType({})
     certificate: Sequence[str] = ()
+
+
+SHOWN: ContextVar[Credentials] = ContextVar("shown")
+"""What the call that is being handled brought along."""

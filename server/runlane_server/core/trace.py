@@ -8,7 +8,7 @@ node tells of one names the same parent, and no node has to ask another.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
@@ -47,12 +47,10 @@ def place_of(text: str) -> Place | None:
     return Place(trace_id, span_id, bool(int(flags, 16) & _SAMPLED))
 
 
-def sent_place(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+def sent_place(metadata: Mapping[str, str]) -> str:
     """The place that the metadata of a call has, as it is kept with a run; empty without one."""
-    for key, value in metadata:
-        if key == HEADER and isinstance(value, str):
-            return str(place_of(value) or "")
-    return ""
+    sent = metadata.get(HEADER)
+    return str(place_of(sent) or "") if sent else ""
 
 
 def in_log(trace: str) -> dict[str, str]:

@@ -21,7 +21,7 @@ from google.protobuf.message import Message as Encoded
 from grpc import StatusCode
 from structlog.contextvars import bind_contextvars
 
-from runlane_server.access.caller import CALLER, Credentials
+from runlane_server.access.caller import CALLER, SHOWN, Credentials
 from runlane_server.access.door import Door, Visit
 from runlane_server.access.permissions import OPEN
 from runlane_server.core.errors import InvalidArgument, RunlaneError, Violation
@@ -109,6 +109,7 @@ class Guard:
             try:
                 visit.caller = self._door.admit(method, visit.credentials)
                 CALLER.set(visit.caller)
+                SHOWN.set(visit.credentials)
                 if visit.caller.name:
                     bind_contextvars(caller=visit.caller.name)
                 if isinstance(request, _Malformed):
@@ -145,7 +146,7 @@ def credentials_of(context: Context) -> Credentials:
     sent = cast("Sequence[tuple[str, str]]", context.invocation_metadata() or ())
     metadata = dict(reversed(sent))
     certificate = context.peer_identities() or ()
-    return Credentials(metadata, [name.decode(errors="replace") for name in certificate])
+    return Credentials(metadata, tuple(name.decode(errors="replace") for name in certificate))
 
 
 class _Wrapped(grpc.GenericRpcHandler):

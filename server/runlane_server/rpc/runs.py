@@ -12,7 +12,7 @@ from structlog.contextvars import bind_contextvars
 
 from runlane.v1 import run_service_pb2 as pb
 from runlane.v1 import run_service_pb2_grpc
-from runlane_server.access.caller import CALLER, tenant
+from runlane_server.access.caller import CALLER, SHOWN, tenant
 from runlane_server.coordinator import Coordinator
 from runlane_server.core.errors import CursorCompacted, Draining, InvalidArgument
 from runlane_server.core.model import Run, RunComplete, RunKey
@@ -56,7 +56,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
     ) -> pb.RunAcceptedResponse:
         """R1 to R6."""
         wanted = validate.run_accepted(request, self._coordinator.limits)
-        trace = sent_place(context.invocation_metadata() or ())
+        trace = sent_place(SHOWN.get().metadata)
         with self._coordinator.begin_accepted(
             request.session_id, wanted.run_id, tenant=tenant()
         ) as accepted:
