@@ -20,11 +20,10 @@ from runlane.errors import (
 )
 from runlane.ids import new_id
 from runlane.pager import Page, Pager, join_messages
-from runlane.places import is_local
 from runlane.run_events import RunEvents
 from runlane.run_handle import RunHandle
 from runlane.subscription import SILENCE, Subscription
-from runlane.tokens import Shown
+from runlane.tokens import Shown, check_sendable, check_stays_here
 from runlane.types import (
     NO_LABELS,
     Attachment,
@@ -84,11 +83,8 @@ class Client:
         retry: RetryPolicy | None = None,
         options: Sequence[tuple[str, Any]] = (),
     ) -> None:
-        if token is not None and credentials is None and not (plaintext_token or is_local(target)):
-            raise ValueError(
-                f"the token would go to {target} unencrypted: give credentials for TLS, "
-                "or say plaintext_token=True"
-            )
+        if token is not None and credentials is None and not plaintext_token:
+            check_stays_here(target, "give credentials for TLS, or say plaintext_token=True")
         self._wire = Wire(
             target,
             credentials=credentials,
@@ -174,8 +170,9 @@ class Client:
             metadata=metadata,
             allow_missing=allow_missing,
         )
+        extra = (("traceparent", traceparent),) if traceparent else ()
+        check_sendable(dict(extra))
         try:
-            extra = (("traceparent", traceparent),) if traceparent else ()
             response = await self._wire.call(self._wire.runs.RunAccepted, request, extra=extra)
         except RunlaneError as error:
             if is_transient(error) or isinstance(error, DeadlineExceeded):
@@ -256,8 +253,12 @@ class Client:
                 the error is raised instead of trying again; None: never.
             on_lost: Called with the error each time a connection is lost and made again.
 
-        Raises ValueError where cursor and from_beginning are both given.
+        Raises ValueError where cursor and from_beginning are both given, and TypeError where a
+        text is given in place of some.
         """
+        for name, ids in (("session_ids", session_ids), ("run_ids", run_ids)):
+            if isinstance(ids, str):
+                raise TypeError(f"{name} has to be some ids, not one: [{ids!r}]")
         if from_beginning and cursor is not None:
             raise ValueError("a subscription begins at a cursor or at the beginning, not at both")
         return Subscription(

@@ -256,7 +256,8 @@ class Client:
                 the error is raised instead of trying again; None: never.
             on_lost: Called with the error each time a connection is lost and made again.
 
-        Raises ValueError where cursor and from_beginning are both given.
+        Raises ValueError where cursor and from_beginning are both given, and TypeError where a
+        text is given in place of some.
         """
         return Subscription(
             self._portal,

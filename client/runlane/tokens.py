@@ -6,9 +6,13 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
+from runlane.places import is_local
+
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
 _PRINTABLE = re.compile(r"[!-~]+")
+_KEY = re.compile(r"[a-z0-9_.-]+")
+_VALUE = re.compile(r"[ -~]*")
 
 
 class Shown:
@@ -21,6 +25,7 @@ class Shown:
     def __init__(
         self, metadata: Mapping[str, str], token: str | Callable[[], str] | None = None
     ) -> None:
+        check_sendable(metadata)
         self._metadata: Metadata = tuple((key.lower(), value) for key, value in metadata.items())
         self._token = token
         if token is not None and any(key == "authorization" for key, _ in self._metadata):
@@ -35,6 +40,21 @@ class Shown:
         token = self._token if isinstance(self._token, str) else self._token()
         _check(token)
         return (*self._metadata, ("authorization", f"Bearer {token}"))
+
+
+def check_stays_here(target: str, otherwise: str) -> None:
+    """Raises ValueError if a token would go to another machine unencrypted."""
+    if not is_local(target):
+        raise ValueError(f"the token would go to {target} unencrypted: {otherwise}")
+
+
+def check_sendable(metadata: Mapping[str, str]) -> None:
+    """Raises ValueError for what gRPC would refuse when the call is made, each time anew."""
+    for key, value in metadata.items():
+        if _KEY.fullmatch(key.lower()) is None:
+            raise ValueError(f"metadata: {key!r} has more than ASCII letters, digits and '-_.'")
+        if not key.endswith("-bin") and _VALUE.fullmatch(value) is None:
+            raise ValueError(f"metadata: the value of {key!r} has more than printable ASCII")
 
 
 def _check(token: str) -> None:

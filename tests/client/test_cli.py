@@ -27,7 +27,7 @@ from runlane.cli.run_view import ending
 from runlane.cli.watch import columns, line
 from runlane.v1 import run_pb2, run_service_pb2
 
-START = ("-c", "from runlane.cli import main; main()")
+START = ("-c", "from runlane_commands import runlane; runlane()")
 COMPLETED = run_pb2.RUN_STATE_COMPLETED
 CANCELLED = run_pb2.RUN_STATE_CANCELLED
 FAILED = run_pb2.RUN_STATE_FAILED
@@ -311,6 +311,24 @@ async def test_watch_goes_on_and_ends_with_its_cursor(peer: Peer) -> None:
     assert err.splitlines()[-1] == "go on with --cursor c2"
     assert err.startswith("reconnecting: ")
     assert "connected again" in err
+
+
+async def test_watch_tells_its_cursor_also_where_it_ends_for_an_error(peer: Peer) -> None:
+    peer.scripts["SubscribeRunComplete"] = [
+        (ended("c1", "r1"), Refuse(StatusCode.PERMISSION_DENIED))
+    ]
+    code, _, err = await finish(await start(peer, "watch", "-s", "s"))
+    assert code == 1
+    assert "go on with --cursor c1" in err
+
+
+async def test_of_grpc_itself_nothing_is_on_stderr(peer: Peer, tmp_path: Path) -> None:
+    ca = tmp_path / "ca.pem"
+    ca.write_text("garbage")
+    code, out, err = await finish(await start(peer, "--tls-ca", str(ca), "runs"))
+    assert (code, out) == (1, "")
+    assert err.count("\n") == 1, err
+    assert err.startswith("Error: ")
 
 
 async def test_a_reader_that_leaves_is_no_error(peer: Peer) -> None:

@@ -12,6 +12,8 @@ from click.testing import CliRunner
 from rpc.callers import LIFETIME, SECONDS, World, guarded
 from runlane import Client, RunEvent, RunEvents, RunState, Unauthenticated
 from runlane.cli.app import runlane
+from runlane.conformance.app import command as conformance
+from runlane.harness import Harness
 from runlane.places import is_local
 
 SHOWN = "geheim"
@@ -62,6 +64,28 @@ def test_a_token_does_not_go_to_another_machine_in_plaintext() -> None:
     Client("host.example:1", token=SHOWN, plaintext_token=True)
     Client("host.example:1", token=SHOWN, credentials=grpc.ssl_channel_credentials())
     Client("host.example:1")
+    with pytest.raises(ValueError, match="unencrypted"):
+        Harness("host.example:1", token=SHOWN)
+    Harness("host.example:1", token=SHOWN, credentials=grpc.ssl_channel_credentials())
+    refused = CliRunner().invoke(conformance, ["host.example:1", "--token", SHOWN])
+    assert isinstance(refused.exception, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "named"),
+    [({"x": "\u00e9"}, "'x'"), ({"A B": "x"}, "'A B'"), ({"x": "a\nb"}, "'x'"), ({"": "x"}, "''")],
+)
+async def test_metadata_that_cannot_be_sent_is_refused_before_it_is(
+    metadata: dict[str, str], named: str
+) -> None:
+    with pytest.raises(ValueError, match=named):
+        Client("127.0.0.1:1", metadata=metadata)
+
+
+async def test_a_place_in_a_trace_that_cannot_be_sent_is_refused_before_it_is() -> None:
+    async with Client("127.0.0.1:1") as client:
+        with pytest.raises(ValueError, match="'traceparent'"):
+            await client.run_accepted("s", "x", traceparent="\u00e9")
 
 
 def test_a_token_that_cannot_be_sent_is_not_shown() -> None:

@@ -8,8 +8,6 @@ import sys
 
 def main() -> None:
     """Runs the command and leaves with its exit code; whatever happens is told in one line."""
-    # What gRPC has to say about connections is told by our own errors, in words for people.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         # Here and not above, as both of these may be missing.
         from runlane.cli.app import runlane  # noqa: PLC0415

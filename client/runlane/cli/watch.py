@@ -86,6 +86,8 @@ async def _watch(
         session_ids=sessions, cursor=cursor, from_beginning=from_beginning, on_lost=view.lost
     )
     async with AsyncExitStack() as stack:
+        # Last of all, and also where it ends for an error: one wants to go on then above all.
+        stack.callback(_tell_cursor, subscription)
         interrupts = stack.enter_context(Interrupts())
         stack.enter_context(view)
         stack.push_async_callback(subscription.aclose)
@@ -97,9 +99,12 @@ async def _watch(
         interrupted = asyncio.create_task(_until(interrupts.first))
         stack.push_async_callback(stopped, interrupted)
         await asyncio.wait({reader, interrupted}, return_when=asyncio.FIRST_COMPLETED)
+    return DONE
+
+
+def _tell_cursor(subscription: Subscription) -> None:
     if subscription.cursor is not None:
         click.echo(f"go on with --cursor {subscription.cursor}", err=True)
-    return DONE
 
 
 async def _until(event: asyncio.Event) -> None:

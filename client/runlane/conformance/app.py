@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
-
-# As in `runlane.cli`: gRPC's core would write to stderr in a form of its own.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import click
 
@@ -119,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(error.format_message(), 2)
     except NotSuited as error:
         _fail(str(error), 2)
-    except (RunlaneError, OSError) as error:
+    except (RunlaneError, OSError, ValueError) as error:
         _fail(str(error), 2)
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", 130)

@@ -17,7 +17,7 @@ from runlane.convert import Seconds, seconds, to_duration
 from runlane.errors import DeadlineExceeded, GateNotFound, RunlaneError, Unavailable
 from runlane.harness.v1 import harness_service_pb2 as pb
 from runlane.harness.v1.harness_service_pb2_grpc import HarnessServiceStub
-from runlane.tokens import Shown
+from runlane.tokens import Shown, check_stays_here
 from runlane.types import NO_LABELS
 from runlane.wire import RetryPolicy, Wire
 
@@ -134,6 +134,8 @@ class Harness:
         token: str | None = None,
         timeout: Seconds = 10.0,
     ) -> None:
+        if token is not None and credentials is None:
+            check_stays_here(target, "give credentials for TLS")
         self._wire = Wire(
             target,
             credentials=credentials,
