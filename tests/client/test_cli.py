@@ -103,7 +103,8 @@ def test_nothing_said_steers_the_terminal() -> None:
 
 def test_json_is_what_was_there() -> None:
     attached = types.Attachment("a", b"\0\1", "x/y")
-    assert json.loads(json_line(attached)) == {"name": "a", "content": "AAE=", "mime_type": "x/y"}
+    encoded = {"name": "a", "content": "AAE=", "mime_type": "x/y", "encoding": "base64"}
+    assert json.loads(json_line(attached)) == encoded
     time = datetime(2026, 1, 2, tzinfo=UTC)
     said = types.RunEvent(3, time, types.TextDelta("hé"))
     assert json_line(said) == (

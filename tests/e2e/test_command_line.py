@@ -236,7 +236,7 @@ async def test_listings_in_a_pipe_and_as_json(server: ServerProcess, wire: Wire)
     assert json.loads(sessions_[1])["active_run_id"] == two.run_id
     assert [json.loads(line)["accept_seq"] for line in runs_[1].splitlines()] == [3, 2, 1]
     told = json.loads(messages_[1].splitlines()[1])
-    assert (told["role"], told["parts"]) == ("assistant", [{"text": "first\nline"}])
+    assert (told["role"], told["parts"]) == ("assistant", [{"type": "text", "text": "first\nline"}])
     code, out, err = await command(server, "sessions", "delete", "s")
     assert (code, out, err.count("\n")) == (1, "", 1)
     await wire.client.cancel("s")

@@ -9,14 +9,17 @@ import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime, timedelta
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import click
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from runlane.types import RunEvent, RunState
+from runlane.types import Attachment, Message, RunEvent, RunState
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 RecordT = TypeVar("RecordT")
 
@@ -74,9 +77,11 @@ def plain(value: object) -> Any:  # noqa: PLR0911 - one per type
     """A record as what JSON knows: times in ISO 8601, spans in seconds, bytes in base64."""
     match value:
         case RunEvent():
-            body = plain(value.body)
-            kind = re.sub(r"(?<!^)([A-Z])", r"_\1", type(value.body).__name__).lower()
-            return {"index": value.index, "time": plain(value.time), "type": kind, **body}
+            return {"index": value.index, "time": plain(value.time), **_typed(value.body)}
+        case Message():
+            return _record(value) | {"parts": [_typed(part) for part in value.parts]}
+        case Attachment(content=bytes()):
+            return _record(value) | {"encoding": "base64"}
         case datetime():
             return value.isoformat()
         case timedelta():
@@ -88,9 +93,19 @@ def plain(value: object) -> Any:  # noqa: PLR0911 - one per type
         case tuple() | list():
             return [plain(each) for each in value]
         case _ if is_dataclass(value) and not isinstance(value, type):
-            return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
+            return _record(value)
         case _:
             return value
+
+
+def _record(value: DataclassInstance) -> dict[str, Any]:
+    return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
+
+
+def _typed(value: object) -> dict[str, Any]:
+    """One of several kinds of records, with which of them it is."""
+    kind = re.sub(r"(?<!^)([A-Z])", r"_\1", type(value).__name__).lower()
+    return {"type": kind, **plain(value)}
 
 
 def json_line(value: object) -> str:

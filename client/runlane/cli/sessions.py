@@ -58,7 +58,7 @@ _MESSAGE_COLUMNS: tuple[Column[Message], ...] = (
     Column("RUN", lambda message: message.run_id),
     Column("ROLE", lambda message: message.role),
     Column("FINISH", lambda message: message.finish_reason),
-    Column("TEXT", lambda message: "\n".join(map(_part, message.parts))),
+    Column("TEXT", lambda message: "\n".join(map(_part, _without_reasoning(message)))),
 )
 
 
@@ -150,6 +150,11 @@ def _print(console: Console, message: Message) -> None:
         style = "" if isinstance(part, Text) else "dim"
         console.print(Shown(for_terminal(_part(part)), style=style))
     console.print()
+
+
+def _without_reasoning(message: Message) -> list[Part]:
+    """In a line of text nothing would tell it from what was said."""
+    return [part for part in message.parts if not isinstance(part, Reasoning)]
 
 
 def _part(part: Part) -> str:

@@ -87,7 +87,7 @@ async def _watch(
     )
     async with AsyncExitStack() as stack:
         # Last of all, and also where it ends for an error: one wants to go on then above all.
-        stack.callback(_tell_cursor, subscription)
+        stack.callback(_tell_cursor, subscription, cursor)
         interrupts = stack.enter_context(Interrupts())
         stack.enter_context(view)
         stack.push_async_callback(subscription.aclose)
@@ -102,8 +102,8 @@ async def _watch(
     return DONE
 
 
-def _tell_cursor(subscription: Subscription) -> None:
-    if subscription.cursor is not None:
+def _tell_cursor(subscription: Subscription, given: str | None) -> None:
+    if subscription.cursor not in {None, given}:
         click.echo(f"go on with --cursor {subscription.cursor}", err=True)
 
 
