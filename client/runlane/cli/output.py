@@ -9,7 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import click
 from rich.console import Console
@@ -17,9 +17,6 @@ from rich.table import Table
 from rich.text import Text
 
 from runlane.types import Attachment, Message, RunEvent, RunState
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 RecordT = TypeVar("RecordT")
 
@@ -98,7 +95,7 @@ def plain(value: object) -> Any:  # noqa: PLR0911 - one per type
             return value
 
 
-def _record(value: DataclassInstance) -> dict[str, Any]:
+def _record(value: Any) -> dict[str, Any]:
     return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
 
 
