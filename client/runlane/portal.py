@@ -7,7 +7,7 @@ import atexit
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from functools import partial
 from typing import Any, Generic, ParamSpec, Self, TypeVar
@@ -15,6 +15,9 @@ from typing import Any, Generic, ParamSpec, Self, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 ItemT = TypeVar("ItemT")
+
+NOTICE_SECONDS = 0.5
+"""After how long a thread that waits sees an interrupt at the latest."""
 
 STOPPING_SECONDS = 1.0
 """For how long the end of the process waits for the loop to come to rest."""
@@ -111,7 +114,7 @@ class Portal:
         errand = _Errand(partial(make, *args, **kwargs))
         try:
             loop.call_soon_threadsafe(errand.begin)
-            return errand.outcome.result()
+            return errand.wait()
         except StopAsyncIteration:
             raise StopIteration from None
         finally:
@@ -160,6 +163,15 @@ class _Errand(Generic[T]):
     def begin(self) -> None:
         """Begins it, on the loop."""
         self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def wait(self) -> T:
+        """What it returns or raises, to the thread that waits for it."""
+        while not self.outcome.done():
+            # An interrupt that comes just before the thread begins to wait, or to another thread,
+            # does not end the wait: Python notices it when the thread runs again.
+            with suppress(TimeoutError, CancelledError):
+                self.outcome.exception(NOTICE_SECONDS)
+        return self.outcome.result()
 
     def call_off(self) -> None:
         """Cancels it, on the loop, where it was begun and is not done."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 
@@ -23,6 +24,22 @@ def interrupted(target: str) -> None:
         print("interrupted", flush=True)
     sys.stdin.readline()
     client.close()
+
+
+def interrupted_elsewhere(target: str) -> None:
+    """The same, with the signal in another thread, as it may be delivered in any."""
+
+    def signal_here() -> None:
+        sys.stdin.readline()
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+    threading.Thread(target=signal_here, daemon=True).start()
+    with Client(target) as client:
+        handle = client.run_accepted("s", "p")
+        try:
+            handle.completed()
+        except KeyboardInterrupt:
+            print("interrupted", flush=True)
 
 
 def forked_unused(target: str) -> None:
@@ -81,6 +98,5 @@ def _tell(client: Client) -> None:
 
 
 if __name__ == "__main__":
-    {each.__name__: each for each in (interrupted, forked_unused, forked_used, left_open)}[
-        sys.argv[1]
-    ](sys.argv[2])
+    programs = (interrupted, interrupted_elsewhere, forked_unused, forked_used, left_open)
+    {each.__name__: each for each in programs}[sys.argv[1]](sys.argv[2])

@@ -325,6 +325,19 @@ async def test_an_interrupt_ends_a_wait_and_not_the_run(peer: Peer) -> None:
     assert peer.requests.keys() == {"RunAccepted", "WaitRun"}
 
 
+async def test_an_interrupt_that_the_wait_does_not_feel_ends_it_all_the_same(peer: Peer) -> None:
+    peer.scripts["RunAccepted"] = [(accepted(),)]
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(HERE / "sync_programs.py"), "interrupted_elsewhere", peer.target),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    async with asyncio.timeout(SECONDS):
+        await peer.came["WaitRun"].wait()
+        out, _ = await process.communicate(b"\n")
+    assert (process.returncode, out) == (0, b"interrupted\n")
+
+
 def test_a_new_client_works_after_a_fork(target: str) -> None:
     assert program("forked_unused", target) == [
         "child made before a fork: make a new Client in this process",
