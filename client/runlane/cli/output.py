@@ -36,8 +36,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 def on_terminal() -> bool:
     """Whether stdout is for people."""
-    # Where it is closed (`>&-`) there is none.
-    return sys.stdout is not None and sys.stdout.isatty()
+    return sys.stdout.isatty()
 
 
 def stderr_console() -> Console:

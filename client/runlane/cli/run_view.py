@@ -169,8 +169,7 @@ class RunView:
         if self._open_line is not None:
             click.echo(err=self._open_line == "aside")
             self._open_line = None
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
 
 
 def ending(complete: RunComplete) -> str | None:
