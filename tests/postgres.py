@@ -25,6 +25,7 @@ from typing import TypeAlias
 import asyncpg
 import pytest
 
+from runlane_server.store.postgres_schema import SQL
 from runlane_server.store.postgres_url import read_url
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -227,8 +228,10 @@ async def listening(url: str, count: int) -> None:
     async with asyncio.timeout(START_SECONDS):
         while True:
             idle = await connection.fetchval(
+                # The database may have cut off what it shows of a statement.
                 "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle'"
-                " AND application_name = 'runlane' AND query LIKE '%FROM events%'"
+                " AND application_name = 'runlane' AND query <> '' AND starts_with($1, query)",
+                SQL["log_after"],
             )
             if idle >= count:
                 break
