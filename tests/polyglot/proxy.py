@@ -51,7 +51,8 @@ class Proxy:
             of an answer, its trailers, count as one too.
         cuts: Connections break after so many bytes from the server, the first one after the first
             number, and so on; one for which there is none does not.
-        silence_at_request: With which request, from 1, all falls silent; 0: with none.
+        silence_at_request: With which request, from 1, the server is not heard any more; 0: with
+            none. It gets the whole request all the same.
         requested_at: When requests came, in seconds of a monotonic clock.
         answers: How many headers of the server have come, lost ones included.
         connections: How many connections were made to it.
@@ -70,6 +71,8 @@ class Proxy:
         self.address = ""
         self._speaks = asyncio.Event()
         self._speaks.set()
+        self._answers = asyncio.Event()
+        self._answers.set()
         self._dead: set[asyncio.Task[None]] = set()
         self._news = asyncio.Condition()
         self._server: asyncio.Server | None = None
@@ -103,8 +106,9 @@ class Proxy:
         self._speaks.clear()
 
     def speak(self) -> None:
-        """Goes on, also with what was said meanwhile."""
+        """Goes on, also with what was said meanwhile, by the server too."""
         self._speaks.set()
+        self._answers.set()
 
     def strand(self) -> None:
         """The connections there are stay silent for good; new ones are as they should be."""
@@ -173,7 +177,8 @@ class Proxy:
                 new = sum(kind == HEADERS for kind in frames.types(data))
                 self.requested_at += [time.monotonic()] * new
                 if new and 0 < self.silence_at_request <= self.requests:
-                    self.silence()
+                    # The way there stays open: the rest of the request may come by itself.
+                    self._answers.clear()
                 await self._tell()
                 writer.write(data)
                 await writer.drain()
@@ -186,6 +191,7 @@ class Proxy:
         with suppress(OSError):
             while data := await reader.read(CHUNK):
                 await self._let_through(owner)
+                await self._answers.wait()
                 new = sum(kind == HEADERS for kind in frames.types(data))
                 self.answers += new
                 if new and self.lose > 0:
