@@ -11,12 +11,12 @@ import grpc
 from runlane import convert
 from runlane.convert import Seconds, seconds
 from runlane.errors import (
-    DeadlineExceeded,
     RunlaneError,
     SessionExists,
     SessionNotFound,
     is_refused,
     is_transient,
+    is_unknown,
 )
 from runlane.ids import new_id
 from runlane.pager import Page, Pager, join_messages
@@ -155,6 +155,7 @@ class Client:
             SessionNotFound: There is no such session, and allow_missing is not set.
             RunIdConflict: The run id was used before, for something else.
             SessionBusy: when_busy is REJECT, and the session has work.
+            ValueError: There is no such when_busy, or the traceparent cannot be sent.
             QueueFull, Overloaded, QuotaExceeded: There is no room for the run now.
             Unavailable, DeadlineExceeded: Whether the run was accepted is unknown. The same call
                 with the `run_id` of the error's metadata tells.
@@ -175,7 +176,7 @@ class Client:
         try:
             response = await self._wire.call(self._wire.runs.RunAccepted, request, extra=extra)
         except RunlaneError as error:
-            if is_transient(error) or isinstance(error, DeadlineExceeded):
+            if is_unknown(error):
                 error.metadata = {**error.metadata, "run_id": request.run_id}
             raise
         return RunHandle(convert.run(response.run), response.cursor, self)
@@ -205,7 +206,8 @@ class Client:
         certainly did nothing: a second one could cover runs that came in between. A cancel of one
         run that was repeated after a lost answer may give an empty receipt.
 
-        Raises SessionMissing, SessionNotFound, RunNotFound, InvalidArgument, Unavailable.
+        Raises SessionMissing, SessionNotFound, RunNotFound, InvalidArgument, Unavailable; and
+        ValueError for a scope that there is not.
         """
         request = runs_pb.CancelRequest(
             session_id=session_id,
@@ -256,15 +258,12 @@ class Client:
         Raises ValueError where cursor and from_beginning are both given, and TypeError where a
         text is given in place of some.
         """
-        for name, ids in (("session_ids", session_ids), ("run_ids", run_ids)):
-            if isinstance(ids, str):
-                raise TypeError(f"{name} has to be some ids, not one: [{ids!r}]")
         if from_beginning and cursor is not None:
             raise ValueError("a subscription begins at a cursor or at the beginning, not at both")
         return Subscription(
             self._wire,
-            session_ids=tuple(session_ids),
-            run_ids=tuple(run_ids),
+            session_ids=convert.some("session_ids", session_ids),
+            run_ids=convert.some("run_ids", run_ids),
             cursor=cursor,
             from_beginning=from_beginning,
             silence=seconds(silence),
@@ -314,10 +313,12 @@ class Client:
             session_id: Only those of this session; None: of all.
             states: Only those in one of these states; none: in any.
             page_size: How many to ask for at a time; 0: 50, at most 1,000.
+
+        Raises ValueError for a state that there is not, TypeError for one text in place of some.
         """
         request = runs_pb.ListRunsRequest(
             session_id=session_id or "",
-            states=[convert.to_run_state(state) for state in states],
+            states=map(convert.to_run_state, convert.some("states", states)),
             page_size=page_size,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Protocol, TypeAlias, TypeVar
@@ -17,6 +17,7 @@ Seconds: TypeAlias = float | timedelta
 """A span of time, as callers give it: seconds, or a timedelta."""
 
 EnumT = TypeVar("EnumT", bound=StrEnum)
+ItemT = TypeVar("ItemT")
 
 
 class _ProtoEnum(Protocol):
@@ -53,19 +54,36 @@ def to_duration(span: Seconds | None) -> Duration | None:
     return duration
 
 
+def some(name: str, given: Iterable[ItemT]) -> tuple[ItemT, ...]:
+    """An argument of that name, which has any number of items. Raises TypeError for a text."""
+    if isinstance(given, str):
+        # Else it would be taken for its letters.
+        raise TypeError(f"{name} has to be a list or the like, not one text: [{str(given)!r}]")
+    return tuple(given)
+
+
+def member(name: str, ours: type[EnumT], given: str) -> EnumT:
+    """An argument of that name as one of a few; its text does as well. Raises ValueError."""
+    choices = {each.value: each for each in ours if each.name != "UNKNOWN"}
+    if given not in choices:
+        raise ValueError(f"{name}: {str(given)!r} is none of {', '.join(choices)}")
+    return choices[given]
+
+
 def to_run_state(state: t.RunState) -> run_pb2.RunState.ValueType:
-    """A state for the wire."""
-    return run_pb2.RunState.Value(f"RUN_STATE_{state.name}")
+    """A state for the wire. Raises ValueError."""
+    return run_pb2.RunState.Value(f"RUN_STATE_{member('states', t.RunState, state).name}")
 
 
 def to_when_busy(when_busy: t.WhenBusy) -> run_pb2.WhenBusy.ValueType:
-    """A choice for the wire."""
-    return run_pb2.WhenBusy.Value(f"WHEN_BUSY_{when_busy.name}")
+    """A choice for the wire. Raises ValueError."""
+    return run_pb2.WhenBusy.Value(f"WHEN_BUSY_{member('when_busy', t.WhenBusy, when_busy).name}")
 
 
 def to_scope(scope: t.CancelScope) -> run_service_pb2.CancelScope.ValueType:
-    """A scope for the wire."""
-    return run_service_pb2.CancelScope.Value(f"CANCEL_SCOPE_{scope.name}")
+    """A scope for the wire. Raises ValueError."""
+    name = member("scope", t.CancelScope, scope).name
+    return run_service_pb2.CancelScope.Value(f"CANCEL_SCOPE_{name}")
 
 
 def to_attachment(attachment: t.Attachment) -> run_pb2.Attachment:

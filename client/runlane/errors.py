@@ -384,6 +384,11 @@ def is_transient(error: RunlaneError) -> bool:
     return not error.reason and error.status in LOST
 
 
+def is_unknown(error: RunlaneError) -> bool:
+    """Whether nobody can tell by the error if the call had its effect."""
+    return is_transient(error) or isinstance(error, DeadlineExceeded)
+
+
 def _is_quota_that_renews(error: RunlaneError) -> bool:
     """Whether it is a quota that waiting helps with: the server says for how long."""
     return isinstance(error, QuotaExceeded) and error.retry_after is not None

@@ -170,6 +170,7 @@ class Client:
             SessionNotFound: There is no such session, and allow_missing is not set.
             RunIdConflict: The run id was used before, for something else.
             SessionBusy: when_busy is REJECT, and the session has work.
+            ValueError: There is no such when_busy, or the traceparent cannot be sent.
             QueueFull, Overloaded, QuotaExceeded: There is no room for the run now.
             Unavailable, DeadlineExceeded: Whether the run was accepted is unknown. The same call
                 with the `run_id` of the error's metadata tells.
@@ -216,7 +217,8 @@ class Client:
         certainly did nothing: a second one could cover runs that came in between. A cancel of one
         run that was repeated after a lost answer may give an empty receipt.
 
-        Raises SessionMissing, SessionNotFound, RunNotFound, InvalidArgument, Unavailable.
+        Raises SessionMissing, SessionNotFound, RunNotFound, InvalidArgument, Unavailable; and
+        ValueError for a scope that there is not.
         """
         return self._portal.call(
             self._inner.cancel, session_id, run_id=run_id, scope=scope, reason=reason
@@ -311,6 +313,8 @@ class Client:
             session_id: Only those of this session; None: of all.
             states: Only those in one of these states; none: in any.
             page_size: How many to ask for at a time; 0: 50, at most 1,000.
+
+        Raises ValueError for a state that there is not, TypeError for one text in place of some.
         """
         return Pager(
             self._portal, self._inner.list_runs(session_id, states=states, page_size=page_size)

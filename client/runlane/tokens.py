@@ -53,7 +53,7 @@ def check_sendable(metadata: Mapping[str, str]) -> None:
     for key, value in metadata.items():
         if _KEY.fullmatch(key.lower()) is None:
             raise ValueError(f"metadata: {key!r} has more than ASCII letters, digits and '-_.'")
-        if not key.endswith("-bin") and _VALUE.fullmatch(value) is None:
+        if not key.lower().endswith("-bin") and _VALUE.fullmatch(value) is None:
             raise ValueError(f"metadata: the value of {key!r} has more than printable ASCII")
 
 

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
 import signal
 import subprocess
 import sys
-from asyncio.subprocess import PIPE, Process
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from grpc import StatusCode
 
 import runlane
-from client.peer import HANG, LOST, Peer, Refuse, accepted, complete, ended, event, mark, run, says
+from client.command import START, finish, start
+from client.peer import (
+    HANG,
+    LOST,
+    Peer,
+    accepted,
+    complete,
+    ended,
+    event,
+    mark,
+    run,
+    says,
+)
 from runlane import RunComplete, convert, types
 from runlane.cli.app import runlane as command
 from runlane.cli.base import describe, failure, outcome_code
 from runlane.cli.output import Column, for_terminal, json_line, one_line, took, tsv
 from runlane.cli.params import parse_duration, read_attachment
 from runlane.cli.run_view import ending
+from runlane.cli.sessions import MESSAGE_COLUMNS
 from runlane.cli.watch import columns, line
-from runlane.v1 import run_pb2, run_service_pb2
+from runlane.v1 import run_pb2, run_service_pb2, session_pb2
 
-START = ("-c", "from runlane_commands import runlane; runlane()")
 COMPLETED = run_pb2.RUN_STATE_COMPLETED
 CANCELLED = run_pb2.RUN_STATE_CANCELLED
 FAILED = run_pb2.RUN_STATE_FAILED
@@ -118,6 +127,33 @@ def test_json_is_what_was_there() -> None:
     assert shown["run_complete"]["state"] == "completed"
 
 
+def said_by(*parts: types.Part) -> types.Message:
+    """A message of those parts."""
+    message = convert.message(session_pb2.Message(message_id="m", role=session_pb2.ROLE_ASSISTANT))
+    return replace(message, parts=parts)
+
+
+def test_a_part_of_a_message_says_what_it_is() -> None:
+    message = said_by(
+        types.Reasoning("hm"),
+        types.Text("yes"),
+        types.ToolCall("c", "find", "{}"),
+        types.ToolResult("c", "find", "1", is_error=False),
+        types.Attachment("a", b"\0\1", "x/y"),
+        types.Attachment("b", "AAE=", "text/plain"),
+    )
+    shown = json.loads(json_line(message))["parts"]
+    kinds = ["reasoning", "text", "tool_call", "tool_result", "attachment", "attachment"]
+    assert [part["type"] for part in shown] == kinds
+    assert [part["text"] for part in shown[:2]] == ["hm", "yes"]
+    assert [part.get("encoding") for part in shown[4:]] == ["base64", None]
+
+
+def test_reasoning_is_not_in_the_text_of_a_line() -> None:
+    message = said_by(types.Reasoning("hm"), types.Text("yes"), types.Text("no"))
+    assert MESSAGE_COLUMNS[-1].value(message) == "yes\nno"
+
+
 def test_times_and_cells_for_people() -> None:
     begin = datetime(2026, 1, 1, tzinfo=UTC)
     spans = [timedelta(seconds=1.24), timedelta(seconds=75), timedelta(hours=2, minutes=5)]
@@ -149,6 +185,7 @@ def test_attachments_are_text_where_they_are(tmp_path: Path) -> None:
         ["runs", "--state", "asleep"],
         ["wait"],
         ["sessions", "delete"],
+        ["top", "--metrics", "http://[::1"],
     ],
     ids=" ".join,
 )
@@ -157,6 +194,14 @@ def test_bad_usage(arguments: list[str]) -> None:
     assert result.exit_code == 2
     assert "Error:" in result.stderr
     assert not result.stdout
+
+
+def test_a_file_without_a_token_is_told_by_name(tmp_path: Path) -> None:
+    empty = tmp_path / "token"
+    empty.write_text(" \n")
+    result = CliRunner().invoke(command, ["--token-file", str(empty), "runs"])
+    assert result.exit_code == 2
+    assert f"Error: {empty} holds no token\n" in result.stderr
 
 
 def test_help_tells_of_every_command() -> None:
@@ -180,20 +225,6 @@ def test_without_the_extra_there_is_one_line(missing: str) -> None:
 
 
 # --- As a process, against a peer ----------------------------------------------------------------
-
-
-async def start(peer: Peer, *arguments: str) -> Process:
-    """The command, against the peer."""
-    environment = {**os.environ, "RUNLANE_SERVER": peer.target}
-    return await asyncio.create_subprocess_exec(
-        sys.executable, *START, *arguments, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=environment
-    )
-
-
-async def finish(process: Process, stdin: str = "") -> tuple[int | None, str, str]:
-    """Its exit code, stdout and stderr."""
-    out, err = await process.communicate(stdin.encode())
-    return process.returncode, out.decode(), err.decode()
 
 
 async def test_run_streams_the_text_and_names_the_new_session(peer: Peer) -> None:
@@ -274,17 +305,6 @@ async def test_the_second_interrupt_leaves_at_once(peer: Peer) -> None:
     assert (await finish(process))[0] == 130
 
 
-async def test_an_error_is_one_line(peer: Peer) -> None:
-    empty = Refuse(StatusCode.INVALID_ARGUMENT, "EMPTY_PROMPT", "prompt: is empty")
-    peer.scripts["RunAccepted"] = [(empty,)]
-    told = await finish(await start(peer, "run", ""))
-    assert told == (2, "", "Error: prompt: is empty\n")
-    await peer.stop()
-    code, out, err = await finish(await start(peer, "runs"))
-    assert (code, out, err.count("\n")) == (1, "", 1)
-    assert err.startswith(f"Error: cannot reach {peer.target}: ")
-
-
 async def test_cancel_prints_the_receipt(peer: Peer) -> None:
     covered = run_pb2.CancelledRun(
         session_id="s", run_id="r", accept_seq=2, state_when_cancelled=run_pb2.RUN_STATE_QUEUED
@@ -312,34 +332,3 @@ async def test_watch_goes_on_and_ends_with_its_cursor(peer: Peer) -> None:
     assert err.splitlines()[-1] == "go on with --cursor c2"
     assert err.startswith("reconnecting: ")
     assert "connected again" in err
-
-
-async def test_watch_tells_its_cursor_also_where_it_ends_for_an_error(peer: Peer) -> None:
-    peer.scripts["SubscribeRunComplete"] = [
-        (ended("c1", "r1"), Refuse(StatusCode.PERMISSION_DENIED))
-    ]
-    code, _, err = await finish(await start(peer, "watch", "-s", "s"))
-    assert code == 1
-    assert "go on with --cursor c1" in err
-
-
-async def test_of_grpc_itself_nothing_is_on_stderr(peer: Peer, tmp_path: Path) -> None:
-    ca = tmp_path / "ca.pem"
-    ca.write_text("garbage")
-    code, out, err = await finish(await start(peer, "--tls-ca", str(ca), "runs"))
-    assert (code, out) == (1, "")
-    assert err.count("\n") == 1, err
-    assert err.startswith("Error: ")
-
-
-async def test_a_reader_that_leaves_is_no_error(peer: Peer) -> None:
-    page = run_service_pb2.ListRunsResponse(runs=[run(f"r{n}") for n in range(1000)])
-    page.next_page_token = "more"  # noqa: S105 - where the next page begins
-    peer.scripts["ListRuns"] = [(page,)] * 100
-    process = await start(peer, "runs", "-n", "0")
-    assert process.stdout is not None
-    await process.stdout.readline()
-    process.stdout._transport.close()  # type: ignore[attr-defined]
-    assert process.stderr is not None
-    assert await process.stderr.read() == b""
-    await process.wait()

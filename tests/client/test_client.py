@@ -21,6 +21,7 @@ from client.peer import (
     waited,
 )
 from runlane import Attachment, Client, RetryPolicy, RunState, WhenBusy
+from runlane.harness import Harness
 from runlane.ids import new_id
 from runlane.v1 import (
     run_pb2,
@@ -75,6 +76,37 @@ async def test_what_is_asked_for_goes_over_the_wire(peer: Peer, client: Client) 
     )
     wanted.timeout.FromSeconds(90)
     assert peer.requests["RunAccepted"] == [wanted]
+
+
+async def test_a_choice_may_be_given_by_its_text(peer: Peer, client: Client) -> None:
+    peer.scripts["RunAccepted"] = [(accepted(),)]
+    await client.run_accepted("s", "p", when_busy="fold")  # type: ignore[arg-type]
+    assert peer.requests["RunAccepted"][0].when_busy == run_pb2.WHEN_BUSY_FOLD
+    peer.scripts["Cancel"] = [(run_service_pb2.CancelResponse(),)]
+    await client.cancel("s", scope="waiting")  # type: ignore[arg-type]
+    assert peer.requests["Cancel"][0].scope == run_service_pb2.CANCEL_SCOPE_WAITING
+    peer.scripts["ListRuns"] = [(run_service_pb2.ListRunsResponse(),)]
+    await client.list_runs(states=["active"]).page()  # type: ignore[list-item]
+    assert list(peer.requests["ListRuns"][0].states) == [ACTIVE]
+
+
+async def test_a_choice_that_there_is_not_is_told_with_those_that_there_are(client: Client) -> None:
+    with pytest.raises(ValueError, match="when_busy: 'wait' is none of queue, fold, reject, int"):
+        await client.run_accepted("s", "p", when_busy="wait")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="scope: 'all' is none of session, active, waiting"):
+        await client.cancel("s", scope="all")  # type: ignore[arg-type]
+    for state in ("busy", RunState.UNKNOWN):
+        with pytest.raises(ValueError, match=f"states: '{state}' is none of accepted, queued"):
+            client.list_runs(states=[state])  # type: ignore[list-item]
+    async with Harness("127.0.0.1:1") as harness:
+        with pytest.raises(ValueError, match="point: 'here' is none of before_agent_ready, "):
+            await harness.arm("here")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("state", ["active", RunState.ACTIVE])
+async def test_one_state_is_not_taken_for_its_letters(client: Client, state: str) -> None:
+    with pytest.raises(TypeError, match="states has to be a list"):
+        client.list_runs(states=state)  # type: ignore[arg-type]
 
 
 async def test_an_accept_of_unknown_outcome_tells_its_run_id(peer: Peer, client: Client) -> None:

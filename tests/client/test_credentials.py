@@ -13,6 +13,7 @@ from rpc.callers import LIFETIME, SECONDS, World, guarded
 from runlane import Client, RunEvent, RunEvents, RunState, Unauthenticated
 from runlane.cli.app import runlane
 from runlane.conformance.app import command as conformance
+from runlane.conformance.app import main
 from runlane.harness import Harness
 from runlane.places import is_local
 
@@ -86,6 +87,20 @@ async def test_a_place_in_a_trace_that_cannot_be_sent_is_refused_before_it_is() 
     async with Client("127.0.0.1:1") as client:
         with pytest.raises(ValueError, match="'traceparent'"):
             await client.run_accepted("s", "x", traceparent="\u00e9")
+
+
+def test_a_binary_value_is_sent_as_it_is() -> None:
+    Client("127.0.0.1:1", metadata={"x-bin": "\u00e9", "X-BIN": "\u00e9"})
+
+
+def test_a_token_that_cannot_be_sent_is_one_line_of_the_conformance_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["127.0.0.1:1", "--token", "a b"])
+    told = capsys.readouterr()
+    assert (left.value.code, told.out, told.err.count("\n")) == (2, "", 1)
+    assert "a token has printable ASCII characters only" in told.err
 
 
 def test_a_token_that_cannot_be_sent_is_not_shown() -> None:

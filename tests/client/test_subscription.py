@@ -242,7 +242,7 @@ async def test_max_silence_bounds_a_silent_stream(peer: Peer, client: Client) ->
 
 async def test_a_text_is_not_taken_for_its_letters() -> None:
     async with Client("127.0.0.1:1") as client:
-        with pytest.raises(TypeError, match="session_ids has to be some ids"):
+        with pytest.raises(TypeError, match="session_ids has to be a list"):
             client.subscribe_run_complete(session_ids="demo")
-        with pytest.raises(TypeError, match="run_ids has to be some ids"):
+        with pytest.raises(TypeError, match="run_ids has to be a list"):
             client.subscribe_run_complete(run_ids="r1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,12 +60,8 @@ class Settings:
     def _token(self) -> str | Callable[[], str] | None:
         if self.token_file is None:
             return self.token
-        path = self.token_file
-        _read(path)  # so that a wrong name is told at once
-
-        def read() -> str:
-            return _read(path).decode(errors="replace").strip()
-
+        read = partial(_read_token, self.token_file)
+        read()  # so that a wrong name is told at once
         return read
 
 
@@ -73,6 +70,13 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise click.FileError(str(path), error.strerror) from None
+
+
+def _read_token(path: Path) -> str:
+    token = _read(path).decode(errors="replace").strip()
+    if not token:
+        raise click.UsageError(f"{path} holds no token")
+    return token
 
 
 _OPTIONS = (

@@ -36,7 +36,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 def on_terminal() -> bool:
     """Whether stdout is for people."""
-    return sys.stdout.isatty()
+    # Where it is closed (`>&-`) there is none.
+    return sys.stdout is not None and sys.stdout.isatty()
 
 
 def stderr_console() -> Console:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,13 +14,13 @@ from pathlib import Path
 
 import click
 
-from runlane.cli.base import DONE, Interrupts, describe, execute, outcome_code, stopped
+from runlane.cli.base import DONE, Failure, Interrupts, describe, execute, outcome_code, stopped
 from runlane.cli.connection import Settings
 from runlane.cli.output import json_line
 from runlane.cli.params import DURATION, read_attachment
 from runlane.cli.run_view import RunView
 from runlane.client import Client
-from runlane.errors import RunlaneError
+from runlane.errors import RunlaneError, is_refused, is_unknown
 from runlane.ids import new_id
 from runlane.run_handle import RunHandle
 from runlane.types import NOT_TERMINAL, Attachment, RunComplete, RunState, WhenBusy
@@ -125,8 +126,9 @@ def _attachment(path: Path) -> Attachment:
 def _prompt(given: str | None, *, with_files: bool) -> str:
     if given is not None and given != "-":
         return given
-    if given is None and sys.stdin.isatty():
-        if with_files:
+    # Where stdin is closed (`<&-`) there is none.
+    if sys.stdin is None or (given is None and sys.stdin.isatty()):
+        if given is None and with_files:
             return ""
         raise click.UsageError("no prompt: give one, or pipe it in")
     try:
@@ -144,17 +146,7 @@ def _place_in_trace() -> str:
 async def _run(client: Client, order: Order) -> int:
     view = RunView(as_json=order.as_json)
     with Interrupts() as interrupts, view:
-        handle = await client.run_accepted(
-            # A session of our own is named here, so that repeating the call creates it once.
-            order.session_id or new_id(),
-            order.prompt,
-            run_id=order.run_id,
-            attachments=order.attachments,
-            when_busy=order.when_busy,
-            timeout=order.timeout,
-            allow_missing=True,
-            traceparent=_place_in_trace(),
-        )
+        handle = await _accept(client, order)
         if order.session_id is None:
             view.note(f"session {handle.session_id}")
         if order.detach:
@@ -169,6 +161,31 @@ async def _run(client: Client, order: Order) -> int:
         finally:
             for helper in helpers:
                 await stopped(helper)
+
+
+async def _accept(client: Client, order: Order) -> RunHandle:
+    # A session of our own is named here, so that repeating the call creates it once.
+    session_id = new_id() if order.session_id is None else order.session_id
+    try:
+        return await client.run_accepted(
+            session_id,
+            order.prompt,
+            run_id=order.run_id,
+            attachments=order.attachments,
+            when_busy=order.when_busy,
+            timeout=order.timeout,
+            allow_missing=True,
+            traceparent=_place_in_trace(),
+        )
+    except RunlaneError as error:
+        if not is_unknown(error) or (is_refused(error) and error.attempts == 1):
+            raise
+        run_id = error.metadata["run_id"]
+        again = shlex.join(["-s", session_id, "--run-id", run_id])
+        raise Failure(
+            f"{describe(error)}; whether run {run_id} in session {session_id} was accepted is "
+            f"unknown: repeat with {again}"
+        ) from error
 
 
 async def _follow(handle: RunHandle, view: RunView) -> RunComplete:

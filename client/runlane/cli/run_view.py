@@ -169,7 +169,8 @@ class RunView:
         if self._open_line is not None:
             click.echo(err=self._open_line == "aside")
             self._open_line = None
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
 
 
 def ending(complete: RunComplete) -> str | None:

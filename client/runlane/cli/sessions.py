@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 from rich.text import Text as Shown
 
-from runlane.cli.base import DONE, execute
+from runlane.cli.base import DONE, execute, failure
 from runlane.cli.connection import Settings
 from runlane.cli.output import (
     Column,
@@ -22,6 +22,7 @@ from runlane.cli.output import (
     when,
 )
 from runlane.client import Client
+from runlane.errors import InvalidArgument, SessionBusy, SessionNotFound
 from runlane.types import (
     Attachment,
     Message,
@@ -52,7 +53,7 @@ _COLUMNS: tuple[Column[Session], ...] = (
     Column("TITLE", lambda session: session.title),
 )
 
-_MESSAGE_COLUMNS: tuple[Column[Message], ...] = (
+MESSAGE_COLUMNS: tuple[Column[Message], ...] = (
     Column("TIME", lambda message: message.created_at),
     Column("TURN", lambda message: message.turn),
     Column("RUN", lambda message: message.run_id),
@@ -103,14 +104,25 @@ async def _create(session_id: str | None, title: str, as_json: bool, client: Cli
 @click.argument("session", nargs=-1, required=True)
 @click.pass_obj
 def delete(settings: Settings, session: tuple[str, ...]) -> None:
-    """Deletes idle sessions, with their runs and transcripts."""
+    """Deletes idle sessions, with their runs and transcripts.
+
+    All of them are tried. The exit code is 1 if one is not there or has work, 2 if its id can be
+    none.
+    """
     execute(settings, partial(_delete, session))
 
 
 async def _delete(session_ids: tuple[str, ...], client: Client) -> int:
+    code = DONE
     for session_id in session_ids:
-        await client.delete_session(session_id)
-    return DONE
+        try:
+            await client.delete_session(session_id)
+        except (SessionNotFound, SessionBusy, InvalidArgument) as error:
+            # Anything else would befall the next one too.
+            failed = failure(error)
+            failed.show()
+            code = max(code, failed.exit_code)
+    return code
 
 
 @click.command()
@@ -128,7 +140,7 @@ def messages(settings: Settings, as_json: bool, session: str) -> None:
 async def _messages(session_id: str, as_json: bool, client: Client) -> int:
     pager = client.list_messages(session_id)
     if as_json or not on_terminal():
-        await show(aiter(pager), _MESSAGE_COLUMNS, as_json=as_json, nothing="")
+        await show(aiter(pager), MESSAGE_COLUMNS, as_json=as_json, nothing="")
         return DONE
     console = Console(highlight=False, soft_wrap=True)
     count = 0

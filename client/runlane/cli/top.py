@@ -46,8 +46,11 @@ class EndpointType(click.ParamType[str]):
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The whole URL."""
         url = value if "://" in value else f"http://{value}"
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
+        try:
+            parts = urlsplit(url)
+            if parts.scheme not in {"http", "https"} or not parts.hostname:
+                raise ValueError(url)
+        except ValueError:
             self.fail(f"{value!r} is no URL such as http://127.0.0.1:9464/metrics", param, ctx)
         return url if parts.path not in {"", "/"} else f"{url.rstrip('/')}/metrics"
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 
-from runlane.convert import Seconds, seconds, to_duration
+from runlane.convert import Seconds, member, seconds, to_duration
 from runlane.errors import DeadlineExceeded, GateNotFound, RunlaneError, Unavailable
 from runlane.harness.v1 import harness_service_pb2 as pb
 from runlane.harness.v1.harness_service_pb2_grpc import HarnessServiceStub
@@ -186,8 +186,10 @@ class Harness:
         """Closes a gate: from now on every run that it means is held when it comes there.
 
         Without a session or a run it means any. It stays closed until it is released; used as a
-        context manager it is released at the end. Raises InvalidArgument.
+        context manager it is released at the end. Raises InvalidArgument, and ValueError for a
+        point that there is not.
         """
+        point = member("point", GatePoint, point)
         request = pb.ArmGateRequest(point=point.number, session_id=session_id, run_id=run_id)
         # Repeated, it would leave a gate behind that nobody knows.
         armed = await self._wire.call(self._calls.ArmGate, request, repeat=_never)
