@@ -13,7 +13,7 @@ PROTOS := $(wildcard proto/runlane/v1/*.proto proto/runlane/harness/v1/*.proto)
 GENERATED := client/runlane/v1 client/runlane/harness/v1
 
 # What takes its time: servers that are killed, disks that fail, faults that are planted.
-PROOFS := tests/bench tests/conformance tests/crash tests/fuzz
+PROOFS := tests/bench tests/proofs/conformance tests/proofs/crash tests/proofs/fuzz
 
 # The tests start hundreds of servers, each of which would be compiled anew.
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
@@ -41,22 +41,22 @@ test-polyglot: $(READY) ## Runs the examples in all languages, and walks the fir
 	RUNLANE_POLYGLOT=1 $(BIN)/pytest -n $(or $(PROGRAMS),4) --dist worksteal $(or $(TESTS),tests/polyglot)
 
 check-lane: $(READY) ## Searches all interleavings of commands on a lane of RUNS runs, DEPTH commands deep
-	cd tests && ../$(BIN)/python -m sim.explore --depth $(or $(DEPTH),22) --runs $(or $(RUNS),3) --reservations 2
+	cd tests && ../$(BIN)/python -m proofs.sim.explore --depth $(or $(DEPTH),22) --runs $(or $(RUNS),3) --reservations 2
 
 sim: $(READY) ## Simulates SEEDS worlds from START on: cancels, crashes, stale lanes; a virtual clock
-	cd tests && ../$(BIN)/python -m sim.run --seeds $(SEEDS) --start $(START)
+	cd tests && ../$(BIN)/python -m proofs.sim.run --seeds $(SEEDS) --start $(START)
 
 crash: $(READY) ## Kills a server under load, ROUNDS times; SEED repeats a failing round
-	cd tests && ../$(BIN)/python -m crash.run --rounds $(or $(ROUNDS),20) $(if $(SEED),--seed $(SEED))
+	cd tests && ../$(BIN)/python -m proofs.crash.run --rounds $(or $(ROUNDS),20) $(if $(SEED),--seed $(SEED))
 
 nodes: $(READY) ## Kills, stops and cuts off three nodes over PostgreSQL for MINUTES; SEED and FIRST repeat a round
-	cd tests && ../$(BIN)/python -m crash.nodes_run --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED)) $(if $(FIRST),--first $(FIRST) --rounds 1)
+	cd tests && ../$(BIN)/python -m proofs.crash.nodes_run --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED)) $(if $(FIRST),--first $(FIRST) --rounds 1)
 
 soak: $(READY) ## Opens and cancels streams and runs by the thousand; fails if the server grows
-	cd tests && ../$(BIN)/python -m crash.soak
+	cd tests && ../$(BIN)/python -m proofs.crash.soak
 
 fuzz: $(READY) ## Tries inputs that nobody means, for SECONDS; SEED repeats them, ONLY names a target
-	cd tests && ../$(BIN)/python -m fuzz.run --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
+	cd tests && ../$(BIN)/python -m proofs.fuzz.run --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
 
 bench: $(READY) ## Measures what it costs, set against bare gRPC; BENCH="--quick" is a short form
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'

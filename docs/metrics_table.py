@@ -11,7 +11,7 @@ from pathlib import Path
 
 from generated import between, main
 
-from runlane_server.metrics import Metrics, NodeState
+from runlane_server.telemetry.metrics import Metrics, NodeState
 
 PAGE = Path(__file__).with_name("operations.md")
 

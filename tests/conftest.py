@@ -16,10 +16,11 @@ import pytest
 import structlog
 
 from runlane_server.store.base import Store
-from runlane_server.stores import open_store
+from runlane_server.store.stores import open_store
+from support.node import Node, running
 
 if TYPE_CHECKING:
-    from postgres import OwnPostgres
+    from support.postgres import OwnPostgres
 
 STORES = ("memory", "sqlite", "postgresql")
 
@@ -85,7 +86,7 @@ def _log_as_by_default() -> Iterator[None]:
 def own_server() -> Iterator[OwnPostgres]:
     """A PostgreSQL of this test process, which a test may stop if it starts it again."""
     pytest.importorskip("asyncpg", reason="asyncpg is not installed")
-    from postgres import own_postgres  # noqa: PLC0415
+    from support.postgres import own_postgres  # noqa: PLC0415
 
     with own_postgres() as server:
         yield server
@@ -95,7 +96,7 @@ def own_server() -> Iterator[OwnPostgres]:
 def postgres_server(request: pytest.FixtureRequest) -> str:
     """The URL of a PostgreSQL in which everybody has a schema of his own."""
     pytest.importorskip("asyncpg", reason="asyncpg is not installed")
-    from postgres import OTHER_SERVER  # noqa: PLC0415
+    from support.postgres import OTHER_SERVER  # noqa: PLC0415
 
     if other := os.environ.get(OTHER_SERVER):
         return other
@@ -106,7 +107,7 @@ def postgres_server(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 async def postgres_url(postgres_server: str) -> AsyncIterator[str]:
     """The URL of a store in PostgreSQL that is not there yet."""
-    from postgres import fresh_database  # noqa: PLC0415
+    from support.postgres import fresh_database  # noqa: PLC0415
 
     async with fresh_database(postgres_server) as url:
         yield url
@@ -125,7 +126,7 @@ async def store_url(
                 yield f"sqlite:///{tmp_path}/runlane.db"
             case _:
                 server = request.getfixturevalue("postgres_server")
-                from postgres import fresh_database  # noqa: PLC0415
+                from support.postgres import fresh_database  # noqa: PLC0415
 
                 yield await closing.enter_async_context(fresh_database(server))
 
@@ -135,6 +136,13 @@ async def store(store_url: str) -> AsyncIterator[Store]:
     """An empty store, open."""
     async with open_store(store_url) as opened:
         yield opened
+
+
+@pytest.fixture
+async def node(store: Store) -> AsyncIterator[Node]:
+    """A coordinator over the store of the test, started."""
+    async with running(store) as made:
+        yield made
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
 """`python -m runlane_server`."""
 
-from runlane_server.cli import main
+from runlane_server.cli.main import main
 
 main()

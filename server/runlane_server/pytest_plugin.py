@@ -6,10 +6,10 @@
 
 | fixture | |
 |---|---|
-| `runlane_server` | a server of the test's own: a `runlane_server.testing_thread.RunningServer` |
+| `runlane_server` | a server of the test's own: a `runlane_server.testing.thread.RunningServer` |
 | `runlane_client` | its client for a test with an event loop: a `runlane.Client` |
 | `runlane_sync_client` | its client for one without: a `runlane.sync.Client` |
-| `scripted_agent` | has it run the scripted agent; a `runlane_server.testing_thread.Gatekeeper` |
+| `scripted_agent` | has it run the scripted agent; a `runlane_server.testing.thread.Gatekeeper` |
 
 `@pytest.mark.runlane(agent=..., store=..., config=..., harness=...)` says what the server is made
 with, as `RunningServer` takes it. The store `"sqlite"` is a file in the `tmp_path` of the test.
@@ -33,7 +33,7 @@ import pytest
 if TYPE_CHECKING:
     import runlane
     import runlane.sync
-    from runlane_server.testing_thread import Gatekeeper, RunningServer
+    from runlane_server.testing.thread import Gatekeeper, RunningServer
 
 MARK = "runlane"
 KEYWORDS = ("agent", "store", "config", "harness")
@@ -56,8 +56,8 @@ def runlane_server(request: pytest.FixtureRequest) -> Iterator[RunningServer]:
     """A Runlane server of the test's own, in a thread of its own; see `RunningServer`."""
     _need_the_server()
     from runlane_server.core.errors import StartError  # noqa: PLC0415 - an extra
-    from runlane_server.testing_log import in_logging  # noqa: PLC0415
-    from runlane_server.testing_thread import RunningServer  # noqa: PLC0415
+    from runlane_server.testing.logs import in_logging  # noqa: PLC0415
+    from runlane_server.testing.thread import RunningServer  # noqa: PLC0415
 
     settings = _settings(request)
     with ExitStack() as closing:
@@ -93,7 +93,7 @@ def scripted_agent(runlane_server: RunningServer) -> Gatekeeper:
 
 def _need_the_server() -> None:
     try:
-        import runlane_server.testing_thread  # noqa: F401, PLC0415
+        import runlane_server.testing.thread  # noqa: F401, PLC0415
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in OF_THE_EXTRA:

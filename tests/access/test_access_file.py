@@ -15,8 +15,6 @@ from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric import ec
 from structlog.testing import capture_logs
 
-from rpc.callers import AUDIENCE, ISSUER, rsa_key, signed, signing_key
-from rpc.certificates import private_pem, public_pem
 from runlane_server.access import editing, entries, failures, tokens
 from runlane_server.access.caller import Caller, Credentials, Role
 from runlane_server.access.editing import CannotEdit
@@ -25,8 +23,10 @@ from runlane_server.access.failures import Failures
 from runlane_server.access.identities import AccessFile
 from runlane_server.access.jwts import REMEMBERED, Jwts
 from runlane_server.access.known import Refused
-from runlane_server.cli import command
+from runlane_server.cli.main import command
 from runlane_server.core.errors import StartError, Unauthenticated
+from support.callers import AUDIENCE, ISSUER, rsa_key, signed, signing_key
+from support.certificates import private_pem, public_pem
 
 TOKEN = (
     '[[token]]\nname = "ci"\ntenant = "acme"\nrole = "run"\n'

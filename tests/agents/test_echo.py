@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from agents.turns import Working, ask, collect, texts
 from runlane_server.agents.echo import EchoAgent
 from runlane_server.core.model import Attachment
+from support.turns import Working, ask, collect, texts
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from agents.turns import Working, ask, collect, texts
 from runlane_server.agents.base import AgentError, Report
-from runlane_server.agents.command import CommandAgent
+from runlane_server.agents.command.agent import CommandAgent
 from runlane_server.agents.echo import EchoAgent
-from runlane_server.agents.gates import Gates
 from runlane_server.agents.loader import SPECS, AgentSettings, load_agent
-from runlane_server.agents.scripted import ScriptedAgent
+from runlane_server.agents.scripted.agent import ScriptedAgent
+from runlane_server.agents.scripted.gates import Gates
 from runlane_server.core.errors import StartError
 from runlane_server.core.model import FinishReason, TextDelta
+from support.turns import Working, ask, collect, texts
 
 MODULE = """
 import asyncio, functools

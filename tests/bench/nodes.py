@@ -19,7 +19,7 @@ from bench.waits import CANCELS, PAUSE, SLOW, quantile
 from runlane.v1.run_service_pb2 import CancelRequest
 
 if TYPE_CHECKING:
-    from postgres import OwnPostgres
+    from support.postgres import OwnPostgres
 
 WORKERS = (1, 2, 4)
 
@@ -34,7 +34,7 @@ MICROSECONDS = 1e6
 @asynccontextmanager
 async def database() -> AsyncIterator[OwnPostgres]:
     """A PostgreSQL for one measurement, as durable as by default."""
-    from postgres import own_postgres  # noqa: PLC0415 - an extra
+    from support.postgres import own_postgres  # noqa: PLC0415 - an extra
 
     with own_postgres() as server:
         server.settings |= {"shared_buffers": "256MB"}

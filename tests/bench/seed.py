@@ -25,7 +25,7 @@ from runlane_server.core.model import (
 )
 from runlane_server.core.transition import Lane, Outcome, Transition
 from runlane_server.core.turn import DraftMessage
-from runlane_server.store.sqlite import SqliteStore
+from runlane_server.store.sqlite.store import SqliteStore
 from runlane_server.store.statements import migrations
 
 PROMPT = Prompt(wire.PROMPT, ())

@@ -21,11 +21,11 @@ from pathlib import Path
 
 from runlane_server.access.quotas import NO_LIMIT, Quota, QuotaBook, Quotas
 from runlane_server.agents.echo import EchoAgent
-from runlane_server.coordinator import Coordinator
+from runlane_server.core.limits import Limits
 from runlane_server.core.model import Prompt, RunRequest
-from runlane_server.feed import Feed
-from runlane_server.limits import Limits
-from runlane_server.store.sqlite import SqliteStore
+from runlane_server.engine.coordinator import Coordinator
+from runlane_server.feed.feed import Feed
+from runlane_server.store.sqlite.store import SqliteStore
 
 SLOTS = 16
 AT_ONCE = 500

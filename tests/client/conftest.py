@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 
 import pytest_asyncio
 
-from client.peer import Peer, serving
 from runlane import Client
+from support.peer import Peer, serving
 
 
 @pytest_asyncio.fixture

@@ -12,10 +12,10 @@ import grpc.aio
 import pytest
 from grpc import StatusCode
 
-from client.command import START, finish, start
-from client.peer import Peer, Refuse, accepted, complete, deleted, ended, event, run, says
-from rpc.certificates import Authority
 from runlane.v1 import run_service_pb2
+from support.certificates import Authority
+from support.command import START, finish, start
+from support.peer import Peer, Refuse, accepted, complete, deleted, ended, event, run, says
 
 
 async def test_an_error_is_one_line(peer: Peer) -> None:

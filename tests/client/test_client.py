@@ -10,16 +10,6 @@ import pytest
 from grpc import StatusCode
 
 import runlane
-from client.peer import (
-    HANG,
-    LOST,
-    Peer,
-    Refuse,
-    accepted,
-    deleted,
-    run,
-    waited,
-)
 from runlane import Attachment, Client, RetryPolicy, RunState, WhenBusy
 from runlane.harness import Harness
 from runlane.ids import new_id
@@ -30,6 +20,16 @@ from runlane.v1 import (
     session_service_pb2,
 )
 from runlane.wire import Backoff
+from support.peer import (
+    HANG,
+    LOST,
+    Peer,
+    Refuse,
+    accepted,
+    deleted,
+    run,
+    waited,
+)
 
 DRAINING = Refuse(StatusCode.UNAVAILABLE, "DRAINING")
 UNKNOWN_OUTCOME = [LOST, Refuse(StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")]

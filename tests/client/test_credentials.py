@@ -9,13 +9,13 @@ import grpc
 import pytest
 from click.testing import CliRunner
 
-from rpc.callers import LIFETIME, SECONDS, World, guarded
 from runlane import Client, RunEvent, RunEvents, RunState, Unauthenticated
 from runlane.cli.app import runlane
 from runlane.conformance.app import command as conformance
 from runlane.conformance.app import main
 from runlane.harness import Harness
 from runlane.places import is_local
+from support.callers import LIFETIME, SECONDS, World, guarded
 
 SHOWN = "geheim"
 

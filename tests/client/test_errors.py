@@ -10,11 +10,11 @@ import pytest
 from grpc import StatusCode
 
 import runlane
-from client.peer import HANG, LOST, Peer, Refuse
 from runlane import Client, RetryPolicy, errors
 from runlane.errors import BY_REASON, RunlaneError
 from runlane.v1.error_reason_pb2 import ErrorReason
 from runlane_server.rpc.errors import STATUS
+from support.peer import HANG, LOST, Peer, Refuse
 
 REASONS = [name.removeprefix("ERROR_REASON_") for name in ErrorReason.keys()][1:]  # noqa: SIM118
 ONCE = RetryPolicy(attempts=1)

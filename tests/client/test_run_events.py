@@ -6,9 +6,9 @@ import pytest
 from grpc import StatusCode
 
 import runlane
-from client.peer import HANG, LOST, Peer, Refuse, Script, accepted, complete, event, says
 from runlane import Client, RunComplete, RunEvents, TextDelta
 from runlane.v1 import run_pb2
+from support.peer import HANG, LOST, Peer, Refuse, Script, accepted, complete, event, says
 
 RPC = "SubscribeRun"
 BEGIN = (

@@ -8,8 +8,8 @@ import pytest
 from grpc import StatusCode
 
 import runlane
-from client.peer import HANG, LOST, Peer, Refuse, Script, ended, mark
 from runlane import Client, Progress, RunComplete, RunlaneError, Subscription
+from support.peer import HANG, LOST, Peer, Refuse, Script, ended, mark
 
 RPC = "SubscribeRunComplete"
 

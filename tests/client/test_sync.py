@@ -20,9 +20,9 @@ from pathlib import Path
 import pytest
 
 import runlane
-from client.peer import HANG, Peer, accepted, ended, mark, says
 from runlane import RunComplete, RunState, TextDelta, sync
 from runlane.sync import Client
+from support.peer import HANG, Peer, accepted, ended, mark, says
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from lanecheck.commands import (
+from proofs.lanecheck.commands import (
     DISPATCH,
     EMPTY,
     FAIL_WAITING,
@@ -23,10 +23,10 @@ from lanecheck.commands import (
     reserve,
     stored,
 )
-from lanecheck.invariants import check_lane
+from proofs.lanecheck.invariants import check_lane
+from proofs.sim.explore import step
 from runlane_server.core.model import CancelScope, Message, Role, WhenBusy
 from runlane_server.core.transition import Lane, Transition
-from sim.explore import step
 
 
 class LaneHistory(RuleBasedStateMachine):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lanecheck.commands import (
+from proofs.lanecheck.commands import (
     DISPATCH,
     FAIL_WAITING,
     NODE_LOST,
@@ -26,10 +26,10 @@ from lanecheck.commands import (
     hand_over,
     reserve,
 )
-from lanecheck.shapes import SHAPES, lane_of, outcome, picture
+from proofs.lanecheck.shapes import SHAPES, lane_of, outcome, picture
+from proofs.sim.explore import step
 from runlane_server.core.model import CancelScope, WhenBusy
 from runlane_server.core.transition import Lane
-from sim.explore import step
 
 TABLE_FILE = Path(__file__).with_name("lane_pairs.txt")
 

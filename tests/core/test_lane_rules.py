@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from lanecheck.commands import (
+from proofs.lanecheck.commands import (
     AT,
     BOOM,
     DISPATCH,
@@ -24,8 +24,8 @@ from lanecheck.commands import (
     reserve,
     stored,
 )
-from lanecheck.invariants import check
-from lanecheck.shapes import enter, lane_of, picture
+from proofs.lanecheck.invariants import check
+from proofs.lanecheck.shapes import enter, lane_of, picture
 from runlane_server.core import lane as rules
 from runlane_server.core.errors import IllegalCommand, QueueFull, SessionBusy, SessionNotFound
 from runlane_server.core.model import (

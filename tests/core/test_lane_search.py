@@ -1,9 +1,9 @@
-"""All interleavings of commands up to a depth; `python -m sim.explore` goes deeper."""
+"""All interleavings of commands up to a depth; `python -m proofs.sim.explore` goes deeper."""
 
 from __future__ import annotations
 
-from lanecheck.commands import Verb
-from sim.explore import Bounds, explore
+from proofs.lanecheck.commands import Verb
+from proofs.sim.explore import Bounds, explore
 
 
 def test_no_interleaving_breaks_a_rule() -> None:

@@ -12,8 +12,8 @@ from types import ModuleType
 
 import pytest
 
+from proofs.sim.explore import Counterexample, explore
 from runlane_server.core import lane as lane_rules
-from sim.explore import Counterexample, explore
 
 SOURCE = Path(lane_rules.__file__).read_text()
 DEPTH = 8

@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
-from rpc.process import PREFIX, PROGRAM, environment
+from support.rpc_process import PREFIX, PROGRAM, environment
 
 SECONDS = 30.0
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from runlane_server.cli import command
+from runlane_server.cli.main import command
 from runlane_server.config import Config
-from runlane_server.worker import LAST_SECONDS
+from runlane_server.process.worker import LAST_SECONDS
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 

@@ -13,11 +13,11 @@ import yaml
 
 from deploy.server import NOT_SERVING, SERVING, health, started, until_health
 from deploy.settings import DEPLOY, longest_stop, settings, variables
-from e2e.wire import Wire
 from runlane import Client
 from runlane_server.access import editing
 from runlane_server.access.caller import Role
-from runlane_server.rpc.endpoint import split_address
+from runlane_server.net.node_address import split_address
+from support.wire import Wire
 
 FOLDER = DEPLOY / "kubernetes"
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
@@ -82,7 +82,7 @@ def test_a_stop_has_time_for_the_drain() -> None:
 
 
 def test_a_start_has_time_for_a_migration() -> None:
-    postgres = pytest.importorskip("runlane_server.store.postgres_schema")
+    postgres = pytest.importorskip("runlane_server.store.postgres.schema")
     probe = container()["startupProbe"]
     assert probe["periodSeconds"] * probe["failureThreshold"] > postgres.MIGRATION_TIMEOUT
 

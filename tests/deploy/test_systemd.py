@@ -18,7 +18,7 @@ import pytest
 
 from deploy.server import SERVING, health, started
 from deploy.settings import DEPLOY, longest_stop, settings, variables
-from runlane_server import systemd
+from runlane_server.process import systemd
 
 UNIT = DEPLOY / "systemd" / "runlane-server.service"
 EXAMPLE = DEPLOY / "systemd" / "runlane-server.env"
@@ -59,7 +59,7 @@ def test_a_stop_has_time_for_the_drain() -> None:
 
 
 def test_a_start_has_time_for_a_migration() -> None:
-    postgres = pytest.importorskip("runlane_server.store.postgres_schema")
+    postgres = pytest.importorskip("runlane_server.store.postgres.schema")
     assert seconds_of("TimeoutStartSec") > postgres.MIGRATION_TIMEOUT
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from e2e.process import ServerProcess, serving
-from e2e.wire import Wire
 from runlane import Client
+from support.process import ServerProcess, serving
+from support.wire import Wire
 
 
 @pytest.fixture(autouse=True)

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from agents.openai_server import Answer, OpenAIServer
-from agents.processes import alive, gone
-from e2e.process import SECONDS, ServerProcess, serving
-from e2e.wire import Wire, check_turn, heard, text_of
 from runlane import Client, FinishReason, Folded, RunError, RunHandle, RunState, Usage, WhenBusy
-from runlane_server.config import EVENT_LOOPS
+from runlane_server.config.config import EVENT_LOOPS
+from support.openai_server import Answer, OpenAIServer
+from support.process import SECONDS, ServerProcess, serving
+from support.processes import alive, gone
+from support.wire import Wire, check_turn, heard, text_of
 
 S = RunState
 

@@ -11,13 +11,13 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message as Request
 from grpc import StatusCode
 
-from e2e.process import SECONDS, ServerProcess
-from e2e.wire import Wire, script
-from rpc.wire import refused
 from runlane import Attachment, Client, RunState, Text, TextDelta
 from runlane.v1 import run_pb2, run_service_pb2_grpc, session_pb2, session_service_pb2_grpc
 from runlane.v1 import run_service_pb2 as runs_pb
 from runlane.v1 import session_service_pb2 as sessions_pb
+from support.process import SECONDS, ServerProcess
+from support.rpc_wire import refused
+from support.wire import Wire, script
 
 KIB, MIB = 1 << 10, 1 << 20
 GRPC_LIMIT = 4 * MIB

@@ -12,10 +12,10 @@ from asyncio.subprocess import PIPE, Process
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
-from e2e.process import SECONDS, ServerProcess
-from e2e.terminal import CTRL_C, Terminal, at_terminal
-from e2e.wire import Wire, at_gate, say, script
 from runlane import RunState
+from support.process import SECONDS, ServerProcess
+from support.terminal import CTRL_C, Terminal, at_terminal
+from support.wire import Wire, at_gate, say, script
 
 RUNLANE = str(Path(sys.executable).with_name("runlane"))
 """As it is installed."""

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from e2e.process import SECONDS, serving
-from e2e.wire import script
 from runlane import Client, RunlaneError, RunState
 from runlane_server.access import editing
 from runlane_server.access.caller import Role
+from support.process import SECONDS, serving
+from support.wire import script
 
 PLANTED = "xyzzy"
 """Is part of all that nobody else may see."""

@@ -7,8 +7,6 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from e2e.process import SECONDS
-from e2e.wire import Wire, check_turn, heard, say
 from runlane import (
     Client,
     DeadlineExceeded,
@@ -19,7 +17,9 @@ from runlane import (
     WhenBusy,
 )
 from runlane.harness import Arrival, GatePoint, Harness
-from runlane_server.testing import LocalServer
+from runlane_server.testing.server import LocalServer
+from support.process import SECONDS
+from support.wire import Wire, check_turn, heard, say
 
 S, P = RunState, GatePoint
 STEP = {"step": True}

@@ -9,8 +9,6 @@ from pathlib import Path
 import grpc
 import pytest
 
-from e2e.process import SECONDS, ServerProcess, serving
-from e2e.wire import Wire, say, script
 from runlane import (
     FinishReason,
     Progress,
@@ -19,7 +17,9 @@ from runlane import (
     Unsupported,
 )
 from runlane.harness import Arrival, GatePoint, Harness
-from runlane_server.testing import LocalServer
+from runlane_server.testing.server import LocalServer
+from support.process import SECONDS, ServerProcess, serving
+from support.wire import Wire, say, script
 
 S, P = RunState, GatePoint
 STEP = {"step": True}

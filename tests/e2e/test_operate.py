@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from e2e.process import SECONDS, serving
 from runlane import Client, CursorCompacted, CursorInvalid, RunlaneError
+from support.process import SECONDS, serving
 
 
 async def operate(folder: Path, *arguments: str) -> tuple[int, list[str], list[str]]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from agents.processes import gone
-from agents.test_environment import SECRETS
-from e2e.process import ServerProcess, serving
-from e2e.wire import Wire, heard
+from agents.command.test_environment import SECRETS
 from runlane import Client, RunComplete, RunState
-from runlane_server.agents.run_dirs import PREFIX, RunDirs
+from runlane_server.agents.command.run_dirs import PREFIX, RunDirs
+from support.process import ServerProcess, serving
+from support.processes import gone
+from support.wire import Wire, heard
 
 
 async def end(server: ServerProcess, prompt: str = "x") -> RunComplete:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from e2e.process import SECONDS, serving
-from e2e.wire import Wire, check_turn
 from runlane import Client, FinishReason, RunComplete, RunHandle, RunState, TextDelta
+from support.process import SECONDS, serving
+from support.wire import Wire, check_turn
 
 CANCELS = 160
 """How many cancels of a kind are sent in the instant in which their run was accepted; there are

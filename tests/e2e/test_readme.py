@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from agents.openai_server import OpenAIServer
-from e2e.process import SECONDS, ServerProcess, serving
 from runlane import Client
+from support.openai_server import OpenAIServer
+from support.process import SECONDS, ServerProcess, serving
 
 README = Path(__file__).parents[2] / "README.md"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)

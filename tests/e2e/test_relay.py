@@ -11,9 +11,9 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from e2e.process import SECONDS, ServerProcess, serving
-from e2e.wire import Wire, at_gate, say
 from runlane import Client, RunComplete, RunEvent, RunHandle, RunState, Started, TextDelta
+from support.process import SECONDS, ServerProcess, serving
+from support.wire import Wire, at_gate, say
 
 LEASE = "2s"
 

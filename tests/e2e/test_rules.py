@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from e2e.process import SECONDS, ServerProcess, serving
-from e2e.wire import Wire, at_gate, check_turn, say, script, text_of
 from runlane import (
     CancelScope,
     Client,
@@ -32,6 +30,8 @@ from runlane import (
     Usage,
     WhenBusy,
 )
+from support.process import SECONDS, ServerProcess, serving
+from support.wire import Wire, at_gate, check_turn, say, script, text_of
 
 S = RunState
 STEP = {"step": True}

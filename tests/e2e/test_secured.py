@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from e2e.test_readme import block
-from rpc import process
 from runlane_server.access.caller import Caller, Role
 from runlane_server.access.entries import parse
+from support import rpc_process as process
 
 SECURITY = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from e2e.process import SECONDS, ServerProcess, serving
-from rpc.process import environment
 from runlane import Client, PromptTooLarge, RunState
+from support.process import SECONDS, ServerProcess, serving
+from support.rpc_process import environment
 
 PREFIX = "runlane-server: error: "
 

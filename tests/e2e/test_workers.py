@@ -21,10 +21,10 @@ from grpc_health.v1 import (  # type: ignore[import-untyped]
     health_pb2_grpc,
 )
 
-from e2e.process import SECONDS
-from e2e.wire import Wire
-from rpc.process import PREFIX, PROGRAM, environment, start_fails
 from runlane import Client, RunState
+from support.process import SECONDS
+from support.rpc_process import PREFIX, PROGRAM, environment, start_fails
+from support.wire import Wire
 
 CHANNELS = 24
 """So many connections do not all end up at one of two workers."""
@@ -297,7 +297,7 @@ async def test_the_own_port_of_a_worker_may_be_in_use(tmp_path: Path, postgres_u
 
 async def test_a_worker_by_itself_says_that_it_is_none(tmp_path: Path) -> None:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "runlane_server.worker", "1"),
+        *(sys.executable, "-m", "runlane_server.process.worker", "1"),
         stdin=asyncio.subprocess.DEVNULL,
         stderr=PIPE,
         cwd=tmp_path,

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from e2e.process import ServerProcess, serving
 from polyglot.program import SECONDS
 from runlane import Client, CursorCompacted, RunState
+from support.process import ServerProcess, serving
 
 SCRIPTED = ("--store", "sqlite:///runlane.db", "--agent", "scripted")
 

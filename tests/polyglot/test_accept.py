@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from e2e.process import ServerProcess
 from polyglot.program import Programs
 from polyglot.proxy import Proxy
 from polyglot.serving import (
@@ -20,6 +19,7 @@ from polyglot.serving import (
     scripted,
 )
 from runlane import Client, RunState
+from support.process import ServerProcess
 
 PATIENCE = 15.0
 """How many seconds later than its deadline a program may end: a busy machine starts it slowly."""

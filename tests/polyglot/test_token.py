@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from e2e.process import ServerProcess, serving
 from polyglot.program import Programs
 from polyglot.serving import SCRIPTED
+from support.process import ServerProcess, serving
 
 SECRET = "not-to-be-seen"  # noqa: S105 - it opens nothing
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from runlane_server import entrance
 from runlane_server.access import door as doors
 from runlane_server.access import entries, identities, jwts, tokens
+from runlane_server.process import entrance
 from runlane_server.rpc import guard
 from runlane_server.rpc.cursor import Cursors
 from runlane_server.rpc.runs import RunService

@@ -15,7 +15,13 @@ from grpc_reflection.v1alpha import (  # type: ignore[import-untyped]
     reflection_pb2_grpc,
 )
 
-from rpc.callers import (
+from rpc.probe_table import LEAST, RUNS, refused_as_unknown
+from runlane_server.access import door as door_module
+from runlane_server.access.caller import Credentials
+from runlane_server.access.door import PEER_KEY as PEER_KEY_NAME
+from runlane_server.access.door import PEER_TENANT
+from runlane_server.core.errors import Unauthenticated
+from support.callers import (
     LIFETIME,
     METHODS,
     PEER_KEY,
@@ -28,13 +34,7 @@ from rpc.callers import (
     signed,
     signing_key,
 )
-from rpc.certificates import private_pem, public_pem
-from rpc.probe_table import LEAST, RUNS, refused_as_unknown
-from runlane_server.access import door as door_module
-from runlane_server.access.caller import Credentials
-from runlane_server.access.door import PEER_KEY as PEER_KEY_NAME
-from runlane_server.access.door import PEER_TENANT
-from runlane_server.core.errors import Unauthenticated
+from support.certificates import private_pem, public_pem
 
 
 async def nobody(folder: Path) -> None:

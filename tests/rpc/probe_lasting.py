@@ -11,7 +11,10 @@ from typing import Any
 import grpc
 from grpc import StatusCode
 
-from rpc.callers import (
+from rpc.probe_table import RUNS, Patience, refused_as_unknown
+from runlane.v1 import run_service_pb2 as runs_pb
+from runlane_server.access import door as door_module
+from support.callers import (
     LIFETIME,
     Outcome,
     World,
@@ -19,9 +22,6 @@ from rpc.callers import (
     outcome,
     request,
 )
-from rpc.probe_table import RUNS, Patience, refused_as_unknown
-from runlane.v1 import run_service_pb2 as runs_pb
-from runlane_server.access import door as door_module
 
 LASTING: Mapping[str, Any] = {
     RUNS + "SubscribeRunComplete": runs_pb.SubscribeRunCompleteRequest(),

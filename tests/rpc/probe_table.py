@@ -7,11 +7,11 @@ from pathlib import Path
 
 from grpc import StatusCode
 
-from rpc.callers import (
+from runlane_server.access.identities import REFUSED
+from support.callers import (
     SECONDS,
     Outcome,
 )
-from runlane_server.access.identities import REFUSED
 
 RUNS, SESSIONS = "/runlane.v1.RunService/", "/runlane.v1.SessionService/"
 HARNESS = "/runlane.harness.v1.HarnessService/"

@@ -9,17 +9,17 @@ from typing import Any
 
 from grpc import StatusCode
 
-from rpc.callers import (
+from rpc.probe_table import RUNS, SESSIONS
+from runlane.v1 import run_pb2
+from runlane.v1 import run_service_pb2 as runs_pb
+from runlane_server.access.caller import CALLER
+from runlane_server.store.memory.store import MemoryStore
+from support.callers import (
     METHODS,
     OF_TENANTS,
     guarded,
     request,
 )
-from rpc.probe_table import RUNS, SESSIONS
-from runlane.v1 import run_pb2
-from runlane.v1 import run_service_pb2 as runs_pb
-from runlane_server.access.caller import CALLER
-from runlane_server.store.memory import MemoryStore
 
 
 async def strangers(folder: Path) -> None:

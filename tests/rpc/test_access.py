@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from rpc.access_probes import PROBES
-from rpc.callers import METHODS, request
 from rpc.probe_table import LEAST
 from runlane_server.access.permissions import NEEDS
+from support.callers import METHODS, request
 
 
 @pytest.mark.parametrize("name", PROBES)

@@ -10,14 +10,14 @@ from pathlib import Path
 import grpc
 import pytest
 
-from e2e import process
-from e2e.wire import script
-from fuzz.regressions import NOT_UTF8_PATH
-from rpc.wire import serving
+from proofs.fuzz.regressions import NOT_UTF8_PATH
 from runlane import Client, RunState
 from runlane.v1 import run_service_pb2 as pb
 from runlane_server.rpc import endpoint as endpoint_module
 from runlane_server.rpc.endpoint import MAX_CALLS, MAX_METADATA, OPTIONS
+from support import process
+from support.rpc_wire import serving
+from support.wire import script
 
 SECONDS = 20.0
 

@@ -14,12 +14,12 @@ from grpc import StatusCode
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
-from rpc.wire import refused, told
 from runlane_server.access.caller import ANYBODY, Caller, Credentials, Role
 from runlane_server.access.door import Door
 from runlane_server.core.errors import Draining, Overloaded, Unauthenticated
 from runlane_server.rpc.calls import Calls
 from runlane_server.rpc.guard import Guard
+from support.rpc_wire import refused, told
 
 Context = Any
 Channel = Any  # its calls take bytes, for which there are no types

@@ -11,14 +11,14 @@ from typing import Any
 import grpc
 import pytest
 
-from coordinator.node import SECONDS, say, script, wait
-from rpc.wire import Told, Wire, refused, serving
 from runlane.v1 import run_pb2, session_service_pb2
 from runlane.v1 import run_service_pb2 as pb
 from runlane_server.access.caller import Caller, Credentials, Role
 from runlane_server.access.door import Door
 from runlane_server.access.quotas import Quota, QuotaBook, Quotas
-from runlane_server.limits import Limits
+from runlane_server.core.limits import Limits
+from support.node import SECONDS, say, script, wait
+from support.rpc_wire import Told, Wire, refused, serving
 
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 

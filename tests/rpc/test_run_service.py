@@ -11,11 +11,11 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from grpc import StatusCode
 
-from rpc.wire import Wire, over_any_store, refused, serving, told
 from runlane.v1 import run_pb2, session_service_pb2
 from runlane.v1 import run_service_pb2 as pb
-from runlane_server.limits import Limits
-from runlane_server.store.memory import MemoryStore
+from runlane_server.core.limits import Limits
+from runlane_server.store.memory.store import MemoryStore
+from support.rpc_wire import Wire, over_any_store, refused, serving, told
 
 pytestmark = over_any_store
 

@@ -17,10 +17,10 @@ from grpc_reflection.v1alpha import (  # type: ignore[import-untyped]
 )
 from structlog.testing import capture_logs
 
-from rpc.wire import Wire, over_any_store, refused, serving
 from runlane.v1 import run_pb2, run_service_pb2, session_pb2
 from runlane.v1 import session_service_pb2 as pb
-from runlane_server.limits import Limits
+from runlane_server.core.limits import Limits
+from support.rpc_wire import Wire, over_any_store, refused, serving
 
 pytestmark = over_any_store
 

@@ -11,8 +11,6 @@ import grpc
 import pytest
 from structlog.testing import capture_logs
 
-from rpc.certificates import Authority, Issued, replace
-from rpc.wire import Wire, serving
 from runlane import Client
 from runlane.v1 import run_service_pb2 as runs_pb
 from runlane.v1 import session_service_pb2 as pb
@@ -21,6 +19,8 @@ from runlane_server.access.caller import Caller, Credentials, Role
 from runlane_server.access.door import Door
 from runlane_server.core.errors import StartError
 from runlane_server.rpc.tls import ServerTls
+from support.certificates import Authority, Issued, replace
+from support.rpc_wire import Wire, serving
 
 LIST = pb.ListSessionsRequest()
 

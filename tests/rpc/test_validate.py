@@ -18,8 +18,8 @@ from runlane_server.core.errors import (
     RunMissing,
     SessionMissing,
 )
+from runlane_server.core.limits import Limits
 from runlane_server.core.model import CancelScope, RunState, WhenBusy
-from runlane_server.limits import Limits
 from runlane_server.rpc import validate
 from runlane_server.store.base import EventFilter
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from runlane_server.store.base import Store
-from store.story import Story, Witness
+from support.story import Story, Witness
 
 if TYPE_CHECKING:
-    from postgres import Connection
+    from support.postgres import Connection
 
 # They speak to the database with its driver, which is an extra.
 collect_ignore_glob = [] if importlib.util.find_spec("asyncpg") else ["test_postgres*.py"]
@@ -21,7 +21,7 @@ collect_ignore_glob = [] if importlib.util.find_spec("asyncpg") else ["test_post
 @pytest.fixture
 async def beside(postgres_url: str) -> AsyncIterator[Connection]:
     """A connection beside the store, in its schema."""
-    from postgres import plain  # noqa: PLC0415 - an optional extra
+    from support.postgres import plain  # noqa: PLC0415 - an optional extra
 
     connection = await plain(postgres_url)
     yield connection

@@ -15,8 +15,8 @@ from collections.abc import Awaitable, Callable, Sequence
 import structlog
 
 from runlane_server.store.base import LoggedComplete, Stale
-from runlane_server.stores import open_store
-from store.story import Story, Witness
+from runlane_server.store.stores import open_store
+from support.story import Story, Witness
 
 SHARED = "shared"
 

@@ -44,7 +44,7 @@ from runlane_server.store.base import (
     Stale,
     Store,
 )
-from store.story import MANY, PLENTY, START, TENANT, Story, Witness, answer, request
+from support.story import MANY, PLENTY, START, TENANT, Story, Witness, answer, request
 
 EVERYTHING = EventFilter()
 

@@ -8,16 +8,16 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from runlane_server import retention as retention_module
 from runlane_server.access.caller import DEFAULT_TENANT
 from runlane_server.agents.loader import AgentSettings, load_agent
-from runlane_server.coordinator import Coordinator
 from runlane_server.core.errors import SessionNotFound
 from runlane_server.core.model import Micros, Prompt, SessionKey
-from runlane_server.feed import Feed
-from runlane_server.retention import Retention, keepers
+from runlane_server.engine import retention as retention_module
+from runlane_server.engine.coordinator import Coordinator
+from runlane_server.engine.retention import Retention, keepers
+from runlane_server.feed.feed import Feed
 from runlane_server.store.base import IdleSession, Store
-from runlane_server.store.memory import MemoryStore
+from runlane_server.store.memory.store import MemoryStore
 
 DAY = 86_400.0
 SECONDS = 20.0

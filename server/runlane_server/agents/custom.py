@@ -85,7 +85,7 @@ def as_agent(name: str, found: object) -> Agent:
         from pydantic_ai.agent import AbstractAgent  # noqa: PLC0415 - an optional extra
 
         if isinstance(found, AbstractAgent):
-            from runlane_server.agents.chat import ChatAgent  # noqa: PLC0415
+            from runlane_server.agents.chat.agent import ChatAgent  # noqa: PLC0415
 
             return ChatAgent(found)
     if isinstance(found, type):

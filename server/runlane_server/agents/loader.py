@@ -7,11 +7,11 @@ import re
 from dataclasses import dataclass, field
 
 from runlane_server.agents.base import Agent
-from runlane_server.agents.command import CommandAgent, CommandSettings, split_argv
+from runlane_server.agents.command.agent import CommandAgent, CommandSettings, split_argv
 from runlane_server.agents.custom import import_agent
 from runlane_server.agents.echo import EchoAgent
-from runlane_server.agents.gates import Gates
-from runlane_server.agents.scripted import ScriptedAgent
+from runlane_server.agents.scripted.agent import ScriptedAgent
+from runlane_server.agents.scripted.gates import Gates
 from runlane_server.core.errors import SettingsError, StartError
 
 SPECS = """\
@@ -88,7 +88,7 @@ def _delay(options: str) -> float:
 def _chat(model: str, settings: AgentSettings) -> Agent:
     if importlib.util.find_spec("pydantic_ai") is None:
         raise StartError("agent chat: it is not installed; run pip install 'runlane[server,chat]'")
-    from runlane_server.agents.chat import ChatAgent  # noqa: PLC0415 - an optional extra
+    from runlane_server.agents.chat.agent import ChatAgent  # noqa: PLC0415 - an optional extra
 
     return ChatAgent.of_model(
         model,

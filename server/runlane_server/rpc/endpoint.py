@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import socket
 from collections.abc import Sequence
 from typing import Any, Never, cast
@@ -29,11 +28,12 @@ from runlane.v1 import (
     session_service_pb2_grpc,
 )
 from runlane_server.access.door import Door
-from runlane_server.coordinator import Coordinator
+from runlane_server.cluster.relay import Relay
 from runlane_server.core.errors import StartError
-from runlane_server.harness import Harness
-from runlane_server.observer import NOBODY, Observer
-from runlane_server.relay import Relay
+from runlane_server.core.observer import NOBODY, Observer
+from runlane_server.engine.coordinator import Coordinator
+from runlane_server.harness.harness import Harness
+from runlane_server.net.node_address import split_address
 from runlane_server.rpc.calls import Calls
 from runlane_server.rpc.guard import Guard
 from runlane_server.rpc.harness import HarnessService
@@ -85,8 +85,6 @@ _SERVICES = (
 )
 
 _HARNESS = harness_service_pb2.DESCRIPTOR.services_by_name["HarnessService"].full_name
-
-_HOST_AND_PORT = re.compile(r"(?P<host>\[[^\[\]]+\]|[^\[\]:]+):(?P<port>\d{1,5})")
 
 
 class Endpoint:
@@ -243,16 +241,6 @@ async def _put_away(broken: grpc.aio.Server) -> None:
     """Ends a server that broke down, and what it was serving. Its own try to do so has failed."""
     with contextlib.suppress(UnicodeDecodeError):
         await broken.stop(BROKEN_GRACE)
-
-
-def split_address(address: str) -> tuple[str, int | None]:
-    """Host and port of `HOST:PORT`, or path and None of `unix:PATH`. Raises ValueError."""
-    if address.startswith("unix:") and address != "unix:":
-        return address.removeprefix("unix:"), None
-    found = _HOST_AND_PORT.fullmatch(address)
-    if found is None or int(found["port"]) > 65535:
-        raise ValueError(f"{address!r} is not of the form HOST:PORT or unix:PATH")
-    return found["host"], int(found["port"])
 
 
 def _answers(path: str) -> bool:

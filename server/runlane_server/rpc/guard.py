@@ -25,7 +25,7 @@ from runlane_server.access.caller import CALLER, SHOWN, Credentials
 from runlane_server.access.door import Door, Visit
 from runlane_server.access.permissions import OPEN
 from runlane_server.core.errors import InvalidArgument, RunlaneError, Violation
-from runlane_server.observer import NOBODY, Observer
+from runlane_server.core.observer import NOBODY, Observer
 from runlane_server.rpc.calls import Calls
 from runlane_server.rpc.careful import CarefulContext
 from runlane_server.rpc.errors import Refusal, defect, refusal

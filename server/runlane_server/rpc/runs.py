@@ -13,11 +13,11 @@ from structlog.contextvars import bind_contextvars
 from runlane.v1 import run_service_pb2 as pb
 from runlane.v1 import run_service_pb2_grpc
 from runlane_server.access.caller import CALLER, SHOWN, tenant
-from runlane_server.coordinator import Coordinator
+from runlane_server.cluster.relay import Relay
 from runlane_server.core.errors import CursorCompacted, Draining, InvalidArgument
 from runlane_server.core.model import Run, RunComplete, RunKey
 from runlane_server.core.trace import in_log, sent_place
-from runlane_server.relay import Relay
+from runlane_server.engine.coordinator import Coordinator
 from runlane_server.rpc import convert, validate
 from runlane_server.rpc.cursor import Cursors
 from runlane_server.rpc.encoded import EncodedEvents

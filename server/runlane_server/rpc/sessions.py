@@ -11,9 +11,9 @@ from structlog.contextvars import bind_contextvars
 from runlane.v1 import session_service_pb2 as pb
 from runlane.v1 import session_service_pb2_grpc
 from runlane_server.access.caller import tenant
-from runlane_server.coordinator import Coordinator
 from runlane_server.core.errors import SessionNotFound
 from runlane_server.core.model import Session, SessionKey
+from runlane_server.engine.coordinator import Coordinator
 from runlane_server.rpc import convert, validate
 from runlane_server.rpc.page import PAGE_BYTES, PageTokens, fill
 from runlane_server.rpc.transcript import Mark, lay_out

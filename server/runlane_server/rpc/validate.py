@@ -13,8 +13,8 @@ from typing import TypeVar
 
 from runlane.v1 import run_pb2, run_service_pb2, session_service_pb2
 from runlane_server.core.errors import EmptyPrompt, PromptTooLarge, SessionMissing
+from runlane_server.core.limits import Limits
 from runlane_server.core.model import NO_LABELS, CancelScope, RunRequest, RunState, WhenBusy
-from runlane_server.limits import Limits
 from runlane_server.rpc import convert
 from runlane_server.rpc.checks import (
     MAX_ATTEMPTS,

@@ -19,8 +19,8 @@ class Migration:
 
 
 def migrations(dialect: str) -> tuple[Migration, ...]:
-    """The migrations in `sql/<dialect>/NNNN_<what>.sql`, in order."""
-    folder = files(__package__) / "sql" / dialect
+    """The migrations in `<dialect>/sql/NNNN_<what>.sql`, in order."""
+    folder = files(__package__) / dialect / "sql"
     found = [
         Migration(int(match[1]), entry.read_text("utf-8"))
         for entry in folder.iterdir()
@@ -33,8 +33,8 @@ def migrations(dialect: str) -> tuple[Migration, ...]:
 
 
 def statements(dialect: str, file: str = "statements") -> dict[str, str]:
-    """The statements in `sql/<dialect>/<file>.sql`, in order, each below its `-- name:` line."""
-    text = (files(__package__) / "sql" / dialect / f"{file}.sql").read_text("utf-8")
+    """The statements in `<dialect>/sql/<file>.sql`, in order, each below its `-- name:` line."""
+    text = (files(__package__) / dialect / "sql" / f"{file}.sql").read_text("utf-8")
     _, *pieces = _NAME.split(text)
     names, bodies = pieces[::2], pieces[1::2]
     if len(set(names)) != len(names):

@@ -1,0 +1,268 @@
+"""An agent that is any program.
+
+The prompt goes to its standard input, and what it writes to its standard output is the answer:
+
+    command:<argv>         the text of the prompt, then its text attachments, with a blank line
+                           between two of them
+    command+json:<argv>    the whole turn as one JSON object (see `turn_as_json`)
+
+RUNLANE_SESSION_ID, RUNLANE_RUN_ID and RUNLANE_ATTEMPT in its environment name the run;
+`environment` says what else is there. It works in a private directory that is removed after the
+run, unless all programs are given one to work in.
+
+No shell is in between: the words of the argv are those of the spec, the prompt is in none of them,
+and of what the server has open a program gets nothing but its own three pipes.
+
+Exit code 0 ends the turn well. A cancel sends SIGTERM to its process group, and SIGKILL after a
+grace. It has no steps, so nothing is folded into its turns.
+"""
+
+from __future__ import annotations
+
+import base64
+import codecs
+import json
+import os
+import shlex
+import shutil
+import signal
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from runlane_server.agents.base import AgentError, AgentEvent, Turn
+from runlane_server.agents.command.environment import PLACE, TOLD, environment
+from runlane_server.agents.command.guardian import Guardian
+from runlane_server.agents.command.launcher import ResourceLimits, launched
+from runlane_server.agents.command.program import Program
+from runlane_server.agents.command.run_dirs import RunDirs
+from runlane_server.agents.text import whole_text
+from runlane_server.core.errors import StartError
+from runlane_server.core.model import (
+    Attachment,
+    Message,
+    Part,
+    Reasoning,
+    Text,
+    TextDelta,
+    ToolCall,
+)
+
+COMMAND_FAILED = "COMMAND_FAILED"
+"""Why a run failed whose program could not be started, or did not exit with 0."""
+
+COMMAND_LIMIT = "COMMAND_LIMIT"
+"""Why a run failed whose program was ended by a limit on what it may use."""
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class CommandSettings:
+    """What programs are given.
+
+    `env`: the variables that are listed, as texts (see `environment.listed`). `directory`: where
+    the private directories of the runs are made; None is the system's for temporary files. `cwd`:
+    where all programs work instead of each in its own; HOME and TMPDIR stay private. `limits`: what
+    a program may use.
+    """
+
+    env: Sequence[str] = ()
+    directory: Path | None = None
+    cwd: Path | None = None
+    limits: ResourceLimits = field(default_factory=ResourceLimits)
+
+
+_DEFAULTS = CommandSettings()
+
+
+class CommandAgent:
+    """Runs a program for each turn.
+
+    `kill_grace`, in seconds, is how long a program may take to end after SIGTERM. It must lie below
+    the server's `--cancel-grace`.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        as_json: bool = False,
+        kill_grace: float,
+        settings: CommandSettings = _DEFAULTS,
+    ) -> None:
+        """Raises StartError where there is no such program, or no directory can be made."""
+        if not argv:
+            raise StartError("agent command: no program is named; write command:<argv>")
+        path = shutil.which(argv[0])
+        if path is None:
+            raise StartError(f"agent command: there is no program {argv[0]!r}")
+        # Where the server works it is found, and not where the program will.
+        self._argv = [str(Path(path).absolute()), *argv[1:]]
+        self._as_json = as_json
+        self._kill_grace = kill_grace
+        self._settings = settings
+        self._guardian = Guardian(grace=kill_grace)
+        try:
+            self._dirs = RunDirs(settings.directory)
+        except OSError as exc:
+            raise StartError(f"agent command: --command-dir: {exc}") from exc
+        if settings.cwd is None:
+            _warn_of_paths(argv[1:])
+
+    async def start(self) -> None:
+        """Gets ready to end the programs also when the server is killed, and removes what one that
+        was killed has left."""
+        self._guardian.start()
+        await self._dirs.start()
+
+    async def run(self, turn: Turn) -> AsyncGenerator[AgentEvent, None]:
+        """Runs the program; raises AgentError (COMMAND_FAILED or COMMAND_LIMIT) where it does not
+        exit with 0."""
+        stdin = await turn_as_json(turn) if self._as_json else whole_text(turn.prompt)
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        home = self._make_dir()
+        try:
+            program = self._spawn(turn, stdin.encode(), home)
+            try:
+                while data := await program.read():
+                    if text := decoder.decode(data):
+                        yield TextDelta(text)
+                if text := decoder.decode(b"", final=True):
+                    yield TextDelta(text)
+                code = await program.exit_code()
+            finally:
+                await program.end(self._kill_grace)
+        finally:
+            await self._dirs.remove(home)
+        if code != 0:
+            raise _failure(code, program.error_tail, self._settings.limits)
+
+    async def close(self) -> None:
+        """Ends what `start` began."""
+        await self._guardian.close()
+        await self._dirs.close()
+
+    def _make_dir(self) -> Path:
+        try:
+            return self._dirs.make()
+        except OSError as exc:
+            message = f"cannot make a directory for the run: {exc}"
+            raise AgentError(message, reason=COMMAND_FAILED) from exc
+
+    def _spawn(self, turn: Turn, stdin: bytes, home: Path) -> Program:
+        settings = self._settings
+        told = dict(zip(TOLD, (turn.session_id, turn.run_id, str(turn.attempt)), strict=True))
+        if turn.traceparent:
+            told[PLACE] = turn.traceparent
+        env = environment(os.environ, settings.env, told, home)
+        try:
+            program = Program(
+                launched(self._argv, env, settings.limits),
+                env=env,
+                stdin=stdin,
+                cwd=settings.cwd or home,
+                on_exit=self._guardian.forget,
+            )
+        except (OSError, ValueError) as exc:
+            message = f"cannot start {self._argv[0]}: {exc}"
+            raise AgentError(message, reason=COMMAND_FAILED) from exc
+        self._guardian.watch(program.group)
+        return program
+
+
+def _warn_of_paths(arguments: Sequence[str]) -> None:
+    """Says which arguments name something here, where the program does not work."""
+    if found := [one for one in arguments if not Path(one).is_absolute() and os.path.lexists(one)]:
+        log.warning(
+            "a program works in a directory of its own and does not find what is in this one; "
+            "give whole paths, or --command-cwd",
+            arguments=found,
+        )
+
+
+def split_argv(text: str) -> list[str]:
+    """The words of a command line, as a POSIX shell splits them. Raises StartError."""
+    try:
+        return shlex.split(text)
+    except ValueError as exc:
+        raise StartError(f"agent command: cannot split {text!r}: {exc}") from exc
+
+
+async def turn_as_json(turn: Turn) -> str:
+    """The turn as one JSON object.
+
+    `session_id`, `run_id`, `attempt`, `prompt`, `attachments` (each with `name`, `mime_type`, and
+    `text` or `data` in base64), `metadata`, and `history`: the messages before this turn, the
+    oldest first, each with `message_id`, `run_id`, `role`, `finish_reason`, `model` and `parts`
+    whose `type` is text, reasoning, tool_call, tool_result or attachment.
+    """
+    return json.dumps(
+        {
+            "session_id": turn.session_id,
+            "run_id": turn.run_id,
+            "attempt": turn.attempt,
+            "prompt": turn.prompt.text,
+            "attachments": [_attachment(a) for a in turn.prompt.attachments],
+            "metadata": dict(turn.metadata),
+            "history": [_message(message) for message in await turn.history()],
+        },
+        ensure_ascii=False,
+    )
+
+
+def _message(message: Message) -> dict[str, Any]:
+    return {
+        "message_id": message.message_id,
+        "run_id": message.run_id,
+        "role": message.role,
+        "finish_reason": message.finish_reason,
+        "model": message.model,
+        "parts": [_part(part) for part in message.parts],
+    }
+
+
+def _part(part: Part) -> dict[str, Any]:
+    match part:
+        case Attachment():
+            return {"type": "attachment", **_attachment(part)}
+        case Text(text):
+            return {"type": "text", "text": text}
+        case Reasoning(text):
+            return {"type": "reasoning", "text": text}
+        case ToolCall():
+            return {"type": "tool_call", **asdict(part)}
+        case _:
+            return {"type": "tool_result", **asdict(part)}
+
+
+def _attachment(attachment: Attachment) -> dict[str, str]:
+    described = {"name": attachment.name, "mime_type": attachment.mime_type}
+    if isinstance(attachment.content, str):
+        return {**described, "text": attachment.content}
+    return {**described, "data": base64.b64encode(attachment.content).decode()}
+
+
+def _failure(code: int, error_tail: str, limits: ResourceLimits) -> AgentError:
+    reason, how = COMMAND_FAILED, f"exited with code {code}"
+    # A shell tells by 128 and more which signal has ended what it ran.
+    limit = limits.named(-code if code < 0 else code - 128)
+    if limit is not None:
+        reason = COMMAND_LIMIT
+        how = f"was ended by {limit}" if code < 0 else f"{how}, as a part of it met {limit}"
+    elif code < 0:
+        how = f"was ended by {_signal_name(-code)}"
+        if code == -signal.SIGKILL and limits.cpu:  # from the kernel, if SIGXCPU did not end it
+            how += f", as one is that goes on beyond {limits.named(signal.SIGXCPU)}"
+    message = f"the command {how}: {error_tail}" if error_tail else f"the command {how}"
+    return AgentError(message, reason=reason)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,61 @@
+"""What is done to the database of a server from outside: backup and check, also while it
+serves; renew, before it does."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from runlane_server.core.errors import StartError
+from runlane_server.store.sqlite.backup import back_up
+from runlane_server.store.sqlite.check import Counts
+from runlane_server.store.sqlite.check import check as check_file
+from runlane_server.store.stores import can_be_shared, database_path, open_store
+
+
+def backup(store: str, target: Path, *, force: bool) -> str:
+    """Copies the database of a store to a file; returns what is to be said of it.
+
+    Raises StartError.
+    """
+    begun = time.monotonic()
+    made = back_up(database_path(store), target, force=force)
+    return f"{target}: {made.size} bytes, {_contents(made.counts)}, in {_since(begun)}"
+
+
+def check(store: str) -> tuple[Sequence[str], int]:
+    """Verifies the database of a store; returns what is to be said of it, and the exit code.
+
+    Raises StartError.
+    """
+    begun = time.monotonic()
+    path = database_path(store)
+    findings = check_file(path)
+    if findings.counts is None:
+        return findings.problems, 1
+    return [f"{path}: nothing is wrong with {_contents(findings.counts)}, in {_since(begun)}"], 0
+
+
+def renew(store: str) -> str:
+    """Gives the database of a store a new identity; returns what is to be said of it.
+
+    Raises StartError.
+    """
+    if not can_be_shared(store):
+        raise StartError(
+            "renew: is for PostgreSQL; what 'backup' writes has no identity until it is used"
+        )
+    open_store(store)  # says so if what it needs is not installed
+    from runlane_server.store.postgres.renew import renew as renew_database  # noqa: PLC0415
+
+    return asyncio.run(renew_database(store))
+
+
+def _contents(counts: Counts) -> str:
+    return f"{counts.sessions} sessions, {counts.runs} runs, {counts.events} terminal events"
+
+
+def _since(begun: float) -> str:
+    return f"{time.monotonic() - begun:.1f} s"

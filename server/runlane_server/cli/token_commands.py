@@ -1,0 +1,92 @@
+"""`runlane-server token`: makes tokens, lists them, and revokes them."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from runlane_server.access import editing
+from runlane_server.access.caller import DEFAULT_TENANT, Role
+from runlane_server.access.editing import CannotEdit
+from runlane_server.config.config import access_options
+from runlane_server.config.option_types import Duration
+
+_SETTINGS = {"auto_envvar_prefix": "RUNLANE", "show_default": True}
+
+
+@click.group("token", context_settings=_SETTINGS)
+def token() -> None:
+    """Makes tokens for callers, lists them, and revokes them.
+
+    They are in the file that --access names. A server that uses it notices the change within a
+    second.
+    """
+
+
+@token.command("new", context_settings=_SETTINGS)
+@access_options
+@click.argument("name")
+@click.option("--tenant", default=DEFAULT_TENANT, metavar="TENANT", help="Whose data it is for.")
+@click.option(
+    "--role",
+    type=click.Choice([role.value for role in Role]),
+    required=True,
+    help="read looks up and subscribes; run also accepts and cancels; admin also deletes sessions.",
+)
+@click.option(
+    "--expires",
+    type=Duration(zero=False),
+    default=None,
+    help="After how long it is worth nothing.",
+    show_default="never",
+)
+def new(access: str | None, name: str, tenant: str, role: str, expires: float | None) -> None:
+    """Makes a token and prints it.
+
+    The file has only a hash of it: this is the one time that it is shown. The file is made if it is
+    not there.
+    """
+    until = None if expires is None else datetime.fromtimestamp(int(time.time() + expires), UTC)
+    try:
+        text = editing.add(_path(access), name, tenant=tenant, role=Role(role), expires=until)
+    except CannotEdit as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(text)
+
+
+@token.command("list", context_settings=_SETTINGS)
+@access_options
+def listed(access: str | None) -> None:
+    """Lists the tokens: name, tenant, role, when it expires, and its id, with tabs between them."""
+    try:
+        found = editing.tokens(_path(access))
+    except CannotEdit as error:
+        raise click.ClickException(str(error)) from None
+    now = time.time()
+    for each in found:
+        until = "never"
+        if each.expires is not None:
+            until = datetime.fromtimestamp(each.expires, UTC).isoformat()
+            until += " (expired)" if now >= each.expires else ""
+        caller = each.caller
+        click.echo("\t".join((caller.name, caller.tenant, caller.role.value, until, each.id)))
+
+
+@token.command("revoke", context_settings=_SETTINGS)
+@access_options
+@click.argument("name")
+def revoke(access: str | None, name: str) -> None:
+    """Takes a token out of the file. A server ends the calls that were made with it."""
+    try:
+        editing.remove(_path(access), name)
+    except CannotEdit as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _path(access: str | None) -> Path:
+    if access is None:
+        raise click.UsageError("--access FILE is missing")
+    return Path(access)

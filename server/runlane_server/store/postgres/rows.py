@@ -1,0 +1,324 @@
+"""What is to be written, as rows: one unit for each call of a caller.
+
+Encoding happens in the call, so that a unit that waits for its commit is ready to be sent. The rows
+are those of the types in `sql/postgres/0002_commit.sql`, field by field.
+"""
+
+from __future__ import annotations
+
+from asyncio import Future
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from runlane_server.core.model import (
+    EXCERPT_CHARS,
+    NO_USAGE,
+    Attachment,
+    Message,
+    RunComplete,
+    RunEvent,
+    RunKey,
+    RunRequest,
+    RunState,
+    SessionKey,
+)
+from runlane_server.core.transition import LaneRun, RunChange, Transition
+from runlane_server.store.base import NewSession
+from runlane_server.store.codec import (
+    encode_body,
+    encode_complete,
+    encode_metadata,
+    encode_parts,
+    encode_usage,
+)
+from runlane_server.store.postgres.text import escape
+from runlane_server.store.weight import message_weight, run_weight
+
+Row: TypeAlias = tuple[Any, ...]
+
+PARAMETERS = (
+    "new_lanes",
+    "changed_lanes",
+    "removed_lanes",
+    "new_runs",
+    "changed_runs",
+    "new_prompts",
+    "new_attachments",
+    "new_messages",
+    "new_run_events",
+    "fences",
+    "new_events",
+)
+"""What `commit_units` takes, in order."""
+
+NUMBERED = frozenset({"new_lanes", "changed_lanes", "removed_lanes", "new_runs", "fences"})
+"""The rows that have the number of their unit in front, so that a refusal can name it."""
+
+EVENT_BYTES = 500
+"""What a terminal event is taken to weigh in the log beside its body: its keys, thrice."""
+
+ROW_BYTES = 200
+"""What a row is taken to weigh in a flush beside what may be large in it."""
+
+Result: TypeAlias = Exception | None
+"""How a unit ended: why it was refused, or well."""
+
+
+@dataclass(slots=True)
+class Unit:
+    """What is written together or not at all.
+
+    `lane` is the lane it changes, `changed` are the runs it changes there; `appended` is the run
+    that it only adds events to. `size` is about how many bytes it has. `raised` is known when it is
+    written: the last version of a removed session that its new lane goes on from, or 0.
+    """
+
+    tenant: str
+    rows: dict[str, list[Row]]
+    future: Future[Result]
+    lane: SessionKey | None = None
+    changed: frozenset[str] = frozenset()
+    appended: str | None = None
+    created: bool = False
+    completes: tuple[RunComplete, ...] = ()
+    events: Sequence[RunEvent] = ()
+    size: int = 0
+    raised: int = 0
+
+
+def columns(units: Sequence[Unit]) -> list[list[Row]]:
+    """The arguments of `commit_units` that write those units."""
+    found: dict[str, list[Row]] = {name: [] for name in PARAMETERS}
+    for n, unit in enumerate(units):
+        for name, rows in unit.rows.items():
+            found[name] += [(n, *row) for row in rows] if name in NUMBERED else rows
+    return list(found.values())
+
+
+def commit_unit(base_version: int, transition: Transition, future: Future[Result]) -> Unit:
+    """A transition of a lane."""
+    key = transition.lane.key
+    completes = transition.completes
+    rows: dict[str, list[Row]]
+    if transition.removed:
+        rows = {"removed_lanes": [(base_version, escape(key.tenant), escape(key.session_id))]}
+    else:
+        rows = _change(base_version, transition, completes)
+    if completes:
+        rows["new_events"] = [_log_row(key, complete) for complete in completes]
+    return Unit(
+        key.tenant,
+        rows,
+        future,
+        lane=key,
+        changed=frozenset(change.run.run_id for change in transition.runs),
+        completes=completes,
+        events=transition.events,
+        size=_size(rows),
+    )
+
+
+def append_unit(
+    key: RunKey, attempt: int, events: Sequence[RunEvent], future: Future[Result]
+) -> Unit:
+    """Events of the active run."""
+    rows: dict[str, list[Row]] = {
+        "fences": [(attempt, escape(key.tenant), escape(key.run_id))],
+        "new_run_events": [_event_row(key.tenant, event) for event in events],
+    }
+    return Unit(
+        key.tenant, rows, future, appended=key.run_id, events=tuple(events), size=_size(rows)
+    )
+
+
+def session_unit(session: NewSession, future: Future[Result]) -> Unit:
+    """A session without a run."""
+    row = (
+        True,
+        *(1, 0, 0, 0, None),
+        *(0, 0, 0, 0, 0, 0),
+        session.created_at,
+        escape(session.key.tenant),
+        escape(session.key.session_id),
+        "",
+        escape(session.title),
+        encode_metadata(session.metadata),
+    )
+    rows: dict[str, list[Row]] = {"new_lanes": [row]}
+    return Unit(session.key.tenant, rows, future, lane=session.key, created=True, size=_size(rows))
+
+
+def _change(
+    base_version: int, transition: Transition, completes: Iterable[RunComplete]
+) -> dict[str, list[Row]]:
+    tenant, session_id = transition.lane.key
+    rows: dict[str, list[Row]] = {}
+    added = 0
+    for change in transition.runs:
+        if change.request is None:
+            rows.setdefault("changed_runs", []).append(_changed_run(tenant, session_id, change))
+        else:
+            rows.setdefault("new_runs", []).append(
+                _new_run(tenant, session_id, change, change.request)
+            )
+            _add_prompt(rows, tenant, change.request)
+            added += run_weight(change.request)
+    if transition.messages:
+        messages = [_message_row(tenant, session_id, it) for it in transition.messages]
+        rows["new_messages"] = messages
+        added += message_weight([row[-1] for row in messages])
+    lane = _lane_fields(transition, completes, added)
+    if base_version == 0:
+        rows["new_lanes"] = [(False, *lane, "", None)]
+    else:
+        rows["changed_lanes"] = [(base_version, *lane)]
+    if transition.events:
+        rows["new_run_events"] = [_event_row(tenant, event) for event in transition.events]
+    return rows
+
+
+def _lane_fields(transition: Transition, completes: Iterable[RunComplete], added: int) -> Row:
+    lane = transition.lane
+    usage = sum((complete.usage for complete in completes), start=NO_USAGE)
+    return (
+        lane.version,
+        lane.accept_seq,
+        lane.turn,
+        len(lane.waiting),
+        min((run.accepted_at for run in lane.waiting), default=None),
+        usage.input_tokens,
+        usage.output_tokens,
+        usage.cache_read_tokens,
+        usage.cache_write_tokens,
+        usage.requests,
+        added,
+        # A cancel of the active run has no event; it leaves the time as it is.
+        max((event.at for event in transition.events), default=0),
+        escape(lane.key.tenant),
+        escape(lane.key.session_id),
+        "" if lane.active is None else escape(lane.active.run_id),
+    )
+
+
+def _new_run(tenant: str, session_id: str, change: RunChange, request: RunRequest) -> Row:
+    run = change.run
+    return (
+        run.accept_seq,
+        run.rank,
+        run.turn,
+        run.timeout,
+        run.accepted_at,
+        run.started_at,
+        None if change.complete is None else change.complete.ended_at,
+        run.max_attempts,
+        run.attempt,
+        len(request.prompt.attachments),
+        escape(tenant),
+        escape(run.run_id),
+        escape(session_id),
+        run.state,
+        _host(run),
+        run.when_busy,
+        escape(run.folded_into),
+        escape(run.cancel_reason),
+        *_end_fields(change.complete),
+        encode_metadata(request.metadata),
+        request.prompt.fingerprint,
+        escape(request.prompt.excerpt),
+        request.trace or None,
+    )
+
+
+def _changed_run(tenant: str, session_id: str, change: RunChange) -> Row:
+    run = change.run
+    return (
+        run.rank,
+        run.turn,
+        run.started_at,
+        None if change.complete is None else change.complete.ended_at,
+        run.attempt,
+        escape(tenant),
+        escape(run.run_id),
+        escape(session_id),
+        run.state,
+        _host(run),
+        escape(run.folded_into),
+        escape(run.cancel_reason),
+        *_end_fields(change.complete),
+    )
+
+
+def _host(run: LaneRun) -> str:
+    """The node where a run is active."""
+    active = run.state in {RunState.ACTIVE, RunState.CANCELLING} and not run.folded_into
+    return escape(run.host) if active else ""
+
+
+def _end_fields(complete: RunComplete | None) -> Row:
+    """finish_reason, error_reason, error_message, message_id and usage."""
+    if complete is None:
+        return (None, None, None, None, None)
+    error = complete.error
+    return (
+        complete.finish_reason,
+        None if error is None else escape(error.reason),
+        None if error is None else escape(error.message),
+        escape(complete.message_id),
+        encode_usage(complete.usage),
+    )
+
+
+def _add_prompt(rows: dict[str, list[Row]], tenant: str, request: RunRequest) -> None:
+    """What of a prompt is kept beside the row of its run."""
+    key = (escape(tenant), escape(request.run_id))
+    rest = request.prompt.text[EXCERPT_CHARS:]
+    if rest:
+        rows.setdefault("new_prompts", []).append((*key, escape(rest)))
+    for n, attachment in enumerate(request.prompt.attachments):
+        rows.setdefault("new_attachments", []).append(_attachment_row(n, key, attachment))
+
+
+def _attachment_row(n: int, key: tuple[str, str], attachment: Attachment) -> Row:
+    content = attachment.content
+    is_text = isinstance(content, str)
+    data = content.encode() if isinstance(content, str) else content
+    return (n, is_text, *key, escape(attachment.name), escape(attachment.mime_type), data)
+
+
+def _message_row(tenant: str, session_id: str, message: Message) -> Row:
+    return (
+        message.turn,
+        message.ordinal,
+        message.created_at,
+        escape(tenant),
+        escape(session_id),
+        escape(message.message_id),
+        escape(message.run_id),
+        message.role,
+        message.finish_reason,
+        escape(message.model),
+        encode_parts(message.parts),
+    )
+
+
+def _event_row(tenant: str, event: RunEvent) -> Row:
+    kind, body = encode_body(event.body)
+    return (event.index, event.at, escape(tenant), escape(event.run_id), kind, body)
+
+
+def _log_row(key: SessionKey, complete: RunComplete) -> Row:
+    body = encode_complete(complete)
+    return (
+        complete.ended_at,
+        EVENT_BYTES + len(body.encode()),
+        escape(key.tenant),
+        escape(key.session_id),
+        escape(complete.run_id),
+        body,
+    )
+
+
+def _size(rows: dict[str, list[Row]]) -> int:
+    """What may be large is the last field of its row."""
+    return sum(ROW_BYTES + len(row[-1] or "") for some in rows.values() for row in some)

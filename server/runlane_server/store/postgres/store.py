@@ -1,0 +1,373 @@
+"""The store in a PostgreSQL database: any number of nodes work over one.
+
+The version of a lane in the database decides between them; nobody holds a lock while it thinks.
+Each method says how many round trips it costs: a write shares its one with all that is written at
+a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import Future
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Self
+
+from runlane_server.core.errors import StoreUnavailable
+from runlane_server.core.model import (
+    Message,
+    Micros,
+    Prompt,
+    Run,
+    RunEvent,
+    RunKey,
+    RunState,
+    Session,
+    SessionKey,
+)
+from runlane_server.core.transition import Lane, Transition
+from runlane_server.store.base import (
+    BusySession,
+    EventFilter,
+    IdleSession,
+    Listener,
+    LogPage,
+    MessagePlace,
+    NewSession,
+    Page,
+    Position,
+    StoreError,
+    Watcher,
+)
+from runlane_server.store.codec import RUN_COMPLETE
+from runlane_server.store.postgres import reads
+from runlane_server.store.postgres.cluster import PostgresCluster, open_talk
+from runlane_server.store.postgres.log import PostgresLog
+from runlane_server.store.postgres.notifier import Notifier
+from runlane_server.store.postgres.pool import Pool
+from runlane_server.store.postgres.rows import Result, append_unit, commit_unit, session_unit
+from runlane_server.store.postgres.schema import SQL, Opened, open_database
+from runlane_server.store.postgres.text import escape
+from runlane_server.store.postgres.url import read_url
+from runlane_server.store.postgres.writer import PostgresWriter
+
+STEP_ROWS = 250
+STEP_BYTES = 4 << 20
+"""How much a compaction removes in one transaction, as others wait for its end: some
+milliseconds."""
+
+REMOVED_KEPT = timedelta(days=1)
+"""How long it is known which version a removed session had. A node that stood still for longer may
+take a new session of that id for the old one."""
+
+REMOVED_STEP = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What an open store consists of."""
+
+    store_id: bytes
+    pool: Pool
+    log: PostgresLog
+    notifier: Notifier
+    writer: PostgresWriter
+    cluster: PostgresCluster
+
+
+class PostgresStore:
+    """A store in the database that a `postgresql://` URL names. See `base.Store`.
+
+    While the database is away its calls raise StoreUnavailable, and it connects again by itself. It
+    fails for good only if what comes back is of another history.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.listener: Listener | None = None
+        self.watcher: Watcher | None = None
+        self.on_failure: Callable[[StoreError], None] | None = None
+        self._address = read_url(url)
+        self._parts: _Parts | None = None
+        self._closing = AsyncExitStack()
+
+    # Of the store as a whole
+
+    @property
+    def store_id(self) -> bytes:
+        """8 random bytes that this store was given when it was made."""
+        return self._open.store_id
+
+    @property
+    def cluster(self) -> PostgresCluster:
+        """The nodes that share the database."""
+        return self._open.cluster
+
+    @property
+    def position(self) -> Position:
+        """The position of the last terminal event that the listener was told of."""
+        return self._open.log.position
+
+    @property
+    def behind(self) -> int:
+        """How many terminal events were announced that the listener was not told of yet."""
+        return self._open.log.behind
+
+    @property
+    def compacted(self) -> Position:
+        """Events up to here were removed, as far as this node knows: it looks every second, and
+        with every page that it reads."""
+        return self._open.log.compacted
+
+    @property
+    def failed(self) -> StoreError | None:
+        """That the database is not what it was. One that is only away comes back."""
+        return None if self._parts is None else self._parts.log.failed
+
+    async def __aenter__(self) -> Self:
+        """Opens the database, and brings its schema up to date. Raises StartError."""
+        opened = await open_database(self._address)
+        async with AsyncExitStack() as closing:
+            self._parts = await self._make_parts(opened, closing)
+            self._closing = closing.pop_all()
+        return self
+
+    async def _make_parts(self, opened: Opened, closing: AsyncExitStack) -> _Parts:
+        connector = opened.connector
+        pool = await Pool.open(connector)
+        closing.push_async_callback(pool.close)
+        talk = await open_talk(connector)
+        closing.push_async_callback(talk.close)
+        notifier = Notifier(talk, self._address.channel)
+        closing.push_async_callback(notifier.close)
+        cluster = PostgresCluster(talk, notifier, opened.peer_key)
+        log = PostgresLog(
+            opened,
+            pool,
+            notifier,
+            lambda: self.listener,
+            on_work=cluster.woken,
+            on_failure=self._failed,
+        )
+        closing.push_async_callback(log.close)
+        writer = PostgresWriter(
+            connector, log, notifier, lambda: self.listener, lambda: self.watcher
+        )
+        closing.push_async_callback(writer.close)
+        return _Parts(opened.store_id, pool, log, notifier, writer, cluster)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Finishes the writes that were begun, and closes the connections."""
+        await self._closing.aclose()
+        self._parts = None
+
+    def _failed(self, error: StoreError) -> None:
+        if self.on_failure is not None:
+            self.on_failure(error)
+
+    async def catch_up(self) -> None:
+        """Has the listener told of all that is committed by now, by whichever node. One round
+        trip."""
+        await self._open.log.catch_up()
+
+    # Writing
+
+    async def commit(self, base_version: int, transition: Transition) -> int:
+        """Writes a transition of a lane: one round trip. Raises Stale and RunIdTaken.
+
+        A session that is created anew goes on from the versions of the removed one of its id, so
+        that no version is ever used twice: a node that has the old lane at hand is refused.
+        """
+        unit = commit_unit(base_version, transition, _future())
+        await self._open.writer.write(unit)
+        return 0 if transition.removed else transition.lane.version + unit.raised
+
+    async def append(self, key: RunKey, attempt: int, events: Sequence[RunEvent]) -> None:
+        """Adds events to the active run: one round trip. Raises Stale."""
+        if events:
+            await self._open.writer.write(append_unit(key, attempt, events, _future()))
+
+    async def create_session(self, session: NewSession) -> None:
+        """Creates a session: one round trip. Raises SessionTaken."""
+        await self._open.writer.write(session_unit(session, _future()))
+
+    async def compact(self, before: Micros, limit: int, *, keep_bytes: int | None = None) -> int:
+        """Removes the oldest terminal events from the log; returns how many.
+
+        One round trip for each step, and one for what is forgotten of removed sessions.
+        """
+        count: int = 0
+        while True:
+            step: Any = await self._row(
+                "compact", before, limit - count, keep_bytes, STEP_ROWS, STEP_BYTES
+            )
+            self._open.log.kept_from(step["compacted"])
+            count += step["events"]
+            if not step["more"] or count == limit:
+                break
+        await self._rows("forget_removed", REMOVED_KEPT, REMOVED_STEP)
+        return count
+
+    # Reading: one round trip each, where nothing else is said
+
+    async def load_lane(self, key: SessionKey) -> Lane:
+        """The lane of a session."""
+        return reads.lane(key, await self._rows("lane", *_escaped(key)))
+
+    async def busy_sessions(self) -> Sequence[BusySession]:
+        """All sessions with runs that are not terminal."""
+        return [reads.busy_session(row) for row in await self._rows("busy_sessions")]
+
+    async def get_run(self, key: RunKey) -> Run | None:
+        """A run, with the text of its end if it has ended."""
+        row = await self._row("run", *_escaped(key))
+        return None if row is None else reads.whole_run(row)
+
+    async def position_of(self, key: RunKey) -> Position | None:
+        """Where the terminal event of a run is in the log.
+
+        One more round trip where that is further than the listener was told.
+        """
+        row = await self._row("position_of_run", *_escaped(key))
+        if row is None:
+            return None
+        position: Position = row["position"]
+        if position > self.position:
+            await self._open.log.catch_up(position)
+        return position
+
+    async def list_runs(
+        self,
+        tenant: str,
+        *,
+        session_id: str | None = None,
+        states: Collection[RunState] = (),
+        after: int | None = None,
+        limit: int,
+    ) -> Page[Run, int]:
+        """Runs, the latest accepted first."""
+        before = reads.END_OF_LIST if after is None else after
+        wanted = frozenset(states or RunState)
+        if session_id is not None:
+            rows = await self._rows(
+                "runs_of_session",
+                escape(tenant),
+                escape(session_id),
+                before,
+                list(wanted),
+                limit + 1,
+            )
+        else:
+            rows = await self._rows(
+                "runs_of_tenant",
+                escape(tenant),
+                before,
+                list(wanted & reads.OPEN),
+                list(wanted - reads.OPEN),
+                limit + 1,
+            )
+        return reads.runs_page(rows, limit)
+
+    async def get_prompt(self, key: RunKey) -> Prompt | None:
+        """The prompt of a run."""
+        row = await self._row("prompt", *_escaped(key))
+        return None if row is None else reads.prompt(row)
+
+    async def run_events(
+        self, key: RunKey, *, after: int, limit: int, max_bytes: int
+    ) -> Sequence[RunEvent]:
+        """The events of a run after an index. Two round trips where its end is among them."""
+        rows = await self._rows(
+            "run_events", *_escaped(key), after, limit, max_bytes + reads.SLACK_BYTES
+        )
+        end = None
+        if rows and rows[-1]["kind"] == RUN_COMPLETE:
+            run = await self.get_run(key)
+            if run is None or run.complete is None:
+                return []  # its session was removed meanwhile
+            end = run.complete
+        return reads.run_events(key, rows, end, after=after, limit=limit, max_bytes=max_bytes)
+
+    async def get_session(self, key: SessionKey) -> Session | None:
+        """A session."""
+        row = await self._row("session", *_escaped(key))
+        return None if row is None else reads.session(row)
+
+    async def list_sessions(
+        self, tenant: str, *, after: int | None = None, limit: int
+    ) -> Page[Session, int]:
+        """Sessions, the latest created first."""
+        before = reads.END_OF_LIST if after is None else after
+        rows = await self._rows("sessions", escape(tenant), before, limit + 1)
+        return reads.sessions_page(rows, limit)
+
+    async def stored_bytes(self, tenant: str) -> int:
+        """About how many bytes a tenant has stored."""
+        rows = await self._rows("stored_bytes", escape(tenant))
+        total: int = rows[0]["bytes"]
+        return total
+
+    async def stale_sessions(self, before: Micros, limit: int) -> Sequence[IdleSession]:
+        """Idle sessions that were last written to before."""
+        rows = await self._rows("stale_sessions", before, limit)
+        return [IdleSession(reads.key_of(row), row["version"], row["accept_seq"]) for row in rows]
+
+    async def list_messages(
+        self, key: SessionKey, *, after: MessagePlace | None = None, limit: int, max_bytes: int
+    ) -> Page[Message, MessagePlace]:
+        """The transcript after a place."""
+        turn, ordinal = after or (0, 0)
+        rows = await self._rows(
+            "messages", *_escaped(key), turn, ordinal, limit + 1, max_bytes + reads.SLACK_BYTES
+        )
+        return reads.messages_page(rows, limit=limit, max_bytes=max_bytes)
+
+    async def log_bytes(self) -> int:
+        """About how large the event log is."""
+        row = await self._row("log_bytes")
+        size: int = row[0]
+        return size
+
+    async def completes(
+        self, tenant: str, wanted: EventFilter, *, after: Position, limit: int, max_bytes: int
+    ) -> LogPage:
+        """Terminal events after a position, in order, as far as the listener was told of them."""
+        known = self.position
+        if after >= known:
+            return LogPage((), after)
+        where = (escape(tenant), after, known, limit + 1, max_bytes + reads.SLACK_BYTES)
+        if wanted.everything:
+            rows = await self._rows("events", *where)
+        else:
+            ids = [[*map(escape, some)] for some in (wanted.session_ids, wanted.run_ids)]
+            rows = await self._rows("events_of", *where, *ids)
+        self._open.log.kept_from(rows[0]["compacted"])
+        page, more = reads.log_page(tenant, rows, limit=limit, max_bytes=max_bytes)
+        return LogPage(tuple(page), page[-1].position if more else known)
+
+    async def _rows(self, name: str, *args: object) -> Sequence[Any]:
+        return await self._open.pool.fetch(SQL[name], *args)
+
+    async def _row(self, name: str, *args: object) -> Any:
+        return await self._open.pool.fetchrow(SQL[name], *args)
+
+    @property
+    def _open(self) -> _Parts:
+        if self._parts is None:
+            raise StoreUnavailable("the store is not open")
+        return self._parts
+
+
+def _escaped(key: SessionKey | RunKey) -> tuple[str, str]:
+    return escape(key[0]), escape(key[1])
+
+
+def _future() -> Future[Result]:
+    return asyncio.get_running_loop().create_future()

@@ -1,0 +1,312 @@
+"""The store in a SQLite file: the embedded default, for one server.
+
+One connection writes (`sqlite_writer`), and it alone checkpoints: before SQLite 3.51.3 two that do
+can corrupt a database in WAL mode (sqlite.org/wal.html#walresetbug). One other connection reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from asyncio import Future
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Concatenate, ParamSpec, Self, TypeVar
+
+from runlane_server.core.errors import StoreUnavailable
+from runlane_server.core.model import (
+    Message,
+    Micros,
+    Prompt,
+    Run,
+    RunEvent,
+    RunKey,
+    RunState,
+    Session,
+    SessionKey,
+)
+from runlane_server.core.transition import Lane, Transition
+from runlane_server.store.base import (
+    BusySession,
+    EventFilter,
+    IdleSession,
+    Listener,
+    LogPage,
+    MessagePlace,
+    NewSession,
+    Page,
+    Position,
+    StoreError,
+    Watcher,
+)
+from runlane_server.store.sqlite import log as sqlite_log
+from runlane_server.store.sqlite import reads as sqlite_reads
+from runlane_server.store.sqlite.file import Opened, open_file
+from runlane_server.store.sqlite.reader import SqliteReader
+from runlane_server.store.sqlite.rows import (
+    Compaction,
+    Result,
+    append_unit,
+    commit_unit,
+    session_unit,
+)
+from runlane_server.store.sqlite.writer import SqliteWriter, unavailable
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+SUMMED_TOGETHER = 5_000
+"""Over how many sessions the reader sums in one go."""
+
+
+class SqliteStore:
+    """A store in the file at `path`, which is made if there is none. See `base.Store`."""
+
+    def __init__(self, path: Path) -> None:
+        self.listener: Listener | None = None
+        self.watcher: Watcher | None = None
+        self.on_failure: Callable[[StoreError], None] | None = None
+        self._path = path
+        self._open: Opened | None = None
+        self._writer: SqliteWriter | None = None
+        self._reader: SqliteReader | None = None
+        self._closing = AsyncExitStack()
+
+    # Of the store as a whole
+
+    @property
+    def store_id(self) -> bytes:
+        """8 random bytes that this store was given when it was made."""
+        return self._opened.store_id
+
+    @property
+    def cluster(self) -> None:
+        """None: it is one node's own."""
+
+    @property
+    def position(self) -> Position:
+        """The position of the last terminal event that is committed."""
+        return self._writing.position
+
+    @property
+    def behind(self) -> int:
+        """0: it is one node's own."""
+        return 0
+
+    @property
+    def compacted(self) -> Position:
+        """Events up to here were removed."""
+        return self._writing.compacted
+
+    @property
+    def failed(self) -> StoreError | None:
+        """Why the store cannot be written to any more."""
+        return None if self._writer is None else self._writer.failed
+
+    async def __aenter__(self) -> Self:
+        """Opens the file, and brings its schema up to date. Raises StartError."""
+        async with AsyncExitStack() as closing:
+            self._open = await open_file(self._path, closing)
+            self._writer = SqliteWriter(
+                self._open.writer, self._open.position, self._open.compacted, self
+            )
+            closing.push_async_callback(self._writer.close)
+            self._reader = SqliteReader(self._open.reader)
+            closing.push_async_callback(self._reader.close)
+            self._closing = closing.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Finishes the writes that were begun, and closes the file."""
+        self._open = None
+        await self._closing.aclose()
+
+    async def catch_up(self) -> None:
+        """Does nothing: the listener was told of all."""
+
+    # Writing
+
+    async def commit(self, base_version: int, transition: Transition) -> int:
+        """Writes a transition of a lane. Raises Stale and RunIdTaken."""
+        await self._writing.write(commit_unit(base_version, transition, _future()))
+        return transition.lane.version
+
+    async def append(self, key: RunKey, attempt: int, events: Sequence[RunEvent]) -> None:
+        """Adds events to the active run. Raises Stale."""
+        if events:
+            await self._writing.write(append_unit(key, attempt, events, _future()))
+
+    async def create_session(self, session: NewSession) -> None:
+        """Creates a session. Raises SessionTaken."""
+        await self._writing.write(session_unit(session, _future()))
+
+    async def compact(self, before: Micros, limit: int, *, keep_bytes: int | None = None) -> int:
+        """Removes the oldest terminal events from the log; returns how many."""
+        count = 0
+        while True:
+            step = Compaction(before, limit - count, keep_bytes, _future())
+            removed = await self._writing.write(step)
+            count += 0 if removed is None else removed.events
+            # What came meanwhile is committed between two steps.
+            if removed is None or not removed.more or count == limit:
+                return count
+
+    # Reading
+
+    async def load_lane(self, key: SessionKey) -> Lane:
+        """The lane of a session."""
+        return await self._look_up(sqlite_reads.lane, key)
+
+    async def busy_sessions(self) -> Sequence[BusySession]:
+        """All sessions with runs that are not terminal."""
+        return await self._page(sqlite_reads.busy_sessions)
+
+    async def get_run(self, key: RunKey) -> Run | None:
+        """A run, with the text of its end if it has ended."""
+        return await self._look_up(sqlite_reads.run, key)
+
+    async def position_of(self, key: RunKey) -> Position | None:
+        """Where the terminal event of a run is in the log."""
+        return await self._look_up(sqlite_log.position_of, key)
+
+    async def list_runs(
+        self,
+        tenant: str,
+        *,
+        session_id: str | None = None,
+        states: Collection[RunState] = (),
+        after: int | None = None,
+        limit: int,
+    ) -> Page[Run, int]:
+        """Runs, the latest accepted first."""
+        return await self._page(
+            sqlite_reads.list_runs,
+            tenant,
+            session_id=session_id,
+            states=states,
+            after=after,
+            limit=limit,
+        )
+
+    async def get_prompt(self, key: RunKey) -> Prompt | None:
+        """The prompt of a run."""
+        return await self._look_up(sqlite_reads.prompt, key)
+
+    async def run_events(
+        self, key: RunKey, *, after: int, limit: int, max_bytes: int
+    ) -> Sequence[RunEvent]:
+        """The events of a run after an index."""
+        return await self._page(sqlite_reads.run_events, key, after, limit, max_bytes)
+
+    async def get_session(self, key: SessionKey) -> Session | None:
+        """A session."""
+        return await self._look_up(sqlite_reads.session, key)
+
+    async def list_sessions(
+        self, tenant: str, *, after: int | None = None, limit: int
+    ) -> Page[Session, int]:
+        """Sessions, the latest created first."""
+        return await self._page(sqlite_reads.list_sessions, tenant, after, limit)
+
+    async def stored_bytes(self, tenant: str) -> int:
+        """About how many bytes a tenant has stored. Others read between two pieces."""
+        piece, place = await self._page(sqlite_reads.stored_bytes, tenant, 0, SUMMED_TOGETHER)
+        total = piece
+        while place:
+            read = sqlite_reads.stored_bytes
+            piece, place = await self._page(read, tenant, place, SUMMED_TOGETHER)
+            total += piece
+        return total
+
+    async def stale_sessions(self, before: Micros, limit: int) -> Sequence[IdleSession]:
+        """Idle sessions that were last written to before."""
+        return await self._page(sqlite_reads.stale_sessions, before, limit)
+
+    async def list_messages(
+        self, key: SessionKey, *, after: MessagePlace | None = None, limit: int, max_bytes: int
+    ) -> Page[Message, MessagePlace]:
+        """The transcript after a place."""
+        return await self._page(sqlite_reads.list_messages, key, after, limit, max_bytes)
+
+    async def log_bytes(self) -> int:
+        """About how large the event log is."""
+        return await self._look_up(sqlite_log.log_bytes)
+
+    async def completes(
+        self, tenant: str, wanted: EventFilter, *, after: Position, limit: int, max_bytes: int
+    ) -> LogPage:
+        """Terminal events after a position, in order."""
+        known = self.position
+        if after >= known:
+            return LogPage((), after)
+        page, more, compacted = await self._page(
+            sqlite_log.log_page,
+            tenant,
+            wanted,
+            after=after,
+            known=known,
+            limit=limit,
+            max_bytes=max_bytes,
+        )
+        # The reader may see a compaction before the writer has been told that it is committed.
+        self._writing.compacted = max(self._writing.compacted, compacted)
+        return LogPage(tuple(page), page[-1].position if more else known)
+
+    async def _look_up(
+        self,
+        read: Callable[Concatenate[sqlite3.Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        try:
+            return await self._reading.look_up(read, *args, **kwargs)
+        except sqlite3.Error as error:
+            raise _unreadable() from error
+
+    async def _page(
+        self,
+        read: Callable[Concatenate[sqlite3.Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        try:
+            return await self._reading.page(read, *args, **kwargs)
+        except sqlite3.Error as error:
+            raise _unreadable() from error
+
+    @property
+    def _reading(self) -> SqliteReader:
+        if self.failed is not None:
+            # It might see what the failed COMMIT has left, and what is gone after a restart.
+            raise unavailable(self.failed)
+        if self._open is None or self._reader is None:
+            raise StoreUnavailable("the store is not open")
+        return self._reader
+
+    @property
+    def _opened(self) -> Opened:
+        if self._open is None:
+            raise StoreUnavailable("the store is not open")
+        return self._open
+
+    @property
+    def _writing(self) -> SqliteWriter:
+        if self._writer is None:
+            raise StoreUnavailable("the store is not open")
+        return self._writer
+
+
+def _unreadable() -> StoreUnavailable:
+    return StoreUnavailable("the store could not be read; repeat the call")
+
+
+def _future() -> Future[Result]:
+    return asyncio.get_running_loop().create_future()

@@ -1,0 +1,93 @@
+"""Quotas by the access file: in force from the start on, and as soon as the file changes."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+import runlane
+from runlane import Client, QuotaExceeded, RetryPolicy
+from runlane_server.access import editing
+from runlane_server.access.caller import Role
+from runlane_server.access.quotas import Quota
+from runlane_server.config import Config
+from runlane_server.core.errors import StartError
+from runlane_server.process.entrance import LOOK_SECONDS, Entrance
+from support import rpc_process as process
+
+SECONDS = 30.0
+
+
+def with_quotas(path: Path, quotas: str) -> str:
+    """Writes a file with a token and quotas; returns the token."""
+    path.unlink(missing_ok=True)
+    token = editing.add(path, "me", tenant="acme", role=Role.RUN)
+    path.write_text(f"{path.read_text()}\n{quotas}")
+    return token
+
+
+def test_the_file_says_what_tenants_may_take_and_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "access.toml"
+    with_quotas(path, '[tenants.acme]\nmax_streams = 3\n[tenants."*"]\nmax_active_runs = 1\n')
+    entrance = Entrance(Config(access=str(path)))
+    door = entrance.door("")
+    assert entrance.quotas.of("acme") == Quota(max_streams=3)
+    assert entrance.quotas.of("other") == Quota(max_active_runs=1)
+    with_quotas(path, "[tenants.acme]\nmax_streams = 33\n")
+    entrance.look(door)
+    assert entrance.quotas.of("acme") == Quota(max_streams=33)
+    # A file with a mistake in it changes nothing.
+    with_quotas(path, "[tenants.acme]\nmax_streams = -1\n")
+    entrance.look(door)
+    assert entrance.quotas.of("acme") == Quota(max_streams=33)
+    with pytest.raises(StartError, match=r"tenants\.acme\.max_streams: .* 0 or more"):
+        Entrance(Config(access=str(path)))
+
+
+async def test_a_server_keeps_to_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "access.toml"
+    token = with_quotas(path, "[tenants.acme]\nmax_waiting_runs = 1\nmax_streams = 0\n")
+    flags = ("--store", "memory:", "--access", str(path), "--max-active-runs", "0")
+    with process.server(tmp_path, *flags) as server:
+        async with Client(server.address, token=token, retry=RetryPolicy(attempts=1)) as client:
+            await client.run_accepted("s", "x", allow_missing=True)
+            with pytest.raises(QuotaExceeded) as refused:
+                await client.run_accepted("s", "x")
+            (violation,) = refused.value.violations
+            assert violation == runlane.Violation("acme", "max_waiting_runs is 1")
+            assert refused.value.retry_after is not None
+            with pytest.raises(QuotaExceeded, match="max_streams is 0"):
+                await client.wait_run("r", timeout=0)
+            path.write_text(path.read_text().replace("max_waiting_runs = 1", ""))
+            async with asyncio.timeout(SECONDS):
+                while True:
+                    try:
+                        await client.run_accepted("s", "x")
+                        break
+                    except QuotaExceeded:
+                        await asyncio.sleep(LOOK_SECONDS / 10)
+
+
+async def test_stored_bytes_are_measured_while_it_serves(tmp_path: Path) -> None:
+    path = tmp_path / "access.toml"
+    token = with_quotas(path, "[tenants.acme]\nmax_stored_bytes = 6_000\n")
+    flags = ("--store", "sqlite:///runlane.db", "--access", str(path), "--max-active-runs", "0")
+    for wanted in ("accepted", "refused"):
+        # A server that has just started knows it from the store alone.
+        with process.server(tmp_path, *flags) as server:
+            async with (
+                Client(server.address, token=token, retry=RetryPolicy(attempts=1)) as client,
+                asyncio.timeout(SECONDS),
+            ):
+                if wanted == "accepted":
+                    await client.run_accepted("s", "x" * 5_800, allow_missing=True)
+                    continue
+                refusal: runlane.RunlaneError | None = None
+                while not isinstance(refusal, QuotaExceeded):
+                    with pytest.raises((QuotaExceeded, runlane.SessionNotFound)) as refused:
+                        await client.run_accepted("none", "x")
+                    refusal = refused.value
+                    await asyncio.sleep(LOOK_SECONDS / 10)
+                assert refusal.retry_after is None

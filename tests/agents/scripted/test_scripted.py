@@ -1,0 +1,151 @@
+"""The scripted agent and its gates."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from runlane_server.agents.base import AgentError, Report
+from runlane_server.agents.scripted.agent import BAD_SCRIPT, ScriptedAgent
+from runlane_server.agents.scripted.gates import Gates
+from runlane_server.core.model import (
+    FinishReason,
+    Prompt,
+    ReasoningDelta,
+    Role,
+    TextDelta,
+    ToolCall,
+    ToolResult,
+    Usage,
+)
+from support.turns import LocalTurn, Working, ask, collect, message, texts, usage
+
+
+def script(*steps: object) -> LocalTurn:
+    return ask(json.dumps(steps))
+
+
+async def test_does_each_kind_of_step() -> None:
+    events = await collect(
+        ScriptedAgent(),
+        script(
+            {"reasoning": "hm"},
+            {"text": "so", "repeat": 2},
+            {"tool_call": {"id": "1", "name": "look", "arguments": {"at": 3}}},
+            {"tool_result": {"id": "1", "name": "look", "content": "seen", "is_error": True}},
+            {"usage": {"input_tokens": 3}},
+            {"model": "m"},
+            {"finish": "length"},
+        ),
+    )
+    assert events == [
+        ReasoningDelta("hm"),
+        TextDelta("so"),
+        TextDelta("so"),
+        ToolCall("1", "look", '{"at": 3}'),
+        ToolResult("1", "look", "seen", is_error=True),
+        Report(usage=Usage(input_tokens=3)),
+        Report(model="m"),
+        Report(finish_reason=FinishReason.LENGTH),
+    ]
+    assert usage(events) == Usage(input_tokens=3)
+
+
+async def test_says_back_a_plain_prompt() -> None:
+    assert texts(await collect(ScriptedAgent(), ask("hello {there}"))) == ["hello {there}"]
+
+
+async def test_takes_folded_prompts_where_it_says_so() -> None:
+    turn = script({"text": "a"}, {"step": True}, {"text": "b"})
+    turn.waiting = ["x", "y"]
+    said = texts(await collect(ScriptedAgent(), turn))
+    assert said == ["a", "[folded: x]", "[folded: y]", "b"]
+    untaken = script({"text": "a"})
+    untaken.waiting = ["x"]
+    await collect(ScriptedAgent(), untaken)
+    assert untaken.waiting == ["x"]
+
+
+async def test_says_what_the_turn_has() -> None:
+    kinds = ["attempt", "history", "metadata", "run_id", "session_id"]
+    turn = LocalTurn(
+        Prompt(json.dumps([{"say": kind} for kind in kinds])),
+        messages=[message(1, Role.USER, "hi"), message(1, Role.ASSISTANT, "yes")],
+        metadata={"k": "v"},
+        attempt=2,
+    )
+    said = texts(await collect(ScriptedAgent(), turn))
+    assert said == ["2", "user: hi\nassistant: yes", '{"k": "v"}', "r1", "s1"]
+
+
+async def test_fails_as_it_says() -> None:
+    with pytest.raises(AgentError) as failed:
+        await collect(ScriptedAgent(), script({"fail": "no luck", "reason": "LUCK"}))
+    assert (failed.value.reason, failed.value.message) == ("LUCK", "no luck")
+    with pytest.raises(RuntimeError, match="boom"):
+        await collect(ScriptedAgent(), script({"crash": "boom"}))
+
+
+async def test_one_run_opens_the_gate_of_another() -> None:
+    agent = ScriptedAgent()
+    waiting = Working(agent, script({"text": "before"}, {"wait": "g"}, {"text": "after"}))
+    await waiting.said("before")
+    await agent.gates.reached("g")
+    assert waiting.text == "before"
+    await collect(agent, script({"open": "g"}))
+    await waiting.task
+    assert waiting.text == "beforeafter"
+
+
+async def test_a_run_at_a_gate_can_be_cancelled() -> None:
+    agent = ScriptedAgent()
+    working = Working(agent, script({"wait": "g"}))
+    await agent.gates.reached("g")
+    await working.cancel()
+
+
+async def test_a_run_can_ignore_cancels_until_its_gate_opens() -> None:
+    gates = Gates()
+    steps = script({"wait": "g", "ignore_cancel": True}, {"text": "still here"})
+    working = Working(ScriptedAgent(gates), steps)
+    await gates.reached("g")
+    for _ in range(2):
+        working.task.cancel()
+        await gates.cancel_ignored("g")
+    await asyncio.sleep(0)
+    assert not working.task.done()
+    gates.open("g")
+    await working.task
+    assert working.text == "still here"
+
+
+async def test_many_repetitions_can_be_cancelled() -> None:
+    working = Working(ScriptedAgent(), script({"text": "x", "repeat": 10**9}))
+    await working.said("x")
+    await working.cancel()
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("[", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[1]", "step 1: 1 is not an object"),
+        ('[{"text": "a"}, {"txt": "b"}]', "step 2: needs exactly one of text, "),
+        ('[{"text": "a", "wait": "g"}]', "step 1: needs exactly one of"),
+        ('[{"text": 1}]', "step 1: 1 is not a text"),
+        ('[{"text": "a", "reason": "b"}]', "step 1: 'text' does not take 'reason'"),
+        ('[{"finish": "tired"}]', "'tired' is not a valid FinishReason"),
+        ('[{"tool_call": {"id": "1"}}]', "step 1: 'name' is missing"),
+        ('[{"usage": {"euros": 1}}]', "unexpected keyword argument 'euros'"),
+        ('[{"say": "hello"}]', "'hello' is none of attempt, history"),
+        ('[{"text": "a", "repeat": -1}]', "-1 is not a count"),
+    ],
+)
+async def test_a_bad_script_is_refused_before_its_first_step(text: str, complaint: str) -> None:
+    with pytest.raises(AgentError) as failed:
+        await anext(ScriptedAgent().run(ask(text)))
+    assert failed.value.reason == BAD_SCRIPT
+    assert complaint in failed.value.message

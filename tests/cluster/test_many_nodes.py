@@ -1,0 +1,39 @@
+"""The service of a node that lags behind another one."""
+
+from __future__ import annotations
+
+import pytest
+
+from runlane.v1 import run_service_pb2 as pb
+from runlane_server.store.stores import open_store
+from support.rpc_wire import serving
+
+
+async def test_r25_a_cursor_of_another_node_may_be_ahead_of_what_this_one_was_told(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from runlane_server.store.postgres.store import PostgresStore  # noqa: PLC0415
+    from support.postgres import listening  # noqa: PLC0415 - an optional extra
+
+    monkeypatch.setattr("runlane_server.store.postgres.log.POLL_SECONDS", 3_600.0)
+    store, lagging = PostgresStore(postgres_url), open_store(postgres_url)
+    async with serving(store=store) as one, serving(store=lagging) as two:
+        await listening(postgres_url, 2)
+        await store._open.notifier.close()
+        wanted = pb.RunAcceptedRequest(session_id="s", prompt='[{"text": "x"}]', allow_missing=True)
+        run_id = (await one.runs.RunAccepted(wanted)).run.run_id
+        await one.runs.WaitRun(pb.WaitRunRequest(run_id=run_id))
+        first = one.runs.SubscribeRunComplete(pb.SubscribeRunCompleteRequest(from_beginning=True))
+        async for answer in first:
+            if answer.WhichOneof("event") == "run_complete":
+                break
+        first.cancel()
+        assert lagging.position == 0
+        resumed = two.runs.SubscribeRunComplete(
+            pb.SubscribeRunCompleteRequest(cursor=answer.cursor)
+        )
+        async for mark in resumed:
+            assert mark.cursor == answer.cursor
+            break
+        resumed.cancel()
+        assert lagging.position == 1

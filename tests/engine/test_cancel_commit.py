@@ -1,0 +1,95 @@
+"""A cancel and the end that it brings about: one commit where the agent returns at once."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from runlane_server.core.errors import RunIdConflict, StoreUnavailable
+from runlane_server.core.model import RunState, WhenBusy
+from runlane_server.core.transition import Transition
+from runlane_server.store.memory.store import MemoryStore
+from support.node import Node, running, say, script, wait
+
+S = RunState
+
+
+class Watched(MemoryStore):
+    """Counts commits, and fails as many as it is told to without writing anything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.commits = 0
+        self.to_fail = 0
+
+    async def commit(self, base_version: int, transition: Transition) -> int:
+        self.commits += 1
+        if self.to_fail:
+            self.to_fail -= 1
+            raise StoreUnavailable("nothing was written")
+        return await super().commit(base_version, transition)
+
+
+async def test_r9_the_cancel_and_the_end_are_one_commit() -> None:
+    async with Watched() as store, running(store) as node:
+        run = await node.blocked("s", "g")
+        before = store.commits
+        receipt = await node.coordinator.cancel("s", reason="enough")
+        assert [(it.run_id, it.state) for it in receipt.cancelled] == [(run.run_id, S.ACTIVE)]
+        end = await node.end(run.run_id)
+        assert (end.state, end.cancel_reason) == (S.CANCELLED, "enough")
+        assert store.commits == before + 1
+
+
+async def test_r9_the_next_run_starts_in_the_same_commit() -> None:
+    async with Watched() as store, running(store) as node:
+        run = await node.blocked("s", "g")
+        waiting = await node.accept("s", script(wait("h")))
+        before = store.commits
+        await node.coordinator.cancel("s", run_id=run.run_id)
+        assert await node.state(run.run_id) is S.CANCELLED
+        assert await node.state(waiting.run.run_id) is S.ACTIVE
+        assert store.commits == before + 1
+        node.gates.open("h")
+        assert (await node.end(waiting.run.run_id)).state is S.COMPLETED
+
+
+async def test_r9_an_agent_that_takes_its_time_does_not_hold_up_the_answer() -> None:
+    async with Watched() as store, running(store) as node:
+        accepted = await node.accept("s", script(wait("g", ignore_cancel=True)))
+        await node.gates.reached("g")
+        async with asyncio.timeout(2.0):
+            receipt = await node.coordinator.cancel("s")
+        assert len(receipt.cancelled) == 1
+        assert await node.state(accepted.run.run_id) is S.CANCELLING
+        node.gates.open("g")
+        assert (await node.end(accepted.run.run_id)).state is S.CANCELLED
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+async def test_r19_a_run_that_was_stopped_has_not_completed_whatever_the_store_does(
+    failures: int,
+) -> None:
+    """Whoever sent the cancel was told that its outcome is unknown."""
+    async with Watched() as store, running(store) as node:
+        run = await node.blocked("s", "g")
+        store.to_fail = failures
+        with pytest.raises(StoreUnavailable):
+            await node.coordinator.cancel("s", reason="enough")
+        end = await node.end(run.run_id)
+        assert (end.state, end.cancel_reason) == (S.CANCELLED, "enough")
+
+
+async def test_r27_an_interrupting_accept_that_is_refused_leaves_the_active_run_alone(
+    node: Node,
+) -> None:
+    taken = await node.queue("another", "x")
+    await node.end(taken.run_id)
+    run = await node.accept("s", script(wait("g"), say("done")))
+    await node.gates.reached("g")
+    with pytest.raises(RunIdConflict):
+        await node.queue("s", "y", run_id=taken.run_id, when_busy=WhenBusy.INTERRUPT)
+    assert await node.state(run.run.run_id) is S.ACTIVE
+    node.gates.open("g")
+    assert (await node.end(run.run.run_id)).text == "done"

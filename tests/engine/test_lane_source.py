@@ -1,0 +1,109 @@
+"""Where most sessions are new ones nobody looks for the next one; a wrong guess changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from engine.test_recent import Counting
+from runlane_server.core.errors import SessionBusy
+from runlane_server.core.limits import Limits
+from runlane_server.core.model import Prompt, RunRequest, RunState, WhenBusy
+from runlane_server.engine import lane_source
+from runlane_server.store.base import Store
+from support.node import Node, running
+
+MANY = 200
+"""New sessions after which the next one is expected to be new, too."""
+
+
+async def _fill(node: Node) -> None:
+    for n in range(MANY):
+        await node.accept(f"new {n}", "x")
+
+
+async def test_a_new_session_among_new_ones_is_not_looked_for() -> None:
+    async with Counting() as store, running(store, limits=Limits(max_active_runs=0)) as node:
+        await _fill(node)
+        read = store.lanes
+        accepted = await node.accept("one more", "x")
+        assert (store.lanes, accepted.run.accept_seq) == (read, 1)
+
+
+async def test_a_session_among_known_ones_is_looked_for_before_the_commit() -> None:
+    async with Counting() as store:
+        held = Limits(max_active_runs=0)
+        async with running(store, limits=held) as node:
+            await _fill(node)
+        read, wrote = store.lanes, store.commits
+        async with running(store, limits=held) as node:
+            await _fill(node)
+        assert (store.lanes - read, store.commits - wrote) == (MANY, MANY)
+
+
+async def test_r04_a_session_that_was_taken_for_new_goes_on_where_it_was(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(store) as node:
+        await node.coordinator.run("s", Prompt("a"))
+    monkeypatch.setattr(lane_source, "LIKELY", 0.0)
+    async with running(store) as node:
+        assert (await node.coordinator.run("s", Prompt("b"))).accept_seq == 2
+        runs = [await node.accept("s", "c", run_id="c"), await node.accept("s", "c", run_id="c")]
+        assert [accepted.run.accept_seq for accepted in runs] == [3, 3]
+        await node.end("c")
+    async with running(store) as node:
+        again = await node.accept("s", "c", run_id="c")
+        assert (again.run.accept_seq, again.run.state) == (3, RunState.COMPLETED)
+        said = [line for line in await node.lines("s") if line.startswith("user")]
+        assert said == ["user: a", "user: b", "user: c"]
+
+
+async def test_r07_a_session_that_was_taken_for_new_keeps_its_order(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(store, limits=Limits(max_active_runs=0)) as node:
+        first = [await node.queue("s", f"{n}") for n in range(3)]
+    monkeypatch.setattr(lane_source, "LIKELY", 0.0)
+    async with running(store, limits=Limits(max_active_runs=1)) as node:
+        await node.blocked("other", "g")
+        last = await node.queue("s", "last")
+        node.gates.open("g")
+        ends = [await node.end(run.run_id) for run in (*first, last)]
+        assert [end.state for end in ends] == [RunState.COMPLETED] * 4
+        assert ends == sorted(ends, key=lambda end: end.ended_at)
+
+
+async def test_r10_a_cancel_covers_what_a_guess_did_not_see(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Limits(max_active_runs=0)
+    async with running(store, limits=held) as node:
+        waits = await node.queue("s", "x")
+    monkeypatch.setattr(lane_source, "LIKELY", 0.0)
+    async with running(store, limits=held) as node:
+        coordinator = node.coordinator
+        with coordinator.begin_accepted("s") as first, coordinator.begin_accepted("s") as second:
+            request = RunRequest(second.run_id, Prompt("y"), WhenBusy.REJECT)
+            with pytest.raises(SessionBusy):
+                await coordinator.run_accepted(second, request, allow_missing=True)
+            receipt = await coordinator.cancel("s")
+            covered = [run.run_id for run in receipt.cancelled]
+        assert covered == [waits.run_id, first.run_id]
+        assert (await node.end(waits.run_id)).state is RunState.CANCELLED
+
+
+async def test_r29_a_burst_on_a_session_that_was_taken_for_new_starts_one_run(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(store) as node:
+        await node.coordinator.run("s", Prompt("a"))
+    monkeypatch.setattr(lane_source, "LIKELY", 0.0)
+    async with running(store, limits=Limits(max_active_runs=8)) as node:
+        burst = await asyncio.gather(*(node.queue("s", f"{n}") for n in range(8)))
+        assert sorted(run.accept_seq for run in burst) == list(range(2, 10))
+        assert sum(run.state is RunState.ACTIVE for run in burst) <= 1
+        for run in burst:
+            assert (await node.end(run.run_id)).state is RunState.COMPLETED
+    assert not await store.busy_sessions()

@@ -1,0 +1,156 @@
+"""A node that starts on what another left behind: a copy of its store, taken at some instant.
+
+Such a copy is what a node finds that was killed at that instant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+
+from engine.copies import copy_of
+from runlane_server.core.limits import Limits
+from runlane_server.core.model import FinishReason, RunKey, RunState, Started
+from runlane_server.store.base import Store
+from runlane_server.store.stores import open_store
+from support.node import SECONDS, STEP, Node, running, say, script, wait
+
+pytestmark = pytest.mark.stores("sqlite", "postgresql")
+
+S = RunState
+
+Second: TypeAlias = Callable[..., AbstractAsyncContextManager[Node]]
+
+
+@pytest.fixture
+async def first(store: Store) -> AsyncIterator[Node]:
+    async with running(store) as node:
+        yield node
+
+
+@pytest.fixture
+def second(store_url: str, tmp_path: Path) -> Second:
+    """A node on a copy of what the first one has committed by now."""
+
+    @asynccontextmanager
+    async def started(limits: Limits | None = None) -> AsyncIterator[Node]:
+        async with (
+            copy_of(store_url, tmp_path) as url,
+            open_store(url) as store,
+            running(store, limits=limits) as node,
+        ):
+            yield node
+
+    return started
+
+
+async def heard(node: Node, run_id: str, text: str) -> None:
+    """Returns when the text of a run is in the store."""
+    follower = node.feed.follow(RunKey("default", run_id), 0)
+    said = ""
+    while text not in said:
+        for event in await follower.next():
+            said += getattr(event.body, "text", "")
+    follower.close()
+
+
+async def test_waiting_runs_go_on_in_order(first: Node, second: Second) -> None:
+    active = await first.blocked("s", "g")
+    queued = [await first.queue("s", str(n)) for n in range(3)]
+    async with second() as node:
+        await node.end(queued[-1].run_id)
+        ended = [(c.run_id, c.state) for c in await node.completes()]
+    assert ended == [
+        (active.run_id, S.FAILED),
+        *((run.run_id, S.COMPLETED) for run in queued),
+    ]
+
+
+async def test_r21_an_active_run_ends_interrupted_and_keeps_its_text(
+    first: Node, second: Second
+) -> None:
+    call = {"tool_call": {"id": "1", "name": "look"}}
+    run = (await first.accept("s", script(say("so "), say("far"), call, wait("g")))).run
+    await first.gates.reached("g")
+    await heard(first, run.run_id, "so far")
+    async with second() as node:
+        complete = await node.end(run.run_id)
+        assert complete.finish_reason is FinishReason.INTERRUPTED
+        assert complete.error is not None
+        assert (complete.error.reason, complete.text) == ("INTERRUPTED", "so far")
+        history = await node.end((await node.accept("s", script({"say": "history"}))).run.run_id)
+        assert "assistant: so far" in history.text
+        indices = [event.index for event in await node.events(run.run_id)]
+        assert indices == list(range(1, len(indices) + 1))
+
+
+async def test_r07_a_run_with_an_attempt_left_is_retried_before_the_waiting_ones(
+    first: Node, second: Second
+) -> None:
+    prompt = script({"say": "attempt"}, wait("g"))
+    run = (await first.accept("s", prompt, max_attempts=2)).run
+    await first.gates.reached("g")
+    queued = await first.queue("s", "later")
+    async with second() as node:
+        await node.gates.reached("g")
+        node.gates.open("g")
+        await node.end(queued.run_id)
+        ended = await node.completes()
+        assert [c.run_id for c in ended] == [run.run_id, queued.run_id]
+        assert (ended[0].text, ended[0].attempt, ended[0].state) == ("2", 2, S.COMPLETED)
+        starts = [e.body for e in await node.events(run.run_id) if isinstance(e.body, Started)]
+        assert starts == [Started(1), Started(2)]
+        assert [m.role for m in await node.messages("s")] == ["user", "assistant"] * 2
+
+
+async def test_r19_a_cancel_that_was_answered_stays_in_force(first: Node, second: Second) -> None:
+    prompt = script(wait("g", ignore_cancel=True))
+    run = (await first.accept("s", prompt, max_attempts=5)).run
+    await first.gates.reached("g")
+    await first.coordinator.cancel("s")
+    async with second() as node:
+        assert (await node.end(run.run_id)).state is S.CANCELLED
+    first.gates.open("g")
+
+
+async def test_r26_folded_runs_are_retried_with_their_turn(first: Node, second: Second) -> None:
+    prompt = script(wait("a"), STEP, wait("b"), say("end"))
+    host = (await first.accept("s", prompt, max_attempts=2)).run
+    await first.gates.reached("a")
+    folded = await first.fold("s", "and this")
+    first.gates.open("a")
+    await first.gates.reached("b")
+    assert await first.state(folded.run_id) is S.FOLDED
+    async with second() as node:
+        node.gates.open("a")
+        node.gates.open("b")
+        assert (await node.end(host.run_id)).text == "[folded: and this]end"
+        assert (await node.end(folded.run_id)).folded_into == host.run_id
+        assert [m.role for m in await node.messages("s")] == ["user", "user", "assistant"]
+
+
+async def test_work_that_was_left_is_counted_and_covered_by_a_cancel(
+    first: Node, second: Second
+) -> None:
+    active = await first.blocked("s", "g")
+    queued = await first.queue("s", "x")
+    async with second(limits=Limits(max_active_runs=0)) as node:
+        # At the start, or as soon as it is known that its node is gone.
+        assert (await node.end(active.run_id)).finish_reason is FinishReason.INTERRUPTED
+        assert await node.coordinator.is_session_busy("s")
+        assert node.coordinator.is_busy()
+        receipts = await node.coordinator.cancel_all()
+        assert [c.run_id for r in receipts for c in r.cancelled] == [queued.run_id]
+        assert (await node.end(queued.run_id)).state is S.CANCELLED
+
+
+async def test_the_wait_for_a_run_goes_on_after_a_restart(first: Node, second: Second) -> None:
+    await first.blocked("s", "g")
+    queued = await first.queue("s", "later")
+    async with second() as node:
+        run = await node.coordinator.wait_run(queued.run_id, timeout=SECONDS)
+        assert run.state is S.COMPLETED

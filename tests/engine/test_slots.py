@@ -1,0 +1,347 @@
+"""Who gets a slot: tenants take turns, none has more than it may, and none is left free."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from runlane_server.access.quotas import Quota, QuotaBook, Quotas
+from runlane_server.core.model import SessionKey
+from runlane_server.engine import slots as module
+from runlane_server.engine.slots import UNLIMITED, Slots
+from runlane_server.engine.turns import turns_of
+from runlane_server.store.base import Turn, Turns
+
+QUIET, NOISY, OTHER = "quiet", "noisy", "other"
+
+
+def key(tenant: str, number: int = 0) -> SessionKey:
+    return SessionKey(tenant, f"s{number}")
+
+
+class Node:
+    """Slots, and lanes that start a run as soon as they are called."""
+
+    def __init__(self, total: int, most: dict[str, int] | None = None) -> None:
+        self.most = most or {}
+        self.slots = Slots(total, self._called, self.most.get)
+        self.called: list[SessionKey] = []
+        self.started: list[SessionKey] = []
+        self.slots.open()
+
+    def _called(self, lane: SessionKey) -> None:
+        self.called.append(lane)
+
+    def arrive(self, *lanes: SessionKey) -> None:
+        """Lanes have a run to start, each."""
+        for lane in lanes:
+            if self.slots.take(lane):
+                self._start(lane)
+
+    def end(self, lane: SessionKey) -> SessionKey | None:
+        """A run ends, and its lane has no other; returns the lane that starts one instead."""
+        before = len(self.started)
+        self.slots.settle(lane, running=False, startable=False)
+        self.start_called()
+        return self.started[-1] if len(self.started) > before else None
+
+    def start_called(self) -> None:
+        """What was called starts."""
+        while self.called:
+            lane = self.called.pop(0)
+            assert self.slots.take(lane)
+            self._start(lane)
+
+    def _start(self, lane: SessionKey) -> None:
+        self.slots.settle(lane, running=True, startable=False)
+        self.started.append(lane)
+
+
+def tenants(lanes: Sequence[SessionKey]) -> list[str]:
+    return [lane.tenant for lane in lanes]
+
+
+def test_who_has_the_fewest_comes_next_and_ten_thousand_lanes_are_in_nobodys_way() -> None:
+    node = Node(4)
+    node.arrive(*(key(NOISY, n) for n in range(10_000)))
+    assert tenants(node.started) == [NOISY] * 4
+    node.arrive(key(QUIET))
+    assert node.end(key(NOISY, 0)) == key(QUIET)
+    assert node.end(key(QUIET)) == key(NOISY, 4)
+
+
+def test_a_tenant_with_long_runs_does_not_take_all_slots_by_and_by() -> None:
+    """Turns at starting alone would give them all to it: its runs do not end."""
+    node = Node(4)
+    node.arrive(*(key(NOISY, n) for n in range(9)), *(key(QUIET, n) for n in range(9)))
+    assert tenants(node.started) == [NOISY] * 4
+    assert node.end(key(NOISY, 0)) == key(QUIET, 0)
+    assert node.end(key(NOISY, 1)) == key(QUIET, 1)
+    for n in range(7):
+        assert node.end(key(QUIET, n)) == key(QUIET, n + 2)
+
+
+def test_tenants_with_equally_many_take_turns() -> None:
+    node = Node(1)
+    node.arrive(key(OTHER, 99))
+    everyone = [key(tenant, n) for tenant in (NOISY, QUIET, OTHER) for n in range(3)]
+    node.arrive(*everyone)
+    order = [node.end(key(OTHER, 99))]
+    while order[-1] is not None:
+        order.append(node.end(order[-1]))
+    assert tenants([lane for lane in order if lane]) == [NOISY, QUIET, OTHER] * 3
+
+
+def test_within_a_tenant_the_longest_waiting_lane_comes_next() -> None:
+    node = Node(1)
+    node.arrive(*(key(NOISY, n) for n in (5, 3, 8, 1)))
+    order = [node.end(key(NOISY, 5)), node.end(key(NOISY, 3)), node.end(key(NOISY, 8))]
+    assert order == [key(NOISY, 3), key(NOISY, 8), key(NOISY, 1)]
+
+
+def test_a_tenant_at_its_limit_is_passed_over_and_leaves_slots_free() -> None:
+    node = Node(4, {NOISY: 2})
+    node.arrive(*(key(NOISY, n) for n in range(9)))
+    assert len(node.started) == 2
+    # Two are free, and those in line cannot have them.
+    assert node.slots.free == 2
+    node.arrive(key(QUIET, 0), key(QUIET, 1), key(QUIET, 2))
+    assert tenants(node.started) == [NOISY, NOISY, QUIET, QUIET]
+    assert node.end(key(QUIET, 0)) == key(QUIET, 2)
+    assert node.end(key(NOISY, 0)) == key(NOISY, 2)
+
+
+def test_a_higher_limit_counts_at_once_and_a_lower_one_as_runs_end() -> None:
+    node = Node(4, {NOISY: 1})
+    node.arrive(*(key(NOISY, n) for n in range(9)))
+    node.most[NOISY] = 3
+    node.slots.look_again()
+    node.start_called()
+    assert len(node.started) == 3
+    node.most[NOISY] = 1
+    assert [node.end(key(NOISY, n)) for n in range(2)] == [None, None]
+    assert node.end(key(NOISY, 2)) == key(NOISY, 3)
+
+
+def test_a_lane_keeps_its_slot_unless_somebody_waits_who_could_have_it() -> None:
+    node = Node(1, {NOISY: 1, QUIET: 0})
+    node.arrive(key(NOISY), key(QUIET))
+    assert node.slots.take(key(NOISY))
+    node.most[QUIET] = 1
+    assert not node.slots.take(key(NOISY))
+    node.slots.settle(key(NOISY), running=False, startable=True)
+    assert node.called == [key(QUIET)]
+
+
+def test_a_lane_gives_up_a_slot_that_its_tenant_may_not_have_any_more() -> None:
+    node = Node(2, {NOISY: 2})
+    node.arrive(key(NOISY, 0), key(NOISY, 1))
+    node.most[NOISY] = 1
+    assert not node.slots.take(key(NOISY, 0))
+    node.slots.settle(key(NOISY, 0), running=False, startable=True)
+    assert (node.called, node.slots.in_use) == ([], 1)
+    node.slots.settle(key(NOISY, 0), running=False, startable=False)
+    assert node.slots.take(key(NOISY, 1))
+
+
+def test_whose_turn_it_is_is_told_with_the_room_each_has() -> None:
+    node = Node(8, {NOISY: 3})
+    node.arrive(key(NOISY, 0), key(QUIET), key(OTHER), key(NOISY, 1))
+    node.end(key(QUIET))
+    assert node.slots.turns == (
+        Turn(QUIET, UNLIMITED),
+        Turn(OTHER, UNLIMITED),
+        Turn(NOISY, 1),
+    )
+    node.arrive(key(NOISY, 2), key(NOISY, 3))
+    assert node.slots.turns[-1] == Turn(NOISY, 0)
+
+
+def test_the_store_is_told_whose_turn_it_is_with_those_first_who_had_none() -> None:
+    book = QuotaBook(Quotas({NOISY: Quota(max_active_runs=2), "fresh": Quota(max_active_runs=7)}))
+    slots = Slots(8, lambda _: None, book.max_active)
+    slots.open()
+    for lane in (key(NOISY), key(QUIET)):
+        assert slots.take(lane)
+    slots.settle(key(QUIET), running=False, startable=False)
+    told = (Turn("fresh", 7), Turn(QUIET, UNLIMITED), Turn(NOISY, 1))
+    assert turns_of(slots, book) == Turns(told, UNLIMITED)
+    book.replace(Quotas({}, others=Quota(max_active_runs=1)))
+    assert turns_of(slots, book) == Turns((Turn(QUIET, 1), Turn(NOISY, 0)), 1)
+
+
+def test_tenants_that_have_nothing_here_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_SERVED", 10)
+    node = Node(2)
+    node.arrive(key(QUIET))
+    for n in range(100):
+        node.arrive(key(f"t{n}"))
+        node.end(key(f"t{n}"))
+    known = [turn.tenant for turn in node.slots.turns]
+    assert len(known) <= 10
+    assert {QUIET, "t99"} <= set(known)
+
+
+# --- Whatever happens ---------------------------------------------------------------------------
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Lanes come, are called, start and end in any order, with commits that fail and limits that
+    change; beside the slots a plain account of who has what."""
+
+    LANES = [key(tenant, n) for tenant in (QUIET, NOISY, OTHER) for n in range(4)]  # noqa: RUF012
+
+    @initialize(total=st.integers(1, 5), most=st.lists(st.integers(0, 4), min_size=2, max_size=2))
+    def begin(self, total: int, most: list[int]) -> None:
+        self.total = total
+        self.most = {QUIET: most[0], NOISY: most[1]}
+        self.called: list[SessionKey] = []
+        self.running: set[SessionKey] = set()
+        self.wanting: set[SessionKey] = set()
+        self.beyond = 0
+        self.open = False
+        self.slots = Slots(total, self.called.append, self.most.get)
+
+    def _decide(self, lane: SessionKey, *, committed: bool) -> None:
+        """What a lane does with a run to start: as `Lanes` does it."""
+        got = self.slots.take(lane)
+        if not committed:
+            if lane not in self.running:
+                self.slots.give_back(lane)
+                self.slots.line_up(lane)
+            return
+        self.running.discard(lane)
+        self.wanting.discard(lane)
+        (self.running if got else self.wanting).add(lane)
+        self.slots.settle(lane, running=got, startable=not got)
+
+    @rule()
+    def open_up(self) -> None:
+        self.slots.open()
+        self.open = True
+
+    @rule()
+    def shut(self) -> None:
+        self.slots.shut()
+        self.called.clear()
+        self.open = False
+
+    @rule(lane=st.sampled_from(LANES), committed=st.booleans())
+    def arrives(self, lane: SessionKey, *, committed: bool) -> None:
+        if lane not in self.running:
+            if lane in self.called:
+                self.called.remove(lane)
+            self.wanting.add(lane)
+            self._decide(lane, committed=committed)
+
+    @precondition(lambda self: self.called)
+    @rule(committed=st.booleans())
+    def starts(self, *, committed: bool) -> None:
+        self._decide(self.called.pop(0), committed=committed)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), more=st.booleans())
+    def ends(self, data: st.DataObject, *, more: bool) -> None:
+        lane = data.draw(st.sampled_from(sorted(self.running)))
+        if more:
+            self._decide(lane, committed=True)
+        else:
+            self.running.discard(lane)
+            self.slots.settle(lane, running=False, startable=False)
+
+    @precondition(lambda self: self.wanting)
+    @rule(data=st.data())
+    def is_cancelled(self, data: st.DataObject) -> None:
+        lane = data.draw(st.sampled_from(sorted(self.wanting)))
+        if lane in self.called:
+            self.called.remove(lane)
+        self.wanting.discard(lane)
+        self.slots.settle(lane, running=False, startable=False)
+
+    @rule(lane=st.sampled_from(LANES))
+    def is_taken_up(self, lane: SessionKey) -> None:
+        """A run that is active already, whatever is free."""
+        if lane not in self.running:
+            if lane in self.called:
+                self.called.remove(lane)
+            self.running.add(lane)
+            self.wanting.discard(lane)
+            self.slots.occupy(lane)
+
+    @rule(tenant=st.sampled_from([QUIET, NOISY]), most=st.integers(0, 4))
+    def limit_changes(self, tenant: str, most: int) -> None:
+        self.most[tenant] = most
+        self.slots.look_again()
+
+    def _held(self, tenant: str) -> int:
+        lanes = {*self.running, *self.called}
+        return sum(lane.tenant == tenant for lane in lanes)
+
+    @invariant()
+    def the_account_is_right(self) -> None:
+        if hasattr(self, "slots"):
+            assert self.slots.in_use == len(self.running)
+            assert set(self.slots.line) == self.wanting
+            assert self.slots._free == self.total - len(self.running) - len(self.called)
+
+    @invariant()
+    def no_slot_is_free_that_somebody_in_line_could_have(self) -> None:
+        if not hasattr(self, "slots") or not self.open:
+            return
+        if len(self.running) + len(self.called) >= self.total:
+            return
+        for lane in self.wanting - set(self.called):
+            assert self._held(lane.tenant) >= self.most.get(lane.tenant, UNLIMITED), lane
+
+    @precondition(lambda self: self.open)
+    @rule(lane=st.sampled_from(LANES))
+    def nobody_gets_more_than_it_may(self, lane: SessionKey) -> None:
+        """Whoever gets a slot, its tenant had room, and there was one."""
+        if lane in self.running or lane in self.called:
+            return
+        had, total = self._held(lane.tenant), len(self.running) + len(self.called)
+        self.wanting.add(lane)
+        self._decide(lane, committed=True)
+        if lane in self.running:
+            assert had < self.most.get(lane.tenant, UNLIMITED)
+            assert total < self.total
+
+
+TestAnyOrder = AnyOrder.TestCase
+TestAnyOrder.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    total=st.integers(1, 4),
+    crowd=st.integers(1, 6),
+    ends=st.lists(st.integers(0, 3), min_size=40, max_size=40),
+)
+def test_no_tenant_starves(total: int, crowd: int, ends: list[int]) -> None:
+    """Whichever runs end, a tenant that has none starts one before any other tenant has started
+    two."""
+    node = Node(total)
+    crowded = [f"t{n}" for n in range(crowd)]
+    node.arrive(key(QUIET))
+    for tenant in crowded:
+        node.arrive(*(key(tenant, n) for n in range(60)))
+    # It has just had its turn, and most others had none.
+    node.end(key(QUIET))
+    running = [lane for lane in node.started if lane.tenant != QUIET]
+    assert len(running) == total
+    node.arrive(key(QUIET))
+    since: list[str] = []
+    for which in ends:
+        started = node.end(running.pop(which % len(running)))
+        assert started is not None
+        if started.tenant == QUIET:
+            break
+        running.append(started)
+        since.append(started.tenant)
+    else:
+        pytest.fail("it starves")
+    assert all(since.count(tenant) <= 1 for tenant in crowded)

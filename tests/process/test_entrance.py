@@ -1,0 +1,307 @@
+"""The way in: what may be open to whom, and what goes between nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from grpc import StatusCode
+from structlog.testing import capture_logs
+
+from rpc.probe_table import LEAST
+from rpc.test_tls import asked, trusting, unreachable
+from runlane.v1 import run_service_pb2 as runs_pb
+from runlane_server.access import editing
+from runlane_server.access.caller import Role
+from runlane_server.access.door import Door
+from runlane_server.cluster.peers import Peers
+from runlane_server.cluster.relay import RunLost
+from runlane_server.config import Config
+from runlane_server.core.errors import StartError
+from runlane_server.core.model import RunKey
+from runlane_server.process.entrance import Entrance, check
+from runlane_server.rpc.tls import ServerTls
+from support import rpc_process as process
+from support.callers import OF_TENANTS, PEER_KEY, ROLES, World, guarded, request
+from support.certificates import Authority
+from support.rpc_wire import serving
+
+TLS: Mapping[str, Any] = {"tls_cert": "c.pem", "tls_key": "k.pem"}
+AWAY = "0.0.0.0:1"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"listen": "[::1]:1"},
+        {"listen": "localhost:1"},
+        {"listen": "unix:/run/x"},
+        {"listen": AWAY, "access": "a.toml"},
+        {"listen": AWAY, **TLS, "tls_client_ca": "ca.pem"},
+        {"listen": AWAY, "insecure_anywhere": True},
+    ],
+)
+def test_what_may_be_listened_on(settings: dict[str, Any]) -> None:
+    check(Config(**settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"listen": AWAY}, "--access .*--tls-client-ca .*--insecure-anywhere"),
+        ({"listen": "[::]:1"}, "--insecure-anywhere"),
+        ({"listen": "10.0.0.7:1"}, "--insecure-anywhere"),
+        ({"listen": "host.example:1"}, "--insecure-anywhere"),
+        ({"listen": AWAY, **TLS}, "--insecure-anywhere"),
+        ({"tls_cert": "c.pem"}, "--tls-cert and --tls-key"),
+        ({"tls_key": "k.pem"}, "--tls-cert and --tls-key"),
+        ({"tls_client_ca": "ca.pem"}, "--tls-client-ca needs --tls-cert"),
+        ({"node_tls_ca": "ca.pem"}, "--node-tls-ca needs --tls-cert"),
+    ],
+)
+def test_what_may_not(settings: dict[str, Any], named: str) -> None:
+    with pytest.raises(StartError, match=named):
+        check(Config(**settings))
+
+
+def test_the_log_says_what_is_off(tmp_path: Path) -> None:
+    path = tmp_path / "access.toml"
+    path.write_text('[[certificate]]\nsubject = "x"\ntenant = "t"\nrole = "run"\n')
+    cases: list[tuple[dict[str, Any], str, bool, list[str]]] = [
+        ({}, "127.0.0.1:1", True, []),
+        ({"listen": AWAY, "insecure_anywhere": True}, AWAY, False, ["anybody", "calls are not"]),
+        (
+            {"listen": AWAY, "access": str(path)},
+            "10.0.0.7:1",
+            True,
+            ["calls are not", "tokens go", "no certificate", "without TLS nodes"],
+        ),
+        (
+            {"listen": AWAY, "insecure_anywhere": True},
+            "10.0.0.7:1",
+            True,
+            ["anybody", "calls are not", "nodes prove"],
+        ),
+    ]
+    for settings, node_address, shared, expected in cases:
+        entrance = Entrance(Config(**settings))
+        with capture_logs() as logs:
+            entrance.warn(node_address, shared=shared)
+        assert len(logs) == len(expected), logs
+        for line, begins in zip(logs, expected, strict=True):
+            assert line["event"].startswith(begins)
+            assert line["log_level"] == "warning"
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_a_certificate_is_a_caller_at_every_rpc(role: str, tmp_path: Path) -> None:
+    authority = Authority()
+    certificate, key = authority.issue("server", ["127.0.0.1"]).write(tmp_path, "server")
+    ca, access = tmp_path / "ca.pem", tmp_path / "access.toml"
+    ca.write_bytes(authority.certificate)
+    access.write_text(f'[[certificate]]\nsubject = "job"\ntenant = "acme"\nrole = "{role}"\n')
+    files = {"tls_cert": certificate, "tls_key": key, "tls_client_ca": ca, "access": access}
+    entrance = Entrance(Config(**{name: str(path) for name, path in files.items()}))  # type: ignore[arg-type]
+    door = entrance.door("")
+    for name in ("job", "jobs"):
+        shown = trusting(authority, authority.issue(name))
+        async with serving(tls=entrance.tls, door=door, credentials=shown) as wire:
+            world = World(wire, entrance, door, access, {})
+            for method in OF_TENANTS:
+                least = LEAST[method]
+                code = (await world.ask(method, request(method))).code
+                if name != "job":
+                    assert code is StatusCode.UNAUTHENTICATED, method
+                elif ROLES.index(role) < ROLES.index(least):
+                    assert code is StatusCode.PERMISSION_DENIED, method
+                else:
+                    assert code in {StatusCode.OK, StatusCode.NOT_FOUND}, method
+
+
+# --- Nodes ----------------------------------------------------------------------------------------
+
+
+async def follow(peers: Peers, address: str) -> str:
+    """The first word of the run, as a node hears it from another one."""
+    try:
+        key = RunKey("acme", "r-theirs")
+        async with aclosing(peers.follow(address, key, 0, lambda: None)) as events:
+            async for event in events:
+                text = getattr(event.body, "text", "") if event else ""
+                if text:
+                    return str(text)
+    finally:
+        await peers.close()
+    return ""
+
+
+async def test_the_key_of_the_nodes_never_leaves_the_machine_in_plaintext() -> None:
+    for address in ("192.0.2.1:1", "host.example:1"):
+        with pytest.raises(RunLost, match="without TLS"):
+            await follow(Peers("key"), address)
+
+
+async def test_on_one_machine_nodes_may_talk_in_plaintext(tmp_path: Path) -> None:
+    async with guarded(tmp_path) as world, asyncio.timeout(20):
+        assert await follow(Peers(PEER_KEY), world.wire.address) == "one"
+        with pytest.raises(RunLost):
+            await follow(Peers("another key"), world.wire.address)
+
+
+@pytest.mark.parametrize("mutual", [False, True])
+async def test_nodes_talk_by_tls_where_the_server_has_it(mutual: bool, tmp_path: Path) -> None:
+    authority = Authority()
+    paths = authority.issue("node", ["127.0.0.1"]).write(tmp_path, "node")
+    ca = tmp_path / "ca.pem"
+    ca.write_bytes(authority.certificate)
+    tls = ServerTls(*paths, ca if mutual else None)
+    settings = Config(
+        tls_cert=str(paths[0]),
+        tls_key=str(paths[1]),
+        tls_client_ca=str(ca) if mutual else None,
+        node_tls_ca=str(ca),
+    )
+    peers = Entrance(settings).peers("key")
+    shown = trusting(authority, authority.issue("me") if mutual else None)
+    door = Door(peer_key="key")
+    async with serving(tls=tls, credentials=shown, door=door) as wire, asyncio.timeout(20):
+        prompt = json.dumps([{"text": "one"}, {"wait": "g"}])
+        await wire.runs.RunAccepted(
+            runs_pb.RunAcceptedRequest(
+                session_id="s", run_id="r-theirs", prompt=prompt, allow_missing=True
+            )
+        )
+        key = RunKey("default", "r-theirs")
+        async with aclosing(peers.follow(wire.address, key, 0, lambda: None)) as events:
+            assert (await anext(events)) is not None
+        await peers.close()
+        wire.gates.open("g")
+
+
+async def test_a_ca_of_the_nodes_that_is_gone_is_no_defect(tmp_path: Path) -> None:
+    authority = Authority()
+    tls = ServerTls(*authority.issue("node").write(tmp_path, "node"))
+    gone = Peers("key", credentials=lambda: tls.channel_credentials(tmp_path / "ca.pem"))
+    with pytest.raises(RunLost, match="No such file"):
+        await follow(gone, "127.0.0.1:1")
+    with pytest.raises(StartError, match="--node-tls-ca"):
+        Entrance(Config(node_tls_ca=str(tmp_path / "ca.pem")))
+
+
+async def test_what_fails_once_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else those who were shut out would stay in."""
+    path = tmp_path / "access.toml"
+    editing.add(path, "me", tenant="acme", role=Role.RUN)
+    entrance = Entrance(Config(access=str(path)))
+    looks: asyncio.Queue[None] = asyncio.Queue()
+
+    class Failing(Door):
+        def look_again(self) -> None:
+            looks.put_nowait(None)
+            if looks.qsize() == 1:
+                raise MemoryError
+
+    monkeypatch.setattr("runlane_server.process.entrance.LOOK_SECONDS", 0.001)
+    editing.remove(path, "me")
+    with capture_logs() as logs:
+        watching = asyncio.create_task(entrance.watch(Failing()))
+        async with asyncio.timeout(20):
+            while looks.qsize() < 2:
+                await asyncio.sleep(0.001)
+        watching.cancel()
+        await asyncio.wait({watching})
+    assert [line["log_level"] for line in logs] == ["info", "error"]
+    assert looks.qsize() == 2
+
+
+# --- The whole ------------------------------------------------------------------------------------
+
+
+def runlane(*arguments: str, **env: str) -> tuple[int, str, str]:
+    """The client's command: its exit code, stdout and stderr."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RUNLANE_")}
+    ended = subprocess.run(
+        [sys.executable, "-c", "from runlane.cli import main; main()", *arguments],
+        env=kept | {"PYTHONPATH": os.pathsep.join(sys.path)} | env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return ended.returncode, ended.stdout, ended.stderr
+
+
+def test_a_server_with_tls_and_tokens_called_by_the_command(tmp_path: Path) -> None:
+    authority = Authority()
+    certificate, key = authority.issue("server", ["127.0.0.1"]).write(tmp_path, "server")
+    ca = tmp_path / "ca.pem"
+    ca.write_bytes(authority.certificate)
+    access = tmp_path / "access.toml"
+    token = editing.add(access, "me", tenant="acme", role=Role.RUN)
+    file = tmp_path / "token"
+    file.write_text(f"{token}\n")
+    flags = ("--tls-cert", str(certificate), "--tls-key", str(key), "--access", str(access))
+    listen = "0.0.0.0:0"
+    with process.server(tmp_path, "--store", "memory:", *flags, listen=listen) as server:
+        port = server.address.rpartition(":")[2]
+        to = ("-S", f"127.0.0.1:{port}", "--tls-ca", str(ca))
+        assert runlane(*to, "--token-file", str(file), "run", "Hello")[:2] == (0, "Hello\n")
+        assert runlane(*to, "sessions", RUNLANE_TOKEN=token)[0] == 0
+        code, said, why = runlane(*to, "sessions")
+        assert (code, said) == (1, "")
+        assert "not known" in why
+        # Without TLS it is not sent anywhere but to this machine; and nobody answers there.
+        code, _, why = runlane("-S", f"127.0.0.1:{port}", "--token", token, "sessions")
+        assert code == 1
+        assert token not in why
+        code, _, why = runlane("-S", "192.0.2.1:1", "--token", token, "sessions")
+        assert code == 2
+        assert "--plaintext-token" in why
+        assert token not in why
+        editing.remove(access, "me")
+        for _ in range(60):
+            if runlane(*to, "--token", token, "sessions")[0] == 1:
+                break
+        else:
+            raise AssertionError("the token was revoked, and is taken still")
+    log = server.log.read_text()
+    assert token.rpartition("_")[2] not in log
+    assert "there is no such token" in log
+
+
+def test_a_server_that_would_be_open_to_the_network_does_not_start(tmp_path: Path) -> None:
+    for flags in (("--store", "memory:"), ("--workers", "2", "--store", "postgresql://x/y")):
+        listen = ("--listen", "0.0.0.0:0")
+        code, said = process.start_fails(tmp_path, *listen, *flags)
+        assert code == 2
+        assert "--insecure-anywhere" in said
+        assert said.count("\n") == 1
+
+
+async def test_workers_have_tls_on_the_ports_of_their_own_too(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    authority = Authority()
+    certificate, key = authority.issue("server", ["127.0.0.1"]).write(tmp_path, "server")
+    ca = tmp_path / "ca.pem"
+    ca.write_bytes(authority.certificate)
+    flags = ("--tls-cert", str(certificate), "--tls-key", str(key), "--node-tls-ca", str(ca))
+    more = ("--workers", "2", "--store", postgres_url, "--log-format", "json")
+    with process.server(tmp_path, *flags, *more) as server:
+        lines = [json.loads(line) for line in server.log.read_text().splitlines()]
+        own = {line["node_address"] for line in lines if "node_address" in line}
+        assert len(own) == 2
+        for address in (server.address, *own):
+            await asked(address, trusting(authority))
+            await unreachable(address, None)

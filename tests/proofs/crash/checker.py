@@ -1,0 +1,161 @@
+"""What must hold of a history, whatever was killed when."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from proofs.crash import cancel_rules, event_rules, nodes_rules, transcript_rules
+from proofs.crash.history import History, Outcome
+from runlane import FinishReason, Run
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A rule that was broken, by the name of it, and where."""
+
+    rule: str
+    what: str
+
+
+def check(history: History) -> list[Violation]:
+    """All that is wrong with a history; nothing, if all is well."""
+    rules = {
+        "lost": _lost,
+        "ghost": _ghost,
+        "inconsistent": _inconsistent,
+        "retry": _retried,
+        "seq": _sequence,
+        "attempts": _attempts,
+        "look": _looks,
+        "defect": _defects,
+        **event_rules.RULES,
+        **cancel_rules.RULES,
+        **transcript_rules.RULES,
+        **(nodes_rules.RULES if history.lease else {}),
+    }
+    return [Violation(name, what) for name, rule in rules.items() for what in rule(history)]
+
+
+def _lost(history: History) -> Iterator[str]:
+    """R1: what was acknowledged is there."""
+    listed = {run.run_id for run in history.final.listed}
+    for run_id in history.acknowledged:
+        if run_id not in history.final.runs:
+            yield f"GetRun does not know {run_id}, which was acknowledged"
+        if run_id not in listed:
+            yield f"ListRuns does not have {run_id}, which was acknowledged"
+
+
+def _ghost(history: History) -> Iterator[str]:
+    """R6: what was refused, or never sent, is not there."""
+    tried = {attempt.run_id for attempt in history.accepts} | history.final.sentinels
+    possible = {each.run_id for each in history.accepts if each.outcome is not Outcome.REFUSED}
+    possible |= history.final.sentinels
+    for run in history.final.listed:
+        if run.run_id not in tried:
+            yield f"{run.run_id} was never sent"
+        elif run.run_id not in possible:
+            yield f"{run.run_id} is there, and every accept of it was refused"
+
+
+def _inconsistent(history: History) -> Iterator[str]:
+    """A run is everywhere or nowhere, and has ended."""
+    final = history.final
+    listed = [run.run_id for run in final.listed]
+    if len(listed) != len(set(listed)):
+        yield "ListRuns has a run twice"
+    for run_id in set(listed) ^ set(final.runs):
+        yield f"{run_id} is in one of GetRun and ListRuns"
+    for run in final.runs.values():
+        if not run.state.terminal or run.run_complete is None:
+            yield f"{run.run_id} never ended: it is {run.state}"
+        elif run.run_complete.state is not run.state:
+            yield f"{run.run_id} is {run.state}, its end says {run.run_complete.state}"
+    for listing in final.listed:
+        if (whole := final.runs.get(listing.run_id)) and _plain(whole) != _plain(listing):
+            yield f"GetRun and ListRuns differ about {listing.run_id}"
+
+
+def _plain(run: Run) -> Run:
+    """Without the text, which ListRuns leaves out."""
+    if run.run_complete is None:
+        return run
+    return replace(run, run_complete=replace(run.run_complete, text="", text_truncated=False))
+
+
+def _retried(history: History) -> Iterator[str]:
+    """R3: every answer to the accepts of one run id is about the same run."""
+    for run_id, tries in history.acknowledged.items():
+        known = {
+            (each.run.session_id, each.run.run_id, each.run.accept_seq, each.run.accepted_at)
+            for each in tries
+            if each.run is not None
+        }
+        if (run := history.final.runs.get(run_id)) is not None:
+            known.add((run.session_id, run.run_id, run.accept_seq, run.accepted_at))
+        if len(known) != 1:
+            yield f"{run_id} is more than one run: {known}"
+        elif next(iter(known))[:2] != (tries[0].session_id, run_id):
+            yield f"the accept of {run_id} was answered with another run"
+    errors = {each.error for each in history.accepts}
+    if "RUN_ID_CONFLICT" in errors:
+        yield "a retry of the same request was a conflict"
+
+
+def _sequence(history: History) -> Iterator[str]:
+    """R4: accept_seq is unique in a session, and follows the order of the acknowledgements."""
+    seqs: defaultdict[tuple[str, int], set[str]] = defaultdict(set)
+    for run in history.final.listed:
+        seqs[run.session_id, run.accept_seq].add(run.run_id)
+    for (session_id, seq), run_ids in seqs.items():
+        if len(run_ids) > 1:
+            yield f"{sorted(run_ids)} of session {session_id} all have accept_seq {seq}"
+    first_sent = history.first_sent
+    by_session: defaultdict[str, list[tuple[int, int, int, str]]] = defaultdict(list)
+    for run_id, tries in history.acknowledged.items():
+        accepted = tries[0].run
+        if accepted is not None:
+            answered = min(each.done for each in tries)
+            place = (accepted.accept_seq, first_sent[run_id], answered, run_id)
+            by_session[accepted.session_id].append(place)
+    for places in by_session.values():
+        earliest, of = float("inf"), ""
+        for _, sent, answered, run_id in sorted(places, reverse=True):
+            if earliest < sent:
+                yield f"{of} was acknowledged before {run_id} was sent, and has a higher accept_seq"
+            if answered < earliest:
+                earliest, of = answered, run_id
+
+
+def _attempts(history: History) -> Iterator[str]:
+    """No run is started more often than it may be, or given up before."""
+    for run in history.final.runs.values():
+        if run.attempt > run.max_attempts:
+            yield f"{run.run_id} was started {run.attempt} times of {run.max_attempts}"
+        complete = run.run_complete
+        interrupted = complete and complete.finish_reason is FinishReason.INTERRUPTED
+        # A folded run shares the fate of its turn, whose attempts are those of another run.
+        if interrupted and run.folded_into is None and run.attempt < run.max_attempts:
+            yield f"{run.run_id} was given up at attempt {run.attempt} of {run.max_attempts}"
+
+
+def _looks(history: History) -> Iterator[str]:
+    """R21: an end that anybody was told of is the end."""
+    for look in history.looks:
+        run = history.final.runs.get(look.run_id)
+        if run is None:
+            yield f"{look.run_id} was seen, and is gone"
+        elif look.state.terminal and _plain(look).run_complete != _plain(run).run_complete:
+            yield f"{look.run_id} was seen {look.state}, and ended otherwise"
+
+
+def _defects(history: History) -> Iterator[str]:
+    """No call ends in an error that is the server's own."""
+    for accept in history.accepts:
+        if accept.error == "INTERNAL":
+            yield f"the accept of {accept.run_id} failed: INTERNAL"
+    for cancel in history.cancels:
+        if cancel.error == "INTERNAL":
+            yield f"{cancel.reason} failed: INTERNAL"

@@ -1,0 +1,175 @@
+"""What must hold of terminal events, of the events of a run, and of the order of runs."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from proofs.crash.history import Heard, History
+from runlane import Folded, Run, RunComplete, RunEvent, RunState, Started, WhenBusy
+
+
+def _missing(history: History) -> Iterator[str]:
+    """R21: every accepted run has its terminal event, and no other run has one."""
+    logged = {complete.run_id for complete in history.final.log}
+    runs = history.final.runs
+    for run_id in runs.keys() - logged:
+        yield f"{run_id} has no terminal event"
+    for run_id in logged - runs.keys():
+        yield f"there is a terminal event of {run_id}, which is no run"
+    for complete in history.final.log:
+        run = runs.get(complete.run_id)
+        if run is not None and run.run_complete != complete:
+            yield f"the terminal event of {complete.run_id} is not what GetRun says"
+
+
+def _twice(history: History) -> Iterator[str]:
+    """R21: nobody hears of an end twice."""
+    told = [("the log", history.final.log), *((one.name, one.events) for one in history.heard)]
+    for name, events in told:
+        for run_id, count in Counter(complete.run_id for complete in events).items():
+            if count > 1:
+                yield f"{name} has {count} terminal events of {run_id}"
+
+
+def _heard(history: History) -> Iterator[str]:
+    """R25: a subscriber that resumes gets all events after its beginning, once and in order."""
+    for one in history.heard:
+        log = _wanted(history.final.log, one.session_id)
+        if one.from_beginning:
+            begin = 0
+        else:
+            ids = [complete.run_id for complete in log]
+            first = one.events[0].run_id if one.events else ""
+            begin = ids.index(first) if first in ids else 0
+            yield from _begins_in_time(history, one, log[:begin])
+        yield from _differs(one.name, one.events, log[begin:])
+
+
+def _begins_in_time(history: History, one: Heard, before: Sequence[RunComplete]) -> Iterator[str]:
+    """Nothing that ended after a subscriber had begun stands before what it heard first."""
+    sent = history.first_sent
+    for complete in before:
+        if complete.run_id == one.after_accept_of:
+            yield f"{one.name} began at the accept of {complete.run_id}, and did not hear its end"
+        if not one.after_accept_of and sent.get(complete.run_id, 0) > one.established:
+            yield f"{one.name} did not hear the end of {complete.run_id}, accepted after it began"
+
+
+def _replayed(history: History) -> Iterator[str]:
+    """A cursor from before the crash is as good as ever."""
+    ids = [complete.run_id for complete in history.final.log]
+    for replay in history.final.replays:
+        begin = ids.index(replay.after) + 1 if replay.after in ids else 0
+        after = f"the replay after {replay.after}"
+        yield from _differs(after, replay.events, history.final.log[begin:])
+
+
+def _differs(
+    name: str, events: Sequence[RunComplete], expected: Sequence[RunComplete]
+) -> Iterator[str]:
+    had, should = [e.run_id for e in events], [e.run_id for e in expected]
+    if lost := [run_id for run_id in should if run_id not in set(had)]:
+        yield f"{name} did not get {lost}"
+    elif more := [run_id for run_id in had if run_id not in set(should)]:
+        yield f"{name} got {more}, which others did not"
+    elif list(dict.fromkeys(had)) != should:
+        yield f"{name} got the events in another order"
+    contents = {complete.run_id: complete for complete in expected}
+    for complete in events:
+        if contents.get(complete.run_id, complete) != complete:
+            yield f"{name} got another end of {complete.run_id}"
+
+
+def _wanted(log: Sequence[RunComplete], session_id: str) -> Sequence[RunComplete]:
+    return [each for each in log if session_id in {"", each.session_id}]
+
+
+def _gaps(history: History) -> Iterator[str]:
+    """The events of a run are numbered without a gap, end with its end, and look alike to all."""
+    for run_id, events in history.final.events.items():
+        yield from _numbered(f"the log of {run_id}", events)
+    for one in history.followed:
+        name = f"a follower of {one.run_id}"
+        yield from _numbered(name, one.events)
+        whole = history.final.events.get(one.run_id, [])
+        if one.events != whole[: len(one.events)]:
+            yield f"{name} saw something else than is in the log"
+
+
+def _numbered(name: str, events: Sequence[RunEvent]) -> Iterator[str]:
+    if [event.index for event in events] != list(range(1, len(events) + 1)):
+        yield f"{name} has the indices {[event.index for event in events]}"
+    ends = [event for event in events if isinstance(event.body, RunComplete)]
+    if len(ends) != 1 or events[-1] is not ends[0]:
+        yield f"{name} has {len(ends)} ends, or goes on after one"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """When an attempt of a run was active, as far as can be told."""
+
+    begin: datetime
+    end: datetime
+    run_id: str
+
+
+def was_waiting(run: Run) -> bool:
+    """Whether a run that was started may have been covered while it waited to start over."""
+    return run.state is RunState.CANCELLED and run.attempt < run.max_attempts
+
+
+def spans(run: Run, events: Sequence[RunEvent]) -> list[Span]:
+    """The attempts of a run. One that was lost ends, as far as is known, with its last event."""
+    starts = [n for n, event in enumerate(events) if isinstance(event.body, Started)]
+    found = []
+    for begin, end in itertools.pairwise((*starts, len(events))):
+        last = events[end - 1]
+        if isinstance(last.body, RunComplete) and was_waiting(run):
+            last = events[end - 2]
+        found.append(Span(events[begin].time, last.time, run.run_id))
+    return found
+
+
+def _overlaps(history: History) -> Iterator[str]:
+    """R7: at most one run of a session is active."""
+    by_session: defaultdict[str, list[Span]] = defaultdict(list)
+    for run in history.final.runs.values():
+        events = history.final.events.get(run.run_id, [])
+        by_session[run.session_id] += spans(run, events)
+    for session_id, found in by_session.items():
+        found.sort(key=lambda span: (span.begin, span.end))
+        for earlier, later in itertools.pairwise(found):
+            if later.begin < earlier.end:
+                yield f"in {session_id} {later.run_id} began while {earlier.run_id} was active"
+
+
+def _order(history: History) -> Iterator[str]:
+    """R7: runs start in accept order, save those that interrupted and those once folded in."""
+    by_session: defaultdict[str, list[tuple[int, datetime, str]]] = defaultdict(list)
+    for run in history.final.runs.values():
+        events = history.final.events.get(run.run_id, [])
+        starts = [event.time for event in events if isinstance(event.body, Started)]
+        joined = any(isinstance(e.body, Folded) and e.body.run_id == run.run_id for e in events)
+        if starts and not joined and run.when_busy is not WhenBusy.INTERRUPT:
+            by_session[run.session_id].append((run.accept_seq, starts[0], run.run_id))
+    for places in by_session.values():
+        for (_, earlier, first), (_, later, second) in itertools.pairwise(sorted(places)):
+            if later < earlier:
+                yield f"{second} was started before {first}, which was accepted before it"
+
+
+Rule = Callable[[History], Iterator[str]]
+
+RULES: Mapping[str, Rule] = {
+    "event missing": _missing,
+    "event twice": _twice,
+    "heard": _heard,
+    "replay": _replayed,
+    "gap": _gaps,
+    "overlap": _overlaps,
+    "order": _order,
+}

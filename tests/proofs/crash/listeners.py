@@ -1,0 +1,127 @@
+"""Subscribers and followers that resume where they were.
+
+They speak the wire themselves, as the client would hide a duplicate.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import grpc
+
+from proofs.crash.history import Followed, Heard
+from proofs.crash.world import World
+from runlane import RunComplete, RunHandle, convert
+from runlane.v1 import run_service_pb2 as pb
+from runlane.v1.run_service_pb2_grpc import RunServiceStub
+from runlane.wire import CHANNEL_OPTIONS
+
+if TYPE_CHECKING:
+    from runlane.v1.run_service_pb2_grpc import RunServiceAsyncStub
+
+AnswerT = TypeVar("AnswerT")
+
+LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED})
+
+
+def last_runs(sessions: tuple[str, ...]) -> dict[str, str]:
+    """The run that comes last in each session, for a subscriber to know its end by."""
+    return {session_id: f"last of {session_id}" for session_id in sessions}
+
+
+@asynccontextmanager
+async def connected(address: str) -> AsyncIterator[RunServiceAsyncStub]:
+    """The calls of RunService over a connection of its own."""
+    async with grpc.aio.insecure_channel(address, CHANNEL_OPTIONS) as channel:
+        yield RunServiceStub(channel)
+
+
+async def listen(
+    world: World,
+    name: str,
+    rng: random.Random,
+    *,
+    session_id: str = "",
+    from_beginning: bool = False,
+    handle: RunHandle | None = None,
+) -> None:
+    """Hears terminal events until the last runs have ended, and leaves now and then."""
+    heard = Heard(name, session_id, from_beginning)
+    request = pb.SubscribeRunCompleteRequest(session_ids=[session_id] if session_id else [])
+    if from_beginning:
+        request.from_beginning = True
+    if handle is not None:
+        heard.after_accept_of, request.cursor = handle.run_id, handle.cursor or ""
+    world.history.heard.append(heard)
+    last = last_runs(world.sessions)
+    left = {last[session_id]} if session_id else set(last.values())
+
+    def take(answer: pb.SubscribeRunCompleteResponse) -> bool:
+        if not request.cursor:
+            heard.established = world.tick()
+        request.cursor = answer.cursor
+        if answer.WhichOneof("event") == "run_complete":
+            world.tick()
+            complete = convert.run_complete(answer.run_complete)
+            heard.events.append(complete)
+            left.discard(complete.run_id)
+        return not left
+
+    while left:
+        await world.up.wait()
+        heard.resumed += 1
+        await _read(
+            world, rng, lambda stub, stay: stub.SubscribeRunComplete(request, timeout=stay), take
+        )
+
+
+async def follow(world: World, run_id: str, rng: random.Random) -> None:
+    """Follows a run to its end, and leaves now and then."""
+    followed = Followed(run_id)
+    world.history.followed.append(followed)
+    request = pb.SubscribeRunRequest(run_id=run_id)
+    ended = False
+
+    def take(answer: pb.SubscribeRunResponse) -> bool:
+        nonlocal ended
+        world.tick()
+        event = convert.run_event(answer.event)
+        assert event is not None
+        followed.events.append(event)
+        request.after_index = event.index
+        ended = isinstance(event.body, RunComplete)
+        return ended
+
+    while not ended:
+        await world.up.wait()
+        followed.resumed += 1
+        await _read(world, rng, lambda stub, stay: stub.SubscribeRun(request, timeout=stay), take)
+
+
+async def _read(
+    world: World,
+    rng: random.Random,
+    subscribe: Callable[
+        [RunServiceAsyncStub, float | None], grpc.aio.UnaryStreamCall[Any, AnswerT]
+    ],
+    take: Callable[[AnswerT], bool],
+) -> None:
+    """Takes the answers of one call, until one is the last, or it is lost or was enough."""
+    enough = rng.choice((1, 3, 10, 1000, 1000))
+    async with connected(world.pick()) as stub:
+        call = subscribe(stub, world.stay)
+        try:
+            async for answer in call:
+                enough -= 1
+                if take(answer) or not enough:
+                    return
+        except grpc.aio.AioRpcError as error:
+            stayed = world.stay and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            if error.code() not in LOST and not stayed:
+                raise
+            await world.serving()
+        finally:
+            call.cancel()

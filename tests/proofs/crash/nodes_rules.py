@@ -1,0 +1,203 @@
+"""What must hold where several nodes share a database, by what the agents themselves tell."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from proofs.crash.faults import GAVE_UP, LOSING, PAUSES, FaultKind
+from proofs.crash.history import Fault, History, Work
+from runlane import Run, Started
+
+LATE = 10.0
+"""Seconds beyond the lease after which the runs of a lost node have ended or been started anew."""
+
+NOTICE = 1.5
+"""Seconds after a pause within which a node notices that it was lost, and stops its agents."""
+
+AFTER = 5.0
+"""Seconds beyond two leases for which a fault may have effects: connections come back slowly."""
+
+
+def _begun_twice(history: History) -> Iterator[str]:
+    """An attempt of a run is worked on once, on one node."""
+    count = Counter((work.run_id, work.attempt) for work in history.works)
+    for (run_id, attempt), times in count.items():
+        if times > 1:
+            nodes = sorted(w.node for w in history.works if w.run_id == run_id)
+            yield f"attempt {attempt} of {run_id} was begun {times} times, on nodes {nodes}"
+
+
+def _unrecorded(history: History) -> Iterator[str]:
+    """Nothing is committed later than done: the events of a run have each attempt, in order."""
+    started = {run_id: _starts(history, run_id) for run_id in history.final.runs}
+    for run_id, starts in started.items():
+        if [attempt for attempt, _ in starts] != list(range(1, len(starts) + 1)):
+            yield f"the attempts of {run_id} are {[attempt for attempt, _ in starts]}"
+    for work in history.works:
+        run = history.final.runs.get(work.run_id)
+        at = dict(started.get(work.run_id, [])).get(work.attempt)
+        name = f"attempt {work.attempt} of {work.run_id}"
+        if run is None or run.session_id != work.session_id:
+            yield f"{name} was worked on, in {work.session_id}, which has no such run"
+        elif at is None or run.attempt < work.attempt:
+            yield f"{name} was worked on, and is not in its events"
+        elif work.begun < at:
+            yield f"{name} was worked on before it was started"
+
+
+def _at_once(history: History) -> Iterator[str]:
+    """R7, R9: two agents never work in one session at a time, on whatever nodes.
+
+    A node that stood still cannot know that it is lost; it has to notice soon after.
+    """
+    by_session: defaultdict[str, list[Work]] = defaultdict(list)
+    for work in history.works:
+        if not work.stubborn:
+            by_session[work.session_id].append(_until_end(work, history))
+    for session_id, works in by_session.items():
+        works.sort(key=lambda work: work.begun)
+        for earlier, later in itertools.pairwise(works):
+            if earlier.ended is None or later.begun < earlier.ended:
+                lost = _stood_still(earlier, later.begun, history)
+                if lost or _stood_still(later, later.begun, history, NOTICE):
+                    continue
+                yield (
+                    f"in {session_id} attempt {later.attempt} of {later.run_id} was begun on node "
+                    f"{later.node} at {later.begun}, while attempt {earlier.attempt} of "
+                    f"{earlier.run_id} was worked on, on node {earlier.node} until {earlier.ended}"
+                )
+
+
+def _until_end(work: Work, history: History) -> Work:
+    """An agent has ended when its node has."""
+    if work.ended is not None:
+        return work
+    ends = [
+        fault.ended if fault.kind is FaultKind.DRAIN else fault.begun
+        for fault in history.faults
+        if fault.node == work.node
+        and fault.kind in {FaultKind.KILL, FaultKind.DRAIN}
+        and fault.ended >= work.begun
+    ]
+    return replace(work, ended=min(ends, default=None))
+
+
+def _stood_still(work: Work, until: datetime, history: History, before: float = 0.0) -> bool:
+    """Whether a node stood still while its work was taken away, and has not been awake long since.
+
+    It may be stopped again as soon as it is awake; or have stood still until so many seconds
+    `before` the work, as it was about to begin it.
+    """
+    pauses = [f for f in history.faults if f.node == work.node and f.kind in PAUSES]
+    pauses.sort(key=lambda fault: fault.begun)
+    begun = work.begun - timedelta(seconds=before)
+    during = [f for f in pauses if begun <= f.ended and f.begun <= until]
+    if not during or work.ended is None:
+        return False
+    since = during[-1].ended
+    awake = work.ended - since
+    for pause in pauses:
+        if since <= pause.begun < work.ended:
+            awake -= min(pause.ended, work.ended) - pause.begun
+    return awake <= timedelta(seconds=NOTICE)
+
+
+def _uncaused(history: History) -> Iterator[str]:
+    """A run is started anew only if something happened to its node."""
+    worked = {(work.run_id, work.attempt): work for work in history.works}
+    for run_id in history.final.runs:
+        for (lost, begun), (_, at) in itertools.pairwise(_starts(history, run_id)):
+            work = worked.get((run_id, lost))
+            if not any(_may_have_lost(fault, work, begun, at, history) for fault in history.faults):
+                node = "a node" if work is None else f"node {work.node}"
+                yield f"attempt {lost} of {run_id} was lost at {at}; nothing happened to {node}"
+
+
+def _may_have_lost(
+    fault: Fault, work: Work | None, begun: datetime, at: datetime, history: History
+) -> bool:
+    effects = timedelta(seconds=2 * history.lease + AFTER)
+    same = work is None or work.node == fault.node
+    return same and fault.begun <= at and fault.ended + effects >= begun
+
+
+def near(fault: Fault, history: History) -> bool:
+    """Whether another fault of the same node may have brought one about."""
+    effects = timedelta(seconds=2 * history.lease + AFTER)
+    return any(
+        other.node == fault.node and other.begun <= fault.ended <= other.ended + effects
+        for other in history.faults
+        if other.kind != GAVE_UP
+    )
+
+
+def _late(history: History) -> Iterator[str]:
+    """R21, R24: the runs of a node that is lost end, or are started anew, soon.
+
+    What counts is the time in which there was another node to see to it.
+    """
+    for fault, run, seconds in recoveries(history):
+        if seconds <= history.lease + LATE:
+            continue
+        end = fault.begun + timedelta(seconds=seconds)
+        if seconds - _alone(fault, end, history) > history.lease + LATE:
+            yield f"{run.run_id} stood still for {seconds:.1f} s after the {fault.kind} of its node"
+
+
+def _alone(fault: Fault, end: datetime, history: History) -> float:
+    """For how many seconds all other nodes were hit too, and no node took another for lost."""
+    lease = timedelta(seconds=history.lease)
+    others = [f for f in history.faults if f.node != fault.node]
+    nodes = {f.node for f in others}
+    edges = [edge for f in others for edge in (f.begun, f.ended + lease)]
+    edges = sorted({fault.begun, end, *(edge for edge in edges if fault.begun < edge < end)})
+    alone = 0.0
+    for begin, until in itertools.pairwise(edges):
+        hit = {f.node for f in others if f.begun <= begin and until <= f.ended + lease}
+        if len(nodes) > 1 and hit == nodes:
+            alone += (until - begin).total_seconds()
+    return alone
+
+
+def recoveries(history: History) -> Iterator[tuple[Fault, Run, float]]:
+    """For each run that lost its node: how many seconds later it had ended or was started anew."""
+    for work in history.works:
+        run = history.final.runs.get(work.run_id)
+        if run is None:
+            continue
+        for fault in history.faults:
+            if not _was_lost(work, fault, history):
+                continue
+            ends = [at for attempt, at in _starts(history, run.run_id) if attempt > work.attempt]
+            if (complete := run.run_complete) is not None:
+                ends.append(complete.ended_at)
+            if after := [at for at in ends if at > fault.begun]:
+                yield fault, run, (min(after) - fault.begun).total_seconds()
+
+
+def _was_lost(work: Work, fault: Fault, history: History) -> bool:
+    if fault.node != work.node or fault.kind not in LOSING:
+        return False
+    if fault.kind is FaultKind.KILL:
+        return work.ended is None and _until_end(work, history).ended == fault.begun
+    return work.begun < fault.begun and (work.ended is None or work.ended > fault.begun)
+
+
+def _starts(history: History, run_id: str) -> list[tuple[int, datetime]]:
+    events = history.final.events.get(run_id, [])
+    return [(e.body.attempt, e.time) for e in events if isinstance(e.body, Started)]
+
+
+Rule = Callable[[History], Iterator[str]]
+
+RULES: Mapping[str, Rule] = {
+    "begun twice": _begun_twice,
+    "unrecorded": _unrecorded,
+    "at once": _at_once,
+    "uncaused": _uncaused,
+    "late": _late,
+}

@@ -1,0 +1,90 @@
+"""Looks at what a server has, once everything has ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Iterable
+from itertools import islice
+
+from proofs.crash.history import Final, Replay
+from proofs.crash.listeners import connected, last_runs
+from proofs.crash.world import World
+from runlane import Client, Run, RunComplete, RunNotFound, RunState, convert
+from runlane.types import NOT_TERMINAL
+from runlane.v1 import run_service_pb2 as pb
+
+AT_ONCE = 20
+REPLAYS = 3
+
+
+async def end_everything(world: World) -> None:
+    """Waits for all runs to end, and then has one last run in each session."""
+    async with Client(world.pick()) as client:
+        while left := [run async for run in client.list_runs(states=NOT_TERMINAL)]:
+            await client.wait_run(left[-1].run_id, timeout=1)
+        for session_id, run_id in last_runs(world.sessions).items():
+            handle = await client.run_accepted(session_id, "x", run_id=run_id, allow_missing=True)
+            complete = await handle.completed()
+            assert complete.state is RunState.COMPLETED
+
+
+async def ask_for_everything(world: World) -> None:
+    """Fills in the final part of the history."""
+    final, history = world.history.final, world.history
+    final.sentinels = set(last_runs(world.sessions).values())
+    async with Client(world.pick()) as client:
+        final.listed = [run async for run in client.list_runs()]
+        known = {run.run_id for run in final.listed} | {each.run_id for each in history.accepts}
+        await _in_batches(_get(client, run_id, final) for run_id in known)
+        await _in_batches(_follow(client, run_id, final) for run_id in final.runs)
+        for session_id in world.sessions:
+            messages = client.list_messages(session_id, page_size=50)
+            final.messages[session_id] = [message async for message in messages]
+    final.log, cursors = await read_log(world.pick(), world.sessions)
+    # A cursor is the same to all, so that those of the log are those that were heard.
+    before = [each.run_id for each in final.log if each.run_id not in final.sentinels]
+    for run_id in world.rng.sample(before, min(REPLAYS, len(before))):
+        events, _ = await read_log(world.pick(), world.sessions, cursors[run_id])
+        final.replays.append(Replay(run_id, events))
+
+
+async def _get(client: Client, run_id: str, final: Final) -> None:
+    try:
+        run: Run = await client.get_run(run_id)
+    except RunNotFound:
+        return
+    final.runs[run_id] = run
+
+
+async def _follow(client: Client, run_id: str, final: Final) -> None:
+    final.events[run_id] = [event async for event in client.subscribe_run(run_id)]
+
+
+async def read_log(
+    address: str, sessions: tuple[str, ...], cursor: str = ""
+) -> tuple[list[RunComplete], dict[str, str]]:
+    """The terminal events after a cursor, up to the last runs, and the cursor of each."""
+    left = set(last_runs(sessions).values())
+    events: list[RunComplete] = []
+    cursors: dict[str, str] = {}
+    request = pb.SubscribeRunCompleteRequest(cursor=cursor)
+    if not cursor:
+        request = pb.SubscribeRunCompleteRequest(from_beginning=True)
+    async with connected(address) as stub:
+        call = stub.SubscribeRunComplete(request)
+        async for answer in call:
+            if answer.WhichOneof("event") == "run_complete":
+                complete = convert.run_complete(answer.run_complete)
+                events.append(complete)
+                cursors[complete.run_id] = answer.cursor
+                left.discard(complete.run_id)
+            if not left:
+                break
+        call.cancel()
+    return events, cursors
+
+
+async def _in_batches(work: Iterable[Awaitable[None]]) -> None:
+    rest = iter(work)
+    while batch := list(islice(rest, AT_ONCE)):
+        await asyncio.gather(*batch)

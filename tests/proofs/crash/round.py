@@ -1,0 +1,201 @@
+"""One round: a load, a server that is killed in the middle of it, and a look at what is left."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+
+from proofs.crash.actor import Actor
+from proofs.crash.checker import Violation, check
+from proofs.crash.disk import Disk
+from proofs.crash.history import History
+from proofs.crash.observer import ask_for_everything, end_everything
+from proofs.crash.server import Victim
+from proofs.crash.world import World
+
+ACTORS = 6
+SESSIONS = 5
+PATIENCE = 30.0
+"""Seconds after which what should have ended counts as stuck."""
+
+
+class End(StrEnum):
+    """A way in which a server ends."""
+
+    KILL = "kill"
+    DRAIN = "drain"
+    KILL_IN_DRAIN = "kill in drain"
+    TWO_KILLS = "two kills"
+    KILL_AT_START = "kill at start"
+    SYNC_FAILS = "sync fails"
+    DISK_FULL = "disk full"
+
+
+FAULTS = {End.SYNC_FAILS: "fail_syncs", End.DISK_FULL: "fail_writes"}
+"""What only a disk of ours can do."""
+
+STORE_FAILED = "the store cannot be written to any more"
+ENDS = (*[End.KILL] * 6, End.DRAIN, End.KILL_IN_DRAIN, End.TWO_KILLS, End.KILL_AT_START)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a seed stands for. `instants` are how many messages have been sent and received."""
+
+    seed: str
+    agent: str
+    ends: tuple[tuple[End, int], ...]
+    last: int
+    lines: int
+
+    @classmethod
+    def draw(cls, seed: str) -> Plan:
+        """Draws a plan."""
+        rng = random.Random(seed)  # noqa: S311 - it is to repeat itself
+        ends: list[tuple[End, int]] = []
+        instant = 0
+        for _ in range(rng.choice((1, 1, 1, 2))):
+            end = rng.choice(ENDS)
+            instant += rng.randint(40, 500)
+            ends.append((end, instant))
+            if end is End.TWO_KILLS:
+                instant += rng.randint(0, 20)
+                ends.append((End.KILL, instant))
+        agent = rng.choice(("scripted", "scripted", "scripted", "echo:delay=2ms"))
+        return cls(seed, agent, tuple(ends), instant + 100, rng.randint(1, 3))
+
+
+@dataclass(slots=True)
+class Report:
+    """What came of a round."""
+
+    plan: Plan
+    kills: int = 0
+    drains: int = 0
+    history: History = field(default_factory=History)
+    violations: list[Violation] = field(default_factory=list)
+
+    def figures(self) -> dict[str, int]:
+        """The round in numbers."""
+        history = self.history
+        return {
+            "kills": self.kills,
+            "drains": self.drains,
+            "accepts acknowledged": len(history.acknowledged),
+            "accepts unknown": len(history.unknown),
+            "unknown that are there": len(history.unknown & history.final.runs.keys()),
+            "retries": len(history.accepts) - len({each.run_id for each in history.accepts}),
+            "cancels": len(history.cancels),
+            "runs in receipts": sum(
+                len(receipt.cancelled) for each in history.cancels for receipt in each.receipts
+            ),
+            "runs restarted": sum(run.attempt > 1 for run in history.final.runs.values()),
+            "events": sum(len(heard.events) for heard in history.heard),
+            "resumes": sum(heard.resumed for heard in history.heard),
+            "run events": sum(len(followed.events) for followed in history.followed),
+            "violations": len(self.violations),
+        }
+
+
+async def play(
+    seed: str,
+    folder: Path,
+    disk: Disk | None = None,
+    ends: tuple[tuple[End, int], ...] = (),
+) -> Report:
+    """Plays the round of a seed in an empty folder. Ends whatever it started.
+
+    On a disk of ours each kill is a power cut. `ends` are drawn, unless they are given.
+    """
+    plan = Plan.draw(seed)
+    if ends:
+        plan = replace(plan, ends=ends, last=ends[-1][1] + 100)
+    report = Report(plan)
+    victim = Victim(folder, plan.agent, disk)
+    rng = random.Random(f"{seed} load")  # noqa: S311 - it is to repeat itself
+    world = World(rng, tuple(f"s{n}" for n in range(SESSIONS)), history=report.history)
+    tasks: list[asyncio.Task[None]] = []
+    try:
+        await victim.start()
+        world.address = victim.address
+        world.up.set()
+        scripted = plan.agent == "scripted"
+        actors = [Actor(world, f"c{n}", scripted=scripted) for n in range(ACTORS)]
+        tasks += [asyncio.create_task(actor.work()) for actor in actors]
+        for end, instant in plan.ends:
+            await _unless_failed(tasks, world.reached(instant))
+            await _end(victim, end, world, report)
+        await _unless_failed(tasks, world.reached(plan.last))
+        world.over.set()
+        await bounded("the clients", asyncio.gather(*tasks), report.violations)
+        await bounded("the runs", end_everything(world), report.violations)
+        await bounded("subscribers", asyncio.gather(*world.listening), report.violations)
+        await bounded("the observer", ask_for_everything(world), report.violations)
+    finally:
+        await victim.kill()
+        for task in (*tasks, *world.listening):
+            task.cancel()
+        await asyncio.gather(*tasks, *world.listening, return_exceptions=True)
+    report.violations += check(world.history)
+    errors = [line for line in victim.log.splitlines() if '"level": "error"' in line]
+    report.violations += [Violation("log", line) for line in errors if STORE_FAILED not in line]
+    if sum(STORE_FAILED in line for line in errors) != sum(end in FAULTS for end, _ in plan.ends):
+        report.violations.append(Violation("log", "it does not say once that the store failed"))
+    return report
+
+
+async def _end(victim: Victim, end: End, world: World, report: Report) -> None:
+    """Ends the server, and starts it again."""
+    if end in {End.DRAIN, End.KILL_IN_DRAIN}:
+        report.drains += 1
+        draining = asyncio.create_task(victim.drain())
+        if end is End.KILL_IN_DRAIN:
+            await world.reached(world.now + world.rng.randint(1, 15))
+            await victim.kill()
+        code = await draining
+        world.up.clear()
+        report.kills += end is End.KILL_IN_DRAIN
+        if end is End.DRAIN and code:
+            report.violations.append(Violation("exit", f"the server left with {code}"))
+    elif end in FAULTS:
+        code = await victim.fail(**{FAULTS[end]: world.rng.randint(0, 3)})
+        world.up.clear()
+        if code != 1:
+            report.violations.append(Violation("exit", f"the server left with {code}"))
+        if world.rng.random() < 0.5:
+            await victim.kill()
+    else:
+        world.up.clear()
+        await victim.kill()
+        report.kills += 1
+    if end is End.KILL_AT_START:
+        await victim.start_in_vain(report.plan.lines)
+        report.kills += 1
+    await victim.start()
+    world.up.set()
+
+
+async def _unless_failed(tasks: list[asyncio.Task[None]], wait: Awaitable[None]) -> None:
+    """Waits; a client that fails ends it."""
+    waiting = asyncio.ensure_future(wait)
+    async with asyncio.timeout(PATIENCE):
+        await asyncio.wait({waiting, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        if task.done():
+            waiting.cancel()
+            task.result()
+            raise RuntimeError("a client left early")
+
+
+async def bounded(what: str, work: Awaitable[object], violations: list[Violation]) -> None:
+    """Awaits something that has to come to its end."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(PATIENCE):
+            await work
+            return
+    violations.append(Violation("stuck", f"{what} did not come to an end"))

@@ -1,0 +1,198 @@
+"""Power cuts, disks that fail or are full, and files that cannot be written."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from proofs.crash.disk import Disk, NoCompiler, library
+from proofs.crash.round import End, play
+from proofs.crash.server import Victim
+from runlane import Client, RetryPolicy, RunlaneError, RunNotFound, RunState, StoreUnavailable
+from runlane.errors import is_transient
+from support.process import SECONDS, ServerProcess, serving
+
+try:
+    library()
+except NoCompiler as reason:
+    pytest.skip(str(reason), allow_module_level=True)
+
+CARELESS = """
+import sqlite3
+
+connect = sqlite3.connect
+
+
+class Careless(sqlite3.Connection):
+    def execute(self, sql, *values):
+        careless = sql.replace("synchronous = FULL", "synchronous = {setting}")
+        return super().execute(careless, *values)
+
+
+sqlite3.connect = lambda *args, **options: connect(*args, factory=Careless, **options)
+"""
+"""For `sitecustomize`: the server's SQLite syncs less than it is told to."""
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Disk:
+    return Disk(tmp_path / "disk")
+
+
+# --- Power cuts ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_r01_what_was_acknowledged_outlives_a_power_cut(
+    tmp_path: Path, disk: Disk, seed: int
+) -> None:
+    """All rules hold over what a disk has that lost all writes that were not synced."""
+    report = await play(f"cut {seed}", tmp_path, disk)
+    assert report.violations == []
+    assert report.history.acknowledged
+
+
+async def test_r01_nothing_is_missing_after_a_power_cut(tmp_path: Path, disk: Disk) -> None:
+    assert await _missing_after_a_cut(tmp_path, disk) == 0
+
+
+@pytest.mark.parametrize("setting", ["OFF", "NORMAL"])
+async def test_a_missing_sync_is_seen(tmp_path: Path, disk: Disk, setting: str) -> None:
+    """What the tests above would say of a server that acknowledges before the sync."""
+    (tmp_path / "sitecustomize.py").write_text(CARELESS.replace("{setting}", setting))
+    disk.env["PYTHONPATH"] = f"{tmp_path}:{disk.env.get('PYTHONPATH', '')}"
+    assert await _missing_after_a_cut(tmp_path, disk) > 0
+
+
+async def test_a_disk_that_lies_is_seen(tmp_path: Path, disk: Disk) -> None:
+    """The power cut is one: with syncs that do nothing, acknowledged runs are gone."""
+    assert await _missing_after_a_cut(tmp_path, disk, ignore_syncs=1) > 0
+
+
+async def _missing_after_a_cut(tmp_path: Path, disk: Disk, **faults: int) -> int:
+    """How many of the runs and cancels that were acknowledged are gone."""
+    flags = ("--store", "sqlite:///a.db", "--max-active-runs", "0")
+    cancelled: set[str] = set()
+    kept: set[str] = set()
+    async with serving(tmp_path, *flags, env=disk.env) as server, Client(server.address) as client:
+        disk.set(**faults)
+
+        async def use(session_id: str) -> None:
+            for n in range(10):
+                handle = await client.run_accepted(session_id, f"{n}", allow_missing=True)
+                kept.add(handle.run_id)
+                if n % 2:
+                    receipt = await handle.cancel()
+                    cancelled.update(run.run_id for run in receipt.cancelled)
+
+        await asyncio.gather(*(use(f"s{n}") for n in range(8)))
+    disk.cut_power(tmp_path)
+    async with serving(tmp_path, *flags) as server, Client(server.address) as client:
+        missing = 0
+        for run_id in kept:
+            try:
+                run = await client.get_run(run_id)
+                missing += (run.state is RunState.CANCELLED) != (run_id in cancelled)
+            except RunNotFound:
+                missing += 1
+        return missing
+
+
+# --- A disk that fails --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("power", ["stays", "cut"])
+@pytest.mark.parametrize("faults", [{"fail_syncs": 0}, {"fail_syncs": 1}, {"fail_writes": 0}])
+async def test_a_disk_that_fails_ends_the_server_and_a_retry_tells(
+    tmp_path: Path, disk: Disk, faults: dict[str, int], power: str
+) -> None:
+    """The caller is told that the outcome is unknown; it is one run after all, once it retries."""
+    victim = Victim(tmp_path, "echo", disk)
+    await victim.start()
+    try:
+        async with Client(victim.address, retry=RetryPolicy(attempts=1)) as client:
+            await (await client.run_accepted("s", "before", allow_missing=True)).completed(SECONDS)
+            disk.set(**faults)
+            run_ids = [f"r{n}" for n in range(3)]
+            # Whoever comes while the server goes down is told that it is gone, in gRPC's words.
+            kind = StoreUnavailable if faults == {"fail_syncs": 0} else RunlaneError
+            with pytest.raises(kind) as told:
+                await _accept_all(client, run_ids)
+            assert is_transient(told.value)
+            assert told.value.metadata["run_id"] in run_ids
+        assert await victim.ended() == 1
+        _says_one_line(victim, "SQLITE_IOERR" if "fail_syncs" in faults else "SQLITE_FULL")
+        disk.set()
+        if power == "cut":
+            await victim.kill()
+        await victim.start()
+        async with Client(victim.address) as client:
+            for run_id in run_ids:
+                handle = await client.run_accepted("s", "x", run_id=run_id, max_attempts=3)
+                assert (await handle.completed(SECONDS)).text == "x"
+            listed = [run.run_id async for run in client.list_runs("s")]
+            assert sorted(listed[:-1]) == run_ids
+            ended: list[str] = []
+            async for complete in client.subscribe_run_complete(from_beginning=True):
+                ended.append(complete.run_id)
+                if complete.run_id == listed[0]:
+                    break
+            assert ended == listed[::-1]
+    finally:
+        disk.set()
+        await victim.kill()
+
+
+@pytest.mark.parametrize("end", [End.SYNC_FAILS, End.DISK_FULL])
+async def test_all_rules_hold_over_a_disk_that_fails(tmp_path: Path, disk: Disk, end: End) -> None:
+    report = await play(f"fails {end}", tmp_path, disk, ends=((end, 150), (end, 300)))
+    assert report.violations == []
+
+
+async def _accept_all(client: Client, run_ids: Sequence[str]) -> None:
+    for run_id in run_ids:
+        await client.run_accepted("s", "x", run_id=run_id, max_attempts=3)
+
+
+def _says_one_line(server: ServerProcess, reason: str) -> None:
+    lines = [json.loads(line) for line in server.log.splitlines()]
+    (error,) = [line for line in lines if line["level"] == "error"]
+    assert reason in error["reason"]
+
+
+# --- What cannot be written ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("there", [True, False])
+async def test_a_file_that_cannot_be_written_is_said_at_start(
+    tmp_path: Path, disk: Disk, there: bool
+) -> None:
+    flags = ("--listen", "127.0.0.1:0", "--store", "sqlite:///a.db")
+    if there:
+        async with serving(tmp_path, *flags[2:]) as server:
+            await server.stop()
+    disk.set(read_only=1)
+    code, said = await asyncio.to_thread(_start, tmp_path, disk, flags)
+    assert code == 1
+    (line,) = [line for line in said.splitlines() if not line.startswith("{")]
+    assert line.startswith("runlane-server: error: store a.db: ")
+
+
+def _start(folder: Path, disk: Disk, flags: Sequence[str]) -> tuple[int, str]:
+    server = ServerProcess(folder, env=disk.env)
+    ended = subprocess.run(
+        [sys.executable, "-m", "runlane_server", *flags],
+        cwd=folder,
+        env=server._env,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    return ended.returncode, ended.stderr

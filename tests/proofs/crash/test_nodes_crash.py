@@ -1,0 +1,43 @@
+"""Three nodes over one database that are killed, stopped and cut off under load, for a few seconds;
+`make nodes` does it as long as one likes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("asyncpg", reason="asyncpg is not installed")
+
+from proofs.crash.faults import FaultKind, Hit, Plan
+from proofs.crash.network import why_no_namespaces
+from proofs.crash.nodes_round import play
+from proofs.crash.nodes_run import surroundings
+from support.postgres import fresh_database, skip_without_wheel
+
+K = FaultKind
+
+HITS = (
+    (0.5, Hit(0, K.KILL, 0.5)),
+    (0.5, Hit(1, K.PAUSE, 0.5)),
+    (1.5, Hit(2, K.LONG_CUT_STORE, 2.6, reset=True)),
+    (2.5, Hit(1, K.CUT_CLIENTS, 0.5)),
+    (4.0, Hit(1, K.LONG_PAUSE, 2.6)),
+    (4.5, Hit(0, K.DRAIN, 0.0)),
+)
+
+
+@pytest.mark.timeout(240)
+async def test_nothing_accepted_is_lost_whatever_becomes_of_nodes(tmp_path: Path) -> None:
+    """R1, R4, R7, R9 to R11, R20 to R25, across nodes."""
+    skip_without_wheel()
+    print(why_no_namespaces() or "in namespaces")
+    plan = Plan("suite", seconds=6.0, lease=2.0, hits=HITS, actors=4)
+    async with surroundings() as (network, base), fresh_database(base) as url:
+        report = await play(plan, tmp_path, network, url)
+    report.history.save(tmp_path / "history.jsonl")
+    assert report.violations == []
+    assert report.figures()["faults"] == len(HITS)
+    assert report.history.acknowledged
+    assert report.recoveries
+    print(report.figures())

@@ -1,0 +1,38 @@
+"""What rounds of several nodes found beside the rules of ordering, staged."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+import pytest
+
+from proofs.crash.network import reached_at, target_of
+from proofs.crash.proxy import Proxy
+from runlane_server.core.model import SessionKey
+from support.node import SECONDS
+
+pytest.importorskip("asyncpg", reason="asyncpg is not installed")
+
+from runlane_server.store.postgres.store import PostgresStore
+
+
+async def test_r9_who_is_cancelled_does_not_wait_for_a_database_that_is_away(
+    postgres_url: str,
+) -> None:
+    """Else an agent that reads the transcript would outlive its node's lease."""
+    key = SessionKey("default", "s")
+    async with Proxy() as proxy:
+        proxy.target = target_of(postgres_url)
+        async with PostgresStore(reached_at(postgres_url, "127.0.0.1", proxy.port)) as store:
+            await store.load_lane(key)
+            proxy.cut(reset=False)
+            reading = asyncio.create_task(store.load_lane(key))
+            await proxy.holding.wait()
+            reading.cancel()
+            with suppress(asyncio.CancelledError):
+                async with asyncio.timeout(SECONDS / 10):
+                    await reading
+            assert reading.cancelled()
+            proxy.mend()
+            assert (await store.load_lane(key)).active is None

@@ -1,0 +1,243 @@
+"""What each command is to do, said a second time and in the plainest way.
+
+Each function returns the rule that a step broke, or None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from proofs.lanecheck.commands import Command, Verb, is_cancelling, live, live_ids
+from runlane_server.core.model import CancelScope, RunState, WhenBusy
+from runlane_server.core.transition import (
+    CoveredRun,
+    Lane,
+    LaneRun,
+    Receipt,
+    RunChange,
+    Transition,
+)
+
+_S = RunState
+
+
+def check_effect(before: Lane, command: Command, made: Transition) -> str | None:
+    """The rule that a command broke, if it did."""
+    return _frame(before, command, made) or _EFFECTS[command.verb](before, command, made)
+
+
+def _frame(before: Lane, command: Command, made: Transition) -> str | None:
+    """What no command does: pass one waiting run by another, or touch another's reservation."""
+    after = made.lane
+    old = [run.run_id for run in before.waiting]
+    new = [run.run_id for run in after.waiting if run.run_id in old]
+    if new != [run_id for run_id in old if run_id in new]:
+        return "waiting runs keep their order (R7)"
+    if command.verb not in {Verb.RESERVE, Verb.RELEASE, Verb.ACCEPT, Verb.CANCEL, Verb.REMOVE} and (
+        before.reservations != after.reservations
+    ):
+        return "only accept and cancel touch reservations (R6, R28)"
+    return None
+
+
+def _reservation(before: Lane, command: Command, made: Transition) -> str | None:
+    """Reserving and releasing touch one reservation and nothing else (R6)."""
+    kept = [held for held in before.reservations if held.token != command.token]
+    rest = [held for held in made.lane.reservations if held.token != command.token]
+    own = [held for held in made.lane.reservations if held.token == command.token]
+    if kept != rest or made.durable or live(before) != live(made.lane):
+        return "a reservation changes nothing else (R6)"
+    if command.verb is Verb.RELEASE:
+        return None if not own else "what is released is gone (R6)"
+    named = any(held.covered and held.run_id == command.run_id for held in kept)
+    if [(held.run_id, held.covered) for held in own] != [(command.run_id, named)]:
+        return "a reservation is covered with its run only (R11, R12, R20)"
+    return None
+
+
+def _accept(before: Lane, command: Command, made: Transition) -> str | None:
+    held = next(held for held in before.reservations if held.token == command.token)
+    if made.lane.reservations != tuple(each for each in before.reservations if each is not held):
+        return "an accept takes its own reservation (R6)"
+    if command.run_id in live_ids(before):
+        known = made.reply in live(before) and made.reply.run_id == command.run_id
+        return None if known and not made.durable else "a run is accepted once (R3)"
+    new = next((change for change in made.runs if change.run.run_id == command.run_id), None)
+    if new is None or made.reply != new.run:
+        return "an accept replies with its run"
+    interrupts = command.when_busy is WhenBusy.INTERRUPT and not held.covered
+    unchanged = made.lane.active == before.active
+    cancelled = is_cancelling(made.lane.active) and not unchanged
+    if not (cancelled if interrupts and _was_active(before) else unchanged):
+        return "INTERRUPT cancels the active run, others do not (R11, R27)"
+    if held.covered:
+        covered = new.run.state is _S.CANCELLED and made.lane.waiting == before.waiting
+        return None if covered else "a cancel covers accepts that have begun (R10)"
+    return _place_of(before, command, made)
+
+
+def _place_of(before: Lane, command: Command, made: Transition) -> str | None:
+    at_head = command.when_busy is WhenBusy.INTERRUPT
+    old = [run.run_id for run in before.waiting]
+    wanted = [command.run_id, *old] if at_head else [*old, command.run_id]
+    if [run.run_id for run in made.lane.waiting] != wanted:
+        return "a run goes to the end, one that interrupts to the head (R7, R27)"
+    return None
+
+
+def _dispatch(before: Lane, _: Command, made: Transition) -> str | None:
+    if before.active is not None or not before.waiting:
+        idle = made.lane == before and not made.durable and made.reply is None
+        return None if idle else "one run is active at a time (R7)"
+    head = min(before.waiting, key=lambda run: run.rank)
+    active = made.lane.active
+    if active is None or active.run_id != head.run_id or active.attempt != head.attempt + 1:
+        return "the first one is started (R7)"
+    if made.reply != active or [run.run_id for run in made.lane.waiting] != [
+        run.run_id for run in before.waiting[1:]
+    ]:
+        return "the others wait on (R7)"
+    return None
+
+
+def _covered(before: Lane, command: Command) -> tuple[CoveredRun, ...]:
+    """What a cancel has to cover (R10, R13, R18)."""
+    scope = command.scope
+    runs: list[LaneRun] = []
+    if before.active is not None and _was_active(before):
+        named = scope is CancelScope.RUN and before.active.run_id == command.run_id
+        if named or scope in {CancelScope.SESSION, CancelScope.ACTIVE}:
+            runs += (before.active, *before.folded)
+    if scope in {CancelScope.SESSION, CancelScope.WAITING}:
+        runs += before.waiting
+    if scope is CancelScope.RUN:
+        runs += (run for run in before.waiting if run.run_id == command.run_id)
+        runs += (
+            run for run in before.folded if run.run_id == command.run_id and run.state is _S.FOLDED
+        )
+    runs.sort(key=lambda run: run.accept_seq)
+    covered = [CoveredRun(run.run_id, run.accept_seq, run.state) for run in runs]
+    for held in before.reservations:
+        meant = scope in {CancelScope.SESSION, CancelScope.WAITING} or (
+            scope is CancelScope.RUN and held.run_id == command.run_id
+        )
+        named_already = {run.run_id for run in covered} | live_ids(before)
+        if meant and not held.covered and held.run_id not in named_already:
+            covered.append(CoveredRun(held.run_id, 0, _S.ACCEPTED))
+    return tuple(covered)
+
+
+def _cancel(before: Lane, command: Command, made: Transition) -> str | None:
+    wanted = _covered(before, command)
+    if made.reply != Receipt(before.key.session_id, wanted, before.accept_seq):
+        return "the receipt names what was covered, with its state then (R20)"
+    run_ids = {covered.run_id for covered in wanted}
+    changes = {change.run.run_id: change for change in made.runs}
+    for run in live(before):
+        if (run.run_id in run_ids) != _is_covered(run, changes.get(run.run_id)):
+            return "what the receipt names is cancelled, and nothing else (R10, R18)"
+    new = {held.run_id for held in made.lane.reservations if held.covered}
+    old = {held.run_id for held in before.reservations if held.covered}
+    if new - old != run_ids - live_ids(before) or not old <= new:
+        return "accepts that have begun are covered as the receipt says (R10)"
+    tokens = ([held.token for held in each.reservations] for each in (before, made.lane))
+    if next(tokens) != next(tokens):
+        return "a cancel neither makes nor releases a reservation (R6)"
+    if not wanted and (made.durable or made.lane != before):
+        return "a cancel that covers nothing changes nothing (R12, R13)"
+    return None
+
+
+def _is_covered(run: LaneRun, change: RunChange | None) -> bool:
+    """Whether a change is that of a run that a cancel covered just now."""
+    if change is None or change.run.cancel_reason == run.cancel_reason:
+        return False
+    was_at_work = run.state in {_S.ACTIVE, _S.FOLDED}
+    ends = change.run.state is _S.CANCELLED
+    return ends or (was_at_work and change.run.state is _S.CANCELLING)
+
+
+def _drain(before: Lane, _: Command, made: Transition) -> str | None:
+    meant = (run for run in before.waiting if run.when_busy is WhenBusy.FOLD and run.turn == 0)
+    joining = sorted(meant, key=lambda run: run.accept_seq)
+    if not _was_active(before):
+        joining = []
+    run_ids = [run.run_id for run in joining]
+    if [run.run_id for run in made.reply] != run_ids:
+        return "a step takes what waits to be folded, in accept order (R26, R27)"
+    if [run.run_id for run in made.lane.folded] != [
+        *(run.run_id for run in before.folded),
+        *run_ids,
+    ]:
+        return "folded runs are in the turn (R26)"
+    left = [run for run in before.waiting if run.run_id not in run_ids]
+    return None if list(made.lane.waiting) == left else "the others wait on (R27)"
+
+
+def _ends(before: Lane, made: Transition, state: RunState) -> str | None:
+    """The active run and those in its turn end in a state; the others wait on, or are first."""
+    turn = [run.run_id for run in live(before) if run not in before.waiting]
+    if [complete.run_id for complete in made.completes] != turn:
+        return "a turn ends the runs in it, and no other (R21, R24)"
+    if any(complete.state is not state for complete in made.completes):
+        return f"the runs of the turn are {state} (R19)"
+    return _hands_over(before, made)
+
+
+def _hands_over(before: Lane, made: Transition) -> str | None:
+    old = [run.run_id for run in before.waiting]
+    new = [run.run_id for run in made.lane.waiting]
+    return None if made.lane.active is None and old == new else "the queue lives on (R8, R24)"
+
+
+def _finish(before: Lane, command: Command, made: Transition) -> str | None:
+    ended = _S.COMPLETED if command.ok else _S.FAILED
+    wrong = _ends(before, made, ended if _was_active(before) else _S.CANCELLED)
+    return wrong or (None if made.reply == made.completes[0] else "finish replies with its end")
+
+
+def _node_lost(before: Lane, _: Command, made: Transition) -> str | None:
+    active = before.active
+    if made.reply != (active is not None):
+        return "node_lost tells whether a run was active"
+    if active is None:
+        return None if not made.durable else "where none is active, none is lost"
+    if not _was_active(before):
+        return _ends(before, made, _S.CANCELLED)
+    if active.attempt >= active.max_attempts:
+        return _ends(before, made, _S.FAILED)
+    back = [run.run_id for run in (active, *before.folded, *before.waiting)]
+    if made.lane.active is not None or [run.run_id for run in made.lane.waiting] != back:
+        return "a retried run goes back to the head, with what it had folded (R7)"
+    return None if not made.completes else "a retried run has not ended (R21)"
+
+
+def _fail_waiting(before: Lane, _: Command, made: Transition) -> str | None:
+    failed = [complete.run_id for complete in made.completes if complete.state is _S.FAILED]
+    if made.lane.waiting or failed != [run.run_id for run in before.waiting]:
+        return "all that wait end failed (R30)"
+    untouched = made.lane.active == before.active and made.lane.folded == before.folded
+    return None if untouched and made.reply == len(failed) else "the active run is not touched"
+
+
+def _remove(before: Lane, _: Command, made: Transition) -> str | None:
+    return None if made.removed and made.lane == Lane(before.key) else "what is removed is gone"
+
+
+def _was_active(lane: Lane) -> bool:
+    return lane.active is not None and lane.active.state is _S.ACTIVE
+
+
+_EFFECTS: Mapping[Verb, Callable[[Lane, Command, Transition], str | None]] = {
+    Verb.RESERVE: _reservation,
+    Verb.RELEASE: _reservation,
+    Verb.ACCEPT: _accept,
+    Verb.DISPATCH: _dispatch,
+    Verb.CANCEL: _cancel,
+    Verb.DRAIN: _drain,
+    Verb.FINISH: _finish,
+    Verb.NODE_LOST: _node_lost,
+    Verb.HAND_OVER: _node_lost,
+    Verb.FAIL_WAITING: _fail_waiting,
+    Verb.REMOVE: _remove,
+}

@@ -1,0 +1,93 @@
+"""The shapes a lane can have, each with the shortest way to it, and a picture of a lane."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from proofs.lanecheck.commands import (
+    DISPATCH,
+    EMPTY,
+    NODE_LOST,
+    Command,
+    accept,
+    cancel,
+    drain,
+    finish,
+    reserve,
+    stored,
+)
+from proofs.lanecheck.invariants import check
+from runlane_server.core.model import CancelScope, WhenBusy
+from runlane_server.core.transition import Lane, Receipt, Transition
+
+
+def enter(run_id: str, when_busy: WhenBusy = WhenBusy.QUEUE) -> list[Command]:
+    """A reservation and its accept."""
+    return [reserve(run_id), accept(run_id, when_busy)]
+
+
+_FOLD, _INTERRUPT = WhenBusy.FOLD, WhenBusy.INTERRUPT
+_IDLE = [*enter("x"), DISPATCH, finish("x")]
+_ACTIVE = [*enter("a"), DISPATCH]
+_FOLDED = [*_ACTIVE, *enter("f", _FOLD), drain("a")]
+_RETRIED_FOLD = [*enter("g", _FOLD), DISPATCH, NODE_LOST]
+_CANCEL_ACTIVE = cancel(CancelScope.ACTIVE)
+
+SHAPES: Mapping[str, Sequence[Command]] = {
+    "missing": [],
+    "idle": _IDLE,
+    "reserved": [*_IDLE, reserve("n")],
+    "covered reservation": [*_IDLE, reserve("n"), cancel()],
+    "waiting for a slot": enter("a"),
+    "waiting for a slot + queued": [*enter("a"), *enter("b")],
+    "active": _ACTIVE,
+    "active + covered reservation": [*_ACTIVE, reserve("n"), cancel(CancelScope.WAITING)],
+    "active + queued": [*_ACTIVE, *enter("b"), *enter("c")],
+    "active + fold waiting": [*_ACTIVE, *enter("b"), *enter("f", _FOLD)],
+    "active + folded": _FOLDED,
+    "active + folded + queued": [*_FOLDED, *enter("b")],
+    "cancelling": [*_ACTIVE, _CANCEL_ACTIVE],
+    "cancelling + queued": [*_ACTIVE, *enter("b"), _CANCEL_ACTIVE],
+    "cancelling + fold waiting": [*_ACTIVE, *enter("f", _FOLD), _CANCEL_ACTIVE],
+    "cancelling + folded": [*_FOLDED, _CANCEL_ACTIVE],
+    "interrupted": [*_ACTIVE, *enter("b"), *enter("i", _INTERRUPT)],
+    "retried": [*_ACTIVE, *enter("b"), NODE_LOST],
+    "retried + folded": [*_FOLDED, *enter("b"), NODE_LOST],
+    "active again": [*_ACTIVE, NODE_LOST, DISPATCH],
+    "retried behind another": [*_RETRIED_FOLD, *enter("i", _INTERRUPT), DISPATCH],
+}
+
+
+def lane_of(shape: str) -> Lane:
+    """The lane of a shape, each step on the way checked."""
+    lane = EMPTY
+    for command in SHAPES[shape]:
+        made = command.apply(lane)
+        check(lane, command, made)
+        lane = stored(lane, made)
+    return lane
+
+
+def picture(lane: Lane) -> str:
+    """A lane in one line: the active run (with the folded ones), the waiting, [reservations].
+
+    A covered reservation has an exclamation mark.
+    """
+    words: list[str] = []
+    if lane.active is not None:
+        folded = ",".join(run.run_id for run in lane.folded)
+        words.append(f"{lane.active.run_id}:{lane.active.state}{folded and f'({folded})'}")
+    words += (f"{run.run_id}:{run.state}" for run in lane.waiting)
+    words += (f"[{held.run_id}{'!' * held.covered}]" for held in lane.reservations)
+    return " ".join(words) or ("idle" if lane.exists or lane.accept_seq else "missing")
+
+
+def outcome(before: Lane, made: Transition) -> str:
+    """A transition in one line: `same` or the picture, what ended, and what was replied."""
+    words = ["same" if made.lane == before else picture(made.lane)]
+    if made.completes:
+        words.append("ended " + " ".join(f"{end.run_id}:{end.state}" for end in made.completes))
+    if isinstance(made.reply, Receipt):
+        covered = (f"{run.run_id}:{run.state}" for run in made.reply.cancelled)
+        words.append("receipt " + (" ".join(covered) or "empty"))
+    return "; ".join(words)

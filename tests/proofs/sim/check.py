@@ -1,0 +1,349 @@
+"""Checks the history of a world, once it is over, against the rules."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+from proofs.lanecheck.invariants import check_lane, require
+from proofs.sim.agent import GRACE
+from proofs.sim.history import OK, AcceptOp, CancelOp, Follow, History, Watch
+from proofs.sim.store import Disk
+from runlane_server.core.model import (
+    CancelScope,
+    Folded,
+    Message,
+    Role,
+    RunComplete,
+    RunEvent,
+    RunState,
+    Started,
+    Text,
+    TextDelta,
+    WhenBusy,
+)
+from runlane_server.core.transition import CoveredRun, Receipt
+from runlane_server.store.base import BusySession
+
+SLACK = 1.5
+"""Seconds that writes and the end of an agent's own clean-up may take beyond the grace."""
+
+WAITING = {RunState.ACCEPTED, RunState.QUEUED}
+RUNNING = {RunState.ACTIVE, RunState.FOLDED}
+
+
+class Checker:
+    """What is known of the runs of a history."""
+
+    def __init__(self, history: History, disk: Disk) -> None:
+        self.history = history
+        self.disk = disk
+        self.ends: dict[str, RunComplete] = {}
+        self.ended_at: dict[str, int] = {}
+        self.events: dict[str, list[RunEvent]] = {}
+        self.started: dict[str, int] = {}
+        self.accepts: dict[str, list[AcceptOp]] = defaultdict(list)
+        for tick, logged in history.completes:
+            self.ends[logged.complete.run_id] = logged.complete
+            self.ended_at[logged.complete.run_id] = tick
+        for key, events in history.events.items():
+            self.events[key.run_id] = [event for _, event in events]
+            starts = [tick for tick, event in events if isinstance(event.body, Started)]
+            if starts:
+                self.started[key.run_id] = starts[0]
+        for op in history.accepts:
+            self.accepts[op.run_id].append(op)
+
+    def acked(self) -> Iterator[AcceptOp]:
+        """The accepts that were answered."""
+        return (op for op in self.history.accepts if op.outcome == OK)
+
+
+def check(history: History, busy: Sequence[BusySession], disk: Disk) -> None:
+    """Raises Broken if a rule was broken."""
+    require(not busy, f"sessions are busy at the end: {busy}")
+    checker = Checker(history, disk)
+    _check_accepts(checker)
+    _check_ends(checker)
+    _check_events(checker)
+    _check_order(checker)
+    _check_agents(checker)
+    _check_transcripts(checker)
+    for op in history.cancels:
+        _check_cancel(checker, op)
+    _check_cancelled(checker)
+    for watch in history.watches:
+        _check_watch(checker, watch)
+    for follow in history.follows:
+        _check_follow(checker, follow)
+    for lane in disk.lanes():
+        check_lane(lane)
+
+
+# --- Runs ---------------------------------------------------------------------------------------
+
+
+def _check_accepts(checker: Checker) -> None:
+    seqs: dict[str, dict[int, str]] = defaultdict(dict)
+    for op in checker.acked():
+        require(op.run_id in checker.ends, f"R1, R21: {op.run_id} is accepted and has no end")
+        end = checker.ends[op.run_id]
+        require(
+            (end.session_id, end.accept_seq) == (op.session_id, op.seq),
+            f"R3: {op.run_id} is not the run that was accepted",
+        )
+        known = seqs[op.session_id].setdefault(op.seq, op.run_id)
+        require(known == op.run_id, f"R4: {op.run_id} and {known} have one accept_seq")
+        # Who subscribes where the accept says hears of the end.
+        logged = next(e for _, e in checker.history.completes if e.complete.run_id == op.run_id)
+        kept = logged.position > checker.disk.data.compacted
+        require(
+            op.position < logged.position or not kept, f"{op.run_id} is accepted behind its own end"
+        )
+    firsts = [ops for ops in checker.accepts.values() if len(ops) == 1 and ops[0].outcome == OK]
+    for (one,) in firsts:
+        for (other,) in firsts:
+            same = one.session_id == other.session_id
+            if same and one.returned is not None and one.returned < other.invoked:
+                require(one.seq < other.seq, f"R4: {other.run_id} comes before {one.run_id}")
+
+
+def _check_ends(checker: Checker) -> None:
+    counted = Counter(logged.complete.run_id for _, logged in checker.history.completes)
+    for run_id, count in counted.items():
+        require(count == 1, f"R21: {run_id} has {count} ends")
+        require(run_id in checker.accepts, f"{run_id} was never asked for")
+        end = checker.ends[run_id]
+        require(end.state.terminal, f"{run_id} ends {end.state}")
+        if end.folded_into:
+            _check_folded(checker, end)
+
+
+def _check_folded(checker: Checker, end: RunComplete) -> None:
+    host = checker.ends[end.folded_into]
+    if end.cancelled and checker.ended_at[end.run_id] != checker.ended_at[host.run_id]:
+        alone = end.cancel_reason != host.cancel_reason or not host.cancelled
+        if alone:
+            return
+    require(
+        (end.state, end.finish_reason, end.text) == (host.state, host.finish_reason, host.text),
+        f"R26: {end.run_id} does not share the end of {host.run_id}",
+    )
+
+
+def _check_events(checker: Checker) -> None:
+    for run_id, events in checker.events.items():
+        indices = [event.index for event in events]
+        require(indices == list(range(1, len(indices) + 1)), f"{run_id} has the events {indices}")
+        ends = [event for event in events if isinstance(event.body, RunComplete)]
+        require(ends == events[-1:], f"R21: the last event of {run_id} is its end")
+
+
+def _check_order(checker: Checker) -> None:
+    """R7: runs start in accept order. One that interrupts goes to the head, and so does one that
+    shared a turn which is retried."""
+    ends = [end for end in checker.ends.values() if end.run_id in checker.started]
+    headed = {
+        end.run_id
+        for end in ends
+        if any(op.when_busy is WhenBusy.INTERRUPT for op in checker.accepts[end.run_id])
+        or any(
+            isinstance(e.body, Folded) and e.body.run_id == end.run_id
+            for e in checker.events[end.run_id]
+        )
+    }
+    for one in ends:
+        for later in ends:
+            if one.session_id != later.session_id or one.accept_seq >= later.accept_seq:
+                continue
+            if later.run_id in headed:
+                continue
+            ordered = checker.started[one.run_id] < checker.started[later.run_id]
+            require(ordered, f"R7: {later.run_id} starts before {one.run_id}")
+
+
+def _check_agents(checker: Checker) -> None:
+    """What agents said is what was stored; and no agent worked on what was not started."""
+    for visit in checker.history.visits:
+        events = checker.events.get(visit.run_id, [])
+        started = checker.started.get(visit.run_id)
+        require(
+            started is not None and started < visit.entered,
+            f"R8: the agent of {visit.run_id} is started before that is committed",
+        )
+        stored = _text_of(events, visit.attempt)
+        said = "".join(visit.said)
+        end = checker.ends[visit.run_id]
+        whole = end.state is RunState.COMPLETED and end.attempt == visit.attempt
+        require(
+            said == stored if whole else said.startswith(stored),
+            f"{visit.run_id} #{visit.attempt}: {said!r} is stored as {stored!r}",
+        )
+
+
+def _text_of(events: Sequence[RunEvent], attempt: int) -> str:
+    text, now = "", 0
+    for event in events:
+        if isinstance(event.body, Started):
+            now = event.body.attempt
+        elif isinstance(event.body, TextDelta) and now == attempt:
+            text += event.body.text
+    return text
+
+
+def _check_transcripts(checker: Checker) -> None:
+    """R14 to R16, R22: a turn begins with its prompt, ends with a reason, with what was said."""
+    turns: dict[tuple[str, int], list[Message]] = defaultdict(list)
+    for session in checker.disk.data._sessions.values():
+        places = [(message.turn, message.ordinal) for message in session.messages]
+        require(len(set(places)) == len(places), "a place in the transcript is used twice")
+        for message in session.messages:
+            turns[session.session.session_id, message.turn].append(message)
+        _check_prompts(checker, session.session.session_id, session.messages)
+    for messages in turns.values():
+        _check_turn(checker, messages)
+
+
+def _check_prompts(checker: Checker, session_id: str, messages: Sequence[Message]) -> None:
+    stand = Counter(message.run_id for message in messages if message.role is Role.USER)
+    for end in checker.ends.values():
+        if end.session_id == session_id:
+            times = stand[end.run_id]
+            require(times == 1, f"R14, R15, R26: the prompt of {end.run_id} stands {times} times")
+
+
+def _check_turn(checker: Checker, messages: list[Message]) -> None:
+    run_id = messages[0].run_id
+    own = [m for m in messages if m.role is Role.USER and m.run_id == run_id]
+    require(own == messages[:1], f"R15: the turn of {run_id} begins with its one prompt")
+    assistant = [m for m in messages if m.role is Role.ASSISTANT]
+    end = checker.ends[run_id]
+    require(assistant, f"R14: the turn of {run_id} has no answer")
+    require(assistant[-1].finish_reason is end.finish_reason, f"{run_id} ends in two ways")
+    require(assistant[-1].message_id == end.message_id, f"{run_id} names its last message")
+    text = "".join(p.text for m in assistant for p in m.parts if isinstance(p, Text))
+    stored = _text_of(checker.events[run_id], end.attempt)
+    # What an attempt said that was given up is no part of the turn, if no other one followed.
+    given_up = not text and (checker.history.crashes or checker.history.stops)
+    require(
+        text == stored or given_up, f"R22: {run_id} said {stored!r} and its transcript is {text!r}"
+    )
+
+
+# --- Cancels ------------------------------------------------------------------------------------
+
+
+def _check_cancel(checker: Checker, op: CancelOp) -> None:
+    """R10 to R13, R20: the receipt is true."""
+    covered = {
+        run_id: end for run_id, end in checker.ends.items() if end.cancel_reason == op.reason
+    }
+    for run_id in covered:
+        _check_was_there(checker, op, run_id)
+    if op.receipts is None:
+        return
+    named = {run.run_id: run for receipt in op.receipts for run in receipt.cancelled}
+    require(
+        set(covered) <= set(named), f"R20: {op.reason} names {set(named)}, covered {set(covered)}"
+    )
+    for receipt in op.receipts:
+        require(
+            len({run.run_id for run in receipt.cancelled}) == len(receipt.cancelled),
+            f"R20: {op.reason} names a run twice",
+        )
+        for run in receipt.cancelled:
+            _check_named(checker, op, receipt, run, ended=run.run_id in covered)
+    if op.scope is CancelScope.SESSION:
+        _check_complete(checker, op, set(named))
+
+
+def _check_was_there(checker: Checker, op: CancelOp, run_id: str) -> None:
+    """R11, R18."""
+    if op.returned is not None:
+        before = any(accept.invoked < op.returned for accept in checker.accepts[run_id])
+        require(before, f"R11: {op.reason} took {run_id}, which came later")
+    end = checker.ends[run_id]
+    require(op.session_id in {None, end.session_id}, f"R18: {op.reason} took {run_id}")
+    if op.scope is CancelScope.RUN:
+        require(op.run_id in {run_id, end.folded_into}, f"R18: {op.reason} took {run_id}")
+
+
+def _check_named(
+    checker: Checker, op: CancelOp, receipt: Receipt, run: CoveredRun, *, ended: bool
+) -> None:
+    allowed = {
+        CancelScope.WAITING: WAITING,
+        CancelScope.ACTIVE: RUNNING,
+    }.get(op.scope, WAITING | RUNNING)
+    require(run.state in allowed, f"R18: {op.reason} covers {run.run_id}, which was {run.state}")
+    if run.accept_seq == 0:
+        # A reservation; it may have been given up, or its node may have died with it.
+        accepts = checker.accepts[run.run_id]
+        if len(accepts) > 1 or accepts[0].outcome != OK or accepts[0].node != op.node:
+            return
+    else:
+        require(run.accept_seq <= receipt.fence_accept_seq, "R20: the fence is above the runs")
+    require(ended, f"R20: {op.reason} names {run.run_id}, which did not end by it")
+    late = checker.ends[run.run_id].ended_at / 1e6 - _epoch() - op.at > GRACE + SLACK
+    ended_at = checker.ended_at[run.run_id]
+    died = any(op.invoked < down < ended_at for down in checker.history.downs)
+    require(died or not late, f"R9: {run.run_id} ends long after {op.reason}")
+
+
+def _epoch() -> float:
+    from proofs.sim.node import EPOCH  # noqa: PLC0415 - node imports nothing of this
+
+    return EPOCH / 1e6
+
+
+def _check_complete(checker: Checker, op: CancelOp, named: set[str]) -> None:
+    """R10: what was accepted before, and had not ended after, was covered."""
+    for accept in checker.acked():
+        if op.session_id not in {None, accept.session_id} or op.returned is None:
+            continue
+        if accept.returned is None or accept.returned > op.invoked or accept.run_id in named:
+            continue
+        if checker.ended_at[accept.run_id] > op.returned:
+            end = checker.ends[accept.run_id]
+            require(end.cancelled, f"R10: {op.reason} does not cover {accept.run_id}")
+
+
+def _check_cancelled(checker: Checker) -> None:
+    """R11, R12: nothing is cancelled but by a cancel, or by a run that interrupts."""
+    reasons = {op.reason for op in checker.history.cancels}
+    for end in checker.ends.values():
+        interrupter = end.cancel_reason.removeprefix("interrupted by ")
+        known = end.cancel_reason in reasons or interrupter in checker.accepts
+        require(known == end.cancelled, f"R12: {end.run_id} is {end.state}: {end.cancel_reason!r}")
+
+
+# --- Those who listen ---------------------------------------------------------------------------
+
+
+def _check_watch(checker: Checker, watch: Watch) -> None:
+    """R25: every event after the cursor, once, in order, and none that was not committed."""
+    if watch.start is None:
+        return
+    start = watch.start
+    lost = [(low, high) for low, high in watch.lost]
+    wanted = [
+        logged
+        for _, logged in checker.history.completes
+        if logged.position > start
+        and watch.wanted.matches(logged.complete)
+        and not any(low < logged.position <= high for low, high in lost)
+    ]
+    missing = [e.position for e in wanted if e not in watch.came]
+    require(not missing, f"R25: {watch.name} never gets {missing}")
+    require(watch.came == wanted, f"R25: {watch.name} gets what it should not")
+    require(
+        all(one.position < other.position for one, other in pairwise(watch.came)),
+        f"R25: {watch.name} gets events out of order",
+    )
+
+
+def _check_follow(checker: Checker, follow: Follow) -> None:
+    wanted = [event for event in checker.events[follow.run_id] if event.index > follow.after]
+    got = follow.came == (wanted[: len(follow.came)] if follow.cut else wanted)
+    require(got, f"a follower of {follow.run_id} does not get its events")

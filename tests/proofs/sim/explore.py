@@ -1,0 +1,266 @@
+"""Searches all interleavings of lane commands, breadth first, and checks every step.
+
+    cd tests && PYTHONPATH=../server python -m proofs.sim.explore --depth 12 --runs 3
+
+A lane counts as seen when it differs from an earlier one by names, absolute numbers and counts of
+events only: no rule looks at those. So the lanes with a bounded number of runs are finitely many,
+and with enough depth the search is complete; it says when it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+from types import ModuleType
+
+from proofs.lanecheck.commands import (
+    DISPATCH,
+    EMPTY,
+    FAIL_WAITING,
+    NODE_LOST,
+    REMOVE,
+    Command,
+    Verb,
+    cancel,
+    drain,
+    finish,
+    hand_over,
+    live,
+    live_ids,
+    reserve,
+    stored,
+)
+from proofs.lanecheck.invariants import check, require
+from runlane_server.core import lane as lane_rules
+from runlane_server.core.model import CancelScope, WhenBusy
+from runlane_server.core.transition import Lane, LaneRun, Transition
+
+State = Hashable
+"""A world without its names and absolute numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """A lane, the ended runs that are being accepted once more, and how many names were given."""
+
+    lane: Lane = EMPTY
+    ended: frozenset[str] = frozenset()
+    named: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How large the lanes get: runs and reservations together, reservations, waiting runs."""
+
+    runs: int = 3
+    reservations: int = 2
+    waiting: int = 2
+
+
+SMALL = Bounds()
+
+
+@dataclass(slots=True)
+class Report:
+    """What a search saw. `complete`: nothing lies beyond the depth."""
+
+    depth: int = 0
+    states: int = 1
+    transitions: int = 0
+    refusals: int = 0
+    complete: bool = False
+    seconds: float = 0.0
+    verbs: set[Verb] = field(default_factory=set)
+
+    def __str__(self) -> str:
+        return (
+            f"depth {self.depth}: {self.states} states, {self.transitions} transitions, "
+            f"{self.refusals} refusals, {self.seconds:.1f} s"
+            f"{', complete' if self.complete else ''}"
+        )
+
+
+class Counterexample(AssertionError):
+    """The shortest way to a broken rule."""
+
+    def __init__(self, rule: str, path: list[Command]) -> None:
+        super().__init__("\n  ".join([rule, *map(str, path)]))
+        self.rule = rule
+        self.path = path
+
+
+def explore(depth: int, bounds: Bounds = SMALL, rules: ModuleType = lane_rules) -> Report:
+    """Takes every command in every lane that fewer than `depth` commands lead to.
+
+    Raises Counterexample at the first step that breaks a rule.
+    """
+    began = time.perf_counter()
+    report = Report()
+    start = World()
+    came: dict[State, tuple[State, Command] | None] = {canonical(start): None}
+    frontier = [start]
+    while frontier and report.depth < depth:
+        beyond: list[World] = []
+        for world in frontier:
+            here = canonical(world)
+            for command in commands(world, bounds):
+                try:
+                    made = step(world.lane, command, rules)
+                except Exception as error:
+                    path = [*_path_to(here, came), command]
+                    raise Counterexample(str(error) or repr(error), path) from error
+                if made is None:
+                    report.refusals += 1
+                    continue
+                report.transitions += 1
+                report.verbs.add(command.verb)
+                after = _world_after(world, command, made)
+                there = canonical(after)
+                if there not in came:
+                    came[there] = (here, command)
+                    beyond.append(after)
+        frontier = beyond
+        report.depth += 1
+        report.states = len(came)
+    report.complete = not frontier
+    report.seconds = time.perf_counter() - began
+    return report
+
+
+def step(lane: Lane, command: Command, rules: ModuleType = lane_rules) -> Transition | None:
+    """Takes a command and checks it; None where it was refused, as it had to be."""
+    wanted = command.refusal(lane)
+    try:
+        made = command.apply(lane, rules)
+    except Exception as error:  # noqa: BLE001 - it has to be the one that is wanted
+        require(wanted is not None and isinstance(error, wanted), f"no reason to refuse: {error!r}")
+        return None
+    require(wanted is None, f"{command} has to be refused")
+    check(lane, command, made)
+    return made
+
+
+def _world_after(world: World, command: Command, made: Transition) -> World:
+    ended = world.ended | {complete.run_id for complete in made.completes}
+    lane = stored(world.lane, made)
+    repeated = frozenset(held.run_id for held in lane.reservations if held.run_id in ended)
+    return World(lane, repeated, world.named + (command.verb is Verb.RESERVE))
+
+
+def _path_to(state: State, came: dict[State, tuple[State, Command] | None]) -> list[Command]:
+    path: list[Command] = []
+    while (leg := came[state]) is not None:
+        state, command = leg
+        path.append(command)
+    return path[::-1]
+
+
+# --- What can be done ---------------------------------------------------------------------------
+
+
+def commands(world: World, bounds: Bounds) -> Iterator[Command]:
+    """All commands that make a difference in a world, those among them that are refused too."""
+    lane = world.lane
+    yield from _accepts(world, bounds)
+    yield from (DISPATCH, NODE_LOST, FAIL_WAITING, REMOVE)
+    yield from map(cancel, (CancelScope.SESSION, CancelScope.ACTIVE, CancelScope.WAITING))
+    names = dict.fromkeys([*sorted(live_ids(lane)), *(held.run_id for held in lane.reservations)])
+    for run_id in (*names, "unknown"):
+        yield cancel(CancelScope.RUN, run_id)
+    if lane.active is not None:
+        run_id, attempt = lane.active.run_id, lane.active.attempt
+        yield drain(run_id, attempt)
+        yield finish(run_id, attempt)
+        yield finish(run_id, attempt, ok=False)
+        yield hand_over(run_id, attempt)
+        yield hand_over(run_id, attempt + 1)
+        yield finish(run_id, attempt + 1)
+        yield drain(run_id, attempt + 1)
+    for run in lane.waiting[:1]:
+        yield finish(run.run_id, run.attempt)
+
+
+def _accepts(world: World, bounds: Bounds) -> Iterator[Command]:
+    lane = world.lane
+    token = f"t{world.named}"
+    if len(lane.reservations) < bounds.reservations:
+        if len(live(lane)) + len(lane.reservations) < bounds.runs:
+            yield reserve(token, f"r{world.named}")
+        for run_id in sorted(live_ids(lane) | {held.run_id for held in lane.reservations}):
+            yield reserve(token, run_id)
+    for held in lane.reservations:
+        yield Command(Verb.RELEASE, token=held.token)
+        yield reserve(held.token, held.run_id)
+        # The store refuses a run id that it has; the lane does not know of runs that ended.
+        if held.run_id not in world.ended:
+            for when_busy in WhenBusy:
+                yield _accept(held.token, held.run_id, when_busy, bounds)
+            if not lane.exists:
+                yield _accept(held.token, held.run_id, WhenBusy.QUEUE, bounds, missing=False)
+    yield _accept("none", "none", WhenBusy.QUEUE, bounds)
+
+
+def _accept(
+    token: str, run_id: str, when_busy: WhenBusy, bounds: Bounds, *, missing: bool = True
+) -> Command:
+    return Command(
+        Verb.ACCEPT,
+        token=token,
+        run_id=run_id,
+        when_busy=when_busy,
+        allow_missing=missing,
+        max_waiting=bounds.waiting,
+    )
+
+
+# --- What counts as the same --------------------------------------------------------------------
+
+
+def canonical(world: World) -> State:
+    """The world with runs named by their place in accept order, and turns by theirs."""
+    lane = world.lane
+    runs = sorted(live(lane), key=lambda run: run.accept_seq)
+    names = {run.run_id: n for n, run in enumerate(runs)}
+    for held in lane.reservations:
+        names.setdefault(held.run_id, len(names))
+    turns = {turn: n for n, turn in enumerate(sorted({0, *(run.turn for run in runs)}))}
+
+    def seen(run: LaneRun) -> State:
+        into = names.get(run.folded_into)
+        covered = bool(run.cancel_reason)
+        name, turn = names[run.run_id], turns[run.turn]
+        return name, run.state, run.when_busy, run.attempt, turn, into, covered
+
+    return (
+        lane.exists,
+        None if lane.active is None else seen(lane.active),
+        tuple(map(seen, lane.folded)),
+        tuple(map(seen, lane.waiting)),
+        tuple(
+            (names[held.run_id], held.covered, held.run_id in world.ended)
+            for held in lane.reservations
+        ),
+    )
+
+
+def main() -> None:
+    """Searches as deep as asked; the exit code is 1 if a rule is broken."""
+    parser = argparse.ArgumentParser(prog="proofs.sim.explore", description=__doc__)
+    parser.add_argument("--depth", type=int, default=12)
+    parser.add_argument("--runs", type=int, default=SMALL.runs)
+    parser.add_argument("--reservations", type=int, default=SMALL.reservations)
+    parser.add_argument("--waiting", type=int, default=SMALL.waiting)
+    told = parser.parse_args()
+    bounds = Bounds(told.runs, told.reservations, told.waiting)
+    try:
+        report = explore(told.depth, bounds)
+    except Counterexample as found:
+        sys.exit(str(found))
+    sys.stdout.write(f"{report}\n")
+
+
+if __name__ == "__main__":
+    main()

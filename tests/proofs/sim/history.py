@@ -1,0 +1,152 @@
+"""What happened in a simulated world, in the order in which it happened.
+
+`tick` orders everything; virtual time does not, as many things happen at the same time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+from proofs.lanecheck.invariants import Broken
+from proofs.sim.loop import SimLoop
+from runlane_server.core.model import CancelScope, RunEvent, RunKey, WhenBusy
+from runlane_server.core.transition import Receipt
+from runlane_server.store.base import EventFilter, LoggedComplete, Position
+
+OK, LOST = "ok", "lost"
+
+
+@dataclass(slots=True, eq=False)
+class AcceptOp:
+    """An accept: `outcome` is OK, the reason of a refusal, or LOST where no answer came."""
+
+    run_id: str
+    session_id: str
+    prompt: str
+    when_busy: WhenBusy
+    node: int
+    invoked: int
+    returned: int | None = None
+    outcome: str = LOST
+    seq: int = 0
+    position: Position = 0
+
+
+@dataclass(slots=True, eq=False)
+class CancelOp:
+    """A cancel, known by its reason; without a session it means all. `receipts` if it answered."""
+
+    reason: str
+    scope: CancelScope
+    session_id: str | None
+    run_id: str
+    node: int
+    invoked: int
+    returned: int | None = None
+    at: float = 0.0
+    receipts: tuple[Receipt, ...] | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Visit:
+    """One time that an agent worked on a run, as the agent saw it. `told`: when it was cancelled,
+    in virtual seconds; `gone`: it returned, or its node died."""
+
+    session_id: str
+    run_id: str
+    attempt: int
+    node: int
+    entered: int
+    said: list[str] = field(default_factory=list)
+    told: float | None = None
+    gone: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Watch:
+    """A subscription, across nodes: from where, and what came. `lost`: what was compacted away."""
+
+    name: str
+    wanted: EventFilter
+    start: Position | None = None
+    cursor: Position = 0
+    came: list[LoggedComplete] = field(default_factory=list)
+    lost: list[tuple[Position, Position]] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class Follow:
+    """Somebody who follows a run, across nodes. `cut`: its events were removed meanwhile."""
+
+    run_id: str
+    after: int
+    came: list[RunEvent] = field(default_factory=list)
+    ended: bool = False
+    cut: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of the trace."""
+
+    at: float
+    step: int
+    actor: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.at:10.4f} s  step {self.step:5d}  {self.actor:<12} {self.what}"
+
+
+class History:
+    """Everything that was observed in a world."""
+
+    def __init__(self, loop: SimLoop) -> None:
+        self.trace: list[Line] = []
+        self.accepts: list[AcceptOp] = []
+        self.cancels: list[CancelOp] = []
+        self.visits: list[Visit] = []
+        self.watches: list[Watch] = []
+        self.follows: list[Follow] = []
+        self.completes: list[tuple[int, LoggedComplete]] = []
+        self.events: dict[RunKey, list[tuple[int, RunEvent]]] = {}
+        self.downs: list[int] = []
+        self.crashes = 0
+        self.stops = 0
+        self.stales = 0
+        self._loop = loop
+        self._tick = 0
+
+    @property
+    def now(self) -> float:
+        """The virtual time."""
+        return self._loop.time()
+
+    def tick(self) -> int:
+        """The next number in the order of all that happens."""
+        self._tick += 1
+        return self._tick
+
+    def note(self, actor: str, what: str) -> int:
+        """Adds a line to the trace; returns its tick."""
+        self.trace.append(Line(self._loop.time(), self._loop.steps, actor, what))
+        return self.tick()
+
+    def broken(self, rule: str) -> None:
+        """A rule was broken: the world ends here."""
+        self.note("checker", f"BROKEN: {rule}")
+        if self._loop.failure is None:
+            self._loop.failure = Broken(rule)
+
+    def require(self, holds: object, rule: str) -> None:
+        """Ends the world where a rule does not hold."""
+        if not holds:
+            self.broken(rule)
+
+    def digest(self) -> str:
+        """A hash of the trace; the step numbers in it make it one of all that was scheduled."""
+        digest = hashlib.blake2b(digest_size=16)
+        for line in self.trace:
+            digest.update(f"{line.at!r} {line.step} {line.actor} {line.what}\n".encode())
+        return digest.hexdigest()

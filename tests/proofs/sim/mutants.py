@@ -1,0 +1,186 @@
+"""Faults that are planted in the shell around the lanes, to see that a simulation finds them.
+
+Each is a function of ours with a piece of its source exchanged.
+"""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from runlane_server.engine.acceptance import AcceptedRun
+from runlane_server.engine.executor import Executor
+from runlane_server.engine.lane_source import LaneSource
+from runlane_server.engine.lanes import Lanes
+from runlane_server.engine.outbox import Outbox
+from runlane_server.engine.runner import Runner
+from runlane_server.engine.slots import Slots
+from runlane_server.feed.feed import RunFollower, Subscription
+from runlane_server.feed.tail import Tail
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A fault: in that method of that class, `old` is exchanged for `new`."""
+
+    name: str
+    owner: type
+    method: str
+    old: str
+    new: str
+
+
+MUTANTS = (
+    Mutant(
+        "an answer before the commit",
+        Lanes,
+        "_carry_out",
+        "decision = self._decide(lane, orders, mailbox)\n",
+        "decision = self._decide(lane, orders, mailbox)\n            decision.settle()\n",
+    ),
+    Mutant(
+        "an agent that is started before the commit",
+        Lanes,
+        "_carry_out",
+        "                await self._commit(lane, decision)",
+        "                self._adopt(key, mailbox, lane, decision)\n"
+        "                await self._commit(lane, decision)",
+    ),
+    Mutant(
+        "a lane that is called and does not wake",
+        Lanes,
+        "_call",
+        "self._drive(key, mailbox)",
+        "pass",
+    ),
+    Mutant(
+        "a reload that forgets the reservations",
+        LaneSource,
+        "load",
+        "held = mailbox.lane.reservations if mailbox.lane is not None else ()",
+        "held = ()",
+    ),
+    Mutant(
+        "a wrong guess that is made again",
+        LaneSource,
+        "load",
+        "if comes and not mailbox.outdated and",
+        "if comes and",
+    ),
+    Mutant(
+        "a slot that is kept while others wait for it",
+        Slots,
+        "settle",
+        "if not running:",
+        "if not running and not startable:",
+    ),
+    Mutant(
+        "a reservation that is not given up",
+        AcceptedRun,
+        "close",
+        "release(self)",
+        "pass",
+    ),
+    Mutant(
+        "an ended run that takes the next one's cancel along",
+        Executor,
+        "_ended",
+        "if self._runners.get(runner.job.key) is runner:",
+        "if runner.job.key in self._runners:",
+    ),
+    Mutant(
+        "a stop that forgets a run",
+        Executor,
+        "stop",
+        "for runner in list(self._runners.values()):",
+        "for runner in list(self._runners.values())[1:]:",
+    ),
+    Mutant(
+        "a stop that forgets the run that is about to start",
+        Executor,
+        "stop",
+        "none comes.\n        await self.lanes.settled()",
+        "none comes.",
+    ),
+    Mutant(
+        "a grace that is not granted",
+        Runner,
+        "_end_work",
+        "await asyncio.wait({work}, timeout=self._cancel_grace)",
+        "await asyncio.sleep(0)",
+    ),
+    Mutant(
+        "a run that was stopped and counts as completed",
+        Runner,
+        "_told",
+        "if self._handing_over and self._cancelled is None:",
+        "if self._handing_over and self._working and self._working.cancelled():",
+    ),
+    Mutant(
+        "an event that is stored twice",
+        Outbox,
+        "_batch",
+        "self._waiting.clear()",
+        "self._waiting[:] = self._waiting[1:2]",
+    ),
+    Mutant(
+        "a folded run that is not counted",
+        Outbox,
+        "note",
+        "self.events += 1",
+        "pass",
+    ),
+    Mutant(
+        "an event skipped by who is woken",
+        Subscription,
+        "wake",
+        "max(self._after, place - 1)",
+        "max(self._after, place)",
+    ),
+    Mutant(
+        "a subscriber who parks an event too early",
+        Subscription,
+        "_knows_all",
+        "self._after >= self._feed.told",
+        "self._after >= self._feed.told - 1",
+    ),
+    Mutant(
+        "a tail that claims an event it has forgotten",
+        Tail,
+        "covers",
+        "after >= self.start",
+        "after >= self.start - 1",
+    ),
+    Mutant(
+        "a wake-up lost while a page is read",
+        RunFollower,
+        "next",
+        "            await self._wakeup.wait()",
+        "            self._wakeup.clear()\n            await self._wakeup.wait()",
+    ),
+)
+
+
+@contextmanager
+def planted(mutant: Mutant) -> Iterator[None]:
+    """The fault is there."""
+    before = getattr(mutant.owner, mutant.method)
+    setattr(mutant.owner, mutant.method, _mutated(before, mutant))
+    try:
+        yield
+    finally:
+        setattr(mutant.owner, mutant.method, before)
+
+
+def _mutated(function: Callable[..., Any], mutant: Mutant) -> Callable[..., Any]:
+    source = inspect.getsource(function)
+    assert source.count(mutant.old) == 1, "the mutant no longer fits the source"
+    source = textwrap.dedent(source.replace(mutant.old, mutant.new))
+    made: dict[str, Any] = {}
+    exec(compile(source, "mutant", "exec"), function.__globals__, made)  # noqa: S102 - our own
+    changed: Callable[..., Any] = made[mutant.method]
+    return changed

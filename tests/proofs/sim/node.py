@@ -1,0 +1,161 @@
+"""A node of a simulated world: the real coordinator and feed on a simulated store."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Coroutine
+from contextvars import Context, copy_context
+from random import Random
+from typing import Any
+
+from proofs.sim.agent import GRACE, SimAgent
+from proofs.sim.history import History
+from proofs.sim.loop import NODE, SimLoop, SimTask
+from proofs.sim.store import Disk, Meddle, SimStore
+from runlane_server.core.limits import Limits
+from runlane_server.engine.coordinator import Coordinator
+from runlane_server.feed.feed import Feed
+
+EPOCH = 1_700_000_000_000_000
+
+STOP_SECONDS = GRACE + 3.0
+"""How long a stop may take: the grace of a cancel, that of strays, and the last writes."""
+
+
+class Node:
+    """One process. It dies with `crash`, or goes in good order with `stop`."""
+
+    def __init__(  # noqa: PLR0917 - what it is made of
+        self, number: int, loop: SimLoop, disk: Disk, rng: Random, history: History, meddle: Meddle
+    ) -> None:
+        self.number = number
+        self.name = f"node {number}"
+        self.store = SimStore(disk, rng, history, meddle)
+        self.agent = SimAgent(number, rng, history)
+        self.feed = Feed(self.store)
+        self._loop = loop
+        self._history = history
+        self._disk = disk
+        self._handlers: dict[SimTask, None] = {}
+        ids = itertools.count(1)
+        self.coordinator = Coordinator(
+            self.store,
+            self.agent,
+            self.feed,
+            Limits(
+                max_active_runs=rng.choice([1, 1, 2, 8]),
+                max_waiting_runs=rng.choice([2, 4, 64]),
+                cancel_grace=GRACE,
+                ready_timeout=5.0,
+            ),
+            now=lambda: EPOCH + int(loop.time() * 1e6),
+            new_id=lambda: f"n{number}.{next(ids)}",
+        )
+
+    async def start(self) -> None:
+        """Opens the store, and takes up what it holds."""
+        self._history.note(self.name, "starts")
+        await self.outside(self._start())
+
+    async def _start(self) -> None:
+        await self.store.__aenter__()
+        await self.coordinator.start()
+
+    def handle(self, work: Coroutine[Any, Any, Any]) -> SimTask:
+        """A call from outside: its task is the node's, and dies with it."""
+        task = self._task(work)
+        self._handlers[task] = None
+        task.add_done_callback(lambda done: self._handlers.pop(task, None))
+        return task
+
+    async def outside(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Does something of the node's own, and waits for it."""
+        task = self._task(work)
+        await asyncio.wait({task})
+        if not task.cancelled():
+            task.result()
+
+    def _task(self, work: Coroutine[Any, Any, Any]) -> SimTask:
+        context: Context = copy_context()
+        context.run(NODE.set, self.number)
+        task = self._loop.create_task(work, context=context)
+        assert isinstance(task, SimTask)
+        return task
+
+    async def crash(self) -> None:
+        """Ends it at this instant."""
+        self._history.downs.append(self._history.note(self.name, "crashes"))
+        self._history.crashes += 1
+        self.store.crash()
+        self._loop.dead.add(self.number)
+        await self._bury()
+
+    async def _bury(self) -> None:
+        self.agent.dead = True
+        for visit in self._history.visits:
+            visit.gone = visit.gone or visit.node == self.number
+        while tasks := self._loop.tasks_of(self.number):
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    async def stop(self, patience: float, retire: Callable[[], None]) -> None:
+        """Goes down as the server does, and leaves nothing behind. `retire`: no new call comes."""
+        history = self._history
+        history.downs.append(history.note(self.name, "stops"))
+        history.stops += 1
+        self.coordinator.refuse()
+        if patience:
+            await self.outside(self._wait_idle(patience))
+        self.feed.close()
+        retire()
+        await self.send_away(0.1 if patience else 0)
+        began = history.now
+        await self.outside(self.coordinator.stop())
+        history.require(history.now - began <= STOP_SECONDS, "a stop takes its time at the most")
+        await self.outside(self.store.__aexit__(None, None, None))
+        history.note(self.name, "has stopped")
+        self._check_gone()
+        await self._bury()
+
+    async def _wait_idle(self, patience: float) -> None:
+        idle = await self.coordinator.wait_idle(patience)
+        active = [lane for lane in self._disk.lanes() if lane.active is not None]
+        self._history.require(not (idle and active), "an idle node has an active run")
+
+    async def send_away(self, patience: float) -> None:
+        """Handlers that wait are told that it drains; who does not hear of it is cancelled."""
+        while handlers := list(self._handlers):
+            done = False
+            if patience:
+                done = bool((await asyncio.wait(handlers, timeout=patience))[0])
+            for handler in handlers if not done else ():
+                handler.cancel()
+            await asyncio.sleep(0)
+
+    def _check_gone(self) -> None:
+        """A node that stopped has handed over all its runs, and has no task but stray agents."""
+        history = self._history
+        strays = [v for v in history.visits if v.node == self.number and not v.gone]
+        history.require(all(v.told is not None for v in strays), "an agent goes on after the stop")
+        left = self._loop.tasks_of(self.number)
+        history.require(len(left) <= len(strays), f"tasks are left after the stop: {left}")
+        for lane in self._disk.lanes():
+            history.require(lane.active is None, "R17: a run is left active by a stop")
+
+    def check_idle(self) -> None:
+        """Nothing is held where nothing is to be done."""
+        require = self._history.require
+        lanes = self.coordinator._lanes
+        require(not self.coordinator.is_busy(), f"an idle node is busy with {lanes.keys}")
+        require(not lanes._mailboxes, "a mailbox is left")
+        require(lanes.slots.in_use == 0, "a slot is left taken")
+        require(not lanes.slots.line, "somebody is left in line")
+        free, total = lanes.slots._free, self.coordinator.limits.max_active_runs
+        require(free == total, f"{free} of {total} slots are free")
+        require(self.feed.subscriptions == 0, "a subscriber is left")
+        require(not self.feed._run_tails, "the tail of a run is left")
+        tasks = self._loop.tasks_of(self.number)
+        getting_ready = not self.coordinator.agent_ready
+        require(len(tasks) == 1 + getting_ready, f"tasks are left beside the writer: {tasks}")

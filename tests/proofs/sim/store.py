@@ -1,0 +1,374 @@
+"""A store that behaves like the one on disk: it takes time, and loses what was under way.
+
+`Disk` is what survives a crash. A `SimStore` is one node's way to it: one writer that commits by
+batches, reads that see what is committed but not told yet, and from another node, now and then, a
+change of the lane that is just being written to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Collection, Coroutine, Sequence
+from dataclasses import dataclass
+from random import Random
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from proofs.sim.history import History
+from runlane_server.core.errors import StoreUnavailable
+from runlane_server.core.model import (
+    Message,
+    Micros,
+    Prompt,
+    Run,
+    RunEvent,
+    RunKey,
+    RunState,
+    Session,
+    SessionKey,
+)
+from runlane_server.core.transition import Lane, Transition
+from runlane_server.store.base import (
+    BusySession,
+    EventFilter,
+    IdleSession,
+    Listener,
+    LoggedComplete,
+    LogPage,
+    MessagePlace,
+    NewSession,
+    Page,
+    Position,
+    Stale,
+    StoreError,
+    Watcher,
+)
+from runlane_server.store.memory.store import MemoryStore
+
+T = TypeVar("T")
+
+MAX_BATCH = 4
+STORE_ID = b"simulate"
+
+
+def at_once(call: Coroutine[Any, Any, T]) -> T:
+    """What a call returns that never waits."""
+    try:
+        call.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    raise AssertionError("it waits")
+
+
+class Disk:
+    """What is committed, and the ledger of all that ever was."""
+
+    def __init__(self, history: History) -> None:
+        self.data = MemoryStore(STORE_ID)
+        self.data.listener = self
+        self._history = history
+        self._untold: list[Callable[[Listener], None]] = []
+
+    def completed(self, events: Sequence[LoggedComplete]) -> None:
+        """Terminal events were committed."""
+        for event in events:
+            what = f"{event.complete.run_id} {event.complete.state} at {event.position}"
+            tick = self._history.note("disk", what)
+            self._history.completes.append((tick, event))
+        self._untold.append(lambda listener: listener.completed(events))
+
+    def happened(self, key: RunKey, events: Sequence[RunEvent]) -> None:
+        """Events of a run were committed."""
+        kept = self._history.events.setdefault(key, [])
+        for event in events:
+            kept.append((self._history.tick(), event))
+        self._untold.append(lambda listener: listener.happened(key, events))
+
+    def lanes(self) -> list[Lane]:
+        """All lanes."""
+        return [session.lane for session in self.data._sessions.values()]
+
+    def take_untold(self) -> list[Callable[[Listener], None]]:
+        """What nobody was told yet."""
+        untold, self._untold = self._untold, []
+        return untold
+
+
+@dataclass(slots=True, eq=False)
+class _Unit:
+    """A write that waits for its commit."""
+
+    write: Callable[[], Coroutine[Any, Any, Any]]
+    done: asyncio.Future[Any]
+    lane: SessionKey | None = None
+
+
+Meddle = Callable[[SessionKey], None]
+"""What another node does to a lane."""
+
+
+class SimStore:
+    """A node's store. See `base.Store`."""
+
+    def __init__(self, disk: Disk, rng: Random, history: History, meddle: Meddle) -> None:
+        self.listener: Listener | None = None
+        self.watcher: Watcher | None = None
+        self.on_failure: Callable[[StoreError], None] | None = None
+        self.dead = False
+        self._disk = disk
+        self._rng = rng
+        self._history = history
+        self._meddle = meddle
+        self._told = disk.data.position
+        self._pending: deque[_Unit] = deque()
+        self._under_way: list[_Unit] = []
+        self._wake = asyncio.Event()
+        self._closing = False
+        self._writer: asyncio.Task[None] | None = None
+
+    # Life
+
+    async def __aenter__(self) -> Self:
+        """Starts the writer."""
+        self._writer = asyncio.create_task(self._write_all())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Writes what waits."""
+        self._closing = True
+        self._wake.set()
+        if self._writer is not None:
+            await asyncio.wait({self._writer})
+        self.dead = True
+
+    def crash(self) -> None:
+        """The node is gone: what waits is lost; what is under way is committed or not."""
+        self.dead = True
+        if self._under_way and self._rng.random() < 0.5:
+            self._apply(self._under_way, meddled=False)
+        self._disk.take_untold()
+
+    @property
+    def store_id(self) -> bytes:
+        """Always the same."""
+        return STORE_ID
+
+    @property
+    def cluster(self) -> None:
+        """None: it is one node's own."""
+
+    @property
+    def position(self) -> Position:
+        """The position of the last terminal event that was told."""
+        return self._told
+
+    @property
+    def behind(self) -> int:
+        """0: it is one node's own."""
+        return 0
+
+    @property
+    def compacted(self) -> Position:
+        """Events up to here were removed. Only what was told is."""
+        return min(self._disk.data.compacted, self._told)
+
+    @property
+    def failed(self) -> StoreError | None:
+        """Set when the node is dead."""
+        return StoreError("the node is dead") if self.dead else None
+
+    # Writing
+
+    async def catch_up(self) -> None:
+        """Does nothing: no other node shares the store."""
+
+    async def commit(self, base_version: int, transition: Transition) -> int:
+        """Writes a transition of a lane."""
+        await self._write(
+            lambda: self._disk.data.commit(base_version, transition), transition.lane.key
+        )
+        return transition.lane.version
+
+    async def append(self, key: RunKey, attempt: int, events: Sequence[RunEvent]) -> None:
+        """Adds events to the active run."""
+        await self._write(lambda: self._disk.data.append(key, attempt, events))
+
+    async def create_session(self, session: NewSession) -> None:
+        """Creates a session."""
+        await self._write(lambda: self._disk.data.create_session(session))
+
+    async def compact(self, before: Micros, limit: int, *, keep_bytes: int | None = None) -> int:
+        """Removes old terminal events."""
+        write = self._disk.data.compact
+        return int(await self._write(lambda: write(before, limit, keep_bytes=keep_bytes)))
+
+    async def _write(
+        self, write: Callable[[], Coroutine[Any, Any, Any]], lane: SessionKey | None = None
+    ) -> Any:
+        self._check()
+        if self._closing:
+            raise StoreUnavailable("the store is closed")
+        unit = _Unit(write, asyncio.get_running_loop().create_future(), lane)
+        self._pending.append(unit)
+        self._wake.set()
+        result = await unit.done
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    async def _write_all(self) -> None:
+        while self._pending or not self._closing:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._pending:
+                await self._write_batch()
+
+    async def _write_batch(self) -> None:
+        size = self._rng.randint(1, MAX_BATCH)
+        batch = [self._pending.popleft() for _ in range(min(size, len(self._pending)))]
+        self._under_way = batch
+        await self._pause()
+        self._under_way = []
+        results = self._apply(batch, meddled=True)
+        untold = self._disk.take_untold()
+        position = self._disk.data.position
+        # It is committed; nobody knows yet.
+        await self._pause()
+        self._told = position
+        for tell in untold:
+            if self.listener is not None:
+                tell(self.listener)
+        for unit, result in zip(batch, results, strict=True):
+            if not unit.done.done():
+                unit.done.set_result(result)
+
+    def _apply(self, batch: Sequence[_Unit], *, meddled: bool) -> list[Any]:
+        results: list[Any] = []
+        for unit in batch:
+            if meddled and unit.lane is not None:
+                self._meddle(unit.lane)
+            try:
+                results.append(at_once(unit.write()))
+            except Exception as error:  # noqa: BLE001 - it is the caller's
+                results.append(error)
+                self._history.stales += isinstance(error, Stale)
+        return results
+
+    # Reading
+
+    async def load_lane(self, key: SessionKey) -> Lane:
+        """The lane of a session."""
+        return await self._read(lambda: self._disk.data.load_lane(key))
+
+    async def busy_sessions(self) -> Sequence[BusySession]:
+        """All sessions with work."""
+        return await self._read(self._disk.data.busy_sessions)
+
+    async def get_run(self, key: RunKey) -> Run | None:
+        """A run."""
+        return await self._read(lambda: self._disk.data.get_run(key))
+
+    async def position_of(self, key: RunKey) -> Position | None:
+        """Where the end of a run is in the log."""
+        return await self._read(lambda: self._disk.data.position_of(key))
+
+    async def list_runs(
+        self,
+        tenant: str,
+        *,
+        session_id: str | None = None,
+        states: Collection[RunState] = (),
+        after: int | None = None,
+        limit: int,
+    ) -> Page[Run, int]:
+        """Runs, the latest accepted first."""
+        return await self._read(
+            lambda: self._disk.data.list_runs(
+                tenant, session_id=session_id, states=states, after=after, limit=limit
+            )
+        )
+
+    async def get_prompt(self, key: RunKey) -> Prompt | None:
+        """The prompt of a run."""
+        return await self._read(lambda: self._disk.data.get_prompt(key))
+
+    async def run_events(
+        self, key: RunKey, *, after: int, limit: int, max_bytes: int
+    ) -> Sequence[RunEvent]:
+        """The events of a run."""
+        return await self._read(
+            lambda: self._disk.data.run_events(key, after=after, limit=limit, max_bytes=max_bytes)
+        )
+
+    async def get_session(self, key: SessionKey) -> Session | None:
+        """A session."""
+        return await self._read(lambda: self._disk.data.get_session(key))
+
+    async def list_sessions(
+        self, tenant: str, *, after: int | None = None, limit: int
+    ) -> Page[Session, int]:
+        """Sessions."""
+        return await self._read(
+            lambda: self._disk.data.list_sessions(tenant, after=after, limit=limit)
+        )
+
+    async def stored_bytes(self, tenant: str) -> int:
+        """How much a tenant has stored."""
+        return await self._read(lambda: self._disk.data.stored_bytes(tenant))
+
+    async def stale_sessions(self, before: Micros, limit: int) -> Sequence[IdleSession]:
+        """Idle sessions that nobody wrote to for long."""
+        return await self._read(lambda: self._disk.data.stale_sessions(before, limit))
+
+    async def list_messages(
+        self, key: SessionKey, *, after: MessagePlace | None = None, limit: int, max_bytes: int
+    ) -> Page[Message, MessagePlace]:
+        """The transcript."""
+        return await self._read(
+            lambda: self._disk.data.list_messages(
+                key, after=after, limit=limit, max_bytes=max_bytes
+            )
+        )
+
+    async def log_bytes(self) -> int:
+        """About how large the event log is."""
+        return await self._read(self._disk.data.log_bytes)
+
+    async def completes(
+        self, tenant: str, wanted: EventFilter, *, after: Position, limit: int, max_bytes: int
+    ) -> LogPage:
+        """Terminal events that were told, after a position."""
+        known = self._told
+        page = await self._read(
+            lambda: self._disk.data.completes(
+                tenant, wanted, after=after, limit=limit, max_bytes=max_bytes
+            )
+        )
+        events = tuple(event for event in page.events if event.position <= known)
+        return LogPage(events, max(after, min(page.scanned, known)))
+
+    async def _read(self, read: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        self._check()
+        await self._pause()
+        self._check()
+        result = at_once(read())
+        await self._pause()
+        self._check()
+        return result
+
+    def _check(self) -> None:
+        if self.dead:
+            raise StoreUnavailable("the node is dead")
+
+    async def _pause(self) -> None:
+        drawn = self._rng.random()
+        if drawn < 0.5:
+            return
+        await asyncio.sleep(0 if drawn < 0.75 else drawn / 50)

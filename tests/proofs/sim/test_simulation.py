@@ -1,0 +1,69 @@
+"""Simulated worlds: a short run of seeds, an exact replay, and faults that have to be found."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from proofs.sim.mutants import MUTANTS, Mutant, planted
+from proofs.sim.run import report
+from proofs.sim.world import simulate
+
+TESTS = Path(__file__).parents[2]
+
+SEEDS = 200
+
+MOST_SEEDS = 1_000
+"""After so many worlds a fault has to be found."""
+
+
+def test_worlds_keep_the_rules() -> None:
+    steps = 0
+    for seed in range(SEEDS):
+        outcome = simulate(seed)
+        assert outcome.failure is None, "\n" + report(outcome)
+        steps += outcome.counts["steps"]
+    print(f"\n{SEEDS} seeds, {steps} steps")
+
+
+def test_a_seed_gives_the_same_world_again() -> None:
+    digests = {simulate(7).digest for _ in range(2)}
+    code = "from proofs.sim.world import simulate; print(simulate(7).digest, end='')"
+    for hash_seed in ("0", "1"):
+        told = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=TESTS,
+            env={"PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        digests.add(told.stdout)
+    assert len(digests) == 1
+    assert simulate(8).digest not in digests
+
+
+def test_a_world_needs_no_wire_and_no_file() -> None:
+    code = (
+        "import sys, proofs.sim.run; "
+        "print([name for name in ('grpc', 'aiosqlite', 'sqlite3') if name in sys.modules])"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=TESTS, capture_output=True, text=True, check=True
+    )
+    assert told.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_fault_is_found(mutant: Mutant) -> None:
+    with planted(mutant):
+        worlds = (simulate(seed) for seed in range(MOST_SEEDS))
+        found = next((world for world in worlds if world.failure is not None), None)
+    assert found is not None, "the fault is not found"
+    print(f"\n{found.seed + 1} seeds: {found.failure}")
+    text = report(found)
+    assert f"--start {found.seed}" in text
+    assert str(found.failure) in text

@@ -1,0 +1,352 @@
+"""A simulated world: one disk, the nodes that come and go on it, and those who use them.
+
+Everything that happens in it is drawn from its seed, so it happens again with the same seed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+from collections.abc import Iterator, MutableMapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import structlog
+
+from proofs.lanecheck.invariants import Broken
+from proofs.sim.check import check
+from proofs.sim.clients import TENANT, Client
+from proofs.sim.history import OK, AcceptOp, CancelOp, History, Line
+from proofs.sim.loop import SimLoop, SimTask, Stuck
+from proofs.sim.node import EPOCH, Node
+from proofs.sim.store import Disk, at_once
+from runlane_server.core import lane as rules
+from runlane_server.core.model import CancelScope, Prompt, RunKey, RunRequest, SessionKey, WhenBusy
+from runlane_server.core.transition import Lane, Transition
+from runlane_server.engine import agent_turn, executor, lane_source, outbox
+from runlane_server.feed import feed, tail
+
+HORIZON = 1_500.0
+"""Virtual seconds after which a world has to be over."""
+
+MAX_STEPS = 60_000
+
+QUIET = 5
+"""Seconds without work after which none is to be expected."""
+
+MEDDLING = 0.04
+"""How often another node changes a lane just before a commit."""
+
+EXPECTED_ERRORS = {"agent failed", "agent is not ready"}
+"""What may be logged as an error: simulated agents fail."""
+
+NARROW: Sequence[tuple[Any, str, float]] = (
+    (tail, "TAIL_EVENTS", 5),
+    (feed, "PAGE_EVENTS", 2),
+    (outbox, "DELTA_CHARS", 12),
+    (outbox, "OUTBOX_CHARS", 20),
+    (executor, "EVENTS_PAGE", 3),
+    (executor, "AT_ONCE", 2),
+    (agent_turn, "HISTORY_PAGE", 3),
+    (lane_source, "RECENT", 1),
+    (lane_source, "LIKELY", 0.4),
+    (lane_source, "MEMORY", 2),
+)
+"""Limits that are narrow enough to be met in a small world, and guesses that are often wrong."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a world went. `failure` says which rule was broken; `digest` is that of its trace."""
+
+    seed: int
+    digest: str
+    trace: list[Line]
+    failure: str | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+class World:
+    """One world, from the first node to the end of the last."""
+
+    def __init__(self, seed: int) -> None:
+        self.loop = SimLoop(seed, horizon=HORIZON, max_steps=MAX_STEPS)
+        self.history = History(self.loop)
+        self.over = False
+        self.node: Node | None = None
+        self._rng = Random(f"world {seed}")  # noqa: S311
+        self._disk = Disk(self.history)
+        self._up = asyncio.Event()
+        self._nodes = 0
+        self._meddling = MEDDLING if self._rng.random() < 0.6 else 0.0
+        self._meddled = 0
+
+    # What clients see
+
+    async def node_up(self) -> Node:
+        """The node, as soon as there is one."""
+        while self.node is None:
+            await self._up.wait()
+        return self.node
+
+    def durable(self, run_id: str) -> bool:
+        """Whether a run is on the disk."""
+        return at_once(self._disk.data.get_run(RunKey(TENANT, run_id))) is not None
+
+    # The course of a world
+
+    async def run(self) -> None:
+        """From the beginning to the end, and the checks."""
+        rng = self._rng
+        await self._start_node()
+        watchers = [Client(f"watcher {n}", self, self._fork()) for n in range(rng.randint(1, 2))]
+        watching = [self._task(watcher.watch()) for watcher in watchers]
+        clients = [Client(f"client {n}", self, self._fork()) for n in range(rng.randint(2, 4))]
+        working = [self._task(client.work(rng.randint(2, 9))) for client in clients]
+        await self._direct()
+        await self._all(working)
+        await self._settle()
+        await self._take_leave(watching)
+        await self._end()
+        check(self.history, at_once(self._disk.data.busy_sessions()), self._disk)
+
+    async def _direct(self) -> None:
+        """Crashes, stops and compactions."""
+        rng = self._rng
+        for _ in range(rng.choice([0, 0, 1, 2, 3, 4])):
+            await asyncio.sleep(rng.choice([0.0, 0.02, 0.1, 0.5, 1.0, 3.0]) * rng.random())
+            node, drawn = await self.node_up(), rng.random()
+            if drawn < 0.15:
+                before = EPOCH + int(self.loop.time() * 1e6)
+                await node.outside(_compact(node, before, rng.randint(1, 3)))
+                continue
+            if drawn < 0.65:
+                self._down()
+                await node.crash()
+            else:
+                # It still answers while it stops.
+                await node.stop(rng.choice([0.0, 0.05, 3.0]), self._down)
+            await asyncio.sleep(rng.choice([0.0, 0.01, 1.0]))
+            await self._start_node()
+
+    def _down(self) -> None:
+        self.node = None
+        self._up.clear()
+
+    async def _start_node(self) -> None:
+        self._nodes += 1
+        node = Node(self._nodes, self.loop, self._disk, self._fork(), self.history, self._meddle)
+        await node.start()
+        self.node = node
+        self._up.set()
+
+    async def _settle(self) -> None:
+        """Waits until all runs have ended, and all agents have returned."""
+        quiet = 0
+        # What is on its way arrives; nobody who waits has to wait for his time to be up.
+        while quiet < QUIET:
+            await asyncio.sleep(1)
+            quiet = 0 if self._at_work() else quiet + 1
+        self.history.note("world", "all runs have ended")
+
+    def _at_work(self) -> bool:
+        busy = at_once(self._disk.data.busy_sessions())
+        return bool(busy) or any(not visit.gone for visit in self.history.visits)
+
+    async def _take_leave(self, watching: list[SimTask]) -> None:
+        node = await self.node_up()
+        self.over = True
+        for watch in self.history.watches:
+            self.history.note(watch.name, f"leaves at {watch.cursor}")
+        await node.send_away(0.1)
+        await self._all(watching)
+
+    async def _end(self) -> None:
+        node = await self.node_up()
+        await asyncio.sleep(1)
+        node.check_idle()
+        if not self._meddled:
+            waiting = node.coordinator._lanes.waiting_runs
+            self.history.require(waiting == 0, f"{waiting} runs are counted as waiting")
+        await node.stop(0, self._down)
+
+    async def _all(self, tasks: list[SimTask]) -> None:
+        if tasks:
+            await asyncio.wait(tasks)
+        for task in tasks:
+            task.result()
+
+    def _task(self, work: Any) -> SimTask:
+        task = self.loop.create_task(work)
+        assert isinstance(task, SimTask)
+        task.add_done_callback(self._look_at)
+        return task
+
+    def _look_at(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.loop.failure = Broken(f"a call failed: {error!r}")
+
+    def _fork(self) -> Random:
+        return Random(self._rng.random())  # noqa: S311
+
+    # Another node
+
+    def _meddle(self, key: SessionKey) -> None:
+        """Another node changes the lane that is about to be written: accepts there, or cancels."""
+        if not self._meddling or self._rng.random() >= self._meddling:
+            return
+        lane = at_once(self._disk.data.load_lane(key))
+        if not lane.exists:
+            return
+        self._meddled += 1
+        if self._rng.random() < 0.5:
+            self._accept_elsewhere(lane)
+        else:
+            self._cancel_elsewhere(lane)
+
+    def _accept_elsewhere(self, lane: Lane) -> None:
+        history, run_id = self.history, f"far.{self._meddled}"
+        when_busy = self._rng.choice([WhenBusy.QUEUE, WhenBusy.FOLD])
+        session_id = lane.key.session_id
+        tick = history.note("elsewhere", f"accepts {run_id} in {session_id}")
+        op = AcceptOp(run_id, session_id, "far", when_busy, 0, tick)
+        history.accepts.append(op)
+        reserved = rules.reserve(lane, "far", run_id).lane
+        request = RunRequest(run_id, Prompt("far"), when_busy)
+        made = rules.accept(reserved, request, at=self._now(), token="far", max_waiting=1000)  # noqa: S106
+        self._commit(lane, made)
+        op.outcome, op.seq, op.returned = OK, made.reply.accept_seq, history.tick()
+        op.position = self._disk.data.position
+
+    def _cancel_elsewhere(self, lane: Lane) -> None:
+        history, reason = self.history, f"cancel {len(self.history.cancels)}"
+        made = rules.cancel(lane, CancelScope.WAITING, at=self._now(), reason=reason)
+        if not made.durable:
+            return
+        session_id = lane.key.session_id
+        tick = history.note("elsewhere", f"cancels what waits in {session_id}: {reason}")
+        op = CancelOp(reason, CancelScope.WAITING, session_id, "", 0, tick)
+        history.cancels.append(op)
+        self._commit(lane, made)
+        op.receipts, op.returned, op.at = (made.reply,), history.tick(), history.now
+
+    def _commit(self, lane: Lane, made: Transition) -> None:
+        at_once(self._disk.data.commit(lane.version, made.at_version(lane.version + 1)))
+
+    def _now(self) -> int:
+        return EPOCH + int(self.loop.time() * 1e6)
+
+
+async def _compact(node: Node, before: int, limit: int) -> None:
+    await node.store.compact(before, limit)
+
+
+def simulate(seed: int) -> Outcome:
+    """Lets a world happen. The same seed gives the same world."""
+    with narrow(), _uncollected(), ExitStack() as closing:
+        world = World(seed)
+        closing.callback(_tear_down, world)
+        closing.enter_context(_logged(world.history))
+        failure = None
+        try:
+            world.loop.run_until_complete(world.run())
+            if world.loop.complaints:
+                failure = f"the loop complains: {world.loop.complaints[0]}"
+        except (Broken, Stuck) as error:
+            failure = str(error)
+        history = world.history
+        return Outcome(seed, history.digest(), list(history.trace), failure, _counts(world))
+
+
+def _counts(world: World) -> dict[str, int]:
+    history = world.history
+    return {
+        "steps": world.loop.steps,
+        "runs": sum(op.outcome == OK for op in history.accepts),
+        "cancels": len(history.cancels),
+        "crashes": history.crashes,
+        "stops": history.stops,
+        "stales": history.stales,
+        "completes": len(history.completes),
+        "events": sum(map(len, history.events.values())),
+        "watched": sum(len(watch.came) for watch in history.watches),
+        "followed": sum(len(follow.came) for follow in history.follows),
+    }
+
+
+def _tear_down(world: World) -> None:
+    """Lets what is left of a world go in good order, so that nothing is left to collect."""
+    loop = world.loop
+    loop.failure = None
+    world.over = True
+    if world.node is not None:
+        world.node.store.dead = True
+    loop.set_exception_handler(lambda loop, context: None)
+    for _ in range(100):
+        if not (tasks := asyncio.all_tasks(loop)):
+            break
+        try:
+            loop.run_until_complete(_cancel_all(tasks))
+        except (Broken, Stuck):
+            continue
+    loop.close()
+
+
+async def _cancel_all(tasks: set[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks, timeout=10)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Collects no garbage: what that would set going does not hang on the seed."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@contextmanager
+def narrow() -> Iterator[None]:
+    """Makes the limits in memory narrow."""
+    before = [getattr(module, name) for module, name, _ in NARROW]
+    for module, name, value in NARROW:
+        setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for (module, name, _), value in zip(NARROW, before, strict=True):
+            setattr(module, name, value)
+
+
+@contextmanager
+def _logged(history: History) -> Iterator[None]:
+    """Takes what is logged as an error for one, and keeps the rest from being printed."""
+
+    def judge(
+        logger: Any, method: str, event: MutableMapping[str, Any]
+    ) -> MutableMapping[str, Any]:
+        if event["event"] not in EXPECTED_ERRORS:
+            history.broken(f"logged as an error: {event}")
+        raise structlog.DropEvent
+
+    before = structlog.get_config()
+    structlog.configure(
+        processors=[judge], wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR)
+    )
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
+
+
+def shortened(trace: Sequence[Line], number: int) -> str:
+    """The last lines of a trace."""
+    return "\n".join(map(str, trace[-number:]))

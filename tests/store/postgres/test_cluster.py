@@ -1,0 +1,518 @@
+"""What nodes know of each other by their database. Two stores over one are two nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+
+import pytest
+
+from runlane_server.core.model import CancelScope, RunKey, SessionKey, WhenBusy
+from runlane_server.store.base import HostedRun, Turn, Turns
+from runlane_server.store.postgres import log as postgres_log
+from runlane_server.store.postgres.connection import Connector
+from runlane_server.store.postgres.notifier import WakeUp
+from runlane_server.store.postgres.schema import SQL
+from runlane_server.store.postgres.store import PostgresStore
+from runlane_server.store.postgres.url import read_url
+from support.postgres import Connection, listening
+from support.story import START, TENANT, Story, Witness, request
+
+SECONDS = 60.0
+LEASE = 10.0
+HOLD = 60.0
+
+
+@pytest.fixture
+async def nodes(postgres_url: str) -> AsyncIterator[tuple[PostgresStore, PostgresStore]]:
+    """Two nodes, `one` and `two`, which have joined."""
+    async with AsyncExitStack() as closing:
+        one = await closing.enter_async_context(PostgresStore(postgres_url))
+        two = await closing.enter_async_context(PostgresStore(postgres_url))
+        one.listener, two.listener = Witness(), Witness()
+        await one.cluster.join("one", "one:1")
+        await two.cluster.join("two", "two:2")
+        yield one, two
+
+
+async def silence(beside: Connection, node_id: str, seconds: float = LEASE + 1) -> None:
+    """A node has said nothing for so long."""
+    changed = await beside.execute(
+        "UPDATE nodes SET heartbeat = now() - $2 * interval '1 second' WHERE node_id = $1",
+        node_id,
+        seconds,
+    )
+    assert changed == "UPDATE 1"
+
+
+async def known(beside: Connection) -> dict[str, bool]:
+    """The nodes that are known, and whether each is lost."""
+    rows = await beside.fetch("SELECT node_id, lost FROM nodes ORDER BY node_id")
+    return {row["node_id"]: row["lost"] for row in rows}
+
+
+async def started(store: PostgresStore, session_id: str, host: str, *more: str) -> Story:
+    """A session with a run that is active on a node, and those that wait behind it."""
+    story = Story(store, session_id)
+    await story.accept(session_id, *more)
+    await story.start(host)
+    return story
+
+
+def hosted(*stories: Story) -> list[HostedRun]:
+    """The active runs of those sessions."""
+    found = []
+    for story in stories:
+        assert story.lane.active is not None
+        found.append(HostedRun(story.key, story.lane.active.run_id, story.lane.active.attempt))
+    return found
+
+
+# --- Who is alive -------------------------------------------------------------------------------
+
+
+async def test_a_node_is_alive_from_when_it_joins_until_it_leaves(
+    nodes: Sequence[PostgresStore],
+) -> None:
+    one, two = nodes
+    assert await one.cluster.beat("one", LEASE)
+    assert not await one.cluster.beat("nobody", LEASE)
+    await one.cluster.leave("one")
+    assert not await one.cluster.beat("one", LEASE)
+    assert await two.cluster.beat("two", LEASE)
+
+
+async def test_a_node_that_was_silent_for_its_lease_is_lost_for_good(
+    nodes: Sequence[PostgresStore], beside: Connection
+) -> None:
+    one, two = nodes
+    await silence(beside, "one", LEASE - 1)
+    assert await two.cluster.beat("two", LEASE)
+    assert await known(beside) == {"one": False, "two": False}
+    await silence(beside, "one")
+    assert await two.cluster.beat("two", LEASE)
+    assert await known(beside) == {"one": True, "two": False}
+    assert not await one.cluster.beat("one", LEASE)
+    await one.cluster.join("one", "one:1")
+    assert not await one.cluster.beat("one", LEASE)
+    await one.cluster.join("one again", "one:1")
+    assert await one.cluster.beat("one again", LEASE)
+    assert await known(beside) == {"one": True, "one again": False, "two": False}
+
+
+async def test_a_node_that_is_lost_takes_nobody_for_lost(
+    nodes: Sequence[PostgresStore], beside: Connection
+) -> None:
+    one, two = nodes
+    await silence(beside, "one")
+    assert await two.cluster.beat("two", LEASE)
+    await silence(beside, "two")
+    assert not await one.cluster.beat("one", LEASE)
+    assert await known(beside) == {"one": True, "two": False}
+
+
+async def test_who_comes_back_first_after_a_time_without_the_database_takes_nobody_for_lost(
+    nodes: Sequence[PostgresStore], beside: Connection
+) -> None:
+    one, two = nodes
+    await silence(beside, "one")
+    await silence(beside, "two")
+    for _ in range(3):
+        assert await one.cluster.beat("one", LEASE)
+    assert await known(beside) == {"one": False, "two": False}
+    assert await two.cluster.beat("two", LEASE)
+    # Who still says nothing when a lease has passed by is lost.
+    await beside.execute(
+        "UPDATE nodes SET steady_since = steady_since - $1 * interval '1 second'"
+        " WHERE node_id = 'one'",
+        LEASE,
+    )
+    await silence(beside, "two")
+    assert await one.cluster.beat("one", LEASE)
+    assert await known(beside) == {"one": False, "two": True}
+
+
+async def test_nodes_that_are_gone_for_a_day_are_forgotten(
+    nodes: Sequence[PostgresStore], beside: Connection
+) -> None:
+    one, two = nodes
+    day = 24 * 3600.0
+    await two.cluster.join("lost", "")
+    await two.cluster.join("long lost", "")
+    for name in ("lost", "long lost"):
+        await silence(beside, name)
+    assert await one.cluster.beat("one", LEASE)
+    await silence(beside, "lost", day - 60)
+    await silence(beside, "long lost", day + 60)
+    await silence(beside, "two", day + 60)
+    assert await one.cluster.beat("one", LEASE)
+    assert await known(beside) == {"lost": True, "one": False}
+    assert not await two.cluster.beat("two", LEASE)
+
+
+async def test_a_beat_does_not_wait_for_the_rows_of_others(
+    nodes: Sequence[PostgresStore], beside: Connection
+) -> None:
+    one, two = nodes
+    await silence(beside, "two")
+    async with beside.transaction():
+        await beside.execute("SELECT FROM nodes WHERE node_id = 'two' FOR UPDATE")
+        assert await one.cluster.beat("one", LEASE)
+    assert await known(beside) == {"one": False, "two": False}
+    assert await two.cluster.beat("two", LEASE)
+
+
+async def test_many_beats_at_once_are_in_nobodys_way(
+    nodes: Sequence[PostgresStore], beside: Connection
+) -> None:
+    """Half of the nodes are silent, and all the others notice at once."""
+    names = [f"n{n}" for n in range(20)]
+    for name in names:
+        await nodes[0].cluster.join(name, "")
+    for name in names[::2]:
+        await silence(beside, name)
+    talking = names[1::2]
+    async with asyncio.timeout(SECONDS):
+        for _ in range(10):
+            answers = await asyncio.gather(
+                *(nodes[n % 2].cluster.beat(name, LEASE) for n, name in enumerate(talking))
+            )
+            assert all(answers)
+    lost = await known(beside)
+    assert [name for name in names if lost[name]] == names[::2]
+
+
+# --- Runs of nodes ------------------------------------------------------------------------------
+
+
+async def test_host_of_a_run_is_kept_while_it_is_active(nodes: Sequence[PostgresStore]) -> None:
+    one, two = nodes
+    story = await started(one, "s", "one")
+    await story.accept(request("joins", when_busy=WhenBusy.FOLD), "waits")
+    await story.fold()
+    lane = await two.load_lane(story.key)
+    assert lane == story.lane
+    assert lane.active is not None
+    assert lane.active.host == "one"
+    assert [run.host for run in (*lane.folded, *lane.waiting)] == ["", ""]
+    await story.lose_node()
+    lane = await two.load_lane(story.key)
+    assert lane == story.lane
+    assert [run.host for run in lane.waiting] == [""] * 3
+    await story.start("two")
+    await story.cancel(CancelScope.ACTIVE)
+    lane = await one.load_lane(story.key)
+    assert lane == story.lane
+    assert lane.active is not None
+    assert lane.active.host == "two"
+
+
+async def test_r9_runs_of_nodes_that_are_lost_or_gone_are_found(
+    nodes: Sequence[PostgresStore], beside: Connection
+) -> None:
+    one, two = nodes
+    await started(one, "alive", "one")
+    ended = await started(one, "ended", "two")
+    await ended.finish()
+    retried = await started(one, "retried", "two")
+    await retried.lose_node()
+    late, early, left = (Story(one, name) for name in ("late", "early", "left"))
+    for n, (story, host) in enumerate(((early, "two"), (left, "left"), (late, "two"))):
+        story.now = START + 100 * (n + 1)
+        await story.accept(story.session_id)
+        await story.start(host)
+    await early.accept(request("joins", when_busy=WhenBusy.FOLD), "waits")
+    await early.fold()
+    await early.cancel(CancelScope.ACTIVE)
+    await one.cluster.join("left", "")
+    assert await one.cluster.lost_runs(9) == []
+    await one.cluster.leave("left")
+    assert await one.cluster.lost_runs(9) == hosted(left)
+    await silence(beside, "two")
+    assert await one.cluster.lost_runs(9) == hosted(left)
+    assert await one.cluster.beat("one", LEASE)
+    for store in (one, two):
+        assert await store.cluster.lost_runs(9) == hosted(early, left, late)
+        assert await store.cluster.lost_runs(2) == hosted(early, left)
+    await late.lose_node()
+    assert await one.cluster.lost_runs(9) == hosted(early, left)
+
+
+async def test_r19_runs_that_were_cancelled_elsewhere_are_found(
+    nodes: Sequence[PostgresStore],
+) -> None:
+    one, two = nodes
+    here = await started(one, "here", "one", "waits")
+    await here.accept(request("joins", when_busy=WhenBusy.FOLD))
+    await here.fold()
+    there = await started(one, "there", "two")
+    await started(one, "other", "one")
+    assert await one.cluster.cancelled_runs("one") == []
+    for story in (here, there):
+        elsewhere = replace(story, store=two)
+        elsewhere.lane = await two.load_lane(story.key)
+        await elsewhere.cancel(CancelScope.ACTIVE)
+        story.lane = elsewhere.lane
+    assert await one.cluster.cancelled_runs("one") == hosted(here)
+    assert await two.cluster.cancelled_runs("two") == hosted(there)
+    await here.finish()
+    assert await one.cluster.cancelled_runs("one") == []
+
+
+async def test_hosts_of_active_runs_are_told(
+    nodes: Sequence[PostgresStore], beside: Connection
+) -> None:
+    one, two = nodes
+    nul = "a\0b"
+    other = Story(one, nul, tenant=nul)
+    await other.accept(nul)
+    await other.start("two")
+    await started(one, "mine", "one", "waits")
+    ended = await started(one, "ended", "one")
+    await ended.finish()
+    await started(one, "nobodys", "")
+    names = ("mine", "waits", "ended", "nobodys", "unknown")
+    keys = [RunKey(nul, nul), *(RunKey(TENANT, name) for name in names)]
+    mine = {RunKey(TENANT, "mine"): "one:1"}
+    assert await two.cluster.hosts(keys) == {RunKey(nul, nul): "two:2"} | mine
+    assert await two.cluster.hosts([]) == {}
+    await silence(beside, "two")
+    assert await one.cluster.beat("one", LEASE)
+    assert await one.cluster.hosts(keys) == mine
+
+
+# --- Lanes that wait ----------------------------------------------------------------------------
+
+
+async def waiting(store: PostgresStore, count: int) -> list[Story]:
+    """Sessions with a run that waits; the last one has waited longest."""
+    stories = [Story(store, f"s{n:02}", now=START + 1_000 - 10 * n) for n in range(count)]
+    for story in stories:
+        await story.accept(f"r{story.session_id}")
+    return stories
+
+
+def keys_of(stories: Sequence[Story]) -> list[SessionKey]:
+    return [story.key for story in stories]
+
+
+async def test_r8_each_lane_that_waits_is_claimed_by_one_node_the_oldest_first(
+    nodes: Sequence[PostgresStore],
+) -> None:
+    one, two = nodes
+    oldest = (await waiting(one, 5))[::-1]
+    await started(one, "busy", "one", "more")
+    await Story(one, "idle").play("idle")
+    assert await one.cluster.claim("one", 2, HOLD) == keys_of(oldest[:2])
+    assert await two.cluster.claim("two", 2, HOLD) == keys_of(oldest[2:4])
+    assert await one.cluster.claim("one", 9, HOLD) == keys_of([*oldest[:2], oldest[4]])
+    assert await two.cluster.claim("two", 9, HOLD) == keys_of(oldest[2:4])
+
+
+async def test_nodes_that_claim_at_once_get_different_lanes(
+    nodes: Sequence[PostgresStore],
+) -> None:
+    stories = await waiting(nodes[0], 40)
+    names = [f"n{n}" for n in range(10)]
+    found = await asyncio.gather(
+        *(nodes[n % 2].cluster.claim(name, 4, HOLD) for n, name in enumerate(names))
+    )
+    claimed = [key for keys in found for key in keys]
+    assert len(set(claimed)) == len(claimed)
+    rest = await nodes[0].cluster.claim("rest", 40, HOLD)
+    assert sorted(claimed + list(rest)) == sorted(keys_of(stories))
+
+
+async def test_a_claim_ends_with_its_time(
+    nodes: Sequence[PostgresStore], beside: Connection
+) -> None:
+    one, two = nodes
+    stories = await waiting(one, 2)
+    assert len(await one.cluster.claim("one", 9, HOLD)) == 2
+    assert await two.cluster.claim("two", 9, HOLD) == []
+    await beside.execute(
+        "UPDATE sessions SET claimed_until = claimed_until - $1 * interval '1 second'"
+        " WHERE session_id = $2",
+        HOLD,
+        stories[0].session_id,
+    )
+    assert await two.cluster.claim("two", 9, HOLD) == keys_of(stories[:1])
+    assert await one.cluster.claim("one", 9, HOLD) == keys_of(stories[1:])
+
+
+async def test_a_claim_does_not_touch_the_lane_and_ends_when_it_is_started(
+    nodes: Sequence[PostgresStore],
+) -> None:
+    one, two = nodes
+    (story,) = await waiting(one, 1)
+    assert await two.cluster.claim("two", 9, HOLD) == [story.key]
+    assert await two.load_lane(story.key) == story.lane
+    await story.accept("second")  # with the lane as it was at hand
+    assert await one.cluster.claim("one", 9, HOLD) == []
+    await story.start("one")
+    assert await two.cluster.claim("two", 9, HOLD) == []
+    await story.finish()
+    assert await one.cluster.claim("one", 9, HOLD) == [story.key]
+
+
+async def test_a_lane_that_is_being_written_is_passed_over(
+    nodes: Sequence[PostgresStore], beside: Connection
+) -> None:
+    story, other = await waiting(nodes[0], 2)
+    async with asyncio.timeout(SECONDS), beside.transaction():
+        await beside.execute(
+            "UPDATE sessions SET title = 'held' WHERE session_id = $1", story.session_id
+        )
+        assert await nodes[0].cluster.claim("one", 9, HOLD) == [other.key]
+
+
+async def crowds(store: PostgresStore, **counts: int) -> dict[str, list[SessionKey]]:
+    """Tenants with so many lanes that wait, those of the first for longest."""
+    found: dict[str, list[SessionKey]] = {}
+    now = START
+    for tenant, count in counts.items():
+        stories = [Story(store, f"s{n:03}", tenant, now + n) for n in range(count)]
+        now += 1_000
+        await asyncio.gather(*(story.accept(story.session_id) for story in stories))
+        found[tenant] = keys_of(stories)
+    return found
+
+
+async def test_lanes_are_claimed_in_equal_shares_for_the_tenants(
+    nodes: Sequence[PostgresStore],
+) -> None:
+    one, two = nodes
+    lanes = await crowds(one, noisy=50, quiet=2, other=9)
+    first = await one.cluster.claim("one", 9, HOLD)
+    assert sorted(first) == sorted(lanes["noisy"][:3] + lanes["quiet"] + lanes["other"][:3])
+    # What the one with less than its share has left is another's with the next claim.
+    assert sorted(await two.cluster.claim("two", 8, HOLD)) == sorted(
+        lanes["noisy"][3:7] + lanes["other"][3:7]
+    )
+
+
+async def test_who_had_its_turn_comes_behind_who_had_none(nodes: Sequence[PostgresStore]) -> None:
+    one, two = nodes
+    lanes = await crowds(one, noisy=50, other=5, quiet=5)
+    served = Turns((Turn("other", 9), Turn("noisy", 9)))
+    assert await one.cluster.claim("one", 1, HOLD, served) == lanes["quiet"][:1]
+    served = Turns((Turn("other", 9), Turn("noisy", 9), Turn("quiet", 9)))
+    assert await two.cluster.claim("two", 1, HOLD, served) == lanes["other"][:1]
+    # Of those who had none, the longest waiting comes first.
+    assert await two.cluster.claim("three", 1, HOLD) == lanes["noisy"][:1]
+
+
+async def test_a_claim_takes_no_more_of_a_tenant_than_it_has_room_for(
+    nodes: Sequence[PostgresStore],
+) -> None:
+    one, two = nodes
+    lanes = await crowds(one, noisy=50, full=5, quiet=5)
+    turns = Turns((Turn("noisy", 2), Turn("full", 0)), others=3)
+    found = await one.cluster.claim("one", 64, HOLD, turns)
+    assert sorted(found) == sorted(lanes["noisy"][:2] + lanes["quiet"][:3])
+    assert await two.cluster.claim("two", 64, HOLD, Turns(others=0)) == []
+
+
+async def test_a_tenant_whose_lanes_are_all_claimed_takes_nobodys_turn(
+    nodes: Sequence[PostgresStore],
+) -> None:
+    one, two = nodes
+    lanes = await crowds(one, quiet=2, noisy=5)
+    assert sorted(await one.cluster.claim("one", 4, HOLD)) == sorted(
+        lanes["quiet"] + lanes["noisy"][:2]
+    )
+    assert await two.cluster.claim("two", 1, HOLD) == lanes["noisy"][2:3]
+
+
+async def test_a_claim_reads_a_few_lanes_of_a_tenant_that_has_thousands(
+    nodes: Sequence[PostgresStore], postgres_url: str
+) -> None:
+    """Also by a plan that was made while there were none."""
+    beside = await Connector(read_url(postgres_url)).connect()
+    claim = "EXECUTE claim('one', 8, '60 s', '{noisy}', '{5}', 9)"
+    await beside.execute("SET plan_cache_mode = force_generic_plan")
+    await beside.execute(f"PREPARE claim AS {SQL['claim']}")
+    assert await beside.fetch(claim) == []
+    await crowds(nodes[0], quiet=1)
+    await beside.execute(
+        "INSERT INTO sessions (version, accept_seq, turn, waiting_runs, waiting_since, created_at,"
+        " updated_at, tenant, session_id, active_run_id, title)"
+        " SELECT 1, 1, 0, 1, $1::bigint + n, $1, $1, 'noisy', 'x' || n, '', ''"
+        " FROM generate_series(1, 20000) AS n",
+        START,
+    )
+    rows = await beside.fetch(f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {claim}")
+    plan = json.loads(rows[0][0])[0]["Plan"]
+    touched = plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+    # A seek is a few blocks, and a row that is claimed some more; all lanes would be thousands.
+    assert touched < 300, rows[0][0]
+    assert plan["Actual Rows"] == 5
+    await beside.close()
+
+
+async def test_runs_that_wait_are_counted(nodes: Sequence[PostgresStore]) -> None:
+    one, two = nodes
+    assert await one.cluster.waiting_runs() == {}
+    await waiting(one, 3)
+    busy = await started(one, "busy", "one", "b1", "b2")
+    elsewhere = Story(one, tenant="a\0b")
+    await elsewhere.accept("x")
+    assert await two.cluster.waiting_runs() == {TENANT: 5, "a\0b": 1}
+    await busy.finish()
+    await busy.start("one")
+    assert await two.cluster.waiting_runs() == {TENANT: 4, "a\0b": 1}
+    await busy.cancel()
+    assert await two.cluster.waiting_runs() == {TENANT: 3, "a\0b": 1}
+    await elsewhere.cancel()
+    assert await two.cluster.waiting_runs() == {TENANT: 3}
+
+
+# --- Wake-ups -----------------------------------------------------------------------------------
+
+
+async def test_a_wake_up_reaches_the_others_and_not_oneself(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_log, "POLL_SECONDS", 3_600.0)
+    async with PostgresStore(postgres_url) as one, PostgresStore(postgres_url) as two:
+        one.listener, two.listener = here, there = Witness(), Witness()
+        await listening(postgres_url, 2)
+        woken = {"one": 0, "two": 0}
+        heard = asyncio.Event()
+
+        def wake(name: str) -> None:
+            woken[name] += 1
+            heard.set()
+
+        one.cluster.on_wake = lambda: wake("one")
+        two.cluster.on_wake = lambda: wake("two")
+        async with asyncio.timeout(SECONDS):
+            # What is said of the log is not said of work.
+            await Story(one, "a").play("a")
+            while not there.log:
+                await asyncio.sleep(0.001)
+            assert woken == {"one": 0, "two": 0}
+            for _ in range(50):
+                one.cluster.wake()
+            await heard.wait()
+            assert woken == {"one": 0, "two": 1}
+            # What this node says comes to the other one after its own: it passed that over.
+            await Story(two, "b").play("b")
+            while len(here.log) < 2:
+                await asyncio.sleep(0.001)
+        assert woken == {"one": 0, "two": 1}
+
+
+async def test_a_wake_up_says_what_it_is_for(nodes: Sequence[PostgresStore]) -> None:
+    notifier = nodes[0]._open.notifier
+    assert notifier.read("other 17 0") == WakeUp(17, work=False)
+    assert notifier.read("other 0 1") == WakeUp(0, work=True)
+    assert notifier.read(f"{notifier._sender} 17 1") is None
+    for foreign in ("", "17", "a b c", "a 1 2", "a 1 1 x"):
+        said = notifier.read(foreign)
+        assert said is not None
+        assert said.work
+        assert said.position > 1 << 60

@@ -1,0 +1,199 @@
+"""A small server that speaks the chat completions API of OpenAI, streamed.
+
+What it answers is queued by `answer`; in a process of its own, where nothing can be queued, the
+last message says it: a JSON object is taken as the answer (see `Answer`), any other text is said
+back. Run it with `python tests/support/openai_server.py --port 0`; it prints its port.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+from collections import deque
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+_CHUNK_HEAD = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "small-1"}
+
+
+@dataclass
+class Answer:
+    """An answer, in the order of its fields.
+
+    With `hold` the stream stays open after what is to be said, until `OpenAIServer.release` or the
+    client leaves; with `drop` the connection is closed there instead.
+    """
+
+    reasoning: Sequence[str] = ()
+    text: Sequence[str] = ()
+    tool_calls: Sequence[tuple[str, str, str]] = ()
+    """The id, name and arguments of each."""
+    hold: bool = False
+    drop: bool = False
+    finish: str = ""
+    status: int = 200
+    error: str = "no"
+
+    def deltas(self) -> list[dict[str, Any]]:
+        """What is streamed."""
+        calls = [
+            {"index": n, "id": i, "type": "function", "function": {"name": name, "arguments": args}}
+            for n, (i, name, args) in enumerate(self.tool_calls)
+        ]
+        return [
+            {"role": "assistant", "content": None},
+            *({"reasoning_content": piece} for piece in self.reasoning),
+            *({"content": piece} for piece in self.text),
+            *({"tool_calls": [call]} for call in calls),
+        ]
+
+    @property
+    def finish_reason(self) -> str:
+        """The one given, or the one that fits."""
+        return self.finish or ("tool_calls" if self.tool_calls else "stop")
+
+
+@dataclass
+class Request:
+    """What a client asked for."""
+
+    path: str
+    headers: Mapping[str, str]
+    body: dict[str, Any]
+    disconnected: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The messages it sent."""
+        messages: list[dict[str, Any]] = self.body["messages"]
+        return messages
+
+
+class OpenAIServer:
+    """The server; `requests` are those it got, in order."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self.port = 0
+        self._answers: deque[Answer] = deque()
+        self._release = asyncio.Event()
+
+    @property
+    def base_url(self) -> str:
+        """What OPENAI_BASE_URL has to be."""
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def answer(self, *answers: Answer | str) -> None:
+        """Queues answers, a text standing for the answer that says it."""
+        self._answers += (Answer(text=[a]) if isinstance(a, str) else a for a in answers)
+
+    def release(self) -> None:
+        """Lets the answers that are held go on."""
+        self._release.set()
+
+    @contextlib.asynccontextmanager
+    async def serving(self, port: int = 0) -> AsyncGenerator[OpenAIServer, None]:
+        """Serves for as long as it is entered."""
+        server = await asyncio.start_server(self._client, "127.0.0.1", port)
+        self.port = server.sockets[0].getsockname()[1]
+        try:
+            yield self
+        finally:
+            server.close()
+
+    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            request = await _read(reader)
+            self.requests.append(request)
+            left = asyncio.create_task(reader.read())  # ends when the client leaves
+            left.add_done_callback(lambda _: request.disconnected.set())
+            try:
+                await self._respond(request, writer)
+            finally:
+                left.cancel()
+                await asyncio.wait({left})
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+    async def _respond(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        answer = self._answers.popleft() if self._answers else _answer_in(request.messages[-1])
+        if answer.status != 200:
+            error = {"message": answer.error, "code": "some_code", "type": "some_type"}
+            body = json.dumps({"error": error}).encode()
+            writer.write(_head(answer.status, "application/json", len(body)) + body)
+            await writer.drain()
+            return
+        writer.write(_head(200, "text/event-stream"))
+        for delta in answer.deltas():
+            await _send(writer, choices=[{"index": 0, "delta": delta, "finish_reason": None}])
+        if answer.hold:
+            go_on = {asyncio.create_task(e.wait()) for e in (self._release, request.disconnected)}
+            await asyncio.wait(go_on, return_when=asyncio.FIRST_COMPLETED)
+            for waiting in go_on:
+                waiting.cancel()
+        if answer.drop or request.disconnected.is_set():
+            return
+        end = {"index": 0, "delta": {}, "finish_reason": answer.finish_reason}
+        await _send(writer, choices=[end])
+        await _send(writer, choices=[], usage=_usage(request))
+        writer.write(_chunked(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+        await writer.drain()
+
+
+def _usage(request: Request) -> dict[str, Any]:
+    """Ten tokens for each message, and five for the answer."""
+    count = 10 * len(request.messages)
+    return {"prompt_tokens": count, "completion_tokens": 5, "total_tokens": count + 5}
+
+
+def _answer_in(message: Mapping[str, Any]) -> Answer:
+    content = message.get("content") or ""
+    text = content if isinstance(content, str) else json.dumps(content)
+    try:
+        given = json.loads(text)
+    except ValueError:
+        given = None
+    if isinstance(given, dict) and given.keys() <= {f.name for f in fields(Answer)}:
+        return Answer(**given)
+    return Answer(text=[word + " " for word in text.split(" ")])
+
+
+async def _read(reader: asyncio.StreamReader) -> Request:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode()
+    first, *lines = head.rstrip().split("\r\n")
+    headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+    body = await reader.readexactly(int(headers["content-length"]))
+    return Request(first.split()[1], headers, json.loads(body))
+
+
+def _head(status: int, kind: str, length: int | None = None) -> bytes:
+    size = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
+    lines = [f"HTTP/1.1 {status} X", f"Content-Type: {kind}", size, "Connection: close", "", ""]
+    return "\r\n".join(lines).encode()
+
+
+def _chunked(data: bytes) -> bytes:
+    return f"{len(data):x}\r\n".encode() + data + b"\r\n"
+
+
+async def _send(writer: asyncio.StreamWriter, **event: Any) -> None:
+    data = json.dumps({**_CHUNK_HEAD, **event})
+    writer.write(_chunked(f"data: {data}\n\n".encode()))
+    await writer.drain()
+
+
+async def _serve(port: int) -> None:
+    async with OpenAIServer().serving(port) as server:
+        print(server.port, flush=True)
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, default=0)
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(_serve(parser.parse_args().port))

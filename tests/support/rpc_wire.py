@@ -1,0 +1,162 @@
+"""A real server in this process, and what its errors say."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+
+from runlane.v1 import run_service_pb2_grpc, session_service_pb2_grpc
+from runlane_server.access.door import Door
+from runlane_server.access.quotas import QuotaBook
+from runlane_server.agents.base import Agent
+from runlane_server.agents.scripted.agent import ScriptedAgent
+from runlane_server.agents.scripted.gates import Gates
+from runlane_server.cluster.peers import Peers
+from runlane_server.cluster.relay import Relay
+from runlane_server.core.limits import Limits
+from runlane_server.engine.coordinator import Coordinator
+from runlane_server.feed.feed import Feed
+from runlane_server.harness.harness import Harness
+from runlane_server.rpc.endpoint import Endpoint
+from runlane_server.rpc.tls import ServerTls
+from runlane_server.store.base import Store
+from runlane_server.store.stores import open_store
+
+
+@dataclass
+class Wire:
+    """A server with a scripted agent, and stubs to call it."""
+
+    coordinator: Coordinator
+    store: Store
+    endpoint: Endpoint
+    gates: Gates
+    channel: grpc.aio.Channel
+    address: str
+    relay: Relay | None
+
+    @property
+    def runs(self) -> run_service_pb2_grpc.RunServiceAsyncStub:
+        return run_service_pb2_grpc.RunServiceStub(self.channel)
+
+    @property
+    def sessions(self) -> session_service_pb2_grpc.SessionServiceAsyncStub:
+        return session_service_pb2_grpc.SessionServiceStub(self.channel)
+
+
+over_any_store = [pytest.mark.stores("memory"), pytest.mark.usefixtures("served_store")]
+"""What a module says whose servers work over the store of the test."""
+
+
+def default_store() -> Store:
+    """The store of the test, as a server finds it."""
+    return open_store(os.environ.get("RUNLANE_STORE", "memory:"))
+
+
+@asynccontextmanager
+async def serving(
+    limits: Limits | None = None,
+    *,
+    store: Store | None = None,
+    agent: Agent | None = None,
+    progress_interval: float = 60.0,
+    door: Door | None = None,
+    quotas: QuotaBook | None = None,
+    tls: ServerTls | None = None,
+    credentials: grpc.ChannelCredentials | None = None,
+    listen: str = "127.0.0.1:0",
+    harness: Harness | None = None,
+) -> AsyncIterator[Wire]:
+    """Serves until the end. With `tls` the channel has `credentials`."""
+    gates = Gates()
+    async with store or default_store() as opened:
+        coordinator = Coordinator(
+            opened, agent or ScriptedAgent(gates), Feed(opened), limits, quotas=quotas
+        )
+        relay, peer_key = None, ""
+        if opened.cluster is not None:
+            peer_key = opened.cluster.peer_key
+            relay = Relay(opened.cluster, coordinator.feed, Peers(peer_key))
+        endpoint = Endpoint(
+            coordinator,
+            door=door or Door(peer_key=peer_key, quotas=quotas),
+            progress_interval=progress_interval,
+            relay=relay,
+            tls=tls,
+            harness=harness,
+        )
+        address = endpoint.bind(listen)
+        await coordinator.start(address)
+        if relay is not None:
+            relay.start(address)
+        await endpoint.start()
+        try:
+            async with _channel(address, credentials) as channel:
+                yield Wire(coordinator, opened, endpoint, gates, channel, address, relay)
+        finally:
+            coordinator.feed.close()
+            assert await endpoint.stop(0)
+            await coordinator.stop()
+            if relay is not None:
+                await relay.close()
+
+
+def _channel(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+    if credentials is None:
+        return grpc.aio.insecure_channel(address)
+    return grpc.aio.secure_channel(address, credentials)
+
+
+@dataclass
+class Told:
+    """What an error says on the wire."""
+
+    code: grpc.StatusCode
+    message: str
+    reason: str
+    metadata: Mapping[str, str]
+    fields: list[str] = field(default_factory=list)
+    quotas: list[tuple[str, str]] = field(default_factory=list)
+    retry_after: float | None = None
+
+
+async def refused(call: Awaitable[Any]) -> Told:
+    """The error that a call ends with, which it has to."""
+    try:
+        answer = await call
+    except grpc.aio.AioRpcError as error:
+        return told(error)
+    raise AssertionError(f"it was answered: {answer}")
+
+
+def told(error: grpc.aio.AioRpcError) -> Told:
+    """An error with its details; each of them is there once at the most."""
+    trailing = dict(error.trailing_metadata() or ())
+    status = status_pb2.Status.FromString(trailing["grpc-status-details-bin"])
+    assert status.code == error.code().value[0]
+    assert status.message == error.details()
+    info, bad, quota, retry = (
+        error_details_pb2.ErrorInfo(),
+        error_details_pb2.BadRequest(),
+        error_details_pb2.QuotaFailure(),
+        error_details_pb2.RetryInfo(),
+    )
+    unpacked = [any_.Unpack(kind) for any_ in status.details for kind in (info, bad, quota, retry)]
+    assert unpacked.count(True) == len(status.details)
+    assert info.domain == "runlane"
+    return Told(
+        error.code(),
+        error.details() or "",
+        info.reason,
+        dict(info.metadata),
+        [violation.field for violation in bad.field_violations],
+        [(violation.subject, violation.description) for violation in quota.violations],
+        retry.retry_delay.ToNanoseconds() / 1e9 if retry.HasField("retry_delay") else None,
+    )

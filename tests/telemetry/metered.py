@@ -1,0 +1,91 @@
+"""A node without a wire whose metrics are counted, by a clock that a test moves."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from runlane_server.agents.scripted.agent import ScriptedAgent
+from runlane_server.core.limits import Limits
+from runlane_server.core.model import Micros
+from runlane_server.engine.coordinator import Coordinator
+from runlane_server.feed.feed import Feed
+from runlane_server.store.base import Store
+from runlane_server.telemetry.meter import Meter
+from runlane_server.telemetry.metrics import Metrics, NodeState
+from support.node import SECONDS, Node
+
+STATE = NodeState(
+    version="1.2.3",
+    store="sqlite",
+    node_id="n",
+    runs_active=1,
+    runs_waiting=2,
+    slots_in_use=3,
+    slots_limit=4,
+    agent_ready=True,
+    draining=False,
+    subscriptions={"run_complete": 5, "run": 6},
+    subscription_behind=7,
+    log_behind=8,
+    rpcs_open={"RunService/SubscribeRun": 9},
+    lease=10.0,
+    beat_age=2.5,
+    alive=True,
+)
+"""Some state of some node of a shared store: every metric has a value."""
+
+
+@dataclass
+class Clock:
+    """Stands still until it is moved; in seconds."""
+
+    micros: Micros = 1_000_000_000_000
+
+    def __call__(self) -> Micros:
+        return self.micros
+
+    def move(self, seconds: float) -> None:
+        """Lets time pass."""
+        self.micros += round(seconds * 1e6)
+
+
+@dataclass
+class Metered:
+    """A node, what it counted, and its time."""
+
+    node: Node
+    metrics: Metrics
+    clock: Clock
+
+    def value(self, name: str, **labels: str) -> float:
+        """The value of a sample; 0 where it was never counted."""
+        return self.metrics.registry.get_sample_value(f"runlane_{name}", labels) or 0.0
+
+    def observed(self, name: str, **labels: str) -> tuple[float, float]:
+        """How many values a histogram was told, and their sum."""
+        return self.value(f"{name}_count", **labels), self.value(f"{name}_sum", **labels)
+
+
+@asynccontextmanager
+async def metered(store: Store, limits: Limits | None = None) -> AsyncIterator[Metered]:
+    """A node on a store that is open."""
+    clock, feed, agent = Clock(), Feed(store), ScriptedAgent()
+    metrics = Metrics(lambda: STATE)
+    meter = Meter(metrics, feed, clock)
+    store.listener = store.watcher = meter
+    coordinator = Coordinator(
+        store,
+        agent,
+        feed,
+        limits or Limits(cancel_grace=SECONDS),
+        now=clock,
+        observer=meter,
+    )
+    await coordinator.start()
+    try:
+        yield Metered(Node(store, feed, coordinator, agent.gates), metrics, clock)
+    finally:
+        feed.close()
+        await coordinator.stop()

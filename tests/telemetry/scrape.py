@@ -1,0 +1,51 @@
+"""A scrape, as Prometheus makes it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import urllib.request
+from collections.abc import Mapping
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from support.process import SECONDS
+
+
+class Page:
+    """What a server said at one moment."""
+
+    def __init__(self, text: str) -> None:
+        families = text_string_to_metric_families(text)
+        self.samples = [sample for family in families for sample in family.samples]
+
+    def __call__(self, name: str, **labels: str) -> float | None:
+        """The value of the sample with at least those labels; None where there is none."""
+        for sample in self.samples:
+            if sample.name == f"runlane_{name}" and labels.items() <= sample.labels.items():
+                return sample.value
+        return None
+
+    def labels(self, name: str) -> Mapping[str, str]:
+        """The labels of the only sample of that name."""
+        (found,) = [sample for sample in self.samples if sample.name == f"runlane_{name}"]
+        return found.labels
+
+
+def url_in(log: str) -> str:
+    """Where a server says in its JSON log that it serves its metrics."""
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    (url,) = [line["url"] for line in lines if line["event"] == "metrics are served"]
+    return str(url)
+
+
+async def scrape(url: str) -> Page:
+    """Scrapes once."""
+
+    def get() -> str:
+        with urllib.request.urlopen(url, timeout=SECONDS) as response:  # noqa: S310 - our own
+            assert response.headers["Content-Type"].startswith("text/plain")
+            text: str = response.read().decode()
+            return text
+
+    return Page(await asyncio.to_thread(get))

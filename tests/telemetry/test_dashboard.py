@@ -1,0 +1,160 @@
+"""The dashboard, the alerts and the documentation speak of what is exported, and of all of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import Metric
+
+from runlane_server.core.errors import RunlaneError
+from runlane_server.core.model import FinishReason, RunState
+from runlane_server.telemetry.metrics import Metrics
+from telemetry.metered import STATE
+
+ROOT = Path(__file__).parents[2]
+DASHBOARD = ROOT / "deploy" / "grafana" / "runlane.json"
+ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yaml"
+
+LEFT_OUT = {
+    "process_virtual_memory_bytes": "says nothing of memory that is used",
+    "process_start_time_seconds": "a restart shows in all counters",
+    "python_info": "runlane_node_info says which server it is",
+    "python_gc_objects_collected": "a run leaves nothing to collect; for whoever looks for a leak",
+    "python_gc_objects_uncollectable": "likewise",
+    "python_gc_collections": "likewise",
+}
+"""What the dashboard does not show, and why."""
+
+NOT_OURS = {"up"}
+"""What Prometheus itself says of a scrape."""
+
+_WORD = re.compile(r"[a-zA-Z_:][\w:]*")
+_FUNCTIONS = {
+    *("histogram_quantile", "rate", "increase", "max_over_time"),
+    *("sum", "max", "by", "and"),
+}
+
+
+def families() -> list[Metric]:
+    """What is exported, with one series at least in each family."""
+    metrics = Metrics(lambda: STATE)
+    for metric in vars(metrics).values():
+        if names := getattr(metric, "_labelnames", ()):
+            metric.labels(*names)
+    return list(metrics.registry.collect())
+
+
+EXPORTED = {family.name: {sample.name for sample in family.samples} for family in families()}
+SAMPLES = set().union(*EXPORTED.values())
+LABELS = {label for family in families() for sample in family.samples for label in sample.labels}
+
+
+def metrics_in(expression: str) -> set[str]:
+    """The metrics that an expression of PromQL names."""
+    bare = re.sub(r'"[^"]*"', "", expression)
+    bare = re.sub(r"\bby \([^)]*\)", "", re.sub(r"\{[^}]*\}|\[[^\]]*\]", "", bare))
+    return set(_WORD.findall(bare)) - _FUNCTIONS - NOT_OURS
+
+
+def panels() -> list[dict[str, Any]]:
+    """The panels of the dashboard that show something."""
+    dashboard = json.loads(DASHBOARD.read_text())
+    return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+
+
+def expressions() -> Iterator[tuple[str, str]]:
+    """All expressions, with where they stand."""
+    for panel in panels():
+        for target in panel["targets"]:
+            yield panel["title"], target["expr"]
+    for rule in alerts():
+        yield rule["alert"], rule["expr"]
+
+
+def alerts() -> list[dict[str, Any]]:
+    """The rules."""
+    (group,) = yaml.safe_load(ALERTS.read_text())["groups"]
+    rules: list[dict[str, Any]] = group["rules"]
+    return rules
+
+
+def test_names_in_expressions_are_found() -> None:
+    assert metrics_in('sum by (le, job) (rate(a_b{x="c", y=~"$d"}[5m])) / e > 0.5 and f == 1') == {
+        *("a_b", "e", "f")
+    }
+
+
+@pytest.mark.parametrize(("place", "expression"), list(expressions()))
+def test_every_name_is_exported(place: str, expression: str) -> None:
+    named = metrics_in(expression)
+    assert named <= SAMPLES, place
+    assert named or place == "RunlaneDown"
+
+
+def test_every_metric_is_shown_or_left_out_for_a_reason() -> None:
+    shown = set().union(*(metrics_in(e["expr"]) for p in panels() for e in p["targets"]))
+    missing = {name for name, samples in EXPORTED.items() if not samples & shown}
+    assert missing == set(LEFT_OUT)
+    assert all(LEFT_OUT.values())
+
+
+def test_every_label_in_an_expression_is_one() -> None:
+    for place, expression in expressions():
+        listed = ",".join(re.findall(r"\bby \(([^)]*)\)", expression))
+        grouped = set(re.findall(r"\w+", listed))
+        matched = set(re.findall(r"(\w+)(?:=~?|!=)\"", expression))
+        assert grouped | matched <= LABELS | {"job", "instance"}, place
+
+
+def test_values_in_alerts_are_such_as_there_are() -> None:
+    text = ALERTS.read_text()
+    states = {str(state) for state in RunState} | {str(reason) for reason in FinishReason}
+    assert set(re.findall(r'state="(\w+)"', text)) <= states
+    reasons = {kind.reason for kind in _all_kinds(RunlaneError) if "reason" in vars(kind)}
+    for found in re.findall(r'reason=~"([\w|]+)"', text):
+        assert set(found.split("|")) <= reasons
+
+
+def _all_kinds(kind: type[RunlaneError]) -> Iterator[type[RunlaneError]]:
+    for below in kind.__subclasses__():
+        yield below
+        yield from _all_kinds(below)
+
+
+def test_every_alert_says_what_to_do() -> None:
+    names = [rule["alert"] for rule in alerts()]
+    assert len(names) == len(set(names))
+    for rule in alerts():
+        assert rule["labels"]["severity"] in {"critical", "warning"}
+        assert rule["annotations"]["summary"]
+        assert rule["annotations"]["runbook"].endswith(".")
+        assert rule["expr"].count("(") == rule["expr"].count(")")
+
+
+def test_the_dashboard_is_sound() -> None:
+    dashboard = json.loads(DASHBOARD.read_text())
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(ids) == len(set(ids))
+    places = [(p["gridPos"]["x"], p["gridPos"]["y"]) for p in dashboard["panels"]]
+    assert len(places) == len(set(places))
+    variables = {variable["name"] for variable in dashboard["templating"]["list"]}
+    used = set(re.findall(r"\$\{?([a-z]\w*)", DASHBOARD.read_text()))
+    assert used == variables
+
+
+def test_names_follow_the_conventions() -> None:
+    for name in EXPORTED:
+        if name.startswith("runlane_"):
+            assert re.fullmatch(r"[a-z][a-z0-9_]*[a-z]", name)
+            assert not re.search(r"_(ms|milliseconds|micros|total|tenant|session_id|run_id)$", name)
+
+
+def test_a_page_has_no_label_of_a_tenant_a_session_or_a_run() -> None:
+    assert "finish_reason" in LABELS
+    assert not LABELS & {"tenant", "session", "session_id", "run", "run_id"}

@@ -1,0 +1,181 @@
+"""The server in a thread of its own, that others put into tests without an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncGenerator
+
+import pytest
+import structlog
+
+from runlane import FinishReason, RunState
+from runlane.harness import GatePoint, Harness
+from runlane_server.agents.base import Turn
+from runlane_server.agents.scripted.script import BadScript
+from runlane_server.core.errors import StartError
+from runlane_server.testing.logs import in_logging
+from runlane_server.testing.thread import Gatekeeper, LoopThread, RunningServer
+from support.process import SECONDS
+
+pytestmark = pytest.mark.sqlite("each test names the store it needs")
+
+
+def test_it_serves_until_it_is_left() -> None:
+    before = set(threading.enumerate())
+    with RunningServer() as server, server.sync_client() as client:
+        handle = client.run_accepted("s", "hello", allow_missing=True)
+        assert handle.completed(SECONDS).text == "hello"
+        (thread,) = (one for one in threading.enumerate() if one.name == "runlane-server")
+    assert thread not in before
+    assert not thread.is_alive()
+    with pytest.raises(RuntimeError, match="runlane-server does not run"):
+        server.start()
+    with pytest.raises(RuntimeError, match="once"):
+        server.__enter__()
+
+
+async def test_an_event_loop_that_waits_does_not_hold_it_up() -> None:
+    with RunningServer() as server:
+        async with server.client() as client:
+            for _ in range(2):
+                handle = await client.run_accepted("s", "hello", allow_missing=True)
+                assert (await handle.completed(SECONDS)).text == "hello"
+                server.restart()
+
+
+def test_what_it_cannot_do_is_told() -> None:
+    server = RunningServer("nobody")
+    with pytest.raises(RuntimeError, match="no address yet"):
+        _ = server.address
+    with pytest.raises(RuntimeError, match="does not run"):
+        server.stop()
+    with pytest.raises(RuntimeError, match="not 'scripted'"):
+        _ = server.gates
+    with pytest.raises(StartError, match="there is no agent"):
+        server.__enter__()
+
+
+def test_it_does_not_wait_for_itself() -> None:
+    async def restarts(turn: Turn) -> AsyncGenerator[str, None]:
+        yield ""
+        try:
+            server.restart()
+        except RuntimeError as error:
+            yield str(error)
+
+    server = RunningServer(restarts)
+    with server, server.sync_client() as client:
+        handle = client.run_accepted("s", "x", allow_missing=True)
+        assert handle.completed(SECONDS).text == "runlane-server cannot wait for itself"
+
+
+async def late() -> None:
+    raise TimeoutError("of its own")
+
+
+def test_work_that_does_not_get_done_is_told() -> None:
+    thread = LoopThread("a-thread")
+    thread.begin()
+    try:
+        with pytest.raises(TimeoutError, match="a-thread did not get done within 0 s"):
+            thread.run(asyncio.Event().wait, timeout=0)
+        with pytest.raises(TimeoutError, match="of its own"):
+            thread.run(late, timeout=SECONDS)
+    finally:
+        thread.end()
+
+
+def test_what_does_not_come_to_pass_is_told() -> None:
+    with RunningServer("scripted") as server:
+        with pytest.raises(TimeoutError, match="no run came to gate 'g' within 0 s"):
+            server.gates.wait_reached("g", timeout=0)
+        with pytest.raises(TimeoutError, match="no run ignored a cancel at gate 'g' within 0 s"):
+            server.gates.wait_cancel_ignored("g", timeout=0)
+
+
+def test_a_script_that_cannot_be_read_is_told_where_it_is_made() -> None:
+    with pytest.raises(BadScript, match="step 2: needs exactly one of"):
+        Gatekeeper.script({"text": "a"}, {"sing": "b"})
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_it_does_not_wait_for_runs_that_ignore_cancels(cancelled: bool) -> None:
+    with RunningServer("scripted") as server, server.sync_client() as client:
+        script = server.gates.script({"wait": "g", "ignore_cancel": True})
+        client.run_accepted("s", script, allow_missing=True)
+        server.gates.wait_reached("g")
+        if cancelled:
+            client.cancel("s")
+            server.gates.wait_cancel_ignored("g")
+        (thread,) = (one for one in threading.enumerate() if one.name == "runlane-server")
+    assert not thread.is_alive()
+
+
+def test_gates_stay_open_over_a_restart() -> None:
+    with RunningServer("scripted") as server, server.sync_client() as client:
+        server.gates.open("g")
+        server.restart()
+        script = server.gates.script({"wait": "g"}, {"text": "through"})
+        complete = client.run_accepted("s", script, allow_missing=True).completed(SECONDS)
+        assert (complete.text, complete.state) == ("through", RunState.COMPLETED)
+        assert complete.finish_reason is FinishReason.STOP
+
+
+async def failing(turn: Turn) -> AsyncGenerator[str, None]:
+    structlog.get_logger().info("of the agent")
+    yield "so far"
+    raise ValueError("out of words")
+
+
+def run_one(agent: object) -> None:
+    with RunningServer(agent) as server, server.sync_client() as client:  # type: ignore[arg-type]
+        client.run_accepted("s", "x", allow_missing=True).completed(SECONDS)
+
+
+def test_only_the_log_of_the_server_goes_to_logging(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.INFO, "runlane_server")
+    before = list(structlog.get_config()["processors"])
+    with in_logging():
+        assert not structlog.is_configured()
+        structlog.get_logger().info("of the test")
+        run_one(failing)
+    assert structlog.get_config()["processors"] == before
+    said = capsys.readouterr().out
+    assert len(said.splitlines()) == 2
+    assert "of the test" in said
+    assert "of the agent" in said
+    (failed,) = (one for one in caplog.records if one.levelno == logging.ERROR)
+    assert failed.filename == "runner.py"
+    assert failed.name == "runlane_server.engine.runner"
+    assert "session_id='s'" in failed.getMessage()
+    assert failed.exc_info is not None
+    assert isinstance(failed.exc_info[1], ValueError)
+    assert "draining timeout_s=0.0" in [one.getMessage() for one in caplog.records]
+
+
+def test_whoever_sets_up_structlog_meanwhile_has_his_way(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with in_logging():
+        structlog.configure(processors=[structlog.processors.JSONRenderer()])
+        run_one("echo")
+    assert '"event": "stopped"' in capsys.readouterr().out
+    assert len(structlog.get_config()["processors"]) == 1
+
+
+async def test_a_harness_has_a_hold_of_it_and_of_its_clock() -> None:
+    with RunningServer("scripted", harness=True) as server:
+        async with Harness(server.address) as harness, server.client() as client:
+            script = server.gates.script({"wait": "never"})
+            handle = await client.run_accepted("s", script, timeout=3600, allow_missing=True)
+            await server.gates.reached("never")
+            await harness.advance_clock(3600)
+            assert (await handle.completed(SECONDS)).finish_reason is FinishReason.TIMEOUT
+            async with await harness.arm(GatePoint.BEFORE_ACTIVE) as gate:
+                later = await client.run_accepted("s", "x")
+                await gate.reached()
+                assert len((await later.cancel()).cancelled) == 1
