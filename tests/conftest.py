@@ -16,7 +16,7 @@ import pytest
 import structlog
 
 from runlane_server.store.base import Store
-from runlane_server.store.stores import open_store
+from runlane_server.store.open import open_store
 from support.node import Node, running
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from runlane_server.access.caller import Role
 from runlane_server.access.quotas import Quota
 from runlane_server.config import Config
 from runlane_server.core.errors import StartError
-from runlane_server.process.entrance import LOOK_SECONDS, Entrance
+from runlane_server.process.security import LOOK_SECONDS, Entrance
 from support import rpc_process as process
 
 SECONDS = 30.0

@@ -7,12 +7,12 @@ from collections import Counter
 
 import pytest
 
-from runlane_server.access import stored
-from runlane_server.access.accepts import Accepts, Bucket
+from runlane_server.access import stored_bytes
+from runlane_server.access.admission import Accepts, Bucket
 from runlane_server.access.caller import Caller, Role
 from runlane_server.access.quotas import NO_LIMIT, Quota, QuotaBook, Quotas, read_quotas
-from runlane_server.access.stored import StoredBytes
-from runlane_server.access.streams import Streams
+from runlane_server.access.stored_bytes import StoredBytes
+from runlane_server.access.stream_quota import Streams
 from runlane_server.core.errors import QuotaExceeded, StoreUnavailable
 
 SECONDS = 20.0
@@ -185,7 +185,7 @@ async def test_a_new_tenant_is_measured_soon_also_after_a_failure() -> None:
         while found.of("a") != 5:
             await scale.answered.wait()
             await asyncio.sleep(0)
-    assert stored.PAUSE_SECONDS < SECONDS
+    assert stored_bytes.PAUSE_SECONDS < SECONDS
     task.cancel()
 
 

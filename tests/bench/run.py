@@ -28,7 +28,7 @@ from bench.bench import CACHE, Bench
 from bench.load import generator
 from bench.process import cores
 from bench.result import Curve, Results, Row
-from runlane_server.config.config import EVENT_LOOPS
+from runlane_server.config.settings import EVENT_LOOPS
 
 Measurement = Callable[[Bench], Awaitable[Sequence[Row | Curve]]]
 

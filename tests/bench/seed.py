@@ -25,8 +25,8 @@ from runlane_server.core.model import (
 )
 from runlane_server.core.transition import Lane, Outcome, Transition
 from runlane_server.core.turn import DraftMessage
+from runlane_server.store.sqlfiles import migrations
 from runlane_server.store.sqlite.store import SqliteStore
-from runlane_server.store.statements import migrations
 
 PROMPT = Prompt(wire.PROMPT, ())
 ANSWER = Outcome(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from runlane.v1 import run_service_pb2 as pb
-from runlane_server.store.stores import open_store
+from runlane_server.store.open import open_store
 from support.rpc_wire import serving
 
 

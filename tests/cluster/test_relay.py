@@ -16,7 +16,7 @@ from runlane_server.access.door import PEER_KEY, PEER_TENANT
 from runlane_server.cluster import relay as relay_module
 from runlane_server.cluster.peers import Peers
 from runlane_server.core.limits import Limits
-from runlane_server.store.stores import open_store
+from runlane_server.store.open import open_store
 from support.rpc_wire import Wire, serving
 
 SECONDS = 20.0

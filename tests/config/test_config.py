@@ -13,10 +13,10 @@ import pytest
 import uvloop
 from click.testing import CliRunner, Result
 
-from runlane_server.config.config import Config, options, store_options
+from runlane_server.config.settings import Config, options, store_options
 from runlane_server.core.errors import StartError
 from runlane_server.core.limits import Limits
-from runlane_server.process import workers
+from runlane_server.process import processes
 from runlane_server.process.app import event_loop_factory
 
 seen: list[Config] = []
@@ -269,7 +269,7 @@ def test_variables_of_programs_may_be_many(tmp_path: Path) -> None:
 
 def test_settings_survive_the_way_to_a_worker() -> None:
     sent = config("--command-env", "A", "--command-env", "B=1", "--command-memory", "1GiB")
-    assert Config.of(**json.loads(workers._settings(sent))) == sent
+    assert Config.of(**json.loads(processes._settings(sent))) == sent
 
 
 def test_numbers_in_a_file_are_numbers(tmp_path: Path) -> None:

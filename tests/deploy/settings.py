@@ -7,7 +7,7 @@ from pathlib import Path
 
 from runlane_server.cli.main import command
 from runlane_server.config import Config
-from runlane_server.process.worker import LAST_SECONDS
+from runlane_server.process.child import LAST_SECONDS
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 

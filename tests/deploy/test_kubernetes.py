@@ -16,7 +16,7 @@ from deploy.settings import DEPLOY, longest_stop, settings, variables
 from runlane import Client
 from runlane_server.access import editing
 from runlane_server.access.caller import Role
-from runlane_server.net.node_address import split_address
+from runlane_server.net.addresses import split_address
 from support.wire import Wire
 
 FOLDER = DEPLOY / "kubernetes"

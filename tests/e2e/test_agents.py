@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from runlane import Client, FinishReason, Folded, RunError, RunHandle, RunState, Usage, WhenBusy
-from runlane_server.config.config import EVENT_LOOPS
+from runlane_server.config.settings import EVENT_LOOPS
 from support.openai_server import Answer, OpenAIServer
 from support.process import SECONDS, ServerProcess, serving
 from support.processes import alive, gone

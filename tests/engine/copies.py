@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
-from runlane_server.store.stores import can_be_shared, database_path, open_store
+from runlane_server.store.open import can_be_shared, database_path, open_store
 
 
 @asynccontextmanager

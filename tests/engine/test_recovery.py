@@ -16,7 +16,7 @@ from engine.copies import copy_of
 from runlane_server.core.limits import Limits
 from runlane_server.core.model import FinishReason, RunKey, RunState, Started
 from runlane_server.store.base import Store
-from runlane_server.store.stores import open_store
+from runlane_server.store.open import open_store
 from support.node import SECONDS, STEP, Node, running, say, script, wait
 
 pytestmark = pytest.mark.stores("sqlite", "postgresql")

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from runlane_server.access import door as doors
 from runlane_server.access import entries, identities, jwts, tokens
-from runlane_server.process import entrance
+from runlane_server.process import security
 from runlane_server.rpc import guard
 from runlane_server.rpc.cursor import Cursors
 from runlane_server.rpc.runs import RunService
@@ -232,7 +232,7 @@ REMOVED = (
     ),
     Removed(
         "calls that are open are not looked at again",
-        entrance.Entrance,
+        security.Entrance,
         "look",
         "door.look_again()",
         "pass",

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import structlog
 
 from runlane_server.store.base import LoggedComplete, Stale
-from runlane_server.store.stores import open_store
+from runlane_server.store.open import open_store
 from support.story import Story, Witness
 
 SHARED = "shared"

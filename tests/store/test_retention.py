@@ -14,9 +14,9 @@ from runlane_server.core.errors import CursorCompacted
 from runlane_server.core.model import RunComplete, SessionKey, TextDelta
 from runlane_server.store.base import EventFilter, IdleSession, NewSession, Store
 from runlane_server.store.memory.store import MemoryStore
+from runlane_server.store.sqlfiles import migrations
 from runlane_server.store.sqlite import compact as sqlite_compact
 from runlane_server.store.sqlite.store import SqliteStore
-from runlane_server.store.statements import migrations
 from support.story import MANY, PLENTY, START, TENANT, Story
 
 FAR = 1 << 62

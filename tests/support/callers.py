@@ -32,7 +32,7 @@ from runlane_server.access import tokens
 from runlane_server.access.door import Door
 from runlane_server.config import Config
 from runlane_server.harness.harness import Harness
-from runlane_server.process.entrance import Entrance
+from runlane_server.process.security import Entrance
 from runlane_server.rpc.errors import DETAILS_KEY
 from runlane_server.store.memory.store import MemoryStore
 from support.certificates import private_pem, public_pem

@@ -27,8 +27,8 @@ from runlane_server.core.model import (
     Text,
     WhenBusy,
 )
-from runlane_server.engine.acceptance import Acceptance
 from runlane_server.engine.coordinator import Coordinator
+from runlane_server.engine.reservation import Acceptance
 from runlane_server.feed.feed import Feed
 from runlane_server.store.base import EventFilter, Store
 

@@ -27,7 +27,7 @@ from runlane_server.harness.harness import Harness
 from runlane_server.rpc.endpoint import Endpoint
 from runlane_server.rpc.tls import ServerTls
 from runlane_server.store.base import Store
-from runlane_server.store.stores import open_store
+from runlane_server.store.open import open_store
 
 
 @dataclass

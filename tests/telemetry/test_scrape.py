@@ -16,12 +16,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from e2e.test_workers import parent
+from e2e.test_processes import parent
 from runlane import Client, RunState, SessionNotFound
 from runlane_server.config import Config
 from runlane_server.core.errors import StartError
 from runlane_server.store.postgres.store import PostgresStore
-from runlane_server.telemetry.monitor import Monitor
+from runlane_server.telemetry.metrics_server import Monitor
 from support.process import SECONDS, ServerProcess, serving
 from support.rpc_process import start_fails
 from support.wire import Wire, say

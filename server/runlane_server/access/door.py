@@ -13,7 +13,7 @@ from runlane_server.access.failures import Failures
 from runlane_server.access.known import Refused
 from runlane_server.access.permissions import OPEN, allows
 from runlane_server.access.quotas import QuotaBook
-from runlane_server.access.streams import LASTING, Streams
+from runlane_server.access.stream_quota import LASTING, Streams
 from runlane_server.core.errors import PermissionDenied, RunlaneError, Unauthenticated
 
 PEER_KEY = "runlane-peer"

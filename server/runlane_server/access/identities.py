@@ -13,11 +13,11 @@ import structlog
 from runlane_server.access.caller import Caller, Credentials
 from runlane_server.access.entries import BadEntry, Entries, parse
 from runlane_server.access.failures import Failures
+from runlane_server.access.file_stamp import Stamp, stamp
 from runlane_server.access.jwts import Jwts, UnusableKeys
 from runlane_server.access.known import Known, Refused
 from runlane_server.access.quotas import Quotas
 from runlane_server.access.tokens import PREFIX, Tokens
-from runlane_server.access.watch import Stamp, stamp
 from runlane_server.core.errors import StartError, Unauthenticated
 
 log = structlog.get_logger()

@@ -17,9 +17,9 @@ from click.core import ParameterSource
 
 from runlane_server.cli import maintenance
 from runlane_server.cli.token_commands import token
-from runlane_server.config.config import Config, options, store_options
+from runlane_server.config.settings import Config, options, store_options
 from runlane_server.core.errors import StartError
-from runlane_server.process import workers
+from runlane_server.process import processes
 from runlane_server.process.app import run
 
 _SETTINGS = {"auto_envvar_prefix": "RUNLANE", "show_default": True}
@@ -42,7 +42,7 @@ def command(context: click.Context, /, **settings: Any) -> int:
     """
     if context.invoked_subcommand is None:
         config = Config.of(**settings)
-        return run(config) if config.workers == 1 else workers.run(config)
+        return run(config) if config.workers == 1 else processes.run(config)
     _refuse_flags(context, context.invoked_subcommand)
     return 0
 

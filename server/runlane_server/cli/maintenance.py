@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runlane_server.core.errors import StartError
+from runlane_server.store.open import can_be_shared, database_path, open_store
 from runlane_server.store.sqlite.backup import back_up
 from runlane_server.store.sqlite.check import Counts
 from runlane_server.store.sqlite.check import check as check_file
-from runlane_server.store.stores import can_be_shared, database_path, open_store
 
 
 def backup(store: str, target: Path, *, force: bool) -> str:

@@ -4,6 +4,6 @@ Every setting is a flag, an environment variable and a key of the TOML file. Not
 anything.
 """
 
-from runlane_server.config.config import Config
+from runlane_server.config.settings import Config
 
 __all__ = ["Config"]

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from runlane_server.agents.command.environment import listed
-from runlane_server.net.node_address import split_address
+from runlane_server.net.addresses import split_address
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<unit>ms|s|m|h|d)")

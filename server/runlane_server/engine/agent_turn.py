@@ -18,7 +18,7 @@ from runlane_server.core.model import (
 )
 from runlane_server.core.transition import LaneRun
 from runlane_server.store.base import MessagePlace, Page, Store
-from runlane_server.store.patience import patiently
+from runlane_server.store.retry import patiently
 
 HISTORY_PAGE = 500
 HISTORY_BYTES = 8 << 20

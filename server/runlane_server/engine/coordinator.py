@@ -16,10 +16,10 @@ from typing import NoReturn
 import structlog
 from uuid_utils import uuid7
 
-from runlane_server.access.accepts import Accepts
+from runlane_server.access.admission import Accepts
 from runlane_server.access.caller import DEFAULT_TENANT
 from runlane_server.access.quotas import QuotaBook
-from runlane_server.access.stored import StoredBytes
+from runlane_server.access.stored_bytes import StoredBytes
 from runlane_server.agents.base import Agent
 from runlane_server.cluster.membership import Membership
 from runlane_server.core import lane as rules
@@ -54,12 +54,12 @@ from runlane_server.core.model import (
 )
 from runlane_server.core.observer import NOBODY, Asked, Load, Observer
 from runlane_server.core.transition import Lane, Receipt, Transition, describe
-from runlane_server.engine.acceptance import Acceptance, AcceptedRun, check_prompt
 from runlane_server.engine.executor import Executor, NodeSettings
 from runlane_server.engine.mailbox import Command, OnDone
+from runlane_server.engine.reservation import Acceptance, AcceptedRun, check_prompt
 from runlane_server.feed.feed import Feed
 from runlane_server.harness.clock import never_back
-from runlane_server.harness.stage import Point, Stage
+from runlane_server.harness.gates import Point, Stage
 from runlane_server.store.base import (
     EventFilter,
     IdleSession,

@@ -37,9 +37,9 @@ from runlane_server.engine.agent_turn import Job
 from runlane_server.engine.lanes import Lanes
 from runlane_server.engine.runner import Runner
 from runlane_server.engine.turns import turns_of
-from runlane_server.harness.stage import Point, Stage
+from runlane_server.harness.gates import Point, Stage
 from runlane_server.store.base import HostedRun, Store, Turns
-from runlane_server.store.patience import patiently
+from runlane_server.store.retry import patiently
 
 log = structlog.get_logger()
 

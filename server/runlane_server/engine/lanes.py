@@ -21,7 +21,7 @@ from runlane_server.core.model import Micros, RunKey, RunRequest, RunState, Sess
 from runlane_server.core.recent import Recent
 from runlane_server.core.transition import Lane, Transition
 from runlane_server.engine.actions import Actions, Alone, Host
-from runlane_server.engine.lane_source import LaneSource, Sight
+from runlane_server.engine.lane_cache import LaneSource, Sight
 from runlane_server.engine.mailbox import (
     Command,
     Decision,
@@ -33,7 +33,7 @@ from runlane_server.engine.mailbox import (
 )
 from runlane_server.engine.slots import Slots
 from runlane_server.engine.waiting import WaitingRuns
-from runlane_server.harness.stage import Stage
+from runlane_server.harness.gates import Stage
 from runlane_server.store.base import BusySession, RunIdTaken, Stale, Store
 
 log = structlog.get_logger()

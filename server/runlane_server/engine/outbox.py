@@ -26,7 +26,7 @@ from runlane_server.core.model import (
 from runlane_server.core.transition import LaneRun
 from runlane_server.core.turn import DraftMessage, InvalidAgentEvent, TurnDraft
 from runlane_server.store.base import Stale, Store
-from runlane_server.store.patience import patiently
+from runlane_server.store.retry import patiently
 
 log = structlog.get_logger()
 

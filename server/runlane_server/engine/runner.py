@@ -31,7 +31,7 @@ from runlane_server.core.transition import LaneRun, Outcome
 from runlane_server.core.turn import InvalidAgentEvent
 from runlane_server.engine.agent_turn import AgentTurn, Job
 from runlane_server.engine.outbox import Outbox
-from runlane_server.harness.stage import Point, Stage
+from runlane_server.harness.gates import Point, Stage
 from runlane_server.store.base import Store
 
 log = structlog.get_logger()

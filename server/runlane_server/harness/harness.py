@@ -14,7 +14,7 @@ from typing import Protocol
 from runlane_server.core.errors import Unsupported
 from runlane_server.core.limits import Limits
 from runlane_server.harness.clock import Clock
-from runlane_server.harness.stage import Armed, Point, Stage
+from runlane_server.harness.gates import Armed, Point, Stage
 
 STATE = "RUNLANE_HARNESS_STATE"
 """The environment variable by which a process is told what the one before it was set to."""

@@ -25,13 +25,13 @@ from runlane_server.engine.executor import NodeSettings
 from runlane_server.engine.retention import Retention, keepers
 from runlane_server.feed.feed import Feed
 from runlane_server.harness.harness import About, Harness
-from runlane_server.net.node_address import of_worker, own_listen, reached_at
-from runlane_server.process.entrance import Entrance
-from runlane_server.process.entrance import check as check_entrance
+from runlane_server.net.addresses import of_worker, own_listen, reached_at
+from runlane_server.process.security import Entrance
+from runlane_server.process.security import check as check_entrance
 from runlane_server.rpc.endpoint import Endpoint
 from runlane_server.store.base import StoreError
-from runlane_server.store.stores import kind_of, open_store
-from runlane_server.telemetry.monitor import Monitor
+from runlane_server.store.open import kind_of, open_store
+from runlane_server.telemetry.metrics_server import Monitor
 from runlane_server.telemetry.tracing import Tracing
 
 log = structlog.get_logger()

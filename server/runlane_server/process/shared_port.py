@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from runlane_server.core.errors import StartError
-from runlane_server.net.node_address import split_address
+from runlane_server.net.addresses import split_address
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from runlane_server.core.errors import StartError
 from runlane_server.core.observer import NOBODY, Observer
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.harness.harness import Harness
-from runlane_server.net.node_address import split_address
+from runlane_server.net.addresses import split_address
 from runlane_server.rpc.calls import Calls
 from runlane_server.rpc.guard import Guard
 from runlane_server.rpc.harness import HarnessService

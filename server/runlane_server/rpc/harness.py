@@ -13,8 +13,8 @@ from google.protobuf.duration_pb2 import Duration
 from runlane.harness.v1 import harness_service_pb2 as pb
 from runlane.harness.v1 import harness_service_pb2_grpc
 from runlane_server.core.errors import Unsupported
+from runlane_server.harness.gates import Arrival, Gate, Point
 from runlane_server.harness.harness import Harness
-from runlane_server.harness.stage import Arrival, Gate, Point
 from runlane_server.release import version_of_server
 from runlane_server.rpc import convert
 from runlane_server.rpc.checks import Checks

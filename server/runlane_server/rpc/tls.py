@@ -12,7 +12,7 @@ from typing import cast
 import grpc
 import structlog
 
-from runlane_server.access.watch import Stamp, stamp
+from runlane_server.access.file_stamp import Stamp, stamp
 from runlane_server.core.errors import StartError
 
 log = structlog.get_logger()

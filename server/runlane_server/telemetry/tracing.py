@@ -19,7 +19,7 @@ from runlane_server.release import version_of_server
 from runlane_server.telemetry.tracer import Tracer
 
 if TYPE_CHECKING:
-    from runlane_server.telemetry.spans import Spans
+    from runlane_server.telemetry.otlp import Spans
 
 log = structlog.get_logger()
 
@@ -54,7 +54,7 @@ class Tracing:
                 f"{OPTION}: opentelemetry-proto is not installed; "
                 "run pip install 'runlane[server,traces]'"
             )
-        from runlane_server.telemetry.spans import Spans  # noqa: PLC0415 - needs an extra
+        from runlane_server.telemetry.otlp import Spans  # noqa: PLC0415 - needs an extra
 
         self._spans = Spans(endpoint, version_of_server())
         self.observer = Tracer(self._spans.export, ratio=ratio, now=now, content=content)

@@ -433,7 +433,7 @@ OTHERS = (
         (25,),
         (
             Edit(
-                "feed.py",
+                "feed/feed.py",
                 "        if after < self._store.compacted:",
                 "        after = max(after, self._store.compacted)\n"
                 "        if after < self._store.compacted:",

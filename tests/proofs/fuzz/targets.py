@@ -36,7 +36,7 @@ from runlane_server.access.quotas import read_quotas
 from runlane_server.agents.base import AgentError
 from runlane_server.agents.command.environment import listed
 from runlane_server.agents.scripted.script import BadScript, parse_script
-from runlane_server.config.config import Config, options
+from runlane_server.config.settings import Config, options
 from runlane_server.core.errors import (
     CursorInvalid,
     InvalidArgument,
@@ -54,7 +54,7 @@ from runlane_server.core.model import (
     ToolCall,
     Usage,
 )
-from runlane_server.net.node_address import of_worker, split_address
+from runlane_server.net.addresses import of_worker, split_address
 from runlane_server.rpc import validate
 from runlane_server.rpc.cursor import Cursors
 from runlane_server.rpc.page import PageTokens

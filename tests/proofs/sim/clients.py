@@ -18,7 +18,7 @@ from runlane_server.core.model import (
     RunRequest,
     WhenBusy,
 )
-from runlane_server.engine.acceptance import Acceptance
+from runlane_server.engine.reservation import Acceptance
 from runlane_server.store.base import EventFilter
 
 TENANT = "default"

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from runlane_server.engine.acceptance import AcceptedRun
 from runlane_server.engine.executor import Executor
-from runlane_server.engine.lane_source import LaneSource
+from runlane_server.engine.lane_cache import LaneSource
 from runlane_server.engine.lanes import Lanes
 from runlane_server.engine.outbox import Outbox
+from runlane_server.engine.reservation import AcceptedRun
 from runlane_server.engine.runner import Runner
 from runlane_server.engine.slots import Slots
 from runlane_server.feed.feed import RunFollower, Subscription

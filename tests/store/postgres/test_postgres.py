@@ -47,7 +47,7 @@ from runlane_server.store.postgres.schema import SQL
 from runlane_server.store.postgres.store import PostgresStore
 from runlane_server.store.postgres.text import escape, unescape
 from runlane_server.store.postgres.url import read_url
-from runlane_server.store.statements import migrations
+from runlane_server.store.sqlfiles import migrations
 from support.postgres import Connection, listening, until_blocked
 from support.story import MANY, PLENTY, START, TENANT, Story, Witness
 

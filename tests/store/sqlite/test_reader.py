@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runlane_server.store.sqlite import reads as sqlite_reads
+from runlane_server.store.sqlite import queries
 from runlane_server.store.sqlite.connection import SqliteConnection
 from runlane_server.store.sqlite.reader import MAX_SHARED, SqliteReader
 from runlane_server.store.sqlite.store import SqliteStore
@@ -151,16 +151,14 @@ async def test_reads_of_a_hop_see_one_moment(tmp_path: Path) -> None:
         entered, let_go = Gate(), Gate()
 
         def pausing(db: sqlite3.Connection) -> int:
-            version = sqlite_reads.lane(db, story.key).version
+            version = queries.lane(db, story.key).version
             entered.entered.set()
             assert let_go.let_go.wait(10)
             return version
 
         more = [
             asyncio.create_task(reader.look_up(pausing)),
-            asyncio.create_task(
-                reader.look_up(lambda db: sqlite_reads.lane(db, story.key).version)
-            ),
+            asyncio.create_task(reader.look_up(lambda db: queries.lane(db, story.key).version)),
         ]
         await asyncio.sleep(0)
         gate.let_go.set()
@@ -168,4 +166,4 @@ async def test_reads_of_a_hop_see_one_moment(tmp_path: Path) -> None:
         await story.accept("b")
         let_go.let_go.set()
         assert await asyncio.gather(first, *more) == ["gate", 1, 1]
-        assert await reader.look_up(lambda db: sqlite_reads.lane(db, story.key).version) == 2
+        assert await reader.look_up(lambda db: queries.lane(db, story.key).version) == 2

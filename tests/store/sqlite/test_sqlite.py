@@ -22,11 +22,11 @@ from runlane_server.store.base import (
     Stale,
     StoreError,
 )
+from runlane_server.store.sqlfiles import migrations, statements
 from runlane_server.store.sqlite import store as sqlite
 from runlane_server.store.sqlite.connection import SqliteConnection
 from runlane_server.store.sqlite.file import APPLICATION_ID
 from runlane_server.store.sqlite.store import SqliteStore
-from runlane_server.store.statements import migrations, statements
 from support.story import MANY, PLENTY, START, TENANT, Story, Witness, answer, request
 
 SQL = statements("sqlite")

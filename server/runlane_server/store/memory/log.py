@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from runlane_server.core.model import Micros, RunComplete, RunKey
 from runlane_server.store.base import BEGINNING, EventFilter, LoggedComplete, LogPage, Position
-from runlane_server.store.reading import complete_size, fill
+from runlane_server.store.paging import complete_size, fill
 
 
 class MemoryLog:

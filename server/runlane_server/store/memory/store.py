@@ -46,7 +46,7 @@ from runlane_server.store.base import (
 )
 from runlane_server.store.codec import encode_parts
 from runlane_server.store.memory.log import MemoryLog
-from runlane_server.store.reading import (
+from runlane_server.store.paging import (
     by_run,
     check_kept,
     event_size,

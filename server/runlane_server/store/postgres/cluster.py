@@ -18,7 +18,7 @@ from runlane_server.store.base import HostedRun, Turns
 from runlane_server.store.postgres.connection import Connector
 from runlane_server.store.postgres.notifier import Notifier
 from runlane_server.store.postgres.pool import Pool
-from runlane_server.store.postgres.reads import key_of
+from runlane_server.store.postgres.queries import key_of
 from runlane_server.store.postgres.schema import SQL
 from runlane_server.store.postgres.text import escape, unescape
 

@@ -11,7 +11,7 @@ from runlane_server.core.errors import StartError
 from runlane_server.store.base import Position
 from runlane_server.store.postgres.connection import FAILURES, Connector, describe
 from runlane_server.store.postgres.url import Address
-from runlane_server.store.statements import migrations, statements
+from runlane_server.store.sqlfiles import migrations, statements
 
 if TYPE_CHECKING:
     from runlane_server.store.postgres.connection import Connection

@@ -43,7 +43,7 @@ from runlane_server.store.base import (
     Watcher,
 )
 from runlane_server.store.codec import RUN_COMPLETE
-from runlane_server.store.postgres import reads
+from runlane_server.store.postgres import queries
 from runlane_server.store.postgres.cluster import PostgresCluster, open_talk
 from runlane_server.store.postgres.log import PostgresLog
 from runlane_server.store.postgres.notifier import Notifier
@@ -118,7 +118,7 @@ class PostgresStore:
     @property
     def compacted(self) -> Position:
         """Events up to here were removed, as far as this node knows: it looks every second, and
-        with every page that it reads."""
+        with every page that it queries."""
         return self._open.log.compacted
 
     @property
@@ -219,16 +219,16 @@ class PostgresStore:
 
     async def load_lane(self, key: SessionKey) -> Lane:
         """The lane of a session."""
-        return reads.lane(key, await self._rows("lane", *_escaped(key)))
+        return queries.lane(key, await self._rows("lane", *_escaped(key)))
 
     async def busy_sessions(self) -> Sequence[BusySession]:
         """All sessions with runs that are not terminal."""
-        return [reads.busy_session(row) for row in await self._rows("busy_sessions")]
+        return [queries.busy_session(row) for row in await self._rows("busy_sessions")]
 
     async def get_run(self, key: RunKey) -> Run | None:
         """A run, with the text of its end if it has ended."""
         row = await self._row("run", *_escaped(key))
-        return None if row is None else reads.whole_run(row)
+        return None if row is None else queries.whole_run(row)
 
     async def position_of(self, key: RunKey) -> Position | None:
         """Where the terminal event of a run is in the log.
@@ -253,7 +253,7 @@ class PostgresStore:
         limit: int,
     ) -> Page[Run, int]:
         """Runs, the latest accepted first."""
-        before = reads.END_OF_LIST if after is None else after
+        before = queries.END_OF_LIST if after is None else after
         wanted = frozenset(states or RunState)
         if session_id is not None:
             rows = await self._rows(
@@ -269,23 +269,23 @@ class PostgresStore:
                 "runs_of_tenant",
                 escape(tenant),
                 before,
-                list(wanted & reads.OPEN),
-                list(wanted - reads.OPEN),
+                list(wanted & queries.OPEN),
+                list(wanted - queries.OPEN),
                 limit + 1,
             )
-        return reads.runs_page(rows, limit)
+        return queries.runs_page(rows, limit)
 
     async def get_prompt(self, key: RunKey) -> Prompt | None:
         """The prompt of a run."""
         row = await self._row("prompt", *_escaped(key))
-        return None if row is None else reads.prompt(row)
+        return None if row is None else queries.prompt(row)
 
     async def run_events(
         self, key: RunKey, *, after: int, limit: int, max_bytes: int
     ) -> Sequence[RunEvent]:
         """The events of a run after an index. Two round trips where its end is among them."""
         rows = await self._rows(
-            "run_events", *_escaped(key), after, limit, max_bytes + reads.SLACK_BYTES
+            "run_events", *_escaped(key), after, limit, max_bytes + queries.SLACK_BYTES
         )
         end = None
         if rows and rows[-1]["kind"] == RUN_COMPLETE:
@@ -293,20 +293,20 @@ class PostgresStore:
             if run is None or run.complete is None:
                 return []  # its session was removed meanwhile
             end = run.complete
-        return reads.run_events(key, rows, end, after=after, limit=limit, max_bytes=max_bytes)
+        return queries.run_events(key, rows, end, after=after, limit=limit, max_bytes=max_bytes)
 
     async def get_session(self, key: SessionKey) -> Session | None:
         """A session."""
         row = await self._row("session", *_escaped(key))
-        return None if row is None else reads.session(row)
+        return None if row is None else queries.session(row)
 
     async def list_sessions(
         self, tenant: str, *, after: int | None = None, limit: int
     ) -> Page[Session, int]:
         """Sessions, the latest created first."""
-        before = reads.END_OF_LIST if after is None else after
+        before = queries.END_OF_LIST if after is None else after
         rows = await self._rows("sessions", escape(tenant), before, limit + 1)
-        return reads.sessions_page(rows, limit)
+        return queries.sessions_page(rows, limit)
 
     async def stored_bytes(self, tenant: str) -> int:
         """About how many bytes a tenant has stored."""
@@ -317,7 +317,7 @@ class PostgresStore:
     async def stale_sessions(self, before: Micros, limit: int) -> Sequence[IdleSession]:
         """Idle sessions that were last written to before."""
         rows = await self._rows("stale_sessions", before, limit)
-        return [IdleSession(reads.key_of(row), row["version"], row["accept_seq"]) for row in rows]
+        return [IdleSession(queries.key_of(row), row["version"], row["accept_seq"]) for row in rows]
 
     async def list_messages(
         self, key: SessionKey, *, after: MessagePlace | None = None, limit: int, max_bytes: int
@@ -325,9 +325,9 @@ class PostgresStore:
         """The transcript after a place."""
         turn, ordinal = after or (0, 0)
         rows = await self._rows(
-            "messages", *_escaped(key), turn, ordinal, limit + 1, max_bytes + reads.SLACK_BYTES
+            "messages", *_escaped(key), turn, ordinal, limit + 1, max_bytes + queries.SLACK_BYTES
         )
-        return reads.messages_page(rows, limit=limit, max_bytes=max_bytes)
+        return queries.messages_page(rows, limit=limit, max_bytes=max_bytes)
 
     async def log_bytes(self) -> int:
         """About how large the event log is."""
@@ -342,14 +342,14 @@ class PostgresStore:
         known = self.position
         if after >= known:
             return LogPage((), after)
-        where = (escape(tenant), after, known, limit + 1, max_bytes + reads.SLACK_BYTES)
+        where = (escape(tenant), after, known, limit + 1, max_bytes + queries.SLACK_BYTES)
         if wanted.everything:
             rows = await self._rows("events", *where)
         else:
             ids = [[*map(escape, some)] for some in (wanted.session_ids, wanted.run_ids)]
             rows = await self._rows("events_of", *where, *ids)
         self._open.log.kept_from(rows[0]["compacted"])
-        page, more = reads.log_page(tenant, rows, limit=limit, max_bytes=max_bytes)
+        page, more = queries.log_page(tenant, rows, limit=limit, max_bytes=max_bytes)
         return LogPage(tuple(page), page[-1].position if more else known)
 
     async def _rows(self, name: str, *args: object) -> Sequence[Any]:

@@ -25,6 +25,7 @@ from runlane_server.store.base import (
     Stale,
     Watcher,
 )
+from runlane_server.store.paging import by_run
 from runlane_server.store.postgres.connection import (
     FAILURES,
     NOTHING_WRITTEN,
@@ -41,7 +42,6 @@ from runlane_server.store.postgres.log import PostgresLog
 from runlane_server.store.postgres.notifier import Notifier
 from runlane_server.store.postgres.rows import Result, Unit, columns
 from runlane_server.store.postgres.schema import SQL
-from runlane_server.store.reading import by_run
 
 if TYPE_CHECKING:
     from asyncpg.prepared_stmt import PreparedStatement

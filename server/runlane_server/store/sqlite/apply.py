@@ -13,8 +13,8 @@ from functools import partial
 from typing import NamedTuple
 
 from runlane_server.store.base import Position, RunIdTaken, SessionTaken, Stale
+from runlane_server.store.sqlfiles import statements
 from runlane_server.store.sqlite.rows import Result, Rows, Unit
-from runlane_server.store.statements import statements
 
 SQL = statements("sqlite")
 

@@ -14,7 +14,7 @@ from runlane_server.core.errors import StartError
 from runlane_server.store.sqlite.apply import SQL
 from runlane_server.store.sqlite.check import Counts, counts
 from runlane_server.store.sqlite.lock import FileLock
-from runlane_server.store.sqlite.readonly import snapshot_of
+from runlane_server.store.sqlite.snapshot import snapshot_of
 
 STEP_PAGES = 1_024
 """How many pages are copied at a time: 4 MiB."""

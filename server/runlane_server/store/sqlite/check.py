@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from runlane_server.store.sqlite.readonly import snapshot_of
-from runlane_server.store.statements import statements
+from runlane_server.store.sqlfiles import statements
+from runlane_server.store.sqlite.snapshot import snapshot_of
 
 CHECKS = statements("sqlite", "checks")
 

@@ -11,10 +11,10 @@ import structlog
 
 from runlane_server.core.errors import StartError
 from runlane_server.store.base import Position
+from runlane_server.store.sqlfiles import migrations
 from runlane_server.store.sqlite.apply import SQL
 from runlane_server.store.sqlite.connection import SqliteConnection
 from runlane_server.store.sqlite.lock import FileLock
-from runlane_server.store.statements import migrations
 
 log = structlog.get_logger()
 

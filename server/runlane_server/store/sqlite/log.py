@@ -9,7 +9,7 @@ from typing import Any
 from runlane_server.core.model import RunKey
 from runlane_server.store.base import EventFilter, LoggedComplete, Position
 from runlane_server.store.codec import decode_complete
-from runlane_server.store.reading import complete_size, fill
+from runlane_server.store.paging import complete_size, fill
 from runlane_server.store.sqlite.apply import SQL
 
 

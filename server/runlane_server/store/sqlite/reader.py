@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
-from runlane_server.store.pace import MAX_PAUSE, Pace
+from runlane_server.store.batching import MAX_PAUSE, Pace
 from runlane_server.store.sqlite.connection import SqliteConnection
 
 P = ParamSpec("P")

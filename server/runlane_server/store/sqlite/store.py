@@ -42,7 +42,7 @@ from runlane_server.store.base import (
     Watcher,
 )
 from runlane_server.store.sqlite import log as sqlite_log
-from runlane_server.store.sqlite import reads as sqlite_reads
+from runlane_server.store.sqlite import queries
 from runlane_server.store.sqlite.file import Opened, open_file
 from runlane_server.store.sqlite.reader import SqliteReader
 from runlane_server.store.sqlite.rows import (
@@ -163,15 +163,15 @@ class SqliteStore:
 
     async def load_lane(self, key: SessionKey) -> Lane:
         """The lane of a session."""
-        return await self._look_up(sqlite_reads.lane, key)
+        return await self._look_up(queries.lane, key)
 
     async def busy_sessions(self) -> Sequence[BusySession]:
         """All sessions with runs that are not terminal."""
-        return await self._page(sqlite_reads.busy_sessions)
+        return await self._page(queries.busy_sessions)
 
     async def get_run(self, key: RunKey) -> Run | None:
         """A run, with the text of its end if it has ended."""
-        return await self._look_up(sqlite_reads.run, key)
+        return await self._look_up(queries.run, key)
 
     async def position_of(self, key: RunKey) -> Position | None:
         """Where the terminal event of a run is in the log."""
@@ -188,7 +188,7 @@ class SqliteStore:
     ) -> Page[Run, int]:
         """Runs, the latest accepted first."""
         return await self._page(
-            sqlite_reads.list_runs,
+            queries.list_runs,
             tenant,
             session_id=session_id,
             states=states,
@@ -198,43 +198,43 @@ class SqliteStore:
 
     async def get_prompt(self, key: RunKey) -> Prompt | None:
         """The prompt of a run."""
-        return await self._look_up(sqlite_reads.prompt, key)
+        return await self._look_up(queries.prompt, key)
 
     async def run_events(
         self, key: RunKey, *, after: int, limit: int, max_bytes: int
     ) -> Sequence[RunEvent]:
         """The events of a run after an index."""
-        return await self._page(sqlite_reads.run_events, key, after, limit, max_bytes)
+        return await self._page(queries.run_events, key, after, limit, max_bytes)
 
     async def get_session(self, key: SessionKey) -> Session | None:
         """A session."""
-        return await self._look_up(sqlite_reads.session, key)
+        return await self._look_up(queries.session, key)
 
     async def list_sessions(
         self, tenant: str, *, after: int | None = None, limit: int
     ) -> Page[Session, int]:
         """Sessions, the latest created first."""
-        return await self._page(sqlite_reads.list_sessions, tenant, after, limit)
+        return await self._page(queries.list_sessions, tenant, after, limit)
 
     async def stored_bytes(self, tenant: str) -> int:
         """About how many bytes a tenant has stored. Others read between two pieces."""
-        piece, place = await self._page(sqlite_reads.stored_bytes, tenant, 0, SUMMED_TOGETHER)
+        piece, place = await self._page(queries.stored_bytes, tenant, 0, SUMMED_TOGETHER)
         total = piece
         while place:
-            read = sqlite_reads.stored_bytes
+            read = queries.stored_bytes
             piece, place = await self._page(read, tenant, place, SUMMED_TOGETHER)
             total += piece
         return total
 
     async def stale_sessions(self, before: Micros, limit: int) -> Sequence[IdleSession]:
         """Idle sessions that were last written to before."""
-        return await self._page(sqlite_reads.stale_sessions, before, limit)
+        return await self._page(queries.stale_sessions, before, limit)
 
     async def list_messages(
         self, key: SessionKey, *, after: MessagePlace | None = None, limit: int, max_bytes: int
     ) -> Page[Message, MessagePlace]:
         """The transcript after a place."""
-        return await self._page(sqlite_reads.list_messages, key, after, limit, max_bytes)
+        return await self._page(queries.list_messages, key, after, limit, max_bytes)
 
     async def log_bytes(self) -> int:
         """About how large the event log is."""

@@ -13,8 +13,8 @@ import structlog
 from runlane_server.core.errors import StoreUnavailable
 from runlane_server.core.model import RunKey
 from runlane_server.store.base import Listener, LoggedComplete, Position, StoreError, Watcher
-from runlane_server.store.pace import Pace
-from runlane_server.store.reading import by_run
+from runlane_server.store.batching import Pace
+from runlane_server.store.paging import by_run
 from runlane_server.store.sqlite import apply as sqlite_apply
 from runlane_server.store.sqlite import compact as sqlite_compact
 from runlane_server.store.sqlite.connection import SqliteConnection

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from runlane_server.store.pace import MAX_PAUSE, SAMPLE, SILENCE, Pace
+from runlane_server.store.batching import MAX_PAUSE, SAMPLE, SILENCE, Pace
 
 
 @dataclass

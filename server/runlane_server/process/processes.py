@@ -25,13 +25,13 @@ import structlog
 
 from runlane_server.config import Config
 from runlane_server.core.errors import SettingsError, StartError
-from runlane_server.net.node_address import of_worker, split_address
+from runlane_server.net.addresses import of_worker, split_address
 from runlane_server.process import systemd
 from runlane_server.process.app import say_listening
-from runlane_server.process.entrance import check as check_entrance
+from runlane_server.process.child import ERROR, SERVING
+from runlane_server.process.security import check as check_entrance
 from runlane_server.process.shared_port import held
-from runlane_server.process.worker import ERROR, SERVING
-from runlane_server.store.stores import can_be_shared
+from runlane_server.store.open import can_be_shared
 from runlane_server.telemetry import logs
 
 log = structlog.get_logger()
@@ -212,7 +212,7 @@ class _Process:
         with theirs:
             try:
                 process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "runlane_server.process.worker", str(number)),
+                    *(sys.executable, "-m", "runlane_server.process.child", str(number)),
                     stdin=theirs.fileno(),
                     start_new_session=True,
                 )

@@ -10,7 +10,7 @@ from engine.test_recent import Counting
 from runlane_server.core.errors import SessionBusy
 from runlane_server.core.limits import Limits
 from runlane_server.core.model import Prompt, RunRequest, RunState, WhenBusy
-from runlane_server.engine import lane_source
+from runlane_server.engine import lane_cache
 from runlane_server.store.base import Store
 from support.node import Node, running
 
@@ -47,7 +47,7 @@ async def test_r04_a_session_that_was_taken_for_new_goes_on_where_it_was(
 ) -> None:
     async with running(store) as node:
         await node.coordinator.run("s", Prompt("a"))
-    monkeypatch.setattr(lane_source, "LIKELY", 0.0)
+    monkeypatch.setattr(lane_cache, "LIKELY", 0.0)
     async with running(store) as node:
         assert (await node.coordinator.run("s", Prompt("b"))).accept_seq == 2
         runs = [await node.accept("s", "c", run_id="c"), await node.accept("s", "c", run_id="c")]
@@ -65,7 +65,7 @@ async def test_r07_a_session_that_was_taken_for_new_keeps_its_order(
 ) -> None:
     async with running(store, limits=Limits(max_active_runs=0)) as node:
         first = [await node.queue("s", f"{n}") for n in range(3)]
-    monkeypatch.setattr(lane_source, "LIKELY", 0.0)
+    monkeypatch.setattr(lane_cache, "LIKELY", 0.0)
     async with running(store, limits=Limits(max_active_runs=1)) as node:
         await node.blocked("other", "g")
         last = await node.queue("s", "last")
@@ -81,7 +81,7 @@ async def test_r10_a_cancel_covers_what_a_guess_did_not_see(
     held = Limits(max_active_runs=0)
     async with running(store, limits=held) as node:
         waits = await node.queue("s", "x")
-    monkeypatch.setattr(lane_source, "LIKELY", 0.0)
+    monkeypatch.setattr(lane_cache, "LIKELY", 0.0)
     async with running(store, limits=held) as node:
         coordinator = node.coordinator
         with coordinator.begin_accepted("s") as first, coordinator.begin_accepted("s") as second:
@@ -99,7 +99,7 @@ async def test_r29_a_burst_on_a_session_that_was_taken_for_new_starts_one_run(
 ) -> None:
     async with running(store) as node:
         await node.coordinator.run("s", Prompt("a"))
-    monkeypatch.setattr(lane_source, "LIKELY", 0.0)
+    monkeypatch.setattr(lane_cache, "LIKELY", 0.0)
     async with running(store, limits=Limits(max_active_runs=8)) as node:
         burst = await asyncio.gather(*(node.queue("s", f"{n}") for n in range(8)))
         assert sorted(run.accept_seq for run in burst) == list(range(2, 10))

@@ -297,7 +297,7 @@ async def test_the_own_port_of_a_worker_may_be_in_use(tmp_path: Path, postgres_u
 
 async def test_a_worker_by_itself_says_that_it_is_none(tmp_path: Path) -> None:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "runlane_server.process.worker", "1"),
+        *(sys.executable, "-m", "runlane_server.process.child", "1"),
         stdin=asyncio.subprocess.DEVNULL,
         stderr=PIPE,
         cwd=tmp_path,

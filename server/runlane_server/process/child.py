@@ -1,4 +1,4 @@
-"""`python -m runlane_server.process.worker NUMBER`: one of the processes of `--workers`.
+"""`python -m runlane_server.process.child NUMBER`: one of the processes of `--workers`.
 
 `workers.py` alone starts it, with a socket for its stdin. The parent writes the settings there, one
 line of JSON; the worker answers with one line, `serving` or `error WHY`. From then on the socket

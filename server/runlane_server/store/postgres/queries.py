@@ -32,8 +32,7 @@ from runlane_server.store.codec import (
     decode_parts,
     decode_usage,
 )
-from runlane_server.store.postgres.text import unescape
-from runlane_server.store.reading import (
+from runlane_server.store.paging import (
     check_kept,
     complete_size,
     complete_text,
@@ -42,6 +41,7 @@ from runlane_server.store.reading import (
     message_size,
     prompt_parts,
 )
+from runlane_server.store.postgres.text import unescape
 
 Record: TypeAlias = Mapping[str, Any]
 Records: TypeAlias = Sequence[Record]

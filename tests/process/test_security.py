@@ -27,7 +27,7 @@ from runlane_server.cluster.relay import RunLost
 from runlane_server.config import Config
 from runlane_server.core.errors import StartError
 from runlane_server.core.model import RunKey
-from runlane_server.process.entrance import Entrance, check
+from runlane_server.process.security import Entrance, check
 from runlane_server.rpc.tls import ServerTls
 from support import rpc_process as process
 from support.callers import OF_TENANTS, PEER_KEY, ROLES, World, guarded, request
@@ -212,7 +212,7 @@ async def test_what_fails_once_is_looked_at_again(
             if looks.qsize() == 1:
                 raise MemoryError
 
-    monkeypatch.setattr("runlane_server.process.entrance.LOOK_SECONDS", 0.001)
+    monkeypatch.setattr("runlane_server.process.security.LOOK_SECONDS", 0.001)
     editing.remove(path, "me")
     with capture_logs() as logs:
         watching = asyncio.create_task(entrance.watch(Failing()))

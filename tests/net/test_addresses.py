@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from runlane_server.core.errors import StartError
-from runlane_server.net.node_address import of_worker, own_listen, reached_at
+from runlane_server.net.addresses import of_worker, own_listen, reached_at
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from runlane_server.core.errors import StartError
+from runlane_server.store.sqlfiles import migrations
 from runlane_server.store.sqlite.connection import BUSY_TIMEOUT
 from runlane_server.store.sqlite.file import check_ours, restrict
-from runlane_server.store.statements import migrations
 
 
 @contextmanager

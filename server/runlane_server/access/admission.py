@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from runlane_server.access.quotas import NO_LIMIT, Quota, QuotaBook, used_up
-from runlane_server.access.stored import StoredBytes
+from runlane_server.access.stored_bytes import StoredBytes
 from runlane_server.core.errors import QuotaExceeded
 
 RETRY_AFTER = 1.0

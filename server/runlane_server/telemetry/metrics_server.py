@@ -23,7 +23,7 @@ from runlane_server.core.observer import NOBODY, Observer
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.feed.feed import Feed
 from runlane_server.harness.clock import SYSTEM
-from runlane_server.net.node_address import of_worker, split_address
+from runlane_server.net.addresses import of_worker, split_address
 from runlane_server.release import version_of_server
 from runlane_server.rpc.endpoint import Endpoint
 from runlane_server.store.base import Store

@@ -39,7 +39,7 @@ from runlane_server.store.codec import (
     decode_parts,
     decode_usage,
 )
-from runlane_server.store.reading import (
+from runlane_server.store.paging import (
     check_kept,
     complete_text,
     event_size,
