@@ -57,7 +57,7 @@ def test_flag_before_environment_before_file_before_default(tmp_path: Path) -> N
 SETTINGS: list[tuple[str, str, Any]] = [
     ("listen", "[::1]:0", "[::1]:0"),
     ("listen", "unix:/run/x.sock", "unix:/run/x.sock"),
-    ("workers", "3", 3),
+    ("processes", "3", 3),
     ("node-address", "10.0.0.7:0", "10.0.0.7:0"),
     ("metrics-listen", "[::1]:9464", "[::1]:9464"),
     ("metrics-listen", "9464", "127.0.0.1:9464"),
@@ -145,8 +145,8 @@ def test_every_setting_is_among_those() -> None:
         ("listen", "localhost:99999"),
         ("listen", "unix:"),
         ("listen", "::1:50051"),
-        ("workers", "0"),
-        ("workers", "many"),
+        ("processes", "0"),
+        ("processes", "many"),
         ("node-address", "10.0.0.7"),
         ("node-address", "unix:/run/x.sock"),
         ("otlp-endpoint", "collector:4318"),
@@ -267,7 +267,7 @@ def test_variables_of_programs_may_be_many(tmp_path: Path) -> None:
     assert config(env={"RUNLANE_COMMAND_ENV": ""}).command_env == ()
 
 
-def test_settings_survive_the_way_to_a_worker() -> None:
+def test_settings_survive_the_way_to_a_child_process() -> None:
     sent = config("--command-env", "A", "--command-env", "B=1", "--command-memory", "1GiB")
     assert Config.of(**json.loads(processes._settings(sent))) == sent
 

@@ -156,13 +156,15 @@ async def test_the_server_of_the_unit_serves_and_drains(tmp_path: Path) -> None:
             assert await server.ended() == 0
 
 
-async def test_the_parent_of_workers_speaks_for_them(tmp_path: Path, postgres_url: str) -> None:
+async def test_the_parent_of_several_processes_notifies_systemd_for_them(
+    tmp_path: Path, postgres_url: str
+) -> None:
     address, said = places(tmp_path)[0]
     env = {
         "NOTIFY_SOCKET": said,
         "RUNLANE_LISTEN": "127.0.0.1:0",
         "RUNLANE_STORE": postgres_url,
-        "RUNLANE_WORKERS": "2",
+        "RUNLANE_PROCESSES": "2",
     }
     with manager(address) as listening:
         async with started(tmp_path, flags(), env) as server:

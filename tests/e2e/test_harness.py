@@ -146,7 +146,7 @@ async def test_without_a_restart_the_process_ends(server: ServerProcess, harness
         (("--listen", "0.0.0.0:0", "--insecure-anywhere"), "listen on 127.0.0.1 or unix:PATH"),
         (("--node-address", "10.0.0.7:1"), "listen on 127.0.0.1 or unix:PATH"),
         (("--event-loop", "uvloop"), "--event-loop asyncio"),
-        (("--workers", "2", "--store", "postgresql://x/y"), "--workers 1"),
+        (("--processes", "2", "--store", "postgresql://x/y"), "--processes 1"),
     ],
 )
 async def test_it_is_not_served_where_it_would_do_harm(

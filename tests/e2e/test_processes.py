@@ -1,4 +1,4 @@
-"""`--workers`: several processes on one port, over one PostgreSQL, under one parent."""
+"""`--processes`: several processes on one port, over one PostgreSQL, under one parent."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from support.rpc_process import PREFIX, PROGRAM, environment, start_fails
 from support.wire import Wire
 
 CHANNELS = 24
-"""So many connections do not all end up at one of two workers."""
+"""So many connections do not all end up at one of two processes."""
 
 NOWHERE = "postgresql://127.0.0.1:1/none"
 
 
 class Parent:
-    """`runlane-server --workers 2`, and what it and its workers log, as it comes."""
+    """`runlane-server --processes 2`, and what it and its processes log, as it comes."""
 
     def __init__(self, process: Process) -> None:
         self.process = process
@@ -62,8 +62,8 @@ class Parent:
         return [line for line in self.lines if wanted.items() <= line.items()]
 
     def pids(self) -> list[int]:
-        """The process ids of all workers that ever were."""
-        return [line["pid"] for line in self.find("worker started")]
+        """The process ids of all processes that ever were."""
+        return [line["pid"] for line in self.find("process started")]
 
     async def ended(self) -> int:
         """Waits for its end, and that of all who have its stderr; returns the exit code."""
@@ -74,9 +74,9 @@ class Parent:
 
 @asynccontextmanager
 async def parent(folder: Path, *flags: str) -> AsyncIterator[Parent]:
-    """A server of two workers; it and they are ended for good whatever happens."""
+    """A server of two processes; it and they are ended for good whatever happens."""
     process = await asyncio.create_subprocess_exec(
-        *(*PROGRAM, "--workers", "2", "--listen", "127.0.0.1:0", *flags),
+        *(*PROGRAM, "--processes", "2", "--listen", "127.0.0.1:0", *flags),
         stdout=PIPE,
         stderr=PIPE,
         cwd=folder,
@@ -99,7 +99,7 @@ async def parent(folder: Path, *flags: str) -> AsyncIterator[Parent]:
 
 @asynccontextmanager
 async def watches(address: str) -> AsyncIterator[list[asyncio.Task[object]]]:
-    """Connections by which a server is watched; each ends with an error when its worker does."""
+    """Connections by which a server is watched; each ends with an error when its process does."""
     own_connection = (("grpc.use_local_subchannel_pool", 1),)
     async with AsyncExitStack() as closing:
         reads = []
@@ -158,38 +158,38 @@ async def test_both_serve_and_who_is_killed_comes_back_while_the_other_serves(
     async with parent(tmp_path, "--store", postgres_url) as server:
         await complete(server.address, "s")
         async with watches(server.address) as reads:
-            (started,) = server.find("worker started", worker=1)
+            (started,) = server.find("process started", process=1)
             os.kill(started["pid"], signal.SIGKILL)
-            (died,) = await server.said("a worker died", worker=1)
+            (died,) = await server.said("process exited", process=1)
             assert (died["end"], died["again_in_s"]) == ("was ended by SIGKILL", 1.0)
             await complete(server.address, "s")
-            await server.said("a worker serves again", worker=1)
+            await server.said("process serving again", process=1)
             await asyncio.wait(reads, return_when=asyncio.FIRST_COMPLETED)
             lost = [read for read in reads if read.done()]
             assert 0 < len(lost) < CHANNELS
             for read in lost:
                 assert isinstance(read.exception(), grpc.aio.AioRpcError)
-        # The same worker once more: the pause is longer, and a signal ends it.
+        # The same process once more: the pause is longer, and a signal ends it.
         os.kill(server.pids()[-1], signal.SIGKILL)
-        died = (await server.said("a worker died", times=2, worker=1))[1]
+        died = (await server.said("process exited", times=2, process=1))[1]
         assert died["again_in_s"] == 2.0
         server.process.terminate()
         assert await server.ended() == 0
         assert len(server.pids()) == 3
 
 
-async def test_each_worker_has_an_address_of_its_own_and_nobody_else_gets_the_port(
+async def test_each_process_has_an_address_of_its_own_and_nobody_else_gets_the_port(
     tmp_path: Path, postgres_url: str
 ) -> None:
     async with parent(tmp_path, "--store", postgres_url) as server:
-        lines = [line for line in server.find("serving") if "worker" in line]
-        assert sorted(line["worker"] for line in lines) == [1, 2]
+        lines = [line for line in server.find("serving") if "process" in line]
+        assert sorted(line["process"] for line in lines) == [1, 2]
         assert {line["address"] for line in lines} == {server.address}
         addresses = {line["node_address"] for line in lines}
         assert len(addresses | {server.address}) == 3
         for address in addresses:
             await complete(address, "s")
-        for flags in (["--store", "memory:"], ["--store", NOWHERE, "--workers", "2"]):
+        for flags in (["--store", "memory:"], ["--store", NOWHERE, "--processes", "2"]):
             code, said = await asyncio.to_thread(
                 start_fails, tmp_path, "--listen", server.address, *flags
             )
@@ -207,7 +207,7 @@ async def test_a_signal_ends_all(tmp_path: Path, postgres_url: str, number: sign
         server.process.send_signal(number)
         assert await server.ended() == 0
         assert not [pid for pid in server.pids() if is_there(pid)]
-        assert {line.get("worker") for line in server.find("stopped")} == {None, 1, 2}
+        assert {line.get("process") for line in server.find("stopped")} == {None, 1, 2}
         assert server.process.stdout is not None
         assert await server.process.stdout.read() == b""
 
@@ -226,7 +226,7 @@ async def test_a_second_signal_is_handed_on_too(tmp_path: Path, postgres_url: st
         assert await server.ended() == 0
 
 
-async def test_a_worker_that_does_not_go_well_is_told_of_by_the_exit_code(
+async def test_a_process_that_does_not_go_well_is_told_of_by_the_exit_code(
     tmp_path: Path, postgres_url: str
 ) -> None:
     flags = ("--store", postgres_url, "--agent", "scripted", "--drain-timeout", "1h")
@@ -235,12 +235,12 @@ async def test_a_worker_that_does_not_go_well_is_told_of_by_the_exit_code(
             await Wire(client).blocked("s", "g")
         server.process.terminate()
         (idle,) = await server.said("stopped", idle=True)
-        (busy,) = server.find("worker started", worker=3 - idle["worker"])
+        (busy,) = server.find("process started", process=3 - idle["process"])
         os.kill(busy["pid"], signal.SIGKILL)
         assert await server.ended() == 1
 
 
-async def test_the_workers_go_in_good_order_when_their_parent_is_killed(
+async def test_the_processes_go_in_good_order_when_their_parent_is_killed(
     tmp_path: Path, postgres_url: str
 ) -> None:
     async with parent(tmp_path, "--store", postgres_url) as server:
@@ -248,7 +248,7 @@ async def test_the_workers_go_in_good_order_when_their_parent_is_killed(
         for pid in server.pids():
             await gone(pid)
         assert await server.ended() == -signal.SIGKILL
-        assert sorted(line["worker"] for line in server.find("stopped")) == [1, 2]
+        assert sorted(line["process"] for line in server.find("stopped")) == [1, 2]
 
 
 # --- It cannot ----------------------------------------------------------------------------------
@@ -259,8 +259,8 @@ async def test_the_workers_go_in_good_order_when_their_parent_is_killed(
     [
         (["--store", "sqlite:///x.db"], 2, "needs a store that nodes can share: postgresql://"),
         (["--store", "memory:"], 2, "needs a store that nodes can share: postgresql://"),
-        (["--store", NOWHERE, "--listen", "unix:x"], 2, "--workers: cannot share unix:x"),
-        (["--store", NOWHERE, "--node-address", "h:65535"], 1, "has no port for worker 2"),
+        (["--store", NOWHERE, "--listen", "unix:x"], 2, "--processes: cannot share unix:x"),
+        (["--store", NOWHERE, "--node-address", "h:65535"], 1, "has no port for process 2"),
         (["--store", NOWHERE], 1, "ConnectionRefusedError"),
         (["--store", NOWHERE, "--agent", "nobody"], 2, "there is no agent 'nobody'"),
     ],
@@ -268,7 +268,7 @@ async def test_the_workers_go_in_good_order_when_their_parent_is_killed(
 def test_what_cannot_be_is_said_in_one_line(
     tmp_path: Path, flags: list[str], code: int, why: str
 ) -> None:
-    returned, said = start_fails(tmp_path, "--workers", "2", "--listen", "127.0.0.1:0", *flags)
+    returned, said = start_fails(tmp_path, "--processes", "2", "--listen", "127.0.0.1:0", *flags)
     assert returned == code
     lines = [line for line in said.splitlines() if not line.startswith("{")]
     assert len(lines) == 1, said
@@ -280,22 +280,22 @@ def test_what_cannot_be_is_said_in_one_line(
 def test_a_port_in_use_is_an_error(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        flags = ("--workers", "2", "--store", NOWHERE, "--listen", address)
+        flags = ("--processes", "2", "--store", NOWHERE, "--listen", address)
         code, said = start_fails(tmp_path, *flags)
     assert code == 1
     assert said == (f"runlane-server: error: cannot listen on {address}: address already in use\n")
 
 
-async def test_the_own_port_of_a_worker_may_be_in_use(tmp_path: Path, postgres_url: str) -> None:
+async def test_the_own_port_of_a_process_may_be_in_use(tmp_path: Path, postgres_url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        flags = ("--workers", "2", "--listen", "127.0.0.1:0", "--node-address", address)
+        flags = ("--processes", "2", "--listen", "127.0.0.1:0", "--node-address", address)
         code, said = await asyncio.to_thread(start_fails, tmp_path, "--store", postgres_url, *flags)
     assert code == 1
     assert f"cannot listen on {address}: address already in use" in said
 
 
-async def test_a_worker_by_itself_says_that_it_is_none(tmp_path: Path) -> None:
+async def test_a_child_started_by_hand_says_what_starts_it(tmp_path: Path) -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "runlane_server.process.child", "1"),
         stdin=asyncio.subprocess.DEVNULL,
@@ -306,4 +306,4 @@ async def test_a_worker_by_itself_says_that_it_is_none(tmp_path: Path) -> None:
     async with asyncio.timeout(SECONDS):
         _, said = await process.communicate()
     assert process.returncode == 2
-    assert said == b"runlane-server: error: a worker is started by runlane-server --workers\n"
+    assert said == b"runlane-server: error: only runlane-server --processes starts this program\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from runlane_server.core.errors import StartError
-from runlane_server.net.addresses import of_worker, own_listen, reached_at
+from runlane_server.net.addresses import of_process, own_listen, reached_at
 
 
 @pytest.mark.parametrize(
@@ -60,14 +60,14 @@ def test_port_0_needs_one_that_is_bound() -> None:
         ("h:7000", 3, "h:7002", "0.0.0.0:7002"),
     ],
 )
-def test_workers_have_a_port_each(
+def test_processes_have_a_port_each(
     given: str | None, number: int, own: str | None, listen: str
 ) -> None:
-    assert of_worker(given, number) == own
+    assert of_process(given, number) == own
     assert own_listen("0.0.0.0:50051", own) == listen
 
 
 def test_ports_may_run_out() -> None:
-    assert of_worker("h:65535", 1) == "h:65535"
-    with pytest.raises(StartError, match="worker 2"):
-        of_worker("h:65535", 2)
+    assert of_process("h:65535", 1) == "h:65535"
+    with pytest.raises(StartError, match="process 2"):
+        of_process("h:65535", 2)

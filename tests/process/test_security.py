@@ -281,7 +281,7 @@ def test_a_server_with_tls_and_tokens_called_by_the_command(tmp_path: Path) -> N
 
 
 def test_a_server_that_would_be_open_to_the_network_does_not_start(tmp_path: Path) -> None:
-    for flags in (("--store", "memory:"), ("--workers", "2", "--store", "postgresql://x/y")):
+    for flags in (("--store", "memory:"), ("--processes", "2", "--store", "postgresql://x/y")):
         listen = ("--listen", "0.0.0.0:0")
         code, said = process.start_fails(tmp_path, *listen, *flags)
         assert code == 2
@@ -289,7 +289,7 @@ def test_a_server_that_would_be_open_to_the_network_does_not_start(tmp_path: Pat
         assert said.count("\n") == 1
 
 
-async def test_workers_have_tls_on_the_ports_of_their_own_too(
+async def test_processes_have_tls_on_the_ports_of_their_own_too(
     postgres_url: str, tmp_path: Path
 ) -> None:
     authority = Authority()
@@ -297,7 +297,7 @@ async def test_workers_have_tls_on_the_ports_of_their_own_too(
     ca = tmp_path / "ca.pem"
     ca.write_bytes(authority.certificate)
     flags = ("--tls-cert", str(certificate), "--tls-key", str(key), "--node-tls-ca", str(ca))
-    more = ("--workers", "2", "--store", postgres_url, "--log-format", "json")
+    more = ("--processes", "2", "--store", postgres_url, "--log-format", "json")
     with process.server(tmp_path, *flags, *more) as server:
         lines = [json.loads(line) for line in server.log.read_text().splitlines()]
         own = {line["node_address"] for line in lines if "node_address" in line}

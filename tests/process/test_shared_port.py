@@ -1,4 +1,4 @@
-"""A port is shared by the workers of one server, and by nobody else."""
+"""A port is shared by the processes of one server, and by nobody else."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def listening(address: str, *, sharing: bool) -> socket.socket:
     return made
 
 
-def test_workers_share_it_and_others_do_not() -> None:
+def test_processes_share_it_and_others_do_not() -> None:
     with held("127.0.0.1:0") as address:
         assert not address.endswith(":0")
         with pytest.raises(OSError, match="already in use"):
@@ -40,7 +40,7 @@ def test_workers_share_it_and_others_do_not() -> None:
                 listening(address, sharing=False)
             with pytest.raises(StartError, match=IN_USE), held(address):
                 pass
-        # Also while no worker is there.
+        # Also while no process is there.
         with pytest.raises(StartError, match=IN_USE), held(address):
             pass
     with listening(address, sharing=False):

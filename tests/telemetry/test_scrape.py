@@ -223,7 +223,7 @@ def _free_ports() -> int:
             return port
 
 
-async def test_each_worker_has_a_page_of_its_own(tmp_path: Path, postgres_url: str) -> None:
+async def test_each_process_has_a_page_of_its_own(tmp_path: Path, postgres_url: str) -> None:
     port = _free_ports()
     flags = ("--store", postgres_url, "--log-format", "json", "--metrics-listen", str(port))
     async with parent(tmp_path, *flags) as made:
@@ -240,11 +240,11 @@ async def test_each_worker_has_a_page_of_its_own(tmp_path: Path, postgres_url: s
         assert 0 <= (found("node_beat_age_seconds") or 0) < 10
 
 
-def test_no_worker_may_lack_a_port(tmp_path: Path) -> None:
-    flags = ("--store", "postgresql://127.0.0.1:1/none", "--workers", "2")
+def test_no_process_may_lack_a_port(tmp_path: Path) -> None:
+    flags = ("--store", "postgresql://127.0.0.1:1/none", "--processes", "2")
     code, line = start_fails(tmp_path, *flags, "--metrics-listen", "65535")
     assert code == 1
-    assert "--metrics-listen 127.0.0.1:65535: has no port for worker 2" in line
+    assert "--metrics-listen 127.0.0.1:65535: has no port for process 2" in line
 
 
 async def test_what_others_announce_is_behind_until_it_is_read(postgres_url: str) -> None:

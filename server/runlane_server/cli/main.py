@@ -42,7 +42,7 @@ def command(context: click.Context, /, **settings: Any) -> int:
     """
     if context.invoked_subcommand is None:
         config = Config.of(**settings)
-        return run(config) if config.workers == 1 else processes.run(config)
+        return run(config) if config.processes == 1 else processes.run(config)
     _refuse_flags(context, context.invoked_subcommand)
     return 0
 

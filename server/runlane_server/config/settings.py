@@ -37,7 +37,7 @@ class Config:
     """How a server is set. Times are in seconds; a retention of 0 keeps things for ever."""
 
     listen: str = "127.0.0.1:50051"
-    workers: int = 1
+    processes: int = 1
     node_address: str | None = None
     access: str | None = None
     tls_cert: str | None = None
@@ -144,9 +144,9 @@ _OPTIONS = (
         help="HOST:PORT, or unix:PATH. Port 0 takes a free one and prints it.",
     ),
     click.option(
-        "--workers",
+        "--processes",
         type=click.IntRange(min=1),
-        default=_DEFAULT.workers,
+        default=_DEFAULT.processes,
         help="How many processes serve, each a node. More than 1 need a store they can share.",
     ),
     click.option(
@@ -155,15 +155,16 @@ _OPTIONS = (
         default=_DEFAULT.node_address,
         metavar="HOST:PORT",
         help="Where the other nodes of a shared store reach this one; port 0 is the one it listens "
-        "on. With workers it is the first one's, and each has the next port.",
-        show_default="where it listens; a free port for each worker",
+        "on. With several processes it is the first one's, and each has the next port.",
+        show_default="where it listens; a free port for each process",
     ),
     click.option(
         "--metrics-listen",
         type=Address(unix=False, host="127.0.0.1"),
         default=_DEFAULT.metrics_listen,
         metavar="[HOST:]PORT",
-        help="Where Prometheus finds /metrics; without a host on this machine only. With workers "
+        help="Where Prometheus finds /metrics; without a host on this machine only. With several "
+        "processes "
         "it is the first one's, and each has the next port. Needs the extra 'metrics'.",
         show_default="nowhere",
     ),

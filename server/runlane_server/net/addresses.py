@@ -25,8 +25,8 @@ def split_address(address: str) -> tuple[str, int | None]:
     return found["host"], int(found["port"])
 
 
-def of_worker(address: str | None, number: int, option: str = "--node-address") -> str | None:
-    """What an address means for the worker of that number: it has the port of the first worker for
+def of_process(address: str | None, number: int, option: str = "--node-address") -> str | None:
+    """What an address means for the process of that number: it has the port of the first one for
     number 1, and each has the next. Raises StartError if there is no such port."""
     if address is None:
         return None
@@ -34,12 +34,12 @@ def of_worker(address: str | None, number: int, option: str = "--node-address") 
     if not port:
         return address
     if port + number - 1 > 65535:
-        raise StartError(f"{option} {address}: has no port for worker {number}")
+        raise StartError(f"{option} {address}: has no port for process {number}")
     return f"{host}:{port + number - 1}"
 
 
 def own_listen(listen: str, node_address: str | None) -> str:
-    """Where a worker listens alone: on the host of the shared address, at the port of its
+    """Where a process listens alone: on the host of the shared address, at the port of its
     `--node-address`, or a free one."""
     host, _ = split_address(listen)
     _, port = split_address(node_address) if node_address else (None, 0)

@@ -32,7 +32,7 @@ EXIT_TIMEOUT = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Worker:
+class Child:
     """What a process knows that is one of several: its number from 1 on, and how to say that it
     serves."""
 
@@ -40,17 +40,17 @@ class Worker:
     say_serving: Callable[[], None]
 
 
-def run(config: Config, worker: Worker | None = None) -> int:
+def run(config: Config, child: Child | None = None) -> int:
     """Serves until a signal comes; returns the exit code. Raises StartError."""
     logs.configure(
         config.log_format,
         config.log_level,
-        worker=worker.number if worker else None,
+        process=child.number if child else None,
         content=config.log_content,
     )
     life = Life()
     with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
-        return runner.run(_serve_and_leave(config, worker, life))
+        return runner.run(_serve_and_leave(config, child, life))
 
 
 def _loop_factory(config: Config) -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -72,8 +72,8 @@ def event_loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | N
     return uvloop.new_event_loop
 
 
-async def _serve_and_leave(config: Config, worker: Worker | None, life: Life) -> int:
-    code = await serve(config, worker, life)
+async def _serve_and_leave(config: Config, child: Child | None, life: Life) -> int:
+    code = await serve(config, child, life)
     # Everything is closed and written by now.
     if life.goes_on:
         life.start_anew()
@@ -83,7 +83,7 @@ async def _serve_and_leave(config: Config, worker: Worker | None, life: Life) ->
     return code
 
 
-async def serve(config: Config, worker: Worker | None = None, life: Life | None = None) -> int:
+async def serve(config: Config, child: Child | None = None, life: Life | None = None) -> int:
     """Serves until SIGTERM or SIGINT, or until the store fails; returns the exit code.
 
     `life` is what a harness has of the process. Raises StartError if it cannot start.
@@ -95,19 +95,19 @@ async def serve(config: Config, worker: Worker | None = None, life: Life | None 
         async with serving(
             config,
             orders,
-            worker=None if worker is None else worker.number,
+            process=None if child is None else child.number,
             harness=life.harness,
             on_bound=partial(orders.listen, closing),
         ) as node:
             life.address = node.address
             _settle_down()
             _announce(node, config)
-            if worker is None:
+            if child is None:
                 say_listening(node.address)
             else:
-                worker.say_serving()
+                child.say_serving()
             await orders.stop.wait()
-            if worker is None:
+            if child is None:
                 systemd.notify(systemd.STOPPING)
     return orders.exit_code
 

@@ -1,8 +1,8 @@
-"""`python -m runlane_server.process.child NUMBER`: one of the processes of `--workers`.
+"""`python -m runlane_server.process.child NUMBER`: one of the processes of `--processes`.
 
-`workers.py` alone starts it, with a socket for its stdin. The parent writes the settings there, one
-line of JSON; the worker answers with one line, `serving` or `error WHY`. From then on the socket
-says one thing: when it closes, the parent is gone, and the worker goes too.
+`processes.py` alone starts it, with a socket for its stdin. The parent writes the settings there,
+one line of JSON; the process answers with one line, `serving` or `error WHY`. From then on the
+socket says one thing: when it closes, the parent is gone, and the process ends too.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from contextlib import suppress
 
 from runlane_server.config import Config
 from runlane_server.core.errors import StartError
-from runlane_server.process.app import Worker, run
+from runlane_server.process.app import Child, run
 
 SERVING = "serving"
 ERROR = "error "
 
 LAST_SECONDS = 30.0
-"""How much longer than its settings allow a worker without a parent may take to go. Nobody is there
-to end one that hangs."""
+"""How many seconds longer than its settings allow a process without a parent may take to stop. No
+other process is left to kill one that hangs."""
 
 
 def main() -> None:
@@ -33,7 +33,9 @@ def main() -> None:
     try:
         number, control = int(sys.argv[1]), _take_control()
     except (IndexError, ValueError, OSError):
-        sys.stderr.write("runlane-server: error: a worker is started by runlane-server --workers\n")
+        sys.stderr.write(
+            "runlane-server: error: only runlane-server --processes starts this program\n"
+        )
         sys.exit(2)
     with control.makefile("rb") as lines:
         settings = lines.readline()
@@ -42,7 +44,7 @@ def main() -> None:
     config = Config.of(**json.loads(settings))
     threading.Thread(target=_go_with_parent, args=(control, config), daemon=True).start()
     try:
-        code = run(config, Worker(number, lambda: _tell(control, SERVING)))
+        code = run(config, Child(number, lambda: _tell(control, SERVING)))
     except StartError as error:
         _tell(control, ERROR + " ".join(str(error).split()))
         code = error.exit_code
@@ -50,7 +52,7 @@ def main() -> None:
 
 
 def _take_control() -> socket.socket:
-    """The socket to the parent. Programs that the worker starts do not get it."""
+    """The socket to the parent. Programs that this process starts do not get it."""
     control = socket.socket(fileno=os.dup(0))
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)

@@ -25,7 +25,7 @@ from runlane_server.engine.executor import NodeSettings
 from runlane_server.engine.retention import Retention, keepers
 from runlane_server.feed.feed import Feed
 from runlane_server.harness.harness import About, Harness
-from runlane_server.net.addresses import of_worker, own_listen, reached_at
+from runlane_server.net.addresses import of_process, own_listen, reached_at
 from runlane_server.process.security import Entrance
 from runlane_server.process.security import check as check_entrance
 from runlane_server.rpc.endpoint import Endpoint
@@ -78,13 +78,13 @@ async def serving(
     orders: Orders,
     *,
     agent: Agent | None = None,
-    worker: int | None = None,
+    process: int | None = None,
     harness: Harness | None = None,
     on_bound: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Node]:
     """A node that serves meanwhile, and goes down in good order, at once if it is to hurry.
 
-    `agent` takes the place of the one that the settings name; `worker` is its number if it is one
+    `agent` takes the place of the one that the settings name; `process` is its number if it is one
     of several; `harness` is what a test has a hold of, if the settings have it served; `on_bound`
     is called when it has its address and has not touched the work yet.
     Raises StartError if it cannot start.
@@ -95,7 +95,7 @@ async def serving(
     clock = harness.clock
     entrance = Entrance(config, clock.seconds)
     async with AsyncExitStack() as closing:
-        monitor = Monitor(config.metrics_listen, kind_of(config.store), worker, clock.micros)
+        monitor = Monitor(config.metrics_listen, kind_of(config.store), process, clock.micros)
         tracing = Tracing(
             config.otlp_endpoint,
             ratio=config.trace_ratio,
@@ -130,14 +130,14 @@ async def serving(
             coordinator,
             door=door,
             progress_interval=config.progress_interval,
-            shares_port=worker is not None,
+            shares_port=process is not None,
             relay=relay,
             observer=observer,
             tls=entrance.tls,
             harness=harness if config.harness else None,
         )
         # Before anything is run: a server that finds its port taken must not touch the work.
-        address, node_address = _bind(endpoint, config, worker)
+        address, node_address = _bind(endpoint, config, process)
         await closing.enter_async_context(monitor.serving(coordinator, endpoint))
         on_bound()
         try:
@@ -163,15 +163,15 @@ async def serving(
             await _go_down(coordinator, endpoint, orders, config.drain_timeout)
 
 
-def _bind(endpoint: Endpoint, config: Config, worker: int | None) -> tuple[str, str]:
+def _bind(endpoint: Endpoint, config: Config, process: int | None) -> tuple[str, str]:
     """Takes the address to listen on; returns it, and the one where the other nodes reach this one.
 
-    What workers listen on together leads to any of them, so each has a port of its own, too.
+    Calls to a shared port reach any of its processes, so each also has a port of its own.
     """
     address = endpoint.bind(config.listen)
-    if worker is None:
+    if process is None:
         return address, reached_at(address, config.node_address)
-    given = of_worker(config.node_address, worker)
+    given = of_process(config.node_address, process)
     own = endpoint.bind(own_listen(config.listen, given), alone=True)
     return address, reached_at(own, given)
 

@@ -1,7 +1,7 @@
-"""`--workers N`: N processes that serve on one port, each a node, and the parent of them.
+"""`--processes N`: N processes that serve on one port, each a node, and the parent of them.
 
-The parent opens no store and serves nothing. It starts the workers, holds the port, starts anew
-what died, and hands signals on. A worker is a program of its own (`worker.py`), as gRPC does not
+The parent opens no store and serves nothing. It starts the processes, holds the port, starts anew
+what died, and hands signals on. A process is a program of its own (`child.py`), as gRPC does not
 survive a fork; a session of its own, too, so that a Ctrl-C at the terminal comes once: by the
 parent.
 """
@@ -25,7 +25,7 @@ import structlog
 
 from runlane_server.config import Config
 from runlane_server.core.errors import SettingsError, StartError
-from runlane_server.net.addresses import of_worker, split_address
+from runlane_server.net.addresses import of_process, split_address
 from runlane_server.process import systemd
 from runlane_server.process.app import say_listening
 from runlane_server.process.child import ERROR, SERVING
@@ -37,10 +37,10 @@ from runlane_server.telemetry import logs
 log = structlog.get_logger()
 
 PAUSES = (1.0, 2.0, 5.0, 10.0)
-"""Seconds until a worker is started anew: the first time, the second, and so on."""
+"""Seconds until a process is started anew: the first time, the second, and so on."""
 
 STEADY_SECONDS = 60.0
-"""After serving for so long a worker that dies counts as one that died for the first time."""
+"""After serving for so long a process that dies counts as one that died for the first time."""
 
 
 def run(config: Config) -> int:
@@ -51,23 +51,23 @@ def run(config: Config) -> int:
     check(config)
     logs.configure(config.log_format, config.log_level, content=config.log_content)
     with held(config.listen) as address:
-        return asyncio.run(Workers(replace(config, listen=address)).serve())
+        return asyncio.run(ProcessSupervisor(replace(config, listen=address)).serve())
 
 
 def check(config: Config) -> None:
     """Raises UsageError or StartError if several processes cannot serve with these settings."""
     _, port = split_address(config.listen)
     if port is None:
-        raise click.UsageError(f"--workers: cannot share {config.listen}; listen on HOST:PORT")
+        raise click.UsageError(f"--processes: cannot share {config.listen}; listen on HOST:PORT")
     if not can_be_shared(config.store):
-        raise SettingsError("--workers needs a store that nodes can share: postgresql://")
+        raise SettingsError("--processes needs a store that nodes can share: postgresql://")
     check_entrance(config)
-    of_worker(config.node_address, config.workers)
-    of_worker(config.metrics_listen, config.workers, "--metrics-listen")
+    of_process(config.node_address, config.processes)
+    of_process(config.metrics_listen, config.processes, "--metrics-listen")
 
 
-class Workers:
-    """The parent's view: keeps `config.workers` processes at work until it is told to stop."""
+class ProcessSupervisor:
+    """The parent's view: keeps `config.processes` processes at work until it is told to stop."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -84,7 +84,8 @@ class Workers:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, number)
         keepers = [
-            asyncio.create_task(self._keep(number)) for number in range(1, self._config.workers + 1)
+            asyncio.create_task(self._keep(number))
+            for number in range(1, self._config.processes + 1)
         ]
         announcing = asyncio.create_task(self._announce())
         # A keeper returns once it is told to stop; before that, only by a mistake of ours.
@@ -102,7 +103,7 @@ class Workers:
 
     async def _announce(self) -> None:
         await self._all_served.wait()
-        log.info("serving", address=self._config.listen, workers=self._config.workers)
+        log.info("serving", address=self._config.listen, processes=self._config.processes)
         say_listening(self._config.listen)
 
     def _signalled(self, number: signal.Signals) -> None:
@@ -116,7 +117,7 @@ class Workers:
             process.terminate()
 
     async def _keep(self, number: int) -> None:
-        """Has the worker of that number at work until all are to stop."""
+        """Has the process of that number at work until all are to stop."""
         deaths = 0
         while not self._stop.is_set():
             life = await self._live(number)
@@ -125,7 +126,7 @@ class Workers:
                 return
             if not self._all_served.is_set():
                 self._start_error = life.start_error or StartError(
-                    f"worker {number} {life.end} before all served"
+                    f"process {number} {life.end} before all served"
                 )
                 self._order_stop()
                 return
@@ -133,17 +134,17 @@ class Workers:
             pause = PAUSES[min(deaths, len(PAUSES) - 1)]
             deaths += 1
             why = {"error": life.error} if life.error else {}
-            log.warning("a worker died", worker=number, end=life.end, again_in_s=pause, **why)
+            log.warning("process exited", process=number, end=life.end, again_in_s=pause, **why)
             await self._stopped_within(pause)
 
     async def _live(self, number: int) -> _Life:
-        """Starts a worker, and waits for its end."""
+        """Starts a process, and waits for its end."""
         try:
             process = await _Process.start(number, self._config)
         except OSError as error:
-            return _Life(error=f"worker {number} could not be started: {error.strerror}")
+            return _Life(error=f"process {number} could not be started: {error.strerror}")
         self._processes.add(process)
-        log.info("worker started", worker=number, pid=process.pid)
+        log.info("process started", process=number, pid=process.pid)
         try:
             if self._stop.is_set():
                 process.terminate()  # the order came while it was started
@@ -153,9 +154,9 @@ class Workers:
 
     def _serves(self, number: int) -> None:
         if self._all_served.is_set():
-            log.info("a worker serves again", worker=number)
+            log.info("process serving again", process=number)
         self._served.add(number)
-        if len(self._served) == self._config.workers:
+        if len(self._served) == self._config.processes:
             self._all_served.set()
 
     async def _stopped_within(self, seconds: float) -> None:
@@ -198,7 +199,7 @@ class _Life:
 
 
 class _Process:
-    """A worker, as its parent has it."""
+    """A process, as its parent has it."""
 
     def __init__(self, process: Process, reader: StreamReader, writer: StreamWriter) -> None:
         self._process = process
@@ -207,7 +208,7 @@ class _Process:
 
     @classmethod
     async def start(cls, number: int, config: Config) -> _Process:
-        """Starts a worker with those settings. Raises OSError."""
+        """Starts a process with those settings. Raises OSError."""
         ours, theirs = socket.socketpair()
         with theirs:
             try:

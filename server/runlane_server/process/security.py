@@ -48,8 +48,8 @@ def _check_harness(config: Config) -> None:
             "--harness lets anybody who comes in hold runs and end the server: listen on 127.0.0.1 "
             "or unix:PATH"
         )
-    if config.workers > 1:
-        raise SettingsError("--harness goes with one process: --workers 1")
+    if config.processes > 1:
+        raise SettingsError("--harness goes with one process: --processes 1")
     if config.event_loop == "uvloop":
         raise SettingsError("--harness moves the event loop's clock: --event-loop asyncio")
 

@@ -1,4 +1,4 @@
-"""A port for the workers of one server, and for nobody else.
+"""A port for the processes of one server, and for nobody else.
 
 Whoever binds with SO_REUSEPORT shares a port with all others of the same user who do. So that two
 servers never share one by mistake, a port is taken first as if it was not to be shared.

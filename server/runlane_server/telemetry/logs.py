@@ -34,14 +34,14 @@ class _Lossy:
             self._stream.flush()
 
 
-class _Worker:
-    """Adds to a line which worker it is of."""
+class _ProcessNumber:
+    """Adds to a line the number of the process, of several on one port."""
 
     def __init__(self, number: int) -> None:
         self._number = number
 
     def __call__(self, _: WrappedLogger, __: str, line: EventDict) -> EventDict:
-        line["worker"] = self._number
+        line["process"] = self._number
         return line
 
 
@@ -68,13 +68,13 @@ def configure(
     log_format: str = "auto",
     level: str = "info",
     *,
-    worker: int | None = None,
+    process: int | None = None,
     content: bool = False,
 ) -> None:
     """Sets up structlog, and leads the log of grpc and asyncio into it.
 
     `auto` means `console` where stderr is a terminal and `json` where it is not. Each line of a
-    `worker` has its number. Only with `content` the log has what unexpected exceptions say.
+    `process` has its number. Only with `content` the log has what unexpected exceptions say.
     """
     # It is None where the process was started with stderr closed.
     output = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
@@ -85,9 +85,9 @@ def configure(
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    if worker is not None:
+    if process is not None:
         # Not a variable of the context: threads and callbacks of grpc have contexts of their own.
-        shared.append(_Worker(worker))
+        shared.append(_ProcessNumber(process))
     finishing: list[Processor] = [
         structlog.processors.ExceptionRenderer(_with_messages if content else _without_messages),
         structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer(),

@@ -23,7 +23,7 @@ from runlane_server.core.observer import NOBODY, Observer
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.feed.feed import Feed
 from runlane_server.harness.clock import SYSTEM
-from runlane_server.net.addresses import of_worker, split_address
+from runlane_server.net.addresses import of_process, split_address
 from runlane_server.release import version_of_server
 from runlane_server.rpc.endpoint import Endpoint
 from runlane_server.store.base import Store
@@ -48,14 +48,14 @@ OPTION = "--metrics-listen"
 class Monitor:
     """Watches a node and serves its metrics; does nothing where `listen` is None.
 
-    `listen` is HOST:PORT; the worker of a number takes the port that is so much higher.
+    `listen` is HOST:PORT; the process of a number takes the port that is so much higher.
     """
 
     def __init__(
         self,
         listen: str | None,
         store_kind: str,
-        worker: int | None = None,
+        process: int | None = None,
         now: Callable[[], Micros] = SYSTEM.micros,
     ) -> None:
         if listen is not None and importlib.util.find_spec("prometheus_client") is None:
@@ -64,7 +64,7 @@ class Monitor:
                 "run pip install 'runlane[server,metrics]'"
             )
         self.observer: Observer = NOBODY
-        self._listen = of_worker(listen, worker, OPTION) if listen and worker else listen
+        self._listen = of_process(listen, process, OPTION) if listen and process else listen
         self._store_kind = store_kind
         self._now = now
         self._metrics: Metrics | None = None

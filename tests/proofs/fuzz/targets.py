@@ -54,7 +54,7 @@ from runlane_server.core.model import (
     ToolCall,
     Usage,
 )
-from runlane_server.net.addresses import of_worker, split_address
+from runlane_server.net.addresses import of_process, split_address
 from runlane_server.rpc import validate
 from runlane_server.rpc.cursor import Cursors
 from runlane_server.rpc.page import PageTokens
@@ -207,7 +207,7 @@ def _jwt_claims(data: bytes) -> object:
 
 def _address(data: bytes) -> object:
     split_address(_text(data))
-    return of_worker(_text(data), 3)
+    return of_process(_text(data), 3)
 
 
 def _postgres_url(data: bytes) -> object:
@@ -352,7 +352,7 @@ TARGETS: Sequence[Target] = (
         _config_file,
         (click.ClickException,),
         (
-            b'listen = "h:1"\nworkers = 2\ncancel-grace = "5s"\nlog_content = true\n',
+            b'listen = "h:1"\nprocesses = 2\ncancel-grace = "5s"\nlog_content = true\n',
             b'command_env = "A=B"\ncommand-memory = "1GiB"\ntrace-ratio = 0.5\nstore = "memory:"\n',
         ),
     ),
@@ -361,7 +361,7 @@ TARGETS: Sequence[Target] = (
         _command_line,
         (click.ClickException,),
         (
-            b"--listen\nh:1\n--workers\n2\n--drain-timeout\n5s\n--metrics-listen\n9464",
+            b"--listen\nh:1\n--processes\n2\n--drain-timeout\n5s\n--metrics-listen\n9464",
             b"--command-env\nA=B\n--command-memory\n2GiB\n--otlp-endpoint\nhttp://h:1\n--log-content",
         ),
     ),
