@@ -85,6 +85,7 @@ check-docs: $(READY) ## Proves the generated parts of the docs, and the synchron
 	$(BIN)/python docs/lane_diagram.py --check
 	$(BIN)/python docs/api_reference.py --check
 	$(BIN)/python docs/metrics_table.py --check
+	$(BIN)/python docs/settings_reference.py --check
 	$(BIN)/python client/make_sync.py --check
 
 proto: $(PROTO_READY) ## Generates the Python code of proto/
@@ -95,6 +96,7 @@ docs: $(READY) ## Writes the generated parts of the docs, and the synchronous cl
 	$(BIN)/python docs/lane_diagram.py
 	$(BIN)/python docs/api_reference.py
 	$(BIN)/python docs/metrics_table.py
+	$(BIN)/python docs/settings_reference.py
 	$(BIN)/python client/make_sync.py
 
 audit: ## Asks the advisories of the package index about every version in constraints.txt

@@ -30,7 +30,7 @@ def one(instruction: str) -> str:
 def test_the_server_is_started_without_a_shell_and_with_flags_that_exist() -> None:
     entrypoint, flags = json.loads(one("ENTRYPOINT")), json.loads(one("CMD"))
     assert entrypoint[-1] == "/opt/runlane/bin/runlane-server"
-    assert settings(flags).listen.endswith(f":{one('EXPOSE')}")
+    assert str(settings(flags).listen.port) == one("EXPOSE")
 
 
 def test_it_is_the_user_of_the_manifests() -> None:

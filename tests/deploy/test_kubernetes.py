@@ -16,7 +16,7 @@ from deploy.settings import DEPLOY, longest_stop, settings, variables
 from runlane import Client
 from runlane_server.access import editing
 from runlane_server.access.caller import Role
-from runlane_server.net.addresses import split_address
+from runlane_server.net.addresses import Address
 from support.wire import Wire
 
 FOLDER = DEPLOY / "kubernetes"
@@ -45,11 +45,6 @@ def container() -> dict[str, Any]:
 def flags(pod_ip: str = "10.0.0.1") -> list[str]:
     """What the server is started with, as Kubernetes fills it in."""
     return [argument.replace("$(POD_IP)", pod_ip) for argument in container()["args"]]
-
-
-def port_of(address: str | None) -> int | None:
-    assert address
-    return split_address(address)[1]
 
 
 def seconds_before_the_signal() -> int:
@@ -91,7 +86,8 @@ def test_ports_agree() -> None:
     config = settings(flags())
     (port,) = container()["ports"]
     number = port["containerPort"]
-    assert port_of(config.listen) == port_of(config.node_address) == number
+    assert config.node_address
+    assert config.listen.port == config.node_address.port == number
     assert {container()[probe]["grpc"]["port"] for probe in PROBES} == {number}
     (of_service,) = manifest("service.yaml")["spec"]["ports"]
     assert (of_service["port"], of_service["targetPort"]) == (number, port["name"])
@@ -101,7 +97,7 @@ def test_ports_agree() -> None:
 
 
 def test_each_node_tells_the_others_its_own_address() -> None:
-    assert settings(flags("10.1.2.3")).node_address == "10.1.2.3:50051"
+    assert settings(flags("10.1.2.3")).node_address == Address("10.1.2.3", 50051)
     env = {one["name"]: one["valueFrom"] for one in container()["env"]}
     assert env["POD_IP"] == {"fieldRef": {"fieldPath": "status.podIP"}}
     # One is for each pod: on one machine they have addresses of their own.

@@ -161,7 +161,7 @@ async def test_both_serve_and_who_is_killed_comes_back_while_the_other_serves(
             (started,) = server.find("process started", process=1)
             os.kill(started["pid"], signal.SIGKILL)
             (died,) = await server.said("process exited", process=1)
-            assert (died["end"], died["again_in_s"]) == ("was ended by SIGKILL", 1.0)
+            assert (died["end"], died["restart_in_s"]) == ("was killed by SIGKILL", 1.0)
             await complete(server.address, "s")
             await server.said("process serving again", process=1)
             await asyncio.wait(reads, return_when=asyncio.FIRST_COMPLETED)
@@ -172,7 +172,7 @@ async def test_both_serve_and_who_is_killed_comes_back_while_the_other_serves(
         # The same process once more: the pause is longer, and a signal ends it.
         os.kill(server.pids()[-1], signal.SIGKILL)
         died = (await server.said("process exited", times=2, process=1))[1]
-        assert died["again_in_s"] == 2.0
+        assert died["restart_in_s"] == 2.0
         server.process.terminate()
         assert await server.ended() == 0
         assert len(server.pids()) == 3
@@ -259,7 +259,7 @@ async def test_the_processes_go_in_good_order_when_their_parent_is_killed(
     [
         (["--store", "sqlite:///x.db"], 2, "needs a store that nodes can share: postgresql://"),
         (["--store", "memory:"], 2, "needs a store that nodes can share: postgresql://"),
-        (["--store", NOWHERE, "--listen", "unix:x"], 2, "--processes: cannot share unix:x"),
+        (["--store", NOWHERE, "--listen", "unix:x"], 2, "--processes: unix:x cannot be shared"),
         (["--store", NOWHERE, "--node-address", "h:65535"], 1, "has no port for process 2"),
         (["--store", NOWHERE], 1, "ConnectionRefusedError"),
         (["--store", NOWHERE, "--agent", "nobody"], 2, "there is no agent 'nobody'"),

@@ -131,7 +131,7 @@ async def test_bad_values_are_named_from_wherever_they_come(tmp_path: Path) -> N
     (tmp_path / "runlane.toml").write_text('[agent]\nkind = "echo"\n')
     code, said = await fails(tmp_path, "--config", "runlane.toml")
     assert code == 2
-    assert "runlane.toml: 'agent' has to be a text or a number" in said
+    assert "runlane.toml: 'agent' must be a string or a number" in said
 
 
 @pytest.mark.sqlite("one server has the file")

@@ -15,6 +15,7 @@ PAGES = [
     ("lane_diagram.py", "architecture.md", "queued --> folded: fold\n"),
     ("metrics_table.py", "operations.md", "Runs accepted, durably."),
     ("api_reference.py", "api.md", "Waits for a run to end."),
+    ("settings_reference.py", "settings.md", "Time a shutdown waits for active runs."),
 ]
 """Which script writes which page, and a piece of what it writes."""
 

@@ -232,8 +232,8 @@ REMOVED = (
     ),
     Removed(
         "calls that are open are not looked at again",
-        security.Entrance,
-        "look",
+        security.Security,
+        "refresh",
         "door.look_again()",
         "pass",
         "revoked",

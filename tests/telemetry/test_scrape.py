@@ -20,6 +20,7 @@ from e2e.test_processes import parent
 from runlane import Client, RunState, SessionNotFound
 from runlane_server.config import Config
 from runlane_server.core.errors import StartError
+from runlane_server.net.addresses import Address
 from runlane_server.store.postgres.store import PostgresStore
 from runlane_server.telemetry.metrics_server import Monitor
 from support.process import SECONDS, ServerProcess, serving
@@ -193,7 +194,7 @@ def test_a_port_that_is_taken_stops_the_start(tmp_path: Path) -> None:
 async def test_without_the_library_the_start_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(StartError, match=r"pip install 'runlane\[server,metrics\]'"):
-        Monitor("127.0.0.1:0", "memory")
+        Monitor(Address("127.0.0.1"), "memory")
     Monitor(None, "memory")  # is not needed then
 
 

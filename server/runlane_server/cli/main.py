@@ -17,7 +17,8 @@ from click.core import ParameterSource
 
 from runlane_server.cli import maintenance
 from runlane_server.cli.token_commands import token
-from runlane_server.config.settings import Config, options, store_options
+from runlane_server.config import Config
+from runlane_server.config.options import server_options, store_options
 from runlane_server.core.errors import StartError
 from runlane_server.process import processes
 from runlane_server.process.app import run
@@ -31,7 +32,7 @@ _SETTINGS = {"auto_envvar_prefix": "RUNLANE", "show_default": True}
     subcommand_metavar="[COMMAND]",
     context_settings=_SETTINGS,
 )
-@options
+@server_options
 @click.version_option(package_name="runlane")
 @click.pass_context
 def command(context: click.Context, /, **settings: Any) -> int:
@@ -41,7 +42,7 @@ def command(context: click.Context, /, **settings: Any) -> int:
     commands look after the database of a server, also while it serves; each has options of its own.
     """
     if context.invoked_subcommand is None:
-        config = Config.of(**settings)
+        config = Config.from_options(**settings)
         return run(config) if config.processes == 1 else processes.run(config)
     _refuse_flags(context, context.invoked_subcommand)
     return 0

@@ -23,7 +23,7 @@ from runlane_server.core.observer import NOBODY, Observer
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.feed.feed import Feed
 from runlane_server.harness.clock import SYSTEM
-from runlane_server.net.addresses import of_process, split_address
+from runlane_server.net.addresses import Address
 from runlane_server.release import version_of_server
 from runlane_server.rpc.endpoint import Endpoint
 from runlane_server.store.base import Store
@@ -46,16 +46,12 @@ OPTION = "--metrics-listen"
 
 
 class Monitor:
-    """Watches a node and serves its metrics; does nothing where `listen` is None.
-
-    `listen` is HOST:PORT; the process of a number takes the port that is so much higher.
-    """
+    """Watches a node and serves its metrics; does nothing where `listen` is None."""
 
     def __init__(
         self,
-        listen: str | None,
+        listen: Address | None,
         store_kind: str,
-        process: int | None = None,
         now: Callable[[], Micros] = SYSTEM.micros,
     ) -> None:
         if listen is not None and importlib.util.find_spec("prometheus_client") is None:
@@ -64,7 +60,7 @@ class Monitor:
                 "run pip install 'runlane[server,metrics]'"
             )
         self.observer: Observer = NOBODY
-        self._listen = of_process(listen, process, OPTION) if listen and process else listen
+        self._listen = listen
         self._store_kind = store_kind
         self._now = now
         self._metrics: Metrics | None = None
@@ -90,21 +86,21 @@ class Monitor:
             return
         node = _Node(coordinator, endpoint, self._store_kind)
         self._state = node.state()
-        host, port = split_address(self._listen)
+        host, port = self._listen.host, self._listen.port
 
         async def answer(reader: StreamReader, writer: StreamWriter) -> None:
             await self._answer(node, reader, writer)
 
         try:
-            server = await asyncio.start_server(answer, host.strip("[]"), port, limit=REQUEST_BYTES)
+            server = await asyncio.start_server(answer, host, port, limit=REQUEST_BYTES)
         except OSError as error:
             # asyncio's own text is longer than that of the system, and says no more.
             code = error.errno or 0
             why = (os.strerror(code) if code > 0 else str(error)).lower()
             raise StartError(f"{OPTION}: cannot listen on {self._listen}: {why}") from error
         ticking = asyncio.create_task(self._tick(self._metrics))
-        bound = server.sockets[0].getsockname()[1]
-        log.info("metrics are served", url=f"http://{host}:{bound}/metrics")
+        bound = self._listen.with_port(server.sockets[0].getsockname()[1])
+        log.info("metrics are served", url=f"http://{bound}/metrics")
         try:
             yield
         finally:

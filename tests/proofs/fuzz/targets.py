@@ -36,7 +36,8 @@ from runlane_server.access.quotas import read_quotas
 from runlane_server.agents.base import AgentError
 from runlane_server.agents.command.environment import listed
 from runlane_server.agents.scripted.script import BadScript, parse_script
-from runlane_server.config.settings import Config, options
+from runlane_server.config import Config
+from runlane_server.config.options import server_options
 from runlane_server.core.errors import (
     CursorInvalid,
     InvalidArgument,
@@ -54,7 +55,7 @@ from runlane_server.core.model import (
     ToolCall,
     Usage,
 )
-from runlane_server.net.addresses import of_process, split_address
+from runlane_server.net.addresses import Address
 from runlane_server.rpc import validate
 from runlane_server.rpc.cursor import Cursors
 from runlane_server.rpc.page import PageTokens
@@ -143,9 +144,9 @@ def _quotas(data: bytes) -> object:
 
 
 @click.command()
-@options
+@server_options
 def _configure(**settings: Any) -> Config:
-    return Config.of(**settings)
+    return Config.from_options(**settings)
 
 
 def _arguments(arguments: list[str]) -> object:
@@ -206,8 +207,9 @@ def _jwt_claims(data: bytes) -> object:
 
 
 def _address(data: bytes) -> object:
-    split_address(_text(data))
-    return of_process(_text(data), 3)
+    address = Address.parse(_text(data))
+    assert Address.parse(str(address)) == address
+    return address
 
 
 def _postgres_url(data: bytes) -> object:
