@@ -1,4 +1,4 @@
-"""The first-steps pages: what a reader is told to do, and what is to be seen then."""
+"""The pages of the documentation: what a reader is asked to do, and what appears then."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from itertools import groupby
 from typing import TypeAlias
 
 WRITE = re.compile(r"Write this to `([^`]+)`:$")
+
+NOT_RUN = re.compile(r"<!-- not run: (.+) -->$")
+"""Right before a block: the walk skips it, for this reason. Readers do not see it."""
 
 FAILURE = re.compile(r"^(?:ERROR:|Error: |exit status [1-9])", re.MULTILINE)
 """What an expected output has in it where the command is to fail."""
@@ -55,27 +58,43 @@ class Expected:
         return self.text.splitlines()
 
 
-Step: TypeAlias = Prose | File | Commands | Expected
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A block that is only read: a picture, or one that the page marks as not run."""
+
+    reason: str
+    language: str
+
+
+Step: TypeAlias = Prose | File | Commands | Expected | Shown
 
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 def steps_of(page: str) -> Iterator[Step]:
     """The steps of a page, in order."""
-    end, before = 0, ""
+    end = 0
+    last: Step | None = None
     for block in _BLOCK.finditer(page):
         prose = _paragraphs(page[end : block.start()])
         yield from map(Prose, prose)
-        before = prose[-1] if prose else ""
-        yield _step(block[1], block[2], before)
-        end = block.end()
+        if isinstance(last, Shown) and not prose and block[1] == "text":
+            step: Step = last  # The output of what is not run.
+        else:
+            step = _step(block[1], block[2], prose[-1] if prose else "")
+        yield step
+        end, last = block.end(), step
     yield from map(Prose, _paragraphs(page[end:]))
 
 
 def _step(language: str, text: str, before: str) -> Step:
     if named := WRITE.search(before):
         return File(named[1], text)
-    assert language in {"sh", "text"}, f"nobody is told what to do with this:\n{text}"
+    if marked := NOT_RUN.search(before):
+        return Shown(marked[1], language)
+    if language == "mermaid":
+        return Shown("a picture", language)
+    assert language in {"sh", "text"}, f"the page does not say what to do with this:\n{text}"
     return Commands(text) if language == "sh" else Expected(text)
 
 
@@ -90,6 +109,8 @@ _DIFFERS: Mapping[str, str] = {
     "any": r"\.\.\.",
     "run": r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}",
     "time": r"\d{4}[-/]\d\d[-/]\d\d[ T]\d\d:\d\d:\d\d(?:\.\d+)?Z?",
+    "clock": r"\b\d\d:\d\d:\d\d\b",
+    "bytes": r"\b\d+ bytes",
     "cursor": r"\bA[\w-]{23,}={0,2}",
     "number": r"\d+\.\d+",
     "space": r"[ \t]+",

@@ -1,35 +1,24 @@
-"""What the first-steps pages show is what happens: each is walked through, word for word.
-
-The checkout of a walk is a copy of the working tree, at a port of its own. Its `.venv` is that of
-these tests, so that nothing is set up twice; `make run` is the page's own all the same.
-"""
+"""What the first-steps pages show is what happens: each is walked through, word for word."""
 
 from __future__ import annotations
 
 import os
-import random
-import shutil
-import socket
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from polyglot.checkout import checkout, free_port
 from polyglot.languages import LANGUAGES, ROOT, Tool
 from polyglot.pages import Expected, File, Samples, found_in_order, steps_of
-from polyglot.walk import PAGE_PORT, Walk
+from polyglot.walk import Walk
 
 PROGRAMS = ROOT / ".cache" / "polyglot" / "bin"
 """Where a page installs the programs that a reader has in the PATH."""
 
 WALK_SECONDS = 600.0
 """How long a walk may take; the first one fetches libraries."""
-
-PORTS = (20_000, 32_000)
-"""Below those that are given out to whoever asks for any."""
 
 MAKE = Tool(("make", "--version"), (3, 81))
 GO = Tool(("go", "version"), (1, 25))
@@ -69,39 +58,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         chosen = metafunc.config.getoption("--language", None) or list(LANGUAGES)
         pages = [page for page in PAGES if set(chosen) & set(page.languages)]
         metafunc.parametrize("page", pages, ids=[page.name for page in pages])
-
-
-def checkout(place: Path, port: int) -> None:
-    """Copies what is, or would be, under version control."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file():
-            (place / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, place / name)
-    makefile = place / "Makefile"
-    makefile.write_text(makefile.read_text().replace(PAGE_PORT, str(port)))
-    venv = place / ".venv"
-    venv.mkdir()
-    for entry in Path(sys.prefix).iterdir():
-        if entry.name != ".ready":
-            (venv / entry.name).symlink_to(entry)
-    # Younger than all that it is made of: what is set up is not touched.
-    (venv / ".ready").touch()
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    while True:
-        port = random.randrange(*PORTS)  # noqa: S311 - nothing secret about it
-        with socket.socket() as tried:
-            if tried.connect_ex(("127.0.0.1", port)):
-                return port
 
 
 @pytest.mark.timeout(WALK_SECONDS)
@@ -175,6 +131,10 @@ def test_all_that_is_to_be_written_is_found() -> None:
         ("```sh\necho Error: a\nfalse\n```\n```text\nError: b\n```\n", False),
         ("```sh\necho Error: a\n```\n```text\nError: a\n```\n", False),
         ("```text\na\n```\n", False),
+        ("<!-- not run: too long -->\n\n```sh\nfalse\n```\n```text\nb\n```\n", True),
+        ("<!-- not run: too long -->\n\n```sh\nfalse\n```\n```sh\nfalse\n```\n", False),
+        ("```mermaid\nflowchart LR\n```\n", True),
+        ("```python\nfalse\n```\n", False),
         ("Write this to `a/b`:\n\n```x\na\n```\n```sh\ncat a/b\n```\n```text\na\n```\n", True),
         ("```sh\nmkdir a; cd a; export b=c\n```\n```sh\ncd ../a; [ $b = c ]\n```\n", True),
     ],

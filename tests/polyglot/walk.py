@@ -36,10 +36,14 @@ SECONDS = 60.0
 PAGE_PORT = "50051"
 """The port on the pages."""
 
-SERVER = re.compile(r"make run|(?:\.venv/bin/)?runlane-server --[^|&\n]*")
+SERVER = re.compile(
+    r"make run|(?:\.venv/bin/)?runlane-server --(?!help|version)(?:\\\n|[^|&\n])*"
+)
 """What starts a server, and goes on until Ctrl-C."""
 
-WATCHER = re.compile(r"python subscriber\.py \S+|grpcurl .*/SubscribeRunComplete")
+WATCHER = re.compile(
+    r"python subscriber\.py \S+|grpcurl .*/SubscribeRunComplete|runlane watch .*"
+)
 """What shows something until Ctrl-C."""
 
 OF_WATCHER = re.compile(r"[Tt]he subscriber says|[Ww]atch the subscriber|Both say")
@@ -56,6 +60,33 @@ set -e
 """
 """A terminal: a block finds the folder and the environment as the one before left them. What goes
 on until Ctrl-C has a terminal of its own, and leaves nothing."""
+
+
+COLUMNS = "110"
+"""How wide the screen is that the pages show."""
+
+_ON_A_SCREEN = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+"""Runs a program on a pseudo-terminal, and copies to stdout what it writes there."""
+
+_CONTROL = re.compile(r"(\r\n|\n|\r|\x1b\[1A|\x1b\[2K|\x1b\[[0-9;?]*[A-Za-z])")
+
+
+def on_screen(written: str) -> str:
+    """What stays on the screen of a terminal to which this was written."""
+    lines = [""]
+    for piece in _CONTROL.split(written):
+        match piece:
+            case "\n" | "\r\n":
+                lines.append("")
+            case "\x1b[1A":
+                lines = lines[: max(1, len(lines) - 1)]
+            case "\r" | "\x1b[2K":
+                # A program that returns to the start of a line rewrites all of it.
+                lines[-1] = ""
+            case _ if not piece.startswith("\x1b"):
+                lines[-1] += piece
+    shown = "\n".join(lines).rstrip()
+    return f"{shown}\n" if shown else ""
 
 
 class Terminal(Program):
@@ -98,13 +129,19 @@ class Done:
 
 
 class Walk:
-    """A reader of one page, with a checkout in the folder `runlane`, and a port."""
+    """A reader of one page, with a checkout in the folder `runlane`, and a port.
 
-    def __init__(self, page: str, folder: Path, port: int, env: Mapping[str, str]) -> None:
+    With `screen` commands run on a terminal, and the page has what appears there, stderr included.
+    """
+
+    def __init__(
+        self, page: str, folder: Path, port: int, env: Mapping[str, str], *, screen: bool = False
+    ) -> None:
         self.steps = list(steps_of(page.replace(PAGE_PORT, str(port))))
         self.folder = folder
         self.checkout = folder / "runlane"
         self.place = self.checkout
+        self._screen = screen
         self._samples = Samples()
         self._server: Terminal | None = None
         self._watchers: list[Terminal] = []
@@ -113,6 +150,8 @@ class Walk:
         self._last = ""
         address = f"127.0.0.1:{port}"
         told = {"RUNLANE_LISTEN": address, "RUNLANE_SERVER": address, "NO_COLOR": "1"}
+        if screen:
+            told |= {"COLUMNS": COLUMNS, "TERM": "xterm"}
         self._env = _outside({**env, **told, "STATE": str(folder / "terminal")})
 
     async def __aenter__(self) -> Self:
@@ -150,6 +189,7 @@ class Walk:
             "in the folder that `runlane` is in": self._go_outside,
             "end the server with ctrl-c": self._end_server,
             "end the subscriber with ctrl-c": self._end_watcher,
+            "end the watch with ctrl-c": self._end_watcher,
             "start it again with `make run`": self._start_again,
             "run the program again": self._repeat,
         }
@@ -205,12 +245,15 @@ class Walk:
             raise AssertionError(f"$ {command}\ndoes not end{program.said}") from None
         self.place = Path((self.folder / "terminal.folder").read_text().strip())
         self._last = command
-        self._done = Done(command, code, program.out.text, program.err.text)
+        out = on_screen(program.out.text) if self._screen else program.out.text
+        self._done = Done(command, code, out, program.err.text)
 
     async def _start(self, command: str, place: Path, until: str = "ctrl-c") -> Terminal:
         script = self.folder / f"block-{len(self._started)}.sh"
         script.write_text(f"{command}\n")
+        wrapped = self._screen and until == "ends"
         process = await asyncio.create_subprocess_exec(
+            *((sys.executable, "-c", _ON_A_SCREEN) if wrapped else ()),
             *("bash", "-c", _SHELL, "bash", str(place), str(script), until),
             stdin=DEVNULL,
             stdout=PIPE,
