@@ -111,6 +111,11 @@ def test_the_readers_own_ids_are_put_in() -> None:
     assert samples.exchanged(f"resume {page}") == f"resume {own}"
 
 
+def test_a_block_without_an_instruction_is_refused() -> None:
+    with pytest.raises(AssertionError, match="does not say what to do"):
+        list(steps_of("```python\npass\n```\n"))
+
+
 def test_all_that_is_to_be_written_is_found() -> None:
     for page in PAGES:
         steps = list(steps_of(page.text))
@@ -134,7 +139,6 @@ def test_all_that_is_to_be_written_is_found() -> None:
         ("<!-- not run: too long -->\n\n```sh\nfalse\n```\n```text\nb\n```\n", True),
         ("<!-- not run: too long -->\n\n```sh\nfalse\n```\n```sh\nfalse\n```\n", False),
         ("```mermaid\nflowchart LR\n```\n", True),
-        ("```python\nfalse\n```\n", False),
         ("Write this to `a/b`:\n\n```x\na\n```\n```sh\ncat a/b\n```\n```text\na\n```\n", True),
         ("```sh\nmkdir a; cd a; export b=c\n```\n```sh\ncd ../a; [ $b = c ]\n```\n", True),
     ],

@@ -36,14 +36,10 @@ SECONDS = 60.0
 PAGE_PORT = "50051"
 """The port on the pages."""
 
-SERVER = re.compile(
-    r"make run|(?:\.venv/bin/)?runlane-server --(?!help|version)(?:\\\n|[^|&\n])*"
-)
+SERVER = re.compile(r"make run|(?:\.venv/bin/)?runlane-server --(?!help|version)(?:\\\n|[^|&\n])*")
 """What starts a server, and goes on until Ctrl-C."""
 
-WATCHER = re.compile(
-    r"python subscriber\.py \S+|grpcurl .*/SubscribeRunComplete|runlane watch .*"
-)
+WATCHER = re.compile(r"python subscriber\.py \S+|grpcurl .*/SubscribeRunComplete|runlane watch .*")
 """What shows something until Ctrl-C."""
 
 OF_WATCHER = re.compile(r"[Tt]he subscriber says|[Ww]atch the subscriber|Both say")
