@@ -39,6 +39,7 @@ REASONS = {
     "needs a database server",
     "needs a cluster",
     "needs root",
+    "needs a container engine",
     "takes minutes, and has tests of its own",
     "an excerpt",
 }
