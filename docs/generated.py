@@ -21,9 +21,7 @@ def between(page: str, name: str, text: str) -> str:
 def main(page: Path, write: Callable[[str], str], what: str) -> None:
     """Rewrites a page; with `--check` exits with an error if that would change it."""
     parser = argparse.ArgumentParser(description=what)
-    parser.add_argument(
-        "--check", action="store_true", help="exit with 1 if out of date"
-    )
+    parser.add_argument("--check", action="store_true", help="exit with 1 if out of date")
     options = parser.parse_args()
     before = page.read_text(encoding="utf-8") if page.exists() else ""
     fresh = write(before)

@@ -1,4 +1,4 @@
-"""What the README and the pages of docs/ show is what happens: each is walked, word for word.
+"""The README and the pages of docs/ show what happens: a walk runs their commands in order.
 
 The first-steps pages need more tools and have their own walks (tests/polyglot, and
 test_pytest_plugin for pytest). A block that is not run says why right above it, in a comment.
@@ -21,16 +21,19 @@ from polyglot.languages import ROOT
 from polyglot.pages import Expected, Shown, steps_of
 from polyglot.walk import Walk, on_screen
 
+pytestmark = pytest.mark.sqlite("the pages name their stores")
+
 WALK_SECONDS = 90.0
 
 MODEL, METRICS = "127.0.0.1:8000", "9464"
-"""Where the pages have a model, and the metrics of a server."""
+"""The addresses of a model and of the metrics on the pages; each walk has its own."""
 
-PAGES = sorted(
+DOCUMENTS = sorted(
     page.relative_to(ROOT).as_posix()
     for page in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"))
-    if not page.name.startswith("first-steps-")
 )
+
+PAGES = [page for page in DOCUMENTS if not page.startswith("docs/first-steps-")]
 
 WALKED = [page for page in PAGES if "\n```sh\n" in (ROOT / page).read_text()]
 
@@ -43,12 +46,12 @@ REASONS = {
     "takes minutes, and has tests of its own",
     "an excerpt",
 }
-"""Why a block may not be run."""
+"""The permitted reasons not to run a block."""
 
 
 @asynccontextmanager
 async def reachable(page: str) -> AsyncIterator[str]:
-    """The page, with the addresses at which its reader finds a model and the metrics."""
+    """The page, with a port of this walk for the metrics and for a model."""
     page = page.replace(METRICS, str(free_port()))
     if MODEL not in page:
         yield page
@@ -57,7 +60,6 @@ async def reachable(page: str) -> AsyncIterator[str]:
         yield page.replace(MODEL, f"127.0.0.1:{model.port}")
 
 
-@pytest.mark.sqlite("the pages name their stores")
 @pytest.mark.timeout(WALK_SECONDS)
 @pytest.mark.parametrize("page", WALKED)
 async def test_a_page_shows_what_happens(page: str, tmp_path: Path) -> None:
@@ -85,7 +87,7 @@ def test_a_block_that_is_not_run_says_why(page: str) -> None:
     assert set(reasons) <= REASONS | {"a picture"}
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", DOCUMENTS)
 def test_a_link_leads_somewhere(page: str) -> None:
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
@@ -100,7 +102,7 @@ def test_a_link_leads_somewhere(page: str) -> None:
 
 
 def _anchor(title: str) -> str:
-    """How GitHub names a heading in a link."""
+    """The anchor that GitHub gives a heading."""
     return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
 
 
