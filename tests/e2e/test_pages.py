@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from agents.openai_server import OpenAIServer
 from polyglot.checkout import checkout, free_port
 from polyglot.languages import ROOT
 from polyglot.pages import Expected, Shown, steps_of
 from polyglot.walk import Walk, on_screen
+from support.openai_server import OpenAIServer
 
 pytestmark = pytest.mark.sqlite("the pages name their stores")
 
