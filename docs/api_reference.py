@@ -53,8 +53,8 @@ server reflection and `grpc.health.v1.Health`.
   fields, and treat an unknown enum value or `oneof` case as unknown.
 - Every error has a `google.rpc.ErrorInfo` with domain `runlane` and a stable reason from
   `ErrorReason`. Messages are for people and may change.
-- Cursors, page tokens and ids are opaque. A cursor is valid on any node of its store, for as long as
-  its events are retained.
+- Cursors, page tokens and ids are opaque. A cursor is valid on any node of its store while its
+  events are retained.
 - The same rules apply to [`runlane.harness.v1`](#harnessservice), the package for tests.
 """
 
@@ -116,10 +116,11 @@ def _services(file: FileDescriptorProto) -> Iterator[str]:
 def _method(service: str, method: MethodDescriptorProto, comment: str) -> list[str]:
     stream = "stream of " if method.server_streaming else ""
     role = NEEDS[f"/{service}/{method.name}"].value
+    types = f"{_link(method.input_type)} → {stream}{_link(method.output_type)}"
     return [
         f"### {method.name}",
         "",
-        f"{_link(method.input_type)} → {stream}{_link(method.output_type)}; required role: `{role}`",
+        f"{types}; required role: `{role}`",
         "",
         comment,
         "",
