@@ -1,4 +1,4 @@
-"""What options are made of beyond click's own types."""
+"""Parameter types: durations and attachments."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PIECE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ms|s|m|h|d)")
 
 
 class DurationType(click.ParamType[timedelta]):
-    """A span of time: `90`, `30s`, `1.5m`, `1h30m`, `250ms`, `2d`. A bare number is seconds."""
+    """A duration: `90`, `30s`, `1.5m`, `1h30m`, `250ms`, `2d`. A bare number is in seconds."""
 
     name = "duration"
 
@@ -26,23 +26,23 @@ class DurationType(click.ParamType[timedelta]):
         param: click.Parameter | None,
         ctx: click.Context | None,
     ) -> timedelta:
-        """The span of time; more than 0."""
+        """Returns the duration, which is more than 0."""
         if isinstance(value, timedelta):
             return value
         try:
-            span = parse_duration(value)
+            duration = parse_duration(value)
         except (ValueError, OverflowError):
-            self.fail(f"{value!r} is no span of time such as 30s, 1h30m or 250ms", param, ctx)
-        if span <= timedelta():
-            self.fail(f"{value!r} is not more than 0", param, ctx)
-        return span
+            self.fail(f"{value!r} is not a duration such as 30s, 1h30m or 250ms", param, ctx)
+        if duration <= timedelta():
+            self.fail(f"{value!r} must be more than 0", param, ctx)
+        return duration
 
 
 DURATION = DurationType()
 
 
 def parse_duration(text: str) -> timedelta:
-    """A span of time from its text. Raises ValueError where it is none."""
+    """Parses a duration. Raises ValueError or OverflowError."""
     text = text.strip().lower()
     if re.fullmatch(r"\d+(?:\.\d+)?|\.\d+", text):
         return timedelta(seconds=float(text))
@@ -53,7 +53,7 @@ def parse_duration(text: str) -> timedelta:
 
 
 def read_attachment(path: Path) -> Attachment:
-    """A file as an attachment: as text if it is UTF-8 and its name does not say otherwise."""
+    """Reads a file as an attachment: as text if it is UTF-8 and not of a binary media type."""
     data = path.read_bytes()
     mime_type = mimetypes.guess_type(path.name)[0] or ""
     kind = mime_type.partition("/")[0]

@@ -1,4 +1,4 @@
-"""Reads what a gRPC error says, and makes the most specific of our errors of it."""
+"""Converts gRPC errors to the most specific class of `runlane.errors`."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from grpc import StatusCode
 from runlane.errors import BY_REASON, BY_STATUS, RunlaneError, UnexpectedStatus, Violation
 
 DOMAIN = "runlane"
-"""The domain of our ErrorInfo; those of others are not ours to read."""
+"""The domain of Runlane's ErrorInfo; ErrorInfo of other domains is ignored."""
 
 STATUS_DETAILS = "grpc-status-details-bin"
-"""The trailing metadata that holds a `google.rpc.Status`."""
+"""The key of the trailing metadata that contains a `google.rpc.Status`."""
 
 
-def from_rpc(error: grpc.aio.AioRpcError, peer: str = "") -> RunlaneError:
-    """The most specific of our errors for one of gRPC's; `peer` names whom the call went to."""
+def from_rpc(error: grpc.aio.AioRpcError, target: str = "") -> RunlaneError:
+    """Converts a gRPC error; `target` names the server in the message."""
     details = _Details.of(error)
     status = error.code()
     if details.reason:
-        return _by_server(status, error.details() or "", details)
-    message = _told(status, error.details() or "", peer)
+        return _from_details(status, error.details() or "", details)
+    message = _message_without_details(status, error.details() or "", target)
     cls = BY_STATUS.get(status, UnexpectedStatus)
-    # Without ErrorInfo nobody gave a reason, whatever the class is called.
+    # The server sent no ErrorInfo, so the class's own reason does not apply.
     return cls(
         message,
         status=status,
@@ -40,7 +40,7 @@ def from_rpc(error: grpc.aio.AioRpcError, peer: str = "") -> RunlaneError:
     )
 
 
-def _by_server(status: StatusCode, message: str, details: _Details) -> RunlaneError:
+def _from_details(status: StatusCode, message: str, details: _Details) -> RunlaneError:
     cls = BY_REASON.get(details.reason) or BY_STATUS.get(status, UnexpectedStatus)
     return cls(
         message or details.reason,
@@ -52,21 +52,22 @@ def _by_server(status: StatusCode, message: str, details: _Details) -> RunlaneEr
     )
 
 
-def _told(status: StatusCode, text: str, peer: str) -> str:
-    """A sentence for an error about which no Runlane server said anything."""
-    at = peer or "the server"
+def _message_without_details(status: StatusCode, text: str, target: str) -> str:
+    """Returns a message for an error that has no ErrorInfo of a Runlane server."""
+    server = target or "the server"
     if status is StatusCode.UNAVAILABLE:
-        return f"cannot reach {at}: {text}" if text else f"cannot reach {at}"
+        return f"cannot reach {server}: {text}" if text else f"cannot reach {server}"
     if status is StatusCode.DEADLINE_EXCEEDED:
-        return f"{at} did not answer in time"
+        return f"{server} did not answer in time"
     if status is StatusCode.UNIMPLEMENTED:
-        return f"{at} does not speak runlane.v1, or an older one: {text}"
-    return f"{at} answered {status.name}: {text}" if text else f"{at} answered {status.name}"
+        return f"{server} does not implement this call of runlane.v1: {text}"
+    message = f"{server} returned {status.name}"
+    return f"{message}: {text}" if text else message
 
 
 @dataclass(slots=True)
 class _Details:
-    """What a `google.rpc.Status` holds for us."""
+    """The details of a `google.rpc.Status` that the client uses."""
 
     reason: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
@@ -77,8 +78,8 @@ class _Details:
     def of(cls, error: grpc.aio.AioRpcError) -> _Details:
         details = cls()
         for status in _statuses(error):
-            # Whoever answered may not be a Runlane server: what is no detail of its type, or no
-            # length of time, is left out.
+            # The sender may not be a Runlane server: skip details that cannot be decoded, or whose
+            # duration is out of range.
             for detail in status.details:
                 with suppress(DecodeError, OverflowError, ValueError):
                     details._add(detail)
@@ -95,11 +96,11 @@ class _Details:
                 self.metadata.update(info.metadata)
         elif detail.Unpack(request):
             self.violations += (
-                Violation(found.field, found.description) for found in request.field_violations
+                Violation(each.field, each.description) for each in request.field_violations
             )
         elif detail.Unpack(quota):
             self.violations += (
-                Violation(found.subject, found.description) for found in quota.violations
+                Violation(each.subject, each.description) for each in quota.violations
             )
         elif detail.Unpack(retry):
             self.retry_after = retry.retry_delay.ToTimedelta()
@@ -112,5 +113,5 @@ def _statuses(error: grpc.aio.AioRpcError) -> Iterator[status_pb2.Status]:
         try:
             yield status_pb2.Status.FromString(value)
         except DecodeError:
-            # Somebody else's metadata of the same name: the status itself still counts.
+            # Not a `google.rpc.Status`: the gRPC status itself is still valid.
             continue
