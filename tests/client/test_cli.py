@@ -49,7 +49,7 @@ from runlane.cli.output import (
     tsv,
 )
 from runlane.cli.params import parse_duration, read_attachment
-from runlane.cli.run_view import ending
+from runlane.cli.run_view import end_text
 from runlane.cli.sessions import MESSAGE_COLUMNS
 from runlane.cli.watch import columns, line
 from runlane.v1 import run_pb2, run_service_pb2, session_pb2
@@ -103,9 +103,9 @@ def violation(field: str, description: str) -> runlane.Violation:
 
 
 def test_how_a_run_ended_in_words() -> None:
-    assert ending(end_of(COMPLETED)) is None
-    assert ending(end_of(CANCELLED)) == "cancelled"
-    assert ending(end_of(FAILED)) == "failed: AGENT_ERROR: it broke"
+    assert end_text(end_of(COMPLETED)) is None
+    assert end_text(end_of(CANCELLED)) == "cancelled"
+    assert end_text(end_of(FAILED)) == "failed: AGENT_ERROR: it broke"
 
 
 def test_nothing_in_a_field_breaks_its_line() -> None:

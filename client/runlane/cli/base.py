@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from types import TracebackType
 from typing import Self
 
 import click
@@ -89,12 +88,7 @@ class Interrupts:
             self._loop.add_signal_handler(signal.SIGINT, self.handle)
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with suppress(NotImplementedError, RuntimeError):
             self._loop.remove_signal_handler(signal.SIGINT)
 

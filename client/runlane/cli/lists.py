@@ -19,7 +19,7 @@ from runlane.cli.output import (
     stderr_console,
     take,
 )
-from runlane.cli.params import DURATION
+from runlane.cli.params import DURATION, count_option
 from runlane.cli.run_view import RunView
 from runlane.client import Client
 from runlane.types import Run, RunEvent, RunState
@@ -47,14 +47,7 @@ _COLUMNS: tuple[Column[Run], ...] = (
     type=click.Choice(STATES),
     help="List only runs in this state; repeatable.",
 )
-@click.option(
-    "-n",
-    "count",
-    type=click.IntRange(0),
-    default=20,
-    show_default=True,
-    help="Maximum number of runs; 0: all.",
-)
+@count_option("runs")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per run.")
 @click.pass_obj
 def runs(

@@ -1,15 +1,19 @@
-"""Parameter types: durations and attachments."""
+"""Parameters of several subcommands: durations, attachments and the length of a listing."""
 
 from __future__ import annotations
 
 import mimetypes
 import re
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
 from runlane.types import Attachment
+
+CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PIECE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ms|s|m|h|d)")
@@ -50,6 +54,18 @@ def parse_duration(text: str) -> timedelta:
     if not pieces or "".join(piece.group() for piece in pieces) != text:
         raise ValueError(text)
     return timedelta(seconds=sum(float(p.group(1)) * _UNITS[p.group(2)] for p in pieces))
+
+
+def count_option(records: str) -> Callable[[CommandT], CommandT]:
+    """Returns the option `-n` of a listing."""
+    return click.option(
+        "-n",
+        "count",
+        type=click.IntRange(0),
+        default=20,
+        show_default=True,
+        help=f"Maximum number of {records}; 0: all.",
+    )
 
 
 def read_attachment(path: Path) -> Attachment:

@@ -191,7 +191,7 @@ async def _accept(client: Client, options: Options) -> RunHandle:
 
 
 async def _follow(handle: RunHandle, view: RunView) -> RunComplete:
-    async with handle.events(on_lost=view.lost) as events:
+    async with handle.events(on_lost=view.show_lost) as events:
         async for event in events:
             view.show(event)
             if isinstance(event.body, RunComplete):

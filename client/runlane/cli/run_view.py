@@ -36,11 +36,11 @@ class RunView:
         self._is_verbose = self._err.is_terminal and not as_json
         self._is_terminal = on_terminal()
         self._spinner: Status | None = None
-        self._interrupted = False
+        self._is_cancelling = False
         # The stream with an unfinished line: stdout or stderr.
         self._open_line: str | None = None
         self._wrote_text = False
-        self._lost = False
+        self._is_lost = False
 
     def __enter__(self) -> Self:
         if self._is_verbose:
@@ -65,12 +65,12 @@ class RunView:
 
     def update_spinner(self, text: str) -> None:
         """Shows a text in the spinner, unless it shows a cancel or a lost connection."""
-        if self._spinner is not None and not self._interrupted and not self._lost:
+        if self._spinner is not None and not self._is_cancelling and not self._is_lost:
             self._spinner.update(escape(text))
 
     def show_cancelling(self, text: str) -> None:
         """Shows that the run is being cancelled."""
-        self._interrupted = True
+        self._is_cancelling = True
         if self._spinner is not None:
             self._spinner.update(escape(text))
         else:
@@ -86,16 +86,16 @@ class RunView:
         else:
             click.echo(text, err=True)
 
-    def lost(self, error: RunlaneError) -> None:
+    def show_lost(self, error: RunlaneError) -> None:
         """Shows that the connection is lost; once until the next event."""
-        if not self._lost:
-            self._lost = True
+        if not self._is_lost:
+            self._is_lost = True
             self.note(f"reconnecting: {describe(error)}")
 
     def show(self, event: RunEvent) -> None:
         """Shows an event."""
-        if self._lost:
-            self._lost = False
+        if self._is_lost:
+            self._is_lost = False
             self.note("connected again")
         if self._as_json:
             click.echo(json_line(event))
@@ -158,7 +158,7 @@ class RunView:
             if complete.text_truncated:
                 self.note(f"truncated; full text: runlane messages {complete.session_id}")
         self._end_line()
-        if (line := ending(complete)) is not None:
+        if (line := end_text(complete)) is not None:
             self.note(line)
 
     def _stop_spinner(self) -> None:
@@ -175,7 +175,7 @@ class RunView:
             sys.stdout.flush()
 
 
-def ending(complete: RunComplete) -> str | None:
+def end_text(complete: RunComplete) -> str | None:
     """Describes the end of a run in one line; None if it completed."""
     if complete.state is RunState.COMPLETED:
         return None

@@ -22,6 +22,7 @@ from runlane.cli.output import (
     take,
     time_text,
 )
+from runlane.cli.params import count_option
 from runlane.client import Client
 from runlane.errors import InvalidArgument, SessionBusy, SessionNotFound
 from runlane.types import (
@@ -65,14 +66,7 @@ MESSAGE_COLUMNS: tuple[Column[Message], ...] = (
 
 
 @click.group(invoke_without_command=True)
-@click.option(
-    "-n",
-    "count",
-    type=click.IntRange(0),
-    default=20,
-    show_default=True,
-    help="Maximum number of sessions; 0: all.",
-)
+@count_option("sessions")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per session.")
 @click.pass_context
 def sessions(context: click.Context, count: int, as_json: bool) -> None:

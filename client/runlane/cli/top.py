@@ -170,7 +170,7 @@ class Workload:
     multiple=True,
     type=EndpointType(),
     metavar="URL",
-    help="Metrics endpoint of a node (its --metrics-listen), or HOST:PORT; repeatable.",
+    help="URL or HOST:PORT of a node's metrics (its --metrics-listen); repeatable.",
 )
 @click.option(
     "--interval", type=DURATION, default="1s", show_default=True, help="Time between frames."

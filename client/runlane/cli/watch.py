@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack, suppress
 from functools import partial
-from types import TracebackType
 from typing import Self
 
 import click
@@ -27,7 +26,7 @@ from runlane.cli.output import (
     to_json,
     tsv,
 )
-from runlane.cli.run_view import ending
+from runlane.cli.run_view import end_text
 from runlane.client import Client
 from runlane.errors import RunlaneError
 from runlane.subscription import Subscription
@@ -82,7 +81,7 @@ async def _watch(
 ) -> int:
     view = WatchView(as_json=as_json)
     subscription = client.subscribe_run_complete(
-        session_ids=sessions, cursor=cursor, from_beginning=from_beginning, on_lost=view.lost
+        session_ids=sessions, cursor=cursor, from_beginning=from_beginning, on_lost=view.show_lost
     )
     async with AsyncExitStack() as stack:
         # Registered first to run last, and also after an error: the cursor is needed to resume.
@@ -142,32 +141,27 @@ class WatchView:
         self._out = Console(highlight=False, soft_wrap=True)
         live = on_terminal() and not as_json
         self.live = Live(console=self._out, transient=True, auto_refresh=False) if live else None
-        self._lost = False
+        self._is_lost = False
 
     def __enter__(self) -> Self:
         if self.live is not None:
             self.live.start()
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.live is not None:
             self.live.stop()
 
-    def lost(self, error: RunlaneError) -> None:
+    def show_lost(self, error: RunlaneError) -> None:
         """Shows that the connection is lost; once until it is back."""
-        if not self._lost:
-            self._lost = True
+        if not self._is_lost:
+            self._is_lost = True
             self._note(f"reconnecting: {describe(error)}")
 
     def show_connected(self) -> None:
         """Shows that a lost connection is back."""
-        if self._lost:
-            self._lost = False
+        if self._is_lost:
+            self._is_lost = False
             self._note("connected again")
 
     def show_end(self, complete: RunComplete, cursor: str) -> None:
@@ -181,7 +175,7 @@ class WatchView:
 
     def show_unfinished(self, runs: list[Run]) -> None:
         """Shows the runs that have not ended."""
-        if self.live is None or self._lost:
+        if self.live is None or self._is_lost:
             return
         grid = table(_COLUMNS)
         for run in runs:
@@ -210,7 +204,7 @@ def columns(complete: RunComplete) -> tuple[object, ...]:
 
 def line(complete: RunComplete) -> Text:
     """Returns the line of an ended run for people."""
-    error = ending(complete) if complete.error is not None else None
+    error = end_text(complete) if complete.error is not None else None
     return Text("  ").join(
         [
             Text(time_text(complete.ended_at), style="dim"),
