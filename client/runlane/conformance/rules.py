@@ -8,6 +8,8 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Never, TypeAlias
 
+from runlane.types import FinishReason, RunState
+
 if TYPE_CHECKING:
     from runlane.conformance.context import CaseContext
 
@@ -119,6 +121,8 @@ def expect_that(what: str, *, true: bool) -> None:
 
 
 def _format(value: object) -> str:
+    if value is FinishReason.CANCELED:
+        return str(RunState.CANCELLED)  # one spelling for people
     if isinstance(value, StrEnum):
         return str(value)
     if isinstance(value, list | tuple):
