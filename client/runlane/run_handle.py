@@ -62,8 +62,8 @@ class RunHandle:
         """
         run = await self._client.wait_run(self.run_id, timeout=timeout)
         if run.run_complete is None:
-            waited = "" if timeout is None else f" after {seconds(timeout):g} s"
-            raise DeadlineExceeded(f"run {self.run_id} is still {run.state}{waited}")
+            suffix = "" if timeout is None else f" after {seconds(timeout):g} s"
+            raise DeadlineExceeded(f"run {self.run_id} is still {run.state}{suffix}")
         return run.run_complete
 
     async def cancel(self, reason: str = "") -> CancelReceipt:

@@ -21,7 +21,7 @@ ONCE = RetryPolicy(attempts=1)
 
 
 async def raised(peer: Peer, refuse: Refuse) -> RunlaneError:
-    """What a call raises that the peer refuses so."""
+    """Returns the error of a call that the peer rejects."""
     peer.scripts["GetRun"] = [(refuse,)]
     async with peer.client(retry=ONCE) as client:
         with pytest.raises(RunlaneError) as caught:

@@ -45,7 +45,7 @@ def test_samples_by_name_and_labels() -> None:
         "a{b} 1",
         "a 1_0",
         "a " + "9" * 400,
-        'a{"  "} 1',
+        'a{x="1", ="v"} 1',
         "a" * 2_000 + " 1",
         "# TYPE",
         "\x00",

@@ -1,4 +1,4 @@
-"""Subscriptions: each terminal event once and in order, whatever the peer and the network do."""
+"""Subscriptions: each terminal event once and in order, despite faults of peer and network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The synchronous client: what is its own. What it calls is tested where that is."""
+"""The synchronous client: threads, interrupts, forks. The tests of `Client` cover the calls."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ RENAMED = {
 
 @pytest.fixture(scope="module")
 def target() -> Iterator[str]:
-    """Where a server is, in another process, with the scripted agent."""
+    """The address of a server with the scripted agent, in another process."""
     command = [sys.executable, "-m", "runlane_server", "--listen", "127.0.0.1:0"]
     with subprocess.Popen(
         [*command, "--store", "memory:", "--agent", "scripted"],
@@ -298,11 +298,11 @@ async def test_marks_outlive_the_name_of_their_subscription(peer: Peer) -> None:
 
 
 def program(name: str, target: str) -> list[str]:
-    """What a program says on its output; nothing may be on the other one."""
+    """Returns the lines of a program on stdout; stderr must be empty."""
     script = str(HERE / "sync_programs.py")
     # Later Pythons warn of a fork beside threads, which is what is tried here.
     command = [sys.executable, "-W", "ignore::DeprecationWarning", script, name, target]
-    # gRPC tells at a lower level that a process forks.
+    # gRPC logs forks at a lower level.
     env = {**os.environ, "GRPC_VERBOSITY": "ERROR"}
     done = subprocess.run(command, check=False, timeout=60, capture_output=True, text=True, env=env)
     assert (done.returncode, done.stderr) == (0, "")

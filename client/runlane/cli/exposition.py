@@ -89,7 +89,7 @@ def _parse_line(line: str) -> Iterator[tuple[str, Sample]]:
             for sample in family.samples:
                 yield sample.name, Sample(sample.labels, float(sample.value))
     except (ValueError, IndexError, OverflowError):
-        # A label of spaces raises IndexError, an integer too large for a float OverflowError.
+        # A blank label name raises IndexError, an integer too large for a float OverflowError.
         return
 
 

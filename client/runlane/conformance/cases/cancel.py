@@ -181,8 +181,8 @@ async def _text_so_far(ctx: CaseContext) -> None:
     expect("kept text", text, "so far<g>")
     results = [part for m in turn for part in m.parts if isinstance(part, ToolResult)]
     expect("is_error of the tool results", [r.is_error for r in results], [True])
-    nxt = await ctx.accept({"say": "history"})
-    history = (await ctx.wait_for_end(nxt)).text
+    next_run = await ctx.accept({"say": "history"})
+    history = (await ctx.wait_for_end(next_run)).text
     expect_that("the next turn has the text in its history", true="so far" in history)
 
 

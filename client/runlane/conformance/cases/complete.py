@@ -78,9 +78,9 @@ async def _every_outcome(ctx: CaseContext) -> None:
     handles = [done, failed, crashed, active, queued, entry, host, folded]
     ends = await read_ends(ctx, start, len(handles))
     expect_once_each(ends, handles)
-    found = {end.run_id: end.state for end in ends}
+    states = {end.run_id: end.state for end in ends}
     expected = [S.COMPLETED, S.FAILED, S.FAILED, *[S.CANCELLED] * 3, S.COMPLETED, S.COMPLETED]
-    expect("results", [found[handle.run_id] for handle in handles], expected)
+    expect("results", [states[handle.run_id] for handle in handles], expected)
 
 
 @case(21)
@@ -104,8 +104,8 @@ async def _cancelled_on_entry(ctx: CaseContext) -> None:
     await ctx.client.cancel(ctx.session)
     expect_once_each(await read_ends(ctx, handle.cursor, 1), [handle])
     await gate.release()
-    nxt = await ctx.accept(say("x"))
-    expect_once_each(await read_ends(ctx, handle.cursor, 2), [handle, nxt])
+    next_run = await ctx.accept(say("x"))
+    expect_once_each(await read_ends(ctx, handle.cursor, 2), [handle, next_run])
 
 
 @case(21, Need.CLOCK)
@@ -133,9 +133,9 @@ async def _crash(ctx: CaseContext) -> None:
     handles = [active, queued, ending, retried]
     ends = await read_ends(ctx, active.cursor, len(handles))
     expect_once_each(ends, handles)
-    found = {end.run_id: end.finish_reason for end in ends}
+    finish_reasons = {end.run_id: end.finish_reason for end in ends}
     stop, lost = FinishReason.STOP, FinishReason.INTERRUPTED
-    reasons = [found[handle.run_id] for handle in handles]
+    reasons = [finish_reasons[handle.run_id] for handle in handles]
     expect("finish reasons", reasons, [lost, stop, lost, stop])
     for end in ends:
         await ctx.expect_turn(end)
@@ -173,8 +173,8 @@ async def _all_fields(ctx: CaseContext) -> None:
     usage = {"usage": {"input_tokens": 3, "output_tokens": 4}}
     handle = await ctx.accept(say("x"), usage, {"finish": "length"})
     (end,) = await read_ends(ctx, handle.cursor, 1)
-    found = [end.session_id, end.run_id, end.accept_seq, end.text, end.attempt, end.error]
-    expect("fields", found, [ctx.session, handle.run_id, 1, "x", 1, None])
+    fields = [end.session_id, end.run_id, end.accept_seq, end.text, end.attempt, end.error]
+    expect("fields", fields, [ctx.session, handle.run_id, 1, "x", 1, None])
     expect("finish reason", end.finish_reason, FinishReason.LENGTH)
     tokens = end.usage and (end.usage.input_tokens, end.usage.output_tokens)
     expect("input and output tokens", tokens, (3, 4))
@@ -241,8 +241,8 @@ async def _progress(ctx: CaseContext) -> None:
         mark = await subscription.next_item()
         expect_that("a subscription starts with a progress mark", true=isinstance(mark, Progress))
         cursor = subscription.cursor
-    nxt = await ctx.accept(say("y"))
-    expect_once_each(await read_ends(ctx, cursor, 1), [nxt])
+    next_run = await ctx.accept(say("y"))
+    expect_once_each(await read_ends(ctx, cursor, 1), [next_run])
 
 
 @case(25)
