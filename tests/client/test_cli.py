@@ -17,9 +17,17 @@ import runlane
 from runlane import RunComplete, convert, types
 from runlane.cli.app import runlane as command
 from runlane.cli.base import describe, failure, outcome_code
-from runlane.cli.output import Column, for_terminal, json_line, one_line, took, tsv
+from runlane.cli.output import (
+    Column,
+    duration_text,
+    field,
+    for_terminal,
+    json_line,
+    one_line,
+    tsv,
+)
 from runlane.cli.params import parse_duration, read_attachment
-from runlane.cli.run_view import ending
+from runlane.cli.run_view import end_text
 from runlane.cli.sessions import MESSAGE_COLUMNS
 from runlane.cli.watch import columns, line
 from runlane.v1 import run_pb2, run_service_pb2, session_pb2
@@ -36,23 +44,6 @@ from support.peer import (
     run,
     says,
 )
-from runlane import RunComplete, convert, types
-from runlane.cli.app import runlane as command
-from runlane.cli.base import describe, failure, outcome_code
-from runlane.cli.output import (
-    Column,
-    duration_text,
-    field,
-    for_terminal,
-    json_line,
-    one_line,
-    tsv,
-)
-from runlane.cli.params import parse_duration, read_attachment
-from runlane.cli.run_view import end_text
-from runlane.cli.sessions import MESSAGE_COLUMNS
-from runlane.cli.watch import columns, line
-from runlane.v1 import run_pb2, run_service_pb2, session_pb2
 
 COMPLETED = run_pb2.RUN_STATE_COMPLETED
 CANCELLED = run_pb2.RUN_STATE_CANCELLED

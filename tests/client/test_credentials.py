@@ -14,9 +14,8 @@ from runlane.cli.app import runlane
 from runlane.conformance.app import command as conformance
 from runlane.conformance.app import main
 from runlane.harness import Harness
-from runlane.places import is_local
-from support.callers import LIFETIME, SECONDS, World, guarded
 from runlane.targets import is_local
+from support.callers import LIFETIME, SECONDS, World, guarded
 
 SHOWN = "geheim"
 

@@ -11,10 +11,9 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from proofs.conformance.faults import FAULTS, Fault
-from runlane.conformance import play
-from conformance.faults import FAULTS, Fault
-from e2e.process import ServerProcess, serving
-from runlane.conformance import cases  # noqa: F401 - registers the cases
+from runlane.conformance import (
+    cases,  # noqa: F401 - registers the cases
+)
 from runlane.conformance.rules import CASES, RULES, Need
 from runlane_server.testing.server import LocalServer
 from support.process import ServerProcess, serving
