@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = ROOT / "examples"
+CLIENTS = Path(__file__).parent / "clients"
 LOCKS = ROOT / ".cache" / "polyglot"
 
 BUILD_SECONDS = 900.0
@@ -52,7 +52,7 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """An example: its name, which is its folder in `examples/`, and the tools that it needs."""
+    """An example: its name, which is its folder in `clients/`, and the tools that it needs."""
 
     name: str
     tools: tuple[Tool, ...]
@@ -60,7 +60,7 @@ class Language:
     @property
     def folder(self) -> Path:
         """Where it is built and run."""
-        return EXAMPLES / self.name
+        return CLIENTS / self.name
 
     def missing(self) -> str:
         """Why it cannot be built here; empty where it can."""

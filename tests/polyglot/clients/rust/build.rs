@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-const PROTO: &str = "../../proto";
+const PROTO: &str = "../../../../proto";
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed={PROTO}");
