@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,6 +26,29 @@ async def scripted(folder: Path, *flags: str) -> AsyncIterator[tuple[ServerProce
     """A server whose agent does what its prompt says, and a client with a connection of its own."""
     async with serving(folder, *SCRIPTED, *flags) as server, Client(server.address) as client:
         yield server, client
+
+
+def new_token(folder: Path, role: str) -> str:
+    """Creates a token for the server in a folder."""
+    printed = subprocess.run(
+        (
+            *(sys.executable, "-m", "runlane_server", "token", "new", role),
+            *("--access", str(folder / "access.toml"), "--role", role),
+        ),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    return printed.stdout.split()[-1]
+
+
+@asynccontextmanager
+async def guarded(folder: Path) -> AsyncIterator[tuple[ServerProcess, str, str]]:
+    """A server that requires a token, a token that may run, and a token that may only read."""
+    runs, reads = new_token(folder, "run"), new_token(folder, "read")
+    async with serving(folder, *SCRIPTED, "--access", "access.toml") as server:
+        yield server, runs, reads
 
 
 def script(*steps: Mapping[str, object]) -> str:

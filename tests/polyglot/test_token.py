@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -13,31 +9,9 @@ import pytest
 from polyglot.program import Programs
 from polyglot.serving import SCRIPTED
 from support.process import ServerProcess, serving
+from polyglot.serving import guarded
 
 SECRET = "not-to-be-seen"  # noqa: S105 - it opens nothing
-
-
-def new_token(folder: Path, role: str) -> str:
-    """A token for the server in a folder."""
-    told = subprocess.run(
-        (
-            *(sys.executable, "-m", "runlane_server", "token", "new", role),
-            *("--access", str(folder / "access.toml"), "--role", role),
-        ),
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=30,
-    )
-    return told.stdout.split()[-1]
-
-
-@asynccontextmanager
-async def guarded(folder: Path) -> AsyncIterator[tuple[ServerProcess, str, str]]:
-    """A server that lets nobody in without a token, one for running, and one for reading."""
-    runs, reads = new_token(folder, "run"), new_token(folder, "read")
-    async with serving(folder, *SCRIPTED, "--access", "access.toml") as server:
-        yield server, runs, reads
 
 
 async def test_c13_the_token_is_sent_with_every_call(programs: Programs, folder: Path) -> None:
