@@ -66,11 +66,11 @@ class Program:
         """All output, for a message."""
         return f"\n--- stdout\n{self.out.text[-4000:]}\n--- stderr\n{self.err.text[-4000:]}"
 
-    async def shows(self, text: str, seconds: float = SECONDS) -> None:
+    async def prints(self, text: str, seconds: float = SECONDS) -> None:
         """Waits for a text on stdout."""
         await self._until(self.out, lambda output: text in output.text, repr(text), seconds)
 
-    async def tells(self, prefix: str, seconds: float = SECONDS, *, times: int = 1) -> str:
+    async def reports(self, prefix: str, seconds: float = SECONDS, *, times: int = 1) -> str:
         """Waits for `times` lines on stderr with this prefix; returns the last one."""
 
         def found(output: Output) -> list[str]:
@@ -80,7 +80,7 @@ class Program:
         await self._until(self.err, lambda output: len(found(output)) >= times, enough, seconds)
         return found(self.err)[-1]
 
-    async def ends(self, code: int, seconds: float = SECONDS) -> None:
+    async def exits(self, code: int, seconds: float = SECONDS) -> None:
         """Waits for the end of the process, and asserts its exit code."""
         try:
             async with asyncio.timeout(seconds):

@@ -29,7 +29,7 @@ async def test_quickstart_prints_what_the_readme_shows(
 ) -> None:
     async with scripted(folder) as (server, client):
         program = await quickstarts.launch(*quickstart.arguments(), env=server_at(server.address))
-        await program.ends(0)
+        await program.exits(0)
         (state,) = (await runs_of(client, "demo")).values()
     assert program.out.text + program.err.text == first_block(
         EXAMPLES / "README.md", "Quickstarts", "text"
@@ -44,10 +44,10 @@ async def test_quickstart_streams_text_while_the_run_is_active(
     async with scripted(folder) as (server, client):
         prompt = gated("g", before="grün ")
         program = await quickstarts.launch("s", prompt, env=server_at(server.address))
-        await program.shows("grün ")
+        await program.prints("grün ")
         assert list((await runs_of(client, "s")).values()) == [RunState.ACTIVE]
         await open_gate(client, "g")
-        await program.ends(0)
+        await program.exits(0)
     assert program.out.text == "grün ended\n"
 
 
@@ -55,7 +55,7 @@ async def test_quickstart_reports_a_failed_run(quickstarts: Programs, folder: Pa
     async with scripted(folder) as (server, _):
         prompt = script({"text": "half "}, {"fail": "no more"})
         program = await quickstarts.launch("s", prompt, env=server_at(server.address))
-        await program.ends(1)
+        await program.exits(1)
     assert program.out.text == "half \n"
     assert program.err.text == "failed: no more\n"
 
@@ -65,10 +65,10 @@ async def test_quickstart_cancels_its_run_and_no_other_on_ctrl_c(
 ) -> None:
     async with scripted(folder) as (server, client):
         program = await quickstarts.launch("s", gated("g"), env=server_at(server.address))
-        await program.shows("begun ")
+        await program.prints("begun ")
         other = await client.run_accepted("s", "other")
         program.process.send_signal(signal.SIGINT)
-        await program.ends(INTERRUPTED.get(quickstart.language.name, 1))
+        await program.exits(INTERRUPTED.get(quickstart.language.name, 1))
         assert (await other.completed(10)).state is RunState.COMPLETED
         states = list((await runs_of(client, "s")).values())
     assert program.out.text == "begun \n"
@@ -92,7 +92,7 @@ async def test_quickstart_cancels_its_run_on_ctrl_c_before_the_run_is_acknowledg
         program.process.send_signal(signal.SIGINT)
         proxy.silence_at_request = 0
         proxy.speak()
-        await program.ends(INTERRUPTED.get(quickstart.language.name, 1))
+        await program.exits(INTERRUPTED.get(quickstart.language.name, 1))
         assert list((await runs_of(client, "s")).values()) == [RunState.CANCELLED]
     assert program.err.text == "cancelled\n"
 
@@ -101,7 +101,7 @@ async def test_quickstart_sends_its_token(quickstarts: Programs, folder: Path) -
     async with guarded(folder) as (server, token, _):
         env = server_at(server.address, token)
         program = await quickstarts.launch("s", "hello", env=env)
-        await program.ends(0)
+        await program.exits(0)
     assert program.out.text == "hello\n"
 
 
@@ -114,7 +114,7 @@ async def test_quickstart_reports_the_servers_message_when_its_token_is_refused(
             with pytest.raises(Unauthenticated) as refused:
                 await client.get_run("any")
         program = await quickstarts.launch("s", "hello", env=server_at(server.address, token))
-        await program.ends(1)
+        await program.exits(1)
     assert len(program.err.lines) == 1, program.said
     assert refused.value.message in program.err.text
     assert program.out.text == ""
@@ -125,7 +125,7 @@ async def test_quickstart_keeps_its_token_from_other_machines(
     quickstarts: Programs, server: str
 ) -> None:
     program = await quickstarts.launch("s", "hello", env=server_at(server, SECRET))
-    await program.ends(1)
+    await program.exits(1)
     assert len(program.err.lines) == 1, program.said
     assert server in program.err.text
     assert SECRET not in program.err.text
@@ -135,12 +135,12 @@ async def test_quickstart_reports_that_no_server_answers(
     quickstarts: Programs, proxy: Proxy
 ) -> None:
     program = await quickstarts.launch("s", "hello", env=server_at(proxy.address))
-    await program.ends(1)
+    await program.exits(1)
     assert len(program.err.lines) == 1, program.said
     assert program.out.text == ""
 
 
 async def test_quickstart_without_arguments_prints_its_usage(quickstarts: Programs) -> None:
     program = await quickstarts.launch(env={})
-    await program.ends(1)
+    await program.exits(1)
     assert program.err.text.startswith("usage: ")
