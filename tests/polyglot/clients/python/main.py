@@ -1,7 +1,7 @@
-"""The program of all examples, ../README.md, on the Python client of Runlane.
+"""The conformance client of ../README.md, on Runlane's Python client.
 
-The client does what a client has to do (docs/clients.md) by itself. What is left to its user is
-marked here with the number of the rule.
+The Python client follows most rules of docs/clients.md by itself. Comments with a rule's number mark
+the rest.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from runlane.ids import new_id
 FAILED, WRONG, REFUSED, UNANSWERED, INTERRUPTED = 1, 2, 3, 4, 130
 
 
-def tell(line: str) -> None:
+def log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
@@ -39,24 +39,24 @@ def reason(complete: RunComplete) -> str:
 
 
 def reconnecting(error: RunlaneError) -> None:
-    tell(f"reconnecting {error.reason or error.status.name}")
+    log(f"reconnecting {error.reason or error.status.name}")
 
 
 def report(error: RunlaneError) -> int:
-    """Shows what is wrong (C5); returns the exit code."""
-    tell(f"{error.reason or error.status.name}: {error.message}")
+    """Prints an error (C5); returns the exit code."""
+    log(f"{error.reason or error.status.name}: {error.message}")
     for violation in error.violations:
-        tell(f"  {violation.field}: {violation.description}")
+        log(f"  {violation.field}: {violation.description}")
     return UNANSWERED if error.status.name in ("UNAVAILABLE", "DEADLINE_EXCEEDED") else REFUSED
 
 
 async def run(client: Client, args: argparse.Namespace) -> int:
-    # C1: the client would make an id too; this one is known before there is an answer, so that
+    # C1: the Python client creates an id too. This one is known before the answer arrives, so that
     # Ctrl-C can cancel the run at any time.
     run_id = args.run_id or new_id()
     accepting = asyncio.create_task(accept(client, args, run_id))
     try:
-        # Not cancelled with us: a run that is accepted behind its own cancel would live on.
+        # Shielded: an accept that arrived after its own cancel would leave the run active.
         return await follow(client, await asyncio.shield(accepting))
     except asyncio.CancelledError:
         await asyncio.wait([accepting])
@@ -75,7 +75,7 @@ async def accept(client: Client, args: argparse.Namespace, run_id: str) -> RunHa
         max_attempts=args.max_attempts,
         allow_missing=True,
     )
-    tell(f"accepted {handle.run_id}")
+    log(f"accepted {handle.run_id}")
     return handle
 
 
@@ -84,24 +84,24 @@ async def follow(client: Client, handle: RunHandle) -> int:
     try:
         async for event in handle.events(on_lost=reconnecting):
             complete = show(event.body)
-    except CursorCompacted:  # C12: its events are gone, as its id was used long ago
+    except CursorCompacted:  # C12: its events are compacted, because its id was used long ago
         complete = (await client.get_run(handle.run_id)).run_complete
         if complete is not None:
             print(complete.text, end="")
     if complete is None:
         return FAILED
     print(flush=True)
-    tell(f"{complete.state} {reason(complete)}")
+    log(f"{complete.state} {reason(complete)}")
     return 0 if complete.state is RunState.COMPLETED else FAILED
 
 
 def show(body: EventBody) -> RunComplete | None:
-    """Shows what happens in a run; returns its end."""
+    """Prints an event of a run; returns its end."""
     match body:
         case TextDelta(text=text):
             print(text, end="", flush=True)
         case Started(attempt=attempt) if attempt > 1:  # C8
-            tell(f"attempt {attempt}")
+            log(f"attempt {attempt}")
         case RunComplete() as complete:
             return complete
     return None
@@ -125,26 +125,26 @@ async def watch(client: Client, args: argparse.Namespace) -> int:
             return await ends(subscription, args)
         except CursorCompacted as error:  # C12
             cursor = error.oldest_cursor
-            tell(f"events before {cursor} are gone")
+            log(f"events before {cursor} are gone")
 
 
 async def ends(subscription: Subscription, args: argparse.Namespace) -> int:
-    """Tells each end that comes, as many as are asked for."""
+    """Prints completions until `--count` is reached."""
     async with subscription:
-        tell("watching")
+        log("watching")
         async for item in subscription.with_progress():
             if isinstance(item, RunComplete):
                 print(item.run_id, item.state.name, reason(item), flush=True)
                 args.count -= 1
             if subscription.cursor is not None:
-                keep(args.cursor_file, subscription.cursor)  # C9: behind the event, marks too
+                keep(args.cursor_file, subscription.cursor)  # C9: after the event, marks too
             if args.count == 0:
                 break
     return 0
 
 
 def keep(file: Path, cursor: str) -> None:
-    """Writes the cursor at once, so that a process that dies leaves one or the other."""
+    """Replaces the file atomically, so that a crash leaves the old cursor or the new one."""
     if file != Path(os.devnull):
         new = file.with_name(f"{file.name}.new")
         new.write_text(cursor)
@@ -178,8 +178,8 @@ async def main() -> int:
     token = os.environ.get("RUNLANE_TOKEN") or None
     try:
         client = Client(args.target, token=token, timeout=args.timeout)
-    except ValueError as error:  # C13: the client does not send it unencrypted to another machine
-        tell(str(error))
+    except ValueError as error:  # C13: the client refuses to send the token unencrypted
+        log(str(error))
         return WRONG
     async with client:
         work = asyncio.ensure_future(args.command(client, args))
