@@ -9,6 +9,7 @@ test passed fails.
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -41,9 +42,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
+    if not WANTED:
+        return
     # The processes of xdist inherit the id, so that all of them share one session.
-    if WANTED:
-        os.environ.setdefault("RUNLANE_POLYGLOT_SESSION", uuid.uuid4().hex)
+    os.environ.setdefault("RUNLANE_POLYGLOT_SESSION", uuid.uuid4().hex)
+    # A script starts background jobs with SIGINT ignored, which programs under test would inherit.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

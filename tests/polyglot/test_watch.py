@@ -151,11 +151,11 @@ async def test_c11_watch_keeps_a_stream_that_sends_progress_marks(
 ) -> None:
     async with scripted(folder, "--progress-interval", "300ms") as (server, client):
         proxy.target = server.address
-        words = ("--silence", "2", "--count", "1")
+        words = ("--silence", "5", "--count", "1")
         program = await watching(programs, *words, target=proxy.address)
         # Longer than --silence.
         handle = await client.run_accepted("s", gated("g"), allow_missing=True)
-        await client.wait_run(handle.run_id, timeout=3)
+        await client.wait_run(handle.run_id, timeout=6)
         await open_gate(client, "g")
         await program.exits(0)
     assert not any(line.startswith("reconnecting") for line in program.err.lines)
