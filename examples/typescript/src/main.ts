@@ -30,12 +30,13 @@ async function run(sessionId: string, prompt: string): Promise<RunComplete> {
   const accepted = inTime<RunAcceptedResponse>((options, done) =>
     runs.runAccepted(request, metadata, options, done),
   );
+  const cancel = async () => {
+    const request = CancelRequest.fromPartial({ runId: (await accepted).run?.runId });
+    await inTime<CancelResponse>((options, done) => runs.cancel(request, metadata, options, done));
+  };
   // The stream stays open after Ctrl-C, so that it delivers the end of the cancelled run. Only once:
   // a second Ctrl-C ends the program.
-  process.once('SIGINT', async () => {
-    const cancel = CancelRequest.fromPartial({ runId: (await accepted).run?.runId });
-    await inTime<CancelResponse>((options, done) => runs.cancel(cancel, metadata, options, done));
-  });
+  process.once('SIGINT', () => cancel().catch(fail));
 
   const runId = (await accepted).run?.runId;
   const events: AsyncIterable<SubscribeRunResponse> = runs.subscribeRun(
@@ -61,6 +62,11 @@ function inTime<Response>(
   });
 }
 
+function fail(error: unknown): void {
+  console.error(error instanceof Error ? error.message : error);
+  process.exitCode = 1;
+}
+
 const [sessionId, prompt] = process.argv.slice(2);
 try {
   if (!sessionId || !prompt) throw new Error('usage: node dist/main.js SESSION PROMPT');
@@ -70,6 +76,5 @@ try {
   console.error(error ? `${end}: ${error.message}` : end);
   process.exitCode = state === RunState.RUN_STATE_COMPLETED ? 0 : 1;
 } catch (error) {
-  console.error(error instanceof Error ? error.message : error);
-  process.exitCode = 1;
+  fail(error);
 }
