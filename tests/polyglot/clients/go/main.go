@@ -1,6 +1,6 @@
-// A client of Runlane in one file: it runs prompts, cancels them, and watches runs end.
+// A Runlane client in one file: runs prompts, cancels runs, and watches completions.
 //
-// C1 to C13 are the rules of docs/clients.md; each is named where it is kept.
+// C1 to C13 are the rules of docs/clients.md; a comment marks the code that implements each one.
 package main
 
 import (
@@ -49,12 +49,12 @@ const (
 	interrupted = 130
 )
 
-// remembered is how many ends watch knows again: one that comes twice comes close to the first time.
+// remembered is how many completions watch remembers: a repeated one soon follows the first.
 const remembered = 1024
 
 // --- The three commands --------------------------------------------------------------------------
 
-// run hands over a prompt, shows the text as it comes, and tells the end.
+// run accepts a run, prints its text as it arrives, and reports its end.
 func run(ctx context.Context, c *connection, o options) (int, error) {
 	complete, err := acceptAndFollow(ctx, c, o)
 	if ctx.Err() != nil {
@@ -64,7 +64,7 @@ func run(ctx context.Context, c *connection, o options) (int, error) {
 		return failed, err
 	}
 	fmt.Println()
-	tell("%s %s", strings.ToLower(stateName(complete.State)), reasonName(complete.FinishReason))
+	logf("%s %s", strings.ToLower(stateName(complete.State)), reasonName(complete.FinishReason))
 	if complete.State != pb.RunState_RUN_STATE_COMPLETED {
 		return failed, nil
 	}
@@ -72,7 +72,7 @@ func run(ctx context.Context, c *connection, o options) (int, error) {
 }
 
 func acceptAndFollow(ctx context.Context, c *connection, o options) (*pb.RunComplete, error) {
-	// C1: the same id with every try. It was made before the first one.
+	// C1: every attempt sends the same id, created before the first one.
 	request := &pb.RunAcceptedRequest{
 		SessionId:    o.words[0],
 		Prompt:       o.words[1],
@@ -83,17 +83,17 @@ func acceptAndFollow(ctx context.Context, c *connection, o options) (*pb.RunComp
 	if _, err := call(ctx, c, c.runs.RunAccepted, request, (*failure).mayPass); err != nil {
 		return nil, err
 	}
-	tell("accepted %s", o.runID)
+	logf("accepted %s", o.runID)
 	return follow(ctx, c, o.runID)
 }
 
-// follow shows the text of a run as it comes, each piece once; it returns the end of the run.
+// follow prints the text of a run as it arrives, each piece once; it returns the end of the run.
 func follow(ctx context.Context, c *connection, runID string) (*pb.RunComplete, error) {
 	var lastIndex int64
 	var complete *pb.RunComplete
 	err := resumed(ctx, stream[pb.SubscribeRunResponse]{
 		open: func(ctx context.Context) (grpc.ServerStreamingClient[pb.SubscribeRunResponse], error) {
-			// C7: behind what was seen.
+			// C7: after the last event received.
 			request := &pb.SubscribeRunRequest{RunId: runID, AfterIndex: lastIndex}
 			return c.runs.SubscribeRun(c.outgoing(ctx), request)
 		},
@@ -107,8 +107,8 @@ func follow(ctx context.Context, c *connection, runID string) (*pb.RunComplete, 
 				fmt.Print(delta.Text)
 			}
 			if started := event.GetStarted(); started.GetAttempt() > 1 {
-				// C8: the node was lost, and the answer begins anew.
-				tell("attempt %d", started.Attempt)
+				// C8: the node of the first attempt was lost; the answer starts over.
+				logf("attempt %d", started.Attempt)
 			}
 			complete = event.GetRunComplete()
 			return complete != nil, nil
@@ -122,7 +122,7 @@ func follow(ctx context.Context, c *connection, runID string) (*pb.RunComplete, 
 	return complete, err
 }
 
-// removed is the end of a run whose events are gone by now, as they are when its id was used long ago.
+// removed returns the end of a run whose events are compacted, because its id was used long ago.
 func removed(ctx context.Context, c *connection, runID string, seen int64) (*pb.RunComplete, error) {
 	response, err := call(ctx, c, c.runs.GetRun, &pb.GetRunRequest{RunId: runID}, (*failure).mayPass)
 	if err != nil {
@@ -138,20 +138,20 @@ func removed(ctx context.Context, c *connection, runID string, seen int64) (*pb.
 	return complete, nil
 }
 
-// cancelInterrupted cancels the run of a program that was interrupted. By its id, so it may be repeated.
+// cancelInterrupted cancels the run after Ctrl-C: by its id, so that it may be retried.
 func cancelInterrupted(c *connection, runID string) error {
 	request := &pb.CancelRequest{RunId: runID, Reason: "interrupted"}
 	_, err := call(context.Background(), c, c.runs.Cancel, request, (*failure).mayPass)
 	var f *failure
 	if errors.As(err, &f) && f.reason == "RUN_NOT_FOUND" {
-		return nil // it was never accepted, which is as good
+		return nil // the run was never accepted: nothing to cancel
 	}
 	return err
 }
 
-// cancel cancels a session, or one run, and names what was covered.
+// cancel cancels a session, or one run, and prints the runs that were covered.
 func cancel(ctx context.Context, c *connection, o options) (int, error) {
-	// C6: a second cancel of a session could cover runs that came in after the first.
+	// C6: a second cancel of a session could cover runs accepted after the first.
 	mayRepeat := (*failure).serverDidNothing
 	if o.runID != "" {
 		mayRepeat = (*failure).mayPass
@@ -164,7 +164,7 @@ func cancel(ctx context.Context, c *connection, o options) (int, error) {
 	return completed, err
 }
 
-// watch tells each run that ends, over lost connections, and in the next process too.
+// watch prints every completion, across lost connections and restarts of the program.
 func watch(ctx context.Context, c *connection, o options) (int, error) {
 	cursor, err := readCursor(o.cursorFile)
 	if err != nil {
@@ -172,7 +172,7 @@ func watch(ctx context.Context, c *connection, o options) (int, error) {
 	}
 	known := &ends{seen: map[string]bool{}}
 	watching := false
-	told := 0
+	printed := 0
 	err = resumed(ctx, stream[pb.SubscribeRunCompleteResponse]{
 		silence: o.silence,
 		open: func(ctx context.Context) (grpc.ServerStreamingClient[pb.SubscribeRunCompleteResponse], error) {
@@ -184,21 +184,21 @@ func watch(ctx context.Context, c *connection, o options) (int, error) {
 		},
 		deal: func(message *pb.SubscribeRunCompleteResponse) (bool, error) {
 			if !watching {
-				tell("watching")
+				logf("watching")
 				watching = true
 			}
 			if end := message.GetRunComplete(); end != nil && known.isNew(end) {
 				fmt.Println(end.RunId, stateName(end.State), reasonName(end.FinishReason))
-				told++
+				printed++
 			}
-			// C9: of progress marks too, and not before the event is dealt with.
+			// C9: of progress marks too, and only after the event is processed.
 			cursor = message.Cursor
-			return o.count > 0 && told >= o.count, writeCursor(o.cursorFile, cursor)
+			return o.count > 0 && printed >= o.count, writeCursor(o.cursorFile, cursor)
 		},
 		lost: func(f *failure) error {
-			// C12: what is gone is told; a server that drains says where to go on.
+			// C12: report lost events; resume from the cursor that a draining server names.
 			if oldest := f.metadata["oldest_cursor"]; f.reason == "CURSOR_COMPACTED" && oldest != "" {
-				tell("events before %s are gone", oldest)
+				logf("events before %s are gone", oldest)
 				cursor = oldest
 				return nil
 			}
@@ -211,14 +211,14 @@ func watch(ctx context.Context, c *connection, o options) (int, error) {
 	return completed, err
 }
 
-// ends knows the runs that were told (C10).
+// ends remembers the completions that were printed (C10).
 type ends struct {
 	seen  map[string]bool
 	order []string
 }
 
-// isNew says whether an end was not told before. An id may be used again once its session was deleted;
-// the time tells the two runs apart.
+// isNew reports whether a completion is new. An id is free again once its session is deleted; the time
+// distinguishes the two runs.
 func (e *ends) isNew(end *pb.RunComplete) bool {
 	key := end.RunId + " " + end.GetEndedAt().AsTime().String()
 	if e.seen[key] {
@@ -244,7 +244,7 @@ func readCursor(file string) (string, error) {
 	return strings.TrimSpace(string(kept)), err
 }
 
-// writeCursor leaves the old cursor or the new one in the file, whatever happens.
+// writeCursor replaces the file atomically: a crash leaves the old cursor or the new one.
 func writeCursor(file, cursor string) error {
 	if file == "" {
 		return nil
@@ -268,32 +268,32 @@ func writeCursor(file, cursor string) error {
 type connection struct {
 	runs    pb.RunServiceClient
 	token   string
-	timeout time.Duration // of a call, its repetitions included
+	timeout time.Duration // of a call, including its retries
 }
 
 func connect(o options) (*connection, error) {
 	token := os.Getenv("RUNLANE_TOKEN")
 	if token != "" && !isLocal(o.target) {
-		// C13: who sees the token can use it.
+		// C13: anyone who sees the token can use it.
 		return nil, fmt.Errorf("the token would go to %s unencrypted", o.target)
 	}
 	settings := []grpc.DialOption{
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		// C11.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
-		// The channel's own pauses grow to two minutes; a server that is back would seem to be down.
+		// The channel's default backoff grows to two minutes: a restarted server would seem down.
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff: backoff.Config{
 				BaseDelay: 100 * time.Millisecond, Multiplier: 2, Jitter: 0.2, MaxDelay: time.Second,
 			},
 			MinConnectTimeout: 5 * time.Second,
 		}),
-		// C6: nobody else repeats a call; `call` does, and knows which.
+		// C6: gRPC itself must not retry; `call` decides which calls may be retried.
 		grpc.WithDisableRetry(),
 		grpc.WithDisableServiceConfig(),
 	}
 	if isLocal(o.target) {
-		// C13: a proxy of the environment is on another machine.
+		// C13: a proxy from the environment may be on another machine.
 		settings = append(settings, grpc.WithNoProxy())
 	}
 	channel, err := grpc.NewClient(o.target, settings...)
@@ -303,8 +303,7 @@ func connect(o options) (*connection, error) {
 	return &connection{runs: pb.NewRunServiceClient(channel), token: token, timeout: o.timeout}, nil
 }
 
-// isLocal says whether a target is on this machine for certain: of any other name nobody knows where it
-// leads.
+// isLocal reports whether a target is certainly on this machine. Other names may resolve to any machine.
 func isLocal(target string) bool {
 	host, _, err := net.SplitHostPort(target)
 	if err != nil {
@@ -314,7 +313,7 @@ func isLocal(target string) bool {
 	return strings.EqualFold(host, "localhost") || (ip != nil && ip.IsLoopback())
 }
 
-// outgoing adds what is sent with every call.
+// outgoing adds the token to a call.
 func (c *connection) outgoing(ctx context.Context) context.Context {
 	if c.token == "" {
 		return ctx
@@ -322,9 +321,9 @@ func (c *connection) outgoing(ctx context.Context) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+c.token)
 }
 
-// call makes a call, and makes it again after failures for which mayRepeat holds, all within one
-// deadline (C2, C3). An interrupt ends the pauses and not the call at hand: a run that is accepted behind
-// its own cancel would live on.
+// call makes a call, and retries it after failures that mayRepeat accepts, all within one deadline
+// (C2, C3). An interrupt ends a backoff but not the current call: a run accepted after its own cancel
+// would stay active.
 func call[Request, Response any](
 	ctx context.Context,
 	c *connection,
@@ -352,15 +351,15 @@ func call[Request, Response any](
 	}
 }
 
-// stream is what it takes to read a stream over as many calls as that takes.
+// stream describes a server stream that is read over as many calls as necessary.
 type stream[Message any] struct {
 	open    func(context.Context) (grpc.ServerStreamingClient[Message], error)
 	deal    func(*Message) (done bool, err error)
-	lost    func(*failure) error // the error where opening it again is no use
-	silence time.Duration        // how long a call lives without a message; 0: for ever
+	lost    func(*failure) error // returns an error if the stream must not be reopened
+	silence time.Duration        // timeout of a call without messages; 0: none
 }
 
-// resumed deals with the messages of a stream until that is done.
+// resumed processes the messages of a stream until deal is done.
 func resumed[Message any](ctx context.Context, s stream[Message]) error {
 	var pauses pauses
 	for {
@@ -369,7 +368,7 @@ func resumed[Message any](ctx context.Context, s stream[Message]) error {
 		if done || ctx.Err() != nil || !errors.As(err, &f) {
 			return err
 		}
-		// A server that greets and then breaks off each time is not asked in a tight loop.
+		// No busy loop if the server breaks every call after its first message.
 		if dealt > 1 {
 			pauses.reset()
 		}
@@ -382,7 +381,7 @@ func resumed[Message any](ctx context.Context, s stream[Message]) error {
 	}
 }
 
-// once reads one call to its end; a failure is of the call, any other error is not.
+// once reads one call to its end. An error of the call is a failure; any other error is not.
 func (s stream[Message]) once(ctx context.Context) (dealt int, done bool, err error) {
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
@@ -413,16 +412,16 @@ func (s stream[Message]) once(ctx context.Context) (dealt int, done bool, err er
 	return dealt, false, failureOf(err)
 }
 
-// --- What goes wrong -----------------------------------------------------------------------------
+// --- Errors --------------------------------------------------------------------------------------
 
-// failure is what a call ended with. Decisions are by its reason, never by its message (C5).
+// failure is a failed call. Decide by its reason, never by its message (C5).
 type failure struct {
 	code     codes.Code
-	reason   string // of the server; empty where no server of Runlane said anything
+	reason   string // from the server; empty if the error is not from a Runlane server
 	message  string
 	metadata map[string]string
 	fields   []*errdetails.BadRequest_FieldViolation
-	// retryAfter is how long the server asks to wait; nil where it does not.
+	// retryAfter is the delay that the server asks for; nil if it asks for none.
 	retryAfter *time.Duration
 }
 
@@ -434,9 +433,9 @@ func failureOf(err error) *failure {
 	if errors.Is(err, io.EOF) {
 		return &failure{code: codes.Unavailable, message: "the server ended the stream"}
 	}
-	told := status.Convert(err)
-	f = &failure{code: told.Code(), message: told.Message()}
-	for _, detail := range told.Details() {
+	converted := status.Convert(err)
+	f = &failure{code: converted.Code(), message: converted.Message()}
+	for _, detail := range converted.Details() {
 		switch detail := detail.(type) {
 		case *errdetails.ErrorInfo:
 			if detail.Domain == "runlane" {
@@ -452,12 +451,12 @@ func failureOf(err error) *failure {
 	return f
 }
 
-// name is the reason, or the status where there is none.
+// name is the reason, or the status if there is none.
 func (f *failure) name() string {
 	if f.reason != "" {
 		return f.reason
 	}
-	// The canonical names; those of codes.Code are in another spelling.
+	// The canonical names; codes.Code spells them differently.
 	names := map[codes.Code]string{
 		codes.Canceled: "CANCELLED", codes.Unknown: "UNKNOWN",
 		codes.InvalidArgument: "INVALID_ARGUMENT", codes.DeadlineExceeded: "DEADLINE_EXCEEDED",
@@ -473,34 +472,34 @@ func (f *failure) name() string {
 
 func (f *failure) Error() string { return f.name() + ": " + f.message }
 
-// mayPass says whether the same call may succeed later (C3, C4).
+// mayPass reports whether a retry may succeed (C3, C4).
 func (f *failure) mayPass() bool {
 	return f.code == codes.Unavailable || (f.code == codes.ResourceExhausted && f.retryAfter != nil)
 }
 
-// serverDidNothing says whether it may pass, and the server certainly did nothing (C6).
+// serverDidNothing reports whether the call certainly had no effect, and a retry may succeed (C6).
 func (f *failure) serverDidNothing() bool {
 	return f.reason == "DRAINING" || (f.code == codes.ResourceExhausted && f.mayPass())
 }
 
-// reconnecting tells that a stream was lost; it returns the failure where opening it again is no use.
+// reconnecting reports a lost stream; it returns the failure if the stream must not be reopened.
 func reconnecting(f *failure) error {
 	if !f.mayPass() {
 		return f
 	}
-	tell("reconnecting %s", f.name())
+	logf("reconnecting %s", f.name())
 	return nil
 }
 
-// report tells what is wrong, and returns the exit code for it.
+// report prints an error, and returns the exit code for it.
 func report(err error) int {
-	tell("%s", err)
+	logf("%s", err)
 	var f *failure
 	if !errors.As(err, &f) {
 		return wrong // such as a file that cannot be written
 	}
 	for _, field := range f.fields {
-		tell("  %s: %s", field.Field, field.Description)
+		logf("  %s: %s", field.Field, field.Description)
 	}
 	if f.code == codes.Unavailable || f.code == codes.DeadlineExceeded {
 		return unanswered
@@ -508,8 +507,8 @@ func report(err error) int {
 	return refused
 }
 
-// pauses are those between tries: each is twice as long as the one before, up to two seconds, and less
-// by chance, so that not all clients of a server come back at once (C3).
+// pauses implements exponential backoff up to two seconds, with jitter, so that the clients of a server
+// do not all return at once (C3).
 type pauses struct{ last time.Duration }
 
 func (p *pauses) next(f *failure) time.Duration {
@@ -553,7 +552,7 @@ type command struct {
 	words int
 }
 
-// parse reads the arguments; options may stand before the words and behind them.
+// parse reads the arguments; options may precede or follow the words.
 func parse(args []string) (command, options, error) {
 	commands := map[string]command{"run": {run, 2}, "cancel": {cancel, 1}, "watch": {watch, 0}}
 	if len(args) == 0 {
@@ -597,7 +596,7 @@ func parse(args []string) (command, options, error) {
 	return chosen, o, nil
 }
 
-// seconds reads a time that is more than 0.
+// seconds parses a positive number of seconds.
 func seconds(into *time.Duration) func(string) error {
 	return func(text string) error {
 		number, err := strconv.ParseFloat(text, 64)
@@ -617,11 +616,11 @@ func reasonName(reason pb.FinishReason) string {
 	return strings.TrimPrefix(reason.String(), "FINISH_REASON_")
 }
 
-func tell(format string, values ...any) {
+func logf(format string, values ...any) {
 	fmt.Fprintf(os.Stderr, format+"\n", values...)
 }
 
-// perform does what the arguments say, and returns the exit code.
+// perform executes the command, and returns the exit code.
 func perform(args []string) int {
 	chosen, o, err := parse(args)
 	if errors.Is(err, flag.ErrHelp) {
@@ -629,7 +628,7 @@ func perform(args []string) int {
 		return completed
 	}
 	if err != nil {
-		tell("%s\n%s", err, usage)
+		logf("%s\n%s", err, usage)
 		return wrong
 	}
 	if args[0] == "run" && o.runID == "" {
@@ -637,7 +636,7 @@ func perform(args []string) int {
 	}
 	c, err := connect(o)
 	if err != nil {
-		tell("%s", err)
+		logf("%s", err)
 		return wrong
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)

@@ -1,7 +1,7 @@
 """The conformance client of ../README.md, on Runlane's Python client.
 
-The Python client follows most rules of docs/clients.md by itself. Comments with a rule's number mark
-the rest.
+The Python client follows most rules of docs/clients.md by itself. Comments with a rule number
+mark the rest.
 """
 
 from __future__ import annotations

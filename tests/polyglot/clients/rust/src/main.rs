@@ -1,6 +1,6 @@
-//! A client of Runlane in one file: it runs prompts, cancels them, and watches runs end.
+//! A Runlane client in one file: runs prompts, cancels runs, and watches completions.
 //!
-//! C1 to C13 are the rules of docs/clients.md; each is named where it is kept.
+//! C1 to C13 are the rules of docs/clients.md; a comment marks the code that implements each one.
 
 use std::collections::{HashSet, VecDeque};
 use std::error::Error;
@@ -29,13 +29,13 @@ use v1::subscribe_run_complete_response::Event as Ended;
 use v1::{CancelRequest, CancelResponse, FinishReason, GetRunRequest, RunAcceptedRequest};
 use v1::{RunComplete, RunEvent, RunState, SubscribeRunCompleteRequest, SubscribeRunRequest};
 
-/// What build.rs generates from `proto/`.
+/// Generated from `proto/` by build.rs.
 #[allow(clippy::all)]
 mod v1 {
     tonic::include_proto!("runlane.v1");
 }
 
-/// C10: how many ends `watch` remembers. One that comes twice comes close to the first time.
+/// C10: how many completions `watch` remembers. A repeated one soon follows the first.
 const REMEMBERED: usize = 1024;
 
 // --- The command line ----------------------------------------------------------------------------
@@ -46,7 +46,7 @@ const REMEMBERED: usize = 1024;
 struct Arguments {
     #[command(subcommand)]
     verb: Verb,
-    /// Where the server is
+    /// Address of the server
     #[arg(
         long,
         global = true,
@@ -54,7 +54,7 @@ struct Arguments {
         default_value = "127.0.0.1:50051"
     )]
     target: String,
-    /// How long a call may take, its repetitions included
+    /// Deadline of a call, including its retries
     #[arg(long, global = true, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     timeout: Duration,
 }
@@ -63,9 +63,9 @@ struct Arguments {
 enum Verb {
     /// Accepts a run, streams its text, waits for its end
     Run(RunArguments),
-    /// Cancels, and names what was covered
+    /// Cancels, and prints the runs that were covered
     Cancel(CancelArguments),
-    /// Tells each run that ends, across restarts
+    /// Prints every run that ends, across restarts
     Watch(WatchArguments),
 }
 
@@ -76,7 +76,7 @@ struct RunArguments {
     /// The idempotency key; without one, a UUIDv7
     #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
     run_id: Option<String>,
-    /// How often the run may be started, should its node be lost
+    /// Maximum number of attempts, if nodes are lost
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(i32).range(1..))]
     max_attempts: i32,
 }
@@ -92,13 +92,13 @@ struct CancelArguments {
 
 #[derive(Args)]
 struct WatchArguments {
-    /// Where the cursor is kept
+    /// File with the cursor
     #[arg(long, value_name = "FILE")]
     cursor_file: Option<PathBuf>,
-    /// After how many ends to stop
+    /// Number of completions after which to stop
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// After how long without a message a stream counts as lost
+    /// Timeout of a stream without messages
     // C11: a server sends a mark every 15 s.
     #[arg(long, value_name = "SECONDS", default_value = "45", value_parser = seconds)]
     silence: Duration,
@@ -107,17 +107,17 @@ struct WatchArguments {
 fn seconds(text: &str) -> Result<Duration, String> {
     let number: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
     match Duration::try_from_secs_f64(number) {
-        // A year is for ever, and can still be added to a point in time.
+        // A year is practically unlimited, and does not overflow an Instant.
         Ok(time) if time > Duration::ZERO && number <= 31e6 => Ok(time),
         _ => Err("not a number of seconds above 0".to_owned()),
     }
 }
 
-// --- The three verbs -----------------------------------------------------------------------------
+// --- The three commands --------------------------------------------------------------------------
 
-/// Why a verb came to no end of its own.
+/// Why a command failed.
 enum Problem {
-    /// The arguments are wrong.
+    /// The arguments are invalid.
     Usage(String),
     /// A call failed.
     Call(Failure),
@@ -152,11 +152,11 @@ async fn main() {
             .exit(),
         Err(Problem::Call(failure)) => report(&failure),
         Err(Problem::Local(error)) => {
-            tell(&error.to_string());
+            log(&error.to_string());
             ENDED_OTHERWISE
         }
     };
-    // Not by returning: that would wait for a write to a stdout that nobody reads.
+    // Returning would wait for a pending write to a stdout that is not read.
     process::exit(code);
 }
 
@@ -164,7 +164,7 @@ async fn perform(arguments: Arguments) -> Result<i32, Problem> {
     let connection = Connection::new(&arguments.target, arguments.timeout)?;
     let interrupt = Interrupt::listen();
     match arguments.verb {
-        // It deals with an interrupt itself.
+        // `run` handles an interrupt itself.
         Verb::Run(options) => run(&connection, options, &interrupt).await,
         Verb::Cancel(options) => interrupt.ends(cancel(&connection, options)).await,
         Verb::Watch(options) => {
@@ -180,7 +180,7 @@ async fn run(
     options: RunArguments,
     interrupt: &Interrupt,
 ) -> Result<i32, Problem> {
-    // C1: made before the first try, and the same with every one.
+    // C1: created before the first attempt; every attempt sends the same id.
     let run_id = options.run_id.unwrap_or_else(|| Uuid::now_v7().to_string());
     let request = RunAcceptedRequest {
         session_id: options.session,
@@ -192,7 +192,7 @@ async fn run(
     };
     let ended = async {
         accept(connection, request, interrupt).await?;
-        tell(&format!("accepted {run_id}"));
+        log(&format!("accepted {run_id}"));
         interrupt
             .unless(follow(connection, &run_id))
             .await
@@ -205,15 +205,15 @@ async fn run(
     }
 }
 
-/// Hands over the prompt. An interrupt ends the repetitions, and not the call at hand: a run that is
-/// accepted behind its own cancel would live on.
+/// Accepts the run. An interrupt stops the retries, but not the current call: a run that is
+/// accepted after its own cancel would stay active.
 async fn accept(
     connection: &Connection,
     request: RunAcceptedRequest,
     interrupt: &Interrupt,
 ) -> Result<(), Failure> {
     let once = async |request| connection.client().run_accepted(request).await;
-    // C3: it may be repeated, as it has an id.
+    // C3: the id makes a retry safe.
     connection
         .call(request, once, Failure::may_pass, Some(interrupt))
         .await?;
@@ -222,7 +222,7 @@ async fn accept(
 
 async fn tell_end_of_run(complete: &RunComplete) -> Result<i32, Problem> {
     print("\n").await?;
-    tell(&format!(
+    log(&format!(
         "{} {}",
         state_name(complete.state).to_lowercase(),
         reason_name(complete)
@@ -231,7 +231,7 @@ async fn tell_end_of_run(complete: &RunComplete) -> Result<i32, Problem> {
     Ok(if completed { DONE } else { ENDED_OTHERWISE })
 }
 
-/// C7: writes the text of a run as it comes, each piece once; returns the end of the run.
+/// C7: writes the text of a run as it arrives, each piece once; returns its end.
 async fn follow(connection: &Connection, run_id: &str) -> Result<RunComplete, Problem> {
     let mut events = Resumed::new(None);
     let mut last_index = 0;
@@ -259,22 +259,22 @@ async fn follow(connection: &Connection, run_id: &str) -> Result<RunComplete, Pr
     }
 }
 
-/// Shows one event; returns the end of the run, where it is that.
+/// Prints one event; returns the end of the run if the event is the last.
 async fn show(event: RunEvent) -> io::Result<Option<RunComplete>> {
     match event.event {
         Some(Event::RunComplete(complete)) => return Ok(Some(complete)),
         Some(Event::TextDelta(delta)) => print(&delta.text).await?,
-        // C8: the node of the attempt before was lost, and the answer begins anew.
+        // C8: the node of the previous attempt was lost; the answer starts over.
         Some(Event::Started(started)) if started.attempt > 1 => {
-            tell(&format!("attempt {}", started.attempt));
+            log(&format!("attempt {}", started.attempt));
         }
-        // Of no interest here, or newer than this program.
+        // Not shown, or newer than this program.
         _ => {}
     }
     Ok(None)
 }
 
-/// C12: the end of a run whose events are gone by now, as they are when the id was used long ago.
+/// C12: the end of a run whose events are compacted, because its id was used long ago.
 async fn removed(
     connection: &Connection,
     run_id: &str,
@@ -303,7 +303,7 @@ async fn cancel_interrupted(connection: &Connection, run_id: String) -> i32 {
         ..Default::default()
     };
     match request_cancel(connection, request).await {
-        // Where it was never accepted, that is as good.
+        // Then the run was never accepted: nothing to cancel.
         Err(failure) if failure.reason != "RUN_NOT_FOUND" => {
             report(&failure);
         }
@@ -325,7 +325,7 @@ async fn cancel(connection: &Connection, options: CancelArguments) -> Result<i32
     Ok(DONE)
 }
 
-/// C6: a second cancel of a whole session could cover runs that came in after the first.
+/// C6: a second cancel of a session could cover runs accepted after the first.
 async fn request_cancel(
     connection: &Connection,
     request: CancelRequest,
@@ -339,12 +339,12 @@ async fn request_cancel(
     connection.call(request, once, may_repeat, None).await
 }
 
-/// Tells each run that ends.
+/// Prints every completion.
 struct Watcher {
     options: WatchArguments,
     cursor: Option<String>,
     known: Known,
-    told: u64,
+    printed: u64,
 }
 
 impl Watcher {
@@ -359,14 +359,14 @@ impl Watcher {
             options,
             cursor,
             known: Known::default(),
-            told: 0,
+            printed: 0,
         })
     }
 
     async fn watch(mut self, connection: &Connection) -> Result<i32, Problem> {
         let mut messages = Resumed::new(Some(self.options.silence));
         let mut established = false;
-        while self.options.count != Some(self.told) {
+        while self.options.count != Some(self.printed) {
             let start = self.cursor.clone().map(Start::Cursor);
             let request = SubscribeRunCompleteRequest {
                 start,
@@ -376,7 +376,7 @@ impl Watcher {
             match messages.next(open(connection.request(request))).await {
                 Ok(message) => {
                     if !established {
-                        tell("watching");
+                        log("watching");
                     }
                     established = true;
                     self.deal(message.event, message.cursor).await?;
@@ -387,12 +387,12 @@ impl Watcher {
         Ok(DONE)
     }
 
-    /// C9: keeps the cursor, of progress marks too, and not before the event is dealt with.
+    /// C9: stores the cursor, of progress marks too, and only after the event is processed.
     async fn deal(&mut self, event: Option<Ended>, cursor: String) -> io::Result<()> {
         if let Some(Ended::RunComplete(complete)) = event {
             if self.known.is_new(&complete) {
                 tell_end(&complete).await?;
-                self.told += 1;
+                self.printed += 1;
             }
         }
         if let Some(file) = &self.options.cursor_file {
@@ -402,12 +402,12 @@ impl Watcher {
         Ok(())
     }
 
-    /// C12: goes on where the server says that the subscription does.
+    /// C12: resumes from the cursor that the server names.
     fn lost(&mut self, mut failure: Failure) -> Result<Failure, Failure> {
         let cursor = failure.go_on_at.take();
         match (&*failure.reason, cursor) {
             ("CURSOR_COMPACTED", Some(oldest)) => {
-                tell(&format!("events before {oldest} are gone"));
+                log(&format!("events before {oldest} are gone"));
                 self.cursor = Some(oldest);
                 Ok(failure)
             }
@@ -429,7 +429,7 @@ async fn tell_end(complete: &RunComplete) -> io::Result<()> {
     .await
 }
 
-/// C10: the ends that were told.
+/// C10: the completions that were printed.
 #[derive(Default)]
 struct Known {
     keys: HashSet<String>,
@@ -438,7 +438,7 @@ struct Known {
 
 impl Known {
     fn is_new(&mut self, complete: &RunComplete) -> bool {
-        // An id may be used again once its session was deleted; the time tells the two runs apart.
+        // An id is free again once its session is deleted; the time distinguishes the two runs.
         let key = format!("{} {:?}", complete.run_id, complete.ended_at);
         if !self.keys.insert(key.clone()) {
             return false;
@@ -460,7 +460,7 @@ fn read_cursor(file: &Path) -> io::Result<Option<String>> {
     }
 }
 
-/// Whatever happens, the file has the old cursor or the new one.
+/// Replaces the file atomically: a crash leaves the old cursor or the new one.
 fn write_cursor(file: &Path, cursor: &str) -> io::Result<()> {
     let mut fresh = file.as_os_str().to_owned();
     fresh.push(".new");
@@ -472,23 +472,23 @@ fn write_cursor(file: &Path, cursor: &str) -> io::Result<()> {
 
 // --- The connection ------------------------------------------------------------------------------
 
-/// A channel, and how a call over it is made, bounded and repeated.
+/// A channel, with deadlines and retries for its calls.
 struct Connection {
     client: RunServiceClient<Channel>,
     /// Sent with every call.
     token: Option<MetadataValue<Ascii>>,
-    /// How long a unary call may take, its repetitions included.
+    /// Deadline of a unary call, including its retries.
     timeout: Duration,
 }
 
 impl Connection {
-    /// Connects with the first call, and again with each that finds no connection.
+    /// Connects with the first call, and again with each call that finds no connection.
     fn new(target: &str, timeout: Duration) -> Result<Self, Problem> {
         let wrong = |_| Problem::Usage(format!("{target} is no HOST:PORT"));
         let endpoint = Endpoint::from_shared(format!("http://{target}"))
             .map_err(wrong)?
             .connect_timeout(timeout)
-            // C11. Without calls too, or a connection that is gone would be found by the next one.
+            // C11. Without calls too: otherwise the next call would find the dead connection.
             .http2_keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(10))
             .keep_alive_while_idle(true);
@@ -500,7 +500,7 @@ impl Connection {
         })
     }
 
-    /// A handle of its own for a call, on the same channel.
+    /// A client for one call, on the same channel.
     fn client(&self) -> RunServiceClient<Channel> {
         self.client.clone()
     }
@@ -515,8 +515,8 @@ impl Connection {
         request
     }
 
-    /// C2, C3, C4: makes a call, and makes it again after failures for which `may_repeat` holds, all
-    /// within one deadline. An interrupt ends the pauses.
+    /// C2, C3, C4: makes a call, and retries it after failures that `may_repeat` accepts, all
+    /// within one deadline. An interrupt ends a backoff.
     async fn call<M: Clone, A>(
         &self,
         message: M,
@@ -528,7 +528,7 @@ impl Connection {
         let mut backoff = Backoff::default();
         loop {
             let mut request = self.request(message.clone());
-            // The server may know it, too; what counts is our own clock.
+            // The server gets the deadline too, but our own clock decides.
             request.set_timeout(deadline - Instant::now());
             let failure = match timeout_at(deadline, once(request)).await {
                 Ok(Ok(response)) => return Ok(response.into_inner()),
@@ -550,7 +550,7 @@ impl Connection {
     }
 }
 
-/// C13: whoever sees the token can use it.
+/// C13: anyone who sees the token can use it.
 fn token_for(target: &str) -> Result<Option<MetadataValue<Ascii>>, Problem> {
     let token = match std::env::var("RUNLANE_TOKEN") {
         Ok(token) if !token.is_empty() => token,
@@ -567,7 +567,7 @@ fn token_for(target: &str) -> Result<Option<MetadataValue<Ascii>>, Problem> {
     Ok(Some(value))
 }
 
-/// Whether a target is certainly on this machine: where any other name leads, nobody knows.
+/// Whether a target is certainly on this machine. Other names may resolve to any machine.
 fn is_local(target: &str) -> bool {
     let host = target.rsplit_once(':').map_or(target, |(host, _)| host);
     let address = host
@@ -577,12 +577,12 @@ fn is_local(target: &str) -> bool {
     host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
 }
 
-/// A server stream over as many calls as it takes.
+/// A server stream, read over as many calls as necessary.
 struct Resumed<T> {
     call: Option<Streaming<T>>,
-    /// How many messages the call at hand has brought.
+    /// Number of messages of the current call.
     count: u64,
-    /// After how long without a message a call counts as lost.
+    /// Timeout of a call without messages.
     silence: Option<Duration>,
     backoff: Backoff,
 }
@@ -597,9 +597,9 @@ impl<T> Resumed<T> {
         }
     }
 
-    /// The next message; or why the call was lost, and then the next step begins another.
+    /// Returns the next message, or why the call was lost; the next step then starts another.
     ///
-    /// `open` begins a call behind what was received so far. Where there is one, it is not used.
+    /// `open` starts a call after the messages received so far. It is not used while a call is open.
     async fn next(
         &mut self,
         open: impl Future<Output = Result<Response<Streaming<T>>, Status>>,
@@ -613,7 +613,7 @@ impl<T> Resumed<T> {
             None => message.await,
         };
         if result.is_err() {
-            // C11: what is silent is ended, and not left to itself.
+            // C11: cancels the silent call.
             self.call = None;
             self.count = 0;
         }
@@ -630,7 +630,7 @@ impl<T> Resumed<T> {
         };
         let message = call.message().await?;
         self.count += 1;
-        // A server that greets and breaks off each time must not be asked in a tight loop.
+        // No busy loop if the server breaks every call after its first message.
         if self.count > 1 {
             self.backoff = Backoff::default();
         }
@@ -643,16 +643,16 @@ impl<T> Resumed<T> {
     }
 }
 
-/// Goes on after failures that pass.
+/// Reports a transient failure; returns any other as an error.
 fn reconnecting(failure: Failure) -> Result<Failure, Failure> {
     if !failure.may_pass() {
         return Err(failure);
     }
-    tell(&format!("reconnecting {}", failure.word()));
+    log(&format!("reconnecting {}", failure.word()));
     Ok(failure)
 }
 
-/// C3: pauses that grow from 0.1 s to 2 s, with chance in them.
+/// C3: exponential backoff from 0.1 s to 2 s, with jitter.
 struct Backoff(Duration);
 
 impl Default for Backoff {
@@ -662,7 +662,7 @@ impl Default for Backoff {
 }
 
 impl Backoff {
-    /// C4: never less than the server asked for.
+    /// C4: never less than the server asks for.
     fn next(&mut self, failure: &Failure) -> Duration {
         let pause = self.0.mul_f64(0.5 + fastrand::f64() / 2.0);
         self.0 = (self.0 * 2).min(Duration::from_secs(2));
@@ -672,11 +672,11 @@ impl Backoff {
 
 // --- Errors --------------------------------------------------------------------------------------
 
-/// C5: a call that failed, and what the server said about it.
+/// C5: a failed call, with the error details from the server.
 struct Failure {
     status: Code,
     message: String,
-    /// The reason of the `ErrorInfo`; empty where no Runlane server said anything.
+    /// The reason of the `ErrorInfo`; empty if the error is not from a Runlane server.
     reason: String,
     /// The cursor in its metadata, if it has one (C12).
     go_on_at: Option<String>,
@@ -693,7 +693,7 @@ impl From<Status> for Failure {
         }
         let details = status.get_error_details();
         let mut failure = Self::new(status.code(), status.message());
-        // Those of other domains are not ours to read.
+        // Other domains define other reasons.
         if let Some(info) = details.error_info().filter(|info| info.domain == "runlane") {
             failure.reason.clone_from(&info.reason);
             let key = match &*info.reason {
@@ -726,8 +726,8 @@ impl Failure {
         Self::new(Code::DeadlineExceeded, "the server did not answer in time")
     }
 
-    /// What tonic itself found, where a status came from no server. It calls a connection that broke
-    /// UNKNOWN, CANCELLED or UNAVAILABLE, as it happens; and the end of the time CANCELLED.
+    /// An error found by tonic and not sent by a server. tonic reports a broken connection as
+    /// UNKNOWN, CANCELLED or UNAVAILABLE, and an exceeded deadline as CANCELLED.
     fn of_connection(status: &Status) -> Option<Self> {
         let mut cause = status.source()?;
         loop {
@@ -736,13 +736,13 @@ impl Failure {
             }
             match cause.source() {
                 Some(deeper) => cause = deeper,
-                // The last one tells most, such as `Connection refused`.
+                // The last cause is the most specific, such as `Connection refused`.
                 None => return Some(Self::new(Code::Unavailable, cause.to_string())),
             }
         }
     }
 
-    /// What a program decides by, and people see.
+    /// The reason, or the gRPC status if there is none.
     fn word(&self) -> String {
         if self.reason.is_empty() {
             status_name(self.status)
@@ -751,12 +751,12 @@ impl Failure {
         }
     }
 
-    /// C3, C4, C5: whether the same call may succeed later. It may have had its effect already.
+    /// C3, C4, C5: whether a retry may succeed. The call may have taken effect already.
     fn may_pass(&self) -> bool {
         match self.status {
             Code::Unavailable => true,
             Code::ResourceExhausted => self.retry_after.is_some(),
-            // How a broken connection looks from behind a proxy.
+            // A broken connection behind a proxy.
             Code::Aborted | Code::Cancelled | Code::Internal | Code::Unknown => {
                 self.reason.is_empty()
             }
@@ -764,36 +764,36 @@ impl Failure {
         }
     }
 
-    /// C6: whether the server certainly did nothing, and may do it later.
+    /// C6: whether the call certainly had no effect, and a retry may succeed.
     fn nothing_done(&self) -> bool {
         let no_room = self.status == Code::ResourceExhausted && self.may_pass();
         self.reason == "DRAINING" || no_room
     }
 }
 
-/// Tells of a failure on stderr; returns the exit code.
+/// Prints a failure on stderr; returns the exit code.
 fn report(failure: &Failure) -> i32 {
     if matches!(failure.status, Code::Unavailable | Code::DeadlineExceeded) {
-        tell(&format!(
+        log(&format!(
             "{}: {}",
             status_name(failure.status),
             failure.message
         ));
         return NOBODY_ANSWERED;
     }
-    tell(&format!("{}: {}", failure.word(), failure.message));
+    log(&format!("{}: {}", failure.word(), failure.message));
     for FieldViolation {
         field, description, ..
     } in &failure.fields
     {
-        tell(&format!("  {field}: {description}"));
+        log(&format!("  {field}: {description}"));
     }
     REFUSED
 }
 
 // --- The process ---------------------------------------------------------------------------------
 
-/// Ctrl-C. The first one is for the verb to deal with, the second ends the process at once.
+/// Ctrl-C. The command handles the first one; the second ends the process at once.
 struct Interrupt(watch::Receiver<bool>);
 
 impl Interrupt {
@@ -812,7 +812,7 @@ impl Interrupt {
         *self.0.borrow()
     }
 
-    /// What `work` comes to; None where the interrupt comes first, which ends it.
+    /// Returns the result of `work`, or None if the interrupt comes first and cancels it.
     async fn unless<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         let mut raised = self.0.clone();
         tokio::select! {
@@ -822,7 +822,7 @@ impl Interrupt {
         }
     }
 
-    /// The exit code of a verb that an interrupt simply ends.
+    /// Returns the exit code of a command that an interrupt simply ends.
     async fn ends(&self, work: impl Future<Output = Result<i32, Problem>>) -> Result<i32, Problem> {
         self.unless(work).await.unwrap_or(Ok(INTERRUPTED))
     }
@@ -830,24 +830,24 @@ impl Interrupt {
 
 async fn wait_for_ctrl_c() {
     if tokio::signal::ctrl_c().await.is_err() {
-        // Nobody can listen, so it ends the process as it does others.
+        // No handler is installed, so Ctrl-C ends the process by default.
         std::future::pending::<()>().await;
     }
 }
 
-/// Writes to stdout, and waits until it was taken: what nobody took is not dealt with (C9).
+/// Writes to stdout, and waits until the text is written: unwritten events are not processed (C9).
 async fn print(text: &str) -> io::Result<()> {
     let mut stdout = tokio::io::stdout();
     stdout.write_all(text.as_bytes()).await?;
     stdout.flush().await
 }
 
-fn tell(line: &str) {
-    // Not eprintln, which panics where nobody listens.
+fn log(line: &str) {
+    // eprintln would panic if stderr is closed.
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// The name of a state without its prefix; the number of one that is newer than this program.
+/// The name of a state without its prefix; the number if it is newer than this program.
 fn state_name(value: i32) -> String {
     let name = RunState::try_from(value).map(|state| state.as_str_name());
     name.map_or(value.to_string(), |name| name.replace("RUN_STATE_", ""))

@@ -1,7 +1,7 @@
 /**
- * A client of Runlane in one file: it runs prompts, cancels them, and watches runs end.
+ * A Runlane client in one file: runs prompts, cancels runs, and watches completions.
  *
- * C1 to C13 are the rules of docs/clients.md; each is named where it is kept.
+ * C1 to C13 are the rules of docs/clients.md; a comment marks the code that implements each one.
  */
 
 import { readFileSync, renameSync, writeFileSync } from 'node:fs';
@@ -33,10 +33,10 @@ const USAGE = `usage:
   watch [--cursor-file FILE] [--count N] [--silence SECONDS (45)]
 options of all: --target HOST:PORT (127.0.0.1:50051), --timeout SECONDS (10)`;
 
-/** C10: how many ends `watch` remembers. One that comes twice comes close to the first time. */
+/** C10: how many completions `watch` remembers. A repeated one soon follows the first. */
 const REMEMBERED = 1024;
 
-// --- The three verbs -----------------------------------------------------------------------------
+// --- The three commands --------------------------------------------------------------------------
 
 interface RunOptions {
   sessionId: string;
@@ -51,11 +51,11 @@ async function run(connection: Connection, options: RunOptions): Promise<number>
   process.once('SIGINT', () => interrupt.abort());
   try {
     await accept(connection, options, interrupt.signal);
-    tell(`accepted ${options.runId}`);
+    log(`accepted ${options.runId}`);
     const complete = await follow(connection, options.runId, interrupt.signal);
     await print('\n');
     const state = shortName(RunState, complete.state, 'RUN_STATE_').toLowerCase();
-    tell(`${state} ${shortName(FinishReason, complete.finishReason, 'FINISH_REASON_')}`);
+    log(`${state} ${shortName(FinishReason, complete.finishReason, 'FINISH_REASON_')}`);
     return complete.state === RunState.RUN_STATE_COMPLETED ? 0 : 1;
   } catch (error) {
     if (!interrupt.signal.aborted) throw error;
@@ -65,15 +65,15 @@ async function run(connection: Connection, options: RunOptions): Promise<number>
 }
 
 /**
- * Hands over the prompt. An interrupt ends its repetitions, and not the call at hand: a run that is
- * accepted behind its own cancel would live on.
+ * Accepts the run. An interrupt stops the retries, but not the current call: a run that is
+ * accepted after its own cancel would stay active.
  */
 function accept(
   connection: Connection,
   { sessionId, prompt, runId, maxAttempts }: RunOptions,
   interrupted: AbortSignal,
 ): Promise<RunAcceptedResponse> {
-  // C1: the same id with every try. It was made before the first one.
+  // C1: every attempt sends the same id, created before the first one.
   const request = RunAcceptedRequest.fromPartial({
     sessionId,
     prompt,
@@ -89,7 +89,7 @@ function accept(
   );
 }
 
-/** C7: writes the text of a run as it comes, each piece once; returns the end of the run. */
+/** C7: writes the text of a run as it arrives, each piece once; returns its end. */
 async function follow(
   connection: Connection,
   runId: string,
@@ -120,12 +120,12 @@ async function show({ event }: RunEvent): Promise<void> {
   if (event?.$case === 'textDelta') {
     await print(event.value.text);
   } else if (event?.$case === 'started' && event.value.attempt > 1) {
-    // C8: the node was lost, and the answer begins anew.
-    tell(`attempt ${event.value.attempt}`);
+    // C8: the node of the first attempt was lost; the answer starts over.
+    log(`attempt ${event.value.attempt}`);
   }
 }
 
-/** C12: the end of a run whose events are gone by now, as it is when its id was used long ago. */
+/** C12: the end of a run whose events are compacted, because its id was used long ago. */
 async function removed(connection: Connection, runId: string): Promise<RunComplete> {
   const { run } = await repeated<GetRunResponse>(connection, (options, answer) =>
     connection.client.getRun(
@@ -145,7 +145,7 @@ async function cancelInterrupted(connection: Connection, runId: string): Promise
     await requestCancel(connection, { runId });
   } catch (error) {
     if (!(error instanceof Failure)) throw error;
-    // Then it was never accepted, which is as good.
+    // Then the run was never accepted: nothing to cancel.
     if (error.reason !== 'RUN_NOT_FOUND') report(error);
   }
 }
@@ -170,16 +170,16 @@ function requestCancel(connection: Connection, options: CancelOptions): Promise<
     connection,
     (callOptions, answer) =>
       connection.client.cancel(request, connection.metadata, callOptions, answer),
-    // C6: a second cancel of a whole session could cover runs that came in after the first.
+    // C6: a second cancel of a session could cover runs accepted after the first.
     { mayRepeat: (failure) => (options.runId ? failure.mayPass : failure.nothingDone) },
   );
 }
 
 interface WatchOptions {
   cursorFile?: string | undefined;
-  /** After how many ends to stop. */
+  /** Number of completions after which to stop. */
   count: number;
-  /** C11: after how long without a message a stream is lost; a server sends a mark every 15 s. */
+  /** C11: timeout of a stream without messages; a server sends a mark every 15 s. */
   silenceMs: number;
 }
 
@@ -199,41 +199,41 @@ async function watch(connection: Connection, options: WatchOptions): Promise<num
   };
   const known = new Set<string>();
   let established = false;
-  let told = 0;
+  let printed = 0;
   for await (const message of resumed(open, lost, { silenceMs })) {
-    if (!established) tell('watching');
+    if (!established) log('watching');
     established = true;
     if (message.event?.$case === 'runComplete' && isNew(message.event.value, known)) {
       await print(endLine(message.event.value));
-      told += 1;
+      printed += 1;
     }
-    // C9: of progress marks too, and not before the event is dealt with.
+    // C9: of progress marks too, and only after the event is processed.
     cursor = message.cursor;
     writeCursor(cursorFile, cursor);
-    if (told === count) break;
+    if (printed === count) break;
   }
   return 0;
 }
 
-/** C12: where the server says that a subscription goes on; undefined: where it was. */
+/** C12: the cursor that the server names to resume from, if any. */
 function whereToGoOn(failure: Failure): string | undefined {
   const oldest = failure.metadata['oldest_cursor'];
   if (failure.reason === 'CURSOR_COMPACTED' && oldest) {
-    tell(`events before ${oldest} are gone`);
+    log(`events before ${oldest} are gone`);
     return oldest;
   }
   reconnecting(failure);
   return (failure.reason === 'DRAINING' && failure.metadata['cursor']) || undefined;
 }
 
-/** C10: whether this end was not told before. */
+/** C10: whether this completion is new. */
 function isNew({ runId, endedAt }: RunComplete, known: Set<string>): boolean {
-  // An id may be used again once its session was deleted; the time tells the two runs apart.
+  // An id is free again once its session is deleted; the time distinguishes the two runs.
   const key = `${runId} ${endedAt?.toISOString()}`;
   if (known.has(key)) return false;
   known.add(key);
   if (known.size > REMEMBERED) {
-    // A set stays in order, so the first is the oldest.
+    // A set keeps insertion order: the first entry is the oldest.
     const [oldest = ''] = known;
     known.delete(oldest);
   }
@@ -255,7 +255,7 @@ function readCursor(file: string | undefined): string | undefined {
   }
 }
 
-/** Whatever happens, the file has the old cursor or the new one. */
+/** Replaces the file atomically: a crash leaves the old cursor or the new one. */
 function writeCursor(file: string | undefined, cursor: string): void {
   if (file === undefined) return;
   writeFileSync(`${file}.new`, cursor, { flush: true });
@@ -268,7 +268,7 @@ interface Connection {
   client: RunServiceClient;
   /** Sent with every call. */
   metadata: grpc.Metadata;
-  /** How long a call may take, its repetitions included. */
+  /** Deadline of a call, including its retries. */
   timeoutMs: number;
 }
 
@@ -276,28 +276,28 @@ function connect(target: string, timeoutMs: number): Connection {
   const metadata = new grpc.Metadata();
   const token = process.env['RUNLANE_TOKEN'];
   if (token) {
-    // C13: whoever sees the token can use it.
+    // C13: anyone who sees the token can use it.
     if (!isLocal(target)) throw new UsageError(`the token would go to ${target} unencrypted`);
     metadata.set('authorization', `Bearer ${token}`);
   }
   const client = new RunServiceClient(target, grpc.credentials.createInsecure(), {
-    // C11. Without calls too, or a server that takes a connection and then says nothing holds up
+    // C11. Without calls too: a server that accepts a connection and stays silent would block
     // the calls that wait for it.
     'grpc.keepalive_time_ms': 20_000,
     'grpc.keepalive_timeout_ms': 10_000,
     'grpc.keepalive_permit_without_calls': 1,
-    // The channel's own pauses grow to two minutes; a server that is back would seem to be down.
+    // The channel's default backoff grows to two minutes: a restarted server would seem down.
     'grpc.initial_reconnect_backoff_ms': 100,
     'grpc.max_reconnect_backoff_ms': 1_000,
-    // C6: no policy from elsewhere repeats a call; `repeated` does, and knows which.
+    // C6: gRPC itself must not retry; `repeated` decides which calls may be retried.
     'grpc.service_config_disable_resolution': 1,
-    // C13: a proxy of the environment is on another machine.
+    // C13: a proxy from the environment may be on another machine.
     'grpc.enable_http_proxy': isLocal(target) ? 0 : 1,
   });
   return { client, metadata, timeoutMs };
 }
 
-/** Whether a target is certainly on this machine: where any other name leads, nobody knows. */
+/** Whether a target is certainly on this machine. Other names may resolve to any machine. */
 function isLocal(target: string): boolean {
   const host = target.replace(/:\d+$/, '').toLowerCase();
   return host === 'localhost' || host === '[::1]' || (isIPv4(host) && host.startsWith('127.'));
@@ -310,13 +310,13 @@ type Start<T> = (
 ) => void;
 
 interface Repetition {
-  /** After which errors a call may be made again. */
+  /** Which failures may be retried. */
   mayRepeat?: (failure: Failure) => boolean;
-  /** Ends the pauses with an AbortError; a call at hand is waited for. */
+  /** Ends a backoff with an AbortError; the current call is awaited. */
   signal?: AbortSignal;
 }
 
-/** C2, C3, C4: makes a call, and makes it again after errors that pass, within one deadline. */
+/** C2, C3, C4: makes a call, and retries it after transient errors, within one deadline. */
 async function repeated<T>(
   { timeoutMs }: Connection,
   start: Start<T>,
@@ -343,16 +343,16 @@ function once<T>(start: Start<T>, deadline: number): Promise<T> {
 }
 
 interface Reading {
-  /** After how long without a message a call counts as lost. */
+  /** Timeout of a call without messages. */
   silenceMs?: number;
-  /** Ends the reading with an AbortError. */
+  /** Stops reading with an AbortError. */
   signal?: AbortSignal;
 }
 
 /**
- * Yields the messages of a stream over as many calls as it takes. `open` starts a call behind what
- * was received so far; `lost` is told of each call that was lost, and throws where a new one is no
- * use.
+ * Yields the messages of a stream over as many calls as necessary. `open` starts a call after the
+ * messages received so far; `lost` is called for each lost call, and throws if the stream must not
+ * be reopened.
  */
 async function* resumed<T>(
   open: () => grpc.ClientReadableStream<T>,
@@ -366,7 +366,7 @@ async function* resumed<T>(
     try {
       for await (const message of messages(open(), reading)) {
         yield message;
-        // A server that greets and breaks off each time must not be asked in a tight loop.
+        // No busy loop if the server breaks every call after its first message.
         if (++count > 1) backoff.reset();
       }
       failure = new Failure('UNAVAILABLE', 'the server ended the stream');
@@ -383,7 +383,7 @@ async function* messages<T>(
   call: grpc.ClientReadableStream<T>,
   { silenceMs, signal }: Reading,
 ): AsyncGenerator<T, void, undefined> {
-  // A call that is cancelled below still tells its status, when nobody listens any more.
+  // A call that is cancelled below still emits its status, without a listener by then.
   call.on('error', () => undefined);
   if (signal) addAbortSignal(signal, call);
   const silent = new Failure('UNAVAILABLE', 'no message for too long');
@@ -399,17 +399,17 @@ async function* messages<T>(
   }
 }
 
-/** Goes on after errors that pass. */
+/** Reports a transient failure; throws any other. */
 function reconnecting(failure: Failure): void {
   if (!failure.mayPass) throw failure;
-  tell(`reconnecting ${failure.word}`);
+  log(`reconnecting ${failure.word}`);
 }
 
-/** C3: pauses that grow from 0.1 s to 2 s, with chance in them. */
+/** C3: exponential backoff from 0.1 s to 2 s, with jitter. */
 class Backoff {
   private pauseMs = 100;
 
-  /** C4: never less than the server asked for. */
+  /** C4: never less than the server asks for. */
   next(failure: Failure): number {
     const pauseMs = this.pauseMs * (0.5 + Math.random() / 2);
     this.pauseMs = Math.min(this.pauseMs * 2, 2_000);
@@ -423,14 +423,14 @@ class Backoff {
 
 // --- Errors --------------------------------------------------------------------------------------
 
-/** What a connection that broke can look like, where no Runlane server said anything. */
+/** Codes of a broken connection, if the error is not from a Runlane server. */
 const BROKEN = new Set(['UNAVAILABLE', 'ABORTED', 'CANCELLED', 'INTERNAL', 'UNKNOWN']);
 
-/** C5: a call that failed, and what the server said about it. */
+/** C5: a failed call, with the error details from the server. */
 class Failure extends Error {
-  /** The reason of the `ErrorInfo`; empty where no Runlane server said anything. */
+  /** The reason of the `ErrorInfo`; empty if the error is not from a Runlane server. */
   reason = '';
-  /** What else the `ErrorInfo` tells. */
+  /** The metadata of the `ErrorInfo`. */
   metadata: Record<string, string> = {};
   /** From `RetryInfo`. */
   retryAfterMs: number | undefined;
@@ -445,7 +445,7 @@ class Failure extends Error {
     super(message);
   }
 
-  /** What a call threw, as a Failure; throws it where it is none of gRPC's errors. */
+  /** Converts an error of gRPC to a Failure; rethrows any other. */
   static of(error: unknown): Failure {
     if (error instanceof Failure) return error;
     if (!isServiceError(error)) throw error;
@@ -456,18 +456,18 @@ class Failure extends Error {
     return failure;
   }
 
-  /** What a program decides by, and people see. */
+  /** The reason, or the gRPC status if there is none. */
   get word(): string {
     return this.reason || this.status;
   }
 
-  /** C3, C4, C5: whether the same call may succeed later. It may have had its effect already. */
+  /** C3, C4, C5: whether a retry may succeed. The call may have taken effect already. */
   get mayPass(): boolean {
     if (this.status === 'RESOURCE_EXHAUSTED') return this.retryAfterMs !== undefined;
     return this.reason ? this.status === 'UNAVAILABLE' : BROKEN.has(this.status);
   }
 
-  /** C6: whether the server certainly did nothing, and may do it later. */
+  /** C6: whether the call certainly had no effect, and a retry may succeed. */
   get nothingDone(): boolean {
     return this.reason === 'DRAINING' || (this.status === 'RESOURCE_EXHAUSTED' && this.mayPass);
   }
@@ -489,7 +489,7 @@ class Failure extends Error {
   }
 
   private readInfo({ domain, reason, metadata }: ErrorInfo): void {
-    // Those of others are not ours to read.
+    // Other domains define other reasons.
     if (domain !== 'runlane') return;
     this.reason = reason;
     this.metadata = metadata;
@@ -504,14 +504,14 @@ function delayMs({ retryDelay }: RetryInfo): number {
   return (retryDelay?.seconds ?? 0) * 1e3 + (retryDelay?.nanos ?? 0) / 1e6;
 }
 
-/** Tells of a failure on stderr; returns the exit code. */
+/** Prints a failure on stderr; returns the exit code. */
 function report(failure: Failure): number {
   if (failure.status === 'UNAVAILABLE' || failure.status === 'DEADLINE_EXCEEDED') {
-    tell(`${failure.status}: ${failure.message}`);
+    log(`${failure.status}: ${failure.message}`);
     return 4;
   }
-  tell(`${failure.word}: ${failure.message}`);
-  for (const { field, description } of failure.fields) tell(`  ${field}: ${description}`);
+  log(`${failure.word}: ${failure.message}`);
+  for (const { field, description } of failure.fields) log(`  ${field}: ${description}`);
   return 3;
 }
 
@@ -531,7 +531,7 @@ const OPTIONS = {
 
 type Values = { [name in keyof typeof OPTIONS]?: string | undefined };
 
-/** What is to be done over a connection; returns the exit code. */
+/** Executes a command over a connection; returns the exit code. */
 type Verb = (connection: Connection) => Promise<number>;
 
 interface Command {
@@ -569,7 +569,7 @@ function parseRun(words: string[], values: Values): Verb {
   const options = {
     sessionId,
     prompt,
-    // C1: a UUIDv7 of our own.
+    // C1: our own UUIDv7.
     runId: notEmpty(values, 'run-id') ?? uuidv7(),
     maxAttempts: wholeNumber(values, 'max-attempts') ?? 0,
   };
@@ -614,7 +614,7 @@ function notEmpty(values: Values, name: keyof Values): string | undefined {
   return values[name];
 }
 
-/** A whole number from 1 that fits into an int32. */
+/** A positive integer that fits into an int32. */
 function wholeNumber(values: Values, name: keyof Values): number | undefined {
   const value = values[name];
   if (value === undefined) return undefined;
@@ -625,7 +625,7 @@ function wholeNumber(values: Values, name: keyof Values): number | undefined {
   return number;
 }
 
-/** From a number of seconds; more than 0, and no more than a timer takes. */
+/** Parses a positive number of seconds, up to the maximum of a timer. */
 function milliseconds(values: Values, name: keyof Values): number | undefined {
   const value = values[name];
   if (value === undefined) return undefined;
@@ -636,23 +636,23 @@ function milliseconds(values: Values, name: keyof Values): number | undefined {
 
 // --- The process ---------------------------------------------------------------------------------
 
-/** Writes to stdout. Waits until it was taken: what nobody took is not dealt with (C9). */
+/** Writes to stdout, and waits for the write: an unwritten event is not processed (C9). */
 function print(text: string): Promise<void> {
   return new Promise((resolve, reject) => {
     process.stdout.write(text, (error) => (error ? reject(error) : resolve()));
   });
 }
 
-/** Node's own way leaves an exit code only where a shell is in between. */
+/** By default Node dies from the signal, and only a shell turns that into an exit code. */
 function exitWhenInterrupted(): void {
   process.once('SIGINT', () => process.exit(130));
 }
 
-function tell(line: string): void {
+function log(line: string): void {
   process.stderr.write(`${line}\n`);
 }
 
-/** The name of an enum's value without its prefix; the number of one that is newer than this. */
+/** The name of an enum's value without its prefix; the number if it is newer than this. */
 function shortName(names: Record<number, string>, value: number, prefix: string): string {
   return (names[value] ?? `${value}`).replace(prefix, '');
 }
@@ -670,15 +670,15 @@ async function main(): Promise<number> {
     return await verb(connection);
   } catch (error) {
     if (error instanceof Failure) return report(error);
-    tell(error instanceof Error ? error.message : `${error}`);
+    log(error instanceof Error ? error.message : `${error}`);
     if (!isUsageError(error)) return 1;
-    tell(USAGE);
+    log(USAGE);
     return 2;
   } finally {
     connection?.client.close();
   }
 }
 
-// `print` tells the same error to whom it concerns.
+// `print` reports the same error to its caller.
 process.stdout.on('error', () => undefined);
 process.exitCode = await main();

@@ -76,9 +76,9 @@ import runlane.v1.RunServiceOuterClass.SubscribeRunRequest;
 import runlane.v1.RunServiceOuterClass.SubscribeRunResponse;
 
 /**
- * A client of Runlane in one file: it runs prompts, cancels them, and watches runs end.
+ * A Runlane client in one file: runs prompts, cancels runs, and watches completions.
  *
- * <p>C1 to C13 are the rules of docs/clients.md; each is named where it is kept.
+ * <p>C1 to C13 are the rules of docs/clients.md; a comment marks the code that implements each one.
  */
 public final class Main {
   private static final String USAGE =
@@ -90,7 +90,7 @@ public final class Main {
       options of all: --target HOST:PORT (127.0.0.1:50051), --timeout SECONDS (10)\
       """;
 
-  /** Not System.out, which has the encoding of the locale. */
+  /** UTF-8 in every locale, unlike System.out. */
   private static final PrintStream OUT =
       new PrintStream(new FileOutputStream(FileDescriptor.out), false, UTF_8);
 
@@ -100,11 +100,11 @@ public final class Main {
   private Main() {}
 
   public static void main(String[] args) {
-    // Not by returning: threads of the channel may still be there.
+    // Threads of the channel may still run, so returning would not end the process.
     System.exit(perform(args));
   }
 
-  /** Returns the exit code. Of a process that Ctrl-C ends, the JVM makes it 130. */
+  /** Returns the exit code. After Ctrl-C the JVM sets it to 130. */
   private static int perform(String[] args) {
     try {
       Arguments arguments = Arguments.parse(args);
@@ -116,13 +116,13 @@ public final class Main {
         };
       }
     } catch (UsageException e) {
-      tell(e.getMessage());
-      tell(USAGE);
+      log(e.getMessage());
+      log(USAGE);
       return 2;
     } catch (Failure e) {
       return report(e);
     } catch (UncheckedIOException e) {
-      tell(e.getCause().toString());
+      log(e.getCause().toString());
       return 1;
     }
   }
@@ -146,7 +146,7 @@ public final class Main {
     private final Connection connection;
     private final RunAcceptedRequest request;
 
-    /** Open once it is known what became of the acceptance. */
+    /** Released once the accept has succeeded or failed. */
     private final CountDownLatch settled = new CountDownLatch(1);
 
     private volatile boolean interrupted;
@@ -159,7 +159,7 @@ public final class Main {
           RunAcceptedRequest.newBuilder()
               .setSessionId(arguments.words().get(0))
               .setPrompt(arguments.words().get(1))
-              // C1: made before the first try, and the same with every one.
+              // C1: created before the first attempt; every attempt sends the same id.
               .setRunId(arguments.runId().orElseGet(Main::newId))
               .setMaxAttempts(arguments.number("max-attempts").orElse(0))
               .setAllowMissing(true)
@@ -171,14 +171,14 @@ public final class Main {
       Runtime.getRuntime().addShutdownHook(hook);
       try {
         accept();
-        tell("accepted " + request.getRunId());
+        log("accepted " + request.getRunId());
         follow();
         if (interrupted) {
           return 130;
         }
         print("\n");
         String reason = shortName(complete.getFinishReason(), "FINISH_REASON_");
-        tell(shortName(complete.getState(), "RUN_STATE_").toLowerCase(Locale.ROOT) + " " + reason);
+        log(shortName(complete.getState(), "RUN_STATE_").toLowerCase(Locale.ROOT) + " " + reason);
         return complete.getState() == RunState.RUN_STATE_COMPLETED ? 0 : 1;
       } finally {
         withdraw(hook);
@@ -187,7 +187,7 @@ public final class Main {
 
     private void accept() {
       try {
-        // C3: it may be repeated, as it has an id (C1); but not once nobody wants it any more.
+        // C3: the id (C1) makes a retry safe; no retry after an interrupt.
         connection.call(
             stub -> stub.runAccepted(request), failure -> failure.mayPass() && !interrupted);
       } finally {
@@ -195,7 +195,7 @@ public final class Main {
       }
     }
 
-    /** C7: writes the text of the run as it comes, each piece once. */
+    /** C7: writes the text of the run as it arrives, each piece once. */
     private void follow() {
       try {
         connection.resumed(this::subscribe, this::deal, Main::reconnecting, Optional.empty());
@@ -226,19 +226,19 @@ public final class Main {
         case TEXT_DELTA -> print(event.getTextDelta().getText());
         case STARTED -> begin(event.getStarted().getAttempt());
         case RUN_COMPLETE -> complete = event.getRunComplete();
-        default -> {} // Of no interest here, or newer than this program.
+        default -> {} // Not shown, or newer than this program.
       }
       return complete != null;
     }
 
-    /** C8: with a second attempt the answer begins anew, as the node of the first was lost. */
+    /** C8: a second attempt starts the answer over, because the node of the first was lost. */
     private void begin(int attempt) {
       if (attempt > 1) {
-        tell("attempt " + attempt);
+        log("attempt " + attempt);
       }
     }
 
-    /** C12: the events are gone by now, as they are when the id was used long ago. */
+    /** C12: the events are compacted, because the id was used long ago. */
     private void readRemoved() {
       GetRunRequest which = GetRunRequest.newBuilder().setRunId(request.getRunId()).build();
       Run run = connection.call(stub -> stub.getRun(which), Failure::mayPass).getRun();
@@ -252,8 +252,8 @@ public final class Main {
     }
 
     /**
-     * Cancels the run by its id. Waits for the acceptance at hand: a run that is accepted behind
-     * its own cancel would live on.
+     * Cancels the run by its id, after the current accept has ended: a run that is accepted after
+     * its own cancel would stay active.
      */
     private void cancelInterrupted() {
       interrupted = true;
@@ -261,7 +261,7 @@ public final class Main {
         settled.await();
         connection.cancel(CancelRequest.newBuilder().setRunId(request.getRunId()).build());
       } catch (Failure failure) {
-        // Where it was never accepted, that is as good.
+        // Then the run was never accepted: nothing to cancel.
         if (!failure.reason.equals("RUN_NOT_FOUND")) {
           report(failure);
         }
@@ -270,7 +270,7 @@ public final class Main {
       }
     }
 
-    /** Nothing is to be cancelled any more; unless it is, then the end is left to the hook. */
+    /** Removes the hook; if it is already running, waits for it. */
     private static void withdraw(Thread hook) {
       try {
         Runtime.getRuntime().removeShutdownHook(hook);
@@ -290,22 +290,22 @@ public final class Main {
 
   // --- Watch -----------------------------------------------------------------------------------
 
-  /** Tells each run that ends. */
+  /** Prints every completion. */
   private static final class Watcher {
-    /** C10: how many ends are remembered. One that comes twice comes close to the first time. */
+    /** C10: how many completions are remembered. A repeated one soon follows the first. */
     private static final int REMEMBERED = 1024;
 
     private final Connection connection;
     private final Optional<Path> file;
     private final int count;
 
-    /** C11: after how long without a message a stream is lost; a server sends a mark every 15 s. */
+    /** C11: timeout of a stream without messages; a server sends a mark every 15 s. */
     private final Duration silence;
 
     private final Set<String> known = new LinkedHashSet<>();
     private String cursor;
     private boolean established;
-    private int told;
+    private int printed;
 
     Watcher(Connection connection, Arguments arguments) {
       this.connection = connection;
@@ -328,38 +328,38 @@ public final class Main {
       return stub.subscribeRunComplete(request.build());
     }
 
-    /** Returns whether it was the last one that was asked for. */
+    /** Returns whether `--count` is reached. */
     private boolean deal(SubscribeRunCompleteResponse message) {
       if (!established) {
-        tell("watching");
+        log("watching");
       }
       established = true;
       if (message.hasRunComplete() && isNew(message.getRunComplete())) {
-        tellEnd(message.getRunComplete());
-        told++;
+        printEnd(message.getRunComplete());
+        printed++;
       }
-      // C9: of progress marks too, and not before the event is dealt with.
+      // C9: of progress marks too, and only after the event is processed.
       cursor = message.getCursor();
       file.ifPresent(this::writeCursor);
-      return told == count;
+      return printed == count;
     }
 
-    private static void tellEnd(RunComplete end) {
+    private static void printEnd(RunComplete end) {
       String state = shortName(end.getState(), "RUN_STATE_");
       String reason = shortName(end.getFinishReason(), "FINISH_REASON_");
       print(end.getRunId() + " " + state + " " + reason + "\n");
     }
 
-    /** C10: whether this end was not told before. */
+    /** C10: whether this completion is new. */
     private boolean isNew(RunComplete end) {
-      // An id may be used again once its session was deleted; the time tells the two runs apart.
+      // An id is free again once its session is deleted; the time distinguishes the two runs.
       Timestamp time = end.getEndedAt();
       String key = end.getRunId() + " " + time.getSeconds() + "." + time.getNanos();
       if (!known.add(key)) {
         return false;
       }
       if (known.size() > REMEMBERED) {
-        // The set stays in order, so the first is the oldest.
+        // The set keeps insertion order: the first entry is the oldest.
         Iterator<String> oldest = known.iterator();
         oldest.next();
         oldest.remove();
@@ -367,11 +367,11 @@ public final class Main {
       return true;
     }
 
-    /** C12: goes on where the server says that the subscription does. */
+    /** C12: resumes from the cursor that the server names. */
     private void lost(Failure failure) {
       String oldest = failure.metadata.getOrDefault("oldest_cursor", "");
       if (failure.reason.equals("CURSOR_COMPACTED") && !oldest.isEmpty()) {
-        tell("events before " + oldest + " are gone");
+        log("events before " + oldest + " are gone");
         cursor = oldest;
         return;
       }
@@ -392,7 +392,7 @@ public final class Main {
       }
     }
 
-    /** Whatever happens, the file has the old cursor or the new one. */
+    /** Replaces the file atomically: a crash leaves the old cursor or the new one. */
     private void writeCursor(Path path) {
       Path fresh = path.resolveSibling(path.getFileName() + ".new");
       try {
@@ -406,7 +406,7 @@ public final class Main {
 
   // --- The connection --------------------------------------------------------------------------
 
-  /** A channel, and how a call over it is made, bounded and repeated. */
+  /** A channel, with deadlines and retries for its calls. */
   private static final class Connection implements AutoCloseable {
     private final ManagedChannel channel;
     private final RunServiceBlockingStub stub;
@@ -416,7 +416,7 @@ public final class Main {
       Metadata headers = new Metadata();
       String token = System.getenv("RUNLANE_TOKEN");
       if (token != null && !token.isEmpty()) {
-        // C13: whoever sees the token can use it.
+        // C13: anyone who sees the token can use it.
         if (!isLocal(target)) {
           throw new UsageException("the token would go to " + target + " unencrypted");
         }
@@ -434,20 +434,20 @@ public final class Main {
       ManagedChannelBuilder<?> builder =
           Grpc.newChannelBuilder(target, InsecureChannelCredentials.create())
               // C11. Without calls too, or a server that takes a connection and then says nothing
-              // holds up the calls that wait for it.
+              // would block the calls that wait for it.
               .keepAliveTime(20, SECONDS)
               .keepAliveTimeout(10, SECONDS)
               .keepAliveWithoutCalls(true)
-              // C6: no policy from elsewhere repeats a call; `call` does, and knows which.
+              // C6: gRPC itself must not retry; `call` decides which calls may be retried.
               .disableServiceConfigLookUp();
       if (isLocal(target)) {
-        // C13: a proxy of the environment is on another machine.
+        // C13: a proxy from the environment may be on another machine.
         builder.proxyDetector(address -> null);
       }
       return builder.build();
     }
 
-    /** Whether a target is certainly on this machine: where other names lead, nobody knows. */
+    /** Whether a target is certainly on this machine. Other names may resolve to any machine. */
     private static boolean isLocal(String target) {
       String host = target.replaceFirst(":\\d+$", "").toLowerCase(Locale.ROOT);
       return host.equals("localhost")
@@ -455,14 +455,14 @@ public final class Main {
           || host.matches("127(\\.\\d{1,3}){3}");
     }
 
-    /** C6: a second cancel of a whole session could cover runs that came in after the first. */
+    /** C6: a second cancel of a session could cover runs accepted after the first. */
     CancelResponse cancel(CancelRequest request) {
       boolean ofOne = !request.getRunId().isEmpty();
       return call(
           each -> each.cancel(request), ofOne ? Failure::mayPass : Failure::serverDidNothing);
     }
 
-    /** C2, C3, C4: makes a call, and makes it again where it may be, within one deadline. */
+    /** C2, C3, C4: makes a call, and retries it if allowed, within one deadline. */
     <T> T call(Function<RunServiceBlockingStub, T> once, Predicate<Failure> mayRepeat) {
       Deadline deadline = Deadline.after(timeout.toNanos(), NANOSECONDS);
       Backoff backoff = new Backoff();
@@ -481,11 +481,11 @@ public final class Main {
     }
 
     /**
-     * Reads a stream over as many calls as it takes, until `deal` is done.
+     * Reads a stream over as many calls as necessary, until `deal` is done.
      *
-     * @param open starts a call behind what was received so far
-     * @param lost is told of each call that was lost, and throws where a new one is no use
-     * @param silence after how long without a message a call counts as lost
+     * @param open starts a call after the messages received so far
+     * @param lost is called for each lost call, and throws if the stream must not be reopened
+     * @param silence timeout of a call without messages
      */
     <T> void resumed(
         Function<RunServiceBlockingStub, Iterator<T>> open,
@@ -508,13 +508,13 @@ public final class Main {
       }
     }
 
-    /** Returns why the messages came to an end; nothing where `deal` was done. */
+    /** Returns why the call failed; empty if `deal` is done. */
     private static <T> Optional<Failure> readAll(
         Iterator<T> messages, Predicate<T> deal, Watchdog watchdog, Backoff backoff) {
       try {
         for (int count = 1; messages.hasNext(); count++) {
           watchdog.heard();
-          // A server that greets and breaks off each time must not be asked in a tight loop.
+          // No busy loop if the server breaks every call after its first message.
           if (count > 1) {
             backoff.reset();
           }
@@ -529,7 +529,7 @@ public final class Main {
       }
     }
 
-    /** The channel's own pauses grow to two minutes; a server that is back would seem down. */
+    /** The default backoff grows to two minutes: a restarted server would seem down. */
     private RunServiceBlockingStub ready() {
       channel.resetConnectBackoff();
       return stub;
@@ -541,7 +541,7 @@ public final class Main {
     }
   }
 
-  /** C11: ends a call that says nothing for too long. */
+  /** C11: cancels a call that is silent for too long. */
   private static final class Watchdog implements AutoCloseable {
     private static final ScheduledExecutorService TIMER =
         Executors.newSingleThreadScheduledExecutor(Watchdog::daemon);
@@ -601,14 +601,14 @@ public final class Main {
     }
   }
 
-  /** C3: pauses that grow from 0.1 s to 2 s, with chance in them. */
+  /** C3: exponential backoff from 0.1 s to 2 s, with jitter. */
   private static final class Backoff {
     private static final Duration FIRST = Duration.ofMillis(100);
     private static final Duration LONGEST = Duration.ofSeconds(2);
 
     private Duration pause = FIRST;
 
-    /** C4: never less than the server asked for. */
+    /** C4: never less than the server asks for. */
     Duration next(Failure failure) {
       long nanos = pause.toNanos();
       Duration own = Duration.ofNanos(ThreadLocalRandom.current().nextLong(nanos / 2, nanos));
@@ -625,21 +625,21 @@ public final class Main {
     }
   }
 
-  /** Goes on after errors that pass. */
+  /** Reports a transient failure; throws any other. */
   private static void reconnecting(Failure failure) {
     if (!failure.mayPass()) {
       throw failure;
     }
-    tell("reconnecting " + failure.word());
+    log("reconnecting " + failure.word());
   }
 
   // --- Errors ----------------------------------------------------------------------------------
 
-  /** C5: a call that failed, and what the server said about it. */
+  /** C5: a failed call, with the error details from the server. */
   private static final class Failure extends RuntimeException {
     private static final long serialVersionUID = 1;
 
-    /** What a connection that broke can look like, where no Runlane server said anything. */
+    /** Codes of a broken connection, if the error is not from a Runlane server. */
     private static final Set<Status.Code> BROKEN =
         Set.of(
             Status.Code.UNAVAILABLE,
@@ -650,10 +650,10 @@ public final class Main {
 
     final Status.Code status;
 
-    /** The reason of the ErrorInfo; empty where no Runlane server said anything. */
+    /** The reason of the ErrorInfo; empty if the error is not from a Runlane server. */
     String reason = "";
 
-    /** What else the ErrorInfo tells. */
+    /** The metadata of the ErrorInfo. */
     transient Map<String, String> metadata = Map.of();
 
     /** From RetryInfo. */
@@ -669,7 +669,7 @@ public final class Main {
 
     private static String message(Status status) {
       String description = Optional.ofNullable(status.getDescription()).orElse("no message");
-      // Such as `io exception`, and behind it what happened.
+      // For example `io exception`, followed by its cause.
       Throwable cause = status.getCause();
       return cause == null ? description : description + ": " + cause.getMessage();
     }
@@ -682,7 +682,7 @@ public final class Main {
           read(detail);
         }
       } catch (InvalidProtocolBufferException e) {
-        // Somebody else's details: the status still counts.
+        // Unknown details: the status still applies.
         addSuppressed(e);
       }
     }
@@ -699,19 +699,19 @@ public final class Main {
     }
 
     private void readInfo(ErrorInfo info) {
-      // Those of others are not ours to read.
+      // Other domains define other reasons.
       if (info.getDomain().equals("runlane")) {
         reason = info.getReason();
         metadata = info.getMetadataMap();
       }
     }
 
-    /** What a program decides by, and people see. */
+    /** The reason, or the gRPC status if there is none. */
     String word() {
       return reason.isEmpty() ? status.name() : reason;
     }
 
-    /** C3, C4, C5: whether the same call may succeed later. It may have had its effect already. */
+    /** C3, C4, C5: whether a retry may succeed. The call may have taken effect already. */
     boolean mayPass() {
       if (status == Status.Code.RESOURCE_EXHAUSTED) {
         return retryAfter.isPresent();
@@ -719,22 +719,22 @@ public final class Main {
       return reason.isEmpty() ? BROKEN.contains(status) : status == Status.Code.UNAVAILABLE;
     }
 
-    /** C6: whether the server certainly did nothing, and may do it later. */
+    /** C6: whether the call certainly had no effect, and a retry may succeed. */
     boolean serverDidNothing() {
       return reason.equals("DRAINING") || (status == Status.Code.RESOURCE_EXHAUSTED && mayPass());
     }
   }
 
-  /** Tells of a failure on stderr; returns the exit code. */
+  /** Prints a failure on stderr; returns the exit code. */
   private static int report(Failure failure) {
     if (failure.status == Status.Code.UNAVAILABLE
         || failure.status == Status.Code.DEADLINE_EXCEEDED) {
-      tell(failure.status + ": " + failure.getMessage());
+      log(failure.status + ": " + failure.getMessage());
       return 4;
     }
-    tell(failure.word() + ": " + failure.getMessage());
+    log(failure.word() + ": " + failure.getMessage());
     for (FieldViolation field : failure.fields) {
-      tell("  " + field.getField() + ": " + field.getDescription());
+      log("  " + field.getField() + ": " + field.getDescription());
     }
     return 3;
   }
@@ -749,7 +749,7 @@ public final class Main {
     }
   }
 
-  /** A verb, the words behind it, and the options by their names. */
+  /** A command, its words, and its options by name. */
   private record Arguments(String verb, List<String> words, Map<String, String> options) {
     private static final Map<String, Integer> WORDS = Map.of("run", 2, "cancel", 1, "watch", 0);
     private static final Map<String, Set<String>> OPTIONS =
@@ -789,7 +789,7 @@ public final class Main {
       options.put(parts[0].substring(2), parts.length == 2 ? parts[1] : rest.next());
     }
 
-    /** All at once, so that nothing is begun with arguments that are wrong. */
+    /** Checks everything first, so that invalid arguments have no effect. */
     private void check() {
       if (words.size() != WORDS.get(verb)) {
         throw new UsageException(verb + " takes " + WORDS.get(verb) + " words");
@@ -817,7 +817,7 @@ public final class Main {
       return option("run-id");
     }
 
-    /** A whole number from 1. */
+    /** A positive integer. */
     Optional<Integer> number(String name) {
       return option(name).map(value -> parseNumber(name, value));
     }
@@ -829,7 +829,7 @@ public final class Main {
           return number;
         }
       } catch (NumberFormatException e) {
-        // Told below, as the others are.
+        // Reported below, like other invalid values.
       }
       throw new UsageException("--" + name + ": " + value + " is no number from 1");
     }
@@ -853,7 +853,7 @@ public final class Main {
           return Duration.ofNanos((long) (seconds * 1e9));
         }
       } catch (NumberFormatException e) {
-        // Told below, as the others are.
+        // Reported below, like other invalid values.
       }
       throw new UsageException("--" + name + ": " + value + " is no number of seconds");
     }
@@ -869,7 +869,7 @@ public final class Main {
 
   // --- Output ----------------------------------------------------------------------------------
 
-  /** Writes to stdout at once. What nobody took is not dealt with (C9), so that is an error. */
+  /** Writes to stdout at once. A failed write is an error: the event is not processed (C9). */
   private static void print(String text) {
     OUT.print(text);
     if (OUT.checkError()) {
@@ -877,7 +877,7 @@ public final class Main {
     }
   }
 
-  private static void tell(String line) {
+  private static void log(String line) {
     ERR.print(line + "\n");
   }
 
