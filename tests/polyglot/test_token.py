@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 
 from polyglot.program import Programs
-from polyglot.serving import SCRIPTED
-from support.process import ServerProcess, serving
 from polyglot.serving import guarded
 
 SECRET = "not-to-be-seen"  # noqa: S105 - no server knows it
