@@ -2,7 +2,7 @@
 """Draws the states of a run from `core.lane.TABLE`, into architecture.md.
 
 python docs/lane_diagram.py            writes the diagram between its markers
-python docs/lane_diagram.py --check    only tells whether it is fresh: exit code 1 if not
+python docs/lane_diagram.py --check    exits with 1 if the diagram is out of date
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def diagram() -> str:
 
 
 def explanations() -> str:
-    """What each happening is: the comments in its class, as a table."""
-    told = dict(
+    """The comment of each happening in its class, as a table."""
+    comments = dict(
         re.findall(r'^ +\w+ = "(\w+)"  # (.+)$', inspect.getsource(Happening), re.MULTILINE)
     )
-    rows = [f"| {happening} | {told[happening]} |" for happening in Happening]
-    return "\n".join(["| what happens | to the run |", "|---|---|", *rows])
+    rows = [f"| {happening} | {comments[happening]} |" for happening in Happening]
+    return "\n".join(["| transition | meaning |", "|---|---|", *rows])
 
 
 def drawn(page: str) -> str:

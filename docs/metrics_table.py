@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Writes the table of metrics into operations.md, from the registry of a server.
+"""Writes the table of metrics into monitoring.md, from the registry of a server.
 
 python docs/metrics_table.py            writes the table between its markers
-python docs/metrics_table.py --check    only tells whether it is fresh: exit code 1 if not
+python docs/metrics_table.py --check    exits with 1 if the table is out of date
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from generated import between, main
 
 from runlane_server.telemetry.metrics import Metrics, NodeState
 
-PAGE = Path(__file__).with_name("operations.md")
+PAGE = Path(__file__).with_name("monitoring.md")
 
 _STATE = NodeState(
     version="",

@@ -57,16 +57,16 @@ from runlane_server.core.turn import DraftMessage, close, final_text
 class Happening(StrEnum):
     """What can happen to one run."""
 
-    ENTER = "enter"  # it is accepted, and is first in its lane
-    WAIT = "wait"  # another run is, or now goes, before it
+    ENTER = "enter"  # the run is accepted and is first in its lane
+    WAIT = "wait"  # another run is ahead of it, or moves ahead of it
     ADVANCE = "advance"  # it becomes first in its lane
     START = "start"  # its agent is started
     FOLD = "fold"  # it joins the active turn
     CANCEL = "cancel"  # a cancel covers it, or the run whose turn it joined
-    WITHDRAW = "withdraw"  # a cancel covers it alone, and the turn it joined goes on
-    COMPLETE = "complete"  # its turn ends well
-    FAIL = "fail"  # its turn ends badly, or it can never start
-    RETRY = "retry"  # its node was lost, and it is to start again
+    WITHDRAW = "withdraw"  # a cancel covers it alone, and the turn it joined continues
+    COMPLETE = "complete"  # its turn ends successfully
+    FAIL = "fail"  # its turn fails, or it can never start
+    RETRY = "retry"  # its node was lost, and it starts again
 
 
 _S, _H = RunState, Happening
