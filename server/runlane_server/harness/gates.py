@@ -18,7 +18,7 @@ from runlane_server.core.model import SessionKey
 
 
 class Point(StrEnum):
-    """Where a run can be held; `proto/runlane/harness/v1` says what each point means."""
+    """The points at which a run can be held; `proto/runlane/harness/v1` defines each."""
 
     BEFORE_AGENT_READY = "before_agent_ready"
     ACCEPT_COMMITTED = "accept_committed"

@@ -1,4 +1,4 @@
-"""What a test harness controls in a server: its gates, its clock, and its process.
+"""The parts of a server that a test harness controls: gates, clock, and process.
 
 Armed gates and the clock offset survive a restart that the harness itself requests.
 """
@@ -81,7 +81,7 @@ class Harness:
     instance: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def state(self) -> str:
-        """What the next process continues with, as JSON: the armed gates and the clock offset."""
+        """The state for the next process, as JSON: the armed gates and the clock offset."""
         gates = [gate.spec for gate in self.gates]
         return json.dumps({"offset": self.clock.offset, "gates": gates})
 
