@@ -198,7 +198,7 @@ async def test_nodes_call_each_other_with_tls_where_the_server_has_it(
         async with aclosing(peers.follow(wire.address, key, 0, lambda: None)) as events:
             assert (await anext(events)) is not None
         await peers.close()
-        wire.gates.open("g")
+        wire.latches.open("g")
 
 
 async def test_a_missing_ca_file_of_the_nodes_is_an_error_and_no_defect(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from runlane_server.agents.command.environment import listed
+from runlane_server.agents.command.environment import parse_variables
 from runlane_server.net.addresses import Address
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -156,7 +156,7 @@ class Variables(click.ParamType[str]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The text, unchanged."""
         try:
-            listed(str(value))
+            parse_variables(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
         return str(value)

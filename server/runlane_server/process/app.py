@@ -20,7 +20,7 @@ import structlog
 from runlane_server.config import Config
 from runlane_server.core.errors import StartError
 from runlane_server.harness.clock import MovableLoop
-from runlane_server.harness.harness import STATE, Harness
+from runlane_server.harness.harness import STATE_VARIABLE, Harness
 from runlane_server.net.addresses import Address
 from runlane_server.process import systemd
 from runlane_server.process.node import Node, ShutdownRequest, serving
@@ -90,7 +90,7 @@ async def serve(config: Config, child: ChildProcess | None, process: ControlledP
     `process` is what the harness controls. Raises StartError.
     """
     shutdown = process.shutdown = ShutdownSignals()
-    process.harness = Harness.of(os.environ, process)
+    process.harness = Harness.from_environment(os.environ, process)
     with ExitStack() as closing:
         async with serving(
             config,
@@ -136,11 +136,11 @@ class ControlledProcess:
     at once, as after SIGKILL, but a supervisor of the process sees no exit.
     """
 
-    restarts = True
+    can_restart = True
 
     def __init__(self) -> None:
         self.shutdown = ShutdownRequest()
-        self.harness = Harness(life=self)
+        self.harness = Harness(process=self)
         self.address = Address()
         self.restarts_after_drain = False
 
@@ -158,8 +158,8 @@ class ControlledProcess:
     def restart(self) -> Never:
         """Starts the program again, at the same address and with the harness in the same state."""
         # The address that this appends replaces the one that the previous restart appended.
-        given = sys.orig_argv[:-2] if STATE in os.environ else sys.orig_argv
-        environment = {**os.environ, STATE: self.harness.state()}
+        given = sys.orig_argv[:-2] if STATE_VARIABLE in os.environ else sys.orig_argv
+        environment = {**os.environ, STATE_VARIABLE: self.harness.state()}
         arguments = [*given, "--listen", str(self.address)]
         os.execve(sys.executable, arguments, environment)  # noqa: S606 - it is this very program
 

@@ -24,14 +24,14 @@ from runlane_server.engine.coordinator import Coordinator
 from runlane_server.engine.executor import NodeSettings
 from runlane_server.engine.retention import Retention, keepers
 from runlane_server.feed.feed import Feed
-from runlane_server.harness.harness import About, Harness
+from runlane_server.harness.harness import Harness, ServerInfo
 from runlane_server.net.addresses import Address, advertised_address
 from runlane_server.process.security import Security, check_security
 from runlane_server.rpc.endpoint import Endpoint
 from runlane_server.store.base import StoreError
 from runlane_server.store.open import kind_of, open_store
-from runlane_server.telemetry.metrics_server import Monitor
-from runlane_server.telemetry.tracing import Tracing
+from runlane_server.telemetry.metrics_server import MetricsServer
+from runlane_server.telemetry.trace_export import TraceExport
 
 log = structlog.get_logger()
 
@@ -96,25 +96,25 @@ async def serving(
     """
     check_security(config)
     harness = harness or Harness()
-    harness.about = about(config)
+    harness.server = server_info(config)
     clock = harness.clock
     security = Security(config, clock.seconds)
     async with AsyncExitStack() as closing:
-        monitor = Monitor(config.metrics_listen, kind_of(config.store), clock.micros)
-        tracing = Tracing(
+        metrics = MetricsServer(config.metrics_listen, kind_of(config.store), clock.micros)
+        traces = TraceExport(
             config.otlp_endpoint,
             ratio=config.trace_ratio,
             content=config.log_content,
             now=clock.micros,
         )
-        await closing.enter_async_context(tracing.exporting())
+        await closing.enter_async_context(traces.exporting())
         agent = agent or load_agent(config.agent, agent_settings(config))
         store = open_store(config.store)
         store.on_failure = shutdown.on_store_failure
         await closing.enter_async_context(store)
         feed = Feed(store)
-        monitor.watch(store, feed)
-        observer = Both(monitor.observer, tracing.observer)
+        metrics.attach(store, feed)
+        observer = Both(metrics.observer, traces.observer)
         coordinator = Coordinator(
             store,
             agent,
@@ -123,7 +123,7 @@ async def serving(
             node=NodeSettings(lease=config.node_lease),
             observer=observer,
             quotas=security.quotas,
-            stage=harness.stage,
+            gates=harness.gates,
             now=clock.micros,
         )
         relay, peer_key = None, ""
@@ -143,7 +143,7 @@ async def serving(
         )
         # Before any run: a server whose port is in use must not touch the runs in the store.
         address, node_address = _bind(endpoint, config, shares_port=shares_port)
-        await closing.enter_async_context(monitor.serving(coordinator, endpoint))
+        await closing.enter_async_context(metrics.serving(coordinator, endpoint))
         on_bound()
         try:
             await coordinator.start(str(node_address))
@@ -181,9 +181,9 @@ def _bind(endpoint: Endpoint, config: Config, *, shares_port: bool) -> tuple[Add
     return address, advertised_address(own, config.node_address)
 
 
-def about(config: Config) -> About:
+def server_info(config: Config) -> ServerInfo:
     """The settings that a harness reports to a test."""
-    return About(
+    return ServerInfo(
         store=kind_of(config.store),
         agent=config.agent.partition(":")[0],
         limits=config.limits,

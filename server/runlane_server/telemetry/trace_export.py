@@ -1,6 +1,6 @@
-"""`--otlp-endpoint`: tells a collector of traces what a node does, by the OpenTelemetry protocol.
+"""`--otlp-endpoint`: connects the `Tracer` of a node with an `OtlpExporter`.
 
-A collector that is slow or gone costs spans, and never holds up a run.
+A slow or unavailable collector loses spans but never delays a run.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from runlane_server.release import version_of_server
 from runlane_server.telemetry.tracer import Tracer
 
 if TYPE_CHECKING:
-    from runlane_server.telemetry.otlp import Spans
+    from runlane_server.telemetry.otlp import OtlpExporter
 
 log = structlog.get_logger()
 
 OPTION = "--otlp-endpoint"
 
 CLOSE_TIMEOUT = 3.0
-"""Seconds that the last spans have to get out when the node stops."""
+"""Seconds to send the remaining spans when the node stops."""
 
 
-class Tracing:
-    """Exports the spans of a node; does nothing where `endpoint` is None.
+class TraceExport:
+    """Exports the spans of a node; does nothing if `endpoint` is None.
 
     `endpoint` is the URL of a collector, without a path. `ratio` and `content` are those of
-    `Tracer`. It is made on the event loop. Raises StartError.
+    `Tracer`. Create it on the event loop. Raises StartError.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Tracing:
     ) -> None:
         self.observer: Observer = NOBODY
         self._endpoint = endpoint
-        self._spans: Spans | None = None
+        self._exporter: OtlpExporter | None = None
         if endpoint is None:
             return
         if importlib.util.find_spec("opentelemetry.proto") is None:
@@ -54,19 +54,19 @@ class Tracing:
                 f"{OPTION}: opentelemetry-proto is not installed; "
                 "run pip install 'runlane[server,traces]'"
             )
-        from runlane_server.telemetry.otlp import Spans  # noqa: PLC0415 - needs an extra
+        from runlane_server.telemetry.otlp import OtlpExporter  # noqa: PLC0415 - needs an extra
 
-        self._spans = Spans(endpoint, version_of_server())
-        self.observer = Tracer(self._spans.export, ratio=ratio, now=now, content=content)
+        self._exporter = OtlpExporter(endpoint, version_of_server())
+        self.observer = Tracer(self._exporter.export, ratio=ratio, now=now, content=content)
 
     @asynccontextmanager
     async def exporting(self) -> AsyncIterator[None]:
-        """Sends out what is left at the end."""
-        if self._spans is None:
+        """Sends the remaining spans when the context ends."""
+        if self._exporter is None:
             yield
             return
-        log.info("traces are exported", endpoint=self._endpoint)
+        log.info("trace export started", endpoint=self._endpoint)
         try:
             yield
         finally:
-            await self._spans.close(CLOSE_TIMEOUT)
+            await self._exporter.close(CLOSE_TIMEOUT)
