@@ -44,7 +44,7 @@ This page is generated: `make docs` writes it.
 
 
 def value(setting: Setting) -> str:
-    """What a setting takes."""
+    """The kind of value that a setting takes."""
     kind = setting.type
     if setting.is_switch:
         return "switch"
@@ -60,7 +60,7 @@ def value(setting: Setting) -> str:
 
 
 def default(setting: Setting) -> str:
-    """What applies without the setting."""
+    """The default, or a description of what applies without a value."""
     if setting.without is not None:
         return setting.without
     if setting.is_switch:

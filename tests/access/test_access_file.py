@@ -198,7 +198,7 @@ def test_the_commands(tmp_path: Path) -> None:
         ("new", "x", "--role", "run", "--tenant", "/"),
     ):
         assert "letters, digits" in run(*arguments, "--access", path)[1]
-    assert "--access FILE is missing" in run("list")[1]
+    assert "--access FILE is required" in run("list")[1]
     assert "No such file" in run("list", "--access", path + "x")[1]
 
 

@@ -1,4 +1,4 @@
-"""A server as deploy/ starts it, and what probes are told."""
+"""A server started as deploy/ starts it, and its health as probes see it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ NOT_SERVING = "NOT_SERVING"
 
 @dataclass
 class Started:
-    """A server that serves."""
+    """A running server."""
 
     process: Process
     address: str
 
-    async def ended(self) -> int:
-        """Waits for its end; returns the exit code."""
+    async def wait(self) -> int:
+        """Waits until it exits; returns the exit code."""
         async with asyncio.timeout(SECONDS):
             return await self.process.wait()
 
@@ -37,7 +37,7 @@ class Started:
 async def started(
     folder: Path, flags: Sequence[str], env: Mapping[str, str]
 ) -> AsyncIterator[Started]:
-    """Starts a server in a folder; it is killed at the end if it is still there."""
+    """Starts a server in a folder; kills it at the end if it still runs."""
     process = await asyncio.create_subprocess_exec(
         *(*PROGRAM, *flags),
         stdout=PIPE,
@@ -57,15 +57,15 @@ async def started(
 
 
 async def health(address: str, service: str) -> str:
-    """What a probe of a service is told; an error if there is none of that name."""
+    """The health of a service, as a probe gets it. An unknown service is an error."""
     async with grpc.aio.insecure_channel(address) as channel:
         request = health_pb2.HealthCheckRequest(service=service)
         answer = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=SECONDS)
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
 
-async def until_health(address: str, service: str, wanted: str) -> None:
-    """Returns when a service is in that state."""
+async def wait_for_health(address: str, service: str, wanted: str) -> None:
+    """Waits until the health of a service has that value."""
     async with grpc.aio.insecure_channel(address) as channel:
         request = health_pb2.HealthCheckRequest(service=service)
         watch = health_pb2_grpc.HealthStub(channel).Watch(request, timeout=SECONDS)

@@ -103,7 +103,7 @@ MODULES = {
         (["--agent", "command:no-such-program -x"], 1, "no program 'no-such-program'"),
         (["--agent", "no_such_module:answer"], 1, "No module named 'no_such_module'"),
         (["--agent", "raising:answer"], 1, "RuntimeError: no luck"),
-        (["--agent", "plain:answer"], 1, "not an async generator function"),
+        (["--agent", "plain:answer"], 1, "expected an async generator function"),
         (["--agent", "chat:openai:small"], 1, "OPENAI_API_KEY"),
         (["--max-active-runs", "-1"], 2, "--max-active-runs"),
     ],

@@ -1,4 +1,4 @@
-"""What the settings expose to the network, and how nodes authenticate to each other."""
+"""Exposure to the network, and how nodes authenticate to each other."""
 
 from __future__ import annotations
 

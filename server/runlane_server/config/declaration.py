@@ -1,4 +1,4 @@
-"""How a setting is declared: as a field of `Config`, with what the outside needs to know of it.
+"""How a setting is declared: as a field of `Config`, with its type, help text and topic.
 
 The flag, the environment variable, the key of the TOML file and the line in docs/settings.md all
 come from this one declaration.
@@ -19,11 +19,11 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator: TypeAlias = Callable[[Command], Command]
 
 _KEY = "runlane"
-"""Where the metadata of a field holds the declaration."""
+"""The key of the declaration in the metadata of a field."""
 
 
 class Topic(StrEnum):
-    """What a setting is about. The value is a heading of docs/settings.md."""
+    """The topic of a setting. The value is a heading of --help and docs/settings.md."""
 
     LISTENING = "Listening"
     STORE = "Store"

@@ -1,4 +1,4 @@
-"""Where a server listens, and where other nodes reach it."""
+"""The addresses of a server: the one it listens on, and the one other nodes use."""
 
 from __future__ import annotations
 

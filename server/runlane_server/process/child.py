@@ -65,7 +65,7 @@ def _send(parent: socket.socket, line: str) -> None:
 
 
 def _follow_parent(parent: socket.socket, config: Config) -> None:
-    """Shuts this process down when the parent is gone, for whatever reason.
+    """Shuts this process down when the parent is gone, also if it was killed.
 
     It runs in a thread, so it works before the event loop does and while an agent blocks the loop.
     """

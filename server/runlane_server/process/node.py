@@ -89,7 +89,7 @@ async def serving(
             the request itself when its store fails or its address is lost.
         agent: Replaces the agent that the settings name.
         shares_port: Whether other processes of this server listen on the same port.
-        harness: What a test controls, if the settings enable the harness.
+        harness: The gates and the clock that a test controls, if the settings enable it.
         on_bound: Called when the address is bound and no run has been touched yet.
 
     Raises StartError if it cannot start.
@@ -252,7 +252,7 @@ async def _shut_down(
 
 
 async def _unless(event: asyncio.Event, wait: Coroutine[Any, Any, bool]) -> bool:
-    """What `wait` returns; False if the event comes first."""
+    """The result of `wait`; False if the event comes first."""
     waiting = asyncio.ensure_future(wait)
     interrupted = asyncio.ensure_future(event.wait())
     try:

@@ -1,6 +1,6 @@
 """The security of a server: what is encrypted, who may call, and what happens without either.
 
-What the settings allow:
+The settings allow
 
     calls without TLS          always, with a warning if the server listens in a network
     callers without identity   on this machine; in a network only with --insecure-anywhere
