@@ -171,7 +171,7 @@ class LaneHistory(RuleBasedStateMachine):
             self.take(Command(Verb.RELEASE, token=held.token))
         if self.lane.active is not None:
             self.take(finish(self.lane.active.run_id, self.lane.active.attempt))
-        assert not self.lane.busy
+        assert not self.lane.is_busy
         assert set(self.accepted) == set(self.ended)
         if self.lane.exists:
             self.take(Command(Verb.REMOVE))

@@ -54,7 +54,7 @@ from runlane_server.core.transition import (
 from runlane_server.core.turn import DraftMessage, close, final_text
 
 
-class Happening(StrEnum):
+class Trigger(StrEnum):
     """What can happen to one run."""
 
     ENTER = "enter"  # it is accepted, and is first in its lane
@@ -69,9 +69,9 @@ class Happening(StrEnum):
     RETRY = "retry"  # its node was lost, and it is to start again
 
 
-_S, _H = RunState, Happening
+_S, _H = RunState, Trigger
 
-TABLE: Mapping[tuple[RunState | None, Happening], RunState] = MappingProxyType(
+TABLE: Mapping[tuple[RunState | None, Trigger], RunState] = MappingProxyType(
     {
         (None, _H.ENTER): _S.ACCEPTED,
         (None, _H.WAIT): _S.QUEUED,
@@ -178,7 +178,7 @@ def dispatch(lane: Lane, *, at: Micros, host: str = "") -> Transition:
     """Starts the first waiting run on that node, if none is active (R7, R8). Replies with it, or
     with None."""
     edit = _Edit(lane, at)
-    return edit.done(reply=edit.start(host) if lane.startable else None)
+    return edit.done(reply=edit.start(host) if lane.can_start else None)
 
 
 # --- Cancel -------------------------------------------------------------------------------------
@@ -307,7 +307,7 @@ def fail_waiting(lane: Lane, error: RunError, *, at: Micros) -> Transition:
     """Ends all waiting runs as failed before they started (R30). Replies with how many."""
     edit = _Edit(lane, at)
     for run in lane.waiting:
-        edit.end_unstarted(run, Happening.FAIL, FinishReason.ERROR, error)
+        edit.end_unstarted(run, Trigger.FAIL, FinishReason.ERROR, error)
     return edit.done(reply=len(lane.waiting))
 
 
@@ -321,7 +321,7 @@ def remove(lane: Lane, *, unchanged_since: tuple[int, int] | None = None) -> Tra
     # A run that came and went within the commit at hand is in accept_seq, and not in the version.
     if unchanged_since not in {None, (lane.version, lane.accept_seq)}:
         raise SessionBusy(f"session {lane.key.session_id!r} is in use again")
-    if lane.busy:
+    if lane.is_busy:
         raise SessionBusy(f"session {lane.key.session_id!r} has work; cancel it first")
     return Transition(Lane(lane.key), removed=True)
 
@@ -336,16 +336,16 @@ def _the_active(lane: Lane, run_id: str, attempt: int) -> LaneRun:
 # --- How a lane is changed ----------------------------------------------------------------------
 
 
-def advance(run: LaneRun, happening: Happening, **changes: Any) -> LaneRun:
-    """The run after a happening, by `TABLE`. Raises IllegalCommand where that has no entry."""
-    return run._replace(state=next_state(run.state, happening), **changes)
+def advance(run: LaneRun, trigger: Trigger, **changes: Any) -> LaneRun:
+    """The run after a trigger, by `TABLE`. Raises IllegalCommand where that has no entry."""
+    return run._replace(state=next_state(run.state, trigger), **changes)
 
 
-def next_state(state: RunState | None, happening: Happening) -> RunState:
-    """The state after a happening; None is that of a run that has not entered its lane."""
-    after = TABLE.get((state, happening))
+def next_state(state: RunState | None, trigger: Trigger) -> RunState:
+    """The state after a trigger; None is that of a run that has not entered its lane."""
+    after = TABLE.get((state, trigger))
     if after is None:
-        raise IllegalCommand(f"a run that is {state} cannot {happening}")
+        raise IllegalCommand(f"a run that is {state} cannot {trigger}")
     return after
 
 
@@ -411,7 +411,7 @@ class _Edit:
         run = LaneRun(
             run_id=request.run_id,
             accept_seq=seq,
-            state=next_state(None, Happening.ENTER if first else Happening.WAIT),
+            state=next_state(None, Trigger.ENTER if first else Trigger.WAIT),
             when_busy=request.when_busy,
             accepted_at=self.at,
             rank=waiting[0].rank - 1 if at_head and waiting else seq,
@@ -433,7 +433,7 @@ class _Edit:
         run = self._active = self._tell(
             head,
             Started(attempt),
-            state=next_state(head.state, Happening.START),
+            state=next_state(head.state, Trigger.START),
             attempt=attempt,
             turn=head.turn or self._open_turn(head),
             started_at=self.at,
@@ -454,7 +454,7 @@ class _Edit:
         folded: list[LaneRun] = []
         for waiting in sorted(joining, key=lambda run: run.accept_seq):
             event = Folded(waiting.run_id, host.run_id)
-            run = advance(waiting, Happening.FOLD, folded_into=host.run_id, turn=host.turn)
+            run = advance(waiting, Trigger.FOLD, folded_into=host.run_id, turn=host.turn)
             run = self._tell(run, event)
             host = self._tell(host, event)
             folded.append(run)
@@ -475,8 +475,8 @@ class _Edit:
         folded = {run.run_id for run in self._folded}
         withdrawn = (draft for draft in content if draft.run_id and draft.run_id not in folded)
         self._write(active, tuple(withdrawn), "", attempt=active.attempt)
-        back = [advance(active, Happening.RETRY, host="")]
-        back += [advance(run, Happening.RETRY, folded_into="", turn=0) for run in self._folded]
+        back = [advance(active, Trigger.RETRY, host="")]
+        back += [advance(run, Trigger.RETRY, folded_into="", turn=0) for run in self._folded]
         waiting = self._waiting
         first_rank = (waiting[0].rank if waiting else self._accept_seq + 1) - len(back)
         ranked = tuple(run._replace(rank=first_rank + n) for n, run in enumerate(back))
@@ -501,7 +501,7 @@ class _Edit:
             self.covered.append(run.run_id)
             self.end_unstarted(
                 self._latest(run)._replace(cancel_reason=reason),
-                Happening.CANCEL,
+                Trigger.CANCEL,
                 FinishReason.CANCELED,
                 None,
             )
@@ -536,7 +536,7 @@ class _Edit:
 
     def _cover(self, run: LaneRun, reason: str) -> LaneRun:
         self.covered.append(run.run_id)
-        run = advance(run, Happening.CANCEL, cancel_reason=reason)
+        run = advance(run, Trigger.CANCEL, cancel_reason=reason)
         self._note(run)
         return run
 
@@ -544,7 +544,7 @@ class _Edit:
         """Ends a folded run by itself: its prompt is part of the turn, which goes on."""
         self.covered.append(run.run_id)
         self._folded = tuple(other for other in self._folded if other.run_id != run.run_id)
-        run = advance(run, Happening.WITHDRAW, cancel_reason=reason)
+        run = advance(run, Trigger.WITHDRAW, cancel_reason=reason)
         self._end(run, FinishReason.CANCELED, None)
 
     # Ending
@@ -552,8 +552,8 @@ class _Edit:
     def end_turn(self, outcome: Outcome) -> RunComplete:
         """Ends the active run and those folded into it, and writes the turn (R16, R19, R22)."""
         active = cast("LaneRun", self._active)
-        happening = Happening.COMPLETE if outcome.error is None else Happening.FAIL
-        state = next_state(active.state, happening)
+        trigger = Trigger.COMPLETE if outcome.error is None else Trigger.FAIL
+        state = next_state(active.state, trigger)
         ended = self._tell(active, *outcome.tail, state=state)
         cancelled = ended.state is RunState.CANCELLED
         reason = FinishReason.CANCELED if cancelled else outcome.finish_reason
@@ -563,20 +563,20 @@ class _Edit:
         shared = _End(reason, error, message_id, final_text(content))
         complete = self._end(ended, reason, error, shared, outcome.usage)
         for run in self._folded:
-            self._end(advance(run, happening), reason, error, shared)
+            self._end(advance(run, trigger), reason, error, shared)
         self._active, self._folded = None, ()
         return complete
 
     def end_unstarted(
         self,
         run: LaneRun,
-        happening: Happening,
+        trigger: Trigger,
         reason: FinishReason,
         error: RunError | None,
     ) -> None:
         """Ends a waiting run without its agent, and writes its turn (R14)."""
         self._remove([run])
-        run = advance(run, happening, turn=run.turn or self._open_turn(run))
+        run = advance(run, trigger, turn=run.turn or self._open_turn(run))
         message_id = self._write(run, close((), reason), "", attempt=run.attempt + 1)
         self._end(run, reason, error, _End(reason, error, message_id, ""))
 
@@ -683,9 +683,9 @@ class _Edit:
         for n, run in enumerate(self._waiting):
             first = n == 0 and self._active is None
             if first and run.state is RunState.QUEUED:
-                self._move(n, advance(run, Happening.ADVANCE))
+                self._move(n, advance(run, Trigger.ADVANCE))
             elif not first and run.state is RunState.ACCEPTED:
-                self._move(n, advance(run, Happening.WAIT))
+                self._move(n, advance(run, Trigger.WAIT))
 
     def _move(self, n: int, run: LaneRun) -> None:
         self._waiting = (*self._waiting[:n], run, *self._waiting[n + 1 :])

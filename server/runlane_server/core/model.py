@@ -53,7 +53,7 @@ class RunState(StrEnum):
     FAILED = "failed"
 
     @property
-    def terminal(self) -> bool:
+    def is_terminal(self) -> bool:
         """Whether nothing can happen to the run any more."""
         return self in _TERMINAL
 

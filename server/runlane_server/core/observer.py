@@ -13,7 +13,7 @@ from runlane_server.core.model import Micros, RunKey, SessionKey
 from runlane_server.core.transition import LaneRun, Receipt, Transition
 
 
-class Asked(NamedTuple):
+class CancelRequest(NamedTuple):
     """A cancel, as it was asked for: of what, in which session, and when."""
 
     key: SessionKey
@@ -28,7 +28,7 @@ class Load(NamedTuple):
     active: int
     waiting: int
     slots_in_use: int
-    refusing: bool
+    draining: bool
 
 
 class Observer:
@@ -36,41 +36,41 @@ class Observer:
 
     __slots__ = ()
 
-    def accepted(self, key: RunKey, run: LaneRun, called_at: Micros) -> None:
+    def on_accepted(self, key: RunKey, run: LaneRun, called_at: Micros) -> None:
         """A new run is durable; the call for it began at `called_at`."""
 
-    def changed(self, key: SessionKey, made: Transition) -> None:
+    def on_lane_changed(self, key: SessionKey, made: Transition) -> None:
         """This node has changed a lane, durably."""
 
-    def started(self, key: RunKey, run: LaneRun) -> None:
+    def on_attempt_started(self, key: RunKey, run: LaneRun) -> None:
         """An attempt of a run became active here."""
 
-    def returned(self, key: RunKey) -> None:
+    def on_agent_returned(self, key: RunKey) -> None:
         """The agent of the attempt that is active here is at its end; that is to be written now,
         for which it may take several tries."""
 
-    def left(self, key: RunKey) -> None:
+    def on_attempt_ended(self, key: RunKey) -> None:
         """The attempt that was active here is not any more, whatever became of the run."""
 
-    def cancelled(self, asked: Asked, made: Transition, receipt: Receipt) -> None:
+    def on_cancelled(self, asked: CancelRequest, made: Transition, receipt: Receipt) -> None:
         """A cancel was carried out; `made` is what was committed along with it."""
 
-    def called(self, method: str, code: str, reason: str, seconds: float | None) -> None:
+    def on_call_ended(self, method: str, code: str, reason: str, seconds: float | None) -> None:
         """A call ended, with a status code, and one of our reasons if there is one.
 
         `seconds` is None for streams: they last as long as the peer likes.
         """
 
-    def handed(self, key: RunKey, run: LaneRun) -> str:
+    def agent_traceparent(self, key: RunKey, run: LaneRun) -> str:
         """The place in a trace that the agent of an attempt is given (see `core.trace`): where the
         caller is, if nobody knows better; empty for none."""
         return run.trace
 
 
-NOBODY = Observer()
+NO_OBSERVER = Observer()
 
 
-class Both(Observer):
+class ObserverPair(Observer):
     """Tells two observers. What the agent is given is for the second to say."""
 
     __slots__ = ("_first", "_second")
@@ -79,41 +79,41 @@ class Both(Observer):
         self._first = first
         self._second = second
 
-    def accepted(self, key: RunKey, run: LaneRun, called_at: Micros) -> None:
+    def on_accepted(self, key: RunKey, run: LaneRun, called_at: Micros) -> None:
         """Tells both."""
-        self._first.accepted(key, run, called_at)
-        self._second.accepted(key, run, called_at)
+        self._first.on_accepted(key, run, called_at)
+        self._second.on_accepted(key, run, called_at)
 
-    def changed(self, key: SessionKey, made: Transition) -> None:
+    def on_lane_changed(self, key: SessionKey, made: Transition) -> None:
         """Tells both."""
-        self._first.changed(key, made)
-        self._second.changed(key, made)
+        self._first.on_lane_changed(key, made)
+        self._second.on_lane_changed(key, made)
 
-    def started(self, key: RunKey, run: LaneRun) -> None:
+    def on_attempt_started(self, key: RunKey, run: LaneRun) -> None:
         """Tells both."""
-        self._first.started(key, run)
-        self._second.started(key, run)
+        self._first.on_attempt_started(key, run)
+        self._second.on_attempt_started(key, run)
 
-    def returned(self, key: RunKey) -> None:
+    def on_agent_returned(self, key: RunKey) -> None:
         """Tells both."""
-        self._first.returned(key)
-        self._second.returned(key)
+        self._first.on_agent_returned(key)
+        self._second.on_agent_returned(key)
 
-    def left(self, key: RunKey) -> None:
+    def on_attempt_ended(self, key: RunKey) -> None:
         """Tells both."""
-        self._first.left(key)
-        self._second.left(key)
+        self._first.on_attempt_ended(key)
+        self._second.on_attempt_ended(key)
 
-    def cancelled(self, asked: Asked, made: Transition, receipt: Receipt) -> None:
+    def on_cancelled(self, asked: CancelRequest, made: Transition, receipt: Receipt) -> None:
         """Tells both."""
-        self._first.cancelled(asked, made, receipt)
-        self._second.cancelled(asked, made, receipt)
+        self._first.on_cancelled(asked, made, receipt)
+        self._second.on_cancelled(asked, made, receipt)
 
-    def called(self, method: str, code: str, reason: str, seconds: float | None) -> None:
+    def on_call_ended(self, method: str, code: str, reason: str, seconds: float | None) -> None:
         """Tells both."""
-        self._first.called(method, code, reason, seconds)
-        self._second.called(method, code, reason, seconds)
+        self._first.on_call_ended(method, code, reason, seconds)
+        self._second.on_call_ended(method, code, reason, seconds)
 
-    def handed(self, key: RunKey, run: LaneRun) -> str:
+    def agent_traceparent(self, key: RunKey, run: LaneRun) -> str:
         """Asks the second."""
-        return self._second.handed(key, run)
+        return self._second.agent_traceparent(key, run)

@@ -8,7 +8,7 @@ Key = TypeVar("Key")
 Item = TypeVar("Item")
 
 
-class Recent(Generic[Key, Item]):
+class RecentItems(Generic[Key, Item]):
     """The latest `room` items that were put in; the oldest is forgotten first."""
 
     def __init__(self, room: int) -> None:

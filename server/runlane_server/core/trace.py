@@ -22,7 +22,7 @@ _FORM = re.compile(r"(?!ff)([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]
 _SAMPLED = 0x01
 
 
-class Place(NamedTuple):
+class SpanContext(NamedTuple):
     """A span of a trace: 32 and 16 hexadecimal digits, and whether the trace is to be exported."""
 
     trace_id: str
@@ -33,7 +33,7 @@ class Place(NamedTuple):
         return f"00-{self.trace_id}-{self.span_id}-{int(self.sampled):02x}"
 
 
-def place_of(text: str) -> Place | None:
+def parse_traceparent(text: str) -> SpanContext | None:
     """The place that a `traceparent` names; None where it is none, which is no error: the trace
     begins anew then."""
     found = _FORM.fullmatch(text)
@@ -44,18 +44,18 @@ def place_of(text: str) -> Place | None:
         return None
     if not (trace_id.strip("0") and span_id.strip("0")):
         return None
-    return Place(trace_id, span_id, bool(int(flags, 16) & _SAMPLED))
+    return SpanContext(trace_id, span_id, bool(int(flags, 16) & _SAMPLED))
 
 
-def sent_place(metadata: Mapping[str, str]) -> str:
+def traceparent_of(metadata: Mapping[str, str]) -> str:
     """The place that the metadata of a call has, as it is kept with a run; empty without one."""
     sent = metadata.get(HEADER)
-    return str(place_of(sent) or "") if sent else ""
+    return str(parse_traceparent(sent) or "") if sent else ""
 
 
-def in_log(trace: str) -> dict[str, str]:
+def log_fields(trace: str) -> dict[str, str]:
     """What the log says of a place: the id of its trace, and nothing where there is none."""
-    place = place_of(trace) if trace else None
+    place = parse_traceparent(trace) if trace else None
     return {} if place is None else {"trace_id": place.trace_id}
 
 
@@ -76,16 +76,16 @@ class RunTrace(NamedTuple):
         """
         digest = _digest("\0".join(key), 24)
         seed = int(digest[32:], 16)
-        if (place := place_of(trace) if trace else None) is not None:
+        if (place := parse_traceparent(trace) if trace else None) is not None:
             return cls(place.trace_id, place.span_id, place.sampled, seed)
         trace_id = digest[:32]
         # Other parties sample by the same bits, so they come to the same end.
         sampled = ratio >= 1 or int(trace_id[16:], 16) < ratio * (1 << 64)
         return cls(trace_id, "", sampled, seed)
 
-    def span(self, name: str) -> Place:
+    def span(self, name: str) -> SpanContext:
         """The span of that name; the names of a run's spans are its own."""
-        return Place(self.trace_id, f"{self.seed ^ _salt(name):016x}", self.sampled)
+        return SpanContext(self.trace_id, f"{self.seed ^ _salt(name):016x}", self.sampled)
 
 
 @lru_cache(maxsize=1024)

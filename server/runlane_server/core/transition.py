@@ -81,12 +81,12 @@ class Lane(NamedTuple):
         return self.version > 0
 
     @property
-    def busy(self) -> bool:
+    def is_busy(self) -> bool:
         """Whether it has work, or work on its way in (R8, R9)."""
         return self.active is not None or bool(self.waiting) or bool(self.reservations)
 
     @property
-    def startable(self) -> bool:
+    def can_start(self) -> bool:
         """Whether `dispatch` would start a run."""
         return self.active is None and bool(self.waiting)
 
@@ -169,7 +169,7 @@ class Transition(NamedTuple):
     removed: bool = False
 
     @property
-    def durable(self) -> bool:
+    def needs_commit(self) -> bool:
         """Whether there is anything to commit. Reservations are not stored."""
         return bool(self.runs) or self.removed
 

@@ -242,7 +242,7 @@ REMOVE = Command(Verb.REMOVE)
 
 def stored(lane: Lane, made: Transition) -> Lane:
     """The lane once a transition is committed: a version on, or gone."""
-    if not made.durable or made.removed:
+    if not made.needs_commit or made.removed:
         return made.lane
     return Lane(
         made.lane.key,
