@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -41,7 +42,7 @@ class LaneHistory(RuleBasedStateMachine):
         self.named: set[str] = set()
         self.transcript: dict[tuple[int, int], Message] = {}
 
-    def take(self, command: Command) -> Transition | None:
+    def take(self, command: Command) -> Transition[Any] | None:
         made = step(self.lane, command)
         if made is None:
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
@@ -50,9 +51,9 @@ FOLD, REJECT, INTERRUPT = WhenBusy.FOLD, WhenBusy.REJECT, WhenBusy.INTERRUPT
 ACTIVE, WAITING, RUN = CancelScope.ACTIVE, CancelScope.WAITING, CancelScope.RUN
 
 
-def after(commands: Iterable[Command], lane: Lane = EMPTY) -> tuple[Lane, Transition]:
+def after(commands: Iterable[Command], lane: Lane = EMPTY) -> tuple[Lane, Transition[Any]]:
     """The lane after commands, each step checked, and all of them as one transition."""
-    whole = Transition(lane)
+    whole: Transition[Any] = Transition(lane)
     for command in commands:
         made = command.apply(lane)
         check(lane, command, made)

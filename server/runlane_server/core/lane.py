@@ -12,7 +12,7 @@ from collections.abc import Container, Iterable, Mapping
 from enum import StrEnum
 from itertools import takewhile
 from types import MappingProxyType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from runlane_server.core.errors import (
     IllegalCommand,
@@ -52,6 +52,8 @@ from runlane_server.core.transition import (
     Transition,
 )
 from runlane_server.core.turn import DraftMessage, close, final_text
+
+Reply = TypeVar("Reply")
 
 
 class Trigger(StrEnum):
@@ -107,7 +109,7 @@ ATTEMPT_ORDINALS = 1 << 20
 # --- Accept -------------------------------------------------------------------------------------
 
 
-def reserve(lane: Lane, token: str, run_id: str) -> Transition:
+def reserve(lane: Lane, token: str, run_id: str) -> Transition[None]:
     """Begins an accept: the session is busy from here on, and a cancel covers it (R6, R8, R10).
 
     A repeated accept of a run that a receipt has named already is covered with it.
@@ -120,7 +122,7 @@ def reserve(lane: Lane, token: str, run_id: str) -> Transition:
     return Transition(lane._replace(reservations=(*lane.reservations, reservation)))
 
 
-def release(lane: Lane, token: str) -> Transition:
+def release(lane: Lane, token: str) -> Transition[None]:
     """Ends a reservation; where there is none (any more) it does nothing (R6)."""
     left = tuple(held for held in lane.reservations if held.token != token)
     return Transition(lane._replace(reservations=left))
@@ -134,7 +136,7 @@ def accept(
     token: str,
     max_waiting: int,
     allow_missing: bool = False,
-) -> Transition:
+) -> Transition[LaneRun]:
     """Makes a reservation a run. Replies with its LaneRun, or with the one of that id in the lane.
 
     Raises SessionNotFound (R2), SessionBusy (REJECT, R27) and QueueFull, and IllegalCommand without
@@ -174,7 +176,7 @@ def _check_room(
         )
 
 
-def dispatch(lane: Lane, *, at: Micros, host: str = "") -> Transition:
+def dispatch(lane: Lane, *, at: Micros, host: str = "") -> Transition[LaneRun | None]:
     """Starts the first waiting run on that node, if none is active (R7, R8). Replies with it, or
     with None."""
     edit = _Edit(lane, at)
@@ -186,7 +188,7 @@ def dispatch(lane: Lane, *, at: Micros, host: str = "") -> Transition:
 
 def cancel(
     lane: Lane, scope: CancelScope, *, at: Micros, run_id: str = "", reason: str = ""
-) -> Transition:
+) -> Transition[Receipt]:
     """Covers what is accepted and not terminal now, and replies with the Receipt (R10 to R16, R20).
 
     Where there is nothing to cover, nothing changes (R12, R13). `run_id` goes with scope RUN; a run
@@ -214,7 +216,9 @@ def cancel(
 # --- The active run -----------------------------------------------------------------------------
 
 
-def drain_for_step(lane: Lane, run_id: str, attempt: int, *, at: Micros, events: int) -> Transition:
+def drain_for_step(
+    lane: Lane, run_id: str, attempt: int, *, at: Micros, events: int
+) -> Transition[tuple[LaneRun, ...]]:
     """Folds what waits to be folded into the active turn, in accept order (R26, R27).
 
     `events` is how many events the active run has by now. Replies with the runs folded: none where
@@ -236,7 +240,7 @@ def finish(
     at: Micros,
     events: int,
     cancelled: str | None = None,
-) -> Transition:
+) -> Transition[RunComplete]:
     """Ends the active run and those folded into it; the first waiting one may be dispatched next.
 
     Where a cancel covered it before, it is cancelled whatever the outcome (R19). Replies with its
@@ -260,7 +264,7 @@ def node_lost(
     at: Micros,
     content: tuple[DraftMessage, ...],
     events: int,
-) -> Transition:
+) -> Transition[bool]:
     """The node of an attempt is gone: the run is retried or ends INTERRUPTED.
 
     `content` and `events` are what the store has of the attempt. A cancel that was answered stays
@@ -274,7 +278,7 @@ def node_lost(
 
 def hand_over(
     lane: Lane, run_id: str, attempt: int, outcome: Outcome, *, at: Micros, events: int
-) -> Transition:
+) -> Transition[bool]:
     """The node of the active run stops and gives the run up: as `node_lost`, in good order.
 
     Of the outcome only what was said counts. Raises IllegalCommand if the attempt is not the active
@@ -292,7 +296,7 @@ def _give_up(
     *,
     at: Micros,
     events: int,
-) -> Transition:
+) -> Transition[bool]:
     edit = _Edit(lane, at)
     edit.count(active, events)
     if active.state is RunState.ACTIVE and active.attempt < active.max_attempts:
@@ -303,7 +307,7 @@ def _give_up(
     return edit.done(reply=True)
 
 
-def fail_waiting(lane: Lane, error: RunError, *, at: Micros) -> Transition:
+def fail_waiting(lane: Lane, error: RunError, *, at: Micros) -> Transition[int]:
     """Ends all waiting runs as failed before they started (R30). Replies with how many."""
     edit = _Edit(lane, at)
     for run in lane.waiting:
@@ -311,7 +315,7 @@ def fail_waiting(lane: Lane, error: RunError, *, at: Micros) -> Transition:
     return edit.done(reply=len(lane.waiting))
 
 
-def remove(lane: Lane, *, unchanged_since: tuple[int, int] | None = None) -> Transition:
+def remove(lane: Lane, *, unchanged_since: tuple[int, int] | None = None) -> Transition[None]:
     """Removes an idle session; with a (version, accept_seq), only as it was then.
 
     Raises SessionNotFound and SessionBusy.
@@ -367,7 +371,7 @@ class _Edit:
         self._waiting = lane.waiting
         self._reservations = lane.reservations
 
-    def done(self, reply: object) -> Transition:
+    def done(self, reply: Reply) -> Transition[Reply]:
         """The transition, with the waiting runs in the states that their places give them."""
         self._line_up()
         return Transition(

@@ -271,7 +271,7 @@ class Coordinator:
                 allow_missing=allow_missing,
             )
             # One that is in the lane already changes nothing.
-            return made._replace(reply=(made.reply, made.needs_commit))
+            return made.replying((made.reply, made.needs_commit))
 
         return command
 

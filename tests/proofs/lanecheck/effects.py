@@ -6,6 +6,7 @@ Each function returns the rule that a step broke, or None.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from proofs.lanecheck.commands import Command, Verb, is_cancelling, live, live_ids
 from runlane_server.core.model import CancelScope, RunState, WhenBusy
@@ -157,7 +158,7 @@ def _is_covered(run: LaneRun, change: RunChange | None) -> bool:
     return ends or (was_at_work and change.run.state is _S.CANCELLING)
 
 
-def _drain(before: Lane, _: Command, made: Transition) -> str | None:
+def _drain(before: Lane, _: Command, made: Transition[Any]) -> str | None:
     meant = (run for run in before.waiting if run.when_busy is WhenBusy.FOLD and run.turn == 0)
     joining = sorted(meant, key=lambda run: run.accept_seq)
     if not _was_active(before):
