@@ -56,12 +56,12 @@ def runlane_server(request: pytest.FixtureRequest) -> Iterator[RunningServer]:
     """A Runlane server of the test's own, in a thread of its own; see `RunningServer`."""
     _need_the_server()
     from runlane_server.core.errors import StartError  # noqa: PLC0415 - an extra
-    from runlane_server.testing.logs import in_logging  # noqa: PLC0415
+    from runlane_server.testing.logs import redirect_to_logging  # noqa: PLC0415
     from runlane_server.testing.thread import RunningServer  # noqa: PLC0415
 
     settings = _settings(request)
     with ExitStack() as closing:
-        closing.enter_context(in_logging())
+        closing.enter_context(redirect_to_logging())
         with _told(StartError, "runlane_server"):
             server = closing.enter_context(RunningServer(**settings))
         yield server

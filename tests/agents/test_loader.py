@@ -14,7 +14,7 @@ from runlane_server.agents.command.agent import CommandAgent
 from runlane_server.agents.echo import EchoAgent
 from runlane_server.agents.loader import SPECS, AgentSettings, load_agent
 from runlane_server.agents.scripted.agent import ScriptedAgent
-from runlane_server.agents.scripted.gates import Gates
+from runlane_server.agents.scripted.latches import Latches
 from runlane_server.core.errors import StartError
 from runlane_server.core.model import FinishReason, TextDelta
 from support.turns import Working, ask, collect, texts
@@ -80,10 +80,10 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_the_specs_of_the_agents_that_are_built_in() -> None:
     assert isinstance(load_agent("echo"), EchoAgent)
     assert isinstance(load_agent("command:sh -c 'exit 0'"), CommandAgent)
-    gates = Gates()
-    scripted = load_agent("scripted", AgentSettings(gates=gates))
+    latches = Latches()
+    scripted = load_agent("scripted", AgentSettings(latches=latches))
     assert isinstance(scripted, ScriptedAgent)
-    assert scripted.gates is gates
+    assert scripted.latches is latches
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,7 @@ async def test_subscriptions_and_waits_go_on_with_the_next_token(tmp_path: Path)
             # All are back, by the new token.
             while len({visit.method for visit in world.door._visits - before}) < 3:
                 await asyncio.sleep(0.01)
-            world.wire.gates.open("g")
+            world.wire.latches.open("g")
             assert (await told).run_id == "r-theirs"
             assert (await waited).state is RunState.COMPLETED
             assert [event.index for event in await followed] == [1, 2, 3, 4]

@@ -77,9 +77,9 @@ async def test_a_node_tells_what_another_one_executes(postgres_url: str) -> None
         run_id = await accept(front, *said, {"wait": "h"})
         follower, direct = Follower(front, run_id), Follower(worker, run_id)
         await follower.hears("one")
-        worker.gates.open("g")
+        worker.latches.open("g")
         await follower.hears("two")
-        worker.gates.open("h")
+        worker.latches.open("h")
         await follower.rest()
         await direct.rest()
         assert follower.events == direct.events
@@ -107,7 +107,7 @@ async def test_all_who_follow_a_run_share_one_call_to_its_node(
         async with asyncio.timeout(SECONDS):
             while not asked:
                 await asyncio.sleep(0.01)
-        worker.gates.open("g")
+        worker.latches.open("g")
         await asyncio.gather(*(follower.rest() for follower in followers))
         assert asked == [worker.address]
         assert front.relay is not None
@@ -129,7 +129,7 @@ async def test_a_node_that_asks_is_told_what_happens_there_and_nowhere_else(
         assert front.relay.runs == 0
         await Follower(front, run_id).hears("one")
         assert front.relay.runs == 1
-        worker.gates.open("g")
+        worker.latches.open("g")
 
 
 async def test_a_run_that_is_executed_here_is_asked_for_nowhere(
@@ -144,6 +144,6 @@ async def test_a_run_that_is_executed_here_is_asked_for_nowhere(
         run_id = await accept(node, {"text": "one"}, {"wait": "g"}, {"text": "two"})
         follower = Follower(node, run_id)
         await follower.hears("one")
-        node.gates.open("g")
+        node.latches.open("g")
         await follower.hears("two")
         await follower.rest()

@@ -51,19 +51,19 @@ async def test_r9_the_next_run_starts_in_the_same_commit() -> None:
         assert await node.state(run.run_id) is S.CANCELLED
         assert await node.state(waiting.run.run_id) is S.ACTIVE
         assert store.commits == before + 1
-        node.gates.open("h")
+        node.latches.open("h")
         assert (await node.end(waiting.run.run_id)).state is S.COMPLETED
 
 
 async def test_r9_an_agent_that_takes_its_time_does_not_hold_up_the_answer() -> None:
     async with Watched() as store, running(store) as node:
         accepted = await node.accept("s", script(wait("g", ignore_cancel=True)))
-        await node.gates.reached("g")
+        await node.latches.reached("g")
         async with asyncio.timeout(2.0):
             receipt = await node.coordinator.cancel("s")
         assert len(receipt.cancelled) == 1
         assert await node.state(accepted.run.run_id) is S.CANCELLING
-        node.gates.open("g")
+        node.latches.open("g")
         assert (await node.end(accepted.run.run_id)).state is S.CANCELLED
 
 
@@ -87,9 +87,9 @@ async def test_r27_an_interrupting_accept_that_is_refused_leaves_the_active_run_
     taken = await node.queue("another", "x")
     await node.end(taken.run_id)
     run = await node.accept("s", script(wait("g"), say("done")))
-    await node.gates.reached("g")
+    await node.latches.reached("g")
     with pytest.raises(RunIdConflict):
         await node.queue("s", "y", run_id=taken.run_id, when_busy=WhenBusy.INTERRUPT)
     assert await node.state(run.run.run_id) is S.ACTIVE
-    node.gates.open("g")
+    node.latches.open("g")
     assert (await node.end(run.run.run_id)).text == "done"

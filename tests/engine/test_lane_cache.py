@@ -69,7 +69,7 @@ async def test_r07_a_session_that_was_taken_for_new_keeps_its_order(
     async with running(store, limits=Limits(max_active_runs=1)) as node:
         await node.blocked("other", "g")
         last = await node.queue("s", "last")
-        node.gates.open("g")
+        node.latches.open("g")
         ends = [await node.end(run.run_id) for run in (*first, last)]
         assert [end.state for end in ends] == [RunState.COMPLETED] * 4
         assert ends == sorted(ends, key=lambda end: end.ended_at)

@@ -37,7 +37,7 @@ async def test_a_full_queue_is_refused_and_nothing_is_stored(store: Store) -> No
         with pytest.raises(RunNotFound):
             await node.coordinator.get_run("refused")
         assert await node.coordinator.queued_prompts("s") == 2
-        node.gates.open("g")
+        node.latches.open("g")
 
 
 async def test_without_a_queue_an_idle_session_still_runs(store: Store) -> None:
@@ -86,12 +86,12 @@ async def test_runs_beyond_the_slots_wait_and_start_oldest_session_first(store: 
         await node.blocked("b", "b")
         waiting = [await node.queue(f"w{n}", str(n)) for n in range(5)]
         assert [await node.state(run.run_id) for run in waiting] == [S.ACCEPTED] * 5
-        node.gates.open("a")
+        node.latches.open("a")
         for run in waiting:
             await node.end(run.run_id)
         order = [complete.session_id for complete in await node.completes()]
         assert order == ["a", *(f"w{n}" for n in range(5))]
-        node.gates.open("b")
+        node.latches.open("b")
 
 
 async def test_a_long_queue_does_not_keep_its_slot_from_other_sessions(store: Store) -> None:
@@ -99,7 +99,7 @@ async def test_a_long_queue_does_not_keep_its_slot_from_other_sessions(store: St
         await node.blocked("greedy", "g")
         greedy = [await node.queue("greedy", str(n)) for n in range(10)]
         modest = await node.queue("modest", "x")
-        node.gates.open("g")
+        node.latches.open("g")
         await node.end(greedy[-1].run_id)
         order = [complete.run_id for complete in await node.completes()]
         assert order.index(modest.run_id) == 1
@@ -108,13 +108,13 @@ async def test_a_long_queue_does_not_keep_its_slot_from_other_sessions(store: St
 async def test_a_draining_node_takes_no_run_and_finishes_what_is_active(store: Store) -> None:
     async with running(store) as node:
         active = await node.accept("s", script(wait("g"), say("done")))
-        await node.gates.reached("g")
+        await node.latches.reached("g")
         queued = await node.queue("s", "x")
         node.coordinator.begin_drain()
         with pytest.raises(Draining):
             await node.queue("t", "x")
         assert not await node.coordinator.wait_idle(0)
-        node.gates.open("g")
+        node.latches.open("g")
         assert await node.coordinator.wait_idle(10)
         assert (await node.end(active.run.run_id)).text == "done"
         assert await node.state(queued.run_id) is S.ACCEPTED
@@ -128,7 +128,7 @@ async def test_sessions_are_created_once_and_deleted_when_idle(node: Node) -> No
     run = await node.blocked("s", "g")
     with pytest.raises(SessionBusy):
         await node.coordinator.delete_session("s")
-    node.gates.open("g")
+    node.latches.open("g")
     await node.end(run.run_id)
     await node.coordinator.delete_session("s")
     for gone in (
@@ -168,8 +168,8 @@ async def test_tenants_do_not_see_each_other(node: Node) -> None:
     with pytest.raises(SessionNotFound):
         await coordinator.cancel("s", tenant="b")
     blocked = asyncio.create_task(coordinator.run("t", Prompt(script(wait("g"))), tenant="a"))
-    await node.gates.reached("g")
+    await node.latches.reached("g")
     assert await coordinator.cancel_all(tenant="b") == []
     assert not await coordinator.is_session_busy("t", tenant="b")
-    node.gates.open("g")
+    node.latches.open("g")
     assert (await blocked).state is S.COMPLETED

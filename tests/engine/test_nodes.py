@@ -82,7 +82,7 @@ async def test_a_node_that_is_not_heard_for_a_while_keeps_its_runs(
         name = node.coordinator.membership.node_id
         await heard.wait()
         assert node.coordinator.membership.node_id == name
-        node.gates.open("g")
+        node.latches.open("g")
         end = await node.end(run.run_id)
         assert (end.state, end.attempt) == (S.COMPLETED, 1)
 
@@ -105,7 +105,7 @@ async def test_r7_a_session_has_one_active_run_wherever_its_prompts_come_in(
             S.QUEUED,
             S.QUEUED,
         ]
-        a.gates.open("g")
+        a.latches.open("g")
         ends = [await b.end(run.run_id) for run in (first, second, third)]
         assert [end.state for end in ends] == [S.COMPLETED] * 3
         assert [end.accept_seq for end in ends] == [1, 2, 3]
@@ -128,7 +128,7 @@ async def test_r20_a_receipt_names_what_another_node_has_accepted(postgres_url: 
     async with two(postgres_url, max_active=0) as (a, b):
         await a.end((await a.queue("s", "x")).run_id)
         run = await b.accept("s", script(wait("g")))
-        await a.gates.reached("g")
+        await a.latches.reached("g")
         receipt = await b.coordinator.cancel("s")
         assert [it.run_id for it in receipt.cancelled] == [run.run.run_id]
 
@@ -152,15 +152,15 @@ async def test_a_node_with_a_free_slot_takes_what_waits_for_one(postgres_url: st
         async with a_node(postgres_url) as free:
             ends = [await free.end(run.run_id) for run in runs]
             assert [end.text for end in ends] == list("01234")
-        full.gates.open("g")
+        full.latches.open("g")
 
 
 async def test_r26_a_prompt_is_folded_in_whichever_node_took_it(postgres_url: str) -> None:
     async with two(postgres_url) as (a, b):
         host = await a.accept("s", script(wait("g"), {"step": True}, say("done")))
-        await a.gates.reached("g")
+        await a.latches.reached("g")
         joins = await b.accept("s", "me too", when_busy=WhenBusy.FOLD)
-        a.gates.open("g")
+        a.latches.open("g")
         assert (await b.end(joins.run.run_id)).folded_into == host.run.run_id
 
 
@@ -168,7 +168,7 @@ async def test_r17_what_a_node_gives_up_another_one_goes_on_with(postgres_url: s
     async with a_node(postgres_url) as b:
         async with a_node(postgres_url) as a:
             run = await a.blocked("s", "g", max_attempts=2)
-            b.gates.open("g")
+            b.latches.open("g")
         end = await b.end(run.run_id)
         assert (end.state, end.attempt) == (S.COMPLETED, 2)
 
@@ -179,7 +179,7 @@ async def test_a_node_that_falls_silent_loses_its_runs_and_notices(postgres_url:
         ended = await a.blocked("t", "h")
         membership = a.coordinator.membership
         assert membership is not None
-        b.gates.open("g")
+        b.latches.open("g")
         with cut_off(a):
             end = await b.end(retried.run_id)
             assert (end.state, end.attempt) == (S.COMPLETED, 2)
@@ -304,8 +304,8 @@ async def test_a_node_that_was_taken_for_lost_joins_anew(postgres_url: str) -> N
                 await b.store.cluster.beat(judge.node_id, 0.0)
             while judged.node_id == before:
                 await asyncio.sleep(0.01)
-        a.gates.open("g")
-        b.gates.open("g")
+        a.latches.open("g")
+        b.latches.open("g")
         end = await b.end(run.run_id)
         assert (end.state, end.attempt) == (S.COMPLETED, 2)
         assert judged.alive
@@ -319,7 +319,7 @@ async def test_what_waits_is_counted_over_all_nodes(postgres_url: str) -> None:
             await b.queue("s", "x")
         key = SessionKey("default", "s")
         assert len((await a.store.load_lane(key)).waiting) == 3
-        a.gates.open("g")
+        a.latches.open("g")
         for run in (await a.store.list_runs("default", limit=10)).items:
             await b.end(run.run_id)
         assert (await b.store.load_lane(key)).waiting == ()

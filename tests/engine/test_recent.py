@@ -53,7 +53,7 @@ async def test_a_run_that_waits_for_a_slot_is_not_read_again() -> None:
         await node.blocked("first", "g")
         run = await node.queue("second", "x")
         read = store.lanes
-        node.gates.open("g")
+        node.latches.open("g")
         assert (await node.end(run.run_id)).state is RunState.COMPLETED
         assert (store.lanes, store.prompts) == (read, 0)
 
@@ -62,7 +62,7 @@ async def test_a_prompt_that_is_large_is_not_kept_while_it_waits() -> None:
     async with Counting() as store, running(store) as node:
         await node.blocked("s", "g")
         run = await node.queue("s", "x" * 10_000)
-        node.gates.open("g")
+        node.latches.open("g")
         assert len((await node.end(run.run_id)).text) == 10_000
         assert store.prompts == 1
 

@@ -75,7 +75,7 @@ async def test_r21_an_active_run_ends_interrupted_and_keeps_its_text(
 ) -> None:
     call = {"tool_call": {"id": "1", "name": "look"}}
     run = (await first.accept("s", script(say("so "), say("far"), call, wait("g")))).run
-    await first.gates.reached("g")
+    await first.latches.reached("g")
     await heard(first, run.run_id, "so far")
     async with second() as node:
         complete = await node.end(run.run_id)
@@ -93,11 +93,11 @@ async def test_r07_a_run_with_an_attempt_left_is_retried_before_the_waiting_ones
 ) -> None:
     prompt = script({"say": "attempt"}, wait("g"))
     run = (await first.accept("s", prompt, max_attempts=2)).run
-    await first.gates.reached("g")
+    await first.latches.reached("g")
     queued = await first.queue("s", "later")
     async with second() as node:
-        await node.gates.reached("g")
-        node.gates.open("g")
+        await node.latches.reached("g")
+        node.latches.open("g")
         await node.end(queued.run_id)
         ended = await node.completes()
         assert [c.run_id for c in ended] == [run.run_id, queued.run_id]
@@ -110,24 +110,24 @@ async def test_r07_a_run_with_an_attempt_left_is_retried_before_the_waiting_ones
 async def test_r19_a_cancel_that_was_answered_stays_in_force(first: Node, second: Second) -> None:
     prompt = script(wait("g", ignore_cancel=True))
     run = (await first.accept("s", prompt, max_attempts=5)).run
-    await first.gates.reached("g")
+    await first.latches.reached("g")
     await first.coordinator.cancel("s")
     async with second() as node:
         assert (await node.end(run.run_id)).state is S.CANCELLED
-    first.gates.open("g")
+    first.latches.open("g")
 
 
 async def test_r26_folded_runs_are_retried_with_their_turn(first: Node, second: Second) -> None:
     prompt = script(wait("a"), STEP, wait("b"), say("end"))
     host = (await first.accept("s", prompt, max_attempts=2)).run
-    await first.gates.reached("a")
+    await first.latches.reached("a")
     folded = await first.fold("s", "and this")
-    first.gates.open("a")
-    await first.gates.reached("b")
+    first.latches.open("a")
+    await first.latches.reached("b")
     assert await first.state(folded.run_id) is S.FOLDED
     async with second() as node:
-        node.gates.open("a")
-        node.gates.open("b")
+        node.latches.open("a")
+        node.latches.open("b")
         assert (await node.end(host.run_id)).text == "[folded: and this]end"
         assert (await node.end(folded.run_id)).folded_into == host.run_id
         assert [m.role for m in await node.messages("s")] == ["user", "user", "assistant"]

@@ -47,7 +47,7 @@ async def test_r01_an_accepted_run_is_durable_before_its_agent_did_anything(node
     stored = await node.coordinator.get_run(accepted.run.run_id)
     assert stored.state in {S.ACCEPTED, S.ACTIVE}
     assert stored.accept_seq == 1
-    node.gates.open("g")
+    node.latches.open("g")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ async def test_r03_the_same_run_id_returns_the_same_run_also_after_its_end(node:
     first = await node.accept("s", script(wait("g")), run_id="r")
     again = await node.accept("s", script(wait("g")), run_id="r")
     assert again.run.accept_seq == first.run.accept_seq
-    node.gates.open("g")
+    node.latches.open("g")
     await node.end("r")
     late = await node.accept("s", script(wait("g")), run_id="r")
     assert late.run.state is S.COMPLETED
@@ -114,7 +114,7 @@ async def test_r03_a_repeated_accept_is_answered_also_where_a_new_one_would_be_r
         with pytest.raises(QueueFull):
             await node.queue("s", "y")
         assert (await node.queue("s", "x", run_id="r")).accept_seq == 2
-        node.gates.open("g")
+        node.latches.open("g")
         await node.end("r")
 
 
@@ -122,7 +122,7 @@ async def test_r04_accept_seq_increases_in_accept_order(node: Node) -> None:
     await node.blocked("s", "g")
     accepted = await asyncio.gather(*(node.queue("s", str(n)) for n in range(10)))
     assert [run.accept_seq for run in accepted] == list(range(2, 12))
-    node.gates.open("g")
+    node.latches.open("g")
     await node.end(accepted[-1].run_id)
     assert [c.accept_seq for c in await node.completes()] == list(range(1, 12))
 
@@ -133,8 +133,8 @@ async def test_r05_a_caller_that_goes_away_changes_nothing(node: Node) -> None:
     assert not caller.done()
     caller.cancel()
     await asyncio.wait({caller})
-    await node.gates.reached("g")
-    node.gates.open("g")
+    await node.latches.reached("g")
+    node.latches.open("g")
     assert (await node.end("r")).text == "done"
 
 
@@ -156,7 +156,7 @@ async def test_r07_one_run_is_active_at_a_time_and_the_rest_start_in_order(node:
     first = await node.blocked("s", "g")
     later = [await node.queue("s", str(n)) for n in range(5)]
     assert [await node.state(r.run_id) for r in later] == [S.QUEUED] * 5
-    node.gates.open("g")
+    node.latches.open("g")
     await node.end(later[-1].run_id)
     completes = await node.completes()
     assert [c.run_id for c in completes] == [r.run_id for r in (first, *later)]
@@ -173,7 +173,7 @@ async def test_r08_a_session_with_work_never_looks_idle(node: Node) -> None:
     await node.coordinator.run_accepted(accepted, request, allow_missing=True)
     for n in range(60):
         await node.queue("s", str(n))
-    node.gates.open("g")
+    node.latches.open("g")
     looked = 0
     while True:
         busy = await node.coordinator.is_session_busy("s")
@@ -188,14 +188,14 @@ async def test_r08_a_session_with_work_never_looks_idle(node: Node) -> None:
 
 async def test_r09_a_session_stays_busy_until_the_cancelled_agent_has_returned(node: Node) -> None:
     stubborn = await node.accept("s", script(wait("g", ignore_cancel=True)))
-    await node.gates.reached("g")
+    await node.latches.reached("g")
     await node.coordinator.cancel("s")
-    await node.gates.cancel_ignored("g")
+    await node.latches.cancel_ignored("g")
     after = await node.queue("s", "next")
     assert await node.coordinator.is_session_busy("s")
     assert await node.state(stubborn.run.run_id) is S.CANCELLING
     assert await node.state(after.run_id) is S.QUEUED
-    node.gates.open("g")
+    node.latches.open("g")
     assert (await node.end(stubborn.run.run_id)).state is S.CANCELLED
     assert (await node.end(after.run_id)).text == "next"
 
@@ -203,12 +203,12 @@ async def test_r09_a_session_stays_busy_until_the_cancelled_agent_has_returned(n
 async def test_r09_an_agent_that_does_not_return_is_fenced_off(store: Store) -> None:
     async with running(store, limits=Limits(cancel_grace=0.01)) as node:
         stubborn = await node.accept("s", script(wait("g", ignore_cancel=True), say("too late")))
-        await node.gates.reached("g")
+        await node.latches.reached("g")
         await node.coordinator.cancel("s")
         complete = await node.end(stubborn.run.run_id)
         assert complete.state is S.CANCELLED
         assert (await node.coordinator.run("s", Prompt("next"))).text == "next"
-        node.gates.open("g")
+        node.latches.open("g")
         assert (await node.coordinator.run("s", Prompt("then"))).text == "then"
         assistant = [line for line in await node.lines("s") if line.startswith("assistant")]
         assert assistant == [
@@ -278,12 +278,12 @@ async def test_r12_cancel_of_an_idle_session_records_nothing(node: Node) -> None
 
 async def test_r13_a_repeated_cancel_covers_nothing_again(node: Node) -> None:
     run = await node.accept("s", script(wait("g", ignore_cancel=True)))
-    await node.gates.reached("g")
+    await node.latches.reached("g")
     first = await node.coordinator.cancel("s")
     second = await node.coordinator.cancel("s")
     assert len(first.cancelled) == 1
     assert second.cancelled == ()
-    node.gates.open("g")
+    node.latches.open("g")
     await node.end(run.run.run_id)
     assert len(await node.completes()) == 1
 
@@ -300,7 +300,7 @@ async def test_r14_cancel_on_entry_writes_the_turn(node: Node) -> None:
         (Role.ASSISTANT, FinishReason.CANCELED),
     ]
     assert complete.message_id == written[1].message_id
-    node.gates.open("g")
+    node.latches.open("g")
 
 
 async def test_r15_cancelled_before_the_first_text_writes_the_prompt_once(node: Node) -> None:
@@ -314,7 +314,7 @@ async def test_r15_cancelled_before_the_first_text_writes_the_prompt_once(node: 
 async def test_r16_cancelled_mid_stream_keeps_the_text_and_answers_open_calls(node: Node) -> None:
     call = {"tool_call": {"id": "1", "name": "look", "arguments": {}}}
     run = (await node.accept("s", script(say("so far"), call, wait("g"), say("never")))).run
-    await node.gates.reached("g")
+    await node.latches.reached("g")
     await node.coordinator.cancel("s", reason="enough")
     complete = await node.end(run.run_id)
     assert (complete.text, complete.cancel_reason) == ("so far", "enough")
@@ -328,10 +328,10 @@ async def test_r16_cancelled_mid_stream_keeps_the_text_and_answers_open_calls(no
 async def test_r17_a_cancel_is_carried_through_while_the_node_stops(store: Store) -> None:
     async with running(store) as node:
         run = await node.accept("s", script(say("so far"), wait("g", ignore_cancel=True)))
-        await node.gates.reached("g")
+        await node.latches.reached("g")
         await node.coordinator.cancel("s")
         stopping = asyncio.create_task(node.coordinator.stop())
-        node.gates.open("g")
+        node.latches.open("g")
         await stopping
         complete = await node.coordinator.get_run(run.run.run_id)
         assert complete.state is S.CANCELLED
@@ -342,7 +342,7 @@ async def test_r17_a_cancel_is_carried_through_while_the_node_stops(store: Store
 async def test_r17_what_is_active_when_the_node_stops_ends_interrupted(store: Store) -> None:
     async with running(store) as node:
         run = await node.accept("s", script(say("so far"), wait("g")))
-        await node.gates.reached("g")
+        await node.latches.reached("g")
         queued = await node.queue("s", "later")
         await node.coordinator.stop()
         ended = await node.coordinator.get_run(run.run.run_id)
@@ -359,10 +359,10 @@ async def test_r17_an_agent_that_swallows_the_stop_has_not_completed(store: Stor
     async with running(store) as node:
         prompt = script(say("so far"), wait("g", ignore_cancel=True), say(", and more"))
         run = (await node.accept("s", prompt)).run
-        await node.gates.reached("g")
+        await node.latches.reached("g")
         stopping = asyncio.create_task(node.coordinator.stop())
-        await node.gates.cancel_ignored("g")
-        node.gates.open("g")
+        await node.latches.cancel_ignored("g")
+        node.latches.open("g")
         await stopping
         ended = await node.coordinator.get_run(run.run_id)
         assert ended.complete is not None
@@ -375,7 +375,7 @@ async def test_r18_cancel_one_run(node: Node) -> None:
     one, other = await node.queue("s", "one"), await node.queue("s", "other")
     receipt = await node.coordinator.cancel(run_id=one.run_id)
     assert [c.run_id for c in receipt.cancelled] == [one.run_id]
-    node.gates.open("g")
+    node.latches.open("g")
     assert (await node.end(active.run_id)).state is S.COMPLETED
     assert (await node.end(other.run_id)).state is S.COMPLETED
 
@@ -394,7 +394,7 @@ async def test_r18_clear_the_queue(node: Node) -> None:
     queued = await node.queue("s", "queued")
     receipt = await node.coordinator.clear_queue("s")
     assert [c.run_id for c in receipt.cancelled] == [queued.run_id]
-    node.gates.open("g")
+    node.latches.open("g")
     assert (await node.end(active.run_id)).state is S.COMPLETED
 
 
@@ -416,11 +416,11 @@ async def test_r19_a_cancel_and_an_end_at_once_agree(node: Node) -> None:
         session = f"s{n}"
         run = await node.blocked(session, f"g{n}")
         if n % 2:
-            node.gates.open(f"g{n}")
+            node.latches.open(f"g{n}")
             await steps(n // 2 % 12)
         cancelling = asyncio.create_task(node.coordinator.cancel(session))
         await steps(n // 2 % 12)
-        node.gates.open(f"g{n}")
+        node.latches.open(f"g{n}")
         receipt = await cancelling
         complete = await node.end(run.run_id)
         outcomes.add(complete.state)
@@ -435,10 +435,10 @@ async def test_r19_a_cancel_and_an_end_at_once_agree(node: Node) -> None:
 
 async def test_r20_the_receipt_names_runs_states_and_the_fence(node: Node) -> None:
     host = (await node.accept("s", script(wait("a"), STEP, say("."), wait("b")))).run
-    await node.gates.reached("a")
+    await node.latches.reached("a")
     folded = await node.fold("s", "and this")
-    node.gates.open("a")
-    await node.gates.reached("b")
+    node.latches.open("a")
+    await node.latches.reached("b")
     queued = await node.queue("s", "x")
     receipt = await node.coordinator.cancel("s")
     assert [(c.run_id, c.accept_seq, c.state) for c in receipt.cancelled] == [
@@ -511,7 +511,7 @@ async def test_r24_the_failure_of_one_run_does_not_end_the_wait_for_another(node
     failing = (await node.accept("s", script(wait("g"), {"fail": "no", "reason": "NO"}))).run
     other = await node.queue("s", "fine")
     waiting = asyncio.create_task(node.end(other.run_id))
-    node.gates.open("g")
+    node.latches.open("g")
     complete = await node.end(failing.run_id)
     assert complete.error is not None
     assert (complete.error.reason, complete.error.message) == ("NO", "no")
@@ -536,9 +536,9 @@ async def test_r25_a_late_subscriber_gets_all_events_once_and_in_order(node: Nod
 
 async def test_r26_fold_joins_at_the_next_step_in_accept_order(node: Node) -> None:
     host = (await node.accept("s", script(say("one"), wait("g"), STEP, say("two")))).run
-    await node.gates.reached("g")
+    await node.latches.reached("g")
     first, second = await node.fold("s", "first"), await node.fold("s", "second")
-    node.gates.open("g")
+    node.latches.open("g")
     complete = await node.end(host.run_id)
     for run in (first, second):
         ended = await node.end(run.run_id)
@@ -556,10 +556,10 @@ async def test_r26_fold_joins_at_the_next_step_in_accept_order(node: Node) -> No
 
 async def test_r26_what_a_cancel_covered_is_not_folded(node: Node) -> None:
     host = (await node.accept("s", script(wait("g"), STEP, say("end")))).run
-    await node.gates.reached("g")
+    await node.latches.reached("g")
     covered, folded = await node.fold("s", "covered"), await node.fold("s", "folded")
     await node.coordinator.cancel(run_id=covered.run_id)
-    node.gates.open("g")
+    node.latches.open("g")
     assert (await node.end(host.run_id)).text == "[folded: folded]end"
     assert (await node.end(covered.run_id)).state is S.CANCELLED
     assert (await node.end(folded.run_id)).folded_into == host.run_id
@@ -568,7 +568,7 @@ async def test_r26_what_a_cancel_covered_is_not_folded(node: Node) -> None:
 async def test_r26_after_the_last_step_it_runs_as_a_turn_of_its_own(node: Node) -> None:
     host = await node.blocked("s", "g")
     late = await node.fold("s", "late")
-    node.gates.open("g")
+    node.latches.open("g")
     await node.end(host.run_id)
     complete = await node.end(late.run_id)
     assert (complete.folded_into, complete.text) == ("", "late")
@@ -576,22 +576,22 @@ async def test_r26_after_the_last_step_it_runs_as_a_turn_of_its_own(node: Node) 
 
 async def test_r26_a_folded_run_that_is_cancelled_alone_leaves_the_turn_going(node: Node) -> None:
     host = (await node.accept("s", script(wait("a"), STEP, wait("b"), say("end")))).run
-    await node.gates.reached("a")
+    await node.latches.reached("a")
     folded = await node.fold("s", "x")
-    node.gates.open("a")
-    await node.gates.reached("b")
+    node.latches.open("a")
+    await node.latches.reached("b")
     receipt = await node.coordinator.cancel(run_id=folded.run_id)
     assert [c.state for c in receipt.cancelled] == [S.FOLDED]
     assert (await node.end(folded.run_id)).state is S.CANCELLED
-    node.gates.open("b")
+    node.latches.open("b")
     assert (await node.end(host.run_id)).text == "[folded: x]end"
 
 
 async def test_r27_queue_is_never_folded(node: Node) -> None:
     host = (await node.accept("s", script(wait("g"), STEP, say("end")))).run
-    await node.gates.reached("g")
+    await node.latches.reached("g")
     queued = await node.queue("s", "queued")
-    node.gates.open("g")
+    node.latches.open("g")
     assert (await node.end(host.run_id)).text == "end"
     assert (await node.end(queued.run_id)).folded_into == ""
 
@@ -600,7 +600,7 @@ async def test_r27_reject_answers_session_busy(node: Node) -> None:
     await node.blocked("s", "g")
     with pytest.raises(SessionBusy):
         await node.queue("s", "x", when_busy=WhenBusy.REJECT)
-    node.gates.open("g")
+    node.latches.open("g")
     await idle(node, "s")
     run = await node.queue("s", "x", when_busy=WhenBusy.REJECT)
     assert (await node.end(run.run_id)).state is S.COMPLETED
@@ -622,7 +622,7 @@ async def test_r27_interrupt_cancels_the_active_run_and_goes_to_the_head(node: N
 async def test_r28_a_completion_leaves_nothing_that_could_catch_a_later_run(node: Node) -> None:
     for n in range(20):
         run = await node.blocked("s", f"g{n}")
-        node.gates.open(f"g{n}")
+        node.latches.open(f"g{n}")
         cancelling = asyncio.create_task(node.coordinator.cancel("s"))
         await asyncio.sleep(0)
         await cancelling
@@ -642,7 +642,7 @@ async def test_r29_a_burst_on_an_idle_session_starts_one_run(node: Node) -> None
     listed = await node.coordinator.queued_prompts_list("s")
     assert [prompt.text for prompt in listed] == prompts[1:]
     assert node.coordinator.is_busy()
-    node.gates.open("g")
+    node.latches.open("g")
     await node.end(accepted[-1].run.run_id)
     assert [c.accept_seq for c in await node.completes()] == list(range(1, 21))
 

@@ -57,7 +57,7 @@ async def test_what_was_said_is_stored_once(*, written: bool) -> None:
         while not any(isinstance(event.body, TextDelta) for event in await follower.next()):
             pass
         follower.close()
-        node.gates.open("g")
+        node.latches.open("g")
         end = await node.end(run_id)
         assert (end.state, end.text) == (RunState.COMPLETED, "onetwo")
         events = await node.events(run_id)
@@ -70,6 +70,6 @@ async def test_a_prompt_that_cannot_be_read_for_a_while_is_read_later() -> None:
         await node.blocked("s", "g")
         run = await node.queue("s", "x" * 10_000)
         store.prompts = 2
-        node.gates.open("g")
+        node.latches.open("g")
         assert (await node.end(run.run_id)).state is RunState.COMPLETED
         assert store.prompts == 0

@@ -58,7 +58,7 @@ async def test_a_filter_lets_through_its_sessions_and_runs_only(node: Node) -> N
     with subscribed(node, wanted) as subscription:
         for session_id in ("a", "x", "y", "b", "named"):
             await node.coordinator.run(session_id, Prompt("x")) if session_id != "named" else None
-        node.gates.open("g")
+        node.latches.open("g")
         await node.end(named.run_id)
         await node.coordinator.run("named", Prompt("x"))
         taken = await take(subscription, 3)
@@ -195,12 +195,12 @@ async def follow(node: Node, run_id: str, after: int = 0) -> list[RunEvent]:
 async def test_followers_of_a_run_see_all_its_events_whenever_they_come(node: Node) -> None:
     steps = [say("a"), wait("one"), say("b"), wait("two"), say("c")]
     run = (await node.accept("s", script(*steps))).run
-    await node.gates.reached("one")
+    await node.latches.reached("one")
     early = asyncio.create_task(follow(node, run.run_id))
-    node.gates.open("one")
-    await node.gates.reached("two")
+    node.latches.open("one")
+    await node.latches.reached("two")
     middle = asyncio.create_task(follow(node, run.run_id))
-    node.gates.open("two")
+    node.latches.open("two")
     await node.end(run.run_id)
     late = await follow(node, run.run_id)
     assert await early == await middle == late
@@ -214,7 +214,7 @@ async def test_waiting_for_a_run_ends_with_its_time(node: Node) -> None:
     assert not seen.state.is_terminal
     seen = await node.coordinator.wait_run(run.run_id, timeout=0.01)
     assert not seen.state.is_terminal
-    node.gates.open("g")
+    node.latches.open("g")
     assert (await node.end(run.run_id)).run_id == run.run_id
 
 
@@ -334,7 +334,7 @@ async def test_r25_a_log_that_was_removed_to_its_end_is_told_at_once(node: Node)
 
 async def test_a_follower_is_told_of_an_end_that_another_node_wrote(node: Node) -> None:
     run = (await node.accept("s", script(say("a"), wait("g"), say("b")))).run
-    await node.gates.reached("g")
+    await node.latches.reached("g")
     key = RunKey(TENANT, run.run_id)
     known = len(await node.events(run.run_id))
     early = asyncio.create_task(follow(node, run.run_id))
@@ -344,7 +344,7 @@ async def test_a_follower_is_told_of_an_end_that_another_node_wrote(node: Node) 
     # There is a tail, and the end is not in it.
     node.feed.happened(key, (await node.events(run.run_id))[-1:])
     with deaf(node):
-        node.gates.open("g")
+        node.latches.open("g")
         assert await node.coordinator.wait_idle(SECONDS)
     await tell(node, 0)
     events = list(await node.events(run.run_id))
@@ -363,7 +363,7 @@ async def test_a_follower_is_told_of_an_end_that_was_removed_from_the_log(node: 
     )
     await asyncio.sleep(0)
     with deaf(node):
-        node.gates.open("g")
+        node.latches.open("g")
         assert await node.coordinator.wait_idle(SECONDS)
     assert await node.store.compact(1 << 62, limit=9) == 1
     await node.coordinator.run("other", Prompt("x"))
@@ -374,7 +374,7 @@ async def test_a_follower_is_told_of_an_end_that_was_removed_from_the_log(node: 
 async def test_a_follower_does_not_skip_what_another_node_wrote_in_between(node: Node) -> None:
     steps = [say("a"), wait("one"), say("b"), wait("two"), say("c")]
     run = (await node.accept("s", script(*steps))).run
-    await node.gates.reached("one")
+    await node.latches.reached("one")
     key = RunKey(TENANT, run.run_id)
     following = asyncio.create_task(follow(node, run.run_id))
     await asyncio.sleep(0)
@@ -382,11 +382,11 @@ async def test_a_follower_does_not_skip_what_another_node_wrote_in_between(node:
     known = len(await node.events(run.run_id))
     slow = node.feed.follow(key, known)
     with deaf(node):
-        node.gates.open("one")
-        await node.gates.reached("two")
+        node.latches.open("one")
+        await node.latches.reached("two")
         while len(await node.events(run.run_id)) == known:
             await asyncio.sleep(0)
-    node.gates.open("two")
+    node.latches.open("two")
     await node.end(run.run_id)
     events = list(await node.events(run.run_id))
     assert await following == events

@@ -184,7 +184,7 @@ async def test_nodes_talk_by_tls_where_the_server_has_it(mutual: bool, tmp_path:
         async with aclosing(peers.follow(wire.address, key, 0, lambda: None)) as events:
             assert (await anext(events)) is not None
         await peers.close()
-        wire.gates.open("g")
+        wire.latches.open("g")
 
 
 async def test_a_ca_of_the_nodes_that_is_gone_is_no_defect(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ ROOMS: dict[str, set[str]] = {
         "custom",
         "loader",
         "scripted.agent",
-        "scripted.gates",
+        "scripted.latches",
         "scripted.script",
     },
     "access": {
@@ -63,7 +63,7 @@ ROOMS: dict[str, set[str]] = {
     "cluster": {"membership", "peers", "relay"},
     "engine": {"coordinator", "executor", "retention"},
     "rpc": {"endpoint", "tls"},
-    "telemetry": {"logs", "metrics_server", "tracing"},
+    "telemetry": {"logs", "metrics_server", "trace_export"},
     "process": {"app", "node", "processes"},
     "cli": {"main"},
     "__main__": set(),

@@ -85,7 +85,7 @@ async def revoked(folder: Path) -> None:
         assert not [visit for visit in _visits(world, "admin") if visit.refused]
         await _all_end(world, "read", calls)
         assert len(_visits(world, "admin")) == len(others)
-        world.wire.gates.open("g")
+        world.wire.latches.open("g")
         assert (await _end(others[-1])).answer.run.run_id == "r-theirs"
 
 

@@ -97,7 +97,7 @@ async def feeds(folder: Path) -> None:
         asked = runs_pb.SubscribeRunCompleteRequest(from_beginning=True)
         call = world.open(RUNS + "SubscribeRunComplete", asked, stranger)
         assert (await call.read()).HasField("progress")
-        world.wire.gates.open("g")
+        world.wire.latches.open("g")
         wait = runs_pb.WaitRunRequest(run_id="r-theirs")
         await world.ask(RUNS + "WaitRun", wait, world.shown("read"))
         mine = runs_pb.RunAcceptedRequest(session_id="m", prompt="[]", allow_missing=True)

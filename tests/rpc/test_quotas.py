@@ -52,7 +52,7 @@ class Somebody:
     async def blocked(self, gate: str) -> Any:
         """A run that is active, in a session of its own, until the gate opens."""
         run = await self.accept(gate, script(wait(gate)))
-        await self.wire.gates.reached(gate)
+        await self.wire.latches.reached(gate)
         return run
 
     async def run(self, run_id: str) -> Any:
@@ -116,10 +116,10 @@ async def test_active_runs_beyond_the_quota_wait() -> None:
         for gate in ("three", "four"):
             await free.blocked(gate)
         assert (await limited.run(waits.run_id)).state == run_pb2.RUN_STATE_ACCEPTED
-        both.wire.gates.open("one")
+        both.wire.latches.open("one")
         assert (await limited.ended(waits.run_id)).state == run_pb2.RUN_STATE_COMPLETED
         for gate in ("three", "four"):
-            both.wire.gates.open(gate)
+            both.wire.latches.open(gate)
 
 
 async def test_a_higher_quota_starts_at_once_what_waits() -> None:
@@ -128,9 +128,9 @@ async def test_a_higher_quota_starts_at_once_what_waits() -> None:
         await both.limited.accept("two", script(wait("two")))
         both.limit(max_active_runs=2)
         async with asyncio.timeout(SECONDS):
-            await both.wire.gates.reached("two")
+            await both.wire.latches.reached("two")
         for gate in ("one", "two"):
-            both.wire.gates.open(gate)
+            both.wire.latches.open(gate)
 
 
 async def test_waiting_runs_beyond_the_quota_are_refused() -> None:
@@ -223,7 +223,7 @@ async def test_streams_beyond_the_quota_are_refused_until_one_is_closed() -> Non
         # Any other call, and any other tenant, goes on.
         assert (await both.limited.run(run.run_id)).run_id == run.run_id
         others = [await both.free.stream() for _ in range(5)]
-        both.wire.gates.open("g")
+        both.wire.latches.open("g")
         assert (await waiting).state == run_pb2.RUN_STATE_COMPLETED
         first.cancel()
         async with asyncio.timeout(SECONDS):

@@ -41,7 +41,7 @@ async def ended(wire: Wire, run_id: str) -> run_pb2.Run:
 async def hold(wire: Wire, session_id: str = "s") -> str:
     """A run that is active until the gate `go` is opened."""
     run = await accept(wire, session_id, script({"text": "a"}, {"wait": "go"}, {"text": "b"}))
-    await wire.gates.reached("go")
+    await wire.latches.reached("go")
     return run.run_id
 
 
@@ -105,7 +105,7 @@ async def test_a_wait_ends_when_its_time_is_up() -> None:
         run_id = await hold(wire)
         request = pb.WaitRunRequest(run_id=run_id, timeout=Duration())
         assert (await wire.runs.WaitRun(request)).run.state == run_pb2.RUN_STATE_ACTIVE
-        wire.gates.open("go")
+        wire.latches.open("go")
         assert (await ended(wire, run_id)).run_complete.text == "ab"
 
 
@@ -184,7 +184,7 @@ async def test_r18_a_scope_is_kept_to(scope: pb.CancelScope.ValueType, covered: 
         names = {await hold(wire): "active", (await accept(wire)).run_id: "waiting"}
         receipt = await wire.runs.Cancel(pb.CancelRequest(session_id="s", scope=scope))
         assert [names[run.run_id] for run in receipt.cancelled] == covered
-        wire.gates.open("go")
+        wire.latches.open("go")
 
 
 async def test_r18_one_run_is_cancelled_without_naming_its_session() -> None:
@@ -193,7 +193,7 @@ async def test_r18_one_run_is_cancelled_without_naming_its_session() -> None:
         waiting = (await accept(wire)).run_id
         receipt = await wire.runs.Cancel(pb.CancelRequest(run_id=waiting))
         assert [run.run_id for run in receipt.cancelled] == [waiting]
-        wire.gates.open("go")
+        wire.latches.open("go")
 
 
 async def test_r18_all_sessions_are_cancelled_and_the_idle_ones_not_named() -> None:
@@ -353,7 +353,7 @@ async def test_refusals_of_an_accept() -> None:
         taken = ("RUN_ID_CONFLICT", StatusCode.ALREADY_EXISTS)
         assert (await reason(a_run(run_id="mine", prompt="other")))[:2] == taken
         assert (await reason(a_run(run_id="mine", session_id="other")))[:2] == taken
-        wire.gates.open("go")
+        wire.latches.open("go")
 
 
 async def test_a_node_that_has_enough_says_when_to_come_back() -> None:
@@ -387,7 +387,7 @@ async def test_a_draining_node_says_so_and_where_to_resume() -> None:
         ends.append(await waiting)
         assert [(end.reason, end.code) for end in ends] == [drains] * 3
         assert ends[0].metadata["cursor"] == last.cursor
-        wire.gates.open("go")
+        wire.latches.open("go")
 
 
 async def test_lookups_of_what_is_not_there() -> None:

@@ -66,13 +66,13 @@ async def test_a_session_with_work_is_busy() -> None:
             session_id="s", prompt=prompt, allow_missing=True
         )
         active = (await wire.runs.RunAccepted(request)).run
-        await wire.gates.reached("go")
+        await wire.latches.reached("go")
         waiting = (await wire.runs.RunAccepted(request)).run
         got = (await wire.sessions.GetSession(pb.GetSessionRequest(session_id="s"))).session
         assert (got.busy, got.active_run_id, got.waiting_runs) == (True, active.run_id, 1)
         error = await refused(wire.sessions.DeleteSession(pb.DeleteSessionRequest(session_id="s")))
         assert (error.reason, error.code) == ("SESSION_BUSY", StatusCode.FAILED_PRECONDITION)
-        wire.gates.open("go")
+        wire.latches.open("go")
         await wire.runs.WaitRun(run_service_pb2.WaitRunRequest(run_id=waiting.run_id))
 
 

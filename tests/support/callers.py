@@ -241,7 +241,7 @@ async def guarded(folder: Path, store: MemoryStore | None = None) -> AsyncIterat
         world = World(wire, entrance, door, path, texts, clock)
         await _with_a_run(world)
         yield world
-        wire.gates.open("g")
+        wire.latches.open("g")
 
 
 def _token(tenant: str, name: str, role: str, expires: float | None) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from runlane_server.access.door import Door
 from runlane_server.access.quotas import QuotaBook
 from runlane_server.agents.base import Agent
 from runlane_server.agents.scripted.agent import ScriptedAgent
-from runlane_server.agents.scripted.gates import Gates
+from runlane_server.agents.scripted.latches import Latches
 from runlane_server.cluster.peers import Peers
 from runlane_server.cluster.relay import Relay
 from runlane_server.core.limits import Limits
@@ -37,7 +37,7 @@ class Wire:
     coordinator: Coordinator
     store: Store
     endpoint: Endpoint
-    gates: Gates
+    latches: Latches
     channel: grpc.aio.Channel
     address: str
     relay: Relay | None
@@ -75,10 +75,10 @@ async def serving(
     harness: Harness | None = None,
 ) -> AsyncIterator[Wire]:
     """Serves until the end. With `tls` the channel has `credentials`."""
-    gates = Gates()
+    latches = Latches()
     async with store or default_store() as opened:
         coordinator = Coordinator(
-            opened, agent or ScriptedAgent(gates), Feed(opened), limits, quotas=quotas
+            opened, agent or ScriptedAgent(latches), Feed(opened), limits, quotas=quotas
         )
         relay, peer_key = None, ""
         if opened.cluster is not None:
@@ -99,7 +99,7 @@ async def serving(
         await endpoint.start()
         try:
             async with _channel(address, credentials) as channel:
-                yield Wire(coordinator, opened, endpoint, gates, channel, address, relay)
+                yield Wire(coordinator, opened, endpoint, latches, channel, address, relay)
         finally:
             coordinator.feed.close()
             assert await endpoint.stop(0)

@@ -85,7 +85,7 @@ async def metered(store: Store, limits: Limits | None = None) -> AsyncIterator[M
     )
     await coordinator.start()
     try:
-        yield Metered(Node(store, feed, coordinator, agent.gates), metrics, clock)
+        yield Metered(Node(store, feed, coordinator, agent.latches), metrics, clock)
     finally:
         feed.close()
         await coordinator.stop()

@@ -47,7 +47,7 @@ async def test_a_run_is_counted_at_each_step(it: Metered) -> None:
     assert it.value("runs_accepted_total") == 1
     assert it.value("runs_started_total") == 1
     it.clock.move(4)
-    it.node.gates.open("g")
+    it.node.latches.open("g")
     await ended(it, run.run_id)
     assert it.value("runs_ended_total", state="completed", finish_reason="stop") == 1
     assert it.observed("run_duration_seconds", state="completed") == (1, 4)
@@ -94,7 +94,7 @@ async def test_the_wait_in_the_queue_is_that_before_the_first_start(it: Metered)
     queued = await it.node.queue("s", "next")
     assert it.observed("run_queue_wait_seconds") == (1, 0)
     it.clock.move(7)
-    it.node.gates.open("g")
+    it.node.latches.open("g")
     await ended(it, queued.run_id)
     assert it.observed("run_queue_wait_seconds") == (2, 7)
 
@@ -105,7 +105,7 @@ async def test_a_retry_starts_again_and_has_not_waited_again() -> None:
             run = await first.node.blocked("s", "g", max_attempts=2)
         async with metered(store) as second:
             second.clock.move(60)
-            second.node.gates.open("g")
+            second.node.latches.open("g")
             await ended(second, run.run_id)
             assert second.value("runs_started_total") == 1
             assert second.observed("run_queue_wait_seconds") == (0, 0)
@@ -118,12 +118,12 @@ async def test_the_first_delta_is_that_of_the_attempt(it: Metered) -> None:
     accepted = await it.node.accept(
         "s", script({"reasoning": "hm"}, wait("g"), say("one"), wait("h"), say("two"))
     )
-    await it.node.gates.reached("g")
+    await it.node.latches.reached("g")
     it.clock.move(3)
-    it.node.gates.open("g")
-    await it.node.gates.reached("h")
+    it.node.latches.open("g")
+    await it.node.latches.reached("h")
     it.clock.move(5)
-    it.node.gates.open("h")
+    it.node.latches.open("h")
     await ended(it, accepted.run.run_id)
     # What was said by the gate may be stored together with what comes after it.
     count, seconds = it.observed("run_first_delta_seconds")
@@ -136,13 +136,13 @@ async def test_the_first_delta_is_that_of_the_attempt(it: Metered) -> None:
 
 async def test_a_cancel_lasts_until_the_run_has_ended(it: Metered) -> None:
     accepted = await it.node.accept("s", script(wait("g", ignore_cancel=True)))
-    await it.node.gates.reached("g")
+    await it.node.latches.reached("g")
     waiting = await it.node.queue("s", "behind it")
     await it.node.coordinator.cancel("s")
     await it.node.end(waiting.run_id)
     at_once = it.observed("cancel_latency_seconds")
     it.clock.move(2)
-    it.node.gates.open("g")
+    it.node.latches.open("g")
     await ended(it, accepted.run.run_id)
     assert list(at_once) == [1, 0]
     assert it.observed("cancel_latency_seconds") == (2, 2)
@@ -205,7 +205,7 @@ async def test_how_late_an_end_is_told() -> None:
     async with Late() as store, metered(store) as it:
         clock = it.clock
         run = await it.node.blocked("s", "g")
-        it.node.gates.open("g")
+        it.node.latches.open("g")
         await ended(it, run.run_id)
         assert it.observed("event_lag_seconds") == (1, 2)
 

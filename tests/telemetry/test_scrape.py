@@ -21,7 +21,7 @@ from runlane import Client, RunState, SessionNotFound
 from runlane_server.config import Config
 from runlane_server.core.errors import StartError
 from runlane_server.store.postgres.store import PostgresStore
-from runlane_server.telemetry.metrics_server import Monitor
+from runlane_server.telemetry.metrics_server import MetricsServer
 from support.process import SECONDS, ServerProcess, serving
 from support.rpc_process import start_fails
 from support.wire import Wire, say
@@ -193,8 +193,8 @@ def test_a_port_that_is_taken_stops_the_start(tmp_path: Path) -> None:
 async def test_without_the_library_the_start_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(StartError, match=r"pip install 'runlane\[server,metrics\]'"):
-        Monitor("127.0.0.1:0", "memory")
-    Monitor(None, "memory")  # is not needed then
+        MetricsServer("127.0.0.1:0", "memory")
+    MetricsServer(None, "memory")  # is not needed then
 
 
 def test_without_the_flag_nothing_is_loaded() -> None:

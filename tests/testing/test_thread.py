@@ -15,7 +15,7 @@ from runlane.harness import GatePoint, Harness
 from runlane_server.agents.base import Turn
 from runlane_server.agents.scripted.script import BadScript
 from runlane_server.core.errors import StartError
-from runlane_server.testing.logs import in_logging
+from runlane_server.testing.logs import redirect_to_logging
 from runlane_server.testing.thread import Gatekeeper, LoopThread, RunningServer
 from support.process import SECONDS
 
@@ -139,7 +139,7 @@ def test_only_the_log_of_the_server_goes_to_logging(
 ) -> None:
     caplog.set_level(logging.INFO, "runlane_server")
     before = list(structlog.get_config()["processors"])
-    with in_logging():
+    with redirect_to_logging():
         assert not structlog.is_configured()
         structlog.get_logger().info("of the test")
         run_one(failing)
@@ -160,7 +160,7 @@ def test_only_the_log_of_the_server_goes_to_logging(
 def test_whoever_sets_up_structlog_meanwhile_has_his_way(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with in_logging():
+    with redirect_to_logging():
         structlog.configure(processors=[structlog.processors.JSONRenderer()])
         run_one("echo")
     assert '"event": "stopped"' in capsys.readouterr().out

@@ -11,7 +11,7 @@ from runlane_server.agents.command.agent import CommandAgent, CommandSettings, s
 from runlane_server.agents.custom import import_agent
 from runlane_server.agents.echo import EchoAgent
 from runlane_server.agents.scripted.agent import ScriptedAgent
-from runlane_server.agents.scripted.gates import Gates
+from runlane_server.agents.scripted.latches import Latches
 from runlane_server.core.errors import SettingsError, StartError
 
 SPECS = """\
@@ -45,7 +45,7 @@ class AgentSettings:
     command: CommandSettings = field(default_factory=CommandSettings)
     chat_instructions: str | None = None
     chat_max_retries: int = 2
-    gates: Gates | None = None
+    latches: Latches | None = None
 
 
 DEFAULTS = AgentSettings()
@@ -67,7 +67,7 @@ def load_agent(spec: str, settings: AgentSettings = DEFAULTS) -> Agent:
         case "chat":
             return _chat(rest, settings)
         case "scripted" if not rest:
-            return ScriptedAgent(settings.gates)
+            return ScriptedAgent(settings.latches)
     if _MODULE.fullmatch(kind) and _MODULE.fullmatch(rest):
         return import_agent(kind, rest)
     raise SettingsError(f"there is no agent {spec!r}; there are {_NAMES}, and <module>:<attribute>")

@@ -18,7 +18,7 @@ import structlog
 
 from runlane_server.core.errors import RunlaneError, StoreUnavailable
 from runlane_server.core.model import SessionKey
-from runlane_server.harness.clock import unmoved_time
+from runlane_server.harness.clock import real_loop_time
 from runlane_server.store.base import Cluster, HostedRun, Turns
 
 log = structlog.get_logger()
@@ -126,12 +126,12 @@ class Membership:
     @property
     def alive(self) -> bool:
         """Whether the others are sure to take this node for alive, so that it may start runs."""
-        return unmoved_time() - self._beaten < self.lease * SAFE
+        return real_loop_time() - self._beaten < self.lease * SAFE
 
     @property
     def beat_age(self) -> float:
         """Seconds since the others heard of this node; infinite if it takes itself for lost."""
-        return unmoved_time() - self._beaten
+        return real_loop_time() - self._beaten
 
     def look(self) -> None:
         """There may be something to do that is not known here yet."""
@@ -144,7 +144,7 @@ class Membership:
     # Being alive
 
     async def _join(self) -> None:
-        began = unmoved_time()
+        began = real_loop_time()
         node_id = self._new_id()
         await self._cluster.join(node_id, self._address)
         self.node_id = node_id
@@ -156,7 +156,7 @@ class Membership:
 
     async def _beat(self) -> None:
         # From before the question: the lease may run from any instant until its answer.
-        began = unmoved_time()
+        began = real_loop_time()
         self._heard = False
         try:
             async with asyncio.timeout(self.lease / BEATS):
@@ -180,7 +180,7 @@ class Membership:
 
     def _await_doom(self) -> None:
         loop = asyncio.get_running_loop()
-        left = self._beaten + self.lease * SAFE - unmoved_time()
+        left = self._beaten + self.lease * SAFE - real_loop_time()
         self._doom = loop.call_later(left, self._doomed)
 
     def _doomed(self) -> None:

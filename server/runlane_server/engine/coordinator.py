@@ -58,8 +58,8 @@ from runlane_server.engine.executor import Executor, NodeSettings
 from runlane_server.engine.mailbox import Command, OnDone
 from runlane_server.engine.reservation import Acceptance, AcceptedRun, check_prompt
 from runlane_server.feed.feed import Feed
-from runlane_server.harness.clock import never_back
-from runlane_server.harness.gates import Point, Stage
+from runlane_server.harness.clock import monotonic_clock
+from runlane_server.harness.gates import Gates, Point
 from runlane_server.store.base import (
     EventFilter,
     IdleSession,
@@ -96,7 +96,7 @@ class Coordinator:
         node: NodeSettings | None = None,
         observer: Observer = NO_OBSERVER,
         quotas: QuotaBook | None = None,
-        stage: Stage | None = None,
+        gates: Gates | None = None,
         now: Callable[[], Micros] = lambda: time.time_ns() // 1000,
         new_id: Callable[[], str] = lambda: str(uuid7()),
     ) -> None:
@@ -105,12 +105,12 @@ class Coordinator:
         self.limits = limits or Limits()
         self._new_id = new_id
         self._tokens = itertools.count(1)
-        self.now = never_back(now)
+        self.now = monotonic_clock(now)
         self._observer = observer
         quotas = quotas or QuotaBook()
         self.stored = StoredBytes(quotas, store)
         self._accepts = Accepts(quotas, self.stored)
-        self._stage = stage or Stage()
+        self._gates = gates or Gates()
         self._executor = Executor(
             store,
             agent,
@@ -119,7 +119,7 @@ class Coordinator:
             node,
             observer=observer,
             quotas=quotas,
-            stage=self._stage,
+            gates=self._gates,
         )
         self._lanes = self._executor.lanes
 
@@ -241,7 +241,7 @@ class Coordinator:
                 RunKey(accepted.key.tenant, run.run_id), run, accepted.began_at
             )
             self.stored.add(accepted.key.tenant, run_weight(request))
-            await self._stage.pass_by(Point.ACCEPT_COMMITTED, accepted.session_id, run.run_id)
+            await self._gates.wait_at(Point.ACCEPT_COMMITTED, accepted.session_id, run.run_id)
             return Acceptance(describe(accepted.key, run, request), position)
 
     async def run(

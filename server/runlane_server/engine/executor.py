@@ -37,7 +37,7 @@ from runlane_server.engine.agent_turn import Job
 from runlane_server.engine.lanes import Lanes
 from runlane_server.engine.runner import Runner
 from runlane_server.engine.turns import turns_of
-from runlane_server.harness.gates import Point, Stage
+from runlane_server.harness.gates import Gates, Point
 from runlane_server.store.base import HostedRun, Store, Turns
 from runlane_server.store.retry import patiently
 
@@ -78,11 +78,11 @@ class Executor:
         *,
         observer: Observer = NO_OBSERVER,
         quotas: QuotaBook | None = None,
-        stage: Stage | None = None,
+        gates: Gates | None = None,
     ) -> None:
         self.membership = _membership(store, self, node or NodeSettings())
         self._quotas = quotas or QuotaBook()
-        self._stage = stage or Stage()
+        self._gates = gates or Gates()
         self.lanes = Lanes(
             store,
             self,
@@ -90,7 +90,7 @@ class Executor:
             now=now,
             host=self.membership,
             quotas=self._quotas,
-            stage=self._stage,
+            gates=self._gates,
         )
         self.ready = False
         self.draining = False
@@ -117,7 +117,7 @@ class Executor:
 
         `address` is where other nodes reach this one.
         """
-        self._stage.resume()
+        self._gates.resume()
         if self.membership is None:
             await self._take_up()
         else:
@@ -139,7 +139,7 @@ class Executor:
         """Takes no new run and starts none from now on; what waits is left for the next start."""
         self.draining = True
         self.lanes.slots.shut()
-        self._stage.suspend()
+        self._gates.suspend()
 
     async def wait_idle(self, timeout: float) -> bool:
         """Waits until no run is active; returns whether that came true within `timeout` seconds."""
@@ -194,7 +194,7 @@ class Executor:
             lane=self,
             now=self._now,
             cancel_grace=self._limits.cancel_grace,
-            stage=self._stage,
+            gates=self._gates,
         )
         self._runners[key] = runner
         self._observer.on_attempt_started(run_key, run)
@@ -374,7 +374,7 @@ class Executor:
     async def _try_to_start(self) -> str | None:
         try:
             async with asyncio.timeout(self._limits.ready_timeout):
-                await self._stage.pass_by(Point.BEFORE_AGENT_READY)
+                await self._gates.wait_at(Point.BEFORE_AGENT_READY)
                 await self._agent.start()
         except TimeoutError:
             return f"not within {self._limits.ready_timeout:g} s"

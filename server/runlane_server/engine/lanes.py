@@ -33,7 +33,7 @@ from runlane_server.engine.mailbox import (
 )
 from runlane_server.engine.slots import Slots
 from runlane_server.engine.waiting import WaitingRuns
-from runlane_server.harness.gates import Stage
+from runlane_server.harness.gates import Gates
 from runlane_server.store.base import BusySession, RunIdTaken, Stale, Store
 
 log = structlog.get_logger()
@@ -66,7 +66,7 @@ class Lanes:
         now: Callable[[], Micros],
         host: Host | None = None,
         quotas: QuotaBook | None = None,
-        stage: Stage | None = None,
+        gates: Gates | None = None,
     ) -> None:
         self._shared = host is not None
         self._host: Host = host or Alone()
@@ -79,8 +79,8 @@ class Lanes:
         quotas = quotas or QuotaBook()
         self.slots = Slots(max_active, self._call, quotas.max_active)
         quotas.listen(self.slots.look_again)
-        self._stage = stage or Stage()
-        self._stage.on_open = self.slots.line_up
+        self._gates = gates or Gates()
+        self._gates.on_open = self.slots.line_up
         self.waiting = WaitingRuns()
 
     @property
@@ -339,7 +339,7 @@ class Lanes:
 
     def _lets_start(self, before: Lane, lane: Lane) -> bool:
         next_run = lane.waiting[0].run_id
-        return self._stage.lets_start(lane.key, next_run, follows=before.active is not None)
+        return self._gates.can_start(lane.key, next_run, follows=before.active is not None)
 
     def _undo(self, key: SessionKey, lane: Lane) -> None:
         """Gives back the slot that was taken for a decision that did not come true."""
@@ -368,7 +368,7 @@ class Lanes:
     def _keep(self, key: SessionKey, before: Lane, lane: Lane) -> None:
         """Keeps a lane from starting its run, unless it was let go meanwhile."""
         next_run, follows = lane.waiting[0].run_id, before.active is not None
-        if not self._stage.keep_from_starting(key, next_run, follows=follows):
+        if not self._gates.hold_start(key, next_run, follows=follows):
             self.slots.line_up(key)
 
     def _remember(self, key: SessionKey, made: Transition) -> None:

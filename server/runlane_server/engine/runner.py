@@ -31,7 +31,7 @@ from runlane_server.core.transition import LaneRun, Outcome
 from runlane_server.core.turn import InvalidAgentEvent
 from runlane_server.engine.agent_turn import AgentTurn, Job
 from runlane_server.engine.outbox import Outbox
-from runlane_server.harness.gates import Point, Stage
+from runlane_server.harness.gates import Gates, Point
 from runlane_server.store.base import Store
 
 log = structlog.get_logger()
@@ -71,7 +71,7 @@ class Runner:
         lane: LaneAccess,
         now: Callable[[], Micros],
         cancel_grace: float,
-        stage: Stage,
+        gates: Gates,
     ) -> None:
         self.job = job
         self.stray: asyncio.Task[None] | None = None
@@ -80,7 +80,7 @@ class Runner:
         self._lane = lane
         self._store = store
         self._cancel_grace = cancel_grace
-        self._stage = stage
+        self._gates = gates
         # Is set when there is something for the supervisor to do: the agent returned, was stopped,
         # or took too long.
         self._due: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -127,7 +127,7 @@ class Runner:
 
     async def _at(self, point: Point) -> None:
         """The run has come to a point at which a harness may hold it."""
-        await self._stage.pass_by(point, self.job.key.session_id, self.job.run.run_id)
+        await self._gates.wait_at(point, self.job.key.session_id, self.job.run.run_id)
 
     # The supervisor
 

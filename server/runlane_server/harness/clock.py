@@ -10,7 +10,7 @@ from runlane_server.core.errors import Unsupported
 from runlane_server.core.model import Micros
 
 
-def never_back(now: Callable[[], Micros]) -> Callable[[], Micros]:
+def monotonic_clock(now: Callable[[], Micros]) -> Callable[[], Micros]:
     """A clock that stands still while the system's is set back: no run ends before it began."""
     latest = 0
 
@@ -23,39 +23,39 @@ def never_back(now: Callable[[], Micros]) -> Callable[[], Micros]:
 
 
 class MovableLoop(asyncio.SelectorEventLoop):
-    """An event loop that can be moved forward, by `ahead` seconds in all: what was to happen until
+    """An event loop that can be moved forward, by `offset` seconds in all: what was to happen until
     then happens next."""
 
-    ahead = 0.0
+    offset = 0.0
 
     def time(self) -> float:
         """Seconds of a clock that never goes back."""
-        return super().time() + self.ahead
+        return super().time() + self.offset
 
 
-def unmoved_time() -> float:
+def real_loop_time() -> float:
     """Seconds of the running loop's clock without what a harness has moved it by: for what goes by
     somebody else's clock."""
     loop = asyncio.get_running_loop()
-    return loop.time() - (loop.ahead if isinstance(loop, MovableLoop) else 0.0)
+    return loop.time() - (loop.offset if isinstance(loop, MovableLoop) else 0.0)
 
 
 class Clock:
-    """The time of day on a node: the system's, `ahead` of it by so many seconds."""
+    """The time of day on a node: the system's, `offset` of it by so many seconds."""
 
-    def __init__(self, ahead: float = 0.0) -> None:
-        self.ahead = ahead
+    def __init__(self, offset: float = 0.0) -> None:
+        self.offset = offset
 
     def seconds(self) -> float:
         """Seconds since 1970."""
-        return time.time() + self.ahead
+        return time.time() + self.offset
 
     def micros(self) -> Micros:
         """Microseconds since 1970."""
-        return time.time_ns() // 1000 + round(self.ahead * 1e6)
+        return time.time_ns() // 1000 + round(self.offset * 1e6)
 
     @property
-    def movable(self) -> bool:
+    def can_advance(self) -> bool:
         """Whether it can be moved: the running loop has to go with it."""
         return isinstance(asyncio.get_running_loop(), MovableLoop)
 
@@ -65,13 +65,13 @@ class Clock:
         loop = asyncio.get_running_loop()
         if not isinstance(loop, MovableLoop):
             raise Unsupported("the clock cannot be moved: the event loop is not this server's own")
-        self.ahead += seconds
-        loop.ahead += seconds
+        self.offset += seconds
+        loop.offset += seconds
         # Whatever is due goes off in the next round of the loop, and what that wakes in the one
         # after it.
         for _ in range(3):
             await asyncio.sleep(0)
 
 
-SYSTEM = Clock()
+SYSTEM_CLOCK = Clock()
 """The system's clock, which nobody moves."""

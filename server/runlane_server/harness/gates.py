@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
@@ -36,7 +36,7 @@ class Arrival(NamedTuple):
     run_id: str
 
 
-class Armed(NamedTuple):
+class GateSpec(NamedTuple):
     """What a gate is armed with: where, and for which session and run; empty is any."""
 
     gate_id: str
@@ -44,7 +44,7 @@ class Armed(NamedTuple):
     session_id: str = ""
     run_id: str = ""
 
-    def means(self, point: Point, session_id: str, run_id: str) -> bool:
+    def matches(self, point: Point, session_id: str, run_id: str) -> bool:
         """Whether it holds a run that comes to that point."""
         return (
             point is self.point
@@ -58,13 +58,13 @@ class Gate:
     """A gate: who came to it, which lanes it keeps from starting a run, and what wakes those who
     wait for either."""
 
-    armed: Armed
+    spec: GateSpec
     arrivals: dict[Arrival, None] = field(default_factory=dict)
     lanes: set[SessionKey] = field(default_factory=set)
     came: asyncio.Event = field(default_factory=asyncio.Event)
     opened: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def note(self, arrival: Arrival) -> None:
+    def add_arrival(self, arrival: Arrival) -> None:
         """A run has come; it may come again, as a lane is looked at often."""
         if arrival not in self.arrivals:
             self.arrivals[arrival] = None
@@ -80,32 +80,31 @@ def _nobody(_: SessionKey) -> None:
     """Wakes no lane."""
 
 
-class Stage:
+class Gates:
     """The gates of a node. It outlives the node where that is started anew in the same process.
 
     `on_open` is called with each lane that may start its run again.
     """
 
-    def __init__(self, armed: Sequence[Armed] = ()) -> None:
+    def __init__(self, specs: Sequence[GateSpec] = ()) -> None:
         self.on_open: Callable[[SessionKey], None] = _nobody
         self._numbers = itertools.count(1)
-        self._gates = {each.gate_id: Gate(each) for each in armed}
+        self._gates = {each.gate_id: Gate(each) for each in specs}
         self._suspended = False
 
-    @property
-    def gates(self) -> tuple[Gate, ...]:
+    def __iter__(self) -> Iterator[Gate]:
         """The gates that are armed, in the order in which they were."""
-        return tuple(self._gates.values())
+        return iter(tuple(self._gates.values()))
 
     # --- What a harness does --------------------------------------------------------------------
 
     def arm(self, point: Point, session_id: str = "", run_id: str = "") -> Gate:
         """Closes a gate."""
         gate_id = next(name for n in self._numbers if (name := f"gate-{n}") not in self._gates)
-        gate = self._gates[gate_id] = Gate(Armed(gate_id, point, session_id, run_id))
+        gate = self._gates[gate_id] = Gate(GateSpec(gate_id, point, session_id, run_id))
         return gate
 
-    async def arrived(self, gate_id: str, count: int) -> tuple[Arrival, ...]:
+    async def wait_for_arrivals(self, gate_id: str, count: int) -> tuple[Arrival, ...]:
         """Waits until so many runs have come to a gate; returns all that have.
 
         Raises GateNotFound, also if it is released meanwhile.
@@ -134,13 +133,13 @@ class Stage:
     def suspend(self) -> None:
         """Holds nobody from now on: a node that goes down is not to wait for a harness."""
         self._suspended = True
-        for gate in self.gates:
+        for gate in self:
             self._open(gate)
 
     def resume(self) -> None:
         """Holds runs again, at the gates that are armed."""
         self._suspended = False
-        for gate in self.gates:
+        for gate in self:
             gate.opened = asyncio.Event()
 
     def _open(self, gate: Gate) -> None:
@@ -151,23 +150,23 @@ class Stage:
 
     # --- What a node asks -----------------------------------------------------------------------
 
-    async def pass_by(self, point: Point, session_id: str = "", run_id: str = "") -> None:
+    async def wait_at(self, point: Point, session_id: str = "", run_id: str = "") -> None:
         """Returns once no gate holds what comes to this point."""
         while self._gates and (holding := self._holding(point, session_id, run_id)):
             for gate in holding:
-                gate.note(Arrival(session_id, run_id))
+                gate.add_arrival(Arrival(session_id, run_id))
             await holding[0].opened.wait()
 
-    def lets_start(self, key: SessionKey, run_id: str, *, follows: bool) -> bool:
+    def can_start(self, key: SessionKey, run_id: str, *, follows: bool) -> bool:
         """Whether a lane may start its next run; `follows` where its last one ends in this step."""
         return not self._gates or not self._holding_start(key, run_id, follows=follows)
 
-    def keep_from_starting(self, key: SessionKey, run_id: str, *, follows: bool) -> bool:
+    def hold_start(self, key: SessionKey, run_id: str, *, follows: bool) -> bool:
         """Notes that the run has come so far, once that is committed, and has `on_open` called when
         it may start. Returns whether it is held still."""
         holding = self._holding_start(key, run_id, follows=follows)
         for gate in holding:
-            gate.note(Arrival(key.session_id, run_id))
+            gate.add_arrival(Arrival(key.session_id, run_id))
         if holding:
             holding[0].lanes.add(key)
         return bool(holding)
@@ -184,4 +183,4 @@ class Stage:
         """The gates that hold a run at this point."""
         if self._suspended:
             return []
-        return [gate for gate in self.gates if gate.armed.means(point, session_id, run_id)]
+        return [gate for gate in self if gate.spec.matches(point, session_id, run_id)]

@@ -14,14 +14,14 @@ from typing import Protocol
 from runlane_server.core.errors import Unsupported
 from runlane_server.core.limits import Limits
 from runlane_server.harness.clock import Clock
-from runlane_server.harness.gates import Armed, Point, Stage
+from runlane_server.harness.gates import Gates, GateSpec, Point
 
-STATE = "RUNLANE_HARNESS_STATE"
+STATE_VARIABLE = "RUNLANE_HARNESS_STATE"
 """The environment variable by which a process is told what the one before it was set to."""
 
 
 @dataclass(frozen=True, slots=True)
-class About:
+class ServerInfo:
     """How a server is set, as far as a test has to know. Times are in seconds."""
 
     store: str = "memory"
@@ -37,11 +37,11 @@ class About:
         return self.store != "memory"
 
 
-class Life(Protocol):
+class ProcessControl(Protocol):
     """The life of a server's process."""
 
     @property
-    def restarts(self) -> bool:
+    def can_restart(self) -> bool:
         """Whether it can be ended, and started anew."""
 
     def crash(self, *, restart: bool) -> None:
@@ -51,10 +51,10 @@ class Life(Protocol):
         """Has it go down in good order, and start anew if so wished. Raises Unsupported."""
 
 
-class OfAnother:
+class UncontrolledProcess:
     """The process is somebody else's, such as that of a test, and is not to be ended."""
 
-    restarts = False
+    can_restart = False
 
     def crash(self, *, restart: bool) -> None:
         """Raises Unsupported."""
@@ -67,20 +67,23 @@ class OfAnother:
 class Harness:
     """Holds all of it, for one server after the other at the same address."""
 
-    stage: Stage = field(default_factory=Stage)
+    gates: Gates = field(default_factory=Gates)
     clock: Clock = field(default_factory=Clock)
-    life: Life = field(default_factory=OfAnother)
-    about: About = field(default_factory=About)
+    process: ProcessControl = field(default_factory=UncontrolledProcess)
+    server: ServerInfo = field(default_factory=ServerInfo)
     instance: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def state(self) -> str:
         """What is to outlive the process."""
-        gates = [gate.armed for gate in self.stage.gates]
-        return json.dumps({"ahead": self.clock.ahead, "gates": gates})
+        gates = [gate.spec for gate in self.gates]
+        return json.dumps({"offset": self.clock.offset, "gates": gates})
 
     @classmethod
-    def of(cls, environment: Mapping[str, str], life: Life) -> Harness:
+    def from_environment(cls, environment: Mapping[str, str], process: ProcessControl) -> Harness:
         """The harness as the process before this one left it, if that was ended by it."""
-        known = json.loads(environment.get(STATE, "{}"))
-        gates = [Armed(name, Point(point), *who) for name, point, *who in known.get("gates", ())]
-        return cls(Stage(gates), Clock(known.get("ahead", 0.0)), life)
+        known = json.loads(environment.get(STATE_VARIABLE, "{}"))
+        gates = [
+            GateSpec(gate_id, Point(point), *scope)
+            for gate_id, point, *scope in known.get("gates", ())
+        ]
+        return cls(Gates(gates), Clock(known.get("offset", 0.0)), process)

@@ -48,14 +48,14 @@ class HarnessService(harness_service_pb2_grpc.HarnessServiceServicer):
         self, request: pb.GetServerRequest, context: Context
     ) -> pb.GetServerResponse:
         """Tells how the server is set."""
-        about, clock = self._harness.about, self._harness.clock
+        about, clock = self._harness.server, self._harness.clock
         return pb.GetServerResponse(
             version=version_of_server(),
             store=about.store,
             durable=about.durable,
             agent=about.agent,
-            restarts=self._harness.life.restarts,
-            advances_clock=clock.movable,
+            restarts=self._harness.process.can_restart,
+            advances_clock=clock.can_advance,
             cancel_grace=_duration(about.limits.cancel_grace),
             ready_timeout=_duration(about.limits.ready_timeout),
             drain_timeout=_duration(about.drain_timeout),
@@ -81,8 +81,8 @@ class HarnessService(harness_service_pb2_grpc.HarnessServiceServicer):
                     checks.wrong(field, "has to be empty where it is the agent that is held")
         checks.done()
         assert point is not None  # noqa: S101 - it was checked
-        gate = self._harness.stage.arm(point, request.session_id, request.run_id)
-        return pb.ArmGateResponse(gate_id=gate.armed.gate_id)
+        gate = self._harness.gates.arm(point, request.session_id, request.run_id)
+        return pb.ArmGateResponse(gate_id=gate.spec.gate_id)
 
     async def AwaitGate(
         self, request: pb.AwaitGateRequest, context: Context
@@ -92,7 +92,9 @@ class HarnessService(harness_service_pb2_grpc.HarnessServiceServicer):
         _gate_id(checks, request.gate_id)
         checks.between("arrivals", request.arrivals, 0, MAX_ARRIVALS)
         checks.done()
-        arrivals = await self._harness.stage.arrived(request.gate_id, request.arrivals or 1)
+        arrivals = await self._harness.gates.wait_for_arrivals(
+            request.gate_id, request.arrivals or 1
+        )
         return pb.AwaitGateResponse(arrivals=_arrivals(arrivals))
 
     async def ReleaseGate(
@@ -102,14 +104,14 @@ class HarnessService(harness_service_pb2_grpc.HarnessServiceServicer):
         checks = Checks()
         _gate_id(checks, request.gate_id)
         checks.done()
-        self._harness.stage.release(request.gate_id)
+        self._harness.gates.release(request.gate_id)
         return pb.ReleaseGateResponse()
 
     async def ListGates(
         self, request: pb.ListGatesRequest, context: Context
     ) -> pb.ListGatesResponse:
         """Lists the gates."""
-        return pb.ListGatesResponse(gates=map(_gate, self._harness.stage.gates))
+        return pb.ListGatesResponse(gates=map(_gate, self._harness.gates))
 
     async def AdvanceClock(
         self, request: pb.AdvanceClockRequest, context: Context
@@ -124,12 +126,12 @@ class HarnessService(harness_service_pb2_grpc.HarnessServiceServicer):
 
     async def Crash(self, request: pb.CrashRequest, context: Context) -> pb.CrashResponse:
         """Ends the process."""
-        self._harness.life.crash(restart=request.restart)
+        self._harness.process.crash(restart=request.restart)
         raise Unsupported("the process cannot be ended")
 
     async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainResponse:
         """Has the server go down."""
-        self._harness.life.drain(restart=request.restart)
+        self._harness.process.drain(restart=request.restart)
         return pb.DrainResponse()
 
 
@@ -140,12 +142,12 @@ def _gate_id(checks: Checks, value: str) -> None:
 
 
 def _gate(gate: Gate) -> pb.Gate:
-    armed = gate.armed
+    spec = gate.spec
     return pb.Gate(
-        gate_id=armed.gate_id,
-        point=_POINT_NUMBERS[armed.point],
-        session_id=armed.session_id,
-        run_id=armed.run_id,
+        gate_id=spec.gate_id,
+        point=_POINT_NUMBERS[spec.point],
+        session_id=spec.session_id,
+        run_id=spec.run_id,
         arrivals=_arrivals(gate.arrivals),
     )
 

@@ -22,7 +22,7 @@ from runlane_server.core.model import Micros
 from runlane_server.core.observer import NO_OBSERVER, Observer
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.feed.feed import Feed
-from runlane_server.harness.clock import SYSTEM
+from runlane_server.harness.clock import SYSTEM_CLOCK
 from runlane_server.net.addresses import of_worker, split_address
 from runlane_server.release import version_of_server
 from runlane_server.rpc.endpoint import Endpoint
@@ -45,7 +45,7 @@ REQUEST_BYTES = 8192
 OPTION = "--metrics-listen"
 
 
-class Monitor:
+class MetricsServer:
     """Watches a node and serves its metrics; does nothing where `listen` is None.
 
     `listen` is HOST:PORT; the worker of a number takes the port that is so much higher.
@@ -56,7 +56,7 @@ class Monitor:
         listen: str | None,
         store_kind: str,
         worker: int | None = None,
-        now: Callable[[], Micros] = SYSTEM.micros,
+        now: Callable[[], Micros] = SYSTEM_CLOCK.micros,
     ) -> None:
         if listen is not None and importlib.util.find_spec("prometheus_client") is None:
             raise StartError(
@@ -71,7 +71,7 @@ class Monitor:
         self._state: NodeState | None = None
         self._writing = asyncio.Lock()
 
-    def watch(self, store: Store, feed: Feed) -> None:
+    def attach(self, store: Store, feed: Feed) -> None:
         """Steps in between a store that is open and the feed that listens to it."""
         if self._listen is None:
             return

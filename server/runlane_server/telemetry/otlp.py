@@ -64,7 +64,7 @@ _FOR_LATER = frozenset(
 """How a collector says that the same spans may be sent again."""
 
 
-class Spans:
+class OtlpExporter:
     """Sends spans to a collector, in the order they come in. It belongs to one event loop.
 
     `endpoint` is the URL of the collector without a path. These variables count, as they do for

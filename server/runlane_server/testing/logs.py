@@ -19,7 +19,7 @@ _ExcInfo: TypeAlias = (
 
 
 @contextmanager
-def in_logging() -> Iterator[None]:
+def redirect_to_logging() -> Iterator[None]:
     """Leads what the server logs into `logging` meanwhile, by the names of its modules.
 
     Whatever else is logged by structlog stays as it is, and so does how that was set up: one

@@ -22,13 +22,13 @@ from runlane import Client
 from runlane_server.agents.base import Agent, AgentEvent, Turn
 from runlane_server.agents.custom import as_agent
 from runlane_server.agents.scripted.agent import ScriptedAgent
-from runlane_server.agents.scripted.gates import Gates
+from runlane_server.agents.scripted.latches import Latches
 from runlane_server.config import Config
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.harness.harness import Harness
 from runlane_server.process.node import Node, Orders, serving
 
-AnAgent: TypeAlias = str | Agent | Callable[[Turn], AsyncGenerator[AgentEvent | str, None]]
+AgentLike: TypeAlias = str | Agent | Callable[[Turn], AsyncGenerator[AgentEvent | str, None]]
 """What `--agent` takes; or an agent of your own, such as an async generator function."""
 
 _DEFAULTS = Config(drain_timeout=0.0)
@@ -50,7 +50,7 @@ class LocalServer:
 
     def __init__(
         self,
-        agent: AnAgent = "echo",
+        agent: AgentLike = "echo",
         *,
         store: str = "memory:",
         listen: str = "127.0.0.1:0",
@@ -59,7 +59,7 @@ class LocalServer:
     ) -> None:
         if not isinstance(config, Config):
             raise TypeError(f"config has to be a runlane_server.config.Config, not {config!r}")
-        self.gates = Gates()
+        self.gates = Latches()
         self._agent = agent
         spec = agent if isinstance(agent, str) else config.agent
         self._config = replace(

@@ -24,11 +24,11 @@ from typing import Any, Self, TypeAlias, TypeVar
 
 from runlane import Client
 from runlane.sync import Client as SyncClient
-from runlane_server.agents.scripted.gates import Gates
+from runlane_server.agents.scripted.latches import Latches
 from runlane_server.agents.scripted.script import parse_script
 from runlane_server.config import Config
 from runlane_server.harness.clock import MovableLoop
-from runlane_server.testing.server import AnAgent, LocalServer
+from runlane_server.testing.server import AgentLike, LocalServer
 
 T = TypeVar("T")
 
@@ -62,7 +62,7 @@ class RunningServer:
 
     def __init__(
         self,
-        agent: AnAgent = "echo",
+        agent: AgentLike = "echo",
         *,
         store: str = "memory:",
         config: Config | None = None,
@@ -160,8 +160,8 @@ class Gatekeeper:
     over a restart too.
     """
 
-    def __init__(self, gates: Gates, thread: LoopThread) -> None:
-        self._gates = gates
+    def __init__(self, latches: Latches, thread: LoopThread) -> None:
+        self._latches = latches
         self._thread = thread
 
     @staticmethod
@@ -179,7 +179,7 @@ class Gatekeeper:
 
         It is open for whatever the server is asked for from now on.
         """
-        self._thread.soon(partial(self._gates.open, gate))
+        self._thread.soon(partial(self._latches.open, gate))
 
     async def reached(self, gate: str, timeout: float = GATE_SECONDS) -> None:
         """Returns when some run has come to the gate. Raises TimeoutError after so many seconds."""
@@ -201,11 +201,11 @@ class Gatekeeper:
         self._waited(self._ignoring(gate), timeout)
 
     def _coming(self, gate: str) -> _Awaited:
-        return _Awaited(partial(self._gates.reached, gate), f"no run came to gate {gate!r}")
+        return _Awaited(partial(self._latches.reached, gate), f"no run came to gate {gate!r}")
 
     def _ignoring(self, gate: str) -> _Awaited:
         what = f"no run ignored a cancel at gate {gate!r}"
-        return _Awaited(partial(self._gates.cancel_ignored, gate), what)
+        return _Awaited(partial(self._latches.cancel_ignored, gate), what)
 
     async def _awaited(self, one: _Awaited, timeout: float) -> None:
         try:

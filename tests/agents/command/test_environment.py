@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from runlane_server.agents.command.environment import environment, listed
+from runlane_server.agents.command.environment import build_environment, parse_variables
 from support.programs import answer, program
 from support.turns import LocalTurn
 
@@ -76,7 +76,7 @@ async def test_what_is_listed_is_there_too(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_what_is_listed_goes_before_what_is_passed() -> None:
     server = {"PATH": "/bin", "HOME": "/nowhere/home", "TZ": "UTC"}
-    found = environment(server, ["HOME,TMPDIR", "TZ=Europe/Berlin"], TOLD, Path("/run/1"))
+    found = build_environment(server, ["HOME,TMPDIR", "TZ=Europe/Berlin"], TOLD, Path("/run/1"))
     assert found == {
         "PATH": "/bin",
         "HOME": "/nowhere/home",
@@ -97,7 +97,7 @@ def test_what_is_listed_goes_before_what_is_passed() -> None:
     ],
 )
 def test_names_and_values(text: str, variables: dict[str, str | None]) -> None:
-    assert listed(text) == variables
+    assert parse_variables(text) == variables
 
 
 @pytest.mark.parametrize(
@@ -117,4 +117,4 @@ def test_names_and_values(text: str, variables: dict[str, str | None]) -> None:
 )
 def test_what_must_not_be_listed(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=re.escape(why)):
-        listed(text)
+        parse_variables(text)

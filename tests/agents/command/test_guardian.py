@@ -75,7 +75,7 @@ async def test_a_guardian_that_does_not_read_is_replaced() -> None:
     os.kill(first.pid, signal.SIGSTOP)
     for _ in range(1 << 16):
         guardian.watch(NO_GROUP)
-        guardian.forget(NO_GROUP)
+        guardian.unwatch(NO_GROUP)
         if guardian._process is not first:
             break
     second = guardian._process

@@ -9,7 +9,7 @@ import pytest
 
 from runlane_server.agents.base import AgentError, Report
 from runlane_server.agents.scripted.agent import BAD_SCRIPT, ScriptedAgent
-from runlane_server.agents.scripted.gates import Gates
+from runlane_server.agents.scripted.latches import Latches
 from runlane_server.core.model import (
     FinishReason,
     Prompt,
@@ -92,7 +92,7 @@ async def test_one_run_opens_the_gate_of_another() -> None:
     agent = ScriptedAgent()
     waiting = Working(agent, script({"text": "before"}, {"wait": "g"}, {"text": "after"}))
     await waiting.said("before")
-    await agent.gates.reached("g")
+    await agent.latches.reached("g")
     assert waiting.text == "before"
     await collect(agent, script({"open": "g"}))
     await waiting.task
@@ -102,21 +102,21 @@ async def test_one_run_opens_the_gate_of_another() -> None:
 async def test_a_run_at_a_gate_can_be_cancelled() -> None:
     agent = ScriptedAgent()
     working = Working(agent, script({"wait": "g"}))
-    await agent.gates.reached("g")
+    await agent.latches.reached("g")
     await working.cancel()
 
 
 async def test_a_run_can_ignore_cancels_until_its_gate_opens() -> None:
-    gates = Gates()
+    latches = Latches()
     steps = script({"wait": "g", "ignore_cancel": True}, {"text": "still here"})
-    working = Working(ScriptedAgent(gates), steps)
-    await gates.reached("g")
+    working = Working(ScriptedAgent(latches), steps)
+    await latches.reached("g")
     for _ in range(2):
         working.task.cancel()
-        await gates.cancel_ignored("g")
+        await latches.cancel_ignored("g")
     await asyncio.sleep(0)
     assert not working.task.done()
-    gates.open("g")
+    latches.open("g")
     await working.task
     assert working.text == "still here"
 

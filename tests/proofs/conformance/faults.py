@@ -283,15 +283,15 @@ OTHERS = (
         (
             Edit(
                 COORDINATOR,
-                "            await self._stage.pass_by(",
+                "            await self._gates.wait_at(",
                 "            try:\n"
                 "                await asyncio.sleep(0)\n"
-                "                await self._stage.pass_by(Point.ACCEPT_COMMITTED, "
+                "                await self._gates.wait_at(Point.ACCEPT_COMMITTED, "
                 "accepted.session_id, run.run_id)\n"
                 "            except asyncio.CancelledError:\n"
                 "                await self.cancel(accepted.session_id, run_id=run.run_id)\n"
                 "                raise\n"
-                "            await self._stage.pass_by(",
+                "            await self._gates.wait_at(",
             ),
         ),
     ),

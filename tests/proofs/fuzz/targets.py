@@ -34,7 +34,7 @@ from runlane_server.access.jwts import Jwts, JwtSettings
 from runlane_server.access.known import Refused
 from runlane_server.access.quotas import read_quotas
 from runlane_server.agents.base import AgentError
-from runlane_server.agents.command.environment import listed
+from runlane_server.agents.command.environment import parse_variables
 from runlane_server.agents.scripted.script import BadScript, parse_script
 from runlane_server.config.settings import Config, options
 from runlane_server.core.errors import (
@@ -393,7 +393,7 @@ TARGETS: Sequence[Target] = (
             b"postgresql:///db?host=a,b&port=1,2",
         ),
     ),
-    Target("variables", lambda data: listed(_text(data)), (ValueError,), (b"A,B", b"A=B")),
+    Target("variables", lambda data: parse_variables(_text(data)), (ValueError,), (b"A,B", b"A=B")),
     Target(
         "request",
         _request,

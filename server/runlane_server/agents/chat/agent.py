@@ -43,7 +43,7 @@ from pydantic_core import to_json
 from pydantic_graph import End
 
 from runlane_server.agents.base import AgentError, AgentEvent, Report, Turn
-from runlane_server.agents.chat.errors import explained
+from runlane_server.agents.chat.errors import to_agent_error
 from runlane_server.agents.chat.history import CallIds, model_messages, user_content
 from runlane_server.core.errors import StartError
 from runlane_server.core.model import (
@@ -116,7 +116,7 @@ class ChatAgent:
         except OutputTokenLimitExceeded:
             yield Report(finish_reason=FinishReason.LENGTH)
         except (AgentRunError, UserError) as exc:
-            raise explained(exc) from exc
+            raise to_agent_error(exc) from exc
 
     async def close(self) -> None:
         """Closes what `start` opened."""

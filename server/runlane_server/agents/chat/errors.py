@@ -26,7 +26,7 @@ MAX_MESSAGE_CHARS = 300
 _SECRETS = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
 
 
-def explained(exc: Exception) -> AgentError:
+def to_agent_error(exc: Exception) -> AgentError:
     """The error to raise for one of pydantic-ai, its message in one line and without secrets."""
     match exc:
         case ModelHTTPError():

@@ -34,9 +34,13 @@ from typing import Any
 import structlog
 
 from runlane_server.agents.base import AgentError, AgentEvent, Turn
-from runlane_server.agents.command.environment import PLACE, TOLD, environment
+from runlane_server.agents.command.environment import (
+    RUN_VARIABLES,
+    TRACE_VARIABLE,
+    build_environment,
+)
 from runlane_server.agents.command.guardian import Guardian
-from runlane_server.agents.command.launcher import ResourceLimits, launched
+from runlane_server.agents.command.launcher import ResourceLimits, launcher_argv
 from runlane_server.agents.command.program import Program
 from runlane_server.agents.command.run_dirs import RunDirs
 from runlane_server.agents.text import whole_text
@@ -64,7 +68,7 @@ log = structlog.get_logger()
 class CommandSettings:
     """What programs are given.
 
-    `env`: the variables that are listed, as texts (see `environment.listed`). `directory`: where
+    `env`: variables, as texts (see `environment.parse_variables`). `directory`: where
     the private directories of the runs are made; None is the system's for temporary files. `cwd`:
     where all programs work instead of each in its own; HOME and TMPDIR stay private. `limits`: what
     a program may use.
@@ -107,7 +111,7 @@ class CommandAgent:
         self._settings = settings
         self._guardian = Guardian(grace=kill_grace)
         try:
-            self._dirs = RunDirs(settings.directory)
+            self._run_dirs = RunDirs(settings.directory)
         except OSError as exc:
             raise StartError(f"agent command: --command-dir: {exc}") from exc
         if settings.cwd is None:
@@ -117,7 +121,7 @@ class CommandAgent:
         """Gets ready to end the programs also when the server is killed, and removes what one that
         was killed has left."""
         self._guardian.start()
-        await self._dirs.start()
+        await self._run_dirs.start()
 
     async def run(self, turn: Turn) -> AsyncGenerator[AgentEvent, None]:
         """Runs the program; raises AgentError (COMMAND_FAILED or COMMAND_LIMIT) where it does not
@@ -137,35 +141,37 @@ class CommandAgent:
             finally:
                 await program.end(self._kill_grace)
         finally:
-            await self._dirs.remove(home)
+            await self._run_dirs.remove(home)
         if code != 0:
             raise _failure(code, program.error_tail, self._settings.limits)
 
     async def close(self) -> None:
         """Ends what `start` began."""
         await self._guardian.close()
-        await self._dirs.close()
+        await self._run_dirs.close()
 
     def _make_dir(self) -> Path:
         try:
-            return self._dirs.make()
+            return self._run_dirs.make()
         except OSError as exc:
             message = f"cannot make a directory for the run: {exc}"
             raise AgentError(message, reason=COMMAND_FAILED) from exc
 
     def _spawn(self, turn: Turn, stdin: bytes, home: Path) -> Program:
         settings = self._settings
-        told = dict(zip(TOLD, (turn.session_id, turn.run_id, str(turn.attempt)), strict=True))
+        told = dict(
+            zip(RUN_VARIABLES, (turn.session_id, turn.run_id, str(turn.attempt)), strict=True)
+        )
         if turn.traceparent:
-            told[PLACE] = turn.traceparent
-        env = environment(os.environ, settings.env, told, home)
+            told[TRACE_VARIABLE] = turn.traceparent
+        env = build_environment(os.environ, settings.env, told, home)
         try:
             program = Program(
-                launched(self._argv, env, settings.limits),
+                launcher_argv(self._argv, env, settings.limits),
                 env=env,
                 stdin=stdin,
                 cwd=settings.cwd or home,
-                on_exit=self._guardian.forget,
+                on_exit=self._guardian.unwatch,
             )
         except (OSError, ValueError) as exc:
             message = f"cannot start {self._argv[0]}: {exc}"
@@ -249,14 +255,14 @@ def _attachment(attachment: Attachment) -> dict[str, str]:
 def _failure(code: int, error_tail: str, limits: ResourceLimits) -> AgentError:
     reason, how = COMMAND_FAILED, f"exited with code {code}"
     # A shell tells by 128 and more which signal has ended what it ran.
-    limit = limits.named(-code if code < 0 else code - 128)
+    limit = limits.describe_signal(-code if code < 0 else code - 128)
     if limit is not None:
         reason = COMMAND_LIMIT
         how = f"was ended by {limit}" if code < 0 else f"{how}, as a part of it met {limit}"
     elif code < 0:
         how = f"was ended by {_signal_name(-code)}"
         if code == -signal.SIGKILL and limits.cpu:  # from the kernel, if SIGXCPU did not end it
-            how += f", as one is that goes on beyond {limits.named(signal.SIGXCPU)}"
+            how += f", as one is that goes on beyond {limits.describe_signal(signal.SIGXCPU)}"
     message = f"the command {how}: {error_tail}" if error_tail else f"the command {how}"
     return AgentError(message, reason=reason)
 

@@ -19,10 +19,10 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-TOLD = ("RUNLANE_SESSION_ID", "RUNLANE_RUN_ID", "RUNLANE_ATTEMPT")
+RUN_VARIABLES = ("RUNLANE_SESSION_ID", "RUNLANE_RUN_ID", "RUNLANE_ATTEMPT")
 """What every program is told of its run."""
 
-PLACE = "TRACEPARENT"
+TRACE_VARIABLE = "TRACEPARENT"
 """Where in a trace a program is."""
 
 _SETTING = "RUNLANE_"
@@ -30,7 +30,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PASSED = re.compile(r"PATH|LANG|LC_[A-Z]+|TZ")
 
 
-def listed(text: str) -> dict[str, str | None]:
+def parse_variables(text: str) -> dict[str, str | None]:
     """The variables that a text lists: names with commas between them, or one NAME=VALUE.
 
     The value of a name alone, which the server's environment has, is None. Raises ValueError, with
@@ -42,18 +42,18 @@ def listed(text: str) -> dict[str, str | None]:
     return {_checked(name.strip(), given=False): None for name in text.split(",")}
 
 
-def environment(
+def build_environment(
     server: Mapping[str, str], texts: Iterable[str], told: Mapping[str, str], home: Path
 ) -> dict[str, str]:
     """All variables of a program. A listed name that the server does not have is left out.
 
-    `server` is the server's environment, `texts` what the operator lists (see `listed`), `told`
+    `server` is the server environment, `texts` what `parse_variables` takes, `told`
     what the program is told of its run, `home` its private directory.
     """
     passed = {name: value for name, value in server.items() if _PASSED.fullmatch(name)}
     found = {**passed, "HOME": str(home), "TMPDIR": str(home)}
     for text in texts:
-        for name, value in listed(text).items():
+        for name, value in parse_variables(text).items():
             if value is not None:
                 found[name] = value
             elif name in server:
@@ -65,7 +65,7 @@ def _checked(name: str, *, given: bool) -> str:
     """The name, if a program may have it."""
     if not _NAME.fullmatch(name):
         raise ValueError(f"{name!r} is not the name of a variable")
-    if name in TOLD:
+    if name in RUN_VARIABLES:
         raise ValueError(f"{name} is what a program is told of its run")
     if name.startswith(_SETTING) and not given:
         raise ValueError(f"{name} is for the server; to set it for programs write {name}=VALUE")

@@ -68,18 +68,18 @@ class Guardian:
         )
         os.set_blocking(self._pipe(), False)
         for group in self._groups:
-            self._tell("+", group)
+            self._send("+", group)
 
     def watch(self, group: int) -> None:
         """From now on the group ends with this process."""
         self._groups.add(group)
-        self._tell_or_restart("+", group)
+        self._send_or_restart("+", group)
 
-    def forget(self, group: int) -> None:
+    def unwatch(self, group: int) -> None:
         """The group has ended."""
         self._groups.discard(group)
         if self._process is not None:
-            self._tell_or_restart("-", group)
+            self._send_or_restart("-", group)
 
     async def close(self) -> None:
         """Ends the process; no group is watched any more."""
@@ -88,19 +88,19 @@ class Guardian:
             process.stdin.close()
             await asyncio.to_thread(process.wait)
 
-    def _tell_or_restart(self, verb: str, group: int) -> None:
+    def _send_or_restart(self, verb: str, group: int) -> None:
         try:
             if self._process is None:
                 self.start()  # tells of all groups
             else:
-                self._tell(verb, group)
+                self._send(verb, group)
         except OSError:  # it was killed, or does not read
             self._stop()
             # Where no process can be started now, it is tried again with the next run.
             with contextlib.suppress(OSError):
                 self.start()
 
-    def _tell(self, verb: str, group: int) -> None:
+    def _send(self, verb: str, group: int) -> None:
         os.write(self._pipe(), f"{verb}{group}\n".encode())
 
     def _pipe(self) -> int:

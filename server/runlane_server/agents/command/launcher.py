@@ -63,7 +63,7 @@ class ResourceLimits:
     processes: int = 0
     file_size: int = 0
 
-    def named(self, number: int) -> str | None:
+    def describe_signal(self, number: int) -> str | None:
         """The limit that a signal tells of, for people; None where it tells of none.
 
         Of the others no signal tells: a program that gets no memory, file or process ends as it
@@ -76,7 +76,7 @@ class ResourceLimits:
         return None
 
 
-def launched(argv: Sequence[str], env: Mapping[str, str], limits: ResourceLimits) -> list[str]:
+def launcher_argv(argv: Sequence[str], env: Mapping[str, str], limits: ResourceLimits) -> list[str]:
     """The argv that starts a program with these limits. `argv` begins with its absolute path, and
     `env` is the environment that it is started with."""
     ctype = f"={env['LC_CTYPE']}" if "LC_CTYPE" in env else ""

@@ -33,7 +33,7 @@ import json
 from collections.abc import AsyncGenerator, Sequence
 
 from runlane_server.agents.base import AgentError, AgentEvent, Report, Turn
-from runlane_server.agents.scripted.gates import Gates
+from runlane_server.agents.scripted.latches import Latches
 from runlane_server.agents.scripted.script import BadScript, Step, parse_script
 from runlane_server.agents.text import whole_text
 from runlane_server.core.model import Message, ReasoningDelta, Text, TextDelta
@@ -48,8 +48,8 @@ STEPS_AT_ONCE = 64
 class ScriptedAgent:
     """Does what its prompt says; `gates` are those of this process."""
 
-    def __init__(self, gates: Gates | None = None) -> None:
-        self.gates = gates or Gates()
+    def __init__(self, latches: Latches | None = None) -> None:
+        self.latches = latches or Latches()
 
     async def start(self) -> None:
         """Is ready at once."""
@@ -81,7 +81,7 @@ class ScriptedAgent:
             case "crash":
                 raise RuntimeError(step.value)
             case "open":
-                self.gates.open(step.value)
+                self.latches.open(step.value)
                 return []
             case "wait":
                 await self._wait(step)
@@ -96,9 +96,9 @@ class ScriptedAgent:
 
     async def _wait(self, step: Step) -> None:
         if step.ignore_cancel:
-            await self.gates.wait_through_cancels(step.value)
+            await self.latches.wait_through_cancels(step.value)
         else:
-            await self.gates.wait(step.value)
+            await self.latches.wait(step.value)
 
 
 def _event(step: Step) -> AgentEvent:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from typing import Any
 
 
-class Gates:
+class Latches:
     """Gates by name. A gate is closed until it is opened, and then stays open."""
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ from runlane_server.release import version_of_server
 from runlane_server.telemetry.tracer import Tracer
 
 if TYPE_CHECKING:
-    from runlane_server.telemetry.otlp import Spans
+    from runlane_server.telemetry.otlp import OtlpExporter
 
 log = structlog.get_logger()
 
@@ -29,7 +29,7 @@ CLOSE_TIMEOUT = 3.0
 """Seconds that the last spans have to get out when the node stops."""
 
 
-class Tracing:
+class TraceExport:
     """Exports the spans of a node; does nothing where `endpoint` is None.
 
     `endpoint` is the URL of a collector, without a path. `ratio` and `content` are those of
@@ -46,7 +46,7 @@ class Tracing:
     ) -> None:
         self.observer: Observer = NO_OBSERVER
         self._endpoint = endpoint
-        self._spans: Spans | None = None
+        self._exporter: OtlpExporter | None = None
         if endpoint is None:
             return
         if importlib.util.find_spec("opentelemetry.proto") is None:
@@ -54,19 +54,19 @@ class Tracing:
                 f"{OPTION}: opentelemetry-proto is not installed; "
                 "run pip install 'runlane[server,traces]'"
             )
-        from runlane_server.telemetry.otlp import Spans  # noqa: PLC0415 - needs an extra
+        from runlane_server.telemetry.otlp import OtlpExporter  # noqa: PLC0415 - needs an extra
 
-        self._spans = Spans(endpoint, version_of_server())
-        self.observer = Tracer(self._spans.export, ratio=ratio, now=now, content=content)
+        self._exporter = OtlpExporter(endpoint, version_of_server())
+        self.observer = Tracer(self._exporter.export, ratio=ratio, now=now, content=content)
 
     @asynccontextmanager
     async def exporting(self) -> AsyncIterator[None]:
         """Sends out what is left at the end."""
-        if self._spans is None:
+        if self._exporter is None:
             yield
             return
         log.info("traces are exported", endpoint=self._endpoint)
         try:
             yield
         finally:
-            await self._spans.close(CLOSE_TIMEOUT)
+            await self._exporter.close(CLOSE_TIMEOUT)
