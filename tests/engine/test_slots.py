@@ -12,8 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from runlane_server.access.quotas import Quota, QuotaBook, Quotas
 from runlane_server.core.model import SessionKey
 from runlane_server.engine import slots as module
+from runlane_server.engine.recovery import claim_order_of
 from runlane_server.engine.slots import UNLIMITED, Slots
-from runlane_server.engine.turns import claim_order_of
 from runlane_server.store.base import ClaimOrder, TenantShare
 
 QUIET, NOISY, OTHER = "quiet", "noisy", "other"
@@ -45,7 +45,7 @@ class Node:
     def end(self, lane: SessionKey) -> SessionKey | None:
         """A run ends, and its lane has no other; returns the lane that starts one instead."""
         before = len(self.started)
-        self.slots.settle(lane, running=False, startable=False)
+        self.slots.settle(lane, running=False, can_start=False)
         self.start_called()
         return self.started[-1] if len(self.started) > before else None
 
@@ -57,7 +57,7 @@ class Node:
             self._start(lane)
 
     def _start(self, lane: SessionKey) -> None:
-        self.slots.settle(lane, running=True, startable=False)
+        self.slots.settle(lane, running=True, can_start=False)
         self.started.append(lane)
 
 
@@ -119,7 +119,7 @@ def test_a_higher_limit_counts_at_once_and_a_lower_one_as_runs_end() -> None:
     node = Node(4, {NOISY: 1})
     node.arrive(*(key(NOISY, n) for n in range(9)))
     node.most[NOISY] = 3
-    node.slots.look_again()
+    node.slots.apply_limits()
     node.start_called()
     assert len(node.started) == 3
     node.most[NOISY] = 1
@@ -133,7 +133,7 @@ def test_a_lane_keeps_its_slot_unless_somebody_waits_who_could_have_it() -> None
     assert node.slots.take(key(NOISY))
     node.most[QUIET] = 1
     assert not node.slots.take(key(NOISY))
-    node.slots.settle(key(NOISY), running=False, startable=True)
+    node.slots.settle(key(NOISY), running=False, can_start=True)
     assert node.called == [key(QUIET)]
 
 
@@ -142,9 +142,9 @@ def test_a_lane_gives_up_a_slot_that_its_tenant_may_not_have_any_more() -> None:
     node.arrive(key(NOISY, 0), key(NOISY, 1))
     node.most[NOISY] = 1
     assert not node.slots.take(key(NOISY, 0))
-    node.slots.settle(key(NOISY, 0), running=False, startable=True)
+    node.slots.settle(key(NOISY, 0), running=False, can_start=True)
     assert (node.called, node.slots.in_use) == ([], 1)
-    node.slots.settle(key(NOISY, 0), running=False, startable=False)
+    node.slots.settle(key(NOISY, 0), running=False, can_start=False)
     assert node.slots.take(key(NOISY, 1))
 
 
@@ -167,7 +167,7 @@ def test_the_store_is_told_whose_turn_it_is_with_those_first_who_had_none() -> N
     slots.open()
     for lane in (key(NOISY), key(QUIET)):
         assert slots.take(lane)
-    slots.settle(key(QUIET), running=False, startable=False)
+    slots.settle(key(QUIET), running=False, can_start=False)
     told = (TenantShare("fresh", 7), TenantShare(QUIET, UNLIMITED), TenantShare(NOISY, 1))
     assert claim_order_of(slots, book) == ClaimOrder(told, UNLIMITED)
     book.replace(Quotas({}, others=Quota(max_active_runs=1)))
@@ -177,7 +177,7 @@ def test_the_store_is_told_whose_turn_it_is_with_those_first_who_had_none() -> N
 
 
 def test_tenants_that_have_nothing_here_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_SERVED", 10)
+    monkeypatch.setattr(module, "MAX_TENANTS", 10)
     node = Node(2)
     node.arrive(key(QUIET))
     for n in range(100):
@@ -213,13 +213,13 @@ class AnyOrder(RuleBasedStateMachine):
         got = self.slots.take(lane)
         if not committed:
             if lane not in self.running:
-                self.slots.give_back(lane)
-                self.slots.line_up(lane)
+                self.slots.release(lane)
+                self.slots.enqueue(lane)
             return
         self.running.discard(lane)
         self.wanting.discard(lane)
         (self.running if got else self.wanting).add(lane)
-        self.slots.settle(lane, running=got, startable=not got)
+        self.slots.settle(lane, running=got, can_start=not got)
 
     @rule()
     def open_up(self) -> None:
@@ -228,7 +228,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule()
     def shut(self) -> None:
-        self.slots.shut()
+        self.slots.close()
         self.called.clear()
         self.open = False
 
@@ -253,7 +253,7 @@ class AnyOrder(RuleBasedStateMachine):
             self._decide(lane, committed=True)
         else:
             self.running.discard(lane)
-            self.slots.settle(lane, running=False, startable=False)
+            self.slots.settle(lane, running=False, can_start=False)
 
     @precondition(lambda self: self.wanting)
     @rule(data=st.data())
@@ -262,7 +262,7 @@ class AnyOrder(RuleBasedStateMachine):
         if lane in self.called:
             self.called.remove(lane)
         self.wanting.discard(lane)
-        self.slots.settle(lane, running=False, startable=False)
+        self.slots.settle(lane, running=False, can_start=False)
 
     @rule(lane=st.sampled_from(LANES))
     def is_taken_up(self, lane: SessionKey) -> None:
@@ -277,7 +277,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(tenant=st.sampled_from([QUIET, NOISY]), most=st.integers(0, 4))
     def limit_changes(self, tenant: str, most: int) -> None:
         self.most[tenant] = most
-        self.slots.look_again()
+        self.slots.apply_limits()
 
     def _held(self, tenant: str) -> int:
         lanes = {*self.running, *self.called}
@@ -287,7 +287,7 @@ class AnyOrder(RuleBasedStateMachine):
     def the_account_is_right(self) -> None:
         if hasattr(self, "slots"):
             assert self.slots.in_use == len(self.running)
-            assert set(self.slots.line) == self.wanting
+            assert set(self.slots.queue) == self.wanting
             assert self.slots._free == self.total - len(self.running) - len(self.called)
 
     @invariant()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runlane_server.engine.executor import Executor
-from runlane_server.engine.lane_cache import LaneSource
+from runlane_server.engine.lane_cache import LaneCache
 from runlane_server.engine.lanes import Lanes
 from runlane_server.engine.outbox import Outbox
 from runlane_server.engine.reservation import AcceptedRun
@@ -38,64 +38,65 @@ MUTANTS = (
     Mutant(
         "an answer before the commit",
         Lanes,
-        "_carry_out",
-        "decision = self._decide(lane, orders, mailbox)\n",
-        "decision = self._decide(lane, orders, mailbox)\n            decision.settle()\n",
+        "_commit_batch",
+        "decision = self._decide(lane, batch, mailbox)\n            if",
+        "decision = self._decide(lane, batch, mailbox)\n"
+        "            decision.settle()\n            if",
     ),
     Mutant(
         "an agent that is started before the commit",
         Lanes,
-        "_carry_out",
+        "_commit_batch",
         "                await self._commit(lane, decision)",
-        "                self._adopt(key, mailbox, lane, decision)\n"
+        "                self._act(key, mailbox, lane, decision)\n"
         "                await self._commit(lane, decision)",
     ),
     Mutant(
         "a lane that is called and does not wake",
         Lanes,
-        "_call",
-        "self._drive(key, mailbox)",
+        "_on_grant",
+        "self._ensure_task(key, mailbox)",
         "pass",
     ),
     Mutant(
         "a reload that forgets the reservations",
-        LaneSource,
+        LaneCache,
         "load",
-        "held = mailbox.lane.reservations if mailbox.lane is not None else ()",
-        "held = ()",
+        "reservations = mailbox.lane.reservations if mailbox.lane is not None else ()",
+        "reservations = ()",
     ),
     Mutant(
         "a wrong guess that is made again",
-        LaneSource,
+        LaneCache,
         "load",
-        "if comes and not mailbox.outdated and",
-        "if comes and",
+        "if is_first_sight and not mailbox.is_outdated and",
+        "if is_first_sight and",
     ),
     Mutant(
         "a slot that is kept while others wait for it",
         Slots,
         "settle",
         "if not running:",
-        "if not running and not startable:",
+        "if not running and not can_start:",
     ),
     Mutant(
         "a reservation that is not given up",
         AcceptedRun,
         "close",
-        "release(self)",
+        "self._end(used=False)",
         "pass",
     ),
     Mutant(
         "an ended run that takes the next one's cancel along",
         Executor,
-        "_ended",
+        "_on_ended",
         "if self._runners.get(runner.job.key) is runner:",
         "if runner.job.key in self._runners:",
     ),
     Mutant(
         "a stop that forgets a run",
         Executor,
-        "stop",
+        "hand_over_all",
         "for runner in list(self._runners.values()):",
         "for runner in list(self._runners.values())[1:]:",
     ),
@@ -103,7 +104,7 @@ MUTANTS = (
         "a stop that forgets the run that is about to start",
         Executor,
         "stop",
-        "none comes.\n        await self.lanes.settled()",
+        "none comes.\n        await self.lanes.wait_settled()",
         "none comes.",
     ),
     Mutant(

@@ -151,7 +151,7 @@ class Node:
         require(not self.coordinator.is_busy(), f"an idle node is busy with {lanes.keys}")
         require(not lanes._mailboxes, "a mailbox is left")
         require(lanes.slots.in_use == 0, "a slot is left taken")
-        require(not lanes.slots.line, "somebody is left in line")
+        require(not lanes.slots.queue, "a lane still waits for a slot")
         free, total = lanes.slots._free, self.coordinator.limits.max_active_runs
         require(free == total, f"{free} of {total} slots are free")
         require(self.feed.subscriptions == 0, "a subscriber is left")

@@ -26,7 +26,7 @@ from proofs.sim.store import Disk, at_once
 from runlane_server.core import lane as rules
 from runlane_server.core.model import CancelScope, Prompt, RunKey, RunRequest, SessionKey, WhenBusy
 from runlane_server.core.transition import Lane, Transition
-from runlane_server.engine import agent_turn, executor, lane_cache, outbox
+from runlane_server.engine import agent_turn, batches, lane_cache, outbox, recovery
 from runlane_server.feed import feed, tail
 
 HORIZON = 1_500.0
@@ -48,12 +48,12 @@ NARROW: Sequence[tuple[Any, str, float]] = (
     (feed, "PAGE_EVENTS", 2),
     (outbox, "DELTA_CHARS", 12),
     (outbox, "OUTBOX_CHARS", 20),
-    (executor, "EVENTS_PAGE", 3),
-    (executor, "AT_ONCE", 2),
+    (recovery, "EVENTS_PAGE", 3),
+    (batches, "BATCH_SIZE", 2),
     (agent_turn, "HISTORY_PAGE", 3),
-    (lane_cache, "RECENT", 1),
+    (lane_cache, "CAPACITY", 1),
     (lane_cache, "LIKELY", 0.4),
-    (lane_cache, "MEMORY", 2),
+    (lane_cache, "SMOOTHING", 2),
 )
 """Limits that are narrow enough to be met in a small world, and guesses that are often wrong."""
 
