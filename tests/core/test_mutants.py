@@ -177,7 +177,7 @@ MUTANTS = (
     ),
     Mutant(
         "the next run is not made first",
-        "        self._line_up()\n        return Transition(",
+        "        self._set_waiting_states()\n        return Transition(",
         "        return Transition(",
         "R8",
     ),

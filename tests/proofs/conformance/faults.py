@@ -170,7 +170,7 @@ HISTORICAL = (
                 LANE,
                 '        self._end(run, reason, error, _End(reason, error, message_id, ""))',
                 "        if self._active is not None:\n"
-                "            self._note(run)\n"
+                "            self._record(run)\n"
                 "            return\n"
                 '        self._end(run, reason, error, _End(reason, error, message_id, ""))',
             ),
@@ -184,7 +184,7 @@ HISTORICAL = (
                 LANE,
                 '        self._end(run, reason, error, _End(reason, error, message_id, ""))',
                 "        if trigger is Trigger.CANCEL and self._active is None:\n"
-                "            self._note(run)\n"
+                "            self._record(run)\n"
                 "            return\n"
                 '        self._end(run, reason, error, _End(reason, error, message_id, ""))',
             ),
@@ -198,7 +198,7 @@ HISTORICAL = (
                 LANE,
                 '        self._end(run, reason, error, _End(reason, error, message_id, ""))',
                 "        if trigger is Trigger.FAIL:\n"
-                "            self._note(run)\n"
+                "            self._record(run)\n"
                 "            return\n"
                 '        self._end(run, reason, error, _End(reason, error, message_id, ""))',
             ),
