@@ -110,14 +110,14 @@ MUTANTS = (
     Mutant(
         "a grace that is not granted",
         Runner,
-        "_end_work",
+        "_stop_agent",
         "await asyncio.wait({work}, timeout=self._cancel_grace)",
         "await asyncio.sleep(0)",
     ),
     Mutant(
         "a run that was stopped and counts as completed",
         Runner,
-        "_told",
+        "_commit_end",
         "if self._handing_over and self._cancelled is None:",
         "if self._handing_over and self._working and self._working.cancelled():",
     ),
@@ -131,7 +131,7 @@ MUTANTS = (
     Mutant(
         "a folded run that is not counted",
         Outbox,
-        "note",
+        "add_stored",
         "self.events += 1",
         "pass",
     ),

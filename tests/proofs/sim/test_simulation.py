@@ -20,7 +20,7 @@ MOST_SEEDS = 1_000
 """After so many worlds a fault has to be found."""
 
 
-def test_worlds_keep_the_rules() -> None:
+def test_simulated_worlds_break_no_rule() -> None:
     steps = 0
     for seed in range(SEEDS):
         outcome = simulate(seed)
@@ -29,7 +29,7 @@ def test_worlds_keep_the_rules() -> None:
     print(f"\n{SEEDS} seeds, {steps} steps")
 
 
-def test_a_seed_gives_the_same_world_again() -> None:
+def test_a_seed_reproduces_its_world() -> None:
     digests = {simulate(7).digest for _ in range(2)}
     code = "from proofs.sim.world import simulate; print(simulate(7).digest, end='')"
     for hash_seed in ("0", "1"):
@@ -46,7 +46,7 @@ def test_a_seed_gives_the_same_world_again() -> None:
     assert simulate(8).digest not in digests
 
 
-def test_a_world_needs_no_wire_and_no_file() -> None:
+def test_a_world_uses_no_socket_and_no_file() -> None:
     code = (
         "import sys, proofs.sim.run; "
         "print([name for name in ('grpc', 'aiosqlite', 'sqlite3') if name in sys.modules])"
@@ -58,7 +58,7 @@ def test_a_world_needs_no_wire_and_no_file() -> None:
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_a_fault_is_found(mutant: Mutant) -> None:
+def test_the_simulation_finds_the_mutant(mutant: Mutant) -> None:
     with planted(mutant):
         worlds = (simulate(seed) for seed in range(MOST_SEEDS))
         found = next((world for world in worlds if world.failure is not None), None)
