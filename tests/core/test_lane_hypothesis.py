@@ -166,7 +166,7 @@ class LaneHistory(RuleBasedStateMachine):
         assert len(set(ids)) == len(ids)
 
     def teardown(self) -> None:
-        """After a cancel of everything and the end of the active run, nothing is left (R10, R21)."""
+        """A cancel of everything and the end of the active run leave nothing (R10, R21)."""
         self.take(cancel())
         for held in self.lane.reservations:
             self.take(Command(Verb.RELEASE, token=held.token))

@@ -1,4 +1,4 @@
-"""Searches all interleavings of commands up to a depth; `python -m proofs.sim.explore` goes deeper."""
+"""All interleavings of commands up to a depth; `python -m proofs.sim.explore` goes deeper."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from proofs.sim.explore import Bounds, explore
 
 
 def test_no_interleaving_breaks_a_rule() -> None:
-    """Three runs, two concurrent accepts: every lane within seven commands, and one command more."""
+    """Three runs, two concurrent accepts: every lane within seven commands, and one more."""
     report = explore(8)
     print(f"\n{report}")
     assert report.verbs == set(Verb)

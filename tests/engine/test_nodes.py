@@ -307,7 +307,7 @@ async def test_a_node_declared_dead_rejoins_under_a_new_id(postgres_url: str) ->
         before = judged.node_id
         beside = await plain(postgres_url)
         async with asyncio.timeout(SECONDS):
-            # A lease of zero: every node is dead, except one whose heartbeat arrives at this instant.
+            # With a lease of zero every node is dead unless its heartbeat arrives at this instant.
             while not await beside.fetchval("SELECT lost FROM nodes WHERE node_id = $1", before):
                 await b.store.cluster.beat(judge.node_id, 0.0)
             while judged.node_id == before:

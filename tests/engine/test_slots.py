@@ -65,9 +65,7 @@ def tenants(lanes: Sequence[SessionKey]) -> list[str]:
     return [lane.tenant for lane in lanes]
 
 
-def test_the_tenant_with_the_fewest_slots_is_served_next_despite_ten_thousand_lanes_of_another() -> (
-    None
-):
+def test_the_tenant_with_the_fewest_slots_is_served_next_despite_ten_thousand_others() -> None:
     node = Node(4)
     node.arrive(*(key(NOISY, n) for n in range(10_000)))
     assert tenants(node.started) == [NOISY] * 4

@@ -1,6 +1,6 @@
-"""Faults that are planted in the shell around the lanes, to see that a simulation finds them.
+"""Mutants of the engine and the feed, each of which the simulation must find.
 
-Each is a function of ours with a piece of its source exchanged.
+Each replaces a piece of the source of one method.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from runlane_server.feed.tail import Tail
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """A fault: in that method of that class, `old` is exchanged for `new`."""
+    """A fault: in a method of a class, `old` is replaced with `new`."""
 
     name: str
     owner: type
@@ -168,7 +168,7 @@ MUTANTS = (
 
 @contextmanager
 def planted(mutant: Mutant) -> Iterator[None]:
-    """The fault is there."""
+    """Applies the mutant for the duration of the context."""
     before = getattr(mutant.owner, mutant.method)
     setattr(mutant.owner, mutant.method, _mutated(before, mutant))
     try:

@@ -1,4 +1,4 @@
-"""Simulated worlds: a short run of seeds, an exact replay, and faults that have to be found."""
+"""Simulated worlds: a short run of seeds, an exact replay, and mutants that must be found."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TESTS = Path(__file__).parents[2]
 SEEDS = 200
 
 MOST_SEEDS = 1_000
-"""After so many worlds a fault has to be found."""
+"""Number of worlds within which a mutant must be found."""
 
 
 def test_simulated_worlds_break_no_rule() -> None:
@@ -33,7 +33,7 @@ def test_a_seed_reproduces_its_world() -> None:
     digests = {simulate(7).digest for _ in range(2)}
     code = "from proofs.sim.world import simulate; print(simulate(7).digest, end='')"
     for hash_seed in ("0", "1"):
-        told = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-c", code],
             cwd=TESTS,
             env={"PYTHONHASHSEED": hash_seed},
@@ -41,7 +41,7 @@ def test_a_seed_reproduces_its_world() -> None:
             text=True,
             check=True,
         )
-        digests.add(told.stdout)
+        digests.add(result.stdout)
     assert len(digests) == 1
     assert simulate(8).digest not in digests
 
@@ -51,10 +51,10 @@ def test_a_world_uses_no_socket_and_no_file() -> None:
         "import sys, proofs.sim.run; "
         "print([name for name in ('grpc', 'aiosqlite', 'sqlite3') if name in sys.modules])"
     )
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code], cwd=TESTS, capture_output=True, text=True, check=True
     )
-    assert told.stdout.strip() == "[]"
+    assert result.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
@@ -62,7 +62,7 @@ def test_the_simulation_finds_the_mutant(mutant: Mutant) -> None:
     with planted(mutant):
         worlds = (simulate(seed) for seed in range(MOST_SEEDS))
         found = next((world for world in worlds if world.failure is not None), None)
-    assert found is not None, "the fault is not found"
+    assert found is not None, "the mutant is not found"
     print(f"\n{found.seed + 1} seeds: {found.failure}")
     text = report(found)
     assert f"--start {found.seed}" in text
