@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 
 import runlane
-from runlane.places import is_local
+from runlane.targets import is_local
 from runlane_server.access.door import PEER_KEY, PEER_TENANT
 from runlane_server.cluster.relay import RunLost
 from runlane_server.core import model

@@ -10,7 +10,7 @@ from typing import Never
 
 import structlog
 
-from runlane.places import is_local
+from runlane.targets import is_local
 from runlane_server.access.door import Door
 from runlane_server.access.identities import AccessFile
 from runlane_server.access.quotas import QuotaBook

@@ -1,6 +1,6 @@
-"""`--otlp-endpoint`: tells a collector of traces what a node does, by the OpenTelemetry protocol.
+"""`--otlp-endpoint`: connects the `Tracer` of a node with an `OtlpExporter`.
 
-A collector that is slow or gone costs spans, and never holds up a run.
+A slow or unavailable collector loses spans but never delays a run.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ log = structlog.get_logger()
 OPTION = "--otlp-endpoint"
 
 CLOSE_TIMEOUT = 3.0
-"""Seconds that the last spans have to get out when the node stops."""
+"""Seconds to send the remaining spans when the node stops."""
 
 
 class TraceExport:
-    """Exports the spans of a node; does nothing where `endpoint` is None.
+    """Exports the spans of a node; does nothing if `endpoint` is None.
 
     `endpoint` is the URL of a collector, without a path. `ratio` and `content` are those of
-    `Tracer`. It is made on the event loop. Raises StartError.
+    `Tracer`. Create it on the event loop. Raises StartError.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class TraceExport:
 
     @asynccontextmanager
     async def exporting(self) -> AsyncIterator[None]:
-        """Sends out what is left at the end."""
+        """Sends the remaining spans when the context ends."""
         if self._exporter is None:
             yield
             return
-        log.info("traces are exported", endpoint=self._endpoint)
+        log.info("trace export started", endpoint=self._endpoint)
         try:
             yield
         finally:

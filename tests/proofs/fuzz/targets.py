@@ -24,9 +24,9 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 from grpc import StatusCode
 from grpc.aio import AioRpcError, Metadata
 
-from runlane import statuses
+from runlane import rpc_errors
 from runlane.cli import exposition
-from runlane.places import is_local
+from runlane.targets import is_local
 from runlane.v1 import run_pb2, run_service_pb2, session_service_pb2
 from runlane_server.access import entries, tokens
 from runlane_server.access.caller import Role
@@ -300,8 +300,8 @@ def _codec(data: bytes) -> None:
 
 def _rich_error(data: bytes) -> None:
     """What a hostile server says in its trailing metadata is still one of the client's errors."""
-    trailing = Metadata((statuses.STATUS_DETAILS, data))
-    raised = statuses.from_rpc(AioRpcError(StatusCode.ABORTED, Metadata(), trailing, "no"))
+    trailing = Metadata((rpc_errors.STATUS_DETAILS, data))
+    raised = rpc_errors.from_rpc(AioRpcError(StatusCode.ABORTED, Metadata(), trailing, "no"))
     assert raised.status is StatusCode.ABORTED
     str(raised)
 

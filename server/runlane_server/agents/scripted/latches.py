@@ -1,4 +1,7 @@
-"""Named gates that scripted runs wait at, so that a race can be staged without a sleep."""
+"""Latches: named points where scripted runs wait, so that a test stages a race without a sleep.
+
+A latch belongs to a script. The gates of a harness (`harness.gates`) hold runs of any agent.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 
 
 class Latches:
-    """Gates by name. A gate is closed until it is opened, and then stays open."""
+    """Latches by name. A latch is closed until it is opened, and then stays open."""
 
     def __init__(self) -> None:
         self._open: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
@@ -18,16 +21,16 @@ class Latches:
         self._heeding = False
 
     def open(self, name: str) -> None:
-        """Lets through all that wait at the gate, and all that will."""
+        """Opens a latch, for runs that wait at it and for later ones."""
         self._open[name].set()
 
     async def wait(self, name: str) -> None:
-        """Waits until the gate is open."""
+        """Waits until the latch is open."""
         self._reached[name].set()
         await self._open[name].wait()
 
     async def wait_through_cancels(self, name: str) -> None:
-        """Waits until the gate is open, and takes no notice of being cancelled."""
+        """Waits until the latch is open, and ignores cancels of the task."""
         task = asyncio.current_task()
         try:
             while not self._open[name].is_set():
@@ -42,15 +45,15 @@ class Latches:
             self._ignoring.discard(task)
 
     def heed_cancels(self) -> None:
-        """Has every cancel noticed from now on, and those that were not noticed before."""
+        """Stops ignoring cancels, and delivers those that were ignored so far."""
         self._heeding = True
         for task in filter(None, self._ignoring):
             task.cancel()
 
     async def reached(self, name: str) -> None:
-        """Returns when some run has come to the gate."""
+        """Returns when a run has reached the latch."""
         await self._reached[name].wait()
 
     async def cancel_ignored(self, name: str) -> None:
-        """Returns when some run was cancelled at the gate, and went on waiting."""
+        """Returns when a run at the latch has ignored a cancel."""
         await self._cancel_ignored[name].wait()
