@@ -465,7 +465,7 @@ def test_r27_reject_is_refused_in_a_busy_session(shape: str) -> None:
 
 @pytest.mark.parametrize("first", ["a", "b"])
 def test_r27_a_burst_of_reject_accepts_admits_the_first_one(first: str) -> None:
-    """The earliest reservation wins, in whichever order the accepts are decided."""
+    """The earliest reservation wins, in either order of the accepts."""
     lane, _ = after([reserve("a"), reserve("b")])
     if first == "b":
         with pytest.raises(SessionBusy):

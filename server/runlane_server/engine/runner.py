@@ -129,7 +129,7 @@ class Runner:
         error = _failure_of(work, stopped=self._stopped)
         if self._timed_out:
             error = RunError("RUN_TIMEOUT", f"the run was active for more than {timeout:g} s")
-        # A stopped agent has not completed, whatever it did since: its output was dropped.
+        # A stopped agent has not completed, even if it returned: its output was dropped.
         await self._report_end(error)
 
     async def _until_due(self, timeout: float | None) -> None:
