@@ -17,8 +17,8 @@ arguments and the time, and either raises and changes nothing or returns a **tra
 lane and everything to be committed with it - changed runs, messages, events - plus the reply to
 the caller. The store commits a transition as one transaction, on condition that the lane still has
 the version that the command saw. If it has not, the command is simply applied again to the new
-lane. That is the only concurrency control, so no race is decided anywhere but here: of a cancel and a
-completion the one that is committed first wins, and the other sees its result (R8, R19).
+lane. That is the only concurrency control, so no race is decided anywhere but here: of a cancel and
+a completion the one that is committed first wins, and the other sees its result (R8, R19).
 
 A **trigger** moves one run from state to state, as `TABLE` lists; every pair that is not in the
 table is illegal. The table knows nothing about other runs. The commands decide *which* runs a
