@@ -15,14 +15,13 @@ from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric import ec
 from structlog.testing import capture_logs
 
-from runlane_server.access import editing, entries, failures, tokens
-from runlane_server.access.caller import Caller, Credentials, Role
+from runlane_server.access import editing, entries, failure_log, tokens
+from runlane_server.access.access_file import AccessFile
+from runlane_server.access.caller import AuthenticationFailed, Caller, Credentials, Role
 from runlane_server.access.editing import CannotEdit
 from runlane_server.access.entries import BadEntry, parse
-from runlane_server.access.failures import Failures
-from runlane_server.access.identities import AccessFile
-from runlane_server.access.jwts import REMEMBERED, Jwts
-from runlane_server.access.known import Refused
+from runlane_server.access.failure_log import FailureLog
+from runlane_server.access.jwts import MAX_CACHED, JwtVerifier
 from runlane_server.cli.main import command
 from runlane_server.core.errors import StartError, Unauthenticated
 from support.callers import AUDIENCE, ISSUER, rsa_key, signed, signing_key
@@ -107,7 +106,7 @@ def test_a_token_is_printed_once_and_only_its_hash_is_kept(tmp_path: Path) -> No
     assert tokens.hash_of(secret) in content
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert list(tmp_path.iterdir()) == [path]
-    assert AccessFile(path).identify(shown(text)) == Caller("acme", Role.RUN, "ci")
+    assert AccessFile(path).authenticate(shown(text)) == Caller("acme", Role.RUN, "ci")
 
 
 def test_an_edit_leaves_the_rest_as_it_is_written(tmp_path: Path) -> None:
@@ -178,8 +177,8 @@ def test_the_commands(tmp_path: Path) -> None:
     assert len(text.splitlines()) == 1
     _, other = run("new", "me", "--role", "admin", "--expires", "30d", RUNLANE_ACCESS=path)
     access = AccessFile(Path(path))
-    assert access.identify(shown(text.strip())) == Caller("acme", Role.RUN, "ci")
-    assert access.identify(shown(other.strip())).tenant == "default"
+    assert access.authenticate(shown(text.strip())) == Caller("acme", Role.RUN, "ci")
+    assert access.authenticate(shown(other.strip())).tenant == "default"
     code, listed = run("list", "--access", path)
     assert [line.split("\t")[:3] for line in listed.splitlines()] == [
         ["ci", "acme", "run"],
@@ -190,7 +189,7 @@ def test_the_commands(tmp_path: Path) -> None:
     assert run("revoke", "ci", "--access", path) == (0, "")
     assert access.refresh()
     with pytest.raises(Unauthenticated):
-        access.identify(shown(text.strip()))
+        access.authenticate(shown(text.strip()))
     assert run("new", "me", "--role", "run", "--access", path)[0] == 1
     assert "there is no token 'ci'" in run("revoke", "ci", "--access", path)[1]
     for arguments in (
@@ -215,11 +214,11 @@ def test_a_broken_file_is_told_once_and_changes_nothing(tmp_path: Path) -> None:
         assert [access.refresh() for _ in range(3)] == [False] * 3
     (line,) = logs
     assert line["log_level"] == "error"
-    assert "line 9" in line["why"]
-    access.identify(shown(text))
+    assert "line 9" in line["error"]
+    access.authenticate(shown(text))
     path.unlink()
     assert not access.refresh()
-    access.identify(shown(text))
+    access.authenticate(shown(text))
     path.write_text(before)
     assert access.refresh()
     assert not access.refresh()
@@ -233,7 +232,7 @@ def test_keys_that_come_later_are_taken_up(tmp_path: Path) -> None:
     assert not access.refresh()
     (tmp_path / "keys.json").write_text(json.dumps({"keys": [_jwk("one", signing_key())]}))
     assert access.refresh()
-    assert access.identify(shown(signed(headers={"kid": "one"}))).tenant == "acme"
+    assert access.authenticate(shown(signed(headers={"kid": "one"}))).tenant == "acme"
 
 
 def test_a_file_that_cannot_be_used_is_told_at_the_start(tmp_path: Path) -> None:
@@ -266,11 +265,11 @@ def _jwk(name: str, key: Any, **more: str) -> dict[str, Any]:
     return {**made, "kid": name, **more}
 
 
-def _jwts(folder: Path, *keys: dict[str, Any], more: str = "") -> Jwts:
+def _jwts(folder: Path, *keys: dict[str, Any], more: str = "") -> JwtVerifier:
     (folder / "keys.json").write_text(json.dumps({"keys": keys}))
     settings = parse(_jwt_entry('jwks = "keys.json"', more), folder).jwt
     assert settings is not None
-    return Jwts(settings)
+    return JwtVerifier(settings)
 
 
 def test_the_key_is_the_one_that_the_token_names(tmp_path: Path) -> None:
@@ -283,10 +282,10 @@ def test_the_key_is_the_one_that_the_token_names(tmp_path: Path) -> None:
         {"kty": "new", "kid": "five"},
     )
     rsa = private_pem(rsa_key())
-    assert found.find(signed(headers={"kid": "one"})).caller == Caller(
+    assert found.verify(signed(headers={"kid": "one"})).caller == Caller(
         "acme", Role.ADMIN, "somebody"
     )
-    assert found.find(signed(rsa, "RS256", headers={"kid": "two"})).caller.tenant == "acme"
+    assert found.verify(signed(rsa, "RS256", headers={"kid": "two"})).caller.tenant == "acme"
     for text in (
         signed(),
         signed(headers={"kid": "two"}),
@@ -295,8 +294,8 @@ def test_the_key_is_the_one_that_the_token_names(tmp_path: Path) -> None:
         signed(headers={"kid": "nine"}),
         signed("AAAA" * 8, "HS256", headers={"kid": "four"}),
     ):
-        with pytest.raises(Refused):
-            found.find(text)
+        with pytest.raises(AuthenticationFailed):
+            found.verify(text)
 
 
 def test_what_claims_stand_for(tmp_path: Path) -> None:
@@ -313,10 +312,10 @@ def test_what_claims_stand_for(tmp_path: Path) -> None:
     ):
         text = signed(**claims)
         if role is None:
-            with pytest.raises(Refused):
-                found.find(text)
+            with pytest.raises(AuthenticationFailed):
+                found.verify(text)
         else:
-            assert found.find(text).caller == Caller("acme", role, "somebody")
+            assert found.verify(text).caller == Caller("acme", role, "somebody")
 
 
 def test_a_verified_token_is_not_verified_again(
@@ -324,21 +323,21 @@ def test_a_verified_token_is_not_verified_again(
 ) -> None:
     found = _jwts(tmp_path, _jwk("one", signing_key()))
     verified: list[str] = []
-    verify = Jwts._verified
+    verify = JwtVerifier._decode
 
-    def counted(self: Jwts, text: str) -> Any:
+    def counted(self: JwtVerifier, text: str) -> Any:
         verified.append(text)
         return verify(self, text)
 
-    monkeypatch.setattr(Jwts, "_verified", counted)
+    monkeypatch.setattr(JwtVerifier, "_decode", counted)
     texts = [signed(sub=str(number)) for number in range(3)]
     for text in texts * 2:
-        found.find(text)
+        found.verify(text)
     assert verified == texts
-    monkeypatch.setattr("runlane_server.access.jwts.REMEMBERED", 2)
-    found.find(signed(sub="new"))
-    assert len(found._remembered) <= REMEMBERED
-    assert len(found._remembered) == 3
+    monkeypatch.setattr("runlane_server.access.jwts.MAX_CACHED", 2)
+    found.verify(signed(sub="new"))
+    assert len(found._cache) <= MAX_CACHED
+    assert len(found._cache) == 3
 
 
 def test_without_the_library_it_says_what_to_install(
@@ -356,14 +355,14 @@ def test_without_the_library_it_says_what_to_install(
 
 def test_failures_are_told_without_the_token_and_not_without_end() -> None:
     now = [0.0]
-    told = Failures(lambda: now[0])
+    failure_log_ = FailureLog(lambda: now[0])
     with capture_logs() as logs:
-        for _ in range(failures.LINES + 5):
-            told.tell(Refused("why"))
-        assert len(logs) == failures.LINES
-        now[0] += failures.WINDOW
-        told.tell(Refused("why"))
-    assert logs[-1]["left_out_before"] == 5
+        for _ in range(failure_log.LINES + 5):
+            failure_log_.record(AuthenticationFailed("why"))
+        assert len(logs) == failure_log.LINES
+        now[0] += failure_log.WINDOW
+        failure_log_.record(AuthenticationFailed("why"))
+    assert logs[-1]["suppressed_before"] == 5
 
 
 def test_a_token_that_is_wrong_is_not_in_the_log(tmp_path: Path) -> None:
@@ -381,7 +380,7 @@ def test_a_token_that_is_wrong_is_not_in_the_log(tmp_path: Path) -> None:
             f"rl_{'b' * 16}_{secret}",
         ):
             with pytest.raises(Unauthenticated):
-                access.identify(shown(each))
+                access.authenticate(shown(each))
     assert len(logs) == 5
     assert secret[:-1] not in str(logs)
     assert other.split(".")[1] not in str(logs)

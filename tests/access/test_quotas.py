@@ -8,11 +8,11 @@ from collections import Counter
 import pytest
 
 from runlane_server.access import stored_bytes
-from runlane_server.access.admission import Accepts, Bucket
+from runlane_server.access.admission import Admission, TokenBucket
 from runlane_server.access.caller import Caller, Role
 from runlane_server.access.quotas import NO_LIMIT, Quota, QuotaBook, Quotas, read_quotas
 from runlane_server.access.stored_bytes import StoredBytes
-from runlane_server.access.stream_quota import Streams
+from runlane_server.access.stream_quota import StreamQuota
 from runlane_server.core.errors import QuotaExceeded, StoreUnavailable
 
 SECONDS = 20.0
@@ -84,7 +84,7 @@ def test_who_listens_hears_of_other_quotas_when_they_are_in_force() -> None:
 
 
 def test_a_bucket_refills_at_its_rate_and_not_beyond_its_burst() -> None:
-    bucket = Bucket(3.0, at=100.0)
+    bucket = TokenBucket(3.0, at=100.0)
     assert [bucket.take(100.0, 0.5, 3) for _ in range(3)] == [0.0] * 3
     assert bucket.take(100.0, 0.5, 3) == 2.0
     assert bucket.take(101.0, 0.5, 3) == 1.0
@@ -111,10 +111,10 @@ class Scale:
         return self.bytes[tenant]
 
 
-def accepts(quota: Quota, now: list[float]) -> Accepts:
+def accepts(quota: Quota, now: list[float]) -> Admission:
     """Accepts of the tenant `a`, at that time."""
     book = QuotaBook(Quotas({"a": quota}))
-    return Accepts(book, StoredBytes(book, Scale()), now=lambda: now[0])
+    return Admission(book, StoredBytes(book, Scale()), now=lambda: now[0])
 
 
 async def test_an_accept_that_is_refused_for_another_reason_uses_up_no_rate() -> None:
@@ -190,15 +190,15 @@ async def test_a_new_tenant_is_measured_soon_also_after_a_failure() -> None:
 
 
 def test_streams_are_counted_while_they_are_open_but_those_of_nodes_are_not() -> None:
-    streams = Streams(QuotaBook(Quotas({"a": Quota(max_streams=1)})))
+    streams = StreamQuota(QuotaBook(Quotas({"a": Quota(max_streams=1)})))
     somebody = Caller("a", Role.READ, "somebody")
     node = Caller("a", Role.READ, "node", peer=True)
-    streams.enter(somebody)
+    streams.acquire(somebody)
     with pytest.raises(QuotaExceeded, match="max_streams is 1"):
-        streams.enter(somebody)
-    streams.enter(node)
+        streams.acquire(somebody)
+    streams.acquire(node)
     assert streams.of("a") == 1
-    streams.leave(node)
-    streams.leave(somebody)
+    streams.release(node)
+    streams.release(somebody)
     assert streams.of("a") == 0
-    streams.enter(somebody)
+    streams.acquire(somebody)

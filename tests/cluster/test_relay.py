@@ -12,7 +12,7 @@ import pytest
 
 from runlane.v1 import run_pb2
 from runlane.v1 import run_service_pb2 as pb
-from runlane_server.access.door import PEER_KEY, PEER_TENANT
+from runlane_server.access.control import PEER_KEY, PEER_TENANT
 from runlane_server.cluster import relay as relay_module
 from runlane_server.cluster.peers import Peers
 from runlane_server.core.limits import Limits

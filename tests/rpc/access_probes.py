@@ -1,4 +1,4 @@
-"""What has to hold of the door, each as a probe that fails if a check is missing.
+"""What has to hold of the access_control, each as a probe that fails if a check is missing.
 
 `test_access.py` runs them as they are; `test_access_mutants.py` removes a check after the other.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rpc.probe_entering import (
+from rpc.probe_authentication import (
     bad_tokens,
     certificates,
     expired,
@@ -19,8 +19,8 @@ from rpc.probe_entering import (
     probes_and_lists,
     roles,
 )
-from rpc.probe_lasting import broken_file, expires_meanwhile, moved, revoked, slow_reader
-from rpc.probe_table import Probe
+from rpc.probe_base import Probe
+from rpc.probe_open_calls import broken_file, expires_meanwhile, moved, revoked, slow_reader
 from rpc.probe_tenants import cursors, feeds, lists, same_names, same_path, strangers
 
 PROBES: Mapping[str, Probe] = {

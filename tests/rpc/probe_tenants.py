@@ -1,4 +1,4 @@
-"""Probes of the door: what belongs to another tenant."""
+"""Probes of the access_control: what belongs to another tenant."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from grpc import StatusCode
 
-from rpc.probe_table import RUNS, SESSIONS
+from rpc.probe_base import RUNS, SESSIONS
 from runlane.v1 import run_pb2
 from runlane.v1 import run_service_pb2 as runs_pb
 from runlane_server.access.caller import CALLER

@@ -10,7 +10,7 @@ import pytest
 from proofs.sim.mutants import Mutant, planted
 from rpc.access_mutants import REMOVED, Removed
 from rpc.access_probes import PROBES
-from rpc.probe_table import Patience
+from rpc.probe_base import Patience
 
 
 @pytest.mark.parametrize("removed", REMOVED, ids=lambda one: one.name)

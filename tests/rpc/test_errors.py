@@ -12,7 +12,7 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 
 from runlane.v1 import error_reason_pb2
 from runlane_server.core import errors
-from runlane_server.rpc.errors import DOMAIN, STATUS, defect, refusal
+from runlane_server.rpc.errors import DOMAIN, STATUS, internal_error, wire_error
 
 PROTO = Path(__file__).parents[2] / "proto/runlane/v1/error_reason.proto"
 
@@ -49,7 +49,7 @@ def test_every_error_has_its_status() -> None:
 
 @pytest.mark.parametrize("kind", list(kinds()), ids=lambda kind: kind.__name__)
 def test_what_a_caller_is_told(kind: type[errors.RunlaneError]) -> None:
-    told = refusal(kind("it went wrong", metadata={"cursor": "c"}))
+    told = wire_error(kind("it went wrong", metadata={"cursor": "c"}))
     status = status_pb2.Status.FromString(told.details)
     (detail,) = status.details
     info = error_details_pb2.ErrorInfo()
@@ -61,7 +61,7 @@ def test_what_a_caller_is_told(kind: type[errors.RunlaneError]) -> None:
 
 
 def test_waiting_helps_for_so_long() -> None:
-    told = refusal(errors.Overloaded("full", retry_after=1.25))
+    told = wire_error(errors.Overloaded("full", retry_after=1.25))
     retry = error_details_pb2.RetryInfo()
     assert status_pb2.Status.FromString(told.details).details[1].Unpack(retry)
     assert retry.retry_delay.ToMilliseconds() == 1250
@@ -70,7 +70,7 @@ def test_waiting_helps_for_so_long() -> None:
 @pytest.mark.parametrize("text", ["x", "ä", "日"])
 def test_an_error_fits_into_a_header(text: str) -> None:
     wrong = [errors.Violation(f"metadata[{n}]" + text * 300, text * 1000) for n in range(1000)]
-    told = refusal(errors.InvalidArgument(text * 100_000, violations=wrong))
+    told = wire_error(errors.InvalidArgument(text * 100_000, violations=wrong))
     # Headers are percent-encoded or base64: at worst 3 and 4/3 times as long.
     assert len(told.message.encode()) * 3 + len(told.details) * 4 / 3 < 8 * 1024
     bad = error_details_pb2.BadRequest()
@@ -79,8 +79,8 @@ def test_an_error_fits_into_a_header(text: str) -> None:
 
 
 def test_a_defect_tells_its_number_and_nothing_else() -> None:
-    told, error_id = defect()
-    other, other_id = defect()
+    told, error_id = internal_error()
+    other, other_id = internal_error()
     assert told.code is grpc.StatusCode.INTERNAL
     assert error_id != other_id
     assert error_id in told.message

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from runlane.v1 import session_pb2, session_service_pb2
 from runlane_server.core.model import Attachment, Message, Part, Role, Text
-from runlane_server.rpc.page import FETCHED_AT_ONCE, PAGE_BYTES, fill
+from runlane_server.rpc.page import FETCHED_AT_ONCE, PAGE_BYTES, collect_page
 from runlane_server.rpc.transcript import Mark, lay_out
 from runlane_server.store.base import MessagePlace, Page
 
@@ -40,7 +40,7 @@ async def pages_of(numbers: Numbers, limit: int) -> list[list[int]]:
     pages: list[list[int]] = []
     after: int | None = None
     while True:
-        page = await fill(numbers.fetch, as_session, after=after, limit=limit)
+        page = await collect_page(numbers.fetch, as_session, after=after, limit=limit)
         pages.append([len(item.title) for item in page.items])
         if page.next is None:
             return pages
@@ -72,7 +72,7 @@ async def test_pages_hold_every_item_once_and_in_order(sizes: list[int], limit: 
 
 async def test_a_page_of_small_items_is_full() -> None:
     numbers = Numbers([10] * 1500)
-    page = await fill(numbers.fetch, as_session, after=None, limit=1000)
+    page = await collect_page(numbers.fetch, as_session, after=None, limit=1000)
     assert len(page.items) == 1000
     assert numbers.reads == -(-1000 // FETCHED_AT_ONCE)
 

@@ -14,7 +14,7 @@ import pytest
 from runlane.v1 import run_pb2, session_service_pb2
 from runlane.v1 import run_service_pb2 as pb
 from runlane_server.access.caller import Caller, Credentials, Role
-from runlane_server.access.door import Door
+from runlane_server.access.control import AccessControl
 from runlane_server.access.quotas import Quota, QuotaBook, Quotas
 from runlane_server.core.limits import Limits
 from support.node import SECONDS, say, script, wait
@@ -26,7 +26,7 @@ EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 class ByName:
     """Whoever says which tenant it is of, is."""
 
-    def identify(self, credentials: Credentials) -> Caller:
+    def authenticate(self, credentials: Credentials) -> Caller:
         """An admin of that tenant."""
         tenant = credentials.metadata["tenant"]
         return Caller(tenant, Role.ADMIN, tenant)
@@ -83,7 +83,7 @@ class Tenants:
 
     wire: Wire
     book: QuotaBook
-    door: Door
+    access_control: AccessControl
     limited: Somebody
     free: Somebody
 
@@ -95,9 +95,9 @@ class Tenants:
 @asynccontextmanager
 async def tenants(limits: Limits | None = None, **quota: Any) -> AsyncIterator[Tenants]:
     book = QuotaBook(Quotas({"limited": Quota(**quota)}))
-    door = Door(ByName(), quotas=book)
-    async with serving(limits, door=door, quotas=book) as wire:
-        yield Tenants(wire, book, door, Somebody(wire, "limited"), Somebody(wire, "free"))
+    access_control = AccessControl(ByName(), quotas=book)
+    async with serving(limits, access=access_control, quotas=book) as wire:
+        yield Tenants(wire, book, access_control, Somebody(wire, "limited"), Somebody(wire, "free"))
 
 
 def says(told: Told, description: str) -> bool:
@@ -207,7 +207,7 @@ async def test_streams_beyond_the_quota_are_refused_until_one_is_closed() -> Non
         first = await both.limited.stream()
         waiting = asyncio.ensure_future(both.limited.ended(run.run_id))
         follows = pb.SubscribeRunRequest(run_id=run.run_id)
-        streams = both.door.streams
+        streams = both.access_control.stream_quota
         async with asyncio.timeout(SECONDS):
             while streams.of("limited") < 2:
                 await asyncio.sleep(0)

@@ -231,7 +231,7 @@ async def test_health_is_told_for_every_service() -> None:
             return {each.status for each in found}
 
         assert await states() == {SERVING}
-        await wire.endpoint.retire()
+        await wire.endpoint.mark_not_serving()
         assert await states() == {NOT_SERVING}
         assert (await watch.read()).status == NOT_SERVING
         watch.cancel()

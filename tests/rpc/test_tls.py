@@ -16,7 +16,7 @@ from runlane.v1 import run_service_pb2 as runs_pb
 from runlane.v1 import session_service_pb2 as pb
 from runlane.v1 import session_service_pb2_grpc
 from runlane_server.access.caller import Caller, Credentials, Role
-from runlane_server.access.door import Door
+from runlane_server.access.control import AccessControl
 from runlane_server.core.errors import StartError
 from runlane_server.rpc.tls import ServerTls
 from support.certificates import Authority, Issued, replace
@@ -31,7 +31,7 @@ class Notes:
     def __init__(self) -> None:
         self.shown: list[Credentials] = []
 
-    def identify(self, credentials: Credentials) -> Caller:
+    def authenticate(self, credentials: Credentials) -> Caller:
         self.shown.append(credentials)
         return Caller("acme", Role.ADMIN, "somebody")
 
@@ -107,7 +107,7 @@ async def test_the_names_in_the_certificate_are_seen(
     server = tls(tmp_path, authority.issue("server", ["127.0.0.1"]), authority.certificate)
     notes = Notes()
     mine = trusting(authority, authority.issue("me", sans))
-    async with serving(tls=server, credentials=mine, door=Door(notes)) as wire:
+    async with serving(tls=server, credentials=mine, access=AccessControl(notes)) as wire:
         await wire.sessions.ListSessions(LIST)
     (shown,) = notes.shown
     assert list(shown.certificate) == names
@@ -118,7 +118,7 @@ async def test_without_a_client_ca_nobody_has_a_name(authority: Authority, tmp_p
     server = tls(tmp_path, authority.issue("server", ["127.0.0.1"]))
     notes = Notes()
     mine = trusting(authority, authority.issue("me"))
-    async with serving(tls=server, credentials=mine, door=Door(notes)) as wire:
+    async with serving(tls=server, credentials=mine, access=AccessControl(notes)) as wire:
         await wire.sessions.ListSessions(LIST)
     assert list(notes.shown[0].certificate) == []
 

@@ -29,7 +29,7 @@ from runlane.harness.v1 import harness_service_pb2 as harness_pb
 from runlane.v1 import run_service_pb2 as runs_pb
 from runlane.v1 import session_service_pb2 as sessions_pb
 from runlane_server.access import tokens
-from runlane_server.access.door import Door
+from runlane_server.access.control import AccessControl
 from runlane_server.config import Config
 from runlane_server.harness.harness import Harness
 from runlane_server.process.security import Entrance
@@ -127,7 +127,7 @@ class World:
 
     wire: Wire
     entrance: Entrance
-    door: Door
+    access_control: AccessControl
     path: Path
     texts: dict[str, str]
     clock: list[float] = field(default_factory=lambda: [time.time()])
@@ -177,7 +177,7 @@ class World:
 
     def look(self) -> None:
         """What the server does every second."""
-        self.entrance.look(self.door)
+        self.entrance.look(self.access_control)
 
 
 def outcome(error: grpc.aio.AioRpcError) -> Outcome:
@@ -236,9 +236,11 @@ async def guarded(folder: Path, store: MemoryStore | None = None) -> AsyncIterat
     )
     path.write_text("\n\n".join(blocks))
     entrance = Entrance(Config(access=str(path)), lambda: clock[0])
-    door = entrance.door(PEER_KEY)
-    async with serving(door=door, store=store or MemoryStore(), harness=Harness()) as wire:
-        world = World(wire, entrance, door, path, texts, clock)
+    access_control = entrance.door(PEER_KEY)
+    async with serving(
+        access=access_control, store=store or MemoryStore(), harness=Harness()
+    ) as wire:
+        world = World(wire, entrance, access_control, path, texts, clock)
         await _with_a_run(world)
         yield world
         wire.latches.open("g")

@@ -13,7 +13,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from runlane.v1 import run_service_pb2_grpc, session_service_pb2_grpc
-from runlane_server.access.door import Door
+from runlane_server.access.control import AccessControl
 from runlane_server.access.quotas import QuotaBook
 from runlane_server.agents.base import Agent
 from runlane_server.agents.scripted.agent import ScriptedAgent
@@ -67,7 +67,7 @@ async def serving(
     store: Store | None = None,
     agent: Agent | None = None,
     progress_interval: float = 60.0,
-    door: Door | None = None,
+    access: AccessControl | None = None,
     quotas: QuotaBook | None = None,
     tls: ServerTls | None = None,
     credentials: grpc.ChannelCredentials | None = None,
@@ -86,7 +86,7 @@ async def serving(
             relay = Relay(opened.cluster, coordinator.feed, Peers(peer_key))
         endpoint = Endpoint(
             coordinator,
-            door=door or Door(peer_key=peer_key, quotas=quotas),
+            access=access or AccessControl(peer_key=peer_key, quotas=quotas),
             progress_interval=progress_interval,
             relay=relay,
             tls=tls,

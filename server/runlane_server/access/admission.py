@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from runlane_server.access.quotas import NO_LIMIT, Quota, QuotaBook, used_up
+from runlane_server.access.quotas import NO_LIMIT, Quota, QuotaBook, quota_exceeded
 from runlane_server.access.stored_bytes import StoredBytes
 from runlane_server.core.errors import QuotaExceeded
 
@@ -15,7 +15,7 @@ RETRY_AFTER = 1.0
 
 
 @dataclass(slots=True)
-class Bucket:
+class TokenBucket:
     """Accepts that a tenant may make at once. `at` is when there were so many, in seconds."""
 
     tokens: float
@@ -32,7 +32,7 @@ class Bucket:
         return 0.0
 
 
-class Accepts:
+class Admission:
     """Lets accepts in. One per node; `now` is in seconds, from anywhere, and never goes back."""
 
     def __init__(
@@ -45,7 +45,7 @@ class Accepts:
         self._book = book
         self._stored = stored
         self._now = now
-        self._buckets: dict[str, Bucket] = {}
+        self._buckets: dict[str, TokenBucket] = {}
         self._under_way: dict[str, int] = {}
 
     def refusal(self, tenant: str, waiting: int) -> QuotaExceeded | None:
@@ -76,14 +76,14 @@ class Accepts:
         most = quota.max_waiting_runs
         if most is None or waiting + self._under_way.get(tenant, 0) < most:
             return None
-        return used_up(tenant, "max_waiting_runs", most, retry_after=RETRY_AFTER)
+        return quota_exceeded(tenant, "max_waiting_runs", most, retry_after=RETRY_AFTER)
 
     def _too_much_stored(self, tenant: str, quota: Quota) -> QuotaExceeded | None:
         most = quota.max_stored_bytes
         if most is None or self._stored.of(tenant) < most:
             return None
         # Time does not help: something has to be deleted.
-        return used_up(tenant, "max_stored_bytes", most)
+        return quota_exceeded(tenant, "max_stored_bytes", most)
 
     def _too_soon(self, tenant: str, quota: Quota) -> QuotaExceeded | None:
         rate = quota.accepts_per_second
@@ -92,8 +92,8 @@ class Accepts:
         now = self._now()
         bucket = self._buckets.get(tenant)
         if bucket is None:
-            bucket = self._buckets[tenant] = Bucket(float(quota.burst), now)
+            bucket = self._buckets[tenant] = TokenBucket(float(quota.burst), now)
         left = bucket.take(now, rate, quota.burst)
         if not left:
             return None
-        return used_up(tenant, "accepts_per_second", rate, retry_after=left)
+        return quota_exceeded(tenant, "accepts_per_second", rate, retry_after=left)

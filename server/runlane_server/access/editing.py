@@ -11,8 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from runlane_server.access import names
-from runlane_server.access.caller import Role
+from runlane_server.access.caller import NAME_FORM, TENANT_FORM, Role, is_name, is_tenant
 from runlane_server.access.entries import BadEntry, Entries, Places, parse
 from runlane_server.access.tokens import Token, make
 
@@ -26,10 +25,10 @@ def add(path: Path, name: str, *, tenant: str, role: Role, expires: datetime | N
 
     Nobody can find it out from the file again. Raises CannotEdit.
     """
-    if not names.is_name(name):
-        raise CannotEdit(f"NAME is {names.NAME_FORM}")
-    if not names.is_tenant(tenant):
-        raise CannotEdit(f"--tenant is {names.TENANT_FORM}")
+    if not is_name(name):
+        raise CannotEdit(f"NAME is {NAME_FORM}")
+    if not is_tenant(tenant):
+        raise CannotEdit(f"--tenant is {TENANT_FORM}")
     text, token_id, sha256 = make()
     lines = [
         "[[token]]",

@@ -10,8 +10,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from runlane_server.access import names
-from runlane_server.access.caller import Caller, Role
+from runlane_server.access.caller import (
+    NAME_FORM,
+    TENANT_FORM,
+    Caller,
+    Role,
+    is_name,
+    is_tenant,
+)
 from runlane_server.access.jwts import ALGORITHMS, JwtSettings
 from runlane_server.access.quotas import Quotas, read_quotas
 from runlane_server.access.tokens import ID, SHA256, Token
@@ -155,7 +161,7 @@ def _tables(top: _Table, kind: str, places: Places) -> list[_Table]:
 
 
 def _token(table: _Table) -> Token:
-    name = table.text("name", names.is_name, names.NAME_FORM)
+    name = table.text("name", is_name, NAME_FORM)
     caller = Caller(_tenant(table), table.role(), name)
     token_id = table.text("id", ID.fullmatch, "the id of a token")
     sha256 = table.text("sha256", SHA256.fullmatch, "64 hexadecimal digits in lower case")
@@ -174,14 +180,14 @@ def _certificate(table: _Table) -> tuple[str, Caller]:
 
 
 def _tenant(table: _Table, key: str = "tenant") -> str:
-    return table.text(key, names.is_tenant, names.TENANT_FORM)
+    return table.text(key, is_tenant, TENANT_FORM)
 
 
 def _jwt(table: _Table, folder: Path) -> JwtSettings:
     jwks, pem = table.take("jwks", str, ""), table.take("key", str, "")
     if bool(jwks) == bool(pem):
         raise table.wrong("jwks", "or 'key' has to name a file, and not both")
-    tenant, tenant_claim = _one_of(table, "tenant", names.is_tenant, names.TENANT_FORM)
+    tenant, tenant_claim = _one_of(table, "tenant", is_tenant, TENANT_FORM)
     role, role_claim = _one_of(table, "role", _is_role, "read, run or admin")
     leeway = table.take("leeway", int, 30)
     if leeway is None or not 0 <= leeway <= MAX_LEEWAY:
@@ -196,7 +202,7 @@ def _jwt(table: _Table, folder: Path) -> JwtSettings:
         tenant_claim=tenant_claim,
         role=Role(role) if role else None,
         role_claim=role_claim,
-        tenants=_map(table, "tenants", names.is_tenant, names.TENANT_FORM),
+        tenants=_map(table, "tenants", is_tenant, TENANT_FORM),
         roles={
             value: Role(name)
             for value, name in _map(table, "roles", _is_role, "read, run or admin").items()

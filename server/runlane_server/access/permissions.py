@@ -11,7 +11,7 @@ _RUNS = "/runlane.v1.RunService/"
 _SESSIONS = "/runlane.v1.SessionService/"
 _HARNESS = "/runlane.harness.v1.HarnessService/"
 
-NEEDS: Mapping[str, Role] = MappingProxyType(
+REQUIRED_ROLES: Mapping[str, Role] = MappingProxyType(
     {
         _RUNS + "RunAccepted": Role.RUN,
         _RUNS + "Cancel": Role.RUN,
@@ -39,13 +39,13 @@ NEEDS: Mapping[str, Role] = MappingProxyType(
 )
 """The least role that may make a call, by its full name."""
 
-OPEN = frozenset(f"/grpc.health.v1.Health/{name}" for name in ("Check", "List", "Watch"))
+PUBLIC_METHODS = frozenset(f"/grpc.health.v1.Health/{name}" for name in ("Check", "List", "Watch"))
 """What anybody may ask: the probes of balancers and orchestrators have no identity."""
 
 _RANK = {Role.READ: 0, Role.RUN: 1, Role.ADMIN: 2}
 
 
-def allows(role: Role, method: str) -> bool:
+def is_allowed(role: Role, method: str) -> bool:
     """Whether a role may make a call."""
-    needed = NEEDS.get(method)
+    needed = REQUIRED_ROLES.get(method)
     return needed is not None and _RANK[role] >= _RANK[needed]

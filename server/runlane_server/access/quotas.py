@@ -101,7 +101,7 @@ class QuotaBook:
             changed()
 
 
-def used_up(
+def quota_exceeded(
     tenant: str, quota: str, limit: float, *, retry_after: float | None = None
 ) -> QuotaExceeded:
     """The error for one quota of a tenant; `retry_after` is in seconds, where waiting helps."""

@@ -25,7 +25,7 @@ SHARE = 20
 """A pause is at least so many times as long as the measurement before it."""
 
 
-class Scales(Protocol):
+class StorageMeter(Protocol):
     """What can tell how much is stored."""
 
     async def stored_bytes(self, tenant: str) -> int:
@@ -35,7 +35,7 @@ class Scales(Protocol):
 class StoredBytes:
     """How much the tenants have stored whose quota limits it."""
 
-    def __init__(self, book: QuotaBook, store: Scales) -> None:
+    def __init__(self, book: QuotaBook, store: StorageMeter) -> None:
         self._book = book
         self._store = store
         self._measured: dict[str, int] = {}

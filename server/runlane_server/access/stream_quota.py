@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 
 from runlane_server.access.caller import Caller
-from runlane_server.access.quotas import QuotaBook, used_up
+from runlane_server.access.quotas import QuotaBook, quota_exceeded
 
-LASTING = frozenset(
+LONG_LIVED_METHODS = frozenset(
     f"/runlane.v1.RunService/{name}" for name in ("SubscribeRunComplete", "SubscribeRun", "WaitRun")
 )
 """The calls that are counted: each waits for something to happen."""
@@ -17,7 +17,7 @@ RETRY_AFTER = 1.0
 found out within half a minute."""
 
 
-class Streams:
+class StreamQuota:
     """Counts the open calls of each tenant."""
 
     def __init__(self, book: QuotaBook) -> None:
@@ -28,7 +28,7 @@ class Streams:
         """How many a tenant has open."""
         return self._open[tenant]
 
-    def enter(self, caller: Caller) -> None:
+    def acquire(self, caller: Caller) -> None:
         """One more is open. Raises QuotaExceeded.
 
         What another node asks for was counted there, where its caller was let in.
@@ -38,10 +38,10 @@ class Streams:
         tenant = caller.tenant
         most = self._book.of(tenant).max_streams
         if most is not None and self._open[tenant] >= most:
-            raise used_up(tenant, "max_streams", most, retry_after=RETRY_AFTER)
+            raise quota_exceeded(tenant, "max_streams", most, retry_after=RETRY_AFTER)
         self._open[tenant] += 1
 
-    def leave(self, caller: Caller) -> None:
+    def release(self, caller: Caller) -> None:
         """One that entered is closed."""
         if caller.peer:
             return

@@ -23,13 +23,13 @@ from runlane_server.store.base import Cluster, HostedRun, Turns
 
 log = structlog.get_logger()
 
-BEATS = 4
+HEARTBEATS = 4
 """How often within its lease a node says that it is alive."""
 
 RETRIES = 20
 """The same while it could not: the store may be back for a moment."""
 
-SAFE = 0.8
+SAFE_FRACTION = 0.8
 """The share of its lease after which a node that could not say so takes itself for lost."""
 
 POLL_SECONDS = 1.0
@@ -38,7 +38,7 @@ POLL_SECONDS = 1.0
 PAUSE_SECONDS = 0.025
 """Between two looks, however often it is woken."""
 
-CLAIM = 64
+CLAIM_LANES = 64
 """How many lanes a node claims at a time."""
 
 HOLD_SECONDS = 2.0
@@ -48,7 +48,7 @@ LOST_RUNS = 100
 """How many runs of lost nodes it sees to at a time."""
 
 
-class Work(Protocol):
+class LocalRuns(Protocol):
     """What there is to do on this node, as far as others have a part in it."""
 
     @property
@@ -81,7 +81,7 @@ class Membership:
     def __init__(
         self,
         cluster: Cluster,
-        work: Work,
+        work: LocalRuns,
         *,
         lease: float,
         new_id: Callable[[], str],
@@ -92,10 +92,10 @@ class Membership:
         self._address = ""
         self.lease = lease
         self._new_id = new_id
-        self._beaten = float("-inf")
-        self._heard = True
-        self._cut_off = False
-        self._doom: asyncio.TimerHandle | None = None
+        self._last_heartbeat = float("-inf")
+        self._is_answered = True
+        self._is_cut_off = False
+        self._lease_timer: asyncio.TimerHandle | None = None
         self._due = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -103,10 +103,10 @@ class Membership:
         """Joins the others, who reach this node at that address. Raises StoreUnavailable."""
         self._address = address
         await self._join()
-        self._cluster.on_wake = self.look
+        self._cluster.on_wake = self.poll_soon
         self._tasks = [
-            asyncio.create_task(self._repeat(self._beat, self._until_beat)),
-            asyncio.create_task(self._repeat(self._look, self._until_look)),
+            asyncio.create_task(self._repeat(self._heartbeat, self._until_heartbeat)),
+            asyncio.create_task(self._repeat(self._poll, self._until_poll)),
         ]
 
     async def stop(self) -> None:
@@ -116,8 +116,8 @@ class Membership:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        if self._doom is not None:
-            self._doom.cancel()
+        if self._lease_timer is not None:
+            self._lease_timer.cancel()
         try:
             await self._cluster.leave(self.node_id)
         except StoreUnavailable as error:
@@ -126,14 +126,14 @@ class Membership:
     @property
     def alive(self) -> bool:
         """Whether the others are sure to take this node for alive, so that it may start runs."""
-        return real_loop_time() - self._beaten < self.lease * SAFE
+        return real_loop_time() - self._last_heartbeat < self.lease * SAFE_FRACTION
 
     @property
-    def beat_age(self) -> float:
+    def heartbeat_age(self) -> float:
         """Seconds since the others heard of this node; infinite if it takes itself for lost."""
-        return real_loop_time() - self._beaten
+        return real_loop_time() - self._last_heartbeat
 
-    def look(self) -> None:
+    def poll_soon(self) -> None:
         """There may be something to do that is not known here yet."""
         self._due.set()
 
@@ -148,57 +148,57 @@ class Membership:
         node_id = self._new_id()
         await self._cluster.join(node_id, self._address)
         self.node_id = node_id
-        self._is_alive(began)
+        self._renew_lease(began)
         log.info("joined", node_id=node_id, node_address=self._address, lease_s=self.lease)
 
-    async def _until_beat(self) -> None:
-        await asyncio.sleep(_about(self.lease / (BEATS if self._heard else RETRIES)))
+    async def _until_heartbeat(self) -> None:
+        await asyncio.sleep(_jittered(self.lease / (HEARTBEATS if self._is_answered else RETRIES)))
 
-    async def _beat(self) -> None:
+    async def _heartbeat(self) -> None:
         # From before the question: the lease may run from any instant until its answer.
         began = real_loop_time()
-        self._heard = False
+        self._is_answered = False
         try:
-            async with asyncio.timeout(self.lease / BEATS):
+            async with asyncio.timeout(self.lease / HEARTBEATS):
                 known = await self._cluster.beat(self.node_id, self.lease)
         except (TimeoutError, StoreUnavailable):
             return
-        self._heard = True
+        self._is_answered = True
         if known:
-            self._is_alive(began)
+            self._renew_lease(began)
         else:
-            self._give_up("the node was taken for lost")
+            self._abandon("the node was taken for lost")
             await self._join()
-        await self._see_to_others()
+        await self._recover_lost_runs()
 
-    def _is_alive(self, since: float) -> None:
+    def _renew_lease(self, since: float) -> None:
         """The lease runs from then on. No answer to a question is waited for when it ends."""
-        self._beaten, self._cut_off = since, False
-        if self._doom is not None:
-            self._doom.cancel()
-        self._await_doom()
+        self._last_heartbeat, self._is_cut_off = since, False
+        if self._lease_timer is not None:
+            self._lease_timer.cancel()
+        self._start_lease_timer()
 
-    def _await_doom(self) -> None:
+    def _start_lease_timer(self) -> None:
         loop = asyncio.get_running_loop()
-        left = self._beaten + self.lease * SAFE - real_loop_time()
-        self._doom = loop.call_later(left, self._doomed)
+        left = self._last_heartbeat + self.lease * SAFE_FRACTION - real_loop_time()
+        self._lease_timer = loop.call_later(left, self._on_lease_end)
 
-    def _doomed(self) -> None:
+    def _on_lease_end(self) -> None:
         # A harness that moves the loop's clock does not move the database's.
         if self.alive:
-            self._await_doom()
+            self._start_lease_timer()
         else:
-            self._give_up("the node is cut off from its store")
+            self._abandon("the node is cut off from its store")
 
-    def _give_up(self, why: str) -> None:
+    def _abandon(self, why: str) -> None:
         # Nothing is to be started under the name that is lost.
-        self._beaten = float("-inf")
-        if not self._cut_off:
+        self._last_heartbeat = float("-inf")
+        if not self._is_cut_off:
             log.warning(why, node_id=self.node_id)
-            self._cut_off = True
+            self._is_cut_off = True
             self._work.give_up()
 
-    async def _see_to_others(self) -> None:
+    async def _recover_lost_runs(self) -> None:
         for lost in await self._cluster.lost_runs(LOST_RUNS):
             log.warning("the node of a run is gone", run_id=lost.run_id, attempt=lost.attempt)
             await self._work.recover(lost)
@@ -206,19 +206,19 @@ class Membership:
 
     # Looking for work
 
-    async def _until_look(self) -> None:
-        await asyncio.sleep(_about(PAUSE_SECONDS))
+    async def _until_poll(self) -> None:
+        await asyncio.sleep(_jittered(PAUSE_SECONDS))
         try:
-            async with asyncio.timeout(_about(POLL_SECONDS)):
+            async with asyncio.timeout(_jittered(POLL_SECONDS)):
                 await self._due.wait()
         except TimeoutError:
             pass
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         self._due.clear()
         for run in await self._cluster.cancelled_runs(self.node_id):
             self._work.cancelled_elsewhere(run)
-        free = min(self._work.free_slots, CLAIM)
+        free = min(self._work.free_slots, CLAIM_LANES)
         if free <= 0 or not self.alive:
             return
         turns = self._work.turns
@@ -244,6 +244,6 @@ class Membership:
                 log.exception("the node could not do its part")
 
 
-def _about(seconds: float) -> float:
+def _jittered(seconds: float) -> float:
     """Not all nodes at the same instant."""
     return seconds * random.uniform(0.75, 1.25)  # noqa: S311 - nothing secret

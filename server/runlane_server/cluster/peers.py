@@ -14,6 +14,9 @@ import runlane
 from runlane.targets import is_local
 from runlane_server.access.door import PEER_KEY, PEER_TENANT
 from runlane_server.cluster.relay import RunLost
+from runlane.places import is_local
+from runlane_server.access.control import PEER_KEY, PEER_TENANT
+from runlane_server.cluster.relay import RelayBroken
 from runlane_server.core import model
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -73,7 +76,7 @@ class Peers:
                     async for event in events:
                         yield _event(key.run_id, event)
             except runlane.RunlaneError as error:
-                raise RunLost(error.message) from error
+                raise RelayBroken(error.message) from error
 
     async def close(self) -> None:
         """Closes all connections."""
@@ -82,11 +85,11 @@ class Peers:
 
     def _connect(self, address: str, tenant: str) -> runlane.Client:
         if self._credentials is None and not (self._plaintext or is_local(address)):
-            raise RunLost(f"without TLS the way to {address} is not safe")
+            raise RelayBroken(f"without TLS the way to {address} is not safe")
         try:
             credentials = None if self._credentials is None else self._credentials()
         except OSError as error:
-            raise RunLost(f"{error.filename}: {error.strerror}") from error
+            raise RelayBroken(f"{error.filename}: {error.strerror}") from error
         shown = {PEER_KEY: self._peer_key, PEER_TENANT: tenant.encode().hex()}
         return runlane.Client(address, credentials=credentials, metadata=shown)
 

@@ -33,7 +33,7 @@ STORE_SECONDS = 1.0
 """How often the store is read where the node that executes a run says nothing."""
 
 
-class RunLost(Exception):
+class RelayBroken(Exception):
     """Another node does not tell about a run any more."""
 
 
@@ -45,7 +45,7 @@ class Peers(Protocol):
     ) -> AsyncGenerator[RunEvent | None, None]:
         """The events of a run after an index, from the node at an address; None for its end.
 
-        `on_lost` is called where the connection is lost, and made again. Raises RunLost.
+        `on_lost` is called where the connection is lost, and made again. Raises RelayBroken.
         """
 
     async def close(self) -> None:
@@ -60,20 +60,20 @@ class Relay:
         self._feed = feed
         self._peers = peers
         self._address = ""
-        self._followed: dict[RunKey, _Followed] = {}
+        self._followed: dict[RunKey, _FollowedRun] = {}
         self._due = asyncio.Event()
-        self._watching: asyncio.Task[None] | None = None
+        self._poller: asyncio.Task[None] | None = None
 
     def start(self, address: str) -> None:
         """Begins. `address` is the one under which this node itself has joined the others."""
         self._address = address
-        self._watching = asyncio.create_task(self._watch())
+        self._poller = asyncio.create_task(self._keep_polling())
 
     async def close(self) -> None:
         """Follows nothing any more."""
-        if self._watching is not None:
-            self._watching.cancel()
-        ending = [self._watching, *(each.stop() for each in self._followed.values())]
+        if self._poller is not None:
+            self._poller.cancel()
+        ending = [self._poller, *(each.stop() for each in self._followed.values())]
         await asyncio.gather(*filter(None, ending), return_exceptions=True)
         await self._peers.close()
 
@@ -87,7 +87,7 @@ class Relay:
         """Relays what happens in a run, as long as it is followed here."""
         followed = self._followed.get(key)
         if followed is None:
-            followed = self._followed[key] = _Followed(key, self._feed, self._peers)
+            followed = self._followed[key] = _FollowedRun(key, self._feed, self._peers)
             self._due.set()
         followed.followers += 1
         try:
@@ -98,17 +98,17 @@ class Relay:
                 del self._followed[key]
                 followed.stop()
 
-    async def _watch(self) -> None:
+    async def _keep_polling(self) -> None:
         while True:
-            await self._until_due()
+            await self._until_poll()
             try:
-                await self._look()
+                await self._poll()
             except StoreUnavailable as error:
                 log.debug("the store is away", error=error.message)
             except Exception:
                 log.exception("runs on other nodes cannot be followed")
 
-    async def _until_due(self) -> None:
+    async def _until_poll(self) -> None:
         first = min((each.due for each in self._followed.values()), default=None)
         try:
             async with asyncio.timeout_at(first):
@@ -118,7 +118,7 @@ class Relay:
         await asyncio.sleep(GATHER_SECONDS)
         self._due.clear()
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         now = asyncio.get_running_loop().time()
         keys = [key for key, each in self._followed.items() if each.due <= now]
         for key in keys:
@@ -128,10 +128,10 @@ class Relay:
         for key in keys:
             if followed := self._followed.get(key):
                 host = hosts.get(key)
-                followed.is_at(host, here=host == self._address)
+                followed.set_host(host, here=host == self._address)
 
 
-class _Followed:
+class _FollowedRun:
     """A run that is followed here, and where it is executed as far as is known."""
 
     def __init__(self, key: RunKey, feed: Feed, peers: Peers) -> None:
@@ -141,56 +141,58 @@ class _Followed:
         self._feed = feed
         self._peers = peers
         self._host: str | None = None
-        self._listening: asyncio.Task[None] | None = None
-        self._hears = False
+        self._listener: asyncio.Task[None] | None = None
+        self._is_live = False
         self._stored_due = self._now()
 
-    def is_at(self, host: str | None, *, here: bool) -> None:
+    def set_host(self, host: str | None, *, here: bool) -> None:
         """The run is executed by the node at that address, by this one, or by none."""
         if host != self._host:
             self.stop()
             self._host = host
             self._stored_due = self._now()
         elsewhere = host is not None and not here
-        if host is not None and elsewhere and self._listening is None:
-            self._listening = asyncio.create_task(self._listen(host))
-        self.due = self._now() + (CHECK_SECONDS if here or self._hears else SEEK_SECONDS)
-        if not self._hears and self._stored_due <= self._now():
-            self._feed.look(self._key)
+        if host is not None and elsewhere and self._listener is None:
+            self._listener = asyncio.create_task(self._listen(host))
+        self.due = self._now() + (CHECK_SECONDS if here or self._is_live else SEEK_SECONDS)
+        if not self._is_live and self._stored_due <= self._now():
+            self._feed.invalidate(self._key)
             self._stored_due = self._now() + STORE_SECONDS
 
     def stop(self) -> asyncio.Task[None] | None:
         """Does not listen any more; returns what is ending because of that."""
-        listening, self._listening = self._listening, None
-        self._hears = False
+        listening, self._listener = self._listener, None
+        self._is_live = False
         if listening is not None:
             listening.cancel()
         return listening
 
     async def _listen(self, host: str) -> None:
         # One that is known already tells at once that the other node is heard.
-        after = max(0, self._feed.reached(self._key) - 1)
+        after = max(0, self._feed.last_index(self._key) - 1)
         try:
-            async with aclosing(self._peers.follow(host, self._key, after, self._lost)) as events:
+            async with aclosing(
+                self._peers.follow(host, self._key, after, self._on_lost)
+            ) as events:
                 async for event in events:
-                    self._hears = True
-                    self._tell(event)
-        except RunLost as error:
+                    self._is_live = True
+                    self._publish(event)
+        except RelayBroken as error:
             log.debug("a run cannot be followed", run_id=self._key.run_id, error=str(error))
         except Exception:
             log.exception("a run cannot be followed", run_id=self._key.run_id)
         # Unless it was stopped, it is to be tried again.
-        self._lost()
-        self._listening = None
+        self._on_lost()
+        self._listener = None
 
-    def _tell(self, event: RunEvent | None) -> None:
+    def _publish(self, event: RunEvent | None) -> None:
         if event is None:
-            self._feed.ended(self._key)
+            self._feed.mark_ended(self._key)
         else:
             self._feed.happened(self._key, (event,))
 
-    def _lost(self) -> None:
-        self._hears = False
+    def _on_lost(self) -> None:
+        self._is_live = False
 
     @staticmethod
     def _now() -> float:

@@ -29,7 +29,7 @@ PAGE_EVENTS = 256
 PAGE_BYTES = 2 << 20
 
 
-class _Woken(Protocol):
+class _Subscriber(Protocol):
     def wake(self, place: int) -> None: ...
 
 
@@ -39,11 +39,11 @@ class Feed:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._closed = False
-        self.told = store.position
+        self.head = store.position
         """The position of the last event that was published here."""
         self._tail: Tail[LoggedComplete] = Tail()
         # Dictionaries as ordered sets: who came first is woken first.
-        self._subscribers: defaultdict[Hashable, dict[_Woken, None]] = defaultdict(dict)
+        self._subscribers: defaultdict[Hashable, dict[_Subscriber, None]] = defaultdict(dict)
         self._shared: tuple[str, Position, LogPage] | None = None
         self._run_tails: dict[RunKey, Tail[RunEvent]] = {}
         # Followed runs that have ended, or may have: the tail lacks what another node wrote.
@@ -54,12 +54,12 @@ class Feed:
     @property
     def position(self) -> Position:
         """From where on everything is still to come, and kept: where to begin now."""
-        return max(self.told, self._store.compacted)
+        return max(self.head, self._store.compacted)
 
     @property
     def subscriptions(self) -> int:
         """How many subscriptions are open."""
-        subscribers = set[_Woken]().union(*self._subscribers.values())
+        subscribers = set[_Subscriber]().union(*self._subscribers.values())
         return len(subscribers) + self.followers
 
     @property
@@ -70,9 +70,9 @@ class Feed:
     @property
     def furthest_behind(self) -> int:
         """How many events of the log the slowest subscription has not read."""
-        subscribers = set[_Woken]().union(*self._subscribers.values())
+        subscribers = set[_Subscriber]().union(*self._subscribers.values())
         positions = [s.position for s in subscribers if isinstance(s, Subscription)]
-        return max(0, self.told - min(positions, default=self.told))
+        return max(0, self.head - min(positions, default=self.head))
 
     def subscribe(self, tenant: str, wanted: EventFilter, after: Position) -> Subscription:
         """Opens a subscription to terminal events after a position; to be closed by the caller.
@@ -99,7 +99,7 @@ class Feed:
         self._closed = True
         for waiting in (self._subscribers, self._followers):
             for subscriber in chain.from_iterable(waiting.values()):
-                subscriber.wake(self.told + 1)
+                subscriber.wake(self.head + 1)
 
     # The store's listener
 
@@ -107,16 +107,16 @@ class Feed:
         """Publishes terminal events; none, where the store went on over some that were removed."""
         first: dict[Hashable, Position] = {}
         begin = events[0].position if events else self._store.position + 1
-        if begin > self.told + 1:
-            self._notice_hole(self.told)
-        self.told = begin - 1
+        if begin > self.head + 1:
+            self._report_gap(self.head)
+        self.head = begin - 1
         for event in events:
-            self.told = event.position
+            self.head = event.position
             self._tail.add(event.position, event, len(event.complete.text))
             for topic in topics_of_event(event):
                 first.setdefault(topic, event.position)
             if self._followers:
-                self.ended(RunKey(event.tenant, event.complete.run_id))
+                self.mark_ended(RunKey(event.tenant, event.complete.run_id))
         self._shared = None
         for topic, position in first.items():
             for subscriber in self._subscribers.get(topic, ()):
@@ -141,17 +141,17 @@ class Feed:
 
     # What another node does
 
-    def reached(self, key: RunKey) -> int:
+    def last_index(self, key: RunKey) -> int:
         """The index of the last event that a follower of a run was told of."""
         return max((follower.after for follower in self._followers.get(key, ())), default=0)
 
-    def look(self, key: RunKey) -> None:
+    def invalidate(self, key: RunKey) -> None:
         """Something may have happened in a run that this node is not told of."""
         self._run_tails.pop(key, None)
         for follower in self._followers.get(key, ()):
             follower.wake(0)
 
-    def ended(self, key: RunKey) -> None:
+    def mark_ended(self, key: RunKey) -> None:
         """A run has ended, on whichever node; its events may not come here."""
         followers = self._followers.get(key)
         if followers:
@@ -161,7 +161,7 @@ class Feed:
 
     # For itself
 
-    def _notice_hole(self, after: Position) -> None:
+    def _report_gap(self, after: Position) -> None:
         """Events after that position were removed before they came here. Who has not seen them has
         to be told, and any run may have ended, so everybody looks into the store."""
         self._tail = Tail()
@@ -169,7 +169,7 @@ class Feed:
             for subscriber in subscribers:
                 subscriber.wake(after + 1)
         for key in self._followers:
-            self.ended(key)
+            self.mark_ended(key)
 
     # For subscriptions
 
@@ -192,7 +192,7 @@ class Feed:
         self._check_kept(after)
         return page
 
-    def _at_hand(self, tenant: str, wanted: EventFilter, after: Position) -> LogPage | None:
+    def _read_tail(self, tenant: str, wanted: EventFilter, after: Position) -> LogPage | None:
         """What the tail has after a position; None if that has to be read from the store.
 
         Who wants everything and keeps up wants the same page as all others who do.
@@ -230,11 +230,11 @@ class Feed:
         if await self._store.get_run(key) is None:
             raise RunNotFound.of(key.run_id)
 
-    def _enter(self, topics: Sequence[Hashable], subscriber: _Woken) -> None:
+    def _enter(self, topics: Sequence[Hashable], subscriber: _Subscriber) -> None:
         for topic in topics:
             self._subscribers[topic][subscriber] = None
 
-    def _leave(self, topics: Sequence[Hashable], subscriber: _Woken) -> None:
+    def _leave(self, topics: Sequence[Hashable], subscriber: _Subscriber) -> None:
         for topic in topics:
             _discard(self._subscribers, topic, subscriber)
 
@@ -266,7 +266,7 @@ class Subscription:
     @property
     def position(self) -> Position:
         """All that is wanted up to here was returned."""
-        return max(self._after, self._feed.told) if self._parked else self._after
+        return max(self._after, self._feed.head) if self._parked else self._after
 
     async def next(self, timeout: float) -> LogPage:
         """The next events, or none of them after `timeout` seconds; `scanned` is how far it is.
@@ -275,7 +275,7 @@ class Subscription:
         """
         until = self._wakeup.after(timeout)
         while True:
-            page = await self._look(until)
+            page = await self._advance(until)
             if page.events or self._wakeup.past(until):
                 return page
 
@@ -293,19 +293,19 @@ class Subscription:
         self._parked = False
         self._wakeup.wake()
 
-    def _knows_all(self) -> bool:
-        return self._parked or self._after >= self._feed.told
+    def _is_caught_up(self) -> bool:
+        return self._parked or self._after >= self._feed.head
 
-    async def _look(self, until: float) -> LogPage:
+    async def _advance(self, until: float) -> LogPage:
         """Reads one page; parks and waits where there is none."""
-        if self._knows_all():
+        if self._is_caught_up():
             # Only who has been told everything is told that there is no more.
             self._feed._check_open()  # noqa: SLF001
             self._parked = True
             await self._wakeup.wait(until)
-            if self._knows_all():
+            if self._is_caught_up():
                 return LogPage((), self.position)
-        page = self._feed._at_hand(self._tenant, self._wanted, self._after)  # noqa: SLF001
+        page = self._feed._read_tail(self._tenant, self._wanted, self._after)  # noqa: SLF001
         if page is None:
             page = await self._read_stored(until)
         self._after = max(self._after, page.scanned)

@@ -13,13 +13,13 @@ class Wakeup:
     A timeout for each wait would cost more than all that is done about what ends it.
     """
 
-    __slots__ = ("_alarm", "_loop", "_until", "_waiter")
+    __slots__ = ("_loop", "_timer", "_until", "_waiter")
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
         self._until = 0.0
-        self._alarm: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def after(self, seconds: float) -> float:
         """The time of the loop that is so many seconds from now."""
@@ -32,8 +32,8 @@ class Wakeup:
     async def wait(self, until: float) -> None:
         """Returns when it is woken, or at that time of the loop."""
         self._until = until
-        if self._alarm is None or self._alarm.when() > until:
-            self._set_alarm()
+        if self._timer is None or self._timer.when() > until:
+            self._start_timer()
         self._waiter = self._loop.create_future()
         try:
             await self._waiter
@@ -47,19 +47,19 @@ class Wakeup:
 
     def close(self) -> None:
         """Leaves no alarm behind. Nobody waits any more."""
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
-    def _set_alarm(self) -> None:
+    def _start_timer(self) -> None:
         self.close()
-        self._alarm = self._loop.call_at(self._until, self._went_off, self._until)
+        self._timer = self._loop.call_at(self._until, self._on_timer, self._until)
 
-    def _went_off(self, at: float) -> None:
-        self._alarm = None
+    def _on_timer(self, at: float) -> None:
+        self._timer = None
         if self._waiter is None:
             return
         if at < self._until:
-            self._set_alarm()
+            self._start_timer()
         else:
             self.wake()

@@ -38,8 +38,8 @@ _MIME_TYPE = re.compile(rf"{_TOKEN}/{_TOKEN}(?:\s*;[ -~]*)?")
 # Nearly all ids are of this kind, and it is quickly seen.
 _PLAIN_ID = re.compile(r"[A-Za-z0-9_.:-]*")
 
-Known = TypeVar("Known")
-Read = TypeVar("Read")
+EnumT = TypeVar("EnumT")
+ReadT = TypeVar("ReadT")
 
 
 class Checks:
@@ -49,26 +49,26 @@ class Checks:
         self._violations: list[Violation] = []
         self._kind: type[InvalidArgument] = InvalidArgument
 
-    def done(self) -> None:
+    def finish(self) -> None:
         """Raises InvalidArgument, or the first more specific error, if anything is wrong."""
         if self._violations:
             message = "; ".join(f"{wrong.field}: {wrong.description}" for wrong in self._violations)
             raise self._kind(message, violations=self._violations)
 
-    def done_with(self, read: Callable[[], Read]) -> Read:
+    def finish_with(self, read: Callable[[], ReadT]) -> ReadT:
         """What `read` makes of the rest of the request; raises what it refuses along with the
         violations that there are."""
         try:
             value = read()
         except InvalidArgument as error:
             for violation in error.violations:
-                self.wrong(violation.field, violation.description, type(error))
-            self.done()
+                self.reject(violation.field, violation.description, type(error))
+            self.finish()
             raise
-        self.done()
+        self.finish()
         return value
 
-    def wrong(
+    def reject(
         self, field: str, description: str, kind: type[InvalidArgument] = InvalidArgument
     ) -> None:
         """Notes a violation; `kind` is the error that says it best."""
@@ -81,7 +81,7 @@ class Checks:
     def size(self, field: str, text: str, limit: int) -> None:
         """A text of `limit` bytes of UTF-8 at the most."""
         if utf8_size(text) > limit:
-            self.wrong(field, f"has {utf8_size(text)} bytes; {limit} is the limit")
+            self.reject(field, f"has {utf8_size(text)} bytes; {limit} is the limit")
 
     def identifier(self, field: str, value: str) -> None:
         """An id, or an empty text where one may be left out."""
@@ -89,27 +89,27 @@ class Checks:
             return
         self.size(field, value, MAX_ID_BYTES)
         if value != value.strip():
-            self.wrong(field, "begins or ends with whitespace")
+            self.reject(field, "begins or ends with whitespace")
         elif any(unicodedata.category(character) == "Cc" for character in value):
-            self.wrong(field, "contains a control character")
+            self.reject(field, "contains a control character")
 
     def session_id(self, value: str) -> None:
         """The id of a session, which has to be there."""
         if not value:
-            self.wrong("session_id", "is missing", SessionMissing)
+            self.reject("session_id", "is missing", SessionMissing)
         self.identifier("session_id", value)
 
     def run_id(self, value: str) -> None:
         """The id of a run, which has to be there."""
         if not value:
-            self.wrong("run_id", "is missing", RunMissing)
+            self.reject("run_id", "is missing", RunMissing)
         self.identifier("run_id", value)
 
     def mime_type(self, field: str, value: str) -> None:
         """A media type, or an empty text."""
         self.size(field, value, MAX_NAME_BYTES)
         if value and not _MIME_TYPE.fullmatch(value):
-            self.wrong(field, "is not a media type of the form type/subtype")
+            self.reject(field, "is not a media type of the form type/subtype")
 
     def labels(self, field: str, labels: Mapping[str, str]) -> None:
         """The caller's own labels."""
@@ -124,14 +124,14 @@ class Checks:
     def count(self, field: str, items: Collection[object], limit: int = MAX_ITEMS) -> None:
         """A list of `limit` entries at the most."""
         if len(items) > limit:
-            self.wrong(field, f"has {len(items)} entries; {limit} is the limit")
+            self.reject(field, f"has {len(items)} entries; {limit} is the limit")
 
     def identifiers(self, field: str, values: Sequence[str]) -> None:
         """A list of ids."""
         self.count(field, values)
         for n, value in enumerate(values[:MAX_ITEMS]):
             if not value:
-                self.wrong(f"{field}[{n}]", "is empty")
+                self.reject(f"{field}[{n}]", "is empty")
             self.identifier(f"{field}[{n}]", value)
 
     # Numbers and enums
@@ -139,34 +139,34 @@ class Checks:
     def page_size(self, value: int) -> int:
         """How many items to put on a page."""
         if value < 0:
-            self.wrong("page_size", "is negative")
+            self.reject("page_size", "is negative")
         return min(value, MAX_ITEMS) or DEFAULT_PAGE_SIZE
 
     def between(self, field: str, value: int, low: int, high: int = _MAX_INT64) -> None:
         """A number within bounds."""
         if value < low:
-            self.wrong(field, f"is {value}; it is {low} at the least")
+            self.reject(field, f"is {value}; it is {low} at the least")
         elif value > high:
-            self.wrong(field, f"is {value}; it is {high} at the most")
+            self.reject(field, f"is {value}; it is {high} at the most")
 
     def duration(self, field: str, value: Duration, *, zero: bool, days: int = MAX_DAYS) -> Micros:
         """A length of time of up to so many days; `zero` says whether it may be none at all."""
         whole = value.seconds * _NANOS + value.nanos
         if not 0 <= abs(value.nanos) < _NANOS or value.seconds * value.nanos < 0:
-            self.wrong(field, "is not a duration: nanos are out of range or of the other sign")
+            self.reject(field, "is not a duration: nanos are out of range or of the other sign")
         elif whole < 0 or (whole == 0 and not zero):
-            self.wrong(field, "is negative" if zero else "is not more than 0")
+            self.reject(field, "is negative" if zero else "is not more than 0")
         elif whole > days * 86400 * _NANOS:
-            self.wrong(field, f"is more than {days} days")
+            self.reject(field, f"is more than {days} days")
         return convert.micros(value)
 
-    def known(
-        self, field: str, value: int, lookup: Callable[[int], Known | None], fallback: Known
-    ) -> Known:
+    def enum(
+        self, field: str, value: int, lookup: Callable[[int], EnumT | None], fallback: EnumT
+    ) -> EnumT:
         """A value of an enum. proto3 lets any number through, so they are looked up."""
         found = lookup(value)
         if found is None:
-            self.wrong(field, f"{value} is not a value of the enum")
+            self.reject(field, f"{value} is not a value of the enum")
         return fallback if found is None else found
 
 

@@ -27,16 +27,16 @@ from runlane.v1 import (
     session_service_pb2,
     session_service_pb2_grpc,
 )
-from runlane_server.access.door import Door
+from runlane_server.access.control import AccessControl
 from runlane_server.cluster.relay import Relay
 from runlane_server.core.errors import StartError
 from runlane_server.core.observer import NOBODY, Observer
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.harness.harness import Harness
 from runlane_server.net.addresses import split_address
-from runlane_server.rpc.calls import Calls
-from runlane_server.rpc.guard import Guard
 from runlane_server.rpc.harness import HarnessService
+from runlane_server.rpc.inflight import InflightCalls
+from runlane_server.rpc.middleware import Middleware
 from runlane_server.rpc.runs import RunService
 from runlane_server.rpc.sessions import SessionService
 from runlane_server.rpc.tls import ServerTls
@@ -68,7 +68,7 @@ OPTIONS = (
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
 )
 
-LOOK_PAUSE = 0.1
+CHECK_SECONDS = 0.1
 """Seconds between two looks whether gRPC's server still runs."""
 
 BROKEN_GRACE = 5.0
@@ -98,7 +98,7 @@ class Endpoint:
         self,
         coordinator: Coordinator,
         *,
-        door: Door,
+        access: AccessControl,
         progress_interval: float,
         shares_port: bool = False,
         relay: Relay | None = None,
@@ -106,10 +106,10 @@ class Endpoint:
         tls: ServerTls | None = None,
         harness: Harness | None = None,
     ) -> None:
-        self.calls = Calls()
+        self.calls = InflightCalls()
         self._shares_port = shares_port
         self._tls = tls
-        self._door = door
+        self._access = access
         self._observer = observer
         self._runs = RunService(coordinator, progress_interval=progress_interval, relay=relay)
         self._sessions = SessionService(coordinator)
@@ -126,7 +126,9 @@ class Endpoint:
         options = (("grpc.so_reuseport", int(self._shares_port)), *OPTIONS)
         server = grpc.aio.server(options=options)
         # It has what the generated code asks of a server.
-        guard = cast("grpc.aio.Server", Guard(server, self.calls, self._door, self._observer))
+        guard = cast(
+            "grpc.aio.Server", Middleware(server, self.calls, self._access, self._observer)
+        )
         run_service_pb2_grpc.add_RunServiceServicer_to_server(self._runs, guard)
         session_service_pb2_grpc.add_SessionServiceServicer_to_server(self._sessions, guard)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, guard)
@@ -177,7 +179,7 @@ class Endpoint:
         if the addresses cannot be had again.
         """
         while True:
-            await asyncio.sleep(LOOK_PAUSE)
+            await asyncio.sleep(CHECK_SECONDS)
             if self._is_running():
                 continue
             log.error("gRPC's server broke down; serving anew")
@@ -200,11 +202,11 @@ class Endpoint:
                     break
                 except RuntimeError:
                     # The one that broke is about to let go of it.
-                    await asyncio.sleep(LOOK_PAUSE)
+                    await asyncio.sleep(CHECK_SECONDS)
             else:
                 raise StartError(f"cannot listen on {address} again")
 
-    async def retire(self) -> None:
+    async def mark_not_serving(self) -> None:
         """Tells balancers to go elsewhere: NOT_SERVING, for good. All calls are served still."""
         await self._health.enter_graceful_shutdown()
 
@@ -216,7 +218,7 @@ class Endpoint:
         await self._server.stop(grace)
         for task in self._broken:
             task.cancel()
-        return await self.calls.finished(HANDLERS_TIMEOUT)
+        return await self.calls.wait_idle(HANDLERS_TIMEOUT)
 
 
 class _Health(health.aio.HealthServicer):  # type: ignore[misc]

@@ -58,7 +58,7 @@ _VIOLATIONS_BYTES = 3072
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class WireError:
     """How a call ends that failed: what `context.abort` takes."""
 
     code: StatusCode
@@ -71,37 +71,37 @@ class Refusal:
         return ((DETAILS_KEY, self.details),)
 
 
-def refusal(error: RunlaneError) -> Refusal:
+def wire_error(error: RunlaneError) -> WireError:
     """What a caller is told of an error."""
     message, _ = cut_utf8(error.message, _MESSAGE_BYTES)
-    return _refusal(STATUS[error.reason], error.reason, message, error.metadata, _extras(error))
+    return _wire_error(STATUS[error.reason], error.reason, message, error.metadata, _details(error))
 
 
-def defect(code: StatusCode = StatusCode.INTERNAL) -> tuple[Refusal, str]:
+def internal_error(code: StatusCode = StatusCode.INTERNAL) -> tuple[WireError, str]:
     """What a caller is told of an unexpected exception, and the id that finds it in the log."""
     error_id = secrets.token_hex(8)
     message = f"internal error {error_id}; the server's log has the details"
-    return _refusal(code, "INTERNAL", message, {"error_id": error_id}, ()), error_id
+    return _wire_error(code, "INTERNAL", message, {"error_id": error_id}, ()), error_id
 
 
-def _refusal(
+def _wire_error(
     code: StatusCode,
     reason: str,
     message: str,
     metadata: Mapping[str, str],
     extras: Iterable[Message],
-) -> Refusal:
+) -> WireError:
     info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata)
     number, _ = code.value
     status = status_pb2.Status(
         code=number, message=message, details=[_any(detail) for detail in (info, *extras)]
     )
-    return Refusal(code, message, status.SerializeToString())
+    return WireError(code, message, status.SerializeToString())
 
 
-def _extras(error: RunlaneError) -> Iterator[Message]:
+def _details(error: RunlaneError) -> Iterator[Message]:
     if error.violations and isinstance(error, QuotaExceeded):
-        yield error_details_pb2.QuotaFailure(violations=_used_up(error.violations))
+        yield error_details_pb2.QuotaFailure(violations=_quota_violations(error.violations))
     elif error.violations:
         yield error_details_pb2.BadRequest(field_violations=_violations(error.violations))
     if error.retry_after is not None:
@@ -123,7 +123,7 @@ def _violations(violations: Iterable[Violation]) -> Iterator[Message]:
         yield wire
 
 
-def _used_up(violations: Iterable[Violation]) -> Iterator[Message]:
+def _quota_violations(violations: Iterable[Violation]) -> Iterator[Message]:
     """The quotas that are used up; an error names one, so they fit into a header."""
     for violation in violations:
         subject, _ = cut_utf8(violation.field, _MESSAGE_BYTES)

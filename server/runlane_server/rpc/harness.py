@@ -72,14 +72,14 @@ class HarnessService(harness_service_pb2_grpc.HarnessServiceServicer):
         checks = Checks()
         point = _POINTS.get(request.point)
         if point is None:
-            checks.wrong("point", f"{request.point} is not a point to hold a run at")
+            checks.reject("point", f"{request.point} is not a point to hold a run at")
         checks.identifier("session_id", request.session_id)
         checks.identifier("run_id", request.run_id)
         if point is Point.BEFORE_AGENT_READY:
             for field in ("session_id", "run_id"):
                 if getattr(request, field):
-                    checks.wrong(field, "has to be empty where it is the agent that is held")
-        checks.done()
+                    checks.reject(field, "has to be empty where it is the agent that is held")
+        checks.finish()
         assert point is not None  # noqa: S101 - it was checked
         gate = self._harness.gates.arm(point, request.session_id, request.run_id)
         return pb.ArmGateResponse(gate_id=gate.spec.gate_id)
@@ -91,10 +91,8 @@ class HarnessService(harness_service_pb2_grpc.HarnessServiceServicer):
         checks = Checks()
         _gate_id(checks, request.gate_id)
         checks.between("arrivals", request.arrivals, 0, MAX_ARRIVALS)
-        checks.done()
-        arrivals = await self._harness.gates.wait_for_arrivals(
-            request.gate_id, request.arrivals or 1
-        )
+        checks.finish()
+        arrivals = await self._harness.gates.wait_for_arrivals(request.gate_id, request.arrivals or 1)
         return pb.AwaitGateResponse(arrivals=_arrivals(arrivals))
 
     async def ReleaseGate(
@@ -103,7 +101,7 @@ class HarnessService(harness_service_pb2_grpc.HarnessServiceServicer):
         """Removes a gate."""
         checks = Checks()
         _gate_id(checks, request.gate_id)
-        checks.done()
+        checks.finish()
         self._harness.gates.release(request.gate_id)
         return pb.ReleaseGateResponse()
 
@@ -119,7 +117,7 @@ class HarnessService(harness_service_pb2_grpc.HarnessServiceServicer):
         """Moves the clock."""
         checks = Checks()
         by = checks.duration("by", request.by, zero=False, days=MAX_ADVANCE_DAYS)
-        checks.done()
+        checks.finish()
         log.info("the clock is moved", by_s=by / 1e6)
         await self._harness.clock.advance(by / 1e6)
         return pb.AdvanceClockResponse(time=convert.timestamp(self._harness.clock.micros()))
@@ -137,7 +135,7 @@ class HarnessService(harness_service_pb2_grpc.HarnessServiceServicer):
 
 def _gate_id(checks: Checks, value: str) -> None:
     if not value:
-        checks.wrong("gate_id", "is missing")
+        checks.reject("gate_id", "is missing")
     checks.identifier("gate_id", value)
 
 

@@ -58,20 +58,20 @@ class PageTokens:
 
 
 @dataclass(frozen=True, slots=True)
-class Filled(Generic[Wire]):
+class EncodedPage(Generic[Wire]):
     """The items of a page, and the place to go on from, if there is more."""
 
     items: Sequence[Wire]
     next: int | None
 
 
-async def fill(
+async def collect_page(
     fetch: Callable[[int | None, int], Awaitable[Page[Item, int]]],
     encode: Callable[[Item], Wire],
     *,
     after: int | None,
     limit: int,
-) -> Filled[Wire]:
+) -> EncodedPage[Wire]:
     """A page of up to `limit` items and `PAGE_BYTES`, one item at least.
 
     `fetch(after, count)` reads from the store; a place is known for the last item only, so what
@@ -86,12 +86,12 @@ async def fill(
         size = sum(item.ByteSize() + ITEM_OVERHEAD for item in encoded)
         if used + size > PAGE_BYTES and len(items) + len(encoded) > 1:
             if len(encoded) == 1:
-                return Filled(items, after)
+                return EncodedPage(items, after)
             count = len(encoded) // 2
             continue
         items += encoded
         used += size
         after = page.next
         if after is None:
-            return Filled(items, None)
-    return Filled(items, after)
+            return EncodedPage(items, None)
+    return EncodedPage(items, after)

@@ -12,7 +12,7 @@ from structlog.contextvars import bind_contextvars
 
 from runlane.v1 import run_service_pb2 as pb
 from runlane.v1 import run_service_pb2_grpc
-from runlane_server.access.caller import CALLER, SHOWN, tenant
+from runlane_server.access.caller import CALLER, CREDENTIALS, tenant
 from runlane_server.cluster.relay import Relay
 from runlane_server.core.errors import CursorCompacted, Draining, InvalidArgument
 from runlane_server.core.model import Run, RunComplete, RunKey
@@ -20,8 +20,8 @@ from runlane_server.core.trace import in_log, sent_place
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.rpc import convert, validate
 from runlane_server.rpc.cursor import Cursors
-from runlane_server.rpc.encoded import EncodedEvents
-from runlane_server.rpc.page import PageTokens, fill
+from runlane_server.rpc.event_cache import EventCache
+from runlane_server.rpc.page import PageTokens, collect_page
 from runlane_server.store.base import Page, Position
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -47,7 +47,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         self._feed = coordinator.feed
         self._progress_interval = progress_interval
         self._cursors = Cursors(self._store.store_id)
-        self._encoded = EncodedEvents(self._cursors)
+        self._encoded = EventCache(self._cursors)
 
     # --- Accept and cancel ----------------------------------------------------------------------
 
@@ -56,7 +56,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
     ) -> pb.RunAcceptedResponse:
         """R1 to R6."""
         wanted = validate.run_accepted(request, self._coordinator.limits)
-        trace = sent_place(SHOWN.get().metadata)
+        trace = sent_place(CREDENTIALS.get().metadata)
         with self._coordinator.begin_accepted(
             request.session_id, wanted.run_id, tenant=tenant()
         ) as accepted:
@@ -237,7 +237,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
                 limit=count,
             )
 
-        page = await fill(
+        page = await collect_page(
             fetch, convert.run, after=None if place is None else place[0], limit=wanted.page_size
         )
         return pb.ListRunsResponse(

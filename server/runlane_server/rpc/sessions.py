@@ -15,7 +15,7 @@ from runlane_server.core.errors import SessionNotFound
 from runlane_server.core.model import Session, SessionKey
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.rpc import convert, validate
-from runlane_server.rpc.page import PAGE_BYTES, PageTokens, fill
+from runlane_server.rpc.page import PAGE_BYTES, PageTokens, collect_page
 from runlane_server.rpc.transcript import Mark, lay_out
 from runlane_server.store.base import Page
 
@@ -72,7 +72,7 @@ class SessionService(session_service_pb2_grpc.SessionServiceServicer):
         async def fetch(after: int | None, count: int) -> Page[Session, int]:
             return await self._store.list_sessions(tenant(), after=after, limit=count)
 
-        page = await fill(
+        page = await collect_page(
             fetch, convert.session, after=None if place is None else place[0], limit=page_size
         )
         return pb.ListSessionsResponse(

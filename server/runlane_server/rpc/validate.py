@@ -26,7 +26,7 @@ from runlane_server.rpc.checks import (
 )
 from runlane_server.store.base import EventFilter
 
-Read = TypeVar("Read")
+ReadT = TypeVar("ReadT")
 
 
 def run_accepted(request: run_service_pb2.RunAcceptedRequest, limits: Limits) -> RunRequest:
@@ -35,7 +35,7 @@ def run_accepted(request: run_service_pb2.RunAcceptedRequest, limits: Limits) ->
     checks.session_id(request.session_id)
     checks.identifier("run_id", request.run_id)
     _prompt(checks, request, limits)
-    when_busy = checks.known(
+    when_busy = checks.enum(
         "when_busy", request.when_busy, convert.WHEN_BUSY_FROM.get, WhenBusy.QUEUE
     )
     timeout = None
@@ -44,7 +44,7 @@ def run_accepted(request: run_service_pb2.RunAcceptedRequest, limits: Limits) ->
     checks.between("max_attempts", request.max_attempts, 0, MAX_ATTEMPTS)
     metadata = dict(request.metadata) if request.metadata else NO_LABELS
     checks.labels("metadata", metadata)
-    checks.done()
+    checks.finish()
     return RunRequest(
         run_id=request.run_id,
         prompt=convert.prompt_from(request.prompt, request.attachments),
@@ -58,10 +58,10 @@ def run_accepted(request: run_service_pb2.RunAcceptedRequest, limits: Limits) ->
 def _prompt(checks: Checks, request: run_service_pb2.RunAcceptedRequest, limits: Limits) -> None:
     """R2: a prompt, or a text attachment, with something in it."""
     if not (_says_something(request.prompt) or _any_text(request.attachments)):
-        checks.wrong("prompt", "is empty, and there is no text attachment", EmptyPrompt)
+        checks.reject("prompt", "is empty, and there is no text attachment", EmptyPrompt)
     size = utf8_size(request.prompt)
     if size > limits.max_prompt_bytes:
-        checks.wrong(
+        checks.reject(
             "prompt", f"has {size} bytes; {limits.max_prompt_bytes} is the limit", PromptTooLarge
         )
     if request.attachments:
@@ -82,10 +82,10 @@ def _attachments(checks: Checks, attachments: Sequence[run_pb2.Attachment], limi
         checks.size(f"attachments[{n}].name", sent.name, MAX_NAME_BYTES)
         checks.mime_type(f"attachments[{n}].mime_type", sent.mime_type)
         if sent.WhichOneof("content") is None:
-            checks.wrong(f"attachments[{n}]", "has neither text nor data")
+            checks.reject(f"attachments[{n}]", "has neither text nor data")
     size = sum(len(sent.data) or utf8_size(sent.text) for sent in attachments)
     if size > limits.max_attachment_bytes:
-        checks.wrong(
+        checks.reject(
             "attachments",
             f"have {size} bytes together; {limits.max_attachment_bytes} is the limit",
             PromptTooLarge,
@@ -96,16 +96,14 @@ def cancel(request: run_service_pb2.CancelRequest) -> CancelScope:
     """What a cancel is to cover: RUN where one run is named."""
     checks = Checks()
     if not (request.session_id or request.run_id):
-        checks.wrong("session_id", "is missing, and so is run_id", SessionMissing)
+        checks.reject("session_id", "is missing, and so is run_id", SessionMissing)
     checks.identifier("session_id", request.session_id)
     checks.identifier("run_id", request.run_id)
-    scope = checks.known(
-        "scope", request.scope, convert.CANCEL_SCOPES_FROM.get, CancelScope.SESSION
-    )
+    scope = checks.enum("scope", request.scope, convert.CANCEL_SCOPES_FROM.get, CancelScope.SESSION)
     if request.run_id and scope is not CancelScope.SESSION:
-        checks.wrong("scope", "has to be unset or SESSION where a run_id is given")
+        checks.reject("scope", "has to be unset or SESSION where a run_id is given")
     checks.size("reason", request.reason, MAX_REASON_BYTES)
-    checks.done()
+    checks.finish()
     return CancelScope.RUN if request.run_id else scope
 
 
@@ -113,17 +111,17 @@ def cancel_all(request: run_service_pb2.CancelAllRequest) -> None:
     """Checks a CancelAll."""
     checks = Checks()
     checks.size("reason", request.reason, MAX_REASON_BYTES)
-    checks.done()
+    checks.finish()
 
 
 def subscribe_run_complete(
-    request: run_service_pb2.SubscribeRunCompleteRequest, read: Callable[[], Read]
-) -> tuple[EventFilter, Read]:
+    request: run_service_pb2.SubscribeRunCompleteRequest, read: Callable[[], ReadT]
+) -> tuple[EventFilter, ReadT]:
     """Which terminal events are wanted, and from where on: the cursor is for `read`."""
     checks = Checks()
     checks.identifiers("session_ids", request.session_ids)
     checks.identifiers("run_ids", request.run_ids)
-    start = checks.done_with(read)
+    start = checks.finish_with(read)
     return EventFilter(frozenset(request.session_ids), frozenset(request.run_ids)), start
 
 
@@ -132,7 +130,7 @@ def subscribe_run(request: run_service_pb2.SubscribeRunRequest) -> None:
     checks = Checks()
     checks.run_id(request.run_id)
     checks.between("after_index", request.after_index, 0)
-    checks.done()
+    checks.finish()
 
 
 def wait_run(request: run_service_pb2.WaitRunRequest) -> float | None:
@@ -142,7 +140,7 @@ def wait_run(request: run_service_pb2.WaitRunRequest) -> float | None:
     timeout = None
     if request.HasField("timeout"):
         timeout = checks.duration("timeout", request.timeout, zero=True) / 1_000_000
-    checks.done()
+    checks.finish()
     return timeout
 
 
@@ -150,7 +148,7 @@ def get_run(request: run_service_pb2.GetRunRequest) -> None:
     """Checks a GetRun."""
     checks = Checks()
     checks.run_id(request.run_id)
-    checks.done()
+    checks.finish()
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,19 +161,19 @@ class RunsWanted:
 
 
 def list_runs(
-    request: run_service_pb2.ListRunsRequest, read: Callable[[RunsWanted], Read]
-) -> tuple[RunsWanted, Read]:
+    request: run_service_pb2.ListRunsRequest, read: Callable[[RunsWanted], ReadT]
+) -> tuple[RunsWanted, ReadT]:
     """Which runs to list, and from where on: the page token is for `read`."""
     checks = Checks()
     checks.identifier("session_id", request.session_id)
     checks.count("states", request.states)
     states = frozenset(
-        checks.known(f"states[{n}]", state, convert.RUN_STATES_FROM.get, RunState.ACCEPTED)
+        checks.enum(f"states[{n}]", state, convert.RUN_STATES_FROM.get, RunState.ACCEPTED)
         for n, state in enumerate(request.states)
     )
     page_size = checks.page_size(request.page_size)
     wanted = RunsWanted(request.session_id or None, states, page_size)
-    return wanted, checks.done_with(lambda: read(wanted))
+    return wanted, checks.finish_with(lambda: read(wanted))
 
 
 def create_session(request: session_service_pb2.CreateSessionRequest) -> None:
@@ -184,7 +182,7 @@ def create_session(request: session_service_pb2.CreateSessionRequest) -> None:
     checks.identifier("session_id", request.session_id)
     checks.size("title", request.title, MAX_TITLE_BYTES)
     checks.labels("metadata", request.metadata)
-    checks.done()
+    checks.finish()
 
 
 def session_id(
@@ -193,23 +191,23 @@ def session_id(
     """Checks a request that names a session and nothing else."""
     checks = Checks()
     checks.session_id(request.session_id)
-    checks.done()
+    checks.finish()
 
 
 def list_sessions(
-    request: session_service_pb2.ListSessionsRequest, read: Callable[[], Read]
-) -> tuple[int, Read]:
+    request: session_service_pb2.ListSessionsRequest, read: Callable[[], ReadT]
+) -> tuple[int, ReadT]:
     """How many sessions to list, and from where on: the page token is for `read`."""
     checks = Checks()
     page_size = checks.page_size(request.page_size)
-    return page_size, checks.done_with(read)
+    return page_size, checks.finish_with(read)
 
 
 def list_messages(
-    request: session_service_pb2.ListMessagesRequest, read: Callable[[], Read]
-) -> tuple[int, Read]:
+    request: session_service_pb2.ListMessagesRequest, read: Callable[[], ReadT]
+) -> tuple[int, ReadT]:
     """How many messages to list, and from where on: the page token is for `read`."""
     checks = Checks()
     checks.session_id(request.session_id)
     page_size = checks.page_size(request.page_size)
-    return page_size, checks.done_with(read)
+    return page_size, checks.finish_with(read)

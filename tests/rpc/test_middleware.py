@@ -14,11 +14,11 @@ from grpc import StatusCode
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
-from runlane_server.access.caller import ANYBODY, Caller, Credentials, Role
-from runlane_server.access.door import Door
+from runlane_server.access.caller import ANONYMOUS, Caller, Credentials, Role
+from runlane_server.access.control import AccessControl
 from runlane_server.core.errors import Draining, Overloaded, Unauthenticated
-from runlane_server.rpc.calls import Calls
-from runlane_server.rpc.guard import Guard
+from runlane_server.rpc.inflight import InflightCalls
+from runlane_server.rpc.middleware import Middleware
 from support.rpc_wire import refused, told
 
 Context = Any
@@ -27,11 +27,11 @@ Channel = Any  # its calls take bytes, for which there are no types
 CHUNK = b"x" * (1 << 20)
 
 
-class OpenDoor(Door):
+class OpenDoor(AccessControl):
     """Lets everybody in, whatever is called."""
 
-    def admit(self, method: str, credentials: Credentials) -> Caller:
-        return ANYBODY
+    def authorize(self, method: str, credentials: Credentials) -> Caller:
+        return ANONYMOUS
 
 
 class Toy:
@@ -40,7 +40,7 @@ class Toy:
     def __init__(self) -> None:
         self.ends: asyncio.Queue[str] = asyncio.Queue()
         self.hold = asyncio.Event()
-        self.calls = Calls()
+        self.calls = InflightCalls()
         self.address = ""
 
     async def unary(self, request: bytes, context: Context) -> bytes:
@@ -102,7 +102,7 @@ async def toy_server() -> AsyncIterator[tuple[Toy, Channel, grpc.aio.Server]]:
         "Stream": grpc.unary_stream_rpc_method_handler(toy.stream),
         "Generator": grpc.stream_stream_rpc_method_handler(toy.generator),
     }
-    Guard(server, toy.calls, OpenDoor()).add_generic_rpc_handlers(
+    Middleware(server, toy.calls, OpenDoor()).add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("runlane.Toy", handlers),)
     )
     toy.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
@@ -190,9 +190,9 @@ async def test_a_cancelled_call_is_waited_for_until_it_has_cleaned_up() -> None:
         with pytest.raises(grpc.aio.AioRpcError):
             await call
         assert len(toy.calls) == 1
-        assert not await toy.calls.finished(0)
+        assert not await toy.calls.wait_idle(0)
         toy.hold.set()
-        assert await toy.calls.finished(10)
+        assert await toy.calls.wait_idle(10)
         assert toy.ends.get_nowait() == "cleaned up"
 
 
@@ -208,7 +208,7 @@ async def test_a_reader_that_leaves_in_the_middle_of_a_write_is_no_defect(how: s
                 if how == "cancel":
                     call.cancel()
             assert await toy.ends.get() in {"ExecuteBatchError", "CancelledError"}
-            assert await toy.calls.finished(10)
+            assert await toy.calls.wait_idle(10)
     assert calls_in(logs) == [("Toy/Stream", "CANCELLED")]
     assert not [line for line in logs if line["log_level"] == "error"]
 
@@ -229,7 +229,7 @@ async def test_a_generator_is_closed_where_it_ran() -> None:
         assert await call.read() == b"a"
         call.cancel()
         assert await toy.ends.get() == "same task"
-        assert await toy.calls.finished(10)
+        assert await toy.calls.wait_idle(10)
 
 
 async def test_a_method_that_is_not_there_is_unimplemented() -> None:
@@ -248,7 +248,7 @@ async def test_what_a_handler_binds_is_in_its_line_and_in_no_other() -> None:
         return b""
 
     server = grpc.aio.server()
-    Guard(server, Calls(), OpenDoor()).add_generic_rpc_handlers(
+    Middleware(server, InflightCalls(), OpenDoor()).add_generic_rpc_handlers(
         (
             grpc.method_handlers_generic_handler(
                 "runlane.Toy", {"Bind": grpc.unary_unary_rpc_method_handler(bind)}
@@ -273,7 +273,7 @@ class Revocable:
     def __init__(self) -> None:
         self.open = True
 
-    def identify(self, credentials: Credentials) -> Caller:
+    def authenticate(self, credentials: Credentials) -> Caller:
         if not self.open:
             raise Unauthenticated("not any more")
         return Caller("acme", Role.ADMIN, "somebody")
@@ -282,12 +282,12 @@ class Revocable:
 async def test_a_reader_that_does_not_read_hears_of_its_end_once_it_reads_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("runlane_server.access.door.allows", lambda role, method: True)
-    toy, identities, calls = Toy(), Revocable(), Calls()
-    door = Door(identities)
+    monkeypatch.setattr("runlane_server.access.control.is_allowed", lambda role, method: True)
+    toy, identities, calls = Toy(), Revocable(), InflightCalls()
+    access_control = AccessControl(identities)
     server = grpc.aio.server()
     handlers: dict[str, Any] = {"Stream": grpc.unary_stream_rpc_method_handler(toy.stream)}
-    Guard(server, calls, door).add_generic_rpc_handlers(
+    Middleware(server, calls, access_control).add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("runlane.Toy", handlers),)
     )
     port = server.add_insecure_port("127.0.0.1:0")
@@ -296,17 +296,17 @@ async def test_a_reader_that_does_not_read_hears_of_its_end_once_it_reads_on(
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel, asyncio.timeout(30):
         call = channel.unary_stream("/runlane.Toy/Stream")(b"flood")
         assert await toy.ends.get() == "called"
-        (visit,) = door._visits
+        (open_call,) = access_control._open_calls
         # It writes without end, so from some time on it is held up, or about to be.
-        while not visit.sends:
+        while not open_call.is_sending:
             await asyncio.sleep(0)
         identities.open = False
-        door.look_again()
+        access_control.recheck()
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await read_on(call)
         assert told(raised.value).code is StatusCode.UNAUTHENTICATED
         assert await toy.ends.get() == "Unauthenticated"
-        assert await calls.finished(10)
+        assert await calls.wait_idle(10)
     await server.stop(0)
 
 
@@ -316,10 +316,10 @@ async def read_on(call: Any) -> None:
 
 
 async def test_who_calls_is_in_the_line_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runlane_server.access.door.allows", lambda role, method: True)
+    monkeypatch.setattr("runlane_server.access.control.is_allowed", lambda role, method: True)
     server = grpc.aio.server()
     handlers: dict[str, Any] = {"Unary": grpc.unary_unary_rpc_method_handler(Toy().unary)}
-    Guard(server, Calls(), Door(Revocable())).add_generic_rpc_handlers(
+    Middleware(server, InflightCalls(), AccessControl(Revocable())).add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("runlane.Toy", handlers),)
     )
     port = server.add_insecure_port("127.0.0.1:0")

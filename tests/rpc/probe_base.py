@@ -7,7 +7,7 @@ from pathlib import Path
 
 from grpc import StatusCode
 
-from runlane_server.access.identities import REFUSED
+from runlane_server.access.access_file import UNKNOWN_CALLER
 from support.callers import (
     SECONDS,
     Outcome,
@@ -58,4 +58,4 @@ class Patience:
 def refused_as_unknown(found: Outcome) -> None:
     """The caller is told that it is not known, and nothing else, whatever is wrong."""
     assert (found.code, found.reason) == (StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED"), found
-    assert found.message == REFUSED
+    assert found.message == UNKNOWN_CALLER

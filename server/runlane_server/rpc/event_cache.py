@@ -12,7 +12,7 @@ KEPT_BYTES = 4 << 20
 that lags pays for its own."""
 
 
-class EncodedEvents:
+class EventCache:
     """The latest responses that were encoded; the oldest are forgotten first."""
 
     def __init__(self, cursors: Cursors) -> None:

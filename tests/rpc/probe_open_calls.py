@@ -1,4 +1,4 @@
-"""Probes of the door: calls that last, and whose caller may not stay."""
+"""Probes of the access_control: calls that last, and whose caller may not stay."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 import grpc
 from grpc import StatusCode
 
-from rpc.probe_table import RUNS, Patience, refused_as_unknown
+from rpc.probe_base import RUNS, Patience, refused_as_unknown
 from runlane.v1 import run_service_pb2 as runs_pb
-from runlane_server.access import door as door_module
+from runlane_server.access import control as control_module
 from support.callers import (
     LIFETIME,
     Outcome,
@@ -35,19 +35,19 @@ async def followed(world: World, who: str) -> AsyncIterator[list[Any]]:
     """Calls that last, by a caller; each is being served."""
     calls = [world.open(method, asked, world.shown(who)) for method, asked in LASTING.items()]
     async with asyncio.timeout(Patience.seconds):
-        while {visit.method for visit in _visits(world, who)} != set(LASTING):
+        while {open_call.method for open_call in _open_calls(world, who)} != set(LASTING):
             await asyncio.sleep(0)
     yield calls
     for call in calls:
         call.cancel()
 
 
-def _visits(world: World, who: str) -> list[door_module.Visit]:
+def _open_calls(world: World, who: str) -> list[control_module.OpenCall]:
     shown = world.shown(who)[0][1]
     return [
-        visit
-        for visit in world.door._visits
-        if visit.credentials.metadata.get("authorization") == shown
+        open_call
+        for open_call in world.access_control._open_calls
+        if open_call.credentials.metadata.get("authorization") == shown
     ]
 
 
@@ -65,7 +65,7 @@ async def _end(call: Any) -> Outcome:
 
 async def _all_end(world: World, who: str, calls: list[Any]) -> None:
     """All calls of that caller end, because he may not go on."""
-    assert all(visit.refused for visit in _visits(world, who))
+    assert all(open_call.revocation for open_call in _open_calls(world, who))
     async with asyncio.timeout(Patience.seconds):
         for call in calls:
             found = await _end(call)
@@ -82,9 +82,9 @@ async def revoked(folder: Path) -> None:
     ):
         world.revoke("read")
         world.look()
-        assert not [visit for visit in _visits(world, "admin") if visit.refused]
+        assert not [open_call for open_call in _open_calls(world, "admin") if open_call.revocation]
         await _all_end(world, "read", calls)
-        assert len(_visits(world, "admin")) == len(others)
+        assert len(_open_calls(world, "admin")) == len(others)
         world.wire.latches.open("g")
         assert (await _end(others[-1])).answer.run.run_id == "r-theirs"
 
@@ -95,7 +95,7 @@ async def expires_meanwhile(folder: Path) -> None:
         async with guarded(folder) as world, followed(world, who) as calls:
             world.clock[0] += after - 2
             world.look()
-            assert not any(visit.refused for visit in _visits(world, who))
+            assert not any(open_call.revocation for open_call in _open_calls(world, who))
             world.clock[0] += 4
             world.look()
             await _all_end(world, who, calls)
@@ -116,7 +116,7 @@ async def slow_reader(folder: Path) -> None:
         method = RUNS + "SubscribeRun"
         call = world.open(method, request(method), world.shown("read"))
         async with asyncio.timeout(Patience.seconds):
-            while not any(visit.sends for visit in _visits(world, "read")):
+            while not any(open_call.is_sending for open_call in _open_calls(world, "read")):
                 await asyncio.sleep(0)
         world.revoke("read")
         world.look()
@@ -131,7 +131,7 @@ async def broken_file(folder: Path) -> None:
             world.path.write_text(broken)
             world.look()
             if broken:
-                assert len(_visits(world, "read")) == len(calls)
+                assert len(_open_calls(world, "read")) == len(calls)
                 method = RUNS + "GetRun"
                 found = await world.ask(method, request(method), world.shown("read"))
                 assert found.code is StatusCode.OK

@@ -1,4 +1,4 @@
-"""Probes of the door: who comes in, and who does not."""
+"""Probes of the access_control: who comes in, and who does not."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from grpc_reflection.v1alpha import (  # type: ignore[import-untyped]
     reflection_pb2_grpc,
 )
 
-from rpc.probe_table import LEAST, RUNS, refused_as_unknown
-from runlane_server.access import door as door_module
+from rpc.probe_base import LEAST, RUNS, refused_as_unknown
+from runlane_server.access import control as control_module
 from runlane_server.access.caller import Credentials
-from runlane_server.access.door import PEER_KEY as PEER_KEY_NAME
-from runlane_server.access.door import PEER_TENANT
+from runlane_server.access.control import PEER_KEY as PEER_KEY_NAME
+from runlane_server.access.control import PEER_TENANT
 from runlane_server.core.errors import Unauthenticated
 from support.callers import (
     LIFETIME,
@@ -108,7 +108,7 @@ async def certificates(folder: Path) -> None:
     """A name in a certificate stands for its caller; others for nobody; a token goes first."""
     async with guarded(folder) as world:
         job = Credentials(certificate=["job.acme.example", "spiffe://acme/job"])
-        caller = world.door.admit(RUNS + "RunAccepted", job)
+        caller = world.access_control.authorize(RUNS + "RunAccepted", job)
         assert (caller.tenant, caller.role) == ("acme", "run")
         for shown in (
             Credentials(certificate=["spiffe://acme/other"]),
@@ -132,7 +132,7 @@ async def nodes(folder: Path) -> None:
             expected = StatusCode.OK if least == "read" else StatusCode.PERMISSION_DENIED
             assert found.code is expected, (method, found)
         # A server whose store is its own has no nodes, whatever is shown.
-        alone = door_module.Door()
+        alone = control_module.AccessControl()
         not_admitted(world, Credentials({PEER_KEY_NAME: "", PEER_TENANT: ""}), alone)
 
 
@@ -153,10 +153,12 @@ async def probes_and_lists(folder: Path) -> None:
         }
 
 
-def not_admitted(world: World, shown: Credentials, door: door_module.Door | None = None) -> None:
+def not_admitted(
+    world: World, shown: Credentials, access_control: control_module.AccessControl | None = None
+) -> None:
     """The door does not let that in."""
     try:
-        caller = (door or world.door).admit(RUNS + "GetRun", shown)
+        caller = (access_control or world.access_control).authorize(RUNS + "GetRun", shown)
     except Unauthenticated:
         return
     raise AssertionError(f"let in: {caller}")
@@ -207,7 +209,9 @@ async def jwt_algorithm(folder: Path) -> None:
         (folder / "issuer.pem").write_bytes(public_pem(rsa_key()))
         world.rewrite(('["ES256"]', '["RS256"]'))
         world.look()
-        world.door.admit(RUNS + "GetRun", bearer(signed(private_pem(rsa_key()), "RS256")))
+        world.access_control.authorize(
+            RUNS + "GetRun", bearer(signed(private_pem(rsa_key()), "RS256"))
+        )
         for algorithm in ("RS384", "RS512", "PS256"):
             not_admitted(world, bearer(signed(private_pem(rsa_key()), algorithm)))
 
@@ -216,9 +220,9 @@ async def jwt_remembered(folder: Path) -> None:
     """A token that was verified before is worth nothing after its time, either."""
     async with guarded(folder) as world:
         text = signed()
-        world.door.admit(RUNS + "GetRun", bearer(text))
+        world.access_control.authorize(RUNS + "GetRun", bearer(text))
         world.clock[0] += 3599
-        world.door.admit(RUNS + "GetRun", bearer(text))
+        world.access_control.authorize(RUNS + "GetRun", bearer(text))
         world.clock[0] += 3
         not_admitted(world, bearer(text))
 

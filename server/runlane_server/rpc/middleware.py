@@ -21,14 +21,14 @@ from google.protobuf.message import Message as Encoded
 from grpc import StatusCode
 from structlog.contextvars import bind_contextvars
 
-from runlane_server.access.caller import CALLER, SHOWN, Credentials
-from runlane_server.access.door import Door, Visit
-from runlane_server.access.permissions import OPEN
+from runlane_server.access.caller import CALLER, CREDENTIALS, Credentials
+from runlane_server.access.control import AccessControl, OpenCall
+from runlane_server.access.permissions import PUBLIC_METHODS
 from runlane_server.core.errors import InvalidArgument, RunlaneError, Violation
 from runlane_server.core.observer import NOBODY, Observer
-from runlane_server.rpc.calls import Calls
-from runlane_server.rpc.careful import CarefulContext
-from runlane_server.rpc.errors import Refusal, defect, refusal
+from runlane_server.rpc.errors import WireError, internal_error, wire_error
+from runlane_server.rpc.inflight import InflightCalls
+from runlane_server.rpc.revocable import RevocableContext
 
 log = structlog.get_logger()
 
@@ -41,7 +41,7 @@ _AS_WISHED = (None, StatusCode.OK, StatusCode.CANCELLED, StatusCode.UNAUTHENTICA
 write a line for each call of whoever comes; nor is one written for a call that is open to all."""
 
 
-class Guard:
+class Middleware:
     """Stands in for a server where services are added to it, and wraps their handlers.
 
     An interceptor would do the same at every call that this does once.
@@ -50,14 +50,14 @@ class Guard:
     def __init__(
         self,
         server: grpc.aio.Server,
-        calls: Calls,
-        door: Door,
+        inflight: InflightCalls,
+        access: AccessControl,
         observer: Observer = NOBODY,
     ) -> None:
         self._server = server
         self._observer = observer
-        self._calls = calls
-        self._door = door
+        self._inflight = inflight
+        self._access = access
 
     def add_generic_rpc_handlers(
         self, generic_rpc_handlers: Sequence[grpc.GenericRpcHandler]
@@ -102,39 +102,39 @@ class Guard:
         async def call(request: Any, context: Context) -> Any:
             began = time.perf_counter()
             task = cast("asyncio.Task[object]", asyncio.current_task())
-            self._calls.enter(task, name)
+            self._inflight.add(task, name)
             code: StatusCode | None = None
             reason = ""
-            visit = Visit(method, credentials_of(context), task)
+            open_call = OpenCall(method, credentials_of(context), task)
             try:
-                visit.caller = self._door.admit(method, visit.credentials)
-                CALLER.set(visit.caller)
-                SHOWN.set(visit.credentials)
-                if visit.caller.name:
-                    bind_contextvars(caller=visit.caller.name)
+                open_call.caller = self._access.authorize(method, open_call.credentials)
+                CALLER.set(open_call.caller)
+                CREDENTIALS.set(open_call.credentials)
+                if open_call.caller.name:
+                    bind_contextvars(caller=open_call.caller.name)
                 if isinstance(request, _Malformed):
                     raise request.error
-                self._door.enter(visit)
+                self._access.register(open_call)
                 try:
-                    reply = CarefulContext(context, visit) if streams else context
+                    reply = RevocableContext(context, open_call) if streams else context
                     return await behavior(request, cast("Context", reply))
                 finally:
-                    self._door.leave(visit)
+                    self._access.unregister(open_call)
             except grpc.aio.AbortError:
                 code = context.code()
                 raise
             except BaseException as error:
-                code, refused = _verdict(visit.refused or error, task)
-                reason = getattr(visit.refused or error, "reason", "")
+                code, refused = _outcome(open_call.revocation or error, task)
+                reason = getattr(open_call.revocation or error, "reason", "")
                 if refused is None:
                     raise
                 await _abort(context, refused)
             finally:
-                self._calls.leave(task)
+                self._inflight.discard(task)
                 seconds = time.perf_counter() - began
                 said = code.name if code else "OK"
                 self._observer.called(name, said, reason, None if streams else seconds)
-                tell = log.debug if code in _AS_WISHED or method in OPEN else log.info
+                tell = log.debug if code in _AS_WISHED or method in PUBLIC_METHODS else log.info
                 tell("call", method=name, code=said, ms=round(seconds * 1000, 3))
 
         return call
@@ -171,34 +171,36 @@ class _Wrapped(grpc.GenericRpcHandler):
         return known
 
 
-def _verdict(error: BaseException, task: asyncio.Task[object]) -> tuple[StatusCode, Refusal | None]:
+def _outcome(
+    error: BaseException, task: asyncio.Task[object]
+) -> tuple[StatusCode, WireError | None]:
     """How a call ends that raised; without a refusal where there is nobody to tell."""
     match error:
         case RunlaneError():
-            refused = refusal(error)
+            refused = wire_error(error)
         case DecodeError():
-            refused = refusal(_malformed())
+            refused = wire_error(_malformed())
         case asyncio.CancelledError() if task.cancelling():
             return StatusCode.CANCELLED, None
         case grpc.aio.InternalError():
             # The peer left while something was being written to it (ExecuteBatchError).
             return StatusCode.CANCELLED, None
         case asyncio.CancelledError():
-            refused = _defect(error, StatusCode.ABORTED)
+            refused = _log_defect(error, StatusCode.ABORTED)
         case Exception():
-            refused = _defect(error, StatusCode.INTERNAL)
+            refused = _log_defect(error, StatusCode.INTERNAL)
         case _:
             return StatusCode.UNKNOWN, None
     return refused.code, refused
 
 
-async def _abort(context: Context, refused: Refusal) -> Never:
+async def _abort(context: Context, refused: WireError) -> Never:
     await context.abort(refused.code, refused.message, refused.trailing_metadata)
 
 
-def _defect(error: BaseException, code: StatusCode) -> Refusal:
+def _log_defect(error: BaseException, code: StatusCode) -> WireError:
     """A defect of this server: its text is for the log only."""
-    refused, error_id = defect(code)
+    refused, error_id = internal_error(code)
     log.error("a call failed unexpectedly", error_id=error_id, exc_info=error)
     return refused
 
