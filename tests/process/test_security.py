@@ -277,7 +277,7 @@ def test_a_server_with_tls_and_tokens_called_by_the_command(tmp_path: Path) -> N
             raise AssertionError("the token was revoked, and is taken still")
     log = server.log.read_text()
     assert token.rpartition("_")[2] not in log
-    assert "there is no such token" in log
+    assert "unknown token id" in log
 
 
 def test_a_server_that_would_be_open_to_the_network_does_not_start(tmp_path: Path) -> None:

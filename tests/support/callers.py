@@ -205,7 +205,7 @@ def signed(key: object = None, algorithm: str = "ES256", headers: Any = None, **
         "iss": ISSUER,
         "aud": AUDIENCE,
         "exp": int(time.time()) + 3600,
-        "sub": "somebody",
+        "sub": "alice",
         "org": "acme",
         "may": "admin",
     }

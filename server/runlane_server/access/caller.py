@@ -30,7 +30,7 @@ def is_name(text: str) -> bool:
 
 
 class Role(StrEnum):
-    """What a caller may do within its tenant."""
+    """The rights of a caller within its tenant."""
 
     READ = "read"
     """Look up and subscribe."""
@@ -70,7 +70,7 @@ def tenant() -> str:
 
 
 class Credentials(NamedTuple):
-    """What a call presents to authenticate its caller.
+    """The evidence that a call presents for its caller.
 
     `metadata` maps each key to its first value. `certificate` lists the names in the client's
     certificate, which the transport has verified; it is empty without a certificate.

@@ -1,4 +1,4 @@
-"""What each call needs. A call that is not listed here is nobody's."""
+"""The role that each method requires. A method that is not listed is denied to everybody."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ REQUIRED_ROLES: Mapping[str, Role] = MappingProxyType(
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Role.READ,
     }
 )
-"""The least role that may make a call, by its full name."""
+"""The lowest role that may call each method, by full name."""
 
 PUBLIC_METHODS = frozenset(f"/grpc.health.v1.Health/{name}" for name in ("Check", "List", "Watch"))
-"""What anybody may ask: the probes of balancers and orchestrators have no identity."""
+"""Methods without authentication: probes of load balancers and orchestrators have no identity."""
 
 _RANK = {Role.READ: 0, Role.RUN: 1, Role.ADMIN: 2}
 
 
 def is_allowed(role: Role, method: str) -> bool:
-    """Whether a role may make a call."""
-    needed = REQUIRED_ROLES.get(method)
-    return needed is not None and _RANK[role] >= _RANK[needed]
+    """Whether a role may call a method."""
+    required = REQUIRED_ROLES.get(method)
+    return required is not None and _RANK[role] >= _RANK[required]

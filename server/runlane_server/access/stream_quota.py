@@ -1,4 +1,4 @@
-"""How many calls that last a tenant has open on this node."""
+"""The quota of long-lived calls that each tenant may have open on this node."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from runlane_server.access.quotas import QuotaBook, quota_exceeded
 LONG_LIVED_METHODS = frozenset(
     f"/runlane.v1.RunService/{name}" for name in ("SubscribeRunComplete", "SubscribeRun", "WaitRun")
 )
-"""The calls that are counted: each waits for something to happen."""
+"""The methods that count: each waits for something to happen."""
 
 RETRY_AFTER = 1.0
-"""Seconds after which a caller may come back: calls end, and those of clients that were lost are
-found out within half a minute."""
+"""Seconds until a refused caller may retry. Calls end, and a lost client is detected within half a
+minute."""
 
 
 class StreamQuota:
-    """Counts the open calls of each tenant."""
+    """Counts the open long-lived calls of each tenant."""
 
     def __init__(self, book: QuotaBook) -> None:
         self._book = book
         self._open: Counter[str] = Counter()
 
     def of(self, tenant: str) -> int:
-        """How many a tenant has open."""
+        """The number of open calls of a tenant."""
         return self._open[tenant]
 
     def acquire(self, caller: Caller) -> None:
-        """One more is open. Raises QuotaExceeded.
+        """Counts a call that opens. Raises QuotaExceeded.
 
-        What another node asks for was counted there, where its caller was let in.
+        Calls of other nodes are not counted here, since that node has counted them.
         """
         if caller.peer:
             return
@@ -42,7 +42,7 @@ class StreamQuota:
         self._open[tenant] += 1
 
     def release(self, caller: Caller) -> None:
-        """One that entered is closed."""
+        """Stops counting a call that has closed."""
         if caller.peer:
             return
         tenant = caller.tenant

@@ -28,7 +28,7 @@ _NO_HASH = "0" * 64
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What a server stores of a token. `expires` is in seconds since 1970; None: never."""
+    """A token as a server stores it. `expires` is in seconds since 1970; None: never."""
 
     id: str
     sha256: str
