@@ -110,7 +110,7 @@ async def test_a_call_that_breaks_grpc_s_server_down_stops_nothing_else(tmp_path
             for round_ in range(1, 4):
                 await break_down(server.address)
                 assert (await client.get_run(handle.run_id)).state is RunState.ACTIVE
-                assert server.log.count("broke down; serving anew") == round_
+                assert server.log.count("broke down; restarting") == round_
             opens = await client.run_accepted("t", script({"open": "g"}), allow_missing=True)
             ended = {(await first).run_id, (await anext(subscription)).run_id}
         assert ended == {handle.run_id, opens.run_id}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from runlane.v1 import session_pb2, session_service_pb2
 from runlane_server.core.model import Attachment, Message, Part, Role, Text
-from runlane_server.rpc.page import FETCHED_AT_ONCE, PAGE_BYTES, collect_page
+from runlane_server.rpc.page import FETCH_SIZE, PAGE_BYTES, collect_page
 from runlane_server.rpc.transcript import Mark, lay_out
 from runlane_server.store.base import MessagePlace, Page
 
@@ -74,7 +74,7 @@ async def test_a_page_of_small_items_is_full() -> None:
     numbers = Numbers([10] * 1500)
     page = await collect_page(numbers.fetch, as_session, after=None, limit=1000)
     assert len(page.items) == 1000
-    assert numbers.reads == -(-1000 // FETCHED_AT_ONCE)
+    assert numbers.reads == -(-1000 // FETCH_SIZE)
 
 
 # --- The transcript -----------------------------------------------------------------------------

@@ -1,6 +1,6 @@
-"""What an error looks like on the wire: one table, and how a status is made of it.
+"""Errors on the wire: the one table of reasons, and their encoding as a gRPC status.
 
-The client reverses the table; `proto/runlane/v1/error_reason.proto` documents it for everybody.
+The client reverses the table; `proto/runlane/v1/error_reason.proto` documents it.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ STATUS: Mapping[str, StatusCode] = MappingProxyType(
         "UNSUPPORTED": StatusCode.UNIMPLEMENTED,
     }
 )
-"""The gRPC status that goes with each reason."""
+"""The gRPC status of each reason."""
 
 DETAILS_KEY = "grpc-status-details-bin"
 
-# A peer refuses headers above 8 KiB (grpc.max_metadata_size), and the message goes out twice.
+# A peer refuses headers above 8 KiB (grpc.max_metadata_size), and the message is sent twice.
 _MESSAGE_BYTES = 512
 _VIOLATIONS_BYTES = 3072
 
 
 @dataclass(frozen=True, slots=True)
 class WireError:
-    """How a call ends that failed: what `context.abort` takes."""
+    """An error as `context.abort` takes it."""
 
     code: StatusCode
     message: str
@@ -67,20 +67,20 @@ class WireError:
 
     @property
     def trailing_metadata(self) -> tuple[tuple[str, bytes]]:
-        """The trailing metadata that carries the details."""
+        """The trailing metadata with the encoded details."""
         return ((DETAILS_KEY, self.details),)
 
 
 def wire_error(error: RunlaneError) -> WireError:
-    """What a caller is told of an error."""
+    """Encodes an error."""
     message, _ = cut_utf8(error.message, _MESSAGE_BYTES)
     return _wire_error(STATUS[error.reason], error.reason, message, error.metadata, _details(error))
 
 
 def internal_error(code: StatusCode = StatusCode.INTERNAL) -> tuple[WireError, str]:
-    """What a caller is told of an unexpected exception, and the id that finds it in the log."""
+    """The error for an unexpected exception, and the id that identifies it in the log."""
     error_id = secrets.token_hex(8)
-    message = f"internal error {error_id}; the server's log has the details"
+    message = f"internal error {error_id}; see the log of the server for details"
     return _wire_error(code, "INTERNAL", message, {"error_id": error_id}, ()), error_id
 
 
@@ -111,7 +111,7 @@ def _details(error: RunlaneError) -> Iterator[Message]:
 
 
 def _violations(violations: Iterable[Violation]) -> Iterator[Message]:
-    """As many of the violations as fit into a header."""
+    """Encodes as many violations as fit into a header."""
     room = _VIOLATIONS_BYTES
     for violation in violations:
         field, _ = cut_utf8(violation.field, _MESSAGE_BYTES)
@@ -124,7 +124,7 @@ def _violations(violations: Iterable[Violation]) -> Iterator[Message]:
 
 
 def _quota_violations(violations: Iterable[Violation]) -> Iterator[Message]:
-    """The quotas that are used up; an error names one, so they fit into a header."""
+    """Encodes exhausted quotas; an error names one, so they fit into a header."""
     for violation in violations:
         subject, _ = cut_utf8(violation.field, _MESSAGE_BYTES)
         description, _ = cut_utf8(violation.description, _MESSAGE_BYTES)

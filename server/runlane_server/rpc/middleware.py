@@ -1,8 +1,8 @@
-"""What stands around every handler: errors become statuses, calls are logged and counted.
+"""Wraps every handler: access control, errors as statuses, logs and metrics of calls.
 
-It covers the health and reflection services too. It never lets a `CancelledError` out that nobody
-asked for (the peer would wait for its own deadline, grpc#29248), and never keeps one in that the
-peer asked for (grpc leaks memory then, grpc#43360).
+This covers the health and reflection services too. A `CancelledError` without a cancel of the call
+never leaves a handler, because the peer would wait for its own deadline (grpc#29248). A cancel of
+the call is never swallowed, because grpc leaks memory then (grpc#43360).
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from runlane_server.core.errors import InvalidArgument, RunlaneError, Violation
 from runlane_server.core.observer import NOBODY, Observer
 from runlane_server.rpc.errors import WireError, internal_error, wire_error
 from runlane_server.rpc.inflight import InflightCalls
-from runlane_server.rpc.revocable import RevocableContext
 
 log = structlog.get_logger()
 
@@ -36,15 +35,15 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Behavior: TypeAlias = "Callable[[Any, Context], Awaitable[Any]]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
-_AS_WISHED = (None, StatusCode.OK, StatusCode.CANCELLED, StatusCode.UNAUTHENTICATED)
-"""How a call ends that nobody has to look at. Who is refused is told at the door, which does not
-write a line for each call of whoever comes; nor is one written for a call that is open to all."""
+_QUIET_CODES = (None, StatusCode.OK, StatusCode.CANCELLED, StatusCode.UNAUTHENTICATED)
+"""Codes of calls that are logged at level debug only. Failed authentications have their own log,
+whose rate is bounded."""
 
 
 class Middleware:
-    """Stands in for a server where services are added to it, and wraps their handlers.
+    """Passed in place of a server to the generated functions that add services to it.
 
-    An interceptor would do the same at every call that this does once.
+    It wraps each handler once. An interceptor would repeat this work at every call.
     """
 
     def __init__(
@@ -62,15 +61,15 @@ class Middleware:
     def add_generic_rpc_handlers(
         self, generic_rpc_handlers: Sequence[grpc.GenericRpcHandler]
     ) -> None:
-        """Adds services. They are asked for their handlers once."""
+        """Adds services, which are asked once for each handler."""
         self._server.add_generic_rpc_handlers(
-            tuple(_Wrapped(handlers, self._wrap) for handlers in generic_rpc_handlers)
+            tuple(_WrappedHandlers(handlers, self._wrap) for handlers in generic_rpc_handlers)
         )
 
     def add_registered_method_handlers(
         self, service_name: str, method_handlers: Mapping[str, Handler]
     ) -> None:
-        """Adds a service; these are found more quickly than the generic ones."""
+        """Adds a service whose methods are found faster than those of generic handlers."""
         self._server.add_registered_method_handlers(
             service_name,
             {
@@ -84,20 +83,19 @@ class Middleware:
         responses = "stream" if handler.response_streaming else "unary"
         behavior = cast("Behavior", getattr(handler, f"{requests}_{responses}"))
         if isasyncgenfunction(behavior):
-            behavior = _writing(behavior)
+            behavior = _write_responses(behavior)
         make = getattr(grpc, f"{requests}_{responses}_rpc_method_handler")
         wrapped: Handler = make(
-            self._guarded(behavior, method, streams=handler.response_streaming),
-            request_deserializer=_keeping_errors(handler.request_deserializer or bytes),
+            self._supervise(behavior, method, streams=handler.response_streaming),
+            request_deserializer=_tolerant(handler.request_deserializer or bytes),
             response_serializer=_serialize,
         )
         return wrapped
 
-    def _guarded(self, behavior: Behavior, method: str, *, streams: bool) -> Behavior:
-        """A handler that always ends with a status, and leaves a line in the log."""
+    def _supervise(self, behavior: Behavior, method: str, *, streams: bool) -> Behavior:
+        """Returns a handler that checks access, always ends with a status, and logs the call."""
         name = method.rpartition(".")[2]
-        # What went well is told on demand only: it would be a line for every run, and for every
-        # probe for ever.
+        # Successful calls are logged at level debug: they are as many as runs and health probes.
 
         async def call(request: Any, context: Context) -> Any:
             began = time.perf_counter()
@@ -116,7 +114,7 @@ class Middleware:
                     raise request.error
                 self._access.register(open_call)
                 try:
-                    reply = RevocableContext(context, open_call) if streams else context
+                    reply = _RevocableContext(context, open_call) if streams else context
                     return await behavior(request, cast("Context", reply))
                 finally:
                     self._access.unregister(open_call)
@@ -124,33 +122,66 @@ class Middleware:
                 code = context.code()
                 raise
             except BaseException as error:
-                code, refused = _outcome(open_call.revocation or error, task)
+                code, failure = _outcome(open_call.revocation or error, task)
                 reason = getattr(open_call.revocation or error, "reason", "")
-                if refused is None:
+                if failure is None:
                     raise
-                await _abort(context, refused)
+                await _abort(context, failure)
             finally:
                 self._inflight.discard(task)
                 seconds = time.perf_counter() - began
-                said = code.name if code else "OK"
-                self._observer.called(name, said, reason, None if streams else seconds)
-                tell = log.debug if code in _AS_WISHED or method in PUBLIC_METHODS else log.info
-                tell("call", method=name, code=said, ms=round(seconds * 1000, 3))
+                status = code.name if code else "OK"
+                self._observer.called(name, status, reason, None if streams else seconds)
+                write = log.debug if code in _QUIET_CODES or method in PUBLIC_METHODS else log.info
+                write("call", method=name, code=status, ms=round(seconds * 1000, 3))
 
         return call
 
 
+class _RevocableContext:
+    """The context of a streaming call, which ends a revoked call between two writes.
+
+    A write that is cancelled continues inside gRPC, where no status can be sent beside it, so the
+    call would hang until its caller gives up. A caller that does not read blocks its last write. It
+    receives the error once it reads on; nothing more is written for it.
+    """
+
+    def __init__(self, context: Context, call: OpenCall) -> None:
+        self._context = context
+        self._call = call
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    async def write(self, message: Any) -> None:
+        """Writes a message. Raises the revocation of the call, if any."""
+        await self._send(self._context.write(message))
+
+    async def send_initial_metadata(self, metadata: Any) -> None:
+        """Sends the initial metadata, with the same rules as `write`."""
+        await self._send(self._context.send_initial_metadata(metadata))
+
+    async def _send(self, sending: Awaitable[None]) -> None:
+        # No context manager: it would cost a twentieth of writing a small message.
+        call = self._call
+        call.is_sending = True
+        try:
+            await sending
+        finally:
+            call.is_sending = False
+        call.raise_if_revoked()
+
+
 def credentials_of(context: Context) -> Credentials:
-    """What a call brings along to prove who makes it."""
-    # The first value of a key counts.
-    sent = cast("Sequence[tuple[str, str]]", context.invocation_metadata() or ())
-    metadata = dict(reversed(sent))
+    """Returns the credentials of a call; the first value of a metadata key counts."""
+    pairs = cast("Sequence[tuple[str, str]]", context.invocation_metadata() or ())
+    metadata = dict(reversed(pairs))
     certificate = context.peer_identities() or ()
     return Credentials(metadata, tuple(name.decode(errors="replace") for name in certificate))
 
 
-class _Wrapped(grpc.GenericRpcHandler):
-    """The handlers of a service, each wrapped when it is first asked for."""
+class _WrappedHandlers(grpc.GenericRpcHandler):
+    """The handlers of a service, each wrapped at its first call."""
 
     def __init__(
         self, handlers: grpc.GenericRpcHandler, wrap: Callable[[Handler, str], Handler]
@@ -160,7 +191,7 @@ class _Wrapped(grpc.GenericRpcHandler):
         self._known: dict[str, Handler] = {}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
-        """The handler of a method; None where there is no such method."""
+        """Returns the wrapped handler of a method; None for an unknown method."""
         method = handler_call_details.method
         known = self._known.get(method)
         if known is None:
@@ -174,54 +205,54 @@ class _Wrapped(grpc.GenericRpcHandler):
 def _outcome(
     error: BaseException, task: asyncio.Task[object]
 ) -> tuple[StatusCode, WireError | None]:
-    """How a call ends that raised; without a refusal where there is nobody to tell."""
+    """Maps an exception to a code and an error for the peer; None if the peer has left."""
     match error:
         case RunlaneError():
-            refused = wire_error(error)
+            failure = wire_error(error)
         case DecodeError():
-            refused = wire_error(_malformed())
+            failure = wire_error(_malformed())
         case asyncio.CancelledError() if task.cancelling():
             return StatusCode.CANCELLED, None
         case grpc.aio.InternalError():
-            # The peer left while something was being written to it (ExecuteBatchError).
+            # The peer left during a write (ExecuteBatchError).
             return StatusCode.CANCELLED, None
         case asyncio.CancelledError():
-            refused = _log_defect(error, StatusCode.ABORTED)
+            failure = _log_defect(error, StatusCode.ABORTED)
         case Exception():
-            refused = _log_defect(error, StatusCode.INTERNAL)
+            failure = _log_defect(error, StatusCode.INTERNAL)
         case _:
             return StatusCode.UNKNOWN, None
-    return refused.code, refused
+    return failure.code, failure
 
 
-async def _abort(context: Context, refused: WireError) -> Never:
-    await context.abort(refused.code, refused.message, refused.trailing_metadata)
+async def _abort(context: Context, failure: WireError) -> Never:
+    await context.abort(failure.code, failure.message, failure.trailing_metadata)
 
 
 def _log_defect(error: BaseException, code: StatusCode) -> WireError:
-    """A defect of this server: its text is for the log only."""
-    refused, error_id = internal_error(code)
-    log.error("a call failed unexpectedly", error_id=error_id, exc_info=error)
-    return refused
+    """Logs an unexpected exception, whose text stays in the log."""
+    failure, error_id = internal_error(code)
+    log.error("call failed unexpectedly", error_id=error_id, exc_info=error)
+    return failure
 
 
 class _Malformed:
-    """A request that could not be decoded; handed on in its place, so that it is answered."""
+    """Stands in for a request that could not be decoded, so that the call gets an answer."""
 
     def __init__(self, error: RunlaneError) -> None:
         self.error = error
 
 
 def _malformed() -> InvalidArgument:
-    # protobuf's own parser refuses strings that are not UTF-8, and does not say which.
+    # The parser of protobuf refuses strings that are not UTF-8 without naming the field.
     description = "is not a valid message of its type, or a string in it is not UTF-8"
     return InvalidArgument(
         f"request: {description}", violations=[Violation("request", description)]
     )
 
 
-def _keeping_errors(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """grpc answers UNKNOWN where a deserializer raises; so this one does not."""
+def _tolerant(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Returns a deserializer that never raises, since grpc would answer UNKNOWN."""
 
     def decode(data: bytes) -> Any:
         try:
@@ -233,19 +264,19 @@ def _keeping_errors(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], An
 
 
 def _serialize(response: Encoded | bytes) -> bytes:
-    """Lets through what was encoded already, once for many subscribers."""
+    """Serializes a response, unless it was serialized before for many subscribers."""
     return response if isinstance(response, bytes) else response.SerializeToString()
 
 
-def _writing(behavior: Callable[[Any, Context], AsyncGenerator[Any, None]]) -> Behavior:
-    """Writes what an async generator yields.
+def _write_responses(behavior: Callable[[Any, Context], AsyncGenerator[Any, None]]) -> Behavior:
+    """Returns a handler that writes what an async generator yields.
 
-    A generator that grpc iterates over itself is closed in another task when the call is cancelled.
+    grpc would close the generator in another task when the call is cancelled.
     """
 
     async def call(requests: Any, context: Context) -> None:
-        sent = _well_formed(requests) if hasattr(requests, "__aiter__") else requests
-        async with aclosing(behavior(sent, context)) as responses:
+        decoded = _well_formed(requests) if hasattr(requests, "__aiter__") else requests
+        async with aclosing(behavior(decoded, context)) as responses:
             async for response in responses:
                 await context.write(response)
 
@@ -253,7 +284,7 @@ def _writing(behavior: Callable[[Any, Context], AsyncGenerator[Any, None]]) -> B
 
 
 async def _well_formed(requests: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
-    """The messages of a stream. Raises InvalidArgument at one that could not be decoded."""
+    """Yields the messages of a stream. Raises InvalidArgument at a malformed one."""
     async for request in requests:
         if isinstance(request, _Malformed):
             raise request.error

@@ -23,7 +23,7 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class SessionService(session_service_pb2_grpc.SessionServiceServicer):
-    """Keeps sessions and their transcripts."""
+    """Serves sessions and their transcripts."""
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
@@ -46,7 +46,7 @@ class SessionService(session_service_pb2_grpc.SessionServiceServicer):
     async def GetSession(
         self, request: pb.GetSessionRequest, context: Context
     ) -> pb.GetSessionResponse:
-        """Tells about a session."""
+        """Returns a session."""
         validate.session_id(request)
         session = await self._session(request.session_id)
         return pb.GetSessionResponse(session=convert.session(session))
@@ -54,7 +54,7 @@ class SessionService(session_service_pb2_grpc.SessionServiceServicer):
     async def DeleteSession(
         self, request: pb.DeleteSessionRequest, context: Context
     ) -> pb.DeleteSessionResponse:
-        """Removes an idle session."""
+        """Deletes an idle session."""
         validate.session_id(request)
         bind_contextvars(session_id=request.session_id)
         await self._coordinator.delete_session(request.session_id, tenant=tenant())
@@ -83,7 +83,7 @@ class SessionService(session_service_pb2_grpc.SessionServiceServicer):
     async def ListMessages(
         self, request: pb.ListMessagesRequest, context: Context
     ) -> pb.ListMessagesResponse:
-        """Lists the transcript of a session."""
+        """Lists the messages of a session."""
         tokens = PageTokens(self._store.store_id, "ListMessages", tenant(), request.session_id)
         page_size, place = validate.list_messages(
             request, lambda: tokens.decode(request.page_token, len(Mark._fields))
