@@ -146,7 +146,7 @@ async def follow(peers: Peers, address: str) -> str:
 
 async def test_the_key_of_the_nodes_never_leaves_the_machine_in_plaintext() -> None:
     for address in ("192.0.2.1:1", "host.example:1"):
-        with pytest.raises(RelayBroken, match="without TLS"):
+        with pytest.raises(RelayBroken, match="requires TLS"):
             await follow(Peers("key"), address)
 
 

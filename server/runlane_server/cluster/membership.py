@@ -1,10 +1,9 @@
-"""This node among the others that share its store.
+"""The membership of this node in the group of nodes that share its store.
 
-A node is alive as long as it says so in time. It says so several times within its lease, by the
-database's clock; one that does not is taken for lost by the others, who see to its active runs. It
-notices by its own clock, and before the others do, so that it starts nothing any more and stops its
-agents. Whatever it still tries to write about a run that was taken away is refused: the version of
-the lane and the attempt decide that, and no clock.
+A node sends several heartbeats within its lease. Without them, the other nodes declare it dead by
+the clock of the database, and recover its active runs. The node notices by its own clock, before
+the others do; it then starts no run and stops its agents. Its later writes about a recovered run
+are refused by the version of the lane and the attempt, never by a clock.
 """
 
 from __future__ import annotations
@@ -24,59 +23,59 @@ from runlane_server.store.base import Cluster, HostedRun, Turns
 log = structlog.get_logger()
 
 HEARTBEATS = 4
-"""How often within its lease a node says that it is alive."""
+"""Heartbeats per lease."""
 
-RETRIES = 20
-"""The same while it could not: the store may be back for a moment."""
+HEARTBEAT_RETRIES = 20
+"""Heartbeats per lease after a failed one, since the store may be back only briefly."""
 
 SAFE_FRACTION = 0.8
-"""The share of its lease after which a node that could not say so takes itself for lost."""
+"""Fraction of the lease without a heartbeat after which a node declares itself dead."""
 
 POLL_SECONDS = 1.0
-"""After how long, on average, it looks for what no wake-up told of."""
+"""Average seconds between polls for work that no wake-up announced."""
 
 PAUSE_SECONDS = 0.025
-"""Between two looks, however often it is woken."""
+"""Minimum pause between two polls."""
 
 CLAIM_LANES = 64
-"""How many lanes a node claims at a time."""
+"""Maximum number of lanes per claim."""
 
 HOLD_SECONDS = 2.0
-"""For how long others leave alone what it claimed; it starts them at once, or cannot."""
+"""How long a claim excludes other nodes. A node starts claimed lanes at once or not at all."""
 
 LOST_RUNS = 100
-"""How many runs of lost nodes it sees to at a time."""
+"""Maximum number of runs of dead nodes recovered at a time."""
 
 
 class LocalRuns(Protocol):
-    """What there is to do on this node, as far as others have a part in it."""
+    """The runs on this node, as far as other nodes affect them."""
 
     @property
     def free_slots(self) -> int:
-        """How many more lanes could have an active run here."""
+        """The number of free slots for active runs."""
 
     @property
     def turns(self) -> Turns:
-        """Whose turn it is here, of the tenants."""
+        """The order in which tenants get free slots."""
 
     def line_up(self, key: SessionKey) -> None:
-        """A lane waits for a node, and this one is to serve it."""
+        """Queues a claimed lane for a slot of this node."""
 
     async def recover(self, lost: HostedRun) -> None:
-        """The node of an attempt is gone."""
+        """Recovers a run whose node is dead."""
 
     def cancelled_elsewhere(self, run: HostedRun) -> None:
-        """Another node committed a cancel of a run that is active here."""
+        """Applies a cancel, committed by another node, to a run that is active here."""
 
     def give_up(self) -> None:
-        """What is active here is another node's by now, or soon will be."""
+        """Stops all active runs, because other nodes recover them."""
 
     def count_waiting(self, runs: Mapping[str, int]) -> None:
-        """So many runs of each tenant wait in the whole store."""
+        """Takes the number of waiting runs per tenant in the whole store."""
 
 
 class Membership:
-    """Keeps this node alive, and does its part for all. One per node of a shared store."""
+    """Sends heartbeats, recovers runs of dead nodes, and claims lanes. One per node."""
 
     def __init__(
         self,
@@ -93,14 +92,14 @@ class Membership:
         self.lease = lease
         self._new_id = new_id
         self._last_heartbeat = float("-inf")
-        self._is_answered = True
+        self._is_connected = True
         self._is_cut_off = False
         self._lease_timer: asyncio.TimerHandle | None = None
         self._due = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self, address: str) -> None:
-        """Joins the others, who reach this node at that address. Raises StoreUnavailable."""
+        """Joins the group. Other nodes reach this one at `address`. Raises StoreUnavailable."""
         self._address = address
         await self._join()
         self._cluster.on_wake = self.poll_soon
@@ -110,7 +109,7 @@ class Membership:
         ]
 
     async def stop(self) -> None:
-        """Leaves; to be called when nothing is active here any more."""
+        """Leaves the group. No run may be active here any more."""
         self._cluster.on_wake = None
         for task in self._tasks:
             task.cancel()
@@ -121,27 +120,27 @@ class Membership:
         try:
             await self._cluster.leave(self.node_id)
         except StoreUnavailable as error:
-            log.warning("the node could not say that it leaves", error=error.message)
+            log.warning("node left without notice", error=error.message)
 
     @property
     def alive(self) -> bool:
-        """Whether the others are sure to take this node for alive, so that it may start runs."""
+        """Whether other nodes certainly consider this one alive, so that it may start runs."""
         return real_loop_time() - self._last_heartbeat < self.lease * SAFE_FRACTION
 
     @property
     def heartbeat_age(self) -> float:
-        """Seconds since the others heard of this node; infinite if it takes itself for lost."""
+        """Seconds since the last heartbeat; infinite if this node considers itself dead."""
         return real_loop_time() - self._last_heartbeat
 
     def poll_soon(self) -> None:
-        """There may be something to do that is not known here yet."""
+        """Polls soon, because there may be new work."""
         self._due.set()
 
     def wake_others(self) -> None:
-        """There is something to do that this node cannot do."""
+        """Announces work that this node cannot do."""
         self._cluster.wake()
 
-    # Being alive
+    # Heartbeats
 
     async def _join(self) -> None:
         began = real_loop_time()
@@ -149,30 +148,32 @@ class Membership:
         await self._cluster.join(node_id, self._address)
         self.node_id = node_id
         self._renew_lease(began)
-        log.info("joined", node_id=node_id, node_address=self._address, lease_s=self.lease)
+        log.info("node joined", node_id=node_id, node_address=self._address, lease_s=self.lease)
 
     async def _until_heartbeat(self) -> None:
-        await asyncio.sleep(_jittered(self.lease / (HEARTBEATS if self._is_answered else RETRIES)))
+        await asyncio.sleep(
+            _jittered(self.lease / (HEARTBEATS if self._is_connected else HEARTBEAT_RETRIES))
+        )
 
     async def _heartbeat(self) -> None:
-        # From before the question: the lease may run from any instant until its answer.
+        # The time before the request: the lease starts at some instant before the answer.
         began = real_loop_time()
-        self._is_answered = False
+        self._is_connected = False
         try:
             async with asyncio.timeout(self.lease / HEARTBEATS):
                 known = await self._cluster.beat(self.node_id, self.lease)
         except (TimeoutError, StoreUnavailable):
             return
-        self._is_answered = True
+        self._is_connected = True
         if known:
             self._renew_lease(began)
         else:
-            self._abandon("the node was taken for lost")
+            self._abandon("node declared dead by others")
             await self._join()
         await self._recover_lost_runs()
 
     def _renew_lease(self, since: float) -> None:
-        """The lease runs from then on. No answer to a question is waited for when it ends."""
+        """Starts the lease at a time, and the timer that ends it independently of any request."""
         self._last_heartbeat, self._is_cut_off = since, False
         if self._lease_timer is not None:
             self._lease_timer.cancel()
@@ -184,27 +185,27 @@ class Membership:
         self._lease_timer = loop.call_later(left, self._on_lease_end)
 
     def _on_lease_end(self) -> None:
-        # A harness that moves the loop's clock does not move the database's.
+        # A harness may have moved the clock of the loop, but not that of the database.
         if self.alive:
             self._start_lease_timer()
         else:
-            self._abandon("the node is cut off from its store")
+            self._abandon("node cut off from its store")
 
-    def _abandon(self, why: str) -> None:
-        # Nothing is to be started under the name that is lost.
+    def _abandon(self, event: str) -> None:
+        # Nothing may start under a node id that is dead.
         self._last_heartbeat = float("-inf")
         if not self._is_cut_off:
-            log.warning(why, node_id=self.node_id)
+            log.warning(event, node_id=self.node_id)
             self._is_cut_off = True
             self._work.give_up()
 
     async def _recover_lost_runs(self) -> None:
         for lost in await self._cluster.lost_runs(LOST_RUNS):
-            log.warning("the node of a run is gone", run_id=lost.run_id, attempt=lost.attempt)
+            log.warning("recovering run of dead node", run_id=lost.run_id, attempt=lost.attempt)
             await self._work.recover(lost)
         self._work.count_waiting(await self._cluster.waiting_runs())
 
-    # Looking for work
+    # Work
 
     async def _until_poll(self) -> None:
         await asyncio.sleep(_jittered(PAUSE_SECONDS))
@@ -226,7 +227,7 @@ class Membership:
         for key in claimed:
             self._work.line_up(key)
         if claimed:
-            # A tenant may have more than its share was, and others less.
+            # The shares of tenants have changed.
             self._due.set()
 
     async def _repeat(
@@ -239,11 +240,11 @@ class Membership:
             try:
                 await do()
             except RunlaneError as error:
-                log.debug("the store is away", error=error.message)
+                log.debug("store unavailable", error=error.message)
             except Exception:
-                log.exception("the node could not do its part")
+                log.exception("cluster task failed")
 
 
 def _jittered(seconds: float) -> float:
-    """Not all nodes at the same instant."""
+    """Adds jitter, so that nodes do not act at the same instant."""
     return seconds * random.uniform(0.75, 1.25)  # noqa: S311 - nothing secret

@@ -6,7 +6,7 @@ import hashlib
 import struct
 from functools import lru_cache
 
-from runlane_server.core.errors import CursorInvalid, Violation
+from runlane_server.core.errors import CursorInvalid
 from runlane_server.rpc.seal import seal, unseal
 from runlane_server.store.base import Position
 
@@ -31,12 +31,8 @@ class Cursors:
         """Returns the position of a cursor. Raises CursorInvalid."""
         payload = unseal(cursor)
         if payload is None or len(payload) != _LAYOUT.size:
-            raise _invalid("was not issued by this service")
+            raise CursorInvalid.of("cursor", "was not issued by this service")
         binding, position = _LAYOUT.unpack(payload)
         if binding != self._binding(tenant):
-            raise _invalid("belongs to another store")
+            raise CursorInvalid.of("cursor", "belongs to another store")
         return int(position)
-
-
-def _invalid(description: str) -> CursorInvalid:
-    return CursorInvalid(f"cursor: {description}", violations=[Violation("cursor", description)])

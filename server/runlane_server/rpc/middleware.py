@@ -24,7 +24,7 @@ from structlog.contextvars import bind_contextvars
 from runlane_server.access.caller import CALLER, CREDENTIALS, Credentials
 from runlane_server.access.control import AccessControl, OpenCall
 from runlane_server.access.permissions import PUBLIC_METHODS
-from runlane_server.core.errors import InvalidArgument, RunlaneError, Violation
+from runlane_server.core.errors import InvalidArgument, RunlaneError
 from runlane_server.core.observer import NOBODY, Observer
 from runlane_server.rpc.errors import WireError, internal_error, wire_error
 from runlane_server.rpc.inflight import InflightCalls
@@ -245,9 +245,8 @@ class _Malformed:
 
 def _malformed() -> InvalidArgument:
     # The parser of protobuf refuses strings that are not UTF-8 without naming the field.
-    description = "is not a valid message of its type, or a string in it is not UTF-8"
-    return InvalidArgument(
-        f"request: {description}", violations=[Violation("request", description)]
+    return InvalidArgument.of(
+        "request", "is not a valid message of its type, or a string in it is not UTF-8"
     )
 
 

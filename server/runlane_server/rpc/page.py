@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 from google.protobuf.message import Message as Encoded
 
-from runlane_server.core.errors import PageTokenInvalid, Violation
+from runlane_server.core.errors import PageTokenInvalid
 from runlane_server.rpc.seal import seal, unseal
 from runlane_server.store.base import Page
 
@@ -53,10 +53,7 @@ class PageTokens:
         payload = unseal(token)
         expected = _DIGEST_BYTES + 8 * numbers
         if payload is None or len(payload) != expected or not payload.startswith(self._binding):
-            description = "was not issued by this call for these filters"
-            raise PageTokenInvalid(
-                f"page_token: {description}", violations=[Violation("page_token", description)]
-            )
+            raise PageTokenInvalid.of("page_token", "was not issued by this call for these filters")
         return struct.unpack_from(f">{numbers}q", payload, _DIGEST_BYTES)
 
 
