@@ -16,8 +16,8 @@ import pytest
 from grpc import StatusCode
 from structlog.testing import capture_logs
 
-from rpc.probe_base import LEAST
-from rpc.test_tls import asked, trusting, unreachable
+from rpc.probe_base import MIN_ROLE
+from rpc.test_tls import assert_unreachable, call_once, trusting
 from runlane.v1 import run_service_pb2 as runs_pb
 from runlane_server.access import editing
 from runlane_server.access.caller import Role
@@ -117,7 +117,7 @@ async def test_a_certificate_is_a_caller_at_every_rpc(role: str, tmp_path: Path)
         async with serving(tls=entrance.tls, access=door, credentials=shown) as wire:
             world = World(wire, entrance, door, access, {})
             for method in OF_TENANTS:
-                least = LEAST[method]
+                least = MIN_ROLE[method]
                 code = (await world.ask(method, request(method))).code
                 if name != "job":
                     assert code is StatusCode.UNAUTHENTICATED, method
@@ -303,5 +303,5 @@ async def test_workers_have_tls_on_the_ports_of_their_own_too(
         own = {line["node_address"] for line in lines if "node_address" in line}
         assert len(own) == 2
         for address in (server.address, *own):
-            await asked(address, trusting(authority))
-            await unreachable(address, None)
+            await call_once(address, trusting(authority))
+            await assert_unreachable(address, None)

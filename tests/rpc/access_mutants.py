@@ -1,4 +1,4 @@
-"""Checks of the access_control, each taken out, and the probe that has to notice it."""
+"""Removals of single access checks, each with the probe that must detect it."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ THEIRS = '"acme"'
 
 
 class Removed(NamedTuple):
-    """A check that is not made: `old` is exchanged for `new` in a function of `owner`; and the
-    probe that has to notice it."""
+    """A removed check: `old` is replaced by `new` in a function of `owner`, and the probe
+    `detected_by` must fail."""
 
     name: str
     owner: Any
     function: str
     old: str
     new: str
-    noticed_by: str
+    detected_by: str
 
 
-def of_tenant(owner: type, function: str, noticed_by: str = "strangers") -> Removed:
-    """A handler that does not look whose it is."""
-    name = f"{function} does not look whose it is"
-    return Removed(name, owner, function, TENANT, THEIRS, noticed_by)
+def of_tenant(owner: type, function: str, detected_by: str = "strangers") -> Removed:
+    """A handler that ignores the tenant."""
+    name = f"{function} ignores the tenant"
+    return Removed(name, owner, function, TENANT, THEIRS, detected_by)
 
 
 REMOVED = (
     Removed(
-        "the role is not looked at",
+        "the role is ignored",
         control.AccessControl,
         "authorize",
         "if not is_allowed(caller.role, method):",
@@ -43,23 +43,23 @@ REMOVED = (
         "roles",
     ),
     Removed(
-        "everybody may ask everything",
+        "every method is public",
         control.AccessControl,
         "authorize",
         "if method in PUBLIC_METHODS:",
         "if True:",
-        "nobody",
+        "anonymous",
     ),
     Removed(
-        "nobody is identified",
+        "no call is authenticated",
         control.AccessControl,
         "_authenticate",
         "self._authenticator.authenticate(credentials)",
         "ANONYMOUS",
-        "nobody",
+        "anonymous",
     ),
     Removed(
-        "who is not known comes in",
+        "unknown callers are accepted",
         access_file.AccessFile,
         "authenticate",
         "raise Unauthenticated(UNKNOWN_CALLER) from None",
@@ -67,7 +67,7 @@ REMOVED = (
         "bad_tokens",
     ),
     Removed(
-        "the caller is told what is wrong",
+        "the error says what is wrong",
         access_file.AccessFile,
         "authenticate",
         "Unauthenticated(UNKNOWN_CALLER)",
@@ -91,7 +91,7 @@ REMOVED = (
         "bad_tokens",
     ),
     Removed(
-        "a token may be a part of what is shown",
+        "a token may have a suffix",
         tokens.TokenVerifier,
         "verify",
         "_FORM.fullmatch(text)",
@@ -99,7 +99,7 @@ REMOVED = (
         "bad_tokens",
     ),
     Removed(
-        "another scheme will do",
+        "any scheme is accepted",
         access_file.AccessFile,
         "_find",
         'if scheme.lower() != "bearer":',
@@ -115,7 +115,7 @@ REMOVED = (
         "expired",
     ),
     Removed(
-        "the time of a token is not read",
+        "the expiry of a token is not read",
         entries,
         "_token",
         "None if expires is None else expires.timestamp()",
@@ -123,7 +123,7 @@ REMOVED = (
         "expired",
     ),
     Removed(
-        "any name in a certificate will do",
+        "any name in a certificate is accepted",
         access_file.AccessFile,
         "_by_certificate",
         "[entries[name] for name in credentials.certificate if name in entries]",
@@ -131,7 +131,7 @@ REMOVED = (
         "certificates",
     ),
     Removed(
-        "a certificate goes before a token",
+        "a certificate takes precedence over a token",
         access_file.AccessFile,
         "_find",
         "if authorization is None:",
@@ -139,7 +139,7 @@ REMOVED = (
         "certificates",
     ),
     Removed(
-        "the key of the nodes is not checked",
+        "the node key is not checked",
         control.AccessControl,
         "_authenticate_peer",
         "if not (self._peer_key and hmac.compare_digest(shown, self._peer_key)):",
@@ -147,7 +147,7 @@ REMOVED = (
         "nodes",
     ),
     Removed(
-        "no key is a key",
+        "an empty node key is accepted",
         control.AccessControl,
         "_authenticate_peer",
         "self._peer_key and ",
@@ -155,7 +155,7 @@ REMOVED = (
         "nodes",
     ),
     Removed(
-        "a node may do everything",
+        "a node is an admin",
         control.AccessControl,
         "_authenticate_peer",
         "Role.READ",
@@ -171,7 +171,7 @@ REMOVED = (
             f'"require": ["exp", "iss", "aud"], "verify_{what}": False',
             "jwt_is_verified",
         )
-        for what in ("aud", "iss", "nbf")  # "exp" is looked at again where it is remembered
+        for what in ("aud", "iss", "nbf")  # "exp" is checked again in the cache
     ),
     Removed(
         "the signature of a JSON Web Token is not checked",
@@ -182,7 +182,7 @@ REMOVED = (
         "jwt_is_verified",
     ),
     Removed(
-        "any algorithm will do",
+        "any algorithm is accepted",
         jwts.JwtVerifier,
         "_decode",
         "algorithms=key.algorithms",
@@ -190,7 +190,7 @@ REMOVED = (
         "jwt_algorithm",
     ),
     Removed(
-        "a key may be used in every way",
+        "a key may be used with any algorithm",
         jwts,
         "_keys",
         "if each in settings.algorithms",
@@ -198,15 +198,15 @@ REMOVED = (
         "jwt_algorithm",
     ),
     Removed(
-        "a JSON Web Token that is remembered never expires",
+        "a cached JSON Web Token never expires",
         jwts.JwtVerifier,
         "verify",
         "self._now() >= identity.expires",
         "False",
-        "jwt_remembered",
+        "jwt_cached",
     ),
     Removed(
-        "a tenant may be called anything",
+        "the name of a tenant is not validated",
         jwts.JwtVerifier,
         "_caller",
         "if not is_tenant(tenant):",
@@ -214,7 +214,7 @@ REMOVED = (
         "jwt_is_verified",
     ),
     Removed(
-        "who has no role may look",
+        "a missing role means read",
         jwts.JwtVerifier,
         "_caller",
         "if role is None:",
@@ -222,7 +222,7 @@ REMOVED = (
         "jwt_is_verified",
     ),
     Removed(
-        "a change is not taken up",
+        "a changed file is not reloaded",
         access_file.AccessFile,
         "_reload",
         "if stamp(self._files) == self._seen:",
@@ -230,7 +230,7 @@ REMOVED = (
         "revoked",
     ),
     Removed(
-        "calls that are open are not looked at again",
+        "open calls are not rechecked",
         security.Entrance,
         "look",
         "door.recheck()",
@@ -238,7 +238,7 @@ REMOVED = (
         "revoked",
     ),
     Removed(
-        "a call is not kept in mind",
+        "a call is not registered",
         control.AccessControl,
         "register",
         "self._open_calls.add(call)",
@@ -246,7 +246,7 @@ REMOVED = (
         "revoked",
     ),
     Removed(
-        "that time passes is not noticed",
+        "expiry is not noticed",
         access_file.AccessFile,
         "refresh",
         "or self._now() >= self._next_expiry",
@@ -254,7 +254,7 @@ REMOVED = (
         "expires_meanwhile",
     ),
     Removed(
-        "only the first who leaves is waited for",
+        "only the last expiry is noticed",
         access_file.AccessFile,
         "authenticate",
         "min(self._next_expiry, identity.expires)",
@@ -262,7 +262,7 @@ REMOVED = (
         "expires_meanwhile",
     ),
     Removed(
-        "a call goes on for the tenant it had",
+        "a moved token keeps its calls",
         control.AccessControl,
         "recheck",
         "if caller.tenant != call.caller.tenant:",
@@ -270,7 +270,7 @@ REMOVED = (
         "moved",
     ),
     Removed(
-        "a write is cancelled in the middle",
+        "a write is cancelled",
         control.OpenCall,
         "revoke",
         "if not self.is_sending:",
@@ -278,7 +278,7 @@ REMOVED = (
         "slow_reader",
     ),
     Removed(
-        "a write that ends is followed by others",
+        "a revoked call goes on writing",
         control.OpenCall,
         "raise_if_revoked",
         "if self.revocation is not None:",
@@ -286,7 +286,7 @@ REMOVED = (
         "slow_reader",
     ),
     Removed(
-        "a broken file lets nobody in",
+        "an invalid file denies everybody",
         access_file.AccessFile,
         "_reload",
         "            return False\n        log.info",
@@ -311,7 +311,7 @@ REMOVED = (
         "cursors",
     ),
     Removed(
-        "everybody is of one tenant",
+        "the authorization metadata is dropped",
         middleware,
         "credentials_of",
         "    return Credentials(metadata,",
@@ -327,7 +327,7 @@ REMOVED = (
         "feeds",
     ),
     Removed(
-        "a run is followed whosever it is",
+        "SubscribeRun ignores the tenant",
         RunService,
         "SubscribeRun",
         "await self._coordinator.get_run(request.run_id, tenant=tenant())\n"
@@ -337,7 +337,7 @@ REMOVED = (
         "strangers",
     ),
     Removed(
-        "it is looked first whether anybody has it",
+        "GetRun first reads across tenants",
         RunService,
         "GetRun",
         "run = await",
@@ -353,7 +353,7 @@ REMOVED = (
     of_tenant(SessionService, "DeleteSession"),
     of_tenant(SessionService, "_session"),
     Removed(
-        "RunAccepted does not look whose it is",
+        "RunAccepted ignores the tenant",
         RunService,
         "RunAccepted",
         "wanted.run_id, tenant=tenant()",
@@ -361,7 +361,7 @@ REMOVED = (
         "strangers",
     ),
     Removed(
-        "ListRuns does not look whose they are",
+        "ListRuns ignores the tenant",
         RunService,
         "ListRuns",
         "list_runs(\n                tenant(),",
@@ -369,7 +369,7 @@ REMOVED = (
         "strangers",
     ),
     Removed(
-        "ListSessions does not look whose they are",
+        "ListSessions ignores the tenant",
         SessionService,
         "ListSessions",
         "list_sessions(tenant(),",
@@ -377,7 +377,7 @@ REMOVED = (
         "lists",
     ),
     Removed(
-        "CreateSession does not look whose it is",
+        "CreateSession ignores the tenant",
         SessionService,
         "CreateSession",
         TENANT,
@@ -385,7 +385,7 @@ REMOVED = (
         "lists",
     ),
     Removed(
-        "ListMessages does not look whose they are",
+        "ListMessages ignores the tenant",
         SessionService,
         "ListMessages",
         "SessionKey(tenant(), request.session_id)",
