@@ -125,7 +125,7 @@ _FAILING_WAITS = (
 
 async def _unless_another_fails(wait):
     import asyncio
-    from runlane_server import executor
+    from runlane_server.engine import executor
     from runlane_server.core.errors import RunNotFound
     failure = asyncio.get_running_loop().create_future()
     executor.WAITS.append(failure)
@@ -301,8 +301,8 @@ OTHERS = (
         (
             Edit(
                 "rpc/convert.py",
-                "        busy=held.busy,",
-                "        busy=held.busy and held.waiting_runs > 1,",
+                "        busy=record.busy,",
+                "        busy=record.busy and record.waiting_runs > 1,",
             ),
         ),
     ),

@@ -144,7 +144,7 @@ MUTANTS = (
     Mutant(
         "a subscriber who parks an event too early",
         Subscription,
-        "_knows_all",
+        "_is_caught_up",
         "self._after >= self._feed.head",
         "self._after >= self._feed.head - 1",
     ),
