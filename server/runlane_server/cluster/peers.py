@@ -12,9 +12,6 @@ import grpc
 
 import runlane
 from runlane.targets import is_local
-from runlane_server.access.door import PEER_KEY, PEER_TENANT
-from runlane_server.cluster.relay import RunLost
-from runlane.places import is_local
 from runlane_server.access.control import PEER_KEY, PEER_TENANT
 from runlane_server.cluster.relay import RelayBroken
 from runlane_server.core import model

@@ -11,9 +11,6 @@ from typing import Never
 import structlog
 
 from runlane.targets import is_local
-from runlane_server.access.door import Door
-from runlane_server.access.identities import AccessFile
-from runlane.places import is_local
 from runlane_server.access.access_file import AccessFile
 from runlane_server.access.control import AccessControl
 from runlane_server.access.quotas import QuotaBook

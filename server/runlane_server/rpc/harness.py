@@ -92,7 +92,9 @@ class HarnessService(harness_service_pb2_grpc.HarnessServiceServicer):
         _gate_id(checks, request.gate_id)
         checks.between("arrivals", request.arrivals, 0, MAX_ARRIVALS)
         checks.finish()
-        arrivals = await self._harness.gates.wait_for_arrivals(request.gate_id, request.arrivals or 1)
+        arrivals = await self._harness.gates.wait_for_arrivals(
+            request.gate_id, request.arrivals or 1
+        )
         return pb.AwaitGateResponse(arrivals=_arrivals(arrivals))
 
     async def ReleaseGate(
