@@ -50,9 +50,9 @@ ROOMS: dict[str, set[str]] = {
     "access": {
         "admission",
         "caller",
-        "door",
+        "control",
         "editing",
-        "identities",
+        "access_file",
         "permissions",
         "quotas",
         "stored_bytes",

@@ -14,7 +14,7 @@ from functools import partial
 
 from uuid_utils import uuid7
 
-from runlane_server.access.admission import Accepts
+from runlane_server.access.admission import Admission
 from runlane_server.access.caller import DEFAULT_TENANT
 from runlane_server.access.quotas import QuotaBook
 from runlane_server.access.stored_bytes import StoredBytes
@@ -105,7 +105,7 @@ class Coordinator:
         self._observer = observer
         quotas = quotas or QuotaBook()
         self.stored = StoredBytes(quotas, store)
-        self._admission = Accepts(quotas, self.stored)
+        self._admission = Admission(quotas, self.stored)
         self._gates = gates or Gates()
         self._executor = Executor(
             store,

@@ -221,7 +221,7 @@ class Executor:
         self._observer.on_attempt_ended(runner.job.run_key)
         if self.membership is not None:
             # Its slot may be free now.
-            self.membership.look()
+            self.membership.poll_soon()
         # The lane may have started its next run before the supervisor of this one returned.
         if self._runners.get(runner.job.key) is runner:
             del self._runners[runner.job.key]

@@ -128,7 +128,7 @@ async def serving(
         door = entrance.door(peer_key)
         endpoint = Endpoint(
             coordinator,
-            door=door,
+            access=door,
             progress_interval=config.progress_interval,
             shares_port=worker is not None,
             relay=relay,
@@ -227,7 +227,7 @@ async def _go_down(
     coordinator: Coordinator, endpoint: Endpoint, orders: Orders, drain_timeout: float
 ) -> None:
     """New work is refused first, what is active may end, and subscribers hear of it."""
-    await endpoint.retire()
+    await endpoint.mark_not_serving()
     coordinator.begin_drain()
     log.info("draining", timeout_s=drain_timeout)
     idle = await _unless(orders.hurry, coordinator.wait_idle(drain_timeout))

@@ -196,7 +196,7 @@ class _StateReader:
         )
         if member is None:
             return state
-        return state._replace(lease=member.lease, beat_age=member.beat_age, alive=member.alive)
+        return state._replace(lease=member.lease, beat_age=member.heartbeat_age, alive=member.alive)
 
 
 def _http(

@@ -303,8 +303,8 @@ OTHERS = (
         (
             Edit(
                 "rpc/convert.py",
-                "        busy=held.busy,",
-                "        busy=held.busy and held.waiting_runs > 1,",
+                "        busy=record.busy,",
+                "        busy=record.busy and record.waiting_runs > 1,",
             ),
         ),
     ),

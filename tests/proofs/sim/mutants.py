@@ -145,9 +145,9 @@ MUTANTS = (
     Mutant(
         "a subscriber who parks an event too early",
         Subscription,
-        "_knows_all",
-        "self._after >= self._feed.told",
-        "self._after >= self._feed.told - 1",
+        "_is_caught_up",
+        "self._after >= self._feed.head",
+        "self._after >= self._feed.head - 1",
     ),
     Mutant(
         "a tail that claims an event it has forgotten",
