@@ -22,7 +22,7 @@ from google.protobuf.descriptor_pb2 import (
     MethodDescriptorProto,
 )
 
-from runlane_server.access.permissions import NEEDS
+from runlane_server.access.permissions import REQUIRED_ROLES
 
 PAGE = Path(__file__).with_name("api.md")
 PROTO = Path(__file__).parents[1] / "proto"
@@ -115,7 +115,7 @@ def _services(file: FileDescriptorProto) -> Iterator[str]:
 
 def _method(service: str, method: MethodDescriptorProto, comment: str) -> list[str]:
     stream = "stream of " if method.server_streaming else ""
-    role = NEEDS[f"/{service}/{method.name}"].value
+    role = REQUIRED_ROLES[f"/{service}/{method.name}"].value
     types = f"{_link(method.input_type)} → {stream}{_link(method.output_type)}"
     return [
         f"### {method.name}",

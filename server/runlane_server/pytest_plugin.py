@@ -38,7 +38,15 @@ if TYPE_CHECKING:
 MARK = "runlane"
 KEYWORDS = ("agent", "store", "config", "harness")
 
-EXTRA_MODULES = {"aiosqlite", "click", "grpc_health", "grpc_reflection", "structlog", "uuid_utils"}
+EXTRA_MODULES = {
+    "aiosqlite",
+    "click",
+    "grpc_health",
+    "grpc_reflection",
+    "structlog",
+    "typing_extensions",
+    "uuid_utils",
+}
 """The modules that the extra `server` installs."""
 
 

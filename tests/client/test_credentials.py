@@ -171,13 +171,16 @@ async def test_subscriptions_and_waits_go_on_with_the_next_token(tmp_path: Path)
             told = asyncio.create_task(anext(aiter(ends)))
             waited = asyncio.create_task(client.wait_run("r-theirs"))
             followed = asyncio.create_task(_all(events))
-            while len({visit.method for visit in world.door._visits}) < 3:
+            while len({open_call.method for open_call in world.access_control._open_calls}) < 3:
                 await asyncio.sleep(0)
-            before = set(world.door._visits)
+            before = set(world.access_control._open_calls)
             rotating.expire()
-            assert all(visit.refused for visit in before)
+            assert all(open_call.revocation for open_call in before)
             # All are back, by the new token.
-            while len({visit.method for visit in world.door._visits - before}) < 3:
+            while (
+                len({open_call.method for open_call in world.access_control._open_calls - before})
+                < 3
+            ):
                 await asyncio.sleep(0.01)
             world.wire.latches.open("g")
             assert (await told).run_id == "r-theirs"

@@ -20,6 +20,6 @@ def test_help_lists_every_setting_under_its_topic() -> None:
             topic = line.removesuffix(":")
         elif flag := re.match(r"  (--[\w-]+)", line):
             found[flag[1]] = topic
-    for flag in ("--config", "--version", "--help"):
-        assert found.pop(flag) == "Options"
+    for name in ("--config", "--version", "--help"):
+        assert found.pop(name) == "Options"
     assert found == {setting.flag: setting.topic.value for setting in SETTINGS}

@@ -312,7 +312,7 @@ async def test_an_error_is_one_line(server: ServerProcess) -> None:
         (("cancel", "--run", "none"), 1, "there is no run 'none'"),
         (("wait", "none"), 1, "there is no run 'none'"),
         (("run", "-s", "a\nb", "x"), 2, "session_id: contains a control character"),
-        (("watch", "--cursor", "x"), 2, "cursor: is not one that this service gave out"),
+        (("watch", "--cursor", "x"), 2, "cursor: was not issued by this service"),
     ]
     told = await asyncio.gather(*(command(server, *arguments) for arguments, _, _ in cases))
     assert told == [(code, "", f"Error: {why}\n") for _, code, why in cases]

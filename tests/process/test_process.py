@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-un
 from runlane.v1 import run_pb2, run_service_pb2_grpc
 from runlane.v1 import run_service_pb2 as pb
 from support.rpc_process import PROGRAM, environment, server, start_fails
-from support.rpc_wire import refused, told
+from support.rpc_wire import decode_error, refused
 
 HOLD = json.dumps([{"text": "a"}, {"wait": "go"}, {"text": "b"}])
 OPEN = json.dumps([{"open": "go"}])
@@ -150,7 +150,7 @@ async def test_a_drain_waits_for_active_runs_and_sends_their_ends_to_subscribers
             assert last.run_complete.run_id == active.run_id
             with pytest.raises(grpc.aio.AioRpcError) as raised:
                 await events.read()
-            end = told(raised.value)
+            end = decode_error(raised.value)
             assert (end.reason, end.code) == ("DRAINING", StatusCode.UNAVAILABLE)
             assert end.metadata["cursor"] == last.cursor
         assert served.leave() == 0
@@ -174,7 +174,7 @@ async def _until_refused(runs: run_service_pb2_grpc.RunServiceAsyncStub) -> Any:
         try:
             await runs.RunAccepted(a_run("other", "x", run_id="same"))
         except grpc.aio.AioRpcError as error:
-            return told(error)
+            return decode_error(error)
 
 
 async def test_r17_a_second_signal_ends_the_drain_at_once_and_active_runs_are_recorded(

@@ -16,14 +16,14 @@ import pytest
 from grpc import StatusCode
 from structlog.testing import capture_logs
 
-from rpc.probe_table import LEAST
-from rpc.test_tls import asked, trusting, unreachable
+from rpc.probe_base import MIN_ROLE
+from rpc.test_tls import assert_unreachable, call_once, trusting
 from runlane.v1 import run_service_pb2 as runs_pb
 from runlane_server.access import editing
 from runlane_server.access.caller import Role
-from runlane_server.access.door import Door
+from runlane_server.access.control import AccessControl
 from runlane_server.cluster.peers import Peers
-from runlane_server.cluster.relay import RunLost
+from runlane_server.cluster.relay import RelayBroken
 from runlane_server.config import Config
 from runlane_server.core.errors import StartError
 from runlane_server.core.model import RunKey
@@ -123,13 +123,13 @@ async def test_a_certificate_identifies_a_caller_at_every_rpc(role: str, tmp_pat
     access.write_text(f'[[certificate]]\nsubject = "job"\ntenant = "acme"\nrole = "{role}"\n')
     files = {"tls_cert": certificate, "tls_key": key, "tls_client_ca": ca, "access": access}
     security = Security(Config(**{name: str(path) for name, path in files.items()}))  # type: ignore[arg-type]
-    door = security.door("")
+    access_control = security.access_control("")
     for name in ("job", "jobs"):
         shown = trusting(authority, authority.issue(name))
-        async with serving(tls=security.tls, door=door, credentials=shown) as wire:
-            world = World(wire, security, door, access, {})
+        async with serving(tls=security.tls, access=access_control, credentials=shown) as wire:
+            world = World(wire, security, access_control, access, {})
             for method in OF_TENANTS:
-                least = LEAST[method]
+                least = MIN_ROLE[method]
                 code = (await world.ask(method, request(method))).code
                 if name != "job":
                     assert code is StatusCode.UNAUTHENTICATED, method
@@ -158,14 +158,14 @@ async def follow(peers: Peers, address: str) -> str:
 
 async def test_the_peer_key_never_leaves_the_machine_unencrypted() -> None:
     for address in ("192.0.2.1:1", "host.example:1"):
-        with pytest.raises(RunLost, match="without TLS"):
+        with pytest.raises(RelayBroken, match="requires TLS"):
             await follow(Peers("key"), address)
 
 
 async def test_nodes_on_one_machine_call_each_other_without_tls(tmp_path: Path) -> None:
     async with guarded(tmp_path) as world, asyncio.timeout(20):
         assert await follow(Peers(PEER_KEY), world.wire.address) == "one"
-        with pytest.raises(RunLost):
+        with pytest.raises(RelayBroken):
             await follow(Peers("another key"), world.wire.address)
 
 
@@ -186,8 +186,11 @@ async def test_nodes_call_each_other_with_tls_where_the_server_has_it(
     )
     peers = Security(settings).peers("key")
     shown = trusting(authority, authority.issue("me") if mutual else None)
-    door = Door(peer_key="key")
-    async with serving(tls=tls, credentials=shown, door=door) as wire, asyncio.timeout(20):
+    access_control = AccessControl(peer_key="key")
+    async with (
+        serving(tls=tls, credentials=shown, access=access_control) as wire,
+        asyncio.timeout(20),
+    ):
         prompt = json.dumps([{"text": "one"}, {"wait": "g"}])
         await wire.runs.RunAccepted(
             runs_pb.RunAcceptedRequest(
@@ -205,7 +208,7 @@ async def test_a_missing_ca_file_of_the_nodes_is_an_error_and_no_defect(tmp_path
     authority = Authority()
     tls = ServerTls(*authority.issue("node").write(tmp_path, "node"))
     gone = Peers("key", credentials=lambda: tls.channel_credentials(tmp_path / "ca.pem"))
-    with pytest.raises(RunLost, match="No such file"):
+    with pytest.raises(RelayBroken, match="No such file"):
         await follow(gone, "127.0.0.1:1")
     with pytest.raises(StartError, match="--node-tls-ca"):
         Security(Config(node_tls_ca=str(tmp_path / "ca.pem")))
@@ -220,8 +223,8 @@ async def test_a_recheck_that_fails_is_repeated(
     security = Security(Config(access=str(path)))
     rechecks: asyncio.Queue[None] = asyncio.Queue()
 
-    class Failing(Door):
-        def look_again(self) -> None:
+    class Failing(AccessControl):
+        def recheck(self) -> None:
             rechecks.put_nowait(None)
             if rechecks.qsize() == 1:
                 raise MemoryError
@@ -274,7 +277,7 @@ def test_the_command_calls_a_server_with_tls_and_tokens(tmp_path: Path) -> None:
         assert runlane(*to, "sessions", RUNLANE_TOKEN=token)[0] == 0
         code, said, why = runlane(*to, "sessions")
         assert (code, said) == (1, "")
-        assert "not known" in why
+        assert "invalid or missing credentials" in why
         # Without TLS the token is sent only within this machine, where no plaintext server answers.
         code, _, why = runlane("-S", f"127.0.0.1:{port}", "--token", token, "sessions")
         assert code == 1
@@ -291,7 +294,7 @@ def test_the_command_calls_a_server_with_tls_and_tokens(tmp_path: Path) -> None:
             raise AssertionError("the token was revoked, and is still accepted")
     log = server.log.read_text()
     assert token.rpartition("_")[2] not in log
-    assert "there is no such token" in log
+    assert "unknown token id" in log
 
 
 def test_a_server_exposed_to_the_network_by_mistake_does_not_start(tmp_path: Path) -> None:
@@ -315,5 +318,5 @@ async def test_the_own_ports_of_processes_have_tls_too(postgres_url: str, tmp_pa
         own = {line["node_address"] for line in lines if "node_address" in line}
         assert len(own) == 2
         for address in (server.address, *own):
-            await asked(address, trusting(authority))
-            await unreachable(address, None)
+            await call_once(address, trusting(authority))
+            await assert_unreachable(address, None)

@@ -50,9 +50,9 @@ ROOMS: dict[str, set[str]] = {
     "access": {
         "admission",
         "caller",
-        "door",
+        "control",
         "editing",
-        "identities",
+        "access_file",
         "permissions",
         "quotas",
         "stored_bytes",
@@ -95,6 +95,7 @@ PURE = {
     "runlane_server",
     "types",
     "typing",
+    "typing_extensions",
 }
 """Everything that the core imports: no clock, no ids, no randomness, no I/O, no protobuf."""
 

@@ -19,10 +19,10 @@ from runlane_server.agents.loader import AgentSettings, load_agent
 from runlane_server.cluster.relay import Relay
 from runlane_server.config import Config
 from runlane_server.core.errors import RunlaneError, StartError
-from runlane_server.core.observer import Both
+from runlane_server.core.observer import ObserverPair
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.engine.executor import NodeSettings
-from runlane_server.engine.retention import Retention, keepers
+from runlane_server.engine.retention import Retention, retention_tasks
 from runlane_server.feed.feed import Feed
 from runlane_server.harness.harness import Harness, ServerInfo
 from runlane_server.net.addresses import Address, advertised_address
@@ -114,7 +114,7 @@ async def serving(
         await closing.enter_async_context(store)
         feed = Feed(store)
         metrics.attach(store, feed)
-        observer = Both(metrics.observer, traces.observer)
+        observer = ObserverPair(metrics.observer, traces.observer)
         coordinator = Coordinator(
             store,
             agent,
@@ -130,10 +130,10 @@ async def serving(
         if store.cluster is not None:
             peer_key = store.cluster.peer_key
             relay = Relay(store.cluster, coordinator.feed, security.peers(peer_key))
-        door = security.door(peer_key)
+        access_control = security.access_control(peer_key)
         endpoint = Endpoint(
             coordinator,
-            door=door,
+            access=access_control,
             progress_interval=config.progress_interval,
             shares_port=shares_port,
             relay=relay,
@@ -156,8 +156,8 @@ async def serving(
         security.log_warnings(node_address, shared=relay is not None)
         background = _in_background(
             _keep_serving(endpoint, shutdown),
-            *keepers(coordinator, retention_of(config), clock.seconds),
-            security.keep_current(door),
+            *retention_tasks(coordinator, retention_of(config), clock.seconds),
+            security.keep_current(access_control),
             coordinator.stored.keep_measuring(),
         )
         try:
@@ -238,8 +238,8 @@ async def _shut_down(
     drain_timeout: float,
 ) -> None:
     """Refuses new work, waits for active runs, and sends their ends to the subscribers."""
-    await endpoint.retire()
-    coordinator.refuse()
+    await endpoint.mark_not_serving()
+    coordinator.begin_drain()
     log.info("draining", timeout_s=drain_timeout)
     idle = await _unless(shutdown.immediate, coordinator.wait_idle(drain_timeout))
     coordinator.feed.close()

@@ -22,8 +22,8 @@ from typing import Never
 import structlog
 
 from runlane.targets import is_local
-from runlane_server.access.door import Door
-from runlane_server.access.identities import AccessFile
+from runlane_server.access.access_file import AccessFile
+from runlane_server.access.control import AccessControl
 from runlane_server.access.quotas import QuotaBook
 from runlane_server.cluster.peers import Peers
 from runlane_server.config import Config
@@ -89,9 +89,9 @@ class Security:
         if self._node_ca is not None and not self._node_ca.is_file():
             raise StartError(f"--node-tls-ca {self._node_ca}: is not a file")
 
-    def door(self, peer_key: str) -> Door:
+    def access_control(self, peer_key: str) -> AccessControl:
         """The access control of this node. Only the nodes of one store know its `peer_key`."""
-        return Door(self._access, peer_key=peer_key, quotas=self.quotas)
+        return AccessControl(self._access, peer_key=peer_key, quotas=self.quotas)
 
     def peers(self, peer_key: str) -> Peers:
         """The calls to other nodes, with TLS if this node has it."""
@@ -126,17 +126,17 @@ class Security:
             else:
                 log.warning("nodes without TLS do not call each other; live events are delayed")
 
-    async def keep_current(self, door: Door) -> Never:
+    async def keep_current(self, access_control: AccessControl) -> Never:
         """Applies changes of the files, and ends calls whose callers are no longer authorized."""
         while True:
             await asyncio.sleep(RECHECK_INTERVAL)
             try:
-                self.refresh(door)
+                self.refresh(access_control)
             except Exception:
                 # Without a retry, revoked callers would keep their access from now on.
                 log.exception("recheck of callers failed")
 
-    def refresh(self, door: Door) -> None:
+    def refresh(self, access_control: AccessControl) -> None:
         """Does so once."""
         if self.tls is not None:
             self.tls.refresh()
@@ -145,7 +145,7 @@ class Security:
         self._needs_recheck |= self._access.refresh()
         if self._needs_recheck:
             self.quotas.replace(self._access.quotas)
-            door.look_again()
+            access_control.recheck()
             self._needs_recheck = False
 
 

@@ -39,7 +39,7 @@ _POINT_NUMBERS = {point: number for number, point in _POINTS.items()}
 
 
 class HarnessService(harness_service_pb2_grpc.HarnessServiceServicer):
-    """Lets a test have a hold of the server."""
+    """Lets a test control the server."""
 
     def __init__(self, harness: Harness) -> None:
         self._harness = harness
@@ -47,7 +47,7 @@ class HarnessService(harness_service_pb2_grpc.HarnessServiceServicer):
     async def GetServer(
         self, request: pb.GetServerRequest, context: Context
     ) -> pb.GetServerResponse:
-        """Tells how the server is set."""
+        """Returns the settings of the server."""
         about, clock = self._harness.server, self._harness.clock
         return pb.GetServerResponse(
             version=version_of_server(),
@@ -72,14 +72,14 @@ class HarnessService(harness_service_pb2_grpc.HarnessServiceServicer):
         checks = Checks()
         point = _POINTS.get(request.point)
         if point is None:
-            checks.wrong("point", f"{request.point} is not a point to hold a run at")
+            checks.reject("point", f"{request.point} is not a point of a gate")
         checks.identifier("session_id", request.session_id)
         checks.identifier("run_id", request.run_id)
         if point is Point.BEFORE_AGENT_READY:
             for field in ("session_id", "run_id"):
                 if getattr(request, field):
-                    checks.wrong(field, "has to be empty where it is the agent that is held")
-        checks.done()
+                    checks.reject(field, "must be empty at this point, which holds the agent")
+        checks.finish()
         assert point is not None  # noqa: S101 - it was checked
         gate = self._harness.gates.arm(point, request.session_id, request.run_id)
         return pb.ArmGateResponse(gate_id=gate.spec.gate_id)
@@ -87,11 +87,11 @@ class HarnessService(harness_service_pb2_grpc.HarnessServiceServicer):
     async def AwaitGate(
         self, request: pb.AwaitGateRequest, context: Context
     ) -> pb.AwaitGateResponse:
-        """Waits for runs to come to a gate."""
+        """Waits for runs to arrive at a gate."""
         checks = Checks()
         _gate_id(checks, request.gate_id)
         checks.between("arrivals", request.arrivals, 0, MAX_ARRIVALS)
-        checks.done()
+        checks.finish()
         arrivals = await self._harness.gates.wait_for_arrivals(
             request.gate_id, request.arrivals or 1
         )
@@ -103,7 +103,7 @@ class HarnessService(harness_service_pb2_grpc.HarnessServiceServicer):
         """Removes a gate."""
         checks = Checks()
         _gate_id(checks, request.gate_id)
-        checks.done()
+        checks.finish()
         self._harness.gates.release(request.gate_id)
         return pb.ReleaseGateResponse()
 
@@ -119,8 +119,8 @@ class HarnessService(harness_service_pb2_grpc.HarnessServiceServicer):
         """Moves the clock."""
         checks = Checks()
         by = checks.duration("by", request.by, zero=False, days=MAX_ADVANCE_DAYS)
-        checks.done()
-        log.info("the clock is moved", by_s=by / 1e6)
+        checks.finish()
+        log.info("clock advanced", by_s=by / 1e6)
         await self._harness.clock.advance(by / 1e6)
         return pb.AdvanceClockResponse(time=convert.timestamp(self._harness.clock.micros()))
 
@@ -130,14 +130,14 @@ class HarnessService(harness_service_pb2_grpc.HarnessServiceServicer):
         raise Unsupported("the process cannot be ended")
 
     async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainResponse:
-        """Has the server go down."""
+        """Shuts the server down gracefully."""
         self._harness.process.drain(restart=request.restart)
         return pb.DrainResponse()
 
 
 def _gate_id(checks: Checks, value: str) -> None:
     if not value:
-        checks.wrong("gate_id", "is missing")
+        checks.reject("gate_id", "is missing")
     checks.identifier("gate_id", value)
 
 

@@ -21,7 +21,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from runlane_server.core.model import Micros, RunComplete, RunKey, RunState, SessionKey
 from runlane_server.core.observer import Observer
-from runlane_server.core.trace import Place, RunTrace
+from runlane_server.core.trace import RunTrace, SpanContext
 from runlane_server.core.transition import LaneRun, Transition
 
 Attributes: TypeAlias = Mapping[str, str | int]
@@ -41,7 +41,7 @@ class Span(NamedTuple):
     """
 
     name: str
-    place: Place
+    place: SpanContext
     parent: str
     begin: Micros
     end: Micros
@@ -60,7 +60,7 @@ class _Attempt:
     returned_at: Micros | None = None
     ended_at: Micros | None = None
 
-    def span(self, name: str) -> Place:
+    def span(self, name: str) -> SpanContext:
         """Its span of this name."""
         return _span_of_attempt(self.trace, name, self.number)
 
@@ -88,7 +88,7 @@ class Tracer(Observer):
         self._content = content
         self._attempts: dict[RunKey, _Attempt] = {}
 
-    def accepted(self, key: RunKey, run: LaneRun, called_at: Micros) -> None:
+    def on_accepted(self, key: RunKey, run: LaneRun, called_at: Micros) -> None:
         """A new run is durable: exports the accept and its commit."""
         trace = self._trace(key, run)
         if not trace.sampled:
@@ -100,7 +100,7 @@ class Tracer(Observer):
         )
         self._export(Span("commit", commit, accept.span_id, run.accepted_at, now))
 
-    def started(self, key: RunKey, run: LaneRun) -> None:
+    def on_attempt_started(self, key: RunKey, run: LaneRun) -> None:
         """An attempt became active on this node: exports the wait before the first attempt."""
         trace = self._trace(key, run)
         if not trace.sampled or run.started_at is None:
@@ -111,19 +111,19 @@ class Tracer(Observer):
             times = run.accepted_at, run.started_at
             self._export(Span("wait", wait, parent, *times))
 
-    def returned(self, key: RunKey) -> None:
+    def on_agent_returned(self, key: RunKey) -> None:
         """The agent of the attempt has returned."""
         attempt = self._attempts.get(key)
         if attempt is not None and attempt.returned_at is None:
             attempt.returned_at = self._now()
 
-    def changed(self, key: SessionKey, made: Transition) -> None:
+    def on_lane_changed(self, key: SessionKey, made: Transition) -> None:
         """Exports the runs that ended."""
         for change in made.runs:
             if change.complete is not None:
                 self._ended(RunKey(key.tenant, change.run.run_id), change.run, change.complete)
 
-    def left(self, key: RunKey) -> None:
+    def on_attempt_ended(self, key: RunKey) -> None:
         """The attempt is no longer active on this node: exports it."""
         attempt = self._attempts.pop(key, None)
         if attempt is None:
@@ -139,7 +139,7 @@ class Tracer(Observer):
             commit, times = attempt.span("commit"), (returned_at, ended_at)
             self._export(Span("commit", commit, active.span_id, *times))
 
-    def handed(self, key: RunKey, run: LaneRun) -> str:
+    def agent_traceparent(self, key: RunKey, run: LaneRun) -> str:
         """The span of the agent, as the parent of the agent's own requests."""
         return str(_span_of_attempt(self._trace(key, run), "agent", run.attempt))
 
@@ -180,5 +180,5 @@ def _attributes(key: RunKey) -> Attributes:
     return {"runlane.tenant": key.tenant, "runlane.run_id": key.run_id}
 
 
-def _span_of_attempt(trace: RunTrace, name: str, number: int) -> Place:
+def _span_of_attempt(trace: RunTrace, name: str, number: int) -> SpanContext:
     return trace.span(f"{name} {number}")

@@ -1,4 +1,4 @@
-"""Probes of the door: who comes in, and who does not."""
+"""Probes of access control: authentication and roles."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from grpc_reflection.v1alpha import (  # type: ignore[import-untyped]
     reflection_pb2_grpc,
 )
 
-from rpc.probe_table import LEAST, RUNS, refused_as_unknown
-from runlane_server.access import door as door_module
+from rpc.probe_base import MIN_ROLE, RUNS, assert_unauthenticated
+from runlane_server.access import control as control_module
 from runlane_server.access.caller import Credentials
-from runlane_server.access.door import PEER_KEY as PEER_KEY_NAME
-from runlane_server.access.door import PEER_TENANT
+from runlane_server.access.control import PEER_KEY as PEER_KEY_NAME
+from runlane_server.access.control import PEER_TENANT
 from runlane_server.core.errors import Unauthenticated
 from support.callers import (
     LIFETIME,
@@ -37,23 +37,23 @@ from support.callers import (
 from support.certificates import private_pem, public_pem
 
 
-async def nobody(folder: Path) -> None:
-    """Without anything to show, no rpc is answered; and no reflection."""
+async def anonymous(folder: Path) -> None:
+    """Without credentials, no rpc is served, nor is reflection."""
     async with guarded(folder) as world:
         for method in METHODS:
-            refused_as_unknown(await world.ask(method, request(method)))
+            assert_unauthenticated(await world.ask(method, request(method)))
         stub = reflection_pb2_grpc.ServerReflectionStub(world.wire.channel)
         asked = reflection_pb2.ServerReflectionRequest(list_services="*")
         try:
             await stub.ServerReflectionInfo(iter([asked])).read()
         except grpc.aio.AioRpcError as error:
-            refused_as_unknown(outcome(error))
+            assert_unauthenticated(outcome(error))
         else:
-            raise AssertionError("reflection is answered")
+            raise AssertionError("reflection was served")
 
 
 async def bad_tokens(folder: Path) -> None:
-    """Whatever is wrong with a token, the answer is the same, at every rpc."""
+    """Every invalid token gets the same error, at every rpc."""
     async with guarded(folder) as world:
         right, other = world.texts["admin"], world.texts["stranger"]
         wrong = (
@@ -69,32 +69,34 @@ async def bad_tokens(folder: Path) -> None:
             right,
         )
         for method in METHODS:
-            told = set()
+            errors = set()
             for each in wrong:
                 found = await world.ask(method, request(method), (("authorization", each),))
-                refused_as_unknown(found)
-                told.add(found.details)
-            assert len(told) == 1
+                assert_unauthenticated(found)
+                errors.add(found.details)
+            assert len(errors) == 1
 
 
 async def expired(folder: Path) -> None:
-    """A token is worth something until its time, and nothing from then on."""
+    """A token is valid until it expires, and not after."""
     async with guarded(folder) as world:
         world.clock[0] += LIFETIME - 1
         for method in METHODS:
-            if LEAST[method] == "read":
+            if MIN_ROLE[method] == "read":
                 found = await world.ask(method, request(method), world.shown("expiring"))
                 assert found.code is StatusCode.OK, found
         world.clock[0] += 2
         for method in METHODS:
-            refused_as_unknown(await world.ask(method, request(method), world.shown("expiring")))
+            assert_unauthenticated(
+                await world.ask(method, request(method), world.shown("expiring"))
+            )
 
 
 async def roles(folder: Path) -> None:
-    """Each role may call what the table says, and nothing else."""
+    """Each role may call the methods in the table, and no others."""
     for role in ROLES:
         async with guarded(folder) as world:
-            for method, least in LEAST.items():
+            for method, least in MIN_ROLE.items():
                 found = await world.ask(method, request(method), world.shown(role))
                 if ROLES.index(role) >= ROLES.index(least):
                     denied = (StatusCode.UNAUTHENTICATED, StatusCode.PERMISSION_DENIED)
@@ -105,21 +107,21 @@ async def roles(folder: Path) -> None:
 
 
 async def certificates(folder: Path) -> None:
-    """A name in a certificate stands for its caller; others for nobody; a token goes first."""
+    """A listed name in a certificate authenticates, another does not; a token takes precedence."""
     async with guarded(folder) as world:
         job = Credentials(certificate=["job.acme.example", "spiffe://acme/job"])
-        caller = world.door.admit(RUNS + "RunAccepted", job)
+        caller = world.access_control.authorize(RUNS + "RunAccepted", job)
         assert (caller.tenant, caller.role) == ("acme", "run")
         for shown in (
             Credentials(certificate=["spiffe://acme/other"]),
             Credentials(certificate=["SPIFFE://acme/job"]),
             Credentials({"authorization": "Bearer nonsense"}, ["spiffe://acme/job"]),
         ):
-            not_admitted(world, shown)
+            assert_refused(world, shown)
 
 
 async def nodes(folder: Path) -> None:
-    """Only who has the key of the store is a node, and a node may look and nothing else."""
+    """Only the key of the store makes a caller a node, and a node may only read."""
     async with guarded(folder) as world:
         tenant = (PEER_TENANT, b"acme".hex())
         for key in ("", "x", PEER_KEY[:-1], PEER_KEY + "x"):
@@ -127,17 +129,17 @@ async def nodes(folder: Path) -> None:
                 shown = ((PEER_KEY_NAME, key), tenant)
                 found = await world.ask(method, request(method), shown)
                 assert found.code is StatusCode.UNAUTHENTICATED, (key, method, found)
-        for method, least in LEAST.items():
+        for method, least in MIN_ROLE.items():
             found = await world.ask(method, request(method), ((PEER_KEY_NAME, PEER_KEY), tenant))
             expected = StatusCode.OK if least == "read" else StatusCode.PERMISSION_DENIED
             assert found.code is expected, (method, found)
-        # A server whose store is its own has no nodes, whatever is shown.
-        alone = door_module.Door()
-        not_admitted(world, Credentials({PEER_KEY_NAME: "", PEER_TENANT: ""}), alone)
+        # A server with an unshared store accepts no node at all.
+        alone = control_module.AccessControl()
+        assert_refused(world, Credentials({PEER_KEY_NAME: "", PEER_TENANT: ""}), alone)
 
 
-async def probes_and_lists(folder: Path) -> None:
-    """Health is for everybody; and what is served is what was looked at here."""
+async def health_and_reflection(folder: Path) -> None:
+    """Health needs no credentials; reflection lists exactly the services that the probes cover."""
     async with guarded(folder) as world:
         health = health_pb2_grpc.HealthStub(world.wire.channel)
         assert (await health.Check(health_pb2.HealthCheckRequest())).status
@@ -153,19 +155,21 @@ async def probes_and_lists(folder: Path) -> None:
         }
 
 
-def not_admitted(world: World, shown: Credentials, door: door_module.Door | None = None) -> None:
-    """The door does not let that in."""
+def assert_refused(
+    world: World, shown: Credentials, access_control: control_module.AccessControl | None = None
+) -> None:
+    """Asserts that these credentials are refused."""
     try:
-        caller = (door or world.door).admit(RUNS + "GetRun", shown)
+        caller = (access_control or world.access_control).authorize(RUNS + "GetRun", shown)
     except Unauthenticated:
         return
-    raise AssertionError(f"let in: {caller}")
+    raise AssertionError(f"authorized: {caller}")
 
 
 async def jwt_is_verified(folder: Path) -> None:
-    """A token of the issuer comes in; one with a fault does not."""
+    """A token of the issuer is accepted; one with a fault is not."""
     async with guarded(folder) as world:
-        for method, least in LEAST.items():
+        for method, least in MIN_ROLE.items():
             if least == "read":
                 found = await world.ask(method, request(method), world.shown("jwt"))
                 assert found.code is StatusCode.OK, found
@@ -188,43 +192,45 @@ async def jwt_is_verified(folder: Path) -> None:
             {"key": "", "algorithm": "none"},
         ):
             arguments: dict[str, Any] = fault
-            not_admitted(world, bearer(signed(**arguments)))
-        refused_as_unknown(
+            assert_refused(world, bearer(signed(**arguments)))
+        assert_unauthenticated(
             await world.ask(RUNS + "GetRun", request(RUNS + "GetRun"), _header(signed(aud="x")))
         )
 
 
 async def jwt_algorithm(folder: Path) -> None:
-    """What an allowed key has signed by another algorithm is nothing: a public key is no secret."""
+    """A token signed with another algorithm than the allowed one is refused."""
     async with guarded(folder) as world:
         public = public_pem(signing_key())
         header = jwt.utils.base64url_encode(b'{"alg":"HS256","typ":"JWT"}')
         body = signed().split(".")[1].encode()
         forged = jwt.get_algorithm_by_name("HS256").sign(header + b"." + body, public)
         text = b".".join((header, body, jwt.utils.base64url_encode(forged))).decode()
-        not_admitted(world, bearer(text))
-        # A key may be used in several ways; one of them is allowed.
+        assert_refused(world, bearer(text))
+        # An RSA key supports several algorithms, of which one is allowed.
         (folder / "issuer.pem").write_bytes(public_pem(rsa_key()))
         world.rewrite(('["ES256"]', '["RS256"]'))
         world.look()
-        world.door.admit(RUNS + "GetRun", bearer(signed(private_pem(rsa_key()), "RS256")))
+        world.access_control.authorize(
+            RUNS + "GetRun", bearer(signed(private_pem(rsa_key()), "RS256"))
+        )
         for algorithm in ("RS384", "RS512", "PS256"):
-            not_admitted(world, bearer(signed(private_pem(rsa_key()), algorithm)))
+            assert_refused(world, bearer(signed(private_pem(rsa_key()), algorithm)))
 
 
-async def jwt_remembered(folder: Path) -> None:
-    """A token that was verified before is worth nothing after its time, either."""
+async def jwt_cached(folder: Path) -> None:
+    """A cached token is refused after it has expired."""
     async with guarded(folder) as world:
         text = signed()
-        world.door.admit(RUNS + "GetRun", bearer(text))
+        world.access_control.authorize(RUNS + "GetRun", bearer(text))
         world.clock[0] += 3599
-        world.door.admit(RUNS + "GetRun", bearer(text))
+        world.access_control.authorize(RUNS + "GetRun", bearer(text))
         world.clock[0] += 3
-        not_admitted(world, bearer(text))
+        assert_refused(world, bearer(text))
 
 
 def bearer(text: str) -> Credentials:
-    """What a call brings along that shows a token."""
+    """Credentials with a bearer token."""
     return Credentials(dict(_header(text)))
 
 

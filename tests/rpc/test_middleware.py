@@ -1,4 +1,4 @@
-"""Whatever a handler does, its caller gets a status, and nothing of it is lost to a shutdown."""
+"""Middleware: every call ends with a status and a log line, and a shutdown waits for handlers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from grpc import StatusCode
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
-from runlane_server.access.caller import ANYBODY, Caller, Credentials, Role
-from runlane_server.access.door import Door
+from runlane_server.access.caller import ANONYMOUS, Caller, Credentials, Role
+from runlane_server.access.control import AccessControl
 from runlane_server.core.errors import Draining, Overloaded, Unauthenticated
-from runlane_server.rpc.calls import Calls
-from runlane_server.rpc.guard import Guard
-from support.rpc_wire import refused, told
+from runlane_server.rpc.inflight import InflightCalls
+from runlane_server.rpc.middleware import Middleware
+from support.rpc_wire import decode_error, refused
 
 Context = Any
 Channel = Any  # its calls take bytes, for which there are no types
@@ -27,20 +27,20 @@ Channel = Any  # its calls take bytes, for which there are no types
 CHUNK = b"x" * (1 << 20)
 
 
-class OpenDoor(Door):
-    """Lets everybody in, whatever is called."""
+class NoAccessControl(AccessControl):
+    """Authorizes every call."""
 
-    def admit(self, method: str, credentials: Credentials) -> Caller:
-        return ANYBODY
+    def authorize(self, method: str, credentials: Credentials) -> Caller:
+        return ANONYMOUS
 
 
 class Toy:
-    """Handlers that behave in every way there is."""
+    """Handlers with every kind of behaviour."""
 
     def __init__(self) -> None:
         self.ends: asyncio.Queue[str] = asyncio.Queue()
         self.hold = asyncio.Event()
-        self.calls = Calls()
+        self.calls = InflightCalls()
         self.address = ""
 
     async def unary(self, request: bytes, context: Context) -> bytes:
@@ -64,7 +64,7 @@ class Toy:
         try:
             await asyncio.Event().wait()
         finally:
-            # What a handler still does after its call was cancelled.
+            # Clean-up of a handler after the cancel of its call.
             await self.hold.wait()
             self.ends.put_nowait("cleaned up")
 
@@ -102,7 +102,7 @@ async def toy_server() -> AsyncIterator[tuple[Toy, Channel, grpc.aio.Server]]:
         "Stream": grpc.unary_stream_rpc_method_handler(toy.stream),
         "Generator": grpc.stream_stream_rpc_method_handler(toy.generator),
     }
-    Guard(server, toy.calls, OpenDoor()).add_generic_rpc_handlers(
+    Middleware(server, toy.calls, NoAccessControl()).add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("runlane.Toy", handlers),)
     )
     toy.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
@@ -121,7 +121,7 @@ async def unary(channel: Channel, request: bytes) -> Any:
     return await channel.unary_unary("/runlane.Toy/Unary")(request, timeout=10)
 
 
-async def test_an_answer_goes_through() -> None:
+async def test_a_response_reaches_the_caller() -> None:
     with capture_logs() as logs:
         async with toy_server() as (toy, channel, _):
             assert await unary(channel, b"hello") == b"hello"
@@ -143,7 +143,7 @@ async def test_a_leaked_cancel_in_a_stream_is_aborted_too() -> None:
         assert await call.read() == b"one"
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await call.read()
-    assert told(raised.value).code is StatusCode.ABORTED
+    assert decode_error(raised.value).code is StatusCode.ABORTED
 
 
 async def test_the_text_of_a_defect_stays_in_the_log() -> None:
@@ -156,14 +156,14 @@ async def test_the_text_of_a_defect_stays_in_the_log() -> None:
     assert "secret" in str(logged["exc_info"])
 
 
-async def test_an_error_is_told_with_its_details() -> None:
+async def test_an_error_is_sent_with_its_details() -> None:
     async with toy_server() as (_, channel, _):
         error = await refused(unary(channel, b"refuse"))
     assert (error.code, error.reason) == (StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
     assert error.retry_after == 2.0
 
 
-async def test_what_a_handler_aborts_itself_is_left_alone() -> None:
+async def test_an_abort_by_the_handler_is_passed_through() -> None:
     with capture_logs() as logs:
         async with toy_server() as (_, channel, _):
             with pytest.raises(grpc.aio.AioRpcError) as raised:
@@ -178,11 +178,11 @@ async def test_a_stream_ends_with_its_error() -> None:
         assert await call.read() == b"one"
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await call.read()
-    error = told(raised.value)
+    error = decode_error(raised.value)
     assert (error.code, error.metadata) == (StatusCode.UNAVAILABLE, {"cursor": "c"})
 
 
-async def test_a_cancelled_call_is_waited_for_until_it_has_cleaned_up() -> None:
+async def test_waiting_for_handlers_includes_their_clean_up() -> None:
     async with toy_server() as (toy, channel, server):
         call = channel.unary_unary("/runlane.Toy/Unary")(b"hang")
         assert await toy.ends.get() == "called"
@@ -190,14 +190,14 @@ async def test_a_cancelled_call_is_waited_for_until_it_has_cleaned_up() -> None:
         with pytest.raises(grpc.aio.AioRpcError):
             await call
         assert len(toy.calls) == 1
-        assert not await toy.calls.finished(0)
+        assert not await toy.calls.wait_idle(0)
         toy.hold.set()
-        assert await toy.calls.finished(10)
+        assert await toy.calls.wait_idle(10)
         assert toy.ends.get_nowait() == "cleaned up"
 
 
 @pytest.mark.parametrize("how", ["cancel", "close"])
-async def test_a_reader_that_leaves_in_the_middle_of_a_write_is_no_defect(how: str) -> None:
+async def test_a_peer_that_leaves_during_a_write_is_logged_as_cancelled(how: str) -> None:
     with capture_logs() as logs:
         async with toy_server() as (toy, _, _):
             other: Channel
@@ -208,13 +208,13 @@ async def test_a_reader_that_leaves_in_the_middle_of_a_write_is_no_defect(how: s
                 if how == "cancel":
                     call.cancel()
             assert await toy.ends.get() in {"ExecuteBatchError", "CancelledError"}
-            assert await toy.calls.finished(10)
+            assert await toy.calls.wait_idle(10)
     assert calls_in(logs) == [("Toy/Stream", "CANCELLED")]
     assert not [line for line in logs if line["log_level"] == "error"]
 
 
-async def test_a_failed_write_is_taken_for_a_peer_that_left() -> None:
-    """Whether the write or the cancel is noticed first is up to grpc; this is the former."""
+async def test_a_failed_write_is_logged_as_cancelled() -> None:
+    """grpc reports either the failed write or the cancel first; this is the former."""
     with capture_logs() as logs:
         async with toy_server() as (_, channel, _):
             with pytest.raises(grpc.aio.AioRpcError):
@@ -222,24 +222,24 @@ async def test_a_failed_write_is_taken_for_a_peer_that_left() -> None:
     assert [(line["method"], line["code"]) for line in logs] == [("Toy/Unary", "CANCELLED")]
 
 
-async def test_a_generator_is_closed_where_it_ran() -> None:
+async def test_a_generator_is_closed_in_its_own_task() -> None:
     async with toy_server() as (toy, channel, _):
         call = channel.stream_stream("/runlane.Toy/Generator")()
         await call.write(b"a")
         assert await call.read() == b"a"
         call.cancel()
         assert await toy.ends.get() == "same task"
-        assert await toy.calls.finished(10)
+        assert await toy.calls.wait_idle(10)
 
 
-async def test_a_method_that_is_not_there_is_unimplemented() -> None:
+async def test_an_unknown_method_is_unimplemented() -> None:
     async with toy_server() as (_, channel, _):
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await channel.unary_unary("/runlane.Toy/Nothing")(b"")
     assert raised.value.code() is StatusCode.UNIMPLEMENTED
 
 
-async def test_what_a_handler_binds_is_in_its_line_and_in_no_other() -> None:
+async def test_context_of_the_log_is_limited_to_its_call() -> None:
     seen: list[dict[str, Any]] = []
 
     async def bind(request: bytes, context: Context) -> bytes:
@@ -248,7 +248,7 @@ async def test_what_a_handler_binds_is_in_its_line_and_in_no_other() -> None:
         return b""
 
     server = grpc.aio.server()
-    Guard(server, Calls(), OpenDoor()).add_generic_rpc_handlers(
+    Middleware(server, InflightCalls(), NoAccessControl()).add_generic_rpc_handlers(
         (
             grpc.method_handlers_generic_handler(
                 "runlane.Toy", {"Bind": grpc.unary_unary_rpc_method_handler(bind)}
@@ -268,26 +268,26 @@ async def test_what_a_handler_binds_is_in_its_line_and_in_no_other() -> None:
 
 
 class Revocable:
-    """Lets everybody in, until it does not."""
+    """Authenticates every call until it is closed."""
 
     def __init__(self) -> None:
         self.open = True
 
-    def identify(self, credentials: Credentials) -> Caller:
+    def authenticate(self, credentials: Credentials) -> Caller:
         if not self.open:
             raise Unauthenticated("not any more")
-        return Caller("acme", Role.ADMIN, "somebody")
+        return Caller("acme", Role.ADMIN, "alice")
 
 
-async def test_a_reader_that_does_not_read_hears_of_its_end_once_it_reads_on(
+async def test_a_revoked_call_with_a_slow_reader_ends_once_it_reads_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("runlane_server.access.door.allows", lambda role, method: True)
-    toy, identities, calls = Toy(), Revocable(), Calls()
-    door = Door(identities)
+    monkeypatch.setattr("runlane_server.access.control.is_allowed", lambda role, method: True)
+    toy, identities, calls = Toy(), Revocable(), InflightCalls()
+    access_control = AccessControl(identities)
     server = grpc.aio.server()
     handlers: dict[str, Any] = {"Stream": grpc.unary_stream_rpc_method_handler(toy.stream)}
-    Guard(server, calls, door).add_generic_rpc_handlers(
+    Middleware(server, calls, access_control).add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("runlane.Toy", handlers),)
     )
     port = server.add_insecure_port("127.0.0.1:0")
@@ -296,17 +296,17 @@ async def test_a_reader_that_does_not_read_hears_of_its_end_once_it_reads_on(
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel, asyncio.timeout(30):
         call = channel.unary_stream("/runlane.Toy/Stream")(b"flood")
         assert await toy.ends.get() == "called"
-        (visit,) = door._visits
-        # It writes without end, so from some time on it is held up, or about to be.
-        while not visit.sends:
+        (open_call,) = access_control._open_calls
+        # It writes without end, so sooner or later a write blocks.
+        while not open_call.is_sending:
             await asyncio.sleep(0)
         identities.open = False
-        door.look_again()
+        access_control.recheck()
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await read_on(call)
-        assert told(raised.value).code is StatusCode.UNAUTHENTICATED
+        assert decode_error(raised.value).code is StatusCode.UNAUTHENTICATED
         assert await toy.ends.get() == "Unauthenticated"
-        assert await calls.finished(10)
+        assert await calls.wait_idle(10)
     await server.stop(0)
 
 
@@ -315,11 +315,11 @@ async def read_on(call: Any) -> None:
         pass
 
 
-async def test_who_calls_is_in_the_line_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runlane_server.access.door.allows", lambda role, method: True)
+async def test_the_line_of_a_call_names_its_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runlane_server.access.control.is_allowed", lambda role, method: True)
     server = grpc.aio.server()
     handlers: dict[str, Any] = {"Unary": grpc.unary_unary_rpc_method_handler(Toy().unary)}
-    Guard(server, Calls(), Door(Revocable())).add_generic_rpc_handlers(
+    Middleware(server, InflightCalls(), AccessControl(Revocable())).add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("runlane.Toy", handlers),)
     )
     port = server.add_insecure_port("127.0.0.1:0")
@@ -329,4 +329,4 @@ async def test_who_calls_is_in_the_line_of_the_call(monkeypatch: pytest.MonkeyPa
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             await unary(channel, b"hello")
     await server.stop(0)
-    assert [(line["method"], line["caller"]) for line in logs] == [("Toy/Unary", "somebody")]
+    assert [(line["method"], line["caller"]) for line in logs] == [("Toy/Unary", "alice")]

@@ -1,4 +1,4 @@
-"""Probes of the door: calls that last, and whose caller may not stay."""
+"""Probes of access control: open calls whose caller loses access."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 import grpc
 from grpc import StatusCode
 
-from rpc.probe_table import RUNS, Patience, refused_as_unknown
+from rpc.probe_base import RUNS, ProbeTimeout, assert_unauthenticated
 from runlane.v1 import run_service_pb2 as runs_pb
-from runlane_server.access import door as door_module
+from runlane_server.access import control as control_module
 from support.callers import (
     LIFETIME,
     Outcome,
@@ -23,7 +23,7 @@ from support.callers import (
     request,
 )
 
-LASTING: Mapping[str, Any] = {
+LONG_LIVED: Mapping[str, Any] = {
     RUNS + "SubscribeRunComplete": runs_pb.SubscribeRunCompleteRequest(),
     RUNS + "SubscribeRun": runs_pb.SubscribeRunRequest(run_id="r-theirs"),
     RUNS + "WaitRun": runs_pb.WaitRunRequest(run_id="r-theirs"),
@@ -32,27 +32,27 @@ LASTING: Mapping[str, Any] = {
 
 @asynccontextmanager
 async def followed(world: World, who: str) -> AsyncIterator[list[Any]]:
-    """Calls that last, by a caller; each is being served."""
-    calls = [world.open(method, asked, world.shown(who)) for method, asked in LASTING.items()]
-    async with asyncio.timeout(Patience.seconds):
-        while {visit.method for visit in _visits(world, who)} != set(LASTING):
+    """Opens every kind of long-lived call, and waits until each is served."""
+    calls = [world.open(method, asked, world.shown(who)) for method, asked in LONG_LIVED.items()]
+    async with asyncio.timeout(ProbeTimeout.seconds):
+        while {open_call.method for open_call in _open_calls(world, who)} != set(LONG_LIVED):
             await asyncio.sleep(0)
     yield calls
     for call in calls:
         call.cancel()
 
 
-def _visits(world: World, who: str) -> list[door_module.Visit]:
+def _open_calls(world: World, who: str) -> list[control_module.OpenCall]:
     shown = world.shown(who)[0][1]
     return [
-        visit
-        for visit in world.door._visits
-        if visit.credentials.metadata.get("authorization") == shown
+        open_call
+        for open_call in world.access_control._open_calls
+        if open_call.credentials.metadata.get("authorization") == shown
     ]
 
 
 async def _end(call: Any) -> Outcome:
-    """How a call that lasts ends."""
+    """Waits for the end of a long-lived call."""
     try:
         if hasattr(call, "read"):
             while (message := await call.read()) is not grpc.aio.EOF:
@@ -64,9 +64,9 @@ async def _end(call: Any) -> Outcome:
 
 
 async def _all_end(world: World, who: str, calls: list[Any]) -> None:
-    """All calls of that caller end, because he may not go on."""
-    assert all(visit.refused for visit in _visits(world, who))
-    async with asyncio.timeout(Patience.seconds):
+    """Asserts that all calls of a caller end as unauthenticated."""
+    assert all(open_call.revocation for open_call in _open_calls(world, who))
+    async with asyncio.timeout(ProbeTimeout.seconds):
         for call in calls:
             found = await _end(call)
             assert found.code is StatusCode.UNAUTHENTICATED, found
@@ -74,7 +74,7 @@ async def _all_end(world: World, who: str, calls: list[Any]) -> None:
 
 
 async def revoked(folder: Path) -> None:
-    """What was begun with a token ends with it; nobody else notices."""
+    """Calls end when their token is revoked; calls of others go on."""
     async with (
         guarded(folder) as world,
         followed(world, "read") as calls,
@@ -82,27 +82,27 @@ async def revoked(folder: Path) -> None:
     ):
         world.revoke("read")
         world.look()
-        assert not [visit for visit in _visits(world, "admin") if visit.refused]
+        assert not [open_call for open_call in _open_calls(world, "admin") if open_call.revocation]
         await _all_end(world, "read", calls)
-        assert len(_visits(world, "admin")) == len(others)
+        assert len(_open_calls(world, "admin")) == len(others)
         world.wire.latches.open("g")
         assert (await _end(others[-1])).answer.run.run_id == "r-theirs"
 
 
 async def expires_meanwhile(folder: Path) -> None:
-    """What was begun with a token ends when its time is up, and not before."""
+    """Calls end when their token expires, and not before."""
     for who, after in (("expiring", LIFETIME), ("jwt", 3600)):
         async with guarded(folder) as world, followed(world, who) as calls:
             world.clock[0] += after - 2
             world.look()
-            assert not any(visit.refused for visit in _visits(world, who))
+            assert not any(open_call.revocation for open_call in _open_calls(world, who))
             world.clock[0] += 4
             world.look()
             await _all_end(world, who, calls)
 
 
 async def moved(folder: Path) -> None:
-    """A token that is of another tenant now does not go on reading what is of the first."""
+    """Calls end when their token moves to another tenant."""
     async with guarded(folder) as world, followed(world, "expiring") as calls:
         entry = 'name = "expiring"\ntenant = '
         world.rewrite((entry + '"acme"', entry + '"other"'))
@@ -111,12 +111,12 @@ async def moved(folder: Path) -> None:
 
 
 async def slow_reader(folder: Path) -> None:
-    """A call that is being told something when it is to end is told that it ends, too."""
+    """A call that is revoked during a write ends with the error after it."""
     async with guarded(folder) as world:
         method = RUNS + "SubscribeRun"
         call = world.open(method, request(method), world.shown("read"))
-        async with asyncio.timeout(Patience.seconds):
-            while not any(visit.sends for visit in _visits(world, "read")):
+        async with asyncio.timeout(ProbeTimeout.seconds):
+            while not any(open_call.is_sending for open_call in _open_calls(world, "read")):
                 await asyncio.sleep(0)
         world.revoke("read")
         world.look()
@@ -124,16 +124,16 @@ async def slow_reader(folder: Path) -> None:
 
 
 async def broken_file(folder: Path) -> None:
-    """A file that cannot be read changes nothing, neither for the better nor for the worse."""
+    """An invalid access file changes nothing."""
     async with guarded(folder) as world, followed(world, "read") as calls:
         text = world.path.read_text()
         for broken in (text + "\n[[token]]", "nonsense", ""):
             world.path.write_text(broken)
             world.look()
             if broken:
-                assert len(_visits(world, "read")) == len(calls)
+                assert len(_open_calls(world, "read")) == len(calls)
                 method = RUNS + "GetRun"
                 found = await world.ask(method, request(method), world.shown("read"))
                 assert found.code is StatusCode.OK
-                refused_as_unknown(await world.ask(method, request(method)))
-        await _all_end(world, "read", calls)  # an empty file is a file: it knows nobody
+                assert_unauthenticated(await world.ask(method, request(method)))
+        await _all_end(world, "read", calls)  # an empty file is valid and has no callers

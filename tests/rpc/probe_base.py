@@ -1,4 +1,4 @@
-"""What the probes of the door share: the roles that are promised, and what is expected."""
+"""Shared by the probes of access control: documented roles, and expected outcomes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from grpc import StatusCode
 
-from runlane_server.access.identities import REFUSED
+from runlane_server.access.access_file import UNKNOWN_CALLER
 from support.callers import (
     SECONDS,
     Outcome,
@@ -16,7 +16,7 @@ from support.callers import (
 RUNS, SESSIONS = "/runlane.v1.RunService/", "/runlane.v1.SessionService/"
 HARNESS = "/runlane.harness.v1.HarnessService/"
 
-LEAST: Mapping[str, str] = {
+MIN_ROLE: Mapping[str, str] = {
     RUNS + "RunAccepted": "run",
     RUNS + "Cancel": "run",
     RUNS + "CancelAll": "run",
@@ -44,18 +44,18 @@ LEAST: Mapping[str, str] = {
         "admin",
     ),
 }
-"""The least role for each rpc, as it is promised."""
+"""The documented minimum role of each rpc."""
 
 Probe = Callable[[Path], Awaitable[None]]
 
 
-class Patience:
-    """For how many seconds something is waited for that has to happen."""
+class ProbeTimeout:
+    """How long a probe waits for what must happen."""
 
     seconds = SECONDS
 
 
-def refused_as_unknown(found: Outcome) -> None:
-    """The caller is told that it is not known, and nothing else, whatever is wrong."""
+def assert_unauthenticated(found: Outcome) -> None:
+    """Asserts the one error of every failed authentication, which does not say what is wrong."""
     assert (found.code, found.reason) == (StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED"), found
-    assert found.message == REFUSED
+    assert found.message == UNKNOWN_CALLER

@@ -1,4 +1,4 @@
-"""The calls that are being handled, so that a shutdown can wait for the last of them."""
+"""The calls in progress, so that a shutdown can wait for the last of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Collection
 
 
-class Calls:
+class InflightCalls:
     """Holds the task of every handler that has not returned.
 
     `grpc.aio.Server.stop` returns before handlers have cleaned up (grpc#37239).
@@ -23,16 +23,16 @@ class Calls:
         """The method of each call."""
         return self._tasks.values()
 
-    def enter(self, task: asyncio.Task[object], method: str = "") -> None:
-        """The handler of a method was called."""
+    def add(self, task: asyncio.Task[object], method: str = "") -> None:
+        """Adds the task of a handler that starts."""
         self._tasks[task] = method
 
-    def leave(self, task: asyncio.Task[object]) -> None:
-        """A handler returns."""
+    def discard(self, task: asyncio.Task[object]) -> None:
+        """Removes the task of a handler that returns."""
         self._tasks.pop(task, None)
 
-    async def finished(self, timeout: float) -> bool:
-        """Waits until no handler runs; returns whether that came true within `timeout` seconds."""
+    async def wait_idle(self, timeout: float) -> bool:
+        """Waits up to `timeout` seconds until no handler runs; returns whether none does."""
         others = self._tasks.keys() - {asyncio.current_task()}
         if not others:
             return True
