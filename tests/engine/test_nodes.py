@@ -15,9 +15,10 @@ from runlane_server.core.model import FinishReason, RunState, SessionKey, TextDe
 from runlane_server.core.transition import Transition
 from runlane_server.engine.executor import NodeSettings
 from runlane_server.store.postgres.cluster import PostgresCluster
+from runlane_server.store.postgres.database import Database
 from runlane_server.store.postgres.store import PostgresStore
 from support.node import SECONDS, Node, running, say, script, wait
-from support.postgres import plain
+from support.postgres import plain, postgres_store
 
 S = RunState
 
@@ -33,7 +34,7 @@ async def a_node(
 ) -> AsyncIterator[Node]:
     limits = Limits(cancel_grace=SECONDS, max_active_runs=max_active)
     async with (
-        PostgresStore(url) as store,
+        postgres_store(url) as store,
         running(store, limits=limits, node=settings) as node,
     ):
         yield node
@@ -219,7 +220,7 @@ async def test_r7_a_node_that_gets_no_answer_stops_its_agents_within_its_lease(
     """Its runs are another node's after that."""
     agent = Stoppable()
     async with (
-        PostgresStore(postgres_url) as store,
+        postgres_store(postgres_url) as store,
         running(store, agent=agent, node=SHORT) as node,
     ):
         await node.queue("s", "x")
@@ -239,8 +240,8 @@ async def test_r7_a_node_that_gets_no_answer_stops_its_agents_within_its_lease(
 class Late(PostgresStore):
     """Carries a commit out, and answers later."""
 
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
         self.committed = asyncio.Event()
         self.answering = asyncio.Event()
 
@@ -255,7 +256,10 @@ async def test_r7_a_node_that_is_lost_starts_no_agent_for_a_start_that_is_confir
     postgres_url: str,
 ) -> None:
     agent = Stoppable()
-    async with Late(postgres_url) as store, running(store, agent=agent, node=SHORT) as node:
+    async with (
+        Late(Database.parse(postgres_url)) as store,
+        running(store, agent=agent, node=SHORT) as node,
+    ):
         accepting = asyncio.create_task(node.queue("s", "x"))
         await store.committed.wait()
         membership = node.coordinator.membership
@@ -272,7 +276,10 @@ async def test_r7_a_node_that_is_lost_starts_no_agent_for_a_start_that_is_confir
 
 async def test_r7_nor_does_one_that_has_joined_anew_by_then(postgres_url: str) -> None:
     agent = Stoppable()
-    async with Late(postgres_url) as store, running(store, agent=agent, node=SHORT) as node:
+    async with (
+        Late(Database.parse(postgres_url)) as store,
+        running(store, agent=agent, node=SHORT) as node,
+    ):
         accepting = asyncio.create_task(node.queue("s", "x"))
         await store.committed.wait()
         membership = node.coordinator.membership
@@ -339,7 +346,7 @@ class Unanswered(PostgresStore):
 
 
 async def test_r1_a_run_whose_start_was_not_confirmed_runs_all_the_same(postgres_url: str) -> None:
-    async with Unanswered(postgres_url) as store, running(store, node=LONG) as node:
+    async with Unanswered(Database.parse(postgres_url)) as store, running(store, node=LONG) as node:
         store.to_lose = 1
         # It is looked up, and found.
         run = await node.queue("s", "hello")

@@ -20,8 +20,8 @@ from e2e.test_processes import parent
 from runlane import Client, RunState, SessionNotFound
 from runlane_server.config import Config
 from runlane_server.core.errors import StartError
-from runlane_server.store.postgres.store import PostgresStore
 from runlane_server.telemetry.metrics_server import Monitor
+from support.postgres import postgres_store
 from support.process import SECONDS, ServerProcess, serving
 from support.rpc_process import start_fails
 from support.wire import Wire, say
@@ -248,7 +248,7 @@ def test_no_worker_may_lack_a_port(tmp_path: Path) -> None:
 
 
 async def test_what_others_announce_is_behind_until_it_is_read(postgres_url: str) -> None:
-    async with PostgresStore(postgres_url) as store:
+    async with postgres_store(postgres_url) as store:
         log = store._open.log
         assert store.behind == 0
         log._heard(None, 0, "", "somebody 7 0")

@@ -14,11 +14,11 @@ from runlane_server.core.model import CancelScope, RunKey, SessionKey, WhenBusy
 from runlane_server.store.base import HostedRun, Turn, Turns
 from runlane_server.store.postgres import log as postgres_log
 from runlane_server.store.postgres.connection import Connector
+from runlane_server.store.postgres.database import Database
 from runlane_server.store.postgres.notifier import WakeUp
 from runlane_server.store.postgres.schema import SQL
 from runlane_server.store.postgres.store import PostgresStore
-from runlane_server.store.postgres.url import read_url
-from support.postgres import Connection, listening
+from support.postgres import Connection, listening, postgres_store
 from support.story import START, TENANT, Story, Witness, request
 
 SECONDS = 60.0
@@ -30,8 +30,8 @@ HOLD = 60.0
 async def nodes(postgres_url: str) -> AsyncIterator[tuple[PostgresStore, PostgresStore]]:
     """Two nodes, `one` and `two`, which have joined."""
     async with AsyncExitStack() as closing:
-        one = await closing.enter_async_context(PostgresStore(postgres_url))
-        two = await closing.enter_async_context(PostgresStore(postgres_url))
+        one = await closing.enter_async_context(postgres_store(postgres_url))
+        two = await closing.enter_async_context(postgres_store(postgres_url))
         one.listener, two.listener = Witness(), Witness()
         await one.cluster.join("one", "one:1")
         await two.cluster.join("two", "two:2")
@@ -431,7 +431,7 @@ async def test_a_claim_reads_a_few_lanes_of_a_tenant_that_has_thousands(
     nodes: Sequence[PostgresStore], postgres_url: str
 ) -> None:
     """Also by a plan that was made while there were none."""
-    beside = await Connector(read_url(postgres_url)).connect()
+    beside = await Connector(Database.parse(postgres_url)).connect()
     claim = "EXECUTE claim('one', 8, '60 s', '{noisy}', '{5}', 9)"
     await beside.execute("SET plan_cache_mode = force_generic_plan")
     await beside.execute(f"PREPARE claim AS {SQL['claim']}")
@@ -477,7 +477,10 @@ async def test_a_wake_up_reaches_the_others_and_not_oneself(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres_log, "POLL_SECONDS", 3_600.0)
-    async with PostgresStore(postgres_url) as one, PostgresStore(postgres_url) as two:
+    async with (
+        postgres_store(postgres_url) as one,
+        postgres_store(postgres_url) as two,
+    ):
         one.listener, two.listener = here, there = Witness(), Witness()
         await listening(postgres_url, 2)
         woken = {"one": 0, "two": 0}

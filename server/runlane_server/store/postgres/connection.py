@@ -13,7 +13,7 @@ import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
 from runlane_server.core.errors import StoreUnavailable
-from runlane_server.store.postgres.url import Address
+from runlane_server.store.postgres.database import Database
 
 if TYPE_CHECKING:
     Connection: TypeAlias = asyncpg.Connection[asyncpg.Record]
@@ -104,13 +104,13 @@ class Connector:
     shared by those that connect to the same database: what one finds out, all know.
     """
 
-    address: Address
+    database: Database
     durability: str | None = None
     hosts: _Hosts = field(default_factory=_Hosts)
 
     async def connect(self) -> Connection:
         """A new connection to the primary. Raises one of `FAILURES`; ValueError for a bad URL."""
-        dsns = self.address.dsns
+        dsns = self.database.dsns
         first = self.hosts.primary
         failures: list[Exception] = []
         # The driver would try one after another too, but within one timeout for all.
@@ -125,7 +125,7 @@ class Connector:
         raise failures[-1]
 
     async def _connect(self, dsn: str, timeout: float) -> Connection:
-        settings = _SETTINGS | {"search_path": f'"{self.address.schema}"'}
+        settings = _SETTINGS | {"search_path": f'"{self.database.schema}"'}
         if self.durability is not None:
             settings["synchronous_commit"] = self.durability
         connection = await asyncpg.connect(

@@ -151,7 +151,7 @@ class PostgresLog:
                 try:
                     if not await self._is_same(connection):
                         continue
-                    await connection.add_listener(self._connector.address.channel, self._heard)
+                    await connection.add_listener(self._connector.database.channel, self._heard)
                     # What was said before is not known.
                     self._on_work()
                     if down:

@@ -45,13 +45,13 @@ from runlane_server.store.base import (
 from runlane_server.store.codec import RUN_COMPLETE
 from runlane_server.store.postgres import queries
 from runlane_server.store.postgres.cluster import PostgresCluster, open_talk
+from runlane_server.store.postgres.database import Database
 from runlane_server.store.postgres.log import PostgresLog
 from runlane_server.store.postgres.notifier import Notifier
 from runlane_server.store.postgres.pool import Pool
 from runlane_server.store.postgres.rows import Result, append_unit, commit_unit, session_unit
 from runlane_server.store.postgres.schema import SQL, Opened, open_database
 from runlane_server.store.postgres.text import escape
-from runlane_server.store.postgres.url import read_url
 from runlane_server.store.postgres.writer import PostgresWriter
 
 STEP_ROWS = 250
@@ -79,17 +79,17 @@ class _Parts:
 
 
 class PostgresStore:
-    """A store in the database that a `postgresql://` URL names. See `base.Store`.
+    """A store in a PostgreSQL database. See `base.Store`.
 
     While the database is away its calls raise StoreUnavailable, and it connects again by itself. It
     fails for good only if what comes back is of another history.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, database: Database) -> None:
         self.listener: Listener | None = None
         self.watcher: Watcher | None = None
         self.on_failure: Callable[[StoreError], None] | None = None
-        self._address = read_url(url)
+        self._database = database
         self._parts: _Parts | None = None
         self._closing = AsyncExitStack()
 
@@ -128,7 +128,7 @@ class PostgresStore:
 
     async def __aenter__(self) -> Self:
         """Opens the database, and brings its schema up to date. Raises StartError."""
-        opened = await open_database(self._address)
+        opened = await open_database(self._database)
         async with AsyncExitStack() as closing:
             self._parts = await self._make_parts(opened, closing)
             self._closing = closing.pop_all()
@@ -140,7 +140,7 @@ class PostgresStore:
         closing.push_async_callback(pool.close)
         talk = await open_talk(connector)
         closing.push_async_callback(talk.close)
-        notifier = Notifier(talk, self._address.channel)
+        notifier = Notifier(talk, self._database.channel)
         closing.push_async_callback(notifier.close)
         cluster = PostgresCluster(talk, notifier, opened.peer_key)
         log = PostgresLog(
