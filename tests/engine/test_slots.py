@@ -13,8 +13,8 @@ from runlane_server.access.quotas import Quota, QuotaBook, Quotas
 from runlane_server.core.model import SessionKey
 from runlane_server.engine import slots as module
 from runlane_server.engine.slots import UNLIMITED, Slots
-from runlane_server.engine.turns import turns_of
-from runlane_server.store.base import Turn, Turns
+from runlane_server.engine.turns import claim_order_of
+from runlane_server.store.base import ClaimOrder, TenantShare
 
 QUIET, NOISY, OTHER = "quiet", "noisy", "other"
 
@@ -75,7 +75,7 @@ def test_who_has_the_fewest_comes_next_and_ten_thousand_lanes_are_in_nobodys_way
 
 
 def test_a_tenant_with_long_runs_does_not_take_all_slots_by_and_by() -> None:
-    """Turns at starting alone would give them all to it: its runs do not end."""
+    """Taking turns at starting alone would give them all to it: its runs do not end."""
     node = Node(4)
     node.arrive(*(key(NOISY, n) for n in range(9)), *(key(QUIET, n) for n in range(9)))
     assert tenants(node.started) == [NOISY] * 4
@@ -152,13 +152,13 @@ def test_whose_turn_it_is_is_told_with_the_room_each_has() -> None:
     node = Node(8, {NOISY: 3})
     node.arrive(key(NOISY, 0), key(QUIET), key(OTHER), key(NOISY, 1))
     node.end(key(QUIET))
-    assert node.slots.turns == (
-        Turn(QUIET, UNLIMITED),
-        Turn(OTHER, UNLIMITED),
-        Turn(NOISY, 1),
+    assert node.slots.tenant_shares == (
+        TenantShare(QUIET, UNLIMITED),
+        TenantShare(OTHER, UNLIMITED),
+        TenantShare(NOISY, 1),
     )
     node.arrive(key(NOISY, 2), key(NOISY, 3))
-    assert node.slots.turns[-1] == Turn(NOISY, 0)
+    assert node.slots.tenant_shares[-1] == TenantShare(NOISY, 0)
 
 
 def test_the_store_is_told_whose_turn_it_is_with_those_first_who_had_none() -> None:
@@ -168,10 +168,12 @@ def test_the_store_is_told_whose_turn_it_is_with_those_first_who_had_none() -> N
     for lane in (key(NOISY), key(QUIET)):
         assert slots.take(lane)
     slots.settle(key(QUIET), running=False, startable=False)
-    told = (Turn("fresh", 7), Turn(QUIET, UNLIMITED), Turn(NOISY, 1))
-    assert turns_of(slots, book) == Turns(told, UNLIMITED)
+    told = (TenantShare("fresh", 7), TenantShare(QUIET, UNLIMITED), TenantShare(NOISY, 1))
+    assert claim_order_of(slots, book) == ClaimOrder(told, UNLIMITED)
     book.replace(Quotas({}, others=Quota(max_active_runs=1)))
-    assert turns_of(slots, book) == Turns((Turn(QUIET, 1), Turn(NOISY, 0)), 1)
+    assert claim_order_of(slots, book) == ClaimOrder(
+        (TenantShare(QUIET, 1), TenantShare(NOISY, 0)), 1
+    )
 
 
 def test_tenants_that_have_nothing_here_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +183,7 @@ def test_tenants_that_have_nothing_here_are_forgotten(monkeypatch: pytest.Monkey
     for n in range(100):
         node.arrive(key(f"t{n}"))
         node.end(key(f"t{n}"))
-    known = [turn.tenant for turn in node.slots.turns]
+    known = [share.tenant for share in node.slots.tenant_shares]
     assert len(known) <= 10
     assert {QUIET, "t99"} <= set(known)
 

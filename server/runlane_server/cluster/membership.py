@@ -19,7 +19,7 @@ import structlog
 from runlane_server.core.errors import RunlaneError, StoreUnavailable
 from runlane_server.core.model import SessionKey
 from runlane_server.harness.clock import unmoved_time
-from runlane_server.store.base import Cluster, HostedRun, Turns
+from runlane_server.store.base import ClaimOrder, Cluster, HostedRun
 
 log = structlog.get_logger()
 
@@ -56,7 +56,7 @@ class Work(Protocol):
         """How many more lanes could have an active run here."""
 
     @property
-    def turns(self) -> Turns:
+    def claim_order(self) -> ClaimOrder:
         """Whose turn it is here, of the tenants."""
 
     def line_up(self, key: SessionKey) -> None:
@@ -221,8 +221,8 @@ class Membership:
         free = min(self._work.free_slots, CLAIM)
         if free <= 0 or not self.alive:
             return
-        turns = self._work.turns
-        claimed = await self._cluster.claim(self.node_id, free, HOLD_SECONDS, turns)
+        order = self._work.claim_order
+        claimed = await self._cluster.claim(self.node_id, free, HOLD_SECONDS, order)
         for key in claimed:
             self._work.line_up(key)
         if claimed:

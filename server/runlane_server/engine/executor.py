@@ -36,9 +36,9 @@ from runlane_server.core.turn import draft_of
 from runlane_server.engine.agent_turn import Job
 from runlane_server.engine.lanes import Lanes
 from runlane_server.engine.runner import Runner
-from runlane_server.engine.turns import turns_of
+from runlane_server.engine.turns import claim_order_of
 from runlane_server.harness.gates import Point, Stage
-from runlane_server.store.base import HostedRun, Store, Turns
+from runlane_server.store.base import ClaimOrder, HostedRun, Store
 from runlane_server.store.retry import patiently
 
 log = structlog.get_logger()
@@ -239,9 +239,9 @@ class Executor:
         return self.lanes.slots.free
 
     @property
-    def turns(self) -> Turns:
+    def claim_order(self) -> ClaimOrder:
         """Whose turn it is here."""
-        return turns_of(self.lanes.slots, self._quotas)
+        return claim_order_of(self.lanes.slots, self._quotas)
 
     def line_up(self, key: SessionKey) -> None:
         """A lane waits for a node, and this one is to serve it."""

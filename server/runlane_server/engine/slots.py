@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from runlane_server.core.model import SessionKey
-from runlane_server.store.base import Turn
+from runlane_server.store.base import TenantShare
 
 MAX_SERVED = 1_000
 """How many tenants are remembered for the sake of their last turn alone."""
@@ -84,12 +84,12 @@ class Slots:
         return (*self._granted, *chain.from_iterable(lines))
 
     @property
-    def turns(self) -> tuple[Turn, ...]:
+    def tenant_shares(self) -> tuple[TenantShare, ...]:
         """The tenants that had slots of late, the one to come next first, and how many lanes of
         each could get one beyond those in line. Others come before them."""
         known = sorted(self._shares.items(), key=lambda item: (item[1].slots, item[1].turn))
         return tuple(
-            Turn(tenant, max(0, self._room(tenant, share) - len(share.line)))
+            TenantShare(tenant, max(0, self._room(tenant, share) - len(share.line)))
             for tenant, share in known
         )
 

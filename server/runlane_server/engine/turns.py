@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from runlane_server.access.quotas import QuotaBook
 from runlane_server.engine.slots import UNLIMITED, Slots
-from runlane_server.store.base import Turn, Turns
+from runlane_server.store.base import ClaimOrder, TenantShare
 
 
-def turns_of(slots: Slots, book: QuotaBook) -> Turns:
+def claim_order_of(slots: Slots, book: QuotaBook) -> ClaimOrder:
     """The tenants that had slots of late come last; those that have none so far, first."""
-    served = slots.turns
-    known = {turn.tenant for turn in served}
-    fresh = tuple(Turn(name, _most(book, name)) for name in book.named if name not in known)
-    return Turns((*fresh, *served), _room(book.others.max_active_runs))
+    served = slots.tenant_shares
+    known = {share.tenant for share in served}
+    fresh = tuple(TenantShare(name, _most(book, name)) for name in book.named if name not in known)
+    return ClaimOrder((*fresh, *served), _room(book.others.max_active_runs))
 
 
 def _most(book: QuotaBook, tenant: str) -> int:
