@@ -56,7 +56,7 @@ def cut_off(node: Node) -> Iterator[None]:
         raise StoreUnavailable("away")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cluster, "beat", away)
+        patch.setattr(cluster, "heartbeat", away)
         yield
 
 
@@ -64,7 +64,7 @@ async def test_a_node_that_is_not_heard_for_a_while_keeps_its_runs(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its first sign of life gets no answer; the next ones come soon enough."""
-    beat = PostgresCluster.beat
+    beat = PostgresCluster.heartbeat
     heard = asyncio.Event()
     loop = asyncio.get_running_loop()
     silent_until = loop.time() + SHORT.lease / 2
@@ -76,7 +76,7 @@ async def test_a_node_that_is_not_heard_for_a_while_keeps_its_runs(
         heard.set()
         return alive
 
-    monkeypatch.setattr(PostgresCluster, "beat", slow)
+    monkeypatch.setattr(PostgresCluster, "heartbeat", slow)
     async with a_node(postgres_url, SHORT) as node:
         run = await node.blocked("s", "g")
         assert node.coordinator.membership is not None
@@ -231,7 +231,7 @@ async def test_r7_a_node_that_gets_no_answer_stops_its_agents_within_its_lease(
             await silence.wait()
             return True
 
-        monkeypatch.setattr(store.cluster, "beat", silent)
+        monkeypatch.setattr(store.cluster, "heartbeat", silent)
         async with asyncio.timeout(SHORT.lease):
             await agent.stopped.wait()
         silence.set()
@@ -308,7 +308,7 @@ async def test_a_node_that_was_taken_for_lost_joins_anew(postgres_url: str) -> N
         async with asyncio.timeout(SECONDS):
             # Whoever was silent for no time at all; one that beats at that instant is passed over.
             while not await beside.fetchval("SELECT lost FROM nodes WHERE node_id = $1", before):
-                await b.store.cluster.beat(judge.node_id, 0.0)
+                await b.store.cluster.heartbeat(judge.node_id, 0.0)
             while judged.node_id == before:
                 await asyncio.sleep(0.01)
         a.gates.open("g")

@@ -280,7 +280,7 @@ async def run_unheard(node: Node, number: int) -> None:
 async def tell(node: Node, after: int) -> None:
     """The feed is told of what is in the log after a position."""
     page = await node.store.completes(TENANT, ALL, after=after, limit=99, max_bytes=1 << 30)
-    node.feed.completed(page.events)
+    node.feed.on_completes(page.events)
 
 
 NOBODY = EventFilter(session_ids=frozenset({"nobody"}))
@@ -323,7 +323,7 @@ async def test_r25_a_log_that_was_removed_to_its_end_is_told_at_once(node: Node)
         await asyncio.sleep(0)
         await run_unheard(node, 2)
         assert await node.store.compact(1 << 62, limit=9) == 2
-        node.feed.completed(())
+        node.feed.on_completes(())
         with pytest.raises(CursorCompacted):
             await waiting
     assert node.feed.position == 2
@@ -342,7 +342,7 @@ async def test_a_follower_is_told_of_an_end_that_another_node_wrote(node: Node) 
     idle = node.feed.follow(key, known)
     await asyncio.sleep(0)
     # There is a tail, and the end is not in it.
-    node.feed.happened(key, (await node.events(run.run_id))[-1:])
+    node.feed.on_run_events(key, (await node.events(run.run_id))[-1:])
     with deaf(node):
         node.gates.open("g")
         assert await node.coordinator.wait_idle(SECONDS)
@@ -378,7 +378,7 @@ async def test_a_follower_does_not_skip_what_another_node_wrote_in_between(node:
     key = RunKey(TENANT, run.run_id)
     following = asyncio.create_task(follow(node, run.run_id))
     await asyncio.sleep(0)
-    node.feed.happened(key, (await node.events(run.run_id))[-1:])
+    node.feed.on_run_events(key, (await node.events(run.run_id))[-1:])
     known = len(await node.events(run.run_id))
     slow = node.feed.follow(key, known)
     with deaf(node):

@@ -404,7 +404,7 @@ def test_what_is_left_out_has_its_default() -> None:
     assert validate.wait_run(run_service_pb2.WaitRunRequest(run_id="r")) is None
     nothing = check_subscribe_run_complete(run_service_pb2.SubscribeRunCompleteRequest())
     assert nothing == EventFilter()
-    assert nothing.everything
+    assert nothing.matches_all
 
 
 def test_limits_may_be_reached() -> None:

@@ -29,8 +29,8 @@ class Counted(Witness):
         self.enough = asyncio.Event()
         self._total = total
 
-    def completed(self, events: Sequence[LoggedComplete]) -> None:
-        super().completed(events)
+    def on_completes(self, events: Sequence[LoggedComplete]) -> None:
+        super().on_completes(events)
         if len(self.log) >= self._total:
             self.enough.set()
 

@@ -245,7 +245,7 @@ async def test_writes_that_failed_are_counted(tmp_path: Path) -> None:
 async def test_a_database_that_comes_and_goes(own_server: OwnPostgres) -> None:
     async with fresh_database(own_server.url) as url, postgres_store(url) as store:
         metrics = Metrics(lambda: STATE)
-        store.watcher = Meter(metrics, Feed(store), Clock())
+        store.write_observer = Meter(metrics, Feed(store), Clock())
         sessions = [NewSession(SessionKey(DEFAULT_TENANT, f"s{n}"), 0) for n in range(4)]
         await asyncio.gather(*map(store.create_session, sessions[:3]))
         await asyncio.to_thread(own_server.stop)

@@ -160,7 +160,7 @@ class Membership:
         self._heard = False
         try:
             async with asyncio.timeout(self.lease / BEATS):
-                known = await self._cluster.beat(self.node_id, self.lease)
+                known = await self._cluster.heartbeat(self.node_id, self.lease)
         except (TimeoutError, StoreUnavailable):
             return
         self._heard = True

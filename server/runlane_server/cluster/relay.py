@@ -187,7 +187,7 @@ class _Followed:
         if event is None:
             self._feed.ended(self._key)
         else:
-            self._feed.happened(self._key, (event,))
+            self._feed.on_run_events(self._key, (event,))
 
     def _lost(self) -> None:
         self._hears = False

@@ -39,7 +39,7 @@ from runlane_server.engine.runner import Runner
 from runlane_server.engine.turns import claim_order_of
 from runlane_server.harness.gates import Point, Stage
 from runlane_server.store.base import ClaimOrder, HostedRun, Store
-from runlane_server.store.retry import patiently
+from runlane_server.store.retry import retry_read
 
 log = structlog.get_logger()
 
@@ -303,7 +303,7 @@ class Executor:
             else:
                 return folded
             await asyncio.sleep(RETRY_PAUSE)
-            lane = await patiently(self._store, lambda: self._store.load_lane(job.key))
+            lane = await retry_read(self._store, lambda: self._store.load_lane(job.key))
             missed = [run for run in lane.folded if run.run_id not in taken]
             active = lane.active
             if missed and active and (active.run_id, active.attempt) == job.attempt:

@@ -103,7 +103,7 @@ class Feed:
 
     # The store's listener
 
-    def completed(self, events: Sequence[LoggedComplete]) -> None:
+    def on_completes(self, events: Sequence[LoggedComplete]) -> None:
         """Publishes terminal events; none, where the store went on over some that were removed."""
         first: dict[Hashable, Position] = {}
         begin = events[0].position if events else self._store.position + 1
@@ -122,7 +122,7 @@ class Feed:
             for subscriber in self._subscribers.get(topic, ()):
                 subscriber.wake(position)
 
-    def happened(self, key: RunKey, events: Sequence[RunEvent]) -> None:
+    def on_run_events(self, key: RunKey, events: Sequence[RunEvent]) -> None:
         """Publishes events of a run, if anybody follows it and they are news."""
         followers = self._followers.get(key)
         tail = self._run_tails.get(key)
@@ -199,7 +199,7 @@ class Feed:
         """
         if not self._tail.covers(after):
             return None
-        if not wanted.everything:
+        if not wanted.matches_all:
             return self._page(tenant, after, wanted.matches)
         if self._shared is None or self._shared[:2] != (tenant, after):
             self._shared = (tenant, after, self._page(tenant, after))

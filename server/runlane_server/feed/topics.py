@@ -21,7 +21,7 @@ def topics_of_event(event: LoggedComplete) -> tuple[Hashable, ...]:
 
 def topics_of_filter(tenant: str, wanted: EventFilter) -> tuple[Hashable, ...]:
     """Which topics a filter needs."""
-    if wanted.everything:
+    if wanted.matches_all:
         return ((tenant, _EVERYTHING),)
     return (
         *((tenant, "session", session_id) for session_id in wanted.session_ids),

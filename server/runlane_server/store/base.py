@@ -84,14 +84,14 @@ class EventFilter:
     run_ids: frozenset[str] = frozenset()
 
     @property
-    def everything(self) -> bool:
+    def matches_all(self) -> bool:
         """Whether it lets all events through."""
         return not (self.session_ids or self.run_ids)
 
     def matches(self, complete: RunComplete) -> bool:
         """Whether an event is meant."""
         return (
-            self.everything
+            self.matches_all
             or complete.session_id in self.session_ids
             or complete.run_id in self.run_ids
         )
@@ -169,7 +169,7 @@ class Cluster(Protocol):
     async def join(self, node_id: str, address: str) -> None:
         """Makes a node known, with the address where the others reach it. It is alive from now."""
 
-    async def beat(self, node_id: str, lease: float) -> bool:
+    async def heartbeat(self, node_id: str, lease: float) -> bool:
         """Says that a node is alive; False if it is taken for lost, or has left.
 
         Takes for lost, for good, whoever has not said so for `lease` seconds; but a node that was
@@ -208,21 +208,21 @@ class Cluster(Protocol):
 class Listener(Protocol):
     """Is told what was committed: in commit order, before the committing call returns."""
 
-    def completed(self, events: Sequence[LoggedComplete]) -> None:
+    def on_completes(self, events: Sequence[LoggedComplete]) -> None:
         """Terminal events were committed; their positions increase from call to call. Without any,
         events were removed from the log before this node was told of them."""
 
-    def happened(self, key: RunKey, events: Sequence[RunEvent]) -> None:
+    def on_run_events(self, key: RunKey, events: Sequence[RunEvent]) -> None:
         """Events of one run were committed; their indices increase from call to call."""
 
 
-class Watcher(Protocol):
+class WriteObserver(Protocol):
     """Is told how writing goes. Where a store keeps nothing on a disk it is told nothing."""
 
-    def committed(self, units: int, seconds: float) -> None:
+    def on_committed(self, units: int, seconds: float) -> None:
         """So many writes were committed together, and it took so long. Comes after the commit."""
 
-    def unconfirmed(self, units: int) -> None:
+    def on_unconfirmed(self, units: int) -> None:
         """So many writes failed as the store was away, or did not say what became of them."""
 
 
@@ -236,7 +236,7 @@ class Store(Protocol):
     listener: Listener | None
     """Who is told of commits. Set once, before the first commit."""
 
-    watcher: Watcher | None
+    write_observer: WriteObserver | None
     """Who is told how writing goes. Set once, before the first commit."""
 
     on_failure: Callable[[StoreError], None] | None

@@ -13,7 +13,7 @@ from runlane_server.store.base import Store
 T = TypeVar("T")
 
 
-async def patiently(store: Store, read: Callable[[], Awaitable[T]]) -> T:
+async def retry_read(store: Store, read: Callable[[], Awaitable[T]]) -> T:
     """Reads, again and again while the store is away; raises StoreUnavailable if it is lost.
 
     Whoever waits for so long can be cancelled.

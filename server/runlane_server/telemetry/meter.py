@@ -30,8 +30,8 @@ never does."""
 class Meter(Observer):
     """Puts into metrics what a node does.
 
-    It is the listener of the store in front of another one, which is told first; the watcher of its
-    commits; and the observer of everything else.
+    It is the listener of the store in front of another one, which is told first; the write observer
+    of its commits; and the observer of everything else.
     """
 
     __slots__ = ("_cancels", "_listener", "_metrics", "_now", "_series", "_silent")
@@ -48,9 +48,9 @@ class Meter(Observer):
 
     # The store's listener
 
-    def completed(self, events: Sequence[LoggedComplete]) -> None:
+    def on_completes(self, events: Sequence[LoggedComplete]) -> None:
         """Runs ended, on whichever node: how late is that told, and how long did cancels take."""
-        self._listener.completed(events)
+        self._listener.on_completes(events)
         now = self._now()
         for event in events:
             complete = event.complete
@@ -60,9 +60,9 @@ class Meter(Observer):
                 if asked_at is not None:
                     self._metrics.cancel_latency.observe(_seconds(asked_at, now))
 
-    def happened(self, key: RunKey, events: Sequence[RunEvent]) -> None:
+    def on_run_events(self, key: RunKey, events: Sequence[RunEvent]) -> None:
         """Events of a run were committed by this node, and by no other one."""
-        self._listener.happened(key, events)
+        self._listener.on_run_events(key, events)
         for event in events:
             body = event.body
             if isinstance(body, TextDelta):
@@ -81,14 +81,14 @@ class Meter(Observer):
             seconds = _seconds(complete.started_at, complete.ended_at)
             self._of(metrics.run_duration, complete.state).observe(seconds)
 
-    # The store's watcher
+    # The store's write observer
 
-    def committed(self, units: int, seconds: float) -> None:
+    def on_committed(self, units: int, seconds: float) -> None:
         """So many units were committed together, and it took so long."""
         self._metrics.commit_units.observe(units)
         self._metrics.commit_seconds.observe(seconds)
 
-    def unconfirmed(self, units: int) -> None:
+    def on_unconfirmed(self, units: int) -> None:
         """So many units were given to the store, and it did not say what became of them."""
         self._metrics.store_unavailable.inc(units)
 

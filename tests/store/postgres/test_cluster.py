@@ -78,11 +78,11 @@ async def test_a_node_is_alive_from_when_it_joins_until_it_leaves(
     nodes: Sequence[PostgresStore],
 ) -> None:
     one, two = nodes
-    assert await one.cluster.beat("one", LEASE)
-    assert not await one.cluster.beat("nobody", LEASE)
+    assert await one.cluster.heartbeat("one", LEASE)
+    assert not await one.cluster.heartbeat("nobody", LEASE)
     await one.cluster.leave("one")
-    assert not await one.cluster.beat("one", LEASE)
-    assert await two.cluster.beat("two", LEASE)
+    assert not await one.cluster.heartbeat("one", LEASE)
+    assert await two.cluster.heartbeat("two", LEASE)
 
 
 async def test_a_node_that_was_silent_for_its_lease_is_lost_for_good(
@@ -90,16 +90,16 @@ async def test_a_node_that_was_silent_for_its_lease_is_lost_for_good(
 ) -> None:
     one, two = nodes
     await silence(beside, "one", LEASE - 1)
-    assert await two.cluster.beat("two", LEASE)
+    assert await two.cluster.heartbeat("two", LEASE)
     assert await known(beside) == {"one": False, "two": False}
     await silence(beside, "one")
-    assert await two.cluster.beat("two", LEASE)
+    assert await two.cluster.heartbeat("two", LEASE)
     assert await known(beside) == {"one": True, "two": False}
-    assert not await one.cluster.beat("one", LEASE)
+    assert not await one.cluster.heartbeat("one", LEASE)
     await one.cluster.join("one", "one:1")
-    assert not await one.cluster.beat("one", LEASE)
+    assert not await one.cluster.heartbeat("one", LEASE)
     await one.cluster.join("one again", "one:1")
-    assert await one.cluster.beat("one again", LEASE)
+    assert await one.cluster.heartbeat("one again", LEASE)
     assert await known(beside) == {"one": True, "one again": False, "two": False}
 
 
@@ -108,9 +108,9 @@ async def test_a_node_that_is_lost_takes_nobody_for_lost(
 ) -> None:
     one, two = nodes
     await silence(beside, "one")
-    assert await two.cluster.beat("two", LEASE)
+    assert await two.cluster.heartbeat("two", LEASE)
     await silence(beside, "two")
-    assert not await one.cluster.beat("one", LEASE)
+    assert not await one.cluster.heartbeat("one", LEASE)
     assert await known(beside) == {"one": True, "two": False}
 
 
@@ -121,9 +121,9 @@ async def test_who_comes_back_first_after_a_time_without_the_database_takes_nobo
     await silence(beside, "one")
     await silence(beside, "two")
     for _ in range(3):
-        assert await one.cluster.beat("one", LEASE)
+        assert await one.cluster.heartbeat("one", LEASE)
     assert await known(beside) == {"one": False, "two": False}
-    assert await two.cluster.beat("two", LEASE)
+    assert await two.cluster.heartbeat("two", LEASE)
     # Who still says nothing when a lease has passed by is lost.
     await beside.execute(
         "UPDATE nodes SET steady_since = steady_since - $1 * interval '1 second'"
@@ -131,7 +131,7 @@ async def test_who_comes_back_first_after_a_time_without_the_database_takes_nobo
         LEASE,
     )
     await silence(beside, "two")
-    assert await one.cluster.beat("one", LEASE)
+    assert await one.cluster.heartbeat("one", LEASE)
     assert await known(beside) == {"one": False, "two": True}
 
 
@@ -144,13 +144,13 @@ async def test_nodes_that_are_gone_for_a_day_are_forgotten(
     await two.cluster.join("long lost", "")
     for name in ("lost", "long lost"):
         await silence(beside, name)
-    assert await one.cluster.beat("one", LEASE)
+    assert await one.cluster.heartbeat("one", LEASE)
     await silence(beside, "lost", day - 60)
     await silence(beside, "long lost", day + 60)
     await silence(beside, "two", day + 60)
-    assert await one.cluster.beat("one", LEASE)
+    assert await one.cluster.heartbeat("one", LEASE)
     assert await known(beside) == {"lost": True, "one": False}
-    assert not await two.cluster.beat("two", LEASE)
+    assert not await two.cluster.heartbeat("two", LEASE)
 
 
 async def test_a_beat_does_not_wait_for_the_rows_of_others(
@@ -160,9 +160,9 @@ async def test_a_beat_does_not_wait_for_the_rows_of_others(
     await silence(beside, "two")
     async with beside.transaction():
         await beside.execute("SELECT FROM nodes WHERE node_id = 'two' FOR UPDATE")
-        assert await one.cluster.beat("one", LEASE)
+        assert await one.cluster.heartbeat("one", LEASE)
     assert await known(beside) == {"one": False, "two": False}
-    assert await two.cluster.beat("two", LEASE)
+    assert await two.cluster.heartbeat("two", LEASE)
 
 
 async def test_many_beats_at_once_are_in_nobodys_way(
@@ -178,7 +178,7 @@ async def test_many_beats_at_once_are_in_nobodys_way(
     async with asyncio.timeout(SECONDS):
         for _ in range(10):
             answers = await asyncio.gather(
-                *(nodes[n % 2].cluster.beat(name, LEASE) for n, name in enumerate(talking))
+                *(nodes[n % 2].cluster.heartbeat(name, LEASE) for n, name in enumerate(talking))
             )
             assert all(answers)
     lost = await known(beside)
@@ -233,7 +233,7 @@ async def test_r9_runs_of_nodes_that_are_lost_or_gone_are_found(
     assert await one.cluster.lost_runs(9) == hosted(left)
     await silence(beside, "two")
     assert await one.cluster.lost_runs(9) == hosted(left)
-    assert await one.cluster.beat("one", LEASE)
+    assert await one.cluster.heartbeat("one", LEASE)
     for store in (one, two):
         assert await store.cluster.lost_runs(9) == hosted(early, left, late)
         assert await store.cluster.lost_runs(2) == hosted(early, left)
@@ -280,7 +280,7 @@ async def test_hosts_of_active_runs_are_told(
     assert await two.cluster.hosts(keys) == {RunKey(nul, nul): "two:2"} | mine
     assert await two.cluster.hosts([]) == {}
     await silence(beside, "two")
-    assert await one.cluster.beat("one", LEASE)
+    assert await one.cluster.heartbeat("one", LEASE)
     assert await one.cluster.hosts(keys) == mine
 
 

@@ -134,7 +134,7 @@ async def test_two_changes_of_a_lane_keep_their_order(store: SqliteStore) -> Non
 
 async def test_listener_that_fails_does_not_fail_the_write(store: SqliteStore) -> None:
     class Broken(Witness):
-        def happened(self, key: RunKey, events: object) -> None:
+        def on_run_events(self, key: RunKey, events: object) -> None:
             raise RuntimeError("broken")
 
     store.listener = Broken()

@@ -42,7 +42,7 @@ from runlane_server.store.base import (
     SessionTaken,
     Stale,
     StoreError,
-    Watcher,
+    WriteObserver,
 )
 from runlane_server.store.codec import encode_parts
 from runlane_server.store.memory.log import MemoryLog
@@ -85,7 +85,7 @@ class MemoryStore:
 
     def __init__(self, store_id: bytes | None = None) -> None:
         self.listener: Listener | None = None
-        self.watcher: Watcher | None = None
+        self.write_observer: WriteObserver | None = None
         self.on_failure: Callable[[StoreError], None] | None = None
         self._store_id = os.urandom(8) if store_id is None else store_id
         self._sessions: dict[SessionKey, _Session] = {}
@@ -262,9 +262,9 @@ class MemoryStore:
         if self.listener is None:
             return
         if logged:
-            self.listener.completed(logged)
+            self.listener.on_completes(logged)
         for run_id, own in by_run(events):
-            self.listener.happened(RunKey(tenant, run_id), own)
+            self.listener.on_run_events(RunKey(tenant, run_id), own)
 
     def _size_of_run(self, tenant: str, complete: RunComplete) -> int:
         """How large the events of a run are that has just ended; none is left of a removed one."""

@@ -60,7 +60,7 @@ class PostgresCluster:
         """Makes a node known. One that was lost stays so; it has to join under another id."""
         await self._rows("join", escape(node_id), escape(address))
 
-    async def beat(self, node_id: str, lease: float) -> bool:
+    async def heartbeat(self, node_id: str, lease: float) -> bool:
         """Says that a node is alive; False if it is taken for lost, or has left.
 
         Takes others for lost who have been silent for `lease` seconds; unless this one had been so

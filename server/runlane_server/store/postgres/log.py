@@ -136,7 +136,7 @@ class PostgresLog:
         if listener is None:
             return
         try:
-            listener.completed(events)
+            listener.on_completes(events)
         except Exception:
             # It is committed, whatever the listener makes of it.
             log.exception("the listener of the store failed")

@@ -40,7 +40,7 @@ from runlane_server.store.base import (
     Page,
     Position,
     StoreError,
-    Watcher,
+    WriteObserver,
 )
 from runlane_server.store.codec import RUN_COMPLETE
 from runlane_server.store.postgres import queries
@@ -87,7 +87,7 @@ class PostgresStore:
 
     def __init__(self, database: Database) -> None:
         self.listener: Listener | None = None
-        self.watcher: Watcher | None = None
+        self.write_observer: WriteObserver | None = None
         self.on_failure: Callable[[StoreError], None] | None = None
         self._database = database
         self._parts: _Parts | None = None
@@ -153,7 +153,7 @@ class PostgresStore:
         )
         closing.push_async_callback(log.close)
         writer = PostgresWriter(
-            connector, log, notifier, lambda: self.listener, lambda: self.watcher
+            connector, log, notifier, lambda: self.listener, lambda: self.write_observer
         )
         closing.push_async_callback(writer.close)
         return _Parts(opened.store_id, pool, log, notifier, writer, cluster)
@@ -343,7 +343,7 @@ class PostgresStore:
         if after >= known:
             return LogPage((), after)
         where = (escape(tenant), after, known, limit + 1, max_bytes + queries.SLACK_BYTES)
-        if wanted.everything:
+        if wanted.matches_all:
             rows = await self._rows("events", *where)
         else:
             ids = [[*map(escape, some)] for some in (wanted.session_ids, wanted.run_ids)]

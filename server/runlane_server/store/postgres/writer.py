@@ -23,7 +23,7 @@ from runlane_server.store.base import (
     RunIdTaken,
     SessionTaken,
     Stale,
-    Watcher,
+    WriteObserver,
 )
 from runlane_server.store.paging import by_run
 from runlane_server.store.postgres.connection import (
@@ -77,13 +77,13 @@ class PostgresWriter:
         followed: PostgresLog,
         notifier: Notifier,
         listener: Callable[[], Listener | None],
-        watcher: Callable[[], Watcher | None],
+        write_observer: Callable[[], WriteObserver | None],
     ) -> None:
         self._connector = connector
         self._log = followed
         self._notifier = notifier
         self._listener = listener
-        self._watcher = watcher
+        self._write_observer = write_observer
         self._took = 0.0
         self._connection: Connection | None = None
         self._commit: Commit | None = None
@@ -144,8 +144,8 @@ class PostgresWriter:
             _resolve_all(units, unavailable(f"{OUTCOME_UNKNOWN} ({type(error).__name__})"))
 
     def _note_unconfirmed(self, units: Sequence[Unit]) -> None:
-        if (watcher := self._watcher()) is not None:
-            watcher.unconfirmed(len(units))
+        if (write_observer := self._write_observer()) is not None:
+            write_observer.on_unconfirmed(len(units))
 
     async def _write(self, units: Sequence[Unit]) -> None:
         """Writes units, without those that are refused. One round trip, and one more for each time
@@ -230,8 +230,8 @@ class PostgresWriter:
 
     async def _committed(self, units: Sequence[Unit], row: Any) -> None:
         """Takes note of what is committed, tells it, and only then answers."""
-        if (watcher := self._watcher()) is not None:
-            watcher.committed(len(units), self._took)
+        if (write_observer := self._write_observer()) is not None:
+            write_observer.on_committed(len(units), self._took)
         for n, after in row["raised"]:
             units[n].raised = after
         position = row["first_position"]
@@ -261,7 +261,7 @@ class PostgresWriter:
         try:
             for unit in units:
                 for run_id, events in by_run(unit.events):
-                    listener.happened(RunKey(unit.tenant, run_id), events)
+                    listener.on_run_events(RunKey(unit.tenant, run_id), events)
         except Exception:
             log.exception("the listener of the store failed")
 

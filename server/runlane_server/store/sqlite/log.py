@@ -49,7 +49,7 @@ def log_page(
 def _logged(
     db: sqlite3.Connection, wanted: EventFilter, where: dict[str, Any]
 ) -> Iterator[sqlite3.Row]:
-    if wanted.everything:
+    if wanted.matches_all:
         yield from db.execute(SQL["events"], where)
         return
     # A seek for each id reads no more than the page could need of it, however long the log is.

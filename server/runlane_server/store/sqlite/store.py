@@ -39,7 +39,7 @@ from runlane_server.store.base import (
     Page,
     Position,
     StoreError,
-    Watcher,
+    WriteObserver,
 )
 from runlane_server.store.sqlite import log as sqlite_log
 from runlane_server.store.sqlite import queries
@@ -67,7 +67,7 @@ class SqliteStore:
 
     def __init__(self, path: Path) -> None:
         self.listener: Listener | None = None
-        self.watcher: Watcher | None = None
+        self.write_observer: WriteObserver | None = None
         self.on_failure: Callable[[StoreError], None] | None = None
         self._path = path
         self._open: Opened | None = None

@@ -12,7 +12,7 @@ import structlog
 
 from runlane_server.core.errors import StoreUnavailable
 from runlane_server.core.model import RunKey
-from runlane_server.store.base import Listener, LoggedComplete, Position, StoreError, Watcher
+from runlane_server.store.base import Listener, LoggedComplete, Position, StoreError, WriteObserver
 from runlane_server.store.batching import Pace
 from runlane_server.store.paging import by_run
 from runlane_server.store.sqlite import apply as sqlite_apply
@@ -36,7 +36,7 @@ class Audience(Protocol):
         """Who is told of commits."""
 
     @property
-    def watcher(self) -> Watcher | None:
+    def write_observer(self) -> WriteObserver | None:
         """Who is told how writing goes."""
 
     @property
@@ -121,8 +121,8 @@ class SqliteWriter:
         took = time.perf_counter() - began
         committed = [unit for unit, why in zip(units, results, strict=True) if why is None]
         self._tell(committed)
-        if committed and (watcher := self._audience.watcher) is not None:
-            watcher.committed(len(committed), took)
+        if committed and (write_observer := self._audience.write_observer) is not None:
+            write_observer.on_committed(len(committed), took)
         for unit, result in zip(units, results, strict=True):
             _resolve(unit, result)
 
@@ -140,10 +140,10 @@ class SqliteWriter:
             return
         try:
             if logged:
-                listener.completed(logged)
+                listener.on_completes(logged)
             for unit in committed:
                 for run_id, events in by_run(unit.events):
-                    listener.happened(RunKey(unit.tenant, run_id), events)
+                    listener.on_run_events(RunKey(unit.tenant, run_id), events)
         except Exception:
             # It is committed, whatever the listener makes of it.
             log.exception("the listener of the store failed")
@@ -152,8 +152,8 @@ class SqliteWriter:
         self.failed = StoreError(message)
         log.error("the store cannot be written to any more", reason=message)
         left = (*batch, *self._pending)
-        if self._audience.watcher is not None:
-            self._audience.watcher.unconfirmed(len(left))
+        if self._audience.write_observer is not None:
+            self._audience.write_observer.on_unconfirmed(len(left))
         for unit in left:
             _resolve(unit, unavailable(self.failed))
         self._pending.clear()
