@@ -13,7 +13,7 @@ from pathlib import Path
 
 from generated import between, main
 
-from runlane_server.core.lane import TABLE, Happening
+from runlane_server.core.lane import TABLE, Trigger
 from runlane_server.core.model import RunState
 
 PAGE = Path(__file__).with_name("architecture.md")
@@ -22,18 +22,16 @@ PAGE = Path(__file__).with_name("architecture.md")
 def diagram() -> str:
     """The states and what leads from one to the next, as a Mermaid state diagram."""
     lines = ["```mermaid", "stateDiagram-v2"]
-    for (before, happening), after in TABLE.items():
-        lines.append(f"    {before or '[*]'} --> {after}: {happening}")
-    lines += [f"    {state} --> [*]" for state in RunState if state.terminal]
+    for (before, trigger), after in TABLE.items():
+        lines.append(f"    {before or '[*]'} --> {after}: {trigger}")
+    lines += [f"    {state} --> [*]" for state in RunState if state.is_terminal]
     return "\n".join([*lines, "```"])
 
 
 def explanations() -> str:
-    """What each happening is: the comments in its class, as a table."""
-    told = dict(
-        re.findall(r'^ +\w+ = "(\w+)"  # (.+)$', inspect.getsource(Happening), re.MULTILINE)
-    )
-    rows = [f"| {happening} | {told[happening]} |" for happening in Happening]
+    """What each trigger means: the comments in its class, as a table."""
+    told = dict(re.findall(r'^ +\w+ = "(\w+)"  # (.+)$', inspect.getsource(Trigger), re.MULTILINE))
+    rows = [f"| {trigger} | {told[trigger]} |" for trigger in Trigger]
     return "\n".join(["| what happens | to the run |", "|---|---|", *rows])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -41,7 +42,7 @@ class LaneHistory(RuleBasedStateMachine):
         self.named: set[str] = set()
         self.transcript: dict[tuple[int, int], Message] = {}
 
-    def take(self, command: Command) -> Transition | None:
+    def take(self, command: Command) -> Transition[Any] | None:
         made = step(self.lane, command)
         if made is None:
             return None
@@ -171,7 +172,7 @@ class LaneHistory(RuleBasedStateMachine):
             self.take(Command(Verb.RELEASE, token=held.token))
         if self.lane.active is not None:
             self.take(finish(self.lane.active.run_id, self.lane.active.attempt))
-        assert not self.lane.busy
+        assert not self.lane.is_busy
         assert set(self.accepted) == set(self.ended)
         if self.lane.exists:
             self.take(Command(Verb.REMOVE))

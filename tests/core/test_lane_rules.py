@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
@@ -50,9 +51,9 @@ FOLD, REJECT, INTERRUPT = WhenBusy.FOLD, WhenBusy.REJECT, WhenBusy.INTERRUPT
 ACTIVE, WAITING, RUN = CancelScope.ACTIVE, CancelScope.WAITING, CancelScope.RUN
 
 
-def after(commands: Iterable[Command], lane: Lane = EMPTY) -> tuple[Lane, Transition]:
+def after(commands: Iterable[Command], lane: Lane = EMPTY) -> tuple[Lane, Transition[Any]]:
     """The lane after commands, each step checked, and all of them as one transition."""
-    whole = Transition(lane)
+    whole: Transition[Any] = Transition(lane)
     for command in commands:
         made = command.apply(lane)
         check(lane, command, made)
@@ -85,7 +86,7 @@ def test_r03_the_run_of_the_lane_is_returned_for_its_id() -> None:
     lane, _ = after([*enter("a"), DISPATCH, reserve("again", "a")])
     lane_after, made = after([Command(Verb.ACCEPT, "again", "a", REJECT)], lane)
     assert made.reply == lane.active
-    assert not made.durable
+    assert not made.needs_commit
     assert picture(lane_after) == "a:active"
 
 
@@ -104,8 +105,8 @@ def test_r04_the_order_is_that_of_the_accepts_not_of_the_reservations() -> None:
 def test_r06_release_ends_a_reservation_any_number_of_times() -> None:
     lane, made = after([reserve("a"), reserve("b"), *[release("a")] * 3])
     assert picture(lane) == "[b]"
-    assert not made.durable
-    assert not after([release("b"), release("b")], lane)[0].busy
+    assert not made.needs_commit
+    assert not after([release("b"), release("b")], lane)[0].is_busy
 
 
 def test_r06_a_released_reservation_cannot_be_accepted_nor_one_accepted_twice() -> None:
@@ -159,8 +160,8 @@ def test_r08_a_lane_with_work_never_looks_idle() -> None:
     lane = EMPTY
     for command in [*enter("a"), *enter("b"), DISPATCH, cancel(ACTIVE), finish("a"), DISPATCH]:
         lane, _ = after([command], lane)
-        assert lane.busy
-    assert not after([finish("b")], lane)[0].busy
+        assert lane.is_busy
+    assert not after([finish("b")], lane)[0].is_busy
 
 
 def test_r08_the_handoff_is_one_step() -> None:
@@ -197,7 +198,7 @@ def test_r10_cancel_covers_active_queued_and_accepts_that_have_begun() -> None:
     _, rest = after([accept("m"), accept("n"), finish("a")], lane)
     ends = {complete.run_id: complete.state for complete in (*made.completes, *rest.completes)}
     assert ends == dict.fromkeys("abcmn", RunState.CANCELLED)
-    assert not rest.lane.busy
+    assert not rest.lane.is_busy
 
 
 def test_r10_a_repeated_accept_of_a_covered_one_is_covered_with_it() -> None:
@@ -223,7 +224,7 @@ def test_r12_cancel_of_an_idle_session_records_nothing(shape: str, scope: Cancel
     lane, made = after([cancel(scope)], idle)
     assert lane == idle
     assert made.reply == Receipt("s", (), idle.accept_seq)
-    assert not made.durable
+    assert not made.needs_commit
     assert picture(after([*enter("n"), DISPATCH], lane)[0]) == "n:active"
 
 
@@ -502,7 +503,7 @@ def test_r28_a_completion_leaves_nothing_behind() -> None:
 def test_r30_runs_that_wait_for_the_agent_are_covered_by_cancel() -> None:
     lane, made = after([cancel()], lane_of("waiting for a slot + queued"))
     assert [complete.run_id for complete in made.completes] == ["a", "b"]
-    assert not lane.busy
+    assert not lane.is_busy
 
 
 def test_r30_runs_whose_agent_never_gets_ready_end_failed() -> None:
@@ -539,5 +540,5 @@ def test_transitions_merge_into_one() -> None:
 def test_an_idle_session_is_removed_and_begins_anew() -> None:
     lane, made = after([REMOVE], lane_of("idle"))
     assert made.removed
-    assert made.durable
+    assert made.needs_commit
     assert lane == EMPTY

@@ -57,14 +57,14 @@ MUTANTS = (
     ),
     Mutant(
         "a run that never started leaves no turn",
-        "        run = advance(run, happening, turn=run.turn or self._open_turn(run))\n"
+        "        run = advance(run, trigger, turn=run.turn or self._open_turn(run))\n"
         '        message_id = self._write(run, close((), reason), "", attempt=run.attempt + 1)',
-        '        run = advance(run, happening)\n        message_id = ""',
+        '        run = advance(run, trigger)\n        message_id = ""',
         "R14",
     ),
     Mutant(
         "no terminal event for runs that failed before they started",
-        "        edit.end_unstarted(run, Happening.FAIL, FinishReason.ERROR, error)",
+        "        edit.end_unstarted(run, Trigger.FAIL, FinishReason.ERROR, error)",
         "        edit._remove([run])",
         "R21",
     ),
@@ -73,7 +73,7 @@ MUTANTS = (
         "    return edit.done(reply=edit.end_turn(outcome))",
         "    complete = edit.end_turn(outcome)\n"
         "    for run in lane.waiting if outcome.error else ():\n"
-        "        edit.end_unstarted(run, Happening.FAIL, FinishReason.ERROR, outcome.error)\n"
+        "        edit.end_unstarted(run, Trigger.FAIL, FinishReason.ERROR, outcome.error)\n"
         "    return edit.done(reply=complete)",
         "finish takes no run",
     ),
@@ -86,7 +86,7 @@ MUTANTS = (
     ),
     Mutant(
         "two runs are started at once",
-        "edit.start(host) if lane.startable else None",
+        "edit.start(host) if lane.can_start else None",
         "edit.start(host) if lane.waiting else None",
         "queued cannot start",
     ),

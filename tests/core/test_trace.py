@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from runlane_server.core.model import RunKey
-from runlane_server.core.trace import Place, RunTrace, in_log, place_of, sent_place
+from runlane_server.core.trace import (
+    RunTrace,
+    SpanContext,
+    log_fields,
+    parse_traceparent,
+    traceparent_of,
+)
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SENT = f"00-{TRACE}-{SPAN}-01"
@@ -15,17 +21,17 @@ KEY = RunKey("acme", "r1")
 @pytest.mark.parametrize(
     ("text", "place"),
     [
-        (SENT, Place(TRACE, SPAN, sampled=True)),
-        (f"00-{TRACE}-{SPAN}-00", Place(TRACE, SPAN, sampled=False)),
-        (f"00-{TRACE}-{SPAN}-02", Place(TRACE, SPAN, sampled=False)),
-        (f"00-{TRACE}-{SPAN}-ff", Place(TRACE, SPAN, sampled=True)),
+        (SENT, SpanContext(TRACE, SPAN, sampled=True)),
+        (f"00-{TRACE}-{SPAN}-00", SpanContext(TRACE, SPAN, sampled=False)),
+        (f"00-{TRACE}-{SPAN}-02", SpanContext(TRACE, SPAN, sampled=False)),
+        (f"00-{TRACE}-{SPAN}-ff", SpanContext(TRACE, SPAN, sampled=True)),
         # A later version may say more behind it.
-        (f"cc-{TRACE}-{SPAN}-01", Place(TRACE, SPAN, sampled=True)),
-        (f"cc-{TRACE}-{SPAN}-01-more", Place(TRACE, SPAN, sampled=True)),
+        (f"cc-{TRACE}-{SPAN}-01", SpanContext(TRACE, SPAN, sampled=True)),
+        (f"cc-{TRACE}-{SPAN}-01-more", SpanContext(TRACE, SPAN, sampled=True)),
     ],
 )
-def test_what_is_a_place(text: str, place: Place) -> None:
-    assert place_of(text) == place
+def test_what_is_a_place(text: str, place: SpanContext) -> None:
+    assert parse_traceparent(text) == place
 
 
 @pytest.mark.parametrize(
@@ -48,15 +54,15 @@ def test_what_is_a_place(text: str, place: Place) -> None:
     ],
 )
 def test_what_is_none(text: str) -> None:
-    assert place_of(text) is None
-    assert sent_place({"traceparent": text}) == ""
+    assert parse_traceparent(text) is None
+    assert traceparent_of({"traceparent": text}) == ""
 
 
 def test_a_place_is_kept_as_this_version_writes_it() -> None:
-    assert sent_place({"x": "y", "traceparent": f"cc-{TRACE}-{SPAN}-ff-more"}) == SENT
-    assert sent_place({"x": "y"}) == ""
-    assert in_log(SENT) == {"trace_id": TRACE}
-    assert in_log("") == {}
+    assert traceparent_of({"x": "y", "traceparent": f"cc-{TRACE}-{SPAN}-ff-more"}) == SENT
+    assert traceparent_of({"x": "y"}) == ""
+    assert log_fields(SENT) == {"trace_id": TRACE}
+    assert log_fields("") == {}
 
 
 def test_the_trace_of_a_run_is_that_of_its_caller() -> None:
@@ -75,7 +81,7 @@ def test_the_spans_of_a_run_are_the_same_on_every_node_and_its_own() -> None:
     assert len(spans) == 18
     assert RunTrace.of(RunKey("acme", "r1"), SENT, 1).span("run") in spans
     assert len({(place.trace_id, place.span_id) for place in spans}) == 18
-    assert all(place_of(str(place)) == place for place in spans)
+    assert all(parse_traceparent(str(place)) == place for place in spans)
 
 
 def test_the_share_of_runs_without_a_caller_s_trace() -> None:

@@ -110,7 +110,7 @@ async def test_a_draining_node_takes_no_run_and_finishes_what_is_active(store: S
         active = await node.accept("s", script(wait("g"), say("done")))
         await node.gates.reached("g")
         queued = await node.queue("s", "x")
-        node.coordinator.refuse()
+        node.coordinator.begin_drain()
         with pytest.raises(Draining):
             await node.queue("t", "x")
         assert not await node.coordinator.wait_idle(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from runlane_server.core.limits import Limits
 from runlane_server.core.model import Prompt, RunKey, RunState, SessionKey
-from runlane_server.core.recent import Recent
+from runlane_server.core.recent import RecentItems
 from runlane_server.core.transition import Lane, Transition
 from runlane_server.store.memory.store import MemoryStore
 from support.node import running
@@ -33,7 +33,7 @@ class Counting(MemoryStore):
 
 
 def test_the_oldest_goes_first() -> None:
-    recent: Recent[str, int] = Recent(2)
+    recent: RecentItems[str, int] = RecentItems(2)
     for n, key in enumerate("abac"):
         recent.put(key, n)
     assert [recent.take(key) for key in "abcc"] == [2, None, 3, None]

@@ -211,9 +211,9 @@ async def test_followers_of_a_run_see_all_its_events_whenever_they_come(node: No
 async def test_waiting_for_a_run_ends_with_its_time(node: Node) -> None:
     run = await node.blocked("s", "g")
     seen = await node.coordinator.wait_run(run.run_id, timeout=0)
-    assert not seen.state.terminal
+    assert not seen.state.is_terminal
     seen = await node.coordinator.wait_run(run.run_id, timeout=0.01)
-    assert not seen.state.terminal
+    assert not seen.state.is_terminal
     node.gates.open("g")
     assert (await node.end(run.run_id)).run_id == run.run_id
 

@@ -95,6 +95,7 @@ PURE = {
     "runlane_server",
     "types",
     "typing",
+    "typing_extensions",
 }
 """Everything that the core imports: no clock, no ids, no randomness, no I/O, no protobuf."""
 

@@ -374,7 +374,7 @@ async def test_a_draining_node_says_so_and_where_to_resume() -> None:
         waiting = asyncio.create_task(refused(wire.runs.WaitRun(pb.WaitRunRequest(run_id=active))))
         following = wire.runs.SubscribeRun(pb.SubscribeRunRequest(run_id=active, after_index=3))
         await following.wait_for_connection()
-        wire.coordinator.refuse()
+        wire.coordinator.begin_drain()
         drains = ("DRAINING", StatusCode.UNAVAILABLE)
         error = await refused(wire.runs.RunAccepted(a_run()))
         assert (error.reason, error.code) == drains

@@ -12,7 +12,7 @@ from collections.abc import Container, Iterable, Mapping
 from enum import StrEnum
 from itertools import takewhile
 from types import MappingProxyType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from runlane_server.core.errors import (
     IllegalCommand,
@@ -53,8 +53,10 @@ from runlane_server.core.transition import (
 )
 from runlane_server.core.turn import DraftMessage, close, final_text
 
+Reply = TypeVar("Reply")
 
-class Happening(StrEnum):
+
+class Trigger(StrEnum):
     """What can happen to one run."""
 
     ENTER = "enter"  # it is accepted, and is first in its lane
@@ -69,9 +71,9 @@ class Happening(StrEnum):
     RETRY = "retry"  # its node was lost, and it is to start again
 
 
-_S, _H = RunState, Happening
+_S, _H = RunState, Trigger
 
-TABLE: Mapping[tuple[RunState | None, Happening], RunState] = MappingProxyType(
+TABLE: Mapping[tuple[RunState | None, Trigger], RunState] = MappingProxyType(
     {
         (None, _H.ENTER): _S.ACCEPTED,
         (None, _H.WAIT): _S.QUEUED,
@@ -107,7 +109,7 @@ ATTEMPT_ORDINALS = 1 << 20
 # --- Accept -------------------------------------------------------------------------------------
 
 
-def reserve(lane: Lane, token: str, run_id: str) -> Transition:
+def reserve(lane: Lane, token: str, run_id: str) -> Transition[None]:
     """Begins an accept: the session is busy from here on, and a cancel covers it (R6, R8, R10).
 
     A repeated accept of a run that a receipt has named already is covered with it.
@@ -120,7 +122,7 @@ def reserve(lane: Lane, token: str, run_id: str) -> Transition:
     return Transition(lane._replace(reservations=(*lane.reservations, reservation)))
 
 
-def release(lane: Lane, token: str) -> Transition:
+def release(lane: Lane, token: str) -> Transition[None]:
     """Ends a reservation; where there is none (any more) it does nothing (R6)."""
     left = tuple(held for held in lane.reservations if held.token != token)
     return Transition(lane._replace(reservations=left))
@@ -134,7 +136,7 @@ def accept(
     token: str,
     max_waiting: int,
     allow_missing: bool = False,
-) -> Transition:
+) -> Transition[LaneRun]:
     """Makes a reservation a run. Replies with its LaneRun, or with the one of that id in the lane.
 
     Raises SessionNotFound (R2), SessionBusy (REJECT, R27) and QueueFull, and IllegalCommand without
@@ -174,11 +176,11 @@ def _check_room(
         )
 
 
-def dispatch(lane: Lane, *, at: Micros, host: str = "") -> Transition:
+def dispatch(lane: Lane, *, at: Micros, host: str = "") -> Transition[LaneRun | None]:
     """Starts the first waiting run on that node, if none is active (R7, R8). Replies with it, or
     with None."""
     edit = _Edit(lane, at)
-    return edit.done(reply=edit.start(host) if lane.startable else None)
+    return edit.done(reply=edit.start(host) if lane.can_start else None)
 
 
 # --- Cancel -------------------------------------------------------------------------------------
@@ -186,7 +188,7 @@ def dispatch(lane: Lane, *, at: Micros, host: str = "") -> Transition:
 
 def cancel(
     lane: Lane, scope: CancelScope, *, at: Micros, run_id: str = "", reason: str = ""
-) -> Transition:
+) -> Transition[Receipt]:
     """Covers what is accepted and not terminal now, and replies with the Receipt (R10 to R16, R20).
 
     Where there is nothing to cover, nothing changes (R12, R13). `run_id` goes with scope RUN; a run
@@ -214,7 +216,9 @@ def cancel(
 # --- The active run -----------------------------------------------------------------------------
 
 
-def drain_for_step(lane: Lane, run_id: str, attempt: int, *, at: Micros, events: int) -> Transition:
+def drain_for_step(
+    lane: Lane, run_id: str, attempt: int, *, at: Micros, events: int
+) -> Transition[tuple[LaneRun, ...]]:
     """Folds what waits to be folded into the active turn, in accept order (R26, R27).
 
     `events` is how many events the active run has by now. Replies with the runs folded: none where
@@ -236,7 +240,7 @@ def finish(
     at: Micros,
     events: int,
     cancelled: str | None = None,
-) -> Transition:
+) -> Transition[RunComplete]:
     """Ends the active run and those folded into it; the first waiting one may be dispatched next.
 
     Where a cancel covered it before, it is cancelled whatever the outcome (R19). Replies with its
@@ -260,7 +264,7 @@ def node_lost(
     at: Micros,
     content: tuple[DraftMessage, ...],
     events: int,
-) -> Transition:
+) -> Transition[bool]:
     """The node of an attempt is gone: the run is retried or ends INTERRUPTED.
 
     `content` and `events` are what the store has of the attempt. A cancel that was answered stays
@@ -274,7 +278,7 @@ def node_lost(
 
 def hand_over(
     lane: Lane, run_id: str, attempt: int, outcome: Outcome, *, at: Micros, events: int
-) -> Transition:
+) -> Transition[bool]:
     """The node of the active run stops and gives the run up: as `node_lost`, in good order.
 
     Of the outcome only what was said counts. Raises IllegalCommand if the attempt is not the active
@@ -292,7 +296,7 @@ def _give_up(
     *,
     at: Micros,
     events: int,
-) -> Transition:
+) -> Transition[bool]:
     edit = _Edit(lane, at)
     edit.count(active, events)
     if active.state is RunState.ACTIVE and active.attempt < active.max_attempts:
@@ -303,15 +307,15 @@ def _give_up(
     return edit.done(reply=True)
 
 
-def fail_waiting(lane: Lane, error: RunError, *, at: Micros) -> Transition:
+def fail_waiting(lane: Lane, error: RunError, *, at: Micros) -> Transition[int]:
     """Ends all waiting runs as failed before they started (R30). Replies with how many."""
     edit = _Edit(lane, at)
     for run in lane.waiting:
-        edit.end_unstarted(run, Happening.FAIL, FinishReason.ERROR, error)
+        edit.end_unstarted(run, Trigger.FAIL, FinishReason.ERROR, error)
     return edit.done(reply=len(lane.waiting))
 
 
-def remove(lane: Lane, *, unchanged_since: tuple[int, int] | None = None) -> Transition:
+def remove(lane: Lane, *, unchanged_since: tuple[int, int] | None = None) -> Transition[None]:
     """Removes an idle session; with a (version, accept_seq), only as it was then.
 
     Raises SessionNotFound and SessionBusy.
@@ -321,7 +325,7 @@ def remove(lane: Lane, *, unchanged_since: tuple[int, int] | None = None) -> Tra
     # A run that came and went within the commit at hand is in accept_seq, and not in the version.
     if unchanged_since not in {None, (lane.version, lane.accept_seq)}:
         raise SessionBusy(f"session {lane.key.session_id!r} is in use again")
-    if lane.busy:
+    if lane.is_busy:
         raise SessionBusy(f"session {lane.key.session_id!r} has work; cancel it first")
     return Transition(Lane(lane.key), removed=True)
 
@@ -336,16 +340,16 @@ def _the_active(lane: Lane, run_id: str, attempt: int) -> LaneRun:
 # --- How a lane is changed ----------------------------------------------------------------------
 
 
-def advance(run: LaneRun, happening: Happening, **changes: Any) -> LaneRun:
-    """The run after a happening, by `TABLE`. Raises IllegalCommand where that has no entry."""
-    return run._replace(state=next_state(run.state, happening), **changes)
+def advance(run: LaneRun, trigger: Trigger, **changes: Any) -> LaneRun:
+    """The run after a trigger, by `TABLE`. Raises IllegalCommand where that has no entry."""
+    return run._replace(state=next_state(run.state, trigger), **changes)
 
 
-def next_state(state: RunState | None, happening: Happening) -> RunState:
-    """The state after a happening; None is that of a run that has not entered its lane."""
-    after = TABLE.get((state, happening))
+def next_state(state: RunState | None, trigger: Trigger) -> RunState:
+    """The state after a trigger; None is that of a run that has not entered its lane."""
+    after = TABLE.get((state, trigger))
     if after is None:
-        raise IllegalCommand(f"a run that is {state} cannot {happening}")
+        raise IllegalCommand(f"a run that is {state} cannot {trigger}")
     return after
 
 
@@ -367,7 +371,7 @@ class _Edit:
         self._waiting = lane.waiting
         self._reservations = lane.reservations
 
-    def done(self, reply: object) -> Transition:
+    def done(self, reply: Reply) -> Transition[Reply]:
         """The transition, with the waiting runs in the states that their places give them."""
         self._line_up()
         return Transition(
@@ -411,7 +415,7 @@ class _Edit:
         run = LaneRun(
             run_id=request.run_id,
             accept_seq=seq,
-            state=next_state(None, Happening.ENTER if first else Happening.WAIT),
+            state=next_state(None, Trigger.ENTER if first else Trigger.WAIT),
             when_busy=request.when_busy,
             accepted_at=self.at,
             rank=waiting[0].rank - 1 if at_head and waiting else seq,
@@ -433,7 +437,7 @@ class _Edit:
         run = self._active = self._tell(
             head,
             Started(attempt),
-            state=next_state(head.state, Happening.START),
+            state=next_state(head.state, Trigger.START),
             attempt=attempt,
             turn=head.turn or self._open_turn(head),
             started_at=self.at,
@@ -454,7 +458,7 @@ class _Edit:
         folded: list[LaneRun] = []
         for waiting in sorted(joining, key=lambda run: run.accept_seq):
             event = Folded(waiting.run_id, host.run_id)
-            run = advance(waiting, Happening.FOLD, folded_into=host.run_id, turn=host.turn)
+            run = advance(waiting, Trigger.FOLD, folded_into=host.run_id, turn=host.turn)
             run = self._tell(run, event)
             host = self._tell(host, event)
             folded.append(run)
@@ -475,8 +479,8 @@ class _Edit:
         folded = {run.run_id for run in self._folded}
         withdrawn = (draft for draft in content if draft.run_id and draft.run_id not in folded)
         self._write(active, tuple(withdrawn), "", attempt=active.attempt)
-        back = [advance(active, Happening.RETRY, host="")]
-        back += [advance(run, Happening.RETRY, folded_into="", turn=0) for run in self._folded]
+        back = [advance(active, Trigger.RETRY, host="")]
+        back += [advance(run, Trigger.RETRY, folded_into="", turn=0) for run in self._folded]
         waiting = self._waiting
         first_rank = (waiting[0].rank if waiting else self._accept_seq + 1) - len(back)
         ranked = tuple(run._replace(rank=first_rank + n) for n, run in enumerate(back))
@@ -501,7 +505,7 @@ class _Edit:
             self.covered.append(run.run_id)
             self.end_unstarted(
                 self._latest(run)._replace(cancel_reason=reason),
-                Happening.CANCEL,
+                Trigger.CANCEL,
                 FinishReason.CANCELED,
                 None,
             )
@@ -536,7 +540,7 @@ class _Edit:
 
     def _cover(self, run: LaneRun, reason: str) -> LaneRun:
         self.covered.append(run.run_id)
-        run = advance(run, Happening.CANCEL, cancel_reason=reason)
+        run = advance(run, Trigger.CANCEL, cancel_reason=reason)
         self._note(run)
         return run
 
@@ -544,7 +548,7 @@ class _Edit:
         """Ends a folded run by itself: its prompt is part of the turn, which goes on."""
         self.covered.append(run.run_id)
         self._folded = tuple(other for other in self._folded if other.run_id != run.run_id)
-        run = advance(run, Happening.WITHDRAW, cancel_reason=reason)
+        run = advance(run, Trigger.WITHDRAW, cancel_reason=reason)
         self._end(run, FinishReason.CANCELED, None)
 
     # Ending
@@ -552,8 +556,8 @@ class _Edit:
     def end_turn(self, outcome: Outcome) -> RunComplete:
         """Ends the active run and those folded into it, and writes the turn (R16, R19, R22)."""
         active = cast("LaneRun", self._active)
-        happening = Happening.COMPLETE if outcome.error is None else Happening.FAIL
-        state = next_state(active.state, happening)
+        trigger = Trigger.COMPLETE if outcome.error is None else Trigger.FAIL
+        state = next_state(active.state, trigger)
         ended = self._tell(active, *outcome.tail, state=state)
         cancelled = ended.state is RunState.CANCELLED
         reason = FinishReason.CANCELED if cancelled else outcome.finish_reason
@@ -563,20 +567,20 @@ class _Edit:
         shared = _End(reason, error, message_id, final_text(content))
         complete = self._end(ended, reason, error, shared, outcome.usage)
         for run in self._folded:
-            self._end(advance(run, happening), reason, error, shared)
+            self._end(advance(run, trigger), reason, error, shared)
         self._active, self._folded = None, ()
         return complete
 
     def end_unstarted(
         self,
         run: LaneRun,
-        happening: Happening,
+        trigger: Trigger,
         reason: FinishReason,
         error: RunError | None,
     ) -> None:
         """Ends a waiting run without its agent, and writes its turn (R14)."""
         self._remove([run])
-        run = advance(run, happening, turn=run.turn or self._open_turn(run))
+        run = advance(run, trigger, turn=run.turn or self._open_turn(run))
         message_id = self._write(run, close((), reason), "", attempt=run.attempt + 1)
         self._end(run, reason, error, _End(reason, error, message_id, ""))
 
@@ -683,9 +687,9 @@ class _Edit:
         for n, run in enumerate(self._waiting):
             first = n == 0 and self._active is None
             if first and run.state is RunState.QUEUED:
-                self._move(n, advance(run, Happening.ADVANCE))
+                self._move(n, advance(run, Trigger.ADVANCE))
             elif not first and run.state is RunState.ACCEPTED:
-                self._move(n, advance(run, Happening.WAIT))
+                self._move(n, advance(run, Trigger.WAIT))
 
     def _move(self, n: int, run: LaneRun) -> None:
         self._waiting = (*self._waiting[:n], run, *self._waiting[n + 1 :])

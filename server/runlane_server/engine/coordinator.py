@@ -52,7 +52,7 @@ from runlane_server.core.model import (
     SessionKey,
     WhenBusy,
 )
-from runlane_server.core.observer import NOBODY, Asked, Load, Observer
+from runlane_server.core.observer import NO_OBSERVER, CancelRequest, Load, Observer
 from runlane_server.core.transition import Lane, Receipt, Transition, describe
 from runlane_server.engine.executor import Executor, NodeSettings
 from runlane_server.engine.mailbox import Command, OnDone
@@ -94,7 +94,7 @@ class Coordinator:
         limits: Limits | None = None,
         *,
         node: NodeSettings | None = None,
-        observer: Observer = NOBODY,
+        observer: Observer = NO_OBSERVER,
         quotas: QuotaBook | None = None,
         stage: Stage | None = None,
         now: Callable[[], Micros] = lambda: time.time_ns() // 1000,
@@ -126,7 +126,7 @@ class Coordinator:
     # --- Life ---------------------------------------------------------------------------------
 
     @property
-    def agent_ready(self) -> bool:
+    def is_agent_ready(self) -> bool:
         """Whether the agent is ready to run."""
         return self._executor.ready
 
@@ -147,9 +147,9 @@ class Coordinator:
         """
         await self._executor.start(address)
 
-    def refuse(self) -> None:
+    def begin_drain(self) -> None:
         """Takes no new run and starts none from now on; what waits is left for the next start."""
-        self._executor.refuse()
+        self._executor.begin_drain()
 
     async def wait_idle(self, timeout: float) -> bool:
         """Waits until no run is active; returns whether that came true within `timeout` seconds."""
@@ -176,7 +176,7 @@ class Coordinator:
         """
         if not session_id:
             raise _session_missing()
-        if self._executor.refusing:
+        if self._executor.draining:
             raise Draining("the server is shutting down", retry_after=RETRY_AFTER)
         if self._lanes.waiting_runs >= self.limits.max_waiting_total:
             raise Overloaded(
@@ -237,7 +237,9 @@ class Coordinator:
             accepted.use()
             if not new:
                 return await self._accepted_before(accepted.key, request) or _gone(run.run_id)
-            self._observer.accepted(RunKey(accepted.key.tenant, run.run_id), run, accepted.began_at)
+            self._observer.on_accepted(
+                RunKey(accepted.key.tenant, run.run_id), run, accepted.began_at
+            )
             self.stored.add(accepted.key.tenant, run_weight(request))
             await self._stage.pass_by(Point.ACCEPT_COMMITTED, accepted.session_id, run.run_id)
             return Acceptance(describe(accepted.key, run, request), position)
@@ -269,7 +271,7 @@ class Coordinator:
                 allow_missing=allow_missing,
             )
             # One that is in the lane already changes nothing.
-            return made._replace(reply=(made.reply, made.durable))
+            return made.replying((made.reply, made.needs_commit))
 
         return command
 
@@ -341,7 +343,7 @@ class Coordinator:
 
     def _note_cancel(self, key: SessionKey, scope: str) -> OnDone:
         """Has a cancel observed once it is carried out; it is asked for now."""
-        return partial(self._observer.cancelled, Asked(key, scope, self.now()))
+        return partial(self._observer.on_cancelled, CancelRequest(key, scope, self.now()))
 
     async def clear_queue(self, session_id: str, *, tenant: str = DEFAULT_TENANT) -> Receipt:
         """Cancels the waiting runs of a session; the active one lives on (R18)."""
@@ -352,7 +354,7 @@ class Coordinator:
     async def is_session_busy(self, session_id: str, *, tenant: str = DEFAULT_TENANT) -> bool:
         """Whether a session has work: active, waiting, or on its way in (R8, R9)."""
         key = SessionKey(tenant, session_id)
-        if self._lanes.busy(key):
+        if self._lanes.is_busy(key):
             return True
         session = await self.store.get_session(key)
         return session is not None and session.busy
@@ -392,7 +394,7 @@ class Coordinator:
         subscription = self.feed.subscribe(tenant, wanted, self.feed.position)
         try:
             run = await self.get_run(run_id, tenant=tenant)
-            while not run.state.terminal:
+            while not run.state.is_terminal:
                 left = WAIT_SLICE
                 if deadline is not None:
                     left = min(left, deadline - asyncio.get_running_loop().time())
@@ -420,7 +422,7 @@ class Coordinator:
         tenant: str = DEFAULT_TENANT,
     ) -> Session:
         """Creates a session; without an id it gets one. Raises SessionExists."""
-        if self._executor.refusing:
+        if self._executor.draining:
             raise Draining("the server is shutting down", retry_after=RETRY_AFTER)
         key = SessionKey(tenant, session_id or self._new_id())
         at = self.now()

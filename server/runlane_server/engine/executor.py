@@ -30,7 +30,7 @@ from runlane_server.core.model import (
     SessionKey,
     WhenBusy,
 )
-from runlane_server.core.observer import NOBODY, Load, Observer
+from runlane_server.core.observer import NO_OBSERVER, Load, Observer
 from runlane_server.core.transition import Lane, LaneRun, Outcome, Transition
 from runlane_server.core.turn import draft_of
 from runlane_server.engine.agent_turn import Job
@@ -76,7 +76,7 @@ class Executor:
         now: Callable[[], Micros],
         node: NodeSettings | None = None,
         *,
-        observer: Observer = NOBODY,
+        observer: Observer = NO_OBSERVER,
         quotas: QuotaBook | None = None,
         stage: Stage | None = None,
     ) -> None:
@@ -93,7 +93,7 @@ class Executor:
             stage=self._stage,
         )
         self.ready = False
-        self.refusing = False
+        self.draining = False
         self._store = store
         self._agent = agent
         self._limits = limits
@@ -108,7 +108,7 @@ class Executor:
     def load(self) -> Load:
         """What there is to do on this node, now."""
         lanes = self.lanes
-        return Load(len(self._runners), lanes.waiting_runs, lanes.slots.in_use, self.refusing)
+        return Load(len(self._runners), lanes.waiting_runs, lanes.slots.in_use, self.draining)
 
     # --- Life ---------------------------------------------------------------------------------
 
@@ -135,9 +135,9 @@ class Executor:
         if busy:
             log.info("took up unfinished work", sessions=len(busy), active=len(lost))
 
-    def refuse(self) -> None:
+    def begin_drain(self) -> None:
         """Takes no new run and starts none from now on; what waits is left for the next start."""
-        self.refusing = True
+        self.draining = True
         self.lanes.slots.shut()
         self._stage.suspend()
 
@@ -159,7 +159,7 @@ class Executor:
 
         Takes the grace period of a cancel and the time of the last writes at the most.
         """
-        self.refuse()
+        self.begin_drain()
         if self._getting_ready is not None:
             self._getting_ready.cancel()
             await asyncio.wait({self._getting_ready}, timeout=self._limits.cancel_grace)
@@ -182,13 +182,13 @@ class Executor:
 
     def committed(self, key: SessionKey, made: Transition) -> None:
         """Passes on what was committed."""
-        self._observer.changed(key, made)
+        self._observer.on_lane_changed(key, made)
 
     def started(self, key: SessionKey, run: LaneRun, request: RunRequest | None) -> None:
         """Starts the agent of a run that became active here."""
         run_key = RunKey(key.tenant, run.run_id)
         runner = Runner(
-            Job(key, run, request, self._observer.handed(run_key, run)),
+            Job(key, run, request, self._observer.agent_traceparent(run_key, run)),
             agent=self._agent,
             store=self._store,
             lane=self,
@@ -197,7 +197,7 @@ class Executor:
             stage=self._stage,
         )
         self._runners[key] = runner
-        self._observer.started(run_key, run)
+        self._observer.on_attempt_started(run_key, run)
         supervisor = runner.start()
         self._supervisors.add(supervisor)
         supervisor.add_done_callback(lambda task: self._ended(runner, task))
@@ -264,7 +264,7 @@ class Executor:
 
     def _ended(self, runner: Runner, supervisor: asyncio.Task[None]) -> None:
         self._supervisors.discard(supervisor)
-        self._observer.left(runner.job.run_key)
+        self._observer.on_attempt_ended(runner.job.run_key)
         if self.membership is not None:
             # Its slot may be free now.
             self.membership.look()
@@ -311,7 +311,7 @@ class Executor:
 
     async def finish(self, job: Job, outcome: Outcome, events: int, cancelled: str | None) -> None:
         """Ends a run."""
-        self._observer.returned(job.run_key)
+        self._observer.on_agent_returned(job.run_key)
         complete: RunComplete = await self.lanes.post(
             job.key,
             lambda lane, at: rules.finish(
@@ -324,7 +324,7 @@ class Executor:
 
     async def hand_over(self, job: Job, outcome: Outcome, events: int) -> None:
         """Gives a run up, as this node stops."""
-        self._observer.returned(job.run_key)
+        self._observer.on_agent_returned(job.run_key)
         await self.lanes.post(
             job.key,
             lambda lane, at: rules.hand_over(lane, *job.attempt, outcome, at=at, events=events),
@@ -368,7 +368,7 @@ class Executor:
             await self._fail_waiting(error)
             await asyncio.sleep(READY_BACKOFF[min(tries, len(READY_BACKOFF) - 1)])
         self.ready = True
-        if not self.refusing:
+        if not self.draining:
             self.lanes.slots.open()
 
     async def _try_to_start(self) -> str | None:
@@ -398,7 +398,7 @@ def _membership(store: Store, executor: Executor, node: NodeSettings) -> Members
 
 def _fail_what_waits_here(lane: Lane, error: RunError, at: Micros) -> Transition:
     """Where another node got ready before this one, and serves the lane, nothing has to fail."""
-    if not lane.startable:
+    if not lane.can_start:
         return Transition(lane)
     return rules.fail_waiting(lane, error, at=at)
 

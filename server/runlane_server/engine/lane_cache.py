@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 
 from runlane_server.core.model import SessionKey
-from runlane_server.core.recent import Recent
+from runlane_server.core.recent import RecentItems
 from runlane_server.core.transition import Lane
 from runlane_server.engine.mailbox import Mailbox
 from runlane_server.store.base import Store
@@ -38,7 +38,7 @@ class LaneSource:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._recent: Recent[SessionKey, Lane] = Recent(RECENT)
+        self._recent: RecentItems[SessionKey, Lane] = RecentItems(RECENT)
         self._new = 0.0
 
     async def load(self, key: SessionKey, mailbox: Mailbox, *, creates: bool) -> tuple[Lane, Sight]:

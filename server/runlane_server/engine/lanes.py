@@ -18,7 +18,7 @@ from runlane_server.core import lane as rules
 from runlane_server.core.errors import IllegalCommand, RunlaneError
 from runlane_server.core.limits import RETRY_PAUSE
 from runlane_server.core.model import Micros, RunKey, RunRequest, RunState, SessionKey
-from runlane_server.core.recent import Recent
+from runlane_server.core.recent import RecentItems
 from runlane_server.core.transition import Lane, Transition
 from runlane_server.engine.actions import Actions, Alone, Host
 from runlane_server.engine.lane_cache import LaneSource, Sight
@@ -75,7 +75,7 @@ class Lanes:
         self._now = now
         self._mailboxes: dict[SessionKey, Mailbox] = {}
         self._source = LaneSource(store)
-        self._requests: Recent[RunKey, RunRequest] = Recent(RECENT)
+        self._requests: RecentItems[RunKey, RunRequest] = RecentItems(RECENT)
         quotas = quotas or QuotaBook()
         self.slots = Slots(max_active, self._call, quotas.max_active)
         quotas.listen(self.slots.look_again)
@@ -93,7 +93,7 @@ class Lanes:
         """The lanes with something under way here, and those that wait for a slot."""
         return tuple(dict.fromkeys((*self._mailboxes, *self.slots.line)))
 
-    def busy(self, key: SessionKey) -> bool:
+    def is_busy(self, key: SessionKey) -> bool:
         """Whether a lane is known to have work, or a command on its way to it."""
         mailbox = self._mailboxes.get(key)
         if mailbox is None:
@@ -101,7 +101,7 @@ class Lanes:
         lane = mailbox.lane
         if self._shared and lane is not None and not (self._active_here(lane) or lane.reservations):
             return bool(mailbox.driver)  # what it was when another node changed it last
-        return bool(mailbox.driver) or (lane is not None and lane.busy)
+        return bool(mailbox.driver) or (lane is not None and lane.is_busy)
 
     def peek(self, key: SessionKey) -> Lane | None:
         """The lane as it was last committed, if it is at hand."""
@@ -238,7 +238,7 @@ class Lanes:
     def _has_to_be_read(self, sight: Sight, decision: Decision) -> bool:
         """Whether no commit will tell if the lane is, or is still, what it was taken for."""
         if sight is Sight.GUESSED:
-            return not decision.transition.durable
+            return not decision.transition.needs_commit
         return self._shared and sight is Sight.AT_HAND and decision.rests_on_reading
 
     async def _with_its_end(
@@ -270,7 +270,7 @@ class Lanes:
 
     async def _commit(self, lane: Lane, decision: Decision) -> None:
         made = decision.transition
-        if made.durable:
+        if made.needs_commit:
             version = await self._store.commit(lane.version, made)
             if version != made.lane.version:
                 decision.transition = made.at_version(version)
@@ -327,12 +327,12 @@ class Lanes:
                 mailbox.orders.extendleft(reversed(orders[n + 1 :]))
                 del orders[n + 1 :]
         transition = decision.transition
-        decision.held = transition.lane.startable and not self._lets_start(lane, transition.lane)
-        may_start = transition.lane.startable and not decision.held and self._host.alive
+        decision.held = transition.lane.can_start and not self._lets_start(lane, transition.lane)
+        may_start = transition.lane.can_start and not decision.held and self._host.alive
         if may_start and self.slots.take(lane.key):
             started = rules.dispatch(transition.lane, at=at, host=self._host.node_id)
             transition = transition.then(started)
-        if transition.durable and not transition.removed:
+        if transition.needs_commit and not transition.removed:
             transition = transition.at_version(lane.version + 1)
         decision.transition = transition
         return decision
@@ -353,8 +353,8 @@ class Lanes:
         lane = made.transition.lane
         mailbox.lane = lane
         self.waiting.add(key.tenant, len(lane.waiting) - len(before.waiting))
-        self.slots.settle(key, running=self._active_here(lane), startable=lane.startable)
-        if made.transition.durable:
+        self.slots.settle(key, running=self._active_here(lane), startable=lane.can_start)
+        if made.transition.needs_commit:
             self._actions.committed(key, made.transition)
         made.settle()
         self._remember(key, made.transition)
@@ -362,7 +362,7 @@ class Lanes:
             self._act_on_active(key, before, made.transition)
         if made.held:
             self._keep(key, before, lane)
-        elif lane.startable:
+        elif lane.can_start:
             self._actions.left_waiting()
 
     def _keep(self, key: SessionKey, before: Lane, lane: Lane) -> None:

@@ -71,7 +71,7 @@ class Decision:
     def rests_on_reading(self) -> bool:
         """Whether somebody is answered, and nothing is written."""
         orders = (order for order, _ in (*self.replies, *self.refusals))
-        return not self.transition.durable and any(order.reply for order in orders)
+        return not self.transition.needs_commit and any(order.reply for order in orders)
 
     @property
     def accepts(self) -> bool:

@@ -46,7 +46,7 @@ class Retention:
     sessions: float | None = None
 
 
-def keepers(
+def retention_tasks(
     coordinator: Coordinator, retention: Retention, now: Callable[[], float] = time.time
 ) -> list[Coroutine[Any, Any, None]]:
     """What is to run in the background, until it is cancelled. `now` is in seconds since 1970."""

@@ -26,7 +26,7 @@ from runlane_server.core.model import (
     SessionKey,
     clean_text,
 )
-from runlane_server.core.trace import in_log
+from runlane_server.core.trace import log_fields
 from runlane_server.core.transition import LaneRun, Outcome
 from runlane_server.core.turn import InvalidAgentEvent
 from runlane_server.engine.agent_turn import AgentTurn, Job
@@ -134,7 +134,7 @@ class Runner:
     async def _supervise(self) -> None:
         run = self.job.run
         structlog.contextvars.bind_contextvars(
-            session_id=self.job.key.session_id, run_id=run.run_id, **in_log(self.job.trace)
+            session_id=self.job.key.session_id, run_id=run.run_id, **log_fields(self.job.trace)
         )
         log.debug("run started", attempt=run.attempt)
         work = self._working = asyncio.create_task(self._work())

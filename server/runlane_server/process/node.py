@@ -19,10 +19,10 @@ from runlane_server.agents.loader import AgentSettings, load_agent
 from runlane_server.cluster.relay import Relay
 from runlane_server.config import Config
 from runlane_server.core.errors import RunlaneError, StartError
-from runlane_server.core.observer import Both
+from runlane_server.core.observer import ObserverPair
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.engine.executor import NodeSettings
-from runlane_server.engine.retention import Retention, keepers
+from runlane_server.engine.retention import Retention, retention_tasks
 from runlane_server.feed.feed import Feed
 from runlane_server.harness.harness import About, Harness
 from runlane_server.net.addresses import of_worker, own_listen, reached_at
@@ -110,7 +110,7 @@ async def serving(
         await closing.enter_async_context(store)
         feed = Feed(store)
         monitor.watch(store, feed)
-        observer = Both(monitor.observer, tracing.observer)
+        observer = ObserverPair(monitor.observer, tracing.observer)
         coordinator = Coordinator(
             store,
             agent,
@@ -152,7 +152,7 @@ async def serving(
         entrance.warn(node_address, shared=relay is not None)
         background = _in_background(
             _keep_serving(endpoint, orders),
-            *keepers(coordinator, retention_of(config), clock.seconds),
+            *retention_tasks(coordinator, retention_of(config), clock.seconds),
             entrance.watch(door),
             coordinator.stored.keep_measuring(),
         )
@@ -229,7 +229,7 @@ async def _go_down(
 ) -> None:
     """New work is refused first, what is active may end, and subscribers hear of it."""
     await endpoint.retire()
-    coordinator.refuse()
+    coordinator.begin_drain()
     log.info("draining", timeout_s=drain_timeout)
     idle = await _unless(orders.hurry, coordinator.wait_idle(drain_timeout))
     coordinator.feed.close()

@@ -10,7 +10,7 @@ from typing import TypeVar
 from google.protobuf.duration_pb2 import Duration
 
 from runlane_server.core.errors import InvalidArgument, RunMissing, SessionMissing, Violation
-from runlane_server.core.model import Micros
+from runlane_server.core.model import Micros, utf8_size
 from runlane_server.rpc import convert
 
 MAX_ID_BYTES = 128
@@ -61,8 +61,7 @@ class Checks:
         try:
             value = read()
         except InvalidArgument as error:
-            for violation in error.violations:
-                self.wrong(violation.field, violation.description, type(error))
+            self.include(error)
             self.done()
             raise
         self.done()
@@ -75,6 +74,11 @@ class Checks:
         self._violations.append(Violation(field, description))
         if self._kind is InvalidArgument:
             self._kind = kind
+
+    def include(self, error: InvalidArgument) -> None:
+        """Adds the violations of an error."""
+        for violation in error.violations:
+            self.wrong(violation.field, violation.description, type(error))
 
     # Text
 
@@ -168,8 +172,3 @@ class Checks:
         if found is None:
             self.wrong(field, f"{value} is not a value of the enum")
         return fallback if found is None else found
-
-
-def utf8_size(text: str) -> int:
-    """How many bytes a text has in UTF-8."""
-    return len(text) if text.isascii() else len(text.encode())

@@ -30,7 +30,7 @@ from runlane.v1 import (
 from runlane_server.access.door import Door
 from runlane_server.cluster.relay import Relay
 from runlane_server.core.errors import StartError
-from runlane_server.core.observer import NOBODY, Observer
+from runlane_server.core.observer import NO_OBSERVER, Observer
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.harness.harness import Harness
 from runlane_server.net.addresses import split_address
@@ -102,7 +102,7 @@ class Endpoint:
         progress_interval: float,
         shares_port: bool = False,
         relay: Relay | None = None,
-        observer: Observer = NOBODY,
+        observer: Observer = NO_OBSERVER,
         tls: ServerTls | None = None,
         harness: Harness | None = None,
     ) -> None:

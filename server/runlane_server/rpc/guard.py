@@ -25,7 +25,7 @@ from runlane_server.access.caller import CALLER, SHOWN, Credentials
 from runlane_server.access.door import Door, Visit
 from runlane_server.access.permissions import OPEN
 from runlane_server.core.errors import InvalidArgument, RunlaneError, Violation
-from runlane_server.core.observer import NOBODY, Observer
+from runlane_server.core.observer import NO_OBSERVER, Observer
 from runlane_server.rpc.calls import Calls
 from runlane_server.rpc.careful import CarefulContext
 from runlane_server.rpc.errors import Refusal, defect, refusal
@@ -52,7 +52,7 @@ class Guard:
         server: grpc.aio.Server,
         calls: Calls,
         door: Door,
-        observer: Observer = NOBODY,
+        observer: Observer = NO_OBSERVER,
     ) -> None:
         self._server = server
         self._observer = observer
@@ -133,7 +133,7 @@ class Guard:
                 self._calls.leave(task)
                 seconds = time.perf_counter() - began
                 said = code.name if code else "OK"
-                self._observer.called(name, said, reason, None if streams else seconds)
+                self._observer.on_call_ended(name, said, reason, None if streams else seconds)
                 tell = log.debug if code in _AS_WISHED or method in OPEN else log.info
                 tell("call", method=name, code=said, ms=round(seconds * 1000, 3))
 

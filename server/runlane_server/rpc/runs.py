@@ -16,7 +16,7 @@ from runlane_server.access.caller import CALLER, SHOWN, tenant
 from runlane_server.cluster.relay import Relay
 from runlane_server.core.errors import CursorCompacted, Draining, InvalidArgument
 from runlane_server.core.model import Run, RunComplete, RunKey
-from runlane_server.core.trace import in_log, sent_place
+from runlane_server.core.trace import log_fields, traceparent_of
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.rpc import convert, validate
 from runlane_server.rpc.cursor import Cursors
@@ -56,12 +56,12 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
     ) -> pb.RunAcceptedResponse:
         """R1 to R6."""
         wanted = validate.run_accepted(request, self._coordinator.limits)
-        trace = sent_place(SHOWN.get().metadata)
+        trace = traceparent_of(SHOWN.get().metadata)
         with self._coordinator.begin_accepted(
             request.session_id, wanted.run_id, tenant=tenant()
         ) as accepted:
             bind_contextvars(
-                session_id=accepted.session_id, run_id=accepted.run_id, **in_log(trace)
+                session_id=accepted.session_id, run_id=accepted.run_id, **log_fields(trace)
             )
             acceptance = await self._coordinator.run_accepted(
                 accepted,

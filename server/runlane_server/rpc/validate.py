@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from runlane.v1 import run_pb2, run_service_pb2, session_service_pb2
-from runlane_server.core.errors import EmptyPrompt, PromptTooLarge, SessionMissing
-from runlane_server.core.limits import Limits
+from runlane_server.core.errors import SessionMissing
+from runlane_server.core.limits import Limits, prompt_errors
 from runlane_server.core.model import NO_LABELS, CancelScope, RunRequest, RunState, WhenBusy
 from runlane_server.rpc import convert
 from runlane_server.rpc.checks import (
@@ -22,7 +22,6 @@ from runlane_server.rpc.checks import (
     MAX_REASON_BYTES,
     MAX_TITLE_BYTES,
     Checks,
-    utf8_size,
 )
 from runlane_server.store.base import EventFilter
 
@@ -34,7 +33,10 @@ def run_accepted(request: run_service_pb2.RunAcceptedRequest, limits: Limits) ->
     checks = Checks()
     checks.session_id(request.session_id)
     checks.identifier("run_id", request.run_id)
-    _prompt(checks, request, limits)
+    prompt = convert.prompt_from(request.prompt, request.attachments)
+    for error in prompt_errors(prompt, limits):
+        checks.include(error)
+    _attachments(checks, request.attachments)
     when_busy = checks.known(
         "when_busy", request.when_busy, convert.WHEN_BUSY_FROM.get, WhenBusy.QUEUE
     )
@@ -47,7 +49,7 @@ def run_accepted(request: run_service_pb2.RunAcceptedRequest, limits: Limits) ->
     checks.done()
     return RunRequest(
         run_id=request.run_id,
-        prompt=convert.prompt_from(request.prompt, request.attachments),
+        prompt=prompt,
         when_busy=when_busy,
         timeout=timeout,
         max_attempts=request.max_attempts or 1,
@@ -55,41 +57,13 @@ def run_accepted(request: run_service_pb2.RunAcceptedRequest, limits: Limits) ->
     )
 
 
-def _prompt(checks: Checks, request: run_service_pb2.RunAcceptedRequest, limits: Limits) -> None:
-    """R2: a prompt, or a text attachment, with something in it."""
-    if not (_says_something(request.prompt) or _any_text(request.attachments)):
-        checks.wrong("prompt", "is empty, and there is no text attachment", EmptyPrompt)
-    size = utf8_size(request.prompt)
-    if size > limits.max_prompt_bytes:
-        checks.wrong(
-            "prompt", f"has {size} bytes; {limits.max_prompt_bytes} is the limit", PromptTooLarge
-        )
-    if request.attachments:
-        _attachments(checks, request.attachments, limits)
-
-
-def _says_something(text: str) -> bool:
-    return bool(text) and not text.isspace()
-
-
-def _any_text(attachments: Sequence[run_pb2.Attachment]) -> bool:
-    return any(_says_something(sent.text) for sent in attachments)
-
-
-def _attachments(checks: Checks, attachments: Sequence[run_pb2.Attachment], limits: Limits) -> None:
+def _attachments(checks: Checks, attachments: Sequence[run_pb2.Attachment]) -> None:
     checks.count("attachments", attachments)
     for n, sent in enumerate(attachments):
         checks.size(f"attachments[{n}].name", sent.name, MAX_NAME_BYTES)
         checks.mime_type(f"attachments[{n}].mime_type", sent.mime_type)
         if sent.WhichOneof("content") is None:
             checks.wrong(f"attachments[{n}]", "has neither text nor data")
-    size = sum(len(sent.data) or utf8_size(sent.text) for sent in attachments)
-    if size > limits.max_attachment_bytes:
-        checks.wrong(
-            "attachments",
-            f"have {size} bytes together; {limits.max_attachment_bytes} is the limit",
-            PromptTooLarge,
-        )
 
 
 def cancel(request: run_service_pb2.CancelRequest) -> CancelScope:

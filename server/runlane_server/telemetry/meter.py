@@ -14,8 +14,8 @@ from runlane_server.core.model import (
     RunState,
     TextDelta,
 )
-from runlane_server.core.observer import Asked, Observer
-from runlane_server.core.recent import Recent
+from runlane_server.core.observer import CancelRequest, Observer
+from runlane_server.core.recent import RecentItems
 from runlane_server.core.transition import LaneRun, Receipt, Transition
 from runlane_server.store.base import Listener, LoggedComplete
 from runlane_server.telemetry.metrics import Metrics
@@ -43,7 +43,7 @@ class Meter(Observer):
         # When the attempts started that have said nothing yet.
         self._silent: dict[RunKey, Micros] = {}
         # When the cancels were asked for whose runs have not ended yet.
-        self._cancels: Recent[RunKey, Micros] = Recent(OPEN_CANCELS)
+        self._cancels: RecentItems[RunKey, Micros] = RecentItems(OPEN_CANCELS)
         self._series: dict[tuple[object, tuple[str, ...]], Any] = {}
 
     # The store's listener
@@ -94,7 +94,7 @@ class Meter(Observer):
 
     # The observer
 
-    def started(self, key: RunKey, run: LaneRun) -> None:
+    def on_attempt_started(self, key: RunKey, run: LaneRun) -> None:
         """An attempt of a run became active here."""
         self._metrics.runs_started.inc()
         if run.started_at is None:
@@ -103,11 +103,11 @@ class Meter(Observer):
         if run.attempt == 1:
             self._metrics.queue_wait.observe(_seconds(run.accepted_at, run.started_at))
 
-    def left(self, key: RunKey) -> None:
+    def on_attempt_ended(self, key: RunKey) -> None:
         """The attempt that was active here is not any more."""
         self._silent.pop(key, None)
 
-    def cancelled(self, asked: Asked, made: Transition, receipt: Receipt) -> None:
+    def on_cancelled(self, asked: CancelRequest, made: Transition, receipt: Receipt) -> None:
         """What waited has ended with the cancel; what was active does so by and by."""
         if not receipt.cancelled:
             return
@@ -120,7 +120,7 @@ class Meter(Observer):
             else:
                 self._cancels.put(RunKey(asked.key.tenant, run.run_id), asked.at)
 
-    def called(self, method: str, code: str, reason: str, seconds: float | None) -> None:
+    def on_call_ended(self, method: str, code: str, reason: str, seconds: float | None) -> None:
         """A call ended."""
         self._of(self._metrics.rpcs, method, code).inc()
         if seconds is not None:

@@ -19,7 +19,7 @@ import structlog
 
 from runlane_server.core.errors import StartError
 from runlane_server.core.model import Micros
-from runlane_server.core.observer import NOBODY, Observer
+from runlane_server.core.observer import NO_OBSERVER, Observer
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.feed.feed import Feed
 from runlane_server.harness.clock import SYSTEM
@@ -63,7 +63,7 @@ class Monitor:
                 f"{OPTION}: prometheus_client is not installed; "
                 "run pip install 'runlane[server,metrics]'"
             )
-        self.observer: Observer = NOBODY
+        self.observer: Observer = NO_OBSERVER
         self._listen = of_worker(listen, worker, OPTION) if listen and worker else listen
         self._store_kind = store_kind
         self._now = now
@@ -184,8 +184,8 @@ class _Node:
             runs_waiting=load.waiting,
             slots_in_use=load.slots_in_use,
             slots_limit=coordinator.limits.max_active_runs,
-            agent_ready=coordinator.agent_ready,
-            draining=load.refusing,
+            agent_ready=coordinator.is_agent_ready,
+            draining=load.draining,
             subscriptions={
                 "run_complete": feed.subscriptions - feed.followers,
                 "run": feed.followers,

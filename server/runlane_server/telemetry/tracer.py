@@ -21,7 +21,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from runlane_server.core.model import Micros, RunComplete, RunKey, RunState, SessionKey
 from runlane_server.core.observer import Observer
-from runlane_server.core.trace import Place, RunTrace
+from runlane_server.core.trace import RunTrace, SpanContext
 from runlane_server.core.transition import LaneRun, Transition
 
 Attributes: TypeAlias = Mapping[str, str | int]
@@ -40,7 +40,7 @@ class Span(NamedTuple):
     """
 
     name: str
-    place: Place
+    place: SpanContext
     parent: str
     begin: Micros
     end: Micros
@@ -59,7 +59,7 @@ class _Attempt:
     returned_at: Micros | None = None
     ended_at: Micros | None = None
 
-    def span(self, name: str) -> Place:
+    def span(self, name: str) -> SpanContext:
         """Its span of that name."""
         return _span_of_attempt(self.trace, name, self.number)
 
@@ -87,7 +87,7 @@ class Tracer(Observer):
         self._content = content
         self._at_work: dict[RunKey, _Attempt] = {}
 
-    def accepted(self, key: RunKey, run: LaneRun, called_at: Micros) -> None:
+    def on_accepted(self, key: RunKey, run: LaneRun, called_at: Micros) -> None:
         """A new run is durable: tells of the accept, and of its commit."""
         trace = self._trace(key, run)
         if not trace.sampled:
@@ -97,7 +97,7 @@ class Tracer(Observer):
         self._export(Span(ACCEPT, accept, trace.parent, called_at, now, about, remote_parent=True))
         self._export(Span("commit", commit, accept.span_id, run.accepted_at, now))
 
-    def started(self, key: RunKey, run: LaneRun) -> None:
+    def on_attempt_started(self, key: RunKey, run: LaneRun) -> None:
         """An attempt became active here: tells how long it has waited, if it is the first."""
         trace = self._trace(key, run)
         if not trace.sampled or run.started_at is None:
@@ -108,19 +108,19 @@ class Tracer(Observer):
             times = run.accepted_at, run.started_at
             self._export(Span("wait", wait, parent, *times))
 
-    def returned(self, key: RunKey) -> None:
+    def on_agent_returned(self, key: RunKey) -> None:
         """Its agent is at its end."""
         attempt = self._at_work.get(key)
         if attempt is not None and attempt.returned_at is None:
             attempt.returned_at = self._now()
 
-    def changed(self, key: SessionKey, made: Transition) -> None:
+    def on_lane_changed(self, key: SessionKey, made: Transition) -> None:
         """Tells of the runs that ended."""
         for change in made.runs:
             if change.complete is not None:
                 self._ended(RunKey(key.tenant, change.run.run_id), change.run, change.complete)
 
-    def left(self, key: RunKey) -> None:
+    def on_attempt_ended(self, key: RunKey) -> None:
         """The attempt that was active here is not any more: tells of it."""
         attempt = self._at_work.pop(key, None)
         if attempt is None:
@@ -136,7 +136,7 @@ class Tracer(Observer):
             commit, times = attempt.span("commit"), (returned_at, ended_at)
             self._export(Span("commit", commit, active.span_id, *times))
 
-    def handed(self, key: RunKey, run: LaneRun) -> str:
+    def agent_traceparent(self, key: RunKey, run: LaneRun) -> str:
         """The span of the agent, whose children are what it asks others for."""
         return str(_span_of_attempt(self._trace(key, run), "agent", run.attempt))
 
@@ -175,5 +175,5 @@ def _about(key: RunKey) -> Attributes:
     return {"runlane.tenant": key.tenant, "runlane.run_id": key.run_id}
 
 
-def _span_of_attempt(trace: RunTrace, name: str, number: int) -> Place:
+def _span_of_attempt(trace: RunTrace, name: str, number: int) -> SpanContext:
     return trace.span(f"{name} {number}")

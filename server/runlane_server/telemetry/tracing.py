@@ -14,7 +14,7 @@ import structlog
 
 from runlane_server.core.errors import StartError
 from runlane_server.core.model import Micros
-from runlane_server.core.observer import NOBODY, Observer
+from runlane_server.core.observer import NO_OBSERVER, Observer
 from runlane_server.release import version_of_server
 from runlane_server.telemetry.tracer import Tracer
 
@@ -44,7 +44,7 @@ class Tracing:
         content: bool,
         now: Callable[[], Micros],
     ) -> None:
-        self.observer: Observer = NOBODY
+        self.observer: Observer = NO_OBSERVER
         self._endpoint = endpoint
         self._spans: Spans | None = None
         if endpoint is None:

@@ -182,7 +182,7 @@ HISTORICAL = (
             Edit(
                 LANE,
                 '        self._end(run, reason, error, _End(reason, error, message_id, ""))',
-                "        if happening is Happening.CANCEL and self._active is None:\n"
+                "        if trigger is Trigger.CANCEL and self._active is None:\n"
                 "            self._note(run)\n"
                 "            return\n"
                 '        self._end(run, reason, error, _End(reason, error, message_id, ""))',
@@ -196,7 +196,7 @@ HISTORICAL = (
             Edit(
                 LANE,
                 '        self._end(run, reason, error, _End(reason, error, message_id, ""))',
-                "        if happening is Happening.FAIL:\n"
+                "        if trigger is Trigger.FAIL:\n"
                 "            self._note(run)\n"
                 "            return\n"
                 '        self._end(run, reason, error, _End(reason, error, message_id, ""))',
@@ -350,10 +350,9 @@ OTHERS = (
         (
             Edit(
                 LANE,
-                "        happening = Happening.COMPLETE if outcome.error is None else "
-                "Happening.FAIL\n",
-                "        happening = Happening.COMPLETE if outcome.error is None else "
-                "Happening.FAIL\n"
+                "        trigger = Trigger.COMPLETE if outcome.error is None else Trigger.FAIL\n",
+                "        trigger = Trigger.COMPLETE if outcome.error is None else "
+                "Trigger.FAIL\n"
                 "        if not outcome.content:\n"
                 "            active = self._open_turn(active)\n"
                 "            self.messages[-1] = self.messages[-1]._replace("

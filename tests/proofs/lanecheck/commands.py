@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import ModuleType
+from typing import Any
 
 from runlane_server.core import lane as lane_rules
 from runlane_server.core.errors import IllegalCommand, QueueFull, SessionBusy, SessionNotFound
@@ -78,7 +79,7 @@ class Command:
         }
         return " ".join((self.verb, *filter(None, told.get(self.verb, ()))))
 
-    def apply(self, lane: Lane, rules: ModuleType = lane_rules) -> Transition:
+    def apply(self, lane: Lane, rules: ModuleType = lane_rules) -> Transition[Any]:
         """What the rules, or a mutant of them, make of the command."""
         made = _CALLS[self.verb](rules, lane, self)
         assert isinstance(made, Transition)
@@ -242,7 +243,7 @@ REMOVE = Command(Verb.REMOVE)
 
 def stored(lane: Lane, made: Transition) -> Lane:
     """The lane once a transition is committed: a version on, or gone."""
-    if not made.durable or made.removed:
+    if not made.needs_commit or made.removed:
         return made.lane
     return Lane(
         made.lane.key,

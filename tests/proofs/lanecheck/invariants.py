@@ -116,9 +116,9 @@ def check_lane(lane: Lane) -> None:
     )
     tokens = [held.token for held in lane.reservations]
     require(len(set(tokens)) == len(tokens), "a reservation is held once (R6)")
-    require(lane.busy == bool(runs or lane.reservations), "a lane with work is busy (R8)")
+    require(lane.is_busy == bool(runs or lane.reservations), "a lane with work is busy (R8)")
     require(
-        lane.startable == (lane.active is None and lane.waiting != ()),
+        lane.can_start == (lane.active is None and lane.waiting != ()),
         "a run is started where none is active, and only there (R7, R8)",
     )
     require(
@@ -216,7 +216,7 @@ def _check_states(before: Lane, command: Command, made: Transition) -> None:
         require(same or step in STEPS[command.verb], f"{command.verb} takes no run {step}")
         require(same or _in_table(*step), f"TABLE has no way {step}")
         require(
-            change.run.state.terminal == (change.complete is not None),
+            change.run.state.is_terminal == (change.complete is not None),
             "a run is terminal exactly if it has its RunComplete (R21)",
         )
 
@@ -246,7 +246,7 @@ def _check_events(before: Lane, command: Command, made: Transition) -> None:
     for change in made.runs:
         run = change.run
         require(run.events == counts.get(run.run_id), "a run counts its events")
-        require((run.run_id in ended) == run.state.terminal, "run_complete is told (R21)")
+        require((run.run_id in ended) == run.state.is_terminal, "run_complete is told (R21)")
     for run in live(made.lane):
         require(run.events == counts.get(run.run_id), "the lane counts a run's events")
     changed = {change.run.run_id for change in made.runs}

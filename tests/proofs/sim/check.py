@@ -115,7 +115,7 @@ def _check_ends(checker: Checker) -> None:
         require(count == 1, f"R21: {run_id} has {count} ends")
         require(run_id in checker.accepts, f"{run_id} was never asked for")
         end = checker.ends[run_id]
-        require(end.state.terminal, f"{run_id} ends {end.state}")
+        require(end.state.is_terminal, f"{run_id} ends {end.state}")
         if end.folded_into:
             _check_folded(checker, end)
 

@@ -213,7 +213,7 @@ class Client:
         )
         self._history.note(self.name, f"sees {run_id} {run.state}")
         self._history.require(
-            run.state.terminal or timeout is not None, f"R24: the wait for {run_id} ends early"
+            run.state.is_terminal or timeout is not None, f"R24: the wait for {run_id} ends early"
         )
 
     async def follow(self) -> None:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from types import ModuleType
+from typing import Any
 
 from proofs.lanecheck.commands import (
     DISPATCH,
@@ -130,7 +131,7 @@ def explore(depth: int, bounds: Bounds = SMALL, rules: ModuleType = lane_rules) 
     return report
 
 
-def step(lane: Lane, command: Command, rules: ModuleType = lane_rules) -> Transition | None:
+def step(lane: Lane, command: Command, rules: ModuleType = lane_rules) -> Transition[Any] | None:
     """Takes a command and checks it; None where it was refused, as it had to be."""
     wanted = command.refusal(lane)
     try:

@@ -105,7 +105,7 @@ class Node:
         history = self._history
         history.downs.append(history.note(self.name, "stops"))
         history.stops += 1
-        self.coordinator.refuse()
+        self.coordinator.begin_drain()
         if patience:
             await self.outside(self._wait_idle(patience))
         self.feed.close()
@@ -157,5 +157,5 @@ class Node:
         require(self.feed.subscriptions == 0, "a subscriber is left")
         require(not self.feed._run_tails, "the tail of a run is left")
         tasks = self._loop.tasks_of(self.number)
-        getting_ready = not self.coordinator.agent_ready
+        getting_ready = not self.coordinator.is_agent_ready
         require(len(tasks) == 1 + getting_ready, f"tasks are left beside the writer: {tasks}")

@@ -224,7 +224,7 @@ class World:
     def _cancel_elsewhere(self, lane: Lane) -> None:
         history, reason = self.history, f"cancel {len(self.history.cancels)}"
         made = rules.cancel(lane, CancelScope.WAITING, at=self._now(), reason=reason)
-        if not made.durable:
+        if not made.needs_commit:
             return
         session_id = lane.key.session_id
         tick = history.note("elsewhere", f"cancels what waits in {session_id}: {reason}")
