@@ -251,7 +251,7 @@ async def test_what_others_announce_is_behind_until_it_is_read(postgres_url: str
     async with postgres_store(postgres_url) as store:
         log = store._open.log
         assert store.behind == 0
-        log._heard(None, 0, "", "somebody 7 0")
+        log._on_notification(None, 0, "", "somebody 7 0")
         assert store.behind == 7
         log.position = 5
         assert store.behind == 2

@@ -88,7 +88,7 @@ class Disk:
 
     def lanes(self) -> list[Lane]:
         """All lanes."""
-        return [session.lane for session in self.data._sessions.values()]
+        return [session.lane for session in self.data._tables.sessions.values()]
 
     def take_untold(self) -> list[Callable[[Listener], None]]:
         """What nobody was told yet."""

@@ -511,11 +511,11 @@ async def test_a_wake_up_reaches_the_others_and_not_oneself(
 
 async def test_a_wake_up_says_what_it_is_for(nodes: Sequence[PostgresStore]) -> None:
     notifier = nodes[0]._open.notifier
-    assert notifier.read("other 17 0") == WakeUp(17, work=False)
-    assert notifier.read("other 0 1") == WakeUp(0, work=True)
-    assert notifier.read(f"{notifier._sender} 17 1") is None
+    assert notifier.parse("other 17 0") == WakeUp(17, work=False)
+    assert notifier.parse("other 0 1") == WakeUp(0, work=True)
+    assert notifier.parse(f"{notifier._sender} 17 1") is None
     for foreign in ("", "17", "a b c", "a 1 2", "a 1 1 x"):
-        said = notifier.read(foreign)
+        said = notifier.parse(foreign)
         assert said is not None
         assert said.work
         assert said.position > 1 << 60
