@@ -1,4 +1,4 @@
-"""What the scripts here share that write parts of the documentation."""
+"""Shared by the scripts that write parts of the documentation."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def between(page: str, name: str, text: str) -> str:
 
 
 def main(page: Path, write: Callable[[str], str], what: str) -> None:
-    """Writes a page anew, out of what is there; with `--check` only tells whether it is fresh."""
+    """Rewrites a page; with `--check` exits with an error if that would change it."""
     parser = argparse.ArgumentParser(description=what)
-    parser.add_argument("--check", action="store_true", help="only tell whether it is fresh")
-    told = parser.parse_args()
+    parser.add_argument("--check", action="store_true", help="exit with 1 if out of date")
+    options = parser.parse_args()
     before = page.read_text(encoding="utf-8") if page.exists() else ""
     fresh = write(before)
-    if not told.check:
+    if not options.check:
         page.write_text(fresh, encoding="utf-8")
     elif before != fresh:
         sys.exit(f"{what} in docs/{page.name} is stale: run docs/{Path(sys.argv[0]).name}")

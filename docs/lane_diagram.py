@@ -2,7 +2,7 @@
 """Draws the states of a run from `core.lane.TABLE`, into architecture.md.
 
 python docs/lane_diagram.py            writes the diagram between its markers
-python docs/lane_diagram.py --check    only tells whether it is fresh: exit code 1 if not
+python docs/lane_diagram.py --check    exits with 1 if the diagram is out of date
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ def diagram() -> str:
 
 
 def explanations() -> str:
-    """What each trigger means: the comments in its class, as a table."""
-    told = dict(re.findall(r'^ +\w+ = "(\w+)"  # (.+)$', inspect.getsource(Trigger), re.MULTILINE))
-    rows = [f"| {trigger} | {told[trigger]} |" for trigger in Trigger]
-    return "\n".join(["| what happens | to the run |", "|---|---|", *rows])
+    """The comment of each trigger in its class, as a table."""
+    comments = dict(
+        re.findall(r'^ +\w+ = "(\w+)"  # (.+)$', inspect.getsource(Trigger), re.MULTILINE)
+    )
+    rows = [f"| {trigger} | {comments[trigger]} |" for trigger in Trigger]
+    return "\n".join(["| transition | meaning |", "|---|---|", *rows])
 
 
 def drawn(page: str) -> str:

@@ -1,4 +1,4 @@
-"""Places in traces: what W3C Trace Context takes for one, and the spans that follow from a run."""
+"""W3C Trace Context: parsing `traceparent`, and the span ids derived from a run."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ KEY = RunKey("acme", "r1")
         (f"00-{TRACE}-{SPAN}-00", SpanContext(TRACE, SPAN, sampled=False)),
         (f"00-{TRACE}-{SPAN}-02", SpanContext(TRACE, SPAN, sampled=False)),
         (f"00-{TRACE}-{SPAN}-ff", SpanContext(TRACE, SPAN, sampled=True)),
-        # A later version may say more behind it.
+        # A later version may append fields.
         (f"cc-{TRACE}-{SPAN}-01", SpanContext(TRACE, SPAN, sampled=True)),
         (f"cc-{TRACE}-{SPAN}-01-more", SpanContext(TRACE, SPAN, sampled=True)),
     ],
 )
-def test_what_is_a_place(text: str, place: SpanContext) -> None:
+def test_a_valid_traceparent_is_parsed(text: str, place: SpanContext) -> None:
     assert parse_traceparent(text) == place
 
 
@@ -53,25 +53,25 @@ def test_what_is_a_place(text: str, place: SpanContext) -> None:
         f"00-{TRACE[:-1]}\u0665-{SPAN}-01",
     ],
 )
-def test_what_is_none(text: str) -> None:
+def test_a_malformed_traceparent_is_ignored(text: str) -> None:
     assert parse_traceparent(text) is None
     assert traceparent_of({"traceparent": text}) == ""
 
 
-def test_a_place_is_kept_as_this_version_writes_it() -> None:
+def test_a_traceparent_is_stored_in_the_form_of_version_00() -> None:
     assert traceparent_of({"x": "y", "traceparent": f"cc-{TRACE}-{SPAN}-ff-more"}) == SENT
     assert traceparent_of({"x": "y"}) == ""
     assert log_fields(SENT) == {"trace_id": TRACE}
     assert log_fields("") == {}
 
 
-def test_the_trace_of_a_run_is_that_of_its_caller() -> None:
+def test_a_run_continues_the_trace_of_its_caller() -> None:
     trace = RunTrace.of(KEY, SENT, 0)
     assert (trace.trace_id, trace.parent, trace.sampled) == (TRACE, SPAN, True)
     assert not RunTrace.of(KEY, f"00-{TRACE}-{SPAN}-00", 1).sampled
 
 
-def test_the_spans_of_a_run_are_the_same_on_every_node_and_its_own() -> None:
+def test_span_ids_are_equal_on_every_node_and_unique_per_run_and_name() -> None:
     spans = {
         RunTrace.of(key, sent, 1).span(name)
         for key in (KEY, RunKey("acme", "r2"), RunKey("other", "r1"))
@@ -84,7 +84,7 @@ def test_the_spans_of_a_run_are_the_same_on_every_node_and_its_own() -> None:
     assert all(parse_traceparent(str(place)) == place for place in spans)
 
 
-def test_the_share_of_runs_without_a_caller_s_trace() -> None:
+def test_the_ratio_decides_how_many_runs_without_a_caller_s_trace_are_sampled() -> None:
     def share(ratio: float) -> float:
         keys = [RunKey("acme", f"r{n}") for n in range(2_000)]
         return sum(RunTrace.of(key, "", ratio).sampled for key in keys) / len(keys)

@@ -58,7 +58,7 @@ async def test_what_a_killed_server_left_goes_at_the_next_start(tmp_path: Path) 
     runs = tmp_path / "runs"
     other = RunDirs(runs)  # another server, that lives
     await other.start()
-    kept = other.make()
+    kept = other.create()
     agent = "command:sh -c 'touch left; echo $$.; sleep 3600'"
     flags = ("--agent", agent, "--command-dir", str(runs))
     async with serving(tmp_path, *flags) as server, Client(server.address) as client:

@@ -1,4 +1,4 @@
-"""The first-steps pages: what a reader is told to do, and what is to be seen then."""
+"""The pages of the documentation: what a reader is asked to do, and what appears then."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from typing import TypeAlias
 
 WRITE = re.compile(r"Write this to `([^`]+)`:$")
 
+NOT_RUN = re.compile(r"<!-- not run: (.+) -->$")
+"""Right before a block: the walk skips it, for this reason. Readers do not see it."""
+
 FAILURE = re.compile(r"^(?:ERROR:|Error: |exit status [1-9])", re.MULTILINE)
-"""What an expected output has in it where the command is to fail."""
+"""Marks an expected output whose command must fail."""
 
 ANYTHING = "..."
 
@@ -25,7 +28,7 @@ class Prose:
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file to be written, its path relative to where the reader is."""
+    """A file to write; its path is relative to the reader's folder."""
 
     path: str
     text: str
@@ -33,20 +36,20 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Commands:
-    """What is to be typed."""
+    """Commands to type."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What is to be seen."""
+    """Output to see."""
 
     text: str
 
     @property
     def of_failure(self) -> bool:
-        """Whether it is that of a command which fails."""
+        """Whether its command must fail."""
         return FAILURE.search(self.text) is not None
 
     @property
@@ -55,27 +58,43 @@ class Expected:
         return self.text.splitlines()
 
 
-Step: TypeAlias = Prose | File | Commands | Expected
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A block that is only read: a picture, or one that the page marks as not run."""
+
+    reason: str
+    language: str
+
+
+Step: TypeAlias = Prose | File | Commands | Expected | Shown
 
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 def steps_of(page: str) -> Iterator[Step]:
     """The steps of a page, in order."""
-    end, before = 0, ""
+    end = 0
+    last: Step | None = None
     for block in _BLOCK.finditer(page):
         prose = _paragraphs(page[end : block.start()])
         yield from map(Prose, prose)
-        before = prose[-1] if prose else ""
-        yield _step(block[1], block[2], before)
-        end = block.end()
+        if isinstance(last, Shown) and not prose and block[1] == "text":
+            step: Step = last  # The output of what is not run.
+        else:
+            step = _step(block[1], block[2], prose[-1] if prose else "")
+        yield step
+        end, last = block.end(), step
     yield from map(Prose, _paragraphs(page[end:]))
 
 
 def _step(language: str, text: str, before: str) -> Step:
     if named := WRITE.search(before):
         return File(named[1], text)
-    assert language in {"sh", "text"}, f"nobody is told what to do with this:\n{text}"
+    if marked := NOT_RUN.search(before):
+        return Shown(marked[1], language)
+    if language == "mermaid":
+        return Shown("a picture", language)
+    assert language in {"sh", "text"}, f"the page does not say what to do with this:\n{text}"
     return Commands(text) if language == "sh" else Expected(text)
 
 
@@ -84,12 +103,14 @@ def _paragraphs(text: str) -> list[str]:
     return [" ".join(each.split()) for each in re.split(r"\n\s*\n", text) if each.strip()]
 
 
-# --- What differs each time ---------------------------------------------------------------------
+# --- Values that differ each time -----------------------------------------------------------------
 
 _DIFFERS: Mapping[str, str] = {
     "any": r"\.\.\.",
     "run": r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}",
     "time": r"\d{4}[-/]\d\d[-/]\d\d[ T]\d\d:\d\d:\d\d(?:\.\d+)?Z?",
+    "clock": r"\b\d\d:\d\d:\d\d\b",
+    "bytes": r"\b\d+ bytes",
     "cursor": r"\bA[\w-]{23,}={0,2}",
     "number": r"\d+\.\d+",
     "space": r"[ \t]+",
@@ -98,23 +119,23 @@ _TAKES: Mapping[str, str] = {**_DIFFERS, "any": r".*"}
 _TOKEN = re.compile("|".join(f"(?P<{kind}>{pattern})" for kind, pattern in _DIFFERS.items()))
 
 KEPT = ("run", "cursor")
-"""What a later command may have in it: the reader's own is put in for the one of the page."""
+"""Kinds that later commands may contain: the walk replaces the page's value by its own."""
 
 
 class Samples:
-    """What the page has for an example, and what the reader has got instead."""
+    """The example values of a page, and the values that the walk got instead."""
 
     def __init__(self) -> None:
         self._own: dict[str, str] = {}
 
     def exchanged(self, command: str) -> str:
-        """A command of the page as a reader types it."""
+        """The command with the values of this walk."""
         for sample, own in self._own.items():
             command = command.replace(sample, own)
         return command
 
     def learn(self, expected: Sequence[str], said: Sequence[str]) -> bool:
-        """Whether lines are the expected ones; keeps what they have in place of the page's samples.
+        """Whether the lines match; remembers their values for the page's examples.
 
         A line of the page that is `...` stands for any number of lines.
         """
@@ -130,7 +151,7 @@ class Samples:
 
 
 def _pattern(line: str) -> tuple[str, list[str]]:
-    """What a line has to match, with a group for each of the samples in it."""
+    """The pattern for a line, with a group for each example value in it."""
     if (line := line.strip()) == ANYTHING:
         return r"(?:.*\n)*?", []
     parts: list[str] = []
@@ -147,9 +168,9 @@ def _pattern(line: str) -> tuple[str, list[str]]:
 
 
 def found_in_order(expected: Sequence[str], said: Sequence[str], samples: Samples) -> int | None:
-    """Behind which line all that is expected was said, whatever came in between; None if not.
+    """The number of lines up to the last expected one, None if one is missing. Skips others.
 
-    What is expected several times in a row is said as often as it takes.
+    A line that is expected several times in a row may appear any number of times.
     """
     at = 0
     for line, _ in groupby(expected):

@@ -1,35 +1,24 @@
-"""What the first-steps pages show is what happens: each is walked through, word for word.
-
-The checkout of a walk is a copy of the working tree, at a port of its own. Its `.venv` is that of
-these tests, so that nothing is set up twice; `make run` is the page's own all the same.
-"""
+"""The first-steps pages show what happens: a walk runs their commands in order."""
 
 from __future__ import annotations
 
 import os
-import random
-import shutil
-import socket
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from polyglot.checkout import checkout, free_port
 from polyglot.languages import LANGUAGES, ROOT, Tool
 from polyglot.pages import Expected, File, Samples, found_in_order, steps_of
-from polyglot.walk import PAGE_PORT, Walk
+from polyglot.walk import Walk
 
 PROGRAMS = ROOT / ".cache" / "polyglot" / "bin"
-"""Where a page installs the programs that a reader has in the PATH."""
+"""The folder for programs that a page installs into the reader's PATH."""
 
 WALK_SECONDS = 600.0
-"""How long a walk may take; the first one fetches libraries."""
-
-PORTS = (20_000, 32_000)
-"""Below those that are given out to whoever asks for any."""
+"""Limit for a walk; the first one fetches libraries."""
 
 MAKE = Tool(("make", "--version"), (3, 81))
 GO = Tool(("go", "version"), (1, 25))
@@ -38,7 +27,7 @@ OPENSSL = Tool(("openssl", "version"), (1, 1))
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page: its name, the languages that it is about, and the tools that its reader needs."""
+    """A page: its name, its languages, and the tools that its reader needs."""
 
     name: str
     languages: tuple[str, ...]
@@ -46,11 +35,11 @@ class Page:
 
     @property
     def text(self) -> str:
-        """What is on it."""
+        """Its content."""
         return (ROOT / "docs" / f"first-steps-{self.name}.md").read_text()
 
     def missing(self) -> str:
-        """Why it cannot be walked here; empty where it can."""
+        """The reason why it cannot be walked here; empty if it can."""
         return "; ".join(reason for tool in (MAKE, *self.tools) if (reason := tool.missing()))
 
 
@@ -71,41 +60,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("page", pages, ids=[page.name for page in pages])
 
 
-def checkout(place: Path, port: int) -> None:
-    """Copies what is, or would be, under version control."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file():
-            (place / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, place / name)
-    makefile = place / "Makefile"
-    makefile.write_text(makefile.read_text().replace(PAGE_PORT, str(port)))
-    venv = place / ".venv"
-    venv.mkdir()
-    for entry in Path(sys.prefix).iterdir():
-        if entry.name != ".ready":
-            (venv / entry.name).symlink_to(entry)
-    # Younger than all that it is made of: what is set up is not touched.
-    (venv / ".ready").touch()
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    while True:
-        port = random.randrange(*PORTS)  # noqa: S311 - nothing secret about it
-        with socket.socket() as tried:
-            if tried.connect_ex(("127.0.0.1", port)):
-                return port
-
-
 @pytest.mark.timeout(WALK_SECONDS)
-async def test_a_page_is_what_happens(page: Page, tmp_path: Path) -> None:
+async def test_a_page_shows_what_happens(page: Page, tmp_path: Path) -> None:
     if reason := page.missing():
         if os.environ.get("RUNLANE_POLYGLOT_ALL") == "1":
             pytest.fail(reason, pytrace=False)
@@ -119,7 +75,7 @@ async def test_a_page_is_what_happens(page: Page, tmp_path: Path) -> None:
         await walk.walk()
 
 
-# --- The reader is no fool ----------------------------------------------------------------------
+# --- The walk itself ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -137,25 +93,32 @@ async def test_a_page_is_what_happens(page: Page, tmp_path: Path) -> None:
         (["RUN_STATE_ACTIVE"], ["RUN_STATE_ACCEPTED"], False),
     ],
 )
-def test_an_output_is_compared(shown: Sequence[str], said: Sequence[str], well: bool) -> None:
+def test_output_matches_apart_from_ids_times_and_numbers(
+    shown: Sequence[str], said: Sequence[str], well: bool
+) -> None:
     assert Samples().learn(shown, said) is well
 
 
-def test_what_comes_in_between_is_overlooked_only_where_something_goes_on() -> None:
+def test_other_lines_are_skipped_only_in_the_output_of_a_running_program() -> None:
     shown = ["reconnecting", "mark", "mark", "ended: 1"]
     expected = ["reconnecting", "reconnecting", "mark", "ended: 1"]
     assert found_in_order(expected, shown, Samples()) == len(shown)
     assert found_in_order(["ended: 1", "mark"], shown, Samples()) is None
 
 
-def test_the_readers_own_ids_are_put_in() -> None:
+def test_ids_of_the_page_are_replaced_by_those_of_the_walk() -> None:
     samples = Samples()
     page, own = f"A{'c' * 26}", f"A{'d' * 26}"
     assert samples.learn([f'"cursor": "{page}"'], [f'"cursor":  "{own}"'])
     assert samples.exchanged(f"resume {page}") == f"resume {own}"
 
 
-def test_all_that_is_to_be_written_is_found() -> None:
+def test_a_block_without_an_instruction_is_refused() -> None:
+    with pytest.raises(AssertionError, match="does not say what to do"):
+        list(steps_of("```python\npass\n```\n"))
+
+
+def test_every_file_to_write_is_found() -> None:
     for page in PAGES:
         steps = list(steps_of(page.text))
         files = [step for step in steps if isinstance(step, File)]
@@ -175,11 +138,14 @@ def test_all_that_is_to_be_written_is_found() -> None:
         ("```sh\necho Error: a\nfalse\n```\n```text\nError: b\n```\n", False),
         ("```sh\necho Error: a\n```\n```text\nError: a\n```\n", False),
         ("```text\na\n```\n", False),
+        ("<!-- not run: too long -->\n\n```sh\nfalse\n```\n```text\nb\n```\n", True),
+        ("<!-- not run: too long -->\n\n```sh\nfalse\n```\n```sh\nfalse\n```\n", False),
+        ("```mermaid\nflowchart LR\n```\n", True),
         ("Write this to `a/b`:\n\n```x\na\n```\n```sh\ncat a/b\n```\n```text\na\n```\n", True),
         ("```sh\nmkdir a; cd a; export b=c\n```\n```sh\ncd ../a; [ $b = c ]\n```\n", True),
     ],
 )
-async def test_a_page_that_is_wrong_is_found(tmp_path: Path, text: str, well: bool) -> None:
+async def test_a_wrong_page_fails_the_walk(tmp_path: Path, text: str, well: bool) -> None:
     (tmp_path / "runlane").mkdir()
     async with Walk(text, tmp_path, 1, {}) as walk:
         if well:

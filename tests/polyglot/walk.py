@@ -1,4 +1,4 @@
-"""Walks through a page as its reader does: types what it says, and looks at what comes of it."""
+"""Walks through a page as its reader does: types its commands and compares the output."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from polyglot.pages import (
 from polyglot.program import Output, Program
 
 BLOCK_SECONDS = 400.0
-"""How long the commands of a block may take; the first time they fetch libraries."""
+"""Limit for the commands of a block; the first time they fetch libraries."""
 
 SECONDS = 60.0
-"""How long a reader waits for what has to be seen: a server may drain for half of it."""
+"""Limit for each wait; a server may drain for half of it."""
 
 PAGE_PORT = "50051"
 """The port on the pages."""
 
-SERVER = re.compile(r"make run|(?:\.venv/bin/)?runlane-server --[^|&\n]*")
-"""What starts a server, and goes on until Ctrl-C."""
+SERVER = re.compile(r"make run|(?:\.venv/bin/)?runlane-server --(?!help|version)(?:\\\n|[^|&\n])*")
+"""Commands that start a server, which runs until Ctrl-C."""
 
-WATCHER = re.compile(r"python subscriber\.py \S+|grpcurl .*/SubscribeRunComplete")
-"""What shows something until Ctrl-C."""
+WATCHER = re.compile(r"python subscriber\.py \S+|grpcurl .*/SubscribeRunComplete|runlane watch .*")
+"""Commands that print until Ctrl-C."""
 
 OF_WATCHER = re.compile(r"[Tt]he subscriber says|[Ww]atch the subscriber|Both say")
-"""Before an output: it is that of what goes on, and not of the commands above."""
+"""In the prose before an output: it belongs to a running program, not to the commands above."""
 
 _SHELL = """
 if [ -e "$STATE" ]; then . "$STATE"; fi
@@ -54,26 +54,53 @@ fi
 set -e
 . "$2"
 """
-"""A terminal: a block finds the folder and the environment as the one before left them. What goes
-on until Ctrl-C has a terminal of its own, and leaves nothing."""
+"""A terminal: each block starts with the folder and the environment that the previous one left. A
+program that runs until Ctrl-C has its own terminal, and leaves nothing."""
+
+
+COLUMNS = "110"
+"""The width of the screen on the pages."""
+
+_ON_A_SCREEN = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+"""Runs a program on a pseudo-terminal, and copies to stdout what it writes there."""
+
+_CONTROL = re.compile(r"(\r\n|\n|\r|\x1b\[1A|\x1b\[2K|\x1b\[[0-9;?]*[A-Za-z])")
+
+
+def on_screen(written: str) -> str:
+    """The text that remains visible on a terminal after this output."""
+    lines = [""]
+    for piece in _CONTROL.split(written):
+        match piece:
+            case "\n" | "\r\n":
+                lines.append("")
+            case "\x1b[1A":
+                lines = lines[: max(1, len(lines) - 1)]
+            case "\r" | "\x1b[2K":
+                # A program that returns to the start of a line rewrites all of it.
+                lines[-1] = ""
+            case _ if not piece.startswith("\x1b"):
+                lines[-1] += piece
+    shown = "\n".join(lines).rstrip()
+    return f"{shown}\n" if shown else ""
 
 
 class Terminal(Program):
-    """A program in a terminal, from which it is interrupted with all that it has started."""
+    """A program in a terminal; signals reach all processes that it has started."""
 
     seen = 0
-    """How many lines its reader has looked at."""
+    """The number of lines that the walk has already compared."""
 
     async def interrupt(self) -> None:
-        """Ctrl-C; returns when all is over."""
+        """Presses Ctrl-C; returns when all of them have ended."""
         await self._end(signal.SIGINT)
 
     async def kill(self) -> None:
-        """Ends it as a crash would, and whatever it has started."""
+        """Kills it and all processes that it has started."""
         await self._end(signal.SIGKILL)
 
     async def _end(self, number: signal.Signals) -> None:
-        # Once all is over, the number of the group may be that of somebody else's.
+        # After the end of all, another group may have this number.
         if self.process.returncode is None or not all(reader.done() for reader in self.readers):
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
@@ -93,18 +120,24 @@ class Done:
 
     @property
     def said(self) -> str:
-        """All that they said, for a message."""
+        """Their whole output, for a message."""
         return f"$ {self.command}\nexit {self.code}\n--- stdout\n{self.out}--- stderr\n{self.err}"
 
 
 class Walk:
-    """A reader of one page, with a checkout in the folder `runlane`, and a port."""
+    """A reader of one page, with a checkout in the folder `runlane`, and a port.
 
-    def __init__(self, page: str, folder: Path, port: int, env: Mapping[str, str]) -> None:
+    With `screen` commands run on a terminal, and the page has what appears there, stderr included.
+    """
+
+    def __init__(
+        self, page: str, folder: Path, port: int, env: Mapping[str, str], *, screen: bool = False
+    ) -> None:
         self.steps = list(steps_of(page.replace(PAGE_PORT, str(port))))
         self.folder = folder
         self.checkout = folder / "runlane"
         self.place = self.checkout
+        self._screen = screen
         self._samples = Samples()
         self._server: Terminal | None = None
         self._watchers: list[Terminal] = []
@@ -112,8 +145,10 @@ class Walk:
         self._done: Done | None = None
         self._last = ""
         address = f"127.0.0.1:{port}"
-        told = {"RUNLANE_LISTEN": address, "RUNLANE_SERVER": address, "NO_COLOR": "1"}
-        self._env = _outside({**env, **told, "STATE": str(folder / "terminal")})
+        settings = {"RUNLANE_LISTEN": address, "RUNLANE_SERVER": address, "NO_COLOR": "1"}
+        if screen:
+            settings |= {"COLUMNS": COLUMNS, "TERM": "xterm"}
+        self._env = _outside({**env, **settings, "STATE": str(folder / "terminal")})
 
     async def __aenter__(self) -> Self:
         return self
@@ -123,7 +158,7 @@ class Walk:
             await program.kill()
 
     async def walk(self) -> None:
-        """Takes all steps; raises AssertionError where the page is wrong."""
+        """Takes all steps; raises AssertionError if the page is wrong."""
         aside = False
         for step in self.steps:
             if not isinstance(step, Expected):
@@ -131,7 +166,7 @@ class Walk:
             match step:
                 case Prose(text):
                     aside = OF_WATCHER.search(text) is not None
-                    await self._told(text)
+                    await self._follow(text)
                 case File(path, text):
                     (self.place / path).parent.mkdir(parents=True, exist_ok=True)
                     (self.place / path).write_text(text)
@@ -142,14 +177,15 @@ class Walk:
                     await self._seen(step, aside=aside)
         self._went_well(None)
 
-    # --- What the text tells to do --------------------------------------------------------------
+    # --- Instructions in the prose ----------------------------------------------------------------
 
-    async def _told(self, text: str) -> None:
-        """Does what a paragraph says, in the order in which it says so."""
+    async def _follow(self, text: str) -> None:
+        """Follows the instructions of a paragraph, in their order."""
         orders: Mapping[str, Callable[[], Awaitable[None]]] = {
             "in the folder that `runlane` is in": self._go_outside,
             "end the server with ctrl-c": self._end_server,
             "end the subscriber with ctrl-c": self._end_watcher,
+            "end the watch with ctrl-c": self._end_watcher,
             "start it again with `make run`": self._start_again,
             "run the program again": self._repeat,
         }
@@ -174,7 +210,7 @@ class Walk:
         self._went_well(None)
         await self._run(self._last.splitlines()[-1])
 
-    # --- What is typed --------------------------------------------------------------------------
+    # --- Commands ---------------------------------------------------------------------------------
 
     async def _typed(self, command: str) -> None:
         if SERVER.fullmatch(command):
@@ -182,20 +218,20 @@ class Walk:
         elif WATCHER.fullmatch(command):
             watcher = await self._start(command, self.place)
             self._watchers.append(watcher)
-            # A reader is not so quick as to go on before there is anything to be seen.
+            # A reader continues only after something has appeared.
             await self._shows(watcher, lambda out: bool(out.lines), "a line")
         else:
             await self._run(command)
 
     async def _serve(self, command: str) -> None:
-        """Starts a server in the terminal that the page has for it."""
+        """Starts a server in its own terminal."""
         self._server = await self._start(command, self.checkout)
         await self._shows(
             self._server, lambda out: "runlane-server listening on " in out.text, "a server"
         )
 
     async def _run(self, command: str) -> None:
-        """Has commands run to their end."""
+        """Runs commands to their end."""
         program = await self._start(command, self.place, "ends")
         try:
             async with asyncio.timeout(BLOCK_SECONDS):
@@ -205,12 +241,15 @@ class Walk:
             raise AssertionError(f"$ {command}\ndoes not end{program.said}") from None
         self.place = Path((self.folder / "terminal.folder").read_text().strip())
         self._last = command
-        self._done = Done(command, code, program.out.text, program.err.text)
+        out = on_screen(program.out.text) if self._screen else program.out.text
+        self._done = Done(command, code, out, program.err.text)
 
     async def _start(self, command: str, place: Path, until: str = "ctrl-c") -> Terminal:
         script = self.folder / f"block-{len(self._started)}.sh"
         script.write_text(f"{command}\n")
+        wrapped = self._screen and until == "ends"
         process = await asyncio.create_subprocess_exec(
+            *((sys.executable, "-c", _ON_A_SCREEN) if wrapped else ()),
             *("bash", "-c", _SHELL, "bash", str(place), str(script), until),
             stdin=DEVNULL,
             stdout=PIPE,
@@ -222,7 +261,7 @@ class Walk:
         self._started.append(program)
         return program
 
-    # --- What is seen ---------------------------------------------------------------------------
+    # --- Output -----------------------------------------------------------------------------------
 
     async def _seen(self, expected: Expected, *, aside: bool) -> None:
         if aside or self._done is None:
@@ -239,7 +278,7 @@ class Walk:
         assert well, f"{done.said}--- the page has\n{expected.text}"
 
     async def _seen_in(self, watcher: Terminal, expected: Expected) -> None:
-        """Waits for it to be shown by what goes on, after what was looked at before."""
+        """Waits until a running program prints it, after the lines compared before."""
 
         def found(output: Output) -> int | None:
             return found_in_order(expected.lines, output.lines[watcher.seen :], self._samples)
@@ -255,14 +294,14 @@ class Walk:
         assert holds(program.out), f"it ended without\n{what}{program.said}"
 
     def _went_well(self, following: Step | None) -> None:
-        """Commands succeed, where the page does not show how they fail."""
+        """Checks that the last commands succeeded, unless the page shows their failure."""
         if self._done is not None and not isinstance(following, Prose):
             assert self._done.code == 0, self._done.said
             self._done = None
 
 
 def _outside(more: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a terminal in which nothing of this process' virtual one is activated."""
+    """The environment of a terminal without the virtual environment of this process."""
     env = environment(more)
     own = {str(Path(sys.executable).parent), str(Path(sys.prefix) / "bin")}
     folders = [each for each in env["PATH"].split(os.pathsep) if each not in own]

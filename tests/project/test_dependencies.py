@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from runlane_server.pytest_plugin import OF_THE_EXTRA
+from runlane_server.pytest_plugin import EXTRA_MODULES
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -156,7 +156,7 @@ def test_pytest_is_needed_by_its_plugin_alone() -> None:
 
 
 def test_the_plugin_for_pytest_knows_what_the_server_needs() -> None:
-    known = set[str]().union(*map(distributions, OF_THE_EXTRA))
+    known = set[str]().union(*map(distributions, EXTRA_MODULES))
     assert known == set(names(EXTRAS["server"]))
 
 

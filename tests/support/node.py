@@ -12,7 +12,7 @@ from typing import Any
 from runlane_server.access.caller import DEFAULT_TENANT
 from runlane_server.agents.base import Agent
 from runlane_server.agents.scripted.agent import ScriptedAgent
-from runlane_server.agents.scripted.gates import Gates
+from runlane_server.agents.scripted.latches import Latches
 from runlane_server.core.limits import Limits
 from runlane_server.core.model import (
     Message,
@@ -61,7 +61,7 @@ class Node:
     store: Store
     feed: Feed
     coordinator: Coordinator
-    gates: Gates
+    latches: Latches
 
     async def accept(self, session_id: str, prompt: str, **options: Any) -> Acceptance:
         """Accepts a run; the session is created if need be."""
@@ -76,7 +76,7 @@ class Node:
     async def blocked(self, session_id: str, gate: str, **options: Any) -> Run:
         """Accepts a run that is active and waits at a gate."""
         accepted = await self.accept(session_id, script(wait(gate)), **options)
-        await self.gates.reached(gate)
+        await self.latches.reached(gate)
         return accepted.run
 
     async def queue(self, session_id: str, text: str, **options: Any) -> Run:
@@ -145,7 +145,7 @@ async def running(
     )
     await coordinator.start()
     try:
-        yield Node(store, feed, coordinator, scripted.gates)
+        yield Node(store, feed, coordinator, scripted.latches)
     finally:
         feed.close()
         await coordinator.stop()

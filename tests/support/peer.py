@@ -1,5 +1,4 @@
-"""A peer at the wire that does what it is told to, well or badly: to see what the client makes of
-it. It is a real grpc.aio server on a real port."""
+"""A scripted server: a real grpc.aio server on a real port, which responds correctly or wrongly."""
 
 # ruff: noqa: N802 - a method is named for its rpc
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Observer:
         """
 
     def on_attempt_ended(self, key: RunKey) -> None:
-        """An attempt is no longer active on this node, whatever became of the run."""
+        """An attempt is no longer active on this node; the run may have ended, or not."""
 
     def on_cancelled(
         self, request: CancelRequest, transition: Transition, receipt: Receipt

@@ -26,7 +26,7 @@ from runlane_server.core.model import (
 from runlane_server.core.turn import DraftMessage
 
 Reply_co = TypeVar("Reply_co", covariant=True, default=object)
-"""What the caller of a command gets once its transition is committed."""
+"""The type of the reply that a caller gets once the transition of its command is committed."""
 
 Other = TypeVar("Other")
 

@@ -24,15 +24,15 @@ from runlane_server.engine.coordinator import Coordinator
 from runlane_server.engine.executor import NodeSettings
 from runlane_server.engine.retention import Retention, retention_tasks
 from runlane_server.feed.feed import Feed
-from runlane_server.harness.harness import About, Harness
+from runlane_server.harness.harness import Harness, ServerInfo
 from runlane_server.net.addresses import of_worker, own_listen, reached_at
 from runlane_server.process.security import Entrance
 from runlane_server.process.security import check as check_entrance
 from runlane_server.rpc.endpoint import Endpoint
 from runlane_server.store.base import StoreError
 from runlane_server.store.open import StoreUrl, open_store
-from runlane_server.telemetry.metrics_server import Monitor
-from runlane_server.telemetry.tracing import Tracing
+from runlane_server.telemetry.metrics_server import MetricsServer
+from runlane_server.telemetry.trace_export import TraceExport
 
 log = structlog.get_logger()
 
@@ -92,12 +92,12 @@ async def serving(
     check_entrance(config)
     store_url = StoreUrl.parse(config.store)
     harness = harness or Harness()
-    harness.about = about(config, store_url)
+    harness.server = about(config, store_url)
     clock = harness.clock
     entrance = Entrance(config, clock.seconds)
     async with AsyncExitStack() as closing:
-        monitor = Monitor(config.metrics_listen, store_url.kind, worker, clock.micros)
-        tracing = Tracing(
+        monitor = MetricsServer(config.metrics_listen, store_url.kind, worker, clock.micros)
+        tracing = TraceExport(
             config.otlp_endpoint,
             ratio=config.trace_ratio,
             content=config.log_content,
@@ -109,7 +109,7 @@ async def serving(
         store.on_failure = orders.store_failed
         await closing.enter_async_context(store)
         feed = Feed(store)
-        monitor.watch(store, feed)
+        monitor.attach(store, feed)
         observer = ObserverPair(monitor.observer, tracing.observer)
         coordinator = Coordinator(
             store,
@@ -119,7 +119,7 @@ async def serving(
             node=NodeSettings(lease=config.node_lease),
             observer=observer,
             quotas=entrance.quotas,
-            stage=harness.stage,
+            gates=harness.gates,
             now=clock.micros,
         )
         relay, peer_key = None, ""
@@ -129,7 +129,7 @@ async def serving(
         door = entrance.door(peer_key)
         endpoint = Endpoint(
             coordinator,
-            door=door,
+            access=door,
             progress_interval=config.progress_interval,
             shares_port=worker is not None,
             relay=relay,
@@ -177,9 +177,9 @@ def _bind(endpoint: Endpoint, config: Config, worker: int | None) -> tuple[str, 
     return address, reached_at(own, given)
 
 
-def about(config: Config, store_url: StoreUrl) -> About:
+def about(config: Config, store_url: StoreUrl) -> ServerInfo:
     """What a test is told of the settings."""
-    return About(
+    return ServerInfo(
         store=store_url.kind,
         agent=config.agent.partition(":")[0],
         limits=config.limits,
@@ -228,7 +228,7 @@ async def _go_down(
     coordinator: Coordinator, endpoint: Endpoint, orders: Orders, drain_timeout: float
 ) -> None:
     """New work is refused first, what is active may end, and subscribers hear of it."""
-    await endpoint.retire()
+    await endpoint.mark_not_serving()
     coordinator.begin_drain()
     log.info("draining", timeout_s=drain_timeout)
     idle = await _unless(orders.hurry, coordinator.wait_idle(drain_timeout))

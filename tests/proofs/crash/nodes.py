@@ -46,7 +46,7 @@ OF_LIBRARIES = (
 connection breaks while it is made, or while its pool closes it; grpc tells of a client that was
 gone when its call ended."""
 
-GAVE_UP = '"event": "the node is cut off from its store"'
+GAVE_UP = '"event": "node cut off from its store"'
 
 
 class Node(ServerProcess):

@@ -30,7 +30,7 @@ MORE_DESCRIPTORS = 8
 
 BATCH = 25
 
-_OUTLIVED = ("codec can't decode", "UnicodeDecodeError", "gRPC's server broke down; serving anew")
+_OUTLIVED = ("codec can't decode", "UnicodeDecodeError", "gRPC server broke down; restarting")
 """What is told of a path that is not UTF-8, which gRPC's server does not outlive and ours does."""
 
 

@@ -1,4 +1,4 @@
-"""What each command is to do, said a second time and in the plainest way.
+"""The effects of each command, written a second time in the plainest way.
 
 Each function returns the rule that a step broke, or None.
 """
@@ -28,7 +28,7 @@ def check_effect(before: Lane, command: Command, made: Transition) -> str | None
 
 
 def _frame(before: Lane, command: Command, made: Transition) -> str | None:
-    """What no command does: pass one waiting run by another, or touch another's reservation."""
+    """No command reorders waiting runs, or touches another command's reservation."""
     after = made.lane
     old = [run.run_id for run in before.waiting]
     new = [run.run_id for run in after.waiting if run.run_id in old]
@@ -102,7 +102,7 @@ def _dispatch(before: Lane, _: Command, made: Transition) -> str | None:
 
 
 def _covered(before: Lane, command: Command) -> tuple[CoveredRun, ...]:
-    """What a cancel has to cover (R10, R13, R18)."""
+    """The runs that a cancel must cover (R10, R13, R18)."""
     scope = command.scope
     runs: list[LaneRun] = []
     if before.active is not None and _was_active(before):
@@ -200,7 +200,7 @@ def _finish(before: Lane, command: Command, made: Transition) -> str | None:
 def _node_lost(before: Lane, _: Command, made: Transition) -> str | None:
     active = before.active
     if made.reply != (active is not None):
-        return "node_lost tells whether a run was active"
+        return "node_lost replies with whether a run was active"
     if active is None:
         return None if not made.needs_commit else "where none is active, none is lost"
     if not _was_active(before):

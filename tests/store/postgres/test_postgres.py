@@ -142,7 +142,7 @@ async def test_newer_schema_is_refused(postgres_url: str, beside: Connection) ->
     async with postgres_store(postgres_url):
         pass
     await beside.execute("INSERT INTO schema_versions (version) VALUES (99)")
-    with pytest.raises(StartError, match=r"newer Runlane \(schema 99"):
+    with pytest.raises(StartError, match=r"newer Runlane wrote it \(schema 99"):
         await postgres_store(postgres_url).__aenter__()
 
 
@@ -151,7 +151,7 @@ async def test_tables_of_another_program_are_left_alone(
 ) -> None:
     schema = Database.parse(postgres_url).schema
     await beside.execute(f"CREATE SCHEMA {schema}; CREATE TABLE sessions (mine text)")
-    with pytest.raises(StartError, match="table 'sessions' of some other program"):
+    with pytest.raises(StartError, match="a table 'sessions' of another program"):
         await postgres_store(postgres_url).__aenter__()
     assert await beside.fetchval("SELECT count(*) FROM sessions") == 0
 
@@ -177,7 +177,7 @@ async def test_database_of_another_encoding_is_refused(
     databases: Callable[[str], Awaitable[str]],
 ) -> None:
     url = await databases("ENCODING 'LATIN1' LOCALE 'C'")
-    with pytest.raises(StartError, match="its encoding is LATIN1"):
+    with pytest.raises(StartError, match="the encoding is LATIN1"):
         await postgres_store(url).__aenter__()
 
 

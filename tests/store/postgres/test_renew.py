@@ -89,7 +89,7 @@ async def test_store_of_nodes_at_work_is_not_renewed(postgres_url: str, beside: 
     async with postgres_store(postgres_url) as store:
         old = store.store_id
         await store.cluster.join("node", "10.0.0.1:50051")
-        with pytest.raises(StartError, match=r"at work .*10\.0\.0\.1:50051"):
+        with pytest.raises(StartError, match=r"nodes were running .*10\.0\.0\.1:50051"):
             await renew(Database.parse(postgres_url))
     async with postgres_store(postgres_url) as store:
         assert store.store_id == old
@@ -99,10 +99,10 @@ async def test_store_of_nodes_at_work_is_not_renewed(postgres_url: str, beside: 
 
 
 async def test_what_is_no_store_is_not_renewed(postgres_url: str) -> None:
-    with pytest.raises(StartError, match="there is no store"):
+    with pytest.raises(StartError, match="the schema has no store"):
         await renew(Database.parse(postgres_url))
     with pytest.raises(StartError, match=r"127\.0\.0\.1:1"):
         await renew(Database.parse("postgresql://postgres@127.0.0.1:1/none"))
     for other in ("sqlite:///runlane.db", "memory:"):
-        with pytest.raises(StartError, match="renew: is for PostgreSQL"):
+        with pytest.raises(StartError, match="renew: "):
             maintenance.renew(StoreUrl.parse(other))

@@ -582,11 +582,11 @@ def test_check_changes_nothing(path: Path, lived: bytes) -> None:
 
 def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.db"
-    with pytest.raises(StartError, match="there is no such file"):
+    with pytest.raises(StartError, match="the file does not exist"):
         check(path)
     with closing(sqlite3.connect(path)) as db:
         db.execute("CREATE TABLE t (x)")
-    with pytest.raises(StartError, match="some other program"):
+    with pytest.raises(StartError, match="database of another program"):
         check(path)
     path.write_bytes(b"no database at all, but long enough to be read as one" * 100)
     with pytest.raises(StartError, match="not a database"):

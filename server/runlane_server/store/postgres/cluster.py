@@ -96,7 +96,11 @@ class PostgresCluster:
     async def claim(
         self, node_id: str, limit: int, hold: float, order: ClaimOrder | None = None
     ) -> Sequence[SessionKey]:
-        """See `base.Cluster`. The same node may claim a lane again within `hold` seconds."""
+        """Lanes with runs that wait and none that is active, in equal shares for the tenants whose
+        turn it is; of each the longest waiting.
+
+        No other node gets them for `hold` seconds; this one may get them again.
+        """
         order = order or ClaimOrder()
         tenants = [escape(share.tenant) for share in order.shares]
         rooms = [share.room for share in order.shares]

@@ -100,8 +100,8 @@ class _Hosts:
 class Connector:
     """Opens connections to a database, all with the same settings.
 
-    `durability` is the value for synchronous_commit; None leaves it unchanged. Copies of a connector
-    share `hosts`, so that one of them finds the primary for all.
+    `durability` is the value for synchronous_commit; None leaves it unchanged. Copies of a
+    connector share `hosts`, so that one of them finds the primary for all.
     """
 
     database: Database

@@ -78,7 +78,7 @@ class PostgresLog:
 
     @property
     def behind(self) -> int:
-        """The number of events that other nodes have announced and the listener has not received."""
+        """The number of events that other nodes announced and the listener has not received."""
         return max(0, self._announced - self.position)
 
     def wake(self) -> None:
@@ -172,8 +172,8 @@ class PostgresLog:
         if row is not None and row["store_id"] == self._store_id and row["position"] >= published:
             return True
         self.failed = StoreError(
-            "the database has lost events: it was restored, or a standby that lagged behind took over;"
-            " stop all nodes and run 'runlane-server renew'"
+            "the database has lost events: it was restored, or a standby that lagged behind took"
+            " over; stop all nodes and run 'runlane-server renew'"
         )
         log.error("store failed", reason=self.failed.message)
         self._on_failure(self.failed)

@@ -66,8 +66,8 @@ Result: TypeAlias = Exception | None
 class Unit:
     """Rows that are written together or not at all. See `batching.WriteUnit`.
 
-    `size` is its approximate size in bytes. `versions_skipped` is set by the write: the last version
-    of a removed session with the same id, which the new lane continues, or 0.
+    `size` is its approximate size in bytes. `versions_skipped` is set by the write: the last
+    version of a removed session with the same id, which the new lane continues, or 0.
     """
 
     tenant: str

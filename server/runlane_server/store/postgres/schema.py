@@ -71,14 +71,15 @@ async def _check(connection: Connection, database: Database) -> str:
     found = connection.get_server_version()
     if (found.major, found.minor) < OLDEST_SERVER:
         raise StartError(
-            f"store {database.label}: PostgreSQL {found.major} is too old; {OLDEST_SERVER[0]} is the"
-            " oldest supported version"
+            f"store {database.label}: PostgreSQL {found.major} is too old;"
+            f" {OLDEST_SERVER[0]} is the oldest supported version"
         )
     row = await connection.fetchrow(SQL["settings"])
     assert row is not None  # noqa: S101 - it reads no table
     if row["encoding"] != "UTF8":
         raise StartError(
-            f"store {database.label}: the encoding is {row['encoding']}; create the database as UTF8"
+            f"store {database.label}: the encoding is {row['encoding']};"
+            " create the database as UTF8"
         )
     if row["fsync"] != "on":
         log.warning("fsync is off in the database: a crash of its machine loses confirmed commits")
@@ -91,8 +92,8 @@ async def _migrate(connection: Connection, database: Database) -> int:
     known = migrations("postgres")
     version = await _version(connection)
     if version < len(known):
-        # Other nodes wait here and then find nothing to do. The lock ends with the connection. It is
-        # taken before the transaction, which would otherwise see the tables from before the wait.
+        # Other nodes wait here and then find nothing to do. The lock ends with the connection.
+        # It is taken before the transaction, which would otherwise see the tables as they were.
         await connection.execute(SQL["lock_schema"], timeout=MIGRATION_TIMEOUT)
         async with connection.transaction():
             version = await _version(connection)

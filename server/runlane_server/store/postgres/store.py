@@ -190,8 +190,8 @@ class PostgresStore:
         await self._open.writer.write(session_unit(session, _future()))
 
     async def compact(self, before: Micros, limit: int, *, keep_bytes: int | None = None) -> int:
-        """See `base.Store`. One round trip for each step, and one to delete the versions of sessions
-        that were removed long ago."""
+        """See `base.Store`. One round trip for each step, and one to delete the versions of
+        sessions that were removed long ago."""
         count: int = 0
         while True:
             step: Any = await self._row(

@@ -66,7 +66,7 @@ CHECK_TIMEOUT = 5.0
 
 
 class PostgresWriter:
-    """Owns the write connection. It answers and publishes nothing before the commit is confirmed."""
+    """Owns the write connection. Answers and publishes nothing before the commit is confirmed."""
 
     def __init__(
         self,
