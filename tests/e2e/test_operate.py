@@ -104,7 +104,7 @@ async def test_check_names_what_is_wrong(tmp_path: Path) -> None:
     ("arguments", "code", "why"),
     [
         (["check"], 1, "runlane.db: there is no such file"),
-        (["check", "--store", "memory:"], 1, "memory: is gone with its server"),
+        (["check", "--store", "memory:"], 1, "a memory store ends with its server"),
         (["backup"], 2, "PATH"),
         (["backup", "x.db"], 1, "runlane.db: there is no such file"),
         (["backup", "x.db", "--store", "postgresql://h/d"], 1, "postgresql"),
