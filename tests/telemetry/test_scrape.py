@@ -21,7 +21,6 @@ from runlane import Client, RunState, SessionNotFound
 from runlane_server.config import Config
 from runlane_server.core.errors import StartError
 from runlane_server.net.addresses import Address
-from runlane_server.store.postgres.store import PostgresStore
 from runlane_server.telemetry.metrics_server import MetricsServer
 from support.postgres import postgres_store
 from support.process import SECONDS, ServerProcess, serving
