@@ -74,7 +74,7 @@ def foreign(path: Path) -> None:
         (a_folder, "is a directory"),
         (unreadable, "unable to open database file"),
         (garbage, "is not a database"),
-        (foreign, "is a database of some other program"),
+        (foreign, "is a database of another program"),
     ],
 )
 async def test_a_file_that_is_no_database_of_ours_is_refused_and_left_alone(

@@ -23,6 +23,7 @@ from runlane_server.config.settings import SETTINGS
 from runlane_server.core.errors import StartError
 from runlane_server.process import processes
 from runlane_server.process.app import run
+from runlane_server.store.open import StoreUrl
 
 _SETTINGS = {"auto_envvar_prefix": "RUNLANE", "show_default": True}
 
@@ -79,7 +80,7 @@ def backup(store: str, path: Path, *, force: bool) -> int:
     The copy is consistent and verified. To restore it, start a server with the copy as its
     --store. Cursors from before the restore are refused.
     """
-    click.echo(maintenance.backup(store, path, force=force))
+    click.echo(maintenance.backup(StoreUrl.parse(store), path, force=force))
     return 0
 
 
@@ -87,7 +88,7 @@ def backup(store: str, path: Path, *, force: bool) -> int:
 @store_options
 def check(store: str) -> int:
     """Verifies the database: prints one line per problem, and exits with 1 if there is any."""
-    lines, code = maintenance.check(store)
+    lines, code = maintenance.check(StoreUrl.parse(store))
     for line in lines:
         click.echo(line)
     return code
@@ -101,7 +102,7 @@ def renew(store: str) -> int:
     The same is needed for a standby that took over while it lagged behind. Cursors from before are
     refused from then on. Without a new id they would point at other events.
     """
-    click.echo(maintenance.renew(store))
+    click.echo(maintenance.renew(StoreUrl.parse(store)))
     return 0
 
 

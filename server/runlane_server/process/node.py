@@ -29,7 +29,7 @@ from runlane_server.net.addresses import Address, advertised_address
 from runlane_server.process.security import Security, check_security
 from runlane_server.rpc.endpoint import Endpoint
 from runlane_server.store.base import StoreError
-from runlane_server.store.open import kind_of, open_store
+from runlane_server.store.open import open_store
 from runlane_server.telemetry.metrics_server import MetricsServer
 from runlane_server.telemetry.trace_export import TraceExport
 
@@ -100,7 +100,7 @@ async def serving(
     clock = harness.clock
     security = Security(config, clock.seconds)
     async with AsyncExitStack() as closing:
-        metrics = MetricsServer(config.metrics_listen, kind_of(config.store), clock.micros)
+        metrics = MetricsServer(config.metrics_listen, config.store_url.kind, clock.micros)
         traces = TraceExport(
             config.otlp_endpoint,
             ratio=config.trace_ratio,
@@ -109,7 +109,7 @@ async def serving(
         )
         await closing.enter_async_context(traces.exporting())
         agent = agent or load_agent(config.agent, agent_settings(config))
-        store = open_store(config.store)
+        store = open_store(config.store_url)
         store.on_failure = shutdown.on_store_failure
         await closing.enter_async_context(store)
         feed = Feed(store)
@@ -184,7 +184,7 @@ def _bind(endpoint: Endpoint, config: Config, *, shares_port: bool) -> tuple[Add
 def server_info(config: Config) -> ServerInfo:
     """The settings that a harness reports to a test."""
     return ServerInfo(
-        store=kind_of(config.store),
+        store=config.store_url.kind,
         agent=config.agent.partition(":")[0],
         limits=config.limits,
         drain_timeout=config.drain_timeout,

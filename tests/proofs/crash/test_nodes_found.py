@@ -14,7 +14,7 @@ from support.node import SECONDS
 
 pytest.importorskip("asyncpg", reason="asyncpg is not installed")
 
-from runlane_server.store.postgres.store import PostgresStore
+from support.postgres import postgres_store
 
 
 async def test_r9_who_is_cancelled_does_not_wait_for_a_database_that_is_away(
@@ -24,7 +24,7 @@ async def test_r9_who_is_cancelled_does_not_wait_for_a_database_that_is_away(
     key = SessionKey("default", "s")
     async with Proxy() as proxy:
         proxy.target = target_of(postgres_url)
-        async with PostgresStore(reached_at(postgres_url, "127.0.0.1", proxy.port)) as store:
+        async with postgres_store(reached_at(postgres_url, "127.0.0.1", proxy.port)) as store:
             await store.load_lane(key)
             proxy.cut(reset=False)
             reading = asyncio.create_task(store.load_lane(key))
