@@ -36,11 +36,11 @@ def test_an_address_is_parsed_and_printed_as_the_same_text(text: str, address: A
     "text",
     [
         *("", ":1", "host", "host:", "host:65536", "host:-1", "::1:50051", "[]:1", "[host]:1"),
-        *("unix:", "a..b:1", "a" * 64 + ":1"),
+        *("unix:", "a..b:1", "a" * 64 + ":1", "\N{LATIN SMALL LETTER E WITH ACUTE}" * 254 + ":1"),
     ],
 )
 def test_a_text_that_is_no_address_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"is not of the form|is not the name of a host"):
+    with pytest.raises(ValueError, match=r"is not of the form|does not name a host"):
         at(text)
 
 

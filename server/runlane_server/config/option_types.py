@@ -19,6 +19,7 @@ _SIZE_UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 <
 _SIZE = re.compile(r"(?P<number>\d+)(?P<unit>|KiB|MiB|GiB|TiB)")
 
 _MAX_SIZE = (1 << 63) - 1
+_MAX_DIGITS = 19
 
 _CENTURY = 36_500 * 86_400.0
 """Seconds. Now plus a century is still a valid date."""
@@ -139,9 +140,11 @@ class Size(click.ParamType[int]):
         found = _SIZE.fullmatch(str(value))
         if found is None:
             self.fail(f"{str(value)!r} is not a size such as 65536, 512MiB or 2GiB", param, ctx)
-        size = int(found["number"]) * _SIZE_UNITS[found["unit"]]
+        digits = found["number"].lstrip("0")
+        # Python refuses to convert thousands of digits, with an error of its own.
+        size = int(digits[: _MAX_DIGITS + 1] or "0") * _SIZE_UNITS[found["unit"]]
         if size > _MAX_SIZE:
-            self.fail(f"{value} is too large", param, ctx)
+            self.fail(f"{str(value)[:40]} is too large", param, ctx)
         return size
 
 

@@ -29,6 +29,7 @@ from runlane_server.config.option_types import (
 )
 from runlane_server.core.limits import Limits
 from runlane_server.net.addresses import Address
+from runlane_server.store.open import StoreUrl
 
 _MAX_PART_BYTES = 3 << 20
 """A prompt, or an attachment, must fit into one gRPC message of 4 MiB with all its other fields."""
@@ -358,6 +359,11 @@ class Config:
         Duration(zero=False),
         "Heartbeat timeout after which other nodes declare this node dead. Its agents stop before.",
     )
+
+    @property
+    def store_url(self) -> StoreUrl:
+        """`store`, parsed. Raises SettingsError."""
+        return StoreUrl.parse(self.store)
 
     @classmethod
     def from_options(cls, **options: Any) -> Config:

@@ -11,11 +11,14 @@ from typing import Any
 
 from runlane_server.core.errors import StartError
 
-_TCP = re.compile(r"(\[(?P<ipv6>[^\[\]]*:[^\[\]]*)\]|(?P<host>[^\[\]:]+)):(?P<port>\d{1,5})")
+_TCP = re.compile(r"(\[(?P<ipv6>[^\[\]]+)\]|(?P<host>[^\[\]:]+)):(?P<port>\d{1,5})")
 
 _UNIX = "unix:"
 
 _LAST_PORT = 65535
+
+_MAX_HOST = 253
+"""Characters of the longest name in DNS (RFC 1035). The encoding below takes quadratic time."""
 
 _DOCUMENTATION_HOSTS = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
 """Addresses for documentation (RFC 5737, RFC 3849). They have no route of their own, so the kernel
@@ -43,10 +46,8 @@ class Address:
         if found is None or int(found["port"]) > _LAST_PORT:
             raise ValueError(f"{text!r} is not of the form HOST:PORT or unix:PATH")
         host = found["ipv6"] or found["host"]
-        try:
-            host.encode("idna")  # as every lookup of the name does
-        except UnicodeError:
-            raise ValueError(f"{text!r}: {host!r} is not the name of a host") from None
+        if not _is_host(host) or (found["ipv6"] and ":" not in host):
+            raise ValueError(f"{text!r} does not name a host")
         return cls(host, int(found["port"]))
 
     def __str__(self) -> str:
@@ -92,6 +93,14 @@ def advertised_address(bound: Address, node_address: Address | None) -> Address:
         # gRPC names the file by its absolute path, with links unresolved.
         return Address(path=str(Path(bound.path).absolute()))
     return Address(_own_host(), bound.port) if _is_wildcard(bound.host) else bound
+
+
+def _is_host(host: str) -> bool:
+    """Whether a lookup accepts the name; it raises UnicodeError for others, such as `a..b`."""
+    try:
+        return len(host) <= _MAX_HOST and bool(host.encode("idna"))
+    except UnicodeError:
+        return False
 
 
 def _is_wildcard(host: str) -> bool:

@@ -176,14 +176,13 @@ def _tune_garbage_collector() -> None:
 
 
 def _log_serving(node: Node, config: Config) -> None:
-    # Only the kinds: the rest may contain a password or a whole command line.
-    store, agent = (setting.partition(":")[0] for setting in (config.store, config.agent))
     log.info(
         "serving",
         address=str(node.address),
         node_address=str(node.node_address),
-        store=store,
-        agent=agent,
+        # Only the kinds: the rest may contain a password or a whole command line.
+        store=config.store_url.kind,
+        agent=config.agent.partition(":")[0],
     )
 
 

@@ -29,7 +29,7 @@ from runlane_server.net.addresses import Address, advertised_address
 from runlane_server.process.security import Security, check_security
 from runlane_server.rpc.endpoint import Endpoint
 from runlane_server.store.base import StoreError
-from runlane_server.store.open import StoreUrl, open_store
+from runlane_server.store.open import open_store
 from runlane_server.telemetry.metrics_server import MetricsServer
 from runlane_server.telemetry.trace_export import TraceExport
 
@@ -95,13 +95,12 @@ async def serving(
     Raises StartError if it cannot start.
     """
     check_security(config)
-    store_url = StoreUrl.parse(config.store)
     harness = harness or Harness()
-    harness.server = server_info(config, store_url)
+    harness.server = server_info(config)
     clock = harness.clock
     security = Security(config, clock.seconds)
     async with AsyncExitStack() as closing:
-        metrics = MetricsServer(config.metrics_listen, store_url.kind, clock.micros)
+        metrics = MetricsServer(config.metrics_listen, config.store_url.kind, clock.micros)
         traces = TraceExport(
             config.otlp_endpoint,
             ratio=config.trace_ratio,
@@ -110,7 +109,7 @@ async def serving(
         )
         await closing.enter_async_context(traces.exporting())
         agent = agent or load_agent(config.agent, agent_settings(config))
-        store = open_store(store_url)
+        store = open_store(config.store_url)
         store.on_failure = shutdown.on_store_failure
         await closing.enter_async_context(store)
         feed = Feed(store)
@@ -182,10 +181,10 @@ def _bind(endpoint: Endpoint, config: Config, *, shares_port: bool) -> tuple[Add
     return address, advertised_address(own, config.node_address)
 
 
-def server_info(config: Config, store_url: StoreUrl) -> ServerInfo:
+def server_info(config: Config) -> ServerInfo:
     """The settings that a harness reports to a test."""
     return ServerInfo(
-        store=store_url.kind,
+        store=config.store_url.kind,
         agent=config.agent.partition(":")[0],
         limits=config.limits,
         drain_timeout=config.drain_timeout,

@@ -30,7 +30,6 @@ from runlane_server.process.app import announce_listening
 from runlane_server.process.child import ERROR, SERVING
 from runlane_server.process.security import check_security
 from runlane_server.process.shared_port import reserved_port
-from runlane_server.store.open import StoreUrl
 from runlane_server.telemetry import logs
 
 log = structlog.get_logger()
@@ -59,7 +58,7 @@ def check(config: Config) -> None:
         raise click.UsageError(
             f"--processes: {config.listen} cannot be shared; listen on HOST:PORT"
         )
-    if not StoreUrl.parse(config.store).is_shareable:
+    if not config.store_url.is_shareable:
         raise SettingsError("--processes needs a store that nodes can share: postgresql://")
     check_security(config)
     config_of_process(config, config.processes)
