@@ -1,4 +1,4 @@
-"""What tests of the stores share."""
+"""Fixtures for the tests of the stores."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def beside(postgres_url: str) -> AsyncIterator[Connection]:
 
 @pytest.fixture
 def witness(store: Store) -> Witness:
-    """What the store told."""
+    """The records that the listener of the store received."""
     witness = Witness()
     store.listener = witness
     return witness

@@ -1,7 +1,7 @@
 """A node as a process of its own: `python -m store.node URL NAME SESSIONS RUNS TOTAL`.
 
-It says `ready`, and begins once it is told to. It plays runs in sessions of its own, and in one
-that it shares with the other nodes, and prints the positions that its listener was told of, once
+It prints `ready` and begins on request. It plays runs in sessions of its own, and in one
+that it shares with the other nodes, and prints the positions that its listener received, once
 there were TOTAL of them.
 """
 
@@ -54,7 +54,7 @@ async def _tried(story: Story, step: Callable[[], Awaitable[None]]) -> bool:
 
 
 async def live(url: str, name: str, sessions: int, runs: int, total: int) -> list[list[object]]:
-    """Plays its runs; returns what its listener was told."""
+    """Plays its runs; returns the records that its listener received."""
     async with open_store(StoreUrl.parse(url)) as store:
         store.listener = witness = Counted(total)
         print("ready", flush=True)

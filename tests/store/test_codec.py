@@ -1,4 +1,4 @@
-"""What is written out by hand is what the library's encoder would have written."""
+"""The hand-written encoder produces the same text as the library's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every store has to do."""
+"""The contract of every store."""
 
 from __future__ import annotations
 
@@ -466,7 +466,7 @@ async def test_session_adds_up_usage(store: Store, story: Story) -> None:
     await story.accept("c")
     await story.start()
     last = story.now
-    await story.cancel()  # no event tells when
+    await story.cancel()  # no event announces it
     session = await store.get_session(story.key)
     assert session is not None
     assert session.usage == Usage(11, 22, 33, 44, 55)

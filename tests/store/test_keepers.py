@@ -61,7 +61,7 @@ class Watched(MemoryStore):
         return found
 
     async def looked_for(self) -> None:
-        """Returns when whatever was due at the call has been removed."""
+        """Returns when everything that was due at the call has been removed."""
         enough = self.looks + 3
         while self.looks < enough:
             await asyncio.sleep(0)
@@ -95,7 +95,7 @@ async def kept(
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is due is looked for all the time."""
+    """The retention tasks run continuously."""
     monkeypatch.setattr(retention_module, "SHORTEST_PAUSE", 0.001)
     monkeypatch.setattr(retention_module, "LONGEST_PAUSE", 0.001)
     monkeypatch.setattr(retention_module, "PAUSE_BY_SIZE", 0.001)
@@ -163,12 +163,12 @@ async def test_stale_sessions_go_and_those_in_use_stay(monkeypatch: pytest.Monke
         while len(await session_ids(store)) > 3:
             await asyncio.sleep(0)
         await store.looked_for()
-        # A session that somebody is about to use is busy.
+        # A session with a reservation is busy.
         assert await session_ids(store) == {"stale3", "written", "young"}
         reserved.close()
         while "stale3" in await session_ids(store):
             await asyncio.sleep(0)
-        # What they ended with can still be told.
+        # Their ends can still be delivered.
         assert (store.compacted, store.position) == (0, 8)
         with pytest.raises(SessionNotFound):
             await coordinator.cancel("stale0")

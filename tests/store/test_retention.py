@@ -1,4 +1,4 @@
-"""What is removed with time: terminal events with the events of their runs, and stale sessions."""
+"""Retention: terminal events with the events of their runs, and stale sessions."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def chatty(story: Story, run_id: str, deltas: int = 3) -> RunComplete:
 
 
 async def positions(store: Store) -> list[int]:
-    """What is left of the log."""
+    """The remaining log."""
     page = await store.completes(
         TENANT, EventFilter(), after=store.compacted, limit=MANY, max_bytes=PLENTY
     )

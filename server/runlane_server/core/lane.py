@@ -32,8 +32,8 @@ A cancelled active run stays in its place as CANCELLING until its agent has retu
 lane is busy for that long. A run that ends without having been active still gets its turn in the
 transcript (R14).
 
-Where to add a rule
--------------------
+How to add a rule
+-----------------
 A new state or trigger goes into `RunState` or `Trigger` and into `TABLE`. A new ordering or a new
 way to cover runs goes into a method of `_Edit`, which the commands combine; a new command is a
 function that makes an `_Edit`, calls it, and returns `edit.done(reply)`. Then extend the exhaustive

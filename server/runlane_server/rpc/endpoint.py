@@ -245,7 +245,7 @@ async def _stop_broken(broken: grpc.aio.Server) -> None:
 
 
 def _answers(path: str) -> bool:
-    """Whether somebody listens on a socket in the file system: gRPC would just take it away."""
+    """Whether a process listens on a socket file. gRPC would delete the file without asking."""
     with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
         probe.connect(path)
         return True

@@ -82,7 +82,7 @@ def _between(value: float, low: float, high: float) -> float:
 
 
 class WriteUnit(Protocol):
-    """What the writers of the databases write together or not at all."""
+    """The rows that a writer writes together or not at all."""
 
     @property
     def tenant(self) -> str:

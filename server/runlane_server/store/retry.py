@@ -16,7 +16,7 @@ T = TypeVar("T")
 async def retry_read(store: Store, read: Callable[[], Awaitable[T]]) -> T:
     """Repeats a read while the store is unavailable, with no limit of time; it can be cancelled.
 
-    Raises StoreUnavailable once the store has failed for good.
+    Raises StoreUnavailable once the store has failed permanently.
     """
     while True:
         try:

@@ -44,7 +44,7 @@ class Member(OwnPostgres):
 
     @property
     def url(self) -> str:
-        """Its database, whatever its part is now."""
+        """Its database, as primary or as standby."""
         return f"postgresql://postgres@{self.place}/postgres"
 
     def kill(self) -> None:
@@ -105,7 +105,7 @@ class Replicas:
 
     @property
     def url(self) -> str:
-        """Whichever of them is the primary."""
+        """The current primary."""
         return f"postgresql://postgres@{self.primary.place},{self.standby.place}/postgres"
 
 

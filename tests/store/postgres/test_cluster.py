@@ -1,4 +1,4 @@
-"""What nodes know of each other by their database. Two stores over one are two nodes."""
+"""Nodes learn of each other through their database. Two stores over one database are two nodes."""
 
 from __future__ import annotations
 
@@ -350,7 +350,7 @@ async def test_a_claim_does_not_touch_the_lane_and_ends_when_it_is_started(
     (story,) = await waiting(one, 1)
     assert await two.cluster.claim("two", 9, HOLD) == [story.key]
     assert await two.load_lane(story.key) == story.lane
-    await story.accept("second")  # with the lane as it was at hand
+    await story.accept("second")  # with the lane as it was cached
     assert await one.cluster.claim("one", 9, HOLD) == []
     await story.start("one")
     assert await two.cluster.claim("two", 9, HOLD) == []

@@ -18,7 +18,7 @@ from support.story import MANY, TENANT, Story
 SCALING = Path(__file__).parents[3] / "docs" / "scaling.md"
 
 LET_THROUGH = {"user", "database", "client_encoding", "application_name"}
-"""What PgBouncer lets through when a connection is made; anything else it refuses."""
+"""The startup parameters that PgBouncer accepts; it refuses any other."""
 
 
 async def test_nothing_is_said_at_first_that_a_pgbouncer_refuses(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def pair() -> Iterator[Replicas]:
 
 
 async def test_the_database_finds_out_who_is_gone_without_a_word(pair: Replicas) -> None:
-    """Who was cut off in the middle of a statement may have rows locked."""
+    """A client that was cut off within a statement may hold locks on rows."""
     connection = await Connector(Database.parse(pair.url)).connect()
     for name, value in {"idle": "10", "interval": "5", "count": "3"}.items():
         assert await connection.fetchval(f"SHOW tcp_keepalives_{name}") == value
@@ -175,7 +175,7 @@ class Load:
                 await call()
             except grpc.aio.AioRpcError as error:
                 self.refusals.append(error)
-                await asyncio.sleep(0.05)  # as one who was told to come back, in a hurry
+                await asyncio.sleep(0.05)  # like a subscriber that was asked to reconnect at once
                 continue
             return
 

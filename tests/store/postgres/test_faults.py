@@ -51,7 +51,7 @@ def server(own_server: OwnPostgres) -> OwnPostgres:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is tried again is tried at once."""
+    """Retries happen at once."""
     monkeypatch.setattr(postgres_log, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(lanes_module, "RETRY_PAUSE", 0.02)
     monkeypatch.setattr(runner_module, "RETRY_PAUSE", 0.02)
@@ -189,7 +189,7 @@ def schema_of(url: str) -> str:
 
 
 class Line:
-    """What lies between a node and the database: lets through, holds back, or is cut."""
+    """A proxy between a node and the database: it forwards, delays, or cuts."""
 
     def __init__(self, folder: Path, server: OwnPostgres) -> None:
         self.url = server.url.replace(str(server.folder), str(folder))
@@ -205,7 +205,7 @@ class Line:
         self._answers.clear()
 
     def resume(self) -> None:
-        """What was held back comes through."""
+        """Forwards the delayed data."""
         self._answers.set()
 
     def cut(self) -> None:

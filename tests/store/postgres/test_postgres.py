@@ -1,4 +1,4 @@
-"""What the PostgreSQL store does beyond the contract: many nodes over one database."""
+"""The PostgreSQL store beyond the contract: many nodes over one database."""
 
 from __future__ import annotations
 
@@ -68,13 +68,13 @@ async def nodes(postgres_url: str) -> AsyncIterator[list[PostgresStore]]:
 
 
 def told(store: Store) -> list[LoggedComplete]:
-    """What the listener of a node was told."""
+    """The records that the listener of a node received."""
     assert isinstance(store.listener, Witness)
     return store.listener.log
 
 
 async def until_told(store: Store, count: int) -> list[LoggedComplete]:
-    """What a node was told, once it is so much."""
+    """The records that a node received, once there are this many."""
     async with asyncio.timeout(SECONDS):
         while len(told(store)) < count:
             await asyncio.sleep(0.001)
@@ -187,7 +187,7 @@ async def test_database_of_another_encoding_is_refused(
 async def test_r1_what_is_confirmed_is_on_disk(
     databases: Callable[[str], Awaitable[str]], by_default: str, used: str
 ) -> None:
-    """Whatever the database would do by default, unless that is stricter."""
+    """The setting applies unless the database default is stricter."""
     url = await databases("")
     connection = await asyncpg.connect(url)
     name = await connection.fetchval("SELECT current_database()")
@@ -377,7 +377,7 @@ async def test_nodes_that_write_the_same_lanes_do_not_deadlock(
             )
             for story in stories:
                 story.lane = await one.load_lane(story.key)
-    # A connection that is closed has told its figures.
+    # A closed connection has reported its figures.
     assert await deadlocks() == before
 
 
@@ -487,7 +487,7 @@ async def test_r25_polling_is_enough_without_wake_ups(
 async def test_r25_what_others_wrote_before_is_told_first(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where no wake-up and no poll has told of it."""
+    """Also if neither a wake-up nor a poll announced it."""
     monkeypatch.setattr(postgres_log, "POLL_SECONDS", 3_600.0)
     monkeypatch.setattr(postgres_log, "PAGE_EVENTS", 3)
     async with (

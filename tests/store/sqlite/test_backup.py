@@ -26,7 +26,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """Where to write to, in a folder of its own."""
+    """The target file, in a folder of its own."""
     folder = tmp_path / "backups"
     folder.mkdir()
     return folder / "copy.db"

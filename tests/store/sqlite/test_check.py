@@ -1,4 +1,4 @@
-"""A database that is as it has to be passes; whatever is broken in it is found and named."""
+"""`check` passes a sound database, and finds and names every defect of a damaged one."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ async def _one_step(store: SqliteStore) -> bool:
     return removed.more
 
 
-# --- What is broken, and the line that tells of it ----------------------------------------------
+# --- Each defect, and the line that reports it --------------------------------------------------
 
 BROKEN: list[tuple[str, str, str]] = [
     ("meta", "DELETE FROM meta WHERE name = 'store_id'", "the file has no store_id"),

@@ -1,4 +1,4 @@
-"""What is particular to the store in a SQLite file."""
+"""The properties that only the SQLite store has."""
 
 from __future__ import annotations
 

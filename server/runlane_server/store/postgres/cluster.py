@@ -37,9 +37,9 @@ TIMEOUT = 5.0
 async def open_cluster_pool(connector: Connector) -> Pool:
     """The connections for heartbeats, claims and wake-ups.
 
-    They need not wait for the disk: what a crash of the database loses is repeated. Whatever a node
-    commits as a consequence is later in the database's write-ahead log, so it never survives a
-    crash that its cause did not.
+    They need not wait for the disk: a write that a crash of the database loses is repeated.
+    A commit that depends on such a write comes later in the database's write-ahead log, so it never
+    survives a crash that its cause did not.
     """
     relaxed = replace(connector, durability="off")
     return await Pool.open(relaxed, most=MOST_CONNECTIONS, timeout=TIMEOUT)
