@@ -15,7 +15,7 @@ from runlane_server.access.quotas import Quota
 from runlane_server.config import Config
 from runlane_server.core.errors import StartError
 from runlane_server.process.security import LOOK_SECONDS, Entrance
-from support import rpc_process as process
+from support import server as processes
 
 SECONDS = 30.0
 
@@ -50,7 +50,7 @@ async def test_a_server_keeps_to_its_file(tmp_path: Path) -> None:
     path = tmp_path / "access.toml"
     token = with_quotas(path, "[tenants.acme]\nmax_waiting_runs = 1\nmax_streams = 0\n")
     flags = ("--store", "memory:", "--access", str(path), "--max-active-runs", "0")
-    with process.server(tmp_path, *flags) as server:
+    with processes.serving_blocking(tmp_path, *flags) as server:
         async with Client(server.address, token=token, retry=RetryPolicy(attempts=1)) as client:
             await client.run_accepted("s", "x", allow_missing=True)
             with pytest.raises(QuotaExceeded) as refused:
@@ -76,7 +76,7 @@ async def test_stored_bytes_are_measured_while_it_serves(tmp_path: Path) -> None
     flags = ("--store", "sqlite:///runlane.db", "--access", str(path), "--max-active-runs", "0")
     for wanted in ("accepted", "refused"):
         # A server that has just started knows it from the store alone.
-        with process.server(tmp_path, *flags) as server:
+        with processes.serving_blocking(tmp_path, *flags) as server:
             async with (
                 Client(server.address, token=token, retry=RetryPolicy(attempts=1)) as client,
                 asyncio.timeout(SECONDS),

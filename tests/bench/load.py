@@ -21,7 +21,8 @@ from typing import Any, Self
 from google.protobuf.message import Message
 
 from bench import wire
-from bench.process import Server, cpu_seconds, end, start
+from bench.process import Server, end, start
+from support.processes import cpu_seconds
 
 SOURCE = Path(__file__).parent / "load"
 BUILD_SECONDS = 900.0

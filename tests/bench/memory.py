@@ -9,10 +9,11 @@ from typing import Any
 from bench import wire
 from bench.bench import ACCEPT, SUBSCRIBE, Bench
 from bench.load import call
-from bench.process import Server, resident_bytes
+from bench.process import Server
 from bench.rates import HOLDS, KEPT, ratios
 from bench.result import Budget, Figure, Row
 from bench.waits import SLOW
+from support.processes import resident_bytes
 
 SETTLE = 1.5
 """Seconds in which a server comes to rest before its memory is looked at."""

@@ -69,7 +69,7 @@ async def measure(bench: Bench, names: Sequence[str], results: Results) -> None:
     for name in names:
         try:
             found = await MEASUREMENTS[name](bench)
-        except (RuntimeError, TimeoutError, OSError, grpc.RpcError) as error:
+        except (AssertionError, RuntimeError, TimeoutError, OSError, grpc.RpcError) as error:
             results.failed[name] = f"{type(error).__name__}: {error}"
             sys.stdout.write(f"{name:16} FAILED {results.failed[name]}\n")
             continue

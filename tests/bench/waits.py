@@ -12,7 +12,7 @@ import grpc
 from bench import seed, wire
 from bench.bench import ACCEPT, CACHE, ECHOED, SUBSCRIBE, Bench
 from bench.load import Measured, call
-from bench.process import Server, cpu_seconds
+from bench.process import Server
 from bench.rates import HOLDS, KEPT, ratios
 from bench.result import Budget, Figure, Row
 from runlane.v1 import (
@@ -20,6 +20,7 @@ from runlane.v1 import (
     session_service_pb2,
     session_service_pb2_grpc,
 )
+from support.processes import cpu_seconds
 
 SLOW = ("--agent", "echo:delay=3600s", "--max-active-runs", "5000")
 """An agent that says a word and is then active until it is cancelled."""

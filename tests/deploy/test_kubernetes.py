@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.server import NOT_SERVING, SERVING, health, started, until_health
+from deploy.health import NOT_SERVING, SERVING, health, until_health
 from deploy.settings import DEPLOY, longest_stop, settings, variables
 from runlane import Client
 from runlane_server.access import editing
 from runlane_server.access.caller import Role
 from runlane_server.net.addresses import split_address
+from support.server import clean_environment, serving
 from support.wire import Wire
 
 FOLDER = DEPLOY / "kubernetes"
@@ -160,26 +161,29 @@ def token_in(folder: Path) -> str:
 async def test_probes_ask_for_what_the_server_serves(tmp_path: Path) -> None:
     env = {"RUNLANE_STORE": "memory:"}
     token_in(tmp_path)
-    async with started(tmp_path, started_flags(tmp_path), env) as server:
+    async with serving(
+        tmp_path, *started_flags(tmp_path), env=env, base=clean_environment(), listen=None
+    ) as server:
         for probe in PROBES:
             service = container()[probe]["grpc"].get("service", "")
             assert await health(server.address, service) == SERVING
-        server.process.send_signal(signal.SIGTERM)
-        assert await server.ended() == 0
+        server.send(signal.SIGTERM)
+        assert await server.wait() == 0
 
 
 async def test_a_node_that_drains_is_not_ready(tmp_path: Path) -> None:
     service = container()["readinessProbe"]["grpc"]["service"]
     token = token_in(tmp_path)
     scripted = [*started_flags(tmp_path), "--agent=scripted"]
+    env = {"RUNLANE_STORE": "memory:"}
     async with (
-        started(tmp_path, scripted, {"RUNLANE_STORE": "memory:"}) as server,
+        serving(tmp_path, *scripted, env=env, base=clean_environment(), listen=None) as server,
         Client(server.address, token=token) as client,
     ):
         handle = await Wire(client).blocked("s", "gate")
         draining = asyncio.create_task(until_health(server.address, service, NOT_SERVING))
-        server.process.send_signal(signal.SIGTERM)
+        server.send(signal.SIGTERM)
         await draining
         assert await health(server.address, service) == NOT_SERVING
         await handle.cancel()
-        assert await server.ended() == 0
+        assert await server.wait() == 0

@@ -10,15 +10,16 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 
-from deploy.server import SERVING, health, started
+from deploy.health import SERVING, health
 from deploy.settings import DEPLOY, longest_stop, settings, variables
 from runlane_server.process import systemd
+from support.server import ServerProcess, clean_environment, serving
 
 UNIT = DEPLOY / "systemd" / "runlane-server.service"
 EXAMPLE = DEPLOY / "systemd" / "runlane-server.env"
@@ -140,6 +141,11 @@ def test_notify_where_nobody_listens_is_nothing(
     systemd.notify(systemd.READY)
 
 
+def served(folder: Path, env: Mapping[str, str]) -> AbstractAsyncContextManager[ServerProcess]:
+    """A server with the flags of the unit; `env` says where it listens."""
+    return serving(folder, *flags(), env=env, base=clean_environment(), listen=None)
+
+
 async def test_the_server_of_the_unit_serves_and_drains(tmp_path: Path) -> None:
     address, said = places(tmp_path)[1]
     env = {
@@ -148,12 +154,12 @@ async def test_the_server_of_the_unit_serves_and_drains(tmp_path: Path) -> None:
         "RUNLANE_STORE": f"sqlite:///{tmp_path}/runlane.db",
     }
     with manager(address) as listening:
-        async with started(tmp_path, flags(), env) as server:
+        async with served(tmp_path, env) as server:
             assert await asyncio.to_thread(listening.recv, 100) == b"READY=1"
             assert await health(server.address, "") == SERVING
-            server.process.send_signal(signal.SIGTERM)
+            server.send(signal.SIGTERM)
             assert await asyncio.to_thread(listening.recv, 100) == b"STOPPING=1"
-            assert await server.ended() == 0
+            assert await server.wait() == 0
 
 
 async def test_the_parent_of_workers_speaks_for_them(tmp_path: Path, postgres_url: str) -> None:
@@ -165,11 +171,11 @@ async def test_the_parent_of_workers_speaks_for_them(tmp_path: Path, postgres_ur
         "RUNLANE_WORKERS": "2",
     }
     with manager(address) as listening:
-        async with started(tmp_path, flags(), env) as server:
+        async with served(tmp_path, env) as server:
             assert await asyncio.to_thread(listening.recv, 100) == b"READY=1"
-            server.process.send_signal(signal.SIGTERM)
+            server.send(signal.SIGTERM)
             assert await asyncio.to_thread(listening.recv, 100) == b"STOPPING=1"
-            assert await server.ended() == 0
+            assert await server.wait() == 0
         listening.setblocking(False)
         with pytest.raises(BlockingIOError):
             print(listening.recv(100))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from runlane import Client
-from support.process import ServerProcess, serving
+from support.server import ServerProcess, serving
 from support.wire import Wire
 
 

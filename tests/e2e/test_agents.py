@@ -16,9 +16,10 @@ import pytest
 from runlane import Client, FinishReason, Folded, RunError, RunHandle, RunState, Usage, WhenBusy
 from runlane_server.config.settings import EVENT_LOOPS
 from support.openai_server import Answer, OpenAIServer
-from support.process import SECONDS, ServerProcess, serving
-from support.processes import alive, gone
-from support.wire import Wire, check_turn, heard, text_of
+from support.processes import is_running, wait_for_exit
+from support.server import ServerProcess, serving
+from support.staging import SECONDS
+from support.wire import Wire, check_turn, text_of, wait_for_text
 
 S = RunState
 
@@ -69,7 +70,7 @@ wait
 
 async def at_work(handle: RunHandle, *, attempt: int = 1) -> list[int]:
     """The processes of a program that stays."""
-    said = await heard(handle, ".\n", attempt=attempt)
+    said = await wait_for_text(handle, ".\n", attempt=attempt)
     return [int(word) for word in said.rstrip(".\n").split()[-2:]]
 
 
@@ -80,7 +81,7 @@ async def test_a_program_answers_before_it_exits(tmp_path: Path) -> None:
     script = program(tmp_path, f'read -r prompt; echo "so far: $prompt"; cat "{gate}"; echo end')
     async with using(tmp_path, f"command:{script}") as (_, wire):
         handle = await asked(wire, "why?\n")
-        assert await heard(handle, "\n") == "so far: why?\n"
+        assert await wait_for_text(handle, "\n") == "so far: why?\n"
         assert (await wire.client.get_run(handle.run_id)).state is S.ACTIVE
         await asyncio.to_thread(gate.write_text, "more\n")
         complete = await wire.end(handle)
@@ -94,12 +95,12 @@ async def test_r09_r16_a_cancel_ends_the_program_and_keeps_its_text(tmp_path: Pa
     async with using(tmp_path, f"command:{program(tmp_path, STAYS)}") as (_, wire):
         handle = await asked(wire, "x")
         pids = await at_work(handle)
-        assert all(map(alive, pids))
+        assert all(map(is_running, pids))
         await handle.cancel("enough")
         complete = await wire.end(handle)
         # As soon as the end is told; the child is ended by the same signal, and may take its time.
-        assert not alive(pids[0])
-        await gone(pids[1])
+        assert not is_running(pids[0])
+        await wait_for_exit(pids[1])
         assert (complete.state, complete.finish_reason) == (S.CANCELLED, FinishReason.CANCELED)
         assert complete.cancel_reason == "enough"
         assert complete.text == f"at work: {pids[0]} {pids[1]}.\n"
@@ -150,7 +151,7 @@ async def test_r21_no_program_outlives_a_server_that_was_killed(tmp_path: Path) 
         pids = await at_work(handle)
         await server.kill()
         for pid in pids:
-            await gone(pid)
+            await wait_for_exit(pid)
         await server.start()
         complete = await wire.end(handle)
         assert (complete.state, complete.finish_reason) == (S.FAILED, FinishReason.INTERRUPTED)
@@ -166,16 +167,16 @@ async def test_a_server_that_is_told_to_stop_ends_its_programs(tmp_path: Path) -
         twice = await wire.client.run_accepted("t", "x", max_attempts=2, allow_missing=True)
         pids = await at_work(once) + await at_work(twice)
         assert await server.stop(signal.SIGTERM) == 0
-        assert not alive(pids[0])
-        assert not alive(pids[2])
+        assert not is_running(pids[0])
+        assert not is_running(pids[2])
         for pid in pids:
-            await gone(pid)
+            await wait_for_exit(pid)
         await server.start()
         complete = await wire.end(once)
         assert (complete.state, complete.finish_reason) == (S.FAILED, FinishReason.INTERRUPTED)
         # The one that may be started again is.
         again = await at_work(twice, attempt=2)
-        assert alive(again[0])
+        assert is_running(again[0])
         await twice.cancel()
         ended = await wire.end(twice)
         assert (ended.state, ended.attempt) == (S.CANCELLED, 2)
@@ -232,7 +233,7 @@ async def test_r16_a_model_streams_and_a_cancel_leaves_it(
     model.answer(Answer(text=["half an ", "answer"], hold=True), "and now the rest")
     async with chatting(tmp_path, model) as (_, wire):
         handle = await asked(wire, "tell me")
-        await heard(handle, "half an answer")
+        await wait_for_text(handle, "half an answer")
         await handle.cancel()
         complete = await wire.end(handle)
         assert (complete.state, complete.text) == (S.CANCELLED, "half an answer")
@@ -253,7 +254,7 @@ async def test_r26_a_prompt_is_folded_into_the_turn_of_a_model(
     model.answer(Answer(text=["at length, "], hold=True), "in short")
     async with chatting(tmp_path, model) as (_, wire):
         active = await asked(wire, "explain")
-        await heard(active, "at length")
+        await wait_for_text(active, "at length")
         folded = await asked(wire, "shorter, please", when_busy=WhenBusy.FOLD)
         model.release()
         ends = [await wire.end(handle) for handle in (active, folded)]

@@ -15,9 +15,10 @@ from runlane import Attachment, Client, RunState, Text, TextDelta
 from runlane.v1 import run_pb2, run_service_pb2_grpc, session_pb2, session_service_pb2_grpc
 from runlane.v1 import run_service_pb2 as runs_pb
 from runlane.v1 import session_service_pb2 as sessions_pb
-from support.process import SECONDS, ServerProcess
 from support.rpc_wire import refused
-from support.wire import Wire, script
+from support.server import ServerProcess
+from support.staging import SECONDS, script
+from support.wire import Wire
 
 KIB, MIB = 1 << 10, 1 << 20
 GRPC_LIMIT = 4 * MIB

@@ -13,9 +13,10 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from runlane import RunState
-from support.process import SECONDS, ServerProcess
+from support.server import ServerProcess
+from support.staging import SECONDS, at_latch, say, script
 from support.terminal import CTRL_C, Terminal, at_terminal
-from support.wire import Wire, at_gate, say, script
+from support.wire import Wire
 
 RUNLANE = str(Path(sys.executable).with_name("runlane"))
 """As it is installed."""
@@ -86,7 +87,7 @@ async def test_run_prints_the_answer_and_leaves_with_its_outcome(server: ServerP
 async def test_run_streams_and_is_cancelled_by_somebody_else(
     server: ServerProcess, wire: Wire
 ) -> None:
-    process = await begun(server, "run", "-s", "s", script(*at_gate("g")))
+    process = await begun(server, "run", "-s", "s", script(*at_latch("g")))
     assert process.stdout is not None
     async with asyncio.timeout(SECONDS):
         assert await process.stdout.readexactly(3) == b"<g>"
@@ -95,10 +96,10 @@ async def test_run_streams_and_is_cancelled_by_somebody_else(
 
 
 async def test_ctrl_c_cancels_the_run_that_is_followed(server: ServerProcess, wire: Wire) -> None:
-    async with on_terminal(server, "run", "-s", "s", script(*at_gate("g"))) as terminal:
+    async with on_terminal(server, "run", "-s", "s", script(*at_latch("g"))) as terminal:
         await terminal.shows("<g>")
         terminal.type(CTRL_C)
-        assert await terminal.ended() == 130
+        assert await terminal.wait() == 130
         assert "cancelled: interrupted at the terminal" in terminal.screen
         assert "Traceback" not in terminal.screen
     (run,) = [run async for run in wire.client.list_runs("s")]
@@ -110,13 +111,13 @@ async def test_a_terminal_shows_the_place_in_the_queue(server: ServerProcess, wi
     async with on_terminal(server, "run", "-s", "s", "mine") as terminal:
         await terminal.shows("queued behind 1")
         await active.cancel()
-        assert await terminal.ended() == 0
+        assert await terminal.wait() == 0
         assert "mine\r\n" in terminal.screen
     await wire.blocked("s", "g")
     async with on_terminal(server, "run", "-s", "s", "not mine") as terminal:
         await terminal.shows("queued behind 1")
         terminal.type(CTRL_C)
-        assert await terminal.ended() == 130
+        assert await terminal.wait() == 130
         assert "not mine" not in terminal.screen
     # Ctrl-C cancelled the run that was followed, and not the one before it.
     assert (await wire.client.get_session("s")).busy
@@ -125,12 +126,12 @@ async def test_a_terminal_shows_the_place_in_the_queue(server: ServerProcess, wi
 async def test_a_run_goes_on_over_a_crash_as_a_terminal_tells(
     server: ServerProcess, wire: Wire
 ) -> None:
-    async with on_terminal(server, "run", "-s", "s", script(*at_gate("g"))) as terminal:
+    async with on_terminal(server, "run", "-s", "s", script(*at_latch("g"))) as terminal:
         await terminal.shows("<g>")
         await server.kill()
         await terminal.shows("reconnecting: ")
         await server.start()
-        assert await terminal.ended() == 1
+        assert await terminal.wait() == 1
         assert "connected again" in terminal.screen
         assert "failed: INTERRUPTED: " in terminal.screen
 
@@ -285,7 +286,7 @@ async def test_watch_on_a_terminal_shows_what_works_and_what_ended(
         await active.cancel()
         await terminal.shows("cancelled")
         terminal.type(CTRL_C)
-        assert await terminal.ended() == 0
+        assert await terminal.wait() == 0
         assert "go on with --cursor " in terminal.screen
 
 
@@ -295,7 +296,7 @@ async def test_listings_on_a_narrow_terminal_keep_ids_in_one_piece(
     handle = await wire.accept("a session with a rather long name", say("x " * 100))
     await wire.end(handle)
     async with on_terminal(server, "runs") as terminal:
-        assert await terminal.ended() == 0
+        assert await terminal.wait() == 0
         assert handle.run_id in terminal.screen
         assert "completed" in terminal.screen
         # A header and the run, folded for a screen that can be read.

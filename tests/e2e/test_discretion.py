@@ -11,8 +11,8 @@ import pytest
 from runlane import Client, RunlaneError, RunState
 from runlane_server.access import editing
 from runlane_server.access.caller import Role
-from support.process import SECONDS, serving
-from support.wire import script
+from support.server import serving
+from support.staging import SECONDS, script
 
 PLANTED = "xyzzy"
 """Is part of all that nobody else may see."""

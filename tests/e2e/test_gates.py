@@ -18,8 +18,8 @@ from runlane import (
 )
 from runlane.harness import Arrival, GatePoint, Harness
 from runlane_server.testing.server import LocalServer
-from support.process import SECONDS
-from support.wire import Wire, check_turn, heard, say
+from support.staging import SECONDS, say
+from support.wire import Wire, check_turn, wait_for_text
 
 S, P = RunState, GatePoint
 STEP = {"step": True}
@@ -99,7 +99,7 @@ async def test_r08_at_the_handoff_the_session_has_work(harness: Harness, wire: W
     first = await wire.blocked("s", "g")
     gate = await harness.arm(P.HANDOFF, session_id="s")
     second, third = [await wire.accept("s", say("x")) for _ in range(2)]
-    await wire.open("g")
+    await wire.open_latch("g")
     assert await gate.reached() == [Arrival("s", second.run_id)]
     assert (await wire.client.get_run(first.run_id)).state is S.COMPLETED
     session = await wire.client.get_session("s")
@@ -121,7 +121,7 @@ async def test_what_is_let_go_at_the_handoff_comes_to_the_next_gate(
     second = await wire.accept("s", say("x"))
     handoff = await harness.arm(P.HANDOFF, run_id=second.run_id)
     active = await harness.arm(P.BEFORE_ACTIVE, run_id=second.run_id)
-    await wire.open("g")
+    await wire.open_latch("g")
     await handoff.reached()
     assert [gate.arrivals for gate in await harness.gates()] == [[Arrival("s", second.run_id)], []]
     await handoff.release()
@@ -189,6 +189,6 @@ async def test_a_run_is_not_held_once_the_gate_is_gone(harness: Harness, wire: W
     async with await harness.arm(P.BEFORE_FIRST_MESSAGE) as gate:
         await gate.release()
     handle = await wire.accept("s", say("x"))
-    assert await heard(handle, "x") == "x"
+    assert await wait_for_text(handle, "x") == "x"
     kinds = [type(event.body) async for event in handle.events()]
     assert Started in kinds

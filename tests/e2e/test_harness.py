@@ -18,8 +18,9 @@ from runlane import (
 )
 from runlane.harness import Arrival, GatePoint, Harness
 from runlane_server.testing.server import LocalServer
-from support.process import SECONDS, ServerProcess, serving
-from support.wire import Wire, say, script
+from support.server import ServerProcess, serving
+from support.staging import SECONDS, say, script
+from support.wire import Wire
 
 S, P = RunState, GatePoint
 STEP = {"step": True}
@@ -130,10 +131,10 @@ async def test_r17_a_drain_is_not_held_up_by_gates(harness: Harness, wire: Wire)
 
 async def test_without_a_restart_the_process_ends(server: ServerProcess, harness: Harness) -> None:
     await harness.crash(restart=False)
-    assert await server.ended() == -9
+    assert await server.wait() == -9
     await server.start()
     await harness.drain(restart=False)
-    assert await server.ended() == 0
+    assert await server.wait() == 0
 
 
 # --- Where it is served -------------------------------------------------------------------------

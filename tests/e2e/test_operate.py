@@ -5,27 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-import sys
-from asyncio.subprocess import PIPE
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from runlane import Client, CursorCompacted, CursorInvalid, RunlaneError
-from support.process import SECONDS, serving
+from support.server import run_to_exit, serving
+from support.staging import SECONDS
 
 
 async def operate(folder: Path, *arguments: str) -> tuple[int, list[str], list[str]]:
-    """Runs `runlane-server` with a command; its exit code, and the lines it wrote to stdout and
-    stderr."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "runlane_server", *arguments), cwd=folder, stdout=PIPE, stderr=PIPE
-    )
-    async with asyncio.timeout(SECONDS):
-        out, err = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, out.decode().splitlines(), err.decode().splitlines()
+    """Runs a command of `runlane-server`: its exit code, and its lines on stdout and stderr."""
+    code, out, err = await asyncio.to_thread(run_to_exit, folder, *arguments)
+    return code, out.splitlines(), err.splitlines()
 
 
 async def run_to_end(client: Client, session_id: str, prompt: str) -> None:

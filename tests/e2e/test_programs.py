@@ -8,9 +8,9 @@ from pathlib import Path
 from agents.command.test_environment import SECRETS
 from runlane import Client, RunComplete, RunState
 from runlane_server.agents.command.run_dirs import PREFIX, RunDirs
-from support.process import ServerProcess, serving
-from support.processes import gone
-from support.wire import Wire, heard
+from support.processes import wait_for_exit
+from support.server import ServerProcess, serving
+from support.wire import Wire, wait_for_text
 
 
 async def end(server: ServerProcess, prompt: str = "x") -> RunComplete:
@@ -63,15 +63,15 @@ async def test_what_a_killed_server_left_goes_at_the_next_start(tmp_path: Path) 
     flags = ("--agent", agent, "--command-dir", str(runs))
     async with serving(tmp_path, *flags) as server, Client(server.address) as client:
         handle = await client.run_accepted("s", "x", allow_missing=True)
-        pid = int((await heard(handle, ".\n")).strip(".\n"))
+        pid = int((await wait_for_text(handle, ".\n")).strip(".\n"))
         (left,) = runs.glob(f"{PREFIX}*/*/left")
         await server.kill()
-        await gone(pid)
+        await wait_for_exit(pid)
         assert left.exists()
         await server.start()
         # It listens before its agent is ready; what is at work tells that it is.
         again = await client.run_accepted("s", "x")
-        await heard(again, ".\n")
+        await wait_for_text(again, ".\n")
         assert not left.parent.parent.exists()
         assert kept.exists()
         assert len(list(runs.iterdir())) == 2

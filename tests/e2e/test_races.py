@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from runlane import Client, FinishReason, RunComplete, RunHandle, RunState, TextDelta
-from support.process import SECONDS, serving
+from support.server import serving
+from support.staging import SECONDS
 from support.wire import Wire, check_turn
 
 CANCELS = 160

@@ -30,8 +30,9 @@ from runlane import (
     Usage,
     WhenBusy,
 )
-from support.process import SECONDS, ServerProcess, serving
-from support.wire import Wire, at_gate, check_turn, say, script, text_of
+from support.server import ServerProcess, serving
+from support.staging import SECONDS, at_latch, say, script
+from support.wire import Wire, check_turn, text_of
 
 S = RunState
 STEP = {"step": True}
@@ -80,15 +81,15 @@ async def test_r04_accept_seq_increases_in_accept_order(wire: Wire) -> None:
     await wire.blocked("s", "g")
     handles = [await wire.accept("s", say(str(n))) for n in range(5)]
     assert [handle.run.accept_seq for handle in handles] == [2, 3, 4, 5, 6]
-    await wire.open("g")
+    await wire.open_latch("g")
 
 
 async def test_r05_the_run_outlives_its_caller(server: ServerProcess, wire: Wire) -> None:
     async with Client(server.address) as caller:
-        handle = await Wire(caller).accept("s", *at_gate("g"), say("done"))
+        handle = await Wire(caller).accept("s", *at_latch("g"), say("done"))
         following = asyncio.create_task(anext(aiter(handle.events())))
         await following
-    await wire.open("g")
+    await wire.open_latch("g")
     complete = await wire.end(await wire.client.attach(handle.run_id))
     assert (complete.state, complete.text) == (S.COMPLETED, "<g>done")
 
@@ -108,7 +109,7 @@ async def test_r06_a_refused_accept_leaves_nothing_behind(tmp_path: Path) -> Non
             queued.run_id,
             active.run_id,
         ]
-        await wire.open("g")
+        await wire.open_latch("g")
         await wire.end(queued)
         session = await client.get_session("s")
         assert (session.busy, session.waiting_runs) == (False, 0)
@@ -123,7 +124,7 @@ async def test_r07_one_run_at_a_time_in_accept_order(wire: Wire) -> None:
     queued = [await wire.accept("s", say(str(n))) for n in range(10)]
     runs = [run async for run in wire.client.list_runs("s", states=[S.ACTIVE])]
     assert [run.run_id for run in runs] == [active.run_id]
-    await wire.open("g")
+    await wire.open_latch("g")
     await wire.end(queued[-1])
     ended: list[RunComplete] = []
     async for complete in subscription:
@@ -139,7 +140,7 @@ async def test_r07_one_run_at_a_time_in_accept_order(wire: Wire) -> None:
 async def test_r08_a_session_with_work_never_looks_idle(wire: Wire) -> None:
     first = await wire.blocked("s", "g")
     last = [await wire.accept("s", say(str(n))) for n in range(30)][-1]
-    opening = asyncio.create_task(wire.open("g"))
+    opening = asyncio.create_task(wire.open_latch("g"))
     looked = 0
     while True:
         session = await wire.client.get_session("s")
@@ -154,15 +155,15 @@ async def test_r08_a_session_with_work_never_looks_idle(wire: Wire) -> None:
 
 
 async def test_r09_a_session_is_busy_until_the_cancelled_agent_has_returned(wire: Wire) -> None:
-    stubborn = await wire.accept("s", *at_gate("g", ignore_cancel=True))
-    await wire.reached(stubborn, "g")
+    stubborn = await wire.accept("s", *at_latch("g", ignore_cancel=True))
+    await wire.wait_for_latch(stubborn, "g")
     await wire.client.cancel("s")
     session = await wire.client.get_session("s")
     assert session.busy
     assert (await wire.client.get_run(stubborn.run_id)).state is S.CANCELLING
     after = await wire.accept("s", say("next"))
     assert after.run.state is S.QUEUED
-    await wire.open("g")
+    await wire.open_latch("g")
     assert (await wire.end(stubborn)).state is S.CANCELLED
     assert (await wire.end(after)).text == "next"
 
@@ -171,11 +172,11 @@ async def test_r09_a_session_is_busy_until_the_cancelled_agent_has_returned(wire
 
 
 async def test_r10_r20_the_receipt_names_all_that_was_accepted(wire: Wire) -> None:
-    host = await wire.accept("s", *at_gate("a"), STEP, *at_gate("b"))
-    await wire.reached(host, "a")
+    host = await wire.accept("s", *at_latch("a"), STEP, *at_latch("b"))
+    await wire.wait_for_latch(host, "a")
     folded = await wire.accept("s", say("and this"), when_busy=WhenBusy.FOLD)
-    await wire.open("a")
-    await wire.reached(host, "b")
+    await wire.open_latch("a")
+    await wire.wait_for_latch(host, "b")
     queued = await wire.accept("s", say("x"))
     receipt = await wire.client.cancel("s", reason="enough")
     assert [(c.run_id, c.accept_seq, c.state_when_cancelled) for c in receipt.cancelled] == [
@@ -207,11 +208,11 @@ async def test_r12_cancel_of_an_idle_session_does_nothing(wire: Wire) -> None:
 
 
 async def test_r13_a_repeated_cancel_is_a_no_op(wire: Wire) -> None:
-    stubborn = await wire.accept("s", *at_gate("g", ignore_cancel=True))
-    await wire.reached(stubborn, "g")
+    stubborn = await wire.accept("s", *at_latch("g", ignore_cancel=True))
+    await wire.wait_for_latch(stubborn, "g")
     receipts = [await wire.client.cancel("s") for _ in range(3)]
     assert [len(receipt.cancelled) for receipt in receipts] == [1, 0, 0]
-    await wire.open("g")
+    await wire.open_latch("g")
     assert (await wire.end(stubborn)).state is S.CANCELLED
 
 
@@ -227,7 +228,7 @@ async def test_r14_cancel_on_entry_writes_the_turn(wire: Wire) -> None:
         (Role.ASSISTANT, FinishReason.CANCELED),
     ]
     check_turn(complete, turn)
-    await wire.open("g")
+    await wire.open_latch("g")
 
 
 async def test_r15_cancelled_before_its_first_text(wire: Wire) -> None:
@@ -247,8 +248,8 @@ async def test_r15_cancelled_before_its_first_text(wire: Wire) -> None:
 
 async def test_r16_cancelled_mid_stream(wire: Wire) -> None:
     call = {"tool_call": {"id": "1", "name": "look", "arguments": {"at": "it"}}}
-    handle = await wire.accept("s", say("so far"), call, *at_gate("g"), say("never"))
-    await wire.reached(handle, "g")
+    handle = await wire.accept("s", say("so far"), call, *at_latch("g"), say("never"))
+    await wire.wait_for_latch(handle, "g")
     await handle.cancel()
     complete = await wire.end(handle)
     assert complete.text == "so far<g>"
@@ -266,7 +267,7 @@ async def test_r17_the_terminal_record_is_written_while_the_server_shuts_down(
     handle = await wire.blocked("s", "g")
     receipt = await wire.client.cancel("s")
     server.send(signal.SIGTERM)
-    assert await server.ended() == 0
+    assert await server.wait() == 0
     assert [c.run_id for c in receipt.cancelled] == [handle.run_id]
     await server.start()
     complete = await wire.end(handle)
@@ -345,28 +346,29 @@ async def test_r22_the_transcript_is_there_when_the_event_is(wire: Wire) -> None
 
 
 async def test_r24_the_failure_of_one_run_does_not_end_the_wait_for_another(wire: Wire) -> None:
-    failing = await wire.accept("s", *at_gate("g"), {"fail": "no"})
+    failing = await wire.accept("s", *at_latch("g"), {"fail": "no"})
     other = await wire.accept("s", say("fine"))
     waiting = asyncio.create_task(wire.end(other))
-    await wire.open("g")
+    await wire.open_latch("g")
     assert (await wire.end(failing)).state is S.FAILED
     assert (await waiting).text == "fine"
 
 
 async def test_r25_a_subscription_goes_on_over_restarts(server: ServerProcess, wire: Wire) -> None:
-    heard: list[str] = []
+    subscribed = asyncio.Event()
+    texts: list[str] = []
 
     async def listen() -> None:
         async for complete in wire.client.subscribe_run_complete(session_ids=["s"]):
-            heard.append(complete.text)
-            if len(heard) == 9:
+            subscribed.set()
+            if complete.text != "0":
+                texts.append(complete.text)
+            if len(texts) == 9:
                 return
 
     listening = asyncio.create_task(listen())
-    await wire.end(await wire.accept("warm up", say("x")))
-    while not heard:
+    while not subscribed.is_set():
         await wire.end(await wire.accept("s", say("0")))
-    heard.clear()
     for n in range(1, 4):
         for m in range(3):
             await wire.end(await wire.accept("s", say(f"{n}.{m}")))
@@ -375,19 +377,19 @@ async def test_r25_a_subscription_goes_on_over_restarts(server: ServerProcess, w
             await server.start()
     async with asyncio.timeout(SECONDS):
         await listening
-    assert heard == [f"{n}.{m}" for n in range(1, 4) for m in range(3)]
+    assert texts == [f"{n}.{m}" for n in range(1, 4) for m in range(3)]
 
 
 # --- Fold and queue -----------------------------------------------------------------------------
 
 
 async def test_r26_fold_joins_the_active_turn_at_its_next_step(wire: Wire) -> None:
-    host = await wire.accept("s", *at_gate("g"), STEP, say("end"))
-    await wire.reached(host, "g")
+    host = await wire.accept("s", *at_latch("g"), STEP, say("end"))
+    await wire.wait_for_latch(host, "g")
     folded = await wire.client.run_accepted("s", "and this", when_busy=WhenBusy.FOLD)
     late = await wire.client.run_accepted("s", "me too", when_busy=WhenBusy.FOLD)
     await wire.client.cancel(run_id=late.run_id)
-    await wire.open("g")
+    await wire.open_latch("g")
     complete, joined = await wire.end(host), await wire.end(folded)
     assert complete.text == "[folded: and this]end"
     assert (joined.folded_into, joined.message_id) == (host.run_id, complete.message_id)
@@ -397,8 +399,8 @@ async def test_r26_fold_joins_the_active_turn_at_its_next_step(wire: Wire) -> No
 
 
 async def test_r27_queue_reject_interrupt(wire: Wire) -> None:
-    active = await wire.accept("s", *at_gate("g"), STEP, say("end"))
-    await wire.reached(active, "g")
+    active = await wire.accept("s", *at_latch("g"), STEP, say("end"))
+    await wire.wait_for_latch(active, "g")
     queued = await wire.accept("s", say("queued"), when_busy=WhenBusy.QUEUE)
     with pytest.raises(SessionBusy):
         await wire.accept("s", say("x"), when_busy=WhenBusy.REJECT)
@@ -476,8 +478,8 @@ agent = SlowAgent()
 async def test_a_draining_server_finishes_what_is_active_and_tells_subscribers(
     server: ServerProcess, wire: Wire
 ) -> None:
-    handle = await wire.accept("s", *at_gate("g"), say("done"))
-    await wire.reached(handle, "g")
+    handle = await wire.accept("s", *at_latch("g"), say("done"))
+    await wire.wait_for_latch(handle, "g")
     other = await wire.blocked("t", "h")
     losses: list[RunlaneError] = []
     subscription = wire.client.subscribe_run_complete(cursor=other.cursor, on_lost=losses.append)
@@ -488,7 +490,7 @@ async def test_a_draining_server_finishes_what_is_active_and_tells_subscribers(
     await handle.cancel()
     assert (await anext(subscription)).run_id == handle.run_id
     ending = asyncio.create_task(anext(subscription))
-    assert await server.ended() == 0
+    assert await server.wait() == 0
     await server.start()
     later = await wire.accept("s", say("later"))
     assert (await ending).run_id == later.run_id

@@ -5,44 +5,27 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-import sys
-from asyncio.subprocess import PIPE
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from runlane import Client, PromptTooLarge, RunState
-from support.process import SECONDS, ServerProcess, serving
-from support.rpc_process import environment
+from support.server import ServerProcess, serving, start_fails
+from support.staging import SECONDS
 
 PREFIX = "runlane-server: error: "
 
 
-async def fails(
-    folder: Path, *flags: str, env: Mapping[str, str] | None = None
-) -> tuple[int | None, str]:
-    """The exit code of a server that cannot start, and the one line that it leaves."""
-    settings = {key: value for key, value in environment().items() if key != "OPENAI_API_KEY"}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "runlane_server", "--listen", "127.0.0.1:0", *flags),
-        stdout=PIPE,
-        stderr=PIPE,
-        cwd=folder,
-        env={**settings, **(env or {})},
-    )
-    try:
-        async with asyncio.timeout(SECONDS):
-            out, err = await process.communicate()
-    finally:
-        if process.returncode is None:  # it serves, which it should not
-            process.kill()
-    assert out == b""
-    said = err.decode()
-    assert said.startswith(PREFIX), said
-    assert said.endswith("\n")
-    assert said.count("\n") == 1, said
-    return process.returncode, said
+async def fails(folder: Path, *flags: str, env: Mapping[str, str] | None = None) -> tuple[int, str]:
+    """The exit code of a server that cannot start, and the one line that it prints to stderr."""
+    start = partial(start_fails, folder, *flags, env=env)
+    code, line = await asyncio.to_thread(start)
+    assert line.startswith(PREFIX), line
+    assert line.endswith("\n")
+    assert line.count("\n") == 1, line
+    return code, line
 
 
 # --- It cannot ----------------------------------------------------------------------------------
@@ -149,15 +132,10 @@ async def test_a_second_server_fails_and_the_first_serves_on(tmp_path: Path) -> 
         code, said = await fails(tmp_path, "--store", f"sqlite:///{tmp_path}/two.db")
         assert code == 1
         # On another file, but at the same address.
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "runlane_server"),
-            *("--listen", server.address, "--store", "memory:", "--log-level", "error"),
-            stdout=PIPE,
-            stderr=PIPE,
-        )
-        out, err = await process.communicate()
-        assert (process.returncode, out, err.count(b"\n")) == (1, b"", 1)
-        assert b"address already in use" in err
+        flags = ("--listen", server.address, "--store", "memory:", "--log-level", "error")
+        code, said = await fails(tmp_path, *flags)
+        assert code == 1
+        assert "address already in use" in said
         # Neither of them touched what the first one runs.
         await client.run_accepted("t", '[{"open": "g"}]', allow_missing=True)
         assert (await active.completed(SECONDS)).state is RunState.COMPLETED
@@ -185,8 +163,7 @@ async def test_flag_before_environment_before_file(tmp_path: Path) -> None:
 
 
 async def test_a_socket_in_the_file_system_outlives_a_crash(tmp_path: Path) -> None:
-    server = ServerProcess(tmp_path)
-    server.address = "unix:run.sock"
+    server = ServerProcess(tmp_path, listen="unix:run.sock")
     # As printed it is relative to the folder of the server.
     reached = f"unix:{tmp_path}/run.sock"
     try:
@@ -209,24 +186,14 @@ async def test_a_log_that_cannot_be_written_stops_nothing(tmp_path: Path, log: s
     os.close(reader)
     stderr = os.open("/dev/full", os.O_WRONLY) if log == "the disk is full" else os.dup(writer)
     os.close(writer)
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "runlane_server", "--listen", "127.0.0.1:0"),
-        stdout=PIPE,
-        stderr=stderr,
-        cwd=tmp_path,
-        env=environment(),
-    )
+    server = ServerProcess(tmp_path)
+    server.launch(stderr=stderr)
     os.close(stderr)
     try:
-        assert process.stdout is not None
-        async with asyncio.timeout(SECONDS):
-            address = (await process.stdout.readline()).decode().split()[-1]
-            async with Client(address) as client:
-                handle = await client.run_accepted("s", "hello", allow_missing=True)
-                assert (await handle.completed(SECONDS)).text == "hello"
-            process.terminate()
-            assert await process.wait() == 0
+        await asyncio.to_thread(server.wait_until_listening)
+        async with Client(server.address) as client:
+            handle = await client.run_accepted("s", "hello", allow_missing=True)
+            assert (await handle.completed(SECONDS)).text == "hello"
+        assert await server.stop() == 0
     finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
+        await server.kill()

@@ -19,7 +19,7 @@ from polyglot.serving import (
     scripted,
 )
 from runlane import Client, RunState
-from support.process import ServerProcess
+from support.server import ServerProcess
 
 PATIENCE = 15.0
 """How many seconds later than its deadline a program may end: a busy machine starts it slowly."""

@@ -12,7 +12,7 @@ import pytest
 
 from polyglot.program import Programs
 from polyglot.serving import SCRIPTED
-from support.process import ServerProcess, serving
+from support.server import ServerProcess, serving
 
 SECRET = "not-to-be-seen"  # noqa: S105 - it opens nothing
 

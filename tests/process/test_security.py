@@ -29,7 +29,7 @@ from runlane_server.core.errors import StartError
 from runlane_server.core.model import RunKey
 from runlane_server.process.security import Entrance, check
 from runlane_server.rpc.tls import ServerTls
-from support import rpc_process as process
+from support import server as processes
 from support.callers import OF_TENANTS, PEER_KEY, ROLES, World, guarded, request
 from support.certificates import Authority
 from support.rpc_wire import serving
@@ -253,7 +253,9 @@ def test_a_server_with_tls_and_tokens_called_by_the_command(tmp_path: Path) -> N
     file.write_text(f"{token}\n")
     flags = ("--tls-cert", str(certificate), "--tls-key", str(key), "--access", str(access))
     listen = "0.0.0.0:0"
-    with process.server(tmp_path, "--store", "memory:", *flags, listen=listen) as server:
+    with processes.serving_blocking(
+        tmp_path, "--store", "memory:", *flags, listen=listen
+    ) as server:
         port = server.address.rpartition(":")[2]
         to = ("-S", f"127.0.0.1:{port}", "--tls-ca", str(ca))
         assert runlane(*to, "--token-file", str(file), "run", "Hello")[:2] == (0, "Hello\n")
@@ -275,7 +277,7 @@ def test_a_server_with_tls_and_tokens_called_by_the_command(tmp_path: Path) -> N
                 break
         else:
             raise AssertionError("the token was revoked, and is taken still")
-    log = server.log.read_text()
+    log = server.log
     assert token.rpartition("_")[2] not in log
     assert "there is no such token" in log
 
@@ -283,7 +285,7 @@ def test_a_server_with_tls_and_tokens_called_by_the_command(tmp_path: Path) -> N
 def test_a_server_that_would_be_open_to_the_network_does_not_start(tmp_path: Path) -> None:
     for flags in (("--store", "memory:"), ("--workers", "2", "--store", "postgresql://x/y")):
         listen = ("--listen", "0.0.0.0:0")
-        code, said = process.start_fails(tmp_path, *listen, *flags)
+        code, said = processes.start_fails(tmp_path, *listen, *flags)
         assert code == 2
         assert "--insecure-anywhere" in said
         assert said.count("\n") == 1
@@ -298,8 +300,8 @@ async def test_workers_have_tls_on_the_ports_of_their_own_too(
     ca.write_bytes(authority.certificate)
     flags = ("--tls-cert", str(certificate), "--tls-key", str(key), "--node-tls-ca", str(ca))
     more = ("--workers", "2", "--store", postgres_url, "--log-format", "json")
-    with process.server(tmp_path, *flags, *more) as server:
-        lines = [json.loads(line) for line in server.log.read_text().splitlines()]
+    with processes.serving_blocking(tmp_path, *flags, *more) as server:
+        lines = [json.loads(line) for line in server.log.splitlines()]
         own = {line["node_address"] for line in lines if "node_address" in line}
         assert len(own) == 2
         for address in (server.address, *own):

@@ -10,7 +10,7 @@ from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
-from support.process import SECONDS
+from support.staging import SECONDS
 
 CTRL_C = b"\x03"
 
@@ -46,7 +46,7 @@ class Terminal:
         """Types something."""
         os.write(self._master, keys)
 
-    async def ended(self) -> int:
+    async def wait(self) -> int:
         """Waits for the end of the command; returns its exit code."""
         async with asyncio.timeout(SECONDS):
             code = await self._process.wait()

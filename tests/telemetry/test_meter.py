@@ -21,8 +21,8 @@ from runlane_server.store.postgres.store import PostgresStore
 from runlane_server.store.sqlite.store import SqliteStore
 from runlane_server.telemetry.meter import Meter
 from runlane_server.telemetry.metrics import Metrics
-from support.node import say, script, wait
 from support.postgres import OwnPostgres, fresh_database
+from support.staging import say, script, wait
 from telemetry.metered import STATE, Clock, Metered, metered
 
 

@@ -22,9 +22,9 @@ from runlane_server.config import Config
 from runlane_server.core.errors import StartError
 from runlane_server.store.postgres.store import PostgresStore
 from runlane_server.telemetry.metrics_server import Monitor
-from support.process import SECONDS, ServerProcess, serving
-from support.rpc_process import start_fails
-from support.wire import Wire, say
+from support.server import ServerProcess, serving, start_fails
+from support.staging import SECONDS, say
+from support.wire import Wire
 from telemetry.scrape import Page, scrape, url_in
 
 FLAGS = ("--metrics-listen", "0", "--log-format", "json", "--store", "memory:")
@@ -83,7 +83,7 @@ async def test_who_listens(server: ServerProcess, wire: Wire) -> None:
         assert found("subscriptions_open", kind="run") == 1
         assert found("rpcs_open", method="RunService/SubscribeRun") == 1
         assert found("rpcs_open", method="RunService/SubscribeRunComplete") == 1
-        await wire.open("g")
+        await wire.open_latch("g")
         await following
     await handle.completed(SECONDS)
     await follower.aclose()
@@ -138,7 +138,7 @@ async def test_a_node_that_drains_says_so(server: ServerProcess, wire: Wire) -> 
     os.kill(server.pid, 15)
     assert (await until(server, "draining", 1))("runs_active") == 1
     os.kill(server.pid, 15)
-    await server.ended()
+    await server.wait()
 
 
 # --- How it is served ---------------------------------------------------------------------------

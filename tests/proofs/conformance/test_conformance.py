@@ -14,7 +14,7 @@ from proofs.conformance.faults import FAULTS, Fault
 from runlane.conformance import play
 from runlane.conformance.rules import CASES, RULES, Need
 from runlane_server.testing.server import LocalServer
-from support.process import ServerProcess, serving
+from support.server import ServerProcess, serving
 
 FLAGS = ("--harness", "--agent", "scripted")
 

@@ -17,7 +17,7 @@ from proofs.crash.network import Network, Side
 from proofs.crash.world import World
 from runlane import DeadlineExceeded, RunlaneError
 from runlane.errors import is_transient
-from support.process import ServerProcess
+from support.server import ServerProcess
 
 PATH = os.pathsep.join((str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")))
 """Where a node finds the agent."""
@@ -65,14 +65,9 @@ class Node(ServerProcess):
             *("--node-lease", f"{lease}s", "--node-address", self.reached_at),
             *LIMITS,
             env={witness.FILE: str(self.witness), "PYTHONPATH": PATH},
+            listen=network.listen(number),
+            prefix=network.prefix(number),
         )
-        self.address = network.listen(number)
-        self._prefix = network.prefix(number)
-
-    @property
-    def died(self) -> bool:
-        """Whether it has ended."""
-        return self._process is not None and self._process.returncode is not None
 
     @property
     def errors(self) -> list[str]:

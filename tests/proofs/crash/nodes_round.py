@@ -203,13 +203,13 @@ async def _strike(world: NodesWorld, plan: Plan, report: Report) -> None:
         for each in hits:
             each.cancel()
         await asyncio.gather(*hits, return_exceptions=True)
-    died = [node.number for node in world.nodes if node.died]
+    died = [node.number for node in world.nodes if node.has_ended]
     report.violations += [Violation("died", f"node {number} ended by itself") for number in died]
 
 
 async def _hit(node: Node, hit: Hit, report: Report) -> None:
     begun = datetime.now(UTC)
-    if node.died:
+    if node.has_ended:
         report.violations.append(Violation("died", f"node {node.number} ended by itself"))
         await node.start()
     code = await node.suffer(hit)

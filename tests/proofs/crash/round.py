@@ -15,7 +15,7 @@ from proofs.crash.checker import Violation, check
 from proofs.crash.disk import Disk
 from proofs.crash.history import History
 from proofs.crash.observer import ask_for_everything, end_everything
-from proofs.crash.server import Victim
+from proofs.crash.server import CrashServer
 from proofs.crash.world import World
 
 ACTORS = 6
@@ -116,20 +116,20 @@ async def play(
     if ends:
         plan = replace(plan, ends=ends, last=ends[-1][1] + 100)
     report = Report(plan)
-    victim = Victim(folder, plan.agent, disk)
+    server = CrashServer(folder, plan.agent, disk)
     rng = random.Random(f"{seed} load")  # noqa: S311 - it is to repeat itself
     world = World(rng, tuple(f"s{n}" for n in range(SESSIONS)), history=report.history)
     tasks: list[asyncio.Task[None]] = []
     try:
-        await victim.start()
-        world.address = victim.address
+        await server.start()
+        world.address = server.address
         world.up.set()
         scripted = plan.agent == "scripted"
         actors = [Actor(world, f"c{n}", scripted=scripted) for n in range(ACTORS)]
         tasks += [asyncio.create_task(actor.work()) for actor in actors]
         for end, instant in plan.ends:
             await _unless_failed(tasks, world.reached(instant))
-            await _end(victim, end, world, report)
+            await _end(server, end, world, report)
         await _unless_failed(tasks, world.reached(plan.last))
         world.over.set()
         await bounded("the clients", asyncio.gather(*tasks), report.violations)
@@ -137,46 +137,46 @@ async def play(
         await bounded("subscribers", asyncio.gather(*world.listening), report.violations)
         await bounded("the observer", ask_for_everything(world), report.violations)
     finally:
-        await victim.kill()
+        await server.kill()
         for task in (*tasks, *world.listening):
             task.cancel()
         await asyncio.gather(*tasks, *world.listening, return_exceptions=True)
     report.violations += check(world.history)
-    errors = [line for line in victim.log.splitlines() if '"level": "error"' in line]
+    errors = [line for line in server.log.splitlines() if '"level": "error"' in line]
     report.violations += [Violation("log", line) for line in errors if STORE_FAILED not in line]
     if sum(STORE_FAILED in line for line in errors) != sum(end in FAULTS for end, _ in plan.ends):
         report.violations.append(Violation("log", "it does not say once that the store failed"))
     return report
 
 
-async def _end(victim: Victim, end: End, world: World, report: Report) -> None:
+async def _end(server: CrashServer, end: End, world: World, report: Report) -> None:
     """Ends the server, and starts it again."""
     if end in {End.DRAIN, End.KILL_IN_DRAIN}:
         report.drains += 1
-        draining = asyncio.create_task(victim.drain())
+        draining = asyncio.create_task(server.drain())
         if end is End.KILL_IN_DRAIN:
             await world.reached(world.now + world.rng.randint(1, 15))
-            await victim.kill()
+            await server.kill()
         code = await draining
         world.up.clear()
         report.kills += end is End.KILL_IN_DRAIN
         if end is End.DRAIN and code:
             report.violations.append(Violation("exit", f"the server left with {code}"))
     elif end in FAULTS:
-        code = await victim.fail(**{FAULTS[end]: world.rng.randint(0, 3)})
+        code = await server.fail(**{FAULTS[end]: world.rng.randint(0, 3)})
         world.up.clear()
         if code != 1:
             report.violations.append(Violation("exit", f"the server left with {code}"))
         if world.rng.random() < 0.5:
-            await victim.kill()
+            await server.kill()
     else:
         world.up.clear()
-        await victim.kill()
+        await server.kill()
         report.kills += 1
     if end is End.KILL_AT_START:
-        await victim.start_in_vain(report.plan.lines)
+        await server.start_and_kill(report.plan.lines)
         report.kills += 1
-    await victim.start()
+    await server.start()
     world.up.set()
 
 

@@ -20,7 +20,9 @@ import grpc
 from proofs.crash.listeners import connected
 from runlane import Client
 from runlane.v1 import run_service_pb2 as pb
-from support.process import SECONDS, serving
+from support.processes import open_descriptors, resident_bytes
+from support.server import serving
+from support.staging import SECONDS
 
 BLOCK = 1000
 """So many streams and so many runs are one block."""
@@ -57,17 +59,6 @@ class Probe:
 agent = Probe()
 """
 """Works until it is cancelled, and tells how many tasks the server has."""
-
-
-def rss_kib(pid: int) -> int:
-    """How much memory a process has."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
-
-
-def descriptors(pid: int) -> int:
-    """How many files and sockets a process has open."""
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +108,7 @@ class Soak:
     async def _kept(self) -> Kept:
         asked = await self.client.run_accepted("probe", "how many tasks?", allow_missing=True)
         tasks = (await asked.completed(SECONDS)).text
-        return Kept(rss_kib(self.pid), descriptors(self.pid), int(tasks))
+        return Kept(resident_bytes(self.pid) >> 10, open_descriptors(self.pid), int(tasks))
 
     async def _at_once(self, work: Callable[[int], Awaitable[None]]) -> None:
         left = iter(range(self.block))

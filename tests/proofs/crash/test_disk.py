@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from proofs.crash.disk import Disk, NoCompiler, library
 from proofs.crash.round import End, play
-from proofs.crash.server import Victim
+from proofs.crash.server import CrashServer
 from runlane import Client, RetryPolicy, RunlaneError, RunNotFound, RunState, StoreUnavailable
 from runlane.errors import is_transient
-from support.process import SECONDS, ServerProcess, serving
+from support.server import FREE_PORT, ServerProcess, serving, start_fails
+from support.staging import SECONDS
 
 try:
     library()
@@ -113,7 +113,7 @@ async def test_a_disk_that_fails_ends_the_server_and_a_retry_tells(
     tmp_path: Path, disk: Disk, faults: dict[str, int], power: str
 ) -> None:
     """The caller is told that the outcome is unknown; it is one run after all, once it retries."""
-    victim = Victim(tmp_path, "echo", disk)
+    victim = CrashServer(tmp_path, "echo", disk)
     await victim.start()
     try:
         async with Client(victim.address, retry=RetryPolicy(attempts=1)) as client:
@@ -126,7 +126,7 @@ async def test_a_disk_that_fails_ends_the_server_and_a_retry_tells(
                 await _accept_all(client, run_ids)
             assert is_transient(told.value)
             assert told.value.metadata["run_id"] in run_ids
-        assert await victim.ended() == 1
+        assert await victim.wait() == 1
         _says_one_line(victim, "SQLITE_IOERR" if "fail_syncs" in faults else "SQLITE_FULL")
         disk.set()
         if power == "cut":
@@ -173,26 +173,13 @@ def _says_one_line(server: ServerProcess, reason: str) -> None:
 async def test_a_file_that_cannot_be_written_is_said_at_start(
     tmp_path: Path, disk: Disk, there: bool
 ) -> None:
-    flags = ("--listen", "127.0.0.1:0", "--store", "sqlite:///a.db")
+    flags = ("--store", "sqlite:///a.db")
     if there:
-        async with serving(tmp_path, *flags[2:]) as server:
+        async with serving(tmp_path, *flags) as server:
             await server.stop()
     disk.set(read_only=1)
-    code, said = await asyncio.to_thread(_start, tmp_path, disk, flags)
+    start = partial(start_fails, tmp_path, *flags, "--listen", FREE_PORT, env=disk.env)
+    code, said = await asyncio.to_thread(start)
     assert code == 1
     (line,) = [line for line in said.splitlines() if not line.startswith("{")]
     assert line.startswith("runlane-server: error: store a.db: ")
-
-
-def _start(folder: Path, disk: Disk, flags: Sequence[str]) -> tuple[int, str]:
-    server = ServerProcess(folder, env=disk.env)
-    ended = subprocess.run(
-        [sys.executable, "-m", "runlane_server", *flags],
-        cwd=folder,
-        env=server._env,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
-    return ended.returncode, ended.stderr

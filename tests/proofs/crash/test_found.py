@@ -11,7 +11,8 @@ from runlane_server.core.errors import RunlaneError
 from runlane_server.core.limits import Limits
 from runlane_server.core.model import RunState, WhenBusy
 from runlane_server.store.base import Store
-from support.node import Node, running, script, wait
+from support.node import Node, running
+from support.staging import script, wait
 
 pytestmark = pytest.mark.stores("sqlite", "postgresql")
 

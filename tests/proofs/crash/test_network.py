@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from proofs.crash.network import Network, Side, namespaces, proxies, why_no_namespaces
-from support.process import SECONDS
+from support.staging import SECONDS
 
 ECHO = """
 import asyncio, sys

@@ -10,7 +10,7 @@ import pytest
 from proofs.crash.network import reached_at, target_of
 from proofs.crash.proxy import Proxy
 from runlane_server.core.model import SessionKey
-from support.node import SECONDS
+from support.staging import SECONDS
 
 pytest.importorskip("asyncpg", reason="asyncpg is not installed")
 

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from proofs.crash.listeners import connected
-from proofs.crash.soak import rss_kib
 from runlane import (
     Client,
     CursorCompacted,
@@ -25,7 +24,9 @@ from runlane import (
 )
 from runlane.types import Progress
 from runlane.v1 import run_service_pb2 as pb
-from support.process import SECONDS, serving
+from support.processes import resident_bytes
+from support.server import serving
+from support.staging import SECONDS
 
 pytestmark = pytest.mark.usefixtures("served_store")
 
@@ -152,7 +153,7 @@ async def test_r25_a_watcher_that_does_not_read_loses_nothing_and_costs_nobody(
     ):
         slow = stub.SubscribeRunComplete(pb.SubscribeRunCompleteRequest(from_beginning=True))
         await slow.read()
-        before = rss_kib(server.pid)
+        before = resident_bytes(server.pid) >> 10
         fast = asyncio.create_task(read(client, total, from_beginning=True))
 
         async def use(session_id: str) -> None:
@@ -163,7 +164,7 @@ async def test_r25_a_watcher_that_does_not_read_loses_nothing_and_costs_nobody(
         await asyncio.gather(*(use(f"s{n}") for n in range(SLOW_SESSIONS)))
         # The other one has them all while the slow one has not read on.
         log = names_in(await fast)
-        grown = rss_kib(server.pid) - before
+        grown = (resident_bytes(server.pid) >> 10) - before
         got: list[str] = []
         async with asyncio.timeout(SECONDS):
             while len(got) < total:

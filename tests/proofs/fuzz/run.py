@@ -21,10 +21,10 @@ from random import Random
 
 from proofs.fuzz.mutate import mutated
 from proofs.fuzz.raw import ATTACKS
+from proofs.fuzz.server import BATCH, fuzzed_server, send_messages, send_raw
 from proofs.fuzz.targets import TARGETS, Target
 from proofs.fuzz.tries import Broken, Tries
-from proofs.fuzz.victim import BATCH, send_messages, send_raw, victim
-from support.rpc_process import environment
+from support.server import clean_environment
 
 CACHE = Path(__file__).resolve().parents[3] / ".cache" / "fuzz"
 
@@ -79,7 +79,7 @@ def search_guided(target: Target, tries: Tries, seconds: float, seed: int) -> No
             capture_output=True,
             text=True,
             errors="replace",
-            env=environment(),
+            env=clean_environment(),
             timeout=limit + GRACE,
             check=False,
         )
@@ -101,7 +101,10 @@ def _attack(store: str, kind: str) -> Search:
     def search(tries: Tries, seconds: float, seed: int) -> None:
         random = Random(seed)  # noqa: S311 - a seed repeats it
         names = list(ATTACKS)
-        with tempfile.TemporaryDirectory() as folder, victim(Path(folder), store) as attacked:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            fuzzed_server(Path(folder), store) as attacked,
+        ):
             end = time.monotonic() + seconds
             while time.monotonic() < end and not tries.crashes:
                 if kind == "messages":

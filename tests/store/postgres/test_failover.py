@@ -33,10 +33,10 @@ from runlane_server.store.postgres.store import PostgresStore
 from runlane_server.store.postgres.url import read_url
 from store.postgres.replicas import HOST, Replicas, replicas
 from support.postgres import with_schema
-from support.process import ServerProcess, serving
+from support.server import ServerProcess, serving
+from support.staging import SECONDS
 from support.story import Story
 
-SECONDS = 30.0
 SESSIONS = 6
 ENOUGH = 15
 """How many runs each node accepts before the primary is lost, and after it."""

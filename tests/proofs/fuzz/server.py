@@ -14,11 +14,11 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
-from proofs.crash.soak import descriptors, rss_kib
 from proofs.fuzz import messages, raw
 from proofs.fuzz.tries import Broken, Tries
 from runlane.v1 import run_service_pb2, run_service_pb2_grpc
-from support.rpc_process import Server, server
+from support.processes import open_descriptors, resident_bytes
+from support.server import ServerProcess, serving_blocking
 
 BOUND = 10.0
 """Seconds within which a good call is answered."""
@@ -34,18 +34,18 @@ _OUTLIVED = ("codec can't decode", "UnicodeDecodeError", "gRPC's server broke do
 """What is told of a path that is not UTF-8, which gRPC's server does not outlive and ours does."""
 
 
-class Victim:
+class FuzzedServer:
     """A server, a good channel to it, and what it had at the beginning."""
 
-    def __init__(self, running: Server) -> None:
+    def __init__(self, running: ServerProcess) -> None:
         self._server = running
         self._channel = grpc.insecure_channel(
             running.address, options=(("grpc.use_local_subchannel_pool", 1),)
         )
         self._log_read = 0
         self.check()
-        self._rss = rss_kib(running.process.pid)
-        self._descriptors = descriptors(running.process.pid)
+        self._rss = resident_bytes(running.pid) >> 10
+        self._descriptors = open_descriptors(running.pid)
 
     @property
     def address(self) -> str:
@@ -54,10 +54,10 @@ class Victim:
 
     def check(self) -> None:
         """Raises Broken if it is dead, does not answer well, or told of a failure."""
-        if self._server.process.poll() is not None:
+        if self._server.has_ended:
             raise Broken(f"the server ended with {self._server.process.returncode}")
         self._works_soon()
-        lines = self._server.log.read_text(errors="replace").splitlines()
+        lines = self._server.log.splitlines()
         fresh, self._log_read = lines[self._log_read :], len(lines)
         for line in fresh:
             expected = any(known in line for known in _OUTLIVED)
@@ -100,13 +100,13 @@ class Victim:
 
     def check_sizes(self) -> None:
         """Raises Broken if it holds more than it may, once the others are gone."""
-        pid = self._server.process.pid
+        pid = self._server.pid
         end = time.monotonic() + BOUND + 10  # what says nothing is cut off after 10 s
-        while descriptors(pid) > self._descriptors + MORE_DESCRIPTORS:
+        while open_descriptors(pid) > self._descriptors + MORE_DESCRIPTORS:
             if time.monotonic() > end:
-                raise Broken(f"{descriptors(pid)} descriptors; it had {self._descriptors}")
+                raise Broken(f"{open_descriptors(pid)} descriptors; it had {self._descriptors}")
             self._works_soon()
-        if (grown := rss_kib(pid) - self._rss) > GROWTH_KIB:
+        if (grown := (resident_bytes(pid) >> 10) - self._rss) > GROWTH_KIB:
             raise Broken(f"it grew by {grown} KiB")
 
     def close(self) -> None:
@@ -115,19 +115,19 @@ class Victim:
 
 
 @contextmanager
-def victim(folder: Path, store: str) -> Iterator[Victim]:
+def fuzzed_server(folder: Path, store: str) -> Iterator[FuzzedServer]:
     """A server with a scripted agent over `memory` or `sqlite`."""
     url = "memory:" if store == "memory" else f"sqlite:///{folder}/runlane.db"
     flags = ("--store", url, "--agent", "scripted", "--log-format", "json")
-    with server(folder, *flags) as running:
-        attacked = Victim(running)
+    with serving_blocking(folder, *flags) as running:
+        attacked = FuzzedServer(running)
         try:
             yield attacked
         finally:
             attacked.close()
 
 
-def send_messages(attacked: Victim, tries: Tries, random: Random, count: int) -> None:
+def send_messages(attacked: FuzzedServer, tries: Tries, random: Random, count: int) -> None:
     """A batch of bad messages, and a look at the server."""
     channel = grpc.insecure_channel(
         attacked.address, options=(("grpc.use_local_subchannel_pool", 1),)
@@ -145,7 +145,7 @@ def _send(channel: grpc.Channel, sent: messages.Sent, _: bytes) -> None:
     messages.send(channel, *sent)
 
 
-def send_raw(attacked: Victim, tries: Tries, random: Random, names: list[str]) -> None:
+def send_raw(attacked: FuzzedServer, tries: Tries, random: Random, names: list[str]) -> None:
     """A batch of bad connections, and a look at the server."""
     data = b""
     for name in names:
@@ -154,7 +154,7 @@ def send_raw(attacked: Victim, tries: Tries, random: Random, names: list[str]) -
     _look(attacked, tries, data)
 
 
-def _look(attacked: Victim, tries: Tries, last: bytes) -> None:
+def _look(attacked: FuzzedServer, tries: Tries, last: bytes) -> None:
     try:
         attacked.check()
     except Broken as error:
