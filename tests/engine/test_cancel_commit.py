@@ -32,7 +32,7 @@ class Watched(MemoryStore):
         return await super().commit(base_version, transition)
 
 
-async def test_r9_the_cancel_and_the_end_are_one_commit() -> None:
+async def test_r09_the_cancel_and_the_end_are_one_commit() -> None:
     async with Watched() as store, running(store) as node:
         run = await node.blocked("s", "g")
         before = store.commits
@@ -43,7 +43,7 @@ async def test_r9_the_cancel_and_the_end_are_one_commit() -> None:
         assert store.commits == before + 1
 
 
-async def test_r9_the_next_run_starts_in_the_same_commit() -> None:
+async def test_r09_the_next_run_starts_in_the_same_commit() -> None:
     async with Watched() as store, running(store) as node:
         run = await node.blocked("s", "g")
         waiting = await node.accept("s", script(wait("h")))
@@ -56,7 +56,7 @@ async def test_r9_the_next_run_starts_in_the_same_commit() -> None:
         assert (await node.end(waiting.run.run_id)).state is S.COMPLETED
 
 
-async def test_r9_an_agent_that_takes_its_time_does_not_hold_up_the_answer() -> None:
+async def test_r09_an_agent_that_takes_its_time_does_not_hold_up_the_answer() -> None:
     async with Watched() as store, running(store) as node:
         accepted = await node.accept("s", script(wait("g", ignore_cancel=True)))
         await node.gates.reached("g")

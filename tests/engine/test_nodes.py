@@ -94,7 +94,7 @@ async def test_r21_whoever_subscribes_anywhere_hears_of_the_end(postgres_url: st
         assert (await b.end(run.run_id)).text == "hello"
 
 
-async def test_r7_a_session_has_one_active_run_wherever_its_prompts_come_in(
+async def test_r07_a_session_has_one_active_run_wherever_its_prompts_come_in(
     postgres_url: str,
 ) -> None:
     async with two(postgres_url) as (a, b):
@@ -214,7 +214,7 @@ class Stoppable:
         pass
 
 
-async def test_r7_a_node_that_gets_no_answer_stops_its_agents_within_its_lease(
+async def test_r07_a_node_that_gets_no_answer_stops_its_agents_within_its_lease(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its runs are another node's after that."""
@@ -252,7 +252,7 @@ class Late(PostgresStore):
         return version
 
 
-async def test_r7_a_node_that_is_lost_starts_no_agent_for_a_start_that_is_confirmed_too_late(
+async def test_r07_a_node_that_is_lost_starts_no_agent_for_a_start_that_is_confirmed_too_late(
     postgres_url: str,
 ) -> None:
     agent = Stoppable()
@@ -271,7 +271,7 @@ async def test_r7_a_node_that_is_lost_starts_no_agent_for_a_start_that_is_confir
         assert not agent.at_work.is_set()
 
 
-async def test_r7_nor_does_one_that_has_joined_anew_by_then(postgres_url: str) -> None:
+async def test_r07_nor_does_one_that_has_joined_anew_by_then(postgres_url: str) -> None:
     agent = Stoppable()
     async with Late(postgres_url) as store, running(store, agent=agent, node=SHORT) as node:
         accepting = asyncio.create_task(node.queue("s", "x"))
@@ -339,7 +339,7 @@ class Unanswered(PostgresStore):
         return version
 
 
-async def test_r1_a_run_whose_start_was_not_confirmed_runs_all_the_same(postgres_url: str) -> None:
+async def test_r01_a_run_whose_start_was_not_confirmed_runs_all_the_same(postgres_url: str) -> None:
     async with Unanswered(postgres_url) as store, running(store, node=LONG) as node:
         store.to_lose = 1
         # It is looked up, and found.

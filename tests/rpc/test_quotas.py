@@ -177,7 +177,7 @@ async def test_a_refused_accept_leaves_no_trace() -> None:
         assert [run.run_id for receipt in receipts for run in receipt.cancelled] == ["r0"]
 
 
-async def test_r3_a_repeated_accept_returns_its_run_though_the_quota_is_used_up() -> None:
+async def test_r03_a_repeated_accept_returns_its_run_though_the_quota_is_used_up() -> None:
     async with tenants(
         Limits(max_active_runs=0), max_waiting_runs=1, accepts_per_second=0.001
     ) as both:

@@ -77,7 +77,7 @@ async def test_a_run_without_an_id_gets_one() -> None:
         assert (first.accept_seq, second.accept_seq) == (1, 2)
 
 
-async def test_r3_the_same_request_returns_the_same_run() -> None:
+async def test_r03_the_same_request_returns_the_same_run() -> None:
     async with serving() as wire:
         first = await wire.runs.RunAccepted(a_run(run_id="mine"))
         end = await ended(wire, "mine")
@@ -86,7 +86,7 @@ async def test_r3_the_same_request_returns_the_same_run() -> None:
         assert again.cursor == first.cursor
 
 
-async def test_r5_the_run_lives_on_when_its_caller_leaves() -> None:
+async def test_r05_the_run_lives_on_when_its_caller_leaves() -> None:
     async with serving() as wire:
         call = wire.runs.RunAccepted(a_run(run_id="mine"))
         await asyncio.sleep(0)
