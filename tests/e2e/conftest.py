@@ -14,7 +14,7 @@ from support.wire import Wire
 
 @pytest.fixture(autouse=True)
 def _store(served_store: None) -> None:
-    """All servers here work over the store of the test."""
+    """All servers here use the store of the test."""
 
 
 @pytest.fixture

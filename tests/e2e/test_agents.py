@@ -1,4 +1,4 @@
-"""Agents that are programs, models and modules, as clients see them over the wire."""
+"""Agents that are programs, models or modules, as clients see them over the wire."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ S = RunState
 
 @pytest.fixture(params=[name for name in EVENT_LOOPS if name != "auto"])
 def _event_loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each loop has its own way with processes."""
+    """Each event loop starts processes in its own way."""
     monkeypatch.setenv("RUNLANE_EVENT_LOOP", request.param)
 
 
@@ -53,7 +53,7 @@ async def asked(wire: Wire, prompt: str, **options: Any) -> RunHandle:
 
 
 def program(folder: Path, code: str) -> str:
-    """A shell script, as the argv that names it."""
+    """Writes a shell script; returns the argv that runs it."""
     script = folder / "agent.sh"
     script.write_text(f"#!/bin/sh\n{code}\n")
     script.chmod(0o755)
@@ -65,17 +65,17 @@ sleep 600 &
 echo "at work: $$ $!."
 wait
 """
-"""Says its own process id and that of its child, and stays."""
+"""A program that prints its process id and that of its child, and stays."""
 
 
 async def at_work(handle: RunHandle, *, attempt: int = 1) -> list[int]:
-    """The processes of a program that stays."""
+    """The process ids that a staying program has printed."""
     said = await wait_for_text(handle, ".\n", attempt=attempt)
     return [int(word) for word in said.rstrip(".\n").split()[-2:]]
 
 
 @on_each_loop
-async def test_a_program_answers_before_it_exits(tmp_path: Path) -> None:
+async def test_the_output_of_a_program_is_streamed_before_it_exits(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     script = program(tmp_path, f'read -r prompt; echo "so far: $prompt"; cat "{gate}"; echo end')
@@ -98,7 +98,7 @@ async def test_r09_r16_a_cancel_ends_the_program_and_keeps_its_text(tmp_path: Pa
         assert all(map(is_running, pids))
         await handle.cancel("enough")
         complete = await wire.end(handle)
-        # As soon as the end is told; the child is ended by the same signal, and may take its time.
+        # The program ends before its end is reported; its child gets the signal too, but may lag
         assert not is_running(pids[0])
         await wait_for_exit(pids[1])
         assert (complete.state, complete.finish_reason) == (S.CANCELLED, FinishReason.CANCELED)
@@ -108,7 +108,7 @@ async def test_r09_r16_a_cancel_ends_the_program_and_keeps_its_text(tmp_path: Pa
 
 
 @on_each_loop
-async def test_a_program_that_fails_says_why(tmp_path: Path) -> None:
+async def test_the_error_of_a_failed_program_has_its_stderr(tmp_path: Path) -> None:
     script = program(tmp_path, "echo half; echo first >&2; echo 'no disk' >&2; exit 3")
     async with using(tmp_path, f"command:{script}") as (_, wire):
         complete = await wire.end(await asked(wire, "x"))
@@ -130,7 +130,7 @@ print("now", turn["prompt"], turn["metadata"].get("tone"), sep=": ")
 """
 
 
-async def test_a_program_gets_the_turns_before_as_json(tmp_path: Path) -> None:
+async def test_a_program_gets_the_earlier_turns_as_json(tmp_path: Path) -> None:
     (tmp_path / "agent.py").write_text(HISTORY)
     agent = f"command+json:{sys.executable} agent.py"
     async with using(tmp_path, agent, "--command-cwd", ".") as (_, wire):
@@ -145,7 +145,7 @@ async def test_a_program_gets_the_turns_before_as_json(tmp_path: Path) -> None:
 
 
 @on_each_loop
-async def test_r21_no_program_outlives_a_server_that_was_killed(tmp_path: Path) -> None:
+async def test_r21_no_program_outlives_a_killed_server(tmp_path: Path) -> None:
     async with using(tmp_path, f"command:{program(tmp_path, STAYS)}") as (server, wire):
         handle = await asked(wire, "x")
         pids = await at_work(handle)
@@ -160,7 +160,7 @@ async def test_r21_no_program_outlives_a_server_that_was_killed(tmp_path: Path) 
 
 
 @on_each_loop
-async def test_a_server_that_is_told_to_stop_ends_its_programs(tmp_path: Path) -> None:
+async def test_a_stopping_server_ends_its_programs(tmp_path: Path) -> None:
     agent = f"command:{program(tmp_path, STAYS)}"
     async with using(tmp_path, agent, "--drain-timeout", "0s") as (server, wire):
         once = await asked(wire, "x")
@@ -174,7 +174,7 @@ async def test_a_server_that_is_told_to_stop_ends_its_programs(tmp_path: Path) -
         await server.start()
         complete = await wire.end(once)
         assert (complete.state, complete.finish_reason) == (S.FAILED, FinishReason.INTERRUPTED)
-        # The one that may be started again is.
+        # The run with attempts left is started again.
         again = await at_work(twice, attempt=2)
         assert is_running(again[0])
         await twice.cancel()
@@ -205,7 +205,7 @@ def sent(model: OpenAIServer, request: int) -> list[tuple[str, str]]:
     return [(m["role"], m["content"]) for m in model.requests[request].messages]
 
 
-async def test_a_model_gets_the_turns_before_and_its_tokens_are_counted(
+async def test_a_model_gets_the_earlier_turns_and_its_tokens_are_counted(
     tmp_path: Path, model: OpenAIServer
 ) -> None:
     model.answer(Answer(text=["I am ", "fine"]), Answer(text=["As I said"]))
@@ -227,7 +227,7 @@ async def test_a_model_gets_the_turns_before_and_its_tokens_are_counted(
         assert [m.model for m in messages if m.role == "assistant"] == ["small-1", "small-1"]
 
 
-async def test_r16_a_model_streams_and_a_cancel_leaves_it(
+async def test_r16_a_cancel_closes_the_stream_of_a_model_and_keeps_its_text(
     tmp_path: Path, model: OpenAIServer
 ) -> None:
     model.answer(Answer(text=["half an ", "answer"], hold=True), "and now the rest")
@@ -275,13 +275,15 @@ async def test_r26_a_prompt_is_folded_into_the_turn_of_a_model(
             (folded.run_id, "user", "shorter, please"),
             (active.run_id, "assistant", "in short"),
         ]
-        # The cost of the turn stands once, with the run that the other one joined.
+        # The usage of the turn is recorded once, on the run that the other one joined.
         assert ends[0].usage == Usage(input_tokens=40, output_tokens=10, requests=2)
         assert ends[1].usage is None
         assert (await wire.client.get_session("s")).usage == ends[0].usage
 
 
-async def test_a_provider_that_refuses_fails_the_run(tmp_path: Path, model: OpenAIServer) -> None:
+async def test_a_request_refused_by_the_provider_fails_the_run(
+    tmp_path: Path, model: OpenAIServer
+) -> None:
     refusal = "sk-secret-0123456789 is no good"
     async with chatting(tmp_path, model) as (server, wire):
         for status, reason in ((401, "PROVIDER_AUTH"), (404, "PROVIDER_REJECTED")):
@@ -310,12 +312,12 @@ async def answer(turn):
 """
 
 
-async def test_a_module_in_the_folder_of_the_server_is_an_agent(tmp_path: Path) -> None:
+async def test_a_module_in_the_working_directory_can_be_the_agent(tmp_path: Path) -> None:
     (tmp_path / "my_agent.py").write_text(MODULE)
     async with using(tmp_path, "my_agent:answer") as (server, wire):
         assert (await wire.end(await asked(wire, "one two"))).text == "ONE TWO after 0"
         failed = await wire.end(await asked(wire, "fail"))
         assert (failed.state, failed.text) == (S.FAILED, "FAIL after 2")
         assert failed.error == RunError("AGENT_ERROR", "ValueError: no such word")
-        assert "my_agent.py" in server.log  # where it was raised
+        assert "my_agent.py" in server.log  # the place of the error
         check_turn(failed, await wire.messages("s"))

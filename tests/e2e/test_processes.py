@@ -1,4 +1,4 @@
-"""`--workers`: several processes on one port, over one PostgreSQL, under one parent."""
+"""`--workers`: several processes on one port, over one PostgreSQL, with one parent."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from support.staging import SECONDS
 from support.wire import Wire
 
 CHANNELS = 24
-"""So many connections do not all end up at one of two workers."""
+"""Enough connections that both workers get some."""
 
 NOWHERE = "postgresql://127.0.0.1:1/none"
 
 
 class Parent(ServerProcess):
-    """`runlane-server --workers 2`, and what it and its workers log, as it comes."""
+    """`runlane-server --workers 2`, and its log lines as they arrive."""
 
     def __init__(self, folder: Path, *flags: str) -> None:
         super().__init__(folder, "--workers", "2", *flags, base=clean_environment())
@@ -103,7 +103,7 @@ async def parent(folder: Path, *flags: str) -> AsyncIterator[Parent]:
 
 @asynccontextmanager
 async def watches(address: str) -> AsyncIterator[list[asyncio.Task[object]]]:
-    """Connections by which a server is watched; each ends with an error when its worker does."""
+    """Health watches, each over its own connection; a watch fails when its worker ends."""
     own_connection = (("grpc.use_local_subchannel_pool", 1),)
     async with AsyncExitStack() as stack:
         reads = []
@@ -133,7 +133,7 @@ async def complete(address: str, session_id: str) -> None:
 # --- Serving ------------------------------------------------------------------------------------
 
 
-async def test_both_serve_and_who_is_killed_comes_back_while_the_other_serves(
+async def test_a_killed_worker_is_restarted_while_the_other_serves(
     tmp_path: Path, postgres_url: str
 ) -> None:
     async with parent(tmp_path, "--store", postgres_url) as server:
@@ -150,7 +150,7 @@ async def test_both_serve_and_who_is_killed_comes_back_while_the_other_serves(
             assert 0 < len(lost) < CHANNELS
             for read in lost:
                 assert isinstance(read.exception(), grpc.aio.AioRpcError)
-        # The same worker once more: the pause is longer, and a signal ends it.
+        # The second backoff of the worker is longer, and a signal ends it.
         os.kill(server.pids()[-1], signal.SIGKILL)
         died = (await server.wait_for_event("a worker died", times=2, worker=1))[1]
         assert died["again_in_s"] == 2.0
@@ -159,7 +159,7 @@ async def test_both_serve_and_who_is_killed_comes_back_while_the_other_serves(
         assert len(server.pids()) == 3
 
 
-async def test_each_worker_has_an_address_of_its_own_and_nobody_else_gets_the_port(
+async def test_each_worker_has_its_own_address_and_no_other_server_gets_the_port(
     tmp_path: Path, postgres_url: str
 ) -> None:
     async with parent(tmp_path, "--store", postgres_url) as server:
@@ -179,11 +179,13 @@ async def test_each_worker_has_an_address_of_its_own_and_nobody_else_gets_the_po
         await complete(server.address, "s")
 
 
-# --- Going down ---------------------------------------------------------------------------------
+# --- Shutdown -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_ends_all(tmp_path: Path, postgres_url: str, number: signal.Signals) -> None:
+async def test_a_signal_ends_the_parent_and_all_workers(
+    tmp_path: Path, postgres_url: str, number: signal.Signals
+) -> None:
     async with parent(tmp_path, "--store", postgres_url) as server:
         server.send(number)
         assert server.process.stdout is not None
@@ -193,21 +195,21 @@ async def test_a_signal_ends_all(tmp_path: Path, postgres_url: str, number: sign
         assert {line.get("worker") for line in server.find("stopped")} == {None, 1, 2}
 
 
-async def test_a_second_signal_is_handed_on_too(tmp_path: Path, postgres_url: str) -> None:
+async def test_a_second_signal_reaches_the_workers(tmp_path: Path, postgres_url: str) -> None:
     flags = ("--store", postgres_url, "--agent", "scripted", "--drain-timeout", "1h")
     async with parent(tmp_path, *flags) as server:
         async with Client(server.address) as client:
             await Wire(client).blocked("s", "g")
         server.send(signal.SIGTERM)
         await server.wait_for_event("draining", times=2)
-        # The one that has nothing to wait for does not.
+        # The idle worker ends at once.
         await server.wait_for_event("stopped", idle=True)
         server.send(signal.SIGTERM)
         await server.wait_for_event("stopped", idle=False)
         assert await server.wait() == 0
 
 
-async def test_a_worker_that_does_not_go_well_is_told_of_by_the_exit_code(
+async def test_the_exit_code_is_1_when_a_worker_is_killed_in_the_shutdown(
     tmp_path: Path, postgres_url: str
 ) -> None:
     flags = ("--store", postgres_url, "--agent", "scripted", "--drain-timeout", "1h")
@@ -221,7 +223,7 @@ async def test_a_worker_that_does_not_go_well_is_told_of_by_the_exit_code(
         assert await server.wait() == 1
 
 
-async def test_the_workers_go_in_good_order_when_their_parent_is_killed(
+async def test_workers_shut_down_gracefully_when_their_parent_is_killed(
     tmp_path: Path, postgres_url: str
 ) -> None:
     async with parent(tmp_path, "--store", postgres_url) as server:
@@ -232,7 +234,7 @@ async def test_the_workers_go_in_good_order_when_their_parent_is_killed(
         assert sorted(line["worker"] for line in server.find("stopped")) == [1, 2]
 
 
-# --- It cannot ----------------------------------------------------------------------------------
+# --- Invalid starts------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -246,7 +248,7 @@ async def test_the_workers_go_in_good_order_when_their_parent_is_killed(
         (["--store", NOWHERE, "--agent", "nobody"], 2, "there is no agent 'nobody'"),
     ],
 )
-def test_what_cannot_be_is_said_in_one_line(
+def test_invalid_settings_fail_with_one_line(
     tmp_path: Path, flags: list[str], code: int, why: str
 ) -> None:
     returned, said = start_fails(tmp_path, "--workers", "2", "--listen", "127.0.0.1:0", *flags)
@@ -258,7 +260,7 @@ def test_what_cannot_be_is_said_in_one_line(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_port_in_use_is_an_error(tmp_path: Path) -> None:
+def test_a_port_in_use_fails_the_start(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         flags = ("--workers", "2", "--store", NOWHERE, "--listen", address)
@@ -267,7 +269,9 @@ def test_a_port_in_use_is_an_error(tmp_path: Path) -> None:
     assert said == (f"runlane-server: error: cannot listen on {address}: address already in use\n")
 
 
-async def test_the_own_port_of_a_worker_may_be_in_use(tmp_path: Path, postgres_url: str) -> None:
+async def test_a_port_in_use_for_a_worker_fails_the_start(
+    tmp_path: Path, postgres_url: str
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         flags = ("--workers", "2", "--listen", "127.0.0.1:0", "--node-address", address)
@@ -276,7 +280,7 @@ async def test_the_own_port_of_a_worker_may_be_in_use(tmp_path: Path, postgres_u
     assert f"cannot listen on {address}: address already in use" in said
 
 
-def test_a_worker_by_itself_says_that_it_is_none(tmp_path: Path) -> None:
+def test_the_worker_module_cannot_be_started_directly(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "runlane_server.process.child", "1"],
         stdin=subprocess.DEVNULL,

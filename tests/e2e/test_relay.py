@@ -1,4 +1,4 @@
-"""A run is followed at one node, and executed by another."""
+"""A run is followed at one node and executed by another."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Node:
     wire: Wire
 
     async def attach(self, handle: RunHandle) -> RunHandle:
-        """The same run, as this node knows it."""
+        """The handle of the same run at this node."""
         return await self.wire.client.attach(handle.run_id)
 
 
@@ -51,7 +51,7 @@ async def worker(postgres_url: str) -> AsyncIterator[Node]:
 
 @pytest.fixture
 async def front(postgres_url: str) -> AsyncIterator[Node]:
-    """A node that executes none."""
+    """A node that executes no runs."""
     async with a_node(postgres_url, "--max-active-runs", "0") as node:
         yield node
 
@@ -63,7 +63,7 @@ async def every_event(handle: RunHandle) -> list[RunEvent]:
 
 
 def said(events: list[RunEvent]) -> str:
-    """What the last attempt said."""
+    """The output of the last attempt."""
     text = ""
     for event in events:
         match event.body:
@@ -74,9 +74,9 @@ def said(events: list[RunEvent]) -> str:
     return text
 
 
-async def test_what_a_run_says_elsewhere_is_heard_as_it_is_said(worker: Node, front: Node) -> None:
+async def test_output_of_a_run_on_another_node_is_streamed_live(worker: Node, front: Node) -> None:
     handle = await front.wire.accept("s", *at_latch("g"), say("more"), *at_latch("h"))
-    # Returns while the run waits: nothing of it has ended.
+    # Returns while the run still waits at the latch.
     await front.wire.wait_for_latch(handle, "g")
     following = asyncio.create_task(every_event(handle))
     await worker.wire.open_latch("g")
@@ -88,7 +88,7 @@ async def test_what_a_run_says_elsewhere_is_heard_as_it_is_said(worker: Node, fr
     assert said(here) == "<g>more<h>"
 
 
-async def test_many_pieces_come_once_and_in_order(worker: Node, front: Node) -> None:
+async def test_many_deltas_are_relayed_once_and_in_order(worker: Node, front: Node) -> None:
     pieces = [f"{number} " for number in range(500)]
     handle = await front.wire.accept("s", *at_latch("g"), *map(say, pieces))
     await front.wire.wait_for_latch(handle, "g")
@@ -101,7 +101,7 @@ async def test_many_pieces_come_once_and_in_order(worker: Node, front: Node) -> 
         assert isinstance(events[-1].body, RunComplete)
 
 
-async def test_a_run_that_waits_is_heard_once_it_starts(worker: Node, front: Node) -> None:
+async def test_a_waiting_run_is_streamed_once_it_starts(worker: Node, front: Node) -> None:
     first = await front.wire.blocked("s", "g")
     second = await front.wire.accept("s", *at_latch("h"))
     reached = asyncio.create_task(front.wire.wait_for_latch(second, "h"))
@@ -112,7 +112,7 @@ async def test_a_run_that_waits_is_heard_once_it_starts(worker: Node, front: Nod
     assert (await second.completed(SECONDS)).text == "<h>"
 
 
-async def test_r17_the_stream_goes_on_where_the_run_goes_on(
+async def test_r17_a_stream_follows_its_run_to_another_node(
     worker: Node, front: Node, postgres_url: str
 ) -> None:
     handle = await front.wire.accept("s", *at_latch("g"), max_attempts=2)
@@ -120,7 +120,7 @@ async def test_r17_the_stream_goes_on_where_the_run_goes_on(
     following = asyncio.create_task(every_event(handle))
     await worker.process.kill()
     async with a_node(postgres_url) as second:
-        # It said so in its first attempt, too.
+        # The first attempt emitted the same text.
         await second.wire.wait_for_latch(await second.attach(handle), "g")
         await second.wire.open_latch("g")
         events = await following
@@ -131,7 +131,7 @@ async def test_r17_the_stream_goes_on_where_the_run_goes_on(
     assert (events[-1].body.state, said(events)) == (RunState.COMPLETED, "<g>")
 
 
-async def test_what_a_node_says_that_cannot_be_reached_is_heard_from_the_store(
+async def test_output_of_an_unreachable_node_is_read_from_the_store(
     postgres_url: str, front: Node
 ) -> None:
     async with AsyncExitStack() as nodes:

@@ -41,9 +41,7 @@ STEP = {"step": True}
 # --- Accept -------------------------------------------------------------------------------------
 
 
-async def test_r01_what_was_accepted_is_there_after_a_kill(
-    server: ServerProcess, wire: Wire
-) -> None:
+async def test_r01_an_accepted_run_survives_a_kill(server: ServerProcess, wire: Wire) -> None:
     await wire.blocked("s", "g")
     queued = await wire.accept("s", say("later"))
     await server.kill()
@@ -63,7 +61,7 @@ async def test_r02_empty_prompts_and_unknown_sessions_are_refused(wire: Wire) ->
     await wire.end(await wire.client.run_accepted("s", "x", allow_missing=True))
 
 
-async def test_r03_a_run_id_names_one_run_for_ever(wire: Wire) -> None:
+async def test_r03_a_run_id_always_names_the_same_run(wire: Wire) -> None:
     first = await wire.accept("s", say("x"), run_id="r")
     complete = await wire.end(first)
     again = await wire.accept("s", say("x"), run_id="r")
@@ -84,7 +82,7 @@ async def test_r04_accept_seq_increases_in_accept_order(wire: Wire) -> None:
     await wire.open_latch("g")
 
 
-async def test_r05_the_run_outlives_its_caller(server: ServerProcess, wire: Wire) -> None:
+async def test_r05_a_run_outlives_its_caller(server: ServerProcess, wire: Wire) -> None:
     async with Client(server.address) as caller:
         handle = await Wire(caller).accept("s", *at_latch("g"), say("done"))
         following = asyncio.create_task(anext(aiter(handle.events())))
@@ -118,7 +116,7 @@ async def test_r06_a_refused_accept_leaves_nothing_behind(tmp_path: Path) -> Non
 # --- Order --------------------------------------------------------------------------------------
 
 
-async def test_r07_one_run_at_a_time_in_accept_order(wire: Wire) -> None:
+async def test_r07_runs_execute_one_at_a_time_in_accept_order(wire: Wire) -> None:
     subscription = wire.client.subscribe_run_complete(from_beginning=True)
     active = await wire.blocked("s", "g")
     queued = [await wire.accept("s", say(str(n))) for n in range(10)]
@@ -154,7 +152,7 @@ async def test_r08_a_session_with_work_never_looks_idle(wire: Wire) -> None:
     assert looked > 1
 
 
-async def test_r09_a_session_is_busy_until_the_cancelled_agent_has_returned(wire: Wire) -> None:
+async def test_r09_a_session_is_busy_until_its_cancelled_agent_returns(wire: Wire) -> None:
     stubborn = await wire.accept("s", *at_latch("g", ignore_cancel=True))
     await wire.wait_for_latch(stubborn, "g")
     await wire.client.cancel("s")
@@ -171,7 +169,7 @@ async def test_r09_a_session_is_busy_until_the_cancelled_agent_has_returned(wire
 # --- Cancel -------------------------------------------------------------------------------------
 
 
-async def test_r10_r20_the_receipt_names_all_that_was_accepted(wire: Wire) -> None:
+async def test_r10_r20_a_receipt_names_every_accepted_run(wire: Wire) -> None:
     host = await wire.accept("s", *at_latch("a"), STEP, *at_latch("b"))
     await wire.wait_for_latch(host, "a")
     folded = await wire.accept("s", say("and this"), when_busy=WhenBusy.FOLD)
@@ -231,7 +229,7 @@ async def test_r14_cancel_on_entry_writes_the_turn(wire: Wire) -> None:
     await wire.open_latch("g")
 
 
-async def test_r15_cancelled_before_its_first_text(wire: Wire) -> None:
+async def test_r15_a_cancel_before_the_first_text_writes_the_user_message_once(wire: Wire) -> None:
     handle = await wire.accept("s", {"wait": "g"})
     async for event in handle.events():
         if isinstance(event.body, Started):
@@ -246,7 +244,7 @@ async def test_r15_cancelled_before_its_first_text(wire: Wire) -> None:
     check_turn(complete, messages)
 
 
-async def test_r16_cancelled_mid_stream(wire: Wire) -> None:
+async def test_r16_a_cancel_mid_stream_keeps_the_text_and_closes_tool_calls(wire: Wire) -> None:
     call = {"tool_call": {"id": "1", "name": "look", "arguments": {"at": "it"}}}
     handle = await wire.accept("s", say("so far"), call, *at_latch("g"), say("never"))
     await wire.wait_for_latch(handle, "g")
@@ -275,7 +273,7 @@ async def test_r17_the_terminal_record_is_written_while_the_server_shuts_down(
     check_turn(complete, await wire.messages("s"))
 
 
-async def test_r18_scopes(wire: Wire) -> None:
+async def test_r18_a_cancel_covers_exactly_its_scope(wire: Wire) -> None:
     active = await wire.blocked("s", "g")
     one, two, three = [await wire.accept("s", say(str(n))) for n in range(3)]
     elsewhere = await wire.blocked("t", "h")
@@ -298,7 +296,9 @@ async def test_r18_scopes(wire: Wire) -> None:
 # --- Complete -----------------------------------------------------------------------------------
 
 
-async def test_r21_r23_every_end_has_one_run_complete(server: ServerProcess, wire: Wire) -> None:
+async def test_r21_r23_every_end_has_exactly_one_complete_terminal_event(
+    server: ServerProcess, wire: Wire
+) -> None:
     handles = {
         "completed": await wire.accept("a", say("x"), {"usage": {"input_tokens": 1}}),
         "failed": await wire.accept("b", {"fail": "no", "reason": "NO"}),
@@ -333,7 +333,7 @@ async def test_r21_r23_every_end_has_one_run_complete(server: ServerProcess, wir
     assert sorted(logged) == sorted(handle.run_id for handle in handles.values())
 
 
-async def test_r22_the_transcript_is_there_when_the_event_is(wire: Wire) -> None:
+async def test_r22_the_transcript_is_readable_when_the_event_arrives(wire: Wire) -> None:
     subscription = wire.client.subscribe_run_complete(from_beginning=True)
     for n in range(10):
         await wire.accept(f"s{n}", say("x"))
@@ -354,7 +354,9 @@ async def test_r24_the_failure_of_one_run_does_not_end_the_wait_for_another(wire
     assert (await waiting).text == "fine"
 
 
-async def test_r25_a_subscription_goes_on_over_restarts(server: ServerProcess, wire: Wire) -> None:
+async def test_r25_a_subscription_continues_across_restarts(
+    server: ServerProcess, wire: Wire
+) -> None:
     subscribed = asyncio.Event()
     texts: list[str] = []
 
@@ -383,7 +385,7 @@ async def test_r25_a_subscription_goes_on_over_restarts(server: ServerProcess, w
 # --- Fold and queue -----------------------------------------------------------------------------
 
 
-async def test_r26_fold_joins_the_active_turn_at_its_next_step(wire: Wire) -> None:
+async def test_r26_a_fold_run_joins_the_active_turn_at_its_next_step(wire: Wire) -> None:
     host = await wire.accept("s", *at_latch("g"), STEP, say("end"))
     await wire.wait_for_latch(host, "g")
     folded = await wire.client.run_accepted("s", "and this", when_busy=WhenBusy.FOLD)
@@ -398,7 +400,7 @@ async def test_r26_fold_joins_the_active_turn_at_its_next_step(wire: Wire) -> No
     assert kinds[-2:] == [Folded, RunComplete]
 
 
-async def test_r27_queue_reject_interrupt(wire: Wire) -> None:
+async def test_r27_queue_waits_reject_refuses_and_interrupt_goes_first(wire: Wire) -> None:
     active = await wire.accept("s", *at_latch("g"), STEP, say("end"))
     await wire.wait_for_latch(active, "g")
     queued = await wire.accept("s", say("queued"), when_busy=WhenBusy.QUEUE)
@@ -411,7 +413,7 @@ async def test_r27_queue_reject_interrupt(wire: Wire) -> None:
     assert ends[2].folded_into is None
 
 
-async def test_r28_a_completion_leaves_nothing_that_catches_the_next_run(wire: Wire) -> None:
+async def test_r28_a_completion_leaves_nothing_that_affects_the_next_run(wire: Wire) -> None:
     for n in range(50):
         first = await wire.accept("s", say(str(n)))
         cancelling = asyncio.create_task(wire.client.cancel("s"))
@@ -421,7 +423,7 @@ async def test_r28_a_completion_leaves_nothing_that_catches_the_next_run(wire: W
         assert (await wire.end(await wire.accept("s", say("next")))).state is S.COMPLETED
 
 
-async def test_r30_cancel_covers_runs_that_wait_for_the_agent(tmp_path: Path) -> None:
+async def test_r30_a_cancel_covers_runs_that_wait_for_the_agent(tmp_path: Path) -> None:
     (tmp_path / "slow_agent.py").write_text(SLOW_AGENT)
     async with (
         serving(tmp_path, "--agent", "slow_agent:agent") as server,
@@ -437,7 +439,7 @@ async def test_r30_cancel_covers_runs_that_wait_for_the_agent(tmp_path: Path) ->
         assert (await covered.completed(SECONDS)).attempt == 0
 
 
-async def test_r30_runs_end_failed_when_the_agent_never_gets_ready(tmp_path: Path) -> None:
+async def test_r30_runs_fail_when_the_agent_never_gets_ready(tmp_path: Path) -> None:
     (tmp_path / "slow_agent.py").write_text(SLOW_AGENT)
     async with (
         serving(tmp_path, "--agent", "slow_agent:agent", "--ready-timeout", "1s") as server,
@@ -472,10 +474,10 @@ agent = SlowAgent()
 """
 
 
-# --- Going down ---------------------------------------------------------------------------------
+# --- Shutdown -----------------------------------------------------------------------------------
 
 
-async def test_a_draining_server_finishes_what_is_active_and_tells_subscribers(
+async def test_a_draining_server_finishes_active_runs_and_notifies_subscribers(
     server: ServerProcess, wire: Wire
 ) -> None:
     handle = await wire.accept("s", *at_latch("g"), say("done"))
@@ -499,7 +501,7 @@ async def test_a_draining_server_finishes_what_is_active_and_tells_subscribers(
 
 
 async def _refused(server: ServerProcess) -> None:
-    """Returns when the server refuses runs, as it drains."""
+    """Returns once the draining server refuses runs."""
     async with asyncio.timeout(SECONDS), Client(server.address, timeout=0.2) as client:
         for n in itertools.count():
             try:

@@ -1,4 +1,4 @@
-"""`runlane-conformance`: green over every store, and red in the right row for a planted fault."""
+"""`runlane-conformance` passes over every store, and fails the right rule for a planted fault."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FLAGS = ("--harness", "--agent", "scripted")
 
 
 class Report:
-    """What the command said."""
+    """The exit code, output and JUnit file of the command."""
 
     def __init__(self, code: int, output: str, junit: Path) -> None:
         self.code = code
@@ -32,7 +32,7 @@ class Report:
             for verdict in ("passed", "failed", "skipped")
             if f"  {verdict} " in line
         }
-        # Our own file.
+        # The file is our own.
         self.junit = ET.parse(junit).getroot() if junit.exists() else None  # noqa: S314
 
 
@@ -51,7 +51,7 @@ async def conformance(folder: Path, *arguments: str) -> Report:
 
 
 def test_every_rule_has_a_case() -> None:
-    assert list(play.cases_of(1))  # the modules that have them are imported
+    assert list(play.cases_of(1))  # imports the modules that have the cases
     assert {case.rule for case in CASES} == set(RULES) == set(range(1, 31))
     names = [(case.rule, case.name) for case in CASES]
     assert len(set(names)) == len(names)
@@ -59,7 +59,9 @@ def test_every_rule_has_a_case() -> None:
 
 
 @pytest.mark.stores("memory", "sqlite")
-async def test_all_rules_are_kept(tmp_path: Path, served_store: None, store_kind: str) -> None:
+async def test_a_correct_server_passes_every_rule(
+    tmp_path: Path, served_store: None, store_kind: str
+) -> None:
     flags = ("--store", "memory:") if store_kind == "memory" else ()
     async with serving(tmp_path, *FLAGS, *flags) as server:
         report = await conformance(tmp_path, server.address)
@@ -76,7 +78,7 @@ async def test_all_rules_are_kept(tmp_path: Path, served_store: None, store_kind
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-async def test_a_fault_is_found_in_the_right_row(tmp_path: Path, fault: Fault) -> None:
+async def test_a_planted_fault_fails_exactly_its_rules(tmp_path: Path, fault: Fault) -> None:
     folder = fault.build(tmp_path / "faulty")
     store = "sqlite:///faulty.db" if fault.durable else "memory:"
     server = ServerProcess(
@@ -99,7 +101,7 @@ async def test_a_fault_is_found_in_the_right_row(tmp_path: Path, fault: Fault) -
     assert {int(test.attrib["classname"][1:3]) for test in failed} == set(fault.rules)
 
 
-async def test_what_cannot_be_tested_is_told(tmp_path: Path) -> None:
+async def test_an_unusable_server_or_an_unknown_rule_exits_with_2(tmp_path: Path) -> None:
     async with LocalServer() as plain, LocalServer(harness=True) as echo:
         for address, why in (
             (plain.address, "start it with --harness --agent scripted"),
@@ -117,7 +119,7 @@ async def test_what_cannot_be_tested_is_told(tmp_path: Path) -> None:
         assert repr(wrong) in report.output
 
 
-async def test_a_server_within_a_test_can_be_tested(tmp_path: Path) -> None:
+async def test_a_server_in_the_test_process_passes(tmp_path: Path) -> None:
     async with LocalServer("scripted", harness=True) as server:
         report = await conformance(tmp_path, server.address, "--rule", "10-17", "--rule", "R30")
     assert report.code == 0, report.output

@@ -1,4 +1,4 @@
-"""A client that does random things, loses answers, and retries."""
+"""A client that sends random calls, loses answers, and retries."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ MODES = (WhenBusy.QUEUE, WhenBusy.QUEUE, WhenBusy.FOLD, WhenBusy.REJECT, WhenBus
 SCOPES = ("session", "active", "waiting", "run", "run", "all")
 TRIES = 4
 ONCE = RetryPolicy(attempts=1)
-"""A lost answer is the actor's business here, which writes it down."""
+"""No retries by the client: the actor records each lost answer itself."""
 
 
 class Actor:
-    """One client. It does one thing after another, and some in bursts."""
+    """One client. It sends one call after another, and some in bursts."""
 
     def __init__(self, world: World, name: str, *, scripted: bool) -> None:
         self._world = world
@@ -70,12 +70,12 @@ class Actor:
         await asyncio.gather(*(self._insist(self._new(session_id)) for _ in range(4)))
 
     async def _again(self) -> None:
-        """Repeats an accept, whatever became of it."""
+        """Repeats an earlier accept, whatever its outcome was."""
         if self._own:
             await self._try(self._rng.choice(self._own))
 
     async def _vanish(self) -> None:
-        """Goes away while its accept is under way."""
+        """Disconnects while its accept is in progress."""
         accept = self._new()
         trying = asyncio.create_task(self._try(accept))
         for _ in range(self._rng.randrange(6)):
@@ -93,7 +93,7 @@ class Actor:
         return accept
 
     async def _insist(self, accept: Accept) -> None:
-        """Repeats until the outcome is known, or patience ends."""
+        """Repeats until the outcome is known, or gives up."""
         for _ in range(TRIES):
             if await self._try(accept) is not Outcome.UNKNOWN or self._rng.random() < 0.2:
                 return
@@ -126,7 +126,7 @@ class Actor:
         return outcome
 
     def _attend(self, handle: RunHandle) -> None:
-        """Some runs are followed, and some cursors resumed from."""
+        """Follows some of the runs, and resumes from some of the cursors."""
         chance = self._rng.random()
         if chance < 0.25:
             self._add(follow(self._world, handle.run_id, self._rng))
@@ -202,7 +202,7 @@ class Actor:
         wanted = CancelScope(scope)
         return (await self._client.cancel(session_id, scope=wanted, reason=reason),)
 
-    # Looking
+    # Reads
 
     async def _look(self) -> None:
         await self._seen(self._client.get_run)
@@ -229,13 +229,13 @@ class Actor:
             await self._lost_or(listed())
 
     async def _reconnect(self) -> None:
-        """Leaves without a word, and comes back by another connection."""
+        """Drops its connection, and opens another one."""
         await self._client.close()
         world = self._world
         self._client = Client(world.pick(), timeout=world.timeout, retry=ONCE)
 
     async def _lost_or(self, call: Awaitable[T]) -> T:
-        """What a call gives. After a lost connection there is a new one."""
+        """The answer of a call. After a lost connection it opens a new one."""
         try:
             return await call
         except RunlaneError as error:
@@ -246,7 +246,7 @@ class Actor:
 
 
 class Accept:
-    """A run to be: the same request each time it is sent."""
+    """The request of a run: the same each time it is sent."""
 
     def __init__(self, rng: random.Random, run_id: str, *, scripted: bool) -> None:
         self.run_id = run_id
@@ -256,7 +256,7 @@ class Accept:
         self._prompt, self._timeout = prompt(rng, run_id, scripted=scripted)
 
     async def send(self, client: Client) -> RunHandle:
-        """Sends it."""
+        """Sends the request."""
         return await client.run_accepted(
             self.session_id,
             self._prompt,

@@ -1,4 +1,4 @@
-"""What may happen to a node, and plans of it."""
+"""The faults of a node, and random plans of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NODES = 3
 
 
 class FaultKind(StrEnum):
-    """What may happen to a node. The others take it for lost in what is called long."""
+    """A kind of fault. The long ones outlast the lease: other nodes declare the node dead."""
 
     KILL = "kill"
     DRAIN = "drain"
@@ -25,11 +25,11 @@ class FaultKind(StrEnum):
 
 
 GAVE_UP = "gave up"
-"""No fault of ours: a node took itself for lost, as it heard nothing of its database in time. Where
-nothing had happened to it, the machine was too busy for the lease."""
+"""Not an injected fault: a node gave up because its database did not answer within the lease.
+Without any fault on that node, the machine was too busy for the lease."""
 
 ENDING = frozenset({FaultKind.KILL, FaultKind.DRAIN})
-"""The node is started anew after these."""
+"""The faults after which the node is started again."""
 
 LOSING = frozenset(
     {
@@ -39,7 +39,7 @@ LOSING = frozenset(
         FaultKind.LONG_CUT_ALL,
     }
 )
-"""The runs of the node are another's after these."""
+"""The faults after which another node takes over the runs."""
 
 PAUSES = frozenset({FaultKind.PAUSE, FaultKind.LONG_PAUSE})
 
@@ -53,8 +53,8 @@ CUTS = {
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A fault to be: what, to which node, and for how many seconds. `reset` breaks connections
-    that are cut, rather than have them fall silent."""
+    """A planned fault: its kind, the node, and its duration in seconds. With `reset` a cut breaks
+    connections; otherwise they fall silent."""
 
     node: int
     kind: FaultKind
@@ -72,19 +72,19 @@ WEIGHTS = {
     FaultKind.CUT_CLIENTS: 2,
     FaultKind.LONG_CUT_ALL: 1,
 }
-"""How often each of them is drawn."""
+"""The weight of each kind in a random plan."""
 
 BETWEEN = (1.0, 3.5)
-"""Seconds between one fault and the next, at least and at most."""
+"""Minimum and maximum of the seconds between two faults."""
 
 TWO_AT_ONCE = 0.3
-"""How often the next fault is that of two nodes."""
+"""Probability that a fault hits two nodes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a seed stands for: so many clients for so many seconds, and at which of them what
-    happens."""
+    """The plan that a seed stands for: the number of clients, the seconds of load, and the faults
+    with their times."""
 
     seed: str
     seconds: float

@@ -1,6 +1,6 @@
-"""Subscribers and followers that resume where they were.
+"""Subscribers and followers that resume where they stopped.
 
-They speak the wire themselves, as the client would hide a duplicate.
+They use the generated stubs, because the client would hide a duplicate.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN, grpc.Sta
 
 
 def last_runs(sessions: tuple[str, ...]) -> dict[str, str]:
-    """The run that comes last in each session, for a subscriber to know its end by."""
+    """The last run of each session. A subscriber stops after it."""
     return {session_id: f"last of {session_id}" for session_id in sessions}
 
 
 @asynccontextmanager
 async def connected(address: str) -> AsyncIterator[RunServiceAsyncStub]:
-    """The calls of RunService over a connection of its own."""
+    """The stub of RunService over a connection of its own."""
     async with grpc.aio.insecure_channel(address, CHANNEL_OPTIONS) as channel:
         yield RunServiceStub(channel)
 
@@ -48,7 +48,7 @@ async def listen(
     from_beginning: bool = False,
     handle: RunHandle | None = None,
 ) -> None:
-    """Hears terminal events until the last runs have ended, and leaves now and then."""
+    """Receives terminal events until the last runs have ended; disconnects now and then."""
     heard = Heard(name, session_id, from_beginning)
     request = pb.SubscribeRunCompleteRequest(session_ids=[session_id] if session_id else [])
     if from_beginning:
@@ -79,7 +79,7 @@ async def listen(
 
 
 async def follow(world: World, run_id: str, rng: random.Random) -> None:
-    """Follows a run to its end, and leaves now and then."""
+    """Follows a run to its end; disconnects now and then."""
     followed = Followed(run_id)
     world.history.followed.append(followed)
     request = pb.SubscribeRunRequest(run_id=run_id)
@@ -109,7 +109,7 @@ async def _read(
     ],
     take: Callable[[AnswerT], bool],
 ) -> None:
-    """Takes the answers of one call, until one is the last, or it is lost or was enough."""
+    """Reads the messages of one call until the last one, a lost connection, or a chosen stop."""
     enough = rng.choice((1, 3, 10, 1000, 1000))
     async with connected(world.pick()) as stub:
         call = subscribe(stub, world.stay)

@@ -1,4 +1,4 @@
-"""One round of several nodes: a load, faults in the middle of it, and a look at what is left."""
+"""One round of several nodes: load, faults during the load, and a check of the result."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from support.postgres import plain
 
 SESSIONS = 9
 TIMEOUT = 1.5
-"""Seconds after which a call is given up, and made to another node."""
+"""Timeout of a call in seconds; it is then repeated at another node."""
 
 STAY = 4.0
-"""Seconds after which a stream is taken up at another node, for it cannot be told from a stream of
-which nothing comes any more."""
+"""Seconds after which a stream resumes at another node: a silent stream and a dead one look the
+same."""
 
 OPEN_SECONDS = 15.0
-"""Seconds after which what a node had begun has ended: beyond what a statement may take."""
+"""Seconds after which the transactions of a node have ended: longer than any statement may take."""
 
 OPEN = """
 SELECT pid, state, wait_event, now() - xact_start AS since, left(query, 200) AS query
@@ -45,25 +45,25 @@ WHERE pid IN (
     WHERE nspname = $1
 )
 """
-"""Who has a lock in a schema."""
+"""The connections that hold a lock in a schema."""
 
 CANCELS = 0.3
-"""So many that most runs are begun, and some are at work when their node is lost."""
+"""So many that most runs start, and some are active when their node is lost."""
 
 
 @dataclass(slots=True)
 class Report:
-    """What came of a round."""
+    """The result of a round."""
 
     plan: Plan
     history: History = field(default_factory=History)
     violations: list[Violation] = field(default_factory=list)
     unhit: int = 0
-    """How often a node gave itself up to which nothing had happened."""
+    """How often a node gave up without a fault."""
 
     @property
     def recoveries(self) -> list[float]:
-        """For each run that lost its node the seconds until it had ended or was started anew."""
+        """For each run that lost its node: the seconds until it ended or was started again."""
         return [seconds for _, _, seconds in recoveries(self.history)]
 
     def figures(self) -> dict[str, int]:
@@ -93,7 +93,7 @@ class Report:
 
 
 async def play(plan: Plan, folder: Path, network: Network, store: str) -> Report:
-    """Plays a plan in an empty folder and an empty store. Ends whatever it started."""
+    """Plays a plan in an empty folder and an empty store. Ends all processes that it starts."""
     report = Report(plan)
     report.history.lease = plan.lease
     rng = random.Random(f"{plan.seed} load")  # noqa: S311 - it is to repeat itself
@@ -121,10 +121,10 @@ async def play(plan: Plan, folder: Path, network: Network, store: str) -> Report
 
 
 async def left_open(store: str) -> list[str]:
-    """The transactions that nodes have left open in a database, which are ended then.
+    """Ends the transactions that nodes left open in a database, and returns them.
 
-    None is there as long as a statement is a transaction: where a node is gone, what it had begun
-    ends by itself.
+    There is none as long as each transaction is one statement: it ends by itself, even if its
+    node is gone.
     """
     beside = await plain(store)
     schema = read_url(store).schema
@@ -151,7 +151,7 @@ async def _running(nodes: list[Node]) -> AsyncIterator[None]:
 
 
 async def _load(world: NodesWorld, plan: Plan, report: Report) -> None:
-    """Has clients work while things happen, and looks at what is left."""
+    """Runs the clients and the faults, and then reads the final state."""
     world.up.set()
     actors = [Actor(world, f"c{n}", scripted=True) for n in range(plan.actors)]
     tasks = [asyncio.create_task(actor.work()) for actor in actors]
@@ -176,7 +176,7 @@ async def _load(world: NodesWorld, plan: Plan, report: Report) -> None:
 
 
 async def _observe(world: NodesWorld) -> None:
-    """Reads everything from any node, and the log from each of them."""
+    """Reads the final state from any node, and the event log from each."""
     await ask_for_everything(world)
     for node in world.nodes:
         events, _ = await read_log(node.reached_at, world.sessions)
@@ -184,8 +184,11 @@ async def _observe(world: NodesWorld) -> None:
 
 
 async def _strike(world: NodesWorld, plan: Plan, report: Report) -> None:
-    """Has happen what is planned. What hits a node that is still hit waits for it, and what would
-    hit the last one that is whole: then nobody could see to the others."""
+    """Injects the planned faults.
+
+    A fault waits while its node still suffers from another, and while its node is the only
+    healthy one: no node could take over then.
+    """
     locks = [asyncio.Lock() for _ in world.nodes]
     spared = asyncio.Semaphore(len(world.nodes) - 1)
     begun = asyncio.get_running_loop().time()

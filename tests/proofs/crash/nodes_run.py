@@ -1,8 +1,8 @@
 """Three nodes over one PostgreSQL, killed, stopped and cut off under load, round after round:
 `python -m proofs.crash.nodes_run --minutes 10 --seed 7`.
 
-A round that finds something wrong keeps its logs and its history in a folder; it is played again by
-`--first NUMBER --rounds 1` with the same seed.
+A round with a violation keeps its logs and its history in a folder. To repeat it, pass
+`--first NUMBER --rounds 1` and the same seed.
 """
 
 from __future__ import annotations
@@ -28,27 +28,33 @@ from support.postgres import OTHER_SERVER, OwnPostgres, fresh_database, own_post
 
 
 def main() -> int:
-    """Plays the rounds; returns 1 if any of them found something."""
+    """Plays the rounds; returns 1 if any of them found a violation."""
     parser = argparse.ArgumentParser(prog="python -m proofs.crash.nodes_run", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=2.0, help="no round begins after them")
-    parser.add_argument("--rounds", type=int, default=10_000, help="how many rounds at the most")
-    parser.add_argument("--seed", default=str(time.time_ns() % 1_000_000), help="of all rounds")
-    parser.add_argument("--first", type=int, default=1, help="the number of the first round")
-    parser.add_argument("--seconds", type=float, default=40.0, help="for how long a round has load")
-    parser.add_argument("--lease", type=float, default=2.0, help="of the nodes, in seconds")
-    parser.add_argument("--proxies", action="store_true", help="no namespaces, even if allowed")
+    parser.add_argument(
+        "--minutes", type=float, default=2.0, help="minutes after which no round starts"
+    )
+    parser.add_argument("--rounds", type=int, default=10_000, help="maximum number of rounds")
+    parser.add_argument(
+        "--seed", default=str(time.time_ns() % 1_000_000), help="seed of all rounds"
+    )
+    parser.add_argument("--first", type=int, default=1, help="number of the first round")
+    parser.add_argument("--seconds", type=float, default=40.0, help="seconds of load per round")
+    parser.add_argument("--lease", type=float, default=2.0, help="lease of the nodes in seconds")
+    parser.add_argument(
+        "--proxies", action="store_true", help="use proxies even if namespaces are possible"
+    )
     return asyncio.run(_play_all(parser.parse_args()))
 
 
 @dataclass(slots=True)
 class Totals:
-    """What came of all rounds."""
+    """The results of all rounds."""
 
     figures: Counter[str] = field(default_factory=Counter)
     recoveries: list[float] = field(default_factory=list)
 
     def add(self, report: Report, kept: Path | None) -> None:
-        """Adds a round, and where its files were kept if something was wrong."""
+        """Adds a round, and the folder of its files if it found a violation."""
         self.figures.update(report.figures())
         self.figures["rounds"] += 1
         self.figures["failed rounds"] += kept is not None
@@ -99,7 +105,7 @@ async def _play(plan: Plan, network: Network, url: str) -> tuple[Report, Path | 
     folder = Path(tempfile.mkdtemp(prefix="runlane-nodes-"))
     try:
         report = await play(plan, folder, network, url)
-    except Exception:  # noqa: BLE001 - whatever it is, the next round is played
+    except Exception:  # noqa: BLE001 - after any error the next round is played
         (folder / "error.txt").write_text(traceback.format_exc())
         return Report(plan), folder
     if not report.violations:
@@ -122,8 +128,8 @@ def _line(report: Report, kept: Path | None) -> str:
     figures = report.figures()
     kinds = Counter(fault.kind for fault in report.history.faults)
     faults = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    told = f"{figures['accepts acknowledged']} accepts, {figures['accepts unknown']} unknown"
-    line = f"{report.plan.seed:>10}  {told}, failover {_spread(report.recoveries)}; {faults}"
+    accepts = f"{figures['accepts acknowledged']} accepts, {figures['accepts unknown']} unknown"
+    line = f"{report.plan.seed:>10}  {accepts}, failover {_spread(report.recoveries)}; {faults}"
     if kept is None:
         return line
     found = Counter(violation.rule for violation in report.violations)

@@ -1,4 +1,4 @@
-"""Looks at what a server has, once everything has ended."""
+"""Reads the final state of a server after all runs have ended."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REPLAYS = 3
 
 
 async def end_everything(world: World) -> None:
-    """Waits for all runs to end, and then has one last run in each session."""
+    """Waits until all runs have ended, and then runs one last run in each session."""
     async with Client(world.pick()) as client:
         while left := [run async for run in client.list_runs(states=NOT_TERMINAL)]:
             await client.wait_run(left[-1].run_id, timeout=1)
@@ -29,7 +29,7 @@ async def end_everything(world: World) -> None:
 
 
 async def ask_for_everything(world: World) -> None:
-    """Fills in the final part of the history."""
+    """Adds the final state to the history."""
     final, history = world.history.final, world.history
     final.sentinels = set(last_runs(world.sessions).values())
     async with Client(world.pick()) as client:
@@ -41,7 +41,7 @@ async def ask_for_everything(world: World) -> None:
             messages = client.list_messages(session_id, page_size=50)
             final.messages[session_id] = [message async for message in messages]
     final.log, cursors = await read_log(world.pick(), world.sessions)
-    # A cursor is the same to all, so that those of the log are those that were heard.
+    # All subscribers get the same cursors, so those of the log equal those received before.
     before = [each.run_id for each in final.log if each.run_id not in final.sentinels]
     for run_id in world.rng.sample(before, min(REPLAYS, len(before))):
         events, _ = await read_log(world.pick(), world.sessions, cursors[run_id])

@@ -1,4 +1,4 @@
-"""One round: a load, a server that is killed in the middle of it, and a look at what is left."""
+"""One round: load, a server that is killed during the load, and a check of the result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from proofs.crash.world import World
 ACTORS = 6
 SESSIONS = 5
 PATIENCE = 30.0
-"""Seconds after which what should have ended counts as stuck."""
+"""Seconds after which an expected end counts as stuck."""
 
 
 class End(StrEnum):
@@ -37,7 +37,7 @@ class End(StrEnum):
 
 
 FAULTS = {End.SYNC_FAILS: "fail_syncs", End.DISK_FULL: "fail_writes"}
-"""What only a disk of ours can do."""
+"""The ends that need the simulated disk."""
 
 STORE_FAILED = "the store cannot be written to any more"
 ENDS = (*[End.KILL] * 6, End.DRAIN, End.KILL_IN_DRAIN, End.TWO_KILLS, End.KILL_AT_START)
@@ -45,7 +45,7 @@ ENDS = (*[End.KILL] * 6, End.DRAIN, End.KILL_IN_DRAIN, End.TWO_KILLS, End.KILL_A
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a seed stands for. `instants` are how many messages have been sent and received."""
+    """The plan that a seed stands for. Instants count the messages sent and received."""
 
     seed: str
     agent: str
@@ -72,7 +72,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Report:
-    """What came of a round."""
+    """The result of a round."""
 
     plan: Plan
     kills: int = 0
@@ -108,9 +108,9 @@ async def play(
     disk: Disk | None = None,
     ends: tuple[tuple[End, int], ...] = (),
 ) -> Report:
-    """Plays the round of a seed in an empty folder. Ends whatever it started.
+    """Plays the round of a seed in an empty folder. Ends all processes that it starts.
 
-    On a disk of ours each kill is a power cut. `ends` are drawn, unless they are given.
+    With a simulated disk each kill is a power cut. `ends` replaces the random ends.
     """
     plan = Plan.draw(seed)
     if ends:
@@ -145,7 +145,9 @@ async def play(
     errors = [line for line in server.log.splitlines() if '"level": "error"' in line]
     report.violations += [Violation("log", line) for line in errors if STORE_FAILED not in line]
     if sum(STORE_FAILED in line for line in errors) != sum(end in FAULTS for end, _ in plan.ends):
-        report.violations.append(Violation("log", "it does not say once that the store failed"))
+        report.violations.append(
+            Violation("log", "the log does not report the store failure exactly once")
+        )
     return report
 
 
@@ -161,12 +163,12 @@ async def _end(server: CrashServer, end: End, world: World, report: Report) -> N
         world.up.clear()
         report.kills += end is End.KILL_IN_DRAIN
         if end is End.DRAIN and code:
-            report.violations.append(Violation("exit", f"the server left with {code}"))
+            report.violations.append(Violation("exit", f"the server exited with {code}"))
     elif end in FAULTS:
         code = await server.fail(**{FAULTS[end]: world.rng.randint(0, 3)})
         world.up.clear()
         if code != 1:
-            report.violations.append(Violation("exit", f"the server left with {code}"))
+            report.violations.append(Violation("exit", f"the server exited with {code}"))
         if world.rng.random() < 0.5:
             await server.kill()
     else:
@@ -181,7 +183,7 @@ async def _end(server: CrashServer, end: End, world: World, report: Report) -> N
 
 
 async def _unless_failed(tasks: list[asyncio.Task[None]], wait: Awaitable[None]) -> None:
-    """Waits; a client that fails ends it."""
+    """Waits, but raises at once if a client fails."""
     waiting = asyncio.ensure_future(wait)
     async with asyncio.timeout(PATIENCE):
         await asyncio.wait({waiting, *tasks}, return_when=asyncio.FIRST_COMPLETED)
@@ -193,7 +195,7 @@ async def _unless_failed(tasks: list[asyncio.Task[None]], wait: Awaitable[None])
 
 
 async def bounded(what: str, work: Awaitable[object], violations: list[Violation]) -> None:
-    """Awaits something that has to come to its end."""
+    """Awaits something that has to end; otherwise that is a violation."""
     with suppress(TimeoutError):
         async with asyncio.timeout(PATIENCE):
             await work

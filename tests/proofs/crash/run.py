@@ -1,6 +1,6 @@
 """Kills a server under load, round after round: `python -m proofs.crash.run --rounds 200 --seed 1`.
 
-A round that finds something wrong keeps its database, its log and its history in a folder.
+A round with a violation keeps its database, its log and its history in a folder.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from proofs.crash.round import Plan, Report, play
 
 
 def main() -> int:
-    """Plays the rounds; returns 1 if any of them found something."""
+    """Plays the rounds; returns 1 if any of them found a violation."""
     parser = argparse.ArgumentParser(prog="python -m proofs.crash.run", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=20, help="how many rounds")
-    parser.add_argument("--seed", default=str(time.time_ns() % 1_000_000), help="of all rounds")
-    parser.add_argument("--first", type=int, default=1, help="the number of the first round")
-    parser.add_argument("--power", action="store_true", help="kills are power cuts; needs cc")
+    parser.add_argument("--rounds", type=int, default=20, help="number of rounds")
+    parser.add_argument(
+        "--seed", default=str(time.time_ns() % 1_000_000), help="seed of all rounds"
+    )
+    parser.add_argument("--first", type=int, default=1, help="number of the first round")
+    parser.add_argument("--power", action="store_true", help="make each kill a power cut; needs cc")
     return asyncio.run(_play_all(parser.parse_args()))
 
 
@@ -48,7 +50,7 @@ async def _play(seed: str, *, power: bool) -> tuple[Report, Path | None]:
     folder = Path(tempfile.mkdtemp(prefix="runlane-crash-"))
     try:
         report = await play(seed, folder, Disk(folder / "disk") if power else None)
-    except Exception:  # noqa: BLE001 - whatever it is, the next round is played
+    except Exception:  # noqa: BLE001 - after any error the next round is played
         (folder / "error.txt").write_text(traceback.format_exc())
         return Report(Plan.draw(seed)), folder
     if not report.violations:
@@ -63,8 +65,8 @@ async def _play(seed: str, *, power: bool) -> tuple[Report, Path | None]:
 def _line(report: Report, kept: Path | None) -> str:
     ends = ", ".join(f"{end} at {instant}" for end, instant in report.plan.ends)
     figures = report.figures()
-    told = f"{figures['accepts acknowledged']} accepts, {figures['accepts unknown']} unknown"
-    line = f"{report.plan.seed:>10}  {report.plan.agent:14}  {ends}; {told}"
+    accepts = f"{figures['accepts acknowledged']} accepts, {figures['accepts unknown']} unknown"
+    line = f"{report.plan.seed:>10}  {report.plan.agent:14}  {ends}; {accepts}"
     if kept is None:
         return line
     found = Counter(violation.rule for violation in report.violations)

@@ -1,4 +1,4 @@
-"""The checker sees: each history here is one that a broken server could have left."""
+"""The checker finds violations: each history here could come from a broken server."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def at(second: float) -> datetime:
 
 
 def ended(run_id: str, seq: int, *, cancelled: bool = False) -> Run:
-    """Run number `seq`: accepted at its number, and cancelled while it waited, or run after it."""
+    """Run number `seq`: accepted at that number, and cancelled while it waited, or run later."""
     state = RunState.CANCELLED if cancelled else RunState.COMPLETED
     begun = None if cancelled else at(10 * seq)
     complete = RunComplete(
@@ -106,7 +106,7 @@ def accepted(run: Run, sent: int) -> AcceptTry:
 
 
 def sound() -> History:
-    """Four runs, one of them cancelled while it waited, as three subscribers saw it."""
+    """A sound history of four runs, one cancelled while it waited, with three subscribers."""
     runs = [ended("a", 1), ended("b", 2), ended("c", 3, cancelled=True), ended("last", 4)]
     history = History()
     history.accepts = [accepted(run, 10 * n) for n, run in enumerate(runs[:3], start=1)]
@@ -145,11 +145,11 @@ def test_a_sound_history_has_no_violation() -> None:
     assert check(sound()) == []
 
 
-# --- How histories are doctored ------------------------------------------------------------------
+# --- Doctored histories -----------------------------------------------------------------
 
 
 def lost_run(history: History) -> None:
-    """An acknowledged run is nowhere."""
+    """An acknowledged run does not exist."""
     final = history.final
     del final.runs["b"], final.events["b"]
     final.listed = [run for run in final.listed if run.run_id != "b"]
@@ -192,7 +192,7 @@ def defect(history: History) -> None:
 
 
 def seq_against_acknowledgement(history: History) -> None:
-    """a was sent after b had been acknowledged, and yet comes before it."""
+    """a was sent after the acknowledgement of b, but precedes it."""
     history.accepts[0] = replace(history.accepts[0], sent=33, done=34)
     history.heard.pop()
 
@@ -304,12 +304,12 @@ def cancelled_by_nobody(history: History) -> None:
 
 
 def cancelled_after_the_answer(history: History) -> None:
-    """c was sent after the cancel had been answered."""
+    """The cancelled run c was sent after the acknowledgement of the cancel."""
     history.accepts[2] = replace(history.accepts[2], sent=50, done=51)
 
 
 def receipt_incomplete(history: History) -> None:
-    """b was waiting still when the cancel was answered."""
+    """The receipt omits b, which still waited after the cancel."""
     history.cancels[0] = replace(history.cancels[0], answered_at=at(19))
 
 
@@ -384,7 +384,9 @@ def _change_run(history: History, run_id: str, **changes: object) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_doctored_history_is_seen(doctor: Callable[[History], None], rules: set[str]) -> None:
+def test_a_doctored_history_has_the_violation(
+    doctor: Callable[[History], None], rules: set[str]
+) -> None:
     history = sound()
     doctor(history)
     assert {violation.rule for violation in check(history)} == rules

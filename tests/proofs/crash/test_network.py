@@ -1,4 +1,4 @@
-"""The network of nodes: what is cut is cut, and nothing else is."""
+"""The network of nodes: a cut affects one link and no other."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def network(request: pytest.FixtureRequest) -> AsyncIterator[Network]:
 
 @pytest.fixture
 async def echoing(network: Network) -> AsyncIterator[Network]:
-    """Node 0 says back what it is told."""
+    """A network whose node 0 echoes."""
     process = await asyncio.create_subprocess_exec(
         *(*network.prefix(0), sys.executable, "-c", ECHO, network.listen(0)), stdout=PIPE
     )
@@ -78,7 +78,7 @@ class Caller:
         self._writer.transport.abort()
 
 
-async def test_what_is_cut_falls_silent_and_comes_back(echoing: Network) -> None:
+async def test_a_cut_link_falls_silent_and_recovers(echoing: Network) -> None:
     caller = await Caller.of(echoing)
     caller.say()
     assert await caller.heard() == b"x"
@@ -95,7 +95,7 @@ async def test_what_is_cut_falls_silent_and_comes_back(echoing: Network) -> None
     caller.leave()
 
 
-async def test_what_is_reset_breaks_and_can_be_made_anew(echoing: Network) -> None:
+async def test_a_reset_breaks_connections_and_allows_new_ones(echoing: Network) -> None:
     caller = await Caller.of(echoing)
     caller.say()
     assert await caller.heard() == b"x"

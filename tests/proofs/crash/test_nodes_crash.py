@@ -1,5 +1,5 @@
-"""Three nodes over one database that are killed, stopped and cut off under load, for a few seconds;
-`make nodes` does it as long as one likes."""
+"""Kills, stops and cuts off three nodes over one database under load, for a few seconds.
+`make nodes` does so for any length of time."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ HITS = (
 
 
 @pytest.mark.timeout(240)
-async def test_nothing_accepted_is_lost_whatever_becomes_of_nodes(tmp_path: Path) -> None:
-    """R1, R4, R7, R9 to R11, R20 to R25, across nodes."""
+async def test_faults_of_nodes_lose_no_accepted_run(tmp_path: Path) -> None:
+    """R1, R4, R7, R9 to R11 and R20 to R25 hold across nodes."""
     skip_without_wheel()
     print(why_no_namespaces() or "in namespaces")
     plan = Plan("suite", seconds=6.0, lease=2.0, hits=HITS, actors=4)
