@@ -10,12 +10,12 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from bench import wire
-from bench.bench import ACCEPT, ECHOED, SUBSCRIBE, Bench, figure
+from bench.bench import ACCEPT, SUBSCRIBE, Bench, figure
 from bench.load import Measured, call
 from bench.process import Server
 from bench.rates import HOLDS, KEPT, ratios
 from bench.result import Figure, Row
-from bench.waits import CANCELS, PAUSE, SLOW, quantile
+from bench.waits import CANCELS, PAUSE, SLOW, quantile, round_trip
 from runlane.v1.run_service_pb2 import CancelRequest
 
 if TYPE_CHECKING:
@@ -128,10 +128,6 @@ async def cancel(bench: Bench) -> list[Row]:
         medians.append(measured.latency["p50"] * 1000)
         return quantile(measured, "p99")
 
-    async def round_trip() -> Figure:
-        async with bench.bare() as server:
-            return quantile(await bench.run(server, kind="unary", call=ECHOED, workers=1), "p50")
-
-    ours, peer = await bench.in_turn(cancelled, round_trip)
+    ours, peer = await bench.in_turn(cancelled, partial(round_trip, bench))
     title = "Cancel at one node sent to CANCELLED seen there, executed by another, p99"
     return [Row("nodes-cancel", title, "ms", [], ours, peer, notes={"p50, ms": median(medians)})]

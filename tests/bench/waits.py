@@ -75,6 +75,12 @@ async def cancels(bench: Bench, store: Path | None = None) -> Measured:
         )
 
 
+async def round_trip(bench: Bench) -> Figure:
+    """The median round trip of an echo on an idle bare server, in milliseconds."""
+    async with bench.bare() as server:
+        return quantile(await bench.run(server, kind="unary", call=ECHOED, workers=1), "p50")
+
+
 async def cancel(bench: Bench) -> list[Row]:
     """The p99 of cancels, in round trips of an echo on an idle server."""
     medians: list[float] = []
@@ -84,11 +90,7 @@ async def cancel(bench: Bench) -> list[Row]:
         medians.append(measured.latency["p50"] * 1000)
         return quantile(measured, "p99")
 
-    async def round_trip() -> Figure:
-        async with bench.bare() as server:
-            return quantile(await bench.run(server, kind="unary", call=ECHOED, workers=1), "p50")
-
-    ours, peer = await bench.in_turn(cancelled, round_trip)
+    ours, peer = await bench.in_turn(cancelled, partial(round_trip, bench))
     trips = ratios(ours, peer)
     title = "Cancel sent to CANCELLED seen, p99, in round trips (p50) of the bare echo"
     budget = Budget(8, 4, at_most=True)

@@ -1,5 +1,4 @@
-"""A peer at the wire that does what it is told to, well or badly: to see what the client makes of
-it. It is a real grpc.aio server on a real port."""
+"""A scripted peer: a real grpc.aio server on a real port that answers, well or badly, by script."""
 
 # ruff: noqa: N802 - a method is named for its rpc
 from __future__ import annotations
@@ -33,12 +32,12 @@ from runlane.v1 import (
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 QUICK = RetryPolicy(attempts=4, initial=0.001, maximum=0.01)
-"""So that tests do not wait for pauses that they are not about."""
+"""A short backoff, so that tests do not wait for retries."""
 
 
 @dataclass(frozen=True)
 class Refuse:
-    """A step: the call ends with this status."""
+    """A step: ends the call with a status."""
 
     code: StatusCode
     reason: str = ""
@@ -49,7 +48,7 @@ class Refuse:
     domain: str = "runlane"
 
     def trailers(self) -> tuple[tuple[str, bytes], ...]:
-        """The trailing metadata, as a server makes it."""
+        """The trailing metadata as a server sends it."""
         details: list[Message] = []
         if self.reason:
             details.append(
@@ -78,7 +77,7 @@ class Refuse:
 
 
 class Hang:
-    """A step: nothing happens any more until the caller leaves."""
+    """A step: the call hangs until the caller leaves."""
 
 
 HANG = Hang()
@@ -91,10 +90,10 @@ Script: TypeAlias = Sequence[Step]
 class Peer(
     run_service_pb2_grpc.RunServiceServicer, session_service_pb2_grpc.SessionServiceServicer
 ):
-    """`scripts` has the steps of each call of an rpc, one after the other; `requests` what came;
-    `came` is set for each rpc when it was called.
+    """`scripts` has the steps of the successive calls of each rpc, and `requests` their requests.
 
-    A call without a script hangs. `left` is set when a caller left a stream, or a call that hung.
+    A call without a script hangs. `came` is set for each rpc once it was called; `left` once a
+    caller has left a stream or a hanging call.
     """
 
     def __init__(self) -> None:
@@ -108,15 +107,15 @@ class Peer(
 
     @property
     def target(self) -> str:
-        """Where it is."""
+        """The address for clients."""
         return f"127.0.0.1:{self.port}"
 
     def client(self, timeout: float = 10.0, retry: RetryPolicy = QUICK) -> Client:
-        """A client of it."""
+        """A client of the peer."""
         return Client(self.target, timeout=timeout, retry=retry)
 
     async def start(self) -> None:
-        """Serves, on the port it had before."""
+        """Serves; after a stop, on the same port."""
         self._server = grpc.aio.server()
         run_service_pb2_grpc.add_RunServiceServicer_to_server(self, self._server)
         session_service_pb2_grpc.add_SessionServiceServicer_to_server(self, self._server)
@@ -124,7 +123,7 @@ class Peer(
         await self._server.start()
 
     async def stop(self) -> None:
-        """Breaks all connections off."""
+        """Breaks all connections and stops serving."""
         if self._server is not None:
             await self._server.stop(None)
             self._server = None
@@ -195,7 +194,7 @@ class Peer(
 
 @asynccontextmanager
 async def serving() -> AsyncIterator[Peer]:
-    """A peer that serves."""
+    """A running peer."""
     peer = Peer()
     await peer.start()
     try:
@@ -204,7 +203,7 @@ async def serving() -> AsyncIterator[Peer]:
         await peer.stop()
 
 
-# --- What it says --------------------------------------------------------------------------------
+# --- Messages -----------------------------------------------------------------------------------
 
 
 def complete(
@@ -214,7 +213,7 @@ def complete(
     text: str = "done",
     ended: int = 2,
 ) -> run_pb2.RunComplete:
-    """The end of a run, `ended` seconds after the epoch."""
+    """A terminal event, `ended` seconds after the epoch."""
     failed = state == run_pb2.RUN_STATE_FAILED
     return run_pb2.RunComplete(
         session_id="s",
@@ -231,7 +230,7 @@ def complete(
 
 
 def run(run_id: str, state: run_pb2.RunState.ValueType = run_pb2.RUN_STATE_ACTIVE) -> run_pb2.Run:
-    """A run; with its end in a terminal state."""
+    """A run; in a terminal state it has its terminal event."""
     terminal = state >= run_pb2.RUN_STATE_COMPLETED
     return run_pb2.Run(
         session_id="s",
@@ -257,29 +256,29 @@ def mark(cursor: str) -> run_service_pb2.SubscribeRunCompleteResponse:
 
 
 def event(index: int, **body: Any) -> run_service_pb2.SubscribeRunResponse:
-    """An event of a run; without a body, one of a kind that the client does not know."""
+    """An event of a run. Without a body it has a kind that the client does not know."""
     return run_service_pb2.SubscribeRunResponse(
         event=run_pb2.RunEvent(index=index, time=Timestamp(seconds=4), **body)
     )
 
 
 def says(index: int, text: str) -> run_service_pb2.SubscribeRunResponse:
-    """A piece of the answer."""
+    """A text delta."""
     return event(index, text_delta=run_pb2.RunEvent.TextDelta(text=text))
 
 
 def accepted(run_id: str = "r") -> run_service_pb2.RunAcceptedResponse:
-    """A run that was accepted."""
+    """The answer of an accept."""
     return run_service_pb2.RunAcceptedResponse(run=run(run_id), cursor="before")
 
 
 def waited(
     run_id: str, state: run_pb2.RunState.ValueType = run_pb2.RUN_STATE_COMPLETED
 ) -> run_service_pb2.WaitRunResponse:
-    """A run that was waited for."""
+    """The answer of a wait."""
     return run_service_pb2.WaitRunResponse(run=run(run_id, state))
 
 
 def deleted() -> session_service_pb2.DeleteSessionResponse:
-    """A session that is gone."""
+    """The answer of a deletion."""
     return session_service_pb2.DeleteSessionResponse()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
-from proofs.crash.history import CancelTry, History, Outcome
+from proofs.crash.history import CancelTry, History, Outcome, Rule
 from runlane import Folded, Run, RunEvent, RunState, Started, WhenBusy
 
 INTERRUPTED_BY = "interrupted by "
@@ -138,8 +138,6 @@ def _first_answered(history: History) -> dict[str, int]:
         for run_id, tries in history.acknowledged.items()
     }
 
-
-Rule = Callable[[History], Iterator[str]]
 
 RULES: Mapping[str, Rule] = {
     "receipt untrue": _untrue,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from proofs.crash.history import Heard, History
+from proofs.crash.history import Heard, History, Rule
 from runlane import Folded, Run, RunComplete, RunEvent, RunState, Started, WhenBusy
 
 
@@ -164,8 +164,6 @@ def _order(history: History) -> Iterator[str]:
             if later < earlier:
                 yield f"{second} was started before {first}, which was accepted before it"
 
-
-Rule = Callable[[History], Iterator[str]]
 
 RULES: Mapping[str, Rule] = {
     "event missing": _missing,

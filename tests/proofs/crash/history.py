@@ -7,7 +7,7 @@ smaller number came first.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from enum import StrEnum
@@ -191,3 +191,7 @@ class History:
 
 def _line(kind: str, content: object) -> str:
     return json.dumps({"kind": kind, "content": content}, default=str)
+
+
+Rule = Callable[[History], Iterator[str]]
+"""A check of a history, which yields one line for each violation."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from proofs.crash import witness
 from proofs.crash.faults import CUTS, ENDING, FaultKind, Hit
 from proofs.crash.network import Network, Side
+from proofs.crash.server import LIMITS
 from proofs.crash.world import World
 from runlane import DeadlineExceeded, RunlaneError
 from runlane.errors import is_transient
@@ -22,14 +23,8 @@ from support.server import ServerProcess
 PATH = os.pathsep.join((str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")))
 """The import path of a node, with the agent on it."""
 
-LIMITS = (
-    *("--max-active-runs", "3", "--max-waiting-runs", "4"),
-    *("--cancel-grace", "200ms", "--drain-timeout", "300ms", "--progress-interval", "100ms"),
-    *("--log-level", "info", "--log-format", "json"),
-    # The networks belong to the test.
-    "--insecure-anywhere",
-)
-"""Limits so low that two nodes cannot have all sessions active, and that queues get full."""
+NODE_FLAGS = (*LIMITS, "--insecure-anywhere")
+"""The same low limits; the networks belong to the test, so no server is exposed."""
 
 ANY_NODE = 0.1
 """Probability that a client connects to any node, reachable or not: real clients learn of a lost
@@ -62,7 +57,7 @@ class Node(ServerProcess):
             folder,
             *("--store", network.store(number, store), "--agent", witness.AGENT),
             *("--node-lease", f"{lease}s", "--node-address", self.reached_at),
-            *LIMITS,
+            *NODE_FLAGS,
             env={witness.FILE: str(self.witness), "PYTHONPATH": PATH},
             listen=network.listen(number),
             prefix=network.prefix(number),

@@ -7,7 +7,7 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,11 +15,12 @@ from proofs.crash import witness
 from proofs.crash.actor import Actor
 from proofs.crash.checker import Violation, check
 from proofs.crash.faults import GAVE_UP, NODES, FaultKind, Hit, Plan
-from proofs.crash.history import Fault, History, Replay
+from proofs.crash.history import Fault, Replay
 from proofs.crash.network import Network
 from proofs.crash.nodes import Node, NodesWorld
 from proofs.crash.nodes_rules import near, recoveries
 from proofs.crash.observer import ask_for_everything, end_everything, read_log
+from proofs.crash.report import RoundReport
 from proofs.crash.round import bounded
 from runlane_server.store.postgres.url import read_url
 from support.postgres import plain
@@ -52,12 +53,10 @@ CANCELS = 0.3
 
 
 @dataclass(slots=True)
-class Report:
+class Report(RoundReport):
     """The result of a round."""
 
     plan: Plan
-    history: History = field(default_factory=History)
-    violations: list[Violation] = field(default_factory=list)
     unhit: int = 0
     """How often a node gave up without a fault."""
 
@@ -68,27 +67,14 @@ class Report:
 
     def figures(self) -> dict[str, int]:
         """The round in numbers."""
-        history = self.history
-        kinds = Counter(fault.kind for fault in history.faults)
+        kinds = Counter(fault.kind for fault in self.history.faults)
         return {
             "faults": sum(kinds[kind] for kind in FaultKind),
             **{str(kind): kinds[kind] for kind in FaultKind},
-            "accepts acknowledged": len(history.acknowledged),
-            "accepts unknown": len(history.unknown),
-            "unknown that are there": len(history.unknown & history.final.runs.keys()),
-            "retries": len(history.accepts) - len({each.run_id for each in history.accepts}),
-            "cancels": len(history.cancels),
-            "runs in receipts": sum(
-                len(receipt.cancelled) for each in history.cancels for receipt in each.receipts
-            ),
-            "attempts worked on": len(history.works),
+            "attempts worked on": len(self.history.works),
             "failovers": len(self.recoveries),
             "given up unhit": self.unhit,
-            "runs restarted": sum(run.attempt > 1 for run in history.final.runs.values()),
-            "events": sum(len(heard.events) for heard in history.heard),
-            "resumes": sum(heard.resumed for heard in history.heard),
-            "run events": sum(len(followed.events) for followed in history.followed),
-            "violations": len(self.violations),
+            **self.load_figures(),
         }
 
 

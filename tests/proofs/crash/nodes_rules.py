@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 
 from proofs.crash.faults import GAVE_UP, LOSING, PAUSES, FaultKind
-from proofs.crash.history import Fault, History, Work
+from proofs.crash.history import Fault, History, Rule, Work
 from runlane import Run, Started
 
 LATE = 10.0
@@ -191,8 +191,6 @@ def _starts(history: History, run_id: str) -> list[tuple[int, datetime]]:
     events = history.final.events.get(run_id, [])
     return [(e.body.attempt, e.time) for e in events if isinstance(e.body, Started)]
 
-
-Rule = Callable[[History], Iterator[str]]
 
 RULES: Mapping[str, Rule] = {
     "begun twice": _begun_twice,

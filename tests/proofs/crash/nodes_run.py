@@ -10,11 +10,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import shutil
 import sys
-import tempfile
 import time
-import traceback
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -24,6 +21,7 @@ from pathlib import Path
 from proofs.crash.faults import NODES, Plan
 from proofs.crash.network import Network, namespaces, open_to, proxies, why_no_namespaces
 from proofs.crash.nodes_round import Report, play
+from proofs.crash.report import play_in_folder
 from support.postgres import OTHER_SERVER, OwnPostgres, fresh_database, own_postgres
 
 
@@ -102,19 +100,10 @@ async def _play_all(options: argparse.Namespace) -> int:
 
 
 async def _play(plan: Plan, network: Network, url: str) -> tuple[Report, Path | None]:
-    folder = Path(tempfile.mkdtemp(prefix="runlane-nodes-"))
-    try:
-        report = await play(plan, folder, network, url)
-    except Exception:  # noqa: BLE001 - after any error the next round is played
-        (folder / "error.txt").write_text(traceback.format_exc())
-        return Report(plan), folder
-    if not report.violations:
-        shutil.rmtree(folder)
-        return report, None
-    report.history.save(folder / "history.jsonl")
-    lines = (f"{violation.rule}: {violation.what}\n" for violation in report.violations)
-    (folder / "violations.txt").write_text("".join(lines))
-    return report, folder
+    async def in_folder(folder: Path) -> Report:
+        return await play(plan, folder, network, url)
+
+    return await play_in_folder("runlane-nodes-", in_folder, lambda: Report(plan))
 
 
 def _spread(seconds: Sequence[float]) -> str:
@@ -125,15 +114,11 @@ def _spread(seconds: Sequence[float]) -> str:
 
 
 def _line(report: Report, kept: Path | None) -> str:
-    figures = report.figures()
     kinds = Counter(fault.kind for fault in report.history.faults)
     faults = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    accepts = f"{figures['accepts acknowledged']} accepts, {figures['accepts unknown']} unknown"
-    line = f"{report.plan.seed:>10}  {accepts}, failover {_spread(report.recoveries)}; {faults}"
-    if kept is None:
-        return line
-    found = Counter(violation.rule for violation in report.violations)
-    return f"{line}\n    WRONG {dict(found) or 'see error.txt'}, kept in {kept}"
+    failover = _spread(report.recoveries)
+    line = f"{report.plan.seed:>10}  {report.accepts()}, failover {failover}; {faults}"
+    return report.verdict(line, kept)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,15 @@ import asyncio
 import random
 from collections.abc import Awaitable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
 from proofs.crash.actor import Actor
 from proofs.crash.checker import Violation, check
 from proofs.crash.disk import Disk
-from proofs.crash.history import History
 from proofs.crash.observer import ask_for_everything, end_everything
+from proofs.crash.report import RoundReport
 from proofs.crash.server import CrashServer
 from proofs.crash.world import World
 
@@ -71,35 +71,16 @@ class Plan:
 
 
 @dataclass(slots=True)
-class Report:
+class Report(RoundReport):
     """The result of a round."""
 
     plan: Plan
     kills: int = 0
     drains: int = 0
-    history: History = field(default_factory=History)
-    violations: list[Violation] = field(default_factory=list)
 
     def figures(self) -> dict[str, int]:
         """The round in numbers."""
-        history = self.history
-        return {
-            "kills": self.kills,
-            "drains": self.drains,
-            "accepts acknowledged": len(history.acknowledged),
-            "accepts unknown": len(history.unknown),
-            "unknown that are there": len(history.unknown & history.final.runs.keys()),
-            "retries": len(history.accepts) - len({each.run_id for each in history.accepts}),
-            "cancels": len(history.cancels),
-            "runs in receipts": sum(
-                len(receipt.cancelled) for each in history.cancels for receipt in each.receipts
-            ),
-            "runs restarted": sum(run.attempt > 1 for run in history.final.runs.values()),
-            "events": sum(len(heard.events) for heard in history.heard),
-            "resumes": sum(heard.resumed for heard in history.heard),
-            "run events": sum(len(followed.events) for followed in history.followed),
-            "violations": len(self.violations),
-        }
+        return {"kills": self.kills, "drains": self.drains, **self.load_figures()}
 
 
 async def play(

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import shutil
 import sys
-import tempfile
 import time
-import traceback
 from collections import Counter
 from pathlib import Path
 
 from proofs.crash.disk import Disk
+from proofs.crash.report import play_in_folder
 from proofs.crash.round import Plan, Report, play
 
 
@@ -47,30 +45,16 @@ async def _play_all(options: argparse.Namespace) -> int:
 
 
 async def _play(seed: str, *, power: bool) -> tuple[Report, Path | None]:
-    folder = Path(tempfile.mkdtemp(prefix="runlane-crash-"))
-    try:
-        report = await play(seed, folder, Disk(folder / "disk") if power else None)
-    except Exception:  # noqa: BLE001 - after any error the next round is played
-        (folder / "error.txt").write_text(traceback.format_exc())
-        return Report(Plan.draw(seed)), folder
-    if not report.violations:
-        shutil.rmtree(folder)
-        return report, None
-    report.history.save(folder / "history.jsonl")
-    lines = (f"{violation.rule}: {violation.what}\n" for violation in report.violations)
-    (folder / "violations.txt").write_text("".join(lines))
-    return report, folder
+    async def in_folder(folder: Path) -> Report:
+        return await play(seed, folder, Disk(folder / "disk") if power else None)
+
+    return await play_in_folder("runlane-crash-", in_folder, lambda: Report(Plan.draw(seed)))
 
 
 def _line(report: Report, kept: Path | None) -> str:
     ends = ", ".join(f"{end} at {instant}" for end, instant in report.plan.ends)
-    figures = report.figures()
-    accepts = f"{figures['accepts acknowledged']} accepts, {figures['accepts unknown']} unknown"
-    line = f"{report.plan.seed:>10}  {report.plan.agent:14}  {ends}; {accepts}"
-    if kept is None:
-        return line
-    found = Counter(violation.rule for violation in report.violations)
-    return f"{line}\n    WRONG {dict(found) or 'see error.txt'}, kept in {kept}"
+    line = f"{report.plan.seed:>10}  {report.plan.agent:14}  {ends}; {report.accepts()}"
+    return report.verdict(line, kept)
 
 
 if __name__ == "__main__":

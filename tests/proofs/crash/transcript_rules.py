@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from proofs.crash.event_rules import was_waiting
-from proofs.crash.history import History
+from proofs.crash.history import History, Rule
 from runlane import Message, Role, Run, RunComplete, RunEvent, Started, TextDelta
 from support.wire import check_turn, text_of
 
@@ -81,8 +81,6 @@ def _kept(run: Run, messages: Sequence[Message]) -> str:
         if message.run_id == run.run_id and message.role is Role.ASSISTANT
     )
 
-
-Rule = Callable[[History], Iterator[str]]
 
 RULES: Mapping[str, Rule] = {
     "transcript": _transcript,
