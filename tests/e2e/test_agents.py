@@ -45,7 +45,7 @@ async def using(
         yield server, Wire(client)
 
 
-async def asked(wire: Wire, prompt: str, **options: Any) -> RunHandle:
+async def ask(wire: Wire, prompt: str, **options: Any) -> RunHandle:
     return await wire.client.run_accepted("s", prompt, allow_missing=True, **options)
 
 
@@ -68,7 +68,7 @@ wait
 """A program that prints its process id and that of its child, and stays."""
 
 
-async def at_work(handle: RunHandle, *, attempt: int = 1) -> list[int]:
+async def wait_for_pids(handle: RunHandle, *, attempt: int = 1) -> list[int]:
     """The process ids that a staying program has printed."""
     said = await wait_for_text(handle, ".\n", attempt=attempt)
     return [int(word) for word in said.rstrip(".\n").split()[-2:]]
@@ -80,7 +80,7 @@ async def test_the_output_of_a_program_is_streamed_before_it_exits(tmp_path: Pat
     os.mkfifo(gate)
     script = program(tmp_path, f'read -r prompt; echo "so far: $prompt"; cat "{gate}"; echo end')
     async with using(tmp_path, f"command:{script}") as (_, wire):
-        handle = await asked(wire, "why?\n")
+        handle = await ask(wire, "why?\n")
         assert await wait_for_text(handle, "\n") == "so far: why?\n"
         assert (await wire.client.get_run(handle.run_id)).state is S.ACTIVE
         await asyncio.to_thread(gate.write_text, "more\n")
@@ -93,8 +93,8 @@ async def test_the_output_of_a_program_is_streamed_before_it_exits(tmp_path: Pat
 @on_each_loop
 async def test_r09_r16_a_cancel_ends_the_program_and_keeps_its_text(tmp_path: Path) -> None:
     async with using(tmp_path, f"command:{program(tmp_path, STAYS)}") as (_, wire):
-        handle = await asked(wire, "x")
-        pids = await at_work(handle)
+        handle = await ask(wire, "x")
+        pids = await wait_for_pids(handle)
         assert all(map(is_running, pids))
         await handle.cancel("enough")
         complete = await wire.end(handle)
@@ -111,7 +111,7 @@ async def test_r09_r16_a_cancel_ends_the_program_and_keeps_its_text(tmp_path: Pa
 async def test_the_error_of_a_failed_program_has_its_stderr(tmp_path: Path) -> None:
     script = program(tmp_path, "echo half; echo first >&2; echo 'no disk' >&2; exit 3")
     async with using(tmp_path, f"command:{script}") as (_, wire):
-        complete = await wire.end(await asked(wire, "x"))
+        complete = await wire.end(await ask(wire, "x"))
         assert (complete.state, complete.finish_reason) == (S.FAILED, FinishReason.ERROR)
         assert complete.error is not None
         assert complete.error.reason == "COMMAND_FAILED"
@@ -134,9 +134,9 @@ async def test_a_program_gets_the_earlier_turns_as_json(tmp_path: Path) -> None:
     (tmp_path / "agent.py").write_text(HISTORY)
     agent = f"command+json:{sys.executable} agent.py"
     async with using(tmp_path, agent, "--command-cwd", ".") as (_, wire):
-        first = await wire.end(await asked(wire, "one", metadata={"tone": "kind"}))
+        first = await wire.end(await ask(wire, "one", metadata={"tone": "kind"}))
         assert first.text == "now: one: kind\n"
-        second = await wire.end(await asked(wire, "two"))
+        second = await wire.end(await ask(wire, "two"))
         assert second.text.splitlines() == [
             "user: one",
             *("assistant: now: one: kind", ""),
@@ -147,8 +147,8 @@ async def test_a_program_gets_the_earlier_turns_as_json(tmp_path: Path) -> None:
 @on_each_loop
 async def test_r21_no_program_outlives_a_killed_server(tmp_path: Path) -> None:
     async with using(tmp_path, f"command:{program(tmp_path, STAYS)}") as (server, wire):
-        handle = await asked(wire, "x")
-        pids = await at_work(handle)
+        handle = await ask(wire, "x")
+        pids = await wait_for_pids(handle)
         await server.kill()
         for pid in pids:
             await wait_for_exit(pid)
@@ -163,9 +163,9 @@ async def test_r21_no_program_outlives_a_killed_server(tmp_path: Path) -> None:
 async def test_a_stopping_server_ends_its_programs(tmp_path: Path) -> None:
     agent = f"command:{program(tmp_path, STAYS)}"
     async with using(tmp_path, agent, "--drain-timeout", "0s") as (server, wire):
-        once = await asked(wire, "x")
+        once = await ask(wire, "x")
         twice = await wire.client.run_accepted("t", "x", max_attempts=2, allow_missing=True)
-        pids = await at_work(once) + await at_work(twice)
+        pids = await wait_for_pids(once) + await wait_for_pids(twice)
         assert await server.stop(signal.SIGTERM) == 0
         assert not is_running(pids[0])
         assert not is_running(pids[2])
@@ -175,7 +175,7 @@ async def test_a_stopping_server_ends_its_programs(tmp_path: Path) -> None:
         complete = await wire.end(once)
         assert (complete.state, complete.finish_reason) == (S.FAILED, FinishReason.INTERRUPTED)
         # The run with attempts left is started again.
-        again = await at_work(twice, attempt=2)
+        again = await wait_for_pids(twice, attempt=2)
         assert is_running(again[0])
         await twice.cancel()
         ended = await wire.end(twice)
@@ -210,10 +210,10 @@ async def test_a_model_gets_the_earlier_turns_and_its_tokens_are_counted(
 ) -> None:
     model.answer(Answer(text=["I am ", "fine"]), Answer(text=["As I said"]))
     async with chatting(tmp_path, model) as (_, wire):
-        first = await wire.end(await asked(wire, "how are you?"))
+        first = await wire.end(await ask(wire, "how are you?"))
         assert (first.state, first.text) == (S.COMPLETED, "I am fine")
         assert first.usage == Usage(input_tokens=10, output_tokens=5, requests=1)
-        second = await wire.end(await asked(wire, "really?"))
+        second = await wire.end(await ask(wire, "really?"))
         assert second.usage == Usage(input_tokens=30, output_tokens=5, requests=1)
         assert sent(model, 1) == [
             ("user", "how are you?"),
@@ -232,7 +232,7 @@ async def test_r16_a_cancel_closes_the_stream_of_a_model_and_keeps_its_text(
 ) -> None:
     model.answer(Answer(text=["half an ", "answer"], hold=True), "and now the rest")
     async with chatting(tmp_path, model) as (_, wire):
-        handle = await asked(wire, "tell me")
+        handle = await ask(wire, "tell me")
         await wait_for_text(handle, "half an answer")
         await handle.cancel()
         complete = await wire.end(handle)
@@ -240,7 +240,7 @@ async def test_r16_a_cancel_closes_the_stream_of_a_model_and_keeps_its_text(
         check_turn(complete, await wire.messages("s"))
         async with asyncio.timeout(SECONDS):
             await model.requests[0].disconnected.wait()
-        assert (await wire.end(await asked(wire, "go on"))).text == "and now the rest"
+        assert (await wire.end(await ask(wire, "go on"))).text == "and now the rest"
         assert sent(model, 1) == [
             ("user", "tell me"),
             ("assistant", "half an answer"),
@@ -253,9 +253,9 @@ async def test_r26_a_prompt_is_folded_into_the_turn_of_a_model(
 ) -> None:
     model.answer(Answer(text=["at length, "], hold=True), "in short")
     async with chatting(tmp_path, model) as (_, wire):
-        active = await asked(wire, "explain")
+        active = await ask(wire, "explain")
         await wait_for_text(active, "at length")
-        folded = await asked(wire, "shorter, please", when_busy=WhenBusy.FOLD)
+        folded = await ask(wire, "shorter, please", when_busy=WhenBusy.FOLD)
         model.release()
         ends = [await wire.end(handle) for handle in (active, folded)]
         assert [end.state for end in ends] == [S.COMPLETED, S.COMPLETED]
@@ -288,14 +288,14 @@ async def test_a_request_refused_by_the_provider_fails_the_run(
     async with chatting(tmp_path, model) as (server, wire):
         for status, reason in ((401, "PROVIDER_AUTH"), (404, "PROVIDER_REJECTED")):
             model.answer(Answer(status=status, error=refusal))
-            complete = await wire.end(await asked(wire, str(status)))
+            complete = await wire.end(await ask(wire, str(status)))
             assert (complete.state, complete.finish_reason) == (S.FAILED, FinishReason.ERROR)
             assert complete.error is not None
             assert complete.error.reason == reason
             assert str(status) in complete.error.message
             assert "sk-secret" not in complete.error.message + server.log
             check_turn(complete, await wire.messages("s"))
-        assert (await wire.end(await asked(wire, "fine again"))).text == "fine again "
+        assert (await wire.end(await ask(wire, "fine again"))).text == "fine again "
 
 
 # --- Modules ------------------------------------------------------------------------------------
@@ -315,8 +315,8 @@ async def answer(turn):
 async def test_a_module_in_the_working_directory_can_be_the_agent(tmp_path: Path) -> None:
     (tmp_path / "my_agent.py").write_text(MODULE)
     async with using(tmp_path, "my_agent:answer") as (server, wire):
-        assert (await wire.end(await asked(wire, "one two"))).text == "ONE TWO after 0"
-        failed = await wire.end(await asked(wire, "fail"))
+        assert (await wire.end(await ask(wire, "one two"))).text == "ONE TWO after 0"
+        failed = await wire.end(await ask(wire, "fail"))
         assert (failed.state, failed.text) == (S.FAILED, "FAIL after 2")
         assert failed.error == RunError("AGENT_ERROR", "ValueError: no such word")
         assert "my_agent.py" in server.log  # the place of the error

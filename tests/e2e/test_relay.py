@@ -62,7 +62,7 @@ async def every_event(handle: RunHandle) -> list[RunEvent]:
         return [event async for event in handle.events()]
 
 
-def said(events: list[RunEvent]) -> str:
+def output_of(events: list[RunEvent]) -> str:
     """The output of the last attempt."""
     text = ""
     for event in events:
@@ -85,7 +85,7 @@ async def test_output_of_a_run_on_another_node_is_streamed_live(worker: Node, fr
     there, here = await every_event(await worker.attach(handle)), await following
     assert here == there
     assert [event.index for event in here] == list(range(1, len(here) + 1))
-    assert said(here) == "<g>more<h>"
+    assert output_of(here) == "<g>more<h>"
 
 
 async def test_many_deltas_are_relayed_once_and_in_order(worker: Node, front: Node) -> None:
@@ -95,7 +95,7 @@ async def test_many_deltas_are_relayed_once_and_in_order(worker: Node, front: No
     followers = [asyncio.create_task(every_event(handle)) for _ in range(5)]
     await worker.wire.open_latch("g")
     all_of_them = await asyncio.gather(*followers)
-    assert {said(events) for events in all_of_them} == {"<g>" + "".join(pieces)}
+    assert {output_of(events) for events in all_of_them} == {"<g>" + "".join(pieces)}
     for events in all_of_them:
         assert [event.index for event in events] == list(range(1, len(events) + 1))
         assert isinstance(events[-1].body, RunComplete)
@@ -128,7 +128,7 @@ async def test_r17_a_stream_follows_its_run_to_another_node(
     assert attempts == [1, 2]
     assert [event.index for event in events] == list(range(1, len(events) + 1))
     assert isinstance(events[-1].body, RunComplete)
-    assert (events[-1].body.state, said(events)) == (RunState.COMPLETED, "<g>")
+    assert (events[-1].body.state, output_of(events)) == (RunState.COMPLETED, "<g>")
 
 
 async def test_output_of_an_unreachable_node_is_read_from_the_store(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
-from proofs.crash.history import CancelTry, History, Outcome, Rule
+from proofs.crash.history import CancelCall, History, Outcome, Rule
 from runlane import Folded, Run, RunEvent, RunState, Started, WhenBusy
 
 INTERRUPTED_BY = "interrupted by "
@@ -95,7 +95,7 @@ def _missed(history: History) -> Iterator[str]:
                 yield f"{run.run_id} was not covered by {cancel.reason}, and went on after it"
 
 
-def _was_open(cancel: CancelTry, run: Run, events: list[RunEvent]) -> bool:
+def _was_open(cancel: CancelCall, run: Run, events: list[RunEvent]) -> bool:
     """Whether a run certainly was in the scope of an acknowledged cancel."""
     after = cancel.answered_at
     if run.ended_at is None or run.ended_at <= after:
@@ -107,7 +107,7 @@ def _was_open(cancel: CancelTry, run: Run, events: list[RunEvent]) -> bool:
     return cancel.scope != "active"
 
 
-def _means(cancel: CancelTry, run: Run, history: History) -> bool:
+def _means(cancel: CancelCall, run: Run, history: History) -> bool:
     """Whether a run may have been in the scope of a cancel."""
     if cancel.scope == "all":
         return True
@@ -118,13 +118,13 @@ def _means(cancel: CancelTry, run: Run, history: History) -> bool:
     return run.session_id == cancel.session_id
 
 
-def _fence(cancel: CancelTry) -> int:
+def _fence(cancel: CancelCall) -> int:
     if cancel.scope == "all" or not cancel.receipts:
         return 0
     return cancel.receipts[0].fence_accept_seq
 
 
-def _named(cancel: CancelTry) -> set[str]:
+def _named(cancel: CancelCall) -> set[str]:
     return {covered.run_id for receipt in cancel.receipts for covered in receipt.cancelled}
 
 

@@ -28,7 +28,7 @@ def check(history: History) -> list[Violation]:
         "retry": _retried,
         "seq": _sequence,
         "attempts": _attempts,
-        "look": _looks,
+        "read": _reads,
         "defect": _defects,
         **event_rules.RULES,
         **cancel_rules.RULES,
@@ -141,14 +141,14 @@ def _attempts(history: History) -> Iterator[str]:
             yield f"{run.run_id} was given up at attempt {run.attempt} of {run.max_attempts}"
 
 
-def _looks(history: History) -> Iterator[str]:
+def _reads(history: History) -> Iterator[str]:
     """Every terminal event that any client saw is the run's only one (R21)."""
-    for look in history.looks:
-        run = history.final.runs.get(look.run_id)
+    for read in history.reads:
+        run = history.final.runs.get(read.run_id)
         if run is None:
-            yield f"{look.run_id} was seen, and is gone"
-        elif look.state.terminal and _plain(look).run_complete != _plain(run).run_complete:
-            yield f"{look.run_id} was seen {look.state}, and ended otherwise"
+            yield f"{read.run_id} was seen, and is gone"
+        elif read.state.terminal and _plain(read).run_complete != _plain(run).run_complete:
+            yield f"{read.run_id} was seen {read.state}, and ended otherwise"
 
 
 def _defects(history: History) -> Iterator[str]:

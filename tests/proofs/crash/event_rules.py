@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from proofs.crash.history import Heard, History, Rule
+from proofs.crash.history import History, Rule, SubscriberRecord
 from runlane import Folded, Run, RunComplete, RunEvent, RunState, Started, WhenBusy
 
 
@@ -30,7 +30,7 @@ def _twice(history: History) -> Iterator[str]:
     """No subscriber receives a terminal event twice (R21)."""
     subscribers = [
         ("the log", history.final.log),
-        *((one.name, one.events) for one in history.heard),
+        *((one.name, one.events) for one in history.subscribers),
     ]
     for name, events in subscribers:
         for run_id, count in Counter(complete.run_id for complete in events).items():
@@ -40,7 +40,7 @@ def _twice(history: History) -> Iterator[str]:
 
 def _heard(history: History) -> Iterator[str]:
     """A subscriber that resumes gets all events after its start, once and in order (R25)."""
-    for one in history.heard:
+    for one in history.subscribers:
         log = _wanted(history.final.log, one.session_id)
         if one.from_beginning:
             begin = 0
@@ -52,7 +52,9 @@ def _heard(history: History) -> Iterator[str]:
         yield from _differs(one.name, one.events, log[begin:])
 
 
-def _begins_in_time(history: History, one: Heard, before: Sequence[RunComplete]) -> Iterator[str]:
+def _begins_in_time(
+    history: History, one: SubscriberRecord, before: Sequence[RunComplete]
+) -> Iterator[str]:
     """No run that ended after a subscriber started precedes the first event it received."""
     sent = history.first_sent
     for complete in before:
@@ -95,7 +97,7 @@ def _gaps(history: History) -> Iterator[str]:
     """The events of a run have no gap, end with its end, and are the same for all clients."""
     for run_id, events in history.final.events.items():
         yield from _numbered(f"the log of {run_id}", events)
-    for one in history.followed:
+    for one in history.followers:
         name = f"a follower of {one.run_id}"
         yield from _numbered(name, one.events)
         whole = history.final.events.get(one.run_id, [])

@@ -52,7 +52,7 @@ CUTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Hit:
+class PlannedFault:
     """A planned fault: its kind, the node, and its duration in seconds. With `reset` a cut breaks
     connections; otherwise they fall silent."""
 
@@ -89,14 +89,14 @@ class Plan:
     seed: str
     seconds: float
     lease: float
-    hits: tuple[tuple[float, Hit], ...]
+    hits: tuple[tuple[float, PlannedFault], ...]
     actors: int = 9
 
     @classmethod
     def draw(cls, seed: str, seconds: float, lease: float) -> Plan:
         """Draws a plan."""
         rng = random.Random(seed)  # noqa: S311 - it is to repeat itself
-        hits: list[tuple[float, Hit]] = []
+        hits: list[tuple[float, PlannedFault]] = []
         at = rng.uniform(*BETWEEN)
         while at < seconds:
             struck = rng.sample(range(NODES), 2 if rng.random() < TWO_AT_ONCE else 1)
@@ -105,7 +105,7 @@ class Plan:
         return cls(seed, seconds, lease, tuple(hits))
 
 
-def _draw(rng: random.Random, node: int, lease: float) -> Hit:
+def _draw(rng: random.Random, node: int, lease: float) -> PlannedFault:
     kind = rng.choices(tuple(WEIGHTS), weights=tuple(WEIGHTS.values()))[0]
     if kind in ENDING or kind is FaultKind.CUT_CLIENTS:
         seconds = rng.uniform(0, 1.5) * lease
@@ -113,4 +113,4 @@ def _draw(rng: random.Random, node: int, lease: float) -> Hit:
         seconds = rng.uniform(1.2, 2.5) * lease
     else:
         seconds = rng.uniform(0.1, 0.5) * lease
-    return Hit(node, kind, seconds, reset=rng.random() < 0.5)
+    return PlannedFault(node, kind, seconds, reset=rng.random() < 0.5)

@@ -27,7 +27,7 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class AcceptTry:
+class AcceptCall:
     """An accept, sent at `sent`. A later one with the same run id is a retry."""
 
     session_id: str
@@ -43,7 +43,7 @@ class AcceptTry:
 
 
 @dataclass(frozen=True, slots=True)
-class CancelTry:
+class CancelCall:
     """A cancel. Its reason is unique, so each cancelled run shows which cancel covered it.
 
     `scope` is session, active, waiting, run or all. `answered_at` can be compared with times of
@@ -63,7 +63,7 @@ class CancelTry:
 
 
 @dataclass(slots=True)
-class Heard:
+class SubscriberRecord:
     """The events of a subscriber that always resumed from its last cursor.
 
     `session_id` is empty for a subscriber of all sessions. It started at the beginning, at the
@@ -80,7 +80,7 @@ class Heard:
 
 
 @dataclass(slots=True)
-class Followed:
+class FollowerRecord:
     """The events of a follower of one run that always resumed after its last index."""
 
     run_id: str
@@ -123,7 +123,7 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class AttemptRecord:
     """An attempt as its agent recorded it: the node, and the time in which it worked.
 
     Without `ended` its node ended first. A `stubborn` agent may ignore its cancellation.
@@ -143,20 +143,20 @@ class History:
     """Everything of one round. With several nodes it has `faults` and `works`; the nodes declare
     each other dead after `lease` seconds."""
 
-    accepts: list[AcceptTry] = field(default_factory=list)
-    cancels: list[CancelTry] = field(default_factory=list)
-    looks: list[Run] = field(default_factory=list)
-    heard: list[Heard] = field(default_factory=list)
-    followed: list[Followed] = field(default_factory=list)
+    accepts: list[AcceptCall] = field(default_factory=list)
+    cancels: list[CancelCall] = field(default_factory=list)
+    reads: list[Run] = field(default_factory=list)
+    subscribers: list[SubscriberRecord] = field(default_factory=list)
+    followers: list[FollowerRecord] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
-    works: list[Work] = field(default_factory=list)
+    attempts: list[AttemptRecord] = field(default_factory=list)
     lease: float = 0.0
     final: Final = field(default_factory=Final)
 
     @property
-    def acknowledged(self) -> dict[str, list[AcceptTry]]:
+    def acknowledged(self) -> dict[str, list[AcceptCall]]:
         """The acknowledged accepts, by run id."""
-        found: dict[str, list[AcceptTry]] = {}
+        found: dict[str, list[AcceptCall]] = {}
         for attempt in self.accepts:
             if attempt.outcome is Outcome.OK:
                 found.setdefault(attempt.run_id, []).append(attempt)
@@ -181,8 +181,8 @@ class History:
         path.write_text("".join(f"{line}\n" for line in self._lines()))
 
     def _lines(self) -> Iterator[str]:
-        told = (self.accepts, self.cancels, self.looks, self.heard, self.followed)
-        for records in (*told, self.faults, self.works):
+        calls = (self.accepts, self.cancels, self.reads, self.subscribers, self.followers)
+        for records in (*calls, self.faults, self.attempts):
             for record in records:
                 yield _line(type(record).__name__, asdict(record))
         for part in fields(self.final):

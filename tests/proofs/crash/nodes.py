@@ -12,10 +12,10 @@ from datetime import datetime
 from pathlib import Path
 
 from proofs.crash import witness
-from proofs.crash.faults import CUTS, ENDING, FaultKind, Hit
+from proofs.crash.faults import CUTS, ENDING, FaultKind, PlannedFault
 from proofs.crash.network import Network, Side
 from proofs.crash.server import LIMITS
-from proofs.crash.world import World
+from proofs.crash.shared import SharedState
 from runlane import DeadlineExceeded, RunlaneError
 from runlane.errors import is_transient
 from support.server import ServerProcess
@@ -86,7 +86,7 @@ class Node(ServerProcess):
         self.reachable = False
         await super().kill()
 
-    async def suffer(self, hit: Hit) -> int:
+    async def suffer(self, hit: PlannedFault) -> int:
         """Injects a fault, and returns when it is over; returns the exit code of a drained node."""
         code = 0
         self.reachable = False
@@ -114,7 +114,7 @@ class Node(ServerProcess):
 
 
 @dataclass(slots=True)
-class NodesWorld(World):
+class NodesSharedState(SharedState):
     """The shared state of clients that move from node to node."""
 
     nodes: list[Node] = field(default_factory=list)

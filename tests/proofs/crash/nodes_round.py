@@ -14,10 +14,10 @@ from pathlib import Path
 from proofs.crash import witness
 from proofs.crash.actor import Actor
 from proofs.crash.checker import Violation, check
-from proofs.crash.faults import GAVE_UP, NODES, FaultKind, Hit, Plan
+from proofs.crash.faults import GAVE_UP, NODES, FaultKind, Plan, PlannedFault
 from proofs.crash.history import Fault, Replay
 from proofs.crash.network import Network
-from proofs.crash.nodes import Node, NodesWorld
+from proofs.crash.nodes import Node, NodesSharedState
 from proofs.crash.nodes_rules import near, recoveries
 from proofs.crash.observer import ask_for_everything, end_everything, read_log
 from proofs.crash.report import RoundReport
@@ -71,7 +71,7 @@ class Report(RoundReport):
         return {
             "faults": sum(kinds[kind] for kind in FaultKind),
             **{str(kind): kinds[kind] for kind in FaultKind},
-            "attempts worked on": len(self.history.works),
+            "attempts worked on": len(self.history.attempts),
             "failovers": len(self.recoveries),
             "given up unhit": self.unhit,
             **self.load_figures(),
@@ -83,7 +83,7 @@ async def play(plan: Plan, folder: Path, network: Network, store: str) -> Report
     report = Report(plan)
     report.history.lease = plan.lease
     rng = random.Random(f"{plan.seed} load")  # noqa: S311 - it is to repeat itself
-    world = NodesWorld(
+    shared = NodesSharedState(
         rng,
         tuple(f"s{n}" for n in range(SESSIONS)),
         timeout=TIMEOUT,
@@ -92,15 +92,15 @@ async def play(plan: Plan, folder: Path, network: Network, store: str) -> Report
         history=report.history,
         nodes=[Node(n, folder / f"n{n}", network, store, plan.lease) for n in range(NODES)],
     )
-    async with _running(world.nodes):
-        await _load(world, plan, report)
+    async with _running(shared.nodes):
+        await _load(shared, plan, report)
     report.violations += [Violation("left open", what) for what in await left_open(store)]
     lease = timedelta(seconds=plan.lease)
-    for node in world.nodes:
+    for node in shared.nodes:
         given_up = [Fault(node.number, GAVE_UP, at - lease, at) for at in node.gave_up]
         report.unhit += sum(not near(fault, report.history) for fault in given_up)
         report.history.faults += given_up
-        report.history.works += witness.read(node.witness, node.number)
+        report.history.attempts += witness.read(node.witness, node.number)
         report.violations += [Violation("log", f"node {node.number}: {e}") for e in node.errors]
     report.violations += check(report.history)
     return report
@@ -136,12 +136,12 @@ async def _running(nodes: list[Node]) -> AsyncIterator[None]:
         await asyncio.gather(*(node.kill() for node in nodes))
 
 
-async def _load(world: NodesWorld, plan: Plan, report: Report) -> None:
+async def _load(shared: NodesSharedState, plan: Plan, report: Report) -> None:
     """Runs the clients and the faults, and then reads the final state."""
-    world.up.set()
-    actors = [Actor(world, f"c{n}", scripted=True) for n in range(plan.actors)]
+    shared.up.set()
+    actors = [Actor(shared, f"c{n}", scripted=True) for n in range(plan.actors)]
     tasks = [asyncio.create_task(actor.work()) for actor in actors]
-    chaos = asyncio.create_task(_strike(world, plan, report))
+    chaos = asyncio.create_task(_strike(shared, plan, report))
     violations = report.violations
     try:
         await asyncio.wait({chaos, *tasks}, return_when=asyncio.FIRST_COMPLETED)
@@ -150,39 +150,39 @@ async def _load(world: NodesWorld, plan: Plan, report: Report) -> None:
                 task.result()
         if not chaos.done():
             raise RuntimeError("a client left early")
-        world.over.set()
+        shared.over.set()
         await bounded("the clients", asyncio.gather(*tasks), violations)
-        await bounded("the runs", end_everything(world), violations)
-        await bounded("subscribers", asyncio.gather(*world.listening), violations)
-        await bounded("the observer", _observe(world), violations)
+        await bounded("the runs", end_everything(shared), violations)
+        await bounded("subscribers", asyncio.gather(*shared.listening), violations)
+        await bounded("the observer", _observe(shared), violations)
     finally:
-        for task in (chaos, *tasks, *world.listening):
+        for task in (chaos, *tasks, *shared.listening):
             task.cancel()
-        await asyncio.gather(chaos, *tasks, *world.listening, return_exceptions=True)
+        await asyncio.gather(chaos, *tasks, *shared.listening, return_exceptions=True)
 
 
-async def _observe(world: NodesWorld) -> None:
+async def _observe(shared: NodesSharedState) -> None:
     """Reads the final state from any node, and the event log from each."""
-    await ask_for_everything(world)
-    for node in world.nodes:
-        events, _ = await read_log(node.reached_at, world.sessions)
-        world.history.final.replays.append(Replay("", events))
+    await ask_for_everything(shared)
+    for node in shared.nodes:
+        events, _ = await read_log(node.reached_at, shared.sessions)
+        shared.history.final.replays.append(Replay("", events))
 
 
-async def _strike(world: NodesWorld, plan: Plan, report: Report) -> None:
+async def _strike(shared: NodesSharedState, plan: Plan, report: Report) -> None:
     """Injects the planned faults.
 
     A fault waits while its node still suffers from another, and while its node is the only
     healthy one: no node could take over then.
     """
-    locks = [asyncio.Lock() for _ in world.nodes]
-    spared = asyncio.Semaphore(len(world.nodes) - 1)
+    locks = [asyncio.Lock() for _ in shared.nodes]
+    spared = asyncio.Semaphore(len(shared.nodes) - 1)
     begun = asyncio.get_running_loop().time()
 
-    async def hit(at: float, planned: Hit) -> None:
+    async def hit(at: float, planned: PlannedFault) -> None:
         await asyncio.sleep(begun + at - asyncio.get_running_loop().time())
         async with locks[planned.node], spared:
-            await _hit(world.nodes[planned.node], planned, report)
+            await _hit(shared.nodes[planned.node], planned, report)
 
     hits = [asyncio.create_task(hit(*each)) for each in plan.hits]
     try:
@@ -192,11 +192,11 @@ async def _strike(world: NodesWorld, plan: Plan, report: Report) -> None:
         for each in hits:
             each.cancel()
         await asyncio.gather(*hits, return_exceptions=True)
-    died = [node.number for node in world.nodes if node.has_ended]
+    died = [node.number for node in shared.nodes if node.has_ended]
     report.violations += [Violation("died", f"node {number} ended by itself") for number in died]
 
 
-async def _hit(node: Node, hit: Hit, report: Report) -> None:
+async def _hit(node: Node, hit: PlannedFault, report: Report) -> None:
     begun = datetime.now(UTC)
     if node.has_ended:
         report.violations.append(Violation("died", f"node {node.number} ended by itself"))

@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from proofs.crash.faults import GAVE_UP, LOSING, PAUSES, FaultKind
-from proofs.crash.history import Fault, History, Rule, Work
+from proofs.crash.history import AttemptRecord, Fault, History, Rule
 from runlane import Run, Started
 
 LATE = 10.0
@@ -24,10 +24,10 @@ AFTER = 5.0
 
 def _begun_twice(history: History) -> Iterator[str]:
     """Each attempt of a run is executed once, on one node."""
-    count = Counter((work.run_id, work.attempt) for work in history.works)
+    count = Counter((work.run_id, work.attempt) for work in history.attempts)
     for (run_id, attempt), times in count.items():
         if times > 1:
-            nodes = sorted(w.node for w in history.works if w.run_id == run_id)
+            nodes = sorted(w.node for w in history.attempts if w.run_id == run_id)
             yield f"attempt {attempt} of {run_id} was begun {times} times, on nodes {nodes}"
 
 
@@ -37,7 +37,7 @@ def _unrecorded(history: History) -> Iterator[str]:
     for run_id, starts in started.items():
         if [attempt for attempt, _ in starts] != list(range(1, len(starts) + 1)):
             yield f"the attempts of {run_id} are {[attempt for attempt, _ in starts]}"
-    for work in history.works:
+    for work in history.attempts:
         run = history.final.runs.get(work.run_id)
         at = dict(started.get(work.run_id, [])).get(work.attempt)
         name = f"attempt {work.attempt} of {work.run_id}"
@@ -54,8 +54,8 @@ def _at_once(history: History) -> Iterator[str]:
 
     A node that was stopped cannot know that it lost its lease; it has to notice soon after.
     """
-    by_session: defaultdict[str, list[Work]] = defaultdict(list)
-    for work in history.works:
+    by_session: defaultdict[str, list[AttemptRecord]] = defaultdict(list)
+    for work in history.attempts:
         if not work.stubborn:
             by_session[work.session_id].append(_until_end(work, history))
     for session_id, works in by_session.items():
@@ -72,7 +72,7 @@ def _at_once(history: History) -> Iterator[str]:
                 )
 
 
-def _until_end(work: Work, history: History) -> Work:
+def _until_end(work: AttemptRecord, history: History) -> AttemptRecord:
     """The end of an agent: at the latest that of its node."""
     if work.ended is not None:
         return work
@@ -86,7 +86,9 @@ def _until_end(work: Work, history: History) -> Work:
     return replace(work, ended=min(ends, default=None))
 
 
-def _stood_still(work: Work, until: datetime, history: History, before: float = 0.0) -> bool:
+def _stood_still(
+    work: AttemptRecord, until: datetime, history: History, before: float = 0.0
+) -> bool:
     """Whether a node was stopped when it lost its work, and has run for only a short time since.
 
     It may have been stopped again at once; or have been stopped until `before` seconds before the
@@ -108,7 +110,7 @@ def _stood_still(work: Work, until: datetime, history: History, before: float = 
 
 def _uncaused(history: History) -> Iterator[str]:
     """A run is started again only after a fault of its node."""
-    worked = {(work.run_id, work.attempt): work for work in history.works}
+    worked = {(work.run_id, work.attempt): work for work in history.attempts}
     for run_id in history.final.runs:
         for (lost, begun), (_, at) in itertools.pairwise(_starts(history, run_id)):
             work = worked.get((run_id, lost))
@@ -118,7 +120,7 @@ def _uncaused(history: History) -> Iterator[str]:
 
 
 def _may_have_lost(
-    fault: Fault, work: Work | None, begun: datetime, at: datetime, history: History
+    fault: Fault, work: AttemptRecord | None, begun: datetime, at: datetime, history: History
 ) -> bool:
     effects = timedelta(seconds=2 * history.lease + AFTER)
     same = work is None or work.node == fault.node
@@ -165,7 +167,7 @@ def _alone(fault: Fault, end: datetime, history: History) -> float:
 
 def recoveries(history: History) -> Iterator[tuple[Fault, Run, float]]:
     """For each run that lost its node: the seconds until it ended or was started again."""
-    for work in history.works:
+    for work in history.attempts:
         run = history.final.runs.get(work.run_id)
         if run is None:
             continue
@@ -179,7 +181,7 @@ def recoveries(history: History) -> Iterator[tuple[Fault, Run, float]]:
                 yield fault, run, (min(after) - fault.begun).total_seconds()
 
 
-def _was_lost(work: Work, fault: Fault, history: History) -> bool:
+def _was_lost(work: AttemptRecord, fault: Fault, history: History) -> bool:
     if fault.node != work.node or fault.kind not in LOSING:
         return False
     if fault.kind is FaultKind.KILL:

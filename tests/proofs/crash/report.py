@@ -40,9 +40,9 @@ class RoundReport(ABC):
                 len(receipt.cancelled) for each in history.cancels for receipt in each.receipts
             ),
             "runs restarted": sum(run.attempt > 1 for run in history.final.runs.values()),
-            "events": sum(len(heard.events) for heard in history.heard),
-            "resumes": sum(heard.resumed for heard in history.heard),
-            "run events": sum(len(followed.events) for followed in history.followed),
+            "events": sum(len(heard.events) for heard in history.subscribers),
+            "resumes": sum(heard.resumed for heard in history.subscribers),
+            "run events": sum(len(followed.events) for followed in history.followers),
             "violations": len(self.violations),
         }
 

@@ -16,7 +16,7 @@ from proofs.crash.disk import Disk
 from proofs.crash.observer import ask_for_everything, end_everything
 from proofs.crash.report import RoundReport
 from proofs.crash.server import CrashServer
-from proofs.crash.world import World
+from proofs.crash.shared import SharedState
 
 ACTORS = 6
 SESSIONS = 5
@@ -99,30 +99,30 @@ async def play(
     report = Report(plan)
     server = CrashServer(folder, plan.agent, disk)
     rng = random.Random(f"{seed} load")  # noqa: S311 - it is to repeat itself
-    world = World(rng, tuple(f"s{n}" for n in range(SESSIONS)), history=report.history)
+    shared = SharedState(rng, tuple(f"s{n}" for n in range(SESSIONS)), history=report.history)
     tasks: list[asyncio.Task[None]] = []
     try:
         await server.start()
-        world.address = server.address
-        world.up.set()
+        shared.address = server.address
+        shared.up.set()
         scripted = plan.agent == "scripted"
-        actors = [Actor(world, f"c{n}", scripted=scripted) for n in range(ACTORS)]
+        actors = [Actor(shared, f"c{n}", scripted=scripted) for n in range(ACTORS)]
         tasks += [asyncio.create_task(actor.work()) for actor in actors]
         for end, instant in plan.ends:
-            await _unless_failed(tasks, world.reached(instant))
-            await _end(server, end, world, report)
-        await _unless_failed(tasks, world.reached(plan.last))
-        world.over.set()
+            await _unless_failed(tasks, shared.reached(instant))
+            await _end(server, end, shared, report)
+        await _unless_failed(tasks, shared.reached(plan.last))
+        shared.over.set()
         await bounded("the clients", asyncio.gather(*tasks), report.violations)
-        await bounded("the runs", end_everything(world), report.violations)
-        await bounded("subscribers", asyncio.gather(*world.listening), report.violations)
-        await bounded("the observer", ask_for_everything(world), report.violations)
+        await bounded("the runs", end_everything(shared), report.violations)
+        await bounded("subscribers", asyncio.gather(*shared.listening), report.violations)
+        await bounded("the observer", ask_for_everything(shared), report.violations)
     finally:
         await server.kill()
-        for task in (*tasks, *world.listening):
+        for task in (*tasks, *shared.listening):
             task.cancel()
-        await asyncio.gather(*tasks, *world.listening, return_exceptions=True)
-    report.violations += check(world.history)
+        await asyncio.gather(*tasks, *shared.listening, return_exceptions=True)
+    report.violations += check(shared.history)
     errors = [line for line in server.log.splitlines() if '"level": "error"' in line]
     report.violations += [Violation("log", line) for line in errors if STORE_FAILED not in line]
     if sum(STORE_FAILED in line for line in errors) != sum(end in FAULTS for end, _ in plan.ends):
@@ -132,35 +132,35 @@ async def play(
     return report
 
 
-async def _end(server: CrashServer, end: End, world: World, report: Report) -> None:
+async def _end(server: CrashServer, end: End, shared: SharedState, report: Report) -> None:
     """Ends the server, and starts it again."""
     if end in {End.DRAIN, End.KILL_IN_DRAIN}:
         report.drains += 1
         draining = asyncio.create_task(server.drain())
         if end is End.KILL_IN_DRAIN:
-            await world.reached(world.now + world.rng.randint(1, 15))
+            await shared.reached(shared.now + shared.rng.randint(1, 15))
             await server.kill()
         code = await draining
-        world.up.clear()
+        shared.up.clear()
         report.kills += end is End.KILL_IN_DRAIN
         if end is End.DRAIN and code:
             report.violations.append(Violation("exit", f"the server exited with {code}"))
     elif end in FAULTS:
-        code = await server.fail(**{FAULTS[end]: world.rng.randint(0, 3)})
-        world.up.clear()
+        code = await server.fail(**{FAULTS[end]: shared.rng.randint(0, 3)})
+        shared.up.clear()
         if code != 1:
             report.violations.append(Violation("exit", f"the server exited with {code}"))
-        if world.rng.random() < 0.5:
+        if shared.rng.random() < 0.5:
             await server.kill()
     else:
-        world.up.clear()
+        shared.up.clear()
         await server.kill()
         report.kills += 1
     if end is End.KILL_AT_START:
         await server.start_and_kill(report.plan.lines)
         report.kills += 1
     await server.start()
-    world.up.set()
+    shared.up.set()
 
 
 async def _unless_failed(tasks: list[asyncio.Task[None]], wait: Awaitable[None]) -> None:

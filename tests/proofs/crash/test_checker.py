@@ -9,7 +9,15 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from proofs.crash.checker import check
-from proofs.crash.history import AcceptTry, CancelTry, Followed, Heard, History, Outcome, Replay
+from proofs.crash.history import (
+    AcceptCall,
+    CancelCall,
+    FollowerRecord,
+    History,
+    Outcome,
+    Replay,
+    SubscriberRecord,
+)
 from runlane import (
     Accepted,
     CancelledRun,
@@ -99,8 +107,8 @@ def messages_of(run: Run) -> list[Message]:
     return [prompt, answer]
 
 
-def accepted(run: Run, sent: int) -> AcceptTry:
-    return AcceptTry(
+def accepted(run: Run, sent: int) -> AcceptCall:
+    return AcceptCall(
         "s", run.run_id, run.when_busy, 1, sent, sent + 1, Outcome.OK, run=run, cursor="c"
     )
 
@@ -115,7 +123,7 @@ def sound() -> History:
     history.accepts += [gone, replace(gone, run_id="full", outcome=Outcome.REFUSED)]
     covered = CancelledRun("s", "c", 3, RunState.QUEUED)
     history.cancels = [
-        CancelTry(
+        CancelCall(
             *("waiting", "s", "", BY, 40, 41, at(15), Outcome.OK),
             receipts=(CancelReceipt("s", (covered,), 3),),
         )
@@ -131,13 +139,13 @@ def sound() -> History:
     final.sentinels = {"last"}
     final.replays = [Replay("b", final.log[2:])]
     history.cancels[0] = replace(history.cancels[0], answered_at=at(25))
-    history.heard = [
-        Heard("all", from_beginning=True, events=list(final.log)),
-        Heard("from b", "s", after_accept_of="b", events=final.log[1:]),
-        Heard("from now", established=15, events=final.log[1:]),
+    history.subscribers = [
+        SubscriberRecord("all", from_beginning=True, events=list(final.log)),
+        SubscriberRecord("from b", "s", after_accept_of="b", events=final.log[1:]),
+        SubscriberRecord("from now", established=15, events=final.log[1:]),
     ]
-    history.followed = [Followed("a", events=list(final.events["a"]))]
-    history.looks = [runs[0]]
+    history.followers = [FollowerRecord("a", events=list(final.events["a"]))]
+    history.reads = [runs[0]]
     return history
 
 
@@ -156,7 +164,7 @@ def lost_run(history: History) -> None:
     final.log = [each for each in final.log if each.run_id != "b"]
     final.messages["s"] = [m for m in final.messages["s"] if m.run_id != "b"]
     final.replays.clear()
-    for one in history.heard:
+    for one in history.subscribers:
         one.events = [each for each in one.events if each.run_id != "b"]
 
 
@@ -194,7 +202,7 @@ def defect(history: History) -> None:
 def seq_against_acknowledgement(history: History) -> None:
     """a was sent after the acknowledgement of b, but precedes it."""
     history.accepts[0] = replace(history.accepts[0], sent=33, done=34)
-    history.heard.pop()
+    history.subscribers.pop()
 
 
 def same_seq(history: History) -> None:
@@ -210,40 +218,42 @@ def started_too_often(history: History) -> None:
 
 def event_lost(history: History) -> None:
     """One subscriber did not get one event."""
-    del history.heard[1].events[1]
+    del history.subscribers[1].events[1]
 
 
 def event_lost_to_all(history: History) -> None:
     history.final.replays.clear()
-    for events in (history.final.log, *(one.events for one in history.heard)):
+    for events in (history.final.log, *(one.events for one in history.subscribers)):
         events[:] = [each for each in events if each.run_id != "b"]
 
 
 def event_of_no_run(history: History) -> None:
     ghost = replace(history.final.log[0], run_id="ghost")
     history.final.log.insert(0, ghost)
-    history.heard[0].events.insert(0, ghost)
+    history.subscribers[0].events.insert(0, ghost)
 
 
 def event_twice(history: History) -> None:
-    history.heard[0].events.insert(2, history.heard[0].events[1])
+    history.subscribers[0].events.insert(2, history.subscribers[0].events[1])
 
 
 def order_swapped(history: History) -> None:
-    events = history.heard[0].events
+    events = history.subscribers[0].events
     events[0], events[1] = events[1], events[0]
 
 
 def began_too_late(history: History) -> None:
-    del history.heard[1].events[0]
+    del history.subscribers[1].events[0]
 
 
 def now_began_too_late(history: History) -> None:
-    del history.heard[2].events[0]
+    del history.subscribers[2].events[0]
 
 
 def other_content(history: History) -> None:
-    history.heard[0].events[0] = replace(history.heard[0].events[0], text="something else")
+    history.subscribers[0].events[0] = replace(
+        history.subscribers[0].events[0], text="something else"
+    )
 
 
 def replay_skipped(history: History) -> None:
@@ -251,11 +261,11 @@ def replay_skipped(history: History) -> None:
 
 
 def index_missing(history: History) -> None:
-    del history.followed[0].events[1]
+    del history.followers[0].events[1]
 
 
 def other_event(history: History) -> None:
-    history.followed[0].events[2] = replace(history.followed[0].events[2], body=TextDelta("no"))
+    history.followers[0].events[2] = replace(history.followers[0].events[2], body=TextDelta("no"))
 
 
 def two_ends(history: History) -> None:
@@ -334,7 +344,7 @@ def streamed_otherwise(history: History) -> None:
 
 def ended_otherwise(history: History) -> None:
     end = replace(history.final.log[0], state=RunState.FAILED)
-    history.looks = [replace(history.looks[0], state=RunState.FAILED, run_complete=end)]
+    history.reads = [replace(history.reads[0], state=RunState.FAILED, run_complete=end)]
 
 
 def _change_run(history: History, run_id: str, **changes: object) -> None:
@@ -380,7 +390,7 @@ def _change_run(history: History, run_id: str, **changes: object) -> None:
         (message_twice, {"message", "streamed"}),
         (other_text, {"transcript", "streamed"}),
         (streamed_otherwise, {"streamed"}),
-        (ended_otherwise, {"look"}),
+        (ended_otherwise, {"read"}),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -67,10 +67,10 @@ class Caller:
         host, _, port = network.address(0).rpartition(":")
         return cls(*await asyncio.open_connection(host, int(port)))
 
-    def say(self) -> None:
+    def send(self) -> None:
         self._writer.write(b"x")
 
-    async def heard(self, seconds: float = SECONDS) -> bytes:
+    async def receive(self, seconds: float = SECONDS) -> bytes:
         async with asyncio.timeout(seconds):
             return await self._reader.readexactly(1)
 
@@ -80,31 +80,31 @@ class Caller:
 
 async def test_a_cut_link_falls_silent_and_recovers(echoing: Network) -> None:
     caller = await Caller.of(echoing)
-    caller.say()
-    assert await caller.heard() == b"x"
+    caller.send()
+    assert await caller.receive() == b"x"
     await echoing.cut(0, Side.STORE, reset=False)
     await echoing.cut(1, Side.CLIENTS, reset=False)
-    caller.say()
-    assert await caller.heard() == b"x"
+    caller.send()
+    assert await caller.receive() == b"x"
     await echoing.cut(0, Side.CLIENTS, reset=False)
-    caller.say()
+    caller.send()
     with pytest.raises(TimeoutError):
-        await caller.heard(0.2)
+        await caller.receive(0.2)
     await echoing.mend(0, Side.CLIENTS)
-    assert await caller.heard() == b"x"
+    assert await caller.receive() == b"x"
     caller.leave()
 
 
 async def test_a_reset_breaks_connections_and_allows_new_ones(echoing: Network) -> None:
     caller = await Caller.of(echoing)
-    caller.say()
-    assert await caller.heard() == b"x"
+    caller.send()
+    assert await caller.receive() == b"x"
     await echoing.cut(0, Side.CLIENTS, reset=True)
     with pytest.raises((OSError, EOFError)):
-        await caller.heard()
+        await caller.receive()
     caller.leave()
     await echoing.mend(0, Side.CLIENTS)
     again = await Caller.of(echoing)
-    again.say()
-    assert await again.heard() == b"x"
+    again.send()
+    assert await again.receive() == b"x"
     again.leave()

@@ -9,14 +9,16 @@ import pytest
 
 from proofs.crash.checker import check
 from proofs.crash.faults import GAVE_UP, FaultKind
-from proofs.crash.history import Fault, History, Replay, Work
+from proofs.crash.history import AttemptRecord, Fault, History, Replay
 from proofs.crash.nodes_rules import near, recoveries
 from proofs.crash.test_checker import _change_run, at, sound
 from runlane import RunComplete, RunEvent, Started
 
 
-def work(node: int, run_id: str, attempt: int, begun: float, ended: float | None) -> Work:
-    return Work(node, "s", run_id, attempt, at(begun), None if ended is None else at(ended))
+def work(node: int, run_id: str, attempt: int, begun: float, ended: float | None) -> AttemptRecord:
+    return AttemptRecord(
+        node, "s", run_id, attempt, at(begun), None if ended is None else at(ended)
+    )
 
 
 def fault(node: int, kind: FaultKind, begun: float, ended: float) -> Fault:
@@ -35,7 +37,7 @@ def shared() -> History:
         replace(text, index=4, time=at(20.7)),
         replace(end, index=5),
     ]
-    history.works = [
+    history.attempts = [
         work(0, "a", 1, 10.01, 10.9),
         work(1, "b", 1, 20.01, None),
         work(2, "b", 2, 20.61, 20.9),
@@ -61,55 +63,55 @@ def test_a_sound_history_of_nodes_has_no_violation() -> None:
 
 
 def begun_twice(history: History) -> None:
-    history.works.append(work(2, "a", 1, 10.92, 10.95))
+    history.attempts.append(work(2, "a", 1, 10.92, 10.95))
 
 
 def worked_on_in_vain(history: History) -> None:
     """A node executed an attempt whose start was never committed."""
-    history.works.append(work(2, "a", 2, 10.92, 10.95))
+    history.attempts.append(work(2, "a", 2, 10.92, 10.95))
 
 
 def worked_on_too_early(history: History) -> None:
-    history.works[0] = work(0, "a", 1, 9.99, 10.9)
+    history.attempts[0] = work(0, "a", 1, 9.99, 10.9)
 
 
 def worked_on_a_stranger(history: History) -> None:
-    history.works.append(work(2, "ghost", 1, 50.0, 50.1))
+    history.attempts.append(work(2, "ghost", 1, 50.0, 50.1))
 
 
 def attempt_skipped(history: History) -> None:
     events = history.final.events["b"]
     events[2] = replace(events[2], body=Started(3))
-    history.works[2] = replace(history.works[2], attempt=3)
+    history.attempts[2] = replace(history.attempts[2], attempt=3)
     _change_run(history, "b", attempt=3, max_attempts=3)
 
 
 def two_runs_at_once(history: History) -> None:
     """The agent of b continued after the end of its run, without a reason."""
-    history.works[2] = work(2, "b", 2, 20.61, 41.0)
+    history.attempts[2] = work(2, "b", 2, 20.61, 41.0)
 
 
 def two_attempts_at_once(history: History) -> None:
     """A node that was cut off let its agent continue although another had taken over."""
     history.faults[1] = fault(1, FaultKind.LONG_CUT_STORE, 20.1, 24.0)
-    history.works[1] = work(1, "b", 1, 20.01, 20.65)
+    history.attempts[1] = work(1, "b", 1, 20.01, 20.65)
 
 
 def awake_too_long(history: History) -> None:
     """A stopped node continued its work long after it was resumed, and lost the output."""
     history.faults[1] = fault(1, FaultKind.LONG_PAUSE, 20.1, 21.0)
-    history.works[1] = work(1, "b", 1, 20.01, 23.0)
+    history.attempts[1] = work(1, "b", 1, 20.01, 23.0)
 
 
 def lost_for_no_reason(history: History) -> None:
     """The node that lost b had no fault."""
     history.faults[1] = fault(0, FaultKind.KILL, 20.1, 22.0)
-    history.works[1] = work(1, "b", 1, 20.01, 20.1)
+    history.attempts[1] = work(1, "b", 1, 20.01, 20.1)
 
 
 def lost_before_the_fault(history: History) -> None:
     history.faults[1] = fault(1, FaultKind.KILL, 20.7, 22.0)
-    history.works[1] = work(1, "b", 1, 20.01, 20.5)
+    history.attempts[1] = work(1, "b", 1, 20.01, 20.5)
 
 
 def left_lying(history: History) -> None:
@@ -118,7 +120,7 @@ def left_lying(history: History) -> None:
     events = history.final.events["b"]
     events[2] = replace(events[2], time=at(35.0))
     events[3] = replace(events[3], time=at(35.1))
-    history.works[2] = work(2, "b", 2, 35.1, 35.4)
+    history.attempts[2] = work(2, "b", 2, 35.1, 35.4)
 
 
 def one_node_skips_an_event(history: History) -> None:
@@ -133,7 +135,7 @@ def _end_later(history: History, run_id: str, second: float) -> None:
 
     final = history.final
     final.log[:] = map(later, final.log)
-    for one in history.heard:
+    for one in history.subscribers:
         one.events[:] = map(later, one.events)
     final.replays[:] = [Replay(r.after, [*map(later, r.events)]) for r in final.replays]
     (end,) = [each for each in final.log if each.run_id == run_id]
@@ -171,20 +173,20 @@ def test_a_doctored_history_has_the_violation(
 def test_a_stopped_node_may_notice_its_loss_after_it_resumes() -> None:
     history = shared()
     history.faults[1] = fault(1, FaultKind.LONG_PAUSE, 20.1, 21.0)
-    history.works[1] = work(1, "b", 1, 20.01, 21.2)
+    history.attempts[1] = work(1, "b", 1, 20.01, 21.2)
     assert check(history) == []
     # This is allowed if the node was stopped again at once.
     history.faults.append(fault(1, FaultKind.LONG_PAUSE, 21.1, 29.0))
-    history.works[1] = work(1, "b", 1, 20.01, 29.1)
+    history.attempts[1] = work(1, "b", 1, 20.01, 29.1)
     assert check(history) == []
 
 
 def test_a_stopped_node_may_start_the_run_it_was_about_to_start() -> None:
     history = shared()
     history.faults[1] = fault(1, FaultKind.LONG_PAUSE, 20.005, 20.8)
-    history.works[1] = work(1, "b", 1, 20.801, 20.802)
+    history.attempts[1] = work(1, "b", 1, 20.801, 20.802)
     assert check(history) == []
-    history.works[1] = work(1, "b", 1, 20.801, 23.0)
+    history.attempts[1] = work(1, "b", 1, 20.801, 23.0)
     assert {violation.rule for violation in check(history)} == {"at once"}
 
 
@@ -201,7 +203,7 @@ def test_a_node_that_gives_up_without_a_fault_is_counted() -> None:
 
 def test_a_stubborn_agent_may_continue_after_its_node_was_fenced_off() -> None:
     history = shared()
-    history.works[2] = replace(work(2, "b", 2, 20.61, 41.0), stubborn=True)
+    history.attempts[2] = replace(work(2, "b", 2, 20.61, 41.0), stubborn=True)
     assert check(history) == []
 
 

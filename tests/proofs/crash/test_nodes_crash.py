@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("asyncpg", reason="asyncpg is not installed")
 
-from proofs.crash.faults import FaultKind, Hit, Plan
+from proofs.crash.faults import FaultKind, Plan, PlannedFault
 from proofs.crash.network import why_no_namespaces
 from proofs.crash.nodes_round import play
 from proofs.crash.nodes_run import surroundings
@@ -18,12 +18,12 @@ from support.postgres import fresh_database, skip_without_wheel
 K = FaultKind
 
 HITS = (
-    (0.5, Hit(0, K.KILL, 0.5)),
-    (0.5, Hit(1, K.PAUSE, 0.5)),
-    (1.5, Hit(2, K.LONG_CUT_STORE, 2.6, reset=True)),
-    (2.5, Hit(1, K.CUT_CLIENTS, 0.5)),
-    (4.0, Hit(1, K.LONG_PAUSE, 2.6)),
-    (4.5, Hit(0, K.DRAIN, 0.0)),
+    (0.5, PlannedFault(0, K.KILL, 0.5)),
+    (0.5, PlannedFault(1, K.PAUSE, 0.5)),
+    (1.5, PlannedFault(2, K.LONG_CUT_STORE, 2.6, reset=True)),
+    (2.5, PlannedFault(1, K.CUT_CLIENTS, 0.5)),
+    (4.0, PlannedFault(1, K.LONG_PAUSE, 2.6)),
+    (4.5, PlannedFault(0, K.DRAIN, 0.0)),
 )
 
 

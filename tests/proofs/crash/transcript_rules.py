@@ -58,7 +58,10 @@ def _streamed(history: History) -> Iterator[str]:
         events = history.final.events.get(run.run_id, [])
         if run.folded_into is not None or not events:
             continue
-        said, kept = said_in(events), _kept(run, history.final.messages.get(run.session_id, []))
+        said, kept = (
+            said_in(events),
+            _stored_text(run, history.final.messages.get(run.session_id, [])),
+        )
         if said != kept and not (kept == "" and was_waiting(run)):
             yield f"{run.run_id} streamed {said!r}, the transcript has {kept!r}"
 
@@ -74,7 +77,7 @@ def said_in(events: Sequence[RunEvent]) -> str:
     return said
 
 
-def _kept(run: Run, messages: Sequence[Message]) -> str:
+def _stored_text(run: Run, messages: Sequence[Message]) -> str:
     return "".join(
         text_of(message)
         for message in messages

@@ -1,4 +1,4 @@
-"""The agent of nodes under test: a scripted agent that records when it works.
+"""The agent of nodes under test: a scripted agent that records when it attempts.
 
 A node's own account of its runs may be wrong; the record of the agent is a fact. Each line is
 written at once, so that it survives a kill right after it.
@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from proofs.crash.history import Work
+from proofs.crash.history import AttemptRecord
 from runlane_server.agents.base import AgentEvent, Turn
 from runlane_server.agents.scripted.agent import ScriptedAgent
 from runlane_server.agents.text import whole_text
@@ -74,26 +74,26 @@ class Witness:
         os.write(self._file, f"{json.dumps(line)}\n".encode())
 
 
-def read(path: Path, node: int) -> list[Work]:
+def read(path: Path, node: int) -> list[AttemptRecord]:
     """The records of a node's agents, in the order of their starts."""
-    works: list[Work] = []
-    open_works: dict[tuple[str, int], dict[str, Any]] = {}
+    attempts: list[AttemptRecord] = []
+    open_attempts: dict[tuple[str, int], dict[str, Any]] = {}
     if not path.exists():
-        return works
+        return attempts
     for line in map(json.loads, path.read_text().splitlines()):
         key = (line["run_id"], line["attempt"])
         if line["what"] == "begun":
-            if (left := open_works.pop(key, None)) is not None:
-                works.append(_work(node, left, None))
-            open_works[key] = line
-        elif (begun := open_works.pop(key, None)) is not None:
-            works.append(_work(node, begun, line["at"]))
-    works += [_work(node, begun, None) for begun in open_works.values()]
-    return sorted(works, key=lambda work: work.begun)
+            if (left := open_attempts.pop(key, None)) is not None:
+                attempts.append(_work(node, left, None))
+            open_attempts[key] = line
+        elif (begun := open_attempts.pop(key, None)) is not None:
+            attempts.append(_work(node, begun, line["at"]))
+    attempts += [_work(node, begun, None) for begun in open_attempts.values()]
+    return sorted(attempts, key=lambda work: work.begun)
 
 
-def _work(node: int, begun: dict[str, Any], ended: str | None) -> Work:
-    return Work(
+def _work(node: int, begun: dict[str, Any], ended: str | None) -> AttemptRecord:
+    return AttemptRecord(
         node=node,
         session_id=begun["session_id"],
         run_id=begun["run_id"],

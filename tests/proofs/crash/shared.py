@@ -13,7 +13,7 @@ from runlane.errors import is_transient
 
 
 @dataclass(slots=True)
-class World:
+class SharedState:
     """`up` is set while the server should serve; `over` once clients should send no new work.
 
     `listening` are the subscriptions and followers, which end by themselves after the last runs.
