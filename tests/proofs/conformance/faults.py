@@ -125,7 +125,7 @@ _FAILING_WAITS = (
 
 async def _unless_another_fails(wait):
     import asyncio
-    from runlane_server import executor
+    from runlane_server.engine import executor
     from runlane_server.core.errors import RunNotFound
     failure = asyncio.get_running_loop().create_future()
     executor.WAITS.append(failure)
