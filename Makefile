@@ -37,7 +37,7 @@ test-proofs: $(READY) ## Runs the tests that take longer: kills, failing disks, 
 test-postgres: $(READY) ## Runs all that works over any store over PostgreSQL
 	$(BIN)/pytest -n $(JOBS) --dist worksteal --store postgresql $(TESTS)
 
-test-polyglot: $(READY) ## Runs the examples in all languages, and walks the first steps
+test-polyglot: $(READY) ## Tests the quickstarts and conformance clients in all languages, and the first-steps pages
 	RUNLANE_POLYGLOT=1 $(BIN)/pytest -n $(or $(PROGRAMS),4) --dist worksteal $(or $(TESTS),tests/polyglot)
 
 check-lane: $(READY) ## Searches all interleavings of commands on a lane of RUNS runs, DEPTH commands deep

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from generated import between, main
 
-from runlane_server.core.lane import TABLE, Happening
+from runlane_server.core.lane import TABLE, Trigger
 from runlane_server.core.model import RunState
 
 PAGE = Path(__file__).with_name("architecture.md")
@@ -22,18 +22,18 @@ PAGE = Path(__file__).with_name("architecture.md")
 def diagram() -> str:
     """The states and what leads from one to the next, as a Mermaid state diagram."""
     lines = ["```mermaid", "stateDiagram-v2"]
-    for (before, happening), after in TABLE.items():
-        lines.append(f"    {before or '[*]'} --> {after}: {happening}")
-    lines += [f"    {state} --> [*]" for state in RunState if state.terminal]
+    for (before, trigger), after in TABLE.items():
+        lines.append(f"    {before or '[*]'} --> {after}: {trigger}")
+    lines += [f"    {state} --> [*]" for state in RunState if state.is_terminal]
     return "\n".join([*lines, "```"])
 
 
 def explanations() -> str:
-    """The comment of each happening in its class, as a table."""
+    """The comment of each trigger in its class, as a table."""
     comments = dict(
-        re.findall(r'^ +\w+ = "(\w+)"  # (.+)$', inspect.getsource(Happening), re.MULTILINE)
+        re.findall(r'^ +\w+ = "(\w+)"  # (.+)$', inspect.getsource(Trigger), re.MULTILINE)
     )
-    rows = [f"| {happening} | {comments[happening]} |" for happening in Happening]
+    rows = [f"| {trigger} | {comments[trigger]} |" for trigger in Trigger]
     return "\n".join(["| transition | meaning |", "|---|---|", *rows])
 
 

@@ -31,11 +31,11 @@ _STATE = NodeState(
     rpcs_open={"": 0},
     lease=0.0,
 )
-"""A node of a shared store, which has all metrics."""
+"""A node with a shared store, as that has all metrics."""
 
 
 def table() -> str:
-    """Our metrics, as they are named in a query, with their labels."""
+    """Runlane's metrics as a Markdown table, named as in a query."""
     metrics = Metrics(lambda: _STATE)
     labels = {
         getattr(metric, "_name", ""): getattr(metric, "_labelnames", ())
@@ -49,11 +49,11 @@ def table() -> str:
         of_gauge = family.samples[0].labels if family.type == "gauge" else ()
         shown = ", ".join(f"`{label}`" for label in labels.get(family.name, of_gauge))
         rows.append(f"| `{name}` | {family.type} | {shown} | {family.documentation} |")
-    return "\n".join(["| name | type | labels | what it is |", "|---|---|---|---|", *rows])
+    return "\n".join(["| name | type | labels | meaning |", "|---|---|---|---|", *rows])
 
 
 def written(page: str) -> str:
-    """The page with a fresh table. Raises ValueError where it has no place for one."""
+    """The page with a new table. Raises ValueError if the page lacks the markers."""
     return between(page, "metrics", table())
 
 

@@ -1,4 +1,8 @@
-"""Runlane's client: hand prompts to agent runs, cancel them, and learn how each of them ended.
+"""The Python client of Runlane: submit, cancel, follow and wait for agent runs.
+
+Import everything from here; other modules of this package are private, except `runlane.sync` (the
+same client without asyncio), `runlane.errors`, `runlane.types` and `runlane.harness` (for tests).
+The client never imports the server, `click` or `rich`.
 
 import asyncio
 from runlane import Client

@@ -1,4 +1,7 @@
-"""`python -m runlane`: the command. gRPC, which is loaded before this is, is not silenced here."""
+"""`python -m runlane` runs the `runlane` command.
+
+Unlike the installed command, it cannot silence gRPC, which `runlane` has already imported.
+"""
 
 from runlane.cli import main
 

@@ -1,7 +1,8 @@
-"""The client: a typed call for everything that `runlane.v1` offers."""
+"""The client: a typed method for each call of `runlane.v1`."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -11,19 +12,20 @@ import grpc
 from runlane import convert
 from runlane.convert import Seconds, seconds
 from runlane.errors import (
+    DeadlineExceeded,
     RunlaneError,
     SessionExists,
     SessionNotFound,
+    is_outcome_unknown,
     is_refused,
     is_transient,
-    is_unknown,
 )
 from runlane.ids import new_id
+from runlane.metadata import Metadata, MetadataSource, check_metadata, check_token_target
 from runlane.pager import Page, Pager, join_messages
 from runlane.run_events import RunEvents
 from runlane.run_handle import RunHandle
-from runlane.subscription import SILENCE, Subscription
-from runlane.tokens import Shown, check_sendable, check_stays_here
+from runlane.subscription import SILENCE_SECONDS, Subscription
 from runlane.types import (
     NO_LABELS,
     Attachment,
@@ -37,37 +39,39 @@ from runlane.types import (
 )
 from runlane.v1 import run_service_pb2 as runs_pb
 from runlane.v1 import session_service_pb2 as sessions_pb
-from runlane.waiting import wait_run
-from runlane.wire import RetryPolicy, Wire
+from runlane.wire import Backoff, RetryPolicy, Wire
 
 DEFAULT_TARGET = "127.0.0.1:50051"
-"""Where `runlane-server` listens unless it is told otherwise."""
+"""The default address of `runlane-server`."""
+
+WAIT_SLICE_SECONDS = 30.0
+"""Maximum duration of one WaitRun call. `Client.wait_run` makes a sequence of them, so that a dead
+connection delays only one."""
 
 
 class Client:
-    """A connection to Runlane, for one event loop.
+    """A connection to a Runlane server, for one event loop.
 
         async with Client("127.0.0.1:50051") as client:
             handle = await client.run_accepted("my-session", "What is new?")
             complete = await handle.completed()
 
-    Every call raises `RunlaneError` or one of its subclasses (see `runlane.errors`). A call that
-    can be repeated without harm is repeated where that may help: after a lost connection, and
-    where the server drains, restarts or is overloaded; it keeps to the pause that the server asks
-    for.
+    Calls raise `RunlaneError` or one of its subclasses (see `runlane.errors`). Calls that are safe
+    to retry are retried after a lost connection, and while the server drains, restarts or is
+    overloaded; a delay requested by the server is respected.
 
     Args:
-        target: Where the server is: `host:port`, or any gRPC name.
-        credentials: For TLS, as `grpc.ssl_channel_credentials` makes them; None for plain text.
+        target: The server: `host:port` or any gRPC target.
+        credentials: TLS credentials from `grpc.ssl_channel_credentials`; None: plaintext.
         metadata: Sent with every call.
-        token: Says who calls; sent with every call as `authorization: Bearer TOKEN`. A callable is
-            asked for each call, so it may rotate: what is refused for a token that was renewed
-            meanwhile is tried again with the new one, and subscriptions go on.
-        plaintext_token: Whether the token may go unencrypted to another machine. Without it that
-            is a ValueError: whoever sees the token can use it.
-        timeout: How long a call may take, its repetitions included (seconds or a timedelta).
-            Subscriptions and waits have limits of their own.
-        retry: How calls are repeated.
+        token: The bearer token, sent with every call as `authorization: Bearer TOKEN`. For a token
+            that rotates, pass a callable that returns the current one; calls rejected with an old
+            token are retried with the new one, and subscriptions resume.
+        plaintext_token: Allow sending the token unencrypted to another machine, where others may
+            read and use it. Otherwise such a target raises ValueError.
+        timeout: Maximum duration of a call including retries (seconds or a timedelta).
+            Subscriptions and waits have their own limits.
+        retry: The retry policy.
         options: gRPC channel options, in addition to `runlane.wire.CHANNEL_OPTIONS`.
     """
 
@@ -84,11 +88,11 @@ class Client:
         options: Sequence[tuple[str, Any]] = (),
     ) -> None:
         if token is not None and credentials is None and not plaintext_token:
-            check_stays_here(target, "give credentials for TLS, or say plaintext_token=True")
+            check_token_target(target, "set credentials for TLS or plaintext_token=True")
         self._wire = Wire(
             target,
             credentials=credentials,
-            shown=Shown(metadata, token),
+            metadata=MetadataSource(metadata, token),
             options=options,
             timeout=seconds(timeout),
             retry=retry or RetryPolicy(),
@@ -96,11 +100,11 @@ class Client:
 
     @property
     def target(self) -> str:
-        """Where the server is."""
+        """The gRPC target of the server."""
         return self._wire.target
 
     async def close(self) -> None:
-        """Closes the connection; what is under way raises ClientClosed. May be repeated."""
+        """Closes the connection; pending calls raise ClientClosed. Idempotent."""
         await self._wire.close()
 
     async def __aenter__(self) -> Self:
@@ -130,35 +134,33 @@ class Client:
         allow_missing: bool = False,
         traceparent: str = "",
     ) -> RunHandle:
-        """Hands a prompt to a session; returns as soon as the run is durable.
+        """Submits a prompt to a session; returns when the run is durable.
 
         Args:
-            session_id: The session; at most 128 bytes.
-            prompt: What to do; at most 1 MiB of UTF-8 unless the server is set otherwise. May be
-                empty with a text attachment.
-            run_id: The idempotency key. The same id with the same request returns the run that it
-                named first. Without one the client makes a UUIDv7, so the call is always safe to
-                repeat, and is repeated.
-            attachments: What goes with the prompt; at most 2 MiB together unless the server is set
-                otherwise.
-            when_busy: What becomes of the run if the session has work already.
-            timeout: How long an attempt may be active (seconds or a timedelta; more than 0, at most
-                7 days); None: without limit. It is not a limit on this call.
-            max_attempts: How often the run may be started, should its node be lost; 1 to 100.
-            metadata: Labels of your own: at most 64, keys up to 128 bytes, values up to 4 KiB.
-            allow_missing: Whether to create the session if there is none of that id.
-            traceparent: Where in a trace the caller is, as W3C Trace Context has it: the run is
-                made a part of that trace, and its agent is told of it.
+            session_id: The session id; at most 128 bytes.
+            prompt: The prompt; at most 1 MiB of UTF-8 by default (a server setting). May be empty
+                if there is a text attachment.
+            run_id: The idempotency key. The same id with the same request returns the existing
+                run. By default the client generates a UUIDv7, so that retries are always safe.
+            attachments: Attachments; at most 2 MiB in total by default (a server setting).
+            when_busy: How to handle the run if the session already has work.
+            timeout: Maximum duration of one attempt of the run (seconds or a timedelta; more than
+                0, at most 7 days); None: no limit. Does not limit this call.
+            max_attempts: Maximum number of attempts if nodes are lost; 1 to 100.
+            metadata: Your labels; at most 64, keys up to 128 bytes, values up to 4 KiB.
+            allow_missing: Create the session if it does not exist.
+            traceparent: The caller's position in a trace, in the format of W3C Trace Context. The
+                run becomes part of that trace, and its agent receives it.
 
         Raises:
-            EmptyPrompt, SessionMissing, PromptTooLarge, InvalidArgument: The request is malformed.
-            SessionNotFound: There is no such session, and allow_missing is not set.
-            RunIdConflict: The run id was used before, for something else.
-            SessionBusy: when_busy is REJECT, and the session has work.
-            ValueError: There is no such when_busy, or the traceparent cannot be sent.
-            QueueFull, Overloaded, QuotaExceeded: There is no room for the run now.
-            Unavailable, DeadlineExceeded: Whether the run was accepted is unknown. The same call
-                with the `run_id` of the error's metadata tells.
+            EmptyPrompt, SessionMissing, PromptTooLarge, InvalidArgument: The request is invalid.
+            SessionNotFound: The session does not exist and allow_missing is False.
+            RunIdConflict: The run id exists already with a different request.
+            SessionBusy: when_busy is REJECT and the session has work.
+            ValueError: when_busy is not a choice, or gRPC cannot send the traceparent.
+            QueueFull, Overloaded, QuotaExceeded: The server is at a limit.
+            Unavailable, DeadlineExceeded: The outcome is unknown. The same call with the `run_id`
+                of the error's metadata returns it.
         """
         request = runs_pb.RunAcceptedRequest(
             session_id=session_id,
@@ -171,18 +173,20 @@ class Client:
             metadata=metadata,
             allow_missing=allow_missing,
         )
-        extra = (("traceparent", traceparent),) if traceparent else ()
-        check_sendable(dict(extra))
+        trace = (("traceparent", traceparent),) if traceparent else ()
+        check_metadata(dict(trace))
         try:
-            response = await self._wire.call(self._wire.runs.RunAccepted, request, extra=extra)
+            response = await self._wire.call(
+                self._wire.runs.RunAccepted, request, extra_metadata=trace
+            )
         except RunlaneError as error:
-            if is_unknown(error):
+            if is_outcome_unknown(error):
                 error.metadata = {**error.metadata, "run_id": request.run_id}
             raise
         return RunHandle(convert.run(response.run), response.cursor, self)
 
     async def attach(self, run_id: str) -> RunHandle:
-        """A handle on a run that was accepted before. Raises RunNotFound."""
+        """Returns a handle of an existing run. Raises RunNotFound."""
         return RunHandle(await self.get_run(run_id), None, self)
 
     async def cancel(
@@ -193,21 +197,21 @@ class Client:
         scope: CancelScope = CancelScope.SESSION,
         reason: str = "",
     ) -> CancelReceipt:
-        """Cancels what is accepted and not terminal in a session at this instant.
+        """Cancels the runs of a session that are accepted and not terminal at this instant.
 
         Args:
-            session_id: The session. May be left out where run_id is given.
-            run_id: This run only, with the runs folded into it; scope is SESSION then.
-            scope: Which runs of the session.
-            reason: Recorded with every run that is covered; at most 1 KiB.
+            session_id: The session id. Optional if run_id is set.
+            run_id: Cancel only this run and the runs folded into it. Requires scope SESSION.
+            scope: The runs of the session to cancel.
+            reason: Recorded with every cancelled run; at most 1 KiB.
 
-        Returns what was covered: nothing on an idle session. A run accepted after the cancel is
-        never touched by it. Therefore a cancel without run_id is repeated only where the server
-        certainly did nothing: a second one could cover runs that came in between. A cancel of one
-        run that was repeated after a lost answer may give an empty receipt.
+        Returns the receipt, which is empty for an idle session. Runs accepted after the cancel are
+        not affected. A cancel without run_id is therefore retried only if the server certainly did
+        nothing: a second cancel could cover runs accepted in between. A cancel with run_id that was
+        retried after a lost response may return an empty receipt.
 
-        Raises SessionMissing, SessionNotFound, RunNotFound, InvalidArgument, Unavailable; and
-        ValueError for a scope that there is not.
+        Raises SessionMissing, SessionNotFound, RunNotFound, InvalidArgument, Unavailable, and
+        ValueError if scope is not a choice.
         """
         request = runs_pb.CancelRequest(
             session_id=session_id,
@@ -215,18 +219,21 @@ class Client:
             scope=convert.to_scope(scope),
             reason=reason,
         )
-        repeat = is_transient if run_id else is_refused
-        response = await self._wire.call(self._wire.runs.Cancel, request, repeat=repeat)
+        response = await self._wire.call(
+            self._wire.runs.Cancel, request, should_retry=is_transient if run_id else is_refused
+        )
         return convert.receipt(response, session_id)
 
     async def cancel_all(self, reason: str = "") -> tuple[CancelReceipt, ...]:
-        """Cancels what is accepted and not terminal in all sessions of the caller.
+        """Cancels all runs that are accepted and not terminal, in all sessions of the caller.
 
-        Returns a receipt for every session in which a run was covered. Repeated only where the
-        server certainly did nothing, see `cancel`.
+        Returns one receipt per session with a cancelled run. Retried only if the server certainly
+        did nothing; see `cancel`.
         """
         request = runs_pb.CancelAllRequest(reason=reason)
-        response = await self._wire.call(self._wire.runs.CancelAll, request, repeat=is_refused)
+        response = await self._wire.call(
+            self._wire.runs.CancelAll, request, should_retry=is_refused
+        )
         return tuple(convert.receipt(each, each.session_id) for each in response.sessions)
 
     def subscribe_run_complete(
@@ -236,34 +243,34 @@ class Client:
         run_ids: Iterable[str] = (),
         cursor: str | None = None,
         from_beginning: bool = False,
-        silence: Seconds = SILENCE,
+        silence: Seconds = SILENCE_SECONDS,
         max_silence: Seconds | None = None,
         on_lost: Callable[[RunlaneError], None] | None = None,
     ) -> Subscription:
-        """Iterates over the terminal events of runs, each once and in order; see `Subscription`.
+        """Iterates over terminal events, each exactly once and in order; see `Subscription`.
 
         Args:
-            session_ids: Runs of these sessions; at most 1,000.
-            run_ids: These runs; at most 1,000. With session_ids too: whatever matches either. With
-                neither: all runs of the caller.
-            cursor: Where to go on: a `Subscription.cursor` or a `RunHandle.cursor`.
-            from_beginning: Whether to begin with the oldest event that is kept. Without it and
-                without a cursor, the subscription begins now.
-            silence: After how long without any message (seconds or a timedelta) the connection
-                counts as lost. An idle server sends a mark every 15 s, unless it is set otherwise.
-            max_silence: After how long without any message from the server (seconds or a timedelta)
-                the error is raised instead of trying again; None: never.
-            on_lost: Called with the error each time a connection is lost and made again.
+            session_ids: Match runs of these sessions; at most 1,000.
+            run_ids: Match these runs; at most 1,000. Combined with session_ids by OR. Without
+                both: all runs of the caller.
+            cursor: Resume after this `Subscription.cursor` or `RunHandle.cursor`.
+            from_beginning: Start at the oldest retained event. Without this and without a cursor,
+                the subscription starts now.
+            silence: Time without a message after which the connection counts as lost (seconds or a
+                timedelta). An idle server sends a progress mark every 15 s by default.
+            max_silence: Time without a message after which an error is raised instead of a
+                reconnect (seconds or a timedelta); None: no limit.
+            on_lost: Called with the error before each reconnect.
 
-        Raises ValueError where cursor and from_beginning are both given, and TypeError where a
-        text is given in place of some.
+        Raises ValueError if both cursor and from_beginning are set, and TypeError if session_ids
+        or run_ids is a str.
         """
         if from_beginning and cursor is not None:
-            raise ValueError("a subscription begins at a cursor or at the beginning, not at both")
+            raise ValueError("cursor: cannot be combined with from_beginning")
         return Subscription(
             self._wire,
-            session_ids=convert.some("session_ids", session_ids),
-            run_ids=convert.some("run_ids", run_ids),
+            session_ids=convert.to_tuple("session_ids", session_ids),
+            run_ids=convert.to_tuple("run_ids", run_ids),
             cursor=cursor,
             from_beginning=from_beginning,
             silence=seconds(silence),
@@ -278,24 +285,26 @@ class Client:
         after_index: int = 0,
         on_lost: Callable[[RunlaneError], None] | None = None,
     ) -> RunEvents:
-        """Iterates over all that happens in one run, and ends after its end; see `RunEvents`.
+        """Iterates over the events of one run, up to its `RunComplete`; see `RunEvents`.
 
-        `after_index` is the index of the last event that is known already, 0 for none. `on_lost` is
-        called with the error each time a connection is lost and made again.
+        Args:
+            run_id: The run id.
+            after_index: Skip events up to this index; 0: none.
+            on_lost: Called with the error before each reconnect.
         """
         return RunEvents(self._wire, run_id, after_index=after_index, on_lost=on_lost)
 
     async def wait_run(self, run_id: str, *, timeout: Seconds | None = None) -> Run:
-        """Waits for a run to end, over lost connections and restarted servers.
+        """Waits for the end of a run, across lost connections and server restarts.
 
-        `timeout` is how long (seconds or a timedelta), None without limit. Returns the run at its
-        end, or as it is when the time is up. Raises RunNotFound; Unavailable where the server is
-        out of reach when the time is up.
+        Returns the ended run, or its current state after `timeout` (seconds or a timedelta; None:
+        no limit). Raises RunNotFound, and Unavailable if the server cannot be reached at the end
+        of the timeout.
         """
-        return await wait_run(self._wire, run_id, timeout)
+        return await _wait_run(self._wire, run_id, timeout)
 
     async def get_run(self, run_id: str) -> Run:
-        """A run as it is. Raises RunNotFound."""
+        """Returns a run. Raises RunNotFound."""
         request = runs_pb.GetRunRequest(run_id=run_id)
         response = await self._wire.call(self._wire.runs.GetRun, request)
         return convert.run(response.run)
@@ -307,18 +316,18 @@ class Client:
         states: Iterable[RunState] = (),
         page_size: int = 0,
     ) -> Pager[Run]:
-        """Lists runs, the latest accepted first, without the text of their ends.
+        """Lists runs, most recently accepted first, without the text of their RunComplete.
 
         Args:
-            session_id: Only those of this session; None: of all.
-            states: Only those in one of these states; none: in any.
-            page_size: How many to ask for at a time; 0: 50, at most 1,000.
+            session_id: Return only runs of this session; None: all sessions.
+            states: Return only runs in these states; empty: all states.
+            page_size: Number of runs per page, at most 1,000; 0: 50.
 
-        Raises ValueError for a state that there is not, TypeError for one text in place of some.
+        Raises ValueError if a state is not a choice, and TypeError if states is a str.
         """
         request = runs_pb.ListRunsRequest(
             session_id=session_id or "",
-            states=map(convert.to_run_state, convert.some("states", states)),
+            states=map(convert.to_run_state, convert.to_tuple("states", states)),
             page_size=page_size,
         )
 
@@ -338,15 +347,15 @@ class Client:
         title: str = "",
         metadata: Mapping[str, str] = NO_LABELS,
     ) -> Session:
-        """Creates a session; without an id, one with a UUIDv7.
+        """Creates a session.
 
         Args:
-            session_id: At most 128 bytes, no control characters.
-            title: A name for people; at most 1 KiB.
-            metadata: Labels of your own: at most 64, keys up to 128 bytes, values up to 4 KiB.
+            session_id: At most 128 bytes, no control characters; None: a new UUIDv7.
+            title: A display name; at most 1 KiB.
+            metadata: Your labels; at most 64, keys up to 128 bytes, values up to 4 KiB.
 
-        Raises SessionExists, which after a lost answer may mean that this call created it;
-        InvalidArgument.
+        Raises InvalidArgument, and SessionExists; after a lost response this may mean that this
+        call created the session.
         """
         request = sessions_pb.CreateSessionRequest(
             session_id=session_id or new_id(), title=title, metadata=metadata
@@ -354,20 +363,20 @@ class Client:
         try:
             response = await self._wire.call(self._wire.sessions.CreateSession, request)
         except SessionExists as error:
-            # An id that was made a moment ago can only be taken by this very call.
+            # Only an earlier attempt of this call can have used the new id.
             if session_id or error.attempts == 1:
                 raise
             return await self.get_session(request.session_id)
         return convert.session(response.session)
 
     async def get_session(self, session_id: str) -> Session:
-        """A session as it is. Raises SessionNotFound."""
+        """Returns a session. Raises SessionNotFound."""
         request = sessions_pb.GetSessionRequest(session_id=session_id)
         response = await self._wire.call(self._wire.sessions.GetSession, request)
         return convert.session(response.session)
 
     def list_sessions(self, *, page_size: int = 0) -> Pager[Session]:
-        """Lists sessions, the latest created first; `page_size` as in `list_runs`."""
+        """Lists sessions, most recently created first; `page_size` as in `list_runs`."""
         request = sessions_pb.ListSessionsRequest(page_size=page_size)
 
         async def fetch(page_token: str) -> Page[Session]:
@@ -378,23 +387,23 @@ class Client:
         return Pager(fetch)
 
     async def delete_session(self, session_id: str) -> None:
-        """Removes an idle session with its runs and its transcript.
+        """Deletes an idle session with its runs and its transcript.
 
-        Terminal events that were written are still delivered. Raises SessionNotFound, SessionBusy.
+        Subscriptions still deliver its terminal events. Raises SessionNotFound, SessionBusy.
         """
         request = sessions_pb.DeleteSessionRequest(session_id=session_id)
         try:
             await self._wire.call(self._wire.sessions.DeleteSession, request)
         except SessionNotFound as error:
-            # Gone after a repetition: it was this call that removed it.
+            # Not found after a retry: an earlier attempt deleted it.
             if error.attempts == 1:
                 raise
 
     def list_messages(self, session_id: str, *, page_size: int = 0) -> Pager[Message]:
-        """Lists the transcript of a session, the oldest message first.
+        """Lists the messages of a session, oldest first.
 
-        Messages that do not fit on one page are joined, unless pages are asked for. `page_size` as
-        in `list_runs`. The first step raises SessionNotFound.
+        The iterator joins messages that were split between pages; `page` and `pages` do not.
+        `page_size` as in `list_runs`. The first step may raise SessionNotFound.
         """
         request = sessions_pb.ListMessagesRequest(session_id=session_id, page_size=page_size)
 
@@ -404,3 +413,41 @@ class Client:
             return Page(tuple(map(convert.message, response.messages)), response.next_page_token)
 
         return Pager(fetch, join=join_messages)
+
+
+async def _wait_run(wire: Wire, run_id: str, timeout: Seconds | None) -> Run:
+    clock = asyncio.get_running_loop().time
+    deadline = None if timeout is None else clock() + seconds(timeout)
+    backoff = Backoff(wire.retry)
+    token_retried = False
+    while True:
+        started = clock()
+        sent = wire.metadata
+        remaining = WAIT_SLICE_SECONDS if deadline is None else max(deadline - started, 0.0)
+        wait = min(remaining, WAIT_SLICE_SECONDS)
+        pause = 0.0
+        try:
+            run = await _wait_once(wire, run_id, wait, sent)
+            token_retried = False
+            if run.state.terminal or (deadline is not None and clock() >= deadline):
+                return run
+            # A server that returns early must not be called in a tight loop.
+            if clock() - started < wait:
+                pause = backoff.next()
+            else:
+                backoff.reset()
+        except RunlaneError as error:
+            pause = backoff.next(error)
+            is_late = deadline is not None and clock() + pause >= deadline
+            retry_token = not token_retried and wire.has_new_token(error, sent)
+            token_retried = token_retried or retry_token
+            is_temporary = is_transient(error) or isinstance(error, DeadlineExceeded)
+            if is_late or not (retry_token or is_temporary):
+                raise
+        await asyncio.sleep(pause)
+
+
+async def _wait_once(wire: Wire, run_id: str, wait: float, metadata: Metadata) -> Run:
+    request = runs_pb.WaitRunRequest(run_id=run_id, timeout=convert.to_duration(wait))
+    response = await wire.once(wire.runs.WaitRun, request, wait + wire.timeout, metadata)
+    return convert.run(response.run)

@@ -1,4 +1,4 @@
-"""Between the messages of `runlane.v1` and the records of `runlane.types`. Nothing else."""
+"""Converts between the messages of `runlane.v1` and the records of `runlane.types`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from runlane import types as t
 from runlane.v1 import run_pb2, run_service_pb2, session_pb2
 
 Seconds: TypeAlias = float | timedelta
-"""A span of time, as callers give it: seconds, or a timedelta."""
+"""A duration given by a caller: seconds or a timedelta."""
 
 EnumT = TypeVar("EnumT", bound=StrEnum)
 ItemT = TypeVar("ItemT")
@@ -25,10 +25,10 @@ class _ProtoEnum(Protocol):
 
 
 def _numbers(wrapper: _ProtoEnum, prefix: str, ours: type[EnumT]) -> dict[int, EnumT]:
-    """Our member for each number that the interface defines, by name."""
-    names = {member.value: member for member in ours}
-    found = {number: name.removeprefix(prefix).lower() for name, number in wrapper.items()}
-    return {number: names[name] for number, name in found.items() if name in names}
+    """Maps the numbers of a proto enum to the members of the same name."""
+    members = {member.value: member for member in ours}
+    names = {number: name.removeprefix(prefix).lower() for name, number in wrapper.items()}
+    return {number: members[name] for number, name in names.items() if name in members}
 
 
 _RUN_STATES = _numbers(run_pb2.RunState, "RUN_STATE_", t.RunState)
@@ -41,12 +41,12 @@ _ROLES = _numbers(session_pb2.Role, "ROLE_", t.Role)
 
 
 def seconds(span: Seconds) -> float:
-    """A span of time in seconds."""
+    """Returns a duration in seconds."""
     return span.total_seconds() if isinstance(span, timedelta) else float(span)
 
 
 def to_duration(span: Seconds | None) -> Duration | None:
-    """A span of time for the wire, to the microsecond."""
+    """Returns a duration as a proto message, in microsecond resolution."""
     if span is None:
         return None
     duration = Duration()
@@ -54,40 +54,40 @@ def to_duration(span: Seconds | None) -> Duration | None:
     return duration
 
 
-def some(name: str, given: Iterable[ItemT]) -> tuple[ItemT, ...]:
-    """An argument of that name, which has any number of items. Raises TypeError for a text."""
-    if isinstance(given, str):
-        # Else it would be taken for its letters.
-        raise TypeError(f"{name} has to be a list or the like, not one text: [{str(given)!r}]")
-    return tuple(given)
+def to_tuple(name: str, value: Iterable[ItemT]) -> tuple[ItemT, ...]:
+    """Returns the items of an argument. Raises TypeError for a str, whose items are letters."""
+    if isinstance(value, str):
+        raise TypeError(f"{name}: expected a list, not a str; pass [{str(value)!r}]")
+    return tuple(value)
 
 
-def member(name: str, ours: type[EnumT], given: str) -> EnumT:
-    """An argument of that name as one of a few; its text does as well. Raises ValueError."""
-    choices = {each.value: each for each in ours if each.name != "UNKNOWN"}
-    if given not in choices:
-        raise ValueError(f"{name}: {str(given)!r} is none of {', '.join(choices)}")
-    return choices[given]
+def to_member(name: str, enum: type[EnumT], value: str) -> EnumT:
+    """Returns an argument as a member of an enum; accepts its text. Raises ValueError."""
+    choices = {each.value: each for each in enum if each.name != "UNKNOWN"}
+    if value not in choices:
+        raise ValueError(f"{name}: {str(value)!r} is not one of {', '.join(choices)}")
+    return choices[value]
 
 
 def to_run_state(state: t.RunState) -> run_pb2.RunState.ValueType:
-    """A state for the wire. Raises ValueError."""
-    return run_pb2.RunState.Value(f"RUN_STATE_{member('states', t.RunState, state).name}")
+    """Converts a state. Raises ValueError."""
+    return run_pb2.RunState.Value(f"RUN_STATE_{to_member('states', t.RunState, state).name}")
 
 
 def to_when_busy(when_busy: t.WhenBusy) -> run_pb2.WhenBusy.ValueType:
-    """A choice for the wire. Raises ValueError."""
-    return run_pb2.WhenBusy.Value(f"WHEN_BUSY_{member('when_busy', t.WhenBusy, when_busy).name}")
+    """Converts a WhenBusy. Raises ValueError."""
+    name = to_member("when_busy", t.WhenBusy, when_busy).name
+    return run_pb2.WhenBusy.Value(f"WHEN_BUSY_{name}")
 
 
 def to_scope(scope: t.CancelScope) -> run_service_pb2.CancelScope.ValueType:
-    """A scope for the wire. Raises ValueError."""
-    name = member("scope", t.CancelScope, scope).name
+    """Converts a scope. Raises ValueError."""
+    name = to_member("scope", t.CancelScope, scope).name
     return run_service_pb2.CancelScope.Value(f"CANCEL_SCOPE_{name}")
 
 
 def to_attachment(attachment: t.Attachment) -> run_pb2.Attachment:
-    """An attachment for the wire."""
+    """Converts an attachment."""
     content = attachment.content
     if isinstance(content, bytes):
         return run_pb2.Attachment(
@@ -104,7 +104,7 @@ def _time(stamp: Timestamp) -> datetime:
 
 
 def _labels(labels: Mapping[str, str]) -> Mapping[str, str]:
-    # A plain dict: a mapping proxy can neither be pickled nor copied.
+    # A dict, because a mapping proxy can be neither pickled nor copied.
     return dict(labels)
 
 
@@ -119,7 +119,7 @@ def _run_state(number: int) -> t.RunState:
 
 
 def usage(message: run_pb2.Usage) -> t.Usage:
-    """What was used."""
+    """Converts a usage."""
     return t.Usage(
         input_tokens=message.input_tokens,
         output_tokens=message.output_tokens,
@@ -130,7 +130,7 @@ def usage(message: run_pb2.Usage) -> t.Usage:
 
 
 def run_complete(message: run_pb2.RunComplete) -> t.RunComplete:
-    """A terminal event."""
+    """Converts a terminal event."""
     error = t.RunError(message.error.reason, message.error.message)
     return t.RunComplete(
         session_id=message.session_id,
@@ -154,7 +154,7 @@ def run_complete(message: run_pb2.RunComplete) -> t.RunComplete:
 
 
 def run(message: run_pb2.Run) -> t.Run:
-    """A run."""
+    """Converts a run."""
     complete = run_complete(message.run_complete) if message.HasField("run_complete") else None
     return t.Run(
         session_id=message.session_id,
@@ -176,7 +176,7 @@ def run(message: run_pb2.Run) -> t.Run:
 
 
 def cancelled_run(message: run_pb2.CancelledRun) -> t.CancelledRun:
-    """A run that a cancel covered."""
+    """Converts a run covered by a cancel."""
     return t.CancelledRun(
         session_id=message.session_id,
         run_id=message.run_id,
@@ -188,7 +188,7 @@ def cancelled_run(message: run_pb2.CancelledRun) -> t.CancelledRun:
 def receipt(
     message: run_service_pb2.CancelResponse | run_service_pb2.SessionCancellation, session_id: str
 ) -> t.CancelReceipt:
-    """What a cancel covered in one session."""
+    """Converts the receipt of a cancel for one session."""
     covered = tuple(cancelled_run(each) for each in message.cancelled)
     return t.CancelReceipt(
         session_id=session_id or (covered[0].session_id if covered else ""),
@@ -198,7 +198,7 @@ def receipt(
 
 
 def session(message: session_pb2.Session) -> t.Session:
-    """A session."""
+    """Converts a session."""
     return t.Session(
         session_id=message.session_id,
         title=message.title,
@@ -221,13 +221,13 @@ def _tool_result(message: run_pb2.ToolResult) -> t.ToolResult:
 
 
 def attachment(message: run_pb2.Attachment) -> t.Attachment:
-    """An attachment."""
+    """Converts an attachment from a message."""
     content = message.data if message.WhichOneof("content") == "data" else message.text
     return t.Attachment(message.name, content, message.mime_type)
 
 
 def part(message: session_pb2.Part) -> t.Part | None:
-    """A part of a message; None for a kind that this client does not know."""
+    """Converts a part of a message; None for a kind unknown to this client."""
     match message.WhichOneof("part"):
         case "text":
             return t.Text(message.text)
@@ -244,7 +244,7 @@ def part(message: session_pb2.Part) -> t.Part | None:
 
 
 def message(message: session_pb2.Message) -> t.Message:
-    """An entry of a transcript."""
+    """Converts a message of a transcript."""
     parts = (part(each) for each in message.parts)
     return t.Message(
         message_id=message.message_id,
@@ -282,11 +282,11 @@ def _event_body(message: run_pb2.RunEvent) -> t.EventBody | None:  # noqa: PLR09
 
 
 def run_event(message: run_pb2.RunEvent) -> t.RunEvent | None:
-    """An event of a run; None for a kind that this client does not know."""
+    """Converts an event of a run; None for a kind unknown to this client."""
     body = _event_body(message)
     return None if body is None else t.RunEvent(message.index, _time(message.time), body)
 
 
 def progress(message: run_service_pb2.SubscribeRunCompleteResponse) -> t.Progress:
-    """A progress mark."""
+    """Converts a progress mark."""
     return t.Progress(message.cursor, _time(message.progress.time))

@@ -1,7 +1,7 @@
-"""What a call can raise. One class for each reason of `runlane/v1/error_reason.proto`.
+"""The exceptions of calls: one class per reason of `runlane/v1/error_reason.proto`.
 
     RunlaneError
-    ├── InvalidArgument          one or more fields are malformed; `violations` names them
+    ├── InvalidArgument          one or more fields are invalid; `violations` lists them
     │   ├── EmptyPrompt
     │   ├── SessionMissing
     │   ├── RunMissing
@@ -14,26 +14,25 @@
     ├── RunNotFound
     ├── RunIdConflict
     ├── QueueFull
-    ├── Overloaded               the same call succeeds later; `retry_after` says when
-    ├── QuotaExceeded            the tenant has used up a quota; `violations` names both
-    ├── CursorCompacted          `oldest_cursor` is where to go on from
-    ├── Unavailable              nobody answered, or not this node and not now
+    ├── Overloaded               the node is at its limit; retry after `retry_after`
+    ├── QuotaExceeded            the tenant exceeded a quota; `violations` names both
+    ├── CursorCompacted          events were removed; `oldest_cursor` still works
+    ├── Unavailable              the server or the node cannot be reached
     │   ├── Draining
     │   └── StoreUnavailable
-    ├── DeadlineExceeded         also a TimeoutError
+    ├── DeadlineExceeded         the call timed out; also a TimeoutError
     ├── Unauthenticated
     ├── PermissionDenied
-    ├── GateNotFound             of the harness: no such gate is armed
-    ├── Unsupported              of the harness: this server cannot do that
-    ├── Internal                 a defect of the server; `error_id` finds it in the server's log
-    ├── UnexpectedStatus         an answer that no Runlane server gives
-    ├── EventGap                 a run's events do not follow on each other
+    ├── GateNotFound             harness only: no such gate is armed
+    ├── Unsupported              harness only: the server's configuration does not allow it
+    ├── Internal                 a bug in the server; `error_id` identifies it in the server log
+    ├── UnexpectedStatus         a status that no Runlane server sends
+    ├── EventGap                 events of a run are missing
     └── ClientClosed             the client was closed before or during the call
 
-What the server says comes as `google.rpc.ErrorInfo` (domain `runlane`), `BadRequest`,
-`QuotaFailure` and `RetryInfo`, in the trailing metadata of the call (https://google.aip.dev/193). A
-reason that this version of the client does not know becomes the class of its status, and keeps its
-`reason`.
+The server sends `google.rpc.ErrorInfo` (domain `runlane`), `BadRequest`, `QuotaFailure` and
+`RetryInfo` in the trailing metadata of the call (https://google.aip.dev/193). A reason unknown to
+this client maps to the class of its status; the attribute `reason` keeps it.
 """
 
 from __future__ import annotations
@@ -48,23 +47,23 @@ from grpc import StatusCode
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A field that is wrong, and what is wrong with it."""
+    """An invalid field and its problem."""
 
     field: str
     description: str
 
 
 class RunlaneError(Exception):
-    """Anything that a call to Runlane can raise.
+    """Base class of all errors of calls.
 
     Attributes:
-        reason: The stable word for what is wrong; empty where no Runlane server said anything.
-        message: A sentence for people; also `str(error)`.
+        reason: The stable reason; empty if the error does not come from a Runlane server.
+        message: A message for people; equal to `str(error)`.
         status: The gRPC status.
-        violations: The fields that are wrong, with what is wrong with each.
-        retry_after: How long to wait before the same call may succeed, where the server knows.
-        metadata: What else the server tells about the error.
-        attempts: How often the call was made before it was given up.
+        violations: The invalid fields and their problems.
+        retry_after: Delay before a retry, if the server sent one.
+        metadata: Further details from the server.
+        attempts: Number of attempts made.
     """
 
     reason: str = ""
@@ -87,18 +86,18 @@ class RunlaneError(Exception):
             self.reason = reason
         self.violations = tuple(violations)
         self.retry_after = retry_after
-        # A plain dict, as a mapping proxy cannot be pickled and exceptions often are.
+        # A dict, because exceptions are often pickled and a mapping proxy cannot be.
         self.metadata: Mapping[str, str] = dict(metadata or {})
         self.attempts = 1
 
     @property
     def error_id(self) -> str:
-        """Finds the details in the server's log; empty where the server gave none."""
+        """The id of the details in the server log; empty if the server sent none."""
         return self.metadata.get("error_id", "")
 
 
 class InvalidArgument(RunlaneError):
-    """One or more fields are malformed; `violations` names each of them."""
+    """One or more fields are invalid; `violations` lists them."""
 
     reason = "INVALID_ARGUMENT"
     default_status = StatusCode.INVALID_ARGUMENT
@@ -123,77 +122,77 @@ class RunMissing(InvalidArgument):
 
 
 class PromptTooLarge(InvalidArgument):
-    """The prompt, or the attachments together, are larger than the server takes."""
+    """The prompt, or the attachments together, exceed the server's size limit."""
 
     reason = "PROMPT_TOO_LARGE"
 
 
 class CursorInvalid(InvalidArgument):
-    """The cursor is not one that this service gave out."""
+    """This service did not issue the cursor."""
 
     reason = "CURSOR_INVALID"
 
 
 class PageTokenInvalid(InvalidArgument):
-    """The page token is not one that this call gave out."""
+    """This call did not issue the page token."""
 
     reason = "PAGE_TOKEN_INVALID"
 
 
 class SessionNotFound(RunlaneError):
-    """There is no session of that id."""
+    """No session has this id."""
 
     reason = "SESSION_NOT_FOUND"
     default_status = StatusCode.NOT_FOUND
 
 
 class SessionExists(RunlaneError):
-    """There is a session of that id already."""
+    """A session with this id exists already."""
 
     reason = "SESSION_EXISTS"
     default_status = StatusCode.ALREADY_EXISTS
 
 
 class SessionBusy(RunlaneError):
-    """The session has work, and the call (REJECT, DeleteSession) wants it idle."""
+    """The session has unfinished runs and the call requires an idle session."""
 
     reason = "SESSION_BUSY"
     default_status = StatusCode.FAILED_PRECONDITION
 
 
 class RunNotFound(RunlaneError):
-    """There is no run of that id."""
+    """No run has this id."""
 
     reason = "RUN_NOT_FOUND"
     default_status = StatusCode.NOT_FOUND
 
 
 class RunIdConflict(RunlaneError):
-    """The run id was used before, for another session or another prompt."""
+    """A run with this id exists already with a different session, prompt or attachments."""
 
     reason = "RUN_ID_CONFLICT"
     default_status = StatusCode.ALREADY_EXISTS
 
 
 class QueueFull(RunlaneError):
-    """As many runs wait in the session as may."""
+    """The session is at its limit of waiting runs."""
 
     reason = "QUEUE_FULL"
     default_status = StatusCode.RESOURCE_EXHAUSTED
 
 
 class Overloaded(RunlaneError):
-    """The node has as much work as it takes; `retry_after` says when to come back."""
+    """The node is at its limit of work; `retry_after` is the delay before a retry."""
 
     reason = "OVERLOADED"
     default_status = StatusCode.RESOURCE_EXHAUSTED
 
 
 class QuotaExceeded(RunlaneError):
-    """The tenant has used up one of its quotas, and the server did nothing.
+    """The tenant exceeded a quota; the call had no effect.
 
-    `violations` has it: `field` is the tenant, `description` names the quota and its limit.
-    `retry_after` says when to come back, where waiting helps.
+    In `violations`, `field` is the tenant and `description` names the quota and its limit.
+    `retry_after` is the delay before a retry; None if waiting does not help.
     """
 
     reason = "QUOTA_EXCEEDED"
@@ -201,9 +200,9 @@ class QuotaExceeded(RunlaneError):
 
 
 class CursorCompacted(RunlaneError):
-    """Events after the cursor were removed, so going on would skip some of them silently.
+    """Events after the cursor were removed, so resuming would skip them silently.
 
-    What was missed is told by `Client.list_runs` and `Client.get_run`; then subscribe again with
+    Find the missed runs with `Client.list_runs` and `Client.get_run`, then subscribe with
     `cursor=error.oldest_cursor`.
     """
 
@@ -212,86 +211,85 @@ class CursorCompacted(RunlaneError):
 
     @property
     def oldest_cursor(self) -> str:
-        """The earliest cursor that can still be resumed from."""
+        """The earliest cursor that still works."""
         return self.metadata.get("oldest_cursor", "")
 
 
 class Unavailable(RunlaneError):
-    """Nobody answered, or the connection was lost: whether the call had an effect is unknown."""
+    """No response, or the connection was lost; the call may have had its effect."""
 
     default_status = StatusCode.UNAVAILABLE
 
 
 class Draining(Unavailable):
-    """The node is shutting down and did nothing. The same call succeeds elsewhere or later."""
+    """The node is shutting down; the call had no effect. Retry on another node or later."""
 
     reason = "DRAINING"
 
     @property
     def cursor(self) -> str:
-        """Where to resume a subscription that this ended; empty for other calls."""
+        """The cursor to resume an ended subscription from; empty for other calls."""
         return self.metadata.get("cursor", "")
 
 
 class StoreUnavailable(Unavailable):
     """The store did not confirm the write, so the outcome is unknown.
 
-    Repeating the call with the same run id is safe and tells.
+    A retry with the same run id is safe and returns the outcome.
     """
 
     reason = "STORE_UNAVAILABLE"
 
 
 class DeadlineExceeded(RunlaneError, TimeoutError):
-    """The time for the call is up; whether it had an effect is unknown."""
+    """The call timed out; it may have had its effect."""
 
     default_status = StatusCode.DEADLINE_EXCEEDED
 
 
 class Unauthenticated(RunlaneError):
-    """The caller did not say who it is, or that could not be verified."""
+    """The call has no credentials, or they could not be verified."""
 
     reason = "UNAUTHENTICATED"
     default_status = StatusCode.UNAUTHENTICATED
 
 
 class PermissionDenied(RunlaneError):
-    """The caller is known and may not do this."""
+    """The caller is authenticated and lacks permission for this call."""
 
     reason = "PERMISSION_DENIED"
     default_status = StatusCode.PERMISSION_DENIED
 
 
 class GateNotFound(RunlaneError):
-    """No gate of that id is armed, or it was released meanwhile."""
+    """No armed gate has this id; it may have been released."""
 
     reason = "GATE_NOT_FOUND"
     default_status = StatusCode.NOT_FOUND
 
 
 class Unsupported(RunlaneError):
-    """This server cannot do that, as it is set or run."""
+    """The server's configuration does not support this call."""
 
     reason = "UNSUPPORTED"
     default_status = StatusCode.UNIMPLEMENTED
 
 
 class Internal(RunlaneError):
-    """A defect of the server; `error_id` finds the details in its log."""
+    """A bug in the server; `error_id` identifies the details in its log."""
 
     reason = "INTERNAL"
     default_status = StatusCode.INTERNAL
 
 
 class UnexpectedStatus(RunlaneError):
-    """A status that comes from something else than a Runlane server, or from a newer one."""
+    """A status from a proxy, from another service or from a newer Runlane server."""
 
 
 class EventGap(RunlaneError):
-    """A run's events do not follow on each other, and asking again did not help.
+    """Events of a run are missing, also after a second attempt to read them.
 
-    The end of the run and its transcript are still to be had: `Client.wait_run`,
-    `Client.list_messages`.
+    `Client.wait_run` still returns the result and `Client.list_messages` the transcript.
     """
 
     default_status = StatusCode.DATA_LOSS
@@ -336,7 +334,7 @@ BY_REASON: Mapping[str, type[RunlaneError]] = MappingProxyType(
         )
     }
 )
-"""The class of each reason that a server can give."""
+"""The class of each reason."""
 
 BY_STATUS: Mapping[StatusCode, type[RunlaneError]] = MappingProxyType(
     {
@@ -351,7 +349,7 @@ BY_STATUS: Mapping[StatusCode, type[RunlaneError]] = MappingProxyType(
         )
     }
 )
-"""The class where a server gave no reason, or one that is not known here."""
+"""The class of a status, for errors without a reason or with an unknown one."""
 
 LOST = frozenset(
     {
@@ -362,33 +360,32 @@ LOST = frozenset(
         StatusCode.UNKNOWN,
     }
 )
-"""What a connection that broke can look like when no Runlane server said anything. INTERNAL and
-UNKNOWN are how a reset stream and a proxy's own errors arrive
-(https://grpc.github.io/grpc/core/md_doc_statuscodes.html)."""
+"""The statuses of a lost connection, if the error has no reason. A reset stream or an error of a
+proxy arrives as INTERNAL or UNKNOWN (https://grpc.github.io/grpc/core/md_doc_statuscodes.html)."""
 
 
 def is_refused(error: RunlaneError) -> bool:
-    """Whether the server certainly did nothing, and may do it later or elsewhere."""
-    return isinstance(error, Draining | Overloaded) or _is_quota_that_renews(error)
+    """Returns True if the call certainly had no effect and a retry may succeed."""
+    return isinstance(error, Draining | Overloaded) or _is_renewing_quota(error)
 
 
 def is_transient(error: RunlaneError) -> bool:
-    """Whether the same call may succeed later or elsewhere; it may have had its effect already."""
+    """Returns True if a retry may succeed. The call may have had its effect."""
     if isinstance(error, ClientClosed | EventGap):
         return False
-    # ABORTED is how a server ends a call that it lost track of, for whatever reason.
+    # A server aborts calls whose state it has lost.
     if isinstance(error, Unavailable | Overloaded) or error.status is StatusCode.ABORTED:
         return True
-    if _is_quota_that_renews(error):
+    if _is_renewing_quota(error):
         return True
     return not error.reason and error.status in LOST
 
 
-def is_unknown(error: RunlaneError) -> bool:
-    """Whether nobody can tell by the error if the call had its effect."""
+def is_outcome_unknown(error: RunlaneError) -> bool:
+    """Returns True if the error does not show whether the call had its effect."""
     return is_transient(error) or isinstance(error, DeadlineExceeded)
 
 
-def _is_quota_that_renews(error: RunlaneError) -> bool:
-    """Whether it is a quota that waiting helps with: the server says for how long."""
+def _is_renewing_quota(error: RunlaneError) -> bool:
+    # The server sends a delay only for quotas that waiting helps with.
     return isinstance(error, QuotaExceeded) and error.retry_after is not None

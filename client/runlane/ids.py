@@ -1,4 +1,4 @@
-"""Ids that a client makes, so that a call can be repeated without doing its work twice."""
+"""Generates ids on the client, so that a retried call does not do its work twice."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import uuid
 
 
 def new_id() -> str:
-    """A UUIDv7 (RFC 9562, section 5.7): ids sort by the millisecond they were made in."""
+    """Returns a UUIDv7 (RFC 9562, section 5.7), which sorts by its creation time."""
     milliseconds = time.time_ns() // 1_000_000
     value = (milliseconds & 0xFFFF_FFFF_FFFF) << 80 | secrets.randbits(80)
     value = value & ~(0xF << 76) | 0x7 << 76  # the version

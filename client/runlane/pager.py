@@ -1,4 +1,4 @@
-"""Listings that come in pages."""
+"""Iterates over listings page by page."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ ItemT = TypeVar("ItemT")
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[ItemT]):
-    """One page of a listing; `next_page_token` is empty on the last."""
+    """A page of a listing; `next_page_token` is empty on the last page."""
 
     items: tuple[ItemT, ...]
     next_page_token: str
 
 
 class Pager(Generic[ItemT]):
-    """A listing: `async for item in pager` goes over all of it, asking for pages as it gets there.
+    """A listing: `async for item in pager` iterates over all items and fetches pages as needed.
 
-    `await pager.page(token)` gets one page, `pager.pages()` iterates over them. Each step may raise
-    what a call can raise.
+    `await pager.page(token)` returns one page, `pager.pages()` iterates over the pages. Each step
+    may raise the errors of a call.
     """
 
     def __init__(
@@ -36,11 +36,11 @@ class Pager(Generic[ItemT]):
         self._join = join
 
     async def page(self, page_token: str = "") -> Page[ItemT]:
-        """One page, as the server sent it; an empty token asks for the first."""
+        """Returns one page, unchanged; an empty token requests the first page."""
         return await self._fetch(page_token)
 
     async def pages(self) -> AsyncIterator[Page[ItemT]]:
-        """All pages, as the server sent them."""
+        """Iterates over all pages, unchanged."""
         page = await self._fetch("")
         yield page
         while page.next_page_token:
@@ -57,16 +57,16 @@ class Pager(Generic[ItemT]):
 
 
 async def join_messages(messages: AsyncIterator[Message]) -> AsyncIterator[Message]:
-    """Puts messages that were cut at the end of a page together again."""
-    begun: Message | None = None
+    """Joins messages that were split at the end of a page."""
+    pending: Message | None = None
     async for message in messages:
-        whole = message
-        if begun is not None and begun.message_id == message.message_id:
-            whole = replace(message, parts=begun.parts + message.parts)
-        elif begun is not None:
-            yield begun
-        begun = whole if whole.continues else None
-        if begun is None:
-            yield whole
-    if begun is not None:
-        yield begun
+        joined = message
+        if pending is not None and pending.message_id == message.message_id:
+            joined = replace(message, parts=pending.parts + message.parts)
+        elif pending is not None:
+            yield pending
+        pending = joined if joined.continues else None
+        if pending is None:
+            yield joined
+    if pending is not None:
+        yield pending

@@ -1,4 +1,4 @@
-"""Where the coroutines behind the synchronous client run: one event loop in a thread of its own."""
+"""Runs the coroutines of the synchronous client on one event loop in a background thread."""
 
 from __future__ import annotations
 
@@ -16,32 +16,34 @@ P = ParamSpec("P")
 T = TypeVar("T")
 ItemT = TypeVar("ItemT")
 
-NOTICE_SECONDS = 0.5
-"""After how long a thread that waits sees an interrupt at the latest."""
+INTERRUPT_POLL_SECONDS = 0.5
+"""Maximum delay until a waiting thread notices an interrupt."""
 
-STOPPING_SECONDS = 1.0
-"""For how long the end of the process waits for the loop to come to rest."""
+STOP_TIMEOUT_SECONDS = 1.0
+"""Maximum time that the process waits at exit for the event loop to stop."""
 
 
-class _Thread:
-    """The event loop of this process, in a daemon thread that is started by its first use."""
+class _LoopThread:
+    """The event loop of this process, in a daemon thread that starts on first use.
 
-    def __init__(self, *, spoilt: bool = False) -> None:
-        # Guards the start. Nothing is awaited or called back under it.
-        self._starting = threading.Lock()
+    `used_before_fork` marks the thread of a forked child whose parent already used gRPC.
+    """
+
+    def __init__(self, *, used_before_fork: bool = False) -> None:
+        # Guards the start. Never await or call back while holding it.
+        self._start_lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self.spoilt = spoilt
+        self.used_before_fork = used_before_fork
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
-    def started(self) -> bool:
-        """Whether it was used."""
+    def is_started(self) -> bool:
         return self._loop is not None
 
     def loop(self) -> asyncio.AbstractEventLoop:
-        """The loop, which runs."""
-        with self._starting:
+        """Returns the running loop; starts it if necessary."""
+        with self._start_lock:
             if self._loop is None:
                 loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(
@@ -52,48 +54,48 @@ class _Thread:
             return self._loop
 
     def spawn(self, make: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Has a coroutine made and run by the loop, if there is one; waits for nothing.
+        """Schedules a coroutine on the loop, if the loop is running; returns immediately.
 
-        Takes no lock: a finalizer calls it, which may interrupt anything.
+        Takes no lock, because finalizers call it and may interrupt any code.
         """
         if self._loop is not None:
             with suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(self._begin, make)
+                self._loop.call_soon_threadsafe(self._create_task, make)
 
     def stop(self) -> None:
-        """Stops the loop, so that it does not run into the interpreter's end.
+        """Stops the loop before the interpreter shuts down.
 
-        Only daemon threads can be waiting then; they wait until they are gone.
+        Only daemon threads can still be waiting for a result then; they never resume.
         """
         if self._loop is not None and self._thread is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(STOPPING_SECONDS)
+            self._thread.join(STOP_TIMEOUT_SECONDS)
 
-    def _begin(self, make: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def _create_task(self, make: Callable[[], Coroutine[Any, Any, None]]) -> None:
         task = asyncio.get_running_loop().create_task(make())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
 
-_shared = _Thread()
+_shared = _LoopThread()
 
 
-def _after_fork() -> None:
-    global _shared  # noqa: PLW0603 - the thread is of this process, and another one has none
-    _shared = _Thread(spoilt=_shared.started or _shared.spoilt)
+def _reset_after_fork() -> None:
+    global _shared  # noqa: PLW0603 - a forked child does not inherit the thread
+    _shared = _LoopThread(used_before_fork=_shared.is_started or _shared.used_before_fork)
 
 
-def _at_exit() -> None:
+def _stop_at_exit() -> None:
     _shared.stop()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-atexit.register(_at_exit)
+    os.register_at_fork(after_in_child=_reset_after_fork)
+atexit.register(_stop_at_exit)
 
 
 class Portal:
-    """Runs coroutines for threads that wait for them. Any number of threads may use one."""
+    """Runs coroutines for threads that wait for the result. Thread-safe."""
 
     def __init__(self) -> None:
         self._pid = os.getpid()
@@ -101,95 +103,99 @@ class Portal:
     def call(
         self, make: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """What the coroutine returns or raises.
+        """Runs a coroutine on the loop; returns its result or raises its exception.
 
-        An exception in the waiting thread, such as KeyboardInterrupt, cancels the coroutine. The
-        end of an iteration is raised as StopIteration.
+        An exception in the waiting thread, such as KeyboardInterrupt, cancels the coroutine.
+        StopAsyncIteration is raised as StopIteration.
 
-        Raises RuntimeError in a thread whose event loop runs, which it would hold up, and in
-        another process than the one that it was made in.
+        Raises:
+            RuntimeError: The thread runs an event loop, which the call would block; or the portal
+                was created in another process.
         """
-        self._check()
+        self._check_thread()
         loop = _shared.loop()
-        errand = _Errand(partial(make, *args, **kwargs))
+        call = _BlockingCall(partial(make, *args, **kwargs))
         try:
-            loop.call_soon_threadsafe(errand.begin)
-            return errand.wait()
+            loop.call_soon_threadsafe(call.start)
+            return call.wait()
         except StopAsyncIteration:
             raise StopIteration from None
         finally:
-            if not errand.outcome.done():
-                loop.call_soon_threadsafe(errand.call_off)
+            if not call.future.done():
+                loop.call_soon_threadsafe(call.cancel)
 
-    def iterate(self, items: AsyncIterator[ItemT], owner: object) -> Pulled[ItemT]:
-        """Iterates over the items; `owner` lives as long as that."""
-        return Pulled(self, items, owner)
+    def iterate(self, items: AsyncIterator[ItemT], owner: object) -> BlockingIterator[ItemT]:
+        """Returns an iterator over the items that keeps `owner` alive."""
+        return BlockingIterator(self, items, owner)
 
-    def drop(self, close: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Has something closed that nobody uses any more, without waiting for it."""
+    def close_soon(self, close: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Schedules the closing of an unused object; returns immediately."""
         if self._pid == os.getpid():
             _shared.spawn(close)
 
-    def _check(self) -> None:
+    def _check_thread(self) -> None:
         if self._pid != os.getpid():
-            raise RuntimeError("made before a fork: make a new Client in this process")
-        if _shared.spoilt:
-            # The threads of gRPC are not there after a fork, and what it waits for never comes.
             raise RuntimeError(
-                "a runlane.sync client was used before this process was forked, which gRPC does "
-                "not outlive: make clients after the fork, or start processes by spawn"
+                "this runlane.sync client was created before a fork; create a new Client in this "
+                "process"
+            )
+        if _shared.used_before_fork:
+            # The child does not inherit gRPC's threads, so its calls would never return.
+            raise RuntimeError(
+                "gRPC does not work after a fork because a runlane.sync client was used before it; "
+                "create clients after the fork, or start processes with spawn"
             )
         try:
             asyncio.get_running_loop()
         except RuntimeError:
             return
         raise RuntimeError(
-            "runlane.sync would hold up the event loop of this thread: use runlane.Client there"
+            "runlane.sync would block the event loop of this thread; use runlane.Client"
         )
 
 
-class _Errand(Generic[T]):
-    """A coroutine for a thread that waits for its outcome.
+class _BlockingCall(Generic[T]):
+    """One coroutine and the thread that waits for it.
 
-    The thread may be interrupted at any instant, also when the coroutine is under way and it has
-    not heard so yet: `asyncio.run_coroutine_threadsafe` would leave nothing in its hand to cancel.
+    Unlike `asyncio.run_coroutine_threadsafe`, it can be cancelled at any instant, even if an
+    interrupt reaches the thread while the loop is just starting the coroutine.
     """
 
     def __init__(self, make: Callable[[], Coroutine[Any, Any, T]]) -> None:
-        self.outcome: Future[T] = Future()
+        self.future: Future[T] = Future()
         self._make = make
         self._task: asyncio.Task[None] | None = None
 
-    def begin(self) -> None:
-        """Begins it, on the loop."""
+    def start(self) -> None:
+        """Starts the coroutine. Called on the loop."""
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     def wait(self) -> T:
-        """What it returns or raises, to the thread that waits for it."""
-        while not self.outcome.done():
-            # An interrupt that comes just before the thread begins to wait, or to another thread,
-            # does not end the wait: Python notices it when the thread runs again.
+        """Blocks until the coroutine is done; returns its result or raises its exception."""
+        while not self.future.done():
+            # An interrupt that arrives just before the wait, or in another thread, does not end
+            # the wait: Python handles it only when this thread runs again.
             with suppress(TimeoutError, CancelledError):
-                self.outcome.exception(NOTICE_SECONDS)
-        return self.outcome.result()
+                self.future.exception(INTERRUPT_POLL_SECONDS)
+        return self.future.result()
 
-    def call_off(self) -> None:
-        """Cancels it, on the loop, where it was begun and is not done."""
+    def cancel(self) -> None:
+        """Cancels the coroutine if it is running. Called on the loop."""
         if self._task is not None:
             self._task.cancel()
 
     async def _run(self) -> None:
         try:
-            self.outcome.set_result(await self._make())
+            self.future.set_result(await self._make())
         except asyncio.CancelledError:
-            self.outcome.cancel()
+            self.future.cancel()
             raise
-        except Exception as error:  # noqa: BLE001 - it is the waiting thread's
-            self.outcome.set_exception(error)
+        except Exception as error:  # noqa: BLE001 - raised in the waiting thread
+            self.future.set_exception(error)
 
 
-class Pulled(Generic[ItemT]):
-    """An iterator that pulls one item at a time out of an asynchronous one."""
+class BlockingIterator(Generic[ItemT]):
+    """A synchronous iterator over an asynchronous one."""
 
     def __init__(self, portal: Portal, items: AsyncIterator[ItemT], owner: object) -> None:
         self._portal = portal
@@ -200,7 +206,7 @@ class Pulled(Generic[ItemT]):
         return self
 
     def __next__(self) -> ItemT:
-        return self._portal.call(self._step)
+        return self._portal.call(self._next)
 
-    async def _step(self) -> ItemT:
+    async def _next(self) -> ItemT:
         return await anext(self._items)

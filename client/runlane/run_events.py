@@ -1,4 +1,4 @@
-"""What happens in one run, as it comes, over lost connections and restarted servers."""
+"""Iterates over the events of one run, across lost connections and server restarts."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import grpc.aio
 
 from runlane import convert
 from runlane.errors import EventGap, RunlaneError, Unavailable
+from runlane.metadata import Metadata
 from runlane.stream import ResumingStream
-from runlane.tokens import Metadata
 from runlane.types import RunComplete, RunEvent
 from runlane.v1 import run_service_pb2 as pb
 from runlane.wire import Wire
 
 
 class RunEvents:
-    """An iterator over the events of a run that ends after its `RunComplete`.
+    """An iterator over the events of a run, which ends after its `RunComplete`.
 
-    `Client.subscribe_run` and `RunHandle.events` make it. It goes on by itself after a lost
-    connection, with the event after the last one it delivered. A later `Started` with an `attempt`
-    above 1 means that the run starts over: deltas that came before do not count any more.
+    Created by `Client.subscribe_run` and `RunHandle.events`. After a lost connection it reconnects
+    and continues after the last delivered event. A `Started` with an `attempt` above 1 means that
+    the run starts over: discard earlier deltas.
 
     Closing it, leaving its context or cancelling a step ends the call, never the run.
     """
@@ -44,13 +44,13 @@ class RunEvents:
 
     @property
     def last_index(self) -> int:
-        """The index of the event last delivered: where `after_index` goes on."""
+        """The index of the last delivered event; pass it as `after_index` to resume."""
         return self._last_index
 
     async def aclose(self) -> None:
-        """Ends the iteration and its call. May be repeated."""
+        """Ends the iteration and its call. Idempotent."""
         self._ended = True
-        self._stream.drop()
+        self._stream.cancel_call()
 
     async def __aenter__(self) -> Self:
         return self
@@ -71,15 +71,15 @@ class RunEvents:
             message = await self._stream.read()
             if message is None:
                 text = f"the stream of run {self._run_id} ended before the run"
-                await self._stream.lost(Unavailable(text))
+                await self._stream.pause_or_raise(Unavailable(text))
                 continue
             index = message.event.index
             if index > self._last_index + 1:
-                await self._gap(index)
+                await self._refetch_gap(index)
                 continue
             event = convert.run_event(message.event)
             if event is not None and isinstance(event.body, RunComplete):
-                # The end is never taken for a duplicate, whatever its number.
+                # The end is always delivered, even if its index looks like a duplicate.
                 await self.aclose()
             elif event is None or index <= self._last_index:
                 self._last_index = max(index, self._last_index)
@@ -88,14 +88,14 @@ class RunEvents:
             return event
         raise StopAsyncIteration
 
-    async def _gap(self, index: int) -> None:
-        """Asks once more for what is missing before event `index`; the second time raises."""
-        text = f"run {self._run_id}: event {index} came after event {self._last_index}"
+    async def _refetch_gap(self, index: int) -> None:
+        """Reconnects once to fetch the events missing before `index`; raises the second time."""
+        text = f"run {self._run_id}: received event {index} after event {self._last_index}"
         if self._gap_after == self._last_index:
             await self.aclose()
             raise EventGap(text)
         self._gap_after = self._last_index
-        await self._stream.lost(Unavailable(text))
+        await self._stream.pause_or_raise(Unavailable(text))
 
     def _open(self, metadata: Metadata) -> grpc.aio.UnaryStreamCall[Any, pb.SubscribeRunResponse]:
         request = pb.SubscribeRunRequest(run_id=self._run_id, after_index=self._last_index)

@@ -1,4 +1,4 @@
-"""What one has in hand once a run is accepted."""
+"""The handle of an accepted run."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RunHandle:
-    """An accepted run. Dropping it changes nothing about the run, which belongs to the server.
+    """An accepted run. Discarding the handle does not affect the run.
 
     Attributes:
-        run: The run as it was when it was accepted, or when it was attached to.
-        cursor: Just before all events of this run: a subscription from here misses nothing of it.
-            None for a run that was attached to.
+        run: The run at the time of `run_accepted` or `attach`.
+        cursor: The position just before the events of this run; a subscription from here receives
+            all of them. None after `attach`.
     """
 
     run: Run
@@ -31,41 +31,45 @@ class RunHandle:
 
     @property
     def run_id(self) -> str:
-        """The id of the run."""
+        """The run id."""
         return self.run.run_id
 
     @property
     def session_id(self) -> str:
-        """The session of the run."""
+        """The session id."""
         return self.run.session_id
 
     def events(
         self, after_index: int = 0, *, on_lost: Callable[[RunlaneError], None] | None = None
     ) -> RunEvents:
-        """Iterates over what happens in the run, from its acceptance, or after event `after_index`.
+        """Iterates over the events of the run after `after_index`; ends after its `RunComplete`.
 
-        It ends after the run's `RunComplete`; see `RunEvents` for what it does when connections
-        break. `on_lost` is called with the error each time that happens.
+        `RunEvents` reconnects after a lost connection; `on_lost` is called with the error each
+        time.
         """
         return self._client.subscribe_run(self.run_id, after_index=after_index, on_lost=on_lost)
 
     async def completed(self, timeout: Seconds | None = None) -> RunComplete:
-        """Waits for the run to end and tells how, over lost connections and restarted servers.
+        """Waits for the end of the run, across lost connections and server restarts.
 
-        `timeout` is how long to wait (seconds or a timedelta), None without limit. Raises
-        DeadlineExceeded where the run has not ended by then, Unavailable where the server is out
-        of reach by then. Neither changes anything about the run.
+        Args:
+            timeout: Maximum time to wait (seconds or a timedelta); None: no limit. A timeout does
+                not affect the run.
+
+        Raises:
+            DeadlineExceeded: The run has not ended within the timeout.
+            Unavailable: The server cannot be reached at the end of the timeout.
         """
         run = await self._client.wait_run(self.run_id, timeout=timeout)
         if run.run_complete is None:
-            waited = "" if timeout is None else f" within {seconds(timeout):g} s"
-            raise DeadlineExceeded(f"run {self.run_id} did not end{waited}: it is {run.state}")
+            suffix = "" if timeout is None else f" after {seconds(timeout):g} s"
+            raise DeadlineExceeded(f"run {self.run_id} is still {run.state}{suffix}")
         return run.run_complete
 
     async def cancel(self, reason: str = "") -> CancelReceipt:
-        """Cancels the run, with the runs folded into it; no other run is touched.
+        """Cancels the run and the runs folded into it. Idempotent.
 
-        The receipt is empty where the run has ended, or was covered by an earlier cancel. The run
-        ends a little later, which `completed` tells. Safe to repeat.
+        The receipt is empty if the run has ended or an earlier cancel covered it. The run may end
+        later than this call returns; wait with `completed`.
         """
         return await self._client.cancel(self.session_id, run_id=self.run_id, reason=reason)

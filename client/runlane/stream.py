@@ -1,4 +1,4 @@
-"""A server stream that is opened again after it was lost."""
+"""A server stream that reconnects after it was lost."""
 
 from __future__ import annotations
 
@@ -11,24 +11,27 @@ import grpc.aio
 
 from runlane import errors
 from runlane.errors import RunlaneError, Unavailable
-from runlane.tokens import Metadata
-from runlane.wire import Backoff, Wire, cancelled_by_caller
+from runlane.metadata import Metadata
+from runlane.wire import Backoff, Wire, is_cancelled_by_caller
 
 log = logging.getLogger("runlane")
 
 ResponseT = TypeVar("ResponseT")
 
-RENEWAL_SECONDS = 5.0
-"""A stream that is refused again within this time after its token was renewed is refused."""
+TOKEN_RETRY_SECONDS = 5.0
+"""Minimum time between two reconnects with a new token; an earlier rejection is final."""
 
 
 class ResumingStream(Generic[ResponseT]):
-    """Reads the messages of a server stream over as many calls as it takes.
+    """Reads the messages of a server stream across lost connections.
 
-    `open_call` starts a call, with the metadata it is given, that goes on after what its owner has
-    received so far; it is called again after each loss. `silence` is after how many seconds without
-    a message a call counts as lost, `max_silence` after how many the whole stream does; None:
-    never. `on_lost` is told of every loss that is going to be repaired.
+    Args:
+        wire: The channel.
+        open_call: Starts a call with the given metadata that continues after the messages received
+            so far. Called again after each loss.
+        silence: Seconds without a message after which a call counts as lost; None: no limit.
+        max_silence: Seconds without a message after which `read` raises; None: no limit.
+        on_lost: Called with the error before each reconnect.
     """
 
     def __init__(
@@ -47,69 +50,71 @@ class ResumingStream(Generic[ResponseT]):
         self._on_lost = on_lost
         self._backoff = Backoff(wire.retry)
         self._call: grpc.aio.UnaryStreamCall[Any, ResponseT] | None = None
-        self._sent: Metadata = ()
-        self._messages = 0
-        self._heard_at: float | None = None
-        self._renewed_at: float | None = None
+        self._call_metadata: Metadata = ()
+        self._messages_of_call = 0
+        self._last_message_at: float | None = None
+        self._new_token_at: float | None = None
 
-    def drop(self) -> None:
-        """Ends the call at hand, if there is one; the next `read` opens another."""
+    def cancel_call(self) -> None:
+        """Cancels the current call, if any; the next `read` opens another."""
         call, self._call = self._call, None
         if call is not None:
             call.cancel()
 
     async def read(self) -> ResponseT | None:
-        """The next message; None where the server ended the stream well.
+        """Returns the next message, or None if the server ended the stream with OK.
 
-        Raises RunlaneError where opening it again would not help, or took longer than max_silence.
-        A cancelled `read` loses nothing: the next one opens a call that goes on.
+        A cancelled `read` loses nothing: the next one opens a call that continues.
+
+        Raises:
+            RunlaneError: A reconnect would not help, or took longer than max_silence.
         """
         while True:
             try:
                 message = await self._read_once()
             except RunlaneError as error:
-                await self.lost(error)
+                await self.pause_or_raise(error)
                 continue
-            self._messages += 1
-            self._heard_at = self._now()
-            # A server that greets and then breaks off each time must not be asked in a tight loop:
-            # only what comes after the first message shows that things go well.
-            if self._messages > 1:
+            self._messages_of_call += 1
+            self._last_message_at = self._now()
+            # The first message of a call does not prove that the connection works: a server that
+            # fails right after it must not be called in a tight loop.
+            if self._messages_of_call > 1:
                 self._backoff.reset()
             return message
 
-    async def lost(self, error: RunlaneError) -> None:
-        """Takes the call at hand for lost, and pauses. Raises the error if going on is no use."""
-        self.drop()
+    async def pause_or_raise(self, error: RunlaneError) -> None:
+        """Cancels the call and waits for the backoff; raises the error if it is permanent."""
+        self.cancel_call()
         pause = self._backoff.next(error)
-        left = self._left()
-        helps = errors.is_transient(error) or self._renewed(error)
-        if not helps or (left is not None and pause >= left):
+        remaining = self._remaining()
+        is_temporary = errors.is_transient(error) or self._can_retry_with_new_token(error)
+        if not is_temporary or (remaining is not None and pause >= remaining):
             raise error
-        log.info("stream of %s lost (%s), opening it again", self._wire.target, error)
+        log.info("stream of %s lost (%s), reconnecting", self._wire.target, error)
         if self._on_lost is not None:
             self._on_lost(error)
         await asyncio.sleep(pause)
 
     async def _read_once(self) -> ResponseT | None:
-        if self._heard_at is None:
-            self._heard_at = self._now()
+        if self._last_message_at is None:
+            self._last_message_at = self._now()
         try:
             if self._call is None:
-                self._messages = 0
-                self._sent = self._wire.metadata
-                self._call = self._open_call(self._sent)
-            # Cancelling a read cancels its call, which is what a silent one is in for anyway.
-            async with asyncio.timeout(self._patience()):
+                self._messages_of_call = 0
+                self._call_metadata = self._wire.metadata
+                self._call = self._open_call(self._call_metadata)
+            # A timeout cancels the read, which cancels its call; a silent call is lost anyway.
+            async with asyncio.timeout(self._read_timeout()):
                 message = await self._call.read()
         except TimeoutError as exc:
-            text = f"no message from {self._wire.target} for too long"
+            text = f"timed out waiting for a message from {self._wire.target}"
             raise Unavailable(text) from exc
         except (grpc.aio.AioRpcError, grpc.aio.BaseError) as exc:
             raise self._wire.error(exc) from exc
         except asyncio.CancelledError as exc:
-            self.drop()
-            if cancelled_by_caller():
+            self.cancel_call()
+            if is_cancelled_by_caller():
                 raise
             raise self._wire.error(exc) from exc
         if message is grpc.aio.EOF:
@@ -117,23 +122,21 @@ class ResumingStream(Generic[ResponseT]):
             return None
         return message  # type: ignore[return-value]  # EOF is an object of no type of its own
 
-    def _renewed(self, error: RunlaneError) -> bool:
-        """Whether the stream was refused for a token in whose place there is another by now."""
-        if not self._wire.renewed(error, self._sent):
+    def _can_retry_with_new_token(self, error: RunlaneError) -> bool:
+        if not self._wire.has_new_token(error, self._call_metadata):
             return False
-        before, self._renewed_at = self._renewed_at, self._now()
-        return before is None or self._renewed_at - before > RENEWAL_SECONDS
+        before, self._new_token_at = self._new_token_at, self._now()
+        return before is None or self._new_token_at - before > TOKEN_RETRY_SECONDS
 
-    def _patience(self) -> float | None:
-        """For how many seconds the next message may be waited for."""
-        bounds = [bound for bound in (self._silence, self._left()) if bound is not None]
-        return min(bounds, default=None)
+    def _read_timeout(self) -> float | None:
+        limits = [limit for limit in (self._silence, self._remaining()) if limit is not None]
+        return min(limits, default=None)
 
-    def _left(self) -> float | None:
-        """How many seconds of max_silence are left; None where there is no limit."""
-        if self._max_silence is None or self._heard_at is None:
+    def _remaining(self) -> float | None:
+        """Returns the seconds left of max_silence; None: no limit."""
+        if self._max_silence is None or self._last_message_at is None:
             return None
-        return self._heard_at + self._max_silence - self._now()
+        return self._last_message_at + self._max_silence - self._now()
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

@@ -1,4 +1,4 @@
-"""The terminal events of runs, as they come, over lost connections and restarted servers."""
+"""Iterates over the terminal events of runs, across lost connections and server restarts."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ import grpc.aio
 
 from runlane import convert
 from runlane.errors import Draining, RunlaneError, Unavailable
+from runlane.metadata import Metadata
 from runlane.stream import ResumingStream
-from runlane.tokens import Metadata
 from runlane.types import Progress, RunComplete
 from runlane.v1 import run_service_pb2 as pb
 from runlane.wire import Wire
 
-SILENCE = 45.0
-"""After how many seconds without a message a stream counts as lost: three times the longest pause
-that a server makes, which sends a progress mark at least every 15 s."""
+SILENCE_SECONDS = 45.0
+"""Seconds without a message after which a connection counts as lost: three times the default
+interval of progress marks."""
 
-REMEMBERED = 1024
-"""How many terminal events are remembered to drop those that come twice. After a resume the server
-sends later events only, so a duplicate is a fault of the server and comes close to its original."""
+DEDUPLICATED_EVENTS = 1024
+"""Number of recent terminal events kept to drop duplicates. After a resume the server sends only
+later events, so a duplicate is a server bug and follows its original closely."""
 
 
 class Subscription:
-    """An endless iterator over terminal events; `Client.subscribe_run_complete` makes it.
+    """An endless iterator over terminal events, created by `Client.subscribe_run_complete`.
 
         async with client.subscribe_run_complete(session_ids=["s"]) as subscription:
             async for complete in subscription:
                 ...
                 save(subscription.cursor)
 
-    As a context manager it is established on entry: all that ends from then on is delivered. Used
-    as a bare iterator, it is established by the first step.
+    As a context manager it is established on entry: every run that ends later is delivered. As a
+    plain iterator it is established by the first step.
 
-    It goes on by itself where it was, after a lost connection, a silent one, and a server that
-    drains or restarts; each event is delivered once and in order. It raises `CursorCompacted` where
-    events were removed that it has not delivered, and other errors that do not pass with time. A
-    step that is cancelled or timed out loses nothing: the next one goes on. One task at a time.
+    It resumes after a lost or silent connection, and when a server drains or restarts; each event
+    is delivered exactly once and in order. It raises `CursorCompacted` if undelivered events were
+    removed, and other permanent errors. A step that is cancelled or timed out loses nothing: the
+    next one continues. One task at a time.
     """
 
     def __init__(
@@ -61,9 +61,9 @@ class Subscription:
         self._from_beginning = from_beginning
         self._on_lost = on_lost
         self._stream = ResumingStream(
-            wire, self._open, silence=silence, max_silence=max_silence, on_lost=self._lost
+            wire, self._open, silence=silence, max_silence=max_silence, on_lost=self._handle_loss
         )
-        # The keys of a dict stay in order, so the first one is the oldest.
+        # A dict keeps the order of insertion, so the first key is the oldest.
         self._delivered: dict[tuple[str, str, int], None] = {}
         self._first: RunComplete | Progress | None = None
         self._started = False
@@ -71,28 +71,28 @@ class Subscription:
 
     @property
     def cursor(self) -> str | None:
-        """Where a new subscription goes on after the event last delivered; opaque.
+        """The position after the last delivered event or progress mark; opaque.
 
-        Progress marks move it too. None before the subscription is established, unless it was
-        given one.
+        Pass it to a new subscription to resume. Before the subscription is established, it is the
+        `cursor` argument.
         """
         return self._cursor
 
     async def start(self) -> None:
-        """Establishes the subscription: all that ends from now on is delivered.
+        """Establishes the subscription: every run that ends later is delivered.
 
-        Waits until the server answered, however long that takes (within max_silence).
+        Waits for the server without a limit other than max_silence.
         """
         if not self._started:
             self._first = await self._next()
 
     async def aclose(self) -> None:
-        """Ends the subscription and its call. May be repeated."""
+        """Ends the subscription and its call. Idempotent."""
         self._closed = True
-        self._stream.drop()
+        self._stream.cancel_call()
 
     def with_progress(self) -> AsyncIterator[RunComplete | Progress]:
-        """Iterates over progress marks too. They tell how far an idle stream has come."""
+        """Iterates over terminal events and progress marks."""
         return _WithProgress(self)
 
     async def __aenter__(self) -> Self:
@@ -121,7 +121,7 @@ class Subscription:
                 return item
 
     async def next_item(self) -> RunComplete | Progress:
-        """The next terminal event or progress mark. StopAsyncIteration after `aclose`."""
+        """Returns the next event or progress mark. Raises StopAsyncIteration after `aclose`."""
         if self._closed:
             raise StopAsyncIteration
         if self._first is not None:
@@ -133,8 +133,8 @@ class Subscription:
         while True:
             message = await self._stream.read()
             if message is None:
-                # A subscription has no end of its own.
-                await self._stream.lost(Unavailable("the server ended the subscription"))
+                # A subscription is endless, so a normal end counts as a lost connection.
+                await self._stream.pause_or_raise(Unavailable("the server ended the subscription"))
                 continue
             self._started = True
             self._cursor = message.cursor
@@ -144,12 +144,12 @@ class Subscription:
                 return convert.run_complete(message.run_complete)
 
     def _is_new(self, complete: Any) -> bool:
-        # A run id may be used again once its session was deleted; the time tells the two apart.
+        # A run id can be reused after its session was deleted; the time distinguishes the runs.
         key = (complete.session_id, complete.run_id, complete.ended_at.ToNanoseconds())
         if key in self._delivered:
             return False
         self._delivered[key] = None
-        if len(self._delivered) > REMEMBERED:
+        if len(self._delivered) > DEDUPLICATED_EVENTS:
             del self._delivered[next(iter(self._delivered))]
         return True
 
@@ -165,9 +165,9 @@ class Subscription:
             request.from_beginning = True
         return self._wire.runs.SubscribeRunComplete(request, metadata=metadata)
 
-    def _lost(self, error: RunlaneError) -> None:
-        # Our own cursor is what we have surely received. Without one, the server's is better than
-        # none: it is where this subscription was to begin.
+    def _handle_loss(self, error: RunlaneError) -> None:
+        # The own cursor reflects what was received. Without one, use the server's: it is the
+        # position where this subscription was about to start.
         if self._cursor is None and not self._from_beginning and isinstance(error, Draining):
             self._cursor = error.cursor or None
         if self._on_lost is not None:
@@ -175,7 +175,7 @@ class Subscription:
 
 
 class _WithProgress:
-    """The items of a subscription, progress marks included."""
+    """Iterates over the events and progress marks of a subscription."""
 
     def __init__(self, subscription: Subscription) -> None:
         self._subscription = subscription

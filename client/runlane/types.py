@@ -1,4 +1,4 @@
-"""The records that calls take and return. All of them are frozen; times are aware, in UTC."""
+"""The records that calls accept and return. Records are frozen; times are aware and in UTC."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ NO_LABELS: Mapping[str, str] = MappingProxyType({})
 
 
 class RunState(StrEnum):
-    """Where a run is between its acceptance and its end."""
+    """The state of a run."""
 
     ACCEPTED = "accepted"
-    """First in its lane, and waits for a slot on a node or for the agent to be ready."""
+    """First in its lane; waits for a slot on a node or for the agent to be ready."""
     QUEUED = "queued"
     """Waits behind another run of its session."""
     ACTIVE = "active"
     """Its agent is running."""
     FOLDED = "folded"
-    """Joined the turn of the active run, and ends with it."""
+    """Joined the turn of the active run; ends together with it."""
     CANCELLING = "cancelling"
-    """Covered by a cancel while it was active; its agent has not returned yet."""
+    """A cancel covered the active run; its agent has not returned yet."""
     COMPLETED = "completed"
-    """Ended well."""
+    """Ended successfully."""
     CANCELLED = "cancelled"
     """Ended by a cancel."""
     FAILED = "failed"
-    """Ended by an error, a timeout, or the loss of its node."""
+    """Ended by an error, a timeout or the loss of its node."""
     UNKNOWN = "unknown"
-    """A state that a newer server knows and this client does not."""
+    """A state of a newer server, unknown to this client."""
 
     @property
     def terminal(self) -> bool:
-        """Whether nothing can happen to the run any more."""
+        """True if the run has ended."""
         return self in _TERMINAL
 
 
@@ -49,72 +49,72 @@ NOT_TERMINAL: tuple[RunState, ...] = (
     RunState.FOLDED,
     RunState.CANCELLING,
 )
-"""The states of a run that has not ended."""
+"""The states of runs that have not ended."""
 
 
 class WhenBusy(StrEnum):
-    """What becomes of a prompt whose session has work already."""
+    """How the server handles a prompt when its session already has work."""
 
     QUEUE = "queue"
-    """It waits for its turn."""
+    """The run waits in the queue."""
     FOLD = "fold"
-    """It joins the active turn at its next step; after the last step it has a turn of its own."""
+    """The run joins the active turn at its next step; after the last step it gets its own turn."""
     REJECT = "reject"
-    """It is refused with `SessionBusy`."""
+    """The run is rejected with `SessionBusy`."""
     INTERRUPT = "interrupt"
-    """The active run is cancelled, and this one goes to the head of the queue, which is kept."""
+    """The active run is cancelled and this run goes to the head of the queue; the queue is kept."""
 
 
 class CancelScope(StrEnum):
-    """Which runs of a session a cancel covers."""
+    """The runs of a session that a cancel covers."""
 
     SESSION = "session"
-    """All of them."""
+    """All runs."""
     ACTIVE = "active"
-    """The active one, with those folded into it; the waiting ones live on."""
+    """The active run and the runs folded into it; waiting runs are kept."""
     WAITING = "waiting"
-    """The waiting ones; the active one lives on."""
+    """The waiting runs; the active run continues."""
 
 
 class FinishReason(StrEnum):
-    """Why the agent's text ends where it ends."""
+    """Why the agent stopped."""
 
     STOP = "stop"
-    """The agent came to its end."""
+    """The agent finished."""
     LENGTH = "length"
-    """The model's limit of output was reached."""
+    """The model reached its output limit."""
     CONTENT_FILTER = "content_filter"
-    """The provider withheld the rest."""
+    """The provider withheld the rest of the output."""
     TOOL_CALLS = "tool_calls"
-    """The agent called tools; its turn went on after them."""
+    """The agent called tools and continued its turn afterwards."""
     CANCELED = "canceled"
     """A cancel covered the run."""
     ERROR = "error"
     """The agent failed."""
     TIMEOUT = "timeout"
-    """The run's timeout passed."""
+    """The run exceeded its timeout."""
     INTERRUPTED = "interrupted"
-    """The node that ran it was lost, and no attempt was left."""
+    """The node that executed the run was lost and no attempt was left."""
     UNKNOWN = "unknown"
-    """A reason that a newer server knows and this client does not."""
+    """A reason of a newer server, unknown to this client."""
 
 
 class Role(StrEnum):
-    """Who speaks in a message."""
+    """The author of a message."""
 
     USER = "user"
-    """A prompt."""
+    """The caller: a prompt."""
     ASSISTANT = "assistant"
     """The agent."""
     TOOL = "tool"
-    """The tools that the agent called."""
+    """The tools called by the agent."""
     UNKNOWN = "unknown"
-    """One that a newer server knows and this client does not."""
+    """A role of a newer server, unknown to this client."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """Something that goes with a prompt: text, or bytes of some media type.
+    """A file or text attached to a prompt.
 
     `name` and `mime_type` are at most 255 bytes each. An empty `mime_type` means `text/plain` for
     text and `application/octet-stream` for bytes.
@@ -129,8 +129,8 @@ class Attachment:
 class RunError:
     """Why a run failed.
 
-    `reason` is a stable word: AGENT_ERROR, AGENT_NOT_READY, RUN_TIMEOUT, INTERRUPTED, or one that
-    the agent chose. `message` is a sentence for people.
+    `reason` is a stable code: AGENT_ERROR, AGENT_NOT_READY, RUN_TIMEOUT, INTERRUPTED, or a code
+    chosen by the agent. `message` is for people.
     """
 
     reason: str
@@ -139,7 +139,7 @@ class RunError:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a run, or all runs of a session, cost: tokens, and requests to the model."""
+    """Tokens and model requests used by a run, or by all runs of a session."""
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -152,8 +152,9 @@ class Usage:
 class RunComplete:
     """The one terminal event of a run.
 
-    `usage` is None for a folded run, as its turn's run has it, and `message_id` for one that was
-    cancelled by itself. `attempt` is how often the run was started, 0 if it never was.
+    For a folded run, `usage` is None; the run of `folded_into` has it. `message_id` is None for a
+    folded run that was cancelled separately. `attempt` is the number of attempts started; 0 if the
+    run never started.
     """
 
     session_id: str
@@ -177,7 +178,7 @@ class RunComplete:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One accepted prompt. `run_complete` is set in a terminal state; ListRuns omits its text."""
+    """An accepted prompt. `run_complete` is set in a terminal state; ListRuns omits its text."""
 
     session_id: str
     run_id: str
@@ -198,7 +199,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class CancelledRun:
-    """A run that a cancel covered, with the state it was in when the cancel took effect."""
+    """A run covered by a cancel, with its state when the cancel took effect."""
 
     session_id: str
     run_id: str
@@ -208,11 +209,11 @@ class CancelledRun:
 
 @dataclass(frozen=True, slots=True)
 class CancelReceipt:
-    """What a cancel covered in one session.
+    """The receipt of a cancel for one session.
 
-    `cancelled` is in accept order, and empty if there was nothing to cancel. No run of the session
-    with an accept_seq above `fence_accept_seq` was touched. `session_id` is empty where the cancel
-    named a run only and covered none.
+    `cancelled` is in accept order, and empty if there was nothing to cancel. Runs with an
+    accept_seq above `fence_accept_seq` were not affected. `session_id` is empty if the cancel named
+    only a run and covered none.
     """
 
     session_id: str
@@ -225,7 +226,7 @@ class CancelReceipt:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One conversation: an ordered transcript, and one lane of runs."""
+    """A conversation: an ordered transcript and one lane of runs."""
 
     session_id: str
     title: str
@@ -240,21 +241,21 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Text of a message."""
+    """A text part."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Reasoning:
-    """The model's reasoning."""
+    """A part with the model's reasoning."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call of a tool; `tool_call_id` is unique within the turn, the arguments are an object."""
+    """A tool call. `tool_call_id` is unique within the turn; the arguments are a JSON object."""
 
     tool_call_id: str
     name: str
@@ -263,7 +264,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """What a tool answered, or that the end of the turn cut it off."""
+    """The result of a tool call; an error if the turn ended before the tool returned."""
 
     tool_call_id: str
     name: str
@@ -277,10 +278,10 @@ Part: TypeAlias = Text | Reasoning | ToolCall | ToolResult | Attachment
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """An entry of a transcript. `turn` counts the turns of the session from 1.
+    """A message of a transcript. `turn` counts the turns of the session from 1.
 
-    With `continues`, its parts go on on the next page in a message of the same id; the iterator of
-    `Client.list_messages` joins those.
+    If `continues` is true, the message continues on the next page under the same id; the iterator
+    of `Client.list_messages` joins such messages.
     """
 
     message_id: str
@@ -295,7 +296,7 @@ class Message:
 
     @property
     def text(self) -> str:
-        """Its texts, joined; neither reasoning nor tools nor attachments."""
+        """The joined text parts, without reasoning, tools and attachments."""
         return "".join(part.text for part in self.parts if isinstance(part, Text))
 
 
@@ -311,9 +312,9 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The run's agent was started.
+    """An attempt of the run started.
 
-    With an `attempt` above 1 the run starts over: deltas that came before do not count.
+    With an `attempt` above 1 the run starts over: discard the output of earlier attempts.
     """
 
     attempt: int
@@ -321,21 +322,21 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """A piece of the answer, appended to those before it."""
+    """A piece of the output text, to append to the previous pieces."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class ReasoningDelta:
-    """A piece of the model's reasoning, appended to those before it."""
+    """A piece of the model's reasoning, to append to the previous pieces."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """A run joined a turn. Both runs have the event."""
+    """A run joined the turn of another run. Both runs have this event."""
 
     run_id: str
     into_run_id: str
@@ -344,12 +345,12 @@ class Folded:
 EventBody: TypeAlias = (
     Accepted | Started | TextDelta | ReasoningDelta | ToolCall | ToolResult | Folded | RunComplete
 )
-"""What can happen in a run."""
+"""The kinds of events of a run."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunEvent:
-    """One thing that happened in a run; numbered from 1, the last one is its `RunComplete`."""
+    """An event of a run. Events are numbered from 1; the last one is the `RunComplete`."""
 
     index: int
     time: datetime
@@ -358,7 +359,7 @@ class RunEvent:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A mark in an idle subscription: nothing that matches happened up to `cursor`."""
+    """A progress mark of an idle subscription: no other matching event exists up to `cursor`."""
 
     cursor: str
     time: datetime

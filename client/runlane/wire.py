@@ -1,4 +1,4 @@
-"""The channel to a server, and how one call over it is made, bounded and repeated."""
+"""The gRPC channel to a server: calls with deadlines, retries and backoff."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from runlane.errors import (
     Unavailable,
     UnexpectedStatus,
 )
-from runlane.places import is_local
-from runlane.statuses import from_rpc
-from runlane.tokens import Metadata, Shown
+from runlane.metadata import Metadata, MetadataSource
+from runlane.rpc_errors import from_rpc
+from runlane.targets import is_local
 from runlane.v1.run_service_pb2_grpc import RunServiceStub
 from runlane.v1.session_service_pb2_grpc import SessionServiceStub
 
@@ -33,40 +33,40 @@ RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
-    # A peer that is gone without a word is noticed after 20 s of silence and 5 s without an answer
-    # to the ping. `keepalive_timeout_ms` alone does not bound that: `ping_timeout_ms` does, and the
-    # time between pings must not hold them back.
+    # Detect a dead peer: ping after 20 s of silence and wait 5 s for the reply. `ping_timeout_ms`
+    # limits that wait; `keepalive_timeout_ms` alone does not. The minimum time between pings must
+    # not delay them.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.http2.min_time_between_pings_ms", 20_000),
     ("grpc.http2.max_pings_without_data", 0),
-    # The channel's own pauses between connection attempts; its default goes up to two minutes,
-    # which a server that is back after a restart would seem to be down for.
+    # The channel's own backoff between connection attempts. Its default grows to two minutes, for
+    # which a restarted server would still seem to be down.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
-    # Two clients of one process do not share a connection, so one of them cannot hold up the other.
+    # Clients in one process do not share a connection, so one cannot block another.
     ("grpc.use_local_subchannel_pool", 1),
 )
-"""How the channel is set up; `Client(options=...)` adds to it and overrides it."""
+"""Options of every channel; `Client(options=...)` extends and overrides them."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How calls are repeated.
+    """Retries with exponential backoff.
 
-    By default the repetitions last as long as the client's timeout: a server that restarts within
-    it is not noticed.
+    With the defaults, retries last as long as the client's timeout, so that calls survive a server
+    restart within that time.
 
     Attributes:
-        attempts: How often a unary call is made at the most, the first time included; 1 or more.
-            Streams are resumed without limit.
-        initial: The pause before the first repetition, in seconds.
-        multiplier: What each pause is multiplied with to get the next.
-        maximum: The longest pause, in seconds. A longer one that the server asks for is kept to.
+        attempts: Maximum number of attempts of a unary call, including the first; 1 or more.
+            Streams reconnect without limit.
+        initial: Backoff before the first retry, in seconds.
+        multiplier: Factor between one backoff and the next.
+        maximum: Maximum backoff in seconds. A longer delay requested by the server is respected.
 
-    Each pause is cut by a random part of up to a half, so that the clients of a server that
-    restarts do not come back all at once.
+    Each backoff is reduced by a random part of up to half, so that the clients of a restarted
+    server do not all return at the same time.
     """
 
     attempts: int = 12
@@ -76,44 +76,44 @@ class RetryPolicy:
 
 
 class Backoff:
-    """The pauses between one attempt and the next."""
+    """The delays between attempts under a `RetryPolicy`."""
 
     def __init__(self, policy: RetryPolicy) -> None:
         self._policy = policy
         self._pause = policy.initial
 
     def next(self, error: RunlaneError | None = None) -> float:
-        """The next pause in seconds; never less than the server asked for in `error`."""
+        """Returns the next delay in seconds, at least the `retry_after` of `error`."""
         pause = min(self._pause, self._policy.maximum)
         self._pause = min(self._pause * self._policy.multiplier, self._policy.maximum)
-        pause *= random.uniform(0.5, 1.0)  # noqa: S311 - it spreads load, it guards nothing
+        pause *= random.uniform(0.5, 1.0)  # noqa: S311 - for load spreading, not for security
         if error is None or error.retry_after is None:
             return pause
         return max(pause, error.retry_after.total_seconds())
 
     def reset(self) -> None:
-        """Begins with the first pause again."""
+        """Resets the delay to the initial one."""
         self._pause = self._policy.initial
 
 
-def cancelled_by_caller() -> bool:
-    """Whether the CancelledError at hand is a cancel of this task.
+def is_cancelled_by_caller() -> bool:
+    """Returns True if the current CancelledError is due to a cancel of this task.
 
-    grpc.aio also raises it where the server answers CANCELLED and where the channel is closed.
+    grpc.aio also raises CancelledError if the server returns CANCELLED or the channel is closed.
     """
     task = asyncio.current_task()
     return task is None or task.cancelling() > 0
 
 
 class Wire:
-    """A channel, made on first use, as it belongs to the event loop that uses it."""
+    """A channel, created on first use because it belongs to the event loop that uses it."""
 
     def __init__(
         self,
         target: str,
         *,
         credentials: grpc.ChannelCredentials | None,
-        shown: Shown,
+        metadata: MetadataSource,
         options: Sequence[tuple[str, Any]],
         timeout: float,
         retry: RetryPolicy,
@@ -121,14 +121,14 @@ class Wire:
         self.target = target
         self.timeout = timeout
         self.retry = retry
-        self._shown = shown
+        self._metadata = metadata
         self._credentials = credentials
         own: dict[str, Any] = dict(CHANNEL_OPTIONS)
         if target.startswith("unix") and credentials is not None:
-            # A path stands in no certificate.
+            # No certificate contains a socket path.
             own["grpc.default_authority"] = "localhost"
         if is_local(target):
-            # A proxy of the environment is on another machine.
+            # A proxy from the environment may be on another machine.
             own["grpc.enable_http_proxy"] = 0
         self._options = tuple({**own, **dict(options)}.items())
         self._channel: grpc.aio.Channel | None = None
@@ -138,11 +138,11 @@ class Wire:
 
     @property
     def metadata(self) -> Metadata:
-        """What goes with a call that is made now."""
-        return self._shown.now()
+        """The metadata for the next call."""
+        return self._metadata.current()
 
-    def renewed(self, error: RunlaneError, sent: Metadata) -> bool:
-        """Whether a call was refused for what was sent with it, and something else is sent now."""
+    def has_new_token(self, error: RunlaneError, sent: Metadata) -> bool:
+        """Returns True if the call was not authenticated and the token has changed since."""
         return isinstance(error, Unauthenticated) and self.metadata != sent
 
     @property
@@ -176,14 +176,14 @@ class Wire:
         return self._sessions
 
     async def close(self) -> None:
-        """Closes the channel; calls that are under way raise ClientClosed. May be repeated."""
+        """Closes the channel; pending calls raise ClientClosed. Idempotent."""
         self._closed = True
         channel, self._channel = self._channel, None
         if channel is not None:
             await channel.close()
 
     def error(self, exc: BaseException) -> RunlaneError:
-        """What an exception of grpc.aio means; a CancelledError must not be the caller's."""
+        """Converts an exception of grpc.aio; not for a CancelledError caused by the caller."""
         if self._closed:
             return ClientClosed()
         if isinstance(exc, grpc.aio.AioRpcError):
@@ -192,7 +192,7 @@ class Wire:
             return UnexpectedStatus(
                 f"{self.target} cancelled the call", status=grpc.StatusCode.CANCELLED
             )
-        return Unavailable(f"the call to {self.target} broke: {exc}")
+        return Unavailable(f"the call to {self.target} failed: {exc}")
 
     async def once(
         self,
@@ -201,13 +201,13 @@ class Wire:
         timeout: float,
         metadata: Metadata,
     ) -> ResponseT:
-        """Makes a call once; `timeout` in seconds. Raises RunlaneError."""
+        """Makes one attempt of a call; `timeout` in seconds. Raises RunlaneError."""
         try:
             return await method(request, timeout=max(timeout, 0.0), metadata=metadata)
         except (grpc.aio.AioRpcError, grpc.aio.BaseError) as exc:
             raise self.error(exc) from exc
         except asyncio.CancelledError as exc:
-            if cancelled_by_caller():
+            if is_cancelled_by_caller():
                 raise
             raise self.error(exc) from exc
 
@@ -217,32 +217,35 @@ class Wire:
         request: RequestT,
         *,
         timeout: float | None = None,
-        repeat: Callable[[RunlaneError], bool] = errors.is_transient,
-        extra: Metadata = (),
+        should_retry: Callable[[RunlaneError], bool] = errors.is_transient,
+        extra_metadata: Metadata = (),
     ) -> ResponseT:
-        """Makes a call, and repeats it after errors for which `repeat` holds.
+        """Makes a call with retries. Raises RunlaneError with the number of `attempts`.
 
-        `extra` is sent along, beside what goes with every call.
-        `timeout`, in seconds, bounds all attempts together with the pauses between them; None takes
-        the client's. A call that is refused for a token which was renewed meanwhile is repeated
-        once. Raises RunlaneError with the number of `attempts`.
+        Args:
+            method: The method of a stub.
+            request: The request message.
+            timeout: Seconds for all attempts and the backoff between them; None: the client's.
+            should_retry: Decides whether an error is retried. A call rejected as unauthenticated is
+                also retried once if the token has changed.
+            extra_metadata: Sent in addition to the metadata of every call.
         """
         clock = asyncio.get_running_loop().time
         deadline = clock() + (self.timeout if timeout is None else timeout)
         backoff = Backoff(self.retry)
         attempts = 0
-        renewed = False
+        token_retried = False
         while True:
             attempts += 1
             sent = self.metadata
             try:
-                return await self.once(method, request, deadline - clock(), sent + extra)
+                return await self.once(method, request, deadline - clock(), sent + extra_metadata)
             except RunlaneError as error:
                 error.attempts = attempts
                 pause = backoff.next(error)
-                late = clock() + pause >= deadline or attempts >= self.retry.attempts
-                again = not renewed and self.renewed(error, sent)
-                renewed = renewed or again
-                if late or not (again or repeat(error)):
+                is_last = clock() + pause >= deadline or attempts >= self.retry.attempts
+                retry_token = not token_retried and self.has_new_token(error, sent)
+                token_retried = token_retried or retry_token
+                if is_last or not (retry_token or should_retry(error)):
                     raise
             await asyncio.sleep(pause)

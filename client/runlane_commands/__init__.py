@@ -1,7 +1,8 @@
-"""Where the commands `runlane` and `runlane-conformance` are entered: before gRPC is loaded.
+"""The entry points of the commands `runlane` and `runlane-conformance`.
 
-Its core writes to stderr by itself, in a form of its own, and reads just once, when it is loaded,
-that it is not to. What matters is told by our own errors, in words for people.
+This package is separate because importing `runlane` loads gRPC. gRPC writes its own messages to
+stderr and reads the variable that silences it only while it is loaded. It must never import gRPC or
+`runlane` at the top level.
 """
 
 from __future__ import annotations
@@ -10,20 +11,20 @@ import os
 
 
 def runlane() -> None:
-    """The command `runlane`; leaves with its exit code."""
-    _silence()
-    from runlane.cli import main  # noqa: PLC0415 - it loads gRPC
+    """Runs the command `runlane`; exits with its exit code."""
+    _silence_grpc()
+    from runlane.cli import main  # noqa: PLC0415 - loads gRPC
 
     main()
 
 
 def conformance() -> None:
-    """The command `runlane-conformance`; leaves with its exit code."""
-    _silence()
-    from runlane.conformance import main  # noqa: PLC0415 - it loads gRPC
+    """Runs the command `runlane-conformance`; exits with its exit code."""
+    _silence_grpc()
+    from runlane.conformance import main  # noqa: PLC0415 - loads gRPC
 
     main()
 
 
-def _silence() -> None:
+def _silence_grpc() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -1,196 +1,58 @@
-"""The program of all examples, ../README.md, on the Python client of Runlane.
+"""Quickstart: runs a prompt in a session and prints the answer as it arrives. Ctrl-C cancels it."""
 
-The client does what a client has to do (docs/clients.md) by itself. What is left to its user is
-marked here with the number of the rule.
-"""
-
-from __future__ import annotations
-
-import argparse
 import asyncio
 import os
 import signal
 import sys
-from pathlib import Path
 
-from runlane import (
-    Client,
-    CursorCompacted,
-    EventBody,
-    RunComplete,
-    RunHandle,
-    RunlaneError,
-    RunState,
-    Started,
-    Subscription,
-    TextDelta,
-)
-from runlane.ids import new_id
-
-FAILED, WRONG, REFUSED, UNANSWERED, INTERRUPTED = 1, 2, 3, 4, 130
+from runlane import Client, RunComplete, RunHandle, RunlaneError, RunState, TextDelta
 
 
-def tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def reason(complete: RunComplete) -> str:
-    return complete.finish_reason.name if complete.finish_reason else "UNSPECIFIED"
-
-
-def reconnecting(error: RunlaneError) -> None:
-    tell(f"reconnecting {error.reason or error.status.name}")
-
-
-def report(error: RunlaneError) -> int:
-    """Shows what is wrong (C5); returns the exit code."""
-    tell(f"{error.reason or error.status.name}: {error.message}")
-    for violation in error.violations:
-        tell(f"  {violation.field}: {violation.description}")
-    return UNANSWERED if error.status.name in ("UNAVAILABLE", "DEADLINE_EXCEEDED") else REFUSED
-
-
-async def run(client: Client, args: argparse.Namespace) -> int:
-    # C1: the client would make an id too; this one is known before there is an answer, so that
-    # Ctrl-C can cancel the run at any time.
-    run_id = args.run_id or new_id()
-    accepting = asyncio.create_task(accept(client, args, run_id))
-    try:
-        # Not cancelled with us: a run that is accepted behind its own cancel would live on.
-        return await follow(client, await asyncio.shield(accepting))
-    except asyncio.CancelledError:
-        await asyncio.wait([accepting])
-        try:
-            await client.cancel(args.session, run_id=run_id, reason="interrupted")
-        except RunlaneError as error:
-            report(error)
-        raise
-
-
-async def accept(client: Client, args: argparse.Namespace, run_id: str) -> RunHandle:
-    handle = await client.run_accepted(
-        args.session,
-        args.prompt,
-        run_id=run_id,
-        max_attempts=args.max_attempts,
-        allow_missing=True,
-    )
-    tell(f"accepted {handle.run_id}")
-    return handle
-
-
-async def follow(client: Client, handle: RunHandle) -> int:
-    complete = None
-    try:
-        async for event in handle.events(on_lost=reconnecting):
-            complete = show(event.body)
-    except CursorCompacted:  # C12: its events are gone, as its id was used long ago
-        complete = (await client.get_run(handle.run_id)).run_complete
-        if complete is not None:
-            print(complete.text, end="")
-    if complete is None:
-        return FAILED
-    print(flush=True)
-    tell(f"{complete.state} {reason(complete)}")
-    return 0 if complete.state is RunState.COMPLETED else FAILED
-
-
-def show(body: EventBody) -> RunComplete | None:
-    """Shows what happens in a run; returns its end."""
-    match body:
-        case TextDelta(text=text):
-            print(text, end="", flush=True)
-        case Started(attempt=attempt) if attempt > 1:  # C8
-            tell(f"attempt {attempt}")
-        case RunComplete() as complete:
-            return complete
-    return None
-
-
-async def cancel(client: Client, args: argparse.Namespace) -> int:
-    receipt = await client.cancel(args.session, run_id=args.run_id)
-    for covered in receipt.cancelled:
-        print(covered.run_id, covered.state_when_cancelled.name, flush=True)
-    return 0
-
-
-async def watch(client: Client, args: argparse.Namespace) -> int:
-    kept = args.cursor_file.read_text().strip() if args.cursor_file.exists() else ""
-    cursor = kept or None
-    while True:
-        subscription = client.subscribe_run_complete(
-            cursor=cursor, silence=args.silence, on_lost=reconnecting
-        )
-        try:
-            return await ends(subscription, args)
-        except CursorCompacted as error:  # C12
-            cursor = error.oldest_cursor
-            tell(f"events before {cursor} are gone")
-
-
-async def ends(subscription: Subscription, args: argparse.Namespace) -> int:
-    """Tells each end that comes, as many as are asked for."""
-    async with subscription:
-        tell("watching")
-        async for item in subscription.with_progress():
-            if isinstance(item, RunComplete):
-                print(item.run_id, item.state.name, reason(item), flush=True)
-                args.count -= 1
-            if subscription.cursor is not None:
-                keep(args.cursor_file, subscription.cursor)  # C9: behind the event, marks too
-            if args.count == 0:
-                break
-    return 0
-
-
-def keep(file: Path, cursor: str) -> None:
-    """Writes the cursor at once, so that a process that dies leaves one or the other."""
-    if file != Path(os.devnull):
-        new = file.with_name(f"{file.name}.new")
-        new.write_text(cursor)
-        new.replace(file)
-
-
-def arguments() -> argparse.Namespace:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--target", default="127.0.0.1:50051", metavar="HOST:PORT")
-    common.add_argument("--timeout", type=float, default=10.0, metavar="SECONDS")
-    parser = argparse.ArgumentParser(description="Runs, cancels and watches runs of Runlane.")
-    commands = parser.add_subparsers(required=True)
-    for command in (run, cancel, watch):
-        words = commands.add_parser(command.__name__, parents=[common])
-        words.set_defaults(command=command)
-        if command is watch:
-            words.add_argument("--cursor-file", type=Path, default=Path(os.devnull))
-            words.add_argument("--count", type=int, default=-1)
-            words.add_argument("--silence", type=float, default=45.0, metavar="SECONDS")
-            continue
-        words.add_argument("session")
-        words.add_argument("--run-id")
-        if command is run:
-            words.add_argument("prompt")
-            words.add_argument("--max-attempts", type=int, default=1)
-    return parser.parse_args()
-
-
-async def main() -> int:
-    args = arguments()
+async def run(session_id: str, prompt: str) -> RunComplete:
+    server = os.environ.get("RUNLANE_SERVER") or "127.0.0.1:50051"
     token = os.environ.get("RUNLANE_TOKEN") or None
+    # Before the run is accepted: a Ctrl-C from here on finds a run to cancel.
+    interrupted = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, interrupted.set)
+
+    async with Client(server, token=token) as client:
+        handle = await client.run_accepted(session_id, prompt, allow_missing=True)
+        canceller = asyncio.create_task(cancel_when(interrupted, handle))
+        # The stream goes on after Ctrl-C, so that it delivers the end of the cancelled run.
+        async for event in handle.events():
+            match event.body:
+                case TextDelta(text=text):
+                    print(text, end="", flush=True)
+                case RunComplete() as complete:
+                    canceller.cancel()
+                    return complete
+    raise AssertionError("the events of a run end with RunComplete")
+
+
+async def cancel_when(interrupted: asyncio.Event, handle: RunHandle) -> None:
+    await interrupted.wait()
+    # A second Ctrl-C ends the program.
+    asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
     try:
-        client = Client(args.target, token=token, timeout=args.timeout)
-    except ValueError as error:  # C13: the client does not send it unencrypted to another machine
-        tell(str(error))
-        return WRONG
-    async with client:
-        work = asyncio.ensure_future(args.command(client, args))
-        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, work.cancel)
-        try:
-            return int(await work)
-        except RunlaneError as error:
-            return report(error)
-        except asyncio.CancelledError:
-            return INTERRUPTED
+        await handle.cancel()
+    except RunlaneError as error:
+        print(error, file=sys.stderr)
+
+
+def main() -> int:
+    if len(sys.argv) != 3:
+        print("usage: main.py SESSION PROMPT", file=sys.stderr)
+        return 1
+    try:
+        complete = asyncio.run(run(sys.argv[1], sys.argv[2]))
+    except (RunlaneError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print()
+    end = f"{complete.state}: {complete.error.message}" if complete.error else complete.state
+    print(end, file=sys.stderr)
+    return 0 if complete.state is RunState.COMPLETED else 1
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    sys.exit(main())

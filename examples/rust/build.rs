@@ -1,4 +1,4 @@
-//! Generates the client from `proto/`. protox compiles it, so no protoc has to be there.
+//! Generates the client from `proto/`. protox compiles it, so protoc is not needed.
 
 use std::error::Error;
 

@@ -1,4 +1,4 @@
-"""Which release this is."""
+"""The version of the installed package."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def version_of_server() -> str:
-    """The version of the package; `unknown` where it runs without having been installed."""
+    """The version of Runlane; `unknown` if the package is not installed."""
     try:
         return version("runlane")
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""The access file: what it takes, where it says that something is wrong, and how it is edited."""
+"""The access file: valid content, errors with their line, edits, reload, and authentication."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric import ec
 from structlog.testing import capture_logs
 
-from runlane_server.access import editing, entries, failures, tokens
-from runlane_server.access.caller import Caller, Credentials, Role
+from runlane_server.access import editing, entries, failure_log, tokens
+from runlane_server.access.access_file import AccessFile
+from runlane_server.access.caller import AuthenticationFailed, Caller, Credentials, Role
 from runlane_server.access.editing import CannotEdit
 from runlane_server.access.entries import BadEntry, parse
-from runlane_server.access.failures import Failures
-from runlane_server.access.identities import AccessFile
-from runlane_server.access.jwts import REMEMBERED, Jwts
-from runlane_server.access.known import Refused
+from runlane_server.access.failure_log import FailureLog
+from runlane_server.access.jwts import MAX_CACHED, JwtVerifier
 from runlane_server.cli.main import command
 from runlane_server.core.errors import StartError, Unauthenticated
 from support.callers import AUDIENCE, ISSUER, rsa_key, signed, signing_key
@@ -38,11 +37,11 @@ JWT = (
 )
 
 
-def shown(text: str) -> Credentials:
+def bearer(text: str) -> Credentials:
     return Credentials({"authorization": f"Bearer {text}"})
 
 
-def test_what_a_file_says() -> None:
+def test_a_file_is_parsed_into_callers_and_settings() -> None:
     text = (
         f"{TOKEN}expires = 2030-01-02T03:04:05+02:00\n"
         '[[certificate]]\nsubject = "job.acme.example"\ntenant = "acme"\nrole = "read"\n'
@@ -62,34 +61,37 @@ def test_what_a_file_says() -> None:
     ("text", "why"),
     [
         ("[[token]", "line 1"),
-        (TOKEN.replace('"acme"', '"../x"'), "line 3: 'tenant' is not 1 to 64 letters"),
-        (TOKEN.replace('"acme"', f'"{"x" * 65}"'), "line 3: 'tenant' is not"),
-        (TOKEN.replace('"run"', '"owner"'), "line 4: 'role' is not read, run or admin"),
+        (TOKEN.replace('"acme"', '"../x"'), "line 3: 'tenant' must be 1 to 64 letters"),
+        (TOKEN.replace('"acme"', f'"{"x" * 65}"'), "line 3: 'tenant' must be"),
+        (TOKEN.replace('"run"', '"owner"'), "line 4: 'role' must be read, run or admin"),
         (TOKEN.replace('role = "run"\n', ""), "line 1: 'role' is missing"),
-        (TOKEN.replace("0" * 64, "0" * 63), "line 6: 'sha256' is not 64"),
-        (TOKEN.replace("a" * 16, "A" * 16), "line 5: 'id' is not"),
-        (TOKEN + "\n# it\n" + TOKEN.replace("a" * 16, "b" * 16), "line 10: 'name' is there twice"),
-        (TOKEN + TOKEN.replace('"ci"', '"cd"'), "line 11: 'id' is there twice"),
+        (TOKEN.replace("0" * 64, "0" * 63), "line 6: 'sha256' must be 64"),
+        (TOKEN.replace("a" * 16, "A" * 16), "line 5: 'id' must be an id"),
+        (
+            TOKEN + "\n# it\n" + TOKEN.replace("a" * 16, "b" * 16),
+            "line 10: 'name' 'ci' is used twice",
+        ),
+        (TOKEN + TOKEN.replace('"ci"', '"cd"'), f"line 11: 'id' '{'a' * 16}' is used twice"),
         (TOKEN + "expires = 2030-01-02T03:04:05\n", "line 7: 'expires' has no time zone"),
-        (TOKEN + "expires = 7\n", "line 7: 'expires' is no date"),
-        (TOKEN + "secret = 'x'\n", "line 7: 'secret' is not known"),
-        ('tokens = "x"\n', "'tokens' is not known"),
-        ("token = 1\n", "'token' is no list"),
-        ("token = [1]\n", "is for tables"),
+        (TOKEN + "expires = 7\n", "line 7: 'expires' must be a date"),
+        (TOKEN + "secret = 'x'\n", "line 7: 'secret' is not a known key"),
+        ('tokens = "x"\n', "'tokens' is not a known key"),
+        ("token = 1\n", "'token' must be a list"),
+        ("token = [1]\n", "[[token]] must be a table"),
         ('[[certificate]]\nsubject = ""\ntenant = "a"\nrole = "run"\n', "line 2: 'subject'"),
-        (JWT.replace('"ES256"', '"HS256"'), "line 3: 'algorithms' may have"),
-        (JWT.replace('"ES256"', '"none"'), "line 3: 'algorithms' may have"),
-        (JWT.replace('"ES256"', ""), "line 3: 'algorithms' has to list"),
+        (JWT.replace('"ES256"', '"HS256"'), "line 3: 'algorithms' may contain only"),
+        (JWT.replace('"ES256"', '"none"'), "line 3: 'algorithms' may contain only"),
+        (JWT.replace('"ES256"', ""), "line 3: 'algorithms' must list"),
         (JWT.replace('issuer = "i"\n', ""), "'issuer' is missing"),
         (JWT.replace('audience = "a"\n', ""), "'audience' is missing"),
         (JWT + 'key = "x"\n', "line 2: 'jwks' or 'key'"),
         (JWT + 'tenant_claim = "x"\n', "'tenant' or 'tenant_claim'"),
         (JWT + 'role = "run"\n', "'role' or 'role_claim'"),
         (JWT + "leeway = 301\n", "line 8: 'leeway'"),
-        (JWT + 'roles = { x = "owner" }\n', "line 8: 'roles' says of 'x'"),
+        (JWT + 'roles = { x = "owner" }\n', "line 8: 'roles' maps 'x'"),
     ],
 )
-def test_what_is_wrong_is_named_with_its_line(text: str, why: str) -> None:
+def test_an_invalid_entry_is_reported_with_its_line(text: str, why: str) -> None:
     with pytest.raises(BadEntry) as raised:
         parse(text)
     assert why in str(raised.value)
@@ -98,7 +100,7 @@ def test_what_is_wrong_is_named_with_its_line(text: str, why: str) -> None:
 # --- Edit -----------------------------------------------------------------------------------------
 
 
-def test_a_token_is_printed_once_and_only_its_hash_is_kept(tmp_path: Path) -> None:
+def test_a_new_token_is_returned_once_and_only_its_hash_is_stored(tmp_path: Path) -> None:
     path = tmp_path / "access.toml"
     text = editing.add(path, "ci", tenant="acme", role=Role.RUN)
     content = path.read_text()
@@ -107,10 +109,10 @@ def test_a_token_is_printed_once_and_only_its_hash_is_kept(tmp_path: Path) -> No
     assert tokens.hash_of(secret) in content
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert list(tmp_path.iterdir()) == [path]
-    assert AccessFile(path).identify(shown(text)) == Caller("acme", Role.RUN, "ci")
+    assert AccessFile(path).authenticate(bearer(text)) == Caller("acme", Role.RUN, "ci")
 
 
-def test_an_edit_leaves_the_rest_as_it_is_written(tmp_path: Path) -> None:
+def test_an_edit_preserves_comments_layout_and_other_tables(tmp_path: Path) -> None:
     path = tmp_path / "access.toml"
     before = (
         f"# mine\n{TOKEN}# about the certificate\n[[certificate]]  # it\n"
@@ -128,9 +130,9 @@ def test_an_edit_leaves_the_rest_as_it_is_written(tmp_path: Path) -> None:
     assert parse(path.read_text()).certificates
 
 
-def test_an_edit_that_would_change_something_else_is_refused(tmp_path: Path) -> None:
+def test_a_removal_that_would_change_other_entries_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "access.toml"
-    # To the eye the first header is inside of a text.
+    # The first line that looks like a header is part of a string.
     text = f'[jwt]\nissuer = """\n[[token]]\n"""\n{JWT.removeprefix("[jwt]")}'.replace(
         'issuer = "i"\n', ""
     )
@@ -141,7 +143,7 @@ def test_an_edit_that_would_change_something_else_is_refused(tmp_path: Path) -> 
     assert path.read_text() == text
 
 
-def test_edits_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
+def test_concurrent_edits_are_all_applied(tmp_path: Path) -> None:
     path = tmp_path / "access.toml"
     names = [f"t{number}" for number in range(8)]
     threads = [
@@ -157,7 +159,7 @@ def test_edits_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
     assert sorted(token.caller.name for token in editing.tokens(path)) == names
 
 
-def test_a_link_to_the_file_stays_one(tmp_path: Path) -> None:
+def test_an_edit_keeps_a_symbolic_link(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     link = tmp_path / "access.toml"
     link.symlink_to(tmp_path / "real" / "file.toml")
@@ -171,15 +173,15 @@ def run(*arguments: str, **env: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def test_the_commands(tmp_path: Path) -> None:
+def test_token_commands_create_list_and_revoke(tmp_path: Path) -> None:
     path = str(tmp_path / "access.toml")
     code, text = run("new", "ci", "--tenant", "acme", "--role", "run", "--access", path)
     assert code == 0
     assert len(text.splitlines()) == 1
     _, other = run("new", "me", "--role", "admin", "--expires", "30d", RUNLANE_ACCESS=path)
     access = AccessFile(Path(path))
-    assert access.identify(shown(text.strip())) == Caller("acme", Role.RUN, "ci")
-    assert access.identify(shown(other.strip())).tenant == "default"
+    assert access.authenticate(bearer(text.strip())) == Caller("acme", Role.RUN, "ci")
+    assert access.authenticate(bearer(other.strip())).tenant == "default"
     code, listed = run("list", "--access", path)
     assert [line.split("\t")[:3] for line in listed.splitlines()] == [
         ["ci", "acme", "run"],
@@ -190,7 +192,7 @@ def test_the_commands(tmp_path: Path) -> None:
     assert run("revoke", "ci", "--access", path) == (0, "")
     assert access.refresh()
     with pytest.raises(Unauthenticated):
-        access.identify(shown(text.strip()))
+        access.authenticate(bearer(text.strip()))
     assert run("new", "me", "--role", "run", "--access", path)[0] == 1
     assert "there is no token 'ci'" in run("revoke", "ci", "--access", path)[1]
     for arguments in (
@@ -202,10 +204,10 @@ def test_the_commands(tmp_path: Path) -> None:
     assert "No such file" in run("list", "--access", path + "x")[1]
 
 
-# --- Read again -----------------------------------------------------------------------------------
+# --- Reload ---------------------------------------------------------------------------------------
 
 
-def test_a_broken_file_is_told_once_and_changes_nothing(tmp_path: Path) -> None:
+def test_an_invalid_file_is_logged_once_and_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "access.toml"
     text = editing.add(path, "ci", tenant="acme", role=Role.RUN)
     access = AccessFile(path)
@@ -215,17 +217,17 @@ def test_a_broken_file_is_told_once_and_changes_nothing(tmp_path: Path) -> None:
         assert [access.refresh() for _ in range(3)] == [False] * 3
     (line,) = logs
     assert line["log_level"] == "error"
-    assert "line 9" in line["why"]
-    access.identify(shown(text))
+    assert "line 9" in line["error"]
+    access.authenticate(bearer(text))
     path.unlink()
     assert not access.refresh()
-    access.identify(shown(text))
+    access.authenticate(bearer(text))
     path.write_text(before)
     assert access.refresh()
     assert not access.refresh()
 
 
-def test_keys_that_come_later_are_taken_up(tmp_path: Path) -> None:
+def test_keys_that_appear_later_are_loaded(tmp_path: Path) -> None:
     path = tmp_path / "access.toml"
     path.write_text("")
     access = AccessFile(path)
@@ -233,15 +235,15 @@ def test_keys_that_come_later_are_taken_up(tmp_path: Path) -> None:
     assert not access.refresh()
     (tmp_path / "keys.json").write_text(json.dumps({"keys": [_jwk("one", signing_key())]}))
     assert access.refresh()
-    assert access.identify(shown(signed(headers={"kid": "one"}))).tenant == "acme"
+    assert access.authenticate(bearer(signed(headers={"kid": "one"}))).tenant == "acme"
 
 
-def test_a_file_that_cannot_be_used_is_told_at_the_start(tmp_path: Path) -> None:
+def test_an_invalid_file_fails_the_start(tmp_path: Path) -> None:
     path = tmp_path / "access.toml"
     with pytest.raises(StartError, match="No such file"):
         AccessFile(path)
     path.write_bytes(b"\xff")
-    with pytest.raises(StartError, match="UTF-8"):
+    with pytest.raises(StartError, match="not UTF-8"):
         AccessFile(path)
     for keys, content in (("key", "x"), ("jwks", "x"), ("jwks", "{}"), ("jwks", '{"keys": []}')):
         (tmp_path / "keys").write_text(content)
@@ -266,14 +268,14 @@ def _jwk(name: str, key: Any, **more: str) -> dict[str, Any]:
     return {**made, "kid": name, **more}
 
 
-def _jwts(folder: Path, *keys: dict[str, Any], more: str = "") -> Jwts:
+def _jwts(folder: Path, *keys: dict[str, Any], more: str = "") -> JwtVerifier:
     (folder / "keys.json").write_text(json.dumps({"keys": keys}))
     settings = parse(_jwt_entry('jwks = "keys.json"', more), folder).jwt
     assert settings is not None
-    return Jwts(settings)
+    return JwtVerifier(settings)
 
 
-def test_the_key_is_the_one_that_the_token_names(tmp_path: Path) -> None:
+def test_a_token_is_verified_with_the_key_it_names(tmp_path: Path) -> None:
     found = _jwts(
         tmp_path,
         _jwk("one", signing_key()),
@@ -283,10 +285,10 @@ def test_the_key_is_the_one_that_the_token_names(tmp_path: Path) -> None:
         {"kty": "new", "kid": "five"},
     )
     rsa = private_pem(rsa_key())
-    assert found.find(signed(headers={"kid": "one"})).caller == Caller(
-        "acme", Role.ADMIN, "somebody"
+    assert found.verify(signed(headers={"kid": "one"})).caller == Caller(
+        "acme", Role.ADMIN, "alice"
     )
-    assert found.find(signed(rsa, "RS256", headers={"kid": "two"})).caller.tenant == "acme"
+    assert found.verify(signed(rsa, "RS256", headers={"kid": "two"})).caller.tenant == "acme"
     for text in (
         signed(),
         signed(headers={"kid": "two"}),
@@ -295,11 +297,11 @@ def test_the_key_is_the_one_that_the_token_names(tmp_path: Path) -> None:
         signed(headers={"kid": "nine"}),
         signed("AAAA" * 8, "HS256", headers={"kid": "four"}),
     ):
-        with pytest.raises(Refused):
-            found.find(text)
+        with pytest.raises(AuthenticationFailed):
+            found.verify(text)
 
 
-def test_what_claims_stand_for(tmp_path: Path) -> None:
+def test_claims_are_mapped_to_tenant_and_role(tmp_path: Path) -> None:
     more = 'roles = { boss = "admin", guest = "read" }\ntenants = { "Acme Inc." = "acme" }\n'
     found = _jwts(tmp_path, _jwk("one", signing_key()), more=more)
     for claims, role in (
@@ -313,35 +315,33 @@ def test_what_claims_stand_for(tmp_path: Path) -> None:
     ):
         text = signed(**claims)
         if role is None:
-            with pytest.raises(Refused):
-                found.find(text)
+            with pytest.raises(AuthenticationFailed):
+                found.verify(text)
         else:
-            assert found.find(text).caller == Caller("acme", role, "somebody")
+            assert found.verify(text).caller == Caller("acme", role, "alice")
 
 
-def test_a_verified_token_is_not_verified_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_verified_token_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = _jwts(tmp_path, _jwk("one", signing_key()))
     verified: list[str] = []
-    verify = Jwts._verified
+    verify = JwtVerifier._decode
 
-    def counted(self: Jwts, text: str) -> Any:
+    def counted(self: JwtVerifier, text: str) -> Any:
         verified.append(text)
         return verify(self, text)
 
-    monkeypatch.setattr(Jwts, "_verified", counted)
+    monkeypatch.setattr(JwtVerifier, "_decode", counted)
     texts = [signed(sub=str(number)) for number in range(3)]
     for text in texts * 2:
-        found.find(text)
+        found.verify(text)
     assert verified == texts
-    monkeypatch.setattr("runlane_server.access.jwts.REMEMBERED", 2)
-    found.find(signed(sub="new"))
-    assert len(found._remembered) <= REMEMBERED
-    assert len(found._remembered) == 3
+    monkeypatch.setattr("runlane_server.access.jwts.MAX_CACHED", 2)
+    found.verify(signed(sub="new"))
+    assert len(found._cache) <= MAX_CACHED
+    assert len(found._cache) == 3
 
 
-def test_without_the_library_it_says_what_to_install(
+def test_a_missing_jwt_library_is_reported_with_the_install_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "jwt", None)
@@ -354,19 +354,19 @@ def test_without_the_library_it_says_what_to_install(
 # --- The log --------------------------------------------------------------------------------------
 
 
-def test_failures_are_told_without_the_token_and_not_without_end() -> None:
+def test_failed_authentications_are_logged_at_a_bounded_rate() -> None:
     now = [0.0]
-    told = Failures(lambda: now[0])
+    failures = FailureLog(lambda: now[0])
     with capture_logs() as logs:
-        for _ in range(failures.LINES + 5):
-            told.tell(Refused("why"))
-        assert len(logs) == failures.LINES
-        now[0] += failures.WINDOW
-        told.tell(Refused("why"))
-    assert logs[-1]["left_out_before"] == 5
+        for _ in range(failure_log.LINES + 5):
+            failures.record(AuthenticationFailed("reason"))
+        assert len(logs) == failure_log.LINES
+        now[0] += failure_log.WINDOW
+        failures.record(AuthenticationFailed("reason"))
+    assert logs[-1]["suppressed_before"] == 5
 
 
-def test_a_token_that_is_wrong_is_not_in_the_log(tmp_path: Path) -> None:
+def test_an_invalid_token_is_not_logged(tmp_path: Path) -> None:
     path = tmp_path / "access.toml"
     text = editing.add(path, "ci", tenant="acme", role=Role.RUN)
     access = AccessFile(path)
@@ -381,13 +381,13 @@ def test_a_token_that_is_wrong_is_not_in_the_log(tmp_path: Path) -> None:
             f"rl_{'b' * 16}_{secret}",
         ):
             with pytest.raises(Unauthenticated):
-                access.identify(shown(each))
+                access.authenticate(bearer(each))
     assert len(logs) == 5
     assert secret[:-1] not in str(logs)
     assert other.split(".")[1] not in str(logs)
 
 
-def test_the_table_of_kinds_has_all_that_is_taken() -> None:
+def test_every_type_of_value_has_a_name_for_errors() -> None:
     assert {str, int, list, dict, datetime} == set(entries._KINDS)
 
 
@@ -401,6 +401,6 @@ def test_the_table_of_kinds_has_all_that_is_taken() -> None:
     ],
     ids=["deep", "a long number", "lists in a list", "tables in a list"],
 )
-def test_whatever_is_in_a_file_is_told_as_wrong(text: str) -> None:
+def test_hostile_toml_is_an_invalid_entry(text: str) -> None:
     with pytest.raises(BadEntry):
         parse(text)

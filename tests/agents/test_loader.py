@@ -1,4 +1,4 @@
-"""What a spec names, and agents that users write."""
+"""Specs of agents, and agents that users write."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from runlane_server.agents.command.agent import CommandAgent
 from runlane_server.agents.echo import EchoAgent
 from runlane_server.agents.loader import SPECS, AgentSettings, load_agent
 from runlane_server.agents.scripted.agent import ScriptedAgent
-from runlane_server.agents.scripted.gates import Gates
+from runlane_server.agents.scripted.latches import Latches
 from runlane_server.core.errors import StartError
 from runlane_server.core.model import FinishReason, TextDelta
 from support.turns import Working, ask, collect, texts
@@ -67,7 +67,7 @@ number = 42
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A module in the working directory, that is not importable otherwise."""
+    """A module that can be imported only from the working directory."""
     name = "users_own_module"
     (tmp_path / f"{name}.py").write_text(MODULE)
     (tmp_path / "broken_module.py").write_text("import json\n1 / 0\n")
@@ -77,26 +77,26 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     sys.modules.pop(name, None)
 
 
-def test_the_specs_of_the_agents_that_are_built_in() -> None:
+def test_each_built_in_agent_has_a_spec() -> None:
     assert isinstance(load_agent("echo"), EchoAgent)
     assert isinstance(load_agent("command:sh -c 'exit 0'"), CommandAgent)
-    gates = Gates()
-    scripted = load_agent("scripted", AgentSettings(gates=gates))
+    latches = Latches()
+    scripted = load_agent("scripted", AgentSettings(latches=latches))
     assert isinstance(scripted, ScriptedAgent)
-    assert scripted.gates is gates
+    assert scripted.latches is latches
 
 
 @pytest.mark.parametrize(
     ("spec", "delay"),
     [("echo", 0), ("echo:delay=50ms", 0.05), ("echo:delay=0.5s", 0.5), ("echo:delay=2", 2)],
 )
-def test_the_delay_of_echo(spec: str, delay: float) -> None:
+def test_the_delay_of_echo_is_in_seconds_or_milliseconds(spec: str, delay: float) -> None:
     agent = load_agent(spec)
     assert isinstance(agent, EchoAgent)
     assert agent._delay == delay
 
 
-async def test_the_command_line_is_split_as_a_shell_does() -> None:
+async def test_the_argv_of_a_command_is_split_as_a_shell_does() -> None:
     agent = load_agent("command:printf '%s|%s' 'a b' c")
     assert "".join(texts(await collect(agent, ask("")))) == "a b|c"
     await agent.close()
@@ -108,31 +108,31 @@ async def test_the_command_line_is_split_as_a_shell_does() -> None:
 @pytest.mark.parametrize(
     ("spec", "complaint"),
     [
-        ("", "there is no agent ''; there are echo, command:<argv>, "),
+        ("", "there is no agent ''; use one of echo, command:<argv>, "),
         ("ecko", "there is no agent 'ecko'"),
         ("scripted:now", "cannot import"),
         ("a b:c", "there is no agent"),
         ("echo:fast", "write echo:delay=50ms"),
         ("echo:delay=-1", "write echo:delay=50ms"),
-        ("command:", "no program is named"),
+        ("command:", "the program is missing"),
         ("command:no-such-program x", "there is no program 'no-such-program'"),
         ("command:sh 'x", "No closing quotation"),
         ("no_such_module:agent", "No module named 'no_such_module'"),
     ],
 )
-def test_a_spec_that_names_nothing_says_why(spec: str, complaint: str) -> None:
+def test_an_invalid_spec_is_rejected_in_one_line_with_the_reason(spec: str, complaint: str) -> None:
     with pytest.raises(StartError) as failed:
         load_agent(spec)
     assert complaint in str(failed.value)
     assert "\n" not in str(failed.value)
 
 
-def test_every_kind_of_agent_is_described() -> None:
+def test_the_help_describes_every_kind_of_agent() -> None:
     for kind in ("echo", "command:", "command+json:", "chat:", "<module>:", "scripted"):
         assert any(line.startswith(kind) for line in SPECS.splitlines())
 
 
-def test_chat_is_imported_only_where_it_is_asked_for() -> None:
+def test_pydantic_ai_is_imported_only_for_a_chat_agent() -> None:
     code = (
         "import sys\n"
         "from runlane_server.agents.loader import load_agent\n"
@@ -145,7 +145,7 @@ def test_chat_is_imported_only_where_it_is_asked_for() -> None:
 # --- Agents that users write --------------------------------------------------------------------
 
 
-async def test_an_async_generator_function(module: str) -> None:
+async def test_an_async_generator_function_is_an_agent(module: str) -> None:
     events = await collect(load_agent(f"{module}:answer"), ask("you"))
     assert events == [
         TextDelta("Hello, "),
@@ -155,7 +155,7 @@ async def test_an_async_generator_function(module: str) -> None:
     assert texts(await collect(load_agent(f"{module}:hello"), ask(""))) == ["hello"]
 
 
-async def test_a_cancel_cleans_up_in_the_function(module: str) -> None:
+async def test_a_cancel_runs_the_finally_block_of_the_function(module: str) -> None:
     agent = load_agent(f"{module}:answer")
     log = sys.modules[module].log
     working = Working(agent, ask("wait"))
@@ -168,14 +168,16 @@ async def test_a_cancel_cleans_up_in_the_function(module: str) -> None:
     assert log.lines == ["cleaned up"] * 2
 
 
-async def test_an_event_of_no_kind_fails_the_run(module: str) -> None:
+async def test_yielding_anything_but_text_or_an_event_fails_the_run(module: str) -> None:
     with pytest.raises(AgentError, match="yielded a int") as failed:
         await collect(load_agent(f"{module}:wrong"), ask(""))
     assert failed.value.reason == "BAD_EVENT"
 
 
 @pytest.mark.parametrize("attribute", ["Mine", "space.mine"])
-async def test_an_object_or_a_class_with_the_protocol(module: str, attribute: str) -> None:
+async def test_an_object_or_class_with_the_agent_protocol_is_an_agent(
+    module: str, attribute: str
+) -> None:
     agent = load_agent(f"{module}:{attribute}")
     await agent.start()
     assert texts(await collect(agent, ask(""))) == ["mine"]
@@ -187,13 +189,15 @@ async def test_an_object_or_a_class_with_the_protocol(module: str, attribute: st
     ("attribute", "complaint"),
     [
         ("nothing", "has no attribute 'nothing'"),
-        ("number", "is a int, and not an async generator function"),
-        ("coroutine", "is a function, and not an async generator function"),
-        ("NeedsMore", "cannot make one"),
-        ("NotYielding", "is a NotYielding, and not"),
+        ("number", "a int is not an agent; expected an async generator function"),
+        ("coroutine", "a function is not an agent; expected an async generator function"),
+        ("NeedsMore", "cannot instantiate the class"),
+        ("NotYielding", "a NotYielding is not an agent"),
     ],
 )
-def test_what_is_no_agent_is_refused(module: str, attribute: str, complaint: str) -> None:
+def test_an_attribute_that_is_no_agent_is_rejected(
+    module: str, attribute: str, complaint: str
+) -> None:
     with pytest.raises(StartError) as failed:
         load_agent(f"{module}:{attribute}")
     assert complaint in str(failed.value)
@@ -201,12 +205,12 @@ def test_what_is_no_agent_is_refused(module: str, attribute: str, complaint: str
 
 
 @pytest.mark.usefixtures("module")
-def test_an_error_in_the_module_is_told_in_a_line() -> None:
+def test_an_error_in_the_module_is_reported_in_one_line() -> None:
     with pytest.raises(StartError, match=r"^agent broken_module:x: cannot import: ZeroDivisionErr"):
         load_agent("broken_module:x")
 
 
-async def test_a_pydantic_ai_agent(module: str, tmp_path: Path) -> None:
+async def test_a_pydantic_ai_agent_is_an_agent(module: str, tmp_path: Path) -> None:
     pytest.importorskip("pydantic_ai")
     (tmp_path / f"{module}.py").write_text(
         "from pydantic_ai import Agent\n"

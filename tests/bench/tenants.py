@@ -74,7 +74,7 @@ async def measure(waiting: int, runs: int, quota: Quota) -> Latency:
             numbers = range(first, min(first + AT_ONCE, waiting))
             await asyncio.gather(*(_accept(coordinator, f"n{n}") for n in numbers))
         taken = [await _quiet(coordinator, f"q{n}") for n in range(runs)]
-        coordinator.refuse()
+        coordinator.begin_drain()
         feed.close()
         await coordinator.stop()
     return Latency.of(taken)

@@ -1,4 +1,4 @@
-"""What the client's tests share."""
+"""Fixtures of the client's tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.peer import Peer, serving
 
 @pytest_asyncio.fixture
 async def peer() -> AsyncIterator[Peer]:
-    """A peer that does what it is told to."""
+    """A scripted server."""
     async with serving() as peer:
         yield peer
 

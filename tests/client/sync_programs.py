@@ -15,7 +15,7 @@ from runlane.sync import Client
 
 
 def interrupted(target: str) -> None:
-    """A Ctrl-C while it waits for a run; it ends when it is told to."""
+    """Handles Ctrl-C during a wait for a run; exits on request."""
     client = Client(target)
     handle = client.run_accepted("s", "p")
     try:

@@ -17,9 +17,17 @@ import runlane
 from runlane import RunComplete, convert, types
 from runlane.cli.app import runlane as command
 from runlane.cli.base import describe, failure, outcome_code
-from runlane.cli.output import Column, for_terminal, json_line, one_line, took, tsv
+from runlane.cli.output import (
+    Column,
+    duration_text,
+    field,
+    for_terminal,
+    json_line,
+    one_line,
+    tsv,
+)
 from runlane.cli.params import parse_duration, read_attachment
-from runlane.cli.run_view import ending
+from runlane.cli.run_view import end_text
 from runlane.cli.sessions import MESSAGE_COLUMNS
 from runlane.cli.watch import columns, line
 from runlane.v1 import run_pb2, run_service_pb2, session_pb2
@@ -86,9 +94,9 @@ def violation(field: str, description: str) -> runlane.Violation:
 
 
 def test_how_a_run_ended_in_words() -> None:
-    assert ending(end_of(COMPLETED)) is None
-    assert ending(end_of(CANCELLED)) == "cancelled"
-    assert ending(end_of(FAILED)) == "failed: AGENT_ERROR: it broke"
+    assert end_text(end_of(COMPLETED)) is None
+    assert end_text(end_of(CANCELLED)) == "cancelled"
+    assert end_text(end_of(FAILED)) == "failed: AGENT_ERROR: it broke"
 
 
 def test_nothing_in_a_field_breaks_its_line() -> None:
@@ -102,6 +110,14 @@ def test_nothing_in_a_field_breaks_its_line() -> None:
         "stop",
         "a\\nb",
     ]
+
+
+def test_the_finish_reason_is_spelled_like_the_state() -> None:
+    assert field(types.FinishReason.CANCELED) == field(types.RunState.CANCELLED) == "cancelled"
+    ended = replace(end_of(CANCELLED), finish_reason=types.FinishReason.CANCELED)
+    assert tsv(columns(ended)).split("\t")[4:6] == ["cancelled", "cancelled"]
+    # The values in JSON are part of the interface.
+    assert json.loads(json_line(ended))["finish_reason"] == "canceled"
 
 
 def test_nothing_said_steers_the_terminal() -> None:
@@ -157,8 +173,8 @@ def test_reasoning_is_not_in_the_text_of_a_line() -> None:
 def test_times_and_cells_for_people() -> None:
     begin = datetime(2026, 1, 1, tzinfo=UTC)
     spans = [timedelta(seconds=1.24), timedelta(seconds=75), timedelta(hours=2, minutes=5)]
-    assert [took(begin, begin + span) for span in spans] == ["1.2s", "1m15s", "2h05m"]
-    assert took(None, begin) == ""
+    assert [duration_text(begin, begin + span) for span in spans] == ["1.2s", "1m15s", "2h05m"]
+    assert duration_text(None, begin) == ""
     column: Column[str] = Column("T", lambda text: text)
     assert column.cell("a\nb").plain == "a\\nb"
 
@@ -196,12 +212,12 @@ def test_bad_usage(arguments: list[str]) -> None:
     assert not result.stdout
 
 
-def test_a_file_without_a_token_is_told_by_name(tmp_path: Path) -> None:
+def test_an_empty_token_file_is_an_error_with_its_path(tmp_path: Path) -> None:
     empty = tmp_path / "token"
     empty.write_text(" \n")
     result = CliRunner().invoke(command, ["--token-file", str(empty), "runs"])
     assert result.exit_code == 2
-    assert f"Error: {empty} holds no token\n" in result.stderr
+    assert f"Error: --token-file: {empty} is empty\n" in result.stderr
 
 
 def test_help_tells_of_every_command() -> None:
@@ -221,7 +237,7 @@ def test_without_the_extra_there_is_one_line(missing: str) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
     )
     assert told.returncode == 1
-    assert told.stderr == f"runlane: {missing} is not installed; try: pip install 'runlane[cli]'\n"
+    assert told.stderr == f"runlane: {missing} is not installed; run: pip install 'runlane[cli]'\n"
 
 
 # --- As a process, against a peer ----------------------------------------------------------------
@@ -329,6 +345,6 @@ async def test_watch_goes_on_and_ends_with_its_cursor(peer: Peer) -> None:
     process.send_signal(signal.SIGINT)
     code, out, err = await finish(process)
     assert (code, out) == (0, "")
-    assert err.splitlines()[-1] == "go on with --cursor c2"
+    assert err.splitlines()[-1] == "resume with --cursor c2"
     assert err.startswith("reconnecting: ")
     assert "connected again" in err

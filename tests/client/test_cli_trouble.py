@@ -36,13 +36,13 @@ async def test_an_accept_of_unknown_outcome_says_how_to_find_out(peer: Peer) -> 
     run_id = peer.requests["RunAccepted"][0].run_id
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert err.endswith(
-        f"; whether run {run_id} in session my notes was accepted is unknown: "
-        f"repeat with -s 'my notes' --run-id {run_id}\n"
+        f"; run {run_id} in session my notes may have been accepted; "
+        f"to find out, repeat the command with -s 'my notes' --run-id {run_id}\n"
     )
-    # A session that was named by the command is told as well.
+    # The error also names a session whose id the command generated.
     err = (await finish(await start(peer, "run", "p")))[2]
     asked = peer.requests["RunAccepted"][1]
-    assert err.endswith(f"repeat with -s {asked.session_id} --run-id {asked.run_id}\n")
+    assert err.endswith(f"repeat the command with -s {asked.session_id} --run-id {asked.run_id}\n")
 
 
 async def test_a_session_without_a_name_is_for_the_server_to_refuse(peer: Peer) -> None:
@@ -63,7 +63,7 @@ async def test_a_session_that_is_not_there_does_not_keep_others_from_their_end(p
 
 @pytest.mark.parametrize(
     ("closed", "code", "told"),
-    [("<&-", 2, "no prompt: give one, or pipe it in"), ("p >&-", 0, "")],
+    [("<&-", 2, "PROMPT is missing; give it as an argument or on stdin"), ("p >&-", 0, "")],
 )
 async def test_streams_may_be_closed(peer: Peer, closed: str, code: int, told: str) -> None:
     peer.scripts["RunAccepted"] = [(accepted(),)]
@@ -78,13 +78,13 @@ async def test_streams_may_be_closed(peer: Peer, closed: str, code: int, told: s
     assert bool(err) is bool(told)
 
 
-async def test_watch_tells_its_cursor_also_where_it_ends_for_an_error(peer: Peer) -> None:
+async def test_watch_prints_its_cursor_also_after_an_error(peer: Peer) -> None:
     peer.scripts["SubscribeRunComplete"] = [
         (ended("c1", "r1"), Refuse(StatusCode.PERMISSION_DENIED))
     ]
     code, _, err = await finish(await start(peer, "watch", "-s", "s"))
     assert code == 1
-    assert "go on with --cursor c1" in err
+    assert "resume with --cursor c1" in err
 
 
 async def test_of_grpc_itself_nothing_is_on_stderr(peer: Peer, tmp_path: Path) -> None:

@@ -91,21 +91,21 @@ async def test_a_choice_may_be_given_by_its_text(peer: Peer, client: Client) -> 
 
 
 async def test_a_choice_that_there_is_not_is_told_with_those_that_there_are(client: Client) -> None:
-    with pytest.raises(ValueError, match="when_busy: 'wait' is none of queue, fold, reject, int"):
+    with pytest.raises(ValueError, match="when_busy: 'wait' is not one of queue, fold, reject, "):
         await client.run_accepted("s", "p", when_busy="wait")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="scope: 'all' is none of session, active, waiting"):
+    with pytest.raises(ValueError, match="scope: 'all' is not one of session, active, waiting"):
         await client.cancel("s", scope="all")  # type: ignore[arg-type]
     for state in ("busy", RunState.UNKNOWN):
-        with pytest.raises(ValueError, match=f"states: '{state}' is none of accepted, queued"):
+        with pytest.raises(ValueError, match=f"states: '{state}' is not one of accepted, queued"):
             client.list_runs(states=[state])  # type: ignore[list-item]
     async with Harness("127.0.0.1:1") as harness:
-        with pytest.raises(ValueError, match="point: 'here' is none of before_agent_ready, "):
+        with pytest.raises(ValueError, match="point: 'here' is not one of before_agent_ready, "):
             await harness.arm("here")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("state", ["active", RunState.ACTIVE])
 async def test_one_state_is_not_taken_for_its_letters(client: Client, state: str) -> None:
-    with pytest.raises(TypeError, match="states has to be a list"):
+    with pytest.raises(TypeError, match="states: expected a list"):
         client.list_runs(states=state)  # type: ignore[arg-type]
 
 
@@ -257,7 +257,7 @@ async def test_a_wait_that_is_over_returns_the_run_and_completed_raises(
     peer.scripts["WaitRun"] = [(waited("r", ACTIVE),)] * 2
     handle = await client.run_accepted("s", "p")
     assert (await client.wait_run("r", timeout=0)).state is RunState.ACTIVE
-    with pytest.raises(runlane.DeadlineExceeded, match="did not end within 0 s: it is active"):
+    with pytest.raises(runlane.DeadlineExceeded, match="run r is still active after 0 s"):
         await handle.completed(timeout=0)
     assert [request.timeout.ToTimedelta() for request in peer.requests["WaitRun"]] == [
         timedelta()

@@ -1,4 +1,4 @@
-"""Who calls: tokens, where they go, and what happens when they change."""
+"""Tokens: where they are sent, and how calls continue when they rotate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from runlane.cli.app import runlane
 from runlane.conformance.app import command as conformance
 from runlane.conformance.app import main
 from runlane.harness import Harness
-from runlane.places import is_local
+from runlane.targets import is_local
 from support.callers import LIFETIME, SECONDS, World, guarded
 
 SHOWN = "geheim"
@@ -54,7 +54,7 @@ SHOWN = "geheim"
         ("[::ffff:10.0.0.7]:1", False),
     ],
 )
-def test_what_stays_on_this_machine(target: str, local: bool) -> None:
+def test_local_targets(target: str, local: bool) -> None:
     assert is_local(target) is local
 
 
@@ -100,7 +100,7 @@ def test_a_token_that_cannot_be_sent_is_one_line_of_the_conformance_command(
         main(["127.0.0.1:1", "--token", "a b"])
     told = capsys.readouterr()
     assert (left.value.code, told.out, told.err.count("\n")) == (2, "", 1)
-    assert "a token has printable ASCII characters only" in told.err
+    assert "token: may contain only printable ASCII characters" in told.err
 
 
 def test_a_token_that_cannot_be_sent_is_not_shown() -> None:
@@ -108,7 +108,7 @@ def test_a_token_that_cannot_be_sent_is_not_shown() -> None:
         with pytest.raises(ValueError, match="printable") as raised:
             Client(token=token)
         assert "geh" not in str(raised.value)
-    with pytest.raises(ValueError, match="either"):
+    with pytest.raises(ValueError, match="set either one"):
         Client(token=SHOWN, metadata={"Authorization": "Bearer y"})
 
 
@@ -171,15 +171,18 @@ async def test_subscriptions_and_waits_go_on_with_the_next_token(tmp_path: Path)
             told = asyncio.create_task(anext(aiter(ends)))
             waited = asyncio.create_task(client.wait_run("r-theirs"))
             followed = asyncio.create_task(_all(events))
-            while len({visit.method for visit in world.door._visits}) < 3:
+            while len({open_call.method for open_call in world.access_control._open_calls}) < 3:
                 await asyncio.sleep(0)
-            before = set(world.door._visits)
+            before = set(world.access_control._open_calls)
             rotating.expire()
-            assert all(visit.refused for visit in before)
+            assert all(open_call.revocation for open_call in before)
             # All are back, by the new token.
-            while len({visit.method for visit in world.door._visits - before}) < 3:
+            while (
+                len({open_call.method for open_call in world.access_control._open_calls - before})
+                < 3
+            ):
                 await asyncio.sleep(0.01)
-            world.wire.gates.open("g")
+            world.wire.latches.open("g")
             assert (await told).run_id == "r-theirs"
             assert (await waited).state is RunState.COMPLETED
             assert [event.index for event in await followed] == [1, 2, 3, 4]
@@ -197,7 +200,7 @@ def test_the_command_does_not_show_the_token(tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("")
     for arguments, why in (
         (["--token-file", str(tmp_path / "none"), "runs"], "none"),
-        (["--tls-cert", "x", "runs"], "belong together"),
+        (["--tls-cert", "x", "runs"], "must be used together"),
         (["--tls-ca", str(tmp_path / "none"), "runs"], "none"),
     ):
         result = CliRunner().invoke(runlane, arguments)

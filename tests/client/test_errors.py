@@ -21,7 +21,7 @@ ONCE = RetryPolicy(attempts=1)
 
 
 async def raised(peer: Peer, refuse: Refuse) -> RunlaneError:
-    """What a call raises that the peer refuses so."""
+    """Returns the error of a call that the peer rejects."""
     peer.scripts["GetRun"] = [(refuse,)]
     async with peer.client(retry=ONCE) as client:
         with pytest.raises(RunlaneError) as caught:
@@ -46,7 +46,7 @@ def test_the_tree_in_the_docstring_names_every_class() -> None:
         if isinstance(cls, type) and issubclass(cls, RunlaneError)
     ]
     assert errors.__doc__ is not None
-    tree = errors.__doc__.split("What the server says")[0]
+    tree = errors.__doc__.split("The server sends")[0]
     for cls in classes:
         assert cls.__name__ in tree
         assert cls.__name__ in runlane.__all__

@@ -1,4 +1,4 @@
-"""What `runlane top` makes of a page for Prometheus."""
+"""Scrapes: samples, rates and quantiles; invalid lines and failed endpoints."""
 
 from __future__ import annotations
 
@@ -38,6 +38,23 @@ def test_samples_by_name_and_labels() -> None:
     assert found.buckets("h") == {0.1: 2, 1.0: 6, float("inf"): 8}
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        'a{x=" 1',
+        "a{b} 1",
+        "a 1_0",
+        "a " + "9" * 400,
+        'a{x="1", ="v"} 1',
+        "a" * 2_000 + " 1",
+        "# TYPE",
+        "\x00",
+    ],
+)
+def test_an_invalid_line_is_skipped(line: str) -> None:
+    assert parse(f"{line}\nb 1\n", 1.0).samples.keys() == {"b"}
+
+
 def test_rates_are_those_in_between() -> None:
     before, now = parse("a 10\n", 100.0), parse("a 25\n", 105.0)
     assert rate(before, now, "a") == 3
@@ -66,7 +83,7 @@ def test_quantiles_where_little_is_known() -> None:
     assert quantile(parse("", 0.0), parse("", 1.0), "h", 0.5) is None
 
 
-async def test_an_endpoint_that_is_not_there_is_told() -> None:
+async def test_a_failed_scrape_has_the_reason() -> None:
     found = await fetch("http://127.0.0.1:1/metrics")
     assert (found.error, found.samples) == ("Connection refused", {})
 
@@ -84,7 +101,7 @@ def test_an_endpoint_is_a_url_or_an_address(given: str, url: str) -> None:
 
 
 @pytest.mark.parametrize("given", ["file:///etc/passwd", "http://", "ftp://h/x"])
-def test_what_is_no_endpoint(given: str) -> None:
-    told = CliRunner().invoke(command, ["top", "--metrics", given])
-    assert told.exit_code == 2
-    assert "is no URL such as" in told.output
+def test_an_invalid_endpoint_is_a_usage_error(given: str) -> None:
+    result = CliRunner().invoke(command, ["top", "--metrics", given])
+    assert result.exit_code == 2
+    assert "is not a URL such as" in result.output

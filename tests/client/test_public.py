@@ -1,4 +1,4 @@
-"""What the package offers."""
+"""The public names of the package."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from runlane import types
 from runlane.v1 import run_pb2, run_service_pb2, session_pb2
 
 
-def test_all_is_what_is_public() -> None:
+def test_all_lists_every_public_name() -> None:
     public = {
         name
         for name, value in vars(runlane).items()
@@ -44,7 +44,7 @@ def test_the_states_are_terminal_or_not() -> None:
     assert set(types.NOT_TERMINAL) == set(types.RunState) - ended - {types.RunState.UNKNOWN}
 
 
-def test_the_client_needs_nothing_of_the_command() -> None:
+def test_the_client_does_not_import_the_dependencies_of_the_command() -> None:
     code = (
         "import sys, runlane\n"
         "assert not {'click', 'rich', 'runlane_server', 'structlog'} & set(sys.modules)"

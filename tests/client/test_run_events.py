@@ -17,15 +17,15 @@ BEGIN = (
 )
 
 
-async def told(events: RunEvents) -> list[str]:
-    """What was said, and how it ended."""
+async def read_texts(events: RunEvents) -> list[str]:
+    """Returns the text deltas and the final text."""
     return [
         each.body.text async for each in events if isinstance(each.body, TextDelta | RunComplete)
     ]
 
 
-def asked(peer: Peer) -> list[int]:
-    """Where each call began."""
+def requested_indexes(peer: Peer) -> list[int]:
+    """Returns the after_index of each call."""
     return [request.after_index for request in peer.requests[RPC]]
 
 
@@ -67,14 +67,14 @@ async def test_it_goes_on_after_the_last_event(peer: Peer, client: Client, break
         (event(5, run_complete=complete("r")),),
     ]
     handle = await client.run_accepted("s", "p")
-    assert await told(handle.events()) == ["a", "b", "done"]
-    assert asked(peer) == [0, 3, 4]
+    assert await read_texts(handle.events()) == ["a", "b", "done"]
+    assert requested_indexes(peer) == [0, 3, 4]
 
 
 async def test_it_can_begin_later(peer: Peer, client: Client) -> None:
     peer.scripts[RPC] = [(says(5, "e"), event(6, run_complete=complete("r")))]
-    assert await told(client.subscribe_run("r", after_index=4)) == ["e", "done"]
-    assert asked(peer) == [4]
+    assert await read_texts(client.subscribe_run("r", after_index=4)) == ["e", "done"]
+    assert requested_indexes(peer) == [4]
 
 
 async def test_duplicates_are_dropped(peer: Peer, client: Client) -> None:
@@ -82,12 +82,12 @@ async def test_duplicates_are_dropped(peer: Peer, client: Client) -> None:
         (*BEGIN, says(3, "a"), LOST),
         (says(2, "x"), says(3, "a"), says(4, "b"), event(5, run_complete=complete("r"))),
     ]
-    assert await told(client.subscribe_run("r")) == ["a", "b", "done"]
+    assert await read_texts(client.subscribe_run("r")) == ["a", "b", "done"]
 
 
 async def test_kinds_of_a_newer_server_are_passed_over(peer: Peer, client: Client) -> None:
     peer.scripts[RPC] = [(*BEGIN, event(3), says(4, "a"), event(5, run_complete=complete("r")))]
-    assert await told(client.subscribe_run("r")) == ["a", "done"]
+    assert await read_texts(client.subscribe_run("r")) == ["a", "done"]
 
 
 async def test_what_is_missing_is_asked_for_again(peer: Peer, client: Client) -> None:
@@ -95,21 +95,21 @@ async def test_what_is_missing_is_asked_for_again(peer: Peer, client: Client) ->
         (*BEGIN, says(4, "b"), HANG),
         (says(3, "a"), says(4, "b"), event(5, run_complete=complete("r"))),
     ]
-    assert await told(client.subscribe_run("r")) == ["a", "b", "done"]
-    assert asked(peer) == [0, 2]
+    assert await read_texts(client.subscribe_run("r")) == ["a", "b", "done"]
+    assert requested_indexes(peer) == [0, 2]
 
 
-async def test_what_stays_missing_is_told(peer: Peer, client: Client) -> None:
+async def test_events_that_stay_missing_raise_event_gap(peer: Peer, client: Client) -> None:
     peer.scripts[RPC] = [(*BEGIN, says(4, "b"), HANG), (says(4, "b"), HANG)]
-    with pytest.raises(runlane.EventGap, match="event 4 came after event 2"):
-        await told(client.subscribe_run("r"))
+    with pytest.raises(runlane.EventGap, match="received event 4 after event 2"):
+        await read_texts(client.subscribe_run("r"))
     await peer.left.wait()
 
 
 async def test_an_unknown_run_is_told(peer: Peer, client: Client) -> None:
     peer.scripts[RPC] = [(Refuse(StatusCode.NOT_FOUND, "RUN_NOT_FOUND"),)]
     with pytest.raises(runlane.RunNotFound):
-        await told(client.subscribe_run("r"))
+        await read_texts(client.subscribe_run("r"))
 
 
 async def test_leaving_ends_the_call(peer: Peer, client: Client) -> None:
@@ -119,4 +119,4 @@ async def test_leaving_ends_the_call(peer: Peer, client: Client) -> None:
             break
         await peer.hanging.wait()
     await peer.left.wait()
-    assert await told(events) == []
+    assert await read_texts(events) == []

@@ -1,4 +1,4 @@
-"""The synchronous client: what is its own. What it calls is tested where that is."""
+"""The synchronous client: threads, interrupts, forks. The tests of `Client` cover the calls."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ from runlane import RunComplete, RunState, TextDelta, sync
 from runlane.sync import Client
 from support.peer import HANG, Peer, accepted, ended, mark, says
 from support.server import serving_blocking
-from support.staging import script
+from support.staging import SECONDS, script
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-SECONDS = 30.0
+CREATED_BEFORE_FORK = (
+    "child this runlane.sync client was created before a fork; create a new Client in this process"
+)
 CLASSES = ["Client", "Pager", "RunEvents", "RunHandle", "Subscription"]
 RENAMED = {
     "aclose": "close",
@@ -40,7 +42,7 @@ RENAMED = {
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a server in another process, with the scripted agent."""
+    """The address of a server with the scripted agent, in another process."""
     folder = tmp_path_factory.mktemp("server")
     # It is killed at the end: a shutdown would wait for the runs that never end.
     with serving_blocking(folder, "--store", "memory:", "--agent", "scripted") as server:
@@ -114,8 +116,9 @@ def test_it_is_stale_after_a_change(tmp_path: Path) -> None:
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     command = [sys.executable, str(tmp_path / "client" / "make_sync.py"), "--check"]
     subprocess.run(command, check=True, timeout=SECONDS)
-    with (tmp_path / "client" / "runlane" / "client.py").open("a") as source:
-        source.write("\n    async def more(self) -> None:\n        pass\n")
+    source = tmp_path / "client" / "runlane" / "client.py"
+    old, new = "    async def get_run(", "    async def more(self) -> None:\n        pass\n\n"
+    source.write_text(source.read_text().replace(old, new + old))
     stale = subprocess.run(command, check=False, timeout=SECONDS, capture_output=True, text=True)
     assert (stale.returncode, "is stale" in stale.stderr) == (1, True), stale.stderr
 
@@ -183,7 +186,7 @@ def test_errors_are_those_of_the_other_client(client: Client) -> None:
         next(iter(client.list_messages("none")))
     with pytest.raises(runlane.RunNotFound):
         next(client.subscribe_run("none"))
-    with pytest.raises(ValueError, match="not at both"):
+    with pytest.raises(ValueError, match="cannot be combined with from_beginning"):
         client.subscribe_run_complete(cursor="c", from_beginning=True)
     client.close()
     client.close()
@@ -224,9 +227,9 @@ def test_a_close_ends_what_other_threads_wait_for(client: Client) -> None:
 
 async def test_it_is_refused_where_an_event_loop_runs(target: str) -> None:
     client = Client(target)
-    with pytest.raises(RuntimeError, match=r"use runlane\.Client there"):
+    with pytest.raises(RuntimeError, match=r"use runlane\.Client"):
         client.get_run("r")
-    with pytest.raises(RuntimeError, match=r"use runlane\.Client there"):
+    with pytest.raises(RuntimeError, match=r"use runlane\.Client"):
         next(client.subscribe_run_complete())
     await asyncio.to_thread(client.close)
 
@@ -280,11 +283,11 @@ async def test_marks_outlive_the_name_of_their_subscription(peer: Peer) -> None:
 
 
 def program(name: str, target: str) -> list[str]:
-    """What a program says on its output; nothing may be on the other one."""
+    """Returns the lines of a program on stdout; stderr must be empty."""
     script = str(HERE / "sync_programs.py")
     # Later Pythons warn of a fork beside threads, which is what is tried here.
     command = [sys.executable, "-W", "ignore::DeprecationWarning", script, name, target]
-    # gRPC tells at a lower level that a process forks.
+    # gRPC logs forks at a lower level.
     env = {**os.environ, "GRPC_VERBOSITY": "ERROR"}
     done = subprocess.run(command, check=False, timeout=60, capture_output=True, text=True, env=env)
     assert (done.returncode, done.stderr) == (0, "")
@@ -326,7 +329,7 @@ async def test_an_interrupt_that_the_wait_does_not_feel_ends_it_all_the_same(pee
 
 def test_a_new_client_works_after_a_fork(target: str) -> None:
     assert program("forked_unused", target) == [
-        "child made before a fork: make a new Client in this process",
+        CREATED_BEFORE_FORK,
         "child c",
         "parent p",
     ]
@@ -334,9 +337,9 @@ def test_a_new_client_works_after_a_fork(target: str) -> None:
 
 def test_a_fork_after_the_first_use_is_refused_in_the_child(target: str) -> None:
     before, new, grandchild, parent = program("forked_used", target)
-    assert before == "child made before a fork: make a new Client in this process"
+    assert before == CREATED_BEFORE_FORK
     assert new == grandchild
-    assert "make clients after the fork" in new
+    assert "create clients after the fork" in new
     assert parent == "parent after"
 
 

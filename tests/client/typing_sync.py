@@ -1,4 +1,4 @@
-"""What type checkers see of the synchronous client: mypy checks it, and nothing runs it."""
+"""Types of the synchronous client: mypy and pyright check this file; nothing runs it."""
 
 from __future__ import annotations
 

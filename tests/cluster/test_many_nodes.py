@@ -1,4 +1,4 @@
-"""The service of a node that lags behind another one."""
+"""A subscription on a node that lags behind another one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from runlane_server.store.open import open_store
 from support.rpc_wire import serving
 
 
-async def test_r25_a_cursor_of_another_node_may_be_ahead_of_what_this_one_was_told(
+async def test_r25_a_cursor_ahead_of_a_lagging_node_is_accepted(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from runlane_server.store.postgres.store import PostgresStore  # noqa: PLC0415

@@ -1,8 +1,9 @@
-"""Random histories, longer and with more runs than the search takes in."""
+"""Random histories, longer and with more runs than the exhaustive search covers."""
 
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -30,7 +31,7 @@ from runlane_server.core.transition import Lane, Transition
 
 
 class LaneHistory(RuleBasedStateMachine):
-    """A lane, and all that was ever committed of it."""
+    """A lane, and everything that was ever committed for it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +42,7 @@ class LaneHistory(RuleBasedStateMachine):
         self.named: set[str] = set()
         self.transcript: dict[tuple[int, int], Message] = {}
 
-    def take(self, command: Command) -> Transition | None:
+    def take(self, command: Command) -> Transition[Any] | None:
         made = step(self.lane, command)
         if made is None:
             return None
@@ -151,7 +152,7 @@ class LaneHistory(RuleBasedStateMachine):
 
     @invariant()
     def the_turns_are_whole(self) -> None:
-        """Every turn has its prompt, and all but those of live runs have their end."""
+        """Every turn has its prompt; every turn of an ended run has a final message."""
         live_turns = {run.turn for run in self.lane.runs}
         begun = {turn for turn, ordinal in self.transcript if ordinal == 0}
         assert begun == set(range(1, self.lane.turn + 1))
@@ -165,13 +166,13 @@ class LaneHistory(RuleBasedStateMachine):
         assert len(set(ids)) == len(ids)
 
     def teardown(self) -> None:
-        """However it came: cancel all, let what is active end, and nothing is left (R10, R21)."""
+        """A cancel of everything and the end of the active run leave nothing (R10, R21)."""
         self.take(cancel())
         for held in self.lane.reservations:
             self.take(Command(Verb.RELEASE, token=held.token))
         if self.lane.active is not None:
             self.take(finish(self.lane.active.run_id, self.lane.active.attempt))
-        assert not self.lane.busy
+        assert not self.lane.is_busy
         assert set(self.accepted) == set(self.ended)
         if self.lane.exists:
             self.take(Command(Verb.REMOVE))

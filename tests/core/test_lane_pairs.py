@@ -1,6 +1,6 @@
-"""Every pair of a lane's shape and a command, against what `lane_pairs.txt` says comes of it.
+"""Compares every pair of a lane's shape and a command with the outcome in `lane_pairs.txt`.
 
-A command on a reservation takes the one of the run `n`, and makes it first where there is none.
+A command on a reservation uses that of run `n`, and reserves it first if necessary.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TABLE_FILE = Path(__file__).with_name("lane_pairs.txt")
 
 
 def _on_active(make: Callable[[str, int], Command], *, late: int = 0) -> Callable[[Lane], Command]:
-    """A command of the active run's supervisor; of a later or earlier attempt if told."""
+    """A command of the active run's supervisor; `late` is added to the number of the attempt."""
 
     def command(lane: Lane) -> Command:
         if lane.active is None:
@@ -50,7 +50,7 @@ def _always(command: Command) -> Callable[[Lane], Command]:
 
 
 def _first_of_all(lane: Lane) -> Command:
-    """A cancel of one run: the folded one, else the last waiting, else the active one, else `n`."""
+    """A cancel of one run: the folded, else the last waiting, else the active one, else `n`."""
     active = () if lane.active is None else (lane.active,)
     runs = (*active, *lane.waiting, *lane.folded)
     return cancel(CancelScope.RUN, runs[-1].run_id if runs else "n")
@@ -128,16 +128,16 @@ def _outcome(lane: Lane, command: Command) -> str:
     return outcome(lane, made)
 
 
-def test_every_pair_is_listed() -> None:
+def test_the_table_lists_every_pair() -> None:
     assert set(PAIRS) == set(product(SHAPES, ("", *COMMANDS)))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_shape(shape: str) -> None:
+def test_a_shape_has_the_lane_in_the_table(shape: str) -> None:
     assert picture(lane_of(shape)) == PAIRS[shape, ""]
 
 
 @pytest.mark.parametrize(("shape", "name"), list(product(SHAPES, COMMANDS)))
-def test_pair(shape: str, name: str) -> None:
+def test_a_command_has_the_outcome_in_the_table(shape: str, name: str) -> None:
     lane = _lane_for(shape, name)
     assert _outcome(lane, COMMANDS[name](lane)) == PAIRS[shape, name]

@@ -1,8 +1,9 @@
-"""The rules that a lane decides, by their numbers."""
+"""The rules that `core.lane` decides, by their numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
@@ -50,9 +51,9 @@ FOLD, REJECT, INTERRUPT = WhenBusy.FOLD, WhenBusy.REJECT, WhenBusy.INTERRUPT
 ACTIVE, WAITING, RUN = CancelScope.ACTIVE, CancelScope.WAITING, CancelScope.RUN
 
 
-def after(commands: Iterable[Command], lane: Lane = EMPTY) -> tuple[Lane, Transition]:
-    """The lane after commands, each step checked, and all of them as one transition."""
-    whole = Transition(lane)
+def after(commands: Iterable[Command], lane: Lane = EMPTY) -> tuple[Lane, Transition[Any]]:
+    """Applies commands and checks each step; returns the lane and the merged transition."""
+    whole: Transition[Any] = Transition(lane)
     for command in commands:
         made = command.apply(lane)
         check(lane, command, made)
@@ -81,11 +82,11 @@ def test_r02_an_unknown_session_is_created_only_if_allowed() -> None:
     assert picture(after([accept("a")], lane)[0]) == "a:accepted"
 
 
-def test_r03_the_run_of_the_lane_is_returned_for_its_id() -> None:
+def test_r03_a_repeated_accept_returns_the_run_in_the_lane() -> None:
     lane, _ = after([*enter("a"), DISPATCH, reserve("again", "a")])
     lane_after, made = after([Command(Verb.ACCEPT, "again", "a", REJECT)], lane)
     assert made.reply == lane.active
-    assert not made.durable
+    assert not made.needs_commit
     assert picture(lane_after) == "a:active"
 
 
@@ -96,7 +97,7 @@ def test_r04_accept_seq_increases_in_accept_order_across_idle_times() -> None:
     assert seqs == [Accepted(1), Accepted(2), Accepted(3), Accepted(4)]
 
 
-def test_r04_the_order_is_that_of_the_accepts_not_of_the_reservations() -> None:
+def test_r04_accepts_are_numbered_in_their_own_order_not_in_that_of_their_reservations() -> None:
     lane, _ = after([reserve("a"), reserve("b"), accept("b"), accept("a")])
     assert [(run.run_id, run.accept_seq) for run in lane.waiting] == [("b", 1), ("a", 2)]
 
@@ -104,8 +105,8 @@ def test_r04_the_order_is_that_of_the_accepts_not_of_the_reservations() -> None:
 def test_r06_release_ends_a_reservation_any_number_of_times() -> None:
     lane, made = after([reserve("a"), reserve("b"), *[release("a")] * 3])
     assert picture(lane) == "[b]"
-    assert not made.durable
-    assert not after([release("b"), release("b")], lane)[0].busy
+    assert not made.needs_commit
+    assert not after([release("b"), release("b")], lane)[0].is_busy
 
 
 def test_r06_a_released_reservation_cannot_be_accepted_nor_one_accepted_twice() -> None:
@@ -144,7 +145,7 @@ def test_r07_waiting_runs_start_one_at_a_time_in_accept_order() -> None:
     assert picture(lane) == "b:active c:queued"
 
 
-def test_r07_a_retried_run_goes_to_the_head_with_what_it_had_folded() -> None:
+def test_r07_a_retried_run_returns_to_the_head_with_the_runs_folded_into_it() -> None:
     lane = lane_of("active + folded + queued")
     lane, made = after([NODE_LOST], lane)
     assert picture(lane) == "a:accepted f:queued b:queued"
@@ -159,11 +160,11 @@ def test_r08_a_lane_with_work_never_looks_idle() -> None:
     lane = EMPTY
     for command in [*enter("a"), *enter("b"), DISPATCH, cancel(ACTIVE), finish("a"), DISPATCH]:
         lane, _ = after([command], lane)
-        assert lane.busy
-    assert not after([finish("b")], lane)[0].busy
+        assert lane.is_busy
+    assert not after([finish("b")], lane)[0].is_busy
 
 
-def test_r08_the_handoff_is_one_step() -> None:
+def test_r08_the_next_run_starts_in_the_same_step_as_the_end() -> None:
     lane = lane_of("active + queued")
     finished = finish("a").apply(lane)
     handoff = finished.then(DISPATCH.apply(finished.lane))
@@ -174,13 +175,13 @@ def test_r08_the_handoff_is_one_step() -> None:
     }
 
 
-def test_r09_a_cancelled_run_is_active_until_its_agent_returned() -> None:
+def test_r09_a_cancelled_run_stays_active_until_its_agent_returns() -> None:
     lane, _ = after([cancel(), *enter("n"), DISPATCH], lane_of("active"))
     assert picture(lane) == "a:cancelling n:queued"
     assert picture(after([finish("a"), DISPATCH], lane)[0]) == "n:active"
 
 
-def test_r09_an_attempt_that_was_fenced_off_changes_nothing() -> None:
+def test_r09_commands_of_a_fenced_off_attempt_change_nothing() -> None:
     lane = lane_of("active again")
     for command in (finish("a", 1), drain("a", 1)):
         with pytest.raises(IllegalCommand):
@@ -197,18 +198,18 @@ def test_r10_cancel_covers_active_queued_and_accepts_that_have_begun() -> None:
     _, rest = after([accept("m"), accept("n"), finish("a")], lane)
     ends = {complete.run_id: complete.state for complete in (*made.completes, *rest.completes)}
     assert ends == dict.fromkeys("abcmn", RunState.CANCELLED)
-    assert not rest.lane.busy
+    assert not rest.lane.is_busy
 
 
-def test_r10_a_repeated_accept_of_a_covered_one_is_covered_with_it() -> None:
-    """The receipt named the run, so no way of accepting it may start it."""
+def test_r10_a_repeated_accept_of_a_covered_run_is_covered_too() -> None:
+    """The receipt listed the run, so no other accept of it may start it."""
     lane, made = after([reserve("t1", "n"), cancel(), reserve("t2", "n")])
     assert made.lane.reservations[1].covered
     lane, made = after([Command(Verb.ACCEPT, "t2", "n")], lane)
     assert [complete.state for complete in made.completes] == [RunState.CANCELLED]
 
 
-def test_r11_what_is_accepted_later_is_not_touched() -> None:
+def test_r11_cancel_spares_runs_accepted_later() -> None:
     lane, _ = after([*enter("m"), *enter("o")], lane_of("covered reservation"))
     assert picture(lane) == "m:accepted o:queued [n!]"
     lane, made = after([accept("n")], lane)
@@ -223,7 +224,7 @@ def test_r12_cancel_of_an_idle_session_records_nothing(shape: str, scope: Cancel
     lane, made = after([cancel(scope)], idle)
     assert lane == idle
     assert made.reply == Receipt("s", (), idle.accept_seq)
-    assert not made.durable
+    assert not made.needs_commit
     assert picture(after([*enter("n"), DISPATCH], lane)[0]) == "n:active"
 
 
@@ -245,13 +246,13 @@ def test_r14_cancel_on_entry_writes_the_turn(shape: str) -> None:
     assert complete.finish_reason is FinishReason.CANCELED
 
 
-def test_r14_turns_cancelled_on_entry_stand_behind_the_active_one() -> None:
+def test_r14_turns_cancelled_on_entry_follow_the_active_turn() -> None:
     lane, made = after([*enter("a"), DISPATCH, *enter("b"), cancel()])
     _, rest = after([finish("a")], lane)
     assert [run_id for run_id, _, _ in spoken((*made.messages, *rest.messages))] == [*"aabb"]
 
 
-def test_r15_the_prompt_is_written_once() -> None:
+def test_r15_a_run_cancelled_before_any_output_writes_its_prompt_once() -> None:
     _, made = after([*enter("a"), DISPATCH, NODE_LOST, DISPATCH, cancel(), finish("a", 2)])
     prompts = [message for message in made.messages if message.role is Role.USER]
     assert [(message.run_id, message.ordinal) for message in prompts] == [("a", 0)]
@@ -271,7 +272,7 @@ def test_r16_the_text_so_far_is_kept_and_open_calls_are_answered() -> None:
     assert result.is_error
 
 
-def test_r19_a_cancel_that_was_answered_is_not_handed_over() -> None:
+def test_r19_a_cancelled_run_is_not_retried_when_its_node_stops() -> None:
     _, made = after([cancel(), hand_over("a")], lane_of("active"))
     assert [complete.state for complete in made.completes] == [RunState.CANCELLED]
 
@@ -290,7 +291,7 @@ def test_r19_a_cancel_that_was_answered_is_not_handed_over() -> None:
     ],
     ids=str,
 )
-def test_r18_scopes(command: Command, left: str, covered: str) -> None:
+def test_r18_each_scope_covers_exactly_its_runs(command: Command, left: str, covered: str) -> None:
     lane, _ = after([reserve("n")], lane_of("active + folded + queued"))
     lane, made = after([command], lane)
     assert picture(lane) == left
@@ -299,7 +300,7 @@ def test_r18_scopes(command: Command, left: str, covered: str) -> None:
 
 
 @pytest.mark.parametrize("ok", [True, False])
-def test_r19_a_cancel_that_came_first_wins(*, ok: bool) -> None:
+def test_r19_a_cancel_before_the_completion_wins(*, ok: bool) -> None:
     _, made = after([cancel(), finish("a", ok=ok)], lane_of("active"))
     (complete,) = made.completes
     assert complete.cancelled
@@ -309,18 +310,18 @@ def test_r19_a_cancel_that_came_first_wins(*, ok: bool) -> None:
     assert made.messages[-1].finish_reason is FinishReason.CANCELED
 
 
-def test_r19_a_completion_that_came_first_wins() -> None:
+def test_r19_a_completion_before_the_cancel_wins() -> None:
     _, made = after([finish("a"), cancel()], lane_of("active"))
     assert [complete.state for complete in made.completes] == [RunState.COMPLETED]
     assert made.reply.cancelled == ()
 
 
-def test_r19_a_cancel_that_was_answered_outlives_the_node() -> None:
+def test_r19_a_confirmed_cancel_survives_the_loss_of_its_node() -> None:
     _, made = after([cancel(), NODE_LOST], lane_of("active"))
     assert [complete.state for complete in made.completes] == [RunState.CANCELLED]
 
 
-def test_r20_the_receipt_has_the_states_and_the_fence() -> None:
+def test_r20_the_receipt_lists_states_before_the_cancel_and_the_fence() -> None:
     lane, _ = after([reserve("n")], lane_of("active + folded + queued"))
     _, made = after([cancel()], lane)
     assert made.reply == Receipt(
@@ -336,13 +337,13 @@ def test_r20_the_receipt_has_the_states_and_the_fence() -> None:
 
 
 @pytest.mark.parametrize("scope", [CancelScope.SESSION, WAITING])
-def test_r20_a_run_accepted_once_more_is_named_once(scope: CancelScope) -> None:
+def test_r20_a_run_with_a_repeated_accept_is_listed_once(scope: CancelScope) -> None:
     lane, _ = after([reserve("t1", "n"), reserve("t2", "n")])
     _, made = after([cancel(scope)], lane)
     assert made.reply.cancelled == (CoveredRun("n", 0, RunState.ACCEPTED),)
 
 
-def test_r20_a_run_that_goes_on_is_not_named_for_a_repeated_accept() -> None:
+def test_r20_a_repeated_accept_does_not_list_a_run_that_is_not_covered() -> None:
     lane, _ = after([reserve("again", "a"), cancel(WAITING)], lane_of("active"))
     assert picture(lane) == "a:active [a]"
 
@@ -350,7 +351,7 @@ def test_r20_a_run_that_goes_on_is_not_named_for_a_repeated_accept() -> None:
 # --- Complete -----------------------------------------------------------------------------------
 
 
-def test_r21_each_way_to_end_has_its_run_complete() -> None:
+def test_r21_every_way_to_end_emits_one_run_complete() -> None:
     _, made = after(
         [
             *enter("completed"), DISPATCH, finish("completed"),
@@ -375,7 +376,7 @@ def test_r21_each_way_to_end_has_its_run_complete() -> None:
     assert made.completes[-1].error.reason == "INTERRUPTED"
 
 
-def test_r23_run_complete_tells_how_the_turn_ended() -> None:
+def test_r23_run_complete_carries_the_end_of_the_turn() -> None:
     _, made = after([*enter("a"), DISPATCH, finish("a")])
     (complete,) = made.completes
     assert (complete.session_id, complete.run_id, complete.accept_seq) == ("s", "a", 1)
@@ -386,7 +387,7 @@ def test_r23_run_complete_tells_how_the_turn_ended() -> None:
     assert None not in {complete.accepted_at, complete.started_at, complete.ended_at}
 
 
-def test_r24_a_failure_leaves_the_others_alone() -> None:
+def test_r24_a_failed_run_does_not_affect_other_runs() -> None:
     lane, made = after([finish("a", ok=False)], lane_of("active + queued"))
     assert [complete.run_id for complete in made.completes] == ["a"]
     assert picture(lane) == "b:accepted c:queued"
@@ -409,19 +410,19 @@ def test_r26_a_folded_run_joins_the_turn_and_shares_its_end() -> None:
     assert ("a", 5, Folded("g", "a")) in events
 
 
-def test_r26_covered_by_a_cancel_it_is_not_folded_in() -> None:
+def test_r26_a_run_covered_by_a_cancel_is_not_folded() -> None:
     lane, _ = after([cancel(ACTIVE), drain("a")], lane_of("active + fold waiting"))
     assert picture(lane) == "a:cancelling b:queued f:queued"
     lane, _ = after([cancel(RUN, "f"), drain("a")], lane_of("active + fold waiting"))
     assert picture(lane) == "a:active b:queued"
 
 
-def test_r26_after_the_last_step_it_is_a_turn_of_its_own() -> None:
+def test_r26_a_fold_run_after_the_last_step_gets_its_own_turn() -> None:
     lane, _ = after([*enter("a"), DISPATCH, *enter("f", FOLD), finish("a"), DISPATCH])
     assert picture(lane) == "f:active"
 
 
-def test_r26_a_run_that_has_a_turn_of_its_own_is_not_folded() -> None:
+def test_r26_a_run_that_was_attempted_before_is_not_folded() -> None:
     lane, made = after([drain("i")], lane_of("retried behind another"))
     assert made.reply == ()
     assert picture(lane) == "i:active g:queued"
@@ -434,8 +435,8 @@ def test_r26_a_folded_run_that_is_cancelled_alone_leaves_its_prompt_in_the_turn(
 
 
 @pytest.mark.parametrize("then", ["finish", "cancel on entry"])
-def test_r26_a_prompt_that_was_withdrawn_is_kept_where_its_turn_begins_anew(then: str) -> None:
-    """The attempt that it joined is void; what comes after does not know of it."""
+def test_r26_a_retry_keeps_the_prompt_of_a_withdrawn_folded_run(then: str) -> None:
+    """The output of the attempt that it joined is dropped; its prompt must not be."""
     lane, _ = after([*enter("a"), DISPATCH, *enter("f", FOLD), *enter("g", FOLD), drain("a")])
     lane, _ = after([cancel(RUN, "f")], lane)
     said = (DraftMessage(Role.USER, run_id="f"), DraftMessage(Role.USER, run_id="g"))
@@ -456,15 +457,15 @@ def test_r27_a_queued_run_is_never_folded() -> None:
 
 
 @pytest.mark.parametrize("shape", ["waiting for a slot", "active", "cancelling", "retried"])
-def test_r27_reject_wants_an_idle_session(shape: str) -> None:
+def test_r27_reject_is_refused_in_a_busy_session(shape: str) -> None:
     lane, _ = after([reserve("n")], lane_of(shape))
     with pytest.raises(SessionBusy):
         accept("n", REJECT).apply(lane)
 
 
 @pytest.mark.parametrize("first", ["a", "b"])
-def test_r27_of_a_burst_that_rejects_the_first_one_gets_in(first: str) -> None:
-    """Whoever is asked first: the one that reserved first is not in the other's way."""
+def test_r27_a_burst_of_reject_accepts_admits_the_first_one(first: str) -> None:
+    """The earliest reservation wins, in either order of the accepts."""
     lane, _ = after([reserve("a"), reserve("b")])
     if first == "b":
         with pytest.raises(SessionBusy):
@@ -475,7 +476,7 @@ def test_r27_of_a_burst_that_rejects_the_first_one_gets_in(first: str) -> None:
     assert picture(lane) == "a:accepted [b]"
 
 
-def test_r27_interrupt_cancels_the_active_run_and_goes_first() -> None:
+def test_r27_interrupt_cancels_the_active_run_and_goes_to_the_head() -> None:
     lane, made = after([*enter("i", INTERRUPT)], lane_of("active + queued"))
     assert picture(lane) == "a:cancelling i:queued b:queued c:queued"
     _, rest = after([finish("a"), DISPATCH], lane)
@@ -489,7 +490,7 @@ def test_r27_interrupt_goes_before_a_run_that_waits_for_a_slot() -> None:
     assert picture(lane) == "i:accepted a:queued"
 
 
-def test_r28_a_completion_leaves_nothing_behind() -> None:
+def test_r28_a_completion_leaves_no_state_behind() -> None:
     lane, _ = after(
         [cancel(ACTIVE), finish("a"), *enter("n"), DISPATCH, drain("n")], lane_of("active")
     )
@@ -499,10 +500,10 @@ def test_r28_a_completion_leaves_nothing_behind() -> None:
     assert [complete.state for complete in made.completes] == [RunState.COMPLETED]
 
 
-def test_r30_runs_that_wait_for_the_agent_are_covered_by_cancel() -> None:
+def test_r30_cancel_covers_runs_that_wait_for_the_agent() -> None:
     lane, made = after([cancel()], lane_of("waiting for a slot + queued"))
     assert [complete.run_id for complete in made.completes] == ["a", "b"]
-    assert not lane.busy
+    assert not lane.is_busy
 
 
 def test_r30_runs_whose_agent_never_gets_ready_end_failed() -> None:
@@ -522,7 +523,7 @@ def test_r30_runs_whose_agent_never_gets_ready_end_failed() -> None:
 # --- Transitions --------------------------------------------------------------------------------
 
 
-def test_transitions_merge_into_one() -> None:
+def test_merged_transitions_equal_the_sum_of_their_parts() -> None:
     _, made = after([*enter("a"), DISPATCH, *enter("f", FOLD), drain("a"), finish("a")])
     changes = {change.run.run_id: change for change in made.runs}
     assert set(changes) == {"a", "f"}
@@ -536,8 +537,8 @@ def test_transitions_merge_into_one() -> None:
     assert indices == [1, 2, 4, 6, 7], "3 and 5 were streamed"
 
 
-def test_an_idle_session_is_removed_and_begins_anew() -> None:
+def test_a_removed_idle_session_starts_again_from_version_zero() -> None:
     lane, made = after([REMOVE], lane_of("idle"))
     assert made.removed
-    assert made.durable
+    assert made.needs_commit
     assert lane == EMPTY

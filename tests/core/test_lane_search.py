@@ -7,7 +7,7 @@ from proofs.sim.explore import Bounds, explore
 
 
 def test_no_interleaving_breaks_a_rule() -> None:
-    """Three runs, two accepts at a time: every lane that seven commands lead to, and one more."""
+    """Three runs, two concurrent accepts: every lane within seven commands, and one more."""
     report = explore(8)
     print(f"\n{report}")
     assert report.verbs == set(Verb)
@@ -16,7 +16,7 @@ def test_no_interleaving_breaks_a_rule() -> None:
     assert report.refusals > 5_000
 
 
-def test_two_runs_are_searched_to_the_end() -> None:
+def test_the_search_over_two_runs_is_complete() -> None:
     report = explore(40, Bounds(runs=2, reservations=2, waiting=1))
     print(f"\n{report}")
     assert report.complete

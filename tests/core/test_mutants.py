@@ -1,4 +1,4 @@
-"""Wrong lanes, each of which the search has to find out: the checks are worth what they catch.
+"""Mutants of the lane's rules: the exhaustive search must find each of them.
 
 The first ones are bugs that servers of this kind really had.
 """
@@ -21,7 +21,7 @@ DEPTH = 8
 
 @dataclass(frozen=True)
 class Mutant:
-    """A lane with one piece of its source replaced, and the rule that is to find it out."""
+    """A replacement in the source of `core.lane`, and the rule that must detect it."""
 
     name: str
     old: str
@@ -57,14 +57,14 @@ MUTANTS = (
     ),
     Mutant(
         "a run that never started leaves no turn",
-        "        run = advance(run, happening, turn=run.turn or self._open_turn(run))\n"
+        "        run = advance(run, trigger, turn=run.turn or self._open_turn(run))\n"
         '        message_id = self._write(run, close((), reason), "", attempt=run.attempt + 1)',
-        '        run = advance(run, happening)\n        message_id = ""',
+        '        run = advance(run, trigger)\n        message_id = ""',
         "R14",
     ),
     Mutant(
         "no terminal event for runs that failed before they started",
-        "        edit.end_unstarted(run, Happening.FAIL, FinishReason.ERROR, error)",
+        "        edit.end_unstarted(run, Trigger.FAIL, FinishReason.ERROR, error)",
         "        edit._remove([run])",
         "R21",
     ),
@@ -73,7 +73,7 @@ MUTANTS = (
         "    return edit.done(reply=edit.end_turn(outcome))",
         "    complete = edit.end_turn(outcome)\n"
         "    for run in lane.waiting if outcome.error else ():\n"
-        "        edit.end_unstarted(run, Happening.FAIL, FinishReason.ERROR, outcome.error)\n"
+        "        edit.end_unstarted(run, Trigger.FAIL, FinishReason.ERROR, outcome.error)\n"
         "    return edit.done(reply=complete)",
         "finish takes no run",
     ),
@@ -86,7 +86,7 @@ MUTANTS = (
     ),
     Mutant(
         "two runs are started at once",
-        "edit.start(host) if lane.startable else None",
+        "edit.start(host) if lane.can_start else None",
         "edit.start(host) if lane.waiting else None",
         "queued cannot start",
     ),
@@ -157,7 +157,7 @@ MUTANTS = (
         "R27",
     ),
     Mutant(
-        "the receipt tells the state after the cancel",
+        "the receipt lists the state after the cancel",
         "before = {run.run_id: run for run in lane.runs}\n    if scope",
         "before = {r.run_id: r._replace(state=RunState.CANCELLING) for r in lane.runs}\n"
         "    if scope",
@@ -177,7 +177,7 @@ MUTANTS = (
     ),
     Mutant(
         "the next run is not made first",
-        "        self._line_up()\n        return Transition(",
+        "        self._set_waiting_states()\n        return Transition(",
         "        return Transition(",
         "R8",
     ),
@@ -213,9 +213,9 @@ MUTANTS = (
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_the_search_finds(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_search_finds_the_mutant(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("mutant")
-    # A dataclass looks its module up by name.
+    # A dataclass looks up its module by name.
     monkeypatch.setitem(sys.modules, "mutant", module)
     assert SOURCE.count(mutant.old) == 1, "the mutant no longer fits the source"
     source = SOURCE.replace(mutant.old, mutant.new)

@@ -1,11 +1,17 @@
-"""Places in traces: what W3C Trace Context takes for one, and the spans that follow from a run."""
+"""W3C Trace Context: parsing `traceparent`, and the span ids derived from a run."""
 
 from __future__ import annotations
 
 import pytest
 
 from runlane_server.core.model import RunKey
-from runlane_server.core.trace import Place, RunTrace, in_log, place_of, sent_place
+from runlane_server.core.trace import (
+    RunTrace,
+    SpanContext,
+    log_fields,
+    parse_traceparent,
+    traceparent_of,
+)
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SENT = f"00-{TRACE}-{SPAN}-01"
@@ -15,17 +21,17 @@ KEY = RunKey("acme", "r1")
 @pytest.mark.parametrize(
     ("text", "place"),
     [
-        (SENT, Place(TRACE, SPAN, sampled=True)),
-        (f"00-{TRACE}-{SPAN}-00", Place(TRACE, SPAN, sampled=False)),
-        (f"00-{TRACE}-{SPAN}-02", Place(TRACE, SPAN, sampled=False)),
-        (f"00-{TRACE}-{SPAN}-ff", Place(TRACE, SPAN, sampled=True)),
-        # A later version may say more behind it.
-        (f"cc-{TRACE}-{SPAN}-01", Place(TRACE, SPAN, sampled=True)),
-        (f"cc-{TRACE}-{SPAN}-01-more", Place(TRACE, SPAN, sampled=True)),
+        (SENT, SpanContext(TRACE, SPAN, sampled=True)),
+        (f"00-{TRACE}-{SPAN}-00", SpanContext(TRACE, SPAN, sampled=False)),
+        (f"00-{TRACE}-{SPAN}-02", SpanContext(TRACE, SPAN, sampled=False)),
+        (f"00-{TRACE}-{SPAN}-ff", SpanContext(TRACE, SPAN, sampled=True)),
+        # A later version may append fields.
+        (f"cc-{TRACE}-{SPAN}-01", SpanContext(TRACE, SPAN, sampled=True)),
+        (f"cc-{TRACE}-{SPAN}-01-more", SpanContext(TRACE, SPAN, sampled=True)),
     ],
 )
-def test_what_is_a_place(text: str, place: Place) -> None:
-    assert place_of(text) == place
+def test_a_valid_traceparent_is_parsed(text: str, place: SpanContext) -> None:
+    assert parse_traceparent(text) == place
 
 
 @pytest.mark.parametrize(
@@ -47,25 +53,25 @@ def test_what_is_a_place(text: str, place: Place) -> None:
         f"00-{TRACE[:-1]}\u0665-{SPAN}-01",
     ],
 )
-def test_what_is_none(text: str) -> None:
-    assert place_of(text) is None
-    assert sent_place({"traceparent": text}) == ""
+def test_a_malformed_traceparent_is_ignored(text: str) -> None:
+    assert parse_traceparent(text) is None
+    assert traceparent_of({"traceparent": text}) == ""
 
 
-def test_a_place_is_kept_as_this_version_writes_it() -> None:
-    assert sent_place({"x": "y", "traceparent": f"cc-{TRACE}-{SPAN}-ff-more"}) == SENT
-    assert sent_place({"x": "y"}) == ""
-    assert in_log(SENT) == {"trace_id": TRACE}
-    assert in_log("") == {}
+def test_a_traceparent_is_stored_in_the_form_of_version_00() -> None:
+    assert traceparent_of({"x": "y", "traceparent": f"cc-{TRACE}-{SPAN}-ff-more"}) == SENT
+    assert traceparent_of({"x": "y"}) == ""
+    assert log_fields(SENT) == {"trace_id": TRACE}
+    assert log_fields("") == {}
 
 
-def test_the_trace_of_a_run_is_that_of_its_caller() -> None:
+def test_a_run_continues_the_trace_of_its_caller() -> None:
     trace = RunTrace.of(KEY, SENT, 0)
     assert (trace.trace_id, trace.parent, trace.sampled) == (TRACE, SPAN, True)
     assert not RunTrace.of(KEY, f"00-{TRACE}-{SPAN}-00", 1).sampled
 
 
-def test_the_spans_of_a_run_are_the_same_on_every_node_and_its_own() -> None:
+def test_span_ids_are_equal_on_every_node_and_unique_per_run_and_name() -> None:
     spans = {
         RunTrace.of(key, sent, 1).span(name)
         for key in (KEY, RunKey("acme", "r2"), RunKey("other", "r1"))
@@ -75,10 +81,10 @@ def test_the_spans_of_a_run_are_the_same_on_every_node_and_its_own() -> None:
     assert len(spans) == 18
     assert RunTrace.of(RunKey("acme", "r1"), SENT, 1).span("run") in spans
     assert len({(place.trace_id, place.span_id) for place in spans}) == 18
-    assert all(place_of(str(place)) == place for place in spans)
+    assert all(parse_traceparent(str(place)) == place for place in spans)
 
 
-def test_the_share_of_runs_without_a_caller_s_trace() -> None:
+def test_the_ratio_decides_how_many_runs_without_a_caller_s_trace_are_sampled() -> None:
     def share(ratio: float) -> float:
         keys = [RunKey("acme", f"r{n}") for n in range(2_000)]
         return sum(RunTrace.of(key, "", ratio).sampled for key in keys) / len(keys)

@@ -1,4 +1,4 @@
-"""How events become the messages of a turn."""
+"""Events become the messages of a turn."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def results(*parts: Part) -> DraftMessage:
     return DraftMessage(Role.TOOL, parts)
 
 
-def test_deltas_of_a_kind_merge_into_a_part() -> None:
+def test_adjacent_deltas_of_a_kind_merge_into_one_part() -> None:
     assert said(
         ReasoningDelta("h"),
         ReasoningDelta("m"),
@@ -73,11 +73,11 @@ def test_empty_deltas_leave_no_trace() -> None:
     )
 
 
-def test_what_happens_around_a_turn_is_no_part_of_it() -> None:
+def test_accepted_and_started_events_add_no_message() -> None:
     assert said(Accepted(1), Started(1)) == ()
 
 
-def test_results_form_a_tool_message_and_the_next_word_a_new_answer() -> None:
+def test_results_form_a_tool_message_and_later_text_a_new_answer() -> None:
     assert said(TextDelta("see"), A, B, SEEN_A, SEEN_B, TextDelta("done")) == (
         answer(Text("see"), A, B),
         results(SEEN_A, SEEN_B),
@@ -97,11 +97,11 @@ def test_r26_a_folded_prompt_is_a_user_message_of_its_own_run() -> None:
     )
 
 
-def test_r26_two_prompts_folded_at_one_step_stand_side_by_side() -> None:
+def test_r26_two_prompts_folded_at_one_step_are_adjacent() -> None:
     assert said(FOLDED, Folded("g", "r")) == (PROMPT_F, DraftMessage(Role.USER, run_id="g"))
 
 
-def test_reading_the_messages_does_not_end_the_last_one() -> None:
+def test_reading_the_messages_does_not_close_the_last_one() -> None:
     draft = TurnDraft()
     draft.add(TextDelta("so "))
     assert draft.messages() == draft.messages() == (answer(Text("so ")),)
@@ -130,7 +130,7 @@ def test_a_long_text_is_split_into_parts(length: int) -> None:
         ((A, SEEN_A, TextDelta("so")), A),
     ],
 )
-def test_events_that_make_no_turn_raise_and_change_nothing(
+def test_invalid_tool_events_raise_and_change_nothing(
     before: tuple[EventBody, ...], wrong: EventBody
 ) -> None:
     draft = TurnDraft()
@@ -144,7 +144,7 @@ def test_events_that_make_no_turn_raise_and_change_nothing(
     assert draft.messages() == said(TextDelta("well"), *before, TextDelta(", then"))
 
 
-def test_a_later_start_begins_the_turn_anew() -> None:
+def test_a_later_started_event_resets_the_turn() -> None:
     bodies: tuple[EventBody, ...] = (
         Accepted(1),
         Started(1),
@@ -162,8 +162,8 @@ def test_a_later_start_begins_the_turn_anew() -> None:
 # --- The end ------------------------------------------------------------------------------------
 
 
-def test_r15_cancelled_before_the_first_message() -> None:
-    """The prompt is written already; all that is added is the message that says so."""
+def test_r15_cancelled_before_the_first_message_adds_an_empty_answer() -> None:
+    """The prompt is already written; only an empty assistant message is added."""
     assert close((), CANCELED) == (answer(reason=CANCELED),)
 
 
@@ -180,15 +180,15 @@ def test_r16_open_calls_get_an_error_result() -> None:
     )
 
 
-def test_r16_results_that_came_are_kept_beside_those_that_did_not() -> None:
+def test_r16_open_calls_get_errors_and_finished_ones_keep_their_results() -> None:
     assert close(said(A, B, SEEN_B), CANCELED) == (
         answer(A, B, reason=CANCELED),
         results(CUT_A, SEEN_B),
     )
 
 
-def test_r16_cancelled_after_the_results() -> None:
-    """The answered message ended with its calls; one more carries the reason."""
+def test_r16_cancelled_after_all_results_adds_an_answer() -> None:
+    """The message with the calls is complete; another one carries the finish reason."""
     assert close(said(A, SEEN_A), CANCELED) == (
         answer(A, reason=CALLS),
         results(SEEN_A),
@@ -196,7 +196,7 @@ def test_r16_cancelled_after_the_results() -> None:
     )
 
 
-def test_r16_cancelled_after_a_folded_prompt() -> None:
+def test_r16_cancelled_after_a_folded_prompt_adds_an_answer() -> None:
     assert close(said(TextDelta("one"), FOLDED), CANCELED) == (
         answer(Text("one"), reason=STOP),
         PROMPT_F,
@@ -204,7 +204,7 @@ def test_r16_cancelled_after_a_folded_prompt() -> None:
     )
 
 
-def test_r16_a_call_left_open_before_a_folded_prompt_is_answered_before_it() -> None:
+def test_r16_the_error_of_an_open_call_precedes_a_folded_prompt() -> None:
     assert close(said(A, FOLDED), CANCELED) == (
         answer(A, reason=CALLS),
         results(CUT_A),
@@ -213,8 +213,8 @@ def test_r16_a_call_left_open_before_a_folded_prompt_is_answered_before_it() -> 
     )
 
 
-def test_r16_a_late_result_stands_behind_its_call() -> None:
-    """A model takes no history with anything between a call and its result."""
+def test_r16_a_late_result_is_moved_behind_its_call() -> None:
+    """Models refuse a history with anything between a call and its result."""
     closed = close(said(A, FOLDED, TextDelta("well"), B, SEEN_A, SEEN_B, TextDelta("done")), STOP)
     assert closed == (
         answer(A, reason=CALLS),
@@ -226,7 +226,7 @@ def test_r16_a_late_result_stands_behind_its_call() -> None:
     )
 
 
-def test_r16_a_call_made_while_another_is_open() -> None:
+def test_r16_overlapping_calls_share_one_tool_message() -> None:
     assert close(said(A, B, SEEN_A, TextDelta("and"), SEEN_B), STOP) == (
         answer(A, B, reason=CALLS),
         results(SEEN_A, SEEN_B),
@@ -234,13 +234,13 @@ def test_r16_a_call_made_while_another_is_open() -> None:
     )
 
 
-def test_the_reason_is_carried_by_the_last_answer_only() -> None:
+def test_only_the_last_answer_carries_the_finish_reason_of_the_turn() -> None:
     closed = close(said(TextDelta("one"), FOLDED, A, SEEN_A, TextDelta("two")), FinishReason.LENGTH)
     reasons = [message.finish_reason for message in closed if message.role is Role.ASSISTANT]
     assert reasons == [STOP, CALLS, FinishReason.LENGTH]
 
 
-def test_final_text_is_that_of_the_last_answer() -> None:
+def test_final_text_is_the_text_of_the_last_answer() -> None:
     assert final_text(()) == ""
     assert (
         final_text(said(TextDelta("one"), A, SEEN_A, ReasoningDelta("hm"), TextDelta("two")))

@@ -284,7 +284,7 @@ async def test_watch_on_a_terminal_shows_active_and_ended_runs(
     server: ServerProcess, wire: Wire
 ) -> None:
     async with on_terminal(server, "watch") as terminal:
-        await terminal.shows("no run is active or waits")
+        await terminal.shows("no active or waiting runs")
         active = await wire.blocked("s", "g")
         await terminal.shows(active.run_id)
         await terminal.shows("active")
@@ -292,7 +292,7 @@ async def test_watch_on_a_terminal_shows_active_and_ended_runs(
         await terminal.shows("cancelled")
         terminal.type(CTRL_C)
         assert await terminal.wait() == 0
-        assert "go on with --cursor " in terminal.screen
+        assert "resume with --cursor " in terminal.screen
 
 
 async def test_listings_on_a_narrow_terminal_do_not_break_ids(
@@ -318,7 +318,7 @@ async def test_an_error_is_one_line(server: ServerProcess) -> None:
         (("cancel", "--run", "none"), 1, "there is no run 'none'"),
         (("wait", "none"), 1, "there is no run 'none'"),
         (("run", "-s", "a\nb", "x"), 2, "session_id: contains a control character"),
-        (("watch", "--cursor", "x"), 2, "cursor: is not one that this service gave out"),
+        (("watch", "--cursor", "x"), 2, "cursor: was not issued by this service"),
     ]
     results = await asyncio.gather(*(command(server, *arguments) for arguments, _, _ in cases))
     assert results == [(code, "", f"Error: {why}\n") for _, code, why in cases]

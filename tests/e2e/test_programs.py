@@ -58,7 +58,7 @@ async def test_the_next_start_removes_directories_of_a_killed_server(tmp_path: P
     runs = tmp_path / "runs"
     other = RunDirs(runs)  # of another, living server
     await other.start()
-    kept = other.make()
+    kept = other.create()
     agent = "command:sh -c 'touch left; echo $$.; sleep 3600'"
     flags = ("--agent", agent, "--command-dir", str(runs))
     async with serving(tmp_path, *flags) as server, Client(server.address) as client:

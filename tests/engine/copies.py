@@ -1,4 +1,4 @@
-"""A copy of a store, taken while a node writes to it: what it would leave if it was killed."""
+"""Copies a store while a node writes to it: the state that a kill would leave."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from runlane_server.store.open import can_be_shared, database_path, open_store
 
 @asynccontextmanager
 async def copy_of(url: str, folder: Path) -> AsyncIterator[str]:
-    """The URL of a copy of what is committed by now; it is gone in the end."""
+    """Yields the URL of a copy of everything committed so far, and deletes the copy afterwards."""
     if not can_be_shared(url):
         copy = folder / "copy.db"
         with (

@@ -1,4 +1,4 @@
-"""What agents yield that is not as it should be, and what becomes of it."""
+"""Unusual and invalid events of agents, and how they are stored."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ S = RunState
 
 @dataclass
 class Yielding:
-    """An agent that yields what it was given, and then does one thing more."""
+    """An agent that yields the given events and then calls a function."""
 
     events: Sequence[AgentEvent]
     then: Callable[[], None] = field(default=lambda: None)
@@ -58,7 +58,7 @@ async def outcome(store: Store, agent: Yielding) -> RunComplete:
         return await node.coordinator.run("s", Prompt("x"))
 
 
-async def test_half_a_surrogate_pair_is_replaced_and_two_halves_are_joined(store: Store) -> None:
+async def test_a_lone_surrogate_is_replaced_and_two_halves_are_joined(store: Store) -> None:
     said: list[AgentEvent] = [
         TextDelta("a\ud800b"),
         ReasoningDelta("\udc00"),
@@ -77,9 +77,7 @@ async def test_half_a_surrogate_pair_is_replaced_and_two_halves_are_joined(store
         [ToolCall("1" * 2000, "look", "{}")],
     ],
 )
-async def test_events_that_make_no_turn_fail_the_run(
-    store: Store, events: Sequence[AgentEvent]
-) -> None:
+async def test_invalid_tool_events_fail_the_run(store: Store, events: Sequence[AgentEvent]) -> None:
     complete = await outcome(store, Yielding([TextDelta("so far"), *events]))
     assert (complete.state, complete.finish_reason) == (S.FAILED, FinishReason.ERROR)
     assert complete.error is not None
@@ -99,7 +97,7 @@ async def test_a_long_tool_result_is_cut(store: Store) -> None:
         assert result.content == "é" * (1 << 19)
 
 
-async def test_usage_adds_up_and_the_last_word_on_model_and_reason_counts(store: Store) -> None:
+async def test_usage_adds_up_and_the_last_model_and_finish_reason_win(store: Store) -> None:
     complete = await outcome(
         store,
         Yielding(
@@ -134,7 +132,7 @@ def cancel_itself() -> None:
         (cancel_itself, "AGENT_ERROR", "the agent cancelled its own task"),
     ],
 )
-async def test_an_agent_that_fails_says_why(
+async def test_a_failing_agent_provides_the_error_of_its_run(
     store: Store, then: Callable[[], None], reason: str, message: str
 ) -> None:
     complete = await outcome(store, Yielding([TextDelta("so far")], then))
@@ -143,14 +141,14 @@ async def test_an_agent_that_fails_says_why(
     assert (complete.state, complete.text) == (S.FAILED, "so far")
 
 
-async def test_an_agent_that_says_nothing_has_a_turn(store: Store) -> None:
+async def test_an_agent_without_output_writes_an_empty_answer(store: Store) -> None:
     async with running(store, agent=Yielding([])) as node:
         complete = await node.coordinator.run("s", Prompt("x"))
         assert complete.state is S.COMPLETED
         assert await node.lines("s") == ["user: x", "assistant:  [stop]"]
 
 
-async def test_what_is_said_at_once_is_stored_with_the_end_of_the_run(
+async def test_output_of_an_agent_that_returns_at_once_is_stored_with_the_end(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     appended: list[RunKey] = []
@@ -165,7 +163,7 @@ async def test_what_is_said_at_once_is_stored_with_the_end_of_the_run(
     assert (complete.text, appended) == ("ab", [])
 
 
-async def test_a_run_that_ended_leaves_nothing_to_the_garbage_collector(store: Store) -> None:
+async def test_an_ended_run_is_freed_without_the_garbage_collector(store: Store) -> None:
     async with running(store, agent=Yielding([TextDelta("a")])) as node:
         await node.coordinator.run("s", Prompt("x"))
         gc.collect()

@@ -1,4 +1,4 @@
-"""A cancel and the end that it brings about: one commit where the agent returns at once."""
+"""A cancel and the end of its run share one commit if the agent returns at once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ S = RunState
 
 
 class Watched(MemoryStore):
-    """Counts commits, and fails as many as it is told to without writing anything."""
+    """A store that counts commits and fails a given number of them without writing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Watched(MemoryStore):
         return await super().commit(base_version, transition)
 
 
-async def test_r09_the_cancel_and_the_end_are_one_commit() -> None:
+async def test_r09_a_cancel_and_the_end_of_its_run_share_one_commit() -> None:
     async with Watched() as store, running(store) as node:
         run = await node.blocked("s", "g")
         before = store.commits
@@ -43,7 +43,7 @@ async def test_r09_the_cancel_and_the_end_are_one_commit() -> None:
         assert store.commits == before + 1
 
 
-async def test_r09_the_next_run_starts_in_the_same_commit() -> None:
+async def test_r09_the_next_run_starts_in_the_commit_of_the_cancel() -> None:
     async with Watched() as store, running(store) as node:
         run = await node.blocked("s", "g")
         waiting = await node.accept("s", script(wait("h")))
@@ -52,27 +52,27 @@ async def test_r09_the_next_run_starts_in_the_same_commit() -> None:
         assert await node.state(run.run_id) is S.CANCELLED
         assert await node.state(waiting.run.run_id) is S.ACTIVE
         assert store.commits == before + 1
-        node.gates.open("h")
+        node.latches.open("h")
         assert (await node.end(waiting.run.run_id)).state is S.COMPLETED
 
 
-async def test_r09_an_agent_that_takes_its_time_does_not_hold_up_the_answer() -> None:
+async def test_r09_a_slow_agent_does_not_delay_the_answer_to_a_cancel() -> None:
     async with Watched() as store, running(store) as node:
         accepted = await node.accept("s", script(wait("g", ignore_cancel=True)))
-        await node.gates.reached("g")
+        await node.latches.reached("g")
         async with asyncio.timeout(2.0):
             receipt = await node.coordinator.cancel("s")
         assert len(receipt.cancelled) == 1
         assert await node.state(accepted.run.run_id) is S.CANCELLING
-        node.gates.open("g")
+        node.latches.open("g")
         assert (await node.end(accepted.run.run_id)).state is S.CANCELLED
 
 
 @pytest.mark.parametrize("failures", [1, 2])
-async def test_r19_a_run_that_was_stopped_has_not_completed_whatever_the_store_does(
+async def test_r19_a_stopped_run_ends_cancelled_even_if_the_cancel_was_not_stored(
     failures: int,
 ) -> None:
-    """Whoever sent the cancel was told that its outcome is unknown."""
+    """The caller of the cancel got an error that says its outcome is unknown."""
     async with Watched() as store, running(store) as node:
         run = await node.blocked("s", "g")
         store.to_fail = failures
@@ -82,15 +82,15 @@ async def test_r19_a_run_that_was_stopped_has_not_completed_whatever_the_store_d
         assert (end.state, end.cancel_reason) == (S.CANCELLED, "enough")
 
 
-async def test_r27_an_interrupting_accept_that_is_refused_leaves_the_active_run_alone(
+async def test_r27_a_refused_interrupt_does_not_touch_the_active_run(
     node: Node,
 ) -> None:
     taken = await node.queue("another", "x")
     await node.end(taken.run_id)
     run = await node.accept("s", script(wait("g"), say("done")))
-    await node.gates.reached("g")
+    await node.latches.reached("g")
     with pytest.raises(RunIdConflict):
         await node.queue("s", "y", run_id=taken.run_id, when_busy=WhenBusy.INTERRUPT)
     assert await node.state(run.run.run_id) is S.ACTIVE
-    node.gates.open("g")
+    node.latches.open("g")
     assert (await node.end(run.run.run_id)).text == "done"

@@ -1,4 +1,4 @@
-"""Where most sessions are new ones nobody looks for the next one; a wrong guess changes nothing."""
+"""If most sessions are new the next one is not looked up; a wrong assumption changes nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from runlane_server.store.base import Store
 from support.node import Node, running
 
 MANY = 200
-"""New sessions after which the next one is expected to be new, too."""
+"""Number of new sessions after which the next one is assumed to be new."""
 
 
 async def _fill(node: Node) -> None:
@@ -23,7 +23,7 @@ async def _fill(node: Node) -> None:
         await node.accept(f"new {n}", "x")
 
 
-async def test_a_new_session_among_new_ones_is_not_looked_for() -> None:
+async def test_a_session_is_assumed_new_after_many_new_sessions() -> None:
     async with Counting() as store, running(store, limits=Limits(max_active_runs=0)) as node:
         await _fill(node)
         read = store.lanes
@@ -31,7 +31,7 @@ async def test_a_new_session_among_new_ones_is_not_looked_for() -> None:
         assert (store.lanes, accepted.run.accept_seq) == (read, 1)
 
 
-async def test_a_session_among_known_ones_is_looked_for_before_the_commit() -> None:
+async def test_a_session_is_looked_up_after_many_known_sessions() -> None:
     async with Counting() as store:
         held = Limits(max_active_runs=0)
         async with running(store, limits=held) as node:
@@ -42,7 +42,7 @@ async def test_a_session_among_known_ones_is_looked_for_before_the_commit() -> N
         assert (store.lanes - read, store.commits - wrote) == (MANY, MANY)
 
 
-async def test_r04_a_session_that_was_taken_for_new_goes_on_where_it_was(
+async def test_r04_a_session_wrongly_assumed_new_continues_its_accept_seq(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(store) as node:
@@ -60,7 +60,7 @@ async def test_r04_a_session_that_was_taken_for_new_goes_on_where_it_was(
         assert said == ["user: a", "user: b", "user: c"]
 
 
-async def test_r07_a_session_that_was_taken_for_new_keeps_its_order(
+async def test_r07_a_session_wrongly_assumed_new_keeps_its_order(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(store, limits=Limits(max_active_runs=0)) as node:
@@ -69,13 +69,13 @@ async def test_r07_a_session_that_was_taken_for_new_keeps_its_order(
     async with running(store, limits=Limits(max_active_runs=1)) as node:
         await node.blocked("other", "g")
         last = await node.queue("s", "last")
-        node.gates.open("g")
+        node.latches.open("g")
         ends = [await node.end(run.run_id) for run in (*first, last)]
         assert [end.state for end in ends] == [RunState.COMPLETED] * 4
         assert ends == sorted(ends, key=lambda end: end.ended_at)
 
 
-async def test_r10_a_cancel_covers_what_a_guess_did_not_see(
+async def test_r10_a_cancel_covers_the_runs_of_a_session_wrongly_assumed_new(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = Limits(max_active_runs=0)
@@ -94,7 +94,7 @@ async def test_r10_a_cancel_covers_what_a_guess_did_not_see(
         assert (await node.end(waits.run_id)).state is RunState.CANCELLED
 
 
-async def test_r29_a_burst_on_a_session_that_was_taken_for_new_starts_one_run(
+async def test_r29_a_burst_on_a_session_wrongly_assumed_new_starts_one_run(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(store) as node:

@@ -1,4 +1,4 @@
-"""What a node takes on, and what it says beyond that."""
+"""The limits of a node, and the errors beyond them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ pytestmark = pytest.mark.stores("memory", "sqlite")
 S = RunState
 
 
-async def test_a_full_queue_is_refused_and_nothing_is_stored(store: Store) -> None:
+async def test_an_accept_beyond_the_session_limit_is_refused_and_stores_nothing(
+    store: Store,
+) -> None:
     async with running(store, limits=Limits(max_waiting_runs=2)) as node:
         await node.blocked("s", "g")
         await node.queue("s", "a")
@@ -38,10 +40,10 @@ async def test_a_full_queue_is_refused_and_nothing_is_stored(store: Store) -> No
         with pytest.raises(RunNotFound):
             await node.coordinator.get_run("refused")
         assert await node.coordinator.queued_prompts("s") == 2
-        node.gates.open("g")
+        node.latches.open("g")
 
 
-async def test_without_a_queue_an_idle_session_still_runs(store: Store) -> None:
+async def test_with_a_queue_limit_of_zero_an_idle_session_still_runs(store: Store) -> None:
     async with running(store, limits=Limits(max_waiting_runs=0)) as node:
         assert (await node.coordinator.run("s", Prompt("x"))).state is S.COMPLETED
         await node.blocked("s", "g")
@@ -49,7 +51,7 @@ async def test_without_a_queue_an_idle_session_still_runs(store: Store) -> None:
             await node.queue("s", "x")
 
 
-async def test_a_node_with_too_much_waiting_is_overloaded_and_says_when_to_come_back(
+async def test_an_accept_beyond_the_node_limit_is_overloaded_with_retry_after(
     store: Store,
 ) -> None:
     async with running(store, limits=Limits(max_active_runs=0, max_waiting_total=3)) as node:
@@ -69,7 +71,7 @@ async def test_a_node_with_too_much_waiting_is_overloaded_and_says_when_to_come_
         (Prompt("x", (Attachment("a", "", b"123"), Attachment("b", "", "456"))), "attachments"),
     ],
 )
-async def test_what_is_too_large_is_refused_by_field(
+async def test_an_oversized_prompt_or_attachment_is_refused_by_field(
     store: Store, prompt: Prompt, field: str
 ) -> None:
     limits = Limits(max_prompt_bytes=11, max_attachment_bytes=5)
@@ -81,47 +83,49 @@ async def test_what_is_too_large_is_refused_by_field(
         assert [violation.field for violation in refused.value.violations] == [field]
 
 
-async def test_runs_beyond_the_slots_wait_and_start_oldest_session_first(store: Store) -> None:
+async def test_runs_beyond_the_slots_wait_and_the_oldest_session_starts_first(store: Store) -> None:
     async with running(store, limits=Limits(max_active_runs=2)) as node:
         await node.blocked("a", "a")
         await node.blocked("b", "b")
         waiting = [await node.queue(f"w{n}", str(n)) for n in range(5)]
         assert [await node.state(run.run_id) for run in waiting] == [S.ACCEPTED] * 5
-        node.gates.open("a")
+        node.latches.open("a")
         for run in waiting:
             await node.end(run.run_id)
         order = [complete.session_id for complete in await node.completes()]
         assert order == ["a", *(f"w{n}" for n in range(5))]
-        node.gates.open("b")
+        node.latches.open("b")
 
 
-async def test_a_long_queue_does_not_keep_its_slot_from_other_sessions(store: Store) -> None:
+async def test_a_session_with_a_long_queue_releases_its_slot_to_other_sessions(
+    store: Store,
+) -> None:
     async with running(store, limits=Limits(max_active_runs=1)) as node:
         await node.blocked("greedy", "g")
         greedy = [await node.queue("greedy", str(n)) for n in range(10)]
         modest = await node.queue("modest", "x")
-        node.gates.open("g")
+        node.latches.open("g")
         await node.end(greedy[-1].run_id)
         order = [complete.run_id for complete in await node.completes()]
         assert order.index(modest.run_id) == 1
 
 
-async def test_a_draining_node_takes_no_run_and_finishes_what_is_active(store: Store) -> None:
+async def test_a_draining_node_refuses_new_runs_and_finishes_active_ones(store: Store) -> None:
     async with running(store) as node:
         active = await node.accept("s", script(wait("g"), say("done")))
-        await node.gates.reached("g")
+        await node.latches.reached("g")
         queued = await node.queue("s", "x")
-        node.coordinator.refuse()
+        node.coordinator.begin_drain()
         with pytest.raises(Draining):
             await node.queue("t", "x")
         assert not await node.coordinator.wait_idle(0)
-        node.gates.open("g")
+        node.latches.open("g")
         assert await node.coordinator.wait_idle(10)
         assert (await node.end(active.run.run_id)).text == "done"
         assert await node.state(queued.run_id) is S.ACCEPTED
 
 
-async def test_sessions_are_created_once_and_deleted_when_idle(node: Node) -> None:
+async def test_a_session_is_created_once_and_deleted_only_when_idle(node: Node) -> None:
     created = await node.coordinator.create_session("s", title="t", metadata={"k": "v"})
     assert await node.store.get_session(SessionKey("default", "s")) == created
     with pytest.raises(SessionExists):
@@ -129,7 +133,7 @@ async def test_sessions_are_created_once_and_deleted_when_idle(node: Node) -> No
     run = await node.blocked("s", "g")
     with pytest.raises(SessionBusy):
         await node.coordinator.delete_session("s")
-    node.gates.open("g")
+    node.latches.open("g")
     await node.end(run.run_id)
     await node.coordinator.delete_session("s")
     for gone in (
@@ -146,8 +150,8 @@ async def test_sessions_are_created_once_and_deleted_when_idle(node: Node) -> No
     assert again.accept_seq == 1
 
 
-async def test_what_a_slow_store_holds_up_is_not_lost(node: Node) -> None:
-    """More text than the outbox holds, in deltas of all sizes: the agent is held, not cut."""
+async def test_a_slow_store_pauses_the_agent_and_loses_no_output(node: Node) -> None:
+    """More text than the outbox holds, in deltas of all sizes: the agent is paused, not cut off."""
     steps: list[dict[str, Any]] = [
         {"text": "x" * 1000, "repeat": 3000},
         {"text": "y" * 300_000},
@@ -169,8 +173,8 @@ async def test_tenants_do_not_see_each_other(node: Node) -> None:
     with pytest.raises(SessionNotFound):
         await coordinator.cancel("s", tenant="b")
     blocked = asyncio.create_task(coordinator.run("t", Prompt(script(wait("g"))), tenant="a"))
-    await node.gates.reached("g")
+    await node.latches.reached("g")
     assert await coordinator.cancel_all(tenant="b") == []
     assert not await coordinator.is_session_busy("t", tenant="b")
-    node.gates.open("g")
+    node.latches.open("g")
     assert (await blocked).state is S.COMPLETED

@@ -1,4 +1,4 @@
-"""Several nodes over one store: any of them takes any command, and one executes."""
+"""Several nodes on one store: any node takes any command, one node executes a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from support.staging import SECONDS, say, script, wait
 S = RunState
 
 LONG = NodeSettings(lease=60.0)
-"""Nobody is taken for lost where that is not what is tested."""
+"""A lease that never ends during a test, unless the test is about that."""
 
 SHORT = NodeSettings(lease=2.0)
 
@@ -48,7 +48,7 @@ async def two(url: str, *, max_active: int = 256) -> AsyncIterator[tuple[Node, N
 
 @contextmanager
 def cut_off(node: Node) -> Iterator[None]:
-    """A node that cannot say that it is alive; all else it can."""
+    """A cluster whose heartbeats fail while everything else works."""
     cluster = node.store.cluster
     assert isinstance(cluster, PostgresCluster)
 
@@ -60,10 +60,10 @@ def cut_off(node: Node) -> Iterator[None]:
         yield
 
 
-async def test_a_node_that_is_not_heard_for_a_while_keeps_its_runs(
+async def test_a_node_keeps_its_runs_if_one_heartbeat_is_lost(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its first sign of life gets no answer; the next ones come soon enough."""
+    """The first heartbeat gets no answer; the retries succeed within the lease."""
     beat = PostgresCluster.beat
     heard = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -83,18 +83,18 @@ async def test_a_node_that_is_not_heard_for_a_while_keeps_its_runs(
         name = node.coordinator.membership.node_id
         await heard.wait()
         assert node.coordinator.membership.node_id == name
-        node.gates.open("g")
+        node.latches.open("g")
         end = await node.end(run.run_id)
         assert (end.state, end.attempt) == (S.COMPLETED, 1)
 
 
-async def test_r21_whoever_subscribes_anywhere_hears_of_the_end(postgres_url: str) -> None:
+async def test_r21_a_subscriber_on_any_node_receives_run_complete(postgres_url: str) -> None:
     async with two(postgres_url) as (a, b):
         run = await a.queue("s", "hello")
         assert (await b.end(run.run_id)).text == "hello"
 
 
-async def test_r07_a_session_has_one_active_run_wherever_its_prompts_come_in(
+async def test_r07_a_session_has_one_active_run_across_all_nodes(
     postgres_url: str,
 ) -> None:
     async with two(postgres_url) as (a, b):
@@ -106,14 +106,14 @@ async def test_r07_a_session_has_one_active_run_wherever_its_prompts_come_in(
             S.QUEUED,
             S.QUEUED,
         ]
-        a.gates.open("g")
+        a.latches.open("g")
         ends = [await b.end(run.run_id) for run in (first, second, third)]
         assert [end.state for end in ends] == [S.COMPLETED] * 3
         assert [end.accept_seq for end in ends] == [1, 2, 3]
         assert ends[0].ended_at <= ends[1].ended_at <= ends[2].ended_at
 
 
-async def test_r10_a_cancel_by_another_node_stops_the_agent(postgres_url: str) -> None:
+async def test_r10_a_cancel_sent_to_another_node_stops_the_agent(postgres_url: str) -> None:
     async with two(postgres_url) as (a, b):
         run = await a.blocked("s", "g")
         waiting = await a.queue("s", "x")
@@ -124,19 +124,21 @@ async def test_r10_a_cancel_by_another_node_stops_the_agent(postgres_url: str) -
         assert (await b.end(waiting.run_id)).state is S.CANCELLED
 
 
-async def test_r20_a_receipt_names_what_another_node_has_accepted(postgres_url: str) -> None:
-    """The lane at hand is out of date, and what it says changes nothing: it is read again."""
+async def test_r20_a_receipt_lists_runs_that_another_node_accepted(postgres_url: str) -> None:
+    """The cached lane is outdated and the cancel writes nothing: the lane is loaded again."""
     async with two(postgres_url, max_active=0) as (a, b):
         await a.end((await a.queue("s", "x")).run_id)
         run = await b.accept("s", script(wait("g")))
-        await a.gates.reached("g")
+        await a.latches.reached("g")
         receipt = await b.coordinator.cancel("s")
         assert [it.run_id for it in receipt.cancelled] == [run.run.run_id]
 
 
-async def test_r12_an_idle_node_knows_what_runs_elsewhere(postgres_url: str) -> None:
+async def test_r12_an_idle_node_sees_that_a_run_is_active_on_another_node(
+    postgres_url: str,
+) -> None:
     async with two(postgres_url) as (a, b):
-        # The lane is at hand on both.
+        # Both nodes have cached the lane.
         await a.end((await a.queue("s", "x")).run_id)
         await b.end((await b.queue("s", "y")).run_id)
         run = await a.blocked("s", "g")
@@ -146,41 +148,45 @@ async def test_r12_an_idle_node_knows_what_runs_elsewhere(postgres_url: str) -> 
         assert (await b.end(run.run_id)).state is S.CANCELLED
 
 
-async def test_a_node_with_a_free_slot_takes_what_waits_for_one(postgres_url: str) -> None:
+async def test_a_node_with_a_free_slot_claims_a_run_waiting_on_another_node(
+    postgres_url: str,
+) -> None:
     async with a_node(postgres_url, max_active=1) as full:
         await full.blocked("first", "g")
         runs = [await full.queue(f"s{n}", str(n)) for n in range(5)]
         async with a_node(postgres_url) as free:
             ends = [await free.end(run.run_id) for run in runs]
             assert [end.text for end in ends] == list("01234")
-        full.gates.open("g")
+        full.latches.open("g")
 
 
-async def test_r26_a_prompt_is_folded_in_whichever_node_took_it(postgres_url: str) -> None:
+async def test_r26_a_fold_run_accepted_by_another_node_is_folded(postgres_url: str) -> None:
     async with two(postgres_url) as (a, b):
         host = await a.accept("s", script(wait("g"), {"step": True}, say("done")))
-        await a.gates.reached("g")
+        await a.latches.reached("g")
         joins = await b.accept("s", "me too", when_busy=WhenBusy.FOLD)
-        a.gates.open("g")
+        a.latches.open("g")
         assert (await b.end(joins.run.run_id)).folded_into == host.run.run_id
 
 
-async def test_r17_what_a_node_gives_up_another_one_goes_on_with(postgres_url: str) -> None:
+async def test_r17_another_node_continues_the_runs_of_a_stopping_node(postgres_url: str) -> None:
     async with a_node(postgres_url) as b:
         async with a_node(postgres_url) as a:
             run = await a.blocked("s", "g", max_attempts=2)
-            b.gates.open("g")
+            b.latches.open("g")
         end = await b.end(run.run_id)
         assert (end.state, end.attempt) == (S.COMPLETED, 2)
 
 
-async def test_a_node_that_falls_silent_loses_its_runs_and_notices(postgres_url: str) -> None:
+async def test_a_node_whose_lease_ends_loses_its_runs_and_stops_its_agents(
+    postgres_url: str,
+) -> None:
     async with a_node(postgres_url, SHORT) as b, a_node(postgres_url, SHORT) as a:
         retried = await a.blocked("s", "g", max_attempts=2)
         ended = await a.blocked("t", "h")
         membership = a.coordinator.membership
         assert membership is not None
-        b.gates.open("g")
+        b.latches.open("g")
         with cut_off(a):
             end = await b.end(retried.run_id)
             assert (end.state, end.attempt) == (S.COMPLETED, 2)
@@ -193,7 +199,7 @@ async def test_a_node_that_falls_silent_loses_its_runs_and_notices(postgres_url:
 
 
 class Stoppable:
-    """An agent that works until it is stopped, and tells both."""
+    """An agent that works until it is stopped, and signals its start and its stop."""
 
     def __init__(self) -> None:
         self.at_work = asyncio.Event()
@@ -214,10 +220,10 @@ class Stoppable:
         pass
 
 
-async def test_r07_a_node_that_gets_no_answer_stops_its_agents_within_its_lease(
+async def test_r07_a_node_without_answer_from_the_store_stops_its_agents_within_its_lease(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its runs are another node's after that."""
+    """After the lease its runs belong to another node."""
     agent = Stoppable()
     async with (
         PostgresStore(postgres_url) as store,
@@ -238,7 +244,7 @@ async def test_r07_a_node_that_gets_no_answer_stops_its_agents_within_its_lease(
 
 
 class Late(PostgresStore):
-    """Carries a commit out, and answers later."""
+    """A store that commits at once and confirms later."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -252,7 +258,7 @@ class Late(PostgresStore):
         return version
 
 
-async def test_r07_a_node_that_is_lost_starts_no_agent_for_a_start_that_is_confirmed_too_late(
+async def test_r07_a_node_declared_dead_starts_no_agent_after_a_late_confirmation(
     postgres_url: str,
 ) -> None:
     agent = Stoppable()
@@ -271,7 +277,9 @@ async def test_r07_a_node_that_is_lost_starts_no_agent_for_a_start_that_is_confi
         assert not agent.at_work.is_set()
 
 
-async def test_r07_nor_does_one_that_has_joined_anew_by_then(postgres_url: str) -> None:
+async def test_r07_a_node_that_rejoined_starts_no_agent_after_a_late_confirmation(
+    postgres_url: str,
+) -> None:
     agent = Stoppable()
     async with Late(postgres_url) as store, running(store, agent=agent, node=SHORT) as node:
         accepting = asyncio.create_task(node.queue("s", "x"))
@@ -279,7 +287,7 @@ async def test_r07_nor_does_one_that_has_joined_anew_by_then(postgres_url: str) 
         membership = node.coordinator.membership
         assert membership is not None
         before = membership.node_id
-        # Its name is gone.
+        # Its id is gone.
         await store.cluster.leave(before)
         async with asyncio.timeout(SECONDS):
             while membership.node_id == before:
@@ -290,7 +298,7 @@ async def test_r07_nor_does_one_that_has_joined_anew_by_then(postgres_url: str) 
         assert not agent.at_work.is_set()
 
 
-async def test_a_node_that_was_taken_for_lost_joins_anew(postgres_url: str) -> None:
+async def test_a_node_declared_dead_rejoins_under_a_new_id(postgres_url: str) -> None:
     async with a_node(postgres_url, SHORT) as b, a_node(postgres_url, SHORT) as a:
         run = await a.blocked("s", "g", max_attempts=2)
         judge, judged = b.coordinator.membership, a.coordinator.membership
@@ -300,34 +308,34 @@ async def test_a_node_that_was_taken_for_lost_joins_anew(postgres_url: str) -> N
         before = judged.node_id
         beside = await plain(postgres_url)
         async with asyncio.timeout(SECONDS):
-            # Whoever was silent for no time at all; one that beats at that instant is passed over.
+            # With a lease of zero every node is dead unless its heartbeat arrives at this instant.
             while not await beside.fetchval("SELECT lost FROM nodes WHERE node_id = $1", before):
                 await b.store.cluster.beat(judge.node_id, 0.0)
             while judged.node_id == before:
                 await asyncio.sleep(0.01)
-        a.gates.open("g")
-        b.gates.open("g")
+        a.latches.open("g")
+        b.latches.open("g")
         end = await b.end(run.run_id)
         assert (end.state, end.attempt) == (S.COMPLETED, 2)
         assert judged.alive
         await beside.close()
 
 
-async def test_what_waits_is_counted_over_all_nodes(postgres_url: str) -> None:
+async def test_waiting_runs_are_counted_over_all_nodes(postgres_url: str) -> None:
     async with two(postgres_url, max_active=0) as (a, b):
         await a.blocked("s", "g")
         for _ in range(3):
             await b.queue("s", "x")
         key = SessionKey("default", "s")
         assert len((await a.store.load_lane(key)).waiting) == 3
-        a.gates.open("g")
+        a.latches.open("g")
         for run in (await a.store.list_runs("default", limit=10)).items:
             await b.end(run.run_id)
         assert (await b.store.load_lane(key)).waiting == ()
 
 
 class Unanswered(PostgresStore):
-    """Carries a commit out, and loses the answer: as often as it is told to."""
+    """A store that commits and loses the confirmation, a given number of times."""
 
     to_lose = 0
 
@@ -339,10 +347,10 @@ class Unanswered(PostgresStore):
         return version
 
 
-async def test_r01_a_run_whose_start_was_not_confirmed_runs_all_the_same(postgres_url: str) -> None:
+async def test_r01_a_run_whose_start_was_not_confirmed_is_executed(postgres_url: str) -> None:
     async with Unanswered(postgres_url) as store, running(store, node=LONG) as node:
         store.to_lose = 1
-        # It is looked up, and found.
+        # The lookup finds it.
         run = await node.queue("s", "hello")
         assert (await node.end(run.run_id)).text == "hello"
         assert (await node.end((await node.queue("s", "next")).run_id)).text == "next"

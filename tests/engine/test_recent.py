@@ -1,17 +1,17 @@
-"""What was used a moment ago is not read from the store again."""
+"""Recently used lanes and prompts are not read from the store again."""
 
 from __future__ import annotations
 
 from runlane_server.core.limits import Limits
 from runlane_server.core.model import Prompt, RunKey, RunState, SessionKey
-from runlane_server.core.recent import Recent
+from runlane_server.core.recent import RecentItems
 from runlane_server.core.transition import Lane, Transition
 from runlane_server.store.memory.store import MemoryStore
 from support.node import running
 
 
 class Counting(MemoryStore):
-    """Counts what is read of lanes and prompts, and how often lanes are written."""
+    """A store that counts reads of lanes and prompts, and commits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,15 +32,15 @@ class Counting(MemoryStore):
         return await super().get_prompt(key)
 
 
-def test_the_oldest_goes_first() -> None:
-    recent: Recent[str, int] = Recent(2)
+def test_a_full_cache_evicts_the_oldest_item() -> None:
+    recent: RecentItems[str, int] = RecentItems(2)
     for n, key in enumerate("abac"):
         recent.put(key, n)
     assert [recent.take(key) for key in "abcc"] == [2, None, 3, None]
     assert len(recent) == 0
 
 
-async def test_the_next_prompt_of_a_conversation_reads_no_lane() -> None:
+async def test_the_next_run_of_a_recent_session_reads_no_lane() -> None:
     async with Counting() as store, running(store) as node:
         await node.coordinator.run("s", Prompt("a"))
         read = store.lanes
@@ -48,26 +48,26 @@ async def test_the_next_prompt_of_a_conversation_reads_no_lane() -> None:
         assert (store.lanes, store.prompts) == (read, 0)
 
 
-async def test_a_run_that_waits_for_a_slot_is_not_read_again() -> None:
+async def test_the_prompt_of_a_run_that_waits_for_a_slot_is_not_read() -> None:
     async with Counting() as store, running(store, limits=Limits(max_active_runs=1)) as node:
         await node.blocked("first", "g")
         run = await node.queue("second", "x")
         read = store.lanes
-        node.gates.open("g")
+        node.latches.open("g")
         assert (await node.end(run.run_id)).state is RunState.COMPLETED
         assert (store.lanes, store.prompts) == (read, 0)
 
 
-async def test_a_prompt_that_is_large_is_not_kept_while_it_waits() -> None:
+async def test_a_large_waiting_prompt_is_not_cached() -> None:
     async with Counting() as store, running(store) as node:
         await node.blocked("s", "g")
         run = await node.queue("s", "x" * 10_000)
-        node.gates.open("g")
+        node.latches.open("g")
         assert len((await node.end(run.run_id)).text) == 10_000
         assert store.prompts == 1
 
 
-async def test_a_session_that_was_deleted_is_not_remembered() -> None:
+async def test_a_deleted_session_is_not_cached() -> None:
     async with Counting() as store, running(store) as node:
         await node.coordinator.run("s", Prompt("a"))
         await node.coordinator.delete_session("s")

@@ -35,7 +35,7 @@ async def first(store: Store) -> AsyncIterator[Node]:
 
 @pytest.fixture
 def second(store_url: str, tmp_path: Path) -> Second:
-    """A node on a copy of what the first one has committed by now."""
+    """A node on a copy of everything that the first node has committed."""
 
     @asynccontextmanager
     async def started(limits: Limits | None = None) -> AsyncIterator[Node]:
@@ -50,7 +50,7 @@ def second(store_url: str, tmp_path: Path) -> Second:
 
 
 async def heard(node: Node, run_id: str, text: str) -> None:
-    """Returns when the text of a run is in the store."""
+    """Waits until the text of a run is in the store."""
     follower = node.feed.follow(RunKey("default", run_id), 0)
     said = ""
     while text not in said:
@@ -59,7 +59,7 @@ async def heard(node: Node, run_id: str, text: str) -> None:
     follower.close()
 
 
-async def test_waiting_runs_go_on_in_order(first: Node, second: Second) -> None:
+async def test_waiting_runs_start_in_order_after_a_restart(first: Node, second: Second) -> None:
     active = await first.blocked("s", "g")
     queued = [await first.queue("s", str(n)) for n in range(3)]
     async with second() as node:
@@ -71,12 +71,12 @@ async def test_waiting_runs_go_on_in_order(first: Node, second: Second) -> None:
     ]
 
 
-async def test_r21_an_active_run_ends_interrupted_and_keeps_its_text(
+async def test_r21_a_run_active_at_a_crash_ends_interrupted_and_keeps_its_text(
     first: Node, second: Second
 ) -> None:
     call = {"tool_call": {"id": "1", "name": "look"}}
     run = (await first.accept("s", script(say("so "), say("far"), call, wait("g")))).run
-    await first.gates.reached("g")
+    await first.latches.reached("g")
     await heard(first, run.run_id, "so far")
     async with second() as node:
         complete = await node.end(run.run_id)
@@ -89,16 +89,16 @@ async def test_r21_an_active_run_ends_interrupted_and_keeps_its_text(
         assert indices == list(range(1, len(indices) + 1))
 
 
-async def test_r07_a_run_with_an_attempt_left_is_retried_before_the_waiting_ones(
+async def test_r07_a_run_with_an_attempt_left_is_retried_before_waiting_runs(
     first: Node, second: Second
 ) -> None:
     prompt = script({"say": "attempt"}, wait("g"))
     run = (await first.accept("s", prompt, max_attempts=2)).run
-    await first.gates.reached("g")
+    await first.latches.reached("g")
     queued = await first.queue("s", "later")
     async with second() as node:
-        await node.gates.reached("g")
-        node.gates.open("g")
+        await node.latches.reached("g")
+        node.latches.open("g")
         await node.end(queued.run_id)
         ended = await node.completes()
         assert [c.run_id for c in ended] == [run.run_id, queued.run_id]
@@ -108,39 +108,41 @@ async def test_r07_a_run_with_an_attempt_left_is_retried_before_the_waiting_ones
         assert [m.role for m in await node.messages("s")] == ["user", "assistant"] * 2
 
 
-async def test_r19_a_cancel_that_was_answered_stays_in_force(first: Node, second: Second) -> None:
+async def test_r19_a_confirmed_cancel_survives_a_crash(first: Node, second: Second) -> None:
     prompt = script(wait("g", ignore_cancel=True))
     run = (await first.accept("s", prompt, max_attempts=5)).run
-    await first.gates.reached("g")
+    await first.latches.reached("g")
     await first.coordinator.cancel("s")
     async with second() as node:
         assert (await node.end(run.run_id)).state is S.CANCELLED
-    first.gates.open("g")
+    first.latches.open("g")
 
 
-async def test_r26_folded_runs_are_retried_with_their_turn(first: Node, second: Second) -> None:
+async def test_r26_folded_runs_are_retried_with_the_run_they_joined(
+    first: Node, second: Second
+) -> None:
     prompt = script(wait("a"), STEP, wait("b"), say("end"))
     host = (await first.accept("s", prompt, max_attempts=2)).run
-    await first.gates.reached("a")
+    await first.latches.reached("a")
     folded = await first.fold("s", "and this")
-    first.gates.open("a")
-    await first.gates.reached("b")
+    first.latches.open("a")
+    await first.latches.reached("b")
     assert await first.state(folded.run_id) is S.FOLDED
     async with second() as node:
-        node.gates.open("a")
-        node.gates.open("b")
+        node.latches.open("a")
+        node.latches.open("b")
         assert (await node.end(host.run_id)).text == "[folded: and this]end"
         assert (await node.end(folded.run_id)).folded_into == host.run_id
         assert [m.role for m in await node.messages("s")] == ["user", "user", "assistant"]
 
 
-async def test_work_that_was_left_is_counted_and_covered_by_a_cancel(
+async def test_restored_runs_are_counted_and_covered_by_a_cancel(
     first: Node, second: Second
 ) -> None:
     active = await first.blocked("s", "g")
     queued = await first.queue("s", "x")
     async with second(limits=Limits(max_active_runs=0)) as node:
-        # At the start, or as soon as it is known that its node is gone.
+        # At the start, or as soon as its node is declared dead.
         assert (await node.end(active.run_id)).finish_reason is FinishReason.INTERRUPTED
         assert await node.coordinator.is_session_busy("s")
         assert node.coordinator.is_busy()
@@ -149,7 +151,9 @@ async def test_work_that_was_left_is_counted_and_covered_by_a_cancel(
         assert (await node.end(queued.run_id)).state is S.CANCELLED
 
 
-async def test_the_wait_for_a_run_goes_on_after_a_restart(first: Node, second: Second) -> None:
+async def test_wait_run_works_for_a_run_accepted_before_a_restart(
+    first: Node, second: Second
+) -> None:
     await first.blocked("s", "g")
     queued = await first.queue("s", "later")
     async with second() as node:

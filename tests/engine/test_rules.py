@@ -1,4 +1,4 @@
-"""The rules, as a user of the coordinator in process would see them break."""
+"""The rules, as users of the in-process API see them."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ S = RunState
 # --- Accept -------------------------------------------------------------------------------------
 
 
-async def test_r01_an_accepted_run_is_durable_before_its_agent_did_anything(node: Node) -> None:
+async def test_r01_an_accepted_run_is_durable_before_its_agent_acts(node: Node) -> None:
     accepted = await node.accept("s", script(wait("g")))
     stored = await node.coordinator.get_run(accepted.run.run_id)
     assert stored.state in {S.ACCEPTED, S.ACTIVE}
     assert stored.accept_seq == 1
-    node.gates.open("g")
+    node.latches.open("g")
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ async def test_r02_a_text_attachment_is_a_prompt(node: Node) -> None:
     assert complete.text == "hello"
 
 
-async def test_r02_a_session_has_to_be_named_and_to_exist(node: Node) -> None:
+async def test_r02_a_missing_or_unknown_session_is_refused(node: Node) -> None:
     with pytest.raises(SessionMissing):
         node.coordinator.begin_accepted("")
     with pytest.raises(SessionNotFound):
@@ -76,11 +76,11 @@ async def test_r02_a_session_has_to_be_named_and_to_exist(node: Node) -> None:
     assert not node.coordinator.is_busy()
 
 
-async def test_r03_the_same_run_id_returns_the_same_run_also_after_its_end(node: Node) -> None:
+async def test_r03_the_same_run_id_returns_the_same_run_even_after_its_end(node: Node) -> None:
     first = await node.accept("s", script(wait("g")), run_id="r")
     again = await node.accept("s", script(wait("g")), run_id="r")
     assert again.run.accept_seq == first.run.accept_seq
-    node.gates.open("g")
+    node.latches.open("g")
     await node.end("r")
     late = await node.accept("s", script(wait("g")), run_id="r")
     assert late.run.state is S.COMPLETED
@@ -89,7 +89,7 @@ async def test_r03_the_same_run_id_returns_the_same_run_also_after_its_end(node:
 
 
 @pytest.mark.parametrize(("session_id", "prompt"), [("s", "other"), ("t", "hello")])
-async def test_r03_a_run_id_used_for_something_else_is_a_conflict(
+async def test_r03_a_run_id_with_another_request_is_a_conflict(
     node: Node, session_id: str, prompt: str
 ) -> None:
     await node.accept("s", "hello", run_id="r")
@@ -99,14 +99,14 @@ async def test_r03_a_run_id_used_for_something_else_is_a_conflict(
     assert [c.run_id for c in await node.completes()] == ["r"]
 
 
-async def test_r03_a_burst_of_the_same_run_id_is_one_run(node: Node) -> None:
+async def test_r03_concurrent_accepts_of_one_run_id_make_one_run(node: Node) -> None:
     accepted = await asyncio.gather(*(node.accept("s", "hello", run_id="r") for _ in range(20)))
     assert {a.run.accept_seq for a in accepted} == {1}
     await node.end("r")
     assert len(await node.completes()) == 1
 
 
-async def test_r03_a_repeated_accept_is_answered_also_where_a_new_one_would_be_refused(
+async def test_r03_a_repeated_accept_succeeds_even_if_a_new_one_would_be_refused(
     store: Store,
 ) -> None:
     async with running(store, limits=Limits(max_waiting_runs=1)) as node:
@@ -115,7 +115,7 @@ async def test_r03_a_repeated_accept_is_answered_also_where_a_new_one_would_be_r
         with pytest.raises(QueueFull):
             await node.queue("s", "y")
         assert (await node.queue("s", "x", run_id="r")).accept_seq == 2
-        node.gates.open("g")
+        node.latches.open("g")
         await node.end("r")
 
 
@@ -123,23 +123,23 @@ async def test_r04_accept_seq_increases_in_accept_order(node: Node) -> None:
     await node.blocked("s", "g")
     accepted = await asyncio.gather(*(node.queue("s", str(n)) for n in range(10)))
     assert [run.accept_seq for run in accepted] == list(range(2, 12))
-    node.gates.open("g")
+    node.latches.open("g")
     await node.end(accepted[-1].run_id)
     assert [c.accept_seq for c in await node.completes()] == list(range(1, 12))
 
 
-async def test_r05_a_caller_that_goes_away_changes_nothing(node: Node) -> None:
+async def test_r05_a_run_survives_a_caller_that_goes_away(node: Node) -> None:
     caller = asyncio.create_task(node.accept("s", script(wait("g"), say("done")), run_id="r"))
-    await asyncio.sleep(0)  # lets it post the command; it cannot have been answered yet
+    await asyncio.sleep(0)  # lets it post the command, which cannot be answered yet
     assert not caller.done()
     caller.cancel()
     await asyncio.wait({caller})
-    await node.gates.reached("g")
-    node.gates.open("g")
+    await node.latches.reached("g")
+    node.latches.open("g")
     assert (await node.end("r")).text == "done"
 
 
-async def test_r06_a_reservation_is_released_once_however_often(node: Node) -> None:
+async def test_r06_closing_a_reservation_repeatedly_releases_it_once(node: Node) -> None:
     first = node.coordinator.begin_accepted("s")
     second = node.coordinator.begin_accepted("s")
     first.close()
@@ -157,7 +157,7 @@ async def test_r07_one_run_is_active_at_a_time_and_the_rest_start_in_order(node:
     first = await node.blocked("s", "g")
     later = [await node.queue("s", str(n)) for n in range(5)]
     assert [await node.state(r.run_id) for r in later] == [S.QUEUED] * 5
-    node.gates.open("g")
+    node.latches.open("g")
     await node.end(later[-1].run_id)
     completes = await node.completes()
     assert [c.run_id for c in completes] == [r.run_id for r in (first, *later)]
@@ -167,20 +167,20 @@ async def test_r07_one_run_is_active_at_a_time_and_the_rest_start_in_order(node:
 
 
 async def test_r08_a_session_with_work_never_looks_idle(node: Node) -> None:
-    """Looked at between the steps of the loop, from the reservation on and over sixty handoffs."""
+    """Checked between the steps of the loop, from the reservation on and over sixty handoffs."""
     accepted = node.coordinator.begin_accepted("s")
     assert await node.coordinator.is_session_busy("s")
     request = RunRequest(accepted.run_id, Prompt(script(wait("g"))))
     await node.coordinator.run_accepted(accepted, request, allow_missing=True)
     for n in range(60):
         await node.queue("s", str(n))
-    node.gates.open("g")
+    node.latches.open("g")
     looked = 0
     while True:
         busy = await node.coordinator.is_session_busy("s")
         if len(await node.completes()) == 61:
             break
-        # What it said before cannot be known to have been said too late.
+        # An answer read before the last check may be outdated.
         assert busy, f"looked idle after {looked} looks"
         looked += 1
         await asyncio.sleep(0)
@@ -189,14 +189,14 @@ async def test_r08_a_session_with_work_never_looks_idle(node: Node) -> None:
 
 async def test_r09_a_session_stays_busy_until_the_cancelled_agent_has_returned(node: Node) -> None:
     stubborn = await node.accept("s", script(wait("g", ignore_cancel=True)))
-    await node.gates.reached("g")
+    await node.latches.reached("g")
     await node.coordinator.cancel("s")
-    await node.gates.cancel_ignored("g")
+    await node.latches.cancel_ignored("g")
     after = await node.queue("s", "next")
     assert await node.coordinator.is_session_busy("s")
     assert await node.state(stubborn.run.run_id) is S.CANCELLING
     assert await node.state(after.run_id) is S.QUEUED
-    node.gates.open("g")
+    node.latches.open("g")
     assert (await node.end(stubborn.run.run_id)).state is S.CANCELLED
     assert (await node.end(after.run_id)).text == "next"
 
@@ -204,12 +204,12 @@ async def test_r09_a_session_stays_busy_until_the_cancelled_agent_has_returned(n
 async def test_r09_an_agent_that_does_not_return_is_fenced_off(store: Store) -> None:
     async with running(store, limits=Limits(cancel_grace=0.01)) as node:
         stubborn = await node.accept("s", script(wait("g", ignore_cancel=True), say("too late")))
-        await node.gates.reached("g")
+        await node.latches.reached("g")
         await node.coordinator.cancel("s")
         complete = await node.end(stubborn.run.run_id)
         assert complete.state is S.CANCELLED
         assert (await node.coordinator.run("s", Prompt("next"))).text == "next"
-        node.gates.open("g")
+        node.latches.open("g")
         assert (await node.coordinator.run("s", Prompt("then"))).text == "then"
         assistant = [line for line in await node.lines("s") if line.startswith("assistant")]
         assert assistant == [
@@ -253,7 +253,7 @@ async def test_r10_cancel_covers_every_accept_that_has_begun(node: Node) -> None
 async def test_r11_a_run_accepted_after_a_cancel_is_not_touched(node: Node) -> None:
     await node.blocked("s", "g")
     cancelling = asyncio.create_task(node.coordinator.cancel("s"))
-    await asyncio.sleep(0)  # the cancel is posted; the accept comes right behind it
+    await asyncio.sleep(0)  # the cancel is posted; the accept follows directly
     after = await node.queue("s", "after")
     receipt = await cancelling
     assert after.run_id not in [c.run_id for c in receipt.cancelled]
@@ -279,12 +279,12 @@ async def test_r12_cancel_of_an_idle_session_records_nothing(node: Node) -> None
 
 async def test_r13_a_repeated_cancel_covers_nothing_again(node: Node) -> None:
     run = await node.accept("s", script(wait("g", ignore_cancel=True)))
-    await node.gates.reached("g")
+    await node.latches.reached("g")
     first = await node.coordinator.cancel("s")
     second = await node.coordinator.cancel("s")
     assert len(first.cancelled) == 1
     assert second.cancelled == ()
-    node.gates.open("g")
+    node.latches.open("g")
     await node.end(run.run.run_id)
     assert len(await node.completes()) == 1
 
@@ -301,7 +301,7 @@ async def test_r14_cancel_on_entry_writes_the_turn(node: Node) -> None:
         (Role.ASSISTANT, FinishReason.CANCELED),
     ]
     assert complete.message_id == written[1].message_id
-    node.gates.open("g")
+    node.latches.open("g")
 
 
 async def test_r15_cancelled_before_the_first_text_writes_the_prompt_once(node: Node) -> None:
@@ -315,7 +315,7 @@ async def test_r15_cancelled_before_the_first_text_writes_the_prompt_once(node: 
 async def test_r16_cancelled_mid_stream_keeps_the_text_and_answers_open_calls(node: Node) -> None:
     call = {"tool_call": {"id": "1", "name": "look", "arguments": {}}}
     run = (await node.accept("s", script(say("so far"), call, wait("g"), say("never")))).run
-    await node.gates.reached("g")
+    await node.latches.reached("g")
     await node.coordinator.cancel("s", reason="enough")
     complete = await node.end(run.run_id)
     assert (complete.text, complete.cancel_reason) == ("so far", "enough")
@@ -326,13 +326,13 @@ async def test_r16_cancelled_mid_stream_keeps_the_text_and_answers_open_calls(no
     assert heard == ["so far"]
 
 
-async def test_r17_a_cancel_is_carried_through_while_the_node_stops(store: Store) -> None:
+async def test_r17_a_cancel_is_committed_while_the_node_stops(store: Store) -> None:
     async with running(store) as node:
         run = await node.accept("s", script(say("so far"), wait("g", ignore_cancel=True)))
-        await node.gates.reached("g")
+        await node.latches.reached("g")
         await node.coordinator.cancel("s")
         stopping = asyncio.create_task(node.coordinator.stop())
-        node.gates.open("g")
+        node.latches.open("g")
         await stopping
         complete = await node.coordinator.get_run(run.run.run_id)
         assert complete.state is S.CANCELLED
@@ -340,10 +340,10 @@ async def test_r17_a_cancel_is_carried_through_while_the_node_stops(store: Store
         assert complete.complete.text == "so far"
 
 
-async def test_r17_what_is_active_when_the_node_stops_ends_interrupted(store: Store) -> None:
+async def test_r17_a_run_active_at_shutdown_ends_interrupted(store: Store) -> None:
     async with running(store) as node:
         run = await node.accept("s", script(say("so far"), wait("g")))
-        await node.gates.reached("g")
+        await node.latches.reached("g")
         queued = await node.queue("s", "later")
         await node.coordinator.stop()
         ended = await node.coordinator.get_run(run.run.run_id)
@@ -355,15 +355,15 @@ async def test_r17_what_is_active_when_the_node_stops_ends_interrupted(store: St
         assert (await node.end(queued.run_id)).text == "later"
 
 
-async def test_r17_an_agent_that_swallows_the_stop_has_not_completed(store: Store) -> None:
-    """What it says after it was told to stop is not stored, so its turn has no proper end."""
+async def test_r17_an_agent_that_ignores_the_stop_has_not_completed(store: Store) -> None:
+    """Its output after the stop is not stored, so its turn is incomplete."""
     async with running(store) as node:
         prompt = script(say("so far"), wait("g", ignore_cancel=True), say(", and more"))
         run = (await node.accept("s", prompt)).run
-        await node.gates.reached("g")
+        await node.latches.reached("g")
         stopping = asyncio.create_task(node.coordinator.stop())
-        await node.gates.cancel_ignored("g")
-        node.gates.open("g")
+        await node.latches.cancel_ignored("g")
+        node.latches.open("g")
         await stopping
         ended = await node.coordinator.get_run(run.run_id)
         assert ended.complete is not None
@@ -371,17 +371,17 @@ async def test_r17_an_agent_that_swallows_the_stop_has_not_completed(store: Stor
         assert ended.complete.text == "so far"
 
 
-async def test_r18_cancel_one_run(node: Node) -> None:
+async def test_r18_a_run_id_cancels_only_that_run(node: Node) -> None:
     active = await node.blocked("s", "g")
     one, other = await node.queue("s", "one"), await node.queue("s", "other")
     receipt = await node.coordinator.cancel(run_id=one.run_id)
     assert [c.run_id for c in receipt.cancelled] == [one.run_id]
-    node.gates.open("g")
+    node.latches.open("g")
     assert (await node.end(active.run_id)).state is S.COMPLETED
     assert (await node.end(other.run_id)).state is S.COMPLETED
 
 
-async def test_r18_cancel_the_active_run_only(node: Node) -> None:
+async def test_r18_scope_active_cancels_only_the_active_run(node: Node) -> None:
     active = await node.blocked("s", "g")
     queued = await node.queue("s", "queued")
     receipt = await node.coordinator.cancel("s", scope=CancelScope.ACTIVE)
@@ -390,16 +390,16 @@ async def test_r18_cancel_the_active_run_only(node: Node) -> None:
     assert (await node.end(queued.run_id)).state is S.COMPLETED
 
 
-async def test_r18_clear_the_queue(node: Node) -> None:
+async def test_r18_clear_queue_cancels_only_waiting_runs(node: Node) -> None:
     active = await node.blocked("s", "g")
     queued = await node.queue("s", "queued")
     receipt = await node.coordinator.clear_queue("s")
     assert [c.run_id for c in receipt.cancelled] == [queued.run_id]
-    node.gates.open("g")
+    node.latches.open("g")
     assert (await node.end(active.run_id)).state is S.COMPLETED
 
 
-async def test_r18_cancel_all_sessions(node: Node) -> None:
+async def test_r18_cancel_all_covers_every_session(node: Node) -> None:
     active = [await node.blocked(f"s{n}", f"g{n}") for n in range(3)]
     await node.coordinator.run("idle", Prompt("x"))
     receipts = await node.coordinator.cancel_all(reason="closing time")
@@ -410,18 +410,18 @@ async def test_r18_cancel_all_sessions(node: Node) -> None:
         assert (await node.end(run.run_id)).cancel_reason == "closing time"
 
 
-async def test_r19_a_cancel_and_an_end_at_once_agree(node: Node) -> None:
-    """Both are let loose in the same step of the loop, in either order, many times."""
+async def test_r19_a_cancel_concurrent_with_a_completion_agrees_everywhere(node: Node) -> None:
+    """Both are started in the same step of the loop, in either order, many times."""
     outcomes = set()
     for n in range(60):
         session = f"s{n}"
         run = await node.blocked(session, f"g{n}")
         if n % 2:
-            node.gates.open(f"g{n}")
+            node.latches.open(f"g{n}")
             await steps(n // 2 % 12)
         cancelling = asyncio.create_task(node.coordinator.cancel(session))
         await steps(n // 2 % 12)
-        node.gates.open(f"g{n}")
+        node.latches.open(f"g{n}")
         receipt = await cancelling
         complete = await node.end(run.run_id)
         outcomes.add(complete.state)
@@ -434,12 +434,12 @@ async def test_r19_a_cancel_and_an_end_at_once_agree(node: Node) -> None:
     assert outcomes == {S.CANCELLED, S.COMPLETED}
 
 
-async def test_r20_the_receipt_names_runs_states_and_the_fence(node: Node) -> None:
+async def test_r20_the_receipt_lists_runs_states_and_the_fence(node: Node) -> None:
     host = (await node.accept("s", script(wait("a"), STEP, say("."), wait("b")))).run
-    await node.gates.reached("a")
+    await node.latches.reached("a")
     folded = await node.fold("s", "and this")
-    node.gates.open("a")
-    await node.gates.reached("b")
+    node.latches.open("a")
+    await node.latches.reached("b")
     queued = await node.queue("s", "x")
     receipt = await node.coordinator.cancel("s")
     assert [(c.run_id, c.accept_seq, c.state) for c in receipt.cancelled] == [
@@ -453,7 +453,7 @@ async def test_r20_the_receipt_names_runs_states_and_the_fence(node: Node) -> No
 # --- Complete -----------------------------------------------------------------------------------
 
 
-async def test_r21_every_way_to_end_has_one_run_complete(node: Node) -> None:
+async def test_r21_every_way_to_end_emits_one_run_complete(node: Node) -> None:
     runs = {
         "completed": await node.queue("a", "x"),
         "failed": (await node.accept("b", script({"fail": "no"}))).run,
@@ -479,7 +479,7 @@ async def test_r21_every_way_to_end_has_one_run_complete(node: Node) -> None:
     assert sorted(logged) == sorted(run.run_id for run in runs.values())
 
 
-async def test_r22_the_transcript_is_there_when_the_event_is(node: Node) -> None:
+async def test_r22_the_transcript_is_readable_when_run_complete_arrives(node: Node) -> None:
     subscription = node.feed.subscribe("default", EventFilter(), node.feed.position)
     await node.queue("s", "hello")
     page = await subscription.next(SECONDS)
@@ -488,7 +488,7 @@ async def test_r22_the_transcript_is_there_when_the_event_is(node: Node) -> None
     assert complete.message_id in [m.message_id for m in await node.messages("s")]
 
 
-async def test_r23_run_complete_tells_all(node: Node) -> None:
+async def test_r23_run_complete_carries_every_field(node: Node) -> None:
     steps = script(
         say("fine"),
         {"usage": {"input_tokens": 3, "requests": 1}},
@@ -512,14 +512,14 @@ async def test_r24_the_failure_of_one_run_does_not_end_the_wait_for_another(node
     failing = (await node.accept("s", script(wait("g"), {"fail": "no", "reason": "NO"}))).run
     other = await node.queue("s", "fine")
     waiting = asyncio.create_task(node.end(other.run_id))
-    node.gates.open("g")
+    node.latches.open("g")
     complete = await node.end(failing.run_id)
     assert complete.error is not None
     assert (complete.error.reason, complete.error.message) == ("NO", "no")
     assert (await waiting).text == "fine"
 
 
-async def test_r25_a_late_subscriber_gets_all_events_once_and_in_order(node: Node) -> None:
+async def test_r25_a_late_subscriber_gets_every_event_once_and_in_order(node: Node) -> None:
     for n in range(5):
         await node.coordinator.run("s", Prompt(str(n)))
     subscription = node.feed.subscribe("default", EventFilter(), 0)
@@ -535,11 +535,11 @@ async def test_r25_a_late_subscriber_gets_all_events_once_and_in_order(node: Nod
 # --- Fold and queue -----------------------------------------------------------------------------
 
 
-async def test_r26_fold_joins_at_the_next_step_in_accept_order(node: Node) -> None:
+async def test_r26_fold_runs_join_at_the_next_step_in_accept_order(node: Node) -> None:
     host = (await node.accept("s", script(say("one"), wait("g"), STEP, say("two")))).run
-    await node.gates.reached("g")
+    await node.latches.reached("g")
     first, second = await node.fold("s", "first"), await node.fold("s", "second")
-    node.gates.open("g")
+    node.latches.open("g")
     complete = await node.end(host.run_id)
     for run in (first, second):
         ended = await node.end(run.run_id)
@@ -555,44 +555,44 @@ async def test_r26_fold_joins_at_the_next_step_in_accept_order(node: Node) -> No
     ]
 
 
-async def test_r26_what_a_cancel_covered_is_not_folded(node: Node) -> None:
+async def test_r26_a_run_covered_by_a_cancel_is_not_folded(node: Node) -> None:
     host = (await node.accept("s", script(wait("g"), STEP, say("end")))).run
-    await node.gates.reached("g")
+    await node.latches.reached("g")
     covered, folded = await node.fold("s", "covered"), await node.fold("s", "folded")
     await node.coordinator.cancel(run_id=covered.run_id)
-    node.gates.open("g")
+    node.latches.open("g")
     assert (await node.end(host.run_id)).text == "[folded: folded]end"
     assert (await node.end(covered.run_id)).state is S.CANCELLED
     assert (await node.end(folded.run_id)).folded_into == host.run_id
 
 
-async def test_r26_after_the_last_step_it_runs_as_a_turn_of_its_own(node: Node) -> None:
+async def test_r26_a_fold_run_after_the_last_step_gets_its_own_turn(node: Node) -> None:
     host = await node.blocked("s", "g")
     late = await node.fold("s", "late")
-    node.gates.open("g")
+    node.latches.open("g")
     await node.end(host.run_id)
     complete = await node.end(late.run_id)
     assert (complete.folded_into, complete.text) == ("", "late")
 
 
-async def test_r26_a_folded_run_that_is_cancelled_alone_leaves_the_turn_going(node: Node) -> None:
+async def test_r26_cancelling_a_folded_run_alone_does_not_end_its_turn(node: Node) -> None:
     host = (await node.accept("s", script(wait("a"), STEP, wait("b"), say("end")))).run
-    await node.gates.reached("a")
+    await node.latches.reached("a")
     folded = await node.fold("s", "x")
-    node.gates.open("a")
-    await node.gates.reached("b")
+    node.latches.open("a")
+    await node.latches.reached("b")
     receipt = await node.coordinator.cancel(run_id=folded.run_id)
     assert [c.state for c in receipt.cancelled] == [S.FOLDED]
     assert (await node.end(folded.run_id)).state is S.CANCELLED
-    node.gates.open("b")
+    node.latches.open("b")
     assert (await node.end(host.run_id)).text == "[folded: x]end"
 
 
-async def test_r27_queue_is_never_folded(node: Node) -> None:
+async def test_r27_a_queue_run_is_never_folded(node: Node) -> None:
     host = (await node.accept("s", script(wait("g"), STEP, say("end")))).run
-    await node.gates.reached("g")
+    await node.latches.reached("g")
     queued = await node.queue("s", "queued")
-    node.gates.open("g")
+    node.latches.open("g")
     assert (await node.end(host.run_id)).text == "end"
     assert (await node.end(queued.run_id)).folded_into == ""
 
@@ -601,7 +601,7 @@ async def test_r27_reject_answers_session_busy(node: Node) -> None:
     await node.blocked("s", "g")
     with pytest.raises(SessionBusy):
         await node.queue("s", "x", when_busy=WhenBusy.REJECT)
-    node.gates.open("g")
+    node.latches.open("g")
     await idle(node, "s")
     run = await node.queue("s", "x", when_busy=WhenBusy.REJECT)
     assert (await node.end(run.run_id)).state is S.COMPLETED
@@ -620,10 +620,10 @@ async def test_r27_interrupt_cancels_the_active_run_and_goes_to_the_head(node: N
     ]
 
 
-async def test_r28_a_completion_leaves_nothing_that_could_catch_a_later_run(node: Node) -> None:
+async def test_r28_a_completion_leaves_no_cancel_that_could_hit_a_later_run(node: Node) -> None:
     for n in range(20):
         run = await node.blocked("s", f"g{n}")
-        node.gates.open(f"g{n}")
+        node.latches.open(f"g{n}")
         cancelling = asyncio.create_task(node.coordinator.cancel("s"))
         await asyncio.sleep(0)
         await cancelling
@@ -643,13 +643,13 @@ async def test_r29_a_burst_on_an_idle_session_starts_one_run(node: Node) -> None
     listed = await node.coordinator.queued_prompts_list("s")
     assert [prompt.text for prompt in listed] == prompts[1:]
     assert node.coordinator.is_busy()
-    node.gates.open("g")
+    node.latches.open("g")
     await node.end(accepted[-1].run.run_id)
     assert [c.accept_seq for c in await node.completes()] == list(range(1, 21))
 
 
 class GettingReady:
-    """An agent that gets ready when it is told to, or fails to."""
+    """An agent whose start succeeds or fails when the test says so."""
 
     def __init__(self) -> None:
         self.tries = 0
@@ -671,7 +671,7 @@ class GettingReady:
         pass
 
 
-async def test_r30_until_the_agent_is_ready_runs_wait_and_cancel_covers_them(store: Store) -> None:
+async def test_r30_runs_wait_until_the_agent_is_ready_and_cancel_covers_them(store: Store) -> None:
     agent = GettingReady()
     async with running(store, agent=agent) as node:
         cancelled, kept = await node.accept("a", "x"), await node.accept("b", "y")
@@ -683,7 +683,9 @@ async def test_r30_until_the_agent_is_ready_runs_wait_and_cancel_covers_them(sto
         assert (await node.end(cancelled.run.run_id)).attempt == 0
 
 
-async def test_r30_what_waited_for_an_agent_in_vain_ends_failed(store: Store) -> None:
+async def test_r30_runs_that_waited_for_an_agent_that_failed_to_start_end_failed(
+    store: Store,
+) -> None:
     agent = GettingReady()
     async with running(store, agent=agent, limits=Limits(ready_timeout=0.05)) as node:
         first, second = await node.accept("s", "x"), await node.accept("s", "y")
@@ -699,7 +701,7 @@ async def test_r30_what_waited_for_an_agent_in_vain_ends_failed(store: Store) ->
         ]
 
 
-async def test_r30_readiness_is_tried_again_and_is_not_bound_to_the_first_caller(
+async def test_r30_starting_the_agent_is_retried_independently_of_callers(
     store: Store,
 ) -> None:
     agent = GettingReady()
@@ -710,19 +712,19 @@ async def test_r30_readiness_is_tried_again_and_is_not_bound_to_the_first_caller
         await asyncio.sleep(0)
         caller.cancel()
         await asyncio.wait({caller})
-        await agent.started.wait()  # the second try comes a second after the first
+        await agent.started.wait()  # the retry follows after a second
         assert (await node.coordinator.run("s", Prompt("second"))).text == "second"
         assert agent.tries == 2
 
 
 async def steps(number: int) -> None:
-    """Lets the loop take so many steps."""
+    """Lets the loop take a number of steps."""
     for _ in range(number):
         await asyncio.sleep(0)
 
 
 async def idle(node: Node, session_id: str) -> None:
-    """Returns when the session has no work."""
+    """Waits until the session has no work."""
     async with asyncio.timeout(SECONDS):
         while await node.coordinator.is_session_busy(session_id):
             await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Who gets a slot: tenants take turns, none has more than it may, and none is left free."""
+"""Slots: tenants share them fairly and within their limits, and no usable slot stays free."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from runlane_server.access.quotas import Quota, QuotaBook, Quotas
 from runlane_server.core.model import SessionKey
 from runlane_server.engine import slots as module
+from runlane_server.engine.recovery import claim_order_of
 from runlane_server.engine.slots import UNLIMITED, Slots
-from runlane_server.engine.turns import turns_of
-from runlane_server.store.base import Turn, Turns
+from runlane_server.store.base import ClaimOrder, TenantShare
 
 QUIET, NOISY, OTHER = "quiet", "noisy", "other"
 
@@ -24,7 +24,7 @@ def key(tenant: str, number: int = 0) -> SessionKey:
 
 
 class Node:
-    """Slots, and lanes that start a run as soon as they are called."""
+    """Slots, and lanes that start a run as soon as a slot is granted."""
 
     def __init__(self, total: int, most: dict[str, int] | None = None) -> None:
         self.most = most or {}
@@ -37,27 +37,27 @@ class Node:
         self.called.append(lane)
 
     def arrive(self, *lanes: SessionKey) -> None:
-        """Lanes have a run to start, each."""
+        """Each lane gets a run to start."""
         for lane in lanes:
             if self.slots.take(lane):
                 self._start(lane)
 
     def end(self, lane: SessionKey) -> SessionKey | None:
-        """A run ends, and its lane has no other; returns the lane that starts one instead."""
+        """The last run of a lane ends; returns the lane that gets its slot."""
         before = len(self.started)
-        self.slots.settle(lane, running=False, startable=False)
+        self.slots.settle(lane, running=False, can_start=False)
         self.start_called()
         return self.started[-1] if len(self.started) > before else None
 
     def start_called(self) -> None:
-        """What was called starts."""
+        """The lanes with a granted slot start their runs."""
         while self.called:
             lane = self.called.pop(0)
             assert self.slots.take(lane)
             self._start(lane)
 
     def _start(self, lane: SessionKey) -> None:
-        self.slots.settle(lane, running=True, startable=False)
+        self.slots.settle(lane, running=True, can_start=False)
         self.started.append(lane)
 
 
@@ -65,7 +65,7 @@ def tenants(lanes: Sequence[SessionKey]) -> list[str]:
     return [lane.tenant for lane in lanes]
 
 
-def test_who_has_the_fewest_comes_next_and_ten_thousand_lanes_are_in_nobodys_way() -> None:
+def test_the_tenant_with_the_fewest_slots_is_served_next_despite_ten_thousand_others() -> None:
     node = Node(4)
     node.arrive(*(key(NOISY, n) for n in range(10_000)))
     assert tenants(node.started) == [NOISY] * 4
@@ -74,8 +74,8 @@ def test_who_has_the_fewest_comes_next_and_ten_thousand_lanes_are_in_nobodys_way
     assert node.end(key(QUIET)) == key(NOISY, 4)
 
 
-def test_a_tenant_with_long_runs_does_not_take_all_slots_by_and_by() -> None:
-    """Turns at starting alone would give them all to it: its runs do not end."""
+def test_a_tenant_with_long_runs_does_not_end_up_with_all_slots() -> None:
+    """A plain rotation would give all slots to it, because its runs do not end."""
     node = Node(4)
     node.arrive(*(key(NOISY, n) for n in range(9)), *(key(QUIET, n) for n in range(9)))
     assert tenants(node.started) == [NOISY] * 4
@@ -85,7 +85,7 @@ def test_a_tenant_with_long_runs_does_not_take_all_slots_by_and_by() -> None:
         assert node.end(key(QUIET, n)) == key(QUIET, n + 2)
 
 
-def test_tenants_with_equally_many_take_turns() -> None:
+def test_tenants_with_equally_many_slots_alternate() -> None:
     node = Node(1)
     node.arrive(key(OTHER, 99))
     everyone = [key(tenant, n) for tenant in (NOISY, QUIET, OTHER) for n in range(3)]
@@ -96,18 +96,18 @@ def test_tenants_with_equally_many_take_turns() -> None:
     assert tenants([lane for lane in order if lane]) == [NOISY, QUIET, OTHER] * 3
 
 
-def test_within_a_tenant_the_longest_waiting_lane_comes_next() -> None:
+def test_within_a_tenant_the_longest_waiting_lane_is_served_first() -> None:
     node = Node(1)
     node.arrive(*(key(NOISY, n) for n in (5, 3, 8, 1)))
     order = [node.end(key(NOISY, 5)), node.end(key(NOISY, 3)), node.end(key(NOISY, 8))]
     assert order == [key(NOISY, 3), key(NOISY, 8), key(NOISY, 1)]
 
 
-def test_a_tenant_at_its_limit_is_passed_over_and_leaves_slots_free() -> None:
+def test_a_tenant_at_its_limit_is_passed_over() -> None:
     node = Node(4, {NOISY: 2})
     node.arrive(*(key(NOISY, n) for n in range(9)))
     assert len(node.started) == 2
-    # Two are free, and those in line cannot have them.
+    # Two slots are free that the queued lanes cannot use.
     assert node.slots.free == 2
     node.arrive(key(QUIET, 0), key(QUIET, 1), key(QUIET, 2))
     assert tenants(node.started) == [NOISY, NOISY, QUIET, QUIET]
@@ -115,11 +115,11 @@ def test_a_tenant_at_its_limit_is_passed_over_and_leaves_slots_free() -> None:
     assert node.end(key(NOISY, 0)) == key(NOISY, 2)
 
 
-def test_a_higher_limit_counts_at_once_and_a_lower_one_as_runs_end() -> None:
+def test_a_raised_limit_applies_at_once_and_a_lowered_one_as_runs_end() -> None:
     node = Node(4, {NOISY: 1})
     node.arrive(*(key(NOISY, n) for n in range(9)))
     node.most[NOISY] = 3
-    node.slots.look_again()
+    node.slots.apply_limits()
     node.start_called()
     assert len(node.started) == 3
     node.most[NOISY] = 1
@@ -127,71 +127,75 @@ def test_a_higher_limit_counts_at_once_and_a_lower_one_as_runs_end() -> None:
     assert node.end(key(NOISY, 2)) == key(NOISY, 3)
 
 
-def test_a_lane_keeps_its_slot_unless_somebody_waits_who_could_have_it() -> None:
+def test_a_lane_keeps_its_slot_unless_a_waiting_lane_could_use_it() -> None:
     node = Node(1, {NOISY: 1, QUIET: 0})
     node.arrive(key(NOISY), key(QUIET))
     assert node.slots.take(key(NOISY))
     node.most[QUIET] = 1
     assert not node.slots.take(key(NOISY))
-    node.slots.settle(key(NOISY), running=False, startable=True)
+    node.slots.settle(key(NOISY), running=False, can_start=True)
     assert node.called == [key(QUIET)]
 
 
-def test_a_lane_gives_up_a_slot_that_its_tenant_may_not_have_any_more() -> None:
+def test_a_lane_releases_its_slot_when_its_tenant_is_above_its_limit() -> None:
     node = Node(2, {NOISY: 2})
     node.arrive(key(NOISY, 0), key(NOISY, 1))
     node.most[NOISY] = 1
     assert not node.slots.take(key(NOISY, 0))
-    node.slots.settle(key(NOISY, 0), running=False, startable=True)
+    node.slots.settle(key(NOISY, 0), running=False, can_start=True)
     assert (node.called, node.slots.in_use) == ([], 1)
-    node.slots.settle(key(NOISY, 0), running=False, startable=False)
+    node.slots.settle(key(NOISY, 0), running=False, can_start=False)
     assert node.slots.take(key(NOISY, 1))
 
 
-def test_whose_turn_it_is_is_told_with_the_room_each_has() -> None:
+def test_tenant_shares_are_ordered_by_slots_and_last_grant() -> None:
     node = Node(8, {NOISY: 3})
     node.arrive(key(NOISY, 0), key(QUIET), key(OTHER), key(NOISY, 1))
     node.end(key(QUIET))
-    assert node.slots.turns == (
-        Turn(QUIET, UNLIMITED),
-        Turn(OTHER, UNLIMITED),
-        Turn(NOISY, 1),
+    assert node.slots.tenant_shares == (
+        TenantShare(QUIET, UNLIMITED),
+        TenantShare(OTHER, UNLIMITED),
+        TenantShare(NOISY, 1),
     )
     node.arrive(key(NOISY, 2), key(NOISY, 3))
-    assert node.slots.turns[-1] == Turn(NOISY, 0)
+    assert node.slots.tenant_shares[-1] == TenantShare(NOISY, 0)
 
 
-def test_the_store_is_told_whose_turn_it_is_with_those_first_who_had_none() -> None:
+def test_the_claim_order_starts_with_tenants_that_have_used_no_slot() -> None:
     book = QuotaBook(Quotas({NOISY: Quota(max_active_runs=2), "fresh": Quota(max_active_runs=7)}))
     slots = Slots(8, lambda _: None, book.max_active)
     slots.open()
     for lane in (key(NOISY), key(QUIET)):
         assert slots.take(lane)
-    slots.settle(key(QUIET), running=False, startable=False)
-    told = (Turn("fresh", 7), Turn(QUIET, UNLIMITED), Turn(NOISY, 1))
-    assert turns_of(slots, book) == Turns(told, UNLIMITED)
+    slots.settle(key(QUIET), running=False, can_start=False)
+    told = (TenantShare("fresh", 7), TenantShare(QUIET, UNLIMITED), TenantShare(NOISY, 1))
+    assert claim_order_of(slots, book) == ClaimOrder(told, UNLIMITED)
     book.replace(Quotas({}, others=Quota(max_active_runs=1)))
-    assert turns_of(slots, book) == Turns((Turn(QUIET, 1), Turn(NOISY, 0)), 1)
+    assert claim_order_of(slots, book) == ClaimOrder(
+        (TenantShare(QUIET, 1), TenantShare(NOISY, 0)), 1
+    )
 
 
-def test_tenants_that_have_nothing_here_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_SERVED", 10)
+def test_idle_tenants_are_evicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_TENANTS", 10)
     node = Node(2)
     node.arrive(key(QUIET))
     for n in range(100):
         node.arrive(key(f"t{n}"))
         node.end(key(f"t{n}"))
-    known = [turn.tenant for turn in node.slots.turns]
+    known = [share.tenant for share in node.slots.tenant_shares]
     assert len(known) <= 10
     assert {QUIET, "t99"} <= set(known)
 
 
-# --- Whatever happens ---------------------------------------------------------------------------
+# --- Random histories ---------------------------------------------------------------------------
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Lanes come, are called, start and end in any order, with commits that fail and limits that
-    change; beside the slots a plain account of who has what."""
+    """Lanes arrive, get slots, start and end in any order, while commits fail and limits change.
+
+    A plain model beside the slots records which lane has what.
+    """
 
     LANES = [key(tenant, n) for tenant in (QUIET, NOISY, OTHER) for n in range(4)]  # noqa: RUF012
 
@@ -207,17 +211,17 @@ class AnyOrder(RuleBasedStateMachine):
         self.slots = Slots(total, self.called.append, self.most.get)
 
     def _decide(self, lane: SessionKey, *, committed: bool) -> None:
-        """What a lane does with a run to start: as `Lanes` does it."""
+        """A lane with a run to start takes a slot, as `Lanes` does."""
         got = self.slots.take(lane)
         if not committed:
             if lane not in self.running:
-                self.slots.give_back(lane)
-                self.slots.line_up(lane)
+                self.slots.release(lane)
+                self.slots.enqueue(lane)
             return
         self.running.discard(lane)
         self.wanting.discard(lane)
         (self.running if got else self.wanting).add(lane)
-        self.slots.settle(lane, running=got, startable=not got)
+        self.slots.settle(lane, running=got, can_start=not got)
 
     @rule()
     def open_up(self) -> None:
@@ -226,7 +230,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule()
     def shut(self) -> None:
-        self.slots.shut()
+        self.slots.close()
         self.called.clear()
         self.open = False
 
@@ -251,7 +255,7 @@ class AnyOrder(RuleBasedStateMachine):
             self._decide(lane, committed=True)
         else:
             self.running.discard(lane)
-            self.slots.settle(lane, running=False, startable=False)
+            self.slots.settle(lane, running=False, can_start=False)
 
     @precondition(lambda self: self.wanting)
     @rule(data=st.data())
@@ -260,11 +264,11 @@ class AnyOrder(RuleBasedStateMachine):
         if lane in self.called:
             self.called.remove(lane)
         self.wanting.discard(lane)
-        self.slots.settle(lane, running=False, startable=False)
+        self.slots.settle(lane, running=False, can_start=False)
 
     @rule(lane=st.sampled_from(LANES))
     def is_taken_up(self, lane: SessionKey) -> None:
-        """A run that is active already, whatever is free."""
+        """A restored active run gets a slot even if none is free."""
         if lane not in self.running:
             if lane in self.called:
                 self.called.remove(lane)
@@ -275,7 +279,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(tenant=st.sampled_from([QUIET, NOISY]), most=st.integers(0, 4))
     def limit_changes(self, tenant: str, most: int) -> None:
         self.most[tenant] = most
-        self.slots.look_again()
+        self.slots.apply_limits()
 
     def _held(self, tenant: str) -> int:
         lanes = {*self.running, *self.called}
@@ -285,7 +289,7 @@ class AnyOrder(RuleBasedStateMachine):
     def the_account_is_right(self) -> None:
         if hasattr(self, "slots"):
             assert self.slots.in_use == len(self.running)
-            assert set(self.slots.line) == self.wanting
+            assert set(self.slots.queue) == self.wanting
             assert self.slots._free == self.total - len(self.running) - len(self.called)
 
     @invariant()
@@ -300,7 +304,7 @@ class AnyOrder(RuleBasedStateMachine):
     @precondition(lambda self: self.open)
     @rule(lane=st.sampled_from(LANES))
     def nobody_gets_more_than_it_may(self, lane: SessionKey) -> None:
-        """Whoever gets a slot, its tenant had room, and there was one."""
+        """A slot is taken only if one was free and the tenant was below its limit."""
         if lane in self.running or lane in self.called:
             return
         had, total = self._held(lane.tenant), len(self.running) + len(self.called)
@@ -321,15 +325,16 @@ TestAnyOrder.settings = settings(max_examples=300, stateful_step_count=40, deadl
     crowd=st.integers(1, 6),
     ends=st.lists(st.integers(0, 3), min_size=40, max_size=40),
 )
-def test_no_tenant_starves(total: int, crowd: int, ends: list[int]) -> None:
-    """Whichever runs end, a tenant that has none starts one before any other tenant has started
-    two."""
+def test_every_waiting_tenant_gets_a_slot_before_another_gets_two(
+    total: int, crowd: int, ends: list[int]
+) -> None:
+    """A tenant without slots starts a run before any other tenant has started two."""
     node = Node(total)
     crowded = [f"t{n}" for n in range(crowd)]
     node.arrive(key(QUIET))
     for tenant in crowded:
         node.arrive(*(key(tenant, n) for n in range(60)))
-    # It has just had its turn, and most others had none.
+    # It was served last, and most others have not been served.
     node.end(key(QUIET))
     running = [lane for lane in node.started if lane.tenant != QUIET]
     assert len(running) == total
@@ -343,5 +348,5 @@ def test_no_tenant_starves(total: int, crowd: int, ends: list[int]) -> None:
         running.append(started)
         since.append(started.tenant)
     else:
-        pytest.fail("it starves")
+        pytest.fail("the tenant starves")
     assert all(since.count(tenant) <= 1 for tenant in crowded)

@@ -1,4 +1,4 @@
-"""A run outlives a store that is away for a while: nothing it said is lost, or there twice."""
+"""A run survives a store that is unavailable: no output is lost or stored twice."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from support.staging import say, script, wait
 
 
 class Shaky(MemoryStore):
-    """Does not confirm so many appends: `written` says whether they were carried out all the same.
+    """A store that does not confirm a number of appends; `written`: they are stored nevertheless.
     Reads of prompts fail, too."""
 
     def __init__(self, *, written: bool) -> None:
@@ -49,7 +49,7 @@ async def said(node: Node, run_id: str) -> list[str]:
 
 
 @pytest.mark.parametrize("written", [True, False])
-async def test_what_was_said_is_stored_once(*, written: bool) -> None:
+async def test_output_is_stored_once_if_the_store_does_not_confirm_it(*, written: bool) -> None:
     async with Shaky(written=written) as store, running(store) as node:
         store.appends = 2
         accepted = await node.accept("s", script(say("one"), wait("g"), say("two")))
@@ -58,7 +58,7 @@ async def test_what_was_said_is_stored_once(*, written: bool) -> None:
         while not any(isinstance(event.body, TextDelta) for event in await follower.next()):
             pass
         follower.close()
-        node.gates.open("g")
+        node.latches.open("g")
         end = await node.end(run_id)
         assert (end.state, end.text) == (RunState.COMPLETED, "onetwo")
         events = await node.events(run_id)
@@ -66,11 +66,11 @@ async def test_what_was_said_is_stored_once(*, written: bool) -> None:
         assert [event.index for event in events] == list(range(1, len(events) + 1))
 
 
-async def test_a_prompt_that_cannot_be_read_for_a_while_is_read_later() -> None:
+async def test_reading_a_prompt_is_retried_while_the_store_is_unavailable() -> None:
     async with Shaky(written=False) as store, running(store) as node:
         await node.blocked("s", "g")
         run = await node.queue("s", "x" * 10_000)
         store.prompts = 2
-        node.gates.open("g")
+        node.latches.open("g")
         assert (await node.end(run.run_id)).state is RunState.COMPLETED
         assert store.prompts == 0

@@ -1,4 +1,4 @@
-"""Subscriptions: nothing lost, nothing twice, nothing out of order, nobody held up."""
+"""Subscriptions: no event is lost, repeated or reordered, and no subscriber delays another."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ALL = EventFilter()
 def subscribed(
     node: Node, wanted: EventFilter = ALL, after: int | None = None
 ) -> Iterator[Subscription]:
-    """A subscription, by default from now on."""
+    """A subscription, by default from the current position."""
     start = node.feed.position if after is None else after
     subscription = node.feed.subscribe(TENANT, wanted, start)
     try:
@@ -37,7 +37,7 @@ def subscribed(
 
 
 async def take(subscription: Subscription, number: int) -> list[RunComplete]:
-    """The next so many events; no more may come with them."""
+    """Returns the next events; there must be exactly `number`."""
     taken: list[RunComplete] = []
     while len(taken) < number:
         page = await subscription.next(SECONDS)
@@ -47,19 +47,19 @@ async def take(subscription: Subscription, number: int) -> list[RunComplete]:
     return taken
 
 
-async def test_an_idle_subscription_answers_when_its_time_is_up(node: Node) -> None:
+async def test_an_idle_subscription_returns_no_events_after_its_timeout(node: Node) -> None:
     with subscribed(node) as subscription:
         page = await subscription.next(0.01)
         assert (page.events, page.scanned) == ((), node.feed.position)
 
 
-async def test_a_filter_lets_through_its_sessions_and_runs_only(node: Node) -> None:
+async def test_a_filter_passes_only_its_sessions_and_runs(node: Node) -> None:
     named = await node.blocked("named", "g")
     wanted = EventFilter(session_ids=frozenset({"a", "b"}), run_ids=frozenset({named.run_id}))
     with subscribed(node, wanted) as subscription:
         for session_id in ("a", "x", "y", "b", "named"):
             await node.coordinator.run(session_id, Prompt("x")) if session_id != "named" else None
-        node.gates.open("g")
+        node.latches.open("g")
         await node.end(named.run_id)
         await node.coordinator.run("named", Prompt("x"))
         taken = await take(subscription, 3)
@@ -68,7 +68,7 @@ async def test_a_filter_lets_through_its_sessions_and_runs_only(node: Node) -> N
         assert (page.events, page.scanned) == ((), node.feed.position)
 
 
-async def test_the_position_of_an_idle_filter_moves_with_the_log(node: Node) -> None:
+async def test_the_position_of_a_filter_without_matches_moves_with_the_log(node: Node) -> None:
     wanted = EventFilter(session_ids=frozenset({"a"}))
     with subscribed(node, wanted, after=0) as subscription:
         assert (await subscription.next(0.01)).events == ()
@@ -90,20 +90,20 @@ async def test_r25_a_subscription_resumes_after_any_position(node: Node) -> None
             assert (await subscription.next(0.01)).events == ()
 
 
-async def test_r25_a_subscriber_far_behind_reads_from_the_store(
+async def test_r25_a_subscriber_behind_the_tail_reads_from_the_store(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tail_module, "TAIL_EVENTS", 4)
     monkeypatch.setattr(feed_module, "PAGE_EVENTS", 3)
     with subscribed(node) as slow, subscribed(node) as fast:
-        heard: list[RunComplete] = []
+        received: list[RunComplete] = []
         for n in range(20):
             await node.coordinator.run("s", Prompt(str(n)))
-            heard += await take(fast, 1)
-        assert await take(slow, 20) == heard
+            received += await take(fast, 1)
+        assert await take(slow, 20) == received
 
 
-async def test_r25_subscribing_while_events_are_written_misses_none(node: Node) -> None:
+async def test_r25_a_subscription_opened_during_writes_misses_no_event(node: Node) -> None:
     subscriptions: list[Subscription] = []
 
     async def subscribe_often() -> None:
@@ -119,7 +119,7 @@ async def test_r25_subscribing_while_events_are_written_misses_none(node: Node) 
         subscription.close()
 
 
-async def test_r25_a_cursor_that_was_compacted_away_is_told_so(node: Node) -> None:
+async def test_r25_a_compacted_cursor_is_refused(node: Node) -> None:
     for n in range(5):
         await node.coordinator.run("s", Prompt(str(n)))
     third = (await node.completes())[2]
@@ -138,7 +138,7 @@ async def test_r25_a_cursor_from_the_future_is_refused(node: Node) -> None:
         node.feed.subscribe(TENANT, ALL, node.feed.position + 1)
 
 
-async def test_closing_the_feed_tells_all_who_wait(node: Node) -> None:
+async def test_closing_the_feed_ends_all_waits_with_draining(node: Node) -> None:
     run = await node.blocked("s", "g")
     with subscribed(node) as subscription:
         follower = node.feed.follow(RunKey(TENANT, run.run_id), 100)
@@ -156,7 +156,7 @@ async def test_closing_the_feed_tells_all_who_wait(node: Node) -> None:
         node.feed.subscribe(TENANT, ALL, 0)
 
 
-async def test_what_was_committed_before_the_feed_closed_is_told_before_its_end(
+async def test_events_committed_before_the_feed_closed_are_delivered_first(
     node: Node,
 ) -> None:
     with subscribed(node) as subscription:
@@ -173,7 +173,7 @@ async def test_what_was_committed_before_the_feed_closed_is_told_before_its_end(
         follower.close()
 
 
-async def test_nobody_is_left_behind_in_the_feed(node: Node) -> None:
+async def test_closed_subscriptions_leave_nothing_in_the_feed(node: Node) -> None:
     wanted = EventFilter(session_ids=frozenset({"a", "b"}), run_ids=frozenset({"r"}))
     with subscribed(node, wanted), subscribed(node):
         assert node.feed.subscriptions == 2
@@ -184,7 +184,7 @@ async def test_nobody_is_left_behind_in_the_feed(node: Node) -> None:
 
 
 async def follow(node: Node, run_id: str, after: int = 0) -> list[RunEvent]:
-    """All events of a run up to its end."""
+    """Returns all events of a run up to its end."""
     follower = node.feed.follow(RunKey(TENANT, run_id), after)
     events: list[RunEvent] = []
     while not (events and isinstance(events[-1].body, RunComplete)):
@@ -193,15 +193,15 @@ async def follow(node: Node, run_id: str, after: int = 0) -> list[RunEvent]:
     return events
 
 
-async def test_followers_of_a_run_see_all_its_events_whenever_they_come(node: Node) -> None:
+async def test_followers_get_all_events_of_a_run_whenever_they_start(node: Node) -> None:
     steps = [say("a"), wait("one"), say("b"), wait("two"), say("c")]
     run = (await node.accept("s", script(*steps))).run
-    await node.gates.reached("one")
+    await node.latches.reached("one")
     early = asyncio.create_task(follow(node, run.run_id))
-    node.gates.open("one")
-    await node.gates.reached("two")
+    node.latches.open("one")
+    await node.latches.reached("two")
     middle = asyncio.create_task(follow(node, run.run_id))
-    node.gates.open("two")
+    node.latches.open("two")
     await node.end(run.run_id)
     late = await follow(node, run.run_id)
     assert await early == await middle == late
@@ -209,17 +209,17 @@ async def test_followers_of_a_run_see_all_its_events_whenever_they_come(node: No
     assert await follow(node, run.run_id, after=2) == late[2:]
 
 
-async def test_waiting_for_a_run_ends_with_its_time(node: Node) -> None:
+async def test_waiting_for_a_run_ends_with_its_timeout(node: Node) -> None:
     run = await node.blocked("s", "g")
     seen = await node.coordinator.wait_run(run.run_id, timeout=0)
-    assert not seen.state.terminal
+    assert not seen.state.is_terminal
     seen = await node.coordinator.wait_run(run.run_id, timeout=0.01)
-    assert not seen.state.terminal
-    node.gates.open("g")
+    assert not seen.state.is_terminal
+    node.latches.open("g")
     assert (await node.end(run.run_id)).run_id == run.run_id
 
 
-async def test_a_follower_of_a_run_that_was_deleted_is_told_so(node: Node) -> None:
+async def test_a_follower_of_a_deleted_run_gets_run_not_found(node: Node) -> None:
     run = await node.queue("s", "x")
     await node.end(run.run_id)
     follower = node.feed.follow(RunKey(TENANT, run.run_id), 0)
@@ -229,7 +229,7 @@ async def test_a_follower_of_a_run_that_was_deleted_is_told_so(node: Node) -> No
     follower.close()
 
 
-async def test_who_wants_everything_and_keeps_up_shares_a_page(node: Node) -> None:
+async def test_unfiltered_subscriptions_that_keep_up_share_a_page(node: Node) -> None:
     with subscribed(node) as one, subscribed(node) as other:
         run = await node.queue("s", "x")
         await node.end(run.run_id)
@@ -239,8 +239,8 @@ async def test_who_wants_everything_and_keeps_up_shares_a_page(node: Node) -> No
         assert [c.run_id for c in await take(other, 1)] == [run.run_id]
 
 
-async def test_each_wait_of_a_subscription_has_its_own_time(node: Node) -> None:
-    """The alarm of one wait serves the next ones: it makes none of them shorter or longer."""
+async def test_each_wait_of_a_subscription_has_its_own_timeout(node: Node) -> None:
+    """The timer of one wait also serves later ones, and must neither shorten nor extend them."""
     nothing = EventFilter(session_ids=frozenset({"nobody"}))
     with subscribed(node) as subscription, subscribed(node, nothing) as idle:
         waiting = asyncio.create_task(subscription.next(SECONDS))
@@ -259,70 +259,70 @@ async def test_each_wait_of_a_subscription_has_its_own_time(node: Node) -> None:
         assert (await waiting).events
 
 
-# --- What was written by another node -----------------------------------------------------------
+# --- Events written by another node --------------------------------------------------------------
 
 
 @contextmanager
-def deaf(node: Node) -> Iterator[None]:
-    """What is committed meanwhile does not come to the feed: as if another node had written it."""
+def disconnected(node: Node) -> Iterator[None]:
+    """Disconnects the feed from the store, as if another node made the commits."""
     node.store.listener = None
     yield
     node.store.listener = node.feed
 
 
-async def run_unheard(node: Node, number: int) -> None:
-    """So many runs come and go of which the feed is not told."""
-    with deaf(node):
+async def run_unpublished(node: Node, number: int) -> None:
+    """Executes runs whose events are not published to the feed."""
+    with disconnected(node):
         for n in range(number):
-            await node.queue(f"unheard{n}", "x")
+            await node.queue(f"unpublished{n}", "x")
         assert await node.coordinator.wait_idle(SECONDS)
 
 
-async def tell(node: Node, after: int) -> None:
-    """The feed is told of what is in the log after a position."""
+async def publish(node: Node, after: int) -> None:
+    """Publishes the log after a position to the feed."""
     page = await node.store.completes(TENANT, ALL, after=after, limit=99, max_bytes=1 << 30)
     node.feed.completed(page.events)
 
 
-NOBODY = EventFilter(session_ids=frozenset({"nobody"}))
+NO_MATCH = EventFilter(session_ids=frozenset({"nobody"}))
 
 
-@pytest.mark.parametrize("wanted", [ALL, NOBODY], ids=["all", "filter"])
-async def test_r25_what_was_removed_before_it_was_told_is_not_skipped(
+@pytest.mark.parametrize("wanted", [ALL, NO_MATCH], ids=["all", "filter"])
+async def test_r25_events_compacted_before_publication_are_not_skipped(
     node: Node, wanted: EventFilter
 ) -> None:
-    await node.coordinator.run("s", Prompt("told"))
+    await node.coordinator.run("s", Prompt("before"))
     with subscribed(node, wanted) as idle, subscribed(node, wanted, after=0) as behind:
         waiting = asyncio.create_task(idle.next(SECONDS))
         await asyncio.sleep(0)
-        await run_unheard(node, 3)
+        await run_unpublished(node, 3)
         assert await node.store.compact(1 << 62, limit=4) == 4
-        await node.coordinator.run("s", Prompt("told again"))
+        await node.coordinator.run("s", Prompt("after"))
         with pytest.raises(CursorCompacted):
             await waiting
         with pytest.raises(CursorCompacted):
             await behind.next(SECONDS)
     with subscribed(node, after=4) as subscription:
-        assert [c.text for c in await take(subscription, 1)] == ["told again"]
+        assert [c.text for c in await take(subscription, 1)] == ["after"]
 
 
-async def test_r25_who_was_told_of_all_before_the_hole_goes_on(node: Node) -> None:
-    """Events that were removed are behind a cursor of a node that was told of them."""
+async def test_r25_a_subscription_past_the_compacted_events_continues(node: Node) -> None:
+    """The cursor of a node that had received the removed events lies behind them."""
     with subscribed(node, after=0) as early:
-        await run_unheard(node, 3)
+        await run_unpublished(node, 3)
         with subscribed(node, after=2) as late:
             assert await node.store.compact(1 << 62, limit=2) == 2
-            await tell(node, 2)
+            await publish(node, 2)
             assert len(await take(late, 1)) == 1
             with pytest.raises(CursorCompacted):
                 await early.next(SECONDS)
 
 
-async def test_r25_a_log_that_was_removed_to_its_end_is_told_at_once(node: Node) -> None:
+async def test_r25_a_fully_compacted_log_ends_a_waiting_subscription(node: Node) -> None:
     with subscribed(node) as subscription:
         waiting = asyncio.create_task(subscription.next(SECONDS))
         await asyncio.sleep(0)
-        await run_unheard(node, 2)
+        await run_unpublished(node, 2)
         assert await node.store.compact(1 << 62, limit=9) == 2
         node.feed.completed(())
         with pytest.raises(CursorCompacted):
@@ -333,38 +333,38 @@ async def test_r25_a_log_that_was_removed_to_its_end_is_told_at_once(node: Node)
         assert [c.text for c in await take(subscription, 1)] == ["x"]
 
 
-async def test_a_follower_is_told_of_an_end_that_another_node_wrote(node: Node) -> None:
+async def test_a_follower_gets_the_end_that_another_node_wrote(node: Node) -> None:
     run = (await node.accept("s", script(say("a"), wait("g"), say("b")))).run
-    await node.gates.reached("g")
+    await node.latches.reached("g")
     key = RunKey(TENANT, run.run_id)
     known = len(await node.events(run.run_id))
     early = asyncio.create_task(follow(node, run.run_id))
     waiting = asyncio.create_task(follow(node, run.run_id, after=known))
     idle = node.feed.follow(key, known)
     await asyncio.sleep(0)
-    # There is a tail, and the end is not in it.
+    # The tail exists and lacks the end.
     node.feed.happened(key, (await node.events(run.run_id))[-1:])
-    with deaf(node):
-        node.gates.open("g")
+    with disconnected(node):
+        node.latches.open("g")
         assert await node.coordinator.wait_idle(SECONDS)
-    await tell(node, 0)
+    await publish(node, 0)
     events = list(await node.events(run.run_id))
     async with asyncio.timeout(SECONDS):
         assert await early == events
         assert await waiting == events[known:]
-        # Who comes only now finds the same tail.
+        # A later follower finds the same tail.
         assert await follow(node, run.run_id, after=known) == events[known:]
     idle.close()
 
 
-async def test_a_follower_is_told_of_an_end_that_was_removed_from_the_log(node: Node) -> None:
+async def test_a_follower_gets_an_end_that_was_compacted_in_the_log(node: Node) -> None:
     run = await node.blocked("s", "g")
     following = asyncio.create_task(
         follow(node, run.run_id, after=len(await node.events(run.run_id)))
     )
     await asyncio.sleep(0)
-    with deaf(node):
-        node.gates.open("g")
+    with disconnected(node):
+        node.latches.open("g")
         assert await node.coordinator.wait_idle(SECONDS)
     assert await node.store.compact(1 << 62, limit=9) == 1
     await node.coordinator.run("other", Prompt("x"))
@@ -372,22 +372,24 @@ async def test_a_follower_is_told_of_an_end_that_was_removed_from_the_log(node: 
         assert isinstance((await following)[-1].body, RunComplete)
 
 
-async def test_a_follower_does_not_skip_what_another_node_wrote_in_between(node: Node) -> None:
+async def test_a_follower_does_not_skip_events_that_another_node_wrote_in_between(
+    node: Node,
+) -> None:
     steps = [say("a"), wait("one"), say("b"), wait("two"), say("c")]
     run = (await node.accept("s", script(*steps))).run
-    await node.gates.reached("one")
+    await node.latches.reached("one")
     key = RunKey(TENANT, run.run_id)
     following = asyncio.create_task(follow(node, run.run_id))
     await asyncio.sleep(0)
     node.feed.happened(key, (await node.events(run.run_id))[-1:])
     known = len(await node.events(run.run_id))
     slow = node.feed.follow(key, known)
-    with deaf(node):
-        node.gates.open("one")
-        await node.gates.reached("two")
+    with disconnected(node):
+        node.latches.open("one")
+        await node.latches.reached("two")
         while len(await node.events(run.run_id)) == known:
             await asyncio.sleep(0)
-    node.gates.open("two")
+    node.latches.open("two")
     await node.end(run.run_id)
     events = list(await node.events(run.run_id))
     assert await following == events

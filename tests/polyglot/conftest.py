@@ -1,15 +1,15 @@
-"""The same tests for a program in each language, and a walk through the first steps of each:
-`make test-polyglot`.
+"""Tests of programs in five languages, and of the first-steps pages: `make test-polyglot`.
 
-They build five programs with five tools, so they are no part of `make test`: they are collected
-with `RUNLANE_POLYGLOT=1` only. `--language NAME`, which may be repeated, chooses some. A language
-whose tools are not installed is skipped, or with `RUNLANE_POLYGLOT_ALL=1` fails. A session in which
-no test passed fails.
+They build programs with five tool chains, so they are not part of `make test`: pytest collects them
+with `RUNLANE_POLYGLOT=1` only. `--language NAME`, which may be repeated, selects languages. A
+language without its tools is skipped, or fails with `RUNLANE_POLYGLOT_ALL=1`. A session in which no
+test passed fails.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,6 +18,7 @@ import pytest
 
 from polyglot.languages import LANGUAGES, Language
 from polyglot.program import Programs
+from polyglot.projects import ConformanceClient, Project, Quickstart
 from polyglot.proxy import Proxy
 
 WANTED = os.environ.get("RUNLANE_POLYGLOT") == "1"
@@ -25,10 +26,10 @@ WANTED = os.environ.get("RUNLANE_POLYGLOT") == "1"
 collect_ignore_glob = [] if WANTED else ["test_*.py"]
 
 TEST_SECONDS = 180.0
-"""How long a test may take; the longest wait a minute for a connection to be found dead."""
+"""Timeout of a test. The longest wait is a minute, until a connection is found dead."""
 
 NOTHING_RAN = 5
-"""The exit code of pytest for a session without tests."""
+"""pytest's exit code for a session without tests."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,14 +37,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--language",
         action="append",
         choices=tuple(LANGUAGES),
-        help="test the example in this language only; may be repeated",
+        help="test the programs in this language only; may be repeated",
     )
 
 
 def pytest_configure() -> None:
-    # Processes of xdist are told it by the first one, and have the same session then.
-    if WANTED:
-        os.environ.setdefault("RUNLANE_POLYGLOT_SESSION", uuid.uuid4().hex)
+    if not WANTED:
+        return
+    # The processes of xdist inherit the id, so that all of them share one session.
+    os.environ.setdefault("RUNLANE_POLYGLOT_SESSION", uuid.uuid4().hex)
+    # A script starts background jobs with SIGINT ignored, which programs under test would inherit.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -55,7 +60,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The time for a test is for the test: its language is built before, and has its own limit."""
+    """The timeout covers the test only: the build in its fixture has a timeout of its own."""
     for item in items:
         if "language" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.timeout(TEST_SECONDS, func_only=True))
@@ -63,53 +68,79 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """All skipped is not all well."""
+    """Fails a session in which every test was skipped."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    well = WANTED and session.exitstatus == pytest.ExitCode.OK
-    if well and reporter is not None and not reporter.stats.get("passed"):
+    passed = WANTED and session.exitstatus == pytest.ExitCode.OK
+    if passed and reporter is not None and not reporter.stats.get("passed"):
         session.exitstatus = NOTHING_RAN
-
-
-_failed: dict[str, str] = {}
 
 
 @pytest.fixture(scope="session")
 def language(request: pytest.FixtureRequest) -> Language:
-    """An example, built."""
+    """A language whose tools are installed."""
     chosen = LANGUAGES[request.param]
     if reason := chosen.missing():
         if os.environ.get("RUNLANE_POLYGLOT_ALL") == "1":
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)
-    if chosen.name not in _failed:
-        try:
-            chosen.build(os.environ["RUNLANE_POLYGLOT_SESSION"])
-        except AssertionError as error:
-            _failed[chosen.name] = str(error)
-        else:
-            _failed[chosen.name] = ""
-    if said := _failed[chosen.name]:
-        pytest.fail(said, pytrace=False)
     return chosen
 
 
+@pytest.fixture(scope="session")
+def conformance(language: Language) -> ConformanceClient:
+    """The conformance client of the language, built."""
+    program = ConformanceClient(language)
+    _build(program)
+    return program
+
+
+@pytest.fixture(scope="session")
+def quickstart(language: Language) -> Quickstart:
+    """The quickstart of the language, built."""
+    program = Quickstart(language)
+    _build(program)
+    return program
+
+
+_failures: dict[str, str] = {}
+
+
+def _build(project: Project) -> None:
+    """Builds a project, and fails the test if the build fails now or failed before."""
+    if project.name not in _failures:
+        _failures[project.name] = ""
+        try:
+            project.build(os.environ["RUNLANE_POLYGLOT_SESSION"])
+        except AssertionError as error:
+            _failures[project.name] = str(error)
+    if failure := _failures[project.name]:
+        pytest.fail(failure, pytrace=False)
+
+
 @pytest.fixture
-async def programs(language: Language, tmp_path: Path) -> AsyncIterator[Programs]:
-    """Starts the program of the language; what is left of it ends with the test."""
-    async with Programs(language, tmp_path) as started:
+async def programs(conformance: ConformanceClient, tmp_path: Path) -> AsyncIterator[Programs]:
+    """Starts conformance clients; kills those that still run after the test."""
+    async with Programs(conformance, tmp_path) as started:
+        yield started
+
+
+@pytest.fixture
+async def quickstarts(quickstart: Quickstart, tmp_path: Path) -> AsyncIterator[Programs]:
+    """Starts quickstarts; kills those that still run after the test."""
+    async with Programs(quickstart, tmp_path) as started:
         yield started
 
 
 @pytest.fixture
 async def proxy() -> AsyncIterator[Proxy]:
-    """What a test puts between a program and a server."""
+    """A proxy between a program and a server."""
     async with Proxy() as opened:
         yield opened
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where a server has its database."""
+    """The folder of a server's database."""
     place = tmp_path / "server"
     place.mkdir()
     return place

@@ -1,21 +1,22 @@
-"""A program of the examples as a process, and what it says as it says it."""
+"""A program under test as a process, and its output as it arrives."""
 
 from __future__ import annotations
 
 import asyncio
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Self
 
-from polyglot.languages import Language, environment
+from polyglot.languages import environment
+from polyglot.projects import Project
 
 SECONDS = 30.0
-"""How long a test waits for what has to happen, before it says that it did not."""
+"""Timeout of everything that a test waits for, unless the test sets its own."""
 
 
 class Output:
-    """What came from a pipe so far."""
+    """The output of a pipe so far."""
 
     def __init__(self, stream: asyncio.StreamReader) -> None:
         self._stream = stream
@@ -25,16 +26,16 @@ class Output:
 
     @property
     def text(self) -> str:
-        """All of it; a character of which not all bytes are there yet is left out."""
+        """All text; without a last character whose bytes have not all arrived."""
         return self._bytes.decode(errors="ignore")
 
     @property
     def lines(self) -> list[str]:
-        """Its whole lines."""
+        """All complete lines."""
         return self.text.split("\n")[:-1]
 
     async def read(self) -> None:
-        """Reads to the end."""
+        """Reads until the pipe is closed."""
         while data := await self._stream.read(1 << 16):
             async with self._news:
                 self._bytes += data
@@ -44,13 +45,13 @@ class Output:
             self._news.notify_all()
 
     async def until(self, holds: Callable[[Output], bool], seconds: float) -> None:
-        """Waits for something to hold, or for its end."""
+        """Waits for a condition, or for the end of the output."""
         async with asyncio.timeout(seconds), self._news:
             await self._news.wait_for(lambda: holds(self) or self._ended)
 
 
 class Program:
-    """A process that was started. What is wrong is told with all that it said."""
+    """A started process. A failed expectation shows all of its output."""
 
     def __init__(self, process: Process) -> None:
         assert process.stdout is not None
@@ -62,15 +63,15 @@ class Program:
 
     @property
     def said(self) -> str:
-        """All that it said, for a message."""
+        """All output, for a message."""
         return f"\n--- stdout\n{self.out.text[-4000:]}\n--- stderr\n{self.err.text[-4000:]}"
 
-    async def shows(self, text: str, seconds: float = SECONDS) -> None:
+    async def prints(self, text: str, seconds: float = SECONDS) -> None:
         """Waits for a text on stdout."""
         await self._until(self.out, lambda output: text in output.text, repr(text), seconds)
 
-    async def tells(self, prefix: str, seconds: float = SECONDS, *, times: int = 1) -> str:
-        """Waits for a line on stderr that begins like this; returns the last such line."""
+    async def reports(self, prefix: str, seconds: float = SECONDS, *, times: int = 1) -> str:
+        """Waits for `times` lines on stderr with this prefix; returns the last one."""
 
         def found(output: Output) -> list[str]:
             return [line for line in output.lines if line.startswith(prefix)]
@@ -79,18 +80,18 @@ class Program:
         await self._until(self.err, lambda output: len(found(output)) >= times, enough, seconds)
         return found(self.err)[-1]
 
-    async def ends(self, code: int, seconds: float = SECONDS) -> None:
-        """Waits for its end, which has to be with this exit code."""
+    async def exits(self, code: int, seconds: float = SECONDS) -> None:
+        """Waits for the end of the process, and asserts its exit code."""
         try:
             async with asyncio.timeout(seconds):
                 await self.process.wait()
                 await asyncio.gather(*self.readers)
         except TimeoutError:
-            raise AssertionError(f"it did not end within {seconds:g} s{self.said}") from None
+            raise AssertionError(f"no end within {seconds:g} s{self.said}") from None
         assert self.process.returncode == code, f"exit {self.process.returncode}{self.said}"
 
     async def kill(self) -> None:
-        """Ends it as a crash would."""
+        """Kills the process."""
         if self.process.returncode is None:
             self.process.kill()
         await self.process.wait()
@@ -103,15 +104,15 @@ class Program:
             await output.until(holds, seconds)
         except TimeoutError:
             raise AssertionError(f"no {what} within {seconds:g} s{self.said}") from None
-        assert holds(output), f"it ended without {what}{self.said}"
+        assert holds(output), f"the program ended without {what}{self.said}"
 
 
 class Programs:
-    """Starts programs of a language, and ends them with itself."""
+    """Starts processes of one project, and kills them when it is closed."""
 
-    def __init__(self, language: Language, folder: Path) -> None:
+    def __init__(self, project: Project, folder: Path) -> None:
         self.folder = folder
-        self._language = language
+        self._project = project
         self._started: list[Program] = []
 
     async def __aenter__(self) -> Self:
@@ -122,16 +123,21 @@ class Programs:
             await program.kill()
 
     async def start(self, *words: str, target: str, token: str = "") -> Program:
-        """Starts the program with these words, towards a server, with a token if there is one."""
+        """Starts a conformance client with the options that all of its commands take."""
+        env = {"RUNLANE_TOKEN": token} if token else {}
+        return await self.launch(*words, "--target", target, env=env)
+
+    async def launch(self, *words: str, env: Mapping[str, str]) -> Program:
+        """Starts the program with these arguments and additional environment variables."""
         process = await asyncio.create_subprocess_exec(
-            *self._language.argv(),
+            *self._project.argv(),
             *words,
-            *("--target", target),
             stdin=DEVNULL,
             stdout=PIPE,
             stderr=PIPE,
-            cwd=self._language.folder,
-            env=environment({"RUNLANE_TOKEN": token} if token else {}),
+            cwd=self._project.folder,
+            # Unbuffered output would hide a flush that is missing. Empty is the same as unset.
+            env=environment({"PYTHONUNBUFFERED": "", **env}),
         )
         program = Program(process)
         self._started.append(program)

@@ -1,7 +1,7 @@
-"""A TCP proxy that loses answers, breaks connections, and falls silent.
+"""A TCP proxy that drops answers, breaks connections, and stops forwarding.
 
-It reads the frames of HTTP/2 (RFC 9113, section 4.1) as far as it takes to know a request and an
-answer when it sees one, so that what is lost is certain and not a matter of time.
+It parses the frame headers of HTTP/2 (RFC 9113, section 4.1) to recognise requests and answers, so
+that a test determines what is lost without relying on timing.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from typing import Self
 
 CHUNK = 1 << 16
 PREFACE = 24
-"""How many bytes a client sends before its first frame."""
+"""Bytes that a client sends before its first frame."""
 HEADERS = 1
-"""The type of the frame that a request, and an answer, begins with."""
+"""The type of the first frame of a request, and of an answer."""
 
 
 class Frames:
-    """The types of the frames in a stream of bytes that comes in pieces."""
+    """Parses the types of frames from a stream of bytes that arrives in pieces."""
 
     def __init__(self, skip: int = 0) -> None:
         self._skip = skip
         self._head = b""
 
     def types(self, data: bytes) -> Iterator[int]:
-        """The types of the frames that begin in this piece."""
+        """Returns the types of the frames that begin in this piece."""
         while data:
             if self._skip:
                 passed = min(self._skip, len(data))
@@ -43,20 +43,20 @@ class Frames:
 
 
 class Proxy:
-    """Listens on a free port of the loopback, and passes on to `target`, `HOST:PORT`.
+    """Listens on a free loopback port, and forwards connections to `target`.
 
     Attributes:
-        target: Where to; empty: connections are closed as soon as they are made.
-        lose: How many answers are lost: each breaks its connection as it begins. The second headers
-            of an answer, its trailers, count as one too.
-        cuts: Connections break after so many bytes from the server, the first one after the first
-            number, and so on; one for which there is none does not.
-        silence_at_request: With which request, from 1, the server is not heard any more; 0: with
-            none. It gets the whole request all the same.
-        requested_at: When requests came, in seconds of a monotonic clock.
-        answers: How many headers of the server have come, lost ones included.
-        connections: How many connections were made to it.
-        closed: How many of them it closed because nobody answered at `target`.
+        target: `HOST:PORT` of the server. While it is empty, every new connection is closed.
+        lose: The number of answers to drop. Each breaks its connection at its first frame. The
+            trailers of an answer count as an answer of their own.
+        cuts: Byte counts. The first connection breaks after the first number of bytes from the
+            server, the second after the second, and so on. Later connections do not break.
+        silence_at_request: The number, from 1, of the request from which on answers are withheld;
+            0: never. The server still receives the whole request.
+        requested_at: The times of all requests, in seconds of a monotonic clock.
+        answers: The number of header frames from the server, dropped ones included.
+        connections: The number of connections accepted.
+        closed: The number of connections closed because `target` did not accept one.
     """
 
     def __init__(self) -> None:
@@ -93,29 +93,29 @@ class Proxy:
 
     @property
     def requests(self) -> int:
-        """How many requests came, over all connections."""
+        """The number of requests over all connections."""
         return len(self.requested_at)
 
     def cut(self) -> None:
-        """Breaks the connections there are."""
+        """Breaks all current connections."""
         for writer in self._open.values():
             writer.transport.abort()
 
     def silence(self) -> None:
-        """Says nothing any more, and passes nothing on; connections are still taken."""
+        """Stops forwarding in both directions; still accepts connections."""
         self._speaks.clear()
 
     def speak(self) -> None:
-        """Goes on, also with what was said meanwhile, by the server too."""
+        """Resumes forwarding, starting with the data that was withheld."""
         self._speaks.set()
         self._answers.set()
 
     def strand(self) -> None:
-        """The connections there are stay silent for good; new ones are as they should be."""
+        """Stops forwarding on all current connections, permanently; new ones work."""
         self._dead.update(self._open)
 
     async def until(self, what: str, least: int, seconds: float = 30) -> None:
-        """Waits for `requests`, `answers`, `connections` or `closed` to be at least so many."""
+        """Waits until the attribute `what` has at least this value."""
         try:
             async with asyncio.timeout(seconds), self._news:
                 await self._news.wait_for(lambda: getattr(self, what) >= least)
@@ -123,7 +123,7 @@ class Proxy:
             text = f"{what}: {getattr(self, what)}, not {least}, after {seconds:g} s"
             raise AssertionError(text) from None
 
-    async def _tell(self) -> None:
+    async def _notify(self) -> None:
         async with self._news:
             self._news.notify_all()
 
@@ -132,11 +132,11 @@ class Proxy:
         assert task is not None
         self._open[task] = writer
         self.connections += 1
-        await self._tell()
+        await self._notify()
         try:
             await self._serve(reader, writer, task)
         except asyncio.CancelledError:
-            # The server of asyncio would log it; only `__aexit__` cancels.
+            # asyncio would log the error; only `__aexit__` cancels.
             pass
         finally:
             writer.transport.abort()
@@ -153,7 +153,7 @@ class Proxy:
             back, forth = await asyncio.open_connection(host, int(port))
         except OSError:
             self.closed += 1
-            await self._tell()
+            await self._notify()
             return
         ways = (
             asyncio.create_task(self._forth(reader, forth, task)),
@@ -177,9 +177,9 @@ class Proxy:
                 new = sum(kind == HEADERS for kind in frames.types(data))
                 self.requested_at += [time.monotonic()] * new
                 if new and 0 < self.silence_at_request <= self.requests:
-                    # The way there stays open: the rest of the request may come by itself.
+                    # The server still receives the rest of the request, which may arrive later.
                     self._answers.clear()
-                await self._tell()
+                await self._notify()
                 writer.write(data)
                 await writer.drain()
 
@@ -196,9 +196,9 @@ class Proxy:
                 self.answers += new
                 if new and self.lose > 0:
                     self.lose -= 1
-                    await self._tell()
+                    await self._notify()
                     return
-                await self._tell()
+                await self._notify()
                 writer.write(data if left is None else data[:left])
                 await writer.drain()
                 if left is not None and (left := left - len(data)) <= 0:
@@ -211,7 +211,7 @@ class Proxy:
         await self._speaks.wait()
 
     async def _let_go(self, writer: asyncio.StreamWriter) -> None:
-        # What was written before a break is to arrive: an abort throws it away.
+        # An abort would discard the bytes before the break.
         writer.close()
         with suppress(OSError):
             await writer.wait_closed()

@@ -1,10 +1,12 @@
-"""The servers of these tests, with the scripted agent, and the test's own client of them."""
+"""Servers with the scripted agent, and what tests do with their own client."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import re
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,41 +23,64 @@ RUN_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-
 
 @asynccontextmanager
 async def scripted(folder: Path, *flags: str) -> AsyncIterator[tuple[ServerProcess, Client]]:
-    """A server whose agent does what its prompt says, and a client with a connection of its own."""
+    """Starts a server whose agent executes its prompt as a script, and a client of it."""
     async with serving(folder, *SCRIPTED, *flags) as server, Client(server.address) as client:
         yield server, client
 
 
+def new_token(folder: Path, role: str) -> str:
+    """Creates a token for the server in a folder."""
+    printed = subprocess.run(
+        (
+            *(sys.executable, "-m", "runlane_server", "token", "new", role),
+            *("--access", str(folder / "access.toml"), "--role", role),
+        ),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    return printed.stdout.split()[-1]
+
+
+@asynccontextmanager
+async def guarded(folder: Path) -> AsyncIterator[tuple[ServerProcess, str, str]]:
+    """Starts a server with an access file; yields it, a token that may run, one that may read."""
+    runs, reads = new_token(folder, "run"), new_token(folder, "read")
+    async with serving(folder, *SCRIPTED, "--access", "access.toml") as server:
+        yield server, runs, reads
+
+
 def script(*steps: Mapping[str, object]) -> str:
-    """The prompt that has the agent take these steps."""
+    """Returns the prompt for a script of these steps."""
     return json.dumps(steps)
 
 
 def gated(gate: str, before: str = "begun ", after: str = "ended") -> str:
-    """A prompt: says something, waits for a gate, and says something."""
+    """Returns a prompt that prints a text, waits for a gate, and prints another text."""
     return script({"text": before}, {"wait": gate}, {"text": after})
 
 
 async def open_gate(client: Client, gate: str) -> None:
-    """Lets the runs go on that wait for it, or come to it later."""
+    """Opens a gate for all runs that wait for it now or later."""
     await say(client, script({"open": gate}), session="gates")
 
 
 async def say(client: Client, prompt: str = "hello", *, session: str = "by-hand") -> str:
-    """Has a run done; returns its id once it has ended."""
+    """Executes a run to its end; returns its id."""
     handle = await client.run_accepted(session, prompt, allow_missing=True)
     await handle.completed(SECONDS)
     return handle.run_id
 
 
 async def runs_of(client: Client, session: str) -> dict[str, RunState]:
-    """The states of the runs of a session, in the order in which they were accepted."""
+    """Returns the states of the runs of a session, in accept order."""
     runs = [run async for run in client.list_runs(session)]
     return {run.run_id: run.state for run in reversed(runs)}
 
 
 async def becomes(what: Callable[[], Awaitable[bool]], seconds: float = SECONDS) -> None:
-    """Waits for a state that nobody announces: something in a file, or of another process."""
+    """Polls for a condition that cannot be awaited, such as the content of a file."""
     async with asyncio.timeout(seconds):
         while not await what():
             await asyncio.sleep(0.02)
@@ -71,7 +96,7 @@ async def becomes_state(client: Client, run_id: str, state: RunState) -> None:
 
 
 async def becomes_compacted(client: Client, cursor: str) -> None:
-    """Waits until events behind a cursor are gone."""
+    """Waits until the events after a cursor are compacted."""
 
     async def is_refused() -> bool:
         try:
@@ -84,7 +109,7 @@ async def becomes_compacted(client: Client, cursor: str) -> None:
 
 
 async def kept(client: Client, last: str) -> list[str]:
-    """The ids of all runs whose ends are kept, up to this one."""
+    """Returns the ids of all retained completions, up to this one."""
     found: list[str] = []
     async for complete in client.subscribe_run_complete(from_beginning=True, max_silence=SECONDS):
         found.append(complete.run_id)

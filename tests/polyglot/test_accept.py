@@ -1,4 +1,4 @@
-"""C1 to C5: one run whatever happens, repetitions, deadlines, and what a refusal says."""
+"""C1 to C5: the idempotency key, deadlines, retries, and errors."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from polyglot.serving import (
 from runlane import Client, RunState
 from support.server import ServerProcess
 
-PATIENCE = 15.0
-"""How many seconds later than its deadline a program may end: a busy machine starts it slowly."""
+LATE = 15.0
+"""Tolerance after a deadline, in seconds: a busy machine starts programs slowly."""
 
 EARLY = 0.5
-"""How many seconds before its deadline it may end: the last pause would have been too long."""
+"""Tolerance before a deadline, in seconds: a backoff past the deadline ends the call early."""
 
 
-async def test_c1_the_run_has_an_id_of_the_program_s_own(programs: Programs, folder: Path) -> None:
+async def test_c1_run_creates_its_own_run_id(programs: Programs, folder: Path) -> None:
     async with scripted(folder) as (server, client):
         program = await programs.start("run", "s", "hello", target=server.address)
-        await program.ends(0)
+        await program.exits(0)
         runs = await runs_of(client, "s")
     (run_id,) = runs
     assert RUN_ID.fullmatch(run_id)
@@ -39,34 +39,34 @@ async def test_c1_the_run_has_an_id_of_the_program_s_own(programs: Programs, fol
     assert program.out.text == "hello\n"
 
 
-async def test_c1_the_id_that_it_is_given_is_sent(programs: Programs, folder: Path) -> None:
+async def test_c1_run_with_the_same_run_id_starts_one_run(programs: Programs, folder: Path) -> None:
     async with scripted(folder) as (server, client):
         for _ in range(2):
             words = ("run", "s", "hello", "--run-id", "mine")
             program = await programs.start(*words, target=server.address)
-            await program.ends(0)
+            await program.exits(0)
             assert program.err.lines == ["accepted mine", "completed STOP"]
             assert program.out.text == "hello\n"
         assert await runs_of(client, "s") == {"mine": RunState.COMPLETED}
 
 
-async def test_c1_c3_a_lost_answer_makes_no_second_run(
+async def test_c1_c3_run_whose_answers_are_lost_starts_one_run(
     programs: Programs, proxy: Proxy, folder: Path
 ) -> None:
     async with scripted(folder) as (server, client):
         proxy.target = server.address
         proxy.lose = 2
         program = await programs.start("run", "s", "hello", target=proxy.address)
-        await program.ends(0)
+        await program.exits(0)
         runs = await runs_of(client, "s")
     assert proxy.lose == 0
-    assert proxy.requests >= 4  # two in vain, one with an answer, and the stream
+    assert proxy.requests >= 4  # two lost, one answered, and the stream
     (run_id,) = runs
     assert program.err.lines[0] == f"accepted {run_id}"
     assert program.out.text == "hello\n"
 
 
-async def test_c3_a_server_that_is_down_is_waited_for(
+async def test_c3_run_retries_until_the_server_is_up(
     programs: Programs, proxy: Proxy, folder: Path
 ) -> None:
     server = ServerProcess(folder, *SCRIPTED)
@@ -75,7 +75,7 @@ async def test_c3_a_server_that_is_down_is_waited_for(
     try:
         await server.start()
         proxy.target = server.address
-        await program.ends(0)
+        await program.exits(0)
         async with Client(server.address) as client:
             assert len(await runs_of(client, "s")) == 1
     finally:
@@ -83,44 +83,46 @@ async def test_c3_a_server_that_is_down_is_waited_for(
     assert program.out.text == "hello\n"
 
 
-async def test_c3_the_deadline_is_for_all_tries_together(programs: Programs, proxy: Proxy) -> None:
+async def test_c3_one_deadline_covers_all_attempts(programs: Programs, proxy: Proxy) -> None:
     program = await programs.start("run", "s", "hello", "--timeout", "6", target=proxy.address)
-    await program.ends(4, 6 + PATIENCE)
-    # More than one try, and none in a tight loop.
+    await program.exits(4, 6 + LATE)
+    # More than one attempt, and no busy loop.
     assert 2 <= proxy.connections < 100
     assert program.err.lines[-1].startswith(("UNAVAILABLE: ", "DEADLINE_EXCEEDED: "))
     assert program.out.text == ""
 
 
 @pytest.mark.parametrize("words", [("run", "s", "hello"), ("cancel", "s")], ids=["run", "cancel"])
-async def test_c2_a_server_that_says_nothing_is_given_up(
+async def test_c2_call_to_a_silent_server_ends_at_its_deadline(
     programs: Programs, proxy: Proxy, words: tuple[str, ...]
 ) -> None:
     proxy.silence()
     began = time.monotonic()
     program = await programs.start(*words, "--timeout", "4", target=proxy.address)
     await proxy.until("connections", 1)
-    await program.ends(4, 4 + PATIENCE)
+    await program.exits(4, 4 + LATE)
     assert time.monotonic() - began > 4 - EARLY
     assert program.err.lines[-1].startswith(("UNAVAILABLE: ", "DEADLINE_EXCEEDED: "))
 
 
-async def test_c2_a_request_that_is_not_answered_is_given_up(
+async def test_c2_request_without_an_answer_ends_at_its_deadline(
     programs: Programs, proxy: Proxy, folder: Path
 ) -> None:
     async with scripted(folder) as (server, client):
         proxy.target = server.address
-        # The connection is made, and falls silent with the answer to the first request.
+        # The connection works until the first request, which gets no answer.
         proxy.silence_at_request = 1
         began = time.monotonic()
         program = await programs.start("run", "s", "hello", "--timeout", "6", target=proxy.address)
         await proxy.until("requests", 1)
-        await program.ends(4, 6 + PATIENCE)
+        await program.exits(4, 6 + LATE)
         assert time.monotonic() - began > 6 - EARLY
         assert len(await runs_of(client, "s")) <= 1
 
 
-async def test_c4_retry_info_is_kept_to(programs: Programs, proxy: Proxy, folder: Path) -> None:
+async def test_c4_retry_waits_as_long_as_retry_info_says(
+    programs: Programs, proxy: Proxy, folder: Path
+) -> None:
     full = ("--max-active-runs", "1", "--max-waiting-total", "1")
     async with scripted(folder, *full) as (server, client):
         active = await client.run_accepted("a", gated("g"), allow_missing=True)
@@ -130,16 +132,16 @@ async def test_c4_retry_info_is_kept_to(programs: Programs, proxy: Proxy, folder
         program = await programs.start("run", "s", "hello", "--timeout", "20", target=proxy.address)
         await proxy.until("answers", 1)
         assert await runs_of(client, "s") == {}
-        # There is room only when this one is gone; a gate would want a run of its own.
+        # Cancelling makes room. Opening the gate would need room for another run.
         await client.cancel(run_id=waits.run_id)
         await client.cancel(run_id=active.run_id)
-        await program.ends(0)
+        await program.exits(0)
     assert program.out.text == "hello\n"
-    # The server asks for a second.
+    # RetryInfo says one second.
     assert proxy.requested_at[1] - proxy.requested_at[0] >= 0.95
 
 
-async def test_c4_without_retry_info_it_is_final(
+async def test_c4_resource_exhausted_without_retry_info_is_not_retried(
     programs: Programs, proxy: Proxy, folder: Path
 ) -> None:
     async with scripted(folder, "--max-waiting-runs", "0") as (server, client):
@@ -147,7 +149,7 @@ async def test_c4_without_retry_info_it_is_final(
         await becomes_state(client, active.run_id, RunState.ACTIVE)
         proxy.target = server.address
         program = await programs.start("run", "s", "hello", target=proxy.address)
-        await program.ends(3)
+        await program.exits(3)
         assert proxy.requests == 1
         assert program.err.lines[-1].startswith("QUEUE_FULL: ")
         await open_gate(client, "g")
@@ -167,7 +169,7 @@ async def test_c4_without_retry_info_it_is_final(
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-async def test_c5_a_refusal_has_its_reason_and_its_fields(
+async def test_c5_error_shows_its_reason_and_fields(
     programs: Programs,
     proxy: Proxy,
     folder: Path,
@@ -181,7 +183,7 @@ async def test_c5_a_refusal_has_its_reason_and_its_fields(
         await known.completed(10)
         proxy.target = server.address
         program = await programs.start(*words, target=proxy.address)
-        await program.ends(3)
+        await program.exits(3)
     head, *rest = program.err.lines
     assert head.startswith(reason), program.said
     assert ": " in head
@@ -205,11 +207,11 @@ async def test_c5_a_refusal_has_its_reason_and_its_fields(
     ],
     ids=lambda words: " ".join(words) or "nothing",
 )
-async def test_wrong_arguments_are_told(
+async def test_invalid_arguments_exit_with_2_and_call_no_server(
     programs: Programs, proxy: Proxy, words: tuple[str, ...]
 ) -> None:
     program = await programs.start(*words, target=proxy.address)
-    await program.ends(2)
+    await program.exits(2)
     assert program.err.lines
     assert program.out.text == ""
     assert proxy.connections == 0

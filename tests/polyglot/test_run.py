@@ -1,4 +1,4 @@
-"""C7, C8, and C11 for the text of a run: it is whole, and nothing is in it twice."""
+"""C7, C8, C11 and C12 for the stream of a run: its text is complete and repeats nothing."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from polyglot.proxy import Proxy
 from polyglot.serving import becomes_compacted, gated, open_gate, runs_of, script, scripted
 from runlane import RunState
 
-UNHEARD = 50.0
-"""Within how many seconds a connection that says nothing is found out: 20 s until the ping, 10 s
-for its answer, and time to spare."""
+DEAD_CONNECTION = 50.0
+"""Timeout for detecting a dead connection: 20 s until the ping, 10 s for its answer, and some time
+to spare."""
 
 
-async def test_c7_text_is_shown_as_it_comes(programs: Programs, folder: Path) -> None:
+async def test_c7_run_prints_text_as_it_arrives(programs: Programs, folder: Path) -> None:
     async with scripted(folder) as (server, client):
         program = await programs.start("run", "s", gated("g"), target=server.address)
-        await program.shows("begun ")
+        await program.prints("begun ")
         assert list((await runs_of(client, "s")).values()) == [RunState.ACTIVE]
         await open_gate(client, "g")
-        await program.ends(0)
+        await program.exits(0)
     assert program.out.text == "begun ended\n"
 
 
-async def test_c7_a_broken_stream_goes_on_where_it_was(
+async def test_c7_run_resumes_a_broken_stream_after_the_last_event(
     programs: Programs, proxy: Proxy, folder: Path
 ) -> None:
     steps: list[dict[str, object]] = []
@@ -35,60 +35,64 @@ async def test_c7_a_broken_stream_goes_on_where_it_was(
         proxy.target = server.address
         program = await programs.start("run", "s", script(*steps), target=proxy.address)
         for n in range(3):
-            await program.shows(f"said {n}, grün ")
+            await program.prints(f"said {n}, grün ")
             proxy.cut()
-            await program.tells("reconnecting UNAVAILABLE", times=n + 1)
+            await program.reports("reconnecting UNAVAILABLE", times=n + 1)
             await open_gate(client, f"g{n}")
-        await program.ends(0)
+        await program.exits(0)
     assert program.out.text == "said 0, grün said 1, grün said 2, grün \n"
 
 
-async def test_c7_nothing_is_lost_or_doubled_in_a_long_answer(
+async def test_c7_long_text_is_complete_after_several_broken_connections(
     programs: Programs, proxy: Proxy, folder: Path
 ) -> None:
     words = [f"word-{n} " for n in range(2000)]
     async with scripted(folder) as (server, client):
         proxy.target = server.address
-        # In the middle of frames, wherever that is.
+        # These offsets are in the middle of frames.
         proxy.cuts = [5_003, 20_011, 9_001]
         prompt = script(*({"text": word} for word in words))
         program = await programs.start("run", "s", prompt, target=proxy.address)
-        await program.ends(0)
+        await program.exits(0)
         assert len(await runs_of(client, "s")) == 1
     assert not proxy.cuts
     assert program.out.text == "".join(words) + "\n"
 
 
-async def test_c8_a_second_attempt_begins_anew(programs: Programs, folder: Path) -> None:
+async def test_c8_run_reports_a_second_attempt_and_prints_its_text(
+    programs: Programs, folder: Path
+) -> None:
     steps = script({"say": "attempt"}, {"text": " begun. "}, {"wait": "g"}, {"text": "The end."})
     async with scripted(folder) as (server, client):
         words = ("run", "s", steps, "--max-attempts", "2")
         program = await programs.start(*words, target=server.address)
-        await program.shows("1 begun. ")
+        await program.prints("1 begun. ")
         await server.kill()
-        await program.tells("reconnecting UNAVAILABLE")
+        await program.reports("reconnecting UNAVAILABLE")
         await server.start()
-        await program.tells("attempt 2")
-        await program.shows("2 begun. ")
+        await program.reports("attempt 2")
+        await program.prints("2 begun. ")
         await open_gate(client, "g")
-        await program.ends(0)
+        await program.exits(0)
     assert program.out.text.endswith("2 begun. The end.\n")
     assert program.out.text.count("The end.") == 1
     assert program.err.lines[-1] == "completed STOP"
 
 
-async def test_c8_a_run_without_another_attempt_ends(programs: Programs, folder: Path) -> None:
+async def test_c8_run_without_attempts_left_fails_when_its_server_crashes(
+    programs: Programs, folder: Path
+) -> None:
     async with scripted(folder) as (server, _):
         program = await programs.start("run", "s", gated("g"), target=server.address)
-        await program.shows("begun ")
+        await program.prints("begun ")
         await server.kill()
-        await program.tells("reconnecting UNAVAILABLE")
+        await program.reports("reconnecting UNAVAILABLE")
         await server.start()
-        await program.ends(1)
+        await program.exits(1)
     assert program.err.lines[-1] == "failed INTERRUPTED"
 
 
-async def test_c12_a_run_whose_events_are_gone_still_has_its_end(
+async def test_c12_run_whose_events_are_compacted_prints_its_text_and_end(
     programs: Programs, folder: Path
 ) -> None:
     async with scripted(folder) as (server, client):
@@ -96,60 +100,62 @@ async def test_c12_a_run_whose_events_are_gone_still_has_its_end(
         await old.completed(10)
         assert old.cursor is not None
         await server.stop()
-        # It compacts in the background as soon as it serves.
+        # Compaction runs in the background after the start.
         await server.start("--event-retention", "1ms")
         await becomes_compacted(client, old.cursor)
         words = ("run", "s", "hello", "--run-id", "old")
         program = await programs.start(*words, target=server.address)
-        await program.ends(0)
+        await program.exits(0)
     assert program.out.text == "hello\n"
     assert program.err.lines == ["accepted old", "completed STOP"]
 
 
-async def test_an_agent_that_fails_is_told(programs: Programs, folder: Path) -> None:
+async def test_run_that_fails_reports_the_failure(programs: Programs, folder: Path) -> None:
     async with scripted(folder) as (server, _):
         steps = script({"text": "well"}, {"fail": "no more", "reason": "WORN_OUT"})
         program = await programs.start("run", "s", steps, target=server.address)
-        await program.ends(1)
+        await program.exits(1)
     assert program.out.text == "well\n"
     assert program.err.lines[-1].startswith("failed ERROR")
 
 
-async def test_a_run_that_others_cancel_is_told(programs: Programs, folder: Path) -> None:
+async def test_run_that_is_cancelled_by_others_reports_the_cancel(
+    programs: Programs, folder: Path
+) -> None:
     async with scripted(folder) as (server, client):
         program = await programs.start("run", "s", gated("g"), target=server.address)
-        await program.shows("begun ")
+        await program.prints("begun ")
         await client.cancel("s")
-        await program.ends(1)
+        await program.exits(1)
     assert program.out.text == "begun \n"
     assert program.err.lines[-1] == "cancelled CANCELED"
 
 
-async def test_c11_a_connection_without_a_word_is_found_out(
+async def test_c11_run_replaces_a_dead_connection(
     programs: Programs, proxy: Proxy, folder: Path
 ) -> None:
     async with scripted(folder) as (server, client):
         proxy.target = server.address
         program = await programs.start("run", "s", gated("g"), target=proxy.address)
-        await program.shows("begun ")
+        await program.prints("begun ")
         proxy.strand()
         await open_gate(client, "g")
-        await program.ends(0, UNHEARD)
+        await program.exits(0, DEAD_CONNECTION)
     assert program.out.text == "begun ended\n"
     assert any(line.startswith("reconnecting ") for line in program.err.lines)
 
 
-async def test_c12_a_server_that_drains_is_followed_to_its_successor(
+async def test_c12_run_reconnects_after_a_drained_server_restarts(
     programs: Programs, folder: Path
 ) -> None:
     async with scripted(folder, "--drain-timeout", "300ms") as (server, client):
         words = ("run", "s", gated("g"), "--max-attempts", "2")
         program = await programs.start(*words, target=server.address)
-        await program.shows("begun ")
+        await program.prints("begun ")
         await server.stop(signal.SIGTERM)
-        await program.tells("reconnecting ")
+        await program.reports("reconnecting ")
         await server.start()
-        await program.tells("attempt 2")
+        await program.reports("attempt 2")
         await open_gate(client, "g")
-        await program.ends(0)
+        await program.exits(0)
     assert program.out.text.endswith("begun ended\n")

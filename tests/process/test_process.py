@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-un
 
 from runlane.v1 import run_pb2, run_service_pb2_grpc
 from runlane.v1 import run_service_pb2 as pb
-from support.rpc_wire import refused, told
+from support.rpc_wire import decode_error, refused
 from support.server import PROGRAM, clean_environment, serving_blocking, start_fails
 
 HOLD = json.dumps([{"text": "a"}, {"wait": "go"}, {"text": "b"}])
@@ -141,16 +141,16 @@ async def test_a_drain_waits_for_what_is_active_and_tells_its_subscribers(
             assert (error.reason, error.code) == ("DRAINING", StatusCode.UNAVAILABLE)
             # It is served still while the active runs go on: cancels, and their ends.
             await runs.Cancel(pb.CancelRequest(run_id=opened.run_id))
-            told_of = await events.read()
-            assert isinstance(told_of, pb.SubscribeRunCompleteResponse)
-            assert told_of.run_complete.run_id == opened.run_id
+            event = await events.read()
+            assert isinstance(event, pb.SubscribeRunCompleteResponse)
+            assert event.run_complete.run_id == opened.run_id
             await runs.Cancel(pb.CancelRequest(run_id=active.run_id))
             last = await events.read()
             assert isinstance(last, pb.SubscribeRunCompleteResponse)
             assert last.run_complete.run_id == active.run_id
             with pytest.raises(grpc.aio.AioRpcError) as raised:
                 await events.read()
-            end = told(raised.value)
+            end = decode_error(raised.value)
             assert (end.reason, end.code) == ("DRAINING", StatusCode.UNAVAILABLE)
             assert end.metadata["cursor"] == last.cursor
         assert served.process.wait(30) == 0
@@ -174,7 +174,7 @@ async def _until_refused(runs: run_service_pb2_grpc.RunServiceAsyncStub) -> Any:
         try:
             await runs.RunAccepted(a_run("other", "x", run_id="same"))
         except grpc.aio.AioRpcError as error:
-            return told(error)
+            return decode_error(error)
 
 
 async def test_r17_a_second_signal_does_not_wait(tmp_path: Path, store_url: str) -> None:

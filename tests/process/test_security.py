@@ -16,14 +16,14 @@ import pytest
 from grpc import StatusCode
 from structlog.testing import capture_logs
 
-from rpc.probe_table import LEAST
-from rpc.test_tls import asked, trusting, unreachable
+from rpc.probe_base import MIN_ROLE
+from rpc.test_tls import assert_unreachable, call_once, trusting
 from runlane.v1 import run_service_pb2 as runs_pb
 from runlane_server.access import editing
 from runlane_server.access.caller import Role
-from runlane_server.access.door import Door
+from runlane_server.access.control import AccessControl
 from runlane_server.cluster.peers import Peers
-from runlane_server.cluster.relay import RunLost
+from runlane_server.cluster.relay import RelayBroken
 from runlane_server.config import Config
 from runlane_server.core.errors import StartError
 from runlane_server.core.model import RunKey
@@ -114,10 +114,10 @@ async def test_a_certificate_is_a_caller_at_every_rpc(role: str, tmp_path: Path)
     door = entrance.door("")
     for name in ("job", "jobs"):
         shown = trusting(authority, authority.issue(name))
-        async with serving(tls=entrance.tls, door=door, credentials=shown) as wire:
+        async with serving(tls=entrance.tls, access=door, credentials=shown) as wire:
             world = World(wire, entrance, door, access, {})
             for method in OF_TENANTS:
-                least = LEAST[method]
+                least = MIN_ROLE[method]
                 code = (await world.ask(method, request(method))).code
                 if name != "job":
                     assert code is StatusCode.UNAUTHENTICATED, method
@@ -146,14 +146,14 @@ async def follow(peers: Peers, address: str) -> str:
 
 async def test_the_key_of_the_nodes_never_leaves_the_machine_in_plaintext() -> None:
     for address in ("192.0.2.1:1", "host.example:1"):
-        with pytest.raises(RunLost, match="without TLS"):
+        with pytest.raises(RelayBroken, match="requires TLS"):
             await follow(Peers("key"), address)
 
 
 async def test_on_one_machine_nodes_may_talk_in_plaintext(tmp_path: Path) -> None:
     async with guarded(tmp_path) as world, asyncio.timeout(20):
         assert await follow(Peers(PEER_KEY), world.wire.address) == "one"
-        with pytest.raises(RunLost):
+        with pytest.raises(RelayBroken):
             await follow(Peers("another key"), world.wire.address)
 
 
@@ -172,8 +172,8 @@ async def test_nodes_talk_by_tls_where_the_server_has_it(mutual: bool, tmp_path:
     )
     peers = Entrance(settings).peers("key")
     shown = trusting(authority, authority.issue("me") if mutual else None)
-    door = Door(peer_key="key")
-    async with serving(tls=tls, credentials=shown, door=door) as wire, asyncio.timeout(20):
+    door = AccessControl(peer_key="key")
+    async with serving(tls=tls, credentials=shown, access=door) as wire, asyncio.timeout(20):
         prompt = json.dumps([{"text": "one"}, {"wait": "g"}])
         await wire.runs.RunAccepted(
             runs_pb.RunAcceptedRequest(
@@ -184,14 +184,14 @@ async def test_nodes_talk_by_tls_where_the_server_has_it(mutual: bool, tmp_path:
         async with aclosing(peers.follow(wire.address, key, 0, lambda: None)) as events:
             assert (await anext(events)) is not None
         await peers.close()
-        wire.gates.open("g")
+        wire.latches.open("g")
 
 
 async def test_a_ca_of_the_nodes_that_is_gone_is_no_defect(tmp_path: Path) -> None:
     authority = Authority()
     tls = ServerTls(*authority.issue("node").write(tmp_path, "node"))
     gone = Peers("key", credentials=lambda: tls.channel_credentials(tmp_path / "ca.pem"))
-    with pytest.raises(RunLost, match="No such file"):
+    with pytest.raises(RelayBroken, match="No such file"):
         await follow(gone, "127.0.0.1:1")
     with pytest.raises(StartError, match="--node-tls-ca"):
         Entrance(Config(node_tls_ca=str(tmp_path / "ca.pem")))
@@ -206,8 +206,8 @@ async def test_what_fails_once_is_looked_at_again(
     entrance = Entrance(Config(access=str(path)))
     looks: asyncio.Queue[None] = asyncio.Queue()
 
-    class Failing(Door):
-        def look_again(self) -> None:
+    class Failing(AccessControl):
+        def recheck(self) -> None:
             looks.put_nowait(None)
             if looks.qsize() == 1:
                 raise MemoryError
@@ -262,7 +262,7 @@ def test_a_server_with_tls_and_tokens_called_by_the_command(tmp_path: Path) -> N
         assert runlane(*to, "sessions", RUNLANE_TOKEN=token)[0] == 0
         code, said, why = runlane(*to, "sessions")
         assert (code, said) == (1, "")
-        assert "not known" in why
+        assert "invalid or missing credentials" in why
         # Without TLS it is not sent anywhere but to this machine; and nobody answers there.
         code, _, why = runlane("-S", f"127.0.0.1:{port}", "--token", token, "sessions")
         assert code == 1
@@ -279,7 +279,7 @@ def test_a_server_with_tls_and_tokens_called_by_the_command(tmp_path: Path) -> N
             raise AssertionError("the token was revoked, and is taken still")
     log = server.log
     assert token.rpartition("_")[2] not in log
-    assert "there is no such token" in log
+    assert "unknown token id" in log
 
 
 def test_a_server_that_would_be_open_to_the_network_does_not_start(tmp_path: Path) -> None:
@@ -305,5 +305,5 @@ async def test_workers_have_tls_on_the_ports_of_their_own_too(
         own = {line["node_address"] for line in lines if "node_address" in line}
         assert len(own) == 2
         for address in (server.address, *own):
-            await asked(address, trusting(authority))
-            await unreachable(address, None)
+            await call_once(address, trusting(authority))
+            await assert_unreachable(address, None)

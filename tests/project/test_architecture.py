@@ -44,15 +44,15 @@ ROOMS: dict[str, set[str]] = {
         "custom",
         "loader",
         "scripted.agent",
-        "scripted.gates",
+        "scripted.latches",
         "scripted.script",
     },
     "access": {
         "admission",
         "caller",
-        "door",
+        "control",
         "editing",
-        "identities",
+        "access_file",
         "permissions",
         "quotas",
         "stored_bytes",
@@ -63,7 +63,7 @@ ROOMS: dict[str, set[str]] = {
     "cluster": {"membership", "peers", "relay"},
     "engine": {"coordinator", "executor", "retention"},
     "rpc": {"endpoint", "tls"},
-    "telemetry": {"logs", "metrics_server", "tracing"},
+    "telemetry": {"logs", "metrics_server", "trace_export"},
     "process": {"app", "node", "processes"},
     "cli": {"main"},
     "__main__": set(),
@@ -95,6 +95,7 @@ PURE = {
     "runlane_server",
     "types",
     "typing",
+    "typing_extensions",
 }
 """Everything that the core imports: no clock, no ids, no randomness, no I/O, no protobuf."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from runlane_server.pytest_plugin import OF_THE_EXTRA
+from runlane_server.pytest_plugin import EXTRA_MODULES
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -156,7 +156,7 @@ def test_only_the_pytest_plugin_imports_pytest() -> None:
 
 
 def test_the_pytest_plugin_lists_the_requirements_of_the_server() -> None:
-    known = set[str]().union(*map(distributions, OF_THE_EXTRA))
+    known = set[str]().union(*map(distributions, EXTRA_MODULES))
     assert known == set(names(EXTRAS["server"]))
 
 

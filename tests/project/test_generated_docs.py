@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 PAGES = [
     ("lane_diagram.py", "architecture.md", "queued --> folded: fold\n"),
-    ("metrics_table.py", "monitoring.md", "Runs accepted, durably."),
+    ("metrics_table.py", "monitoring.md", "Runs accepted (durable)."),
     ("api_reference.py", "api.md", "Waits for a run to end."),
 ]
 """The script, the page that it writes, and a piece of its output."""

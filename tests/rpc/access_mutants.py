@@ -1,13 +1,12 @@
-"""Checks of the door, each taken out, and the probe that has to notice it."""
+"""Removals of single access checks, each with the probe that must detect it."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from runlane_server.access import door as doors
-from runlane_server.access import entries, identities, jwts, tokens
+from runlane_server.access import access_file, control, entries, jwts, tokens
 from runlane_server.process import security
-from runlane_server.rpc import guard
+from runlane_server.rpc import middleware
 from runlane_server.rpc.cursor import Cursors
 from runlane_server.rpc.runs import RunService
 from runlane_server.rpc.sessions import SessionService
@@ -17,91 +16,91 @@ THEIRS = '"acme"'
 
 
 class Removed(NamedTuple):
-    """A check that is not made: `old` is exchanged for `new` in a function of `owner`; and the
-    probe that has to notice it."""
+    """A removed check: `old` is replaced by `new` in a function of `owner`, and the probe
+    `detected_by` must fail."""
 
     name: str
     owner: Any
     function: str
     old: str
     new: str
-    noticed_by: str
+    detected_by: str
 
 
-def of_tenant(owner: type, function: str, noticed_by: str = "strangers") -> Removed:
-    """A handler that does not look whose it is."""
-    name = f"{function} does not look whose it is"
-    return Removed(name, owner, function, TENANT, THEIRS, noticed_by)
+def of_tenant(owner: type, function: str, detected_by: str = "strangers") -> Removed:
+    """A handler that ignores the tenant."""
+    name = f"{function} ignores the tenant"
+    return Removed(name, owner, function, TENANT, THEIRS, detected_by)
 
 
 REMOVED = (
     Removed(
-        "the role is not looked at",
-        doors.Door,
-        "admit",
-        "if not allows(caller.role, method):",
+        "the role is ignored",
+        control.AccessControl,
+        "authorize",
+        "if not is_allowed(caller.role, method):",
         "if False:",
         "roles",
     ),
     Removed(
-        "everybody may ask everything",
-        doors.Door,
-        "admit",
-        "if method in OPEN:",
+        "every method is public",
+        control.AccessControl,
+        "authorize",
+        "if method in PUBLIC_METHODS:",
         "if True:",
-        "nobody",
+        "anonymous",
     ),
     Removed(
-        "nobody is identified",
-        doors.Door,
-        "_identify",
-        "ANYBODY if self._identities is None else self._identities.identify(credentials)",
-        "ANYBODY",
-        "nobody",
+        "no call is authenticated",
+        control.AccessControl,
+        "_authenticate",
+        "self._authenticator.authenticate(credentials)",
+        "ANONYMOUS",
+        "anonymous",
     ),
     Removed(
-        "who is not known comes in",
-        identities.AccessFile,
-        "identify",
-        "raise Unauthenticated(REFUSED) from None",
+        "unknown callers are accepted",
+        access_file.AccessFile,
+        "authenticate",
+        "raise Unauthenticated(UNKNOWN_CALLER) from None",
         "return Caller('acme', 'admin', '')",
         "bad_tokens",
     ),
     Removed(
-        "the caller is told what is wrong",
-        identities.AccessFile,
-        "identify",
-        "Unauthenticated(REFUSED)",
-        "Unauthenticated(refused.why)",
+        "the error says what is wrong",
+        access_file.AccessFile,
+        "authenticate",
+        "Unauthenticated(UNKNOWN_CALLER)",
+        "Unauthenticated(failure.reason)",
         "bad_tokens",
     ),
     Removed(
         "the secret is not compared",
-        tokens.Tokens,
-        "find",
-        "if not right:",
+        tokens.TokenVerifier,
+        "verify",
+        "if not is_right:",
         "if False:",
         "bad_tokens",
     ),
     Removed(
         "the secret is compared with something else",
-        tokens.Tokens,
-        "find",
-        'hash_of(form["secret"]), _NO_HASH if token is None else token.sha256',
+        tokens.TokenVerifier,
+        "verify",
+        'hash_of(match["secret"]), _NO_HASH if token is None else token.sha256',
         '"", ""',
         "bad_tokens",
     ),
     Removed(
-        "a token may be a part of what is shown",
-        tokens.Tokens,
-        "find",
+        "a token may have a suffix",
+        tokens.TokenVerifier,
+        "verify",
         "_FORM.fullmatch(text)",
         "_FORM.match(text)",
         "bad_tokens",
     ),
     Removed(
-        "another scheme will do",
-        identities.AccessFile,
+        "any scheme is accepted",
+        access_file.AccessFile,
         "_find",
         'if scheme.lower() != "bearer":',
         "if False:",
@@ -109,14 +108,14 @@ REMOVED = (
     ),
     Removed(
         "a token never expires",
-        tokens.Tokens,
-        "find",
+        tokens.TokenVerifier,
+        "verify",
         "now >= token.expires",
         "False",
         "expired",
     ),
     Removed(
-        "the time of a token is not read",
+        "the expiry of a token is not read",
         entries,
         "_token",
         "None if expires is None else expires.timestamp()",
@@ -124,41 +123,41 @@ REMOVED = (
         "expired",
     ),
     Removed(
-        "any name in a certificate will do",
-        identities.AccessFile,
+        "any name in a certificate is accepted",
+        access_file.AccessFile,
         "_by_certificate",
         "[entries[name] for name in credentials.certificate if name in entries]",
         "list(entries.values())",
         "certificates",
     ),
     Removed(
-        "a certificate goes before a token",
-        identities.AccessFile,
+        "a certificate takes precedence over a token",
+        access_file.AccessFile,
         "_find",
-        "if shown is None:",
+        "if authorization is None:",
         "if credentials.certificate:",
         "certificates",
     ),
     Removed(
-        "the key of the nodes is not checked",
-        doors.Door,
-        "_peer",
+        "the node key is not checked",
+        control.AccessControl,
+        "_authenticate_peer",
         "if not (self._peer_key and hmac.compare_digest(shown, self._peer_key)):",
         "if False:",
         "nodes",
     ),
     Removed(
-        "no key is a key",
-        doors.Door,
-        "_peer",
+        "an empty node key is accepted",
+        control.AccessControl,
+        "_authenticate_peer",
         "self._peer_key and ",
         "",
         "nodes",
     ),
     Removed(
-        "a node may do everything",
-        doors.Door,
-        "_peer",
+        "a node is an admin",
+        control.AccessControl,
+        "_authenticate_peer",
         "Role.READ",
         "Role.ADMIN",
         "nodes",
@@ -166,32 +165,32 @@ REMOVED = (
     *(
         Removed(
             f"the {what} of a JSON Web Token is not checked",
-            jwts.Jwts,
-            "_verified",
+            jwts.JwtVerifier,
+            "_decode",
             '"require": ["exp", "iss", "aud"]',
             f'"require": ["exp", "iss", "aud"], "verify_{what}": False',
             "jwt_is_verified",
         )
-        for what in ("aud", "iss", "nbf")  # "exp" is looked at again where it is remembered
+        for what in ("aud", "iss", "nbf")  # "exp" is checked again in the cache
     ),
     Removed(
         "the signature of a JSON Web Token is not checked",
-        jwts.Jwts,
-        "_verified",
+        jwts.JwtVerifier,
+        "_decode",
         '"require": ["exp", "iss", "aud"]',
         '"verify_signature": False, "verify_exp": True, "verify_aud": True, "verify_iss": True',
         "jwt_is_verified",
     ),
     Removed(
-        "any algorithm will do",
-        jwts.Jwts,
-        "_verified",
+        "any algorithm is accepted",
+        jwts.JwtVerifier,
+        "_decode",
         "algorithms=key.algorithms",
         'algorithms=["ES256", "RS256", "RS512"]',
         "jwt_algorithm",
     ),
     Removed(
-        "a key may be used in every way",
+        "a key may be used with any algorithm",
         jwts,
         "_keys",
         "if each in settings.algorithms",
@@ -199,99 +198,99 @@ REMOVED = (
         "jwt_algorithm",
     ),
     Removed(
-        "a JSON Web Token that is remembered never expires",
-        jwts.Jwts,
-        "find",
-        "self._now() >= known.until",
+        "a cached JSON Web Token never expires",
+        jwts.JwtVerifier,
+        "verify",
+        "self._now() >= identity.expires",
         "False",
-        "jwt_remembered",
+        "jwt_cached",
     ),
     Removed(
-        "a tenant may be called anything",
-        jwts.Jwts,
+        "the name of a tenant is not validated",
+        jwts.JwtVerifier,
         "_caller",
         "if not is_tenant(tenant):",
         "if False:",
         "jwt_is_verified",
     ),
     Removed(
-        "who has no role may look",
-        jwts.Jwts,
+        "a missing role means read",
+        jwts.JwtVerifier,
         "_caller",
         "if role is None:",
         "role = role or Role.READ\n        if False:",
         "jwt_is_verified",
     ),
     Removed(
-        "a change is not taken up",
-        identities.AccessFile,
+        "a changed file is not reloaded",
+        access_file.AccessFile,
         "_reload",
         "if stamp(self._files) == self._seen:",
         "if True:",
         "revoked",
     ),
     Removed(
-        "calls that are open are not looked at again",
+        "open calls are not rechecked",
         security.Entrance,
         "look",
-        "door.look_again()",
+        "door.recheck()",
         "pass",
         "revoked",
     ),
     Removed(
-        "a visit is not kept in mind",
-        doors.Door,
-        "enter",
-        "self._visits.add(visit)",
+        "a call is not registered",
+        control.AccessControl,
+        "register",
+        "self._open_calls.add(call)",
         "pass",
         "revoked",
     ),
     Removed(
-        "that time passes is not noticed",
-        identities.AccessFile,
+        "expiry is not noticed",
+        access_file.AccessFile,
         "refresh",
-        "or self._now() >= self._first_end",
+        "or self._now() >= self._next_expiry",
         "",
         "expires_meanwhile",
     ),
     Removed(
-        "only the first who leaves is waited for",
-        identities.AccessFile,
-        "identify",
-        "min(self._first_end, known.until)",
-        "max(self._first_end, known.until)",
+        "only the last expiry is noticed",
+        access_file.AccessFile,
+        "authenticate",
+        "min(self._next_expiry, identity.expires)",
+        "max(self._next_expiry, identity.expires)",
         "expires_meanwhile",
     ),
     Removed(
-        "a call goes on for the tenant it had",
-        doors.Door,
-        "look_again",
-        "if caller.tenant != visit.caller.tenant:",
+        "a moved token keeps its calls",
+        control.AccessControl,
+        "recheck",
+        "if caller.tenant != call.caller.tenant:",
         "if False:",
         "moved",
     ),
     Removed(
-        "a write is cancelled in the middle",
-        doors.Visit,
-        "refuse",
-        "if not self.sends:",
+        "a write is cancelled",
+        control.OpenCall,
+        "revoke",
+        "if not self.is_sending:",
         "if True:",
         "slow_reader",
     ),
     Removed(
-        "a write that ends is followed by others",
-        doors.Visit,
-        "check",
-        "if self.refused is not None:",
+        "a revoked call goes on writing",
+        control.OpenCall,
+        "raise_if_revoked",
+        "if self.revocation is not None:",
         "if False:",
         "slow_reader",
     ),
     Removed(
-        "a broken file lets nobody in",
-        identities.AccessFile,
+        "an invalid file denies everybody",
+        access_file.AccessFile,
         "_reload",
         "            return False\n        log.info",
-        "            self._contents = _Contents(Entries(), Tokens(()), None)\n"
+        "            self._contents = _Contents(Entries(), TokenVerifier(()), None)\n"
         "            return True\n        log.info",
         "broken_file",
     ),
@@ -312,8 +311,8 @@ REMOVED = (
         "cursors",
     ),
     Removed(
-        "everybody is of one tenant",
-        guard,
+        "the authorization metadata is dropped",
+        middleware,
         "credentials_of",
         "    return Credentials(metadata,",
         "    metadata.pop('authorization', None)\n    return Credentials(metadata,",
@@ -328,7 +327,7 @@ REMOVED = (
         "feeds",
     ),
     Removed(
-        "a run is followed whosever it is",
+        "SubscribeRun ignores the tenant",
         RunService,
         "SubscribeRun",
         "await self._coordinator.get_run(request.run_id, tenant=tenant())\n"
@@ -338,7 +337,7 @@ REMOVED = (
         "strangers",
     ),
     Removed(
-        "it is looked first whether anybody has it",
+        "GetRun first reads across tenants",
         RunService,
         "GetRun",
         "run = await",
@@ -354,7 +353,7 @@ REMOVED = (
     of_tenant(SessionService, "DeleteSession"),
     of_tenant(SessionService, "_session"),
     Removed(
-        "RunAccepted does not look whose it is",
+        "RunAccepted ignores the tenant",
         RunService,
         "RunAccepted",
         "wanted.run_id, tenant=tenant()",
@@ -362,7 +361,7 @@ REMOVED = (
         "strangers",
     ),
     Removed(
-        "ListRuns does not look whose they are",
+        "ListRuns ignores the tenant",
         RunService,
         "ListRuns",
         "list_runs(\n                tenant(),",
@@ -370,7 +369,7 @@ REMOVED = (
         "strangers",
     ),
     Removed(
-        "ListSessions does not look whose they are",
+        "ListSessions ignores the tenant",
         SessionService,
         "ListSessions",
         "list_sessions(tenant(),",
@@ -378,7 +377,7 @@ REMOVED = (
         "lists",
     ),
     Removed(
-        "CreateSession does not look whose it is",
+        "CreateSession ignores the tenant",
         SessionService,
         "CreateSession",
         TENANT,
@@ -386,7 +385,7 @@ REMOVED = (
         "lists",
     ),
     Removed(
-        "ListMessages does not look whose they are",
+        "ListMessages ignores the tenant",
         SessionService,
         "ListMessages",
         "SessionKey(tenant(), request.session_id)",

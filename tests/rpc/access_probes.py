@@ -1,41 +1,41 @@
-"""What has to hold of the door, each as a probe that fails if a check is missing.
+"""The probes of access control. A probe fails if the check that it covers is missing.
 
-`test_access.py` runs them as they are; `test_access_mutants.py` removes a check after the other.
+`test_access.py` runs them; `test_access_mutants.py` removes one check at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rpc.probe_entering import (
+from rpc.probe_authentication import (
+    anonymous,
     bad_tokens,
     certificates,
     expired,
+    health_and_reflection,
     jwt_algorithm,
+    jwt_cached,
     jwt_is_verified,
-    jwt_remembered,
-    nobody,
     nodes,
-    probes_and_lists,
     roles,
 )
-from rpc.probe_lasting import broken_file, expires_meanwhile, moved, revoked, slow_reader
-from rpc.probe_table import Probe
+from rpc.probe_base import Probe
+from rpc.probe_open_calls import broken_file, expires_meanwhile, moved, revoked, slow_reader
 from rpc.probe_tenants import cursors, feeds, lists, same_names, same_path, strangers
 
 PROBES: Mapping[str, Probe] = {
     probe.__name__: probe
     for probe in (
-        nobody,
+        anonymous,
         bad_tokens,
         expired,
         roles,
         certificates,
         nodes,
-        probes_and_lists,
+        health_and_reflection,
         jwt_is_verified,
         jwt_algorithm,
-        jwt_remembered,
+        jwt_cached,
         strangers,
         same_names,
         lists,

@@ -1,4 +1,4 @@
-"""Probes of the door: what belongs to another tenant."""
+"""Probes of access control: isolation of tenants."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from grpc import StatusCode
 
-from rpc.probe_table import RUNS, SESSIONS
+from rpc.probe_base import RUNS, SESSIONS
 from runlane.v1 import run_pb2
 from runlane.v1 import run_service_pb2 as runs_pb
 from runlane_server.access.caller import CALLER
@@ -23,7 +23,7 @@ from support.callers import (
 
 
 async def strangers(folder: Path) -> None:
-    """What is of another tenant is answered, to the byte, as what does not exist."""
+    """Data of another tenant and missing data get the same answer, byte by byte."""
     for who in ("stranger", "other jwt"):
         async with guarded(folder) as world:
             for method in OF_TENANTS:
@@ -40,7 +40,7 @@ async def strangers(folder: Path) -> None:
 
 
 async def same_names(folder: Path) -> None:
-    """Two tenants use the same ids, and none is in the way of the other."""
+    """Two tenants can use the same ids independently."""
     async with guarded(folder) as world:
         wanted = runs_pb.RunAcceptedRequest(
             session_id="s-theirs", run_id="r-theirs", prompt="[]", allow_missing=True
@@ -60,7 +60,7 @@ async def same_names(folder: Path) -> None:
 
 
 async def lists(folder: Path) -> None:
-    """A session is in the lists of its tenant only."""
+    """A session is listed for its tenant only."""
     async with guarded(folder) as world:
         method = SESSIONS + "CreateSession"
         created = await world.ask(method, request(method, "x"), world.shown("stranger"))
@@ -74,7 +74,7 @@ async def lists(folder: Path) -> None:
 
 
 async def cursors(folder: Path) -> None:
-    """A cursor, or a page token, of another tenant is none."""
+    """A cursor or page token of another tenant is invalid."""
     async with guarded(folder) as world:
         admin, stranger = world.shown("admin"), world.shown("stranger")
         wanted = runs_pb.RunAcceptedRequest(session_id="s-theirs", prompt="[]")
@@ -91,13 +91,13 @@ async def cursors(folder: Path) -> None:
 
 
 async def feeds(folder: Path) -> None:
-    """A subscription to everything is one to everything of the tenant."""
+    """A subscription without a filter gets the events of its tenant only."""
     async with guarded(folder) as world:
         stranger = world.shown("stranger")
         asked = runs_pb.SubscribeRunCompleteRequest(from_beginning=True)
         call = world.open(RUNS + "SubscribeRunComplete", asked, stranger)
         assert (await call.read()).HasField("progress")
-        world.wire.gates.open("g")
+        world.wire.latches.open("g")
         wait = runs_pb.WaitRunRequest(run_id="r-theirs")
         await world.ask(RUNS + "WaitRun", wait, world.shown("read"))
         mine = runs_pb.RunAcceptedRequest(session_id="m", prompt="[]", allow_missing=True)
@@ -107,16 +107,16 @@ async def feeds(folder: Path) -> None:
 
 
 async def same_path(folder: Path) -> None:
-    """What is of another tenant costs the same reads as what does not exist."""
+    """Data of another tenant and missing data cause the same reads of the store."""
     asked: list[tuple[str, str]] = []
     store = MemoryStore()
     for name in dir(store):
         if iscoroutinefunction(function := getattr(store, name)) and not name.startswith("_"):
-            setattr(store, name, _noting(asked, name, function))
+            setattr(store, name, _recording(asked, name, function))
     async with guarded(folder, store) as world:
         for method in OF_TENANTS:
             if METHODS[method].name in {"CreateSession", "CancelAll", "ListSessions"}:
-                continue  # they name nothing
+                continue  # they name no session or run
             paths = []
             for suffix in ("theirs", "absent"):
                 asked.clear()
@@ -128,13 +128,13 @@ async def same_path(folder: Path) -> None:
                 assert paths[0] or METHODS[method].name == "Cancel", method
 
 
-def _noting(
+def _recording(
     asked: list[tuple[str, str]], name: str, function: Callable[..., Any]
 ) -> Callable[..., Any]:
-    async def noted(*args: Any, **kwargs: Any) -> Any:
+    async def recorded(*args: Any, **kwargs: Any) -> Any:
         caller = CALLER.get(None)
         if caller is not None and caller.tenant == "other":
             asked.append((name, repr((args, kwargs))))
         return await function(*args, **kwargs)
 
-    return noted
+    return recorded

@@ -1,4 +1,4 @@
-"""Checks that are taken out, one after the other: the probes are worth what they notice."""
+"""Mutation test of the access probes: each removed check must fail a probe."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ import pytest
 from proofs.sim.mutants import Mutant, planted
 from rpc.access_mutants import REMOVED, Removed
 from rpc.access_probes import PROBES
-from rpc.probe_table import Patience
+from rpc.probe_base import ProbeTimeout
 
 
 @pytest.mark.parametrize("removed", REMOVED, ids=lambda one: one.name)
-async def test_a_check_that_is_missing_is_noticed(
+async def test_a_removed_check_fails_its_probe(
     removed: Removed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mutant = Mutant(
         removed.name, cast("type", removed.owner), removed.function, removed.old, removed.new
     )
-    # What does not happen need not be waited for as long as what has to.
-    monkeypatch.setattr(Patience, "seconds", 2.0)
+    # A probe that waits in vain should fail soon.
+    monkeypatch.setattr(ProbeTimeout, "seconds", 2.0)
     with planted(mutant):
-        noticed = False
+        detected = False
         try:
-            await PROBES[removed.noticed_by](tmp_path)
+            await PROBES[removed.detected_by](tmp_path)
         except (AssertionError, TimeoutError):
-            noticed = True
-    assert noticed
+            detected = True
+    assert detected
 
 
-def test_every_probe_notices_something() -> None:
-    """`probes_and_lists` looks at what the others rely on."""
-    assert {one.noticed_by for one in REMOVED} | {"probes_and_lists"} == set(PROBES)
+def test_every_probe_detects_a_removed_check() -> None:
+    """Except `health_and_reflection`, which checks what the others rely on."""
+    assert {one.detected_by for one in REMOVED} | {"health_and_reflection"} == set(PROBES)

@@ -1,4 +1,4 @@
-"""What a connection may take: calls at a time, headers, and time to say something."""
+"""Limits of a connection: concurrent calls, metadata, and time for the handshake."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SECONDS = 20.0
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 NO_SETTINGS = struct.pack(">IBI", 4, 0, 0)
-"""A SETTINGS frame without any; its length, 0, is the first three of these bytes."""
+"""An empty SETTINGS frame; the first three of these bytes are its length, 0."""
 
 SETTINGS, MAX_CONCURRENT_STREAMS = 4, 3
 
@@ -34,7 +34,7 @@ async def connect(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWri
 
 
 async def settings_of(address: str) -> dict[int, int]:
-    """What the server tells a client first."""
+    """Returns the settings that the server sends first."""
     reader, writer = await connect(address)
     writer.write(PREFACE + NO_SETTINGS)
     async with asyncio.timeout(SECONDS):
@@ -46,13 +46,13 @@ async def settings_of(address: str) -> dict[int, int]:
                 return dict(struct.iter_unpack(">HI", body))
 
 
-async def test_a_connection_has_so_many_calls_at_a_time() -> None:
+async def test_concurrent_calls_per_connection_are_limited() -> None:
     async with serving() as wire:
         assert (await settings_of(wire.address))[MAX_CONCURRENT_STREAMS] == MAX_CALLS
 
 
-async def test_metadata_may_be_large_and_not_larger() -> None:
-    """Tokens of others are several KiB."""
+async def test_metadata_is_accepted_up_to_its_limit() -> None:
+    """Tokens of other issuers have several KiB."""
     async with serving() as wire:
 
         async def answer(size: int) -> grpc.StatusCode:
@@ -69,7 +69,7 @@ async def test_metadata_may_be_large_and_not_larger() -> None:
         assert await answer(0) is grpc.StatusCode.NOT_FOUND
 
 
-async def test_who_connects_and_says_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_silent_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     name = "grpc.server_handshake_timeout_ms"
     assert 1_000 <= dict(OPTIONS)[name] <= 30_000
     hurried = tuple((key, 300 if key == name else value) for key, value in OPTIONS)
@@ -82,11 +82,11 @@ async def test_who_connects_and_says_nothing_is_cut_off(monkeypatch: pytest.Monk
         writer.close()
 
 
-# --- A server of gRPC's that breaks down ----------------------------------------------------------
+# --- A breakdown of gRPC's server -----------------------------------------------------------------
 
 
 async def break_down(address: str) -> None:
-    """Calls a method whose path is not UTF-8, and stays until the connection is closed or quiet."""
+    """Calls a method whose path is not UTF-8, and reads until the connection is closed or quiet."""
     reader, writer = await connect(address)
     writer.write(NOT_UTF8_PATH)
     with contextlib.suppress(TimeoutError, ConnectionError):
@@ -97,8 +97,8 @@ async def break_down(address: str) -> None:
 
 
 @pytest.mark.sqlite("it is about what is in front of the store")
-async def test_a_call_that_breaks_grpc_s_server_down_stops_nothing_else(tmp_path: Path) -> None:
-    """Whoever is not even let in can send one; nobody else is to notice."""
+async def test_a_call_that_breaks_the_grpc_server_interrupts_no_run(tmp_path: Path) -> None:
+    """Any client can send such a call, even without credentials."""
     async with (
         processes.serving(tmp_path, "--agent", "scripted") as server,
         Client(server.address) as client,
@@ -110,7 +110,7 @@ async def test_a_call_that_breaks_grpc_s_server_down_stops_nothing_else(tmp_path
             for round_ in range(1, 4):
                 await break_down(server.address)
                 assert (await client.get_run(handle.run_id)).state is RunState.ACTIVE
-                assert server.log.count("broke down; serving anew") == round_
+                assert server.log.count("broke down; restarting") == round_
             opens = await client.run_accepted("t", script({"open": "g"}), allow_missing=True)
             ended = {(await first).run_id, (await anext(subscription)).run_id}
         assert ended == {handle.run_id, opens.run_id}

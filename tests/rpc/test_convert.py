@@ -1,4 +1,4 @@
-"""Everything a record holds gets onto the wire, and every enum is mapped in full."""
+"""Conversion: every field of a record is sent, and every enum is mapped completely."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ProtoEnum(Protocol):
         ),
     ],
 )
-def test_enums_are_mapped_in_full_and_by_name(
+def test_enums_are_mapped_completely_and_by_name(
     table: dict[StrEnum, int], members: Collection[StrEnum], wire: ProtoEnum
 ) -> None:
     assert set(table) == set(members)
@@ -53,7 +53,7 @@ def test_enums_are_mapped_in_full_and_by_name(
         assert names[number].endswith(f"_{member.name}")
 
 
-def test_what_callers_may_send_is_read_in_full() -> None:
+def test_every_enum_value_of_a_request_is_read() -> None:
     assert set(convert.RUN_STATES_FROM) == set(run_pb2.RunState.values()) - {0}
     assert set(convert.WHEN_BUSY_FROM) == set(run_pb2.WhenBusy.values())
     assert set(convert.CANCEL_SCOPES_FROM) == set(run_service_pb2.CancelScope.values())
@@ -88,7 +88,7 @@ def test_attachments_survive_the_round_trip(held: model.Attachment) -> None:
     assert convert.attachment_from(convert.attachment(held)) == held
 
 
-def test_a_missing_media_type_is_that_of_the_content() -> None:
+def test_a_missing_media_type_depends_on_the_content() -> None:
     assert convert.attachment_from(run_pb2.Attachment(text="")).mime_type == "text/plain"
     data = convert.attachment_from(run_pb2.Attachment(data=b""))
     assert (data.mime_type, data.content) == ("application/octet-stream", b"")
@@ -157,7 +157,7 @@ MESSAGE = model.Message(
 
 
 def unset(message: Message) -> set[str]:
-    """The fields that hold nothing, nested ones with their path."""
+    """Returns the paths of empty fields, nested ones included."""
     missing = set()
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)
@@ -186,7 +186,7 @@ def test_every_field_of_a_message_is_filled(wire: Message, empty: set[str]) -> N
     assert unset(wire) == empty
 
 
-def test_what_is_not_there_is_not_set() -> None:
+def test_absent_values_are_not_set() -> None:
     run = convert.run(
         model.Run(
             session_id="s",
@@ -258,7 +258,7 @@ def test_a_folded_run_has_no_usage_of_its_own() -> None:
         (COMPLETE, "run_complete", str(convert.run_complete(COMPLETE))),
     ],
 )
-def test_events_of_a_run(body: model.EventBody, field: str, content: str) -> None:
+def test_every_event_of_a_run_is_converted(body: model.EventBody, field: str, content: str) -> None:
     event = convert.run_event(model.RunEvent("r", 7, 1_000_001, body))
     assert (event.index, event.time.ToMicroseconds()) == (7, 1_000_001)
     assert event.WhichOneof("event") == field
@@ -273,7 +273,7 @@ def test_events_of_a_run(body: model.EventBody, field: str, content: str) -> Non
         (model.Folded("", ""), "folded"),
     ],
 )
-def test_an_event_without_content_still_says_what_it_is(body: model.EventBody, field: str) -> None:
+def test_an_event_without_content_keeps_its_kind(body: model.EventBody, field: str) -> None:
     assert convert.run_event(model.RunEvent("r", 1, 1, body)).WhichOneof("event") == field
 
 
@@ -287,5 +287,5 @@ def test_an_event_without_content_still_says_what_it_is(body: model.EventBody, f
         (model.Attachment("", "", b""), "attachment"),
     ],
 )
-def test_parts_of_a_message(part: model.Part, field: str) -> None:
+def test_every_part_of_a_message_is_converted(part: model.Part, field: str) -> None:
     assert convert.part(part).WhichOneof("part") == field

@@ -1,4 +1,4 @@
-"""What fits into a page: nothing is lost between two pages, and none reaches 4 MiB."""
+"""Pages: no item is lost between two pages, and no page reaches 4 MiB."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from runlane.v1 import session_pb2, session_service_pb2
 from runlane_server.core.model import Attachment, Message, Part, Role, Text
-from runlane_server.rpc.page import FETCHED_AT_ONCE, PAGE_BYTES, fill
+from runlane_server.rpc.page import FETCH_SIZE, PAGE_BYTES, collect_page
 from runlane_server.rpc.transcript import Mark, lay_out
 from runlane_server.store.base import MessagePlace, Page
 
@@ -18,7 +18,7 @@ GRPC_LIMIT = 4 << 20
 
 
 class Numbers:
-    """A list of sizes in bytes, read by pages; a place is the index of the last item read."""
+    """A list of item sizes in bytes; a place is the index of the last item read."""
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self.sizes = sizes
@@ -40,7 +40,7 @@ async def pages_of(numbers: Numbers, limit: int) -> list[list[int]]:
     pages: list[list[int]] = []
     after: int | None = None
     while True:
-        page = await fill(numbers.fetch, as_session, after=after, limit=limit)
+        page = await collect_page(numbers.fetch, as_session, after=after, limit=limit)
         pages.append([len(item.title) for item in page.items])
         if page.next is None:
             return pages
@@ -72,9 +72,9 @@ async def test_pages_hold_every_item_once_and_in_order(sizes: list[int], limit: 
 
 async def test_a_page_of_small_items_is_full() -> None:
     numbers = Numbers([10] * 1500)
-    page = await fill(numbers.fetch, as_session, after=None, limit=1000)
+    page = await collect_page(numbers.fetch, as_session, after=None, limit=1000)
     assert len(page.items) == 1000
-    assert numbers.reads == -(-1000 // FETCHED_AT_ONCE)
+    assert numbers.reads == -(-1000 // FETCH_SIZE)
 
 
 # --- The transcript -----------------------------------------------------------------------------
@@ -124,7 +124,7 @@ def responses_for(
 def rejoined(
     responses: Sequence[session_service_pb2.ListMessagesResponse],
 ) -> list[tuple[str, list[str]]]:
-    """The transcript as a caller puts it together again."""
+    """Joins the pages of a transcript as a client does."""
     whole: list[tuple[str, list[str]]] = []
     goes_on = False
     for response in responses:
@@ -150,7 +150,9 @@ part_sizes = st.sampled_from([0, 1, 1000, 1 << 18, 1 << 20, 3 << 19, PAGE_BYTES]
     st.lists(st.lists(part_sizes, max_size=6), max_size=6),
     st.integers(min_value=1, max_value=4),
 )
-def test_a_transcript_can_be_put_together_again(sizes: list[list[int]], limit: int) -> None:
+def test_the_pages_of_a_transcript_add_up_to_all_messages(
+    sizes: list[list[int]], limit: int
+) -> None:
     transcript = [
         message(n, *(Text(chr(97 + k) * size) for k, size in enumerate(parts)))
         for n, parts in enumerate(sizes)
@@ -165,7 +167,7 @@ def test_a_transcript_can_be_put_together_again(sizes: list[list[int]], limit: i
     ]
 
 
-def test_the_largest_prompt_with_the_largest_attachment_is_broken_off() -> None:
+def test_the_largest_message_is_split_across_pages() -> None:
     prompt = message(
         0, Text("p" * (1 << 20)), Attachment("a" * 255, "text/plain", b"d" * (2 << 20))
     )

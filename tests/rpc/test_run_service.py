@@ -1,4 +1,4 @@
-"""RunService over a real socket: every rpc, and what it says when it refuses."""
+"""RunService over a real socket: every rpc and its errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from runlane.v1 import run_pb2, session_service_pb2
 from runlane.v1 import run_service_pb2 as pb
 from runlane_server.core.limits import Limits
 from runlane_server.store.memory.store import MemoryStore
-from support.rpc_wire import Wire, over_any_store, refused, serving, told
+from support.rpc_wire import Wire, decode_error, over_any_store, refused, serving
 from support.staging import script
 
 pytestmark = over_any_store
@@ -35,16 +35,16 @@ async def ended(wire: Wire, run_id: str) -> run_pb2.Run:
 
 
 async def hold(wire: Wire, session_id: str = "s") -> str:
-    """A run that is active until the gate `go` is opened."""
+    """Starts a run that stays active until the gate `go` opens."""
     run = await accept(wire, session_id, script({"text": "a"}, {"wait": "go"}, {"text": "b"}))
-    await wire.gates.reached("go")
+    await wire.latches.reached("go")
     return run.run_id
 
 
-# --- Accept and look ----------------------------------------------------------------------------
+# --- Accept and read ----------------------------------------------------------------------------
 
 
-async def test_a_run_is_accepted_runs_and_ends() -> None:
+async def test_an_accepted_run_completes() -> None:
     async with serving() as wire:
         answer = await wire.runs.RunAccepted(
             a_run(
@@ -86,7 +86,7 @@ async def test_r03_the_same_request_returns_the_same_run() -> None:
         assert again.cursor == first.cursor
 
 
-async def test_r05_the_run_lives_on_when_its_caller_leaves() -> None:
+async def test_r05_a_run_continues_after_its_caller_leaves() -> None:
     async with serving() as wire:
         call = wire.runs.RunAccepted(a_run(run_id="mine"))
         await asyncio.sleep(0)
@@ -96,16 +96,16 @@ async def test_r05_the_run_lives_on_when_its_caller_leaves() -> None:
         assert (await ended(wire, "mine")).state == run_pb2.RUN_STATE_COMPLETED
 
 
-async def test_a_wait_ends_when_its_time_is_up() -> None:
+async def test_a_wait_ends_after_its_timeout() -> None:
     async with serving() as wire:
         run_id = await hold(wire)
         request = pb.WaitRunRequest(run_id=run_id, timeout=Duration())
         assert (await wire.runs.WaitRun(request)).run.state == run_pb2.RUN_STATE_ACTIVE
-        wire.gates.open("go")
+        wire.latches.open("go")
         assert (await ended(wire, run_id)).run_complete.text == "ab"
 
 
-async def test_runs_are_listed_by_pages_the_latest_first() -> None:
+async def test_runs_are_listed_in_pages_newest_first() -> None:
     async with serving() as wire:
         ids = [(await accept(wire, f"s{n % 2}")).run_id for n in range(7)]
         for run_id in ids:
@@ -175,24 +175,26 @@ async def test_r12_a_cancel_of_an_idle_session_covers_nothing() -> None:
     ("scope", "covered"),
     [(pb.CANCEL_SCOPE_ACTIVE, ["active"]), (pb.CANCEL_SCOPE_WAITING, ["waiting"])],
 )
-async def test_r18_a_scope_is_kept_to(scope: pb.CancelScope.ValueType, covered: list[str]) -> None:
+async def test_r18_a_cancel_covers_only_its_scope(
+    scope: pb.CancelScope.ValueType, covered: list[str]
+) -> None:
     async with serving() as wire:
         names = {await hold(wire): "active", (await accept(wire)).run_id: "waiting"}
         receipt = await wire.runs.Cancel(pb.CancelRequest(session_id="s", scope=scope))
         assert [names[run.run_id] for run in receipt.cancelled] == covered
-        wire.gates.open("go")
+        wire.latches.open("go")
 
 
-async def test_r18_one_run_is_cancelled_without_naming_its_session() -> None:
+async def test_r18_a_run_is_cancelled_by_its_id_alone() -> None:
     async with serving() as wire:
         await hold(wire)
         waiting = (await accept(wire)).run_id
         receipt = await wire.runs.Cancel(pb.CancelRequest(run_id=waiting))
         assert [run.run_id for run in receipt.cancelled] == [waiting]
-        wire.gates.open("go")
+        wire.latches.open("go")
 
 
-async def test_r18_all_sessions_are_cancelled_and_the_idle_ones_not_named() -> None:
+async def test_r18_cancel_all_lists_only_sessions_with_work() -> None:
     async with serving() as wire:
         await ended(wire, (await accept(wire, "idle")).run_id)
         active = [await hold(wire, "a"), await hold(wire, "b")]
@@ -215,7 +217,7 @@ async def read(call: Any) -> pb.SubscribeRunCompleteResponse:
     return answer
 
 
-async def test_a_subscription_begins_with_a_mark_and_then_tells_every_end() -> None:
+async def test_a_subscription_starts_with_a_progress_mark_and_gets_every_end() -> None:
     async with serving() as wire:
         before = await accept(wire)
         await ended(wire, before.run_id)
@@ -228,7 +230,7 @@ async def test_a_subscription_begins_with_a_mark_and_then_tells_every_end() -> N
         call.cancel()
 
 
-async def test_r25_a_subscription_is_resumed_after_its_cursor() -> None:
+async def test_r25_a_subscription_resumes_after_its_cursor() -> None:
     async with serving() as wire:
         ids = []
         for n in range(4):
@@ -248,7 +250,7 @@ async def test_r25_a_subscription_is_resumed_after_its_cursor() -> None:
         rest.cancel()
 
 
-async def test_a_subscription_from_an_acceptance_misses_nothing_of_the_run() -> None:
+async def test_the_cursor_of_an_accept_precedes_the_events_of_its_run() -> None:
     async with serving() as wire:
         answer = await wire.runs.RunAccepted(a_run())
         await ended(wire, answer.run.run_id)
@@ -260,7 +262,7 @@ async def test_a_subscription_from_an_acceptance_misses_nothing_of_the_run() -> 
         call.cancel()
 
 
-async def test_only_what_is_wanted_is_told() -> None:
+async def test_a_filtered_subscription_gets_only_matching_events() -> None:
     async with serving() as wire:
         call = wire.runs.SubscribeRunComplete(
             pb.SubscribeRunCompleteRequest(session_ids=["a"], run_ids=["b1"])
@@ -273,7 +275,7 @@ async def test_only_what_is_wanted_is_told() -> None:
         call.cancel()
 
 
-async def test_an_idle_subscription_gets_marks_that_move_on() -> None:
+async def test_an_idle_subscription_gets_advancing_progress_marks() -> None:
     async with serving(progress_interval=0.02) as wire:
         call = wire.runs.SubscribeRunComplete(pb.SubscribeRunCompleteRequest(run_ids=["none"]))
         first = await read(call)
@@ -286,7 +288,7 @@ async def test_an_idle_subscription_gets_marks_that_move_on() -> None:
         call.cancel()
 
 
-async def test_the_events_of_a_run_come_in_order_without_a_gap_and_end() -> None:
+async def test_events_of_a_run_are_in_order_without_gaps_and_end() -> None:
     async with serving() as wire:
         call_it = {"id": "1", "name": "look", "arguments": {}}
         found = {"id": "1", "name": "look", "content": "found"}
@@ -320,7 +322,7 @@ async def test_the_events_of_a_run_come_in_order_without_a_gap_and_end() -> None
 # --- Refusals -----------------------------------------------------------------------------------
 
 
-async def test_refusals_of_an_accept() -> None:
+async def test_an_accept_is_refused_with_its_reason() -> None:
     limits = Limits(max_waiting_runs=1, max_prompt_bytes=200)
     async with serving(limits) as wire:
         await hold(wire)
@@ -349,10 +351,10 @@ async def test_refusals_of_an_accept() -> None:
         taken = ("RUN_ID_CONFLICT", StatusCode.ALREADY_EXISTS)
         assert (await reason(a_run(run_id="mine", prompt="other")))[:2] == taken
         assert (await reason(a_run(run_id="mine", session_id="other")))[:2] == taken
-        wire.gates.open("go")
+        wire.latches.open("go")
 
 
-async def test_a_node_that_has_enough_says_when_to_come_back() -> None:
+async def test_an_overloaded_node_sends_a_retry_delay() -> None:
     async with serving(Limits(max_waiting_total=1, max_active_runs=0)) as wire:
         await accept(wire, "a")
         error = await refused(wire.runs.RunAccepted(a_run("b")))
@@ -360,7 +362,7 @@ async def test_a_node_that_has_enough_says_when_to_come_back() -> None:
         assert error.retry_after
 
 
-async def test_a_draining_node_says_so_and_where_to_resume() -> None:
+async def test_a_draining_node_sends_the_cursor_to_resume_from() -> None:
     async with serving() as wire:
         answer = await wire.runs.RunAccepted(a_run())
         await ended(wire, answer.run.run_id)
@@ -370,7 +372,7 @@ async def test_a_draining_node_says_so_and_where_to_resume() -> None:
         waiting = asyncio.create_task(refused(wire.runs.WaitRun(pb.WaitRunRequest(run_id=active))))
         following = wire.runs.SubscribeRun(pb.SubscribeRunRequest(run_id=active, after_index=3))
         await following.wait_for_connection()
-        wire.coordinator.refuse()
+        wire.coordinator.begin_drain()
         drains = ("DRAINING", StatusCode.UNAVAILABLE)
         error = await refused(wire.runs.RunAccepted(a_run()))
         assert (error.reason, error.code) == drains
@@ -379,14 +381,14 @@ async def test_a_draining_node_says_so_and_where_to_resume() -> None:
         for stream in (call, following):
             with pytest.raises(grpc.aio.AioRpcError) as raised:
                 await stream.read()
-            ends.append(told(raised.value))
+            ends.append(decode_error(raised.value))
         ends.append(await waiting)
         assert [(end.reason, end.code) for end in ends] == [drains] * 3
         assert ends[0].metadata["cursor"] == last.cursor
-        wire.gates.open("go")
+        wire.latches.open("go")
 
 
-async def test_lookups_of_what_is_not_there() -> None:
+async def test_unknown_runs_are_not_found() -> None:
     async with serving() as wire:
         not_found = ("RUN_NOT_FOUND", StatusCode.NOT_FOUND)
         for call in (
@@ -408,7 +410,7 @@ async def test_lookups_of_what_is_not_there() -> None:
             assert (error.reason, error.code) == ("RUN_MISSING", StatusCode.INVALID_ARGUMENT)
 
 
-async def test_an_index_that_the_run_has_not_reached() -> None:
+async def test_an_index_beyond_the_last_event_is_refused() -> None:
     async with serving() as wire:
         run_id = (await accept(wire)).run_id
         await ended(wire, run_id)
@@ -417,7 +419,7 @@ async def test_an_index_that_the_run_has_not_reached() -> None:
         assert (error.reason, error.fields) == ("INVALID_ARGUMENT", ["after_index"])
 
 
-async def test_cursors_that_lead_nowhere() -> None:
+async def test_invalid_cursors_are_refused() -> None:
     async with serving() as wire, serving(store=MemoryStore()) as other:
         await ended(other, (await accept(other)).run_id)
         foreign = await read(other.runs.SubscribeRunComplete(pb.SubscribeRunCompleteRequest()))
@@ -428,7 +430,7 @@ async def test_cursors_that_lead_nowhere() -> None:
             assert error.fields == ["cursor"]
 
 
-async def test_r25_a_cursor_that_was_compacted_away_is_told_the_oldest() -> None:
+async def test_r25_a_compacted_cursor_gets_the_oldest_cursor() -> None:
     async with serving() as wire:
         first = await wire.runs.RunAccepted(a_run())
         await ended(wire, first.run.run_id)
@@ -445,7 +447,7 @@ async def test_r25_a_cursor_that_was_compacted_away_is_told_the_oldest() -> None
         resumed.cancel()
 
 
-async def test_page_tokens_that_lead_nowhere() -> None:
+async def test_invalid_page_tokens_are_refused() -> None:
     async with serving() as wire:
         for n in range(2):
             await ended(wire, (await accept(wire, f"s{n}")).run_id)
@@ -464,8 +466,8 @@ async def test_page_tokens_that_lead_nowhere() -> None:
 
 
 @pytest.mark.parametrize("data", [b"\x0a\x02\xff\xfe", b"\x0a\x05a", b"\x0f"])
-async def test_bytes_that_are_no_request_are_refused_as_such(data: bytes) -> None:
-    """A session id that is not UTF-8, one that is cut short, and no message at all."""
+async def test_bytes_that_are_not_a_request_are_refused(data: bytes) -> None:
+    """A session id that is not UTF-8, a truncated one, and garbage."""
     async with serving() as wire:
         raw: Any = wire.channel.unary_unary("/runlane.v1.RunService/RunAccepted")
         error = await refused(raw(data))
@@ -482,7 +484,7 @@ async def test_a_message_over_4_mib_is_refused() -> None:
         assert raised.value.code() is StatusCode.RESOURCE_EXHAUSTED
 
 
-async def test_a_thousand_violations_still_arrive() -> None:
+async def test_an_error_with_a_thousand_violations_arrives() -> None:
     async with serving() as wire:
         request = pb.SubscribeRunCompleteRequest(session_ids=["ä" * 100] * 1000)
         error = await refused(wire.runs.SubscribeRunComplete(request).read())

@@ -1,4 +1,4 @@
-"""SessionService over a real socket, and what is served beside our own services."""
+"""SessionService, health and reflection over a real socket."""
 
 from __future__ import annotations
 
@@ -66,17 +66,17 @@ async def test_a_session_with_work_is_busy() -> None:
             session_id="s", prompt=prompt, allow_missing=True
         )
         active = (await wire.runs.RunAccepted(request)).run
-        await wire.gates.reached("go")
+        await wire.latches.reached("go")
         waiting = (await wire.runs.RunAccepted(request)).run
         got = (await wire.sessions.GetSession(pb.GetSessionRequest(session_id="s"))).session
         assert (got.busy, got.active_run_id, got.waiting_runs) == (True, active.run_id, 1)
         error = await refused(wire.sessions.DeleteSession(pb.DeleteSessionRequest(session_id="s")))
         assert (error.reason, error.code) == ("SESSION_BUSY", StatusCode.FAILED_PRECONDITION)
-        wire.gates.open("go")
+        wire.latches.open("go")
         await wire.runs.WaitRun(run_service_pb2.WaitRunRequest(run_id=waiting.run_id))
 
 
-async def test_sessions_are_listed_by_pages_the_latest_first() -> None:
+async def test_sessions_are_listed_in_pages_newest_first() -> None:
     async with serving() as wire:
         for n in range(5):
             await wire.sessions.CreateSession(pb.CreateSessionRequest(session_id=f"s{n}"))
@@ -91,7 +91,7 @@ async def test_sessions_are_listed_by_pages_the_latest_first() -> None:
         assert found == ["s4", "s3", "s2", "s1", "s0"]
 
 
-async def test_a_deleted_session_is_gone_and_its_events_are_not() -> None:
+async def test_deleting_a_session_keeps_its_terminal_events() -> None:
     async with serving() as wire:
         run = await ran(wire, "s", "hello")
         await wire.sessions.DeleteSession(pb.DeleteSessionRequest(session_id="s"))
@@ -108,13 +108,13 @@ async def test_a_deleted_session_is_gone_and_its_events_are_not() -> None:
             run_service_pb2.SubscribeRunCompleteRequest(from_beginning=True)
         )
         await events.read()
-        told = await events.read()
-        assert isinstance(told, run_service_pb2.SubscribeRunCompleteResponse)
-        assert told.run_complete.run_id == run.run_id
+        event = await events.read()
+        assert isinstance(event, run_service_pb2.SubscribeRunCompleteResponse)
+        assert event.run_complete.run_id == run.run_id
         events.cancel()
 
 
-async def test_refusals() -> None:
+async def test_invalid_session_requests_are_refused_with_their_reason() -> None:
     async with serving() as wire:
         await wire.sessions.CreateSession(pb.CreateSessionRequest(session_id="s"))
         error = await refused(wire.sessions.CreateSession(pb.CreateSessionRequest(session_id="s")))
@@ -128,7 +128,7 @@ async def test_refusals() -> None:
             assert (error.reason, error.code) == ("SESSION_MISSING", StatusCode.INVALID_ARGUMENT)
 
 
-async def test_a_transcript_is_listed_the_oldest_first() -> None:
+async def test_a_transcript_is_listed_oldest_first() -> None:
     async with serving() as wire:
         attachment = run_pb2.Attachment(name="n", mime_type="image/png", data=b"\x00")
         await ran(wire, "s", "one", attachments=[attachment])
@@ -150,7 +150,7 @@ async def test_a_transcript_is_listed_the_oldest_first() -> None:
         assert [m for page in by_ones for m in page.messages] == list(page.messages)
 
 
-async def test_messages_that_do_not_fit_into_one_response_are_continued() -> None:
+async def test_messages_too_large_for_one_response_are_continued() -> None:
     """The largest prompt with the largest attachment, and an answer larger than a message."""
     async with serving() as wire:
         question = "q" * (1 << 20)
@@ -169,14 +169,14 @@ async def test_messages_that_do_not_fit_into_one_response_are_continued() -> Non
         assert [m.continues for page in pages for m in page.messages].count(True) >= 2
 
 
-async def test_an_end_whose_text_is_too_long_says_so() -> None:
+async def test_a_terminal_event_marks_its_truncated_text() -> None:
     async with serving() as wire:
         run = await ran(wire, "s", json.dumps([{"text": "x" * (1 << 16), "repeat": 20}]))
         assert run.run_complete.text_truncated
         assert len(run.run_complete.text) == 1 << 20
 
 
-async def test_runs_with_large_labels_are_listed_by_smaller_pages() -> None:
+async def test_runs_with_large_metadata_are_listed_in_smaller_pages() -> None:
     async with serving(Limits(max_active_runs=0)) as wire:
         labels = {f"{n}": "v" * 4096 for n in range(64)}
         for n in range(20):
@@ -198,7 +198,7 @@ async def test_runs_with_large_labels_are_listed_by_smaller_pages() -> None:
 # --- Health and reflection ----------------------------------------------------------------------
 
 
-async def test_probes_leave_no_lines_in_the_log_however_they_ask() -> None:
+async def test_health_probes_are_not_logged_at_level_info() -> None:
     async with serving() as wire:
         health = health_pb2_grpc.HealthStub(wire.channel)
         garbled: Any = wire.channel.unary_unary("/grpc.health.v1.Health/Check")
@@ -209,14 +209,14 @@ async def test_probes_leave_no_lines_in_the_log_however_they_ask() -> None:
             ):
                 with pytest.raises(grpc.aio.AioRpcError):
                     await call
-            # A call that is refused is told of after its answer.
+            # The line of a refused call is written after its answer.
             async with asyncio.timeout(10):
                 while len(logs) < 2:
                     await asyncio.sleep(0)
         assert {line["log_level"] for line in logs} == {"debug"}
 
 
-async def test_health_is_told_for_every_service() -> None:
+async def test_health_covers_every_service() -> None:
     async with serving() as wire:
         health = health_pb2_grpc.HealthStub(wire.channel)
         watch = health.Watch(health_pb2.HealthCheckRequest(service="runlane.v1.RunService"))
@@ -231,13 +231,13 @@ async def test_health_is_told_for_every_service() -> None:
             return {each.status for each in found}
 
         assert await states() == {SERVING}
-        await wire.endpoint.retire()
+        await wire.endpoint.mark_not_serving()
         assert await states() == {NOT_SERVING}
         assert (await watch.read()).status == NOT_SERVING
         watch.cancel()
 
 
-async def test_the_interface_can_be_discovered() -> None:
+async def test_reflection_lists_every_service() -> None:
     async with serving() as wire:
         stub = reflection_pb2_grpc.ServerReflectionStub(wire.channel)
         call = stub.ServerReflectionInfo()

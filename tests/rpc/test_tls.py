@@ -1,4 +1,4 @@
-"""TLS: who may connect, what is seen of him, and certificates that change while it serves."""
+"""TLS: encryption, certificates of callers, and reload of the server's certificate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from runlane.v1 import run_service_pb2 as runs_pb
 from runlane.v1 import session_service_pb2 as pb
 from runlane.v1 import session_service_pb2_grpc
 from runlane_server.access.caller import Caller, Credentials, Role
-from runlane_server.access.door import Door
+from runlane_server.access.control import AccessControl
 from runlane_server.core.errors import StartError
 from runlane_server.rpc.tls import ServerTls
 from support.certificates import Authority, Issued, replace
@@ -25,15 +25,15 @@ from support.rpc_wire import Wire, serving
 LIST = pb.ListSessionsRequest()
 
 
-class Notes:
-    """Lets everybody in, and notes whom."""
+class RecordingAuthenticator:
+    """Authenticates every call and records its credentials."""
 
     def __init__(self) -> None:
-        self.shown: list[Credentials] = []
+        self.credentials: list[Credentials] = []
 
-    def identify(self, credentials: Credentials) -> Caller:
-        self.shown.append(credentials)
-        return Caller("acme", Role.ADMIN, "somebody")
+    def authenticate(self, credentials: Credentials) -> Caller:
+        self.credentials.append(credentials)
+        return Caller("acme", Role.ADMIN, "alice")
 
 
 @pytest.fixture
@@ -54,8 +54,8 @@ def trusting(authority: Authority, shown: Issued | None = None) -> grpc.ChannelC
     return grpc.ssl_channel_credentials(authority.certificate, shown.key, shown.certificate)
 
 
-async def asked(address: str, credentials: grpc.ChannelCredentials | None) -> None:
-    """Makes a call over a connection of its own."""
+async def call_once(address: str, credentials: grpc.ChannelCredentials | None) -> None:
+    """Makes a call over a new connection."""
     options = [("grpc.use_local_subchannel_pool", 1)]
     if credentials is None:
         channel = grpc.aio.insecure_channel(address, options)
@@ -65,24 +65,24 @@ async def asked(address: str, credentials: grpc.ChannelCredentials | None) -> No
         await session_service_pb2_grpc.SessionServiceStub(channel).ListSessions(LIST, timeout=20)
 
 
-async def unreachable(address: str, credentials: grpc.ChannelCredentials | None) -> None:
+async def assert_unreachable(address: str, credentials: grpc.ChannelCredentials | None) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as raised:
-        await asked(address, credentials)
+        await call_once(address, credentials)
     assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_calls_are_encrypted_and_plaintext_is_not_answered(
+async def test_calls_are_encrypted_and_plaintext_is_refused(
     authority: Authority, tmp_path: Path
 ) -> None:
     server = tls(tmp_path, authority.issue("server", ["127.0.0.1"]))
     async with serving(tls=server, credentials=trusting(authority)) as wire:
         await wire.sessions.ListSessions(LIST)
-        await unreachable(wire.address, None)
-        # One who trusts somebody else does not take it for the server.
-        await unreachable(wire.address, trusting(Authority()))
+        await assert_unreachable(wire.address, None)
+        # A client that trusts another authority does not connect.
+        await assert_unreachable(wire.address, trusting(Authority()))
 
 
-async def test_with_a_client_ca_a_certificate_of_it_is_needed(
+async def test_a_client_ca_requires_a_certificate_of_it(
     authority: Authority, tmp_path: Path
 ) -> None:
     clients = Authority("clients")
@@ -90,8 +90,10 @@ async def test_with_a_client_ca_a_certificate_of_it_is_needed(
     mine = trusting(authority, clients.issue("me"))
     async with serving(tls=server, credentials=mine) as wire:
         await wire.sessions.ListSessions(LIST)
-        await unreachable(wire.address, trusting(authority))
-        await unreachable(wire.address, trusting(authority, Authority("clients").issue("me")))
+        await assert_unreachable(wire.address, trusting(authority))
+        await assert_unreachable(
+            wire.address, trusting(authority, Authority("clients").issue("me"))
+        )
 
 
 @pytest.mark.parametrize(
@@ -101,31 +103,33 @@ async def test_with_a_client_ca_a_certificate_of_it_is_needed(
         (["spiffe://acme/me", "me.acme.example"], ["spiffe://acme/me", "me.acme.example"]),
     ],
 )
-async def test_the_names_in_the_certificate_are_seen(
+async def test_the_names_in_a_client_certificate_reach_authentication(
     sans: list[str], names: list[str], authority: Authority, tmp_path: Path
 ) -> None:
     server = tls(tmp_path, authority.issue("server", ["127.0.0.1"]), authority.certificate)
-    notes = Notes()
+    recorder = RecordingAuthenticator()
     mine = trusting(authority, authority.issue("me", sans))
-    async with serving(tls=server, credentials=mine, door=Door(notes)) as wire:
+    async with serving(tls=server, credentials=mine, access=AccessControl(recorder)) as wire:
         await wire.sessions.ListSessions(LIST)
-    (shown,) = notes.shown
+    (shown,) = recorder.credentials
     assert list(shown.certificate) == names
 
 
-async def test_without_a_client_ca_nobody_has_a_name(authority: Authority, tmp_path: Path) -> None:
-    """A certificate that nobody verified proves nothing."""
+async def test_client_certificates_are_ignored_without_a_client_ca(
+    authority: Authority, tmp_path: Path
+) -> None:
+    """An unverified certificate proves nothing."""
     server = tls(tmp_path, authority.issue("server", ["127.0.0.1"]))
-    notes = Notes()
+    recorder = RecordingAuthenticator()
     mine = trusting(authority, authority.issue("me"))
-    async with serving(tls=server, credentials=mine, door=Door(notes)) as wire:
+    async with serving(tls=server, credentials=mine, access=AccessControl(recorder)) as wire:
         await wire.sessions.ListSessions(LIST)
-    assert list(notes.shown[0].certificate) == []
+    assert list(recorder.credentials[0].certificate) == []
 
 
 @asynccontextmanager
 async def streaming(wire: Wire) -> AsyncIterator[None]:
-    """A subscription that goes on over all that happens in it."""
+    """Opens a subscription that must survive what happens meanwhile."""
     call: Any = wire.runs.SubscribeRunComplete(runs_pb.SubscribeRunCompleteRequest())
     assert (await call.read()).HasField("progress")
     yield
@@ -136,7 +140,7 @@ async def streaming(wire: Wire) -> AsyncIterator[None]:
     call.cancel()
 
 
-async def test_a_new_certificate_is_shown_to_who_connects_and_nobody_is_dropped(
+async def test_a_reloaded_certificate_serves_new_connections_and_keeps_open_ones(
     authority: Authority, tmp_path: Path
 ) -> None:
     server = tls(tmp_path, authority.issue("server", ["127.0.0.1"]))
@@ -144,27 +148,27 @@ async def test_a_new_certificate_is_shown_to_who_connects_and_nobody_is_dropped(
     async with serving(tls=server, credentials=trusting(authority)) as wire, streaming(wire):
         with capture_logs() as logs:
             other.issue("server", ["127.0.0.1"]).write(tmp_path, "server")
-            await asked(wire.address, trusting(other))
-            await unreachable(wire.address, trusting(authority))
+            await call_once(wire.address, trusting(other))
+            await assert_unreachable(wire.address, trusting(authority))
         assert [line["event"] for line in logs if "certificate" in line["event"]] == [
-            "the certificate was read again"
+            "certificate reloaded"
         ]
 
 
-async def test_the_client_ca_is_taken_up_too(authority: Authority, tmp_path: Path) -> None:
+async def test_a_changed_client_ca_is_reloaded(authority: Authority, tmp_path: Path) -> None:
     server = tls(tmp_path, authority.issue("server", ["127.0.0.1"]), authority.certificate)
     other = Authority("other")
     mine, theirs = (trusting(authority, each.issue("me")) for each in (authority, other))
     async with serving(tls=server, credentials=mine) as wire:
         await wire.sessions.ListSessions(LIST)
-        await unreachable(wire.address, theirs)
+        await assert_unreachable(wire.address, theirs)
         replace(tmp_path / "ca.pem", other.certificate)
-        await asked(wire.address, theirs)
-        await unreachable(wire.address, mine)
+        await call_once(wire.address, theirs)
+        await assert_unreachable(wire.address, mine)
 
 
 @pytest.mark.parametrize("broken", ["garbage", "another key", "gone"])
-async def test_a_broken_certificate_is_not_taken_up_and_told_once(
+async def test_an_invalid_certificate_is_ignored_and_logged_once(
     broken: str, authority: Authority, tmp_path: Path
 ) -> None:
     server = tls(tmp_path, authority.issue("server", ["127.0.0.1"]))
@@ -177,26 +181,26 @@ async def test_a_broken_certificate_is_not_taken_up_and_told_once(
             else:
                 (tmp_path / "server.key").unlink()
             for _ in range(3):
-                await asked(wire.address, trusting(authority))
+                await call_once(wire.address, trusting(authority))
         errors = [line for line in logs if line["log_level"] == "error"]
         assert len(errors) == 1
-        assert "server." in errors[0]["why"]
+        assert "server." in errors[0]["error"]
         authority.issue("server", ["127.0.0.1"]).write(tmp_path, "server")
         with capture_logs() as logs:
-            await asked(wire.address, trusting(authority))
-        assert "the certificate was read again" in [line["event"] for line in logs]
+            await call_once(wire.address, trusting(authority))
+        assert "certificate reloaded" in [line["event"] for line in logs]
 
 
-async def test_tls_over_a_unix_socket(authority: Authority, tmp_path: Path) -> None:
+async def test_a_unix_socket_can_use_tls(authority: Authority, tmp_path: Path) -> None:
     server = tls(tmp_path, authority.issue("server", ["localhost"]))
     address = f"unix:{tmp_path}/socket"
     async with serving(tls=server, listen=address):
         async with Client(address, credentials=trusting(authority)) as client:
             assert not [session async for session in client.list_sessions()]
-        await unreachable(address, None)
+        await assert_unreachable(address, None)
 
 
-def test_what_cannot_be_used_is_told_at_the_start(authority: Authority, tmp_path: Path) -> None:
+def test_invalid_files_fail_the_start(authority: Authority, tmp_path: Path) -> None:
     certificate, key = authority.issue("server").write(tmp_path, "server")
     other, _ = authority.issue("other").write(tmp_path, "other")
     garbage = tmp_path / "garbage"

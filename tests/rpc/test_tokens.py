@@ -1,4 +1,4 @@
-"""Cursors and page tokens: what was given out comes back, and nothing else is taken."""
+"""Cursors and page tokens: issued ones are decoded, all others are refused."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ numbers = st.integers(min_value=-(2**63), max_value=2**63 - 1)
 
 
 @given(places)
-def test_a_cursor_comes_back_as_its_position(position: int) -> None:
+def test_a_cursor_is_decoded_to_its_position(position: int) -> None:
     cursor = CURSORS.encode("t", position)
     assert CURSORS.decode("t", cursor) == position
     assert len(cursor) == 28
 
 
 @given(st.text())
-def test_garbage_is_no_cursor(text: str) -> None:
+def test_garbage_is_refused_as_a_cursor(text: str) -> None:
     with pytest.raises(CursorInvalid) as refused:
         CURSORS.decode("t", text)
     assert refused.value.violations[0].field == "cursor"
 
 
 @given(places, st.data())
-def test_a_cursor_that_was_tampered_with_is_refused(position: int, data: st.DataObject) -> None:
+def test_a_modified_cursor_is_refused(position: int, data: st.DataObject) -> None:
     cursor = CURSORS.encode("t", position)
     at = data.draw(st.integers(min_value=0, max_value=len(cursor) - 1))
     other = data.draw(st.characters(codec="ascii").filter(lambda letter: letter != cursor[at]))
@@ -51,17 +51,17 @@ def test_a_cursor_has_one_spelling(change) -> None:  # type: ignore[no-untyped-d
         CURSORS.decode("t", change(CURSORS.encode("t", 77)))
 
 
-def test_a_cursor_of_another_store_is_refused_and_says_so() -> None:
+def test_a_cursor_of_another_store_is_refused_with_that_reason() -> None:
     with pytest.raises(CursorInvalid, match="another store"):
         CURSORS.decode("t", OTHER.encode("t", 5))
 
 
-def test_a_cursor_of_another_tenant_is_one_of_another_store() -> None:
+def test_a_cursor_of_another_tenant_is_refused_like_one_of_another_store() -> None:
     with pytest.raises(CursorInvalid, match="another store"):
         CURSORS.decode("t", CURSORS.encode("u", 5))
 
 
-def test_a_page_token_is_no_cursor() -> None:
+def test_a_page_token_is_refused_as_a_cursor() -> None:
     with pytest.raises(CursorInvalid):
         CURSORS.decode("t", PageTokens(b"storeone", "ListRuns").encode(1, 2))
 
@@ -74,17 +74,17 @@ def test_another_version_is_refused() -> None:
 
 
 @given(st.binary())
-def test_a_seal_can_be_opened(payload: bytes) -> None:
+def test_a_sealed_payload_is_unsealed(payload: bytes) -> None:
     assert unseal(seal(payload)) == payload
 
 
 @given(st.lists(numbers, min_size=1, max_size=3))
-def test_a_page_token_comes_back_as_its_place(place: list[int]) -> None:
+def test_a_page_token_is_decoded_to_its_place(place: list[int]) -> None:
     tokens = PageTokens(b"storeone", "ListRuns", "default")
     assert tokens.decode(tokens.encode(*place), len(place)) == tuple(place)
 
 
-def test_no_page_token_is_the_first_page() -> None:
+def test_an_empty_page_token_is_the_first_page() -> None:
     assert PageTokens(b"storeone", "ListRuns").decode("", 1) is None
 
 
@@ -107,7 +107,7 @@ def test_a_page_token_of_another_call_is_refused(others: PageTokens) -> None:
 
 
 @given(st.text(min_size=1))
-def test_garbage_is_no_page_token(text: str) -> None:
+def test_garbage_is_refused_as_a_page_token(text: str) -> None:
     with pytest.raises(PageTokenInvalid):
         PageTokens(b"storeone", "ListRuns").decode(text, 1)
 

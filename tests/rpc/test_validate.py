@@ -1,4 +1,4 @@
-"""Every field of every request, with everything that can be wrong with it."""
+"""Validation: every field of every request, with every violation."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def check_subscribe_run_complete(
     return validate.subscribe_run_complete(request, lambda: None)[0]
 
 
-def check_list_runs(request: run_service_pb2.ListRunsRequest) -> validate.RunsWanted:
+def check_list_runs(request: run_service_pb2.ListRunsRequest) -> validate.RunFilter:
     return validate.list_runs(request, lambda _: None)[0]
 
 
@@ -117,7 +117,7 @@ ID_FIELDS: list[tuple[str, Check, Callable[[str], Message]]] = [
 
 @pytest.mark.parametrize("bad", BAD_IDS.values(), ids=BAD_IDS.keys())
 @pytest.mark.parametrize(("field", "check", "request_with"), ID_FIELDS)
-def test_an_id_that_is_none(
+def test_an_invalid_id_is_refused(
     field: str, check: Check, request_with: Callable[[str], Message], bad: str
 ) -> None:
     with pytest.raises(InvalidArgument) as refused:
@@ -128,7 +128,9 @@ def test_an_id_that_is_none(
 
 @pytest.mark.parametrize("good", GOOD_IDS)
 @pytest.mark.parametrize(("field", "check", "request_with"), ID_FIELDS)
-def test_an_id(field: str, check: Check, request_with: Callable[[str], Message], good: str) -> None:
+def test_a_valid_id_is_accepted(
+    field: str, check: Check, request_with: Callable[[str], Message], good: str
+) -> None:
     check(request_with(good))
 
 
@@ -364,7 +366,7 @@ TABLE: list[tuple[str, Check, Message, type[InvalidArgument], str]] = [
     [row[1:] for row in TABLE],
     ids=[row[0] for row in TABLE],
 )
-def test_what_can_be_wrong(
+def test_an_invalid_field_is_reported(
     check: Check, request_: Message, error: type[InvalidArgument], field: str
 ) -> None:
     with pytest.raises(InvalidArgument) as refused:
@@ -373,7 +375,7 @@ def test_what_can_be_wrong(
     assert [wrong.field for wrong in refused.value.violations] == [field]
 
 
-def test_all_that_is_wrong_is_told_at_once() -> None:
+def test_one_error_reports_all_violations() -> None:
     request = a_run(
         session_id=" a",
         prompt="",
@@ -397,7 +399,7 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
     }
 
 
-def test_what_is_left_out_has_its_default() -> None:
+def test_omitted_fields_have_defaults() -> None:
     wanted = validate.run_accepted(a_run(), LIMITS)
     assert (wanted.run_id, wanted.when_busy, wanted.timeout) == ("", WhenBusy.QUEUE, None)
     assert (wanted.max_attempts, dict(wanted.metadata)) == (1, {})
@@ -407,7 +409,7 @@ def test_what_is_left_out_has_its_default() -> None:
     assert nothing.everything
 
 
-def test_limits_may_be_reached() -> None:
+def test_values_at_the_limits_are_accepted() -> None:
     wanted = validate.run_accepted(
         a_run(
             prompt="x" * 100,
@@ -423,7 +425,7 @@ def test_limits_may_be_reached() -> None:
     assert len(wanted.metadata) == 64
 
 
-def test_a_text_attachment_is_prompt_enough() -> None:
+def test_a_text_attachment_replaces_the_prompt() -> None:
     wanted = validate.run_accepted(a_run(prompt="", attachments=[text("do it")]), LIMITS)
     assert wanted.prompt.attachments[0].content == "do it"
 
@@ -431,11 +433,11 @@ def test_a_text_attachment_is_prompt_enough() -> None:
 @pytest.mark.parametrize(
     "good", ["", "text/plain", "text/plain; charset=utf-8", "application/vnd.api+json"]
 )
-def test_media_types(good: str) -> None:
+def test_media_types_are_validated(good: str) -> None:
     check_run(a_run(attachments=[text("a", mime_type=good)]))
 
 
-def test_a_moment_is_not_nothing() -> None:
+def test_a_nanosecond_is_a_positive_duration() -> None:
     wanted = validate.run_accepted(a_run(timeout=Duration(nanos=1)), LIMITS)
     assert wanted.timeout == 1
 
@@ -443,7 +445,7 @@ def test_a_moment_is_not_nothing() -> None:
 @pytest.mark.parametrize(
     ("asked", "given"), [(0, 50), (1, 1), (1000, 1000), (1001, 1000), (2**31 - 1, 1000)]
 )
-def test_page_sizes(asked: int, given: int) -> None:
+def test_page_sizes_are_clamped(asked: int, given: int) -> None:
     request = run_service_pb2.ListRunsRequest(page_size=asked)
     assert check_list_runs(request).page_size == given
 
@@ -459,25 +461,25 @@ def test_page_sizes(asked: int, given: int) -> None:
         ({"run_id": "r", "scope": 1}, CancelScope.RUN),
     ],
 )
-def test_scopes_of_a_cancel(fields: dict[str, Any], scope: CancelScope) -> None:
+def test_the_scope_of_a_cancel_is_read(fields: dict[str, Any], scope: CancelScope) -> None:
     assert validate.cancel(run_service_pb2.CancelRequest(**fields)) is scope
 
 
-def test_which_runs_are_listed() -> None:
+def test_the_filters_of_a_list_are_read() -> None:
     request = run_service_pb2.ListRunsRequest(states=[1, 8, 8])  # type: ignore[list-item]
     wanted = check_list_runs(request)
     assert wanted.states == {RunState.ACCEPTED, RunState.FAILED}
     assert wanted.session_id is None
 
 
-def test_waiting_can_be_for_no_time_at_all() -> None:
+def test_a_wait_may_have_a_timeout_of_zero() -> None:
     request = run_service_pb2.WaitRunRequest(run_id="r", timeout=Duration())
     assert validate.wait_run(request) == 0
     half = run_service_pb2.WaitRunRequest(run_id="r", timeout=Duration(nanos=500_000_000))
     assert validate.wait_run(half) == 0.5
 
 
-def test_the_defaults_are_what_the_interface_promises() -> None:
+def test_defaults_and_limits_match_the_interface() -> None:
     limits = {limit.name: limit.default for limit in dataclasses.fields(Limits)}
     assert limits["max_prompt_bytes"] == 1 << 20
     assert limits["max_attachment_bytes"] == 2 << 20

@@ -40,7 +40,7 @@ async def share(story: Story, run_id: str) -> None:
     while not await _tried(story, lambda: story.accept(run_id)):
         pass
     # Another node may have cancelled it by then.
-    while story.lane.busy and not await _tried(story, story.cancel):
+    while story.lane.is_busy and not await _tried(story, story.cancel):
         pass
 
 

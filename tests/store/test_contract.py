@@ -117,7 +117,7 @@ async def test_lane_is_read_back_after_each_step(store: Store, story: Story) -> 
     await same()
     await story.fail_waiting("AGENT_UNAVAILABLE")
     await same()
-    assert not story.lane.busy
+    assert not story.lane.is_busy
 
 
 async def test_reservations_are_not_stored(store: Store, story: Story) -> None:
@@ -416,7 +416,7 @@ async def test_runs_are_listed_latest_first_by_pages(store: Store, story: Story)
             assert len(page.items) == limit or page.next is None
             for run in page.items:
                 assert not states or run.state in states
-                assert (run.complete is not None) == run.state.terminal
+                assert (run.complete is not None) == run.state.is_terminal
                 assert run.complete is None or run.complete.text == ""
             found += [run.run_id for run in page.items]
             if page.next is None:

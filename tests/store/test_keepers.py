@@ -14,7 +14,7 @@ from runlane_server.core.errors import SessionNotFound
 from runlane_server.core.model import Micros, Prompt, SessionKey
 from runlane_server.engine import retention as retention_module
 from runlane_server.engine.coordinator import Coordinator
-from runlane_server.engine.retention import Retention, keepers
+from runlane_server.engine.retention import Retention, retention_tasks
 from runlane_server.feed.feed import Feed
 from runlane_server.store.base import IdleSession, Store
 from runlane_server.store.memory.store import MemoryStore
@@ -78,7 +78,9 @@ async def kept(
     tasks: list[asyncio.Task[None]] = []
 
     def begin() -> None:
-        tasks.extend(asyncio.create_task(it) for it in keepers(coordinator, retention, clock))
+        tasks.extend(
+            asyncio.create_task(it) for it in retention_tasks(coordinator, retention, clock)
+        )
 
     await coordinator.start()
     try:
@@ -106,7 +108,7 @@ async def session_ids(store: Store) -> set[str]:
 
 async def test_nothing_is_kept_away_without_limits() -> None:
     async with kept(MemoryStore(), Clock(), Retention()) as (coordinator, _):
-        assert keepers(coordinator, Retention()) == []
+        assert retention_tasks(coordinator, Retention()) == []
 
 
 async def test_old_events_go_and_young_ones_stay(monkeypatch: pytest.MonkeyPatch) -> None:

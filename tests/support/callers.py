@@ -1,4 +1,4 @@
-"""A server that knows its callers, and calls of everything it offers, as any of them."""
+"""A server with access control, and calls of every rpc as any kind of caller."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from runlane.harness.v1 import harness_service_pb2 as harness_pb
 from runlane.v1 import run_service_pb2 as runs_pb
 from runlane.v1 import session_service_pb2 as sessions_pb
 from runlane_server.access import tokens
-from runlane_server.access.door import Door
+from runlane_server.access.control import AccessControl
 from runlane_server.config import Config
 from runlane_server.harness.harness import Harness
 from runlane_server.process.security import Entrance
@@ -43,7 +43,7 @@ SECONDS = 20.0
 PEER_KEY = "what only nodes know"
 ISSUER, AUDIENCE = "https://issuer.example", "runlane"
 LIFETIME = 100.0
-"""Seconds until the token `expiring` does."""
+"""Seconds until the token `expiring` expires."""
 
 ROLES = ("read", "run", "admin")
 
@@ -51,7 +51,7 @@ Metadata = tuple[tuple[str, str], ...]
 
 
 def all_methods() -> dict[str, MethodDescriptor]:
-    """Every rpc that is defined, by its full name as it is called."""
+    """Returns every defined rpc by its full name."""
     found: dict[str, MethodDescriptor] = {}
     for package in (runlane.v1, runlane.harness.v1):
         for module in pkgutil.iter_modules(package.__path__):
@@ -65,11 +65,11 @@ def all_methods() -> dict[str, MethodDescriptor]:
 METHODS = all_methods()
 
 OF_TENANTS = [method for method in METHODS if method.startswith("/runlane.v1.")]
-"""Those that are about what a tenant has; a harness has a hold of the whole server."""
+"""The rpcs on data of a tenant; those of the harness control the whole server."""
 
 
 def request(method: str, session: str = "s-theirs", run: str = "r-theirs") -> Message:
-    """What to ask of a method, about a session and a run."""
+    """Returns a request of a method for a session and a run."""
     wanted: Mapping[str, Message] = {
         "RunAccepted": runs_pb.RunAcceptedRequest(
             session_id=session, run_id=f"new {run}", prompt="[]"
@@ -101,7 +101,7 @@ def request(method: str, session: str = "s-theirs", run: str = "r-theirs") -> Me
 
 
 class Outcome(NamedTuple):
-    """How a call ended: of a stream the first message is enough."""
+    """The result of a call; of a stream only the first message."""
 
     code: StatusCode
     details: bytes = b""
@@ -109,7 +109,7 @@ class Outcome(NamedTuple):
 
     @property
     def message(self) -> str:
-        """The sentence of the error."""
+        """The message of the error."""
         return str(status_pb2.Status.FromString(self.details).message)
 
     @property
@@ -123,21 +123,21 @@ class Outcome(NamedTuple):
 
 @dataclass
 class World:
-    """A server, its callers, and a clock that the test moves."""
+    """A server, its callers, and a clock that the test controls."""
 
     wire: Wire
     entrance: Entrance
-    door: Door
+    access_control: AccessControl
     path: Path
     texts: dict[str, str]
     clock: list[float] = field(default_factory=lambda: [time.time()])
 
     def shown(self, who: str | None) -> Metadata:
-        """What a caller shows; None is nobody."""
+        """Returns the metadata of a caller; None is anonymous."""
         return () if who is None else (("authorization", f"Bearer {self.texts[who]}"),)
 
     async def ask(self, method: str, asked: Message, metadata: Metadata = ()) -> Outcome:
-        """Makes a call, and says how it ended."""
+        """Makes a call and returns its outcome."""
         call = self.open(method, asked, metadata)
         try:
             if METHODS[method].server_streaming:
@@ -150,7 +150,7 @@ class World:
         return Outcome(StatusCode.OK, answer=answer)
 
     def open(self, method: str, asked: Message, metadata: Metadata = ()) -> Any:
-        """Begins a call."""
+        """Starts a call."""
         descriptor = METHODS[method]
         make: Any = self.wire.channel.unary_unary
         if descriptor.server_streaming:
@@ -171,17 +171,17 @@ class World:
         self.path.write_text(text)
 
     def revoke(self, name: str) -> None:
-        """Takes a token out of the access file."""
+        """Removes a token from the access file."""
         blocks = self.path.read_text().split("\n\n")
         self.path.write_text("\n\n".join(one for one in blocks if f'"{name}"' not in one))
 
     def look(self) -> None:
-        """What the server does every second."""
-        self.entrance.look(self.door)
+        """Reloads changed files, as the server does every second."""
+        self.entrance.look(self.access_control)
 
 
 def outcome(error: grpc.aio.AioRpcError) -> Outcome:
-    """How a call ended that failed."""
+    """Converts the error of a failed call."""
     details = dict(error.trailing_metadata() or ()).get(DETAILS_KEY, b"")
     assert isinstance(details, bytes)
     return Outcome(error.code(), details)
@@ -195,17 +195,17 @@ def signing_key() -> ec.EllipticCurvePrivateKey:
 
 @cache
 def rsa_key() -> rsa.RSAPrivateKey:
-    """Another one, of a kind that can sign in several ways."""
+    """A second key, of a type that supports several algorithms."""
     return rsa.generate_private_key(65537, 2048)
 
 
 def signed(key: object = None, algorithm: str = "ES256", headers: Any = None, **claims: Any) -> str:
-    """A JSON Web Token that is right, but for what is given; a claim that is None is left out."""
+    """Signs a valid JSON Web Token with overrides; a claim of None is omitted."""
     right = {
         "iss": ISSUER,
         "aud": AUDIENCE,
         "exp": int(time.time()) + 3600,
-        "sub": "somebody",
+        "sub": "alice",
         "org": "acme",
         "may": "admin",
     }
@@ -236,12 +236,14 @@ async def guarded(folder: Path, store: MemoryStore | None = None) -> AsyncIterat
     )
     path.write_text("\n\n".join(blocks))
     entrance = Entrance(Config(access=str(path)), lambda: clock[0])
-    door = entrance.door(PEER_KEY)
-    async with serving(door=door, store=store or MemoryStore(), harness=Harness()) as wire:
-        world = World(wire, entrance, door, path, texts, clock)
+    access_control = entrance.door(PEER_KEY)
+    async with serving(
+        access=access_control, store=store or MemoryStore(), harness=Harness()
+    ) as wire:
+        world = World(wire, entrance, access_control, path, texts, clock)
         await _with_a_run(world)
         yield world
-        wire.gates.open("g")
+        wire.latches.open("g")
 
 
 def _token(tenant: str, name: str, role: str, expires: float | None) -> tuple[str, str]:

@@ -30,7 +30,7 @@ class Issued:
     key: bytes
 
     def write(self, folder: Path, name: str) -> tuple[Path, Path]:
-        """Puts both into files, each of which is there at once."""
+        """Writes both to files, each atomically."""
         paths = folder / f"{name}.pem", folder / f"{name}.key"
         for path, content in zip(paths, (self.certificate, self.key), strict=True):
             replace(path, content)
@@ -48,7 +48,7 @@ class Authority:
         self.certificate = builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
     def issue(self, name: str, sans: Sequence[str] = ()) -> Issued:
-        """A certificate for somebody of that common name, and of the other names if there are."""
+        """Issues a certificate for a common name and optional subject alternative names."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         builder = _builder(subject, self._name, key.public_key())
@@ -60,17 +60,17 @@ class Authority:
 
 
 def private_pem(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
-    """A private key as PEM."""
+    """Encodes a private key as PEM."""
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def public_pem(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
-    """The public key that goes with it, as PEM."""
+    """Encodes the public key of a private key as PEM."""
     return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Writes a file so that it is never seen half written."""
+    """Writes a file atomically."""
     new = path.with_suffix(".new")
     new.write_bytes(content)
     new.replace(path)

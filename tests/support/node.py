@@ -11,7 +11,7 @@ from typing import Any
 from runlane_server.access.caller import DEFAULT_TENANT
 from runlane_server.agents.base import Agent
 from runlane_server.agents.scripted.agent import ScriptedAgent
-from runlane_server.agents.scripted.gates import Gates
+from runlane_server.agents.scripted.latches import Latches
 from runlane_server.core.limits import Limits
 from runlane_server.core.model import (
     Message,
@@ -40,7 +40,7 @@ class Node:
     store: Store
     feed: Feed
     coordinator: Coordinator
-    gates: Gates
+    latches: Latches
 
     async def accept(self, session_id: str, prompt: str, **options: Any) -> Acceptance:
         """Accepts a run; creates the session if it does not exist."""
@@ -55,7 +55,7 @@ class Node:
     async def blocked(self, session_id: str, latch: str, **options: Any) -> Run:
         """Accepts a run; returns once it is active and waits at a latch."""
         accepted = await self.accept(session_id, script(wait(latch)), **options)
-        await self.gates.reached(latch)
+        await self.latches.reached(latch)
         return accepted.run
 
     async def queue(self, session_id: str, text: str, **options: Any) -> Run:
@@ -124,7 +124,7 @@ async def running(
     )
     await coordinator.start()
     try:
-        yield Node(store, feed, coordinator, scripted.gates)
+        yield Node(store, feed, coordinator, scripted.latches)
     finally:
         feed.close()
         await coordinator.stop()

@@ -1,4 +1,4 @@
-"""A scripted peer: a real grpc.aio server on a real port that answers, well or badly, by script."""
+"""A scripted server: a real grpc.aio server on a real port, which responds correctly or wrongly."""
 
 # ruff: noqa: N802 - a method is named for its rpc
 from __future__ import annotations
@@ -32,12 +32,12 @@ from runlane.v1 import (
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 QUICK = RetryPolicy(attempts=4, initial=0.001, maximum=0.01)
-"""A short backoff, so that tests do not wait for retries."""
+"""So that tests do not wait for pauses that they are not about."""
 
 
 @dataclass(frozen=True)
 class Refuse:
-    """A step: ends the call with a status."""
+    """A step: the call ends with this status."""
 
     code: StatusCode
     reason: str = ""
@@ -48,7 +48,7 @@ class Refuse:
     domain: str = "runlane"
 
     def trailers(self) -> tuple[tuple[str, bytes], ...]:
-        """The trailing metadata as a server sends it."""
+        """The trailing metadata, as a server makes it."""
         details: list[Message] = []
         if self.reason:
             details.append(
@@ -77,7 +77,7 @@ class Refuse:
 
 
 class Hang:
-    """A step: the call hangs until the caller leaves."""
+    """A step: nothing happens any more until the caller leaves."""
 
 
 HANG = Hang()
@@ -90,10 +90,10 @@ Script: TypeAlias = Sequence[Step]
 class Peer(
     run_service_pb2_grpc.RunServiceServicer, session_service_pb2_grpc.SessionServiceServicer
 ):
-    """`scripts` has the steps of the successive calls of each rpc, and `requests` their requests.
+    """`scripts` has the steps of each call of an rpc, one after the other; `requests` what came;
+    `came` is set for each rpc when it was called.
 
-    A call without a script hangs. `came` is set for each rpc once it was called; `left` once a
-    caller has left a stream or a hanging call.
+    A call without a script hangs. `left` is set when a caller left a stream, or a call that hung.
     """
 
     def __init__(self) -> None:
@@ -107,15 +107,15 @@ class Peer(
 
     @property
     def target(self) -> str:
-        """The address for clients."""
+        """Where it is."""
         return f"127.0.0.1:{self.port}"
 
     def client(self, timeout: float = 10.0, retry: RetryPolicy = QUICK) -> Client:
-        """A client of the peer."""
+        """A client of it."""
         return Client(self.target, timeout=timeout, retry=retry)
 
     async def start(self) -> None:
-        """Serves; after a stop, on the same port."""
+        """Serves, on the port it had before."""
         self._server = grpc.aio.server()
         run_service_pb2_grpc.add_RunServiceServicer_to_server(self, self._server)
         session_service_pb2_grpc.add_SessionServiceServicer_to_server(self, self._server)
@@ -123,7 +123,7 @@ class Peer(
         await self._server.start()
 
     async def stop(self) -> None:
-        """Breaks all connections and stops serving."""
+        """Breaks all connections off."""
         if self._server is not None:
             await self._server.stop(None)
             self._server = None
@@ -194,7 +194,7 @@ class Peer(
 
 @asynccontextmanager
 async def serving() -> AsyncIterator[Peer]:
-    """A running peer."""
+    """A peer that serves."""
     peer = Peer()
     await peer.start()
     try:
@@ -203,7 +203,7 @@ async def serving() -> AsyncIterator[Peer]:
         await peer.stop()
 
 
-# --- Messages -----------------------------------------------------------------------------------
+# --- What it says --------------------------------------------------------------------------------
 
 
 def complete(
@@ -213,7 +213,7 @@ def complete(
     text: str = "done",
     ended: int = 2,
 ) -> run_pb2.RunComplete:
-    """A terminal event, `ended` seconds after the epoch."""
+    """The end of a run, `ended` seconds after the epoch."""
     failed = state == run_pb2.RUN_STATE_FAILED
     return run_pb2.RunComplete(
         session_id="s",
@@ -230,7 +230,7 @@ def complete(
 
 
 def run(run_id: str, state: run_pb2.RunState.ValueType = run_pb2.RUN_STATE_ACTIVE) -> run_pb2.Run:
-    """A run; in a terminal state it has its terminal event."""
+    """A run; with its end in a terminal state."""
     terminal = state >= run_pb2.RUN_STATE_COMPLETED
     return run_pb2.Run(
         session_id="s",
@@ -256,29 +256,29 @@ def mark(cursor: str) -> run_service_pb2.SubscribeRunCompleteResponse:
 
 
 def event(index: int, **body: Any) -> run_service_pb2.SubscribeRunResponse:
-    """An event of a run. Without a body it has a kind that the client does not know."""
+    """An event of a run; without a body, one of a kind that the client does not know."""
     return run_service_pb2.SubscribeRunResponse(
         event=run_pb2.RunEvent(index=index, time=Timestamp(seconds=4), **body)
     )
 
 
 def says(index: int, text: str) -> run_service_pb2.SubscribeRunResponse:
-    """A text delta."""
+    """A piece of the answer."""
     return event(index, text_delta=run_pb2.RunEvent.TextDelta(text=text))
 
 
 def accepted(run_id: str = "r") -> run_service_pb2.RunAcceptedResponse:
-    """The answer of an accept."""
+    """A run that was accepted."""
     return run_service_pb2.RunAcceptedResponse(run=run(run_id), cursor="before")
 
 
 def waited(
     run_id: str, state: run_pb2.RunState.ValueType = run_pb2.RUN_STATE_COMPLETED
 ) -> run_service_pb2.WaitRunResponse:
-    """The answer of a wait."""
+    """A run that was waited for."""
     return run_service_pb2.WaitRunResponse(run=run(run_id, state))
 
 
 def deleted() -> session_service_pb2.DeleteSessionResponse:
-    """The answer of a deletion."""
+    """A session that is gone."""
     return session_service_pb2.DeleteSessionResponse()

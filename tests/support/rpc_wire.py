@@ -1,4 +1,4 @@
-"""A real server in this process, and what its errors say."""
+"""A real server in this process, and its decoded errors."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from runlane.v1 import run_service_pb2_grpc, session_service_pb2_grpc
-from runlane_server.access.door import Door
+from runlane_server.access.control import AccessControl
 from runlane_server.access.quotas import QuotaBook
 from runlane_server.agents.base import Agent
 from runlane_server.agents.scripted.agent import ScriptedAgent
-from runlane_server.agents.scripted.gates import Gates
+from runlane_server.agents.scripted.latches import Latches
 from runlane_server.cluster.peers import Peers
 from runlane_server.cluster.relay import Relay
 from runlane_server.core.limits import Limits
@@ -37,7 +37,7 @@ class Wire:
     coordinator: Coordinator
     store: Store
     endpoint: Endpoint
-    gates: Gates
+    latches: Latches
     channel: grpc.aio.Channel
     address: str
     relay: Relay | None
@@ -52,11 +52,11 @@ class Wire:
 
 
 over_any_store = [pytest.mark.stores("memory"), pytest.mark.usefixtures("served_store")]
-"""What a module says whose servers work over the store of the test."""
+"""Marks of a module whose servers use the store of the test."""
 
 
 def default_store() -> Store:
-    """The store of the test, as a server finds it."""
+    """Opens the store of the test."""
     return open_store(os.environ.get("RUNLANE_STORE", "memory:"))
 
 
@@ -67,18 +67,18 @@ async def serving(
     store: Store | None = None,
     agent: Agent | None = None,
     progress_interval: float = 60.0,
-    door: Door | None = None,
+    access: AccessControl | None = None,
     quotas: QuotaBook | None = None,
     tls: ServerTls | None = None,
     credentials: grpc.ChannelCredentials | None = None,
     listen: str = "127.0.0.1:0",
     harness: Harness | None = None,
 ) -> AsyncIterator[Wire]:
-    """Serves until the end. With `tls` the channel has `credentials`."""
-    gates = Gates()
+    """Serves while the context is open. With `tls` the channel uses `credentials`."""
+    latches = Latches()
     async with store or default_store() as opened:
         coordinator = Coordinator(
-            opened, agent or ScriptedAgent(gates), Feed(opened), limits, quotas=quotas
+            opened, agent or ScriptedAgent(latches), Feed(opened), limits, quotas=quotas
         )
         relay, peer_key = None, ""
         if opened.cluster is not None:
@@ -86,7 +86,7 @@ async def serving(
             relay = Relay(opened.cluster, coordinator.feed, Peers(peer_key))
         endpoint = Endpoint(
             coordinator,
-            door=door or Door(peer_key=peer_key, quotas=quotas),
+            access=access or AccessControl(peer_key=peer_key, quotas=quotas),
             progress_interval=progress_interval,
             relay=relay,
             tls=tls,
@@ -99,7 +99,7 @@ async def serving(
         await endpoint.start()
         try:
             async with _channel(address, credentials) as channel:
-                yield Wire(coordinator, opened, endpoint, gates, channel, address, relay)
+                yield Wire(coordinator, opened, endpoint, latches, channel, address, relay)
         finally:
             coordinator.feed.close()
             assert await endpoint.stop(0)
@@ -115,8 +115,8 @@ def _channel(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.
 
 
 @dataclass
-class Told:
-    """What an error says on the wire."""
+class RpcFailure:
+    """A decoded error."""
 
     code: grpc.StatusCode
     message: str
@@ -127,17 +127,17 @@ class Told:
     retry_after: float | None = None
 
 
-async def refused(call: Awaitable[Any]) -> Told:
-    """The error that a call ends with, which it has to."""
+async def refused(call: Awaitable[Any]) -> RpcFailure:
+    """Returns the error of a call, which must fail."""
     try:
         answer = await call
     except grpc.aio.AioRpcError as error:
-        return told(error)
-    raise AssertionError(f"it was answered: {answer}")
+        return decode_error(error)
+    raise AssertionError(f"the call succeeded: {answer}")
 
 
-def told(error: grpc.aio.AioRpcError) -> Told:
-    """An error with its details; each of them is there once at the most."""
+def decode_error(error: grpc.aio.AioRpcError) -> RpcFailure:
+    """Decodes an error and its details, each of which may occur once."""
     trailing = dict(error.trailing_metadata() or ())
     status = status_pb2.Status.FromString(trailing["grpc-status-details-bin"])
     assert status.code == error.code().value[0]
@@ -151,7 +151,7 @@ def told(error: grpc.aio.AioRpcError) -> Told:
     unpacked = [any_.Unpack(kind) for any_ in status.details for kind in (info, bad, quota, retry)]
     assert unpacked.count(True) == len(status.details)
     assert info.domain == "runlane"
-    return Told(
+    return RpcFailure(
         error.code(),
         error.details() or "",
         info.reason,

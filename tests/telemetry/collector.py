@@ -1,4 +1,4 @@
-"""A collector of traces: it takes what is sent by OTLP over gRPC, and keeps it."""
+"""A trace collector that receives OTLP over gRPC and keeps the spans."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 
 @dataclass(frozen=True)
-class Told:
-    """A span as it came, and the resource it is of."""
+class ReceivedSpan:
+    """A span and its resource."""
 
     span: Span
     resource: dict[str, str]
@@ -43,33 +43,33 @@ class Told:
 
     @property
     def parent(self) -> str:
-        """The id of the span it is a part of; empty without one."""
+        """The id of its parent span; empty without one."""
         return self.span.parent_span_id.hex()
 
     @property
     def attributes(self) -> dict[str, str | int]:
-        """What it says of itself."""
+        """Its attributes."""
         return {
             one.key: one.value.string_value or one.value.int_value for one in self.span.attributes
         }
 
 
 class Collector(TraceServiceServicer):
-    """What was told so far. While `refusal` is set, that is the answer."""
+    """The spans received so far. While `refusal` is set, every call is answered with it."""
 
     def __init__(self) -> None:
-        self.spans: list[Told] = []
+        self.spans: list[ReceivedSpan] = []
         self.raw = b""
         self.url = ""
         self.metadata: dict[str, Any] = {}
         self.refusal: grpc.StatusCode | None = None
 
-    def named(self, name: str) -> list[Told]:
-        """The spans of that name, in the order of their beginnings."""
+    def named(self, name: str) -> list[ReceivedSpan]:
+        """The spans of a name, ordered by start time."""
         found = [one for one in self.spans if one.name == name]
         return sorted(found, key=lambda one: one.span.start_time_unix_nano)
 
-    def one(self, name: str) -> Told:
+    def one(self, name: str) -> ReceivedSpan:
         """The only span of that name."""
         (found,) = self.named(name)
         return found
@@ -77,21 +77,21 @@ class Collector(TraceServiceServicer):
     async def Export(  # noqa: N802 - a method is named for its rpc
         self, request: ExportTraceServiceRequest, context: Any
     ) -> ExportTraceServiceResponse:
-        """Takes spans."""
+        """Stores spans."""
         if self.refusal is not None:
             await context.abort(self.refusal, "not now")
         self.metadata = dict(context.invocation_metadata())
         self.raw += request.SerializeToString()
         for resource in request.resource_spans:
-            about = {one.key: one.value.string_value for one in resource.resource.attributes}
+            attributes = {one.key: one.value.string_value for one in resource.resource.attributes}
             for scope in resource.scope_spans:
-                self.spans += [Told(span, about) for span in scope.spans]
+                self.spans += [ReceivedSpan(span, attributes) for span in scope.spans]
         return ExportTraceServiceResponse()
 
 
 @asynccontextmanager
 async def collecting(port: int = 0) -> AsyncIterator[Collector]:
-    """A collector on a port of the loopback; by default a free one."""
+    """A collector on a loopback port, by default a free one."""
     collector = Collector()
     server = grpc.aio.server()
     add_TraceServiceServicer_to_server(collector, server)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""A node without a wire whose metrics are counted, by a clock that a test moves."""
+"""A node without gRPC, with metrics and a clock that a test moves."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ STATE = NodeState(
     beat_age=2.5,
     alive=True,
 )
-"""Some state of some node of a shared store: every metric has a value."""
+"""A state of a node with a shared store, in which every metric has a value."""
 
 
 @dataclass
 class Clock:
-    """Stands still until it is moved; in seconds."""
+    """A clock that stands still until it is moved."""
 
     micros: Micros = 1_000_000_000_000
 
@@ -48,30 +48,30 @@ class Clock:
         return self.micros
 
     def move(self, seconds: float) -> None:
-        """Lets time pass."""
+        """Moves the clock forward."""
         self.micros += round(seconds * 1e6)
 
 
 @dataclass
 class Metered:
-    """A node, what it counted, and its time."""
+    """A node, its metrics, and its clock."""
 
     node: Node
     metrics: Metrics
     clock: Clock
 
     def value(self, name: str, **labels: str) -> float:
-        """The value of a sample; 0 where it was never counted."""
+        """The value of a sample; 0 if there is none."""
         return self.metrics.registry.get_sample_value(f"runlane_{name}", labels) or 0.0
 
     def observed(self, name: str, **labels: str) -> tuple[float, float]:
-        """How many values a histogram was told, and their sum."""
+        """The number of values in a histogram, and their sum."""
         return self.value(f"{name}_count", **labels), self.value(f"{name}_sum", **labels)
 
 
 @asynccontextmanager
 async def metered(store: Store, limits: Limits | None = None) -> AsyncIterator[Metered]:
-    """A node on a store that is open."""
+    """A node on an open store."""
     clock, feed, agent = Clock(), Feed(store), ScriptedAgent()
     metrics = Metrics(lambda: STATE)
     meter = Meter(metrics, feed, clock)
@@ -86,7 +86,7 @@ async def metered(store: Store, limits: Limits | None = None) -> AsyncIterator[M
     )
     await coordinator.start()
     try:
-        yield Metered(Node(store, feed, coordinator, agent.gates), metrics, clock)
+        yield Metered(Node(store, feed, coordinator, agent.latches), metrics, clock)
     finally:
         feed.close()
         await coordinator.stop()

@@ -1,4 +1,4 @@
-"""A scrape, as Prometheus makes it."""
+"""Scrapes metrics as Prometheus does."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from support.staging import SECONDS
 
 
 class Page:
-    """What a server said at one moment."""
+    """The metrics of a server at one moment."""
 
     def __init__(self, text: str) -> None:
         families = text_string_to_metric_families(text)
         self.samples = [sample for family in families for sample in family.samples]
 
     def __call__(self, name: str, **labels: str) -> float | None:
-        """The value of the sample with at least those labels; None where there is none."""
+        """The value of the first sample with at least these labels; None if there is none."""
         for sample in self.samples:
             if sample.name == f"runlane_{name}" and labels.items() <= sample.labels.items():
                 return sample.value
@@ -33,9 +33,9 @@ class Page:
 
 
 def url_in(log: str) -> str:
-    """Where a server says in its JSON log that it serves its metrics."""
+    """The URL of the metrics in the JSON log of a server."""
     lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
-    (url,) = [line["url"] for line in lines if line["event"] == "metrics are served"]
+    (url,) = [line["url"] for line in lines if line["event"] == "metrics served"]
     return str(url)
 
 

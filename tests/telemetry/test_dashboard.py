@@ -1,4 +1,4 @@
-"""The dashboard, the alerts and the documentation speak of what is exported, and of all of it."""
+"""The dashboard and the alerts use exported metrics only; the dashboard shows all of them."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ DASHBOARD = ROOT / "deploy" / "grafana" / "runlane.json"
 ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yaml"
 
 LEFT_OUT = {
-    "process_virtual_memory_bytes": "says nothing of memory that is used",
+    "process_virtual_memory_bytes": "unrelated to the memory in use",
     "process_start_time_seconds": "a restart shows in all counters",
     "python_info": "runlane_node_info says which server it is",
-    "python_gc_objects_collected": "a run leaves nothing to collect; for whoever looks for a leak",
+    "python_gc_objects_collected": "a run creates no cycles; only useful in the search for a leak",
     "python_gc_objects_uncollectable": "likewise",
     "python_gc_collections": "likewise",
 }
-"""What the dashboard does not show, and why."""
+"""Metrics that the dashboard does not show, with the reason."""
 
 NOT_OURS = {"up"}
-"""What Prometheus itself says of a scrape."""
+"""Metrics that Prometheus itself adds."""
 
 _WORD = re.compile(r"[a-zA-Z_:][\w:]*")
 _FUNCTIONS = {
@@ -42,7 +42,7 @@ _FUNCTIONS = {
 
 
 def families() -> list[Metric]:
-    """What is exported, with one series at least in each family."""
+    """The exported families, each with at least one series."""
     metrics = Metrics(lambda: STATE)
     for metric in vars(metrics).values():
         if names := getattr(metric, "_labelnames", ()):
@@ -56,20 +56,20 @@ LABELS = {label for family in families() for sample in family.samples for label 
 
 
 def metrics_in(expression: str) -> set[str]:
-    """The metrics that an expression of PromQL names."""
+    """The metrics in a PromQL expression."""
     bare = re.sub(r'"[^"]*"', "", expression)
     bare = re.sub(r"\bby \([^)]*\)", "", re.sub(r"\{[^}]*\}|\[[^\]]*\]", "", bare))
     return set(_WORD.findall(bare)) - _FUNCTIONS - NOT_OURS
 
 
 def panels() -> list[dict[str, Any]]:
-    """The panels of the dashboard that show something."""
+    """The panels of the dashboard, without rows."""
     dashboard = json.loads(DASHBOARD.read_text())
     return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
 
 
 def expressions() -> Iterator[tuple[str, str]]:
-    """All expressions, with where they stand."""
+    """All expressions, with the title of the panel or alert."""
     for panel in panels():
         for target in panel["targets"]:
             yield panel["title"], target["expr"]
@@ -78,33 +78,33 @@ def expressions() -> Iterator[tuple[str, str]]:
 
 
 def alerts() -> list[dict[str, Any]]:
-    """The rules."""
+    """The alert rules."""
     (group,) = yaml.safe_load(ALERTS.read_text())["groups"]
     rules: list[dict[str, Any]] = group["rules"]
     return rules
 
 
-def test_names_in_expressions_are_found() -> None:
+def test_metrics_in_finds_the_names_in_an_expression() -> None:
     assert metrics_in('sum by (le, job) (rate(a_b{x="c", y=~"$d"}[5m])) / e > 0.5 and f == 1') == {
         *("a_b", "e", "f")
     }
 
 
 @pytest.mark.parametrize(("place", "expression"), list(expressions()))
-def test_every_name_is_exported(place: str, expression: str) -> None:
+def test_every_metric_in_an_expression_is_exported(place: str, expression: str) -> None:
     named = metrics_in(expression)
     assert named <= SAMPLES, place
     assert named or place == "RunlaneDown"
 
 
-def test_every_metric_is_shown_or_left_out_for_a_reason() -> None:
+def test_the_dashboard_shows_every_metric_except_those_left_out_for_a_reason() -> None:
     shown = set().union(*(metrics_in(e["expr"]) for p in panels() for e in p["targets"]))
     missing = {name for name, samples in EXPORTED.items() if not samples & shown}
     assert missing == set(LEFT_OUT)
     assert all(LEFT_OUT.values())
 
 
-def test_every_label_in_an_expression_is_one() -> None:
+def test_every_label_in_an_expression_is_exported() -> None:
     for place, expression in expressions():
         listed = ",".join(re.findall(r"\bby \(([^)]*)\)", expression))
         grouped = set(re.findall(r"\w+", listed))
@@ -112,22 +112,22 @@ def test_every_label_in_an_expression_is_one() -> None:
         assert grouped | matched <= LABELS | {"job", "instance"}, place
 
 
-def test_values_in_alerts_are_such_as_there_are() -> None:
+def test_label_values_in_alerts_exist() -> None:
     text = ALERTS.read_text()
     states = {str(state) for state in RunState} | {str(reason) for reason in FinishReason}
     assert set(re.findall(r'state="(\w+)"', text)) <= states
-    reasons = {kind.reason for kind in _all_kinds(RunlaneError) if "reason" in vars(kind)}
+    reasons = {kind.reason for kind in _subclasses(RunlaneError) if "reason" in vars(kind)}
     for found in re.findall(r'reason=~"([\w|]+)"', text):
         assert set(found.split("|")) <= reasons
 
 
-def _all_kinds(kind: type[RunlaneError]) -> Iterator[type[RunlaneError]]:
+def _subclasses(kind: type[RunlaneError]) -> Iterator[type[RunlaneError]]:
     for below in kind.__subclasses__():
         yield below
-        yield from _all_kinds(below)
+        yield from _subclasses(below)
 
 
-def test_every_alert_says_what_to_do() -> None:
+def test_every_alert_has_a_severity_a_summary_and_a_runbook() -> None:
     names = [rule["alert"] for rule in alerts()]
     assert len(names) == len(set(names))
     for rule in alerts():
@@ -137,7 +137,7 @@ def test_every_alert_says_what_to_do() -> None:
         assert rule["expr"].count("(") == rule["expr"].count(")")
 
 
-def test_the_dashboard_is_sound() -> None:
+def test_panels_have_unique_ids_and_places_and_variables_are_used() -> None:
     dashboard = json.loads(DASHBOARD.read_text())
     ids = [panel["id"] for panel in dashboard["panels"]]
     assert len(ids) == len(set(ids))
@@ -148,13 +148,13 @@ def test_the_dashboard_is_sound() -> None:
     assert used == variables
 
 
-def test_names_follow_the_conventions() -> None:
+def test_metric_names_follow_the_conventions_of_prometheus() -> None:
     for name in EXPORTED:
         if name.startswith("runlane_"):
             assert re.fullmatch(r"[a-z][a-z0-9_]*[a-z]", name)
             assert not re.search(r"_(ms|milliseconds|micros|total|tenant|session_id|run_id)$", name)
 
 
-def test_a_page_has_no_label_of_a_tenant_a_session_or_a_run() -> None:
+def test_no_label_names_a_tenant_a_session_or_a_run() -> None:
     assert "finish_reason" in LABELS
     assert not LABELS & {"tenant", "session", "session_id", "run", "run_id"}

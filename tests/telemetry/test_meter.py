@@ -1,4 +1,4 @@
-"""Each thing that is counted: once, with its right value, and not before it is committed."""
+"""Each metric counts once, with the right value, and not before the commit."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from telemetry.metered import STATE, Clock, Metered, metered
 
 @pytest.fixture
 async def it() -> AsyncIterator[Metered]:
-    """A metered node."""
+    """A node with metrics."""
     async with MemoryStore() as store, metered(store) as made:
         yield made
 
 
 async def ended(it: Metered, run_id: str) -> None:
-    """Waits for the end of a run and for its supervisor, which is what is told last."""
+    """Waits for the end of a run and of its supervisor, which updates the metrics last."""
     await it.node.end(run_id)
     assert await it.node.coordinator.wait_idle(20)
 
@@ -42,19 +42,19 @@ async def ended(it: Metered, run_id: str) -> None:
 # --- Runs ---------------------------------------------------------------------------------------
 
 
-async def test_a_run_is_counted_at_each_step(it: Metered) -> None:
+async def test_a_run_counts_when_accepted_started_and_ended(it: Metered) -> None:
     run = await it.node.blocked("s", "g")
     assert it.value("runs_accepted_total") == 1
     assert it.value("runs_started_total") == 1
     it.clock.move(4)
-    it.node.gates.open("g")
+    it.node.latches.open("g")
     await ended(it, run.run_id)
     assert it.value("runs_ended_total", state="completed", finish_reason="stop") == 1
     assert it.observed("run_duration_seconds", state="completed") == (1, 4)
     assert it.value("runs_accepted_total") == it.value("runs_started_total") == 1
 
 
-async def test_how_a_run_ended_is_told_apart(it: Metered) -> None:
+async def test_ended_runs_count_by_state_and_finish_reason(it: Metered) -> None:
     failing = await it.node.accept("s", script({"fail": "no luck"}))
     short = await it.node.accept("t", script(say("cut"), {"finish": "length"}))
     for accepted in (failing, short):
@@ -64,7 +64,7 @@ async def test_how_a_run_ended_is_told_apart(it: Metered) -> None:
     assert it.value("runs_ended_total", state="completed", finish_reason="stop") == 0
 
 
-async def test_what_is_refused_or_repeated_is_not_counted(it: Metered) -> None:
+async def test_refused_and_repeated_accepts_do_not_count(it: Metered) -> None:
     await it.node.blocked("s", "g", run_id="r")
     await it.node.accept("s", script(wait("g")), run_id="r")
     with pytest.raises(EmptyPrompt):
@@ -75,13 +75,13 @@ async def test_what_is_refused_or_repeated_is_not_counted(it: Metered) -> None:
 
 
 class Unconfirming(MemoryStore):
-    """Writes nothing, and says that it cannot tell."""
+    """Writes nothing, and reports an unknown outcome."""
 
     async def commit(self, base_version: int, transition: Transition) -> int:
         raise StoreUnavailable("outcome unknown")
 
 
-async def test_nothing_is_counted_that_is_not_committed() -> None:
+async def test_an_unconfirmed_accept_does_not_count() -> None:
     async with Unconfirming() as store, metered(store) as it:
         with pytest.raises(StoreUnavailable):
             await it.node.accept("s", "x")
@@ -89,43 +89,43 @@ async def test_nothing_is_counted_that_is_not_committed() -> None:
             assert it.value(name) == 0, name
 
 
-async def test_the_wait_in_the_queue_is_that_before_the_first_start(it: Metered) -> None:
+async def test_queue_wait_lasts_from_accept_to_the_first_start(it: Metered) -> None:
     await it.node.blocked("s", "g")
     queued = await it.node.queue("s", "next")
     assert it.observed("run_queue_wait_seconds") == (1, 0)
     it.clock.move(7)
-    it.node.gates.open("g")
+    it.node.latches.open("g")
     await ended(it, queued.run_id)
     assert it.observed("run_queue_wait_seconds") == (2, 7)
 
 
-async def test_a_retry_starts_again_and_has_not_waited_again() -> None:
+async def test_a_retry_counts_as_a_start_and_not_as_a_queue_wait() -> None:
     async with MemoryStore() as store:
         async with metered(store) as first:
             run = await first.node.blocked("s", "g", max_attempts=2)
         async with metered(store) as second:
             second.clock.move(60)
-            second.node.gates.open("g")
+            second.node.latches.open("g")
             await ended(second, run.run_id)
             assert second.value("runs_started_total") == 1
             assert second.observed("run_queue_wait_seconds") == (0, 0)
             assert second.value("runs_accepted_total") == 0
 
 
-async def test_the_first_delta_is_that_of_the_attempt(it: Metered) -> None:
+async def test_first_delta_lasts_from_the_start_to_the_first_text(it: Metered) -> None:
     silent = await it.node.accept("t", script({"usage": {"input_tokens": 1}}))
     await ended(it, silent.run.run_id)
     accepted = await it.node.accept(
         "s", script({"reasoning": "hm"}, wait("g"), say("one"), wait("h"), say("two"))
     )
-    await it.node.gates.reached("g")
+    await it.node.latches.reached("g")
     it.clock.move(3)
-    it.node.gates.open("g")
-    await it.node.gates.reached("h")
+    it.node.latches.open("g")
+    await it.node.latches.reached("h")
     it.clock.move(5)
-    it.node.gates.open("h")
+    it.node.latches.open("h")
     await ended(it, accepted.run.run_id)
-    # What was said by the gate may be stored together with what comes after it.
+    # The text before the second latch may be stored together with the text after it.
     count, seconds = it.observed("run_first_delta_seconds")
     assert count == 1
     assert seconds in {3, 8}
@@ -134,15 +134,15 @@ async def test_the_first_delta_is_that_of_the_attempt(it: Metered) -> None:
 # --- Cancels ------------------------------------------------------------------------------------
 
 
-async def test_a_cancel_lasts_until_the_run_has_ended(it: Metered) -> None:
+async def test_cancel_latency_lasts_until_the_run_has_ended(it: Metered) -> None:
     accepted = await it.node.accept("s", script(wait("g", ignore_cancel=True)))
-    await it.node.gates.reached("g")
+    await it.node.latches.reached("g")
     waiting = await it.node.queue("s", "behind it")
     await it.node.coordinator.cancel("s")
     await it.node.end(waiting.run_id)
     at_once = it.observed("cancel_latency_seconds")
     it.clock.move(2)
-    it.node.gates.open("g")
+    it.node.latches.open("g")
     await ended(it, accepted.run.run_id)
     assert list(at_once) == [1, 0]
     assert it.observed("cancel_latency_seconds") == (2, 2)
@@ -150,14 +150,16 @@ async def test_a_cancel_lasts_until_the_run_has_ended(it: Metered) -> None:
     assert it.value("runs_ended_total", state="cancelled", finish_reason="canceled") == 2
 
 
-async def test_an_agent_that_stops_at_once_ends_with_its_cancel(it: Metered) -> None:
+async def test_cancel_latency_is_zero_if_the_agent_stops_at_once(it: Metered) -> None:
     run = await it.node.blocked("s", "g")
     await it.node.coordinator.cancel("s", scope=CancelScope.ACTIVE)
     await ended(it, run.run_id)
     assert it.observed("cancel_latency_seconds") == (1, 0)
 
 
-async def test_a_run_that_was_cancelled_on_its_way_in(it: Metered) -> None:
+async def test_cancel_latency_covers_a_run_cancelled_before_its_accept_is_durable(
+    it: Metered,
+) -> None:
     coordinator = it.node.coordinator
     with coordinator.begin_accepted("s") as accepted:
         await coordinator.cancel("s")
@@ -167,7 +169,7 @@ async def test_a_run_that_was_cancelled_on_its_way_in(it: Metered) -> None:
     assert it.observed("cancel_latency_seconds") == (1, 1)
 
 
-async def test_cancels_by_scope(it: Metered) -> None:
+async def test_cancels_that_covered_a_run_count_by_scope(it: Metered) -> None:
     cancel = it.node.coordinator.cancel
     runs = [await it.node.blocked(f"s{n}", f"g{n}") for n in range(4)]
     await it.node.queue("s0", "x")
@@ -182,7 +184,7 @@ async def test_cancels_by_scope(it: Metered) -> None:
     assert [it.value("cancels_total", scope=scope) for scope in scopes] == [1, 1, 1, 2, 0]
 
 
-async def test_a_cancel_counts_also_where_its_caller_has_gone(it: Metered) -> None:
+async def test_a_cancel_counts_even_if_its_caller_disconnects(it: Metered) -> None:
     run = await it.node.blocked("s", "g")
     caller = asyncio.ensure_future(it.node.coordinator.cancel("s"))
     await asyncio.sleep(0)
@@ -194,7 +196,7 @@ async def test_a_cancel_counts_also_where_its_caller_has_gone(it: Metered) -> No
 # --- Delivery and the store ---------------------------------------------------------------------
 
 
-async def test_how_late_an_end_is_told() -> None:
+async def test_event_lag_lasts_from_the_end_of_a_run_to_its_delivery() -> None:
     class Late(MemoryStore):
         """Takes two seconds for a commit."""
 
@@ -205,16 +207,16 @@ async def test_how_late_an_end_is_told() -> None:
     async with Late() as store, metered(store) as it:
         clock = it.clock
         run = await it.node.blocked("s", "g")
-        it.node.gates.open("g")
+        it.node.latches.open("g")
         await ended(it, run.run_id)
         assert it.observed("event_lag_seconds") == (1, 2)
 
 
-async def test_how_many_writes_share_a_commit(tmp_path: Path) -> None:
+async def test_commit_units_are_the_writes_per_commit(tmp_path: Path) -> None:
     async with SqliteStore(tmp_path / "db") as store, metered(store) as it:
         sessions = [NewSession(SessionKey(DEFAULT_TENANT, f"s{n}"), 0) for n in range(20)]
         await store.create_session(sessions[0])
-        # The last one of these shares a commit with others, and is refused.
+        # The last of these shares a commit with others and is rejected.
         made = map(store.create_session, (*sessions[1:], sessions[0]))
         refused = [done for done in await asyncio.gather(*made, return_exceptions=True) if done]
         assert [type(refusal) for refusal in refused] == [SessionTaken]
@@ -226,7 +228,7 @@ async def test_how_many_writes_share_a_commit(tmp_path: Path) -> None:
         assert it.observed("commit_seconds")[1] > 0
 
 
-async def test_writes_that_failed_are_counted(tmp_path: Path) -> None:
+async def test_failed_writes_count_as_store_unavailable(tmp_path: Path) -> None:
     def fill_up(db: sqlite3.Connection) -> None:
         pages = db.execute("PRAGMA page_count").fetchone()[0]
         db.execute(f"PRAGMA max_page_count = {pages}")
@@ -238,12 +240,14 @@ async def test_writes_that_failed_are_counted(tmp_path: Path) -> None:
             *(it.node.accept(f"s{n}", "x" * 100_000) for n in range(3)), return_exceptions=True
         )
         assert all(isinstance(result, RunlaneError) for result in results)
-        # Those that come when it has failed already are refused before they are writes.
+        # Accepts that come after the failure are refused before they become writes.
         assert 1 <= it.value("store_unavailable_total") <= 3
         assert it.value("runs_accepted_total") == 0
 
 
-async def test_a_database_that_comes_and_goes(own_server: OwnPostgres) -> None:
+async def test_only_writes_while_the_database_is_down_count_as_store_unavailable(
+    own_server: OwnPostgres,
+) -> None:
     async with fresh_database(own_server.url) as url, PostgresStore(url) as store:
         metrics = Metrics(lambda: STATE)
         store.watcher = Meter(metrics, Feed(store), Clock())
@@ -264,16 +268,16 @@ async def test_a_database_that_comes_and_goes(own_server: OwnPostgres) -> None:
         assert (value("runlane_commit_seconds_sum") or 0) > 0
 
 
-# --- What it costs ------------------------------------------------------------------------------
+# --- Memory ------------------------------------------------------------------------------
 
 
-async def test_nothing_is_kept_of_runs_that_have_ended(it: Metered) -> None:
+async def test_the_meter_forgets_runs_that_have_ended(it: Metered) -> None:
     meter = it.node.store.listener
     assert isinstance(meter, Meter)
     run = await it.node.blocked("s", "g")
-    assert list(meter._silent) == [RunKey(DEFAULT_TENANT, run.run_id)]
+    assert list(meter._silent_since) == [RunKey(DEFAULT_TENANT, run.run_id)]
     await it.node.coordinator.cancel("s")
     failing = await it.node.accept("t", script({"fail": "at once"}))
     for run_id in (run.run_id, failing.run.run_id):
         await ended(it, run_id)
-    assert (len(meter._silent), len(meter._cancels)) == (0, 0)
+    assert (len(meter._silent_since), len(meter._cancels)) == (0, 0)

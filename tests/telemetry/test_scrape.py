@@ -1,4 +1,4 @@
-"""What a server shows to whoever scrapes it: over real sockets, of real processes."""
+"""The metrics page of real server processes, over real sockets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from runlane import Client, RunState, SessionNotFound
 from runlane_server.config import Config
 from runlane_server.core.errors import StartError
 from runlane_server.store.postgres.store import PostgresStore
-from runlane_server.telemetry.metrics_server import Monitor
+from runlane_server.telemetry.metrics_server import MetricsServer
 from support.server import ServerProcess, serving, start_fails
 from support.staging import SECONDS, say
 from support.wire import Wire
@@ -47,17 +47,17 @@ async def page(server: ServerProcess) -> Page:
 
 
 async def until(server: ServerProcess, name: str, value: float, **labels: str) -> Page:
-    """Scrapes until a sample has that value: a stream that ends does so by and by."""
+    """Scrapes until a sample has a value: a stream ends some time after the call."""
     async with asyncio.timeout(SECONDS):
         while (found := await page(server))(name, **labels) != value:
             await asyncio.sleep(0.01)
     return found
 
 
-# --- What is looked up --------------------------------------------------------------------------
+# --- Gauges and calls --------------------------------------------------------------------------
 
 
-async def test_what_there_is_to_do(server: ServerProcess, wire: Wire) -> None:
+async def test_gauges_show_the_load_and_the_node(server: ServerProcess, wire: Wire) -> None:
     await wire.blocked("s", "g")
     await wire.accept("s", say("waits"))
     await wire.accept("s", say("waits, too"))
@@ -73,7 +73,7 @@ async def test_what_there_is_to_do(server: ServerProcess, wire: Wire) -> None:
     assert info["version"]
 
 
-async def test_who_listens(server: ServerProcess, wire: Wire) -> None:
+async def test_open_subscriptions_and_streams_are_shown(server: ServerProcess, wire: Wire) -> None:
     handle = await wire.accept("s", *({"wait": "g"},))
     follower = handle.events()
     await anext(follower)
@@ -94,7 +94,7 @@ async def test_who_listens(server: ServerProcess, wire: Wire) -> None:
     assert found("rpcs_open", method="RunService/SubscribeRun") is None
 
 
-async def test_calls_by_method_and_code(server: ServerProcess, wire: Wire) -> None:
+async def test_calls_count_by_method_and_code(server: ServerProcess, wire: Wire) -> None:
     for _ in range(2):
         with pytest.raises(SessionNotFound):
             await wire.client.cancel("nowhere")
@@ -109,7 +109,7 @@ async def test_calls_by_method_and_code(server: ServerProcess, wire: Wire) -> No
     assert found("runs_accepted_total") == 1
 
 
-async def test_a_loop_that_is_held_up_is_seen(tmp_path: Path) -> None:
+async def test_a_blocked_event_loop_shows_in_its_lag(tmp_path: Path) -> None:
     holding = "import time\nasync def answer(turn):\n    time.sleep(0.7)\n    yield 'done'\n"
     (tmp_path / "holding.py").write_text(holding)
     async with (
@@ -119,7 +119,7 @@ async def test_a_loop_that_is_held_up_is_seen(tmp_path: Path) -> None:
         handle = await client.run_accepted("s", "x", allow_missing=True)
         assert (await handle.completed(SECONDS)).state is RunState.COMPLETED
         async with asyncio.timeout(SECONDS):
-            # The next look at the loop may be still to come.
+            # The next measurement may not have happened yet.
             while True:
                 found = await page(server)
                 late, quick = found("event_loop_lag_seconds_count"), _within(found, "0.25")
@@ -133,7 +133,7 @@ def _within(found: Page, bound: str) -> float | None:
     return found("event_loop_lag_seconds_bucket", le=bound)
 
 
-async def test_a_node_that_drains_says_so(server: ServerProcess, wire: Wire) -> None:
+async def test_a_draining_node_is_shown_as_draining(server: ServerProcess, wire: Wire) -> None:
     await wire.blocked("s", "g")
     os.kill(server.pid, 15)
     assert (await until(server, "draining", 1))("runs_active") == 1
@@ -141,24 +141,26 @@ async def test_a_node_that_drains_says_so(server: ServerProcess, wire: Wire) -> 
     await server.wait()
 
 
-# --- How it is served ---------------------------------------------------------------------------
+# --- HTTP ---------------------------------------------------------------------------
 
 
-async def test_what_else_may_be_asked(server: ServerProcess) -> None:
+async def test_other_paths_methods_and_oversized_requests_are_refused(
+    server: ServerProcess,
+) -> None:
     url = url_in(server.log)
     with pytest.raises(HTTPError) as caught:
         await scrape(url.removesuffix("/metrics"))
     assert caught.value.code == 404
     caught.value.close()
-    head = await _ask(url, b"HEAD /metrics?x=1 HTTP/1.1\r\n\r\n")
+    head = await _send(url, b"HEAD /metrics?x=1 HTTP/1.1\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 OK\r\n")
     assert head.endswith(b"\r\n\r\n")
-    assert (await _ask(url, b"POST /metrics HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 405 ")
-    assert await _ask(url, b"GET /metrics " + b"x" * 100_000) == b""
+    assert (await _send(url, b"POST /metrics HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 405 ")
+    assert await _send(url, b"GET /metrics " + b"x" * 100_000) == b""
     await page(server)
 
 
-async def _ask(url: str, request: bytes) -> bytes:
+async def _send(url: str, request: bytes) -> bytes:
     parts = urlsplit(url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     try:
@@ -166,22 +168,22 @@ async def _ask(url: str, request: bytes) -> bytes:
         async with asyncio.timeout(SECONDS):
             return await reader.read()
     except ConnectionError:
-        return b""  # it would not listen to the end
+        return b""  # closed before it had read everything
     finally:
         writer.close()
 
 
-async def test_who_says_nothing_keeps_nobody_waiting(server: ServerProcess) -> None:
+async def test_an_incomplete_request_delays_no_other_and_is_cut_off(server: ServerProcess) -> None:
     url = urlsplit(url_in(server.log))
     reader, writer = await asyncio.open_connection(url.hostname, url.port)
     writer.write(b"GET /met")
     await asyncio.gather(*(page(server) for _ in range(5)))
     async with asyncio.timeout(SECONDS):
-        assert await reader.read() == b""  # until it is hung up on
+        assert await reader.read() == b""  # until the server closes
     writer.close()
 
 
-def test_a_port_that_is_taken_stops_the_start(tmp_path: Path) -> None:
+def test_a_port_in_use_fails_the_start(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         flags = ("--listen", "127.0.0.1:0", "--metrics-listen", address)
@@ -190,14 +192,14 @@ def test_a_port_that_is_taken_stops_the_start(tmp_path: Path) -> None:
     assert f"--metrics-listen: cannot listen on {address}: address already in use" in line
 
 
-async def test_without_the_library_the_start_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_prometheus_client_the_start_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(StartError, match=r"pip install 'runlane\[server,metrics\]'"):
-        Monitor("127.0.0.1:0", "memory")
-    Monitor(None, "memory")  # is not needed then
+        MetricsServer("127.0.0.1:0", "memory")
+    MetricsServer(None, "memory")  # does not need it
 
 
-def test_without_the_flag_nothing_is_loaded() -> None:
+def test_without_the_flag_prometheus_client_is_not_imported() -> None:
     assert Config().metrics_listen is None
     code = (
         "import sys, runlane_server.process.app\n"
@@ -211,7 +213,7 @@ def test_without_the_flag_nothing_is_loaded() -> None:
 
 
 def _free_ports() -> int:
-    """The first of two ports that are free, and follow one another."""
+    """The first of two consecutive free ports."""
     while True:
         with ExitStack() as stack:
             first = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
@@ -223,7 +225,7 @@ def _free_ports() -> int:
             return port
 
 
-async def test_each_worker_has_a_page_of_its_own(tmp_path: Path, postgres_url: str) -> None:
+async def test_each_process_has_its_own_page(tmp_path: Path, postgres_url: str) -> None:
     port = _free_ports()
     flags = ("--store", postgres_url, "--log-format", "json", "--metrics-listen", str(port))
     async with parent(tmp_path, *flags) as made:
@@ -240,18 +242,18 @@ async def test_each_worker_has_a_page_of_its_own(tmp_path: Path, postgres_url: s
         assert 0 <= (found("node_beat_age_seconds") or 0) < 10
 
 
-def test_no_worker_may_lack_a_port(tmp_path: Path) -> None:
+def test_a_process_without_a_port_fails_the_start(tmp_path: Path) -> None:
     flags = ("--store", "postgresql://127.0.0.1:1/none", "--workers", "2")
     code, line = start_fails(tmp_path, *flags, "--metrics-listen", "65535")
     assert code == 1
     assert "--metrics-listen 127.0.0.1:65535: has no port for worker 2" in line
 
 
-async def test_what_others_announce_is_behind_until_it_is_read(postgres_url: str) -> None:
+async def test_announced_events_are_behind_until_they_are_read(postgres_url: str) -> None:
     async with PostgresStore(postgres_url) as store:
         log = store._open.log
         assert store.behind == 0
-        log._heard(None, 0, "", "somebody 7 0")
+        log._heard(None, 0, "", "other 7 0")
         assert store.behind == 7
         log.position = 5
         assert store.behind == 2

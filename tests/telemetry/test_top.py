@@ -1,4 +1,4 @@
-"""`runlane top` over real servers, in a pipe and on a terminal."""
+"""`runlane top` with real servers, in a pipe and on a terminal."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ async def wire(server: ServerProcess) -> AsyncIterator[Wire]:
 
 
 def row(out: str, first: str) -> list[str]:
-    """The cells of the first row of a table that begins with a word."""
+    """The cells of the first row that begins with a text."""
     return next(line for line in out.splitlines() if line.startswith(first)).split()
 
 
-async def test_one_frame_in_a_pipe(server: ServerProcess, wire: Wire) -> None:
+async def test_once_prints_one_plain_frame(server: ServerProcess, wire: Wire) -> None:
     active = await wire.blocked("busy one", "g")
     waiting = await wire.accept("busy one", say("later"))
     await wire.end(await wire.accept("idle one", say("x")))
@@ -46,14 +46,14 @@ async def test_one_frame_in_a_pipe(server: ServerProcess, wire: Wire) -> None:
     assert "\x1b" not in out
     assert "busy sessions: 1  runs: 2, active: 1" in out
     assert row(out, place)[:3] == [place, "1/7", "1"]
-    assert row(out, place)[3:6] == ["0.0", "0.0", "0.0"]  # nothing new in that second
+    assert row(out, place)[3:6] == ["0.0", "0.0", "0.0"]  # nothing happened in that second
     assert row(out, "busy one") == ["busy", "one", "1", active.run_id]
     assert row(out, active.run_id)[3] == "active"
     assert row(out, waiting.run_id)[3] == "queued"
     assert "idle one" not in out
 
 
-async def test_what_does_not_answer_is_named(server: ServerProcess) -> None:
+async def test_a_server_that_does_not_answer_is_named(server: ServerProcess) -> None:
     code, out, _ = await command(
         server, "top", "--once", "--metrics", "127.0.0.1:1", "--metrics", url_in(server.log)
     )
@@ -66,7 +66,9 @@ async def test_what_does_not_answer_is_named(server: ServerProcess) -> None:
     assert "give --metrics HOST:PORT" in out
 
 
-async def test_it_goes_on_by_itself_on_a_terminal(server: ServerProcess, wire: Wire) -> None:
+async def test_on_a_terminal_it_refreshes_until_interrupted(
+    server: ServerProcess, wire: Wire
+) -> None:
     arguments = ("top", "--interval", "50ms", "--metrics", url_in(server.log))
     async with on_terminal(server, *arguments) as terminal:
         await terminal.shows("runs: 0, active: 0")
@@ -78,13 +80,13 @@ async def test_it_goes_on_by_itself_on_a_terminal(server: ServerProcess, wire: W
         assert await terminal.wait() == 0
 
 
-async def test_rates_are_of_the_time_between_two_frames(server: ServerProcess, wire: Wire) -> None:
+async def test_rates_are_per_second_between_two_frames(server: ServerProcess, wire: Wire) -> None:
     arguments = ("top", "--interval", "2s", "--metrics", url_in(server.log))
     async with on_terminal(server, *arguments) as terminal:
         await terminal.shows("ACCEPT/S")
         for n in range(20):
             await wire.accept(f"s{n}", say("x"))
-        # Twenty in two seconds or so, in one frame or two.
+        # Twenty runs in about two seconds, seen in one frame or two.
         while not any(f" {tenths / 10:.1f} " in terminal.screen for tenths in range(10, 110)):
             terminal._more.clear()
             await terminal._more.wait()

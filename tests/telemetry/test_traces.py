@@ -1,4 +1,4 @@
-"""A run is a trace: told to a collector, handed to the agent, kept over restarts."""
+"""A run is a trace: exported to a collector, passed to the agent, continued after a restart."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ import pytest
 from grpc import StatusCode
 
 from runlane import Client, RunState
-from runlane_server.core.trace import Place
+from runlane_server.core.trace import SpanContext
 from support.openai_server import OpenAIServer
 from support.server import ServerProcess, serving
 from support.staging import SECONDS, script
-from telemetry.collector import Collector, Told, collecting
+from telemetry.collector import Collector, ReceivedSpan, collecting
 
-PLACE = Place("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7", sampled=True)
+PLACE = SpanContext("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7", sampled=True)
 SENT = str(PLACE)
 UNSAMPLED = str(PLACE._replace(sampled=False))
 
-PLANTED = "xyzzy"
+MARKER = "xyzzy"
 
 S = RunState
 
@@ -33,7 +33,7 @@ S = RunState
 async def traced(
     folder: Path, *flags: str, env: dict[str, str] | None = None
 ) -> AsyncIterator[tuple[ServerProcess, Client, Collector]]:
-    """A server that tells a collector, and a client of it."""
+    """A server that exports traces, its client, and the collector."""
     async with (
         collecting() as collector,
         serving(folder, "--otlp-endpoint", collector.url, *flags, env=env) as server,
@@ -42,27 +42,27 @@ async def traced(
         yield server, client, collector
 
 
-async def ran(client: Client, prompt: str, **options: Any) -> S:
+async def finish_run(client: Client, prompt: str, **options: Any) -> S:
     handle = await client.run_accepted("s", prompt, allow_missing=True, **options)
     return (await handle.completed(SECONDS)).state
 
 
-def tree(spans: list[Told], parent: str) -> dict[str, Any]:
-    """The names of the spans below one."""
+def tree(spans: list[ReceivedSpan], parent: str) -> dict[str, Any]:
+    """The names of the spans below a parent, as a tree."""
     below = [one for one in spans if one.parent == parent]
     assert len({one.name for one in below}) == len(below)
     return {one.name: tree(spans, one.span_id) for one in below}
 
 
-def lies_within(inner: Told, outer: Told) -> bool:
+def lies_within(inner: ReceivedSpan, outer: ReceivedSpan) -> bool:
     begins = outer.span.start_time_unix_nano <= inner.span.start_time_unix_nano
     return begins and inner.span.end_time_unix_nano <= outer.span.end_time_unix_nano
 
 
-async def test_a_run_is_a_trace_below_its_caller_s_span(tmp_path: Path) -> None:
+async def test_a_run_is_a_tree_of_spans_below_the_caller_s_span(tmp_path: Path) -> None:
     before = time.time_ns()
     async with traced(tmp_path) as (server, client, collector):
-        assert await ran(client, "Hello", run_id="r1", traceparent=SENT) is S.COMPLETED
+        assert await finish_run(client, "Hello", run_id="r1", traceparent=SENT) is S.COMPLETED
         assert await server.stop() == 0
     assert {one.trace_id for one in collector.spans} == {PLACE.trace_id}
     assert tree(collector.spans, PLACE.span_id) == {
@@ -88,10 +88,10 @@ async def test_a_run_is_a_trace_below_its_caller_s_span(tmp_path: Path) -> None:
     }
 
 
-async def test_a_run_whose_caller_is_in_no_trace_begins_one(tmp_path: Path) -> None:
+async def test_a_run_without_a_traceparent_begins_a_trace(tmp_path: Path) -> None:
     async with traced(tmp_path) as (server, client, collector):
-        assert await ran(client, "Hello") is S.COMPLETED
-        assert await ran(client, "Hello", traceparent="no such thing") is S.COMPLETED
+        assert await finish_run(client, "Hello") is S.COMPLETED
+        assert await finish_run(client, "Hello", traceparent="no such thing") is S.COMPLETED
         assert await server.stop() == 0
     assert [one.parent for one in collector.named("accept")] == ["", ""]
     assert len({one.trace_id for one in collector.spans}) == 2
@@ -100,18 +100,18 @@ async def test_a_run_whose_caller_is_in_no_trace_begins_one(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("flags", "sent"), [((), UNSAMPLED), (("--trace-ratio", "0"), "")], ids=["caller", "ratio"]
 )
-async def test_what_is_not_to_be_exported_is_not(
+async def test_an_unsampled_run_is_not_exported(
     flags: tuple[str, ...], sent: str, tmp_path: Path
 ) -> None:
     async with traced(tmp_path, *flags) as (server, client, collector):
-        assert await ran(client, "Hello", traceparent=sent) is S.COMPLETED
-        assert await ran(client, "Hello", run_id="other", traceparent=SENT) is S.COMPLETED
+        assert await finish_run(client, "Hello", traceparent=sent) is S.COMPLETED
+        assert await finish_run(client, "Hello", run_id="other", traceparent=SENT) is S.COMPLETED
         assert await server.stop() == 0
     assert {one.attributes["runlane.run_id"] for one in collector.named("accept")} == {"other"}
     assert {one.trace_id for one in collector.spans} == {PLACE.trace_id}
 
 
-async def test_a_run_that_never_ran_has_no_attempt(tmp_path: Path) -> None:
+async def test_a_run_cancelled_before_it_started_has_no_attempt(tmp_path: Path) -> None:
     async with traced(tmp_path, "--max-active-runs", "0") as (server, client, collector):
         handle = await client.run_accepted("s", "x", allow_missing=True, traceparent=SENT)
         await client.cancel("s")
@@ -122,7 +122,7 @@ async def test_a_run_that_never_ran_has_no_attempt(tmp_path: Path) -> None:
 
 
 @pytest.mark.sqlite("it is killed, and started again on its file")
-async def test_the_trace_of_a_run_outlives_the_node_that_accepted_it(tmp_path: Path) -> None:
+async def test_after_a_restart_the_run_continues_the_same_trace(tmp_path: Path) -> None:
     async with traced(tmp_path, "--agent", "scripted") as (server, client, collector):
         prompt = script({"text": "a"}, {"wait": "never"})
         handle = await client.run_accepted(
@@ -134,7 +134,7 @@ async def test_the_trace_of_a_run_outlives_the_node_that_accepted_it(tmp_path: P
                 break
         await server.kill()
         await server.start()
-        # The second attempt, of a node that did not accept it.
+        # The second attempt, on a node that did not accept the run.
         async for event in handle.events():
             if event.index == 5:
                 break
@@ -154,7 +154,7 @@ async def test_the_trace_of_a_run_outlives_the_node_that_accepted_it(tmp_path: P
     assert runs[later.run_id].attributes["runlane.state"] == "completed"
 
 
-async def test_a_program_is_told_where_in_the_trace_it_is(tmp_path: Path) -> None:
+async def test_a_program_gets_the_span_of_its_attempt(tmp_path: Path) -> None:
     agent = ("--agent", "command:printenv TRACEPARENT")
     async with traced(tmp_path, *agent) as (server, client, collector):
         handle = await client.run_accepted("s", "x", allow_missing=True, traceparent=SENT)
@@ -165,7 +165,7 @@ async def test_a_program_is_told_where_in_the_trace_it_is(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("sent", [SENT, UNSAMPLED, ""])
-async def test_without_a_collector_the_caller_s_place_is_handed_on(
+async def test_without_a_collector_the_program_gets_the_caller_s_span(
     sent: str, tmp_path: Path
 ) -> None:
     agent = ("--agent", "command:printenv", "--log-level", "debug")
@@ -184,7 +184,7 @@ async def test_without_a_collector_the_caller_s_place_is_handed_on(
     assert {line.get("trace_id") for line in (*of_the_accept, *started)} == {expected}
 
 
-async def test_a_model_is_told_where_in_the_trace_it_is_asked(tmp_path: Path) -> None:
+async def test_a_request_to_a_model_carries_the_span_of_the_attempt(tmp_path: Path) -> None:
     async with OpenAIServer().serving() as provider:
         env = {"OPENAI_BASE_URL": provider.base_url, "OPENAI_API_KEY": "none"}
         async with traced(tmp_path, "--agent", "chat:openai:some", env=env) as (
@@ -192,7 +192,7 @@ async def test_a_model_is_told_where_in_the_trace_it_is_asked(tmp_path: Path) ->
             client,
             collector,
         ):
-            assert await ran(client, "Hello", traceparent=SENT) is S.COMPLETED
+            assert await finish_run(client, "Hello", traceparent=SENT) is S.COMPLETED
             assert await server.stop() == 0
         (request,) = provider.requests
     agent_span = collector.one("agent").span_id
@@ -200,21 +200,19 @@ async def test_a_model_is_told_where_in_the_trace_it_is_asked(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("content", [False, True])
-async def test_what_is_said_in_confidence_is_in_no_span_unless_asked_for(
-    content: bool, tmp_path: Path
-) -> None:
+async def test_spans_have_content_only_with_log_content(content: bool, tmp_path: Path) -> None:
     flags = ("--agent", "scripted", *(["--log-content"] if content else []))
-    prompt = script({"text": PLANTED}, {"fail": f"{PLANTED} failed"})
+    prompt = script({"text": MARKER}, {"fail": f"{MARKER} failed"})
     async with traced(tmp_path, *flags) as (server, client, collector):
-        assert await ran(client, prompt, metadata={PLANTED: PLANTED}) is S.FAILED
+        assert await finish_run(client, prompt, metadata={MARKER: MARKER}) is S.FAILED
         assert await server.stop() == 0
     status = collector.one("run").span.status
     assert status.code == status.STATUS_CODE_ERROR
     assert status.message.startswith("AGENT_ERROR")
-    assert (PLANTED.encode() in collector.raw) is content
+    assert (MARKER.encode() in collector.raw) is content
 
 
-async def test_a_collector_that_is_gone_holds_nothing_up(tmp_path: Path) -> None:
+async def test_an_unavailable_collector_delays_nothing(tmp_path: Path) -> None:
     async with collecting() as collector:
         gone = collector.url
     async with (
@@ -222,53 +220,52 @@ async def test_a_collector_that_is_gone_holds_nothing_up(tmp_path: Path) -> None
         Client(server.address) as client,
     ):
         for _ in range(20):
-            assert await ran(client, "Hello") is S.COMPLETED
+            assert await finish_run(client, "Hello") is S.COMPLETED
         begun = time.monotonic()
         assert await server.stop() == 0
         assert time.monotonic() - begun < 10
-    # It is told once, and how much was lost.
-    assert server.log.count("the collector of traces is away") == 1
+    # Logged once, with the number of lost spans.
+    assert server.log.count("trace collector unavailable") == 1
     assert '"spans": 140' in server.log
 
 
 @pytest.mark.parametrize("code", [StatusCode.UNAVAILABLE, StatusCode.INVALID_ARGUMENT])
-async def test_what_a_collector_does_not_take_now_is_sent_again_if_that_may_help(
+async def test_spans_are_sent_again_after_a_retryable_error_only(
     code: StatusCode, tmp_path: Path
 ) -> None:
     async with traced(tmp_path) as (server, client, collector):
         collector.refusal = code
-        assert await ran(client, "Hello", run_id="first") is S.COMPLETED
+        assert await finish_run(client, "Hello", run_id="first") is S.COMPLETED
         async with asyncio.timeout(SECONDS):
-            while "collector" not in server.log.partition("traces are exported")[2]:
+            while "trace collector" not in server.log:
                 await asyncio.sleep(0.05)
         collector.refusal = None
-        assert await ran(client, "Hello", run_id="second") is S.COMPLETED
+        assert await finish_run(client, "Hello", run_id="second") is S.COMPLETED
         assert await server.stop() == 0
-    told = {one.attributes["runlane.run_id"] for one in collector.named("run")}
-    assert told == ({"first", "second"} if code is StatusCode.UNAVAILABLE else {"second"})
+    exported = {one.attributes["runlane.run_id"] for one in collector.named("run")}
+    assert exported == ({"first", "second"} if code is StatusCode.UNAVAILABLE else {"second"})
 
 
-async def test_the_variables_of_opentelemetry_count(tmp_path: Path) -> None:
+async def test_the_environment_variables_of_opentelemetry_apply(tmp_path: Path) -> None:
     env = {
         "OTEL_SERVICE_NAME": "agents",
         "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment=test, note=a%2Cb",
         "OTEL_EXPORTER_OTLP_HEADERS": "api-key=some%20key,x-more=1",
     }
     async with traced(tmp_path, env=env) as (server, client, collector):
-        assert await ran(client, "Hello") is S.COMPLETED
+        assert await finish_run(client, "Hello") is S.COMPLETED
         assert await server.stop() == 0
-    about = collector.one("run").resource
-    assert about["service.name"] == "agents"
-    assert about["deployment.environment"] == "test"
-    assert about["note"] == "a,b"
+    resource = collector.one("run").resource
+    assert resource["service.name"] == "agents"
+    assert resource["deployment.environment"] == "test"
+    assert resource["note"] == "a,b"
     assert collector.metadata["api-key"] == "some key"
     assert collector.metadata["x-more"] == "1"
 
 
-async def test_an_exporter_that_is_not_installed_is_told_of(
+async def test_without_opentelemetry_proto_the_start_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that is told to do what it cannot does not start."""
     hidden = tmp_path / "hide" / "sitecustomize.py"
     hidden.parent.mkdir()
     hidden.write_text("import sys\nsys.modules['opentelemetry.proto'] = None\n")

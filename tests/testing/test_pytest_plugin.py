@@ -1,4 +1,4 @@
-"""What others get of the plugin for pytest: whole runs of pytest, each in a process of its own."""
+"""The pytest plugin as its users see it: whole pytest runs, each in its own process."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ WITHOUT_AN_EVENT_LOOP = (
         for one in (active, queued):
             assert one.completed().state is RunState.CANCELLED
 
-    def test_a_run_that_takes_no_notice(runlane_sync_client, scripted_agent):
+    def test_a_run_that_ignores_a_cancel(runlane_sync_client, scripted_agent):
         script = scripted_agent.script({"wait": "g", "ignore_cancel": True})
         runlane_sync_client.run_accepted("s", script, allow_missing=True)
         scripted_agent.wait_reached("g")
         runlane_sync_client.cancel("s")
         scripted_agent.wait_cancel_ignored("g")
-        # Whoever opens the gate: the end of the test does not wait for it.
+        # The latch is never opened: the end of the test does not wait for it.
 """
 )
 
@@ -89,24 +89,24 @@ WITH_AN_EVENT_LOOP = (
     pytestmark = {mark}
 
     @pytest.fixture
-    def gates(scripted_agent):
+    def latches(scripted_agent):
         return scripted_agent
 
-    async def test_a_race(runlane_client, gates):
+    async def test_a_race(runlane_client, latches):
         active = await runlane_client.run_accepted(
-            "s", gates.script({{"wait": "g"}}), allow_missing=True
+            "s", latches.script({{"wait": "g"}}), allow_missing=True
         )
-        await gates.reached("g")
+        await latches.reached("g")
         queued = await runlane_client.run_accepted("s", "b")
         assert len((await runlane_client.cancel("s")).cancelled) == 2
         for one in (active, queued):
             assert (await one.completed()).state is RunState.CANCELLED
-        gates.open("g")
-        await gates.reached("g")
-        with pytest.raises(TimeoutError, match="no run came to gate 'h' within 0.01 s"):
-            await gates.reached("h", timeout=0.01)
-        with pytest.raises(TimeoutError, match="no run ignored a cancel at gate 'g' within"):
-            await gates.cancel_ignored("g", timeout=0.01)
+        latches.open("g")
+        await latches.reached("g")
+        with pytest.raises(TimeoutError, match="no run reached latch 'h' within 0.01 s"):
+            await latches.reached("h", timeout=0.01)
+        with pytest.raises(TimeoutError, match="no run ignored a cancel at latch 'g' within"):
+            await latches.cancel_ignored("g", timeout=0.01)
 
     @pytest.mark.runlane(store="sqlite")
     async def test_a_subscription_over_a_restart(runlane_server, runlane_client):
@@ -124,7 +124,7 @@ WITH_AN_EVENT_LOOP = (
         await other.run_accepted("s", "hello", allow_missing=True)
         left.extend([runlane_client, ends, other])
 
-    async def test_what_became_of_it():
+    async def test_the_next_test_finds_it_closed():
         with pytest.raises(ClientClosed):
             await left[0].get_session("s")
         assert "runlane-server" not in [one.name for one in threading.enumerate()]
@@ -161,7 +161,7 @@ def test_tests_with_a_mark_for_their_event_loop(pytester: pytest.Pytester) -> No
     result.assert_outcomes(passed=4 * len(plugins))
 
 
-def test_what_is_wrong_is_told_in_a_line(pytester: pytest.Pytester) -> None:
+def test_errors_of_users_are_reported_in_one_line(pytester: pytest.Pytester) -> None:
     pytester.makeini(STRICT.format(mode="strict"))
     pytester.makepyfile("""
         import sys
@@ -217,12 +217,12 @@ def test_what_is_wrong_is_told_in_a_line(pytester: pytest.Pytester) -> None:
     result.assert_outcomes(passed=1, failed=2, errors=5)
     result.stdout.fnmatch_lines_random(
         [
-            "runlane_server: * is not installed; try: pip install 'runlane[[]server[]]'",
-            "@pytest.mark.runlane takes agent, store, config, harness, by name: not agnet",
-            "@pytest.mark.runlane takes agent, store, config, harness, by name: not 'echo'",
+            "runlane_server: * is not installed; run pip install 'runlane[[]server[]]'",
+            "@pytest.mark.runlane accepts the keywords agent, store, config, harness; not agnet",
+            "@pytest.mark.runlane accepts the keywords agent, store, config, harness; not 'echo'",
             "runlane_server: there is no agent 'nobody'; *",
-            "scripted_agent: @pytest.mark.runlane gives the test another agent",
-            "scripted_agent: the server has no gates: its agent is not 'scripted'",
+            "scripted_agent: @pytest.mark.runlane sets another agent",
+            "scripted_agent: gates: only the agent 'scripted' has latches",
             "ERROR *runlane_server.*agent failed*session_id='s'*",
             "ValueError: out of words",
         ]
@@ -230,7 +230,7 @@ def test_what_is_wrong_is_told_in_a_line(pytester: pytest.Pytester) -> None:
     result.stdout.no_fnmatch_line("*During handling of*")
 
 
-def test_the_first_steps(pytester: pytest.Pytester) -> None:
+def test_the_files_of_the_guide_pass_as_written(pytester: pytest.Pytester) -> None:
     files = re.findall(
         r"Write this to `([\w.]+)`:\n\n```\w+\n(.*?)^```$",
         GUIDE.read_text(),

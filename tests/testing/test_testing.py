@@ -1,4 +1,4 @@
-"""The server that others put into their own tests."""
+"""`LocalServer`, on the event loop of a test."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ async def shout(turn: Turn) -> AsyncGenerator[str, None]:
 
 
 @pytest.mark.parametrize("agent", ["echo", shout])
-async def test_it_is_a_real_server(agent: object, tmp_path: Path) -> None:
+async def test_a_client_reaches_it_over_tcp_and_a_unix_socket(
+    agent: object, tmp_path: Path
+) -> None:
     path = tmp_path / "s.sock"
     for listen in ("127.0.0.1:0", f"unix:{path}"):
         async with LocalServer(agent, listen=listen) as server, server.client() as client:  # type: ignore[arg-type]
@@ -36,7 +38,7 @@ async def test_it_is_a_real_server(agent: object, tmp_path: Path) -> None:
             assert await server.coordinator.queued_prompts("s") == 0
 
 
-async def test_it_starts_quickly() -> None:
+async def test_it_starts_and_stops_within_half_a_second() -> None:
     async with LocalServer():
         pass
     begun = time.perf_counter()
@@ -46,7 +48,7 @@ async def test_it_starts_quickly() -> None:
     assert (time.perf_counter() - begun) / 10 < 0.5
 
 
-async def test_gates_stage_a_race() -> None:
+async def test_a_latch_holds_a_run_until_a_cancel_covers_it() -> None:
     async with LocalServer("scripted") as server, server.client() as client:
         handle = await client.run_accepted("s", script({"wait": "g"}), allow_missing=True)
         await server.gates.reached("g")
@@ -57,7 +59,7 @@ async def test_gates_stage_a_race() -> None:
             assert (await one.completed(SECONDS)).state is RunState.CANCELLED
 
 
-async def test_it_is_started_again_where_it_was(tmp_path: Path) -> None:
+async def test_a_restart_keeps_the_address_and_the_runs(tmp_path: Path) -> None:
     config = Config(limits=replace(Limits(), max_active_runs=0), drain_timeout=0)
     server = LocalServer(store=f"sqlite:///{tmp_path / 'runlane.db'}", config=config)
     async with server, Client(server.address) as client:
@@ -68,7 +70,7 @@ async def test_it_is_started_again_where_it_was(tmp_path: Path) -> None:
         assert (await client.get_run(handle.run_id)).state is RunState.ACCEPTED
 
 
-async def test_a_run_that_is_active_holds_up_no_stop() -> None:
+async def test_an_active_run_does_not_delay_the_stop() -> None:
     begun = time.perf_counter()
     async with LocalServer("scripted") as server, server.client() as client:
         await client.run_accepted("s", script({"wait": "never"}), allow_missing=True)
@@ -76,12 +78,12 @@ async def test_a_run_that_is_active_holds_up_no_stop() -> None:
     assert time.perf_counter() - begun < SECONDS / 2
 
 
-async def test_what_it_cannot_do_is_told() -> None:
+async def test_misuse_raises_an_error_with_the_reason() -> None:
     with pytest.raises(StartError, match="there is no agent"):
         await LocalServer("nobody").start()
     server = LocalServer()
-    with pytest.raises(RuntimeError, match="does not run"):
+    with pytest.raises(RuntimeError, match="is not running"):
         _ = server.address
     async with server:
-        with pytest.raises(RuntimeError, match="runs already"):
+        with pytest.raises(RuntimeError, match="already running"):
             await server.start()

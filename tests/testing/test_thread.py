@@ -1,4 +1,4 @@
-"""The server in a thread of its own, that others put into tests without an event loop."""
+"""`RunningServer`, in its own thread, and the latches and log of a test's server."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from runlane.harness import GatePoint, Harness
 from runlane_server.agents.base import Turn
 from runlane_server.agents.scripted.script import BadScript
 from runlane_server.core.errors import StartError
-from runlane_server.testing.logs import in_logging
+from runlane_server.testing.logs import redirect_to_logging
 from runlane_server.testing.thread import Gatekeeper, LoopThread, RunningServer
 from support.staging import SECONDS
 
 pytestmark = pytest.mark.sqlite("each test names the store it needs")
 
 
-def test_it_serves_until_it_is_left() -> None:
+def test_it_serves_while_its_context_is_open() -> None:
     before = set(threading.enumerate())
     with RunningServer() as server, server.sync_client() as client:
         handle = client.run_accepted("s", "hello", allow_missing=True)
@@ -30,13 +30,13 @@ def test_it_serves_until_it_is_left() -> None:
         (thread,) = (one for one in threading.enumerate() if one.name == "runlane-server")
     assert thread not in before
     assert not thread.is_alive()
-    with pytest.raises(RuntimeError, match="runlane-server does not run"):
+    with pytest.raises(RuntimeError, match="runlane-server is not running"):
         server.start()
     with pytest.raises(RuntimeError, match="once"):
         server.__enter__()
 
 
-async def test_an_event_loop_that_waits_does_not_hold_it_up() -> None:
+async def test_a_restart_that_blocks_the_loop_of_the_test_works() -> None:
     with RunningServer() as server:
         async with server.client() as client:
             for _ in range(2):
@@ -45,19 +45,19 @@ async def test_an_event_loop_that_waits_does_not_hold_it_up() -> None:
                 server.restart()
 
 
-def test_what_it_cannot_do_is_told() -> None:
+def test_misuse_raises_an_error_with_the_reason() -> None:
     server = RunningServer("nobody")
     with pytest.raises(RuntimeError, match="no address yet"):
         _ = server.address
-    with pytest.raises(RuntimeError, match="does not run"):
+    with pytest.raises(RuntimeError, match="is not running"):
         server.stop()
-    with pytest.raises(RuntimeError, match="not 'scripted'"):
+    with pytest.raises(RuntimeError, match="only the agent 'scripted' has latches"):
         _ = server.gates
     with pytest.raises(StartError, match="there is no agent"):
         server.__enter__()
 
 
-def test_it_does_not_wait_for_itself() -> None:
+def test_a_call_from_its_own_thread_is_refused() -> None:
     async def restarts(turn: Turn) -> AsyncGenerator[str, None]:
         yield ""
         try:
@@ -72,36 +72,36 @@ def test_it_does_not_wait_for_itself() -> None:
 
 
 async def late() -> None:
-    raise TimeoutError("of its own")
+    raise TimeoutError("from the coroutine")
 
 
-def test_work_that_does_not_get_done_is_told() -> None:
+def test_work_that_takes_too_long_raises_a_timeout_error() -> None:
     thread = LoopThread("a-thread")
-    thread.begin()
+    thread.start()
     try:
-        with pytest.raises(TimeoutError, match="a-thread did not get done within 0 s"):
+        with pytest.raises(TimeoutError, match="a-thread did not finish within 0 s"):
             thread.run(asyncio.Event().wait, timeout=0)
-        with pytest.raises(TimeoutError, match="of its own"):
+        with pytest.raises(TimeoutError, match="from the coroutine"):
             thread.run(late, timeout=SECONDS)
     finally:
-        thread.end()
+        thread.stop()
 
 
-def test_what_does_not_come_to_pass_is_told() -> None:
+def test_waiting_for_an_event_that_does_not_happen_raises_a_timeout_error() -> None:
     with RunningServer("scripted") as server:
-        with pytest.raises(TimeoutError, match="no run came to gate 'g' within 0 s"):
+        with pytest.raises(TimeoutError, match="no run reached latch 'g' within 0 s"):
             server.gates.wait_reached("g", timeout=0)
-        with pytest.raises(TimeoutError, match="no run ignored a cancel at gate 'g' within 0 s"):
+        with pytest.raises(TimeoutError, match="no run ignored a cancel at latch 'g' within 0 s"):
             server.gates.wait_cancel_ignored("g", timeout=0)
 
 
-def test_a_script_that_cannot_be_read_is_told_where_it_is_made() -> None:
-    with pytest.raises(BadScript, match="step 2: needs exactly one of"):
+def test_an_invalid_script_is_rejected_when_it_is_made() -> None:
+    with pytest.raises(BadScript, match="step 2: exactly one of these is required"):
         Gatekeeper.script({"text": "a"}, {"sing": "b"})
 
 
 @pytest.mark.parametrize("cancelled", [True, False])
-def test_it_does_not_wait_for_runs_that_ignore_cancels(cancelled: bool) -> None:
+def test_runs_that_ignore_cancels_do_not_delay_the_stop(cancelled: bool) -> None:
     with RunningServer("scripted") as server, server.sync_client() as client:
         script = server.gates.script({"wait": "g", "ignore_cancel": True})
         client.run_accepted("s", script, allow_missing=True)
@@ -113,7 +113,7 @@ def test_it_does_not_wait_for_runs_that_ignore_cancels(cancelled: bool) -> None:
     assert not thread.is_alive()
 
 
-def test_gates_stay_open_over_a_restart() -> None:
+def test_latches_stay_open_after_a_restart() -> None:
     with RunningServer("scripted") as server, server.sync_client() as client:
         server.gates.open("g")
         server.restart()
@@ -134,20 +134,20 @@ def run_one(agent: object) -> None:
         client.run_accepted("s", "x", allow_missing=True).completed(SECONDS)
 
 
-def test_only_the_log_of_the_server_goes_to_logging(
+def test_only_the_server_s_log_is_redirected_to_logging(
     caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level(logging.INFO, "runlane_server")
     before = list(structlog.get_config()["processors"])
-    with in_logging():
+    with redirect_to_logging():
         assert not structlog.is_configured()
         structlog.get_logger().info("of the test")
         run_one(failing)
     assert structlog.get_config()["processors"] == before
-    said = capsys.readouterr().out
-    assert len(said.splitlines()) == 2
-    assert "of the test" in said
-    assert "of the agent" in said
+    output = capsys.readouterr().out
+    assert len(output.splitlines()) == 2
+    assert "of the test" in output
+    assert "of the agent" in output
     (failed,) = (one for one in caplog.records if one.levelno == logging.ERROR)
     assert failed.filename == "runner.py"
     assert failed.name == "runlane_server.engine.runner"
@@ -157,17 +157,17 @@ def test_only_the_log_of_the_server_goes_to_logging(
     assert "draining timeout_s=0.0" in [one.getMessage() for one in caplog.records]
 
 
-def test_whoever_sets_up_structlog_meanwhile_has_his_way(
+def test_a_new_structlog_configuration_applies_to_the_server_too(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with in_logging():
+    with redirect_to_logging():
         structlog.configure(processors=[structlog.processors.JSONRenderer()])
         run_one("echo")
     assert '"event": "stopped"' in capsys.readouterr().out
     assert len(structlog.get_config()["processors"]) == 1
 
 
-async def test_a_harness_has_a_hold_of_it_and_of_its_clock() -> None:
+async def test_a_harness_can_arm_gates_and_advance_the_clock() -> None:
     with RunningServer("scripted", harness=True) as server:
         async with Harness(server.address) as harness, server.client() as client:
             script = server.gates.script({"wait": "never"})

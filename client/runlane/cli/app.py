@@ -1,4 +1,4 @@
-"""The command's root: what all of its subcommands share."""
+"""The root command, with the global options."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def _version() -> str:
 @click.version_option(_version(), prog_name="runlane")
 @click.pass_context
 def runlane(context: click.Context, /, **settings: Any) -> None:
-    """Hands prompts to agent runs, cancels them, and tells how they end.
+    """Submit prompts to agents, and follow, cancel and list their runs.
 
-    A run belongs to a session, and the runs of a session go one at a time. On a terminal the output
-    is for people; in a pipe it is plain text, one tab-separated line per record; with --json it is
-    one JSON object per line.
+    A run belongs to a session; the runs of a session execute one at a time. On a terminal, the
+    output is formatted for people. In a pipe, it is one tab-separated line per record. With --json,
+    it is one JSON object per line.
 
     \b
     Exit codes:
-      0    done; for `run` and `wait`: the run completed
-      1    an error; for `run` and `wait`: the run failed
-      2    bad usage, or the server found an argument invalid
-      130  interrupted; for `run` and `wait`: the run was cancelled, by whomever
+      0    success; for `run` and `wait`: the run completed
+      1    error; for `run` and `wait`: the run failed
+      2    usage error, or an argument was rejected by the server
+      130  interrupted; for `run` and `wait`: the run was cancelled
     """
     context.obj = Settings(**settings)
 

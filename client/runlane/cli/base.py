@@ -1,4 +1,4 @@
-"""What every subcommand does: connect, work, and turn errors into a line and an exit code."""
+"""Executes subcommands: connects, handles Ctrl-C, and maps errors to a line and an exit code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from types import TracebackType
 from typing import Self
 
 import click
@@ -21,30 +20,30 @@ from runlane.wire import RetryPolicy
 DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 _RETRY = RetryPolicy(maximum=1.0)
-"""Somebody looks on: a server that is back is found within a second."""
+"""Short backoff, because a person is waiting: reconnects within a second of a server restart."""
 
 
 class Failure(click.ClickException):
-    """Ends the command with a line on stderr."""
+    """Exits with a line on stderr and exit code 1."""
 
     exit_code = FAILED
 
 
-class Refused(Failure):
-    """The same, where an argument is at fault."""
+class InvalidUsage(Failure):
+    """Exits with a line on stderr and exit code 2."""
 
     exit_code = BAD_USAGE
 
 
 def execute(settings: Settings, work: Callable[[Client], Awaitable[int]]) -> None:
-    """Works with a client, and leaves the command with the exit code that comes of it."""
+    """Runs the work of a subcommand with a client; exits with the returned code."""
 
-    async def connected() -> int:
+    async def run() -> int:
         async with settings.client(_RETRY) as client:
             return await work(client)
 
     try:
-        code = asyncio.run(connected())
+        code = asyncio.run(run())
     except RunlaneError as error:
         raise failure(error) from error
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -54,29 +53,29 @@ def execute(settings: Settings, work: Callable[[Client], Awaitable[int]]) -> Non
 
 
 def describe(error: RunlaneError) -> str:
-    """An error in one line."""
-    found = [f"{each.field}: {each.description}" for each in error.violations]
-    # The server's sentence may name the violations already.
-    told = [each for each in found if each not in error.message]
-    line = f"{error.message} ({'; '.join(told)})" if told else error.message
+    """Returns the text of an error as one line."""
+    violations = [f"{each.field}: {each.description}" for each in error.violations]
+    # The message of the server may already contain them.
+    missing = [each for each in violations if each not in error.message]
+    line = f"{error.message} ({'; '.join(missing)})" if missing else error.message
     return " ".join(line.split())
 
 
 def failure(error: RunlaneError) -> Failure:
-    """How a call that failed ends the command."""
-    cls = Refused if isinstance(error, InvalidArgument) else Failure
+    """Converts the error of a call to an exit of the command."""
+    cls = InvalidUsage if isinstance(error, InvalidArgument) else Failure
     return cls(describe(error))
 
 
 def outcome_code(complete: RunComplete) -> int:
-    """The exit code for a run that ended."""
+    """Returns the exit code for a run that ended."""
     if complete.state is RunState.COMPLETED:
         return DONE
     return INTERRUPTED if complete.cancelled else FAILED
 
 
 class Interrupts:
-    """Makes something of Ctrl-C: the first sets `first`, the second cancels the task at once."""
+    """Handles Ctrl-C: the first sets `first`, the second cancels the task."""
 
     def __init__(self) -> None:
         self.first = asyncio.Event()
@@ -84,30 +83,25 @@ class Interrupts:
         self._task = asyncio.current_task()
 
     def __enter__(self) -> Self:
-        # Where the loop cannot do it (Windows), Ctrl-C ends the command as it always does.
+        # Windows event loops have no signal handlers; Ctrl-C then ends the command as usual.
         with suppress(NotImplementedError, RuntimeError):
-            self._loop.add_signal_handler(signal.SIGINT, self.hit)
+            self._loop.add_signal_handler(signal.SIGINT, self.handle)
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with suppress(NotImplementedError, RuntimeError):
             self._loop.remove_signal_handler(signal.SIGINT)
 
-    def hit(self) -> None:
-        """Ctrl-C was pressed."""
+    def handle(self) -> None:
+        """Handles one Ctrl-C."""
         if not self.first.is_set():
             self.first.set()
         elif self._task is not None:
             self._task.cancel()
 
 
-async def stopped(task: asyncio.Task[None]) -> None:
-    """Cancels a helper task and waits until it is gone; what it raised is raised here."""
+async def stop(task: asyncio.Task[None]) -> None:
+    """Cancels a task and waits for its end; raises the exception of the task, if any."""
     task.cancel()
     await asyncio.wait({task})
     if not task.cancelled():

@@ -1,4 +1,4 @@
-"""`runlane cancel`: cancels runs and shows what that covered."""
+"""`runlane cancel`: cancels runs and prints the receipt."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 from runlane.cli.base import DONE, execute
 from runlane.cli.connection import Settings
-from runlane.cli.output import Column, coloured, json_line, on_terminal, show, stderr_console
+from runlane.cli.output import Column, json_line, on_terminal, show, state_text, stderr_console
 from runlane.client import Client
 from runlane.types import CancelledRun, CancelReceipt, CancelScope
 
@@ -16,21 +16,27 @@ _COLUMNS: tuple[Column[CancelledRun], ...] = (
     Column("SESSION", lambda run: run.session_id),
     Column("SEQ", lambda run: run.accept_seq),
     Column("RUN", lambda run: run.run_id),
-    Column("WAS", lambda run: run.state_when_cancelled, lambda r: coloured(r.state_when_cancelled)),
+    Column(
+        "WAS",
+        lambda run: run.state_when_cancelled,
+        lambda run: state_text(run.state_when_cancelled),
+    ),
 )
 
 
 @click.command()
-@click.option("--run", "run_id", metavar="RUN_ID", help="This run only, with those folded into it.")
+@click.option(
+    "--run", "run_id", metavar="RUN_ID", help="Cancel only this run and the runs folded into it."
+)
 @click.option(
     "--scope",
     type=click.Choice([str(each) for each in CancelScope]),
     default=str(CancelScope.SESSION),
     show_default=True,
-    help="All runs of the session, the active one, or those that wait.",
+    help="Runs of the session to cancel: all, the active one, or the waiting ones.",
 )
-@click.option("--all", "everything", is_flag=True, help="All runs of all sessions.")
-@click.option("--reason", default="", help="Recorded with every run that is covered.")
+@click.option("--all", "all_sessions", is_flag=True, help="Cancel all runs of all sessions.")
+@click.option("--reason", default="", help="Reason, recorded with every cancelled run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the receipt as JSON.")
 @click.argument("session", required=False)
 @click.pass_obj
@@ -39,18 +45,18 @@ def cancel(
     *,
     run_id: str | None,
     scope: str,
-    everything: bool,
+    all_sessions: bool,
     reason: str,
     as_json: bool,
     session: str | None,
 ) -> None:
-    """Cancels what is accepted and not ended in SESSION at this instant, and says what that was.
+    """Cancel the runs of SESSION that are accepted and have not ended, and print the receipt.
 
-    For each run: its session, its place in the accept order, its id, and the state it was in. Then
-    the fence: no run of the session with a larger number was touched. A run that is accepted later
-    is never touched. On an idle session it does nothing, and succeeds.
+    The receipt has one line per cancelled run: session, accept number, run id, and the state before
+    the cancel. The fence on stderr is the last accept number at the time of the cancel: runs with a
+    larger number are not affected. On an idle session the command has no effect and succeeds.
 
-    SESSION may be left out with --run.
+    SESSION is optional with --run.
 
     \b
     Examples:
@@ -58,16 +64,16 @@ def cancel(
       runlane cancel notes --scope waiting
       runlane cancel --all --reason "maintenance"
     """
-    if everything:
+    if all_sessions:
         if session or run_id or scope != CancelScope.SESSION:
-            raise click.UsageError("--all goes without SESSION, --run and --scope")
+            raise click.UsageError("--all cannot be combined with SESSION, --run or --scope")
     elif not session and not run_id:
-        raise click.UsageError("what to cancel? Give SESSION, --run or --all")
+        raise click.UsageError("nothing selected; give SESSION, --run or --all")
     elif run_id and scope != CancelScope.SESSION:
-        raise click.UsageError("--run names one run, which leaves nothing for --scope to choose")
+        raise click.UsageError("--run cannot be combined with --scope")
 
     async def work(client: Client) -> int:
-        if everything:
+        if all_sessions:
             receipts = await client.cancel_all(reason)
         else:
             receipts = (
@@ -75,23 +81,23 @@ def cancel(
                     session or "", run_id=run_id, scope=CancelScope(scope), reason=reason
                 ),
             )
-        await _show(receipts, as_json=as_json)
+        await _print(receipts, as_json=as_json)
         return DONE
 
     execute(settings, work)
 
 
-async def _show(receipts: tuple[CancelReceipt, ...], *, as_json: bool) -> None:
+async def _print(receipts: tuple[CancelReceipt, ...], *, as_json: bool) -> None:
     if as_json:
         for receipt in receipts:
             click.echo(json_line(receipt))
         return
-    covered = [run for receipt in receipts for run in receipt.cancelled]
-    if not covered:
+    cancelled = [run for receipt in receipts for run in receipt.cancelled]
+    if not cancelled:
         stderr_console().print("nothing to cancel")
         return
 
-    await show(_each(covered), _COLUMNS, as_json=False, nothing="")
+    await show(_iterate(cancelled), _COLUMNS, as_json=False, empty_note="")
     for receipt in receipts:
         line = f"fence {receipt.fence_accept_seq} in session {receipt.session_id}"
         if on_terminal():
@@ -100,6 +106,6 @@ async def _show(receipts: tuple[CancelReceipt, ...], *, as_json: bool) -> None:
             click.echo(line, err=True)
 
 
-async def _each(covered: Sequence[CancelledRun]) -> AsyncIterator[CancelledRun]:
-    for run in covered:
+async def _iterate(runs: Sequence[CancelledRun]) -> AsyncIterator[CancelledRun]:
+    for run in runs:
         yield run

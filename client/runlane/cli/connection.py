@@ -1,4 +1,4 @@
-"""How the command reaches a server, and what it shows there."""
+"""The global options: server address, TLS and token."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the options before the subcommand say."""
+    """The values of the global options."""
 
     server: str
     tls: bool = False
@@ -33,7 +33,7 @@ class Settings:
     plaintext_token: bool = False
 
     def client(self, retry: RetryPolicy) -> Client:
-        """A client. Raises UsageError if the options do not go together."""
+        """Creates a client. Raises UsageError if options conflict."""
         try:
             return Client(
                 self.server,
@@ -50,18 +50,17 @@ class Settings:
         if not (self.tls or self.tls_ca or self.tls_cert or self.tls_key):
             return None
         if (self.tls_cert is None) != (self.tls_key is None):
-            raise click.UsageError("--tls-cert and --tls-key belong together")
-        read = [None if path is None else _read(path) for path in self._files()]
-        return grpc.ssl_channel_credentials(*read)
-
-    def _files(self) -> tuple[Path | None, ...]:
-        return self.tls_ca, self.tls_key, self.tls_cert
+            raise click.UsageError("--tls-cert and --tls-key must be used together")
+        paths = (self.tls_ca, self.tls_key, self.tls_cert)
+        return grpc.ssl_channel_credentials(
+            *(None if path is None else _read(path) for path in paths)
+        )
 
     def _token(self) -> str | Callable[[], str] | None:
         if self.token_file is None:
             return self.token
         read = partial(_read_token, self.token_file)
-        read()  # so that a wrong name is told at once
+        read()  # report a wrong path immediately
         return read
 
 
@@ -75,7 +74,7 @@ def _read(path: Path) -> bytes:
 def _read_token(path: Path) -> str:
     token = _read(path).decode(errors="replace").strip()
     if not token:
-        raise click.UsageError(f"{path} holds no token")
+        raise click.UsageError(f"--token-file: {path} is empty")
     return token
 
 
@@ -88,10 +87,10 @@ _OPTIONS = (
         show_envvar=True,
         default=DEFAULT_TARGET,
         show_default=True,
-        help="Where the server is.",
+        help="Server address.",
     ),
     click.option(
-        "--tls", is_flag=True, envvar="RUNLANE_TLS", show_envvar=True, help="Connect by TLS."
+        "--tls", is_flag=True, envvar="RUNLANE_TLS", show_envvar=True, help="Connect with TLS."
     ),
     click.option(
         "--tls-ca",
@@ -99,17 +98,24 @@ _OPTIONS = (
         metavar="FILE",
         envvar="RUNLANE_TLS_CA",
         show_envvar=True,
-        help="Who vouches for the server, as PEM; implies --tls. Else those that gRPC trusts.",
+        help="PEM file of the CA certificates to trust; implies --tls. Default: the CAs of gRPC.",
     ),
-    click.option("--tls-cert", type=_FILE, metavar="FILE", help="A certificate of yours, as PEM."),
-    click.option("--tls-key", type=_FILE, metavar="FILE", help="Its private key."),
+    click.option(
+        "--tls-cert",
+        type=_FILE,
+        metavar="FILE",
+        help="PEM file of the client certificate; implies --tls.",
+    ),
+    click.option(
+        "--tls-key", type=_FILE, metavar="FILE", help="PEM file of the private key for --tls-cert."
+    ),
     click.option(
         "--token",
         metavar="TOKEN",
         envvar="RUNLANE_TOKEN",
         show_envvar=True,
-        help="Says who you are. Others on this machine see the options of a command: rather use "
-        "the variable, or a file.",
+        help="Bearer token. Other users of this machine can see command lines; prefer the "
+        "environment variable or --token-file.",
     ),
     click.option(
         "--token-file",
@@ -117,18 +123,18 @@ _OPTIONS = (
         metavar="FILE",
         envvar="RUNLANE_TOKEN_FILE",
         show_envvar=True,
-        help="The file of the token; it goes before --token.",
+        help="File with the bearer token, read again for each call; overrides --token.",
     ),
     click.option(
         "--plaintext-token",
         is_flag=True,
-        help="Send the token without TLS to another machine, too.",
+        help="Allow sending the token to another machine without TLS.",
     ),
 )
 
 
 def options(command: CommandT) -> CommandT:
-    """Gives a command all of these; its keyword arguments are those of `Settings`."""
+    """Adds the global options to a command; their names are the fields of `Settings`."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command

@@ -1,31 +1,25 @@
-"""What a server tells Prometheus, read by a person's command: samples, rates and quantiles."""
+"""Scrapes Prometheus metrics endpoints and computes rates and quantiles between two scrapes."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-import re
 import time
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from itertools import pairwise
 
 FETCH_SECONDS = 2.0
-"""How long an endpoint has to answer."""
+"""Timeout of an endpoint."""
 
-MAX_LINE = 4_096
-"""Characters; no server of ours says more in a line, and one that is none is left out quickly."""
+MAX_LINE = 1_024
+"""Maximum length of a line in characters; longer lines are skipped. The parser's time grows with
+the square of the length, and Runlane's own lines are far shorter."""
 
-MAX_BYTES = 4 << 20
-"""More than that no server of ours says; what is behind it is not read."""
-
-_SAMPLE = re.compile(
-    r"(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>.*)\})?\s+(?P<value>\S+)(?:\s+-?\d+)?"
-)
-_LABEL = re.compile(r'(?<!\w)(?P<name>\w++)="(?P<value>(?:[^"\\]|\\.)*+)"')
-_ESCAPES = {"\\n": "\n", '\\"': '"', "\\\\": "\\"}
+MAX_BYTES = 1 << 20
+"""Maximum size of a page; the rest is not read. Runlane's own pages are far smaller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +32,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Scrape:
-    """All that an endpoint told at one instant; `at` is in seconds of this machine's own clock.
+    """The samples of an endpoint at one time, by name.
 
-    Where it told nothing, `error` says why.
+    `at` is in seconds of this machine's monotonic clock. If the scrape failed, `error` has the
+    reason and there are no samples.
     """
 
     at: float
@@ -48,99 +43,101 @@ class Scrape:
     error: str = ""
 
     def total(self, name: str, **labels: str) -> float | None:
-        """The sum over all series of that name with at least those labels; None without any."""
-        values = [s.value for s in self._of(name, labels)]
+        """Returns the sum of all series with this name and these labels; None without any."""
+        values = [sample.value for sample in self._select(name, labels)]
         return sum(values) if values else None
 
     def label(self, name: str, label: str) -> str:
-        """A label of the first series of that name; empty where there is none."""
-        for sample in self._of(name, {}):
+        """Returns a label of the first series with this name; empty without one."""
+        for sample in self._select(name, {}):
             return sample.labels.get(label, "")
         return ""
 
     def buckets(self, name: str) -> dict[float, float]:
-        """How many values of a histogram were up to each bound, over all its series."""
-        found: dict[float, float] = {}
-        for sample in self._of(f"{name}_bucket", {}):
+        """Returns the cumulative counts of a histogram by upper bound, summed over its series."""
+        counts: dict[float, float] = {}
+        for sample in self._select(f"{name}_bucket", {}):
             try:
                 bound = float(sample.labels.get("le", "+Inf"))
             except ValueError:
                 continue
-            found[bound] = found.get(bound, 0.0) + sample.value
-        return found
+            counts[bound] = counts.get(bound, 0.0) + sample.value
+        return counts
 
-    def _of(self, name: str, labels: Mapping[str, str]) -> list[Sample]:
-        found = self.samples.get(name, ())
-        return [sample for sample in found if labels.items() <= sample.labels.items()]
+    def _select(self, name: str, labels: Mapping[str, str]) -> list[Sample]:
+        series = self.samples.get(name, ())
+        return [sample for sample in series if labels.items() <= sample.labels.items()]
 
 
 def parse(text: str, at: float) -> Scrape:
-    """What is in a page of the text format; lines that are none of it are left out."""
+    """Parses a page in Prometheus' text format; skips lines that are not valid samples."""
     samples: dict[str, list[Sample]] = {}
     for line in text.splitlines():
-        if len(line) > MAX_LINE:
-            continue
-        found = _SAMPLE.fullmatch(line.strip())
-        if line.startswith("#") or found is None:
-            continue
-        try:
-            value = float(found["value"])
-        except ValueError:
-            continue
-        labels = {
-            label["name"]: re.sub(r"\\.", lambda seen: _unescaped(seen[0]), label["value"])
-            for label in _LABEL.finditer(found["labels"] or "")
-        }
-        samples.setdefault(found["name"], []).append(Sample(labels, value))
+        if len(line) <= MAX_LINE and not line.startswith("#"):
+            for name, sample in _parse_line(line):
+                samples.setdefault(name, []).append(sample)
     return Scrape(at, samples)
 
 
-def _unescaped(escape: str) -> str:
-    return _ESCAPES.get(escape, escape)
+def _parse_line(line: str) -> Iterator[tuple[str, Sample]]:
+    # Not at the top of the module: it takes as long to load as the rest of the command.
+    from prometheus_client.parser import text_string_to_metric_families  # noqa: PLC0415
+
+    try:
+        # The parser gives up at the first invalid line, so it gets one line at a time.
+        for family in text_string_to_metric_families(line):
+            for sample in family.samples:
+                yield sample.name, Sample(sample.labels, float(sample.value))
+    except (ValueError, IndexError, OverflowError):
+        # A blank label name raises IndexError, an integer too large for a float OverflowError.
+        return
 
 
 async def fetch(url: str) -> Scrape:
-    """Scrapes an endpoint. What goes wrong is part of what it returns."""
+    """Scrapes an endpoint. Never raises for a failed scrape; `Scrape.error` has the reason."""
+    return await asyncio.to_thread(_scrape, url)
+
+
+def _scrape(url: str) -> Scrape:
     try:
-        text = await asyncio.to_thread(_get, url)
+        # EndpointType has checked the scheme.
+        with urllib.request.urlopen(url, timeout=FETCH_SECONDS) as response:  # noqa: S310
+            page: bytes = response.read(MAX_BYTES)
     except (OSError, HTTPException, ValueError) as error:
-        why = getattr(error, "reason", None) or error
-        return Scrape(time.monotonic(), error=str(getattr(why, "strerror", None) or why))
-    return parse(text, time.monotonic())
-
-
-def _get(url: str) -> str:
-    # The scheme is checked where the address is given.
-    with urllib.request.urlopen(url, timeout=FETCH_SECONDS) as response:  # noqa: S310
-        data: bytes = response.read(MAX_BYTES)
-        return data.decode(errors="replace")
+        reason = getattr(error, "reason", None) or error
+        return Scrape(time.monotonic(), error=str(getattr(reason, "strerror", None) or reason))
+    at = time.monotonic()
+    return parse(page.decode(errors="replace"), at)
 
 
 def rate(before: Scrape, now: Scrape, name: str, **labels: str) -> float | None:
-    """How many a second, between two scrapes; a counter that fell began anew. None if unknown."""
+    """Returns the increase of a counter per second between two scrapes; None if unknown."""
     value = now.total(name, **labels)
     seconds = now.at - before.at
     if before.error or now.error or seconds <= 0:
         return None
-    return max(0.0, _grown(before.total(name, **labels) or 0.0, value or 0.0)) / seconds
+    return max(0.0, _increase(before.total(name, **labels) or 0.0, value or 0.0)) / seconds
 
 
 def quantile(before: Scrape, now: Scrape, name: str, share: float) -> float | None:
-    """The value that this share of what was observed in between lies below, as far as the bounds
-    of the histogram tell; None where nothing was observed."""
+    """Estimates a quantile of the observations between two scrapes from the histogram's buckets.
+
+    `share` is from 0 to 1. Returns None without observations.
+    """
     earlier, later = before.buckets(name), now.buckets(name)
-    grown = [(bound, _grown(earlier.get(bound, 0.0), later[bound])) for bound in sorted(later)]
-    if before.error or not grown or grown[-1][1] <= 0:
+    counts = [(bound, _increase(earlier.get(bound, 0.0), later[bound])) for bound in sorted(later)]
+    if before.error or not counts or counts[-1][1] <= 0:
         return None
-    wanted = share * grown[-1][1]
-    for (low, below), (high, upto) in pairwise([(0.0, 0.0), *grown]):
-        if upto >= wanted and upto > below:
-            # Above the last bound nothing is known but that.
-            return (
-                low if math.isinf(high) else low + (high - low) * (wanted - below) / (upto - below)
-            )
+    rank = share * counts[-1][1]
+    for (low, below), (high, up_to) in pairwise([(0.0, 0.0), *counts]):
+        if up_to >= rank and up_to > below:
+            # The last bucket has no upper bound; its lower bound is the best estimate.
+            if math.isinf(high):
+                return low
+            return low + (high - low) * (rank - below) / (up_to - below)
     return None
 
 
-def _grown(before: float, now: float) -> float:
+def _increase(before: float, now: float) -> float:
+    """Returns the increase of a counter, which restarts from 0 with its server."""
     return now - before if now >= before else now

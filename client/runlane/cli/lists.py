@@ -1,4 +1,4 @@
-"""`runlane runs` and `runlane wait`: where runs are, and how one ends."""
+"""`runlane runs` and `runlane wait`: lists runs, and waits for the end of one."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from runlane.cli.base import DONE, FAILED, execute, outcome_code
 from runlane.cli.connection import Settings
 from runlane.cli.output import (
     Column,
-    coloured,
-    first,
+    duration_text,
     json_line,
     one_line,
     show,
+    state_text,
     stderr_console,
-    took,
+    take,
 )
-from runlane.cli.params import DURATION
+from runlane.cli.params import DURATION, count_option
 from runlane.cli.run_view import RunView
 from runlane.client import Client
 from runlane.types import Run, RunEvent, RunState
@@ -31,28 +31,31 @@ _COLUMNS: tuple[Column[Run], ...] = (
     Column("SESSION", lambda run: run.session_id),
     Column("SEQ", lambda run: run.accept_seq),
     Column("RUN", lambda run: run.run_id),
-    Column("STATE", lambda run: run.state, lambda run: coloured(run.state)),
-    Column("TOOK", lambda run: run.ended_at, lambda run: took(run.started_at, run.ended_at)),
+    Column("STATE", lambda run: run.state, lambda run: state_text(run.state)),
+    Column(
+        "TOOK", lambda run: run.ended_at, lambda run: duration_text(run.started_at, run.ended_at)
+    ),
     Column("PROMPT", lambda run: run.prompt_excerpt, lambda run: one_line(run.prompt_excerpt, 40)),
 )
 
 
 @click.command()
-@click.option("-s", "--session", metavar="SESSION", help="Only those of this session.")
+@click.option("-s", "--session", metavar="SESSION", help="List only runs of this session.")
 @click.option(
-    "--state", multiple=True, type=click.Choice(STATES), help="Only in this; may be repeated."
+    "--state",
+    multiple=True,
+    type=click.Choice(STATES),
+    help="List only runs in this state; repeatable.",
 )
-@click.option(
-    "-n", "count", type=click.IntRange(0), default=20, show_default=True, help="0: all of them."
-)
+@count_option("runs")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per run.")
 @click.pass_obj
 def runs(
     settings: Settings, session: str | None, state: tuple[str, ...], count: int, as_json: bool
 ) -> None:
-    """Lists runs, the latest accepted first.
+    """List runs, most recently accepted first.
 
-    In a pipe the columns are: accepted, session, seq, run, state, ended, prompt.
+    Columns in a pipe: accepted, session, seq, run, state, ended, prompt.
     """
     states = tuple(RunState(each) for each in state)
     execute(settings, partial(_runs, session, states, count, as_json))
@@ -62,19 +65,21 @@ async def _runs(
     session: str | None, states: tuple[RunState, ...], count: int, as_json: bool, client: Client
 ) -> int:
     pager = client.list_runs(session, states=states, page_size=min(count, 1000))
-    await show(first(aiter(pager), count), _COLUMNS, as_json=as_json, nothing="no runs")
+    await show(take(aiter(pager), count), _COLUMNS, as_json=as_json, empty_note="no runs")
     return DONE
 
 
 @click.command()
-@click.option("--timeout", type=DURATION, help="How long to wait, such as 30s; else without limit.")
-@click.option("--json", "as_json", is_flag=True, help="Print the end of the run as JSON.")
+@click.option(
+    "--timeout", type=DURATION, help="Maximum time to wait, such as 30s. Default: no limit."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the RunComplete as JSON.")
 @click.argument("run_id")
 @click.pass_obj
 def wait(settings: Settings, timeout: timedelta | None, as_json: bool, run_id: str) -> None:
-    """Waits for a run to end, prints its text, and leaves with the exit code of `run`.
+    """Wait for the end of a run, print its text, and exit like `run`.
 
-    It lasts over lost connections and restarted servers. When the time is up the exit code is 1.
+    Survives lost connections and server restarts. The exit code is 1 after the timeout.
     """
     execute(settings, partial(_wait, run_id, timeout, as_json))
 

@@ -1,4 +1,4 @@
-"""How records are shown: to people as tables, to programs as lines."""
+"""Formats records: as tables for people, as lines for programs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from runlane.types import Attachment, Message, RunEvent, RunState
+from runlane.types import Attachment, FinishReason, Message, RunEvent, RunState
 
 RecordT = TypeVar("RecordT")
 
@@ -35,47 +35,55 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def on_terminal() -> bool:
-    """Whether stdout is for people."""
-    # Where it is closed (`>&-`) there is none.
+    """Returns True if stdout is a terminal."""
+    # sys.stdout is None if it is closed (`>&-`).
     return sys.stdout is not None and sys.stdout.isatty()
 
 
 def stderr_console() -> Console:
-    """Where people are told what is not part of the output."""
+    """Returns a console for notes that are not part of the output."""
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def for_terminal(text: str) -> str:
-    """Text without what could steer the terminal; lines and tabs stay."""
+    """Removes control characters that could affect the terminal; keeps newlines and tabs."""
     return _CONTROL.sub("", text)
 
 
 def one_line(text: str, limit: int = 80) -> str:
-    """The beginning of a text, on one line, for people."""
+    """Returns the beginning of a text on one line, for people."""
     line = " ".join(for_terminal(text).split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def field(value: object) -> str:
-    """A value as one field of a tab-separated line: nothing in it breaks the line."""
-    text = value.isoformat() if isinstance(value, datetime) else "" if value is None else str(value)
+    """Formats a value as a field of a tab-separated line; escapes control characters."""
+    match value:
+        case None:
+            text = ""
+        case datetime():
+            text = value.isoformat()
+        case FinishReason():
+            text = finish_text(value)
+        case _:
+            text = str(value)
     text = text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n")
-    return _CONTROL.sub(lambda found: f"\\x{ord(found.group()):02x}", text)
+    return _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
 
 
 def tsv(values: Sequence[object]) -> str:
-    """A tab-separated line."""
+    """Formats a tab-separated line."""
     return "\t".join(map(field, values))
 
 
 # --- JSON ----------------------------------------------------------------------------------------
 
 
-def plain(value: object) -> Any:  # noqa: PLR0911 - one per type
-    """A record as what JSON knows: times in ISO 8601, spans in seconds, bytes in base64."""
+def to_json(value: object) -> Any:  # noqa: PLR0911 - one per type
+    """Converts a record to JSON types: times in ISO 8601, durations in seconds, bytes in base64."""
     match value:
         case RunEvent():
-            return {"index": value.index, "time": plain(value.time), **_typed(value.body)}
+            return {"index": value.index, "time": to_json(value.time), **_typed(value.body)}
         case Message():
             return _record(value) | {"parts": [_typed(part) for part in value.parts]}
         case Attachment(content=bytes()):
@@ -87,9 +95,9 @@ def plain(value: object) -> Any:  # noqa: PLR0911 - one per type
         case bytes():
             return base64.b64encode(value).decode()
         case Mapping():
-            return {str(key): plain(each) for key, each in value.items()}
+            return {str(key): to_json(each) for key, each in value.items()}
         case tuple() | list():
-            return [plain(each) for each in value]
+            return [to_json(each) for each in value]
         case _ if is_dataclass(value) and not isinstance(value, type):
             return _record(value)
         case _:
@@ -97,18 +105,18 @@ def plain(value: object) -> Any:  # noqa: PLR0911 - one per type
 
 
 def _record(value: Any) -> dict[str, Any]:
-    return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
+    return {each.name: to_json(getattr(value, each.name)) for each in fields(value)}
 
 
 def _typed(value: object) -> dict[str, Any]:
-    """One of several kinds of records, with which of them it is."""
+    """Converts a record and adds its type."""
     kind = re.sub(r"(?<!^)([A-Z])", r"_\1", type(value).__name__).lower()
-    return {"type": kind, **plain(value)}
+    return {"type": kind, **to_json(value)}
 
 
 def json_line(value: object) -> str:
-    """A record as one line of JSON."""
-    return json.dumps(plain(value), ensure_ascii=False, separators=(",", ":"))
+    """Formats a record as one line of JSON."""
+    return json.dumps(to_json(value), ensure_ascii=False, separators=(",", ":"))
 
 
 # --- Listings ------------------------------------------------------------------------------------
@@ -116,23 +124,23 @@ def json_line(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Column(Generic[RecordT]):
-    """A column: its title, what stands in it in a pipe, and what people see instead."""
+    """A column: the title, the value for programs, and optionally a different cell for people."""
 
     title: str
     value: Callable[[RecordT], object]
-    shown: Callable[[RecordT], str | Text] | None = None
+    render: Callable[[RecordT], str | Text] | None = None
 
     def cell(self, record: RecordT) -> Text:
-        """What people see."""
-        if self.shown is None:
+        """Returns the cell for people."""
+        if self.render is None:
             value = self.value(record)
-            return Text(when(value) if isinstance(value, datetime) else one_line(field(value)))
-        cell = self.shown(record)
+            return Text(time_text(value) if isinstance(value, datetime) else one_line(field(value)))
+        cell = self.render(record)
         return cell if isinstance(cell, Text) else Text(one_line(cell))
 
 
-def when(time: datetime | None) -> str:
-    """A time for people, in their zone; without the date if it is today's."""
+def time_text(time: datetime | None) -> str:
+    """Formats a time for people, in the local time zone; omits the date of today."""
     if time is None:
         return ""
     local = time.astimezone()
@@ -140,8 +148,8 @@ def when(time: datetime | None) -> str:
     return local.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S")
 
 
-def took(begin: datetime | None, end: datetime | None) -> str:
-    """How long something took, for people."""
+def duration_text(begin: datetime | None, end: datetime | None) -> str:
+    """Formats the time between two times for people."""
     if begin is None or end is None:
         return ""
     seconds = (end - begin).total_seconds()
@@ -151,24 +159,30 @@ def took(begin: datetime | None, end: datetime | None) -> str:
     return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
 
 
-def coloured(state: RunState) -> Text:
-    """A state in its colour."""
+def state_text(state: RunState) -> Text:
+    """Formats a state with its colour."""
     return Text(str(state), style=COLOURS.get(state, ""))
 
 
-_NARROWEST = 100
-"""How wide listings are laid out at the least, in columns. A narrower terminal breaks the lines:
-that can be read and copied, as cells of a few letters cannot."""
+def finish_text(reason: FinishReason | None) -> str:
+    """Formats a finish reason, spelled like the state `cancelled`."""
+    if reason is FinishReason.CANCELED:
+        return str(RunState.CANCELLED)
+    return str(reason or "")
 
-_LONG = {"SESSION", "PROMPT", "TITLE", "TEXT"}
+
+_MIN_WIDTH = 100
+"""Minimum width of a listing in columns. A narrower terminal wraps the lines, which stay readable;
+cells of a few letters would not."""
+
+_FLEXIBLE = {"SESSION", "PROMPT", "TITLE", "TEXT"}
 
 
 def table(columns: Sequence[Column[RecordT]]) -> Table:
-    """An empty table for people."""
+    """Creates an empty table for people."""
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        # What is short stays in one piece; what is long gives way on a narrow terminal.
-        grid.add_column(column.title, overflow="fold", no_wrap=column.title not in _LONG)
+        grid.add_column(column.title, overflow="fold", no_wrap=column.title not in _FLEXIBLE)
     return grid
 
 
@@ -177,9 +191,9 @@ async def show(
     columns: Sequence[Column[RecordT]],
     *,
     as_json: bool,
-    nothing: str,
+    empty_note: str,
 ) -> None:
-    """Shows a listing; `nothing` is what people are told of an empty one."""
+    """Prints a listing; for people, `empty_note` replaces an empty one."""
     if as_json or not on_terminal():
         async for record in records:
             values = [column.value(record) for column in columns]
@@ -189,14 +203,14 @@ async def show(
     async for record in records:
         grid.add_row(*(column.cell(record) for column in columns))
     if grid.row_count:
-        width = max(Console().width, _NARROWEST)
+        width = max(Console().width, _MIN_WIDTH)
         Console(highlight=False, width=width).print(grid)
     else:
-        stderr_console().print(nothing, style="dim")
+        stderr_console().print(empty_note, style="dim")
 
 
-async def first(records: AsyncIterator[RecordT], limit: int) -> AsyncIterator[RecordT]:
-    """The first records of a listing; 0: all of them."""
+async def take(records: AsyncIterator[RecordT], limit: int) -> AsyncIterator[RecordT]:
+    """Yields the first records of a listing; 0: all."""
     count = 0
     async for record in records:
         yield record

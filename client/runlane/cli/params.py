@@ -1,22 +1,26 @@
-"""What options are made of beyond click's own types."""
+"""Parameters of several subcommands: durations, attachments and the length of a listing."""
 
 from __future__ import annotations
 
 import mimetypes
 import re
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
 from runlane.types import Attachment
+
+CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PIECE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ms|s|m|h|d)")
 
 
 class DurationType(click.ParamType[timedelta]):
-    """A span of time: `90`, `30s`, `1.5m`, `1h30m`, `250ms`, `2d`. A bare number is seconds."""
+    """A duration: `90`, `30s`, `1.5m`, `1h30m`, `250ms`, `2d`. A bare number is in seconds."""
 
     name = "duration"
 
@@ -26,23 +30,23 @@ class DurationType(click.ParamType[timedelta]):
         param: click.Parameter | None,
         ctx: click.Context | None,
     ) -> timedelta:
-        """The span of time; more than 0."""
+        """Returns the duration, which is more than 0."""
         if isinstance(value, timedelta):
             return value
         try:
-            span = parse_duration(value)
+            duration = parse_duration(value)
         except (ValueError, OverflowError):
-            self.fail(f"{value!r} is no span of time such as 30s, 1h30m or 250ms", param, ctx)
-        if span <= timedelta():
-            self.fail(f"{value!r} is not more than 0", param, ctx)
-        return span
+            self.fail(f"{value!r} is not a duration such as 30s, 1h30m or 250ms", param, ctx)
+        if duration <= timedelta():
+            self.fail(f"{value!r} must be more than 0", param, ctx)
+        return duration
 
 
 DURATION = DurationType()
 
 
 def parse_duration(text: str) -> timedelta:
-    """A span of time from its text. Raises ValueError where it is none."""
+    """Parses a duration. Raises ValueError or OverflowError."""
     text = text.strip().lower()
     if re.fullmatch(r"\d+(?:\.\d+)?|\.\d+", text):
         return timedelta(seconds=float(text))
@@ -52,8 +56,20 @@ def parse_duration(text: str) -> timedelta:
     return timedelta(seconds=sum(float(p.group(1)) * _UNITS[p.group(2)] for p in pieces))
 
 
+def count_option(records: str) -> Callable[[CommandT], CommandT]:
+    """Returns the option `-n` of a listing."""
+    return click.option(
+        "-n",
+        "count",
+        type=click.IntRange(0),
+        default=20,
+        show_default=True,
+        help=f"Maximum number of {records}; 0: all.",
+    )
+
+
 def read_attachment(path: Path) -> Attachment:
-    """A file as an attachment: as text if it is UTF-8 and its name does not say otherwise."""
+    """Reads a file as an attachment: as text if it is UTF-8 and not of a binary media type."""
     data = path.read_bytes()
     mime_type = mimetypes.guess_type(path.name)[0] or ""
     kind = mime_type.partition("/")[0]

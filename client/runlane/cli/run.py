@@ -1,4 +1,4 @@
-"""`runlane run`: hands over a prompt and shows what becomes of it."""
+"""`runlane run`: submits a prompt and prints the output of the run."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from pathlib import Path
 
 import click
 
-from runlane.cli.base import DONE, Failure, Interrupts, describe, execute, outcome_code, stopped
+from runlane.cli.base import DONE, Failure, Interrupts, describe, execute, outcome_code, stop
 from runlane.cli.connection import Settings
 from runlane.cli.output import json_line
 from runlane.cli.params import DURATION, read_attachment
 from runlane.cli.run_view import RunView
 from runlane.client import Client
-from runlane.errors import RunlaneError, is_refused, is_unknown
+from runlane.errors import RunlaneError, is_outcome_unknown, is_refused
 from runlane.ids import new_id
 from runlane.run_handle import RunHandle
 from runlane.types import NOT_TERMINAL, Attachment, RunComplete, RunState, WhenBusy
 
-POLL = 1.0
-"""After how many seconds the place in the queue is looked up again."""
+POLL_SECONDS = 1.0
+"""Seconds between two updates of the spinner."""
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """What is to be run, and how it is to be shown."""
+class Options:
+    """The options of `runlane run`."""
 
     session_id: str | None
     run_id: str | None
@@ -48,30 +48,32 @@ class Order:
     "-s",
     "--session",
     metavar="SESSION",
-    help="The session; created if there is none of that id. Without it: a new one.",
+    help="Session id; created if it does not exist. Default: a new session.",
 )
 @click.option(
     "--when-busy",
     type=click.Choice([str(each) for each in WhenBusy]),
     default=str(WhenBusy.QUEUE),
     show_default=True,
-    help="If the session has work: wait for its turn, join the active turn, give up, or cancel what"
-    " is active and go next.",
+    help="If the session has work: queue the run, fold it into the active turn, reject it, or "
+    "interrupt the active run and go next.",
 )
-@click.option("--timeout", type=DURATION, help="How long the agent may take, such as 30s or 1h30m.")
+@click.option("--timeout", type=DURATION, help="Maximum duration of the run, such as 30s or 1h30m.")
 @click.option(
     "--run-id",
     metavar="ID",
-    help="The idempotency key: the same id with the same prompt is the same run, however often.",
+    help="Idempotency key: the same id with the same prompt returns the existing run.",
 )
 @click.option(
     "--attach",
     multiple=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A file that goes with the prompt; may be repeated.",
+    help="File to attach to the prompt; repeatable.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print every event, the end last, as JSON.")
-@click.option("--detach", is_flag=True, help="Print the run's id and leave; the run goes on.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print every event as JSON; the RunComplete is last."
+)
+@click.option("--detach", is_flag=True, help="Print the run id and exit; the run continues.")
 @click.argument("prompt", required=False)
 @click.pass_obj
 def run(
@@ -86,16 +88,16 @@ def run(
     detach: bool,
     prompt: str | None,
 ) -> None:
-    """Runs PROMPT and prints the answer as it comes.
+    """Run PROMPT and print the output as it arrives.
 
-    With `-` as the prompt, or none in a pipe, it is read from stdin.
+    The prompt is read from stdin if PROMPT is `-`, or if it is missing and stdin is not a terminal.
 
-    Ctrl-C cancels the run and waits for its end; a second one leaves at once. If the connection is
-    lost the run goes on, and so does the output once the server is back. TRACEPARENT in the
-    environment is sent along.
+    Ctrl-C cancels the run and waits for its end; a second Ctrl-C exits immediately. The run
+    continues after a lost connection, and the output resumes when the server is back. The
+    environment variable TRACEPARENT makes the run part of a trace.
 
     \b
-    Exit codes: 0 completed, 1 failed, 130 cancelled (by whomever).
+    Exit codes: 0 completed, 1 failed, 130 cancelled (by anyone).
 
     \b
     Examples:
@@ -103,120 +105,120 @@ def run(
       runlane run -s notes --when-busy fold "And shorter, please"
       git diff | runlane run -s review --attach README.md -
     """
-    order = Order(
+    options = Options(
         session_id=session,
         run_id=run_id,
-        prompt=_prompt(prompt, with_files=bool(attach)),
-        attachments=tuple(_attachment(path) for path in attach),
+        prompt=_read_prompt(prompt, may_be_empty=bool(attach)),
+        attachments=tuple(_read_attachment(path) for path in attach),
         when_busy=WhenBusy(when_busy),
         timeout=timeout,
         as_json=as_json,
         detach=detach,
     )
-    execute(settings, partial(_run, order=order))
+    execute(settings, partial(_run, options=options))
 
 
-def _attachment(path: Path) -> Attachment:
+def _read_attachment(path: Path) -> Attachment:
     try:
         return read_attachment(path)
     except OSError as error:
         raise click.BadParameter(f"{path}: {error.strerror}", param_hint="--attach") from error
 
 
-def _prompt(given: str | None, *, with_files: bool) -> str:
-    if given is not None and given != "-":
-        return given
-    # Where stdin is closed (`<&-`) there is none.
-    if sys.stdin is None or (given is None and sys.stdin.isatty()):
-        if given is None and with_files:
+def _read_prompt(argument: str | None, *, may_be_empty: bool) -> str:
+    if argument is not None and argument != "-":
+        return argument
+    # sys.stdin is None if it is closed (`<&-`).
+    if sys.stdin is None or (argument is None and sys.stdin.isatty()):
+        if argument is None and may_be_empty:
             return ""
-        raise click.UsageError("no prompt: give one, or pipe it in")
+        raise click.UsageError("PROMPT is missing; give it as an argument or on stdin")
     try:
         return sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as error:
-        raise click.UsageError("what is on stdin is not UTF-8; --attach takes any file") from error
+        raise click.UsageError("stdin is not UTF-8; attach binary files with --attach") from error
 
 
-def _place_in_trace() -> str:
-    """What a traced script leaves in the environment of the commands it calls."""
-    place = os.environ.get("TRACEPARENT", "")
-    return place if place.isascii() and place.isprintable() else ""
+def _traceparent() -> str:
+    """Returns the trace context set by a traced parent process."""
+    value = os.environ.get("TRACEPARENT", "")
+    return value if value.isascii() and value.isprintable() else ""
 
 
-async def _run(client: Client, order: Order) -> int:
-    view = RunView(as_json=order.as_json)
+async def _run(client: Client, options: Options) -> int:
+    view = RunView(as_json=options.as_json)
     with Interrupts() as interrupts, view:
-        handle = await _accept(client, order)
-        if order.session_id is None:
+        handle = await _accept(client, options)
+        if options.session_id is None:
             view.note(f"session {handle.session_id}")
-        if order.detach:
-            click.echo(json_line(handle.run) if order.as_json else handle.run_id)
+        if options.detach:
+            click.echo(json_line(handle.run) if options.as_json else handle.run_id)
             return DONE
         helpers = (
             asyncio.create_task(_cancel_on(interrupts.first, handle, view)),
-            asyncio.create_task(_show_place(client, handle, view)),
+            asyncio.create_task(_update_spinner(client, handle, view)),
         )
         try:
             return outcome_code(await _follow(handle, view))
         finally:
             for helper in helpers:
-                await stopped(helper)
+                await stop(helper)
 
 
-async def _accept(client: Client, order: Order) -> RunHandle:
-    # A session of our own is named here, so that repeating the call creates it once.
-    session_id = new_id() if order.session_id is None else order.session_id
+async def _accept(client: Client, options: Options) -> RunHandle:
+    # A new session gets its id here, so that retries create it only once.
+    session_id = new_id() if options.session_id is None else options.session_id
     try:
         return await client.run_accepted(
             session_id,
-            order.prompt,
-            run_id=order.run_id,
-            attachments=order.attachments,
-            when_busy=order.when_busy,
-            timeout=order.timeout,
+            options.prompt,
+            run_id=options.run_id,
+            attachments=options.attachments,
+            when_busy=options.when_busy,
+            timeout=options.timeout,
             allow_missing=True,
-            traceparent=_place_in_trace(),
+            traceparent=_traceparent(),
         )
     except RunlaneError as error:
-        if not is_unknown(error) or (is_refused(error) and error.attempts == 1):
+        if not is_outcome_unknown(error) or (is_refused(error) and error.attempts == 1):
             raise
         run_id = error.metadata["run_id"]
-        again = shlex.join(["-s", session_id, "--run-id", run_id])
+        arguments = shlex.join(["-s", session_id, "--run-id", run_id])
         raise Failure(
-            f"{describe(error)}; whether run {run_id} in session {session_id} was accepted is "
-            f"unknown: repeat with {again}"
+            f"{describe(error)}; run {run_id} in session {session_id} may have been accepted; "
+            f"to find out, repeat the command with {arguments}"
         ) from error
 
 
 async def _follow(handle: RunHandle, view: RunView) -> RunComplete:
-    async with handle.events(on_lost=view.lost) as events:
+    async with handle.events(on_lost=view.show_lost) as events:
         async for event in events:
             view.show(event)
             if isinstance(event.body, RunComplete):
                 return event.body
-    # Never reached: the events end with the end of the run.
+    # Not reached: the events end with a RunComplete.
     return await handle.completed()
 
 
 async def _cancel_on(interrupted: asyncio.Event, handle: RunHandle, view: RunView) -> None:
     await interrupted.wait()
-    view.waiting("cancelling; Ctrl-C again leaves at once")
+    view.show_cancelling("cancelling; press Ctrl-C again to exit immediately")
     try:
         await handle.cancel("interrupted at the terminal")
     except RunlaneError as error:
-        view.note(f"could not cancel: {describe(error)}")
+        view.note(f"cancel failed: {describe(error)}")
 
 
-async def _show_place(client: Client, handle: RunHandle, view: RunView) -> None:
-    """Keeps the spinner up to date while there is one."""
-    while view.spinning:
-        # The stream of events tells of lost connections; this only decorates.
+async def _update_spinner(client: Client, handle: RunHandle, view: RunView) -> None:
+    """Shows the state of the run in the spinner, until the first output."""
+    while view.has_spinner:
+        # The event stream reports lost connections.
         with suppress(RunlaneError):
             run = await client.get_run(handle.run_id)
             if run.state is RunState.QUEUED:
                 pager = client.list_runs(handle.session_id, states=NOT_TERMINAL, page_size=1000)
                 before = [each async for each in pager if each.accept_seq < run.accept_seq]
-                view.place(f"queued behind {len(before)}")
+                view.update_spinner(f"queued behind {len(before)}")
             else:
-                view.place(str(run.state))
-        await asyncio.sleep(POLL)
+                view.update_spinner(str(run.state))
+        await asyncio.sleep(POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""What is seen of a run: the text on stdout; on a terminal what else happens on stderr."""
+"""Shows one run: its text on stdout and, on a terminal, its other events on stderr."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from runlane.types import (
 
 
 class RunView:
-    """Shows one run. A context manager, as it may have to give the terminal back."""
+    """Shows one run. A context manager, which restores the terminal on exit."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
         self._err = stderr_console()
-        # Beside the text only where people see both.
-        self._chatty = self._err.is_terminal and not as_json
-        self._clean = on_terminal()
+        self._is_verbose = self._err.is_terminal and not as_json
+        self._is_terminal = on_terminal()
         self._spinner: Status | None = None
-        self._interrupted = False
+        self._is_cancelling = False
+        # The stream with an unfinished line: stdout or stderr.
         self._open_line: str | None = None
         self._wrote_text = False
-        self._lost = False
+        self._is_lost = False
 
     def __enter__(self) -> Self:
-        if self._chatty:
+        if self._is_verbose:
             self._spinner = Status("sending", console=self._err, spinner="dots")
             self._spinner.start()
         return self
@@ -54,127 +54,129 @@ class RunView:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._calm()
+        self._stop_spinner()
         if exc is not None and not isinstance(exc, BrokenPipeError):
             self._end_line()
 
     @property
-    def spinning(self) -> bool:
-        """Whether there is a spinner; it goes when the first output comes."""
+    def has_spinner(self) -> bool:
+        """True until the first output."""
         return self._spinner is not None
 
-    def place(self, text: str) -> None:
-        """Says where the run is, unless there is something more important to say."""
-        if self._spinner is not None and not self._interrupted and not self._lost:
+    def update_spinner(self, text: str) -> None:
+        """Shows a text in the spinner, unless it shows a cancel or a lost connection."""
+        if self._spinner is not None and not self._is_cancelling and not self._is_lost:
             self._spinner.update(escape(text))
 
-    def waiting(self, text: str) -> None:
-        """Says that the run is being cancelled."""
-        self._interrupted = True
+    def show_cancelling(self, text: str) -> None:
+        """Shows that the run is being cancelled."""
+        self._is_cancelling = True
         if self._spinner is not None:
             self._spinner.update(escape(text))
         else:
             self.note(text)
 
     def note(self, text: str) -> None:
-        """A line on stderr."""
-        # Only where both are on one screen does the text have to make room.
-        if self._clean or self._open_line == "aside":
+        """Prints a line on stderr."""
+        # On a terminal, stdout and stderr share the screen, so finish the line of the other one.
+        if self._is_terminal or self._open_line == "stderr":
             self._end_line()
         if self._err.is_terminal:
             self._err.print(Text(for_terminal(text), style="dim"))
         else:
             click.echo(text, err=True)
 
-    def lost(self, error: RunlaneError) -> None:
-        """Says that the connection is lost; once, however often it takes."""
-        if not self._lost:
-            self._lost = True
+    def show_lost(self, error: RunlaneError) -> None:
+        """Shows that the connection is lost; once until the next event."""
+        if not self._is_lost:
+            self._is_lost = True
             self.note(f"reconnecting: {describe(error)}")
 
     def show(self, event: RunEvent) -> None:
         """Shows an event."""
-        if self._lost:
-            self._lost = False
+        if self._is_lost:
+            self._is_lost = False
             self.note("connected again")
         if self._as_json:
             click.echo(json_line(event))
             return
         match event.body:
             case TextDelta(text=text):
-                self._text(text)
+                self._print_text(text)
             case ReasoningDelta(text=text):
-                self._aside(text)
+                self._print_reasoning(text)
             case ToolCall(name=name, arguments_json=arguments):
-                self._step(f"{name} {one_line(arguments)}")
+                self._print_step(f"{name} {one_line(arguments)}")
             case ToolResult(name=name, content=content, is_error=is_error):
-                self._step(f"{name} {'failed' if is_error else 'answered'}: {one_line(content)}")
+                self._print_step(
+                    f"{name} {'failed' if is_error else 'returned'}: {one_line(content)}"
+                )
             case Started(attempt=attempt) if attempt > 1:
-                self._again(attempt)
+                self._show_restart(attempt)
             case Folded(run_id=run_id, into_run_id=into_run_id):
-                self._step(f"run {run_id} joined the turn of {into_run_id}")
+                self._print_step(f"run {run_id} joined the turn of {into_run_id}")
             case RunComplete():
-                self._end(event.body)
+                self._print_end(event.body)
             case _:
                 pass
 
-    def _text(self, text: str) -> None:
-        self._calm()
-        if self._open_line == "aside":
+    def _print_text(self, text: str) -> None:
+        self._stop_spinner()
+        if self._open_line == "stderr":
             self._end_line()
-        click.echo(for_terminal(text) if self._clean else text, nl=False)
+        click.echo(for_terminal(text) if self._is_terminal else text, nl=False)
         if text:
             self._wrote_text = True
-            self._open_line = None if text.endswith("\n") else "text"
+            self._open_line = None if text.endswith("\n") else "stdout"
 
-    def _aside(self, text: str) -> None:
-        if not self._chatty or not text:
+    def _print_reasoning(self, text: str) -> None:
+        if not self._is_verbose or not text:
             return
-        self._calm()
-        if self._open_line == "text":
+        self._stop_spinner()
+        if self._open_line == "stdout":
             self._end_line()
         self._err.print(Text(for_terminal(text), style="dim"), end="")
-        self._open_line = None if text.endswith("\n") else "aside"
+        self._open_line = None if text.endswith("\n") else "stderr"
 
-    def _step(self, text: str) -> None:
-        if self._chatty:
-            self._calm()
+    def _print_step(self, text: str) -> None:
+        if self._is_verbose:
+            self._stop_spinner()
             self.note(f"· {text}")
 
-    def _again(self, attempt: int) -> None:
-        # What was printed cannot be taken back, not from a pipe.
+    def _show_restart(self, attempt: int) -> None:
+        # Printed text cannot be removed from a pipe.
         if self._wrote_text:
-            self._calm()
-            self.note(f"the run starts over (attempt {attempt}); the text above does not count")
+            self._stop_spinner()
+            self.note(f"the run starts over (attempt {attempt}); ignore the text above")
         self._wrote_text = False
 
-    def _end(self, complete: RunComplete) -> None:
-        self._calm()
-        # The deltas of a folded run went to the run whose turn it joined.
+    def _print_end(self, complete: RunComplete) -> None:
+        self._stop_spinner()
+        # A folded run has no text deltas of its own.
         if not self._wrote_text and complete.text:
-            self._text(complete.text)
+            self._print_text(complete.text)
             if complete.text_truncated:
-                self.note(f"cut off; whole in: runlane messages {complete.session_id}")
+                self.note(f"truncated; full text: runlane messages {complete.session_id}")
         self._end_line()
-        if (line := ending(complete)) is not None:
+        if (line := end_text(complete)) is not None:
             self.note(line)
 
-    def _calm(self) -> None:
+    def _stop_spinner(self) -> None:
         if self._spinner is not None:
             self._spinner.stop()
             self._spinner = None
 
     def _end_line(self) -> None:
-        """Ends the line at hand on the stream that it was begun on."""
+        """Finishes the open line on its stream."""
         if self._open_line is not None:
-            click.echo(err=self._open_line == "aside")
+            click.echo(err=self._open_line == "stderr")
             self._open_line = None
         if sys.stdout is not None:
             sys.stdout.flush()
 
 
-def ending(complete: RunComplete) -> str | None:
-    """How a run ended, in a line; None where it ended well."""
+def end_text(complete: RunComplete) -> str | None:
+    """Describes the end of a run in one line; None if it completed."""
     if complete.state is RunState.COMPLETED:
         return None
     if complete.cancelled:

@@ -1,4 +1,4 @@
-"""`runlane sessions` and `runlane messages`: conversations, and what was said in them."""
+"""`runlane sessions` and `runlane messages`: manages sessions and prints transcripts."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ from functools import partial
 
 import click
 from rich.console import Console
-from rich.text import Text as Shown
+from rich.text import Text as RichText
 
 from runlane.cli.base import DONE, execute, failure
 from runlane.cli.connection import Settings
 from runlane.cli.output import (
     Column,
-    first,
+    finish_text,
     for_terminal,
     json_line,
     on_terminal,
     one_line,
     show,
     stderr_console,
-    when,
+    take,
+    time_text,
 )
+from runlane.cli.params import count_option
 from runlane.client import Client
 from runlane.errors import InvalidArgument, SessionBusy, SessionNotFound
 from runlane.types import (
@@ -59,20 +61,18 @@ MESSAGE_COLUMNS: tuple[Column[Message], ...] = (
     Column("RUN", lambda message: message.run_id),
     Column("ROLE", lambda message: message.role),
     Column("FINISH", lambda message: message.finish_reason),
-    Column("TEXT", lambda message: "\n".join(map(_part, _without_reasoning(message)))),
+    Column("TEXT", lambda message: "\n".join(map(_part_text, _parts_without_reasoning(message)))),
 )
 
 
 @click.group(invoke_without_command=True)
-@click.option(
-    "-n", "count", type=click.IntRange(0), default=20, show_default=True, help="0: all of them."
-)
+@count_option("sessions")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per session.")
 @click.pass_context
 def sessions(context: click.Context, count: int, as_json: bool) -> None:
-    """Lists sessions, the latest created first; creates and deletes them.
+    """List sessions, most recently created first; or create and delete them.
 
-    In a pipe the columns are: created, session, busy or idle, waiting runs, tokens, title.
+    Columns in a pipe: created, session, busy or idle, waiting runs, tokens, title.
     """
     if context.invoked_subcommand is None:
         execute(context.obj, partial(_list, count, as_json))
@@ -80,17 +80,17 @@ def sessions(context: click.Context, count: int, as_json: bool) -> None:
 
 async def _list(count: int, as_json: bool, client: Client) -> int:
     pager = client.list_sessions(page_size=min(count, 1000))
-    await show(first(aiter(pager), count), _COLUMNS, as_json=as_json, nothing="no sessions")
+    await show(take(aiter(pager), count), _COLUMNS, as_json=as_json, empty_note="no sessions")
     return DONE
 
 
 @sessions.command()
-@click.option("--title", default="", help="A name for people.")
+@click.option("--title", default="", help="Display name.")
 @click.option("--json", "as_json", is_flag=True, help="Print the session as JSON.")
 @click.argument("session", required=False)
 @click.pass_obj
 def create(settings: Settings, title: str, as_json: bool, session: str | None) -> None:
-    """Creates a session, of this id or of a new one, and prints its id."""
+    """Create a session and print its id. Without SESSION, the id is new."""
     execute(settings, partial(_create, session, title, as_json))
 
 
@@ -104,10 +104,10 @@ async def _create(session_id: str | None, title: str, as_json: bool, client: Cli
 @click.argument("session", nargs=-1, required=True)
 @click.pass_obj
 def delete(settings: Settings, session: tuple[str, ...]) -> None:
-    """Deletes idle sessions, with their runs and transcripts.
+    """Delete idle sessions, with their runs and transcripts.
 
-    All of them are tried. The exit code is 1 if one is not there or has work, 2 if its id can be
-    none.
+    Tries every SESSION. The exit code is 1 if a session does not exist or has work, and 2 if an id
+    is invalid.
     """
     execute(settings, partial(_delete, session))
 
@@ -118,7 +118,7 @@ async def _delete(session_ids: tuple[str, ...], client: Client) -> int:
         try:
             await client.delete_session(session_id)
         except (SessionNotFound, SessionBusy, InvalidArgument) as error:
-            # Anything else would befall the next one too.
+            # Other errors would affect the remaining sessions too.
             failed = failure(error)
             failed.show()
             code = max(code, failed.exit_code)
@@ -130,9 +130,9 @@ async def _delete(session_ids: tuple[str, ...], client: Client) -> int:
 @click.argument("session")
 @click.pass_obj
 def messages(settings: Settings, as_json: bool, session: str) -> None:
-    """Prints the transcript of SESSION, the oldest message first.
+    """Print the messages of SESSION, oldest first.
 
-    In a pipe the columns are: time, turn, run, role, finish reason, text.
+    Columns in a pipe: time, turn, run, role, finish reason, text.
     """
     execute(settings, partial(_messages, session, as_json))
 
@@ -140,7 +140,7 @@ def messages(settings: Settings, as_json: bool, session: str) -> None:
 async def _messages(session_id: str, as_json: bool, client: Client) -> int:
     pager = client.list_messages(session_id)
     if as_json or not on_terminal():
-        await show(aiter(pager), MESSAGE_COLUMNS, as_json=as_json, nothing="")
+        await show(aiter(pager), MESSAGE_COLUMNS, as_json=as_json, empty_note="")
         return DONE
     console = Console(highlight=False, soft_wrap=True)
     count = 0
@@ -154,29 +154,29 @@ async def _messages(session_id: str, as_json: bool, client: Client) -> int:
 
 def _print(console: Console, message: Message) -> None:
     console.print(
-        Shown(str(message.role), style=_ROLES.get(message.role, "bold")),
-        Shown(when(message.created_at), style="dim"),
-        Shown(str(message.finish_reason or ""), style="dim"),
+        RichText(str(message.role), style=_ROLES.get(message.role, "bold")),
+        RichText(time_text(message.created_at), style="dim"),
+        RichText(finish_text(message.finish_reason), style="dim"),
     )
     for part in message.parts:
         style = "" if isinstance(part, Text) else "dim"
-        console.print(Shown(for_terminal(_part(part)), style=style))
+        console.print(RichText(for_terminal(_part_text(part)), style=style))
     console.print()
 
 
-def _without_reasoning(message: Message) -> list[Part]:
-    """In a line of text nothing would tell it from what was said."""
+def _parts_without_reasoning(message: Message) -> list[Part]:
+    # In a line of plain text, reasoning would look like the output.
     return [part for part in message.parts if not isinstance(part, Reasoning)]
 
 
-def _part(part: Part) -> str:
+def _part_text(part: Part) -> str:
     match part:
         case Text(text=text) | Reasoning(text=text):
             return text
         case ToolCall(name=name, arguments_json=arguments):
             return f"[calls {name} {one_line(arguments)}]"
         case ToolResult(name=name, content=content, is_error=is_error):
-            return f"[{name} {'failed' if is_error else 'answered'}: {one_line(content)}]"
+            return f"[{name} {'failed' if is_error else 'returned'}: {one_line(content)}]"
         case Attachment(name=name, mime_type=mime_type, content=content):
             size = len(content if isinstance(content, bytes) else content.encode())
-            return f"[attached {name or 'without a name'} {mime_type} {size} bytes]"
+            return f"[attachment {name or '(unnamed)'} {mime_type} {size} bytes]"

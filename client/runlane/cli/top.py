@@ -1,4 +1,4 @@
-"""`runlane top`: nodes, sessions and runs at a glance, again every second."""
+"""`runlane top`: shows nodes, busy sessions and unfinished runs, updated every second."""
 
 from __future__ import annotations
 
@@ -19,97 +19,105 @@ from rich.text import Text
 from runlane.cli.base import DONE, FAILED, Interrupts, describe, execute
 from runlane.cli.connection import Settings
 from runlane.cli.exposition import Scrape, fetch, quantile, rate
-from runlane.cli.output import Column, RecordT, coloured, on_terminal, one_line, table, took
+from runlane.cli.output import (
+    Column,
+    RecordT,
+    duration_text,
+    on_terminal,
+    one_line,
+    state_text,
+    table,
+)
 from runlane.cli.params import DURATION
 from runlane.client import Client
 from runlane.errors import RunlaneError
 from runlane.types import NOT_TERMINAL, Run, RunState, Session
 
 ROWS = 15
-"""How many sessions are shown, and how many runs."""
+"""Maximum number of sessions, and of runs, in a frame."""
 
 SESSIONS = 200
-"""So many sessions, the latest created, are looked through for those with work."""
+"""Number of recently created sessions searched for busy ones."""
 
 READ_SECONDS = 3.0
-"""How long the server has to answer before the frame goes without it."""
+"""Timeout of the server for one frame."""
 
 PIPE_WIDTH = 160
-"""How wide a frame is that nobody looks at."""
+"""Width of a frame in a pipe, in columns."""
 
 
 class EndpointType(click.ParamType[str]):
-    """Where a node tells its metrics: a URL, or HOST:PORT."""
+    """The metrics endpoint of a node: a URL or HOST:PORT."""
 
     name = "url"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The whole URL."""
+        """Returns the full URL."""
         url = value if "://" in value else f"http://{value}"
         try:
             parts = urlsplit(url)
             if parts.scheme not in {"http", "https"} or not parts.hostname:
                 raise ValueError(url)
         except ValueError:
-            self.fail(f"{value!r} is no URL such as http://127.0.0.1:9464/metrics", param, ctx)
+            self.fail(f"{value!r} is not a URL such as http://127.0.0.1:9464/metrics", param, ctx)
         return url if parts.path not in {"", "/"} else f"{url.rstrip('/')}/metrics"
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node by two scrapes of it."""
+    """A node, measured by two scrapes."""
 
     url: str
     before: Scrape
     now: Scrape
 
     def number(self, name: str) -> str:
-        """A gauge."""
+        """Formats a gauge."""
         value = self.now.total(f"runlane_{name}")
         return "-" if value is None else f"{value:,.0f}"
 
     def rate(self, name: str, **labels: str) -> str:
-        """How many a second."""
-        found = rate(self.before, self.now, f"runlane_{name}", **labels)
-        return "-" if found is None else f"{found:.1f}"
+        """Formats the rate of a counter per second."""
+        value = rate(self.before, self.now, f"runlane_{name}", **labels)
+        return "-" if value is None else f"{value:.1f}"
 
     def quantile(self, name: str, share: float) -> str:
-        """A share of a histogram."""
-        found = quantile(self.before, self.now, f"runlane_{name}", share)
-        return "-" if found is None else _seconds(found)
+        """Formats a quantile of a histogram."""
+        value = quantile(self.before, self.now, f"runlane_{name}", share)
+        return "-" if value is None else _seconds(value)
 
     @property
     def name(self) -> Text:
-        """Where it is; in another colour if it is not there, or not ready."""
+        """The address: red if the node does not respond, yellow if its agent is not ready."""
         ready = self.now.total("runlane_agent_ready")
-        return Text(self.place, style="red" if self.now.error else "" if ready else "yellow")
+        return Text(self.address, style="red" if self.now.error else "" if ready else "yellow")
 
     @property
-    def place(self) -> str:
-        """Its host and port."""
+    def address(self) -> str:
+        """The host and port."""
         return urlsplit(self.url).netloc
 
     @property
     def slots(self) -> str:
-        """How many are taken of how many."""
+        """Slots in use and the limit."""
         return f"{self.number('slots_in_use')}/{self.number('slots_limit')}"
 
     @property
     def cpu(self) -> str:
-        """The share of one core."""
-        found = rate(self.before, self.now, "process_cpu_seconds_total")
-        return "-" if found is None else f"{found:.0%}"
+        """CPU usage in percent of one core."""
+        value = rate(self.before, self.now, "process_cpu_seconds_total")
+        return "-" if value is None else f"{value:.0%}"
 
     @property
     def memory(self) -> str:
-        """What it has in RAM."""
-        found = self.now.total("process_resident_memory_bytes")
-        return "-" if found is None else f"{found / (1 << 20):,.0f} MiB"
+        """Resident memory."""
+        value = self.now.total("process_resident_memory_bytes")
+        return "-" if value is None else f"{value / (1 << 20):,.0f} MiB"
 
 
-# Two tables, so that they fit on a terminal of 80 columns.
+# Two tables, to fit a terminal of 80 columns.
 _NODES: tuple[Column[Node], ...] = (
-    Column("NODE", lambda node: node.place, lambda node: node.name),
+    Column("NODE", lambda node: node.address, lambda node: node.name),
     Column("SLOTS", lambda node: node.slots),
     Column("WAITING", lambda node: node.number("runs_waiting")),
     Column("ACCEPT/S", lambda node: node.rate("runs_accepted_total")),
@@ -119,7 +127,7 @@ _NODES: tuple[Column[Node], ...] = (
     Column("SUBS", lambda node: node.number("subscriptions_open")),
 )
 _TIMES: tuple[Column[Node], ...] = (
-    Column("NODE", lambda node: node.place, lambda node: node.name),
+    Column("NODE", lambda node: node.address, lambda node: node.name),
     Column("CALL/S", lambda node: node.rate("rpcs_total")),
     Column("QUEUED", lambda node: node.quantile("run_queue_wait_seconds", 0.5)),
     Column("FIRST", lambda node: node.quantile("run_first_delta_seconds", 0.5)),
@@ -139,19 +147,19 @@ _SESSIONS: tuple[Column[Session], ...] = (
 _RUNS: tuple[Column[Run], ...] = (
     Column("RUN", lambda run: run.run_id),
     Column("SESSION", lambda run: run.session_id),
-    Column("STATE", lambda run: run.state, lambda run: coloured(run.state)),
-    Column("SINCE", lambda run: took(run.accepted_at, datetime.now(UTC))),
+    Column("STATE", lambda run: run.state, lambda run: state_text(run.state)),
+    Column("SINCE", lambda run: duration_text(run.accepted_at, datetime.now(UTC))),
     Column("PROMPT", lambda run: run.prompt_excerpt, lambda run: one_line(run.prompt_excerpt, 40)),
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """What the server says there is to do; `error` says why it does not."""
+class Workload:
+    """Busy sessions and unfinished runs, or the error of the calls."""
 
     sessions: Sequence[Session] = ()
     runs: Sequence[Run] = ()
-    more: bool = False
+    has_more_runs: bool = False
     error: str = ""
 
 
@@ -162,20 +170,22 @@ class Work:
     multiple=True,
     type=EndpointType(),
     metavar="URL",
-    help="Where a node tells its metrics (--metrics-listen); may be repeated.",
+    help="URL or HOST:PORT of a node's metrics (its --metrics-listen); repeatable.",
 )
-@click.option("--interval", type=DURATION, default="1s", show_default=True, help="Between frames.")
-@click.option("--once", is_flag=True, help="Print one frame, and leave.")
+@click.option(
+    "--interval", type=DURATION, default="1s", show_default=True, help="Time between frames."
+)
+@click.option("--once", is_flag=True, help="Print one frame and exit.")
 @click.pass_obj
 def top(settings: Settings, urls: tuple[str, ...], interval: timedelta, *, once: bool) -> None:
-    """Shows nodes, busy sessions, and runs that have not ended, until Ctrl-C.
+    """Show nodes, busy sessions and unfinished runs, until Ctrl-C.
 
-    Rates and times are those since the last frame. QUEUED is how long half of the runs waited to
-    be started, and FIRST how long until they said something; COMMIT and LATE, how late the event
-    loop came round, are what 99 % stayed below. Sessions and runs are what the server tells now.
+    Rates and times cover the time since the last frame. QUEUED is the median time from accept to
+    start, FIRST the median time to the first output. COMMIT and LATE are 99th percentiles: the
+    duration of a commit, and the lag of the event loop.
 
-    In a pipe the frames are plain text. With --once the exit code is 1 if a node or the server did
-    not answer.
+    In a pipe, frames are plain text. With --once, the exit code is 1 if a node or the server does
+    not respond.
     """
     execute(settings, partial(_top, settings.server, urls, interval.total_seconds(), once))
 
@@ -183,7 +193,7 @@ def top(settings: Settings, urls: tuple[str, ...], interval: timedelta, *, once:
 async def _top(
     server: str, urls: tuple[str, ...], interval: float, once: bool, client: Client
 ) -> int:
-    before = await _scraped(urls)
+    before = await _scrape(urls)
     with ExitStack() as stack:
         interrupts = stack.enter_context(Interrupts())
         screen = stack.enter_context(Screen(once=once))
@@ -191,11 +201,11 @@ async def _top(
             await _pause(interrupts.first, interval if urls or not once else 0)
             if interrupts.first.is_set():
                 return DONE
-            now, work = await asyncio.gather(_scraped(urls), _work(client))
+            now, workload = await asyncio.gather(_scrape(urls), _read_workload(client))
             nodes = [Node(url, *pair) for url, *pair in zip(urls, before, now, strict=True)]
-            screen.show(frame(server, nodes, work))
+            screen.show(frame(server, nodes, workload))
             if once:
-                return FAILED if work.error or any(node.now.error for node in nodes) else DONE
+                return FAILED if workload.error or any(node.now.error for node in nodes) else DONE
             before = now
 
 
@@ -207,11 +217,11 @@ async def _pause(interrupted: asyncio.Event, seconds: float) -> None:
         pass
 
 
-async def _scraped(urls: Sequence[str]) -> list[Scrape]:
+async def _scrape(urls: Sequence[str]) -> list[Scrape]:
     return await asyncio.gather(*map(fetch, urls))
 
 
-async def _work(client: Client) -> Work:
+async def _read_workload(client: Client) -> Workload:
     try:
         async with asyncio.timeout(READ_SECONDS):
             sessions, runs = await asyncio.gather(
@@ -219,18 +229,18 @@ async def _work(client: Client) -> Work:
                 client.list_runs(states=NOT_TERMINAL, page_size=ROWS).page(),
             )
     except RunlaneError as error:
-        return Work(error=describe(error))
+        return Workload(error=describe(error))
     except TimeoutError:
-        return Work(error=f"no answer within {READ_SECONDS:g} s")
+        return Workload(error=f"no response within {READ_SECONDS:g} s")
     busy = sorted(
         (session for session in sessions.items if session.busy),
         key=lambda session: (-session.waiting_runs, session.session_id),
     )
-    return Work(busy, runs.items, bool(runs.next_page_token))
+    return Workload(busy, runs.items, bool(runs.next_page_token))
 
 
 class Screen:
-    """Shows one frame after another: in one place on a terminal, one below the other in a pipe."""
+    """Shows frames: in place on a terminal, one after another in a pipe."""
 
     def __init__(self, *, once: bool) -> None:
         live = on_terminal() and not once
@@ -246,38 +256,43 @@ class Screen:
         if self._live is not None:
             self._live.stop()
 
-    def show(self, shown: RenderableType) -> None:
+    def show(self, content: RenderableType) -> None:
         """Shows a frame."""
         if self._live is not None:
-            self._live.update(shown, refresh=True)
+            self._live.update(content, refresh=True)
         else:
-            self._out.print(shown)
+            self._out.print(content)
 
 
-def frame(server: str, nodes: Sequence[Node], work: Work) -> RenderableType:
-    """All of it, for people."""
-    parts: list[RenderableType] = [_head(server, work), Text()]
+def frame(server: str, nodes: Sequence[Node], workload: Workload) -> RenderableType:
+    """Renders a frame."""
+    parts: list[RenderableType] = [_head(server, workload), Text()]
     if nodes:
         parts += [_listing(_NODES, nodes), Text(), _listing(_TIMES, nodes), Text()]
-        silent = [f"{node.place}: {one_line(node.now.error)}" for node in nodes if node.now.error]
-        parts += [Text(told, style="red") for told in silent]
+        failed = [node for node in nodes if node.now.error]
+        parts += [
+            Text(f"{node.address}: {one_line(node.now.error)}", style="red") for node in failed
+        ]
     else:
-        parts += [Text("nodes and rates: give --metrics HOST:PORT, once for each", "dim"), Text()]
-    if work.sessions:
-        parts += [_listing(_SESSIONS, work.sessions[:ROWS]), Text()]
-    if work.runs:
-        parts.append(_listing(_RUNS, work.runs))
+        parts += [
+            Text("for nodes and rates, give --metrics HOST:PORT for each node", "dim"),
+            Text(),
+        ]
+    if workload.sessions:
+        parts += [_listing(_SESSIONS, workload.sessions[:ROWS]), Text()]
+    if workload.runs:
+        parts.append(_listing(_RUNS, workload.runs))
     return Group(*parts)
 
 
-def _head(server: str, work: Work) -> Text:
+def _head(server: str, workload: Workload) -> Text:
     now = datetime.now(UTC).astimezone().strftime("%H:%M:%S")
     head = Text.assemble(("runlane top", "bold"), f"  {now}  {server}  ")
-    if work.error:
-        return head.append(work.error, style="red")
-    active = sum(run.state in {RunState.ACTIVE, RunState.CANCELLING} for run in work.runs)
-    runs = f"{len(work.runs)}{'+' if work.more else ''}"
-    return head.append(f"busy sessions: {len(work.sessions)}  runs: {runs}, active: {active}")
+    if workload.error:
+        return head.append(workload.error, style="red")
+    active = sum(run.state in {RunState.ACTIVE, RunState.CANCELLING} for run in workload.runs)
+    runs = f"{len(workload.runs)}{'+' if workload.has_more_runs else ''}"
+    return head.append(f"busy sessions: {len(workload.sessions)}  runs: {runs}, active: {active}")
 
 
 def _listing(columns: Sequence[Column[RecordT]], records: Sequence[RecordT]) -> RenderableType:

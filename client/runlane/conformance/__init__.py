@@ -1,10 +1,8 @@
-"""Whether a server keeps the rules R1 to R30, found out over the wire.
+"""The command `runlane-conformance`: checks over the wire that a server follows rules R1 to R30.
 
-    runlane-conformance 127.0.0.1:50051
-
-The server is one that was started with `--harness --agent scripted` and has nothing else to do: it
-is cancelled, crashed, drained and moved ahead in time. Each rule has one or more cases, in the
-module for its part of the rules; a case stages what the rule is about by means of the gates.
+The server must be a dedicated one, started with `--harness --agent scripted`. `cases` has one or
+more cases per rule; each uses gates to force one order of events. Import only `main` from here. The
+package must never import the server.
 """
 
 from __future__ import annotations
@@ -13,11 +11,11 @@ import sys
 
 
 def main() -> None:
-    """Runs the command. What it needs beyond the client comes with the extra `cli`."""
+    """Runs the command; requires the extra `cli`."""
     try:
         from runlane.conformance.app import main as run  # noqa: PLC0415 - click may be missing
     except ModuleNotFoundError as error:
         if error.name != "click":
             raise
-        sys.exit("runlane-conformance: click is not installed; try: pip install 'runlane[cli]'")
+        sys.exit("runlane-conformance: click is not installed; run: pip install 'runlane[cli]'")
     run()

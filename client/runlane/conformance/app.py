@@ -13,35 +13,35 @@ import click
 
 from runlane.client import DEFAULT_TARGET, Client
 from runlane.conformance import report
-from runlane.conformance.play import NotSuited, Player, Result, Verdict
 from runlane.conformance.rules import RULES
+from runlane.conformance.runner import Result, Runner, UnsuitableServer, Verdict
 from runlane.errors import RunlaneError
 from runlane.harness.client import Harness
 
 
-class Rules(click.ParamType[tuple[int, ...]]):
-    """Some of the rules: `10`, `R10`, or `10-20`."""
+class RulesType(click.ParamType[tuple[int, ...]]):
+    """A rule or a range of rules: `10`, `R10`, or `10-20`."""
 
     name = "rules"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[int, ...]:
-        """The numbers."""
+        """Returns the rule numbers."""
         first, _, last = str(value).upper().replace("R", "").partition("-")
         try:
             rules = range(int(first), int(last or first) + 1)
         except ValueError:
-            self.fail(f"{value!r} is not of the form 10, R10 or 10-20", param, ctx)
+            self.fail(f"{value!r} is not a rule such as 10, R10 or 10-20", param, ctx)
         if not rules or any(rule not in RULES for rule in rules):
-            self.fail(f"{value!r}: the rules are R1 to R{max(RULES)}", param, ctx)
+            self.fail(f"{value!r} is not within R1 to R{max(RULES)}", param, ctx)
         return tuple(rules)
 
 
-def _in_a_folder(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
-    """It is written at the end, and should not fail then."""
+def _check_parent(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    """Checks the path now, because the report is written only at the end."""
     if value is not None and not value.parent.is_dir():
-        raise click.BadParameter(f"there is no folder {str(value.parent)!r}", ctx, param)
+        raise click.BadParameter(f"folder {str(value.parent)!r} does not exist", ctx, param)
     return value
 
 
@@ -53,67 +53,67 @@ def _in_a_folder(ctx: click.Context, param: click.Parameter, value: Path | None)
 @click.option(
     "--rule",
     "rules",
-    type=Rules(),
+    type=RulesType(),
     multiple=True,
-    help="Only these: 10, R10, or 10-20; may be repeated.",
+    help="Rules to check, such as 10, R10 or 10-20; repeatable.",
     show_default="all",
 )
 @click.option(
     "--junit",
     type=click.Path(path_type=Path, dir_okay=False, writable=True),
-    callback=_in_a_folder,
-    help="Writes JUnit XML.",
+    callback=_check_parent,
+    help="Write a JUnit XML report to this file.",
 )
 @click.option(
-    "--patience",
+    "--timeout",
     type=click.FloatRange(0, min_open=True),
     default=20.0,
-    help="Seconds to wait for what has to happen: more than the --node-lease of a server over "
-    "PostgreSQL.",
+    help="Maximum time to wait for an expected event, in seconds. With PostgreSQL, use more than "
+    "the server's --node-lease.",
 )
-@click.option("--token", help="Says who calls: an admin, where the server knows its callers.")
+@click.option("--token", help="Bearer token; a server with access control requires the role admin.")
 @click.version_option(package_name="runlane")
 def command(
     address: str,
     rules: tuple[tuple[int, ...], ...],
     junit: Path | None,
-    patience: float,
+    timeout: float,
     token: str | None,
 ) -> int:
-    """Finds out over the wire whether the server at ADDRESS keeps the rules R1 to R30.
+    """Check over the wire that the server at ADDRESS follows the rules R1 to R30.
 
-    The server is one for tests: `runlane-server --harness --agent scripted`. It is cancelled,
-    crashed, drained and moved ahead in time, so nobody else should use it meanwhile. Prints a line
-    for each rule. The exit code is 1 if a rule is broken, 2 if that could not be found out.
+    Use a dedicated test server, started with `runlane-server --harness --agent scripted`: the
+    command cancels all its runs, crashes and restarts it, and advances its clock. Prints one line
+    per rule. The exit code is 1 if a rule is broken, and 2 if the check could not run.
     """
-    wanted = [rule for some in rules for rule in some] or list(RULES)
-    results = asyncio.run(_play(address, wanted, patience, token))
+    selected = [rule for each in rules for rule in each] or list(RULES)
+    results = asyncio.run(_run(address, selected, timeout, token))
     click.echo(report.summary(results))
     if junit is not None:
         junit.write_bytes(report.junit(results))
     return int(any(result.verdict is Verdict.FAILED for result in results))
 
 
-async def _play(
-    address: str, rules: Sequence[int], patience: float, token: str | None
+async def _run(
+    address: str, rules: Sequence[int], timeout: float, token: str | None
 ) -> list[Result]:
-    connect = partial(Client, address, token=token, timeout=patience)
-    async with Harness(address, token=token, timeout=patience) as harness:
-        return await Player(connect, harness, patience).play(rules, _show)
+    connect = partial(Client, address, token=token, timeout=timeout)
+    async with Harness(address, token=token, timeout=timeout) as harness:
+        return await Runner(connect, harness, timeout).run(rules, _print_row)
 
 
-def _show(results: Sequence[Result]) -> None:
+def _print_row(results: Sequence[Result]) -> None:
     for line in report.row(results):
         click.echo(line)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command; why it cannot is one line on stderr."""
+    """Runs the command; exits with its exit code, and with one line on stderr for an error."""
     try:
         code = command.main(arguments, standalone_mode=False)
     except click.ClickException as error:
         _fail(error.format_message(), 2)
-    except NotSuited as error:
+    except UnsuitableServer as error:
         _fail(str(error), 2)
     except (RunlaneError, OSError, ValueError) as error:
         _fail(str(error), 2)

@@ -1,4 +1,4 @@
-"""What came of it: a table rule by rule, and JUnit XML."""
+"""Formats results: a table with one row per rule, and JUnit XML."""
 
 from __future__ import annotations
 
@@ -7,14 +7,21 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from xml.etree import ElementTree as ET
 
-from runlane.conformance.play import Result, Verdict, verdict_of
 from runlane.conformance.rules import RULES
+from runlane.conformance.runner import Result, Verdict
 
 _NOT_XML = re.compile(r"[^\t\n\r\x20-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]")
 
 
+def verdict_of(results: Sequence[Result]) -> Verdict:
+    """Returns the verdict of a rule: failed if a case failed, skipped if all were skipped."""
+    verdicts = {result.verdict for result in results}
+    order = (Verdict.FAILED, Verdict.PASSED)
+    return next((verdict for verdict in order if verdict in verdicts), Verdict.SKIPPED)
+
+
 def row(results: Sequence[Result]) -> Iterator[str]:
-    """The line of the table for a rule, by the results of its cases; below it what was wrong."""
+    """Yields the row of a rule, followed by the failures of its cases."""
     rule = results[0].case.rule
     width = max(map(len, RULES.values()))
     verdict = verdict_of(results)
@@ -22,19 +29,19 @@ def row(results: Sequence[Result]) -> Iterator[str]:
     for result in results:
         if result.verdict is Verdict.FAILED:
             yield f"     {result.case.name}:"
-            yield f"       {result.told}"
+            yield f"       {result.detail}"
 
 
-def _counts(found: Sequence[Result]) -> str:
-    passed = sum(result.verdict is not Verdict.SKIPPED for result in found)
-    reasons = dict.fromkeys(r.told for r in found if r.verdict is Verdict.SKIPPED)
-    cases = f"{passed} case{'' if passed == 1 else 's'}"
-    left_out = len(found) - passed
-    return f"{cases}, {left_out} left out: {'; '.join(reasons)}" if left_out else cases
+def _counts(results: Sequence[Result]) -> str:
+    run = sum(result.verdict is not Verdict.SKIPPED for result in results)
+    reasons = dict.fromkeys(r.detail for r in results if r.verdict is Verdict.SKIPPED)
+    cases = f"{run} case{'' if run == 1 else 's'}"
+    skipped = len(results) - run
+    return f"{cases}, {skipped} skipped: {'; '.join(reasons)}" if skipped else cases
 
 
 def summary(results: Sequence[Result]) -> str:
-    """The last line of the table."""
+    """Returns the last line of the table."""
     by_rule = groupby(results, key=lambda result: result.case.rule)
     verdicts = [verdict_of(list(group)) for _, group in by_rule]
     counts = (f"{verdicts.count(verdict)} {verdict}" for verdict in Verdict)
@@ -43,7 +50,7 @@ def summary(results: Sequence[Result]) -> str:
 
 
 def junit(results: Sequence[Result]) -> bytes:
-    """The results as JUnit XML: a test for each case, its class named for the rule."""
+    """Formats the results as JUnit XML: one test per case, with the rule as its class."""
     suite = ET.Element(
         "testsuite",
         name="runlane-conformance",
@@ -62,11 +69,11 @@ def junit(results: Sequence[Result]) -> bytes:
             name=result.case.name,
             time=f"{result.seconds:.3f}",
         )
-        told = _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", result.told)
+        detail = _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", result.detail)
         if result.verdict is Verdict.FAILED:
-            ET.SubElement(test, "failure", message=told).text = told
+            ET.SubElement(test, "failure", message=detail).text = detail
         elif result.verdict is Verdict.SKIPPED:
-            ET.SubElement(test, "skipped", message=told)
+            ET.SubElement(test, "skipped", message=detail)
     root = ET.Element("testsuites")
     root.append(suite)
     ET.indent(root)

@@ -1,121 +1,130 @@
-"""The rules, and the cases that are registered for them."""
+"""The rules and the registry of their cases."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Never, TypeAlias
 
+from runlane.types import FinishReason, RunState
+
 if TYPE_CHECKING:
-    from runlane.conformance.world import World
+    from runlane.conformance.context import CaseContext
 
 RULES: Mapping[int, str] = MappingProxyType(
     {
-        1: "What is accepted is durable, and never waits for the agent",
-        2: "An empty prompt, no session, or an unknown one is refused",
-        3: "A run id names one run for ever",
-        4: "accept_seq increases in accept order",
-        5: "A run outlives its caller",
+        1: "An accept is durable and never waits for the agent",
+        2: "Empty prompts, missing and unknown sessions are rejected",
+        3: "A run id is an idempotency key without expiry",
+        4: "accept_seq strictly increases in accept order",
+        5: "A run does not depend on its caller",
         6: "A failed accept leaves nothing behind",
-        7: "One run is active at a time, in accept order",
+        7: "At most one run per session is active, in accept order",
         8: "A session with work never looks idle",
-        9: "A session is busy until the agent has returned",
-        10: "A cancel covers all that is accepted and has not ended",
-        11: "A cancel touches nothing that is accepted after it",
-        12: "A cancel of an idle session does nothing",
-        13: "A repeated cancel changes nothing",
-        14: "A cancel on entry writes the turn",
-        15: "A cancel before the first message writes the prompt once",
-        16: "A cancel in mid-stream keeps what was said",
-        17: "A shutdown writes what becomes of what is active",
-        18: "A cancel covers its scope and no more",
-        19: "Where a cancel meets a completion, all agree on who won",
-        20: "A receipt names what was covered, its state, and the fence",
+        9: "A session is busy until its agent has returned",
+        10: "A cancel covers every accepted run that has not ended",
+        11: "A cancel does not affect runs accepted after it",
+        12: "A cancel of an idle session has no effect",
+        13: "A repeated cancel has no effect",
+        14: "A run cancelled on entry has its turn in the transcript",
+        15: "A run cancelled before its first message has one prompt",
+        16: "A run cancelled mid-stream keeps its text",
+        17: "A shutdown writes the end of active runs",
+        18: "A cancel covers exactly its scope",
+        19: "A cancel that races a completion has one consistent outcome",
+        20: "A receipt has the covered runs, their states and the fence",
         21: "Every accepted run has exactly one RunComplete",
-        22: "The transcript is there before its RunComplete is",
-        23: "A RunComplete tells all about the end",
-        24: "The end of one run is not that of another's wait",
-        25: "A subscription with a cursor gets each event once, in order",
+        22: "The transcript is visible before the RunComplete",
+        23: "A RunComplete has all its fields",
+        24: "The end of one run does not end the wait for another",
+        25: "A subscription resumes by cursor, exactly once and in order",
         26: "A FOLD run joins the active turn at its next step",
-        27: "QUEUE waits, REJECT is refused, INTERRUPT goes first",
-        28: "A completion leaves nothing behind",
-        29: "A burst on an idle session starts one run",
-        30: "Until the agent is ready runs wait, or fail in the end",
+        27: "QUEUE waits, REJECT is rejected, INTERRUPT goes first",
+        28: "A completion does not affect later runs",
+        29: "A burst of accepts on an idle session starts one run",
+        30: "Runs wait until the agent is ready, or fail",
     }
 )
-"""Each rule in a line; the whole of it is in CONTRIBUTING.md."""
+"""The rules in one line each; CONTRIBUTING.md has their full text."""
 
 
 class Need(StrEnum):
-    """What a case needs of a server; as a reason for leaving it out."""
+    """A capability of the server that a case requires; the value is the reason to skip it."""
 
-    RESTARTS = "the process is not the server's own to end"
-    DURABLE = "the store is in memory"
-    CLOCK = "the clock cannot be moved"
-    RETENTION = "events are kept without limit"
-
-
-class Broken(Exception):
-    """The server did not do what the rule says; the message says what it did."""
+    RESTARTS = "the server cannot restart its process"
+    DURABLE = "the store is not durable"
+    CLOCK = "the server cannot advance its clock"
+    RETENTION = "the server retains events without limit"
 
 
-Play: TypeAlias = "Callable[[World], Awaitable[None]]"
+class RuleBroken(Exception):
+    """The server broke the rule of the case; the message describes how."""
+
+
+CaseFunction: TypeAlias = "Callable[[CaseContext], Awaitable[None]]"
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One way to find out whether a rule is kept.
+    """A check of one rule.
 
     Attributes:
         rule: The number of the rule.
-        name: What is to come true, as a sentence.
-        play: Stages it; raises Broken, or any error of the client, where it does not come true.
-        needs: What the server has to be capable of.
+        name: The expected behaviour, as a sentence.
+        run: Executes the check; raises RuleBroken or an error of the client if it fails.
+        needs: The capabilities that the server must have.
     """
 
     rule: int
     name: str
-    play: Play
+    run: CaseFunction
     needs: frozenset[Need]
 
 
 CASES: list[Case] = []
-"""All cases, by rules; filled by the modules that have them."""
+"""All cases; `runlane.conformance.cases` registers them."""
 
 
-def case(rule: int, *needs: Need) -> Callable[[Play], Play]:
-    """Registers a function as a case of a rule. Its docstring is the name."""
+def case(rule: int, *needs: Need) -> Callable[[CaseFunction], CaseFunction]:
+    """Registers a function as a case of a rule. Its docstring is the name of the case."""
 
-    def register(play: Play) -> Play:
-        name = " ".join((play.__doc__ or "").split()).rstrip(".")
-        CASES.append(Case(rule, name, play, frozenset(needs)))
-        return play
+    def register(run: CaseFunction) -> CaseFunction:
+        name = " ".join((run.__doc__ or "").split()).rstrip(".")
+        CASES.append(Case(rule, name, run, frozenset(needs)))
+        return run
 
     return register
 
 
-def broken(what: str) -> Never:
-    """The rule is broken."""
-    raise Broken(what)
+def cases_of(rule: int) -> Iterator[Case]:
+    """Returns the cases of a rule."""
+    return (each for each in CASES if each.rule == rule)
+
+
+def fail(message: str) -> Never:
+    """Raises RuleBroken."""
+    raise RuleBroken(message)
 
 
 def expect(what: str, found: object, expected: object) -> None:
-    """Raises Broken unless what was found is what was expected."""
+    """Raises RuleBroken unless both values are equal; `what` names them."""
     if found != expected:
-        raise Broken(f"{what}: expected {_shown(expected)}, found {_shown(found)}")
+        raise RuleBroken(f"{what}: expected {_format(expected)}, found {_format(found)}")
 
 
-def hold(what: str, *, true: bool) -> None:
-    """Raises Broken unless it is true."""
+def expect_that(what: str, *, true: bool) -> None:
+    """Raises RuleBroken unless the condition `what` is true."""
     if not true:
-        raise Broken(f"not so: {what}")
+        raise RuleBroken(f"expected that {what}")
 
 
-def _shown(value: object) -> str:
+def _format(value: object) -> str:
+    if value is FinishReason.CANCELED:
+        return str(RunState.CANCELLED)  # one spelling for people
     if isinstance(value, StrEnum):
         return str(value)
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_shown, value))}]"
+        return f"[{', '.join(map(_format, value))}]"
     return repr(value)

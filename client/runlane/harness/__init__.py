@@ -1,14 +1,13 @@
-"""Stages races over the wire, for tests of whatever calls Runlane: holds runs at named points,
-moves the server's clock, and has the server crash.
+"""The test harness: holds runs at gates, advances the server's clock and crashes the server.
 
-The server is one that was started with `--harness`. The same calls are there for any language, as
-`runlane.harness.v1.HarnessService`.
+For tests of programs that call Runlane, against a server started with `--harness`; never for
+production. Import everything from here. Other languages use `runlane.harness.v1.HarnessService`.
 
     async with Harness("127.0.0.1:50051") as harness, Client("127.0.0.1:50051") as client:
         async with await harness.arm(GatePoint.BEFORE_ACTIVE, session_id="s") as gate:
             handle = await client.run_accepted("s", "Hello", allow_missing=True)
             await gate.reached()
-            receipt = await client.cancel("s")      # covers the run before it is active
+            receipt = await client.cancel("s")      # covers the run before it becomes active
 """
 
 from __future__ import annotations

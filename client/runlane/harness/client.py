@@ -1,4 +1,4 @@
-"""The calls of `runlane.harness.v1`."""
+"""The client of `runlane.harness.v1`."""
 
 from __future__ import annotations
 
@@ -8,54 +8,53 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 
-from runlane.convert import Seconds, member, seconds, to_duration
+from runlane.convert import Seconds, seconds, to_duration, to_member
 from runlane.errors import DeadlineExceeded, GateNotFound, RunlaneError, Unavailable
 from runlane.harness.v1 import harness_service_pb2 as pb
 from runlane.harness.v1.harness_service_pb2_grpc import HarnessServiceStub
-from runlane.tokens import Shown, check_stays_here
+from runlane.metadata import MetadataSource, check_token_target
 from runlane.types import NO_LABELS
 from runlane.wire import RetryPolicy, Wire
 
 if TYPE_CHECKING:
     from runlane.harness.v1.harness_service_pb2_grpc import HarnessServiceAsyncStub
 
-LOOK_PAUSE = 0.05
-"""Seconds between two looks whether a server was started anew."""
+RESTART_POLL_SECONDS = 0.05
+"""Seconds between two checks for a restarted server."""
 
 
 class GatePoint(StrEnum):
-    """Where a run can be held."""
+    """A point where a run can be held."""
 
     BEFORE_AGENT_READY = "before_agent_ready"
-    """The server starts, and its agent is not ready. Such a gate names no run, and is armed before
-    the server is started anew by `crash` or `drain`."""
+    """Server start, before the agent becomes ready. This gate names no run; arm it before
+    restarting the server with `crash` or `drain`."""
     ACCEPT_COMMITTED = "accept_committed"
-    """The accept is committed, and its caller has no answer yet. The run itself goes on."""
+    """The accept is committed and its response is held back. The run itself continues."""
     BEFORE_ACTIVE = "before_active"
-    """The run is the next one of its session, and would become active."""
+    """The run is next in its session and about to become active."""
     HANDOFF = "handoff"
-    """The run before it has ended, and this one would become active in the same step."""
+    """The previous run has ended and this run is about to become active in the same step."""
     BEFORE_FIRST_MESSAGE = "before_first_message"
-    """The run is active, and its agent has begun to say something, which is not told yet."""
+    """The run is active and its agent has produced its first output, not yet published."""
     BEFORE_STEP = "before_step"
-    """The agent is about to take the prompts that wait to be folded in."""
+    """The agent is about to take the runs that wait to be folded."""
     BEFORE_FINISH = "before_finish"
-    """The agent's code has returned, or was stopped, and the end is not committed yet."""
+    """The agent has returned or was stopped; the end of the run is not committed yet."""
 
     @property
     def number(self) -> pb.GatePoint.ValueType:
-        """Its value on the wire."""
+        """The value on the wire."""
         return pb.GatePoint.Value(f"GATE_POINT_{self.name}")
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A run that came to a gate; both are empty where it is the agent that is held."""
+    """A run that arrived at a gate; both ids are empty at BEFORE_AGENT_READY."""
 
     session_id: str
     run_id: str
@@ -63,7 +62,7 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class ArmedGate:
-    """A gate as the server tells of it; an empty session or run stands for any."""
+    """An armed gate as listed by the server; an empty id matches every session or run."""
 
     gate_id: str
     point: GatePoint
@@ -74,24 +73,24 @@ class ArmedGate:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """How a server is set.
+    """The settings of a server.
 
     Attributes:
-        version: The release.
-        instance: Another one after each start.
+        version: The server version.
+        instance: An id that changes at each start.
         store: `memory`, `sqlite` or `postgresql`.
-        durable: Whether what it accepted outlives its process.
-        agent: The kind of its agent, such as `scripted`.
-        restarts: Whether its process can be ended and started anew.
-        advances_clock: Whether its clock can be moved.
-        cancel_grace: How long an agent has to return after a cancel.
-        ready_timeout: How long runs wait for the agent to get ready before they fail.
-        drain_timeout: How long a shutdown waits for the active runs.
-        progress_interval: After how long an idle subscription gets a progress mark.
-        event_retention: How long terminal events are kept; 0: without limit.
-        max_waiting_runs: How many runs may wait in one session.
-        max_active_runs: How many runs are active at a time.
-        time: What its clock shows.
+        durable: True if accepted runs survive the server process.
+        agent: The kind of agent, such as `scripted`.
+        restarts: True if `crash` and `drain` can end and restart the process.
+        advances_clock: True if `advance_clock` works.
+        cancel_grace: Maximum time for an agent to return after a cancel.
+        ready_timeout: Maximum time that runs wait for the agent to become ready before they fail.
+        drain_timeout: Maximum time that a shutdown waits for active runs.
+        progress_interval: Interval of progress marks on an idle subscription.
+        event_retention: Retention period of terminal events; 0: no limit.
+        max_waiting_runs: Maximum number of waiting runs per session.
+        max_active_runs: Maximum number of active runs.
+        time: The current time of the server's clock.
     """
 
     version: str
@@ -112,17 +111,18 @@ class Server:
 
 
 class Harness:
-    """Has a hold of a server that was started with `--harness`, for one event loop.
+    """Controls a server started with `--harness`; for one event loop.
 
-    Every call raises `RunlaneError` or one of its subclasses; UnexpectedStatus with the status
-    UNIMPLEMENTED is how a server answers that was started without it.
+    Calls raise `RunlaneError` or one of its subclasses. A server started without `--harness`
+    returns UnexpectedStatus with the status UNIMPLEMENTED.
 
     Args:
-        target: Where the server is, as `runlane.Client` takes it.
-        credentials: For TLS, as `runlane.Client` takes them.
-        token: Says who calls. Where the server knows its callers, it has to be an admin's.
-        timeout: How long a call may take (seconds or a timedelta). Waiting at a gate has a limit of
-            its own.
+        target: The server, as for `runlane.Client`.
+        credentials: TLS credentials, as for `runlane.Client`.
+        metadata: Sent with every call.
+        token: The bearer token. A server with access control requires the role admin.
+        timeout: Maximum duration of a call (seconds or a timedelta). Waiting at a gate has its own
+            limit.
     """
 
     def __init__(
@@ -135,11 +135,11 @@ class Harness:
         timeout: Seconds = 10.0,
     ) -> None:
         if token is not None and credentials is None:
-            check_stays_here(target, "give credentials for TLS")
+            check_token_target(target, "set credentials for TLS")
         self._wire = Wire(
             target,
             credentials=credentials,
-            shown=Shown(metadata, token),
+            metadata=MetadataSource(metadata, token),
             options=(),
             timeout=seconds(timeout),
             retry=RetryPolicy(),
@@ -147,57 +147,52 @@ class Harness:
         self._stub: HarnessServiceAsyncStub | None = None
 
     async def close(self) -> None:
-        """Closes the connection. Gates that are armed stay so. May be repeated."""
+        """Closes the connection; gates stay armed. Idempotent."""
         await self._wire.close()
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def server(self) -> Server:
-        """How the server is set."""
-        told = await self._wire.call(self._calls.GetServer, pb.GetServerRequest())
+        """Returns the settings of the server."""
+        response = await self._wire.call(self._calls.GetServer, pb.GetServerRequest())
         return Server(
-            version=told.version,
-            instance=told.instance,
-            store=told.store,
-            durable=told.durable,
-            agent=told.agent,
-            restarts=told.restarts,
-            advances_clock=told.advances_clock,
-            cancel_grace=told.cancel_grace.ToTimedelta(),
-            ready_timeout=told.ready_timeout.ToTimedelta(),
-            drain_timeout=told.drain_timeout.ToTimedelta(),
-            progress_interval=told.progress_interval.ToTimedelta(),
-            event_retention=told.event_retention.ToTimedelta(),
-            max_waiting_runs=told.max_waiting_runs,
-            max_active_runs=told.max_active_runs,
-            time=told.time.ToDatetime(UTC),
+            version=response.version,
+            instance=response.instance,
+            store=response.store,
+            durable=response.durable,
+            agent=response.agent,
+            restarts=response.restarts,
+            advances_clock=response.advances_clock,
+            cancel_grace=response.cancel_grace.ToTimedelta(),
+            ready_timeout=response.ready_timeout.ToTimedelta(),
+            drain_timeout=response.drain_timeout.ToTimedelta(),
+            progress_interval=response.progress_interval.ToTimedelta(),
+            event_retention=response.event_retention.ToTimedelta(),
+            max_waiting_runs=response.max_waiting_runs,
+            max_active_runs=response.max_active_runs,
+            time=response.time.ToDatetime(UTC),
         )
 
     async def arm(self, point: GatePoint, *, session_id: str = "", run_id: str = "") -> Gate:
-        """Closes a gate: from now on every run that it means is held when it comes there.
+        """Arms a gate: every matching run is held when it reaches the point.
 
-        Without a session or a run it means any. It stays closed until it is released; used as a
-        context manager it is released at the end. Raises InvalidArgument, and ValueError for a
-        point that there is not.
+        Without a session or run id the gate holds every run. It stays armed until it is released;
+        as a context manager it is released on exit. Raises InvalidArgument, and ValueError if point
+        is not a choice.
         """
-        point = member("point", GatePoint, point)
+        point = to_member("point", GatePoint, point)
         request = pb.ArmGateRequest(point=point.number, session_id=session_id, run_id=run_id)
-        # Repeated, it would leave a gate behind that nobody knows.
-        armed = await self._wire.call(self._calls.ArmGate, request, repeat=_never)
-        return Gate(armed.gate_id, point, self)
+        # A retry could leave behind a gate with an unknown id.
+        response = await self._wire.call(self._calls.ArmGate, request, should_retry=_never)
+        return Gate(response.gate_id, point, self)
 
     async def gates(self) -> Sequence[ArmedGate]:
-        """The gates that are armed, in the order in which they were."""
-        told = await self._wire.call(self._calls.ListGates, pb.ListGatesRequest())
+        """Lists the armed gates, in the order in which they were armed."""
+        response = await self._wire.call(self._calls.ListGates, pb.ListGatesRequest())
         return [
             ArmedGate(
                 gate.gate_id,
@@ -206,64 +201,66 @@ class Harness:
                 gate.run_id,
                 _arrivals(gate.arrivals),
             )
-            for gate in told.gates
+            for gate in response.gates
         ]
 
     async def await_gate(
         self, gate_id: str, *, arrivals: int = 1, timeout: Seconds = 10.0
     ) -> Sequence[Arrival]:
-        """Waits until so many runs have come to a gate since it was armed; returns all that have.
+        """Waits for a number of arrivals since the gate was armed; returns all arrivals so far.
 
-        Raises DeadlineExceeded after `timeout`, and GateNotFound also where the gate is released
-        meanwhile.
+        Raises DeadlineExceeded after `timeout` (seconds or a timedelta), and GateNotFound, also if
+        the gate is released during the wait.
         """
         request = pb.AwaitGateRequest(gate_id=gate_id, arrivals=arrivals)
-        told = await self._wire.call(self._calls.AwaitGate, request, timeout=seconds(timeout))
-        return _arrivals(told.arrivals)
+        response = await self._wire.call(self._calls.AwaitGate, request, timeout=seconds(timeout))
+        return _arrivals(response.arrivals)
 
     async def release(self, gate_id: str) -> None:
-        """Removes a gate: what is held by it alone goes on. Raises GateNotFound."""
+        """Releases and removes a gate. Raises GateNotFound."""
         request = pb.ReleaseGateRequest(gate_id=gate_id)
-        await self._wire.call(self._calls.ReleaseGate, request, repeat=_never)
+        await self._wire.call(self._calls.ReleaseGate, request, should_retry=_never)
 
     async def advance_clock(self, by: Seconds) -> datetime:
-        """Moves the server's clock forward (seconds or a timedelta; more than 0, at most 3650
-        days); returns what it shows then.
+        """Advances the server's clock; returns the new time.
 
-        What is due by then is done next: timeouts, grace periods, progress marks, retention. Raises
-        Unsupported where the server's event loop is not its own.
+        The server then does the work that is due: timeouts, grace periods, progress marks,
+        retention. Raises Unsupported if the server does not control its event loop.
+
+        Args:
+            by: Seconds or a timedelta; more than 0 and at most 3650 days.
         """
         request = pb.AdvanceClockRequest(by=to_duration(by))
-        told = await self._wire.call(self._calls.AdvanceClock, request, repeat=_never)
-        return told.time.ToDatetime(UTC)
+        response = await self._wire.call(self._calls.AdvanceClock, request, should_retry=_never)
+        return response.time.ToDatetime(UTC)
 
     async def crash(self, *, restart: bool = True) -> None:
-        """Ends the server's process as SIGKILL does, and has it started anew at once.
+        """Kills the server process immediately, like SIGKILL, and restarts it.
 
-        Returns when it is gone. It comes back at the same address, with its gates and its clock as
-        they are; calls of clients wait for it. Without `restart` it is for others to start it.
-        Raises Unsupported where the process is not the server's own.
+        Returns when the process is gone. The server returns at the same address with its armed
+        gates and its clock; clients retry meanwhile. Without `restart`, the process supervisor has
+        to restart it. Raises Unsupported if the server does not control its process.
         """
         request = pb.CrashRequest(restart=restart)
         try:
-            await self._wire.call(self._calls.Crash, request, repeat=_never)
+            await self._wire.call(self._calls.Crash, request, should_retry=_never)
         except Unavailable as error:
             if error.reason:
                 raise
 
     async def drain(self, *, restart: bool = True) -> None:
-        """Has the server go down in good order, as SIGTERM does, and start anew after that.
+        """Shuts the server down gracefully, like SIGTERM, and restarts it.
 
-        Returns at once: what is active has time to end. `until_restarted` waits for the rest.
-        Raises Unsupported where the process is not the server's own.
+        Returns immediately, while active runs have the drain timeout to finish; wait with
+        `until_restarted`. Raises Unsupported if the server does not control its process.
         """
         request = pb.DrainRequest(restart=restart)
-        await self._wire.call(self._calls.Drain, request, repeat=_never)
+        await self._wire.call(self._calls.Drain, request, should_retry=_never)
 
     async def until_restarted(self, before: Server, *, timeout: Seconds = 30.0) -> Server:
-        """Waits until the server is another one than `before`, and serves; returns how it is set.
+        """Waits until the server has restarted since `before`; returns its settings.
 
-        Raises DeadlineExceeded after `timeout`.
+        Raises DeadlineExceeded after `timeout` (seconds or a timedelta).
         """
         try:
             async with asyncio.timeout(seconds(timeout)):
@@ -272,10 +269,12 @@ class Harness:
                         server = await self.server()
                         if server.instance != before.instance:
                             return server
-                    await asyncio.sleep(LOOK_PAUSE)
+                    await asyncio.sleep(RESTART_POLL_SECONDS)
         except TimeoutError:
             limit = seconds(timeout)
-            raise DeadlineExceeded(f"{self._wire.target} did not restart in {limit:g} s") from None
+            raise DeadlineExceeded(
+                f"{self._wire.target} did not restart within {limit:g} s"
+            ) from None
 
     @property
     def _calls(self) -> HarnessServiceAsyncStub:
@@ -287,35 +286,30 @@ class Harness:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """A gate that this harness armed."""
+    """A gate armed by this harness."""
 
     gate_id: str
     point: GatePoint
     _harness: Harness = field(repr=False, compare=False)
 
     async def reached(self, arrivals: int = 1, *, timeout: Seconds = 10.0) -> Sequence[Arrival]:
-        """Waits until so many runs have come here; see `Harness.await_gate`."""
+        """Waits for a number of arrivals at this gate; see `Harness.await_gate`."""
         return await self._harness.await_gate(self.gate_id, arrivals=arrivals, timeout=timeout)
 
     async def release(self) -> None:
-        """Lets go what is held here. Raises GateNotFound if it was released before."""
+        """Releases the gate. Raises GateNotFound if it was released before."""
         await self._harness.release(self.gate_id)
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         with suppress(GateNotFound):
             await self.release()
 
 
-def _arrivals(told: Sequence[Any]) -> Sequence[Arrival]:
-    return [Arrival(each.session_id, each.run_id) for each in told]
+def _arrivals(messages: Sequence[Any]) -> Sequence[Arrival]:
+    return [Arrival(each.session_id, each.run_id) for each in messages]
 
 
 def _never(_: RunlaneError) -> bool:

@@ -29,63 +29,69 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_SESSION_MISSING: _ErrorReason.ValueType  # 2
     """INVALID_ARGUMENT: no session id was given."""
     ERROR_REASON_SESSION_NOT_FOUND: _ErrorReason.ValueType  # 3
-    """NOT_FOUND: there is no session of that id."""
+    """NOT_FOUND: no session has this id."""
     ERROR_REASON_SESSION_EXISTS: _ErrorReason.ValueType  # 4
-    """ALREADY_EXISTS: CreateSession names a session that exists."""
+    """ALREADY_EXISTS: a session with this id exists already (CreateSession)."""
     ERROR_REASON_SESSION_BUSY: _ErrorReason.ValueType  # 5
-    """FAILED_PRECONDITION: the session has work, and the call (REJECT, DeleteSession) wants it idle."""
+    """FAILED_PRECONDITION: the session has unfinished runs, and the call (a run with REJECT, or
+    DeleteSession) requires an idle session.
+    """
     ERROR_REASON_RUN_MISSING: _ErrorReason.ValueType  # 6
     """INVALID_ARGUMENT: no run id was given."""
     ERROR_REASON_RUN_NOT_FOUND: _ErrorReason.ValueType  # 7
-    """NOT_FOUND: there is no run of that id."""
+    """NOT_FOUND: no run has this id."""
     ERROR_REASON_RUN_ID_CONFLICT: _ErrorReason.ValueType  # 8
-    """ALREADY_EXISTS: the run id was used before, for another session or another prompt."""
+    """ALREADY_EXISTS: a run with this id exists already with a different session, prompt or
+    attachments.
+    """
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 9
-    """RESOURCE_EXHAUSTED: as many runs wait in the session as may."""
+    """RESOURCE_EXHAUSTED: the session is at its limit of waiting runs."""
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 10
-    """RESOURCE_EXHAUSTED: the node has as much work as it takes. RetryInfo says when to come back."""
+    """RESOURCE_EXHAUSTED: the node is at its limit of work. RetryInfo has the delay before a retry."""
     ERROR_REASON_PROMPT_TOO_LARGE: _ErrorReason.ValueType  # 11
-    """INVALID_ARGUMENT: the prompt, or the attachments together, are larger than the server takes."""
+    """INVALID_ARGUMENT: the prompt, or the attachments together, exceed the server's size limit."""
     ERROR_REASON_CURSOR_INVALID: _ErrorReason.ValueType  # 12
-    """INVALID_ARGUMENT: the cursor is not one that this store gave out; one from before a backup was
-    restored is not.
+    """INVALID_ARGUMENT: this store did not issue the cursor. Cursors issued before a backup was
+    restored are invalid too.
     """
     ERROR_REASON_CURSOR_COMPACTED: _ErrorReason.ValueType  # 13
     """OUT_OF_RANGE: events after the cursor, or after `after_index`, were removed. On
-    SubscribeRunComplete the metadata `oldest_cursor` is the earliest one that can still be resumed
-    from; GetRun and ListRuns tell what was missed.
+    SubscribeRunComplete the metadata `oldest_cursor` is the earliest cursor that still works;
+    GetRun and ListRuns return the runs whose events were missed.
     """
     ERROR_REASON_PAGE_TOKEN_INVALID: _ErrorReason.ValueType  # 14
-    """INVALID_ARGUMENT: the page token is not one that this call gave out."""
+    """INVALID_ARGUMENT: this call did not issue the page token."""
     ERROR_REASON_INVALID_ARGUMENT: _ErrorReason.ValueType  # 15
-    """INVALID_ARGUMENT: one or more fields are malformed; BadRequest names each of them."""
+    """INVALID_ARGUMENT: one or more fields are invalid; BadRequest lists them."""
     ERROR_REASON_DRAINING: _ErrorReason.ValueType  # 16
-    """UNAVAILABLE: the node is shutting down. The same call succeeds elsewhere or later. On a stream
-    the metadata `cursor` is where to resume.
+    """UNAVAILABLE: the node is shutting down. Retry on another node or later. On a stream, resume
+    from the metadata `cursor`.
     """
     ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 17
-    """UNAVAILABLE: the store did not confirm the write, so the outcome is unknown. Repeating the call
-    with the same run id is safe and tells.
+    """UNAVAILABLE: the store did not confirm the write, so the outcome is unknown. A retry
+    with the same run id is safe and returns the outcome.
     """
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 18
-    """UNAUTHENTICATED: the caller did not say who it is, or that could not be verified."""
+    """UNAUTHENTICATED: the call has no credentials, or they could not be verified."""
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 19
-    """PERMISSION_DENIED: the caller is known and may not do this."""
+    """PERMISSION_DENIED: the caller is authenticated and lacks permission for this call."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 20
-    """INTERNAL: a defect of the server. The metadata `error_id` finds the details in its log."""
+    """INTERNAL: a bug in the server. The metadata `error_id` identifies the details in its log."""
     ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 21
-    """RESOURCE_EXHAUSTED: the tenant has used up one of its quotas; `google.rpc.QuotaFailure` names the
-    tenant and the quota. Nothing was done. RetryInfo, where there is one, says when to come back.
+    """RESOURCE_EXHAUSTED: the tenant exceeded a quota; `google.rpc.QuotaFailure` names the tenant and
+    the quota. The call had no effect. RetryInfo, if present, has the delay before a retry.
     """
     ERROR_REASON_GATE_NOT_FOUND: _ErrorReason.ValueType  # 22
-    """NOT_FOUND: no gate of that id is armed. Of `runlane.harness.v1` only."""
+    """NOT_FOUND: no armed gate has this id. Used only by `runlane.harness.v1`."""
     ERROR_REASON_UNSUPPORTED: _ErrorReason.ValueType  # 23
-    """UNIMPLEMENTED: this server cannot do that, as it is set or run. Of `runlane.harness.v1` only."""
+    """UNIMPLEMENTED: the server's configuration does not support this call. Used only by
+    `runlane.harness.v1`.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
-    """Why a call was refused. The name without its `ERROR_REASON_` prefix is the `reason` of the
-    `google.rpc.ErrorInfo` (domain `runlane`) that goes with every error. A reason, once published,
-    keeps its meaning and its status for as long as `v1` lives.
+    """The reason of an error. Every error carries a `google.rpc.ErrorInfo` (domain `runlane`); its
+    `reason` is the name of this value without the `ERROR_REASON_` prefix. The meaning and the status
+    of a published reason do not change within `v1`.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
@@ -95,56 +101,62 @@ ERROR_REASON_EMPTY_PROMPT: ErrorReason.ValueType  # 1
 ERROR_REASON_SESSION_MISSING: ErrorReason.ValueType  # 2
 """INVALID_ARGUMENT: no session id was given."""
 ERROR_REASON_SESSION_NOT_FOUND: ErrorReason.ValueType  # 3
-"""NOT_FOUND: there is no session of that id."""
+"""NOT_FOUND: no session has this id."""
 ERROR_REASON_SESSION_EXISTS: ErrorReason.ValueType  # 4
-"""ALREADY_EXISTS: CreateSession names a session that exists."""
+"""ALREADY_EXISTS: a session with this id exists already (CreateSession)."""
 ERROR_REASON_SESSION_BUSY: ErrorReason.ValueType  # 5
-"""FAILED_PRECONDITION: the session has work, and the call (REJECT, DeleteSession) wants it idle."""
+"""FAILED_PRECONDITION: the session has unfinished runs, and the call (a run with REJECT, or
+DeleteSession) requires an idle session.
+"""
 ERROR_REASON_RUN_MISSING: ErrorReason.ValueType  # 6
 """INVALID_ARGUMENT: no run id was given."""
 ERROR_REASON_RUN_NOT_FOUND: ErrorReason.ValueType  # 7
-"""NOT_FOUND: there is no run of that id."""
+"""NOT_FOUND: no run has this id."""
 ERROR_REASON_RUN_ID_CONFLICT: ErrorReason.ValueType  # 8
-"""ALREADY_EXISTS: the run id was used before, for another session or another prompt."""
+"""ALREADY_EXISTS: a run with this id exists already with a different session, prompt or
+attachments.
+"""
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 9
-"""RESOURCE_EXHAUSTED: as many runs wait in the session as may."""
+"""RESOURCE_EXHAUSTED: the session is at its limit of waiting runs."""
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 10
-"""RESOURCE_EXHAUSTED: the node has as much work as it takes. RetryInfo says when to come back."""
+"""RESOURCE_EXHAUSTED: the node is at its limit of work. RetryInfo has the delay before a retry."""
 ERROR_REASON_PROMPT_TOO_LARGE: ErrorReason.ValueType  # 11
-"""INVALID_ARGUMENT: the prompt, or the attachments together, are larger than the server takes."""
+"""INVALID_ARGUMENT: the prompt, or the attachments together, exceed the server's size limit."""
 ERROR_REASON_CURSOR_INVALID: ErrorReason.ValueType  # 12
-"""INVALID_ARGUMENT: the cursor is not one that this store gave out; one from before a backup was
-restored is not.
+"""INVALID_ARGUMENT: this store did not issue the cursor. Cursors issued before a backup was
+restored are invalid too.
 """
 ERROR_REASON_CURSOR_COMPACTED: ErrorReason.ValueType  # 13
 """OUT_OF_RANGE: events after the cursor, or after `after_index`, were removed. On
-SubscribeRunComplete the metadata `oldest_cursor` is the earliest one that can still be resumed
-from; GetRun and ListRuns tell what was missed.
+SubscribeRunComplete the metadata `oldest_cursor` is the earliest cursor that still works;
+GetRun and ListRuns return the runs whose events were missed.
 """
 ERROR_REASON_PAGE_TOKEN_INVALID: ErrorReason.ValueType  # 14
-"""INVALID_ARGUMENT: the page token is not one that this call gave out."""
+"""INVALID_ARGUMENT: this call did not issue the page token."""
 ERROR_REASON_INVALID_ARGUMENT: ErrorReason.ValueType  # 15
-"""INVALID_ARGUMENT: one or more fields are malformed; BadRequest names each of them."""
+"""INVALID_ARGUMENT: one or more fields are invalid; BadRequest lists them."""
 ERROR_REASON_DRAINING: ErrorReason.ValueType  # 16
-"""UNAVAILABLE: the node is shutting down. The same call succeeds elsewhere or later. On a stream
-the metadata `cursor` is where to resume.
+"""UNAVAILABLE: the node is shutting down. Retry on another node or later. On a stream, resume
+from the metadata `cursor`.
 """
 ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 17
-"""UNAVAILABLE: the store did not confirm the write, so the outcome is unknown. Repeating the call
-with the same run id is safe and tells.
+"""UNAVAILABLE: the store did not confirm the write, so the outcome is unknown. A retry
+with the same run id is safe and returns the outcome.
 """
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 18
-"""UNAUTHENTICATED: the caller did not say who it is, or that could not be verified."""
+"""UNAUTHENTICATED: the call has no credentials, or they could not be verified."""
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 19
-"""PERMISSION_DENIED: the caller is known and may not do this."""
+"""PERMISSION_DENIED: the caller is authenticated and lacks permission for this call."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 20
-"""INTERNAL: a defect of the server. The metadata `error_id` finds the details in its log."""
+"""INTERNAL: a bug in the server. The metadata `error_id` identifies the details in its log."""
 ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 21
-"""RESOURCE_EXHAUSTED: the tenant has used up one of its quotas; `google.rpc.QuotaFailure` names the
-tenant and the quota. Nothing was done. RetryInfo, where there is one, says when to come back.
+"""RESOURCE_EXHAUSTED: the tenant exceeded a quota; `google.rpc.QuotaFailure` names the tenant and
+the quota. The call had no effect. RetryInfo, if present, has the delay before a retry.
 """
 ERROR_REASON_GATE_NOT_FOUND: ErrorReason.ValueType  # 22
-"""NOT_FOUND: no gate of that id is armed. Of `runlane.harness.v1` only."""
+"""NOT_FOUND: no armed gate has this id. Used only by `runlane.harness.v1`."""
 ERROR_REASON_UNSUPPORTED: ErrorReason.ValueType  # 23
-"""UNIMPLEMENTED: this server cannot do that, as it is set or run. Of `runlane.harness.v1` only."""
+"""UNIMPLEMENTED: the server's configuration does not support this call. Used only by
+`runlane.harness.v1`.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

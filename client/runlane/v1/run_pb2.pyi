@@ -30,43 +30,43 @@ class _RunStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunState.Val
     RUN_STATE_UNSPECIFIED: _RunState.ValueType  # 0
     """Never sent."""
     RUN_STATE_ACCEPTED: _RunState.ValueType  # 1
-    """First in its lane, and waits for a slot on a node or for the agent to be ready."""
+    """First in its lane; waits for a slot on a node or for the agent to be ready."""
     RUN_STATE_QUEUED: _RunState.ValueType  # 2
     """Waits behind another run of its session."""
     RUN_STATE_ACTIVE: _RunState.ValueType  # 3
     """Its agent is running."""
     RUN_STATE_FOLDED: _RunState.ValueType  # 4
-    """Joined the turn of the active run, and ends with it."""
+    """Joined the turn of the active run; ends together with it."""
     RUN_STATE_CANCELLING: _RunState.ValueType  # 5
-    """Covered by a cancel while it was active; its agent has not returned yet. It will end CANCELLED."""
+    """A cancel covered the active run; its agent has not returned yet. The run will end CANCELLED."""
     RUN_STATE_COMPLETED: _RunState.ValueType  # 6
-    """Ended well."""
+    """Ended successfully."""
     RUN_STATE_CANCELLED: _RunState.ValueType  # 7
     """Ended by a cancel."""
     RUN_STATE_FAILED: _RunState.ValueType  # 8
-    """Ended by an error, a timeout, or the loss of its node."""
+    """Ended by an error, a timeout or the loss of its node."""
 
 class RunState(_RunState, metaclass=_RunStateEnumTypeWrapper):
-    """Where a run is between its acceptance and its end. COMPLETED, CANCELLED and FAILED are terminal."""
+    """The state of a run. COMPLETED, CANCELLED and FAILED are terminal."""
 
 RUN_STATE_UNSPECIFIED: RunState.ValueType  # 0
 """Never sent."""
 RUN_STATE_ACCEPTED: RunState.ValueType  # 1
-"""First in its lane, and waits for a slot on a node or for the agent to be ready."""
+"""First in its lane; waits for a slot on a node or for the agent to be ready."""
 RUN_STATE_QUEUED: RunState.ValueType  # 2
 """Waits behind another run of its session."""
 RUN_STATE_ACTIVE: RunState.ValueType  # 3
 """Its agent is running."""
 RUN_STATE_FOLDED: RunState.ValueType  # 4
-"""Joined the turn of the active run, and ends with it."""
+"""Joined the turn of the active run; ends together with it."""
 RUN_STATE_CANCELLING: RunState.ValueType  # 5
-"""Covered by a cancel while it was active; its agent has not returned yet. It will end CANCELLED."""
+"""A cancel covered the active run; its agent has not returned yet. The run will end CANCELLED."""
 RUN_STATE_COMPLETED: RunState.ValueType  # 6
-"""Ended well."""
+"""Ended successfully."""
 RUN_STATE_CANCELLED: RunState.ValueType  # 7
 """Ended by a cancel."""
 RUN_STATE_FAILED: RunState.ValueType  # 8
-"""Ended by an error, a timeout, or the loss of its node."""
+"""Ended by an error, a timeout or the loss of its node."""
 Global___RunState: _TypeAlias = RunState  # noqa: Y015
 
 class _WhenBusy:
@@ -78,27 +78,27 @@ class _WhenBusyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WhenBusy.Val
     WHEN_BUSY_UNSPECIFIED: _WhenBusy.ValueType  # 0
     """The same as QUEUE."""
     WHEN_BUSY_QUEUE: _WhenBusy.ValueType  # 1
-    """It waits for its turn."""
+    """The run waits in the queue."""
     WHEN_BUSY_FOLD: _WhenBusy.ValueType  # 2
-    """It joins the active turn at its next step; after the last step it has a turn of its own."""
+    """The run joins the active turn at its next step; after the last step it gets its own turn."""
     WHEN_BUSY_REJECT: _WhenBusy.ValueType  # 3
-    """It is refused with SESSION_BUSY."""
+    """The run is rejected with SESSION_BUSY."""
     WHEN_BUSY_INTERRUPT: _WhenBusy.ValueType  # 4
-    """The active run is cancelled, and this one goes to the head of the queue, which is kept."""
+    """The active run is cancelled and this run goes to the head of the queue; the queue is kept."""
 
 class WhenBusy(_WhenBusy, metaclass=_WhenBusyEnumTypeWrapper):
-    """What becomes of a prompt whose session has work already."""
+    """How to handle a prompt when its session already has work."""
 
 WHEN_BUSY_UNSPECIFIED: WhenBusy.ValueType  # 0
 """The same as QUEUE."""
 WHEN_BUSY_QUEUE: WhenBusy.ValueType  # 1
-"""It waits for its turn."""
+"""The run waits in the queue."""
 WHEN_BUSY_FOLD: WhenBusy.ValueType  # 2
-"""It joins the active turn at its next step; after the last step it has a turn of its own."""
+"""The run joins the active turn at its next step; after the last step it gets its own turn."""
 WHEN_BUSY_REJECT: WhenBusy.ValueType  # 3
-"""It is refused with SESSION_BUSY."""
+"""The run is rejected with SESSION_BUSY."""
 WHEN_BUSY_INTERRUPT: WhenBusy.ValueType  # 4
-"""The active run is cancelled, and this one goes to the head of the queue, which is kept."""
+"""The active run is cancelled and this run goes to the head of the queue; the queue is kept."""
 Global___WhenBusy: _TypeAlias = WhenBusy  # noqa: Y015
 
 class _FinishReason:
@@ -110,48 +110,48 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     FINISH_REASON_UNSPECIFIED: _FinishReason.ValueType  # 0
     """The message is not finished, or the agent gave no reason."""
     FINISH_REASON_STOP: _FinishReason.ValueType  # 1
-    """The agent came to its end."""
+    """The agent finished."""
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
-    """The model's limit of output was reached."""
+    """The model reached its output limit."""
     FINISH_REASON_CONTENT_FILTER: _FinishReason.ValueType  # 3
-    """The provider withheld the rest."""
+    """The provider withheld the rest of the output."""
     FINISH_REASON_TOOL_CALLS: _FinishReason.ValueType  # 4
-    """The agent called tools; its turn went on after them."""
+    """The agent called tools and continued its turn afterwards."""
     FINISH_REASON_CANCELED: _FinishReason.ValueType  # 5
     """A cancel covered the run."""
     FINISH_REASON_ERROR: _FinishReason.ValueType  # 6
     """The agent failed."""
     FINISH_REASON_TIMEOUT: _FinishReason.ValueType  # 7
-    """The run's timeout passed."""
+    """The run exceeded its timeout."""
     FINISH_REASON_INTERRUPTED: _FinishReason.ValueType  # 8
-    """The node that ran it was lost, and no attempt was left."""
+    """The node that executed the run was lost and no attempt was left."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
-    """Why the agent's text ends where it ends."""
+    """Why the agent stopped."""
 
 FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
 """The message is not finished, or the agent gave no reason."""
 FINISH_REASON_STOP: FinishReason.ValueType  # 1
-"""The agent came to its end."""
+"""The agent finished."""
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
-"""The model's limit of output was reached."""
+"""The model reached its output limit."""
 FINISH_REASON_CONTENT_FILTER: FinishReason.ValueType  # 3
-"""The provider withheld the rest."""
+"""The provider withheld the rest of the output."""
 FINISH_REASON_TOOL_CALLS: FinishReason.ValueType  # 4
-"""The agent called tools; its turn went on after them."""
+"""The agent called tools and continued its turn afterwards."""
 FINISH_REASON_CANCELED: FinishReason.ValueType  # 5
 """A cancel covered the run."""
 FINISH_REASON_ERROR: FinishReason.ValueType  # 6
 """The agent failed."""
 FINISH_REASON_TIMEOUT: FinishReason.ValueType  # 7
-"""The run's timeout passed."""
+"""The run exceeded its timeout."""
 FINISH_REASON_INTERRUPTED: FinishReason.ValueType  # 8
-"""The node that ran it was lost, and no attempt was left."""
+"""The node that executed the run was lost and no attempt was left."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 @_typing.final
 class Attachment(_message.Message):
-    """Something that goes with a prompt."""
+    """A file or text attached to a prompt."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -160,15 +160,15 @@ class Attachment(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """A name for people, such as a file's; at most 255 bytes."""
+    """A display name, such as a file name; at most 255 bytes."""
     mime_type: _builtins.str
     """The IANA media type, `type/subtype`; at most 255 bytes. Empty means `text/plain` for text and
     `application/octet-stream` for data.
     """
     text: _builtins.str
-    """Text."""
+    """Text content."""
     data: _builtins.bytes
-    """Anything else."""
+    """Binary content."""
     def __init__(
         self,
         *,
@@ -196,11 +196,11 @@ class RunError(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """A stable word: AGENT_ERROR, AGENT_NOT_READY, RUN_TIMEOUT, INTERRUPTED, or one that the agent
-    chose (PROVIDER_ERROR, COMMAND_FAILED, ...).
+    """A stable code: AGENT_ERROR, AGENT_NOT_READY, RUN_TIMEOUT, INTERRUPTED, or a code chosen by the
+    agent (PROVIDER_ERROR, COMMAND_FAILED, ...).
     """
     message: _builtins.str
-    """A sentence for people; at most 8 KiB."""
+    """A human-readable message; at most 8 KiB."""
     def __init__(
         self,
         *,
@@ -217,7 +217,7 @@ Global___RunError: _TypeAlias = RunError  # noqa: Y015
 
 @_typing.final
 class Usage(_message.Message):
-    """What a run, or all runs of a session, cost."""
+    """Resources used by a run, or by all runs of a session."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -227,13 +227,13 @@ class Usage(_message.Message):
     CACHE_WRITE_TOKENS_FIELD_NUMBER: _builtins.int
     REQUESTS_FIELD_NUMBER: _builtins.int
     input_tokens: _builtins.int
-    """Tokens read by the model, the cached ones included."""
+    """Tokens read by the model, including cached tokens."""
     output_tokens: _builtins.int
     """Tokens written by the model."""
     cache_read_tokens: _builtins.int
-    """Input tokens that came from the provider's cache."""
+    """Input tokens read from the provider's cache."""
     cache_write_tokens: _builtins.int
-    """Input tokens that were put into the provider's cache."""
+    """Input tokens written to the provider's cache."""
     requests: _builtins.int
     """Requests to the model."""
     def __init__(
@@ -295,46 +295,46 @@ class Run(_message.Message):
     FOLDED_INTO_FIELD_NUMBER: _builtins.int
     RUN_COMPLETE_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
-    """The session it belongs to."""
+    """The session of the run."""
     run_id: _builtins.str
-    """Its id: the caller's idempotency key, or a UUIDv7 of the server's."""
+    """The run id: the caller's idempotency key, or a UUIDv7 generated by the server."""
     accept_seq: _builtins.int
-    """Its place in the accept order of its session; strictly increasing from 1."""
+    """The position in the accept order of the session; strictly increasing from 1."""
     state: Global___RunState.ValueType
-    """Where it is."""
+    """The current state."""
     when_busy: Global___WhenBusy.ValueType
-    """What was asked for in case the session was busy."""
+    """The requested behaviour for a busy session."""
     prompt_excerpt: _builtins.str
-    """The first 256 characters of the prompt; the transcript has it whole."""
+    """The first 256 characters of the prompt; the transcript has the full text."""
     max_attempts: _builtins.int
-    """How often it may be started, should its node be lost."""
+    """Maximum number of attempts; another attempt starts when a node is lost."""
     attempt: _builtins.int
-    """How often it was started so far."""
+    """Number of attempts started so far."""
     folded_into: _builtins.str
-    """The run whose turn it joined; empty where it did not."""
+    """The run whose turn this run joined; empty if it was not folded."""
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """The caller's own labels, as given."""
+        """The caller's labels, unchanged."""
 
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
-        """How long an attempt may be active; unset: without limit."""
+        """Maximum duration of one attempt; unset: no limit."""
 
     @_builtins.property
     def accepted_at(self) -> _timestamp_pb2.Timestamp:
-        """When it was accepted."""
+        """When the run was accepted."""
 
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp:
-        """When it was last started; unset while it has not been."""
+        """When the last attempt started; unset before the first one."""
 
     @_builtins.property
     def ended_at(self) -> _timestamp_pb2.Timestamp:
-        """When it ended; unset while it has not."""
+        """When the run ended; unset before the end."""
 
     @_builtins.property
     def run_complete(self) -> Global___RunComplete:
-        """How it ended; set in a terminal state. ListRuns leaves its text out."""
+        """The terminal event; set in a terminal state. ListRuns omits its text."""
 
     def __init__(
         self,
@@ -389,48 +389,48 @@ class RunComplete(_message.Message):
     session_id: _builtins.str
     """The session of the run."""
     run_id: _builtins.str
-    """The run."""
+    """The run id."""
     accept_seq: _builtins.int
-    """Its place in the accept order of its session."""
+    """The position in the accept order of the session."""
     state: Global___RunState.ValueType
     """COMPLETED, CANCELLED or FAILED."""
     cancelled: _builtins.bool
-    """Whether a cancel ended it: the same as state CANCELLED."""
+    """True if a cancel ended the run; equivalent to state CANCELLED."""
     finish_reason: Global___FinishReason.ValueType
-    """Why the text ends where it ends."""
+    """Why the agent stopped."""
     message_id: _builtins.str
-    """The last assistant message of its turn. Empty for a folded run that was cancelled by itself, as
-    the turn went on without it.
+    """The last assistant message of the turn. Empty for a folded run that was cancelled separately,
+    because the turn continued without it.
     """
     text: _builtins.str
-    """The text of that message, cut at 1 MiB."""
+    """The text of that message, truncated at 1 MiB."""
     text_truncated: _builtins.bool
-    """Whether text was cut; ListMessages has it whole."""
+    """True if the text was truncated; ListMessages returns the full text."""
     folded_into: _builtins.str
-    """The run whose turn it joined, and whose end it shares; empty where it had a turn of its own."""
+    """The run whose turn and end this run shares; empty if it had its own turn."""
     attempt: _builtins.int
-    """How often it was started; 0 if it never was."""
+    """Number of attempts started; 0 if the run never started."""
     cancel_reason: _builtins.str
-    """The reason that was given with the cancel."""
+    """The reason given by the cancel."""
     @_builtins.property
     def error(self) -> Global___RunError:
-        """Set where state is FAILED."""
+        """The error; set if the state is FAILED."""
 
     @_builtins.property
     def usage(self) -> Global___Usage:
-        """What the turn cost. Unset for a folded run: its turn's run has it."""
+        """Resources used by the turn. Unset for a folded run; see the run of `folded_into`."""
 
     @_builtins.property
     def accepted_at(self) -> _timestamp_pb2.Timestamp:
-        """When it was accepted."""
+        """When the run was accepted."""
 
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp:
-        """When it was last started; unset if it never was."""
+        """When the last attempt started; unset if the run never started."""
 
     @_builtins.property
     def ended_at(self) -> _timestamp_pb2.Timestamp:
-        """When it ended."""
+        """When the run ended."""
 
     def __init__(
         self,
@@ -463,7 +463,7 @@ Global___RunComplete: _TypeAlias = RunComplete  # noqa: Y015
 
 @_typing.final
 class ToolCall(_message.Message):
-    """A call of a tool by the agent."""
+    """A tool call by the agent."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -471,11 +471,11 @@ class ToolCall(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     ARGUMENTS_JSON_FIELD_NUMBER: _builtins.int
     tool_call_id: _builtins.str
-    """Unique within the turn."""
+    """The id of the call, unique within the turn."""
     name: _builtins.str
-    """The tool."""
+    """The tool name."""
     arguments_json: _builtins.str
-    """Its arguments as a JSON object; at most 1 MiB."""
+    """The arguments as a JSON object; at most 1 MiB."""
     def __init__(
         self,
         *,
@@ -493,7 +493,7 @@ Global___ToolCall: _TypeAlias = ToolCall  # noqa: Y015
 
 @_typing.final
 class ToolResult(_message.Message):
-    """What a tool answered."""
+    """The result of a tool call."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -502,13 +502,13 @@ class ToolResult(_message.Message):
     CONTENT_FIELD_NUMBER: _builtins.int
     IS_ERROR_FIELD_NUMBER: _builtins.int
     tool_call_id: _builtins.str
-    """The call it answers."""
+    """The id of the call."""
     name: _builtins.str
-    """The tool."""
+    """The tool name."""
     content: _builtins.str
-    """The answer, cut at 1 MiB."""
+    """The result, truncated at 1 MiB."""
     is_error: _builtins.bool
-    """Whether the call failed, or was cut off by the end of the turn."""
+    """True if the call failed, or if the turn ended before the tool returned."""
     def __init__(
         self,
         *,
@@ -527,8 +527,8 @@ Global___ToolResult: _TypeAlias = ToolResult  # noqa: Y015
 
 @_typing.final
 class RunEvent(_message.Message):
-    """One thing that happened in a run. The events of a run are numbered from 1 without a gap, the first
-    is `accepted`, the last `run_complete`.
+    """An event of a run. The events of a run are numbered from 1 without gaps; the first is `accepted`,
+    the last is `run_complete`.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -541,7 +541,7 @@ class RunEvent(_message.Message):
 
         ACCEPT_SEQ_FIELD_NUMBER: _builtins.int
         accept_seq: _builtins.int
-        """Its place in the accept order of its session."""
+        """The position in the accept order of the session."""
         def __init__(
             self,
             *,
@@ -555,13 +555,13 @@ class RunEvent(_message.Message):
 
     @_typing.final
     class Started(_message.Message):
-        """The run's agent was started."""
+        """An attempt of the run started."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
         ATTEMPT_FIELD_NUMBER: _builtins.int
         attempt: _builtins.int
-        """Which attempt this is, from 1. A later one starts over: what came between does not count."""
+        """The attempt number, from 1. Discard the output of earlier attempts."""
         def __init__(
             self,
             *,
@@ -575,13 +575,13 @@ class RunEvent(_message.Message):
 
     @_typing.final
     class TextDelta(_message.Message):
-        """A piece of the answer."""
+        """A piece of the output text."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
         TEXT_FIELD_NUMBER: _builtins.int
         text: _builtins.str
-        """The piece; appended to those before it."""
+        """The text to append to the previous pieces."""
         def __init__(
             self,
             *,
@@ -601,7 +601,7 @@ class RunEvent(_message.Message):
 
         TEXT_FIELD_NUMBER: _builtins.int
         text: _builtins.str
-        """The piece; appended to those before it."""
+        """The text to append to the previous pieces."""
         def __init__(
             self,
             *,
@@ -615,7 +615,7 @@ class RunEvent(_message.Message):
 
     @_typing.final
     class Folded(_message.Message):
-        """A run joined a turn. Both runs have the event."""
+        """A run joined the turn of another run. Both runs have this event."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -648,10 +648,10 @@ class RunEvent(_message.Message):
     FOLDED_FIELD_NUMBER: _builtins.int
     RUN_COMPLETE_FIELD_NUMBER: _builtins.int
     index: _builtins.int
-    """Its number within the run, from 1."""
+    """The number of the event within the run, from 1."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
-        """When it happened."""
+        """When the event happened."""
 
     @_builtins.property
     def accepted(self) -> Global___RunEvent.Accepted:
@@ -659,11 +659,11 @@ class RunEvent(_message.Message):
 
     @_builtins.property
     def started(self) -> Global___RunEvent.Started:
-        """Its agent was started."""
+        """An attempt of the run started."""
 
     @_builtins.property
     def text_delta(self) -> Global___RunEvent.TextDelta:
-        """A piece of the answer."""
+        """A piece of the output text."""
 
     @_builtins.property
     def reasoning_delta(self) -> Global___RunEvent.ReasoningDelta:
@@ -675,11 +675,11 @@ class RunEvent(_message.Message):
 
     @_builtins.property
     def tool_result(self) -> Global___ToolResult:
-        """A tool answered."""
+        """A tool returned a result."""
 
     @_builtins.property
     def folded(self) -> Global___RunEvent.Folded:
-        """A run joined the turn."""
+        """A run joined the turn of another run."""
 
     @_builtins.property
     def run_complete(self) -> Global___RunComplete:
@@ -711,7 +711,7 @@ Global___RunEvent: _TypeAlias = RunEvent  # noqa: Y015
 
 @_typing.final
 class CancelledRun(_message.Message):
-    """A run that a cancel covered."""
+    """A run covered by a cancel."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -722,11 +722,11 @@ class CancelledRun(_message.Message):
     session_id: _builtins.str
     """The session of the run."""
     run_id: _builtins.str
-    """The run."""
+    """The run id."""
     accept_seq: _builtins.int
-    """Its place in the accept order of its session."""
+    """The position in the accept order of the session."""
     state_when_cancelled: Global___RunState.ValueType
-    """Where it was when the cancel took effect: ACCEPTED, QUEUED, ACTIVE or FOLDED."""
+    """The state when the cancel took effect: ACCEPTED, QUEUED, ACTIVE or FOLDED."""
     def __init__(
         self,
         *,

@@ -31,23 +31,23 @@ class _CancelScopeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CancelSco
     CANCEL_SCOPE_UNSPECIFIED: _CancelScope.ValueType  # 0
     """The same as SESSION."""
     CANCEL_SCOPE_SESSION: _CancelScope.ValueType  # 1
-    """All of them."""
+    """All runs."""
     CANCEL_SCOPE_ACTIVE: _CancelScope.ValueType  # 2
-    """The active one, with those folded into it; the waiting ones live on."""
+    """The active run and the runs folded into it; waiting runs are kept."""
     CANCEL_SCOPE_WAITING: _CancelScope.ValueType  # 3
-    """The waiting ones; the active one lives on."""
+    """The waiting runs; the active run continues."""
 
 class CancelScope(_CancelScope, metaclass=_CancelScopeEnumTypeWrapper):
-    """Which runs of a session a cancel covers."""
+    """The runs of a session that a cancel covers."""
 
 CANCEL_SCOPE_UNSPECIFIED: CancelScope.ValueType  # 0
 """The same as SESSION."""
 CANCEL_SCOPE_SESSION: CancelScope.ValueType  # 1
-"""All of them."""
+"""All runs."""
 CANCEL_SCOPE_ACTIVE: CancelScope.ValueType  # 2
-"""The active one, with those folded into it; the waiting ones live on."""
+"""The active run and the runs folded into it; waiting runs are kept."""
 CANCEL_SCOPE_WAITING: CancelScope.ValueType  # 3
-"""The waiting ones; the active one lives on."""
+"""The waiting runs; the active run continues."""
 Global___CancelScope: _TypeAlias = CancelScope  # noqa: Y015
 
 @_typing.final
@@ -86,33 +86,33 @@ class RunAcceptedRequest(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     ALLOW_MISSING_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
-    """The session; at most 128 bytes, no control characters, no whitespace at either end."""
+    """The session id; at most 128 bytes, no control characters, no leading or trailing whitespace."""
     run_id: _builtins.str
-    """The caller's idempotency key, with the limits of a session id; empty: the server mints a
-    UUIDv7. The same id with the same session, prompt and attachments returns the run it named
-    first, also long after that ended.
+    """The idempotency key, with the same limits as a session id. Empty: the server generates a
+    UUIDv7. The same id with the same session, prompt and attachments returns the existing run,
+    even long after it ended.
     """
     prompt: _builtins.str
-    """What to do; at most 1 MiB of UTF-8 unless the server is set otherwise."""
+    """The prompt; at most 1 MiB of UTF-8 by default (a server setting)."""
     when_busy: _run_pb2.WhenBusy.ValueType
-    """What becomes of it if the session has work already."""
+    """How to handle the run if the session already has work."""
     max_attempts: _builtins.int
-    """How often the run may be started, should its node be lost; 1 to 100. Unset or 0: once."""
+    """Maximum number of attempts if nodes are lost; 1 to 100. Unset or 0: 1."""
     allow_missing: _builtins.bool
-    """Whether to create the session if there is none of that id."""
+    """Create the session if it does not exist."""
     @_builtins.property
     def attachments(self) -> _containers.RepeatedCompositeFieldContainer[_run_pb2.Attachment]:
-        """What goes with it; at most 2 MiB together unless the server is set otherwise."""
+        """Attachments; at most 2 MiB in total by default (a server setting)."""
 
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
-        """How long an attempt may be active before it ends as TIMEOUT; more than 0 and at most 7 days.
-        Unset: without limit.
+        """Maximum duration of one attempt, after which it ends as TIMEOUT; more than 0 and at most 7
+        days. Unset: no limit.
         """
 
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """The caller's own labels: at most 64, keys up to 128 bytes, values up to 4 KiB."""
+        """The caller's labels; at most 64, keys up to 128 bytes, values up to 4 KiB."""
 
     def __init__(
         self,
@@ -137,14 +137,14 @@ Global___RunAcceptedRequest: _TypeAlias = RunAcceptedRequest  # noqa: Y015
 
 @_typing.final
 class RunAcceptedResponse(_message.Message):
-    """The run as it was accepted."""
+    """The accepted run."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     RUN_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
     cursor: _builtins.str
-    """Just before all events of this run: a subscription from here misses nothing of it."""
+    """The position just before the events of this run; a subscription from here receives all of them."""
     @_builtins.property
     def run(self) -> _run_pb2.Run:
         """The run."""
@@ -165,7 +165,7 @@ Global___RunAcceptedResponse: _TypeAlias = RunAcceptedResponse  # noqa: Y015
 
 @_typing.final
 class CancelRequest(_message.Message):
-    """What to cancel."""
+    """Request to cancel runs of a session."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -174,13 +174,13 @@ class CancelRequest(_message.Message):
     SCOPE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
-    """The session. May be left out where run_id is given."""
+    """The session id. Optional if run_id is given."""
     run_id: _builtins.str
-    """One run. With it, scope is SESSION or unset. Cancelling a run cancels the runs folded into it."""
+    """Cancel only this run and the runs folded into it. Requires scope SESSION or unset."""
     scope: Global___CancelScope.ValueType
-    """Which runs of the session."""
+    """The runs of the session to cancel."""
     reason: _builtins.str
-    """Recorded with every run that is covered; at most 1 KiB."""
+    """The reason, recorded with every cancelled run; at most 1 KiB."""
     def __init__(
         self,
         *,
@@ -199,20 +199,20 @@ Global___CancelRequest: _TypeAlias = CancelRequest  # noqa: Y015
 
 @_typing.final
 class CancelResponse(_message.Message):
-    """What a cancel covered."""
+    """The receipt of a cancel."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CANCELLED_FIELD_NUMBER: _builtins.int
     FENCE_ACCEPT_SEQ_FIELD_NUMBER: _builtins.int
     fence_accept_seq: _builtins.int
-    """The last accept_seq of the session when the cancel took effect: no run with a larger one was
-    touched.
+    """The last accept_seq of the session when the cancel took effect; runs with a larger accept_seq
+    were not affected.
     """
     @_builtins.property
     def cancelled(self) -> _containers.RepeatedCompositeFieldContainer[_run_pb2.CancelledRun]:
-        """Every run covered, in accept order. Each of them ends CANCELLED. Empty: there was nothing to
-        cancel, and nothing was recorded. Runs that an earlier cancel covered are not named again.
+        """The covered runs, in accept order; each of them ends CANCELLED. Empty if there was nothing to
+        cancel; nothing was recorded then. Excludes runs covered by an earlier cancel.
         """
 
     def __init__(
@@ -231,13 +231,13 @@ Global___CancelResponse: _TypeAlias = CancelResponse  # noqa: Y015
 
 @_typing.final
 class CancelAllRequest(_message.Message):
-    """Cancels everything."""
+    """Request to cancel the runs of all sessions."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REASON_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """Recorded with every run that is covered; at most 1 KiB."""
+    """The reason, recorded with every cancelled run; at most 1 KiB."""
     def __init__(
         self,
         *,
@@ -253,7 +253,7 @@ Global___CancelAllRequest: _TypeAlias = CancelAllRequest  # noqa: Y015
 
 @_typing.final
 class SessionCancellation(_message.Message):
-    """What a cancel covered in one session."""
+    """The receipt of a cancel for one session."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -261,12 +261,12 @@ class SessionCancellation(_message.Message):
     CANCELLED_FIELD_NUMBER: _builtins.int
     FENCE_ACCEPT_SEQ_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
-    """The session."""
+    """The session id."""
     fence_accept_seq: _builtins.int
     """The last accept_seq of the session when the cancel took effect."""
     @_builtins.property
     def cancelled(self) -> _containers.RepeatedCompositeFieldContainer[_run_pb2.CancelledRun]:
-        """Every run covered, in accept order."""
+        """The covered runs, in accept order."""
 
     def __init__(
         self,
@@ -285,14 +285,14 @@ Global___SessionCancellation: _TypeAlias = SessionCancellation  # noqa: Y015
 
 @_typing.final
 class CancelAllResponse(_message.Message):
-    """What a cancel of everything covered."""
+    """The receipts of a cancel of all sessions."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SESSIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionCancellation]:
-        """One entry for every session in which a run was covered."""
+        """One receipt for each session with at least one covered run."""
 
     def __init__(
         self,
@@ -309,7 +309,7 @@ Global___CancelAllResponse: _TypeAlias = CancelAllResponse  # noqa: Y015
 
 @_typing.final
 class SubscribeRunCompleteRequest(_message.Message):
-    """Which terminal events to send, and from where on."""
+    """Request to subscribe to terminal events."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -318,16 +318,18 @@ class SubscribeRunCompleteRequest(_message.Message):
     CURSOR_FIELD_NUMBER: _builtins.int
     FROM_BEGINNING_FIELD_NUMBER: _builtins.int
     cursor: _builtins.str
-    """After this cursor."""
+    """Start after this cursor."""
     from_beginning: _builtins.bool
-    """From the oldest event that is kept."""
+    """Start at the oldest retained event."""
     @_builtins.property
     def session_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Runs of these sessions; at most 1,000. Without session_ids and run_ids: all runs of the caller."""
+        """Match runs of these sessions; at most 1,000. Without session_ids and run_ids: all runs of the
+        caller.
+        """
 
     @_builtins.property
     def run_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """These runs; at most 1,000. With session_ids too: whatever matches either."""
+        """Match these runs; at most 1,000. Combined with session_ids by OR."""
 
     def __init__(
         self,
@@ -349,20 +351,20 @@ Global___SubscribeRunCompleteRequest: _TypeAlias = SubscribeRunCompleteRequest  
 
 @_typing.final
 class SubscribeRunCompleteResponse(_message.Message):
-    """A terminal event, or a mark that there was none."""
+    """A terminal event or a progress mark."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
     class Progress(_message.Message):
-        """A mark in an idle stream."""
+        """A progress mark of an idle stream."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
         TIME_FIELD_NUMBER: _builtins.int
         @_builtins.property
         def time(self) -> _timestamp_pb2.Timestamp:
-            """When it was sent."""
+            """When the mark was sent."""
 
         def __init__(
             self,
@@ -379,14 +381,14 @@ class SubscribeRunCompleteResponse(_message.Message):
     RUN_COMPLETE_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     cursor: _builtins.str
-    """Where to resume after this message. Opaque; at most 128 bytes."""
+    """The position to resume from after this message. Opaque; at most 128 bytes."""
     @_builtins.property
     def run_complete(self) -> _run_pb2.RunComplete:
         """A run ended."""
 
     @_builtins.property
     def progress(self) -> Global___SubscribeRunCompleteResponse.Progress:
-        """Nothing that matches has happened up to the cursor, beyond what was sent."""
+        """No other matching event exists up to the cursor."""
 
     def __init__(
         self,
@@ -407,16 +409,16 @@ Global___SubscribeRunCompleteResponse: _TypeAlias = SubscribeRunCompleteResponse
 
 @_typing.final
 class SubscribeRunRequest(_message.Message):
-    """Which run to follow."""
+    """Request for the events of a run."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     RUN_ID_FIELD_NUMBER: _builtins.int
     AFTER_INDEX_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
-    """The run."""
+    """The run id."""
     after_index: _builtins.int
-    """The index of the last event that is known already; 0: from the first."""
+    """Return events after this index; 0: all events."""
     def __init__(
         self,
         *,
@@ -457,18 +459,18 @@ Global___SubscribeRunResponse: _TypeAlias = SubscribeRunResponse  # noqa: Y015
 
 @_typing.final
 class WaitRunRequest(_message.Message):
-    """Which run to wait for."""
+    """Request to wait for the end of a run."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     RUN_ID_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
-    """The run."""
+    """The run id."""
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
-        """How long to wait; at most 7 days. Unset: until the run ends or the call's own deadline. 0: not
-        at all.
+        """Maximum time to wait; at most 7 days. Unset: until the run ends or the call's deadline. 0:
+        return immediately.
         """
 
     def __init__(
@@ -487,7 +489,7 @@ Global___WaitRunRequest: _TypeAlias = WaitRunRequest  # noqa: Y015
 
 @_typing.final
 class WaitRunResponse(_message.Message):
-    """The run at its end, or as it was when the time was up."""
+    """The ended run, or its current state when the timeout passed."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -511,13 +513,13 @@ Global___WaitRunResponse: _TypeAlias = WaitRunResponse  # noqa: Y015
 
 @_typing.final
 class GetRunRequest(_message.Message):
-    """Which run to get."""
+    """Request for a run."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     RUN_ID_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
-    """The run."""
+    """The run id."""
     def __init__(
         self,
         *,
@@ -533,7 +535,7 @@ Global___GetRunRequest: _TypeAlias = GetRunRequest  # noqa: Y015
 
 @_typing.final
 class GetRunResponse(_message.Message):
-    """A run."""
+    """The requested run."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -557,7 +559,7 @@ Global___GetRunResponse: _TypeAlias = GetRunResponse  # noqa: Y015
 
 @_typing.final
 class ListRunsRequest(_message.Message):
-    """Which runs to list."""
+    """Request for a page of runs."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -566,14 +568,16 @@ class ListRunsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
-    """Only those of this session; empty: of all sessions."""
+    """Return only runs of this session; empty: all sessions."""
     page_size: _builtins.int
-    """How many at the most; 0: 50. Above 1,000 counts as 1,000. A page may hold fewer."""
+    """Maximum number of runs per page; 0: 50; larger values are capped at 1,000. A page may have
+    fewer.
+    """
     page_token: _builtins.str
-    """The next_page_token of the page before; empty: the first page."""
+    """The next_page_token of the previous page; empty: first page."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_run_pb2.RunState.ValueType]:
-        """Only those in one of these states; none: in any."""
+        """Return only runs in these states; empty: all states."""
 
     def __init__(
         self,
@@ -600,10 +604,10 @@ class ListRunsResponse(_message.Message):
     RUNS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Asks for the page after this one; empty on the last."""
+    """The token for the next page; empty on the last page."""
     @_builtins.property
     def runs(self) -> _containers.RepeatedCompositeFieldContainer[_run_pb2.Run]:
-        """The latest accepted first."""
+        """The runs, most recently accepted first."""
 
     def __init__(
         self,

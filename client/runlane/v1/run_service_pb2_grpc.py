@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class RunServiceStub(object):
-    """Accepts runs, cancels them, and tells what becomes of them.
+    """Accepts and cancels runs, and reports their events and results.
     """
 
     def __init__(self, channel):
@@ -78,45 +78,46 @@ class RunServiceStub(object):
 
 
 class RunServiceServicer(object):
-    """Accepts runs, cancels them, and tells what becomes of them.
+    """Accepts and cancels runs, and reports their events and results.
     """
 
     def RunAccepted(self, request, context):
-        """Takes a prompt for a session and answers as soon as the run is durable; it never waits for the
-        agent. The run belongs to the server from then on, whatever becomes of the caller.
+        """Accepts a prompt for a session. Returns when the run is durable; never waits for the agent. The
+        run then belongs to the server: a disconnect, cancel or deadline of the caller does not affect
+        it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Cancel(self, request, context):
-        """Cancels what is accepted and not terminal in a session at this instant, and says what that was.
-        On an idle session it does nothing.
+        """Cancels the runs of a session that are accepted and not terminal at this instant. Returns the
+        cancelled runs. Has no effect on an idle session.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelAll(self, request, context):
-        """Cancels all that is accepted and not terminal in all sessions of the caller.
+        """Cancels all runs that are accepted and not terminal, in all sessions of the caller.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SubscribeRunComplete(self, request, context):
-        """Streams the terminal event of every run that matches, each once and in order. The first message
-        is a progress mark with the cursor the subscription starts at. A stream that breaks is resumed
-        with the last cursor that was seen.
+        """Streams the terminal event of every matching run, each exactly once and in order. The first
+        message is a progress mark with the start cursor of the subscription. After a lost connection,
+        resume with the last received cursor.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SubscribeRun(self, request, context):
-        """Streams all that happens in one run, from its acceptance, and ends after its run_complete. The
-        events of a run are removed together with its terminal event, when that gets old; the call is
-        answered CURSOR_COMPACTED then. GetRun tells how the run ended, ListMessages what was said.
+        """Streams all events of one run, starting with its acceptance; ends after its run_complete. The
+        retention period removes the events of a run together with its terminal event; this call then
+        fails with CURSOR_COMPACTED. GetRun still returns the result and ListMessages the transcript.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -130,14 +131,14 @@ class RunServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetRun(self, request, context):
-        """Tells where a run is.
+        """Returns a run.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListRuns(self, request, context):
-        """Lists runs, the latest accepted first.
+        """Lists runs, most recently accepted first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -195,7 +196,7 @@ def add_RunServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RunService(object):
-    """Accepts runs, cancels them, and tells what becomes of them.
+    """Accepts and cancels runs, and reports their events and results.
     """
 
     @staticmethod

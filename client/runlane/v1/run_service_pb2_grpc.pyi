@@ -27,73 +27,75 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RunServiceStub:
-    """Accepts runs, cancels them, and tells what becomes of them."""
+    """Accepts and cancels runs, and reports their events and results."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RunServiceAsyncStub: ...
     RunAccepted: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.RunAcceptedRequest, _run_service_pb2.RunAcceptedResponse]
-    """Takes a prompt for a session and answers as soon as the run is durable; it never waits for the
-    agent. The run belongs to the server from then on, whatever becomes of the caller.
+    """Accepts a prompt for a session. Returns when the run is durable; never waits for the agent. The
+    run then belongs to the server: a disconnect, cancel or deadline of the caller does not affect
+    it.
     """
     Cancel: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.CancelRequest, _run_service_pb2.CancelResponse]
-    """Cancels what is accepted and not terminal in a session at this instant, and says what that was.
-    On an idle session it does nothing.
+    """Cancels the runs of a session that are accepted and not terminal at this instant. Returns the
+    cancelled runs. Has no effect on an idle session.
     """
     CancelAll: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.CancelAllRequest, _run_service_pb2.CancelAllResponse]
-    """Cancels all that is accepted and not terminal in all sessions of the caller."""
+    """Cancels all runs that are accepted and not terminal, in all sessions of the caller."""
     SubscribeRunComplete: _grpc.UnaryStreamMultiCallable[_run_service_pb2.SubscribeRunCompleteRequest, _run_service_pb2.SubscribeRunCompleteResponse]
-    """Streams the terminal event of every run that matches, each once and in order. The first message
-    is a progress mark with the cursor the subscription starts at. A stream that breaks is resumed
-    with the last cursor that was seen.
+    """Streams the terminal event of every matching run, each exactly once and in order. The first
+    message is a progress mark with the start cursor of the subscription. After a lost connection,
+    resume with the last received cursor.
     """
     SubscribeRun: _grpc.UnaryStreamMultiCallable[_run_service_pb2.SubscribeRunRequest, _run_service_pb2.SubscribeRunResponse]
-    """Streams all that happens in one run, from its acceptance, and ends after its run_complete. The
-    events of a run are removed together with its terminal event, when that gets old; the call is
-    answered CURSOR_COMPACTED then. GetRun tells how the run ended, ListMessages what was said.
+    """Streams all events of one run, starting with its acceptance; ends after its run_complete. The
+    retention period removes the events of a run together with its terminal event; this call then
+    fails with CURSOR_COMPACTED. GetRun still returns the result and ListMessages the transcript.
     """
     WaitRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.WaitRunRequest, _run_service_pb2.WaitRunResponse]
     """Waits for a run to end."""
     GetRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.GetRunRequest, _run_service_pb2.GetRunResponse]
-    """Tells where a run is."""
+    """Returns a run."""
     ListRuns: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.ListRunsRequest, _run_service_pb2.ListRunsResponse]
-    """Lists runs, the latest accepted first."""
+    """Lists runs, most recently accepted first."""
 
 @_typing.type_check_only
 class RunServiceAsyncStub(RunServiceStub):
-    """Accepts runs, cancels them, and tells what becomes of them."""
+    """Accepts and cancels runs, and reports their events and results."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     RunAccepted: _aio.UnaryUnaryMultiCallable[_run_service_pb2.RunAcceptedRequest, _run_service_pb2.RunAcceptedResponse]  # type: ignore[assignment]
-    """Takes a prompt for a session and answers as soon as the run is durable; it never waits for the
-    agent. The run belongs to the server from then on, whatever becomes of the caller.
+    """Accepts a prompt for a session. Returns when the run is durable; never waits for the agent. The
+    run then belongs to the server: a disconnect, cancel or deadline of the caller does not affect
+    it.
     """
     Cancel: _aio.UnaryUnaryMultiCallable[_run_service_pb2.CancelRequest, _run_service_pb2.CancelResponse]  # type: ignore[assignment]
-    """Cancels what is accepted and not terminal in a session at this instant, and says what that was.
-    On an idle session it does nothing.
+    """Cancels the runs of a session that are accepted and not terminal at this instant. Returns the
+    cancelled runs. Has no effect on an idle session.
     """
     CancelAll: _aio.UnaryUnaryMultiCallable[_run_service_pb2.CancelAllRequest, _run_service_pb2.CancelAllResponse]  # type: ignore[assignment]
-    """Cancels all that is accepted and not terminal in all sessions of the caller."""
+    """Cancels all runs that are accepted and not terminal, in all sessions of the caller."""
     SubscribeRunComplete: _aio.UnaryStreamMultiCallable[_run_service_pb2.SubscribeRunCompleteRequest, _run_service_pb2.SubscribeRunCompleteResponse]  # type: ignore[assignment]
-    """Streams the terminal event of every run that matches, each once and in order. The first message
-    is a progress mark with the cursor the subscription starts at. A stream that breaks is resumed
-    with the last cursor that was seen.
+    """Streams the terminal event of every matching run, each exactly once and in order. The first
+    message is a progress mark with the start cursor of the subscription. After a lost connection,
+    resume with the last received cursor.
     """
     SubscribeRun: _aio.UnaryStreamMultiCallable[_run_service_pb2.SubscribeRunRequest, _run_service_pb2.SubscribeRunResponse]  # type: ignore[assignment]
-    """Streams all that happens in one run, from its acceptance, and ends after its run_complete. The
-    events of a run are removed together with its terminal event, when that gets old; the call is
-    answered CURSOR_COMPACTED then. GetRun tells how the run ended, ListMessages what was said.
+    """Streams all events of one run, starting with its acceptance; ends after its run_complete. The
+    retention period removes the events of a run together with its terminal event; this call then
+    fails with CURSOR_COMPACTED. GetRun still returns the result and ListMessages the transcript.
     """
     WaitRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.WaitRunRequest, _run_service_pb2.WaitRunResponse]  # type: ignore[assignment]
     """Waits for a run to end."""
     GetRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.GetRunRequest, _run_service_pb2.GetRunResponse]  # type: ignore[assignment]
-    """Tells where a run is."""
+    """Returns a run."""
     ListRuns: _aio.UnaryUnaryMultiCallable[_run_service_pb2.ListRunsRequest, _run_service_pb2.ListRunsResponse]  # type: ignore[assignment]
-    """Lists runs, the latest accepted first."""
+    """Lists runs, most recently accepted first."""
 
 class RunServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Accepts runs, cancels them, and tells what becomes of them."""
+    """Accepts and cancels runs, and reports their events and results."""
 
     @_abc_1.abstractmethod
     def RunAccepted(
@@ -101,8 +103,9 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _run_service_pb2.RunAcceptedRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_run_service_pb2.RunAcceptedResponse, _abc.Awaitable[_run_service_pb2.RunAcceptedResponse]]:
-        """Takes a prompt for a session and answers as soon as the run is durable; it never waits for the
-        agent. The run belongs to the server from then on, whatever becomes of the caller.
+        """Accepts a prompt for a session. Returns when the run is durable; never waits for the agent. The
+        run then belongs to the server: a disconnect, cancel or deadline of the caller does not affect
+        it.
         """
 
     @_abc_1.abstractmethod
@@ -111,8 +114,8 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _run_service_pb2.CancelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_run_service_pb2.CancelResponse, _abc.Awaitable[_run_service_pb2.CancelResponse]]:
-        """Cancels what is accepted and not terminal in a session at this instant, and says what that was.
-        On an idle session it does nothing.
+        """Cancels the runs of a session that are accepted and not terminal at this instant. Returns the
+        cancelled runs. Has no effect on an idle session.
         """
 
     @_abc_1.abstractmethod
@@ -121,7 +124,7 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _run_service_pb2.CancelAllRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_run_service_pb2.CancelAllResponse, _abc.Awaitable[_run_service_pb2.CancelAllResponse]]:
-        """Cancels all that is accepted and not terminal in all sessions of the caller."""
+        """Cancels all runs that are accepted and not terminal, in all sessions of the caller."""
 
     @_abc_1.abstractmethod
     def SubscribeRunComplete(
@@ -129,9 +132,9 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _run_service_pb2.SubscribeRunCompleteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_run_service_pb2.SubscribeRunCompleteResponse], _abc.AsyncIterator[_run_service_pb2.SubscribeRunCompleteResponse]]:
-        """Streams the terminal event of every run that matches, each once and in order. The first message
-        is a progress mark with the cursor the subscription starts at. A stream that breaks is resumed
-        with the last cursor that was seen.
+        """Streams the terminal event of every matching run, each exactly once and in order. The first
+        message is a progress mark with the start cursor of the subscription. After a lost connection,
+        resume with the last received cursor.
         """
 
     @_abc_1.abstractmethod
@@ -140,9 +143,9 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _run_service_pb2.SubscribeRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_run_service_pb2.SubscribeRunResponse], _abc.AsyncIterator[_run_service_pb2.SubscribeRunResponse]]:
-        """Streams all that happens in one run, from its acceptance, and ends after its run_complete. The
-        events of a run are removed together with its terminal event, when that gets old; the call is
-        answered CURSOR_COMPACTED then. GetRun tells how the run ended, ListMessages what was said.
+        """Streams all events of one run, starting with its acceptance; ends after its run_complete. The
+        retention period removes the events of a run together with its terminal event; this call then
+        fails with CURSOR_COMPACTED. GetRun still returns the result and ListMessages the transcript.
         """
 
     @_abc_1.abstractmethod
@@ -159,7 +162,7 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _run_service_pb2.GetRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_run_service_pb2.GetRunResponse, _abc.Awaitable[_run_service_pb2.GetRunResponse]]:
-        """Tells where a run is."""
+        """Returns a run."""
 
     @_abc_1.abstractmethod
     def ListRuns(
@@ -167,6 +170,6 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _run_service_pb2.ListRunsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_run_service_pb2.ListRunsResponse, _abc.Awaitable[_run_service_pb2.ListRunsResponse]]:
-        """Lists runs, the latest accepted first."""
+        """Lists runs, most recently accepted first."""
 
 def add_RunServiceServicer_to_server(servicer: RunServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

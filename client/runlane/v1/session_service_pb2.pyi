@@ -21,7 +21,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class CreateSessionRequest(_message.Message):
-    """A session to create."""
+    """Request to create a session."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -49,14 +49,14 @@ class CreateSessionRequest(_message.Message):
     TITLE_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
-    """At most 128 bytes, no control characters, no whitespace at either end; empty: the server mints
-    a UUIDv7.
+    """The session id; at most 128 bytes, no control characters, no leading or trailing whitespace.
+    Empty: the server generates a UUIDv7.
     """
     title: _builtins.str
-    """A name for people; at most 1 KiB."""
+    """A display name; at most 1 KiB."""
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """The caller's own labels: at most 64, keys up to 128 bytes, values up to 4 KiB."""
+        """The caller's labels; at most 64, keys up to 128 bytes, values up to 4 KiB."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ Global___CreateSessionRequest: _TypeAlias = CreateSessionRequest  # noqa: Y015
 
 @_typing.final
 class CreateSessionResponse(_message.Message):
-    """The session that was created."""
+    """The created session."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -99,13 +99,13 @@ Global___CreateSessionResponse: _TypeAlias = CreateSessionResponse  # noqa: Y015
 
 @_typing.final
 class GetSessionRequest(_message.Message):
-    """Which session to get."""
+    """Request for a session."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SESSION_ID_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
-    """The session."""
+    """The session id."""
     def __init__(
         self,
         *,
@@ -121,7 +121,7 @@ Global___GetSessionRequest: _TypeAlias = GetSessionRequest  # noqa: Y015
 
 @_typing.final
 class GetSessionResponse(_message.Message):
-    """A session."""
+    """The requested session."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -145,16 +145,18 @@ Global___GetSessionResponse: _TypeAlias = GetSessionResponse  # noqa: Y015
 
 @_typing.final
 class ListSessionsRequest(_message.Message):
-    """Which sessions to list."""
+    """Request for a page of sessions."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """How many at the most; 0: 50. Above 1,000 counts as 1,000. A page may hold fewer."""
+    """Maximum number of sessions per page; 0: 50; larger values are capped at 1,000. A page may have
+    fewer.
+    """
     page_token: _builtins.str
-    """The next_page_token of the page before; empty: the first page."""
+    """The next_page_token of the previous page; empty: first page."""
     def __init__(
         self,
         *,
@@ -178,10 +180,10 @@ class ListSessionsResponse(_message.Message):
     SESSIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Asks for the page after this one; empty on the last."""
+    """The token for the next page; empty on the last page."""
     @_builtins.property
     def sessions(self) -> _containers.RepeatedCompositeFieldContainer[_session_pb2.Session]:
-        """The latest created first."""
+        """The sessions, most recently created first."""
 
     def __init__(
         self,
@@ -199,13 +201,13 @@ Global___ListSessionsResponse: _TypeAlias = ListSessionsResponse  # noqa: Y015
 
 @_typing.final
 class DeleteSessionRequest(_message.Message):
-    """Which session to delete."""
+    """Request to delete a session."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SESSION_ID_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
-    """The session."""
+    """The session id."""
     def __init__(
         self,
         *,
@@ -221,7 +223,7 @@ Global___DeleteSessionRequest: _TypeAlias = DeleteSessionRequest  # noqa: Y015
 
 @_typing.final
 class DeleteSessionResponse(_message.Message):
-    """The session is gone."""
+    """Confirms the deletion."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -238,7 +240,7 @@ Global___DeleteSessionResponse: _TypeAlias = DeleteSessionResponse  # noqa: Y015
 
 @_typing.final
 class ListMessagesRequest(_message.Message):
-    """Whose messages to list."""
+    """Request for a page of messages."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -246,11 +248,13 @@ class ListMessagesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
-    """The session."""
+    """The session id."""
     page_size: _builtins.int
-    """How many at the most; 0: 50. Above 1,000 counts as 1,000. A page may hold fewer."""
+    """Maximum number of messages per page; 0: 50; larger values are capped at 1,000. A page may have
+    fewer.
+    """
     page_token: _builtins.str
-    """The next_page_token of the page before; empty: the first page."""
+    """The next_page_token of the previous page; empty: first page."""
     def __init__(
         self,
         *,
@@ -268,17 +272,17 @@ Global___ListMessagesRequest: _TypeAlias = ListMessagesRequest  # noqa: Y015
 
 @_typing.final
 class ListMessagesResponse(_message.Message):
-    """A page of a transcript."""
+    """A page of messages."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MESSAGES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Asks for the page after this one; empty on the last."""
+    """The token for the next page; empty on the last page."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_session_pb2.Message]:
-        """The oldest first: turn by turn, and within a turn as it was spoken."""
+        """The messages, oldest first: by turn, and in order within a turn."""
 
     def __init__(
         self,

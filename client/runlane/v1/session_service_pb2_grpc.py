@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class SessionServiceStub(object):
-    """Keeps sessions and their transcripts.
+    """Manages sessions and their transcripts.
     """
 
     def __init__(self, channel):
@@ -63,7 +63,7 @@ class SessionServiceStub(object):
 
 
 class SessionServiceServicer(object):
-    """Keeps sessions and their transcripts.
+    """Manages sessions and their transcripts.
     """
 
     def CreateSession(self, request, context):
@@ -74,29 +74,29 @@ class SessionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetSession(self, request, context):
-        """Tells about a session.
+        """Returns a session.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListSessions(self, request, context):
-        """Lists sessions, the latest created first.
+        """Lists sessions, most recently created first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteSession(self, request, context):
-        """Removes an idle session with its runs and its transcript. Terminal events that were written are
-        still delivered.
+        """Deletes an idle session with its runs and its transcript. Subscriptions still deliver its
+        terminal events.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListMessages(self, request, context):
-        """Lists the transcript of a session, the oldest message first.
+        """Lists the messages of a session, oldest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -139,7 +139,7 @@ def add_SessionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SessionService(object):
-    """Keeps sessions and their transcripts.
+    """Manages sessions and their transcripts.
     """
 
     @staticmethod

@@ -1,872 +1,131 @@
-//! A client of Runlane in one file: it runs prompts, cancels them, and watches runs end.
-//!
-//! C1 to C13 are the rules of docs/clients.md; each is named where it is kept.
+//! Quickstart: runs a prompt in a session and prints the answer as it arrives. Ctrl-C cancels the run.
 
-use std::collections::{HashSet, VecDeque};
+use std::env;
 use std::error::Error;
-use std::fs::{self, File};
-use std::io::{self, ErrorKind, Write};
-use std::net::IpAddr;
-use std::path::{Path, PathBuf};
-use std::process;
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::process::{self, ExitCode};
 use std::time::Duration;
 
-use clap::builder::NonEmptyStringValueParser;
-use clap::{Args, CommandFactory, Parser, Subcommand};
-use tokio::io::AsyncWriteExt;
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tonic::Request;
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Request, Response, Status, Streaming};
-use tonic_types::{FieldViolation, StatusExt};
-use uuid::Uuid;
+use tonic::transport::Endpoint;
 
 use v1::run_event::Event;
 use v1::run_service_client::RunServiceClient;
-use v1::subscribe_run_complete_request::Start;
-use v1::subscribe_run_complete_response::Event as Ended;
-use v1::{CancelRequest, CancelResponse, FinishReason, GetRunRequest, RunAcceptedRequest};
-use v1::{RunComplete, RunEvent, RunState, SubscribeRunCompleteRequest, SubscribeRunRequest};
+use v1::{CancelRequest, RunAcceptedRequest, RunComplete, RunState, SubscribeRunRequest};
 
-/// What build.rs generates from `proto/`.
 #[allow(clippy::all)]
 mod v1 {
     tonic::include_proto!("runlane.v1");
 }
 
-/// C10: how many ends `watch` remembers. One that comes twice comes close to the first time.
-const REMEMBERED: usize = 1024;
-
-// --- The command line ----------------------------------------------------------------------------
-
-/// Runs prompts on a Runlane server, cancels them, and watches runs end.
-#[derive(Parser)]
-#[command(name = "runlane-example")]
-struct Arguments {
-    #[command(subcommand)]
-    verb: Verb,
-    /// Where the server is
-    #[arg(
-        long,
-        global = true,
-        value_name = "HOST:PORT",
-        default_value = "127.0.0.1:50051"
-    )]
-    target: String,
-    /// How long a call may take, its repetitions included
-    #[arg(long, global = true, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
-    timeout: Duration,
-}
-
-#[derive(Subcommand)]
-enum Verb {
-    /// Accepts a run, streams its text, waits for its end
-    Run(RunArguments),
-    /// Cancels, and names what was covered
-    Cancel(CancelArguments),
-    /// Tells each run that ends, across restarts
-    Watch(WatchArguments),
-}
-
-#[derive(Args)]
-struct RunArguments {
-    session: String,
-    prompt: String,
-    /// The idempotency key; without one, a UUIDv7
-    #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
-    run_id: Option<String>,
-    /// How often the run may be started, should its node be lost
-    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(i32).range(1..))]
-    max_attempts: i32,
-}
-
-#[derive(Args)]
-struct CancelArguments {
-    session: String,
-    /// This run only
-    // An empty id would cancel the whole session.
-    #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
-    run_id: Option<String>,
-}
-
-#[derive(Args)]
-struct WatchArguments {
-    /// Where the cursor is kept
-    #[arg(long, value_name = "FILE")]
-    cursor_file: Option<PathBuf>,
-    /// After how many ends to stop
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    count: Option<u64>,
-    /// After how long without a message a stream counts as lost
-    // C11: a server sends a mark every 15 s.
-    #[arg(long, value_name = "SECONDS", default_value = "45", value_parser = seconds)]
-    silence: Duration,
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    let number: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
-    match Duration::try_from_secs_f64(number) {
-        // A year is for ever, and can still be added to a point in time.
-        Ok(time) if time > Duration::ZERO && number <= 31e6 => Ok(time),
-        _ => Err("not a number of seconds above 0".to_owned()),
-    }
-}
-
-// --- The three verbs -----------------------------------------------------------------------------
-
-/// Why a verb came to no end of its own.
-enum Problem {
-    /// The arguments are wrong.
-    Usage(String),
-    /// A call failed.
-    Call(Failure),
-    /// A file or stdout failed.
-    Local(io::Error),
-}
-
-impl From<Failure> for Problem {
-    fn from(failure: Failure) -> Self {
-        Self::Call(failure)
-    }
-}
-
-impl From<io::Error> for Problem {
-    fn from(error: io::Error) -> Self {
-        Self::Local(error)
-    }
-}
-
-const DONE: i32 = 0;
-const ENDED_OTHERWISE: i32 = 1;
-const REFUSED: i32 = 3;
-const NOBODY_ANSWERED: i32 = 4;
-const INTERRUPTED: i32 = 130;
-
 #[tokio::main(flavor = "current_thread")]
-async fn main() {
-    let code = match perform(Arguments::parse()).await {
-        Ok(code) => code,
-        Err(Problem::Usage(message)) => Arguments::command()
-            .error(clap::error::ErrorKind::ValueValidation, message)
-            .exit(),
-        Err(Problem::Call(failure)) => report(&failure),
-        Err(Problem::Local(error)) => {
-            tell(&error.to_string());
-            ENDED_OTHERWISE
-        }
-    };
-    // Not by returning: that would wait for a write to a stdout that nobody reads.
-    process::exit(code);
-}
-
-async fn perform(arguments: Arguments) -> Result<i32, Problem> {
-    let connection = Connection::new(&arguments.target, arguments.timeout)?;
-    let interrupt = Interrupt::listen();
-    match arguments.verb {
-        // It deals with an interrupt itself.
-        Verb::Run(options) => run(&connection, options, &interrupt).await,
-        Verb::Cancel(options) => interrupt.ends(cancel(&connection, options)).await,
-        Verb::Watch(options) => {
-            interrupt
-                .ends(Watcher::new(options)?.watch(&connection))
-                .await
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(complete) => report(&complete),
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
         }
     }
 }
 
-async fn run(
-    connection: &Connection,
-    options: RunArguments,
-    interrupt: &Interrupt,
-) -> Result<i32, Problem> {
-    // C1: made before the first try, and the same with every one.
-    let run_id = options.run_id.unwrap_or_else(|| Uuid::now_v7().to_string());
-    let request = RunAcceptedRequest {
-        session_id: options.session,
-        run_id: run_id.clone(),
-        prompt: options.prompt,
-        max_attempts: options.max_attempts,
+async fn run() -> Result<RunComplete, Box<dyn Error>> {
+    let [session_id, prompt] = <[String; 2]>::try_from(env::args().skip(1).collect::<Vec<_>>())
+        .map_err(|_| "usage: quickstart SESSION PROMPT")?;
+    let server = variable("RUNLANE_SERVER").unwrap_or("127.0.0.1:50051".to_owned());
+    let bearer = bearer(&server)?;
+    let channel = Endpoint::from_shared(format!("http://{server}"))?.connect_lazy();
+    let mut runs = RunServiceClient::with_interceptor(channel, move |mut request: Request<()>| {
+        if let Some(value) = bearer.clone() {
+            request.metadata_mut().insert("authorization", value);
+        }
+        Ok(request)
+    });
+
+    // Listens before the run is accepted: a Ctrl-C from here on finds a run to cancel.
+    let mut interrupt = tokio::spawn(tokio::signal::ctrl_c());
+    let accept = RunAcceptedRequest {
+        session_id,
+        prompt,
         allow_missing: true,
         ..Default::default()
     };
-    let ended = async {
-        accept(connection, request, interrupt).await?;
-        tell(&format!("accepted {run_id}"));
-        interrupt
-            .unless(follow(connection, &run_id))
-            .await
-            .transpose()
+    let accepted = runs.run_accepted(in_time(accept)).await?.into_inner();
+    let run_id = accepted.run.unwrap_or_default().run_id;
+
+    let subscribe = SubscribeRunRequest {
+        run_id: run_id.clone(),
+        after_index: 0,
     };
-    match ended.await {
-        Ok(Some(complete)) => tell_end_of_run(&complete).await,
-        Err(problem) if !interrupt.is_raised() => Err(problem),
-        _ => Ok(cancel_interrupted(connection, run_id).await),
-    }
-}
-
-/// Hands over the prompt. An interrupt ends the repetitions, and not the call at hand: a run that is
-/// accepted behind its own cancel would live on.
-async fn accept(
-    connection: &Connection,
-    request: RunAcceptedRequest,
-    interrupt: &Interrupt,
-) -> Result<(), Failure> {
-    let once = async |request| connection.client().run_accepted(request).await;
-    // C3: it may be repeated, as it has an id.
-    connection
-        .call(request, once, Failure::may_pass, Some(interrupt))
-        .await?;
-    Ok(())
-}
-
-async fn tell_end_of_run(complete: &RunComplete) -> Result<i32, Problem> {
-    print("\n").await?;
-    tell(&format!(
-        "{} {}",
-        state_name(complete.state).to_lowercase(),
-        reason_name(complete)
-    ));
-    let completed = complete.state() == RunState::Completed;
-    Ok(if completed { DONE } else { ENDED_OTHERWISE })
-}
-
-/// C7: writes the text of a run as it comes, each piece once; returns the end of the run.
-async fn follow(connection: &Connection, run_id: &str) -> Result<RunComplete, Problem> {
-    let mut events = Resumed::new(None);
-    let mut last_index = 0;
+    let mut events = runs.subscribe_run(subscribe).await?.into_inner();
+    let mut cancelled = false;
     loop {
-        let request = SubscribeRunRequest {
-            run_id: run_id.to_owned(),
-            after_index: last_index,
+        let message = tokio::select! {
+            message = events.message() => message?.ok_or("the stream ended before the run")?,
+            _ = &mut interrupt, if !cancelled => {
+                tokio::spawn(exit_on_ctrl_c());
+                // The stream stays open and delivers the end of the cancelled run.
+                let cancel = CancelRequest { run_id: run_id.clone(), ..Default::default() };
+                runs.cancel(in_time(cancel)).await?;
+                cancelled = true;
+                continue;
+            }
         };
-        let open = async |request| connection.client().subscribe_run(request).await;
-        match events.next(open(connection.request(request))).await {
-            Ok(message) => {
-                let Some(event) = message.event.filter(|event| event.index > last_index) else {
-                    continue;
-                };
-                last_index = event.index;
-                if let Some(complete) = show(event).await? {
-                    return Ok(complete);
-                }
+        match message.event.and_then(|event| event.event) {
+            Some(Event::TextDelta(delta)) => {
+                print!("{}", delta.text);
+                io::stdout().flush()?;
             }
-            Err(failure) if failure.reason == "CURSOR_COMPACTED" => {
-                return removed(connection, run_id, last_index).await;
-            }
-            Err(failure) => events.pause(reconnecting(failure)?).await,
+            Some(Event::RunComplete(complete)) => return Ok(complete),
+            _ => {}
         }
     }
 }
 
-/// Shows one event; returns the end of the run, where it is that.
-async fn show(event: RunEvent) -> io::Result<Option<RunComplete>> {
-    match event.event {
-        Some(Event::RunComplete(complete)) => return Ok(Some(complete)),
-        Some(Event::TextDelta(delta)) => print(&delta.text).await?,
-        // C8: the node of the attempt before was lost, and the answer begins anew.
-        Some(Event::Started(started)) if started.attempt > 1 => {
-            tell(&format!("attempt {}", started.attempt));
-        }
-        // Of no interest here, or newer than this program.
-        _ => {}
+fn report(complete: &RunComplete) -> ExitCode {
+    let name = complete.state().as_str_name();
+    let state = name.trim_start_matches("RUN_STATE_").to_lowercase();
+    println!();
+    let error = complete.error.as_ref();
+    eprintln!(
+        "{state}{}",
+        error.map_or(String::new(), |error| format!(": {}", error.message))
+    );
+    match complete.state() {
+        RunState::Completed => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
     }
-    Ok(None)
 }
 
-/// C12: the end of a run whose events are gone by now, as they are when the id was used long ago.
-async fn removed(
-    connection: &Connection,
-    run_id: &str,
-    last_index: i64,
-) -> Result<RunComplete, Problem> {
-    let request = GetRunRequest {
-        run_id: run_id.to_owned(),
+/// A second Ctrl-C ends the program.
+async fn exit_on_ctrl_c() {
+    if tokio::signal::ctrl_c().await.is_ok() {
+        process::exit(130);
+    }
+}
+
+/// A unary request with a deadline.
+fn in_time<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(Duration::from_secs(10));
+    request
+}
+
+fn bearer(server: &str) -> Result<Option<MetadataValue<Ascii>>, Box<dyn Error>> {
+    let Some(token) = variable("RUNLANE_TOKEN") else {
+        return Ok(None);
     };
-    let once = async |request| connection.client().get_run(request).await;
-    let response = connection
-        .call(request, once, Failure::may_pass, None)
-        .await?;
-    let complete = response
-        .run
-        .and_then(|run| run.run_complete)
-        .ok_or_else(|| Failure::new(Code::DataLoss, format!("run {run_id} has lost its events")))?;
-    if last_index == 0 {
-        print(&complete.text).await?;
+    let address = server
+        .replace("localhost:", "127.0.0.1:")
+        .parse::<SocketAddr>();
+    if address.is_ok_and(|address| address.ip().is_loopback()) {
+        return Ok(Some(format!("Bearer {token}").parse()?));
     }
-    Ok(complete)
+    Err(format!("RUNLANE_TOKEN is not sent to {server}: the connection is not encrypted").into())
 }
 
-async fn cancel_interrupted(connection: &Connection, run_id: String) -> i32 {
-    let request = CancelRequest {
-        run_id,
-        ..Default::default()
-    };
-    match request_cancel(connection, request).await {
-        // Where it was never accepted, that is as good.
-        Err(failure) if failure.reason != "RUN_NOT_FOUND" => {
-            report(&failure);
-        }
-        _ => {}
-    }
-    INTERRUPTED
-}
-
-async fn cancel(connection: &Connection, options: CancelArguments) -> Result<i32, Problem> {
-    let request = CancelRequest {
-        session_id: options.session,
-        run_id: options.run_id.unwrap_or_default(),
-        ..Default::default()
-    };
-    for run in request_cancel(connection, request).await?.cancelled {
-        let state = state_name(run.state_when_cancelled);
-        print(&format!("{} {state}\n", run.run_id)).await?;
-    }
-    Ok(DONE)
-}
-
-/// C6: a second cancel of a whole session could cover runs that came in after the first.
-async fn request_cancel(
-    connection: &Connection,
-    request: CancelRequest,
-) -> Result<CancelResponse, Failure> {
-    let may_repeat = if request.run_id.is_empty() {
-        Failure::nothing_done
-    } else {
-        Failure::may_pass
-    };
-    let once = async |request| connection.client().cancel(request).await;
-    connection.call(request, once, may_repeat, None).await
-}
-
-/// Tells each run that ends.
-struct Watcher {
-    options: WatchArguments,
-    cursor: Option<String>,
-    known: Known,
-    told: u64,
-}
-
-impl Watcher {
-    fn new(options: WatchArguments) -> io::Result<Self> {
-        let cursor = options
-            .cursor_file
-            .as_deref()
-            .map(read_cursor)
-            .transpose()?
-            .flatten();
-        Ok(Self {
-            options,
-            cursor,
-            known: Known::default(),
-            told: 0,
-        })
-    }
-
-    async fn watch(mut self, connection: &Connection) -> Result<i32, Problem> {
-        let mut messages = Resumed::new(Some(self.options.silence));
-        let mut established = false;
-        while self.options.count != Some(self.told) {
-            let start = self.cursor.clone().map(Start::Cursor);
-            let request = SubscribeRunCompleteRequest {
-                start,
-                ..Default::default()
-            };
-            let open = async |request| connection.client().subscribe_run_complete(request).await;
-            match messages.next(open(connection.request(request))).await {
-                Ok(message) => {
-                    if !established {
-                        tell("watching");
-                    }
-                    established = true;
-                    self.deal(message.event, message.cursor).await?;
-                }
-                Err(failure) => messages.pause(self.lost(failure)?).await,
-            }
-        }
-        Ok(DONE)
-    }
-
-    /// C9: keeps the cursor, of progress marks too, and not before the event is dealt with.
-    async fn deal(&mut self, event: Option<Ended>, cursor: String) -> io::Result<()> {
-        if let Some(Ended::RunComplete(complete)) = event {
-            if self.known.is_new(&complete) {
-                tell_end(&complete).await?;
-                self.told += 1;
-            }
-        }
-        if let Some(file) = &self.options.cursor_file {
-            write_cursor(file, &cursor)?;
-        }
-        self.cursor = Some(cursor);
-        Ok(())
-    }
-
-    /// C12: goes on where the server says that the subscription does.
-    fn lost(&mut self, mut failure: Failure) -> Result<Failure, Failure> {
-        let cursor = failure.go_on_at.take();
-        match (&*failure.reason, cursor) {
-            ("CURSOR_COMPACTED", Some(oldest)) => {
-                tell(&format!("events before {oldest} are gone"));
-                self.cursor = Some(oldest);
-                Ok(failure)
-            }
-            (_, cursor) => {
-                self.cursor = cursor.or(self.cursor.take());
-                reconnecting(failure)
-            }
-        }
-    }
-}
-
-async fn tell_end(complete: &RunComplete) -> io::Result<()> {
-    let state = state_name(complete.state);
-    print(&format!(
-        "{} {state} {}\n",
-        complete.run_id,
-        reason_name(complete)
-    ))
-    .await
-}
-
-/// C10: the ends that were told.
-#[derive(Default)]
-struct Known {
-    keys: HashSet<String>,
-    in_order: VecDeque<String>,
-}
-
-impl Known {
-    fn is_new(&mut self, complete: &RunComplete) -> bool {
-        // An id may be used again once its session was deleted; the time tells the two runs apart.
-        let key = format!("{} {:?}", complete.run_id, complete.ended_at);
-        if !self.keys.insert(key.clone()) {
-            return false;
-        }
-        self.in_order.push_back(key);
-        if self.in_order.len() > REMEMBERED {
-            let oldest = self.in_order.pop_front();
-            oldest.map(|oldest| self.keys.remove(&oldest));
-        }
-        true
-    }
-}
-
-fn read_cursor(file: &Path) -> io::Result<Option<String>> {
-    match fs::read_to_string(file) {
-        Ok(text) => Ok(Some(text.trim().to_owned()).filter(|cursor| !cursor.is_empty())),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// Whatever happens, the file has the old cursor or the new one.
-fn write_cursor(file: &Path, cursor: &str) -> io::Result<()> {
-    let mut fresh = file.as_os_str().to_owned();
-    fresh.push(".new");
-    let mut writer = File::create(&fresh)?;
-    writer.write_all(cursor.as_bytes())?;
-    writer.sync_data()?;
-    fs::rename(fresh, file)
-}
-
-// --- The connection ------------------------------------------------------------------------------
-
-/// A channel, and how a call over it is made, bounded and repeated.
-struct Connection {
-    client: RunServiceClient<Channel>,
-    /// Sent with every call.
-    token: Option<MetadataValue<Ascii>>,
-    /// How long a unary call may take, its repetitions included.
-    timeout: Duration,
-}
-
-impl Connection {
-    /// Connects with the first call, and again with each that finds no connection.
-    fn new(target: &str, timeout: Duration) -> Result<Self, Problem> {
-        let wrong = |_| Problem::Usage(format!("{target} is no HOST:PORT"));
-        let endpoint = Endpoint::from_shared(format!("http://{target}"))
-            .map_err(wrong)?
-            .connect_timeout(timeout)
-            // C11. Without calls too, or a connection that is gone would be found by the next one.
-            .http2_keep_alive_interval(Duration::from_secs(20))
-            .keep_alive_timeout(Duration::from_secs(10))
-            .keep_alive_while_idle(true);
-        let client = RunServiceClient::new(endpoint.connect_lazy());
-        Ok(Self {
-            client,
-            token: token_for(target)?,
-            timeout,
-        })
-    }
-
-    /// A handle of its own for a call, on the same channel.
-    fn client(&self) -> RunServiceClient<Channel> {
-        self.client.clone()
-    }
-
-    fn request<M>(&self, message: M) -> Request<M> {
-        let mut request = Request::new(message);
-        if let Some(token) = &self.token {
-            request
-                .metadata_mut()
-                .insert("authorization", token.clone());
-        }
-        request
-    }
-
-    /// C2, C3, C4: makes a call, and makes it again after failures for which `may_repeat` holds, all
-    /// within one deadline. An interrupt ends the pauses.
-    async fn call<M: Clone, A>(
-        &self,
-        message: M,
-        once: impl AsyncFn(Request<M>) -> Result<Response<A>, Status>,
-        may_repeat: fn(&Failure) -> bool,
-        interrupt: Option<&Interrupt>,
-    ) -> Result<A, Failure> {
-        let deadline = Instant::now() + self.timeout;
-        let mut backoff = Backoff::default();
-        loop {
-            let mut request = self.request(message.clone());
-            // The server may know it, too; what counts is our own clock.
-            request.set_timeout(deadline - Instant::now());
-            let failure = match timeout_at(deadline, once(request)).await {
-                Ok(Ok(response)) => return Ok(response.into_inner()),
-                Ok(Err(status)) => Failure::from(status),
-                Err(_) => Failure::too_late(),
-            };
-            let pause = backoff.next(&failure);
-            if !may_repeat(&failure) || Instant::now() + pause >= deadline {
-                return Err(failure);
-            }
-            match interrupt {
-                Some(interrupt) if interrupt.unless(sleep(pause)).await.is_none() => {
-                    return Err(failure);
-                }
-                Some(_) => {}
-                None => sleep(pause).await,
-            }
-        }
-    }
-}
-
-/// C13: whoever sees the token can use it.
-fn token_for(target: &str) -> Result<Option<MetadataValue<Ascii>>, Problem> {
-    let token = match std::env::var("RUNLANE_TOKEN") {
-        Ok(token) if !token.is_empty() => token,
-        _ => return Ok(None),
-    };
-    if !is_local(target) {
-        return Err(Problem::Usage(format!(
-            "the token would go to {target} unencrypted"
-        )));
-    }
-    let mut value = MetadataValue::try_from(format!("Bearer {token}"))
-        .map_err(|_| Problem::Usage("RUNLANE_TOKEN cannot be sent".to_owned()))?;
-    value.set_sensitive(true);
-    Ok(Some(value))
-}
-
-/// Whether a target is certainly on this machine: where any other name leads, nobody knows.
-fn is_local(target: &str) -> bool {
-    let host = target.rsplit_once(':').map_or(target, |(host, _)| host);
-    let address = host
-        .trim_start_matches('[')
-        .trim_end_matches(']')
-        .parse::<IpAddr>();
-    host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
-}
-
-/// A server stream over as many calls as it takes.
-struct Resumed<T> {
-    call: Option<Streaming<T>>,
-    /// How many messages the call at hand has brought.
-    count: u64,
-    /// After how long without a message a call counts as lost.
-    silence: Option<Duration>,
-    backoff: Backoff,
-}
-
-impl<T> Resumed<T> {
-    fn new(silence: Option<Duration>) -> Self {
-        Self {
-            call: None,
-            count: 0,
-            silence,
-            backoff: Backoff::default(),
-        }
-    }
-
-    /// The next message; or why the call was lost, and then the next step begins another.
-    ///
-    /// `open` begins a call behind what was received so far. Where there is one, it is not used.
-    async fn next(
-        &mut self,
-        open: impl Future<Output = Result<Response<Streaming<T>>, Status>>,
-    ) -> Result<T, Failure> {
-        let silence = self.silence;
-        let message = self.read(open);
-        let result = match silence {
-            Some(silence) => timeout(silence, message).await.unwrap_or_else(|_| {
-                Err(Failure::new(Code::Unavailable, "no message for too long"))
-            }),
-            None => message.await,
-        };
-        if result.is_err() {
-            // C11: what is silent is ended, and not left to itself.
-            self.call = None;
-            self.count = 0;
-        }
-        result
-    }
-
-    async fn read(
-        &mut self,
-        open: impl Future<Output = Result<Response<Streaming<T>>, Status>>,
-    ) -> Result<T, Failure> {
-        let call = match &mut self.call {
-            Some(call) => call,
-            None => self.call.insert(open.await?.into_inner()),
-        };
-        let message = call.message().await?;
-        self.count += 1;
-        // A server that greets and breaks off each time must not be asked in a tight loop.
-        if self.count > 1 {
-            self.backoff = Backoff::default();
-        }
-        message.ok_or_else(|| Failure::new(Code::Unavailable, "the server ended the stream"))
-    }
-
-    /// Waits before the next call.
-    async fn pause(&mut self, failure: Failure) {
-        sleep(self.backoff.next(&failure)).await;
-    }
-}
-
-/// Goes on after failures that pass.
-fn reconnecting(failure: Failure) -> Result<Failure, Failure> {
-    if !failure.may_pass() {
-        return Err(failure);
-    }
-    tell(&format!("reconnecting {}", failure.word()));
-    Ok(failure)
-}
-
-/// C3: pauses that grow from 0.1 s to 2 s, with chance in them.
-struct Backoff(Duration);
-
-impl Default for Backoff {
-    fn default() -> Self {
-        Self(Duration::from_millis(100))
-    }
-}
-
-impl Backoff {
-    /// C4: never less than the server asked for.
-    fn next(&mut self, failure: &Failure) -> Duration {
-        let pause = self.0.mul_f64(0.5 + fastrand::f64() / 2.0);
-        self.0 = (self.0 * 2).min(Duration::from_secs(2));
-        pause.max(failure.retry_after.unwrap_or_default())
-    }
-}
-
-// --- Errors --------------------------------------------------------------------------------------
-
-/// C5: a call that failed, and what the server said about it.
-struct Failure {
-    status: Code,
-    message: String,
-    /// The reason of the `ErrorInfo`; empty where no Runlane server said anything.
-    reason: String,
-    /// The cursor in its metadata, if it has one (C12).
-    go_on_at: Option<String>,
-    /// From `RetryInfo`.
-    retry_after: Option<Duration>,
-    /// From `BadRequest`.
-    fields: Vec<FieldViolation>,
-}
-
-impl From<Status> for Failure {
-    fn from(status: Status) -> Self {
-        if let Some(failure) = Self::of_connection(&status) {
-            return failure;
-        }
-        let details = status.get_error_details();
-        let mut failure = Self::new(status.code(), status.message());
-        // Those of other domains are not ours to read.
-        if let Some(info) = details.error_info().filter(|info| info.domain == "runlane") {
-            failure.reason.clone_from(&info.reason);
-            let key = match &*info.reason {
-                "CURSOR_COMPACTED" => "oldest_cursor",
-                _ => "cursor",
-            };
-            failure.go_on_at = info.metadata.get(key).cloned();
-        }
-        failure.retry_after = details.retry_info().and_then(|info| info.retry_delay);
-        if let Some(request) = details.bad_request() {
-            failure.fields.clone_from(&request.field_violations);
-        }
-        failure
-    }
-}
-
-impl Failure {
-    fn new(status: Code, message: impl Into<String>) -> Self {
-        Self {
-            status,
-            message: message.into(),
-            reason: String::new(),
-            go_on_at: None,
-            retry_after: None,
-            fields: Vec::new(),
-        }
-    }
-
-    fn too_late() -> Self {
-        Self::new(Code::DeadlineExceeded, "the server did not answer in time")
-    }
-
-    /// What tonic itself found, where a status came from no server. It calls a connection that broke
-    /// UNKNOWN, CANCELLED or UNAVAILABLE, as it happens; and the end of the time CANCELLED.
-    fn of_connection(status: &Status) -> Option<Self> {
-        let mut cause = status.source()?;
-        loop {
-            if cause.is::<tonic::TimeoutExpired>() {
-                return Some(Self::too_late());
-            }
-            match cause.source() {
-                Some(deeper) => cause = deeper,
-                // The last one tells most, such as `Connection refused`.
-                None => return Some(Self::new(Code::Unavailable, cause.to_string())),
-            }
-        }
-    }
-
-    /// What a program decides by, and people see.
-    fn word(&self) -> String {
-        if self.reason.is_empty() {
-            status_name(self.status)
-        } else {
-            self.reason.clone()
-        }
-    }
-
-    /// C3, C4, C5: whether the same call may succeed later. It may have had its effect already.
-    fn may_pass(&self) -> bool {
-        match self.status {
-            Code::Unavailable => true,
-            Code::ResourceExhausted => self.retry_after.is_some(),
-            // How a broken connection looks from behind a proxy.
-            Code::Aborted | Code::Cancelled | Code::Internal | Code::Unknown => {
-                self.reason.is_empty()
-            }
-            _ => false,
-        }
-    }
-
-    /// C6: whether the server certainly did nothing, and may do it later.
-    fn nothing_done(&self) -> bool {
-        let no_room = self.status == Code::ResourceExhausted && self.may_pass();
-        self.reason == "DRAINING" || no_room
-    }
-}
-
-/// Tells of a failure on stderr; returns the exit code.
-fn report(failure: &Failure) -> i32 {
-    if matches!(failure.status, Code::Unavailable | Code::DeadlineExceeded) {
-        tell(&format!(
-            "{}: {}",
-            status_name(failure.status),
-            failure.message
-        ));
-        return NOBODY_ANSWERED;
-    }
-    tell(&format!("{}: {}", failure.word(), failure.message));
-    for FieldViolation {
-        field, description, ..
-    } in &failure.fields
-    {
-        tell(&format!("  {field}: {description}"));
-    }
-    REFUSED
-}
-
-// --- The process ---------------------------------------------------------------------------------
-
-/// Ctrl-C. The first one is for the verb to deal with, the second ends the process at once.
-struct Interrupt(watch::Receiver<bool>);
-
-impl Interrupt {
-    fn listen() -> Self {
-        let (raise, raised) = watch::channel(false);
-        tokio::spawn(async move {
-            wait_for_ctrl_c().await;
-            raise.send_replace(true);
-            wait_for_ctrl_c().await;
-            process::exit(INTERRUPTED);
-        });
-        Self(raised)
-    }
-
-    fn is_raised(&self) -> bool {
-        *self.0.borrow()
-    }
-
-    /// What `work` comes to; None where the interrupt comes first, which ends it.
-    async fn unless<T>(&self, work: impl Future<Output = T>) -> Option<T> {
-        let mut raised = self.0.clone();
-        tokio::select! {
-            biased;
-            _ = raised.wait_for(|raised| *raised) => None,
-            result = work => Some(result),
-        }
-    }
-
-    /// The exit code of a verb that an interrupt simply ends.
-    async fn ends(&self, work: impl Future<Output = Result<i32, Problem>>) -> Result<i32, Problem> {
-        self.unless(work).await.unwrap_or(Ok(INTERRUPTED))
-    }
-}
-
-async fn wait_for_ctrl_c() {
-    if tokio::signal::ctrl_c().await.is_err() {
-        // Nobody can listen, so it ends the process as it does others.
-        std::future::pending::<()>().await;
-    }
-}
-
-/// Writes to stdout, and waits until it was taken: what nobody took is not dealt with (C9).
-async fn print(text: &str) -> io::Result<()> {
-    let mut stdout = tokio::io::stdout();
-    stdout.write_all(text.as_bytes()).await?;
-    stdout.flush().await
-}
-
-fn tell(line: &str) {
-    // Not eprintln, which panics where nobody listens.
-    let _ = writeln!(io::stderr(), "{line}");
-}
-
-/// The name of a state without its prefix; the number of one that is newer than this program.
-fn state_name(value: i32) -> String {
-    let name = RunState::try_from(value).map(|state| state.as_str_name());
-    name.map_or(value.to_string(), |name| name.replace("RUN_STATE_", ""))
-}
-
-fn reason_name(complete: &RunComplete) -> String {
-    let value = complete.finish_reason;
-    let name = FinishReason::try_from(value).map(|reason| reason.as_str_name());
-    name.map_or(value.to_string(), |name| name.replace("FINISH_REASON_", ""))
-}
-
-/// `DEADLINE_EXCEEDED` for `Code::DeadlineExceeded`.
-fn status_name(status: Code) -> String {
-    let mut name = String::new();
-    for letter in format!("{status:?}").chars() {
-        if letter.is_uppercase() && !name.is_empty() {
-            name.push('_');
-        }
-        name.push(letter.to_ascii_uppercase());
-    }
-    name
+fn variable(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
 }

@@ -1,684 +1,80 @@
-/**
- * A client of Runlane in one file: it runs prompts, cancels them, and watches runs end.
- *
- * C1 to C13 are the rules of docs/clients.md; each is named where it is kept.
- */
+// Quickstart: runs a prompt in a session and prints the answer as it arrives. Ctrl-C cancels the run.
+import { type CallOptions, credentials, Metadata, type requestCallback } from '@grpc/grpc-js';
 
-import { readFileSync, renameSync, writeFileSync } from 'node:fs';
-import { isIPv4 } from 'node:net';
-import { addAbortSignal } from 'node:stream';
-import { setTimeout as sleep } from 'node:timers/promises';
-import { parseArgs } from 'node:util';
-
-import * as grpc from '@grpc/grpc-js';
-import { v7 as uuidv7 } from 'uuid';
-
-import { BadRequest, ErrorInfo, RetryInfo, Status } from './gen/rpc_status.js';
-import { FinishReason, type RunComplete, type RunEvent, RunState } from './gen/runlane/v1/run.js';
+import { type RunComplete, RunState } from './gen/runlane/v1/run.js';
 import {
   CancelRequest,
   type CancelResponse,
-  GetRunRequest,
-  type GetRunResponse,
   RunAcceptedRequest,
   type RunAcceptedResponse,
   RunServiceClient,
-  SubscribeRunCompleteRequest,
   SubscribeRunRequest,
+  type SubscribeRunResponse,
 } from './gen/runlane/v1/run_service.js';
 
-const USAGE = `usage:
-  run SESSION PROMPT [--run-id ID] [--max-attempts N]
-  cancel SESSION [--run-id ID]
-  watch [--cursor-file FILE] [--count N] [--silence SECONDS (45)]
-options of all: --target HOST:PORT (127.0.0.1:50051), --timeout SECONDS (10)`;
+const LOOPBACK = /^(localhost|127\.\d+\.\d+\.\d+|\[::1\]):\d+$/;
 
-/** C10: how many ends `watch` remembers. One that comes twice comes close to the first time. */
-const REMEMBERED = 1024;
-
-// --- The three verbs -----------------------------------------------------------------------------
-
-interface RunOptions {
-  sessionId: string;
-  prompt: string;
-  runId: string;
-  maxAttempts: number;
-}
-
-async function run(connection: Connection, options: RunOptions): Promise<number> {
-  // Once only: a second Ctrl-C ends the program without waiting for anything.
-  const interrupt = new AbortController();
-  process.once('SIGINT', () => interrupt.abort());
-  try {
-    await accept(connection, options, interrupt.signal);
-    tell(`accepted ${options.runId}`);
-    const complete = await follow(connection, options.runId, interrupt.signal);
-    await print('\n');
-    const state = shortName(RunState, complete.state, 'RUN_STATE_').toLowerCase();
-    tell(`${state} ${shortName(FinishReason, complete.finishReason, 'FINISH_REASON_')}`);
-    return complete.state === RunState.RUN_STATE_COMPLETED ? 0 : 1;
-  } catch (error) {
-    if (!interrupt.signal.aborted) throw error;
-    await cancelInterrupted(connection, options.runId);
-    return 130;
-  }
-}
-
-/**
- * Hands over the prompt. An interrupt ends its repetitions, and not the call at hand: a run that is
- * accepted behind its own cancel would live on.
- */
-function accept(
-  connection: Connection,
-  { sessionId, prompt, runId, maxAttempts }: RunOptions,
-  interrupted: AbortSignal,
-): Promise<RunAcceptedResponse> {
-  // C1: the same id with every try. It was made before the first one.
-  const request = RunAcceptedRequest.fromPartial({
-    sessionId,
-    prompt,
-    runId,
-    maxAttempts,
-    allowMissing: true,
-  });
-  return repeated<RunAcceptedResponse>(
-    connection,
-    (options, answer) =>
-      connection.client.runAccepted(request, connection.metadata, options, answer),
-    { signal: interrupted },
-  );
-}
-
-/** C7: writes the text of a run as it comes, each piece once; returns the end of the run. */
-async function follow(
-  connection: Connection,
-  runId: string,
-  interrupted: AbortSignal,
-): Promise<RunComplete> {
-  let lastIndex = 0;
-  const open = () =>
-    connection.client.subscribeRun(
-      SubscribeRunRequest.fromPartial({ runId, afterIndex: lastIndex }),
-      connection.metadata,
-    );
-  try {
-    for await (const { event } of resumed(open, reconnecting, { signal: interrupted })) {
-      if (event === undefined || event.index <= lastIndex) continue;
-      lastIndex = event.index;
-      if (event.event?.$case === 'runComplete') return event.event.value;
-      await show(event);
-    }
-  } catch (error) {
-    if (!(error instanceof Failure && error.reason === 'CURSOR_COMPACTED')) throw error;
-  }
-  const complete = await removed(connection, runId);
-  if (lastIndex === 0) await print(complete.text);
-  return complete;
-}
-
-async function show({ event }: RunEvent): Promise<void> {
-  if (event?.$case === 'textDelta') {
-    await print(event.value.text);
-  } else if (event?.$case === 'started' && event.value.attempt > 1) {
-    // C8: the node was lost, and the answer begins anew.
-    tell(`attempt ${event.value.attempt}`);
-  }
-}
-
-/** C12: the end of a run whose events are gone by now, as it is when its id was used long ago. */
-async function removed(connection: Connection, runId: string): Promise<RunComplete> {
-  const { run } = await repeated<GetRunResponse>(connection, (options, answer) =>
-    connection.client.getRun(
-      GetRunRequest.fromPartial({ runId }),
-      connection.metadata,
-      options,
-      answer,
-    ),
-  );
-  const complete = run?.runComplete;
-  if (complete === undefined) throw new Failure('DATA_LOSS', `run ${runId} has lost its events`);
-  return complete;
-}
-
-async function cancelInterrupted(connection: Connection, runId: string): Promise<void> {
-  try {
-    await requestCancel(connection, { runId });
-  } catch (error) {
-    if (!(error instanceof Failure)) throw error;
-    // Then it was never accepted, which is as good.
-    if (error.reason !== 'RUN_NOT_FOUND') report(error);
-  }
-}
-
-interface CancelOptions {
-  sessionId?: string | undefined;
-  runId?: string | undefined;
-}
-
-async function cancel(connection: Connection, options: CancelOptions): Promise<number> {
-  exitWhenInterrupted();
-  const { cancelled } = await requestCancel(connection, options);
-  for (const { runId, stateWhenCancelled } of cancelled) {
-    await print(`${runId} ${shortName(RunState, stateWhenCancelled, 'RUN_STATE_')}\n`);
-  }
-  return 0;
-}
-
-function requestCancel(connection: Connection, options: CancelOptions): Promise<CancelResponse> {
-  const request = CancelRequest.fromPartial(options);
-  return repeated<CancelResponse>(
-    connection,
-    (callOptions, answer) =>
-      connection.client.cancel(request, connection.metadata, callOptions, answer),
-    // C6: a second cancel of a whole session could cover runs that came in after the first.
-    { mayRepeat: (failure) => (options.runId ? failure.mayPass : failure.nothingDone) },
-  );
-}
-
-interface WatchOptions {
-  cursorFile?: string | undefined;
-  /** After how many ends to stop. */
-  count: number;
-  /** C11: after how long without a message a stream is lost; a server sends a mark every 15 s. */
-  silenceMs: number;
-}
-
-async function watch(connection: Connection, options: WatchOptions): Promise<number> {
-  exitWhenInterrupted();
-  const { cursorFile, count, silenceMs } = options;
-  let cursor = readCursor(cursorFile);
-  const open = () =>
-    connection.client.subscribeRunComplete(
-      SubscribeRunCompleteRequest.fromPartial({
-        start: cursor ? { $case: 'cursor', value: cursor } : undefined,
-      }),
-      connection.metadata,
-    );
-  const lost = (failure: Failure): void => {
-    cursor = whereToGoOn(failure) ?? cursor;
-  };
-  const known = new Set<string>();
-  let established = false;
-  let told = 0;
-  for await (const message of resumed(open, lost, { silenceMs })) {
-    if (!established) tell('watching');
-    established = true;
-    if (message.event?.$case === 'runComplete' && isNew(message.event.value, known)) {
-      await print(endLine(message.event.value));
-      told += 1;
-    }
-    // C9: of progress marks too, and not before the event is dealt with.
-    cursor = message.cursor;
-    writeCursor(cursorFile, cursor);
-    if (told === count) break;
-  }
-  return 0;
-}
-
-/** C12: where the server says that a subscription goes on; undefined: where it was. */
-function whereToGoOn(failure: Failure): string | undefined {
-  const oldest = failure.metadata['oldest_cursor'];
-  if (failure.reason === 'CURSOR_COMPACTED' && oldest) {
-    tell(`events before ${oldest} are gone`);
-    return oldest;
-  }
-  reconnecting(failure);
-  return (failure.reason === 'DRAINING' && failure.metadata['cursor']) || undefined;
-}
-
-/** C10: whether this end was not told before. */
-function isNew({ runId, endedAt }: RunComplete, known: Set<string>): boolean {
-  // An id may be used again once its session was deleted; the time tells the two runs apart.
-  const key = `${runId} ${endedAt?.toISOString()}`;
-  if (known.has(key)) return false;
-  known.add(key);
-  if (known.size > REMEMBERED) {
-    // A set stays in order, so the first is the oldest.
-    const [oldest = ''] = known;
-    known.delete(oldest);
-  }
-  return true;
-}
-
-function endLine({ runId, state, finishReason }: RunComplete): string {
-  const stateName = shortName(RunState, state, 'RUN_STATE_');
-  return `${runId} ${stateName} ${shortName(FinishReason, finishReason, 'FINISH_REASON_')}\n`;
-}
-
-function readCursor(file: string | undefined): string | undefined {
-  if (file === undefined) return undefined;
-  try {
-    return readFileSync(file, 'utf8').trim();
-  } catch (error) {
-    if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return undefined;
-    throw error;
-  }
-}
-
-/** Whatever happens, the file has the old cursor or the new one. */
-function writeCursor(file: string | undefined, cursor: string): void {
-  if (file === undefined) return;
-  writeFileSync(`${file}.new`, cursor, { flush: true });
-  renameSync(`${file}.new`, file);
-}
-
-// --- The connection ------------------------------------------------------------------------------
-
-interface Connection {
-  client: RunServiceClient;
-  /** Sent with every call. */
-  metadata: grpc.Metadata;
-  /** How long a call may take, its repetitions included. */
-  timeoutMs: number;
-}
-
-function connect(target: string, timeoutMs: number): Connection {
-  const metadata = new grpc.Metadata();
+async function run(sessionId: string, prompt: string): Promise<RunComplete> {
+  const server = process.env['RUNLANE_SERVER'] || '127.0.0.1:50051';
   const token = process.env['RUNLANE_TOKEN'];
+  const metadata = new Metadata();
   if (token) {
-    // C13: whoever sees the token can use it.
-    if (!isLocal(target)) throw new UsageError(`the token would go to ${target} unencrypted`);
+    if (!LOOPBACK.test(server)) {
+      throw new Error(`RUNLANE_TOKEN is not sent to ${server}: the connection is not encrypted`);
+    }
     metadata.set('authorization', `Bearer ${token}`);
   }
-  const client = new RunServiceClient(target, grpc.credentials.createInsecure(), {
-    // C11. Without calls too, or a server that takes a connection and then says nothing holds up
-    // the calls that wait for it.
-    'grpc.keepalive_time_ms': 20_000,
-    'grpc.keepalive_timeout_ms': 10_000,
-    'grpc.keepalive_permit_without_calls': 1,
-    // The channel's own pauses grow to two minutes; a server that is back would seem to be down.
-    'grpc.initial_reconnect_backoff_ms': 100,
-    'grpc.max_reconnect_backoff_ms': 1_000,
-    // C6: no policy from elsewhere repeats a call; `repeated` does, and knows which.
-    'grpc.service_config_disable_resolution': 1,
-    // C13: a proxy of the environment is on another machine.
-    'grpc.enable_http_proxy': isLocal(target) ? 0 : 1,
-  });
-  return { client, metadata, timeoutMs };
-}
+  const runs = new RunServiceClient(server, credentials.createInsecure());
 
-/** Whether a target is certainly on this machine: where any other name leads, nobody knows. */
-function isLocal(target: string): boolean {
-  const host = target.replace(/:\d+$/, '').toLowerCase();
-  return host === 'localhost' || host === '[::1]' || (isIPv4(host) && host.startsWith('127.'));
-}
+  const request = RunAcceptedRequest.fromPartial({ sessionId, prompt, allowMissing: true });
+  const accepted = inTime<RunAcceptedResponse>((options, done) =>
+    runs.runAccepted(request, metadata, options, done),
+  );
+  const cancel = async () => {
+    const request = CancelRequest.fromPartial({ runId: (await accepted).run?.runId });
+    await inTime<CancelResponse>((options, done) => runs.cancel(request, metadata, options, done));
+  };
+  // The stream stays open after Ctrl-C, so that it delivers the end of the cancelled run. Only once:
+  // a second Ctrl-C ends the program.
+  process.once('SIGINT', () => cancel().catch(fail));
 
-/** Starts a unary call of the generated client. */
-type Start<T> = (
-  options: grpc.CallOptions,
-  answer: (error: grpc.ServiceError | null, response: T) => void,
-) => void;
-
-interface Repetition {
-  /** After which errors a call may be made again. */
-  mayRepeat?: (failure: Failure) => boolean;
-  /** Ends the pauses with an AbortError; a call at hand is waited for. */
-  signal?: AbortSignal;
-}
-
-/** C2, C3, C4: makes a call, and makes it again after errors that pass, within one deadline. */
-async function repeated<T>(
-  { timeoutMs }: Connection,
-  start: Start<T>,
-  { mayRepeat = (failure) => failure.mayPass, signal }: Repetition = {},
-): Promise<T> {
-  const deadline = Date.now() + timeoutMs;
-  const backoff = new Backoff();
-  for (;;) {
-    try {
-      return await once(start, deadline);
-    } catch (error) {
-      const failure = Failure.of(error);
-      const pauseMs = backoff.next(failure);
-      if (!mayRepeat(failure) || Date.now() + pauseMs >= deadline) throw failure;
-      await sleep(pauseMs, undefined, { signal });
-    }
+  const runId = (await accepted).run?.runId;
+  const events: AsyncIterable<SubscribeRunResponse> = runs.subscribeRun(
+    SubscribeRunRequest.fromPartial({ runId }),
+    metadata,
+  );
+  for await (const { event } of events) {
+    if (event?.event?.$case === 'textDelta') process.stdout.write(event.event.value.text);
+    if (event?.event?.$case === 'runComplete') return event.event.value;
   }
+  throw new Error('the stream ended before the run');
 }
 
-function once<T>(start: Start<T>, deadline: number): Promise<T> {
+/** A unary call as a promise, with a deadline. */
+function inTime<Response>(
+  start: (options: CallOptions, done: requestCallback<Response>) => unknown,
+): Promise<Response> {
   return new Promise((resolve, reject) => {
-    start({ deadline }, (error, response) => (error ? reject(error) : resolve(response)));
+    start({ deadline: Date.now() + 10_000 }, (error, response) => {
+      if (error) reject(error);
+      else resolve(response as Response);
+    });
   });
 }
 
-interface Reading {
-  /** After how long without a message a call counts as lost. */
-  silenceMs?: number;
-  /** Ends the reading with an AbortError. */
-  signal?: AbortSignal;
+function fail(error: unknown): void {
+  console.error(error instanceof Error ? error.message : error);
+  process.exitCode = 1;
 }
 
-/**
- * Yields the messages of a stream over as many calls as it takes. `open` starts a call behind what
- * was received so far; `lost` is told of each call that was lost, and throws where a new one is no
- * use.
- */
-async function* resumed<T>(
-  open: () => grpc.ClientReadableStream<T>,
-  lost: (failure: Failure) => void,
-  reading: Reading,
-): AsyncGenerator<T, void, undefined> {
-  const backoff = new Backoff();
-  for (;;) {
-    let count = 0;
-    let failure: Failure;
-    try {
-      for await (const message of messages(open(), reading)) {
-        yield message;
-        // A server that greets and breaks off each time must not be asked in a tight loop.
-        if (++count > 1) backoff.reset();
-      }
-      failure = new Failure('UNAVAILABLE', 'the server ended the stream');
-    } catch (error) {
-      failure = Failure.of(error);
-    }
-    lost(failure);
-    await sleep(backoff.next(failure), undefined, { signal: reading.signal });
-  }
+const [sessionId, prompt] = process.argv.slice(2);
+try {
+  if (!sessionId || !prompt) throw new Error('usage: node dist/main.js SESSION PROMPT');
+  const { state, error } = await run(sessionId, prompt);
+  const end = RunState[state].replace('RUN_STATE_', '').toLowerCase();
+  process.stdout.write('\n');
+  console.error(error ? `${end}: ${error.message}` : end);
+  process.exitCode = state === RunState.RUN_STATE_COMPLETED ? 0 : 1;
+} catch (error) {
+  fail(error);
 }
-
-/** The messages of one call. */
-async function* messages<T>(
-  call: grpc.ClientReadableStream<T>,
-  { silenceMs, signal }: Reading,
-): AsyncGenerator<T, void, undefined> {
-  // A call that is cancelled below still tells its status, when nobody listens any more.
-  call.on('error', () => undefined);
-  if (signal) addAbortSignal(signal, call);
-  const silent = new Failure('UNAVAILABLE', 'no message for too long');
-  const timer = silenceMs ? setTimeout(() => call.destroy(silent), silenceMs) : undefined;
-  try {
-    for await (const message of call) {
-      timer?.refresh();
-      yield message as T;
-    }
-  } finally {
-    clearTimeout(timer);
-    call.cancel();
-  }
-}
-
-/** Goes on after errors that pass. */
-function reconnecting(failure: Failure): void {
-  if (!failure.mayPass) throw failure;
-  tell(`reconnecting ${failure.word}`);
-}
-
-/** C3: pauses that grow from 0.1 s to 2 s, with chance in them. */
-class Backoff {
-  private pauseMs = 100;
-
-  /** C4: never less than the server asked for. */
-  next(failure: Failure): number {
-    const pauseMs = this.pauseMs * (0.5 + Math.random() / 2);
-    this.pauseMs = Math.min(this.pauseMs * 2, 2_000);
-    return Math.max(pauseMs, failure.retryAfterMs ?? 0);
-  }
-
-  reset(): void {
-    this.pauseMs = 100;
-  }
-}
-
-// --- Errors --------------------------------------------------------------------------------------
-
-/** What a connection that broke can look like, where no Runlane server said anything. */
-const BROKEN = new Set(['UNAVAILABLE', 'ABORTED', 'CANCELLED', 'INTERNAL', 'UNKNOWN']);
-
-/** C5: a call that failed, and what the server said about it. */
-class Failure extends Error {
-  /** The reason of the `ErrorInfo`; empty where no Runlane server said anything. */
-  reason = '';
-  /** What else the `ErrorInfo` tells. */
-  metadata: Record<string, string> = {};
-  /** From `RetryInfo`. */
-  retryAfterMs: number | undefined;
-  /** From `BadRequest`. */
-  fields: BadRequest['fieldViolations'] = [];
-
-  constructor(
-    /** The name of the gRPC status. */
-    readonly status: string,
-    message: string,
-  ) {
-    super(message);
-  }
-
-  /** What a call threw, as a Failure; throws it where it is none of gRPC's errors. */
-  static of(error: unknown): Failure {
-    if (error instanceof Failure) return error;
-    if (!isServiceError(error)) throw error;
-    const failure = new Failure(grpc.status[error.code] ?? 'UNKNOWN', error.details);
-    for (const value of error.metadata.get('grpc-status-details-bin')) {
-      if (typeof value !== 'string') failure.read(value);
-    }
-    return failure;
-  }
-
-  /** What a program decides by, and people see. */
-  get word(): string {
-    return this.reason || this.status;
-  }
-
-  /** C3, C4, C5: whether the same call may succeed later. It may have had its effect already. */
-  get mayPass(): boolean {
-    if (this.status === 'RESOURCE_EXHAUSTED') return this.retryAfterMs !== undefined;
-    return this.reason ? this.status === 'UNAVAILABLE' : BROKEN.has(this.status);
-  }
-
-  /** C6: whether the server certainly did nothing, and may do it later. */
-  get nothingDone(): boolean {
-    return this.reason === 'DRAINING' || (this.status === 'RESOURCE_EXHAUSTED' && this.mayPass);
-  }
-
-  private read(bytes: Uint8Array): void {
-    for (const { typeUrl, value } of Status.decode(bytes).details) {
-      switch (typeUrl.slice(typeUrl.lastIndexOf('/') + 1)) {
-        case 'google.rpc.ErrorInfo':
-          this.readInfo(ErrorInfo.decode(value));
-          break;
-        case 'google.rpc.RetryInfo':
-          this.retryAfterMs = delayMs(RetryInfo.decode(value));
-          break;
-        case 'google.rpc.BadRequest':
-          this.fields = BadRequest.decode(value).fieldViolations;
-          break;
-      }
-    }
-  }
-
-  private readInfo({ domain, reason, metadata }: ErrorInfo): void {
-    // Those of others are not ours to read.
-    if (domain !== 'runlane') return;
-    this.reason = reason;
-    this.metadata = metadata;
-  }
-}
-
-function isServiceError(error: unknown): error is grpc.ServiceError {
-  return error instanceof Error && 'code' in error && 'details' in error && 'metadata' in error;
-}
-
-function delayMs({ retryDelay }: RetryInfo): number {
-  return (retryDelay?.seconds ?? 0) * 1e3 + (retryDelay?.nanos ?? 0) / 1e6;
-}
-
-/** Tells of a failure on stderr; returns the exit code. */
-function report(failure: Failure): number {
-  if (failure.status === 'UNAVAILABLE' || failure.status === 'DEADLINE_EXCEEDED') {
-    tell(`${failure.status}: ${failure.message}`);
-    return 4;
-  }
-  tell(`${failure.word}: ${failure.message}`);
-  for (const { field, description } of failure.fields) tell(`  ${field}: ${description}`);
-  return 3;
-}
-
-// --- The command line ----------------------------------------------------------------------------
-
-class UsageError extends Error {}
-
-const OPTIONS = {
-  target: { type: 'string' },
-  timeout: { type: 'string' },
-  'run-id': { type: 'string' },
-  'max-attempts': { type: 'string' },
-  'cursor-file': { type: 'string' },
-  count: { type: 'string' },
-  silence: { type: 'string' },
-} as const;
-
-type Values = { [name in keyof typeof OPTIONS]?: string | undefined };
-
-/** What is to be done over a connection; returns the exit code. */
-type Verb = (connection: Connection) => Promise<number>;
-
-interface Command {
-  target: string;
-  timeoutMs: number;
-  verb: Verb;
-}
-
-function parseCommand(args: string[]): Command {
-  const { values, positionals } = parseArgs({ args, options: OPTIONS, allowPositionals: true });
-  const [name, ...words] = positionals;
-  return {
-    target: notEmpty(values, 'target') ?? '127.0.0.1:50051',
-    timeoutMs: milliseconds(values, 'timeout') ?? 10_000,
-    verb: parseVerb(name, words, values),
-  };
-}
-
-function parseVerb(name: string | undefined, words: string[], values: Values): Verb {
-  switch (name) {
-    case 'run':
-      return parseRun(words, values);
-    case 'cancel':
-      return parseCancel(words, values);
-    case 'watch':
-      return parseWatch(words, values);
-    default:
-      throw new UsageError(name === undefined ? 'a verb is missing' : `unknown verb: ${name}`);
-  }
-}
-
-function parseRun(words: string[], values: Values): Verb {
-  allow(values, ['run-id', 'max-attempts']);
-  const [sessionId = '', prompt = ''] = expect(words, ['SESSION', 'PROMPT']);
-  const options = {
-    sessionId,
-    prompt,
-    // C1: a UUIDv7 of our own.
-    runId: notEmpty(values, 'run-id') ?? uuidv7(),
-    maxAttempts: wholeNumber(values, 'max-attempts') ?? 0,
-  };
-  return (connection) => run(connection, options);
-}
-
-function parseCancel(words: string[], values: Values): Verb {
-  allow(values, ['run-id']);
-  const [sessionId] = expect(words, ['SESSION']);
-  // An empty id would cancel the whole session.
-  const runId = notEmpty(values, 'run-id');
-  return (connection) => cancel(connection, { sessionId, runId });
-}
-
-function parseWatch(words: string[], values: Values): Verb {
-  allow(values, ['cursor-file', 'count', 'silence']);
-  expect(words, []);
-  const options = {
-    cursorFile: notEmpty(values, 'cursor-file'),
-    count: wholeNumber(values, 'count') ?? Infinity,
-    silenceMs: milliseconds(values, 'silence') ?? 45_000,
-  };
-  return (connection) => watch(connection, options);
-}
-
-function allow(values: Values, names: (keyof Values)[]): void {
-  const allowed = new Set<string>(['target', 'timeout', ...names]);
-  for (const name of Object.keys(values)) {
-    if (!allowed.has(name)) throw new UsageError(`--${name} is an option of another verb`);
-  }
-}
-
-function expect(words: string[], names: string[]): string[] {
-  if (words.length !== names.length) {
-    throw new UsageError(`expected: ${names.join(' ') || 'options only'}`);
-  }
-  return words;
-}
-
-function notEmpty(values: Values, name: keyof Values): string | undefined {
-  if (values[name] === '') throw new UsageError(`--${name} is empty`);
-  return values[name];
-}
-
-/** A whole number from 1 that fits into an int32. */
-function wholeNumber(values: Values, name: keyof Values): number | undefined {
-  const value = values[name];
-  if (value === undefined) return undefined;
-  const number = Number(value);
-  if (!/^\d+$/.test(value) || number < 1 || number > 0x7fff_ffff) {
-    throw new UsageError(`--${name}: ${value} is no number from 1`);
-  }
-  return number;
-}
-
-/** From a number of seconds; more than 0, and no more than a timer takes. */
-function milliseconds(values: Values, name: keyof Values): number | undefined {
-  const value = values[name];
-  if (value === undefined) return undefined;
-  const number = Number(value) * 1e3;
-  if (!(number > 0 && number <= 0x7fff_ffff)) throw new UsageError(`--${name}: ${value}`);
-  return number;
-}
-
-// --- The process ---------------------------------------------------------------------------------
-
-/** Writes to stdout. Waits until it was taken: what nobody took is not dealt with (C9). */
-function print(text: string): Promise<void> {
-  return new Promise((resolve, reject) => {
-    process.stdout.write(text, (error) => (error ? reject(error) : resolve()));
-  });
-}
-
-/** Node's own way leaves an exit code only where a shell is in between. */
-function exitWhenInterrupted(): void {
-  process.once('SIGINT', () => process.exit(130));
-}
-
-function tell(line: string): void {
-  process.stderr.write(`${line}\n`);
-}
-
-/** The name of an enum's value without its prefix; the number of one that is newer than this. */
-function shortName(names: Record<number, string>, value: number, prefix: string): string {
-  return (names[value] ?? `${value}`).replace(prefix, '');
-}
-
-function isUsageError(error: unknown): boolean {
-  if (error instanceof UsageError) return true;
-  return error instanceof TypeError && 'code' in error && `${error.code}`.startsWith('ERR_PARSE');
-}
-
-async function main(): Promise<number> {
-  let connection: Connection | undefined;
-  try {
-    const { target, timeoutMs, verb } = parseCommand(process.argv.slice(2));
-    connection = connect(target, timeoutMs);
-    return await verb(connection);
-  } catch (error) {
-    if (error instanceof Failure) return report(error);
-    tell(error instanceof Error ? error.message : `${error}`);
-    if (!isUsageError(error)) return 1;
-    tell(USAGE);
-    return 2;
-  } finally {
-    connection?.client.close();
-  }
-}
-
-// `print` tells the same error to whom it concerns.
-process.stdout.on('error', () => undefined);
-process.exitCode = await main();

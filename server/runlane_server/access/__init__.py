@@ -1,5 +1,5 @@
-"""Who is calling, and what they may do: identities, permissions and quotas.
+"""Authentication, permissions and quotas.
 
-Tokens, JSON Web Tokens and certificates become a `Caller`; `permissions` lists what each call
-requires. This room knows nothing of gRPC and of lanes, and it never logs a secret.
+Tokens, JSON Web Tokens and certificates become a `Caller`; `permissions` lists the role that each
+call requires. This room does not know gRPC or lanes, and it never logs a secret.
 """

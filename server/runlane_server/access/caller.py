@@ -1,7 +1,8 @@
-"""Who calls: what a handler has to know of it, and what proves it."""
+"""Callers: identity, role, the credentials of a call, and valid names of tenants and tokens."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -11,25 +12,42 @@ from typing import NamedTuple
 
 DEFAULT_TENANT = "default"
 
+TENANT_FORM = "1 to 64 letters, digits, '.', '_' or '-', starting with a letter or a digit"
+NAME_FORM = "1 to 64 letters, digits, '.', '_', '@' or '-', starting with a letter or a digit"
+
+_TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+
+
+def is_tenant(text: str) -> bool:
+    """Whether the text is a valid tenant name (`TENANT_FORM`)."""
+    return _TENANT.fullmatch(text) is not None
+
+
+def is_name(text: str) -> bool:
+    """Whether the text is a valid name of a token (`NAME_FORM`)."""
+    return _NAME.fullmatch(text) is not None
+
 
 class Role(StrEnum):
-    """What a caller may do, within its tenant."""
+    """The rights of a caller within its tenant."""
 
     READ = "read"
     """Look up and subscribe."""
 
     RUN = "run"
-    """The same; and accept runs, cancel them, and create sessions."""
+    """`READ`, plus: accept runs, cancel runs, create sessions."""
 
     ADMIN = "admin"
-    """The same; and delete sessions."""
+    """`RUN`, plus: delete sessions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Somebody who was let in. `name` is for the log.
+    """An authenticated caller. `name` is for the log.
 
-    A `peer` is another node of the same store, which asks on behalf of somebody it let in itself.
+    A `peer` is another node of the same store. It calls on behalf of a caller that it has
+    authenticated itself.
     """
 
     tenant: str
@@ -38,29 +56,48 @@ class Caller:
     peer: bool = False
 
 
-ANYBODY = Caller(DEFAULT_TENANT, Role.ADMIN, "")
-"""Every caller, where the server was told of none."""
+ANONYMOUS = Caller(DEFAULT_TENANT, Role.ADMIN, "")
+"""The caller of every call on a server without access control."""
 
 CALLER: ContextVar[Caller] = ContextVar("caller")
-"""Who made the call that is being handled. There is none by default: what is not behind the door
-serves nobody."""
+"""The caller of the current call. It has no default, so a handler that bypasses access control
+fails instead of serving."""
 
 
 def tenant() -> str:
-    """The tenant whose call is being handled."""
+    """The tenant of the current call."""
     return CALLER.get().tenant
 
 
 class Credentials(NamedTuple):
-    """What a call brings along to prove who makes it.
+    """The evidence that a call presents for its caller.
 
-    `metadata` is its first value for each key. `certificate` has the names in the client's
-    certificate, which the transport has verified: none, if there is none.
+    `metadata` maps each key to its first value. `certificate` lists the names in the client's
+    certificate, which the transport has verified; it is empty without a certificate.
     """
 
     metadata: Mapping[str, str] = MappingProxyType({})
     certificate: Sequence[str] = ()
 
 
-SHOWN: ContextVar[Credentials] = ContextVar("shown")
-"""What the call that is being handled brought along."""
+CREDENTIALS: ContextVar[Credentials] = ContextVar("credentials")
+"""The credentials of the current call."""
+
+
+class Identity(NamedTuple):
+    """A verified caller. `expires` is in seconds since 1970; None: as long as the entry exists."""
+
+    caller: Caller
+    expires: float | None = None
+
+
+class AuthenticationFailed(Exception):
+    """The credentials are not valid.
+
+    `reason` and `details` are for the log; they contain no secret.
+    """
+
+    def __init__(self, reason: str, **details: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.details = details

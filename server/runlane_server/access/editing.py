@@ -1,4 +1,9 @@
-"""Changes the access file: adds tokens and removes them, and leaves the rest as it is written."""
+"""Edits the access file in place: adds and removes tokens and preserves everything else.
+
+Edits work on lines, and `entries.parse` then proves the result. A library for such edits was tried:
+tomlkit 0.15 moves all `[[token]]` tables of a file together, which separates comments from their
+tables as soon as another table stands between two tokens.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +16,24 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from runlane_server.access import names
-from runlane_server.access.caller import Role
-from runlane_server.access.entries import BadEntry, Entries, Places, parse
+from runlane_server.access.caller import NAME_FORM, TENANT_FORM, Role, is_name, is_tenant
+from runlane_server.access.entries import BadEntry, Entries, LineIndex, parse
 from runlane_server.access.tokens import Token, make
 
 
 class CannotEdit(Exception):
-    """The file is as it was; the message says why, in one line."""
+    """The edit failed and the file is unchanged; the message is one line."""
 
 
 def add(path: Path, name: str, *, tenant: str, role: Role, expires: datetime | None = None) -> str:
-    """Writes a new token into the file, which is made if need be; returns the token.
+    """Adds a new token to the file, which is created if missing; returns the token.
 
-    Nobody can find it out from the file again. Raises CannotEdit.
+    The file holds only a hash, so this is the only time the token is known. Raises CannotEdit.
     """
-    if not names.is_name(name):
-        raise CannotEdit(f"NAME is {names.NAME_FORM}")
-    if not names.is_tenant(tenant):
-        raise CannotEdit(f"--tenant is {names.TENANT_FORM}")
+    if not is_name(name):
+        raise CannotEdit(f"NAME must be {NAME_FORM}")
+    if not is_tenant(tenant):
+        raise CannotEdit(f"--tenant must be {TENANT_FORM}")
     text, token_id, sha256 = make()
     lines = [
         "[[token]]",
@@ -41,50 +45,52 @@ def add(path: Path, name: str, *, tenant: str, role: Role, expires: datetime | N
     if expires is not None:
         lines.append(f"expires = {expires.astimezone(UTC).isoformat(timespec='seconds')}")
 
-    def added(before: str, entries: Entries) -> str:
+    def append(before: str, entries: Entries) -> str:
         if any(token.caller.name == name for token in entries.tokens):
-            raise CannotEdit(f"{path}: there is a token {name!r} already; revoke it first")
+            raise CannotEdit(f"{path}: token {name!r} already exists; revoke it first")
         gap = "\n\n" if before.strip() else ""
         return before.rstrip() + gap + "\n".join(lines) + "\n"
 
     with _edited(path) as edit:
-        edit(added)
+        edit(append)
     return text
 
 
 def remove(path: Path, name: str) -> None:
-    """Takes a token out of the file. Raises CannotEdit."""
+    """Removes a token from the file. Raises CannotEdit."""
 
-    def removed(before: str, entries: Entries) -> str:
-        known = [token.caller.name for token in entries.tokens]
-        if name not in known:
+    def cut(before: str, entries: Entries) -> str:
+        names = [token.caller.name for token in entries.tokens]
+        if name not in names:
             raise CannotEdit(f"{path}: there is no token {name!r}")
-        block = Places(before).block("token", known.index(name))
+        block = LineIndex(before).block("token", names.index(name))
         after = before if block is None else _without(before, *block)
         left = [token for token in entries.tokens if token.caller.name != name]
-        # The lines were found by their looks; what a parser makes of the rest is the proof.
-        if not _says(after, replace(entries, tokens=left), path.parent):
-            raise CannotEdit(f"{path}: remove the token {name!r} by hand; it is written unusually")
+        # The lines were found by pattern; parsing the result proves that only the token is gone.
+        if not _parses_to(after, replace(entries, tokens=left), path.parent):
+            raise CannotEdit(
+                f"{path}: cannot locate the lines of token {name!r}; remove it by hand"
+            )
         return after
 
     with _edited(path) as edit:
-        edit(removed)
+        edit(cut)
 
 
 def tokens(path: Path) -> list[Token]:
-    """The tokens in the file. Raises CannotEdit."""
+    """Returns the tokens in the file. Raises CannotEdit."""
     return list(_read(path)[1].tokens)
 
 
 def _without(text: str, first: int, end: int) -> str:
     lines = text.splitlines(keepends=True)
-    # What stands right above the next table is a comment on that one.
+    # Comments right above the next table belong to that table.
     while end > first and end < len(lines) and lines[end - 1].lstrip().startswith("#"):
         end -= 1
     return "".join(lines[:first] + lines[end:])
 
 
-def _says(text: str, entries: Entries, folder: Path) -> bool:
+def _parses_to(text: str, entries: Entries, folder: Path) -> bool:
     try:
         return parse(text, folder) == entries
     except BadEntry:
@@ -103,8 +109,8 @@ def _read(path: Path) -> tuple[str, Entries]:
 
 @contextmanager
 def _edited(path: Path) -> Iterator[Callable[[Callable[[str, Entries], str]], None]]:
-    """Nobody else edits the file meanwhile; what is made of it replaces it at once."""
-    path = path.resolve()  # a link stays one
+    """Locks out other edits, and replaces the file atomically."""
+    path = path.resolve()  # so that a symbolic link is kept
 
     def edit(change: Callable[[str, Entries], str]) -> None:
         before, entries = _read(path) if path.exists() else ("", Entries())
@@ -113,7 +119,7 @@ def _edited(path: Path) -> Iterator[Callable[[Callable[[str, Entries], str]], No
         _replace(path, after)
 
     try:
-        # The folder is what is locked: the file is another one after each edit.
+        # The lock is on the folder, since each edit replaces the file.
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)
@@ -126,11 +132,11 @@ def _edited(path: Path) -> Iterator[Callable[[Callable[[str, Entries], str]], No
 
 
 def _replace(path: Path, text: str) -> None:
-    """Writes a file that nobody but its owner, and those who could before, can read."""
+    """Replaces a file atomically. Only its owner and its previous readers can read the new one."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            _like_before(file.fileno(), path)
+            _copy_mode(file.fileno(), path)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -141,8 +147,8 @@ def _replace(path: Path, text: str) -> None:
         raise
 
 
-def _like_before(file: int, path: Path) -> None:
-    """A server that could read the file still can, whoever edits it. New ones have mode 0600."""
+def _copy_mode(file: int, path: Path) -> None:
+    """Keeps owner, group and read access, for a server of another user. New files get mode 0600."""
     try:
         before = path.stat()
     except FileNotFoundError:

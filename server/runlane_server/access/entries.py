@@ -1,4 +1,4 @@
-"""The access file: who may come in, as TOML."""
+"""The content of the access file: callers and quotas, as TOML."""
 
 from __future__ import annotations
 
@@ -10,8 +10,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from runlane_server.access import names
-from runlane_server.access.caller import Caller, Role
+from runlane_server.access.caller import (
+    NAME_FORM,
+    TENANT_FORM,
+    Caller,
+    Role,
+    is_name,
+    is_tenant,
+)
 from runlane_server.access.jwts import ALGORITHMS, JwtSettings
 from runlane_server.access.quotas import Quotas, read_quotas
 from runlane_server.access.tokens import ID, SHA256, Token
@@ -21,16 +27,18 @@ ValueT = TypeVar("ValueT")
 _HEADER = re.compile(r"^[ \t]*\[{1,2}[ \t]*([\w.-]+)[ \t]*\]{1,2}", re.MULTILINE)
 
 MAX_LEEWAY = 300
+"""Seconds."""
+
+ROLE_FORM = "read, run or admin"
 
 
 class BadEntry(Exception):
-    """The file cannot be used; the message says where and why, in one line."""
+    """The file is invalid; the message names place and problem in one line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entries:
-    """What an access file says. `certificates` has callers by a name in their certificate, `quotas`
-    what the tenants may take."""
+    """The content of an access file. `certificates` maps a name in a certificate to its caller."""
 
     tokens: Sequence[Token] = ()
     certificates: Mapping[str, Caller] = field(default_factory=dict)
@@ -39,25 +47,25 @@ class Entries:
 
 
 def parse(text: str, folder: Path = Path()) -> Entries:
-    """What a text says; paths in it are relative to `folder`. Raises BadEntry."""
+    """Parses the text; paths in it are relative to `folder`. Raises BadEntry."""
     try:
         found = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise BadEntry(str(error)) from None
-    places = Places(text)
+    lines = LineIndex(text)
     top = _Table(found, lambda _: 1)
-    tokens = [_token(table) for table in _tables(top, "token", places)]
-    _check_unique("token", places, [token.caller.name for token in tokens], "name")
-    _check_unique("token", places, [token.id for token in tokens], "id")
-    shown = [_certificate(table) for table in _tables(top, "certificate", places)]
-    _check_unique("certificate", places, [name for name, _ in shown], "subject")
+    tokens = [_token(table) for table in _tables(top, "token", lines)]
+    _check_unique("token", lines, [token.caller.name for token in tokens], "name")
+    _check_unique("token", lines, [token.id for token in tokens], "id")
+    certificates = [_certificate(table) for table in _tables(top, "certificate", lines)]
+    _check_unique("certificate", lines, [name for name, _ in certificates], "subject")
     jwt = top.take("jwt", dict, None)
     quotas = _quotas(top)
-    top.done()
+    top.reject_unknown()
     settings = None
     if jwt is not None:
-        settings = _jwt(_Table(jwt, lambda key: places.line("jwt", 0, key)), folder)
-    return Entries(tokens, dict(shown), settings, quotas)
+        settings = _jwt(_Table(jwt, lambda key: lines.line("jwt", 0, key)), folder)
+    return Entries(tokens, dict(certificates), settings, quotas)
 
 
 def _quotas(top: _Table) -> Quotas:
@@ -67,8 +75,8 @@ def _quotas(top: _Table) -> Quotas:
         raise BadEntry(str(error)) from None
 
 
-class Places:
-    """Finds the lines of tables and keys, which the parser does not tell."""
+class LineIndex:
+    """Finds the lines of tables and keys, which the parser does not report."""
 
     def __init__(self, text: str) -> None:
         self._lines = text.splitlines()
@@ -77,7 +85,7 @@ class Places:
         ]
 
     def block(self, kind: str, index: int) -> tuple[int, int] | None:
-        """The lines of the table of that kind and number, from 0 on, without the end."""
+        """The range of lines of the nth table of a kind, 0-based, end exclusive."""
         starts = [line for name, line in self._headers if name == kind]
         if index >= len(starts):
             return None
@@ -85,7 +93,7 @@ class Places:
         return starts[index], min(ends, default=len(self._lines))
 
     def line(self, kind: str, index: int, key: str) -> int:
-        """The line of a key, else that of its table; from 1 on."""
+        """The line of a key, or of its table if the key is not found; 1-based."""
         block = self.block(kind, index)
         if block is None:
             return 1
@@ -96,46 +104,48 @@ class Places:
 
 
 class _Table:
-    """A table of the file, of which one key after the other is taken."""
+    """A table whose keys are taken one by one, so that unknown keys remain."""
 
     def __init__(self, content: Mapping[str, Any], line: Callable[[str], int]) -> None:
         self._left = dict(content)
         self._line = line
 
-    def wrong(self, key: str, why: str) -> BadEntry:
-        """The error for a key."""
+    def error(self, key: str, why: str) -> BadEntry:
+        """Returns the error for a key."""
         return BadEntry(f"line {self._line(key)}: {key!r} {why}")
 
     def take(self, key: str, kind: type[ValueT], default: ValueT | None) -> ValueT | None:
-        """What a key has. Raises BadEntry if it is of another kind."""
+        """Removes a key and returns its value. Raises BadEntry for another type."""
         if key not in self._left:
             return default
         value = self._left.pop(key)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise self.wrong(key, f"is no {_KINDS[kind]}")
+            raise self.error(key, f"must be a {_KINDS[kind]}")
         return value
 
-    def text(self, key: str, fits: Callable[[str], object] = bool, form: str = "a text") -> str:
-        """A text that has to be there. Raises BadEntry."""
+    def text(
+        self, key: str, fits: Callable[[str], object] = bool, form: str = "a non-empty string"
+    ) -> str:
+        """Takes a required string. Raises BadEntry."""
         value = self.take(key, str, None)
         if value is None:
-            raise self.wrong(key, "is missing")
+            raise self.error(key, "is missing")
         if not fits(value):
-            raise self.wrong(key, f"is not {form}")
+            raise self.error(key, f"must be {form}")
         return value
 
     def role(self, key: str = "role") -> Role:
-        """A role. Raises BadEntry."""
-        return Role(self.text(key, _is_role, "read, run or admin"))
+        """Takes a required role. Raises BadEntry."""
+        return Role(self.text(key, _is_role, ROLE_FORM))
 
-    def done(self) -> None:
-        """Raises BadEntry if something is there that was not taken."""
+    def reject_unknown(self) -> None:
+        """Raises BadEntry if a key was not taken."""
         for key in self._left:
-            raise self.wrong(key, "is not known here")
+            raise self.error(key, "is not a known key")
 
 
 _KINDS: Mapping[type, str] = {
-    str: "text",
+    str: "string",
     int: "whole number",
     list: "list",
     dict: "table",
@@ -143,49 +153,49 @@ _KINDS: Mapping[type, str] = {
 }
 
 
-def _tables(top: _Table, kind: str, places: Places) -> list[_Table]:
+def _tables(top: _Table, kind: str, lines: LineIndex) -> list[_Table]:
     found = top.take(kind, list, []) or []
     if not all(isinstance(each, dict) for each in found):
-        raise BadEntry(f"line {places.line(kind, 0, '')}: [[{kind}]] is for tables")
+        raise BadEntry(f"line {lines.line(kind, 0, '')}: [[{kind}]] must be a table")
 
     def table(index: int, content: Mapping[str, Any]) -> _Table:
-        return _Table(content, lambda key: places.line(kind, index, key))
+        return _Table(content, lambda key: lines.line(kind, index, key))
 
     return [table(index, content) for index, content in enumerate(found)]
 
 
 def _token(table: _Table) -> Token:
-    name = table.text("name", names.is_name, names.NAME_FORM)
+    name = table.text("name", is_name, NAME_FORM)
     caller = Caller(_tenant(table), table.role(), name)
-    token_id = table.text("id", ID.fullmatch, "the id of a token")
-    sha256 = table.text("sha256", SHA256.fullmatch, "64 hexadecimal digits in lower case")
+    token_id = table.text("id", ID.fullmatch, "an id of 16 characters from a-z and 2-7")
+    sha256 = table.text("sha256", SHA256.fullmatch, "64 lower-case hexadecimal digits")
     expires = table.take("expires", datetime, None)
     if expires is not None and expires.tzinfo is None:
-        raise table.wrong("expires", "has no time zone")
-    table.done()
+        raise table.error("expires", "has no time zone")
+    table.reject_unknown()
     return Token(token_id, sha256, caller, None if expires is None else expires.timestamp())
 
 
 def _certificate(table: _Table) -> tuple[str, Caller]:
     subject = table.text("subject")
     caller = Caller(_tenant(table), table.role(), subject)
-    table.done()
+    table.reject_unknown()
     return subject, caller
 
 
 def _tenant(table: _Table, key: str = "tenant") -> str:
-    return table.text(key, names.is_tenant, names.TENANT_FORM)
+    return table.text(key, is_tenant, TENANT_FORM)
 
 
 def _jwt(table: _Table, folder: Path) -> JwtSettings:
     jwks, pem = table.take("jwks", str, ""), table.take("key", str, "")
     if bool(jwks) == bool(pem):
-        raise table.wrong("jwks", "or 'key' has to name a file, and not both")
-    tenant, tenant_claim = _one_of(table, "tenant", names.is_tenant, names.TENANT_FORM)
-    role, role_claim = _one_of(table, "role", _is_role, "read, run or admin")
+        raise table.error("jwks", "or 'key' must name a file, but not both")
+    tenant, tenant_claim = _one_of(table, "tenant", is_tenant, TENANT_FORM)
+    role, role_claim = _one_of(table, "role", _is_role, ROLE_FORM)
     leeway = table.take("leeway", int, 30)
     if leeway is None or not 0 <= leeway <= MAX_LEEWAY:
-        raise table.wrong("leeway", f"is not within 0 and {MAX_LEEWAY} seconds")
+        raise table.error("leeway", f"must be 0 to {MAX_LEEWAY} seconds")
     settings = JwtSettings(
         keys=folder / (jwks or pem or ""),
         is_set=bool(jwks),
@@ -196,34 +206,33 @@ def _jwt(table: _Table, folder: Path) -> JwtSettings:
         tenant_claim=tenant_claim,
         role=Role(role) if role else None,
         role_claim=role_claim,
-        tenants=_map(table, "tenants", names.is_tenant, names.TENANT_FORM),
+        tenants=_map(table, "tenants", is_tenant, TENANT_FORM),
         roles={
-            value: Role(name)
-            for value, name in _map(table, "roles", _is_role, "read, run or admin").items()
+            value: Role(name) for value, name in _map(table, "roles", _is_role, ROLE_FORM).items()
         },
         leeway=float(leeway),
     )
-    table.done()
+    table.reject_unknown()
     return settings
 
 
 def _one_of(table: _Table, key: str, fits: Callable[[str], object], form: str) -> tuple[str, str]:
-    """Either what is fixed, or the name of a claim."""
+    """Returns a fixed value and a claim, exactly one of them non-empty."""
     fixed, claim = table.take(key, str, ""), table.take(f"{key}_claim", str, "")
     if bool(fixed) == bool(claim):
-        raise table.wrong(key, f"or '{key}_claim' has to be given, and not both")
+        raise table.error(key, f"or '{key}_claim' is required, but not both")
     if fixed and not fits(fixed):
-        raise table.wrong(key, f"is not {form}")
+        raise table.error(key, f"must be {form}")
     return fixed or "", claim or ""
 
 
 def _algorithms(table: _Table) -> Sequence[str]:
     algorithms = table.take("algorithms", list, []) or []
     if not algorithms:
-        raise table.wrong("algorithms", "has to list at least one")
+        raise table.error("algorithms", "must list at least one algorithm")
     for each in algorithms:
         if not isinstance(each, str) or each not in ALGORITHMS:
-            raise table.wrong("algorithms", f"may have {', '.join(sorted(ALGORITHMS))} only")
+            raise table.error("algorithms", f"may contain only {', '.join(sorted(ALGORITHMS))}")
     return algorithms
 
 
@@ -231,7 +240,7 @@ def _map(table: _Table, key: str, fits: Callable[[str], object], form: str) -> d
     found = table.take(key, dict, {}) or {}
     for value, meaning in found.items():
         if not isinstance(meaning, str) or not fits(meaning):
-            raise table.wrong(key, f"says of {value!r} what is not {form}")
+            raise table.error(key, f"maps {value!r} to something else than {form}")
     return found
 
 
@@ -239,7 +248,7 @@ def _is_role(text: str) -> bool:
     return text in set(Role)
 
 
-def _check_unique(kind: str, places: Places, values: Sequence[str], key: str) -> None:
+def _check_unique(kind: str, lines: LineIndex, values: Sequence[str], key: str) -> None:
     for index, value in enumerate(values):
         if value in values[:index]:
-            raise BadEntry(f"line {places.line(kind, index, key)}: {key!r} is there twice")
+            raise BadEntry(f"line {lines.line(kind, index, key)}: {key!r} {value!r} is used twice")

@@ -1,4 +1,4 @@
-"""Notices that files have changed."""
+"""Detects changes of files."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ Stamp = tuple[tuple[int, ...] | None, ...]
 
 
 def stamp(paths: Iterable[Path]) -> Stamp:
-    """What differs once a file was written, replaced or removed, also behind a symbolic link."""
-    return tuple(_of(path) for path in paths)
+    """A value that changes when a file is written, replaced or removed, also behind a link."""
+    return tuple(_stamp(path) for path in paths)
 
 
-def _of(path: Path) -> tuple[int, ...] | None:
+def _stamp(path: Path) -> tuple[int, ...] | None:
     try:
-        found = os.stat(path)  # noqa: PTH116 - the same, and quicker
+        found = os.stat(path)  # noqa: PTH116 - the same, and faster
     except OSError:
         return None
     return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino

@@ -1,4 +1,4 @@
-"""JSON Web Tokens (RFC 7519) that somebody else issues; PyJWT verifies them."""
+"""JSON Web Tokens (RFC 7519) of other issuers, verified with PyJWT."""
 
 from __future__ import annotations
 
@@ -11,21 +11,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from runlane_server.access.caller import Caller, Role
-from runlane_server.access.known import Known, Refused
-from runlane_server.access.names import is_tenant
+from runlane_server.access.caller import AuthenticationFailed, Caller, Identity, Role, is_tenant
 
 ALGORITHMS = frozenset(
     {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
 )
-"""What may be allowed. With a shared secret (HS256) whoever can verify tokens can make them; and
-where both are allowed, a public key is taken for a secret."""
+"""Algorithms that an access file may allow. HS256 is not among them: with a shared secret, every
+verifier can issue tokens, and where both kinds are allowed a public key can pass for a secret."""
 
-REMEMBERED = 4096
-"""How many verified tokens are remembered, so that not every call verifies a signature."""
+MAX_CACHED = 4096
+"""Size of the cache of verified tokens, which saves most calls a signature check."""
 
-_LONGEST = 8192
-"""Characters; more does not fit into the headers that gRPC takes."""
+_MAX_LENGTH = 8192
+"""Characters."""
 
 _NAME_LENGTH = 64
 _ROLES = (Role.ADMIN, Role.RUN, Role.READ)
@@ -41,11 +39,11 @@ _BY_KIND: Mapping[object, Sequence[str]] = {
     ("OKP", "Ed25519"): _OKP,
     ("OKP", "Ed448"): _OKP,
 }
-"""The algorithms that go with a key: no token has it used in another way."""
+"""The algorithms of each kind of key. A token cannot choose another one for the key."""
 
 
 class Key(NamedTuple):
-    """A public key, and the algorithms it may be used with."""
+    """A public key with the algorithms allowed for it."""
 
     material: Any
     algorithms: Sequence[str]
@@ -57,11 +55,11 @@ class UnusableKeys(Exception):
 
 @dataclass(frozen=True, slots=True)
 class JwtSettings:
-    """What is asked of a token, and what it says of its holder.
+    """Which tokens are valid, and how their claims map to a caller.
 
-    Tenant and role are fixed, or the values of claims; `tenants` and `roles` then say what a value
-    stands for, and a value that is not there stands for nobody. Without them it is the tenant, or
-    the role, itself. `leeway` is in seconds.
+    Tenant and role are either fixed or read from a claim. `tenants` and `roles` map values of the
+    claim; an unmapped value is refused. Without a map the value itself is the tenant or role.
+    `keys` is a JSON Web Key Set if `is_set`, else a public key as PEM. `leeway` is in seconds.
     """
 
     keys: Path
@@ -78,36 +76,36 @@ class JwtSettings:
     leeway: float = 30.0
 
 
-class Jwts:
-    """Finds out who shows a token. Raises UnusableKeys if the keys cannot be used.
+class JwtVerifier:
+    """Verifies tokens and caches the result.
 
-    `now` tells the seconds since 1970, for what is remembered.
+    `now` returns seconds since 1970; it expires cached tokens. Raises UnusableKeys.
     """
 
     def __init__(self, settings: JwtSettings, now: Callable[[], float] = time.time) -> None:
         self._settings = settings
         self._now = now
         self._keys = _keys(settings)
-        self._remembered: OrderedDict[bytes, Known] = OrderedDict()
+        self._cache: OrderedDict[bytes, Identity] = OrderedDict()
 
-    def find(self, text: str) -> Known:
-        """Who shows that token. Raises Refused."""
-        if len(text) > _LONGEST:
-            raise Refused("the token is too long")
-        # By their hashes: how long a search takes tells nothing about tokens of others.
+    def verify(self, text: str) -> Identity:
+        """Returns the identity behind a token. Raises AuthenticationFailed."""
+        if len(text) > _MAX_LENGTH:
+            raise AuthenticationFailed("token too long")
+        # Keyed by hash, so that the time of a lookup reveals nothing about other tokens.
         digest = hashlib.sha256(text.encode()).digest()
-        known = self._remembered.get(digest)
-        if known is None:
-            known = self._verified(text)
-            self._remembered[digest] = known
-            if len(self._remembered) > REMEMBERED:
-                self._remembered.popitem(last=False)
-        if known.until is not None and self._now() >= known.until:
-            del self._remembered[digest]
-            raise Refused("the token has expired", subject=known.caller.name)
-        return known
+        identity = self._cache.get(digest)
+        if identity is None:
+            identity = self._decode(text)
+            self._cache[digest] = identity
+            if len(self._cache) > MAX_CACHED:
+                self._cache.popitem(last=False)
+        if identity.expires is not None and self._now() >= identity.expires:
+            del self._cache[digest]
+            raise AuthenticationFailed("token expired", subject=identity.caller.name)
+        return identity
 
-    def _verified(self, text: str) -> Known:
+    def _decode(self, text: str) -> Identity:
         import jwt  # noqa: PLC0415 - an extra
 
         settings = self._settings
@@ -123,18 +121,18 @@ class Jwts:
                 options={"require": ["exp", "iss", "aud"]},
             )
             # An integer may be larger than any float.
-            until = float(claims["exp"]) + settings.leeway
+            expires = float(claims["exp"]) + settings.leeway
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError) as error:
-            # Its text may have parts of the token.
-            raise Refused("the token is not valid", error=type(error).__name__) from None
-        return Known(self._caller(claims), until)
+            # The text of the error may contain parts of the token.
+            raise AuthenticationFailed("invalid token", error=type(error).__name__) from None
+        return Identity(self._caller(claims), expires)
 
     def _key(self, header: Mapping[str, Any]) -> Key:
         if len(self._keys) == 1 and "kid" not in header:
             return next(iter(self._keys.values()))
         key = self._keys.get(header.get("kid") if self._settings.is_set else "")
         if key is None:
-            raise Refused("the token is signed with a key that is not known")
+            raise AuthenticationFailed("token signed with an unknown key")
         return key
 
     def _caller(self, claims: Mapping[str, Any]) -> Caller:
@@ -143,9 +141,9 @@ class Jwts:
         tenant = settings.tenant or self._tenant(claims.get(settings.tenant_claim))
         role = settings.role or self._role(claims.get(settings.role_claim))
         if not is_tenant(tenant):
-            raise Refused("the token names no tenant", subject=name)
+            raise AuthenticationFailed("token without a valid tenant", subject=name)
         if role is None:
-            raise Refused("the token names no role", subject=name)
+            raise AuthenticationFailed("token without a valid role", subject=name)
         return Caller(tenant, role, name)
 
     def _tenant(self, claimed: object) -> str:
@@ -154,7 +152,7 @@ class Jwts:
         return self._settings.tenants.get(claimed, "") if self._settings.tenants else claimed
 
     def _role(self, claimed: object) -> Role | None:
-        """The highest of the roles that a claim names: a text, or a list of them."""
+        """The highest role in a claim, which is a string or a list of strings."""
         values = claimed if isinstance(claimed, list) else [claimed]
         roles = self._settings.roles or {role.value: role for role in Role}
         named = {roles.get(value) for value in values if isinstance(value, str)}
@@ -162,7 +160,7 @@ class Jwts:
 
 
 def _keys(settings: JwtSettings) -> dict[str | None, Key]:
-    """The keys by their ids; the one of a PEM file by none."""
+    """The keys by id; the key of a PEM file has the id `""`."""
     try:
         import jwt  # noqa: PLC0415
     except ImportError:
@@ -180,7 +178,7 @@ def _keys(settings: JwtSettings) -> dict[str | None, Key]:
         if (allowed := [each for each in key.algorithms if each in settings.algorithms])
     }
     if not keys:
-        raise UnusableKeys(f"{settings.keys}: has no key for {', '.join(settings.algorithms)}")
+        raise UnusableKeys(f"{settings.keys}: no key for {', '.join(settings.algorithms)}")
     return keys
 
 
@@ -197,7 +195,7 @@ def _of_pem(text: str) -> Key:
 
 
 def _of_set(text: str) -> dict[str | None, Key]:
-    """The keys of a JSON Web Key Set (RFC 7517) that are for signatures. Others may be in it."""
+    """The signature keys of a JSON Web Key Set (RFC 7517); others are ignored."""
     import jwt  # noqa: PLC0415
 
     keys: dict[str | None, Key] = {}

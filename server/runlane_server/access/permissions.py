@@ -1,4 +1,4 @@
-"""What each call needs. A call that is not listed here is nobody's."""
+"""The role that each method requires. A method that is not listed is denied to everybody."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _RUNS = "/runlane.v1.RunService/"
 _SESSIONS = "/runlane.v1.SessionService/"
 _HARNESS = "/runlane.harness.v1.HarnessService/"
 
-NEEDS: Mapping[str, Role] = MappingProxyType(
+REQUIRED_ROLES: Mapping[str, Role] = MappingProxyType(
     {
         _RUNS + "RunAccepted": Role.RUN,
         _RUNS + "Cancel": Role.RUN,
@@ -37,15 +37,15 @@ NEEDS: Mapping[str, Role] = MappingProxyType(
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Role.READ,
     }
 )
-"""The least role that may make a call, by its full name."""
+"""The lowest role that may call each method, by full name."""
 
-OPEN = frozenset(f"/grpc.health.v1.Health/{name}" for name in ("Check", "List", "Watch"))
-"""What anybody may ask: the probes of balancers and orchestrators have no identity."""
+PUBLIC_METHODS = frozenset(f"/grpc.health.v1.Health/{name}" for name in ("Check", "List", "Watch"))
+"""Methods without authentication: probes of load balancers and orchestrators have no identity."""
 
 _RANK = {Role.READ: 0, Role.RUN: 1, Role.ADMIN: 2}
 
 
-def allows(role: Role, method: str) -> bool:
-    """Whether a role may make a call."""
-    needed = NEEDS.get(method)
-    return needed is not None and _RANK[role] >= _RANK[needed]
+def is_allowed(role: Role, method: str) -> bool:
+    """Whether a role may call a method."""
+    required = REQUIRED_ROLES.get(method)
+    return required is not None and _RANK[role] >= _RANK[required]

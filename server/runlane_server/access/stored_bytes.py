@@ -1,7 +1,7 @@
-"""How much tenants have stored: measured now and then, where it is limited.
+"""How much each limited tenant has stored, measured periodically.
 
-A measurement lags by its pause; what was accepted here since then is added to it. What agents said
-since then is not, and nor is what other nodes accepted.
+Between two measurements, runs accepted on this node are added. Output of agents and runs of other
+nodes appear only in the next measurement.
 """
 
 from __future__ import annotations
@@ -19,71 +19,70 @@ from runlane_server.core.errors import RunlaneError
 log = structlog.get_logger()
 
 PAUSE_SECONDS = 5.0
-"""Between two measurements."""
+"""Pause between two measurements."""
 
-SHARE = 20
-"""A pause is at least so many times as long as the measurement before it."""
+MIN_PAUSE_RATIO = 20
+"""A pause lasts at least this many times as long as the measurement before it."""
 
 
-class Scales(Protocol):
-    """What can tell how much is stored."""
+class StorageMeter(Protocol):
+    """A store that can measure itself."""
 
     async def stored_bytes(self, tenant: str) -> int:
-        """About how many bytes a tenant has stored. May raise StoreUnavailable."""
+        """Estimates the bytes that a tenant has stored. May raise StoreUnavailable."""
 
 
 class StoredBytes:
-    """How much the tenants have stored whose quota limits it."""
+    """Estimates the stored bytes of tenants whose quota limits them."""
 
-    def __init__(self, book: QuotaBook, store: Scales) -> None:
+    def __init__(self, book: QuotaBook, store: StorageMeter) -> None:
         self._book = book
         self._store = store
         self._measured: dict[str, int] = {}
-        self._since: Counter[str] = Counter()
-        self._asked: set[str] = set()
-        self._news = asyncio.Event()
-        book.listen(self._news.set)
+        self._accepted_since: Counter[str] = Counter()
+        self._tenants: set[str] = set()
+        self._wakeup = asyncio.Event()
+        book.listen(self._wakeup.set)
 
     def of(self, tenant: str) -> int:
-        """About how many bytes a tenant has stored; until it was measured for the first time, only
-        what was accepted here."""
-        if tenant not in self._asked:
-            self._asked.add(tenant)
-            self._news.set()
-        return self._measured.get(tenant, 0) + self._since[tenant]
+        """Estimated bytes of a tenant; before its first measurement, only runs accepted here."""
+        if tenant not in self._tenants:
+            self._tenants.add(tenant)
+            self._wakeup.set()
+        return self._measured.get(tenant, 0) + self._accepted_since[tenant]
 
     def add(self, tenant: str, size: int) -> None:
-        """A run was accepted here, with so many bytes to store."""
+        """Adds the size of a run accepted here, in bytes."""
         if self._book.of(tenant).max_stored_bytes is not None:
-            self._since[tenant] += size
+            self._accepted_since[tenant] += size
 
     async def measure(self) -> None:
-        """Measures every tenant that is limited and was asked for, or has a quota of its own."""
-        self._news.clear()
-        for tenant in sorted(self._asked.union(self._book.named)):
-            if self._limited(tenant):
-                # What is accepted from here on may be in the measurement or not.
-                before = self._since[tenant]
+        """Measures every limited tenant that was asked for or has its own quota."""
+        self._wakeup.clear()
+        for tenant in sorted(self._tenants.union(self._book.named)):
+            if self._is_limited(tenant):
+                # Accepts during the measurement may or may not be in it; they stay added.
+                before = self._accepted_since[tenant]
                 self._measured[tenant] = await self._store.stored_bytes(tenant)
-                self._since[tenant] -= before
+                self._accepted_since[tenant] -= before
 
     async def keep_measuring(self) -> None:
-        """Measures until it is cancelled, and at once where a tenant is asked for anew."""
+        """Measures until cancelled: periodically, and soon after a new tenant appears."""
         while True:
             begun = time.monotonic()
             try:
                 await self.measure()
             except RunlaneError as error:
-                log.debug("stored bytes could not be measured", error=error.message)
+                log.debug("stored bytes not measured", error=error.message)
             took = time.monotonic() - begun
             try:
-                async with asyncio.timeout(max(PAUSE_SECONDS, SHARE * took)):
-                    await self._news.wait()
+                async with asyncio.timeout(max(PAUSE_SECONDS, MIN_PAUSE_RATIO * took)):
+                    await self._wakeup.wait()
             except TimeoutError:
                 pass
             else:
-                # Many new tenants at once are one measurement.
-                await asyncio.sleep(max(0.1, SHARE * took))
+                # Several new tenants at once share one measurement.
+                await asyncio.sleep(max(0.1, MIN_PAUSE_RATIO * took))
 
-    def _limited(self, tenant: str) -> bool:
+    def _is_limited(self, tenant: str) -> bool:
         return self._book.of(tenant).max_stored_bytes is not None

@@ -1,48 +1,48 @@
-"""How many calls that last a tenant has open on this node."""
+"""The quota of long-lived calls that each tenant may have open on this node."""
 
 from __future__ import annotations
 
 from collections import Counter
 
 from runlane_server.access.caller import Caller
-from runlane_server.access.quotas import QuotaBook, used_up
+from runlane_server.access.quotas import QuotaBook, quota_exceeded
 
-LASTING = frozenset(
+LONG_LIVED_METHODS = frozenset(
     f"/runlane.v1.RunService/{name}" for name in ("SubscribeRunComplete", "SubscribeRun", "WaitRun")
 )
-"""The calls that are counted: each waits for something to happen."""
+"""The methods that count: each waits for something to happen."""
 
 RETRY_AFTER = 1.0
-"""Seconds after which a caller may come back: calls end, and those of clients that were lost are
-found out within half a minute."""
+"""Seconds until a refused caller may retry. Calls end, and a lost client is detected within half a
+minute."""
 
 
-class Streams:
-    """Counts the open calls of each tenant."""
+class StreamQuota:
+    """Counts the open long-lived calls of each tenant."""
 
     def __init__(self, book: QuotaBook) -> None:
         self._book = book
         self._open: Counter[str] = Counter()
 
     def of(self, tenant: str) -> int:
-        """How many a tenant has open."""
+        """The number of open calls of a tenant."""
         return self._open[tenant]
 
-    def enter(self, caller: Caller) -> None:
-        """One more is open. Raises QuotaExceeded.
+    def acquire(self, caller: Caller) -> None:
+        """Counts a call that opens. Raises QuotaExceeded.
 
-        What another node asks for was counted there, where its caller was let in.
+        Calls of other nodes are not counted here, since that node has counted them.
         """
         if caller.peer:
             return
         tenant = caller.tenant
         most = self._book.of(tenant).max_streams
         if most is not None and self._open[tenant] >= most:
-            raise used_up(tenant, "max_streams", most, retry_after=RETRY_AFTER)
+            raise quota_exceeded(tenant, "max_streams", most, retry_after=RETRY_AFTER)
         self._open[tenant] += 1
 
-    def leave(self, caller: Caller) -> None:
-        """One that entered is closed."""
+    def release(self, caller: Caller) -> None:
+        """Stops counting a call that has closed."""
         if caller.peer:
             return
         tenant = caller.tenant

@@ -10,11 +10,10 @@ from base64 import b32encode
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from runlane_server.access.caller import Caller
-from runlane_server.access.known import Known, Refused
+from runlane_server.access.caller import AuthenticationFailed, Caller, Identity
 
 PREFIX = "rl_"
-"""What a token begins with; it makes one that was published by mistake easy to search for."""
+"""Prefix of every token. It makes a token that was published by mistake easy to find."""
 
 _ID_BYTES = 10
 _SECRET_BYTES = 32
@@ -24,12 +23,12 @@ ID = re.compile(r"[a-z2-7]{16}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _NO_HASH = "0" * 64
-"""What the secret of an unknown id is compared with: an unknown id takes as long as a known one."""
+"""Compared with the secret of an unknown id, so that known and unknown ids take equally long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What a server knows of a token. `expires` is in seconds since 1970; None: never."""
+    """A token as a server stores it. `expires` is in seconds since 1970; None: never."""
 
     id: str
     sha256: str
@@ -38,38 +37,38 @@ class Token:
 
 
 def make() -> tuple[str, str, str]:
-    """A new token: its text, its id, and the hash of its secret."""
+    """Generates a token; returns its text, its id, and the hash of its secret."""
     token_id, secret = _random(_ID_BYTES), _random(_SECRET_BYTES)
     return f"{PREFIX}{token_id}_{secret}", token_id, hash_of(secret)
 
 
 def hash_of(secret: str) -> str:
-    """What is kept of a secret. It has 256 random bits: a quick hash gives nothing away."""
+    """The stored hash of a secret. A fast hash is safe, since a secret has 256 random bits."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-class Tokens:
-    """The tokens that a server takes."""
+class TokenVerifier:
+    """Verifies tokens against those that the server knows."""
 
     def __init__(self, tokens: Iterable[Token]) -> None:
         self._by_id = {token.id: token for token in tokens}
 
-    def find(self, text: str, now: float) -> Known:
-        """Who shows that token. Raises Refused."""
-        form = _FORM.fullmatch(text)
-        if form is None:
-            raise Refused("the token is malformed")
-        token = self._by_id.get(form["id"])
-        right = hmac.compare_digest(
-            hash_of(form["secret"]), _NO_HASH if token is None else token.sha256
+    def verify(self, text: str, now: float) -> Identity:
+        """Returns the identity behind a token. Raises AuthenticationFailed."""
+        match = _FORM.fullmatch(text)
+        if match is None:
+            raise AuthenticationFailed("malformed token")
+        token = self._by_id.get(match["id"])
+        is_right = hmac.compare_digest(
+            hash_of(match["secret"]), _NO_HASH if token is None else token.sha256
         )
         if token is None:
-            raise Refused("there is no such token", token_id=form["id"])
-        if not right:
-            raise Refused("the secret of the token is wrong", token_id=form["id"])
+            raise AuthenticationFailed("unknown token id", token_id=match["id"])
+        if not is_right:
+            raise AuthenticationFailed("wrong token secret", token_id=match["id"])
         if token.expires is not None and now >= token.expires:
-            raise Refused("the token has expired", token=token.caller.name)
-        return Known(token.caller, token.expires)
+            raise AuthenticationFailed("token expired", token=token.caller.name)
+        return Identity(token.caller, token.expires)
 
 
 def _random(size: int) -> str:

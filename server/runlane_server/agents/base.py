@@ -1,4 +1,4 @@
-"""What an agent is: it takes a turn and yields what happens in it."""
+"""The interface of an agent: it receives a turn and yields the events of that turn."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ from runlane_server.core.model import (
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What an agent tells about its turn. The last value of each field that is not None counts;
-    usage is added up."""
+    """Facts about a turn as a whole.
+
+    An agent may yield several: usage is summed up, and of the other fields the last value that is
+    not None counts.
+    """
 
     usage: Usage | None = None
     model: str | None = None
@@ -29,7 +32,7 @@ class Report:
 
 
 AgentEvent: TypeAlias = TextDelta | ReasoningDelta | ToolCall | ToolResult | Report
-"""What an agent yields. It calls its tools itself, and tells of the calls and their results."""
+"""An event of a turn. The agent calls its tools itself, and reports the calls and results."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ class FoldedPrompt:
 
 
 class Turn(Protocol):
-    """What an agent is given to work on."""
+    """The input of an agent: one turn of a session's transcript."""
 
     @property
     def session_id(self) -> str:
@@ -49,15 +52,15 @@ class Turn(Protocol):
 
     @property
     def run_id(self) -> str:
-        """The run."""
+        """The run that this turn executes."""
 
     @property
     def attempt(self) -> int:
-        """Which attempt this is, from 1."""
+        """The number of this attempt at the run, from 1."""
 
     @property
     def prompt(self) -> Prompt:
-        """What to do."""
+        """The prompt to answer."""
 
     @property
     def metadata(self) -> Mapping[str, str]:
@@ -65,39 +68,41 @@ class Turn(Protocol):
 
     @property
     def traceparent(self) -> str:
-        """Where in a trace this is, to be sent along with requests (W3C Trace Context); empty for
-        no trace."""
+        """The span of this attempt, to be sent along with requests (W3C Trace Context); empty if
+        the run is in no trace."""
 
     async def history(self) -> Sequence[Message]:
         """The transcript before this turn, the oldest message first."""
 
     async def take_folded(self) -> Sequence[FoldedPrompt]:
-        """Takes the prompts that wait to join this turn. To be called between two steps.
+        """Takes the prompts that wait to join the turn. Call it between two steps.
 
-        Prompts that are taken belong to the turn: the agent answers them too (R26).
+        A prompt that was taken belongs to the turn: the agent must answer it too (R26).
         """
 
 
 class Agent(Protocol):
     """Executes runs, many at a time.
 
-    A turn is cancelled by cancelling the task that iterates over `run`: `asyncio.CancelledError` is
-    raised where it awaits. It cleans up in `finally`, and returns soon; after the server's
-    `--cancel-grace` it is fenced off, and what it yields is ignored. An exception fails the run.
+    The server cancels a turn by cancelling the task that iterates over `run`, so
+    `asyncio.CancelledError` is raised where the agent awaits. The agent cleans up in `finally` and
+    returns soon; after the server's `--cancel-grace` it is fenced off, and what it yields is
+    ignored. An exception fails the run.
     """
 
     async def start(self) -> None:
-        """Gets ready to run; returns when it is. Raises if it cannot be (it is tried again)."""
+        """Prepares the agent; returns when it is ready. If it raises, the server retries."""
 
     def run(self, turn: Turn) -> AsyncGenerator[AgentEvent, None]:
-        """Works on a turn. An async generator function fits; it is closed by `aclose`."""
+        """Executes a turn, usually as an async generator function. The server closes the generator
+        with `aclose`."""
 
     async def close(self) -> None:
-        """Frees what `start` took. No run is active any more."""
+        """Frees what `start` acquired. No run is active any more."""
 
 
 class AgentError(Exception):
-    """A failure that an agent explains: a stable word of its own, and a sentence."""
+    """A failure that the agent explains: `reason` is a stable word, `message` one sentence."""
 
     def __init__(self, message: str, *, reason: str = "AGENT_ERROR") -> None:
         super().__init__(message)

@@ -1,16 +1,17 @@
-"""Agents that users write, named as `<module>:<attribute>`.
+"""Agents that users write, specified as `<module>:<attribute>`.
 
-One of these:
+The attribute is one of these:
 
-    async def answer(turn):        # an async generator function, the shortest of them
+    async def answer(turn):        # an async generator function, the shortest form
         yield "Hello, "            # text, or any AgentEvent
         yield TextDelta("world")
 
     agent = pydantic_ai.Agent(...)
 
-    class MyAgent: ...             # the Agent protocol: start, run, close; or one made of it
+    class MyAgent: ...             # a class that implements `Agent` (start, run, close), or an
+                                   # instance of one
 
-A class is called without arguments.
+A class is instantiated without arguments.
 """
 
 from __future__ import annotations
@@ -34,51 +35,52 @@ _EVENTS = (TextDelta, ReasoningDelta, ToolCall, ToolResult, Report)
 
 
 class FunctionAgent:
-    """Serves an async generator function."""
+    """The agent made of an async generator function."""
 
     def __init__(self, function: AnswerFunction) -> None:
         self._function = function
 
     async def start(self) -> None:
-        """Is ready at once."""
+        """Does nothing: the agent is always ready."""
 
     async def run(self, turn: Turn) -> AsyncGenerator[AgentEvent, None]:
-        """Yields what the function yields, text as TextDelta."""
+        """Yields the events of the function; a string becomes a TextDelta."""
         async with aclosing(self._function(turn)) as events:
             async for event in events:
-                yield _event(event)
+                yield _to_event(event)
 
     async def close(self) -> None:
-        """Has nothing to free."""
+        """Does nothing: there is nothing to free."""
 
 
 def import_agent(module: str, attribute: str) -> Agent:
-    """The agent that a user's module has. Raises StartError.
+    """Imports an agent from a user's module. Raises StartError.
 
-    The working directory comes first in what can be imported, as with `python -m`.
+    The working directory comes first on the import path, as with `python -m`.
     """
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    directory = str(Path.cwd())
+    if directory not in sys.path:
+        sys.path.insert(0, directory)
     name = f"{module}:{attribute}"
-    return as_agent(name, _imported(name, module, attribute))
+    return as_agent(name, _import_object(name, module, attribute))
 
 
-def _imported(name: str, module: str, attribute: str) -> object:
+def _import_object(name: str, module: str, attribute: str) -> object:
     try:
         found: object = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
     except AttributeError as exc:
-        raise StartError(f"agent {name}: {_line(exc)}") from exc
+        raise StartError(f"agent {name}: {_first_line(exc)}") from exc
     except Exception as exc:
-        message = f"agent {name}: cannot import: {type(exc).__name__}: {_line(exc)}"
+        message = f"agent {name}: cannot import: {type(exc).__name__}: {_first_line(exc)}"
         raise StartError(message) from exc
     return found
 
 
 def as_agent(name: str, found: object) -> Agent:
-    """The agent that an object is, or is made into; `name` is for errors. Raises StartError."""
+    """Returns an object as an agent, wrapped or instantiated where needed. Raises StartError, whose
+    message begins with `name`."""
     if _is_generator_function(found):
         return FunctionAgent(cast("AnswerFunction", found))
     if "pydantic_ai" in sys.modules:
@@ -89,21 +91,22 @@ def as_agent(name: str, found: object) -> Agent:
 
             return ChatAgent(found)
     if isinstance(found, type):
-        found = _made(name, found)
+        found = _instantiate(name, found)
     if _is_agent(found):
         return cast("Agent", found)
     raise StartError(
-        f"agent {name}: is a {type(found).__name__}, and not an async generator function, "
-        "a pydantic_ai.Agent, or an object or class with start, run and close"
+        f"agent {name}: a {type(found).__name__} is not an agent; expected an async generator "
+        "function, a pydantic_ai.Agent, or an object or class with start, run and close"
     )
 
 
-def _made(name: str, kind: type) -> object:
+def _instantiate(name: str, kind: type) -> object:
     try:
-        made: object = kind()
+        instance: object = kind()
     except Exception as exc:
-        raise StartError(f"agent {name}: cannot make one: {_line(exc)}") from exc
-    return made
+        message = f"agent {name}: cannot instantiate the class: {_first_line(exc)}"
+        raise StartError(message) from exc
+    return instance
 
 
 def _is_generator_function(found: object) -> bool:
@@ -118,19 +121,19 @@ def _is_agent(found: object) -> bool:
         inspect.iscoroutinefunction(start)
         and inspect.iscoroutinefunction(close)
         and callable(run)
-        # `async def run` without a yield is a coroutine, which nothing can be read from.
+        # `async def run` without a yield is a coroutine function: its result has no events.
         and not inspect.iscoroutinefunction(run)
     )
 
 
-def _event(event: Any) -> AgentEvent:
+def _to_event(event: Any) -> AgentEvent:
     if isinstance(event, str):
         return TextDelta(event)
     if isinstance(event, _EVENTS):
         return event
-    message = f"the agent yielded a {type(event).__name__}, which is neither text nor an event"
+    message = f"the agent yielded a {type(event).__name__}; expected a string or an AgentEvent"
     raise AgentError(message, reason="BAD_EVENT")
 
 
-def _line(exc: Exception) -> str:
+def _first_line(exc: Exception) -> str:
     return str(exc).partition("\n")[0]

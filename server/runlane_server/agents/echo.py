@@ -1,4 +1,4 @@
-"""An agent that answers with the prompt, word by word."""
+"""The echo agent: it answers with the prompt, word by word."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from runlane_server.core.model import Prompt, TextDelta
 
 _WORD = re.compile(r"\s*\S+\s*|\s+")
 
-WORDS_AT_ONCE = 256
-"""After so many words without a delay, other tasks get a chance to run."""
+WORDS_PER_SLICE = 256
+"""Number of words without a delay after which other tasks get a chance to run."""
 
 
 class EchoAgent:
-    """Answers with the text of the prompt, or with its text attachments where it has no text.
+    """Answers with the text of the prompt, or with its text attachments if it has no text.
 
-    Each word is a delta of its own, together with the white space around it; the deltas make
-    exactly the text. `delay` is how many seconds pass between two words.
+    Each word is one delta, with the white space around it; joined, the deltas are exactly the text.
+    `delay` is the pause between two words, in seconds.
 
-    A step is an answer: after each one the prompts that wait to join the turn are answered, those
-    of one step a line each.
+    One answer is one step: after it the agent answers the prompts that wait to join the turn, one
+    line for each.
     """
 
     def __init__(self, *, delay: float = 0.0) -> None:
         self._delay = delay
 
     async def start(self) -> None:
-        """Is ready at once."""
+        """Does nothing: the agent is always ready."""
 
     async def run(self, turn: Turn) -> AsyncGenerator[AgentEvent, None]:
-        """Echoes the prompt, and then what was folded in."""
+        """Echoes the prompt, and then the prompts that were folded in."""
         answer = _answer(turn.prompt)
         while True:
             for number, word in enumerate(_WORD.findall(answer)):
                 if number and self._delay:
                     await asyncio.sleep(self._delay)
-                elif number % WORDS_AT_ONCE == WORDS_AT_ONCE - 1:
+                elif number % WORDS_PER_SLICE == WORDS_PER_SLICE - 1:
                     await asyncio.sleep(0)
                 yield TextDelta(word)
             folded = await turn.take_folded()
@@ -48,7 +48,7 @@ class EchoAgent:
             answer = "\n".join(_answer(one.prompt) for one in folded)
 
     async def close(self) -> None:
-        """Has nothing to free."""
+        """Does nothing: there is nothing to free."""
 
 
 def _answer(prompt: Prompt) -> str:

@@ -1,4 +1,4 @@
-"""Which agent a spec names. Nothing else knows how a spec is written."""
+"""Creates the agent that `--agent` specifies. The syntax of a spec is known only here."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from runlane_server.agents.command.agent import CommandAgent, CommandSettings, s
 from runlane_server.agents.custom import import_agent
 from runlane_server.agents.echo import EchoAgent
 from runlane_server.agents.scripted.agent import ScriptedAgent
-from runlane_server.agents.scripted.gates import Gates
+from runlane_server.agents.scripted.latches import Latches
 from runlane_server.core.errors import SettingsError, StartError
 
 SPECS = """\
-echo                       answers with the prompt; echo:delay=50ms waits between two words
-command:<argv>             runs a program; the prompt on its stdin, the answer on its stdout
-command+json:<argv>        the same, with the whole turn as JSON on its stdin
-chat:<provider>:<model>    a language model, as in chat:openai:gpt-4o
+echo                       answers with the prompt; echo:delay=50ms pauses between two words
+command:<argv>             a program that gets the prompt on stdin and answers on stdout
+command+json:<argv>        the same, with the whole turn as JSON on stdin
+chat:<provider>:<model>    a language model, such as chat:openai:gpt-4o
 <module>:<attribute>       your own: an async generator function, a pydantic_ai.Agent, or an object
                            with start, run and close
-scripted                   does what its prompt says, for tests
+scripted                   follows the script in its prompt, for tests
 """
-"""What a spec may be, for people."""
+"""The forms of a spec, as help text."""
 
 _NAMES = "echo, command:<argv>, command+json:<argv>, chat:<provider>:<model>, scripted"
 
@@ -33,26 +33,26 @@ _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 @dataclass(frozen=True, slots=True)
 class AgentSettings:
-    """What agents are told besides their spec.
+    """Settings of agents besides their spec.
 
-    `command_kill_grace`: how long, in seconds, a program may take to end after SIGTERM; it must lie
-    below the server's `--cancel-grace`. `command`: what programs are given. `chat_instructions`:
-    what a language model is told before the conversation. `chat_max_retries`: how often a request
-    to it is repeated. `gates`: those of scripted runs, for tests within the process.
+    `command_kill_grace`: seconds between SIGTERM and SIGKILL for a program; it must be below the
+    server's `--cancel-grace`. `command`: what programs get. `chat_instructions`: instructions for a
+    language model, before the conversation. `chat_max_retries`: retries of a request to it.
+    `latches`: where scripted runs wait, for tests within the process.
     """
 
     command_kill_grace: float = 2.0
     command: CommandSettings = field(default_factory=CommandSettings)
     chat_instructions: str | None = None
     chat_max_retries: int = 2
-    gates: Gates | None = None
+    latches: Latches | None = None
 
 
 DEFAULTS = AgentSettings()
 
 
 def load_agent(spec: str, settings: AgentSettings = DEFAULTS) -> Agent:
-    """The agent that a spec names (see `SPECS`). Raises StartError with one line that says why."""
+    """Creates the agent of a spec (see `SPECS`). Raises StartError; its message is one line."""
     kind, _, rest = spec.strip().partition(":")
     match kind:
         case "echo":
@@ -67,14 +67,14 @@ def load_agent(spec: str, settings: AgentSettings = DEFAULTS) -> Agent:
         case "chat":
             return _chat(rest, settings)
         case "scripted" if not rest:
-            return ScriptedAgent(settings.gates)
+            return ScriptedAgent(settings.latches)
     if _MODULE.fullmatch(kind) and _MODULE.fullmatch(rest):
         return import_agent(kind, rest)
-    raise SettingsError(f"there is no agent {spec!r}; there are {_NAMES}, and <module>:<attribute>")
+    raise SettingsError(f"there is no agent {spec!r}; use one of {_NAMES}, <module>:<attribute>")
 
 
 def _delay(options: str) -> float:
-    """The delay that the options of echo name, in seconds."""
+    """The delay in the options of echo, in seconds."""
     if not options:
         return 0.0
     name, _, value = options.partition("=")
@@ -87,7 +87,9 @@ def _delay(options: str) -> float:
 
 def _chat(model: str, settings: AgentSettings) -> Agent:
     if importlib.util.find_spec("pydantic_ai") is None:
-        raise StartError("agent chat: it is not installed; run pip install 'runlane[server,chat]'")
+        raise StartError(
+            "agent chat: pydantic-ai is not installed; run pip install 'runlane[server,chat]'"
+        )
     from runlane_server.agents.chat.agent import ChatAgent  # noqa: PLC0415 - an optional extra
 
     return ChatAgent.of_model(

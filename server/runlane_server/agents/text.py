@@ -1,4 +1,4 @@
-"""A prompt as plain text."""
+"""The plain text of a prompt."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ def attached_texts(prompt: Prompt) -> list[str]:
 
 
 def whole_text(prompt: Prompt) -> str:
-    """The text and then the text attachments, with a blank line between two of them."""
+    """The text and then the text attachments, separated by blank lines."""
     texts = [prompt.text] if prompt.text else []
     return "\n\n".join([*texts, *attached_texts(prompt)])

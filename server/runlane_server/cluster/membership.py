@@ -1,10 +1,9 @@
-"""This node among the others that share its store.
+"""The membership of this node in the group of nodes that share its store.
 
-A node is alive as long as it says so in time. It says so several times within its lease, by the
-database's clock; one that does not is taken for lost by the others, who see to its active runs. It
-notices by its own clock, and before the others do, so that it starts nothing any more and stops its
-agents. Whatever it still tries to write about a run that was taken away is refused: the version of
-the lane and the attempt decide that, and no clock.
+A node sends several heartbeats within its lease. Without them, the other nodes declare it dead by
+the clock of the database, and recover its active runs. The node notices by its own clock, before
+the others do; it then starts no run and stops its agents. Its later writes about a recovered run
+are refused by the version of the lane and the attempt, never by a clock.
 """
 
 from __future__ import annotations
@@ -18,70 +17,70 @@ import structlog
 
 from runlane_server.core.errors import RunlaneError, StoreUnavailable
 from runlane_server.core.model import SessionKey
-from runlane_server.harness.clock import unmoved_time
-from runlane_server.store.base import Cluster, HostedRun, Turns
+from runlane_server.harness.clock import real_loop_time
+from runlane_server.store.base import ClaimOrder, Cluster, HostedRun
 
 log = structlog.get_logger()
 
-BEATS = 4
-"""How often within its lease a node says that it is alive."""
+HEARTBEATS = 4
+"""Heartbeats per lease."""
 
-RETRIES = 20
-"""The same while it could not: the store may be back for a moment."""
+HEARTBEAT_RETRIES = 20
+"""Heartbeats per lease after a failed one, since the store may be back only briefly."""
 
-SAFE = 0.8
-"""The share of its lease after which a node that could not say so takes itself for lost."""
+SAFE_FRACTION = 0.8
+"""Fraction of the lease without a heartbeat after which a node declares itself dead."""
 
 POLL_SECONDS = 1.0
-"""After how long, on average, it looks for what no wake-up told of."""
+"""Average seconds between polls for work that no wake-up announced."""
 
 PAUSE_SECONDS = 0.025
-"""Between two looks, however often it is woken."""
+"""Minimum pause between two polls."""
 
-CLAIM = 64
-"""How many lanes a node claims at a time."""
+CLAIM_LANES = 64
+"""Maximum number of lanes per claim."""
 
 HOLD_SECONDS = 2.0
-"""For how long others leave alone what it claimed; it starts them at once, or cannot."""
+"""How long a claim excludes other nodes. A node starts claimed lanes at once or not at all."""
 
 LOST_RUNS = 100
-"""How many runs of lost nodes it sees to at a time."""
+"""Maximum number of runs of dead nodes recovered at a time."""
 
 
-class Work(Protocol):
-    """What there is to do on this node, as far as others have a part in it."""
+class LocalRuns(Protocol):
+    """The runs on this node, as far as other nodes affect them."""
 
     @property
     def free_slots(self) -> int:
-        """How many more lanes could have an active run here."""
+        """The number of free slots for active runs."""
 
     @property
-    def turns(self) -> Turns:
-        """Whose turn it is here, of the tenants."""
+    def claim_order(self) -> ClaimOrder:
+        """The order in which tenants get free slots."""
 
     def line_up(self, key: SessionKey) -> None:
-        """A lane waits for a node, and this one is to serve it."""
+        """Queues a claimed lane for a slot of this node."""
 
     async def recover(self, lost: HostedRun) -> None:
-        """The node of an attempt is gone."""
+        """Recovers a run whose node is dead."""
 
     def cancelled_elsewhere(self, run: HostedRun) -> None:
-        """Another node committed a cancel of a run that is active here."""
+        """Applies a cancel, committed by another node, to a run that is active here."""
 
     def give_up(self) -> None:
-        """What is active here is another node's by now, or soon will be."""
+        """Stops all active runs, because other nodes recover them."""
 
     def count_waiting(self, runs: Mapping[str, int]) -> None:
-        """So many runs of each tenant wait in the whole store."""
+        """Takes the number of waiting runs per tenant in the whole store."""
 
 
 class Membership:
-    """Keeps this node alive, and does its part for all. One per node of a shared store."""
+    """Sends heartbeats, recovers runs of dead nodes, and claims lanes. One per node."""
 
     def __init__(
         self,
         cluster: Cluster,
-        work: Work,
+        work: LocalRuns,
         *,
         lease: float,
         new_id: Callable[[], str],
@@ -92,141 +91,143 @@ class Membership:
         self._address = ""
         self.lease = lease
         self._new_id = new_id
-        self._beaten = float("-inf")
-        self._heard = True
-        self._cut_off = False
-        self._doom: asyncio.TimerHandle | None = None
+        self._last_heartbeat = float("-inf")
+        self._is_connected = True
+        self._is_cut_off = False
+        self._lease_timer: asyncio.TimerHandle | None = None
         self._due = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self, address: str) -> None:
-        """Joins the others, who reach this node at that address. Raises StoreUnavailable."""
+        """Joins the group. Other nodes reach this one at `address`. Raises StoreUnavailable."""
         self._address = address
         await self._join()
-        self._cluster.on_wake = self.look
+        self._cluster.on_wake = self.poll_soon
         self._tasks = [
-            asyncio.create_task(self._repeat(self._beat, self._until_beat)),
-            asyncio.create_task(self._repeat(self._look, self._until_look)),
+            asyncio.create_task(self._repeat(self._heartbeat, self._until_heartbeat)),
+            asyncio.create_task(self._repeat(self._poll, self._until_poll)),
         ]
 
     async def stop(self) -> None:
-        """Leaves; to be called when nothing is active here any more."""
+        """Leaves the group. No run may be active here any more."""
         self._cluster.on_wake = None
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        if self._doom is not None:
-            self._doom.cancel()
+        if self._lease_timer is not None:
+            self._lease_timer.cancel()
         try:
             await self._cluster.leave(self.node_id)
         except StoreUnavailable as error:
-            log.warning("the node could not say that it leaves", error=error.message)
+            log.warning("node left without notice", error=error.message)
 
     @property
     def alive(self) -> bool:
-        """Whether the others are sure to take this node for alive, so that it may start runs."""
-        return unmoved_time() - self._beaten < self.lease * SAFE
+        """Whether other nodes certainly consider this one alive, so that it may start runs."""
+        return real_loop_time() - self._last_heartbeat < self.lease * SAFE_FRACTION
 
     @property
-    def beat_age(self) -> float:
-        """Seconds since the others heard of this node; infinite if it takes itself for lost."""
-        return unmoved_time() - self._beaten
+    def heartbeat_age(self) -> float:
+        """Seconds since the last heartbeat; infinite if this node considers itself dead."""
+        return real_loop_time() - self._last_heartbeat
 
-    def look(self) -> None:
-        """There may be something to do that is not known here yet."""
+    def poll_soon(self) -> None:
+        """Polls soon, because there may be new work."""
         self._due.set()
 
     def wake_others(self) -> None:
-        """There is something to do that this node cannot do."""
+        """Announces work that this node cannot do."""
         self._cluster.wake()
 
-    # Being alive
+    # Heartbeats
 
     async def _join(self) -> None:
-        began = unmoved_time()
+        began = real_loop_time()
         node_id = self._new_id()
         await self._cluster.join(node_id, self._address)
         self.node_id = node_id
-        self._is_alive(began)
-        log.info("joined", node_id=node_id, node_address=self._address, lease_s=self.lease)
+        self._renew_lease(began)
+        log.info("node joined", node_id=node_id, node_address=self._address, lease_s=self.lease)
 
-    async def _until_beat(self) -> None:
-        await asyncio.sleep(_about(self.lease / (BEATS if self._heard else RETRIES)))
+    async def _until_heartbeat(self) -> None:
+        await asyncio.sleep(
+            _jittered(self.lease / (HEARTBEATS if self._is_connected else HEARTBEAT_RETRIES))
+        )
 
-    async def _beat(self) -> None:
-        # From before the question: the lease may run from any instant until its answer.
-        began = unmoved_time()
-        self._heard = False
+    async def _heartbeat(self) -> None:
+        # The time before the request: the lease starts at some instant before the answer.
+        began = real_loop_time()
+        self._is_connected = False
         try:
-            async with asyncio.timeout(self.lease / BEATS):
+            async with asyncio.timeout(self.lease / HEARTBEATS):
                 known = await self._cluster.beat(self.node_id, self.lease)
         except (TimeoutError, StoreUnavailable):
             return
-        self._heard = True
+        self._is_connected = True
         if known:
-            self._is_alive(began)
+            self._renew_lease(began)
         else:
-            self._give_up("the node was taken for lost")
+            self._abandon("node declared dead by others")
             await self._join()
-        await self._see_to_others()
+        await self._recover_lost_runs()
 
-    def _is_alive(self, since: float) -> None:
-        """The lease runs from then on. No answer to a question is waited for when it ends."""
-        self._beaten, self._cut_off = since, False
-        if self._doom is not None:
-            self._doom.cancel()
-        self._await_doom()
+    def _renew_lease(self, since: float) -> None:
+        """Starts the lease at a time, and the timer that ends it independently of any request."""
+        self._last_heartbeat, self._is_cut_off = since, False
+        if self._lease_timer is not None:
+            self._lease_timer.cancel()
+        self._start_lease_timer()
 
-    def _await_doom(self) -> None:
+    def _start_lease_timer(self) -> None:
         loop = asyncio.get_running_loop()
-        left = self._beaten + self.lease * SAFE - unmoved_time()
-        self._doom = loop.call_later(left, self._doomed)
+        left = self._last_heartbeat + self.lease * SAFE_FRACTION - real_loop_time()
+        self._lease_timer = loop.call_later(left, self._on_lease_end)
 
-    def _doomed(self) -> None:
-        # A harness that moves the loop's clock does not move the database's.
+    def _on_lease_end(self) -> None:
+        # A harness may have moved the clock of the loop, but not that of the database.
         if self.alive:
-            self._await_doom()
+            self._start_lease_timer()
         else:
-            self._give_up("the node is cut off from its store")
+            self._abandon("node cut off from its store")
 
-    def _give_up(self, why: str) -> None:
-        # Nothing is to be started under the name that is lost.
-        self._beaten = float("-inf")
-        if not self._cut_off:
-            log.warning(why, node_id=self.node_id)
-            self._cut_off = True
+    def _abandon(self, event: str) -> None:
+        # Nothing may start under a node id that is dead.
+        self._last_heartbeat = float("-inf")
+        if not self._is_cut_off:
+            log.warning(event, node_id=self.node_id)
+            self._is_cut_off = True
             self._work.give_up()
 
-    async def _see_to_others(self) -> None:
+    async def _recover_lost_runs(self) -> None:
         for lost in await self._cluster.lost_runs(LOST_RUNS):
-            log.warning("the node of a run is gone", run_id=lost.run_id, attempt=lost.attempt)
+            log.warning("recovering run of dead node", run_id=lost.run_id, attempt=lost.attempt)
             await self._work.recover(lost)
         self._work.count_waiting(await self._cluster.waiting_runs())
 
-    # Looking for work
+    # Work
 
-    async def _until_look(self) -> None:
-        await asyncio.sleep(_about(PAUSE_SECONDS))
+    async def _until_poll(self) -> None:
+        await asyncio.sleep(_jittered(PAUSE_SECONDS))
         try:
-            async with asyncio.timeout(_about(POLL_SECONDS)):
+            async with asyncio.timeout(_jittered(POLL_SECONDS)):
                 await self._due.wait()
         except TimeoutError:
             pass
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         self._due.clear()
         for run in await self._cluster.cancelled_runs(self.node_id):
             self._work.cancelled_elsewhere(run)
-        free = min(self._work.free_slots, CLAIM)
+        free = min(self._work.free_slots, CLAIM_LANES)
         if free <= 0 or not self.alive:
             return
-        turns = self._work.turns
-        claimed = await self._cluster.claim(self.node_id, free, HOLD_SECONDS, turns)
+        order = self._work.claim_order
+        claimed = await self._cluster.claim(self.node_id, free, HOLD_SECONDS, order)
         for key in claimed:
             self._work.line_up(key)
         if claimed:
-            # A tenant may have more than its share was, and others less.
+            # The shares of tenants have changed.
             self._due.set()
 
     async def _repeat(
@@ -239,11 +240,11 @@ class Membership:
             try:
                 await do()
             except RunlaneError as error:
-                log.debug("the store is away", error=error.message)
+                log.debug("store unavailable", error=error.message)
             except Exception:
-                log.exception("the node could not do its part")
+                log.exception("cluster task failed")
 
 
-def _about(seconds: float) -> float:
-    """Not all nodes at the same instant."""
+def _jittered(seconds: float) -> float:
+    """Adds jitter, so that nodes do not act at the same instant."""
     return seconds * random.uniform(0.75, 1.25)  # noqa: S311 - nothing secret

@@ -1,4 +1,4 @@
-"""Other nodes, called with our own client."""
+"""Calls to other nodes, made with the Runlane client."""
 
 from __future__ import annotations
 
@@ -11,40 +11,39 @@ from typing import Any
 import grpc
 
 import runlane
-from runlane.places import is_local
-from runlane_server.access.door import PEER_KEY, PEER_TENANT
-from runlane_server.cluster.relay import RunLost
+from runlane.targets import is_local
+from runlane_server.access.control import PEER_KEY, PEER_TENANT
+from runlane_server.cluster.relay import RelayBroken
 from runlane_server.core import model
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _BODIES: Mapping[type[Any], Callable[[Any], model.EventBody]] = MappingProxyType(
     {
-        runlane.Accepted: lambda told: model.Accepted(told.accept_seq),
-        runlane.Started: lambda told: model.Started(told.attempt),
-        runlane.TextDelta: lambda told: model.TextDelta(told.text),
-        runlane.ReasoningDelta: lambda told: model.ReasoningDelta(told.text),
-        runlane.ToolCall: lambda told: model.ToolCall(
-            told.tool_call_id, told.name, told.arguments_json
+        runlane.Accepted: lambda body: model.Accepted(body.accept_seq),
+        runlane.Started: lambda body: model.Started(body.attempt),
+        runlane.TextDelta: lambda body: model.TextDelta(body.text),
+        runlane.ReasoningDelta: lambda body: model.ReasoningDelta(body.text),
+        runlane.ToolCall: lambda body: model.ToolCall(
+            body.tool_call_id, body.name, body.arguments_json
         ),
-        runlane.ToolResult: lambda told: model.ToolResult(
-            told.tool_call_id, told.name, told.content, told.is_error
+        runlane.ToolResult: lambda body: model.ToolResult(
+            body.tool_call_id, body.name, body.content, body.is_error
         ),
-        runlane.Folded: lambda told: model.Folded(told.run_id, told.into_run_id),
+        runlane.Folded: lambda body: model.Folded(body.run_id, body.into_run_id),
     }
 )
-"""What makes ours of what the client tells. The end of a run is not among them: it is read from
-the store, with all that belongs to it."""
+"""Converts events of the client. The terminal event is missing: it is read from the store, with
+all its fields."""
 
 
 class Peers:
-    """See `relay.Peers`. `peer_key` is what only the nodes of one store know.
+    """Implements `relay.Peers`. `peer_key` is the secret that only the nodes of one store know.
 
-    It is shown over TLS, if there are `credentials`; they are made anew for each connection. Else
-    it leaves this machine only if it may go by `plaintext`.
+    The key is sent over TLS if there are `credentials`, which are created for each connection.
+    Without them it leaves this machine only if `plaintext` allows it.
 
-    There is a connection for each node that is followed, and each tenant that follows; as long as
-    that lasts.
+    One connection per pair of followed node and following tenant is open while it is used.
     """
 
     def __init__(
@@ -63,7 +62,7 @@ class Peers:
     async def follow(
         self, address: str, key: model.RunKey, after: int, on_lost: Callable[[], None]
     ) -> AsyncGenerator[model.RunEvent | None, None]:
-        """The events of a run after an index, from the node at an address; None for its end."""
+        """Yields the events of a run after an index, from one node; None at the end of the run."""
         async with self._client(address, key.tenant) as client:
             events = client.subscribe_run(
                 key.run_id, after_index=after, on_lost=lambda _: on_lost()
@@ -71,9 +70,9 @@ class Peers:
             try:
                 async with events:
                     async for event in events:
-                        yield _event(key.run_id, event)
+                        yield _convert(key.run_id, event)
             except runlane.RunlaneError as error:
-                raise RunLost(error.message) from error
+                raise RelayBroken(error.message) from error
 
     async def close(self) -> None:
         """Closes all connections."""
@@ -82,31 +81,31 @@ class Peers:
 
     def _connect(self, address: str, tenant: str) -> runlane.Client:
         if self._credentials is None and not (self._plaintext or is_local(address)):
-            raise RunLost(f"without TLS the way to {address} is not safe")
+            raise RelayBroken(f"connection to {address} requires TLS or --insecure-anywhere")
         try:
             credentials = None if self._credentials is None else self._credentials()
         except OSError as error:
-            raise RunLost(f"{error.filename}: {error.strerror}") from error
-        shown = {PEER_KEY: self._peer_key, PEER_TENANT: tenant.encode().hex()}
-        return runlane.Client(address, credentials=credentials, metadata=shown)
+            raise RelayBroken(f"{error.filename}: {error.strerror}") from error
+        metadata = {PEER_KEY: self._peer_key, PEER_TENANT: tenant.encode().hex()}
+        return runlane.Client(address, credentials=credentials, metadata=metadata)
 
     @asynccontextmanager
     async def _client(self, address: str, tenant: str) -> AsyncIterator[runlane.Client]:
-        whose = address, tenant
-        if whose not in self._clients:
-            self._clients[whose] = self._connect(address, tenant)
-        self._users[whose] = self._users.get(whose, 0) + 1
+        connection = address, tenant
+        if connection not in self._clients:
+            self._clients[connection] = self._connect(address, tenant)
+        self._users[connection] = self._users.get(connection, 0) + 1
         try:
-            yield self._clients[whose]
+            yield self._clients[connection]
         finally:
-            self._users[whose] -= 1
-            if not self._users[whose]:
-                del self._users[whose]
-                await self._clients.pop(whose).close()
+            self._users[connection] -= 1
+            if not self._users[connection]:
+                del self._users[connection]
+                await self._clients.pop(connection).close()
 
 
-def _event(run_id: str, told: runlane.RunEvent) -> model.RunEvent | None:
-    if isinstance(told.body, runlane.RunComplete):
+def _convert(run_id: str, event: runlane.RunEvent) -> model.RunEvent | None:
+    if isinstance(event.body, runlane.RunComplete):
         return None
-    at = (told.time - _EPOCH) // timedelta(microseconds=1)
-    return model.RunEvent(run_id, told.index, at, _BODIES[type(told.body)](told.body))
+    at = (event.time - _EPOCH) // timedelta(microseconds=1)
+    return model.RunEvent(run_id, event.index, at, _BODIES[type(event.body)](event.body))

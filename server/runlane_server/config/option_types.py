@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from runlane_server.agents.command.environment import listed
+from runlane_server.agents.command.environment import parse_variables
 from runlane_server.net.addresses import split_address
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -137,7 +137,7 @@ class Variables(click.ParamType[str]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The text as it was given."""
         try:
-            listed(str(value))
+            parse_variables(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
         return str(value)

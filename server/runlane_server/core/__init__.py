@@ -1,4 +1,6 @@
-"""What a lane is and what may happen to it: plain functions over frozen records.
+"""The rules of Runlane: plain functions over frozen records.
 
-Nothing here awaits, reads a clock, makes an id or does I/O.
+`lane` decides what each command makes of a session's lane; the other modules define the records,
+the errors, the limits and the observer interface. Every other room may import from here. This room
+never awaits, reads a clock, generates an id, does I/O, or imports protobuf.
 """

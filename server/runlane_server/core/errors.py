@@ -1,4 +1,4 @@
-"""What can go wrong, each with the stable reason that callers see.
+"""The errors of the service, each with the stable reason that callers see.
 
     RunlaneError
     ├── InvalidArgument          one or more fields are malformed
@@ -15,10 +15,10 @@
     ├── Draining
     ├── StoreUnavailable
     ├── Unauthenticated, PermissionDenied
-    └── GateNotFound, Unsupported    of the harness
+    └── GateNotFound, Unsupported    raised by the test harness only
 
-`rpc.errors` gives each its gRPC status; `proto/runlane/v1/error_reason.proto` documents them.
-`StartError` and `IllegalCommand` are not among them: they never reach a caller.
+`rpc.errors` maps each to its gRPC status; `proto/runlane/v1/error_reason.proto` documents them.
+`StartError` and `IllegalCommand` never reach a caller and stand outside the tree.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from typing import ClassVar
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A field that is wrong, and what is wrong with it."""
+    """A malformed field and a description of the problem."""
 
     field: str
     description: str
 
 
 class RunlaneError(Exception):
-    """An error that a caller is told of.
+    """Base class of the errors that callers receive.
 
-    `retry_after`, in seconds, is given where waiting helps; `metadata` goes into ErrorInfo.
+    `retry_after`, in seconds, is set if a retry may succeed; `metadata` goes into ErrorInfo.
     """
 
     reason: ClassVar[str]
@@ -60,13 +60,13 @@ class RunlaneError(Exception):
 
 
 class InvalidArgument(RunlaneError):
-    """One or more fields are malformed; all of them are named together."""
+    """One or more fields are malformed; the error lists all of them."""
 
     reason = "INVALID_ARGUMENT"
 
     @classmethod
     def of(cls, field: str, description: str) -> InvalidArgument:
-        """The error for one field."""
+        """Builds the error for one field."""
         return cls(f"{field}: {description}", violations=[Violation(field, description)])
 
 
@@ -89,54 +89,54 @@ class RunMissing(InvalidArgument):
 
 
 class PromptTooLarge(InvalidArgument):
-    """The prompt, or the attachments together, are larger than the server takes."""
+    """The prompt, or all attachments together, exceed the server's size limit."""
 
     reason = "PROMPT_TOO_LARGE"
 
 
 class CursorInvalid(InvalidArgument):
-    """The cursor is not one that this service gave out."""
+    """The cursor was not issued by this service."""
 
     reason = "CURSOR_INVALID"
 
 
 class PageTokenInvalid(InvalidArgument):
-    """The page token is not one that this call gave out."""
+    """The page token was not issued by this method."""
 
     reason = "PAGE_TOKEN_INVALID"
 
 
 class SessionNotFound(RunlaneError):
-    """There is no session of that id (R2)."""
+    """No session has this id (R2)."""
 
     reason = "SESSION_NOT_FOUND"
 
     @classmethod
     def of(cls, session_id: str) -> SessionNotFound:
-        """The error for one session."""
+        """Builds the error for one session."""
         return cls(f"there is no session {session_id!r}")
 
 
 class SessionExists(RunlaneError):
-    """A session of that id exists already."""
+    """A session with this id already exists."""
 
     reason = "SESSION_EXISTS"
 
 
 class SessionBusy(RunlaneError):
-    """The session has work, and the call wants it idle (R27)."""
+    """The session has work, and the call requires an idle session (R27)."""
 
     reason = "SESSION_BUSY"
 
 
 class RunNotFound(RunlaneError):
-    """There is no run of that id."""
+    """No run has this id."""
 
     reason = "RUN_NOT_FOUND"
 
     @classmethod
     def of(cls, run_id: str) -> RunNotFound:
-        """The error for one run."""
+        """Builds the error for one run."""
         return cls(f"there is no run {run_id!r}")
 
 
@@ -147,31 +147,31 @@ class RunIdConflict(RunlaneError):
 
     @classmethod
     def of(cls, run_id: str) -> RunIdConflict:
-        """The error for one run."""
+        """Builds the error for one run."""
         return cls(f"run id {run_id!r} was used before, for another session or another prompt")
 
 
 class QueueFull(RunlaneError):
-    """As many runs wait in the session as may."""
+    """The session is at its limit of waiting runs."""
 
     reason = "QUEUE_FULL"
 
 
 class Overloaded(RunlaneError):
-    """The node has as much work as it takes."""
+    """The node is at its limit of waiting runs."""
 
     reason = "OVERLOADED"
 
 
 class QuotaExceeded(RunlaneError):
-    """The tenant has used up one of its quotas: the violation's field is the tenant, and its
+    """The tenant has exhausted one of its quotas. The violation's field is the tenant, its
     description names the quota."""
 
     reason = "QUOTA_EXCEEDED"
 
 
 class CursorCompacted(RunlaneError):
-    """Events after the cursor were removed (R25)."""
+    """Events after the cursor were compacted away (R25)."""
 
     reason = "CURSOR_COMPACTED"
 
@@ -189,45 +189,45 @@ class StoreUnavailable(RunlaneError):
 
 
 class Unauthenticated(RunlaneError):
-    """The caller did not say who it is, or that could not be verified."""
+    """The caller sent no credentials, or they could not be verified."""
 
     reason = "UNAUTHENTICATED"
 
 
 class PermissionDenied(RunlaneError):
-    """The caller is known, and may not do this."""
+    """The caller is authenticated but lacks permission for this call."""
 
     reason = "PERMISSION_DENIED"
 
 
 class GateNotFound(RunlaneError):
-    """No gate of that id is armed."""
+    """No gate with this id is armed."""
 
     reason = "GATE_NOT_FOUND"
 
     @classmethod
     def of(cls, gate_id: str) -> GateNotFound:
-        """The error for one gate."""
+        """Builds the error for one gate."""
         return cls(f"no gate {gate_id!r} is armed")
 
 
 class Unsupported(RunlaneError):
-    """This server cannot do that, as it is set or run."""
+    """This server's settings, or the way it was started, do not support the call."""
 
     reason = "UNSUPPORTED"
 
 
 class StartError(Exception):
-    """The server cannot start; the message is one line that says why.
+    """The server cannot start; the message is one line with the reason.
 
-    `exit_code` is that of the process: 1 where it may be another time.
+    `exit_code` is that of the process: 1 if a later start may succeed.
     """
 
     exit_code = 1
 
 
 class SettingsError(StartError):
-    """The same, because of its settings: it will not start with them another time either."""
+    """The server cannot start with these settings, now or later."""
 
     exit_code = 2
 
@@ -235,5 +235,5 @@ class SettingsError(StartError):
 class IllegalCommand(Exception):
     """A command that the lane's state does not allow. It changed nothing.
 
-    The supervisor of a run that was fenced off meets it; anywhere else it is a defect.
+    Expected only by the supervisor of a run that was fenced off; anywhere else it is a defect.
     """

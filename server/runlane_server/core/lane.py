@@ -1,9 +1,44 @@
-"""The lane of a session: which run is active, which wait, and what a command makes of them.
+"""The rules of a lane: which run of a session is active, which wait, and what commands change.
 
-All rules of ordering and of the race between accept, cancel and complete are decided here. Each
-command is a plain function from a lane to a `Transition`; an illegal one raises and changes
-nothing.
-`TABLE` says what may happen to one run; the functions say to which runs it happens.
+How to think about this machine
+-------------------------------
+A session is a conversation, and its prompts run one at a time. The **lane** is everything needed to
+keep that promise: the active run, the runs folded into its turn, the waiting runs in order, and the
+reservations of accepts that have begun. It is one frozen record of one version. Prompts, messages
+and events are not in it; they are in the store.
+
+    reservations --accept--> waiting --dispatch--> active --finish--> (gone)
+                                |                    ^
+                                +--drain_for_step----+   folded into the active turn
+
+A **command** is a plain function below: `reserve`, `release`, `accept`, `dispatch`, `cancel`,
+`drain_for_step`, `finish`, `node_lost`, `hand_over`, `fail_waiting`, `remove`. It takes a lane, its
+arguments and the time, and either raises and changes nothing or returns a **transition**: the next
+lane and everything to be committed with it - changed runs, messages, events - plus the reply to
+the caller. The store commits a transition as one transaction, on condition that the lane still has
+the version that the command saw. If it has not, the command is simply applied again to the new
+lane. That is the only concurrency control, so no race is decided anywhere but here: of a cancel and
+a completion the one that is committed first wins, and the other sees its result (R8, R19).
+
+A **trigger** moves one run from state to state, as `TABLE` lists; every pair that is not in the
+table is illegal. The table knows nothing about other runs. The commands decide *which* runs a
+trigger applies to: a cancel triggers CANCEL for every run it covers, a handoff triggers ADVANCE for
+the next run.
+
+A run that waits is ACCEPTED at the head of a lane without an active run, and QUEUED otherwise. That
+is a property of its place, so no command sets it: `_Edit.done` derives it at the end.
+
+A cancelled active run stays in its place as CANCELLING until its agent has returned (R9), so the
+lane is busy for that long. A run that ends without having been active still gets its turn in the
+transcript (R14).
+
+Where to add a rule
+-------------------
+A new state or trigger goes into `RunState` or `Trigger` and into `TABLE`. A new ordering or a new
+way to cover runs goes into a method of `_Edit`, which the commands combine; a new command is a
+function that makes an `_Edit`, calls it, and returns `edit.done(reply)`. Then extend the exhaustive
+search: `tests/proofs/lanecheck` has the commands, their effects written down a second time, and the
+invariants. Nothing here may await, read a clock or generate an id.
 """
 
 from __future__ import annotations
@@ -12,7 +47,7 @@ from collections.abc import Container, Iterable, Mapping
 from enum import StrEnum
 from itertools import takewhile
 from types import MappingProxyType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from runlane_server.core.errors import (
     IllegalCommand,
@@ -53,25 +88,27 @@ from runlane_server.core.transition import (
 )
 from runlane_server.core.turn import DraftMessage, close, final_text
 
+Reply = TypeVar("Reply")
 
-class Happening(StrEnum):
-    """What can happen to one run."""
 
-    ENTER = "enter"  # the run is accepted and is first in its lane
-    WAIT = "wait"  # another run is ahead of it, or moves ahead of it
+class Trigger(StrEnum):
+    """Moves one run from state to state."""
+
+    ENTER = "enter"  # it is accepted as the first run of its lane
+    WAIT = "wait"  # another run is active or comes before it
     ADVANCE = "advance"  # it becomes first in its lane
     START = "start"  # its agent is started
     FOLD = "fold"  # it joins the active turn
     CANCEL = "cancel"  # a cancel covers it, or the run whose turn it joined
-    WITHDRAW = "withdraw"  # a cancel covers it alone, and the turn it joined continues
-    COMPLETE = "complete"  # its turn ends successfully
-    FAIL = "fail"  # its turn fails, or it can never start
-    RETRY = "retry"  # its node was lost, and it starts again
+    WITHDRAW = "withdraw"  # a cancel covers it alone; the turn it joined continues
+    COMPLETE = "complete"  # its turn completes
+    FAIL = "fail"  # its turn fails, or it cannot start
+    RETRY = "retry"  # its node was lost or stops, and it has an attempt left
 
 
-_S, _H = RunState, Happening
+_S, _H = RunState, Trigger
 
-TABLE: Mapping[tuple[RunState | None, Happening], RunState] = MappingProxyType(
+TABLE: Mapping[tuple[RunState | None, Trigger], RunState] = MappingProxyType(
     {
         (None, _H.ENTER): _S.ACCEPTED,
         (None, _H.WAIT): _S.QUEUED,
@@ -92,36 +129,36 @@ TABLE: Mapping[tuple[RunState | None, Happening], RunState] = MappingProxyType(
         (_S.FOLDED, _H.COMPLETE): _S.COMPLETED,
         (_S.FOLDED, _H.FAIL): _S.FAILED,
         (_S.FOLDED, _H.RETRY): _S.QUEUED,
-        # A cancel that was answered stays in force, however the turn ends (R19).
+        # A confirmed cancel stays in force, however the turn ends (R19).
         (_S.CANCELLING, _H.COMPLETE): _S.CANCELLED,
         (_S.CANCELLING, _H.FAIL): _S.CANCELLED,
     }
 )
-"""What may happen to a run in which state, and where that leads. All else is illegal."""
+"""The next state of a run for each legal pair of state and trigger. None: not in its lane yet."""
 
 
 ATTEMPT_ORDINALS = 1 << 20
-"""How many places of a turn each attempt has: more messages than any has."""
+"""Number of message ordinals reserved for each attempt: more than any attempt writes."""
 
 
 # --- Accept -------------------------------------------------------------------------------------
 
 
-def reserve(lane: Lane, token: str, run_id: str) -> Transition:
-    """Begins an accept: the session is busy from here on, and a cancel covers it (R6, R8, R10).
+def reserve(lane: Lane, token: str, run_id: str) -> Transition[None]:
+    """Begins an accept: the session is busy from now on, and a cancel covers it (R6, R8, R10).
 
-    A repeated accept of a run that a receipt has named already is covered with it.
+    If a receipt already lists the run id, for another accept of it, the new one is covered too.
     """
     if any(reservation.token == token for reservation in lane.reservations):
-        raise IllegalCommand(f"reservation {token} is held already")
+        raise IllegalCommand(f"reservation {token} exists already")
     same_run = (held for held in lane.reservations if held.run_id == run_id)
     covered = next((held for held in same_run if held.covered), None)
     reservation = covered._replace(token=token) if covered else Reservation(token, run_id)
     return Transition(lane._replace(reservations=(*lane.reservations, reservation)))
 
 
-def release(lane: Lane, token: str) -> Transition:
-    """Ends a reservation; where there is none (any more) it does nothing (R6)."""
+def release(lane: Lane, token: str) -> Transition[None]:
+    """Ends a reservation; does nothing if it has ended already (R6)."""
     left = tuple(held for held in lane.reservations if held.token != token)
     return Transition(lane._replace(reservations=left))
 
@@ -134,11 +171,11 @@ def accept(
     token: str,
     max_waiting: int,
     allow_missing: bool = False,
-) -> Transition:
-    """Makes a reservation a run. Replies with its LaneRun, or with the one of that id in the lane.
+) -> Transition[LaneRun]:
+    """Turns a reservation into a run. Replies with it, or with the run that already has this id.
 
-    Raises SessionNotFound (R2), SessionBusy (REJECT, R27) and QueueFull, and IllegalCommand without
-    the reservation.
+    Raises SessionNotFound (R2), SessionBusy (REJECT, R27), QueueFull, and IllegalCommand if the
+    reservation does not exist.
     """
     held = next((held for held in lane.reservations if held.token == token), None)
     if held is None:
@@ -163,22 +200,24 @@ def _check_room(
     if not (lane.exists or allow_missing):
         raise SessionNotFound.of(lane.key.session_id)
     behind_another = lane.active is not None or bool(lane.waiting)
-    # Only who reserved earlier is in the way: of a burst that all reject, one gets in.
+    # Only earlier reservations count: of a burst of accepts with REJECT, one is accepted.
     earlier = takewhile(lambda other: other.token != held.token, lane.reservations)
     beaten = any(other.run_id != held.run_id for other in earlier)
     if request.when_busy is WhenBusy.REJECT and (behind_another or beaten):
         raise SessionBusy(f"session {lane.key.session_id!r} has work")
     if behind_another and len(lane.waiting) >= max_waiting:
         raise QueueFull(
-            f"{len(lane.waiting)} runs wait in session {lane.key.session_id!r}, as many as may"
+            f"session {lane.key.session_id!r} is at its limit of {max_waiting} waiting runs"
         )
 
 
-def dispatch(lane: Lane, *, at: Micros, host: str = "") -> Transition:
-    """Starts the first waiting run on that node, if none is active (R7, R8). Replies with it, or
-    with None."""
+def dispatch(lane: Lane, *, at: Micros, host: str = "") -> Transition[LaneRun | None]:
+    """Starts the first waiting run on node `host` if no run is active (R7, R8).
+
+    Replies with the run, or None if there is nothing to start.
+    """
     edit = _Edit(lane, at)
-    return edit.done(reply=edit.start(host) if lane.startable else None)
+    return edit.done(reply=edit.start(host) if lane.can_start else None)
 
 
 # --- Cancel -------------------------------------------------------------------------------------
@@ -186,11 +225,11 @@ def dispatch(lane: Lane, *, at: Micros, host: str = "") -> Transition:
 
 def cancel(
     lane: Lane, scope: CancelScope, *, at: Micros, run_id: str = "", reason: str = ""
-) -> Transition:
-    """Covers what is accepted and not terminal now, and replies with the Receipt (R10 to R16, R20).
+) -> Transition[Receipt]:
+    """Covers the accepted runs that have not ended (R10 to R16). Replies with the receipt (R20).
 
-    Where there is nothing to cover, nothing changes (R12, R13). `run_id` goes with scope RUN; a run
-    that is not in the lane has ended, and is not covered.
+    If there is nothing to cover, nothing changes (R12, R13). `run_id` is for scope RUN; a run that
+    is not in the lane has ended and is not covered.
     """
     edit = _Edit(lane, at)
     before = {run.run_id: run for run in lane.runs}
@@ -214,11 +253,13 @@ def cancel(
 # --- The active run -----------------------------------------------------------------------------
 
 
-def drain_for_step(lane: Lane, run_id: str, attempt: int, *, at: Micros, events: int) -> Transition:
-    """Folds what waits to be folded into the active turn, in accept order (R26, R27).
+def drain_for_step(
+    lane: Lane, run_id: str, attempt: int, *, at: Micros, events: int
+) -> Transition[tuple[LaneRun, ...]]:
+    """Folds the waiting FOLD runs into the active turn, in accept order (R26, R27).
 
-    `events` is how many events the active run has by now. Replies with the runs folded: none where
-    the active run has been cancelled. Raises IllegalCommand if the attempt is not the active one.
+    `events` is the number of events of the active run so far. Replies with the folded runs; none
+    if the active run was cancelled. Raises IllegalCommand if the attempt is not the active one.
     """
     active = _the_active(lane, run_id, attempt)
     edit = _Edit(lane, at)
@@ -236,13 +277,12 @@ def finish(
     at: Micros,
     events: int,
     cancelled: str | None = None,
-) -> Transition:
-    """Ends the active run and those folded into it; the first waiting one may be dispatched next.
+) -> Transition[RunComplete]:
+    """Ends the active run and those folded into it. Replies with its RunComplete.
 
-    Where a cancel covered it before, it is cancelled whatever the outcome (R19). Replies with its
-    RunComplete. Raises IllegalCommand if the attempt is not the active one: it was fenced off.
-    `cancelled` is the reason of the cancel that its agent was stopped for, should that not be
-    written yet.
+    A run that a cancel covers ends cancelled regardless of the outcome (R19). `cancelled` is the
+    reason of the cancel that its agent was stopped for, if that cancel may not be committed yet.
+    Raises IllegalCommand if the attempt is not the active one: it was fenced off.
     """
     active = _the_active(lane, run_id, attempt)
     edit = _Edit(lane, at)
@@ -260,11 +300,12 @@ def node_lost(
     at: Micros,
     content: tuple[DraftMessage, ...],
     events: int,
-) -> Transition:
-    """The node of an attempt is gone: the run is retried or ends INTERRUPTED.
+) -> Transition[bool]:
+    """Retries a run whose node was lost, or ends it INTERRUPTED.
 
-    `content` and `events` are what the store has of the attempt. A cancel that was answered stays
-    in force. Replies with whether the attempt was still active: another node may have seen to it.
+    `content` and `events` are the stored messages, and the number of events, of the attempt. A
+    confirmed cancel stays in force. Replies with whether the attempt was still active: another
+    node may have recovered it already.
     """
     active = lane.active
     if active is None or (active.run_id, active.attempt) != (run_id, attempt):
@@ -274,10 +315,10 @@ def node_lost(
 
 def hand_over(
     lane: Lane, run_id: str, attempt: int, outcome: Outcome, *, at: Micros, events: int
-) -> Transition:
-    """The node of the active run stops and gives the run up: as `node_lost`, in good order.
+) -> Transition[bool]:
+    """Retries a run whose node stops gracefully, or ends it INTERRUPTED, as `node_lost` does.
 
-    Of the outcome only what was said counts. Raises IllegalCommand if the attempt is not the active
+    Of the outcome only the content counts. Raises IllegalCommand if the attempt is not the active
     one.
     """
     active = _the_active(lane, run_id, attempt)
@@ -292,7 +333,7 @@ def _give_up(
     *,
     at: Micros,
     events: int,
-) -> Transition:
+) -> Transition[bool]:
     edit = _Edit(lane, at)
     edit.count(active, events)
     if active.state is RunState.ACTIVE and active.attempt < active.max_attempts:
@@ -303,25 +344,26 @@ def _give_up(
     return edit.done(reply=True)
 
 
-def fail_waiting(lane: Lane, error: RunError, *, at: Micros) -> Transition:
-    """Ends all waiting runs as failed before they started (R30). Replies with how many."""
+def fail_waiting(lane: Lane, error: RunError, *, at: Micros) -> Transition[int]:
+    """Ends all waiting runs as failed before they started (R30). Replies with their number."""
     edit = _Edit(lane, at)
     for run in lane.waiting:
-        edit.end_unstarted(run, Happening.FAIL, FinishReason.ERROR, error)
+        edit.end_unstarted(run, Trigger.FAIL, FinishReason.ERROR, error)
     return edit.done(reply=len(lane.waiting))
 
 
-def remove(lane: Lane, *, unchanged_since: tuple[int, int] | None = None) -> Transition:
-    """Removes an idle session; with a (version, accept_seq), only as it was then.
+def remove(lane: Lane, *, unchanged_since: tuple[int, int] | None = None) -> Transition[None]:
+    """Removes an idle session.
 
-    Raises SessionNotFound and SessionBusy.
+    With a pair (version, accept_seq), removes it only if it has not changed since. Raises
+    SessionNotFound and SessionBusy.
     """
     if not lane.exists:
         raise SessionNotFound.of(lane.key.session_id)
-    # A run that came and went within the commit at hand is in accept_seq, and not in the version.
+    # A run that is accepted and ends within the same commit changes accept_seq, not the version.
     if unchanged_since not in {None, (lane.version, lane.accept_seq)}:
         raise SessionBusy(f"session {lane.key.session_id!r} is in use again")
-    if lane.busy:
+    if lane.is_busy:
         raise SessionBusy(f"session {lane.key.session_id!r} has work; cancel it first")
     return Transition(Lane(lane.key), removed=True)
 
@@ -336,21 +378,21 @@ def _the_active(lane: Lane, run_id: str, attempt: int) -> LaneRun:
 # --- How a lane is changed ----------------------------------------------------------------------
 
 
-def advance(run: LaneRun, happening: Happening, **changes: Any) -> LaneRun:
-    """The run after a happening, by `TABLE`. Raises IllegalCommand where that has no entry."""
-    return run._replace(state=next_state(run.state, happening), **changes)
+def advance(run: LaneRun, trigger: Trigger, **changes: Any) -> LaneRun:
+    """The run after a trigger. Raises IllegalCommand if `TABLE` has no such entry."""
+    return run._replace(state=next_state(run.state, trigger), **changes)
 
 
-def next_state(state: RunState | None, happening: Happening) -> RunState:
-    """The state after a happening; None is that of a run that has not entered its lane."""
-    after = TABLE.get((state, happening))
+def next_state(state: RunState | None, trigger: Trigger) -> RunState:
+    """The state after a trigger; None stands for a run that has not entered its lane."""
+    after = TABLE.get((state, trigger))
     if after is None:
-        raise IllegalCommand(f"a run that is {state} cannot {happening}")
+        raise IllegalCommand(f"a run that is {state} cannot {trigger}")
     return after
 
 
 class _Edit:
-    """A lane under change: collects what a transition consists of. Lives for one command."""
+    """A lane that one command is changing; collects the parts of the transition."""
 
     def __init__(self, lane: Lane, at: Micros) -> None:
         self.at = at
@@ -367,9 +409,9 @@ class _Edit:
         self._waiting = lane.waiting
         self._reservations = lane.reservations
 
-    def done(self, reply: object) -> Transition:
-        """The transition, with the waiting runs in the states that their places give them."""
-        self._line_up()
+    def done(self, reply: Reply) -> Transition[Reply]:
+        """Builds the transition, after setting the states of the waiting runs."""
+        self._set_waiting_states()
         return Transition(
             Lane(
                 self._key,
@@ -388,12 +430,12 @@ class _Edit:
         )
 
     def current(self, run: LaneRun) -> LaneRun:
-        """The run as it is by now."""
-        self._line_up()
+        """The run as changed so far."""
+        self._set_waiting_states()
         return self.changes[run.run_id].run
 
     def count(self, active: LaneRun, events: int) -> None:
-        """The active run has so many events by now."""
+        """Sets the number of events of the active run."""
         self._active = active._replace(events=events)
 
     # Entering
@@ -403,7 +445,7 @@ class _Edit:
         self._reservations = tuple([held for held in self._reservations if held.token != token])
 
     def enter(self, request: RunRequest) -> LaneRun:
-        """Puts a new run into the lane: at the end, or at the head if it interrupts."""
+        """Adds a new run to the lane: at the end, or at the head with INTERRUPT."""
         waiting = self._waiting
         seq = self._accept_seq + 1
         at_head = request.when_busy is WhenBusy.INTERRUPT
@@ -411,7 +453,7 @@ class _Edit:
         run = LaneRun(
             run_id=request.run_id,
             accept_seq=seq,
-            state=next_state(None, Happening.ENTER if first else Happening.WAIT),
+            state=next_state(None, Trigger.ENTER if first else Trigger.WAIT),
             when_busy=request.when_busy,
             accepted_at=self.at,
             rank=waiting[0].rank - 1 if at_head and waiting else seq,
@@ -427,25 +469,25 @@ class _Edit:
         return run
 
     def start(self, host: str) -> LaneRun:
-        """Makes the first waiting run the active one. Its prompt enters the transcript once."""
+        """Makes the first waiting run active. Only its first attempt writes the prompt."""
         head, self._waiting = self._waiting[0], self._waiting[1:]
         attempt = head.attempt + 1
-        run = self._active = self._tell(
+        run = self._active = self._emit(
             head,
             Started(attempt),
-            state=next_state(head.state, Happening.START),
+            state=next_state(head.state, Trigger.START),
             attempt=attempt,
             turn=head.turn or self._open_turn(head),
             started_at=self.at,
             host=host,
         )
-        self._note(run)
+        self._record(run)
         return run
 
     def fold(self) -> tuple[LaneRun, ...]:
-        """Takes the runs that wait to be folded into the active turn.
+        """Folds the waiting FOLD runs into the active turn.
 
-        Not one that an attempt was made at: it has a turn of its own in the transcript already.
+        A run that has already been attempted has a turn of its own and is not folded.
         """
         host = cast("LaneRun", self._active)
         waiting_to = (run for run in self._waiting if run.when_busy is WhenBusy.FOLD)
@@ -454,41 +496,41 @@ class _Edit:
         folded: list[LaneRun] = []
         for waiting in sorted(joining, key=lambda run: run.accept_seq):
             event = Folded(waiting.run_id, host.run_id)
-            run = advance(waiting, Happening.FOLD, folded_into=host.run_id, turn=host.turn)
-            run = self._tell(run, event)
-            host = self._tell(host, event)
+            run = advance(waiting, Trigger.FOLD, folded_into=host.run_id, turn=host.turn)
+            run = self._emit(run, event)
+            host = self._emit(host, event)
             folded.append(run)
-            self._note(run)
+            self._record(run)
         if folded:
-            self._note(host)
+            self._record(host)
             self._active = host
             self._folded = (*self._folded, *folded)
         return tuple(folded)
 
     def retry(self, content: tuple[DraftMessage, ...]) -> None:
-        """Puts the active run back to the head, and the runs folded into it right behind it.
+        """Moves the active run back to the head, and the runs folded into it right behind it.
 
-        What was said is void. The prompts of runs that have ended by themselves are not: nobody
-        brings them again.
+        The output of the attempt is dropped. The prompts of folded runs that were withdrawn are
+        kept: their runs have ended and will not be folded again.
         """
         active = cast("LaneRun", self._active)
         folded = {run.run_id for run in self._folded}
         withdrawn = (draft for draft in content if draft.run_id and draft.run_id not in folded)
         self._write(active, tuple(withdrawn), "", attempt=active.attempt)
-        back = [advance(active, Happening.RETRY, host="")]
-        back += [advance(run, Happening.RETRY, folded_into="", turn=0) for run in self._folded]
+        back = [advance(active, Trigger.RETRY, host="")]
+        back += [advance(run, Trigger.RETRY, folded_into="", turn=0) for run in self._folded]
         waiting = self._waiting
         first_rank = (waiting[0].rank if waiting else self._accept_seq + 1) - len(back)
         ranked = tuple(run._replace(rank=first_rank + n) for n, run in enumerate(back))
         self._active, self._folded = None, ()
         for run in ranked:
-            self._note(run)
+            self._record(run)
         self._waiting = (*ranked, *waiting)
 
     # Cancelling
 
     def cancel_active(self, reason: str) -> None:
-        """Covers the active run and those folded into it; it stays active until it returns (R9)."""
+        """Covers the active run and those folded into it. It stays active until it returns (R9)."""
         active = self._active
         if active is None or active.state is RunState.CANCELLING:
             return
@@ -496,12 +538,12 @@ class _Edit:
         self._folded = tuple(self._cover(run, reason) for run in self._folded)
 
     def cancel_waiting(self, runs: Iterable[LaneRun], reason: str) -> None:
-        """Ends waiting runs as cancelled on entry, with their turns written (R14)."""
+        """Ends waiting runs as cancelled on entry, and writes their turns (R14)."""
         for run in runs:
             self.covered.append(run.run_id)
             self.end_unstarted(
                 self._latest(run)._replace(cancel_reason=reason),
-                Happening.CANCEL,
+                Trigger.CANCEL,
                 FinishReason.CANCELED,
                 None,
             )
@@ -518,9 +560,10 @@ class _Edit:
     def cover_reservations(
         self, only: str | None, reason: str, known: Container[str]
     ) -> list[CoveredRun]:
-        """Marks the accepts that have begun: they will be cancelled on entry (R10).
+        """Marks reservations, so that their runs will be cancelled on entry (R10).
 
-        The repeated accept of a `known` run brings nothing new, and a run is named once.
+        A reservation that repeats the accept of a `known` run is skipped, and each run is listed
+        once.
         """
         meant = [
             held
@@ -536,15 +579,15 @@ class _Edit:
 
     def _cover(self, run: LaneRun, reason: str) -> LaneRun:
         self.covered.append(run.run_id)
-        run = advance(run, Happening.CANCEL, cancel_reason=reason)
-        self._note(run)
+        run = advance(run, Trigger.CANCEL, cancel_reason=reason)
+        self._record(run)
         return run
 
     def _withdraw(self, run: LaneRun, reason: str) -> None:
-        """Ends a folded run by itself: its prompt is part of the turn, which goes on."""
+        """Ends a folded run alone. Its prompt stays in the turn, which continues."""
         self.covered.append(run.run_id)
         self._folded = tuple(other for other in self._folded if other.run_id != run.run_id)
-        run = advance(run, Happening.WITHDRAW, cancel_reason=reason)
+        run = advance(run, Trigger.WITHDRAW, cancel_reason=reason)
         self._end(run, FinishReason.CANCELED, None)
 
     # Ending
@@ -552,9 +595,9 @@ class _Edit:
     def end_turn(self, outcome: Outcome) -> RunComplete:
         """Ends the active run and those folded into it, and writes the turn (R16, R19, R22)."""
         active = cast("LaneRun", self._active)
-        happening = Happening.COMPLETE if outcome.error is None else Happening.FAIL
-        state = next_state(active.state, happening)
-        ended = self._tell(active, *outcome.tail, state=state)
+        trigger = Trigger.COMPLETE if outcome.error is None else Trigger.FAIL
+        state = next_state(active.state, trigger)
+        ended = self._emit(active, *outcome.tail, state=state)
         cancelled = ended.state is RunState.CANCELLED
         reason = FinishReason.CANCELED if cancelled else outcome.finish_reason
         error = None if cancelled else outcome.error
@@ -563,20 +606,20 @@ class _Edit:
         shared = _End(reason, error, message_id, final_text(content))
         complete = self._end(ended, reason, error, shared, outcome.usage)
         for run in self._folded:
-            self._end(advance(run, happening), reason, error, shared)
+            self._end(advance(run, trigger), reason, error, shared)
         self._active, self._folded = None, ()
         return complete
 
     def end_unstarted(
         self,
         run: LaneRun,
-        happening: Happening,
+        trigger: Trigger,
         reason: FinishReason,
         error: RunError | None,
     ) -> None:
         """Ends a waiting run without its agent, and writes its turn (R14)."""
         self._remove([run])
-        run = advance(run, happening, turn=run.turn or self._open_turn(run))
+        run = advance(run, trigger, turn=run.turn or self._open_turn(run))
         message_id = self._write(run, close((), reason), "", attempt=run.attempt + 1)
         self._end(run, reason, error, _End(reason, error, message_id, ""))
 
@@ -607,13 +650,13 @@ class _Edit:
             started_at=run.started_at,
             ended_at=self.at,
         )
-        self._note(self._tell(run, complete), complete)
+        self._record(self._emit(run, complete), complete)
         return complete
 
     # Writing
 
     def _open_turn(self, run: LaneRun) -> int:
-        """Gives the run a place in the transcript, and writes its prompt there."""
+        """Gives the run the next turn of the transcript, and writes its prompt there."""
         turn = self._turn = self._turn + 1
         self.messages.append(
             Message(
@@ -633,8 +676,10 @@ class _Edit:
     def _write(
         self, run: LaneRun, content: tuple[DraftMessage, ...], model: str, *, attempt: int
     ) -> str:
-        """Writes what an attempt leaves behind in its turn; returns the id of its last assistant
-        message. It stands behind what earlier attempts left."""
+        """Writes the messages of an attempt behind those of earlier attempts.
+
+        Returns the id of the last assistant message.
+        """
         last = ""
         for ordinal, draft in enumerate(content, start=(attempt - 1) * ATTEMPT_ORDINALS + 1):
             run_id = draft.run_id or run.run_id
@@ -656,15 +701,15 @@ class _Edit:
             last = message_id if assistant else last
         return last
 
-    def _tell(self, run: LaneRun, *bodies: EventBody, **changes: Any) -> LaneRun:
-        """The run with more events, and with what else changes."""
+    def _emit(self, run: LaneRun, *bodies: EventBody, **changes: Any) -> LaneRun:
+        """Adds events to a run; returns the run with its other changes applied."""
         index = run.events
         for body in bodies:
             index += 1
             self.events.append(RunEvent(run.run_id, index, self.at, body))
         return run._replace(events=index, **changes)
 
-    def _note(self, run: LaneRun, complete: RunComplete | None = None) -> None:
+    def _record(self, run: LaneRun, complete: RunComplete | None = None) -> None:
         before = self.changes.get(run.run_id)
         request = None if before is None else before.request
         self.changes[run.run_id] = RunChange(run, request, complete)
@@ -678,22 +723,22 @@ class _Edit:
     def _latest(self, run: LaneRun) -> LaneRun:
         return next(held for held in self._waiting if held.run_id == run.run_id)
 
-    def _line_up(self) -> None:
-        """The head of a lane without an active run is ACCEPTED; all others are QUEUED."""
+    def _set_waiting_states(self) -> None:
+        """ACCEPTED for the head of a lane without an active run, QUEUED for all others."""
         for n, run in enumerate(self._waiting):
             first = n == 0 and self._active is None
             if first and run.state is RunState.QUEUED:
-                self._move(n, advance(run, Happening.ADVANCE))
+                self._move(n, advance(run, Trigger.ADVANCE))
             elif not first and run.state is RunState.ACCEPTED:
-                self._move(n, advance(run, Happening.WAIT))
+                self._move(n, advance(run, Trigger.WAIT))
 
     def _move(self, n: int, run: LaneRun) -> None:
         self._waiting = (*self._waiting[:n], run, *self._waiting[n + 1 :])
-        self._note(run)
+        self._record(run)
 
 
 class _End(NamedTuple):
-    """How a turn ended, as the runs that share it see it."""
+    """The end of a turn, shared by the active run and the runs folded into it."""
 
     finish_reason: FinishReason
     error: RunError | None
@@ -702,5 +747,5 @@ class _End(NamedTuple):
 
 
 def _message_id(run_id: str, ordinal: int) -> str:
-    """Unique as run ids are: what stands before the last dash names the run."""
+    """Unique because run ids are: the part before the last dash is the run id."""
     return f"{run_id}-m{ordinal}"

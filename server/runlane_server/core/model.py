@@ -1,4 +1,4 @@
-"""The records of the domain. All of them are immutable; times are in microseconds since the epoch.
+"""The records of the domain. All are immutable; times are in microseconds since the Unix epoch.
 
 Vocabulary: a *session* is a conversation and owns one *lane*; a *run* is one accepted prompt; a
 *turn* is what a run adds to the transcript.
@@ -20,28 +20,28 @@ Micros: TypeAlias = int
 NO_LABELS: Mapping[str, str] = MappingProxyType({})
 
 EXCERPT_CHARS = 256
-"""How much of a prompt goes with a run wherever the run is shown."""
+"""Length of the excerpt of its prompt that every view of a run contains, in characters."""
 
 MAX_COMPLETE_TEXT_BYTES = 1 << 20
-"""The text of a RunComplete is cut here, so that a message stays under gRPC's 4 MiB default."""
+"""Maximum size of the text of a RunComplete: the message stays under gRPC's default of 4 MiB."""
 
 
 class SessionKey(NamedTuple):
-    """Names a session. Everything is keyed by tenant."""
+    """The key of a session: a session id is unique within its tenant."""
 
     tenant: str
     session_id: str
 
 
 class RunKey(NamedTuple):
-    """Names a run; a run id is unique within its tenant, as it is the caller's idempotency key."""
+    """The key of a run. A run id is the caller's idempotency key and unique within its tenant."""
 
     tenant: str
     run_id: str
 
 
 class RunState(StrEnum):
-    """Where a run is. `core.lane.TABLE` says what leads from one to the next."""
+    """The state of a run. `core.lane.TABLE` lists the transitions between states."""
 
     ACCEPTED = "accepted"
     QUEUED = "queued"
@@ -53,8 +53,8 @@ class RunState(StrEnum):
     FAILED = "failed"
 
     @property
-    def terminal(self) -> bool:
-        """Whether nothing can happen to the run any more."""
+    def is_terminal(self) -> bool:
+        """Whether the run has ended; a terminal state never changes."""
         return self in _TERMINAL
 
 
@@ -62,7 +62,7 @@ _TERMINAL = frozenset({RunState.COMPLETED, RunState.CANCELLED, RunState.FAILED})
 
 
 class WhenBusy(StrEnum):
-    """What becomes of a prompt whose session has work already."""
+    """How to treat a prompt whose session already has work (R26, R27)."""
 
     QUEUE = "queue"
     FOLD = "fold"
@@ -71,7 +71,7 @@ class WhenBusy(StrEnum):
 
 
 class CancelScope(StrEnum):
-    """Which runs of a session a cancel covers."""
+    """Which runs of a session a cancel covers (R18)."""
 
     SESSION = "session"
     ACTIVE = "active"
@@ -80,7 +80,7 @@ class CancelScope(StrEnum):
 
 
 class FinishReason(StrEnum):
-    """Why an assistant message ends where it ends."""
+    """Why an assistant message ended."""
 
     STOP = "stop"
     LENGTH = "length"
@@ -93,7 +93,7 @@ class FinishReason(StrEnum):
 
 
 class Role(StrEnum):
-    """Who speaks in a message."""
+    """The author of a message."""
 
     USER = "user"
     ASSISTANT = "assistant"
@@ -102,7 +102,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """Something that goes with a prompt: text, or bytes of some media type."""
+    """A file that belongs to a prompt: text, or bytes of any media type."""
 
     name: str
     mime_type: str
@@ -110,13 +110,14 @@ class Attachment:
 
     @property
     def size(self) -> int:
-        """Its content in bytes, text as UTF-8."""
-        return len(self.content if isinstance(self.content, bytes) else self.content.encode())
+        """The size of the content in bytes; text counts as UTF-8."""
+        content = self.content
+        return len(content) if isinstance(content, bytes) else utf8_size(content)
 
 
 @dataclass(frozen=True, slots=True)
 class RunError:
-    """Why a run failed: a stable word, and a sentence for people."""
+    """Why a run failed: a stable reason and a message for people."""
 
     reason: str
     message: str
@@ -124,7 +125,7 @@ class RunError:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a turn cost, in tokens and in requests to a model."""
+    """The cost of a turn in tokens and in requests to a model."""
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -147,19 +148,19 @@ NO_USAGE = Usage()
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a run is asked to do: text, attachments, or both."""
+    """The input of a run: text, attachments, or both."""
 
     text: str
     attachments: tuple[Attachment, ...] = ()
 
     @property
     def excerpt(self) -> str:
-        """The beginning of the text, of `EXCERPT_CHARS` characters at the most."""
+        """The first `EXCERPT_CHARS` characters of the text."""
         return self.text[:EXCERPT_CHARS]
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest that two prompts share exactly if they are the same (R3)."""
+        """A digest that is equal for two prompts exactly if they are equal (R3)."""
         digest = hashlib.blake2b(digest_size=16)
 
         def add(content: str | bytes) -> None:
@@ -176,8 +177,8 @@ class Prompt:
 
 
 class RunRequest(NamedTuple):
-    """What a caller asks for with RunAccepted. `timeout` is in microseconds of activity; `trace`
-    is the caller's place in a trace (see `core.trace`), empty without one."""
+    """A request for a run. `timeout` limits the time the run is active, in microseconds; `trace` is
+    the caller's `traceparent` (see `core.trace`), empty for none."""
 
     run_id: str
     prompt: Prompt
@@ -215,7 +216,7 @@ class RunComplete(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A run as it is read back; `complete` is set in a terminal state."""
+    """A stored run. `complete` is set once the run has ended."""
 
     session_id: str
     run_id: str
@@ -237,7 +238,7 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A session as it is read back."""
+    """A stored session."""
 
     session_id: str
     title: str
@@ -250,7 +251,7 @@ class Session:
 
     @property
     def busy(self) -> bool:
-        """Whether it has a run that is not terminal."""
+        """Whether the session has a run that has not ended."""
         return bool(self.active_run_id) or self.waiting_runs > 0
 
 
@@ -273,7 +274,7 @@ class Reasoning:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call of a tool; `tool_call_id` is unique within the turn, the arguments are an object."""
+    """A tool call. `tool_call_id` is unique within the turn; the arguments are a JSON object."""
 
     tool_call_id: str
     name: str
@@ -282,7 +283,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """What a tool answered."""
+    """The result of a tool call."""
 
     tool_call_id: str
     name: str
@@ -294,9 +295,9 @@ Part: TypeAlias = Text | Reasoning | ToolCall | ToolResult | Attachment
 
 
 class Message(NamedTuple):
-    """An entry of the transcript, ordered by (`turn`, `ordinal`).
+    """A message of the transcript, which is ordered by (`turn`, `ordinal`).
 
-    A user message is stored without parts and read back with those of its run's prompt.
+    A user message is stored without parts; reading it adds the parts from its run's prompt.
     """
 
     message_id: str
@@ -322,28 +323,28 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The run's agent was started, for the `attempt`-th time."""
+    """The run's agent was started; attempts count from 1."""
 
     attempt: int
 
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """A piece of the answer."""
+    """A fragment of the answer's text."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class ReasoningDelta:
-    """A piece of the model's reasoning."""
+    """A fragment of the model's reasoning."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """A run joined a turn; both runs have the event."""
+    """A run joined the turn of another one; both runs log this event (R26)."""
 
     run_id: str
     into_run_id: str
@@ -356,7 +357,7 @@ EventBody: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class RunEvent:
-    """One thing that happened in a run; numbered from 1 without a gap."""
+    """An event of a run. Indexes count from 1 without gaps."""
 
     run_id: str
     index: int
@@ -364,8 +365,16 @@ class RunEvent:
     body: EventBody
 
 
+def utf8_size(text: str) -> int:
+    """The size of a text in bytes of UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())
+
+
 def cut_utf8(text: str, limit: int) -> tuple[str, bool]:
-    """The text cut to `limit` bytes of UTF-8 between two characters, and whether it was."""
+    """Cuts a text to at most `limit` bytes of UTF-8, between two characters.
+
+    Returns the text and whether it was cut.
+    """
     if len(text) * 4 <= limit:
         return text, False
     encoded = text.encode()
@@ -375,10 +384,9 @@ def cut_utf8(text: str, limit: int) -> tuple[str, bool]:
 
 
 def clean_text(text: str) -> str:
-    """The text, with U+FFFD for every half of a surrogate pair that stands alone.
+    """Replaces each lone half of a surrogate pair with U+FFFD, and joins two adjacent halves.
 
-    Such a half is no text and cannot be stored; JSON brings it in (`"\\ud800"`). Two halves that
-    follow each other are joined.
+    A lone half comes from JSON (`"\\ud800"`) and cannot be stored: UTF-8 cannot encode it.
     """
     if text.isascii():
         return text

@@ -1,8 +1,7 @@
-"""What can be seen of a node: what it has to do, and what comes of things.
+"""The interface through which metrics and traces observe a node.
 
-The parts of a node tell an observer; by default it is somebody who does not care.
-
-What is told here is committed, or decided for good: nobody is told of what might be taken back.
+Every callback reports something that is committed or final: an observer never sees what might be
+rolled back.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ from runlane_server.core.model import Micros, RunKey, SessionKey
 from runlane_server.core.transition import LaneRun, Receipt, Transition
 
 
-class Asked(NamedTuple):
-    """A cancel, as it was asked for: of what, in which session, and when."""
+class CancelRequest(NamedTuple):
+    """A cancel as it was requested: the session, the scope, and the time of the request."""
 
     key: SessionKey
     scope: str
@@ -22,56 +21,62 @@ class Asked(NamedTuple):
 
 
 class Load(NamedTuple):
-    """How many runs have an agent at work on a node, how many wait, how many slots are taken, and
-    whether the node takes no new runs."""
+    """The load of a node: runs whose agent is at work, waiting runs, and slots in use. A node that
+    is `draining` accepts no new runs."""
 
     active: int
     waiting: int
     slots_in_use: int
-    refusing: bool
+    draining: bool
 
 
 class Observer:
-    """Does nothing about anything. Whoever wants to know overrides what he wants to know."""
+    """Base class with no-op callbacks; override the ones you need."""
 
     __slots__ = ()
 
-    def accepted(self, key: RunKey, run: LaneRun, called_at: Micros) -> None:
-        """A new run is durable; the call for it began at `called_at`."""
+    def on_accepted(self, key: RunKey, run: LaneRun, called_at: Micros) -> None:
+        """A new run is durable; its RunAccepted call began at `called_at`."""
 
-    def changed(self, key: SessionKey, made: Transition) -> None:
-        """This node has changed a lane, durably."""
+    def on_lane_changed(self, key: SessionKey, transition: Transition) -> None:
+        """This node committed a transition of a lane."""
 
-    def started(self, key: RunKey, run: LaneRun) -> None:
-        """An attempt of a run became active here."""
+    def on_attempt_started(self, key: RunKey, run: LaneRun) -> None:
+        """An attempt of a run became active on this node."""
 
-    def returned(self, key: RunKey) -> None:
-        """The agent of the attempt that is active here is at its end; that is to be written now,
-        for which it may take several tries."""
+    def on_agent_returned(self, key: RunKey) -> None:
+        """The agent of the active attempt has ended, and its end is about to be committed.
 
-    def left(self, key: RunKey) -> None:
-        """The attempt that was active here is not any more, whatever became of the run."""
-
-    def cancelled(self, asked: Asked, made: Transition, receipt: Receipt) -> None:
-        """A cancel was carried out; `made` is what was committed along with it."""
-
-    def called(self, method: str, code: str, reason: str, seconds: float | None) -> None:
-        """A call ended, with a status code, and one of our reasons if there is one.
-
-        `seconds` is None for streams: they last as long as the peer likes.
+        Called once for each try to commit it.
         """
 
-    def handed(self, key: RunKey, run: LaneRun) -> str:
-        """The place in a trace that the agent of an attempt is given (see `core.trace`): where the
-        caller is, if nobody knows better; empty for none."""
+    def on_attempt_ended(self, key: RunKey) -> None:
+        """An attempt is no longer active on this node; the run may have ended, or not."""
+
+    def on_cancelled(
+        self, request: CancelRequest, transition: Transition, receipt: Receipt
+    ) -> None:
+        """A cancel was committed, as part of `transition`."""
+
+    def on_call_ended(self, method: str, code: str, reason: str, seconds: float | None) -> None:
+        """A call ended with a status code and, if it failed with one of ours, an error reason.
+
+        `seconds` is None for streams: their duration is up to the peer.
+        """
+
+    def agent_traceparent(self, key: RunKey, run: LaneRun) -> str:
+        """The `traceparent` to pass to the agent of an attempt (see `core.trace`), empty for none.
+
+        By default the caller's.
+        """
         return run.trace
 
 
-NOBODY = Observer()
+NO_OBSERVER = Observer()
 
 
-class Both(Observer):
-    """Tells two observers. What the agent is given is for the second to say."""
+class ObserverPair(Observer):
+    """Forwards each callback to two observers. The second one provides the `traceparent`."""
 
     __slots__ = ("_first", "_second")
 
@@ -79,41 +84,43 @@ class Both(Observer):
         self._first = first
         self._second = second
 
-    def accepted(self, key: RunKey, run: LaneRun, called_at: Micros) -> None:
-        """Tells both."""
-        self._first.accepted(key, run, called_at)
-        self._second.accepted(key, run, called_at)
+    def on_accepted(self, key: RunKey, run: LaneRun, called_at: Micros) -> None:
+        """Forwards to both."""
+        self._first.on_accepted(key, run, called_at)
+        self._second.on_accepted(key, run, called_at)
 
-    def changed(self, key: SessionKey, made: Transition) -> None:
-        """Tells both."""
-        self._first.changed(key, made)
-        self._second.changed(key, made)
+    def on_lane_changed(self, key: SessionKey, transition: Transition) -> None:
+        """Forwards to both."""
+        self._first.on_lane_changed(key, transition)
+        self._second.on_lane_changed(key, transition)
 
-    def started(self, key: RunKey, run: LaneRun) -> None:
-        """Tells both."""
-        self._first.started(key, run)
-        self._second.started(key, run)
+    def on_attempt_started(self, key: RunKey, run: LaneRun) -> None:
+        """Forwards to both."""
+        self._first.on_attempt_started(key, run)
+        self._second.on_attempt_started(key, run)
 
-    def returned(self, key: RunKey) -> None:
-        """Tells both."""
-        self._first.returned(key)
-        self._second.returned(key)
+    def on_agent_returned(self, key: RunKey) -> None:
+        """Forwards to both."""
+        self._first.on_agent_returned(key)
+        self._second.on_agent_returned(key)
 
-    def left(self, key: RunKey) -> None:
-        """Tells both."""
-        self._first.left(key)
-        self._second.left(key)
+    def on_attempt_ended(self, key: RunKey) -> None:
+        """Forwards to both."""
+        self._first.on_attempt_ended(key)
+        self._second.on_attempt_ended(key)
 
-    def cancelled(self, asked: Asked, made: Transition, receipt: Receipt) -> None:
-        """Tells both."""
-        self._first.cancelled(asked, made, receipt)
-        self._second.cancelled(asked, made, receipt)
+    def on_cancelled(
+        self, request: CancelRequest, transition: Transition, receipt: Receipt
+    ) -> None:
+        """Forwards to both."""
+        self._first.on_cancelled(request, transition, receipt)
+        self._second.on_cancelled(request, transition, receipt)
 
-    def called(self, method: str, code: str, reason: str, seconds: float | None) -> None:
-        """Tells both."""
-        self._first.called(method, code, reason, seconds)
-        self._second.called(method, code, reason, seconds)
+    def on_call_ended(self, method: str, code: str, reason: str, seconds: float | None) -> None:
+        """Forwards to both."""
+        self._first.on_call_ended(method, code, reason, seconds)
+        self._second.on_call_ended(method, code, reason, seconds)
 
-    def handed(self, key: RunKey, run: LaneRun) -> str:
-        """Asks the second."""
-        return self._second.handed(key, run)
+    def agent_traceparent(self, key: RunKey, run: LaneRun) -> str:
+        """Asks the second observer."""
+        return self._second.agent_traceparent(key, run)

@@ -1,9 +1,11 @@
-"""The records that a lane consists of, and what a command makes of it."""
+"""The state of a lane, and the transitions that commands make of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, cast
+
+from typing_extensions import TypeVar
 
 from runlane_server.core.model import (
     NO_USAGE,
@@ -23,13 +25,18 @@ from runlane_server.core.model import (
 )
 from runlane_server.core.turn import DraftMessage
 
+Reply_co = TypeVar("Reply_co", covariant=True, default=object)
+"""The type of the reply that a caller gets once the transition of its command is committed."""
+
+Other = TypeVar("Other")
+
 
 class LaneRun(NamedTuple):
-    """A run as far as its lane needs to know it. Its prompt stays in the store.
+    """The part of a run that its lane needs. The prompt stays in the store.
 
-    `rank` orders the waiting runs; `turn` is its place in the transcript, 0 before it has one;
-    `events` counts the events it has so far; `trace` is where in a trace its caller is; `host` is
-    the node where it is active, if the store is shared by several.
+    `rank` orders the waiting runs. `turn` is the number of its turn in the transcript, 0 before it
+    has one. `events` counts its events so far. `trace` is the caller's `traceparent`. `host` is the
+    id of the node where it is active, empty unless the store is shared.
     """
 
     run_id: str
@@ -51,7 +58,7 @@ class LaneRun(NamedTuple):
 
 
 class Reservation(NamedTuple):
-    """An accept that has begun and is not durable yet (R6). `covered`: a cancel met it."""
+    """An accept that has begun and is not durable yet (R6). `covered`: a cancel covers it."""
 
     token: str
     run_id: str
@@ -60,10 +67,11 @@ class Reservation(NamedTuple):
 
 
 class Lane(NamedTuple):
-    """The coordination state of one session, as of one version.
+    """The coordination state of one session at one version.
 
-    Version 0 is a session that does not exist. `reservations` belong to this process and are not
-    stored. The active run is ACTIVE or CANCELLING; `folded` are the runs that joined its turn.
+    Version 0 means that the session does not exist. The active run is ACTIVE or CANCELLING;
+    `folded` are the runs that joined its turn. `reservations` exist only in this process and are
+    not stored.
     """
 
     key: SessionKey
@@ -77,28 +85,28 @@ class Lane(NamedTuple):
 
     @property
     def exists(self) -> bool:
-        """Whether the session is stored."""
+        """Whether the session exists."""
         return self.version > 0
 
     @property
-    def busy(self) -> bool:
-        """Whether it has work, or work on its way in (R8, R9)."""
+    def is_busy(self) -> bool:
+        """Whether the session has runs or reservations (R8, R9)."""
         return self.active is not None or bool(self.waiting) or bool(self.reservations)
 
     @property
-    def startable(self) -> bool:
+    def can_start(self) -> bool:
         """Whether `dispatch` would start a run."""
         return self.active is None and bool(self.waiting)
 
     def find(self, run_id: str) -> LaneRun | None:
-        """That run, if it is not terminal."""
+        """The run with this id; None if it has ended or is unknown."""
         if self.active is not None and self.active.run_id == run_id:
             return self.active
         return next((run for run in (*self.folded, *self.waiting) if run.run_id == run_id), None)
 
     def at_version(self, version: int) -> Lane:
-        """The same, at that version."""
-        # What every command does is written out: _replace takes four times as long.
+        """A copy at the given version."""
+        # Written out because it is on the path of every command: _replace takes four times as long.
         return Lane(
             self.key,
             version,
@@ -112,13 +120,13 @@ class Lane(NamedTuple):
 
     @property
     def runs(self) -> tuple[LaneRun, ...]:
-        """All its runs that are not terminal, in accept order."""
+        """All runs that have not ended, in accept order."""
         active = () if self.active is None else (self.active,)
         return tuple(sorted((*active, *self.folded, *self.waiting), key=lambda run: run.accept_seq))
 
 
 class RunChange(NamedTuple):
-    """A run as a transition leaves it; with its request if it is new, its end if it ended."""
+    """A run after a transition; with its request if it is new, and its end if it ended."""
 
     run: LaneRun
     request: RunRequest | None = None
@@ -127,9 +135,9 @@ class RunChange(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CoveredRun:
-    """A run that a cancel covered, with the state it was in.
+    """A run that a cancel covered, with its state before the cancel (R20).
 
-    A reservation is named as ACCEPTED with accept_seq 0, as it has no place in the order yet.
+    A reservation is listed as ACCEPTED with accept_seq 0: it has no place in the order yet.
     """
 
     run_id: str
@@ -139,7 +147,7 @@ class CoveredRun:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What a cancel covered, and the last accept_seq it could have covered (R20)."""
+    """The runs that a cancel covered, and the last accept_seq it could have covered (R20)."""
 
     session_id: str
     cancelled: tuple[CoveredRun, ...] = ()
@@ -148,7 +156,10 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an agent's turn ended: `error` is None where it ended well."""
+    """How an agent's turn ended; `error` is None if it completed.
+
+    `tail` are the last events of the run, which are not stored yet.
+    """
 
     finish_reason: FinishReason
     error: RunError | None = None
@@ -158,40 +169,50 @@ class Outcome:
     model: str = ""
 
 
-class Transition(NamedTuple):
-    """What a command makes of a lane, and all that is to be committed with it."""
+class Transition(NamedTuple, Generic[Reply_co]):
+    """The lane after a command, everything to commit with it, and the reply to the caller.
+
+    `removed`: the session is deleted.
+    """
 
     lane: Lane
     runs: tuple[RunChange, ...] = ()
     messages: tuple[Message, ...] = ()
     events: tuple[RunEvent, ...] = ()
-    reply: Any = None
+    # Without a reply the type is Transition[None].
+    reply: Reply_co = cast("Reply_co", None)
     removed: bool = False
 
     @property
-    def durable(self) -> bool:
+    def needs_commit(self) -> bool:
         """Whether there is anything to commit. Reservations are not stored."""
         return bool(self.runs) or self.removed
 
     @property
     def completes(self) -> tuple[RunComplete, ...]:
-        """The terminal events, in order."""
+        """The terminal events of the transition, in order."""
         return tuple([e.body for e in self.events if isinstance(e.body, RunComplete)])
 
-    def at_version(self, version: int) -> Transition:
-        """The same, leading to that version of the lane."""
+    def at_version(self, version: int) -> Transition[Reply_co]:
+        """A copy that leads to the given version of the lane."""
         lane = self.lane.at_version(version)
         return Transition(
             lane, self.runs, self.messages, self.events, self.reply, removed=self.removed
         )
 
-    def then(self, later: Transition) -> Transition:
-        """This transition and a later one as a single one; the later reply counts."""
+    def replying(self, reply: Other) -> Transition[Other]:
+        """A copy with another reply."""
+        return Transition(
+            self.lane, self.runs, self.messages, self.events, reply, removed=self.removed
+        )
+
+    def then(self, later: Transition[Other]) -> Transition[Other]:
+        """Merges this transition with the next one, which provides the reply."""
         if not self.runs:
-            # Nothing but reservations came before: what is written has runs.
+            # Only reservations changed before: everything that is stored comes with runs.
             return later
         if not (later.runs or later.removed):
-            return self._replace(lane=later.lane, reply=later.reply)
+            return self.replying(later.reply)._replace(lane=later.lane)
         merged = {change.run.run_id: change for change in self.runs}
         for change in later.runs:
             before = merged.get(change.run.run_id)
@@ -210,7 +231,7 @@ class Transition(NamedTuple):
 def describe(
     key: SessionKey, run: LaneRun, request: RunRequest, complete: RunComplete | None = None
 ) -> Run:
-    """The run as it is shown to callers."""
+    """The run as callers see it."""
     return Run(
         session_id=key.session_id,
         run_id=run.run_id,

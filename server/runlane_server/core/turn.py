@@ -1,7 +1,7 @@
-"""How the events of a run become the messages of its turn.
+"""Turns the events of a run into the messages of its turn.
 
-The same code serves the run that ends well, the one that is cancelled in the middle, and the one
-whose node was lost and whose events are read back from the store.
+The same code serves a run that completes, one that is cancelled in mid-stream, and one whose node
+was lost and whose events are read from the store.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ from runlane_server.core.model import (
 )
 
 PART_CHARS = 1 << 18
-"""No text of a part is longer, so that a page of a transcript can end between two parts."""
+"""Maximum length of a part's text, so that a page of a transcript can end between two parts."""
 
 CUT_OFF = "The call was cut off by the end of the turn."
 
 
 class DraftMessage(NamedTuple):
-    """A message of a turn that has not got its place in the transcript yet.
+    """A message of a turn that is not yet written to the transcript.
 
-    `run_id` is empty for the run whose turn it is, and names the folded run for its prompt.
+    `run_id` is empty if the message belongs to the run that owns the turn. The prompt of a folded
+    run carries the id of that run.
     """
 
     role: Role
@@ -44,14 +45,14 @@ class DraftMessage(NamedTuple):
 
 
 class InvalidAgentEvent(Exception):
-    """The agent's events do not make a turn: a result without a call, or a call id used twice."""
+    """The agent's events do not form a turn: a result without a call, or a reused call id."""
 
 
 class TurnDraft:
-    """Collects what an agent says into messages, in the order it was said.
+    """Collects the output of an agent into messages, in order.
 
-    An assistant message collects text, reasoning and calls; the results of its calls form a tool
-    message; whatever the agent says after results, or after a folded prompt, begins the next one.
+    An assistant message collects text, reasoning and tool calls; the results of its calls form a
+    tool message. Output after results, or after a folded prompt, begins the next assistant message.
     """
 
     def __init__(self) -> None:
@@ -64,16 +65,16 @@ class TurnDraft:
         self._seen: set[str] = set()
 
     def add(self, body: EventBody) -> None:
-        """Takes in one event; raises InvalidAgentEvent and changes nothing where it cannot be."""
+        """Adds one event. Raises InvalidAgentEvent, and then changes nothing."""
         match body:
             case TextDelta(text):
-                self._say(Text, text)
+                self._add_text(Text, text)
             case ReasoningDelta(text):
-                self._say(Reasoning, text)
+                self._add_text(Reasoning, text)
             case ToolCall():
-                self._call(body)
+                self._add_call(body)
             case ToolResult():
-                self._answer(body)
+                self._add_result(body)
             case Folded(run_id, _):
                 self._end_message()
                 self._done.append(DraftMessage(Role.USER, run_id=run_id))
@@ -81,17 +82,17 @@ class TurnDraft:
                 pass
 
     def messages(self) -> tuple[DraftMessage, ...]:
-        """What was said so far."""
+        """The messages so far, including the unfinished one."""
         return (*self._done, *self._unfinished())
 
-    def _say(self, kind: type[Text | Reasoning], text: str) -> None:
+    def _add_text(self, kind: type[Text | Reasoning], text: str) -> None:
         self._begin(Role.ASSISTANT)
         if kind is not self._kind:
             self._end_part()
             self._kind = kind
         self._pieces.append(text)
 
-    def _call(self, call: ToolCall) -> None:
+    def _add_call(self, call: ToolCall) -> None:
         if call.tool_call_id in self._seen:
             raise InvalidAgentEvent(f"tool call id {call.tool_call_id!r} is used twice")
         self._begin(Role.ASSISTANT)
@@ -100,7 +101,7 @@ class TurnDraft:
         self._open[call.tool_call_id] = call
         self._parts.append(call)
 
-    def _answer(self, result: ToolResult) -> None:
+    def _add_result(self, result: ToolResult) -> None:
         if result.tool_call_id not in self._open:
             raise InvalidAgentEvent(f"no open tool call has the id {result.tool_call_id!r}")
         self._begin(Role.TOOL)
@@ -132,7 +133,7 @@ class TurnDraft:
 
 
 def draft_of(events: Iterable[RunEvent]) -> TurnDraft:
-    """The draft that the events of a run make; a later start begins it anew."""
+    """Rebuilds the draft from the events of a run. Each Started event begins a new draft."""
     draft = TurnDraft()
     for event in events:
         if isinstance(event.body, Started):
@@ -144,16 +145,16 @@ def draft_of(events: Iterable[RunEvent]) -> TurnDraft:
 def close(
     messages: tuple[DraftMessage, ...], finish_reason: FinishReason
 ) -> tuple[DraftMessage, ...]:
-    """Ends a turn, so that it is valid history for the next one (R14 to R16).
+    """Closes a turn so that it is valid history for the next one (R14 to R16).
 
-    Its last assistant message carries the finish reason, and is made up where there is none. The
-    calls of a message are answered right behind it, those that have no result with an error.
+    The last assistant message carries the finish reason; an empty one is added if there is none.
+    The results of a message's calls follow it directly; a call without a result gets an error.
     """
-    if len(messages) == 1 and _is_an_answer(messages[0]):
+    if len(messages) == 1 and _is_plain_answer(messages[0]):
         role, parts, run_id, _ = messages[0]
         return (DraftMessage(role, parts, run_id, finish_reason),)
     closed, cut_off = _answer_calls(messages)
-    if not closed or _needs_an_end(closed[-1], cut_off):
+    if not closed or _needs_closing_message(closed[-1], cut_off):
         closed.append(DraftMessage(Role.ASSISTANT))
     last = max(n for n, message in enumerate(closed) if message.role is Role.ASSISTANT)
     for n, message in enumerate(closed):
@@ -173,20 +174,21 @@ def final_text(messages: Iterable[DraftMessage]) -> str:
 
 
 def _answer_calls(messages: Iterable[DraftMessage]) -> tuple[list[DraftMessage], frozenset[str]]:
-    """The messages with each call answered where models want it, and the calls that were cut off.
+    """Moves each result behind its call, where models expect it.
 
-    Results may come late, when the agent has said more or a prompt was folded in.
+    Results may arrive late, after more output or a folded prompt. Returns the messages, and the ids
+    of the calls that have no result.
     """
-    said = list(messages)
+    given = list(messages)
     results = {
         part.tool_call_id: part
-        for message in said
+        for message in given
         for part in message.parts
         if isinstance(part, ToolResult)
     }
     answered: list[DraftMessage] = []
     cut_off: set[str] = set()
-    for message in said:
+    for message in given:
         if message.role is Role.TOOL:
             continue
         answered.append(message)
@@ -202,8 +204,11 @@ def _cut_off(call: ToolCall) -> ToolResult:
     return ToolResult(call.tool_call_id, call.name, CUT_OFF, is_error=True)
 
 
-def _needs_an_end(last: DraftMessage, cut_off: frozenset[str]) -> bool:
-    """Whether no assistant message can carry the finish reason: the last one was answered."""
+def _needs_closing_message(last: DraftMessage, cut_off: frozenset[str]) -> bool:
+    """Whether the turn needs another assistant message to carry the finish reason.
+
+    It does if the last one was followed by complete results or by a folded prompt.
+    """
     if last.role is Role.TOOL:
         return not any(
             isinstance(part, ToolResult) and part.tool_call_id in cut_off for part in last.parts
@@ -215,8 +220,8 @@ def _reason_within_turn(message: DraftMessage) -> FinishReason:
     return FinishReason.TOOL_CALLS if _calls(message) else FinishReason.STOP
 
 
-def _is_an_answer(message: DraftMessage) -> bool:
-    """Whether a message can end a turn by itself, as most turns end."""
+def _is_plain_answer(message: DraftMessage) -> bool:
+    """Whether the message ends a turn without further work, as in most turns."""
     return message.role is Role.ASSISTANT and not _calls(message)
 
 

@@ -1,7 +1,7 @@
-"""The shell around the core: carries out what the lanes decide.
+"""The shell around the core: carries out what the rules in `core.lane` decide.
 
-Loads lanes, applies commands, commits the result, and then acts on what was committed: starts and
-stops agents, and wakes subscribers. Import `Coordinator` from `coordinator`; the other modules are
-its parts. It never answers or publishes anything before the commit, and it never decides a race:
-that is the job of `core.lane`.
+It loads lanes, applies commands and commits the transitions; then it acts on them: it starts and
+stops agents and answers callers. Other rooms may import `coordinator` (the in-process API),
+`executor` (the settings of a node) and `retention`; the other modules are private parts. This room
+never answers or publishes anything before the commit, and never decides a race.
 """

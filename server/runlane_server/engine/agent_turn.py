@@ -1,4 +1,4 @@
-"""What an agent is given to work on: an attempt of a run, its prompt, and what came before."""
+"""The input of an agent: an attempt of a run, its prompt, and the history of the session."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ HISTORY_BYTES = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """An attempt of a run. `request` is None where it has to be read from the store; `trace` is the
-    place in a trace that the agent is given, empty for none."""
+    """An attempt of a run. `request` is None if it must be read from the store; `trace` is the
+    `traceparent` for the agent, empty for none."""
 
     key: SessionKey
     run: LaneRun
@@ -41,12 +41,12 @@ class Job:
 
     @property
     def attempt(self) -> tuple[str, int]:
-        """Which attempt it is of which run."""
+        """The run id and the number of the attempt."""
         return self.run.run_id, self.run.attempt
 
 
 class AgentTurn:
-    """An `agents.base.Turn`. `fold` folds what waits to be folded into the turn."""
+    """Implements `agents.base.Turn`. `fold` folds the waiting FOLD runs into the turn."""
 
     def __init__(
         self, job: Job, store: Store, fold: Callable[[], Awaitable[Sequence[LaneRun]]]
@@ -62,7 +62,7 @@ class AgentTurn:
         self._fold = fold
 
     async def load(self) -> None:
-        """Reads what is not at hand."""
+        """Loads the prompt and the metadata, from the store if necessary."""
         request = self._job.request
         if request is not None:
             self.prompt, self.metadata = request.prompt, request.metadata
@@ -73,15 +73,15 @@ class AgentTurn:
         self.prompt = (await self._folded_prompt(self._job.run)).prompt
 
     async def _folded_prompt(self, run: LaneRun) -> FoldedPrompt:
-        """The prompt of a run of this tenant."""
+        """Reads the prompt of a run of this tenant."""
         key = RunKey(self._job.key.tenant, run.run_id)
         prompt = await patiently(self._store, lambda: self._store.get_prompt(key))
         if prompt is None:
-            raise AgentError("its prompt is gone from the store", reason="INTERRUPTED")
+            raise AgentError("the prompt is missing from the store", reason="INTERRUPTED")
         return FoldedPrompt(run.run_id, prompt)
 
     async def history(self) -> Sequence[Message]:
-        """The transcript before this turn."""
+        """Reads the transcript before this turn."""
         messages: list[Message] = []
         place: MessagePlace | None = None
         while True:
@@ -90,7 +90,7 @@ class AgentTurn:
             messages += earlier
             place = page.next
             if place is None or len(earlier) < len(page.items):
-                return _of_ended_turns(messages)
+                return _answered_turns(messages)
 
     async def _page(self, after: MessagePlace | None) -> Page[Message, MessagePlace]:
         return await self._store.list_messages(
@@ -98,12 +98,12 @@ class AgentTurn:
         )
 
     async def take_folded(self) -> Sequence[FoldedPrompt]:
-        """Takes the prompts that wait to join this turn."""
+        """Takes the prompts of the runs that join this turn now."""
         return [await self._folded_prompt(run) for run in await self._fold()]
 
 
-def _of_ended_turns(messages: Sequence[Message]) -> Sequence[Message]:
-    """Leaves out the prompt of a run that waits to be retried: a run that interrupts comes first,
-    and its history is not to have a question without an answer."""
-    ended = {message.turn for message in messages if message.role is not Role.USER}
-    return [message for message in messages if message.turn in ended]
+def _answered_turns(messages: Sequence[Message]) -> Sequence[Message]:
+    """Leaves out the prompt of a run that waits for its retry: an interrupting run goes before it,
+    and its history must not contain a question without an answer."""
+    answered = {message.turn for message in messages if message.role is not Role.USER}
+    return [message for message in messages if message.turn in answered]

@@ -1,7 +1,7 @@
-"""Runlane in process: accept, cancel, wait, without gRPC.
+"""The in-process API: accept, cancel and wait without gRPC (R29).
 
-The coordinator is the shell around the lanes: it checks what comes in, posts commands, and does
-what a committed transition asks for. It answers nothing that is not committed, and decides no race.
+The coordinator checks requests, posts commands to the lanes, and answers once they are committed.
+It never decides a race.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NoReturn
 
-import structlog
 from uuid_utils import uuid7
 
-from runlane_server.access.admission import Accepts
+from runlane_server.access.admission import Admission
 from runlane_server.access.caller import DEFAULT_TENANT
 from runlane_server.access.quotas import QuotaBook
 from runlane_server.access.stored_bytes import StoredBytes
@@ -37,7 +35,7 @@ from runlane_server.core.errors import (
     SessionNotFound,
     Violation,
 )
-from runlane_server.core.limits import Limits
+from runlane_server.core.limits import Limits, prompt_errors
 from runlane_server.core.model import (
     NO_LABELS,
     NO_USAGE,
@@ -52,14 +50,14 @@ from runlane_server.core.model import (
     SessionKey,
     WhenBusy,
 )
-from runlane_server.core.observer import NOBODY, Asked, Load, Observer
-from runlane_server.core.transition import Lane, Receipt, Transition, describe
+from runlane_server.core.observer import NO_OBSERVER, CancelRequest, Load, Observer
+from runlane_server.core.transition import Lane, LaneRun, Receipt, Transition, describe
 from runlane_server.engine.executor import Executor, NodeSettings
-from runlane_server.engine.mailbox import Command, OnDone
-from runlane_server.engine.reservation import Acceptance, AcceptedRun, check_prompt
+from runlane_server.engine.mailbox import Command, OnCommit
+from runlane_server.engine.reservation import Acceptance, AcceptedRun
 from runlane_server.feed.feed import Feed
-from runlane_server.harness.clock import never_back
-from runlane_server.harness.gates import Point, Stage
+from runlane_server.harness.clock import monotonic_clock
+from runlane_server.harness.gates import Gates, Point
 from runlane_server.store.base import (
     EventFilter,
     IdleSession,
@@ -70,20 +68,18 @@ from runlane_server.store.base import (
 )
 from runlane_server.store.weight import run_weight
 
-log = structlog.get_logger()
-
 RETRY_AFTER = 1.0
-"""Seconds after which a caller who was told OVERLOADED may come back."""
+"""Seconds after which a caller may retry when this node is overloaded or drains."""
 
 WAIT_SLICE = 3600.0
-"""Seconds after which somebody who waits for a run looks at it again, come what may."""
+"""Seconds between reads of a run that is being waited for, even if no event arrives."""
 
 
 class Coordinator:
     """Coordinates the runs of all sessions of a store on this node.
 
-    All methods belong to the event loop that `start` was called on. Every `tenant` sees its own
-    sessions and runs only.
+    All methods belong to the event loop that `start` was called on. Every `tenant` sees only its
+    own sessions and runs.
     """
 
     def __init__(
@@ -94,9 +90,9 @@ class Coordinator:
         limits: Limits | None = None,
         *,
         node: NodeSettings | None = None,
-        observer: Observer = NOBODY,
+        observer: Observer = NO_OBSERVER,
         quotas: QuotaBook | None = None,
-        stage: Stage | None = None,
+        gates: Gates | None = None,
         now: Callable[[], Micros] = lambda: time.time_ns() // 1000,
         new_id: Callable[[], str] = lambda: str(uuid7()),
     ) -> None:
@@ -105,61 +101,61 @@ class Coordinator:
         self.limits = limits or Limits()
         self._new_id = new_id
         self._tokens = itertools.count(1)
-        self.now = never_back(now)
+        self.now = monotonic_clock(now)
         self._observer = observer
         quotas = quotas or QuotaBook()
         self.stored = StoredBytes(quotas, store)
-        self._accepts = Accepts(quotas, self.stored)
-        self._stage = stage or Stage()
+        self._admission = Admission(quotas, self.stored)
+        self._gates = gates or Gates()
         self._executor = Executor(
             store,
             agent,
             self.limits,
             self.now,
-            node,
+            node or NodeSettings(),
             observer=observer,
             quotas=quotas,
-            stage=self._stage,
+            gates=self._gates,
         )
         self._lanes = self._executor.lanes
 
-    # --- Life ---------------------------------------------------------------------------------
+    # --- Start and stop -----------------------------------------------------------------------
 
     @property
-    def agent_ready(self) -> bool:
+    def is_agent_ready(self) -> bool:
         """Whether the agent is ready to run."""
-        return self._executor.ready
+        return self._executor.is_ready
 
     @property
     def membership(self) -> Membership | None:
-        """This node among those that share the store; None if the store is its own."""
+        """The membership of this node in its cluster; None if it has the store to itself."""
         return self._executor.membership
 
     @property
     def load(self) -> Load:
-        """What there is to do on this node, now."""
+        """The current load of this node."""
         return self._executor.load
 
     async def start(self, address: str = "") -> None:
-        """Takes up what the store holds, then begins to run it as soon as the agent is ready.
+        """Restores the work in the store, and runs it as soon as the agent is ready.
 
         `address` is where other nodes reach this one, if the store is shared.
         """
         await self._executor.start(address)
 
-    def refuse(self) -> None:
-        """Takes no new run and starts none from now on; what waits is left for the next start."""
-        self._executor.refuse()
+    def begin_drain(self) -> None:
+        """Accepts and starts no run from now on; waiting runs stay in the store."""
+        self._executor.begin_drain()
 
     async def wait_idle(self, timeout: float) -> bool:
-        """Waits until no run is active; returns whether that came true within `timeout` seconds."""
+        """Waits at most `timeout` seconds until no run is active; returns whether that is so."""
         return await self._executor.wait_idle(timeout)
 
     async def stop(self) -> None:
-        """Stops what is active and writes what becomes of it (R17): a run that has an attempt left
-        goes back to the head of its lane, any other ends INTERRUPTED.
+        """Stops all agents and commits the end of their runs (R17).
 
-        Takes the grace period of a cancel and the time of the last writes at the most.
+        A run with an attempt left goes back to the head of its lane; any other ends INTERRUPTED.
+        Takes at most the grace period of a cancel and the time of the last writes.
         """
         await self._executor.stop()
 
@@ -168,67 +164,72 @@ class Coordinator:
     def begin_accepted(
         self, session_id: str, run_id: str = "", *, tenant: str = DEFAULT_TENANT
     ) -> AcceptedRun:
-        """Begins an accept. Without a `run_id` the run gets one.
+        """Begins an accept; the server generates a `run_id` if there is none.
 
-        Raises SessionMissing, Draining, Overloaded if the node has as much waiting as it takes, and
-        QuotaExceeded; with a `run_id` it is `run_accepted` that raises the latter, as the run may
-        be there already.
+        Raises SessionMissing, Draining, Overloaded if the node is at its limit of waiting runs, and
+        QuotaExceeded. With a `run_id`, `run_accepted` raises the latter instead, because the run
+        may exist already (R3).
         """
         if not session_id:
             raise _session_missing()
-        if self._executor.refusing:
-            raise Draining("the server is shutting down", retry_after=RETRY_AFTER)
+        self._check_not_draining()
         if self._lanes.waiting_runs >= self.limits.max_waiting_total:
             raise Overloaded(
-                f"{self._lanes.waiting_runs} runs wait on this node, as many as may",
+                f"this node is at its limit of {self.limits.max_waiting_total} waiting runs",
                 retry_after=RETRY_AFTER,
             )
         key = SessionKey(tenant, session_id)
-        refusal = self._accepts.refusal(tenant, self._lanes.waiting.of(tenant))
+        refusal = self._admission.refusal(tenant, self._lanes.waiting.of(tenant))
         if refusal is not None:
             if not run_id:
                 raise refusal
-            return AcceptedRun(
-                key, run_id, "", _nothing, began_at=self.now(), over=_nothing, refusal=refusal
-            )
+            return AcceptedRun(key, run_id, began_at=self.now(), refusal=refusal)
         run_id = run_id or self._new_id()
         token = str(next(self._tokens))
         self._lanes.send(key, lambda lane, _: rules.reserve(lane, token, run_id))
-        self._accepts.begin(tenant)
-        over = partial(self._accepts.end, tenant)
-        return AcceptedRun(key, run_id, token, self._release, began_at=self.now(), over=over)
+        self._admission.begin(tenant)
+        return AcceptedRun(key, run_id, token, began_at=self.now(), on_end=self._end_accept)
 
-    def _release(self, accepted: AcceptedRun) -> None:
-        self._lanes.send(accepted.key, lambda lane, _: rules.release(lane, accepted.token))
+    def _end_accept(self, accepted: AcceptedRun, used: bool) -> None:
+        self._admission.end(accepted.key.tenant)
+        if not used:
+            self._lanes.send(accepted.key, lambda lane, _: rules.release(lane, accepted.token))
+
+    def _check_not_draining(self) -> None:
+        if self._executor.is_draining:
+            raise Draining("the server is shutting down", retry_after=RETRY_AFTER)
 
     async def run_accepted(
         self, accepted: AcceptedRun, request: RunRequest, *, allow_missing: bool = False
     ) -> Acceptance:
-        """Makes a reservation a durable run, and returns once it is one (R1 to R3).
+        """Turns a reservation into a durable run, and returns once it is durable (R1 to R3).
 
         Raises EmptyPrompt, PromptTooLarge, SessionNotFound, SessionBusy, QueueFull, QuotaExceeded,
         RunIdConflict and StoreUnavailable.
         """
         with accepted:
-            if request.run_id != accepted.run_id or accepted.closed:
-                raise ValueError("the request goes with an open reservation of its run id")
-            check_prompt(request.prompt, self.limits)
+            if request.run_id != accepted.run_id or accepted.is_closed:
+                raise ValueError("run_id: no open reservation has this run id")
+            for error in prompt_errors(request.prompt, self.limits):
+                raise error
             if accepted.refusal is not None:
-                known = await self._accepted_before(accepted.key, request)
-                return known or _raise(accepted.refusal)
+                known = await self._find_accepted(accepted.key, request)
+                if known is None:
+                    raise accepted.refusal
+                return known
             position = self.feed.position
             try:
-                # A refused accept gives its reservation up at once: a cancel that comes next must
-                # not name a run that is not, or that has ended.
+                # A refused accept releases its reservation at once: the receipt of the next cancel
+                # must not list a run that does not exist or has ended.
                 run, new = await self._lanes.post(
                     accepted.key,
                     self._accept(accepted.token, request, allow_missing),
-                    otherwise=lambda lane, _: rules.release(lane, accepted.token),
+                    fallback=lambda lane, _: rules.release(lane, accepted.token),
                     creates=allow_missing,
                 )
             except (RunlaneError, RunIdTaken) as refusal:
-                # A run that was accepted before is returned whatever the lane says of a new one.
-                known = await self._accepted_before(accepted.key, request)
+                # A run that was accepted earlier is returned even if a new one would be refused.
+                known = await self._find_accepted(accepted.key, request)
                 if known is not None:
                     return known
                 if isinstance(refusal, RunIdTaken):
@@ -236,10 +237,15 @@ class Coordinator:
                 raise
             accepted.use()
             if not new:
-                return await self._accepted_before(accepted.key, request) or _gone(run.run_id)
-            self._observer.accepted(RunKey(accepted.key.tenant, run.run_id), run, accepted.began_at)
+                known = await self._find_accepted(accepted.key, request)
+                if known is None:
+                    raise RunNotFound.of(run.run_id)
+                return known
+            self._observer.on_accepted(
+                RunKey(accepted.key.tenant, run.run_id), run, accepted.began_at
+            )
             self.stored.add(accepted.key.tenant, run_weight(request))
-            await self._stage.pass_by(Point.ACCEPT_COMMITTED, accepted.session_id, run.run_id)
+            await self._gates.wait_at(Point.ACCEPT_COMMITTED, accepted.session_id, run.run_id)
             return Acceptance(describe(accepted.key, run, request), position)
 
     async def run(
@@ -256,10 +262,16 @@ class Coordinator:
             request = RunRequest(accepted.run_id, prompt, when_busy)
             await self.run_accepted(accepted, request, allow_missing=allow_missing)
         run = await self.wait_run(accepted.run_id, timeout=None, tenant=tenant)
-        return run.complete or _gone(run.run_id)
+        if run.complete is None:
+            raise RunNotFound.of(run.run_id)
+        return run.complete
 
-    def _accept(self, token: str, request: RunRequest, allow_missing: bool) -> Command:
-        def command(lane: Lane, at: Micros) -> Transition:
+    def _accept(
+        self, token: str, request: RunRequest, allow_missing: bool
+    ) -> Command[tuple[LaneRun, bool]]:
+        """The command of an accept; replies with the run and whether it is new."""
+
+        def command(lane: Lane, at: Micros) -> Transition[tuple[LaneRun, bool]]:
             made = rules.accept(
                 lane,
                 request,
@@ -268,13 +280,13 @@ class Coordinator:
                 max_waiting=self.limits.max_waiting_runs,
                 allow_missing=allow_missing,
             )
-            # One that is in the lane already changes nothing.
-            return made._replace(reply=(made.reply, made.durable))
+            # A run that is in the lane already changes nothing.
+            return made.replying((made.reply, made.needs_commit))
 
         return command
 
-    async def _accepted_before(self, key: SessionKey, request: RunRequest) -> Acceptance | None:
-        """The run that this run id names already, if it names one (R3)."""
+    async def _find_accepted(self, key: SessionKey, request: RunRequest) -> Acceptance | None:
+        """The run that this run id already names, if any (R3)."""
         run_key = RunKey(key.tenant, request.run_id)
         run = await self.store.get_run(run_key)
         if run is None:
@@ -297,10 +309,10 @@ class Coordinator:
         reason: str = "",
         tenant: str = DEFAULT_TENANT,
     ) -> Receipt:
-        """Cancels what the scope covers at this instant, and says what that was (R10 to R20).
+        """Cancels the runs that the scope covers at this instant, and lists them (R10 to R20).
 
-        With a `run_id` the scope is that run, and the session may be left out. Raises
-        SessionMissing, SessionNotFound and RunNotFound.
+        With a `run_id` the scope is that run, and `session_id` is optional. Raises SessionMissing,
+        SessionNotFound and RunNotFound.
         """
         if run_id:
             scope = CancelScope.RUN
@@ -308,8 +320,8 @@ class Coordinator:
         if not session_id:
             raise _session_missing()
         key = SessionKey(tenant, session_id)
-        receipt: Receipt = await self._lanes.post(
-            key, _cancel(scope, run_id, reason), on_done=self._note_cancel(key, scope)
+        receipt = await self._lanes.post(
+            key, _cancel(scope, run_id, reason), on_commit=self._observe_cancel(key, scope)
         )
         if run_id and not receipt.cancelled:
             run = await self.get_run(run_id, tenant=tenant)
@@ -320,17 +332,17 @@ class Coordinator:
     async def cancel_all(
         self, *, reason: str = "", tenant: str = DEFAULT_TENANT
     ) -> Sequence[Receipt]:
-        """Cancels everything of a tenant; a receipt for each session that had work (R18)."""
-        at_hand = [key for key in self._lanes.keys if key.tenant == tenant]
+        """Cancels all runs of a tenant; returns a receipt for each session that had work (R18)."""
+        in_memory = [key for key in self._lanes.keys if key.tenant == tenant]
 
         def post(key: SessionKey) -> asyncio.Future[Receipt]:
             command = _cancel(CancelScope.SESSION, "", reason)
-            return self._lanes.post(key, command, on_done=self._note_cancel(key, "all"))
+            return self._lanes.post(key, command, on_commit=self._observe_cancel(key, "all"))
 
-        # Gathered at once: whoever goes away leaves no reply behind that nobody looks at.
-        first = asyncio.gather(*map(post, at_hand), return_exceptions=True)
+        # Gathered before the next await: no reply is left unread if the caller goes away.
+        first = asyncio.gather(*map(post, in_memory), return_exceptions=True)
         stored = await self.store.busy_sessions()
-        others = {s.key for s in stored if s.key.tenant == tenant}.difference(at_hand)
+        others = {s.key for s in stored if s.key.tenant == tenant}.difference(in_memory)
         rest = asyncio.gather(*map(post, sorted(others)), return_exceptions=True)
         receipts = [*await first, *await rest]
         failures = [r for r in receipts if isinstance(r, BaseException)]
@@ -339,20 +351,20 @@ class Coordinator:
                 raise failure
         return [r for r in receipts if isinstance(r, Receipt) and r.cancelled]
 
-    def _note_cancel(self, key: SessionKey, scope: str) -> OnDone:
-        """Has a cancel observed once it is carried out; it is asked for now."""
-        return partial(self._observer.cancelled, Asked(key, scope, self.now()))
+    def _observe_cancel(self, key: SessionKey, scope: str) -> OnCommit[Receipt]:
+        """Passes a cancel that is requested now to the observer once it is committed."""
+        return partial(self._observer.on_cancelled, CancelRequest(key, scope, self.now()))
 
     async def clear_queue(self, session_id: str, *, tenant: str = DEFAULT_TENANT) -> Receipt:
-        """Cancels the waiting runs of a session; the active one lives on (R18)."""
+        """Cancels the waiting runs of a session; the active one continues (R18)."""
         return await self.cancel(session_id, scope=CancelScope.WAITING, tenant=tenant)
 
-    # --- Look ---------------------------------------------------------------------------------
+    # --- Read ---------------------------------------------------------------------------------
 
     async def is_session_busy(self, session_id: str, *, tenant: str = DEFAULT_TENANT) -> bool:
-        """Whether a session has work: active, waiting, or on its way in (R8, R9)."""
+        """Whether a session has an active run, a waiting one, or a begun accept (R8, R9)."""
         key = SessionKey(tenant, session_id)
-        if self._lanes.busy(key):
+        if self._lanes.is_busy(key):
             return True
         session = await self.store.get_session(key)
         return session is not None and session.busy
@@ -362,7 +374,7 @@ class Coordinator:
         return bool(self._lanes.keys)
 
     async def queued_prompts(self, session_id: str, *, tenant: str = DEFAULT_TENANT) -> int:
-        """How many runs of a session wait."""
+        """The number of waiting runs of a session."""
         return len((await self.store.load_lane(SessionKey(tenant, session_id))).waiting)
 
     async def queued_prompts_list(
@@ -374,7 +386,7 @@ class Coordinator:
         return [prompt for prompt in prompts if prompt is not None]
 
     async def get_run(self, run_id: str, *, tenant: str = DEFAULT_TENANT) -> Run:
-        """A run. Raises RunMissing and RunNotFound."""
+        """Reads a run. Raises RunMissing and RunNotFound."""
         if not run_id:
             raise _invalid(RunMissing, "run_id", "is missing")
         run = await self.store.get_run(RunKey(tenant, run_id))
@@ -385,14 +397,16 @@ class Coordinator:
     async def wait_run(
         self, run_id: str, *, timeout: float | None, tenant: str = DEFAULT_TENANT
     ) -> Run:
-        """The run at its end, or as it is after `timeout` seconds. Raises as `get_run`, and
-        Draining when the feed is closed."""
+        """Waits for the end of a run, for at most `timeout` seconds; returns the run as it is then.
+
+        Raises what `get_run` raises, and Draining when the feed is closed.
+        """
         deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
         wanted = EventFilter(run_ids=frozenset({run_id}))
         subscription = self.feed.subscribe(tenant, wanted, self.feed.position)
         try:
             run = await self.get_run(run_id, tenant=tenant)
-            while not run.state.terminal:
+            while not run.state.is_terminal:
                 left = WAIT_SLICE
                 if deadline is not None:
                     left = min(left, deadline - asyncio.get_running_loop().time())
@@ -401,7 +415,7 @@ class Coordinator:
                 try:
                     await subscription.next(left)
                 except CursorCompacted:
-                    # Other events were removed while it read; the run itself tells.
+                    # Events were compacted away while it read; the run itself has the answer.
                     subscription.close()
                     subscription = self.feed.subscribe(tenant, wanted, self.feed.position)
                 run = await self.get_run(run_id, tenant=tenant)
@@ -419,9 +433,8 @@ class Coordinator:
         metadata: Mapping[str, str] = NO_LABELS,
         tenant: str = DEFAULT_TENANT,
     ) -> Session:
-        """Creates a session; without an id it gets one. Raises SessionExists."""
-        if self._executor.refusing:
-            raise Draining("the server is shutting down", retry_after=RETRY_AFTER)
+        """Creates a session; generates a missing id. Raises SessionExists and Draining."""
+        self._check_not_draining()
         key = SessionKey(tenant, session_id or self._new_id())
         at = self.now()
         try:
@@ -431,16 +444,16 @@ class Coordinator:
         return Session(key.session_id, title, metadata, "", 0, NO_USAGE, at, at)
 
     async def delete_session(self, session_id: str, *, tenant: str = DEFAULT_TENANT) -> None:
-        """Removes an idle session with its runs and transcript. Terminal events stay in the log.
+        """Deletes an idle session with its runs and transcript. Terminal events stay in the log.
 
-        Raises SessionMissing, SessionNotFound, and SessionBusy.
+        Raises SessionMissing, SessionNotFound and SessionBusy.
         """
         if not session_id:
             raise _session_missing()
         await self._lanes.post(SessionKey(tenant, session_id), lambda lane, _: rules.remove(lane))
 
     async def delete_unused(self, session: IdleSession) -> None:
-        """Removes a session as `delete_session` does, if nothing has happened to it since.
+        """Deletes a session as `delete_session` does, unless it was used since it was read.
 
         Raises SessionNotFound, and SessionBusy if it was used.
         """
@@ -450,8 +463,8 @@ class Coordinator:
         )
 
 
-def _cancel(scope: CancelScope, run_id: str, reason: str) -> Command:
-    def command(lane: Lane, at: Micros) -> Transition:
+def _cancel(scope: CancelScope, run_id: str, reason: str) -> Command[Receipt]:
+    def command(lane: Lane, at: Micros) -> Transition[Receipt]:
         if not lane.exists and not lane.reservations:
             raise SessionNotFound.of(lane.key.session_id)
         return rules.cancel(lane, scope, at=at, run_id=run_id, reason=reason)
@@ -465,15 +478,3 @@ def _session_missing() -> RunlaneError:
 
 def _invalid(kind: type[InvalidArgument], field: str, description: str) -> RunlaneError:
     return kind(f"{field}: {description}", violations=[Violation(field, description)])
-
-
-def _nothing(*_: object) -> None:
-    """There is nothing to give up."""
-
-
-def _raise(error: RunlaneError) -> NoReturn:
-    raise error
-
-
-def _gone(run_id: str) -> NoReturn:
-    raise RunNotFound.of(run_id)

@@ -1,72 +1,76 @@
-"""Where the lanes come from that commands are decided on: kept, read, or guessed."""
+"""Provides the lanes that commands are applied to: cached, loaded, or assumed to be new."""
 
 from __future__ import annotations
 
 from enum import Enum
 
 from runlane_server.core.model import SessionKey
-from runlane_server.core.recent import Recent
+from runlane_server.core.recent import RecentItems
 from runlane_server.core.transition import Lane
 from runlane_server.engine.mailbox import Mailbox
 from runlane_server.store.base import Store
 
-RECENT = 2_000
-"""How many lanes without anything under way are kept at hand."""
+CAPACITY = 2_000
+"""Number of lanes without pending commands that are cached."""
 
 LIKELY = 0.95
-"""The share of new sessions, of those that a run would create, from which on the next one is taken
-for new before anybody has looked."""
+"""Fraction of new sessions, among those that a run would create, above which the next session is
+assumed to be new without a lookup."""
 
-MEMORY = 32
-"""Over how many sessions that share is smoothed."""
-
-
-class Sight(Enum):
-    """How a lane is known."""
-
-    AT_HAND = "at hand"  # as it was last committed or read here
-    READ = "read"  # it was read just now
-    GUESSED = "guessed"  # nobody looked; it is taken for that of a new session
+SMOOTHING = 32
+"""Number of sessions over which that fraction is smoothed."""
 
 
-class LaneSource:
+class LaneOrigin(Enum):
+    """How a lane became known."""
+
+    CACHED = "cached"  # as it was last committed or loaded on this node
+    LOADED = "loaded"  # read from the store just now
+    ASSUMED = "assumed"  # not looked up, assumed to be that of a new session
+
+
+class LaneCache:
     """Provides lanes.
 
-    Where nearly all sessions that come into sight are new ones, looking each one up is a read that
-    finds nothing. Who guesses wrong is told so by the commit, which is refused.
+    If nearly all sessions are new, a lookup is usually a read that finds nothing, so it is skipped.
+    The commit detects a wrong assumption: it is refused.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._recent: Recent[SessionKey, Lane] = Recent(RECENT)
-        self._new = 0.0
+        self._recent: RecentItems[SessionKey, Lane] = RecentItems(CAPACITY)
+        self._new_fraction = 0.0
 
-    async def load(self, key: SessionKey, mailbox: Mailbox, *, creates: bool) -> tuple[Lane, Sight]:
-        """The lane of a mailbox, which keeps its reservations: they are this process's. `creates`:
-        a command is about to make the session if there is none."""
+    async def load(
+        self, key: SessionKey, mailbox: Mailbox, *, creates: bool
+    ) -> tuple[Lane, LaneOrigin]:
+        """The lane of a mailbox. It keeps its reservations, which belong to this process.
+
+        `creates`: a command is about to create the session if it does not exist.
+        """
         if mailbox.lane is None:
             mailbox.lane = self._recent.take(key)
-        if mailbox.lane is not None and not mailbox.outdated:
-            return mailbox.lane, Sight.AT_HAND
-        comes = creates and mailbox.lane is None
-        if comes and not mailbox.outdated and self._new >= LIKELY:
-            return Lane(key), Sight.GUESSED
+        if mailbox.lane is not None and not mailbox.is_outdated:
+            return mailbox.lane, LaneOrigin.CACHED
+        is_first_sight = creates and mailbox.lane is None
+        if is_first_sight and not mailbox.is_outdated and self._new_fraction >= LIKELY:
+            return Lane(key), LaneOrigin.ASSUMED
         stored = await self._store.load_lane(key)
-        mailbox.outdated = False
-        if comes:
+        mailbox.is_outdated = False
+        if is_first_sight:
             self.learn(new=not stored.exists)
-        held = mailbox.lane.reservations if mailbox.lane is not None else ()
-        mailbox.lane = stored._replace(reservations=held)
-        return mailbox.lane, Sight.READ
+        reservations = mailbox.lane.reservations if mailbox.lane is not None else ()
+        mailbox.lane = stored._replace(reservations=reservations)
+        return mailbox.lane, LaneOrigin.LOADED
 
     def learn(self, *, new: bool) -> None:
-        """A session that was to be created if need be was a new one, or was not."""
-        self._new += (new - self._new) / MEMORY
+        """Records whether a session that a run would create was new."""
+        self._new_fraction += (new - self._new_fraction) / SMOOTHING
 
     def keep(self, key: SessionKey, lane: Lane) -> None:
-        """Keeps a lane at hand that has nothing under way, for now."""
+        """Caches a lane without pending commands."""
         self._recent.put(key, lane)
 
     def forget(self, key: SessionKey) -> None:
-        """A lane that was kept may be another by now."""
+        """Drops a cached lane that another node may have changed."""
         self._recent.take(key)

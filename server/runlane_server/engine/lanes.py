@@ -1,169 +1,204 @@
-"""The lanes of this node: a mailbox each, worked off one batch at a time.
+"""The lanes of this node: a mailbox each, whose commands are applied in batches.
 
-All commands that came for a lane while its last commit was under way are decided one after another
-on the lane, committed together, and only then answered and acted on. Whoever posts a command may
-go away; the command does not.
+All commands that arrive for a lane while a commit of it is in progress form the next batch. They
+are applied one after another, committed together, and only then answered and acted on. A caller may
+go away; its command stays.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol, TypeVar
 
 import structlog
 
 from runlane_server.access.quotas import QuotaBook
+from runlane_server.cluster.membership import Membership
 from runlane_server.core import lane as rules
 from runlane_server.core.errors import IllegalCommand, RunlaneError
 from runlane_server.core.limits import RETRY_PAUSE
 from runlane_server.core.model import Micros, RunKey, RunRequest, RunState, SessionKey
-from runlane_server.core.recent import Recent
-from runlane_server.core.transition import Lane, Transition
-from runlane_server.engine.actions import Actions, Alone, Host
-from runlane_server.engine.lane_cache import LaneSource, Sight
+from runlane_server.core.recent import RecentItems
+from runlane_server.core.transition import Lane, LaneRun, Transition
+from runlane_server.engine.lane_cache import LaneCache, LaneOrigin
 from runlane_server.engine.mailbox import (
     Command,
     Decision,
     Mailbox,
-    OnDone,
-    Order,
-    accepts_again,
-    stops,
+    OnCommit,
+    PendingCommand,
+    accepts_ended_run,
+    newly_cancelled,
 )
-from runlane_server.engine.slots import Slots
-from runlane_server.engine.waiting import WaitingRuns
-from runlane_server.harness.gates import Stage
+from runlane_server.engine.slots import Slots, WaitingRuns
+from runlane_server.harness.gates import Gates
 from runlane_server.store.base import BusySession, RunIdTaken, Stale, Store
 
 log = structlog.get_logger()
 
-MAX_RELOADS = 100
-"""How often a batch is decided anew when others keep changing the lane, before it is given up."""
+Reply = TypeVar("Reply")
 
+MAX_RELOADS = 100
+"""Number of times a batch is applied again because others changed the lane meanwhile."""
 
 CANCEL_PATIENCE = 0.005
-"""Seconds that a cancel waits for the agent it stops, so that one commit does for both: the cancel,
-and the end of the run."""
+"""Seconds that a cancel waits for its agent to end, so that the cancel and the end of the run share
+one commit."""
 
-RECENT = 2_000
-"""How many prompts that wait are kept at hand."""
+CACHED_REQUESTS = 2_000
+"""Number of waiting requests whose prompts are cached."""
 
-RECENT_CHARS = 4_096
-"""A prompt that is longer is read from the store when its turn comes, and so is one with
-attachments."""
+CACHED_CHARS = 4_096
+"""Maximum length of a cached prompt. A longer one, or one with attachments, is read from the store
+when its run starts."""
+
+
+class LaneActions(Protocol):
+    """The actions that follow a transition."""
+
+    def on_committed(self, key: SessionKey, transition: Transition) -> None:
+        """A transition was committed; the actions that it requires follow."""
+
+    def start_agent(self, key: SessionKey, run: LaneRun, request: RunRequest | None) -> None:
+        """Starts the agent of a run that became active here; `request` is None if not cached."""
+
+    def stop_agent(self, key: SessionKey, run: LaneRun) -> bool:
+        """Stops the agent of a run that a cancel covers; the cancel may not be committed yet.
+
+        Returns whether that agent is at work on this node.
+        """
+
+    def has_agent(self, key: SessionKey, run: LaneRun) -> bool:
+        """Whether the agent of that attempt is at work on this node."""
+
+    def wake_other_nodes(self) -> None:
+        """Wakes the other nodes: a lane has a run to start, and this node has no free slot."""
 
 
 class Lanes:
-    """Applies commands to lanes, commits what comes of them, and then acts on it."""
+    """Applies commands to lanes, commits the transitions, and then acts on them."""
 
     def __init__(
         self,
         store: Store,
-        actions: Actions,
+        actions: LaneActions,
         *,
         max_active: int,
         now: Callable[[], Micros],
-        host: Host | None = None,
-        quotas: QuotaBook | None = None,
-        stage: Stage | None = None,
+        membership: Membership | None,
+        quotas: QuotaBook,
+        gates: Gates,
     ) -> None:
-        self._shared = host is not None
-        self._host: Host = host or Alone()
+        self._membership = membership
         self._store = store
         self._actions = actions
         self._now = now
         self._mailboxes: dict[SessionKey, Mailbox] = {}
-        self._source = LaneSource(store)
-        self._requests: Recent[RunKey, RunRequest] = Recent(RECENT)
-        quotas = quotas or QuotaBook()
-        self.slots = Slots(max_active, self._call, quotas.max_active)
-        quotas.listen(self.slots.look_again)
-        self._stage = stage or Stage()
-        self._stage.on_open = self.slots.line_up
+        self._cache = LaneCache(store)
+        self._requests: RecentItems[RunKey, RunRequest] = RecentItems(CACHED_REQUESTS)
+        self.slots = Slots(max_active, self._on_grant, quotas.max_active)
+        quotas.listen(self.slots.apply_limits)
+        self._gates = gates
+        self._gates.on_open = self.slots.enqueue
         self.waiting = WaitingRuns()
 
     @property
+    def is_shared(self) -> bool:
+        """Whether other nodes share the store."""
+        return self._membership is not None
+
+    @property
     def waiting_runs(self) -> int:
-        """How many runs wait, as far as this node knows."""
+        """The number of waiting runs, as far as this node knows."""
         return self.waiting.total
 
     @property
     def keys(self) -> tuple[SessionKey, ...]:
-        """The lanes with something under way here, and those that wait for a slot."""
-        return tuple(dict.fromkeys((*self._mailboxes, *self.slots.line)))
+        """The lanes with pending commands or an active run here, and those that wait for a slot."""
+        return tuple(dict.fromkeys((*self._mailboxes, *self.slots.queue)))
 
-    def busy(self, key: SessionKey) -> bool:
-        """Whether a lane is known to have work, or a command on its way to it."""
+    def is_busy(self, key: SessionKey) -> bool:
+        """Whether this node knows that a lane has work or pending commands."""
         mailbox = self._mailboxes.get(key)
         if mailbox is None:
-            return self.slots.lined_up(key) and not self._shared
+            return self.slots.is_queued(key) and not self.is_shared
         lane = mailbox.lane
-        if self._shared and lane is not None and not (self._active_here(lane) or lane.reservations):
-            return bool(mailbox.driver)  # what it was when another node changed it last
-        return bool(mailbox.driver) or (lane is not None and lane.busy)
+        if (
+            self.is_shared
+            and lane is not None
+            and not (self._is_active_here(lane) or lane.reservations)
+        ):
+            # Another node may have changed the lane since.
+            return bool(mailbox.task)
+        return bool(mailbox.task) or (lane is not None and lane.is_busy)
 
     def peek(self, key: SessionKey) -> Lane | None:
-        """The lane as it was last committed, if it is at hand."""
+        """The lane as it was last committed, None if it is not in memory."""
         mailbox = self._mailboxes.get(key)
         return None if mailbox is None else mailbox.lane
 
     def post(
         self,
         key: SessionKey,
-        command: Command,
-        otherwise: Command | None = None,
-        on_done: OnDone | None = None,
+        command: Command[Reply],
+        fallback: Command[object] | None = None,
+        on_commit: OnCommit[Reply] | None = None,
         *,
         creates: bool = False,
-    ) -> asyncio.Future[Any]:
-        """Puts a command into a lane's mailbox. The future has its reply once it is committed.
+    ) -> asyncio.Future[Reply]:
+        """Puts a command into a lane's mailbox. The future gets its reply after the commit.
 
-        It raises what the command raises, RunIdTaken and StoreUnavailable. Cancelling it changes
-        nothing. Where the command is refused, `otherwise` takes its place: no other command comes
-        in between. `creates`: the command makes the session if there is none.
+        The future raises what the command raises, RunIdTaken and StoreUnavailable. Cancelling it
+        does not withdraw the command. If the command is refused, `fallback` is applied in its
+        place, with no other command in between. `creates`: the command creates the session if it
+        does not exist.
         """
-        reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._put(key, Order(command, reply, otherwise, on_done, creates))
+        reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        pending: PendingCommand[Reply] = PendingCommand(
+            command, reply, fallback, on_commit, creates
+        )
+        self._put(key, pending)
         return reply
 
-    def send(self, key: SessionKey, command: Command) -> None:
-        """Puts a command into a lane's mailbox whose reply nobody waits for."""
-        self._put(key, Order(command, None))
+    def send(self, key: SessionKey, command: Command[object]) -> None:
+        """Puts a command into a lane's mailbox without waiting for a reply."""
+        self._put(key, PendingCommand(command))
 
-    def look_at(self, key: SessionKey) -> None:
-        """Has a lane line up that another node may have changed."""
+    def refresh(self, key: SessionKey) -> None:
+        """Queues a lane for a slot that another node may have changed; it is loaded again."""
         mailbox = self._mailboxes.get(key)
-        if mailbox is not None and mailbox.lane is not None and not self._active_here(mailbox.lane):
-            mailbox.outdated = True
-        self._source.forget(key)
-        self.slots.line_up(key)
+        lane = None if mailbox is None else mailbox.lane
+        if mailbox is not None and lane is not None and not self._is_active_here(lane):
+            mailbox.is_outdated = True
+        self._cache.forget(key)
+        self.slots.enqueue(key)
 
-    def take_up(self, session: BusySession) -> None:
-        """Takes up a lane that was found in the store: one with waiting runs gets its turn."""
+    def restore(self, session: BusySession) -> None:
+        """Counts the waiting runs of a stored lane, and queues the lane unless it is active."""
         self.waiting.add(session.key.tenant, session.waiting_runs)
         if not session.active:
-            self.slots.line_up(session.key)
+            self.slots.enqueue(session.key)
 
-    async def settled(self) -> None:
-        """Returns when no command is under way."""
-        while drivers := [box.driver for box in self._mailboxes.values() if box.driver]:
-            await asyncio.wait(drivers)
+    async def wait_settled(self) -> None:
+        """Waits until no command is pending."""
+        while tasks := [box.task for box in self._mailboxes.values() if box.task]:
+            await asyncio.wait(tasks)
 
-    # The mailbox
+    # --- The mailboxes ------------------------------------------------------------------------
 
-    def _put(self, key: SessionKey, order: Order) -> None:
+    def _put(self, key: SessionKey, command: PendingCommand[object]) -> None:
         mailbox = self._mailbox(key)
-        mailbox.orders.append(order)
+        mailbox.commands.append(command)
         if mailbox.arrival is not None and not mailbox.arrival.done():
             mailbox.arrival.set_result(None)
-        self._drive(key, mailbox)
+        self._ensure_task(key, mailbox)
 
-    def _call(self, key: SessionKey) -> None:
-        """It is the lane's turn to have a slot."""
+    def _on_grant(self, key: SessionKey) -> None:
+        """A slot was granted to the lane."""
         mailbox = self._mailbox(key)
-        mailbox.called = True
-        self._drive(key, mailbox)
+        mailbox.has_slot = True
+        self._ensure_task(key, mailbox)
 
     def _mailbox(self, key: SessionKey) -> Mailbox:
         mailbox = self._mailboxes.get(key)
@@ -171,225 +206,260 @@ class Lanes:
             mailbox = self._mailboxes[key] = Mailbox()
         return mailbox
 
-    def _drive(self, key: SessionKey, mailbox: Mailbox) -> None:
-        if mailbox.driver is None:
-            mailbox.driver = asyncio.create_task(self._work_off(key, mailbox))
+    def _ensure_task(self, key: SessionKey, mailbox: Mailbox) -> None:
+        if mailbox.task is None:
+            mailbox.task = asyncio.create_task(self._process(key, mailbox))
 
-    async def _work_off(self, key: SessionKey, mailbox: Mailbox) -> None:
-        while mailbox.orders or mailbox.called:
-            mailbox.called = False
-            orders = list(mailbox.orders)
-            mailbox.orders.clear()
+    async def _process(self, key: SessionKey, mailbox: Mailbox) -> None:
+        while mailbox.commands or mailbox.has_slot:
+            mailbox.has_slot = False
+            batch = list(mailbox.commands)
+            mailbox.commands.clear()
             try:
-                await self._carry_out(key, mailbox, orders)
+                await self._commit_batch(key, mailbox, batch)
             except Exception as error:
                 if not isinstance(error, RunlaneError):
-                    log.exception("a batch of commands failed", session_id=key.session_id)
-                if mailbox.lane is None or not self._active_here(mailbox.lane):
-                    self.slots.give_back(key)
-                mailbox.outdated = True
-                for order in orders:
-                    order.refuse(error)
-                self._look_again(key)
-        mailbox.driver = None
+                    log.exception("batch of commands failed", session_id=key.session_id)
+                if mailbox.lane is None or not self._is_active_here(mailbox.lane):
+                    self.slots.release(key)
+                mailbox.is_outdated = True
+                for command in batch:
+                    command.refuse(error)
+                self._retry_later(key)
+        mailbox.task = None
         lane = mailbox.lane
-        if lane is None or not (self._active_here(lane) or lane.reservations):
+        if lane is None or not (self._is_active_here(lane) or lane.reservations):
             del self._mailboxes[key]
-            if lane is not None and lane.exists and not mailbox.outdated:
-                self._source.keep(key, lane)
+            if lane is not None and lane.exists and not mailbox.is_outdated:
+                self._cache.keep(key, lane)
 
-    def _active_here(self, lane: Lane) -> bool:
-        return lane.active is not None and lane.active.host == self._host.node_id
+    @property
+    def _node_id(self) -> str:
+        """The id of this node, which changes when it rejoins; empty if the store is not shared."""
+        return "" if self._membership is None else self._membership.node_id
 
-    def _look_again(self, key: SessionKey) -> None:
-        """A lane that could not be read or written may have runs that wait for their turn."""
+    @property
+    def _is_alive(self) -> bool:
+        """Whether this node may start runs."""
+        return self._membership is None or self._membership.alive
+
+    def _is_active_here(self, lane: Lane) -> bool:
+        return lane.active is not None and lane.active.host == self._node_id
+
+    def _retry_later(self, key: SessionKey) -> None:
+        """A lane that could not be loaded or committed may have waiting runs."""
         if self._store.failed is None:
-            asyncio.get_running_loop().call_later(RETRY_PAUSE, self.slots.line_up, key)
+            asyncio.get_running_loop().call_later(RETRY_PAUSE, self.slots.enqueue, key)
 
-    async def _carry_out(self, key: SessionKey, mailbox: Mailbox, orders: list[Order]) -> None:
-        """Decides a batch and commits it, anew for as long as others change the lane meanwhile."""
+    # --- A batch ------------------------------------------------------------------------------
+
+    async def _commit_batch(
+        self, key: SessionKey, mailbox: Mailbox, batch: list[PendingCommand[object]]
+    ) -> None:
+        """Decides and commits a batch; decides it again while others change the lane."""
         for _ in range(MAX_RELOADS):
-            creates = any(order.creates for order in orders)
-            lane, sight = await self._source.load(key, mailbox, creates=creates)
-            if sight is Sight.READ:
-                self._take_up_own(key, lane)
-            decision = self._decide(lane, orders, mailbox)
-            if stops(lane, decision.transition.lane) and not decision.accepts:
-                decision = await self._with_its_end(lane, decision, orders, mailbox)
-            if self._has_to_be_read(sight, decision):
-                mailbox.outdated = True
+            creates = any(command.creates for command in batch)
+            lane, origin = await self._cache.load(key, mailbox, creates=creates)
+            if origin is LaneOrigin.LOADED:
+                self._restart_own_run(key, lane)
+            decision = self._decide(lane, batch, mailbox)
+            if newly_cancelled(lane, decision.transition.lane) and not decision.has_new_run:
+                decision = await self._await_end_of_run(lane, decision, batch, mailbox)
+            if self._needs_load(origin, decision):
+                mailbox.is_outdated = True
                 continue
             try:
                 await self._commit(lane, decision)
             except Stale:
-                self._undo(key, lane)
-                mailbox.outdated = True
+                self._return_slot(key, lane)
+                mailbox.is_outdated = True
                 continue
             except RunIdTaken as taken:
-                self._undo(key, lane)
-                await self._one_by_one(key, mailbox, orders, taken)
+                self._return_slot(key, lane)
+                await self._commit_singly(key, mailbox, batch, taken)
                 return
-            if sight is Sight.GUESSED:
-                self._source.learn(new=True)
-            self._adopt(key, mailbox, lane, decision)
+            if origin is LaneOrigin.ASSUMED:
+                self._cache.learn(new=True)
+            self._act(key, mailbox, lane, decision)
             return
-        raise IllegalCommand("the lane does not hold still")
+        raise IllegalCommand(f"gave up after {MAX_RELOADS} concurrent changes to the lane")
 
-    def _has_to_be_read(self, sight: Sight, decision: Decision) -> bool:
-        """Whether no commit will tell if the lane is, or is still, what it was taken for."""
-        if sight is Sight.GUESSED:
-            return not decision.transition.durable
-        return self._shared and sight is Sight.AT_HAND and decision.rests_on_reading
+    def _needs_load(self, origin: LaneOrigin, decision: Decision) -> bool:
+        """Whether the lane must be loaded because no commit will verify the decision."""
+        if origin is LaneOrigin.ASSUMED:
+            return not decision.transition.needs_commit
+        return self.is_shared and origin is LaneOrigin.CACHED and decision.only_reads
 
-    async def _with_its_end(
-        self, lane: Lane, decision: Decision, orders: list[Order], mailbox: Mailbox
+    async def _await_end_of_run(
+        self,
+        lane: Lane,
+        decision: Decision,
+        batch: list[PendingCommand[object]],
+        mailbox: Mailbox,
     ) -> Decision:
-        """Has the agent stopped that a cancel is about to cover, and waits a moment for its end.
+        """Stops the agent that a cancel is about to cover, and waits a moment for its end.
 
-        Whatever becomes of the commit, the run ends as cancelled: its end carries the cancel.
+        Even if the commit fails, the run ends cancelled: its end carries the cancel.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + CANCEL_PATIENCE
-        while (run := stops(lane, decision.transition.lane)) is not None:
+        while (run := newly_cancelled(lane, decision.transition.lane)) is not None:
             left = until - loop.time()
-            put_back = bool(mailbox.orders)
+            was_split = bool(mailbox.commands)
             if (
                 left <= 0
-                or put_back
-                or decision.accepts
-                or not self._actions.cancelling(lane.key, run)
+                or was_split
+                or decision.has_new_run
+                or not self._actions.stop_agent(lane.key, run)
             ):
                 break
             mailbox.arrival = loop.create_future()
             await asyncio.wait({mailbox.arrival}, timeout=left)
             mailbox.arrival = None
-            orders += mailbox.orders
-            mailbox.orders.clear()
-            decision = self._decide(lane, orders, mailbox)
+            batch += mailbox.commands
+            mailbox.commands.clear()
+            decision = self._decide(lane, batch, mailbox)
         return decision
 
     async def _commit(self, lane: Lane, decision: Decision) -> None:
-        made = decision.transition
-        if made.durable:
-            version = await self._store.commit(lane.version, made)
-            if version != made.lane.version:
-                decision.transition = made.at_version(version)
+        transition = decision.transition
+        if transition.needs_commit:
+            version = await self._store.commit(lane.version, transition)
+            if version != transition.lane.version:
+                decision.transition = transition.at_version(version)
 
-    def _take_up_own(self, key: SessionKey, lane: Lane) -> None:
-        """Starts a run that is active here and has no agent: its start was committed, and the
-        answer of the shared store was lost."""
+    def _restart_own_run(self, key: SessionKey, lane: Lane) -> None:
+        """Starts the agent of a run that is active here without one: the shared store committed its
+        start, and the confirmation was lost."""
         active = lane.active
-        if active is None or not self._shared or not self._active_here(lane):
+        if active is None or not self.is_shared or not self._is_active_here(lane):
             return
-        if not self._actions.runs_here(key, active):
+        if not self._actions.has_agent(key, active):
             self.slots.occupy(key)
-            self._actions.started(key, active, None)
+            self._actions.start_agent(key, active, None)
             if active.state is RunState.CANCELLING:
-                self._actions.cancelling(key, active)
+                self._actions.stop_agent(key, active)
 
-    async def _one_by_one(
-        self, key: SessionKey, mailbox: Mailbox, orders: list[Order], taken: RunIdTaken
+    async def _commit_singly(
+        self,
+        key: SessionKey,
+        mailbox: Mailbox,
+        batch: list[PendingCommand[object]],
+        taken: RunIdTaken,
     ) -> None:
-        """Finds out which order brought the run id that is taken; the others are carried out."""
-        if len(orders) <= 1:
-            for order in orders:
-                if order.otherwise is not None:
-                    await self._carry_out(key, mailbox, [Order(order.otherwise, None)])
-                order.refuse(taken)
+        """Finds the command whose run id is taken, and commits the others."""
+        if len(batch) <= 1:
+            for command in batch:
+                if command.fallback is not None:
+                    await self._commit_batch(key, mailbox, [PendingCommand(command.fallback)])
+                command.refuse(taken)
             return
-        for order in orders:
-            await self._carry_out(key, mailbox, [order])
+        for command in batch:
+            await self._commit_batch(key, mailbox, [command])
 
-    # Deciding
+    def _return_slot(self, key: SessionKey, lane: Lane) -> None:
+        """Releases the slot that was taken for a decision that was not committed."""
+        if not self._is_active_here(lane):
+            self.slots.release(key)
 
-    def _decide(self, lane: Lane, orders: list[Order], mailbox: Mailbox) -> Decision:
-        """Applies the commands in order, and starts a run if the lane and the node allow it."""
+    # --- The decision -------------------------------------------------------------------------
+
+    def _decide(
+        self, lane: Lane, batch: list[PendingCommand[object]], mailbox: Mailbox
+    ) -> Decision:
+        """Applies the commands in order, and starts a run if the lane and this node allow it.
+
+        Commands that need a batch of their own go back into the mailbox.
+        """
         at = self._now()
         decision = Decision(Transition(lane))
-        for n, order in enumerate(orders):
+        for n, command in enumerate(batch):
             try:
-                after = order.command(decision.transition.lane, at)
+                applied = command.apply(decision.transition.lane, at)
             except (RunlaneError, IllegalCommand) as error:
-                decision.refusals.append((order, error))
-                if order.otherwise is not None:
-                    instead = order.otherwise(decision.transition.lane, at)
+                decision.refusals.append((command, error))
+                if command.fallback is not None:
+                    instead = command.fallback(decision.transition.lane, at)
                     decision.transition = decision.transition.then(instead)
                 continue
-            if accepts_again(decision.transition, after):
-                # The store knows it by then, and says so: a batch of its own.
-                mailbox.orders.extendleft(reversed(orders[n:]))
-                del orders[n:]
+            if accepts_ended_run(decision.transition, applied.transition):
+                # Once this batch is committed the store refuses the run id.
+                _put_back(batch, n, mailbox)
                 break
-            decision.transition = decision.transition.then(after)
-            decision.replies.append((order, after.reply))
-            if after.removed:
-                # What comes after the removal finds another session, or none: a batch of its own.
-                mailbox.orders.extendleft(reversed(orders[n + 1 :]))
-                del orders[n + 1 :]
+            decision.transition = decision.transition.then(applied.transition)
+            decision.applied.append(applied)
+            if applied.transition.removed:
+                # The next command finds another session of this id, or none.
+                _put_back(batch, n + 1, mailbox)
+        self._start_next(lane, decision, at)
         transition = decision.transition
-        decision.held = transition.lane.startable and not self._lets_start(lane, transition.lane)
-        may_start = transition.lane.startable and not decision.held and self._host.alive
-        if may_start and self.slots.take(lane.key):
-            started = rules.dispatch(transition.lane, at=at, host=self._host.node_id)
-            transition = transition.then(started)
-        if transition.durable and not transition.removed:
-            transition = transition.at_version(lane.version + 1)
-        decision.transition = transition
+        if transition.needs_commit and not transition.removed:
+            decision.transition = transition.at_version(lane.version + 1)
         return decision
 
-    def _lets_start(self, before: Lane, lane: Lane) -> bool:
-        next_run = lane.waiting[0].run_id
-        return self._stage.lets_start(lane.key, next_run, follows=before.active is not None)
+    def _start_next(self, before: Lane, decision: Decision, at: Micros) -> None:
+        """Starts the next run if it can start, no gate holds it, and a slot is free."""
+        lane = decision.transition.lane
+        if not lane.can_start:
+            return
+        decision.is_held = not self._gates.can_start(
+            lane.key, lane.waiting[0].run_id, follows=before.active is not None
+        )
+        if not decision.is_held and self._is_alive and self.slots.take(lane.key):
+            started = rules.dispatch(lane, at=at, host=self._node_id)
+            decision.transition = decision.transition.then(started)
 
-    def _undo(self, key: SessionKey, lane: Lane) -> None:
-        """Gives back the slot that was taken for a decision that did not come true."""
-        if not self._active_here(lane):
-            self.slots.give_back(key)
+    # --- The actions after a commit -----------------------------------------------------------
 
-    # Acting
-
-    def _adopt(self, key: SessionKey, mailbox: Mailbox, before: Lane, made: Decision) -> None:
-        """Takes over what was committed, answers, and acts."""
-        lane = made.transition.lane
-        mailbox.lane = lane
+    def _act(self, key: SessionKey, mailbox: Mailbox, before: Lane, decision: Decision) -> None:
+        """Adopts the committed lane, answers the callers, and starts or stops agents."""
+        transition = decision.transition
+        lane = mailbox.lane = transition.lane
         self.waiting.add(key.tenant, len(lane.waiting) - len(before.waiting))
-        self.slots.settle(key, running=self._active_here(lane), startable=lane.startable)
-        if made.transition.durable:
-            self._actions.committed(key, made.transition)
-        made.settle()
-        self._remember(key, made.transition)
+        self.slots.settle(key, running=self._is_active_here(lane), can_start=lane.can_start)
+        if transition.needs_commit:
+            self._actions.on_committed(key, transition)
+        decision.settle()
+        self._cache_requests(key, transition)
         if lane.active is not None and lane.active != before.active:
-            self._act_on_active(key, before, made.transition)
-        if made.held:
-            self._keep(key, before, lane)
-        elif lane.startable:
-            self._actions.left_waiting()
+            self._start_or_stop_agent(key, before, lane.active, transition)
+        if decision.is_held:
+            self._hold_start(key, before, lane)
+        elif lane.can_start:
+            self._actions.wake_other_nodes()
 
-    def _keep(self, key: SessionKey, before: Lane, lane: Lane) -> None:
-        """Keeps a lane from starting its run, unless it was let go meanwhile."""
+    def _hold_start(self, key: SessionKey, before: Lane, lane: Lane) -> None:
+        """Holds the next run at its gate, unless the gate was released meanwhile."""
         next_run, follows = lane.waiting[0].run_id, before.active is not None
-        if not self._stage.keep_from_starting(key, next_run, follows=follows):
-            self.slots.line_up(key)
+        if not self._gates.hold_start(key, next_run, follows=follows):
+            self.slots.enqueue(key)
 
-    def _remember(self, key: SessionKey, made: Transition) -> None:
-        """Keeps the prompts at hand that are to run soon, so that they need not be read again."""
-        for change in made.runs:
+    def _cache_requests(self, key: SessionKey, transition: Transition) -> None:
+        """Caches the requests of waiting runs, so that starting them needs no read."""
+        for change in transition.runs:
             request = change.request
             if (
                 request is not None
                 and change.run.state in {RunState.ACCEPTED, RunState.QUEUED}
                 and not request.prompt.attachments
-                and len(request.prompt.text) <= RECENT_CHARS
+                and len(request.prompt.text) <= CACHED_CHARS
             ):
                 self._requests.put(RunKey(key.tenant, change.run.run_id), request)
 
-    def _act_on_active(self, key: SessionKey, before: Lane, made: Transition) -> None:
-        active = made.lane.active
-        assert active is not None  # noqa: S101 - the caller asked
+    def _start_or_stop_agent(
+        self, key: SessionKey, before: Lane, active: LaneRun, transition: Transition
+    ) -> None:
         was = before.active
         if was is None or (was.run_id, was.attempt) != (active.run_id, active.attempt):
-            change = next(change for change in made.runs if change.run.run_id == active.run_id)
+            changes = transition.runs
+            change = next(change for change in changes if change.run.run_id == active.run_id)
             request = change.request or self._requests.take(RunKey(key.tenant, active.run_id))
-            self._actions.started(key, active, request)
-        elif stops(before, made.lane) is not None:
-            self._actions.cancelling(key, active)
+            self._actions.start_agent(key, active, request)
+        elif newly_cancelled(before, transition.lane) is not None:
+            self._actions.stop_agent(key, active)
+
+
+def _put_back(batch: list[PendingCommand[object]], start: int, mailbox: Mailbox) -> None:
+    """Moves the commands from `start` on back to the front of the mailbox."""
+    mailbox.commands.extendleft(reversed(batch[start:]))
+    del batch[start:]

@@ -1,4 +1,4 @@
-"""What waits for a lane, and what is made of it."""
+"""The mailbox of a lane: its pending commands, and the decision on a batch of them."""
 
 from __future__ import annotations
 
@@ -6,90 +6,111 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 from runlane_server.core.model import Micros, RunState
 from runlane_server.core.transition import Lane, LaneRun, Transition
 
-Command: TypeAlias = Callable[[Lane, Micros], Transition]
-"""A command of `core.lane`, waiting for the lane and the time."""
+Reply = TypeVar("Reply")
+Reply_co = TypeVar("Reply_co", covariant=True)
 
+Command: TypeAlias = Callable[[Lane, Micros], Transition[Reply]]
+"""A command of `core.lane` that lacks only the lane and the time."""
 
-OnDone: TypeAlias = Callable[[Transition, Any], None]
-"""Is told of the commit that a command was carried out with, and of its reply."""
+OnCommit: TypeAlias = Callable[[Transition, Reply], None]
+"""Called with the transition that a command was committed with, and the reply of the command."""
 
 
 @dataclass(slots=True)
-class Order:
-    """A command in a mailbox, who waits for its reply, what is done where it is refused, and who is
-    told of it once it is committed, also where nobody waits for the reply any more. `creates`: it
-    makes the session if there is none."""
+class PendingCommand(Generic[Reply_co]):
+    """A command in a mailbox.
 
-    command: Command
-    reply: asyncio.Future[Any] | None
-    otherwise: Command | None = None
-    on_done: OnDone | None = None
+    `reply` is the future of its caller, None if nobody waits. `fallback` is applied instead if the
+    command is refused. `on_commit` is called also if the caller has gone away. `creates`: the
+    command creates the session if it does not exist.
+    """
+
+    command: Command[Reply_co]
+    reply: asyncio.Future[Reply_co] | None = None
+    fallback: Command[object] | None = None
+    on_commit: OnCommit[Reply_co] | None = None
     creates: bool = False
 
-    def answer(self, reply: object) -> None:
-        """Tells whoever waits what came of it."""
-        if self.reply is not None and not self.reply.done():
-            self.reply.set_result(reply)
+    def apply(self, lane: Lane, at: Micros) -> AppliedCommand[Reply_co]:
+        """Applies the command to a lane; raises what the command raises."""
+        return AppliedCommand(self, self.command(lane, at))
 
     def refuse(self, error: BaseException) -> None:
-        """Tells whoever waits why nothing came of it."""
+        """Answers the caller with an error."""
         if self.reply is not None and not self.reply.done():
             self.reply.set_exception(error)
 
 
+class AppliedCommand(NamedTuple, Generic[Reply_co]):
+    """A command of a batch and the transition that it makes."""
+
+    pending: PendingCommand[Reply_co]
+    transition: Transition[Reply_co]
+
+    def settle(self, committed: Transition) -> None:
+        """Answers the caller. `committed` is the transition of the whole batch."""
+        reply, future = self.transition.reply, self.pending.reply
+        if future is not None and not future.done():
+            future.set_result(reply)
+        if self.pending.on_commit is not None:
+            self.pending.on_commit(committed, reply)
+
+
 @dataclass(slots=True)
 class Mailbox:
-    """The commands for one lane, and the lane as it was last committed (None: not loaded).
+    """The pending commands of a lane, and the lane as it was last committed (None: not loaded).
 
-    `outdated`: what is stored may differ from `lane`, which has only its reservations to give.
+    `is_outdated`: the stored lane may differ from `lane`, of which only the reservations count.
+    `task` applies the commands; `has_slot` asks it to start a run even if no
+    command is pending. `arrival` is set when a command arrives, if the task waits for one.
     """
 
-    orders: deque[Order] = field(default_factory=deque)
+    commands: deque[PendingCommand[object]] = field(default_factory=deque)
     lane: Lane | None = None
-    outdated: bool = False
-    driver: asyncio.Task[None] | None = None
-    called: bool = False
+    is_outdated: bool = False
+    task: asyncio.Task[None] | None = None
+    has_slot: bool = False
     arrival: asyncio.Future[None] | None = None
 
 
 @dataclass(slots=True)
 class Decision:
-    """What a batch amounts to: one transition, and an answer to each order. It is `held` where a
-    harness keeps the next run from being started with it."""
+    """The decision on a batch: one transition, and an answer to each command.
+
+    `is_held`: a harness gate keeps the next run from starting with it.
+    """
 
     transition: Transition
-    held: bool = False
-    replies: list[tuple[Order, object]] = field(default_factory=list)
-    refusals: list[tuple[Order, Exception]] = field(default_factory=list)
+    is_held: bool = False
+    applied: list[AppliedCommand[object]] = field(default_factory=list)
+    refusals: list[tuple[PendingCommand[object], Exception]] = field(default_factory=list)
 
     @property
-    def rests_on_reading(self) -> bool:
-        """Whether somebody is answered, and nothing is written."""
-        orders = (order for order, _ in (*self.replies, *self.refusals))
-        return not self.transition.durable and any(order.reply for order in orders)
+    def only_reads(self) -> bool:
+        """Whether a caller waits for an answer although nothing is written."""
+        pending = (*(it.pending for it in self.applied), *(it for it, _ in self.refusals))
+        return not self.transition.needs_commit and any(it.reply for it in pending)
 
     @property
-    def accepts(self) -> bool:
-        """Whether it has a new run, which the store may refuse."""
+    def has_new_run(self) -> bool:
+        """Whether it accepts a new run, which the store may refuse."""
         return any(change.request is not None for change in self.transition.runs)
 
     def settle(self) -> None:
-        """Tells everybody who waits."""
-        for order, reply in self.replies:
-            order.answer(reply)
-            if order.on_done is not None:
-                order.on_done(self.transition, reply)
-        for order, error in self.refusals:
-            order.refuse(error)
+        """Answers all callers."""
+        for applied in self.applied:
+            applied.settle(self.transition)
+        for pending, error in self.refusals:
+            pending.refuse(error)
 
 
-def stops(before: Lane, after: Lane) -> LaneRun | None:
-    """The active run, where a cancel covers it that did not before."""
+def newly_cancelled(before: Lane, after: Lane) -> LaneRun | None:
+    """The active run if it is CANCELLING now and was ACTIVE before."""
     was, run = before.active, after.active
     if was is None or run is None or was.state is not RunState.ACTIVE:
         return None
@@ -97,8 +118,8 @@ def stops(before: Lane, after: Lane) -> LaneRun | None:
     return run if same and run.state is RunState.CANCELLING else None
 
 
-def accepts_again(before: Transition, after: Transition) -> bool:
-    """Whether a run is accepted anew that was ended a moment ago, and is not in its lane by now."""
+def accepts_ended_run(before: Transition, after: Transition) -> bool:
+    """Whether `after` accepts a run id that `before`, not committed yet, has already ended."""
     if not before.runs:
         return False
     new = {change.run.run_id for change in after.runs if change.request is not None}

@@ -1,4 +1,4 @@
-"""What an agent said and what of it is stored: the way of its events into the log of its run."""
+"""Stores the events of an agent in the log of its run, in batches."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ from runlane_server.store.retry import patiently
 log = structlog.get_logger()
 
 DELTA_CHARS = 1 << 16
-"""A delta that grew this long is an event of its own; what comes next begins another."""
+"""Maximum length of a stored delta; a longer text is split into several events."""
 
 OUTBOX_CHARS = 1 << 20
-"""The agent is held while this much of what it said is not stored."""
-
+"""The agent is paused while more than this much of its output is not stored, in characters."""
 
 MAX_TOOL_BYTES = 1 << 20
-"""The arguments of a tool call are refused above this, the content of a result is cut there."""
+"""Size limit of a tool call's arguments, which are refused above it, and of a tool result, which
+is cut."""
 
 MAX_LABEL_CHARS = 1024
-"""The name of a tool, and the id of a call, are refused above this."""
+"""Maximum length of the name of a tool and of the id of a call; longer ones are refused."""
 
 _DELTAS: Final = (TextDelta, ReasoningDelta)
 
 
 def _storable(body: EventBody) -> EventBody:
-    """What an agent did, as it can be stored and sent: Unicode text of a bounded size.
+    """Makes an event storable: valid Unicode of a bounded size.
 
-    Raises InvalidAgentEvent for a tool call that is too large: half an object is none.
+    Raises InvalidAgentEvent for a tool call that is too large: its JSON cannot be cut.
     """
     match body:
         case ToolCall(call_id, name, arguments):
@@ -69,18 +69,18 @@ def _label(text: str) -> str:
     return clean_text(text)
 
 
-def _cut(text: str) -> Sequence[str]:
+def _split(text: str) -> Sequence[str]:
     if len(text) <= DELTA_CHARS:
         return (text,)
     return [text[at : at + DELTA_CHARS] for at in range(0, len(text), DELTA_CHARS)]
 
 
 class Outbox:
-    """What the agent said and is not stored yet.
+    """The output of an agent that is not stored yet.
 
-    While one write is under way what comes next gathers, and neighbouring deltas become one. What
-    is left when the agent returns is committed with the end of the run: the first write begins when
-    the event loop comes round, and for an agent that has returned by then there is none.
+    Events that arrive during a write form the next batch, and adjacent deltas are merged. The rest
+    is committed with the end of the run. The first write starts in the next iteration of the event
+    loop, so an agent that has returned by then needs none.
     """
 
     def __init__(self, key: RunKey, run: LaneRun, store: Store, now: Callable[[], Micros]) -> None:
@@ -93,36 +93,36 @@ class Outbox:
         self._waiting: list[EventBody] = []
         self._pieces: list[str] = []
         self._kind: type[TextDelta | ReasoningDelta] = TextDelta
-        self._held = 0
+        self._delta_chars = 0
         self._chars = 0
-        self._closed = False
-        self._work: asyncio.Task[None] | None = None
+        self._is_closed = False
+        self._agent_task: asyncio.Task[None] | None = None
         self._on_lost: Callable[[], None] | None = None
         self._writer: asyncio.Task[None] | None = None
-        self._called = False
+        self._is_scheduled = False
 
-    def follow(self, work: asyncio.Task[None], on_lost: Callable[[], None]) -> None:
-        """Begins to store while that task runs; tells when the run turns out to be lost."""
-        self._work = work
+    def follow(self, agent_task: asyncio.Task[None], on_lost: Callable[[], None]) -> None:
+        """Stores events while the agent's task runs; calls `on_lost` if this node loses the run."""
+        self._agent_task = agent_task
         self._on_lost = on_lost
 
     def close(self) -> None:
-        """Takes in nothing more."""
-        self._closed = True
+        """Drops all further events."""
+        self._is_closed = True
 
     @property
-    def closed(self) -> bool:
-        """Whether what the agent says is dropped, as it was told to stop."""
-        return self._closed
+    def is_closed(self) -> bool:
+        """Whether further events are dropped because the agent was stopped."""
+        return self._is_closed
 
     @property
-    def full(self) -> bool:
-        """Whether the agent is to be held."""
+    def is_full(self) -> bool:
+        """Whether the agent must pause until events are stored."""
         return self._chars > OUTBOX_CHARS
 
     def put(self, body: EventBody) -> None:
-        """Takes in what the agent said; raises InvalidAgentEvent."""
-        if self._closed:
+        """Adds an event of the agent. Raises InvalidAgentEvent."""
+        if self._is_closed:
             return
         if isinstance(body, _DELTAS):
             self._put_delta(type(body), clean_text(body.text))
@@ -131,38 +131,38 @@ class Outbox:
             self._end_delta()
             self._draft.add(body)
             self._waiting.append(body)
-        if self._writer is None and not self._called and self._work is not None:
-            self._called = True
-            asyncio.get_running_loop().call_soon(self._begin)
+        if self._writer is None and not self._is_scheduled and self._agent_task is not None:
+            self._is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._start_if_needed)
 
-    def note(self, body: Folded) -> None:
-        """Takes in what was stored already, as part of another commit."""
+    def add_stored(self, body: Folded) -> None:
+        """Adds an event that was stored as part of another commit."""
         self._end_delta()
         self._draft.add(body)
         self.events += 1
 
     def messages(self) -> tuple[DraftMessage, ...]:
-        """What was said so far, as the messages of the turn."""
+        """The output so far, as the messages of the turn."""
         self._end_delta()
         return self._draft.messages()
 
-    async def emptied(self) -> None:
-        """Returns when all that was taken in is stored, or never will be."""
-        while (self._waiting or self._pieces) and not self._finished:
-            await asyncio.wait({self._writer or self._begin_to_write()})
-        await self._written()
+    async def flush(self) -> None:
+        """Waits until all events are stored, or the agent has returned."""
+        while (self._waiting or self._pieces) and not self._has_agent_returned:
+            await asyncio.wait({self._writer or self._start_writing()})
+        await self._wait_written()
 
     async def take_rest(self) -> tuple[EventBody, ...]:
-        """What is left to be stored with the end of the run."""
+        """Closes the outbox; returns the events to be stored with the end of the run."""
         self.close()
-        await self._written()
+        await self._wait_written()
         self._end_delta()
-        # Without a circle of references a run is freed at its end, and not by the collector.
+        # Without a reference cycle the run is freed at once, not by the garbage collector.
         self._on_lost = None
         return tuple(self._waiting)
 
-    async def _written(self) -> None:
-        """Returns when no write is under way."""
+    async def _wait_written(self) -> None:
+        """Waits until no write is in progress."""
         if self._writer is not None:
             await asyncio.wait({self._writer})
 
@@ -172,39 +172,39 @@ class Outbox:
         if kind is not self._kind:
             self._end_delta()
             self._kind = kind
-        for piece in _cut(text):
-            if self._held + len(piece) > DELTA_CHARS:
+        for piece in _split(text):
+            if self._delta_chars + len(piece) > DELTA_CHARS:
                 self._end_delta()
             self._pieces.append(piece)
-            self._held += len(piece)
+            self._delta_chars += len(piece)
         self._chars += len(text)
 
     def _end_delta(self) -> None:
-        """Makes one event of the deltas that gathered; the draft need not see them singly."""
+        """Merges the collected deltas into one event."""
         if self._pieces:
             delta = self._kind("".join(self._pieces))
             self._draft.add(delta)
             self._waiting.append(delta)
             self._pieces.clear()
-            self._held = 0
+            self._delta_chars = 0
 
-    def _begin(self) -> None:
-        """Begins to write, unless the end of the run takes all along that has gathered."""
-        self._called = False
-        if self._writer is None and not (self._closed or self._finished):
-            self._begin_to_write()
+    def _start_if_needed(self) -> None:
+        """Starts a write, unless the end of the run stores everything."""
+        self._is_scheduled = False
+        if self._writer is None and not (self._is_closed or self._has_agent_returned):
+            self._start_writing()
 
-    def _begin_to_write(self) -> asyncio.Task[None]:
+    def _start_writing(self) -> asyncio.Task[None]:
         self._writer = asyncio.create_task(self._write())
         return self._writer
 
     async def _write(self) -> None:
-        """Stores what gathers, until nothing is left or the agent has returned."""
+        """Stores batches until nothing is left or the agent has returned."""
         try:
-            while (self._pieces or self._waiting) and not self._finished:
+            while (self._pieces or self._waiting) and not self._has_agent_returned:
                 await self._append(self._batch())
         except (Stale, RunlaneError) as error:
-            log.warning("the run is lost to this node", error=str(error) or "fenced off")
+            log.warning("run lost to this node", error=str(error) or "fenced off")
             self.close()
             self._end_delta()
             self._waiting.clear()
@@ -214,8 +214,7 @@ class Outbox:
             self._writer = None
 
     async def _append(self, batch: Sequence[RunEvent]) -> None:
-        """Stores a batch, once: one that the store did not confirm is looked up before it is sent
-        again."""
+        """Stores a batch exactly once: after an unconfirmed write it checks before it retries."""
         while True:
             try:
                 await self._store.append(self._key, self._attempt, batch)
@@ -236,8 +235,8 @@ class Outbox:
         return bool(found)
 
     @property
-    def _finished(self) -> bool:
-        return self._work is not None and self._work.done()
+    def _has_agent_returned(self) -> bool:
+        return self._agent_task is not None and self._agent_task.done()
 
     def _batch(self) -> list[RunEvent]:
         self._end_delta()

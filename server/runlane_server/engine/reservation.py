@@ -1,4 +1,4 @@
-"""What an in-process caller holds while a run is being accepted, and gets when it was."""
+"""Accepting a run in process: the reservation before, and the accepted run after."""
 
 from __future__ import annotations
 
@@ -7,39 +7,40 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from runlane_server.core.errors import EmptyPrompt, PromptTooLarge, RunlaneError
-from runlane_server.core.limits import Limits
-from runlane_server.core.model import Micros, Prompt, Run, SessionKey
+from runlane_server.core.errors import RunlaneError
+from runlane_server.core.model import Micros, Run, SessionKey
 from runlane_server.store.base import Position
 
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
-    """An accepted run, and a place in the event log just before all its events."""
+    """A durable run, and the position in the event log just before its first event."""
 
     run: Run
     position: Position
 
 
 class AcceptedRun:
-    """A reservation: an accept that has begun and is not durable yet (R6).
+    """An accept that has begun and is NOT durable yet (R6).
 
-    From `begin_accepted` on the session is busy, and a cancel covers the run to come. `close` gives
-    the reservation up if `run_accepted` has not used it; it may be called any number of times.
+    Despite its name no run exists yet: this is the reservation that `begin_accepted` hands out and
+    that `run_accepted` turns into a durable run. From the reservation on the session is busy and a
+    cancel covers the coming run (R8, R10). `close` releases it unless `run_accepted` has used it,
+    and may be called any number of times; as a context manager it closes itself.
 
-    `began_at` is when it began. With a `refusal` nothing is reserved: it is for `run_accepted` to
-    raise, unless the run is there already. `over` is called once, when it is used or given up.
+    `began_at` is the time of the reservation. With a `refusal` nothing is reserved: `run_accepted`
+    raises it unless the run id names a run that was accepted earlier. `on_end` is called once, with
+    whether the reservation was used.
     """
 
     def __init__(
         self,
         key: SessionKey,
         run_id: str,
-        token: str,
-        release: Callable[[AcceptedRun], None],
+        token: str = "",
         *,
         began_at: Micros,
-        over: Callable[[], None],
+        on_end: Callable[[AcceptedRun, bool], None] | None = None,
         refusal: RunlaneError | None = None,
     ) -> None:
         self.key = key
@@ -47,31 +48,27 @@ class AcceptedRun:
         self.token = token
         self.began_at = began_at
         self.refusal = refusal
-        self._over = over
-        self._release: Callable[[AcceptedRun], None] | None = release
+        self.is_closed = False
+        self._on_end = on_end
 
     @property
     def session_id(self) -> str:
-        """The session."""
+        """The id of the session."""
         return self.key.session_id
 
-    @property
-    def closed(self) -> bool:
-        """Whether it was used or given up."""
-        return self._release is None
-
     def use(self) -> None:
-        """Marks it as used: the run that is being accepted takes its place."""
-        if self._release is not None:
-            self._release = None
-            self._over()
+        """Marks the reservation as used: a run has taken its place."""
+        self._end(used=True)
 
     def close(self) -> None:
-        """Gives the reservation up, if it was not used."""
-        if self._release is not None:
-            release, self._release = self._release, None
-            self._over()
-            release(self)
+        """Releases the reservation if it is still open."""
+        self._end(used=False)
+
+    def _end(self, *, used: bool) -> None:
+        if not self.is_closed:
+            self.is_closed = True
+            if self._on_end is not None:
+                self._on_end(self, used)
 
     def __enter__(self) -> Self:
         return self
@@ -83,17 +80,3 @@ class AcceptedRun:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def check_prompt(prompt: Prompt, limits: Limits) -> None:
-    """Raises EmptyPrompt (R2) and PromptTooLarge."""
-    text = any(isinstance(a.content, str) and a.content.strip() for a in prompt.attachments)
-    if not (prompt.text.strip() or text):
-        raise EmptyPrompt.of("prompt", "is empty, and there is no text attachment")
-    size, most = len(prompt.text.encode()), limits.max_prompt_bytes
-    if size > most:
-        raise PromptTooLarge.of("prompt", f"has {size} bytes; {most} is the most")
-    size = sum(attachment.size for attachment in prompt.attachments)
-    most = limits.max_attachment_bytes
-    if size > most:
-        raise PromptTooLarge.of("attachments", f"have {size} bytes together; {most} is the most")

@@ -1,7 +1,7 @@
-"""What grows with time is bounded: old terminal events, and sessions nobody writes to any more.
+"""Removes old terminal events and unused sessions, so that the store does not grow without bound.
 
-Both are removed in the background, the oldest first, in small steps. Between two steps everybody
-else has the writer for several times as long.
+Both are removed in the background, oldest first, in small steps. Between two steps the writer is
+free for others for several times as long as a step takes.
 """
 
 from __future__ import annotations
@@ -23,22 +23,21 @@ log = structlog.get_logger()
 
 EVENTS_STEP = 100
 SESSIONS_STEP = 20
-"""How many are removed in a step. A session goes whole, however many runs it has."""
+"""Number of items removed in a step. A session is removed with all its runs."""
 
-SHARE = 4
-"""A pause is at least so many times as long as the step before it."""
+PAUSE_FACTOR = 4
+"""Minimum length of a pause, in lengths of the step before it."""
 
 SHORTEST_PAUSE = 0.05
 LONGEST_PAUSE = 60.0
 PAUSE_BY_SIZE = 5.0
-"""Seconds after which it is looked again whether there is something to remove."""
+"""Seconds between two checks for something to remove."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """What is kept: events and idle sessions for some seconds, and so many bytes of events.
-
-    None is without limit.
+    """The maximum age of events and of idle sessions, in seconds, and the size of the event log, in
+    bytes. None means no limit.
     """
 
     events: float | None = None
@@ -46,29 +45,34 @@ class Retention:
     sessions: float | None = None
 
 
-def keepers(
+def retention_tasks(
     coordinator: Coordinator, retention: Retention, now: Callable[[], float] = time.time
 ) -> list[Coroutine[Any, Any, None]]:
-    """What is to run in the background, until it is cancelled. `now` is in seconds since 1970."""
+    """The coroutines to run in the background until they are cancelled.
+
+    `now` returns seconds since 1970.
+    """
     work: list[Coroutine[Any, Any, None]] = []
     if retention.events is not None or retention.event_bytes is not None:
-        events = _Events(coordinator, retention, now)
+        events = _EventCleaner(coordinator, retention, now)
         by_size = PAUSE_BY_SIZE if retention.event_bytes is not None else LONGEST_PAUSE
         work.append(_repeat("event log compacted", events.step, _pause(retention.events, by_size)))
     if retention.sessions is not None:
-        sessions = _Sessions(coordinator, retention.sessions, now)
+        sessions = _SessionCleaner(coordinator, retention.sessions, now)
         pause = _pause(retention.sessions, LONGEST_PAUSE)
         work.append(_repeat("old sessions removed", sessions.step, pause))
     return work
 
 
 def _pause(age: float | None, longest: float) -> float:
-    """How long to rest where nothing is left to remove: short, measured by what is kept."""
+    """Seconds between checks if nothing is left to remove: short compared to the retention time."""
     return longest if age is None else max(SHORTEST_PAUSE, min(longest, age / 10))
 
 
-async def _repeat(what: str, step: Callable[[], Awaitable[tuple[int, bool]]], pause: float) -> None:
-    """Does a step over and over. It returns how much it removed, and whether there may be more."""
+async def _repeat(
+    log_event: str, step: Callable[[], Awaitable[tuple[int, bool]]], pause: float
+) -> None:
+    """Repeats a step, which returns the number of items removed and whether there may be more."""
     total = 0
     while True:
         begun = time.monotonic()
@@ -79,13 +83,13 @@ async def _repeat(what: str, step: Callable[[], Awaitable[tuple[int, bool]]], pa
             removed, more = 0, False
         total += removed
         if total and not more:
-            log.info(what, removed=total)
+            log.info(log_event, removed=total)
             total = 0
-        await asyncio.sleep((time.monotonic() - begun) * SHARE if more else pause)
+        await asyncio.sleep((time.monotonic() - begun) * PAUSE_FACTOR if more else pause)
 
 
-class _Events:
-    """The event log."""
+class _EventCleaner:
+    """Removes terminal events that are too old or too many."""
 
     def __init__(
         self, coordinator: Coordinator, retention: Retention, now: Callable[[], float]
@@ -95,7 +99,7 @@ class _Events:
         self._now = now
 
     async def step(self) -> tuple[int, bool]:
-        """Removes some events that are too old, or too many."""
+        """Removes one batch of events."""
         age = self._retention.events
         before = 0 if age is None else _micros(self._now() - age)
         removed = await self._store.compact(
@@ -104,8 +108,8 @@ class _Events:
         return removed, removed == EVENTS_STEP
 
 
-class _Sessions:
-    """Sessions without work."""
+class _SessionCleaner:
+    """Deletes sessions that have been idle for too long."""
 
     def __init__(self, coordinator: Coordinator, age: float, now: Callable[[], float]) -> None:
         self._coordinator = coordinator
@@ -113,7 +117,7 @@ class _Sessions:
         self._now = now
 
     async def step(self) -> tuple[int, bool]:
-        """Removes some sessions that nobody has written to for too long."""
+        """Deletes one batch of sessions."""
         before = _micros(self._now() - self._age)
         stale = await self._coordinator.store.stale_sessions(before, SESSIONS_STEP)
         gone = await asyncio.gather(*(self._remove(session) for session in stale))

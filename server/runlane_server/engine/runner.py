@@ -1,15 +1,14 @@
-"""Supervises one attempt of one run: drives the agent, stores what it says, reports how it ended.
+"""Supervises one attempt of one run: drives the agent, stores its output, and commits its end.
 
-The agent works in a task of its own. It may be cancelled, time out or fail; the supervisor is never
-cancelled, and it alone reports the end.
+The agent works in a task of its own, which may be cancelled, time out or fail. The supervisor is
+never cancelled, and only the supervisor commits the end.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from typing import Protocol
 
 import structlog
 
@@ -23,44 +22,27 @@ from runlane_server.core.model import (
     Folded,
     Micros,
     RunError,
-    SessionKey,
     clean_text,
 )
-from runlane_server.core.trace import in_log
+from runlane_server.core.trace import log_fields
 from runlane_server.core.transition import LaneRun, Outcome
 from runlane_server.core.turn import InvalidAgentEvent
 from runlane_server.engine.agent_turn import AgentTurn, Job
+from runlane_server.engine.lane_access import LaneAccess
 from runlane_server.engine.outbox import Outbox
-from runlane_server.harness.gates import Point, Stage
+from runlane_server.harness.gates import Gates, Point
 from runlane_server.store.base import Store
 
 log = structlog.get_logger()
 
 ERROR_CHARS = 2048
-"""An error's message is cut here: with four bytes a character it stays within 8 KiB."""
+"""Maximum length of an error's message: at four bytes a character it stays within 8 KiB."""
 
-_NOTHING_TOLD = Report()
-
-
-class LaneAccess(Protocol):
-    """What a supervisor needs of the lane whose run it has."""
-
-    def may_fold(self, key: SessionKey) -> bool:
-        """Whether a run seems to wait to be folded in."""
-
-    async def fold(self, job: Job, events: int, taken: Container[str]) -> Sequence[LaneRun]:
-        """Folds what waits to be folded; raises IllegalCommand if the attempt is fenced off."""
-
-    async def finish(self, job: Job, outcome: Outcome, events: int, cancelled: str | None) -> None:
-        """Ends the run, for a cancel of that reason if there is one; raises IllegalCommand if the
-        attempt is fenced off."""
-
-    async def hand_over(self, job: Job, outcome: Outcome, events: int) -> None:
-        """Gives up the run, as this node stops; raises IllegalCommand as above."""
+_EMPTY_REPORT = Report()
 
 
 class Runner:
-    """One attempt of one run, from its activation to the report of its end."""
+    """One attempt of one run, from its start to the commit of its end."""
 
     def __init__(
         self,
@@ -71,18 +53,17 @@ class Runner:
         lane: LaneAccess,
         now: Callable[[], Micros],
         cancel_grace: float,
-        stage: Stage,
+        gates: Gates,
     ) -> None:
         self.job = job
         self.stray: asyncio.Task[None] | None = None
-        """The agent's task, if it did not return in its grace period."""
+        """The agent's task, if it did not return within the grace period."""
         self._agent = agent
         self._lane = lane
         self._store = store
         self._cancel_grace = cancel_grace
-        self._stage = stage
-        # Is set when there is something for the supervisor to do: the agent returned, was stopped,
-        # or took too long.
+        self._gates = gates
+        # Set when the supervisor must act: the agent returned, was stopped, or timed out.
         self._due: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stopped = False
         self._cancelled: str | None = None
@@ -90,19 +71,19 @@ class Runner:
         self._timed_out = False
         self._working: asyncio.Task[None] | None = None
         self._outbox = Outbox(job.run_key, job.run, store, now)
-        self._report = _NOTHING_TOLD
+        self._report = _EMPTY_REPORT
         self._folding: asyncio.Task[Sequence[LaneRun]] | None = None
         self._taken: set[str] = set()
 
     def start(self) -> asyncio.Task[None]:
-        """Starts the agent; the task returned is its supervisor, which is never to be cancelled."""
+        """Starts the agent; returns the supervisor's task, which must never be cancelled."""
         return asyncio.create_task(self._supervise())
 
     def cancel(self, reason: str) -> None:
-        """Stops the agent for a cancel. What it says from now on does not count.
+        """Stops the agent for a cancel; its further output is dropped.
 
-        The cancel is about to be committed. Should that fail, the end of the run carries it: who
-        was stopped has not completed.
+        The cancel may not be committed yet. If that commit fails, the end of the run carries the
+        cancel: a stopped agent has not completed.
         """
         if self._cancelled is None:
             self._cancelled = reason
@@ -114,27 +95,27 @@ class Runner:
         self._wake()
 
     def hand_over(self) -> None:
-        """Stops the agent, as the node stops: the run is given up, unless it is over already."""
-        if not self._over:
+        """Stops the agent because the node stops; the run is handed over unless it has ended."""
+        if not self._is_over:
             self._handing_over = True
         self._stop()
 
     @property
-    def _over(self) -> bool:
-        """Whether how it ends is settled: the agent returned, was stopped, or took too long."""
+    def _is_over(self) -> bool:
+        """Whether the end is decided: the agent returned, was stopped, or timed out."""
         returned = self._working is not None and self._working.done()
         return returned or self._timed_out or self._stopped
 
-    async def _at(self, point: Point) -> None:
-        """The run has come to a point at which a harness may hold it."""
-        await self._stage.pass_by(point, self.job.key.session_id, self.job.run.run_id)
+    async def _pass_gate(self, point: Point) -> None:
+        """Waits at a point of the run while a harness gate holds it."""
+        await self._gates.wait_at(point, self.job.key.session_id, self.job.run.run_id)
 
-    # The supervisor
+    # --- The supervisor -----------------------------------------------------------------------
 
     async def _supervise(self) -> None:
         run = self.job.run
         structlog.contextvars.bind_contextvars(
-            session_id=self.job.key.session_id, run_id=run.run_id, **in_log(self.job.trace)
+            session_id=self.job.key.session_id, run_id=run.run_id, **log_fields(self.job.trace)
         )
         log.debug("run started", attempt=run.attempt)
         work = self._working = asyncio.create_task(self._work())
@@ -142,17 +123,17 @@ class Runner:
         work.add_done_callback(self._wake)
         timeout = None if run.timeout is None else run.timeout / 1e6
         await self._until_due(timeout)
-        self._timed_out = not self._over
+        self._timed_out = not self._is_over
         if not work.done():
-            await self._end_work(work)
-        error = _what_failed(work, stopped=self._stopped)
+            await self._stop_agent(work)
+        error = _failure_of(work, stopped=self._stopped)
         if self._timed_out:
             error = RunError("RUN_TIMEOUT", f"the run was active for more than {timeout:g} s")
-        # Whatever it made of being stopped: what it said since is not stored, so it has not ended.
-        await self._tell(error)
+        # A stopped agent has not completed, even if it returned: its output was dropped.
+        await self._report_end(error)
 
     async def _until_due(self, timeout: float | None) -> None:
-        """One future for all that may end the agent: `asyncio.wait` costs a multiple of it."""
+        """Waits on one future for every way to end: `asyncio.wait` costs several times as much."""
         if timeout is None:
             await self._due
             return
@@ -166,23 +147,23 @@ class Runner:
         if not self._due.done():
             self._due.set_result(None)
 
-    async def _end_work(self, work: asyncio.Task[None]) -> None:
-        """Cancels the agent and waits until its code has returned, or its grace is over (R9)."""
+    async def _stop_agent(self, work: asyncio.Task[None]) -> None:
+        """Cancels the agent and waits until it has returned or its grace period is over (R9)."""
         self._outbox.close()
         work.cancel()
         await asyncio.wait({work}, timeout=self._cancel_grace)
         if not work.done():
-            log.warning("agent does not return; it is fenced off", grace_s=self._cancel_grace)
+            log.warning("agent did not return; fenced off", grace_s=self._cancel_grace)
             self.stray = work
-            work.add_done_callback(_note_stray)
+            work.add_done_callback(_log_stray)
 
-    async def _tell(self, error: RunError | None) -> None:
-        """Reports the end: nothing that is under way for this run is left behind it."""
+    async def _report_end(self, error: RunError | None) -> None:
+        """Commits the end, after everything that is in progress for this run."""
         if self._folding is not None:
             await asyncio.wait({self._folding})
         outcome = self._outcome(error, await self._outbox.take_rest())
-        await self._at(Point.BEFORE_FINISH)
-        while not await self._told(outcome):
+        await self._pass_gate(Point.BEFORE_FINISH)
+        while not await self._commit_end(outcome):
             await asyncio.sleep(RETRY_PAUSE)
 
     def _outcome(self, error: RunError | None, tail: tuple[EventBody, ...]) -> Outcome:
@@ -198,11 +179,11 @@ class Runner:
             model=self._report.model or "",
         )
 
-    async def _told(self, outcome: Outcome) -> bool:
-        """Whether the end is written, or is not this node's to write any more.
+    async def _commit_end(self, outcome: Outcome) -> bool:
+        """Returns whether the end is committed, or no longer this node's to commit.
 
-        Where a store did not confirm it, it is written again: if the first try did succeed, the
-        attempt is not the active one by now.
+        A commit that the store did not confirm is repeated: if the first one succeeded, the attempt
+        is no longer the active one.
         """
         try:
             if self._handing_over and self._cancelled is None:
@@ -210,48 +191,48 @@ class Runner:
             else:
                 await self._lane.finish(self.job, outcome, self._outbox.events, self._cancelled)
         except IllegalCommand:
-            log.warning("run was taken away from this node", attempt=self.job.run.attempt)
+            log.warning("run fenced off", attempt=self.job.run.attempt)
         except RunlaneError as error:
-            log.warning("the end of the run could not be written", error=error.message)
+            log.warning("end of run not written", error=error.message)
             return self._store.failed is not None
         return True
 
-    # The agent
+    # --- The agent ----------------------------------------------------------------------------
 
     async def _work(self) -> None:
-        # The turn knows the runner, so the runner does not know the turn: without a circle of
-        # references a run is freed at its end, and not by the collector.
+        # The turn refers to the runner, so the runner does not refer to the turn: without a
+        # reference cycle the run is freed at once, not by the garbage collector.
         turn = AgentTurn(self.job, self._store, self._fold)
         await turn.load()
-        silent = True
+        is_silent = True
         async with aclosing(self._agent.run(turn)) as events:
             async for event in events:
                 if isinstance(event, Report):
                     self._report = _merge(self._report, event)
                     continue
-                if silent:
-                    silent = False
-                    await self._at(Point.BEFORE_FIRST_MESSAGE)
+                if is_silent:
+                    is_silent = False
+                    await self._pass_gate(Point.BEFORE_FIRST_MESSAGE)
                 self._outbox.put(event)
-                if self._outbox.full:
-                    await self._outbox.emptied()
+                if self._outbox.is_full:
+                    await self._outbox.flush()
 
     async def _fold(self) -> Sequence[LaneRun]:
-        """Takes the runs in that wait to be folded.
+        """Folds the waiting FOLD runs into the turn.
 
-        A cancel of the agent does not undo what was committed, so the folding is a task of its own
-        that the supervisor waits for.
+        Cancelling the agent must not interrupt the commit, so the fold is a task of its own, which
+        the supervisor waits for.
         """
-        await self._at(Point.BEFORE_STEP)
-        if self._outbox.closed or not self._lane.may_fold(self.job.key):
+        await self._pass_gate(Point.BEFORE_STEP)
+        if self._outbox.is_closed or not self._lane.may_fold(self.job.key):
             return ()
         self._folding = asyncio.create_task(self._fold_in())
         return await asyncio.shield(self._folding)
 
     async def _fold_in(self) -> Sequence[LaneRun]:
-        await self._outbox.emptied()
-        if self._outbox.closed:
-            # The turn is ending. What joined it now would be answered by nobody.
+        await self._outbox.flush()
+        if self._outbox.is_closed:
+            # The turn is ending: a prompt that joined it now would get no answer.
             return ()
         try:
             folded = await self._lane.fold(self.job, self._outbox.events, self._taken)
@@ -260,29 +241,29 @@ class Runner:
             return ()
         for run in folded:
             self._taken.add(run.run_id)
-            self._outbox.note(Folded(run.run_id, self.job.run.run_id))
+            self._outbox.add_stored(Folded(run.run_id, self.job.run.run_id))
         return folded
 
 
-def _what_failed(work: asyncio.Task[None], *, stopped: bool) -> RunError | None:
-    """Why the agent's code did not return in good order; None where it did or was told to stop."""
+def _failure_of(work: asyncio.Task[None], *, stopped: bool) -> RunError | None:
+    """Why the agent failed; None if it returned or was stopped."""
     if not work.done() or (stopped and work.cancelled()):
         return None
     if work.cancelled():
         return RunError("AGENT_ERROR", "the agent cancelled its own task")
     failure = work.exception()
-    return None if failure is None else _explained(failure)
+    return None if failure is None else _run_error(failure)
 
 
-def _explained(failure: BaseException) -> RunError:
+def _run_error(failure: BaseException) -> RunError:
     match failure:
         case AgentError():
             return RunError(failure.reason, _short(failure.message))
         case InvalidAgentEvent():
             return RunError("AGENT_ERROR", _short(str(failure)))
         case RunlaneError():
-            # What was to be read or folded for it; the store has told the log what is wrong.
-            log.warning("the agent could not go on", error=failure.message)
+            # A read or a fold failed; the store has logged the cause.
+            log.warning("agent stopped by an error", error=failure.message)
             return RunError("AGENT_ERROR", _short(failure.message))
         case _:
             log.error("agent failed", exc_info=failure)
@@ -306,7 +287,7 @@ def _merge(report: Report, later: Report) -> Report:
     )
 
 
-def _note_stray(work: asyncio.Task[None]) -> None:
-    """Looks at how a fenced-off agent ended after all, so that it is not lost silently."""
+def _log_stray(work: asyncio.Task[None]) -> None:
+    """Logs the end of a fenced-off agent, so that its failure is not lost."""
     failure = None if work.cancelled() else work.exception()
-    log.info("fenced-off agent has returned", failure=repr(failure) if failure else None)
+    log.info("fenced-off agent returned", failure=repr(failure) if failure else None)

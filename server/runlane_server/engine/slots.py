@@ -1,35 +1,67 @@
-"""Who may have an active run on this node: so many lanes at a time, and the tenants take turns.
+"""The slots of a node, shared fairly between tenants, and the count of waiting runs.
 
-The next slot goes to the tenant that has the fewest; among those, to the one whose last turn is
-longest ago. Within a tenant the lane goes first that waits longest. Runs last milliseconds or
-hours: to take turns at starting, without a look at who holds how much, would give all slots to
-whoever has the longest runs. A tenant that has as many slots as it may is passed over.
+The next free slot goes to the tenant that uses the fewest; among those, to the one whose last grant
+is the oldest. Within a tenant the lane that waits longest comes first. Runs last milliseconds or
+hours: a plain rotation at the start would give all slots to the tenant with the longest runs. A
+tenant at its limit is passed over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 
 from runlane_server.core.model import SessionKey
-from runlane_server.store.base import Turn
+from runlane_server.store.base import TenantShare
 
-MAX_SERVED = 1_000
-"""How many tenants are remembered for the sake of their last turn alone."""
+MAX_TENANTS = 1_000
+"""Number of tenants above which those without slots and without waiting lanes are evicted."""
 
 UNLIMITED = (1 << 31) - 1
-"""More slots than there are."""
+"""Stands for no limit: more slots than any node has."""
+
+
+class WaitingRuns:
+    """The number of waiting runs, in total and per tenant.
+
+    The store of several nodes provides the numbers at intervals, by `replace`; in between they are
+    adjusted by what this node does.
+    """
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._by_tenant: dict[str, int] = {}
+
+    def of(self, tenant: str) -> int:
+        """The number of waiting runs of a tenant."""
+        return self._by_tenant.get(tenant, 0)
+
+    def add(self, tenant: str, runs: int) -> None:
+        """Adds to the waiting runs of a tenant; `runs` may be negative."""
+        if not runs:
+            return
+        self.total += runs
+        left = self._by_tenant.get(tenant, 0) + runs
+        if left:
+            self._by_tenant[tenant] = left
+        else:
+            del self._by_tenant[tenant]
+
+    def replace(self, counts: Mapping[str, int]) -> None:
+        """Replaces all counts."""
+        self._by_tenant = dict(counts)
+        self.total = sum(counts.values())
 
 
 @dataclass(slots=True)
-class _Share:
-    """What a tenant has: how many slots, taken or granted; the number of its last turn, 0 if it had
-    none; and its lanes that wait for a slot."""
+class _Tenant:
+    """The slots of a tenant, in use or granted; the number of its last grant, 0 for none; and its
+    lanes that wait for a slot, the longest waiting first."""
 
     slots: int = 0
-    turn: int = 0
-    line: dict[SessionKey, None] = field(default_factory=dict)
+    last_grant: int = 0
+    queue: dict[SessionKey, None] = field(default_factory=dict)
 
 
 def _no_limit(tenant: str) -> int | None:
@@ -37,215 +69,224 @@ def _no_limit(tenant: str) -> int | None:
 
 
 class Slots:
-    """Hands out slots. A lane that finds none free lines up, and is called when it is its turn.
+    """Grants slots to lanes. A lane that finds no free slot joins the queue of its tenant.
 
-    While it is shut (the agent is not ready, or the node drains) nobody gets a slot. `most` tells
-    how many slots a tenant may have; None is without limit.
+    When its turn comes, `on_grant` is called with the lane; the slot is reserved until the lane
+    takes it with `take` or gives it up with `release`. While closed (the agent is not ready, or the
+    node drains) no slot is granted. `limit_of` returns the limit of a tenant, None for no limit.
     """
 
     def __init__(
         self,
         total: int,
-        call: Callable[[SessionKey], None],
-        most: Callable[[str], int | None] = _no_limit,
+        on_grant: Callable[[SessionKey], None],
+        limit_of: Callable[[str], int | None] = _no_limit,
     ) -> None:
         self._free = total
-        self._call = call
-        self._most = most
-        self._shut = True
-        self._turns = 0
-        self._shares: dict[str, _Share] = {}
-        # Those of them that have lanes in line. While it is open, no slot is free that one of them
-        # could have.
-        self._waiting: dict[str, _Share] = {}
+        self._on_grant = on_grant
+        self._limit_of = limit_of
+        self._is_closed = True
+        self._grants = 0
+        self._tenants: dict[str, _Tenant] = {}
+        # The tenants with a queue. While open, no slot is free that one of them could use.
+        self._waiting: dict[str, _Tenant] = {}
         self._granted: dict[SessionKey, None] = {}
-        self._taken: set[SessionKey] = set()
+        self._in_use: set[SessionKey] = set()
 
     @property
     def in_use(self) -> int:
-        """How many slots are taken."""
-        return len(self._taken)
+        """The number of slots in use."""
+        return len(self._in_use)
 
     @property
     def free(self) -> int:
-        """How many lanes more could get one now, beyond those in line."""
-        if self._shut:
+        """The number of further lanes that could get a slot now, besides those in the queue."""
+        if self._is_closed:
             return 0
-        soon = sum(
-            min(len(share.line), self._room(tenant, share))
-            for tenant, share in self._waiting.items()
+        queued = sum(
+            min(len(it.queue), self._allowance(tenant, it)) for tenant, it in self._waiting.items()
         )
-        return max(0, self._free - soon)
+        return max(0, self._free - queued)
 
     @property
-    def line(self) -> tuple[SessionKey, ...]:
-        """The lanes that wait for a slot; of each tenant the first in line first."""
-        lines = (share.line for share in self._waiting.values())
-        return (*self._granted, *chain.from_iterable(lines))
+    def queue(self) -> tuple[SessionKey, ...]:
+        """The lanes that wait for a slot or were granted one; within a tenant in order."""
+        queues = (tenant.queue for tenant in self._waiting.values())
+        return (*self._granted, *chain.from_iterable(queues))
 
     @property
-    def turns(self) -> tuple[Turn, ...]:
-        """The tenants that had slots of late, the one to come next first, and how many lanes of
-        each could get one beyond those in line. Others come before them."""
-        known = sorted(self._shares.items(), key=lambda item: (item[1].slots, item[1].turn))
+    def tenant_shares(self) -> tuple[TenantShare, ...]:
+        """The tenants that used slots recently, the next one to serve first, each with the number
+        of further lanes it may start besides those in the queue. Tenants not listed here come
+        before them."""
+        known = sorted(self._tenants.items(), key=lambda item: (item[1].slots, item[1].last_grant))
         return tuple(
-            Turn(tenant, max(0, self._room(tenant, share) - len(share.line)))
-            for tenant, share in known
+            TenantShare(tenant, max(0, self._allowance(tenant, it) - len(it.queue)))
+            for tenant, it in known
         )
 
-    def lined_up(self, lane: SessionKey) -> bool:
-        """Whether a lane waits for a slot."""
-        share = self._waiting.get(lane.tenant)
-        return lane in self._granted or (share is not None and lane in share.line)
+    def is_queued(self, lane: SessionKey) -> bool:
+        """Whether a lane waits for a slot, or was granted one that it has not taken yet."""
+        tenant = self._waiting.get(lane.tenant)
+        return lane in self._granted or (tenant is not None and lane in tenant.queue)
 
     def open(self) -> None:
-        """Begins to hand out slots."""
-        self._shut = False
-        self._call_next()
+        """Starts granting slots."""
+        self._is_closed = False
+        self._grant_free()
 
-    def shut(self) -> None:
-        """Hands out no slot from now on. Slots that are taken stay so until they are given back."""
-        self._shut = True
+    def close(self) -> None:
+        """Stops granting slots. Slots in use stay in use until they are released."""
+        self._is_closed = True
         for lane in reversed(self._granted):
-            self._release(lane)
-            share = self._shares[lane.tenant]
-            share.line = {lane: None, **share.line}
-            self._waiting[lane.tenant] = share
+            self._put_back(lane)
+            tenant = self._tenants[lane.tenant]
+            tenant.queue = {lane: None, **tenant.queue}
+            self._waiting[lane.tenant] = tenant
         self._granted.clear()
 
-    def look_again(self) -> None:
-        """Hands out what tenants may have by now: how much that is has changed."""
-        self._call_next()
+    def apply_limits(self) -> None:
+        """Grants free slots after the limits of tenants have changed."""
+        self._grant_free()
 
     def take(self, lane: SessionKey) -> bool:
-        """Takes a slot for a lane that wants to start a run; if there is none, the lane lines up.
+        """Takes a slot for a lane that is about to start a run; queues the lane if none is free.
 
-        A lane that has one already, as its run has just ended, keeps it if nobody waits who could
-        have it.
+        A lane whose run has just ended keeps its slot unless another lane waits that could use it.
         """
         if lane in self._granted:
             del self._granted[lane]
-            self._taken.add(lane)
+            self._in_use.add(lane)
             return True
-        if not self._shut and (self._may_keep(lane) or self._may_take(lane)):
-            if lane not in self._taken:
+        if not self._is_closed and (self._can_keep(lane) or self._can_take(lane)):
+            if lane not in self._in_use:
                 self._acquire(lane)
-                self._taken.add(lane)
+                self._in_use.add(lane)
             return True
-        self._join_line(lane)
+        self._join_queue(lane)
         return False
 
     def occupy(self, lane: SessionKey) -> None:
-        """Takes a slot for a lane that has an active run already, even if none is free."""
+        """Takes a slot for a lane that already has an active run, even if none is free."""
         if lane in self._granted:
             del self._granted[lane]
-        elif lane not in self._taken:
+        elif lane not in self._in_use:
             self._acquire(lane)
-        self._leave_line(lane)
-        self._taken.add(lane)
+        self._leave_queue(lane)
+        self._in_use.add(lane)
 
-    def line_up(self, lane: SessionKey) -> None:
-        """Puts a lane that has runs waiting into the line."""
-        self._join_line(lane)
-        self._call_next()
+    def enqueue(self, lane: SessionKey) -> None:
+        """Queues a lane that has waiting runs."""
+        self._join_queue(lane)
+        self._grant_free()
 
-    def give_back(self, lane: SessionKey) -> None:
-        """Frees the slot that a lane has, or was called to take; does nothing if it has none."""
-        if lane in self._taken:
-            self._taken.remove(lane)
-            self._release(lane)
+    def release(self, lane: SessionKey) -> None:
+        """Frees the slot that a lane uses or was granted, if there is one."""
+        if lane in self._in_use:
+            self._in_use.remove(lane)
+            self._put_back(lane)
         elif lane in self._granted:
             del self._granted[lane]
-            self._release(lane)
-        self._call_next()
+            self._put_back(lane)
+        self._grant_free()
 
-    def settle(self, lane: SessionKey, *, running: bool, startable: bool) -> None:
-        """Brings a lane's claims in line with what was committed: whether it has an active run,
-        and whether it has one to start."""
-        if running or not startable:
-            self._leave_line(lane)
+    def settle(self, lane: SessionKey, *, running: bool, can_start: bool) -> None:
+        """Adjusts slot and queue to the committed lane.
+
+        `running`: the lane has an active run here; `can_start`: it has a run to start.
+        """
+        if running or not can_start:
+            self._leave_queue(lane)
         if not running:
-            self.give_back(lane)
+            self.release(lane)
         elif lane in self._granted:
-            # It was called and holds a slot already, or its run is another node's.
+            # The grant is superfluous: the lane has a slot, or its run is active on another node.
             del self._granted[lane]
-            self._release(lane)
-            self._call_next()
+            self._put_back(lane)
+            self._grant_free()
 
-    def _may_take(self, lane: SessionKey) -> bool:
-        """Whether there is a slot for a lane that has none. Nobody in line could have it."""
-        if lane in self._taken or self._free <= 0:
+    def _can_take(self, lane: SessionKey) -> bool:
+        """Whether a slot is free for a lane that has none. No queued lane could use it."""
+        if lane in self._in_use or self._free <= 0:
             return False
-        share = self._shares.get(lane.tenant)
-        return self._room(lane.tenant, share or _Share()) > 0
+        tenant = self._tenants.get(lane.tenant)
+        return self._allowance(lane.tenant, tenant or _Tenant()) > 0
 
-    def _may_keep(self, lane: SessionKey) -> bool:
-        """Whether a lane that has a slot may go on with it: nobody waits for what it would free,
-        and its tenant has no more than it may (any more)."""
-        if lane not in self._taken:
+    def _can_keep(self, lane: SessionKey) -> bool:
+        """Whether a lane with a slot may start its next run with it: no queued lane could use the
+        slot, and its tenant is not above its limit."""
+        if lane not in self._in_use:
             return False
-        share = self._shares[lane.tenant]
-        return not share.line and self._room(lane.tenant, share) >= 0 and self._next() is None
-
-    def _room(self, tenant: str, share: _Share) -> int:
-        """How many slots more a tenant may have, were they free; below 0 if it has too many."""
-        most = self._most(tenant)
-        return UNLIMITED if most is None else most - share.slots
-
-    def _next(self) -> str | None:
-        """The tenant whose turn it is, of those that have lanes in line and may have a slot."""
-        fitting = (
-            (share.slots, share.turn, tenant)
-            for tenant, share in self._waiting.items()
-            if self._room(tenant, share) > 0
+        tenant = self._tenants[lane.tenant]
+        return (
+            not tenant.queue
+            and self._allowance(lane.tenant, tenant) >= 0
+            and self._next_tenant() is None
         )
-        return min(fitting, default=(0, 0, None))[2]
 
-    def _call_next(self) -> None:
-        while self._waiting and self._free > 0 and not self._shut:
-            tenant = self._next()
-            if tenant is None:
+    def _allowance(self, name: str, tenant: _Tenant) -> int:
+        """The number of further slots a tenant may use; negative if it is above its limit."""
+        limit = self._limit_of(name)
+        return UNLIMITED if limit is None else limit - tenant.slots
+
+    def _next_tenant(self) -> str | None:
+        """The tenant to serve next, of those that have a queue and are below their limit."""
+        eligible = (
+            (tenant.slots, tenant.last_grant, name)
+            for name, tenant in self._waiting.items()
+            if self._allowance(name, tenant) > 0
+        )
+        return min(eligible, default=(0, 0, None))[2]
+
+    def _grant_free(self) -> None:
+        while self._waiting and self._free > 0 and not self._is_closed:
+            name = self._next_tenant()
+            if name is None:
                 return
-            lane = next(iter(self._waiting[tenant].line))
-            self._leave_line(lane)
+            lane = next(iter(self._waiting[name].queue))
+            self._leave_queue(lane)
             self._acquire(lane)
             self._granted[lane] = None
-            self._call(lane)
+            self._on_grant(lane)
 
     def _acquire(self, lane: SessionKey) -> None:
-        """A slot is its tenant's; whose turn comes last from now on."""
+        """Counts a slot for the lane's tenant, which comes last from now on."""
         self._free -= 1
-        self._turns += 1
-        share = self._shares.get(lane.tenant) or self._share(lane)
-        share.slots += 1
-        share.turn = self._turns
+        self._grants += 1
+        tenant = self._tenants.get(lane.tenant) or self._tenant_of(lane)
+        tenant.slots += 1
+        tenant.last_grant = self._grants
 
-    def _release(self, lane: SessionKey) -> None:
+    def _put_back(self, lane: SessionKey) -> None:
         self._free += 1
-        self._shares[lane.tenant].slots -= 1
+        self._tenants[lane.tenant].slots -= 1
 
-    def _share(self, lane: SessionKey) -> _Share:
-        share = self._shares.get(lane.tenant)
-        if share is None:
-            if len(self._shares) >= MAX_SERVED:
-                self._forget()
-            share = self._shares[lane.tenant] = _Share()
-        return share
+    def _tenant_of(self, lane: SessionKey) -> _Tenant:
+        tenant = self._tenants.get(lane.tenant)
+        if tenant is None:
+            if len(self._tenants) >= MAX_TENANTS:
+                self._evict()
+            tenant = self._tenants[lane.tenant] = _Tenant()
+        return tenant
 
-    def _forget(self) -> None:
-        """Drops most of the tenants of which nothing is here but the number of their last turn."""
-        idle = [(it.turn, name) for name, it in self._shares.items() if not (it.slots or it.line)]
-        for _, tenant in sorted(idle)[: MAX_SERVED // 2]:
-            del self._shares[tenant]
+    def _evict(self) -> None:
+        """Evicts the oldest tenants that have neither slots nor a queue."""
+        idle = [
+            (tenant.last_grant, name)
+            for name, tenant in self._tenants.items()
+            if not (tenant.slots or tenant.queue)
+        ]
+        for _, name in sorted(idle)[: MAX_TENANTS // 2]:
+            del self._tenants[name]
 
-    def _join_line(self, lane: SessionKey) -> None:
-        share = self._share(lane)
-        share.line.setdefault(lane)
-        self._waiting[lane.tenant] = share
+    def _join_queue(self, lane: SessionKey) -> None:
+        tenant = self._tenant_of(lane)
+        tenant.queue.setdefault(lane)
+        self._waiting[lane.tenant] = tenant
 
-    def _leave_line(self, lane: SessionKey) -> None:
-        share = self._waiting.get(lane.tenant) if self._waiting else None
-        if share is not None:
-            share.line.pop(lane, None)
-            if not share.line:
+    def _leave_queue(self, lane: SessionKey) -> None:
+        tenant = self._waiting.get(lane.tenant) if self._waiting else None
+        if tenant is not None:
+            tenant.queue.pop(lane, None)
+            if not tenant.queue:
                 del self._waiting[lane.tenant]

@@ -1,5 +1,5 @@
-"""Subscriptions over the event log: of the ends of runs, and of the events of one run.
+"""Subscriptions to the event log: terminal events of runs, and the events of one run.
 
 Import `Feed` from here. It reads from the store and from a shared in-memory tail. It never holds a
-queue per subscriber, and it never shows an event that is not committed.
+queue per subscriber, and it never publishes an event that is not committed.
 """

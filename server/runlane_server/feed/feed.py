@@ -1,7 +1,7 @@
-"""Subscriptions over the event logs: catch up from the store by pages, then follow a shared tail.
+"""Subscriptions to the event logs: catch up from the store page by page, then follow a shared tail.
 
-There is no queue per subscriber. A subscription is a position; whoever falls behind the tail reads
-from the store again. Nothing is done for a subscriber whom an event does not concern.
+A subscription is a position, not a queue. A subscriber behind the tail reads from the store again.
+An event wakes only the subscribers whose topics it matches.
 """
 
 from __future__ import annotations
@@ -17,11 +17,9 @@ from runlane_server.core.errors import (
     CursorInvalid,
     Draining,
     RunNotFound,
-    Violation,
 )
 from runlane_server.core.model import RunComplete, RunEvent, RunKey
 from runlane_server.feed.tail import Tail
-from runlane_server.feed.topics import topics_of_event, topics_of_filter
 from runlane_server.feed.wakeup import Wakeup
 from runlane_server.store.base import EventFilter, LoggedComplete, LogPage, Position, Store
 
@@ -29,149 +27,147 @@ PAGE_EVENTS = 256
 PAGE_BYTES = 2 << 20
 
 
-class _Woken(Protocol):
+class _Subscriber(Protocol):
     def wake(self, place: int) -> None: ...
 
 
 class Feed:
-    """Tells subscribers what was committed. It is the listener of a store that is open."""
+    """Publishes committed events to subscribers. It is the listener of an open store."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._closed = False
-        self.told = store.position
-        """The position of the last event that was published here."""
+        self.head = store.position
+        """The position of the last event published here."""
         self._tail: Tail[LoggedComplete] = Tail()
-        # Dictionaries as ordered sets: who came first is woken first.
-        self._subscribers: defaultdict[Hashable, dict[_Woken, None]] = defaultdict(dict)
+        # Dictionaries as ordered sets: subscribers are woken in the order in which they came.
+        self._subscribers: defaultdict[Hashable, dict[_Subscriber, None]] = defaultdict(dict)
         self._shared: tuple[str, Position, LogPage] | None = None
         self._run_tails: dict[RunKey, Tail[RunEvent]] = {}
-        # Followed runs that have ended, or may have: the tail lacks what another node wrote.
+        # Followed runs that have ended or may have: their tail lacks the events of other nodes.
         self._ended: set[RunKey] = set()
         self._followers: defaultdict[RunKey, dict[RunFollower, None]] = defaultdict(dict)
         store.listener = self
 
     @property
     def position(self) -> Position:
-        """From where on everything is still to come, and kept: where to begin now."""
-        return max(self.told, self._store.compacted)
+        """The position at which a subscription from now on starts."""
+        return max(self.head, self._store.compacted)
 
     @property
     def subscriptions(self) -> int:
-        """How many subscriptions are open."""
-        subscribers = set[_Woken]().union(*self._subscribers.values())
+        """The number of open subscriptions, followers of runs included."""
+        subscribers = set[_Subscriber]().union(*self._subscribers.values())
         return len(subscribers) + self.followers
 
     @property
     def followers(self) -> int:
-        """How many of them follow the events of one run."""
+        """The number of open followers of runs."""
         return sum(map(len, self._followers.values()))
 
     @property
     def furthest_behind(self) -> int:
-        """How many events of the log the slowest subscription has not read."""
-        subscribers = set[_Woken]().union(*self._subscribers.values())
+        """The number of events that the slowest subscription has not read."""
+        subscribers = set[_Subscriber]().union(*self._subscribers.values())
         positions = [s.position for s in subscribers if isinstance(s, Subscription)]
-        return max(0, self.told - min(positions, default=self.told))
+        return max(0, self.head - min(positions, default=self.head))
 
     def subscribe(self, tenant: str, wanted: EventFilter, after: Position) -> Subscription:
-        """Opens a subscription to terminal events after a position; to be closed by the caller.
+        """Opens a subscription to terminal events after a position. The caller must close it.
 
-        Raises CursorCompacted if events after it were removed, CursorInvalid if it lies ahead of
-        the log.
+        Raises CursorCompacted if events after the position were removed, and CursorInvalid if it
+        lies ahead of the log.
         """
         self._check_open()
         self._check_kept(after)
         if after > max(self.position, self._store.position):
-            raise CursorInvalid(
-                "cursor: lies ahead of the event log",
-                violations=[Violation("cursor", "lies ahead of the event log")],
-            )
+            raise CursorInvalid.of("cursor", "lies ahead of the event log")
         return Subscription(self, tenant, wanted, after)
 
     def follow(self, key: RunKey, after: int) -> RunFollower:
-        """Follows the events of a run after an index; to be closed by the caller."""
+        """Follows the events of a run after an index. The caller must close the follower."""
         self._check_open()
         return RunFollower(self, key, after)
 
     def close(self) -> None:
-        """Ends all subscriptions: whoever waits, or comes to wait, is told Draining."""
+        """Ends all subscriptions: pending and later waits raise Draining."""
         self._closed = True
         for waiting in (self._subscribers, self._followers):
             for subscriber in chain.from_iterable(waiting.values()):
-                subscriber.wake(self.told + 1)
+                subscriber.wake(self.head + 1)
 
-    # The store's listener
+    # The listener of the store
 
     def completed(self, events: Sequence[LoggedComplete]) -> None:
-        """Publishes terminal events; none, where the store went on over some that were removed."""
+        """Publishes terminal events. The list is empty if the store skipped compacted events."""
         first: dict[Hashable, Position] = {}
         begin = events[0].position if events else self._store.position + 1
-        if begin > self.told + 1:
-            self._notice_hole(self.told)
-        self.told = begin - 1
+        if begin > self.head + 1:
+            self._handle_gap(self.head)
+        self.head = begin - 1
         for event in events:
-            self.told = event.position
+            self.head = event.position
             self._tail.add(event.position, event, len(event.complete.text))
-            for topic in topics_of_event(event):
+            for topic in _topics_of_event(event):
                 first.setdefault(topic, event.position)
             if self._followers:
-                self.ended(RunKey(event.tenant, event.complete.run_id))
+                self.mark_ended(RunKey(event.tenant, event.complete.run_id))
         self._shared = None
         for topic, position in first.items():
             for subscriber in self._subscribers.get(topic, ()):
                 subscriber.wake(position)
 
     def happened(self, key: RunKey, events: Sequence[RunEvent]) -> None:
-        """Publishes events of a run, if anybody follows it and they are news."""
+        """Publishes events of a run that are new to its followers, if it has any."""
         followers = self._followers.get(key)
         tail = self._run_tails.get(key)
         if tail is not None:
-            # What was relayed may come again, where the run has come here since.
+            # Relayed events may come again, if the run has moved to this node since.
             events = [event for event in events if event.index > tail.end]
         if not (followers and events):
             return
         if tail is None or not tail.continues_at(events[0].index):
-            # What is in between was written by another node, or without an answer.
+            # Another node wrote the events in between, or their commit got no answer.
             tail = self._run_tails[key] = Tail()
         for event in events:
             tail.add(event.index, event, _size(event))
         for follower in followers:
             follower.wake(events[0].index)
 
-    # What another node does
+    # Events of other nodes
 
-    def reached(self, key: RunKey) -> int:
-        """The index of the last event that a follower of a run was told of."""
+    def last_index(self, key: RunKey) -> int:
+        """The highest index of an event that a follower of the run has read; 0 if none."""
         return max((follower.after for follower in self._followers.get(key, ())), default=0)
 
-    def look(self, key: RunKey) -> None:
-        """Something may have happened in a run that this node is not told of."""
+    def invalidate(self, key: RunKey) -> None:
+        """Drops the tail of a run, so that its followers read from the store."""
         self._run_tails.pop(key, None)
         for follower in self._followers.get(key, ()):
             follower.wake(0)
 
-    def ended(self, key: RunKey) -> None:
-        """A run has ended, on whichever node; its events may not come here."""
+    def mark_ended(self, key: RunKey) -> None:
+        """Notes the end of a run on any node; its last events may not be in the tail."""
         followers = self._followers.get(key)
         if followers:
             self._ended.add(key)
             for follower in followers:
                 follower.wake(0)
 
-    # For itself
+    def _handle_gap(self, after: Position) -> None:
+        """Handles events that were compacted before they were published here.
 
-    def _notice_hole(self, after: Position) -> None:
-        """Events after that position were removed before they came here. Who has not seen them has
-        to be told, and any run may have ended, so everybody looks into the store."""
+        Subscribers behind them must get CursorCompacted, and any run may have ended, so everybody
+        reads from the store.
+        """
         self._tail = Tail()
         for subscribers in self._subscribers.values():
             for subscriber in subscribers:
                 subscriber.wake(after + 1)
         for key in self._followers:
-            self.ended(key)
+            self.mark_ended(key)
 
-    # For subscriptions
+    # Used by subscriptions and followers
 
     def _check_open(self) -> None:
         if self._closed:
@@ -180,22 +176,22 @@ class Feed:
     def _check_kept(self, after: Position) -> None:
         if after < self._store.compacted:
             raise CursorCompacted(
-                "events after the cursor were removed; GetRun and ListRuns tell what was missed"
+                "events after the cursor were removed; use GetRun and ListRuns to catch up"
             )
 
     async def _read(self, tenant: str, wanted: EventFilter, after: Position) -> LogPage:
-        """What is stored after a position."""
+        """Reads a page from the store."""
         page = await self._store.completes(
             tenant, wanted, after=after, limit=PAGE_EVENTS, max_bytes=PAGE_BYTES
         )
-        # Events may have been removed while it was read; it has a hole then.
+        # A compaction during the read may have left a gap in the page.
         self._check_kept(after)
         return page
 
-    def _at_hand(self, tenant: str, wanted: EventFilter, after: Position) -> LogPage | None:
-        """What the tail has after a position; None if that has to be read from the store.
+    def _read_tail(self, tenant: str, wanted: EventFilter, after: Position) -> LogPage | None:
+        """Reads a page from the tail; None if the position is before the tail.
 
-        Who wants everything and keeps up wants the same page as all others who do.
+        All subscribers that keep up without a filter share one page.
         """
         if not self._tail.covers(after):
             return None
@@ -226,22 +222,22 @@ class Feed:
         )
 
     async def _check_run(self, key: RunKey) -> None:
-        """A run that was deleted with its session has no event to wait for."""
+        """Raises RunNotFound for a deleted run, which would have no event to wait for."""
         if await self._store.get_run(key) is None:
             raise RunNotFound.of(key.run_id)
 
-    def _enter(self, topics: Sequence[Hashable], subscriber: _Woken) -> None:
+    def _add_subscriber(self, topics: Sequence[Hashable], subscriber: _Subscriber) -> None:
         for topic in topics:
             self._subscribers[topic][subscriber] = None
 
-    def _leave(self, topics: Sequence[Hashable], subscriber: _Woken) -> None:
+    def _remove_subscriber(self, topics: Sequence[Hashable], subscriber: _Subscriber) -> None:
         for topic in topics:
             _discard(self._subscribers, topic, subscriber)
 
-    def _enter_run(self, key: RunKey, follower: RunFollower) -> None:
+    def _add_follower(self, key: RunKey, follower: RunFollower) -> None:
         self._followers[key][follower] = None
 
-    def _leave_run(self, key: RunKey, follower: RunFollower) -> None:
+    def _remove_follower(self, key: RunKey, follower: RunFollower) -> None:
         _discard(self._followers, key, follower)
         if key not in self._followers:
             self._run_tails.pop(key, None)
@@ -249,63 +245,63 @@ class Feed:
 
 
 class Subscription:
-    """A place in the log of terminal events, and what is wanted from there on."""
+    """A position in the log of terminal events, with a filter for the events after it."""
 
     def __init__(self, feed: Feed, tenant: str, wanted: EventFilter, after: Position) -> None:
         self._feed = feed
         self._tenant = tenant
         self._wanted = wanted
-        # Set while everything up to the feed's position was looked at: until it is woken, no event
-        # concerns this subscription, and it was told what the feed was.
+        # Set while the subscription has read up to the head of the feed: until it is woken, no
+        # event matches it, and its position moves with the head.
         self._parked = False
         self._after = after
-        self._topics = topics_of_filter(tenant, wanted)
+        self._topics = _topics_of_filter(tenant, wanted)
         self._wakeup = Wakeup()
-        feed._enter(self._topics, self)  # noqa: SLF001 - the two halves of one mechanism
+        feed._add_subscriber(self._topics, self)  # noqa: SLF001 - the two halves of one mechanism
 
     @property
     def position(self) -> Position:
-        """All that is wanted up to here was returned."""
-        return max(self._after, self._feed.told) if self._parked else self._after
+        """The position up to which all matching events were returned."""
+        return max(self._after, self._feed.head) if self._parked else self._after
 
     async def next(self, timeout: float) -> LogPage:
-        """The next events, or none of them after `timeout` seconds; `scanned` is how far it is.
+        """Returns the next events, or none after `timeout` seconds; `scanned` is the new position.
 
-        Raises Draining when the feed was closed.
+        Raises Draining once the feed is closed.
         """
         until = self._wakeup.after(timeout)
         while True:
-            page = await self._look(until)
+            page = await self._advance(until)
             if page.events or self._wakeup.past(until):
                 return page
 
     def close(self) -> None:
-        """Leaves the feed."""
-        self._feed._leave(self._topics, self)  # noqa: SLF001
+        """Removes this from the feed."""
+        self._feed._remove_subscriber(self._topics, self)  # noqa: SLF001
         self._wakeup.close()
 
     def wake(self, place: int) -> None:
-        """An event at `place` concerns this subscription, or the feed was closed."""
+        """Reports a matching event at `place`, or the end of the feed."""
         if not self._parked:
-            # It looks at what the feed was told before it waits.
+            # It compares its position with the head before it waits.
             return
         self._after = max(self._after, place - 1)
         self._parked = False
         self._wakeup.wake()
 
-    def _knows_all(self) -> bool:
-        return self._parked or self._after >= self._feed.told
+    def _is_caught_up(self) -> bool:
+        return self._parked or self._after >= self._feed.head
 
-    async def _look(self, until: float) -> LogPage:
+    async def _advance(self, until: float) -> LogPage:
         """Reads one page; parks and waits where there is none."""
-        if self._knows_all():
-            # Only who has been told everything is told that there is no more.
+        if self._is_caught_up():
+            # Only a subscription that has read everything gets Draining.
             self._feed._check_open()  # noqa: SLF001
             self._parked = True
             await self._wakeup.wait(until)
-            if self._knows_all():
+            if self._is_caught_up():
                 return LogPage((), self.position)
-        page = self._feed._at_hand(self._tenant, self._wanted, self._after)  # noqa: SLF001
+        page = self._feed._read_tail(self._tenant, self._wanted, self._after)  # noqa: SLF001
         if page is None:
             page = await self._read_stored(until)
         self._after = max(self._after, page.scanned)
@@ -322,20 +318,20 @@ class Subscription:
 
 
 class RunFollower:
-    """A place in the log of one run."""
+    """A position in the events of one run."""
 
     def __init__(self, feed: Feed, key: RunKey, after: int) -> None:
         self._feed = feed
         self._key = key
         self.after = after
-        """The index of the last event that was returned, or was known before."""
+        """The index of the last event returned, initially that of the last event known."""
         self._wakeup = asyncio.Event()
-        feed._enter_run(key, self)  # noqa: SLF001 - the two halves of one mechanism
+        feed._add_follower(key, self)  # noqa: SLF001 - the two halves of one mechanism
 
     async def next(self) -> Sequence[RunEvent]:
-        """The next events, one at least.
+        """Returns the next events, at least one.
 
-        Raises Draining when the feed was closed, RunNotFound when the run was deleted, and
+        Raises Draining once the feed is closed, RunNotFound once the run is deleted, and
         CursorCompacted.
         """
         while True:
@@ -349,12 +345,33 @@ class RunFollower:
             await self._wakeup.wait()
 
     def close(self) -> None:
-        """Leaves the feed."""
-        self._feed._leave_run(self._key, self)  # noqa: SLF001
+        """Removes this from the feed."""
+        self._feed._remove_follower(self._key, self)  # noqa: SLF001
 
     def wake(self, place: int) -> None:
-        """There are new events, or the feed was closed."""
+        """Reports new events, or the end of the feed."""
         self._wakeup.set()
+
+
+_EVERYTHING: Hashable = None
+
+
+def _topics_of_event(event: LoggedComplete) -> tuple[Hashable, ...]:
+    complete = event.complete
+    return (
+        (event.tenant, _EVERYTHING),
+        (event.tenant, "session", complete.session_id),
+        (event.tenant, "run", complete.run_id),
+    )
+
+
+def _topics_of_filter(tenant: str, wanted: EventFilter) -> tuple[Hashable, ...]:
+    if wanted.everything:
+        return ((tenant, _EVERYTHING),)
+    return (
+        *((tenant, "session", session_id) for session_id in wanted.session_ids),
+        *((tenant, "run", run_id) for run_id in wanted.run_ids),
+    )
 
 
 Topic = TypeVar("Topic", bound=Hashable)

@@ -1,4 +1,4 @@
-"""The clock of a node, and how a harness moves it."""
+"""The clock of a node, and how a harness advances it."""
 
 from __future__ import annotations
 
@@ -10,68 +10,74 @@ from runlane_server.core.errors import Unsupported
 from runlane_server.core.model import Micros
 
 
-def never_back(now: Callable[[], Micros]) -> Callable[[], Micros]:
-    """A clock that stands still while the system's is set back: no run ends before it began."""
+def monotonic_clock(now: Callable[[], Micros]) -> Callable[[], Micros]:
+    """Returns `now` made monotonic: it stands still while the system clock is set back, so that no
+    run ends before it began."""
     latest = 0
 
-    def monotone() -> Micros:
+    def monotonic() -> Micros:
         nonlocal latest
         latest = max(latest, now())
         return latest
 
-    return monotone
+    return monotonic
 
 
 class MovableLoop(asyncio.SelectorEventLoop):
-    """An event loop that can be moved forward, by `ahead` seconds in all: what was to happen until
-    then happens next."""
+    """An event loop whose clock a harness can advance: `offset` is the total, in seconds.
 
-    ahead = 0.0
+    Timers that are due by the new time fire in the next iteration.
+    """
+
+    offset = 0.0
 
     def time(self) -> float:
-        """Seconds of a clock that never goes back."""
-        return super().time() + self.ahead
+        """Seconds of a monotonic clock."""
+        return super().time() + self.offset
 
 
-def unmoved_time() -> float:
-    """Seconds of the running loop's clock without what a harness has moved it by: for what goes by
-    somebody else's clock."""
+def real_loop_time() -> float:
+    """The time of the running loop in seconds, without what a harness advanced it by.
+
+    For intervals that another clock measures too, such as a lease in the store.
+    """
     loop = asyncio.get_running_loop()
-    return loop.time() - (loop.ahead if isinstance(loop, MovableLoop) else 0.0)
+    return loop.time() - (loop.offset if isinstance(loop, MovableLoop) else 0.0)
 
 
 class Clock:
-    """The time of day on a node: the system's, `ahead` of it by so many seconds."""
+    """The time of day on a node: the system's, plus `offset` seconds."""
 
-    def __init__(self, ahead: float = 0.0) -> None:
-        self.ahead = ahead
+    def __init__(self, offset: float = 0.0) -> None:
+        self.offset = offset
 
     def seconds(self) -> float:
         """Seconds since 1970."""
-        return time.time() + self.ahead
+        return time.time() + self.offset
 
     def micros(self) -> Micros:
         """Microseconds since 1970."""
-        return time.time_ns() // 1000 + round(self.ahead * 1e6)
+        return time.time_ns() // 1000 + round(self.offset * 1e6)
 
     @property
-    def movable(self) -> bool:
-        """Whether it can be moved: the running loop has to go with it."""
+    def can_advance(self) -> bool:
+        """Whether the running loop is a `MovableLoop`: the two clocks advance together."""
         return isinstance(asyncio.get_running_loop(), MovableLoop)
 
     async def advance(self, seconds: float) -> None:
-        """Moves it forward together with the running loop; returns when what is due by then was
-        begun. Raises Unsupported on a loop that cannot be moved."""
+        """Advances this clock and the running loop; returns once the timers that are due by then
+        have fired. Raises Unsupported if the loop is not a `MovableLoop`."""
         loop = asyncio.get_running_loop()
         if not isinstance(loop, MovableLoop):
-            raise Unsupported("the clock cannot be moved: the event loop is not this server's own")
-        self.ahead += seconds
-        loop.ahead += seconds
-        # Whatever is due goes off in the next round of the loop, and what that wakes in the one
-        # after it.
+            raise Unsupported(
+                "the clock cannot be advanced: the event loop does not belong to this server"
+            )
+        self.offset += seconds
+        loop.offset += seconds
+        # Timers fire in the next iteration of the loop; tasks that they wake run in the one after.
         for _ in range(3):
             await asyncio.sleep(0)
 
 
-SYSTEM = Clock()
-"""The system's clock, which nobody moves."""
+SYSTEM_CLOCK = Clock()
+"""The system clock. It is never advanced."""

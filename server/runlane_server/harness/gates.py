@@ -1,14 +1,14 @@
-"""Gates at named points of a run's way, at which a harness may hold it.
+"""Gates: a harness arms one at a named point of a run's execution, and the run waits there.
 
-Nothing is held unless a gate was armed. What is held stands where it may be in any case, only never
-for so long: no order of things can be staged that could not come about by itself.
+Without an armed gate nothing waits. Every point is one where a run may be delayed anyway, only
+never for so long; so a gate cannot stage an order of events that could not happen without it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from runlane_server.core.model import SessionKey
 
 
 class Point(StrEnum):
-    """Where a run can be held; `proto/runlane/harness/v1` says what each means."""
+    """The points at which a run can be held; `proto/runlane/harness/v1` defines each."""
 
     BEFORE_AGENT_READY = "before_agent_ready"
     ACCEPT_COMMITTED = "accept_committed"
@@ -30,22 +30,22 @@ class Point(StrEnum):
 
 
 class Arrival(NamedTuple):
-    """A run that came to a gate; both are empty where it is the agent that is held."""
+    """A run that reached a gate. Both ids are empty at BEFORE_AGENT_READY, which holds no run."""
 
     session_id: str
     run_id: str
 
 
-class Armed(NamedTuple):
-    """What a gate is armed with: where, and for which session and run; empty is any."""
+class GateSpec(NamedTuple):
+    """The settings of a gate: its point, and the session and run that it holds; empty means any."""
 
     gate_id: str
     point: Point
     session_id: str = ""
     run_id: str = ""
 
-    def means(self, point: Point, session_id: str, run_id: str) -> bool:
-        """Whether it holds a run that comes to that point."""
+    def matches(self, point: Point, session_id: str, run_id: str) -> bool:
+        """Whether the gate holds this run at this point."""
         return (
             point is self.point
             and self.session_id in {"", session_id}
@@ -55,72 +55,75 @@ class Armed(NamedTuple):
 
 @dataclass(slots=True)
 class Gate:
-    """A gate: who came to it, which lanes it keeps from starting a run, and what wakes those who
-    wait for either."""
+    """An armed gate.
 
-    armed: Armed
-    arrivals: dict[Arrival, None] = field(default_factory=dict)
-    lanes: set[SessionKey] = field(default_factory=set)
-    came: asyncio.Event = field(default_factory=asyncio.Event)
-    opened: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def note(self, arrival: Arrival) -> None:
-        """A run has come; it may come again, as a lane is looked at often."""
-        if arrival not in self.arrivals:
-            self.arrivals[arrival] = None
-            self.wake()
-
-    def wake(self) -> None:
-        """Has those look again who wait for arrivals."""
-        self.came.set()
-        self.came = asyncio.Event()
-
-
-def _nobody(_: SessionKey) -> None:
-    """Wakes no lane."""
-
-
-class Stage:
-    """The gates of a node. It outlives the node where that is started anew in the same process.
-
-    `on_open` is called with each lane that may start its run again.
+    `arrivals` are the runs that reached it, in order. `lanes` are those that the gate keeps from
+    starting their next run. `changed` is set at the next arrival and at the release; `opened` is
+    set once the gate holds runs no longer.
     """
 
-    def __init__(self, armed: Sequence[Armed] = ()) -> None:
-        self.on_open: Callable[[SessionKey], None] = _nobody
+    spec: GateSpec
+    arrivals: dict[Arrival, None] = field(default_factory=dict)
+    lanes: set[SessionKey] = field(default_factory=set)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    opened: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def add_arrival(self, arrival: Arrival) -> None:
+        """Records a run. A run may arrive repeatedly, as its lane is checked often; once counts."""
+        if arrival not in self.arrivals:
+            self.arrivals[arrival] = None
+            self.notify_waiters()
+
+    def notify_waiters(self) -> None:
+        """Makes every waiter for arrivals check again."""
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+
+def _ignore(_: SessionKey) -> None:
+    """Does nothing: no lane waits before a coordinator uses the gates."""
+
+
+class Gates:
+    """The armed gates of a node. They survive a restart of the node within the process.
+
+    `on_open` is called with each lane that may start its next run again.
+    """
+
+    def __init__(self, specs: Sequence[GateSpec] = ()) -> None:
+        self.on_open: Callable[[SessionKey], None] = _ignore
         self._numbers = itertools.count(1)
-        self._gates = {each.gate_id: Gate(each) for each in armed}
+        self._gates = {spec.gate_id: Gate(spec) for spec in specs}
         self._suspended = False
 
-    @property
-    def gates(self) -> tuple[Gate, ...]:
-        """The gates that are armed, in the order in which they were."""
-        return tuple(self._gates.values())
+    def __iter__(self) -> Iterator[Gate]:
+        """The armed gates in the order in which they were armed, unaffected by later changes."""
+        return iter(tuple(self._gates.values()))
 
-    # --- What a harness does --------------------------------------------------------------------
+    # --- For the harness ------------------------------------------------------------------------
 
     def arm(self, point: Point, session_id: str = "", run_id: str = "") -> Gate:
-        """Closes a gate."""
+        """Arms a new gate: matching runs wait at the point until the gate is released."""
         gate_id = next(name for n in self._numbers if (name := f"gate-{n}") not in self._gates)
-        gate = self._gates[gate_id] = Gate(Armed(gate_id, point, session_id, run_id))
+        gate = self._gates[gate_id] = Gate(GateSpec(gate_id, point, session_id, run_id))
         return gate
 
-    async def arrived(self, gate_id: str, count: int) -> tuple[Arrival, ...]:
-        """Waits until so many runs have come to a gate; returns all that have.
+    async def wait_for_arrivals(self, gate_id: str, count: int) -> tuple[Arrival, ...]:
+        """Waits until at least `count` runs have reached a gate; returns all that have.
 
-        Raises GateNotFound, also if it is released meanwhile.
+        Raises GateNotFound if there is no such gate or it is released meanwhile.
         """
         while True:
             gate = self._gate(gate_id)
             if len(gate.arrivals) >= count:
                 return tuple(gate.arrivals)
-            await gate.came.wait()
+            await gate.changed.wait()
 
     def release(self, gate_id: str) -> None:
-        """Removes a gate. Raises GateNotFound."""
+        """Removes a gate and lets its runs continue. Raises GateNotFound."""
         gate = self._gate(gate_id)
         del self._gates[gate_id]
-        gate.wake()
+        gate.notify_waiters()
         self._open(gate)
 
     def _gate(self, gate_id: str) -> Gate:
@@ -129,18 +132,18 @@ class Stage:
             raise GateNotFound.of(gate_id)
         return gate
 
-    # --- What becomes of it while the node goes down --------------------------------------------
+    # --- Shutdown and start of the node ---------------------------------------------------------
 
     def suspend(self) -> None:
-        """Holds nobody from now on: a node that goes down is not to wait for a harness."""
+        """Holds no run from now on: a shutdown must not wait for a harness."""
         self._suspended = True
-        for gate in self.gates:
+        for gate in self:
             self._open(gate)
 
     def resume(self) -> None:
-        """Holds runs again, at the gates that are armed."""
+        """Holds runs again at the gates that are still armed."""
         self._suspended = False
-        for gate in self.gates:
+        for gate in self:
             gate.opened = asyncio.Event()
 
     def _open(self, gate: Gate) -> None:
@@ -149,39 +152,41 @@ class Stage:
             self.on_open(lane)
         gate.lanes.clear()
 
-    # --- What a node asks -----------------------------------------------------------------------
+    # --- For the engine -------------------------------------------------------------------------
 
-    async def pass_by(self, point: Point, session_id: str = "", run_id: str = "") -> None:
-        """Returns once no gate holds what comes to this point."""
+    async def wait_at(self, point: Point, session_id: str = "", run_id: str = "") -> None:
+        """Returns once no gate holds this run at this point."""
         while self._gates and (holding := self._holding(point, session_id, run_id)):
             for gate in holding:
-                gate.note(Arrival(session_id, run_id))
+                gate.add_arrival(Arrival(session_id, run_id))
             await holding[0].opened.wait()
 
-    def lets_start(self, key: SessionKey, run_id: str, *, follows: bool) -> bool:
-        """Whether a lane may start its next run; `follows` where its last one ends in this step."""
+    def can_start(self, key: SessionKey, run_id: str, *, follows: bool) -> bool:
+        """Whether a lane may start its next run; `follows` if its last run ends in this step."""
         return not self._gates or not self._holding_start(key, run_id, follows=follows)
 
-    def keep_from_starting(self, key: SessionKey, run_id: str, *, follows: bool) -> bool:
-        """Notes that the run has come so far, once that is committed, and has `on_open` called when
-        it may start. Returns whether it is held still."""
+    def hold_start(self, key: SessionKey, run_id: str, *, follows: bool) -> bool:
+        """Records the arrival of a lane's next run, to be called once its step is committed.
+
+        Returns whether the run is still held; `on_open` is called when it may start.
+        """
         holding = self._holding_start(key, run_id, follows=follows)
         for gate in holding:
-            gate.note(Arrival(key.session_id, run_id))
+            gate.add_arrival(Arrival(key.session_id, run_id))
         if holding:
             holding[0].lanes.add(key)
         return bool(holding)
 
     def _holding_start(self, key: SessionKey, run_id: str, *, follows: bool) -> list[Gate]:
-        # What came to the handoff stays there, however often the lane is looked at; let go, it
-        # comes to the other point.
-        here = Arrival(key.session_id, run_id)
-        handoff = self._holding(Point.HANDOFF, *here)
-        holding = [gate for gate in handoff if follows or here in gate.arrivals]
-        return holding or self._holding(Point.BEFORE_ACTIVE, *here)
+        # A run that reached HANDOFF stays there, however often its lane is checked; once it is
+        # released, it comes to BEFORE_ACTIVE.
+        arrival = Arrival(key.session_id, run_id)
+        handoff = self._holding(Point.HANDOFF, *arrival)
+        holding = [gate for gate in handoff if follows or arrival in gate.arrivals]
+        return holding or self._holding(Point.BEFORE_ACTIVE, *arrival)
 
     def _holding(self, point: Point, session_id: str, run_id: str) -> list[Gate]:
-        """The gates that hold a run at this point."""
+        """The gates that hold this run at this point."""
         if self._suspended:
             return []
-        return [gate for gate in self.gates if gate.armed.means(point, session_id, run_id)]
+        return [gate for gate in self if gate.spec.matches(point, session_id, run_id)]

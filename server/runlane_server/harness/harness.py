@@ -1,6 +1,6 @@
-"""What a harness has a hold of: the gates, the clock, and the process of a server.
+"""The parts of a server that a test harness controls: gates, clock, and process.
 
-What it has done to a server outlives the process, if that is started anew by it.
+Armed gates and the clock offset survive a restart that the harness itself requests.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Protocol
 from runlane_server.core.errors import Unsupported
 from runlane_server.core.limits import Limits
 from runlane_server.harness.clock import Clock
-from runlane_server.harness.gates import Armed, Point, Stage
+from runlane_server.harness.gates import Gates, GateSpec, Point
 
-STATE = "RUNLANE_HARNESS_STATE"
-"""The environment variable by which a process is told what the one before it was set to."""
+STATE_VARIABLE = "RUNLANE_HARNESS_STATE"
+"""The environment variable that carries `Harness.state` from a process to its successor."""
 
 
 @dataclass(frozen=True, slots=True)
-class About:
-    """How a server is set, as far as a test has to know. Times are in seconds."""
+class ServerInfo:
+    """The settings of a server that a test needs to know. Times are in seconds."""
 
     store: str = "memory"
     agent: str = "echo"
@@ -33,54 +33,64 @@ class About:
 
     @property
     def durable(self) -> bool:
-        """Whether what was accepted outlives the process."""
+        """Whether accepted runs survive the process."""
         return self.store != "memory"
 
 
-class Life(Protocol):
-    """The life of a server's process."""
+class ProcessControl(Protocol):
+    """Ends the process of a server, and starts it again."""
 
     @property
-    def restarts(self) -> bool:
-        """Whether it can be ended, and started anew."""
+    def can_restart(self) -> bool:
+        """Whether the process can be ended and restarted."""
 
     def crash(self, *, restart: bool) -> None:
-        """Ends it at once, and starts it anew if so wished. Does not return; raises Unsupported."""
+        """Ends the process at once; with `restart` it starts again. Does not return.
+
+        Raises Unsupported.
+        """
 
     def drain(self, *, restart: bool) -> None:
-        """Has it go down in good order, and start anew if so wished. Raises Unsupported."""
+        """Begins a graceful shutdown; with `restart` the process starts again. Raises
+        Unsupported."""
 
 
-class OfAnother:
-    """The process is somebody else's, such as that of a test, and is not to be ended."""
+class UncontrolledProcess:
+    """The process of another program, such as a test, which a harness must not end."""
 
-    restarts = False
+    can_restart = False
 
     def crash(self, *, restart: bool) -> None:
         """Raises Unsupported."""
-        raise Unsupported("this server is part of another program, and cannot end its process")
+        raise Unsupported("this server runs inside another program, whose process it cannot end")
 
     drain = crash
 
 
 @dataclass(slots=True)
 class Harness:
-    """Holds all of it, for one server after the other at the same address."""
+    """The state of a harness. It outlives a node that is restarted at the same address.
 
-    stage: Stage = field(default_factory=Stage)
+    `instance` is a random id of this process.
+    """
+
+    gates: Gates = field(default_factory=Gates)
     clock: Clock = field(default_factory=Clock)
-    life: Life = field(default_factory=OfAnother)
-    about: About = field(default_factory=About)
+    process: ProcessControl = field(default_factory=UncontrolledProcess)
+    server: ServerInfo = field(default_factory=ServerInfo)
     instance: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def state(self) -> str:
-        """What is to outlive the process."""
-        gates = [gate.armed for gate in self.stage.gates]
-        return json.dumps({"ahead": self.clock.ahead, "gates": gates})
+        """The state for the next process, as JSON: the armed gates and the clock offset."""
+        gates = [gate.spec for gate in self.gates]
+        return json.dumps({"offset": self.clock.offset, "gates": gates})
 
     @classmethod
-    def of(cls, environment: Mapping[str, str], life: Life) -> Harness:
-        """The harness as the process before this one left it, if that was ended by it."""
-        known = json.loads(environment.get(STATE, "{}"))
-        gates = [Armed(name, Point(point), *who) for name, point, *who in known.get("gates", ())]
-        return cls(Stage(gates), Clock(known.get("ahead", 0.0)), life)
+    def from_environment(cls, environment: Mapping[str, str], process: ProcessControl) -> Harness:
+        """A harness in the state of the previous process, if the harness restarted that one."""
+        state = json.loads(environment.get(STATE_VARIABLE, "{}"))
+        specs = [
+            GateSpec(gate_id, Point(point), *scope)
+            for gate_id, point, *scope in state.get("gates", ())
+        ]
+        return cls(Gates(specs), Clock(state.get("offset", 0.0)), process)

@@ -20,7 +20,7 @@ import structlog
 from runlane_server.config import Config
 from runlane_server.core.errors import StartError
 from runlane_server.harness.clock import MovableLoop
-from runlane_server.harness.harness import STATE, Harness
+from runlane_server.harness.harness import STATE_VARIABLE, Harness
 from runlane_server.process import systemd
 from runlane_server.process.node import Node, Orders, serving
 from runlane_server.telemetry import logs
@@ -90,7 +90,7 @@ async def serve(config: Config, worker: Worker | None = None, life: Life | None 
     """
     life = life or Life()
     orders = life.orders = Signals()
-    life.harness = Harness.of(os.environ, life)
+    life.harness = Harness.from_environment(os.environ, life)
     with ExitStack() as closing:
         async with serving(
             config,
@@ -136,11 +136,11 @@ class Life:
     gone in that instant, as it is by SIGKILL, and whoever looks after the process sees no end.
     """
 
-    restarts = True
+    can_restart = True
 
     def __init__(self) -> None:
         self.orders = Orders()
-        self.harness = Harness(life=self)
+        self.harness = Harness(process=self)
         self.address = ""
         self.goes_on = False
         """Whether it begins anew where it ends in good order."""
@@ -159,8 +159,8 @@ class Life:
     def start_anew(self) -> Never:
         """Begins anew, at the same address and as the harness has set it."""
         # What was added for this start takes the place of what was added for the last one.
-        given = sys.orig_argv[:-2] if STATE in os.environ else sys.orig_argv
-        environment = {**os.environ, STATE: self.harness.state()}
+        given = sys.orig_argv[:-2] if STATE_VARIABLE in os.environ else sys.orig_argv
+        environment = {**os.environ, STATE_VARIABLE: self.harness.state()}
         arguments = [*given, "--listen", self.address]
         os.execve(sys.executable, arguments, environment)  # noqa: S606 - it is this very program
 

@@ -19,20 +19,20 @@ from runlane_server.agents.loader import AgentSettings, load_agent
 from runlane_server.cluster.relay import Relay
 from runlane_server.config import Config
 from runlane_server.core.errors import RunlaneError, StartError
-from runlane_server.core.observer import Both
+from runlane_server.core.observer import ObserverPair
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.engine.executor import NodeSettings
-from runlane_server.engine.retention import Retention, keepers
+from runlane_server.engine.retention import Retention, retention_tasks
 from runlane_server.feed.feed import Feed
-from runlane_server.harness.harness import About, Harness
+from runlane_server.harness.harness import Harness, ServerInfo
 from runlane_server.net.addresses import of_worker, own_listen, reached_at
 from runlane_server.process.security import Entrance
 from runlane_server.process.security import check as check_entrance
 from runlane_server.rpc.endpoint import Endpoint
 from runlane_server.store.base import StoreError
 from runlane_server.store.open import kind_of, open_store
-from runlane_server.telemetry.metrics_server import Monitor
-from runlane_server.telemetry.tracing import Tracing
+from runlane_server.telemetry.metrics_server import MetricsServer
+from runlane_server.telemetry.trace_export import TraceExport
 
 log = structlog.get_logger()
 
@@ -91,12 +91,12 @@ async def serving(
     """
     check_entrance(config)
     harness = harness or Harness()
-    harness.about = about(config)
+    harness.server = about(config)
     clock = harness.clock
     entrance = Entrance(config, clock.seconds)
     async with AsyncExitStack() as closing:
-        monitor = Monitor(config.metrics_listen, kind_of(config.store), worker, clock.micros)
-        tracing = Tracing(
+        monitor = MetricsServer(config.metrics_listen, kind_of(config.store), worker, clock.micros)
+        tracing = TraceExport(
             config.otlp_endpoint,
             ratio=config.trace_ratio,
             content=config.log_content,
@@ -108,8 +108,8 @@ async def serving(
         store.on_failure = orders.store_failed
         await closing.enter_async_context(store)
         feed = Feed(store)
-        monitor.watch(store, feed)
-        observer = Both(monitor.observer, tracing.observer)
+        monitor.attach(store, feed)
+        observer = ObserverPair(monitor.observer, tracing.observer)
         coordinator = Coordinator(
             store,
             agent,
@@ -118,7 +118,7 @@ async def serving(
             node=NodeSettings(lease=config.node_lease),
             observer=observer,
             quotas=entrance.quotas,
-            stage=harness.stage,
+            gates=harness.gates,
             now=clock.micros,
         )
         relay, peer_key = None, ""
@@ -128,7 +128,7 @@ async def serving(
         door = entrance.door(peer_key)
         endpoint = Endpoint(
             coordinator,
-            door=door,
+            access=door,
             progress_interval=config.progress_interval,
             shares_port=worker is not None,
             relay=relay,
@@ -151,7 +151,7 @@ async def serving(
         entrance.warn(node_address, shared=relay is not None)
         background = _in_background(
             _keep_serving(endpoint, orders),
-            *keepers(coordinator, retention_of(config), clock.seconds),
+            *retention_tasks(coordinator, retention_of(config), clock.seconds),
             entrance.watch(door),
             coordinator.stored.keep_measuring(),
         )
@@ -176,9 +176,9 @@ def _bind(endpoint: Endpoint, config: Config, worker: int | None) -> tuple[str, 
     return address, reached_at(own, given)
 
 
-def about(config: Config) -> About:
+def about(config: Config) -> ServerInfo:
     """What a test is told of the settings."""
-    return About(
+    return ServerInfo(
         store=kind_of(config.store),
         agent=config.agent.partition(":")[0],
         limits=config.limits,
@@ -227,8 +227,8 @@ async def _go_down(
     coordinator: Coordinator, endpoint: Endpoint, orders: Orders, drain_timeout: float
 ) -> None:
     """New work is refused first, what is active may end, and subscribers hear of it."""
-    await endpoint.retire()
-    coordinator.refuse()
+    await endpoint.mark_not_serving()
+    coordinator.begin_drain()
     log.info("draining", timeout_s=drain_timeout)
     idle = await _unless(orders.hurry, coordinator.wait_idle(drain_timeout))
     coordinator.feed.close()

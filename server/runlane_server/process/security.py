@@ -10,9 +10,9 @@ from typing import Never
 
 import structlog
 
-from runlane.places import is_local
-from runlane_server.access.door import Door
-from runlane_server.access.identities import AccessFile
+from runlane.targets import is_local
+from runlane_server.access.access_file import AccessFile
+from runlane_server.access.control import AccessControl
 from runlane_server.access.quotas import QuotaBook
 from runlane_server.cluster.peers import Peers
 from runlane_server.config import Config
@@ -73,9 +73,9 @@ class Entrance:
         if self._ca is not None and not self._ca.is_file():
             raise StartError(f"--node-tls-ca {self._ca}: is no file")
 
-    def door(self, peer_key: str) -> Door:
+    def door(self, peer_key: str) -> AccessControl:
         """Lets in who may come in. `peer_key` is what only the nodes of one store know."""
-        return Door(self._access, peer_key=peer_key, quotas=self.quotas)
+        return AccessControl(self._access, peer_key=peer_key, quotas=self.quotas)
 
     def peers(self, peer_key: str) -> Peers:
         """The other nodes, reached as this one is."""
@@ -106,7 +106,7 @@ class Entrance:
             else:
                 log.warning("without TLS nodes do not ask each other; live events come later")
 
-    async def watch(self, door: Door) -> Never:
+    async def watch(self, door: AccessControl) -> Never:
         """Takes up what changes in the files, and ends the calls of those who may not stay."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
@@ -116,7 +116,7 @@ class Entrance:
                 # Else nobody would be shut out any more; it is tried again.
                 log.exception("those who are in could not be looked at again")
 
-    def look(self, door: Door) -> None:
+    def look(self, door: AccessControl) -> None:
         """Does so once."""
         if self.tls is not None:
             self.tls.refresh()
@@ -125,7 +125,7 @@ class Entrance:
         self._due |= self._access.refresh()
         if self._due:
             self.quotas.replace(self._access.quotas)
-            door.look_again()
+            door.recheck()
             self._due = False
 
 

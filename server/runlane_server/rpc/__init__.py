@@ -1,5 +1,5 @@
-"""The wire: decodes requests, calls the coordinator, encodes answers and errors.
+"""The gRPC services: decode a request, call the engine, encode the answer or the error.
 
-One servicer per service, one table for errors. Only `process` and `telemetry` import from here.
-No rule about runs is decided in this room.
+There is one servicer per service and one table of errors. Only `process` and `telemetry` import
+from here. This room decides nothing about runs.
 """

@@ -1,4 +1,4 @@
-"""The limits that fields have, and how what is wrong with a request is collected."""
+"""Limits of request fields, and the collection of their violations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeVar
 from google.protobuf.duration_pb2 import Duration
 
 from runlane_server.core.errors import InvalidArgument, RunMissing, SessionMissing, Violation
-from runlane_server.core.model import Micros
+from runlane_server.core.model import Micros, utf8_size
 from runlane_server.rpc import convert
 
 MAX_ID_BYTES = 128
@@ -22,97 +22,100 @@ MAX_LABEL_KEY_BYTES = 128
 MAX_LABEL_VALUE_BYTES = 4 << 10
 MAX_ATTEMPTS = 100
 MAX_ITEMS = 1000
-"""How many entries a list in a request has at the most, and a page."""
+"""Maximum length of a list in a request, and of a page."""
 MAX_DAYS = 7
-"""How long a length of time in a request may be."""
+"""Maximum duration in a request."""
 
 DEFAULT_PAGE_SIZE = 50
 
 _NANOS = 1_000_000_000
 _MAX_INT64 = (1 << 63) - 1
 
-# RFC 6838, with parameters as RFC 9110 has them, loosely: `text/plain; charset=utf-8`.
+# RFC 6838, with loosely checked parameters of RFC 9110: `text/plain; charset=utf-8`.
 _TOKEN = r"[A-Za-z0-9!#$&^_.+-]+"  # noqa: S105 - a word of the grammar, not a secret
 _MIME_TYPE = re.compile(rf"{_TOKEN}/{_TOKEN}(?:\s*;[ -~]*)?")
 
-# Nearly all ids are of this kind, and it is quickly seen.
+# Nearly all ids match this, which is a fast check.
 _PLAIN_ID = re.compile(r"[A-Za-z0-9_.:-]*")
 
-Known = TypeVar("Known")
-Read = TypeVar("Read")
+EnumT = TypeVar("EnumT")
+ReadT = TypeVar("ReadT")
 
 
 class Checks:
-    """Collects what is wrong with a request, so that the caller is told all of it at once."""
+    """Collects the violations of a request, so that one error reports all of them."""
 
     def __init__(self) -> None:
         self._violations: list[Violation] = []
         self._kind: type[InvalidArgument] = InvalidArgument
 
-    def done(self) -> None:
-        """Raises InvalidArgument, or the first more specific error, if anything is wrong."""
+    def finish(self) -> None:
+        """Raises all violations as InvalidArgument, or as the first more specific error."""
         if self._violations:
             message = "; ".join(f"{wrong.field}: {wrong.description}" for wrong in self._violations)
             raise self._kind(message, violations=self._violations)
 
-    def done_with(self, read: Callable[[], Read]) -> Read:
-        """What `read` makes of the rest of the request; raises what it refuses along with the
-        violations that there are."""
+    def finish_with(self, read: Callable[[], ReadT]) -> ReadT:
+        """Returns the value of `read`; raises its violations together with those collected."""
         try:
             value = read()
         except InvalidArgument as error:
-            for violation in error.violations:
-                self.wrong(violation.field, violation.description, type(error))
-            self.done()
+            self.include(error)
+            self.finish()
             raise
-        self.done()
+        self.finish()
         return value
 
-    def wrong(
+    def reject(
         self, field: str, description: str, kind: type[InvalidArgument] = InvalidArgument
     ) -> None:
-        """Notes a violation; `kind` is the error that says it best."""
+        """Adds a violation; `kind` is the most specific error for it."""
         self._violations.append(Violation(field, description))
         if self._kind is InvalidArgument:
             self._kind = kind
 
+    def include(self, error: InvalidArgument) -> None:
+        """Adds the violations of an error."""
+        for violation in error.violations:
+            self.reject(violation.field, violation.description, type(error))
+
     # Text
 
     def size(self, field: str, text: str, limit: int) -> None:
-        """A text of `limit` bytes of UTF-8 at the most."""
+        """A string of at most `limit` bytes in UTF-8."""
         if utf8_size(text) > limit:
-            self.wrong(field, f"has {utf8_size(text)} bytes; {limit} is the limit")
+            self.reject(field, f"has {utf8_size(text)} bytes; the limit is {limit}")
 
     def identifier(self, field: str, value: str) -> None:
-        """An id, or an empty text where one may be left out."""
+        """An id; empty is allowed."""
         if len(value) <= MAX_ID_BYTES and _PLAIN_ID.fullmatch(value):
             return
         self.size(field, value, MAX_ID_BYTES)
         if value != value.strip():
-            self.wrong(field, "begins or ends with whitespace")
+            self.reject(field, "starts or ends with whitespace")
         elif any(unicodedata.category(character) == "Cc" for character in value):
-            self.wrong(field, "contains a control character")
+            self.reject(field, "contains a control character")
 
     def session_id(self, value: str) -> None:
-        """The id of a session, which has to be there."""
+        """A required id of a session."""
         if not value:
-            self.wrong("session_id", "is missing", SessionMissing)
+            self.reject("session_id", "is missing", SessionMissing)
         self.identifier("session_id", value)
 
     def run_id(self, value: str) -> None:
-        """The id of a run, which has to be there."""
+        """A required id of a run."""
         if not value:
-            self.wrong("run_id", "is missing", RunMissing)
+            self.reject("run_id", "is missing", RunMissing)
         self.identifier("run_id", value)
 
     def mime_type(self, field: str, value: str) -> None:
-        """A media type, or an empty text."""
+        """A media type; empty is allowed."""
         self.size(field, value, MAX_NAME_BYTES)
         if value and not _MIME_TYPE.fullmatch(value):
-            self.wrong(field, "is not a media type of the form type/subtype")
+            self.reject(field, "is not a media type of the form type/subtype")
 
     def labels(self, field: str, labels: Mapping[str, str]) -> None:
-        """The caller's own labels."""
+        """Metadata of the caller."""
         self.count(field, labels, MAX_LABELS)
         for key, value in labels.items():
             shown = key if utf8_size(key) <= MAX_LABEL_KEY_BYTES else f"{key[:32]}..."
@@ -122,54 +125,52 @@ class Checks:
     # Lists
 
     def count(self, field: str, items: Collection[object], limit: int = MAX_ITEMS) -> None:
-        """A list of `limit` entries at the most."""
+        """A list of at most `limit` entries."""
         if len(items) > limit:
-            self.wrong(field, f"has {len(items)} entries; {limit} is the limit")
+            self.reject(field, f"has {len(items)} entries; the limit is {limit}")
 
     def identifiers(self, field: str, values: Sequence[str]) -> None:
         """A list of ids."""
         self.count(field, values)
         for n, value in enumerate(values[:MAX_ITEMS]):
             if not value:
-                self.wrong(f"{field}[{n}]", "is empty")
+                self.reject(f"{field}[{n}]", "is empty")
             self.identifier(f"{field}[{n}]", value)
 
     # Numbers and enums
 
     def page_size(self, value: int) -> int:
-        """How many items to put on a page."""
+        """A page size, clamped to `MAX_ITEMS`; 0 means the default."""
         if value < 0:
-            self.wrong("page_size", "is negative")
+            self.reject("page_size", "is negative")
         return min(value, MAX_ITEMS) or DEFAULT_PAGE_SIZE
 
     def between(self, field: str, value: int, low: int, high: int = _MAX_INT64) -> None:
-        """A number within bounds."""
+        """A number from `low` to `high`."""
         if value < low:
-            self.wrong(field, f"is {value}; it is {low} at the least")
+            self.reject(field, f"is {value}; the minimum is {low}")
         elif value > high:
-            self.wrong(field, f"is {value}; it is {high} at the most")
+            self.reject(field, f"is {value}; the maximum is {high}")
 
     def duration(self, field: str, value: Duration, *, zero: bool, days: int = MAX_DAYS) -> Micros:
-        """A length of time of up to so many days; `zero` says whether it may be none at all."""
+        """A duration of up to `days`; `zero` allows 0."""
         whole = value.seconds * _NANOS + value.nanos
         if not 0 <= abs(value.nanos) < _NANOS or value.seconds * value.nanos < 0:
-            self.wrong(field, "is not a duration: nanos are out of range or of the other sign")
+            self.reject(
+                field,
+                "is not a valid duration: nanos are out of range or differ in sign from seconds",
+            )
         elif whole < 0 or (whole == 0 and not zero):
-            self.wrong(field, "is negative" if zero else "is not more than 0")
+            self.reject(field, "is negative" if zero else "must be positive")
         elif whole > days * 86400 * _NANOS:
-            self.wrong(field, f"is more than {days} days")
+            self.reject(field, f"is more than {days} days")
         return convert.micros(value)
 
-    def known(
-        self, field: str, value: int, lookup: Callable[[int], Known | None], fallback: Known
-    ) -> Known:
-        """A value of an enum. proto3 lets any number through, so they are looked up."""
+    def enum(
+        self, field: str, value: int, lookup: Callable[[int], EnumT | None], fallback: EnumT
+    ) -> EnumT:
+        """A value of an enum. It is looked up because proto3 passes any number."""
         found = lookup(value)
         if found is None:
-            self.wrong(field, f"{value} is not a value of the enum")
+            self.reject(field, f"{value} is not a value of this enum")
         return fallback if found is None else found
-
-
-def utf8_size(text: str) -> int:
-    """How many bytes a text has in UTF-8."""
-    return len(text) if text.isascii() else len(text.encode())

@@ -1,6 +1,6 @@
-"""Between the records of the domain and the messages on the wire: tables and plain functions.
+"""Conversion between domain records and protobuf messages: tables and plain functions.
 
-What a caller sends is checked by `rpc.validate` before it is converted here.
+Requests are validated by `rpc.validate` before they are converted here.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ CANCEL_SCOPES: Mapping[CancelScope, run_service_pb2.CancelScope.ValueType] = Map
         CancelScope.WAITING: run_service_pb2.CANCEL_SCOPE_WAITING,
     }
 )
-"""CancelScope.RUN has no value of its own on the wire: there it is said by giving a run_id."""
+"""CancelScope.RUN has no value on the wire, where a run_id expresses it."""
 
 FINISH_REASONS: Mapping[FinishReason, run_pb2.FinishReason.ValueType] = MappingProxyType(
     {
@@ -79,7 +79,7 @@ ROLES: Mapping[Role, session_pb2.Role.ValueType] = MappingProxyType(
     }
 )
 
-# The other way round. Keyed by int: proto3 lets any number through, known or not.
+# The reverse. Keyed by int, since proto3 passes any number, known or not.
 
 RUN_STATES_FROM: Mapping[int, RunState] = {value: state for state, value in RUN_STATES.items()}
 
@@ -97,7 +97,7 @@ CANCEL_SCOPES_FROM: Mapping[int, CancelScope] = {
 
 
 def timestamp(at: Micros) -> Timestamp:
-    """A point in time, exactly: no float on the way."""
+    """A point in time, converted exactly, without floats."""
     seconds, micros = divmod(at, _SECOND)
     return Timestamp(seconds=seconds, nanos=micros * 1000)
 
@@ -107,21 +107,21 @@ def _timestamp(at: Micros | None) -> Timestamp | None:
 
 
 def duration(length: Micros) -> Duration:
-    """A length of time; not negative."""
+    """A non-negative duration."""
     seconds, micros = divmod(length, _SECOND)
     return Duration(seconds=seconds, nanos=micros * 1000)
 
 
 def micros(length: Duration) -> Micros:
-    """A length of time, rounded up to a whole microsecond: what is more than nothing stays so."""
+    """A duration, rounded up to a whole microsecond, so that a positive one stays positive."""
     return length.seconds * _SECOND - (-length.nanos // 1000)
 
 
-# --- What callers send --------------------------------------------------------------------------
+# --- Requests -----------------------------------------------------------------------------------
 
 
 def attachment_from(sent: run_pb2.Attachment) -> model.Attachment:
-    """An attachment; a media type that was left out is that of its kind of content."""
+    """An attachment; the default media type depends on the kind of content."""
     if sent.WhichOneof("content") == "data":
         mime_type = sent.mime_type or "application/octet-stream"
         return model.Attachment(sent.name, mime_type, sent.data)
@@ -129,97 +129,89 @@ def attachment_from(sent: run_pb2.Attachment) -> model.Attachment:
 
 
 def prompt_from(text: str, attachments: Iterable[run_pb2.Attachment]) -> model.Prompt:
-    """A prompt."""
     return model.Prompt(text, tuple(attachment_from(sent) for sent in attachments))
 
 
-# --- What callers get ---------------------------------------------------------------------------
+# --- Responses ----------------------------------------------------------------------------------
 
 
-def attachment(held: model.Attachment) -> run_pb2.Attachment:
-    """An attachment."""
-    if isinstance(held.content, bytes):
-        return run_pb2.Attachment(name=held.name, mime_type=held.mime_type, data=held.content)
-    return run_pb2.Attachment(name=held.name, mime_type=held.mime_type, text=held.content)
+def attachment(record: model.Attachment) -> run_pb2.Attachment:
+    if isinstance(record.content, bytes):
+        return run_pb2.Attachment(name=record.name, mime_type=record.mime_type, data=record.content)
+    return run_pb2.Attachment(name=record.name, mime_type=record.mime_type, text=record.content)
 
 
-def usage(held: model.Usage) -> run_pb2.Usage:
-    """What a turn, or a session, cost."""
+def usage(record: model.Usage) -> run_pb2.Usage:
     return run_pb2.Usage(
-        input_tokens=held.input_tokens,
-        output_tokens=held.output_tokens,
-        cache_read_tokens=held.cache_read_tokens,
-        cache_write_tokens=held.cache_write_tokens,
-        requests=held.requests,
+        input_tokens=record.input_tokens,
+        output_tokens=record.output_tokens,
+        cache_read_tokens=record.cache_read_tokens,
+        cache_write_tokens=record.cache_write_tokens,
+        requests=record.requests,
     )
 
 
-def run_error(held: model.RunError) -> run_pb2.RunError:
-    """Why a run failed."""
-    return run_pb2.RunError(reason=held.reason, message=held.message)
+def run_error(record: model.RunError) -> run_pb2.RunError:
+    return run_pb2.RunError(reason=record.reason, message=record.message)
 
 
-def run_complete(held: model.RunComplete) -> run_pb2.RunComplete:
-    """A terminal event."""
+def run_complete(record: model.RunComplete) -> run_pb2.RunComplete:
     return run_pb2.RunComplete(
-        session_id=held.session_id,
-        run_id=held.run_id,
-        accept_seq=held.accept_seq,
-        state=RUN_STATES[held.state],
-        cancelled=held.cancelled,
-        finish_reason=FINISH_REASONS[held.finish_reason],
-        error=None if held.error is None else run_error(held.error),
-        message_id=held.message_id,
-        text=held.text,
-        text_truncated=held.text_truncated,
-        folded_into=held.folded_into,
-        usage=None if held.folded_into else usage(held.usage),
-        attempt=held.attempt,
-        cancel_reason=held.cancel_reason,
-        accepted_at=timestamp(held.accepted_at),
-        started_at=_timestamp(held.started_at),
-        ended_at=timestamp(held.ended_at),
+        session_id=record.session_id,
+        run_id=record.run_id,
+        accept_seq=record.accept_seq,
+        state=RUN_STATES[record.state],
+        cancelled=record.cancelled,
+        finish_reason=FINISH_REASONS[record.finish_reason],
+        error=None if record.error is None else run_error(record.error),
+        message_id=record.message_id,
+        text=record.text,
+        text_truncated=record.text_truncated,
+        folded_into=record.folded_into,
+        usage=None if record.folded_into else usage(record.usage),
+        attempt=record.attempt,
+        cancel_reason=record.cancel_reason,
+        accepted_at=timestamp(record.accepted_at),
+        started_at=_timestamp(record.started_at),
+        ended_at=timestamp(record.ended_at),
     )
 
 
-def run(held: model.Run) -> run_pb2.Run:
-    """A run."""
+def run(record: model.Run) -> run_pb2.Run:
     return run_pb2.Run(
-        session_id=held.session_id,
-        run_id=held.run_id,
-        accept_seq=held.accept_seq,
-        state=RUN_STATES[held.state],
-        when_busy=WHEN_BUSY[held.when_busy],
-        prompt_excerpt=held.prompt_excerpt,
-        metadata=held.metadata or None,
-        timeout=None if held.timeout is None else duration(held.timeout),
-        max_attempts=held.max_attempts,
-        attempt=held.attempt,
-        accepted_at=timestamp(held.accepted_at),
-        started_at=_timestamp(held.started_at),
-        ended_at=_timestamp(held.ended_at),
-        folded_into=held.folded_into,
-        run_complete=None if held.complete is None else run_complete(held.complete),
+        session_id=record.session_id,
+        run_id=record.run_id,
+        accept_seq=record.accept_seq,
+        state=RUN_STATES[record.state],
+        when_busy=WHEN_BUSY[record.when_busy],
+        prompt_excerpt=record.prompt_excerpt,
+        metadata=record.metadata or None,
+        timeout=None if record.timeout is None else duration(record.timeout),
+        max_attempts=record.max_attempts,
+        attempt=record.attempt,
+        accepted_at=timestamp(record.accepted_at),
+        started_at=_timestamp(record.started_at),
+        ended_at=_timestamp(record.ended_at),
+        folded_into=record.folded_into,
+        run_complete=None if record.complete is None else run_complete(record.complete),
     )
 
 
-def session(held: model.Session) -> session_pb2.Session:
-    """A session."""
+def session(record: model.Session) -> session_pb2.Session:
     return session_pb2.Session(
-        session_id=held.session_id,
-        title=held.title,
-        metadata=held.metadata,
-        busy=held.busy,
-        active_run_id=held.active_run_id,
-        waiting_runs=held.waiting_runs,
-        usage=usage(held.usage),
-        created_at=timestamp(held.created_at),
-        updated_at=timestamp(held.updated_at),
+        session_id=record.session_id,
+        title=record.title,
+        metadata=record.metadata,
+        busy=record.busy,
+        active_run_id=record.active_run_id,
+        waiting_runs=record.waiting_runs,
+        usage=usage(record.usage),
+        created_at=timestamp(record.created_at),
+        updated_at=timestamp(record.updated_at),
     )
 
 
 def cancelled_runs(receipt: Receipt) -> list[run_pb2.CancelledRun]:
-    """The runs that a cancel covered in one session."""
     return [
         run_pb2.CancelledRun(
             session_id=receipt.session_id,
@@ -231,59 +223,55 @@ def cancelled_runs(receipt: Receipt) -> list[run_pb2.CancelledRun]:
     ]
 
 
-def tool_call(held: model.ToolCall) -> run_pb2.ToolCall:
-    """A call of a tool."""
+def tool_call(record: model.ToolCall) -> run_pb2.ToolCall:
     return run_pb2.ToolCall(
-        tool_call_id=held.tool_call_id, name=held.name, arguments_json=held.arguments_json
+        tool_call_id=record.tool_call_id, name=record.name, arguments_json=record.arguments_json
     )
 
 
-def tool_result(held: model.ToolResult) -> run_pb2.ToolResult:
-    """What a tool answered."""
+def tool_result(record: model.ToolResult) -> run_pb2.ToolResult:
     return run_pb2.ToolResult(
-        tool_call_id=held.tool_call_id,
-        name=held.name,
-        content=held.content,
-        is_error=held.is_error,
+        tool_call_id=record.tool_call_id,
+        name=record.name,
+        content=record.content,
+        is_error=record.is_error,
     )
 
 
-def part(held: model.Part) -> session_pb2.Part:
-    """A part of a message."""
-    match held:
+def part(record: model.Part) -> session_pb2.Part:
+    match record:
         case model.Text(text):
             return session_pb2.Part(text=text)
         case model.Reasoning(text):
             return session_pb2.Part(reasoning=text)
         case model.ToolCall():
-            return session_pb2.Part(tool_call=tool_call(held))
+            return session_pb2.Part(tool_call=tool_call(record))
         case model.ToolResult():
-            return session_pb2.Part(tool_result=tool_result(held))
+            return session_pb2.Part(tool_result=tool_result(record))
         case model.Attachment():
-            return session_pb2.Part(attachment=attachment(held))
+            return session_pb2.Part(attachment=attachment(record))
 
 
-def message_head(held: model.Message) -> session_pb2.Message:
-    """A message of a transcript without its parts, which may not all fit into one response."""
+def message_head(record: model.Message) -> session_pb2.Message:
+    """A message without its parts, which may not all fit into one response."""
     return session_pb2.Message(
-        message_id=held.message_id,
-        run_id=held.run_id,
-        role=ROLES[held.role],
+        message_id=record.message_id,
+        run_id=record.run_id,
+        role=ROLES[record.role],
         finish_reason=(
-            FINISH_REASONS[held.finish_reason]
-            if held.finish_reason
+            FINISH_REASONS[record.finish_reason]
+            if record.finish_reason
             else run_pb2.FINISH_REASON_UNSPECIFIED
         ),
-        model=held.model,
-        created_at=timestamp(held.created_at),
-        turn=held.turn,
+        model=record.model,
+        created_at=timestamp(record.created_at),
+        turn=record.turn,
     )
 
 
-def run_event(held: model.RunEvent) -> run_pb2.RunEvent:
-    """One thing that happened in a run."""
-    event = run_pb2.RunEvent(index=held.index, time=timestamp(held.at))
-    match held.body:
+def run_event(record: model.RunEvent) -> run_pb2.RunEvent:
+    event = run_pb2.RunEvent(index=record.index, time=timestamp(record.at))
+    match record.body:
         case model.Accepted(accept_seq):
             event.accepted.accept_seq = accept_seq
         case model.Started(attempt):

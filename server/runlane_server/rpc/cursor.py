@@ -1,4 +1,4 @@
-"""Cursors: opaque places in the event log of one store."""
+"""Cursors: opaque positions in the event log of one store."""
 
 from __future__ import annotations
 
@@ -6,39 +6,33 @@ import hashlib
 import struct
 from functools import lru_cache
 
-from runlane_server.core.errors import CursorInvalid, Violation
+from runlane_server.core.errors import CursorInvalid
 from runlane_server.rpc.seal import seal, unseal
 from runlane_server.store.base import Position
 
 _LAYOUT = struct.Struct(">8sQ")
-
-
-_TENANTS_KEPT = 1024
+_CACHED_TENANTS = 1024
 
 
 class Cursors:
-    """Makes and reads the cursors of the store with that id of 8 bytes. They are a tenant's own."""
+    """Encodes and decodes the cursors of one store. A cursor is valid for one tenant only."""
 
     def __init__(self, store_id: bytes) -> None:
         def bind(tenant: str) -> bytes:
             return hashlib.blake2b(tenant.encode(), key=store_id, digest_size=8).digest()
 
-        self._binding = lru_cache(_TENANTS_KEPT)(bind)
+        self._binding = lru_cache(_CACHED_TENANTS)(bind)
 
     def encode(self, tenant: str, position: Position) -> str:
-        """The cursor that stands for a position; 28 characters."""
+        """Returns the cursor of a position; 28 characters."""
         return seal(_LAYOUT.pack(self._binding(tenant), position))
 
     def decode(self, tenant: str, cursor: str) -> Position:
-        """The position that a cursor stands for. Raises CursorInvalid."""
+        """Returns the position of a cursor. Raises CursorInvalid."""
         payload = unseal(cursor)
         if payload is None or len(payload) != _LAYOUT.size:
-            raise _invalid("is not one that this service gave out")
+            raise CursorInvalid.of("cursor", "was not issued by this service")
         binding, position = _LAYOUT.unpack(payload)
         if binding != self._binding(tenant):
-            raise _invalid("belongs to another store")
+            raise CursorInvalid.of("cursor", "belongs to another store")
         return int(position)
-
-
-def _invalid(description: str) -> CursorInvalid:
-    return CursorInvalid(f"cursor: {description}", violations=[Violation("cursor", description)])

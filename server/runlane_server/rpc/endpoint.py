@@ -1,4 +1,4 @@
-"""The gRPC server: our services, health, reflection, and the ways in."""
+"""The gRPC server: services, health, reflection, and listening addresses."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from runlane.v1 import (
     session_service_pb2,
     session_service_pb2_grpc,
 )
-from runlane_server.access.door import Door
+from runlane_server.access.control import AccessControl
 from runlane_server.cluster.relay import Relay
 from runlane_server.core.errors import StartError
-from runlane_server.core.observer import NOBODY, Observer
+from runlane_server.core.observer import NO_OBSERVER, Observer
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.harness.harness import Harness
 from runlane_server.net.addresses import split_address
-from runlane_server.rpc.calls import Calls
-from runlane_server.rpc.guard import Guard
 from runlane_server.rpc.harness import HarnessService
+from runlane_server.rpc.inflight import InflightCalls
+from runlane_server.rpc.middleware import Middleware
 from runlane_server.rpc.runs import RunService
 from runlane_server.rpc.sessions import SessionService
 from runlane_server.rpc.tls import ServerTls
@@ -44,40 +44,41 @@ from runlane_server.rpc.tls import ServerTls
 log = structlog.get_logger()
 
 MAX_CALLS = 4_096
-"""How many calls a connection may have at a time; each idle subscription takes about 26 KB."""
+"""Concurrent calls per connection; an idle subscription takes about 26 KB."""
 
 MAX_METADATA = 16 << 10
-"""Bytes of metadata that a call may bring along: tokens of others may be of several KiB."""
+"""Bytes of metadata per call; tokens of other issuers may have several KiB."""
 
 OPTIONS = (
     ("grpc.max_concurrent_streams", MAX_CALLS),
-    # Between the two gRPC would refuse some calls at random.
+    # Both limits are equal: between them, gRPC refuses calls at random.
     ("grpc.max_metadata_size", MAX_METADATA),
     ("grpc.absolute_max_metadata_size", MAX_METADATA),
-    # Who connects and says nothing is cut off; by itself gRPC would wait for two minutes.
+    # Closes silent connections; by default gRPC waits for two minutes.
     ("grpc.server_handshake_timeout_ms", 10_000),
-    # A peer that is gone is found out within 30 s. The timeout of the ping has to be set as well:
-    # keepalive_timeout alone took 61 s where 3 were asked for.
+    # A lost peer is detected within 30 s. The ping timeout is required too: with only
+    # keepalive_timeout of 3 s, detection took 61 s.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.http2.min_time_between_pings_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
-    # Clients ping every 20 s, also without a call; below that they would be told too_many_pings.
+    # Clients ping every 20 s, also without a call; a longer interval here would answer
+    # too_many_pings.
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
 )
 
-LOOK_PAUSE = 0.1
-"""Seconds between two looks whether gRPC's server still runs."""
+CHECK_SECONDS = 0.1
+"""Seconds between two checks whether gRPC's server still runs."""
 
 BROKEN_GRACE = 5.0
-"""Seconds that calls have to end which one was serving that broke down."""
+"""Seconds that the calls of a broken server have to end."""
 
 BIND_TRIES = 50
 
 HANDLERS_TIMEOUT = 5.0
-"""Seconds that handlers have to return once their calls are over."""
+"""Seconds that handlers have to return after their calls have ended."""
 
 _SERVICES = (
     run_service_pb2.DESCRIPTOR.services_by_name["RunService"].full_name,
@@ -88,28 +89,28 @@ _HARNESS = harness_service_pb2.DESCRIPTOR.services_by_name["HarnessService"].ful
 
 
 class Endpoint:
-    """Serves a coordinator over gRPC. It is made on the event loop that serves.
+    """Serves a coordinator over gRPC. It must be created on the event loop that serves.
 
-    With `shares_port` it can listen where other processes of the same user do. Without `tls`
-    nothing is encrypted. A `harness` can be got hold of over the wire.
+    With `shares_port` it can listen on a port together with other processes of the same user.
+    Without `tls` connections are not encrypted. A `harness` is served as well.
     """
 
     def __init__(
         self,
         coordinator: Coordinator,
         *,
-        door: Door,
+        access: AccessControl,
         progress_interval: float,
         shares_port: bool = False,
         relay: Relay | None = None,
-        observer: Observer = NOBODY,
+        observer: Observer = NO_OBSERVER,
         tls: ServerTls | None = None,
         harness: Harness | None = None,
     ) -> None:
-        self.calls = Calls()
+        self.calls = InflightCalls()
         self._shares_port = shares_port
         self._tls = tls
-        self._door = door
+        self._access = access
         self._observer = observer
         self._runs = RunService(coordinator, progress_interval=progress_interval, relay=relay)
         self._sessions = SessionService(coordinator)
@@ -121,20 +122,22 @@ class Endpoint:
         self._server = self._make()
 
     def _make(self) -> grpc.aio.Server:
-        """A server with all services, that has no port yet."""
-        # By default a port that is in use is an error, not a port to share.
+        """Creates a server with all services, without a port."""
+        # By default gRPC shares a port that is in use; here this must be requested.
         options = (("grpc.so_reuseport", int(self._shares_port)), *OPTIONS)
         server = grpc.aio.server(options=options)
-        # It has what the generated code asks of a server.
-        guard = cast("grpc.aio.Server", Guard(server, self.calls, self._door, self._observer))
-        run_service_pb2_grpc.add_RunServiceServicer_to_server(self._runs, guard)
-        session_service_pb2_grpc.add_SessionServiceServicer_to_server(self._sessions, guard)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, guard)
+        # It has the methods that the generated code calls.
+        middleware = cast(
+            "grpc.aio.Server", Middleware(server, self.calls, self._access, self._observer)
+        )
+        run_service_pb2_grpc.add_RunServiceServicer_to_server(self._runs, middleware)
+        session_service_pb2_grpc.add_SessionServiceServicer_to_server(self._sessions, middleware)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, middleware)
         if self._harness is not None:
-            harness_service_pb2_grpc.add_HarnessServiceServicer_to_server(self._harness, guard)
+            harness_service_pb2_grpc.add_HarnessServiceServicer_to_server(self._harness, middleware)
         names = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
-            reflection.aio.ReflectionServicer(names), guard
+            reflection.aio.ReflectionServicer(names), middleware
         )
         return server
 
@@ -163,33 +166,32 @@ class Endpoint:
         return self._server.add_secure_port(address, self._tls.credentials())
 
     async def start(self) -> None:
-        """Begins to serve."""
+        """Starts serving."""
         for service in self._services:
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
 
     async def keep_serving(self) -> Never:
-        """Serves anew whenever gRPC's server has broken down, until it is cancelled.
+        """Restarts gRPC's server whenever it has broken down, until cancelled.
 
-        grpc.aio ends its server for a call whose path is not UTF-8 (seen with 1.85), which anybody
-        can send. Nothing else is touched by that: runs go on, and the calls under way have
-        `BROKEN_GRACE` seconds more; subscriptions are resumed by their callers. Raises StartError
-        if the addresses cannot be had again.
+        grpc.aio ends its server after a call whose path is not UTF-8 (seen with 1.85), which any
+        client can send. Runs continue, open calls have `BROKEN_GRACE` seconds to end, and clients
+        resume their subscriptions. Raises StartError if an address cannot be bound again.
         """
         while True:
-            await asyncio.sleep(LOOK_PAUSE)
+            await asyncio.sleep(CHECK_SECONDS)
             if self._is_running():
                 continue
-            log.error("gRPC's server broke down; serving anew")
+            log.error("gRPC server broke down; restarting")
             broken, self._server = self._server, self._make()
-            task = asyncio.create_task(_put_away(broken))
+            task = asyncio.create_task(_stop_broken(broken))
             self._broken.add(task)
             task.add_done_callback(self._broken.discard)
             await self._bind_again()
             await self._server.start()
 
     def _is_running(self) -> bool:
-        # What would tell (wait_for_termination) never returns after this kind of end.
+        # The public wait_for_termination never returns after this kind of end.
         return bool(self._server._server.is_running())  # type: ignore[attr-defined] # noqa: SLF001
 
     async def _bind_again(self) -> None:
@@ -199,28 +201,28 @@ class Endpoint:
                     self._add_port(address)
                     break
                 except RuntimeError:
-                    # The one that broke is about to let go of it.
-                    await asyncio.sleep(LOOK_PAUSE)
+                    # The broken server is about to release it.
+                    await asyncio.sleep(CHECK_SECONDS)
             else:
                 raise StartError(f"cannot listen on {address} again")
 
-    async def retire(self) -> None:
-        """Tells balancers to go elsewhere: NOT_SERVING, for good. All calls are served still."""
+    async def mark_not_serving(self) -> None:
+        """Sets health to NOT_SERVING permanently, for load balancers; calls are still served."""
         await self._health.enter_graceful_shutdown()
 
     async def stop(self, grace: float) -> bool:
-        """Ends serving. Calls have `grace` seconds, then they are cancelled.
+        """Stops serving. Calls are cancelled after `grace` seconds.
 
-        Returns whether all handlers have returned, for which it waits `HANDLERS_TIMEOUT` seconds.
+        Returns whether all handlers have returned within `HANDLERS_TIMEOUT` seconds after that.
         """
         await self._server.stop(grace)
         for task in self._broken:
             task.cancel()
-        return await self.calls.finished(HANDLERS_TIMEOUT)
+        return await self.calls.wait_idle(HANDLERS_TIMEOUT)
 
 
 class _Health(health.aio.HealthServicer):  # type: ignore[misc]
-    """Health of the services, with the call that the library leaves out."""
+    """Health of the services, with the rpc List that the library lacks."""
 
     def __init__(self, services: Sequence[str]) -> None:
         super().__init__()
@@ -229,7 +231,7 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc]
     async def List(  # noqa: N802 - it is named for its rpc
         self, request: health_pb2.HealthListRequest, context: Any
     ) -> health_pb2.HealthListResponse:
-        """The health of each."""
+        """Returns the health of each service."""
         response = health_pb2.HealthListResponse()
         for name in self._names:
             check = health_pb2.HealthCheckRequest(service=name)
@@ -237,8 +239,8 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc]
         return response
 
 
-async def _put_away(broken: grpc.aio.Server) -> None:
-    """Ends a server that broke down, and what it was serving. Its own try to do so has failed."""
+async def _stop_broken(broken: grpc.aio.Server) -> None:
+    """Stops a broken server and its calls. Its own attempt to stop has failed."""
     with contextlib.suppress(UnicodeDecodeError):
         await broken.stop(BROKEN_GRACE)
 

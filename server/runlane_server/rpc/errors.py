@@ -1,6 +1,6 @@
-"""What an error looks like on the wire: one table, and how a status is made of it.
+"""Errors on the wire: the one table of reasons, and their encoding as a gRPC status.
 
-The client reverses the table; `proto/runlane/v1/error_reason.proto` documents it for everybody.
+The client reverses the table; `proto/runlane/v1/error_reason.proto` documents it.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ STATUS: Mapping[str, StatusCode] = MappingProxyType(
         "UNSUPPORTED": StatusCode.UNIMPLEMENTED,
     }
 )
-"""The gRPC status that goes with each reason."""
+"""The gRPC status of each reason."""
 
 DETAILS_KEY = "grpc-status-details-bin"
 
-# A peer refuses headers above 8 KiB (grpc.max_metadata_size), and the message goes out twice.
+# A peer refuses headers above 8 KiB (grpc.max_metadata_size), and the message is sent twice.
 _MESSAGE_BYTES = 512
 _VIOLATIONS_BYTES = 3072
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """How a call ends that failed: what `context.abort` takes."""
+class WireError:
+    """An error as `context.abort` takes it."""
 
     code: StatusCode
     message: str
@@ -67,41 +67,41 @@ class Refusal:
 
     @property
     def trailing_metadata(self) -> tuple[tuple[str, bytes]]:
-        """The trailing metadata that carries the details."""
+        """The trailing metadata with the encoded details."""
         return ((DETAILS_KEY, self.details),)
 
 
-def refusal(error: RunlaneError) -> Refusal:
-    """What a caller is told of an error."""
+def wire_error(error: RunlaneError) -> WireError:
+    """Encodes an error."""
     message, _ = cut_utf8(error.message, _MESSAGE_BYTES)
-    return _refusal(STATUS[error.reason], error.reason, message, error.metadata, _extras(error))
+    return _wire_error(STATUS[error.reason], error.reason, message, error.metadata, _details(error))
 
 
-def defect(code: StatusCode = StatusCode.INTERNAL) -> tuple[Refusal, str]:
-    """What a caller is told of an unexpected exception, and the id that finds it in the log."""
+def internal_error(code: StatusCode = StatusCode.INTERNAL) -> tuple[WireError, str]:
+    """The error for an unexpected exception, and the id that identifies it in the log."""
     error_id = secrets.token_hex(8)
-    message = f"internal error {error_id}; the server's log has the details"
-    return _refusal(code, "INTERNAL", message, {"error_id": error_id}, ()), error_id
+    message = f"internal error {error_id}; see the log of the server for details"
+    return _wire_error(code, "INTERNAL", message, {"error_id": error_id}, ()), error_id
 
 
-def _refusal(
+def _wire_error(
     code: StatusCode,
     reason: str,
     message: str,
     metadata: Mapping[str, str],
     extras: Iterable[Message],
-) -> Refusal:
+) -> WireError:
     info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata)
     number, _ = code.value
     status = status_pb2.Status(
         code=number, message=message, details=[_any(detail) for detail in (info, *extras)]
     )
-    return Refusal(code, message, status.SerializeToString())
+    return WireError(code, message, status.SerializeToString())
 
 
-def _extras(error: RunlaneError) -> Iterator[Message]:
+def _details(error: RunlaneError) -> Iterator[Message]:
     if error.violations and isinstance(error, QuotaExceeded):
-        yield error_details_pb2.QuotaFailure(violations=_used_up(error.violations))
+        yield error_details_pb2.QuotaFailure(violations=_quota_violations(error.violations))
     elif error.violations:
         yield error_details_pb2.BadRequest(field_violations=_violations(error.violations))
     if error.retry_after is not None:
@@ -111,7 +111,7 @@ def _extras(error: RunlaneError) -> Iterator[Message]:
 
 
 def _violations(violations: Iterable[Violation]) -> Iterator[Message]:
-    """As many of the violations as fit into a header."""
+    """Encodes as many violations as fit into a header."""
     room = _VIOLATIONS_BYTES
     for violation in violations:
         field, _ = cut_utf8(violation.field, _MESSAGE_BYTES)
@@ -123,8 +123,8 @@ def _violations(violations: Iterable[Violation]) -> Iterator[Message]:
         yield wire
 
 
-def _used_up(violations: Iterable[Violation]) -> Iterator[Message]:
-    """The quotas that are used up; an error names one, so they fit into a header."""
+def _quota_violations(violations: Iterable[Violation]) -> Iterator[Message]:
+    """Encodes exhausted quotas; an error names one, so they fit into a header."""
     for violation in violations:
         subject, _ = cut_utf8(violation.field, _MESSAGE_BYTES)
         description, _ = cut_utf8(violation.description, _MESSAGE_BYTES)

@@ -39,7 +39,7 @@ _POINT_NUMBERS = {point: number for number, point in _POINTS.items()}
 
 
 class HarnessService(harness_service_pb2_grpc.HarnessServiceServicer):
-    """Lets a test have a hold of the server."""
+    """Lets a test control the server."""
 
     def __init__(self, harness: Harness) -> None:
         self._harness = harness
@@ -47,15 +47,15 @@ class HarnessService(harness_service_pb2_grpc.HarnessServiceServicer):
     async def GetServer(
         self, request: pb.GetServerRequest, context: Context
     ) -> pb.GetServerResponse:
-        """Tells how the server is set."""
-        about, clock = self._harness.about, self._harness.clock
+        """Returns the settings of the server."""
+        about, clock = self._harness.server, self._harness.clock
         return pb.GetServerResponse(
             version=version_of_server(),
             store=about.store,
             durable=about.durable,
             agent=about.agent,
-            restarts=self._harness.life.restarts,
-            advances_clock=clock.movable,
+            restarts=self._harness.process.can_restart,
+            advances_clock=clock.can_advance,
             cancel_grace=_duration(about.limits.cancel_grace),
             ready_timeout=_duration(about.limits.ready_timeout),
             drain_timeout=_duration(about.drain_timeout),
@@ -72,27 +72,29 @@ class HarnessService(harness_service_pb2_grpc.HarnessServiceServicer):
         checks = Checks()
         point = _POINTS.get(request.point)
         if point is None:
-            checks.wrong("point", f"{request.point} is not a point to hold a run at")
+            checks.reject("point", f"{request.point} is not a point of a gate")
         checks.identifier("session_id", request.session_id)
         checks.identifier("run_id", request.run_id)
         if point is Point.BEFORE_AGENT_READY:
             for field in ("session_id", "run_id"):
                 if getattr(request, field):
-                    checks.wrong(field, "has to be empty where it is the agent that is held")
-        checks.done()
+                    checks.reject(field, "must be empty at this point, which holds the agent")
+        checks.finish()
         assert point is not None  # noqa: S101 - it was checked
-        gate = self._harness.stage.arm(point, request.session_id, request.run_id)
-        return pb.ArmGateResponse(gate_id=gate.armed.gate_id)
+        gate = self._harness.gates.arm(point, request.session_id, request.run_id)
+        return pb.ArmGateResponse(gate_id=gate.spec.gate_id)
 
     async def AwaitGate(
         self, request: pb.AwaitGateRequest, context: Context
     ) -> pb.AwaitGateResponse:
-        """Waits for runs to come to a gate."""
+        """Waits for runs to arrive at a gate."""
         checks = Checks()
         _gate_id(checks, request.gate_id)
         checks.between("arrivals", request.arrivals, 0, MAX_ARRIVALS)
-        checks.done()
-        arrivals = await self._harness.stage.arrived(request.gate_id, request.arrivals or 1)
+        checks.finish()
+        arrivals = await self._harness.gates.wait_for_arrivals(
+            request.gate_id, request.arrivals or 1
+        )
         return pb.AwaitGateResponse(arrivals=_arrivals(arrivals))
 
     async def ReleaseGate(
@@ -101,15 +103,15 @@ class HarnessService(harness_service_pb2_grpc.HarnessServiceServicer):
         """Removes a gate."""
         checks = Checks()
         _gate_id(checks, request.gate_id)
-        checks.done()
-        self._harness.stage.release(request.gate_id)
+        checks.finish()
+        self._harness.gates.release(request.gate_id)
         return pb.ReleaseGateResponse()
 
     async def ListGates(
         self, request: pb.ListGatesRequest, context: Context
     ) -> pb.ListGatesResponse:
         """Lists the gates."""
-        return pb.ListGatesResponse(gates=map(_gate, self._harness.stage.gates))
+        return pb.ListGatesResponse(gates=map(_gate, self._harness.gates))
 
     async def AdvanceClock(
         self, request: pb.AdvanceClockRequest, context: Context
@@ -117,35 +119,35 @@ class HarnessService(harness_service_pb2_grpc.HarnessServiceServicer):
         """Moves the clock."""
         checks = Checks()
         by = checks.duration("by", request.by, zero=False, days=MAX_ADVANCE_DAYS)
-        checks.done()
-        log.info("the clock is moved", by_s=by / 1e6)
+        checks.finish()
+        log.info("clock advanced", by_s=by / 1e6)
         await self._harness.clock.advance(by / 1e6)
         return pb.AdvanceClockResponse(time=convert.timestamp(self._harness.clock.micros()))
 
     async def Crash(self, request: pb.CrashRequest, context: Context) -> pb.CrashResponse:
         """Ends the process."""
-        self._harness.life.crash(restart=request.restart)
+        self._harness.process.crash(restart=request.restart)
         raise Unsupported("the process cannot be ended")
 
     async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainResponse:
-        """Has the server go down."""
-        self._harness.life.drain(restart=request.restart)
+        """Shuts the server down gracefully."""
+        self._harness.process.drain(restart=request.restart)
         return pb.DrainResponse()
 
 
 def _gate_id(checks: Checks, value: str) -> None:
     if not value:
-        checks.wrong("gate_id", "is missing")
+        checks.reject("gate_id", "is missing")
     checks.identifier("gate_id", value)
 
 
 def _gate(gate: Gate) -> pb.Gate:
-    armed = gate.armed
+    spec = gate.spec
     return pb.Gate(
-        gate_id=armed.gate_id,
-        point=_POINT_NUMBERS[armed.point],
-        session_id=armed.session_id,
-        run_id=armed.run_id,
+        gate_id=spec.gate_id,
+        point=_POINT_NUMBERS[spec.point],
+        session_id=spec.session_id,
+        run_id=spec.run_id,
         arrivals=_arrivals(gate.arrivals),
     )
 

@@ -1,4 +1,4 @@
-"""Pages of lists: the tokens that lead from one to the next, and how much fits into one."""
+"""Pages of lists: page tokens, and the size limit of a page."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from typing import Generic, TypeVar
 
 from google.protobuf.message import Message as Encoded
 
-from runlane_server.core.errors import PageTokenInvalid, Violation
+from runlane_server.core.errors import PageTokenInvalid
 from runlane_server.rpc.seal import seal, unseal
 from runlane_server.store.base import Page
 
 PAGE_BYTES = 3 << 20
-"""How much a page holds, unless its one item is larger. No item reaches gRPC's 4 MiB: the largest
-are a prompt and an attachment, and `config` bounds both."""
+"""Maximum size of a page of several items. A single item may be larger, but stays below gRPC's
+4 MiB: the largest items are a prompt and an attachment, and `config` bounds both."""
 
-FETCHED_AT_ONCE = 128
-"""How many items are read from the store at a time: their sizes are known only afterwards."""
+FETCH_SIZE = 128
+"""Items per read from the store, since their sizes are known only after the read."""
 
 _DIGEST_BYTES = 8
 ITEM_OVERHEAD = 16
-"""More than the tag and the length take that stand before an item in its page."""
+"""Upper bound in bytes of the tag and length that precede an item in its page."""
 
 Item = TypeVar("Item")
 Wire = TypeVar("Wire", bound=Encoded)
 
 
 class PageTokens:
-    """Makes and reads the page tokens of one call: one store, one rpc, one set of filters."""
+    """Encodes and decodes the page tokens of one store, rpc and set of filters."""
 
     def __init__(self, store_id: bytes, rpc: str, *filters: str) -> None:
         digest = hashlib.blake2b(store_id, digest_size=_DIGEST_BYTES)
@@ -40,58 +40,58 @@ class PageTokens:
         self._binding = digest.digest()
 
     def encode(self, *place: int) -> str:
-        """The token that stands for a place."""
+        """Returns the token of a place."""
         return seal(self._binding + struct.pack(f">{len(place)}q", *place))
 
     def decode(self, token: str, numbers: int) -> tuple[int, ...] | None:
-        """The place of so many numbers; None for the first page. Raises PageTokenInvalid."""
+        """Returns the place of a token, as `numbers` integers; None for an empty token.
+
+        Raises PageTokenInvalid.
+        """
         if not token:
             return None
         payload = unseal(token)
         expected = _DIGEST_BYTES + 8 * numbers
         if payload is None or len(payload) != expected or not payload.startswith(self._binding):
-            description = "is not one that this call gave out for these filters"
-            raise PageTokenInvalid(
-                f"page_token: {description}", violations=[Violation("page_token", description)]
-            )
+            raise PageTokenInvalid.of("page_token", "was not issued by this call for these filters")
         return struct.unpack_from(f">{numbers}q", payload, _DIGEST_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
-class Filled(Generic[Wire]):
-    """The items of a page, and the place to go on from, if there is more."""
+class EncodedPage(Generic[Wire]):
+    """The encoded items of a page; `next` is the place of the next page, None after the last."""
 
     items: Sequence[Wire]
     next: int | None
 
 
-async def fill(
+async def collect_page(
     fetch: Callable[[int | None, int], Awaitable[Page[Item, int]]],
     encode: Callable[[Item], Wire],
     *,
     after: int | None,
     limit: int,
-) -> Filled[Wire]:
-    """A page of up to `limit` items and `PAGE_BYTES`, one item at least.
+) -> EncodedPage[Wire]:
+    """Collects a page of at least one item and at most `limit` items and `PAGE_BYTES`.
 
-    `fetch(after, count)` reads from the store; a place is known for the last item only, so what
-    does not fit is read again by smaller pieces.
+    `fetch(after, count)` reads from the store. It returns a place for its last item only, so items
+    that do not fit are read again in smaller batches.
     """
     items: list[Wire] = []
     used = 0
-    count = FETCHED_AT_ONCE
+    count = FETCH_SIZE
     while len(items) < limit:
         page = await fetch(after, min(count, limit - len(items)))
         encoded = [encode(item) for item in page.items]
         size = sum(item.ByteSize() + ITEM_OVERHEAD for item in encoded)
         if used + size > PAGE_BYTES and len(items) + len(encoded) > 1:
             if len(encoded) == 1:
-                return Filled(items, after)
+                return EncodedPage(items, after)
             count = len(encoded) // 2
             continue
         items += encoded
         used += size
         after = page.next
         if after is None:
-            return Filled(items, None)
-    return Filled(items, after)
+            return EncodedPage(items, None)
+    return EncodedPage(items, after)

@@ -12,26 +12,26 @@ from structlog.contextvars import bind_contextvars
 
 from runlane.v1 import run_service_pb2 as pb
 from runlane.v1 import run_service_pb2_grpc
-from runlane_server.access.caller import CALLER, SHOWN, tenant
+from runlane_server.access.caller import CALLER, CREDENTIALS, tenant
 from runlane_server.cluster.relay import Relay
 from runlane_server.core.errors import CursorCompacted, Draining, InvalidArgument
 from runlane_server.core.model import Run, RunComplete, RunKey
-from runlane_server.core.trace import in_log, sent_place
+from runlane_server.core.trace import log_fields, traceparent_of
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.rpc import convert, validate
 from runlane_server.rpc.cursor import Cursors
-from runlane_server.rpc.encoded import EncodedEvents
-from runlane_server.rpc.page import PageTokens, fill
+from runlane_server.rpc.event_cache import EventCache
+from runlane_server.rpc.page import PageTokens, collect_page
 from runlane_server.store.base import Page, Position
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class RunService(run_service_pb2_grpc.RunServiceServicer):
-    """Accepts runs, cancels them, and tells what becomes of them.
+    """Accepts, cancels and follows runs.
 
-    `progress_interval` is after how many idle seconds a subscription gets a progress mark. `relay`
-    brings what happens on other nodes, where there are some.
+    A subscription gets a progress mark after `progress_interval` idle seconds. `relay` brings the
+    events of other nodes, if there are any.
     """
 
     def __init__(
@@ -47,21 +47,21 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         self._feed = coordinator.feed
         self._progress_interval = progress_interval
         self._cursors = Cursors(self._store.store_id)
-        self._encoded = EncodedEvents(self._cursors)
+        self._events = EventCache(self._cursors)
 
     # --- Accept and cancel ----------------------------------------------------------------------
 
     async def RunAccepted(
         self, request: pb.RunAcceptedRequest, context: Context
     ) -> pb.RunAcceptedResponse:
-        """R1 to R6."""
+        """Accepts a run (R1 to R6)."""
         wanted = validate.run_accepted(request, self._coordinator.limits)
-        trace = sent_place(SHOWN.get().metadata)
+        trace = traceparent_of(CREDENTIALS.get().metadata)
         with self._coordinator.begin_accepted(
             request.session_id, wanted.run_id, tenant=tenant()
         ) as accepted:
             bind_contextvars(
-                session_id=accepted.session_id, run_id=accepted.run_id, **in_log(trace)
+                session_id=accepted.session_id, run_id=accepted.run_id, **log_fields(trace)
             )
             acceptance = await self._coordinator.run_accepted(
                 accepted,
@@ -74,7 +74,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         )
 
     async def Cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelResponse:
-        """R10 to R20."""
+        """Cancels runs of a session (R10 to R20)."""
         scope = validate.cancel(request)
         bind_contextvars(session_id=request.session_id, run_id=request.run_id)
         receipt = await self._coordinator.cancel(
@@ -91,7 +91,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
     async def CancelAll(
         self, request: pb.CancelAllRequest, context: Context
     ) -> pb.CancelAllResponse:
-        """R18, R20."""
+        """Cancels runs of all sessions of the tenant (R18, R20)."""
         validate.cancel_all(request)
         receipts = await self._coordinator.cancel_all(reason=request.reason, tenant=tenant())
         return pb.CancelAllResponse(
@@ -108,29 +108,29 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
 
     # --- Follow ---------------------------------------------------------------------------------
 
-    # Both streams are coroutines that write. The stub knows async generators only, and those would
-    # be closed in another task when the call is cancelled.
+    # Both streams are coroutines that write. The stub expects async generators, but grpc closes
+    # those in another task when the call is cancelled.
 
     async def SubscribeRunComplete(  # type: ignore[override]
         self, request: pb.SubscribeRunCompleteRequest, context: Context
     ) -> None:
-        """R21 to R25."""
+        """Streams terminal events (R21 to R25)."""
         wanted, start = validate.subscribe_run_complete(request, lambda: self._start(request))
         if request.from_beginning:
-            # Another node may have removed what the beginning was.
+            # Another node may have compacted the log.
             await self._store.catch_up()
             start = self._start(request)
         place = _Place(start)
-        async with self._told_of_its_end(place):
+        async with self._resumable(place):
             if place.at > self._feed.position:
-                # A cursor of another node may be ahead of what this one was told.
+                # The cursor of another node may be ahead of this one.
                 await self._store.catch_up()
             with closing(self._feed.subscribe(tenant(), wanted, place.at)) as subscription:
                 await context.write(self._progress(place.at))
                 while True:
                     page = await subscription.next(self._progress_interval)
                     for event in page.events:
-                        await context.write(self._encoded.response(event))
+                        await context.write(self._events.encode(event))
                         place.at = event.position
                     if not page.events:
                         place.at = page.scanned
@@ -139,18 +139,18 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
     async def SubscribeRun(  # type: ignore[override]
         self, request: pb.SubscribeRunRequest, context: Context
     ) -> None:
-        """Ends after the run's terminal event."""
+        """Streams the events of a run, up to its terminal event."""
         validate.subscribe_run(request)
         bind_contextvars(run_id=request.run_id)
         await self._coordinator.get_run(request.run_id, tenant=tenant())
         key = RunKey(tenant(), request.run_id)
-        if await self._knows_the_end(key, request.after_index):
+        if await self._has_seen_end(key, request.after_index):
             return
         with (
             closing(self._feed.follow(key, request.after_index)) as follower,
             self._relayed(key),
         ):
-            # The first event may be long in coming; that the call got through is told now.
+            # Confirms the call, since its first event may take long.
             await context.send_initial_metadata(())
             while True:
                 for event in await follower.next():
@@ -159,14 +159,16 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
                         return
 
     def _relayed(self, key: RunKey) -> AbstractContextManager[None]:
-        """Has what happens to a run on other nodes told here, unless it is one of them who asks:
-        what it is to hear of happens here."""
+        """Relays the events of a run from other nodes.
+
+        A call of another node is not relayed: it asks for what happens on this node.
+        """
         if self._relay is None or CALLER.get().peer:
             return nullcontext()
         return self._relay.follow(key)
 
     async def WaitRun(self, request: pb.WaitRunRequest, context: Context) -> pb.WaitRunResponse:
-        """R24."""
+        """Waits for the end of a run (R24)."""
         timeout = validate.wait_run(request)
         bind_contextvars(run_id=request.run_id)
         run = await self._coordinator.wait_run(request.run_id, timeout=timeout, tenant=tenant())
@@ -182,8 +184,8 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
                 return self._feed.position
 
     @asynccontextmanager
-    async def _told_of_its_end(self, place: _Place) -> AsyncIterator[None]:
-        """Adds to the errors that end a subscription from where on it can be resumed."""
+    async def _resumable(self, place: _Place) -> AsyncIterator[None]:
+        """Adds the cursor to resume from to the errors that end a subscription."""
         try:
             yield
         except CursorCompacted as error:
@@ -204,19 +206,19 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
             cursor=self._cursors.encode(tenant(), position), progress=mark
         )
 
-    async def _knows_the_end(self, key: RunKey, after_index: int) -> bool:
-        """Whether the event that the caller knows is the last one; raises if it does not exist."""
+    async def _has_seen_end(self, key: RunKey, after_index: int) -> bool:
+        """Whether the event at this index is the last one. Raises InvalidArgument."""
         if after_index == 0:
             return False
-        known = await self._store.run_events(key, after=after_index - 1, limit=1, max_bytes=1)
-        if not known:
-            raise InvalidArgument.of("after_index", "lies ahead of the run's events")
-        return isinstance(known[0].body, RunComplete)
+        events = await self._store.run_events(key, after=after_index - 1, limit=1, max_bytes=1)
+        if not events:
+            raise InvalidArgument.of("after_index", "is beyond the last event of the run")
+        return isinstance(events[0].body, RunComplete)
 
     # --- Look up --------------------------------------------------------------------------------
 
     async def GetRun(self, request: pb.GetRunRequest, context: Context) -> pb.GetRunResponse:
-        """Tells where a run is."""
+        """Returns a run."""
         validate.get_run(request)
         run = await self._coordinator.get_run(request.run_id, tenant=tenant())
         return pb.GetRunResponse(run=convert.run(run))
@@ -237,7 +239,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
                 limit=count,
             )
 
-        page = await fill(
+        page = await collect_page(
             fetch, convert.run, after=None if place is None else place[0], limit=wanted.page_size
         )
         return pb.ListRunsResponse(
@@ -245,7 +247,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
             next_page_token="" if page.next is None else tokens.encode(page.next),
         )
 
-    def _page_tokens(self, wanted: validate.RunsWanted) -> PageTokens:
+    def _page_tokens(self, wanted: validate.RunFilter) -> PageTokens:
         return PageTokens(
             self._store.store_id,
             "ListRuns",
@@ -256,7 +258,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
 
 
 class _Place:
-    """How far a subscription was told."""
+    """The position up to which a subscription has been written."""
 
     def __init__(self, at: Position) -> None:
         self.at = at

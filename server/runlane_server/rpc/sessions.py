@@ -15,7 +15,7 @@ from runlane_server.core.errors import SessionNotFound
 from runlane_server.core.model import Session, SessionKey
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.rpc import convert, validate
-from runlane_server.rpc.page import PAGE_BYTES, PageTokens, fill
+from runlane_server.rpc.page import PAGE_BYTES, PageTokens, collect_page
 from runlane_server.rpc.transcript import Mark, lay_out
 from runlane_server.store.base import Page
 
@@ -23,7 +23,7 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class SessionService(session_service_pb2_grpc.SessionServiceServicer):
-    """Keeps sessions and their transcripts."""
+    """Serves sessions and their transcripts."""
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
@@ -46,7 +46,7 @@ class SessionService(session_service_pb2_grpc.SessionServiceServicer):
     async def GetSession(
         self, request: pb.GetSessionRequest, context: Context
     ) -> pb.GetSessionResponse:
-        """Tells about a session."""
+        """Returns a session."""
         validate.session_id(request)
         session = await self._session(request.session_id)
         return pb.GetSessionResponse(session=convert.session(session))
@@ -54,7 +54,7 @@ class SessionService(session_service_pb2_grpc.SessionServiceServicer):
     async def DeleteSession(
         self, request: pb.DeleteSessionRequest, context: Context
     ) -> pb.DeleteSessionResponse:
-        """Removes an idle session."""
+        """Deletes an idle session."""
         validate.session_id(request)
         bind_contextvars(session_id=request.session_id)
         await self._coordinator.delete_session(request.session_id, tenant=tenant())
@@ -72,7 +72,7 @@ class SessionService(session_service_pb2_grpc.SessionServiceServicer):
         async def fetch(after: int | None, count: int) -> Page[Session, int]:
             return await self._store.list_sessions(tenant(), after=after, limit=count)
 
-        page = await fill(
+        page = await collect_page(
             fetch, convert.session, after=None if place is None else place[0], limit=page_size
         )
         return pb.ListSessionsResponse(
@@ -83,7 +83,7 @@ class SessionService(session_service_pb2_grpc.SessionServiceServicer):
     async def ListMessages(
         self, request: pb.ListMessagesRequest, context: Context
     ) -> pb.ListMessagesResponse:
-        """Lists the transcript of a session."""
+        """Lists the messages of a session."""
         tokens = PageTokens(self._store.store_id, "ListMessages", tenant(), request.session_id)
         page_size, place = validate.list_messages(
             request, lambda: tokens.decode(request.page_token, len(Mark._fields))

@@ -1,4 +1,4 @@
-"""TLS: the certificate of the server, taken up anew when its files change."""
+"""The TLS certificate of the server, reloaded when its files change."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Material:
-    """What the files hold, as PEM. With a client CA callers have to show a certificate, too."""
+class KeyMaterial:
+    """The content of the files, as PEM. A client CA makes certificates of callers mandatory."""
 
     chain: bytes
     key: bytes
     client_ca: bytes | None = None
 
     def configuration(self) -> grpc.ServerCertificateConfiguration:
-        """The same for gRPC, which takes each away."""
+        """A new configuration for gRPC, which consumes each."""
         return grpc.ssl_server_certificate_configuration([(self.key, self.chain)], self.client_ca)
 
 
-class Unusable(Exception):
-    """The files cannot be used; the message says why."""
+class InvalidFiles(Exception):
+    """The files are invalid; the message says why."""
 
 
 class ServerTls:
-    """The certificate with which a server shows who it is. Raises StartError.
+    """The certificate of the server. Raises StartError for invalid files.
 
-    Connections that are open stay open when another one is taken up.
+    Open connections survive a reload.
     """
 
     def __init__(self, certificate: Path, key: Path, client_ca: Path | None = None) -> None:
@@ -46,98 +46,96 @@ class ServerTls:
         self._key = key
         self._client_ca = client_ca
         self._files = [path for path in (certificate, key, client_ca) if path is not None]
-        self._looking = Lock()
+        self._lock = Lock()
         self._seen = stamp(self._files)
         try:
             self._material = self._read()
-        except Unusable as error:
+        except InvalidFiles as error:
             raise StartError(str(error)) from None
 
     @property
-    def names_callers(self) -> bool:
-        """Whether callers have to show a certificate."""
+    def requires_client_certificates(self) -> bool:
+        """Whether callers must present a certificate."""
         return self._client_ca is not None
 
     def credentials(self) -> grpc.ServerCredentials:
-        """For one port. It is served with what is in the files when a connection is made."""
-        given = self._material
+        """Credentials for one port, with the content that the files have at each handshake."""
+        current = self._material
 
         def fetch() -> grpc.ServerCertificateConfiguration | None:
-            # gRPC asks at each handshake, in a thread of its own.
-            nonlocal given
+            # gRPC calls this at each handshake, in its own thread.
+            nonlocal current
             self.refresh()
-            if self._material is given:
+            if self._material is current:
                 return None
-            given = self._material
-            return given.configuration()
+            current = self._material
+            return current.configuration()
 
         return grpc.dynamic_ssl_server_credentials(
-            given.configuration(),
-            cast("Callable[[], grpc.ServerCertificateConfiguration]", fetch),  # None: no other
-            require_client_authentication=self.names_callers,
+            current.configuration(),
+            cast("Callable[[], grpc.ServerCertificateConfiguration]", fetch),  # None: unchanged
+            require_client_authentication=self.requires_client_certificates,
         )
 
     def channel_credentials(self, ca: Path | None) -> grpc.ChannelCredentials:
-        """For calls to other nodes, which have to be vouched for by `ca`.
+        """Credentials for calls to other nodes, whose certificates `ca` must have signed.
 
-        Where callers have to show a certificate, this one is shown. Raises OSError.
+        Presents this certificate if callers must present one. Raises OSError.
         """
         material = self._material
-        shown = (material.key, material.chain) if self.names_callers else (None, None)
+        own = (material.key, material.chain) if self.requires_client_certificates else (None, None)
         roots = None if ca is None else ca.read_bytes()
-        return grpc.ssl_channel_credentials(roots, *shown)
+        return grpc.ssl_channel_credentials(roots, *own)
 
     def refresh(self) -> None:
-        """Takes up what changed in the files. What cannot be used changes nothing, and the log is
-        told once."""
-        with self._looking:
+        """Reloads changed files. Invalid files change nothing and are logged once."""
+        with self._lock:
             seen = stamp(self._files)
             if seen == self._seen:
                 return
             try:
                 material = self._read()
-            except Unusable as error:
-                self._settle(seen)
-                log.error("the new certificate is not used", why=str(error))  # noqa: TRY400
+            except InvalidFiles as error:
+                self._confirm(seen)
+                log.error("invalid certificate ignored", error=str(error))  # noqa: TRY400
                 return
-            if self._settle(seen):
+            if self._confirm(seen):
                 self._material = material
-                log.info("the certificate was read again")
+                log.info("certificate reloaded")
 
-    def _settle(self, seen: Stamp) -> bool:
-        """Whether the files stayed as they were while they were read; else they are read again at
-        the next look."""
+    def _confirm(self, seen: Stamp) -> bool:
+        """Whether the files stayed unchanged during the read; else the next refresh reads again."""
         if stamp(self._files) != seen:
             return False
         self._seen = seen
         return True
 
-    def _read(self) -> Material:
+    def _read(self) -> KeyMaterial:
         try:
             parts = [path.read_bytes() for path in self._files]
         except OSError as error:
-            raise Unusable(f"{error.filename}: {error.strerror}") from None
+            raise InvalidFiles(f"{error.filename}: {error.strerror}") from None
         self._check()
-        return Material(*parts)
+        return KeyMaterial(*parts)
 
     def _check(self) -> None:
-        """gRPC would take anything, and then have no handshake succeed."""
+        """Validates the files, since gRPC accepts anything and then fails every handshake."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
-            # With a password it would ask at the terminal for one.
+            # Without a password callback it would prompt at the terminal for one.
             context.load_cert_chain(self._certificate, self._key, password=lambda: "")
         except (OSError, ValueError) as error:
-            raise Unusable(
-                f"--tls-cert {self._certificate}, --tls-key {self._key}: {_said(error)}"
+            raise InvalidFiles(
+                f"--tls-cert {self._certificate}, --tls-key {self._key}: {_reason(error)}"
             ) from None
         try:
             if self._client_ca is not None:
                 context.load_verify_locations(self._client_ca)
         except (OSError, ValueError) as error:
-            raise Unusable(f"--tls-client-ca {self._client_ca}: {_said(error)}") from None
+            raise InvalidFiles(f"--tls-client-ca {self._client_ca}: {_reason(error)}") from None
 
 
-def _said(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, ssl.SSLError) and error.reason:
         return error.reason.lower().replace("_", " ")
-    return getattr(error, "strerror", None) or str(error) or "cannot be used"
+    return getattr(error, "strerror", None) or str(error) or "invalid"

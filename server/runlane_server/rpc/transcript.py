@@ -1,4 +1,4 @@
-"""How a transcript is laid out on pages: between two messages, or within one that is too large."""
+"""Pages of a transcript, which end between two messages or within an oversized one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from runlane_server.store.base import MessagePlace, Page
 
 
 class Mark(NamedTuple):
-    """Where a page ended: before that part of a message, or after the message if part is 0."""
+    """The end of a page: before `part` of a message, or after the message if `part` is 0."""
 
     turn: int
     ordinal: int
@@ -22,24 +22,24 @@ class Mark(NamedTuple):
 
     @property
     def read_after(self) -> MessagePlace:
-        """After which place the store has what comes next."""
+        """The place after which to read the next page from the store."""
         return (self.turn, self.ordinal - 1 if self.part else self.ordinal)
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The messages of one page, and where to go on, if there is more."""
+    """The messages of a page; `next` is None after the last page."""
 
     messages: Sequence[session_pb2.Message]
     next: Mark | None
 
 
-def lay_out(held: Page[model.Message, MessagePlace], start: Mark | None) -> Layout:
-    """Lays the messages read after `start` out on a page of `PAGE_BYTES`; one part at least."""
+def lay_out(page_read: Page[model.Message, MessagePlace], start: Mark | None) -> Layout:
+    """Fills a page of `PAGE_BYTES` with the messages read after `start`; at least one part."""
     page: list[session_pb2.Message] = []
     end = start
     room = PAGE_BYTES
-    for message in held.items:
+    for message in page_read.items:
         wire = convert.message_head(message)
         room -= wire.ByteSize() + ITEM_OVERHEAD
         for n, part in _parts(message, start):
@@ -52,11 +52,11 @@ def lay_out(held: Page[model.Message, MessagePlace], start: Mark | None) -> Layo
             wire.parts.append(part)
         page.append(wire)
         end = Mark(message.turn, message.ordinal, 0)
-    return Layout(page, end if held.next is not None else None)
+    return Layout(page, end if page_read.next is not None else None)
 
 
 def _parts(message: model.Message, start: Mark | None) -> Iterator[tuple[int, session_pb2.Part]]:
-    """The parts of a message that are still to come, with their numbers."""
+    """The parts of a message that follow `start`, with their numbers."""
     resumed = start is not None and (start.turn, start.ordinal) == (message.turn, message.ordinal)
     first = start.part if start is not None and resumed else 0
     for n in range(first, len(message.parts)):

@@ -125,19 +125,22 @@ class NewSession:
     metadata: Mapping[str, str] = field(default_factory=lambda: NO_LABELS)
 
 
-class Turn(NamedTuple):
-    """A tenant, and how many lanes more of it a node could serve."""
+class TenantShare(NamedTuple):
+    """A tenant, and the number of further lanes of it that a node can serve."""
 
     tenant: str
     room: int
 
 
 @dataclass(frozen=True, slots=True)
-class Turns:
-    """Whose turn it is on a node: the first of `tenants` comes first. Tenants that are not among
-    them come before; of each the node could serve `others` lanes."""
+class ClaimOrder:
+    """The order in which a node claims lanes, by tenant.
 
-    tenants: tuple[Turn, ...] = ()
+    Tenants that are not in `shares` come first, each with at most `others` lanes; then those in
+    `shares`, in that order.
+    """
+
+    shares: tuple[TenantShare, ...] = ()
     others: int = (1 << 31) - 1
 
 
@@ -183,7 +186,7 @@ class Cluster(Protocol):
         """Active runs of a node that a cancel has covered."""
 
     async def claim(
-        self, node_id: str, limit: int, hold: float, turns: Turns | None = None
+        self, node_id: str, limit: int, hold: float, order: ClaimOrder | None = None
     ) -> Sequence[SessionKey]:
         """Lanes with runs that wait and none that is active: `limit` of them at the most, in equal
         shares for the tenants that have some and whose turn it is; of each the longest waiting.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from runlane_server.core.model import RunRequest
+from runlane_server.core.model import RunRequest, utf8_size
 
 RUN_BYTES = 500
 """What a run is taken to weigh beside its prompt: its row, and its keys in the indexes. The number
@@ -14,15 +14,10 @@ MESSAGE_BYTES = 200
 """The same for a message."""
 
 
-def utf8_bytes(text: str) -> int:
-    """How many bytes a text has in UTF-8."""
-    return len(text) if text.isascii() else len(text.encode())
-
-
 def run_weight(request: RunRequest) -> int:
     """What a run weighs: its prompt with the attachments, and its row."""
     prompt = request.prompt
-    size = RUN_BYTES + utf8_bytes(prompt.text)
+    size = RUN_BYTES + utf8_size(prompt.text)
     for attachment in prompt.attachments:
         size += attachment.size
     return size
@@ -30,4 +25,4 @@ def run_weight(request: RunRequest) -> int:
 
 def message_weight(parts: Iterable[str | None]) -> int:
     """What messages weigh, by their encoded parts; None stands for none."""
-    return sum(MESSAGE_BYTES + utf8_bytes(it or "") for it in parts)
+    return sum(MESSAGE_BYTES + utf8_size(it or "") for it in parts)

@@ -1,5 +1,6 @@
-"""What operators see: the log, Prometheus metrics and OpenTelemetry traces.
+"""For operators: the log, Prometheus metrics and OpenTelemetry traces.
 
-It observes commits and calls through `core.observer`; nothing below imports it. It never changes
-what it observes. Prompts and answers never appear in it unless `--log-content` asks for them.
+`meter` updates the `metrics`, which `metrics_server` serves; `tracer` makes spans, which `otlp`
+sends and `trace_export` sets up. All observe commits and calls through `core.observer` and never
+change them. Prompts and answers appear nowhere unless `--log-content` is set.
 """

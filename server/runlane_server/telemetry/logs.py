@@ -1,4 +1,4 @@
-"""The server's own log: one event a line on stderr, JSON unless a person reads along."""
+"""The server's log: one event per line on stderr, as JSON or, on a terminal, for people."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 
-class _Lossy:
+class _LossyStream:
     """A stream that drops what it cannot write.
 
-    Whoever read the log may be gone, and the disk it is on may be full. The work goes on: nearly
-    everything tells the log about itself, and would fail with it.
+    The reader of the log may be gone, or its disk full. That must not fail the work: nearly every
+    part of the server logs.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -35,7 +35,7 @@ class _Lossy:
 
 
 class _Worker:
-    """Adds to a line which worker it is of."""
+    """Adds the number of the worker to each line."""
 
     def __init__(self, number: int) -> None:
         self._number = number
@@ -45,12 +45,12 @@ class _Worker:
         return line
 
 
-_Raised = tuple[type[BaseException], BaseException, TracebackType | None]
+_ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 
 
-def _without_messages(exc_info: _Raised) -> str:
-    """Where an exception came from, and what led to it. What they say is left out: it may have been
-    made of a prompt, or of what an agent was told."""
+def _without_messages(exc_info: _ExcInfo) -> str:
+    """Formats an exception and its causes without their messages, which may quote a prompt or the
+    instructions of an agent."""
     parts: list[str] = []
     error: BaseException | None = exc_info[1]
     while error is not None:
@@ -60,7 +60,7 @@ def _without_messages(exc_info: _Raised) -> str:
     return "\n\n".join(parts)
 
 
-def _with_messages(exc_info: _Raised) -> str:
+def _with_messages(exc_info: _ExcInfo) -> str:
     return "".join(traceback.format_exception(*exc_info)).rstrip()
 
 
@@ -71,12 +71,12 @@ def configure(
     worker: int | None = None,
     content: bool = False,
 ) -> None:
-    """Sets up structlog, and leads the log of grpc and asyncio into it.
+    """Configures structlog, and redirects the logging of grpc and asyncio to it.
 
-    `auto` means `console` where stderr is a terminal and `json` where it is not. Each line of a
-    `worker` has its number. Only with `content` the log has what unexpected exceptions say.
+    `auto` means `console` if stderr is a terminal, else `json`. `worker` is added to each line.
+    Only with `content` does the log have the messages of unexpected exceptions.
     """
-    # It is None where the process was started with stderr closed.
+    # None if the process was started with stderr closed.
     output = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     console = log_format == "console" or (log_format == "auto" and output.isatty())
     threshold = logging.getLevelNamesMapping()[level.upper()]
@@ -86,13 +86,13 @@ def configure(
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     if worker is not None:
-        # Not a variable of the context: threads and callbacks of grpc have contexts of their own.
+        # Not a context variable: threads and callbacks of grpc have their own contexts.
         shared.append(_Worker(worker))
     finishing: list[Processor] = [
         structlog.processors.ExceptionRenderer(_with_messages if content else _without_messages),
         structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer(),
     ]
-    stream = cast("TextIO", _Lossy(output))
+    stream = cast("TextIO", _LossyStream(output))
     structlog.configure(
         processors=[*shared, *finishing],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),

@@ -1,4 +1,4 @@
-"""Counts what happens. It stands where commits are told, so nothing is counted that is not one."""
+"""Updates the metrics of a node from its commits, so nothing counts before it is durable."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from runlane_server.core.model import (
     RunState,
     TextDelta,
 )
-from runlane_server.core.observer import Asked, Observer
-from runlane_server.core.recent import Recent
+from runlane_server.core.observer import CancelRequest, Observer
+from runlane_server.core.recent import RecentItems
 from runlane_server.core.transition import LaneRun, Receipt, Transition
 from runlane_server.store.base import Listener, LoggedComplete
 from runlane_server.telemetry.metrics import Metrics
@@ -23,50 +23,50 @@ from runlane_server.telemetry.metrics import Metrics
 Family = TypeVar("Family", bound=Any)
 
 OPEN_CANCELS = 10_000
-"""How many covered runs are remembered until they end. What is given up before it becomes a run
-never does."""
+"""Number of cancelled runs remembered until they end. The bound is needed: a reservation that is
+closed before it becomes a run never ends."""
 
 
 class Meter(Observer):
-    """Puts into metrics what a node does.
+    """Updates metrics from the events of a node.
 
-    It is the listener of the store in front of another one, which is told first; the watcher of its
-    commits; and the observer of everything else.
+    It is the store's listener (and forwards each event to `listener` first), the watcher of its
+    commits, and the observer of everything else.
     """
 
-    __slots__ = ("_cancels", "_listener", "_metrics", "_now", "_series", "_silent")
+    __slots__ = ("_cancels", "_listener", "_metrics", "_now", "_series", "_silent_since")
 
     def __init__(self, metrics: Metrics, listener: Listener, now: Callable[[], Micros]) -> None:
         self._metrics = metrics
         self._listener = listener
         self._now = now
-        # When the attempts started that have said nothing yet.
-        self._silent: dict[RunKey, Micros] = {}
-        # When the cancels were asked for whose runs have not ended yet.
-        self._cancels: Recent[RunKey, Micros] = Recent(OPEN_CANCELS)
+        # The start of each attempt that has yielded no text yet.
+        self._silent_since: dict[RunKey, Micros] = {}
+        # The time of the cancel of each run that has not ended yet.
+        self._cancels: RecentItems[RunKey, Micros] = RecentItems(OPEN_CANCELS)
         self._series: dict[tuple[object, tuple[str, ...]], Any] = {}
 
     # The store's listener
 
     def completed(self, events: Sequence[LoggedComplete]) -> None:
-        """Runs ended, on whichever node: how late is that told, and how long did cancels take."""
+        """Runs ended on any node: observes the delivery lag and the duration of cancels."""
         self._listener.completed(events)
         now = self._now()
         for event in events:
             complete = event.complete
             self._metrics.event_lag.observe(_seconds(complete.ended_at, now))
             if complete.state is RunState.CANCELLED:
-                asked_at = self._cancels.take(RunKey(event.tenant, complete.run_id))
-                if asked_at is not None:
-                    self._metrics.cancel_latency.observe(_seconds(asked_at, now))
+                requested_at = self._cancels.take(RunKey(event.tenant, complete.run_id))
+                if requested_at is not None:
+                    self._metrics.cancel_latency.observe(_seconds(requested_at, now))
 
     def happened(self, key: RunKey, events: Sequence[RunEvent]) -> None:
-        """Events of a run were committed by this node, and by no other one."""
+        """This node committed events of a run."""
         self._listener.happened(key, events)
         for event in events:
             body = event.body
             if isinstance(body, TextDelta):
-                started_at = self._silent.pop(key, None)
+                started_at = self._silent_since.pop(key, None)
                 if started_at is not None:
                     self._metrics.first_delta.observe(_seconds(started_at, event.at))
             elif isinstance(body, Accepted):
@@ -76,42 +76,42 @@ class Meter(Observer):
 
     def _ended(self, complete: RunComplete) -> None:
         metrics = self._metrics
-        self._of(metrics.runs_ended, complete.state, complete.finish_reason).inc()
+        self._labelled(metrics.runs_ended, complete.state, complete.finish_reason).inc()
         if complete.started_at is not None:
             seconds = _seconds(complete.started_at, complete.ended_at)
-            self._of(metrics.run_duration, complete.state).observe(seconds)
+            self._labelled(metrics.run_duration, complete.state).observe(seconds)
 
     # The store's watcher
 
     def committed(self, units: int, seconds: float) -> None:
-        """So many units were committed together, and it took so long."""
+        """One commit of this many writes took this many seconds."""
         self._metrics.commit_units.observe(units)
         self._metrics.commit_seconds.observe(seconds)
 
     def unconfirmed(self, units: int) -> None:
-        """So many units were given to the store, and it did not say what became of them."""
+        """The store did not confirm this many writes."""
         self._metrics.store_unavailable.inc(units)
 
     # The observer
 
-    def started(self, key: RunKey, run: LaneRun) -> None:
+    def on_attempt_started(self, key: RunKey, run: LaneRun) -> None:
         """An attempt of a run became active here."""
         self._metrics.runs_started.inc()
         if run.started_at is None:
             return
-        self._silent[key] = run.started_at
+        self._silent_since[key] = run.started_at
         if run.attempt == 1:
             self._metrics.queue_wait.observe(_seconds(run.accepted_at, run.started_at))
 
-    def left(self, key: RunKey) -> None:
-        """The attempt that was active here is not any more."""
-        self._silent.pop(key, None)
+    def on_attempt_ended(self, key: RunKey) -> None:
+        """The attempt is no longer active on this node."""
+        self._silent_since.pop(key, None)
 
-    def cancelled(self, asked: Asked, made: Transition, receipt: Receipt) -> None:
-        """What waited has ended with the cancel; what was active does so by and by."""
+    def on_cancelled(self, asked: CancelRequest, made: Transition, receipt: Receipt) -> None:
+        """A cancel took effect: waiting runs have ended with it, active ones end later."""
         if not receipt.cancelled:
             return
-        self._of(self._metrics.cancels, asked.scope).inc()
+        self._labelled(self._metrics.cancels, asked.scope).inc()
         ended = {complete.run_id for complete in made.completes}
         now = self._now()
         for run in receipt.cancelled:
@@ -120,25 +120,26 @@ class Meter(Observer):
             else:
                 self._cancels.put(RunKey(asked.key.tenant, run.run_id), asked.at)
 
-    def called(self, method: str, code: str, reason: str, seconds: float | None) -> None:
+    def on_call_ended(self, method: str, code: str, reason: str, seconds: float | None) -> None:
         """A call ended."""
-        self._of(self._metrics.rpcs, method, code).inc()
+        self._labelled(self._metrics.rpcs, method, code).inc()
         if seconds is not None:
-            self._of(self._metrics.rpc_seconds, method).observe(seconds)
+            self._labelled(self._metrics.rpc_seconds, method).observe(seconds)
         if reason:
-            self._of(self._metrics.rpc_refusals, reason).inc()
+            self._labelled(self._metrics.rpc_refusals, reason).inc()
 
-    def _of(self, family: Family, *labels: str) -> Family:
-        """The series with those labels. The library's own way to it costs more than counting."""
+    def _labelled(self, family: Family, *labels: str) -> Family:
+        """The series with these labels, cached: looking it up in the library costs more than
+        counting."""
         key = (family, labels)
         found: Family | None = self._series.get(key)
         if found is not None:
             return found
-        made: Family = family.labels(*labels)
-        self._series[key] = made
-        return made
+        series: Family = family.labels(*labels)
+        self._series[key] = series
+        return series
 
 
 def _seconds(begin: Micros, end: Micros) -> float:
-    """How long it took; the clocks of two nodes may differ, and nothing takes less than no time."""
+    """The duration in seconds, never negative: the clocks of two nodes may differ."""
     return max(0, end - begin) / 1e6

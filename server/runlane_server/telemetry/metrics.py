@@ -1,10 +1,9 @@
-"""Every metric that a server exports, by its name. What is counted where is told in `meter.py`.
+"""Every metric that a server exports. `meter.py` updates the counters and histograms.
 
-There are no labels for tenants, sessions and runs: each of their values would be a time series for
-ever, at the server and at whoever scrapes it. What happens to one of them is told by the log and by
-ListRuns.
+No metric has a label for tenants, sessions or runs: each value would be a time series for ever, in
+the server and in Prometheus. For single sessions and runs use the log and ListRuns.
 
-This module needs `prometheus_client`, and is imported only where metrics are asked for.
+This module needs `prometheus_client`, and is imported only if metrics are enabled.
 """
 
 from __future__ import annotations
@@ -25,19 +24,19 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 _QUICK = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""Upper bounds, in seconds, of what takes a machine and not an agent its time."""
+"""Bucket bounds in seconds for durations that depend on the server."""
 
 _LONG = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
-"""The same for what takes an agent its time, or a queue."""
+"""Bucket bounds in seconds for durations that depend on an agent or a queue."""
 
 _UNITS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 class NodeState(NamedTuple):
-    """What a node is at the moment of a scrape; ages and leases in seconds.
+    """The state of a node at the moment of a scrape; ages and leases in seconds.
 
-    `lease` is None where the store is not shared. `beat_age` is infinite for a node that takes
-    itself for lost.
+    `lease` is None if the store is not shared. `beat_age` is infinite for a node that considers
+    itself lost.
     """
 
     version: str
@@ -59,13 +58,13 @@ class NodeState(NamedTuple):
 
 
 class Metrics:
-    """All metrics of one server, in a registry of their own.
+    """All metrics of one server, in their own registry.
 
-    `state` is asked at each scrape. What is counted is to be told once it is committed.
+    `state` is called at each scrape. Update counters only after the commit.
     """
 
     def __init__(self, state: Callable[[], NodeState]) -> None:
-        # When a counter was made: twice as many series, and nobody asks.
+        # The creation times of counters would double the number of series, for no use.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._make_runs()
@@ -77,57 +76,55 @@ class Metrics:
         GCCollector(registry=self.registry)
 
     def _make_runs(self) -> None:
-        self.runs_accepted = self._counter("runs_accepted", "Runs accepted, durably.")
+        self.runs_accepted = self._counter("runs_accepted", "Runs accepted (durable).")
         self.runs_started = self._counter(
-            "runs_started", "Attempts started on this node: a run that is retried counts again."
+            "runs_started", "Attempts started on this node; a retried run counts again."
         )
         self.runs_ended = self._counter(
             "runs_ended",
-            "Runs ended by this node, by their terminal state and finish reason.",
+            "Runs ended by this node, by terminal state and finish reason.",
             "state",
             "finish_reason",
         )
         self.queue_wait = self._histogram(
             "run_queue_wait_seconds",
-            "From accept to the first start of the agent.",
+            "Time from accept to the first start of the agent.",
             _LONG,
         )
         self.first_delta = self._histogram(
             "run_first_delta_seconds",
-            "From the start of an attempt to the first piece of its answer.",
+            "Time from the start of an attempt to its first text delta.",
             _LONG,
         )
         self.run_duration = self._histogram(
             "run_duration_seconds",
-            "From the last start of the agent to the end of the run, for runs that started.",
+            "Time from the last start of the agent to the end of the run, for runs that started.",
             _LONG,
             "state",
         )
         self.cancels = self._counter(
             "cancels",
-            "Cancels that covered a run, by scope; CancelAll counts in each session where it did.",
+            "Cancels that covered a run, by scope; CancelAll counts once per session covered.",
             "scope",
         )
         self.cancel_latency = self._histogram(
             "cancel_latency_seconds",
-            "From a cancel at this node to the end of a run that it covered, on whichever node.",
+            "Time from a cancel on this node to the end of a run that it covered, on any node.",
             _QUICK,
         )
 
     def _make_store(self) -> None:
-        self.commit_units = self._histogram(
-            "commit_units", "How many writes shared one commit.", _UNITS
-        )
+        self.commit_units = self._histogram("commit_units", "Writes per commit.", _UNITS)
         self.commit_seconds = self._histogram(
-            "commit_seconds", "How long a commit took, synced.", _QUICK
+            "commit_seconds", "Duration of a commit, sync included.", _QUICK
         )
         self.store_unavailable = self._counter(
             "store_unavailable",
-            "Writes that failed as the store was away, or did not say what became of them.",
+            "Writes that failed or have an unknown outcome because the store was unavailable.",
         )
         self.event_lag = self._histogram(
             "event_lag_seconds",
-            "From the end of a run until the subscribers of this node are told, per event.",
+            "Time from the end of a run to its delivery to subscribers of this node, per event.",
             _QUICK,
         )
 
@@ -137,7 +134,7 @@ class Metrics:
         )
         self.rpc_seconds = self._histogram(
             "rpc_seconds",
-            "How long unary calls took, by method. Streams last as long as somebody listens.",
+            "Duration of unary calls, by method; streams are left out.",
             _QUICK,
             "method",
         )
@@ -148,7 +145,7 @@ class Metrics:
         )
         self.loop_lag = self._histogram(
             "event_loop_lag_seconds",
-            "How much later than it was due the event loop came round, four times a second.",
+            "Delay of the event loop, sampled four times per second.",
             _QUICK,
         )
 
@@ -166,52 +163,57 @@ class Metrics:
 
 
 class _StateCollector(Collector):
-    """What is not counted but looked up, when somebody asks: it costs nothing in between."""
+    """Gauges that are computed at a scrape and cost nothing in between."""
 
     def __init__(self, state: Callable[[], NodeState]) -> None:
         self._state = state
 
     def collect(self) -> Iterator[Metric]:
-        """The gauges of the moment."""
+        """Yields the gauges of the current state."""
         state = self._state()
         yield _labelled(
             "node_info",
-            "What this node is; always 1.",
+            "Version, store and id of this node as labels; always 1.",
             {(state.version, state.store, state.node_id): 1},
             "version",
             "store",
             "node_id",
         )
-        yield _gauge("runs_active", "Runs whose agent is at work on this node.", state.runs_active)
+        yield _gauge("runs_active", "Runs whose agent is running on this node.", state.runs_active)
         yield _gauge(
             "runs_waiting",
-            "Runs that wait for their turn; over a shared store those of all nodes, as of the "
-            "last beat.",
+            "Waiting runs; with a shared store those of all nodes, as of the last heartbeat.",
             state.runs_waiting,
         )
-        yield _gauge("slots_in_use", "Sessions with an active run here.", state.slots_in_use)
-        yield _gauge("slots_limit", "How many may have one: --max-active-runs.", state.slots_limit)
-        yield _gauge("agent_ready", "1 if the agent is ready to run.", state.agent_ready)
-        yield _gauge("draining", "1 if the node takes no new runs.", state.draining)
+        yield _gauge(
+            "slots_in_use", "Sessions with an active run on this node.", state.slots_in_use
+        )
+        yield _gauge(
+            "slots_limit",
+            "Maximum number of active runs on this node (--max-active-runs).",
+            state.slots_limit,
+        )
+        yield _gauge("agent_ready", "1 if the agent is ready.", state.agent_ready)
+        yield _gauge("draining", "1 if the node accepts no new runs.", state.draining)
         yield _labelled(
             "subscriptions_open",
-            "Open subscriptions, by kind: to ends of runs, or to the events of one run.",
+            "Open subscriptions by kind: run_complete for ends of runs, run for one run's events.",
             {(kind,): count for kind, count in state.subscriptions.items()},
             "kind",
         )
         yield _gauge(
             "subscription_behind_events",
-            "Events of the log that the slowest subscription has not read.",
+            "Events of the log that the slowest subscription has not read yet.",
             state.subscription_behind,
         )
         yield _gauge(
             "log_behind_events",
-            "Events that others have announced and this node has not read; 0 for a node alone.",
+            "Events announced by other nodes that this node has not read yet; 0 for a single node.",
             state.log_behind,
         )
         yield _labelled(
             "rpcs_open",
-            "Calls under way, streams among them, by method.",
+            "Open calls, streams included, by method.",
             {(method,): count for method, count in state.rpcs_open.items()},
             "method",
         )
@@ -220,13 +222,13 @@ class _StateCollector(Collector):
 
 
 def _membership(state: NodeState, lease: float) -> Iterator[Metric]:
-    yield _gauge("node_alive", "1 if this node is sure to be alive for the others.", state.alive)
+    yield _gauge("node_alive", "1 if this node is certain that its lease is valid.", state.alive)
     yield _gauge(
         "node_beat_age_seconds",
-        "Since when the others have not heard of this node; +Inf if it was taken for lost.",
+        "Age of this node's last heartbeat; +Inf if the node was declared lost.",
         state.beat_age,
     )
-    yield _gauge("node_lease_seconds", "After how long a silence it is lost: --node-lease.", lease)
+    yield _gauge("node_lease_seconds", "Heartbeat timeout of a node (--node-lease).", lease)
 
 
 def _gauge(name: str, documentation: str, value: float) -> Metric:
@@ -237,6 +239,6 @@ def _labelled(
     name: str, documentation: str, values: Mapping[tuple[str, ...], float], *labels: str
 ) -> Metric:
     family = GaugeMetricFamily(f"runlane_{name}", documentation, labels=labels)
-    for each, value in values.items():
-        family.add_metric(each, value)
+    for label_values, value in values.items():
+        family.add_metric(label_values, value)
     return family

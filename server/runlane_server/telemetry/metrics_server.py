@@ -1,7 +1,7 @@
-"""`--metrics-listen`: what an operator sees of a node, for Prometheus to scrape.
+"""`--metrics-listen`: serves the metrics of a node over HTTP, for Prometheus.
 
-A scrape takes two steps. What the node is at the moment is looked up on the event loop, as it
-belongs there; the page is written in a thread, which takes some milliseconds.
+A scrape takes two steps: the state of the node is read on the event loop, which owns it; then the
+page is rendered in a thread, as that takes some milliseconds.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import structlog
 
 from runlane_server.core.errors import StartError
 from runlane_server.core.model import Micros
-from runlane_server.core.observer import NOBODY, Observer
+from runlane_server.core.observer import NO_OBSERVER, Observer
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.feed.feed import Feed
-from runlane_server.harness.clock import SYSTEM
+from runlane_server.harness.clock import SYSTEM_CLOCK
 from runlane_server.net.addresses import of_worker, split_address
 from runlane_server.release import version_of_server
 from runlane_server.rpc.endpoint import Endpoint
@@ -33,22 +33,22 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-LOOP_PAUSE = 0.25
-"""Seconds between two looks at how late the event loop comes round."""
+LAG_INTERVAL = 0.25
+"""Seconds between two measurements of the event loop's delay."""
 
 REQUEST_TIMEOUT = 5.0
-"""Seconds that somebody has to say what he wants, and to take it."""
+"""Timeout in seconds for a whole request: reading it and writing the response."""
 
 REQUEST_BYTES = 8192
-"""How long that may be. A scraper says less than 1 KiB."""
+"""Maximum size of a request's head. Prometheus sends less than 1 KiB."""
 
 OPTION = "--metrics-listen"
 
 
-class Monitor:
-    """Watches a node and serves its metrics; does nothing where `listen` is None.
+class MetricsServer:
+    """Collects and serves the metrics of a node; does nothing if `listen` is None.
 
-    `listen` is HOST:PORT; the worker of a number takes the port that is so much higher.
+    `listen` is HOST:PORT; the worker's number is added to the port. Raises StartError.
     """
 
     def __init__(
@@ -56,23 +56,23 @@ class Monitor:
         listen: str | None,
         store_kind: str,
         worker: int | None = None,
-        now: Callable[[], Micros] = SYSTEM.micros,
+        now: Callable[[], Micros] = SYSTEM_CLOCK.micros,
     ) -> None:
         if listen is not None and importlib.util.find_spec("prometheus_client") is None:
             raise StartError(
                 f"{OPTION}: prometheus_client is not installed; "
                 "run pip install 'runlane[server,metrics]'"
             )
-        self.observer: Observer = NOBODY
+        self.observer: Observer = NO_OBSERVER
         self._listen = of_worker(listen, worker, OPTION) if listen and worker else listen
         self._store_kind = store_kind
         self._now = now
         self._metrics: Metrics | None = None
         self._state: NodeState | None = None
-        self._writing = asyncio.Lock()
+        self._rendering = asyncio.Lock()
 
-    def watch(self, store: Store, feed: Feed) -> None:
-        """Steps in between a store that is open and the feed that listens to it."""
+    def attach(self, store: Store, feed: Feed) -> None:
+        """Inserts a `Meter` between an open store and the feed that listens to it."""
         if self._listen is None:
             return
         from runlane_server.telemetry.meter import Meter  # noqa: PLC0415 - needs an extra
@@ -84,11 +84,11 @@ class Monitor:
 
     @asynccontextmanager
     async def serving(self, coordinator: Coordinator, endpoint: Endpoint) -> AsyncIterator[None]:
-        """Serves the metrics of a node meanwhile. Raises StartError if it cannot listen."""
+        """Serves metrics while the context is open. Raises StartError if it cannot listen."""
         if self._metrics is None or self._listen is None:
             yield
             return
-        node = _Node(coordinator, endpoint, self._store_kind)
+        node = _StateReader(coordinator, endpoint, self._store_kind)
         self._state = node.state()
         host, port = split_address(self._listen)
 
@@ -98,33 +98,33 @@ class Monitor:
         try:
             server = await asyncio.start_server(answer, host.strip("[]"), port, limit=REQUEST_BYTES)
         except OSError as error:
-            # asyncio's own text is longer than that of the system, and says no more.
-            code = error.errno or 0
-            why = (os.strerror(code) if code > 0 else str(error)).lower()
-            raise StartError(f"{OPTION}: cannot listen on {self._listen}: {why}") from error
-        ticking = asyncio.create_task(self._tick(self._metrics))
+            # asyncio's text is longer than the system's, without saying more.
+            number = error.errno or 0
+            reason = (os.strerror(number) if number > 0 else str(error)).lower()
+            raise StartError(f"{OPTION}: cannot listen on {self._listen}: {reason}") from error
+        measuring = asyncio.create_task(self._measure_lag(self._metrics))
         bound = server.sockets[0].getsockname()[1]
-        log.info("metrics are served", url=f"http://{host}:{bound}/metrics")
+        log.info("metrics served", url=f"http://{host}:{bound}/metrics")
         try:
             yield
         finally:
-            ticking.cancel()
+            measuring.cancel()
             server.close()
 
     def _last_state(self) -> NodeState:
-        assert self._state is not None  # noqa: S101 - it is there before anybody can ask
+        assert self._state is not None  # noqa: S101 - set before the first scrape
         return self._state
 
-    async def _tick(self, metrics: Metrics) -> None:
-        """Notes how late the event loop comes round: how long others keep it busy at a stretch."""
+    async def _measure_lag(self, metrics: Metrics) -> None:
+        """Measures the delay of the event loop: how long callbacks block it."""
         loop = asyncio.get_running_loop()
         while True:
-            due = loop.time() + LOOP_PAUSE
-            await asyncio.sleep(LOOP_PAUSE)
+            due = loop.time() + LAG_INTERVAL
+            await asyncio.sleep(LAG_INTERVAL)
             metrics.loop_lag.observe(max(0.0, loop.time() - due))
 
-    async def _answer(self, node: _Node, reader: StreamReader, writer: StreamWriter) -> None:
-        """One request on a connection. Who dawdles, or is gone, is left."""
+    async def _answer(self, node: _StateReader, reader: StreamReader, writer: StreamWriter) -> None:
+        """Serves one request per connection; ignores peers that are slow or gone."""
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT):
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -137,32 +137,32 @@ class Monitor:
             with suppress(OSError):
                 await writer.wait_closed()
 
-    async def _response(self, node: _Node, head: bytes) -> bytes:
+    async def _response(self, node: _StateReader, head: bytes) -> bytes:
         method, _, rest = head.partition(b" ")
         path = rest.split(b" ", 1)[0].partition(b"?")[0]
         if method not in {b"GET", b"HEAD"}:
-            return _http("405 Method Not Allowed", b"GET it\n")
+            return _http("405 Method Not Allowed", b"only GET and HEAD are allowed\n")
         if path != b"/metrics":
-            return _http("404 Not Found", b"it is at /metrics\n")
+            return _http("404 Not Found", b"not found; metrics are at /metrics\n")
         body, kind = await self._page(node)
         return _http("200 OK", body, kind, headers_only=method == b"HEAD")
 
-    async def _page(self, node: _Node) -> tuple[bytes, str]:
+    async def _page(self, node: _StateReader) -> tuple[bytes, str]:
         from prometheus_client import (  # noqa: PLC0415 - an extra
             CONTENT_TYPE_LATEST,
             generate_latest,
         )
 
         assert self._metrics is not None  # noqa: S101 - it is served
-        # One after another: each has the state of its own moment.
-        async with self._writing:
+        # One at a time, so that each page has the state of one moment.
+        async with self._rendering:
             self._state = node.state()
             page = await asyncio.to_thread(generate_latest, self._metrics.registry)
         return page, CONTENT_TYPE_LATEST
 
 
-class _Node:
-    """Where the state of a node is looked up."""
+class _StateReader:
+    """Reads the state of a node."""
 
     def __init__(self, coordinator: Coordinator, endpoint: Endpoint, store_kind: str) -> None:
         self._coordinator = coordinator
@@ -171,7 +171,7 @@ class _Node:
         self._version = version_of_server()
 
     def state(self) -> NodeState:
-        """As it is now. Belongs to the event loop."""
+        """The current state. Call it on the event loop."""
         from runlane_server.telemetry.metrics import NodeState  # noqa: PLC0415 - needs an extra
 
         coordinator = self._coordinator
@@ -184,8 +184,8 @@ class _Node:
             runs_waiting=load.waiting,
             slots_in_use=load.slots_in_use,
             slots_limit=coordinator.limits.max_active_runs,
-            agent_ready=coordinator.agent_ready,
-            draining=load.refusing,
+            agent_ready=coordinator.is_agent_ready,
+            draining=load.draining,
             subscriptions={
                 "run_complete": feed.subscriptions - feed.followers,
                 "run": feed.followers,
@@ -196,7 +196,7 @@ class _Node:
         )
         if member is None:
             return state
-        return state._replace(lease=member.lease, beat_age=member.beat_age, alive=member.alive)
+        return state._replace(lease=member.lease, beat_age=member.heartbeat_age, alive=member.alive)
 
 
 def _http(

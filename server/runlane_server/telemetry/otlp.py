@@ -1,7 +1,8 @@
-"""Sends spans to a collector, by OTLP over gRPC. To be imported where the extra `traces` is.
+"""Exports spans to a collector, by OTLP over gRPC. Needs the extra `traces`.
 
-The messages are OpenTelemetry's own. Its SDK makes the same of a span at fourteen times the cost,
-most of it for what is not needed here: spans that are open, and are found by whoever runs in them.
+The messages are OpenTelemetry's own; the exporter is ours for a measured reason: with the
+OpenTelemetry SDK a span costs fourteen times as much, mostly for features that are not used here
+(open spans, and finding the current span by context).
 """
 
 from __future__ import annotations
@@ -28,31 +29,30 @@ from runlane_server.telemetry.tracer import ACCEPT, Span
 log = structlog.get_logger()
 
 INTERVAL = 1.0
-"""Seconds that a span waits for others at the most."""
+"""Maximum time in seconds that a span waits for its batch to fill."""
 
-BATCH = 256
-"""How many spans go together at the most; it bounds how long making messages of them takes."""
+BATCH_SIZE = 256
+"""Maximum number of spans per request. It bounds how long encoding them blocks the event loop."""
 
-KEPT = 8_192
-"""How many are kept while the collector is away; what comes then is lost."""
+QUEUE_SIZE = 8_192
+"""Maximum number of spans that wait to be sent; further spans are dropped."""
 
 CALL_TIMEOUT = 5.0
-"""Seconds that a call to the collector may take."""
+"""Timeout in seconds of a call to the collector."""
 
-PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0)
-"""Seconds between two tries where the collector is away; the last one is repeated."""
+BACKOFF = (1.0, 2.0, 5.0, 10.0, 30.0)
+"""Seconds between retries while the collector is unavailable; the last value repeats."""
 
-_NANOSECONDS = 1000
-"""In a microsecond."""
+_NANOSECONDS_PER_MICROSECOND = 1000
 
 _SERVER = trace_pb2.Span.SPAN_KIND_SERVER
 _INTERNAL = trace_pb2.Span.SPAN_KIND_INTERNAL
 
-# Sampled; and whether the parent is of another party, which is known here.
-_OF_OURS = 1 | trace_pb2.SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK
-_OF_ANOTHER = _OF_OURS | trace_pb2.SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK
+# Flags of a span: sampled, and whether its parent is remote.
+_LOCAL_PARENT = 1 | trace_pb2.SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK
+_REMOTE_PARENT = _LOCAL_PARENT | trace_pb2.SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK
 
-_FOR_LATER = frozenset(
+_RETRYABLE = frozenset(
     {
         grpc.StatusCode.UNAVAILABLE,
         grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -61,10 +61,10 @@ _FOR_LATER = frozenset(
         grpc.StatusCode.CANCELLED,
     }
 )
-"""How a collector says that the same spans may be sent again."""
+"""Status codes after which the same spans may be sent again."""
 
 
-class Spans:
+class OtlpExporter:
     """Sends spans to a collector, in the order they come in. It belongs to one event loop.
 
     `endpoint` is the URL of the collector without a path. These variables count, as they do for
@@ -77,42 +77,44 @@ class Spans:
         self, endpoint: str, version: str, environ: Mapping[str, str] = os.environ
     ) -> None:
         self._resource = Resource(
-            attributes=[_set(KeyValue(), *one) for one in _about(version, environ).items()]
+            attributes=[
+                _set(KeyValue(), *one) for one in _resource_attributes(version, environ).items()
+            ]
         )
         self._scope = InstrumentationScope(name="runlane", version=version)
         self._headers = tuple(_pairs(environ.get("OTEL_EXPORTER_OTLP_HEADERS", "")).items())
         self._channel = _channel(endpoint, environ.get("OTEL_EXPORTER_OTLP_CERTIFICATE", ""))
         self._stub = TraceServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._waiting: deque[Span] = deque()
+        self._queue: deque[Span] = deque()
         self._due = asyncio.Event()
-        self._lost = 0
+        self._dropped = 0
         self._failures = 0
-        self._sending = asyncio.create_task(self._send())
+        self._sender = asyncio.create_task(self._send())
 
     def export(self, span: Span) -> None:
-        """Takes a span, to be sent by and by; it is lost if too many wait.
+        """Queues a span; drops it if the queue is full.
 
-        It becomes a message when it is sent: for many in a row that takes a fraction of the time.
+        Spans are encoded when they are sent: encoding many in a row takes a fraction of the time.
         """
-        if len(self._waiting) >= KEPT:
-            self._lost += 1
+        if len(self._queue) >= QUEUE_SIZE:
+            self._dropped += 1
             return
-        self._waiting.append(span)
-        if len(self._waiting) >= BATCH:
+        self._queue.append(span)
+        if len(self._queue) >= BATCH_SIZE:
             self._due.set()
 
     async def close(self, timeout: float) -> None:
-        """Sends what is left, for so many seconds at the most."""
-        self._sending.cancel()
-        await asyncio.wait({self._sending})
+        """Sends the remaining spans for at most `timeout` seconds, then closes the connection."""
+        self._sender.cancel()
+        await asyncio.wait({self._sender})
         try:
             async with asyncio.timeout(timeout):
-                while self._waiting and await self._send_batch():
+                while self._queue and await self._send_batch():
                     pass
         except TimeoutError:
             pass
-        if left := len(self._waiting) + self._lost:
-            log.warning("spans were not sent", spans=left)
+        if lost := len(self._queue) + self._dropped:
+            log.warning("spans not exported", spans=lost)
         await self._channel.close()
 
     async def _send(self) -> None:
@@ -121,15 +123,15 @@ class Spans:
             await self._due.wait()
             timer.cancel()
             self._due.clear()
-            while self._waiting and await self._send_batch():
+            while self._queue and await self._send_batch():
                 pass
             if self._failures:
-                await asyncio.sleep(PAUSES[min(self._failures, len(PAUSES)) - 1])
+                await asyncio.sleep(BACKOFF[min(self._failures, len(BACKOFF)) - 1])
 
     async def _send_batch(self) -> bool:
-        """Sends the spans that wait longest; returns whether that is done with."""
-        count = min(BATCH, len(self._waiting))
-        batch = [_message(span) for span in islice(self._waiting, count)]
+        """Sends the oldest spans; returns False if they must be sent again."""
+        count = min(BATCH_SIZE, len(self._queue))
+        batch = [_encode(span) for span in islice(self._queue, count)]
         scope = trace_pb2.ScopeSpans(scope=self._scope, spans=batch)
         request = pb.ExportTraceServiceRequest(
             resource_spans=[trace_pb2.ResourceSpans(resource=self._resource, scope_spans=[scope])]
@@ -137,40 +139,42 @@ class Spans:
         try:
             await self._stub.Export(request, timeout=CALL_TIMEOUT, metadata=self._headers)
         except grpc.aio.AioRpcError as error:
-            if error.code() in _FOR_LATER:
+            if error.code() in _RETRYABLE:
                 if not self._failures:
-                    log.warning("the collector of traces is away", code=error.code().name)
+                    log.warning("trace collector unavailable", code=error.code().name)
                 self._failures += 1
                 return False
-            log.warning("the collector refuses spans", code=error.code().name, spans=count)
+            log.warning(
+                "spans rejected by the trace collector", code=error.code().name, spans=count
+            )
         else:
             if self._failures:
-                log.info("the collector of traces is back", lost=self._lost)
-            self._failures = self._lost = 0
+                log.info("trace collector available again", dropped=self._dropped)
+            self._failures = self._dropped = 0
         for _ in range(count):
-            self._waiting.popleft()
+            self._queue.popleft()
         return True
 
 
-def _message(span: Span) -> trace_pb2.Span:
-    message = trace_pb2.Span(
+def _encode(span: Span) -> trace_pb2.Span:
+    encoded = trace_pb2.Span(
         trace_id=bytes.fromhex(span.place.trace_id),
         span_id=bytes.fromhex(span.place.span_id),
         parent_span_id=bytes.fromhex(span.parent),
         name=span.name,
         kind=_SERVER if span.name == ACCEPT else _INTERNAL,
-        flags=_OF_ANOTHER if span.remote_parent else _OF_OURS,
-        start_time_unix_nano=span.begin * _NANOSECONDS,
-        # Clocks may be set back, and nothing takes less than no time.
-        end_time_unix_nano=max(span.begin, span.end) * _NANOSECONDS,
+        flags=_REMOTE_PARENT if span.remote_parent else _LOCAL_PARENT,
+        start_time_unix_nano=span.begin * _NANOSECONDS_PER_MICROSECOND,
+        # A clock may be set back; a duration is never negative.
+        end_time_unix_nano=max(span.begin, span.end) * _NANOSECONDS_PER_MICROSECOND,
     )
     for key, value in span.attributes.items():
-        # A message that is made elsewhere would be copied here, at twice the cost.
-        _set(message.attributes.add(), key, value)
+        # Filled in place: appending a finished message would copy it, at twice the cost.
+        _set(encoded.attributes.add(), key, value)
     if span.error:
-        message.status.code = trace_pb2.Status.STATUS_CODE_ERROR
-        message.status.message = span.error
-    return message
+        encoded.status.code = trace_pb2.Status.STATUS_CODE_ERROR
+        encoded.status.message = span.error
+    return encoded
 
 
 def _set(attribute: KeyValue, key: str, value: str | int) -> KeyValue:
@@ -182,8 +186,8 @@ def _set(attribute: KeyValue, key: str, value: str | int) -> KeyValue:
     return attribute
 
 
-def _about(version: str, environ: Mapping[str, str]) -> Mapping[str, str]:
-    """What the spans are of. What the operator says goes before."""
+def _resource_attributes(version: str, environ: Mapping[str, str]) -> Mapping[str, str]:
+    """The resource of all spans. The operator's attributes override the defaults."""
     given = _pairs(environ.get("OTEL_RESOURCE_ATTRIBUTES", ""))
     if name := environ.get("OTEL_SERVICE_NAME", ""):
         given["service.name"] = name
@@ -191,9 +195,9 @@ def _about(version: str, environ: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _pairs(text: str) -> dict[str, str]:
-    """`key=value,key=value`, with what is special in a value percent-encoded."""
-    found = (pair.partition("=") for pair in text.split(",") if "=" in pair)
-    return {unquote(key.strip()): unquote(value.strip()) for key, _, value in found}
+    """Parses `key=value,key=value`; special characters are percent-encoded."""
+    pairs = (pair.partition("=") for pair in text.split(",") if "=" in pair)
+    return {unquote(key.strip()): unquote(value.strip()) for key, _, value in pairs}
 
 
 def _channel(endpoint: str, certificate: str) -> grpc.aio.Channel:

@@ -1,15 +1,15 @@
-"""Tells of runs as traces: when a run is accepted, waits, is active, and when its end is written.
+"""Makes a trace of each run.
 
     accept            the call, from its arrival to its answer
-    ├── commit        until the run was durable
-    └── run           from there to its end, however long that takes and on whichever nodes
-        ├── wait      until it became active
-        └── active    an attempt; one that went to another node is told of by the one that had it
-            ├── agent     until its agent had returned
-            └── commit    until its end was durable
+    ├── commit        until the run is durable
+    └── run           from its acceptance to its end, on any nodes
+        ├── wait      until it is active
+        └── active    one attempt, exported by the node that executed it
+            ├── agent     until its agent returns
+            └── commit    until its end is durable
 
-A span is made when it is over, so nothing is held open, and a server that is killed leaves no span
-that never ends: it leaves some out.
+A span is made when it has ended, so none is held open. A server that is killed leaves no span
+without an end; it omits some.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from runlane_server.core.model import Micros, RunComplete, RunKey, RunState, SessionKey
 from runlane_server.core.observer import Observer
-from runlane_server.core.trace import Place, RunTrace
+from runlane_server.core.trace import RunTrace, SpanContext
 from runlane_server.core.transition import LaneRun, Transition
 
 Attributes: TypeAlias = Mapping[str, str | int]
@@ -33,14 +33,15 @@ RUN: Final = "run"
 
 
 class Span(NamedTuple):
-    """Something that took a while. `parent` is the id of a span, empty for none; `error` is why it
-    failed, empty if it did not. `remote_parent`: that span is of the caller.
+    """A finished span.
 
-    Only those have attributes that are looked for: the others are found by their trace.
+    `parent` is the id of the parent span, empty for none; `remote_parent` says that it is the
+    caller's. `error` is the reason of a failure, empty for none. Only spans that people search for
+    have attributes; the others are found through their trace.
     """
 
     name: str
-    place: Place
+    place: SpanContext
     parent: str
     begin: Micros
     end: Micros
@@ -51,7 +52,7 @@ class Span(NamedTuple):
 
 @dataclass(slots=True)
 class _Attempt:
-    """An attempt that is at work here."""
+    """An attempt that is active on this node."""
 
     number: int
     trace: RunTrace
@@ -59,19 +60,19 @@ class _Attempt:
     returned_at: Micros | None = None
     ended_at: Micros | None = None
 
-    def span(self, name: str) -> Place:
-        """Its span of that name."""
+    def span(self, name: str) -> SpanContext:
+        """Its span of this name."""
         return _span_of_attempt(self.trace, name, self.number)
 
 
 class Tracer(Observer):
-    """Makes spans of what a node does.
+    """Makes spans from the events of a node.
 
-    `export` takes the spans. `ratio` is the share of the runs that are exported whose caller is in
-    no trace, from 0 to 1; with `content` spans say why a run failed, in the words of its agent.
+    `export` receives the spans. `ratio` is the fraction, from 0 to 1, of runs to trace when the
+    caller sends no traceparent. With `content` the span of a failed run has the agent's message.
     """
 
-    __slots__ = ("_at_work", "_content", "_export", "_now", "_ratio")
+    __slots__ = ("_attempts", "_content", "_export", "_now", "_ratio")
 
     def __init__(
         self,
@@ -85,81 +86,85 @@ class Tracer(Observer):
         self._ratio = ratio
         self._now = now
         self._content = content
-        self._at_work: dict[RunKey, _Attempt] = {}
+        self._attempts: dict[RunKey, _Attempt] = {}
 
-    def accepted(self, key: RunKey, run: LaneRun, called_at: Micros) -> None:
-        """A new run is durable: tells of the accept, and of its commit."""
+    def on_accepted(self, key: RunKey, run: LaneRun, called_at: Micros) -> None:
+        """A new run is durable: exports the accept and its commit."""
         trace = self._trace(key, run)
         if not trace.sampled:
             return
-        now, about = self._now(), _about(key)
+        now, attributes = self._now(), _attributes(key)
         accept, commit = trace.span(ACCEPT), trace.span("accept commit")
-        self._export(Span(ACCEPT, accept, trace.parent, called_at, now, about, remote_parent=True))
+        self._export(
+            Span(ACCEPT, accept, trace.parent, called_at, now, attributes, remote_parent=True)
+        )
         self._export(Span("commit", commit, accept.span_id, run.accepted_at, now))
 
-    def started(self, key: RunKey, run: LaneRun) -> None:
-        """An attempt became active here: tells how long it has waited, if it is the first."""
+    def on_attempt_started(self, key: RunKey, run: LaneRun) -> None:
+        """An attempt became active on this node: exports the wait before the first attempt."""
         trace = self._trace(key, run)
         if not trace.sampled or run.started_at is None:
             return
-        self._at_work[key] = _Attempt(run.attempt, trace, run.started_at)
+        self._attempts[key] = _Attempt(run.attempt, trace, run.started_at)
         if run.attempt == 1:
             wait, parent = trace.span("wait"), trace.span(RUN).span_id
             times = run.accepted_at, run.started_at
             self._export(Span("wait", wait, parent, *times))
 
-    def returned(self, key: RunKey) -> None:
-        """Its agent is at its end."""
-        attempt = self._at_work.get(key)
+    def on_agent_returned(self, key: RunKey) -> None:
+        """The agent of the attempt has returned."""
+        attempt = self._attempts.get(key)
         if attempt is not None and attempt.returned_at is None:
             attempt.returned_at = self._now()
 
-    def changed(self, key: SessionKey, made: Transition) -> None:
-        """Tells of the runs that ended."""
+    def on_lane_changed(self, key: SessionKey, made: Transition) -> None:
+        """Exports the runs that ended."""
         for change in made.runs:
             if change.complete is not None:
                 self._ended(RunKey(key.tenant, change.run.run_id), change.run, change.complete)
 
-    def left(self, key: RunKey) -> None:
-        """The attempt that was active here is not any more: tells of it."""
-        attempt = self._at_work.pop(key, None)
+    def on_attempt_ended(self, key: RunKey) -> None:
+        """The attempt is no longer active on this node: exports it."""
+        attempt = self._attempts.pop(key, None)
         if attempt is None:
             return
-        told = {**_about(key), "runlane.attempt": attempt.number}
+        attributes = {**_attributes(key), "runlane.attempt": attempt.number}
         ended_at = attempt.ended_at or self._now()
         returned_at = attempt.returned_at or ended_at
         active, run = attempt.span("active"), attempt.trace.span(RUN)
-        self._export(Span("active", active, run.span_id, attempt.started_at, ended_at, told))
+        self._export(Span("active", active, run.span_id, attempt.started_at, ended_at, attributes))
         agent, times = attempt.span("agent"), (attempt.started_at, returned_at)
         self._export(Span("agent", agent, active.span_id, *times))
         if attempt.ended_at is not None:
             commit, times = attempt.span("commit"), (returned_at, ended_at)
             self._export(Span("commit", commit, active.span_id, *times))
 
-    def handed(self, key: RunKey, run: LaneRun) -> str:
-        """The span of the agent, whose children are what it asks others for."""
+    def agent_traceparent(self, key: RunKey, run: LaneRun) -> str:
+        """The span of the agent, as the parent of the agent's own requests."""
         return str(_span_of_attempt(self._trace(key, run), "agent", run.attempt))
 
     def _ended(self, key: RunKey, run: LaneRun, complete: RunComplete) -> None:
         now = self._now()
-        attempt = self._at_work.get(key)
+        attempt = self._attempts.get(key)
         if attempt is not None:
             attempt.ended_at = now
         trace = self._trace(key, run)
         if not trace.sampled:
             return
-        told = {
-            **_about(key),
+        attributes = {
+            **_attributes(key),
             "runlane.session_id": complete.session_id,
             "runlane.state": complete.state.value,
             "runlane.finish_reason": complete.finish_reason.value,
             "runlane.attempts": run.attempt,
         }
         place, parent = trace.span(RUN), trace.span(ACCEPT).span_id
-        self._export(Span(RUN, place, parent, run.accepted_at, now, told, self._why(complete)))
+        self._export(
+            Span(RUN, place, parent, run.accepted_at, now, attributes, self._error(complete))
+        )
 
-    def _why(self, complete: RunComplete) -> str:
-        """Why a run failed: what an agent says of it may be made of what it was told."""
+    def _error(self, complete: RunComplete) -> str:
+        """The reason of a failure; with `content` also the message, which may quote the prompt."""
         if complete.state is not RunState.FAILED:
             return ""
         error = complete.error
@@ -171,9 +176,9 @@ class Tracer(Observer):
         return RunTrace.of(key, run.trace, self._ratio)
 
 
-def _about(key: RunKey) -> Attributes:
+def _attributes(key: RunKey) -> Attributes:
     return {"runlane.tenant": key.tenant, "runlane.run_id": key.run_id}
 
 
-def _span_of_attempt(trace: RunTrace, name: str, number: int) -> Place:
+def _span_of_attempt(trace: RunTrace, name: str, number: int) -> SpanContext:
     return trace.span(f"{name} {number}")

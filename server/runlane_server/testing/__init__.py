@@ -1,7 +1,7 @@
 """Real servers for the tests of applications that call Runlane.
 
-`LocalServer` runs in the event loop of the test, `RunningServer` in a thread of its own, and
-`Gatekeeper` stages what the scripted agent does. The server itself never imports this package.
+`LocalServer` runs on the event loop of the test, `RunningServer` in its own thread, and
+`Gatekeeper` controls the latches of the scripted agent. The server never imports this package.
 """
 
 from runlane_server.testing.server import LocalServer

@@ -1,4 +1,5 @@
-"""The server's log as records of `logging`, for tests: shown where one fails, and for `caplog`."""
+"""The server's log as records of `logging`: pytest shows them for a failed test, and `caplog` has
+them."""
 
 from __future__ import annotations
 
@@ -19,12 +20,12 @@ _ExcInfo: TypeAlias = (
 
 
 @contextmanager
-def in_logging() -> Iterator[None]:
-    """Leads what the server logs into `logging` meanwhile, by the names of its modules.
+def redirect_to_logging() -> Iterator[None]:
+    """Redirects the server's log to `logging` while the context is open, one logger per module.
 
-    Whatever else is logged by structlog stays as it is, and so does how that was set up: one
-    processor comes first in the list that is in force, and leaves it at the end. Where somebody
-    sets up structlog anew in between, the server follows that from then on.
+    Other users of structlog and its configuration are not affected: one processor is put first in
+    the current list, and removed at the end. If structlog is configured again meanwhile, the new
+    configuration applies to the server too.
     """
     processors = structlog.get_config()["processors"]
     if not isinstance(processors, list):
@@ -34,7 +35,7 @@ def in_logging() -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(ValueError):  # somebody else cleared the list
+        with suppress(ValueError):  # other code cleared the list
             processors.remove(_divert)
 
 
@@ -47,18 +48,18 @@ def _divert(_: WrappedLogger, method: str, line: EventDict) -> EventDict:
     level = logging.getLevelNamesMapping().get(method.upper(), logging.ERROR)
     if logger.isEnabledFor(level):
         line = structlog.contextvars.merge_contextvars(_, method, dict(line))
-        raised = _exc_info(line.pop("exc_info", method == "exception"))
+        exc_info = _exc_info(line.pop("exc_info", method == "exception"))
         code, at = caller.f_code, caller.f_lineno
         logger.handle(
             logger.makeRecord(
-                name, level, code.co_filename, at, _text(line), (), raised, code.co_name
+                name, level, code.co_filename, at, _text(line), (), exc_info, code.co_name
             )
         )
     raise structlog.DropEvent
 
 
 def _caller() -> FrameType | None:
-    """Who logs: the first frame beyond this module and structlog."""
+    """The frame that logs: the first one outside this module and structlog."""
     frame = inspect.currentframe()
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
@@ -73,10 +74,10 @@ def _text(line: EventDict) -> str:
     return " ".join([str(event), *(f"{key}={value!r}" for key, value in line.items())])
 
 
-def _exc_info(said: Any) -> _ExcInfo:
-    """What `logging` takes for what structlog takes: an exception, its parts, or whether."""
-    if isinstance(said, BaseException):
-        return type(said), said, said.__traceback__
-    if isinstance(said, tuple):
-        return said
-    return sys.exc_info() if said else None
+def _exc_info(value: Any) -> _ExcInfo:
+    """Converts structlog's `exc_info` (an exception, a tuple or a flag) to that of `logging`."""
+    if isinstance(value, BaseException):
+        return type(value), value, value.__traceback__
+    if isinstance(value, tuple):
+        return value
+    return sys.exc_info() if value else None

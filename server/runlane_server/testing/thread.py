@@ -1,12 +1,12 @@
-"""A real server in a thread of its own, for tests without an event loop, or with one of their own.
+"""A real server in its own thread, for tests with or without an event loop.
 
     with RunningServer() as server, server.sync_client() as client:
         handle = client.run_accepted("s", "Hello", allow_missing=True)
         assert handle.completed().text == "Hello"
 
-It is the server of `testing.server`, on an event loop that nobody else uses: it goes on
-while a test waits, whatever becomes of the loop of the test. With pytest the fixture
-`runlane_server` makes one for each test.
+It is the server of `testing.server` on its own event loop: it keeps running while a test blocks,
+and does not depend on the loop of the test. With pytest, the fixture `runlane_server` creates one
+for each test.
 """
 
 from __future__ import annotations
@@ -24,45 +24,45 @@ from typing import Any, Self, TypeAlias, TypeVar
 
 from runlane import Client
 from runlane.sync import Client as SyncClient
-from runlane_server.agents.scripted.gates import Gates
+from runlane_server.agents.scripted.latches import Latches
 from runlane_server.agents.scripted.script import parse_script
 from runlane_server.config import Config
 from runlane_server.harness.clock import MovableLoop
-from runlane_server.testing.server import AnAgent, LocalServer
+from runlane_server.testing.server import AgentLike, LocalServer
 
 T = TypeVar("T")
 
 Work: TypeAlias = Callable[[], Coroutine[Any, Any, T]]
-"""What makes a coroutine, on the event loop that is to run it."""
+"""Creates a coroutine; called on the event loop that runs it."""
 
-STEP_SECONDS = 30.0
-"""How long a start or a stop may take, beyond the times that the settings allow for."""
+STEP_TIMEOUT = 30.0
+"""Seconds that a start or a stop may take in addition to the timeouts of the settings."""
 
-END_SECONDS = 2.0
-"""How long the thread has to end. One that an agent holds up is left behind."""
+JOIN_TIMEOUT = 2.0
+"""Seconds to wait for the end of the thread. A thread that an agent blocks is abandoned."""
 
-GATE_SECONDS = 10.0
-"""How long a test waits for a run to come to a gate, unless it says otherwise."""
+LATCH_TIMEOUT = 10.0
+"""Default timeout in seconds of a test that waits for a run to reach a latch."""
 
 
 class RunningServer:
-    """A server of this process, for any thread but its own. Its calls wait until they are done.
+    """A server inside this process, for use from other threads. Its methods block until done.
 
     Args:
-        agent: What runs, as `LocalServer` takes it: what `--agent` takes, or an agent of your own.
-        store: As `--store` takes it.
-        config: All other settings; None: those of `LocalServer`. One of your own waits at each stop
-            for the runs that are active, up to its `drain_timeout`.
-        harness: Whether to serve `runlane.harness.v1` too, see `runlane.harness`. It holds runs at
-            gates and moves the clock; the process is not the server's own, and does not crash.
+        agent: A value of `--agent`, or your own agent.
+        store: A value of `--store`.
+        config: All other settings; None means those of `LocalServer`. With your own, each stop
+            waits for active runs, up to its `drain_timeout`.
+        harness: Whether to serve `runlane.harness.v1` too (see `runlane.harness`). It can hold runs
+            at gates and advance the clock; it cannot end the process.
 
-    It serves from when it is entered, once, until it is left. Entering it raises StartError if it
-    cannot start.
+    The server runs while its context is open; it can be entered once. Entering raises StartError if
+    the server cannot start.
     """
 
     def __init__(
         self,
-        agent: AnAgent = "echo",
+        agent: AgentLike = "echo",
         *,
         store: str = "memory:",
         config: Config | None = None,
@@ -70,72 +70,72 @@ class RunningServer:
     ) -> None:
         config = config or Config(drain_timeout=0.0)
         self._server = LocalServer(agent, store=store, config=config, harness=harness)
-        self._limit = STEP_SECONDS + config.drain_timeout + config.limits.cancel_grace
+        self._limit = STEP_TIMEOUT + config.drain_timeout + config.limits.cancel_grace
         self._thread = LoopThread("runlane-server")
         self._gates = Gatekeeper(self._server.gates, self._thread) if agent == "scripted" else None
         self._address: str | None = None
 
     @property
     def address(self) -> str:
-        """Where it serves, as `host:port`; it keeps that while it is stopped, and when it is
-        started again. Raises RuntimeError before it is entered."""
+        """Its address as `host:port`. A stop and a restart keep it. Raises RuntimeError before the
+        context is entered."""
         if self._address is None:
             raise RuntimeError("the server has no address yet: enter it first")
         return self._address
 
     @property
     def gates(self) -> Gatekeeper:
-        """The gates of the scripted agent. Raises RuntimeError if another agent runs."""
+        """Controls the latches of the scripted agent. Raises RuntimeError for another agent."""
         if self._gates is None:
-            raise RuntimeError("the server has no gates: its agent is not 'scripted'")
+            raise RuntimeError("gates: only the agent 'scripted' has latches")
         return self._gates
 
     def client(self, **options: Any) -> Client:
-        """A client for the event loop that uses it first, to be closed by the caller.
+        """Creates a client for the event loop that uses it first, to be closed by the caller.
 
         `options` are those of `runlane.Client`.
         """
         return Client(self.address, **options)
 
     def sync_client(self, **options: Any) -> SyncClient:
-        """A client for threads without an event loop, to be closed by the caller.
+        """Creates a client for threads without an event loop, to be closed by the caller.
 
         `options` are those of `runlane.sync.Client`.
         """
         return SyncClient(self.address, **options)
 
     def start(self) -> None:
-        """Serves again, at the same address. Raises StartError, or RuntimeError if it serves."""
+        """Starts again at the same address. Raises StartError, or RuntimeError if it is running."""
         self.run(self._server.start)
         self._address = self._server.address
 
     def stop(self) -> None:
-        """Goes down in good order; does nothing if it is down.
+        """Shuts down gracefully; does nothing if it is stopped.
 
-        What waits is left in the store, which is gone if it is in memory. Raises TimeoutError if it
-        does not come to rest.
+        Waiting runs stay in the store; a store in memory is lost. Raises TimeoutError if the
+        shutdown takes too long.
         """
         self.run(self._server.stop)
 
     def restart(self) -> None:
-        """Stops, and serves again at the same address. Raises what these two raise."""
+        """Stops, then starts at the same address. Raises what `stop` and `start` raise."""
         self.stop()
         self.start()
 
     def run(self, work: Work[T]) -> T:
-        """What a coroutine returns or raises that runs on the event loop of the server.
+        """Runs a coroutine on the event loop of the server; returns or raises what it does.
 
-        Raises TimeoutError where that takes longer than a stop may, and RuntimeError in the thread
-        of the server.
+        Raises TimeoutError if it takes longer than a stop may, and RuntimeError in the server's own
+        thread.
         """
         return self._thread.run(work, self._limit)
 
     def __enter__(self) -> Self:
-        self._thread.begin()
+        self._thread.start()
         try:
             self.start()
         except BaseException:
-            self._thread.end()
+            self._thread.stop()
             raise
         return self
 
@@ -146,114 +146,114 @@ class RunningServer:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            # Nobody is there any more to open the gates, and the thread shall end.
-            self._thread.soon(self._server.gates.heed_cancels)
+            # No latch will be opened any more, and the thread must end.
+            self._thread.call_soon(self._server.gates.heed_cancels)
             self.stop()
         finally:
-            self._thread.end()
+            self._thread.stop()
 
 
 class Gatekeeper:
-    """Opens the gates at which scripted runs wait, and tells who has come to them.
+    """Opens the latches at which scripted runs wait, and waits for runs to reach them.
 
-    For any thread but that of the server. A gate is closed until it is opened, and then stays open,
-    over a restart too.
+    For use from any thread but the server's. A latch is closed until it is opened, and then stays
+    open, even after a restart.
     """
 
-    def __init__(self, gates: Gates, thread: LoopThread) -> None:
-        self._gates = gates
+    def __init__(self, latches: Latches, thread: LoopThread) -> None:
+        self._latches = latches
         self._thread = thread
 
     @staticmethod
     def script(*steps: Mapping[str, Any]) -> str:
-        """A prompt of these steps; `runlane_server.agents.scripted.agent` lists them.
+        """Makes a prompt of steps; `runlane_server.agents.scripted.agent` lists them.
 
-        Raises BadScript for what the agent could not read.
+        Raises BadScript for a script that the agent would reject.
         """
         text = json.dumps(steps)
         parse_script(text)
         return text
 
-    def open(self, gate: str) -> None:
-        """Lets through all that wait at the gate, and all that will.
+    def open(self, latch: str) -> None:
+        """Opens a latch, for runs that wait at it and for later ones.
 
-        It is open for whatever the server is asked for from now on.
+        It is open before the server handles any later request.
         """
-        self._thread.soon(partial(self._gates.open, gate))
+        self._thread.call_soon(partial(self._latches.open, latch))
 
-    async def reached(self, gate: str, timeout: float = GATE_SECONDS) -> None:
-        """Returns when some run has come to the gate. Raises TimeoutError after so many seconds."""
-        await self._awaited(self._coming(gate), timeout)
+    async def reached(self, latch: str, timeout: float = LATCH_TIMEOUT) -> None:
+        """Returns when a run has reached the latch. Raises TimeoutError after `timeout` seconds."""
+        await self._wait_async(self._arrival(latch), timeout)
 
-    def wait_reached(self, gate: str, timeout: float = GATE_SECONDS) -> None:
-        """The same, for a test without an event loop."""
-        self._waited(self._coming(gate), timeout)
+    def wait_reached(self, latch: str, timeout: float = LATCH_TIMEOUT) -> None:
+        """The blocking form, for a test without an event loop."""
+        self._wait_blocking(self._arrival(latch), timeout)
 
-    async def cancel_ignored(self, gate: str, timeout: float = GATE_SECONDS) -> None:
-        """Returns when some run was cancelled at the gate, and went on waiting.
+    async def cancel_ignored(self, latch: str, timeout: float = LATCH_TIMEOUT) -> None:
+        """Returns when a run at the latch has ignored a cancel.
 
-        Raises TimeoutError after so many seconds.
+        Raises TimeoutError after `timeout` seconds.
         """
-        await self._awaited(self._ignoring(gate), timeout)
+        await self._wait_async(self._ignored_cancel(latch), timeout)
 
-    def wait_cancel_ignored(self, gate: str, timeout: float = GATE_SECONDS) -> None:
-        """The same, for a test without an event loop."""
-        self._waited(self._ignoring(gate), timeout)
+    def wait_cancel_ignored(self, latch: str, timeout: float = LATCH_TIMEOUT) -> None:
+        """The blocking form, for a test without an event loop."""
+        self._wait_blocking(self._ignored_cancel(latch), timeout)
 
-    def _coming(self, gate: str) -> _Awaited:
-        return _Awaited(partial(self._gates.reached, gate), f"no run came to gate {gate!r}")
+    def _arrival(self, latch: str) -> _Condition:
+        return _Condition(partial(self._latches.reached, latch), f"no run reached latch {latch!r}")
 
-    def _ignoring(self, gate: str) -> _Awaited:
-        what = f"no run ignored a cancel at gate {gate!r}"
-        return _Awaited(partial(self._gates.cancel_ignored, gate), what)
+    def _ignored_cancel(self, latch: str) -> _Condition:
+        what = f"no run ignored a cancel at latch {latch!r}"
+        return _Condition(partial(self._latches.cancel_ignored, latch), what)
 
-    async def _awaited(self, one: _Awaited, timeout: float) -> None:
+    async def _wait_async(self, condition: _Condition, timeout: float) -> None:
         try:
             async with asyncio.timeout(timeout):
-                await asyncio.wrap_future(self._thread.submit(one.work))
+                await asyncio.wrap_future(self._thread.submit(condition.work))
         except TimeoutError:
-            raise TimeoutError(f"{one.missed} within {timeout:g} s") from None
+            raise TimeoutError(f"{condition.failure} within {timeout:g} s") from None
 
-    def _waited(self, one: _Awaited, timeout: float) -> None:
+    def _wait_blocking(self, condition: _Condition, timeout: float) -> None:
         try:
-            self._thread.run(one.work, timeout)
+            self._thread.run(condition.work, timeout)
         except TimeoutError:
-            raise TimeoutError(f"{one.missed} within {timeout:g} s") from None
+            raise TimeoutError(f"{condition.failure} within {timeout:g} s") from None
 
 
 @dataclass(frozen=True, slots=True)
-class _Awaited:
-    """What a test waits for, and what to say where it does not come."""
+class _Condition:
+    """A condition that a test waits for, and the error text if it is not met in time."""
 
     work: Work[None]
-    missed: str
+    failure: str
 
 
 class LoopThread:
-    """An event loop in a thread of its own, which does not keep the process alive."""
+    """An event loop in its own daemon thread."""
 
     def __init__(self, name: str) -> None:
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
-        self._begun: Future[asyncio.AbstractEventLoop] = Future()
-        self._end = asyncio.Event()
-        self._ended = False
+        self._loop_ready: Future[asyncio.AbstractEventLoop] = Future()
+        self._stop_event = asyncio.Event()
+        self._stopped = False
 
-    def begin(self) -> None:
-        """Starts the thread. Raises RuntimeError the second time."""
+    def start(self) -> None:
+        """Starts the thread. Raises RuntimeError if called twice."""
         self._thread.start()
 
-    def end(self) -> None:
-        """Cancels what is left on the loop, and ends the thread."""
-        with suppress(RuntimeError):  # it has ended by itself
-            self.soon(self._end.set)
-        self._ended = True
-        self._thread.join(END_SECONDS)
+    def stop(self) -> None:
+        """Cancels the remaining tasks and ends the thread."""
+        with suppress(RuntimeError):  # the loop has ended by itself
+            self.call_soon(self._stop_event.set)
+        self._stopped = True
+        self._thread.join(JOIN_TIMEOUT)
 
     def run(self, work: Work[T], timeout: float) -> T:
-        """What a coroutine of the loop returns or raises.
+        """Runs a coroutine on the loop; returns or raises what it does.
 
-        Raises TimeoutError after so many seconds, and RuntimeError where there is no use in waiting
-        for it.
+        Raises TimeoutError after `timeout` seconds, and RuntimeError in the loop's own thread or if
+        the thread is not running.
         """
         if threading.current_thread() is self._thread:
             raise RuntimeError(f"{self._thread.name} cannot wait for itself")
@@ -262,52 +262,52 @@ class LoopThread:
             return future.result(timeout)
         except TimeoutError:
             if future.done():
-                raise  # its own
+                raise  # the coroutine's own
             raise TimeoutError(
-                f"{self._thread.name} did not get done within {timeout:g} s: "
-                "does an agent hold up its event loop?"
+                f"{self._thread.name} did not finish within {timeout:g} s; "
+                "an agent may block its event loop"
             ) from None
         finally:
-            # Nothing happens to one that is done.
+            # No effect if it is done.
             future.cancel()
 
     def submit(self, work: Work[T]) -> Future[T]:
-        """Has a coroutine run; to cancel the future is to cancel that."""
+        """Starts a coroutine on the loop; cancelling the future cancels the coroutine."""
         loop = self._loop()
         return asyncio.run_coroutine_threadsafe(work(), loop)
 
-    def soon(self, do: Callable[[], object]) -> None:
-        """Has something done, before all that is asked for later."""
-        self._loop().call_soon_threadsafe(do)
+    def call_soon(self, callback: Callable[[], object]) -> None:
+        """Calls a function on the loop, before anything that is submitted later."""
+        self._loop().call_soon_threadsafe(callback)
 
     def _loop(self) -> asyncio.AbstractEventLoop:
-        if self._ended or not self._thread.is_alive():
-            raise RuntimeError(f"{self._thread.name} does not run")
-        return self._begun.result()
+        if self._stopped or not self._thread.is_alive():
+            raise RuntimeError(f"{self._thread.name} is not running")
+        return self._loop_ready.result()
 
     def _serve(self) -> None:
         try:
-            # The loop is nobody else's, so a harness may move its clock.
+            # The loop belongs to this server alone, so a harness may advance its clock.
             with asyncio.Runner(loop_factory=MovableLoop) as runner:
-                runner.run(self._until_ended())
+                runner.run(self._until_stopped())
         except Exception as error:
-            if self._begun.done():
+            if self._loop_ready.done():
                 raise
-            self._begun.set_exception(error)
+            self._loop_ready.set_exception(error)
 
-    async def _until_ended(self) -> None:
+    async def _until_stopped(self) -> None:
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(_without_noise)
-        self._begun.set_result(loop)
-        await self._end.wait()
+        loop.set_exception_handler(_ignore_grpc_noise)
+        self._loop_ready.set_result(loop)
+        await self._stop_event.wait()
 
 
-def _without_noise(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Leaves out what grpc stumbles over where a process has several event loops, and does no harm.
+def _ignore_grpc_noise(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Ignores harmless errors that grpc raises in a process with several event loops.
 
-    Each of them is woken for the events of all. Old versions fail where another one was quicker
-    (BlockingIOError); all do for an event of a loop that is closed, as that of a test which left a
-    call behind (RuntimeError).
+    grpc wakes each loop for the events of all. Old versions raise BlockingIOError if another loop
+    was faster; all versions raise RuntimeError for an event of a closed loop, such as that of a
+    test that left a call open.
     """
     of_grpc = "PollerCompletionQueue" in context["message"]
     if not (of_grpc and isinstance(context.get("exception"), BlockingIOError | RuntimeError)):

@@ -1,4 +1,4 @@
-"""The chat agent, against a real HTTP server that speaks the API of OpenAI."""
+"""The chat agent, against a real HTTP server with the API of OpenAI."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def chat(server: OpenAIServer) -> AsyncIterator[Any]:
         yield agent
 
 
-def said(request_messages: Sequence[dict[str, Any]]) -> list[tuple[str, Any]]:
+def contents(request_messages: Sequence[dict[str, Any]]) -> list[tuple[str, Any]]:
     return [(m["role"], m.get("content")) for m in request_messages]
 
 
@@ -75,7 +75,7 @@ async def failure(agent: Any, turn: LocalTurn | None = None) -> AgentError:
 # --- A turn -------------------------------------------------------------------------------------
 
 
-async def test_streams_what_the_model_says(chat: Any, server: OpenAIServer) -> None:
+async def test_the_answer_of_the_model_is_streamed(chat: Any, server: OpenAIServer) -> None:
     server.answer(Answer(reasoning=["let me", " see"], text=["Hel", "lo"]))
     events = await collect(chat, ask("hi"))
     assert texts(events) == ["Hel", "lo"]
@@ -87,10 +87,10 @@ async def test_streams_what_the_model_says(chat: Any, server: OpenAIServer) -> N
     assert request.path == "/v1/chat/completions"
     assert request.headers["authorization"] == f"Bearer {KEY}"
     assert request.body["model"] == "small"
-    assert said(request.messages) == [("system", "be kind"), ("user", "hi")]
+    assert contents(request.messages) == [("system", "be kind"), ("user", "hi")]
 
 
-async def test_text_arrives_while_the_model_still_speaks(chat: Any, server: OpenAIServer) -> None:
+async def test_text_arrives_before_the_answer_is_complete(chat: Any, server: OpenAIServer) -> None:
     server.answer(Answer(text=["first"], hold=True))
     working = Working(chat, ask("hi"))
     await working.said("first")
@@ -101,7 +101,7 @@ async def test_text_arrives_while_the_model_still_speaks(chat: Any, server: Open
 
 @pytest.mark.parametrize("reason", [FinishReason.LENGTH, FinishReason.CONTENT_FILTER])
 @pytest.mark.parametrize("text", [["half"], []])
-async def test_tells_why_the_model_stopped(
+async def test_the_finish_reason_of_the_model_is_reported(
     chat: Any, server: OpenAIServer, reason: FinishReason, text: list[str]
 ) -> None:
     server.answer(Answer(text=text, finish=reason))
@@ -113,7 +113,9 @@ async def test_tells_why_the_model_stopped(
 # --- History ------------------------------------------------------------------------------------
 
 
-async def test_the_transcript_goes_along(chat: Any, server: OpenAIServer) -> None:
+async def test_the_transcript_is_sent_in_a_form_that_providers_accept(
+    chat: Any, server: OpenAIServer
+) -> None:
     server.answer("fine")
     turn = LocalTurn(
         Prompt("and now?"),
@@ -153,7 +155,7 @@ async def test_the_transcript_goes_along(chat: Any, server: OpenAIServer) -> Non
     assert sent[10]["content"] == "and now?"
 
 
-async def test_a_result_without_a_call_is_left_out(chat: Any, server: OpenAIServer) -> None:
+async def test_a_tool_result_without_a_call_is_left_out(chat: Any, server: OpenAIServer) -> None:
     server.answer("fine")
     history = [
         message(1, Role.USER, "one"),
@@ -166,18 +168,18 @@ async def test_a_result_without_a_call_is_left_out(chat: Any, server: OpenAIServ
     ]
 
 
-async def test_text_attachments_go_along_with_their_names(chat: Any, server: OpenAIServer) -> None:
+async def test_text_attachments_are_sent_with_their_names(chat: Any, server: OpenAIServer) -> None:
     server.answer("fine", "fine")
     await collect(chat, ask("read", Attachment("notes", "text/plain", "abc")))
-    assert said(server.requests[0].messages)[-1] == ("user", "read\n\nnotes:\nabc")
+    assert contents(server.requests[0].messages)[-1] == ("user", "read\n\nnotes:\nabc")
     await collect(chat, ask("", Attachment("", "text/plain", "only this")))
-    assert said(server.requests[1].messages)[-1] == ("user", "only this")
+    assert contents(server.requests[1].messages)[-1] == ("user", "only this")
 
 
 # --- Folding ------------------------------------------------------------------------------------
 
 
-async def test_prompts_that_wait_go_into_the_next_request(server: OpenAIServer) -> None:
+async def test_folded_prompts_join_the_next_request(server: OpenAIServer) -> None:
     turn = ask("first")
     model = ModelAgent("openai-chat:small")
 
@@ -190,22 +192,22 @@ async def test_prompts_that_wait_go_into_the_next_request(server: OpenAIServer) 
     async with started(ChatAgent(model)) as agent:
         events = await collect(agent, turn)
     assert texts(events) == ["all three"]
-    assert said(server.requests[1].messages)[-3:] == [
+    assert contents(server.requests[1].messages)[-3:] == [
         ("tool", "seen up"),
         ("user", "second"),
         ("user", "third"),
     ]
 
 
-async def test_prompts_that_wait_at_the_start_go_into_the_first_request(
+async def test_prompts_folded_at_the_start_join_the_first_request(
     chat: Any, server: OpenAIServer
 ) -> None:
     server.answer("both")
     await collect(chat, ask("first", waiting=["second"]))
-    assert said(server.requests[0].messages)[1:] == [("user", "first"), ("user", "second")]
+    assert contents(server.requests[0].messages)[1:] == [("user", "first"), ("user", "second")]
 
 
-async def test_prompts_that_wait_after_the_last_step_are_answered_too(
+async def test_prompts_folded_after_the_last_request_are_answered_too(
     chat: Any, server: OpenAIServer
 ) -> None:
     server.answer(Answer(text=["one"], hold=True), "two and three")
@@ -216,7 +218,7 @@ async def test_prompts_that_wait_after_the_last_step_are_answered_too(
     server.release()
     await working.task
     assert working.text == "onetwo and three"
-    assert said(server.requests[1].messages)[1:] == [
+    assert contents(server.requests[1].messages)[1:] == [
         ("user", "first"),
         ("assistant", "one"),
         ("user", "second"),
@@ -229,7 +231,7 @@ async def test_prompts_that_wait_after_the_last_step_are_answered_too(
 # --- Tools --------------------------------------------------------------------------------------
 
 
-async def test_tools_of_an_agent_are_called(server: OpenAIServer) -> None:
+async def test_tool_calls_and_results_are_reported_with_unique_ids(server: OpenAIServer) -> None:
     model = ModelAgent("openai-chat:small", system_prompt="you look")
 
     @model.tool_plain
@@ -240,7 +242,7 @@ async def test_tools_of_an_agent_are_called(server: OpenAIServer) -> None:
 
     server.answer(
         Answer(text=["wait"], tool_calls=[("c1", "look", '{"where": "down"}')]),
-        # The same id once more, as some models do.
+        # The same id again: some models reuse ids.
         Answer(tool_calls=[("c1", "look", '{"where": "up"}')]),
         "found",
     )
@@ -260,12 +262,12 @@ async def test_tools_of_an_agent_are_called(server: OpenAIServer) -> None:
     assert calls[2].tool_call_id == calls[3].tool_call_id != "c1"
     assert calls[3] == ToolResult(calls[3].tool_call_id, "look", "seen up")
     assert texts(events) == ["wait", "found"]
-    # The agent's own system prompt goes along also where there is a history.
+    # The agent's system prompt is sent even if there is a history.
     assert all(r.messages[0]["content"] == "you look" for r in server.requests)
     assert [r.finish_reason for r in reports(events) if r.finish_reason][-1] is FinishReason.STOP
 
 
-async def test_an_output_that_is_no_text_is_told_as_json(server: OpenAIServer) -> None:
+async def test_structured_output_is_yielded_as_json(server: OpenAIServer) -> None:
     class City(BaseModel):
         name: str
 
@@ -279,7 +281,7 @@ async def test_an_output_that_is_no_text_is_told_as_json(server: OpenAIServer) -
 # --- Cancel -------------------------------------------------------------------------------------
 
 
-async def test_a_cancel_closes_the_stream(chat: Any, server: OpenAIServer) -> None:
+async def test_a_cancel_closes_the_connection(chat: Any, server: OpenAIServer) -> None:
     server.answer(Answer(text=["first"], hold=True), "again")
     working = Working(chat, ask("hi"))
     await working.said("first")
@@ -289,7 +291,7 @@ async def test_a_cancel_closes_the_stream(chat: Any, server: OpenAIServer) -> No
     assert texts(await collect(chat, ask("hi"))) == ["again"]
 
 
-async def test_a_turn_that_is_not_read_to_its_end_closes_the_stream(
+async def test_closing_the_turn_early_closes_the_connection(
     chat: Any, server: OpenAIServer
 ) -> None:
     server.answer(Answer(text=["first"], hold=True))
@@ -337,7 +339,7 @@ async def test_a_cancel_reaches_a_tool(server: OpenAIServer) -> None:
         (503, "PROVIDER_UNAVAILABLE"),
     ],
 )
-async def test_an_error_of_the_provider(
+async def test_an_error_status_becomes_a_reason_without_the_key(
     chat: Any, server: OpenAIServer, status: int, reason: str
 ) -> None:
     server.answer(Answer(status=status, error=f"because of {KEY}\n" + "x" * 1000))
@@ -349,21 +351,23 @@ async def test_an_error_of_the_provider(
     assert len(server.requests) == 1
 
 
-async def test_a_request_is_repeated_as_often_as_is_set(server: OpenAIServer) -> None:
+async def test_a_request_is_retried_as_often_as_configured(server: OpenAIServer) -> None:
     server.answer(Answer(status=500), "at last")
     agent = load_agent("chat:openai:small", AgentSettings(chat_max_retries=1))
     async with started(agent):
         assert texts(await collect(agent, ask("hi"))) == ["at last"]
 
 
-async def test_a_provider_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unreachable_provider_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
     agent = load_agent("chat:openai-chat:small", AgentSettings(chat_max_retries=0))
     async with started(agent):
         assert (await failure(agent)).reason == "PROVIDER_UNAVAILABLE"
 
 
-async def test_a_connection_that_breaks_off(chat: Any, server: OpenAIServer) -> None:
+async def test_a_broken_connection_fails_the_run_and_keeps_the_text(
+    chat: Any, server: OpenAIServer
+) -> None:
     server.answer(Answer(text=["half"], drop=True))
     working = Working(chat, ask("hi"))
     await asyncio.wait({working.task})
@@ -383,7 +387,7 @@ async def test_a_connection_that_breaks_off(chat: Any, server: OpenAIServer) -> 
         ("chat:openai-responses:small", "OPENAI_API_KEY"),
     ],
 )
-def test_what_cannot_be_started_says_why(
+def test_an_invalid_model_or_a_missing_key_fails_the_start_with_the_reason(
     spec: str, complaint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
@@ -393,7 +397,7 @@ def test_what_cannot_be_started_says_why(
     assert "\n" not in str(failed.value)
 
 
-def test_an_empty_key_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_key_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "")
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     with pytest.raises(StartError, match=r"^agent chat: [^\n]+$"):

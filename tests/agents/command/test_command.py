@@ -22,26 +22,26 @@ from support.turns import LocalTurn, ask, message, texts
 
 
 def open_files() -> list[Path]:
-    """The file descriptors of this process."""
+    """The open file descriptors of this process."""
     return sorted(Path("/proc/self/fd").iterdir())
 
 
-# --- What goes in -------------------------------------------------------------------------------
+# --- Input -------------------------------------------------------------------------------
 
 
-async def test_the_prompt_and_its_text_attachments_go_to_the_input() -> None:
+async def test_stdin_has_the_prompt_and_its_text_attachments() -> None:
     attachments = (Attachment("a", "text/plain", "ä"), Attachment("b", "image/png", b"\xff"))
     assert await answer(shell("cat"), ask("ask", *attachments)) == "ask\n\nä"
     assert await answer(shell("cat"), ask("", *attachments)) == "ä"
 
 
-async def test_the_environment_names_the_run() -> None:
+async def test_the_environment_identifies_the_run() -> None:
     turn = LocalTurn(session_id="s9", run_id="r9", attempt=3)
     code = 'echo "$RUNLANE_SESSION_ID $RUNLANE_RUN_ID $RUNLANE_ATTEMPT"; test -n "$PATH"'
     assert await answer(shell(code), turn) == "s9 r9 3\n"
 
 
-async def test_the_whole_turn_goes_in_as_json() -> None:
+async def test_with_json_stdin_has_the_whole_turn() -> None:
     turn = LocalTurn(
         Prompt("é", (Attachment("t", "text/plain", "x"), Attachment("b", "a/b", b"\x00\xff"))),
         messages=[
@@ -52,35 +52,35 @@ async def test_the_whole_turn_goes_in_as_json() -> None:
         metadata={"k": "v"},
     )
     code = "import json, sys; print(json.dumps(json.load(sys.stdin)))"
-    told = json.loads(await answer(python(code, as_json=True), turn))
-    assert {key: told[key] for key in ("session_id", "run_id", "attempt", "prompt")} == {
+    turn_in = json.loads(await answer(python(code, as_json=True), turn))
+    assert {key: turn_in[key] for key in ("session_id", "run_id", "attempt", "prompt")} == {
         "session_id": "s1",
         "run_id": "r1",
         "attempt": 1,
         "prompt": "é",
     }
-    assert told["metadata"] == {"k": "v"}
-    text, data = told["attachments"]
+    assert turn_in["metadata"] == {"k": "v"}
+    text, data = turn_in["attachments"]
     assert text == {"name": "t", "mime_type": "text/plain", "text": "x"}
     assert base64.b64decode(data["data"]) == b"\x00\xff"
-    assert [m["role"] for m in told["history"]] == ["user", "assistant", "tool"]
-    assert [[p["type"] for p in m["parts"]] for m in told["history"]] == [
+    assert [m["role"] for m in turn_in["history"]] == ["user", "assistant", "tool"]
+    assert [[p["type"] for p in m["parts"]] for m in turn_in["history"]] == [
         ["text", "attachment"],
         ["text", "tool_call"],
         ["tool_result"],
     ]
-    assert told["history"][2]["parts"][0]["is_error"] is True
+    assert turn_in["history"][2]["parts"][0]["is_error"] is True
 
 
 @pytest.mark.parametrize("code", ["print('hi')", "import os; os.close(0); print('hi')"])
-async def test_a_large_prompt_that_is_not_read_harms_nothing(
+async def test_a_program_may_leave_a_large_prompt_unread(
     code: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert await answer(python(code), ask("x" * (1 << 20))) == "hi\n"
-    assert not caplog.records  # what fails in a callback of the loop is only logged
+    assert not caplog.records  # an error in a callback of the loop is only logged
 
 
-async def test_an_input_that_is_closed_early_harms_nothing(
+async def test_a_program_may_close_its_input_early(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     fifo = tmp_path / "go"
@@ -93,12 +93,12 @@ async def test_an_input_that_is_closed_early_harms_nothing(
     assert not caplog.records
 
 
-async def test_a_large_prompt_comes_back_while_it_still_goes_in() -> None:
+async def test_output_is_read_while_a_large_prompt_is_still_written() -> None:
     prompt = "0123456789abcdef" * (1 << 16)
     assert await answer(shell("cat"), ask(prompt)) == prompt
 
 
-# --- What comes out -----------------------------------------------------------------------------
+# --- Output -----------------------------------------------------------------------------
 
 
 async def test_output_streams_before_the_program_ends(tmp_path: Path) -> None:
@@ -129,45 +129,45 @@ async def test_bad_utf8_is_replaced() -> None:
     assert await answer(shell(r"printf 'a\377b\303'")) == "a\ufffdb\ufffd"
 
 
-async def test_a_slow_consumer_holds_the_program(tmp_path: Path) -> None:
+async def test_a_slow_consumer_blocks_the_program(tmp_path: Path) -> None:
     fifo = tmp_path / "held"
     os.mkfifo(fifo)
-    # Writes until there is no room for a while, tells how much that was, and goes on.
+    # Writes until the pipe stays full, reports how much that was, and continues.
     code = (
         "import os, select\n"
         "os.set_blocking(1, False)\n"
-        "written, told = 0, False\n"
+        "written, reported = 0, False\n"
         "while written < 1 << 24:\n"
-        "    if not told and not select.select([], [1], [], 0.3)[1]:\n"
-        f"        open({str(fifo)!r}, 'w').write(str(written)); told = True\n"
+        "    if not reported and not select.select([], [1], [], 0.3)[1]:\n"
+        f"        open({str(fifo)!r}, 'w').write(str(written)); reported = True\n"
         "        os.set_blocking(1, True)\n"
         "    written += os.write(1, b'x' * 65536)\n"
     )
     agent = python(code)
     async with contextlib.aclosing(agent.run(ask(""))) as events:
-        said = texts([await anext(events)])
+        deltas = texts([await anext(events)])
         held = int(await asyncio.to_thread(fifo.read_text))
         assert held < 1 << 20
-        said += texts([event async for event in events])
+        deltas += texts([event async for event in events])
     await agent.close()
-    assert sum(map(len, said)) == 1 << 24
+    assert sum(map(len, deltas)) == 1 << 24
 
 
-# --- How it ends --------------------------------------------------------------------------------
+# --- Exit --------------------------------------------------------------------------------
 
 
-async def test_an_exit_code_fails_the_run_with_the_end_of_the_error_output() -> None:
+async def test_a_nonzero_exit_fails_the_run_with_the_end_of_stderr() -> None:
     message = await failure(python("import sys; sys.exit('x' * 5000 + 'the end')"))
     assert message.startswith("the command exited with code 1: xxx")
     assert message.endswith("xthe end")
     assert 2000 < len(message) < 2100
 
 
-async def test_a_signal_fails_the_run() -> None:
+async def test_death_by_a_signal_fails_the_run() -> None:
     assert await failure(shell("kill -ABRT $$")) == "the command was ended by SIGABRT"
 
 
-async def test_a_flood_of_error_output_does_not_hold_the_program() -> None:
+async def test_much_output_on_stderr_does_not_block_the_program() -> None:
     code = "import sys; sys.stderr.write('x' * (1 << 20)); print('done')"
     assert await answer(python(code)) == "done\n"
 
@@ -180,31 +180,31 @@ async def test_output_before_a_failure_is_kept() -> None:
         assert isinstance(working.task.exception(), AgentError)
 
 
-async def test_a_program_may_close_its_output_and_go_on(tmp_path: Path) -> None:
+async def test_the_turn_lasts_until_the_exit_even_after_stdout_is_closed(tmp_path: Path) -> None:
     done = tmp_path / "done"
     assert await answer(shell(f"echo hi; exec >&-; : > {done}")) == "hi\n"
     assert done.exists()
 
 
-async def test_what_it_left_in_the_background_ends_with_the_turn() -> None:
+async def test_background_processes_end_with_the_turn() -> None:
     # The child holds the output open and would do so for an hour.
     text = await answer(shell("sleep 3600 & echo $!"))
     await wait_for_exit(int(text))
 
 
-async def test_a_child_in_a_session_of_its_own_cannot_hold_the_turn() -> None:
+async def test_a_child_in_its_own_session_does_not_delay_the_end_of_the_turn() -> None:
     code = (
         "import os, sys, time\n"
-        "told, tell = os.pipe()\n"
+        "ready, notify = os.pipe()\n"
         "if os.fork() == 0:\n"
         "    os.setsid()\n"
-        "    os.write(1, b'%d\\n' % os.getpid()); os.write(tell, b'x'); time.sleep(3600)\n"
-        "os.read(told, 1)\n"
+        "    os.write(1, b'%d\\n' % os.getpid()); os.write(notify, b'x'); time.sleep(3600)\n"
+        "os.read(ready, 1)\n"
         "print('done')\n"
     )
     pid, done = (await answer(python(code))).splitlines()
     assert done == "done"
-    assert is_running(int(pid))  # out of reach, as it wanted, and yet the turn ended
+    assert is_running(int(pid))  # out of reach by its own choice, yet the turn ended
     os.kill(int(pid), signal.SIGKILL)
 
 
@@ -213,7 +213,7 @@ async def test_a_child_in_a_session_of_its_own_cannot_hold_the_turn() -> None:
 
 async def test_a_cancel_sends_sigterm_and_waits_for_the_end(tmp_path: Path) -> None:
     seen = tmp_path / "seen"
-    # What it writes while it tidies up is more than a pipe holds, and must not hold it.
+    # It writes more than a pipe holds while it cleans up, and must not block on that.
     code = (
         "import os, signal, sys, pathlib, time\n"
         "def end(*_):\n"
@@ -221,7 +221,7 @@ async def test_a_cancel_sends_sigterm_and_waits_for_the_end(tmp_path: Path) -> N
         f"    pathlib.Path({str(seen)!r}).write_text('SIGTERM')\n"
         "    sys.exit(0)\n"
         "signal.signal(signal.SIGTERM, end)\n"
-        "os.write(1, b'ready')\n"  # no lock is held, whenever the signal comes
+        "os.write(1, b'ready')\n"  # unlike print, holds no lock when the signal arrives
         "while True: time.sleep(3600)\n"
     )
     async with at_work(python(code)) as working:
@@ -278,7 +278,7 @@ async def test_without_a_pidfd_a_thread_waits(monkeypatch: pytest.MonkeyPatch) -
         await working.cancel()
 
 
-async def test_nothing_is_left_open() -> None:
+async def test_a_turn_leaves_no_file_open() -> None:
     async def once() -> None:
         async with at_work(shell("echo ready; cat; sleep 3600"), "x" * (1 << 20)) as working:
             await working.said("ready")
@@ -295,8 +295,8 @@ async def test_nothing_is_left_open() -> None:
 
 
 @pytest.mark.parametrize("argv", [[], ["/no/such/program"], ["no-such-program-either"]])
-def test_a_program_that_is_not_there_is_named_at_the_start(argv: list[str]) -> None:
-    with pytest.raises(StartError, match="no program"):
+def test_a_missing_program_fails_the_start(argv: list[str]) -> None:
+    with pytest.raises(StartError, match="program"):
         CommandAgent(argv, kill_grace=GRACE)
 
 

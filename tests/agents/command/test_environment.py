@@ -1,4 +1,4 @@
-"""What a program finds in its environment: what is listed, and nothing else."""
+"""The environment of a program has a fixed list of variables and the operator's, no others."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from runlane_server.agents.command.environment import environment, listed
+from runlane_server.agents.command.environment import build_environment, parse_variables
 from support.programs import answer, program
 from support.turns import LocalTurn
 
-TOLD = {"RUNLANE_SESSION_ID": "s9", "RUNLANE_RUN_ID": "r9", "RUNLANE_ATTEMPT": "3"}
+RUN = {"RUNLANE_SESSION_ID": "s9", "RUNLANE_RUN_ID": "r9", "RUNLANE_ATTEMPT": "3"}
 TURN = LocalTurn(session_id="s9", run_id="r9", attempt=3)
 
 SECRETS = {
@@ -29,15 +29,15 @@ SECRETS = {
 }
 
 
-async def of_a_program(
+async def environment_of_a_program(
     monkeypatch: pytest.MonkeyPatch, server: Mapping[str, str], *env: str
 ) -> dict[str, str]:
-    """What a program finds of the environment of a server, without the names of its directory."""
+    """The variables of a program of this server, without those that name its directory."""
     for name in os.environ.keys() - {"PYTEST_CURRENT_TEST"}:
         monkeypatch.delenv(name)
     for name, value in server.items():
         monkeypatch.setenv(name, value)
-    # Byte for byte what was there when it began.
+    # The exact environment at the start of the process.
     found = await answer(program("cat", "/proc/self/environ", env=env), TURN)
     variables = dict(pair.split("=", 1) for pair in found.removesuffix("\0").split("\0"))
     home = variables.pop("HOME")
@@ -49,24 +49,24 @@ async def of_a_program(
 @pytest.mark.parametrize(
     "passed",
     [
-        {"PATH": os.environ["PATH"]},  # where an interpreter would set LC_CTYPE by itself
+        {"PATH": os.environ["PATH"]},  # an interpreter alone would set LC_CTYPE
         {"PATH": os.environ["PATH"], "LC_CTYPE": "C"},
         {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "LC_TIME": "C", "TZ": "Europe/Berlin"},
     ],
 )
-async def test_a_program_has_what_every_program_needs_and_no_secrets(
+async def test_a_program_inherits_path_and_locale_but_no_secrets(
     monkeypatch: pytest.MonkeyPatch, passed: dict[str, str]
 ) -> None:
-    assert await of_a_program(monkeypatch, SECRETS | passed) == passed | TOLD
+    assert await environment_of_a_program(monkeypatch, SECRETS | passed) == passed | RUN
 
 
-async def test_what_is_listed_is_there_too(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_operator_s_variables_are_added(monkeypatch: pytest.MonkeyPatch) -> None:
     path = {"PATH": os.environ["PATH"]}
     server = {**path, **SECRETS, "WANTED": "w"}
     env = ("WANTED, OPENAI_API_KEY", "NOT_THERE", "GIVEN=a=b, c", "EMPTY=")
-    assert await of_a_program(monkeypatch, server, *env) == {
+    assert await environment_of_a_program(monkeypatch, server, *env) == {
         **path,
-        **TOLD,
+        **RUN,
         "WANTED": "w",
         "OPENAI_API_KEY": "sk-secret",
         "GIVEN": "a=b, c",
@@ -74,15 +74,15 @@ async def test_what_is_listed_is_there_too(monkeypatch: pytest.MonkeyPatch) -> N
     }
 
 
-def test_what_is_listed_goes_before_what_is_passed() -> None:
+def test_the_operator_s_variables_override_the_inherited_ones() -> None:
     server = {"PATH": "/bin", "HOME": "/nowhere/home", "TZ": "UTC"}
-    found = environment(server, ["HOME,TMPDIR", "TZ=Europe/Berlin"], TOLD, Path("/run/1"))
+    found = build_environment(server, ["HOME,TMPDIR", "TZ=Europe/Berlin"], RUN, Path("/run/1"))
     assert found == {
         "PATH": "/bin",
         "HOME": "/nowhere/home",
         "TMPDIR": "/run/1",  # the server has none
         "TZ": "Europe/Berlin",
-        **TOLD,
+        **RUN,
     }
 
 
@@ -96,25 +96,30 @@ def test_what_is_listed_goes_before_what_is_passed() -> None:
         ("RUNLANE_SERVER=127.0.0.1:50051", {"RUNLANE_SERVER": "127.0.0.1:50051"}),
     ],
 )
-def test_names_and_values(text: str, variables: dict[str, str | None]) -> None:
-    assert listed(text) == variables
+def test_a_text_is_a_list_of_names_or_one_name_with_a_value(
+    text: str, variables: dict[str, str | None]
+) -> None:
+    assert parse_variables(text) == variables
 
 
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("", "'' is not the name"),
-        ("A,", "'' is not the name"),
-        ("2A", "'2A' is not the name"),
-        ("A,B=1", "'A,B' is not the name"),
-        ("=1", "'' is not the name"),
-        ("A=\0", "the value of A has a NUL in it"),
-        ("RUNLANE_STORE", "is for the server; to set it for programs write RUNLANE_STORE=VALUE"),
-        ("A,RUNLANE_ACCESS", "RUNLANE_ACCESS is for the server"),
-        ("RUNLANE_RUN_ID=r", "RUNLANE_RUN_ID is what a program is told of its run"),
-        ("RUNLANE_ATTEMPT", "RUNLANE_ATTEMPT is what a program is told of its run"),
+        ("", "'' is not a valid variable name"),
+        ("A,", "'' is not a valid variable name"),
+        ("2A", "'2A' is not a valid variable name"),
+        ("A,B=1", "'A,B' is not a valid variable name"),
+        ("=1", "'' is not a valid variable name"),
+        ("A=\0", "the value of A contains a NUL character"),
+        (
+            "RUNLANE_STORE",
+            "is a setting of the server; to set it for programs, write RUNLANE_STORE=VALUE",
+        ),
+        ("A,RUNLANE_ACCESS", "RUNLANE_ACCESS is a setting of the server"),
+        ("RUNLANE_RUN_ID=r", "RUNLANE_RUN_ID is reserved: it identifies the run"),
+        ("RUNLANE_ATTEMPT", "RUNLANE_ATTEMPT is reserved: it identifies the run"),
     ],
 )
-def test_what_must_not_be_listed(text: str, why: str) -> None:
+def test_invalid_and_reserved_variables_are_rejected(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=re.escape(why)):
-        listed(text)
+        parse_variables(text)

@@ -1,4 +1,4 @@
-"""What ends the programs of a server that was killed, and the end of a program by itself."""
+"""The guardian ends the programs of a killed server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.processes import is_running, wait_for_exit
 from support.turns import Working, ask
 
 NO_GROUP = (1 << 22) + 1
-"""More than a process id can be."""
+"""Greater than any process id."""
 
 SERVER = """
 import asyncio, sys
@@ -32,7 +32,7 @@ asyncio.run(main())
 """
 
 
-async def test_the_programs_of_a_killed_server_end_too() -> None:
+async def test_the_programs_of_a_killed_server_are_ended() -> None:
     code = "trap '' TERM; sh -c 'echo $$; exec sleep 3600' & echo $$; wait"
     server = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -75,7 +75,7 @@ async def test_a_guardian_that_does_not_read_is_replaced() -> None:
     os.kill(first.pid, signal.SIGSTOP)
     for _ in range(1 << 16):
         guardian.watch(NO_GROUP)
-        guardian.forget(NO_GROUP)
+        guardian.unwatch(NO_GROUP)
         if guardian._process is not first:
             break
     second = guardian._process
@@ -96,13 +96,13 @@ async def test_a_new_guardian_knows_the_groups_of_the_old_one() -> None:
     first.kill()
     first.wait()
     guardian.watch(NO_GROUP)
-    # What the kernel does when a server is killed: the pipe closes, and nothing was forgotten.
+    # As when a server is killed: the kernel closes the pipe, and no group was unwatched.
     await guardian.close()
     assert await program.exit_code() == -signal.SIGTERM
     await program.end(30.0)
 
 
-async def test_the_end_is_awaited_also_after_sigkill() -> None:
+async def test_end_waits_for_the_exit_after_sigkill_too() -> None:
     ended: list[int] = []
     argv = ["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1; done"]
     program = Program(argv, env=os.environ, stdin=b"", on_exit=ended.append)

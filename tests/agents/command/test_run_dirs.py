@@ -1,4 +1,4 @@
-"""The private directories of programs: whose they are, and how they go."""
+"""The private directories of programs: who owns them, and when they are removed."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from runlane_server.core.errors import StartError
 from support.programs import GRACE, answer, at_work, failure, program, python, shell
 from support.turns import ask
 
-NOBODY = 65534
+UNPRIVILEGED_USER = 65534
 
 
 def inside(folder: Path) -> list[Path]:
-    """All that is in a folder, and in those in it."""
+    """All files and folders below a folder."""
     return sorted(folder.rglob("*"))
 
 
 def runs_in(parent: Path) -> list[Path]:
-    """The directories of runs that there are."""
+    """The existing directories of runs."""
     return sorted(parent.glob(f"{PREFIX}*/*"))
 
 
-async def test_a_run_works_in_a_private_directory_that_goes_with_it(tmp_path: Path) -> None:
+async def test_a_run_has_an_empty_private_directory_that_is_removed_with_it(tmp_path: Path) -> None:
     agent = shell('pwd; echo "$HOME"; echo "$TMPDIR"; stat -c %a . ..; ls -A', directory=tmp_path)
-    said: list[str] = [event.text async for event in agent.run(ask("")) if hasattr(event, "text")]
-    where, *rest = "".join(said).splitlines()
+    deltas: list[str] = [event.text async for event in agent.run(ask("")) if hasattr(event, "text")]
+    where, *rest = "".join(deltas).splitlines()
     assert Path(where).parent.parent == tmp_path
-    assert rest == [where, where, "700", "700"]  # and nothing is in it
+    assert rest == [where, where, "700", "700"]  # and it is empty
     assert runs_in(tmp_path) == []
     await agent.close()
     assert inside(tmp_path) == []
 
 
-async def test_each_run_has_its_own(tmp_path: Path) -> None:
+async def test_concurrent_runs_have_separate_directories(tmp_path: Path) -> None:
     agent = shell("pwd; sleep 3600", directory=tmp_path)
     async with at_work(agent) as one, at_work(agent) as other:
         await one.said("\n")
@@ -55,13 +55,13 @@ async def test_each_run_has_its_own(tmp_path: Path) -> None:
         await other.cancel()
 
 
-async def test_without_a_parent_it_is_among_the_temporary_files() -> None:
+async def test_by_default_the_parent_is_the_directory_for_temporary_files() -> None:
     where = Path((await answer(shell("pwd"))).strip())
     assert where.parent.parent == Path(tempfile.gettempdir())
     assert not where.parent.exists()
 
 
-async def test_what_a_program_leaves_goes_too_however_it_ended(tmp_path: Path) -> None:
+async def test_the_files_of_a_program_are_removed_however_it_ended(tmp_path: Path) -> None:
     leaves = "mkdir -p a/b; echo x > a/b/c; ln -s / a/root; "
     assert await answer(shell(leaves, directory=tmp_path)) == ""
     await failure(shell(f"{leaves} exit 3", directory=tmp_path))
@@ -78,13 +78,13 @@ async def test_what_a_program_leaves_goes_too_however_it_ended(tmp_path: Path) -
 
 
 @pytest.fixture
-def as_nobody() -> Iterator[Path]:
-    """A directory of the user that the test now is, who is not root: permissions bind."""
+def unprivileged() -> Iterator[Path]:
+    """A directory of an unprivileged user, whom the test runs as: permissions apply."""
     folder = Path(tempfile.mkdtemp())
     root = os.geteuid() == 0
     if root:
-        os.chown(folder, NOBODY, NOBODY)
-        os.seteuid(NOBODY)
+        os.chown(folder, UNPRIVILEGED_USER, UNPRIVILEGED_USER)
+        os.seteuid(UNPRIVILEGED_USER)
     try:
         yield folder
     finally:
@@ -93,8 +93,8 @@ def as_nobody() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_what_is_read_only_is_removed_and_links_are_not_followed(as_nobody: Path) -> None:
-    outside, run = as_nobody / "outside", as_nobody / "run"
+def test_read_only_files_are_removed_and_links_are_not_followed(unprivileged: Path) -> None:
+    outside, run = unprivileged / "outside", unprivileged / "run"
     for folder in (outside, run / "cache" / "module"):
         folder.mkdir(parents=True)
         (folder / "file").touch()
@@ -108,7 +108,7 @@ def test_what_is_read_only_is_removed_and_links_are_not_followed(as_nobody: Path
     assert (outside / "file").exists()
 
 
-# --- What a server leaves -----------------------------------------------------------------------
+# --- Left over by a server -----------------------------------------------------------------------
 
 SERVER = """
 import asyncio, sys
@@ -118,7 +118,7 @@ from runlane_server.agents.command.run_dirs import RunDirs
 async def main():
     dirs = RunDirs(Path(sys.argv[1]))
     await dirs.start()
-    (dirs.make() / "left").touch()
+    (dirs.create() / "left").touch()
     print("ready", flush=True)
     sys.stdin.read()
 
@@ -127,7 +127,7 @@ asyncio.run(main())
 
 
 async def start_server(parent: Path) -> asyncio.subprocess.Process:
-    """A process that has the directory of a server, and one of a run in it."""
+    """A process that holds the directory of a server, with one directory of a run."""
     server = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", SERVER, str(parent)),
         stdin=asyncio.subprocess.PIPE,
@@ -143,7 +143,7 @@ async def kill(server: asyncio.subprocess.Process) -> None:
     await server.communicate()
 
 
-async def test_the_next_server_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+async def test_the_next_server_removes_the_directories_of_a_killed_one(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     killed, living = await start_server(tmp_path), await start_server(tmp_path)
@@ -151,7 +151,7 @@ async def test_the_next_server_removes_what_a_killed_one_left(tmp_path: Path) ->
     await kill(killed)
     dirs = RunDirs(tmp_path)
     await dirs.start()
-    (left,) = runs_in(tmp_path)  # that of the server that lives
+    (left,) = runs_in(tmp_path)  # of the running server
     assert (left / "left").exists()
     await kill(living)
     again = RunDirs(tmp_path)
@@ -163,7 +163,7 @@ async def test_the_next_server_removes_what_a_killed_one_left(tmp_path: Path) ->
     assert inside(tmp_path) == [other]
 
 
-async def test_what_only_looks_like_a_leftover_stays(tmp_path: Path) -> None:
+async def test_links_files_and_directories_of_other_users_are_not_removed(tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.mkdir()
     (target / "file").touch()
@@ -173,9 +173,9 @@ async def test_what_only_looks_like_a_leftover_stays(tmp_path: Path) -> None:
     theirs = tmp_path / f"{PREFIX}theirs"
     theirs.mkdir()
     if os.geteuid() == 0:
-        os.chown(theirs, NOBODY, NOBODY)
+        os.chown(theirs, UNPRIVILEGED_USER, UNPRIVILEGED_USER)
     else:
-        theirs.rmdir()  # nobody else's can be made
+        theirs.rmdir()  # only root can create one of another user
     before = inside(tmp_path)
     dirs = RunDirs(tmp_path)
     await dirs.start()
@@ -183,13 +183,13 @@ async def test_what_only_looks_like_a_leftover_stays(tmp_path: Path) -> None:
     assert inside(tmp_path) == before
 
 
-async def test_a_directory_that_is_taken_for_a_leftover_before_it_is_locked_is_given_up(
+async def test_a_directory_that_another_server_removes_before_it_is_locked_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock, removed = fcntl.flock, list[Path]()
 
     def late(file: int, operation: int) -> None:
-        if not removed:  # as if another server was quicker, and went on
+        if not removed:  # as if another server had swept it
             removed.extend(inside(tmp_path))
             removed[0].rmdir()
         lock(file, operation)
@@ -199,42 +199,42 @@ async def test_a_directory_that_is_taken_for_a_leftover_before_it_is_locked_is_g
     await dirs.start()
     assert len(removed) == 1
     (own,) = inside(tmp_path)
-    assert dirs.make().parent == own
+    assert dirs.create().parent == own
     await dirs.close()
 
 
-async def test_a_directory_that_somebody_cleaned_up_is_made_again(tmp_path: Path) -> None:
+async def test_a_removed_directory_is_created_again(tmp_path: Path) -> None:
     dirs = RunDirs(tmp_path)
     await dirs.start()
     shutil.rmtree(inside(tmp_path)[0])
-    assert dirs.make().parent.parent == tmp_path
+    assert dirs.create().parent.parent == tmp_path
     await dirs.close()
     assert inside(tmp_path) == []
 
 
-async def test_a_parent_that_is_not_there_is_made(tmp_path: Path) -> None:
+async def test_a_missing_parent_is_created(tmp_path: Path) -> None:
     parent = tmp_path / "a" / "b"
     where = Path((await answer(shell("pwd", directory=parent))).strip())
     assert where.parent.parent == parent
 
 
-def test_a_parent_that_cannot_be_made_is_told_at_the_start(tmp_path: Path) -> None:
+def test_a_parent_that_cannot_be_created_fails_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StartError, match=r"--command-dir: .*file"):
         program("cat", directory=tmp_path / "file" / "dir")
 
 
-async def test_without_a_directory_the_run_fails(tmp_path: Path) -> None:
+async def test_a_run_without_a_directory_fails(tmp_path: Path) -> None:
     parent = tmp_path / "parent"
     agent = shell("pwd", directory=parent)
     parent.rmdir()
-    assert (await failure(agent)).startswith("cannot make a directory for the run: ")
+    assert (await failure(agent)).startswith("cannot create a directory for the run: ")
 
 
-# --- Elsewhere ----------------------------------------------------------------------------------
+# --- Working directories ------------------------------------------------------------------------
 
 
-async def test_a_program_is_found_from_where_the_server_works(
+async def test_a_relative_program_is_found_from_the_server_s_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = tmp_path / "agent.sh"
@@ -242,13 +242,13 @@ async def test_a_program_is_found_from_where_the_server_works(
     script.chmod(0o755)
     monkeypatch.chdir(tmp_path)
     assert await answer(program("./agent.sh")) == f"{tmp_path}/agent.sh\n"
-    # So it is through a link, as that of a virtual environment, which has to stay what it is.
+    # A link stays a link: that of a virtual environment must not be resolved.
     (tmp_path / "link").symlink_to("agent.sh")
     monkeypatch.setenv("PATH", ".", prepend=os.pathsep)
     assert await answer(program("link")) == f"{tmp_path}/link\n"
 
 
-async def test_all_may_work_in_one_directory(tmp_path: Path) -> None:
+async def test_programs_can_share_one_working_directory(tmp_path: Path) -> None:
     cwd = tmp_path / "project"
     cwd.mkdir()
     (cwd / "here").touch()
@@ -260,7 +260,7 @@ async def test_all_may_work_in_one_directory(tmp_path: Path) -> None:
     assert runs_in(tmp_path) == []
 
 
-async def test_arguments_that_a_program_will_not_find_are_told_of(
+async def test_relative_paths_in_the_arguments_are_logged_as_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -15,6 +15,7 @@ SOURCE = Path(runlane_server.__file__).parent
 
 LANE, COORDINATOR = "core/lane.py", "engine/coordinator.py"
 EXECUTOR, RUNNER, LANES = "engine/executor.py", "engine/runner.py", "engine/lanes.py"
+READINESS, LANE_ACCESS = "engine/readiness.py", "engine/lane_access.py"
 RUNS = "rpc/runs.py"
 
 
@@ -90,23 +91,23 @@ _FOLD_QUEUE = (
 
 _READY_BY_REQUEST = (
     Edit(
-        EXECUTOR,
-        "            self._getting_ready = asyncio.create_task(self._get_ready())\n",
+        READINESS,
+        "            self._task = asyncio.create_task(self._get_ready())\n",
         "            pass\n",
     ),
     Edit(
-        EXECUTOR,
-        "    async def _try_to_start(self)",
+        READINESS,
+        "    async def _start_agent(self)",
         "    async def ready_for(self) -> None:\n"
         "        if not getattr(self, 'asked', False):\n"
         "            self.asked = True\n"
         "            await self._get_ready()\n\n"
-        "    async def _try_to_start(self)",
+        "    async def _start_agent(self)",
     ),
     Edit(
         COORDINATOR,
         "            accepted.use()\n",
-        "            accepted.use()\n            await self._executor.ready_for()\n",
+        "            accepted.use()\n            await self._executor._readiness.ready_for()\n",
     ),
 )
 
@@ -125,10 +126,10 @@ _FAILING_WAITS = (
 
 async def _unless_another_fails(wait):
     import asyncio
-    from runlane_server.engine import executor
+    from runlane_server.engine import lane_access
     from runlane_server.core.errors import RunNotFound
     failure = asyncio.get_running_loop().create_future()
-    executor.WAITS.append(failure)
+    lane_access.WAITS.append(failure)
     waiting = asyncio.ensure_future(wait)
     await asyncio.wait({waiting, failure}, return_when=asyncio.FIRST_COMPLETED)
     if not waiting.done():
@@ -138,14 +139,14 @@ async def _unless_another_fails(wait):
 """,
     ),
     Edit(
-        EXECUTOR,
-        "        complete: RunComplete = await self.lanes.post(",
+        LANE_ACCESS,
+        "        complete = await self._lanes.post(",
         "        if outcome.error is not None:\n"
         "            for wait in WAITS:\n"
         "                wait.done() or wait.set_result(None)\n"
-        "        complete: RunComplete = await self.lanes.post(",
+        "        complete = await self._lanes.post(",
     ),
-    Edit(EXECUTOR, "", "\n\nWAITS = []\n"),
+    Edit(LANE_ACCESS, "", "\n\nWAITS = []\n"),
 )
 
 HISTORICAL = (
@@ -169,7 +170,7 @@ HISTORICAL = (
                 LANE,
                 '        self._end(run, reason, error, _End(reason, error, message_id, ""))',
                 "        if self._active is not None:\n"
-                "            self._note(run)\n"
+                "            self._record(run)\n"
                 "            return\n"
                 '        self._end(run, reason, error, _End(reason, error, message_id, ""))',
             ),
@@ -182,8 +183,8 @@ HISTORICAL = (
             Edit(
                 LANE,
                 '        self._end(run, reason, error, _End(reason, error, message_id, ""))',
-                "        if happening is Happening.CANCEL and self._active is None:\n"
-                "            self._note(run)\n"
+                "        if trigger is Trigger.CANCEL and self._active is None:\n"
+                "            self._record(run)\n"
                 "            return\n"
                 '        self._end(run, reason, error, _End(reason, error, message_id, ""))',
             ),
@@ -196,8 +197,8 @@ HISTORICAL = (
             Edit(
                 LANE,
                 '        self._end(run, reason, error, _End(reason, error, message_id, ""))',
-                "        if happening is Happening.FAIL:\n"
-                "            self._note(run)\n"
+                "        if trigger is Trigger.FAIL:\n"
+                "            self._record(run)\n"
                 "            return\n"
                 '        self._end(run, reason, error, _End(reason, error, message_id, ""))',
             ),
@@ -238,11 +239,12 @@ OTHERS = (
         (
             Edit(
                 LANES,
-                "            decision = self._decide(lane, orders, mailbox)\n            if stops(",
-                "            decision = self._decide(lane, orders, mailbox)\n"
+                "            decision = self._decide(lane, batch, mailbox)\n"
+                "            if newly_cancelled(",
+                "            decision = self._decide(lane, batch, mailbox)\n"
                 "            decision.settle()\n"
                 "            await asyncio.sleep(1)\n"
-                "            if stops(",
+                "            if newly_cancelled(",
             ),
         ),
         durable=True,
@@ -283,15 +285,15 @@ OTHERS = (
         (
             Edit(
                 COORDINATOR,
-                "            await self._stage.pass_by(",
+                "            await self._gates.wait_at(",
                 "            try:\n"
                 "                await asyncio.sleep(0)\n"
-                "                await self._stage.pass_by(Point.ACCEPT_COMMITTED, "
+                "                await self._gates.wait_at(Point.ACCEPT_COMMITTED, "
                 "accepted.session_id, run.run_id)\n"
                 "            except asyncio.CancelledError:\n"
                 "                await self.cancel(accepted.session_id, run_id=run.run_id)\n"
                 "                raise\n"
-                "            await self._stage.pass_by(",
+                "            await self._gates.wait_at(",
             ),
         ),
     ),
@@ -301,8 +303,8 @@ OTHERS = (
         (
             Edit(
                 "rpc/convert.py",
-                "        busy=held.busy,",
-                "        busy=held.busy and held.waiting_runs > 1,",
+                "        busy=record.busy,",
+                "        busy=record.busy and record.waiting_runs > 1,",
             ),
         ),
     ),
@@ -350,10 +352,9 @@ OTHERS = (
         (
             Edit(
                 LANE,
-                "        happening = Happening.COMPLETE if outcome.error is None else "
-                "Happening.FAIL\n",
-                "        happening = Happening.COMPLETE if outcome.error is None else "
-                "Happening.FAIL\n"
+                "        trigger = Trigger.COMPLETE if outcome.error is None else Trigger.FAIL\n",
+                "        trigger = Trigger.COMPLETE if outcome.error is None else "
+                "Trigger.FAIL\n"
                 "        if not outcome.content:\n"
                 "            active = self._open_turn(active)\n"
                 "            self.messages[-1] = self.messages[-1]._replace("

@@ -40,7 +40,7 @@ OF_LIBRARIES = (
 """Messages that libraries log. asyncpg leaves an exception unretrieved if a connection breaks while
 it is opened, or while its pool closes it. grpc logs a client that left before its call ended."""
 
-GAVE_UP = '"event": "the node is cut off from its store"'
+GAVE_UP = '"event": "node cut off from its store"'
 
 
 class Node(ServerProcess):

@@ -30,7 +30,7 @@ MORE_DESCRIPTORS = 8
 
 BATCH = 25
 
-_OUTLIVED = ("codec can't decode", "UnicodeDecodeError", "gRPC's server broke down; serving anew")
+_OUTLIVED = ("codec can't decode", "UnicodeDecodeError", "gRPC server broke down; restarting")
 """Log texts of a path that is not UTF-8: it ends the server of gRPC, and ours starts another."""
 
 

@@ -24,17 +24,16 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 from grpc import StatusCode
 from grpc.aio import AioRpcError, Metadata
 
-from runlane import statuses
+from runlane import rpc_errors
 from runlane.cli import exposition
-from runlane.places import is_local
+from runlane.targets import is_local
 from runlane.v1 import run_pb2, run_service_pb2, session_service_pb2
 from runlane_server.access import entries, tokens
-from runlane_server.access.caller import Role
-from runlane_server.access.jwts import Jwts, JwtSettings
-from runlane_server.access.known import Refused
+from runlane_server.access.caller import AuthenticationFailed, Role
+from runlane_server.access.jwts import JwtSettings, JwtVerifier
 from runlane_server.access.quotas import read_quotas
 from runlane_server.agents.base import AgentError
-from runlane_server.agents.command.environment import listed
+from runlane_server.agents.command.environment import parse_variables
 from runlane_server.agents.scripted.script import BadScript, parse_script
 from runlane_server.config.settings import Config, options
 from runlane_server.core.errors import (
@@ -168,7 +167,7 @@ def _command_line(data: bytes) -> object:
 
 
 @cache
-def _signer() -> tuple[Any, Jwts]:
+def _signer() -> tuple[Any, JwtVerifier]:
     from cryptography.hazmat.primitives import serialization  # noqa: PLC0415 - an extra
     from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415
 
@@ -183,26 +182,26 @@ def _signer() -> tuple[Any, Jwts]:
             path, False, ["ES256"], "i", "a", tenant_claim="t", role=None, role_claim="r",
             roles={"x": Role.RUN},
         )  # fmt: skip
-        return key, Jwts(settings, lambda: 0.0)
+        return key, JwtVerifier(settings, lambda: 0.0)
 
 
 def _jwt(data: bytes) -> object:
     # A header has bytes as characters; Bearer accepts the printable ones.
-    return _signer()[1].find(data.decode("latin-1"))
+    return _signer()[1].verify(data.decode("latin-1"))
 
 
 def _jwt_header(data: bytes) -> object:
     from base64 import urlsafe_b64encode  # noqa: PLC0415
 
     header = urlsafe_b64encode(data).rstrip(b"=").decode()
-    return _signer()[1].find(f"{header}.e30.AAAA")
+    return _signer()[1].verify(f"{header}.e30.AAAA")
 
 
 def _jwt_claims(data: bytes) -> object:
     import jwt  # noqa: PLC0415
 
     key, jwts = _signer()
-    return jwts.find(jwt.api_jws.encode(data, key, algorithm="ES256"))
+    return jwts.verify(jwt.api_jws.encode(data, key, algorithm="ES256"))
 
 
 def _address(data: bytes) -> object:
@@ -300,8 +299,8 @@ def _codec(data: bytes) -> None:
 
 def _rich_error(data: bytes) -> None:
     """Trailing metadata of a hostile server still becomes an error of the client."""
-    trailing = Metadata((statuses.STATUS_DETAILS, data))
-    raised = statuses.from_rpc(AioRpcError(StatusCode.ABORTED, Metadata(), trailing, "no"))
+    trailing = Metadata((rpc_errors.STATUS_DETAILS, data))
+    raised = rpc_errors.from_rpc(AioRpcError(StatusCode.ABORTED, Metadata(), trailing, "no"))
     assert raised.status is StatusCode.ABORTED
     str(raised)
 
@@ -334,7 +333,7 @@ def _exposition(data: bytes) -> None:
 
 
 def _tokens(data: bytes) -> object:
-    return tokens.Tokens(()).find(data.decode("latin-1"), 0.0)
+    return tokens.TokenVerifier(()).verify(data.decode("latin-1"), 0.0)
 
 
 def _json(value: object) -> bytes:
@@ -374,10 +373,20 @@ TARGETS: Sequence[Target] = (
         (ValueError,),
         (b"[acme]\nmax_active_runs = 2\naccepts_per_second = 1.5\naccepts_burst = 3\n",),
     ),
-    Target("token", _tokens, (Refused,), (b"rl_" + b"a" * 16 + b"_" + b"b" * 52,)),
-    Target("jwt", _jwt, (Refused,), (b"eyJhbGciOiJFUzI1NiJ9.e30.AAAA", b"a.b.c")),
-    Target("jwt-header", _jwt_header, (Refused,), (b'{"alg":"ES256","kid":"1"}', b'{"alg":[[1]]}')),
-    Target("jwt-claims", _jwt_claims, (Refused,), (_json(_CLAIMS), _json(_CLAIMS | {"r": ["x"]}))),
+    Target("token", _tokens, (AuthenticationFailed,), (b"rl_" + b"a" * 16 + b"_" + b"b" * 52,)),
+    Target("jwt", _jwt, (AuthenticationFailed,), (b"eyJhbGciOiJFUzI1NiJ9.e30.AAAA", b"a.b.c")),
+    Target(
+        "jwt-header",
+        _jwt_header,
+        (AuthenticationFailed,),
+        (b'{"alg":"ES256","kid":"1"}', b'{"alg":[[1]]}'),
+    ),
+    Target(
+        "jwt-claims",
+        _jwt_claims,
+        (AuthenticationFailed,),
+        (_json(_CLAIMS), _json(_CLAIMS | {"r": ["x"]})),
+    ),
     Target(
         "address",
         _address,
@@ -393,7 +402,7 @@ TARGETS: Sequence[Target] = (
             b"postgresql:///db?host=a,b&port=1,2",
         ),
     ),
-    Target("variables", lambda data: listed(_text(data)), (ValueError,), (b"A,B", b"A=B")),
+    Target("variables", lambda data: parse_variables(_text(data)), (ValueError,), (b"A,B", b"A=B")),
     Target(
         "request",
         _request,

@@ -1,1 +1,1 @@
-"""What is true of every lane and of every transition, written down without the code under test."""
+"""Invariants of every lane and transition, written without the code under test."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import ModuleType
+from typing import Any
 
 from runlane_server.core import lane as lane_rules
 from runlane_server.core.errors import IllegalCommand, QueueFull, SessionBusy, SessionNotFound
@@ -32,7 +33,7 @@ EMPTY = Lane(KEY)
 AT = 1_000
 BOOM = RunError("BOOM", "it went wrong")
 STREAMED = 1
-"""How many events each attempt is taken to have streamed before it is drained or ends."""
+"""Number of events that each attempt is assumed to have streamed before it is drained or ends."""
 
 
 class Verb(StrEnum):
@@ -67,7 +68,7 @@ class Command:
     max_attempts: int = 2
 
     def __str__(self) -> str:
-        told: dict[Verb, tuple[str, ...]] = {
+        arguments: dict[Verb, tuple[str, ...]] = {
             Verb.RESERVE: (self.token, self.run_id),
             Verb.RELEASE: (self.token,),
             Verb.ACCEPT: (self.token, self.run_id, self.when_busy),
@@ -76,17 +77,17 @@ class Command:
             Verb.FINISH: (self.run_id, str(self.attempt), "ok" if self.ok else "failed"),
             Verb.HAND_OVER: (self.run_id, str(self.attempt)),
         }
-        return " ".join((self.verb, *filter(None, told.get(self.verb, ()))))
+        return " ".join((self.verb, *filter(None, arguments.get(self.verb, ()))))
 
-    def apply(self, lane: Lane, rules: ModuleType = lane_rules) -> Transition:
-        """What the rules, or a mutant of them, make of the command."""
+    def apply(self, lane: Lane, rules: ModuleType = lane_rules) -> Transition[Any]:
+        """Applies the command with the rules, or with a mutant of them."""
         made = _CALLS[self.verb](rules, lane, self)
         assert isinstance(made, Transition)
         return made
 
     @property
     def request(self) -> RunRequest:
-        """What is accepted."""
+        """The request of an accept."""
         return RunRequest(
             self.run_id, Prompt("do it"), self.when_busy, max_attempts=self.max_attempts
         )
@@ -103,7 +104,7 @@ class Command:
         )
 
     def refusal(self, lane: Lane) -> type[Exception] | None:
-        """What the command has to raise, by the rules; None where it is legal."""
+        """The error that the command must raise; None if it is legal."""
         match self.verb:
             case Verb.RESERVE:
                 return IllegalCommand if self._held(lane) else None
@@ -177,12 +178,12 @@ def _of_active(lane: Lane) -> tuple[str, int]:
 
 
 def streamed(lane: Lane) -> int:
-    """How many events the active run has when it streamed one since the lane was last told."""
+    """The number of events of the active run, with those streamed since the last commit."""
     return lane.active.events + STREAMED if lane.active else 0
 
 
 def spoken(lane: Lane) -> tuple[DraftMessage, ...]:
-    """What the agent said: a text, and after each folded prompt a call that is still open."""
+    """The output of the agent: a text, and after each folded prompt a call that is still open."""
     said = [DraftMessage(Role.ASSISTANT, (Text("so far"),))]
     for run in lane.folded:
         said.append(DraftMessage(Role.USER, run_id=run.run_id))
@@ -205,7 +206,7 @@ def live_ids(lane: Lane) -> set[str]:
 
 
 def reserve(token: str, run_id: str = "") -> Command:
-    """A reservation; token and run id are the same unless told."""
+    """A reservation; token and run id are the same unless given."""
     return Command(Verb.RESERVE, token=token, run_id=run_id or token)
 
 
@@ -230,7 +231,7 @@ def finish(run_id: str, attempt: int = 1, *, ok: bool = True) -> Command:
 
 
 def hand_over(run_id: str, attempt: int = 1) -> Command:
-    """The node of the active run gives it up."""
+    """The node of the active run hands it over."""
     return Command(Verb.HAND_OVER, run_id=run_id, attempt=attempt)
 
 
@@ -241,8 +242,8 @@ REMOVE = Command(Verb.REMOVE)
 
 
 def stored(lane: Lane, made: Transition) -> Lane:
-    """The lane once a transition is committed: a version on, or gone."""
-    if not made.durable or made.removed:
+    """The lane once a transition is committed."""
+    if not made.needs_commit or made.removed:
         return made.lane
     return Lane(
         made.lane.key,

@@ -1,4 +1,4 @@
-"""What each command is to do, said a second time and in the plainest way.
+"""The effects of each command, written a second time in the plainest way.
 
 Each function returns the rule that a step broke, or None.
 """
@@ -6,6 +6,7 @@ Each function returns the rule that a step broke, or None.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from proofs.lanecheck.commands import Command, Verb, is_cancelling, live, live_ids
 from runlane_server.core.model import CancelScope, RunState, WhenBusy
@@ -27,7 +28,7 @@ def check_effect(before: Lane, command: Command, made: Transition) -> str | None
 
 
 def _frame(before: Lane, command: Command, made: Transition) -> str | None:
-    """What no command does: pass one waiting run by another, or touch another's reservation."""
+    """No command reorders waiting runs, or touches another command's reservation."""
     after = made.lane
     old = [run.run_id for run in before.waiting]
     new = [run.run_id for run in after.waiting if run.run_id in old]
@@ -45,7 +46,7 @@ def _reservation(before: Lane, command: Command, made: Transition) -> str | None
     kept = [held for held in before.reservations if held.token != command.token]
     rest = [held for held in made.lane.reservations if held.token != command.token]
     own = [held for held in made.lane.reservations if held.token == command.token]
-    if kept != rest or made.durable or live(before) != live(made.lane):
+    if kept != rest or made.needs_commit or live(before) != live(made.lane):
         return "a reservation changes nothing else (R6)"
     if command.verb is Verb.RELEASE:
         return None if not own else "what is released is gone (R6)"
@@ -61,7 +62,7 @@ def _accept(before: Lane, command: Command, made: Transition) -> str | None:
         return "an accept takes its own reservation (R6)"
     if command.run_id in live_ids(before):
         known = made.reply in live(before) and made.reply.run_id == command.run_id
-        return None if known and not made.durable else "a run is accepted once (R3)"
+        return None if known and not made.needs_commit else "a run is accepted once (R3)"
     new = next((change for change in made.runs if change.run.run_id == command.run_id), None)
     if new is None or made.reply != new.run:
         return "an accept replies with its run"
@@ -87,7 +88,7 @@ def _place_of(before: Lane, command: Command, made: Transition) -> str | None:
 
 def _dispatch(before: Lane, _: Command, made: Transition) -> str | None:
     if before.active is not None or not before.waiting:
-        idle = made.lane == before and not made.durable and made.reply is None
+        idle = made.lane == before and not made.needs_commit and made.reply is None
         return None if idle else "one run is active at a time (R7)"
     head = min(before.waiting, key=lambda run: run.rank)
     active = made.lane.active
@@ -101,7 +102,7 @@ def _dispatch(before: Lane, _: Command, made: Transition) -> str | None:
 
 
 def _covered(before: Lane, command: Command) -> tuple[CoveredRun, ...]:
-    """What a cancel has to cover (R10, R13, R18)."""
+    """The runs that a cancel must cover (R10, R13, R18)."""
     scope = command.scope
     runs: list[LaneRun] = []
     if before.active is not None and _was_active(before):
@@ -143,7 +144,7 @@ def _cancel(before: Lane, command: Command, made: Transition) -> str | None:
     tokens = ([held.token for held in each.reservations] for each in (before, made.lane))
     if next(tokens) != next(tokens):
         return "a cancel neither makes nor releases a reservation (R6)"
-    if not wanted and (made.durable or made.lane != before):
+    if not wanted and (made.needs_commit or made.lane != before):
         return "a cancel that covers nothing changes nothing (R12, R13)"
     return None
 
@@ -157,7 +158,7 @@ def _is_covered(run: LaneRun, change: RunChange | None) -> bool:
     return ends or (was_at_work and change.run.state is _S.CANCELLING)
 
 
-def _drain(before: Lane, _: Command, made: Transition) -> str | None:
+def _drain(before: Lane, _: Command, made: Transition[Any]) -> str | None:
     meant = (run for run in before.waiting if run.when_busy is WhenBusy.FOLD and run.turn == 0)
     joining = sorted(meant, key=lambda run: run.accept_seq)
     if not _was_active(before):
@@ -199,9 +200,9 @@ def _finish(before: Lane, command: Command, made: Transition) -> str | None:
 def _node_lost(before: Lane, _: Command, made: Transition) -> str | None:
     active = before.active
     if made.reply != (active is not None):
-        return "node_lost tells whether a run was active"
+        return "node_lost replies with whether a run was active"
     if active is None:
-        return None if not made.durable else "where none is active, none is lost"
+        return None if not made.needs_commit else "where none is active, none is lost"
     if not _was_active(before):
         return _ends(before, made, _S.CANCELLED)
     if active.attempt >= active.max_attempts:

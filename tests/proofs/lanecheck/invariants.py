@@ -1,8 +1,8 @@
-"""What holds for every lane, and for every step from one lane to the next.
+"""The invariants of every lane, and of every step from one lane to the next.
 
-Each check looks at one step only, but together they speak of whole histories: no step loses a run,
-ends one twice or uses a place in the transcript that an earlier one used, so no history does.
-Nothing here calls the rules; where it must know one it says it once more, in its own words.
+Each check covers a single step, but together they prove whole histories: no step loses a run, ends
+one twice or reuses a place in the transcript, so no history does. Nothing here calls the rules
+under test; a rule that a check needs is written a second time.
 """
 
 from __future__ import annotations
@@ -116,9 +116,9 @@ def check_lane(lane: Lane) -> None:
     )
     tokens = [held.token for held in lane.reservations]
     require(len(set(tokens)) == len(tokens), "a reservation is held once (R6)")
-    require(lane.busy == bool(runs or lane.reservations), "a lane with work is busy (R8)")
+    require(lane.is_busy == bool(runs or lane.reservations), "a lane with work is busy (R8)")
     require(
-        lane.startable == (lane.active is None and lane.waiting != ()),
+        lane.can_start == (lane.active is None and lane.waiting != ()),
         "a run is started where none is active, and only there (R7, R8)",
     )
     require(
@@ -216,13 +216,13 @@ def _check_states(before: Lane, command: Command, made: Transition) -> None:
         require(same or step in STEPS[command.verb], f"{command.verb} takes no run {step}")
         require(same or _in_table(*step), f"TABLE has no way {step}")
         require(
-            change.run.state.terminal == (change.complete is not None),
+            change.run.state.is_terminal == (change.complete is not None),
             "a run is terminal exactly if it has its RunComplete (R21)",
         )
 
 
 def _in_table(old: RunState | None, new: RunState) -> bool:
-    """Whether one happening, or two in one step, lead from a state to another."""
+    """Whether one trigger, or two in one step, lead from a state to another."""
     reached = {after for (state, _), after in TABLE.items() if state is old}
     reached |= {after for (state, _), after in TABLE.items() if state in reached}
     return new in reached
@@ -231,8 +231,8 @@ def _in_table(old: RunState | None, new: RunState) -> bool:
 def _check_events(before: Lane, command: Command, made: Transition) -> None:
     """Events are numbered without a gap, and what ends a run is its last one."""
     counts = {run.run_id: run.events for run in live(before)}
-    told = {Verb.DRAIN, Verb.FINISH, Verb.NODE_LOST, Verb.HAND_OVER}
-    if before.active is not None and command.verb in told:
+    counting = {Verb.DRAIN, Verb.FINISH, Verb.NODE_LOST, Verb.HAND_OVER}
+    if before.active is not None and command.verb in counting:
         counts[before.active.run_id] = streamed(before)
     ended: set[str] = set()
     for event in made.events:
@@ -246,21 +246,24 @@ def _check_events(before: Lane, command: Command, made: Transition) -> None:
     for change in made.runs:
         run = change.run
         require(run.events == counts.get(run.run_id), "a run counts its events")
-        require((run.run_id in ended) == run.state.terminal, "run_complete is told (R21)")
+        require(
+            (run.run_id in ended) == run.state.is_terminal,
+            "an ended run has its run_complete (R21)",
+        )
     for run in live(made.lane):
         require(run.events == counts.get(run.run_id), "the lane counts a run's events")
     changed = {change.run.run_id for change in made.runs}
-    require(all(event.run_id in changed for event in made.events), "who has events has changed")
+    require(all(event.run_id in changed for event in made.events), "a run with events has changed")
 
 
 def _check_completes(made: Transition) -> None:
-    told = tuple(event.body for event in made.events if isinstance(event.body, RunComplete))
-    require(made.completes == told, "terminal events are in the order of the events")
+    logged = tuple(event.body for event in made.events if isinstance(event.body, RunComplete))
+    require(made.completes == logged, "terminal events are in the order of the events")
     for change in made.runs:
         complete, run = change.complete, change.run
         if complete is None:
             continue
-        require(complete in told, "the RunComplete is the event (R21)")
+        require(complete in logged, "the RunComplete is the event (R21)")
         require(
             (complete.run_id, complete.accept_seq, complete.state, complete.folded_into)
             == (run.run_id, run.accept_seq, run.state, run.folded_into),
@@ -353,4 +356,4 @@ def _check_end(run: LaneRun, complete: RunComplete, turn: list[Message]) -> None
     require(not open_calls, "no call stays open (R16)")
     for message in turn:
         own = message.role is not Role.USER
-        require(own == (message.run_id == run.run_id), "prompts are told apart by their run (R26)")
+        require(own == (message.run_id == run.run_id), "prompts carry the id of their run (R26)")

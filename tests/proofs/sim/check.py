@@ -1,4 +1,4 @@
-"""Checks the history of a world, once it is over, against the rules."""
+"""Checks the history of a finished world against the rules."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from runlane_server.core.transition import CoveredRun, Receipt
 from runlane_server.store.base import BusySession
 
 SLACK = 1.5
-"""Seconds that writes and the end of an agent's own clean-up may take beyond the grace."""
+"""Seconds that writes and an agent's own clean-up may take beyond the grace period."""
 
 WAITING = {RunState.ACCEPTED, RunState.QUEUED}
 RUNNING = {RunState.ACTIVE, RunState.FOLDED}
 
 
 class Checker:
-    """What is known of the runs of a history."""
+    """The runs of a history."""
 
     def __init__(self, history: History, disk: Disk) -> None:
         self.history = history
@@ -95,7 +95,7 @@ def _check_accepts(checker: Checker) -> None:
         )
         known = seqs[op.session_id].setdefault(op.seq, op.run_id)
         require(known == op.run_id, f"R4: {op.run_id} and {known} have one accept_seq")
-        # Who subscribes where the accept says hears of the end.
+        # A subscription from the position of the accept receives the end.
         logged = next(e for _, e in checker.history.completes if e.complete.run_id == op.run_id)
         kept = logged.position > checker.disk.data.compacted
         require(
@@ -115,7 +115,7 @@ def _check_ends(checker: Checker) -> None:
         require(count == 1, f"R21: {run_id} has {count} ends")
         require(run_id in checker.accepts, f"{run_id} was never asked for")
         end = checker.ends[run_id]
-        require(end.state.terminal, f"{run_id} ends {end.state}")
+        require(end.state.is_terminal, f"{run_id} ends {end.state}")
         if end.folded_into:
             _check_folded(checker, end)
 
@@ -141,8 +141,8 @@ def _check_events(checker: Checker) -> None:
 
 
 def _check_order(checker: Checker) -> None:
-    """R7: runs start in accept order. One that interrupts goes to the head, and so does one that
-    shared a turn which is retried."""
+    """R7: runs start in accept order, except that an interrupting run and runs that shared a
+    retried turn go to the head."""
     ends = [end for end in checker.ends.values() if end.run_id in checker.started]
     headed = {
         end.run_id
@@ -164,21 +164,21 @@ def _check_order(checker: Checker) -> None:
 
 
 def _check_agents(checker: Checker) -> None:
-    """What agents said is what was stored; and no agent worked on what was not started."""
-    for visit in checker.history.visits:
-        events = checker.events.get(visit.run_id, [])
-        started = checker.started.get(visit.run_id)
+    """The output of agents is what was stored, and no agent ran before its start was committed."""
+    for execution in checker.history.executions:
+        events = checker.events.get(execution.run_id, [])
+        started = checker.started.get(execution.run_id)
         require(
-            started is not None and started < visit.entered,
-            f"R8: the agent of {visit.run_id} is started before that is committed",
+            started is not None and started < execution.entered,
+            f"R8: the agent of {execution.run_id} is started before that is committed",
         )
-        stored = _text_of(events, visit.attempt)
-        said = "".join(visit.said)
-        end = checker.ends[visit.run_id]
-        whole = end.state is RunState.COMPLETED and end.attempt == visit.attempt
+        stored = _text_of(events, execution.attempt)
+        said = "".join(execution.said)
+        end = checker.ends[execution.run_id]
+        whole = end.state is RunState.COMPLETED and end.attempt == execution.attempt
         require(
             said == stored if whole else said.startswith(stored),
-            f"{visit.run_id} #{visit.attempt}: {said!r} is stored as {stored!r}",
+            f"{execution.run_id} #{execution.attempt}: {said!r} is stored as {stored!r}",
         )
 
 
@@ -193,7 +193,7 @@ def _text_of(events: Sequence[RunEvent], attempt: int) -> str:
 
 
 def _check_transcripts(checker: Checker) -> None:
-    """R14 to R16, R22: a turn begins with its prompt, ends with a reason, with what was said."""
+    """R14 to R16, R22: a turn has its prompt, its output, and an end with a finish reason."""
     turns: dict[tuple[str, int], list[Message]] = defaultdict(list)
     for session in checker.disk.data._sessions.values():
         places = [(message.turn, message.ordinal) for message in session.messages]
@@ -224,7 +224,7 @@ def _check_turn(checker: Checker, messages: list[Message]) -> None:
     require(assistant[-1].message_id == end.message_id, f"{run_id} names its last message")
     text = "".join(p.text for m in assistant for p in m.parts if isinstance(p, Text))
     stored = _text_of(checker.events[run_id], end.attempt)
-    # What an attempt said that was given up is no part of the turn, if no other one followed.
+    # The output of an attempt that was handed over is dropped unless another one followed.
     given_up = not text and (checker.history.crashes or checker.history.stops)
     require(
         text == stored or given_up, f"R22: {run_id} said {stored!r} and its transcript is {text!r}"
@@ -235,7 +235,7 @@ def _check_turn(checker: Checker, messages: list[Message]) -> None:
 
 
 def _check_cancel(checker: Checker, op: CancelOp) -> None:
-    """R10 to R13, R20: the receipt is true."""
+    """R10 to R13, R20: the receipt is correct."""
     covered = {
         run_id: end for run_id, end in checker.ends.items() if end.cancel_reason == op.reason
     }
@@ -278,7 +278,7 @@ def _check_named(
     }.get(op.scope, WAITING | RUNNING)
     require(run.state in allowed, f"R18: {op.reason} covers {run.run_id}, which was {run.state}")
     if run.accept_seq == 0:
-        # A reservation; it may have been given up, or its node may have died with it.
+        # A reservation; it may have been released, or lost with its node.
         accepts = checker.accepts[run.run_id]
         if len(accepts) > 1 or accepts[0].outcome != OK or accepts[0].node != op.node:
             return
@@ -298,7 +298,7 @@ def _epoch() -> float:
 
 
 def _check_complete(checker: Checker, op: CancelOp, named: set[str]) -> None:
-    """R10: what was accepted before, and had not ended after, was covered."""
+    """R10: runs accepted before the cancel that had not ended after it were covered."""
     for accept in checker.acked():
         if op.session_id not in {None, accept.session_id} or op.returned is None:
             continue
@@ -310,7 +310,7 @@ def _check_complete(checker: Checker, op: CancelOp, named: set[str]) -> None:
 
 
 def _check_cancelled(checker: Checker) -> None:
-    """R11, R12: nothing is cancelled but by a cancel, or by a run that interrupts."""
+    """R11, R12: only a cancel or an interrupting run cancels a run."""
     reasons = {op.reason for op in checker.history.cancels}
     for end in checker.ends.values():
         interrupter = end.cancel_reason.removeprefix("interrupted by ")
@@ -318,7 +318,7 @@ def _check_cancelled(checker: Checker) -> None:
         require(known == end.cancelled, f"R12: {end.run_id} is {end.state}: {end.cancel_reason!r}")
 
 
-# --- Those who listen ---------------------------------------------------------------------------
+# --- Subscribers --------------------------------------------------------------------------------
 
 
 def _check_watch(checker: Checker, watch: Watch) -> None:

@@ -1,4 +1,4 @@
-"""Those who use a simulated world: each does a few random things, and gives up at any instant."""
+"""The clients of a simulated world: each makes a few random calls and may give up at any time."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Place(Protocol):
     over: bool
 
     async def node_up(self) -> Node:
-        """The node, as soon as there is one."""
+        """Waits for a node that is up."""
 
     def durable(self, run_id: str) -> bool:
         """Whether a run is on the disk."""
 
 
 class Client:
-    """Somebody who calls."""
+    """A client that makes random calls."""
 
     def __init__(self, name: str, world: Place, rng: Random) -> None:
         self.name = name
@@ -71,7 +71,7 @@ class Client:
         return task.result()
 
     async def work(self, acts: int) -> None:
-        """Does so many things."""
+        """Makes a number of random calls."""
         kinds = [self.accept, self.cancel, self.wait, self.follow, self.reserve, self.look]
         for _ in range(acts):
             await asyncio.sleep(self._rng.choice([0, 0, 0.01, 0.2, 1.0]))
@@ -87,7 +87,7 @@ class Client:
     # Accepting
 
     async def accept(self) -> None:
-        """Accepts a run, now and then one that was accepted before."""
+        """Accepts a run, sometimes one that was accepted before."""
         op, request = self._request()
         allow_missing = self._rng.random() < 0.9
 
@@ -101,7 +101,7 @@ class Client:
         await self._accepted(op, accept, self._patience())
 
     async def reserve(self) -> None:
-        """Begins an accept, and takes its time to make it a run, or to give it up."""
+        """Begins an accept, and later completes or releases it."""
         op, request = self._request()
         gives_up, pause = self._rng.random() < 0.3, self._rng.choice([0, 0.01, 0.5])
 
@@ -169,7 +169,7 @@ class Client:
     # Cancelling
 
     async def cancel(self) -> None:
-        """Cancels something."""
+        """Cancels a random scope."""
         rng, history = self._rng, self._history
         scope = rng.choices([*CancelScope, None], [4, 2, 2, 4, 1])[0]
         run_id, session_id = "", rng.choice(self._sessions) if scope is not None else None
@@ -196,7 +196,7 @@ class Client:
     # Looking
 
     async def look(self) -> None:
-        """Asks for what there is."""
+        """Reads random state."""
         session_id = self._rng.choice(self._sessions)
         await self.call(lambda node: node.coordinator.queued_prompts_list(session_id))
 
@@ -213,7 +213,7 @@ class Client:
         )
         self._history.note(self.name, f"sees {run_id} {run.state}")
         self._history.require(
-            run.state.terminal or timeout is not None, f"R24: the wait for {run_id} ends early"
+            run.state.is_terminal or timeout is not None, f"R24: the wait for {run_id} ends early"
         )
 
     async def follow(self) -> None:
@@ -221,7 +221,7 @@ class Client:
         acked = [op for op in self._history.accepts if op.outcome == OK]
         if not acked:
             return
-        # One of the latest: it is likely to be active.
+        # One of the latest, which is likely to be active.
         follow = Follow(self._rng.choice(acked[-2:]).run_id, self._rng.choice([0, 0, 1]))
         self._history.follows.append(follow)
         while not follow.ended:
@@ -247,7 +247,7 @@ class Client:
     # Watching
 
     async def watch(self) -> None:
-        """Subscribes until the world is over, and resumes where it was after each break."""
+        """Subscribes until the world ends, and resumes by cursor after each interruption."""
         rng, history = self._rng, self._history
         wanted = EventFilter()
         if rng.random() < 0.5:
@@ -298,7 +298,7 @@ class Client:
         watch.cursor = oldest
 
     async def _read(self) -> None:
-        """Takes its time with an event."""
+        """Takes a while to handle an event."""
         if self._rng.random() < 0.2:
             await asyncio.sleep(self._rng.choice([0, 0.05, 0.5]))
 

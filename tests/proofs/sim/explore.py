@@ -2,9 +2,9 @@
 
     cd tests && PYTHONPATH=../server python -m proofs.sim.explore --depth 12 --runs 3
 
-A lane counts as seen when it differs from an earlier one by names, absolute numbers and counts of
-events only: no rule looks at those. So the lanes with a bounded number of runs are finitely many,
-and with enough depth the search is complete; it says when it is.
+A lane counts as seen if it differs from an earlier one only by names, absolute numbers and counts
+of events: no rule depends on those. So the number of lanes with a bounded number of runs is finite,
+and with enough depth the search is complete; the report says when it is.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from types import ModuleType
+from typing import Any
 
 from proofs.lanecheck.commands import (
     DISPATCH,
@@ -39,12 +40,12 @@ from runlane_server.core.model import CancelScope, WhenBusy
 from runlane_server.core.transition import Lane, LaneRun, Transition
 
 State = Hashable
-"""A world without its names and absolute numbers."""
+"""A world with names and absolute numbers normalised."""
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """A lane, the ended runs that are being accepted once more, and how many names were given."""
+    """A lane, the ended runs that are being accepted again, and the number of names used."""
 
     lane: Lane = EMPTY
     ended: frozenset[str] = frozenset()
@@ -53,7 +54,7 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How large the lanes get: runs and reservations together, reservations, waiting runs."""
+    """Maximum numbers: runs and reservations together, reservations, waiting runs."""
 
     runs: int = 3
     reservations: int = 2
@@ -65,7 +66,7 @@ SMALL = Bounds()
 
 @dataclass(slots=True)
 class Report:
-    """What a search saw. `complete`: nothing lies beyond the depth."""
+    """The result of a search. `complete`: no state lies beyond the depth."""
 
     depth: int = 0
     states: int = 1
@@ -93,7 +94,7 @@ class Counterexample(AssertionError):
 
 
 def explore(depth: int, bounds: Bounds = SMALL, rules: ModuleType = lane_rules) -> Report:
-    """Takes every command in every lane that fewer than `depth` commands lead to.
+    """Applies every command to every lane that fewer than `depth` commands lead to.
 
     Raises Counterexample at the first step that breaks a rule.
     """
@@ -130,8 +131,8 @@ def explore(depth: int, bounds: Bounds = SMALL, rules: ModuleType = lane_rules) 
     return report
 
 
-def step(lane: Lane, command: Command, rules: ModuleType = lane_rules) -> Transition | None:
-    """Takes a command and checks it; None where it was refused, as it had to be."""
+def step(lane: Lane, command: Command, rules: ModuleType = lane_rules) -> Transition[Any] | None:
+    """Applies a command and checks the result; None if it was refused, as it had to be."""
     wanted = command.refusal(lane)
     try:
         made = command.apply(lane, rules)
@@ -158,11 +159,11 @@ def _path_to(state: State, came: dict[State, tuple[State, Command] | None]) -> l
     return path[::-1]
 
 
-# --- What can be done ---------------------------------------------------------------------------
+# --- The commands -------------------------------------------------------------------------------
 
 
 def commands(world: World, bounds: Bounds) -> Iterator[Command]:
-    """All commands that make a difference in a world, those among them that are refused too."""
+    """All commands that can make a difference in a world, including those that are refused."""
     lane = world.lane
     yield from _accepts(world, bounds)
     yield from (DISPATCH, NODE_LOST, FAIL_WAITING, REMOVE)
@@ -194,7 +195,7 @@ def _accepts(world: World, bounds: Bounds) -> Iterator[Command]:
     for held in lane.reservations:
         yield Command(Verb.RELEASE, token=held.token)
         yield reserve(held.token, held.run_id)
-        # The store refuses a run id that it has; the lane does not know of runs that ended.
+        # The store refuses a known run id; the lane does not contain ended runs.
         if held.run_id not in world.ended:
             for when_busy in WhenBusy:
                 yield _accept(held.token, held.run_id, when_busy, bounds)
@@ -216,11 +217,11 @@ def _accept(
     )
 
 
-# --- What counts as the same --------------------------------------------------------------------
+# --- Equivalent worlds --------------------------------------------------------------------------
 
 
 def canonical(world: World) -> State:
-    """The world with runs named by their place in accept order, and turns by theirs."""
+    """The world with runs and turns named by their position in accept order."""
     lane = world.lane
     runs = sorted(live(lane), key=lambda run: run.accept_seq)
     names = {run.run_id: n for n, run in enumerate(runs)}
@@ -247,7 +248,7 @@ def canonical(world: World) -> State:
 
 
 def main() -> None:
-    """Searches as deep as asked; the exit code is 1 if a rule is broken."""
+    """Searches to a depth; the exit code is 1 if a rule is broken."""
     parser = argparse.ArgumentParser(prog="proofs.sim.explore", description=__doc__)
     parser.add_argument("--depth", type=int, default=12)
     parser.add_argument("--runs", type=int, default=SMALL.runs)

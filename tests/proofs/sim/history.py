@@ -1,6 +1,6 @@
-"""What happened in a simulated world, in the order in which it happened.
+"""The history of a simulated world, in order.
 
-`tick` orders everything; virtual time does not, as many things happen at the same time.
+Ticks order all events; virtual time does not, because many events share one instant.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ OK, LOST = "ok", "lost"
 
 @dataclass(slots=True, eq=False)
 class AcceptOp:
-    """An accept: `outcome` is OK, the reason of a refusal, or LOST where no answer came."""
+    """An accept. `outcome` is OK, the reason of a refusal, or LOST if no answer came."""
 
     run_id: str
     session_id: str
@@ -35,7 +35,8 @@ class AcceptOp:
 
 @dataclass(slots=True, eq=False)
 class CancelOp:
-    """A cancel, known by its reason; without a session it means all. `receipts` if it answered."""
+    """A cancel, identified by its reason; without a session it covers all sessions. `receipts` is
+    None if no answer came."""
 
     reason: str
     scope: CancelScope
@@ -49,9 +50,11 @@ class CancelOp:
 
 
 @dataclass(slots=True, eq=False)
-class Visit:
-    """One time that an agent worked on a run, as the agent saw it. `told`: when it was cancelled,
-    in virtual seconds; `gone`: it returned, or its node died."""
+class Execution:
+    """The execution of an attempt, as its agent saw it.
+
+    `cancelled_at` is in virtual seconds. `has_ended`: the agent returned, or its node crashed.
+    """
 
     session_id: str
     run_id: str
@@ -59,13 +62,13 @@ class Visit:
     node: int
     entered: int
     said: list[str] = field(default_factory=list)
-    told: float | None = None
-    gone: bool = False
+    cancelled_at: float | None = None
+    has_ended: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class Watch:
-    """A subscription, across nodes: from where, and what came. `lost`: what was compacted away."""
+    """A subscription across nodes: its start and its events. `lost`: ranges that were compacted."""
 
     name: str
     wanted: EventFilter
@@ -77,7 +80,7 @@ class Watch:
 
 @dataclass(slots=True, eq=False)
 class Follow:
-    """Somebody who follows a run, across nodes. `cut`: its events were removed meanwhile."""
+    """A follower of a run, across nodes. `cut`: the events of the run were removed meanwhile."""
 
     run_id: str
     after: int
@@ -106,7 +109,7 @@ class History:
         self.trace: list[Line] = []
         self.accepts: list[AcceptOp] = []
         self.cancels: list[CancelOp] = []
-        self.visits: list[Visit] = []
+        self.executions: list[Execution] = []
         self.watches: list[Watch] = []
         self.follows: list[Follow] = []
         self.completes: list[tuple[int, LoggedComplete]] = []
@@ -124,7 +127,7 @@ class History:
         return self._loop.time()
 
     def tick(self) -> int:
-        """The next number in the order of all that happens."""
+        """Advances and returns the number that orders all events."""
         self._tick += 1
         return self._tick
 
@@ -134,18 +137,18 @@ class History:
         return self.tick()
 
     def broken(self, rule: str) -> None:
-        """A rule was broken: the world ends here."""
+        """Records a broken rule, which ends the world."""
         self.note("checker", f"BROKEN: {rule}")
         if self._loop.failure is None:
             self._loop.failure = Broken(rule)
 
     def require(self, holds: object, rule: str) -> None:
-        """Ends the world where a rule does not hold."""
+        """Ends the world if a rule does not hold."""
         if not holds:
             self.broken(rule)
 
     def digest(self) -> str:
-        """A hash of the trace; the step numbers in it make it one of all that was scheduled."""
+        """A hash of the trace; its step numbers make it depend on everything that was scheduled."""
         digest = hashlib.blake2b(digest_size=16)
         for line in self.trace:
             digest.update(f"{line.at!r} {line.step} {line.actor} {line.what}\n".encode())

@@ -1,7 +1,7 @@
-"""An event loop without time, threads or sockets, whose order of execution hangs on a seed.
+"""An event loop without time, threads or sockets, whose order of execution depends on a seed.
 
-Which of the callbacks that are ready goes next is drawn; when none is, the clock jumps to the next
-timer. Everything that a set may hold here hashes by number, so that no order hangs on addresses.
+The next ready callback is drawn at random; if none is ready, the clock jumps to the next timer.
+Everything that a set may hold here hashes by number, so that no order depends on addresses.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from contextvars import Context, ContextVar
 from typing import Any
 
 NODE: ContextVar[int] = ContextVar("node", default=0)
-"""Which node a task belongs to; 0 is the world outside."""
+"""The node that a task belongs to; 0 for none."""
 
 
 class Stuck(Exception):
-    """Nothing can happen any more, or nothing ends."""
+    """The world is deadlocked or does not end."""
 
 
 class SimFuture(asyncio.Future[Any]):
@@ -91,13 +91,13 @@ class SimLoop(asyncio.BaseEventLoop):
         return SimTask(coro, self, next(self._numbers), context)
 
     def _complain(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        # What a node that died has left behind is nobody's concern.
+        # Errors of the tasks of a crashed node do not count.
         if getattr(context.get("future"), "node", 0) in self.dead:
             return
         self.complaints.append(f"{context['message']}: {context.get('exception')!r}")
 
     def _write_to_self(self) -> None:
-        """There is nobody to wake: it is the only thread."""
+        """Does nothing: there is only one thread."""
 
     def _run_once(self) -> None:
         if not self._ready:
@@ -133,7 +133,7 @@ class SimLoop(asyncio.BaseEventLoop):
         self._now = max(self._now, scheduled[0].when())
         if self._now > self._horizon:
             self._horizon *= 2
-            raise Stuck(f"after {self._now:.0f} s it is not over")
+            raise Stuck(f"not over after {self._now:.0f} s")
 
     def _take_due(self) -> None:
         scheduled = self._scheduled

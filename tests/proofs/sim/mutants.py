@@ -1,6 +1,6 @@
-"""Faults that are planted in the shell around the lanes, to see that a simulation finds them.
+"""Mutants of the engine and the feed, each of which the simulation must find.
 
-Each is a function of ours with a piece of its source exchanged.
+Each replaces a piece of the source of one method.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runlane_server.engine.executor import Executor
-from runlane_server.engine.lane_cache import LaneSource
+from runlane_server.engine.lane_cache import LaneCache
 from runlane_server.engine.lanes import Lanes
 from runlane_server.engine.outbox import Outbox
 from runlane_server.engine.reservation import AcceptedRun
@@ -25,7 +25,7 @@ from runlane_server.feed.tail import Tail
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """A fault: in that method of that class, `old` is exchanged for `new`."""
+    """A fault: in a method of a class, `old` is replaced with `new`."""
 
     name: str
     owner: type
@@ -38,64 +38,65 @@ MUTANTS = (
     Mutant(
         "an answer before the commit",
         Lanes,
-        "_carry_out",
-        "decision = self._decide(lane, orders, mailbox)\n",
-        "decision = self._decide(lane, orders, mailbox)\n            decision.settle()\n",
+        "_commit_batch",
+        "decision = self._decide(lane, batch, mailbox)\n            if",
+        "decision = self._decide(lane, batch, mailbox)\n"
+        "            decision.settle()\n            if",
     ),
     Mutant(
         "an agent that is started before the commit",
         Lanes,
-        "_carry_out",
+        "_commit_batch",
         "                await self._commit(lane, decision)",
-        "                self._adopt(key, mailbox, lane, decision)\n"
+        "                self._act(key, mailbox, lane, decision)\n"
         "                await self._commit(lane, decision)",
     ),
     Mutant(
         "a lane that is called and does not wake",
         Lanes,
-        "_call",
-        "self._drive(key, mailbox)",
+        "_on_grant",
+        "self._ensure_task(key, mailbox)",
         "pass",
     ),
     Mutant(
         "a reload that forgets the reservations",
-        LaneSource,
+        LaneCache,
         "load",
-        "held = mailbox.lane.reservations if mailbox.lane is not None else ()",
-        "held = ()",
+        "reservations = mailbox.lane.reservations if mailbox.lane is not None else ()",
+        "reservations = ()",
     ),
     Mutant(
         "a wrong guess that is made again",
-        LaneSource,
+        LaneCache,
         "load",
-        "if comes and not mailbox.outdated and",
-        "if comes and",
+        "if is_first_sight and not mailbox.is_outdated and",
+        "if is_first_sight and",
     ),
     Mutant(
         "a slot that is kept while others wait for it",
         Slots,
         "settle",
         "if not running:",
-        "if not running and not startable:",
+        "if not running and not can_start:",
     ),
     Mutant(
         "a reservation that is not given up",
         AcceptedRun,
         "close",
-        "release(self)",
+        "self._end(used=False)",
         "pass",
     ),
     Mutant(
         "an ended run that takes the next one's cancel along",
         Executor,
-        "_ended",
+        "_on_ended",
         "if self._runners.get(runner.job.key) is runner:",
         "if runner.job.key in self._runners:",
     ),
     Mutant(
         "a stop that forgets a run",
         Executor,
-        "stop",
+        "hand_over_all",
         "for runner in list(self._runners.values()):",
         "for runner in list(self._runners.values())[1:]:",
     ),
@@ -103,20 +104,20 @@ MUTANTS = (
         "a stop that forgets the run that is about to start",
         Executor,
         "stop",
-        "none comes.\n        await self.lanes.settled()",
+        "none comes.\n        await self.lanes.wait_settled()",
         "none comes.",
     ),
     Mutant(
         "a grace that is not granted",
         Runner,
-        "_end_work",
+        "_stop_agent",
         "await asyncio.wait({work}, timeout=self._cancel_grace)",
         "await asyncio.sleep(0)",
     ),
     Mutant(
         "a run that was stopped and counts as completed",
         Runner,
-        "_told",
+        "_commit_end",
         "if self._handing_over and self._cancelled is None:",
         "if self._handing_over and self._working and self._working.cancelled():",
     ),
@@ -130,7 +131,7 @@ MUTANTS = (
     Mutant(
         "a folded run that is not counted",
         Outbox,
-        "note",
+        "add_stored",
         "self.events += 1",
         "pass",
     ),
@@ -144,9 +145,9 @@ MUTANTS = (
     Mutant(
         "a subscriber who parks an event too early",
         Subscription,
-        "_knows_all",
-        "self._after >= self._feed.told",
-        "self._after >= self._feed.told - 1",
+        "_is_caught_up",
+        "self._after >= self._feed.head",
+        "self._after >= self._feed.head - 1",
     ),
     Mutant(
         "a tail that claims an event it has forgotten",
@@ -167,7 +168,7 @@ MUTANTS = (
 
 @contextmanager
 def planted(mutant: Mutant) -> Iterator[None]:
-    """The fault is there."""
+    """Applies the mutant for the duration of the context."""
     before = getattr(mutant.owner, mutant.method)
     setattr(mutant.owner, mutant.method, _mutated(before, mutant))
     try:

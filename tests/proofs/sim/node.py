@@ -20,11 +20,11 @@ from runlane_server.feed.feed import Feed
 EPOCH = 1_700_000_000_000_000
 
 STOP_SECONDS = GRACE + 3.0
-"""How long a stop may take: the grace of a cancel, that of strays, and the last writes."""
+"""Maximum duration of a stop: the grace periods of a cancel and of strays, and the last writes."""
 
 
 class Node:
-    """One process. It dies with `crash`, or goes in good order with `stop`."""
+    """One process. `crash` kills it, `stop` ends it gracefully."""
 
     def __init__(  # noqa: PLR0917 - what it is made of
         self, number: int, loop: SimLoop, disk: Disk, rng: Random, history: History, meddle: Meddle
@@ -54,7 +54,7 @@ class Node:
         )
 
     async def start(self) -> None:
-        """Opens the store, and takes up what it holds."""
+        """Opens the store and restores the work in it."""
         self._history.note(self.name, "starts")
         await self.outside(self._start())
 
@@ -63,14 +63,14 @@ class Node:
         await self.coordinator.start()
 
     def handle(self, work: Coroutine[Any, Any, Any]) -> SimTask:
-        """A call from outside: its task is the node's, and dies with it."""
+        """Runs a call of a client; its task belongs to the node and dies with it."""
         task = self._task(work)
         self._handlers[task] = None
         task.add_done_callback(lambda done: self._handlers.pop(task, None))
         return task
 
     async def outside(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Does something of the node's own, and waits for it."""
+        """Runs work of the node itself, and waits for it."""
         task = self._task(work)
         await asyncio.wait({task})
         if not task.cancelled():
@@ -84,7 +84,7 @@ class Node:
         return task
 
     async def crash(self) -> None:
-        """Ends it at this instant."""
+        """Kills the process at this instant."""
         self._history.downs.append(self._history.note(self.name, "crashes"))
         self._history.crashes += 1
         self.store.crash()
@@ -93,19 +93,19 @@ class Node:
 
     async def _bury(self) -> None:
         self.agent.dead = True
-        for visit in self._history.visits:
-            visit.gone = visit.gone or visit.node == self.number
+        for execution in self._history.executions:
+            execution.has_ended = execution.has_ended or execution.node == self.number
         while tasks := self._loop.tasks_of(self.number):
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
 
     async def stop(self, patience: float, retire: Callable[[], None]) -> None:
-        """Goes down as the server does, and leaves nothing behind. `retire`: no new call comes."""
+        """Stops as the server does, and leaves nothing behind. `retire` stops new calls."""
         history = self._history
         history.downs.append(history.note(self.name, "stops"))
         history.stops += 1
-        self.coordinator.refuse()
+        self.coordinator.begin_drain()
         if patience:
             await self.outside(self._wait_idle(patience))
         self.feed.close()
@@ -113,7 +113,7 @@ class Node:
         await self.send_away(0.1 if patience else 0)
         began = history.now
         await self.outside(self.coordinator.stop())
-        history.require(history.now - began <= STOP_SECONDS, "a stop takes its time at the most")
+        history.require(history.now - began <= STOP_SECONDS, "a stop takes too long")
         await self.outside(self.store.__aexit__(None, None, None))
         history.note(self.name, "has stopped")
         self._check_gone()
@@ -125,7 +125,7 @@ class Node:
         self._history.require(not (idle and active), "an idle node has an active run")
 
     async def send_away(self, patience: float) -> None:
-        """Handlers that wait are told that it drains; who does not hear of it is cancelled."""
+        """Waits for the handlers to end because the node drains, then cancels the rest."""
         while handlers := list(self._handlers):
             done = False
             if patience:
@@ -135,27 +135,29 @@ class Node:
             await asyncio.sleep(0)
 
     def _check_gone(self) -> None:
-        """A node that stopped has handed over all its runs, and has no task but stray agents."""
+        """Checks that a stopped node has no active run and no task except stray agents."""
         history = self._history
-        strays = [v for v in history.visits if v.node == self.number and not v.gone]
-        history.require(all(v.told is not None for v in strays), "an agent goes on after the stop")
+        strays = [v for v in history.executions if v.node == self.number and not v.has_ended]
+        history.require(
+            all(v.cancelled_at is not None for v in strays), "an agent continues after the stop"
+        )
         left = self._loop.tasks_of(self.number)
         history.require(len(left) <= len(strays), f"tasks are left after the stop: {left}")
         for lane in self._disk.lanes():
             history.require(lane.active is None, "R17: a run is left active by a stop")
 
     def check_idle(self) -> None:
-        """Nothing is held where nothing is to be done."""
+        """Checks that an idle node holds no resources."""
         require = self._history.require
         lanes = self.coordinator._lanes
         require(not self.coordinator.is_busy(), f"an idle node is busy with {lanes.keys}")
         require(not lanes._mailboxes, "a mailbox is left")
         require(lanes.slots.in_use == 0, "a slot is left taken")
-        require(not lanes.slots.line, "somebody is left in line")
+        require(not lanes.slots.queue, "a lane still waits for a slot")
         free, total = lanes.slots._free, self.coordinator.limits.max_active_runs
         require(free == total, f"{free} of {total} slots are free")
         require(self.feed.subscriptions == 0, "a subscriber is left")
         require(not self.feed._run_tails, "the tail of a run is left")
         tasks = self._loop.tasks_of(self.number)
-        getting_ready = not self.coordinator.agent_ready
+        getting_ready = not self.coordinator.is_agent_ready
         require(len(tasks) == 1 + getting_ready, f"tasks are left beside the writer: {tasks}")

@@ -1,4 +1,4 @@
-"""Simulates worlds, one for each seed, and says what happened in the first that broke a rule.
+"""Simulates a world for each seed, and prints the trace of the first one that breaks a rule.
 
 cd tests && python -m proofs.sim.run --seeds 2000 --start 0
 cd tests && python -m proofs.sim.run --seeds 1 --start 17 --trace
@@ -14,11 +14,11 @@ from collections import Counter
 from proofs.sim.world import Outcome, shortened, simulate
 
 LAST = 60
-"""How many lines of the trace of a failure are shown."""
+"""Number of lines shown of the trace of a failure."""
 
 
 def report(outcome: Outcome) -> str:
-    """What is known of a failure, and how to see it again."""
+    """The trace of a failure, and the command that replays it."""
     return "\n".join(
         [
             shortened(outcome.trace, LAST),
@@ -30,30 +30,34 @@ def report(outcome: Outcome) -> str:
 
 
 def main() -> None:
-    """Simulates as many worlds as asked; the exit code is 1 if one broke a rule."""
+    """Simulates worlds; the exit code is 1 if one broke a rule."""
     parser = argparse.ArgumentParser(prog="proofs.sim.run", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=2000, help="how many")
-    parser.add_argument("--start", type=int, default=0, help="the first one")
-    parser.add_argument("--trace", action="store_true", help="show all that happens")
-    parser.add_argument("--keep-going", action="store_true", help="list all failures")
-    told = parser.parse_args()
+    parser.add_argument("--seeds", type=int, default=2000, help="number of worlds")
+    parser.add_argument("--start", type=int, default=0, help="first seed")
+    parser.add_argument("--trace", action="store_true", help="print the whole trace")
+    parser.add_argument(
+        "--keep-going",
+        action="store_true",
+        help="list all failures",
+    )
+    options = parser.parse_args()
     began = time.perf_counter()
     totals: Counter[str] = Counter()
     failures = 0
-    for seed in range(told.start, told.start + told.seeds):
+    for seed in range(options.start, options.start + options.seeds):
         outcome = simulate(seed)
         totals.update(outcome.counts)
-        if told.trace:
+        if options.trace:
             sys.stdout.write(shortened(outcome.trace, len(outcome.trace)) + "\n")
         if outcome.failure is not None:
             failures += 1
-            text = f"seed {seed}: {outcome.failure}" if told.keep_going else report(outcome)
+            text = f"seed {seed}: {outcome.failure}" if options.keep_going else report(outcome)
             sys.stdout.write(text + "\n")
-            if not told.keep_going:
+            if not options.keep_going:
                 break
     seconds = time.perf_counter() - began
     figures = ", ".join(f"{count} {what}" for what, count in totals.items())
-    sys.stdout.write(f"{told.seeds} seeds in {seconds:.1f} s: {figures}; {failures} failed\n")
+    sys.stdout.write(f"{options.seeds} seeds in {seconds:.1f} s: {figures}; {failures} failed\n")
     sys.exit(1 if failures else 0)
 
 

@@ -1,8 +1,8 @@
-"""A store that behaves like the one on disk: it takes time, and loses what was under way.
+"""A store that behaves like one on disk: it takes time, and a crash loses pending writes.
 
-`Disk` is what survives a crash. A `SimStore` is one node's way to it: one writer that commits by
-batches, reads that see what is committed but not told yet, and from another node, now and then, a
-change of the lane that is just being written to.
+`Disk` survives a crash. A `SimStore` is one node's access to it: one writer with batches,
+reads that see committed data before it is delivered, and sometimes a change by another node of the
+lane that is being written.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ STORE_ID = b"simulate"
 
 
 def at_once(call: Coroutine[Any, Any, T]) -> T:
-    """What a call returns that never waits."""
+    """Runs a coroutine that never waits, and returns its result."""
     try:
         call.send(None)
     except StopIteration as done:
@@ -63,7 +63,7 @@ def at_once(call: Coroutine[Any, Any, T]) -> T:
 
 
 class Disk:
-    """What is committed, and the ledger of all that ever was."""
+    """The committed data, and a record of everything that was ever committed."""
 
     def __init__(self, history: History) -> None:
         self.data = MemoryStore(STORE_ID)
@@ -91,7 +91,7 @@ class Disk:
         return [session.lane for session in self.data._sessions.values()]
 
     def take_untold(self) -> list[Callable[[Listener], None]]:
-        """What nobody was told yet."""
+        """The events that were not delivered yet."""
         untold, self._untold = self._untold, []
         return untold
 
@@ -106,7 +106,7 @@ class _Unit:
 
 
 Meddle = Callable[[SessionKey], None]
-"""What another node does to a lane."""
+"""Changes a lane as another node would."""
 
 
 class SimStore:
@@ -121,14 +121,14 @@ class SimStore:
         self._rng = rng
         self._history = history
         self._meddle = meddle
-        self._told = disk.data.position
+        self._delivered = disk.data.position
         self._pending: deque[_Unit] = deque()
         self._under_way: list[_Unit] = []
         self._wake = asyncio.Event()
         self._closing = False
         self._writer: asyncio.Task[None] | None = None
 
-    # Life
+    # Start and stop
 
     async def __aenter__(self) -> Self:
         """Starts the writer."""
@@ -141,7 +141,7 @@ class SimStore:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Writes what waits."""
+        """Writes what is pending."""
         self._closing = True
         self._wake.set()
         if self._writer is not None:
@@ -149,7 +149,7 @@ class SimStore:
         self.dead = True
 
     def crash(self) -> None:
-        """The node is gone: what waits is lost; what is under way is committed or not."""
+        """Crashes: pending writes are lost; a write in progress is committed or not."""
         self.dead = True
         if self._under_way and self._rng.random() < 0.5:
             self._apply(self._under_way, meddled=False)
@@ -162,22 +162,22 @@ class SimStore:
 
     @property
     def cluster(self) -> None:
-        """None: it is one node's own."""
+        """None: no other node shares the store."""
 
     @property
     def position(self) -> Position:
-        """The position of the last terminal event that was told."""
-        return self._told
+        """The position of the last terminal event that was delivered."""
+        return self._delivered
 
     @property
     def behind(self) -> int:
-        """0: it is one node's own."""
+        """0: no other node shares the store."""
         return 0
 
     @property
     def compacted(self) -> Position:
-        """Events up to here were removed. Only what was told is."""
-        return min(self._disk.data.compacted, self._told)
+        """The position up to which events were removed; only delivered ones are."""
+        return min(self._disk.data.compacted, self._delivered)
 
     @property
     def failed(self) -> StoreError | None:
@@ -239,9 +239,9 @@ class SimStore:
         results = self._apply(batch, meddled=True)
         untold = self._disk.take_untold()
         position = self._disk.data.position
-        # It is committed; nobody knows yet.
+        # Committed, but not confirmed yet.
         await self._pause()
-        self._told = position
+        self._delivered = position
         for tell in untold:
             if self.listener is not None:
                 tell(self.listener)
@@ -276,7 +276,7 @@ class SimStore:
         return await self._read(lambda: self._disk.data.get_run(key))
 
     async def position_of(self, key: RunKey) -> Position | None:
-        """Where the end of a run is in the log."""
+        """The position of the end of a run in the log."""
         return await self._read(lambda: self._disk.data.position_of(key))
 
     async def list_runs(
@@ -320,11 +320,11 @@ class SimStore:
         )
 
     async def stored_bytes(self, tenant: str) -> int:
-        """How much a tenant has stored."""
+        """The number of bytes a tenant has stored."""
         return await self._read(lambda: self._disk.data.stored_bytes(tenant))
 
     async def stale_sessions(self, before: Micros, limit: int) -> Sequence[IdleSession]:
-        """Idle sessions that nobody wrote to for long."""
+        """Sessions that have been idle for long."""
         return await self._read(lambda: self._disk.data.stale_sessions(before, limit))
 
     async def list_messages(
@@ -338,14 +338,14 @@ class SimStore:
         )
 
     async def log_bytes(self) -> int:
-        """About how large the event log is."""
+        """The approximate size of the event log."""
         return await self._read(self._disk.data.log_bytes)
 
     async def completes(
         self, tenant: str, wanted: EventFilter, *, after: Position, limit: int, max_bytes: int
     ) -> LogPage:
-        """Terminal events that were told, after a position."""
-        known = self._told
+        """The delivered terminal events after a position."""
+        known = self._delivered
         page = await self._read(
             lambda: self._disk.data.completes(
                 tenant, wanted, after=after, limit=limit, max_bytes=max_bytes

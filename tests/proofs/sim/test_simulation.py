@@ -1,4 +1,4 @@
-"""Simulated worlds: a short run of seeds, an exact replay, and faults that have to be found."""
+"""Simulated worlds: a short run of seeds, an exact replay, and mutants that must be found."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ TESTS = Path(__file__).parents[2]
 SEEDS = 200
 
 MOST_SEEDS = 1_000
-"""After so many worlds a fault has to be found."""
+"""Number of worlds within which a mutant must be found."""
 
 
-def test_worlds_keep_the_rules() -> None:
+def test_simulated_worlds_break_no_rule() -> None:
     steps = 0
     for seed in range(SEEDS):
         outcome = simulate(seed)
@@ -29,11 +29,11 @@ def test_worlds_keep_the_rules() -> None:
     print(f"\n{SEEDS} seeds, {steps} steps")
 
 
-def test_a_seed_gives_the_same_world_again() -> None:
+def test_a_seed_reproduces_its_world() -> None:
     digests = {simulate(7).digest for _ in range(2)}
     code = "from proofs.sim.world import simulate; print(simulate(7).digest, end='')"
     for hash_seed in ("0", "1"):
-        told = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-c", code],
             cwd=TESTS,
             env={"PYTHONHASHSEED": hash_seed},
@@ -41,28 +41,28 @@ def test_a_seed_gives_the_same_world_again() -> None:
             text=True,
             check=True,
         )
-        digests.add(told.stdout)
+        digests.add(result.stdout)
     assert len(digests) == 1
     assert simulate(8).digest not in digests
 
 
-def test_a_world_needs_no_wire_and_no_file() -> None:
+def test_a_world_uses_no_socket_and_no_file() -> None:
     code = (
         "import sys, proofs.sim.run; "
         "print([name for name in ('grpc', 'aiosqlite', 'sqlite3') if name in sys.modules])"
     )
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code], cwd=TESTS, capture_output=True, text=True, check=True
     )
-    assert told.stdout.strip() == "[]"
+    assert result.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_a_fault_is_found(mutant: Mutant) -> None:
+def test_the_simulation_finds_the_mutant(mutant: Mutant) -> None:
     with planted(mutant):
         worlds = (simulate(seed) for seed in range(MOST_SEEDS))
         found = next((world for world in worlds if world.failure is not None), None)
-    assert found is not None, "the fault is not found"
+    assert found is not None, "the mutant is not found"
     print(f"\n{found.seed + 1} seeds: {found.failure}")
     text = report(found)
     assert f"--start {found.seed}" in text

@@ -1,6 +1,6 @@
-"""A simulated world: one disk, the nodes that come and go on it, and those who use them.
+"""A simulated world: one disk, nodes that start and end on it, and their clients.
 
-Everything that happens in it is drawn from its seed, so it happens again with the same seed.
+Everything in it is drawn from its seed, so the same seed gives the same world.
 """
 
 from __future__ import annotations
@@ -26,41 +26,41 @@ from proofs.sim.store import Disk, at_once
 from runlane_server.core import lane as rules
 from runlane_server.core.model import CancelScope, Prompt, RunKey, RunRequest, SessionKey, WhenBusy
 from runlane_server.core.transition import Lane, Transition
-from runlane_server.engine import agent_turn, executor, lane_cache, outbox
+from runlane_server.engine import agent_turn, batches, lane_cache, outbox, recovery
 from runlane_server.feed import feed, tail
 
 HORIZON = 1_500.0
-"""Virtual seconds after which a world has to be over."""
+"""Virtual seconds within which a world must end."""
 
 MAX_STEPS = 60_000
 
 QUIET = 5
-"""Seconds without work after which none is to be expected."""
+"""Seconds without work after which the world is over."""
 
 MEDDLING = 0.04
-"""How often another node changes a lane just before a commit."""
+"""Probability that another node changes a lane just before a commit."""
 
 EXPECTED_ERRORS = {"agent failed", "agent is not ready"}
-"""What may be logged as an error: simulated agents fail."""
+"""Errors that may be logged, because simulated agents fail."""
 
 NARROW: Sequence[tuple[Any, str, float]] = (
     (tail, "TAIL_EVENTS", 5),
     (feed, "PAGE_EVENTS", 2),
     (outbox, "DELTA_CHARS", 12),
     (outbox, "OUTBOX_CHARS", 20),
-    (executor, "EVENTS_PAGE", 3),
-    (executor, "AT_ONCE", 2),
+    (recovery, "EVENTS_PAGE", 3),
+    (batches, "BATCH_SIZE", 2),
     (agent_turn, "HISTORY_PAGE", 3),
-    (lane_cache, "RECENT", 1),
+    (lane_cache, "CAPACITY", 1),
     (lane_cache, "LIKELY", 0.4),
-    (lane_cache, "MEMORY", 2),
+    (lane_cache, "SMOOTHING", 2),
 )
-"""Limits that are narrow enough to be met in a small world, and guesses that are often wrong."""
+"""Limits low enough to be reached in a small world, and assumptions that are often wrong."""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """How a world went. `failure` says which rule was broken; `digest` is that of its trace."""
+    """The outcome of a world: the broken rule, if any, and the digest of its trace."""
 
     seed: int
     digest: str
@@ -84,10 +84,10 @@ class World:
         self._meddling = MEDDLING if self._rng.random() < 0.6 else 0.0
         self._meddled = 0
 
-    # What clients see
+    # The view of the clients
 
     async def node_up(self) -> Node:
-        """The node, as soon as there is one."""
+        """Waits for a node that is up."""
         while self.node is None:
             await self._up.wait()
         return self.node
@@ -146,7 +146,7 @@ class World:
     async def _settle(self) -> None:
         """Waits until all runs have ended, and all agents have returned."""
         quiet = 0
-        # What is on its way arrives; nobody who waits has to wait for his time to be up.
+        # Everything in progress arrives; no waiting client runs into its timeout.
         while quiet < QUIET:
             await asyncio.sleep(1)
             quiet = 0 if self._at_work() else quiet + 1
@@ -154,7 +154,7 @@ class World:
 
     def _at_work(self) -> bool:
         busy = at_once(self._disk.data.busy_sessions())
-        return bool(busy) or any(not visit.gone for visit in self.history.visits)
+        return bool(busy) or any(not execution.has_ended for execution in self.history.executions)
 
     async def _take_leave(self, watching: list[SimTask]) -> None:
         node = await self.node_up()
@@ -195,7 +195,7 @@ class World:
     # Another node
 
     def _meddle(self, key: SessionKey) -> None:
-        """Another node changes the lane that is about to be written: accepts there, or cancels."""
+        """Accepts or cancels on the lane that is about to be written, as another node would."""
         if not self._meddling or self._rng.random() >= self._meddling:
             return
         lane = at_once(self._disk.data.load_lane(key))
@@ -224,7 +224,7 @@ class World:
     def _cancel_elsewhere(self, lane: Lane) -> None:
         history, reason = self.history, f"cancel {len(self.history.cancels)}"
         made = rules.cancel(lane, CancelScope.WAITING, at=self._now(), reason=reason)
-        if not made.durable:
+        if not made.needs_commit:
             return
         session_id = lane.key.session_id
         tick = history.note("elsewhere", f"cancels what waits in {session_id}: {reason}")
@@ -245,7 +245,7 @@ async def _compact(node: Node, before: int, limit: int) -> None:
 
 
 def simulate(seed: int) -> Outcome:
-    """Lets a world happen. The same seed gives the same world."""
+    """Simulates a world. The same seed gives the same world."""
     with narrow(), _uncollected(), ExitStack() as closing:
         world = World(seed)
         closing.callback(_tear_down, world)
@@ -278,7 +278,7 @@ def _counts(world: World) -> dict[str, int]:
 
 
 def _tear_down(world: World) -> None:
-    """Lets what is left of a world go in good order, so that nothing is left to collect."""
+    """Ends the remaining tasks of a world, so that nothing is left for the garbage collector."""
     loop = world.loop
     loop.failure = None
     world.over = True
@@ -303,7 +303,7 @@ async def _cancel_all(tasks: set[asyncio.Task[Any]]) -> None:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Collects no garbage: what that would set going does not hang on the seed."""
+    """Disables the garbage collector, whose effects do not depend on the seed."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -315,7 +315,7 @@ def _uncollected() -> Iterator[None]:
 
 @contextmanager
 def narrow() -> Iterator[None]:
-    """Makes the limits in memory narrow."""
+    """Lowers the limits of caches and pages."""
     before = [getattr(module, name) for module, name, _ in NARROW]
     for module, name, value in NARROW:
         setattr(module, name, value)
@@ -328,7 +328,7 @@ def narrow() -> Iterator[None]:
 
 @contextmanager
 def _logged(history: History) -> Iterator[None]:
-    """Takes what is logged as an error for one, and keeps the rest from being printed."""
+    """Treats logged errors as failures, and prints nothing else."""
 
     def judge(
         logger: Any, method: str, event: MutableMapping[str, Any]

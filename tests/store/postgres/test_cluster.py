@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from runlane_server.core.model import CancelScope, RunKey, SessionKey, WhenBusy
-from runlane_server.store.base import HostedRun, Turn, Turns
+from runlane_server.store.base import ClaimOrder, HostedRun, TenantShare
 from runlane_server.store.postgres import log as postgres_log
 from runlane_server.store.postgres.connection import Connector
 from runlane_server.store.postgres.notifier import WakeUp
@@ -397,9 +397,9 @@ async def test_lanes_are_claimed_in_equal_shares_for_the_tenants(
 async def test_who_had_its_turn_comes_behind_who_had_none(nodes: Sequence[PostgresStore]) -> None:
     one, two = nodes
     lanes = await crowds(one, noisy=50, other=5, quiet=5)
-    served = Turns((Turn("other", 9), Turn("noisy", 9)))
+    served = ClaimOrder((TenantShare("other", 9), TenantShare("noisy", 9)))
     assert await one.cluster.claim("one", 1, HOLD, served) == lanes["quiet"][:1]
-    served = Turns((Turn("other", 9), Turn("noisy", 9), Turn("quiet", 9)))
+    served = ClaimOrder((TenantShare("other", 9), TenantShare("noisy", 9), TenantShare("quiet", 9)))
     assert await two.cluster.claim("two", 1, HOLD, served) == lanes["other"][:1]
     # Of those who had none, the longest waiting comes first.
     assert await two.cluster.claim("three", 1, HOLD) == lanes["noisy"][:1]
@@ -410,10 +410,10 @@ async def test_a_claim_takes_no_more_of_a_tenant_than_it_has_room_for(
 ) -> None:
     one, two = nodes
     lanes = await crowds(one, noisy=50, full=5, quiet=5)
-    turns = Turns((Turn("noisy", 2), Turn("full", 0)), others=3)
-    found = await one.cluster.claim("one", 64, HOLD, turns)
+    order = ClaimOrder((TenantShare("noisy", 2), TenantShare("full", 0)), others=3)
+    found = await one.cluster.claim("one", 64, HOLD, order)
     assert sorted(found) == sorted(lanes["noisy"][:2] + lanes["quiet"][:3])
-    assert await two.cluster.claim("two", 64, HOLD, Turns(others=0)) == []
+    assert await two.cluster.claim("two", 64, HOLD, ClaimOrder(others=0)) == []
 
 
 async def test_a_tenant_whose_lanes_are_all_claimed_takes_nobodys_turn(

@@ -276,7 +276,7 @@ async def fail_over(pair: Replicas, load: Load, nodes: Sequence[ServerProcess]) 
     """Returns when both nodes, cut off for longer than their lease, are at work again."""
     pair.primary.kill()
     await until(lambda: load.refusals)
-    await until(lambda: all("the node is cut off from its store" in node.log for node in nodes))
+    await until(lambda: all("node cut off from its store" in node.log for node in nodes))
     for node in nodes:
         for service in ("", "runlane.v1.RunService"):
             assert await is_serving(node.address, service)

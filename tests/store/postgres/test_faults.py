@@ -298,7 +298,7 @@ async def test_r25_write_with_an_unknown_outcome_is_told_all_the_same(
             while len(witness.log) < 2:
                 await asyncio.sleep(0.001)
         story.lane = await store.load_lane(story.key)
-        assert not story.lane.busy
+        assert not story.lane.is_busy
         await story.play("after")
         assert [event.position for event in witness.log] == [1, 2, 3]
         assert [event.complete.run_id for event in witness.log] == ["before", "a", "after"]

@@ -26,9 +26,9 @@ if _version_not_supported:
 
 
 class HarnessServiceStub(object):
-    """Holds runs at named points of their way, moves the server's clock, and has the server crash: so a
-    test in any language brings about each order of things without a sleep. Served only by
-    `runlane-server --harness`, which listens on its own machine only; never in production.
+    """Holds runs at named points, advances the server's clock and crashes the server, so that a test in
+    any language can produce every order of events without a sleep. Served only by `runlane-server
+    --harness`, which listens on its own machine only. Never use it in production.
     """
 
     def __init__(self, channel):
@@ -80,67 +80,67 @@ class HarnessServiceStub(object):
 
 
 class HarnessServiceServicer(object):
-    """Holds runs at named points of their way, moves the server's clock, and has the server crash: so a
-    test in any language brings about each order of things without a sleep. Served only by
-    `runlane-server --harness`, which listens on its own machine only; never in production.
+    """Holds runs at named points, advances the server's clock and crashes the server, so that a test in
+    any language can produce every order of events without a sleep. Served only by `runlane-server
+    --harness`, which listens on its own machine only. Never use it in production.
     """
 
     def GetServer(self, request, context):
-        """Tells how the server is set, as far as a test has to know.
+        """Returns the server settings that a test needs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ArmGate(self, request, context):
-        """Closes a gate: from the answer on, every run that it means is held when it comes to its point.
-        Gates of one point add up.
+        """Arms a gate: after the response, every matching run is held when it reaches the gate's point.
+        Several gates may be armed at one point; a run is held until all of them are released.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AwaitGate(self, request, context):
-        """Waits until runs have come to a gate. It takes as long as the caller's deadline allows.
+        """Waits until a number of runs have arrived at a gate, limited by the caller's deadline.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReleaseGate(self, request, context):
-        """Removes a gate: all that are held by it alone go on.
+        """Releases and removes a gate. Runs held by no other gate continue.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListGates(self, request, context):
-        """Lists the gates that are armed, with the runs that came to each.
+        """Lists the armed gates, with the runs that arrived at each.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AdvanceClock(self, request, context):
-        """Moves the server's clock forward, in one step. What is due by then is done: timeouts, grace
-        periods, progress marks, retention. The lease of a node in a shared store goes by the database's
-        clock, and is not touched.
+        """Advances the server's clock in one step. The server then does the work that is due: timeouts,
+        grace periods, progress marks, retention. Node leases in a shared store use the database's
+        clock and are not affected.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Crash(self, request, context):
-        """Ends the server's process at once, as a SIGKILL does: nothing is said, written or closed. The
-        call is never answered; it ends as UNAVAILABLE.
+        """Kills the server process immediately, like SIGKILL: nothing is sent, written or closed. The
+        call returns no response; it ends with UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Drain(self, request, context):
-        """Has the server go down in good order, as a SIGTERM does. Nobody is held at a gate from then on;
-        what an agent waits for has the time that a shutdown has for active runs.
+        """Shuts the server down gracefully, like SIGTERM. Gates no longer hold runs; agents have the
+        drain timeout to finish.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -198,9 +198,9 @@ def add_HarnessServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class HarnessService(object):
-    """Holds runs at named points of their way, moves the server's clock, and has the server crash: so a
-    test in any language brings about each order of things without a sleep. Served only by
-    `runlane-server --harness`, which listens on its own machine only; never in production.
+    """Holds runs at named points, advances the server's clock and crashes the server, so that a test in
+    any language can produce every order of events without a sleep. Served only by `runlane-server
+    --harness`, which listens on its own machine only. Never use it in production.
     """
 
     @staticmethod

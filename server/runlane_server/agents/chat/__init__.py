@@ -1,5 +1,5 @@
-"""The agent that is a language model, through pydantic-ai (extra `chat`).
+"""The chat agent: a language model, through pydantic-ai (extra `chat`).
 
-Only the loader imports from here, and only when a `chat:` agent is configured. Provider errors and
-class names of Python never leave this room.
+Only `loader` and `custom` import from here, and only when such an agent is configured. Errors of
+providers leave this room as `AgentError`; class names of Python never leave it.
 """

@@ -1,8 +1,8 @@
-"""Language models, by pydantic-ai. To be imported by the loader only, as it is an optional extra.
+"""The agent that runs a language model, or a whole pydantic-ai agent.
 
-A step is a request to the model. Prompts that wait to join the turn are taken before each request,
-and go into it behind what is there already, in accept order. After the last one they are looked for
-once more, and begin another round of the same turn.
+A step is a request to the model. Before each request the agent takes the prompts that wait to join
+the turn, and appends them to the request in accept order. After the last request it checks once
+more: prompts that wait then begin another round of the same turn.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from pydantic_core import to_json
 from pydantic_graph import End
 
 from runlane_server.agents.base import AgentError, AgentEvent, Report, Turn
-from runlane_server.agents.chat.errors import explained
+from runlane_server.agents.chat.errors import to_agent_error
 from runlane_server.agents.chat.history import CallIds, model_messages, user_content
 from runlane_server.core.errors import StartError
 from runlane_server.core.model import (
@@ -59,7 +59,7 @@ from runlane_server.core.trace import HEADER
 
 _Run: TypeAlias = AgentRun[Any, Any]
 
-# A model that wants a tool goes on with another request; where that is its last, it is done.
+# After a tool call the model gets another request; if there is none, the turn has ended normally.
 _FINISH_REASONS = {
     "stop": FinishReason.STOP,
     "tool_call": FinishReason.STOP,
@@ -69,40 +69,42 @@ _FINISH_REASONS = {
 
 
 class ChatAgent:
-    """Serves an agent of pydantic-ai, with the tools and instructions it has."""
+    """Runs an agent of pydantic-ai, with its tools and instructions."""
 
     def __init__(self, agent: AbstractAgent[Any, Any]) -> None:
         self._agent = agent
-        self._holder: asyncio.Task[None] | None = None
+        self._context_task: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
 
     @classmethod
     def of_model(cls, name: str, *, instructions: str | None, max_retries: int) -> ChatAgent:
-        """The agent that only talks to one model, named `provider:model`. Raises StartError.
+        """An agent without tools for one model, named `provider:model`. Raises StartError.
 
-        `max_retries` is how often a request is repeated that failed before it was answered.
+        `max_retries` is the number of retries of a request that failed before its answer began.
         """
         settings = ModelSettings(max_retries=max_retries)
-        return cls(ModelAgent(_model(name), instructions=instructions, model_settings=settings))
+        return cls(
+            ModelAgent(_find_model(name), instructions=instructions, model_settings=settings)
+        )
 
     async def start(self) -> None:
-        """Opens what the agent holds open: connections, tool servers."""
+        """Opens the connections and tool servers of the agent."""
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._closing.clear()
-        self._holder = asyncio.create_task(self._hold(ready))
+        self._context_task = asyncio.create_task(self._hold_open(ready))
         try:
-            await asyncio.wait({ready, self._holder}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({ready, self._context_task}, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
-            self._holder.cancel()
+            self._context_task.cancel()
             raise
-        if self._holder.done():
-            self._holder.result()
+        if self._context_task.done():
+            self._context_task.result()
 
     async def run(self, turn: Turn) -> AsyncGenerator[AgentEvent, None]:
-        """Has the model answer the turn; raises AgentError where the provider fails."""
+        """Lets the model answer the turn. Raises AgentError if the provider fails."""
         history = model_messages(await turn.history())
         prompts: Sequence[Prompt] = [turn.prompt]
-        ids = CallIds()  # a model may use an id again, and in a turn it must be unique
+        ids = CallIds()  # a model may reuse an id; within a turn it must be unique
         try:
             while prompts:
                 round_ = _Round(turn, ids)
@@ -116,30 +118,30 @@ class ChatAgent:
         except OutputTokenLimitExceeded:
             yield Report(finish_reason=FinishReason.LENGTH)
         except (AgentRunError, UserError) as exc:
-            raise explained(exc) from exc
+            raise to_agent_error(exc) from exc
 
     async def close(self) -> None:
         """Closes what `start` opened."""
         self._closing.set()
-        if self._holder is not None:
-            await asyncio.wait({self._holder})
-            self._holder.result()
+        if self._context_task is not None:
+            await asyncio.wait({self._context_task})
+            self._context_task.result()
 
-    async def _hold(self, ready: asyncio.Future[None]) -> None:
-        # In one task from open to close: that is what tool servers ask for, and the server may call
-        # `start` and `close` in two.
+    async def _hold_open(self, ready: asyncio.Future[None]) -> None:
+        # Tool servers must be opened and closed in the same task, while the server may call `start`
+        # and `close` in different ones.
         async with self._agent:
             ready.set_result(None)
             await self._closing.wait()
 
 
 class _Round:
-    """Prompts and all requests to the model until it has answered them."""
+    """The requests to the model until it has answered some prompts."""
 
     def __init__(self, turn: Turn, ids: CallIds) -> None:
         self._turn = turn
         self._ids = ids
-        self._usage = RunUsage()
+        self._reported = RunUsage()
         self.messages: list[ModelMessage] = []
 
     async def events(
@@ -148,12 +150,13 @@ class _Round:
         prompts: Sequence[Prompt],
         history: Sequence[ModelMessage],
     ) -> AsyncGenerator[AgentEvent, None]:
+        """Yields the events of the round; afterwards `messages` has the whole conversation."""
         async with agent.iter(
             user_content(prompts[0]),
             message_history=history or None,
-            # Is added to the settings that the agent has.
-            model_settings=_sent_along(self._turn),
-            # The transcript has no system prompts; those of the agent stand at its head.
+            # Merged with the agent's own settings.
+            model_settings=_trace_settings(self._turn),
+            # The transcript has no system prompts; this puts the agent's own before it.
             capabilities=[ReinjectSystemPrompt()],
         ) as run:
             _enqueue(run, prompts[1:])
@@ -162,30 +165,30 @@ class _Round:
                     _enqueue(run, [one.prompt for one in await self._turn.take_folded()])
                     async with node.stream(run.ctx) as stream:
                         async for event in stream:
-                            if (said := _said(event)) is not None:
-                                yield said
+                            if (delta := _to_delta(event)) is not None:
+                                yield delta
                     yield self._report(run, stream.response)
                 elif isinstance(node, CallToolsNode):
-                    async with node.stream(run.ctx) as happenings:
-                        async for event in happenings:
-                            if (called := self._called(event)) is not None:
-                                yield called
+                    async with node.stream(run.ctx) as tool_events:
+                        async for event in tool_events:
+                            if (call_or_result := self._to_tool_event(event)) is not None:
+                                yield call_or_result
                 elif isinstance(node, End) and not isinstance(node.data.output, str):
                     yield TextDelta(to_json(node.data.output, fallback=str).decode())
-            yield Report(usage=self._spent(run))
+            yield Report(usage=self._unreported_usage(run))
             self.messages = run.all_messages()
 
-    def _called(self, event: AgentStreamEvent) -> AgentEvent | None:
+    def _to_tool_event(self, event: AgentStreamEvent) -> AgentEvent | None:
         match event:
             case FunctionToolCallEvent(part=call):
-                call_id = self._ids.opened(call.tool_call_id)
+                call_id = self._ids.open(call.tool_call_id)
                 return ToolCall(call_id, call.tool_name, call.args_as_json_str())
             case FunctionToolResultEvent(part=result):
-                call_id_or_none = self._ids.closed(result.tool_call_id)
-                if call_id_or_none is None:
+                open_call_id = self._ids.close(result.tool_call_id)
+                if open_call_id is None:
                     return None
                 return ToolResult(
-                    call_id_or_none,
+                    open_call_id,
                     result.tool_name,
                     result.model_response_str(wrap_if_error=False),
                     is_error=result.outcome != "success",
@@ -195,17 +198,17 @@ class _Round:
 
     def _report(self, run: _Run, response: ModelResponse) -> Report:
         if response.finish_reason == "error":
-            raise AgentError("the provider broke off its answer", reason="PROVIDER_ERROR")
+            raise AgentError("the provider aborted its answer", reason="PROVIDER_ERROR")
         return Report(
-            usage=self._spent(run),
+            usage=self._unreported_usage(run),
             model=response.model_name,
             finish_reason=_FINISH_REASONS.get(response.finish_reason or ""),
         )
 
-    def _spent(self, run: _Run) -> Usage:
-        """What was used since the last time; with the models that tools called on their own."""
-        before, now = self._usage, run.usage
-        self._usage = RunUsage() + now
+    def _unreported_usage(self, run: _Run) -> Usage:
+        """The usage since the last report, including that of models which tools called."""
+        before, now = self._reported, run.usage
+        self._reported = RunUsage() + now
         return Usage(
             input_tokens=now.input_tokens - before.input_tokens,
             output_tokens=now.output_tokens - before.output_tokens,
@@ -215,9 +218,8 @@ class _Round:
         )
 
 
-def _sent_along(turn: Turn) -> Callable[[RunContext[Any]], ModelSettings] | None:
-    """The header of requests to the model that says where in a trace they are, beside those that
-    the agent has."""
+def _trace_settings(turn: Turn) -> Callable[[RunContext[Any]], ModelSettings] | None:
+    """Settings that add the `traceparent` header to requests to the model; None without a trace."""
     if not turn.traceparent:
         return None
 
@@ -229,12 +231,12 @@ def _sent_along(turn: Turn) -> Callable[[RunContext[Any]], ModelSettings] | None
 
 
 def _enqueue(run: _Run, prompts: Sequence[Prompt]) -> None:
-    """Adds to the next request, in order: "asap" is drained right before a request is sent."""
+    """Adds prompts to the next request, in order: "asap" is drained just before it is sent."""
     for prompt in prompts:
         run.enqueue(UserPromptPart(content=user_content(prompt)), priority="asap")
 
 
-def _said(event: AgentStreamEvent) -> AgentEvent | None:
+def _to_delta(event: AgentStreamEvent) -> AgentEvent | None:
     match event:
         case PartStartEvent(part=TextPart(content=text)) if text:
             return TextDelta(text)
@@ -248,14 +250,14 @@ def _said(event: AgentStreamEvent) -> AgentEvent | None:
             return None
 
 
-def _model(name: str) -> Model:
+def _find_model(name: str) -> Model:
     provider, _, model = name.partition(":")
     if not (provider and model):
         raise StartError(f"agent chat: {name!r} is not provider:model; write chat:openai:gpt-4o")
-    # What other services are compatible with is the chat completions API of OpenAI.
+    # OPENAI_BASE_URL often names another service; those implement the chat completions API.
     provider = "openai-chat" if provider == "openai" else provider
     try:
         return infer_model(f"{provider}:{model}")
     except Exception as exc:
-        # Each provider has errors of its own for a key that is missing.
+        # Each provider raises its own kind of error for a missing key.
         raise StartError(f"agent chat: {str(exc).partition(chr(10))[0]}") from exc

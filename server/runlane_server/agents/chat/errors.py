@@ -1,15 +1,13 @@
-"""What went wrong at a provider, as an error with a reason of ours.
+"""Converts errors of pydantic-ai to `AgentError`.
 
-The reasons are
+The reasons are part of the interface:
 
-    PROVIDER_AUTH           the key is missing, wrong, or not allowed this
-    PROVIDER_RATE_LIMITED   too many requests, or no quota left
-    PROVIDER_UNAVAILABLE    not reached, overloaded, or broken on its side
-    PROVIDER_REJECTED       it does not take the request: no such model, too long, not allowed
-    PROVIDER_ERROR          anything else that it answered
-    MODEL_ERROR             the model did what the agent cannot use
-
-and are part of the interface.
+    PROVIDER_AUTH           the key is missing, wrong, or lacks a permission
+    PROVIDER_RATE_LIMITED   too many requests, or the quota is used up
+    PROVIDER_UNAVAILABLE    unreachable, overloaded, or an internal error of the provider
+    PROVIDER_REJECTED       an invalid request: unknown model, too long, not allowed
+    PROVIDER_ERROR          any other error in an answer
+    MODEL_ERROR             an output of the model that the agent cannot use
 """
 
 from __future__ import annotations
@@ -26,13 +24,13 @@ MAX_MESSAGE_CHARS = 300
 _SECRETS = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
 
 
-def explained(exc: Exception) -> AgentError:
-    """The error to raise for one of pydantic-ai, its message in one line and without secrets."""
+def to_agent_error(exc: Exception) -> AgentError:
+    """Converts an error; the message is one line, without secrets."""
     match exc:
         case ModelHTTPError():
             message = f"the provider answered {exc.status_code} for {exc.model_name}"
             reason = _reason_of_status(exc.status_code)
-            # Those quote the key, in part.
+            # The body of an authentication error quotes a part of the key.
             detail = "" if reason == "PROVIDER_AUTH" else _detail(exc.body)
         case ModelAPIError():
             message = f"the provider of {exc.model_name} failed"
@@ -56,7 +54,7 @@ def _reason_of_status(status: int) -> str:
 
 
 def _detail(body: object) -> str:
-    """The sentence in the body of an error: `{"message": ...}`, in an `error` or not."""
+    """The message in the body of an error: `{"message": ...}`, possibly inside `"error"`."""
     if isinstance(body, Mapping):
         inner = body.get("error", body)
         message = inner.get("message") if isinstance(inner, Mapping) else inner

@@ -1,4 +1,4 @@
-"""The transcript as the messages of pydantic-ai, always valid for a provider."""
+"""Converts a transcript to messages of pydantic-ai that every provider accepts."""
 
 from __future__ import annotations
 
@@ -31,31 +31,31 @@ from runlane_server.core.model import (
 
 
 def user_content(prompt: Prompt) -> str | list[UserContent]:
-    """What the user says: the text, and the attachments in order."""
+    """The content of a user message: the text, then the attachments in order."""
     return _user_content([Text(prompt.text), *prompt.attachments])
 
 
 def model_messages(history: Iterable[Message]) -> list[ModelMessage]:
-    """The messages for the model.
+    """Converts a transcript.
 
-    Reasoning is left out, as providers take it back only with their own signature. A prompt that
-    got no answer (its turn was cancelled or failed first) is left out too: the model would answer
-    it now, and one that the provider refuses would have every later turn refused.
+    Reasoning is left out: providers accept it only with their own signature. A prompt without an
+    answer (its turn was cancelled or failed first) is left out too: the model would answer it now,
+    and a prompt that the provider rejects would make every later turn fail.
     """
     ids = CallIds()
     messages: list[ModelMessage] = []
     for _, turn in groupby(history, key=lambda message: message.turn):
-        messages += _answered(_converted(turn, ids))
+        messages += _without_unanswered(_convert(turn, ids))
     return messages
 
 
-def _converted(turn: Iterable[Message], ids: CallIds) -> list[ModelMessage]:
+def _convert(turn: Iterable[Message], ids: CallIds) -> list[ModelMessage]:
     converted = (_model_message(message, ids) for message in turn)
     return [message for message in converted if message is not None]
 
 
-def _answered(turn: list[ModelMessage]) -> list[ModelMessage]:
-    """Without the prompts at the end that no answer follows."""
+def _without_unanswered(turn: list[ModelMessage]) -> list[ModelMessage]:
+    """Removes the prompts at the end of a turn that no answer follows."""
     while turn and isinstance(turn[-1], ModelRequest) and _is_prompt(turn[-1]):
         turn.pop()
     return turn
@@ -66,17 +66,17 @@ def _is_prompt(request: ModelRequest) -> bool:
 
 
 def _model_message(message: Message, ids: CallIds) -> ModelMessage | None:
-    """The message, or None where nothing of it is for the model."""
+    """Converts a message; None if it has nothing for the model."""
     match message.role:
         case Role.USER:
             content = _user_content(message.parts)
             return ModelRequest(parts=[UserPromptPart(content=content)]) if content else None
         case Role.ASSISTANT:
-            said = _said(message.parts, ids)
-            return ModelResponse(parts=said, model_name=message.model or None) if said else None
+            parts = _response_parts(message.parts, ids)
+            return ModelResponse(parts=parts, model_name=message.model or None) if parts else None
         case Role.TOOL:
-            returned = _returned(message.parts, ids)
-            return ModelRequest(parts=returned) if returned else None
+            results = _tool_returns(message.parts, ids)
+            return ModelRequest(parts=results) if results else None
 
 
 def _user_content(parts: Sequence[Part]) -> str | list[UserContent]:
@@ -92,30 +92,31 @@ def _user_content(parts: Sequence[Part]) -> str | list[UserContent]:
             case _:
                 pass
     texts = [item for item in content if isinstance(item, str)]
-    # Not every endpoint takes a list, so it is one only where it has to be.
+    # Not every endpoint accepts a list, so text alone stays a string.
     return "\n\n".join(texts) if len(texts) == len(content) else content
 
 
-def _said(parts: Sequence[Part], ids: CallIds) -> list[ModelResponsePart]:
-    said: list[ModelResponsePart] = []
+def _response_parts(parts: Sequence[Part], ids: CallIds) -> list[ModelResponsePart]:
+    converted: list[ModelResponsePart] = []
     for part in parts:
         match part:
             case Text(text) if text:
-                said.append(TextPart(content=text))
+                converted.append(TextPart(content=text))
             case ToolCall():
-                call_id = ids.opened(part.tool_call_id)
-                said.append(
+                call_id = ids.open(part.tool_call_id)
+                converted.append(
                     ToolCallPart(
                         tool_name=part.name, args=part.arguments_json, tool_call_id=call_id
                     )
                 )
             case _:
                 pass
-    return said
+    return converted
 
 
-def _returned(parts: Sequence[Part], ids: CallIds) -> list[ToolReturnPart]:
-    """The results; one without a call before it is left out, as providers refuse it."""
+def _tool_returns(parts: Sequence[Part], ids: CallIds) -> list[ToolReturnPart]:
+    """Converts tool results; a result without a call before it is left out, as providers reject
+    it."""
     return [
         ToolReturnPart(
             tool_name=part.name,
@@ -124,22 +125,22 @@ def _returned(parts: Sequence[Part], ids: CallIds) -> list[ToolReturnPart]:
             outcome="failed" if part.is_error else "success",
         )
         for part in parts
-        if isinstance(part, ToolResult) and (call_id := ids.closed(part.tool_call_id)) is not None
+        if isinstance(part, ToolResult) and (call_id := ids.close(part.tool_call_id)) is not None
     ]
 
 
 class CallIds:
-    """Makes the ids of tool calls unique, over a turn or over a chat, and pairs the results.
+    """Makes the ids of tool calls unique within a turn or a conversation, and pairs the results.
 
-    An id that was not used before stays as it is: providers find what they cached by it.
+    An id that is used for the first time stays the same: providers use ids as cache keys.
     """
 
     def __init__(self) -> None:
         self._used: set[str] = set()
         self._open: dict[str, str] = {}
 
-    def opened(self, call_id: str) -> str:
-        """The id to use for a new call."""
+    def open(self, call_id: str) -> str:
+        """Returns a unique id for a new call."""
         unique = call_id
         while unique in self._used:
             unique = f"{call_id}_{len(self._used)}"
@@ -147,6 +148,6 @@ class CallIds:
         self._open[call_id] = unique
         return unique
 
-    def closed(self, call_id: str) -> str | None:
-        """The id to use for the result of an open call, or None where no call is open."""
+    def close(self, call_id: str) -> str | None:
+        """Returns the unique id for the result of a call; None if no such call is open."""
         return self._open.pop(call_id, None)

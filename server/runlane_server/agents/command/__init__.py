@@ -1,5 +1,5 @@
-"""The agent that is any program: started for each run, fed on stdin, read from stdout.
+"""The command agent: it runs a program for each turn, prompt on stdin, answer on stdout.
 
-`agent` is what the loader uses; the other modules start, confine and end the processes. Nothing
-here runs Python code between fork and exec in the server's own process.
+`agent` is what the loader uses; the other modules start, limit and end the processes. Python code
+never runs between fork and exec here: that is not safe in a process with threads.
 """

@@ -1,20 +1,20 @@
-"""An agent that is any program.
+"""The agent that runs a program for each turn.
 
-The prompt goes to its standard input, and what it writes to its standard output is the answer:
+The program reads its input from stdin and writes the answer to stdout:
 
-    command:<argv>         the text of the prompt, then its text attachments, with a blank line
-                           between two of them
+    command:<argv>         the text of the prompt, then its text attachments, separated by blank
+                           lines
     command+json:<argv>    the whole turn as one JSON object (see `turn_as_json`)
 
-RUNLANE_SESSION_ID, RUNLANE_RUN_ID and RUNLANE_ATTEMPT in its environment name the run;
-`environment` says what else is there. It works in a private directory that is removed after the
-run, unless all programs are given one to work in.
+RUNLANE_SESSION_ID, RUNLANE_RUN_ID and RUNLANE_ATTEMPT in its environment name the run; see
+`environment` for the other variables. The working directory is private and removed after the run,
+unless a common one is configured.
 
-No shell is in between: the words of the argv are those of the spec, the prompt is in none of them,
-and of what the server has open a program gets nothing but its own three pipes.
+No shell is involved: the words of the argv are those of the spec, the prompt is never one of them,
+and the program inherits no open file of the server except its own three pipes.
 
-Exit code 0 ends the turn well. A cancel sends SIGTERM to its process group, and SIGKILL after a
-grace. It has no steps, so nothing is folded into its turns.
+Exit code 0 completes the turn. A cancel sends SIGTERM to the process group, and SIGKILL after a
+grace period. A program has no steps, so no prompt is folded into its turn.
 """
 
 from __future__ import annotations
@@ -34,9 +34,13 @@ from typing import Any
 import structlog
 
 from runlane_server.agents.base import AgentError, AgentEvent, Turn
-from runlane_server.agents.command.environment import PLACE, TOLD, environment
+from runlane_server.agents.command.environment import (
+    RUN_VARIABLES,
+    TRACE_VARIABLE,
+    build_environment,
+)
 from runlane_server.agents.command.guardian import Guardian
-from runlane_server.agents.command.launcher import ResourceLimits, launched
+from runlane_server.agents.command.launcher import ResourceLimits, launcher_argv
 from runlane_server.agents.command.program import Program
 from runlane_server.agents.command.run_dirs import RunDirs
 from runlane_server.agents.text import whole_text
@@ -52,22 +56,22 @@ from runlane_server.core.model import (
 )
 
 COMMAND_FAILED = "COMMAND_FAILED"
-"""Why a run failed whose program could not be started, or did not exit with 0."""
+"""Reason of a failed run: the program could not be started, or did not exit with 0."""
 
 COMMAND_LIMIT = "COMMAND_LIMIT"
-"""Why a run failed whose program was ended by a limit on what it may use."""
+"""Reason of a failed run: a resource limit ended the program."""
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class CommandSettings:
-    """What programs are given.
+    """The settings of all programs.
 
-    `env`: the variables that are listed, as texts (see `environment.listed`). `directory`: where
-    the private directories of the runs are made; None is the system's for temporary files. `cwd`:
-    where all programs work instead of each in its own; HOME and TMPDIR stay private. `limits`: what
-    a program may use.
+    `env`: variables to pass or set (see `environment.parse_variables`). `directory`: the parent of
+    the runs' private directories; None is the system's directory for temporary files. `cwd`: a
+    common working directory instead of the private ones; HOME and TMPDIR stay private. `limits`:
+    resource limits of a program.
     """
 
     env: Sequence[str] = ()
@@ -82,8 +86,8 @@ _DEFAULTS = CommandSettings()
 class CommandAgent:
     """Runs a program for each turn.
 
-    `kill_grace`, in seconds, is how long a program may take to end after SIGTERM. It must lie below
-    the server's `--cancel-grace`.
+    `kill_grace` is the time in seconds between SIGTERM and SIGKILL. It must be below the server's
+    `--cancel-grace`.
     """
 
     def __init__(
@@ -94,37 +98,36 @@ class CommandAgent:
         kill_grace: float,
         settings: CommandSettings = _DEFAULTS,
     ) -> None:
-        """Raises StartError where there is no such program, or no directory can be made."""
+        """Raises StartError if there is no such program, or no directory can be created."""
         if not argv:
-            raise StartError("agent command: no program is named; write command:<argv>")
+            raise StartError("agent command: the program is missing; write command:<argv>")
         path = shutil.which(argv[0])
         if path is None:
             raise StartError(f"agent command: there is no program {argv[0]!r}")
-        # Where the server works it is found, and not where the program will.
+        # Found from the server's working directory, so absolute: the program works in another one.
         self._argv = [str(Path(path).absolute()), *argv[1:]]
         self._as_json = as_json
         self._kill_grace = kill_grace
         self._settings = settings
         self._guardian = Guardian(grace=kill_grace)
         try:
-            self._dirs = RunDirs(settings.directory)
+            self._run_dirs = RunDirs(settings.directory)
         except OSError as exc:
             raise StartError(f"agent command: --command-dir: {exc}") from exc
         if settings.cwd is None:
-            _warn_of_paths(argv[1:])
+            _warn_about_relative_paths(argv[1:])
 
     async def start(self) -> None:
-        """Gets ready to end the programs also when the server is killed, and removes what one that
-        was killed has left."""
+        """Starts the guardian, and removes the directories that a killed server left behind."""
         self._guardian.start()
-        await self._dirs.start()
+        await self._run_dirs.start()
 
     async def run(self, turn: Turn) -> AsyncGenerator[AgentEvent, None]:
-        """Runs the program; raises AgentError (COMMAND_FAILED or COMMAND_LIMIT) where it does not
-        exit with 0."""
+        """Runs the program. Raises AgentError (COMMAND_FAILED or COMMAND_LIMIT) if it does not exit
+        with 0."""
         stdin = await turn_as_json(turn) if self._as_json else whole_text(turn.prompt)
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        home = self._make_dir()
+        home = self._create_directory()
         try:
             program = self._spawn(turn, stdin.encode(), home)
             try:
@@ -137,35 +140,36 @@ class CommandAgent:
             finally:
                 await program.end(self._kill_grace)
         finally:
-            await self._dirs.remove(home)
+            await self._run_dirs.remove(home)
         if code != 0:
             raise _failure(code, program.error_tail, self._settings.limits)
 
     async def close(self) -> None:
-        """Ends what `start` began."""
+        """Stops the guardian and removes this server's directory."""
         await self._guardian.close()
-        await self._dirs.close()
+        await self._run_dirs.close()
 
-    def _make_dir(self) -> Path:
+    def _create_directory(self) -> Path:
         try:
-            return self._dirs.make()
+            return self._run_dirs.create()
         except OSError as exc:
-            message = f"cannot make a directory for the run: {exc}"
+            message = f"cannot create a directory for the run: {exc}"
             raise AgentError(message, reason=COMMAND_FAILED) from exc
 
     def _spawn(self, turn: Turn, stdin: bytes, home: Path) -> Program:
         settings = self._settings
-        told = dict(zip(TOLD, (turn.session_id, turn.run_id, str(turn.attempt)), strict=True))
+        ids = (turn.session_id, turn.run_id, str(turn.attempt))
+        run_variables = dict(zip(RUN_VARIABLES, ids, strict=True))
         if turn.traceparent:
-            told[PLACE] = turn.traceparent
-        env = environment(os.environ, settings.env, told, home)
+            run_variables[TRACE_VARIABLE] = turn.traceparent
+        env = build_environment(os.environ, settings.env, run_variables, home)
         try:
             program = Program(
-                launched(self._argv, env, settings.limits),
+                launcher_argv(self._argv, env, settings.limits),
                 env=env,
                 stdin=stdin,
                 cwd=settings.cwd or home,
-                on_exit=self._guardian.forget,
+                on_exit=self._guardian.unwatch,
             )
         except (OSError, ValueError) as exc:
             message = f"cannot start {self._argv[0]}: {exc}"
@@ -174,18 +178,18 @@ class CommandAgent:
         return program
 
 
-def _warn_of_paths(arguments: Sequence[str]) -> None:
-    """Says which arguments name something here, where the program does not work."""
+def _warn_about_relative_paths(arguments: Sequence[str]) -> None:
+    """Logs the arguments that are relative paths of existing files: the program works elsewhere."""
     if found := [one for one in arguments if not Path(one).is_absolute() and os.path.lexists(one)]:
         log.warning(
-            "a program works in a directory of its own and does not find what is in this one; "
-            "give whole paths, or --command-cwd",
+            "programs run in their own directory and will not find these relative paths; "
+            "use absolute paths or --command-cwd",
             arguments=found,
         )
 
 
 def split_argv(text: str) -> list[str]:
-    """The words of a command line, as a POSIX shell splits them. Raises StartError."""
+    """Splits a command line into words, as a POSIX shell does. Raises StartError."""
     try:
         return shlex.split(text)
     except ValueError as exc:
@@ -195,10 +199,10 @@ def split_argv(text: str) -> list[str]:
 async def turn_as_json(turn: Turn) -> str:
     """The turn as one JSON object.
 
-    `session_id`, `run_id`, `attempt`, `prompt`, `attachments` (each with `name`, `mime_type`, and
-    `text` or `data` in base64), `metadata`, and `history`: the messages before this turn, the
-    oldest first, each with `message_id`, `run_id`, `role`, `finish_reason`, `model` and `parts`
-    whose `type` is text, reasoning, tool_call, tool_result or attachment.
+    Its keys are `session_id`, `run_id`, `attempt`, `prompt`, `attachments` (each with `name`,
+    `mime_type`, and `text` or `data` in base64), `metadata`, and `history`: the messages before
+    this turn, the oldest first, each with `message_id`, `run_id`, `role`, `finish_reason`, `model`
+    and `parts`. The `type` of a part is text, reasoning, tool_call, tool_result or attachment.
     """
     return json.dumps(
         {
@@ -240,23 +244,23 @@ def _part(part: Part) -> dict[str, Any]:
 
 
 def _attachment(attachment: Attachment) -> dict[str, str]:
-    described = {"name": attachment.name, "mime_type": attachment.mime_type}
+    fields = {"name": attachment.name, "mime_type": attachment.mime_type}
     if isinstance(attachment.content, str):
-        return {**described, "text": attachment.content}
-    return {**described, "data": base64.b64encode(attachment.content).decode()}
+        return {**fields, "text": attachment.content}
+    return {**fields, "data": base64.b64encode(attachment.content).decode()}
 
 
 def _failure(code: int, error_tail: str, limits: ResourceLimits) -> AgentError:
     reason, how = COMMAND_FAILED, f"exited with code {code}"
-    # A shell tells by 128 and more which signal has ended what it ran.
-    limit = limits.named(-code if code < 0 else code - 128)
+    # A shell exits with 128 plus the number of the signal that ended its child.
+    limit = limits.describe_signal(-code if code < 0 else code - 128)
     if limit is not None:
         reason = COMMAND_LIMIT
-        how = f"was ended by {limit}" if code < 0 else f"{how}, as a part of it met {limit}"
+        how = f"was ended by {limit}" if code < 0 else f"{how}: a child of it reached {limit}"
     elif code < 0:
         how = f"was ended by {_signal_name(-code)}"
-        if code == -signal.SIGKILL and limits.cpu:  # from the kernel, if SIGXCPU did not end it
-            how += f", as one is that goes on beyond {limits.named(signal.SIGXCPU)}"
+        if code == -signal.SIGKILL and limits.cpu:  # the kernel's answer to an ignored SIGXCPU
+            how += f", possibly for exceeding {limits.describe_signal(signal.SIGXCPU)}"
     message = f"the command {how}: {error_tail}" if error_tail else f"the command {how}"
     return AgentError(message, reason=reason)
 

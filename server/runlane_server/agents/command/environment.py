@@ -1,16 +1,15 @@
-"""The environment of a program: what is listed, and nothing else of the server's.
+"""The environment of a program: a short list of variables, and those that the operator adds.
 
-The server's own holds what is no business of a program that acts on somebody's prompt: the password
-of the store, tokens, the keys of providers. So a program gets
+The server's own environment has secrets that a program which acts on a caller's prompt must not
+see: the password of the store, tokens, the keys of providers. So a program gets only
 
-    PATH, LANG, LC_*, TZ    as the server has them: where programs are, in which language and at
-                            which hour they speak
-    HOME, TMPDIR            its private directory: what it leaves there goes with the run, and what
-                            is in the server's home is not found by accident
-    RUNLANE_...             which run it works on (see `agents.command`)
-    TRACEPARENT             where in a trace that is, if it is in one
+    PATH, LANG, LC_*, TZ    as the server has them
+    HOME, TMPDIR            its private directory, so that it leaves nothing behind and does not
+                            find files in the server's home by accident
+    RUNLANE_...             the ids of the run (see `RUN_VARIABLES`)
+    TRACEPARENT             the span of the attempt, if the run is in a trace
 
-and what the operator lists, which goes before all but the last.
+and the operator's variables, which override all but the last two.
 """
 
 from __future__ import annotations
@@ -19,60 +18,62 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-TOLD = ("RUNLANE_SESSION_ID", "RUNLANE_RUN_ID", "RUNLANE_ATTEMPT")
-"""What every program is told of its run."""
+RUN_VARIABLES = ("RUNLANE_SESSION_ID", "RUNLANE_RUN_ID", "RUNLANE_ATTEMPT")
+"""The variables that identify the run: session id, run id, attempt."""
 
-PLACE = "TRACEPARENT"
-"""Where in a trace a program is."""
+TRACE_VARIABLE = "TRACEPARENT"
+"""The variable that has the span of the attempt (W3C Trace Context)."""
 
 _SETTING = "RUNLANE_"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_PASSED = re.compile(r"PATH|LANG|LC_[A-Z]+|TZ")
+_INHERITED = re.compile(r"PATH|LANG|LC_[A-Z]+|TZ")
 
 
-def listed(text: str) -> dict[str, str | None]:
-    """The variables that a text lists: names with commas between them, or one NAME=VALUE.
+def parse_variables(text: str) -> dict[str, str | None]:
+    """Parses one text of the operator: names separated by commas, or a single NAME=VALUE.
 
-    The value of a name alone, which the server's environment has, is None. Raises ValueError, with
-    a reason for people, for what cannot be or must not be given.
+    A name without a value maps to None: the value is the server's. Raises ValueError with a
+    readable reason if a name is invalid or reserved, or the value contains NUL.
     """
     if "=" in text:
         name, _, value = text.partition("=")
-        return {_checked(name, given=True): _without_nul(name, value)}
-    return {_checked(name.strip(), given=False): None for name in text.split(",")}
+        return {_check_name(name, has_value=True): _check_value(name, value)}
+    return {_check_name(name.strip(), has_value=False): None for name in text.split(",")}
 
 
-def environment(
-    server: Mapping[str, str], texts: Iterable[str], told: Mapping[str, str], home: Path
+def build_environment(
+    server: Mapping[str, str], texts: Iterable[str], run: Mapping[str, str], home: Path
 ) -> dict[str, str]:
-    """All variables of a program. A listed name that the server does not have is left out.
+    """Returns all variables of a program.
 
-    `server` is the server's environment, `texts` what the operator lists (see `listed`), `told`
-    what the program is told of its run, `home` its private directory.
+    `server` is the server's environment, `texts` the operator's (see `parse_variables`), `run` the
+    variables of the run, `home` the private directory. A name that the server's environment lacks
+    is left out.
     """
-    passed = {name: value for name, value in server.items() if _PASSED.fullmatch(name)}
-    found = {**passed, "HOME": str(home), "TMPDIR": str(home)}
+    inherited = {name: value for name, value in server.items() if _INHERITED.fullmatch(name)}
+    variables = {**inherited, "HOME": str(home), "TMPDIR": str(home)}
     for text in texts:
-        for name, value in listed(text).items():
+        for name, value in parse_variables(text).items():
             if value is not None:
-                found[name] = value
+                variables[name] = value
             elif name in server:
-                found[name] = server[name]
-    return {**found, **told}
+                variables[name] = server[name]
+    return {**variables, **run}
 
 
-def _checked(name: str, *, given: bool) -> str:
-    """The name, if a program may have it."""
+def _check_name(name: str, *, has_value: bool) -> str:
     if not _NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is not the name of a variable")
-    if name in TOLD:
-        raise ValueError(f"{name} is what a program is told of its run")
-    if name.startswith(_SETTING) and not given:
-        raise ValueError(f"{name} is for the server; to set it for programs write {name}=VALUE")
+        raise ValueError(f"{name!r} is not a valid variable name")
+    if name in RUN_VARIABLES:
+        raise ValueError(f"{name} is reserved: it identifies the run")
+    if name.startswith(_SETTING) and not has_value:
+        raise ValueError(
+            f"{name} is a setting of the server; to set it for programs, write {name}=VALUE"
+        )
     return name
 
 
-def _without_nul(name: str, value: str) -> str:
+def _check_value(name: str, value: str) -> str:
     if "\0" in value:
-        raise ValueError(f"the value of {name} has a NUL in it")
+        raise ValueError(f"the value of {name} contains a NUL character")
     return value

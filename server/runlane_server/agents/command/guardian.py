@@ -1,12 +1,13 @@
 """Ends the programs of a server that was killed.
 
-A server that gets SIGKILL cannot clean up after itself, and the programs it runs would go on alone.
-So a small process of its own knows their process groups, and ends them when the pipe from the
-server closes, which the kernel does however the server ends. Compared to PR_SET_PDEATHSIG this
-reaches grandchildren, needs no code between fork and exec (which is not safe in a process that has
-threads), and costs a run two short writes.
+A server that gets SIGKILL cannot clean up, and its programs would continue without it. So a small
+helper process knows their process groups and ends them when the pipe from the server closes; the
+kernel closes it however the server ends. PR_SET_PDEATHSIG would not do: it does not reach
+grandchildren, and needs code between fork and exec, which is not safe in a process with threads.
+The helper costs a run two short writes.
 
-A group is unknown to it for the few microseconds between the start of a program and `watch`.
+Between the start of a program and `watch` its group is unknown to the helper, for a few
+microseconds.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ if groups:
 
 
 class Guardian:
-    """Holds the list of the process groups that must not outlive this process.
+    """Watches the process groups that must not outlive this process.
 
-    `grace` is the time in seconds between SIGTERM and SIGKILL. Not safe across threads.
+    `grace` is the time in seconds between SIGTERM and SIGKILL. Not thread-safe.
     """
 
     def __init__(self, *, grace: float) -> None:
@@ -52,7 +53,7 @@ class Guardian:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Starts the process, unless it runs."""
+        """Starts the helper process unless it is running."""
         if self._process is not None and self._process.poll() is None:
             return
         self._stop()
@@ -68,39 +69,39 @@ class Guardian:
         )
         os.set_blocking(self._pipe(), False)
         for group in self._groups:
-            self._tell("+", group)
+            self._send("+", group)
 
     def watch(self, group: int) -> None:
-        """From now on the group ends with this process."""
+        """Ends this group when this process ends."""
         self._groups.add(group)
-        self._tell_or_restart("+", group)
+        self._send_or_restart("+", group)
 
-    def forget(self, group: int) -> None:
-        """The group has ended."""
+    def unwatch(self, group: int) -> None:
+        """Removes a group that has ended."""
         self._groups.discard(group)
         if self._process is not None:
-            self._tell_or_restart("-", group)
+            self._send_or_restart("-", group)
 
     async def close(self) -> None:
-        """Ends the process; no group is watched any more."""
+        """Ends the helper process. No group is watched any more."""
         process, self._process = self._process, None
         if process is not None and process.stdin is not None:
             process.stdin.close()
             await asyncio.to_thread(process.wait)
 
-    def _tell_or_restart(self, verb: str, group: int) -> None:
+    def _send_or_restart(self, verb: str, group: int) -> None:
         try:
             if self._process is None:
-                self.start()  # tells of all groups
+                self.start()  # sends all groups
             else:
-                self._tell(verb, group)
-        except OSError:  # it was killed, or does not read
+                self._send(verb, group)
+        except OSError:  # the helper was killed, or does not read
             self._stop()
-            # Where no process can be started now, it is tried again with the next run.
+            # If no process can be started now, the next run retries.
             with contextlib.suppress(OSError):
                 self.start()
 
-    def _tell(self, verb: str, group: int) -> None:
+    def _send(self, verb: str, group: int) -> None:
         os.write(self._pipe(), f"{verb}{group}\n".encode())
 
     def _pipe(self) -> int:
@@ -110,7 +111,7 @@ class Guardian:
     def _stop(self) -> None:
         process, self._process = self._process, None
         if process is not None and process.stdin is not None:
-            # Killed before its pipe closes, so that it does not end the groups it knows.
+            # Killed before its pipe closes, so that it does not end the groups that it watches.
             process.kill()
             process.stdin.close()
             process.wait()

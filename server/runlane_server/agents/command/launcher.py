@@ -1,10 +1,10 @@
-"""Starts a program with limits of its own on what it may use.
+"""Starts a program with resource limits.
 
-Limits are set by a process for itself, between fork and exec. Code of ours cannot run there in a
-process that has threads, and limits that are set from outside come after the program has begun. So
-a small interpreter of its own is started, which sets the limits and then becomes the program: it
-has the same process id, arguments and environment, and no shell is in between. That costs a run
-some 10 ms.
+A process has to set its limits itself, between fork and exec. Python code must not run there in a
+process that has threads, and limits set from outside would come after the program has begun. So a
+small interpreter is started, which sets the limits and then replaces itself with the program by
+exec: same process id, arguments and environment, and no shell involved. This costs about 10 ms per
+run.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 CPU_GRACE = 2
-"""Seconds of CPU time between SIGXCPU, which a program may catch to tidy up, and SIGKILL."""
+"""Seconds of CPU time between SIGXCPU, which a program may catch to clean up, and SIGKILL."""
 
 CANNOT_START = 126
-"""The exit code where the program cannot become one, as with a shell."""
+"""The exit code if the program cannot be executed, as in a shell."""
 
-# An interpreter changes what a program would inherit: it ignores two signals, and in a C locale it
-# sets LC_CTYPE (PEP 538). Both are undone.
+# The interpreter ignores two signals and, in a C locale, sets LC_CTYPE (PEP 538). The program would
+# inherit both, so the script undoes them.
 _SCRIPT = f"""
 import os, resource, sys
 from _signal import SIG_DFL, SIGPIPE, SIGXFSZ, signal
@@ -48,13 +48,12 @@ except (OSError, ValueError) as error:
 
 @dataclass(frozen=True, slots=True)
 class ResourceLimits:
-    """What a program, and each process that it starts, may use. 0 leaves what the server has.
+    """Limits of a program and of each process that it starts. 0 keeps the server's own limit.
 
-    None can be raised above what the server itself is bound to. `cpu` in seconds, `memory` (address
-    space) and `file_size` (of each file it writes) in bytes, `files` open at a time. `processes`
-    counts otherwise: all processes and threads of the user that the server runs as, its own among
-    them, and the kernel does not bind root by it. There is never a core dump: it would hold what a
-    prompt said.
+    No limit can exceed the server's. `cpu` is in seconds; `memory` (address space) and `file_size`
+    (of each file it writes) are in bytes; `files` is the number of open files. `processes` counts
+    all processes and threads of the server's user, the server's own included, and does not apply to
+    root. Core dumps are always off: one would contain the prompt.
     """
 
     cpu: int = 0
@@ -63,11 +62,11 @@ class ResourceLimits:
     processes: int = 0
     file_size: int = 0
 
-    def named(self, number: int) -> str | None:
-        """The limit that a signal tells of, for people; None where it tells of none.
+    def describe_signal(self, number: int) -> str | None:
+        """Describes the limit that a signal reports; None if it reports none.
 
-        Of the others no signal tells: a program that gets no memory, file or process ends as it
-        likes.
+        The other limits have no signal: a program that gets no memory, file or process handles
+        that itself.
         """
         if number == signal.SIGXCPU and self.cpu:
             return f"its limit of {self.cpu} s of CPU time (--command-cpu)"
@@ -76,22 +75,24 @@ class ResourceLimits:
         return None
 
 
-def launched(argv: Sequence[str], env: Mapping[str, str], limits: ResourceLimits) -> list[str]:
-    """The argv that starts a program with these limits. `argv` begins with its absolute path, and
-    `env` is the environment that it is started with."""
+def launcher_argv(argv: Sequence[str], env: Mapping[str, str], limits: ResourceLimits) -> list[str]:
+    """Returns the argv that starts a program with these limits.
+
+    `argv` begins with the absolute path of the program; `env` is its environment.
+    """
     ctype = f"={env['LC_CTYPE']}" if "LC_CTYPE" in env else ""
     return [sys.executable, "-I", "-S", "-c", _SCRIPT, _limits(limits), ctype, *argv]
 
 
 def _limits(limits: ResourceLimits) -> str:
-    """What the script reads: the name, the soft and the hard limit of each."""
+    """The input of the script: name:soft:hard of each limit, separated by spaces."""
     pairs = {
         "RLIMIT_CORE": (0, 0),
         "RLIMIT_CPU": (limits.cpu, limits.cpu + CPU_GRACE),
         "RLIMIT_FSIZE": (limits.file_size, limits.file_size),
         "RLIMIT_NOFILE": (limits.files, limits.files),
         "RLIMIT_NPROC": (limits.processes, limits.processes),
-        # Behind all that needs some.
+        # Last, as setting the others needs memory.
         "RLIMIT_AS": (limits.memory, limits.memory),
     }
     return " ".join(

@@ -1,9 +1,9 @@
-"""A program in a process group of its own, fed and read by callbacks of the event loop.
+"""A program in its own process group, whose pipes are served by callbacks of the event loop.
 
-asyncio's own subprocesses are not used for two reasons. They reap a program the moment it exits,
-and from then on the id of its group may belong to others; here the group is ended while the exited
-program still holds the id. And they read ahead into memory, where here a slow consumer holds the
-program by the pipe.
+asyncio's own subprocesses are not used, for two reasons. They reap a program as soon as it exits,
+and from then on its group id may belong to others; here the group is ended while the exited program
+still holds the id. And they read ahead into memory; here a slow consumer blocks the program through
+the pipe.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from pathlib import Path
 from typing import IO, cast
 
 TAIL_BYTES = 2048
-"""How much of the end of the error output is kept."""
+"""Number of bytes kept of the end of stderr."""
 
 _CHUNK = 1 << 16
 
 _REAP_TIMEOUT = 1.0
-"""How long to wait, in seconds, for a program that got SIGKILL; the kernel may hold it longer."""
+"""Seconds to wait for a program after SIGKILL; the kernel may keep it longer."""
 
 
 class Program:
-    """A running program. To be used within one event loop; `end` must be awaited in the end.
+    """A running program, bound to one event loop. Finally `end` must be awaited.
 
-    Its group is sent SIGKILL the moment the program itself exits: what it left behind is not part
-    of the turn. A process that moved to another session on purpose is out of reach.
+    The group gets SIGKILL as soon as the program itself exits: background processes are not part of
+    the turn. A process that moved to another session is out of reach.
     """
 
     def __init__(
@@ -46,10 +46,11 @@ class Program:
         cwd: Path | None = None,
         on_exit: Callable[[int], None] = lambda _group: None,
     ) -> None:
-        """Starts it; raises OSError or ValueError where that cannot be.
+        """Starts the program. Raises OSError or ValueError.
 
-        It works in `cwd`, or where this process does. `on_exit` is called with the id of its group
-        when that has ended. Of what this process has open it gets nothing but its three pipes.
+        `cwd` is its working directory, by default that of this process. `on_exit` is called with
+        the id of its group when the program has ended. It inherits no open file except its three
+        pipes.
         """
         self._loop = asyncio.get_running_loop()
         self._on_exit = on_exit
@@ -71,7 +72,7 @@ class Program:
         self._tail = bytearray()
         self._exit: asyncio.Future[int] = self._loop.create_future()
         self._waiter: asyncio.Future[None] | None = None
-        self._left = 0
+        self._unread = 0
         try:
             self._watch_pipes()
             self._watch_exit()
@@ -83,30 +84,30 @@ class Program:
 
     @property
     def group(self) -> int:
-        """The id of its process group, which is that of the program too."""
+        """The id of its process group, which is also the process id of the program."""
         return self._process.pid
 
     @property
     def error_tail(self) -> str:
-        """The end of what it wrote to its error output, of `TAIL_BYTES` at the most."""
+        """The end of its stderr, at most `TAIL_BYTES` bytes."""
         return self._tail.decode(errors="replace").strip()
 
     async def read(self) -> bytes:
-        """Some output, as soon as there is any; empty at the end of the output."""
+        """Waits for output and returns some of it; empty at the end of the output."""
         while True:
             if self._exit.done():
-                return self._read_left()
+                return self._read_rest()
             with contextlib.suppress(BlockingIOError):
                 return os.read(self._stdout.fileno(), _CHUNK)
             await self._output_or_exit()
 
     async def exit_code(self) -> int:
-        """Waits for its exit. The code, or the negative number of the signal that ended it."""
+        """Waits for its exit; returns the code, or the negative number of the fatal signal."""
         await asyncio.wait({self._exit})
         return self._exit.result()
 
     async def end(self, grace: float) -> None:
-        """Ends it and its group: SIGTERM, and SIGKILL after `grace` seconds or if cancelled."""
+        """Ends the group: SIGTERM, then SIGKILL after `grace` seconds or if cancelled."""
         try:
             if not self._exit.done():
                 self._loop.add_reader(self._stdout.fileno(), self._discard)
@@ -135,14 +136,14 @@ class Program:
                 self._unwritten = self._unwritten[written:]
         except BlockingIOError:
             return
-        except OSError:  # it does not read, which is its right
+        except OSError:  # the program does not read its input, which is fine
             self._unwritten = memoryview(b"")
         if not self._unwritten:
             self._loop.remove_writer(self._stdin.fileno())
             self._stdin.close()
 
     def _keep_tail(self) -> bool:
-        """Reads a piece of the error output; whether there may be more."""
+        """Reads a chunk of stderr; returns whether there may be more."""
         try:
             data = os.read(self._stderr.fileno(), _CHUNK)
         except BlockingIOError:
@@ -155,15 +156,15 @@ class Program:
         return bool(data)
 
     def _discard(self) -> None:
-        """Reads and forgets, so that a program which tidies up is not held by a full pipe."""
+        """Reads and drops output, so that a full pipe does not block a program that cleans up."""
         with contextlib.suppress(BlockingIOError):
             if not os.read(self._stdout.fileno(), _CHUNK):
                 self._loop.remove_reader(self._stdout.fileno())
 
-    def _read_left(self) -> bytes:
-        """What was in the pipe at the exit; not more, as a runaway may hold the other end."""
-        data = os.read(self._stdout.fileno(), min(_CHUNK, self._left)) if self._left else b""
-        self._left -= len(data)
+    def _read_rest(self) -> bytes:
+        """Reads what was in the pipe at the exit and no more: a background process may write on."""
+        data = os.read(self._stdout.fileno(), min(_CHUNK, self._unread)) if self._unread else b""
+        self._unread -= len(data)
         return data
 
     async def _output_or_exit(self) -> None:
@@ -213,9 +214,9 @@ class Program:
         code = self._process.wait()
         self._on_exit(self.group)
         if not self._stdout.closed:
-            self._left = _unread(self._stdout)
+            self._unread = _bytes_in(self._stdout)
         if not self._stderr.closed:
-            for _ in range(_unread(self._stderr) // _CHUNK + 1):
+            for _ in range(_bytes_in(self._stderr) // _CHUNK + 1):
                 if not self._keep_tail():
                     break
         self._exit.set_result(code)
@@ -226,7 +227,7 @@ class Program:
             os.killpg(self.group, number)
 
 
-def _unread(pipe: IO[bytes]) -> int:
+def _bytes_in(pipe: IO[bytes]) -> int:
     count = array.array("i", [0])
     fcntl.ioctl(pipe, termios.FIONREAD, count)
     return count[0]

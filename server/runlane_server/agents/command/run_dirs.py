@@ -1,12 +1,12 @@
-"""Private directories for programs: one for each run, in one that the server has for itself.
+"""The private directories of runs, inside one directory per server.
 
-    PARENT/runlane-command-xxxxxxxx/    of one server, which holds a lock on it
-        run-xxxxxxxx/                   of one run
+    PARENT/runlane-command-xxxxxxxx/    of a server, which holds a lock on it
+        run-xxxxxxxx/                   of a run
 
-All have mode 0700. The kernel drops the lock however a server ends, so what nobody has locked is
-left over from a server that was killed, and the next one that starts removes it. systemd-tmpfiles,
-too, keeps away from what is locked. PARENT has to be on a file system with locks on directories
-(flock), as local ones are.
+All have mode 0700. The kernel releases the lock however a server ends, so an unlocked directory was
+left by a server that was killed, and the next server that starts removes it. systemd-tmpfiles also
+leaves locked directories alone. PARENT must be on a file system with locks on directories (flock),
+as local file systems are.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ import structlog
 log = structlog.get_logger()
 
 PREFIX = "runlane-command-"
-"""How the directory of a server is named, so that the next one finds it."""
+"""Prefix of the name of a server's directory, by which the next server finds it."""
 
-REMOVAL_SECONDS = 1.0
-"""How long the end of a run waits at the most for the removal of what it left."""
+REMOVAL_TIMEOUT = 1.0
+"""Seconds that the end of a run waits for the removal of its directory."""
 
 
 class RunDirs:
-    """The directories of the runs of one server below a parent. To be used within one event loop.
+    """The directories of the runs of one server. Bound to one event loop.
 
-    Without a parent they are in the system's directory for temporary files. A parent that is not
-    there is made; raises OSError where that cannot be.
+    `parent` is by default the system's directory for temporary files. It is created if it does not
+    exist; raises OSError.
     """
 
     def __init__(self, parent: Path | None = None) -> None:
@@ -45,56 +45,57 @@ class RunDirs:
         self._removals: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Removes what killed servers left, and takes a directory. Raises OSError."""
+        """Removes the directories of killed servers, and creates one. Raises OSError."""
         await asyncio.to_thread(_sweep, self._parent)
-        self._take()
+        self._create_own()
 
-    def make(self) -> Path:
-        """A new empty directory, for a run. Raises OSError."""
-        self._take()
+    def create(self) -> Path:
+        """Creates an empty directory for a run. Raises OSError."""
+        self._create_own()
         try:
-            return _new(self._own, "run-")
-        except FileNotFoundError:  # somebody cleaned up
-            self._give_up()
-            self._take()
-            return _new(self._own, "run-")
+            return _make_directory(self._own, "run-")
+        except FileNotFoundError:  # removed by a clean-up of the system
+            self._unlock()
+            self._create_own()
+            return _make_directory(self._own, "run-")
 
     async def remove(self, path: Path) -> None:
-        """Removes the directory of a run, with all that is in it; what takes long goes on in the
-        background."""
-        if _removed_empty(path):
+        """Removes the directory of a run with its contents. A removal that takes longer than
+        `REMOVAL_TIMEOUT` continues in the background."""
+        if _remove_if_empty(path):
             return
         removal = asyncio.create_task(asyncio.to_thread(_remove, path))
         self._removals.add(removal)
         removal.add_done_callback(self._removals.discard)
-        await asyncio.wait({removal}, timeout=REMOVAL_SECONDS)
+        await asyncio.wait({removal}, timeout=REMOVAL_TIMEOUT)
 
     async def close(self) -> None:
-        """Removes the directory of this server. No run has one any more."""
+        """Removes the directory of this server. No run uses it any more."""
         if self._removals:
             await asyncio.wait(self._removals)
         if self._own is not None:
             await asyncio.to_thread(_remove, self._own)
-            self._give_up()
+            self._unlock()
 
-    def _take(self) -> None:
+    def _create_own(self) -> None:
         while self._own is None:
-            path = _new(self._parent, PREFIX)
-            # Another server that starts may take it for a leftover, until it is locked.
-            if (lock := _locked(path)) is not None:
+            path = _make_directory(self._parent, PREFIX)
+            # Until it is locked, another server that starts may remove it as left over.
+            if (lock := _try_lock(path)) is not None:
                 self._own, self._lock = path, lock
 
-    def _give_up(self) -> None:
+    def _unlock(self) -> None:
         os.close(self._lock)
         self._own = None
 
 
-def _new(parent: Path | None, prefix: str) -> Path:
+def _make_directory(parent: Path | None, prefix: str) -> Path:
     return Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
 
 
-def _locked(path: Path) -> int | None:
-    """Locks a directory; None if another process holds it, or removed it meanwhile."""
+def _try_lock(path: Path) -> int | None:
+    """Locks a directory; returns None if another process holds the lock, or removed the directory
+    meanwhile."""
     try:
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -113,18 +114,18 @@ def _locked(path: Path) -> int | None:
 
 
 def _sweep(parent: Path) -> None:
-    """Removes the directories that no living server holds. Others' are none of our business."""
+    """Removes the directories that no running server holds, except those of other users."""
     for path in parent.glob(f"{PREFIX}*"):
         with suppress(OSError):
-            if path.lstat().st_uid == os.geteuid() and (lock := _locked(path)) is not None:
+            if path.lstat().st_uid == os.geteuid() and (lock := _try_lock(path)) is not None:
                 try:
                     _remove(path)
                 finally:
                     os.close(lock)
 
 
-def _removed_empty(path: Path) -> bool:
-    """Removes a directory that nothing was left in, which is quick; whether it did."""
+def _remove_if_empty(path: Path) -> bool:
+    """Removes a directory if it is empty, which is fast; returns whether it did."""
     try:
         path.rmdir()
     except OSError:
@@ -133,14 +134,14 @@ def _removed_empty(path: Path) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """Removes a directory, also where its owner made parts of it read-only, as some caches do."""
+    """Removes a directory, including parts that were made read-only, as some caches do."""
     shutil.rmtree(path, ignore_errors=True)
     if path.exists():
         with suppress(OSError):
             _make_writable(path)
         shutil.rmtree(path, ignore_errors=True)
     if path.exists():
-        log.warning("the directory of a program could not be removed", path=str(path))
+        log.warning("run directory not removed", path=str(path))
 
 
 def _make_writable(path: Path) -> None:

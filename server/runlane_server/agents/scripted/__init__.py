@@ -1,5 +1,4 @@
-"""The agent for tests: does what its prompt says, and can be held at named gates.
+"""The scripted agent, for tests: it follows the script in its prompt, and waits at named latches.
 
-It is shipped because users test their own backends with it. It never runs unless `--agent scripted`
-asks for it.
+It is shipped because users test their own backends with it. It only runs with `--agent scripted`.
 """

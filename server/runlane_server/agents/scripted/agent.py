@@ -1,29 +1,29 @@
-"""An agent for tests, that does what its prompt says.
+"""An agent for tests that follows the script in its prompt.
 
 The prompt is a JSON list of steps, each an object with one of these:
 
-    {"text": "..."}                     says it
-    {"reasoning": "..."}                thinks it
+    {"text": "..."}                     yields text
+    {"reasoning": "..."}                yields reasoning
     {"tool_call": {"id": "1", "name": "look", "arguments": {}}}
     {"tool_result": {"id": "1", "name": "look", "content": "...", "is_error": false}}
-    {"usage": {"input_tokens": 3}}      reports it (see `core.model.Usage` for the fields)
-    {"model": "..."}                    reports the model's name
+    {"usage": {"input_tokens": 3}}      reports usage (see `core.model.Usage` for the fields)
+    {"model": "..."}                    reports the name of the model
     {"finish": "length"}                reports the finish reason
-    {"wait": "gate"}                    waits until the gate is open
-    {"wait": "gate", "ignore_cancel": true}     the same, and takes no notice of a cancel
-    {"open": "gate"}                    opens the gate, for all runs of this server
-    {"step": true}                      takes the prompts that wait to join the turn, and says
-                                        "[folded: <prompt>]" for each
-    {"say": "attempt"}                  says what the turn has: attempt, history, metadata, run_id
-                                        or session_id
-    {"fail": "...", "reason": "WORD"}   fails the run, with an explanation
-    {"crash": "..."}                    fails the run, with an exception of no kind we know
+    {"wait": "name"}                    waits until the latch of that name is open
+    {"wait": "name", "ignore_cancel": true}     the same, and ignores cancels
+    {"open": "name"}                    opens the latch, for all runs of this server
+    {"step": true}                      takes the prompts that wait to join the turn, and yields the
+                                        text "[folded: <prompt>]" for each
+    {"say": "attempt"}                  yields a fact about the turn as text: attempt, history,
+                                        metadata, run_id or session_id
+    {"fail": "...", "reason": "WORD"}   fails the run with an AgentError
+    {"crash": "..."}                    fails the run with an unexpected exception
 
-Each also takes "repeat": n. The whole script is read before its first step, and a bad one fails the
-run with BAD_SCRIPT. A prompt that is not a list is said back.
+Each step also takes "repeat": n. The whole script is parsed before its first step; an invalid one
+fails the run with BAD_SCRIPT. A prompt that is not a JSON list is echoed.
 
-Over the wire a gate is reached when the text before it was seen, and another session opens it with
-the script [{"open": "gate"}].
+Over the wire, a run has reached a latch when the text before it has arrived, and a run of another
+session opens the latch with the script [{"open": "name"}].
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ import json
 from collections.abc import AsyncGenerator, Sequence
 
 from runlane_server.agents.base import AgentError, AgentEvent, Report, Turn
-from runlane_server.agents.scripted.gates import Gates
+from runlane_server.agents.scripted.latches import Latches
 from runlane_server.agents.scripted.script import BadScript, Step, parse_script
 from runlane_server.agents.text import whole_text
 from runlane_server.core.model import Message, ReasoningDelta, Text, TextDelta
 
 BAD_SCRIPT = "BAD_SCRIPT"
-"""Why a run failed whose script cannot be read."""
+"""Reason of a failed run: its script is invalid."""
 
-STEPS_AT_ONCE = 64
-"""After so many repetitions, other tasks get a chance to run."""
+STEPS_PER_SLICE = 64
+"""Number of repetitions after which other tasks get a chance to run."""
 
 
 class ScriptedAgent:
-    """Does what its prompt says; `gates` are those of this process."""
+    """Follows the script in its prompt; `latches` are where its runs wait."""
 
-    def __init__(self, gates: Gates | None = None) -> None:
-        self.gates = gates or Gates()
+    def __init__(self, latches: Latches | None = None) -> None:
+        self.latches = latches or Latches()
 
     async def start(self) -> None:
-        """Is ready at once."""
+        """Does nothing: the agent is always ready."""
 
     async def run(self, turn: Turn) -> AsyncGenerator[AgentEvent, None]:
-        """Runs the script; raises AgentError where it says so, or where it is bad."""
+        """Runs the script. Raises AgentError if the script is invalid, or has a step that fails."""
         text = whole_text(turn.prompt)
         try:
             script = parse_script(text)
@@ -66,28 +66,28 @@ class ScriptedAgent:
             return
         for step in script:
             for count in range(1, step.repeat + 1):
-                for event in await self._done(step, turn):
+                for event in await self._execute(step, turn):
                     yield event
-                if count % STEPS_AT_ONCE == 0:
+                if count % STEPS_PER_SLICE == 0:
                     await asyncio.sleep(0)
 
     async def close(self) -> None:
-        """Has nothing to free."""
+        """Does nothing: there is nothing to free."""
 
-    async def _done(self, step: Step, turn: Turn) -> Sequence[AgentEvent]:
+    async def _execute(self, step: Step, turn: Turn) -> Sequence[AgentEvent]:
         match step.kind:
             case "fail":
                 raise AgentError(step.value, reason=step.reason)
             case "crash":
                 raise RuntimeError(step.value)
             case "open":
-                self.gates.open(step.value)
+                self.latches.open(step.value)
                 return []
             case "wait":
                 await self._wait(step)
                 return []
             case "say":
-                return [TextDelta(await _said(step.value, turn))]
+                return [TextDelta(await _fact(step.value, turn))]
             case "step":
                 folded = await turn.take_folded() if step.value else []
                 return [TextDelta(f"[folded: {whole_text(one.prompt)}]") for one in folded]
@@ -96,9 +96,9 @@ class ScriptedAgent:
 
     async def _wait(self, step: Step) -> None:
         if step.ignore_cancel:
-            await self.gates.wait_through_cancels(step.value)
+            await self.latches.wait_through_cancels(step.value)
         else:
-            await self.gates.wait(step.value)
+            await self.latches.wait(step.value)
 
 
 def _event(step: Step) -> AgentEvent:
@@ -118,8 +118,8 @@ def _event(step: Step) -> AgentEvent:
             return event
 
 
-async def _said(what: str, turn: Turn) -> str:
-    match what:
+async def _fact(name: str, turn: Turn) -> str:
+    match name:
         case "attempt":
             return str(turn.attempt)
         case "history":

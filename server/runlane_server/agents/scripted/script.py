@@ -1,4 +1,4 @@
-"""The scripts of the scripted agent: their steps, and how they are read."""
+"""Parses the scripts of the scripted agent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from runlane_server.core.model import FinishReason, ToolCall, ToolResult, Usage
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step: what to do, with what, and how often."""
+    """One step of a script; the type of `value` depends on `kind`."""
 
     kind: str
     value: Any
@@ -22,39 +22,39 @@ class Step:
 
 
 class BadScript(Exception):
-    """The script cannot be read; the message names the step and what is wrong."""
+    """The script is invalid; the message names the step and the problem."""
 
 
 def parse_script(text: str) -> list[Step] | None:
-    """The steps of a script, or None where the text is not a JSON list. Raises BadScript."""
+    """Parses a script; returns None if the text is not a JSON list. Raises BadScript."""
     if not text.lstrip().startswith("["):
         return None
     try:
         steps = json.loads(text)
     except (ValueError, RecursionError) as exc:
-        raise BadScript(f"not JSON: {exc}") from exc
-    return [_step(number, step) for number, step in enumerate(steps, start=1)]
+        raise BadScript(f"invalid JSON: {exc}") from exc
+    return [_parse_numbered_step(number, step) for number, step in enumerate(steps, start=1)]
 
 
-def _step(number: int, step: object) -> Step:
+def _parse_numbered_step(number: int, step: object) -> Step:
     try:
-        return _parsed(step)
+        return _parse_step(step)
     except (TypeError, ValueError, KeyError, RecursionError) as exc:
         detail = f"{exc.args[0]!r} is missing" if isinstance(exc, KeyError) else str(exc)
         raise BadScript(f"step {number}: {detail}") from exc
 
 
-def _parsed(step: object) -> Step:
+def _parse_step(step: object) -> Step:
     fields = dict(_object(step))
     repeat = _count(fields.pop("repeat", 1))
-    kinds = [kind for kind in _READERS if kind in fields]
+    kinds = [kind for kind in _PARSERS if kind in fields]
     if len(kinds) != 1:
-        raise ValueError(f"needs exactly one of {', '.join(_READERS)}")
+        raise ValueError(f"exactly one of these is required: {', '.join(_PARSERS)}")
     kind = kinds[0]
-    value = _READERS[kind](fields.pop(kind))
+    value = _PARSERS[kind](fields.pop(kind))
     allowed = {"fail": {"reason"}, "wait": {"ignore_cancel"}}.get(kind, set())
     if unknown := sorted(set(fields) - allowed):
-        raise ValueError(f"{kind!r} does not take {', '.join(map(repr, unknown))}")
+        raise ValueError(f"{kind!r} does not accept {', '.join(map(repr, unknown))}")
     reason = _text(fields.get("reason", "AGENT_ERROR"))
     ignore_cancel = _flag(fields.get("ignore_cancel", False))
     return Step(kind, value, repeat, reason, ignore_cancel)
@@ -68,7 +68,7 @@ def _object(value: object) -> Mapping[str, Any]:
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not a text")
+        raise TypeError(f"{value!r} is not a string")
     return value
 
 
@@ -80,13 +80,13 @@ def _flag(value: object) -> bool:
 
 def _count(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{value!r} is not a count")
+        raise ValueError(f"{value!r} is not a non-negative integer")
     return value
 
 
-def _said_back(value: object) -> str:
-    if value not in SAID_BACK:
-        raise ValueError(f"{value!r} is none of {', '.join(SAID_BACK)}")
+def _fact(value: object) -> str:
+    if value not in FACTS:
+        raise ValueError(f"{value!r} is not one of {', '.join(FACTS)}")
     return str(value)
 
 
@@ -110,9 +110,9 @@ def _usage(value: object) -> Usage:
     return Usage(**{name: _count(count) for name, count in _object(value).items()})
 
 
-SAID_BACK = ("attempt", "history", "metadata", "run_id", "session_id")
+FACTS = ("attempt", "history", "metadata", "run_id", "session_id")
 
-_READERS: Mapping[str, Callable[[object], Any]] = {
+_PARSERS: Mapping[str, Callable[[object], Any]] = {
     "text": _text,
     "reasoning": _text,
     "tool_call": _tool_call,
@@ -123,8 +123,8 @@ _READERS: Mapping[str, Callable[[object], Any]] = {
     "wait": _text,
     "open": _text,
     "step": _flag,
-    "say": _said_back,
+    "say": _fact,
     "fail": _text,
     "crash": _text,
 }
-"""What a step may be, and how its value is read."""
+"""The kinds of steps, each with the parser of its value."""

@@ -185,7 +185,7 @@ class MemoryStore:
         for key in removed:
             kept = self._runs.get(key)
             # The id may have been used again, after the session of that run was deleted.
-            if kept and kept.run.state.terminal and self._log.position_of(key) is None:
+            if kept and kept.run.state.is_terminal and self._log.position_of(key) is None:
                 del kept.events[:-1]
         return len(removed)
 
@@ -280,7 +280,7 @@ class MemoryStore:
 
     async def busy_sessions(self) -> Sequence[BusySession]:
         """All sessions with runs that are not terminal, the longest waiting first."""
-        lanes = [kept.lane for kept in self._sessions.values() if kept.lane.busy]
+        lanes = [kept.lane for kept in self._sessions.values() if kept.lane.is_busy]
         lanes.sort(key=lambda lane: min(run.accepted_at for run in lane.runs))
         return [BusySession(lane.key, lane.active is not None, len(lane.waiting)) for lane in lanes]
 
@@ -359,7 +359,7 @@ class MemoryStore:
         stale = [
             kept
             for kept in self._sessions.values()
-            if not kept.lane.busy and kept.session.updated_at < before
+            if not kept.lane.is_busy and kept.session.updated_at < before
         ]
         stale.sort(key=lambda kept: kept.session.updated_at)
         return [

@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from runlane_server.core.model import RunKey, SessionKey
-from runlane_server.store.base import HostedRun, Turns
+from runlane_server.store.base import ClaimOrder, HostedRun
 from runlane_server.store.postgres.connection import Connector
 from runlane_server.store.postgres.notifier import Notifier
 from runlane_server.store.postgres.pool import Pool
@@ -97,18 +97,18 @@ class PostgresCluster:
         return [_hosted(row) for row in await self._rows("cancelled_runs", escape(node_id))]
 
     async def claim(
-        self, node_id: str, limit: int, hold: float, turns: Turns | None = None
+        self, node_id: str, limit: int, hold: float, order: ClaimOrder | None = None
     ) -> Sequence[SessionKey]:
         """Lanes with runs that wait and none that is active, in equal shares for the tenants whose
         turn it is; of each the longest waiting.
 
         No other node gets them for `hold` seconds; this one may get them again.
         """
-        turns = turns or Turns()
-        tenants = [escape(turn.tenant) for turn in turns.tenants]
-        rooms = [turn.room for turn in turns.tenants]
+        order = order or ClaimOrder()
+        tenants = [escape(share.tenant) for share in order.shares]
+        rooms = [share.room for share in order.shares]
         held = timedelta(seconds=hold)
-        rows = await self._rows("claim", escape(node_id), limit, held, tenants, rooms, turns.others)
+        rows = await self._rows("claim", escape(node_id), limit, held, tenants, rooms, order.others)
         return [key_of(row) for row in rows]
 
     async def waiting_runs(self) -> Mapping[str, int]:

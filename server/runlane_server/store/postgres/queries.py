@@ -49,7 +49,7 @@ Records: TypeAlias = Sequence[Record]
 Item = TypeVar("Item")
 
 END_OF_LIST = (1 << 63) - 1
-OPEN = frozenset(state for state in RunState if not state.terminal)
+OPEN = frozenset(state for state in RunState if not state.is_terminal)
 
 SLACK_BYTES = 4_096
 """How much more is read than asked for: what `fill` takes an item to weigh is not what its row
@@ -151,7 +151,7 @@ def run(row: Record, text: str = "", text_truncated: bool = False) -> Run:
         started_at=row["started_at"],
         ended_at=row["ended_at"],
         folded_into=unescape(row["folded_into"]),
-        complete=_complete(row, text, text_truncated) if state.terminal else None,
+        complete=_complete(row, text, text_truncated) if state.is_terminal else None,
     )
 
 

@@ -50,7 +50,7 @@ from runlane_server.store.paging import (
 from runlane_server.store.sqlite.apply import SQL
 
 _END_OF_LIST = (1 << 63) - 1
-_OPEN = frozenset(state for state in RunState if not state.terminal)
+_OPEN = frozenset(state for state in RunState if not state.is_terminal)
 
 
 # --- Lanes --------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def _run(row: sqlite3.Row, text: str = "", text_truncated: bool = False) -> Run:
         started_at=row["started_at"],
         ended_at=row["ended_at"],
         folded_into=row["folded_into"],
-        complete=_complete(row, text, text_truncated) if state.terminal else None,
+        complete=_complete(row, text, text_truncated) if state.is_terminal else None,
     )
 
 

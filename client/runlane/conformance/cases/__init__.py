@@ -1,0 +1,11 @@
+"""The test cases, one module per group of rules.
+
+Importing this package registers all cases in `runlane.conformance.rules.CASES`; import nothing else
+from here. Cases use only the public interface of a server, and the harness.
+"""
+
+from __future__ import annotations
+
+from runlane.conformance.cases import accept, cancel, complete, fold, order, start
+
+__all__ = ["accept", "cancel", "complete", "fold", "order", "start"]

@@ -1,0 +1,140 @@
+"""Runs the cases against a server."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from enum import StrEnum
+
+from grpc import StatusCode
+
+from runlane.client import Client
+from runlane.conformance import cases  # noqa: F401 - registers the cases
+from runlane.conformance.context import CaseContext
+from runlane.conformance.rules import Case, Need, RuleBroken, cases_of
+from runlane.errors import RunlaneError, UnexpectedStatus
+from runlane.harness.client import Harness, Server
+
+AGENT = "scripted"
+"""The agent that the cases require."""
+
+CASE_TIMEOUT_FACTOR = 6.0
+"""Maximum duration of a case, as a multiple of the timeout of one wait."""
+
+
+class Verdict(StrEnum):
+    """The outcome of a case or of a rule."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The result of a case; `detail` is the failure, or the reason for skipping it."""
+
+    case: Case
+    verdict: Verdict
+    seconds: float = 0.0
+    detail: str = ""
+
+
+class UnsuitableServer(Exception):
+    """The server cannot be tested; the message has the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """Runs cases against one server.
+
+    Attributes:
+        connect: Creates a client of the server; takes the options of `Client`.
+        harness: The harness of the server.
+        timeout: Maximum seconds that a case waits for an expected event.
+    """
+
+    connect: Callable[..., Client]
+    harness: Harness
+    timeout: float
+
+    async def run(
+        self, rules: Sequence[int], on_rule: Callable[[Sequence[Result]], None] = lambda _: None
+    ) -> list[Result]:
+        """Runs the cases of these rules sequentially; calls `on_rule` with the results of each.
+
+        Raises UnsuitableServer, and RunlaneError if the server cannot be reached.
+        """
+        try:
+            server = await self.harness.server()
+        except UnexpectedStatus as error:
+            if error.status is not StatusCode.UNIMPLEMENTED:
+                raise
+            raise UnsuitableServer(
+                f"the server has no harness; start it with --harness --agent {AGENT}"
+            ) from error
+        if server.agent != AGENT:
+            raise UnsuitableServer(
+                f"the server's agent is {server.agent}; start it with --agent {AGENT}"
+            )
+        prefix = f"conformance-{secrets.token_hex(4)}"
+        results: list[Result] = []
+        for rule in sorted(set(rules)):
+            of_rule = [
+                await self._run_case(case, server, f"{prefix}-r{rule:02}-{n}")
+                for n, case in enumerate(cases_of(rule), start=1)
+            ]
+            on_rule(of_rule)
+            results += of_rule
+        return results
+
+    async def _run_case(self, case: Case, server: Server, session: str) -> Result:
+        if missing := [need for need in Need if need in case.needs and not _provides(server, need)]:
+            return Result(case, Verdict.SKIPPED, detail="; ".join(missing))
+        started = time.perf_counter()
+        failure = await self._find_failure(case, server, session)
+        verdict = Verdict.FAILED if failure else Verdict.PASSED
+        return Result(case, verdict, time.perf_counter() - started, failure)
+
+    async def _find_failure(self, case: Case, server: Server, session: str) -> str:
+        """Runs a case; returns its failure, or an empty text if it passed."""
+        limit = self.timeout * CASE_TIMEOUT_FACTOR
+        try:
+            async with asyncio.timeout(limit), AsyncExitStack() as exit_stack:
+                client = await exit_stack.enter_async_context(self.connect())
+                await case.run(
+                    CaseContext(
+                        client,
+                        self.harness,
+                        server,
+                        session,
+                        self.timeout,
+                        exit_stack,
+                        self.connect,
+                    )
+                )
+        except RuleBroken as error:
+            return str(error)
+        except RunlaneError as error:
+            return f"{error.reason or type(error).__name__}: {error}"
+        except TimeoutError:
+            return f"the case timed out after {limit:g} s"
+        except Exception as error:  # noqa: BLE001 - one case must not stop the others
+            return f"unexpected {type(error).__name__}: {error}"
+        return ""
+
+
+def _provides(server: Server, need: Need) -> bool:
+    match need:
+        case Need.RESTARTS:
+            return server.restarts
+        case Need.DURABLE:
+            return server.durable
+        case Need.CLOCK:
+            return server.advances_clock
+        case Need.RETENTION:
+            return bool(server.event_retention)

@@ -1,0 +1,133 @@
+"""Authenticates and authorizes every call, and rechecks the calls that stay open."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+from runlane_server.access.caller import ANONYMOUS, AuthenticationFailed, Caller, Credentials, Role
+from runlane_server.access.failure_log import FailureLog
+from runlane_server.access.permissions import PUBLIC_METHODS, is_allowed
+from runlane_server.access.quotas import QuotaBook
+from runlane_server.access.stream_quota import LONG_LIVED_METHODS, StreamQuota
+from runlane_server.core.errors import PermissionDenied, RunlaneError, Unauthenticated
+
+PEER_KEY = "runlane-peer"
+"""Metadata key of the secret that only the nodes of one store know."""
+
+PEER_TENANT = "runlane-peer-tenant"
+"""Metadata key of the tenant on whose behalf a node calls, as hexadecimal UTF-8."""
+
+_PUBLIC = Caller("", Role.READ, "")
+"""The caller of methods that need no authentication."""
+
+
+class Authenticator(Protocol):
+    """Authenticates callers."""
+
+    def authenticate(self, credentials: Credentials) -> Caller:
+        """Returns the caller with these credentials. Raises Unauthenticated."""
+
+
+@dataclass(slots=True, eq=False)
+class OpenCall:
+    """A call in progress.
+
+    `revocation` is the error that ends it once its caller has lost access. `is_sending` is true
+    during a write, which must not be cancelled.
+    """
+
+    method: str
+    credentials: Credentials
+    task: asyncio.Task[object]
+    caller: Caller = _PUBLIC
+    revocation: RunlaneError | None = None
+    is_sending: bool = False
+
+    def revoke(self, error: RunlaneError) -> None:
+        """Ends the call with an error, at once or after the write in progress."""
+        self.revocation = error
+        if not self.is_sending:
+            self.task.cancel()
+
+    def raise_if_revoked(self) -> None:
+        """Raises the revocation, if there is one."""
+        if self.revocation is not None:
+            raise self.revocation
+
+
+class AccessControl:
+    """Decides which calls are served. Without an authenticator every call has full access, as the
+    default tenant.
+
+    `peer_key` is the secret that only the nodes of one store know.
+    """
+
+    def __init__(
+        self,
+        authenticator: Authenticator | None = None,
+        *,
+        peer_key: str = "",
+        quotas: QuotaBook | None = None,
+    ) -> None:
+        self._authenticator = authenticator
+        self._peer_key = peer_key.encode()
+        self._open_calls: set[OpenCall] = set()
+        self._failure_log = FailureLog(time.monotonic)
+        self.stream_quota = StreamQuota(quotas or QuotaBook())
+
+    def authorize(self, method: str, credentials: Credentials) -> Caller:
+        """Returns the caller of a method. Raises Unauthenticated or PermissionDenied."""
+        if method in PUBLIC_METHODS:
+            return _PUBLIC
+        caller = self._authenticate(credentials)
+        if not is_allowed(caller.role, method):
+            name = method.rpartition("/")[2]
+            raise PermissionDenied(f"the role {caller.role.value!r} may not call {name}")
+        return caller
+
+    def register(self, call: OpenCall) -> None:
+        """Adds an authorized call to those that `recheck` may revoke.
+
+        Raises QuotaExceeded for a long-lived call if its tenant has no stream left.
+        """
+        if call.method in LONG_LIVED_METHODS:
+            self.stream_quota.acquire(call.caller)
+        self._open_calls.add(call)
+
+    def unregister(self, call: OpenCall) -> None:
+        """Removes a registered call that has ended."""
+        self._open_calls.discard(call)
+        if call.method in LONG_LIVED_METHODS:
+            self.stream_quota.release(call.caller)
+
+    def recheck(self) -> None:
+        """Revokes the open calls that would not be authorized now."""
+        for call in tuple(self._open_calls):
+            try:
+                caller = self.authorize(call.method, call.credentials)
+                if caller.tenant != call.caller.tenant:
+                    raise Unauthenticated("the caller belongs to another tenant now")
+            except RunlaneError as error:
+                call.revoke(error)
+
+    def _authenticate(self, credentials: Credentials) -> Caller:
+        if PEER_KEY in credentials.metadata:
+            return self._authenticate_peer(credentials)
+        if self._authenticator is None:
+            return ANONYMOUS
+        return self._authenticator.authenticate(credentials)
+
+    def _authenticate_peer(self, credentials: Credentials) -> Caller:
+        shown = credentials.metadata[PEER_KEY].encode()
+        if not (self._peer_key and hmac.compare_digest(shown, self._peer_key)):
+            self._failure_log.record(AuthenticationFailed("wrong node key"))
+            raise Unauthenticated("the caller is not a node of this store")
+        try:
+            tenant = bytes.fromhex(credentials.metadata.get(PEER_TENANT, "")).decode()
+        except ValueError:
+            raise Unauthenticated(f"{PEER_TENANT} is missing or not hexadecimal UTF-8") from None
+        return Caller(tenant, Role.READ, "node", peer=True)

@@ -1,0 +1,84 @@
+"""The commands that the supervisor of an attempt posts to its lane."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Container, Sequence
+
+import structlog
+
+from runlane_server.core import lane as rules
+from runlane_server.core.errors import StoreUnavailable
+from runlane_server.core.limits import RETRY_PAUSE
+from runlane_server.core.model import RunState, SessionKey, WhenBusy
+from runlane_server.core.observer import Observer
+from runlane_server.core.transition import LaneRun, Outcome
+from runlane_server.engine.agent_turn import Job
+from runlane_server.engine.lanes import Lanes
+from runlane_server.store.base import Store
+from runlane_server.store.retry import patiently
+
+log = structlog.get_logger()
+
+
+class LaneAccess:
+    """Folds runs into an active run, and ends it or hands it over.
+
+    All commands raise IllegalCommand if the attempt was fenced off.
+    """
+
+    def __init__(self, lanes: Lanes, store: Store, observer: Observer) -> None:
+        self._lanes = lanes
+        self._store = store
+        self._observer = observer
+
+    def may_fold(self, key: SessionKey) -> bool:
+        """Whether a run may wait to be folded in, as far as this node knows."""
+        if self._lanes.is_shared:
+            return True  # another node may have accepted one
+        lane = self._lanes.peek(key)
+        return lane is None or any(run.when_busy is WhenBusy.FOLD for run in lane.waiting)
+
+    async def fold(self, job: Job, events: int, taken: Container[str]) -> Sequence[LaneRun]:
+        """Folds the waiting runs that want to be folded into the turn of a run.
+
+        If the store did not confirm the commit, the stored lane shows which runs were folded and
+        are not in `taken` yet.
+        """
+        while True:
+            try:
+                return await self._lanes.post(
+                    job.key,
+                    lambda lane, at: rules.drain_for_step(lane, *job.attempt, at=at, events=events),
+                )
+            except StoreUnavailable:
+                if self._store.failed is not None:
+                    raise
+            await asyncio.sleep(RETRY_PAUSE)
+            lane = await patiently(self._store, lambda: self._store.load_lane(job.key))
+            missed = [run for run in lane.folded if run.run_id not in taken]
+            active = lane.active
+            if missed and active and (active.run_id, active.attempt) == job.attempt:
+                return missed
+
+    async def finish(self, job: Job, outcome: Outcome, events: int, cancelled: str | None) -> None:
+        """Ends the run. `cancelled` is the reason of the cancel that its agent was stopped for."""
+        self._observer.on_agent_returned(job.run_key)
+        complete = await self._lanes.post(
+            job.key,
+            lambda lane, at: rules.finish(
+                lane, *job.attempt, outcome, at=at, events=events, cancelled=cancelled
+            ),
+        )
+        # Success is logged at level debug only, as for calls: it would be a line for every run.
+        write = log.info if complete.state is RunState.FAILED else log.debug
+        write("run ended", state=complete.state, finish_reason=complete.finish_reason)
+
+    async def hand_over(self, job: Job, outcome: Outcome, events: int) -> None:
+        """Hands the run over because this node stops: it is retried, or ends INTERRUPTED."""
+        self._observer.on_agent_returned(job.run_key)
+        await self._lanes.post(
+            job.key,
+            lambda lane, at: rules.hand_over(lane, *job.attempt, outcome, at=at, events=events),
+        )
+        log.info("run handed over")

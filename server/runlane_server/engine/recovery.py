@@ -1,0 +1,129 @@
+"""Takes over the work that earlier or other nodes left in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import structlog
+
+from runlane_server.access.quotas import QuotaBook
+from runlane_server.core import lane as rules
+from runlane_server.core.model import RunEvent, RunKey, SessionKey
+from runlane_server.core.turn import draft_of
+from runlane_server.engine.batches import await_in_batches
+from runlane_server.engine.lanes import Lanes
+from runlane_server.engine.slots import UNLIMITED, Slots
+from runlane_server.store.base import ClaimOrder, HostedRun, Store, TenantShare
+
+log = structlog.get_logger()
+
+EVENTS_PAGE = 1000
+EVENTS_BYTES = 8 << 20
+
+
+class ActiveRuns(Protocol):
+    """The runs that are active on this node."""
+
+    @property
+    def lanes(self) -> Lanes:
+        """The lanes of this node."""
+
+    def cancel(self, run: HostedRun) -> None:
+        """Stops the agent of that attempt, if it is at work here, for a committed cancel."""
+
+    def hand_over_all(self) -> None:
+        """Stops all agents without ending their runs, which other nodes continue."""
+
+
+class Recovery:
+    """Recovers runs of lost nodes, and does this node's share of the work of all nodes.
+
+    It is the `cluster.membership.Work` of a node that shares its store.
+    """
+
+    def __init__(self, store: Store, runs: ActiveRuns, quotas: QuotaBook) -> None:
+        self._store = store
+        self._runs = runs
+        self._quotas = quotas
+
+    # --- A store of its own -------------------------------------------------------------------
+
+    async def restore(self) -> None:
+        """Restores the work in a store that no other node uses: runs that are active in it were
+        active on a process that is gone."""
+        busy = await self._store.busy_sessions()
+        for session in busy:
+            self._runs.lanes.restore(session)
+        lost = [session.key for session in busy if session.active]
+        await await_in_batches(self._recover_active(key) for key in lost)
+        if busy:
+            log.info("unfinished work restored", sessions=len(busy), active=len(lost))
+
+    async def _recover_active(self, key: SessionKey) -> None:
+        lane = await self._store.load_lane(key)
+        if lane.active is not None:
+            await self.recover(HostedRun(key, lane.active.run_id, lane.active.attempt))
+
+    # --- A shared store -----------------------------------------------------------------------
+
+    @property
+    def free_slots(self) -> int:
+        """The number of further lanes that could have an active run here."""
+        return self._runs.lanes.slots.free
+
+    @property
+    def claim_order(self) -> ClaimOrder:
+        """The order in which this node claims lanes."""
+        return claim_order_of(self._runs.lanes.slots, self._quotas)
+
+    def line_up(self, key: SessionKey) -> None:
+        """This node claimed a lane with a run to start."""
+        self._runs.lanes.refresh(key)
+
+    async def recover(self, lost: HostedRun) -> None:
+        """Retries or ends a run whose node is gone, with the output that its events show."""
+        events = await self._events_of(RunKey(lost.session.tenant, lost.run_id))
+        content = draft_of(events).messages()
+        await self._runs.lanes.post(
+            lost.session,
+            lambda lane, at: rules.node_lost(
+                lane, lost.run_id, lost.attempt, at=at, content=content, events=len(events)
+            ),
+        )
+
+    async def _events_of(self, key: RunKey) -> Sequence[RunEvent]:
+        events: list[RunEvent] = []
+        while page := await self._store.run_events(
+            key, after=len(events), limit=EVENTS_PAGE, max_bytes=EVENTS_BYTES
+        ):
+            events += page
+        return events
+
+    def cancelled_elsewhere(self, run: HostedRun) -> None:
+        """Stops the agent of a run whose cancel another node committed."""
+        self._runs.cancel(run)
+
+    def give_up(self) -> None:
+        """Stops all agents: their runs belong to other nodes now, or soon will."""
+        self._runs.hand_over_all()
+
+    def count_waiting(self, runs: Mapping[str, int]) -> None:
+        """Takes over the number of waiting runs of each tenant in the whole store."""
+        self._runs.lanes.waiting.replace(runs)
+
+
+def claim_order_of(slots: Slots, quotas: QuotaBook) -> ClaimOrder:
+    """Tenants that have used no slot come first; then the others, the last one served last."""
+    served = slots.tenant_shares
+    known = {share.tenant for share in served}
+    fresh = tuple(
+        TenantShare(name, _allowance(quotas.max_active(name)))
+        for name in quotas.named
+        if name not in known
+    )
+    return ClaimOrder((*fresh, *served), _allowance(quotas.others.max_active_runs))
+
+
+def _allowance(limit: int | None) -> int:
+    return UNLIMITED if limit is None else limit

@@ -1,0 +1,290 @@
+"""Wraps every handler: access control, errors as statuses, logs and metrics of calls.
+
+This covers the health and reflection services too. A `CancelledError` without a cancel of the call
+never leaves a handler, because the peer would wait for its own deadline (grpc#29248). A cancel of
+the call is never swallowed, because grpc leaks memory then (grpc#43360).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from inspect import isasyncgenfunction
+from typing import Any, Never, TypeAlias, cast
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError
+from google.protobuf.message import Message as Encoded
+from grpc import StatusCode
+from structlog.contextvars import bind_contextvars
+
+from runlane_server.access.caller import CALLER, CREDENTIALS, Credentials
+from runlane_server.access.control import AccessControl, OpenCall
+from runlane_server.access.permissions import PUBLIC_METHODS
+from runlane_server.core.errors import InvalidArgument, RunlaneError
+from runlane_server.core.observer import NO_OBSERVER, Observer
+from runlane_server.rpc.errors import WireError, internal_error, wire_error
+from runlane_server.rpc.inflight import InflightCalls
+
+log = structlog.get_logger()
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Behavior: TypeAlias = "Callable[[Any, Context], Awaitable[Any]]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+_QUIET_CODES = (None, StatusCode.OK, StatusCode.CANCELLED, StatusCode.UNAUTHENTICATED)
+"""Codes of calls that are logged at level debug only. Failed authentications have their own log,
+whose rate is bounded."""
+
+
+class Middleware:
+    """Passed in place of a server to the generated functions that add services to it.
+
+    It wraps each handler once. An interceptor would repeat this work at every call.
+    """
+
+    def __init__(
+        self,
+        server: grpc.aio.Server,
+        inflight: InflightCalls,
+        access: AccessControl,
+        observer: Observer = NO_OBSERVER,
+    ) -> None:
+        self._server = server
+        self._observer = observer
+        self._inflight = inflight
+        self._access = access
+
+    def add_generic_rpc_handlers(
+        self, generic_rpc_handlers: Sequence[grpc.GenericRpcHandler]
+    ) -> None:
+        """Adds services, which are asked once for each handler."""
+        self._server.add_generic_rpc_handlers(
+            tuple(_WrappedHandlers(handlers, self._wrap) for handlers in generic_rpc_handlers)
+        )
+
+    def add_registered_method_handlers(
+        self, service_name: str, method_handlers: Mapping[str, Handler]
+    ) -> None:
+        """Adds a service whose methods are found faster than those of generic handlers."""
+        self._server.add_registered_method_handlers(
+            service_name,
+            {
+                name: self._wrap(handler, f"/{service_name}/{name}")
+                for name, handler in method_handlers.items()
+            },
+        )
+
+    def _wrap(self, handler: Handler, method: str) -> Handler:
+        requests = "stream" if handler.request_streaming else "unary"
+        responses = "stream" if handler.response_streaming else "unary"
+        behavior = cast("Behavior", getattr(handler, f"{requests}_{responses}"))
+        if isasyncgenfunction(behavior):
+            behavior = _write_responses(behavior)
+        make = getattr(grpc, f"{requests}_{responses}_rpc_method_handler")
+        wrapped: Handler = make(
+            self._supervise(behavior, method, streams=handler.response_streaming),
+            request_deserializer=_tolerant(handler.request_deserializer or bytes),
+            response_serializer=_serialize,
+        )
+        return wrapped
+
+    def _supervise(self, behavior: Behavior, method: str, *, streams: bool) -> Behavior:
+        """Returns a handler that checks access, always ends with a status, and logs the call."""
+        name = method.rpartition(".")[2]
+        # Successful calls are logged at level debug: they are as many as runs and health probes.
+
+        async def call(request: Any, context: Context) -> Any:
+            began = time.perf_counter()
+            task = cast("asyncio.Task[object]", asyncio.current_task())
+            self._inflight.add(task, name)
+            code: StatusCode | None = None
+            reason = ""
+            open_call = OpenCall(method, credentials_of(context), task)
+            try:
+                open_call.caller = self._access.authorize(method, open_call.credentials)
+                CALLER.set(open_call.caller)
+                CREDENTIALS.set(open_call.credentials)
+                if open_call.caller.name:
+                    bind_contextvars(caller=open_call.caller.name)
+                if isinstance(request, _Malformed):
+                    raise request.error
+                self._access.register(open_call)
+                try:
+                    reply = _RevocableContext(context, open_call) if streams else context
+                    return await behavior(request, cast("Context", reply))
+                finally:
+                    self._access.unregister(open_call)
+            except grpc.aio.AbortError:
+                code = context.code()
+                raise
+            except BaseException as error:
+                code, failure = _outcome(open_call.revocation or error, task)
+                reason = getattr(open_call.revocation or error, "reason", "")
+                if failure is None:
+                    raise
+                await _abort(context, failure)
+            finally:
+                self._inflight.discard(task)
+                seconds = time.perf_counter() - began
+                status = code.name if code else "OK"
+                self._observer.on_call_ended(name, status, reason, None if streams else seconds)
+                write = log.debug if code in _QUIET_CODES or method in PUBLIC_METHODS else log.info
+                write("call", method=name, code=status, ms=round(seconds * 1000, 3))
+
+        return call
+
+
+class _RevocableContext:
+    """The context of a streaming call, which ends a revoked call between two writes.
+
+    A write that is cancelled continues inside gRPC, where no status can be sent beside it, so the
+    call would hang until its caller gives up. A caller that does not read blocks its last write. It
+    receives the error once it reads on; nothing more is written for it.
+    """
+
+    def __init__(self, context: Context, call: OpenCall) -> None:
+        self._context = context
+        self._call = call
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    async def write(self, message: Any) -> None:
+        """Writes a message. Raises the revocation of the call, if any."""
+        await self._send(self._context.write(message))
+
+    async def send_initial_metadata(self, metadata: Any) -> None:
+        """Sends the initial metadata, with the same rules as `write`."""
+        await self._send(self._context.send_initial_metadata(metadata))
+
+    async def _send(self, sending: Awaitable[None]) -> None:
+        # No context manager: it would cost a twentieth of writing a small message.
+        call = self._call
+        call.is_sending = True
+        try:
+            await sending
+        finally:
+            call.is_sending = False
+        call.raise_if_revoked()
+
+
+def credentials_of(context: Context) -> Credentials:
+    """Returns the credentials of a call; the first value of a metadata key counts."""
+    pairs = cast("Sequence[tuple[str, str]]", context.invocation_metadata() or ())
+    metadata = dict(reversed(pairs))
+    certificate = context.peer_identities() or ()
+    return Credentials(metadata, tuple(name.decode(errors="replace") for name in certificate))
+
+
+class _WrappedHandlers(grpc.GenericRpcHandler):
+    """The handlers of a service, each wrapped at its first call."""
+
+    def __init__(
+        self, handlers: grpc.GenericRpcHandler, wrap: Callable[[Handler, str], Handler]
+    ) -> None:
+        self._handlers = handlers
+        self._wrap = wrap
+        self._known: dict[str, Handler] = {}
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
+        """Returns the wrapped handler of a method; None for an unknown method."""
+        method = handler_call_details.method
+        known = self._known.get(method)
+        if known is None:
+            handler = self._handlers.service(handler_call_details)
+            if handler is None:
+                return None
+            known = self._known[method] = self._wrap(handler, method)
+        return known
+
+
+def _outcome(
+    error: BaseException, task: asyncio.Task[object]
+) -> tuple[StatusCode, WireError | None]:
+    """Maps an exception to a code and an error for the peer; None if the peer has left."""
+    match error:
+        case RunlaneError():
+            failure = wire_error(error)
+        case DecodeError():
+            failure = wire_error(_malformed())
+        case asyncio.CancelledError() if task.cancelling():
+            return StatusCode.CANCELLED, None
+        case grpc.aio.InternalError():
+            # The peer left during a write (ExecuteBatchError).
+            return StatusCode.CANCELLED, None
+        case asyncio.CancelledError():
+            failure = _log_defect(error, StatusCode.ABORTED)
+        case Exception():
+            failure = _log_defect(error, StatusCode.INTERNAL)
+        case _:
+            return StatusCode.UNKNOWN, None
+    return failure.code, failure
+
+
+async def _abort(context: Context, failure: WireError) -> Never:
+    await context.abort(failure.code, failure.message, failure.trailing_metadata)
+
+
+def _log_defect(error: BaseException, code: StatusCode) -> WireError:
+    """Logs an unexpected exception, whose text stays in the log."""
+    failure, error_id = internal_error(code)
+    log.error("call failed unexpectedly", error_id=error_id, exc_info=error)
+    return failure
+
+
+class _Malformed:
+    """Stands in for a request that could not be decoded, so that the call gets an answer."""
+
+    def __init__(self, error: RunlaneError) -> None:
+        self.error = error
+
+
+def _malformed() -> InvalidArgument:
+    # The parser of protobuf refuses strings that are not UTF-8 without naming the field.
+    return InvalidArgument.of(
+        "request", "is not a valid message of its type, or a string in it is not UTF-8"
+    )
+
+
+def _tolerant(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Returns a deserializer that never raises, since grpc would answer UNKNOWN."""
+
+    def decode(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError:
+            return _Malformed(_malformed())
+
+    return decode
+
+
+def _serialize(response: Encoded | bytes) -> bytes:
+    """Serializes a response, unless it was serialized before for many subscribers."""
+    return response if isinstance(response, bytes) else response.SerializeToString()
+
+
+def _write_responses(behavior: Callable[[Any, Context], AsyncGenerator[Any, None]]) -> Behavior:
+    """Returns a handler that writes what an async generator yields.
+
+    grpc would close the generator in another task when the call is cancelled.
+    """
+
+    async def call(requests: Any, context: Context) -> None:
+        decoded = _well_formed(requests) if hasattr(requests, "__aiter__") else requests
+        async with aclosing(behavior(decoded, context)) as responses:
+            async for response in responses:
+                await context.write(response)
+
+    return call
+
+
+async def _well_formed(requests: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
+    """Yields the messages of a stream. Raises InvalidArgument at a malformed one."""
+    async for request in requests:
+        if isinstance(request, _Malformed):
+            raise request.error
+        yield request
