@@ -16,7 +16,7 @@ import pytest
 import structlog
 
 from runlane_server.store.base import Store
-from runlane_server.store.open import open_store
+from runlane_server.store.open import StoreUrl, open_store
 from support.node import Node, running
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ async def store_url(
 @pytest.fixture
 async def store(store_url: str) -> AsyncIterator[Store]:
     """An empty store, open."""
-    async with open_store(store_url) as opened:
+    async with open_store(StoreUrl.parse(store_url)) as opened:
         yield opened
 
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import pytest
 
 from runlane.v1 import run_service_pb2 as pb
-from runlane_server.store.open import open_store
+from runlane_server.store.open import StoreUrl, open_store
 from support.rpc_wire import serving
 
 
 async def test_r25_a_cursor_ahead_of_a_lagging_node_is_accepted(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from runlane_server.store.postgres.store import PostgresStore  # noqa: PLC0415
-    from support.postgres import listening  # noqa: PLC0415 - an optional extra
+    from support.postgres import listening, postgres_store  # noqa: PLC0415 - an optional extra
 
     monkeypatch.setattr("runlane_server.store.postgres.log.POLL_SECONDS", 3_600.0)
-    store, lagging = PostgresStore(postgres_url), open_store(postgres_url)
+    store, lagging = (
+        postgres_store(postgres_url),
+        open_store(StoreUrl.parse(postgres_url)),
+    )
     async with serving(store=store) as one, serving(store=lagging) as two:
         await listening(postgres_url, 2)
         await store._open.notifier.close()

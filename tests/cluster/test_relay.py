@@ -16,7 +16,7 @@ from runlane_server.access.control import PEER_KEY, PEER_TENANT
 from runlane_server.cluster import relay as relay_module
 from runlane_server.cluster.peers import Peers
 from runlane_server.core.limits import Limits
-from runlane_server.store.open import open_store
+from runlane_server.store.open import StoreUrl, open_store
 from support.rpc_wire import Wire, serving
 
 SECONDS = 20.0
@@ -33,8 +33,8 @@ def _without_polling_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
 async def two_nodes(url: str) -> AsyncIterator[tuple[Wire, Wire]]:
     """A node that executes runs, and a front node that does not."""
     async with (
-        serving(store=open_store(url)) as executor,
-        serving(Limits(max_active_runs=0), store=open_store(url)) as front,
+        serving(store=open_store(StoreUrl.parse(url))) as executor,
+        serving(Limits(max_active_runs=0), store=open_store(StoreUrl.parse(url))) as front,
     ):
         yield executor, front
 
@@ -140,7 +140,7 @@ async def test_a_run_executed_on_this_node_is_not_relayed(
 
     monkeypatch.setattr(Peers, "follow", never)
     monkeypatch.setattr(relay_module, "CHECK_SECONDS", 0.01)
-    async with serving(store=open_store(postgres_url)) as node:
+    async with serving(store=open_store(StoreUrl.parse(postgres_url))) as node:
         run_id = await accept(node, {"text": "one"}, {"wait": "g"}, {"text": "two"})
         follower = Follower(node, run_id)
         await follower.wait_for("one")

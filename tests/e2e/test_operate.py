@@ -96,10 +96,10 @@ async def test_check_reports_each_inconsistency(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "why"),
     [
-        (["check"], 1, "runlane.db: there is no such file"),
-        (["check", "--store", "memory:"], 1, "memory: is gone with its server"),
+        (["check"], 1, "runlane.db: the file does not exist"),
+        (["check", "--store", "memory:"], 1, "a memory store ends with its server"),
         (["backup"], 2, "PATH"),
-        (["backup", "x.db"], 1, "runlane.db: there is no such file"),
+        (["backup", "x.db"], 1, "runlane.db: the file does not exist"),
         (["backup", "x.db", "--store", "postgresql://h/d"], 1, "postgresql"),
         (["backup", "x.db", "--listen", ":1"], 2, "--listen"),
         (["--store", "sqlite:///x.db", "check"], 2, "--store: is of the server; give it behind"),

@@ -57,7 +57,7 @@ def foreign(path: Path) -> None:
         (a_folder, "is a directory"),
         (unreadable, "unable to open database file"),
         (garbage, "is not a database"),
-        (foreign, "is a database of some other program"),
+        (foreign, "is a database of another program"),
     ],
 )
 async def test_a_foreign_file_is_refused_and_unchanged(
@@ -86,7 +86,11 @@ MODULES = {
         (["--agent", "command:no-such-program -x"], 1, "no program 'no-such-program'"),
         (["--agent", "no_such_module:answer"], 1, "No module named 'no_such_module'"),
         (["--agent", "raising:answer"], 1, "RuntimeError: no luck"),
-        (["--agent", "plain:answer"], 1, "not an async generator function"),
+        (
+            ["--agent", "plain:answer"],
+            1,
+            "a function is not an agent",
+        ),
         (["--agent", "chat:openai:small"], 1, "OPENAI_API_KEY"),
         (["--max-active-runs", "-1"], 2, "--max-active-runs"),
     ],

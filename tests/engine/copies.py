@@ -7,16 +7,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
-from runlane_server.store.open import can_be_shared, database_path, open_store
+from runlane_server.store.open import StoreUrl, open_store
 
 
 @asynccontextmanager
 async def copy_of(url: str, folder: Path) -> AsyncIterator[str]:
     """Yields the URL of a copy of everything committed so far, and deletes the copy afterwards."""
-    if not can_be_shared(url):
+    store_url = StoreUrl.parse(url)
+    if not store_url.is_shareable:
         copy = folder / "copy.db"
         with (
-            closing(sqlite3.connect(database_path(url))) as source,
+            closing(sqlite3.connect(store_url.file)) as source,
             closing(sqlite3.connect(copy)) as target,
         ):
             source.backup(target)
@@ -25,7 +26,7 @@ async def copy_of(url: str, folder: Path) -> AsyncIterator[str]:
     from support.postgres import copy_rows, fresh_database  # noqa: PLC0415 - an optional extra
 
     async with fresh_database(url) as other:
-        async with open_store(other):
+        async with open_store(StoreUrl.parse(other)):
             pass
         await copy_rows(url, other)
         yield other

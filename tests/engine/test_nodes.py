@@ -15,9 +15,10 @@ from runlane_server.core.model import FinishReason, RunState, SessionKey, TextDe
 from runlane_server.core.transition import Transition
 from runlane_server.engine.executor import NodeSettings
 from runlane_server.store.postgres.cluster import PostgresCluster
+from runlane_server.store.postgres.database import Database
 from runlane_server.store.postgres.store import PostgresStore
 from support.node import Node, running
-from support.postgres import plain
+from support.postgres import plain, postgres_store
 from support.staging import SECONDS, say, script, wait
 
 S = RunState
@@ -34,7 +35,7 @@ async def a_node(
 ) -> AsyncIterator[Node]:
     limits = Limits(cancel_grace=SECONDS, max_active_runs=max_active)
     async with (
-        PostgresStore(url) as store,
+        postgres_store(url) as store,
         running(store, limits=limits, node=settings) as node,
     ):
         yield node
@@ -56,7 +57,7 @@ def cut_off(node: Node) -> Iterator[None]:
         raise StoreUnavailable("away")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cluster, "beat", away)
+        patch.setattr(cluster, "heartbeat", away)
         yield
 
 
@@ -64,7 +65,7 @@ async def test_a_node_keeps_its_runs_if_one_heartbeat_is_lost(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first heartbeat gets no answer; the retries succeed within the lease."""
-    beat = PostgresCluster.beat
+    beat = PostgresCluster.heartbeat
     heard = asyncio.Event()
     loop = asyncio.get_running_loop()
     silent_until = loop.time() + SHORT.lease / 2
@@ -76,7 +77,7 @@ async def test_a_node_keeps_its_runs_if_one_heartbeat_is_lost(
         heard.set()
         return alive
 
-    monkeypatch.setattr(PostgresCluster, "beat", slow)
+    monkeypatch.setattr(PostgresCluster, "heartbeat", slow)
     async with a_node(postgres_url, SHORT) as node:
         run = await node.blocked("s", "g")
         assert node.coordinator.membership is not None
@@ -226,7 +227,7 @@ async def test_r07_a_node_without_answer_from_the_store_stops_its_agents_within_
     """After the lease its runs belong to another node."""
     agent = Stoppable()
     async with (
-        PostgresStore(postgres_url) as store,
+        postgres_store(postgres_url) as store,
         running(store, agent=agent, node=SHORT) as node,
     ):
         await node.queue("s", "x")
@@ -237,7 +238,7 @@ async def test_r07_a_node_without_answer_from_the_store_stops_its_agents_within_
             await silence.wait()
             return True
 
-        monkeypatch.setattr(store.cluster, "beat", silent)
+        monkeypatch.setattr(store.cluster, "heartbeat", silent)
         async with asyncio.timeout(SHORT.lease):
             await agent.stopped.wait()
         silence.set()
@@ -246,8 +247,8 @@ async def test_r07_a_node_without_answer_from_the_store_stops_its_agents_within_
 class Late(PostgresStore):
     """A store that commits at once and confirms later."""
 
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
         self.committed = asyncio.Event()
         self.answering = asyncio.Event()
 
@@ -262,7 +263,10 @@ async def test_r07_a_node_declared_dead_starts_no_agent_after_a_late_confirmatio
     postgres_url: str,
 ) -> None:
     agent = Stoppable()
-    async with Late(postgres_url) as store, running(store, agent=agent, node=SHORT) as node:
+    async with (
+        Late(Database.parse(postgres_url)) as store,
+        running(store, agent=agent, node=SHORT) as node,
+    ):
         accepting = asyncio.create_task(node.queue("s", "x"))
         await store.committed.wait()
         membership = node.coordinator.membership
@@ -281,7 +285,10 @@ async def test_r07_a_node_that_rejoined_starts_no_agent_after_a_late_confirmatio
     postgres_url: str,
 ) -> None:
     agent = Stoppable()
-    async with Late(postgres_url) as store, running(store, agent=agent, node=SHORT) as node:
+    async with (
+        Late(Database.parse(postgres_url)) as store,
+        running(store, agent=agent, node=SHORT) as node,
+    ):
         accepting = asyncio.create_task(node.queue("s", "x"))
         await store.committed.wait()
         membership = node.coordinator.membership
@@ -310,7 +317,7 @@ async def test_a_node_declared_dead_rejoins_under_a_new_id(postgres_url: str) ->
         async with asyncio.timeout(SECONDS):
             # With a lease of zero every node is dead unless its heartbeat arrives at this instant.
             while not await beside.fetchval("SELECT lost FROM nodes WHERE node_id = $1", before):
-                await b.store.cluster.beat(judge.node_id, 0.0)
+                await b.store.cluster.heartbeat(judge.node_id, 0.0)
             while judged.node_id == before:
                 await asyncio.sleep(0.01)
         a.latches.open("g")
@@ -348,7 +355,7 @@ class Unanswered(PostgresStore):
 
 
 async def test_r01_a_run_whose_start_was_not_confirmed_is_executed(postgres_url: str) -> None:
-    async with Unanswered(postgres_url) as store, running(store, node=LONG) as node:
+    async with Unanswered(Database.parse(postgres_url)) as store, running(store, node=LONG) as node:
         store.to_lose = 1
         # The lookup finds it.
         run = await node.queue("s", "hello")

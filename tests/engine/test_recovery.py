@@ -16,7 +16,7 @@ from engine.copies import copy_of
 from runlane_server.core.limits import Limits
 from runlane_server.core.model import FinishReason, RunKey, RunState, Started
 from runlane_server.store.base import Store
-from runlane_server.store.open import open_store
+from runlane_server.store.open import StoreUrl, open_store
 from support.node import Node, running
 from support.staging import SECONDS, STEP, say, script, wait
 
@@ -41,7 +41,7 @@ def second(store_url: str, tmp_path: Path) -> Second:
     async def started(limits: Limits | None = None) -> AsyncIterator[Node]:
         async with (
             copy_of(store_url, tmp_path) as url,
-            open_store(url) as store,
+            open_store(StoreUrl.parse(url)) as store,
             running(store, limits=limits) as node,
         ):
             yield node

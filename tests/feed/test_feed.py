@@ -281,7 +281,7 @@ async def run_unpublished(node: Node, number: int) -> None:
 async def publish(node: Node, after: int) -> None:
     """Publishes the log after a position to the feed."""
     page = await node.store.completes(TENANT, ALL, after=after, limit=99, max_bytes=1 << 30)
-    node.feed.completed(page.events)
+    node.feed.on_completes(page.events)
 
 
 NO_MATCH = EventFilter(session_ids=frozenset({"nobody"}))
@@ -324,7 +324,7 @@ async def test_r25_a_fully_compacted_log_ends_a_waiting_subscription(node: Node)
         await asyncio.sleep(0)
         await run_unpublished(node, 2)
         assert await node.store.compact(1 << 62, limit=9) == 2
-        node.feed.completed(())
+        node.feed.on_completes(())
         with pytest.raises(CursorCompacted):
             await waiting
     assert node.feed.position == 2
@@ -343,7 +343,7 @@ async def test_a_follower_gets_the_end_that_another_node_wrote(node: Node) -> No
     idle = node.feed.follow(key, known)
     await asyncio.sleep(0)
     # The tail exists and lacks the end.
-    node.feed.happened(key, (await node.events(run.run_id))[-1:])
+    node.feed.on_run_events(key, (await node.events(run.run_id))[-1:])
     with disconnected(node):
         node.latches.open("g")
         assert await node.coordinator.wait_idle(SECONDS)
@@ -381,7 +381,7 @@ async def test_a_follower_does_not_skip_events_that_another_node_wrote_in_betwee
     key = RunKey(TENANT, run.run_id)
     following = asyncio.create_task(follow(node, run.run_id))
     await asyncio.sleep(0)
-    node.feed.happened(key, (await node.events(run.run_id))[-1:])
+    node.feed.on_run_events(key, (await node.events(run.run_id))[-1:])
     known = len(await node.events(run.run_id))
     slow = node.feed.follow(key, known)
     with disconnected(node):

@@ -406,7 +406,7 @@ def test_omitted_fields_have_defaults() -> None:
     assert validate.wait_run(run_service_pb2.WaitRunRequest(run_id="r")) is None
     nothing = check_subscribe_run_complete(run_service_pb2.SubscribeRunCompleteRequest())
     assert nothing == EventFilter()
-    assert nothing.everything
+    assert nothing.matches_all
 
 
 def test_values_at_the_limits_are_accepted() -> None:

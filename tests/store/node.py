@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import structlog
 
 from runlane_server.store.base import LoggedComplete, Stale
-from runlane_server.store.open import open_store
+from runlane_server.store.open import StoreUrl, open_store
 from support.story import Story, Witness
 
 SHARED = "shared"
@@ -29,8 +29,8 @@ class Counted(Witness):
         self.enough = asyncio.Event()
         self._total = total
 
-    def completed(self, events: Sequence[LoggedComplete]) -> None:
-        super().completed(events)
+    def on_completes(self, events: Sequence[LoggedComplete]) -> None:
+        super().on_completes(events)
         if len(self.log) >= self._total:
             self.enough.set()
 
@@ -55,7 +55,7 @@ async def _tried(story: Story, step: Callable[[], Awaitable[None]]) -> bool:
 
 async def live(url: str, name: str, sessions: int, runs: int, total: int) -> list[list[object]]:
     """Plays its runs; returns what its listener was told."""
-    async with open_store(url) as store:
+    async with open_store(StoreUrl.parse(url)) as store:
         store.listener = witness = Counted(total)
         print("ready", flush=True)
         await asyncio.to_thread(sys.stdin.readline)

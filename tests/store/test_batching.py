@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from runlane_server.store.batching import MAX_PAUSE, SAMPLE, SILENCE, Pace
+from runlane_server.store.batching import MAX_DELAY, SAMPLE, SILENCE, Pacer
 
 
 @dataclass
@@ -24,15 +24,15 @@ class Clocks:
 def paced(units: int, share: float, commits: int = 100) -> float:
     """The pause after so many commits of so many units, the loop at work for that share of it."""
     clocks = Clocks()
-    pace = Pace(clock=lambda: clocks.now, worked=lambda: clocks.worked)
+    pace = Pacer(clock=lambda: clocks.now, worked=lambda: clocks.worked)
     for _ in range(commits):
         clocks.pass_by(SAMPLE / 10, share)
-        pace.went(units)
-    return pace.pause()
+        pace.record(units)
+    return pace.delay()
 
 
 def test_the_first_commit_waits_for_nobody() -> None:
-    assert Pace().pause() == 0
+    assert Pacer().delay() == 0
 
 
 @pytest.mark.parametrize("units", [1, 50])
@@ -46,28 +46,28 @@ def test_nobody_is_waited_for_where_nobody_comes() -> None:
 
 
 def test_a_busy_loop_with_much_to_write_waits_as_long_as_may_be() -> None:
-    assert paced(50, share=1.0) == MAX_PAUSE
+    assert paced(50, share=1.0) == MAX_DELAY
 
 
 def test_in_between_it_waits_a_little() -> None:
-    assert 0 < paced(2, share=0.6) < MAX_PAUSE
+    assert 0 < paced(2, share=0.6) < MAX_DELAY
 
 
 def test_it_stops_waiting_when_the_rush_is_over() -> None:
     clocks = Clocks()
-    pace = Pace(clock=lambda: clocks.now, worked=lambda: clocks.worked)
+    pace = Pacer(clock=lambda: clocks.now, worked=lambda: clocks.worked)
     for units in (*[50] * 100, *[1] * 10):
         clocks.pass_by(SAMPLE / 10, 1.0)
-        pace.went(units)
-    assert pace.pause() == 0
+        pace.record(units)
+    assert pace.delay() == 0
 
 
 def test_who_comes_when_the_rush_is_long_over_does_not_wait() -> None:
     clocks = Clocks()
-    pace = Pace(clock=lambda: clocks.now, worked=lambda: clocks.worked)
+    pace = Pacer(clock=lambda: clocks.now, worked=lambda: clocks.worked)
     for _ in range(100):
         clocks.pass_by(SAMPLE / 10, 1.0)
-        pace.went(50)
-    assert pace.pause() == MAX_PAUSE
+        pace.record(50)
+    assert pace.delay() == MAX_DELAY
     clocks.pass_by(SILENCE * 2, 0.0)
-    assert pace.pause() == 0
+    assert pace.delay() == 0

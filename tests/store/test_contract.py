@@ -603,7 +603,7 @@ async def test_listener_finds_in_the_store_what_it_is_told_of(store: Store, stor
     seen: list[int] = []
 
     class Reader(Witness):
-        def completed(self, events: object) -> None:
+        def on_completes(self, events: object) -> None:
             seen.append(store.position)
 
     store.listener = Reader()

@@ -322,5 +322,5 @@ async def test_memory_store_forgets_what_it_removed() -> None:
     for n in range(3):
         await chatty(story, f"r{n}", deltas=50)
     await store.compact(FAR, 9)
-    assert sum(len(run.events) for run in store._runs.values()) == 3
+    assert sum(len(run.events) for run in store._tables.runs.values()) == 3
     assert await store.log_bytes() == 0

@@ -25,8 +25,9 @@ from typing import TypeAlias
 import asyncpg
 import pytest
 
+from runlane_server.store.postgres.database import Database
 from runlane_server.store.postgres.schema import SQL
-from runlane_server.store.postgres.url import read_url
+from runlane_server.store.postgres.store import PostgresStore
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -161,7 +162,7 @@ async def fresh_database(base: str) -> AsyncIterator[str]:
     try:
         yield with_schema(base, schema)
     finally:
-        connection = await asyncpg.connect(read_url(base).dsn)
+        connection = await asyncpg.connect(Database.parse(base).dsn)
         # A test that failed may have left somebody behind who is in the way.
         await connection.execute("SET lock_timeout = '10s'")
         await connection.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
@@ -170,14 +171,19 @@ async def fresh_database(base: str) -> AsyncIterator[str]:
 
 def with_schema(base: str, schema: str) -> str:
     """The URL of a database with that schema for the store, in place of the one that it names."""
-    dsn = read_url(base).dsn
+    dsn = Database.parse(base).dsn
     return f"{dsn}{'&' if '?' in dsn else '?'}schema={schema}"
+
+
+def postgres_store(url: str) -> PostgresStore:
+    """The store of a URL, not opened yet."""
+    return PostgresStore(Database.parse(url))
 
 
 async def plain(url: str) -> Connection:
     """A connection beside the store, in its schema."""
-    address = read_url(url)
-    return await asyncpg.connect(address.dsn, server_settings={"search_path": address.schema})
+    database = Database.parse(url)
+    return await asyncpg.connect(database.dsn, server_settings={"search_path": database.schema})
 
 
 _TABLES = """
@@ -193,7 +199,7 @@ WHERE table_schema = $1 AND is_identity = 'YES'
 
 async def copy_rows(source: str, target: str) -> None:
     """Copies what a store has at an instant into another one, all but the nodes that work there."""
-    here, there = read_url(source).schema, read_url(target).schema
+    here, there = Database.parse(source).schema, Database.parse(target).schema
     connection = await plain(source)
     async with connection.transaction(isolation="repeatable_read"):
         tables = await connection.fetch(_TABLES, here)

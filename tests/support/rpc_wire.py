@@ -27,7 +27,7 @@ from runlane_server.harness.harness import Harness
 from runlane_server.rpc.endpoint import Endpoint
 from runlane_server.rpc.tls import ServerTls
 from runlane_server.store.base import Store
-from runlane_server.store.open import open_store
+from runlane_server.store.open import StoreUrl, open_store
 
 
 @dataclass
@@ -57,7 +57,7 @@ over_any_store = [pytest.mark.stores("memory"), pytest.mark.usefixtures("served_
 
 def default_store() -> Store:
     """Opens the store of the test."""
-    return open_store(os.environ.get("RUNLANE_STORE", "memory:"))
+    return open_store(StoreUrl.parse(os.environ.get("RUNLANE_STORE", "memory:")))
 
 
 @asynccontextmanager

@@ -202,8 +202,8 @@ class Witness:
         self.log: list[LoggedComplete] = []
         self.runs: dict[RunKey, list[RunEvent]] = {}
 
-    def completed(self, events: Sequence[LoggedComplete]) -> None:
+    def on_completes(self, events: Sequence[LoggedComplete]) -> None:
         self.log += events
 
-    def happened(self, key: RunKey, events: Sequence[RunEvent]) -> None:
+    def on_run_events(self, key: RunKey, events: Sequence[RunEvent]) -> None:
         self.runs.setdefault(key, []).extend(events)

@@ -75,7 +75,7 @@ async def metered(store: Store, limits: Limits | None = None) -> AsyncIterator[M
     clock, feed, agent = Clock(), Feed(store), ScriptedAgent()
     metrics = Metrics(lambda: STATE)
     meter = Meter(metrics, feed, clock)
-    store.listener = store.watcher = meter
+    store.listener = store.write_observer = meter
     coordinator = Coordinator(
         store,
         agent,

@@ -17,11 +17,10 @@ from runlane_server.core.transition import Transition
 from runlane_server.feed.feed import Feed
 from runlane_server.store.base import NewSession, SessionTaken
 from runlane_server.store.memory.store import MemoryStore
-from runlane_server.store.postgres.store import PostgresStore
 from runlane_server.store.sqlite.store import SqliteStore
 from runlane_server.telemetry.meter import Meter
 from runlane_server.telemetry.metrics import Metrics
-from support.postgres import OwnPostgres, fresh_database
+from support.postgres import OwnPostgres, fresh_database, postgres_store
 from support.staging import say, script, wait
 from telemetry.metered import STATE, Clock, Metered, metered
 
@@ -248,9 +247,9 @@ async def test_failed_writes_count_as_store_unavailable(tmp_path: Path) -> None:
 async def test_only_writes_while_the_database_is_down_count_as_store_unavailable(
     own_server: OwnPostgres,
 ) -> None:
-    async with fresh_database(own_server.url) as url, PostgresStore(url) as store:
+    async with fresh_database(own_server.url) as url, postgres_store(url) as store:
         metrics = Metrics(lambda: STATE)
-        store.watcher = Meter(metrics, Feed(store), Clock())
+        store.write_observer = Meter(metrics, Feed(store), Clock())
         sessions = [NewSession(SessionKey(DEFAULT_TENANT, f"s{n}"), 0) for n in range(4)]
         await asyncio.gather(*map(store.create_session, sessions[:3]))
         await asyncio.to_thread(own_server.stop)

@@ -20,8 +20,8 @@ from e2e.test_processes import parent
 from runlane import Client, RunState, SessionNotFound
 from runlane_server.config import Config
 from runlane_server.core.errors import StartError
-from runlane_server.store.postgres.store import PostgresStore
 from runlane_server.telemetry.metrics_server import MetricsServer
+from support.postgres import postgres_store
 from support.server import ServerProcess, serving, start_fails
 from support.staging import SECONDS, say
 from support.wire import Wire
@@ -250,10 +250,10 @@ def test_a_process_without_a_port_fails_the_start(tmp_path: Path) -> None:
 
 
 async def test_announced_events_are_behind_until_they_are_read(postgres_url: str) -> None:
-    async with PostgresStore(postgres_url) as store:
+    async with postgres_store(postgres_url) as store:
         log = store._open.log
         assert store.behind == 0
-        log._heard(None, 0, "", "other 7 0")
+        log._on_notification(None, 0, "", "other 7 0")
         assert store.behind == 7
         log.position = 5
         assert store.behind == 2

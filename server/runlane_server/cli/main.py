@@ -21,6 +21,7 @@ from runlane_server.config.settings import Config, options, store_options
 from runlane_server.core.errors import StartError
 from runlane_server.process import processes
 from runlane_server.process.app import run
+from runlane_server.store.open import StoreUrl
 
 _SETTINGS = {"auto_envvar_prefix": "RUNLANE", "show_default": True}
 
@@ -58,7 +59,7 @@ def backup(store: str, path: Path, *, force: bool) -> int:
     The copy is consistent and verified. To restore it, let a server use it, or a copy of it, as
     its --store; it takes no cursors from before.
     """
-    click.echo(maintenance.backup(store, path, force=force))
+    click.echo(maintenance.backup(StoreUrl.parse(store), path, force=force))
     return 0
 
 
@@ -66,7 +67,7 @@ def backup(store: str, path: Path, *, force: bool) -> int:
 @store_options
 def check(store: str) -> int:
     """Verifies the database: prints what is wrong, a line each, and exits with 1 if anything is."""
-    lines, code = maintenance.check(store)
+    lines, code = maintenance.check(StoreUrl.parse(store))
     for line in lines:
         click.echo(line)
     return code
@@ -80,7 +81,7 @@ def renew(store: str) -> int:
     So it is for a standby that took over and lagged behind. Cursors from before are refused from
     then on; without this they would point at other events.
     """
-    click.echo(maintenance.renew(store))
+    click.echo(maintenance.renew(StoreUrl.parse(store)))
     return 0
 
 

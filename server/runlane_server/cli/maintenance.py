@@ -9,48 +9,48 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runlane_server.core.errors import StartError
-from runlane_server.store.open import can_be_shared, database_path, open_store
+from runlane_server.store.open import StoreUrl, check_driver
 from runlane_server.store.sqlite.backup import back_up
 from runlane_server.store.sqlite.check import Counts
 from runlane_server.store.sqlite.check import check as check_file
 
 
-def backup(store: str, target: Path, *, force: bool) -> str:
+def backup(store: StoreUrl, target: Path, *, force: bool) -> str:
     """Copies the database of a store to a file; returns what is to be said of it.
 
     Raises StartError.
     """
     begun = time.monotonic()
-    made = back_up(database_path(store), target, force=force)
+    made = back_up(store.file, target, force=force)
     return f"{target}: {made.size} bytes, {_contents(made.counts)}, in {_since(begun)}"
 
 
-def check(store: str) -> tuple[Sequence[str], int]:
+def check(store: StoreUrl) -> tuple[Sequence[str], int]:
     """Verifies the database of a store; returns what is to be said of it, and the exit code.
 
     Raises StartError.
     """
     begun = time.monotonic()
-    path = database_path(store)
+    path = store.file
     findings = check_file(path)
     if findings.counts is None:
         return findings.problems, 1
     return [f"{path}: nothing is wrong with {_contents(findings.counts)}, in {_since(begun)}"], 0
 
 
-def renew(store: str) -> str:
+def renew(store: StoreUrl) -> str:
     """Gives the database of a store a new identity; returns what is to be said of it.
 
     Raises StartError.
     """
-    if not can_be_shared(store):
+    if store.database is None:
         raise StartError(
             "renew: is for PostgreSQL; what 'backup' writes has no identity until it is used"
         )
-    open_store(store)  # says so if what it needs is not installed
+    check_driver()
     from runlane_server.store.postgres.renew import renew as renew_database  # noqa: PLC0415
 
-    return asyncio.run(renew_database(store))
+    return asyncio.run(renew_database(store.database))
 
 
 def _contents(counts: Counts) -> str:

@@ -161,7 +161,7 @@ class Membership:
         self._is_connected = False
         try:
             async with asyncio.timeout(self.lease / HEARTBEATS):
-                known = await self._cluster.beat(self.node_id, self.lease)
+                known = await self._cluster.heartbeat(self.node_id, self.lease)
         except (TimeoutError, StoreUnavailable):
             return
         self._is_connected = True

@@ -189,7 +189,7 @@ class _FollowedRun:
         if event is None:
             self._feed.mark_ended(self._key)
         else:
-            self._feed.happened(self._key, (event,))
+            self._feed.on_run_events(self._key, (event,))
 
     def _on_lost(self) -> None:
         self._is_live = False

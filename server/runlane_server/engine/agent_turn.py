@@ -18,7 +18,7 @@ from runlane_server.core.model import (
 )
 from runlane_server.core.transition import LaneRun
 from runlane_server.store.base import MessagePlace, Page, Store
-from runlane_server.store.retry import patiently
+from runlane_server.store.retry import retry_read
 
 HISTORY_PAGE = 500
 HISTORY_BYTES = 8 << 20
@@ -67,7 +67,7 @@ class AgentTurn:
         if request is not None:
             self.prompt, self.metadata = request.prompt, request.metadata
             return
-        run = await patiently(self._store, lambda: self._store.get_run(self._job.run_key))
+        run = await retry_read(self._store, lambda: self._store.get_run(self._job.run_key))
         if run is not None:
             self.metadata = run.metadata
         self.prompt = (await self._folded_prompt(self._job.run)).prompt
@@ -75,7 +75,7 @@ class AgentTurn:
     async def _folded_prompt(self, run: LaneRun) -> FoldedPrompt:
         """Reads the prompt of a run of this tenant."""
         key = RunKey(self._job.key.tenant, run.run_id)
-        prompt = await patiently(self._store, lambda: self._store.get_prompt(key))
+        prompt = await retry_read(self._store, lambda: self._store.get_prompt(key))
         if prompt is None:
             raise AgentError("the prompt is missing from the store", reason="INTERRUPTED")
         return FoldedPrompt(run.run_id, prompt)
@@ -85,7 +85,7 @@ class AgentTurn:
         messages: list[Message] = []
         place: MessagePlace | None = None
         while True:
-            page = await patiently(self._store, partial(self._page, place))
+            page = await retry_read(self._store, partial(self._page, place))
             earlier = [item for item in page.items if item.turn < self._job.run.turn]
             messages += earlier
             place = page.next

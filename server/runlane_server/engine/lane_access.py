@@ -16,7 +16,7 @@ from runlane_server.core.transition import LaneRun, Outcome
 from runlane_server.engine.agent_turn import Job
 from runlane_server.engine.lanes import Lanes
 from runlane_server.store.base import Store
-from runlane_server.store.retry import patiently
+from runlane_server.store.retry import retry_read
 
 log = structlog.get_logger()
 
@@ -55,7 +55,7 @@ class LaneAccess:
                 if self._store.failed is not None:
                     raise
             await asyncio.sleep(RETRY_PAUSE)
-            lane = await patiently(self._store, lambda: self._store.load_lane(job.key))
+            lane = await retry_read(self._store, lambda: self._store.load_lane(job.key))
             missed = [run for run in lane.folded if run.run_id not in taken]
             active = lane.active
             if missed and active and (active.run_id, active.attempt) == job.attempt:

@@ -26,7 +26,7 @@ from runlane_server.core.model import (
 from runlane_server.core.transition import LaneRun
 from runlane_server.core.turn import DraftMessage, InvalidAgentEvent, TurnDraft
 from runlane_server.store.base import Stale, Store
-from runlane_server.store.retry import patiently
+from runlane_server.store.retry import retry_read
 
 log = structlog.get_logger()
 
@@ -228,7 +228,7 @@ class Outbox:
                 return
 
     async def _is_stored(self, event: RunEvent) -> bool:
-        found = await patiently(
+        found = await retry_read(
             self._store,
             lambda: self._store.run_events(self._key, after=event.index - 1, limit=1, max_bytes=1),
         )

@@ -98,7 +98,7 @@ class Feed:
 
     # The listener of the store
 
-    def completed(self, events: Sequence[LoggedComplete]) -> None:
+    def on_completes(self, events: Sequence[LoggedComplete]) -> None:
         """Publishes terminal events. The list is empty if the store skipped compacted events."""
         first: dict[Hashable, Position] = {}
         begin = events[0].position if events else self._store.position + 1
@@ -117,7 +117,7 @@ class Feed:
             for subscriber in self._subscribers.get(topic, ()):
                 subscriber.wake(position)
 
-    def happened(self, key: RunKey, events: Sequence[RunEvent]) -> None:
+    def on_run_events(self, key: RunKey, events: Sequence[RunEvent]) -> None:
         """Publishes events of a run that are new to its followers, if it has any."""
         followers = self._followers.get(key)
         tail = self._run_tails.get(key)
@@ -195,7 +195,7 @@ class Feed:
         """
         if not self._tail.covers(after):
             return None
-        if not wanted.everything:
+        if not wanted.matches_all:
             return self._page(tenant, after, wanted.matches)
         if self._shared is None or self._shared[:2] != (tenant, after):
             self._shared = (tenant, after, self._page(tenant, after))
@@ -366,7 +366,7 @@ def _topics_of_event(event: LoggedComplete) -> tuple[Hashable, ...]:
 
 
 def _topics_of_filter(tenant: str, wanted: EventFilter) -> tuple[Hashable, ...]:
-    if wanted.everything:
+    if wanted.matches_all:
         return ((tenant, _EVERYTHING),)
     return (
         *((tenant, "session", session_id) for session_id in wanted.session_ids),

@@ -30,7 +30,7 @@ from runlane_server.process.security import Entrance
 from runlane_server.process.security import check as check_entrance
 from runlane_server.rpc.endpoint import Endpoint
 from runlane_server.store.base import StoreError
-from runlane_server.store.open import kind_of, open_store
+from runlane_server.store.open import StoreUrl, open_store
 from runlane_server.telemetry.metrics_server import MetricsServer
 from runlane_server.telemetry.trace_export import TraceExport
 
@@ -90,12 +90,13 @@ async def serving(
     Raises StartError if it cannot start.
     """
     check_entrance(config)
+    store_url = StoreUrl.parse(config.store)
     harness = harness or Harness()
-    harness.server = about(config)
+    harness.server = about(config, store_url)
     clock = harness.clock
     entrance = Entrance(config, clock.seconds)
     async with AsyncExitStack() as closing:
-        monitor = MetricsServer(config.metrics_listen, kind_of(config.store), worker, clock.micros)
+        monitor = MetricsServer(config.metrics_listen, store_url.kind, worker, clock.micros)
         tracing = TraceExport(
             config.otlp_endpoint,
             ratio=config.trace_ratio,
@@ -104,7 +105,7 @@ async def serving(
         )
         await closing.enter_async_context(tracing.exporting())
         agent = agent or load_agent(config.agent, agent_settings(config))
-        store = open_store(config.store)
+        store = open_store(store_url)
         store.on_failure = orders.store_failed
         await closing.enter_async_context(store)
         feed = Feed(store)
@@ -176,10 +177,10 @@ def _bind(endpoint: Endpoint, config: Config, worker: int | None) -> tuple[str, 
     return address, reached_at(own, given)
 
 
-def about(config: Config) -> ServerInfo:
+def about(config: Config, store_url: StoreUrl) -> ServerInfo:
     """What a test is told of the settings."""
     return ServerInfo(
-        store=kind_of(config.store),
+        store=store_url.kind,
         agent=config.agent.partition(":")[0],
         limits=config.limits,
         drain_timeout=config.drain_timeout,

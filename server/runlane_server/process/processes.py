@@ -31,7 +31,7 @@ from runlane_server.process.app import say_listening
 from runlane_server.process.child import ERROR, SERVING
 from runlane_server.process.security import check as check_entrance
 from runlane_server.process.shared_port import held
-from runlane_server.store.open import can_be_shared
+from runlane_server.store.open import StoreUrl
 from runlane_server.telemetry import logs
 
 log = structlog.get_logger()
@@ -59,7 +59,7 @@ def check(config: Config) -> None:
     _, port = split_address(config.listen)
     if port is None:
         raise click.UsageError(f"--workers: cannot share {config.listen}; listen on HOST:PORT")
-    if not can_be_shared(config.store):
+    if not StoreUrl.parse(config.store).is_shareable:
         raise SettingsError("--workers needs a store that nodes can share: postgresql://")
     check_entrance(config)
     of_worker(config.node_address, config.workers)

@@ -1,7 +1,6 @@
-"""Where lanes, transcripts and events are kept: memory, SQLite, or PostgreSQL.
+"""Stores for lanes, transcripts and events: memory, SQLite and PostgreSQL.
 
-Import `Store` and its records from `base`, and `open_store` from `open`
-to get one by its URL. A store commits
-the transition it is given in one transaction, if the lane still has the version that it started
-from. It holds no rule and never changes what it is given.
+`base` has the interface, `open` gives a store by its URL. A store commits each transition in one
+transaction if the lane is still at the version that the transition started from. It holds no rule
+and never changes what it is given.
 """

@@ -1,7 +1,8 @@
-"""What a store does. It keeps what it is given, a transition in a transaction; it decides nothing.
+"""The interface of a store, and the records that it returns.
 
-The lane's version is the only concurrency control: a commit is refused with `Stale` if the stored
-lane is not at the version that the transition was made from.
+A store commits each transition in one transaction and decides nothing. The lane's version is the
+only concurrency control: a store refuses a commit with `Stale` if the stored lane is not at the
+version that the transition started from.
 """
 
 from __future__ import annotations
@@ -30,26 +31,47 @@ Item = TypeVar("Item")
 Place = TypeVar("Place")
 
 Position = int
-"""A place in the event log: that of the event before it; 0 is before the first."""
+"""A place in the event log, given by the number of the event before it. 0 is before the first."""
 
 BEGINNING: Position = 0
 
 
 class Stale(Exception):
-    """The lane, or the run's attempt, is not what the caller took it for. Nothing was written."""
+    """The caller decided on an outdated lane or attempt. Nothing was written."""
+
+    @classmethod
+    def lane(cls) -> Stale:
+        """Another commit has changed the lane."""
+        return cls("the lane is not at the version that the transition started from")
+
+    @classmethod
+    def attempt(cls) -> Stale:
+        """The attempt that emits is no longer the active one."""
+        return cls("the attempt is not the active one")
+
+    @classmethod
+    def run(cls) -> Stale:
+        """The run, or its list of events, has changed."""
+        return cls("the run or its events differ from those that the transition started from")
 
 
 class RunIdTaken(Exception):
-    """A run of that id exists already. Nothing was written."""
+    """Another run has this id. Nothing was written."""
+
+    def __init__(self) -> None:
+        super().__init__("a run with this id exists already")
 
 
 class SessionTaken(Exception):
-    """A session of that id exists already. Nothing was written."""
+    """Another session has this id. Nothing was written."""
+
+    def __init__(self) -> None:
+        super().__init__("a session with this id exists already")
 
 
 @dataclass(frozen=True, slots=True)
 class LoggedComplete:
-    """A terminal event in the event log, which is ordered by `position`."""
+    """A terminal event in the event log. `position` orders the log."""
 
     position: Position
     tenant: str
@@ -58,7 +80,7 @@ class LoggedComplete:
 
 @dataclass(frozen=True, slots=True)
 class LogPage:
-    """A piece of the event log: all that matched up to `scanned`."""
+    """A page of the event log: all matching events up to position `scanned`."""
 
     events: tuple[LoggedComplete, ...]
     scanned: Position
@@ -66,7 +88,7 @@ class LogPage:
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[Item, Place]):
-    """A piece of a list, and the place of its last item if there may be more."""
+    """A page of a list. `next` is the place of its last item, or None at the end of the list."""
 
     items: tuple[Item, ...]
     next: Place | None
@@ -78,20 +100,20 @@ MessagePlace = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class EventFilter:
-    """Which terminal events are meant: those of a session or a run named here; all, if none is."""
+    """Selects the terminal events of the named sessions and runs; all events if it names none."""
 
     session_ids: frozenset[str] = frozenset()
     run_ids: frozenset[str] = frozenset()
 
     @property
-    def everything(self) -> bool:
-        """Whether it lets all events through."""
+    def matches_all(self) -> bool:
+        """Whether the filter names neither a session nor a run."""
         return not (self.session_ids or self.run_ids)
 
     def matches(self, complete: RunComplete) -> bool:
-        """Whether an event is meant."""
+        """Whether the filter selects an event."""
         return (
-            self.everything
+            self.matches_all
             or complete.session_id in self.session_ids
             or complete.run_id in self.run_ids
         )
@@ -99,7 +121,7 @@ class EventFilter:
 
 @dataclass(frozen=True, slots=True)
 class BusySession:
-    """A session with work, as it is found at start."""
+    """A session that has an active run or waiting runs."""
 
     key: SessionKey
     active: bool
@@ -108,7 +130,8 @@ class BusySession:
 
 @dataclass(frozen=True, slots=True)
 class IdleSession:
-    """A session without work, as of one version; `accept_seq` counts the runs it ever accepted."""
+    """A session without open runs, at one version of its lane. `accept_seq` counts all the runs
+    that it ever accepted."""
 
     key: SessionKey
     version: int
@@ -146,7 +169,7 @@ class ClaimOrder:
 
 @dataclass(frozen=True, slots=True)
 class HostedRun:
-    """An attempt of an active run, and the session whose turn it is."""
+    """An attempt of an active run, and the session of its lane."""
 
     session: SessionKey
     run_id: str
@@ -154,121 +177,124 @@ class HostedRun:
 
 
 class Cluster(Protocol):
-    """The nodes that share a store. Times are by the store's own clock; all methods may raise
-    StoreUnavailable."""
+    """The nodes that share a store.
+
+    All times are the store's own clock. Every method may raise StoreUnavailable.
+    """
 
     @property
     def peer_key(self) -> str:
-        """What only the nodes of this store know: a node shows it to another to be taken for one.
-        ASCII."""
+        """The secret by which the nodes of this store authenticate to each other. ASCII."""
 
     on_wake: Callable[[], None] | None
-    """Is called when another node says that something is to be looked for: runs that wait for a
-    node, or cancels. It may come too often, or not at all: whoever waits for it polls, too."""
+    """Called when another node announces work: runs that wait for a node, or cancels. A call may be
+    superfluous, and a call may be lost; poll as well."""
 
     async def join(self, node_id: str, address: str) -> None:
-        """Makes a node known, with the address where the others reach it. It is alive from now."""
+        """Registers a node as alive, with the address at which the other nodes reach it."""
 
-    async def beat(self, node_id: str, lease: float) -> bool:
-        """Says that a node is alive; False if it is taken for lost, or has left.
+    async def heartbeat(self, node_id: str, lease: float) -> bool:
+        """Renews the lease of a node. Returns False if the node was declared dead, or has left.
 
-        Takes for lost, for good, whoever has not said so for `lease` seconds; but a node that was
-        silent for so long itself, as after a time without the store, takes nobody for lost at once.
+        Also declares dead, permanently, every node without a heartbeat for `lease` seconds. A node
+        that was itself silent for that long, for example because the store was unavailable, does
+        not declare others dead at once.
         """
 
     async def leave(self, node_id: str) -> None:
-        """Forgets a node. What it still hosts is lost."""
+        """Removes a node. Runs that are still active on it count as lost."""
 
     async def lost_runs(self, limit: int) -> Sequence[HostedRun]:
-        """Active runs whose node is lost or gone, the longest active first."""
+        """Active runs whose node is dead or gone, the longest active first."""
 
     async def cancelled_runs(self, node_id: str) -> Sequence[HostedRun]:
-        """Active runs of a node that a cancel has covered."""
+        """Active runs of a node that a cancel covers."""
 
     async def claim(
         self, node_id: str, limit: int, hold: float, order: ClaimOrder | None = None
     ) -> Sequence[SessionKey]:
-        """Lanes with runs that wait and none that is active: `limit` of them at the most, in equal
-        shares for the tenants that have some and whose turn it is; of each the longest waiting.
+        """Claims up to `limit` lanes that have waiting runs and no active one.
 
-        There may be more of a tenant where others had less than their share. No other node gets
-        them for `hold` seconds: it is not worth its while.
+        The tenants get equal shares, in the given order; within a tenant the lane that waits
+        longest comes first. A tenant gets more than its share where others need less than theirs.
+        No other node gets these lanes for `hold` seconds, as this one is about to start them.
         """
 
     async def waiting_runs(self) -> Mapping[str, int]:
-        """How many runs of each tenant wait, in all its sessions; without those that have none."""
+        """The number of waiting runs by tenant, over all sessions. Tenants without any are left
+        out."""
 
     async def hosts(self, keys: Collection[RunKey]) -> Mapping[RunKey, str]:
-        """The addresses of the nodes where those runs are active; without those that are not."""
+        """The addresses of the nodes on which these runs are active. Other runs are left out."""
 
     def wake(self) -> None:
-        """Wakes the other nodes, soon: one wake-up may stand for many."""
+        """Announces work to the other nodes soon. Announcements are coalesced."""
 
 
 class Listener(Protocol):
-    """Is told what was committed: in commit order, before the committing call returns."""
+    """Receives what was committed, in commit order, before the committing call returns."""
 
-    def completed(self, events: Sequence[LoggedComplete]) -> None:
-        """Terminal events were committed; their positions increase from call to call. Without any,
-        events were removed from the log before this node was told of them."""
+    def on_completes(self, events: Sequence[LoggedComplete]) -> None:
+        """Terminal events were committed; positions increase from call to call. An empty sequence
+        means that events were removed from the log before this node had read them."""
 
-    def happened(self, key: RunKey, events: Sequence[RunEvent]) -> None:
-        """Events of one run were committed; their indices increase from call to call."""
+    def on_run_events(self, key: RunKey, events: Sequence[RunEvent]) -> None:
+        """Events of one run were committed; indices increase from call to call."""
 
 
-class Watcher(Protocol):
-    """Is told how writing goes. Where a store keeps nothing on a disk it is told nothing."""
+class WriteObserver(Protocol):
+    """Receives the outcome of writes, for metrics. The memory store never calls it."""
 
-    def committed(self, units: int, seconds: float) -> None:
-        """So many writes were committed together, and it took so long. Comes after the commit."""
+    def on_committed(self, units: int, seconds: float) -> None:
+        """A number of units were committed in one transaction, in that many seconds."""
 
-    def unconfirmed(self, units: int) -> None:
-        """So many writes failed as the store was away, or did not say what became of them."""
+    def on_unconfirmed(self, units: int) -> None:
+        """A number of units failed, or their outcome is unknown, as the store was unavailable."""
 
 
 class Store(Protocol):
     """Keeps sessions, runs, transcripts and events.
 
-    Every method may raise StoreUnavailable: the outcome of a write is then unknown, and `failed`
-    tells whether the store is lost for this process.
+    Every method may raise StoreUnavailable. The outcome of a write is then unknown, and `failed`
+    is set if this process can no longer use the store.
     """
 
     listener: Listener | None
-    """Who is told of commits. Set once, before the first commit."""
+    """Receives commits. Set it once, before the first commit."""
 
-    watcher: Watcher | None
-    """Who is told how writing goes. Set once, before the first commit."""
+    write_observer: WriteObserver | None
+    """Receives the outcome of writes. Set it once, before the first commit."""
 
     on_failure: Callable[[StoreError], None] | None
-    """Is called once, when `failed` is set. Set before the first commit."""
+    """Called once, when `failed` is set. Set it before the first commit."""
 
     @property
     def store_id(self) -> bytes:
-        """8 random bytes that this store was given when it was made; cursors carry them."""
+        """8 random bytes that identify this store; cursors carry them."""
 
     @property
     def cluster(self) -> Cluster | None:
-        """The nodes that share the store; None if it is one node's own."""
+        """The nodes that share the store; None if only one node can use it."""
 
     @property
     def position(self) -> Position:
-        """The position of the last terminal event that the listener was told of."""
+        """The position of the last terminal event that the listener has received."""
 
     @property
     def behind(self) -> int:
-        """How many terminal events another node has announced that the listener was not told of
-        yet; 0 if the store is one node's own."""
+        """The number of terminal events that other nodes have announced and the listener has not
+        received; 0 if only one node can use the store."""
 
     @property
     def compacted(self) -> Position:
-        """Events up to here were removed; BEGINNING if none was."""
+        """The position up to which events were removed; BEGINNING if none was."""
 
     @property
     def failed(self) -> StoreError | None:
-        """Why the store cannot be written to any more; None while it can."""
+        """The reason why the store is no longer writable; None while it is."""
 
     async def __aenter__(self) -> Self:
-        """Opens the store, and brings its schema up to date. Raises StartError."""
+        """Opens the store and migrates its schema. Raises StartError."""
 
     async def __aexit__(
         self,
@@ -276,47 +302,49 @@ class Store(Protocol):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Finishes the writes that were begun, and closes the store."""
+        """Finishes pending writes and closes the store."""
 
     async def catch_up(self) -> None:
-        """Has the listener told of all that is committed by now, by whichever node."""
+        """Passes to the listener everything that any node has committed so far."""
 
-    # Writing. A caller that is cancelled only stops waiting; the write goes on.
+    # Writing. Cancelling a caller ends its wait only; the write continues.
 
     async def commit(self, base_version: int, transition: Transition) -> int:
-        """Writes a transition of a lane that was at `base_version`; all of it or nothing.
+        """Writes a transition of a lane that was at `base_version`, in one transaction.
 
-        Returns the version that the lane is at now: that of `transition.lane`, or a later one where
-        a session of that id was removed before; 0 if this one was. Raises Stale and RunIdTaken.
+        Returns the new version of the lane: that of `transition.lane`, or a later one if an earlier
+        session with this id was removed; 0 if the transition removes the session. Raises Stale and
+        RunIdTaken.
         """
 
     async def append(self, key: RunKey, attempt: int, events: Sequence[RunEvent]) -> None:
-        """Adds events to the active run; raises Stale if that attempt is not the active one."""
+        """Adds events to the active run. Raises Stale if that attempt is not the active one."""
 
     async def create_session(self, session: NewSession) -> None:
-        """Creates a session; its lane is at version 1. Raises SessionTaken."""
+        """Creates a session with a lane at version 1. Raises SessionTaken."""
 
     async def compact(self, before: Micros, limit: int, *, keep_bytes: int | None = None) -> int:
-        """Removes the oldest terminal events from the log, up to `limit` of them: those that ended
-        before, and as many as it takes for `log_bytes` to be `keep_bytes` at the most.
+        """Removes the oldest terminal events from the log; returns the number removed.
 
-        Returns how many. The runs and their transcripts stay; of the events of these runs only the
-        last one does. Each of its transactions is short, and other writes come in between.
+        It removes up to `limit` events: those of runs that ended before `before`, and further ones
+        until `log_bytes` is at most `keep_bytes`. The runs and their transcripts stay; of the
+        events of these runs only the last stays. It works in short transactions, with other writes
+        in between.
         """
 
-    # Reading. Nothing that is not committed is ever read.
+    # Reading. Reads see committed data only.
 
     async def load_lane(self, key: SessionKey) -> Lane:
-        """The lane of a session; version 0 if there is none. It has no reservations."""
+        """The lane of a session, at version 0 if there is no session. It has no reservations."""
 
     async def busy_sessions(self) -> Sequence[BusySession]:
-        """All sessions with runs that are not terminal, the longest waiting first."""
+        """All sessions with open runs, the longest waiting first."""
 
     async def get_run(self, key: RunKey) -> Run | None:
-        """A run, with the text of its end if it has ended."""
+        """A run; if it has ended, with the text of its RunComplete."""
 
     async def position_of(self, key: RunKey) -> Position | None:
-        """Where the terminal event of a run is in the log; None if it is not there (any more)."""
+        """The position of a run's terminal event; None if it is not in the log, or was removed."""
 
     async def list_runs(
         self,
@@ -327,34 +355,33 @@ class Store(Protocol):
         after: int | None = None,
         limit: int,
     ) -> Page[Run, int]:
-        """Runs, the latest accepted first, after a place. `complete.text` is left out."""
+        """A page of runs after a place, the latest accepted first. `complete.text` is empty."""
 
     async def get_prompt(self, key: RunKey) -> Prompt | None:
-        """The prompt of a run, whole."""
+        """The full prompt of a run."""
 
     async def run_events(
         self, key: RunKey, *, after: int, limit: int, max_bytes: int
     ) -> Sequence[RunEvent]:
-        """The events of a run after an index; about `max_bytes` of them, but one at least.
+        """The events of a run after an index: about `max_bytes` bytes, and at least one event.
 
-        Raises CursorCompacted if the next one was removed.
+        Raises CursorCompacted if the next event was removed.
         """
 
     async def get_session(self, key: SessionKey) -> Session | None:
-        """A session."""
+        """A session, or None."""
 
     async def list_sessions(
         self, tenant: str, *, after: int | None = None, limit: int
     ) -> Page[Session, int]:
-        """Sessions, the latest created first, after a place."""
+        """A page of sessions after a place, the latest created first."""
 
     async def stored_bytes(self, tenant: str) -> int:
-        """About how many bytes a tenant has stored that stay until its sessions are deleted: its
-        runs with their prompts and attachments, and its transcripts."""
+        """The approximate size in bytes of a tenant's runs, prompts, attachments and transcripts:
+        all that stays until its sessions are deleted."""
 
     async def stale_sessions(self, before: Micros, limit: int) -> Sequence[IdleSession]:
-        """Idle sessions of all tenants that were last written to before, the longest untouched
-        first."""
+        """Idle sessions of all tenants whose last write was before `before`, the oldest first."""
 
     async def list_messages(
         self,
@@ -364,26 +391,26 @@ class Store(Protocol):
         limit: int,
         max_bytes: int,
     ) -> Page[Message, MessagePlace]:
-        """The transcript after a place, user messages with the parts of their prompts.
+        """A page of the transcript after a place: about `max_bytes` bytes, at least one message.
 
-        About `max_bytes` of it, but one message at least.
+        User messages have the parts of their prompts.
         """
 
     async def log_bytes(self) -> int:
-        """About how many bytes the event log has, with the events of its runs. Known at once,
-        however long it is."""
+        """The approximate size in bytes of the event log and the events of its runs. The cost of
+        the call does not depend on the length of the log."""
 
     async def completes(
         self, tenant: str, wanted: EventFilter, *, after: Position, limit: int, max_bytes: int
     ) -> LogPage:
-        """Terminal events after a position, in order; about `max_bytes` of them, but one at least.
+        """Terminal events after a position, in order: about `max_bytes` bytes, at least one event.
 
-        If `compacted` has passed `after` by the time this returns, events may be missing.
+        Events may be missing if `compacted` is beyond `after` when this returns.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class StoreError:
-    """Why a store failed, in one line for the operator."""
+    """The reason why a store failed, in one line for the operator."""
 
     message: str

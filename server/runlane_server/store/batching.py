@@ -1,43 +1,49 @@
-"""How long a writer or a reader waits for company before it begins.
+"""Batches of writes and reads: what may share one, and how long to wait for more of it.
 
-A commit costs the event loop about the same whether one unit shares it or fifty: hops between
-threads, statements, and what the kernel does for a synced write. So it is with a hop of the reader.
-While the loop has time to spare nobody is kept waiting. When it has none, what comes in is spread
-over many small ones unless they hold back a little; the callers, who stand in line for the loop
-anyway, are served sooner.
+A commit costs the event loop about the same for one unit as for fifty: hops between threads,
+statements, and the kernel's work for a synced write. The same is true of a hop of the reader. While
+the loop has time to spare, nothing waits. When it has none, many small batches would share the
+load, unless each waits a little for more units; the callers, who queue for the loop anyway, are
+then served sooner.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import Generic, Protocol, TypeVar
 
-MAX_PAUSE = 0.020
-"""Seconds that a writer waits at the most, and a reader a quarter of it."""
+from runlane_server.core.model import SessionKey
+
+MAX_DELAY = 0.020
+"""The longest delay of a writer, in seconds; a reader waits a quarter of it."""
 
 SAMPLE = 0.05
-"""Seconds over which the share of its time is taken that the loop is at work."""
+"""Seconds over which the busy share of the event loop is measured."""
 
 IDLE, BUSY = 0.40, 0.75
-"""Below the one share nobody waits, from the other on it is as long as may be."""
+"""Busy shares of the loop. Up to the first there is no delay; from the second it is longest."""
 
 ALONE, MANY = 1.25, 4.0
-"""The same for the units that lately went together: where nobody comes nobody is waited for."""
+"""The same bounds for the average units of a batch: waiting is useless if no others come."""
 
-MEMORY, FORGETTING = 8, 2
-"""Over how many times the number of units is smoothed while it grows, and while it shrinks: whoever
-comes alone after a rush is not to wait for what is over."""
+GROWING, SHRINKING = 8, 2
+"""The number of batches over which their average length is smoothed while it grows, and while it
+shrinks: a caller alone after a burst must not wait for units that no longer come."""
 
 SILENCE = 0.25
-"""Seconds without any after which all that was learned is of another time."""
+"""Seconds without a batch after which the average is outdated."""
+
+MAX_UNITS = 1_000
+"""The most units in one transaction: bounds its duration, and with it the wait of every caller."""
 
 
-class Pace:
-    """Belongs to the writer, or the reader, of one event loop, and is used on its thread only."""
+class Pacer:
+    """Decides how long a writer or a reader waits for more units. Use it on one thread only."""
 
     def __init__(
         self,
-        longest: float = MAX_PAUSE,
+        longest: float = MAX_DELAY,
         *,
         clock: Callable[[], float] = time.perf_counter,
         worked: Callable[[], float] = time.thread_time,
@@ -47,26 +53,84 @@ class Pace:
         self._work = worked
         self._since = self._last = clock()
         self._worked = worked()
-        self._share = 0.0
-        self._company = 1.0
+        self._busy_share = 0.0
+        self._average_units = 1.0
 
-    def pause(self) -> float:
-        """Seconds to wait before the next one; 0 unless that pays."""
+    def delay(self) -> float:
+        """Seconds to wait before the next batch; 0 unless waiting saves time."""
         if self._clock() - self._last > SILENCE:
-            self._company = 1.0
-        company = _between(self._company, ALONE, MANY)
-        return self._longest * company * _between(self._share, IDLE, BUSY) if company else 0.0
+            self._average_units = 1.0
+        company = _between(self._average_units, ALONE, MANY)
+        if not company:
+            return 0.0
+        return self._longest * company * _between(self._busy_share, IDLE, BUSY)
 
-    def went(self, units: int) -> None:
-        """Learns that so many units went together."""
-        self._company += (units - self._company) / (MEMORY if units > self._company else FORGETTING)
+    def record(self, units: int) -> None:
+        """Takes the length of a finished batch into account."""
+        smoothing = GROWING if units > self._average_units else SHRINKING
+        self._average_units += (units - self._average_units) / smoothing
         now = self._last = self._clock()
         if now - self._since >= SAMPLE:
             worked = self._work()
-            self._share = (worked - self._worked) / (now - self._since)
+            self._busy_share = (worked - self._worked) / (now - self._since)
             self._since, self._worked = now, worked
 
 
 def _between(value: float, low: float, high: float) -> float:
-    """Where a value lies between two others: from 0 to 1."""
+    """The position of a value between two others: from 0 to 1."""
     return min(1.0, max(0.0, (value - low) / (high - low)))
+
+
+class WriteUnit(Protocol):
+    """What the writers of the databases write together or not at all."""
+
+    @property
+    def tenant(self) -> str:
+        """The tenant of all that it writes."""
+
+    @property
+    def lane(self) -> SessionKey | None:
+        """The lane that it changes."""
+
+    @property
+    def changed(self) -> Collection[str]:
+        """The ids of the runs that it changes in that lane."""
+
+    @property
+    def appended(self) -> str | None:
+        """The id of the run that it only appends events to."""
+
+
+Unit = TypeVar("Unit", bound=WriteUnit)
+
+
+class Batch(Generic[Unit]):
+    """Units that may be written table by table without a change of their meaning.
+
+    A batch changes each lane and each run at most once, and appends nothing to a run after it has
+    changed that run.
+    """
+
+    def __init__(self) -> None:
+        self.units: list[Unit] = []
+        self._lanes: set[SessionKey] = set()
+        self._changed: set[tuple[str, str]] = set()
+
+    def has_room_for(self, unit: Unit) -> bool:
+        """Whether the batch may take the unit."""
+        if len(self.units) >= MAX_UNITS or unit.lane in self._lanes:
+            return False
+        if not self._changed:
+            return True
+        tenant, changed = unit.tenant, self._changed
+        return (tenant, unit.appended) not in changed and not any(
+            (tenant, run_id) in changed for run_id in unit.changed
+        )
+
+    def add(self, unit: Unit) -> None:
+        """Takes a unit for which it has room."""
+        self.units.append(unit)
+        if unit.lane is not None:
+            self._lanes.add(unit.lane)
+        for run_id in unit.changed:
+            self._changed.add((unit.tenant, run_id))

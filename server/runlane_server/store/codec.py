@@ -1,6 +1,6 @@
-"""JSON for what a database keeps whole: message parts, event bodies, completes, usage, metadata.
+"""JSON for message parts, event bodies, completes, usage and metadata in a database.
 
-A tag is one short word per class and never changes its meaning: files outlive the code.
+A tag is one short word for each class and never changes its meaning: databases outlive the code.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from runlane_server.core.model import (
 )
 
 RUN_COMPLETE = "run_complete"
-"""The kind of event that has no body of its own: it tells of the end of the run."""
+"""The kind of the last event of a run. Its body stands in the log of terminal events."""
 
 _dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def _array(values: Iterable[str | int]) -> str:
-    """A flat array. An encoder made for each of the many small ones would cost most of the work."""
+    """A flat array. A JSONEncoder call for each of these small arrays would dominate the cost."""
     return f"[{','.join([_scalar(value) for value in values])}]"
 
 
@@ -54,37 +54,37 @@ def _scalar(value: str | int) -> str:
 
 
 def encode_metadata(metadata: Mapping[str, str]) -> str | None:
-    """Labels; None stands for none."""
+    """Encodes labels; None if there are none."""
     return _dumps(dict(metadata)) if metadata else None
 
 
 def decode_metadata(text: str | None) -> Mapping[str, str]:
-    """What `encode_metadata` made."""
+    """Decodes the result of `encode_metadata`."""
     return NO_LABELS if text is None else MappingProxyType(json.loads(text))
 
 
 def encode_usage(usage: Usage) -> str | None:
-    """Usage; None stands for none."""
+    """Encodes usage; None if there are none."""
     return None if usage is NO_USAGE or usage == NO_USAGE else _array(_usage_fields(usage))
 
 
 def decode_usage(text: str | None) -> Usage:
-    """What `encode_usage` made."""
+    """Decodes the result of `encode_usage`."""
     return NO_USAGE if text is None else Usage(*json.loads(text))
 
 
 def encode_parts(parts: tuple[Part, ...]) -> str | None:
-    """The parts of a message; None stands for none."""
+    """Encodes the parts of a message; None if there are none."""
     return f"[{','.join([_encode_part(part) for part in parts])}]" if parts else None
 
 
 def decode_parts(text: str | None) -> tuple[Part, ...]:
-    """What `encode_parts` made."""
+    """Decodes the result of `encode_parts`."""
     return () if text is None else tuple(_part(*fields) for fields in json.loads(text))
 
 
 def encode_body(body: EventBody) -> tuple[str, str | None]:
-    """The kind of an event of a run, and its body."""
+    """Encodes an event of a run: its kind and its body."""
     if isinstance(body, RunComplete):
         return RUN_COMPLETE, None
     if type(body) is TextDelta:  # most of them
@@ -94,14 +94,14 @@ def encode_body(body: EventBody) -> tuple[str, str | None]:
 
 
 def decode_body(kind: str, text: str) -> EventBody:
-    """What `encode_body` made; a run_complete is not read here."""
+    """Decodes the result of `encode_body`, except for a RunComplete."""
     body: EventBody = _BODIES[kind](*json.loads(text))
     return body
 
 
 def encode_complete(complete: RunComplete) -> str:
-    """A terminal event, whole."""
-    # Written out: to have it done by the library's encoder takes three times as long.
+    """Encodes a terminal event."""
+    # Written out: the library's encoder takes three times as long.
     quote = encode_basestring
     error = complete.error
     return (
@@ -125,7 +125,7 @@ def encode_complete(complete: RunComplete) -> str:
 
 
 def decode_complete(text: str) -> RunComplete:
-    """What `encode_complete` made."""
+    """Decodes the result of `encode_complete`."""
     fields = json.loads(text)
     error = fields["error"]
     fields["state"] = RunState(fields["state"])
@@ -199,4 +199,4 @@ def _part(tag: str, *fields: Any) -> Part:
             name, mime_type, form, content = fields
             return Attachment(name, mime_type, content if form == "text" else b64decode(content))
         case _:
-            raise ValueError(f"there is no message part {tag!r}")
+            raise ValueError(f"unknown message part {tag!r}")

@@ -1,55 +1,88 @@
-"""Which store a URL names."""
+"""The store that `--store` names: its URL, parsed once, and the store that serves it."""
 
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from runlane_server.core.errors import SettingsError, StartError
 from runlane_server.store.base import Store
 from runlane_server.store.memory.store import MemoryStore
+from runlane_server.store.postgres.database import Database
 from runlane_server.store.sqlite.store import SqliteStore
 
-_POSTGRES = frozenset({"postgresql", "postgres"})
+
+class StoreKind(StrEnum):
+    """The kinds of store; the value is the name in logs and metrics."""
+
+    MEMORY = "memory"
+    SQLITE = "sqlite"
+    POSTGRESQL = "postgresql"
 
 
-def open_store(url: str) -> Store:
-    """The store that a URL names, not opened yet. Raises StartError."""
-    if url == "memory:":
-        return MemoryStore()
-    if can_be_shared(url):
-        return _postgres(url)
-    return SqliteStore(database_path(url))
+_IN_NO_FILE = {
+    StoreKind.MEMORY: "a memory store ends with its server and has no file",
+    StoreKind.POSTGRESQL: "a PostgreSQL store has no file; use PostgreSQL's own tools",
+}
 
 
-def kind_of(url: str) -> str:
-    """`memory`, `sqlite` or `postgresql`."""
-    return "postgresql" if can_be_shared(url) else url.partition(":")[0]
+@dataclass(frozen=True, slots=True)
+class StoreUrl:
+    """The URL of a store, parsed. `path` is set for SQLite, and `database` for PostgreSQL."""
+
+    kind: StoreKind
+    path: Path | None = None
+    database: Database | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> StoreUrl:
+        """Parses the value of `--store`. Raises SettingsError, which never repeats a password."""
+        scheme, _, rest = text.partition(":")
+        if text == "memory:":
+            return cls(StoreKind.MEMORY)
+        if scheme == "sqlite" and rest.startswith("///") and rest != "///":
+            return cls(StoreKind.SQLITE, path=Path(rest.removeprefix("///")))
+        if scheme in {"postgresql", "postgres"}:
+            return cls(StoreKind.POSTGRESQL, database=Database.parse(text))
+        # Only the scheme: the rest may hold a password.
+        raise SettingsError(
+            f"--store: {scheme!r} is not the URL of a store;"
+            " use sqlite:///PATH, postgresql://... or memory:"
+        )
+
+    @property
+    def is_shareable(self) -> bool:
+        """Whether several nodes can use the store at the same time."""
+        return self.database is not None
+
+    @property
+    def file(self) -> Path:
+        """The database file. Raises StartError if the store has none."""
+        if self.path is None:
+            raise StartError(f"--store {self.kind}: {_IN_NO_FILE[self.kind]}")
+        return self.path
 
 
-def can_be_shared(url: str) -> bool:
-    """Whether several nodes can work over the store that a URL names."""
-    return url.partition(":")[0] in _POSTGRES
+def open_store(url: StoreUrl) -> Store:
+    """The store of a URL, not opened yet. Raises StartError if its driver is not installed."""
+    if url.database is not None:
+        return _postgres(url.database)
+    return MemoryStore() if url.path is None else SqliteStore(url.path)
 
 
-def _postgres(url: str) -> Store:
+def check_driver() -> None:
+    """Raises StartError if the driver of PostgreSQL is not installed."""
     if importlib.util.find_spec("asyncpg") is None:
         raise StartError(
-            "--store postgresql: it is not installed; run pip install 'runlane[server,postgres]'"
+            "--store postgresql: asyncpg is not installed;"
+            " run: pip install 'runlane[server,postgres]'"
         )
+
+
+def _postgres(database: Database) -> Store:
+    check_driver()
     from runlane_server.store.postgres.store import PostgresStore  # noqa: PLC0415 - an optional extra
 
-    return PostgresStore(url)
-
-
-def database_path(url: str) -> Path:
-    """The database file that the URL of a store names. Raises StartError if it names none."""
-    scheme, _, rest = url.partition(":")
-    if scheme == "sqlite" and rest.startswith("///") and rest != "///":
-        return Path(rest.removeprefix("///"))
-    if scheme in _POSTGRES:
-        raise StartError(f"--store {scheme}: is in no file; use the tools of PostgreSQL")
-    if url == "memory:":
-        raise StartError("--store memory: is gone with its server, and is in no file")
-    # Only the kind: what follows may hold a password.
-    raise SettingsError(f"--store {scheme}: there are sqlite:///PATH, postgresql://... and memory:")
+    return PostgresStore(database)

@@ -1,19 +1,16 @@
-"""What the stores share in reading: pages of limited size, and what is put together for them."""
+"""Pages of limited length and size, for every store."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import groupby
 from typing import TypeVar
 
 from runlane_server.core.errors import CursorCompacted
 from runlane_server.core.model import (
-    MAX_COMPLETE_TEXT_BYTES,
     Attachment,
     EventBody,
     Message,
     Part,
-    Prompt,
     Reasoning,
     ReasoningDelta,
     RunComplete,
@@ -22,68 +19,75 @@ from runlane_server.core.model import (
     TextDelta,
     ToolCall,
     ToolResult,
-    cut_utf8,
 )
-from runlane_server.store.base import LoggedComplete
+from runlane_server.store.base import LoggedComplete, Page
 
 Item = TypeVar("Item")
+Row = TypeVar("Row")
 
 OVERHEAD_BYTES = 256
-"""What an item is taken to weigh beside its content: ids, times, framing."""
+"""The assumed size of an item besides its content: ids, times, framing."""
 
 
-def fill(
+def take_page(
     items: Iterable[Item], *, limit: int, max_bytes: int, size: Callable[[Item], int]
 ) -> tuple[list[Item], bool]:
-    """The first items that fit, but one at least; and whether there are more.
+    """The first items within both limits, at least one; and whether more items follow.
 
-    One item beyond those is taken from `items`, no further ones.
+    It takes at most one item from `items` beyond the page.
     """
     page: list[Item] = []
-    weight = 0
+    total = 0
     for item in items:
-        weight += size(item)
-        if len(page) == limit or (page and weight > max_bytes):
+        total += size(item)
+        if len(page) == limit or (page and total > max_bytes):
             return page, True
         page.append(item)
     return page, False
 
 
-def check_kept(page: Sequence[RunEvent], after: int) -> None:
-    """Raises CursorCompacted if the events right behind `after` are not there any more.
+def numbered_page(
+    found: Sequence[Row],
+    limit: int,
+    *,
+    item: Callable[[Row], Item],
+    number: Callable[[Row], int],
+) -> Page[Item, int]:
+    """A page of up to `limit` items, from rows of which there is one more if the list goes on."""
+    place = number(found[limit - 1]) if len(found) > limit else None
+    return Page(tuple(item(row) for row in found[:limit]), place)
 
-    The events of a run are numbered without a gap, and a prefix of them is removed.
+
+def messages_page(messages: Sequence[Message], *, more: bool) -> Page[Message, tuple[int, int]]:
+    """A page of a transcript."""
+    place = (messages[-1].turn, messages[-1].ordinal) if more else None
+    return Page(tuple(messages), place)
+
+
+def check_not_compacted(page: Sequence[RunEvent], after: int) -> None:
+    """Raises CursorCompacted if the next event after index `after` was removed.
+
+    Indices have no gaps, and compaction removes the first events of a run.
     """
     if page and page[0].index != after + 1:
         raise CursorCompacted(
-            "the events of the run after that index were removed; "
-            "GetRun tells how it ended, ListMessages what was said"
+            "the events of the run after that index were removed;"
+            " call GetRun for its outcome and ListMessages for its transcript"
         )
 
 
-def by_run(events: Sequence[RunEvent]) -> list[tuple[str, list[RunEvent]]]:
-    """The events of each run, in order: as a listener is told of them."""
-    if not events:
-        return []
-    first = events[0].run_id
-    if len(events) == 1 or all(event.run_id == first for event in events):
-        return [(first, list(events))]
-    ordered = sorted(events, key=lambda event: event.run_id)  # stable: the order within a run stays
-    return [(run_id, list(own)) for run_id, own in groupby(ordered, key=lambda it: it.run_id)]
-
-
 def message_size(message: Message) -> int:
-    """About how many bytes a message weighs on the wire."""
+    """The approximate size of a message on the wire, in bytes."""
     return OVERHEAD_BYTES + sum(_size(part) for part in message.parts)
 
 
 def event_size(event: RunEvent) -> int:
-    """About how many bytes an event of a run weighs on the wire."""
+    """The approximate size of a run's event on the wire, in bytes."""
     return OVERHEAD_BYTES + _size(event.body)
 
 
 def complete_size(event: LoggedComplete) -> int:
-    """About how many bytes a terminal event weighs on the wire."""
+    """The approximate size of a terminal event on the wire, in bytes."""
     return OVERHEAD_BYTES + _size(event.complete)
 
 
@@ -101,15 +105,3 @@ def _size(content: Part | EventBody) -> int:
             return len(content.name) + content.size
         case _:
             return 0
-
-
-def prompt_parts(prompt: Prompt) -> tuple[Part, ...]:
-    """What a user message consists of: the text, unless it is blank, then the attachments."""
-    text: tuple[Part, ...] = (Text(prompt.text),) if prompt.text.strip() else ()
-    return (*text, *prompt.attachments)
-
-
-def complete_text(parts: Sequence[Part]) -> tuple[str, bool]:
-    """The text that a RunComplete has of its message, and whether it was cut."""
-    text = "".join(part.text for part in parts if isinstance(part, Text))
-    return cut_utf8(text, MAX_COMPLETE_TEXT_BYTES)

@@ -1,4 +1,4 @@
-"""What is done while the store is away: a run outlives a database that restarts."""
+"""Retries of reads: a run outlives a restart of its database."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from runlane_server.store.base import Store
 T = TypeVar("T")
 
 
-async def patiently(store: Store, read: Callable[[], Awaitable[T]]) -> T:
-    """Reads, again and again while the store is away; raises StoreUnavailable if it is lost.
+async def retry_read(store: Store, read: Callable[[], Awaitable[T]]) -> T:
+    """Repeats a read while the store is unavailable, with no limit of time; it can be cancelled.
 
-    Whoever waits for so long can be cancelled.
+    Raises StoreUnavailable once the store has failed for good.
     """
     while True:
         try:

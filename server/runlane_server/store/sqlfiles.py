@@ -1,4 +1,4 @@
-"""The SQL files that go with a store: its migrations, and its statements by name."""
+"""The SQL files of a store: its migrations, and its statements by name."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _MIGRATION = re.compile(r"^(\d{4})_\w+\.sql$")
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """A step of the schema; the steps are numbered from 1."""
+    """A step of the schema. Steps are numbered from 1."""
 
     number: int
     sql: str
 
 
 def migrations(dialect: str) -> tuple[Migration, ...]:
-    """The migrations in `<dialect>/sql/NNNN_<what>.sql`, in order."""
+    """The migrations in `<dialect>/sql/NNNN_<name>.sql`, in order."""
     folder = files(__package__) / dialect / "sql"
     found = [
         Migration(int(match[1]), entry.read_text("utf-8"))

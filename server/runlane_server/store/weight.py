@@ -1,4 +1,4 @@
-"""What counts as stored by a tenant: what stays until the session is deleted."""
+"""How many bytes runs, messages and terminal events count as, in quotas and in retention."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from collections.abc import Iterable
 from runlane_server.core.model import RunRequest, utf8_size
 
 RUN_BYTES = 500
-"""What a run is taken to weigh beside its prompt: its row, and its keys in the indexes. The number
-is in `sql/sqlite/0003_stored_bytes.sql`, too, and in the checks."""
+"""The assumed size of a run besides its prompt: its row, and its keys in the indexes. The number
+also stands in `sqlite/sql/0003_stored_bytes.sql` and in `sqlite/sql/checks.sql`."""
 
 MESSAGE_BYTES = 200
 """The same for a message."""
 
+LOGGED_EVENT_BYTES = 500
+"""The assumed size of a terminal event besides its body: its keys, three times."""
+
 
 def run_weight(request: RunRequest) -> int:
-    """What a run weighs: its prompt with the attachments, and its row."""
+    """The bytes of a run: its prompt with the attachments, and its row."""
     prompt = request.prompt
     size = RUN_BYTES + utf8_size(prompt.text)
     for attachment in prompt.attachments:
@@ -24,5 +27,10 @@ def run_weight(request: RunRequest) -> int:
 
 
 def message_weight(parts: Iterable[str | None]) -> int:
-    """What messages weigh, by their encoded parts; None stands for none."""
+    """The bytes of messages, from their encoded parts; None means no parts."""
     return sum(MESSAGE_BYTES + utf8_size(it or "") for it in parts)
+
+
+def logged_event_weight(body: str) -> int:
+    """The bytes of a terminal event in the log, from its encoded body."""
+    return LOGGED_EVENT_BYTES + utf8_size(body)

@@ -30,8 +30,8 @@ closed before it becomes a run never ends."""
 class Meter(Observer):
     """Updates metrics from the events of a node.
 
-    It is the store's listener (and forwards each event to `listener` first), the watcher of its
-    commits, and the observer of everything else.
+    It is the store's listener (and forwards each event to `listener` first), the write observer of
+    its commits, and the observer of everything else.
     """
 
     __slots__ = ("_cancels", "_listener", "_metrics", "_now", "_series", "_silent_since")
@@ -48,9 +48,9 @@ class Meter(Observer):
 
     # The store's listener
 
-    def completed(self, events: Sequence[LoggedComplete]) -> None:
+    def on_completes(self, events: Sequence[LoggedComplete]) -> None:
         """Runs ended on any node: observes the delivery lag and the duration of cancels."""
-        self._listener.completed(events)
+        self._listener.on_completes(events)
         now = self._now()
         for event in events:
             complete = event.complete
@@ -60,9 +60,9 @@ class Meter(Observer):
                 if requested_at is not None:
                     self._metrics.cancel_latency.observe(_seconds(requested_at, now))
 
-    def happened(self, key: RunKey, events: Sequence[RunEvent]) -> None:
+    def on_run_events(self, key: RunKey, events: Sequence[RunEvent]) -> None:
         """This node committed events of a run."""
-        self._listener.happened(key, events)
+        self._listener.on_run_events(key, events)
         for event in events:
             body = event.body
             if isinstance(body, TextDelta):
@@ -81,14 +81,14 @@ class Meter(Observer):
             seconds = _seconds(complete.started_at, complete.ended_at)
             self._labelled(metrics.run_duration, complete.state).observe(seconds)
 
-    # The store's watcher
+    # The store's write observer
 
-    def committed(self, units: int, seconds: float) -> None:
+    def on_committed(self, units: int, seconds: float) -> None:
         """One commit of this many writes took this many seconds."""
         self._metrics.commit_units.observe(units)
         self._metrics.commit_seconds.observe(seconds)
 
-    def unconfirmed(self, units: int) -> None:
+    def on_unconfirmed(self, units: int) -> None:
         """The store did not confirm this many writes."""
         self._metrics.store_unavailable.inc(units)
 

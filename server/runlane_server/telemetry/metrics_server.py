@@ -80,7 +80,7 @@ class MetricsServer:
 
         self._metrics = Metrics(self._last_state)
         meter = Meter(self._metrics, feed, self._now)
-        store.listener = store.watcher = self.observer = meter
+        store.listener = store.write_observer = self.observer = meter
 
     @asynccontextmanager
     async def serving(self, coordinator: Coordinator, endpoint: Endpoint) -> AsyncIterator[None]:

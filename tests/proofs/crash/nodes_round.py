@@ -22,7 +22,7 @@ from proofs.crash.nodes_rules import near, recoveries
 from proofs.crash.observer import ask_for_everything, end_everything, read_log
 from proofs.crash.report import RoundReport
 from proofs.crash.round import bounded
-from runlane_server.store.postgres.url import read_url
+from runlane_server.store.postgres.database import Database
 from support.postgres import plain
 
 SESSIONS = 9
@@ -113,7 +113,7 @@ async def left_open(store: str) -> list[str]:
     node is gone.
     """
     beside = await plain(store)
-    schema = read_url(store).schema
+    schema = Database.parse(store).schema
     try:
         with suppress(TimeoutError):
             async with asyncio.timeout(OPEN_SECONDS):

@@ -39,7 +39,7 @@ class End(StrEnum):
 FAULTS = {End.SYNC_FAILS: "fail_syncs", End.DISK_FULL: "fail_writes"}
 """The ends that need the simulated disk."""
 
-STORE_FAILED = "the store cannot be written to any more"
+STORE_FAILED = "store no longer writable"
 ENDS = (*[End.KILL] * 6, End.DRAIN, End.KILL_IN_DRAIN, End.TWO_KILLS, End.KILL_AT_START)
 
 

@@ -14,7 +14,7 @@ from support.staging import SECONDS
 
 pytest.importorskip("asyncpg", reason="asyncpg is not installed")
 
-from runlane_server.store.postgres.store import PostgresStore
+from support.postgres import postgres_store
 
 
 async def test_r09_a_cancelled_agent_does_not_wait_for_an_unreachable_database(
@@ -24,7 +24,7 @@ async def test_r09_a_cancelled_agent_does_not_wait_for_an_unreachable_database(
     key = SessionKey("default", "s")
     async with Proxy() as proxy:
         proxy.target = target_of(postgres_url)
-        async with PostgresStore(reached_at(postgres_url, "127.0.0.1", proxy.port)) as store:
+        async with postgres_store(reached_at(postgres_url, "127.0.0.1", proxy.port)) as store:
             await store.load_lane(key)
             proxy.cut(reset=False)
             reading = asyncio.create_task(store.load_lane(key))

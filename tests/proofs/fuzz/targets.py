@@ -58,7 +58,7 @@ from runlane_server.rpc import validate
 from runlane_server.rpc.cursor import Cursors
 from runlane_server.rpc.page import PageTokens
 from runlane_server.store import codec
-from runlane_server.store.postgres.url import read_url
+from runlane_server.store.postgres.database import Database
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,8 +210,8 @@ def _address(data: bytes) -> object:
 
 
 def _postgres_url(data: bytes) -> object:
-    address = read_url(_text(data))
-    return address.dsns, address.channel
+    database = Database.parse(_text(data))
+    return database.dsns, database.channel
 
 
 _LIMITS = Limits(max_prompt_bytes=1000, max_attachment_bytes=1000)

@@ -195,7 +195,7 @@ def _text_of(events: Sequence[RunEvent], attempt: int) -> str:
 def _check_transcripts(checker: Checker) -> None:
     """R14 to R16, R22: a turn has its prompt, its output, and an end with a finish reason."""
     turns: dict[tuple[str, int], list[Message]] = defaultdict(list)
-    for session in checker.disk.data._sessions.values():
+    for session in checker.disk.data._tables.sessions.values():
         places = [(message.turn, message.ordinal) for message in session.messages]
         require(len(set(places)) == len(places), "a place in the transcript is used twice")
         for message in session.messages:

@@ -42,7 +42,7 @@ from runlane_server.store.base import (
     Position,
     Stale,
     StoreError,
-    Watcher,
+    WriteObserver,
 )
 from runlane_server.store.memory.store import MemoryStore
 
@@ -71,24 +71,24 @@ class Disk:
         self._history = history
         self._untold: list[Callable[[Listener], None]] = []
 
-    def completed(self, events: Sequence[LoggedComplete]) -> None:
+    def on_completes(self, events: Sequence[LoggedComplete]) -> None:
         """Terminal events were committed."""
         for event in events:
             what = f"{event.complete.run_id} {event.complete.state} at {event.position}"
             tick = self._history.note("disk", what)
             self._history.completes.append((tick, event))
-        self._untold.append(lambda listener: listener.completed(events))
+        self._untold.append(lambda listener: listener.on_completes(events))
 
-    def happened(self, key: RunKey, events: Sequence[RunEvent]) -> None:
+    def on_run_events(self, key: RunKey, events: Sequence[RunEvent]) -> None:
         """Events of a run were committed."""
         kept = self._history.events.setdefault(key, [])
         for event in events:
             kept.append((self._history.tick(), event))
-        self._untold.append(lambda listener: listener.happened(key, events))
+        self._untold.append(lambda listener: listener.on_run_events(key, events))
 
     def lanes(self) -> list[Lane]:
         """All lanes."""
-        return [session.lane for session in self.data._sessions.values()]
+        return [session.lane for session in self.data._tables.sessions.values()]
 
     def take_untold(self) -> list[Callable[[Listener], None]]:
         """The events that were not delivered yet."""
@@ -114,7 +114,7 @@ class SimStore:
 
     def __init__(self, disk: Disk, rng: Random, history: History, meddle: Meddle) -> None:
         self.listener: Listener | None = None
-        self.watcher: Watcher | None = None
+        self.write_observer: WriteObserver | None = None
         self.on_failure: Callable[[StoreError], None] | None = None
         self.dead = False
         self._disk = disk

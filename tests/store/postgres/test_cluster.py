@@ -14,11 +14,11 @@ from runlane_server.core.model import CancelScope, RunKey, SessionKey, WhenBusy
 from runlane_server.store.base import ClaimOrder, HostedRun, TenantShare
 from runlane_server.store.postgres import log as postgres_log
 from runlane_server.store.postgres.connection import Connector
+from runlane_server.store.postgres.database import Database
 from runlane_server.store.postgres.notifier import WakeUp
 from runlane_server.store.postgres.schema import SQL
 from runlane_server.store.postgres.store import PostgresStore
-from runlane_server.store.postgres.url import read_url
-from support.postgres import Connection, listening
+from support.postgres import Connection, listening, postgres_store
 from support.story import START, TENANT, Story, Witness, request
 
 SECONDS = 60.0
@@ -30,8 +30,8 @@ HOLD = 60.0
 async def nodes(postgres_url: str) -> AsyncIterator[tuple[PostgresStore, PostgresStore]]:
     """Two nodes, `one` and `two`, which have joined."""
     async with AsyncExitStack() as closing:
-        one = await closing.enter_async_context(PostgresStore(postgres_url))
-        two = await closing.enter_async_context(PostgresStore(postgres_url))
+        one = await closing.enter_async_context(postgres_store(postgres_url))
+        two = await closing.enter_async_context(postgres_store(postgres_url))
         one.listener, two.listener = Witness(), Witness()
         await one.cluster.join("one", "one:1")
         await two.cluster.join("two", "two:2")
@@ -78,11 +78,11 @@ async def test_a_node_is_alive_from_when_it_joins_until_it_leaves(
     nodes: Sequence[PostgresStore],
 ) -> None:
     one, two = nodes
-    assert await one.cluster.beat("one", LEASE)
-    assert not await one.cluster.beat("nobody", LEASE)
+    assert await one.cluster.heartbeat("one", LEASE)
+    assert not await one.cluster.heartbeat("nobody", LEASE)
     await one.cluster.leave("one")
-    assert not await one.cluster.beat("one", LEASE)
-    assert await two.cluster.beat("two", LEASE)
+    assert not await one.cluster.heartbeat("one", LEASE)
+    assert await two.cluster.heartbeat("two", LEASE)
 
 
 async def test_a_node_that_was_silent_for_its_lease_is_lost_for_good(
@@ -90,16 +90,16 @@ async def test_a_node_that_was_silent_for_its_lease_is_lost_for_good(
 ) -> None:
     one, two = nodes
     await silence(beside, "one", LEASE - 1)
-    assert await two.cluster.beat("two", LEASE)
+    assert await two.cluster.heartbeat("two", LEASE)
     assert await known(beside) == {"one": False, "two": False}
     await silence(beside, "one")
-    assert await two.cluster.beat("two", LEASE)
+    assert await two.cluster.heartbeat("two", LEASE)
     assert await known(beside) == {"one": True, "two": False}
-    assert not await one.cluster.beat("one", LEASE)
+    assert not await one.cluster.heartbeat("one", LEASE)
     await one.cluster.join("one", "one:1")
-    assert not await one.cluster.beat("one", LEASE)
+    assert not await one.cluster.heartbeat("one", LEASE)
     await one.cluster.join("one again", "one:1")
-    assert await one.cluster.beat("one again", LEASE)
+    assert await one.cluster.heartbeat("one again", LEASE)
     assert await known(beside) == {"one": True, "one again": False, "two": False}
 
 
@@ -108,9 +108,9 @@ async def test_a_node_that_is_lost_takes_nobody_for_lost(
 ) -> None:
     one, two = nodes
     await silence(beside, "one")
-    assert await two.cluster.beat("two", LEASE)
+    assert await two.cluster.heartbeat("two", LEASE)
     await silence(beside, "two")
-    assert not await one.cluster.beat("one", LEASE)
+    assert not await one.cluster.heartbeat("one", LEASE)
     assert await known(beside) == {"one": True, "two": False}
 
 
@@ -121,9 +121,9 @@ async def test_who_comes_back_first_after_a_time_without_the_database_takes_nobo
     await silence(beside, "one")
     await silence(beside, "two")
     for _ in range(3):
-        assert await one.cluster.beat("one", LEASE)
+        assert await one.cluster.heartbeat("one", LEASE)
     assert await known(beside) == {"one": False, "two": False}
-    assert await two.cluster.beat("two", LEASE)
+    assert await two.cluster.heartbeat("two", LEASE)
     # Who still says nothing when a lease has passed by is lost.
     await beside.execute(
         "UPDATE nodes SET steady_since = steady_since - $1 * interval '1 second'"
@@ -131,7 +131,7 @@ async def test_who_comes_back_first_after_a_time_without_the_database_takes_nobo
         LEASE,
     )
     await silence(beside, "two")
-    assert await one.cluster.beat("one", LEASE)
+    assert await one.cluster.heartbeat("one", LEASE)
     assert await known(beside) == {"one": False, "two": True}
 
 
@@ -144,13 +144,13 @@ async def test_nodes_that_are_gone_for_a_day_are_forgotten(
     await two.cluster.join("long lost", "")
     for name in ("lost", "long lost"):
         await silence(beside, name)
-    assert await one.cluster.beat("one", LEASE)
+    assert await one.cluster.heartbeat("one", LEASE)
     await silence(beside, "lost", day - 60)
     await silence(beside, "long lost", day + 60)
     await silence(beside, "two", day + 60)
-    assert await one.cluster.beat("one", LEASE)
+    assert await one.cluster.heartbeat("one", LEASE)
     assert await known(beside) == {"lost": True, "one": False}
-    assert not await two.cluster.beat("two", LEASE)
+    assert not await two.cluster.heartbeat("two", LEASE)
 
 
 async def test_a_beat_does_not_wait_for_the_rows_of_others(
@@ -160,9 +160,9 @@ async def test_a_beat_does_not_wait_for_the_rows_of_others(
     await silence(beside, "two")
     async with beside.transaction():
         await beside.execute("SELECT FROM nodes WHERE node_id = 'two' FOR UPDATE")
-        assert await one.cluster.beat("one", LEASE)
+        assert await one.cluster.heartbeat("one", LEASE)
     assert await known(beside) == {"one": False, "two": False}
-    assert await two.cluster.beat("two", LEASE)
+    assert await two.cluster.heartbeat("two", LEASE)
 
 
 async def test_many_beats_at_once_are_in_nobodys_way(
@@ -178,7 +178,7 @@ async def test_many_beats_at_once_are_in_nobodys_way(
     async with asyncio.timeout(SECONDS):
         for _ in range(10):
             answers = await asyncio.gather(
-                *(nodes[n % 2].cluster.beat(name, LEASE) for n, name in enumerate(talking))
+                *(nodes[n % 2].cluster.heartbeat(name, LEASE) for n, name in enumerate(talking))
             )
             assert all(answers)
     lost = await known(beside)
@@ -233,7 +233,7 @@ async def test_r09_runs_of_nodes_that_are_lost_or_gone_are_found(
     assert await one.cluster.lost_runs(9) == hosted(left)
     await silence(beside, "two")
     assert await one.cluster.lost_runs(9) == hosted(left)
-    assert await one.cluster.beat("one", LEASE)
+    assert await one.cluster.heartbeat("one", LEASE)
     for store in (one, two):
         assert await store.cluster.lost_runs(9) == hosted(early, left, late)
         assert await store.cluster.lost_runs(2) == hosted(early, left)
@@ -280,7 +280,7 @@ async def test_hosts_of_active_runs_are_told(
     assert await two.cluster.hosts(keys) == {RunKey(nul, nul): "two:2"} | mine
     assert await two.cluster.hosts([]) == {}
     await silence(beside, "two")
-    assert await one.cluster.beat("one", LEASE)
+    assert await one.cluster.heartbeat("one", LEASE)
     assert await one.cluster.hosts(keys) == mine
 
 
@@ -431,7 +431,7 @@ async def test_a_claim_reads_a_few_lanes_of_a_tenant_that_has_thousands(
     nodes: Sequence[PostgresStore], postgres_url: str
 ) -> None:
     """Also by a plan that was made while there were none."""
-    beside = await Connector(read_url(postgres_url)).connect()
+    beside = await Connector(Database.parse(postgres_url)).connect()
     claim = "EXECUTE claim('one', 8, '60 s', '{noisy}', '{5}', 9)"
     await beside.execute("SET plan_cache_mode = force_generic_plan")
     await beside.execute(f"PREPARE claim AS {SQL['claim']}")
@@ -477,7 +477,10 @@ async def test_a_wake_up_reaches_the_others_and_not_oneself(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres_log, "POLL_SECONDS", 3_600.0)
-    async with PostgresStore(postgres_url) as one, PostgresStore(postgres_url) as two:
+    async with (
+        postgres_store(postgres_url) as one,
+        postgres_store(postgres_url) as two,
+    ):
         one.listener, two.listener = here, there = Witness(), Witness()
         await listening(postgres_url, 2)
         woken = {"one": 0, "two": 0}
@@ -508,11 +511,11 @@ async def test_a_wake_up_reaches_the_others_and_not_oneself(
 
 async def test_a_wake_up_says_what_it_is_for(nodes: Sequence[PostgresStore]) -> None:
     notifier = nodes[0]._open.notifier
-    assert notifier.read("other 17 0") == WakeUp(17, work=False)
-    assert notifier.read("other 0 1") == WakeUp(0, work=True)
-    assert notifier.read(f"{notifier._sender} 17 1") is None
+    assert notifier.parse("other 17 0") == WakeUp(17, work=False)
+    assert notifier.parse("other 0 1") == WakeUp(0, work=True)
+    assert notifier.parse(f"{notifier._sender} 17 1") is None
     for foreign in ("", "17", "a b c", "a 1 2", "a 1 1 x"):
-        said = notifier.read(foreign)
+        said = notifier.parse(foreign)
         assert said is not None
         assert said.work
         assert said.position > 1 << 60

@@ -11,9 +11,8 @@ import pytest
 from runlane_server.store.postgres import cluster as postgres_cluster
 from runlane_server.store.postgres import pool as postgres_pool
 from runlane_server.store.postgres.connection import Connector
-from runlane_server.store.postgres.store import PostgresStore
-from runlane_server.store.postgres.url import read_url
-from support.postgres import OwnPostgres, fresh_database
+from runlane_server.store.postgres.database import Database
+from support.postgres import OwnPostgres, fresh_database, postgres_store
 from support.story import MANY, TENANT, Story
 
 SCALING = Path(__file__).parents[3] / "docs" / "scaling.md"
@@ -31,20 +30,20 @@ async def test_nothing_is_said_at_first_that_a_pgbouncer_refuses(tmp_path: Path)
         writer.close()
 
     async with await asyncio.start_unix_server(hear, tmp_path / ".s.PGSQL.5432"):
-        address = read_url(f"postgresql://postgres@/postgres?host={tmp_path}&schema=other")
+        database = Database.parse(f"postgresql://postgres@/postgres?host={tmp_path}&schema=other")
         with pytest.raises((asyncpg.PostgresError, OSError)):
-            await Connector(address, "on").connect()
+            await Connector(database, "on").connect()
     version, fields = (first := said.get_nowait())[:4], first[4:].split(b"\0")
     assert int.from_bytes(version, "big") == 3 << 16
     assert {name.decode() for name in fields[::2] if name} <= LET_THROUGH
 
 
 async def test_settings_hold_on_every_connection(postgres_url: str) -> None:
-    address = read_url(postgres_url)
-    connection = await Connector(address, "off").connect()
+    database = Database.parse(postgres_url)
+    connection = await Connector(database, "off").connect()
     for name, value in {
         "application_name": "runlane",
-        "search_path": f'"{address.schema}"',
+        "search_path": f'"{database.schema}"',
         "synchronous_commit": "off",
         "statement_timeout": "12s",
         "enable_seqscan": "off",
@@ -62,7 +61,7 @@ async def test_a_node_has_no_more_connections_than_is_said(own_server: OwnPostgr
         " WHERE application_name = 'runlane' AND backend_type = 'client backend'"
     )
     before = await beside.fetchval(query)
-    async with fresh_database(own_server.url) as url, PostgresStore(url) as store:
+    async with fresh_database(own_server.url) as url, postgres_store(url) as store:
         stories = [Story(store, f"s{n}") for n in range(100)]
         await asyncio.gather(*(story.accept(story.session_id) for story in stories))
         await asyncio.gather(

@@ -29,10 +29,9 @@ from runlane_server.core.errors import StartError, StoreUnavailable
 from runlane_server.store.postgres import connection as postgres_connection
 from runlane_server.store.postgres import writer as postgres_writer
 from runlane_server.store.postgres.connection import Connector
-from runlane_server.store.postgres.store import PostgresStore
-from runlane_server.store.postgres.url import read_url
+from runlane_server.store.postgres.database import Database
 from store.postgres.replicas import HOST, Replicas, replicas
-from support.postgres import with_schema
+from support.postgres import postgres_store, with_schema
 from support.server import ServerProcess, serving
 from support.staging import SECONDS
 from support.story import Story
@@ -53,7 +52,7 @@ def pair() -> Iterator[Replicas]:
 
 async def test_the_database_finds_out_who_is_gone_without_a_word(pair: Replicas) -> None:
     """Who was cut off in the middle of a statement may have rows locked."""
-    connection = await Connector(read_url(pair.url)).connect()
+    connection = await Connector(Database.parse(pair.url)).connect()
     for name, value in {"idle": "10", "interval": "5", "count": "3"}.items():
         assert await connection.fetchval(f"SHOW tcp_keepalives_{name}") == value
     await connection.close()
@@ -91,17 +90,17 @@ async def test_host_that_says_nothing_is_asked_once_and_does_not_hide_the_primar
     monkeypatch.setattr(postgres_connection, "CONNECT_TIMEOUT", 2.0)
     silent = SilentHost()
     url = f"postgresql://postgres@{silent.place},{pair.primary.place}/postgres"
-    async with PostgresStore(with_schema(url, "silent")) as store:
+    async with postgres_store(with_schema(url, "silent")) as store:
         await Story(store).play("a")
     assert silent.close() == 1
 
 
 async def test_standby_that_comes_first_is_passed_over(pair: Replicas) -> None:
     url = f"postgresql://postgres@{pair.standby.place},{pair.primary.place}/postgres"
-    async with PostgresStore(with_schema(url, "found")) as store:
+    async with postgres_store(with_schema(url, "found")) as store:
         await Story(store).play("a")
     with pytest.raises(StartError, match="None of the hosts match"):
-        async with PostgresStore(pair.standby.url):
+        async with postgres_store(pair.standby.url):
             pass
 
 
@@ -110,7 +109,7 @@ async def test_write_that_the_standby_never_got_is_not_seen_by_anybody(
 ) -> None:
     """To cancel the wait for the standby would make it a commit of the primary alone."""
     monkeypatch.setattr(postgres_writer, "WRITE_TIMEOUT", 0.5)
-    async with PostgresStore(with_schema(pair.url, "waits")) as store:
+    async with postgres_store(with_schema(pair.url, "waits")) as store:
         await Story(store, "before").play("a")
         await asyncio.to_thread(pair.standby.stop)
         with pytest.raises(StoreUnavailable, match="outcome unknown"):

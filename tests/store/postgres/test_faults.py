@@ -29,9 +29,8 @@ from runlane_server.store.base import EventFilter, LoggedComplete
 from runlane_server.store.postgres import connection as postgres_connection
 from runlane_server.store.postgres import log as postgres_log
 from runlane_server.store.postgres import writer as postgres_writer
-from runlane_server.store.postgres.store import PostgresStore
-from runlane_server.store.postgres.url import read_url
-from support.postgres import OwnPostgres, fresh_database, with_schema
+from runlane_server.store.postgres.database import Database
+from support.postgres import OwnPostgres, fresh_database, postgres_store, with_schema
 from support.story import MANY, PLENTY, TENANT, Story, Witness
 
 SECONDS = 60.0
@@ -71,7 +70,7 @@ async def schema(server: OwnPostgres) -> AsyncIterator[str]:
 @asynccontextmanager
 async def node(url: str) -> AsyncIterator[Coordinator]:
     """A node with the echo agent, as the server puts it together."""
-    async with PostgresStore(url) as store:
+    async with postgres_store(url) as store:
         coordinator = Coordinator(
             store, load_agent("echo", AgentSettings()), Feed(store), node=PATIENT
         )
@@ -183,7 +182,7 @@ async def events_grow(server: OwnPostgres, url: str) -> None:
 
 def schema_of(url: str) -> str:
     """The schema that the URL of a store names."""
-    return read_url(url).schema
+    return Database.parse(url).schema
 
 
 # --- A write without an answer ------------------------------------------------------------------
@@ -277,7 +276,7 @@ async def test_r25_write_with_an_unknown_outcome_is_told_all_the_same(
     server: OwnPostgres, line: Line
 ) -> None:
     """Once, in order, and it is not repeated."""
-    async with PostgresStore(with_schema(line.url, "unknown")) as store:
+    async with postgres_store(with_schema(line.url, "unknown")) as store:
         store.listener = witness = Witness()
         story = Story(store)
         await story.play("before")
@@ -310,7 +309,7 @@ async def test_write_on_a_line_that_says_nothing_is_given_up(
 ) -> None:
     monkeypatch.setattr(postgres_writer, "WRITE_TIMEOUT", 0.3)
     monkeypatch.setattr(postgres_writer, "CHECK_TIMEOUT", 0.3)
-    async with PostgresStore(with_schema(line.url, "silent")) as store:
+    async with postgres_store(with_schema(line.url, "silent")) as store:
         story = Story(store)
         await story.play("a")
         line.hold()
@@ -336,7 +335,7 @@ async def test_write_on_a_line_that_says_nothing_is_given_up(
 
 
 async def test_read_whose_connection_is_lost_is_repeated(line: Line) -> None:
-    async with PostgresStore(with_schema(line.url, "reading")) as store:
+    async with postgres_store(with_schema(line.url, "reading")) as store:
         story = Story(store)
         await story.accept("a")
         assert await store.load_lane(story.key) == story.lane
@@ -350,7 +349,7 @@ async def test_read_whose_connection_is_lost_is_repeated(line: Line) -> None:
 async def test_database_that_is_away_is_said_and_comes_back(
     server: OwnPostgres, schema: str
 ) -> None:
-    async with PostgresStore(schema) as store:
+    async with postgres_store(schema) as store:
         store.listener = witness = Witness()
         stories = [Story(store, f"s{n}") for n in range(20)]
         await asyncio.gather(*(story.accept(f"r{story.session_id}") for story in stories))
@@ -389,7 +388,7 @@ async def test_write_that_the_server_gives_up_is_known_not_to_be_written(
     usual = postgres_connection._SETTINGS["statement_timeout"]
     # The statements that make a connection ready have to do with it too.
     monkeypatch.setitem(postgres_connection._SETTINGS, "statement_timeout", "1s")
-    async with PostgresStore(schema) as store:
+    async with postgres_store(schema) as store:
         story = Story(store)
         await story.accept("a")
         monkeypatch.setitem(postgres_connection._SETTINGS, "statement_timeout", usual)
@@ -406,14 +405,14 @@ async def test_write_that_the_server_gives_up_is_known_not_to_be_written(
 
 async def test_closing_finishes_what_was_begun(schema: str) -> None:
     async with AsyncExitStack() as closing:
-        store = await closing.enter_async_context(PostgresStore(schema))
+        store = await closing.enter_async_context(postgres_store(schema))
         stories = [Story(store, f"s{n}") for n in range(50)]
         work = [asyncio.create_task(story.accept(story.session_id)) for story in stories]
         await asyncio.sleep(0)
     await asyncio.gather(*work)
     with pytest.raises(RunlaneError):
         await stories[0].start()
-    async with PostgresStore(schema) as store:
+    async with postgres_store(schema) as store:
         assert len((await store.list_runs(TENANT, limit=MANY)).items) == 50
         page = await store.completes(TENANT, EVERYTHING, after=0, limit=9, max_bytes=PLENTY)
         assert page.events == ()

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runlane_server.store.postgres.connection import Connector
+from runlane_server.store.postgres.database import Database
 from runlane_server.store.postgres.pool import Pool
-from runlane_server.store.postgres.url import read_url
 from support.postgres import Connection, OwnPostgres
 
 
@@ -28,7 +28,7 @@ async def test_connection_whose_loss_nobody_has_noticed_is_left_without_a_compla
 ) -> None:
     complaints: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, told: complaints.append(told))
-    connector = Remembering(read_url(own_server.url))
+    connector = Remembering(Database.parse(own_server.url))
     pool = await Pool.open(connector)
     await asyncio.gather(*(pool.fetch("SELECT pg_sleep(0.1)") for _ in range(2)))
     lost = [*connector.made]

@@ -41,14 +41,14 @@ from runlane_server.store.base import (
     Store,
 )
 from runlane_server.store.postgres import log as postgres_log
-from runlane_server.store.postgres import store as postgres_store
+from runlane_server.store.postgres import store as store_module
 from runlane_server.store.postgres.connection import Connector
+from runlane_server.store.postgres.database import Database
 from runlane_server.store.postgres.schema import SQL
 from runlane_server.store.postgres.store import PostgresStore
 from runlane_server.store.postgres.text import escape, unescape
-from runlane_server.store.postgres.url import read_url
 from runlane_server.store.sqlfiles import migrations
-from support.postgres import Connection, listening, until_blocked
+from support.postgres import Connection, listening, postgres_store, until_blocked
 from support.story import MANY, PLENTY, START, TENANT, Story, Witness
 
 SECONDS = 60.0
@@ -61,7 +61,7 @@ async def nodes(postgres_url: str) -> AsyncIterator[list[PostgresStore]]:
     async with AsyncExitStack() as closing:
         opened = []
         for _ in range(3):
-            store = await closing.enter_async_context(PostgresStore(postgres_url))
+            store = await closing.enter_async_context(postgres_store(postgres_url))
             store.listener = Witness()
             opened.append(store)
         yield opened
@@ -86,14 +86,14 @@ async def until_told(store: Store, count: int) -> list[LoggedComplete]:
 
 def test_url_names_a_schema_and_hides_the_password() -> None:
     url = "postgresql://me:hunter2@a:1,b:2/db?sslmode=require&schema=other"
-    address = read_url(url)
-    assert address.schema == "other"
-    assert address.dsn == "postgresql://me:hunter2@a:1,b:2/db?sslmode=require"
-    assert address.label == "postgresql://a:1,b:2/db schema other"
-    assert read_url("postgresql://h/d").schema == "runlane"
+    database = Database.parse(url)
+    assert database.schema == "other"
+    assert database.dsn == "postgresql://me:hunter2@a:1,b:2/db?sslmode=require"
+    assert database.label == "postgresql://a:1,b:2/db schema other"
+    assert Database.parse("postgresql://h/d").schema == "runlane"
     for bad in ("a-b", 'a"b', "", "x" * 51, "1a"):
         with pytest.raises(StartError, match="schema"):
-            read_url(f"postgresql://h/d?schema={bad}")
+            Database.parse(f"postgresql://h/d?schema={bad}")
 
 
 @pytest.mark.parametrize(
@@ -106,8 +106,8 @@ def test_url_names_a_schema_and_hides_the_password() -> None:
 )
 def test_what_is_no_url_is_told_without_what_it_holds(url: str) -> None:
     with pytest.raises(StartError) as refused:
-        read_url(url)
-    assert str(refused.value) == "--store: is not a URL"
+        Database.parse(url)
+    assert str(refused.value) == "--store: the value is not a valid URL"
 
 
 @pytest.mark.parametrize("text", ["", "plain", "\0", "\1", "a\0\1b", "\1\2\1\3", "\0\2", "\1\1\0"])
@@ -127,32 +127,32 @@ def test_no_two_texts_are_kept_alike() -> None:
 
 
 async def test_many_nodes_may_start_at_once(postgres_url: str, beside: Connection) -> None:
-    stores = [PostgresStore(postgres_url) for _ in range(6)]
+    stores = [postgres_store(postgres_url) for _ in range(6)]
     async with AsyncExitStack() as closing:
         await asyncio.gather(*(closing.enter_async_context(store) for store in stores))
         assert len({store.store_id for store in stores}) == 1
         applied = await beside.fetch("SELECT version FROM schema_versions ORDER BY 1")
         assert [row[0] for row in applied] == list(range(1, len(migrations("postgres")) + 1))
-    async with PostgresStore(postgres_url) as again:
+    async with postgres_store(postgres_url) as again:
         assert again.store_id
         await Story(again).play("a")
 
 
 async def test_newer_schema_is_refused(postgres_url: str, beside: Connection) -> None:
-    async with PostgresStore(postgres_url):
+    async with postgres_store(postgres_url):
         pass
     await beside.execute("INSERT INTO schema_versions (version) VALUES (99)")
-    with pytest.raises(StartError, match=r"newer Runlane \(schema 99"):
-        await PostgresStore(postgres_url).__aenter__()
+    with pytest.raises(StartError, match=r"newer Runlane wrote it \(schema 99"):
+        await postgres_store(postgres_url).__aenter__()
 
 
 async def test_tables_of_another_program_are_left_alone(
     postgres_url: str, beside: Connection
 ) -> None:
-    schema = read_url(postgres_url).schema
+    schema = Database.parse(postgres_url).schema
     await beside.execute(f"CREATE SCHEMA {schema}; CREATE TABLE sessions (mine text)")
-    with pytest.raises(StartError, match="table 'sessions' of some other program"):
-        await PostgresStore(postgres_url).__aenter__()
+    with pytest.raises(StartError, match="a table 'sessions' of another program"):
+        await postgres_store(postgres_url).__aenter__()
     assert await beside.fetchval("SELECT count(*) FROM sessions") == 0
 
 
@@ -177,8 +177,8 @@ async def test_database_of_another_encoding_is_refused(
     databases: Callable[[str], Awaitable[str]],
 ) -> None:
     url = await databases("ENCODING 'LATIN1' LOCALE 'C'")
-    with pytest.raises(StartError, match="its encoding is LATIN1"):
-        await PostgresStore(url).__aenter__()
+    with pytest.raises(StartError, match="the encoding is LATIN1"):
+        await postgres_store(url).__aenter__()
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ async def test_r01_what_is_confirmed_is_on_disk(
     name = await connection.fetchval("SELECT current_database()")
     await connection.execute(f"ALTER DATABASE {name} SET synchronous_commit = {by_default}")
     await connection.close()
-    async with PostgresStore(url) as store:
+    async with postgres_store(url) as store:
         await Story(store).play("a")
         writer = store._open.writer._connection
         assert writer is not None
@@ -210,7 +210,7 @@ async def test_r01_what_is_confirmed_is_on_disk(
 )
 async def test_database_that_cannot_be_reached_is_named(url: str, why: str) -> None:
     with pytest.raises(StartError, match=why) as raised:
-        await PostgresStore(url).__aenter__()
+        await postgres_store(url).__aenter__()
     assert "hunter2" not in str(raised.value)
 
 
@@ -279,7 +279,7 @@ async def test_removed_sessions_are_forgotten_after_a_day(
     assert await beside.fetchval("SELECT count(*) FROM removed_sessions") == 2
     await beside.execute(
         "UPDATE removed_sessions SET removed_at = now() - $1::interval WHERE session_id = 'old'",
-        postgres_store.REMOVED_KEPT + timedelta(seconds=1),
+        store_module.REMOVED_KEPT + timedelta(seconds=1),
     )
     await nodes[1].compact(0, 9)
     assert await beside.fetchval("SELECT session_id FROM removed_sessions") == "young"
@@ -360,7 +360,10 @@ async def test_nodes_that_write_the_same_lanes_do_not_deadlock(
         return count
 
     before = await deadlocks()
-    async with PostgresStore(postgres_url) as one, PostgresStore(postgres_url) as two:
+    async with (
+        postgres_store(postgres_url) as one,
+        postgres_store(postgres_url) as two,
+    ):
         stories = [Story(one, f"s{n:02}") for n in range(40)]
         await asyncio.gather(*(story.accept(story.session_id) for story in stories))
         for round_ in range(10):
@@ -405,7 +408,7 @@ async def test_r25_processes_write_and_readers_follow(
 ) -> None:
     """Several processes; and a reader that sees the log as it grows, and never a gap."""
     processes, sessions, runs = 3, 10, 6
-    async with PostgresStore(postgres_url):
+    async with postgres_store(postgres_url):
         pass
     total = processes * (sessions * runs + runs)
     arguments = [str(number) for number in (sessions, runs, total)]
@@ -459,7 +462,10 @@ async def test_r25_wake_up_is_enough_without_polling(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres_log, "POLL_SECONDS", 3_600.0)
-    async with PostgresStore(postgres_url) as one, PostgresStore(postgres_url) as two:
+    async with (
+        postgres_store(postgres_url) as one,
+        postgres_store(postgres_url) as two,
+    ):
         two.listener = Witness()
         await listening(postgres_url, 2)
         for n in range(5):
@@ -484,7 +490,10 @@ async def test_r25_what_others_wrote_before_is_told_first(
     """Also where no wake-up and no poll has told of it."""
     monkeypatch.setattr(postgres_log, "POLL_SECONDS", 3_600.0)
     monkeypatch.setattr(postgres_log, "PAGE_EVENTS", 3)
-    async with PostgresStore(postgres_url) as one, PostgresStore(postgres_url) as two:
+    async with (
+        postgres_store(postgres_url) as one,
+        postgres_store(postgres_url) as two,
+    ):
         one.listener, two.listener = Witness(), Witness()
         await listening(postgres_url, 2)
         await one._open.notifier.close()
@@ -507,7 +516,7 @@ async def test_r25_what_others_wrote_before_is_told_first(
 async def test_nodes_may_compact_at_once(
     nodes: Sequence[PostgresStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres_store, "STEP_ROWS", 7)
+    monkeypatch.setattr(store_module, "STEP_ROWS", 7)
     story = Story(nodes[0])
     for n in range(30):
         await story.play(f"r{n}")
@@ -529,7 +538,10 @@ async def test_r25_node_that_was_away_for_too_long_goes_on_behind_the_hole(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres_log, "POLL_SECONDS", 3_600.0)
-    async with PostgresStore(postgres_url) as one, PostgresStore(postgres_url) as two:
+    async with (
+        postgres_store(postgres_url) as one,
+        postgres_store(postgres_url) as two,
+    ):
         one.listener, two.listener = Witness(), Witness()
         await listening(postgres_url, 2)
         await one._open.notifier.close()
@@ -615,9 +627,9 @@ READS = [
 
 async def test_no_statement_walks_a_table(postgres_url: str) -> None:
     """Each is a seek in an index, also while nobody has counted the rows."""
-    async with PostgresStore(postgres_url):
+    async with postgres_store(postgres_url):
         pass
-    connection = await Connector(read_url(postgres_url)).connect()
+    connection = await Connector(Database.parse(postgres_url)).connect()
     for name in READS:
         await connection.execute(f"PREPARE {name} AS {SQL[name]}")
         count = await connection.fetchval(
@@ -638,7 +650,7 @@ async def test_plans_that_were_made_while_the_tables_were_empty_still_serve(
     postgres_url: str, beside: Connection
 ) -> None:
     """Nothing that is looked up by its id is looked for in an index that is for lists."""
-    async with PostgresStore(postgres_url) as store:
+    async with postgres_store(postgres_url) as store:
         await Story(store, "first").play("first")
         stories = [Story(store, f"s{n}") for n in range(20)]
         await asyncio.gather(*(story.play(story.session_id) for story in stories))

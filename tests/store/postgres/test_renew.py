@@ -9,10 +9,11 @@ import pytest
 from runlane_server.cli import maintenance
 from runlane_server.core.errors import StartError
 from runlane_server.store.base import StoreError
+from runlane_server.store.open import StoreUrl
 from runlane_server.store.postgres import log as postgres_log
+from runlane_server.store.postgres.database import Database
 from runlane_server.store.postgres.renew import renew
-from runlane_server.store.postgres.store import PostgresStore
-from support.postgres import Connection, listening
+from support.postgres import Connection, listening, postgres_store
 from support.story import START, Story
 
 SECONDS = 30.0
@@ -42,7 +43,7 @@ async def test_r25_node_whose_database_went_back_stops(
 ) -> None:
     monkeypatch.setattr(postgres_log, "POLL_SECONDS", 0.02)
     told: asyncio.Queue[StoreError] = asyncio.Queue()
-    store = PostgresStore(postgres_url)
+    store = postgres_store(postgres_url)
     store.on_failure = told.put_nowait
     async with store:
         for run_id in ("a", "b"):
@@ -54,7 +55,7 @@ async def test_r25_node_whose_database_went_back_stops(
         assert "runlane-server renew" in error.message
         assert store.failed == error
     assert told.empty()
-    async with PostgresStore(postgres_url) as again:
+    async with postgres_store(postgres_url) as again:
         assert again.failed is None
 
 
@@ -62,7 +63,7 @@ async def test_node_whose_log_was_compacted_goes_on(
     postgres_url: str, beside: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres_log, "POLL_SECONDS", 0.02)
-    async with PostgresStore(postgres_url) as store:
+    async with postgres_store(postgres_url) as store:
         await Story(store, "a").play("a")
         assert await store.compact(2 * START, 10) == 1
         await lose_connections(beside)
@@ -72,11 +73,11 @@ async def test_node_whose_log_was_compacted_goes_on(
 
 
 async def test_renewed_store_has_a_new_id_and_all_else(postgres_url: str) -> None:
-    async with PostgresStore(postgres_url) as store:
+    async with postgres_store(postgres_url) as store:
         await Story(store).play("a")
         old, key = store.store_id, store.cluster.peer_key
-    assert "new id" in await renew(postgres_url)
-    async with PostgresStore(postgres_url) as store:
+    assert "new id" in await renew(Database.parse(postgres_url))
+    async with postgres_store(postgres_url) as store:
         assert len(store.store_id) == 8
         assert store.store_id != old
         assert len(store.cluster.peer_key) == len(key)
@@ -85,23 +86,23 @@ async def test_renewed_store_has_a_new_id_and_all_else(postgres_url: str) -> Non
 
 
 async def test_store_of_nodes_at_work_is_not_renewed(postgres_url: str, beside: Connection) -> None:
-    async with PostgresStore(postgres_url) as store:
+    async with postgres_store(postgres_url) as store:
         old = store.store_id
         await store.cluster.join("node", "10.0.0.1:50051")
-        with pytest.raises(StartError, match=r"at work .*10\.0\.0\.1:50051"):
-            await renew(postgres_url)
-    async with PostgresStore(postgres_url) as store:
+        with pytest.raises(StartError, match=r"nodes were running .*10\.0\.0\.1:50051"):
+            await renew(Database.parse(postgres_url))
+    async with postgres_store(postgres_url) as store:
         assert store.store_id == old
     # Those who were in the backup have long been silent.
     await beside.execute("UPDATE nodes SET heartbeat = heartbeat - interval '31 s'")
-    await renew(postgres_url)
+    await renew(Database.parse(postgres_url))
 
 
 async def test_what_is_no_store_is_not_renewed(postgres_url: str) -> None:
-    with pytest.raises(StartError, match="there is no store"):
-        await renew(postgres_url)
+    with pytest.raises(StartError, match="the schema has no store"):
+        await renew(Database.parse(postgres_url))
     with pytest.raises(StartError, match=r"127\.0\.0\.1:1"):
-        await renew("postgresql://postgres@127.0.0.1:1/none")
+        await renew(Database.parse("postgresql://postgres@127.0.0.1:1/none"))
     for other in ("sqlite:///runlane.db", "memory:"):
-        with pytest.raises(StartError, match="renew: is for PostgreSQL"):
-            maintenance.renew(other)
+        with pytest.raises(StartError, match="renew: "):
+            maintenance.renew(StoreUrl.parse(other))

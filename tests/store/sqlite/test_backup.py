@@ -130,7 +130,7 @@ async def test_restored_store_goes_on_and_has_a_name_of_its_own(path: Path, copy
 async def test_file_that_is_there_is_replaced_only_if_forced(path: Path, copy: Path) -> None:
     await filled(path)
     _write(copy, b"precious")
-    with pytest.raises(StartError, match="is there already; --force"):
+    with pytest.raises(StartError, match="the file exists; --force"):
         back_up(path, copy)
     assert _read(copy) == b"precious"
     back_up(path, copy, force=True)
@@ -174,7 +174,7 @@ async def test_backup_under_way_is_left_alone(path: Path, copy: Path) -> None:
     descriptor = os.open(partial, os.O_RDWR)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        with pytest.raises(StartError, match="another backup is writing it"):
+        with pytest.raises(StartError, match="another backup is writing this file"):
             back_up(path, copy)
     finally:
         os.close(descriptor)
@@ -200,7 +200,7 @@ async def test_damaged_copy_is_no_backup(path: Path, copy: Path) -> None:
 
 
 async def test_what_cannot_be_is_one_line(path: Path, copy: Path) -> None:
-    with pytest.raises(StartError, match="there is no such file"):
+    with pytest.raises(StartError, match="the file does not exist"):
         back_up(path, copy)
     await filled(path)
     with pytest.raises(StartError, match="is a directory"):

@@ -28,7 +28,7 @@ from runlane_server.core.turn import DraftMessage
 from runlane_server.store.base import NewSession
 from runlane_server.store.sqlite import compact as sqlite_compact
 from runlane_server.store.sqlite.check import CHECKS, MAX_LINES, Counts, check
-from runlane_server.store.sqlite.rows import Compaction, Removed
+from runlane_server.store.sqlite.rows import Compaction, CompactionStep
 from runlane_server.store.sqlite.store import SqliteStore
 from support.story import START, Story, answer, request
 
@@ -121,7 +121,9 @@ async def test_database_passes_while_it_is_used_and_compacted(
 
 async def _one_step(store: SqliteStore) -> bool:
     """One transaction of a compaction; whether there is more."""
-    future: asyncio.Future[Exception | Removed | None] = asyncio.get_running_loop().create_future()
+    future: asyncio.Future[Exception | CompactionStep | None] = (
+        asyncio.get_running_loop().create_future()
+    )
     removed = await store._writing.write(Compaction(FAR, 99, None, future))
     assert removed is not None
     return removed.more
@@ -580,11 +582,11 @@ def test_check_changes_nothing(path: Path, lived: bytes) -> None:
 
 def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.db"
-    with pytest.raises(StartError, match="there is no such file"):
+    with pytest.raises(StartError, match="the file does not exist"):
         check(path)
     with closing(sqlite3.connect(path)) as db:
         db.execute("CREATE TABLE t (x)")
-    with pytest.raises(StartError, match="some other program"):
+    with pytest.raises(StartError, match="database of another program"):
         check(path)
     path.write_bytes(b"no database at all, but long enough to be read as one" * 100)
     with pytest.raises(StartError, match="not a database"):

@@ -73,9 +73,10 @@ async def test_commits_of_many_are_one(store: SqliteStore) -> None:
 
 async def test_refused_units_of_a_batch_fail_alone(store: SqliteStore) -> None:
     witness = store.listener = Witness()
-    taken, stale, fenced, created = (
-        Story(store, name) for name in ("taken", "stale", "fenced", "created")
+    holder, taken, stale, fenced, created = (
+        Story(store, name) for name in ("holder", "taken", "stale", "fenced", "created")
     )
+    await holder.accept("held")
     await stale.accept("old")
     stale.lane = rules.dispatch(stale.lane, at=1).at_version(7).lane
     await fenced.accept("f")
@@ -87,7 +88,7 @@ async def test_refused_units_of_a_batch_fail_alone(store: SqliteStore) -> None:
     seen = await commits(store)
     results = await asyncio.gather(
         *(story.finish() for story in good[:5]),
-        taken.accept("old"),
+        taken.accept("held"),
         stale.finish(),
         store.append(fenced.run_key("f"), 1, [RunEvent("f", 2, 1, TextDelta("x"))]),
         store.create_session(NewSession(created.key, START)),
@@ -134,7 +135,7 @@ async def test_two_changes_of_a_lane_keep_their_order(store: SqliteStore) -> Non
 
 async def test_listener_that_fails_does_not_fail_the_write(store: SqliteStore) -> None:
     class Broken(Witness):
-        def happened(self, key: RunKey, events: object) -> None:
+        def on_run_events(self, key: RunKey, events: object) -> None:
             raise RuntimeError("broken")
 
     store.listener = Broken()
@@ -235,7 +236,7 @@ async def test_stored_bytes_are_summed_up_piece_by_piece(
             await Story(store, f"s{n}", tenant="another").accept(f"r{n}")
         whole = await store.stored_bytes("tenant")
         for pieces in (1, 3, 7, 8):
-            monkeypatch.setattr(sqlite, "SUMMED_TOGETHER", pieces)
+            monkeypatch.setattr(sqlite, "SESSIONS_PER_READ", pieces)
             assert await store.stored_bytes("tenant") == whole
 
 
@@ -264,7 +265,7 @@ async def test_foreign_file_is_refused_and_left_alone(path: Path) -> None:
     with closing(sqlite3.connect(path)) as db:
         db.execute("CREATE TABLE sessions (x)")
     before = read(path)
-    assert "some other program" in await refusal(path)
+    assert "database of another program" in await refusal(path)
     assert read(path) == before
 
 
@@ -273,7 +274,7 @@ async def test_newer_schema_is_refused(path: Path) -> None:
         pass
     with closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA user_version = 999")
-    assert "newer Runlane (schema 999, known 4)" in await refusal(path)
+    assert "a newer Runlane wrote it (schema 999, known 4)" in await refusal(path)
 
 
 async def test_file_that_is_no_database_is_refused(path: Path) -> None:
@@ -291,7 +292,7 @@ async def test_damaged_file_is_refused(path: Path) -> None:
 
 async def test_directory_is_refused(tmp_path: Path) -> None:
     assert "is a directory" in await refusal(tmp_path)
-    assert "there is no directory" in await refusal(tmp_path / "none" / "runlane.db")
+    assert "does not exist" in await refusal(tmp_path / "none" / "runlane.db")
 
 
 async def test_place_that_cannot_be_written_is_refused() -> None:
@@ -308,7 +309,7 @@ async def test_file_that_cannot_be_written_is_refused(path: Path) -> None:
 
 async def test_second_server_is_refused(path: Path) -> None:
     async with SqliteStore(path) as store:
-        assert f"another server (process {os.getpid()}) uses it" in await refusal(path)
+        assert f"in use by another server (process {os.getpid()})" in await refusal(path)
         await Story(store).play("a")  # the first one does not notice
     async with SqliteStore(path) as store:
         assert store.position == 1

@@ -1,5 +1,5 @@
 """The store in a PostgreSQL database, shared by any number of nodes.
 
-Only `store.open` and the maintenance commands import from here, and only where asyncpg is
-installed. Nothing here relies on the order of a sequence, or on a notification that arrives.
+Nothing here relies on the order of a sequence, or on the arrival of a notification. Only
+`store.open` and the maintenance commands import from here; all but `database` need asyncpg.
 """

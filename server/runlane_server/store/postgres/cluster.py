@@ -1,7 +1,7 @@
-"""The nodes that share a database: who is alive, what the others left behind, and what waits.
+"""The nodes that share a database: which are alive, lost runs, and lanes to claim.
 
-Each method is one round trip, and all times are the database's. Nothing here decides anything: who
-acts on what it is told commits to a lane, and the version of the lane decides.
+Each method is one round trip, and all times are the database's. Nothing here decides anything: the
+caller commits to a lane, and the lane's version decides.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from runlane_server.store.postgres.text import escape, unescape
 log = structlog.get_logger()
 
 FORGOTTEN_AFTER = timedelta(days=1)
-"""How long a node stays known that was lost, or says nothing."""
+"""The time after which the row of a dead or silent node is deleted."""
 
 MOST_CONNECTIONS = 3
-"""A sign of life waits for no page that somebody reads, nor for a wake-up."""
+"""Connections of their own, so that a heartbeat waits neither for a read nor for a wake-up."""
 
 TIMEOUT = 5.0
-"""Seconds after which an answer is given up: whoever lives by a lease has to know soon."""
+"""Timeout of a call in seconds: a node must notice soon that it cannot renew its lease."""
 
 
-async def open_talk(connector: Connector) -> Pool:
-    """The connections for what nodes tell each other.
+async def open_cluster_pool(connector: Connector) -> Pool:
+    """The connections for heartbeats, claims and wake-ups.
 
-    It need not reach the disk at once: what a crash of the database takes back is said again. And
-    what a node commits because of it comes later in the log of the database, so it does not outlive
-    its reason.
+    They need not wait for the disk: what a crash of the database loses is repeated. Whatever a node
+    commits as a consequence is later in the database's write-ahead log, so it never survives a
+    crash that its cause did not.
     """
     relaxed = replace(connector, durability="off")
     return await Pool.open(relaxed, most=MOST_CONNECTIONS, timeout=TIMEOUT)
@@ -54,30 +54,29 @@ class PostgresCluster:
         self._pool = pool
         self._notifier = notifier
 
-    # Who is alive
+    # Which nodes are alive
 
     async def join(self, node_id: str, address: str) -> None:
-        """Makes a node known. One that was lost stays so; it has to join under another id."""
+        """Registers a node. A dead node stays dead; it must join under another id."""
         await self._rows("join", escape(node_id), escape(address))
 
-    async def beat(self, node_id: str, lease: float) -> bool:
-        """Says that a node is alive; False if it is taken for lost, or has left.
+    async def heartbeat(self, node_id: str, lease: float) -> bool:
+        """Renews the lease of a node. Returns False if it was declared dead, or has left.
 
-        Takes others for lost who have been silent for `lease` seconds; unless this one had been so
-        itself, within the last `lease` seconds: after a time without the database the first one to
-        come back must not take the others for lost. Forgets who was lost long ago.
+        Declares dead the nodes that were silent for `lease` seconds, unless this node was itself
+        silent for that long within the last `lease` seconds: after an outage of the database, the
+        first node to return must not declare the others dead. Deletes nodes that died long ago.
         """
         rows = await self._rows("beat", escape(node_id), timedelta(seconds=lease), FORGOTTEN_AFTER)
         alive: bool = rows[0]["alive"]
         return alive
 
     async def leave(self, node_id: str) -> None:
-        """Forgets a node. What it still hosts is lost."""
         await self._rows("leave", escape(node_id))
 
     async def hosts(self, keys: Collection[RunKey]) -> Mapping[RunKey, str]:
-        """The addresses of the nodes where those runs are active; without those that are not, and
-        those whose node is lost."""
+        """The addresses of the nodes on which these runs are active. Runs that are not active, or
+        whose node is dead, are left out."""
         tenants = [escape(key.tenant) for key in keys]
         run_ids = [escape(key.run_id) for key in keys]
         rows = await self._rows("hosts", tenants, run_ids)
@@ -86,14 +85,12 @@ class PostgresCluster:
             for row in rows
         }
 
-    # What there is to do
+    # Work
 
     async def lost_runs(self, limit: int) -> Sequence[HostedRun]:
-        """Active runs whose node is lost or gone, the longest active first."""
         return [_hosted(row) for row in await self._rows("lost_runs", limit)]
 
     async def cancelled_runs(self, node_id: str) -> Sequence[HostedRun]:
-        """Active runs of a node that a cancel has covered."""
         return [_hosted(row) for row in await self._rows("cancelled_runs", escape(node_id))]
 
     async def claim(
@@ -112,24 +109,22 @@ class PostgresCluster:
         return [key_of(row) for row in rows]
 
     async def waiting_runs(self) -> Mapping[str, int]:
-        """How many runs of each tenant wait; without those that have none."""
         rows = await self._rows("waiting_runs")
         return {unescape(row["tenant"]): row["runs"] for row in rows}
 
     # Wake-ups
 
     def wake(self) -> None:
-        """Wakes the other nodes, soon."""
-        self._notifier.work()
+        self._notifier.announce_work()
 
-    def woken(self) -> None:
-        """Another node said that there is something to do, or may have."""
+    def on_wake_up(self) -> None:
+        """Reports that another node has, or may have, announced work."""
         if self.on_wake is None:
             return
         try:
             self.on_wake()
         except Exception:
-            log.exception("who is woken by other nodes failed")
+            log.exception("wake-up callback failed")
 
     async def _rows(self, name: str, *args: object) -> Sequence[Any]:
         return await self._pool.fetch(SQL[name], *args)

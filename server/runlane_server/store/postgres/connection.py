@@ -1,7 +1,7 @@
-"""How the database is connected to, and what its errors mean.
+"""Connections to the database, and the meaning of its errors.
 
-All that the store does is single statements, each a transaction of its own: whatever becomes of a
-node while it waits, it leaves no transaction open.
+The store sends single statements only, each a transaction of its own: a node that stops or dies
+while it waits leaves no transaction open.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
 from runlane_server.core.errors import StoreUnavailable
-from runlane_server.store.postgres.url import Address
+from runlane_server.store.postgres.database import Database
 
 if TYPE_CHECKING:
     Connection: TypeAlias = asyncpg.Connection[asyncpg.Record]
@@ -22,19 +22,19 @@ else:
     _Driven = asyncpg.Connection
 
 CONNECT_TIMEOUT = 5.0
-"""Seconds that a new connection may take. Each host of several has its share of them: one that is
-gone without a word must not keep anybody from the others."""
+"""Seconds that a new connection may take, divided among the hosts of the URL: a host that does not
+answer must not use up the time of the others."""
 
 READ_TIMEOUT = 15.0
 WRITE_TIMEOUT = 20.0
-"""Seconds after which a connection is given up that does not answer. A write has the longest, for
-the server gives up before that (`STATEMENT_TIMEOUT`), and says so: the outcome is known then."""
+"""Seconds after which a connection that does not answer is abandoned. A write waits longest: the
+server gives up earlier (`STATEMENT_TIMEOUT`) and reports it, so that the outcome is known."""
 
 STATEMENT_TIMEOUT = 12.0
-"""Seconds that the server takes for a statement, waiting for locks included."""
+"""The server's limit for a statement in seconds, including the wait for locks."""
 
 RETRY_AFTER = 1.0
-"""Seconds after which a caller may come back who was told that the database is not there."""
+"""Seconds before a caller should retry when the database is unavailable."""
 
 NOTHING_WRITTEN = "the database could not be written to; nothing was written; repeat the call"
 OUTCOME_UNKNOWN = (
@@ -46,13 +46,13 @@ FAILURES = (
     OSError,
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
-    # A connection that the server has ended while nobody used it may be in no state that is known.
+    # The driver raises it for an idle connection that the server has closed.
     asyncpg.InternalClientError,
 )
-"""All that a call of the database may raise beside what its arguments are to blame for."""
+"""Errors that a call of the database may raise for other reasons than its arguments."""
 
 APPLICATION = "runlane"
-"""What connections are called in the database."""
+"""The application name of the connections."""
 
 _SET = (
     "SELECT set_config(name, value, false) FROM unnest($1::text[], $2::text[]) AS _ (name, value)"
@@ -61,14 +61,14 @@ _SET = (
 _SETTINGS = {
     "statement_timeout": f"{STATEMENT_TIMEOUT:g}s",
     "timezone": "UTC",
-    # A node that is gone without a word may leave a transaction open, and rows locked: the database
-    # finds that out within half a minute, where its system would take hours.
+    # A node that disappears may leave a transaction open and rows locked. The database detects it
+    # within half a minute; with the defaults of the operating system it takes hours.
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
     "jit": "off",
-    # Every statement is a seek in an index. Where the tables were small when a plan was made, or
-    # nobody has counted their rows yet, the planner would prefer to read them whole.
+    # Every statement is a seek in an index. The planner would prefer to scan tables that were small
+    # when it made the plan, or that have no statistics yet.
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
     "enable_bitmapscan": "off",
@@ -78,42 +78,42 @@ _SETTINGS = {
 
 
 class _Connection(_Driven):
-    """A connection that is left without a word.
+    """A connection that closes without a message to the server.
 
-    The driver's pool closes in the background what it has expired. On a line that is dead the
-    server cannot be told of it, and that error would be nobody's.
+    The driver's pool closes expired connections in the background. On a dead connection the message
+    would fail, in a task whose error nobody handles.
     """
 
     async def close(self, *, timeout: float | None = None) -> None:
-        """Ends it at once."""
+        """Closes the connection at once."""
         self.terminate()
 
 
 @dataclass(slots=True)
 class _Hosts:
-    """Which of the hosts was the primary when last somebody asked."""
+    """The index of the host that was the primary at the last connect."""
 
     primary: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Connector:
-    """Connects to a database, always in the same way.
+    """Opens connections to a database, all with the same settings.
 
-    `durability` is what synchronous_commit is set to; it is left as it is without one. `hosts` is
-    shared by those that connect to the same database: what one finds out, all know.
+    `durability` is the value for synchronous_commit; None leaves it unchanged. Copies of a
+    connector share `hosts`, so that one of them finds the primary for all.
     """
 
-    address: Address
+    database: Database
     durability: str | None = None
     hosts: _Hosts = field(default_factory=_Hosts)
 
     async def connect(self) -> Connection:
         """A new connection to the primary. Raises one of `FAILURES`; ValueError for a bad URL."""
-        dsns = self.address.dsns
+        dsns = self.database.dsns
         first = self.hosts.primary
         failures: list[Exception] = []
-        # The driver would try one after another too, but within one timeout for all.
+        # The driver would try all hosts too, but within a single timeout.
         for n in (*range(first, len(dsns)), *range(first)):
             try:
                 connection = await self._connect(dsns[n], CONNECT_TIMEOUT / len(dsns))
@@ -125,7 +125,7 @@ class Connector:
         raise failures[-1]
 
     async def _connect(self, dsn: str, timeout: float) -> Connection:
-        settings = _SETTINGS | {"search_path": f'"{self.address.schema}"'}
+        settings = _SETTINGS | {"search_path": f'"{self.database.schema}"'}
         if self.durability is not None:
             settings["synchronous_commit"] = self.durability
         connection = await asyncpg.connect(
@@ -137,7 +137,7 @@ class Connector:
             server_settings={"application_name": APPLICATION},
         )
         try:
-            # Not as the connection is made: a PgBouncer lets hardly any setting through there.
+            # Not at connect: PgBouncer refuses most settings there.
             await connection.execute(_SET, [*settings], [*settings.values()], timeout=timeout)
         except BaseException:
             connection.terminate()
@@ -146,23 +146,23 @@ class Connector:
 
 
 def _session_attrs(dsn: str) -> SessionAttribute | None:
-    """A replica is of no use: it cannot be written to, and lags behind."""
+    """Requires the primary: a replica refuses writes and lags behind."""
     return None if "target_session_attrs=" in dsn else SessionAttribute.primary
 
 
 def unavailable(message: str) -> StoreUnavailable:
-    """What a caller is told of a database in trouble."""
+    """The error for callers while the database is unavailable."""
     return StoreUnavailable(message, retry_after=RETRY_AFTER)
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether an error is that of the rows that were given: they cannot be written, others may."""
+    """Whether an error concerns the given rows only: others may still be written."""
     return isinstance(
         error,
         asyncpg.IntegrityConstraintViolationError
         | asyncpg.DataError
         | asyncpg.ProgramLimitExceededError
-        # What the driver says of arguments that it cannot send.
+        # The driver cannot encode an argument.
         | ValueError
         | TypeError
         | OverflowError,
@@ -170,15 +170,15 @@ def is_refusal(error: Exception) -> bool:
 
 
 def is_collision(error: Exception) -> bool:
-    """Whether a statement was rolled back as it met another one, and may be repeated as it is."""
+    """Whether a statement was rolled back because of a concurrent one, and may be repeated."""
     return isinstance(error, asyncpg.TransactionRollbackError)
 
 
-def is_certain(error: Exception) -> bool:
-    """Whether a statement that failed with that has certainly written nothing.
+def wrote_nothing(error: Exception) -> bool:
+    """Whether a statement that failed with this error has certainly written nothing.
 
-    So it is where the server said why, except where it was told to end: that may have been between
-    the commit and its answer.
+    That is true if the server reported the error, except when an operator ended the statement: this
+    may happen between the commit and its answer.
     """
     if isinstance(error, asyncpg.QueryCanceledError):
         return True
@@ -188,5 +188,5 @@ def is_certain(error: Exception) -> bool:
 
 
 def describe(error: BaseException) -> str:
-    """An error in one line, for the log."""
+    """The text of an error in one line, for the log."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,9 +1,9 @@
-"""The event log as all nodes write it: who listens here is told of every event, in order, once.
+"""The event log of all nodes: passes every event to the listener, in order, once.
 
-Positions have no gap, so what is missing is seen at once. A node's own events come from memory
-where they follow on what was told; whatever others wrote before them is read first. The events of
-others are looked for when a node wakes this one, and every second anyhow. A wake-up brings nothing
-but itself, so none that is lost, or comes twice, matters.
+Positions have no gaps, so a missing event is noticed at once. Events of this node come from memory
+if they follow the last published position; otherwise the log first reads the events of other nodes
+before them. It also reads on when another node wakes it, and every second. A wake-up carries no
+events, so a lost or repeated wake-up does no harm.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import structlog
 from runlane_server.core.errors import StoreUnavailable
 from runlane_server.store.base import Listener, LoggedComplete, Position, StoreError
 from runlane_server.store.codec import decode_complete
+from runlane_server.store.fanout import publish_completes
 from runlane_server.store.postgres.connection import FAILURES, describe
 from runlane_server.store.postgres.notifier import Notifier
 from runlane_server.store.postgres.pool import Pool
-from runlane_server.store.postgres.schema import SQL, Opened
+from runlane_server.store.postgres.schema import SQL, OpenDatabase
 from runlane_server.store.postgres.text import unescape
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 POLL_SECONDS = 1.0
-"""After how long it is looked for events that no wake-up told of, on average. The same query finds
-out that a connection is dead."""
+"""Average seconds between polls for events whose wake-up was lost. The same query detects a dead
+connection."""
 
 POLL_TIMEOUT = 5.0
 
@@ -44,11 +45,11 @@ Fetch: TypeAlias = Callable[..., Any]
 
 
 class PostgresLog:
-    """How far the listener was told of the log, and what brings it further."""
+    """The position that the listener has reached in the log, and the task that moves it on."""
 
     def __init__(
         self,
-        opened: Opened,
+        opened: OpenDatabase,
         pool: Pool,
         notifier: Notifier,
         listener: Callable[[], Listener | None],
@@ -71,77 +72,67 @@ class PostgresLog:
         self._following = asyncio.create_task(self._follow(), name="postgres-log")
 
     async def close(self) -> None:
-        """Tells nothing any more."""
+        """Stops publishing."""
         self._following.cancel()
         await asyncio.wait([self._following])
 
     @property
     def behind(self) -> int:
-        """How many events others have announced that the listener was not told of yet."""
+        """The number of events that other nodes announced and the listener has not received."""
         return max(0, self._announced - self.position)
 
     def wake(self) -> None:
-        """There may be events that the listener was not told of."""
+        """Looks for events that the listener has not received."""
         self._wakeup.set()
 
-    def kept_from(self, compacted: Position) -> None:
-        """The log was compacted up to there, by whichever node."""
+    def note_compacted(self, compacted: Position) -> None:
+        """Records the position up to which some node has compacted the log."""
         self.compacted = max(self.compacted, compacted)
 
-    async def tell(self, own: Sequence[LoggedComplete]) -> None:
-        """Tells of events that were committed here, and first of what others committed before them.
+    async def publish(self, own: Sequence[LoggedComplete]) -> None:
+        """Publishes events of this node, after those that other nodes committed before them.
 
-        One round trip where there is such a gap, else none. Raises StoreUnavailable; they are told
-        later then.
+        One round trip if there is such a gap, else none. Raises StoreUnavailable; the events are
+        then published later.
         """
         if own[0].position > self.position + 1:
             await self.catch_up(own[0].position - 1)
-        self._publish(own)
+        self._advance(own)
 
     async def catch_up(self, upto: Position = _NO_END) -> None:
-        """Tells of all that is committed, up to a position at least. Raises StoreUnavailable."""
+        """Publishes all committed events, at least up to a position. Raises StoreUnavailable."""
         while self.position < upto and await self._read(self._pool.fetch, upto):
             pass
 
     async def _read(self, fetch: Fetch, upto: Position) -> bool:
-        """Reads and tells a page of what comes next; returns whether there may be more."""
+        """Reads and publishes the next page; returns whether there may be more."""
         rows = await fetch(SQL["log_after"], self.position, upto, PAGE_EVENTS, PAGE_BYTES)
-        self.kept_from(rows[0]["compacted"])
+        self.note_compacted(rows[0]["compacted"])
         events = [
             LoggedComplete(row["position"], unescape(row["tenant"]), decode_complete(row["body"]))
             for row in rows
             if row["position"] is not None
         ]
-        self._publish(events)
-        # What is missing up to there was removed meanwhile.
+        self._advance(events)
+        # Events that are missing up to there were removed in the meantime.
         end = min(upto, self.compacted)
         if not events and self.position < end:
             self.position = end
-            self._tell(())
+            publish_completes(self._listener(), ())
         return bool(events) and (rows[0]["found"] > len(rows) or len(rows) == PAGE_EVENTS)
 
-    def _publish(self, events: Sequence[LoggedComplete]) -> None:
-        """Tells of those events that come next. Synchronous: whatever was read meanwhile by
-        somebody else was told by then, and is not told again."""
+    def _advance(self, events: Sequence[LoggedComplete]) -> None:
+        """Publishes the events beyond the current position. Synchronous: events that another task
+        has published during the read are skipped."""
         new = [event for event in events if event.position > self.position]
         if not new:
             return
         if new[0].position > max(self.position, self.compacted) + 1:
-            raise AssertionError(f"event {new[0].position} comes after {self.position}")
+            raise AssertionError(f"event {new[0].position} follows {self.position}")
         self.position = new[-1].position
-        self._tell(new)
+        publish_completes(self._listener(), new)
 
-    def _tell(self, events: Sequence[LoggedComplete]) -> None:
-        listener = self._listener()
-        if listener is None:
-            return
-        try:
-            listener.completed(events)
-        except Exception:
-            # It is committed, whatever the listener makes of it.
-            log.exception("the listener of the store failed")
-
-    # Following what others write
+    # Following other nodes
 
     async def _follow(self) -> None:
         down = False
@@ -149,45 +140,47 @@ class PostgresLog:
             try:
                 connection = await self._connector.connect()
                 try:
-                    if not await self._is_same(connection):
+                    if not await self._has_same_history(connection):
                         continue
-                    await connection.add_listener(self._connector.address.channel, self._heard)
-                    # What was said before is not known.
+                    await connection.add_listener(
+                        self._connector.database.channel, self._on_notification
+                    )
+                    # Earlier announcements of work may have been lost.
                     self._on_work()
                     if down:
-                        log.info("the database is back")
+                        log.info("database available again")
                     down = False
                     await self._keep_up(connection)
                 finally:
                     connection.terminate()
             except (*FAILURES, StoreUnavailable) as error:
                 if not down:
-                    log.warning("the database is away", error=describe(error))
+                    log.warning("database unavailable", error=describe(error))
                 down = True
             except Exception:
                 log.exception("following the log failed")
-            await asyncio.sleep(_about(POLL_SECONDS))
+            await asyncio.sleep(_jittered(POLL_SECONDS))
 
-    async def _is_same(self, connection: Connection) -> bool:
-        """Whether it is still the store that was opened, with all that was told of it.
+    async def _has_same_history(self, connection: Connection) -> bool:
+        """Whether the database still has the store that was opened, with all published events.
 
-        It is not after a restore, and where a standby took over that lagged behind. What comes next
-        would be told under positions that are known already, which is to say not at all.
+        It has not after a restore, or after the failover to a standby that lagged behind. Its next
+        events would have positions that are already published, and no subscriber would get them.
         """
-        told = self.position
+        published = self.position
         row = await connection.fetchrow(SQL["state"])
-        if row is not None and row["store_id"] == self._store_id and row["position"] >= told:
+        if row is not None and row["store_id"] == self._store_id and row["position"] >= published:
             return True
         self.failed = StoreError(
-            "the database is not what it was: it was restored, or a standby took over that lagged"
-            " behind; stop all nodes and run 'runlane-server renew'"
+            "the database has lost events: it was restored, or a standby that lagged behind took"
+            " over; stop all nodes and run 'runlane-server renew'"
         )
-        log.error("the store failed", reason=self.failed.message)
+        log.error("store failed", reason=self.failed.message)
         self._on_failure(self.failed)
         return False
 
     async def _keep_up(self, connection: Connection) -> None:
-        """Reads on whenever it is woken, and every second. Raises when the connection is lost."""
+        """Reads on after each wake-up, and every second. Raises when the connection is lost."""
 
         async def fetch(query: str, *args: object) -> Any:
             return await connection.fetch(query, *args, timeout=POLL_TIMEOUT)
@@ -197,22 +190,24 @@ class PostgresLog:
             while await self._read(fetch, _NO_END):
                 pass
             try:
-                async with asyncio.timeout(_about(POLL_SECONDS)):
+                async with asyncio.timeout(_jittered(POLL_SECONDS)):
                     await self._wakeup.wait()
             except TimeoutError:
                 pass
 
-    def _heard(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
-        said = self._notifier.read(str(payload))
-        if said is None:
+    def _on_notification(
+        self, _connection: object, _pid: int, _channel: str, payload: object
+    ) -> None:
+        wake_up = self._notifier.parse(str(payload))
+        if wake_up is None:
             return
-        self._announced = max(self._announced, said.position)
-        if said.position > self.position:
+        self._announced = max(self._announced, wake_up.position)
+        if wake_up.position > self.position:
             self._wakeup.set()
-        if said.work:
+        if wake_up.work:
             self._on_work()
 
 
-def _about(seconds: float) -> float:
-    """Not all nodes at the same instant."""
+def _jittered(seconds: float) -> float:
+    """Spreads the polls of many nodes."""
     return seconds * random.uniform(0.75, 1.25)  # noqa: S311 - nothing secret

@@ -1,7 +1,7 @@
-"""Wake-ups among nodes: that there is something in the log, or something to do.
+"""Wake-ups among nodes: the log has new events, or there is work to do.
 
-One notification stands for all that came up while the last one was under way. It is never sent
-within a write, as it takes a lock of the whole database until after the commit.
+One notification covers everything that came up while the previous one was sent. It is never part of
+a write transaction: NOTIFY takes a lock on the whole database until after the commit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _END: Position = (1 << 63) - 1
 
 @dataclass(frozen=True, slots=True)
 class WakeUp:
-    """What another node says: the log has events up to `position`, or there is work."""
+    """A message of another node: the log has events up to `position`; `work`: there is work."""
 
     position: Position
     work: bool
@@ -42,29 +42,29 @@ class Notifier:
         self._due = asyncio.Event()
         self._task = asyncio.create_task(self._run(), name="postgres-notifier")
 
-    def logged(self, position: Position) -> None:
-        """Terminal events were committed up to a position."""
+    def announce_log(self, position: Position) -> None:
+        """Announces terminal events up to a position."""
         self._position = position
         self._due.set()
 
-    def work(self) -> None:
-        """There is something to do that another node may do."""
+    def announce_work(self) -> None:
+        """Announces work that another node may do."""
         self._work = True
         self._due.set()
 
-    def read(self, payload: str) -> WakeUp | None:
-        """What a notification says; None if it is this node's own."""
+    def parse(self, payload: str) -> WakeUp | None:
+        """Parses a notification; None if this node sent it."""
         match payload.split(" "):
             case [self._sender, _, _]:
                 return None
             case [_, position, ("0" | "1") as work] if position.isdecimal():
                 return WakeUp(int(position), work == "1")
             case _:
-                # Of a node of another version: it may have said either.
+                # From a node of another version: it may mean either.
                 return WakeUp(_END, work=True)
 
     async def close(self) -> None:
-        """Stops. What was not said yet the others find by polling."""
+        """Stops. The other nodes find pending announcements by polling."""
         self._task.cancel()
         await asyncio.wait([self._task])
 
@@ -77,6 +77,6 @@ class Notifier:
             try:
                 await self._pool.fetch(SQL["notify"], self._channel, payload)
             except StoreUnavailable:
-                log.debug("a wake-up was lost")
+                log.debug("wake-up lost")
             except Exception:
-                log.exception("waking the other nodes failed")
+                log.exception("wake-up failed")

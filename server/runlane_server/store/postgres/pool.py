@@ -1,4 +1,4 @@
-"""The connections that read."""
+"""A pool of connections for statements that may be repeated."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from runlane_server.store.postgres.connection import (
     READ_TIMEOUT,
     Connector,
     describe,
-    is_certain,
     is_refusal,
     unavailable,
+    wrote_nothing,
 )
 
 if TYPE_CHECKING:
@@ -28,12 +28,12 @@ log = structlog.get_logger()
 
 MOST_CONNECTIONS = 8
 TRIES = 2
-"""A statement is repeated once on a connection of its own: after a restart of the database those in
-the pool are all dead. Nothing is sent here that may not be repeated."""
+"""A statement that fails is repeated once, on a new connection: after a restart of the database all
+pooled connections are dead."""
 
 
 class Pool:
-    """Connections for statements that may be repeated, made as they are needed."""
+    """Opens connections as needed. Send only statements that may be repeated."""
 
     def __init__(self, pool: AsyncpgPool[asyncpg.Record], timeout: float) -> None:
         self._pool = pool
@@ -44,8 +44,8 @@ class Pool:
     async def open(
         cls, connector: Connector, *, most: int = MOST_CONNECTIONS, timeout: float = READ_TIMEOUT
     ) -> Pool:
-        """A pool without any connection yet, of `most` later on. A statement that takes longer than
-        `timeout` seconds is given up."""
+        """An empty pool of up to `most` connections. `timeout` is the limit of a statement, in
+        seconds."""
 
         async def connect(*_args: object, **_kwargs: object) -> asyncpg.Connection[asyncpg.Record]:
             return await connector.connect()
@@ -54,13 +54,13 @@ class Pool:
             min_size=0,
             max_size=most,
             connect=connect,
-            # No statement leaves anything behind, so there is nothing to reset by one.
-            reset=_keep,
+            # No statement changes a connection, so a reset would be a round trip for nothing.
+            reset=_skip_reset,
         )
         return cls(pool, timeout)
 
     async def close(self) -> None:
-        """Closes the connections, whatever they are doing."""
+        """Closes the connections at once, also those in use."""
         self._pool.terminate()
 
     async def fetch(self, query: str, *args: object) -> Sequence[Any]:
@@ -71,7 +71,7 @@ class Pool:
             except FAILURES as error:
                 if is_refusal(error):
                     raise
-                if not is_certain(error):
+                if not wrote_nothing(error):
                     await self._pool.expire_connections()
                 if tries == TRIES or isinstance(error, TimeoutError):
                     raise unavailable(NOT_READ) from error
@@ -82,25 +82,25 @@ class Pool:
         try:
             rows = await connection.fetch(query, *args, timeout=self._timeout)
         except asyncio.CancelledError:
-            # The driver first tells the server of it, and waits for an answer. Who was cancelled
-            # does not wait for a server that may be away.
+            # On release the driver sends the cancel to the server and waits for its answer. A
+            # cancelled caller must not wait for a server that may be unavailable.
             releasing = asyncio.create_task(self._pool.release(connection))
             self._releasing.add(releasing)
-            releasing.add_done_callback(self._released)
+            releasing.add_done_callback(self._on_released)
             raise
         except BaseException as error:
             if isinstance(error, TimeoutError):
-                # Nobody is there to be told of a cancel.
+                # The server does not answer, so it cannot receive a cancel either.
                 connection.terminate()
             await self._pool.release(connection)
             raise
         await self._pool.release(connection)
         return rows
 
-    def _released(self, releasing: asyncio.Task[None]) -> None:
+    def _on_released(self, releasing: asyncio.Task[None]) -> None:
         self._releasing.discard(releasing)
         if not releasing.cancelled() and (error := releasing.exception()) is not None:
-            log.debug("a connection broke as it was given back", error=describe(error))
+            log.debug("connection lost on release", error=describe(error))
 
     async def fetchrow(self, query: str, *args: object) -> Any:
         """The first row of a statement, or None."""
@@ -108,5 +108,5 @@ class Pool:
         return rows[0] if rows else None
 
 
-async def _keep(_connection: object) -> None:
+async def _skip_reset(_connection: object) -> None:
     pass

@@ -1,4 +1,4 @@
-"""A new id for a database that is not what it was: restored, or a standby that lagged behind."""
+"""A new store id for a database that has lost events: by a restore, or a standby that lagged."""
 
 from __future__ import annotations
 
@@ -6,36 +6,35 @@ from datetime import timedelta
 
 from runlane_server.core.errors import StartError
 from runlane_server.store.postgres.connection import FAILURES, Connector, describe
+from runlane_server.store.postgres.database import Database
 from runlane_server.store.postgres.schema import SQL
 from runlane_server.store.postgres.text import unescape
-from runlane_server.store.postgres.url import read_url
 
 SILENT_FOR = timedelta(seconds=30)
-"""After how long without a sign of life it is taken that nobody works over a database. A node gives
-four within its lease."""
+"""Time without a heartbeat after which a node counts as stopped. A node sends four within its
+lease."""
 
 
-async def renew(url: str) -> str:
-    """Gives the store of a URL a new id; returns what is to be said of it.
+async def renew(database: Database) -> str:
+    """Gives a store a new id; returns a line for the operator.
 
-    A cursor from before is refused from then on, as what follows may differ from what its holder
-    was told. Raises StartError, also while nodes are at work: they would go on with the old id.
+    The store then refuses older cursors, as the events after them may differ from those that their
+    holders have seen. Raises StartError, also while nodes run: they would continue with the old id.
     """
-    address = read_url(url)
     try:
-        connection = await Connector(address).connect()
+        connection = await Connector(database).connect()
         try:
             if not await connection.fetchval(SQL["has_versions"]):
-                raise StartError(f"renew {address.label}: there is no store")
+                raise StartError(f"renew {database.label}: the schema has no store")
             if nodes := await connection.fetch(SQL["nodes_at_work"], SILENT_FOR):
                 names = ", ".join(sorted(unescape(node["address"]) for node in nodes))
                 raise StartError(
-                    f"renew {address.label}: nodes were at work within the last"
-                    f" {SILENT_FOR.seconds} s ({names}); stop them, and wait for so long"
+                    f"renew {database.label}: nodes were running within the last"
+                    f" {SILENT_FOR.seconds} s ({names}); stop them and wait that long"
                 )
             await connection.execute(SQL["renew"])
         finally:
             connection.terminate()
     except (*FAILURES, ValueError) as error:
-        raise StartError(f"renew {address.label}: {describe(error)}") from error
-    return f"{address.label}: has a new id; cursors from before are refused"
+        raise StartError(f"renew {database.label}: {describe(error)}") from error
+    return f"{database.label}: the store has a new id and refuses older cursors"

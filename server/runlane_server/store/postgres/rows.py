@@ -1,7 +1,7 @@
-"""What is to be written, as rows: one unit for each call of a caller.
+"""The rows of a write to PostgreSQL: one unit for each call of the store.
 
-Encoding happens in the call, so that a unit that waits for its commit is ready to be sent. The rows
-are those of the types in `sql/postgres/0002_commit.sql`, field by field.
+A unit is encoded in the call, so that its rows are ready when its batch is sent. Their fields are
+those of the types in `postgres/sql/0002_commit.sql`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from runlane_server.store.codec import (
     encode_usage,
 )
 from runlane_server.store.postgres.text import escape
-from runlane_server.store.weight import message_weight, run_weight
+from runlane_server.store.weight import logged_event_weight, message_weight, run_weight
 
 Row: TypeAlias = tuple[Any, ...]
 
@@ -50,28 +50,24 @@ PARAMETERS = (
     "fences",
     "new_events",
 )
-"""What `commit_units` takes, in order."""
+"""The parameters of `commit_units`, in order."""
 
 NUMBERED = frozenset({"new_lanes", "changed_lanes", "removed_lanes", "new_runs", "fences"})
-"""The rows that have the number of their unit in front, so that a refusal can name it."""
-
-EVENT_BYTES = 500
-"""What a terminal event is taken to weigh in the log beside its body: its keys, thrice."""
+"""Rows that begin with the number of their unit, so that a refusal can name the unit."""
 
 ROW_BYTES = 200
-"""What a row is taken to weigh in a flush beside what may be large in it."""
+"""The assumed size of a row in a batch, besides its last field."""
 
 Result: TypeAlias = Exception | None
-"""How a unit ended: why it was refused, or well."""
+"""The outcome of a unit: the reason of a refusal, or None."""
 
 
 @dataclass(slots=True)
 class Unit:
-    """What is written together or not at all.
+    """Rows that are written together or not at all. See `batching.WriteUnit`.
 
-    `lane` is the lane it changes, `changed` are the runs it changes there; `appended` is the run
-    that it only adds events to. `size` is about how many bytes it has. `raised` is known when it is
-    written: the last version of a removed session that its new lane goes on from, or 0.
+    `size` is its approximate size in bytes. `versions_skipped` is set by the write: the last
+    version of a removed session with the same id, which the new lane continues, or 0.
     """
 
     tenant: str
@@ -84,11 +80,11 @@ class Unit:
     completes: tuple[RunComplete, ...] = ()
     events: Sequence[RunEvent] = ()
     size: int = 0
-    raised: int = 0
+    versions_skipped: int = 0
 
 
 def columns(units: Sequence[Unit]) -> list[list[Row]]:
-    """The arguments of `commit_units` that write those units."""
+    """The arguments of `commit_units` for these units."""
     found: dict[str, list[Row]] = {name: [] for name in PARAMETERS}
     for n, unit in enumerate(units):
         for name, rows in unit.rows.items():
@@ -97,7 +93,7 @@ def columns(units: Sequence[Unit]) -> list[list[Row]]:
 
 
 def commit_unit(base_version: int, transition: Transition, future: Future[Result]) -> Unit:
-    """A transition of a lane."""
+    """The unit of a transition."""
     key = transition.lane.key
     completes = transition.completes
     rows: dict[str, list[Row]]
@@ -122,7 +118,7 @@ def commit_unit(base_version: int, transition: Transition, future: Future[Result
 def append_unit(
     key: RunKey, attempt: int, events: Sequence[RunEvent], future: Future[Result]
 ) -> Unit:
-    """Events of the active run."""
+    """The unit of events of the active run."""
     rows: dict[str, list[Row]] = {
         "fences": [(attempt, escape(key.tenant), escape(key.run_id))],
         "new_run_events": [_event_row(key.tenant, event) for event in events],
@@ -133,7 +129,7 @@ def append_unit(
 
 
 def session_unit(session: NewSession, future: Future[Result]) -> Unit:
-    """A session without a run."""
+    """The unit of a new session without a run."""
     row = (
         True,
         *(1, 0, 0, 0, None),
@@ -193,7 +189,7 @@ def _lane_fields(transition: Transition, completes: Iterable[RunComplete], added
         usage.cache_write_tokens,
         usage.requests,
         added,
-        # A cancel of the active run has no event; it leaves the time as it is.
+        # A cancel of the active run has no event and leaves the time unchanged.
         max((event.at for event in transition.events), default=0),
         escape(lane.key.tenant),
         escape(lane.key.session_id),
@@ -250,7 +246,7 @@ def _changed_run(tenant: str, session_id: str, change: RunChange) -> Row:
 
 
 def _host(run: LaneRun) -> str:
-    """The node where a run is active."""
+    """The node on which a run is active."""
     active = run.state in {RunState.ACTIVE, RunState.CANCELLING} and not run.folded_into
     return escape(run.host) if active else ""
 
@@ -270,7 +266,7 @@ def _end_fields(complete: RunComplete | None) -> Row:
 
 
 def _add_prompt(rows: dict[str, list[Row]], tenant: str, request: RunRequest) -> None:
-    """What of a prompt is kept beside the row of its run."""
+    """Adds the rows of a prompt besides that of its run."""
     key = (escape(tenant), escape(request.run_id))
     rest = request.prompt.text[EXCERPT_CHARS:]
     if rest:
@@ -311,7 +307,7 @@ def _log_row(key: SessionKey, complete: RunComplete) -> Row:
     body = encode_complete(complete)
     return (
         complete.ended_at,
-        EVENT_BYTES + len(body.encode()),
+        logged_event_weight(body),
         escape(key.tenant),
         escape(key.session_id),
         escape(complete.run_id),
@@ -320,5 +316,5 @@ def _log_row(key: SessionKey, complete: RunComplete) -> Row:
 
 
 def _size(rows: dict[str, list[Row]]) -> int:
-    """What may be large is the last field of its row."""
+    """The approximate size of rows in bytes. Only the last field of a row may be large."""
     return sum(ROW_BYTES + len(row[-1] or "") for some in rows.values() for row in some)

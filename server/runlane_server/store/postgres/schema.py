@@ -1,4 +1,4 @@
-"""How a database is opened: checked, and its schema brought up to date, by many nodes at once."""
+"""Opens a database: checks it and migrates its schema. Many nodes may do so at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import structlog
 from runlane_server.core.errors import StartError
 from runlane_server.store.base import Position
 from runlane_server.store.postgres.connection import FAILURES, Connector, describe
-from runlane_server.store.postgres.url import Address
+from runlane_server.store.postgres.database import Database
 from runlane_server.store.sqlfiles import migrations, statements
 
 if TYPE_CHECKING:
@@ -23,15 +23,15 @@ SQL = statements("postgres")
 OLDEST_SERVER = (14, 0)
 
 MIGRATION_TIMEOUT = 600.0
-"""Seconds that a migration may take, or the wait for that of another node."""
+"""Seconds that a migration may take, and the wait for another node's migration."""
 
 STRICT_ENOUGH = frozenset({"on", "remote_apply"})
-"""Values of synchronous_commit with which a commit that was answered is never lost."""
+"""Values of synchronous_commit with which a confirmed commit is never lost."""
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
-    """An open database, and what is known of it."""
+class OpenDatabase:
+    """A database after its checks, and the state of its log."""
 
     connector: Connector
     store_id: bytes
@@ -40,62 +40,65 @@ class Opened:
     peer_key: str
 
 
-async def open_database(address: Address) -> Opened:
-    """Checks the database, and brings its schema up to date. Raises StartError.
+async def open_database(database: Database) -> OpenDatabase:
+    """Checks the database and migrates its schema. Raises StartError.
 
-    All nodes that start meanwhile wait for one another. A schema that is up to date costs five
-    round trips.
+    Nodes that start at the same time wait for each other. It takes five round trips if there is
+    nothing to migrate.
     """
-    connector = Connector(address)
+    connector = Connector(database)
     try:
         connection = await connector.connect()
         try:
-            durability = await _check(connection, address)
-            version = await _migrate(connection, address)
+            durability = await _check(connection, database)
+            version = await _migrate(connection, database)
             row = await connection.fetchrow(SQL["state"])
         finally:
             connection.terminate()
     except (*FAILURES, ValueError) as error:
-        raise StartError(f"store {address.label}: {describe(error)}") from error
+        raise StartError(f"store {database.label}: {describe(error)}") from error
     if row is None:
-        raise StartError(f"store {address.label}: its table 'store' is empty")
-    log.info("store opened", store=address.label, schema=version, synchronous_commit=durability)
+        raise StartError(f"store {database.label}: its table 'store' is empty")
+    log.info("store opened", store=database.label, schema=version, synchronous_commit=durability)
     connector = replace(connector, durability=durability)
-    return Opened(connector, row["store_id"], row["position"], row["compacted"], row["peer_key"])
+    return OpenDatabase(
+        connector, row["store_id"], row["position"], row["compacted"], row["peer_key"]
+    )
 
 
-async def _check(connection: Connection, address: Address) -> str:
-    """Refuses a server that cannot keep a store; returns which synchronous_commit to use."""
+async def _check(connection: Connection, database: Database) -> str:
+    """Returns the value for synchronous_commit. Raises StartError for an unsuitable server."""
     found = connection.get_server_version()
     if (found.major, found.minor) < OLDEST_SERVER:
         raise StartError(
-            f"store {address.label}: is PostgreSQL {found.major}; {OLDEST_SERVER[0]} is the oldest"
-            " that will do"
+            f"store {database.label}: PostgreSQL {found.major} is too old;"
+            f" {OLDEST_SERVER[0]} is the oldest supported version"
         )
     row = await connection.fetchrow(SQL["settings"])
     assert row is not None  # noqa: S101 - it reads no table
     if row["encoding"] != "UTF8":
         raise StartError(
-            f"store {address.label}: its encoding is {row['encoding']}; it has to be UTF8"
+            f"store {database.label}: the encoding is {row['encoding']};"
+            " create the database as UTF8"
         )
     if row["fsync"] != "on":
-        log.warning("fsync is off in the database: what it confirms is lost if its machine fails")
-    # What is stricter than it has to be is left as it is.
+        log.warning("fsync is off in the database: a crash of its machine loses confirmed commits")
+    # A stricter setting is left unchanged.
     return row["durability"] if row["durability"] in STRICT_ENOUGH else "on"
 
 
-async def _migrate(connection: Connection, address: Address) -> int:
-    """Applies the migrations that are missing, all or none; returns the version."""
+async def _migrate(connection: Connection, database: Database) -> int:
+    """Applies the missing migrations, all or none; returns the version of the schema."""
     known = migrations("postgres")
     version = await _version(connection)
     if version < len(known):
-        # Others wait here, and find it done. The lock ends with the connection. It is not taken
-        # within the transaction, which would go on with the names that there were before the wait.
+        # Other nodes wait here and then find nothing to do. The lock ends with the connection.
+        # It is taken before the transaction, which would otherwise see the tables as they were.
         await connection.execute(SQL["lock_schema"], timeout=MIGRATION_TIMEOUT)
         async with connection.transaction():
             version = await _version(connection)
             if version == 0:
-                await _begin(connection, address)
+                await _begin(connection, database)
             for migration in known[version:]:
                 await connection.execute(migration.sql, timeout=MIGRATION_TIMEOUT)
                 await connection.execute(SQL["add_version"], migration.number)
@@ -103,7 +106,7 @@ async def _migrate(connection: Connection, address: Address) -> int:
         await connection.execute(SQL["unlock_schema"])
     if version > len(known):
         raise StartError(
-            f"store {address.label}: was written by a newer Runlane"
+            f"store {database.label}: a newer Runlane wrote it"
             f" (schema {version}, known {len(known)})"
         )
     return version
@@ -117,14 +120,14 @@ async def _version(connection: Connection) -> int:
     return version
 
 
-async def _begin(connection: Connection, address: Address) -> None:
-    """Makes a schema with nothing in it. Refuses one that is not ours."""
-    if foreign := await connection.fetchval(SQL["foreign_table"], address.schema):
+async def _begin(connection: Connection, database: Database) -> None:
+    """Creates an empty schema. Raises StartError if the schema is not ours."""
+    if foreign := await connection.fetchval(SQL["foreign_table"], database.schema):
         raise StartError(
-            f"store {address.label}: has a table {foreign!r} of some other program;"
-            " name another schema with ?schema=NAME"
+            f"store {database.label}: the schema has a table {foreign!r} of another program;"
+            " use another one with ?schema=NAME"
         )
-    # To create one needs a right that a schema which is there makes unnecessary.
-    if not await connection.fetchval(SQL["has_schema"], address.schema):
-        await connection.execute(f'CREATE SCHEMA "{address.schema}"')
+    # CREATE SCHEMA needs a privilege that is not needed if the schema exists.
+    if not await connection.fetchval(SQL["has_schema"], database.schema):
+        await connection.execute(f'CREATE SCHEMA "{database.schema}"')
     await connection.execute(SQL["create_versions"])

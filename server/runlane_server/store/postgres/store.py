@@ -1,8 +1,7 @@
-"""The store in a PostgreSQL database: any number of nodes work over one.
+"""The store in a PostgreSQL database, which any number of nodes share.
 
-The version of a lane in the database decides between them; nobody holds a lock while it thinks.
-Each method says how many round trips it costs: a write shares its one with all that is written at
-a time.
+The lane's version in the database decides between them; no node holds a lock while it decides. A
+write costs one round trip, which all concurrent writes share; other costs stand with the methods.
 """
 
 from __future__ import annotations
@@ -40,35 +39,36 @@ from runlane_server.store.base import (
     Page,
     Position,
     StoreError,
-    Watcher,
+    WriteObserver,
 )
 from runlane_server.store.codec import RUN_COMPLETE
 from runlane_server.store.postgres import queries
-from runlane_server.store.postgres.cluster import PostgresCluster, open_talk
+from runlane_server.store.postgres.cluster import PostgresCluster, open_cluster_pool
+from runlane_server.store.postgres.database import Database
 from runlane_server.store.postgres.log import PostgresLog
 from runlane_server.store.postgres.notifier import Notifier
 from runlane_server.store.postgres.pool import Pool
 from runlane_server.store.postgres.rows import Result, append_unit, commit_unit, session_unit
-from runlane_server.store.postgres.schema import SQL, Opened, open_database
+from runlane_server.store.postgres.schema import SQL, OpenDatabase, open_database
 from runlane_server.store.postgres.text import escape
-from runlane_server.store.postgres.url import read_url
 from runlane_server.store.postgres.writer import PostgresWriter
+from runlane_server.store.records import END_OF_LIST, OPEN_STATES
 
 STEP_ROWS = 250
 STEP_BYTES = 4 << 20
-"""How much a compaction removes in one transaction, as others wait for its end: some
+"""The most that one transaction of a compaction removes. Writes wait for its end: some
 milliseconds."""
 
 REMOVED_KEPT = timedelta(days=1)
-"""How long it is known which version a removed session had. A node that stood still for longer may
-take a new session of that id for the old one."""
+"""How long the store remembers the version of a removed session. A node that was suspended for
+longer may mistake a new session with the same id for the old one."""
 
 REMOVED_STEP = 1_000
 
 
 @dataclass(frozen=True, slots=True)
-class _Parts:
-    """What an open store consists of."""
+class _OpenParts:
+    """The parts of an open store."""
 
     store_id: bytes
     pool: Pool
@@ -79,84 +79,79 @@ class _Parts:
 
 
 class PostgresStore:
-    """A store in the database that a `postgresql://` URL names. See `base.Store`.
+    """A store in a PostgreSQL database. See `base.Store`.
 
-    While the database is away its calls raise StoreUnavailable, and it connects again by itself. It
-    fails for good only if what comes back is of another history.
+    While the database is unavailable, calls raise StoreUnavailable and the store reconnects by
+    itself. It fails permanently only if the database has lost events when it returns.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, database: Database) -> None:
         self.listener: Listener | None = None
-        self.watcher: Watcher | None = None
+        self.write_observer: WriteObserver | None = None
         self.on_failure: Callable[[StoreError], None] | None = None
-        self._address = read_url(url)
-        self._parts: _Parts | None = None
+        self._database = database
+        self._parts: _OpenParts | None = None
         self._closing = AsyncExitStack()
 
-    # Of the store as a whole
+    # The store as a whole
 
     @property
     def store_id(self) -> bytes:
-        """8 random bytes that this store was given when it was made."""
         return self._open.store_id
 
     @property
     def cluster(self) -> PostgresCluster:
-        """The nodes that share the database."""
         return self._open.cluster
 
     @property
     def position(self) -> Position:
-        """The position of the last terminal event that the listener was told of."""
         return self._open.log.position
 
     @property
     def behind(self) -> int:
-        """How many terminal events were announced that the listener was not told of yet."""
         return self._open.log.behind
 
     @property
     def compacted(self) -> Position:
-        """Events up to here were removed, as far as this node knows: it looks every second, and
-        with every page that it queries."""
+        """The position up to which events were removed, as this node knows it: it learns it every
+        second, and with each page that it reads."""
         return self._open.log.compacted
 
     @property
     def failed(self) -> StoreError | None:
-        """That the database is not what it was. One that is only away comes back."""
+        """Set if the database has lost events. A database that is only unavailable returns."""
         return None if self._parts is None else self._parts.log.failed
 
     async def __aenter__(self) -> Self:
-        """Opens the database, and brings its schema up to date. Raises StartError."""
-        opened = await open_database(self._address)
+        opened = await open_database(self._database)
         async with AsyncExitStack() as closing:
             self._parts = await self._make_parts(opened, closing)
             self._closing = closing.pop_all()
         return self
 
-    async def _make_parts(self, opened: Opened, closing: AsyncExitStack) -> _Parts:
+    async def _make_parts(self, opened: OpenDatabase, closing: AsyncExitStack) -> _OpenParts:
         connector = opened.connector
         pool = await Pool.open(connector)
         closing.push_async_callback(pool.close)
-        talk = await open_talk(connector)
-        closing.push_async_callback(talk.close)
-        notifier = Notifier(talk, self._address.channel)
+        cluster_pool = await open_cluster_pool(connector)
+        closing.push_async_callback(cluster_pool.close)
+        notifier = Notifier(cluster_pool, self._database.channel)
         closing.push_async_callback(notifier.close)
-        cluster = PostgresCluster(talk, notifier, opened.peer_key)
+        cluster = PostgresCluster(cluster_pool, notifier, opened.peer_key)
         log = PostgresLog(
             opened,
             pool,
             notifier,
             lambda: self.listener,
-            on_work=cluster.woken,
-            on_failure=self._failed,
+            on_work=cluster.on_wake_up,
+            on_failure=self._report_failure,
         )
         closing.push_async_callback(log.close)
         writer = PostgresWriter(
-            connector, log, notifier, lambda: self.listener, lambda: self.watcher
+            connector, log, notifier, lambda: self.listener, lambda: self.write_observer
         )
         closing.push_async_callback(writer.close)
-        return _Parts(opened.store_id, pool, log, notifier, writer, cluster)
+        return _OpenParts(opened.store_id, pool, log, notifier, writer, cluster)
 
     async def __aexit__(
         self,
@@ -164,77 +159,65 @@ class PostgresStore:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Finishes the writes that were begun, and closes the connections."""
         await self._closing.aclose()
         self._parts = None
 
-    def _failed(self, error: StoreError) -> None:
+    def _report_failure(self, error: StoreError) -> None:
         if self.on_failure is not None:
             self.on_failure(error)
 
     async def catch_up(self) -> None:
-        """Has the listener told of all that is committed by now, by whichever node. One round
-        trip."""
+        """See `base.Store`. One round trip."""
         await self._open.log.catch_up()
 
     # Writing
 
     async def commit(self, base_version: int, transition: Transition) -> int:
-        """Writes a transition of a lane: one round trip. Raises Stale and RunIdTaken.
+        """See `base.Store`.
 
-        A session that is created anew goes on from the versions of the removed one of its id, so
-        that no version is ever used twice: a node that has the old lane at hand is refused.
+        A new session continues the versions of a removed one with the same id, so that no version
+        is ever used twice: a node that has the old lane in its cache is refused.
         """
         unit = commit_unit(base_version, transition, _future())
         await self._open.writer.write(unit)
-        return 0 if transition.removed else transition.lane.version + unit.raised
+        return 0 if transition.removed else transition.lane.version + unit.versions_skipped
 
     async def append(self, key: RunKey, attempt: int, events: Sequence[RunEvent]) -> None:
-        """Adds events to the active run: one round trip. Raises Stale."""
         if events:
             await self._open.writer.write(append_unit(key, attempt, events, _future()))
 
     async def create_session(self, session: NewSession) -> None:
-        """Creates a session: one round trip. Raises SessionTaken."""
         await self._open.writer.write(session_unit(session, _future()))
 
     async def compact(self, before: Micros, limit: int, *, keep_bytes: int | None = None) -> int:
-        """Removes the oldest terminal events from the log; returns how many.
-
-        One round trip for each step, and one for what is forgotten of removed sessions.
-        """
+        """See `base.Store`. One round trip for each step, and one to delete the versions of
+        sessions that were removed long ago."""
         count: int = 0
         while True:
             step: Any = await self._row(
                 "compact", before, limit - count, keep_bytes, STEP_ROWS, STEP_BYTES
             )
-            self._open.log.kept_from(step["compacted"])
+            self._open.log.note_compacted(step["compacted"])
             count += step["events"]
             if not step["more"] or count == limit:
                 break
         await self._rows("forget_removed", REMOVED_KEPT, REMOVED_STEP)
         return count
 
-    # Reading: one round trip each, where nothing else is said
+    # Reading: one round trip each, unless noted otherwise
 
     async def load_lane(self, key: SessionKey) -> Lane:
-        """The lane of a session."""
         return queries.lane(key, await self._rows("lane", *_escaped(key)))
 
     async def busy_sessions(self) -> Sequence[BusySession]:
-        """All sessions with runs that are not terminal."""
         return [queries.busy_session(row) for row in await self._rows("busy_sessions")]
 
     async def get_run(self, key: RunKey) -> Run | None:
-        """A run, with the text of its end if it has ended."""
         row = await self._row("run", *_escaped(key))
-        return None if row is None else queries.whole_run(row)
+        return None if row is None else queries.run(row)
 
     async def position_of(self, key: RunKey) -> Position | None:
-        """Where the terminal event of a run is in the log.
-
-        One more round trip where that is further than the listener was told.
-        """
+        """See `base.Store`. One more round trip if the listener has not reached that position."""
         row = await self._row("position_of_run", *_escaped(key))
         if row is None:
             return None
@@ -252,8 +235,7 @@ class PostgresStore:
         after: int | None = None,
         limit: int,
     ) -> Page[Run, int]:
-        """Runs, the latest accepted first."""
-        before = queries.END_OF_LIST if after is None else after
+        before = END_OF_LIST if after is None else after
         wanted = frozenset(states or RunState)
         if session_id is not None:
             rows = await self._rows(
@@ -269,21 +251,20 @@ class PostgresStore:
                 "runs_of_tenant",
                 escape(tenant),
                 before,
-                list(wanted & queries.OPEN),
-                list(wanted - queries.OPEN),
+                list(wanted & OPEN_STATES),
+                list(wanted - OPEN_STATES),
                 limit + 1,
             )
         return queries.runs_page(rows, limit)
 
     async def get_prompt(self, key: RunKey) -> Prompt | None:
-        """The prompt of a run."""
         row = await self._row("prompt", *_escaped(key))
         return None if row is None else queries.prompt(row)
 
     async def run_events(
         self, key: RunKey, *, after: int, limit: int, max_bytes: int
     ) -> Sequence[RunEvent]:
-        """The events of a run after an index. Two round trips where its end is among them."""
+        """See `base.Store`. Two round trips if the end of the run is among the events."""
         rows = await self._rows(
             "run_events", *_escaped(key), after, limit, max_bytes + queries.SLACK_BYTES
         )
@@ -291,46 +272,40 @@ class PostgresStore:
         if rows and rows[-1]["kind"] == RUN_COMPLETE:
             run = await self.get_run(key)
             if run is None or run.complete is None:
-                return []  # its session was removed meanwhile
+                return []  # its session was removed in the meantime
             end = run.complete
         return queries.run_events(key, rows, end, after=after, limit=limit, max_bytes=max_bytes)
 
     async def get_session(self, key: SessionKey) -> Session | None:
-        """A session."""
         row = await self._row("session", *_escaped(key))
         return None if row is None else queries.session(row)
 
     async def list_sessions(
         self, tenant: str, *, after: int | None = None, limit: int
     ) -> Page[Session, int]:
-        """Sessions, the latest created first."""
-        before = queries.END_OF_LIST if after is None else after
+        before = END_OF_LIST if after is None else after
         rows = await self._rows("sessions", escape(tenant), before, limit + 1)
         return queries.sessions_page(rows, limit)
 
     async def stored_bytes(self, tenant: str) -> int:
-        """About how many bytes a tenant has stored."""
         rows = await self._rows("stored_bytes", escape(tenant))
         total: int = rows[0]["bytes"]
         return total
 
     async def stale_sessions(self, before: Micros, limit: int) -> Sequence[IdleSession]:
-        """Idle sessions that were last written to before."""
         rows = await self._rows("stale_sessions", before, limit)
-        return [IdleSession(queries.key_of(row), row["version"], row["accept_seq"]) for row in rows]
+        return [queries.idle_session(row) for row in rows]
 
     async def list_messages(
         self, key: SessionKey, *, after: MessagePlace | None = None, limit: int, max_bytes: int
     ) -> Page[Message, MessagePlace]:
-        """The transcript after a place."""
         turn, ordinal = after or (0, 0)
         rows = await self._rows(
             "messages", *_escaped(key), turn, ordinal, limit + 1, max_bytes + queries.SLACK_BYTES
         )
-        return queries.messages_page(rows, limit=limit, max_bytes=max_bytes)
+        return queries.transcript_page(rows, limit=limit, max_bytes=max_bytes)
 
     async def log_bytes(self) -> int:
-        """About how large the event log is."""
         row = await self._row("log_bytes")
         size: int = row[0]
         return size
@@ -338,17 +313,17 @@ class PostgresStore:
     async def completes(
         self, tenant: str, wanted: EventFilter, *, after: Position, limit: int, max_bytes: int
     ) -> LogPage:
-        """Terminal events after a position, in order, as far as the listener was told of them."""
+        """See `base.Store`. It returns no event that the listener has not received."""
         known = self.position
         if after >= known:
             return LogPage((), after)
         where = (escape(tenant), after, known, limit + 1, max_bytes + queries.SLACK_BYTES)
-        if wanted.everything:
+        if wanted.matches_all:
             rows = await self._rows("events", *where)
         else:
             ids = [[*map(escape, some)] for some in (wanted.session_ids, wanted.run_ids)]
             rows = await self._rows("events_of", *where, *ids)
-        self._open.log.kept_from(rows[0]["compacted"])
+        self._open.log.note_compacted(rows[0]["compacted"])
         page, more = queries.log_page(tenant, rows, limit=limit, max_bytes=max_bytes)
         return LogPage(tuple(page), page[-1].position if more else known)
 
@@ -359,7 +334,7 @@ class PostgresStore:
         return await self._open.pool.fetchrow(SQL[name], *args)
 
     @property
-    def _open(self) -> _Parts:
+    def _open(self) -> _OpenParts:
         if self._parts is None:
             raise StoreUnavailable("the store is not open")
         return self._parts

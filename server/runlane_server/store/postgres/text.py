@@ -1,7 +1,7 @@
-"""Text with a NUL in it, which callers may send and a text of PostgreSQL cannot have.
+"""Text with NUL characters, which callers may send and PostgreSQL cannot store.
 
-It is kept as two characters; U+0001, which announces them, is kept as two for that. JSON needs
-nothing of this: it has an escape of its own.
+A NUL is stored as two characters, and so is U+0001, which marks them. JSON needs none of this: it
+has its own escape.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ _MARKED_NUL = "\x01\x03"
 
 
 def escape(text: str) -> str:
-    """The text as it is kept. Two texts are kept alike only if they are the same."""
+    """The stored form of a text. Different texts have different stored forms."""
     if "\0" not in text and _MARK not in text:
         return text
     return text.replace(_MARK, _MARKED_MARK).replace("\0", _MARKED_NUL)
 
 
 def unescape(text: str) -> str:
-    """What `escape` was given."""
+    """The text of a stored form."""
     if _MARK not in text:
         return text
-    # The first step leaves no mark but those that stand for themselves.
+    # After the first step every mark left stands for itself.
     return text.replace(_MARKED_NUL, "\0").replace(_MARKED_MARK, _MARK)

@@ -1,7 +1,7 @@
-"""How units become a transaction. Runs in the thread of the write connection; has no state.
+"""Writes a batch of units as one transaction, in the thread of the write connection. Stateless.
 
-The happy path writes all units of a batch table by table. If a single row of it is refused, the
-batch is rolled back and done again unit by unit, so that a refused unit fails alone.
+Usually it writes all units of a batch table by table. If the database refuses one row, it rolls the
+batch back and repeats it unit by unit, so that only the refused unit fails.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import NamedTuple
 
 from runlane_server.store.base import Position, RunIdTaken, SessionTaken, Stale
@@ -20,44 +19,40 @@ SQL = statements("sqlite")
 
 
 class Step(NamedTuple):
-    """A statement, and what it means if a row of it is refused; None if any outcome is right."""
+    """A statement, and the error for a refused row; None if every outcome is acceptable."""
 
     name: str
     refusal: Callable[[], Exception] | None
 
 
-_STALE = partial(Stale, "the lane is not at the version that the transition was made from")
-_FENCED = partial(Stale, "the attempt is not the active one")
-_OUT_OF_STEP = partial(Stale, "the run, or its events, are not what the transition was made from")
-
 STEPS = (
-    # Appends go first: one that shares a batch with the commit that ends its run came before it.
-    Step("append_run_event", _FENCED),
-    Step("create_session", partial(SessionTaken, "a session of that id exists already")),
-    Step("insert_session", _STALE),
-    Step("update_session", _STALE),
-    Step("delete_session", _STALE),
+    # Appends go first: an append in the same batch as the end of its run came before that end.
+    Step("append_run_event", Stale.attempt),
+    Step("create_session", SessionTaken),
+    Step("insert_session", Stale.lane),
+    Step("update_session", Stale.lane),
+    Step("delete_session", Stale.lane),
     Step("delete_messages", None),
     Step("delete_run_events", None),
     Step("delete_attachments", None),
     Step("delete_prompts", None),
     Step("delete_runs", None),
-    Step("insert_run", partial(RunIdTaken, "a run of that id exists already")),
-    Step("update_run", _OUT_OF_STEP),
-    Step("end_run", _OUT_OF_STEP),
-    Step("insert_prompt", _OUT_OF_STEP),
-    Step("insert_attachment", _OUT_OF_STEP),
-    Step("insert_message", _OUT_OF_STEP),
-    Step("insert_run_event", _OUT_OF_STEP),
-    Step("insert_event", _OUT_OF_STEP),
+    Step("insert_run", RunIdTaken),
+    Step("update_run", Stale.run),
+    Step("end_run", Stale.run),
+    Step("insert_prompt", Stale.run),
+    Step("insert_attachment", Stale.run),
+    Step("insert_message", Stale.run),
+    Step("insert_run_event", Stale.run),
+    Step("insert_event", Stale.run),
 )
 
 
 def apply(db: sqlite3.Connection, units: Sequence[Unit], position: Position) -> list[Result]:
     """Commits the units; their terminal events get the positions after `position`.
 
-    Returns, for each unit, None or why it alone was refused. Raises what `is_fatal` tells of; the
-    outcome is unknown then.
+    Returns, for each unit, None or the reason of its refusal. Raises only errors that are fatal
+    (see `is_fatal`); the outcome is then unknown.
     """
     db.execute("BEGIN IMMEDIATE")
     try:
@@ -73,7 +68,7 @@ def apply(db: sqlite3.Connection, units: Sequence[Unit], position: Position) -> 
 
 
 def is_fatal(error: BaseException) -> bool:
-    """Whether an error is the database's and not that of the row it was given."""
+    """Whether an error is one of the database itself and not of a row."""
     if isinstance(error, sqlite3.Error):
         return not isinstance(
             error,

@@ -1,4 +1,4 @@
-"""A copy of a database file while a server uses it."""
+"""Backup of a database file while a server uses it."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from runlane_server.store.sqlite.lock import FileLock
 from runlane_server.store.sqlite.snapshot import snapshot_of
 
 STEP_PAGES = 1_024
-"""How many pages are copied at a time: 4 MiB."""
+"""Pages that one step copies: 4 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backup:
-    """What was written."""
+    """The size of a backup in bytes, and its contents."""
 
     size: int
     counts: Counts
 
 
 def back_up(source: Path, target: Path, *, force: bool = False) -> Backup:
-    """Writes a consistent, verified copy of `source` to `target`, which is there whole or not.
+    """Writes a consistent, verified copy of `source` to `target`, atomically.
 
-    The copy has no store id: each store that is made of it gets one of its own at its first start.
-    A cursor from before the restore is thereby refused, as what follows differs from store to
-    store. Raises StartError; `target` is as it was then.
+    The copy has no store id: a store that is restored from it gets a new one at its first start.
+    It therefore refuses cursors from before the restore, as its events from then on differ. Raises
+    StartError; `target` is then unchanged.
     """
-    target = Path(os.path.realpath(target))  # a link stays one
+    target = Path(os.path.realpath(target))  # keeps a link a link
     _check_target(source, target, force=force)
     partial = target.with_name(target.name + ".partial")
     try:
@@ -54,32 +54,32 @@ def back_up(source: Path, target: Path, *, force: bool = False) -> Backup:
 
 def _check_target(source: Path, target: Path, *, force: bool) -> None:
     if target.is_dir():
-        raise StartError(f"backup {target}: is a directory")
+        raise StartError(f"backup {target}: the path is a directory")
     if not target.exists():
         return
     if source.exists() and target.samefile(source):
-        raise StartError(f"backup {target}: is the store itself")
+        raise StartError(f"backup {target}: the path is the store itself")
     if not force:
-        raise StartError(f"backup {target}: is there already; --force replaces it")
+        raise StartError(f"backup {target}: the file exists; --force replaces it")
     if target.with_name(target.name + ".lock").exists():
-        # It was a store; raises if a server uses it now.
+        # It was a store: raises if a server uses it now.
         FileLock(target).release()
 
 
 @contextmanager
 def _exclusive(partial: Path) -> Iterator[int]:
-    """The file to write to, empty and nobody else's; removed if that fails.
+    """The empty, locked file to write to. It is removed if the backup fails.
 
-    What a backup that was killed has left is written over; one that is under way is not.
+    It overwrites the file of a backup that was killed, but not that of a running one.
     """
     descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise StartError(f"backup {partial}: another backup is writing it") from error
+            raise StartError(f"backup {partial}: another backup is writing this file") from error
         if not partial.exists() or partial.stat().st_ino != os.fstat(descriptor).st_ino:
-            raise StartError(f"backup {partial}: another backup has just finished it")
+            raise StartError(f"backup {partial}: another backup has just finished this file")
         os.ftruncate(descriptor, 0)
         try:
             yield descriptor
@@ -91,16 +91,16 @@ def _exclusive(partial: Path) -> Iterator[int]:
 
 
 def _copy(source: sqlite3.Connection, partial: Path) -> Counts:
-    """Copies what `source` sees, in steps, and verifies the copy."""
-    # The read transaction that the source is in keeps all steps at one state: without it every
-    # commit of the server would make the copy begin again.
+    """Copies the snapshot of `source` in steps, and verifies the copy."""
+    # The read transaction of the source keeps all steps at one state: without it, every commit of
+    # the server would restart the copy.
     source.execute(SQL["store_id"]).fetchone()
     with closing(sqlite3.connect(partial, isolation_level=None)) as copy:
-        # The file counts from its rename on, and is synced before that.
+        # The file is synced before the rename that makes it valid.
         copy.execute("PRAGMA synchronous = OFF")
-        # Between two steps there is time for a Ctrl-C.
+        # A Ctrl-C takes effect between two steps.
         source.backup(copy, pages=STEP_PAGES, progress=lambda *_: None, sleep=0)
-        # One file; a server turns the write-ahead log on again.
+        # One file without a write-ahead log; a server turns the log on again.
         copy.execute("PRAGMA journal_mode = DELETE")
         copy.execute(SQL["unname_store"])
         (verdict,) = copy.execute("PRAGMA quick_check(1)").fetchone()
@@ -110,10 +110,10 @@ def _copy(source: sqlite3.Connection, partial: Path) -> Counts:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes a rename last."""
+    """Makes a rename durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # not every file system can
+        with suppress(OSError):  # not every file system supports it
             os.fsync(descriptor)
     finally:
         os.close(descriptor)

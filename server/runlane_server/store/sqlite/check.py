@@ -1,4 +1,4 @@
-"""Whether a database file holds what always has to hold."""
+"""Checks the consistency of a database file."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from runlane_server.store.sqlite.snapshot import snapshot_of
 CHECKS = statements("sqlite", "checks")
 
 MAX_LINES = 20
-"""How much one check tells of, as a single cause may be wrong with a million rows."""
+"""The most lines that one check prints, as one cause may affect a million rows."""
 
 CACHE_KIB = 256 << 10
-"""How much of the file is held in memory: a check reads most of it several times."""
+"""The page cache, in KiB: a check reads most of the file several times."""
 
 _COUNTS = """
 SELECT
@@ -29,7 +29,7 @@ SELECT
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How much a database has."""
+    """The number of rows in a database, by kind."""
 
     sessions: int
     runs: int
@@ -38,15 +38,15 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What is wrong, a line each that begins with the name of the check; how much there is where
-    nothing is."""
+    """The outcome of a check: one line for each problem, which begins with the name of the check;
+    `counts` only if there are none."""
 
     problems: tuple[str, ...]
     counts: Counts | None
 
 
 def check(path: Path) -> Findings:
-    """Looks at one snapshot of a file, which a server may use meanwhile. Raises StartError."""
+    """Checks one snapshot of a file; a server may use it at the same time. Raises StartError."""
     with snapshot_of(path) as db:
         db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         problems = [*_integrity(db)]
@@ -56,7 +56,7 @@ def check(path: Path) -> Findings:
 
 
 def counts(db: sqlite3.Connection) -> Counts:
-    """How much a database has."""
+    """The number of rows in a database."""
     return Counts(*db.execute(_COUNTS).fetchone())
 
 
@@ -74,5 +74,5 @@ def _run(db: sqlite3.Connection, name: str, sql: str) -> Iterator[str]:
         if more := sum(1 for _ in found):
             yield f"{name}: and {more} more"
     except sqlite3.Error as error:
-        # Of a damaged file some tables can still be told of.
+        # Other tables of a damaged file may still be readable.
         yield f"{name}: {error}"

@@ -1,8 +1,8 @@
-"""How the event log of a SQLite file is compacted. Runs in the thread of the write connection.
+"""Compaction of the event log of a SQLite file. Runs in the thread of the write connection.
 
-What is removed is a prefix, of the log as of the events of a run: whoever reads on behind it is
-told, and never finds a hole. A run loses its own events before its terminal event, the last of them
-excepted: it says how many there were.
+Compaction removes a prefix, both of the log and of the events of a run: a reader behind it gets an
+error, and never misses events in the middle. The events of a run go before its terminal event in
+the log; the last of them stays, as its index is the number of events.
 """
 
 from __future__ import annotations
@@ -12,29 +12,29 @@ from contextlib import closing
 
 from runlane_server.store.base import Position
 from runlane_server.store.sqlite.apply import SQL
-from runlane_server.store.sqlite.rows import Compaction, Removed
+from runlane_server.store.sqlite.rows import Compaction, CompactionStep
 
 STEP_ROWS = 250
 STEP_BYTES = 4 << 20
-"""How much is removed in one transaction, as accepts wait for its end: some milliseconds."""
+"""The most that one transaction removes. Accepts wait for its end: some milliseconds."""
 
 
-def compact(db: sqlite3.Connection, wanted: Compaction) -> Removed:
-    """Removes the oldest events in one transaction, as much as one may have.
+def compact(db: sqlite3.Connection, wanted: Compaction) -> CompactionStep:
+    """Removes the oldest events, up to the limit of one transaction.
 
-    Raises the errors of the database; the outcome is unknown then.
+    Raises the errors of the database; the outcome is then unknown.
     """
     db.execute("BEGIN IMMEDIATE")
     step = _Step(db, wanted)
-    while step.go_on():
+    while step.remove_next():
         pass
     step.write()
     db.execute("COMMIT")
-    return Removed(step.events, step.last, step.more)
+    return CompactionStep(step.events, step.last, step.more)
 
 
 class _Step:
-    """A transaction that compacts, and how far it is."""
+    """The state of one transaction of a compaction."""
 
     def __init__(self, db: sqlite3.Connection, wanted: Compaction) -> None:
         self.events = 0
@@ -48,18 +48,18 @@ class _Step:
         self._rows = 0
         self._bytes = 0
 
-    def go_on(self) -> bool:
-        """Removes the next terminal event with what goes with it; False where that was the end."""
+    def remove_next(self) -> bool:
+        """Removes the next terminal event and the events of its run; returns False at the end."""
         if self.events == self._wanted.limit:
             return False
         row = self._db.execute(SQL["oldest_event"], {"after": self.last or 0}).fetchone()
-        if row is None or not self._due(row):
+        if row is None or not self._is_due(row):
             return False
-        if not self._full and self._trim(row):
+        if not self._is_full and self._trim(row):
             self.last = row["position"]
             self.events += 1
             self._rows += 1
-            # With what the events of its run had.
+            # This includes the bytes of the events of its run.
             self._bytes += row["log_bytes"] - self._removed_to
             self._removed_to = row["log_bytes"]
             return True
@@ -67,29 +67,29 @@ class _Step:
         return False
 
     def write(self) -> None:
-        """Removes the terminal events, and notes where the log begins now."""
+        """Removes the terminal events, and stores where the log now begins."""
         if self.last is not None:
             self._db.execute(SQL["delete_events"], {"last": self.last})
             self._db.execute(SQL["set_compacted"], {"last": self.last})
             self._db.execute(SQL["set_compacted_bytes"], {"bytes": self._removed_to})
 
     @property
-    def _full(self) -> bool:
+    def _is_full(self) -> bool:
         return self._rows >= STEP_ROWS or self._bytes >= STEP_BYTES
 
-    def _due(self, row: sqlite3.Row) -> bool:
+    def _is_due(self, row: sqlite3.Row) -> bool:
         keep = self._wanted.keep_bytes
         too_large = keep is not None and self._end - self._removed_to > keep
         return too_large or int(row["ended_at"]) < self._wanted.before
 
     def _trim(self, row: sqlite3.Row) -> bool:
-        """Removes the first events of a run, as far as there is room; returns whether that was all
-        but the last."""
+        """Removes the first events of a run, up to the limit of the transaction; returns whether
+        only its last event is left."""
         key = {"tenant": row["tenant"], "run_id": row["run_id"]}
         where = {**key, "position": row["position"], "limit": STEP_ROWS + 1}
         last = None
         size = 0
-        # Not fetched at once: to know how large a row is means to read it.
+        # Row by row: the size of a row is known only after it was read.
         with closing(self._db.execute(SQL["removable_run_events"], where)) as found:
             for event in found:
                 if self._rows >= STEP_ROWS or self._bytes + size >= STEP_BYTES:

@@ -1,4 +1,4 @@
-"""A connection to SQLite that does a whole piece of work at a time."""
+"""A connection to SQLite that runs a whole function at a time in its thread."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 BUSY_TIMEOUT = 10.0
-"""Seconds to wait for a lock. Only a foreign tool on the file ever holds one."""
+"""Seconds to wait for a lock. Only another program that has the file open ever holds one."""
 
 
 class SqliteConnection(aiosqlite.Connection):
-    """An aiosqlite connection on which a function is one hop to the thread, however much it does.
+    """An aiosqlite connection that runs a whole function in one hop to its thread.
 
-    A hop costs as much as many statements, and a function that reads twice needs no lock against
-    the one that reads in between.
+    A hop costs as much as many statements. No other function runs between two reads of one
+    function, so it needs no lock.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,8 +38,8 @@ class SqliteConnection(aiosqlite.Connection):
         try:
             await super().__aenter__()
         except sqlite3.Error:
-            # aiosqlite tells its thread to end and does not wait. Where the server ends next, the
-            # thread would find the loop closed, and say so at length.
+            # aiosqlite stops its thread without waiting for it. If the server exits now, the thread
+            # finds the loop closed and prints a traceback.
             await asyncio.to_thread(self._thread.join)
             raise
         return self
@@ -52,7 +52,7 @@ class SqliteConnection(aiosqlite.Connection):
     ) -> T:
         """Runs `task(connection, ...)` in the connection's thread.
 
-        Cancelling ends the wait, not the work.
+        Cancelling ends the wait, not the task.
         """
         return await self.submit(task, *args, **kwargs)
 
@@ -62,7 +62,7 @@ class SqliteConnection(aiosqlite.Connection):
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> Future[T]:
-        """The same for whoever does not wait; works are done in the order of their calls."""
+        """Schedules `task(connection, ...)`; returns its future. Tasks run in call order."""
         if not self._running:
             raise ValueError("the connection is closed")
         future: Future[T] = asyncio.get_running_loop().create_future()

@@ -1,4 +1,4 @@
-"""How a SQLite file is opened: locked, checked to be one of ours, brought up to date."""
+"""Opens a SQLite file: locks it, checks that it is ours, and migrates it."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from runlane_server.store.sqlite.lock import FileLock
 log = structlog.get_logger()
 
 APPLICATION_ID = 0x52756E6C
-"""Marks a SQLite file as Runlane's: "Runl"."""
+"""The application id of our files: "Runl" in ASCII."""
 
 CHECKPOINT_PAGES = 4_000
-"""How long the write-ahead log grows before it is copied into the database: about 16 MiB."""
+"""Pages of the write-ahead log that start a checkpoint: about 16 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
-    """An open file, and what is known of it."""
+class OpenFile:
+    """The connections to an open file, and the state of its log."""
 
     writer: SqliteConnection
     reader: SqliteConnection
@@ -36,27 +36,27 @@ class Opened:
     compacted: Position
 
 
-async def open_file(path: Path, closing: AsyncExitStack) -> Opened:
-    """Opens the file, and leaves to `closing` how it is closed. Raises StartError."""
+async def open_file(path: Path, closing: AsyncExitStack) -> OpenFile:
+    """Opens the file; `closing` will close it. Raises StartError."""
     closing.callback(_lock(path).release)
     try:
-        # The writer is opened first and closed last: the last one to close checkpoints.
+        # The writer opens first and closes last: the last connection to close checkpoints.
         writer = await _connect(path, closing)
         version = await writer.work(_prepare, path)
         reader = await _connect(path, closing)
-        await reader.work(restrict)
+        await reader.work(make_read_only)
         store_id, position, compacted = await reader.work(_read_state)
     except sqlite3.Error as error:
         raise StartError(f"store {path}: {error}") from error
     log.info("store opened", path=str(path), schema=version, sqlite=sqlite3.sqlite_version)
-    return Opened(writer, reader, store_id, position, compacted)
+    return OpenFile(writer, reader, store_id, position, compacted)
 
 
 def _lock(path: Path) -> FileLock:
     if path.is_dir():
-        raise StartError(f"store {path}: is a directory")
+        raise StartError(f"store {path}: the path is a directory")
     if not path.parent.is_dir():
-        raise StartError(f"store {path}: there is no directory {path.parent}")
+        raise StartError(f"store {path}: the directory {path.parent} does not exist")
     return FileLock(path)
 
 
@@ -67,11 +67,11 @@ async def _connect(path: Path, closing: AsyncExitStack) -> SqliteConnection:
 
 
 def _prepare(db: sqlite3.Connection, path: Path) -> int:
-    """Makes the write connection fit to write; returns the version of the schema."""
+    """Sets up the write connection and migrates the schema; returns its version."""
     version = check_ours(db, path)
     mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
     if mode != "wal":
-        raise StartError(f"store {path}: its file system does not allow a write-ahead log")
+        raise StartError(f"store {path}: the file system does not support a write-ahead log")
     db.execute("PRAGMA synchronous = FULL")
     db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
     for migration in migrations("sqlite")[version:]:
@@ -80,7 +80,7 @@ def _prepare(db: sqlite3.Connection, path: Path) -> int:
             f"BEGIN IMMEDIATE; {migration.sql};"
             f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {version}; COMMIT"
         )
-    # Says at start what the first write would say: that the file or its disk is read-only.
+    # Fails now, and not at the first write, if the file or its disk is read-only.
     db.execute("BEGIN IMMEDIATE")
     db.execute(SQL["name_store"])
     db.execute(SQL["set_compacted"], {"last": db.execute(SQL["compacted"]).fetchone()[0]})
@@ -89,22 +89,23 @@ def _prepare(db: sqlite3.Connection, path: Path) -> int:
 
 
 def check_ours(db: sqlite3.Connection, path: Path) -> int:
-    """Refuses a file that is not ours before anything is changed in it; returns its version."""
+    """Returns the schema version of a file. Raises StartError, and changes nothing, if another
+    program or a newer Runlane wrote it."""
     application_id = _pragma(db, "application_id")
     version = _pragma(db, "user_version")
     empty = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
     if application_id != APPLICATION_ID and not (empty and application_id == version == 0):
-        raise StartError(f"store {path}: is a database of some other program")
+        raise StartError(f"store {path}: the file is a database of another program")
     newest = len(migrations("sqlite"))
     if version > newest:
         raise StartError(
-            f"store {path}: was written by a newer Runlane (schema {version}, known {newest})"
+            f"store {path}: a newer Runlane wrote it (schema {version}, known {newest})"
         )
     return version
 
 
-def restrict(db: sqlite3.Connection) -> None:
-    """Makes sure that a connection never writes and never checkpoints."""
+def make_read_only(db: sqlite3.Connection) -> None:
+    """Prevents a connection from writing and from checkpointing."""
     db.execute("PRAGMA query_only = 1")
     db.execute("PRAGMA wal_autocheckpoint = 0")
 

@@ -1,4 +1,4 @@
-"""The lock that keeps a second server off a database file."""
+"""The lock against a second server on the same database file."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from runlane_server.core.errors import StartError
 
 
 class FileLock:
-    """An exclusive lock on `<database>.lock`, which ends with the process at the latest.
+    """An exclusive lock on the file `<database>.lock`; the end of the process releases it.
 
-    It is not on the database itself: closing any descriptor of that file would drop the locks that
-    SQLite holds on it in this process. The lock file is never removed, as a server that waits at
-    its door would then hold a lock on a file that nobody else sees.
+    The lock is not on the database itself, because closing any descriptor of that file would drop
+    the locks that SQLite holds on it in this process. The lock file is never removed: a server that
+    has just opened it would otherwise lock a file that no other server sees.
     """
 
     def __init__(self, database: Path) -> None:
-        """Takes the lock; raises StartError where that cannot be."""
-        # Next to the file itself, whichever link it was named by.
+        """Takes the lock. Raises StartError."""
+        # Next to the file itself, also when `database` is a link to it.
         file = Path(os.path.realpath(database))
         self._path = file.with_name(file.name + ".lock")
         try:
@@ -32,15 +32,15 @@ class FileLock:
             holder = os.pread(self._descriptor, 32, 0).decode(errors="replace").strip()
             self.release()
             raise StartError(
-                f"store {database}: another server (process {holder or 'unknown'}) uses it"
+                f"store {database}: in use by another server (process {holder or 'unknown'})"
             ) from error
         except OSError as error:
             self.release()
-            raise StartError(f"store {database}: cannot be locked: {error.strerror}") from error
-        # For the operator who wonders who holds it.
+            raise StartError(f"store {database}: the lock failed: {error.strerror}") from error
+        # For the operator, and for the error above.
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
-        """Gives the lock up."""
+        """Releases the lock."""
         os.close(self._descriptor)

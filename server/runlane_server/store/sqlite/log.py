@@ -1,4 +1,4 @@
-"""How the event log of a SQLite file is read. Runs in the reader's thread."""
+"""The reads of the event log of a SQLite file. They run in the reader's thread."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 from runlane_server.core.model import RunKey
 from runlane_server.store.base import EventFilter, LoggedComplete, Position
 from runlane_server.store.codec import decode_complete
-from runlane_server.store.paging import complete_size, fill
+from runlane_server.store.paging import complete_size, take_page
 from runlane_server.store.sqlite.apply import SQL
 
 
 def log_bytes(db: sqlite3.Connection) -> int:
-    """About how large the event log is, with the events of its runs."""
+    """The approximate size of the event log in bytes, with the events of its runs."""
     value: int = db.execute(SQL["log_bytes"]).fetchone()[0]
     return value
 
 
 def position_of(db: sqlite3.Connection, key: RunKey) -> Position | None:
-    """Where the terminal event of a run is in the log."""
+    """The position of a run's terminal event."""
     row = db.execute(SQL["position_of_run"], key._asdict()).fetchone()
     return None if row is None else int(row["position"])
 
@@ -35,24 +35,24 @@ def log_page(
     limit: int,
     max_bytes: int,
 ) -> tuple[list[LoggedComplete], bool, Position]:
-    """Terminal events after a position and up to `known`; whether there are more of them; and up
-    to where the log was compacted when they were read."""
+    """Terminal events after a position and up to `known`; whether there are more; and the position
+    up to which the log was compacted at the time of the read."""
     where = {"tenant": tenant, "after": after, "known": known, "limit": limit + 1}
     events = (
         LoggedComplete(row["position"], tenant, decode_complete(row["body"]))
         for row in _logged(db, wanted, where)
     )
-    page, more = fill(events, limit=limit, max_bytes=max_bytes, size=complete_size)
+    page, more = take_page(events, limit=limit, max_bytes=max_bytes, size=complete_size)
     return page, more, db.execute(SQL["compacted"]).fetchone()["value"]
 
 
 def _logged(
     db: sqlite3.Connection, wanted: EventFilter, where: dict[str, Any]
 ) -> Iterator[sqlite3.Row]:
-    if wanted.everything:
+    if wanted.matches_all:
         yield from db.execute(SQL["events"], where)
         return
-    # A seek for each id reads no more than the page could need of it, however long the log is.
+    # One seek for each id reads no more rows than a page can hold, however long the log is.
     positions: set[int] = set()
     for name, ids in (
         ("positions_of_session", wanted.session_ids),

@@ -1,4 +1,7 @@
-"""What is read, as plain functions on a connection. Each runs in the reader's thread in one go."""
+"""The reads of a store in a SQLite file, as functions on a connection.
+
+Each runs in the reader's thread, without interruption.
+"""
 
 from __future__ import annotations
 
@@ -9,48 +12,45 @@ from typing import Any
 
 from runlane_server.core.model import (
     Attachment,
-    FinishReason,
     Message,
     Micros,
     Prompt,
     Role,
     Run,
-    RunComplete,
-    RunError,
     RunEvent,
     RunKey,
     RunState,
     Session,
     SessionKey,
-    Usage,
     WhenBusy,
 )
 from runlane_server.core.transition import Lane, LaneRun
-from runlane_server.store.base import (
-    BusySession,
-    IdleSession,
-    MessagePlace,
-    Page,
-)
-from runlane_server.store.codec import (
-    RUN_COMPLETE,
-    decode_body,
-    decode_metadata,
-    decode_parts,
-    decode_usage,
-)
+from runlane_server.store.base import BusySession, IdleSession, MessagePlace, Page
+from runlane_server.store.codec import RUN_COMPLETE, decode_body, decode_parts
 from runlane_server.store.paging import (
-    check_kept,
-    complete_text,
+    check_not_compacted,
     event_size,
-    fill,
     message_size,
+    messages_page,
+    numbered_page,
+    take_page,
+)
+from runlane_server.store.records import (
+    END_OF_LIST,
+    OPEN_STATES,
+    assemble_lane,
+    complete_text,
+    message_from,
     prompt_parts,
+    run_from,
+    session_from,
 )
 from runlane_server.store.sqlite.apply import SQL
 
-_END_OF_LIST = (1 << 63) - 1
-_OPEN = frozenset(state for state in RunState if not state.is_terminal)
+
+def _as_is(text: str) -> str:
+    """SQLite keeps any text as it is."""
+    return text
 
 
 # --- Lanes --------------------------------------------------------------------------------------
@@ -64,18 +64,7 @@ def lane(db: sqlite3.Connection, key: SessionKey) -> Lane:
     version, accept_seq, turn = rows[0][:3]
     runs = [_lane_run(*tuple(row)[3:]) for row in rows if row["run_id"] is not None]
     runs.sort(key=lambda run: run.accept_seq)
-    folded = [run for run in runs if run.folded_into]
-    waiting = [run for run in runs if run.state in {RunState.ACCEPTED, RunState.QUEUED}]
-    active = [run for run in runs if run not in folded and run not in waiting]
-    return Lane(
-        key,
-        version=version,
-        accept_seq=accept_seq,
-        turn=turn,
-        active=active[0] if active else None,
-        folded=tuple(folded),
-        waiting=tuple(sorted(waiting, key=lambda run: run.rank)),
-    )
+    return assemble_lane(key, version=version, accept_seq=accept_seq, turn=turn, runs=runs)
 
 
 def _lane_run(run_id: str, accept_seq: int, state: str, when_busy: str, *rest: Any) -> LaneRun:
@@ -83,7 +72,7 @@ def _lane_run(run_id: str, accept_seq: int, state: str, when_busy: str, *rest: A
 
 
 def busy_sessions(db: sqlite3.Connection) -> list[BusySession]:
-    """All sessions with open runs."""
+    """All sessions with open runs, the longest waiting first."""
     return [
         BusySession(
             SessionKey(row["tenant"], row["session_id"]), bool(row["active"]), row["waiting_runs"]
@@ -96,12 +85,12 @@ def busy_sessions(db: sqlite3.Connection) -> list[BusySession]:
 
 
 def run(db: sqlite3.Connection, key: RunKey) -> Run | None:
-    """A run, with the text of its end."""
+    """A run; if it has ended, with the text of its RunComplete."""
     number = db.execute(SQL["run_no"], key).fetchone()
     if number is None:
         return None
     row = db.execute(SQL["run"], dict(number)).fetchone()
-    return _run(row, *_text_of_end(db, key.tenant, row))
+    return run_from(row, _as_is, *_complete_text(db, key.tenant, row))
 
 
 def list_runs(
@@ -113,11 +102,11 @@ def list_runs(
     after: int | None,
     limit: int,
 ) -> Page[Run, int]:
-    """Runs, the latest accepted first."""
+    """A page of runs, the latest accepted first."""
     where = {
         "tenant": tenant,
         "session_id": session_id,
-        "before": _END_OF_LIST if after is None else after,
+        "before": END_OF_LIST if after is None else after,
         "limit": limit + 1,
     }
     if session_id is None:
@@ -128,22 +117,25 @@ def list_runs(
         )
     else:
         numbers = _numbers(db, "runs_of_session", where)
-    found = [db.execute(SQL["run"], {"run_no": number}).fetchone() for number in numbers[:limit]]
-    return Page(tuple(_run(row) for row in found), numbers[limit - 1] if numbers[limit:] else None)
+
+    def read(number: int) -> Run:
+        return run_from(db.execute(SQL["run"], {"run_no": number}).fetchone(), _as_is)
+
+    return numbered_page(numbers, limit, item=read, number=lambda number: number)
 
 
 def _numbers_of_tenant(
     db: sqlite3.Connection, where: dict[str, Any], states: frozenset[RunState]
 ) -> list[int]:
-    """A page of each index that has some of them; merged, the page of all."""
+    """The numbers of a page, merged from a page of each index that covers some of the states."""
     numbers: list[int] = []
-    if states >= _OPEN:
+    if states >= OPEN_STATES:
         numbers += _numbers(db, "open_runs", where)
-    elif states & _OPEN:
+    elif states & OPEN_STATES:
         numbers += _numbers(
-            db, "open_runs_in_states", where | {"states": json.dumps([*(states & _OPEN)])}
+            db, "open_runs_in_states", where | {"states": json.dumps([*(states & OPEN_STATES)])}
         )
-    for state in states - _OPEN:
+    for state in states - OPEN_STATES:
         numbers += _numbers(db, "ended_runs_in_state", where | {"state": state})
     return sorted(numbers, reverse=True)[: where["limit"]]
 
@@ -152,52 +144,9 @@ def _numbers(db: sqlite3.Connection, name: str, where: dict[str, Any]) -> list[i
     return [row[0] for row in db.execute(SQL[name], where)]
 
 
-def _run(row: sqlite3.Row, text: str = "", text_truncated: bool = False) -> Run:
-    state = RunState(row["state"])
-    return Run(
-        session_id=row["session_id"],
-        run_id=row["run_id"],
-        accept_seq=row["accept_seq"],
-        state=state,
-        when_busy=WhenBusy(row["when_busy"]),
-        prompt_excerpt=row["prompt_head"],
-        prompt_fingerprint=row["prompt_fingerprint"],
-        metadata=decode_metadata(row["metadata"]),
-        timeout=row["timeout"],
-        max_attempts=row["max_attempts"],
-        attempt=row["attempt"],
-        accepted_at=row["accepted_at"],
-        started_at=row["started_at"],
-        ended_at=row["ended_at"],
-        folded_into=row["folded_into"],
-        complete=_complete(row, text, text_truncated) if state.is_terminal else None,
-    )
-
-
-def _complete(row: sqlite3.Row, text: str, text_truncated: bool) -> RunComplete:
-    error = row["error_reason"]
-    return RunComplete(
-        session_id=row["session_id"],
-        run_id=row["run_id"],
-        accept_seq=row["accept_seq"],
-        state=RunState(row["state"]),
-        finish_reason=FinishReason(row["finish_reason"]),
-        message_id=row["message_id"],
-        text=text,
-        text_truncated=text_truncated,
-        error=None if error is None else RunError(error, row["error_message"]),
-        folded_into=row["folded_into"],
-        usage=decode_usage(row["usage"]),
-        attempt=row["attempt"],
-        cancel_reason=row["cancel_reason"],
-        accepted_at=row["accepted_at"],
-        started_at=row["started_at"],
-        ended_at=row["ended_at"],
-    )
-
-
-def _text_of_end(db: sqlite3.Connection, tenant: str, row: sqlite3.Row) -> tuple[str, bool]:
-    """The text of the message that a run ended with; none before the end, or without a message."""
+def _complete_text(db: sqlite3.Connection, tenant: str, row: sqlite3.Row) -> tuple[str, bool]:
+    """The text of a run's last message, and whether it was truncated. Empty while the run is open,
+    and for a run without a message."""
     if not row["message_id"]:
         return "", False
     where = {
@@ -211,7 +160,7 @@ def _text_of_end(db: sqlite3.Connection, tenant: str, row: sqlite3.Row) -> tuple
 
 
 def prompt(db: sqlite3.Connection, key: RunKey) -> Prompt | None:
-    """The prompt of a run, whole."""
+    """The full prompt of a run."""
     row = db.execute(SQL["prompt"], key).fetchone()
     if row is None:
         return None
@@ -230,8 +179,8 @@ def run_events(
     """The events of a run after an index."""
     where = {**key._asdict(), "after": after, "limit": limit}
     events = (_run_event(db, key, row) for row in db.execute(SQL["run_events"], where))
-    page = fill(events, limit=limit, max_bytes=max_bytes, size=event_size)[0]
-    check_kept(page, after)
+    page, _ = take_page(events, limit=limit, max_bytes=max_bytes, size=event_size)
+    check_not_compacted(page, after)
     return page
 
 
@@ -249,56 +198,41 @@ def _run_event(db: sqlite3.Connection, key: RunKey, row: sqlite3.Row) -> RunEven
 def session(db: sqlite3.Connection, key: SessionKey) -> Session | None:
     """A session."""
     row = db.execute(SQL["session"], key._asdict()).fetchone()
-    return None if row is None else _session(row)
+    return None if row is None else session_from(row, _as_is)
 
 
 def list_sessions(
     db: sqlite3.Connection, tenant: str, after: int | None, limit: int
 ) -> Page[Session, int]:
-    """Sessions, the latest created first."""
+    """A page of sessions, the latest created first."""
     where = {
         "tenant": tenant,
-        "before": _END_OF_LIST if after is None else after,
+        "before": END_OF_LIST if after is None else after,
         "limit": limit + 1,
     }
     rows = db.execute(SQL["sessions"], where).fetchall()
-    place = rows[limit - 1]["created_no"] if rows[limit:] else None
-    return Page(tuple(_session(row) for row in rows[:limit]), place)
+    return numbered_page(
+        rows,
+        limit,
+        item=lambda row: session_from(row, _as_is),
+        number=lambda row: int(row["created_no"]),
+    )
 
 
 def stored_bytes(db: sqlite3.Connection, tenant: str, after: int, limit: int) -> tuple[int, int]:
-    """What a piece of a tenant's sessions has stored, and the place of its last one; 0 if that is
-    the end."""
+    """The stored bytes of up to `limit` of a tenant's sessions, and the place of the last of them;
+    0 if there are no more."""
     bytes_, found, last = db.execute(SQL["stored_bytes"], (tenant, after, limit)).fetchone()
     return bytes_, last if found == limit else 0
 
 
 def stale_sessions(db: sqlite3.Connection, before: Micros, limit: int) -> list[IdleSession]:
-    """Idle sessions that were last written to before, the longest untouched first."""
+    """Idle sessions whose last write was before `before`, the oldest first."""
     rows = db.execute(SQL["stale_sessions"], {"before": before, "limit": limit})
     return [
         IdleSession(SessionKey(row["tenant"], row["session_id"]), row["version"], row["accept_seq"])
         for row in rows
     ]
-
-
-def _session(row: sqlite3.Row) -> Session:
-    return Session(
-        session_id=row["session_id"],
-        title=row["title"],
-        metadata=decode_metadata(row["metadata"]),
-        active_run_id=row["active_run_id"],
-        waiting_runs=row["waiting_runs"],
-        usage=Usage(
-            row["input_tokens"],
-            row["output_tokens"],
-            row["cache_read_tokens"],
-            row["cache_write_tokens"],
-            row["requests"],
-        ),
-        created_at=row["created_at"],
-        updated_at=row["updated_at"],
-    )
 
 
 def list_messages(
@@ -308,12 +242,12 @@ def list_messages(
     limit: int,
     max_bytes: int,
 ) -> Page[Message, MessagePlace]:
-    """The transcript after a place."""
+    """A page of the transcript after a place."""
     turn, ordinal = (0, 0) if after is None else after
     where = {**key._asdict(), "turn": turn, "ordinal": ordinal, "limit": limit + 1}
     messages = (_message(db, key.tenant, row) for row in db.execute(SQL["messages"], where))
-    page, more = fill(messages, limit=limit, max_bytes=max_bytes, size=message_size)
-    return Page(tuple(page), (page[-1].turn, page[-1].ordinal) if more else None)
+    page, more = take_page(messages, limit=limit, max_bytes=max_bytes, size=message_size)
+    return messages_page(page, more=more)
 
 
 def _message(db: sqlite3.Connection, tenant: str, row: sqlite3.Row) -> Message:
@@ -321,17 +255,6 @@ def _message(db: sqlite3.Connection, tenant: str, row: sqlite3.Row) -> Message:
     parts = decode_parts(row["parts"])
     if role is Role.USER:
         asked = prompt(db, RunKey(tenant, row["run_id"]))
-        assert asked is not None  # noqa: S101 - a message goes with its run
+        assert asked is not None  # noqa: S101 - a message is deleted together with its run
         parts = prompt_parts(asked)
-    reason = row["finish_reason"]
-    return Message(
-        message_id=row["message_id"],
-        run_id=row["run_id"],
-        turn=row["turn"],
-        ordinal=row["ordinal"],
-        role=role,
-        parts=parts,
-        finish_reason=None if reason is None else FinishReason(reason),
-        model=row["model"],
-        created_at=row["created_at"],
-    )
+    return message_from(row, _as_is, role, parts)

@@ -1,4 +1,4 @@
-"""The one reader of a database file: what waits to be looked up shares a hop to its thread."""
+"""The only reader of a database file: lookups that wait share one hop to its thread."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
-from runlane_server.store.batching import MAX_PAUSE, Pace
+from runlane_server.store.batching import MAX_DELAY, Pacer
 from runlane_server.store.sqlite.connection import SqliteConnection
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 MAX_SHARED = 64
-"""How much is looked up in a hop: bounds how long the first one waits for the last."""
+"""The most lookups in one hop: bounds how long the first of them waits for the last."""
 
 Call: TypeAlias = Callable[[sqlite3.Connection], Any]
 Outcome: TypeAlias = tuple[Any, Exception | None]
@@ -31,10 +31,9 @@ class _Waiting(NamedTuple):
 class SqliteReader:
     """Owns the read connection.
 
-    A hop to its thread costs as much as many things looked up by their key. While one is under way
-    the others wait, and go together then; when the event loop has no time to spare it holds back a
-    little. A page, which may be large, has a hop to itself: nobody waits for one but those who came
-    later.
+    A hop to its thread costs as much as many lookups by key. Lookups that arrive during a hop wait
+    and share the next one; while the event loop is busy, a hop waits a little for more of them. A
+    page, which may be large, has a hop to itself, so that only later calls wait for it.
     """
 
     def __init__(self, connection: SqliteConnection) -> None:
@@ -42,8 +41,8 @@ class SqliteReader:
         self._waiting: deque[_Waiting] = deque()
         self._hop: Future[list[Outcome]] | None = None
         self._batch: Sequence[_Waiting] = ()
-        self._pace = Pace(MAX_PAUSE / 4)
-        self._pausing: asyncio.TimerHandle | None = None
+        self._pacer = Pacer(MAX_DELAY / 4)
+        self._delayed: asyncio.TimerHandle | None = None
 
     async def look_up(
         self,
@@ -51,7 +50,7 @@ class SqliteReader:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """Reads a few rows by their key. Cancelling only ends the wait."""
+        """Reads a few rows by key. Cancelling ends the wait only."""
         return await self._read(_call(read, *args, **kwargs), alone=False)
 
     async def page(
@@ -60,54 +59,55 @@ class SqliteReader:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """Reads what may be long. Cancelling only ends the wait."""
+        """Reads a page, which may be large. Cancelling ends the wait only."""
         return await self._read(_call(read, *args, **kwargs), alone=True)
 
     async def close(self) -> None:
-        """Waits for the reads that were begun."""
-        if self._pausing is not None:
-            self._go()
+        """Waits for pending reads."""
+        if self._delayed is not None:
+            self._start()
         while self._hop is not None:
-            # `_arrived` has been called when this returns, and may have begun the next one.
+            # When this returns, `_on_hop_done` was called and may have started the next hop.
             await asyncio.wait([self._hop])
 
     async def _read(self, call: Callable[[sqlite3.Connection], T], *, alone: bool) -> T:
         future: Future[T] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(call, future, alone))
-        self._begin()
+        self._schedule()
         return await future
 
-    def _begin(self) -> None:
-        """Begins the next hop, now or when it has more company."""
-        if self._hop is not None or self._pausing is not None:
+    def _schedule(self) -> None:
+        """Starts the next hop, now or after a delay."""
+        if self._hop is not None or self._delayed is not None:
             return
-        if pause := self._pace.pause():
-            self._pausing = asyncio.get_running_loop().call_later(pause, self._go)
+        if delay := self._pacer.delay():
+            self._delayed = asyncio.get_running_loop().call_later(delay, self._start)
         else:
-            self._go()
+            self._start()
 
-    def _go(self) -> None:
-        if self._pausing is not None:
-            self._pausing.cancel()
-            self._pausing = None
+    def _start(self) -> None:
+        if self._delayed is not None:
+            self._delayed.cancel()
+            self._delayed = None
         self._batch = _next_batch(self._waiting)
-        self._hop = self._connection.submit(_snapshot, [waiting.call for waiting in self._batch])
-        self._hop.add_done_callback(self._arrived)
+        calls = [waiting.call for waiting in self._batch]
+        self._hop = self._connection.submit(_read_together, calls)
+        self._hop.add_done_callback(self._on_hop_done)
 
-    def _arrived(self, hop: Future[list[Outcome]]) -> None:
+    def _on_hop_done(self, hop: Future[list[Outcome]]) -> None:
         batch, self._batch, self._hop = self._batch, (), None
         error = hop.exception()
         outcomes = [(None, error)] * len(batch) if error is not None else hop.result()
-        self._pace.went(len(batch))
+        self._pacer.record(len(batch))
         if self._waiting:
-            self._begin()
-        for waiting, (result, why) in zip(batch, outcomes, strict=True):
+            self._schedule()
+        for waiting, (result, failure) in zip(batch, outcomes, strict=True):
             if waiting.future.done():
                 continue
-            if why is None:
+            if failure is None:
                 waiting.future.set_result(result)
             else:
-                waiting.future.set_exception(why)
+                waiting.future.set_exception(failure)
 
 
 def _call(
@@ -124,9 +124,9 @@ def _next_batch(waiting: deque[_Waiting]) -> list[_Waiting]:
     return batch
 
 
-def _snapshot(db: sqlite3.Connection, calls: Sequence[Call]) -> list[Outcome]:
-    """Reads in one transaction, so that all statements see the same commits. Each has an outcome of
-    its own."""
+def _read_together(db: sqlite3.Connection, calls: Sequence[Call]) -> list[Outcome]:
+    """Runs the calls in one transaction, so that all of them see the same commits. Each call has an
+    outcome of its own."""
     db.execute("BEGIN")
     try:
         return [_outcome(db, call) for call in calls]
@@ -138,5 +138,5 @@ def _snapshot(db: sqlite3.Connection, calls: Sequence[Call]) -> list[Outcome]:
 def _outcome(db: sqlite3.Connection, call: Call) -> Outcome:
     try:
         return call(db), None
-    except Exception as error:  # noqa: BLE001 - whoever waits is told
+    except Exception as error:  # noqa: BLE001 - the caller that waits gets it
         return None, error

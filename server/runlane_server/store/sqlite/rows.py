@@ -1,6 +1,6 @@
-"""What is to be written, as rows: one unit for each call of a caller.
+"""The rows of a write to a SQLite file: one unit for each call of the store.
 
-Encoding happens in the call, so that a unit that waits for its commit is ready to be bound.
+A unit is encoded in the call, so that its rows are ready when its batch is written.
 """
 
 from __future__ import annotations
@@ -30,23 +30,24 @@ from runlane_server.store.codec import (
     encode_parts,
     encode_usage,
 )
-from runlane_server.store.weight import message_weight, run_weight
+from runlane_server.store.weight import logged_event_weight, message_weight, run_weight
 
 Row: TypeAlias = tuple[Any, ...]
-"""What a statement is executed with, in the order of its parameters.
+"""The parameters of a statement, in their order.
 
-Enumerations are in it as bare strings: for any other type sqlite3 looks for an adapter first.
+Enumerations are plain strings here: for any other type sqlite3 searches for an adapter first.
 """
 
 Rows: TypeAlias = dict[str, list[Row]]
-"""Rows by the name of the statement that writes them."""
+"""Rows, by the name of the statement that writes them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Removed:
-    """What a compaction removed: how many terminal events, up to which position (None: no event).
+class CompactionStep:
+    """The outcome of one transaction of a compaction.
 
-    `more`: it stopped halfway, as that was enough for one transaction.
+    It removed `events` terminal events, up to position `last` (None if it removed none). `more`: it
+    reached the limit of one transaction, and more events are due.
     """
 
     events: int
@@ -54,20 +55,15 @@ class Removed:
     more: bool
 
 
-Result: TypeAlias = Exception | Removed | None
-"""How a unit ended: why it was refused, or what it returns."""
-
-EVENT_BYTES = 500
-"""What a terminal event is taken to weigh in the file beside its body: its keys, thrice."""
+Result: TypeAlias = Exception | CompactionStep | None
+"""The outcome of a unit: the reason of a refusal, or the value to return."""
 
 
 @dataclass(slots=True)
 class Unit:
-    """What is written together or not at all.
+    """Rows that are written together or not at all. See `batching.WriteUnit`.
 
-    `lane` is the lane it changes, `changed` are the runs it changes there; `appended` is the run
-    that it only adds events to. `logged` are the rows of its terminal events, without their
-    positions.
+    `logged` are the rows of its terminal events, without their positions.
     """
 
     tenant: str
@@ -84,8 +80,7 @@ class Unit:
 
 @dataclass(slots=True)
 class Compaction:
-    """Terminal events to be removed: up to `limit` of those that ended before, and of the oldest as
-    long as the log has more than `keep_bytes`. It is a transaction of its own."""
+    """A request to remove old terminal events, in a transaction of its own. See `Store.compact`."""
 
     before: Micros
     limit: int
@@ -94,7 +89,7 @@ class Compaction:
 
 
 def commit_unit(base_version: int, transition: Transition, future: Future[Result]) -> Unit:
-    """A transition of a lane."""
+    """The unit of a transition."""
     key = transition.lane.key
     completes = transition.completes
     if transition.removed:
@@ -116,7 +111,7 @@ def commit_unit(base_version: int, transition: Transition, future: Future[Result
 def append_unit(
     key: RunKey, attempt: int, events: Sequence[RunEvent], future: Future[Result]
 ) -> Unit:
-    """Events of the active run."""
+    """The unit of events of the active run."""
     rows = [(*_event_values(event), *key, attempt) for event in events]
     return Unit(
         key.tenant, {"append_run_event": rows}, future, appended=key.run_id, events=tuple(events)
@@ -124,7 +119,7 @@ def append_unit(
 
 
 def session_unit(session: NewSession, future: Future[Result]) -> Unit:
-    """A session without a run."""
+    """The unit of a new session without a run."""
     at = session.created_at
     row = (*session.key, session.title, encode_metadata(session.metadata), at, at)
     return Unit(session.key.tenant, {"create_session": [row]}, future, lane=session.key)
@@ -182,7 +177,7 @@ def _session_values(transition: Transition, completes: Sequence[RunComplete], ad
         usage.cache_write_tokens,
         usage.requests,
         added,
-        # A cancel of the active run has no event; it leaves the time as it is.
+        # A cancel of the active run has no event and leaves the time unchanged.
         max([event.at for event in transition.events], default=0),
     )
 
@@ -239,7 +234,7 @@ def _end_values(complete: RunComplete) -> Row:
 
 
 def _add_prompt(rows: Rows, tenant: str, request: RunRequest) -> None:
-    """What of a prompt is kept beside the row of its run."""
+    """Adds the rows of a prompt besides that of its run."""
     run_id, prompt = request.run_id, request.prompt
     rest = prompt.text[EXCERPT_CHARS:]
     if rest:
@@ -276,5 +271,5 @@ def _event_values(event: RunEvent) -> Row:
 def _log_row(key: SessionKey, complete: RunComplete) -> Row:
     body = encode_complete(complete)
     tenant, run_id = key.tenant, complete.run_id
-    size = EVENT_BYTES + (len(body) if body.isascii() else len(body.encode()))
+    size = logged_event_weight(body)
     return tenant, key.session_id, run_id, complete.ended_at, body, size, tenant, run_id

@@ -1,4 +1,4 @@
-"""A database file as another process sees it: one read transaction, while a server may serve it."""
+"""A database file read by another process than its server: one read transaction."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from pathlib import Path
 from runlane_server.core.errors import StartError
 from runlane_server.store.sqlfiles import migrations
 from runlane_server.store.sqlite.connection import BUSY_TIMEOUT
-from runlane_server.store.sqlite.file import check_ours, restrict
+from runlane_server.store.sqlite.file import check_ours, make_read_only
 
 
 @contextmanager
 def snapshot_of(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection within a read transaction, which holds nobody up.
+    """A connection in a read transaction, which blocks no one.
 
-    It never writes and never checkpoints, which is the server's alone (see `sqlite`): read-only, it
-    does not even as the last one to close. While it is open the server cannot use its write-ahead
-    log anew, so that grows. Raises StartError.
+    It never writes and never checkpoints, as only the server's writer may (see `sqlite.store`): a
+    read-only connection does not checkpoint even when it is the last to close. While it is open,
+    the server cannot reuse its write-ahead log, which grows. Raises StartError.
     """
     if not path.is_file():
-        raise StartError(f"store {path}: there is no such file")
+        raise StartError(f"store {path}: the file does not exist")
     try:
         with closing(_open(path)) as db:
             version = check_ours(db, path)
             newest = len(migrations("sqlite"))
             if version < newest:
                 raise StartError(
-                    f"store {path}: was written by an older Runlane (schema {version}, now "
-                    f"{newest}); a start of the server brings it up to date"
+                    f"store {path}: an older Runlane wrote it (schema {version}, now {newest});"
+                    " start the server once to migrate it"
                 )
-            restrict(db)
+            make_read_only(db)
             db.execute("BEGIN")
             yield db
     except sqlite3.Error as error:

@@ -1,7 +1,8 @@
 """The store in a SQLite file: the embedded default, for one server.
 
-One connection writes (`sqlite_writer`), and it alone checkpoints: before SQLite 3.51.3 two that do
-can corrupt a database in WAL mode (sqlite.org/wal.html#walresetbug). One other connection reads.
+One connection writes and checkpoints (`writer`), another one reads (`reader`). Only one may
+checkpoint: before SQLite 3.51.3, two connections that checkpoint can corrupt a database in WAL mode
+(sqlite.org/wal.html#walresetbug).
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ from runlane_server.store.base import (
     Page,
     Position,
     StoreError,
-    Watcher,
+    WriteObserver,
 )
 from runlane_server.store.sqlite import log as sqlite_log
 from runlane_server.store.sqlite import queries
-from runlane_server.store.sqlite.file import Opened, open_file
+from runlane_server.store.sqlite.file import OpenFile, open_file
 from runlane_server.store.sqlite.reader import SqliteReader
 from runlane_server.store.sqlite.rows import (
     Compaction,
@@ -58,56 +59,51 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-SUMMED_TOGETHER = 5_000
-"""Over how many sessions the reader sums in one go."""
+SESSIONS_PER_READ = 5_000
+"""Sessions whose sizes the reader adds up in one read."""
 
 
 class SqliteStore:
-    """A store in the file at `path`, which is made if there is none. See `base.Store`."""
+    """A store in the file at `path`, which is created if it is missing. See `base.Store`."""
 
     def __init__(self, path: Path) -> None:
         self.listener: Listener | None = None
-        self.watcher: Watcher | None = None
+        self.write_observer: WriteObserver | None = None
         self.on_failure: Callable[[StoreError], None] | None = None
         self._path = path
-        self._open: Opened | None = None
+        self._open: OpenFile | None = None
         self._writer: SqliteWriter | None = None
         self._reader: SqliteReader | None = None
         self._closing = AsyncExitStack()
 
-    # Of the store as a whole
+    # The store as a whole
 
     @property
     def store_id(self) -> bytes:
-        """8 random bytes that this store was given when it was made."""
         return self._opened.store_id
 
     @property
     def cluster(self) -> None:
-        """None: it is one node's own."""
+        """None: only one node can use it."""
 
     @property
     def position(self) -> Position:
-        """The position of the last terminal event that is committed."""
         return self._writing.position
 
     @property
     def behind(self) -> int:
-        """0: it is one node's own."""
+        """0: only one node can use it."""
         return 0
 
     @property
     def compacted(self) -> Position:
-        """Events up to here were removed."""
         return self._writing.compacted
 
     @property
     def failed(self) -> StoreError | None:
-        """Why the store cannot be written to any more."""
         return None if self._writer is None else self._writer.failed
 
     async def __aenter__(self) -> Self:
-        """Opens the file, and brings its schema up to date. Raises StartError."""
         async with AsyncExitStack() as closing:
             self._open = await open_file(self._path, closing)
             self._writer = SqliteWriter(
@@ -125,56 +121,47 @@ class SqliteStore:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Finishes the writes that were begun, and closes the file."""
         self._open = None
         await self._closing.aclose()
 
     async def catch_up(self) -> None:
-        """Does nothing: the listener was told of all."""
+        """Does nothing: the listener has received everything."""
 
     # Writing
 
     async def commit(self, base_version: int, transition: Transition) -> int:
-        """Writes a transition of a lane. Raises Stale and RunIdTaken."""
         await self._writing.write(commit_unit(base_version, transition, _future()))
         return transition.lane.version
 
     async def append(self, key: RunKey, attempt: int, events: Sequence[RunEvent]) -> None:
-        """Adds events to the active run. Raises Stale."""
         if events:
             await self._writing.write(append_unit(key, attempt, events, _future()))
 
     async def create_session(self, session: NewSession) -> None:
-        """Creates a session. Raises SessionTaken."""
         await self._writing.write(session_unit(session, _future()))
 
     async def compact(self, before: Micros, limit: int, *, keep_bytes: int | None = None) -> int:
-        """Removes the oldest terminal events from the log; returns how many."""
         count = 0
         while True:
             step = Compaction(before, limit - count, keep_bytes, _future())
             removed = await self._writing.write(step)
             count += 0 if removed is None else removed.events
-            # What came meanwhile is committed between two steps.
+            # Writes that arrived in the meantime are committed between two steps.
             if removed is None or not removed.more or count == limit:
                 return count
 
     # Reading
 
     async def load_lane(self, key: SessionKey) -> Lane:
-        """The lane of a session."""
         return await self._look_up(queries.lane, key)
 
     async def busy_sessions(self) -> Sequence[BusySession]:
-        """All sessions with runs that are not terminal."""
         return await self._page(queries.busy_sessions)
 
     async def get_run(self, key: RunKey) -> Run | None:
-        """A run, with the text of its end if it has ended."""
         return await self._look_up(queries.run, key)
 
     async def position_of(self, key: RunKey) -> Position | None:
-        """Where the terminal event of a run is in the log."""
         return await self._look_up(sqlite_log.position_of, key)
 
     async def list_runs(
@@ -186,7 +173,6 @@ class SqliteStore:
         after: int | None = None,
         limit: int,
     ) -> Page[Run, int]:
-        """Runs, the latest accepted first."""
         return await self._page(
             queries.list_runs,
             tenant,
@@ -197,53 +183,45 @@ class SqliteStore:
         )
 
     async def get_prompt(self, key: RunKey) -> Prompt | None:
-        """The prompt of a run."""
         return await self._look_up(queries.prompt, key)
 
     async def run_events(
         self, key: RunKey, *, after: int, limit: int, max_bytes: int
     ) -> Sequence[RunEvent]:
-        """The events of a run after an index."""
         return await self._page(queries.run_events, key, after, limit, max_bytes)
 
     async def get_session(self, key: SessionKey) -> Session | None:
-        """A session."""
         return await self._look_up(queries.session, key)
 
     async def list_sessions(
         self, tenant: str, *, after: int | None = None, limit: int
     ) -> Page[Session, int]:
-        """Sessions, the latest created first."""
         return await self._page(queries.list_sessions, tenant, after, limit)
 
     async def stored_bytes(self, tenant: str) -> int:
-        """About how many bytes a tenant has stored. Others read between two pieces."""
-        piece, place = await self._page(queries.stored_bytes, tenant, 0, SUMMED_TOGETHER)
+        # In pieces, so that other reads come in between.
+        piece, place = await self._page(queries.stored_bytes, tenant, 0, SESSIONS_PER_READ)
         total = piece
         while place:
             read = queries.stored_bytes
-            piece, place = await self._page(read, tenant, place, SUMMED_TOGETHER)
+            piece, place = await self._page(read, tenant, place, SESSIONS_PER_READ)
             total += piece
         return total
 
     async def stale_sessions(self, before: Micros, limit: int) -> Sequence[IdleSession]:
-        """Idle sessions that were last written to before."""
         return await self._page(queries.stale_sessions, before, limit)
 
     async def list_messages(
         self, key: SessionKey, *, after: MessagePlace | None = None, limit: int, max_bytes: int
     ) -> Page[Message, MessagePlace]:
-        """The transcript after a place."""
         return await self._page(queries.list_messages, key, after, limit, max_bytes)
 
     async def log_bytes(self) -> int:
-        """About how large the event log is."""
         return await self._look_up(sqlite_log.log_bytes)
 
     async def completes(
         self, tenant: str, wanted: EventFilter, *, after: Position, limit: int, max_bytes: int
     ) -> LogPage:
-        """Terminal events after a position, in order."""
         known = self.position
         if after >= known:
             return LogPage((), after)
@@ -256,7 +234,7 @@ class SqliteStore:
             limit=limit,
             max_bytes=max_bytes,
         )
-        # The reader may see a compaction before the writer has been told that it is committed.
+        # The reader may see a compaction before the writer knows that it was committed.
         self._writing.compacted = max(self._writing.compacted, compacted)
         return LogPage(tuple(page), page[-1].position if more else known)
 
@@ -285,14 +263,14 @@ class SqliteStore:
     @property
     def _reading(self) -> SqliteReader:
         if self.failed is not None:
-            # It might see what the failed COMMIT has left, and what is gone after a restart.
+            # A read might see rows of the failed COMMIT that a restart will undo.
             raise unavailable(self.failed)
         if self._open is None or self._reader is None:
             raise StoreUnavailable("the store is not open")
         return self._reader
 
     @property
-    def _opened(self) -> Opened:
+    def _opened(self) -> OpenFile:
         if self._open is None:
             raise StoreUnavailable("the store is not open")
         return self._open

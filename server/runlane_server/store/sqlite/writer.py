@@ -1,4 +1,4 @@
-"""The one writer of a database file: takes all that waits, and commits it as one transaction."""
+"""The only writer of a database file: commits pending units in batches, one transaction each."""
 
 from __future__ import annotations
 
@@ -11,44 +11,40 @@ from typing import Protocol, TypeAlias
 import structlog
 
 from runlane_server.core.errors import StoreUnavailable
-from runlane_server.core.model import RunKey
-from runlane_server.store.base import Listener, LoggedComplete, Position, StoreError, Watcher
-from runlane_server.store.batching import Pace
-from runlane_server.store.paging import by_run
+from runlane_server.store.base import Listener, LoggedComplete, Position, StoreError, WriteObserver
+from runlane_server.store.batching import Batch, Pacer
+from runlane_server.store.fanout import publish_completes, publish_run_events
 from runlane_server.store.sqlite import apply as sqlite_apply
 from runlane_server.store.sqlite import compact as sqlite_compact
 from runlane_server.store.sqlite.connection import SqliteConnection
-from runlane_server.store.sqlite.rows import Compaction, Removed, Result, Unit
+from runlane_server.store.sqlite.rows import Compaction, CompactionStep, Result, Unit
 
 log = structlog.get_logger()
-
-MAX_BATCH = 1_000
-"""How many units go into one transaction: bounds its length, and so everybody's wait."""
 
 Pending: TypeAlias = Unit | Compaction
 
 
-class Audience(Protocol):
-    """Who is told: the store, as far as the writer needs to know it."""
+class Callbacks(Protocol):
+    """The callbacks of a store, which may be set after the writer was made."""
 
     @property
     def listener(self) -> Listener | None:
-        """Who is told of commits."""
+        """See `Store.listener`."""
 
     @property
-    def watcher(self) -> Watcher | None:
-        """Who is told how writing goes."""
+    def write_observer(self) -> WriteObserver | None:
+        """See `Store.write_observer`."""
 
     @property
     def on_failure(self) -> Callable[[StoreError], None] | None:
-        """Who is told of the end."""
+        """See `Store.on_failure`."""
 
 
 class SqliteWriter:
-    """Owns the write connection. Nothing is answered or told before COMMIT has returned.
+    """Owns the write connection. It answers and publishes nothing before COMMIT has returned.
 
-    The first error that is the database's own is the last thing the writer does: after a failed
-    COMMIT the rows may be there or not, and only a restart can tell.
+    It stops at the first error of the database itself: after a failed COMMIT the rows may exist or
+    not, and only a restart can find out.
     """
 
     def __init__(
@@ -56,36 +52,36 @@ class SqliteWriter:
         connection: SqliteConnection,
         position: Position,
         compacted: Position,
-        audience: Audience,
+        callbacks: Callbacks,
     ) -> None:
         self.position = position
         self.compacted = compacted
         self.failed: StoreError | None = None
-        self._audience = audience
+        self._callbacks = callbacks
         self._connection = connection
         self._pending: deque[Pending] = deque()
         self._wake = asyncio.Event()
         self._closing = False
-        self._pace = Pace()
+        self._pacer = Pacer()
         self._task = asyncio.create_task(self._run(), name="sqlite-writer")
 
-    async def write(self, unit: Pending) -> Removed | None:
-        """Commits a unit, together with what else waits. Raises why it was refused.
+    async def write(self, unit: Pending) -> CompactionStep | None:
+        """Commits a unit, in one batch with other pending ones. Raises the reason of a refusal.
 
-        Cancelling only ends the wait.
+        Cancelling ends the wait only.
         """
         if self.failed is not None or self._closing:
             raise unavailable(self.failed)
         self._pending.append(unit)
         self._wake.set()
-        # The outcome is a value, so that nothing complains where nobody waits for it any more.
+        # The outcome is a value, as asyncio logs an exception that nobody retrieves.
         result = await unit.future
         if isinstance(result, Exception):
             raise result
         return result
 
     async def close(self) -> None:
-        """Commits what waits, and ends. Writes after that are refused."""
+        """Commits pending units and stops. It refuses later writes."""
         self._closing = True
         self._wake.set()
         await asyncio.wait([self._task])
@@ -97,72 +93,64 @@ class SqliteWriter:
                 await self._wake.wait()
                 self._wake.clear()
                 while self._pending:
-                    if (pause := self._pace.pause()) and not self._closing:
-                        await asyncio.sleep(pause)
+                    if (delay := self._pacer.delay()) and not self._closing:
+                        await asyncio.sleep(delay)
                     batch = _next_batch(self._pending)
                     await self._commit(batch)
-                    self._pace.went(len(batch))
-        except Exception as error:  # noqa: BLE001 - _fail tells everybody who has to know
+                    self._pacer.record(len(batch))
+        except Exception as error:  # noqa: BLE001 - _fail reports it to all who wait
             self._fail(f"{_name(error)}: {error}", batch)
         except asyncio.CancelledError:
-            self._fail("the server was torn down", batch)
+            self._fail("the server stopped during a write", batch)
             raise
 
     async def _commit(self, batch: Sequence[Pending]) -> None:
         first = batch[0]
         if isinstance(first, Compaction):
-            removed = await self._connection.work(sqlite_compact.compact, first)
-            self.compacted = removed.last or self.compacted
-            _resolve(first, removed)
+            step = await self._connection.work(sqlite_compact.compact, first)
+            self.compacted = step.last or self.compacted
+            _resolve(first, step)
             return
         units = [unit for unit in batch if isinstance(unit, Unit)]
         began = time.perf_counter()
         results = await self._connection.work(sqlite_apply.apply, units, self.position)
         took = time.perf_counter() - began
         committed = [unit for unit, why in zip(units, results, strict=True) if why is None]
-        self._tell(committed)
-        if committed and (watcher := self._audience.watcher) is not None:
-            watcher.committed(len(committed), took)
+        self._publish(committed)
+        if committed and (write_observer := self._callbacks.write_observer) is not None:
+            write_observer.on_committed(len(committed), took)
         for unit, result in zip(units, results, strict=True):
             _resolve(unit, result)
 
-    def _tell(self, committed: Sequence[Unit]) -> None:
-        """Tells the listener, synchronously: whoever is answered next finds it told."""
+    def _publish(self, committed: Sequence[Unit]) -> None:
+        """Calls the listener, synchronously: a caller gets its answer after the listener."""
         logged = [
             LoggedComplete(unit.first_position + n, unit.tenant, complete)
             for unit in committed
             for n, complete in enumerate(unit.completes)
         ]
+        listener = self._callbacks.listener
         if logged:
             self.position = logged[-1].position
-        listener = self._audience.listener
-        if listener is None:
-            return
-        try:
-            if logged:
-                listener.completed(logged)
-            for unit in committed:
-                for run_id, events in by_run(unit.events):
-                    listener.happened(RunKey(unit.tenant, run_id), events)
-        except Exception:
-            # It is committed, whatever the listener makes of it.
-            log.exception("the listener of the store failed")
+            publish_completes(listener, logged)
+        for unit in committed:
+            publish_run_events(listener, unit.tenant, unit.events)
 
     def _fail(self, message: str, batch: Sequence[Pending]) -> None:
         self.failed = StoreError(message)
-        log.error("the store cannot be written to any more", reason=message)
+        log.error("store no longer writable", reason=message)
         left = (*batch, *self._pending)
-        if self._audience.watcher is not None:
-            self._audience.watcher.unconfirmed(len(left))
+        if self._callbacks.write_observer is not None:
+            self._callbacks.write_observer.on_unconfirmed(len(left))
         for unit in left:
             _resolve(unit, unavailable(self.failed))
         self._pending.clear()
-        if self._audience.on_failure is not None:
-            self._audience.on_failure(self.failed)
+        if self._callbacks.on_failure is not None:
+            self._callbacks.on_failure(self.failed)
 
 
 def unavailable(failed: StoreError | None) -> StoreUnavailable:
-    """What a caller is told when a write was not confirmed."""
+    """The error for a write that was not confirmed."""
     if failed is None:
         return StoreUnavailable("the store is closed; nothing was written")
     return StoreUnavailable(
@@ -171,27 +159,17 @@ def unavailable(failed: StoreError | None) -> StoreUnavailable:
 
 
 def _next_batch(pending: deque[Pending]) -> list[Pending]:
-    """Takes what can go into one transaction table by table without a change of meaning.
-
-    That is: one change of a lane, and no append to a run after a change of that run.
-    """
-    batch: list[Pending] = []
-    lanes: set[object] = set()
-    changed: set[tuple[str, str]] = set()
-    while pending and len(batch) < MAX_BATCH:
+    """Takes the units of the next transaction. A compaction has one to itself."""
+    batch = Batch[Unit]()
+    while pending:
         unit = pending[0]
         if isinstance(unit, Compaction):
-            return batch or [pending.popleft()]
-        if unit.lane in lanes:
-            return batch
-        if unit.appended is not None and (unit.tenant, unit.appended) in changed:
-            return batch
-        if unit.lane is not None:
-            lanes.add(unit.lane)
-        for run_id in unit.changed:
-            changed.add((unit.tenant, run_id))
-        batch.append(pending.popleft())
-    return batch
+            return [*batch.units] or [pending.popleft()]
+        if not batch.has_room_for(unit):
+            break
+        batch.add(unit)
+        pending.popleft()
+    return [*batch.units]
 
 
 def _resolve(unit: Pending, result: Result) -> None:

@@ -1,0 +1,200 @@
+"""The rows of the store in memory: sessions with their lanes and transcripts, and runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from runlane_server.core.model import (
+    Message,
+    Micros,
+    Prompt,
+    Role,
+    Run,
+    RunComplete,
+    RunEvent,
+    RunKey,
+    RunState,
+    Session,
+    SessionKey,
+    Usage,
+)
+from runlane_server.core.transition import Lane, LaneRun, RunChange, Transition, describe
+from runlane_server.store.base import (
+    MessagePlace,
+    NewSession,
+    RunIdTaken,
+    SessionTaken,
+    Stale,
+)
+from runlane_server.store.codec import encode_parts
+from runlane_server.store.paging import event_size
+from runlane_server.store.records import prompt_parts
+from runlane_server.store.weight import message_weight, run_weight
+
+
+@dataclass(slots=True)
+class RunRow:
+    """A run with its prompt and its events. `number` orders runs by acceptance."""
+
+    number: int
+    run: Run
+    prompt: Prompt
+    events: list[RunEvent] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class SessionRow:
+    """A session with its lane and its transcript. `number` orders sessions by creation."""
+
+    number: int
+    session: Session
+    lane: Lane
+    messages: list[Message] = field(default_factory=list)
+    run_ids: list[str] = field(default_factory=list)
+    stored_bytes: int = 0
+
+
+class Tables:
+    """All sessions and runs. A write raises before it changes anything."""
+
+    def __init__(self) -> None:
+        self.sessions: dict[SessionKey, SessionRow] = {}
+        self.runs: dict[RunKey, RunRow] = {}
+        self._numbers = 0
+
+    def commit(self, base_version: int, transition: Transition) -> None:
+        """Writes a transition. Raises Stale and RunIdTaken."""
+        self._check(base_version, transition)
+        if transition.removed:
+            self._remove(transition.lane.key)
+        else:
+            self._apply(transition)
+
+    def append(self, key: RunKey, attempt: int, events: Sequence[RunEvent]) -> None:
+        """Adds events to the active run. Raises Stale."""
+        row = self.runs.get(key)
+        if (
+            row is None
+            or row.run.state not in {RunState.ACTIVE, RunState.CANCELLING}
+            or row.run.folded_into
+            or row.run.attempt != attempt
+            or row.events[-1].index >= events[0].index
+        ):
+            raise Stale.attempt()
+        row.events += events
+        session = self.sessions[SessionKey(key.tenant, row.run.session_id)]
+        session.lane = _with_events(session.lane, key.run_id, events[-1].index)
+
+    def create_session(self, new: NewSession) -> None:
+        """Creates a session. Raises SessionTaken."""
+        if new.key in self.sessions:
+            raise SessionTaken
+        row = self._new_session(Lane(new.key, version=1), new.created_at)
+        row.session = replace(row.session, title=new.title, metadata=new.metadata)
+
+    def events_size(self, key: RunKey) -> int:
+        """The size in bytes of the events of a run that has ended, without its RunComplete; 0 if
+        the run was removed."""
+        row = self.runs.get(key)
+        return 0 if row is None else sum(event_size(event) for event in row.events[:-1])
+
+    def full_message(self, tenant: str, message: Message) -> Message:
+        """A message with its parts; those of a user message stand in the prompt of its run."""
+        if message.role is not Role.USER:
+            return message
+        return message._replace(
+            parts=prompt_parts(self.runs[RunKey(tenant, message.run_id)].prompt)
+        )
+
+    def _check(self, base_version: int, transition: Transition) -> None:
+        key = transition.lane.key
+        session = self.sessions.get(key)
+        if base_version != (0 if session is None else session.lane.version):
+            raise Stale.lane()
+        for change in transition.runs:
+            exists = RunKey(key.tenant, change.run.run_id) in self.runs
+            if exists and change.request is not None:
+                raise RunIdTaken
+        for event in transition.events:
+            row = self.runs.get(RunKey(key.tenant, event.run_id))
+            if row is not None and row.events[-1].index >= event.index:
+                raise Stale.run()
+
+    def _remove(self, key: SessionKey) -> None:
+        for run_id in self.sessions.pop(key).run_ids:
+            del self.runs[RunKey(key.tenant, run_id)]
+
+    def _apply(self, transition: Transition) -> None:
+        lane = transition.lane
+        at = max((event.at for event in transition.events), default=0)
+        row = self.sessions.get(lane.key) or self._new_session(lane, at)
+        row.lane = lane._replace(reservations=())
+        row.messages += transition.messages
+        row.stored_bytes += message_weight(encode_parts(it.parts) for it in transition.messages)
+        row.messages.sort(key=place_of)
+        usage = sum((complete.usage for complete in transition.completes), start=row.session.usage)
+        row.session = replace(
+            row.session,
+            active_run_id="" if lane.active is None else lane.active.run_id,
+            waiting_runs=len(lane.waiting),
+            usage=usage,
+            updated_at=max(row.session.updated_at, at),
+        )
+        for change in transition.runs:
+            self._change_run(row, change)
+        for event in transition.events:
+            self.runs[RunKey(lane.key.tenant, event.run_id)].events.append(event)
+
+    def _change_run(self, session: SessionRow, change: RunChange) -> None:
+        key = RunKey(session.lane.key.tenant, change.run.run_id)
+        if change.request is not None:
+            run = describe(session.lane.key, change.run, change.request, change.complete)
+            self.runs[key] = RunRow(self._next_number(), run, change.request.prompt)
+            session.run_ids.append(key.run_id)
+            session.stored_bytes += run_weight(change.request)
+            return
+        row = self.runs[key]
+        row.run = _changed_run(row.run, change.run, change.complete)
+
+    def _new_session(self, lane: Lane, at: Micros) -> SessionRow:
+        session = Session(
+            session_id=lane.key.session_id,
+            title="",
+            metadata={},
+            active_run_id="",
+            waiting_runs=0,
+            usage=Usage(),
+            created_at=at,
+            updated_at=at,
+        )
+        row = SessionRow(self._next_number(), session, lane)
+        self.sessions[lane.key] = row
+        return row
+
+    def _next_number(self) -> int:
+        self._numbers += 1
+        return self._numbers
+
+
+def place_of(message: Message) -> MessagePlace:
+    """The place of a message in its transcript."""
+    return message.turn, message.ordinal
+
+
+def _changed_run(run: Run, change: LaneRun, complete: RunComplete | None) -> Run:
+    return run._replace(
+        state=change.state,
+        attempt=change.attempt,
+        started_at=change.started_at,
+        ended_at=None if complete is None else complete.ended_at,
+        folded_into=change.folded_into,
+        complete=complete,
+    )
+
+
+def _with_events(lane: Lane, run_id: str, events: int) -> Lane:
+    active = lane.active
+    if active is None or active.run_id != run_id:
+        return lane
+    return lane._replace(active=active._replace(events=events))
