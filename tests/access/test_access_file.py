@@ -200,7 +200,7 @@ def test_token_commands_create_list_and_revoke(tmp_path: Path) -> None:
         ("new", "x", "--role", "run", "--tenant", "/"),
     ):
         assert "letters, digits" in run(*arguments, "--access", path)[1]
-    assert "--access FILE is missing" in run("list")[1]
+    assert "--access FILE is required" in run("list")[1]
     assert "No such file" in run("list", "--access", path + "x")[1]
 
 

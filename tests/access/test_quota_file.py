@@ -14,7 +14,7 @@ from runlane_server.access.caller import Role
 from runlane_server.access.quotas import Quota
 from runlane_server.config import Config
 from runlane_server.core.errors import StartError
-from runlane_server.process.security import LOOK_SECONDS, Entrance
+from runlane_server.process.security import RECHECK_INTERVAL, Security
 from support import server as processes
 
 SECONDS = 30.0
@@ -31,19 +31,19 @@ def with_quotas(path: Path, quotas: str) -> str:
 def test_quotas_are_read_from_the_file_and_reloaded(tmp_path: Path) -> None:
     path = tmp_path / "access.toml"
     with_quotas(path, '[tenants.acme]\nmax_streams = 3\n[tenants."*"]\nmax_active_runs = 1\n')
-    entrance = Entrance(Config(access=str(path)))
-    door = entrance.door("")
-    assert entrance.quotas.of("acme") == Quota(max_streams=3)
-    assert entrance.quotas.of("other") == Quota(max_active_runs=1)
+    security = Security(Config(access=str(path)))
+    access_control = security.access_control("")
+    assert security.quotas.of("acme") == Quota(max_streams=3)
+    assert security.quotas.of("other") == Quota(max_active_runs=1)
     with_quotas(path, "[tenants.acme]\nmax_streams = 33\n")
-    entrance.look(door)
-    assert entrance.quotas.of("acme") == Quota(max_streams=33)
+    security.refresh(access_control)
+    assert security.quotas.of("acme") == Quota(max_streams=33)
     # An invalid file changes nothing.
     with_quotas(path, "[tenants.acme]\nmax_streams = -1\n")
-    entrance.look(door)
-    assert entrance.quotas.of("acme") == Quota(max_streams=33)
+    security.refresh(access_control)
+    assert security.quotas.of("acme") == Quota(max_streams=33)
     with pytest.raises(StartError, match=r"tenants\.acme\.max_streams: .* whole number from 0"):
-        Entrance(Config(access=str(path)))
+        Security(Config(access=str(path)))
 
 
 async def test_a_server_enforces_the_quotas_of_its_file(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ async def test_a_server_enforces_the_quotas_of_its_file(tmp_path: Path) -> None:
                         await client.run_accepted("s", "x")
                         break
                     except QuotaExceeded:
-                        await asyncio.sleep(LOOK_SECONDS / 10)
+                        await asyncio.sleep(RECHECK_INTERVAL / 10)
 
 
 async def test_a_server_measures_stored_bytes_and_refuses_accepts(tmp_path: Path) -> None:
@@ -89,5 +89,5 @@ async def test_a_server_measures_stored_bytes_and_refuses_accepts(tmp_path: Path
                     with pytest.raises((QuotaExceeded, runlane.SessionNotFound)) as refused:
                         await client.run_accepted("none", "x")
                     refusal = refused.value
-                    await asyncio.sleep(LOOK_SECONDS / 10)
+                    await asyncio.sleep(RECHECK_INTERVAL / 10)
                 assert refusal.retry_after is None

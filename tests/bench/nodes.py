@@ -65,7 +65,7 @@ async def workers(bench: Bench) -> list[Row]:
         return figure(measured[0][-1])
 
     async def together(count: int) -> Figure:
-        flags = ("--workers", str(count)) if count > 1 else ()
+        flags = ("--processes", str(count)) if count > 1 else ()
         async with database() as store, node(bench, store.url, *flags) as server:
             measured[count].append(await _runs(bench, server, store.pid))
         return figure(measured[count][-1])

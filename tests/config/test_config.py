@@ -1,8 +1,7 @@
-"""Settings: flag before environment before file before default; a bad one is one line."""
+"""Settings: a flag overrides the environment, that the file, that the default; errors name them."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,54 +12,56 @@ import pytest
 import uvloop
 from click.testing import CliRunner, Result
 
-from runlane_server.config.settings import Config, options, store_options
+from runlane_server.config.option_types import Duration, format_duration
+from runlane_server.config.options import server_options, store_options
+from runlane_server.config.settings import RENAMED, SETTINGS, Config
 from runlane_server.core.errors import StartError
 from runlane_server.core.limits import Limits
-from runlane_server.process import processes
+from runlane_server.net.addresses import Address
 from runlane_server.process.app import event_loop_factory
 
-seen: list[Config] = []
+made: list[Config] = []
 
 
-@click.command(context_settings={"auto_envvar_prefix": "RUNLANE"})
-@options
-def command(**settings: Any) -> None:
-    seen.append(Config.of(**settings))
+@click.command(context_settings={"auto_envvar_prefix": "RUNLANE", "show_default": True})
+@server_options
+def command(**options: Any) -> None:
+    made.append(Config.from_options(**options))
 
 
 def invoke(*flags: str, env: Mapping[str, str] | None = None) -> Result:
-    seen.clear()
+    made.clear()
     return CliRunner().invoke(command, flags, env=env or {})
 
 
 def config(*flags: str, env: Mapping[str, str] | None = None) -> Config:
     result = invoke(*flags, env=env)
     assert result.exit_code == 0, result.output
-    return seen[0]
+    return made[0]
 
 
-def test_the_defaults() -> None:
+def test_without_options_the_configuration_has_the_defaults_of_the_record() -> None:
     assert config() == Config()
     assert Config().limits == Limits()
 
 
-def test_flag_before_environment_before_file_before_default(tmp_path: Path) -> None:
+def test_a_flag_overrides_the_environment_which_overrides_the_file(tmp_path: Path) -> None:
     file = tmp_path / "runlane.toml"
     file.write_text('agent = "file"\nstore = "file"\nlisten = "file:1"\nmax-active-runs = 7\n')
     env = {"RUNLANE_CONFIG": str(file), "RUNLANE_STORE": "env", "RUNLANE_LISTEN": "env:1"}
     found = config("--listen", "flag:1", env=env)
-    assert (found.listen, found.store, found.agent) == ("flag:1", "env", "file")
+    assert (found.listen, found.store, found.agent) == (Address("flag", 1), "env", "file")
     assert found.limits.max_active_runs == 7
     assert found.limits.max_waiting_runs == Limits().max_waiting_runs
 
 
-SETTINGS: list[tuple[str, str, Any]] = [
-    ("listen", "[::1]:0", "[::1]:0"),
-    ("listen", "unix:/run/x.sock", "unix:/run/x.sock"),
-    ("workers", "3", 3),
-    ("node-address", "10.0.0.7:0", "10.0.0.7:0"),
-    ("metrics-listen", "[::1]:9464", "[::1]:9464"),
-    ("metrics-listen", "9464", "127.0.0.1:9464"),
+VALUES: list[tuple[str, str, Any]] = [
+    ("listen", "[::1]:0", Address("::1", 0)),
+    ("listen", "unix:/run/x.sock", Address(path="/run/x.sock")),
+    ("processes", "3", 3),
+    ("node-address", "10.0.0.7:0", Address("10.0.0.7", 0)),
+    ("metrics-listen", "[::1]:9464", Address("::1", 9464)),
+    ("metrics-listen", "9464", Address("127.0.0.1", 9464)),
     ("otlp-endpoint", "http://collector:4318/", "http://collector:4318"),
     ("trace-ratio", "0.25", 0.25),
     ("access", "access.toml", "access.toml"),
@@ -77,6 +78,7 @@ SETTINGS: list[tuple[str, str, Any]] = [
     ("command-cpu", "2m", 120.0),
     ("command-memory", "2GiB", 2 << 30),
     ("command-memory", "65536", 65536),
+    ("command-memory", "0" * 5_000 + "1KiB", 1024),
     ("command-files", "64", 64),
     ("command-processes", "100", 100),
     ("command-file-size", "512MiB", 512 << 20),
@@ -101,8 +103,8 @@ SETTINGS: list[tuple[str, str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "text", "value"), SETTINGS)
-def test_every_setting_by_flag_environment_and_file(
+@pytest.mark.parametrize(("name", "text", "value"), VALUES)
+def test_a_setting_is_read_from_flag_environment_and_file(
     name: str, text: str, value: object, tmp_path: Path
 ) -> None:
     field = name.replace("-", "_")
@@ -121,7 +123,7 @@ SWITCHES = ["insecure-anywhere", "log-content", "harness"]
 
 
 @pytest.mark.parametrize("name", SWITCHES)
-def test_every_switch_by_flag_environment_and_file(name: str, tmp_path: Path) -> None:
+def test_a_switch_is_read_from_flag_environment_and_file(name: str, tmp_path: Path) -> None:
     field = name.replace("-", "_")
     assert getattr(config(), field) is False
     file = tmp_path / "runlane.toml"
@@ -132,10 +134,71 @@ def test_every_switch_by_flag_environment_and_file(name: str, tmp_path: Path) ->
     assert getattr(config(f"--{name}"), field) is True
 
 
-def test_every_setting_is_among_those() -> None:
-    flags = {parameter.name for parameter in command.params} - {"config"}
-    named = [*(name for name, _, _ in SETTINGS), *SWITCHES]
-    assert {name.replace("-", "_") for name in named} == flags
+def test_the_two_tests_above_cover_every_setting() -> None:
+    keys = {setting.key for setting in SETTINGS}
+    assert {*(name for name, _, _ in VALUES), *SWITCHES} == keys
+    flags = {option.opts[0] for option in command.params if not getattr(option, "hidden", False)}
+    assert flags == {"--config", *(setting.flag for setting in SETTINGS)}
+
+
+def test_every_limit_is_a_setting_with_the_default_of_the_engine() -> None:
+    defaults = {setting.name: setting.default for setting in SETTINGS}
+    for name in Limits.__slots__:
+        assert defaults[name] == getattr(Limits(), name)
+
+
+def test_help_shows_the_default_of_a_setting_as_a_flag_takes_it() -> None:
+    shown = " ".join(invoke("--help").output.split())
+    for flag, default in (
+        ("--drain-timeout", "30s"),
+        ("--event-retention", "7d"),
+        ("--session-retention", "0"),
+        ("--listen", "127.0.0.1:50051"),
+        ("--command-memory", "(the server's own limit)"),
+    ):
+        _, _, behind = shown.partition(f" {flag} ")
+        assert f"[default: {default}" in behind.partition(" --")[0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "0"),
+        (0.25, "250ms"),
+        (1.5, "1.5s"),
+        (90.0, "90s"),
+        (60.0, "1m"),
+        (5400.0, "90m"),
+        (86400.0, "1d"),
+        (36_500 * 86400.0, "36500d"),
+    ],
+)
+def test_a_duration_is_shown_as_a_text_that_is_read_as_the_same_duration(
+    seconds: float, text: str
+) -> None:
+    assert format_duration(seconds) == text
+    assert Duration().convert(text, None, None) == seconds
+
+
+def test_help_texts_are_sentences_and_name_the_default_last() -> None:
+    for setting in SETTINGS:
+        assert setting.help[0].isupper()
+        assert setting.help.endswith(".")
+        assert "default:" not in setting.help
+
+
+@pytest.mark.parametrize("former", RENAMED)
+def test_a_former_name_is_refused_with_the_name_of_today(former: str, tmp_path: Path) -> None:
+    file = tmp_path / "runlane.toml"
+    file.write_text(f"{former} = 2\n")
+    name = RENAMED[former]
+    for result, told in (
+        (invoke(f"--{former}", "2"), f"--{former} is now --{name}"),
+        (invoke(env={f"RUNLANE_{former.upper()}": "2"}), f"is now RUNLANE_{name.upper()}"),
+        (invoke("--config", str(file)), f"'{former}' is now '{name}'"),
+    ):
+        assert result.exit_code == 2
+        assert told in " ".join(result.output.split())
 
 
 @pytest.mark.parametrize(
@@ -145,8 +208,8 @@ def test_every_setting_is_among_those() -> None:
         ("listen", "localhost:99999"),
         ("listen", "unix:"),
         ("listen", "::1:50051"),
-        ("workers", "0"),
-        ("workers", "many"),
+        ("processes", "0"),
+        ("processes", "many"),
         ("node-address", "10.0.0.7"),
         ("node-address", "unix:/run/x.sock"),
         ("otlp-endpoint", "collector:4318"),
@@ -162,6 +225,7 @@ def test_every_setting_is_among_those() -> None:
         ("command-memory", "2GB"),
         ("command-memory", "-1"),
         ("command-memory", "9999999TiB"),
+        ("command-memory", "9" * 5_000),
         ("command-files", "-1"),
         ("command-processes", "all"),
         ("command-file-size", "1.5GiB"),
@@ -185,7 +249,9 @@ def test_every_setting_is_among_those() -> None:
         ("log-level", "loud"),
     ],
 )
-def test_a_bad_value_is_named(name: str, text: str, tmp_path: Path) -> None:
+def test_an_invalid_value_is_refused_with_the_name_of_its_flag(
+    name: str, text: str, tmp_path: Path
+) -> None:
     file = tmp_path / "runlane.toml"
     file.write_text(f'{name} = "{text}"\n')
     for result in (invoke(f"--{name}={text}"), invoke("--config", str(file))):
@@ -199,29 +265,32 @@ def test_a_bad_value_is_named(name: str, text: str, tmp_path: Path) -> None:
         ('adress = "x"', "there is no setting 'adress'"),
         ('config = "x"', "there is no setting 'config'"),
         ("[limits]\nmax-active-runs = 1", "there is no setting 'limits'"),
-        ('listen = ["a:1"]', "'listen' has to be"),
-        ("max-active-runs = true", "'max-active-runs' has to be"),
-        ('insecure-anywhere = "yes"', "'insecure-anywhere' has to be true or false"),
+        ('listen = ["a:1"]', "'listen' must be a string or a number"),
+        ("max-active-runs = true", "'max-active-runs' must be a string or a number"),
+        ('insecure-anywhere = "yes"', "'insecure-anywhere' must be true or false"),
         ("listen = ", "Invalid value"),
     ],
 )
-def test_a_bad_file_says_what_is_wrong(content: str, why: str, tmp_path: Path) -> None:
+def test_an_invalid_file_is_refused_with_its_path_and_the_reason(
+    content: str, why: str, tmp_path: Path
+) -> None:
     file = tmp_path / "runlane.toml"
     file.write_text(content)
     result = invoke("--config", str(file))
     assert result.exit_code == 2
-    assert str(file) in result.output
-    assert why in result.output
+    output = " ".join(result.output.split())
+    assert str(file) in output
+    assert why in output
 
 
-def test_a_file_that_is_not_there() -> None:
+def test_a_missing_file_is_refused() -> None:
     result = invoke("--config", "/nowhere/runlane.toml")
     assert result.exit_code == 2
     assert "No such file" in result.output
 
 
 @pytest.mark.parametrize("text", ["a = " + "[" * 100_000, "a = " + "1" * 5_000, "a = ="])
-def test_a_file_that_cannot_be_read_is_told_of(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_toml_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "runlane.toml"
     file.write_text(text)
     result = invoke("--config", str(file))
@@ -229,7 +298,7 @@ def test_a_file_that_cannot_be_read_is_told_of(tmp_path: Path, text: str) -> Non
     assert f"{file}:" in "".join(result.output.split("\n"))
 
 
-def test_a_command_that_only_names_a_store_reads_the_file_of_the_server(tmp_path: Path) -> None:
+def test_a_command_that_needs_only_the_store_reads_the_file_of_the_server(tmp_path: Path) -> None:
     named: list[str] = []
 
     @click.command(context_settings={"auto_envvar_prefix": "RUNLANE"})
@@ -253,7 +322,7 @@ def test_a_command_that_only_names_a_store_reads_the_file_of_the_server(tmp_path
     assert "there is no setting 'agnet'" in result.output
 
 
-def test_variables_of_programs_may_be_many(tmp_path: Path) -> None:
+def test_variables_of_programs_are_a_list(tmp_path: Path) -> None:
     file = tmp_path / "runlane.toml"
     file.write_text('command-env = """\nA,B\nC=1 2\n"""\n')
     wanted = ("A,B", "C=1 2")
@@ -267,19 +336,29 @@ def test_variables_of_programs_may_be_many(tmp_path: Path) -> None:
     assert config(env={"RUNLANE_COMMAND_ENV": ""}).command_env == ()
 
 
-def test_settings_survive_the_way_to_a_worker() -> None:
-    sent = config("--command-env", "A", "--command-env", "B=1", "--command-memory", "1GiB")
-    assert Config.of(**json.loads(processes._settings(sent))) == sent
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--command-env", "A", "--command-env", "B=1", "--command-memory", "1GiB"),
+        ("--listen", "[::1]:0", "--node-address", "h:1", "--metrics-listen", "9464", "--harness"),
+        ("--listen", "unix:x", "--max-active-runs", "0", "--cancel-grace", "1500ms"),
+    ],
+)
+def test_a_configuration_written_as_json_is_read_back_unchanged(flags: tuple[str, ...]) -> None:
+    sent = config(*flags)
+    assert "\n" not in sent.to_json()
+    assert Config.from_json(sent.to_json()) == sent
 
 
-def test_numbers_in_a_file_are_numbers(tmp_path: Path) -> None:
+def test_a_number_and_an_underscore_in_a_file_are_accepted(tmp_path: Path) -> None:
     file = tmp_path / "runlane.toml"
     file.write_text("max_waiting_runs = 3\ndrain-timeout = 0\n")
     found = config("--config", str(file))
     assert (found.limits.max_waiting_runs, found.drain_timeout) == (3, 0.0)
 
 
-def test_the_event_loop_is_the_quicker_one_where_it_is_installed(
+def test_the_event_loop_is_uvloop_where_it_is_installed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert Config().event_loop == "auto"
@@ -287,5 +366,5 @@ def test_the_event_loop_is_the_quicker_one_where_it_is_installed(
     assert event_loop_factory("auto") is event_loop_factory("uvloop") is uvloop.new_event_loop
     monkeypatch.setitem(sys.modules, "uvloop", None)
     assert event_loop_factory("auto") is None
-    with pytest.raises(StartError, match=r"pip install 'runlane\[uvloop\]'"):
+    with pytest.raises(StartError, match=r"run: pip install 'runlane\[uvloop\]'"):
         event_loop_factory("uvloop")

@@ -12,15 +12,15 @@ NOT_SERVING = "NOT_SERVING"
 
 
 async def health(address: str, service: str) -> str:
-    """The status of a service; a gRPC error if the server has no service of that name."""
+    """The health of a service, as a probe gets it. An unknown service is an error."""
     async with grpc.aio.insecure_channel(address) as channel:
         request = health_pb2.HealthCheckRequest(service=service)
         answer = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=SECONDS)
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
 
-async def until_health(address: str, service: str, wanted: str) -> None:
-    """Returns when a service has that status."""
+async def wait_for_health(address: str, service: str, wanted: str) -> None:
+    """Waits until the health of a service has that value."""
     async with grpc.aio.insecure_channel(address) as channel:
         request = health_pb2.HealthCheckRequest(service=service)
         watch = health_pb2_grpc.HealthStub(channel).Watch(request, timeout=SECONDS)

@@ -1,4 +1,4 @@
-"""What is in deploy/, and what a server makes of the settings there."""
+"""The files of deploy/, and how a server reads the settings in them."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from pathlib import Path
 
 from runlane_server.cli.main import command
 from runlane_server.config import Config
-from runlane_server.process.child import LAST_SECONDS
+from runlane_server.config.settings import SETTINGS
+from runlane_server.process.child import ORPHAN_GRACE
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 
 
 def settings(flags: Sequence[str]) -> Config:
-    """What a server is set to by those flags; fails where it would refuse them."""
+    """The configuration that flags make; fails where a server would refuse them."""
     with command.make_context("runlane-server", [*flags]) as context:
-        return Config.of(**context.params)
+        return Config.from_options(**context.params)
 
 
 def variables() -> set[str]:
     """The environment variables that are settings."""
-    return {f"RUNLANE_{option.name}".upper() for option in command.params}
+    return {setting.variable for setting in SETTINGS}
 
 
 def longest_stop(config: Config) -> float:
-    """The seconds within which a server that is told to stop has gone."""
-    return config.drain_timeout + config.limits.cancel_grace + LAST_SECONDS
+    """The seconds within which a server exits after a signal to stop."""
+    return config.drain_timeout + config.limits.cancel_grace + ORPHAN_GRACE

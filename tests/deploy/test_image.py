@@ -1,4 +1,4 @@
-"""The image: what it is made of is there, and it runs what the manifests expect."""
+"""The image: everything that it copies exists, and it runs as the manifests expect."""
 
 from __future__ import annotations
 
@@ -16,39 +16,47 @@ TEXT = (DEPLOY / "Dockerfile").read_text().replace("\\\n", " ")
 URL = re.compile(r"\b[a-z]+://[^\s`)]*")
 
 
-def said(instruction: str) -> list[str]:
-    """What follows an instruction, each time it is given."""
+def arguments_of(instruction: str) -> list[str]:
+    """The arguments of an instruction, one text for each time it occurs."""
     return re.findall(rf"^{instruction} +(.*)$", TEXT, re.MULTILINE)
 
 
-def one(instruction: str) -> str:
-    """What follows an instruction that is given once."""
-    (found,) = said(instruction)
+def argument_of(instruction: str) -> str:
+    """The argument of an instruction that occurs once."""
+    (found,) = arguments_of(instruction)
     return found
 
 
-def test_the_server_is_started_without_a_shell_and_with_flags_that_exist() -> None:
-    entrypoint, flags = json.loads(one("ENTRYPOINT")), json.loads(one("CMD"))
+def normalized(distribution: str) -> str:
+    """The name of a distribution in the one spelling that compares (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def test_the_image_starts_the_server_without_a_shell_and_with_valid_flags() -> None:
+    entrypoint, flags = json.loads(argument_of("ENTRYPOINT")), json.loads(argument_of("CMD"))
     assert entrypoint[-1] == "/opt/runlane/bin/runlane-server"
-    assert settings(flags).listen.endswith(f":{one('EXPOSE')}")
+    assert str(settings(flags).listen.port) == argument_of("EXPOSE")
 
 
-def test_it_is_the_user_of_the_manifests() -> None:
+def test_user_port_and_folder_are_those_of_the_manifests() -> None:
     deployment = yaml.safe_load((DEPLOY / "kubernetes" / "deployment.yaml").read_text())
     pod = deployment["spec"]["template"]["spec"]
     context = pod["securityContext"]
-    assert one("USER") == f"{context['runAsUser']}:{context['runAsGroup']}"
+    assert argument_of("USER") == f"{context['runAsUser']}:{context['runAsGroup']}"
     (container,) = pod["containers"]
-    assert str(container["ports"][0]["containerPort"]) == one("EXPOSE")
+    assert str(container["ports"][0]["containerPort"]) == argument_of("EXPOSE")
     mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
-    assert said("WORKDIR")[-1] in mounts
+    assert arguments_of("WORKDIR")[-1] in mounts
 
 
-def test_what_is_copied_is_there_and_is_let_in() -> None:
+def test_every_copied_path_exists_and_is_in_the_build_context() -> None:
     allowed = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
     assert allowed[0] == "*"
     copied = [
-        name for line in said("COPY") if not line.startswith("--from") for name in line.split()[:-1]
+        name
+        for line in arguments_of("COPY")
+        if not line.startswith("--from")
+        for name in line.split()[:-1]
     ]
     assert "constraints.txt" in copied
     for name in copied:
@@ -56,26 +64,27 @@ def test_what_is_copied_is_there_and_is_let_in() -> None:
         assert f"!{name}" in allowed
 
 
-def test_it_has_the_extras_of_a_node_at_the_versions_that_are_tested() -> None:
+def test_it_installs_the_extras_of_a_node_at_the_tested_versions() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = set(one("ARG").removeprefix("EXTRAS=").split(","))
+    extras = set(argument_of("ARG").removeprefix("EXTRAS=").split(","))
     assert {"server", "postgres", "metrics"} <= extras <= set(project["optional-dependencies"])
     assert "--constraint constraints.txt" in TEXT
     wanted = {
-        re.split(r"[<>=\[; ]", need)[0]
+        normalized(re.split(r"[<>=\[; ]", need)[0])
         for extra in extras
         for need in project["optional-dependencies"][extra]
     }
-    pinned = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    constraints = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {normalized(line.split("==")[0]) for line in constraints}
     assert wanted <= pinned
-    assert len({line.split()[0] for line in said("FROM")}) == 1
+    assert len({line.split()[0] for line in arguments_of("FROM")}) == 1
 
 
-def test_nothing_is_fetched_from_a_place_by_name() -> None:
+def test_no_file_names_an_address_to_download_from() -> None:
     for path in DEPLOY.rglob("*.*"):
-        places = [found for found in URL.findall(path.read_text()) if not _is_ours(found)]
-        assert places == [], path.name
-    images = [line.split()[0] for line in said("FROM")]
+        urls = [found for found in URL.findall(path.read_text()) if not _is_ours(found)]
+        assert urls == [], path.name
+    images = [line.split()[0] for line in arguments_of("FROM")]
     assert all(re.fullmatch(r"[a-z]+:[\w.-]+", image) for image in images)
 
 
@@ -83,7 +92,7 @@ def _is_ours(url: str) -> bool:
     return url.partition("://")[0] in {"postgresql", "sqlite", "dns"}
 
 
-def test_all_of_it_is_looked_at() -> None:
+def test_every_folder_of_deploy_is_known_to_these_tests() -> None:
     files = {str(path.relative_to(DEPLOY)) for path in DEPLOY.rglob("*") if path.is_file()}
     assert {Path(name).parts[0] for name in files} == {
         "Dockerfile",

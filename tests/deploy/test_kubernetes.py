@@ -1,4 +1,4 @@
-"""The manifests agree with one another, and with what the server does."""
+"""The manifests agree with each other and with the server."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.health import NOT_SERVING, SERVING, health, until_health
+from deploy.health import NOT_SERVING, SERVING, health, wait_for_health
 from deploy.settings import DEPLOY, longest_stop, settings, variables
 from runlane import Client
 from runlane_server.access import editing
 from runlane_server.access.caller import Role
-from runlane_server.net.addresses import split_address
+from runlane_server.net.addresses import Address
 from support.server import clean_environment, serving
 from support.wire import Wire
 
@@ -25,32 +25,27 @@ PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 
 
 def manifest(name: str) -> dict[str, Any]:
-    """What is in a file."""
+    """The content of a manifest."""
     found: dict[str, Any] = yaml.safe_load((FOLDER / name).read_text())
     return found
 
 
 def pod() -> dict[str, Any]:
-    """What a node runs in."""
+    """The pod of a node."""
     found: dict[str, Any] = manifest("deployment.yaml")["spec"]["template"]["spec"]
     return found
 
 
 def container() -> dict[str, Any]:
-    """What a node is."""
+    """The container of a node."""
     (found,) = pod()["containers"]
     assert isinstance(found, dict)
     return found
 
 
 def flags(pod_ip: str = "10.0.0.1") -> list[str]:
-    """What the server is started with, as Kubernetes fills it in."""
+    """The flags of the server, with the variables that Kubernetes fills in."""
     return [argument.replace("$(POD_IP)", pod_ip) for argument in container()["args"]]
-
-
-def port_of(address: str | None) -> int | None:
-    assert address
-    return split_address(address)[1]
 
 
 def seconds_before_the_signal() -> int:
@@ -60,7 +55,7 @@ def seconds_before_the_signal() -> int:
 
 
 def selections(found: object) -> Iterator[dict[str, str]]:
-    """All labels that pods of the service are looked for by."""
+    """All label selectors of a manifest."""
     if isinstance(found, list):
         for one in found:
             yield from selections(one)
@@ -71,28 +66,29 @@ def selections(found: object) -> Iterator[dict[str, str]]:
             yield from selections(value)
 
 
-def test_everything_is_applied() -> None:
+def test_the_kustomization_lists_every_manifest() -> None:
     files = {path.name for path in FOLDER.iterdir()} - {"kustomization.yaml"}
     assert sorted(manifest("kustomization.yaml")["resources"]) == sorted(files)
     assert not any("namespace" in manifest(name)["metadata"] for name in files)
 
 
-def test_a_stop_has_time_for_the_drain() -> None:
+def test_the_grace_period_is_longer_than_the_longest_shutdown() -> None:
     needed = seconds_before_the_signal() + longest_stop(settings(flags()))
     assert pod()["terminationGracePeriodSeconds"] > needed
 
 
-def test_a_start_has_time_for_a_migration() -> None:
+def test_the_startup_probe_waits_longer_than_a_migration_takes() -> None:
     postgres = pytest.importorskip("runlane_server.store.postgres.schema")
     probe = container()["startupProbe"]
     assert probe["periodSeconds"] * probe["failureThreshold"] > postgres.MIGRATION_TIMEOUT
 
 
-def test_ports_agree() -> None:
+def test_all_ports_agree() -> None:
     config = settings(flags())
     (port,) = container()["ports"]
     number = port["containerPort"]
-    assert port_of(config.listen) == port_of(config.node_address) == number
+    assert config.node_address
+    assert config.listen.port == config.node_address.port == number
     assert {container()[probe]["grpc"]["port"] for probe in PROBES} == {number}
     (of_service,) = manifest("service.yaml")["spec"]["ports"]
     assert (of_service["port"], of_service["targetPort"]) == (number, port["name"])
@@ -101,24 +97,24 @@ def test_ports_agree() -> None:
         assert [one["port"] for one in rule["ports"]] == [number]
 
 
-def test_each_node_tells_the_others_its_own_address() -> None:
-    assert settings(flags("10.1.2.3")).node_address == "10.1.2.3:50051"
+def test_each_node_advertises_the_address_of_its_pod() -> None:
+    assert settings(flags("10.1.2.3")).node_address == Address("10.1.2.3", 50051)
     env = {one["name"]: one["valueFrom"] for one in container()["env"]}
     assert env["POD_IP"] == {"fieldRef": {"fieldPath": "status.podIP"}}
-    # One is for each pod: on one machine they have addresses of their own.
+    # With the network of the host, pods on one machine would share an address.
     assert "hostNetwork" not in pod()
 
 
-def test_variables_are_settings_and_the_store_is_secret() -> None:
+def test_every_variable_is_a_setting_and_the_store_comes_from_a_secret() -> None:
     env = {one["name"]: one for one in container()["env"]}
     assert set(env) - {"POD_IP"} <= variables()
     assert "secretKeyRef" in env["RUNLANE_STORE"]["valueFrom"]
     assert not any(argument.startswith("--store") for argument in container()["args"])
-    # A service of this name would bring variables that begin as the settings do.
+    # Variables that Kubernetes adds for a service of this name would look like settings.
     assert pod()["enableServiceLinks"] is False
 
 
-def test_selectors_find_the_pods() -> None:
+def test_every_selector_matches_the_pods() -> None:
     labels = manifest("deployment.yaml")["spec"]["template"]["metadata"]["labels"]
     found = [
         labels_
@@ -133,7 +129,7 @@ def test_selectors_find_the_pods() -> None:
     assert service["clusterIP"] == "None"
 
 
-def test_nothing_is_allowed_that_the_server_does_not_need() -> None:
+def test_the_pod_has_no_privileges_that_the_server_does_not_need() -> None:
     assert pod()["securityContext"]["runAsNonRoot"] is True
     assert pod()["automountServiceAccountToken"] is False
     assert container()["securityContext"] == {
@@ -146,7 +142,7 @@ def test_nothing_is_allowed_that_the_server_does_not_need() -> None:
 
 
 def started_flags(folder: Path) -> list[str]:
-    """Those of the manifest, on a port that is free."""
+    """The flags of the manifest, with a free port."""
     (access,) = [one for one in container()["volumeMounts"] if one["name"] == "access"]
     ours = [flag.replace(access["mountPath"], str(folder)) for flag in flags("127.0.0.1")]
     assert f"--access={folder}/access.toml" in ours
@@ -158,7 +154,7 @@ def token_in(folder: Path) -> str:
     return editing.add(folder / "access.toml", "backend", tenant="acme", role=Role.RUN)
 
 
-async def test_probes_ask_for_what_the_server_serves(tmp_path: Path) -> None:
+async def test_every_probe_names_a_service_that_the_server_has(tmp_path: Path) -> None:
     env = {"RUNLANE_STORE": "memory:"}
     token_in(tmp_path)
     async with serving(
@@ -171,7 +167,7 @@ async def test_probes_ask_for_what_the_server_serves(tmp_path: Path) -> None:
         assert await server.wait() == 0
 
 
-async def test_a_node_that_drains_is_not_ready(tmp_path: Path) -> None:
+async def test_a_draining_node_is_not_ready(tmp_path: Path) -> None:
     service = container()["readinessProbe"]["grpc"]["service"]
     token = token_in(tmp_path)
     scripted = [*started_flags(tmp_path), "--agent=scripted"]
@@ -181,7 +177,7 @@ async def test_a_node_that_drains_is_not_ready(tmp_path: Path) -> None:
         Client(server.address, token=token) as client,
     ):
         handle = await Wire(client).blocked("s", "gate")
-        draining = asyncio.create_task(until_health(server.address, service, NOT_SERVING))
+        draining = asyncio.create_task(wait_for_health(server.address, service, NOT_SERVING))
         server.send(signal.SIGTERM)
         await draining
         assert await health(server.address, service) == NOT_SERVING

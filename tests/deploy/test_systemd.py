@@ -1,4 +1,4 @@
-"""The unit for systemd, and what the server says to it."""
+"""The unit of systemd, and the notifications that the server sends."""
 
 from __future__ import annotations
 
@@ -29,49 +29,49 @@ _SECONDS = {"s": 1, "min": 60}
 
 
 def all_of(key: str) -> list[str]:
-    """The values of a key of the unit, in order."""
+    """All values of a key of the unit, in order."""
     return re.findall(rf"^{key}=(.*)$", UNIT.read_text(), re.MULTILINE)
 
 
 def one_of(key: str) -> str:
-    """The value of a key that stands there once."""
+    """The value of a key that occurs once."""
     (value,) = all_of(key)
     return value
 
 
 def seconds_of(key: str) -> float:
-    """A time, as systemd reads it."""
+    """A duration of the unit, in seconds."""
     found = re.fullmatch(r"(\d+)(s|min)", one_of(key))
     assert found
     return float(found[1]) * _SECONDS[found[2]]
 
 
 def flags() -> list[str]:
-    """What the server is started with."""
+    """The flags of the server."""
     program, *rest = shlex.split(one_of("ExecStart"))
     assert program == PROGRAM
     return rest
 
 
-def test_a_stop_has_time_for_the_drain() -> None:
+def test_the_stop_timeout_is_longer_than_the_longest_shutdown() -> None:
     assert seconds_of("TimeoutStopSec") > longest_stop(settings(flags()))
-    # What the time depends on cannot be set elsewhere: a flag goes before the environment.
+    # The environment cannot change these durations, as a flag overrides it.
     assert {"--drain-timeout", "--cancel-grace"} <= set(flags())
 
 
-def test_a_start_has_time_for_a_migration() -> None:
+def test_the_start_timeout_is_longer_than_a_migration_takes() -> None:
     postgres = pytest.importorskip("runlane_server.store.postgres.schema")
     assert seconds_of("TimeoutStartSec") > postgres.MIGRATION_TIMEOUT
 
 
-def test_signals_and_ends_are_those_that_the_server_knows() -> None:
+def test_the_unit_uses_the_signals_and_notifications_of_the_server() -> None:
     assert one_of("Type") == "notify"
     assert one_of("KillMode") == "mixed"
     assert one_of("Restart") == "on-failure"
     assert not all_of("KillSignal")  # SIGTERM, as it is by default
 
 
-def test_variables_are_settings() -> None:
+def test_every_variable_is_a_setting() -> None:
     given = re.findall(r"(RUNLANE_\w+)=", one_of("Environment"))
     example = re.findall(r"^#?(RUNLANE_\w+)=", EXAMPLE.read_text(), re.MULTILINE)
     assert given
@@ -80,7 +80,7 @@ def test_variables_are_settings() -> None:
     assert str(EXAMPLE.name) == Path(one_of("EnvironmentFile").removeprefix("-")).name
 
 
-def test_the_store_is_in_the_folder_that_may_be_written_to() -> None:
+def test_the_store_is_in_the_writable_folder() -> None:
     (store,) = re.findall(r"RUNLANE_STORE=(\S+)", one_of("Environment"))
     folder = f"/var/lib/{one_of('StateDirectory')}"
     assert store.startswith(f"sqlite:///{folder}/")
@@ -88,7 +88,7 @@ def test_the_store_is_in_the_folder_that_may_be_written_to() -> None:
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not on this machine")
-def test_systemd_understands_the_unit(tmp_path: Path) -> None:
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     unit = tmp_path / UNIT.name
     unit.write_text(UNIT.read_text().replace(PROGRAM, sys.executable))
     found = subprocess.run(
@@ -102,40 +102,38 @@ def test_systemd_understands_the_unit(tmp_path: Path) -> None:
     assert found.returncode == 0
 
 
-# --- What systemd is told -----------------------------------------------------------------------
+# --- Notifications ------------------------------------------------------------------------------
 
 
 @contextmanager
 def manager(address: str) -> Iterator[socket.socket]:
-    """Listens as systemd does."""
+    """Listens for notifications, as systemd does."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(address)
         listening.settimeout(30)
         yield listening
 
 
-def places(folder: Path) -> list[tuple[str, str]]:
-    """Where a manager may listen: the address, and how it is said in the environment."""
+def sockets(folder: Path) -> list[tuple[str, str]]:
+    """Two kinds of sockets of a manager: the address, and its text in NOTIFY_SOCKET."""
     path = str(folder / "notify")
     return [(path, path), (f"\0{path}", f"@{path}")]
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["path", "abstract"])
-def test_notify_says_it_where_it_is_listened_to(
+def test_notify_sends_to_a_path_and_to_the_abstract_namespace(
     kind: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    address, said = places(tmp_path)[kind]
-    monkeypatch.setenv("NOTIFY_SOCKET", said)
+    address, text = sockets(tmp_path)[kind]
+    monkeypatch.setenv("NOTIFY_SOCKET", text)
     with manager(address) as listening:
         systemd.notify(systemd.READY)
         assert listening.recv(100) == b"READY=1"
 
 
-@pytest.mark.parametrize("place", ["", "@", "/nowhere/at/all", "x" * 200, "vsock:2:1234"])
-def test_notify_where_nobody_listens_is_nothing(
-    place: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("NOTIFY_SOCKET", place)
+@pytest.mark.parametrize("text", ["", "@", "/nowhere/at/all", "x" * 200, "vsock:2:1234"])
+def test_notify_without_a_listener_does_nothing(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", text)
     systemd.notify(systemd.READY)
     monkeypatch.delenv("NOTIFY_SOCKET")
     systemd.notify(systemd.READY)
@@ -146,10 +144,12 @@ def served(folder: Path, env: Mapping[str, str]) -> AbstractAsyncContextManager[
     return serving(folder, *flags(), env=env, base=clean_environment(), listen=None)
 
 
-async def test_the_server_of_the_unit_serves_and_drains(tmp_path: Path) -> None:
-    address, said = places(tmp_path)[1]
+async def test_a_server_with_the_flags_of_the_unit_notifies_of_start_and_stop(
+    tmp_path: Path,
+) -> None:
+    address, text = sockets(tmp_path)[1]
     env = {
-        "NOTIFY_SOCKET": said,
+        "NOTIFY_SOCKET": text,
         "RUNLANE_LISTEN": "127.0.0.1:0",
         "RUNLANE_STORE": f"sqlite:///{tmp_path}/runlane.db",
     }
@@ -162,13 +162,15 @@ async def test_the_server_of_the_unit_serves_and_drains(tmp_path: Path) -> None:
             assert await server.wait() == 0
 
 
-async def test_the_parent_of_workers_speaks_for_them(tmp_path: Path, postgres_url: str) -> None:
-    address, said = places(tmp_path)[0]
+async def test_the_parent_of_several_processes_notifies_systemd_for_them(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    address, text = sockets(tmp_path)[0]
     env = {
-        "NOTIFY_SOCKET": said,
+        "NOTIFY_SOCKET": text,
         "RUNLANE_LISTEN": "127.0.0.1:0",
         "RUNLANE_STORE": postgres_url,
-        "RUNLANE_WORKERS": "2",
+        "RUNLANE_PROCESSES": "2",
     }
     with manager(address) as listening:
         async with served(tmp_path, env) as server:

@@ -155,7 +155,7 @@ async def test_a_crash_without_restart_ends_the_process(
         (("--listen", "0.0.0.0:0", "--insecure-anywhere"), "listen on 127.0.0.1 or unix:PATH"),
         (("--node-address", "10.0.0.7:1"), "listen on 127.0.0.1 or unix:PATH"),
         (("--event-loop", "uvloop"), "--event-loop asyncio"),
-        (("--workers", "2", "--store", "postgresql://x/y"), "--workers 1"),
+        (("--processes", "2", "--store", "postgresql://x/y"), "--processes 1"),
     ],
 )
 async def test_the_harness_is_refused_with_unsafe_settings(

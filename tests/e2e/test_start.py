@@ -89,7 +89,7 @@ MODULES = {
         (
             ["--agent", "plain:answer"],
             1,
-            "a function is not an agent",
+            "expected an async generator function",
         ),
         (["--agent", "chat:openai:small"], 1, "OPENAI_API_KEY"),
         (["--max-active-runs", "-1"], 2, "--max-active-runs"),
@@ -118,7 +118,7 @@ async def test_invalid_values_of_variables_and_files_are_named(tmp_path: Path) -
     (tmp_path / "runlane.toml").write_text('[agent]\nkind = "echo"\n')
     code, said = await fails(tmp_path, "--config", "runlane.toml")
     assert code == 2
-    assert "runlane.toml: 'agent' has to be a text or a number" in said
+    assert "runlane.toml: 'agent' must be a string or a number" in said
 
 
 @pytest.mark.sqlite("one server has the file")

@@ -1,4 +1,4 @@
-"""The server as a process: how it starts, how it cannot, and how it goes down."""
+"""The server as a process: start, failures to start, and shutdown."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def stub(channel: grpc.aio.Channel) -> run_service_pb2_grpc.RunServiceAsyncStub:
     return run_service_pb2_grpc.RunServiceStub(channel)
 
 
-async def seen_started(runs: run_service_pb2_grpc.RunServiceAsyncStub, run_id: str) -> None:
-    """Returns when the agent of a run has said something."""
+async def wait_for_text(runs: run_service_pb2_grpc.RunServiceAsyncStub, run_id: str) -> None:
+    """Waits until the agent of a run has sent text."""
     call = runs.SubscribeRun(pb.SubscribeRunRequest(run_id=run_id))
     async for answer in call:
         if answer.event.HasField("text_delta"):
@@ -61,7 +61,7 @@ async def seen_started(runs: run_service_pb2_grpc.RunServiceAsyncStub, run_id: s
         (["extra"], 2, "extra"),
     ],
 )
-def test_a_server_that_cannot_start_says_why_in_one_line(
+def test_a_failure_to_start_is_one_line_with_the_reason(
     flags: list[str], code: int, why: str, tmp_path: Path
 ) -> None:
     returned, said = start_fails(tmp_path, *flags)
@@ -72,7 +72,7 @@ def test_a_server_that_cannot_start_says_why_in_one_line(
     assert why in lines[0]
 
 
-def test_a_port_in_use_is_an_error(tmp_path: Path) -> None:
+def test_a_port_in_use_fails_the_start(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -83,14 +83,14 @@ def test_a_port_in_use_is_an_error(tmp_path: Path) -> None:
     assert "Traceback" not in said
 
 
-def test_a_port_is_not_shared_with_another_server(tmp_path: Path) -> None:
+def test_a_second_server_on_the_same_port_fails_to_start(tmp_path: Path) -> None:
     with serving_blocking(tmp_path, "--store", "memory:") as first:
         code, said = start_fails(tmp_path, "--store", "memory:", "--listen", first.address)
     assert code == 1
     assert "address already in use" in said
 
 
-def test_a_setting_that_the_file_has_not_is_named(tmp_path: Path) -> None:
+def test_an_unknown_key_in_the_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "runlane.toml").write_text('agnet = "echo"\n')
     code, said = start_fails(tmp_path, "--config", "runlane.toml")
     assert code == 2
@@ -98,7 +98,7 @@ def test_a_setting_that_the_file_has_not_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.sqlite("one server has the file")
-def test_a_second_server_on_the_same_files_is_refused(tmp_path: Path) -> None:
+def test_a_second_server_on_the_same_database_fails_to_start(tmp_path: Path) -> None:
     with serving_blocking(tmp_path, "--store", "sqlite:///runlane.db") as first:
         code, said = start_fails(
             tmp_path, "--listen", "127.0.0.1:0", "--store", "sqlite:///runlane.db"
@@ -108,7 +108,7 @@ def test_a_second_server_on_the_same_files_is_refused(tmp_path: Path) -> None:
         assert first.process.poll() is None
 
 
-async def test_a_socket_in_the_file_system(tmp_path: Path) -> None:
+async def test_a_server_listens_on_a_unix_socket(tmp_path: Path) -> None:
     listen = f"unix:{tmp_path}/s"
     with serving_blocking(tmp_path, "--store", "memory:", listen=listen) as served:
         assert served.address == listen
@@ -119,10 +119,10 @@ async def test_a_socket_in_the_file_system(tmp_path: Path) -> None:
         assert "already in use" in said
 
 
-# --- Going down ---------------------------------------------------------------------------------
+# --- Shutdown -----------------------------------------------------------------------------------
 
 
-async def test_a_drain_waits_for_what_is_active_and_tells_its_subscribers(
+async def test_a_drain_waits_for_active_runs_and_sends_their_ends_to_subscribers(
     tmp_path: Path, store_url: str
 ) -> None:
     flags = ("--store", store_url, "--agent", "scripted")
@@ -131,19 +131,19 @@ async def test_a_drain_waits_for_what_is_active_and_tells_its_subscribers(
             runs = stub(channel)
             opened = (await runs.RunAccepted(a_run("open", HOLD.replace("go", "never")))).run
             active = (await runs.RunAccepted(a_run("s", HOLD))).run
-            await seen_started(runs, active.run_id)
-            await seen_started(runs, opened.run_id)
+            await wait_for_text(runs, active.run_id)
+            await wait_for_text(runs, opened.run_id)
             waiting = (await runs.RunAccepted(a_run("s", "later"))).run
             events = runs.SubscribeRunComplete(pb.SubscribeRunCompleteRequest())
             await events.read()
             served.process.send_signal(signal.SIGTERM)
             error = await _until_refused(runs)
             assert (error.reason, error.code) == ("DRAINING", StatusCode.UNAVAILABLE)
-            # It is served still while the active runs go on: cancels, and their ends.
+            # Cancels and events of active runs are still served.
             await runs.Cancel(pb.CancelRequest(run_id=opened.run_id))
-            event = await events.read()
-            assert isinstance(event, pb.SubscribeRunCompleteResponse)
-            assert event.run_complete.run_id == opened.run_id
+            first = await events.read()
+            assert isinstance(first, pb.SubscribeRunCompleteResponse)
+            assert first.run_complete.run_id == opened.run_id
             await runs.Cancel(pb.CancelRequest(run_id=active.run_id))
             last = await events.read()
             assert isinstance(last, pb.SubscribeRunCompleteResponse)
@@ -169,7 +169,7 @@ async def test_a_drain_waits_for_what_is_active_and_tells_its_subscribers(
 
 
 async def _until_refused(runs: run_service_pb2_grpc.RunServiceAsyncStub) -> Any:
-    """How a lookalike of a run is refused once the drain has begun; it is accepted until then."""
+    """The error of an accept once the drain has begun; until then it is accepted."""
     while True:
         try:
             await runs.RunAccepted(a_run("other", "x", run_id="same"))
@@ -177,13 +177,15 @@ async def _until_refused(runs: run_service_pb2_grpc.RunServiceAsyncStub) -> Any:
             return decode_error(error)
 
 
-async def test_r17_a_second_signal_does_not_wait(tmp_path: Path, store_url: str) -> None:
+async def test_r17_a_second_signal_ends_the_drain_at_once_and_active_runs_are_recorded(
+    tmp_path: Path, store_url: str
+) -> None:
     flags = ("--store", store_url, "--agent", "scripted", "--drain-timeout", "1h")
     with serving_blocking(tmp_path, *flags) as served:
         async with grpc.aio.insecure_channel(served.address) as channel:
             runs = stub(channel)
             active = (await runs.RunAccepted(a_run("s", HOLD))).run
-            await seen_started(runs, active.run_id)
+            await wait_for_text(runs, active.run_id)
             events = runs.SubscribeRunComplete(pb.SubscribeRunCompleteRequest())
             await events.read()
             served.process.send_signal(signal.SIGTERM)
@@ -200,24 +202,24 @@ async def test_r17_a_second_signal_does_not_wait(tmp_path: Path, store_url: str)
             run = (await stub(channel).WaitRun(request, timeout=20)).run
             assert run.state == run_pb2.RUN_STATE_FAILED
             assert run.run_complete.finish_reason == run_pb2.FINISH_REASON_INTERRUPTED
-            # R17: written by the server that stopped, not found out by the one after it.
+            # The server that stopped wrote the end, not the next one (R17).
             assert run.ended_at.ToMicroseconds() < left
 
 
-async def test_the_drain_ends_when_its_time_is_up(tmp_path: Path) -> None:
+async def test_a_drain_ends_after_its_timeout(tmp_path: Path) -> None:
     flags = ("--store", "memory:", "--agent", "scripted", "--drain-timeout", "10ms")
     with serving_blocking(tmp_path, *flags) as served:
         async with grpc.aio.insecure_channel(served.address) as channel:
             runs = stub(channel)
             active = (await runs.RunAccepted(a_run("s", HOLD))).run
-            await seen_started(runs, active.run_id)
+            await wait_for_text(runs, active.run_id)
             waiting = runs.WaitRun(pb.WaitRunRequest(run_id=active.run_id))
             served.process.send_signal(signal.SIGTERM)
             assert (await refused(waiting)).reason == "DRAINING"
         assert served.process.wait(30) == 0
 
 
-def test_prompts_are_not_in_the_log(tmp_path: Path) -> None:
+def test_the_log_contains_no_prompts(tmp_path: Path) -> None:
     with serving_blocking(tmp_path, "--store", "memory:", "--log-level", "debug") as served:
         with grpc.insecure_channel(served.address) as channel:
             runs = run_service_pb2_grpc.RunServiceStub(channel)
@@ -233,20 +235,20 @@ def test_prompts_are_not_in_the_log(tmp_path: Path) -> None:
     assert accepted["ms"] > 0
 
 
-# --- While it serves ----------------------------------------------------------------------------
+# --- Serving ------------------------------------------------------------------------------------
 
 
-async def test_a_server_whose_store_fails_ends_with_one_line(tmp_path: Path) -> None:
-    # It runs nothing, so that what fails is what the caller waits for.
+async def test_a_server_whose_store_fails_logs_one_error_and_exits_with_1(tmp_path: Path) -> None:
+    # It executes no runs, so the accept is the write that fails.
     flags = ("--store", "sqlite:///runlane.db", "--max-active-runs", "0")
     with serving_blocking(tmp_path, *flags) as served:
         async with grpc.aio.insecure_channel(served.address) as channel:
             runs = stub(channel)
             await runs.RunAccepted(a_run("s", "hello"))
-            # No file may grow beyond this, as if the disk was full.
+            # No file can grow beyond this limit, as on a full disk.
             limit = (tmp_path / "runlane.db-wal").stat().st_size
             resource.prlimit(served.process.pid, resource.RLIMIT_FSIZE, (limit, limit))
-            error = await refused(_accept_for_ever(runs))
+            error = await refused(_accept_forever(runs))
             assert (error.reason, error.code) == ("STORE_UNAVAILABLE", StatusCode.UNAVAILABLE)
         assert served.process.wait(30) == 1
         lines = [json.loads(line) for line in served.log.splitlines()]
@@ -254,7 +256,7 @@ async def test_a_server_whose_store_fails_ends_with_one_line(tmp_path: Path) -> 
         assert "SQLITE" in error_line["reason"]
 
 
-async def test_old_events_are_removed_in_the_background(tmp_path: Path, store_url: str) -> None:
+async def test_expired_events_are_removed_in_the_background(tmp_path: Path, store_url: str) -> None:
     store = ("--store", store_url)
     with serving_blocking(tmp_path, *store) as served:
         async with grpc.aio.insecure_channel(served.address) as channel:
@@ -265,16 +267,16 @@ async def test_old_events_are_removed_in_the_background(tmp_path: Path, store_ur
     with serving_blocking(tmp_path, *store, "--event-retention", "1ms") as served:
         async with grpc.aio.insecure_channel(served.address) as channel:
             request = pb.SubscribeRunCompleteRequest(cursor=accepted.cursor)
-            error = await refused(_subscribe_for_ever(stub(channel), request))
+            error = await refused(_subscribe_forever(stub(channel), request))
             assert error.reason == "CURSOR_COMPACTED"
 
 
-async def _accept_for_ever(runs: run_service_pb2_grpc.RunServiceAsyncStub) -> None:
+async def _accept_forever(runs: run_service_pb2_grpc.RunServiceAsyncStub) -> None:
     while True:
         await runs.RunAccepted(a_run("s", "x" * (1 << 18)))
 
 
-async def _subscribe_for_ever(
+async def _subscribe_forever(
     runs: run_service_pb2_grpc.RunServiceAsyncStub, request: pb.SubscribeRunCompleteRequest
 ) -> None:
     while True:
@@ -283,7 +285,7 @@ async def _subscribe_for_ever(
         call.cancel()
 
 
-def test_a_mistyped_store_is_refused_without_its_password(tmp_path: Path) -> None:
+def test_an_invalid_url_is_refused_without_repeating_its_password(tmp_path: Path) -> None:
     for flags in (
         ("--store", "postgresql+asyncpg://u:SECRET@h/db"),
         ("--store", "Postgresql://u:SECRET@h/db"),
@@ -296,7 +298,7 @@ def test_a_mistyped_store_is_refused_without_its_password(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
-def test_a_server_serves_whose_output_was_closed_before(closed: str, tmp_path: Path) -> None:
+def test_a_server_started_with_closed_output_streams_serves(closed: str, tmp_path: Path) -> None:
     listen = f"unix:{tmp_path}/socket"
     command = shlex.join([*PROGRAM, "--listen", listen, "--store", "memory:", "--agent", "echo"])
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The way in: what may be open to whom, and what goes between nodes."""
+"""Exposure to the network, and how nodes authenticate to each other."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from runlane_server.cluster.relay import RelayBroken
 from runlane_server.config import Config
 from runlane_server.core.errors import StartError
 from runlane_server.core.model import RunKey
-from runlane_server.process.security import Entrance, check
+from runlane_server.net.addresses import Address
+from runlane_server.process.security import Security, check_security
 from runlane_server.rpc.tls import ServerTls
 from support import server as processes
 from support.callers import OF_TENANTS, PEER_KEY, ROLES, World, guarded, request
@@ -35,67 +36,78 @@ from support.certificates import Authority
 from support.rpc_wire import serving
 
 TLS: Mapping[str, Any] = {"tls_cert": "c.pem", "tls_key": "k.pem"}
-AWAY = "0.0.0.0:1"
+LOCAL = Address("127.0.0.1", 1)
+IN_NETWORK = Address("0.0.0.0", 1)  # noqa: S104
+"""Reachable from other hosts, as the next one."""
+
+OTHER = Address("10.0.0.7", 1)
 
 
 @pytest.mark.parametrize(
     "settings",
     [
         {},
-        {"listen": "[::1]:1"},
-        {"listen": "localhost:1"},
-        {"listen": "unix:/run/x"},
-        {"listen": AWAY, "access": "a.toml"},
-        {"listen": AWAY, **TLS, "tls_client_ca": "ca.pem"},
-        {"listen": AWAY, "insecure_anywhere": True},
+        {"listen": Address("::1", 1)},
+        {"listen": Address("localhost", 1)},
+        {"listen": Address(path="/run/x")},
+        {"listen": IN_NETWORK, "access": "a.toml"},
+        {"listen": IN_NETWORK, **TLS, "tls_client_ca": "ca.pem"},
+        {"listen": IN_NETWORK, "insecure_anywhere": True},
     ],
 )
-def test_what_may_be_listened_on(settings: dict[str, Any]) -> None:
-    check(Config(**settings))
+def test_a_server_that_is_local_or_identifies_callers_may_listen(settings: dict[str, Any]) -> None:
+    check_security(Config(**settings))
 
 
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"listen": AWAY}, "--access .*--tls-client-ca .*--insecure-anywhere"),
-        ({"listen": "[::]:1"}, "--insecure-anywhere"),
-        ({"listen": "10.0.0.7:1"}, "--insecure-anywhere"),
-        ({"listen": "host.example:1"}, "--insecure-anywhere"),
-        ({"listen": AWAY, **TLS}, "--insecure-anywhere"),
+        ({"listen": IN_NETWORK}, "--access .*--tls-client-ca .*--insecure-anywhere"),
+        ({"listen": Address("::", 1)}, "--insecure-anywhere"),
+        ({"listen": OTHER}, "--insecure-anywhere"),
+        ({"listen": Address("host.example", 1)}, "--insecure-anywhere"),
+        ({"listen": IN_NETWORK, **TLS}, "--insecure-anywhere"),
         ({"tls_cert": "c.pem"}, "--tls-cert and --tls-key"),
         ({"tls_key": "k.pem"}, "--tls-cert and --tls-key"),
         ({"tls_client_ca": "ca.pem"}, "--tls-client-ca needs --tls-cert"),
         ({"node_tls_ca": "ca.pem"}, "--node-tls-ca needs --tls-cert"),
     ],
 )
-def test_what_may_not(settings: dict[str, Any], named: str) -> None:
+def test_settings_that_expose_the_server_or_contradict_each_other_are_refused(
+    settings: dict[str, Any], named: str
+) -> None:
     with pytest.raises(StartError, match=named):
-        check(Config(**settings))
+        check_security(Config(**settings))
 
 
-def test_the_log_says_what_is_off(tmp_path: Path) -> None:
+def test_every_protection_that_is_off_is_logged_as_a_warning(tmp_path: Path) -> None:
     path = tmp_path / "access.toml"
     path.write_text('[[certificate]]\nsubject = "x"\ntenant = "t"\nrole = "run"\n')
-    cases: list[tuple[dict[str, Any], str, bool, list[str]]] = [
-        ({}, "127.0.0.1:1", True, []),
-        ({"listen": AWAY, "insecure_anywhere": True}, AWAY, False, ["anybody", "calls are not"]),
+    cases: list[tuple[dict[str, Any], Address, bool, list[str]]] = [
+        ({}, LOCAL, True, []),
         (
-            {"listen": AWAY, "access": str(path)},
-            "10.0.0.7:1",
-            True,
-            ["calls are not", "tokens go", "no certificate", "without TLS nodes"],
+            {"listen": IN_NETWORK, "insecure_anywhere": True},
+            IN_NETWORK,
+            False,
+            ["every caller", "calls are not"],
         ),
         (
-            {"listen": AWAY, "insecure_anywhere": True},
-            "10.0.0.7:1",
+            {"listen": IN_NETWORK, "access": str(path)},
+            OTHER,
             True,
-            ["anybody", "calls are not", "nodes prove"],
+            ["calls are not", "tokens are sent", "the certificates", "nodes without TLS"],
+        ),
+        (
+            {"listen": IN_NETWORK, "insecure_anywhere": True},
+            OTHER,
+            True,
+            ["every caller", "calls are not", "nodes authenticate"],
         ),
     ]
     for settings, node_address, shared, expected in cases:
-        entrance = Entrance(Config(**settings))
+        security = Security(Config(**settings))
         with capture_logs() as logs:
-            entrance.warn(node_address, shared=shared)
+            security.log_warnings(node_address, shared=shared)
         assert len(logs) == len(expected), logs
         for line, begins in zip(logs, expected, strict=True):
             assert line["event"].startswith(begins)
@@ -103,19 +115,19 @@ def test_the_log_says_what_is_off(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("role", ROLES)
-async def test_a_certificate_is_a_caller_at_every_rpc(role: str, tmp_path: Path) -> None:
+async def test_a_certificate_identifies_a_caller_at_every_rpc(role: str, tmp_path: Path) -> None:
     authority = Authority()
     certificate, key = authority.issue("server", ["127.0.0.1"]).write(tmp_path, "server")
     ca, access = tmp_path / "ca.pem", tmp_path / "access.toml"
     ca.write_bytes(authority.certificate)
     access.write_text(f'[[certificate]]\nsubject = "job"\ntenant = "acme"\nrole = "{role}"\n')
     files = {"tls_cert": certificate, "tls_key": key, "tls_client_ca": ca, "access": access}
-    entrance = Entrance(Config(**{name: str(path) for name, path in files.items()}))  # type: ignore[arg-type]
-    door = entrance.door("")
+    security = Security(Config(**{name: str(path) for name, path in files.items()}))  # type: ignore[arg-type]
+    access_control = security.access_control("")
     for name in ("job", "jobs"):
         shown = trusting(authority, authority.issue(name))
-        async with serving(tls=entrance.tls, access=door, credentials=shown) as wire:
-            world = World(wire, entrance, door, access, {})
+        async with serving(tls=security.tls, access=access_control, credentials=shown) as wire:
+            world = World(wire, security, access_control, access, {})
             for method in OF_TENANTS:
                 least = MIN_ROLE[method]
                 code = (await world.ask(method, request(method))).code
@@ -144,13 +156,13 @@ async def follow(peers: Peers, address: str) -> str:
     return ""
 
 
-async def test_the_key_of_the_nodes_never_leaves_the_machine_in_plaintext() -> None:
+async def test_the_peer_key_never_leaves_the_machine_unencrypted() -> None:
     for address in ("192.0.2.1:1", "host.example:1"):
         with pytest.raises(RelayBroken, match="requires TLS"):
             await follow(Peers("key"), address)
 
 
-async def test_on_one_machine_nodes_may_talk_in_plaintext(tmp_path: Path) -> None:
+async def test_nodes_on_one_machine_call_each_other_without_tls(tmp_path: Path) -> None:
     async with guarded(tmp_path) as world, asyncio.timeout(20):
         assert await follow(Peers(PEER_KEY), world.wire.address) == "one"
         with pytest.raises(RelayBroken):
@@ -158,7 +170,9 @@ async def test_on_one_machine_nodes_may_talk_in_plaintext(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("mutual", [False, True])
-async def test_nodes_talk_by_tls_where_the_server_has_it(mutual: bool, tmp_path: Path) -> None:
+async def test_nodes_call_each_other_with_tls_where_the_server_has_it(
+    mutual: bool, tmp_path: Path
+) -> None:
     authority = Authority()
     paths = authority.issue("node", ["127.0.0.1"]).write(tmp_path, "node")
     ca = tmp_path / "ca.pem"
@@ -170,10 +184,13 @@ async def test_nodes_talk_by_tls_where_the_server_has_it(mutual: bool, tmp_path:
         tls_client_ca=str(ca) if mutual else None,
         node_tls_ca=str(ca),
     )
-    peers = Entrance(settings).peers("key")
+    peers = Security(settings).peers("key")
     shown = trusting(authority, authority.issue("me") if mutual else None)
-    door = AccessControl(peer_key="key")
-    async with serving(tls=tls, credentials=shown, access=door) as wire, asyncio.timeout(20):
+    access_control = AccessControl(peer_key="key")
+    async with (
+        serving(tls=tls, credentials=shown, access=access_control) as wire,
+        asyncio.timeout(20),
+    ):
         prompt = json.dumps([{"text": "one"}, {"wait": "g"}])
         await wire.runs.RunAccepted(
             runs_pb.RunAcceptedRequest(
@@ -187,42 +204,42 @@ async def test_nodes_talk_by_tls_where_the_server_has_it(mutual: bool, tmp_path:
         wire.latches.open("g")
 
 
-async def test_a_ca_of_the_nodes_that_is_gone_is_no_defect(tmp_path: Path) -> None:
+async def test_a_missing_ca_file_of_the_nodes_is_an_error_and_no_defect(tmp_path: Path) -> None:
     authority = Authority()
     tls = ServerTls(*authority.issue("node").write(tmp_path, "node"))
     gone = Peers("key", credentials=lambda: tls.channel_credentials(tmp_path / "ca.pem"))
     with pytest.raises(RelayBroken, match="No such file"):
         await follow(gone, "127.0.0.1:1")
     with pytest.raises(StartError, match="--node-tls-ca"):
-        Entrance(Config(node_tls_ca=str(tmp_path / "ca.pem")))
+        Security(Config(node_tls_ca=str(tmp_path / "ca.pem")))
 
 
-async def test_what_fails_once_is_looked_at_again(
+async def test_a_recheck_that_fails_is_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else those who were shut out would stay in."""
+    """Otherwise revoked callers would keep their access."""
     path = tmp_path / "access.toml"
     editing.add(path, "me", tenant="acme", role=Role.RUN)
-    entrance = Entrance(Config(access=str(path)))
-    looks: asyncio.Queue[None] = asyncio.Queue()
+    security = Security(Config(access=str(path)))
+    rechecks: asyncio.Queue[None] = asyncio.Queue()
 
     class Failing(AccessControl):
         def recheck(self) -> None:
-            looks.put_nowait(None)
-            if looks.qsize() == 1:
+            rechecks.put_nowait(None)
+            if rechecks.qsize() == 1:
                 raise MemoryError
 
-    monkeypatch.setattr("runlane_server.process.security.LOOK_SECONDS", 0.001)
+    monkeypatch.setattr("runlane_server.process.security.RECHECK_INTERVAL", 0.001)
     editing.remove(path, "me")
     with capture_logs() as logs:
-        watching = asyncio.create_task(entrance.watch(Failing()))
+        keeping = asyncio.create_task(security.keep_current(Failing()))
         async with asyncio.timeout(20):
-            while looks.qsize() < 2:
+            while rechecks.qsize() < 2:
                 await asyncio.sleep(0.001)
-        watching.cancel()
-        await asyncio.wait({watching})
+        keeping.cancel()
+        await asyncio.wait({keeping})
     assert [line["log_level"] for line in logs] == ["info", "error"]
-    assert looks.qsize() == 2
+    assert rechecks.qsize() == 2
 
 
 # --- The whole ------------------------------------------------------------------------------------
@@ -242,7 +259,7 @@ def runlane(*arguments: str, **env: str) -> tuple[int, str, str]:
     return ended.returncode, ended.stdout, ended.stderr
 
 
-def test_a_server_with_tls_and_tokens_called_by_the_command(tmp_path: Path) -> None:
+def test_the_command_calls_a_server_with_tls_and_tokens(tmp_path: Path) -> None:
     authority = Authority()
     certificate, key = authority.issue("server", ["127.0.0.1"]).write(tmp_path, "server")
     ca = tmp_path / "ca.pem"
@@ -263,7 +280,7 @@ def test_a_server_with_tls_and_tokens_called_by_the_command(tmp_path: Path) -> N
         code, said, why = runlane(*to, "sessions")
         assert (code, said) == (1, "")
         assert "invalid or missing credentials" in why
-        # Without TLS it is not sent anywhere but to this machine; and nobody answers there.
+        # Without TLS the token is sent only within this machine, where no plaintext server answers.
         code, _, why = runlane("-S", f"127.0.0.1:{port}", "--token", token, "sessions")
         assert code == 1
         assert token not in why
@@ -276,14 +293,14 @@ def test_a_server_with_tls_and_tokens_called_by_the_command(tmp_path: Path) -> N
             if runlane(*to, "--token", token, "sessions")[0] == 1:
                 break
         else:
-            raise AssertionError("the token was revoked, and is taken still")
+            raise AssertionError("the token was revoked, and is still accepted")
     log = server.log
     assert token.rpartition("_")[2] not in log
     assert "unknown token id" in log
 
 
-def test_a_server_that_would_be_open_to_the_network_does_not_start(tmp_path: Path) -> None:
-    for flags in (("--store", "memory:"), ("--workers", "2", "--store", "postgresql://x/y")):
+def test_a_server_exposed_to_the_network_by_mistake_does_not_start(tmp_path: Path) -> None:
+    for flags in (("--store", "memory:"), ("--processes", "2", "--store", "postgresql://x/y")):
         listen = ("--listen", "0.0.0.0:0")
         code, said = processes.start_fails(tmp_path, *listen, *flags)
         assert code == 2
@@ -291,15 +308,13 @@ def test_a_server_that_would_be_open_to_the_network_does_not_start(tmp_path: Pat
         assert said.count("\n") == 1
 
 
-async def test_workers_have_tls_on_the_ports_of_their_own_too(
-    postgres_url: str, tmp_path: Path
-) -> None:
+async def test_the_own_ports_of_processes_have_tls_too(postgres_url: str, tmp_path: Path) -> None:
     authority = Authority()
     certificate, key = authority.issue("server", ["127.0.0.1"]).write(tmp_path, "server")
     ca = tmp_path / "ca.pem"
     ca.write_bytes(authority.certificate)
     flags = ("--tls-cert", str(certificate), "--tls-key", str(key), "--node-tls-ca", str(ca))
-    more = ("--workers", "2", "--store", postgres_url, "--log-format", "json")
+    more = ("--processes", "2", "--store", postgres_url, "--log-format", "json")
     with processes.serving_blocking(tmp_path, *flags, *more) as server:
         lines = [json.loads(line) for line in server.log.splitlines()]
         own = {line["node_address"] for line in lines if "node_address" in line}

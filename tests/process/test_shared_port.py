@@ -1,4 +1,4 @@
-"""A port is shared by the workers of one server, and by nobody else."""
+"""A port is shared by the processes of one server, and by no other server."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from threading import Barrier
 import pytest
 
 from runlane_server.core.errors import StartError
-from runlane_server.process.shared_port import held
+from runlane_server.net.addresses import Address
+from runlane_server.process.shared_port import reserved_port
 
+ANY = Address("127.0.0.1")
 IN_USE = "address already in use"
 
 
-def listening(address: str, *, sharing: bool) -> socket.socket:
-    """A server's socket, as gRPC makes it."""
-    host, _, port = address.rpartition(":")
+def listening(address: Address, *, sharing: bool) -> socket.socket:
+    """A listening socket, as gRPC opens it."""
     made = socket.socket()
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(sharing))
-        made.bind((host, int(port)))
+        made.bind((address.host, address.port))
         made.listen()
     except OSError:
         made.close()
@@ -30,52 +31,57 @@ def listening(address: str, *, sharing: bool) -> socket.socket:
     return made
 
 
-def test_workers_share_it_and_others_do_not() -> None:
-    with held("127.0.0.1:0") as address:
-        assert not address.endswith(":0")
+def reserve(address: Address) -> Address:
+    """Reserves a port for an instant."""
+    with reserved_port(address) as reserved:
+        return reserved
+
+
+def test_processes_share_a_reserved_port_and_other_servers_cannot_bind_it() -> None:
+    with reserved_port(ANY) as address:
+        assert address.port
         with pytest.raises(OSError, match="already in use"):
             listening(address, sharing=False)
         with listening(address, sharing=True), listening(address, sharing=True):
             with pytest.raises(OSError, match="already in use"):
                 listening(address, sharing=False)
-            with pytest.raises(StartError, match=IN_USE), held(address):
-                pass
-        # Also while no worker is there.
-        with pytest.raises(StartError, match=IN_USE), held(address):
-            pass
+            with pytest.raises(StartError, match=IN_USE):
+                reserve(address)
+        # The same while no process listens.
+        with pytest.raises(StartError, match=IN_USE):
+            reserve(address)
     with listening(address, sharing=False):
         pass
 
 
 @pytest.mark.parametrize("sharing", [False, True])
-def test_a_port_where_somebody_listens_is_not_taken(sharing: bool) -> None:
-    with listening("127.0.0.1:0", sharing=sharing) as other:
-        port = other.getsockname()[1]
-        with pytest.raises(StartError, match=f"cannot listen on 127.0.0.1:{port}: {IN_USE}"):
-            held(f"127.0.0.1:{port}").__enter__()
+def test_a_port_that_another_server_listens_on_is_not_reserved(sharing: bool) -> None:
+    with listening(ANY, sharing=sharing) as other:
+        taken = ANY.with_port(other.getsockname()[1])
+        with pytest.raises(StartError, match=f"cannot listen on {taken}: {IN_USE}"):
+            reserve(taken)
 
 
 @pytest.mark.parametrize("sharing", [False, True])
-def test_connections_of_a_server_that_was_there_are_not_in_the_way(sharing: bool) -> None:
-    with listening("127.0.0.1:0", sharing=sharing) as other:
+def test_lingering_connections_of_a_previous_server_do_not_matter(sharing: bool) -> None:
+    with listening(ANY, sharing=sharing) as other:
         port = other.getsockname()[1]
         with closing(socket.create_connection(("127.0.0.1", port))) as client:
             other.accept()[0].close()
             assert client.recv(1) == b""
-    with held(f"127.0.0.1:{port}") as address, listening(address, sharing=True):
+    with reserved_port(ANY.with_port(port)) as address, listening(address, sharing=True):
         pass
 
 
-def test_of_two_who_come_at_once_one_gets_it() -> None:
-    with held("127.0.0.1:0") as free:
-        pass
+def test_one_of_two_simultaneous_reservations_succeeds() -> None:
+    free = reserve(ANY)
     both, done = Barrier(2), Barrier(2)
 
-    def take(address: str) -> bool:
-        with ExitStack() as holding:
+    def take(address: Address) -> bool:
+        with ExitStack() as reservations:
             both.wait()
             try:
-                holding.enter_context(held(address))
+                reservations.enter_context(reserved_port(address))
             except StartError:
                 return False
             else:
@@ -88,12 +94,12 @@ def test_of_two_who_come_at_once_one_gets_it() -> None:
             assert sorted(pool.map(take, [free, free])) == [False, True]
 
 
-def test_localhost_has_one_port() -> None:
-    with held("localhost:0") as address, listening(address, sharing=True):
-        assert address.startswith("localhost:")
+def test_localhost_gets_one_port_for_all_its_addresses() -> None:
+    with reserved_port(Address("localhost")) as address, listening(address, sharing=True):
+        assert address.host == "localhost"
 
 
-@pytest.mark.parametrize("address", ["203.0.113.1:0", "no.such.host.invalid:0", "unix:/run/x"])
-def test_an_address_that_is_not_here(address: str) -> None:
-    with pytest.raises(StartError, match=f"cannot listen on {address}"):
-        held(address).__enter__()
+@pytest.mark.parametrize("text", ["203.0.113.1:0", "no.such.host.invalid:0", "unix:/run/x"])
+def test_an_address_of_another_host_is_an_error(text: str) -> None:
+    with pytest.raises(StartError, match=f"cannot listen on {text}"):
+        reserve(Address.parse(text))

@@ -231,9 +231,9 @@ REMOVED = (
     ),
     Removed(
         "open calls are not rechecked",
-        security.Entrance,
-        "look",
-        "door.recheck()",
+        security.Security,
+        "refresh",
+        "access_control.recheck()",
         "pass",
         "revoked",
     ),

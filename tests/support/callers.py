@@ -32,7 +32,7 @@ from runlane_server.access import tokens
 from runlane_server.access.control import AccessControl
 from runlane_server.config import Config
 from runlane_server.harness.harness import Harness
-from runlane_server.process.security import Entrance
+from runlane_server.process.security import Security
 from runlane_server.rpc.errors import DETAILS_KEY
 from runlane_server.store.memory.store import MemoryStore
 from support.certificates import private_pem, public_pem
@@ -126,7 +126,7 @@ class World:
     """A server, its callers, and a clock that the test controls."""
 
     wire: Wire
-    entrance: Entrance
+    security: Security
     access_control: AccessControl
     path: Path
     texts: dict[str, str]
@@ -177,7 +177,7 @@ class World:
 
     def look(self) -> None:
         """Reloads changed files, as the server does every second."""
-        self.entrance.look(self.access_control)
+        self.security.refresh(self.access_control)
 
 
 def outcome(error: grpc.aio.AioRpcError) -> Outcome:
@@ -235,12 +235,12 @@ async def guarded(folder: Path, store: MemoryStore | None = None) -> AsyncIterat
         f'audience = "{AUDIENCE}"\ntenant_claim = "org"\nrole_claim = "may"\nleeway = 0\n'
     )
     path.write_text("\n\n".join(blocks))
-    entrance = Entrance(Config(access=str(path)), lambda: clock[0])
-    access_control = entrance.door(PEER_KEY)
+    security = Security(Config(access=str(path)), lambda: clock[0])
+    access_control = security.access_control(PEER_KEY)
     async with serving(
         access=access_control, store=store or MemoryStore(), harness=Harness()
     ) as wire:
-        world = World(wire, entrance, access_control, path, texts, clock)
+        world = World(wire, security, access_control, path, texts, clock)
         await _with_a_run(world)
         yield world
         wire.latches.open("g")

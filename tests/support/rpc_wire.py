@@ -24,6 +24,7 @@ from runlane_server.core.limits import Limits
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.feed.feed import Feed
 from runlane_server.harness.harness import Harness
+from runlane_server.net.addresses import Address
 from runlane_server.rpc.endpoint import Endpoint
 from runlane_server.rpc.tls import ServerTls
 from runlane_server.store.base import Store
@@ -92,7 +93,7 @@ async def serving(
             tls=tls,
             harness=harness,
         )
-        address = endpoint.bind(listen)
+        address = str(endpoint.bind(Address.parse(listen)))
         await coordinator.start(address)
         if relay is not None:
             relay.start(address)

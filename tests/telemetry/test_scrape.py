@@ -20,6 +20,7 @@ from e2e.test_processes import parent
 from runlane import Client, RunState, SessionNotFound
 from runlane_server.config import Config
 from runlane_server.core.errors import StartError
+from runlane_server.net.addresses import Address
 from runlane_server.telemetry.metrics_server import MetricsServer
 from support.postgres import postgres_store
 from support.server import ServerProcess, serving, start_fails
@@ -195,7 +196,7 @@ def test_a_port_in_use_fails_the_start(tmp_path: Path) -> None:
 async def test_without_prometheus_client_the_start_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(StartError, match=r"pip install 'runlane\[server,metrics\]'"):
-        MetricsServer("127.0.0.1:0", "memory")
+        MetricsServer(Address("127.0.0.1"), "memory")
     MetricsServer(None, "memory")  # does not need it
 
 
@@ -243,10 +244,10 @@ async def test_each_process_has_its_own_page(tmp_path: Path, postgres_url: str) 
 
 
 def test_a_process_without_a_port_fails_the_start(tmp_path: Path) -> None:
-    flags = ("--store", "postgresql://127.0.0.1:1/none", "--workers", "2")
+    flags = ("--store", "postgresql://127.0.0.1:1/none", "--processes", "2")
     code, line = start_fails(tmp_path, *flags, "--metrics-listen", "65535")
     assert code == 1
-    assert "--metrics-listen 127.0.0.1:65535: has no port for worker 2" in line
+    assert "--metrics-listen 127.0.0.1:65535: has no port for process 2" in line
 
 
 async def test_announced_events_are_behind_until_they_are_read(postgres_url: str) -> None:

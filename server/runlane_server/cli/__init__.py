@@ -1,4 +1,5 @@
 """The command `runlane-server`: serving, tokens, and maintenance of the database.
 
-`main` is the entry point. A command parses its arguments, calls one function elsewhere, and prints.
+`main` is the entry point. A command parses its arguments, calls one function of another room, and
+prints the result.
 """

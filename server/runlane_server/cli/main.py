@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-# grpc's C core writes to stderr by itself, in a form of its own. It reads this once, when it is
-# loaded; what matters is raised as an exception too.
+# The C core of gRPC writes its own messages to stderr, in its own format. It reads this variable
+# once, when it is loaded. Errors that matter are also raised as exceptions.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import click
@@ -17,7 +17,9 @@ from click.core import ParameterSource
 
 from runlane_server.cli import maintenance
 from runlane_server.cli.token_commands import token
-from runlane_server.config.settings import Config, options, store_options
+from runlane_server.config import Config
+from runlane_server.config.options import server_options, store_options
+from runlane_server.config.settings import SETTINGS
 from runlane_server.core.errors import StartError
 from runlane_server.process import processes
 from runlane_server.process.app import run
@@ -26,38 +28,57 @@ from runlane_server.store.open import StoreUrl
 _SETTINGS = {"auto_envvar_prefix": "RUNLANE", "show_default": True}
 
 
+class _ServerCommand(click.Group):
+    """Lists its options by topic in --help."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes a section for each topic, then the commands."""
+        topics = {setting.name: setting.topic for setting in SETTINGS}
+        sections: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for param in self.get_params(ctx):
+            if (record := param.get_help_record(ctx)) is not None:
+                title = topics.get(param.name or "", "Options")
+                sections.setdefault(title, []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+        self.format_commands(ctx, formatter)
+
+
 @click.group(
     "runlane-server",
+    cls=_ServerCommand,
     invoke_without_command=True,
     subcommand_metavar="[COMMAND]",
     context_settings=_SETTINGS,
 )
-@options
+@server_options
 @click.version_option(package_name="runlane")
 @click.pass_context
 def command(context: click.Context, /, **settings: Any) -> int:
-    """Serves Runlane: accepts agent runs, runs them, and tells how they ended.
+    """Starts a Runlane server, which accepts agent runs, executes them and reports their ends.
 
-    Every option can be given as an environment variable too: RUNLANE_LISTEN for --listen. The
-    commands look after the database of a server, also while it serves; each has options of its own.
+    Every option is also an environment variable, such as RUNLANE_LISTEN for --listen, and a key of
+    the --config file. The commands maintain tokens and the database, also while a server runs;
+    their options go after the name of the command.
     """
     if context.invoked_subcommand is None:
-        config = Config.of(**settings)
-        return run(config) if config.workers == 1 else processes.run(config)
+        config = Config.from_options(**settings)
+        return run(config) if config.processes == 1 else processes.run(config)
     _refuse_flags(context, context.invoked_subcommand)
     return 0
 
 
-# The settings are given again, as a command of a group would read RUNLANE_BACKUP_STORE.
+# The context settings are repeated because a command would inherit the prefix RUNLANE_BACKUP_.
 @command.command("backup", context_settings=_SETTINGS)
 @store_options
-@click.option("--force", is_flag=True, help="Replace the file if it is there already.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.argument("path", type=click.Path(path_type=Path))
 def backup(store: str, path: Path, *, force: bool) -> int:
     """Writes a copy of the database to PATH.
 
-    The copy is consistent and verified. To restore it, let a server use it, or a copy of it, as
-    its --store; it takes no cursors from before.
+    The copy is consistent and verified. To restore it, start a server with the copy as its
+    --store. Cursors from before the restore are refused.
     """
     click.echo(maintenance.backup(StoreUrl.parse(store), path, force=force))
     return 0
@@ -66,7 +87,7 @@ def backup(store: str, path: Path, *, force: bool) -> int:
 @command.command("check", context_settings=_SETTINGS)
 @store_options
 def check(store: str) -> int:
-    """Verifies the database: prints what is wrong, a line each, and exits with 1 if anything is."""
+    """Verifies the database: prints one line per problem, and exits with 1 if there is any."""
     lines, code = maintenance.check(StoreUrl.parse(store))
     for line in lines:
         click.echo(line)
@@ -76,10 +97,10 @@ def check(store: str) -> int:
 @command.command("renew", context_settings=_SETTINGS)
 @store_options
 def renew(store: str) -> int:
-    """Gives a PostgreSQL database that was restored a new id, before servers use it.
+    """Gives a restored PostgreSQL database a new id, before servers use it.
 
-    So it is for a standby that took over and lagged behind. Cursors from before are refused from
-    then on; without this they would point at other events.
+    The same is needed for a standby that took over while it lagged behind. Cursors from before are
+    refused from then on. Without a new id they would point at other events.
     """
     click.echo(maintenance.renew(StoreUrl.parse(store)))
     return 0
@@ -89,16 +110,16 @@ command.add_command(token)
 
 
 def _refuse_flags(context: click.Context, name: str) -> None:
-    """Refuses the server's flags before a command, which would not see them."""
+    """Refuses the server's flags before the name of a command, which would not see them."""
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name or "")
         if source is ParameterSource.COMMANDLINE:
             flag = parameter.opts[0]
-            raise click.UsageError(f"{flag}: is of the server; give it behind {name!r}", context)
+            raise click.UsageError(f"{flag} must come after {name!r}", context)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command; why it cannot start is one line on stderr."""
+    """Runs the command; a failure to start is one line on stderr."""
     _occupy_standard_streams()
     try:
         code = command.main(arguments, standalone_mode=False)
@@ -112,8 +133,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _occupy_standard_streams() -> None:
-    """Puts nothing where a standard stream was closed before the start. The next file or socket
-    would be in its place, and what is meant for the stream would be written to it."""
+    """Opens /dev/null in place of a standard stream that was closed before the start.
+
+    Otherwise the next file or socket would get its number, and output for the stream would be
+    written to it.
+    """
     for number in (0, 1, 2):
         try:
             os.fstat(number)

@@ -1,5 +1,4 @@
-"""What is done to the database of a server from outside: backup and check, also while it
-serves; renew, before it does."""
+"""Maintenance of a database: backup and check, also while a server uses it, and renew, before."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from runlane_server.store.sqlite.check import check as check_file
 
 
 def backup(store: StoreUrl, target: Path, *, force: bool) -> str:
-    """Copies the database of a store to a file; returns what is to be said of it.
+    """Copies the database of a store to a file; returns a line that describes the copy.
 
     Raises StartError.
     """
@@ -26,7 +25,7 @@ def backup(store: StoreUrl, target: Path, *, force: bool) -> str:
 
 
 def check(store: StoreUrl) -> tuple[Sequence[str], int]:
-    """Verifies the database of a store; returns what is to be said of it, and the exit code.
+    """Verifies the database of a store; returns the lines to print, and the exit code.
 
     Raises StartError.
     """
@@ -35,17 +34,17 @@ def check(store: StoreUrl) -> tuple[Sequence[str], int]:
     findings = check_file(path)
     if findings.counts is None:
         return findings.problems, 1
-    return [f"{path}: nothing is wrong with {_contents(findings.counts)}, in {_since(begun)}"], 0
+    return [f"{path}: no problems in {_contents(findings.counts)}, in {_since(begun)}"], 0
 
 
 def renew(store: StoreUrl) -> str:
-    """Gives the database of a store a new identity; returns what is to be said of it.
+    """Gives the database of a store a new id; returns the line to print.
 
     Raises StartError.
     """
     if store.database is None:
         raise StartError(
-            "renew: is for PostgreSQL; what 'backup' writes has no identity until it is used"
+            "renew: needs a PostgreSQL store; a copy made by 'backup' gets its id at first use"
         )
     check_driver()
     from runlane_server.store.postgres.renew import renew as renew_database  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""`runlane-server token`: makes tokens, lists them, and revokes them."""
+"""`runlane-server token`: creates, lists and revokes tokens."""
 
 from __future__ import annotations
 
@@ -12,42 +12,46 @@ from runlane_server.access import editing
 from runlane_server.access.caller import DEFAULT_TENANT, Role
 from runlane_server.access.editing import CannotEdit
 from runlane_server.config.option_types import Duration
-from runlane_server.config.settings import access_options
+from runlane_server.config.options import access_options
 
 _SETTINGS = {"auto_envvar_prefix": "RUNLANE", "show_default": True}
 
 
 @click.group("token", context_settings=_SETTINGS)
 def token() -> None:
-    """Makes tokens for callers, lists them, and revokes them.
+    """Creates, lists and revokes tokens of callers.
 
-    They are in the file that --access names. A server that uses it notices the change within a
-    second.
+    Tokens are stored in the file that --access names. A server that uses the file applies a change
+    within a second.
     """
 
 
 @token.command("new", context_settings=_SETTINGS)
 @access_options
 @click.argument("name")
-@click.option("--tenant", default=DEFAULT_TENANT, metavar="TENANT", help="Whose data it is for.")
+@click.option(
+    "--tenant",
+    default=DEFAULT_TENANT,
+    metavar="TENANT",
+    help="Tenant whose data the token gives access to.",
+)
 @click.option(
     "--role",
     type=click.Choice([role.value for role in Role]),
     required=True,
-    help="read looks up and subscribes; run also accepts and cancels; admin also deletes sessions.",
+    help="read: look up and subscribe. run: also accept and cancel. admin: also delete sessions.",
 )
 @click.option(
     "--expires",
     type=Duration(zero=False),
     default=None,
-    help="After how long it is worth nothing.",
+    help="Time after which the token expires.",
     show_default="never",
 )
 def new(access: str | None, name: str, tenant: str, role: str, expires: float | None) -> None:
-    """Makes a token and prints it.
+    """Creates a token and prints it.
 
-    The file has only a hash of it: this is the one time that it is shown. The file is made if it is
-    not there.
+    The token is shown only this once: the file stores its hash. A missing file is created.
     """
     until = None if expires is None else datetime.fromtimestamp(int(time.time() + expires), UTC)
     try:
@@ -60,7 +64,7 @@ def new(access: str | None, name: str, tenant: str, role: str, expires: float | 
 @token.command("list", context_settings=_SETTINGS)
 @access_options
 def listed(access: str | None) -> None:
-    """Lists the tokens: name, tenant, role, when it expires, and its id, with tabs between them."""
+    """Lists the tokens: name, tenant, role, expiry and id, separated by tabs."""
     try:
         found = editing.tokens(_path(access))
     except CannotEdit as error:
@@ -79,7 +83,7 @@ def listed(access: str | None) -> None:
 @access_options
 @click.argument("name")
 def revoke(access: str | None, name: str) -> None:
-    """Takes a token out of the file. A server ends the calls that were made with it."""
+    """Removes a token from the file. A server then ends the calls that were made with it."""
     try:
         editing.remove(_path(access), name)
     except CannotEdit as error:
@@ -88,5 +92,5 @@ def revoke(access: str | None, name: str) -> None:
 
 def _path(access: str | None) -> Path:
     if access is None:
-        raise click.UsageError("--access FILE is missing")
+        raise click.UsageError("--access FILE is required")
     return Path(access)

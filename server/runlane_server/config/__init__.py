@@ -1,4 +1,4 @@
-"""The settings of a server: the record, and the types of their values.
+"""The settings of a server: the record `Config`, and where its values come from.
 
 Every setting is a flag, an environment variable and a key of the TOML file. Nothing here starts
 anything.

@@ -1,4 +1,4 @@
-"""What the values of options may be: times, sizes, addresses, variables of programs."""
+"""Types of the values of options: durations, sizes, addresses, URLs, variables of programs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from runlane_server.agents.command.environment import parse_variables
-from runlane_server.net.addresses import split_address
+from runlane_server.net.addresses import Address
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<unit>ms|s|m|h|d)")
@@ -18,17 +18,30 @@ _DURATION = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<unit>ms|s|m|h|d)")
 _SIZE_UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _SIZE = re.compile(r"(?P<number>\d+)(?P<unit>|KiB|MiB|GiB|TiB)")
 
-_LARGEST = (1 << 63) - 1
+_MAX_SIZE = (1 << 63) - 1
+_MAX_DIGITS = 19
 
 _CENTURY = 36_500 * 86_400.0
-"""Seconds; a time that is as far away is still a date."""
+"""Seconds. Now plus a century is still a valid date."""
 
 _HTTP_URL = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
-"""Without a user: the log tells it."""
+"""No user and password: the URL is logged."""
+
+
+def format_duration(seconds: float) -> str:
+    """A text that `Duration` reads as that many seconds: `500ms`, `1.5s`, `30s`, `7d`, or `0`."""
+    if not seconds:
+        return "0"
+    if seconds < 1:
+        return f"{seconds * 1000:g}ms"
+    for unit in ("d", "h", "m"):
+        if seconds % _UNITS[unit] == 0:
+            return f"{seconds / _UNITS[unit]:.0f}{unit}"
+    return f"{seconds:.15g}s"
 
 
 class Duration(click.ParamType[float]):
-    """A length of time with its unit: `500ms`, `30s`, `2m`, `12h`, `7d`; or `0`."""
+    """A duration with its unit: `500ms`, `30s`, `2m`, `12h`, `7d`; or `0`. Gives seconds."""
 
     name = "duration"
 
@@ -39,49 +52,56 @@ class Duration(click.ParamType[float]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """The seconds."""
+        """The seconds. A float is in seconds already."""
         if isinstance(value, float):
-            return value  # a default
+            return value
         text = str(value)
         found = _DURATION.fullmatch(text)
         if found is None and text != "0":
             self.fail(f"{text!r} is not a duration such as 500ms, 30s, 2m or 7d", param, ctx)
         seconds = 0.0 if found is None else float(found["number"]) * _UNITS[found["unit"]]
         if not (seconds or self._zero):
-            self.fail("has to be more than 0", param, ctx)
+            self.fail("must be greater than 0", param, ctx)
         if seconds > self._longest:
-            most = f"{self._longest:g}s" if self._longest < _CENTURY else "36500d"
-            self.fail(f"is at most {most}", param, ctx)
+            longest = f"{self._longest:g}s" if self._longest < _CENTURY else "36500d"
+            self.fail(f"must be at most {longest}", param, ctx)
         return seconds
 
 
-class Address(click.ParamType[str]):
-    """Where to listen; without `unix` it is in a network. With a `host` a port will do."""
+class AddressType(click.ParamType[Address]):
+    """An address: `HOST:PORT` or, with `unix`, `unix:PATH`.
+
+    With a `default_host` a port alone is enough.
+    """
 
     name = "address"
 
-    def __init__(self, *, unix: bool = True, host: str = "") -> None:
+    def __init__(self, *, unix: bool = True, default_host: str = "") -> None:
         self._unix = unix
-        self._host = host
+        self._default_host = default_host
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The address as it was given, with its host."""
-        if self._host and str(value).isdecimal():
-            value = f"{self._host}:{value}"
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Address:
+        """The address."""
+        text = str(value)
+        if self._default_host and text.isdecimal():
+            text = f"{self._default_host}:{text}"
         try:
-            _, port = split_address(str(value))
+            address = Address.parse(text)
         except ValueError as error:
-            self.fail(str(error) if self._unix else self._form(value), param, ctx)
-        if port is None and not self._unix:
-            self.fail(self._form(value), param, ctx)
-        return str(value)
+            self.fail(str(error) if self._unix else self._wrong_form(value), param, ctx)
+        if address.is_unix and not self._unix:
+            self.fail(self._wrong_form(value), param, ctx)
+        return address
 
-    def _form(self, value: Any) -> str:
-        return f"{str(value)!r} is not of the form {'[HOST:]PORT' if self._host else 'HOST:PORT'}"
+    def _wrong_form(self, value: Any) -> str:
+        form = "[HOST:]PORT" if self._default_host else "HOST:PORT"
+        return f"{str(value)!r} is not of the form {form}"
 
 
 class Ratio(click.FloatRange):
-    """A share, from 0 to 1."""
+    """A fraction from 0 to 1."""
 
     def __init__(self) -> None:
         super().__init__(0, 1)
@@ -89,23 +109,23 @@ class Ratio(click.FloatRange):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """The share. What is no number lies in no range, which the range does not notice."""
-        share: float = super().convert(value, param, ctx)
-        if math.isnan(share):
+        """The fraction. NaN is refused here, as the range of click lets it pass."""
+        ratio: float = super().convert(value, param, ctx)
+        if math.isnan(ratio):
             self.fail(f"{value} is not a number", param, ctx)
-        return share
+        return ratio
 
 
 class HttpUrl(click.ParamType[str]):
-    """Where a service is: `http://HOST[:PORT]` or `https://...`, without a path."""
+    """The URL of a service without a path: `http://HOST[:PORT]` or `https://HOST[:PORT]`."""
 
     name = "url"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The URL as it was given, without a slash at its end."""
+        """The URL, without a slash at its end."""
         text = str(value).rstrip("/")
         if _HTTP_URL.fullmatch(text) is None:
-            # It may hold a password.
+            # The text is not repeated: it may contain a password.
             self.fail("is not of the form http://HOST:PORT", param, ctx)
         return text
 
@@ -120,22 +140,24 @@ class Size(click.ParamType[int]):
         found = _SIZE.fullmatch(str(value))
         if found is None:
             self.fail(f"{str(value)!r} is not a size such as 65536, 512MiB or 2GiB", param, ctx)
-        size = int(found["number"]) * _SIZE_UNITS[found["unit"]]
-        if size > _LARGEST:
-            self.fail(f"{value} is too large", param, ctx)
+        digits = found["number"].lstrip("0")
+        # Python refuses to convert thousands of digits, with an error of its own.
+        size = int(digits[: _MAX_DIGITS + 1] or "0") * _SIZE_UNITS[found["unit"]]
+        if size > _MAX_SIZE:
+            self.fail(f"{str(value)[:40]} is too large", param, ctx)
         return size
 
 
 class Variables(click.ParamType[str]):
-    """Variables of a program: names with commas between them, or one NAME=VALUE.
+    """Variables of a program: names separated by commas, or one NAME=VALUE.
 
-    In the environment and in a file there may be several, each in a line.
+    An environment variable or a key of the TOML file may contain several, one per line.
     """
 
     name = "variables"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The text as it was given."""
+        """The text, unchanged."""
         try:
             parse_variables(str(value))
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""Addresses: parsed once at the edge, passed on as values.
+"""Addresses: parsed once, by the command line, and passed on as values.
 
-No other module splits an address. Nothing here opens a connection that lasts.
+No other module splits an address. Nothing here keeps a connection open.
 """

@@ -1,5 +1,5 @@
-"""A server process: assembles a node from the settings, serves, and shuts down.
+"""A server process: builds a node from the settings, serves, and shuts down.
 
-Signals, systemd, several processes on one port. This is the only room that knows all parts of a
-node. It decides nothing about runs.
+Signals, systemd, and several processes on one port belong here. Only this room knows all parts of a
+node. It makes no decision about runs.
 """

@@ -1,4 +1,4 @@
-"""The server process: serves until it is told to stop, and goes down in good order."""
+"""The server process: serves until SIGTERM or SIGINT, then shuts down gracefully."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from runlane_server.config import Config
 from runlane_server.core.errors import StartError
 from runlane_server.harness.clock import MovableLoop
 from runlane_server.harness.harness import STATE_VARIABLE, Harness
+from runlane_server.net.addresses import Address
 from runlane_server.process import systemd
-from runlane_server.process.node import Node, Orders, serving
+from runlane_server.process.node import Node, ShutdownRequest, serving
 from runlane_server.telemetry import logs
 
 log = structlog.get_logger()
@@ -32,25 +33,24 @@ EXIT_TIMEOUT = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Worker:
-    """What a process knows that is one of several: its number from 1 on, and how to say that it
-    serves."""
+class ChildProcess:
+    """This process, when it is one of several: its number, from 1, and how it reports to the parent
+    that it serves."""
 
     number: int
-    say_serving: Callable[[], None]
+    report_serving: Callable[[], None]
 
 
-def run(config: Config, worker: Worker | None = None) -> int:
-    """Serves until a signal comes; returns the exit code. Raises StartError."""
+def run(config: Config, child: ChildProcess | None = None) -> int:
+    """Serves until a signal arrives; returns the exit code. Raises StartError."""
     logs.configure(
         config.log_format,
         config.log_level,
-        worker=worker.number if worker else None,
+        process=child.number if child else None,
         content=config.log_content,
     )
-    life = Life()
     with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
-        return runner.run(_serve_and_leave(config, worker, life))
+        return runner.run(_serve_and_exit(config, child))
 
 
 def _loop_factory(config: Config) -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -58,7 +58,7 @@ def _loop_factory(config: Config) -> Callable[[], asyncio.AbstractEventLoop] | N
 
 
 def event_loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """What makes the event loop of that name; None is asyncio's own. Raises StartError."""
+    """The factory of the event loop of that name; None is asyncio's default. Raises StartError."""
     if name == "asyncio":
         return None
     try:
@@ -67,130 +67,128 @@ def event_loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | N
         if name == "auto":
             return None
         raise StartError(
-            "--event-loop uvloop: uvloop is not installed; pip install 'runlane[uvloop]'"
+            "--event-loop uvloop: uvloop is not installed; run: pip install 'runlane[uvloop]'"
         ) from None
     return uvloop.new_event_loop
 
 
-async def _serve_and_leave(config: Config, worker: Worker | None, life: Life) -> int:
-    code = await serve(config, worker, life)
-    # Everything is closed and written by now.
-    if life.goes_on:
-        life.start_anew()
+async def _serve_and_exit(config: Config, child: ChildProcess | None) -> int:
+    process = ControlledProcess()
+    code = await serve(config, child, process)
+    # Everything is closed and written at this point.
+    if process.restarts_after_drain:
+        process.restart()
     watchdog = threading.Timer(EXIT_TIMEOUT, os._exit, (code,))
     watchdog.daemon = True
     watchdog.start()
     return code
 
 
-async def serve(config: Config, worker: Worker | None = None, life: Life | None = None) -> int:
+async def serve(config: Config, child: ChildProcess | None, process: ControlledProcess) -> int:
     """Serves until SIGTERM or SIGINT, or until the store fails; returns the exit code.
 
-    `life` is what a harness has of the process. Raises StartError if it cannot start.
+    `process` is what the harness controls. Raises StartError.
     """
-    life = life or Life()
-    orders = life.orders = Signals()
-    life.harness = Harness.from_environment(os.environ, life)
+    shutdown = process.shutdown = ShutdownSignals()
+    process.harness = Harness.from_environment(os.environ, process)
     with ExitStack() as closing:
         async with serving(
             config,
-            orders,
-            worker=None if worker is None else worker.number,
-            harness=life.harness,
-            on_bound=partial(orders.listen, closing),
+            shutdown,
+            shares_port=child is not None,
+            harness=process.harness,
+            on_bound=partial(shutdown.handle_signals, closing),
         ) as node:
-            life.address = node.address
-            _settle_down()
-            _announce(node, config)
-            if worker is None:
-                say_listening(node.address)
+            process.address = node.address
+            _tune_garbage_collector()
+            _log_serving(node, config)
+            if child is None:
+                announce_listening(node.address)
             else:
-                worker.say_serving()
-            await orders.stop.wait()
-            if worker is None:
+                child.report_serving()
+            await shutdown.requested.wait()
+            if child is None:
                 systemd.notify(systemd.STOPPING)
-    return orders.exit_code
+    return shutdown.exit_code
 
 
-class Signals(Orders):
-    """The orders that a process gets: by SIGTERM and SIGINT. The second one means to hurry."""
+class ShutdownSignals(ShutdownRequest):
+    """A shutdown requested by SIGTERM or SIGINT. A second signal makes it immediate."""
 
-    def listen(self, closing: ExitStack) -> None:
-        """Listens to signals until everything is closed."""
+    def handle_signals(self, closing: ExitStack) -> None:
+        """Handles both signals until `closing` closes."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signalled, number)
+            loop.add_signal_handler(number, self._on_signal, number)
             closing.callback(loop.remove_signal_handler, number)
 
-    def _signalled(self, number: signal.Signals) -> None:
-        log.info("signal", name=number.name, again=self.stop.is_set())
-        if self.stop.is_set():
-            self.hurry.set()
-        self.stop.set()
+    def _on_signal(self, number: signal.Signals) -> None:
+        log.info("signal", name=number.name, again=self.requested.is_set())
+        if self.requested.is_set():
+            self.immediate.set()
+        self.requested.set()
 
 
-class Life:
-    """The life of this process, in the hands of a harness: it ends, and may begin anew.
+class ControlledProcess:
+    """This process, as a harness controls it: it can be ended, and started again.
 
-    A new program takes the place of the old one in the same process, as by `exec`: whatever ran is
-    gone in that instant, as it is by SIGKILL, and whoever looks after the process sees no end.
+    A restart replaces the program within the same process, like `exec`: everything that ran is gone
+    at once, as after SIGKILL, but a supervisor of the process sees no exit.
     """
 
     can_restart = True
 
     def __init__(self) -> None:
-        self.orders = Orders()
+        self.shutdown = ShutdownRequest()
         self.harness = Harness(process=self)
-        self.address = ""
-        self.goes_on = False
-        """Whether it begins anew where it ends in good order."""
+        self.address = Address()
+        self.restarts_after_drain = False
 
     def crash(self, *, restart: bool) -> None:
-        """Ends it at once. Does not return."""
+        """Ends the process at once. Does not return."""
         if restart:
-            self.start_anew()
+            self.restart()
         os.kill(os.getpid(), signal.SIGKILL)
 
     def drain(self, *, restart: bool) -> None:
-        """Has it go down in good order."""
-        self.goes_on = restart
-        self.orders.stop.set()
+        """Requests a graceful shutdown."""
+        self.restarts_after_drain = restart
+        self.shutdown.requested.set()
 
-    def start_anew(self) -> Never:
-        """Begins anew, at the same address and as the harness has set it."""
-        # What was added for this start takes the place of what was added for the last one.
+    def restart(self) -> Never:
+        """Starts the program again, at the same address and with the harness in the same state."""
+        # The address that this appends replaces the one that the previous restart appended.
         given = sys.orig_argv[:-2] if STATE_VARIABLE in os.environ else sys.orig_argv
         environment = {**os.environ, STATE_VARIABLE: self.harness.state()}
-        arguments = [*given, "--listen", self.address]
+        arguments = [*given, "--listen", str(self.address)]
         os.execve(sys.executable, arguments, environment)  # noqa: S606 - it is this very program
 
 
-def _settle_down() -> None:
-    """Tells the collector of circular garbage that what was made up to here stays.
+def _tune_garbage_collector() -> None:
+    """Excludes all objects made so far from garbage collection, and collects less often.
 
-    A run leaves no circles behind. To look for some after each 700 new objects, as is usual, would
-    find nothing and cost a tenth of the work.
+    A run leaves no reference cycles. The default of one collection per 700 new objects would find
+    nothing and cost a tenth of the CPU time.
     """
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 10, 10)
 
 
-def _announce(node: Node, config: Config) -> None:
-    # Only the kinds: what follows may hold a password or a whole command line.
-    store, agent = (setting.partition(":")[0] for setting in (config.store, config.agent))
+def _log_serving(node: Node, config: Config) -> None:
     log.info(
         "serving",
-        address=node.address,
-        node_address=node.node_address,
-        store=store,
-        agent=agent,
+        address=str(node.address),
+        node_address=str(node.node_address),
+        # Only the kinds: the rest may contain a password or a whole command line.
+        store=config.store_url.kind,
+        agent=config.agent.partition(":")[0],
     )
 
 
-def say_listening(address: str) -> None:
-    """Says on stdout, and to systemd, that clients are served from now on."""
-    # It may have been closed before the start, or its reader may be gone.
+def announce_listening(address: Address) -> None:
+    """Prints the address on stdout, and notifies systemd that the server is ready."""
+    # stdout may have been closed before the start, and its reader may be gone.
     with contextlib.suppress(OSError, AttributeError):
         sys.stdout.write(f"runlane-server listening on {address}\n")
         sys.stdout.flush()

@@ -1,13 +1,12 @@
-"""`python -m runlane_server.process.child NUMBER`: one of the processes of `--workers`.
+"""`python -m runlane_server.process.child NUMBER`: one of the processes of `--processes`.
 
-`workers.py` alone starts it, with a socket for its stdin. The parent writes the settings there, one
-line of JSON; the worker answers with one line, `serving` or `error WHY`. From then on the socket
-says one thing: when it closes, the parent is gone, and the worker goes too.
+Only `processes.py` starts it, with a socket as its stdin. The parent writes the settings to the
+socket as one line of JSON. The child answers with one line, `serving` or `error REASON`. After that
+nothing is sent: when the socket closes, the parent is gone, and the child shuts down.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -18,61 +17,63 @@ from contextlib import suppress
 
 from runlane_server.config import Config
 from runlane_server.core.errors import StartError
-from runlane_server.process.app import Worker, run
+from runlane_server.process.app import ChildProcess, run
 
 SERVING = "serving"
 ERROR = "error "
 
-LAST_SECONDS = 30.0
-"""How much longer than its settings allow a worker without a parent may take to go. Nobody is there
-to end one that hangs."""
+ORPHAN_GRACE = 30.0
+"""Seconds, beyond the timeouts of its settings, in which a child without a parent must shut down.
+No other process is left to kill one that hangs."""
 
 
 def main() -> None:
-    """Serves as one of several, until the parent says so or is gone."""
+    """Serves until the parent ends this process or is gone."""
     try:
-        number, control = int(sys.argv[1]), _take_control()
+        number, parent = int(sys.argv[1]), _take_stdin()
     except (IndexError, ValueError, OSError):
-        sys.stderr.write("runlane-server: error: a worker is started by runlane-server --workers\n")
+        sys.stderr.write(
+            "runlane-server: error: only runlane-server --processes starts this program\n"
+        )
         sys.exit(2)
-    with control.makefile("rb") as lines:
+    with parent.makefile("rb") as lines:
         settings = lines.readline()
     if not settings:
-        sys.exit(1)  # the parent is gone already
-    config = Config.of(**json.loads(settings))
-    threading.Thread(target=_go_with_parent, args=(control, config), daemon=True).start()
+        sys.exit(1)  # the parent is already gone
+    config = Config.from_json(settings)
+    threading.Thread(target=_follow_parent, args=(parent, config), daemon=True).start()
     try:
-        code = run(config, Worker(number, lambda: _tell(control, SERVING)))
+        code = run(config, ChildProcess(number, lambda: _send(parent, SERVING)))
     except StartError as error:
-        _tell(control, ERROR + " ".join(str(error).split()))
+        _send(parent, ERROR + " ".join(str(error).split()))
         code = error.exit_code
     sys.exit(code)
 
 
-def _take_control() -> socket.socket:
-    """The socket to the parent. Programs that the worker starts do not get it."""
-    control = socket.socket(fileno=os.dup(0))
+def _take_stdin() -> socket.socket:
+    """The socket to the parent. Programs that this process starts do not inherit it."""
+    parent = socket.socket(fileno=os.dup(0))
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
-    return control
+    return parent
 
 
-def _tell(control: socket.socket, line: str) -> None:
-    with suppress(OSError):  # the parent is gone, which is seen to elsewhere
-        control.sendall(f"{line}\n".encode())
+def _send(parent: socket.socket, line: str) -> None:
+    with suppress(OSError):  # the parent is gone, which `_follow_parent` handles
+        parent.sendall(f"{line}\n".encode())
 
 
-def _go_with_parent(control: socket.socket, config: Config) -> None:
-    """Ends this process in good order when the parent is gone, however that came about.
+def _follow_parent(parent: socket.socket, config: Config) -> None:
+    """Shuts this process down when the parent is gone, also if it was killed.
 
-    In a thread: it works before the event loop does, and also where an agent blocks the loop.
+    It runs in a thread, so it works before the event loop does and while an agent blocks the loop.
     """
     with suppress(OSError):
-        while control.recv(1):
+        while parent.recv(1):
             pass
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(config.drain_timeout + config.limits.cancel_grace + LAST_SECONDS)
+    time.sleep(config.drain_timeout + config.limits.cancel_grace + ORPHAN_GRACE)
     os._exit(1)
 
 

@@ -1,4 +1,4 @@
-"""A node with all its parts: from when it takes its address until it has gone down."""
+"""A node with all its parts, from binding its address to the end of its shutdown."""
 
 from __future__ import annotations
 
@@ -25,92 +25,96 @@ from runlane_server.engine.executor import NodeSettings
 from runlane_server.engine.retention import Retention, retention_tasks
 from runlane_server.feed.feed import Feed
 from runlane_server.harness.harness import Harness, ServerInfo
-from runlane_server.net.addresses import of_worker, own_listen, reached_at
-from runlane_server.process.security import Entrance
-from runlane_server.process.security import check as check_entrance
+from runlane_server.net.addresses import Address, advertised_address
+from runlane_server.process.security import Security, check_security
 from runlane_server.rpc.endpoint import Endpoint
 from runlane_server.store.base import StoreError
-from runlane_server.store.open import StoreUrl, open_store
+from runlane_server.store.open import open_store
 from runlane_server.telemetry.metrics_server import MetricsServer
 from runlane_server.telemetry.trace_export import TraceExport
 
 log = structlog.get_logger()
 
 STOP_GRACE = 2.0
-"""Seconds that calls have to end after their subscriptions were told to. A health Watch takes all
-of it."""
+"""Seconds that calls have to end after their subscriptions were ended. A health Watch uses all of
+it."""
 
-HURRIED_GRACE = 0.5
-"""The same where there is no time to lose: enough for what is known already to be said."""
+IMMEDIATE_STOP_GRACE = 0.5
+"""The same in an immediate shutdown: enough to send what is already known."""
 
 
-class Orders:
-    """What a node is told from outside: to stop, and to be quick about it."""
+class ShutdownRequest:
+    """A request from outside to shut a node down, gracefully or immediately."""
 
     def __init__(self) -> None:
-        self.stop = asyncio.Event()
-        self.hurry = asyncio.Event()
+        self.requested = asyncio.Event()
+        self.immediate = asyncio.Event()
         self.exit_code = 0
 
-    def store_failed(self, error: StoreError) -> None:
-        """Ends the node: what is in doubt is found out from the disk at the next start.
+    def on_store_failure(self, error: StoreError) -> None:
+        """Shuts the node down: the next start reads from the disk which writes succeeded.
 
-        The store has told the log about it.
+        The store has logged the error already.
         """
-        log.info("stopping, as the store failed", reason=error.message)
+        log.info("stopping because the store failed", reason=error.message)
         self.exit_code = 1
-        self.hurry.set()
-        self.stop.set()
+        self.immediate.set()
+        self.requested.set()
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node that serves: where callers reach it, and where the other nodes do."""
+    """A serving node: its address for callers, and the one for other nodes."""
 
-    address: str
-    node_address: str
+    address: Address
+    node_address: Address
     coordinator: Coordinator
 
 
 @asynccontextmanager
 async def serving(
     config: Config,
-    orders: Orders,
+    shutdown: ShutdownRequest,
     *,
     agent: Agent | None = None,
-    worker: int | None = None,
+    shares_port: bool = False,
     harness: Harness | None = None,
     on_bound: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Node]:
-    """A node that serves meanwhile, and goes down in good order, at once if it is to hurry.
+    """Runs a node inside the context, and shuts it down at the end.
 
-    `agent` takes the place of the one that the settings name; `worker` is its number if it is one
-    of several; `harness` is what a test has a hold of, if the settings have it served; `on_bound`
-    is called when it has its address and has not touched the work yet.
+    Args:
+        config: The settings.
+        shutdown: Decides at the end whether the shutdown is graceful or immediate. The node makes
+            the request itself when its store fails or its address is lost.
+        agent: Replaces the agent that the settings name.
+        shares_port: Whether other processes of this server listen on the same port.
+        harness: The gates and the clock that a test controls, if the settings enable it.
+        on_bound: Called when the address is bound and no run has been touched yet.
+
     Raises StartError if it cannot start.
     """
-    check_entrance(config)
-    store_url = StoreUrl.parse(config.store)
+    check_security(config)
     harness = harness or Harness()
-    harness.server = about(config, store_url)
+    harness.server = server_info(config)
     clock = harness.clock
-    entrance = Entrance(config, clock.seconds)
+    security = Security(config, clock.seconds)
     async with AsyncExitStack() as closing:
-        monitor = MetricsServer(config.metrics_listen, store_url.kind, worker, clock.micros)
-        tracing = TraceExport(
+        metrics = MetricsServer(config.metrics_listen, config.store_url.kind, clock.micros)
+        traces = TraceExport(
             config.otlp_endpoint,
             ratio=config.trace_ratio,
             content=config.log_content,
             now=clock.micros,
         )
-        await closing.enter_async_context(tracing.exporting())
+        await closing.enter_async_context(traces.exporting())
         agent = agent or load_agent(config.agent, agent_settings(config))
-        store = open_store(store_url)
-        store.on_failure = orders.store_failed
+        store = open_store(config.store_url)
+        store.on_failure = shutdown.on_store_failure
         await closing.enter_async_context(store)
         feed = Feed(store)
-        monitor.attach(store, feed)
-        observer = ObserverPair(monitor.observer, tracing.observer)
+        metrics.attach(store, feed)
+        observer = ObserverPair(metrics.observer, traces.observer)
         coordinator = Coordinator(
             store,
             agent,
@@ -118,42 +122,42 @@ async def serving(
             config.limits,
             node=NodeSettings(lease=config.node_lease),
             observer=observer,
-            quotas=entrance.quotas,
+            quotas=security.quotas,
             gates=harness.gates,
             now=clock.micros,
         )
         relay, peer_key = None, ""
         if store.cluster is not None:
             peer_key = store.cluster.peer_key
-            relay = Relay(store.cluster, coordinator.feed, entrance.peers(peer_key))
-        door = entrance.door(peer_key)
+            relay = Relay(store.cluster, coordinator.feed, security.peers(peer_key))
+        access_control = security.access_control(peer_key)
         endpoint = Endpoint(
             coordinator,
-            access=door,
+            access=access_control,
             progress_interval=config.progress_interval,
-            shares_port=worker is not None,
+            shares_port=shares_port,
             relay=relay,
             observer=observer,
-            tls=entrance.tls,
+            tls=security.tls,
             harness=harness if config.harness else None,
         )
-        # Before anything is run: a server that finds its port taken must not touch the work.
-        address, node_address = _bind(endpoint, config, worker)
-        await closing.enter_async_context(monitor.serving(coordinator, endpoint))
+        # Before any run: a server whose port is in use must not touch the runs in the store.
+        address, node_address = _bind(endpoint, config, shares_port=shares_port)
+        await closing.enter_async_context(metrics.serving(coordinator, endpoint))
         on_bound()
         try:
-            await coordinator.start(node_address)
+            await coordinator.start(str(node_address))
         except RunlaneError as error:
             raise StartError(error.message) from error
         if relay is not None:
-            relay.start(node_address)
+            relay.start(str(node_address))
             closing.push_async_callback(relay.close)
         await endpoint.start()
-        entrance.warn(node_address, shared=relay is not None)
+        security.log_warnings(node_address, shared=relay is not None)
         background = _in_background(
-            _keep_serving(endpoint, orders),
+            _keep_serving(endpoint, shutdown),
             *retention_tasks(coordinator, retention_of(config), clock.seconds),
-            entrance.watch(door),
+            security.keep_current(access_control),
             coordinator.stored.keep_measuring(),
         )
         try:
@@ -161,26 +165,26 @@ async def serving(
         finally:
             for task in background:
                 task.cancel()
-            await _go_down(coordinator, endpoint, orders, config.drain_timeout)
+            await _shut_down(coordinator, endpoint, shutdown, config.drain_timeout)
 
 
-def _bind(endpoint: Endpoint, config: Config, worker: int | None) -> tuple[str, str]:
-    """Takes the address to listen on; returns it, and the one where the other nodes reach this one.
+def _bind(endpoint: Endpoint, config: Config, *, shares_port: bool) -> tuple[Address, Address]:
+    """Binds the address for callers; returns it, and the address for other nodes.
 
-    What workers listen on together leads to any of them, so each has a port of its own, too.
+    Calls to a shared port reach any of its processes, so each also has a port of its own.
     """
     address = endpoint.bind(config.listen)
-    if worker is None:
-        return address, reached_at(address, config.node_address)
-    given = of_worker(config.node_address, worker)
-    own = endpoint.bind(own_listen(config.listen, given), alone=True)
-    return address, reached_at(own, given)
+    if not shares_port:
+        return address, advertised_address(address, config.node_address)
+    port = config.node_address.port if config.node_address else 0
+    own = endpoint.bind(config.listen.with_port(port), alone=True)
+    return address, advertised_address(own, config.node_address)
 
 
-def about(config: Config, store_url: StoreUrl) -> ServerInfo:
-    """What a test is told of the settings."""
+def server_info(config: Config) -> ServerInfo:
+    """The settings that a harness reports to a test."""
     return ServerInfo(
-        store=store_url.kind,
+        store=config.store_url.kind,
         agent=config.agent.partition(":")[0],
         limits=config.limits,
         drain_timeout=config.drain_timeout,
@@ -190,8 +194,11 @@ def about(config: Config, store_url: StoreUrl) -> ServerInfo:
 
 
 def agent_settings(config: Config) -> AgentSettings:
-    """What the agents are told. A program has half the grace of a cancel to go by itself, and is
-    killed and reaped within the other half."""
+    """The settings of the agents.
+
+    A cancelled program has half of the cancel grace to exit. It is killed and reaped in the other
+    half.
+    """
     return AgentSettings(
         command_kill_grace=config.limits.cancel_grace / 2,
         command=command_settings(config),
@@ -200,7 +207,7 @@ def agent_settings(config: Config) -> AgentSettings:
 
 
 def command_settings(config: Config) -> CommandSettings:
-    """What programs are given."""
+    """The settings of programs."""
     return CommandSettings(
         env=config.command_env,
         directory=Path(config.command_dir) if config.command_dir else None,
@@ -216,7 +223,7 @@ def command_settings(config: Config) -> CommandSettings:
 
 
 def retention_of(config: Config) -> Retention:
-    """What is kept how long."""
+    """How long data is kept."""
     return Retention(
         events=config.event_retention or None,
         event_bytes=config.event_retention_bytes or None,
@@ -224,16 +231,20 @@ def retention_of(config: Config) -> Retention:
     )
 
 
-async def _go_down(
-    coordinator: Coordinator, endpoint: Endpoint, orders: Orders, drain_timeout: float
+async def _shut_down(
+    coordinator: Coordinator,
+    endpoint: Endpoint,
+    shutdown: ShutdownRequest,
+    drain_timeout: float,
 ) -> None:
-    """New work is refused first, what is active may end, and subscribers hear of it."""
+    """Refuses new work, waits for active runs, and sends their ends to the subscribers."""
     await endpoint.mark_not_serving()
     coordinator.begin_drain()
     log.info("draining", timeout_s=drain_timeout)
-    idle = await _unless(orders.hurry, coordinator.wait_idle(drain_timeout))
+    idle = await _unless(shutdown.immediate, coordinator.wait_idle(drain_timeout))
     coordinator.feed.close()
-    returned = await endpoint.stop(HURRIED_GRACE if orders.hurry.is_set() else STOP_GRACE)
+    immediate = shutdown.immediate.is_set()
+    returned = await endpoint.stop(IMMEDIATE_STOP_GRACE if immediate else STOP_GRACE)
     if not returned:
         log.warning("handlers have not returned")
     await coordinator.stop()
@@ -241,7 +252,7 @@ async def _go_down(
 
 
 async def _unless(event: asyncio.Event, wait: Coroutine[Any, Any, bool]) -> bool:
-    """What a wait returns; False if the event comes first."""
+    """The result of `wait`; False if the event comes first."""
     waiting = asyncio.ensure_future(wait)
     interrupted = asyncio.ensure_future(event.wait())
     try:
@@ -252,15 +263,14 @@ async def _unless(event: asyncio.Event, wait: Coroutine[Any, Any, bool]) -> bool
         interrupted.cancel()
 
 
-async def _keep_serving(endpoint: Endpoint, orders: Orders) -> None:
-    """A server that cannot be reached any more is of no use; whoever looks after it starts one
-    that can."""
+async def _keep_serving(endpoint: Endpoint, shutdown: ShutdownRequest) -> None:
+    """Ends a server that can no longer be reached, so that its supervisor starts another."""
     try:
         await endpoint.keep_serving()
     except StartError as error:
-        log.error("stopping", reason=str(error))  # noqa: TRY400 - it says all
-        orders.exit_code = 1
-        orders.stop.set()
+        log.error("stopping", reason=str(error))  # noqa: TRY400 - the text is the whole reason
+        shutdown.exit_code = 1
+        shutdown.requested.set()
 
 
 def _in_background(*work: Coroutine[Any, Any, None]) -> list[asyncio.Task[None]]:
@@ -272,4 +282,4 @@ def _in_background(*work: Coroutine[Any, Any, None]) -> list[asyncio.Task[None]]
 
 def _log_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (failure := task.exception()) is not None:
-        log.error("background work failed", exc_info=failure)
+        log.error("background task failed", exc_info=failure)

@@ -1,15 +1,14 @@
-"""`--workers N`: N processes that serve on one port, each a node, and the parent of them.
+"""`--processes N`: a parent and N server processes on one port, each of them a node.
 
-The parent opens no store and serves nothing. It starts the workers, holds the port, starts anew
-what died, and hands signals on. A worker is a program of its own (`worker.py`), as gRPC does not
-survive a fork; a session of its own, too, so that a Ctrl-C at the terminal comes once: by the
-parent.
+The parent opens no store and serves no calls. It reserves the port, starts the processes, restarts
+those that die, and forwards signals. Each process is a new program (`child.py`), because gRPC does
+not survive a fork. Each has its own session, so that Ctrl-C at the terminal reaches it only once,
+through the parent.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import socket
 import sys
@@ -18,83 +17,105 @@ from asyncio import StreamReader, StreamWriter
 from asyncio.subprocess import Process
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import click
 import structlog
 
 from runlane_server.config import Config
 from runlane_server.core.errors import SettingsError, StartError
-from runlane_server.net.addresses import of_worker, split_address
+from runlane_server.net.addresses import Address
 from runlane_server.process import systemd
-from runlane_server.process.app import say_listening
+from runlane_server.process.app import announce_listening
 from runlane_server.process.child import ERROR, SERVING
-from runlane_server.process.security import check as check_entrance
-from runlane_server.process.shared_port import held
-from runlane_server.store.open import StoreUrl
+from runlane_server.process.security import check_security
+from runlane_server.process.shared_port import reserved_port
 from runlane_server.telemetry import logs
 
 log = structlog.get_logger()
 
-PAUSES = (1.0, 2.0, 5.0, 10.0)
-"""Seconds until a worker is started anew: the first time, the second, and so on."""
+BACKOFF = (1.0, 2.0, 5.0, 10.0)
+"""Seconds before the first restart of a process, the second, and so on."""
 
-STEADY_SECONDS = 60.0
-"""After serving for so long a worker that dies counts as one that died for the first time."""
+STABLE_SECONDS = 60.0
+"""A process that dies after serving for so long is restarted with the first backoff again."""
 
 
 def run(config: Config) -> int:
-    """Serves by several processes until a signal comes; returns the exit code.
+    """Serves with several processes until a signal arrives; returns the exit code.
 
-    Raises StartError, and UsageError if the settings do not go together.
+    Raises StartError, and UsageError if the settings contradict each other.
     """
     check(config)
     logs.configure(config.log_format, config.log_level, content=config.log_content)
-    with held(config.listen) as address:
-        return asyncio.run(Workers(replace(config, listen=address)).serve())
+    with reserved_port(config.listen) as address:
+        return asyncio.run(ProcessSupervisor(replace(config, listen=address)).serve())
 
 
 def check(config: Config) -> None:
     """Raises UsageError or StartError if several processes cannot serve with these settings."""
-    _, port = split_address(config.listen)
-    if port is None:
-        raise click.UsageError(f"--workers: cannot share {config.listen}; listen on HOST:PORT")
-    if not StoreUrl.parse(config.store).is_shareable:
-        raise SettingsError("--workers needs a store that nodes can share: postgresql://")
-    check_entrance(config)
-    of_worker(config.node_address, config.workers)
-    of_worker(config.metrics_listen, config.workers, "--metrics-listen")
+    if config.listen.is_unix:
+        raise click.UsageError(
+            f"--processes: {config.listen} cannot be shared; listen on HOST:PORT"
+        )
+    if not config.store_url.is_shareable:
+        raise SettingsError("--processes needs a store that nodes can share: postgresql://")
+    check_security(config)
+    config_of_process(config, config.processes)
 
 
-class Workers:
-    """The parent's view: keeps `config.workers` processes at work until it is told to stop."""
+def config_of_process(config: Config, number: int) -> Config:
+    """The configuration of one of several processes. `number` counts from 1.
+
+    Each process has addresses of its own: the first has the configured ports, each further one the
+    next port. Port 0 remains any free port. Raises StartError if there is no such port.
+    """
+    return replace(
+        config,
+        node_address=_own_address("--node-address", config.node_address, number),
+        metrics_listen=_own_address("--metrics-listen", config.metrics_listen, number),
+    )
+
+
+def _own_address(flag: str, first: Address | None, number: int) -> Address | None:
+    if first is None or not first.port:
+        return first
+    try:
+        return first.with_port(first.port + number - 1)
+    except ValueError:
+        raise StartError(f"{flag} {first}: has no port for process {number}") from None
+
+
+class ProcessSupervisor:
+    """Keeps `config.processes` server processes running until a shutdown is requested."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self._stop = asyncio.Event()
         self._all_served = asyncio.Event()
         self._served: set[int] = set()
-        self._processes: set[_Process] = set()
+        self._processes: set[_ServerProcess] = set()
         self._start_error: StartError | None = None
         self._exit_code = 0
 
     async def serve(self) -> int:
-        """Serves until a signal comes; returns the exit code. Raises StartError."""
+        """Serves until a signal arrives; returns the exit code. Raises StartError."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signalled, number)
-        keepers = [
-            asyncio.create_task(self._keep(number)) for number in range(1, self._config.workers + 1)
+            loop.add_signal_handler(number, self._on_signal, number)
+        supervising = [
+            asyncio.create_task(self._supervise(number))
+            for number in range(1, self._config.processes + 1)
         ]
         announcing = asyncio.create_task(self._announce())
-        # A keeper returns once it is told to stop; before that, only by a mistake of ours.
-        await asyncio.wait(keepers, return_when=asyncio.FIRST_COMPLETED)
+        # These tasks return after a shutdown request. Before one, only a defect of ours ends them.
+        await asyncio.wait(supervising, return_when=asyncio.FIRST_COMPLETED)
         announcing.cancel()
         if not self._stop.is_set():
-            self._order_stop()
-        await asyncio.wait(keepers)
-        for keeper in keepers:
-            keeper.result()
+            self._request_stop()
+        await asyncio.wait(supervising)
+        for task in supervising:
+            task.result()
         if self._start_error is not None:
             raise self._start_error
         log.info("stopped", exit_code=self._exit_code)
@@ -102,103 +123,111 @@ class Workers:
 
     async def _announce(self) -> None:
         await self._all_served.wait()
-        log.info("serving", address=self._config.listen, workers=self._config.workers)
-        say_listening(self._config.listen)
+        log.info("serving", address=str(self._config.listen), processes=self._config.processes)
+        announce_listening(self._config.listen)
 
-    def _signalled(self, number: signal.Signals) -> None:
+    def _on_signal(self, number: signal.Signals) -> None:
         log.info("signal", name=number.name, again=self._stop.is_set())
-        self._order_stop()
+        self._request_stop()
 
-    def _order_stop(self) -> None:
+    def _request_stop(self) -> None:
         systemd.notify(systemd.STOPPING)
         self._stop.set()
         for process in self._processes:
             process.terminate()
 
-    async def _keep(self, number: int) -> None:
-        """Has the worker of that number at work until all are to stop."""
+    async def _supervise(self, number: int) -> None:
+        """Keeps the process of that number running until a shutdown is requested."""
         deaths = 0
         while not self._stop.is_set():
-            life = await self._live(number)
+            ended = await self._run_once(number)
             if self._stop.is_set():
-                self._exit_code |= not life.ended_well
+                self._exit_code |= not ended.is_graceful
                 return
             if not self._all_served.is_set():
-                self._start_error = life.start_error or StartError(
-                    f"worker {number} {life.end} before all served"
+                self._start_error = ended.start_error or StartError(
+                    f"process {number} {ended.description} before all processes served"
                 )
-                self._order_stop()
+                self._request_stop()
                 return
-            deaths = 0 if life.seconds >= STEADY_SECONDS else deaths
-            pause = PAUSES[min(deaths, len(PAUSES) - 1)]
+            deaths = 0 if ended.seconds >= STABLE_SECONDS else deaths
+            backoff = BACKOFF[min(deaths, len(BACKOFF) - 1)]
             deaths += 1
-            why = {"error": life.error} if life.error else {}
-            log.warning("a worker died", worker=number, end=life.end, again_in_s=pause, **why)
-            await self._stopped_within(pause)
+            reason = {"error": ended.error} if ended.error else {}
+            log.warning(
+                "process exited",
+                process=number,
+                end=ended.description,
+                restart_in_s=backoff,
+                **reason,
+            )
+            await self._wait_for_stop(backoff)
 
-    async def _live(self, number: int) -> _Life:
-        """Starts a worker, and waits for its end."""
+    async def _run_once(self, number: int) -> _ProcessExit:
+        """Starts a process, and waits until it exits."""
         try:
-            process = await _Process.start(number, self._config)
+            process = await _ServerProcess.start(number, config_of_process(self._config, number))
         except OSError as error:
-            return _Life(error=f"worker {number} could not be started: {error.strerror}")
+            return _ProcessExit(error=f"process {number} could not be started: {error.strerror}")
         self._processes.add(process)
-        log.info("worker started", worker=number, pid=process.pid)
+        log.info("process started", process=number, pid=process.pid)
         try:
             if self._stop.is_set():
-                process.terminate()  # the order came while it was started
-            return await process.live(lambda: self._serves(number))
+                process.terminate()  # the request came during the start
+            return await process.wait(on_serving=lambda: self._note_serving(number))
         finally:
             self._processes.discard(process)
 
-    def _serves(self, number: int) -> None:
+    def _note_serving(self, number: int) -> None:
         if self._all_served.is_set():
-            log.info("a worker serves again", worker=number)
+            log.info("process serving again", process=number)
         self._served.add(number)
-        if len(self._served) == self._config.workers:
+        if len(self._served) == self._config.processes:
             self._all_served.set()
 
-    async def _stopped_within(self, seconds: float) -> None:
+    async def _wait_for_stop(self, timeout: float) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(timeout):
                 await self._stop.wait()
 
 
 @dataclass(frozen=True, slots=True)
-class _Life:
-    """What became of a process: `error` is what it said of its own end, `seconds` how long it
-    served."""
+class _ProcessExit:
+    """How a process ended: its exit code, the error it reported, and how long it served."""
 
     code: int = 1
     seconds: float = 0.0
     error: str = ""
 
     @property
-    def ended_well(self) -> bool:
-        """Whether it went as it was told. It catches the signal as long as it has anything to lose:
-        not before it takes up work, and not any more once all is written."""
+    def is_graceful(self) -> bool:
+        """Whether it ended as requested.
+
+        It handles SIGTERM while it has anything to lose: not before it takes up work, and no longer
+        once everything is written. Then the signal ends it, which loses nothing either.
+        """
         return self.code in {0, -signal.SIGTERM}
 
     @property
     def start_error(self) -> StartError | None:
-        """Why it did not start, if it said so."""
+        """Why it did not start, if it reported a reason."""
         if not self.error:
             return None
         kind = SettingsError if self.code == SettingsError.exit_code else StartError
         return kind(self.error)
 
     @property
-    def end(self) -> str:
-        """How it ended."""
+    def description(self) -> str:
+        """`exited with code 1`, `was killed by SIGKILL`."""
         if self.code >= 0:
-            return f"ended with exit code {self.code}"
+            return f"exited with code {self.code}"
         with suppress(ValueError):
-            return f"was ended by {signal.Signals(-self.code).name}"
-        return f"was ended by signal {-self.code}"
+            return f"was killed by {signal.Signals(-self.code).name}"
+        return f"was killed by signal {-self.code}"
 
 
-class _Process:
-    """A worker, as its parent has it."""
+class _ServerProcess:
+    """One server process, seen from its parent."""
 
     def __init__(self, process: Process, reader: StreamReader, writer: StreamWriter) -> None:
         self._process = process
@@ -206,8 +235,8 @@ class _Process:
         self._writer = writer
 
     @classmethod
-    async def start(cls, number: int, config: Config) -> _Process:
-        """Starts a worker with those settings. Raises OSError."""
+    async def start(cls, number: int, config: Config) -> _ServerProcess:
+        """Starts a process with these settings. Raises OSError."""
         ours, theirs = socket.socketpair()
         with theirs:
             try:
@@ -220,42 +249,36 @@ class _Process:
                 ours.close()
                 raise
         reader, writer = await asyncio.open_connection(sock=ours)
-        # Not by its arguments, which everybody can see: the URL of a store may have a password.
-        writer.write(_settings(config))
+        # Not as arguments, which every user can read: the URL of a store may contain a password.
+        writer.write(config.to_json().encode() + b"\n")
         return cls(process, reader, writer)
 
     @property
     def pid(self) -> int:
-        """The id of the process."""
+        """The process id."""
         return self._process.pid
 
     def terminate(self) -> None:
-        """Tells it to stop, or to be quick about it."""
+        """Requests a graceful shutdown; the second time, an immediate one."""
         with suppress(ProcessLookupError):
             self._process.terminate()
 
-    async def live(self, serves: Callable[[], None]) -> _Life:
-        """Waits for its end; `serves` is called once it serves."""
-        began = None
+    async def wait(self, on_serving: Callable[[], None]) -> _ProcessExit:
+        """Waits until it exits. Calls `on_serving` once it serves."""
+        serving_since = None
         try:
-            said = await self._line()
-            if said == SERVING:
-                began = time.monotonic()
-                serves()
+            report = await self._read_report()
+            if report == SERVING:
+                serving_since = time.monotonic()
+                on_serving()
             code = await self._process.wait()
         finally:
             self._writer.close()
-        seconds = 0.0 if began is None else time.monotonic() - began
-        error = said.removeprefix(ERROR) if said.startswith(ERROR) else ""
-        return _Life(code, seconds, error)
+        seconds = 0.0 if serving_since is None else time.monotonic() - serving_since
+        error = report.removeprefix(ERROR) if report.startswith(ERROR) else ""
+        return _ProcessExit(code, seconds, error)
 
-    async def _line(self) -> str:
-        with suppress(OSError):  # it died, which its exit code tells of
+    async def _read_report(self) -> str:
+        with suppress(OSError):  # it died: its exit code is the report
             return (await self._reader.readline()).decode().rstrip("\n")
         return ""
-
-
-def _settings(config: Config) -> bytes:
-    options = asdict(config)
-    options |= options.pop("limits")
-    return json.dumps(options).encode() + b"\n"

@@ -1,4 +1,15 @@
-"""The way in: what is encrypted, who is let in, and what happens where one of these is missing."""
+"""The security of a server: what is encrypted, who may call, and what happens without either.
+
+The settings allow
+
+    calls without TLS          always, with a warning if the server listens in a network
+    callers without identity   on this machine; in a network only with --insecure-anywhere
+    nodes without TLS          on this machine; in a network only with --insecure-anywhere
+    the harness                on this machine
+
+`--access` (tokens, JWTs, certificates) and `--tls-client-ca` identify callers. Without the second
+exception nodes of a network do not call each other; live events then come later, from the store.
+"""
 
 from __future__ import annotations
 
@@ -17,117 +28,130 @@ from runlane_server.access.quotas import QuotaBook
 from runlane_server.cluster.peers import Peers
 from runlane_server.config import Config
 from runlane_server.core.errors import SettingsError, StartError
+from runlane_server.net.addresses import Address
 from runlane_server.rpc.tls import ServerTls
 
 log = structlog.get_logger()
 
-LOOK_SECONDS = 1.0
-"""How often it is looked whether files have changed, and whether somebody's time is up."""
+RECHECK_INTERVAL = 1.0
+"""Seconds between two checks for changed files and expired tokens."""
 
 
-def check(config: Config) -> None:
-    """Raises SettingsError if the settings do not go together, or let anybody in by mistake."""
+def check_security(config: Config) -> None:
+    """Raises SettingsError if the settings contradict each other or expose the server by mistake.
+
+    A server is exposed if any caller in the network could use it.
+    """
     if (config.tls_cert is None) != (config.tls_key is None):
-        raise SettingsError("--tls-cert and --tls-key belong together")
+        raise SettingsError("--tls-cert and --tls-key must be set together")
     for name in ("tls_client_ca", "node_tls_ca"):
         if getattr(config, name) is not None and config.tls_cert is None:
             raise SettingsError(f"--{name.replace('_', '-')} needs --tls-cert and --tls-key")
     if config.harness:
         _check_harness(config)
-    if not (is_local(config.listen) or _knows_callers(config) or config.insecure_anywhere):
+    if not (_is_local(config.listen) or _identifies_callers(config) or config.insecure_anywhere):
         raise SettingsError(
-            f"on {config.listen} anybody in the network could call: name the callers by --access "
-            "FILE or --tls-client-ca FILE, listen on 127.0.0.1 or unix:PATH, or let everybody in "
-            "by --insecure-anywhere"
+            f"--listen {config.listen}: every caller in the network would have full access; "
+            "identify callers with --access FILE or --tls-client-ca FILE, listen on 127.0.0.1 or "
+            "unix:PATH, or allow this with --insecure-anywhere"
         )
 
 
 def _check_harness(config: Config) -> None:
-    if not is_local(config.listen) or not is_local(config.node_address or config.listen):
+    if not _is_local(config.listen) or not _is_local(config.node_address or config.listen):
         raise SettingsError(
-            "--harness lets anybody who comes in hold runs and end the server: listen on 127.0.0.1 "
-            "or unix:PATH"
+            "--harness lets every caller hold runs and end the server; listen on 127.0.0.1 or "
+            "unix:PATH"
         )
-    if config.workers > 1:
-        raise SettingsError("--harness goes with one process: --workers 1")
+    if config.processes > 1:
+        raise SettingsError("--harness controls a single process; use --processes 1")
     if config.event_loop == "uvloop":
-        raise SettingsError("--harness moves the event loop's clock: --event-loop asyncio")
+        raise SettingsError("--harness moves the event loop's clock; use --event-loop asyncio")
 
 
-class Entrance:
-    """What the settings say of the way in. Raises StartError; `check` comes before it.
+class Security:
+    """TLS, access control and peer credentials of one node, as the settings define them.
 
-    `now` tells the seconds since 1970.
+    Raises StartError for a file that cannot be used. `check_security` comes before. `now` returns
+    seconds since 1970.
     """
 
     def __init__(self, config: Config, now: Callable[[], float] = time.time) -> None:
         self._config = config
-        self._due = False
+        self._needs_recheck = False
         self.tls: ServerTls | None = None
         if config.tls_cert is not None and config.tls_key is not None:
             ca = None if config.tls_client_ca is None else Path(config.tls_client_ca)
             self.tls = ServerTls(Path(config.tls_cert), Path(config.tls_key), ca)
         self._access = None if config.access is None else AccessFile(Path(config.access), now)
         self.quotas = QuotaBook(None if self._access is None else self._access.quotas)
-        self._ca = None if config.node_tls_ca is None else Path(config.node_tls_ca)
-        if self._ca is not None and not self._ca.is_file():
-            raise StartError(f"--node-tls-ca {self._ca}: is no file")
+        self._node_ca = None if config.node_tls_ca is None else Path(config.node_tls_ca)
+        if self._node_ca is not None and not self._node_ca.is_file():
+            raise StartError(f"--node-tls-ca {self._node_ca}: is not a file")
 
-    def door(self, peer_key: str) -> AccessControl:
-        """Lets in who may come in. `peer_key` is what only the nodes of one store know."""
+    def access_control(self, peer_key: str) -> AccessControl:
+        """The access control of this node. Only the nodes of one store know its `peer_key`."""
         return AccessControl(self._access, peer_key=peer_key, quotas=self.quotas)
 
     def peers(self, peer_key: str) -> Peers:
-        """The other nodes, reached as this one is."""
-        tls, ca = self.tls, self._ca
+        """The calls to other nodes, with TLS if this node has it."""
+        tls, ca = self.tls, self._node_ca
         return Peers(
             peer_key,
             credentials=None if tls is None else lambda: tls.channel_credentials(ca),
             plaintext=self._config.insecure_anywhere,
         )
 
-    def warn(self, node_address: str, *, shared: bool) -> None:
-        """Tells the log what is off. `node_address` is where the others find this node, if the
-        store is `shared`."""
-        config, away = self._config, not is_local(self._config.listen)
-        if away and not _knows_callers(config):
-            log.warning("anybody who reaches this server may do everything", listen=config.listen)
+    def log_warnings(self, node_address: Address, *, shared: bool) -> None:
+        """Logs a warning for every protection that is off.
+
+        `node_address` is where other nodes reach this one, if the store is `shared`.
+        """
+        config = self._config
+        in_network = not _is_local(config.listen)
+        listen = str(config.listen)
+        if in_network and not _identifies_callers(config):
+            log.warning("every caller in the network has full access", listen=listen)
         if config.harness:
-            log.warning("the harness is served: callers can hold runs and end this server")
-        if away and self.tls is None:
-            log.warning("calls are not encrypted", listen=config.listen)
+            log.warning("the harness is enabled: callers can hold runs and end this server")
+        if in_network and self.tls is None:
+            log.warning("calls are not encrypted", listen=listen)
             if self._access is not None:
-                log.warning("tokens go over the network unencrypted; see --tls-cert")
+                log.warning("tokens are sent unencrypted; see --tls-cert")
         if self._access is not None and self._access.has_certificates and not config.tls_client_ca:
-            log.warning("no certificate is asked for, though some are known; see --tls-client-ca")
-        if shared and self.tls is None and not is_local(node_address):
+            log.warning("the certificates of the access file have no effect; see --tls-client-ca")
+        if shared and self.tls is None and not _is_local(node_address):
             if config.insecure_anywhere:
-                log.warning("nodes prove themselves to each other unencrypted; see --tls-cert")
+                log.warning("nodes authenticate to each other unencrypted; see --tls-cert")
             else:
-                log.warning("without TLS nodes do not ask each other; live events come later")
+                log.warning("nodes without TLS do not call each other; live events are delayed")
 
-    async def watch(self, door: AccessControl) -> Never:
-        """Takes up what changes in the files, and ends the calls of those who may not stay."""
+    async def keep_current(self, access_control: AccessControl) -> Never:
+        """Applies changes of the files, and ends calls whose callers are no longer authorized."""
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(RECHECK_INTERVAL)
             try:
-                self.look(door)
+                self.refresh(access_control)
             except Exception:
-                # Else nobody would be shut out any more; it is tried again.
-                log.exception("those who are in could not be looked at again")
+                # Without a retry, revoked callers would keep their access from now on.
+                log.exception("recheck of callers failed")
 
-    def look(self, door: AccessControl) -> None:
+    def refresh(self, access_control: AccessControl) -> None:
         """Does so once."""
         if self.tls is not None:
             self.tls.refresh()
         if self._access is None:
             return
-        self._due |= self._access.refresh()
-        if self._due:
+        self._needs_recheck |= self._access.refresh()
+        if self._needs_recheck:
             self.quotas.replace(self._access.quotas)
-            door.recheck()
-            self._due = False
+            access_control.recheck()
+            self._needs_recheck = False
 
 
-def _knows_callers(config: Config) -> bool:
+def _identifies_callers(config: Config) -> bool:
     return config.access is not None or config.tls_client_ca is not None
+
+
+def _is_local(address: Address) -> bool:
+    return is_local(str(address))

@@ -1,7 +1,7 @@
-"""A port for the workers of one server, and for nobody else.
+"""Reserves a port for the processes of one server.
 
-Whoever binds with SO_REUSEPORT shares a port with all others of the same user who do. So that two
-servers never share one by mistake, a port is taken first as if it was not to be shared.
+SO_REUSEPORT shares a port with every process of the same user that binds with it. To keep two
+servers from sharing one by mistake, the parent first binds the port as if it were not shared.
 """
 
 from __future__ import annotations
@@ -11,56 +11,49 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from runlane_server.core.errors import StartError
-from runlane_server.net.addresses import split_address
+from runlane_server.net.addresses import Address
 
 
 @contextmanager
-def held(address: str) -> Iterator[str]:
-    """Holds HOST:PORT; in it, processes of this user can listen there with SO_REUSEPORT.
+def reserved_port(address: Address) -> Iterator[Address]:
+    """Reserves an address; inside, processes of this user can listen there with SO_REUSEPORT.
 
-    Gives the address with the port that was bound. Raises StartError, also if anybody listens
-    there who would share it.
+    Yields the address with the port that was bound. Raises StartError, also if another server
+    listens there with SO_REUSEPORT.
     """
-    host, port = split_address(address)
-    if port is None:
+    if address.is_unix:
         raise StartError(f"cannot listen on {address}: it cannot be shared")
-    with ExitStack() as holding:
+    with ExitStack() as reservations:
         try:
-            for family, place in _places(host):
-                # What `localhost` stands for has one port.
-                holder = holding.enter_context(_held(family, place, port))
-                port = holder.getsockname()[1]
+            port = address.port
+            for family, (host, *_) in address.resolve():
+                # All IP addresses of a name such as `localhost` get the same port.
+                reservation = reservations.enter_context(_reserve(family, host, port))
+                port = reservation.getsockname()[1]
         except OSError as error:
             why = (error.strerror or str(error)).lower()
             raise StartError(f"cannot listen on {address}: {why}") from error
-        yield f"{host}:{port}"
+        yield address.with_port(port)
 
 
-def _places(host: str) -> list[tuple[socket.AddressFamily, str]]:
-    found = socket.getaddrinfo(
-        host.strip("[]"), 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
-    return [(family, str(place[0])) for family, _, _, _, place in found]
-
-
-def _held(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
-    """A socket that has a place, and neither listens nor lets anybody in who does not share."""
-    with socket.socket(family, socket.SOCK_STREAM) as first:
-        # Connections of a server that was here before do not matter; SO_REUSEADDR says so.
-        first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        first.bind((host, port))
-        # Of two who have bound only one can listen: it is this that fails if somebody was quicker.
-        first.listen()
-        # Opened for sharing under way, so that at no instant nobody has the place.
-        first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        holder = socket.socket(family, socket.SOCK_STREAM)
+def _reserve(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
+    """A socket that is bound, does not listen, and admits only sockets with SO_REUSEPORT."""
+    with socket.socket(family, socket.SOCK_STREAM) as exclusive:
+        # Lingering connections of a previous server do not count.
+        exclusive.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        exclusive.bind((host, port))
+        # Of two sockets that have bound, only one can listen: this call fails in the slower server.
+        exclusive.listen()
+        # The reservation is bound before this socket closes, so the port is never free in between.
+        exclusive.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reservation = socket.socket(family, socket.SOCK_STREAM)
         try:
-            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            holder.bind(first.getsockname())
-            # It does not listen: with SO_REUSEADDR on, others could bind its place and listen.
-            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+            reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            reservation.bind(exclusive.getsockname())
+            # It does not listen: with SO_REUSEADDR still on, others could bind and listen there.
+            reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
         except OSError:
-            holder.close()
+            reservation.close()
             raise
-    return holder
+    return reservation

@@ -1,4 +1,4 @@
-"""Tells systemd how the server is: `sd_notify`, for a unit with `Type=notify`."""
+"""Notifies systemd of the server's state (`sd_notify`), for a unit with `Type=notify`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ STOPPING = "STOPPING=1"
 
 
 def notify(state: str) -> None:
-    """Says a state to the service manager, if there is one that wants to know.
+    """Sends a state to the service manager, if one listens.
 
-    It never fails: a manager that is not told acts after its own timeouts.
+    It never fails: a manager that misses a state acts on its own timeouts.
     """
     path = os.environ.get("NOTIFY_SOCKET", "")
-    if path.startswith("@"):  # of the abstract namespace, where names begin with a NUL
+    if path.startswith("@"):  # the abstract namespace, where names begin with a NUL
         path = f"\0{path[1:]}"
     if not path:
         return

@@ -33,7 +33,7 @@ from runlane_server.core.errors import StartError
 from runlane_server.core.observer import NO_OBSERVER, Observer
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.harness.harness import Harness
-from runlane_server.net.addresses import split_address
+from runlane_server.net.addresses import Address
 from runlane_server.rpc.harness import HarnessService
 from runlane_server.rpc.inflight import InflightCalls
 from runlane_server.rpc.middleware import Middleware
@@ -117,7 +117,7 @@ class Endpoint:
         self._harness = None if harness is None else HarnessService(harness)
         self._services = _SERVICES if harness is None else (*_SERVICES, _HARNESS)
         self._health = _Health(self._services)
-        self._bound: list[str] = []
+        self._bound: list[Address] = []
         self._broken: set[asyncio.Task[None]] = set()
         self._server = self._make()
 
@@ -141,29 +141,28 @@ class Endpoint:
         )
         return server
 
-    def bind(self, address: str, *, alone: bool = False) -> str:
-        """Takes an address of `split_address`; returns it with the port that was bound.
+    def bind(self, address: Address, *, alone: bool = False) -> Address:
+        """Binds an address; returns it with the port that was bound.
 
-        With `alone` the port is not to be shared, also if others are. Raises StartError.
+        With `alone` this port is not shared, even if others are. Raises StartError.
         """
-        host, port = split_address(address)
-        if alone and self._shares_port and (why := _obstacle(host, port)):
+        if alone and self._shares_port and (why := _obstacle(address)):
             raise StartError(f"cannot listen on {address}: {why}")
-        if port is None and _answers(host):
+        if address.is_unix and _answers(address.path):
             raise StartError(f"cannot listen on {address}: address already in use")
         try:
             bound = self._add_port(address)
         except RuntimeError as error:
             # gRPC does not say why.
-            why = _obstacle(host, port) or "it could not be bound"
+            why = _obstacle(address) or "it could not be bound"
             raise StartError(f"cannot listen on {address}: {why}") from error
-        self._bound.append(address if port is None else f"{host}:{bound}")
+        self._bound.append(address if address.is_unix else address.with_port(bound))
         return self._bound[-1]
 
-    def _add_port(self, address: str) -> int:
+    def _add_port(self, address: Address) -> int:
         if self._tls is None:
-            return self._server.add_insecure_port(address)
-        return self._server.add_secure_port(address, self._tls.credentials())
+            return self._server.add_insecure_port(str(address))
+        return self._server.add_secure_port(str(address), self._tls.credentials())
 
     async def start(self) -> None:
         """Starts serving."""
@@ -253,19 +252,14 @@ def _answers(path: str) -> bool:
     return False
 
 
-def _obstacle(host: str, port: int | None) -> str | None:
+def _obstacle(address: Address) -> str | None:
     """Why an address cannot be bound, if it cannot."""
     try:
-        if port is None:
-            with socket.socket(socket.AF_UNIX) as probe:
-                probe.bind(host)
-        else:
-            for family, kind, _, _, place in socket.getaddrinfo(
-                host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            ):
-                with socket.socket(family, kind) as probe:
+        for family, place in address.resolve():
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                if not address.is_unix:
                     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    probe.bind(place)
+                probe.bind(place)
     except OSError as error:
         return (error.strerror or str(error)).lower()
     return None

@@ -34,14 +34,14 @@ class _LossyStream:
             self._stream.flush()
 
 
-class _Worker:
-    """Adds the number of the worker to each line."""
+class _ProcessNumber:
+    """Adds the number of the process to each line, if there are several."""
 
     def __init__(self, number: int) -> None:
         self._number = number
 
     def __call__(self, _: WrappedLogger, __: str, line: EventDict) -> EventDict:
-        line["worker"] = self._number
+        line["process"] = self._number
         return line
 
 
@@ -68,13 +68,14 @@ def configure(
     log_format: str = "auto",
     level: str = "info",
     *,
-    worker: int | None = None,
+    process: int | None = None,
     content: bool = False,
 ) -> None:
     """Configures structlog, and redirects the logging of grpc and asyncio to it.
 
-    `auto` means `console` if stderr is a terminal, else `json`. `worker` is added to each line.
-    Only with `content` does the log have the messages of unexpected exceptions.
+    `auto` means `console` if stderr is a terminal, else `json`. The number of the `process`, if
+    there are several, is added to each line. Only with `content` does the log have the messages of
+    unexpected exceptions.
     """
     # None if the process was started with stderr closed.
     output = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
@@ -85,9 +86,9 @@ def configure(
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    if worker is not None:
+    if process is not None:
         # Not a context variable: threads and callbacks of grpc have their own contexts.
-        shared.append(_Worker(worker))
+        shared.append(_ProcessNumber(process))
     finishing: list[Processor] = [
         structlog.processors.ExceptionRenderer(_with_messages if content else _without_messages),
         structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer(),

@@ -23,7 +23,7 @@ from runlane_server.core.observer import NO_OBSERVER, Observer
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.feed.feed import Feed
 from runlane_server.harness.clock import SYSTEM_CLOCK
-from runlane_server.net.addresses import of_worker, split_address
+from runlane_server.net.addresses import Address
 from runlane_server.release import version_of_server
 from runlane_server.rpc.endpoint import Endpoint
 from runlane_server.store.base import Store
@@ -48,14 +48,13 @@ OPTION = "--metrics-listen"
 class MetricsServer:
     """Collects and serves the metrics of a node; does nothing if `listen` is None.
 
-    `listen` is HOST:PORT; the worker's number is added to the port. Raises StartError.
+    Raises StartError.
     """
 
     def __init__(
         self,
-        listen: str | None,
+        listen: Address | None,
         store_kind: str,
-        worker: int | None = None,
         now: Callable[[], Micros] = SYSTEM_CLOCK.micros,
     ) -> None:
         if listen is not None and importlib.util.find_spec("prometheus_client") is None:
@@ -64,7 +63,7 @@ class MetricsServer:
                 "run pip install 'runlane[server,metrics]'"
             )
         self.observer: Observer = NO_OBSERVER
-        self._listen = of_worker(listen, worker, OPTION) if listen and worker else listen
+        self._listen = listen
         self._store_kind = store_kind
         self._now = now
         self._metrics: Metrics | None = None
@@ -90,21 +89,21 @@ class MetricsServer:
             return
         node = _StateReader(coordinator, endpoint, self._store_kind)
         self._state = node.state()
-        host, port = split_address(self._listen)
+        host, port = self._listen.host, self._listen.port
 
         async def answer(reader: StreamReader, writer: StreamWriter) -> None:
             await self._answer(node, reader, writer)
 
         try:
-            server = await asyncio.start_server(answer, host.strip("[]"), port, limit=REQUEST_BYTES)
+            server = await asyncio.start_server(answer, host, port, limit=REQUEST_BYTES)
         except OSError as error:
             # asyncio's text is longer than the system's, without saying more.
             number = error.errno or 0
             reason = (os.strerror(number) if number > 0 else str(error)).lower()
             raise StartError(f"{OPTION}: cannot listen on {self._listen}: {reason}") from error
         measuring = asyncio.create_task(self._measure_lag(self._metrics))
-        bound = server.sockets[0].getsockname()[1]
-        log.info("metrics served", url=f"http://{host}:{bound}/metrics")
+        bound = self._listen.with_port(server.sockets[0].getsockname()[1])
+        log.info("metrics served", url=f"http://{bound}/metrics")
         try:
             yield
         finally:

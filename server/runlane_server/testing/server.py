@@ -26,7 +26,8 @@ from runlane_server.agents.scripted.latches import Latches
 from runlane_server.config import Config
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.harness.harness import Harness
-from runlane_server.process.node import Node, Orders, serving
+from runlane_server.net.addresses import Address
+from runlane_server.process.node import Node, ShutdownRequest, serving
 
 AgentLike: TypeAlias = str | Agent | Callable[[Turn], AsyncGenerator[AgentEvent | str, None]]
 """A value of `--agent`, or your own agent, such as an async generator function."""
@@ -45,7 +46,8 @@ class LocalServer:
         harness: Whether to serve `runlane.harness.v1` too. It can hold runs at gates; it cannot
             advance the clock or end the process, as both belong to your program.
 
-    Entering the context raises StartError if the server cannot start.
+    Raises ValueError if `listen` is not an address. Entering the context raises StartError if the
+    server cannot start.
     """
 
     def __init__(
@@ -63,7 +65,11 @@ class LocalServer:
         self._agent = agent
         spec = agent if isinstance(agent, str) else config.agent
         self._config = replace(
-            config, agent=spec, store=store, listen=listen, harness=harness or config.harness
+            config,
+            agent=spec,
+            store=store,
+            listen=Address.parse(listen),
+            harness=harness or config.harness,
         )
         self._harness = Harness()
         self._node: Node | None = None
@@ -72,7 +78,7 @@ class LocalServer:
     @property
     def address(self) -> str:
         """The address that it listens on; a restart keeps it."""
-        return self._running.address
+        return str(self._running.address)
 
     @property
     def coordinator(self) -> Coordinator:
@@ -96,7 +102,7 @@ class LocalServer:
         agent = None if isinstance(self._agent, str) else as_agent("agent", self._agent)
         if self._agent == "scripted":
             agent = ScriptedAgent(self.gates)
-        node = serving(self._config, Orders(), agent=agent, harness=self._harness)
+        node = serving(self._config, ShutdownRequest(), agent=agent, harness=self._harness)
         self._node = await self._closing.enter_async_context(node)
         # A restart must keep the port.
         self._config = replace(self._config, listen=self._node.address)

@@ -35,7 +35,8 @@ from runlane_server.access.quotas import read_quotas
 from runlane_server.agents.base import AgentError
 from runlane_server.agents.command.environment import parse_variables
 from runlane_server.agents.scripted.script import BadScript, parse_script
-from runlane_server.config.settings import Config, options
+from runlane_server.config import Config
+from runlane_server.config.options import server_options
 from runlane_server.core.errors import (
     CursorInvalid,
     InvalidArgument,
@@ -53,7 +54,7 @@ from runlane_server.core.model import (
     ToolCall,
     Usage,
 )
-from runlane_server.net.addresses import of_worker, split_address
+from runlane_server.net.addresses import Address
 from runlane_server.rpc import validate
 from runlane_server.rpc.cursor import Cursors
 from runlane_server.rpc.page import PageTokens
@@ -142,9 +143,9 @@ def _quotas(data: bytes) -> object:
 
 
 @click.command()
-@options
+@server_options
 def _configure(**settings: Any) -> Config:
-    return Config.of(**settings)
+    return Config.from_options(**settings)
 
 
 def _arguments(arguments: list[str]) -> object:
@@ -205,8 +206,9 @@ def _jwt_claims(data: bytes) -> object:
 
 
 def _address(data: bytes) -> object:
-    split_address(_text(data))
-    return of_worker(_text(data), 3)
+    address = Address.parse(_text(data))
+    assert Address.parse(str(address)) == address
+    return address
 
 
 def _postgres_url(data: bytes) -> object:
@@ -351,7 +353,7 @@ TARGETS: Sequence[Target] = (
         _config_file,
         (click.ClickException,),
         (
-            b'listen = "h:1"\nworkers = 2\ncancel-grace = "5s"\nlog_content = true\n',
+            b'listen = "h:1"\nprocesses = 2\ncancel-grace = "5s"\nlog_content = true\n',
             b'command_env = "A=B"\ncommand-memory = "1GiB"\ntrace-ratio = 0.5\nstore = "memory:"\n',
         ),
     ),
@@ -360,7 +362,7 @@ TARGETS: Sequence[Target] = (
         _command_line,
         (click.ClickException,),
         (
-            b"--listen\nh:1\n--workers\n2\n--drain-timeout\n5s\n--metrics-listen\n9464",
+            b"--listen\nh:1\n--processes\n2\n--drain-timeout\n5s\n--metrics-listen\n9464",
             b"--command-env\nA=B\n--command-memory\n2GiB\n--otlp-endpoint\nhttp://h:1\n--log-content",
         ),
     ),
