@@ -1,7 +1,7 @@
-"""What holds for every test, and the store that a test works over.
+"""Fixtures of all tests, and the choice of the store that a test uses.
 
-Tests that work over any store ask for `store_url` or `store`. `pytest --store postgresql` runs all
-of them over that one, and nothing else; without it each runs over what suits its suite.
+A test that can use any store requests `store_url` or `store`. `pytest --store postgresql` runs
+exactly these tests, over that store. Without the option each runs over the stores of its suite.
 """
 
 from __future__ import annotations
@@ -25,45 +25,45 @@ if TYPE_CHECKING:
 STORES = ("memory", "sqlite", "postgresql")
 
 LEASE = "3s"
-"""How long a server is missed that was killed: what it left behind is waited for."""
+"""Lease of the servers under test: their runs are recovered this long after a kill."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--store",
         choices=("sqlite", "postgresql"),
-        help="run what works over any store, over this one, and no more",
+        help="run only the tests that can use any store, over this one",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     for marker in (
-        "stores(*kinds): the stores over which a test runs where nobody names one",
-        "sqlite(reason): a test of what only SQLite has",
+        "stores(*kinds): the stores that a test uses without --store",
+        "sqlite(reason): the test needs SQLite",
     ):
         config.addinivalue_line("markers", marker)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Says over which stores a test runs: `@pytest.mark.stores`, or what suits its suite."""
+    """Chooses the stores of a test: `--store`, `@pytest.mark.stores`, or those of its suite."""
     if "store_kind" in metafunc.fixturenames:
         chosen = metafunc.config.getoption("--store")
         marked = metafunc.definition.get_closest_marker("stores")
-        # In this process all are cheap; for a server the one that it has if nobody says so.
+        # In this process all are cheap. A server process uses its default store.
         usual = STORES if "store" in metafunc.fixturenames else ("sqlite",)
         kinds = (chosen,) if chosen else marked.args if marked else usual
         metafunc.parametrize("store_kind", kinds)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With `--store`, what works over any store is left; what is of SQLite alone is skipped."""
+    """With `--store`, deselects tests of one store and skips those that need SQLite."""
     if not (chosen := config.getoption("--store")):
         return
     config.hook.pytest_deselected(items=[item for item in items if not _works_over_any(item)])
     items[:] = filter(_works_over_any, items)
     for item in items:
         if chosen != "sqlite" and (marked := item.get_closest_marker("sqlite")):
-            item.add_marker(pytest.mark.skip(reason=f"of SQLite alone: {marked.args[0]}"))
+            item.add_marker(pytest.mark.skip(reason=f"needs SQLite: {marked.args[0]}"))
 
 
 def _works_over_any(item: pytest.Item) -> bool:
@@ -73,18 +73,18 @@ def _works_over_any(item: pytest.Item) -> bool:
 
 @pytest.fixture(autouse=True)
 def _log_as_by_default() -> Iterator[None]:
-    """What a test does to the log of this process ends with it."""
+    """Resets the log configuration of this process after each test."""
     yield
     structlog.reset_defaults()
     structlog.contextvars.clear_contextvars()
 
 
-# What speaks to PostgreSQL is imported where it is asked for: it is an extra.
+# asyncpg is an extra, so its users are imported inside the fixtures.
 
 
 @pytest.fixture(scope="session")
 def own_server() -> Iterator[OwnPostgres]:
-    """A PostgreSQL of this test process, which a test may stop if it starts it again."""
+    """A PostgreSQL of this test process. A test that stops it has to start it again."""
     pytest.importorskip("asyncpg", reason="asyncpg is not installed")
     from support.postgres import own_postgres  # noqa: PLC0415
 
@@ -94,7 +94,7 @@ def own_server() -> Iterator[OwnPostgres]:
 
 @pytest.fixture(scope="session")
 def postgres_server(request: pytest.FixtureRequest) -> str:
-    """The URL of a PostgreSQL in which everybody has a schema of his own."""
+    """The URL of a PostgreSQL in which each test has its own schema."""
     pytest.importorskip("asyncpg", reason="asyncpg is not installed")
     from support.postgres import OTHER_SERVER  # noqa: PLC0415
 
@@ -106,7 +106,7 @@ def postgres_server(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 async def postgres_url(postgres_server: str) -> AsyncIterator[str]:
-    """The URL of a store in PostgreSQL that is not there yet."""
+    """The URL of a PostgreSQL store that does not exist yet."""
     from support.postgres import fresh_database  # noqa: PLC0415
 
     async with fresh_database(postgres_server) as url:
@@ -117,7 +117,7 @@ async def postgres_url(postgres_server: str) -> AsyncIterator[str]:
 async def store_url(
     store_kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> AsyncIterator[str]:
-    """The URL of a store that is not there yet. What is opened by it again is the same store."""
+    """The URL of a store that does not exist yet. Opened again, it is the same store."""
     async with AsyncExitStack() as closing:
         match store_kind:
             case "memory":
@@ -140,16 +140,16 @@ async def store(store_url: str) -> AsyncIterator[Store]:
 
 @pytest.fixture
 async def node(store: Store) -> AsyncIterator[Node]:
-    """A coordinator over the store of the test, started."""
+    """A running coordinator over the store of the test."""
     async with running(store) as made:
         yield made
 
 
 @pytest.fixture
 def served_store(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Servers that are started work over the store of the test, unless told of another one.
+    """Server processes use the store of the test by default.
 
-    SQLite is what they have by themselves, in the folder in which they are started.
+    SQLite needs no setting: it is the default, with a file in the folder of the server.
     """
     if not store_url.startswith("sqlite:"):
         monkeypatch.setenv("RUNLANE_STORE", store_url)

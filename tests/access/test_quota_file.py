@@ -15,7 +15,7 @@ from runlane_server.access.quotas import Quota
 from runlane_server.config import Config
 from runlane_server.core.errors import StartError
 from runlane_server.process.security import RECHECK_INTERVAL, Security
-from support import rpc_process as process
+from support import server as processes
 
 SECONDS = 30.0
 
@@ -50,7 +50,7 @@ async def test_a_server_enforces_the_quotas_of_its_file(tmp_path: Path) -> None:
     path = tmp_path / "access.toml"
     token = with_quotas(path, "[tenants.acme]\nmax_waiting_runs = 1\nmax_streams = 0\n")
     flags = ("--store", "memory:", "--access", str(path), "--max-active-runs", "0")
-    with process.server(tmp_path, *flags) as server:
+    with processes.serving_blocking(tmp_path, *flags) as server:
         async with Client(server.address, token=token, retry=RetryPolicy(attempts=1)) as client:
             await client.run_accepted("s", "x", allow_missing=True)
             with pytest.raises(QuotaExceeded) as refused:
@@ -76,7 +76,7 @@ async def test_a_server_measures_stored_bytes_and_refuses_accepts(tmp_path: Path
     flags = ("--store", "sqlite:///runlane.db", "--access", str(path), "--max-active-runs", "0")
     for wanted in ("accepted", "refused"):
         # The second server knows the size only from the store.
-        with process.server(tmp_path, *flags) as server:
+        with processes.serving_blocking(tmp_path, *flags) as server:
             async with (
                 Client(server.address, token=token, retry=RetryPolicy(attempts=1)) as client,
                 asyncio.timeout(SECONDS),

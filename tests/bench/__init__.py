@@ -1,1 +1,1 @@
-"""What Runlane costs, measured against what gRPC costs by itself. See docs/performance.md."""
+"""Benchmarks: the cost of Runlane relative to that of gRPC alone. See docs/performance.md."""

@@ -1,8 +1,7 @@
 """A peer: the same work by the SDK of the A2A protocol. Run it as `python -m bench.a2a_peer STORE`.
 
-A call of SendMessage makes a task, has an agent echo the message, and is answered when the task has
-ended: what `RunAccepted` and a `RunComplete` are here. STORE is `memory`, or the path of a file of
-SQLite.
+SendMessage creates a task, lets an agent echo the message, and answers when the task has ended: the
+equivalent of `RunAccepted` and its `RunComplete`. STORE is `memory`, or the path of a SQLite file.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ from a2a.types import a2a_pb2, a2a_pb2_grpc
 
 
 class Echo(AgentExecutor):
-    """Says the message back."""
+    """An agent that echoes the message."""
 
     async def execute(self, context: RequestContext, event_queue: EventQueue) -> None:
-        """Tells of a task, of its one artifact, and of its end."""
+        """Emits the task, its one artifact, and its end."""
         assert context.message is not None
         assert context.task_id is not None
         assert context.context_id is not None
@@ -37,11 +36,11 @@ class Echo(AgentExecutor):
         await updater.complete()
 
     async def cancel(self, context: RequestContext, event_queue: EventQueue) -> None:
-        """There is nothing to stop."""
+        """Does nothing: an echo cannot be cancelled."""
 
 
 async def store_of(name: str) -> TaskStore:
-    """The store that an argument names."""
+    """The task store for the argument STORE."""
     if name == "memory":
         return InMemoryTaskStore()
     # Needs SQLAlchemy.

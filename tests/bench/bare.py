@@ -1,4 +1,4 @@
-"""The limit: a grpc.aio server that does nothing but answer. Run it as `python -m bench.bare`."""
+"""The upper bound: a grpc.aio server that only answers. Run it as `python -m bench.bare`."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ STREAMED = {
     b"terminal": wire.terminal().SerializeToString(),
     b"delta": wire.delta().SerializeToString(),
 }
-"""What is streamed, ready to be sent: no server can do with less."""
+"""The encoded message of a stream: no server can do less work."""
 
 
 async def echo(
     request: RunAcceptedRequest, context: grpc.aio.ServicerContext[Any, Any]
 ) -> RunAcceptedResponse:
-    """Answers as RunAccepted does."""
+    """Answers like RunAccepted."""
     return wire.accepted(request)
 
 
 async def stream(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-    """Sends the same message for as long as the caller takes it."""
+    """Sends the same message until the caller leaves."""
     message = STREAMED[request]
     while True:
         await context.write(message)
 
 
 async def idle(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-    """Sends one message, and then nothing."""
+    """Sends one message, and keeps the stream open."""
     await context.write(STREAMED[request])
     await asyncio.Event().wait()
 
 
 async def collect(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
-    """Takes spans, and forgets them."""
+    """Accepts spans and discards them."""
     return b""
 
 

@@ -1,4 +1,4 @@
-"""The means of a measurement: servers on one core, load on the other, rounds in turn."""
+"""Runs measurements: servers on one core, load on the other, both sides in alternating rounds."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ ACCEPT = call(CALL, wire.accept())
 ECHOED = call(ECHO, wire.accept())
 
 NEW = 10_000_000_000
-"""Numbers from here on are of sessions that no store has that was made beforehand."""
+"""The first session number that no prepared store uses."""
 
 Measure = Callable[[], Awaitable[Figure]]
 
 
 @dataclass(slots=True)
 class Bench:
-    """How to measure, and where. Times are in seconds."""
+    """The settings of a measurement. Times are in seconds."""
 
     scratch: Path
     generator: list[str]
@@ -48,17 +48,17 @@ class Bench:
     used: int = NEW
 
     def size(self, full: int, quick: int) -> int:
-        """How many of something, in earnest or to see whether it works at all."""
+        """The full size, or with `quick` the small one."""
         return quick if self.quick else full
 
     def fresh(self, count: int) -> int:
-        """The first of so many numbers that were never used before."""
+        """Reserves `count` unused numbers, and returns the first."""
         self.used += count
         return self.used - count
 
     @asynccontextmanager
     async def bare(self, core: int | None = None) -> AsyncIterator[Server]:
-        """The limit; on the core of the servers, if no other one is named."""
+        """The bare server, by default on the core of the servers."""
         core = cores()[0] if core is None else core
         with self.folder() as folder:
             async with Server([sys.executable, "-m", "bench.bare"], folder, core) as server:
@@ -66,7 +66,7 @@ class Bench:
 
     @asynccontextmanager
     async def runlane(self, *flags: str, store: Path | None = None) -> AsyncIterator[Server]:
-        """Runlane with an empty store, or with a copy of that one."""
+        """Runlane with an empty store, or with a copy of `store`."""
         with self.folder() as folder:
             if store:
                 _copy(store, folder / "runlane.db")
@@ -86,8 +86,8 @@ class Bench:
                 yield load
 
     async def run(self, server: Server, *, store: int | None = None, **job: Any) -> Measured:
-        """Runs a job, set as usual where it says nothing else. `store` is the process id of a
-        database, to be watched too."""
+        """Runs a job with default settings, which `job` overrides. `store` is the process id of a
+        database to be measured too."""
         usual = {
             "connections": self.connections,
             "workers": self.workers,
@@ -102,7 +102,7 @@ class Bench:
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
-        """A folder on the disk that stores are on, gone when it is left."""
+        """A temporary folder on the disk of the stores."""
         with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
             yield Path(folder)
 
@@ -116,12 +116,12 @@ class Bench:
 
 
 def figure(measured: Measured) -> Figure:
-    """The rate, and who was busy with it."""
+    """The rate, and the CPU shares of both sides."""
     return Figure(measured.rate, measured.server_cpu, measured.load_cpu)
 
 
 def _copy(store: Path, target: Path) -> None:
     shutil.copyfile(store, target)
-    # What is written later is not to wait for this.
+    # Later writes must not wait for this one.
     with target.open("rb+") as copied:
         os.fsync(copied.fileno())

@@ -1,4 +1,4 @@
-"""How the cost of one grows with how many there are."""
+"""Curves: the cost per item by the number of items."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MICROSECONDS = 1e6
 
 
 async def by_sessions(bench: Bench) -> list[Curve]:
-    """Runs in turn in sessions that are there."""
+    """Runs in existing sessions, by their number."""
     points: list[tuple[int, float, float]] = []
     for sessions in [10, 100, 1_000, 10_000, 100_000][: bench.size(5, 2)]:
         store = await seed.store_of(CACHE, seed.completed, sessions, 1)
@@ -32,7 +32,7 @@ async def by_sessions(bench: Bench) -> list[Curve]:
 
 
 async def by_past(bench: Bench) -> list[Curve]:
-    """Runs in new sessions, after many others."""
+    """Runs in new sessions, by the number of earlier runs."""
     points: list[tuple[int, float, float]] = []
     for runs in [10, 1_000, 10_000, 100_000, 1_000_000][: bench.size(5, 2)]:
         store = await store_with(runs)
@@ -44,7 +44,7 @@ async def by_past(bench: Bench) -> list[Curve]:
 
 
 async def by_subscribers(bench: Bench) -> list[Curve]:
-    """Terminal events to more and more."""
+    """Terminal events, by the number of subscribers."""
     points: list[tuple[int, float, float]] = []
     for streams in [1, 10, 100, 1_000][: bench.size(4, 2)]:
         async with bench.runlane() as server:

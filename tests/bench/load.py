@@ -1,4 +1,4 @@
-"""Load generators: one in Go, which costs least, and one in Python where there is no Go.
+"""Load generators: one in Go, the cheaper one, and one in Python for machines without Go.
 
 A generator is a process that reads a job in JSON from stdin and writes lines of JSON to stdout.
 """
@@ -21,12 +21,13 @@ from typing import Any, Self
 from google.protobuf.message import Message
 
 from bench import wire
-from bench.process import Server, cpu_seconds, end, start
+from bench.process import Server, end, start
+from support.processes import cpu_seconds
 
 SOURCE = Path(__file__).parent / "load"
 BUILD_SECONDS = 900.0
 JOB_SECONDS = 600.0
-"""How long a job may take at the most."""
+"""Maximum seconds of a job."""
 
 CALL = wire.SERVICE + "RunAccepted"
 ECHO = wire.BARE + "Echo"
@@ -40,9 +41,9 @@ def call(method: str, request: Message | bytes) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a job came to. The shares are of a core; 1 is all of the one that a side has for itself.
+    """The result of a job. CPU shares are fractions of a core; each side has a core of its own.
 
-    `store_cpu` is that of a database beside the server.
+    `store_cpu` is the share of a database beside the server.
     """
 
     count: int
@@ -54,19 +55,19 @@ class Measured:
 
     @property
     def rate(self) -> float:
-        """How many a second."""
+        """Operations per second."""
         return self.count / self.seconds
 
     @property
     def cost(self) -> float:
-        """Seconds of the server's core for each."""
+        """CPU seconds of the server per operation."""
         return self.server_cpu * self.seconds / max(self.count, 1)
 
 
 def generator(cache: Path, kind: str = "") -> tuple[str, list[str]]:
-    """The name and the command of the generator of a kind, or of the best there is.
+    """The name and the command of the generator of a kind, or of the best available one.
 
-    That in Go is built when it is first needed.
+    The generator in Go is built at its first use.
     """
     python = "python", [sys.executable, "-m", "bench.pyload"]
     if kind == "python" or not (kind or shutil.which("go")):
@@ -91,11 +92,11 @@ def _build(binary: Path) -> None:
         check=False,
     )
     if built.returncode:
-        print("it could not be built; the one in Python is used", file=sys.stderr)
+        print("cannot build the load generator in Go; using the one in Python", file=sys.stderr)
 
 
 class Load:
-    """A generator at work on a server."""
+    """A running load generator."""
 
     def __init__(self, command: list[str], core: int, folder: Path) -> None:
         self._command = command
@@ -104,12 +105,12 @@ class Load:
         self._process: Process | None = None
 
     async def __aenter__(self) -> Self:
-        """Starts it."""
+        """Starts the generator."""
         self._process = await start(self._core, self._command, self._folder, "load.log")
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        """Ends it."""
+        """Ends the generator."""
         await end(self._started)
 
     @property
@@ -118,33 +119,33 @@ class Load:
         return self._process
 
     async def send(self, line: dict[str, Any] | None = None) -> None:
-        """Gives it its job, or tells it to go a step further."""
+        """Sends the generator its job, or with None the signal for its next step."""
         assert self._started.stdin is not None
         self._started.stdin.write(json.dumps(line).encode() + b"\n")
         await self._started.stdin.drain()
 
-    async def hear(self) -> dict[str, Any]:
-        """What it says next. Raises RuntimeError if it has ended instead."""
+    async def read(self) -> dict[str, Any]:
+        """Reads the next line of the generator. Raises RuntimeError if it has ended."""
         assert self._started.stdout is not None
         async with asyncio.timeout(JOB_SECONDS):
             line = await self._started.stdout.readline()
         if not line:
             log = (self._folder / "load.log").read_text()
             raise RuntimeError(f"the load generator has ended\n{log[-2000:]}")
-        said: dict[str, Any] = json.loads(line)
-        return said
+        message: dict[str, Any] = json.loads(line)
+        return message
 
     async def run(
         self, server: Server, job: dict[str, Any], *, store: int | None = None
     ) -> Measured:
-        """Runs a job with one window of measurement; `store` is the process id of the database, if
-        it is one. Raises RuntimeError if calls failed."""
+        """Runs a job with one measurement window. `store` is the process id of a database server.
+        Raises RuntimeError if calls failed."""
         await self.send({"prefix": wire.PREFIX, "address": server.address, **job})
         pids = (server.pid, self._started.pid, *([store] if store else []))
         cpu: dict[str, list[float]] = {}
-        while "result" not in (said := await self.hear()):
-            cpu[said["mark"]] = [cpu_seconds(pid) for pid in pids]
-        result = said["result"]
+        while "result" not in (message := await self.read()):
+            cpu[message["mark"]] = [cpu_seconds(pid) for pid in pids]
+        result = message["result"]
         if result["errors"]:
             raise RuntimeError(f"{result['errors']} calls failed; the first: {result['error']}")
         shares = [

@@ -1,4 +1,4 @@
-"""What things cost in memory: the growth of a server between few of them and many."""
+"""Memory per item: the growth of a server between few items and many."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from typing import Any
 from bench import wire
 from bench.bench import ACCEPT, SUBSCRIBE, Bench
 from bench.load import call
-from bench.process import Server, resident_bytes
+from bench.process import Server
 from bench.rates import HOLDS, KEPT, ratios
 from bench.result import Budget, Figure, Row
 from bench.waits import SLOW
+from support.processes import resident_bytes
 
 SETTLE = 1.5
-"""Seconds in which a server comes to rest before its memory is looked at."""
+"""Seconds for a server to settle before its memory is measured."""
 
 NOTHING = 20.0
-"""Bytes for each of 100,000 that the resident memory cannot tell from none."""
+"""Bytes per item, at 100,000 items, below the resolution of the resident memory."""
 
 Grow = Callable[[int], Awaitable[Any]]
 
 
 async def growth(bench: Bench, server: Server, grow: Grow, few: int, many: int) -> Figure:
-    """Bytes for each between few of them and many; `grow` brings them to a number."""
+    """Bytes per item between few and many. `grow(n)` brings the number of items to n."""
     resident: list[int] = []
     for count in (few, many):
         await grow(count)
@@ -45,7 +46,7 @@ async def subscriptions(bench: Bench) -> list[Row]:
             async def open_more(count: int) -> None:
                 if count == many:
                     await load.send()
-                await load.hear()
+                await load.read()
 
             return await growth(bench, server, open_more, few, many)
 
@@ -64,7 +65,7 @@ async def subscriptions(bench: Bench) -> list[Row]:
 
 
 async def sessions(bench: Bench) -> list[Row]:
-    """Sessions that were used and are idle."""
+    """Idle sessions that were used before."""
     few, many = bench.size(30_000, 200), bench.size(130_000, 600)
     used = 0
 
@@ -90,7 +91,7 @@ async def sessions(bench: Bench) -> list[Row]:
 
 
 async def runs(bench: Bench) -> list[Row]:
-    """Runs that are active, and runs that wait, a session each."""
+    """Active runs and waiting runs, each in its own session."""
     sides = {
         "active": (SLOW, bench.size(500, 20), bench.size(4_500, 120)),
         "waiting": (HOLDS, bench.size(5_000, 100), bench.size(45_000, 600)),

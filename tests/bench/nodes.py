@@ -1,4 +1,4 @@
-"""Several nodes over one PostgreSQL. All cores are for everybody: nodes, database and load."""
+"""Several nodes over one PostgreSQL. Nodes, database and load share all cores."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from bench import wire
-from bench.bench import ACCEPT, ECHOED, SUBSCRIBE, Bench, figure
+from bench.bench import ACCEPT, SUBSCRIBE, Bench, figure
 from bench.load import Measured, call
 from bench.process import Server
 from bench.rates import HOLDS, KEPT, ratios
 from bench.result import Figure, Row
-from bench.waits import CANCELS, PAUSE, SLOW, quantile
+from bench.waits import CANCELS, PAUSE, SLOW, quantile, round_trip
 from runlane.v1.run_service_pb2 import CancelRequest
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 WORKERS = (1, 2, 4)
 
 CONNECTIONS = 64
-"""The kernel deals connections out to the workers by chance; so many come out about even."""
+"""The kernel assigns connections to processes at random; this many are spread about evenly."""
 
 WINDOW = 1_024
 
@@ -33,7 +33,7 @@ MICROSECONDS = 1e6
 
 @asynccontextmanager
 async def database() -> AsyncIterator[OwnPostgres]:
-    """A PostgreSQL for one measurement, as durable as by default."""
+    """A PostgreSQL for one measurement, with the default durability."""
     from support.postgres import own_postgres  # noqa: PLC0415 - an extra
 
     with own_postgres() as server:
@@ -44,7 +44,7 @@ async def database() -> AsyncIterator[OwnPostgres]:
 
 @asynccontextmanager
 async def node(bench: Bench, store: str, *flags: str) -> AsyncIterator[Server]:
-    """A server over that store, on any core."""
+    """A server over a store, on any core."""
     with bench.folder() as folder:
         argv = [
             *(sys.executable, "-m", "runlane_server", "--listen", "127.0.0.1:0", "--store", store),
@@ -55,7 +55,7 @@ async def node(bench: Bench, store: str, *flags: str) -> AsyncIterator[Server]:
 
 
 async def workers(bench: Bench) -> list[Row]:
-    """Whole runs at so many processes over PostgreSQL, against one over SQLite."""
+    """Whole runs of one or more processes over PostgreSQL, against one over SQLite."""
     measured: dict[int, list[Measured]] = {count: [] for count in (0, *WORKERS)}
 
     async def embedded() -> Figure:
@@ -96,7 +96,7 @@ async def _runs(bench: Bench, server: Server, store: int | None = None) -> Measu
 
 
 def _costs(measured: list[Measured]) -> dict[str, float]:
-    """What a run takes of a core, in the median."""
+    """The median CPU time of a run."""
     costs = {"µs a run of the nodes": median(one.cost * MICROSECONDS for one in measured)}
     if measured[0].store_cpu:
         costs["and of the database"] = median(
@@ -106,7 +106,7 @@ def _costs(measured: list[Measured]) -> dict[str, float]:
 
 
 async def cancel(bench: Bench) -> list[Row]:
-    """Cancels by way of a node that executes nothing, of runs that another one executes."""
+    """Cancels at a node that executes nothing, of runs that another node executes."""
     medians: list[float] = []
 
     async def cancelled() -> Figure:
@@ -122,16 +122,12 @@ async def cancel(bench: Bench) -> list[Row]:
                 watch=SUBSCRIBE,
                 cancel=call(wire.SERVICE + "Cancel", CancelRequest(session_id=wire.name(0))),
                 count=bench.size(CANCELS, 20),
-                # The other node takes up what waits by and by.
+                # The other node claims waiting runs gradually.
                 pause=2 * PAUSE,
             )
         medians.append(measured.latency["p50"] * 1000)
         return quantile(measured, "p99")
 
-    async def round_trip() -> Figure:
-        async with bench.bare() as server:
-            return quantile(await bench.run(server, kind="unary", call=ECHOED, workers=1), "p50")
-
-    ours, peer = await bench.in_turn(cancelled, round_trip)
+    ours, peer = await bench.in_turn(cancelled, partial(round_trip, bench))
     title = "Cancel at one node sent to CANCELLED seen there, executed by another, p99"
     return [Row("nodes-cancel", title, "ms", [], ours, peer, notes={"p50, ms": median(medians)})]

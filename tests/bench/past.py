@@ -1,4 +1,4 @@
-"""Whether a long past costs anything: the same measurements with it and without."""
+"""The cost of a long history: the same measurements with it and without."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ PER_SESSION = 10
 
 
 async def store_with(runs: int) -> Path:
-    """A store with so many past runs."""
+    """A store with `count` past runs."""
     return await seed.store_of(CACHE, seed.completed, max(runs // PER_SESSION, 1), PER_SESSION)
 
 
 async def past(bench: Bench) -> list[Row]:
-    """Rates with a million past runs to those with none; of a cancel, how many times as fast."""
+    """Rates with a million past runs relative to those with none; for a cancel, relative speed."""
     runs = bench.size(RUNS, 2_000)
     store = await store_with(runs)
     streams = bench.size(SUBSCRIBERS, 10)
@@ -41,6 +41,6 @@ async def past(bench: Bench) -> list[Row]:
 
 
 async def _cancels_each_second(bench: Bench, store: Path | None = None) -> Figure:
-    """One after another: the inverse of how long they take."""
+    """The rate of sequential calls: the inverse of their latency."""
     measured = await cancels(bench, store)
     return Figure(measured.rate, measured.server_cpu, measured.load_cpu)

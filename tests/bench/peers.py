@@ -1,4 +1,4 @@
-"""Another service that does the same work, in the same setting."""
+"""Another service that does the same work, under the same conditions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STORES = ("memory", "sqlite")
 
 
 async def a2a(bench: Bench) -> list[Row]:
-    """Accepted, executed and ended, all told to the caller: by Runlane, and by the SDK of A2A."""
+    """Accept to terminal event as the caller sees it: Runlane against the SDK of A2A."""
     if importlib.util.find_spec("a2a") is None:
         raise RuntimeError("the peer is not installed; run pip install -e '.[bench-peers]'")
     rows: list[Row] = []

@@ -1,4 +1,4 @@
-"""Draws what was measured: budgets as bars, costs as curves. Needs the extra `bench`."""
+"""Draws results: budgets as bars, costs as curves. Needs the extra `bench`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from bench.result import Curve, Results, Row
 
 
 def draw(results: Results, path: Path) -> str:
-    """Draws them into a file; returns where it is, or why there is none."""
+    """Draws the results to a file; returns its path, or the reason why there is none."""
     try:
-        # By name: the linters need not have it installed.
+        # By name, so that linters work without it.
         matplotlib = import_module("matplotlib")
         matplotlib.use("Agg")
         pyplot = import_module("matplotlib.pyplot")
@@ -36,7 +36,7 @@ def draw(results: Results, path: Path) -> str:
 
 
 def _bars(axis: Any, rows: list[Row]) -> None:
-    """How much of each budget is kept: 1 is the budget, and more is better everywhere."""
+    """Each result relative to its budget: 1 is the budget, and more is always better."""
     names = [row.name for row in rows]
     values = [_share(row, median(row.judged)) for row in rows]
     colours = ["tab:red" if row.verdict == "SHORT" else "tab:green" for row in rows]

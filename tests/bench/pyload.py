@@ -1,6 +1,6 @@
 """The load generator in Python, for machines without Go; the jobs are those of `load/main.go`.
 
-It costs about as much as a bare server does, so that the figures it gives are lower bounds.
+It uses about as much CPU as a bare server, so its figures are lower bounds.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import grpc
 from bench.wire import DIGITS
 
 STRIDE = 7919
-"""As in unary.go."""
+"""The same value as in unary.go."""
 
 Result = dict[str, Any]
 
 
 class Template:
-    """Makes requests: the digits after the prefix become a number."""
+    """A request template: the digits after the prefix are replaced by a number."""
 
     def __init__(self, call: dict[str, str], prefix: bytes) -> None:
         self.method = call["method"]
@@ -34,7 +34,7 @@ class Template:
         self._parts = [parts[0], *(prefix + b"%s" + part[DIGITS:] for part in parts[1:])]
 
     def fill(self, number: int) -> bytes:
-        """The request of that number."""
+        """The request with a number."""
         digits = b"%0*d" % (DIGITS, number)
         first, *others = self._parts
         return first + b"".join(part.replace(b"%s", digits, 1) for part in others)
@@ -42,7 +42,7 @@ class Template:
 
 @dataclass(slots=True)
 class Job:
-    """What there is to do, and how far it is."""
+    """A job and its progress."""
 
     said: dict[str, Any]
     channels: Iterator[grpc.aio.Channel]
@@ -52,17 +52,17 @@ class Job:
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
     def template(self, name: str) -> Template:
-        """One of its calls."""
+        """A call of the job, by its name."""
         return Template(self.said[name], self.prefix)
 
     @property
     def prefix(self) -> bytes:
-        """What a number follows."""
+        """The prefix before the number in a template."""
         return str(self.said["prefix"]).encode()
 
     @property
     def count(self) -> int:
-        """How many to measure; 0: for a time."""
+        """The number of operations to measure; 0 measures for a time."""
         return int(self.said.get("count", 0))
 
     def take(self) -> tuple[int, int]:
@@ -73,11 +73,11 @@ class Job:
         return ticket, self.said.get("first", 0) + number
 
     def unary(self, template: Template) -> grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]:
-        """What makes such calls, on the next connection."""
+        """A callable for a method, on the next connection."""
         return next(self.channels).unary_unary(template.method)
 
     async def window(self) -> Result:
-        """Waits for the warm-up, and then measures for as long as the job says, or until done."""
+        """Waits for the warm-up, and then measures for the time of the job, or until `done`."""
         if not self.count:
             await asyncio.sleep(self.said["warmup"])
             self.seen = 0
@@ -94,7 +94,7 @@ class Job:
 
 
 async def unary(job: Job) -> Result:
-    """Makes calls from many workers."""
+    """Makes calls concurrently."""
     call, rate = job.template("call"), job.said.get("rate", 0.0)
     begun = time.perf_counter()
 
@@ -118,7 +118,7 @@ async def unary(job: Job) -> Result:
 
 
 async def runs(job: Job) -> Result:
-    """Accepts runs as fast as they end, and counts their terminal events on all streams."""
+    """Accepts runs as fast as they end; counts their terminal events on all streams."""
     call, watch = job.template("call"), job.template("watch")
     streams, window = job.said["streams"], asyncio.Semaphore(job.said["window"])
     opened = [await watching(job, watch, 0) for _ in range(streams)]
@@ -148,7 +148,7 @@ async def runs(job: Job) -> Result:
 
 
 async def streams(job: Job) -> Result:
-    """Reads what servers send without being asked; with a call, of one run after another."""
+    """Reads streams; with a call, those of one run after another."""
     call, watch = job.template("call"), job.template("watch")
     word = str(job.said.get("word", "")).encode()
 
@@ -160,14 +160,14 @@ async def streams(job: Job) -> Result:
             async for message in await watching(job, watch, number):
                 if not word:
                     job.seen += 1
-                elif job.prefix not in message:  # the terminal event has them again
+                elif job.prefix not in message:  # the terminal event repeats the text
                     job.seen += message.count(word)
 
     return await beside(job, [work() for _ in range(job.said["streams"])])
 
 
 async def idle(job: Job) -> Result:
-    """Holds streams on which nothing happens, and goes a step further at each line of stdin."""
+    """Holds idle streams; opens the next step of them at each line of stdin."""
     watch = job.template("watch")
     held: list[AsyncIterator[bytes]] = []
     for step in job.said["steps"]:
@@ -179,7 +179,7 @@ async def idle(job: Job) -> Result:
 
 
 async def cancel(job: Job) -> Result:
-    """Starts runs, and cancels one after another, until a subscriber has the terminal event."""
+    """Starts runs and cancels one after another, each until a subscriber has its end."""
     call, stop = job.template("call"), job.template("cancel")
     stream = await watching(job, job.template("watch"), 0)
     accept, order, first = job.unary(call), job.unary(stop), job.said.get("first", 0)
@@ -202,7 +202,7 @@ async def cancel(job: Job) -> Result:
 
 
 async def burst(job: Job) -> Result:
-    """Has runs waiting, cancels them all, and measures until all streams have all their ends."""
+    """Cancels many waiting runs at once; measures until all streams have all their ends."""
     call, watch, stop = job.template("call"), job.template("watch"), job.template("cancel")
     opened = [await watching(job, watch, 0) for _ in range(job.said["streams"])]
     accept = job.unary(call)
@@ -222,7 +222,7 @@ async def burst(job: Job) -> Result:
 
 
 async def watching(job: Job, watch: Template, number: int) -> AsyncIterator[bytes]:
-    """An open stream; its first message says that it is."""
+    """Opens a stream, and waits for its first message."""
     method: grpc.aio.UnaryStreamMultiCallable[bytes, bytes]
     method = next(job.channels).unary_stream(watch.method)
     messages = method(watch.fill(number)).__aiter__()
@@ -231,7 +231,7 @@ async def watching(job: Job, watch: Template, number: int) -> AsyncIterator[byte
 
 
 async def beside(job: Job, work: list[Coroutine[Any, Any, None]]) -> Result:
-    """Measures while that goes on; an error in it is one of the measurement."""
+    """Measures while a task runs; raises the error of the task."""
     measuring = asyncio.ensure_future(job.window())
     working = {asyncio.ensure_future(one) for one in work}
     while not measuring.done():
@@ -243,7 +243,7 @@ async def beside(job: Job, work: list[Coroutine[Any, Any, None]]) -> Result:
 
 
 def quantiles(seconds: list[float]) -> dict[str, float]:
-    """The usual ones."""
+    """The percentiles of the latencies."""
     ordered = sorted(seconds)
     if not ordered:
         return {}
@@ -252,12 +252,12 @@ def quantiles(seconds: list[float]) -> dict[str, float]:
 
 
 def mark(name: str) -> None:
-    """Tells the harness to look at the CPU time of all sides."""
-    say({"mark": name})
+    """Asks the benchmark to record the CPU time of all sides."""
+    write({"mark": name})
 
 
-def say(what: dict[str, Any]) -> None:
-    """Says something to the harness."""
+def write(what: dict[str, Any]) -> None:
+    """Writes a message to the benchmark."""
     sys.stdout.write(json.dumps(what) + "\n")
     sys.stdout.flush()
 
@@ -278,8 +278,8 @@ async def main() -> None:
         for _ in range(said.get("connections", 1))
     ]
     result = await KINDS[said["kind"]](Job(said, itertools.cycle(channels)))
-    say({"result": result})
-    # The harness still looks at this process, and ends it.
+    write({"result": result})
+    # The benchmark still reads the CPU time of this process, and ends it.
     await asyncio.to_thread(sys.stdin.readline)
 
 

@@ -1,4 +1,4 @@
-"""How many a second: what the server does on its core, against what gRPC alone does there."""
+"""Rates: operations per second of the server on its core, against gRPC alone on that core."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from bench.result import Budget, Figure, Row
 from runlane.v1.run_service_pb2 import SubscribeRunRequest
 
 HOLDS = ("--max-active-runs", "0", "--max-waiting-total", "100000000")
-"""A node that accepts, and never runs nor refuses."""
+"""Flags of a node that accepts every run and executes none."""
 
 KEPT = ("--event-retention", "0")
-"""Stores that were made long ago are not to be cleared up meanwhile."""
+"""Flags that keep retention from removing old data of prepared stores."""
 
 SUBSCRIBERS = 100
 
@@ -25,35 +25,35 @@ MICROSECONDS = 1e6
 WORDS = 2_000
 TALKERS = 128
 TALKATIVE = ("--agent", "echo:delay=5ms")
-"""So many runs that say a word each 5 ms are more than one core can tell."""
+"""More runs than one core can serve, at one word per run every 5 ms."""
 
 
 def ratios(ours: list[Figure], peer: list[Figure]) -> list[float]:
-    """Ours to that of the peer, round by round."""
+    """Our value relative to the peer's, per round."""
     return [a.value / b.value for a, b in zip(ours, peer, strict=True)]
 
 
 async def echo(bench: Bench) -> Figure:
-    """The limit of all calls."""
+    """The upper bound of all calls."""
     async with bench.bare() as server:
         return figure(await bench.run(server, kind="unary", call=ECHOED))
 
 
 async def bare_stream(bench: Bench, streams: int, message: bytes) -> Figure:
-    """The limit of all streams."""
+    """The upper bound of all streams."""
     watch = call(wire.BARE + "Stream", message)
     async with bench.bare() as server:
         return figure(await bench.run(server, kind="streams", watch=watch, streams=streams))
 
 
 async def accepts(bench: Bench, store: Path | None = None) -> Figure:
-    """Durable accepts, a session each."""
+    """Durable accepts, each in its own session."""
     async with bench.runlane(*HOLDS, *KEPT, store=store) as server:
         return figure(await bench.run(server, kind="unary", call=ACCEPT))
 
 
 async def completes(bench: Bench, store: Path | None = None, streams: int = 1) -> Figure:
-    """Terminal events of runs that are accepted as fast as they end, a session each."""
+    """Terminal events of runs, each in its own session, accepted as fast as they end."""
     async with bench.runlane(*KEPT, store=store) as server:
         measured = await bench.run(
             server, kind="runs", call=ACCEPT, watch=SUBSCRIBE, streams=streams
@@ -69,13 +69,13 @@ async def accept(bench: Bench) -> list[Row]:
 
 
 async def metrics(bench: Bench) -> list[Row]:
-    """What it costs to count: the server's CPU for an accept, with metrics and without."""
+    """The cost of metrics: CPU time of an accept with and without them."""
     title = "CPU of the server for a durable RunAccepted with metrics, to that without"
     return [await _cost_of(bench, "metrics", title, "--metrics-listen", "0")]
 
 
 async def sight(bench: Bench) -> list[Row]:
-    """What it costs to tell all: metrics, and each run as a trace to a collector that takes it."""
+    """The cost of telemetry: metrics, and one exported trace per run."""
     title = "CPU of the server for a durable RunAccepted with metrics and traces, to that without"
     async with bench.bare(cores()[1]) as collector:
         flags = ("--metrics-listen", "0", "--otlp-endpoint", f"http://{collector.address}")
@@ -83,8 +83,8 @@ async def sight(bench: Bench) -> list[Row]:
 
 
 async def _cost_of(bench: Bench, name: str, title: str, *flags: str) -> Row:
-    """Each side is measured twice a round, the second time in the other order: what drifts
-    meanwhile counts for both."""
+    """Measures each side twice per round, the second time in reverse order, so that drift
+    affects both."""
     seeing, blind = partial(_cost, bench, *flags), partial(_cost, bench)
     on, off, off_again, on_again = await bench.in_turn(seeing, blind, blind, seeing)
     ours, peer = _mean(on, on_again), _mean(off, off_again)
@@ -116,7 +116,7 @@ async def complete(bench: Bench) -> list[Row]:
 
 
 async def fanout(bench: Bench) -> list[Row]:
-    """Terminal events to many, with the runs that they are of and without."""
+    """Terminal events to many subscribers, with the execution of the runs and without."""
     streams = bench.size(SUBSCRIBERS, 10)
     live, burst, peer = await bench.in_turn(
         partial(completes, bench, None, streams),
@@ -132,7 +132,7 @@ async def fanout(bench: Bench) -> list[Row]:
 
 
 async def _burst(bench: Bench, streams: int) -> Figure:
-    """Delivery alone: all runs of a node that holds them are cancelled at a stroke."""
+    """Delivery alone: all waiting runs of a node are cancelled at once."""
     count = bench.size(3_000, 50)
     async with bench.runlane(*HOLDS) as server:
         measured = await bench.run(
@@ -148,7 +148,7 @@ async def _burst(bench: Bench, streams: int) -> Figure:
 
 
 async def deltas(bench: Bench) -> list[Row]:
-    """Words of agents that stream, against bare messages with a word each."""
+    """Text deltas of streaming agents, against bare messages of the same size."""
     talkers = bench.size(TALKERS, 4)
     ours, peer = await bench.in_turn(
         partial(_talking, bench, talkers), partial(bare_stream, bench, talkers, b"delta")

@@ -1,4 +1,4 @@
-"""Says what was measured: `python -m bench.report FILE` prints the table for the docs."""
+"""Formats results: `python -m bench.report FILE` prints the table for the docs."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _RULE = "|---|---|---|---|---|---|---|---|"
 
 
 def heading(results: Results) -> str:
-    """Where and how it was measured, in a line."""
+    """One line about the machine and the settings."""
     return ", ".join(f"{name}: {value}" for name, value in results.about.items())
 
 
 def table(results: Results) -> str:
-    """All of it in Markdown."""
+    """All results as a Markdown table."""
     parts = ["\n".join([_HEAD, _RULE, *(_row(row) for row in results.rows)])]
     parts += [_curve(curve) for curve in results.curves]
     return "\n\n".join(parts)
 
 
 def line(found: Row | Curve) -> str:
-    """What was just measured, for who is waiting."""
+    """One result as a line of progress."""
     if isinstance(found, Curve):
         points = ", ".join(f"{n:,}: {cost:.0f}" for n, cost, _ in found.points)
         return f"{found.name:16} {found.cost}: {points}"

@@ -1,4 +1,4 @@
-"""What a benchmark finds out: rows, and the points of curves."""
+"""The results of a benchmark: rows, and the points of curves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """Something measured, once a round: the value and the shares of their cores that both took."""
+    """One measured value, and the CPU shares of the server and the load."""
 
     value: float
     server_cpu: float = 0.0
@@ -21,18 +21,18 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What is asked for. `at_most`: less is better."""
+    """A budget. With `at_most` it is an upper bound; otherwise a lower one."""
 
     limit: float
     stretch: float | None = None
     at_most: bool = False
 
     def met(self, value: float) -> bool:
-        """Whether the value keeps it."""
+        """Whether a value is within the budget."""
         return value <= self.limit if self.at_most else value >= self.limit
 
     def stretched(self, value: float) -> bool:
-        """Whether it does better than was asked for."""
+        """Whether a value reaches the stretch goal."""
         if self.stretch is None:
             return False
         return value <= self.stretch if self.at_most else value >= self.stretch
@@ -40,9 +40,9 @@ class Budget:
 
 @dataclass(slots=True)
 class Row:
-    """A line of the table. `judged`, one a round, is what the budget is about.
+    """A row of the table. The budget applies to `judged`, one value per round.
 
-    `ours` and `peer` are absolute, in `unit`; `peer` is what `ours` is set against.
+    `ours` and `peer` are absolute values in `unit`; `peer` is the reference for `ours`.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """Whether the budget is kept."""
+        """Whether the row is within its budget."""
         if self.budget is None:
             return ""
         value = median(self.judged)
@@ -67,13 +67,13 @@ class Row:
 
     @property
     def load_bound(self) -> bool:
-        """Whether the load was what could not go faster: the figure is then a lower bound."""
+        """Whether the load generator was the bottleneck: the value is then a lower bound."""
         return any(f.load_cpu > 0.95 and f.server_cpu < 0.9 for f in (*self.ours, *self.peer))
 
 
 @dataclass(slots=True)
 class Curve:
-    """How a cost grows: `points` are (how many, microseconds of the server's core, a second)."""
+    """A cost by size: `points` are (size, CPU microseconds of the server, rate per second)."""
 
     name: str
     title: str
@@ -84,7 +84,7 @@ class Curve:
 
 @dataclass(slots=True)
 class Results:
-    """All that was measured in one go."""
+    """All results of one benchmark."""
 
     about: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
@@ -92,7 +92,7 @@ class Results:
     failed: dict[str, str] = field(default_factory=dict)
 
     def add(self, found: Sequence[Row | Curve]) -> None:
-        """Adds what one measurement has found."""
+        """Adds the results of one measurement."""
         for one in found:
             if isinstance(one, Row):
                 self.rows.append(one)
@@ -100,13 +100,13 @@ class Results:
                 self.curves.append(one)
 
     def write(self, path: Path) -> None:
-        """Writes them as JSON."""
+        """Writes the results as JSON."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(self), indent=1))
 
 
 def read(path: Path) -> Results:
-    """Results as they were written."""
+    """Reads written results."""
     said = json.loads(path.read_text())
     results = Results(said["about"], failed=said["failed"])
     for row in said["rows"]:

@@ -1,4 +1,4 @@
-"""Measures what Runlane costs, and sets it against what gRPC costs by itself.
+"""Measures the cost of Runlane relative to that of gRPC alone.
 
 cd tests && python -m bench.run --quick
 cd tests && python -m bench.run --only accept --only cancel --rounds 5 --seconds 5
@@ -56,20 +56,20 @@ MEASUREMENTS: Mapping[str, Measurement] = {
 }
 
 ASKED_FOR = {"a2a"}
-"""What is measured only where it is named: it needs more than this project."""
+"""Measurements that run only by name: they need more than this project."""
 
 QUICK = {"rounds": 1, "seconds": 0.5, "warmup": 0.2}
 
 
 async def measure(bench: Bench, names: Sequence[str], results: Results) -> None:
-    """Measures one thing after another, and says each as soon as it is known.
+    """Runs the measurements one after another, and prints each result at once.
 
-    One that breaks is told of, and does not cost the others.
+    A failed measurement is reported, and the others still run.
     """
     for name in names:
         try:
             found = await MEASUREMENTS[name](bench)
-        except (RuntimeError, TimeoutError, OSError, grpc.RpcError) as error:
+        except (AssertionError, RuntimeError, TimeoutError, OSError, grpc.RpcError) as error:
             results.failed[name] = f"{type(error).__name__}: {error}"
             sys.stdout.write(f"{name:16} FAILED {results.failed[name]}\n")
             continue
@@ -80,7 +80,7 @@ async def measure(bench: Bench, names: Sequence[str], results: Results) -> None:
 
 
 def about(load: str, bench: Bench) -> dict[str, object]:
-    """Where and how it was measured."""
+    """The machine and the settings of a benchmark."""
     server, client = cores()
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -99,7 +99,7 @@ def about(load: str, bench: Bench) -> dict[str, object]:
 
 
 def synced_write(folder: Path, count: int = 50) -> float:
-    """How many seconds the disk takes, in the median: all that is durable waits for it."""
+    """The median seconds of a synced write: every durable operation waits for one."""
     taken: list[float] = []
     with tempfile.NamedTemporaryFile(dir=folder, buffering=0) as file:
         for _ in range(count):
@@ -114,49 +114,53 @@ def options() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="bench.run", description=__doc__)
     parser.add_argument("--only", action="append", choices=MEASUREMENTS, metavar="NAME")
-    parser.add_argument("--rounds", type=int, default=5, help="how often both sides take turns")
-    parser.add_argument("--seconds", type=float, default=5.0, help="how long each turn is")
-    parser.add_argument("--warmup", type=float, default=2.0, help="and before it, unmeasured")
-    parser.add_argument("--workers", type=int, default=64, help="calls at a time")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds per measurement")
+    parser.add_argument("--seconds", type=float, default=5.0, help="seconds per side and round")
+    parser.add_argument("--warmup", type=float, default=2.0, help="seconds of warm-up before each")
+    parser.add_argument("--workers", type=int, default=64, help="concurrent calls")
     parser.add_argument("--connections", type=int, default=8)
-    parser.add_argument("--quick", action="store_true", help="only to see whether it works")
-    parser.add_argument("--load", choices=["go", "python"], default="", help="which load generator")
+    parser.add_argument("--quick", action="store_true", help="check only that the benchmark works")
+    parser.add_argument("--load", choices=["go", "python"], default="", help="load generator")
     parser.add_argument(
         "--event-loop",
         choices=EVENT_LOOPS,
         default="auto",
-        help="that of Runlane, not of the peer",
+        help="event loop of Runlane, not of the peer",
     )
-    parser.add_argument("--out", type=Path, default=CACHE / "results", help="where to write")
+    parser.add_argument("--out", type=Path, default=CACHE / "results", help="folder of the results")
     parser.epilog = "NAME is one of " + ", ".join(MEASUREMENTS)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> Results:
-    """Measures what is asked for, prints it, and writes it as JSON and as a picture."""
-    told = options().parse_args(argv)
+    """Runs the chosen measurements; prints them, and writes them as JSON and as a picture."""
+    chosen = options().parse_args(argv)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    load, command = generator(CACHE, told.load)
+    load, command = generator(CACHE, chosen.load)
     CACHE.mkdir(parents=True, exist_ok=True)
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=CACHE, prefix="scratch-") as scratch:
-        settings = {"rounds": told.rounds, "seconds": told.seconds, "warmup": told.warmup}
+        settings = {
+            "rounds": chosen.rounds,
+            "seconds": chosen.seconds,
+            "warmup": chosen.warmup,
+        }
         bench = Bench(
             Path(scratch),
             command,
-            quick=told.quick,
-            workers=told.workers,
-            connections=told.connections,
-            event_loop=told.event_loop,
-            **(QUICK if told.quick else settings),
+            quick=chosen.quick,
+            workers=chosen.workers,
+            connections=chosen.connections,
+            event_loop=chosen.event_loop,
+            **(QUICK if chosen.quick else settings),
         )
         results = Results(about(load, bench))
         sys.stdout.write(report.heading(results) + "\n")
         try:
             usual = [name for name in MEASUREMENTS if name not in ASKED_FOR]
-            asyncio.run(measure(bench, told.only or usual, results))
+            asyncio.run(measure(bench, chosen.only or usual, results))
         finally:
-            stem = told.out / f"bench-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+            stem = chosen.out / f"bench-{datetime.now(UTC):%Y%m%d-%H%M%S}"
             results.write(stem.with_suffix(".json"))
     sys.stdout.write(f"\n{report.table(results)}\n\n")
     picture = plot.draw(results, stem.with_suffix(".png"))

@@ -1,4 +1,4 @@
-"""Stores that were in use before: made once, through the store itself, and kept in the cache."""
+"""Prepared stores with a past: written once through the store API, and kept in the cache."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ ANSWER = Outcome(
 RESERVATION = "seed"
 
 AT_ONCE = 1_000
-"""How many sessions are written at a time: as many as the store takes into one transaction."""
+"""Sessions written concurrently: as many as the store puts into one transaction."""
 
 
 def accepted(lane: Lane, run: int) -> Transition:
-    """A run that waits."""
+    """A waiting run."""
     request = RunRequest(f"past-{lane.key.session_id}-{run}", PROMPT)
     reserved = rules.reserve(lane, RESERVATION, request.run_id).lane
     return rules.accept(
@@ -48,7 +48,7 @@ def accepted(lane: Lane, run: int) -> Transition:
 
 
 def completed(lane: Lane, run: int) -> Transition:
-    """A run that was echoed."""
+    """A completed run of the echo agent."""
     waiting = accepted(lane, run)
     started = waiting.then(rules.dispatch(waiting.lane, at=_now()))
     active = started.lane.active
@@ -62,7 +62,7 @@ def completed(lane: Lane, run: int) -> Transition:
 async def store_of(
     cache: Path, what: Callable[[Lane, int], Transition], sessions: int, runs: int
 ) -> Path:
-    """A store with so many sessions of so many runs each, out of the cache or into it."""
+    """A store with `sessions` sessions of `runs` runs each; the cache keeps it."""
     schema = "".join(migration.sql for migration in migrations("sqlite"))
     digest = hashlib.sha256(schema.encode()).hexdigest()[:8]
     path = cache / "stores" / f"{what.__name__}-{sessions}x{runs}-{digest}.db"
@@ -89,7 +89,7 @@ async def _fill(
 async def _session(
     store: SqliteStore, name: str, what: Callable[[Lane, int], Transition], runs: int
 ) -> None:
-    """All runs of a session in one transition: the store does not mind, and it is quick."""
+    """All runs of a session as one transition: the store allows it, and it is fast."""
     whole = Transition(Lane(SessionKey(DEFAULT_TENANT, name)))
     whole = reduce(lambda so_far, run: so_far.then(what(so_far.lane, run)), range(runs), whole)
     await store.commit(0, whole.at_version(1))

@@ -1,11 +1,11 @@
-"""How long the runs of a quiet tenant take beside a noisy one.
+"""The latency of a quiet tenant's runs beside a noisy tenant.
 
     cd tests && PYTHONPATH=../server:../client python -m bench.tenants --waiting 10000
 
-In one process, over SQLite: the quiet tenant accepts one run at a time and waits for its end. First
-it is alone. Then a noisy one has so many lanes waiting, each with a run that takes a fifth of a
-second; with a quota for its active runs, which leaves slots free, and without one: then it has all
-slots, and the quiet tenant waits for the next to become free.
+It runs in one process, over SQLite. The quiet tenant accepts one run at a time and waits for its
+end; first alone, then beside a noisy tenant with many waiting lanes, each with a run of 0.2 s. With
+a quota for active runs, the noisy tenant leaves slots free. Without one it has all slots, and the
+quiet tenant waits for the next free one.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ SLOTS = 16
 AT_ONCE = 500
 
 RUN_SECONDS = 0.2
-"""How long a run of the noisy tenant takes: that between its two words."""
+"""Seconds between the two words of a noisy run: its duration."""
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """From accept to the terminal event, in milliseconds."""
+    """Milliseconds from accept to the terminal event."""
 
     p50: float
     p99: float
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Latency:
-        """That of these runs."""
+        """The latencies of some runs."""
         ordered = sorted(seconds)
         p50, p99 = (ordered[int(len(ordered) * part)] * 1000 for part in (0.5, 0.99))
         return cls(p50, p99)
 
     def against(self, other: Latency) -> str:
-        """The figures, and how many times as long that is as the other."""
+        """The latencies as text, with their ratio to a reference."""
         return (
             f"p50 {self.p50:6.2f} ms ({self.p50 / other.p50:5.2f})   "
             f"p99 {self.p99:6.2f} ms ({self.p99 / other.p99:5.2f})"
@@ -57,7 +57,7 @@ class Latency:
 
 
 async def measure(waiting: int, runs: int, quota: Quota) -> Latency:
-    """The latency of `runs` runs of the quiet tenant, beside so many lanes of the noisy one."""
+    """The latency of `runs` runs of the quiet tenant, beside `waiting` lanes of the noisy one."""
     async with AsyncExitStack() as closing:
         folder = closing.enter_context(tempfile.TemporaryDirectory())
         store = await closing.enter_async_context(SqliteStore(Path(folder) / "runlane.db"))
@@ -88,15 +88,15 @@ async def _accept(coordinator: Coordinator, session_id: str) -> None:
 
 
 async def _quiet(coordinator: Coordinator, session_id: str) -> float:
-    """How many seconds a run of the quiet tenant takes."""
+    """The seconds of one run of the quiet tenant."""
     begun = time.perf_counter()
     await coordinator.run(session_id, Prompt("word"), tenant="quiet")
     return time.perf_counter() - begun
 
 
 async def compare(waiting: int, runs: int) -> None:
-    """Measures, and prints what came of it."""
-    await measure(0, runs, NO_LIMIT)  # to be warm
+    """Measures, and prints the results."""
+    await measure(0, runs, NO_LIMIT)  # warm-up
     alone = await measure(0, runs, NO_LIMIT)
     print(f"alone                            {alone.against(alone)}")
     half = await measure(waiting, runs, Quota(max_active_runs=SLOTS // 2))
@@ -106,7 +106,7 @@ async def compare(waiting: int, runs: int) -> None:
 
 
 def main() -> None:
-    """The command."""
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("--waiting", type=int, default=10_000)
     parser.add_argument("--runs", type=int, default=500)

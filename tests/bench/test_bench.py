@@ -1,4 +1,4 @@
-"""The benchmark itself: that it measures something, not how much that is."""
+"""The benchmark works; these tests ignore the measured values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.result import Budget, Curve, Figure, Results, Row, read
 
 
 def test_each_row_yields_a_figure(tmp_path: Path) -> None:
-    # With the generator in Python: it need not be built.
+    # The generator in Python needs no build.
     wanted = ["accept", "metrics", "sight", "complete", "cancel", "subscriptions"]
     only = [word for name in wanted for word in ("--only", name)]
     results = run.main(["--quick", "--load", "python", "--out", str(tmp_path), *only])
@@ -39,7 +39,7 @@ def test_verdicts() -> None:
         assert row.verdict == verdict
 
 
-def test_a_load_that_is_the_limit_is_told() -> None:
+def test_a_saturated_load_generator_is_reported() -> None:
     idle_server = Figure(1.0, server_cpu=0.5, load_cpu=1.0)
     row = Row("row", "a row", "/s", [1.0], [idle_server])
     assert row.load_bound

@@ -1,4 +1,4 @@
-"""How long things take: an accept, a cancel until it is seen, a start, a page of a transcript."""
+"""Latencies: an accept, a cancel until it is seen, a start, a page of a transcript."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import grpc
 from bench import seed, wire
 from bench.bench import ACCEPT, CACHE, ECHOED, SUBSCRIBE, Bench
 from bench.load import Measured, call
-from bench.process import Server, cpu_seconds
+from bench.process import Server
 from bench.rates import HOLDS, KEPT, ratios
 from bench.result import Budget, Figure, Row
 from runlane.v1 import (
@@ -20,13 +20,14 @@ from runlane.v1 import (
     session_service_pb2,
     session_service_pb2_grpc,
 )
+from support.processes import cpu_seconds
 
 SLOW = ("--agent", "echo:delay=3600s", "--max-active-runs", "5000")
-"""An agent that says a word and is then active until it is cancelled."""
+"""Flags for an agent that emits a word and stays active until it is cancelled."""
 
 CANCELS = 500
 PAUSE = 2.0
-"""Seconds in which accepted runs become active."""
+"""Seconds for accepted runs to become active."""
 
 PAGE = 1_000
 
@@ -37,7 +38,7 @@ def quantile(measured: Measured, name: str) -> Figure:
 
 
 async def latency(bench: Bench) -> list[Row]:
-    """How long an accept takes at half of what the server can do, against an echo at half."""
+    """The latency of an accept at half of the maximum rate, against an echo at half of its own."""
     peaks: dict[str, float] = {}
     medians: dict[str, list[float]] = {"ours": [], "peer": []}
 
@@ -60,7 +61,7 @@ async def latency(bench: Bench) -> list[Row]:
 
 
 async def cancels(bench: Bench, store: Path | None = None) -> Measured:
-    """Cancels of active runs, one after another, each until a subscriber has the end."""
+    """Cancels active runs one after another, each until a subscriber has its end."""
     request = run_service_pb2.CancelRequest(session_id=wire.name(0))
     async with bench.runlane(*SLOW, *KEPT, store=store) as server:
         return await bench.run(
@@ -74,8 +75,14 @@ async def cancels(bench: Bench, store: Path | None = None) -> Measured:
         )
 
 
+async def round_trip(bench: Bench) -> Figure:
+    """The median round trip of an echo on an idle bare server, in milliseconds."""
+    async with bench.bare() as server:
+        return quantile(await bench.run(server, kind="unary", call=ECHOED, workers=1), "p50")
+
+
 async def cancel(bench: Bench) -> list[Row]:
-    """The slowest hundredth of cancels, in round trips of an echo on an idle server."""
+    """The p99 of cancels, in round trips of an echo on an idle server."""
     medians: list[float] = []
 
     async def cancelled() -> Figure:
@@ -83,11 +90,7 @@ async def cancel(bench: Bench) -> list[Row]:
         medians.append(measured.latency["p50"] * 1000)
         return quantile(measured, "p99")
 
-    async def round_trip() -> Figure:
-        async with bench.bare() as server:
-            return quantile(await bench.run(server, kind="unary", call=ECHOED, workers=1), "p50")
-
-    ours, peer = await bench.in_turn(cancelled, round_trip)
+    ours, peer = await bench.in_turn(cancelled, partial(round_trip, bench))
     trips = ratios(ours, peer)
     title = "Cancel sent to CANCELLED seen, p99, in round trips (p50) of the bare echo"
     budget = Budget(8, 4, at_most=True)
@@ -97,7 +100,7 @@ async def cancel(bench: Bench) -> list[Row]:
 
 
 async def start(bench: Bench) -> list[Row]:
-    """From the start of the process to the first answer, with many runs waiting and with none."""
+    """Seconds from process start to the first answer, with many waiting runs and with none."""
     waiting = bench.size(100_000, 500)
     stored = await seed.store_of(CACHE, seed.accepted, waiting, 1)
 
@@ -112,7 +115,7 @@ async def start(bench: Bench) -> list[Row]:
     title = f"start with {waiting:,} waiting runs, to the first answer"
     budget = Budget(2.0, 0.5, at_most=True)
     notes = {
-        "says that it serves, s": median(announced[::2]),
+        "listening, s": median(announced[::2]),
         "with an empty store, s": median(figure.value for figure in peer),
     }
     seconds = [figure.value for figure in ours]
@@ -147,7 +150,7 @@ async def messages(bench: Bench) -> list[Row]:
 
 
 def _read_all(server: Server) -> tuple[list[float], int]:
-    """How long each page took, and how many messages there were."""
+    """The seconds of each page, and the number of messages."""
     took: list[float] = []
     count, token = 0, ""
     with grpc.insecure_channel(server.address) as channel:

@@ -1,4 +1,4 @@
-"""What goes over the wire in a benchmark: requests as templates, and answers of the usual size."""
+"""Messages of the benchmarks: request templates, and answers of typical size."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from runlane.v1 import run_pb2, run_service_pb2
 
 PREFIX = "bench-"
 DIGITS = 12
-"""A session is called `bench-` and a number of so many digits, which load generators fill in."""
+"""Digits of a session number: session ids are `bench-` and a number, set by load generators."""
 
 PROMPT = "Summarise what has changed since yesterday."
 
@@ -21,12 +21,12 @@ _UUID = "0198c5a6-3f6e-7cc1-9b42-3d5f8e2a7b10"
 
 
 def name(number: int) -> str:
-    """The session of that number."""
+    """The id of the session with a number."""
     return f"{PREFIX}{number:0{DIGITS}}"
 
 
 def accept(prompt: str = PROMPT, *, named: bool = False) -> run_service_pb2.RunAcceptedRequest:
-    """A run in the session of a number; `named`: the run is called as the session is."""
+    """An accept in the session with a number; with `named`, run id and session id are equal."""
     return run_service_pb2.RunAcceptedRequest(
         session_id=name(0), run_id=name(0) if named else "", prompt=prompt, allow_missing=True
     )
@@ -35,7 +35,7 @@ def accept(prompt: str = PROMPT, *, named: bool = False) -> run_service_pb2.RunA
 def accepted(
     request: run_service_pb2.RunAcceptedRequest,
 ) -> run_service_pb2.RunAcceptedResponse:
-    """An answer to it as the server gives it, with all fields that it sets."""
+    """The answer of a server, with all fields that it sets."""
     run = run_pb2.Run(
         session_id=request.session_id,
         run_id=request.run_id or _UUID,

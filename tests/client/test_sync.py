@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import json
 import os
 import shutil
 import signal
@@ -23,10 +22,11 @@ import runlane
 from runlane import RunComplete, RunState, TextDelta, sync
 from runlane.sync import Client
 from support.peer import HANG, Peer, accepted, ended, mark, says
+from support.server import serving_blocking
+from support.staging import SECONDS, script
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-SECONDS = 30.0
 CREATED_BEFORE_FORK = (
     "child this runlane.sync client was created before a fork; create a new Client in this process"
 )
@@ -41,33 +41,18 @@ RENAMED = {
 
 
 @pytest.fixture(scope="module")
-def target() -> Iterator[str]:
+def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server with the scripted agent, in another process."""
-    command = [sys.executable, "-m", "runlane_server", "--listen", "127.0.0.1:0"]
-    with subprocess.Popen(
-        [*command, "--store", "memory:", "--agent", "scripted"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as server:
-        assert server.stdout is not None
-        try:
-            line = server.stdout.readline()
-            assert line.startswith("runlane-server listening on "), line
-            yield line.split()[-1]
-        finally:
-            # It would wait for the runs that never end.
-            server.kill()
+    folder = tmp_path_factory.mktemp("server")
+    # It is killed at the end: a shutdown would wait for the runs that never end.
+    with serving_blocking(folder, "--store", "memory:", "--agent", "scripted") as server:
+        yield server.address
 
 
 @pytest.fixture
 def client(target: str) -> Iterator[Client]:
     with Client(target) as made:
         yield made
-
-
-def script(*steps: dict[str, str]) -> str:
-    return json.dumps(steps)
 
 
 def forever(gate: str) -> str:

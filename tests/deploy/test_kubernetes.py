@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.server import NOT_SERVING, SERVING, health, started, wait_for_health
+from deploy.health import NOT_SERVING, SERVING, health, wait_for_health
 from deploy.settings import DEPLOY, longest_stop, settings, variables
 from runlane import Client
 from runlane_server.access import editing
 from runlane_server.access.caller import Role
 from runlane_server.net.addresses import Address
+from support.server import clean_environment, serving
 from support.wire import Wire
 
 FOLDER = DEPLOY / "kubernetes"
@@ -156,11 +157,13 @@ def token_in(folder: Path) -> str:
 async def test_every_probe_names_a_service_that_the_server_has(tmp_path: Path) -> None:
     env = {"RUNLANE_STORE": "memory:"}
     token_in(tmp_path)
-    async with started(tmp_path, started_flags(tmp_path), env) as server:
+    async with serving(
+        tmp_path, *started_flags(tmp_path), env=env, base=clean_environment(), listen=None
+    ) as server:
         for probe in PROBES:
             service = container()[probe]["grpc"].get("service", "")
             assert await health(server.address, service) == SERVING
-        server.process.send_signal(signal.SIGTERM)
+        server.send(signal.SIGTERM)
         assert await server.wait() == 0
 
 
@@ -168,13 +171,14 @@ async def test_a_draining_node_is_not_ready(tmp_path: Path) -> None:
     service = container()["readinessProbe"]["grpc"]["service"]
     token = token_in(tmp_path)
     scripted = [*started_flags(tmp_path), "--agent=scripted"]
+    env = {"RUNLANE_STORE": "memory:"}
     async with (
-        started(tmp_path, scripted, {"RUNLANE_STORE": "memory:"}) as server,
+        serving(tmp_path, *scripted, env=env, base=clean_environment(), listen=None) as server,
         Client(server.address, token=token) as client,
     ):
         handle = await Wire(client).blocked("s", "gate")
         draining = asyncio.create_task(wait_for_health(server.address, service, NOT_SERVING))
-        server.process.send_signal(signal.SIGTERM)
+        server.send(signal.SIGTERM)
         await draining
         assert await health(server.address, service) == NOT_SERVING
         await handle.cancel()

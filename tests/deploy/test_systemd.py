@@ -10,15 +10,16 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 
-from deploy.server import SERVING, health, started
+from deploy.health import SERVING, health
 from deploy.settings import DEPLOY, longest_stop, settings, variables
 from runlane_server.process import systemd
+from support.server import ServerProcess, clean_environment, serving
 
 UNIT = DEPLOY / "systemd" / "runlane-server.service"
 EXAMPLE = DEPLOY / "systemd" / "runlane-server.env"
@@ -138,6 +139,11 @@ def test_notify_without_a_listener_does_nothing(text: str, monkeypatch: pytest.M
     systemd.notify(systemd.READY)
 
 
+def served(folder: Path, env: Mapping[str, str]) -> AbstractAsyncContextManager[ServerProcess]:
+    """A server with the flags of the unit; `env` says where it listens."""
+    return serving(folder, *flags(), env=env, base=clean_environment(), listen=None)
+
+
 async def test_a_server_with_the_flags_of_the_unit_notifies_of_start_and_stop(
     tmp_path: Path,
 ) -> None:
@@ -148,10 +154,10 @@ async def test_a_server_with_the_flags_of_the_unit_notifies_of_start_and_stop(
         "RUNLANE_STORE": f"sqlite:///{tmp_path}/runlane.db",
     }
     with manager(address) as listening:
-        async with started(tmp_path, flags(), env) as server:
+        async with served(tmp_path, env) as server:
             assert await asyncio.to_thread(listening.recv, 100) == b"READY=1"
             assert await health(server.address, "") == SERVING
-            server.process.send_signal(signal.SIGTERM)
+            server.send(signal.SIGTERM)
             assert await asyncio.to_thread(listening.recv, 100) == b"STOPPING=1"
             assert await server.wait() == 0
 
@@ -167,9 +173,9 @@ async def test_the_parent_of_several_processes_notifies_systemd_for_them(
         "RUNLANE_PROCESSES": "2",
     }
     with manager(address) as listening:
-        async with started(tmp_path, flags(), env) as server:
+        async with served(tmp_path, env) as server:
             assert await asyncio.to_thread(listening.recv, 100) == b"READY=1"
-            server.process.send_signal(signal.SIGTERM)
+            server.send(signal.SIGTERM)
             assert await asyncio.to_thread(listening.recv, 100) == b"STOPPING=1"
             assert await server.wait() == 0
         listening.setblocking(False)

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from runlane import Client
-from support.process import ServerProcess, serving
+from support.server import ServerProcess, serving
 from support.wire import Wire
 
 
 @pytest.fixture(autouse=True)
 def _store(served_store: None) -> None:
-    """All servers here work over the store of the test."""
+    """All servers here use the store of the test."""
 
 
 @pytest.fixture

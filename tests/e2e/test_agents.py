@@ -1,4 +1,4 @@
-"""Agents that are programs, models and modules, as clients see them over the wire."""
+"""Agents that are programs, models or modules, as clients see them over the wire."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ import pytest
 from runlane import Client, FinishReason, Folded, RunError, RunHandle, RunState, Usage, WhenBusy
 from runlane_server.config.settings import EVENT_LOOPS
 from support.openai_server import Answer, OpenAIServer
-from support.process import SECONDS, ServerProcess, serving
-from support.processes import alive, gone
-from support.wire import Wire, check_turn, heard, text_of
+from support.processes import is_running, wait_for_exit
+from support.server import ServerProcess, serving
+from support.staging import SECONDS
+from support.wire import Wire, check_turn, text_of, wait_for_text
 
 S = RunState
 
 
 @pytest.fixture(params=[name for name in EVENT_LOOPS if name != "auto"])
 def _event_loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each loop has its own way with processes."""
+    """Each event loop starts processes in its own way."""
     monkeypatch.setenv("RUNLANE_EVENT_LOOP", request.param)
 
 
@@ -44,7 +45,7 @@ async def using(
         yield server, Wire(client)
 
 
-async def asked(wire: Wire, prompt: str, **options: Any) -> RunHandle:
+async def ask(wire: Wire, prompt: str, **options: Any) -> RunHandle:
     return await wire.client.run_accepted("s", prompt, allow_missing=True, **options)
 
 
@@ -52,7 +53,7 @@ async def asked(wire: Wire, prompt: str, **options: Any) -> RunHandle:
 
 
 def program(folder: Path, code: str) -> str:
-    """A shell script, as the argv that names it."""
+    """Writes a shell script; returns the argv that runs it."""
     script = folder / "agent.sh"
     script.write_text(f"#!/bin/sh\n{code}\n")
     script.chmod(0o755)
@@ -64,23 +65,23 @@ sleep 600 &
 echo "at work: $$ $!."
 wait
 """
-"""Says its own process id and that of its child, and stays."""
+"""A program that prints its process id and that of its child, and stays."""
 
 
-async def at_work(handle: RunHandle, *, attempt: int = 1) -> list[int]:
-    """The processes of a program that stays."""
-    said = await heard(handle, ".\n", attempt=attempt)
+async def wait_for_pids(handle: RunHandle, *, attempt: int = 1) -> list[int]:
+    """The process ids that a staying program has printed."""
+    said = await wait_for_text(handle, ".\n", attempt=attempt)
     return [int(word) for word in said.rstrip(".\n").split()[-2:]]
 
 
 @on_each_loop
-async def test_a_program_answers_before_it_exits(tmp_path: Path) -> None:
+async def test_the_output_of_a_program_is_streamed_before_it_exits(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     script = program(tmp_path, f'read -r prompt; echo "so far: $prompt"; cat "{gate}"; echo end')
     async with using(tmp_path, f"command:{script}") as (_, wire):
-        handle = await asked(wire, "why?\n")
-        assert await heard(handle, "\n") == "so far: why?\n"
+        handle = await ask(wire, "why?\n")
+        assert await wait_for_text(handle, "\n") == "so far: why?\n"
         assert (await wire.client.get_run(handle.run_id)).state is S.ACTIVE
         await asyncio.to_thread(gate.write_text, "more\n")
         complete = await wire.end(handle)
@@ -92,14 +93,14 @@ async def test_a_program_answers_before_it_exits(tmp_path: Path) -> None:
 @on_each_loop
 async def test_r09_r16_a_cancel_ends_the_program_and_keeps_its_text(tmp_path: Path) -> None:
     async with using(tmp_path, f"command:{program(tmp_path, STAYS)}") as (_, wire):
-        handle = await asked(wire, "x")
-        pids = await at_work(handle)
-        assert all(map(alive, pids))
+        handle = await ask(wire, "x")
+        pids = await wait_for_pids(handle)
+        assert all(map(is_running, pids))
         await handle.cancel("enough")
         complete = await wire.end(handle)
-        # As soon as the end is told; the child is ended by the same signal, and may take its time.
-        assert not alive(pids[0])
-        await gone(pids[1])
+        # The program ends before its end is reported; its child gets the signal too, but may lag
+        assert not is_running(pids[0])
+        await wait_for_exit(pids[1])
         assert (complete.state, complete.finish_reason) == (S.CANCELLED, FinishReason.CANCELED)
         assert complete.cancel_reason == "enough"
         assert complete.text == f"at work: {pids[0]} {pids[1]}.\n"
@@ -107,10 +108,10 @@ async def test_r09_r16_a_cancel_ends_the_program_and_keeps_its_text(tmp_path: Pa
 
 
 @on_each_loop
-async def test_a_program_that_fails_says_why(tmp_path: Path) -> None:
+async def test_the_error_of_a_failed_program_has_its_stderr(tmp_path: Path) -> None:
     script = program(tmp_path, "echo half; echo first >&2; echo 'no disk' >&2; exit 3")
     async with using(tmp_path, f"command:{script}") as (_, wire):
-        complete = await wire.end(await asked(wire, "x"))
+        complete = await wire.end(await ask(wire, "x"))
         assert (complete.state, complete.finish_reason) == (S.FAILED, FinishReason.ERROR)
         assert complete.error is not None
         assert complete.error.reason == "COMMAND_FAILED"
@@ -129,13 +130,13 @@ print("now", turn["prompt"], turn["metadata"].get("tone"), sep=": ")
 """
 
 
-async def test_a_program_gets_the_turns_before_as_json(tmp_path: Path) -> None:
+async def test_a_program_gets_the_earlier_turns_as_json(tmp_path: Path) -> None:
     (tmp_path / "agent.py").write_text(HISTORY)
     agent = f"command+json:{sys.executable} agent.py"
     async with using(tmp_path, agent, "--command-cwd", ".") as (_, wire):
-        first = await wire.end(await asked(wire, "one", metadata={"tone": "kind"}))
+        first = await wire.end(await ask(wire, "one", metadata={"tone": "kind"}))
         assert first.text == "now: one: kind\n"
-        second = await wire.end(await asked(wire, "two"))
+        second = await wire.end(await ask(wire, "two"))
         assert second.text.splitlines() == [
             "user: one",
             *("assistant: now: one: kind", ""),
@@ -144,13 +145,13 @@ async def test_a_program_gets_the_turns_before_as_json(tmp_path: Path) -> None:
 
 
 @on_each_loop
-async def test_r21_no_program_outlives_a_server_that_was_killed(tmp_path: Path) -> None:
+async def test_r21_no_program_outlives_a_killed_server(tmp_path: Path) -> None:
     async with using(tmp_path, f"command:{program(tmp_path, STAYS)}") as (server, wire):
-        handle = await asked(wire, "x")
-        pids = await at_work(handle)
+        handle = await ask(wire, "x")
+        pids = await wait_for_pids(handle)
         await server.kill()
         for pid in pids:
-            await gone(pid)
+            await wait_for_exit(pid)
         await server.start()
         complete = await wire.end(handle)
         assert (complete.state, complete.finish_reason) == (S.FAILED, FinishReason.INTERRUPTED)
@@ -159,23 +160,23 @@ async def test_r21_no_program_outlives_a_server_that_was_killed(tmp_path: Path) 
 
 
 @on_each_loop
-async def test_a_server_that_is_told_to_stop_ends_its_programs(tmp_path: Path) -> None:
+async def test_a_stopping_server_ends_its_programs(tmp_path: Path) -> None:
     agent = f"command:{program(tmp_path, STAYS)}"
     async with using(tmp_path, agent, "--drain-timeout", "0s") as (server, wire):
-        once = await asked(wire, "x")
+        once = await ask(wire, "x")
         twice = await wire.client.run_accepted("t", "x", max_attempts=2, allow_missing=True)
-        pids = await at_work(once) + await at_work(twice)
+        pids = await wait_for_pids(once) + await wait_for_pids(twice)
         assert await server.stop(signal.SIGTERM) == 0
-        assert not alive(pids[0])
-        assert not alive(pids[2])
+        assert not is_running(pids[0])
+        assert not is_running(pids[2])
         for pid in pids:
-            await gone(pid)
+            await wait_for_exit(pid)
         await server.start()
         complete = await wire.end(once)
         assert (complete.state, complete.finish_reason) == (S.FAILED, FinishReason.INTERRUPTED)
-        # The one that may be started again is.
-        again = await at_work(twice, attempt=2)
-        assert alive(again[0])
+        # The run with attempts left is started again.
+        again = await wait_for_pids(twice, attempt=2)
+        assert is_running(again[0])
         await twice.cancel()
         ended = await wire.end(twice)
         assert (ended.state, ended.attempt) == (S.CANCELLED, 2)
@@ -204,15 +205,15 @@ def sent(model: OpenAIServer, request: int) -> list[tuple[str, str]]:
     return [(m["role"], m["content"]) for m in model.requests[request].messages]
 
 
-async def test_a_model_gets_the_turns_before_and_its_tokens_are_counted(
+async def test_a_model_gets_the_earlier_turns_and_its_tokens_are_counted(
     tmp_path: Path, model: OpenAIServer
 ) -> None:
     model.answer(Answer(text=["I am ", "fine"]), Answer(text=["As I said"]))
     async with chatting(tmp_path, model) as (_, wire):
-        first = await wire.end(await asked(wire, "how are you?"))
+        first = await wire.end(await ask(wire, "how are you?"))
         assert (first.state, first.text) == (S.COMPLETED, "I am fine")
         assert first.usage == Usage(input_tokens=10, output_tokens=5, requests=1)
-        second = await wire.end(await asked(wire, "really?"))
+        second = await wire.end(await ask(wire, "really?"))
         assert second.usage == Usage(input_tokens=30, output_tokens=5, requests=1)
         assert sent(model, 1) == [
             ("user", "how are you?"),
@@ -226,20 +227,20 @@ async def test_a_model_gets_the_turns_before_and_its_tokens_are_counted(
         assert [m.model for m in messages if m.role == "assistant"] == ["small-1", "small-1"]
 
 
-async def test_r16_a_model_streams_and_a_cancel_leaves_it(
+async def test_r16_a_cancel_closes_the_stream_of_a_model_and_keeps_its_text(
     tmp_path: Path, model: OpenAIServer
 ) -> None:
     model.answer(Answer(text=["half an ", "answer"], hold=True), "and now the rest")
     async with chatting(tmp_path, model) as (_, wire):
-        handle = await asked(wire, "tell me")
-        await heard(handle, "half an answer")
+        handle = await ask(wire, "tell me")
+        await wait_for_text(handle, "half an answer")
         await handle.cancel()
         complete = await wire.end(handle)
         assert (complete.state, complete.text) == (S.CANCELLED, "half an answer")
         check_turn(complete, await wire.messages("s"))
         async with asyncio.timeout(SECONDS):
             await model.requests[0].disconnected.wait()
-        assert (await wire.end(await asked(wire, "go on"))).text == "and now the rest"
+        assert (await wire.end(await ask(wire, "go on"))).text == "and now the rest"
         assert sent(model, 1) == [
             ("user", "tell me"),
             ("assistant", "half an answer"),
@@ -252,9 +253,9 @@ async def test_r26_a_prompt_is_folded_into_the_turn_of_a_model(
 ) -> None:
     model.answer(Answer(text=["at length, "], hold=True), "in short")
     async with chatting(tmp_path, model) as (_, wire):
-        active = await asked(wire, "explain")
-        await heard(active, "at length")
-        folded = await asked(wire, "shorter, please", when_busy=WhenBusy.FOLD)
+        active = await ask(wire, "explain")
+        await wait_for_text(active, "at length")
+        folded = await ask(wire, "shorter, please", when_busy=WhenBusy.FOLD)
         model.release()
         ends = [await wire.end(handle) for handle in (active, folded)]
         assert [end.state for end in ends] == [S.COMPLETED, S.COMPLETED]
@@ -274,25 +275,27 @@ async def test_r26_a_prompt_is_folded_into_the_turn_of_a_model(
             (folded.run_id, "user", "shorter, please"),
             (active.run_id, "assistant", "in short"),
         ]
-        # The cost of the turn stands once, with the run that the other one joined.
+        # The usage of the turn is recorded once, on the run that the other one joined.
         assert ends[0].usage == Usage(input_tokens=40, output_tokens=10, requests=2)
         assert ends[1].usage is None
         assert (await wire.client.get_session("s")).usage == ends[0].usage
 
 
-async def test_a_provider_that_refuses_fails_the_run(tmp_path: Path, model: OpenAIServer) -> None:
+async def test_a_request_refused_by_the_provider_fails_the_run(
+    tmp_path: Path, model: OpenAIServer
+) -> None:
     refusal = "sk-secret-0123456789 is no good"
     async with chatting(tmp_path, model) as (server, wire):
         for status, reason in ((401, "PROVIDER_AUTH"), (404, "PROVIDER_REJECTED")):
             model.answer(Answer(status=status, error=refusal))
-            complete = await wire.end(await asked(wire, str(status)))
+            complete = await wire.end(await ask(wire, str(status)))
             assert (complete.state, complete.finish_reason) == (S.FAILED, FinishReason.ERROR)
             assert complete.error is not None
             assert complete.error.reason == reason
             assert str(status) in complete.error.message
             assert "sk-secret" not in complete.error.message + server.log
             check_turn(complete, await wire.messages("s"))
-        assert (await wire.end(await asked(wire, "fine again"))).text == "fine again "
+        assert (await wire.end(await ask(wire, "fine again"))).text == "fine again "
 
 
 # --- Modules ------------------------------------------------------------------------------------
@@ -309,12 +312,12 @@ async def answer(turn):
 """
 
 
-async def test_a_module_in_the_folder_of_the_server_is_an_agent(tmp_path: Path) -> None:
+async def test_a_module_in_the_working_directory_can_be_the_agent(tmp_path: Path) -> None:
     (tmp_path / "my_agent.py").write_text(MODULE)
     async with using(tmp_path, "my_agent:answer") as (server, wire):
-        assert (await wire.end(await asked(wire, "one two"))).text == "ONE TWO after 0"
-        failed = await wire.end(await asked(wire, "fail"))
+        assert (await wire.end(await ask(wire, "one two"))).text == "ONE TWO after 0"
+        failed = await wire.end(await ask(wire, "fail"))
         assert (failed.state, failed.text) == (S.FAILED, "FAIL after 2")
         assert failed.error == RunError("AGENT_ERROR", "ValueError: no such word")
-        assert "my_agent.py" in server.log  # where it was raised
+        assert "my_agent.py" in server.log  # the place of the error
         check_turn(failed, await wire.messages("s"))

@@ -1,4 +1,4 @@
-"""Bad input over the wire: what each call answers, and that nothing comes of it. Large input."""
+"""Invalid input over the wire: each call refuses it and changes nothing. Large input."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from runlane import Attachment, Client, RunState, Text, TextDelta
 from runlane.v1 import run_pb2, run_service_pb2_grpc, session_pb2, session_service_pb2_grpc
 from runlane.v1 import run_service_pb2 as runs_pb
 from runlane.v1 import session_service_pb2 as sessions_pb
-from support.process import SECONDS, ServerProcess
 from support.rpc_wire import refused
-from support.wire import Wire, script
+from support.server import ServerProcess
+from support.staging import SECONDS, script
+from support.wire import Wire
 
 KIB, MIB = 1 << 10, 1 << 20
 GRPC_LIMIT = 4 * MIB
 
 Case = tuple[Request, str, list[str]]
-"""A request, the reason for which it is refused, and the fields that are named."""
+"""A request, the reason of its refusal, and the fields that the error names."""
 
 STATUS = {
     "EMPTY_PROMPT": StatusCode.INVALID_ARGUMENT,
@@ -38,11 +39,11 @@ STATUS = {
     "PAGE_TOKEN_INVALID": StatusCode.INVALID_ARGUMENT,
     "INVALID_ARGUMENT": StatusCode.INVALID_ARGUMENT,
 }
-"""As `error_reason.proto` documents them."""
+"""The status of each reason, as documented in `error_reason.proto`."""
 
 
 class Stubs:
-    """Calls by the name of the request."""
+    """The calls, by the name of their request."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.channel = channel
@@ -50,18 +51,18 @@ class Stubs:
         self.sessions: Any = session_service_pb2_grpc.SessionServiceStub(channel)
 
     def call(self, request: Request) -> Any:
-        """The answer to a request, or the first message of a stream; to be awaited."""
+        """The answer to a request, or the first message of its stream."""
         rpc = type(request).__name__.removesuffix("Request")
         stub = self.runs if hasattr(self.runs, rpc) else self.sessions
         call = getattr(stub, rpc)(request)
         return call.read() if rpc.startswith("Subscribe") else call
 
     async def check(self, cases: list[Case]) -> None:
-        """All cases are refused as they should be."""
+        """Checks that every case is refused with its reason and fields."""
         found, expected = [], []
         for n, (request, reason, fields) in enumerate(cases):
             case = f"{n} {type(request).__name__} {str(request)[:60]}"
-            error = await refused(self.call(request))  # which checks the domain too
+            error = await refused(self.call(request))  # checks the domain too
             found.append((case, error.code, error.reason, error.fields))
             expected.append((case, STATUS[reason], reason, fields))
         assert found == expected
@@ -77,7 +78,7 @@ class Stubs:
 
 
 def a_run(**fields: Any) -> runs_pb.RunAcceptedRequest:
-    """A run that would be accepted, and make its session, if it was not for these fields."""
+    """A request that would be accepted, and create its session, without these fields."""
     fields = {"session_id": "s", "prompt": "p", "allow_missing": True, **fields}
     return runs_pb.RunAcceptedRequest(**fields)
 
@@ -191,7 +192,7 @@ NUMBERS: list[Case] = [
 
 
 def numbered(request: Any, field: str, number: int) -> Any:
-    """A request with a number in an enum that the interface does not have."""
+    """A request with an unknown enum value."""
     value = getattr(request, field)
     if hasattr(value, "append"):
         value.append(number)
@@ -239,7 +240,7 @@ CONTENT: list[Case] = [
         "PAGE_TOKEN_INVALID",
         ["page_token"],
     ),
-    # All that is wrong is told at once, an opaque field among it.
+    # One error names every invalid field, an opaque one included.
     (
         runs_pb.SubscribeRunCompleteRequest(session_ids=["a\n"], run_ids=[""], cursor="garbage"),
         "CURSOR_INVALID",
@@ -301,7 +302,7 @@ def bad_ids() -> Iterator[Case]:
 
 
 NOT_UTF8 = b"\x0a\x02\xff\xfe"
-"""A text of two bytes that are none, in field 1."""
+"""Field 1 as a text of two bytes that are not UTF-8."""
 
 
 METHODS = [
@@ -312,12 +313,14 @@ METHODS = [
 ]
 
 
-async def test_what_is_wrong_is_named_and_nothing_comes_of_it(server: ServerProcess) -> None:
+async def test_invalid_requests_are_refused_by_field_and_change_nothing(
+    server: ServerProcess,
+) -> None:
     async with grpc.aio.insecure_channel(server.address) as channel:
         stubs = Stubs(channel)
         cases = [*UNSET, *UNKNOWN, *SIZES, *NUMBERS, *CHOICES, *CONTENT, *bad_ids()]
         await stubs.check(cases)
-        # Every call is in the table that can be wrong.
+        # The table has every call that can be invalid.
         assert {type(request).__name__ for request, _, _ in cases} == {
             f"{name}Request" for _, name in METHODS
         }
@@ -339,12 +342,12 @@ async def test_what_is_wrong_is_named_and_nothing_comes_of_it(server: ServerProc
         assert await stubs.stored() == ([], [])
         accepted = await stubs.call(a_run())
         assert accepted.run.accept_seq == 1
-    # None of it was a defect of the server.
+    # No refusal was an internal error.
     assert "INTERNAL" not in server.log
     assert "Traceback" not in server.log
 
 
-async def test_what_was_given_out_is_taken_for_nothing_else(server: ServerProcess) -> None:
+async def test_cursors_and_page_tokens_are_refused_in_any_other_call(server: ServerProcess) -> None:
     async with grpc.aio.insecure_channel(server.address) as channel:
         stubs = Stubs(channel)
         accepted = await stubs.call(a_run(run_id="mine"))
@@ -406,7 +409,7 @@ async def test_what_was_given_out_is_taken_for_nothing_else(server: ServerProces
 
 
 async def pages(stubs: Stubs, session_id: str) -> list[sessions_pb.ListMessagesResponse]:
-    """A whole transcript as it comes over the wire."""
+    """A whole transcript, in the messages of the wire."""
     found: list[sessions_pb.ListMessagesResponse] = []
     token = ""
     while not found or token:
@@ -416,8 +419,8 @@ async def pages(stubs: Stubs, session_id: str) -> list[sessions_pb.ListMessagesR
     return found
 
 
-async def test_an_answer_of_many_messages_is_kept_whole(server: ServerProcess, wire: Wire) -> None:
-    piece = "ä" * 511 + "x"  # so that 1 MiB ends within a letter
+async def test_an_answer_of_many_pieces_is_stored_whole(server: ServerProcess, wire: Wire) -> None:
+    piece = "ä" * 511 + "x"  # so that the cut at 1 MiB is within a letter
     whole = piece * 10_240
     handle = await wire.accept("s", {"text": piece, "repeat": 10_240})
     complete = await wire.end(handle)
@@ -440,7 +443,7 @@ async def test_an_answer_of_many_messages_is_kept_whole(server: ServerProcess, w
     assert answer.text == whole
 
 
-async def test_the_largest_prompt_comes_back_whole(server: ServerProcess, client: Client) -> None:
+async def test_the_largest_prompt_is_echoed_whole(server: ServerProcess, client: Client) -> None:
     prompt = "ä" * (MIB // 2)
     attachments = (
         Attachment("notes", "ö" * (MIB // 2), "text/plain"),
@@ -457,6 +460,6 @@ async def test_the_largest_prompt_comes_back_whole(server: ServerProcess, client
     async with grpc.aio.insecure_channel(server.address) as channel:
         stubs = Stubs(channel)
         assert all(page.ByteSize() < GRPC_LIMIT for page in await pages(stubs, "s"))
-        # Lists of runs have excerpts only.
+        # Lists of runs contain excerpts only.
         listed = await stubs.call(runs_pb.ListRunsRequest())
         assert listed.ByteSize() < 4 * KIB

@@ -1,4 +1,4 @@
-"""The command `runlane` against a real server: what it prints, and how it leaves."""
+"""The command `runlane` against a real server: its output and its exit codes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from runlane import RunState
-from support.process import SECONDS, ServerProcess
+from support.server import ServerProcess
+from support.staging import SECONDS, at_latch, say, script
 from support.terminal import CTRL_C, Terminal, at_terminal
-from support.wire import Wire, at_gate, say, script
+from support.wire import Wire
 
 RUNLANE = str(Path(sys.executable).with_name("runlane"))
-"""As it is installed."""
+"""The installed command."""
 
 
 def environment(address: str) -> dict[str, str]:
@@ -26,8 +27,8 @@ def environment(address: str) -> dict[str, str]:
     return {**kept, "RUNLANE_SERVER": address}
 
 
-async def begun(server: ServerProcess, *arguments: str) -> Process:
-    """The command, in a pipe."""
+async def start_command(server: ServerProcess, *arguments: str) -> Process:
+    """Starts the command with its output in pipes."""
     return await asyncio.create_subprocess_exec(
         *(RUNLANE, *arguments),
         stdin=PIPE,
@@ -37,8 +38,8 @@ async def begun(server: ServerProcess, *arguments: str) -> Process:
     )
 
 
-async def finished(process: Process, stdin: str = "") -> tuple[int | None, str, str]:
-    """Its exit code, stdout and stderr."""
+async def finish_command(process: Process, stdin: str = "") -> tuple[int | None, str, str]:
+    """Waits for the end of the command: its exit code, stdout and stderr."""
     try:
         async with asyncio.timeout(SECONDS):
             out, err = await process.communicate(stdin.encode())
@@ -51,11 +52,11 @@ async def finished(process: Process, stdin: str = "") -> tuple[int | None, str, 
 async def command(
     server: ServerProcess, *arguments: str, stdin: str = ""
 ) -> tuple[int | None, str, str]:
-    return await finished(await begun(server, *arguments), stdin)
+    return await finish_command(await start_command(server, *arguments), stdin)
 
 
 async def fields(server: ServerProcess, *arguments: str) -> list[list[str]]:
-    """What a command that succeeds without a remark prints, by lines and fields."""
+    """The output of a command that succeeds with an empty stderr, by lines and fields."""
     code, out, err = await command(server, *arguments)
     assert (code, err) == (0, "")
     return [line.split("\t") for line in out.splitlines()]
@@ -68,7 +69,7 @@ def on_terminal(server: ServerProcess, *arguments: str) -> AbstractAsyncContextM
 # --- Run ----------------------------------------------------------------------------------------
 
 
-async def test_run_prints_the_answer_and_leaves_with_its_outcome(server: ServerProcess) -> None:
+async def test_run_prints_the_answer_and_exits_with_the_outcome(server: ServerProcess) -> None:
     failing = script(say("half"), {"fail": "no luck", "reason": "LUCK"})
     given, piped, dashed, failed = await asyncio.gather(
         command(server, "run", "in a new\nsession"),
@@ -83,67 +84,67 @@ async def test_run_prints_the_answer_and_leaves_with_its_outcome(server: ServerP
     assert failed == (1, "half\n", "failed: LUCK: no luck\n")
 
 
-async def test_run_streams_and_is_cancelled_by_somebody_else(
-    server: ServerProcess, wire: Wire
-) -> None:
-    process = await begun(server, "run", "-s", "s", script(*at_gate("g")))
+async def test_run_streams_until_another_client_cancels(server: ServerProcess, wire: Wire) -> None:
+    process = await start_command(server, "run", "-s", "s", script(*at_latch("g")))
     assert process.stdout is not None
     async with asyncio.timeout(SECONDS):
         assert await process.stdout.readexactly(3) == b"<g>"
     await wire.client.cancel("s", reason="by an operator")
-    assert await finished(process) == (130, "\n", "cancelled: by an operator\n")
+    assert await finish_command(process) == (130, "\n", "cancelled: by an operator\n")
 
 
-async def test_ctrl_c_cancels_the_run_that_is_followed(server: ServerProcess, wire: Wire) -> None:
-    async with on_terminal(server, "run", "-s", "s", script(*at_gate("g"))) as terminal:
+async def test_ctrl_c_cancels_the_followed_run(server: ServerProcess, wire: Wire) -> None:
+    async with on_terminal(server, "run", "-s", "s", script(*at_latch("g"))) as terminal:
         await terminal.shows("<g>")
         terminal.type(CTRL_C)
-        assert await terminal.ended() == 130
+        assert await terminal.wait() == 130
         assert "cancelled: interrupted at the terminal" in terminal.screen
         assert "Traceback" not in terminal.screen
     (run,) = [run async for run in wire.client.list_runs("s")]
     assert run.state is RunState.CANCELLED
 
 
-async def test_a_terminal_shows_the_place_in_the_queue(server: ServerProcess, wire: Wire) -> None:
+async def test_a_terminal_shows_the_position_in_the_queue(
+    server: ServerProcess, wire: Wire
+) -> None:
     active = await wire.blocked("s", "g")
     async with on_terminal(server, "run", "-s", "s", "mine") as terminal:
         await terminal.shows("queued behind 1")
         await active.cancel()
-        assert await terminal.ended() == 0
+        assert await terminal.wait() == 0
         assert "mine\r\n" in terminal.screen
     await wire.blocked("s", "g")
     async with on_terminal(server, "run", "-s", "s", "not mine") as terminal:
         await terminal.shows("queued behind 1")
         terminal.type(CTRL_C)
-        assert await terminal.ended() == 130
+        assert await terminal.wait() == 130
         assert "not mine" not in terminal.screen
-    # Ctrl-C cancelled the run that was followed, and not the one before it.
+    # Ctrl-C cancelled only the followed run, not the one before it.
     assert (await wire.client.get_session("s")).busy
 
 
-async def test_a_run_goes_on_over_a_crash_as_a_terminal_tells(
+async def test_a_terminal_shows_that_a_run_continues_after_a_crash(
     server: ServerProcess, wire: Wire
 ) -> None:
-    async with on_terminal(server, "run", "-s", "s", script(*at_gate("g"))) as terminal:
+    async with on_terminal(server, "run", "-s", "s", script(*at_latch("g"))) as terminal:
         await terminal.shows("<g>")
         await server.kill()
         await terminal.shows("reconnecting: ")
         await server.start()
-        assert await terminal.ended() == 1
+        assert await terminal.wait() == 1
         assert "connected again" in terminal.screen
         assert "failed: INTERRUPTED: " in terminal.screen
 
 
 async def test_run_as_json_and_detached(server: ServerProcess, wire: Wire) -> None:
     active = await wire.blocked("s", "g")
-    told, detached, refused = await asyncio.gather(
+    printed, detached, refused = await asyncio.gather(
         command(server, "run", "-s", "t", "--json", "hello"),
         command(server, "run", "-s", "s", "--detach", "later"),
         command(server, "run", "-s", "s", "--when-busy", "reject", "now"),
     )
-    events = [json.loads(line) for line in told[1].splitlines()]
-    assert told[0] == 0
+    events = [json.loads(line) for line in printed[1].splitlines()]
+    assert printed[0] == 0
     assert [event["index"] for event in events] == list(range(1, len(events) + 1))
     assert [event["type"] for event in (events[0], events[-1])] == ["accepted", "run_complete"]
     assert (events[-1]["state"], events[-1]["text"]) == ("completed", "hello")
@@ -160,18 +161,18 @@ async def test_run_as_json_and_detached(server: ServerProcess, wire: Wire) -> No
     assert again[0] == 0
     assert (json.loads(again[1])["run_id"], json.loads(again[1])["accept_seq"]) == (later.run_id, 2)
     assert early == (1, "", f"run {later.run_id} has not ended: it is queued\n")
-    waiting = await begun(server, "wait", later.run_id)
+    waiting = await start_command(server, "wait", later.run_id)
     await active.cancel()
     ended = await command(server, "wait", "--json", active.run_id)
     assert ended[0] == 130
     assert json.loads(ended[1])["cancelled"] is True
-    assert await finished(waiting) == (0, "later\n", "")
+    assert await finish_command(waiting) == (0, "later\n", "")
 
 
 # --- Cancel -------------------------------------------------------------------------------------
 
 
-async def test_cancel_prints_what_it_covered(server: ServerProcess, wire: Wire) -> None:
+async def test_cancel_prints_the_covered_runs(server: ServerProcess, wire: Wire) -> None:
     active = await wire.blocked("s", "g")
     waiting = [await wire.accept("s", say("x")) for _ in range(3)]
     ids = [handle.run_id for handle in waiting]
@@ -199,7 +200,7 @@ async def test_cancel_prints_what_it_covered(server: ServerProcess, wire: Wire) 
     assert {line.split("\t")[2] for line in out.splitlines()} == {h.run_id for h in others}
 
 
-# --- Look ---------------------------------------------------------------------------------------
+# --- Read ---------------------------------------------------------------------------------------
 
 
 JSON_LISTINGS = (("sessions", ()), ("runs", ("-n", "0")), ("messages", ("s",)))
@@ -235,8 +236,11 @@ async def test_listings_in_a_pipe_and_as_json(server: ServerProcess, wire: Wire)
     )
     assert json.loads(sessions_[1])["active_run_id"] == two.run_id
     assert [json.loads(line)["accept_seq"] for line in runs_[1].splitlines()] == [3, 2, 1]
-    told = json.loads(messages_[1].splitlines()[1])
-    assert (told["role"], told["parts"]) == ("assistant", [{"type": "text", "text": "first\nline"}])
+    message = json.loads(messages_[1].splitlines()[1])
+    assert (message["role"], message["parts"]) == (
+        "assistant",
+        [{"type": "text", "text": "first\nline"}],
+    )
     code, out, err = await command(server, "sessions", "delete", "s")
     assert (code, out, err.count("\n")) == (1, "", 1)
     await wire.client.cancel("s")
@@ -245,36 +249,38 @@ async def test_listings_in_a_pipe_and_as_json(server: ServerProcess, wire: Wire)
     assert await fields(server, "sessions") == []
 
 
-async def test_watch_tells_of_ends_over_a_restart(server: ServerProcess, wire: Wire) -> None:
+async def test_watch_prints_terminal_events_across_a_restart(
+    server: ServerProcess, wire: Wire
+) -> None:
     first = await wire.accept("s", say("one"))
     await wire.end(first)
-    watching = await begun(server, "watch", "--from-beginning")
+    watching = await start_command(server, "watch", "--from-beginning")
     assert watching.stdout is not None
     async with asyncio.timeout(SECONDS):
-        told = (await watching.stdout.readline()).decode().rstrip("\n").split("\t")
-    assert told[1:] == ["s", "1", first.run_id, "completed", "stop", "one"]
+        fields_ = (await watching.stdout.readline()).decode().rstrip("\n").split("\t")
+    assert fields_[1:] == ["s", "1", first.run_id, "completed", "stop", "one"]
     assert await server.stop() == 0
     await server.start()
     second = await wire.accept("s", {"fail": "no luck"})
     async with asyncio.timeout(SECONDS):
-        told = (await watching.stdout.readline()).decode().rstrip("\n").split("\t")
-    assert told[1:] == ["s", "2", second.run_id, "failed", "error", ""]
+        fields_ = (await watching.stdout.readline()).decode().rstrip("\n").split("\t")
+    assert fields_[1:] == ["s", "2", second.run_id, "failed", "error", ""]
     watching.send_signal(signal.SIGINT)
-    code, out, err = await finished(watching)
+    code, out, err = await finish_command(watching)
     assert (code, out) == (0, "")
     lost, again, last = err.splitlines()
     assert (lost, again) == ("reconnecting: the server is shutting down", "connected again")
     third = await wire.accept("t", say("three"))
     await wire.end(third)
-    watching = await begun(server, "watch", "--json", "--cursor", last.split()[-1])
+    watching = await start_command(server, "watch", "--json", "--cursor", last.split()[-1])
     assert watching.stdout is not None
     async with asyncio.timeout(SECONDS):
         assert json.loads(await watching.stdout.readline())["run_id"] == third.run_id
     watching.send_signal(signal.SIGINT)
-    assert (await finished(watching))[0] == 0
+    assert (await finish_command(watching))[0] == 0
 
 
-async def test_watch_on_a_terminal_shows_what_works_and_what_ended(
+async def test_watch_on_a_terminal_shows_active_and_ended_runs(
     server: ServerProcess, wire: Wire
 ) -> None:
     async with on_terminal(server, "watch") as terminal:
@@ -285,24 +291,24 @@ async def test_watch_on_a_terminal_shows_what_works_and_what_ended(
         await active.cancel()
         await terminal.shows("cancelled")
         terminal.type(CTRL_C)
-        assert await terminal.ended() == 0
+        assert await terminal.wait() == 0
         assert "resume with --cursor " in terminal.screen
 
 
-async def test_listings_on_a_narrow_terminal_keep_ids_in_one_piece(
+async def test_listings_on_a_narrow_terminal_do_not_break_ids(
     server: ServerProcess, wire: Wire
 ) -> None:
     handle = await wire.accept("a session with a rather long name", say("x " * 100))
     await wire.end(handle)
     async with on_terminal(server, "runs") as terminal:
-        assert await terminal.ended() == 0
+        assert await terminal.wait() == 0
         assert handle.run_id in terminal.screen
         assert "completed" in terminal.screen
-        # A header and the run, folded for a screen that can be read.
+        # A header and the run, wrapped to the width of the screen.
         assert terminal.screen.count("\n") < 8
 
 
-# --- What goes wrong ----------------------------------------------------------------------------
+# --- Errors ------------------------------------------------------------------------------------
 
 
 async def test_an_error_is_one_line(server: ServerProcess) -> None:
@@ -314,8 +320,8 @@ async def test_an_error_is_one_line(server: ServerProcess) -> None:
         (("run", "-s", "a\nb", "x"), 2, "session_id: contains a control character"),
         (("watch", "--cursor", "x"), 2, "cursor: was not issued by this service"),
     ]
-    told = await asyncio.gather(*(command(server, *arguments) for arguments, _, _ in cases))
-    assert told == [(code, "", f"Error: {why}\n") for _, code, why in cases]
+    results = await asyncio.gather(*(command(server, *arguments) for arguments, _, _ in cases))
+    assert results == [(code, "", f"Error: {why}\n") for _, code, why in cases]
     await server.kill()
     for code, out, err in await asyncio.gather(
         command(server, "sessions"), command(server, "run", "x")

@@ -1,4 +1,4 @@
-"""What is told to a server in confidence is in no log and in no metric."""
+"""Confidential input of a server appears in no log and in no metric."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 from runlane import Client, RunlaneError, RunState
 from runlane_server.access import editing
 from runlane_server.access.caller import Role
-from support.process import SECONDS, serving
-from support.wire import script
+from support.server import serving
+from support.staging import SECONDS, script
 
 PLANTED = "xyzzy"
-"""Is part of all that nobody else may see."""
+"""A marker that is part of every confidential input."""
 
 
 def a_free_port() -> int:
@@ -32,7 +32,7 @@ def page(port: int) -> str:
 
 
 async def say_much(client: Client) -> None:
-    """Goes through what may be said, in good and in ill."""
+    """Sends the marker in every call, in valid and invalid ones."""
     labels = {f"{PLANTED}-key": f"{PLANTED}-value"}
     await client.create_session("s", title=f"{PLANTED} title", metadata=labels)
     call = {"tool_call": {"id": "1", "name": "look", "arguments": {"at": PLANTED}}}
@@ -41,7 +41,7 @@ async def say_much(client: Client) -> None:
     for last in ({"finish": "stop"}, {"fail": f"{PLANTED} failed"}, {"crash": f"{PLANTED} crash"}):
         handle = await client.run_accepted("s", script(*steps, last), metadata=labels)
         await handle.completed(SECONDS)
-    # Neither is a prompt that is refused, nor a reason, nor a cursor.
+    # A refused prompt, a reason and a cursor are confidential too.
     with pytest.raises(RunlaneError):
         await client.run_accepted("s" * 200, PLANTED, metadata=labels)
     handle = await client.run_accepted("s", script({"text": PLANTED}, {"wait": "never"}))
@@ -52,7 +52,7 @@ async def say_much(client: Client) -> None:
 
 
 @pytest.mark.sqlite("the name of a store has nothing to do with it")
-async def test_what_is_said_in_confidence_is_in_no_log_and_no_metric(tmp_path: Path) -> None:
+async def test_confidential_input_is_in_no_log_and_no_metric(tmp_path: Path) -> None:
     access, port = tmp_path / "access.toml", a_free_port()
     token = editing.add(access, "ci", tenant="acme", role=Role.ADMIN)
     settings = (
@@ -67,17 +67,17 @@ async def test_what_is_said_in_confidence_is_in_no_log_and_no_metric(tmp_path: P
                 await stranger.get_run("x")
         metrics = page(port)
         assert await server.stop() == 0
-        told = server.log + metrics
-    # It does log, and it does count.
-    assert "RunService/RunAccepted" in told
-    assert "runlane_runs_ended_total" in told
+        output = server.log + metrics
+    # The server does log and count these calls.
+    assert "RunService/RunAccepted" in output
+    assert "runlane_runs_ended_total" in output
     secret = token.rpartition("_")[2]
-    assert PLANTED not in told
-    assert secret not in told
+    assert PLANTED not in output
+    assert secret not in output
 
 
 @pytest.mark.sqlite("the name of a store has nothing to do with it")
-async def test_what_unexpected_errors_say_is_logged_where_that_is_asked_for(tmp_path: Path) -> None:
+async def test_texts_of_unexpected_errors_are_logged_only_on_request(tmp_path: Path) -> None:
     settings = ("--agent", "scripted", "--log-content")
     async with serving(tmp_path, *settings) as server, Client(server.address) as client:
         handle = await client.run_accepted("s", script({"crash": PLANTED}), allow_missing=True)

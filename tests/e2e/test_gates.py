@@ -1,4 +1,4 @@
-"""The gates of the harness, over the wire: where a run is held, and what comes of it."""
+"""The gates of the harness over the wire: the points at which they hold a run, and the results."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from runlane import (
 )
 from runlane.harness import Arrival, GatePoint, Harness
 from runlane_server.testing.server import LocalServer
-from support.process import SECONDS
-from support.wire import Wire, check_turn, heard, say
+from support.staging import SECONDS, say
+from support.wire import Wire, check_turn, wait_for_text
 
 S, P = RunState, GatePoint
 STEP = {"step": True}
@@ -27,7 +27,7 @@ STEP = {"step": True}
 
 @pytest.fixture
 async def server(store_url: str) -> AsyncIterator[LocalServer]:
-    """None that crashes is needed here, and this one is there at once."""
+    """A server in this process: no test here ends it, and it starts faster."""
     async with LocalServer("scripted", store=store_url, harness=True) as made:
         yield made
 
@@ -53,7 +53,7 @@ async def harness(server: LocalServer) -> AsyncIterator[Harness]:
         (P.BEFORE_FINISH, S.ACTIVE, "ab"),
     ],
 )
-async def test_a_run_that_is_held_is_cancelled_where_it_stands(
+async def test_a_run_held_at_a_gate_can_be_cancelled(
     harness: Harness, wire: Wire, point: GatePoint, state: RunState, text: str
 ) -> None:
     async with await harness.arm(point, session_id="s") as gate:
@@ -63,7 +63,7 @@ async def test_a_run_that_is_held_is_cancelled_where_it_stands(
         assert [(c.run_id, c.state_when_cancelled) for c in receipt.cancelled] == [
             (handle.run_id, state)
         ]
-        # A run whose agent is stopped ends without the gate; at its very end it is held still.
+        # A cancelled run passes every gate except the one at its very end.
         if point is P.BEFORE_FINISH:
             assert (await wire.client.get_run(handle.run_id)).state is S.CANCELLING
             await gate.release()
@@ -73,9 +73,7 @@ async def test_a_run_that_is_held_is_cancelled_where_it_stands(
 
 
 @pytest.mark.parametrize("point", [P.BEFORE_ACTIVE, P.BEFORE_FIRST_MESSAGE, P.BEFORE_FINISH])
-async def test_a_run_that_is_let_go_completes(
-    harness: Harness, wire: Wire, point: GatePoint
-) -> None:
+async def test_a_released_run_completes(harness: Harness, wire: Wire, point: GatePoint) -> None:
     gate = await harness.arm(point)
     handles = [await wire.accept(f"s{n}", say("x")) for n in range(5)]
     arrivals = await gate.reached(5)
@@ -85,7 +83,7 @@ async def test_a_run_that_is_let_go_completes(
         assert (await wire.end(handle)).state is S.COMPLETED
 
 
-async def test_an_accept_is_held_behind_its_commit(harness: Harness, wire: Wire) -> None:
+async def test_an_accept_is_held_after_its_commit(harness: Harness, wire: Wire) -> None:
     gate = await harness.arm(P.ACCEPT_COMMITTED, run_id="r")
     answered = asyncio.create_task(wire.accept("s", say("x"), run_id="r"))
     await gate.reached()
@@ -95,16 +93,16 @@ async def test_an_accept_is_held_behind_its_commit(harness: Harness, wire: Wire)
     assert (await answered).run_id == "r"
 
 
-async def test_r08_at_the_handoff_the_session_has_work(harness: Harness, wire: Wire) -> None:
+async def test_r08_a_session_held_at_the_handoff_is_busy(harness: Harness, wire: Wire) -> None:
     first = await wire.blocked("s", "g")
     gate = await harness.arm(P.HANDOFF, session_id="s")
     second, third = [await wire.accept("s", say("x")) for _ in range(2)]
-    await wire.open("g")
+    await wire.open_latch("g")
     assert await gate.reached() == [Arrival("s", second.run_id)]
     assert (await wire.client.get_run(first.run_id)).state is S.COMPLETED
     session = await wire.client.get_session("s")
     assert (session.busy, session.active_run_id, session.waiting_runs) == (True, None, 2)
-    # Whatever else happens to the session, the run stays where it is held.
+    # The run stays at its gate while other calls change the session.
     await wire.accept("s", say("y"))
     assert (await wire.client.get_run(second.run_id)).state is S.ACCEPTED
     receipt = await second.cancel()
@@ -114,14 +112,14 @@ async def test_r08_at_the_handoff_the_session_has_work(harness: Harness, wire: W
     assert (await wire.end(second)).state is S.CANCELLED
 
 
-async def test_what_is_let_go_at_the_handoff_comes_to_the_next_gate(
+async def test_a_run_released_at_the_handoff_stops_at_the_next_gate(
     harness: Harness, wire: Wire
 ) -> None:
     await wire.blocked("s", "g")
     second = await wire.accept("s", say("x"))
     handoff = await harness.arm(P.HANDOFF, run_id=second.run_id)
     active = await harness.arm(P.BEFORE_ACTIVE, run_id=second.run_id)
-    await wire.open("g")
+    await wire.open_latch("g")
     await handoff.reached()
     assert [gate.arrivals for gate in await harness.gates()] == [[Arrival("s", second.run_id)], []]
     await handoff.release()
@@ -130,7 +128,9 @@ async def test_what_is_let_go_at_the_handoff_comes_to_the_next_gate(
     assert (await wire.end(second)).state is S.COMPLETED
 
 
-async def test_r26_a_run_is_folded_at_the_step_it_is_held_at(harness: Harness, wire: Wire) -> None:
+async def test_r26_a_run_accepted_while_a_step_is_held_is_folded_at_that_step(
+    harness: Harness, wire: Wire
+) -> None:
     gate = await harness.arm(P.BEFORE_STEP, session_id="s")
     first = await wire.accept("s", say("a"), STEP)
     await gate.reached()
@@ -140,7 +140,7 @@ async def test_r26_a_run_is_folded_at_the_step_it_is_held_at(harness: Harness, w
     assert (await wire.end(first)).text == "[folded: more]"
 
 
-async def test_gates_of_one_point_add_up(harness: Harness, wire: Wire) -> None:
+async def test_a_run_waits_for_every_matching_gate_of_a_point(harness: Harness, wire: Wire) -> None:
     gates = [await harness.arm(P.BEFORE_ACTIVE, session_id=s) for s in ("s", "", "other")]
     handle = await wire.accept("s", say("x"))
     for gate in gates[:2]:
@@ -157,10 +157,10 @@ async def test_gates_of_one_point_add_up(harness: Harness, wire: Wire) -> None:
     assert left.arrivals == []
 
 
-async def test_what_is_wrong_with_a_gate_is_told(harness: Harness) -> None:
-    with pytest.raises(InvalidArgument) as told:
+async def test_an_invalid_gate_call_is_refused_with_the_reason(harness: Harness) -> None:
+    with pytest.raises(InvalidArgument) as error:
         await harness.arm(P.BEFORE_AGENT_READY, session_id=" s", run_id="x" * 200)
-    fields = [violation.field for violation in told.value.violations]
+    fields = [violation.field for violation in error.value.violations]
     assert fields == ["session_id", "run_id", "session_id", "run_id"]
     for call in (harness.await_gate("none"), harness.release("none")):
         with pytest.raises(GateNotFound):
@@ -174,7 +174,7 @@ async def test_what_is_wrong_with_a_gate_is_told(harness: Harness) -> None:
     with pytest.raises(InvalidArgument, match="arrivals: is 10001"):
         await gate.reached(10_001)
     waiting = asyncio.create_task(gate.reached())
-    while not (await harness.gates()):  # the call is on its way
+    while not (await harness.gates()):  # until the server has the call
         pass
     await gate.release()
     with pytest.raises(GateNotFound):
@@ -185,10 +185,10 @@ async def test_what_is_wrong_with_a_gate_is_told(harness: Harness) -> None:
         await harness.advance_clock(3651 * 86400)
 
 
-async def test_a_run_is_not_held_once_the_gate_is_gone(harness: Harness, wire: Wire) -> None:
+async def test_a_removed_gate_holds_no_run(harness: Harness, wire: Wire) -> None:
     async with await harness.arm(P.BEFORE_FIRST_MESSAGE) as gate:
         await gate.release()
     handle = await wire.accept("s", say("x"))
-    assert await heard(handle, "x") == "x"
+    assert await wait_for_text(handle, "x") == "x"
     kinds = [type(event.body) async for event in handle.events()]
     assert Started in kinds

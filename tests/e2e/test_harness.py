@@ -1,4 +1,4 @@
-"""The harness: gates, the clock and the end of a server, over the wire."""
+"""The harness over the wire: gates, the clock, and crash and restart of a server."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from runlane import (
 )
 from runlane.harness import Arrival, GatePoint, Harness
 from runlane_server.testing.server import LocalServer
-from support.process import SECONDS, ServerProcess, serving
-from support.wire import Wire, say, script
+from support.server import ServerProcess, serving
+from support.staging import SECONDS, say, script
+from support.wire import Wire
 
 S, P = RunState, GatePoint
 STEP = {"step": True}
@@ -38,18 +39,24 @@ async def harness(server: ServerProcess) -> AsyncIterator[Harness]:
         yield made
 
 
-async def test_it_tells_how_the_server_is_set(harness: Harness, store_kind: str) -> None:
-    told = await harness.server()
-    assert (told.store, told.durable) == (store_kind, True)
-    assert (told.agent, told.restarts, told.advances_clock) == ("scripted", True, True)
-    assert told.progress_interval.total_seconds() == 30
-    assert told.event_retention.days == 7
+async def test_the_harness_reports_the_settings_of_the_server(
+    harness: Harness, store_kind: str
+) -> None:
+    info = await harness.server()
+    assert (info.store, info.durable) == (store_kind, True)
+    assert (info.agent, info.restarts, info.advances_clock) == (
+        "scripted",
+        True,
+        True,
+    )
+    assert info.progress_interval.total_seconds() == 30
+    assert info.event_retention.days == 7
 
 
 # --- The clock ----------------------------------------------------------------------------------
 
 
-async def test_the_clock_ends_what_takes_too_long(harness: Harness, wire: Wire) -> None:
+async def test_advancing_the_clock_ends_a_run_by_its_timeout(harness: Harness, wire: Wire) -> None:
     began = (await harness.server()).time
     handle = await wire.blocked("s", "never", timeout=7 * 86400)
     assert (await harness.advance_clock(7 * 86400) - began).days == 7
@@ -59,12 +66,12 @@ async def test_the_clock_ends_what_takes_too_long(harness: Harness, wire: Wire) 
     assert (complete.ended_at - complete.started_at).days == 7
 
 
-async def test_the_clock_moves_a_subscription_on(harness: Harness, wire: Wire) -> None:
+async def test_advancing_the_clock_sends_progress_marks(harness: Harness, wire: Wire) -> None:
     async with wire.client.subscribe_run_complete() as subscription:
         assert isinstance(await subscription.next_item(), Progress)
         mark = asyncio.create_task(subscription.next_item())
         while not mark.done():
-            # The server may not have begun to wait for the first one's like.
+            # The server may not have started to wait for the next mark yet.
             await harness.advance_clock(31)
         assert isinstance(await mark, Progress)
 
@@ -72,7 +79,7 @@ async def test_the_clock_moves_a_subscription_on(harness: Harness, wire: Wire) -
 # --- The end of a server ------------------------------------------------------------------------
 
 
-async def test_r01_it_crashes_and_comes_back_as_it_was_set(
+async def test_r01_a_server_restarted_after_a_crash_keeps_runs_and_settings(
     server: ServerProcess, harness: Harness, wire: Wire
 ) -> None:
     before = await harness.server()
@@ -102,7 +109,7 @@ def _arguments(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
 
 
-async def test_r30_what_waits_for_an_agent_in_vain_fails(harness: Harness, wire: Wire) -> None:
+async def test_r30_runs_fail_when_the_agent_never_gets_ready(harness: Harness, wire: Wire) -> None:
     before = await harness.server()
     gate = await harness.arm(P.BEFORE_AGENT_READY)
     await harness.drain()
@@ -115,7 +122,7 @@ async def test_r30_what_waits_for_an_agent_in_vain_fails(harness: Harness, wire:
     assert complete.error.reason == "AGENT_NOT_READY"
 
 
-async def test_r17_a_drain_is_not_held_up_by_gates(harness: Harness, wire: Wire) -> None:
+async def test_r17_gates_do_not_delay_a_drain(harness: Harness, wire: Wire) -> None:
     before = await harness.server()
     await harness.arm(P.BEFORE_FINISH, session_id="s")
     handle = await wire.blocked("s", "g")
@@ -128,15 +135,17 @@ async def test_r17_a_drain_is_not_held_up_by_gates(harness: Harness, wire: Wire)
     assert [gate.point for gate in await harness.gates()] == [P.BEFORE_FINISH]
 
 
-async def test_without_a_restart_the_process_ends(server: ServerProcess, harness: Harness) -> None:
+async def test_a_crash_without_restart_ends_the_process(
+    server: ServerProcess, harness: Harness
+) -> None:
     await harness.crash(restart=False)
-    assert await server.ended() == -9
+    assert await server.wait() == -9
     await server.start()
     await harness.drain(restart=False)
-    assert await server.ended() == 0
+    assert await server.wait() == 0
 
 
-# --- Where it is served -------------------------------------------------------------------------
+# --- Restrictions ------------------------------------------------------------------------------
 
 
 @pytest.mark.sqlite("it is about the command line")
@@ -149,7 +158,7 @@ async def test_without_a_restart_the_process_ends(server: ServerProcess, harness
         (("--processes", "2", "--store", "postgresql://x/y"), "--processes 1"),
     ],
 )
-async def test_it_is_not_served_where_it_would_do_harm(
+async def test_the_harness_is_refused_with_unsafe_settings(
     tmp_path: Path, flags: tuple[str, ...], why: str
 ) -> None:
     server = ServerProcess(tmp_path, "--harness", *flags)
@@ -159,22 +168,27 @@ async def test_it_is_not_served_where_it_would_do_harm(
 
 
 @pytest.mark.sqlite("it is about the command line")
-async def test_nobody_has_it_unasked(tmp_path: Path) -> None:
+async def test_the_harness_is_off_by_default(tmp_path: Path) -> None:
     async with serving(tmp_path) as server, Harness(server.address) as harness:
-        with pytest.raises(UnexpectedStatus) as told:
+        with pytest.raises(UnexpectedStatus) as error:
             await harness.server()
-        assert told.value.status is grpc.StatusCode.UNIMPLEMENTED
+        assert error.value.status is grpc.StatusCode.UNIMPLEMENTED
 
 
 @pytest.mark.sqlite("its store is in memory")
-async def test_a_server_within_a_test_has_gates() -> None:
+async def test_a_server_in_the_test_process_has_gates() -> None:
     async with (
         LocalServer("scripted", harness=True) as server,
         Harness(server.address) as harness,
         server.client() as client,
     ):
-        told = await harness.server()
-        assert (told.store, told.durable, told.restarts, told.advances_clock) == (
+        info = await harness.server()
+        assert (
+            info.store,
+            info.durable,
+            info.restarts,
+            info.advances_clock,
+        ) == (
             "memory",
             False,
             False,

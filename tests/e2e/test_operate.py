@@ -1,31 +1,24 @@
-"""What an operator does with a server that serves: retention, backup, check, restore."""
+"""Operations on a running server: retention, backup, check, restore."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import sqlite3
-import sys
-from asyncio.subprocess import PIPE
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from runlane import Client, CursorCompacted, CursorInvalid, RunlaneError
-from support.process import SECONDS, serving
+from support.server import run_to_exit, serving
+from support.staging import SECONDS
 
 
 async def operate(folder: Path, *arguments: str) -> tuple[int, list[str], list[str]]:
-    """Runs `runlane-server` with a command; its exit code, and the lines it wrote to stdout and
-    stderr."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "runlane_server", *arguments), cwd=folder, stdout=PIPE, stderr=PIPE
-    )
-    async with asyncio.timeout(SECONDS):
-        out, err = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, out.decode().splitlines(), err.decode().splitlines()
+    """Runs a command of `runlane-server`: its exit code, and its lines on stdout and stderr."""
+    code, out, err = await asyncio.to_thread(run_to_exit, folder, *arguments)
+    return code, out.splitlines(), err.splitlines()
 
 
 async def run_to_end(client: Client, session_id: str, prompt: str) -> None:
@@ -34,7 +27,7 @@ async def run_to_end(client: Client, session_id: str, prompt: str) -> None:
 
 
 @pytest.mark.sqlite("backup and check are of a file")
-async def test_backup_and_check_of_a_server_under_load(tmp_path: Path) -> None:
+async def test_backup_and_check_work_on_a_server_under_load(tmp_path: Path) -> None:
     store = ("--store", "sqlite:///runlane.db")
     async with serving(tmp_path, *store) as server, Client(server.address) as client:
         stop = asyncio.Event()
@@ -62,7 +55,7 @@ async def test_backup_and_check_of_a_server_under_load(tmp_path: Path) -> None:
 
 
 @pytest.mark.sqlite("backup and restore are of a file")
-async def test_restored_backup_serves_and_refuses_cursors_from_before(tmp_path: Path) -> None:
+async def test_restored_backup_serves_and_refuses_older_cursors(tmp_path: Path) -> None:
     async with serving(tmp_path) as server, Client(server.address) as client:
         async with client.subscribe_run_complete(from_beginning=True) as subscription:
             await run_to_end(client, "s", "before")
@@ -83,7 +76,7 @@ async def test_restored_backup_serves_and_refuses_cursors_from_before(tmp_path: 
 
 
 @pytest.mark.sqlite("check is of a file")
-async def test_check_names_what_is_wrong(tmp_path: Path) -> None:
+async def test_check_reports_each_inconsistency(tmp_path: Path) -> None:
     async with serving(tmp_path) as server, Client(server.address) as client:
         await run_to_end(client, "s", "hello")
         await server.stop()
@@ -113,7 +106,7 @@ async def test_check_names_what_is_wrong(tmp_path: Path) -> None:
         (["restore"], 2, "restore"),
     ],
 )
-async def test_command_that_cannot_be_says_why_in_one_line(
+async def test_an_impossible_command_fails_with_one_line(
     tmp_path: Path, arguments: list[str], code: int, why: str
 ) -> None:
     returned, out, err = await operate(tmp_path, *arguments)
@@ -123,7 +116,7 @@ async def test_command_that_cannot_be_says_why_in_one_line(
     assert os.listdir(tmp_path) == []  # noqa: PTH208
 
 
-async def test_retention_removes_what_is_old_while_it_serves(
+async def test_retention_removes_old_data_of_a_running_server(
     tmp_path: Path, store_kind: str
 ) -> None:
     flags = ("--event-retention-bytes", "20000", "--session-retention", "100ms")
@@ -135,7 +128,7 @@ async def test_retention_removes_what_is_old_while_it_serves(
                 await asyncio.sleep(0.01)
         with pytest.raises(RunlaneError):
             await client.get_run(first.run_id)
-        # Its terminal event outlives the session, until the log is too large.
+        # The terminal event outlives the session, until the log exceeds its limit.
         async with client.subscribe_run_complete(cursor=first.cursor) as subscription:
             assert (await anext(subscription)).run_id == first.run_id
         async with asyncio.timeout(SECONDS):
@@ -151,9 +144,7 @@ async def test_retention_removes_what_is_old_while_it_serves(
         assert code == 0, out
 
 
-async def test_renewed_database_takes_no_cursor_from_before(
-    tmp_path: Path, postgres_url: str
-) -> None:
+async def test_renewed_database_refuses_older_cursors(tmp_path: Path, postgres_url: str) -> None:
     store = ("--store", postgres_url)
     async with serving(tmp_path, *store) as server:
         async with Client(server.address) as client:

@@ -1,4 +1,4 @@
-"""`--processes`: several processes on one port, over one PostgreSQL, under one parent."""
+"""`--processes`: several processes on one port, over one PostgreSQL, with one parent."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
-from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import grpc
@@ -22,34 +23,47 @@ from grpc_health.v1 import (  # type: ignore[import-untyped]
 )
 
 from runlane import Client, RunState
-from support.process import SECONDS
-from support.rpc_process import PREFIX, PROGRAM, environment, start_fails
+from support.processes import is_running, wait_for_exit
+from support.server import ServerProcess, clean_environment, start_fails
+from support.staging import SECONDS
 from support.wire import Wire
 
 CHANNELS = 24
-"""So many connections do not all end up at one of two processes."""
+"""Enough connections that both processes get some."""
 
 NOWHERE = "postgresql://127.0.0.1:1/none"
 
 
-class Parent:
-    """`runlane-server --processes 2`, and what it and its processes log, as it comes."""
+class Parent(ServerProcess):
+    """`runlane-server --processes 2`, and its log lines as they arrive."""
 
-    def __init__(self, process: Process) -> None:
-        self.process = process
-        self.address = ""
+    def __init__(self, folder: Path, *flags: str) -> None:
+        super().__init__(folder, "--processes", "2", *flags, base=clean_environment())
         self.lines: list[dict[str, Any]] = []
         self._more = asyncio.Event()
+        self._reading: asyncio.Task[None] | None = None
+
+    async def start(self, *more_flags: str) -> None:
+        """Starts the server with its log in a pipe, and returns once it listens."""
+        self.launch(*more_flags, stderr=PIPE)
         self._reading = asyncio.create_task(self._read())
+        await asyncio.to_thread(self.wait_until_listening)
 
     async def _read(self) -> None:
-        assert self.process.stderr is not None
-        async for line in self.process.stderr:
-            self.lines.append(json.loads(line))
-            self._more.set()
+        reader = asyncio.StreamReader()
+        protocol = asyncio.StreamReaderProtocol(reader)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: protocol, self.process.stderr
+        )
+        with closing(transport):
+            async for line in reader:
+                self.lines.append(json.loads(line))
+                self._more.set()
 
-    async def said(self, event: str, times: int = 1, **fields: Any) -> list[dict[str, Any]]:
-        """Waits until so many lines of that kind are in the log."""
+    async def wait_for_event(
+        self, event: str, times: int = 1, **fields: Any
+    ) -> list[dict[str, Any]]:
+        """Waits until the log has `times` lines of that event; returns them."""
         async with asyncio.timeout(SECONDS):
             while len(found := self.find(event, **fields)) < times:
                 self._more.clear()
@@ -57,54 +71,44 @@ class Parent:
         return found
 
     def find(self, event: str, **fields: Any) -> list[dict[str, Any]]:
-        """The lines of that kind in the log."""
+        """The lines of that event in the log so far."""
         wanted = {"event": event, **fields}
         return [line for line in self.lines if wanted.items() <= line.items()]
 
     def pids(self) -> list[int]:
-        """The process ids of all processes that ever were."""
+        """The process ids of all processes so far."""
         return [line["pid"] for line in self.find("process started")]
 
-    async def ended(self) -> int:
-        """Waits for its end, and that of all who have its stderr; returns the exit code."""
-        async with asyncio.timeout(SECONDS):
-            await self._reading
-            return await self.process.wait()
+    async def wait(self) -> int:
+        """Waits for the end of the server and of all that share its stderr; its exit code."""
+        if self._reading is not None:
+            async with asyncio.timeout(SECONDS):
+                await self._reading
+        return await super().wait()
 
 
 @asynccontextmanager
 async def parent(folder: Path, *flags: str) -> AsyncIterator[Parent]:
-    """A server of two processes; it and they are ended for good whatever happens."""
-    process = await asyncio.create_subprocess_exec(
-        *(*PROGRAM, "--processes", "2", "--listen", "127.0.0.1:0", *flags),
-        stdout=PIPE,
-        stderr=PIPE,
-        cwd=folder,
-        env=environment(),
-    )
-    made = Parent(process)
+    """A parent of two processes; it and they are killed at the end."""
+    server = Parent(folder, *flags)
     try:
-        assert process.stdout is not None
-        async with asyncio.timeout(SECONDS):
-            line = (await process.stdout.readline()).decode()
-        assert line.startswith(PREFIX), made.lines
-        made.address = line.removeprefix(PREFIX).strip()
-        yield made
+        await server.start()
+        yield server
     finally:
-        for pid in (*made.pids(), process.pid):
+        for pid in server.pids():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        await made.ended()
+        await server.kill()
 
 
 @asynccontextmanager
 async def watches(address: str) -> AsyncIterator[list[asyncio.Task[object]]]:
-    """Connections by which a server is watched; each ends with an error when its process does."""
+    """Health watches, each over its own connection; a watch fails when its process ends."""
     own_connection = (("grpc.use_local_subchannel_pool", 1),)
-    async with AsyncExitStack() as closing:
+    async with AsyncExitStack() as stack:
         reads = []
         for _ in range(CHANNELS):
-            channel = await closing.enter_async_context(
+            channel = await stack.enter_async_context(
                 grpc.aio.insecure_channel(address, options=own_connection)
             )
             call = health_pb2_grpc.HealthStub(channel).Watch(
@@ -126,33 +130,10 @@ async def complete(address: str, session_id: str) -> None:
         assert (await handle.completed(SECONDS)).state is RunState.COMPLETED
 
 
-async def gone(pid: int) -> None:
-    """Waits for the end of a process that is not a child of this one."""
-    try:
-        handle = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    ended = asyncio.Event()
-    asyncio.get_running_loop().add_reader(handle, ended.set)
-    try:
-        async with asyncio.timeout(SECONDS):
-            await ended.wait()
-    finally:
-        asyncio.get_running_loop().remove_reader(handle)
-        os.close(handle)
-
-
-def is_there(pid: int) -> bool:
-    with suppress(ProcessLookupError):
-        os.kill(pid, 0)
-        return True
-    return False
-
-
 # --- Serving ------------------------------------------------------------------------------------
 
 
-async def test_both_serve_and_who_is_killed_comes_back_while_the_other_serves(
+async def test_a_killed_process_is_restarted_while_the_other_serves(
     tmp_path: Path, postgres_url: str
 ) -> None:
     async with parent(tmp_path, "--store", postgres_url) as server:
@@ -160,25 +141,25 @@ async def test_both_serve_and_who_is_killed_comes_back_while_the_other_serves(
         async with watches(server.address) as reads:
             (started,) = server.find("process started", process=1)
             os.kill(started["pid"], signal.SIGKILL)
-            (died,) = await server.said("process exited", process=1)
+            (died,) = await server.wait_for_event("process exited", process=1)
             assert (died["end"], died["restart_in_s"]) == ("was killed by SIGKILL", 1.0)
             await complete(server.address, "s")
-            await server.said("process serving again", process=1)
+            await server.wait_for_event("process serving again", process=1)
             await asyncio.wait(reads, return_when=asyncio.FIRST_COMPLETED)
             lost = [read for read in reads if read.done()]
             assert 0 < len(lost) < CHANNELS
             for read in lost:
                 assert isinstance(read.exception(), grpc.aio.AioRpcError)
-        # The same process once more: the pause is longer, and a signal ends it.
+        # The second backoff of the process is longer, and a signal ends it.
         os.kill(server.pids()[-1], signal.SIGKILL)
-        died = (await server.said("process exited", times=2, process=1))[1]
+        died = (await server.wait_for_event("process exited", times=2, process=1))[1]
         assert died["restart_in_s"] == 2.0
-        server.process.terminate()
-        assert await server.ended() == 0
+        server.send(signal.SIGTERM)
+        assert await server.wait() == 0
         assert len(server.pids()) == 3
 
 
-async def test_each_process_has_an_address_of_its_own_and_nobody_else_gets_the_port(
+async def test_each_process_has_its_own_address_and_no_other_server_gets_the_port(
     tmp_path: Path, postgres_url: str
 ) -> None:
     async with parent(tmp_path, "--store", postgres_url) as server:
@@ -198,60 +179,62 @@ async def test_each_process_has_an_address_of_its_own_and_nobody_else_gets_the_p
         await complete(server.address, "s")
 
 
-# --- Going down ---------------------------------------------------------------------------------
+# --- Shutdown -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_ends_all(tmp_path: Path, postgres_url: str, number: signal.Signals) -> None:
+async def test_a_signal_ends_the_parent_and_all_processes(
+    tmp_path: Path, postgres_url: str, number: signal.Signals
+) -> None:
     async with parent(tmp_path, "--store", postgres_url) as server:
-        server.process.send_signal(number)
-        assert await server.ended() == 0
-        assert not [pid for pid in server.pids() if is_there(pid)]
-        assert {line.get("process") for line in server.find("stopped")} == {None, 1, 2}
+        server.send(number)
         assert server.process.stdout is not None
-        assert await server.process.stdout.read() == b""
+        assert await asyncio.to_thread(server.process.stdout.read) == b""
+        assert await server.wait() == 0
+        assert not [pid for pid in server.pids() if is_running(pid)]
+        assert {line.get("process") for line in server.find("stopped")} == {None, 1, 2}
 
 
-async def test_a_second_signal_is_handed_on_too(tmp_path: Path, postgres_url: str) -> None:
+async def test_a_second_signal_reaches_the_processes(tmp_path: Path, postgres_url: str) -> None:
     flags = ("--store", postgres_url, "--agent", "scripted", "--drain-timeout", "1h")
     async with parent(tmp_path, *flags) as server:
         async with Client(server.address) as client:
             await Wire(client).blocked("s", "g")
-        server.process.terminate()
-        await server.said("draining", times=2)
-        # The one that has nothing to wait for does not.
-        await server.said("stopped", idle=True)
-        server.process.terminate()
-        await server.said("stopped", idle=False)
-        assert await server.ended() == 0
+        server.send(signal.SIGTERM)
+        await server.wait_for_event("draining", times=2)
+        # The idle process ends at once.
+        await server.wait_for_event("stopped", idle=True)
+        server.send(signal.SIGTERM)
+        await server.wait_for_event("stopped", idle=False)
+        assert await server.wait() == 0
 
 
-async def test_a_process_that_does_not_go_well_is_told_of_by_the_exit_code(
+async def test_the_exit_code_is_1_when_a_process_is_killed_in_the_shutdown(
     tmp_path: Path, postgres_url: str
 ) -> None:
     flags = ("--store", postgres_url, "--agent", "scripted", "--drain-timeout", "1h")
     async with parent(tmp_path, *flags) as server:
         async with Client(server.address) as client:
             await Wire(client).blocked("s", "g")
-        server.process.terminate()
-        (idle,) = await server.said("stopped", idle=True)
+        server.send(signal.SIGTERM)
+        (idle,) = await server.wait_for_event("stopped", idle=True)
         (busy,) = server.find("process started", process=3 - idle["process"])
         os.kill(busy["pid"], signal.SIGKILL)
-        assert await server.ended() == 1
+        assert await server.wait() == 1
 
 
-async def test_the_processes_go_in_good_order_when_their_parent_is_killed(
+async def test_processes_shut_down_gracefully_when_their_parent_is_killed(
     tmp_path: Path, postgres_url: str
 ) -> None:
     async with parent(tmp_path, "--store", postgres_url) as server:
-        server.process.kill()
+        server.send(signal.SIGKILL)
         for pid in server.pids():
-            await gone(pid)
-        assert await server.ended() == -signal.SIGKILL
+            await wait_for_exit(pid)
+        assert await server.wait() == -signal.SIGKILL
         assert sorted(line["process"] for line in server.find("stopped")) == [1, 2]
 
 
-# --- It cannot ----------------------------------------------------------------------------------
+# --- Invalid starts -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -265,7 +248,7 @@ async def test_the_processes_go_in_good_order_when_their_parent_is_killed(
         (["--store", NOWHERE, "--agent", "nobody"], 2, "there is no agent 'nobody'"),
     ],
 )
-def test_what_cannot_be_is_said_in_one_line(
+def test_invalid_settings_fail_with_one_line(
     tmp_path: Path, flags: list[str], code: int, why: str
 ) -> None:
     returned, said = start_fails(tmp_path, "--processes", "2", "--listen", "127.0.0.1:0", *flags)
@@ -277,7 +260,7 @@ def test_what_cannot_be_is_said_in_one_line(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_port_in_use_is_an_error(tmp_path: Path) -> None:
+def test_a_port_in_use_fails_the_start(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         flags = ("--processes", "2", "--store", NOWHERE, "--listen", address)
@@ -286,7 +269,9 @@ def test_a_port_in_use_is_an_error(tmp_path: Path) -> None:
     assert said == (f"runlane-server: error: cannot listen on {address}: address already in use\n")
 
 
-async def test_the_own_port_of_a_process_may_be_in_use(tmp_path: Path, postgres_url: str) -> None:
+async def test_a_port_in_use_for_a_process_fails_the_start(
+    tmp_path: Path, postgres_url: str
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         flags = ("--processes", "2", "--listen", "127.0.0.1:0", "--node-address", address)
@@ -295,15 +280,18 @@ async def test_the_own_port_of_a_process_may_be_in_use(tmp_path: Path, postgres_
     assert f"cannot listen on {address}: address already in use" in said
 
 
-async def test_a_child_started_by_hand_says_what_starts_it(tmp_path: Path) -> None:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "runlane_server.process.child", "1"),
-        stdin=asyncio.subprocess.DEVNULL,
+def test_the_module_of_a_process_cannot_be_started_directly(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "runlane_server.process.child", "1"],
+        stdin=subprocess.DEVNULL,
         stderr=PIPE,
         cwd=tmp_path,
-        env=environment(),
+        env=clean_environment(),
+        timeout=SECONDS,
+        check=False,
     )
-    async with asyncio.timeout(SECONDS):
-        _, said = await process.communicate()
-    assert process.returncode == 2
-    assert said == b"runlane-server: error: only runlane-server --processes starts this program\n"
+    assert ended.returncode == 2
+    assert (
+        ended.stderr
+        == b"runlane-server: error: only runlane-server --processes starts this program\n"
+    )

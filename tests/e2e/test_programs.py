@@ -1,4 +1,4 @@
-"""What a program of an agent gets of a real server: little, and nothing that outlives its run."""
+"""Programs of an agent on a real server: a minimal environment, and nothing outlives a run."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from pathlib import Path
 from agents.command.test_environment import SECRETS
 from runlane import Client, RunComplete, RunState
 from runlane_server.agents.command.run_dirs import PREFIX, RunDirs
-from support.process import ServerProcess, serving
-from support.processes import gone
-from support.wire import Wire, heard
+from support.processes import wait_for_exit
+from support.server import ServerProcess, serving
+from support.wire import Wire, wait_for_text
 
 
 async def end(server: ServerProcess, prompt: str = "x") -> RunComplete:
-    """How a run ends."""
+    """Runs a prompt to its terminal event."""
     async with Client(server.address) as client:
         wire = Wire(client)
         return await wire.end(await client.run_accepted("s", prompt, allow_missing=True))
 
 
-async def test_no_secret_of_the_server_is_in_the_environment_of_a_program(tmp_path: Path) -> None:
+async def test_the_environment_of_a_program_has_no_secret_of_the_server(tmp_path: Path) -> None:
     secrets = {name: value for name, value in SECRETS.items() if name != "RUNLANE_STORE"}
     env = {**secrets, "RUNLANE_DRAIN_TIMEOUT": "7s", "WANTED": "w", "TZ": "UTC"}
-    # What the loader and temporary files need is that of this machine.
+    # These variables, for the loader and temporary files, come from the machine.
     env |= {"LD_LIBRARY_PATH": "", "TMPDIR": tempfile.gettempdir()}
     flags = ("--command-env", "WANTED", "--command-env", "GIVEN=a=b, c", "--store", "memory:")
     agent = ("--agent", "command:cat /proc/self/environ")
@@ -41,7 +41,7 @@ async def test_no_secret_of_the_server_is_in_the_environment_of_a_program(tmp_pa
     assert PREFIX in variables["HOME"]
 
 
-async def test_a_program_that_is_ended_by_a_limit_fails_the_run(tmp_path: Path) -> None:
+async def test_a_program_killed_by_a_limit_fails_the_run(tmp_path: Path) -> None:
     agent = "command:dd if=/dev/zero of=file bs=4096 count=2 status=none"
     flags = ("--command-file-size", "4KiB", "--command-dir", "runs")
     async with serving(tmp_path, "--agent", agent, *flags) as server:
@@ -54,24 +54,24 @@ async def test_a_program_that_is_ended_by_a_limit_fails_the_run(tmp_path: Path) 
         assert list(own.iterdir()) == []
 
 
-async def test_what_a_killed_server_left_goes_at_the_next_start(tmp_path: Path) -> None:
+async def test_the_next_start_removes_directories_of_a_killed_server(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    other = RunDirs(runs)  # another server, that lives
+    other = RunDirs(runs)  # of another, living server
     await other.start()
     kept = other.create()
     agent = "command:sh -c 'touch left; echo $$.; sleep 3600'"
     flags = ("--agent", agent, "--command-dir", str(runs))
     async with serving(tmp_path, *flags) as server, Client(server.address) as client:
         handle = await client.run_accepted("s", "x", allow_missing=True)
-        pid = int((await heard(handle, ".\n")).strip(".\n"))
+        pid = int((await wait_for_text(handle, ".\n")).strip(".\n"))
         (left,) = runs.glob(f"{PREFIX}*/*/left")
         await server.kill()
-        await gone(pid)
+        await wait_for_exit(pid)
         assert left.exists()
         await server.start()
-        # It listens before its agent is ready; what is at work tells that it is.
+        # The server listens before its agent is ready; an active run shows that it is.
         again = await client.run_accepted("s", "x")
-        await heard(again, ".\n")
+        await wait_for_text(again, ".\n")
         assert not left.parent.parent.exists()
         assert kept.exists()
         assert len(list(runs.iterdir())) == 2

@@ -1,4 +1,4 @@
-"""Races in numbers: cancels that meet accepts, and many sessions at once."""
+"""Many races: cancels against accepts, and many concurrent sessions."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from runlane import Client, FinishReason, RunComplete, RunHandle, RunState, TextDelta
-from support.process import SECONDS, serving
+from support.server import serving
+from support.staging import SECONDS
 from support.wire import Wire, check_turn
 
 CANCELS = 160
-"""How many cancels of a kind are sent in the instant in which their run was accepted; there are
-three kinds."""
+"""Cancels of each of the three kinds, each sent at the moment of an accept."""
 
 FEW = 60
-"""So many, where they are sent over each store."""
+"""The number of them in a test that runs over each store."""
 
 AT_ONCE = 20
 
@@ -38,10 +38,10 @@ def cancels(store_kind: str, request: pytest.FixtureRequest) -> int:
         ("--agent", "echo:delay=5ms", "--max-active-runs", "3"),
     ],
 )
-async def test_r10_r19_a_cancel_in_the_instant_of_the_accept(
+async def test_r10_r19_a_cancel_racing_its_accept_leaves_one_outcome(
     tmp_path: Path, flags: tuple[str, ...], cancels: int
 ) -> None:
-    """Receipt, GetRun, ListMessages and RunComplete agree every time."""
+    """Receipt, GetRun, ListMessages and RunComplete agree after every race."""
     async with serving(tmp_path, *flags) as server, Client(server.address) as client:
         wire = Wire(client)
         ended: dict[str, RunComplete] = {}
@@ -76,7 +76,7 @@ async def test_r10_r19_a_cancel_in_the_instant_of_the_accept(
             await listening
         assert sum(counted.values()) == cancels
         if "delay" in flags[1]:
-            # Unless the machine stands still, it is the cancel that wins.
+            # The cancel wins unless the machine stalls.
             cancelled = sum(n for (_, state, _), n in counted.items() if state is S.CANCELLED)
             assert cancelled > cancels / 2
         for run_id, complete in ended.items():
@@ -85,7 +85,7 @@ async def test_r10_r19_a_cancel_in_the_instant_of_the_accept(
 
 
 async def check(wire: Wire, handle: RunHandle, complete: RunComplete) -> None:
-    """The transcript agrees with the terminal event: R14 where it never started, else R15, R16."""
+    """The transcript agrees with the terminal event (R14 if it never started, else R15, R16)."""
     messages = await wire.messages(handle.session_id)
     check_turn(complete, messages)
     if complete.state is S.CANCELLED:
@@ -98,8 +98,8 @@ async def check(wire: Wire, handle: RunHandle, complete: RunComplete) -> None:
     assert said == complete.text
 
 
-async def test_r04_r07_r21_many_sessions_at_once(tmp_path: Path) -> None:
-    """200 sessions with 10 runs each: in order, each ended once, as a subscriber sees it."""
+async def test_r04_r07_r21_many_concurrent_sessions_keep_order_and_end_once(tmp_path: Path) -> None:
+    """200 sessions of 10 runs each: a subscriber sees all in order, each with one end."""
     sessions, runs = 200, 10
     async with serving(tmp_path, "--agent", "echo") as server, Client(server.address) as client:
         heard: defaultdict[str, list[RunComplete]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""A run is followed at one node, and executed by another."""
+"""A run is followed at one node and executed by another."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from runlane import Client, RunComplete, RunEvent, RunHandle, RunState, Started, TextDelta
-from support.process import SECONDS, ServerProcess, serving
-from support.wire import Wire, at_gate, say
+from support.server import ServerProcess, serving
+from support.staging import SECONDS, at_latch, say
+from support.wire import Wire
 
 LEASE = "2s"
 
@@ -26,7 +27,7 @@ class Node:
     wire: Wire
 
     async def attach(self, handle: RunHandle) -> RunHandle:
-        """The same run, as this node knows it."""
+        """The handle of the same run at this node."""
         return await self.wire.client.attach(handle.run_id)
 
 
@@ -50,7 +51,7 @@ async def worker(postgres_url: str) -> AsyncIterator[Node]:
 
 @pytest.fixture
 async def front(postgres_url: str) -> AsyncIterator[Node]:
-    """A node that executes none."""
+    """A node that executes no runs."""
     async with a_node(postgres_url, "--max-active-runs", "0") as node:
         yield node
 
@@ -61,8 +62,8 @@ async def every_event(handle: RunHandle) -> list[RunEvent]:
         return [event async for event in handle.events()]
 
 
-def said(events: list[RunEvent]) -> str:
-    """What the last attempt said."""
+def output_of(events: list[RunEvent]) -> str:
+    """The output of the last attempt."""
     text = ""
     for event in events:
         match event.body:
@@ -73,73 +74,73 @@ def said(events: list[RunEvent]) -> str:
     return text
 
 
-async def test_what_a_run_says_elsewhere_is_heard_as_it_is_said(worker: Node, front: Node) -> None:
-    handle = await front.wire.accept("s", *at_gate("g"), say("more"), *at_gate("h"))
-    # Returns while the run waits: nothing of it has ended.
-    await front.wire.reached(handle, "g")
+async def test_output_of_a_run_on_another_node_is_streamed_live(worker: Node, front: Node) -> None:
+    handle = await front.wire.accept("s", *at_latch("g"), say("more"), *at_latch("h"))
+    # Returns while the run still waits at the latch.
+    await front.wire.wait_for_latch(handle, "g")
     following = asyncio.create_task(every_event(handle))
-    await worker.wire.open("g")
-    await front.wire.reached(handle, "h")
-    await worker.wire.open("h")
+    await worker.wire.open_latch("g")
+    await front.wire.wait_for_latch(handle, "h")
+    await worker.wire.open_latch("h")
     there, here = await every_event(await worker.attach(handle)), await following
     assert here == there
     assert [event.index for event in here] == list(range(1, len(here) + 1))
-    assert said(here) == "<g>more<h>"
+    assert output_of(here) == "<g>more<h>"
 
 
-async def test_many_pieces_come_once_and_in_order(worker: Node, front: Node) -> None:
+async def test_many_deltas_are_relayed_once_and_in_order(worker: Node, front: Node) -> None:
     pieces = [f"{number} " for number in range(500)]
-    handle = await front.wire.accept("s", *at_gate("g"), *map(say, pieces))
-    await front.wire.reached(handle, "g")
+    handle = await front.wire.accept("s", *at_latch("g"), *map(say, pieces))
+    await front.wire.wait_for_latch(handle, "g")
     followers = [asyncio.create_task(every_event(handle)) for _ in range(5)]
-    await worker.wire.open("g")
+    await worker.wire.open_latch("g")
     all_of_them = await asyncio.gather(*followers)
-    assert {said(events) for events in all_of_them} == {"<g>" + "".join(pieces)}
+    assert {output_of(events) for events in all_of_them} == {"<g>" + "".join(pieces)}
     for events in all_of_them:
         assert [event.index for event in events] == list(range(1, len(events) + 1))
         assert isinstance(events[-1].body, RunComplete)
 
 
-async def test_a_run_that_waits_is_heard_once_it_starts(worker: Node, front: Node) -> None:
+async def test_a_waiting_run_is_streamed_once_it_starts(worker: Node, front: Node) -> None:
     first = await front.wire.blocked("s", "g")
-    second = await front.wire.accept("s", *at_gate("h"))
-    reached = asyncio.create_task(front.wire.reached(second, "h"))
-    await worker.wire.open("g")
+    second = await front.wire.accept("s", *at_latch("h"))
+    reached = asyncio.create_task(front.wire.wait_for_latch(second, "h"))
+    await worker.wire.open_latch("g")
     await first.completed(SECONDS)
     await reached
-    await worker.wire.open("h")
+    await worker.wire.open_latch("h")
     assert (await second.completed(SECONDS)).text == "<h>"
 
 
-async def test_r17_the_stream_goes_on_where_the_run_goes_on(
+async def test_r17_a_stream_follows_its_run_to_another_node(
     worker: Node, front: Node, postgres_url: str
 ) -> None:
-    handle = await front.wire.accept("s", *at_gate("g"), max_attempts=2)
-    await front.wire.reached(handle, "g")
+    handle = await front.wire.accept("s", *at_latch("g"), max_attempts=2)
+    await front.wire.wait_for_latch(handle, "g")
     following = asyncio.create_task(every_event(handle))
     await worker.process.kill()
     async with a_node(postgres_url) as second:
-        # It said so in its first attempt, too.
-        await second.wire.reached(await second.attach(handle), "g")
-        await second.wire.open("g")
+        # The first attempt emitted the same text.
+        await second.wire.wait_for_latch(await second.attach(handle), "g")
+        await second.wire.open_latch("g")
         events = await following
     attempts = [event.body.attempt for event in events if isinstance(event.body, Started)]
     assert attempts == [1, 2]
     assert [event.index for event in events] == list(range(1, len(events) + 1))
     assert isinstance(events[-1].body, RunComplete)
-    assert (events[-1].body.state, said(events)) == (RunState.COMPLETED, "<g>")
+    assert (events[-1].body.state, output_of(events)) == (RunState.COMPLETED, "<g>")
 
 
-async def test_what_a_node_says_that_cannot_be_reached_is_heard_from_the_store(
+async def test_output_of_an_unreachable_node_is_read_from_the_store(
     postgres_url: str, front: Node
 ) -> None:
     async with AsyncExitStack() as nodes:
         nowhere = a_node(postgres_url, "--node-address", "127.0.0.1:1")
         away = await nodes.enter_async_context(nowhere)
-        handle = await front.wire.accept("s", *at_gate("g"), *at_gate("h"))
-        await front.wire.reached(handle, "g")
-        following = asyncio.create_task(front.wire.reached(handle, "h"))
-        await away.wire.open("g")
+        handle = await front.wire.accept("s", *at_latch("g"), *at_latch("h"))
+        await front.wire.wait_for_latch(handle, "g")
+        following = asyncio.create_task(front.wire.wait_for_latch(handle, "h"))
+        await away.wire.open_latch("g")
         await following
-        await away.wire.open("h")
+        await away.wire.open_latch("h")
         assert (await handle.completed(SECONDS)).text == "<g><h>"

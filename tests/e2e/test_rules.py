@@ -30,8 +30,9 @@ from runlane import (
     Usage,
     WhenBusy,
 )
-from support.process import SECONDS, ServerProcess, serving
-from support.wire import Wire, at_gate, check_turn, say, script, text_of
+from support.server import ServerProcess, serving
+from support.staging import SECONDS, at_latch, say, script
+from support.wire import Wire, check_turn, text_of
 
 S = RunState
 STEP = {"step": True}
@@ -40,9 +41,7 @@ STEP = {"step": True}
 # --- Accept -------------------------------------------------------------------------------------
 
 
-async def test_r01_what_was_accepted_is_there_after_a_kill(
-    server: ServerProcess, wire: Wire
-) -> None:
+async def test_r01_an_accepted_run_survives_a_kill(server: ServerProcess, wire: Wire) -> None:
     await wire.blocked("s", "g")
     queued = await wire.accept("s", say("later"))
     await server.kill()
@@ -62,7 +61,7 @@ async def test_r02_empty_prompts_and_unknown_sessions_are_refused(wire: Wire) ->
     await wire.end(await wire.client.run_accepted("s", "x", allow_missing=True))
 
 
-async def test_r03_a_run_id_names_one_run_for_ever(wire: Wire) -> None:
+async def test_r03_a_run_id_always_names_the_same_run(wire: Wire) -> None:
     first = await wire.accept("s", say("x"), run_id="r")
     complete = await wire.end(first)
     again = await wire.accept("s", say("x"), run_id="r")
@@ -80,15 +79,15 @@ async def test_r04_accept_seq_increases_in_accept_order(wire: Wire) -> None:
     await wire.blocked("s", "g")
     handles = [await wire.accept("s", say(str(n))) for n in range(5)]
     assert [handle.run.accept_seq for handle in handles] == [2, 3, 4, 5, 6]
-    await wire.open("g")
+    await wire.open_latch("g")
 
 
-async def test_r05_the_run_outlives_its_caller(server: ServerProcess, wire: Wire) -> None:
+async def test_r05_a_run_outlives_its_caller(server: ServerProcess, wire: Wire) -> None:
     async with Client(server.address) as caller:
-        handle = await Wire(caller).accept("s", *at_gate("g"), say("done"))
+        handle = await Wire(caller).accept("s", *at_latch("g"), say("done"))
         following = asyncio.create_task(anext(aiter(handle.events())))
         await following
-    await wire.open("g")
+    await wire.open_latch("g")
     complete = await wire.end(await wire.client.attach(handle.run_id))
     assert (complete.state, complete.text) == (S.COMPLETED, "<g>done")
 
@@ -108,7 +107,7 @@ async def test_r06_a_refused_accept_leaves_nothing_behind(tmp_path: Path) -> Non
             queued.run_id,
             active.run_id,
         ]
-        await wire.open("g")
+        await wire.open_latch("g")
         await wire.end(queued)
         session = await client.get_session("s")
         assert (session.busy, session.waiting_runs) == (False, 0)
@@ -117,13 +116,13 @@ async def test_r06_a_refused_accept_leaves_nothing_behind(tmp_path: Path) -> Non
 # --- Order --------------------------------------------------------------------------------------
 
 
-async def test_r07_one_run_at_a_time_in_accept_order(wire: Wire) -> None:
+async def test_r07_runs_execute_one_at_a_time_in_accept_order(wire: Wire) -> None:
     subscription = wire.client.subscribe_run_complete(from_beginning=True)
     active = await wire.blocked("s", "g")
     queued = [await wire.accept("s", say(str(n))) for n in range(10)]
     runs = [run async for run in wire.client.list_runs("s", states=[S.ACTIVE])]
     assert [run.run_id for run in runs] == [active.run_id]
-    await wire.open("g")
+    await wire.open_latch("g")
     await wire.end(queued[-1])
     ended: list[RunComplete] = []
     async for complete in subscription:
@@ -139,7 +138,7 @@ async def test_r07_one_run_at_a_time_in_accept_order(wire: Wire) -> None:
 async def test_r08_a_session_with_work_never_looks_idle(wire: Wire) -> None:
     first = await wire.blocked("s", "g")
     last = [await wire.accept("s", say(str(n))) for n in range(30)][-1]
-    opening = asyncio.create_task(wire.open("g"))
+    opening = asyncio.create_task(wire.open_latch("g"))
     looked = 0
     while True:
         session = await wire.client.get_session("s")
@@ -153,16 +152,16 @@ async def test_r08_a_session_with_work_never_looks_idle(wire: Wire) -> None:
     assert looked > 1
 
 
-async def test_r09_a_session_is_busy_until_the_cancelled_agent_has_returned(wire: Wire) -> None:
-    stubborn = await wire.accept("s", *at_gate("g", ignore_cancel=True))
-    await wire.reached(stubborn, "g")
+async def test_r09_a_session_is_busy_until_its_cancelled_agent_returns(wire: Wire) -> None:
+    stubborn = await wire.accept("s", *at_latch("g", ignore_cancel=True))
+    await wire.wait_for_latch(stubborn, "g")
     await wire.client.cancel("s")
     session = await wire.client.get_session("s")
     assert session.busy
     assert (await wire.client.get_run(stubborn.run_id)).state is S.CANCELLING
     after = await wire.accept("s", say("next"))
     assert after.run.state is S.QUEUED
-    await wire.open("g")
+    await wire.open_latch("g")
     assert (await wire.end(stubborn)).state is S.CANCELLED
     assert (await wire.end(after)).text == "next"
 
@@ -170,12 +169,12 @@ async def test_r09_a_session_is_busy_until_the_cancelled_agent_has_returned(wire
 # --- Cancel -------------------------------------------------------------------------------------
 
 
-async def test_r10_r20_the_receipt_names_all_that_was_accepted(wire: Wire) -> None:
-    host = await wire.accept("s", *at_gate("a"), STEP, *at_gate("b"))
-    await wire.reached(host, "a")
+async def test_r10_r20_a_receipt_names_every_accepted_run(wire: Wire) -> None:
+    host = await wire.accept("s", *at_latch("a"), STEP, *at_latch("b"))
+    await wire.wait_for_latch(host, "a")
     folded = await wire.accept("s", say("and this"), when_busy=WhenBusy.FOLD)
-    await wire.open("a")
-    await wire.reached(host, "b")
+    await wire.open_latch("a")
+    await wire.wait_for_latch(host, "b")
     queued = await wire.accept("s", say("x"))
     receipt = await wire.client.cancel("s", reason="enough")
     assert [(c.run_id, c.accept_seq, c.state_when_cancelled) for c in receipt.cancelled] == [
@@ -207,11 +206,11 @@ async def test_r12_cancel_of_an_idle_session_does_nothing(wire: Wire) -> None:
 
 
 async def test_r13_a_repeated_cancel_is_a_no_op(wire: Wire) -> None:
-    stubborn = await wire.accept("s", *at_gate("g", ignore_cancel=True))
-    await wire.reached(stubborn, "g")
+    stubborn = await wire.accept("s", *at_latch("g", ignore_cancel=True))
+    await wire.wait_for_latch(stubborn, "g")
     receipts = [await wire.client.cancel("s") for _ in range(3)]
     assert [len(receipt.cancelled) for receipt in receipts] == [1, 0, 0]
-    await wire.open("g")
+    await wire.open_latch("g")
     assert (await wire.end(stubborn)).state is S.CANCELLED
 
 
@@ -227,10 +226,10 @@ async def test_r14_cancel_on_entry_writes_the_turn(wire: Wire) -> None:
         (Role.ASSISTANT, FinishReason.CANCELED),
     ]
     check_turn(complete, turn)
-    await wire.open("g")
+    await wire.open_latch("g")
 
 
-async def test_r15_cancelled_before_its_first_text(wire: Wire) -> None:
+async def test_r15_a_cancel_before_the_first_text_writes_the_user_message_once(wire: Wire) -> None:
     handle = await wire.accept("s", {"wait": "g"})
     async for event in handle.events():
         if isinstance(event.body, Started):
@@ -245,10 +244,10 @@ async def test_r15_cancelled_before_its_first_text(wire: Wire) -> None:
     check_turn(complete, messages)
 
 
-async def test_r16_cancelled_mid_stream(wire: Wire) -> None:
+async def test_r16_a_cancel_mid_stream_keeps_the_text_and_closes_tool_calls(wire: Wire) -> None:
     call = {"tool_call": {"id": "1", "name": "look", "arguments": {"at": "it"}}}
-    handle = await wire.accept("s", say("so far"), call, *at_gate("g"), say("never"))
-    await wire.reached(handle, "g")
+    handle = await wire.accept("s", say("so far"), call, *at_latch("g"), say("never"))
+    await wire.wait_for_latch(handle, "g")
     await handle.cancel()
     complete = await wire.end(handle)
     assert complete.text == "so far<g>"
@@ -266,7 +265,7 @@ async def test_r17_the_terminal_record_is_written_while_the_server_shuts_down(
     handle = await wire.blocked("s", "g")
     receipt = await wire.client.cancel("s")
     server.send(signal.SIGTERM)
-    assert await server.ended() == 0
+    assert await server.wait() == 0
     assert [c.run_id for c in receipt.cancelled] == [handle.run_id]
     await server.start()
     complete = await wire.end(handle)
@@ -274,7 +273,7 @@ async def test_r17_the_terminal_record_is_written_while_the_server_shuts_down(
     check_turn(complete, await wire.messages("s"))
 
 
-async def test_r18_scopes(wire: Wire) -> None:
+async def test_r18_a_cancel_covers_exactly_its_scope(wire: Wire) -> None:
     active = await wire.blocked("s", "g")
     one, two, three = [await wire.accept("s", say(str(n))) for n in range(3)]
     elsewhere = await wire.blocked("t", "h")
@@ -297,7 +296,9 @@ async def test_r18_scopes(wire: Wire) -> None:
 # --- Complete -----------------------------------------------------------------------------------
 
 
-async def test_r21_r23_every_end_has_one_run_complete(server: ServerProcess, wire: Wire) -> None:
+async def test_r21_r23_every_end_has_exactly_one_complete_terminal_event(
+    server: ServerProcess, wire: Wire
+) -> None:
     handles = {
         "completed": await wire.accept("a", say("x"), {"usage": {"input_tokens": 1}}),
         "failed": await wire.accept("b", {"fail": "no", "reason": "NO"}),
@@ -332,7 +333,7 @@ async def test_r21_r23_every_end_has_one_run_complete(server: ServerProcess, wir
     assert sorted(logged) == sorted(handle.run_id for handle in handles.values())
 
 
-async def test_r22_the_transcript_is_there_when_the_event_is(wire: Wire) -> None:
+async def test_r22_the_transcript_is_readable_when_the_event_arrives(wire: Wire) -> None:
     subscription = wire.client.subscribe_run_complete(from_beginning=True)
     for n in range(10):
         await wire.accept(f"s{n}", say("x"))
@@ -345,28 +346,31 @@ async def test_r22_the_transcript_is_there_when_the_event_is(wire: Wire) -> None
 
 
 async def test_r24_the_failure_of_one_run_does_not_end_the_wait_for_another(wire: Wire) -> None:
-    failing = await wire.accept("s", *at_gate("g"), {"fail": "no"})
+    failing = await wire.accept("s", *at_latch("g"), {"fail": "no"})
     other = await wire.accept("s", say("fine"))
     waiting = asyncio.create_task(wire.end(other))
-    await wire.open("g")
+    await wire.open_latch("g")
     assert (await wire.end(failing)).state is S.FAILED
     assert (await waiting).text == "fine"
 
 
-async def test_r25_a_subscription_goes_on_over_restarts(server: ServerProcess, wire: Wire) -> None:
-    heard: list[str] = []
+async def test_r25_a_subscription_continues_across_restarts(
+    server: ServerProcess, wire: Wire
+) -> None:
+    subscribed = asyncio.Event()
+    texts: list[str] = []
 
     async def listen() -> None:
         async for complete in wire.client.subscribe_run_complete(session_ids=["s"]):
-            heard.append(complete.text)
-            if len(heard) == 9:
+            subscribed.set()
+            if complete.text != "0":
+                texts.append(complete.text)
+            if len(texts) == 9:
                 return
 
     listening = asyncio.create_task(listen())
-    await wire.end(await wire.accept("warm up", say("x")))
-    while not heard:
+    while not subscribed.is_set():
         await wire.end(await wire.accept("s", say("0")))
-    heard.clear()
     for n in range(1, 4):
         for m in range(3):
             await wire.end(await wire.accept("s", say(f"{n}.{m}")))
@@ -375,19 +379,19 @@ async def test_r25_a_subscription_goes_on_over_restarts(server: ServerProcess, w
             await server.start()
     async with asyncio.timeout(SECONDS):
         await listening
-    assert heard == [f"{n}.{m}" for n in range(1, 4) for m in range(3)]
+    assert texts == [f"{n}.{m}" for n in range(1, 4) for m in range(3)]
 
 
 # --- Fold and queue -----------------------------------------------------------------------------
 
 
-async def test_r26_fold_joins_the_active_turn_at_its_next_step(wire: Wire) -> None:
-    host = await wire.accept("s", *at_gate("g"), STEP, say("end"))
-    await wire.reached(host, "g")
+async def test_r26_a_fold_run_joins_the_active_turn_at_its_next_step(wire: Wire) -> None:
+    host = await wire.accept("s", *at_latch("g"), STEP, say("end"))
+    await wire.wait_for_latch(host, "g")
     folded = await wire.client.run_accepted("s", "and this", when_busy=WhenBusy.FOLD)
     late = await wire.client.run_accepted("s", "me too", when_busy=WhenBusy.FOLD)
     await wire.client.cancel(run_id=late.run_id)
-    await wire.open("g")
+    await wire.open_latch("g")
     complete, joined = await wire.end(host), await wire.end(folded)
     assert complete.text == "[folded: and this]end"
     assert (joined.folded_into, joined.message_id) == (host.run_id, complete.message_id)
@@ -396,9 +400,9 @@ async def test_r26_fold_joins_the_active_turn_at_its_next_step(wire: Wire) -> No
     assert kinds[-2:] == [Folded, RunComplete]
 
 
-async def test_r27_queue_reject_interrupt(wire: Wire) -> None:
-    active = await wire.accept("s", *at_gate("g"), STEP, say("end"))
-    await wire.reached(active, "g")
+async def test_r27_queue_waits_reject_refuses_and_interrupt_goes_first(wire: Wire) -> None:
+    active = await wire.accept("s", *at_latch("g"), STEP, say("end"))
+    await wire.wait_for_latch(active, "g")
     queued = await wire.accept("s", say("queued"), when_busy=WhenBusy.QUEUE)
     with pytest.raises(SessionBusy):
         await wire.accept("s", say("x"), when_busy=WhenBusy.REJECT)
@@ -409,7 +413,7 @@ async def test_r27_queue_reject_interrupt(wire: Wire) -> None:
     assert ends[2].folded_into is None
 
 
-async def test_r28_a_completion_leaves_nothing_that_catches_the_next_run(wire: Wire) -> None:
+async def test_r28_a_completion_leaves_nothing_that_affects_the_next_run(wire: Wire) -> None:
     for n in range(50):
         first = await wire.accept("s", say(str(n)))
         cancelling = asyncio.create_task(wire.client.cancel("s"))
@@ -419,7 +423,7 @@ async def test_r28_a_completion_leaves_nothing_that_catches_the_next_run(wire: W
         assert (await wire.end(await wire.accept("s", say("next")))).state is S.COMPLETED
 
 
-async def test_r30_cancel_covers_runs_that_wait_for_the_agent(tmp_path: Path) -> None:
+async def test_r30_a_cancel_covers_runs_that_wait_for_the_agent(tmp_path: Path) -> None:
     (tmp_path / "slow_agent.py").write_text(SLOW_AGENT)
     async with (
         serving(tmp_path, "--agent", "slow_agent:agent") as server,
@@ -435,7 +439,7 @@ async def test_r30_cancel_covers_runs_that_wait_for_the_agent(tmp_path: Path) ->
         assert (await covered.completed(SECONDS)).attempt == 0
 
 
-async def test_r30_runs_end_failed_when_the_agent_never_gets_ready(tmp_path: Path) -> None:
+async def test_r30_runs_fail_when_the_agent_never_gets_ready(tmp_path: Path) -> None:
     (tmp_path / "slow_agent.py").write_text(SLOW_AGENT)
     async with (
         serving(tmp_path, "--agent", "slow_agent:agent", "--ready-timeout", "1s") as server,
@@ -470,14 +474,14 @@ agent = SlowAgent()
 """
 
 
-# --- Going down ---------------------------------------------------------------------------------
+# --- Shutdown -----------------------------------------------------------------------------------
 
 
-async def test_a_draining_server_finishes_what_is_active_and_tells_subscribers(
+async def test_a_draining_server_finishes_active_runs_and_notifies_subscribers(
     server: ServerProcess, wire: Wire
 ) -> None:
-    handle = await wire.accept("s", *at_gate("g"), say("done"))
-    await wire.reached(handle, "g")
+    handle = await wire.accept("s", *at_latch("g"), say("done"))
+    await wire.wait_for_latch(handle, "g")
     other = await wire.blocked("t", "h")
     losses: list[RunlaneError] = []
     subscription = wire.client.subscribe_run_complete(cursor=other.cursor, on_lost=losses.append)
@@ -488,7 +492,7 @@ async def test_a_draining_server_finishes_what_is_active_and_tells_subscribers(
     await handle.cancel()
     assert (await anext(subscription)).run_id == handle.run_id
     ending = asyncio.create_task(anext(subscription))
-    assert await server.ended() == 0
+    assert await server.wait() == 0
     await server.start()
     later = await wire.accept("s", say("later"))
     assert (await ending).run_id == later.run_id
@@ -497,7 +501,7 @@ async def test_a_draining_server_finishes_what_is_active_and_tells_subscribers(
 
 
 async def _refused(server: ServerProcess) -> None:
-    """Returns when the server refuses runs, as it drains."""
+    """Returns once the draining server refuses runs."""
     async with asyncio.timeout(SECONDS), Client(server.address, timeout=0.2) as client:
         for n in itertools.count():
             try:

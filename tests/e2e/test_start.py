@@ -1,51 +1,34 @@
-"""How a server starts, and how it says in one line that it cannot."""
+"""The start of a server, and the one line that it prints when it cannot start."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import sqlite3
-import sys
-from asyncio.subprocess import PIPE
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from runlane import Client, PromptTooLarge, RunState
-from support.process import SECONDS, ServerProcess, serving
-from support.rpc_process import environment
+from support.server import ServerProcess, serving, start_fails
+from support.staging import SECONDS
 
 PREFIX = "runlane-server: error: "
 
 
-async def fails(
-    folder: Path, *flags: str, env: Mapping[str, str] | None = None
-) -> tuple[int | None, str]:
-    """The exit code of a server that cannot start, and the one line that it leaves."""
-    settings = {key: value for key, value in environment().items() if key != "OPENAI_API_KEY"}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "runlane_server", "--listen", "127.0.0.1:0", *flags),
-        stdout=PIPE,
-        stderr=PIPE,
-        cwd=folder,
-        env={**settings, **(env or {})},
-    )
-    try:
-        async with asyncio.timeout(SECONDS):
-            out, err = await process.communicate()
-    finally:
-        if process.returncode is None:  # it serves, which it should not
-            process.kill()
-    assert out == b""
-    said = err.decode()
-    assert said.startswith(PREFIX), said
-    assert said.endswith("\n")
-    assert said.count("\n") == 1, said
-    return process.returncode, said
+async def fails(folder: Path, *flags: str, env: Mapping[str, str] | None = None) -> tuple[int, str]:
+    """The exit code of a server that cannot start, and the one line that it prints to stderr."""
+    start = partial(start_fails, folder, *flags, env=env)
+    code, line = await asyncio.to_thread(start)
+    assert line.startswith(PREFIX), line
+    assert line.endswith("\n")
+    assert line.count("\n") == 1, line
+    return code, line
 
 
-# --- It cannot ----------------------------------------------------------------------------------
+# --- Failures -----------------------------------------------------------------------------------
 
 
 def a_folder(path: Path) -> None:
@@ -53,7 +36,7 @@ def a_folder(path: Path) -> None:
 
 
 def unreadable(path: Path) -> None:
-    """As if it was somebody else's; to root all files are open, but a link to itself is not."""
+    """Makes a file unreadable, also for root: a symbolic link to itself."""
     path.symlink_to(path)
 
 
@@ -77,7 +60,7 @@ def foreign(path: Path) -> None:
         (foreign, "is a database of another program"),
     ],
 )
-async def test_a_file_that_is_no_database_of_ours_is_refused_and_left_alone(
+async def test_a_foreign_file_is_refused_and_unchanged(
     tmp_path: Path, make: Callable[[Path], None], why: str
 ) -> None:
     path = tmp_path / "some.db"
@@ -103,12 +86,16 @@ MODULES = {
         (["--agent", "command:no-such-program -x"], 1, "no program 'no-such-program'"),
         (["--agent", "no_such_module:answer"], 1, "No module named 'no_such_module'"),
         (["--agent", "raising:answer"], 1, "RuntimeError: no luck"),
-        (["--agent", "plain:answer"], 1, "expected an async generator function"),
+        (
+            ["--agent", "plain:answer"],
+            1,
+            "expected an async generator function",
+        ),
         (["--agent", "chat:openai:small"], 1, "OPENAI_API_KEY"),
         (["--max-active-runs", "-1"], 2, "--max-active-runs"),
     ],
 )
-async def test_what_cannot_be_served_is_named(
+async def test_an_impossible_setting_fails_with_its_reason(
     tmp_path: Path, flags: list[str], code: int, why: str
 ) -> None:
     for name, source in MODULES.items():
@@ -118,13 +105,13 @@ async def test_what_cannot_be_served_is_named(
     assert why in said
 
 
-async def test_passwords_are_not_repeated(tmp_path: Path) -> None:
+async def test_an_error_does_not_contain_the_password(tmp_path: Path) -> None:
     code, said = await fails(tmp_path, "--store", "postgresql://me:hunter2@db/runlane")
     assert code == 1
     assert "hunter2" not in said
 
 
-async def test_bad_values_are_named_from_wherever_they_come(tmp_path: Path) -> None:
+async def test_invalid_values_of_variables_and_files_are_named(tmp_path: Path) -> None:
     code, said = await fails(tmp_path, env={"RUNLANE_MAX_WAITING_RUNS": "many"})
     assert code == 2
     assert "'many'" in said
@@ -135,7 +122,9 @@ async def test_bad_values_are_named_from_wherever_they_come(tmp_path: Path) -> N
 
 
 @pytest.mark.sqlite("one server has the file")
-async def test_a_second_server_fails_and_the_first_serves_on(tmp_path: Path) -> None:
+async def test_a_second_server_on_the_same_store_fails_and_the_first_continues(
+    tmp_path: Path,
+) -> None:
     async with (
         serving(tmp_path, "--store", "sqlite:///one.db", "--agent", "scripted") as server,
         Client(server.address) as client,
@@ -144,29 +133,24 @@ async def test_a_second_server_fails_and_the_first_serves_on(tmp_path: Path) -> 
         code, said = await fails(tmp_path, "--store", "sqlite:///one.db")
         assert code == 1
         assert "one.db" in said
-        # The way in which the file is named does not matter.
+        # Another name for the same file is refused too.
         (tmp_path / "two.db").symlink_to(tmp_path / "one.db")
         code, said = await fails(tmp_path, "--store", f"sqlite:///{tmp_path}/two.db")
         assert code == 1
-        # On another file, but at the same address.
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "runlane_server"),
-            *("--listen", server.address, "--store", "memory:", "--log-level", "error"),
-            stdout=PIPE,
-            stderr=PIPE,
-        )
-        out, err = await process.communicate()
-        assert (process.returncode, out, err.count(b"\n")) == (1, b"", 1)
-        assert b"address already in use" in err
-        # Neither of them touched what the first one runs.
+        # Another store, but the same address.
+        flags = ("--listen", server.address, "--store", "memory:", "--log-level", "error")
+        code, said = await fails(tmp_path, *flags)
+        assert code == 1
+        assert "address already in use" in said
+        # No attempt affected the runs of the first server.
         await client.run_accepted("t", '[{"open": "g"}]', allow_missing=True)
         assert (await active.completed(SECONDS)).state is RunState.COMPLETED
 
 
-# --- It can -------------------------------------------------------------------------------------
+# --- Starts -------------------------------------------------------------------------------------
 
 
-async def test_flag_before_environment_before_file(tmp_path: Path) -> None:
+async def test_a_flag_overrides_a_variable_which_overrides_the_file(tmp_path: Path) -> None:
     (tmp_path / "runlane.toml").write_text(
         'agent = "no such agent"\nmax-prompt-bytes = 3\nstore = "sqlite:///file.db"\n'
     )
@@ -184,10 +168,9 @@ async def test_flag_before_environment_before_file(tmp_path: Path) -> None:
     assert not (tmp_path / "file.db").exists()
 
 
-async def test_a_socket_in_the_file_system_outlives_a_crash(tmp_path: Path) -> None:
-    server = ServerProcess(tmp_path)
-    server.address = "unix:run.sock"
-    # As printed it is relative to the folder of the server.
+async def test_a_unix_socket_works_again_after_a_crash(tmp_path: Path) -> None:
+    server = ServerProcess(tmp_path, listen="unix:run.sock")
+    # The printed path is relative to the folder of the server.
     reached = f"unix:{tmp_path}/run.sock"
     try:
         await server.start()
@@ -204,29 +187,19 @@ async def test_a_socket_in_the_file_system_outlives_a_crash(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("log", ["nobody reads it", "the disk is full"])
-async def test_a_log_that_cannot_be_written_stops_nothing(tmp_path: Path, log: str) -> None:
+async def test_a_server_works_with_an_unwritable_log(tmp_path: Path, log: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     stderr = os.open("/dev/full", os.O_WRONLY) if log == "the disk is full" else os.dup(writer)
     os.close(writer)
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "runlane_server", "--listen", "127.0.0.1:0"),
-        stdout=PIPE,
-        stderr=stderr,
-        cwd=tmp_path,
-        env=environment(),
-    )
+    server = ServerProcess(tmp_path)
+    server.launch(stderr=stderr)
     os.close(stderr)
     try:
-        assert process.stdout is not None
-        async with asyncio.timeout(SECONDS):
-            address = (await process.stdout.readline()).decode().split()[-1]
-            async with Client(address) as client:
-                handle = await client.run_accepted("s", "hello", allow_missing=True)
-                assert (await handle.completed(SECONDS)).text == "hello"
-            process.terminate()
-            assert await process.wait() == 0
+        await asyncio.to_thread(server.wait_until_listening)
+        async with Client(server.address) as client:
+            handle = await client.run_accepted("s", "hello", allow_missing=True)
+            assert (await handle.completed(SECONDS)).text == "hello"
+        assert await server.stop() == 0
     finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
+        await server.kill()

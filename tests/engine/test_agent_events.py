@@ -26,7 +26,8 @@ from runlane_server.core.model import (
 from runlane_server.engine.outbox import Outbox
 from runlane_server.engine.runner import Runner
 from runlane_server.store.base import Store
-from support.node import SECONDS, running
+from support.node import running
+from support.staging import SECONDS
 
 pytestmark = pytest.mark.stores("memory", "sqlite")
 

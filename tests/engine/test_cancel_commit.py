@@ -10,7 +10,8 @@ from runlane_server.core.errors import RunIdConflict, StoreUnavailable
 from runlane_server.core.model import RunState, WhenBusy
 from runlane_server.core.transition import Transition
 from runlane_server.store.memory.store import MemoryStore
-from support.node import Node, running, say, script, wait
+from support.node import Node, running
+from support.staging import say, script, wait
 
 S = RunState
 

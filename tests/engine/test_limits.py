@@ -20,7 +20,8 @@ from runlane_server.core.errors import (
 from runlane_server.core.limits import Limits
 from runlane_server.core.model import Attachment, Prompt, RunRequest, RunState, SessionKey
 from runlane_server.store.base import Store
-from support.node import Node, running, say, script, wait
+from support.node import Node, running
+from support.staging import say, script, wait
 
 pytestmark = pytest.mark.stores("memory", "sqlite")
 

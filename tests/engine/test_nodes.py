@@ -17,8 +17,9 @@ from runlane_server.engine.executor import NodeSettings
 from runlane_server.store.postgres.cluster import PostgresCluster
 from runlane_server.store.postgres.database import Database
 from runlane_server.store.postgres.store import PostgresStore
-from support.node import SECONDS, Node, running, say, script, wait
+from support.node import Node, running
 from support.postgres import plain, postgres_store
+from support.staging import SECONDS, say, script, wait
 
 S = RunState
 

@@ -17,7 +17,8 @@ from runlane_server.core.limits import Limits
 from runlane_server.core.model import FinishReason, RunKey, RunState, Started
 from runlane_server.store.base import Store
 from runlane_server.store.open import StoreUrl, open_store
-from support.node import SECONDS, STEP, Node, running, say, script, wait
+from support.node import Node, running
+from support.staging import SECONDS, STEP, say, script, wait
 
 pytestmark = pytest.mark.stores("sqlite", "postgresql")
 

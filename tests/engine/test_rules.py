@@ -34,7 +34,8 @@ from runlane_server.core.model import (
     WhenBusy,
 )
 from runlane_server.store.base import EventFilter, Store
-from support.node import SECONDS, STEP, Node, running, say, script, wait
+from support.node import Node, running
+from support.staging import SECONDS, STEP, say, script, wait
 
 S = RunState
 

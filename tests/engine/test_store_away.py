@@ -16,7 +16,8 @@ from runlane_server.core.model import (
     TextDelta,
 )
 from runlane_server.store.memory.store import MemoryStore
-from support.node import Node, running, say, script, wait
+from support.node import Node, running
+from support.staging import say, script, wait
 
 
 class Shaky(MemoryStore):

@@ -14,7 +14,8 @@ from runlane_server.feed import feed as feed_module
 from runlane_server.feed import tail as tail_module
 from runlane_server.feed.feed import Subscription
 from runlane_server.store.base import EventFilter
-from support.node import SECONDS, Node, say, script, wait
+from support.node import Node
+from support.staging import SECONDS, say, script, wait
 
 pytestmark = pytest.mark.stores("memory", "sqlite")
 

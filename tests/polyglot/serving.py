@@ -13,7 +13,7 @@ from pathlib import Path
 
 from polyglot.program import SECONDS
 from runlane import Client, CursorCompacted, RunState
-from support.process import ServerProcess, serving
+from support.server import ServerProcess, serving
 
 SCRIPTED = ("--store", "sqlite:///runlane.db", "--agent", "scripted")
 

@@ -19,7 +19,7 @@ from polyglot.serving import (
     scripted,
 )
 from runlane import Client, RunState
-from support.process import ServerProcess
+from support.server import ServerProcess
 
 LATE = 15.0
 """Tolerance after a deadline, in seconds: a busy machine starts programs slowly."""

@@ -19,8 +19,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-un
 
 from runlane.v1 import run_pb2, run_service_pb2_grpc
 from runlane.v1 import run_service_pb2 as pb
-from support.rpc_process import PROGRAM, environment, server, start_fails
 from support.rpc_wire import decode_error, refused
+from support.server import PROGRAM, clean_environment, serving_blocking, start_fails
 
 HOLD = json.dumps([{"text": "a"}, {"wait": "go"}, {"text": "b"}])
 OPEN = json.dumps([{"open": "go"}])
@@ -84,7 +84,7 @@ def test_a_port_in_use_fails_the_start(tmp_path: Path) -> None:
 
 
 def test_a_second_server_on_the_same_port_fails_to_start(tmp_path: Path) -> None:
-    with server(tmp_path, "--store", "memory:") as first:
+    with serving_blocking(tmp_path, "--store", "memory:") as first:
         code, said = start_fails(tmp_path, "--store", "memory:", "--listen", first.address)
     assert code == 1
     assert "address already in use" in said
@@ -99,7 +99,7 @@ def test_an_unknown_key_in_the_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.sqlite("one server has the file")
 def test_a_second_server_on_the_same_database_fails_to_start(tmp_path: Path) -> None:
-    with server(tmp_path, "--store", "sqlite:///runlane.db") as first:
+    with serving_blocking(tmp_path, "--store", "sqlite:///runlane.db") as first:
         code, said = start_fails(
             tmp_path, "--listen", "127.0.0.1:0", "--store", "sqlite:///runlane.db"
         )
@@ -110,7 +110,7 @@ def test_a_second_server_on_the_same_database_fails_to_start(tmp_path: Path) -> 
 
 async def test_a_server_listens_on_a_unix_socket(tmp_path: Path) -> None:
     listen = f"unix:{tmp_path}/s"
-    with server(tmp_path, "--store", "memory:", listen=listen) as served:
+    with serving_blocking(tmp_path, "--store", "memory:", listen=listen) as served:
         assert served.address == listen
         async with grpc.aio.insecure_channel(listen) as channel:
             assert (await stub(channel).RunAccepted(a_run("s", "hello"))).run.accept_seq == 1
@@ -126,7 +126,7 @@ async def test_a_drain_waits_for_active_runs_and_sends_their_ends_to_subscribers
     tmp_path: Path, store_url: str
 ) -> None:
     flags = ("--store", store_url, "--agent", "scripted")
-    with server(tmp_path, *flags) as served:
+    with serving_blocking(tmp_path, *flags) as served:
         async with grpc.aio.insecure_channel(served.address) as channel:
             runs = stub(channel)
             opened = (await runs.RunAccepted(a_run("open", HOLD.replace("go", "never")))).run
@@ -153,8 +153,8 @@ async def test_a_drain_waits_for_active_runs_and_sends_their_ends_to_subscribers
             end = decode_error(raised.value)
             assert (end.reason, end.code) == ("DRAINING", StatusCode.UNAVAILABLE)
             assert end.metadata["cursor"] == last.cursor
-        assert served.leave() == 0
-    with server(tmp_path, *flags) as served:
+        assert served.process.wait(30) == 0
+    with serving_blocking(tmp_path, *flags) as served:
         async with grpc.aio.insecure_channel(served.address) as channel:
             runs = stub(channel)
             events = runs.SubscribeRunComplete(pb.SubscribeRunCompleteRequest(cursor=last.cursor))
@@ -165,7 +165,7 @@ async def test_a_drain_waits_for_active_runs_and_sends_their_ends_to_subscribers
             assert resumed.run_complete.state == run_pb2.RUN_STATE_COMPLETED
             events.cancel()
         served.process.send_signal(signal.SIGINT)
-        assert served.leave() == 0
+        assert served.process.wait(30) == 0
 
 
 async def _until_refused(runs: run_service_pb2_grpc.RunServiceAsyncStub) -> Any:
@@ -181,7 +181,7 @@ async def test_r17_a_second_signal_ends_the_drain_at_once_and_active_runs_are_re
     tmp_path: Path, store_url: str
 ) -> None:
     flags = ("--store", store_url, "--agent", "scripted", "--drain-timeout", "1h")
-    with server(tmp_path, *flags) as served:
+    with serving_blocking(tmp_path, *flags) as served:
         async with grpc.aio.insecure_channel(served.address) as channel:
             runs = stub(channel)
             active = (await runs.RunAccepted(a_run("s", HOLD))).run
@@ -194,9 +194,9 @@ async def test_r17_a_second_signal_ends_the_drain_at_once_and_active_runs_are_re
             with pytest.raises(grpc.aio.AioRpcError) as raised:
                 await events.read()
             assert raised.value.code() is StatusCode.UNAVAILABLE
-        assert served.leave() == 0
+        assert served.process.wait(30) == 0
         left = time.time_ns() // 1000
-    with server(tmp_path, *flags) as served:
+    with serving_blocking(tmp_path, *flags) as served:
         async with grpc.aio.insecure_channel(served.address) as channel:
             request = pb.WaitRunRequest(run_id=active.run_id)
             run = (await stub(channel).WaitRun(request, timeout=20)).run
@@ -208,7 +208,7 @@ async def test_r17_a_second_signal_ends_the_drain_at_once_and_active_runs_are_re
 
 async def test_a_drain_ends_after_its_timeout(tmp_path: Path) -> None:
     flags = ("--store", "memory:", "--agent", "scripted", "--drain-timeout", "10ms")
-    with server(tmp_path, *flags) as served:
+    with serving_blocking(tmp_path, *flags) as served:
         async with grpc.aio.insecure_channel(served.address) as channel:
             runs = stub(channel)
             active = (await runs.RunAccepted(a_run("s", HOLD))).run
@@ -216,19 +216,19 @@ async def test_a_drain_ends_after_its_timeout(tmp_path: Path) -> None:
             waiting = runs.WaitRun(pb.WaitRunRequest(run_id=active.run_id))
             served.process.send_signal(signal.SIGTERM)
             assert (await refused(waiting)).reason == "DRAINING"
-        assert served.leave() == 0
+        assert served.process.wait(30) == 0
 
 
 def test_the_log_contains_no_prompts(tmp_path: Path) -> None:
-    with server(tmp_path, "--store", "memory:", "--log-level", "debug") as served:
+    with serving_blocking(tmp_path, "--store", "memory:", "--log-level", "debug") as served:
         with grpc.insecure_channel(served.address) as channel:
             runs = run_service_pb2_grpc.RunServiceStub(channel)
             run = runs.RunAccepted(a_run("s", "my secret prompt")).run
             runs.WaitRun(pb.WaitRunRequest(run_id=run.run_id))
         served.process.send_signal(signal.SIGTERM)
-        assert served.leave() == 0
-        lines = [json.loads(line) for line in served.log.read_text().splitlines()]
-    assert "secret" not in served.log.read_text()
+        assert served.process.wait(30) == 0
+        lines = [json.loads(line) for line in served.log.splitlines()]
+    assert "secret" not in served.log
     (accepted,) = [line for line in lines if line.get("method") == "RunService/RunAccepted"]
     assert (accepted["session_id"], accepted["run_id"]) == ("s", run.run_id)
     assert accepted["code"] == "OK"
@@ -241,7 +241,7 @@ def test_the_log_contains_no_prompts(tmp_path: Path) -> None:
 async def test_a_server_whose_store_fails_logs_one_error_and_exits_with_1(tmp_path: Path) -> None:
     # It executes no runs, so the accept is the write that fails.
     flags = ("--store", "sqlite:///runlane.db", "--max-active-runs", "0")
-    with server(tmp_path, *flags) as served:
+    with serving_blocking(tmp_path, *flags) as served:
         async with grpc.aio.insecure_channel(served.address) as channel:
             runs = stub(channel)
             await runs.RunAccepted(a_run("s", "hello"))
@@ -250,21 +250,21 @@ async def test_a_server_whose_store_fails_logs_one_error_and_exits_with_1(tmp_pa
             resource.prlimit(served.process.pid, resource.RLIMIT_FSIZE, (limit, limit))
             error = await refused(_accept_forever(runs))
             assert (error.reason, error.code) == ("STORE_UNAVAILABLE", StatusCode.UNAVAILABLE)
-        assert served.leave() == 1
-        lines = [json.loads(line) for line in served.log.read_text().splitlines()]
+        assert served.process.wait(30) == 1
+        lines = [json.loads(line) for line in served.log.splitlines()]
         (error_line,) = [line for line in lines if line["level"] == "error"]
         assert "SQLITE" in error_line["reason"]
 
 
 async def test_expired_events_are_removed_in_the_background(tmp_path: Path, store_url: str) -> None:
     store = ("--store", store_url)
-    with server(tmp_path, *store) as served:
+    with serving_blocking(tmp_path, *store) as served:
         async with grpc.aio.insecure_channel(served.address) as channel:
             accepted = await stub(channel).RunAccepted(a_run("s", "hello"))
             await stub(channel).WaitRun(pb.WaitRunRequest(run_id=accepted.run.run_id))
         served.process.send_signal(signal.SIGTERM)
-        assert served.leave() == 0
-    with server(tmp_path, *store, "--event-retention", "1ms") as served:
+        assert served.process.wait(30) == 0
+    with serving_blocking(tmp_path, *store, "--event-retention", "1ms") as served:
         async with grpc.aio.insecure_channel(served.address) as channel:
             request = pb.SubscribeRunCompleteRequest(cursor=accepted.cursor)
             error = await refused(_subscribe_forever(stub(channel), request))
@@ -302,7 +302,7 @@ def test_a_server_started_with_closed_output_streams_serves(closed: str, tmp_pat
     listen = f"unix:{tmp_path}/socket"
     command = shlex.join([*PROGRAM, "--listen", listen, "--store", "memory:", "--agent", "echo"])
     process = subprocess.Popen(
-        ["/bin/sh", "-c", f"exec {command} {closed}"], env=environment(), cwd=tmp_path
+        ["/bin/sh", "-c", f"exec {command} {closed}"], env=clean_environment(), cwd=tmp_path
     )
     try:
         with grpc.insecure_channel(listen) as channel:

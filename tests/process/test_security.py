@@ -30,7 +30,7 @@ from runlane_server.core.model import RunKey
 from runlane_server.net.addresses import Address
 from runlane_server.process.security import Security, check_security
 from runlane_server.rpc.tls import ServerTls
-from support import rpc_process as process
+from support import server as processes
 from support.callers import OF_TENANTS, PEER_KEY, ROLES, World, guarded, request
 from support.certificates import Authority
 from support.rpc_wire import serving
@@ -270,7 +270,9 @@ def test_the_command_calls_a_server_with_tls_and_tokens(tmp_path: Path) -> None:
     file.write_text(f"{token}\n")
     flags = ("--tls-cert", str(certificate), "--tls-key", str(key), "--access", str(access))
     listen = "0.0.0.0:0"
-    with process.server(tmp_path, "--store", "memory:", *flags, listen=listen) as server:
+    with processes.serving_blocking(
+        tmp_path, "--store", "memory:", *flags, listen=listen
+    ) as server:
         port = server.address.rpartition(":")[2]
         to = ("-S", f"127.0.0.1:{port}", "--tls-ca", str(ca))
         assert runlane(*to, "--token-file", str(file), "run", "Hello")[:2] == (0, "Hello\n")
@@ -292,7 +294,7 @@ def test_the_command_calls_a_server_with_tls_and_tokens(tmp_path: Path) -> None:
                 break
         else:
             raise AssertionError("the token was revoked, and is still accepted")
-    log = server.log.read_text()
+    log = server.log
     assert token.rpartition("_")[2] not in log
     assert "unknown token id" in log
 
@@ -300,7 +302,7 @@ def test_the_command_calls_a_server_with_tls_and_tokens(tmp_path: Path) -> None:
 def test_a_server_exposed_to_the_network_by_mistake_does_not_start(tmp_path: Path) -> None:
     for flags in (("--store", "memory:"), ("--processes", "2", "--store", "postgresql://x/y")):
         listen = ("--listen", "0.0.0.0:0")
-        code, said = process.start_fails(tmp_path, *listen, *flags)
+        code, said = processes.start_fails(tmp_path, *listen, *flags)
         assert code == 2
         assert "--insecure-anywhere" in said
         assert said.count("\n") == 1
@@ -313,8 +315,8 @@ async def test_the_own_ports_of_processes_have_tls_too(postgres_url: str, tmp_pa
     ca.write_bytes(authority.certificate)
     flags = ("--tls-cert", str(certificate), "--tls-key", str(key), "--node-tls-ca", str(ca))
     more = ("--processes", "2", "--store", postgres_url, "--log-format", "json")
-    with process.server(tmp_path, *flags, *more) as server:
-        lines = [json.loads(line) for line in server.log.read_text().splitlines()]
+    with processes.serving_blocking(tmp_path, *flags, *more) as server:
+        lines = [json.loads(line) for line in server.log.splitlines()]
         own = {line["node_address"] for line in lines if "node_address" in line}
         assert len(own) == 2
         for address in (server.address, *own):

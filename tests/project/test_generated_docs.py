@@ -1,4 +1,4 @@
-"""The parts of the documentation that are written by scripts are what the scripts would write."""
+"""Generated parts of the documentation equal the output of their scripts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAGES = [
     ("api_reference.py", "api.md", "Waits for a run to end."),
     ("settings_reference.py", "settings.md", "Time a shutdown waits for active runs."),
 ]
-"""Which script writes which page, and a piece of what it writes."""
+"""The script, the page that it writes, and a piece of its output."""
 
 
 def _run(folder: Path, script: str, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -30,13 +30,13 @@ def _run(folder: Path, script: str, *flags: str) -> subprocess.CompletedProcess[
 
 
 @pytest.mark.parametrize(("script", "page", "piece"), PAGES)
-def test_a_page_is_fresh(script: str, page: str, piece: str) -> None:
+def test_a_generated_page_is_up_to_date(script: str, page: str, piece: str) -> None:
     checked = _run(ROOT, script, "--check")
     assert checked.returncode == 0, checked.stderr
 
 
 @pytest.mark.parametrize(("script", "page", "piece"), PAGES)
-def test_a_stale_page_is_told_and_written_anew(
+def test_a_stale_page_is_reported_and_rewritten(
     tmp_path: Path, script: str, page: str, piece: str
 ) -> None:
     shutil.copytree(ROOT / "docs", tmp_path / "docs")

@@ -1,4 +1,4 @@
-"""The interface is a promise: what would break it is found."""
+"""`buf breaking` finds changes of the interface that break clients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BUF = str(Path(sys.executable).with_name("buf"))
 
 
 def breaks(changed: Path) -> str:
-    """What `buf breaking` says of a changed interface."""
+    """The output of `buf breaking` for a changed interface."""
     told = subprocess.run(
         [BUF, "breaking", str(changed), "--against", str(PROTO)],
         capture_output=True,
@@ -35,7 +35,7 @@ def breaks(changed: Path) -> str:
         ("run_service.proto", "  rpc WaitRun(WaitRunRequest)", "  // rpc", "WaitRun"),
     ],
 )
-def test_a_broken_promise_is_found(
+def test_a_breaking_change_is_reported(
     tmp_path: Path, file: str, old: str, new: str, found: str
 ) -> None:
     changed = tmp_path / "proto"
@@ -46,7 +46,7 @@ def test_a_broken_promise_is_found(
     assert found in breaks(changed)
 
 
-def test_an_addition_breaks_nothing(tmp_path: Path) -> None:
+def test_an_addition_is_not_a_breaking_change(tmp_path: Path) -> None:
     changed = tmp_path / "proto"
     shutil.copytree(PROTO, changed)
     path = changed / "runlane" / "v1" / "run_service.proto"

@@ -15,9 +15,9 @@ from runlane import Client, RunState
 from runlane.v1 import run_service_pb2 as pb
 from runlane_server.rpc import endpoint as endpoint_module
 from runlane_server.rpc.endpoint import MAX_CALLS, MAX_METADATA, OPTIONS
-from support import process
+from support import server as processes
 from support.rpc_wire import serving
-from support.wire import script
+from support.staging import script
 
 SECONDS = 20.0
 
@@ -100,7 +100,7 @@ async def break_down(address: str) -> None:
 async def test_a_call_that_breaks_the_grpc_server_interrupts_no_run(tmp_path: Path) -> None:
     """Any client can send such a call, even without credentials."""
     async with (
-        process.serving(tmp_path, "--agent", "scripted") as server,
+        processes.serving(tmp_path, "--agent", "scripted") as server,
         Client(server.address) as client,
     ):
         wait, end = {"wait": "g"}, {"text": "done"}

@@ -17,8 +17,8 @@ from runlane_server.access.caller import Caller, Credentials, Role
 from runlane_server.access.control import AccessControl
 from runlane_server.access.quotas import Quota, QuotaBook, Quotas
 from runlane_server.core.limits import Limits
-from support.node import SECONDS, say, script, wait
 from support.rpc_wire import RpcFailure, Wire, refused, serving
+from support.staging import SECONDS, say, script, wait
 
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any
 
 import grpc
@@ -16,12 +15,9 @@ from runlane.v1 import run_service_pb2 as pb
 from runlane_server.core.limits import Limits
 from runlane_server.store.memory.store import MemoryStore
 from support.rpc_wire import Wire, decode_error, over_any_store, refused, serving
+from support.staging import script
 
 pytestmark = over_any_store
-
-
-def script(*steps: dict[str, Any]) -> str:
-    return json.dumps(steps)
 
 
 def a_run(session_id: str = "s", prompt: str = "hello", **fields: Any) -> pb.RunAcceptedRequest:

@@ -1,4 +1,4 @@
-"""The command as a process, against a peer."""
+"""Runs the command `runlane` as a process against a scripted peer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ START = ("-c", "from runlane_commands import runlane; runlane()")
 
 
 async def start(peer: Peer, *arguments: str) -> Process:
-    """The command, against the peer."""
+    """Starts the command with arguments; the peer is its server."""
     environment = {**os.environ, "RUNLANE_SERVER": peer.target}
     return await asyncio.create_subprocess_exec(
         sys.executable, *START, *arguments, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=environment
@@ -21,6 +21,6 @@ async def start(peer: Peer, *arguments: str) -> Process:
 
 
 async def finish(process: Process, stdin: str = "") -> tuple[int | None, str, str]:
-    """Its exit code, stdout and stderr."""
+    """Waits for the end of a command: its exit code, stdout and stderr."""
     out, err = await process.communicate(stdin.encode())
     return process.returncode, out.decode(), err.decode()

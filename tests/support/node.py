@@ -1,9 +1,8 @@
-"""A node without a wire: the real coordinator, a real store, and the scripted agent."""
+"""A node without the wire: the real coordinator, a real store, and the scripted agent."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -31,32 +30,12 @@ from runlane_server.engine.coordinator import Coordinator
 from runlane_server.engine.reservation import Acceptance
 from runlane_server.feed.feed import Feed
 from runlane_server.store.base import EventFilter, Store
-
-SECONDS = 20.0
-"""How long a test waits for what has to happen, before it says that it did not."""
-
-
-def script(*steps: dict[str, Any]) -> str:
-    """A prompt for the scripted agent."""
-    return json.dumps(steps)
-
-
-def say(text: str) -> dict[str, Any]:
-    """A step that says something."""
-    return {"text": text}
-
-
-def wait(gate: str, **more: Any) -> dict[str, Any]:
-    """A step that waits at a gate."""
-    return {"wait": gate, **more}
-
-
-STEP = {"step": True}
+from support.staging import SECONDS, say, script, wait
 
 
 @dataclass
 class Node:
-    """One node, and what tests do with it."""
+    """One node, and the calls by which tests stage runs on it."""
 
     store: Store
     feed: Feed
@@ -64,7 +43,7 @@ class Node:
     latches: Latches
 
     async def accept(self, session_id: str, prompt: str, **options: Any) -> Acceptance:
-        """Accepts a run; the session is created if need be."""
+        """Accepts a run; creates the session if it does not exist."""
         allow_missing = options.pop("allow_missing", True)
         run_id = options.pop("run_id", "")
         with self.coordinator.begin_accepted(session_id, run_id) as accepted:
@@ -73,25 +52,25 @@ class Node:
                 accepted, request, allow_missing=allow_missing
             )
 
-    async def blocked(self, session_id: str, gate: str, **options: Any) -> Run:
-        """Accepts a run that is active and waits at a gate."""
-        accepted = await self.accept(session_id, script(wait(gate)), **options)
-        await self.latches.reached(gate)
+    async def blocked(self, session_id: str, latch: str, **options: Any) -> Run:
+        """Accepts a run; returns once it is active and waits at a latch."""
+        accepted = await self.accept(session_id, script(wait(latch)), **options)
+        await self.latches.reached(latch)
         return accepted.run
 
     async def queue(self, session_id: str, text: str, **options: Any) -> Run:
-        """Accepts a run that says something."""
+        """Accepts a run that emits a text."""
         return (await self.accept(session_id, script(say(text)), **options)).run
 
     async def fold(self, session_id: str, text: str, **options: Any) -> Run:
-        """Accepts a run that joins the active turn if it can."""
+        """Accepts a run that is folded into the active turn if possible."""
         return (await self.accept(session_id, text, when_busy=WhenBusy.FOLD, **options)).run
 
     async def end(self, run_id: str) -> RunComplete:
-        """Waits for the end of a run."""
+        """Waits for the end of a run; returns its terminal event."""
         run = await self.coordinator.wait_run(run_id, timeout=SECONDS)
         assert run.complete is not None, f"run {run_id} is still {run.state}"
-        # Another connection reads what is committed, a moment before the feed is told.
+        # Another connection can read a commit a moment before the feed learns of it.
         position = await self.store.position_of(RunKey(DEFAULT_TENANT, run_id))
         while position is not None and position > self.feed.position:
             await asyncio.sleep(0)
@@ -119,7 +98,7 @@ class Node:
         )
 
     async def completes(self) -> Sequence[RunComplete]:
-        """All terminal events that are logged, in order."""
+        """All terminal events in the log, in order."""
         page = await self.store.completes(
             DEFAULT_TENANT, EventFilter(), after=0, limit=10_000, max_bytes=1 << 30
         )
@@ -137,7 +116,7 @@ def line(message: Message) -> str:
 async def running(
     store: Store, *, agent: Agent | None = None, limits: Limits | None = None, **options: Any
 ) -> AsyncIterator[Node]:
-    """A node on a store that is open."""
+    """A node over a store that is open."""
     scripted = ScriptedAgent()
     feed = Feed(store)
     coordinator = Coordinator(

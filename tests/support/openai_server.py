@@ -1,8 +1,8 @@
 """A small server that speaks the chat completions API of OpenAI, streamed.
 
-What it answers is queued by `answer`; in a process of its own, where nothing can be queued, the
-last message says it: a JSON object is taken as the answer (see `Answer`), any other text is said
-back. Run it with `python tests/support/openai_server.py --port 0`; it prints its port.
+`answer` queues its answers. In a process of its own, where nothing can be queued, the last message
+determines the answer: a JSON object is the answer itself (see `Answer`), any other text is echoed.
+Run it with `python tests/support/openai_server.py --port 0`; it prints its port.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _CHUNK_HEAD = {"id": "c", "object": "chat.completion.chunk", "created": 1, "mode
 class Answer:
     """An answer, in the order of its fields.
 
-    With `hold` the stream stays open after what is to be said, until `OpenAIServer.release` or the
-    client leaves; with `drop` the connection is closed there instead.
+    `hold` keeps the stream open after the content, until `OpenAIServer.release` or until the
+    client leaves. `drop` closes the connection there instead.
     """
 
     reasoning: Sequence[str] = ()
     text: Sequence[str] = ()
     tool_calls: Sequence[tuple[str, str, str]] = ()
-    """The id, name and arguments of each."""
+    """The id, name and arguments of each tool call."""
     hold: bool = False
     drop: bool = False
     finish: str = ""
@@ -38,7 +38,7 @@ class Answer:
     error: str = "no"
 
     def deltas(self) -> list[dict[str, Any]]:
-        """What is streamed."""
+        """The pieces of content to stream."""
         calls = [
             {"index": n, "id": i, "type": "function", "function": {"name": name, "arguments": args}}
             for n, (i, name, args) in enumerate(self.tool_calls)
@@ -52,13 +52,13 @@ class Answer:
 
     @property
     def finish_reason(self) -> str:
-        """The one given, or the one that fits."""
+        """The finish reason: the given one, or the one that fits the answer."""
         return self.finish or ("tool_calls" if self.tool_calls else "stop")
 
 
 @dataclass
 class Request:
-    """What a client asked for."""
+    """A request of a client."""
 
     path: str
     headers: Mapping[str, str]
@@ -67,13 +67,13 @@ class Request:
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """The messages it sent."""
+        """The messages in the request."""
         messages: list[dict[str, Any]] = self.body["messages"]
         return messages
 
 
 class OpenAIServer:
-    """The server; `requests` are those it got, in order."""
+    """The server. `requests` are in the order in which they arrived."""
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
@@ -83,20 +83,20 @@ class OpenAIServer:
 
     @property
     def base_url(self) -> str:
-        """What OPENAI_BASE_URL has to be."""
+        """The value for OPENAI_BASE_URL."""
         return f"http://127.0.0.1:{self.port}/v1"
 
     def answer(self, *answers: Answer | str) -> None:
-        """Queues answers, a text standing for the answer that says it."""
+        """Queues answers. A text stands for the answer with that content."""
         self._answers += (Answer(text=[a]) if isinstance(a, str) else a for a in answers)
 
     def release(self) -> None:
-        """Lets the answers that are held go on."""
+        """Ends the hold of all answers."""
         self._release.set()
 
     @contextlib.asynccontextmanager
     async def serving(self, port: int = 0) -> AsyncGenerator[OpenAIServer, None]:
-        """Serves for as long as it is entered."""
+        """Serves until the context exits."""
         server = await asyncio.start_server(self._client, "127.0.0.1", port)
         self.port = server.sockets[0].getsockname()[1]
         try:
@@ -145,7 +145,7 @@ class OpenAIServer:
 
 
 def _usage(request: Request) -> dict[str, Any]:
-    """Ten tokens for each message, and five for the answer."""
+    """The usage: ten tokens for each message, and five for the answer."""
     count = 10 * len(request.messages)
     return {"prompt_tokens": count, "completion_tokens": 5, "total_tokens": count + 5}
 

@@ -1,4 +1,4 @@
-"""Agents that are programs, and ways to have them answer."""
+"""Agents that are programs, and helpers that run them."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from runlane_server.agents.command.agent import COMMAND_FAILED, CommandAgent, Co
 from support.turns import LocalTurn, Working, ask, collect, texts
 
 GRACE = 30.0
-"""Longer than any test: where it matters that the grace ends, a test sets its own."""
+"""Longer than any test. A test about the end of the grace period sets its own."""
 
 
 def program(*argv: str, grace: float = GRACE, **settings: Any) -> CommandAgent:
-    """An agent that is a program, with what `CommandSettings` takes."""
+    """An agent that runs a program. Options are those of `CommandSettings`."""
     return CommandAgent(argv, kill_grace=grace, settings=CommandSettings(**settings))
 
 
 def python(
     code: str, *, as_json: bool = False, grace: float = GRACE, **settings: Any
 ) -> CommandAgent:
-    """An agent that is a Python program."""
+    """An agent that runs Python source."""
     return CommandAgent(
         [sys.executable, "-c", code],
         as_json=as_json,
@@ -36,12 +36,12 @@ def python(
 
 
 def shell(code: str, *, grace: float = GRACE, **settings: Any) -> CommandAgent:
-    """An agent that is a shell script."""
+    """An agent that runs a shell script."""
     return program("sh", "-c", code, grace=grace, **settings)
 
 
 async def answer(agent: CommandAgent, turn: LocalTurn | None = None) -> str:
-    """What it says to a turn, after which it is closed."""
+    """Runs a turn and closes the agent; returns the output."""
     try:
         return "".join(texts(await collect(agent, turn or ask(""))))
     finally:
@@ -49,7 +49,7 @@ async def answer(agent: CommandAgent, turn: LocalTurn | None = None) -> str:
 
 
 async def failure(agent: CommandAgent, reason: str = COMMAND_FAILED) -> str:
-    """What it says of a failure, after which it is closed."""
+    """Runs a turn that fails and closes the agent; returns the error text."""
     with pytest.raises(AgentError) as failed:
         await answer(agent)
     assert failed.value.reason == reason
@@ -58,7 +58,7 @@ async def failure(agent: CommandAgent, reason: str = COMMAND_FAILED) -> str:
 
 @contextlib.asynccontextmanager
 async def at_work(agent: CommandAgent, prompt: str = "") -> AsyncIterator[Working]:
-    """The agent at work on a prompt; in the end it is cancelled and closed."""
+    """The agent at work on a prompt; it is cancelled and closed at the end."""
     working = Working(agent, ask(prompt))
     try:
         yield working

@@ -1,4 +1,4 @@
-"""A command on a terminal of its own, as a person has it before them."""
+"""Runs a command on a pseudo-terminal, as a person would."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
-from support.process import SECONDS
+from support.staging import SECONDS
 
 CTRL_C = b"\x03"
 
@@ -19,7 +19,7 @@ _AT_TERMINAL = "import os, sys; os.login_tty(os.dup(0)); os.execv(sys.argv[1], s
 
 
 class Terminal:
-    """What is on the screen, with all that was ever written, and a keyboard."""
+    """A screen, with everything that was written to it, and a keyboard."""
 
     def __init__(self, master: int, process: Process) -> None:
         self._master = master
@@ -29,11 +29,11 @@ class Terminal:
 
     @property
     def screen(self) -> str:
-        """All that was written, escape sequences too."""
+        """Everything that was written, escape sequences included."""
         return self._written.decode(errors="replace")
 
     async def shows(self, text: str) -> None:
-        """Returns once this was written."""
+        """Returns once the screen contains the text."""
         try:
             async with asyncio.timeout(SECONDS):
                 while text not in self.screen:
@@ -43,10 +43,10 @@ class Terminal:
             raise AssertionError(f"no {text!r} in {self.screen!r}") from None
 
     def type(self, keys: bytes) -> None:
-        """Types something."""
+        """Sends key presses."""
         os.write(self._master, keys)
 
-    async def ended(self) -> int:
+    async def wait(self) -> int:
         """Waits for the end of the command; returns its exit code."""
         async with asyncio.timeout(SECONDS):
             code = await self._process.wait()
@@ -54,18 +54,18 @@ class Terminal:
         return code
 
     def take(self) -> None:
-        """Takes what there is."""
+        """Reads everything that is available."""
         try:
             while data := os.read(self._master, 65536):
                 self._written += data
-        except (BlockingIOError, OSError):  # nothing there, or nobody at the other end
+        except (BlockingIOError, OSError):  # nothing to read, or the other end is closed
             pass
         self._more.set()
 
 
 @asynccontextmanager
 async def at_terminal(argv: Sequence[str], env: Mapping[str, str]) -> AsyncIterator[Terminal]:
-    """Starts a command on a terminal; ended for good whatever happens."""
+    """Starts a command on a terminal; it is killed at the end."""
     master, slave = pty.openpty()
     os.set_blocking(master, False)
     process = await asyncio.create_subprocess_exec(

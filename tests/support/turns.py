@@ -1,4 +1,4 @@
-"""A turn that needs no server, and ways to have an agent work on it."""
+"""A turn without a server, and helpers that run an agent on it."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class LocalTurn:
     traceparent: str = ""
 
     async def history(self) -> Sequence[Message]:
-        """The messages it was made with."""
+        """The messages that the turn was made with."""
         return self.messages
 
     async def take_folded(self) -> Sequence[FoldedPrompt]:
-        """What waits, once."""
+        """Returns the waiting prompts, each once."""
         taken, self.waiting = self.waiting, []
         return [FoldedPrompt(f"f{n}", Prompt(text)) for n, text in enumerate(taken)]
 
@@ -53,7 +53,7 @@ def ask(text: str, *attachments: Attachment, waiting: Sequence[str] = ()) -> Loc
 def message(
     turn: int, role: Role, *parts: Part | str, finish_reason: FinishReason | None = None
 ) -> Message:
-    """A message of a transcript, a text standing for its part."""
+    """A message of a transcript. A text stands for a text part."""
     return Message(
         message_id=f"m{turn}",
         run_id=f"r{turn}",
@@ -79,15 +79,15 @@ def texts(events: Sequence[AgentEvent]) -> list[str]:
 
 
 def usage(events: Sequence[AgentEvent]) -> Usage:
-    """What they report together."""
+    """The sum of the reported usage."""
     reported = [e.usage for e in events if isinstance(e, Report) and e.usage is not None]
     return sum(reported, start=Usage())
 
 
 class Working:
-    """An agent at work in a task of its own, as a server has it; cancelled like there.
+    """An agent at work in its own task, started and cancelled as the server does it.
 
-    Events are kept; `said` returns as soon as the text so far contains something.
+    It keeps all events. `said` returns as soon as the output contains a text.
     """
 
     def __init__(self, agent: Agent, turn: LocalTurn) -> None:
@@ -97,11 +97,11 @@ class Working:
 
     @property
     def text(self) -> str:
-        """The text so far."""
+        """The output so far."""
         return "".join(texts(self.events))
 
     async def said(self, part: str) -> None:
-        """Returns when the text contains it; fails if the agent ends without."""
+        """Returns when the output contains a text; fails if the agent ends without it."""
         while part not in self.text:
             self._more.clear()
             more = asyncio.ensure_future(self._more.wait())
@@ -111,7 +111,7 @@ class Working:
                 assert part in self.text, f"ended after {self.text!r}: {self.task}"
 
     async def cancel(self) -> None:
-        """Cancels it, and returns when its code has returned."""
+        """Cancels the agent; returns when its code has returned."""
         self.task.cancel()
         await asyncio.wait({self.task})
         assert self.task.cancelled(), self.task

@@ -1,9 +1,8 @@
-"""What tests do over the wire with a scripted server."""
+"""Stages runs on a server with the scripted agent, through the public client."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -20,68 +19,53 @@ from runlane import (
     Text,
     TextDelta,
 )
-from support.process import SECONDS
+from support.staging import SECONDS, Step, at_latch, open_latch, script
 
 
-def script(*steps: dict[str, Any]) -> str:
-    """A prompt for the scripted agent."""
-    return json.dumps(steps)
-
-
-def say(text: str) -> dict[str, Any]:
-    """A step that says something."""
-    return {"text": text}
-
-
-def at_gate(gate: str, **more: Any) -> Sequence[dict[str, Any]]:
-    """Steps that say where they are, and wait at a gate."""
-    return say(f"<{gate}>"), {"wait": gate, **more}
-
-
-async def heard(handle: RunHandle, text: str, *, attempt: int = 1) -> str:
-    """Returns what a run has said in an attempt as soon as this is part of it."""
-    said = ""
-    at = 0
+async def wait_for_text(handle: RunHandle, text: str, *, attempt: int = 1) -> str:
+    """Waits until the output of an attempt contains `text`; returns the output so far."""
+    output = ""
+    current = 0
     async with asyncio.timeout(SECONDS):
         async for event in handle.events():
             match event.body:
                 case Started():
-                    at, said = event.body.attempt, ""
+                    current, output = event.body.attempt, ""
                 case TextDelta():
-                    said += event.body.text
-            if at == attempt and text in said:
-                return said
-    raise AssertionError(f"the run ended without {text!r}, saying {said!r}")
+                    output += event.body.text
+            if current == attempt and text in output:
+                return output
+    raise AssertionError(f"the run ended without {text!r}; its output was {output!r}")
 
 
 class Wire:
-    """A client, and the moves that stage a race."""
+    """A client, and the calls by which tests stage races."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
 
-    async def accept(self, session_id: str, *steps: dict[str, Any], **options: Any) -> RunHandle:
-        """Accepts a run; the session is created if need be."""
+    async def accept(self, session_id: str, *steps: Step, **options: Any) -> RunHandle:
+        """Accepts a run; creates the session if it does not exist."""
         options.setdefault("allow_missing", True)
         return await self.client.run_accepted(session_id, script(*steps), **options)
 
-    async def blocked(self, session_id: str, gate: str, **options: Any) -> RunHandle:
-        """Accepts a run, and returns once it is active and waits at a gate."""
-        handle = await self.accept(session_id, *at_gate(gate), **options)
-        await self.reached(handle, gate)
+    async def blocked(self, session_id: str, latch: str, **options: Any) -> RunHandle:
+        """Accepts a run; returns once it is active and waits at a latch."""
+        handle = await self.accept(session_id, *at_latch(latch), **options)
+        await self.wait_for_latch(handle, latch)
         return handle
 
-    async def reached(self, handle: RunHandle, gate: str) -> None:
-        """Returns once a run has come to a gate."""
-        await heard(handle, f"<{gate}>")
+    async def wait_for_latch(self, handle: RunHandle, latch: str) -> None:
+        """Returns once a run waits at a latch."""
+        await wait_for_text(handle, f"<{latch}>")
 
-    async def open(self, gate: str) -> None:
-        """Opens a gate, by a run in another session."""
-        handle = await self.accept(f"opener of {gate}", {"open": gate})
+    async def open_latch(self, latch: str) -> None:
+        """Opens a latch, by a run in another session."""
+        handle = await self.accept(f"opener of {latch}", open_latch(latch))
         await handle.completed(SECONDS)
 
     async def end(self, handle: RunHandle) -> RunComplete:
-        """Waits for the end of a run."""
+        """Waits for the end of a run; returns its terminal event."""
         return await handle.completed(SECONDS)
 
     async def messages(self, session_id: str) -> list[Message]:
@@ -95,10 +79,10 @@ def text_of(message: Message) -> str:
 
 
 def check_turn(complete: RunComplete, messages: Sequence[Message]) -> None:
-    """What the transcript has of a run agrees with its terminal event (R14 to R16, R22)."""
+    """Checks that the transcript of a run agrees with its terminal event (R14 to R16, R22)."""
     turn = [message for message in messages if message.run_id == complete.run_id]
     roles = Counter(message.role for message in turn)
-    assert roles[Role.USER] == 1, f"the prompt stands {roles[Role.USER]} times"
+    assert roles[Role.USER] == 1, f"the prompt is in the transcript {roles[Role.USER]} times"
     last = [message for message in turn if message.role is Role.ASSISTANT][-1]
     assert last.message_id == complete.message_id
     assert last.finish_reason is complete.finish_reason

@@ -14,7 +14,8 @@ from runlane_server.feed.feed import Feed
 from runlane_server.store.base import Store
 from runlane_server.telemetry.meter import Meter
 from runlane_server.telemetry.metrics import Metrics, NodeState
-from support.node import SECONDS, Node
+from support.node import Node
+from support.staging import SECONDS
 
 STATE = NodeState(
     version="1.2.3",

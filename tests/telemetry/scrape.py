@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from support.process import SECONDS
+from support.staging import SECONDS
 
 
 class Page:

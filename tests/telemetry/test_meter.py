@@ -20,8 +20,8 @@ from runlane_server.store.memory.store import MemoryStore
 from runlane_server.store.sqlite.store import SqliteStore
 from runlane_server.telemetry.meter import Meter
 from runlane_server.telemetry.metrics import Metrics
-from support.node import say, script, wait
 from support.postgres import OwnPostgres, fresh_database, postgres_store
+from support.staging import say, script, wait
 from telemetry.metered import STATE, Clock, Metered, metered
 
 

@@ -23,9 +23,9 @@ from runlane_server.core.errors import StartError
 from runlane_server.net.addresses import Address
 from runlane_server.telemetry.metrics_server import MetricsServer
 from support.postgres import postgres_store
-from support.process import SECONDS, ServerProcess, serving
-from support.rpc_process import start_fails
-from support.wire import Wire, say
+from support.server import ServerProcess, serving, start_fails
+from support.staging import SECONDS, say
+from support.wire import Wire
 from telemetry.scrape import Page, scrape, url_in
 
 FLAGS = ("--metrics-listen", "0", "--log-format", "json", "--store", "memory:")
@@ -84,7 +84,7 @@ async def test_open_subscriptions_and_streams_are_shown(server: ServerProcess, w
         assert found("subscriptions_open", kind="run") == 1
         assert found("rpcs_open", method="RunService/SubscribeRun") == 1
         assert found("rpcs_open", method="RunService/SubscribeRunComplete") == 1
-        await wire.open("g")
+        await wire.open_latch("g")
         await following
     await handle.completed(SECONDS)
     await follower.aclose()
@@ -139,7 +139,7 @@ async def test_a_draining_node_is_shown_as_draining(server: ServerProcess, wire:
     os.kill(server.pid, 15)
     assert (await until(server, "draining", 1))("runs_active") == 1
     os.kill(server.pid, 15)
-    await server.ended()
+    await server.wait()
 
 
 # --- HTTP ---------------------------------------------------------------------------

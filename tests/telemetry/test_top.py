@@ -9,9 +9,10 @@ import pytest
 
 from e2e.test_command_line import command, on_terminal
 from runlane import Client
-from support.process import ServerProcess, serving
+from support.server import ServerProcess, serving
+from support.staging import say
 from support.terminal import CTRL_C
-from support.wire import Wire, say
+from support.wire import Wire
 from telemetry.scrape import url_in
 
 FLAGS = ("--metrics-listen", "0", "--log-format", "json", "--store", "memory:")
@@ -76,7 +77,7 @@ async def test_on_a_terminal_it_refreshes_until_interrupted(
         await server.kill()
         await terminal.shows("Connection refused")
         terminal.type(CTRL_C)
-        assert await terminal.ended() == 0
+        assert await terminal.wait() == 0
 
 
 async def test_rates_are_per_second_between_two_frames(server: ServerProcess, wire: Wire) -> None:
@@ -90,4 +91,4 @@ async def test_rates_are_per_second_between_two_frames(server: ServerProcess, wi
             terminal._more.clear()
             await terminal._more.wait()
         terminal.type(CTRL_C)
-        assert await terminal.ended() == 0
+        assert await terminal.wait() == 0

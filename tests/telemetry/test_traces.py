@@ -16,8 +16,8 @@ from grpc import StatusCode
 from runlane import Client, RunState
 from runlane_server.core.trace import SpanContext
 from support.openai_server import OpenAIServer
-from support.process import SECONDS, ServerProcess, serving
-from support.wire import script
+from support.server import ServerProcess, serving
+from support.staging import SECONDS, script
 from telemetry.collector import Collector, ReceivedSpan, collecting
 
 PLACE = SpanContext("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7", sampled=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support.process import SECONDS
+from support.staging import SECONDS
 
 pytest_plugins = ["pytester"]
 

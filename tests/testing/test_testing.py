@@ -15,8 +15,7 @@ from runlane_server.config import Config
 from runlane_server.core.errors import StartError
 from runlane_server.core.limits import Limits
 from runlane_server.testing.server import LocalServer
-from support.process import SECONDS
-from support.wire import script
+from support.staging import SECONDS, script
 
 pytestmark = pytest.mark.sqlite("each test names the store it needs")
 

@@ -17,7 +17,7 @@ from runlane_server.agents.scripted.script import BadScript
 from runlane_server.core.errors import StartError
 from runlane_server.testing.logs import redirect_to_logging
 from runlane_server.testing.thread import Gatekeeper, LoopThread, RunningServer
-from support.process import SECONDS
+from support.staging import SECONDS
 
 pytestmark = pytest.mark.sqlite("each test names the store it needs")
 

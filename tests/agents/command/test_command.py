@@ -16,7 +16,7 @@ from runlane_server.agents.base import AgentError
 from runlane_server.agents.command.agent import CommandAgent
 from runlane_server.core.errors import StartError
 from runlane_server.core.model import Attachment, Prompt, Role, ToolCall, ToolResult
-from support.processes import alive, gone
+from support.processes import is_running, wait_for_exit
 from support.programs import GRACE, answer, at_work, failure, python, shell
 from support.turns import LocalTurn, ask, message, texts
 
@@ -189,7 +189,7 @@ async def test_the_turn_lasts_until_the_exit_even_after_stdout_is_closed(tmp_pat
 async def test_background_processes_end_with_the_turn() -> None:
     # The child holds the output open and would do so for an hour.
     text = await answer(shell("sleep 3600 & echo $!"))
-    await gone(int(text))
+    await wait_for_exit(int(text))
 
 
 async def test_a_child_in_its_own_session_does_not_delay_the_end_of_the_turn() -> None:
@@ -204,7 +204,7 @@ async def test_a_child_in_its_own_session_does_not_delay_the_end_of_the_turn() -
     )
     pid, done = (await answer(python(code))).splitlines()
     assert done == "done"
-    assert alive(int(pid))  # out of reach by its own choice, yet the turn ended
+    assert is_running(int(pid))  # out of reach by its own choice, yet the turn ended
     os.kill(int(pid), signal.SIGKILL)
 
 
@@ -235,7 +235,7 @@ async def test_a_program_that_ignores_sigterm_is_killed() -> None:
     async with at_work(agent) as working:
         await working.said("\n")
         await working.cancel()
-        assert not alive(int(working.text))
+        assert not is_running(int(working.text))
 
 
 async def test_a_second_cancel_kills_at_once() -> None:
@@ -244,7 +244,7 @@ async def test_a_second_cancel_kills_at_once() -> None:
         working.task.cancel()
         await asyncio.sleep(0)
         await working.cancel()
-        await gone(int(working.text))
+        await wait_for_exit(int(working.text))
 
 
 async def test_grandchildren_end_with_a_cancel() -> None:
@@ -252,7 +252,7 @@ async def test_grandchildren_end_with_a_cancel() -> None:
         await working.said("\n")
         await working.cancel()
         assert "not reached" not in working.text
-        await gone(int(working.text))
+        await wait_for_exit(int(working.text))
 
 
 async def test_a_grandchild_that_ignores_sigterm_ends_with_the_program() -> None:
@@ -260,7 +260,7 @@ async def test_a_grandchild_that_ignores_sigterm_ends_with_the_program() -> None
     async with at_work(shell(code)) as working:
         await working.said("\n")
         await working.cancel()
-        await gone(int(working.text))
+        await wait_for_exit(int(working.text))
 
 
 async def test_a_cancel_before_the_first_step_starts_nothing(tmp_path: Path) -> None:

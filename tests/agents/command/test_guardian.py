@@ -10,7 +10,7 @@ import sys
 from runlane_server.agents.command.agent import CommandAgent
 from runlane_server.agents.command.guardian import Guardian
 from runlane_server.agents.command.program import Program
-from support.processes import alive, gone
+from support.processes import is_running, wait_for_exit
 from support.turns import Working, ask
 
 NO_GROUP = (1 << 22) + 1
@@ -42,11 +42,11 @@ async def test_the_programs_of_a_killed_server_are_ended() -> None:
     )
     assert server.stdout is not None
     pids = [int(await server.stdout.readline()) for _ in range(2)]
-    assert all(alive(pid) for pid in pids)
+    assert all(is_running(pid) for pid in pids)
     server.kill()
     await server.wait()
     for pid in pids:
-        await gone(pid)
+        await wait_for_exit(pid)
 
 
 async def test_a_guardian_that_was_killed_is_replaced() -> None:
@@ -61,10 +61,10 @@ async def test_a_guardian_that_was_killed_is_replaced() -> None:
     second = agent._guardian._process
     assert second is not None
     assert second.pid != first.pid
-    assert alive(second.pid)
+    assert is_running(second.pid)
     await working.cancel()
     await agent.close()
-    assert not alive(second.pid)
+    assert not is_running(second.pid)
 
 
 async def test_a_guardian_that_does_not_read_is_replaced() -> None:
@@ -81,9 +81,9 @@ async def test_a_guardian_that_does_not_read_is_replaced() -> None:
     second = guardian._process
     assert second is not None
     assert second is not first
-    assert not alive(first.pid)
+    assert not is_running(first.pid)
     await guardian.close()
-    assert not alive(second.pid)
+    assert not is_running(second.pid)
 
 
 async def test_a_new_guardian_knows_the_groups_of_the_old_one() -> None:

@@ -1,6 +1,6 @@
-"""Faulty servers: ours with a piece of its source exchanged, to see that conformance finds it.
+"""Faulty servers: ours with one piece of its source replaced. Conformance has to find each.
 
-The first ones are bugs that servers of this kind really had.
+The first ones are bugs that servers of this kind have really had.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RUNS = "rpc/runs.py"
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """In that file, `old` is exchanged for `new`; without `old`, `new` is added at the end."""
+    """Replaces `old` by `new` in a file; without `old`, appends `new`."""
 
     file: str
     old: str
@@ -30,17 +30,17 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A fault: the rules that it breaks, and what is exchanged for it."""
+    """A fault: the rules that it breaks, and the changes of the source."""
 
     name: str
     rules: tuple[int, ...]
     edits: tuple[Edit, ...]
     durable: bool = False
     sound: tuple[int, ...] = (2, 12)
-    """Rules that it leaves alone: they show that the server works at all."""
+    """Rules that still hold: they show that the server works at all."""
 
     def build(self, folder: Path) -> Path:
-        """Writes the faulty server; returns the folder that Python is to find it in."""
+        """Writes the faulty server; returns the folder for the import path."""
         shutil.copytree(
             SOURCE, folder / "runlane_server", ignore=shutil.ignore_patterns("__pycache__")
         )

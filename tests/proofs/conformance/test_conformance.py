@@ -16,13 +16,13 @@ from runlane.conformance import (
 )
 from runlane.conformance.rules import CASES, RULES, Need
 from runlane_server.testing.server import LocalServer
-from support.process import ServerProcess, serving
+from support.server import ServerProcess, serving
 
 FLAGS = ("--harness", "--agent", "scripted")
 
 
 class Report:
-    """The output of the command."""
+    """The exit code, output and JUnit file of the command."""
 
     def __init__(self, code: int, output: str, junit: Path) -> None:
         self.code = code
@@ -34,7 +34,7 @@ class Report:
             for verdict in ("passed", "failed", "skipped")
             if f"  {verdict} " in line
         }
-        # A file of the test itself.
+        # The file is our own.
         self.junit = ET.parse(junit).getroot() if junit.exists() else None  # noqa: S314
 
 
@@ -60,7 +60,9 @@ def test_every_rule_has_a_case() -> None:
 
 
 @pytest.mark.stores("memory", "sqlite")
-async def test_all_rules_pass(tmp_path: Path, served_store: None, store_kind: str) -> None:
+async def test_a_correct_server_passes_every_rule(
+    tmp_path: Path, served_store: None, store_kind: str
+) -> None:
     flags = ("--store", "memory:") if store_kind == "memory" else ()
     async with serving(tmp_path, *FLAGS, *flags) as server:
         report = await conformance(tmp_path, server.address)
@@ -77,7 +79,7 @@ async def test_all_rules_pass(tmp_path: Path, served_store: None, store_kind: st
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-async def test_a_fault_fails_its_rule(tmp_path: Path, fault: Fault) -> None:
+async def test_a_planted_fault_fails_exactly_its_rules(tmp_path: Path, fault: Fault) -> None:
     folder = fault.build(tmp_path / "faulty")
     store = "sqlite:///faulty.db" if fault.durable else "memory:"
     server = ServerProcess(
@@ -100,7 +102,7 @@ async def test_a_fault_fails_its_rule(tmp_path: Path, fault: Fault) -> None:
     assert {int(test.attrib["classname"][1:3]) for test in failed} == set(fault.rules)
 
 
-async def test_an_unsuitable_server_exits_with_2_and_one_line(tmp_path: Path) -> None:
+async def test_an_unusable_server_or_an_unknown_rule_exits_with_2(tmp_path: Path) -> None:
     async with LocalServer() as plain, LocalServer(harness=True) as echo:
         for address, why in (
             (plain.address, "start it with --harness --agent scripted"),
@@ -118,7 +120,7 @@ async def test_an_unsuitable_server_exits_with_2_and_one_line(tmp_path: Path) ->
         assert repr(wrong) in report.output
 
 
-async def test_a_server_in_the_test_process_can_be_checked(tmp_path: Path) -> None:
+async def test_a_server_in_the_test_process_passes(tmp_path: Path) -> None:
     async with LocalServer("scripted", harness=True) as server:
         report = await conformance(tmp_path, server.address, "--rule", "10-17", "--rule", "R30")
     assert report.code == 0, report.output

@@ -1,4 +1,4 @@
-"""A client that does random things, loses answers, and retries."""
+"""A client that sends random calls, loses answers, and retries."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from proofs.crash.history import AcceptTry, CancelTry, Outcome
+from proofs.crash.history import AcceptCall, CancelCall, Outcome
 from proofs.crash.listeners import follow, listen
 from proofs.crash.prompts import prompt
-from proofs.crash.world import World
+from proofs.crash.shared import SharedState
 from runlane import (
     CancelReceipt,
     CancelScope,
@@ -33,18 +33,18 @@ MODES = (WhenBusy.QUEUE, WhenBusy.QUEUE, WhenBusy.FOLD, WhenBusy.REJECT, WhenBus
 SCOPES = ("session", "active", "waiting", "run", "run", "all")
 TRIES = 4
 ONCE = RetryPolicy(attempts=1)
-"""A lost answer is the actor's business here, which writes it down."""
+"""No retries by the client: the actor records each lost answer itself."""
 
 
 class Actor:
-    """One client. It does one thing after another, and some in bursts."""
+    """One client. It sends one call after another, and some in bursts."""
 
-    def __init__(self, world: World, name: str, *, scripted: bool) -> None:
-        self._world = world
+    def __init__(self, shared: SharedState, name: str, *, scripted: bool) -> None:
+        self._shared = shared
         self._name = name
         self._scripted = scripted
-        self._rng = random.Random(world.rng.random())  # noqa: S311 - it is to repeat itself
-        self._client = Client(world.pick(), timeout=world.timeout, retry=ONCE)
+        self._rng = random.Random(shared.rng.random())  # noqa: S311 - it is to repeat itself
+        self._client = Client(shared.pick(), timeout=shared.timeout, retry=ONCE)
         self._count = 0
         self._own: list[Accept] = []
 
@@ -52,10 +52,10 @@ class Actor:
         """Works until the load is over."""
         things: list[Callable[[], Awaitable[None]]] = [self._accept] * 8
         things += [self._burst, self._cancel, self._again, self._vanish]
-        things += [self._look, self._wait, self._list, self._reconnect]
+        things += [self._read, self._wait, self._list, self._reconnect]
         self._listen(at_start=True)
         try:
-            while not self._world.over.is_set():
+            while not self._shared.over.is_set():
                 await self._rng.choice(things)()
         finally:
             await self._client.close()
@@ -66,16 +66,16 @@ class Actor:
         await self._insist(self._new())
 
     async def _burst(self) -> None:
-        session_id = self._rng.choice(self._world.sessions)
+        session_id = self._rng.choice(self._shared.sessions)
         await asyncio.gather(*(self._insist(self._new(session_id)) for _ in range(4)))
 
     async def _again(self) -> None:
-        """Repeats an accept, whatever became of it."""
+        """Repeats an earlier accept, whatever its outcome was."""
         if self._own:
             await self._try(self._rng.choice(self._own))
 
     async def _vanish(self) -> None:
-        """Goes away while its accept is under way."""
+        """Disconnects while its accept is in progress."""
         accept = self._new()
         trying = asyncio.create_task(self._try(accept))
         for _ in range(self._rng.randrange(6)):
@@ -88,18 +88,18 @@ class Actor:
         self._count += 1
         run_id = f"{self._name}-{self._count}"
         accept = Accept(self._rng, run_id, scripted=self._scripted)
-        accept.session_id = session_id or self._rng.choice(self._world.sessions)
+        accept.session_id = session_id or self._rng.choice(self._shared.sessions)
         self._own.append(accept)
         return accept
 
     async def _insist(self, accept: Accept) -> None:
-        """Repeats until the outcome is known, or patience ends."""
+        """Repeats until the outcome is known, or gives up."""
         for _ in range(TRIES):
             if await self._try(accept) is not Outcome.UNKNOWN or self._rng.random() < 0.2:
                 return
 
     async def _try(self, accept: Accept) -> Outcome:
-        world, sent = self._world, self._world.tick()
+        shared, sent = self._shared, self._shared.tick()
         outcome, error, handle = Outcome.UNKNOWN, "", None
         try:
             handle = await self._lost_or(accept.send(self._client))
@@ -107,14 +107,14 @@ class Actor:
         except RunlaneError as refusal:
             outcome, error = _outcome(refusal), refusal.reason
         finally:
-            world.history.accepts.append(
-                AcceptTry(
+            shared.history.accepts.append(
+                AcceptCall(
                     session_id=accept.session_id,
                     run_id=accept.run_id,
                     when_busy=accept.when_busy,
                     max_attempts=accept.max_attempts,
                     sent=sent,
-                    done=world.tick(),
+                    done=shared.tick(),
                     outcome=outcome,
                     error=error,
                     run=None if handle is None else handle.run,
@@ -126,21 +126,21 @@ class Actor:
         return outcome
 
     def _attend(self, handle: RunHandle) -> None:
-        """Some runs are followed, and some cursors resumed from."""
+        """Follows some of the runs, and resumes from some of the cursors."""
         chance = self._rng.random()
         if chance < 0.25:
-            self._add(follow(self._world, handle.run_id, self._rng))
+            self._add(follow(self._shared, handle.run_id, self._rng))
         elif chance < 0.29:
             self._listen(handle=handle)
 
     def _listen(self, *, at_start: bool = False, handle: RunHandle | None = None) -> None:
-        session_id = self._rng.choice(("", "", *self._world.sessions[:2]))
+        session_id = self._rng.choice(("", "", *self._shared.sessions[:2]))
         if handle is not None:
             session_id = handle.session_id if session_id else ""
         self._add(
             listen(
-                self._world,
-                f"subscription {len(self._world.listening)} of {self._name}",
+                self._shared,
+                f"subscription {len(self._shared.listening)} of {self._name}",
                 self._rng,
                 session_id=session_id,
                 from_beginning=at_start and self._rng.random() < 0.7,
@@ -149,27 +149,27 @@ class Actor:
         )
 
     def _add(self, listening: Awaitable[None]) -> None:
-        self._world.listening.append(asyncio.ensure_future(listening))
+        self._shared.listening.append(asyncio.ensure_future(listening))
 
     # Cancels
 
     async def _cancel(self) -> None:
-        world, rng = self._world, self._rng
-        if world.cancels < 1 and rng.random() > world.cancels:
+        shared, rng = self._shared, self._rng
+        if shared.cancels < 1 and rng.random() > shared.cancels:
             return
         self._count += 1
         scope = rng.choice(SCOPES)
         if scope == "all" and rng.random() < 0.7:
             scope = "session"
         reason = f"cancel {self._name}-{self._count}"
-        session_id = "" if scope == "all" else rng.choice(world.sessions)
+        session_id = "" if scope == "all" else rng.choice(shared.sessions)
         run_id = ""
         if scope == "run":
             if not self._own:
                 return
             chosen = rng.choice(self._own[-5:])
             session_id, run_id = chosen.session_id, chosen.run_id
-        sent = world.tick()
+        sent = shared.tick()
         outcome, error = Outcome.UNKNOWN, ""
         receipts: tuple[CancelReceipt, ...] = ()
         try:
@@ -177,14 +177,14 @@ class Actor:
             outcome = Outcome.OK
         except RunlaneError as refusal:
             outcome, error = _outcome(refusal), refusal.reason
-        world.history.cancels.append(
-            CancelTry(
+        shared.history.cancels.append(
+            CancelCall(
                 scope=scope,
                 session_id=session_id,
                 run_id=run_id,
                 reason=reason,
                 sent=sent,
-                done=world.tick(),
+                done=shared.tick(),
                 answered_at=datetime.now(UTC),
                 outcome=outcome,
                 error=error,
@@ -202,51 +202,51 @@ class Actor:
         wanted = CancelScope(scope)
         return (await self._client.cancel(session_id, scope=wanted, reason=reason),)
 
-    # Looking
+    # Reads
 
-    async def _look(self) -> None:
-        await self._seen(self._client.get_run)
+    async def _read(self) -> None:
+        await self._record_read(self._client.get_run)
 
     async def _wait(self) -> None:
-        await self._seen(lambda run_id: self._client.wait_run(run_id, timeout=0.05))
+        await self._record_read(lambda run_id: self._client.wait_run(run_id, timeout=0.05))
 
-    async def _seen(self, look: Callable[[str], Awaitable[object]]) -> None:
-        acknowledged = self._world.history.acknowledged
+    async def _record_read(self, call: Callable[[str], Awaitable[object]]) -> None:
+        acknowledged = self._shared.history.acknowledged
         if not acknowledged:
             return
         run_id = self._rng.choice(list(acknowledged))
         with suppress(RunlaneError):
-            await self._lost_or(look(run_id))
-            self._world.history.looks.append(await self._client.get_run(run_id))
+            await self._lost_or(call(run_id))
+            self._shared.history.reads.append(await self._client.get_run(run_id))
 
     async def _list(self) -> None:
         async def listed() -> None:
-            session_id = self._rng.choice(self._world.sessions)
+            session_id = self._rng.choice(self._shared.sessions)
             async for run in self._client.list_runs(session_id, page_size=20):
-                self._world.history.looks.append(run)
+                self._shared.history.reads.append(run)
 
         with suppress(RunlaneError):
             await self._lost_or(listed())
 
     async def _reconnect(self) -> None:
-        """Leaves without a word, and comes back by another connection."""
+        """Drops its connection, and opens another one."""
         await self._client.close()
-        world = self._world
-        self._client = Client(world.pick(), timeout=world.timeout, retry=ONCE)
+        shared = self._shared
+        self._client = Client(shared.pick(), timeout=shared.timeout, retry=ONCE)
 
     async def _lost_or(self, call: Awaitable[T]) -> T:
-        """What a call gives. After a lost connection there is a new one."""
+        """The answer of a call. After a lost connection it opens a new one."""
         try:
             return await call
         except RunlaneError as error:
-            if self._world.is_lost(error):
-                await self._world.serving()
+            if self._shared.is_lost(error):
+                await self._shared.serving()
                 await self._reconnect()
             raise
 
 
 class Accept:
-    """A run to be: the same request each time it is sent."""
+    """The request of a run: the same each time it is sent."""
 
     def __init__(self, rng: random.Random, run_id: str, *, scripted: bool) -> None:
         self.run_id = run_id
@@ -256,7 +256,7 @@ class Accept:
         self._prompt, self._timeout = prompt(rng, run_id, scripted=scripted)
 
     async def send(self, client: Client) -> RunHandle:
-        """Sends it."""
+        """Sends the request."""
         return await client.run_accepted(
             self.session_id,
             self._prompt,

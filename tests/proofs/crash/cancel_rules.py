@@ -1,18 +1,18 @@
-"""What must hold of cancels: receipts are true and complete, and nothing else was touched."""
+"""Checks cancels: receipts are true and complete, and no other run was touched."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
-from proofs.crash.history import CancelTry, History, Outcome
+from proofs.crash.history import CancelCall, History, Outcome, Rule
 from runlane import Folded, Run, RunEvent, RunState, Started, WhenBusy
 
 INTERRUPTED_BY = "interrupted by "
 
 
 def _untrue(history: History) -> Iterator[str]:
-    """R20: each run that a receipt names ends cancelled, and by that cancel."""
+    """Each run that a receipt names ends cancelled, and by that cancel (R20)."""
     for cancel in history.cancels:
         for receipt in cancel.receipts:
             for covered in receipt.cancelled:
@@ -32,8 +32,8 @@ def _untrue(history: History) -> Iterator[str]:
 
 
 def _touched(history: History) -> Iterator[str]:
-    """R11: a run that was cancelled was covered: by a receipt that names it, by a cancel whose
-    answer was lost, or by a run that interrupted it."""
+    """A cancelled run was covered: by a receipt that names it, by a cancel whose answer was
+    lost, or by a run that interrupted it (R11)."""
     by_reason = {cancel.reason: cancel for cancel in history.cancels}
     sent = history.first_sent
     for run in history.final.runs.values():
@@ -67,7 +67,7 @@ def _interrupted(history: History, run: Run, by: str) -> Iterator[str]:
 
 
 def _missed(history: History) -> Iterator[str]:
-    """R10: a receipt names everything that was accepted before it, and went on after it."""
+    """A receipt names every run that was accepted before it and not terminal after it (R10)."""
     answered = _first_answered(history)
     runs_of: defaultdict[str, list[Run]] = defaultdict(list)
     for run in history.final.runs.values():
@@ -95,20 +95,20 @@ def _missed(history: History) -> Iterator[str]:
                 yield f"{run.run_id} was not covered by {cancel.reason}, and went on after it"
 
 
-def _was_open(cancel: CancelTry, run: Run, events: list[RunEvent]) -> bool:
-    """Whether a run was surely in the scope of a cancel that was answered."""
+def _was_open(cancel: CancelCall, run: Run, events: list[RunEvent]) -> bool:
+    """Whether a run certainly was in the scope of an acknowledged cancel."""
     after = cancel.answered_at
     if run.ended_at is None or run.ended_at <= after:
         return False
     begun = [event.time for event in events if isinstance(event.body, Started | Folded)]
     if cancel.scope == "waiting":
         return not begun or begun[0] > after
-    # Nobody knows when a cancel took effect, and so which run was the active one.
+    # The instant at which a cancel took effect is unknown, and so is the run active then.
     return cancel.scope != "active"
 
 
-def _means(cancel: CancelTry, run: Run, history: History) -> bool:
-    """Whether a run may be in the scope of a cancel."""
+def _means(cancel: CancelCall, run: Run, history: History) -> bool:
+    """Whether a run may have been in the scope of a cancel."""
     if cancel.scope == "all":
         return True
     if cancel.scope == "run":
@@ -118,13 +118,13 @@ def _means(cancel: CancelTry, run: Run, history: History) -> bool:
     return run.session_id == cancel.session_id
 
 
-def _fence(cancel: CancelTry) -> int:
+def _fence(cancel: CancelCall) -> int:
     if cancel.scope == "all" or not cancel.receipts:
         return 0
     return cancel.receipts[0].fence_accept_seq
 
 
-def _named(cancel: CancelTry) -> set[str]:
+def _named(cancel: CancelCall) -> set[str]:
     return {covered.run_id for receipt in cancel.receipts for covered in receipt.cancelled}
 
 
@@ -138,8 +138,6 @@ def _first_answered(history: History) -> dict[str, int]:
         for run_id, tries in history.acknowledged.items()
     }
 
-
-Rule = Callable[[History], Iterator[str]]
 
 RULES: Mapping[str, Rule] = {
     "receipt untrue": _untrue,

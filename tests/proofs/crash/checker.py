@@ -1,4 +1,4 @@
-"""What must hold of a history, whatever was killed when."""
+"""Checks a history against the rules, whatever was killed and when."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from runlane import FinishReason, Run
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A rule that was broken, by the name of it, and where."""
+    """A broken rule, by its name, and a description of the place."""
 
     rule: str
     what: str
 
 
 def check(history: History) -> list[Violation]:
-    """All that is wrong with a history; nothing, if all is well."""
+    """All violations in a history."""
     rules = {
         "lost": _lost,
         "ghost": _ghost,
@@ -28,7 +28,7 @@ def check(history: History) -> list[Violation]:
         "retry": _retried,
         "seq": _sequence,
         "attempts": _attempts,
-        "look": _looks,
+        "read": _reads,
         "defect": _defects,
         **event_rules.RULES,
         **cancel_rules.RULES,
@@ -39,7 +39,7 @@ def check(history: History) -> list[Violation]:
 
 
 def _lost(history: History) -> Iterator[str]:
-    """R1: what was acknowledged is there."""
+    """Every acknowledged run exists (R1)."""
     listed = {run.run_id for run in history.final.listed}
     for run_id in history.acknowledged:
         if run_id not in history.final.runs:
@@ -49,7 +49,7 @@ def _lost(history: History) -> Iterator[str]:
 
 
 def _ghost(history: History) -> Iterator[str]:
-    """R6: what was refused, or never sent, is not there."""
+    """No refused run exists, and none that was never sent (R6)."""
     tried = {attempt.run_id for attempt in history.accepts} | history.final.sentinels
     possible = {each.run_id for each in history.accepts if each.outcome is not Outcome.REFUSED}
     possible |= history.final.sentinels
@@ -61,7 +61,7 @@ def _ghost(history: History) -> Iterator[str]:
 
 
 def _inconsistent(history: History) -> Iterator[str]:
-    """A run is everywhere or nowhere, and has ended."""
+    """Every interface lists the same runs, and all have ended."""
     final = history.final
     listed = [run.run_id for run in final.listed]
     if len(listed) != len(set(listed)):
@@ -79,14 +79,14 @@ def _inconsistent(history: History) -> Iterator[str]:
 
 
 def _plain(run: Run) -> Run:
-    """Without the text, which ListRuns leaves out."""
+    """The end without the text, which ListRuns leaves out."""
     if run.run_complete is None:
         return run
     return replace(run, run_complete=replace(run.run_complete, text="", text_truncated=False))
 
 
 def _retried(history: History) -> Iterator[str]:
-    """R3: every answer to the accepts of one run id is about the same run."""
+    """All accepts of one run id are answered with the same run (R3)."""
     for run_id, tries in history.acknowledged.items():
         known = {
             (each.run.session_id, each.run.run_id, each.run.accept_seq, each.run.accepted_at)
@@ -105,7 +105,7 @@ def _retried(history: History) -> Iterator[str]:
 
 
 def _sequence(history: History) -> Iterator[str]:
-    """R4: accept_seq is unique in a session, and follows the order of the acknowledgements."""
+    """accept_seq is unique in a session, in the order of the acknowledgements (R4)."""
     seqs: defaultdict[tuple[str, int], set[str]] = defaultdict(set)
     for run in history.final.listed:
         seqs[run.session_id, run.accept_seq].add(run.run_id)
@@ -130,29 +130,29 @@ def _sequence(history: History) -> Iterator[str]:
 
 
 def _attempts(history: History) -> Iterator[str]:
-    """No run is started more often than it may be, or given up before."""
+    """No run exceeds its max_attempts, or is given up before it has used them."""
     for run in history.final.runs.values():
         if run.attempt > run.max_attempts:
             yield f"{run.run_id} was started {run.attempt} times of {run.max_attempts}"
         complete = run.run_complete
         interrupted = complete and complete.finish_reason is FinishReason.INTERRUPTED
-        # A folded run shares the fate of its turn, whose attempts are those of another run.
+        # A folded run ends with its turn, whose attempts are those of another run.
         if interrupted and run.folded_into is None and run.attempt < run.max_attempts:
             yield f"{run.run_id} was given up at attempt {run.attempt} of {run.max_attempts}"
 
 
-def _looks(history: History) -> Iterator[str]:
-    """R21: an end that anybody was told of is the end."""
-    for look in history.looks:
-        run = history.final.runs.get(look.run_id)
+def _reads(history: History) -> Iterator[str]:
+    """Every terminal event that any client saw is the run's only one (R21)."""
+    for read in history.reads:
+        run = history.final.runs.get(read.run_id)
         if run is None:
-            yield f"{look.run_id} was seen, and is gone"
-        elif look.state.terminal and _plain(look).run_complete != _plain(run).run_complete:
-            yield f"{look.run_id} was seen {look.state}, and ended otherwise"
+            yield f"{read.run_id} was seen, and is gone"
+        elif read.state.terminal and _plain(read).run_complete != _plain(run).run_complete:
+            yield f"{read.run_id} was seen {read.state}, and ended otherwise"
 
 
 def _defects(history: History) -> Iterator[str]:
-    """No call ends in an error that is the server's own."""
+    """No call ends with an error that is a defect of the server."""
     for accept in history.accepts:
         if accept.error == "INTERNAL":
             yield f"the accept of {accept.run_id} failed: INTERNAL"

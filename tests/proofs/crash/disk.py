@@ -1,4 +1,4 @@
-"""A disk that does what a test wants: `disk.c`, and how it is told."""
+"""A simulated disk: `disk.c`, and the switches of its faults."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SOURCE = Path(__file__).with_name("disk.c")
 
 
 class NoCompiler(Exception):
-    """There is no C compiler, so there is no disk of ours."""
+    """The disk needs a C compiler, and there is none."""
 
 
 @cache
@@ -30,7 +30,7 @@ def library() -> Path:
 
 
 class Disk:
-    """The disk of one server at a time. `folder` gets what has really been written to it."""
+    """The disk of one server at a time. `folder` holds what survives a power cut."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
@@ -43,7 +43,7 @@ class Disk:
             "DISK_CONTROL": str(self._control),
             "DISK_SHADOW": str(self._shadow),
         }
-        """For the environment of the server."""
+        """Variables for the environment of the server."""
 
     def set(
         self,
@@ -53,15 +53,15 @@ class Disk:
         ignore_syncs: int = 0,
         read_only: int = 0,
     ) -> None:
-        """Makes it so from now on; see `disk.c`."""
+        """Sets the faults from now on; see `disk.c` for each."""
         faults = struct.pack("4i", fail_syncs, fail_writes, ignore_syncs, read_only)
-        # In place: the server has mapped the file.
+        # In place, as the server has mapped the file.
         descriptor = os.open(self._control, os.O_WRONLY | os.O_CREAT, 0o600)
         os.pwrite(descriptor, faults, 0)
         os.close(descriptor)
 
     def cut_power(self, folder: Path) -> None:
-        """Leaves in a server's folder what would be on the disk. The server must have ended."""
+        """Replaces the files in a server's folder by what survives. The server must have ended."""
         for path in folder.glob("*.db*"):
             if path.suffix in {".db", ".db-wal", ".db-shm"}:
                 path.unlink()

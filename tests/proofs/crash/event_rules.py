@@ -1,19 +1,19 @@
-"""What must hold of terminal events, of the events of a run, and of the order of runs."""
+"""Checks terminal events, the events of each run, and the order of runs."""
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from proofs.crash.history import Heard, History
+from proofs.crash.history import History, Rule, SubscriberRecord
 from runlane import Folded, Run, RunComplete, RunEvent, RunState, Started, WhenBusy
 
 
 def _missing(history: History) -> Iterator[str]:
-    """R21: every accepted run has its terminal event, and no other run has one."""
+    """Every accepted run has its terminal event, and no other run has one (R21)."""
     logged = {complete.run_id for complete in history.final.log}
     runs = history.final.runs
     for run_id in runs.keys() - logged:
@@ -27,17 +27,20 @@ def _missing(history: History) -> Iterator[str]:
 
 
 def _twice(history: History) -> Iterator[str]:
-    """R21: nobody hears of an end twice."""
-    told = [("the log", history.final.log), *((one.name, one.events) for one in history.heard)]
-    for name, events in told:
+    """No subscriber receives a terminal event twice (R21)."""
+    subscribers = [
+        ("the log", history.final.log),
+        *((one.name, one.events) for one in history.subscribers),
+    ]
+    for name, events in subscribers:
         for run_id, count in Counter(complete.run_id for complete in events).items():
             if count > 1:
                 yield f"{name} has {count} terminal events of {run_id}"
 
 
 def _heard(history: History) -> Iterator[str]:
-    """R25: a subscriber that resumes gets all events after its beginning, once and in order."""
-    for one in history.heard:
+    """A subscriber that resumes gets all events after its start, once and in order (R25)."""
+    for one in history.subscribers:
         log = _wanted(history.final.log, one.session_id)
         if one.from_beginning:
             begin = 0
@@ -49,8 +52,10 @@ def _heard(history: History) -> Iterator[str]:
         yield from _differs(one.name, one.events, log[begin:])
 
 
-def _begins_in_time(history: History, one: Heard, before: Sequence[RunComplete]) -> Iterator[str]:
-    """Nothing that ended after a subscriber had begun stands before what it heard first."""
+def _begins_in_time(
+    history: History, one: SubscriberRecord, before: Sequence[RunComplete]
+) -> Iterator[str]:
+    """No run that ended after a subscriber started precedes the first event it received."""
     sent = history.first_sent
     for complete in before:
         if complete.run_id == one.after_accept_of:
@@ -60,7 +65,7 @@ def _begins_in_time(history: History, one: Heard, before: Sequence[RunComplete])
 
 
 def _replayed(history: History) -> Iterator[str]:
-    """A cursor from before the crash is as good as ever."""
+    """A cursor from before the crash is still valid."""
     ids = [complete.run_id for complete in history.final.log]
     for replay in history.final.replays:
         begin = ids.index(replay.after) + 1 if replay.after in ids else 0
@@ -89,10 +94,10 @@ def _wanted(log: Sequence[RunComplete], session_id: str) -> Sequence[RunComplete
 
 
 def _gaps(history: History) -> Iterator[str]:
-    """The events of a run are numbered without a gap, end with its end, and look alike to all."""
+    """The events of a run have no gap, end with its end, and are the same for all clients."""
     for run_id, events in history.final.events.items():
         yield from _numbered(f"the log of {run_id}", events)
-    for one in history.followed:
+    for one in history.followers:
         name = f"a follower of {one.run_id}"
         yield from _numbered(name, one.events)
         whole = history.final.events.get(one.run_id, [])
@@ -110,7 +115,7 @@ def _numbered(name: str, events: Sequence[RunEvent]) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """When an attempt of a run was active, as far as can be told."""
+    """The time in which an attempt was active, as far as the history shows it."""
 
     begin: datetime
     end: datetime
@@ -118,12 +123,12 @@ class Span:
 
 
 def was_waiting(run: Run) -> bool:
-    """Whether a run that was started may have been covered while it waited to start over."""
+    """Whether a started run may have been cancelled while it waited for its next attempt."""
     return run.state is RunState.CANCELLED and run.attempt < run.max_attempts
 
 
 def spans(run: Run, events: Sequence[RunEvent]) -> list[Span]:
-    """The attempts of a run. One that was lost ends, as far as is known, with its last event."""
+    """The attempts of a run. A lost attempt is taken to end with its last event."""
     starts = [n for n, event in enumerate(events) if isinstance(event.body, Started)]
     found = []
     for begin, end in itertools.pairwise((*starts, len(events))):
@@ -135,7 +140,7 @@ def spans(run: Run, events: Sequence[RunEvent]) -> list[Span]:
 
 
 def _overlaps(history: History) -> Iterator[str]:
-    """R7: at most one run of a session is active."""
+    """At most one run of a session is active (R7)."""
     by_session: defaultdict[str, list[Span]] = defaultdict(list)
     for run in history.final.runs.values():
         events = history.final.events.get(run.run_id, [])
@@ -148,7 +153,7 @@ def _overlaps(history: History) -> Iterator[str]:
 
 
 def _order(history: History) -> Iterator[str]:
-    """R7: runs start in accept order, save those that interrupted and those once folded in."""
+    """Runs start in accept order, except interrupting runs and runs once folded (R7)."""
     by_session: defaultdict[str, list[tuple[int, datetime, str]]] = defaultdict(list)
     for run in history.final.runs.values():
         events = history.final.events.get(run.run_id, [])
@@ -161,8 +166,6 @@ def _order(history: History) -> Iterator[str]:
             if later < earlier:
                 yield f"{second} was started before {first}, which was accepted before it"
 
-
-Rule = Callable[[History], Iterator[str]]
 
 RULES: Mapping[str, Rule] = {
     "event missing": _missing,

@@ -1,4 +1,4 @@
-"""What may happen to a node, and plans of it."""
+"""The faults of a node, and random plans of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NODES = 3
 
 
 class FaultKind(StrEnum):
-    """What may happen to a node. The others take it for lost in what is called long."""
+    """A kind of fault. The long ones outlast the lease: other nodes declare the node dead."""
 
     KILL = "kill"
     DRAIN = "drain"
@@ -25,11 +25,11 @@ class FaultKind(StrEnum):
 
 
 GAVE_UP = "gave up"
-"""No fault of ours: a node took itself for lost, as it heard nothing of its database in time. Where
-nothing had happened to it, the machine was too busy for the lease."""
+"""Not an injected fault: a node gave up because its database did not answer within the lease.
+Without any fault on that node, the machine was too busy for the lease."""
 
 ENDING = frozenset({FaultKind.KILL, FaultKind.DRAIN})
-"""The node is started anew after these."""
+"""The faults after which the node is started again."""
 
 LOSING = frozenset(
     {
@@ -39,7 +39,7 @@ LOSING = frozenset(
         FaultKind.LONG_CUT_ALL,
     }
 )
-"""The runs of the node are another's after these."""
+"""The faults after which another node takes over the runs."""
 
 PAUSES = frozenset({FaultKind.PAUSE, FaultKind.LONG_PAUSE})
 
@@ -52,9 +52,9 @@ CUTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Hit:
-    """A fault to be: what, to which node, and for how many seconds. `reset` breaks connections
-    that are cut, rather than have them fall silent."""
+class PlannedFault:
+    """A planned fault: its kind, the node, and its duration in seconds. With `reset` a cut breaks
+    connections; otherwise they fall silent."""
 
     node: int
     kind: FaultKind
@@ -72,31 +72,31 @@ WEIGHTS = {
     FaultKind.CUT_CLIENTS: 2,
     FaultKind.LONG_CUT_ALL: 1,
 }
-"""How often each of them is drawn."""
+"""The weight of each kind in a random plan."""
 
 BETWEEN = (1.0, 3.5)
-"""Seconds between one fault and the next, at least and at most."""
+"""Minimum and maximum of the seconds between two faults."""
 
 TWO_AT_ONCE = 0.3
-"""How often the next fault is that of two nodes."""
+"""Probability that a fault hits two nodes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a seed stands for: so many clients for so many seconds, and at which of them what
-    happens."""
+    """The plan that a seed stands for: the number of clients, the seconds of load, and the faults
+    with their times."""
 
     seed: str
     seconds: float
     lease: float
-    hits: tuple[tuple[float, Hit], ...]
+    hits: tuple[tuple[float, PlannedFault], ...]
     actors: int = 9
 
     @classmethod
     def draw(cls, seed: str, seconds: float, lease: float) -> Plan:
         """Draws a plan."""
         rng = random.Random(seed)  # noqa: S311 - it is to repeat itself
-        hits: list[tuple[float, Hit]] = []
+        hits: list[tuple[float, PlannedFault]] = []
         at = rng.uniform(*BETWEEN)
         while at < seconds:
             struck = rng.sample(range(NODES), 2 if rng.random() < TWO_AT_ONCE else 1)
@@ -105,7 +105,7 @@ class Plan:
         return cls(seed, seconds, lease, tuple(hits))
 
 
-def _draw(rng: random.Random, node: int, lease: float) -> Hit:
+def _draw(rng: random.Random, node: int, lease: float) -> PlannedFault:
     kind = rng.choices(tuple(WEIGHTS), weights=tuple(WEIGHTS.values()))[0]
     if kind in ENDING or kind is FaultKind.CUT_CLIENTS:
         seconds = rng.uniform(0, 1.5) * lease
@@ -113,4 +113,4 @@ def _draw(rng: random.Random, node: int, lease: float) -> Hit:
         seconds = rng.uniform(1.2, 2.5) * lease
     else:
         seconds = rng.uniform(0.1, 0.5) * lease
-    return Hit(node, kind, seconds, reset=rng.random() < 0.5)
+    return PlannedFault(node, kind, seconds, reset=rng.random() < 0.5)

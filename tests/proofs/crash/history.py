@@ -1,13 +1,13 @@
-"""What clients sent, what they were answered, and what was there in the end.
+"""The calls of all clients, their answers, and the final state of the server.
 
-All clients live in one process and share one counter, so that of two things with numbers the one
-with the smaller number came first.
+All clients run in one process and share one counter: of two numbered events, the one with the
+smaller number came first.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from enum import StrEnum
@@ -17,18 +17,18 @@ from runlane import CancelReceipt, Message, Run, RunComplete, RunEvent, WhenBusy
 
 
 class Outcome(StrEnum):
-    """What a client knows of a call."""
+    """The outcome of a call as its client knows it."""
 
     OK = "ok"
     REFUSED = "refused"
-    """The server said that it did nothing."""
+    """The server refused the call and did nothing."""
     UNKNOWN = "unknown"
     """The answer was lost."""
 
 
 @dataclass(frozen=True, slots=True)
-class AcceptTry:
-    """An accept, sent at `sent`; a later one of the same run id is a retry."""
+class AcceptCall:
+    """An accept, sent at `sent`. A later one with the same run id is a retry."""
 
     session_id: str
     run_id: str
@@ -43,11 +43,11 @@ class AcceptTry:
 
 
 @dataclass(frozen=True, slots=True)
-class CancelTry:
-    """A cancel. Its reason is its own, so every run tells by which cancel it was covered.
+class CancelCall:
+    """A cancel. Its reason is unique, so each cancelled run shows which cancel covered it.
 
-    `scope` is session, active, waiting, run or all; `answered_at` is on the server's clock too, as
-    both are on one machine.
+    `scope` is session, active, waiting, run or all. `answered_at` can be compared with times of
+    the server, which is on the same machine.
     """
 
     scope: str
@@ -63,11 +63,11 @@ class CancelTry:
 
 
 @dataclass(slots=True)
-class Heard:
-    """What a subscriber heard that always resumed where it was.
+class SubscriberRecord:
+    """The events of a subscriber that always resumed from its last cursor.
 
-    `session_id` is empty for one of all sessions. It began at the beginning, or at the cursor of
-    an accept (`after_accept_of`), or in the instant `established`.
+    `session_id` is empty for a subscriber of all sessions. It started at the beginning, at the
+    cursor of an accept (`after_accept_of`), or at the number `established`.
     """
 
     name: str
@@ -80,8 +80,8 @@ class Heard:
 
 
 @dataclass(slots=True)
-class Followed:
-    """What a follower of one run saw that always resumed after the last index it had."""
+class FollowerRecord:
+    """The events of a follower of one run that always resumed after its last index."""
 
     run_id: str
     resumed: int = 0
@@ -90,7 +90,7 @@ class Followed:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """What a new subscription gave from a cursor on that came with an event before the crash."""
+    """The events of a new subscription from a cursor that was received before the crash."""
 
     after: str
     events: Sequence[RunComplete]
@@ -98,7 +98,7 @@ class Replay:
 
 @dataclass(slots=True)
 class Final:
-    """What the server has when everything has ended. `sentinels` are the last runs of all."""
+    """The state of the server after all runs have ended. `sentinels` are the very last runs."""
 
     listed: list[Run] = field(default_factory=list)
     runs: dict[str, Run] = field(default_factory=dict)
@@ -111,9 +111,9 @@ class Final:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What was done to one of several nodes, and until when it lasted.
+    """A fault of one of several nodes, and the time of its end.
 
-    A node that was ended is started anew at the end of the fault.
+    A node that was ended is started again at the end of the fault.
     """
 
     node: int
@@ -123,10 +123,10 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """What an agent itself tells of an attempt: on which node, and from when to when it worked.
+class AttemptRecord:
+    """An attempt as its agent recorded it: the node, and the time in which it worked.
 
-    Without `ended` its node ended first. One that is `stubborn` may ignore that it is to stop.
+    Without `ended` its node ended first. A `stubborn` agent may ignore its cancellation.
     """
 
     node: int
@@ -140,23 +140,23 @@ class Work:
 
 @dataclass(slots=True)
 class History:
-    """All of one round. `faults` and `works` are there where it has several nodes, which take each
-    other for lost after `lease` seconds."""
+    """Everything of one round. With several nodes it has `faults` and `works`; the nodes declare
+    each other dead after `lease` seconds."""
 
-    accepts: list[AcceptTry] = field(default_factory=list)
-    cancels: list[CancelTry] = field(default_factory=list)
-    looks: list[Run] = field(default_factory=list)
-    heard: list[Heard] = field(default_factory=list)
-    followed: list[Followed] = field(default_factory=list)
+    accepts: list[AcceptCall] = field(default_factory=list)
+    cancels: list[CancelCall] = field(default_factory=list)
+    reads: list[Run] = field(default_factory=list)
+    subscribers: list[SubscriberRecord] = field(default_factory=list)
+    followers: list[FollowerRecord] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
-    works: list[Work] = field(default_factory=list)
+    attempts: list[AttemptRecord] = field(default_factory=list)
     lease: float = 0.0
     final: Final = field(default_factory=Final)
 
     @property
-    def acknowledged(self) -> dict[str, list[AcceptTry]]:
-        """The accepts that were answered, by run id."""
-        found: dict[str, list[AcceptTry]] = {}
+    def acknowledged(self) -> dict[str, list[AcceptCall]]:
+        """The acknowledged accepts, by run id."""
+        found: dict[str, list[AcceptCall]] = {}
         for attempt in self.accepts:
             if attempt.outcome is Outcome.OK:
                 found.setdefault(attempt.run_id, []).append(attempt)
@@ -164,7 +164,7 @@ class History:
 
     @property
     def first_sent(self) -> dict[str, int]:
-        """When each run was sent first."""
+        """The number at which each run was sent first."""
         sent: dict[str, int] = {}
         for attempt in self.accepts:
             sent[attempt.run_id] = min(attempt.sent, sent.get(attempt.run_id, attempt.sent))
@@ -172,17 +172,17 @@ class History:
 
     @property
     def unknown(self) -> set[str]:
-        """The run ids of which no accept was answered, and one at least got no answer."""
+        """The run ids with no acknowledged accept, and with at least one lost answer."""
         lost = {each.run_id for each in self.accepts if each.outcome is Outcome.UNKNOWN}
         return lost.difference(self.acknowledged)
 
     def save(self, path: Path) -> None:
-        """Writes all of it down, a record a line."""
+        """Writes the history to a file, one record per line."""
         path.write_text("".join(f"{line}\n" for line in self._lines()))
 
     def _lines(self) -> Iterator[str]:
-        told = (self.accepts, self.cancels, self.looks, self.heard, self.followed)
-        for records in (*told, self.faults, self.works):
+        calls = (self.accepts, self.cancels, self.reads, self.subscribers, self.followers)
+        for records in (*calls, self.faults, self.attempts):
             for record in records:
                 yield _line(type(record).__name__, asdict(record))
         for part in fields(self.final):
@@ -191,3 +191,7 @@ class History:
 
 def _line(kind: str, content: object) -> str:
     return json.dumps({"kind": kind, "content": content}, default=str)
+
+
+Rule = Callable[[History], Iterator[str]]
+"""A check of a history, which yields one line for each violation."""

@@ -1,6 +1,6 @@
-"""Subscribers and followers that resume where they were.
+"""Subscribers and followers that resume where they stopped.
 
-They speak the wire themselves, as the client would hide a duplicate.
+They use the generated stubs, because the client would hide a duplicate.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
-from proofs.crash.history import Followed, Heard
-from proofs.crash.world import World
+from proofs.crash.history import FollowerRecord, SubscriberRecord
+from proofs.crash.shared import SharedState
 from runlane import RunComplete, RunHandle, convert
 from runlane.v1 import run_service_pb2 as pb
 from runlane.v1.run_service_pb2_grpc import RunServiceStub
@@ -28,19 +28,19 @@ LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN, grpc.Sta
 
 
 def last_runs(sessions: tuple[str, ...]) -> dict[str, str]:
-    """The run that comes last in each session, for a subscriber to know its end by."""
+    """The last run of each session. A subscriber stops after it."""
     return {session_id: f"last of {session_id}" for session_id in sessions}
 
 
 @asynccontextmanager
 async def connected(address: str) -> AsyncIterator[RunServiceAsyncStub]:
-    """The calls of RunService over a connection of its own."""
+    """The stub of RunService over a connection of its own."""
     async with grpc.aio.insecure_channel(address, CHANNEL_OPTIONS) as channel:
         yield RunServiceStub(channel)
 
 
 async def listen(
-    world: World,
+    shared: SharedState,
     name: str,
     rng: random.Random,
     *,
@@ -48,46 +48,46 @@ async def listen(
     from_beginning: bool = False,
     handle: RunHandle | None = None,
 ) -> None:
-    """Hears terminal events until the last runs have ended, and leaves now and then."""
-    heard = Heard(name, session_id, from_beginning)
+    """Receives terminal events until the last runs have ended; disconnects now and then."""
+    heard = SubscriberRecord(name, session_id, from_beginning)
     request = pb.SubscribeRunCompleteRequest(session_ids=[session_id] if session_id else [])
     if from_beginning:
         request.from_beginning = True
     if handle is not None:
         heard.after_accept_of, request.cursor = handle.run_id, handle.cursor or ""
-    world.history.heard.append(heard)
-    last = last_runs(world.sessions)
+    shared.history.subscribers.append(heard)
+    last = last_runs(shared.sessions)
     left = {last[session_id]} if session_id else set(last.values())
 
     def take(answer: pb.SubscribeRunCompleteResponse) -> bool:
         if not request.cursor:
-            heard.established = world.tick()
+            heard.established = shared.tick()
         request.cursor = answer.cursor
         if answer.WhichOneof("event") == "run_complete":
-            world.tick()
+            shared.tick()
             complete = convert.run_complete(answer.run_complete)
             heard.events.append(complete)
             left.discard(complete.run_id)
         return not left
 
     while left:
-        await world.up.wait()
+        await shared.up.wait()
         heard.resumed += 1
         await _read(
-            world, rng, lambda stub, stay: stub.SubscribeRunComplete(request, timeout=stay), take
+            shared, rng, lambda stub, stay: stub.SubscribeRunComplete(request, timeout=stay), take
         )
 
 
-async def follow(world: World, run_id: str, rng: random.Random) -> None:
-    """Follows a run to its end, and leaves now and then."""
-    followed = Followed(run_id)
-    world.history.followed.append(followed)
+async def follow(shared: SharedState, run_id: str, rng: random.Random) -> None:
+    """Follows a run to its end; disconnects now and then."""
+    followed = FollowerRecord(run_id)
+    shared.history.followers.append(followed)
     request = pb.SubscribeRunRequest(run_id=run_id)
     ended = False
 
     def take(answer: pb.SubscribeRunResponse) -> bool:
         nonlocal ended
-        world.tick()
+        shared.tick()
         event = convert.run_event(answer.event)
         assert event is not None
         followed.events.append(event)
@@ -96,32 +96,32 @@ async def follow(world: World, run_id: str, rng: random.Random) -> None:
         return ended
 
     while not ended:
-        await world.up.wait()
+        await shared.up.wait()
         followed.resumed += 1
-        await _read(world, rng, lambda stub, stay: stub.SubscribeRun(request, timeout=stay), take)
+        await _read(shared, rng, lambda stub, stay: stub.SubscribeRun(request, timeout=stay), take)
 
 
 async def _read(
-    world: World,
+    shared: SharedState,
     rng: random.Random,
     subscribe: Callable[
         [RunServiceAsyncStub, float | None], grpc.aio.UnaryStreamCall[Any, AnswerT]
     ],
     take: Callable[[AnswerT], bool],
 ) -> None:
-    """Takes the answers of one call, until one is the last, or it is lost or was enough."""
+    """Reads the messages of one call until the last one, a lost connection, or a chosen stop."""
     enough = rng.choice((1, 3, 10, 1000, 1000))
-    async with connected(world.pick()) as stub:
-        call = subscribe(stub, world.stay)
+    async with connected(shared.pick()) as stub:
+        call = subscribe(stub, shared.stay)
         try:
             async for answer in call:
                 enough -= 1
                 if take(answer) or not enough:
                     return
         except grpc.aio.AioRpcError as error:
-            stayed = world.stay and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            stayed = shared.stay and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
             if error.code() not in LOST and not stayed:
                 raise
-            await world.serving()
+            await shared.serving()
         finally:
             call.cancel()

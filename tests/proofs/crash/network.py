@@ -1,7 +1,7 @@
-"""The network between nodes, their database and their clients, to be cut and mended.
+"""The network between nodes, their database and their clients, with links to cut and mend.
 
-Where this process may, it is one of the kernel: each node in a namespace of its own, with one link
-to the clients and the other nodes, and another to the database. Elsewhere connections go through
+It uses network namespaces if this process has the permission: each node in its own, with one link
+to the clients and the other nodes, and another to the database. Otherwise connections go through
 small proxies in this process.
 """
 
@@ -22,52 +22,52 @@ from proofs.crash.proxy import Proxy, Target
 from support.postgres import OwnPostgres
 
 PORT = 50051
-"""Where a node listens that has an address to itself."""
+"""The port of a node that has its own address."""
 
 
 class Side(StrEnum):
-    """What a node can be cut off from. The other nodes are with the clients."""
+    """A side that a node can be cut off from. The other nodes are on the side of the clients."""
 
     CLIENTS = "clients"
     STORE = "store"
 
 
 class Network(Protocol):
-    """The ways to and from the nodes, which are numbered from 0."""
+    """The links of the nodes, which are numbered from 0."""
 
     def prefix(self, node: int) -> tuple[str, ...]:
-        """What stands before the command that starts a node."""
+        """The prefix of the command that starts a node."""
 
     def listen(self, node: int) -> str:
-        """Where a node is to listen."""
+        """The value of `--listen` for a node."""
 
     def address(self, node: int) -> str:
-        """Where clients and the other nodes reach it."""
+        """The address at which clients and other nodes reach a node."""
 
     def store(self, node: int, url: str) -> str:
-        """The URL by which a node reaches the database of a URL that is good in this process."""
+        """The URL by which a node reaches a database, from its URL in this process."""
 
     def serving(self, node: int, address: str) -> None:
-        """A node listens at that address."""
+        """Records the address at which a node listens."""
 
     async def cut(self, node: int, side: Side, *, reset: bool) -> None:
-        """Nothing gets through any more. With `reset` connections break, else they fall silent."""
+        """Cuts a link. With `reset` its connections break; otherwise they fall silent."""
 
     async def mend(self, node: int, side: Side) -> None:
-        """Everything gets through again; what was broken has to be made anew."""
+        """Restores a link. Broken connections have to be opened again."""
 
 
 # --- Namespaces ----------------------------------------------------------------------------------
 
 _NETS = {Side.CLIENTS: "198.18", Side.STORE: "198.19"}
-"""Networks for measurements (RFC 2544), which no real network uses."""
+"""Addresses reserved for benchmarks (RFC 2544), which no real network uses."""
 
 _FIRST = 10
-"""The number of the first node in its networks; this process has 1."""
+"""The host number of the first node; this process has 1."""
 
 
 class Namespaces:
-    """A namespace for each node, and one with the switches between them and this process."""
+    """A namespace for each node, and one for the switches between them and this process."""
 
     def __init__(self) -> None:
         self.name = f"rl{secrets.token_hex(3)}"
@@ -76,48 +76,48 @@ class Namespaces:
 
     @property
     def host(self) -> str:
-        """The address that a database of this machine has for the nodes."""
+        """The address at which nodes reach a database on this machine."""
         return self._ip(Side.STORE, 1)
 
     @property
     def subnet(self) -> str:
-        """Where nodes come from that want the database."""
+        """The addresses from which nodes connect to the database."""
         return f"{self._ip(Side.STORE, 0)}/24"
 
     def prefix(self, node: int) -> tuple[str, ...]:
-        """What stands before the command that starts a node."""
+        """The prefix of the command that starts a node."""
         return ("ip", "netns", "exec", self._space(node))
 
     def listen(self, node: int) -> str:
-        """Where a node is to listen."""
+        """The value of `--listen` for a node."""
         return f"{self._ip(Side.CLIENTS, _FIRST + node)}:{PORT}"
 
     def address(self, node: int) -> str:
-        """Where clients and the other nodes reach it."""
+        """The address at which clients and other nodes reach a node."""
         return self.listen(node)
 
     def store(self, node: int, url: str) -> str:
-        """The URL by which a node reaches the database, which listens at `host` too."""
+        """The URL by which a node reaches the database, which also listens at `host`."""
         del node
         return reached_at(url, self.host, 5432)
 
     def serving(self, node: int, address: str) -> None:
-        """A node listens at that address."""
+        """Records the address at which a node listens."""
         assert address == self.listen(node)
 
     async def cut(self, node: int, side: Side, *, reset: bool) -> None:
-        """Takes the plug out of the switch, after the connections were broken if that is wanted."""
+        """Unplugs the link from its switch; with `reset`, breaks the connections first."""
         if reset:
             far = f"{self._ip(side, 0)}/24"
             await _run(*self.prefix(node), "ss", "-K", "-tn", "dst", far)
         await _run("ip", "-n", self._hub, "link", "set", f"{side}{node}", "down")
 
     async def mend(self, node: int, side: Side) -> None:
-        """Puts the plug back."""
+        """Plugs the link in again."""
         await _run("ip", "-n", self._hub, "link", "set", f"{side}{node}", "up")
 
     def build(self, nodes: int) -> None:
-        """Makes everything. Raises CalledProcessError where that is not allowed."""
+        """Creates everything. Raises CalledProcessError without the permission."""
         _ip("netns", "add", self._hub)
         for side in Side:
             _ip("-n", self._hub, "link", "add", str(side), "type", "bridge")
@@ -130,13 +130,13 @@ class Namespaces:
                 self._plug(side, f"{side}{node}", str(side), self._space(node), _FIRST + node)
 
     def remove(self, nodes: int) -> None:
-        """Removes everything; links go with the namespace of one of their ends."""
+        """Removes everything. A link disappears with the namespace of either end."""
         for space in (self._hub, *(self._space(node) for node in range(nodes))):
             with suppress(subprocess.CalledProcessError):
                 _ip("netns", "del", space)
 
     def _plug(self, side: Side, port: str, link: str, space: str | None, number: int) -> None:
-        """A link from the switch of a side into a namespace, or to this process."""
+        """Creates a link from the switch of a side into a namespace, or to this process."""
         there = () if space is None else ("-n", space)
         far = ("peer", "name", port, "netns", self._hub)
         _ip(*there, "link", "add", link, "type", "veth", *far)
@@ -152,7 +152,7 @@ class Namespaces:
 
 
 def why_no_namespaces() -> str:
-    """Why this process cannot make namespaces with links between them; empty if it can."""
+    """The reason why this process cannot create linked namespaces; empty if it can."""
     if shutil.which("ip") is None or shutil.which("ss") is None:
         return "iproute2 is not installed"
     if os.geteuid() != 0:
@@ -161,7 +161,7 @@ def why_no_namespaces() -> str:
     try:
         trial.build(0)
     except subprocess.CalledProcessError as error:
-        return f"network namespaces cannot be made: {error.stderr.decode().strip()}"
+        return f"cannot create network namespaces: {error.stderr.decode().strip()}"
     finally:
         trial.remove(0)
     return ""
@@ -169,7 +169,7 @@ def why_no_namespaces() -> str:
 
 @contextmanager
 def namespaces(nodes: int) -> Iterator[Namespaces]:
-    """A network of namespaces; removed whatever happens."""
+    """A network of namespaces; it is removed at the end."""
     network = Namespaces()
     try:
         network.build(nodes)
@@ -195,23 +195,23 @@ async def _run(*command: str) -> None:
 
 
 class Proxies:
-    """Everything on the loopback, each way of each node through a proxy."""
+    """All links on the loopback interface, each through a proxy."""
 
     def __init__(self, proxies: dict[tuple[int, Side], Proxy]) -> None:
         self._proxies = proxies
 
     def prefix(self, node: int) -> tuple[str, ...]:
-        """What stands before the command that starts a node."""
+        """The prefix of the command that starts a node."""
         del node
         return ()
 
     def listen(self, node: int) -> str:
-        """Where a node is to listen."""
+        """The value of `--listen` for a node."""
         del node
         return "127.0.0.1:0"
 
     def address(self, node: int) -> str:
-        """Where clients and the other nodes reach it."""
+        """The address at which clients and other nodes reach a node."""
         return f"127.0.0.1:{self._proxies[node, Side.CLIENTS].port}"
 
     def store(self, node: int, url: str) -> str:
@@ -221,16 +221,16 @@ class Proxies:
         return reached_at(url, "127.0.0.1", proxy.port)
 
     def serving(self, node: int, address: str) -> None:
-        """A node listens at that address."""
+        """Records the address at which a node listens."""
         host, _, port = address.rpartition(":")
         self._proxies[node, Side.CLIENTS].target = (host, int(port))
 
     async def cut(self, node: int, side: Side, *, reset: bool) -> None:
-        """Holds back what comes, or breaks the connections."""
+        """Holds back all data; with `reset`, breaks the connections."""
         self._proxies[node, side].cut(reset=reset)
 
     async def mend(self, node: int, side: Side) -> None:
-        """Lets everything through."""
+        """Lets all data through."""
         self._proxies[node, side].mend()
 
 
@@ -251,14 +251,14 @@ async def proxies(nodes: int) -> AsyncIterator[Proxies]:
 
 
 def open_to(server: OwnPostgres, network: Namespaces) -> None:
-    """Has a PostgreSQL of ours, before it is started, listen to the nodes as well."""
+    """Configures a PostgreSQL of the tests, before its start, to accept the nodes."""
     server.settings["listen_addresses"] = network.host
     with (server.folder / "data" / "pg_hba.conf").open("a") as rules:
         rules.write(f"host all all {network.subnet} trust\n")
 
 
 def reached_at(url: str, host: str, port: int) -> str:
-    """The URL of a store, with another way to it."""
+    """The URL of a store, with another host and port."""
     parts = urlsplit(url)
     user, at, _ = parts.netloc.rpartition("@")
     rest = [(k, v) for k, v in parse_qsl(parts.query) if k not in {"host", "port"}]
@@ -266,7 +266,7 @@ def reached_at(url: str, host: str, port: int) -> str:
 
 
 def target_of(url: str) -> Target:
-    """Where the database of a URL listens."""
+    """The address of the database in a URL."""
     parts = urlsplit(url)
     options = dict(parse_qsl(parts.query))
     port = parts.port or int(options.get("port", "5432"))

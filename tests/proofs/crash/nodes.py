@@ -1,4 +1,4 @@
-"""Several nodes over one database, what may happen to them, and what their clients share."""
+"""Nodes over one database, the faults that hit them, and the state that their clients share."""
 
 from __future__ import annotations
 
@@ -12,28 +12,23 @@ from datetime import datetime
 from pathlib import Path
 
 from proofs.crash import witness
-from proofs.crash.faults import CUTS, ENDING, FaultKind, Hit
+from proofs.crash.faults import CUTS, ENDING, FaultKind, PlannedFault
 from proofs.crash.network import Network, Side
-from proofs.crash.world import World
+from proofs.crash.server import LIMITS
+from proofs.crash.shared import SharedState
 from runlane import DeadlineExceeded, RunlaneError
 from runlane.errors import is_transient
-from support.process import ServerProcess
+from support.server import ServerProcess
 
 PATH = os.pathsep.join((str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")))
-"""Where a node finds the agent."""
+"""The import path of a node, with the agent on it."""
 
-LIMITS = (
-    *("--max-active-runs", "3", "--max-waiting-runs", "4"),
-    *("--cancel-grace", "200ms", "--drain-timeout", "300ms", "--progress-interval", "100ms"),
-    *("--log-level", "info", "--log-format", "json"),
-    # In networks of the test's own.
-    "--insecure-anywhere",
-)
-"""So small that two nodes cannot have all sessions active, and queues are full now and then."""
+NODE_FLAGS = (*LIMITS, "--insecure-anywhere")
+"""The same low limits; the networks belong to the test, so no server is exposed."""
 
 ANY_NODE = 0.1
-"""How often a client connects to any node, not to one of which it is known that it can be reached:
-nobody knows that at once."""
+"""Probability that a client connects to any node, reachable or not: real clients learn of a lost
+node only after a while."""
 
 
 OF_LIBRARIES = (
@@ -42,15 +37,14 @@ OF_LIBRARIES = (
     "coro=<PoolConnectionHolder.release() done",
     "ExecuteBatchError raised in core by servicer method",
 )
-"""What libraries say by themselves. asyncpg leaves an exception behind that nobody asks for where a
-connection breaks while it is made, or while its pool closes it; grpc tells of a client that was
-gone when its call ended."""
+"""Messages that libraries log. asyncpg leaves an exception unretrieved if a connection breaks while
+it is opened, or while its pool closes it. grpc logs a client that left before its call ended."""
 
 GAVE_UP = '"event": "node cut off from its store"'
 
 
 class Node(ServerProcess):
-    """A node, to be ended, stopped and cut off."""
+    """A node that can be ended, stopped and cut off."""
 
     def __init__(self, number: int, folder: Path, network: Network, store: str, lease: float):
         self.number = number
@@ -63,42 +57,37 @@ class Node(ServerProcess):
             folder,
             *("--store", network.store(number, store), "--agent", witness.AGENT),
             *("--node-lease", f"{lease}s", "--node-address", self.reached_at),
-            *LIMITS,
+            *NODE_FLAGS,
             env={witness.FILE: str(self.witness), "PYTHONPATH": PATH},
+            listen=network.listen(number),
+            prefix=network.prefix(number),
         )
-        self.address = network.listen(number)
-        self._prefix = network.prefix(number)
-
-    @property
-    def died(self) -> bool:
-        """Whether it has ended."""
-        return self._process is not None and self._process.returncode is not None
 
     @property
     def errors(self) -> list[str]:
-        """The lines of its log that tell of what should never happen."""
+        """The errors in the log that should never happen."""
         errors = [line for line in self.log.splitlines() if '"level": "error"' in line]
         return [line for line in errors if not any(said in line for said in OF_LIBRARIES)]
 
     @property
     def gave_up(self) -> list[datetime]:
-        """When it took itself for lost."""
+        """The times at which the node gave up its lease."""
         lines = [json.loads(line) for line in self.log.splitlines() if GAVE_UP in line]
         return [datetime.fromisoformat(line["timestamp"]) for line in lines]
 
     async def start(self, *more_flags: str) -> None:
-        """Starts it, and returns once it serves."""
+        """Starts the node, and returns once it listens."""
         await super().start(*more_flags)
         self._network.serving(self.number, self.address)
         self.reachable = True
 
     async def kill(self) -> None:
-        """Ends it as a crash would."""
+        """Ends the node as a crash would."""
         self.reachable = False
         await super().kill()
 
-    async def suffer(self, hit: Hit) -> int:
-        """Has a fault happen to it, and be over; returns the exit code of a node that drained."""
+    async def suffer(self, hit: PlannedFault) -> int:
+        """Injects a fault, and returns when it is over; returns the exit code of a drained node."""
         code = 0
         self.reachable = False
         if hit.kind is FaultKind.DRAIN:
@@ -106,7 +95,7 @@ class Node(ServerProcess):
         elif hit.kind is FaultKind.KILL:
             await self.kill()
         elif hit.kind in CUTS:
-            # Who is cut off from its store answers clients all the same.
+            # A node that is cut off from its store still answers clients.
             self.reachable = Side.CLIENTS not in CUTS[hit.kind]
             for side in CUTS[hit.kind]:
                 await self._network.cut(self.number, side, reset=hit.reset)
@@ -125,14 +114,14 @@ class Node(ServerProcess):
 
 
 @dataclass(slots=True)
-class NodesWorld(World):
-    """Clients that connect to one node, and go on at another."""
+class NodesSharedState(SharedState):
+    """The shared state of clients that move from node to node."""
 
     nodes: list[Node] = field(default_factory=list)
     choice: random.Random = field(default_factory=random.Random)
 
     def pick(self) -> str:
-        """The address of a node, mostly of one that can be reached."""
+        """The address of a node; in most cases a reachable one."""
         known = [node for node in self.nodes if node.reachable]
         if not known or self.choice.random() < ANY_NODE:
             known = self.nodes
@@ -140,5 +129,5 @@ class NodesWorld(World):
         return node.reached_at
 
     def is_lost(self, error: RunlaneError) -> bool:
-        """Whatever another node might do better."""
+        """Whether another node may answer the call instead."""
         return is_transient(error) or isinstance(error, DeadlineExceeded)

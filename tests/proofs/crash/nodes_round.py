@@ -1,4 +1,4 @@
-"""One round of several nodes: a load, faults in the middle of it, and a look at what is left."""
+"""One round of several nodes: load, faults during the load, and a check of the result."""
 
 from __future__ import annotations
 
@@ -7,33 +7,34 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from proofs.crash import witness
 from proofs.crash.actor import Actor
 from proofs.crash.checker import Violation, check
-from proofs.crash.faults import GAVE_UP, NODES, FaultKind, Hit, Plan
-from proofs.crash.history import Fault, History, Replay
+from proofs.crash.faults import GAVE_UP, NODES, FaultKind, Plan, PlannedFault
+from proofs.crash.history import Fault, Replay
 from proofs.crash.network import Network
-from proofs.crash.nodes import Node, NodesWorld
+from proofs.crash.nodes import Node, NodesSharedState
 from proofs.crash.nodes_rules import near, recoveries
 from proofs.crash.observer import ask_for_everything, end_everything, read_log
+from proofs.crash.report import RoundReport
 from proofs.crash.round import bounded
 from runlane_server.store.postgres.database import Database
 from support.postgres import plain
 
 SESSIONS = 9
 TIMEOUT = 1.5
-"""Seconds after which a call is given up, and made to another node."""
+"""Timeout of a call in seconds; it is then repeated at another node."""
 
 STAY = 4.0
-"""Seconds after which a stream is taken up at another node, for it cannot be told from a stream of
-which nothing comes any more."""
+"""Seconds after which a stream resumes at another node: a silent stream and a dead one look the
+same."""
 
 OPEN_SECONDS = 15.0
-"""Seconds after which what a node had begun has ended: beyond what a statement may take."""
+"""Seconds after which the transactions of a node have ended: longer than any statement may take."""
 
 OPEN = """
 SELECT pid, state, wait_event, now() - xact_start AS since, left(query, 200) AS query
@@ -45,59 +46,44 @@ WHERE pid IN (
     WHERE nspname = $1
 )
 """
-"""Who has a lock in a schema."""
+"""The connections that hold a lock in a schema."""
 
 CANCELS = 0.3
-"""So many that most runs are begun, and some are at work when their node is lost."""
+"""So many that most runs start, and some are active when their node is lost."""
 
 
 @dataclass(slots=True)
-class Report:
-    """What came of a round."""
+class Report(RoundReport):
+    """The result of a round."""
 
     plan: Plan
-    history: History = field(default_factory=History)
-    violations: list[Violation] = field(default_factory=list)
     unhit: int = 0
-    """How often a node gave itself up to which nothing had happened."""
+    """How often a node gave up without a fault."""
 
     @property
     def recoveries(self) -> list[float]:
-        """For each run that lost its node the seconds until it had ended or was started anew."""
+        """For each run that lost its node: the seconds until it ended or was started again."""
         return [seconds for _, _, seconds in recoveries(self.history)]
 
     def figures(self) -> dict[str, int]:
         """The round in numbers."""
-        history = self.history
-        kinds = Counter(fault.kind for fault in history.faults)
+        kinds = Counter(fault.kind for fault in self.history.faults)
         return {
             "faults": sum(kinds[kind] for kind in FaultKind),
             **{str(kind): kinds[kind] for kind in FaultKind},
-            "accepts acknowledged": len(history.acknowledged),
-            "accepts unknown": len(history.unknown),
-            "unknown that are there": len(history.unknown & history.final.runs.keys()),
-            "retries": len(history.accepts) - len({each.run_id for each in history.accepts}),
-            "cancels": len(history.cancels),
-            "runs in receipts": sum(
-                len(receipt.cancelled) for each in history.cancels for receipt in each.receipts
-            ),
-            "attempts worked on": len(history.works),
+            "attempts worked on": len(self.history.attempts),
             "failovers": len(self.recoveries),
             "given up unhit": self.unhit,
-            "runs restarted": sum(run.attempt > 1 for run in history.final.runs.values()),
-            "events": sum(len(heard.events) for heard in history.heard),
-            "resumes": sum(heard.resumed for heard in history.heard),
-            "run events": sum(len(followed.events) for followed in history.followed),
-            "violations": len(self.violations),
+            **self.load_figures(),
         }
 
 
 async def play(plan: Plan, folder: Path, network: Network, store: str) -> Report:
-    """Plays a plan in an empty folder and an empty store. Ends whatever it started."""
+    """Plays a plan in an empty folder and an empty store. Ends all processes that it starts."""
     report = Report(plan)
     report.history.lease = plan.lease
     rng = random.Random(f"{plan.seed} load")  # noqa: S311 - it is to repeat itself
-    world = NodesWorld(
+    shared = NodesSharedState(
         rng,
         tuple(f"s{n}" for n in range(SESSIONS)),
         timeout=TIMEOUT,
@@ -106,25 +92,25 @@ async def play(plan: Plan, folder: Path, network: Network, store: str) -> Report
         history=report.history,
         nodes=[Node(n, folder / f"n{n}", network, store, plan.lease) for n in range(NODES)],
     )
-    async with _running(world.nodes):
-        await _load(world, plan, report)
+    async with _running(shared.nodes):
+        await _load(shared, plan, report)
     report.violations += [Violation("left open", what) for what in await left_open(store)]
     lease = timedelta(seconds=plan.lease)
-    for node in world.nodes:
+    for node in shared.nodes:
         given_up = [Fault(node.number, GAVE_UP, at - lease, at) for at in node.gave_up]
         report.unhit += sum(not near(fault, report.history) for fault in given_up)
         report.history.faults += given_up
-        report.history.works += witness.read(node.witness, node.number)
+        report.history.attempts += witness.read(node.witness, node.number)
         report.violations += [Violation("log", f"node {node.number}: {e}") for e in node.errors]
     report.violations += check(report.history)
     return report
 
 
 async def left_open(store: str) -> list[str]:
-    """The transactions that nodes have left open in a database, which are ended then.
+    """Ends the transactions that nodes left open in a database, and returns them.
 
-    None is there as long as a statement is a transaction: where a node is gone, what it had begun
-    ends by itself.
+    There is none as long as each transaction is one statement: it ends by itself, even if its
+    node is gone.
     """
     beside = await plain(store)
     schema = Database.parse(store).schema
@@ -150,12 +136,12 @@ async def _running(nodes: list[Node]) -> AsyncIterator[None]:
         await asyncio.gather(*(node.kill() for node in nodes))
 
 
-async def _load(world: NodesWorld, plan: Plan, report: Report) -> None:
-    """Has clients work while things happen, and looks at what is left."""
-    world.up.set()
-    actors = [Actor(world, f"c{n}", scripted=True) for n in range(plan.actors)]
+async def _load(shared: NodesSharedState, plan: Plan, report: Report) -> None:
+    """Runs the clients and the faults, and then reads the final state."""
+    shared.up.set()
+    actors = [Actor(shared, f"c{n}", scripted=True) for n in range(plan.actors)]
     tasks = [asyncio.create_task(actor.work()) for actor in actors]
-    chaos = asyncio.create_task(_strike(world, plan, report))
+    chaos = asyncio.create_task(_strike(shared, plan, report))
     violations = report.violations
     try:
         await asyncio.wait({chaos, *tasks}, return_when=asyncio.FIRST_COMPLETED)
@@ -164,36 +150,39 @@ async def _load(world: NodesWorld, plan: Plan, report: Report) -> None:
                 task.result()
         if not chaos.done():
             raise RuntimeError("a client left early")
-        world.over.set()
+        shared.over.set()
         await bounded("the clients", asyncio.gather(*tasks), violations)
-        await bounded("the runs", end_everything(world), violations)
-        await bounded("subscribers", asyncio.gather(*world.listening), violations)
-        await bounded("the observer", _observe(world), violations)
+        await bounded("the runs", end_everything(shared), violations)
+        await bounded("subscribers", asyncio.gather(*shared.listening), violations)
+        await bounded("the observer", _observe(shared), violations)
     finally:
-        for task in (chaos, *tasks, *world.listening):
+        for task in (chaos, *tasks, *shared.listening):
             task.cancel()
-        await asyncio.gather(chaos, *tasks, *world.listening, return_exceptions=True)
+        await asyncio.gather(chaos, *tasks, *shared.listening, return_exceptions=True)
 
 
-async def _observe(world: NodesWorld) -> None:
-    """Reads everything from any node, and the log from each of them."""
-    await ask_for_everything(world)
-    for node in world.nodes:
-        events, _ = await read_log(node.reached_at, world.sessions)
-        world.history.final.replays.append(Replay("", events))
+async def _observe(shared: NodesSharedState) -> None:
+    """Reads the final state from any node, and the event log from each."""
+    await ask_for_everything(shared)
+    for node in shared.nodes:
+        events, _ = await read_log(node.reached_at, shared.sessions)
+        shared.history.final.replays.append(Replay("", events))
 
 
-async def _strike(world: NodesWorld, plan: Plan, report: Report) -> None:
-    """Has happen what is planned. What hits a node that is still hit waits for it, and what would
-    hit the last one that is whole: then nobody could see to the others."""
-    locks = [asyncio.Lock() for _ in world.nodes]
-    spared = asyncio.Semaphore(len(world.nodes) - 1)
+async def _strike(shared: NodesSharedState, plan: Plan, report: Report) -> None:
+    """Injects the planned faults.
+
+    A fault waits while its node still suffers from another, and while its node is the only
+    healthy one: no node could take over then.
+    """
+    locks = [asyncio.Lock() for _ in shared.nodes]
+    spared = asyncio.Semaphore(len(shared.nodes) - 1)
     begun = asyncio.get_running_loop().time()
 
-    async def hit(at: float, planned: Hit) -> None:
+    async def hit(at: float, planned: PlannedFault) -> None:
         await asyncio.sleep(begun + at - asyncio.get_running_loop().time())
         async with locks[planned.node], spared:
-            await _hit(world.nodes[planned.node], planned, report)
+            await _hit(shared.nodes[planned.node], planned, report)
 
     hits = [asyncio.create_task(hit(*each)) for each in plan.hits]
     try:
@@ -203,13 +192,13 @@ async def _strike(world: NodesWorld, plan: Plan, report: Report) -> None:
         for each in hits:
             each.cancel()
         await asyncio.gather(*hits, return_exceptions=True)
-    died = [node.number for node in world.nodes if node.died]
+    died = [node.number for node in shared.nodes if node.has_ended]
     report.violations += [Violation("died", f"node {number} ended by itself") for number in died]
 
 
-async def _hit(node: Node, hit: Hit, report: Report) -> None:
+async def _hit(node: Node, hit: PlannedFault, report: Report) -> None:
     begun = datetime.now(UTC)
-    if node.died:
+    if node.has_ended:
         report.violations.append(Violation("died", f"node {node.number} ended by itself"))
         await node.start()
     code = await node.suffer(hit)

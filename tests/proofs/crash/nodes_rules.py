@@ -1,43 +1,43 @@
-"""What must hold where several nodes share a database, by what the agents themselves tell."""
+"""Checks several nodes over one database, by the records of the agents themselves."""
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 
 from proofs.crash.faults import GAVE_UP, LOSING, PAUSES, FaultKind
-from proofs.crash.history import Fault, History, Work
+from proofs.crash.history import AttemptRecord, Fault, History, Rule
 from runlane import Run, Started
 
 LATE = 10.0
-"""Seconds beyond the lease after which the runs of a lost node have ended or been started anew."""
+"""Seconds after the lease in which the runs of a lost node end or are started again."""
 
 NOTICE = 1.5
-"""Seconds after a pause within which a node notices that it was lost, and stops its agents."""
+"""Seconds after a pause in which a node notices that it lost its lease, and stops its agents."""
 
 AFTER = 5.0
-"""Seconds beyond two leases for which a fault may have effects: connections come back slowly."""
+"""Seconds beyond two leases in which a fault still has effects: reconnecting takes time."""
 
 
 def _begun_twice(history: History) -> Iterator[str]:
-    """An attempt of a run is worked on once, on one node."""
-    count = Counter((work.run_id, work.attempt) for work in history.works)
+    """Each attempt of a run is executed once, on one node."""
+    count = Counter((work.run_id, work.attempt) for work in history.attempts)
     for (run_id, attempt), times in count.items():
         if times > 1:
-            nodes = sorted(w.node for w in history.works if w.run_id == run_id)
+            nodes = sorted(w.node for w in history.attempts if w.run_id == run_id)
             yield f"attempt {attempt} of {run_id} was begun {times} times, on nodes {nodes}"
 
 
 def _unrecorded(history: History) -> Iterator[str]:
-    """Nothing is committed later than done: the events of a run have each attempt, in order."""
+    """Every executed attempt is among the events of its run, in order."""
     started = {run_id: _starts(history, run_id) for run_id in history.final.runs}
     for run_id, starts in started.items():
         if [attempt for attempt, _ in starts] != list(range(1, len(starts) + 1)):
             yield f"the attempts of {run_id} are {[attempt for attempt, _ in starts]}"
-    for work in history.works:
+    for work in history.attempts:
         run = history.final.runs.get(work.run_id)
         at = dict(started.get(work.run_id, [])).get(work.attempt)
         name = f"attempt {work.attempt} of {work.run_id}"
@@ -50,12 +50,12 @@ def _unrecorded(history: History) -> Iterator[str]:
 
 
 def _at_once(history: History) -> Iterator[str]:
-    """R7, R9: two agents never work in one session at a time, on whatever nodes.
+    """Two agents never work in one session at the same time, on any nodes (R7, R9).
 
-    A node that stood still cannot know that it is lost; it has to notice soon after.
+    A node that was stopped cannot know that it lost its lease; it has to notice soon after.
     """
-    by_session: defaultdict[str, list[Work]] = defaultdict(list)
-    for work in history.works:
+    by_session: defaultdict[str, list[AttemptRecord]] = defaultdict(list)
+    for work in history.attempts:
         if not work.stubborn:
             by_session[work.session_id].append(_until_end(work, history))
     for session_id, works in by_session.items():
@@ -72,8 +72,8 @@ def _at_once(history: History) -> Iterator[str]:
                 )
 
 
-def _until_end(work: Work, history: History) -> Work:
-    """An agent has ended when its node has."""
+def _until_end(work: AttemptRecord, history: History) -> AttemptRecord:
+    """The end of an agent: at the latest that of its node."""
     if work.ended is not None:
         return work
     ends = [
@@ -86,11 +86,13 @@ def _until_end(work: Work, history: History) -> Work:
     return replace(work, ended=min(ends, default=None))
 
 
-def _stood_still(work: Work, until: datetime, history: History, before: float = 0.0) -> bool:
-    """Whether a node stood still while its work was taken away, and has not been awake long since.
+def _stood_still(
+    work: AttemptRecord, until: datetime, history: History, before: float = 0.0
+) -> bool:
+    """Whether a node was stopped when it lost its work, and has run for only a short time since.
 
-    It may be stopped again as soon as it is awake; or have stood still until so many seconds
-    `before` the work, as it was about to begin it.
+    It may have been stopped again at once; or have been stopped until `before` seconds before the
+    work, when it was about to start it.
     """
     pauses = [f for f in history.faults if f.node == work.node and f.kind in PAUSES]
     pauses.sort(key=lambda fault: fault.begun)
@@ -107,8 +109,8 @@ def _stood_still(work: Work, until: datetime, history: History, before: float = 
 
 
 def _uncaused(history: History) -> Iterator[str]:
-    """A run is started anew only if something happened to its node."""
-    worked = {(work.run_id, work.attempt): work for work in history.works}
+    """A run is started again only after a fault of its node."""
+    worked = {(work.run_id, work.attempt): work for work in history.attempts}
     for run_id in history.final.runs:
         for (lost, begun), (_, at) in itertools.pairwise(_starts(history, run_id)):
             work = worked.get((run_id, lost))
@@ -118,7 +120,7 @@ def _uncaused(history: History) -> Iterator[str]:
 
 
 def _may_have_lost(
-    fault: Fault, work: Work | None, begun: datetime, at: datetime, history: History
+    fault: Fault, work: AttemptRecord | None, begun: datetime, at: datetime, history: History
 ) -> bool:
     effects = timedelta(seconds=2 * history.lease + AFTER)
     same = work is None or work.node == fault.node
@@ -126,7 +128,7 @@ def _may_have_lost(
 
 
 def near(fault: Fault, history: History) -> bool:
-    """Whether another fault of the same node may have brought one about."""
+    """Whether another fault of the same node may have caused a fault."""
     effects = timedelta(seconds=2 * history.lease + AFTER)
     return any(
         other.node == fault.node and other.begun <= fault.ended <= other.ended + effects
@@ -136,9 +138,9 @@ def near(fault: Fault, history: History) -> bool:
 
 
 def _late(history: History) -> Iterator[str]:
-    """R21, R24: the runs of a node that is lost end, or are started anew, soon.
+    """The runs of a lost node end, or are started again, soon (R21, R24).
 
-    What counts is the time in which there was another node to see to it.
+    Only the time counts in which another node was able to take over.
     """
     for fault, run, seconds in recoveries(history):
         if seconds <= history.lease + LATE:
@@ -149,7 +151,7 @@ def _late(history: History) -> Iterator[str]:
 
 
 def _alone(fault: Fault, end: datetime, history: History) -> float:
-    """For how many seconds all other nodes were hit too, and no node took another for lost."""
+    """Seconds in which all other nodes had a fault too, so that none could take over."""
     lease = timedelta(seconds=history.lease)
     others = [f for f in history.faults if f.node != fault.node]
     nodes = {f.node for f in others}
@@ -164,8 +166,8 @@ def _alone(fault: Fault, end: datetime, history: History) -> float:
 
 
 def recoveries(history: History) -> Iterator[tuple[Fault, Run, float]]:
-    """For each run that lost its node: how many seconds later it had ended or was started anew."""
-    for work in history.works:
+    """For each run that lost its node: the seconds until it ended or was started again."""
+    for work in history.attempts:
         run = history.final.runs.get(work.run_id)
         if run is None:
             continue
@@ -179,7 +181,7 @@ def recoveries(history: History) -> Iterator[tuple[Fault, Run, float]]:
                 yield fault, run, (min(after) - fault.begun).total_seconds()
 
 
-def _was_lost(work: Work, fault: Fault, history: History) -> bool:
+def _was_lost(work: AttemptRecord, fault: Fault, history: History) -> bool:
     if fault.node != work.node or fault.kind not in LOSING:
         return False
     if fault.kind is FaultKind.KILL:
@@ -191,8 +193,6 @@ def _starts(history: History, run_id: str) -> list[tuple[int, datetime]]:
     events = history.final.events.get(run_id, [])
     return [(e.body.attempt, e.time) for e in events if isinstance(e.body, Started)]
 
-
-Rule = Callable[[History], Iterator[str]]
 
 RULES: Mapping[str, Rule] = {
     "begun twice": _begun_twice,

@@ -1,8 +1,8 @@
 """Three nodes over one PostgreSQL, killed, stopped and cut off under load, round after round:
 `python -m proofs.crash.nodes_run --minutes 10 --seed 7`.
 
-A round that finds something wrong keeps its logs and its history in a folder; it is played again by
-`--first NUMBER --rounds 1` with the same seed.
+A round with a violation keeps its logs and its history in a folder. To repeat it, pass
+`--first NUMBER --rounds 1` and the same seed.
 """
 
 from __future__ import annotations
@@ -10,11 +10,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import shutil
 import sys
-import tempfile
 import time
-import traceback
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -24,31 +21,38 @@ from pathlib import Path
 from proofs.crash.faults import NODES, Plan
 from proofs.crash.network import Network, namespaces, open_to, proxies, why_no_namespaces
 from proofs.crash.nodes_round import Report, play
+from proofs.crash.report import play_in_folder
 from support.postgres import OTHER_SERVER, OwnPostgres, fresh_database, own_postgres
 
 
 def main() -> int:
-    """Plays the rounds; returns 1 if any of them found something."""
+    """Plays the rounds; returns 1 if any of them found a violation."""
     parser = argparse.ArgumentParser(prog="python -m proofs.crash.nodes_run", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=2.0, help="no round begins after them")
-    parser.add_argument("--rounds", type=int, default=10_000, help="how many rounds at the most")
-    parser.add_argument("--seed", default=str(time.time_ns() % 1_000_000), help="of all rounds")
-    parser.add_argument("--first", type=int, default=1, help="the number of the first round")
-    parser.add_argument("--seconds", type=float, default=40.0, help="for how long a round has load")
-    parser.add_argument("--lease", type=float, default=2.0, help="of the nodes, in seconds")
-    parser.add_argument("--proxies", action="store_true", help="no namespaces, even if allowed")
+    parser.add_argument(
+        "--minutes", type=float, default=2.0, help="minutes after which no round starts"
+    )
+    parser.add_argument("--rounds", type=int, default=10_000, help="maximum number of rounds")
+    parser.add_argument(
+        "--seed", default=str(time.time_ns() % 1_000_000), help="seed of all rounds"
+    )
+    parser.add_argument("--first", type=int, default=1, help="number of the first round")
+    parser.add_argument("--seconds", type=float, default=40.0, help="seconds of load per round")
+    parser.add_argument("--lease", type=float, default=2.0, help="lease of the nodes in seconds")
+    parser.add_argument(
+        "--proxies", action="store_true", help="use proxies even if namespaces are possible"
+    )
     return asyncio.run(_play_all(parser.parse_args()))
 
 
 @dataclass(slots=True)
 class Totals:
-    """What came of all rounds."""
+    """The results of all rounds."""
 
     figures: Counter[str] = field(default_factory=Counter)
     recoveries: list[float] = field(default_factory=list)
 
     def add(self, report: Report, kept: Path | None) -> None:
-        """Adds a round, and where its files were kept if something was wrong."""
+        """Adds a round, and the folder of its files if it found a violation."""
         self.figures.update(report.figures())
         self.figures["rounds"] += 1
         self.figures["failed rounds"] += kept is not None
@@ -96,19 +100,10 @@ async def _play_all(options: argparse.Namespace) -> int:
 
 
 async def _play(plan: Plan, network: Network, url: str) -> tuple[Report, Path | None]:
-    folder = Path(tempfile.mkdtemp(prefix="runlane-nodes-"))
-    try:
-        report = await play(plan, folder, network, url)
-    except Exception:  # noqa: BLE001 - whatever it is, the next round is played
-        (folder / "error.txt").write_text(traceback.format_exc())
-        return Report(plan), folder
-    if not report.violations:
-        shutil.rmtree(folder)
-        return report, None
-    report.history.save(folder / "history.jsonl")
-    lines = (f"{violation.rule}: {violation.what}\n" for violation in report.violations)
-    (folder / "violations.txt").write_text("".join(lines))
-    return report, folder
+    async def in_folder(folder: Path) -> Report:
+        return await play(plan, folder, network, url)
+
+    return await play_in_folder("runlane-nodes-", in_folder, lambda: Report(plan))
 
 
 def _spread(seconds: Sequence[float]) -> str:
@@ -119,15 +114,11 @@ def _spread(seconds: Sequence[float]) -> str:
 
 
 def _line(report: Report, kept: Path | None) -> str:
-    figures = report.figures()
     kinds = Counter(fault.kind for fault in report.history.faults)
     faults = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    told = f"{figures['accepts acknowledged']} accepts, {figures['accepts unknown']} unknown"
-    line = f"{report.plan.seed:>10}  {told}, failover {_spread(report.recoveries)}; {faults}"
-    if kept is None:
-        return line
-    found = Counter(violation.rule for violation in report.violations)
-    return f"{line}\n    WRONG {dict(found) or 'see error.txt'}, kept in {kept}"
+    failover = _spread(report.recoveries)
+    line = f"{report.plan.seed:>10}  {report.accepts()}, failover {failover}; {faults}"
+    return report.verdict(line, kept)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Looks at what a server has, once everything has ended."""
+"""Reads the final state of a server after all runs have ended."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import islice
 
 from proofs.crash.history import Final, Replay
 from proofs.crash.listeners import connected, last_runs
-from proofs.crash.world import World
+from proofs.crash.shared import SharedState
 from runlane import Client, Run, RunComplete, RunNotFound, RunState, convert
 from runlane.types import NOT_TERMINAL
 from runlane.v1 import run_service_pb2 as pb
@@ -17,34 +17,34 @@ AT_ONCE = 20
 REPLAYS = 3
 
 
-async def end_everything(world: World) -> None:
-    """Waits for all runs to end, and then has one last run in each session."""
-    async with Client(world.pick()) as client:
+async def end_everything(shared: SharedState) -> None:
+    """Waits until all runs have ended, and then runs one last run in each session."""
+    async with Client(shared.pick()) as client:
         while left := [run async for run in client.list_runs(states=NOT_TERMINAL)]:
             await client.wait_run(left[-1].run_id, timeout=1)
-        for session_id, run_id in last_runs(world.sessions).items():
+        for session_id, run_id in last_runs(shared.sessions).items():
             handle = await client.run_accepted(session_id, "x", run_id=run_id, allow_missing=True)
             complete = await handle.completed()
             assert complete.state is RunState.COMPLETED
 
 
-async def ask_for_everything(world: World) -> None:
-    """Fills in the final part of the history."""
-    final, history = world.history.final, world.history
-    final.sentinels = set(last_runs(world.sessions).values())
-    async with Client(world.pick()) as client:
+async def ask_for_everything(shared: SharedState) -> None:
+    """Adds the final state to the history."""
+    final, history = shared.history.final, shared.history
+    final.sentinels = set(last_runs(shared.sessions).values())
+    async with Client(shared.pick()) as client:
         final.listed = [run async for run in client.list_runs()]
         known = {run.run_id for run in final.listed} | {each.run_id for each in history.accepts}
         await _in_batches(_get(client, run_id, final) for run_id in known)
         await _in_batches(_follow(client, run_id, final) for run_id in final.runs)
-        for session_id in world.sessions:
+        for session_id in shared.sessions:
             messages = client.list_messages(session_id, page_size=50)
             final.messages[session_id] = [message async for message in messages]
-    final.log, cursors = await read_log(world.pick(), world.sessions)
-    # A cursor is the same to all, so that those of the log are those that were heard.
+    final.log, cursors = await read_log(shared.pick(), shared.sessions)
+    # All subscribers get the same cursors, so those of the log equal those received before.
     before = [each.run_id for each in final.log if each.run_id not in final.sentinels]
-    for run_id in world.rng.sample(before, min(REPLAYS, len(before))):
-        events, _ = await read_log(world.pick(), world.sessions, cursors[run_id])
+    for run_id in shared.rng.sample(before, min(REPLAYS, len(before))):
+        events, _ = await read_log(shared.pick(), shared.sessions, cursors[run_id])
         final.replays.append(Replay(run_id, events))
 
 

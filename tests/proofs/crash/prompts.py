@@ -1,4 +1,4 @@
-"""Random work for the scripted agent and for echo. All of it ends by itself."""
+"""Random prompts for the scripted agent and for echo. Every run ends by itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 BLOCKED = 0.1
-"""Seconds after which a run ends that waits at a gate nobody opens."""
+"""Timeout in seconds of a run that waits at a latch that nothing opens."""
 
 
 def prompt(rng: random.Random, run_id: str, *, scripted: bool) -> tuple[str, float | None]:

@@ -1,4 +1,4 @@
-"""A TCP proxy that can fall silent, or break what goes through it."""
+"""A TCP proxy that can hold back data, or break its connections."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ CHUNK = 1 << 16
 
 
 class Proxy:
-    """Listens on a free port of the loopback, and passes on to `target`.
+    """Listens on a free loopback port, and forwards to `target`.
 
-    `holding` is set once something came that does not get through.
+    `holding` is set once the proxy holds back data.
     """
 
     def __init__(self) -> None:
@@ -43,14 +43,14 @@ class Proxy:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def cut(self, *, reset: bool) -> None:
-        """Lets nothing through: connections fall silent, or break and are broken when made."""
+        """Lets nothing through: connections fall silent; with `reset`, old and new ones break."""
         self._open.clear()
         self._refusing = reset
         if reset:
             self._break()
 
     def mend(self) -> None:
-        """Lets everything through; what connections sent meanwhile goes on its way."""
+        """Lets all data through, including the data that was held back."""
         self._refusing = False
         self.holding.clear()
         self._open.set()

@@ -1,4 +1,4 @@
-"""One round: a load, a server that is killed in the middle of it, and a look at what is left."""
+"""One round: load, a server that is killed during the load, and a check of the result."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import asyncio
 import random
 from collections.abc import Awaitable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
 from proofs.crash.actor import Actor
 from proofs.crash.checker import Violation, check
 from proofs.crash.disk import Disk
-from proofs.crash.history import History
 from proofs.crash.observer import ask_for_everything, end_everything
-from proofs.crash.server import Victim
-from proofs.crash.world import World
+from proofs.crash.report import RoundReport
+from proofs.crash.server import CrashServer
+from proofs.crash.shared import SharedState
 
 ACTORS = 6
 SESSIONS = 5
 PATIENCE = 30.0
-"""Seconds after which what should have ended counts as stuck."""
+"""Seconds after which an expected end counts as stuck."""
 
 
 class End(StrEnum):
@@ -37,7 +37,7 @@ class End(StrEnum):
 
 
 FAULTS = {End.SYNC_FAILS: "fail_syncs", End.DISK_FULL: "fail_writes"}
-"""What only a disk of ours can do."""
+"""The ends that need the simulated disk."""
 
 STORE_FAILED = "store no longer writable"
 ENDS = (*[End.KILL] * 6, End.DRAIN, End.KILL_IN_DRAIN, End.TWO_KILLS, End.KILL_AT_START)
@@ -45,7 +45,7 @@ ENDS = (*[End.KILL] * 6, End.DRAIN, End.KILL_IN_DRAIN, End.TWO_KILLS, End.KILL_A
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a seed stands for. `instants` are how many messages have been sent and received."""
+    """The plan that a seed stands for. Instants count the messages sent and received."""
 
     seed: str
     agent: str
@@ -71,35 +71,16 @@ class Plan:
 
 
 @dataclass(slots=True)
-class Report:
-    """What came of a round."""
+class Report(RoundReport):
+    """The result of a round."""
 
     plan: Plan
     kills: int = 0
     drains: int = 0
-    history: History = field(default_factory=History)
-    violations: list[Violation] = field(default_factory=list)
 
     def figures(self) -> dict[str, int]:
         """The round in numbers."""
-        history = self.history
-        return {
-            "kills": self.kills,
-            "drains": self.drains,
-            "accepts acknowledged": len(history.acknowledged),
-            "accepts unknown": len(history.unknown),
-            "unknown that are there": len(history.unknown & history.final.runs.keys()),
-            "retries": len(history.accepts) - len({each.run_id for each in history.accepts}),
-            "cancels": len(history.cancels),
-            "runs in receipts": sum(
-                len(receipt.cancelled) for each in history.cancels for receipt in each.receipts
-            ),
-            "runs restarted": sum(run.attempt > 1 for run in history.final.runs.values()),
-            "events": sum(len(heard.events) for heard in history.heard),
-            "resumes": sum(heard.resumed for heard in history.heard),
-            "run events": sum(len(followed.events) for followed in history.followed),
-            "violations": len(self.violations),
-        }
+        return {"kills": self.kills, "drains": self.drains, **self.load_figures()}
 
 
 async def play(
@@ -108,80 +89,82 @@ async def play(
     disk: Disk | None = None,
     ends: tuple[tuple[End, int], ...] = (),
 ) -> Report:
-    """Plays the round of a seed in an empty folder. Ends whatever it started.
+    """Plays the round of a seed in an empty folder. Ends all processes that it starts.
 
-    On a disk of ours each kill is a power cut. `ends` are drawn, unless they are given.
+    With a simulated disk each kill is a power cut. `ends` replaces the random ends.
     """
     plan = Plan.draw(seed)
     if ends:
         plan = replace(plan, ends=ends, last=ends[-1][1] + 100)
     report = Report(plan)
-    victim = Victim(folder, plan.agent, disk)
+    server = CrashServer(folder, plan.agent, disk)
     rng = random.Random(f"{seed} load")  # noqa: S311 - it is to repeat itself
-    world = World(rng, tuple(f"s{n}" for n in range(SESSIONS)), history=report.history)
+    shared = SharedState(rng, tuple(f"s{n}" for n in range(SESSIONS)), history=report.history)
     tasks: list[asyncio.Task[None]] = []
     try:
-        await victim.start()
-        world.address = victim.address
-        world.up.set()
+        await server.start()
+        shared.address = server.address
+        shared.up.set()
         scripted = plan.agent == "scripted"
-        actors = [Actor(world, f"c{n}", scripted=scripted) for n in range(ACTORS)]
+        actors = [Actor(shared, f"c{n}", scripted=scripted) for n in range(ACTORS)]
         tasks += [asyncio.create_task(actor.work()) for actor in actors]
         for end, instant in plan.ends:
-            await _unless_failed(tasks, world.reached(instant))
-            await _end(victim, end, world, report)
-        await _unless_failed(tasks, world.reached(plan.last))
-        world.over.set()
+            await _unless_failed(tasks, shared.reached(instant))
+            await _end(server, end, shared, report)
+        await _unless_failed(tasks, shared.reached(plan.last))
+        shared.over.set()
         await bounded("the clients", asyncio.gather(*tasks), report.violations)
-        await bounded("the runs", end_everything(world), report.violations)
-        await bounded("subscribers", asyncio.gather(*world.listening), report.violations)
-        await bounded("the observer", ask_for_everything(world), report.violations)
+        await bounded("the runs", end_everything(shared), report.violations)
+        await bounded("subscribers", asyncio.gather(*shared.listening), report.violations)
+        await bounded("the observer", ask_for_everything(shared), report.violations)
     finally:
-        await victim.kill()
-        for task in (*tasks, *world.listening):
+        await server.kill()
+        for task in (*tasks, *shared.listening):
             task.cancel()
-        await asyncio.gather(*tasks, *world.listening, return_exceptions=True)
-    report.violations += check(world.history)
-    errors = [line for line in victim.log.splitlines() if '"level": "error"' in line]
+        await asyncio.gather(*tasks, *shared.listening, return_exceptions=True)
+    report.violations += check(shared.history)
+    errors = [line for line in server.log.splitlines() if '"level": "error"' in line]
     report.violations += [Violation("log", line) for line in errors if STORE_FAILED not in line]
     if sum(STORE_FAILED in line for line in errors) != sum(end in FAULTS for end, _ in plan.ends):
-        report.violations.append(Violation("log", "it does not say once that the store failed"))
+        report.violations.append(
+            Violation("log", "the log does not report the store failure exactly once")
+        )
     return report
 
 
-async def _end(victim: Victim, end: End, world: World, report: Report) -> None:
+async def _end(server: CrashServer, end: End, shared: SharedState, report: Report) -> None:
     """Ends the server, and starts it again."""
     if end in {End.DRAIN, End.KILL_IN_DRAIN}:
         report.drains += 1
-        draining = asyncio.create_task(victim.drain())
+        draining = asyncio.create_task(server.drain())
         if end is End.KILL_IN_DRAIN:
-            await world.reached(world.now + world.rng.randint(1, 15))
-            await victim.kill()
+            await shared.reached(shared.now + shared.rng.randint(1, 15))
+            await server.kill()
         code = await draining
-        world.up.clear()
+        shared.up.clear()
         report.kills += end is End.KILL_IN_DRAIN
         if end is End.DRAIN and code:
-            report.violations.append(Violation("exit", f"the server left with {code}"))
+            report.violations.append(Violation("exit", f"the server exited with {code}"))
     elif end in FAULTS:
-        code = await victim.fail(**{FAULTS[end]: world.rng.randint(0, 3)})
-        world.up.clear()
+        code = await server.fail(**{FAULTS[end]: shared.rng.randint(0, 3)})
+        shared.up.clear()
         if code != 1:
-            report.violations.append(Violation("exit", f"the server left with {code}"))
-        if world.rng.random() < 0.5:
-            await victim.kill()
+            report.violations.append(Violation("exit", f"the server exited with {code}"))
+        if shared.rng.random() < 0.5:
+            await server.kill()
     else:
-        world.up.clear()
-        await victim.kill()
+        shared.up.clear()
+        await server.kill()
         report.kills += 1
     if end is End.KILL_AT_START:
-        await victim.start_in_vain(report.plan.lines)
+        await server.start_and_kill(report.plan.lines)
         report.kills += 1
-    await victim.start()
-    world.up.set()
+    await server.start()
+    shared.up.set()
 
 
 async def _unless_failed(tasks: list[asyncio.Task[None]], wait: Awaitable[None]) -> None:
-    """Waits; a client that fails ends it."""
+    """Waits, but raises at once if a client fails."""
     waiting = asyncio.ensure_future(wait)
     async with asyncio.timeout(PATIENCE):
         await asyncio.wait({waiting, *tasks}, return_when=asyncio.FIRST_COMPLETED)
@@ -193,7 +176,7 @@ async def _unless_failed(tasks: list[asyncio.Task[None]], wait: Awaitable[None])
 
 
 async def bounded(what: str, work: Awaitable[object], violations: list[Violation]) -> None:
-    """Awaits something that has to come to its end."""
+    """Awaits something that has to end; otherwise that is a violation."""
     with suppress(TimeoutError):
         async with asyncio.timeout(PATIENCE):
             await work

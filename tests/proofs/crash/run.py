@@ -1,31 +1,31 @@
 """Kills a server under load, round after round: `python -m proofs.crash.run --rounds 200 --seed 1`.
 
-A round that finds something wrong keeps its database, its log and its history in a folder.
+A round with a violation keeps its database, its log and its history in a folder.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import shutil
 import sys
-import tempfile
 import time
-import traceback
 from collections import Counter
 from pathlib import Path
 
 from proofs.crash.disk import Disk
+from proofs.crash.report import play_in_folder
 from proofs.crash.round import Plan, Report, play
 
 
 def main() -> int:
-    """Plays the rounds; returns 1 if any of them found something."""
+    """Plays the rounds; returns 1 if any of them found a violation."""
     parser = argparse.ArgumentParser(prog="python -m proofs.crash.run", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=20, help="how many rounds")
-    parser.add_argument("--seed", default=str(time.time_ns() % 1_000_000), help="of all rounds")
-    parser.add_argument("--first", type=int, default=1, help="the number of the first round")
-    parser.add_argument("--power", action="store_true", help="kills are power cuts; needs cc")
+    parser.add_argument("--rounds", type=int, default=20, help="number of rounds")
+    parser.add_argument(
+        "--seed", default=str(time.time_ns() % 1_000_000), help="seed of all rounds"
+    )
+    parser.add_argument("--first", type=int, default=1, help="number of the first round")
+    parser.add_argument("--power", action="store_true", help="make each kill a power cut; needs cc")
     return asyncio.run(_play_all(parser.parse_args()))
 
 
@@ -45,30 +45,16 @@ async def _play_all(options: argparse.Namespace) -> int:
 
 
 async def _play(seed: str, *, power: bool) -> tuple[Report, Path | None]:
-    folder = Path(tempfile.mkdtemp(prefix="runlane-crash-"))
-    try:
-        report = await play(seed, folder, Disk(folder / "disk") if power else None)
-    except Exception:  # noqa: BLE001 - whatever it is, the next round is played
-        (folder / "error.txt").write_text(traceback.format_exc())
-        return Report(Plan.draw(seed)), folder
-    if not report.violations:
-        shutil.rmtree(folder)
-        return report, None
-    report.history.save(folder / "history.jsonl")
-    lines = (f"{violation.rule}: {violation.what}\n" for violation in report.violations)
-    (folder / "violations.txt").write_text("".join(lines))
-    return report, folder
+    async def in_folder(folder: Path) -> Report:
+        return await play(seed, folder, Disk(folder / "disk") if power else None)
+
+    return await play_in_folder("runlane-crash-", in_folder, lambda: Report(Plan.draw(seed)))
 
 
 def _line(report: Report, kept: Path | None) -> str:
     ends = ", ".join(f"{end} at {instant}" for end, instant in report.plan.ends)
-    figures = report.figures()
-    told = f"{figures['accepts acknowledged']} accepts, {figures['accepts unknown']} unknown"
-    line = f"{report.plan.seed:>10}  {report.plan.agent:14}  {ends}; {told}"
-    if kept is None:
-        return line
-    found = Counter(violation.rule for violation in report.violations)
-    return f"{line}\n    WRONG {dict(found) or 'see error.txt'}, kept in {kept}"
+    line = f"{report.plan.seed:>10}  {report.plan.agent:14}  {ends}; {report.accepts()}"
+    return report.verdict(line, kept)
 
 
 if __name__ == "__main__":

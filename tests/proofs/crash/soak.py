@@ -1,4 +1,4 @@
-"""Opens and cancels streams and runs by the thousand, and looks at what the server keeps of them:
+"""Opens and cancels thousands of streams and runs, and measures what the server retains:
 `python -m proofs.crash.soak --blocks 10 --warm-up 9`.
 """
 
@@ -20,18 +20,20 @@ import grpc
 from proofs.crash.listeners import connected
 from runlane import Client
 from runlane.v1 import run_service_pb2 as pb
-from support.process import SECONDS, serving
+from support.processes import open_descriptors, resident_bytes
+from support.server import serving
+from support.staging import SECONDS
 
 BLOCK = 1000
-"""So many streams and so many runs are one block."""
+"""The number of streams, and of runs, in one block."""
 
 AT_ONCE = 20
 SESSIONS = 50
 
 BOUND_KIB = 256
-"""How much the server may grow in a block once it is warm. Measured: 162 KiB over ten blocks, of
-which gRPC keeps some 34 KiB for a thousand streams that are cancelled in good order (grpc#43360). A
-task that stays with each stream would be 10,000 KiB, an entry in a table of 100 bytes 200 KiB."""
+"""KiB by which a warm server may grow per block. Measured: 162 KiB over ten blocks, of which gRPC
+keeps about 34 KiB per thousand streams that are cancelled properly (grpc#43360). One leaked task
+per stream would be 10,000 KiB, one leaked table entry of 100 bytes 200 KiB."""
 
 AGENT = """
 import asyncio
@@ -56,23 +58,12 @@ class Probe:
 
 agent = Probe()
 """
-"""Works until it is cancelled, and tells how many tasks the server has."""
-
-
-def rss_kib(pid: int) -> int:
-    """How much memory a process has."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
-
-
-def descriptors(pid: int) -> int:
-    """How many files and sockets a process has open."""
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+"""An agent that works until it is cancelled, and reports the number of tasks on request."""
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """What a server holds while it has nothing to do."""
+class Footprint:
+    """The resources of an idle server."""
 
     rss_kib: int
     descriptors: int
@@ -90,34 +81,34 @@ class Soak:
     numbers: itertools.count[int] = field(default_factory=itertools.count)
 
     async def load(self) -> None:
-        """One block: runs that are cancelled while they are followed, and idle streams."""
+        """Runs one block: runs that are cancelled while they are followed, and idle streams."""
         await self._at_once(self._run)
         await self._at_once(self._stream)
 
-    async def idle(self) -> Kept:
-        """What the server holds once it has let go of everything that ended."""
-        kept = await self._kept()
+    async def idle(self) -> Footprint:
+        """The footprint once it is stable."""
+        kept = await self._measure()
         async with asyncio.timeout(SECONDS):
             while True:
-                again = await self._kept()
+                again = await self._measure()
                 if (again.descriptors, again.tasks) == (kept.descriptors, kept.tasks):
                     return again
                 kept = again
 
-    async def returned_to(self, base: Kept) -> Kept:
-        """What it holds once that is no more than at another time, or when the time is up."""
-        kept = await self._kept()
+    async def returned_to(self, base: Footprint) -> Footprint:
+        """The footprint once it is down to `base`, or after a third of the timeout."""
+        kept = await self._measure()
         deadline = time.monotonic() + SECONDS / 3
         while (kept.descriptors, kept.tasks) > (base.descriptors, base.tasks):
             if time.monotonic() > deadline:
                 break
-            kept = await self._kept()
+            kept = await self._measure()
         return kept
 
-    async def _kept(self) -> Kept:
+    async def _measure(self) -> Footprint:
         asked = await self.client.run_accepted("probe", "how many tasks?", allow_missing=True)
         tasks = (await asked.completed(SECONDS)).text
-        return Kept(rss_kib(self.pid), descriptors(self.pid), int(tasks))
+        return Footprint(resident_bytes(self.pid) >> 10, open_descriptors(self.pid), int(tasks))
 
     async def _at_once(self, work: Callable[[int], Awaitable[None]]) -> None:
         left = iter(range(self.block))
@@ -129,7 +120,7 @@ class Soak:
         await asyncio.gather(*(some() for _ in range(AT_ONCE)))
 
     async def _run(self, n: int) -> None:
-        """A run that is followed and cancelled in the middle of it."""
+        """Follows a run and cancels it meanwhile."""
         handle = await self.client.run_accepted(f"s{n % SESSIONS}", "hello", allow_missing=True)
         if n % 2:
             async with handle.events() as events:
@@ -138,7 +129,7 @@ class Soak:
         await handle.completed(SECONDS)
 
     async def _stream(self, n: int) -> None:
-        """A stream that is cancelled, or whose client is gone."""
+        """Opens a stream that is cancelled, or whose client disconnects."""
         if n % 10 == 0:
             async with connected(self.address) as stub:
                 await stub.SubscribeRunComplete(pb.SubscribeRunCompleteRequest()).read()
@@ -153,21 +144,21 @@ class Soak:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a soak found: what was kept before, after each block, and at last."""
+    """The footprints: before the load, after each block, and at the end."""
 
-    base: Kept
-    blocks: Sequence[Kept]
-    last: Kept
+    base: Footprint
+    blocks: Sequence[Footprint]
+    last: Footprint
 
     @property
     def growth_kib(self) -> float:
-        """By how much it grew in a block, fitted over all blocks."""
+        """The growth per block in KiB, fitted over all blocks."""
         rss = [self.base.rss_kib, *(kept.rss_kib for kept in self.blocks)]
         return statistics.linear_regression(range(len(rss)), rss).slope
 
 
 async def soak(folder: Path, *, warm_up: int, blocks: int, block: int = BLOCK) -> Result:
-    """Soaks a server in an empty folder."""
+    """Runs a soak against a server in an empty folder."""
     (folder / "probe.py").write_text(AGENT)
     flags = ("--agent", "probe:agent", "--log-level", "warning", "--cancel-grace", "5s")
     async with serving(folder, *flags) as server, Client(server.address) as client:
@@ -178,19 +169,19 @@ async def soak(folder: Path, *, warm_up: int, blocks: int, block: int = BLOCK) -
         measured = []
         for _ in range(blocks):
             await load.load()
-            measured.append(await load._kept())
+            measured.append(await load._measure())
         return Result(base, measured, await load.returned_to(base))
 
 
 def main() -> int:
-    """Soaks and tells; returns 1 if the server grew."""
+    """Runs the soak and prints the result; returns 1 if the server grew."""
     parser = argparse.ArgumentParser(prog="python -m proofs.crash.soak", description=__doc__)
     parser.add_argument("--blocks", type=int, default=10, help="of 1,000 streams and 1,000 runs")
     parser.add_argument("--warm-up", type=int, default=9, help="blocks that do not count")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="runlane-soak-") as folder:
         begun = time.monotonic()
-        # The tail of the event log is full after 8,192 runs; until then a server grows by it.
+        # The in-memory tail of the event log grows until it has 8,192 runs.
         result = asyncio.run(soak(Path(folder), warm_up=options.warm_up, blocks=options.blocks))
     for n, kept in enumerate((result.base, *result.blocks, result.last)):
         print(f"{n:3}  {kept.rss_kib:>9,} KiB  {kept.descriptors:>4} files  {kept.tasks:>4} tasks")

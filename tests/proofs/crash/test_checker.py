@@ -1,4 +1,4 @@
-"""The checker sees: each history here is one that a broken server could have left."""
+"""The checker finds violations: each history here could come from a broken server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from proofs.crash.checker import check
-from proofs.crash.history import AcceptTry, CancelTry, Followed, Heard, History, Outcome, Replay
+from proofs.crash.history import (
+    AcceptCall,
+    CancelCall,
+    FollowerRecord,
+    History,
+    Outcome,
+    Replay,
+    SubscriberRecord,
+)
 from runlane import (
     Accepted,
     CancelledRun,
@@ -36,7 +44,7 @@ def at(second: float) -> datetime:
 
 
 def ended(run_id: str, seq: int, *, cancelled: bool = False) -> Run:
-    """Run number `seq`: accepted at its number, and cancelled while it waited, or run after it."""
+    """Run number `seq`: accepted at that number, and cancelled while it waited, or run later."""
     state = RunState.CANCELLED if cancelled else RunState.COMPLETED
     begun = None if cancelled else at(10 * seq)
     complete = RunComplete(
@@ -99,14 +107,14 @@ def messages_of(run: Run) -> list[Message]:
     return [prompt, answer]
 
 
-def accepted(run: Run, sent: int) -> AcceptTry:
-    return AcceptTry(
+def accepted(run: Run, sent: int) -> AcceptCall:
+    return AcceptCall(
         "s", run.run_id, run.when_busy, 1, sent, sent + 1, Outcome.OK, run=run, cursor="c"
     )
 
 
 def sound() -> History:
-    """Four runs, one of them cancelled while it waited, as three subscribers saw it."""
+    """A sound history of four runs, one cancelled while it waited, with three subscribers."""
     runs = [ended("a", 1), ended("b", 2), ended("c", 3, cancelled=True), ended("last", 4)]
     history = History()
     history.accepts = [accepted(run, 10 * n) for n, run in enumerate(runs[:3], start=1)]
@@ -115,7 +123,7 @@ def sound() -> History:
     history.accepts += [gone, replace(gone, run_id="full", outcome=Outcome.REFUSED)]
     covered = CancelledRun("s", "c", 3, RunState.QUEUED)
     history.cancels = [
-        CancelTry(
+        CancelCall(
             *("waiting", "s", "", BY, 40, 41, at(15), Outcome.OK),
             receipts=(CancelReceipt("s", (covered,), 3),),
         )
@@ -131,13 +139,13 @@ def sound() -> History:
     final.sentinels = {"last"}
     final.replays = [Replay("b", final.log[2:])]
     history.cancels[0] = replace(history.cancels[0], answered_at=at(25))
-    history.heard = [
-        Heard("all", from_beginning=True, events=list(final.log)),
-        Heard("from b", "s", after_accept_of="b", events=final.log[1:]),
-        Heard("from now", established=15, events=final.log[1:]),
+    history.subscribers = [
+        SubscriberRecord("all", from_beginning=True, events=list(final.log)),
+        SubscriberRecord("from b", "s", after_accept_of="b", events=final.log[1:]),
+        SubscriberRecord("from now", established=15, events=final.log[1:]),
     ]
-    history.followed = [Followed("a", events=list(final.events["a"]))]
-    history.looks = [runs[0]]
+    history.followers = [FollowerRecord("a", events=list(final.events["a"]))]
+    history.reads = [runs[0]]
     return history
 
 
@@ -145,18 +153,18 @@ def test_a_sound_history_has_no_violation() -> None:
     assert check(sound()) == []
 
 
-# --- How histories are doctored ------------------------------------------------------------------
+# --- Doctored histories -----------------------------------------------------------------
 
 
 def lost_run(history: History) -> None:
-    """An acknowledged run is nowhere."""
+    """An acknowledged run does not exist."""
     final = history.final
     del final.runs["b"], final.events["b"]
     final.listed = [run for run in final.listed if run.run_id != "b"]
     final.log = [each for each in final.log if each.run_id != "b"]
     final.messages["s"] = [m for m in final.messages["s"] if m.run_id != "b"]
     final.replays.clear()
-    for one in history.heard:
+    for one in history.subscribers:
         one.events = [each for each in one.events if each.run_id != "b"]
 
 
@@ -192,9 +200,9 @@ def defect(history: History) -> None:
 
 
 def seq_against_acknowledgement(history: History) -> None:
-    """a was sent after b had been acknowledged, and yet comes before it."""
+    """a was sent after the acknowledgement of b, but precedes it."""
     history.accepts[0] = replace(history.accepts[0], sent=33, done=34)
-    history.heard.pop()
+    history.subscribers.pop()
 
 
 def same_seq(history: History) -> None:
@@ -210,40 +218,42 @@ def started_too_often(history: History) -> None:
 
 def event_lost(history: History) -> None:
     """One subscriber did not get one event."""
-    del history.heard[1].events[1]
+    del history.subscribers[1].events[1]
 
 
 def event_lost_to_all(history: History) -> None:
     history.final.replays.clear()
-    for events in (history.final.log, *(one.events for one in history.heard)):
+    for events in (history.final.log, *(one.events for one in history.subscribers)):
         events[:] = [each for each in events if each.run_id != "b"]
 
 
 def event_of_no_run(history: History) -> None:
     ghost = replace(history.final.log[0], run_id="ghost")
     history.final.log.insert(0, ghost)
-    history.heard[0].events.insert(0, ghost)
+    history.subscribers[0].events.insert(0, ghost)
 
 
 def event_twice(history: History) -> None:
-    history.heard[0].events.insert(2, history.heard[0].events[1])
+    history.subscribers[0].events.insert(2, history.subscribers[0].events[1])
 
 
 def order_swapped(history: History) -> None:
-    events = history.heard[0].events
+    events = history.subscribers[0].events
     events[0], events[1] = events[1], events[0]
 
 
 def began_too_late(history: History) -> None:
-    del history.heard[1].events[0]
+    del history.subscribers[1].events[0]
 
 
 def now_began_too_late(history: History) -> None:
-    del history.heard[2].events[0]
+    del history.subscribers[2].events[0]
 
 
 def other_content(history: History) -> None:
-    history.heard[0].events[0] = replace(history.heard[0].events[0], text="something else")
+    history.subscribers[0].events[0] = replace(
+        history.subscribers[0].events[0], text="something else"
+    )
 
 
 def replay_skipped(history: History) -> None:
@@ -251,11 +261,11 @@ def replay_skipped(history: History) -> None:
 
 
 def index_missing(history: History) -> None:
-    del history.followed[0].events[1]
+    del history.followers[0].events[1]
 
 
 def other_event(history: History) -> None:
-    history.followed[0].events[2] = replace(history.followed[0].events[2], body=TextDelta("no"))
+    history.followers[0].events[2] = replace(history.followers[0].events[2], body=TextDelta("no"))
 
 
 def two_ends(history: History) -> None:
@@ -304,12 +314,12 @@ def cancelled_by_nobody(history: History) -> None:
 
 
 def cancelled_after_the_answer(history: History) -> None:
-    """c was sent after the cancel had been answered."""
+    """The cancelled run c was sent after the acknowledgement of the cancel."""
     history.accepts[2] = replace(history.accepts[2], sent=50, done=51)
 
 
 def receipt_incomplete(history: History) -> None:
-    """b was waiting still when the cancel was answered."""
+    """The receipt omits b, which still waited after the cancel."""
     history.cancels[0] = replace(history.cancels[0], answered_at=at(19))
 
 
@@ -334,7 +344,7 @@ def streamed_otherwise(history: History) -> None:
 
 def ended_otherwise(history: History) -> None:
     end = replace(history.final.log[0], state=RunState.FAILED)
-    history.looks = [replace(history.looks[0], state=RunState.FAILED, run_complete=end)]
+    history.reads = [replace(history.reads[0], state=RunState.FAILED, run_complete=end)]
 
 
 def _change_run(history: History, run_id: str, **changes: object) -> None:
@@ -380,11 +390,13 @@ def _change_run(history: History, run_id: str, **changes: object) -> None:
         (message_twice, {"message", "streamed"}),
         (other_text, {"transcript", "streamed"}),
         (streamed_otherwise, {"streamed"}),
-        (ended_otherwise, {"look"}),
+        (ended_otherwise, {"read"}),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_doctored_history_is_seen(doctor: Callable[[History], None], rules: set[str]) -> None:
+def test_a_doctored_history_has_the_violation(
+    doctor: Callable[[History], None], rules: set[str]
+) -> None:
     history = sound()
     doctor(history)
     assert {violation.rule for violation in check(history)} == rules

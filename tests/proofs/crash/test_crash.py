@@ -1,4 +1,4 @@
-"""A server that is killed under load, a few times; `make crash` does it as often as one likes."""
+"""Kills a server under load a few times. `make crash` plays any number of rounds."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ from proofs.crash.round import End, play
     ],
     ids=lambda ends: ends[0][0].value,
 )
-async def test_nothing_accepted_is_lost(tmp_path: Path, ends: tuple[tuple[End, int], ...]) -> None:
-    """R1, R4, R7, R10, R11, R20 to R25, whatever was killed when."""
+async def test_a_killed_server_loses_no_accepted_run(
+    tmp_path: Path, ends: tuple[tuple[End, int], ...]
+) -> None:
+    """R1, R4, R7, R10, R11 and R20 to R25 hold after kills at any time."""
     report = await play(f"suite {ends[0][0]}", tmp_path, ends=ends)
     report.history.save(tmp_path / "history.jsonl")
     assert report.violations == []

@@ -1,22 +1,22 @@
-"""Power cuts, disks that fail or are full, and files that cannot be written."""
+"""Power cuts, failing or full disks, and read-only files."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from proofs.crash.disk import Disk, NoCompiler, library
 from proofs.crash.round import End, play
-from proofs.crash.server import Victim
+from proofs.crash.server import CrashServer
 from runlane import Client, RetryPolicy, RunlaneError, RunNotFound, RunState, StoreUnavailable
 from runlane.errors import is_transient
-from support.process import SECONDS, ServerProcess, serving
+from support.server import FREE_PORT, ServerProcess, serving, start_fails
+from support.staging import SECONDS
 
 try:
     library()
@@ -37,7 +37,7 @@ class Careless(sqlite3.Connection):
 
 sqlite3.connect = lambda *args, **options: connect(*args, factory=Careless, **options)
 """
-"""For `sitecustomize`: the server's SQLite syncs less than it is told to."""
+"""A `sitecustomize` that makes the server's SQLite sync less than its setting says."""
 
 
 @pytest.fixture
@@ -49,34 +49,36 @@ def disk(tmp_path: Path) -> Disk:
 
 
 @pytest.mark.parametrize("seed", range(2))
-async def test_r01_what_was_acknowledged_outlives_a_power_cut(
-    tmp_path: Path, disk: Disk, seed: int
-) -> None:
-    """All rules hold over what a disk has that lost all writes that were not synced."""
+async def test_r01_all_rules_hold_after_a_power_cut(tmp_path: Path, disk: Disk, seed: int) -> None:
+    """All rules hold for a disk that lost every unsynced write."""
     report = await play(f"cut {seed}", tmp_path, disk)
     assert report.violations == []
     assert report.history.acknowledged
 
 
-async def test_r01_nothing_is_missing_after_a_power_cut(tmp_path: Path, disk: Disk) -> None:
+async def test_r01_acknowledged_calls_survive_a_power_cut(tmp_path: Path, disk: Disk) -> None:
     assert await _missing_after_a_cut(tmp_path, disk) == 0
 
 
 @pytest.mark.parametrize("setting", ["OFF", "NORMAL"])
-async def test_a_missing_sync_is_seen(tmp_path: Path, disk: Disk, setting: str) -> None:
-    """What the tests above would say of a server that acknowledges before the sync."""
+async def test_a_server_that_does_not_sync_loses_acknowledged_runs(
+    tmp_path: Path, disk: Disk, setting: str
+) -> None:
+    """The tests above fail for a server that acknowledges before the sync."""
     (tmp_path / "sitecustomize.py").write_text(CARELESS.replace("{setting}", setting))
     disk.env["PYTHONPATH"] = f"{tmp_path}:{disk.env.get('PYTHONPATH', '')}"
     assert await _missing_after_a_cut(tmp_path, disk) > 0
 
 
-async def test_a_disk_that_lies_is_seen(tmp_path: Path, disk: Disk) -> None:
-    """The power cut is one: with syncs that do nothing, acknowledged runs are gone."""
+async def test_a_disk_that_ignores_syncs_loses_acknowledged_runs(
+    tmp_path: Path, disk: Disk
+) -> None:
+    """The simulated power cut is real: without working syncs, acknowledged runs are lost."""
     assert await _missing_after_a_cut(tmp_path, disk, ignore_syncs=1) > 0
 
 
 async def _missing_after_a_cut(tmp_path: Path, disk: Disk, **faults: int) -> int:
-    """How many of the runs and cancels that were acknowledged are gone."""
+    """The number of acknowledged runs and cancels that are lost."""
     flags = ("--store", "sqlite:///a.db", "--max-active-runs", "0")
     cancelled: set[str] = set()
     kept: set[str] = set()
@@ -109,30 +111,30 @@ async def _missing_after_a_cut(tmp_path: Path, disk: Disk, **faults: int) -> int
 
 @pytest.mark.parametrize("power", ["stays", "cut"])
 @pytest.mark.parametrize("faults", [{"fail_syncs": 0}, {"fail_syncs": 1}, {"fail_writes": 0}])
-async def test_a_disk_that_fails_ends_the_server_and_a_retry_tells(
+async def test_a_failing_disk_ends_the_server_and_a_retry_finds_the_outcome(
     tmp_path: Path, disk: Disk, faults: dict[str, int], power: str
 ) -> None:
-    """The caller is told that the outcome is unknown; it is one run after all, once it retries."""
-    victim = Victim(tmp_path, "echo", disk)
-    await victim.start()
+    """The error reports an unknown outcome; after a retry there is exactly one run."""
+    server = CrashServer(tmp_path, "echo", disk)
+    await server.start()
     try:
-        async with Client(victim.address, retry=RetryPolicy(attempts=1)) as client:
+        async with Client(server.address, retry=RetryPolicy(attempts=1)) as client:
             await (await client.run_accepted("s", "before", allow_missing=True)).completed(SECONDS)
             disk.set(**faults)
             run_ids = [f"r{n}" for n in range(3)]
-            # Whoever comes while the server goes down is told that it is gone, in gRPC's words.
+            # Calls during the shutdown fail with an error of gRPC itself.
             kind = StoreUnavailable if faults == {"fail_syncs": 0} else RunlaneError
-            with pytest.raises(kind) as told:
+            with pytest.raises(kind) as error:
                 await _accept_all(client, run_ids)
-            assert is_transient(told.value)
-            assert told.value.metadata["run_id"] in run_ids
-        assert await victim.ended() == 1
-        _says_one_line(victim, "SQLITE_IOERR" if "fail_syncs" in faults else "SQLITE_FULL")
+            assert is_transient(error.value)
+            assert error.value.metadata["run_id"] in run_ids
+        assert await server.wait() == 1
+        _says_one_line(server, "SQLITE_IOERR" if "fail_syncs" in faults else "SQLITE_FULL")
         disk.set()
         if power == "cut":
-            await victim.kill()
-        await victim.start()
-        async with Client(victim.address) as client:
+            await server.kill()
+        await server.start()
+        async with Client(server.address) as client:
             for run_id in run_ids:
                 handle = await client.run_accepted("s", "x", run_id=run_id, max_attempts=3)
                 assert (await handle.completed(SECONDS)).text == "x"
@@ -146,11 +148,11 @@ async def test_a_disk_that_fails_ends_the_server_and_a_retry_tells(
             assert ended == listed[::-1]
     finally:
         disk.set()
-        await victim.kill()
+        await server.kill()
 
 
 @pytest.mark.parametrize("end", [End.SYNC_FAILS, End.DISK_FULL])
-async def test_all_rules_hold_over_a_disk_that_fails(tmp_path: Path, disk: Disk, end: End) -> None:
+async def test_all_rules_hold_over_a_failing_disk(tmp_path: Path, disk: Disk, end: End) -> None:
     report = await play(f"fails {end}", tmp_path, disk, ends=((end, 150), (end, 300)))
     assert report.violations == []
 
@@ -166,33 +168,20 @@ def _says_one_line(server: ServerProcess, reason: str) -> None:
     assert reason in error["reason"]
 
 
-# --- What cannot be written ---------------------------------------------------------------------
+# --- Read-only files -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("there", [True, False])
-async def test_a_file_that_cannot_be_written_is_said_at_start(
+async def test_a_read_only_file_fails_the_start_with_one_line(
     tmp_path: Path, disk: Disk, there: bool
 ) -> None:
-    flags = ("--listen", "127.0.0.1:0", "--store", "sqlite:///a.db")
+    flags = ("--store", "sqlite:///a.db")
     if there:
-        async with serving(tmp_path, *flags[2:]) as server:
+        async with serving(tmp_path, *flags) as server:
             await server.stop()
     disk.set(read_only=1)
-    code, said = await asyncio.to_thread(_start, tmp_path, disk, flags)
+    start = partial(start_fails, tmp_path, *flags, "--listen", FREE_PORT, env=disk.env)
+    code, said = await asyncio.to_thread(start)
     assert code == 1
     (line,) = [line for line in said.splitlines() if not line.startswith("{")]
     assert line.startswith("runlane-server: error: store a.db: ")
-
-
-def _start(folder: Path, disk: Disk, flags: Sequence[str]) -> tuple[int, str]:
-    server = ServerProcess(folder, env=disk.env)
-    ended = subprocess.run(
-        [sys.executable, "-m", "runlane_server", *flags],
-        cwd=folder,
-        env=server._env,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
-    return ended.returncode, ended.stderr

@@ -1,4 +1,4 @@
-"""What random rounds found, staged."""
+"""Defects that random rounds found, each reproduced step by step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from runlane_server.core.errors import RunlaneError
 from runlane_server.core.limits import Limits
 from runlane_server.core.model import RunState, WhenBusy
 from runlane_server.store.base import Store
-from support.node import Node, running, script, wait
+from support.node import Node, running
+from support.staging import script, wait
 
 pytestmark = pytest.mark.stores("sqlite", "postgresql")
 
@@ -19,7 +20,7 @@ ROUNDS = 30
 
 
 async def test_r20_no_receipt_names_a_run_that_had_ended(store: Store) -> None:
-    """Cancels that come while the accept of an ended run is repeated."""
+    """Cancels while the accept of an ended run is repeated."""
     async with running(store) as node:
         ended = await node.queue("s", "x", run_id="ended")
         await node.end(ended.run_id)
@@ -44,7 +45,7 @@ async def test_r20_no_receipt_names_a_run_that_was_refused(store: Store, refusal
 
 
 def _cancels(node: Node, session_id: str) -> list[asyncio.Future[Any]]:
-    """Cancels that come one step of the loop after another."""
+    """Cancels at every step of the event loop."""
 
     async def cancel(steps: int) -> Any:
         for _ in range(steps):
@@ -54,9 +55,11 @@ def _cancels(node: Node, session_id: str) -> list[asyncio.Future[Any]]:
     return [asyncio.ensure_future(cancel(steps)) for steps in range(ROUNDS)]
 
 
-async def test_r03_a_run_that_was_cancelled_a_moment_ago_is_accepted_again(store: Store) -> None:
-    """The cancel and the repeated accept come in one batch: the lane must not take the run for a
-    new one."""
+async def test_r03_a_repeated_accept_returns_the_run_cancelled_in_the_same_batch(
+    store: Store,
+) -> None:
+    """The cancel and the repeated accept are in one batch: the lane must not accept the run
+    a second time."""
     async with running(store) as node:
         await node.blocked("s", "gate")
         prompt = script(wait("gate"))
@@ -74,10 +77,10 @@ async def test_r03_a_run_that_was_cancelled_a_moment_ago_is_accepted_again(store
 
 
 @pytest.mark.parametrize("steps", range(0, 40, 4))
-async def test_r17_a_stop_hands_over_what_is_started_in_that_instant(
+async def test_r17_a_stop_ends_the_run_that_starts_at_that_instant(
     store: Store, steps: int
 ) -> None:
-    """The commit that starts a run is under way when the node stops."""
+    """The commit that starts a run is in progress when the node stops."""
     async with running(store) as node:
         accepting = asyncio.create_task(node.accept("s", script(wait("gate")), run_id="r"))
         for _ in range(steps):

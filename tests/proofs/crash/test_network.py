@@ -1,4 +1,4 @@
-"""The network of nodes: what is cut is cut, and nothing else is."""
+"""The network of nodes: a cut affects one link and no other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from proofs.crash.network import Network, Side, namespaces, proxies, why_no_namespaces
-from support.process import SECONDS
+from support.staging import SECONDS
 
 ECHO = """
 import asyncio, sys
@@ -43,7 +43,7 @@ async def network(request: pytest.FixtureRequest) -> AsyncIterator[Network]:
 
 @pytest.fixture
 async def echoing(network: Network) -> AsyncIterator[Network]:
-    """Node 0 says back what it is told."""
+    """A network whose node 0 echoes."""
     process = await asyncio.create_subprocess_exec(
         *(*network.prefix(0), sys.executable, "-c", ECHO, network.listen(0)), stdout=PIPE
     )
@@ -67,10 +67,10 @@ class Caller:
         host, _, port = network.address(0).rpartition(":")
         return cls(*await asyncio.open_connection(host, int(port)))
 
-    def say(self) -> None:
+    def send(self) -> None:
         self._writer.write(b"x")
 
-    async def heard(self, seconds: float = SECONDS) -> bytes:
+    async def receive(self, seconds: float = SECONDS) -> bytes:
         async with asyncio.timeout(seconds):
             return await self._reader.readexactly(1)
 
@@ -78,33 +78,33 @@ class Caller:
         self._writer.transport.abort()
 
 
-async def test_what_is_cut_falls_silent_and_comes_back(echoing: Network) -> None:
+async def test_a_cut_link_falls_silent_and_recovers(echoing: Network) -> None:
     caller = await Caller.of(echoing)
-    caller.say()
-    assert await caller.heard() == b"x"
+    caller.send()
+    assert await caller.receive() == b"x"
     await echoing.cut(0, Side.STORE, reset=False)
     await echoing.cut(1, Side.CLIENTS, reset=False)
-    caller.say()
-    assert await caller.heard() == b"x"
+    caller.send()
+    assert await caller.receive() == b"x"
     await echoing.cut(0, Side.CLIENTS, reset=False)
-    caller.say()
+    caller.send()
     with pytest.raises(TimeoutError):
-        await caller.heard(0.2)
+        await caller.receive(0.2)
     await echoing.mend(0, Side.CLIENTS)
-    assert await caller.heard() == b"x"
+    assert await caller.receive() == b"x"
     caller.leave()
 
 
-async def test_what_is_reset_breaks_and_can_be_made_anew(echoing: Network) -> None:
+async def test_a_reset_breaks_connections_and_allows_new_ones(echoing: Network) -> None:
     caller = await Caller.of(echoing)
-    caller.say()
-    assert await caller.heard() == b"x"
+    caller.send()
+    assert await caller.receive() == b"x"
     await echoing.cut(0, Side.CLIENTS, reset=True)
     with pytest.raises((OSError, EOFError)):
-        await caller.heard()
+        await caller.receive()
     caller.leave()
     await echoing.mend(0, Side.CLIENTS)
     again = await Caller.of(echoing)
-    again.say()
-    assert await again.heard() == b"x"
+    again.send()
+    assert await again.receive() == b"x"
     again.leave()

@@ -1,5 +1,5 @@
-"""Three nodes over one database that are killed, stopped and cut off under load, for a few seconds;
-`make nodes` does it as long as one likes."""
+"""Kills, stops and cuts off three nodes over one database under load, for a few seconds.
+`make nodes` does so for any length of time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("asyncpg", reason="asyncpg is not installed")
 
-from proofs.crash.faults import FaultKind, Hit, Plan
+from proofs.crash.faults import FaultKind, Plan, PlannedFault
 from proofs.crash.network import why_no_namespaces
 from proofs.crash.nodes_round import play
 from proofs.crash.nodes_run import surroundings
@@ -18,18 +18,18 @@ from support.postgres import fresh_database, skip_without_wheel
 K = FaultKind
 
 HITS = (
-    (0.5, Hit(0, K.KILL, 0.5)),
-    (0.5, Hit(1, K.PAUSE, 0.5)),
-    (1.5, Hit(2, K.LONG_CUT_STORE, 2.6, reset=True)),
-    (2.5, Hit(1, K.CUT_CLIENTS, 0.5)),
-    (4.0, Hit(1, K.LONG_PAUSE, 2.6)),
-    (4.5, Hit(0, K.DRAIN, 0.0)),
+    (0.5, PlannedFault(0, K.KILL, 0.5)),
+    (0.5, PlannedFault(1, K.PAUSE, 0.5)),
+    (1.5, PlannedFault(2, K.LONG_CUT_STORE, 2.6, reset=True)),
+    (2.5, PlannedFault(1, K.CUT_CLIENTS, 0.5)),
+    (4.0, PlannedFault(1, K.LONG_PAUSE, 2.6)),
+    (4.5, PlannedFault(0, K.DRAIN, 0.0)),
 )
 
 
 @pytest.mark.timeout(240)
-async def test_nothing_accepted_is_lost_whatever_becomes_of_nodes(tmp_path: Path) -> None:
-    """R1, R4, R7, R9 to R11, R20 to R25, across nodes."""
+async def test_faults_of_nodes_lose_no_accepted_run(tmp_path: Path) -> None:
+    """R1, R4, R7, R9 to R11 and R20 to R25 hold across nodes."""
     skip_without_wheel()
     print(why_no_namespaces() or "in namespaces")
     plan = Plan("suite", seconds=6.0, lease=2.0, hits=HITS, actors=4)

@@ -1,4 +1,4 @@
-"""What rounds of several nodes found beside the rules of ordering, staged."""
+"""Defects that rounds of several nodes found, other than in ordering, reproduced step by step."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import pytest
 from proofs.crash.network import reached_at, target_of
 from proofs.crash.proxy import Proxy
 from runlane_server.core.model import SessionKey
-from support.node import SECONDS
+from support.staging import SECONDS
 
 pytest.importorskip("asyncpg", reason="asyncpg is not installed")
 
 from support.postgres import postgres_store
 
 
-async def test_r9_who_is_cancelled_does_not_wait_for_a_database_that_is_away(
+async def test_r09_a_cancelled_agent_does_not_wait_for_an_unreachable_database(
     postgres_url: str,
 ) -> None:
-    """Else an agent that reads the transcript would outlive its node's lease."""
+    """Otherwise an agent that reads the transcript would outlive the lease of its node."""
     key = SessionKey("default", "s")
     async with Proxy() as proxy:
         proxy.target = target_of(postgres_url)

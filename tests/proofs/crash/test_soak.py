@@ -1,4 +1,4 @@
-"""A short soak: what ended is let go of. `make soak` does it at length."""
+"""A short soak: ended streams and runs are released. `make soak` runs a long one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ BLOCK = 250
 
 
 async def test_streams_and_runs_that_end_leave_nothing_behind(tmp_path: Path) -> None:
-    """Memory is for the long one: here the log's tail in memory is still growing."""
+    """Memory is measured by the long soak: here the in-memory tail of the log still grows."""
     result = await soak(tmp_path, warm_up=1, blocks=2, block=BLOCK)
     print(f"\n{result.growth_kib:.0f} KiB for {BLOCK} streams and {BLOCK} runs: {result}")
     assert result.last.descriptors <= result.base.descriptors

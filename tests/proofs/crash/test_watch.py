@@ -1,6 +1,6 @@
-"""The bugs that stores with a watch really had, one test each, over the wire.
+"""Bugs that stores with a watch have really had, one test for each, over the wire.
 
-The last of that list, an acknowledgement before the data is durable, is `test_disk.py`.
+One more, an acknowledgement before the data is durable, is tested in `test_disk.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from proofs.crash.listeners import connected
-from proofs.crash.soak import rss_kib
 from runlane import (
     Client,
     CursorCompacted,
@@ -25,7 +24,9 @@ from runlane import (
 )
 from runlane.types import Progress
 from runlane.v1 import run_service_pb2 as pb
-from support.process import SECONDS, serving
+from support.processes import resident_bytes
+from support.server import serving
+from support.staging import SECONDS
 
 pytestmark = pytest.mark.usefixtures("served_store")
 
@@ -34,16 +35,16 @@ FLAGS = ("--agent", "echo", "--progress-interval", "5ms")
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """What a subscription gave: a run id, or None for a progress mark; and the cursor with it."""
+    """A message of a subscription: a run id, or None for a progress mark; and its cursor."""
 
     run_id: str | None
     cursor: str
 
 
 async def fill(client: Client, runs: int, *, prefix: str = "r", sessions: int = 5) -> list[str]:
-    """Has that many runs end, in sessions s0, s1, ...; returns their ids in the order of the log.
+    """Completes `count` runs in sessions s0, s1, ...; returns their ids in the order of the log.
 
-    Some of them are under way together, so that their order is not the one they were sent in.
+    Some run concurrently, so that the order differs from the one in which they were sent.
     """
     names = iter(f"{prefix}{n}" for n in range(runs))
 
@@ -57,7 +58,7 @@ async def fill(client: Client, runs: int, *, prefix: str = "r", sessions: int = 
 
 
 async def read(client: Client, runs: int, **options: Any) -> list[Item]:
-    """What a subscription gives until so many runs have ended."""
+    """Reads a subscription until `total` runs have ended."""
     items: list[Item] = []
     async with client.subscribe_run_complete(**options) as subscription:
         async with asyncio.timeout(2 * SECONDS):
@@ -79,8 +80,8 @@ def names_in(items: Sequence[Item]) -> list[str]:
 # --- Progress, time and duplicates ---------------------------------------------------------------
 
 
-async def test_r25_progress_never_runs_ahead_of_events(tmp_path: Path) -> None:
-    """From every mark on, a subscription gets exactly what came after the mark."""
+async def test_r25_a_progress_mark_never_passes_an_undelivered_event(tmp_path: Path) -> None:
+    """A subscription that resumes from any progress mark gets exactly the events after it."""
     runs = 300
     async with serving(tmp_path, *FLAGS) as server, Client(server.address) as client:
         async with client.subscribe_run_complete(session_ids=["s0", "s1"]) as subscription:
@@ -103,8 +104,8 @@ async def test_r25_progress_never_runs_ahead_of_events(tmp_path: Path) -> None:
             assert names_in(resumed) == rest
 
 
-async def test_r25_events_never_go_back_in_time_nor_come_twice(tmp_path: Path) -> None:
-    """Live, late, resumed anywhere, and over a restart: the same events in the same order."""
+async def test_r25_events_are_never_reordered_or_repeated(tmp_path: Path) -> None:
+    """A live, a late, a resumed and a restarted subscription get the same events in order."""
     runs = 120
     async with serving(tmp_path, *FLAGS) as server, Client(server.address) as client:
         live = asyncio.create_task(read(client, runs, from_beginning=True))
@@ -137,11 +138,11 @@ REASON = "x" * 1000
 """All events together are more than gRPC buffers for a stream (about 4 MiB)."""
 
 SLOW_BOUND_KIB = 128 << 10
-"""How much the server may grow meanwhile: the tail in memory is 32 MiB at the most, and what is
-encoded for the others is about as much again."""
+"""KiB by which the server may grow meanwhile: the in-memory tail has at most 32 MiB, and the
+encoded messages for the other subscribers take about the same again."""
 
 
-async def test_r25_a_watcher_that_does_not_read_loses_nothing_and_costs_nobody(
+async def test_r25_a_slow_subscriber_loses_nothing_and_delays_no_other(
     tmp_path: Path,
 ) -> None:
     total = SLOW_SESSIONS * SLOW_RUNS
@@ -152,7 +153,7 @@ async def test_r25_a_watcher_that_does_not_read_loses_nothing_and_costs_nobody(
     ):
         slow = stub.SubscribeRunComplete(pb.SubscribeRunCompleteRequest(from_beginning=True))
         await slow.read()
-        before = rss_kib(server.pid)
+        before = resident_bytes(server.pid) >> 10
         fast = asyncio.create_task(read(client, total, from_beginning=True))
 
         async def use(session_id: str) -> None:
@@ -161,9 +162,9 @@ async def test_r25_a_watcher_that_does_not_read_loses_nothing_and_costs_nobody(
             await client.cancel(session_id, reason=REASON)
 
         await asyncio.gather(*(use(f"s{n}") for n in range(SLOW_SESSIONS)))
-        # The other one has them all while the slow one has not read on.
+        # The fast subscriber has all events while the slow one has not read any more.
         log = names_in(await fast)
-        grown = rss_kib(server.pid) - before
+        grown = (resident_bytes(server.pid) >> 10) - before
         got: list[str] = []
         async with asyncio.timeout(SECONDS):
             while len(got) < total:
@@ -181,16 +182,16 @@ async def test_r25_a_watcher_that_does_not_read_loses_nothing_and_costs_nobody(
 # --- Compaction ----------------------------------------------------------------------------------
 
 
-async def test_r25_nothing_is_skipped_where_events_are_compacted_away(tmp_path: Path) -> None:
-    """A subscription that a compaction overtakes gets everything, or is told; never a gap."""
+async def test_r25_compaction_never_skips_an_event_silently(tmp_path: Path) -> None:
+    """A subscription behind a compaction gets all events, or CURSOR_COMPACTED; never a gap."""
     runs = 400
     async with serving(tmp_path, *FLAGS) as server, Client(server.address) as client:
         log = await fill(client, runs)
         items = [item for item in await read(client, runs, from_beginning=True) if item.run_id]
         await server.stop()
-        # It compacts in the background as soon as it serves.
+        # The server compacts in the background once it serves.
         await server.start("--event-retention", "1ms")
-        told = 0
+        compacted = 0
         for n in range(0, runs - 1, 20):
             rest = log[n + 1 :]
             got: list[str] = []
@@ -199,9 +200,9 @@ async def test_r25_nothing_is_skipped_where_events_are_compacted_away(tmp_path: 
                     while len(got) < len(rest):
                         got.append((await anext(subscription)).run_id)
             except CursorCompacted:
-                told += 1
+                compacted += 1
             assert got in (rest[: len(got)], rest)
-        assert told
+        assert compacted
 
 
 async def test_r25_a_subscription_opens_exactly_at_the_compaction_point(tmp_path: Path) -> None:
@@ -211,10 +212,10 @@ async def test_r25_a_subscription_opens_exactly_at_the_compaction_point(tmp_path
         await server.stop()
         await server.start("--event-retention", "1ms")
         oldest = await compacted(client, items[0].cursor)
-        # One event earlier is too early, however little that is.
+        # Even one event earlier is too early.
         with pytest.raises(CursorCompacted):
             await read(client, 1, cursor=items[-2].cursor)
-        # Nothing more is to be removed, least of all what comes now.
+        # The retention is now too long to remove any more events.
         await server.stop()
         await server.start()
         after = await client.run_accepted("s0", "x", run_id="after")
@@ -225,15 +226,15 @@ async def test_r25_a_subscription_opens_exactly_at_the_compaction_point(tmp_path
 
 
 async def compacted(client: Client, cursor: str) -> str:
-    """Waits until events after a cursor are gone; returns the oldest that is kept."""
+    """Waits until events after a cursor are compacted; returns the oldest cursor left."""
     async with asyncio.timeout(SECONDS):
         while True:
             try:
                 await read(client, 1, cursor=cursor)
-            except CursorCompacted as told:
-                # It is removed in pieces; what is told is the end of one of them.
-                if not await is_compacted(client, told.oldest_cursor):
-                    return told.oldest_cursor
+            except CursorCompacted as error:
+                # Compaction works in batches; the reported cursor is the end of one of them.
+                if not await is_compacted(client, error.oldest_cursor):
+                    return error.oldest_cursor
 
 
 async def is_compacted(client: Client, cursor: str) -> bool:
@@ -244,12 +245,12 @@ async def is_compacted(client: Client, cursor: str) -> bool:
         return True
 
 
-# --- Cursors of another world --------------------------------------------------------------------
+# --- Foreign cursors -----------------------------------------------------------------------------
 
 
 @pytest.mark.sqlite("a copy of a file")
 async def test_r25_a_cursor_from_the_future_is_refused(tmp_path: Path) -> None:
-    """As after a restore of an older copy: going on would skip what is written in its place."""
+    """As after a restore of an older copy: resuming would skip the events written since."""
     async with serving(tmp_path, *FLAGS) as server, Client(server.address) as client:
         await fill(client, 5)
         await server.stop()

@@ -1,18 +1,18 @@
-"""What must hold of transcripts: they agree with the terminal events and with what was streamed."""
+"""Checks transcripts: they agree with the terminal events and with the streamed text."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from proofs.crash.event_rules import was_waiting
-from proofs.crash.history import History
+from proofs.crash.history import History, Rule
 from runlane import Message, Role, Run, RunComplete, RunEvent, Started, TextDelta
 from support.wire import check_turn, text_of
 
 
 def _transcript(history: History) -> Iterator[str]:
-    """R14 to R16, R22: the transcript has the turn that the terminal event tells of."""
+    """The transcript has the turn that the terminal event describes (R14 to R16, R22)."""
     for run in history.final.runs.values():
         if run.run_complete is None:
             continue
@@ -38,7 +38,7 @@ def _check_folded(complete: RunComplete, messages: Sequence[Message]) -> None:
 
 
 def _strangers(history: History) -> Iterator[str]:
-    """No message is there twice, out of order, or of a run that is not there."""
+    """No message is repeated, out of order, or of an unknown run."""
     for session_id, messages in history.final.messages.items():
         for message_id, count in Counter(message.message_id for message in messages).items():
             if count > 1:
@@ -53,12 +53,15 @@ def _strangers(history: History) -> Iterator[str]:
 
 
 def _streamed(history: History) -> Iterator[str]:
-    """What the last attempt streamed is what the transcript has."""
+    """The transcript has the streamed text of the last attempt."""
     for run in history.final.runs.values():
         events = history.final.events.get(run.run_id, [])
         if run.folded_into is not None or not events:
             continue
-        said, kept = said_in(events), _kept(run, history.final.messages.get(run.session_id, []))
+        said, kept = (
+            said_in(events),
+            _stored_text(run, history.final.messages.get(run.session_id, [])),
+        )
         if said != kept and not (kept == "" and was_waiting(run)):
             yield f"{run.run_id} streamed {said!r}, the transcript has {kept!r}"
 
@@ -74,15 +77,13 @@ def said_in(events: Sequence[RunEvent]) -> str:
     return said
 
 
-def _kept(run: Run, messages: Sequence[Message]) -> str:
+def _stored_text(run: Run, messages: Sequence[Message]) -> str:
     return "".join(
         text_of(message)
         for message in messages
         if message.run_id == run.run_id and message.role is Role.ASSISTANT
     )
 
-
-Rule = Callable[[History], Iterator[str]]
 
 RULES: Mapping[str, Rule] = {
     "transcript": _transcript,

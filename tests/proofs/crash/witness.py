@@ -1,7 +1,7 @@
-"""The agent of nodes that are watched: a scripted one that writes down when it works.
+"""The agent of nodes under test: a scripted agent that records when it attempts.
 
-What a node says of its runs may be wrong; what the agent did is a fact. Each line is written at
-once, so that it is there when the node is killed in the next instant.
+A node's own account of its runs may be wrong; the record of the agent is a fact. Each line is
+written at once, so that it survives a kill right after it.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from proofs.crash.history import Work
+from proofs.crash.history import AttemptRecord
 from runlane_server.agents.base import AgentEvent, Turn
 from runlane_server.agents.scripted.agent import ScriptedAgent
 from runlane_server.agents.text import whole_text
 
 FILE = "WITNESS_FILE"
-"""The variable that names the file."""
+"""The environment variable that names the file."""
 
 AGENT = "proofs.crash.witness:Witness"
 
 PACES = (0.0, 0.0, 0.02, 0.1, 0.3, 0.6)
-"""Seconds between one event and the next; which it is, the run id says."""
+"""Seconds between two events; the run id selects one."""
 
 PACED = 10
-"""After so many events an agent hurries."""
+"""The number of events after which an agent stops pausing."""
 
 
 class Witness:
-    """Does what its prompt says, some of it slowly, and tells."""
+    """Runs its script, some runs slowly, and records each attempt."""
 
     def __init__(self) -> None:
         self._scripted = ScriptedAgent()
@@ -42,7 +42,7 @@ class Witness:
         self._file = os.open(os.environ[FILE], flags, 0o600)
 
     async def start(self) -> None:
-        """Is ready at once."""
+        """Returns at once: the agent is always ready."""
 
     async def run(self, turn: Turn) -> AsyncGenerator[AgentEvent, None]:
         """Runs the script."""
@@ -60,7 +60,7 @@ class Witness:
             self._tell(turn, "ended")
 
     async def close(self) -> None:
-        """Has nothing to free; who is fenced off may still have something to tell."""
+        """Leaves the file open: a fenced-off attempt may still have to record its end."""
 
     def _tell(self, turn: Turn, what: str) -> None:
         line = {
@@ -74,26 +74,26 @@ class Witness:
         os.write(self._file, f"{json.dumps(line)}\n".encode())
 
 
-def read(path: Path, node: int) -> list[Work]:
-    """What the agents of a node told, the first begun first."""
-    works: list[Work] = []
-    open_works: dict[tuple[str, int], dict[str, Any]] = {}
+def read(path: Path, node: int) -> list[AttemptRecord]:
+    """The records of a node's agents, in the order of their starts."""
+    attempts: list[AttemptRecord] = []
+    open_attempts: dict[tuple[str, int], dict[str, Any]] = {}
     if not path.exists():
-        return works
+        return attempts
     for line in map(json.loads, path.read_text().splitlines()):
         key = (line["run_id"], line["attempt"])
         if line["what"] == "begun":
-            if (left := open_works.pop(key, None)) is not None:
-                works.append(_work(node, left, None))
-            open_works[key] = line
-        elif (begun := open_works.pop(key, None)) is not None:
-            works.append(_work(node, begun, line["at"]))
-    works += [_work(node, begun, None) for begun in open_works.values()]
-    return sorted(works, key=lambda work: work.begun)
+            if (left := open_attempts.pop(key, None)) is not None:
+                attempts.append(_work(node, left, None))
+            open_attempts[key] = line
+        elif (begun := open_attempts.pop(key, None)) is not None:
+            attempts.append(_work(node, begun, line["at"]))
+    attempts += [_work(node, begun, None) for begun in open_attempts.values()]
+    return sorted(attempts, key=lambda work: work.begun)
 
 
-def _work(node: int, begun: dict[str, Any], ended: str | None) -> Work:
-    return Work(
+def _work(node: int, begun: dict[str, Any], ended: str | None) -> AttemptRecord:
+    return AttemptRecord(
         node=node,
         session_id=begun["session_id"],
         run_id=begun["run_id"],

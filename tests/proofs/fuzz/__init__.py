@@ -1,1 +1,1 @@
-"""What anybody may send: parsers, and a server's port, with input that nobody meant."""
+"""Fuzzing of everything that accepts input from outside: the parsers and the server's port."""

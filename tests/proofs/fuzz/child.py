@@ -13,11 +13,11 @@ with atheris.instrument_imports(include=["runlane", "runlane_server"]):
 from proofs.fuzz.tries import Tries
 
 SAVED_EVERY = 0.25
-"""Seconds. libFuzzer ends the process without a word to Python."""
+"""Seconds between two saves: libFuzzer ends the process without notice to Python."""
 
 
 def main() -> None:
-    """Tries inputs until libFuzzer has enough; crashes are kept, and it goes on."""
+    """Tries inputs until libFuzzer stops; saves crashing inputs and continues."""
     name, figures, crashes, *flags = sys.argv[1:]
     target, tries = BY_NAME[name], Tries(name, Path(crashes))
     saved = 0.0

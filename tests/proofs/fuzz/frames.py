@@ -1,4 +1,4 @@
-"""HTTP/2 frames (RFC 9113), as wrong as one likes. Header fields are literals without indexing."""
+"""HTTP/2 frames (RFC 9113), valid or not. Header fields are literals without indexing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CALL: Mapping[str, str] = {
 def frame(
     kind: int, payload: bytes = b"", *, flags: int = 0, stream: int = 0, length: int | None = None
 ) -> bytes:
-    """A frame; `length` is what it says of its payload, if that is not so."""
+    """A frame. `length` replaces the true length of the payload."""
     size = len(payload) if length is None else length
     return struct.pack(">I", size)[1:] + struct.pack(">BBI", kind, flags, stream) + payload
 
@@ -51,9 +51,9 @@ def settings(*pairs: tuple[int, int]) -> bytes:
 
 
 def call(stream: int = 1, message: bytes = b"", **changes: str | None) -> bytes:
-    """A call of GetRun; fields of the header are changed, or left out with None.
+    """A call of GetRun. `changes` replace header fields; None removes one.
 
-    A name is written with _ for - and with h_ for a colon in front.
+    In a name, `_` stands for `-`, and a leading `h_` for a colon.
     """
     fields: dict[str, str] = dict(CALL)
     for name, value in changes.items():
@@ -68,4 +68,4 @@ def call(stream: int = 1, message: bytes = b"", **changes: str | None) -> bytes:
 
 
 OPENING = PREFACE + settings()
-"""What every good client begins with."""
+"""The preface that every valid client sends first."""

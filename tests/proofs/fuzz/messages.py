@@ -1,4 +1,4 @@
-"""Requests that are no messages, or nearly none, over a good connection."""
+"""Invalid or barely valid messages over a valid connection."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from proofs.fuzz.mutate import mutated
 from proofs.fuzz.tries import Broken
 
 DEADLINE = 0.3
-"""Seconds; a subscription, or a wait, that was let in by chance is left after that."""
+"""Timeout in seconds; it ends a subscription or a wait that happened to be valid."""
 
 _OURS = "runlane.v1."
 _RUNS, _SESSIONS = "/runlane.v1.RunService/", "/runlane.v1.SessionService/"
@@ -61,13 +61,13 @@ SHAPES: Sequence[bytes] = (
     b"\xfa\xff\xff\xff\x0f\x01x" * 100,
     b"\x32\x0b\x08\xff\xff\xff\xff\xff\xff\xff\xff\x7f\x10\x01",
 )
-"""Wrong in a known way: lengths, UTF-8, wire types, groups, field 0, times that are none."""
+"""Known defects: lengths, UTF-8, wire types, groups, field 0, invalid times."""
 
 GRPC_OWN = {
     StatusCode.UNIMPLEMENTED: "a method that is not there",
     StatusCode.RESOURCE_EXHAUSTED: "a message, or metadata, that is too large",
 }
-"""What gRPC answers itself, without ErrorInfo."""
+"""Statuses that gRPC itself returns, without ErrorInfo."""
 
 Sent: TypeAlias = tuple[str, bytes, Sequence[tuple[str, str | bytes]]]
 """A method, a message, and metadata."""
@@ -76,7 +76,7 @@ _LEFT = (StatusCode.DEADLINE_EXCEEDED, StatusCode.CANCELLED)
 
 
 def some(random: Random) -> Sent:
-    """A method, a message for it, and metadata; now and then one of them is too large."""
+    """A random method, message and metadata; now and then one of them is too large."""
     method = random.choice(list(METHODS))
     seeds = METHODS[method]
     match random.randrange(10):
@@ -101,8 +101,8 @@ def some(random: Random) -> Sent:
 def send(
     channel: grpc.Channel, method: str, message: bytes, metadata: Sequence[tuple[str, str | bytes]]
 ) -> StatusCode:
-    """Sends it, and returns the status. Raises Broken if it should not have been this one."""
-    # Without serializers bytes go out as they are; the stubs do not know of that.
+    """Sends a message and returns the status. Raises Broken for an unexpected status."""
+    # Without serializers the bytes are sent unchanged; the type stubs do not allow that.
     behavior: Any = channel.stream_stream(method)
     call = behavior(iter([message]), timeout=DEADLINE, metadata=tuple(metadata))
     try:
@@ -115,12 +115,12 @@ def send(
         return code
     if code in (StatusCode.UNKNOWN, StatusCode.INTERNAL):
         raise Broken(f"{method} ended with {code.name}: {call.details()}")
-    if _OURS in method and code not in GRPC_OWN and not _is_told(call.trailing_metadata()):
+    if _OURS in method and code not in GRPC_OWN and not _has_details(call.trailing_metadata()):
         raise Broken(f"{method} ended with {code.name} without ErrorInfo: {call.details()}")
     return code
 
 
-def _is_told(trailing: Sequence[tuple[str, str | bytes]] | None) -> bool:
+def _has_details(trailing: Sequence[tuple[str, str | bytes]] | None) -> bool:
     data = dict(trailing or ()).get("grpc-status-details-bin", b"")
     info = error_details_pb2.ErrorInfo()
     try:

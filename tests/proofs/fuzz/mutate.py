@@ -1,4 +1,4 @@
-"""Bytes that are nearly right: where parsers have their mistakes."""
+"""Nearly valid bytes: most parser bugs are there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 
 LONGEST = 1 << 16
-"""Bytes; what is longer is cut off, as it would test patience only."""
+"""Maximum size in bytes; longer inputs would only cost time."""
 
 _TOKENS = (
     b"\0", b"\xff", b"\xc3\x28", b"\xed\xa0\x80", b"\n", b'"', b"'", b"\\", b"[", b"]", b"{", b"}",
@@ -19,7 +19,7 @@ Mutation = Callable[[Random, bytes, Sequence[bytes]], bytes]
 
 
 def mutated(random: Random, data: bytes, others: Sequence[bytes] = ()) -> bytes:
-    """Some changes, one to four, to what is there; `others` is what may be spliced in."""
+    """Applies one to four changes; parts of `others` may be spliced in."""
     for _ in range(random.randint(1, 4)):
         data = random.choice(_MUTATIONS)(random, data, others)[:LONGEST]
     return data

@@ -1,4 +1,4 @@
-"""Connections that are no good ones: what they send, and how it is sent."""
+"""Invalid connections: their bytes, and the way in which they are sent."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from proofs.fuzz.frames import (
 from proofs.fuzz.mutate import mutated
 
 LISTENED = 0.05
-"""Seconds for which an answer is read; some are never answered."""
+"""Seconds for which an answer is read; some attacks get none."""
 
 LONGEST = 1 << 20
-"""Bytes of an answer; nobody gets so many."""
+"""Maximum size of an answer in bytes; no real answer is so large."""
 
 Attack = Callable[[Random], bytes]
 
@@ -165,7 +165,7 @@ ATTACKS: Mapping[str, Attack] = {
 
 
 def attack(address: str, data: bytes) -> bytes:
-    """Sends it over a connection of its own; returns what is answered within `LISTENED`."""
+    """Sends bytes over a new connection; returns the answer within `LISTENED` seconds."""
     host, port = address.rsplit(":", 1)
     answer = b""
     with socket.create_connection((host, int(port)), timeout=5) as connection:

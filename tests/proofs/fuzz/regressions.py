@@ -1,4 +1,4 @@
-"""Inputs that once broke something, by the target that they broke."""
+"""Inputs that once crashed a target, by target."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from proofs.fuzz import frames
 
 
 def _detail(kind: str, value: bytes) -> bytes:
-    """A google.rpc.Status with one detail, whose value may be anything."""
+    """A google.rpc.Status with one detail of any value."""
     packed = any_pb2.Any(type_url=f"type.googleapis.com/google.rpc.{kind}", value=value)
     data: bytes = status_pb2.Status(code=10, details=[packed]).SerializeToString()
     return data
@@ -30,4 +30,4 @@ PARSED: Sequence[tuple[str, bytes]] = (
 )
 
 NOT_UTF8_PATH = frames.OPENING + frames.call().replace(b"/runlane.v1", b"/run\xecane.v1")
-"""grpc.aio decodes the path in the loop that takes calls, and its server ends if it cannot."""
+"""grpc.aio decodes the path in its accept loop, and its server ends if that fails."""

@@ -1,10 +1,10 @@
-"""Tries inputs for so many seconds, shared among all targets, and prints what came of it.
+"""Fuzzes all targets, which share the given seconds, and prints the result.
 
 cd tests && python -m proofs.fuzz.run --seconds 300
 cd tests && python -m proofs.fuzz.run --seconds 60 --only script --seed 7
 
-Crashing inputs are kept in .cache/fuzz/crashes. The exit code is 1 if there was one, and 2 if
-nothing was tried.
+Crashing inputs are saved in .cache/fuzz/crashes. The exit code is 1 after a crash, and 2 if no
+input was tried.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from random import Random
 
 from proofs.fuzz.mutate import mutated
 from proofs.fuzz.raw import ATTACKS
+from proofs.fuzz.server import BATCH, fuzzed_server, send_messages, send_raw
 from proofs.fuzz.targets import TARGETS, Target
 from proofs.fuzz.tries import Broken, Tries
-from proofs.fuzz.victim import BATCH, send_messages, send_raw, victim
-from support.rpc_process import environment
+from support.server import clean_environment
 
 CACHE = Path(__file__).resolve().parents[3] / ".cache" / "fuzz"
 
 GRACE = 30
-"""Seconds that atheris has to start and to end, beyond those it fuzzes for."""
+"""Seconds that atheris may take to start and to end, beyond the fuzzing itself."""
 
 Search = Callable[[Tries, float, int], None]
 
 
 def search_random(target: Target, tries: Tries, seconds: float, seed: int) -> None:
-    """Tries the seeds of a parser, and mutations of them, for so many seconds."""
+    """Tries the seeds of a parser and mutations of them for `seconds`."""
     random = Random(seed)  # noqa: S311 - a seed repeats it
     end = time.monotonic() + seconds
     for data in target.seeds:
@@ -45,7 +45,7 @@ def search_random(target: Target, tries: Tries, seconds: float, seed: int) -> No
 
 
 def search_guided(target: Target, tries: Tries, seconds: float, seed: int) -> None:
-    """Has atheris look for inputs that reach more of a parser; half the time is for mutations."""
+    """Fuzzes a parser by coverage with atheris, after mutations for half of the time."""
     search_random(target, tries, seconds / 2, seed)
     corpus = CACHE / "corpus" / target.name
     corpus.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def search_guided(target: Target, tries: Tries, seconds: float, seed: int) -> No
             capture_output=True,
             text=True,
             errors="replace",
-            env=environment(),
+            env=clean_environment(),
             timeout=limit + GRACE,
             check=False,
         )
@@ -101,7 +101,10 @@ def _attack(store: str, kind: str) -> Search:
     def search(tries: Tries, seconds: float, seed: int) -> None:
         random = Random(seed)  # noqa: S311 - a seed repeats it
         names = list(ATTACKS)
-        with tempfile.TemporaryDirectory() as folder, victim(Path(folder), store) as attacked:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            fuzzed_server(Path(folder), store) as attacked,
+        ):
             end = time.monotonic() + seconds
             while time.monotonic() < end and not tries.crashes:
                 if kind == "messages":
@@ -118,7 +121,7 @@ def _attack(store: str, kind: str) -> Search:
 
 
 def searches(targets: Sequence[Target] = TARGETS) -> dict[str, Search]:
-    """All that can be fuzzed."""
+    """The names of all targets."""
     found = {target.name: _search(target) for target in targets}
     for store in ("memory", "sqlite"):
         for kind in ("messages", "connections"):
@@ -129,7 +132,7 @@ def searches(targets: Sequence[Target] = TARGETS) -> dict[str, Search]:
 def fuzz(
     chosen: Mapping[str, Search], seconds: float, seed: int, folder: Path = CACHE / "crashes"
 ) -> int:
-    """Lets each have its turn, and prints the table; returns the exit code."""
+    """Fuzzes each target and prints the table; returns the exit code."""
     print(f"{'target':<20} {'inputs':>9} {'crashes':>7} {'slowest':>9}", flush=True)
     done = []
     for name, search in chosen.items():
@@ -148,15 +151,15 @@ def fuzz(
 
 
 def main() -> None:
-    """Fuzzes as the command line says."""
+    """The command line."""
     known = searches()
     parser = argparse.ArgumentParser(prog="proofs.fuzz.run", description=__doc__)
     parser.add_argument("--seconds", type=float, default=300, help="in all")
     parser.add_argument("--only", action="append", choices=list(known), help="this target")
     parser.add_argument("--seed", type=int, default=1)
-    told = parser.parse_args()
-    chosen = {name: known[name] for name in told.only or known}
-    sys.exit(fuzz(chosen, told.seconds, told.seed))
+    options = parser.parse_args()
+    chosen = {name: known[name] for name in options.only or known}
+    sys.exit(fuzz(chosen, options.seconds, options.seed))
 
 
 if __name__ == "__main__":

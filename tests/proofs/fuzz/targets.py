@@ -1,6 +1,6 @@
-"""The parsers: what each takes, and which errors it promises. Anything else it raises is a crash.
+"""The parsers under test, each with its input and its documented errors; others are crashes.
 
-One table, for the tests, for the random runner and for atheris.
+The tests, the random runner and atheris use this one table.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ from runlane_server.store.postgres.database import Database
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A parser: `parse` takes an input; `promised` are the errors it may raise."""
+    """A parser: `parse` takes an input, and `promised` are the errors that it may raise."""
 
     name: str
     parse: Callable[[bytes], object]
@@ -72,7 +72,7 @@ class Target:
     seeds: Sequence[bytes]
 
     def __call__(self, data: bytes) -> None:
-        """Tries an input. Raises whatever was not promised."""
+        """Tries an input. Raises only errors that are not promised."""
         with contextlib.suppress(*self.promised):
             self.parse(data)
 
@@ -187,7 +187,7 @@ def _signer() -> tuple[Any, JwtVerifier]:
 
 
 def _jwt(data: bytes) -> object:
-    # A header has bytes as characters; Bearer takes what is printable of them.
+    # A header has bytes as characters; Bearer accepts the printable ones.
     return _signer()[1].verify(data.decode("latin-1"))
 
 
@@ -249,7 +249,7 @@ _CHECKS: Sequence[tuple[type[Message], Callable[[Any], object]]] = (
 
 
 def _request(data: bytes) -> None:
-    """The first byte chooses the request, the others are it."""
+    """The first byte selects the request type, the others are the request."""
     kind, check = _CHECKS[data[0] % len(_CHECKS)] if data else _CHECKS[0]
     check(kind.FromString(data[1:]))
 
@@ -267,7 +267,7 @@ _WAIT = run_service_pb2.WaitRunRequest(run_id="r", timeout=duration_pb2.Duration
 
 
 def _codec(data: bytes) -> None:
-    """What was encoded is decoded to the same, whatever is in it."""
+    """Any record equals its decoded encoding."""
     text, number = _text(data), int.from_bytes(data[:8], "big")
     usage = Usage(number, 1, 2, 3, 4)
     parts = (Text(text), ToolCall(text, text, text))
@@ -300,7 +300,7 @@ def _codec(data: bytes) -> None:
 
 
 def _rich_error(data: bytes) -> None:
-    """What a hostile server says in its trailing metadata is still one of the client's errors."""
+    """Trailing metadata of a hostile server still becomes an error of the client."""
     trailing = Metadata((rpc_errors.STATUS_DETAILS, data))
     raised = rpc_errors.from_rpc(AioRpcError(StatusCode.ABORTED, Metadata(), trailing, "no"))
     assert raised.status is StatusCode.ABORTED

@@ -1,4 +1,4 @@
-"""Every parser takes anything, and raises what it promises or nothing."""
+"""Every parser accepts any input, and raises only the errors that it promises."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from proofs.fuzz.targets import BY_NAME, TARGETS, Target
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
-def test_what_is_nearly_right(target: Target) -> None:
+def test_nearly_valid_input_raises_only_promised_errors(target: Target) -> None:
     nearly = st.builds(
         lambda seed, data: mutated(Random(seed), data, target.seeds),  # noqa: S311
         st.integers(0, 1 << 32),
@@ -36,8 +36,8 @@ def test_what_is_nearly_right(target: Target) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
-def test_its_seeds_lead_somewhere(target: Target) -> None:
-    """One of them at least is what the parser takes, if there is any that nobody has to sign."""
+def test_a_parser_accepts_one_of_its_seeds(target: Target) -> None:
+    """At least one seed is valid, unless valid input needs a signature."""
     outcomes = []
     for seed in target.seeds:
         try:
@@ -50,5 +50,5 @@ def test_its_seeds_lead_somewhere(target: Target) -> None:
 
 
 @pytest.mark.parametrize(("name", "data"), PARSED)
-def test_what_once_broke_one(name: str, data: bytes) -> None:
+def test_input_that_once_crashed_a_parser_is_handled(name: str, data: bytes) -> None:
     BY_NAME[name](data)

@@ -1,4 +1,4 @@
-"""The runner finds what is there to be found, and says so."""
+"""The runner finds a planted crash, and reports it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _run(target: Target, folder: Path) -> int:
     return fuzz({target.name: search}, 0.3, 1, folder)
 
 
-def test_a_planted_crash_is_found_and_kept(
+def test_a_planted_crash_is_found_and_saved(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _run(Target("planted", _planted, (ValueError,), (b"a[b]",)), tmp_path) == 1
@@ -34,11 +34,11 @@ def test_a_planted_crash_is_found_and_kept(
     assert "planted" in kept.with_suffix(".txt").read_text()
 
 
-def test_nothing_is_found_where_nothing_is(tmp_path: Path) -> None:
+def test_a_sound_target_has_no_crash(tmp_path: Path) -> None:
     promised = (ValueError, KeyError)
     assert _run(Target("sound", _planted, promised, (b"a[b]",)), tmp_path) == 0
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_tried_is_no_success(tmp_path: Path) -> None:
+def test_no_tried_input_is_a_failure(tmp_path: Path) -> None:
     assert fuzz({"idle": lambda *_: None}, 1, 1, tmp_path) == 2

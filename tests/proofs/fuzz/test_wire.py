@@ -1,4 +1,4 @@
-"""A server that is sent what nobody means is none the worse for it."""
+"""A server stays healthy after invalid input."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from proofs.fuzz import raw
 from proofs.fuzz.messages import METHODS, SHAPES, send
 from proofs.fuzz.raw import ATTACKS
 from proofs.fuzz.regressions import NOT_UTF8_PATH
+from proofs.fuzz.server import fuzzed_server, send_messages, send_raw
 from proofs.fuzz.tries import Tries
-from proofs.fuzz.victim import send_messages, send_raw, victim
 
 
 @pytest.mark.parametrize("store", ["memory", "sqlite"])
-def test_a_batch_of_each(tmp_path: Path, store: str) -> None:
+def test_a_server_survives_a_batch_of_every_attack(tmp_path: Path, store: str) -> None:
     tries = Tries("wire", tmp_path / "crashes")
-    with victim(tmp_path, store) as attacked:
+    with fuzzed_server(tmp_path, store) as attacked:
         random = Random(3)  # noqa: S311 - a seed repeats it
         send_messages(attacked, tries, random, 15)
         if store == "memory":
@@ -29,20 +29,20 @@ def test_a_batch_of_each(tmp_path: Path, store: str) -> None:
     assert tries.inputs >= 15
 
 
-def test_each_method_is_sent_each_shape(tmp_path: Path) -> None:
-    with victim(tmp_path, "memory") as attacked:
+def test_every_method_survives_every_message(tmp_path: Path) -> None:
+    with fuzzed_server(tmp_path, "memory") as attacked:
         with grpc.insecure_channel(attacked.address) as channel:
             for method in METHODS:
                 if method.endswith(("Subscribe", "SubscribeRunComplete", "CancelAll", "Watch")):
-                    continue  # some shapes are good requests for these, and they stay open
+                    continue  # some messages are valid for these, and their calls stay open
                 for shape in SHAPES:
                     send(channel, method, shape, ())
         attacked.check()
 
 
-def test_a_path_that_is_not_utf8(tmp_path: Path) -> None:
-    """grpc.aio (1.85) decodes it in the loop that takes calls, and its server ends."""
-    with victim(tmp_path, "memory") as attacked:
+def test_a_path_that_is_not_utf8_does_not_end_the_server(tmp_path: Path) -> None:
+    """grpc.aio (1.85) decodes the path in its accept loop, and its server ends."""
+    with fuzzed_server(tmp_path, "memory") as attacked:
         for _ in range(3):
             raw.attack(attacked.address, NOT_UTF8_PATH)
             attacked.check()

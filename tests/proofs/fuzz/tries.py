@@ -1,4 +1,4 @@
-"""What came of trying inputs: how many, which failed, how long the slowest took."""
+"""The results of tried inputs: their number, the crashes, and the slowest time."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 TOO_SLOW = 5.0
-"""Seconds for one input; what takes longer is a way to keep a server busy."""
+"""Maximum seconds for one input; a slower one could be used to overload a server."""
 
 
 class Broken(Exception):
-    """Something held before an input, and not after it."""
+    """An invariant that an input broke."""
 
 
 @dataclass
 class Tries:
-    """The figures of a target. Crashing inputs are kept in `folder`, one of each kind."""
+    """The figures of a target. `folder` gets one crashing input of each kind."""
 
     name: str
     folder: Path
@@ -29,7 +29,7 @@ class Tries:
     crashes: dict[str, str] = field(default_factory=dict)
 
     def take(self, call: Callable[[bytes], object], data: bytes) -> None:
-        """Tries one input; whatever it raises is a crash."""
+        """Tries one input. Any exception is a crash."""
         self.inputs += 1
         began = time.perf_counter()
         try:
@@ -42,10 +42,12 @@ class Tries:
             self.crashed(data, Broken(f"took {seconds:.0f} s"))
 
     def crashed(self, data: bytes, error: BaseException) -> None:
-        """Keeps an input, and what came of it in a file beside it."""
-        told = traceback.extract_tb(error.__traceback__)
-        # Where our code was: what a library says below it differs with the depth of its recursion.
-        ours = [f"{Path(at.filename).name}:{at.lineno}" for at in told if "runlane" in at.filename]
+        """Saves an input, and its traceback in a file beside it."""
+        frames = traceback.extract_tb(error.__traceback__)
+        # Only lines of our code: those of a library differ with the depth of its recursion.
+        ours = [
+            f"{Path(at.filename).name}:{at.lineno}" for at in frames if "runlane" in at.filename
+        ]
         place = ours[-1] if ours else str(error)[:80]
         kind = f"{type(error).__name__} at {place}"
         if kind in self.crashes:
@@ -58,14 +60,14 @@ class Tries:
         self.crashes[kind] = str(path)
 
     def save(self, path: Path) -> None:
-        """Writes the figures for another process; it never sees half of them."""
+        """Writes the figures for another process, atomically."""
         figures = {"inputs": self.inputs, "slowest": self.slowest, "crashes": self.crashes}
         fresh = path.with_suffix(".new")
         fresh.write_text(json.dumps(figures))
         fresh.replace(path)
 
     def load(self, path: Path) -> None:
-        """Reads what `save` wrote."""
+        """Reads the figures that `save` wrote."""
         figures = json.loads(path.read_text())
         self.inputs += figures["inputs"]
         self.slowest = max(self.slowest, figures["slowest"])

@@ -210,7 +210,7 @@ async def test_host_of_a_run_is_kept_while_it_is_active(nodes: Sequence[Postgres
     assert lane.active.host == "two"
 
 
-async def test_r9_runs_of_nodes_that_are_lost_or_gone_are_found(
+async def test_r09_runs_of_nodes_that_are_lost_or_gone_are_found(
     nodes: Sequence[PostgresStore], beside: Connection
 ) -> None:
     one, two = nodes
@@ -299,7 +299,7 @@ def keys_of(stories: Sequence[Story]) -> list[SessionKey]:
     return [story.key for story in stories]
 
 
-async def test_r8_each_lane_that_waits_is_claimed_by_one_node_the_oldest_first(
+async def test_r08_each_lane_that_waits_is_claimed_by_one_node_the_oldest_first(
     nodes: Sequence[PostgresStore],
 ) -> None:
     one, two = nodes

@@ -32,10 +32,10 @@ from runlane_server.store.postgres.connection import Connector
 from runlane_server.store.postgres.database import Database
 from store.postgres.replicas import HOST, Replicas, replicas
 from support.postgres import postgres_store, with_schema
-from support.process import ServerProcess, serving
+from support.server import ServerProcess, serving
+from support.staging import SECONDS
 from support.story import Story
 
-SECONDS = 30.0
 SESSIONS = 6
 ENOUGH = 15
 """How many runs each node accepts before the primary is lost, and after it."""

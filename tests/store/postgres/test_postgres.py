@@ -184,7 +184,7 @@ async def test_database_of_another_encoding_is_refused(
 @pytest.mark.parametrize(
     ("by_default", "used"), [("off", "on"), ("local", "on"), ("remote_apply", "remote_apply")]
 )
-async def test_r1_what_is_confirmed_is_on_disk(
+async def test_r01_what_is_confirmed_is_on_disk(
     databases: Callable[[str], Awaitable[str]], by_default: str, used: str
 ) -> None:
     """The setting applies unless the database default is stricter."""
@@ -217,7 +217,7 @@ async def test_database_that_cannot_be_reached_is_named(url: str, why: str) -> N
 # --- Versions -----------------------------------------------------------------------------------
 
 
-async def test_r7_session_that_was_created_anew_is_not_taken_for_the_old_one(
+async def test_r07_session_that_was_created_anew_is_not_taken_for_the_old_one(
     nodes: Sequence[PostgresStore],
 ) -> None:
     one, two, three = nodes
@@ -247,7 +247,7 @@ async def test_r7_session_that_was_created_anew_is_not_taken_for_the_old_one(
     assert [(await node.get_session(old.key)) is not None for node in nodes] == [True] * 3
 
 
-async def test_r7_versions_grow_over_many_lives(nodes: Sequence[PostgresStore]) -> None:
+async def test_r07_versions_grow_over_many_lives(nodes: Sequence[PostgresStore]) -> None:
     one, two, _ = nodes
     last = 0
     for n in range(4):
@@ -290,7 +290,7 @@ async def test_removed_sessions_are_forgotten_after_a_day(
 # --- Many nodes write ---------------------------------------------------------------------------
 
 
-async def test_r7_of_nodes_that_race_for_a_lane_one_wins(nodes: Sequence[PostgresStore]) -> None:
+async def test_r07_of_nodes_that_race_for_a_lane_one_wins(nodes: Sequence[PostgresStore]) -> None:
     first = Story(nodes[0])
     await first.accept("a")
     for n in range(10):
@@ -304,7 +304,7 @@ async def test_r7_of_nodes_that_race_for_a_lane_one_wins(nodes: Sequence[Postgre
         first.lane = rivals[results.index(None)].lane
 
 
-async def test_r3_of_nodes_that_race_for_a_run_id_one_wins(nodes: Sequence[PostgresStore]) -> None:
+async def test_r03_of_nodes_that_race_for_a_run_id_one_wins(nodes: Sequence[PostgresStore]) -> None:
     for n in range(10):
         stories = [Story(node, f"s{n}-{k}") for k, node in enumerate(nodes)]
         results = await asyncio.gather(
@@ -314,7 +314,7 @@ async def test_r3_of_nodes_that_race_for_a_run_id_one_wins(nodes: Sequence[Postg
         assert [type(result) for result in results if result] == [RunIdTaken, RunIdTaken]
 
 
-async def test_r9_append_of_a_node_that_loses_its_run_meanwhile_is_refused(
+async def test_r09_append_of_a_node_that_loses_its_run_meanwhile_is_refused(
     nodes: Sequence[PostgresStore], beside: Connection
 ) -> None:
     """It waits for the commit that takes the run away, and finds it gone."""

@@ -1,4 +1,4 @@
-"""A server that is attacked, and whether it is none the worse for it."""
+"""A server under attack, and checks that it stays healthy."""
 
 from __future__ import annotations
 
@@ -14,50 +14,50 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
-from proofs.crash.soak import descriptors, rss_kib
 from proofs.fuzz import messages, raw
 from proofs.fuzz.tries import Broken, Tries
 from runlane.v1 import run_service_pb2, run_service_pb2_grpc
-from support.rpc_process import Server, server
+from support.processes import open_descriptors, resident_bytes
+from support.server import ServerProcess, serving_blocking
 
 BOUND = 10.0
-"""Seconds within which a good call is answered."""
+"""Seconds in which a valid call has to be answered."""
 
 GROWTH_KIB = 200 << 10
-"""What a server may hold more after all: the runs that it accepted, and what gRPC keeps."""
+"""KiB by which the server may grow: accepted runs, and memory that gRPC keeps."""
 
 MORE_DESCRIPTORS = 8
 
 BATCH = 25
 
 _OUTLIVED = ("codec can't decode", "UnicodeDecodeError", "gRPC server broke down; restarting")
-"""What is told of a path that is not UTF-8, which gRPC's server does not outlive and ours does."""
+"""Log texts of a path that is not UTF-8: it ends the server of gRPC, and ours starts another."""
 
 
-class Victim:
-    """A server, a good channel to it, and what it had at the beginning."""
+class FuzzedServer:
+    """A server, a valid channel to it, and its footprint at the start."""
 
-    def __init__(self, running: Server) -> None:
+    def __init__(self, running: ServerProcess) -> None:
         self._server = running
         self._channel = grpc.insecure_channel(
             running.address, options=(("grpc.use_local_subchannel_pool", 1),)
         )
         self._log_read = 0
         self.check()
-        self._rss = rss_kib(running.process.pid)
-        self._descriptors = descriptors(running.process.pid)
+        self._rss = resident_bytes(running.pid) >> 10
+        self._descriptors = open_descriptors(running.pid)
 
     @property
     def address(self) -> str:
-        """Where it listens."""
+        """The address at which the server listens."""
         return self._server.address
 
     def check(self) -> None:
-        """Raises Broken if it is dead, does not answer well, or told of a failure."""
-        if self._server.process.poll() is not None:
+        """Raises Broken if the server has ended, fails a valid call, or logged an error."""
+        if self._server.has_ended:
             raise Broken(f"the server ended with {self._server.process.returncode}")
         self._works_soon()
-        lines = self._server.log.read_text(errors="replace").splitlines()
+        lines = self._server.log.splitlines()
         fresh, self._log_read = lines[self._log_read :], len(lines)
         for line in fresh:
             expected = any(known in line for known in _OUTLIVED)
@@ -65,7 +65,7 @@ class Victim:
                 raise Broken(f"the log says: {line[:3000]}")
 
     def _works_soon(self) -> None:
-        """A good client asks again where its connection was lost."""
+        """Repeats a valid call while its connection is lost, as a client would."""
         end = time.monotonic() + BOUND
         while True:
             try:
@@ -73,7 +73,7 @@ class Victim:
             except grpc.RpcError as error:
                 lost = error.code() is grpc.StatusCode.UNAVAILABLE
                 if not lost or time.monotonic() > end:
-                    raise Broken(f"a good call failed: {error}") from error
+                    raise Broken(f"a valid call failed: {error}") from error
             else:
                 return
 
@@ -81,7 +81,7 @@ class Victim:
         health = health_pb2_grpc.HealthStub(self._channel)
         answer = health.Check(health_pb2.HealthCheckRequest(), timeout=BOUND, wait_for_ready=True)
         if answer.status != health_pb2.HealthCheckResponse.SERVING:
-            raise Broken("it is not healthy")
+            raise Broken("the server is not healthy")
         runs = run_service_pb2_grpc.RunServiceStub(self._channel)
         accepted = runs.RunAccepted(
             run_service_pb2.RunAcceptedRequest(
@@ -96,39 +96,41 @@ class Victim:
             timeout=BOUND,
         )
         if waited.run.run_complete.text != "well?":
-            raise Broken(f"a good run ended so: {waited}")
+            raise Broken(f"a valid run ended with {waited}")
 
     def check_sizes(self) -> None:
-        """Raises Broken if it holds more than it may, once the others are gone."""
-        pid = self._server.process.pid
-        end = time.monotonic() + BOUND + 10  # what says nothing is cut off after 10 s
-        while descriptors(pid) > self._descriptors + MORE_DESCRIPTORS:
+        """Raises Broken if the server has grown too much once the attackers are gone."""
+        pid = self._server.pid
+        end = time.monotonic() + BOUND + 10  # the server closes a silent connection after 10 s
+        while open_descriptors(pid) > self._descriptors + MORE_DESCRIPTORS:
             if time.monotonic() > end:
-                raise Broken(f"{descriptors(pid)} descriptors; it had {self._descriptors}")
+                raise Broken(
+                    f"{open_descriptors(pid)} descriptors; {self._descriptors} at the start"
+                )
             self._works_soon()
-        if (grown := rss_kib(pid) - self._rss) > GROWTH_KIB:
-            raise Broken(f"it grew by {grown} KiB")
+        if (grown := (resident_bytes(pid) >> 10) - self._rss) > GROWTH_KIB:
+            raise Broken(f"the server grew by {grown} KiB")
 
     def close(self) -> None:
-        """Hangs up."""
+        """Closes the channel."""
         self._channel.close()
 
 
 @contextmanager
-def victim(folder: Path, store: str) -> Iterator[Victim]:
+def fuzzed_server(folder: Path, store: str) -> Iterator[FuzzedServer]:
     """A server with a scripted agent over `memory` or `sqlite`."""
     url = "memory:" if store == "memory" else f"sqlite:///{folder}/runlane.db"
     flags = ("--store", url, "--agent", "scripted", "--log-format", "json")
-    with server(folder, *flags) as running:
-        attacked = Victim(running)
+    with serving_blocking(folder, *flags) as running:
+        attacked = FuzzedServer(running)
         try:
             yield attacked
         finally:
             attacked.close()
 
 
-def send_messages(attacked: Victim, tries: Tries, random: Random, count: int) -> None:
-    """A batch of bad messages, and a look at the server."""
+def send_messages(attacked: FuzzedServer, tries: Tries, random: Random, count: int) -> None:
+    """Sends a batch of invalid messages, and checks the server."""
     channel = grpc.insecure_channel(
         attacked.address, options=(("grpc.use_local_subchannel_pool", 1),)
     )
@@ -138,23 +140,23 @@ def send_messages(attacked: Victim, tries: Tries, random: Random, count: int) ->
             sent = messages.some(random)
             whole = f"{sent[0]}\n{sent[2]}\n".encode() + sent[1]
             tries.take(partial(_send, channel, sent), whole)
-    _look(attacked, tries, whole)
+    _check_after(attacked, tries, whole)
 
 
 def _send(channel: grpc.Channel, sent: messages.Sent, _: bytes) -> None:
     messages.send(channel, *sent)
 
 
-def send_raw(attacked: Victim, tries: Tries, random: Random, names: list[str]) -> None:
-    """A batch of bad connections, and a look at the server."""
+def send_raw(attacked: FuzzedServer, tries: Tries, random: Random, names: list[str]) -> None:
+    """Opens a batch of invalid connections, and checks the server."""
     data = b""
     for name in names:
         data = raw.ATTACKS[name](random)
         tries.take(lambda sent: raw.attack(attacked.address, sent), data)
-    _look(attacked, tries, data)
+    _check_after(attacked, tries, data)
 
 
-def _look(attacked: Victim, tries: Tries, last: bytes) -> None:
+def _check_after(attacked: FuzzedServer, tries: Tries, last: bytes) -> None:
     try:
         attacked.check()
     except Broken as error:

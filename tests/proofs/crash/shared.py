@@ -1,4 +1,4 @@
-"""What the clients of a round share: the counter, the history, and where the server is."""
+"""The state that the clients of a round share: counter, history and server address."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from runlane.errors import is_transient
 
 
 @dataclass(slots=True)
-class World:
-    """`up` is set while the server is meant to serve, `over` once no new work is to be sent.
+class SharedState:
+    """`up` is set while the server should serve; `over` once clients should send no new work.
 
-    `listening` are the subscriptions and followers, which end by themselves when all runs have.
-    A call is given up after `timeout` seconds; a stream after `stay`, to be resumed. `cancels` is
-    the share that is sent of the cancels that come to mind.
+    `listening` are the subscriptions and followers, which end by themselves after the last runs.
+    `timeout` is that of a call in seconds; a stream is resumed after `stay` seconds. `cancels` is
+    the fraction of the drawn cancels that is sent.
     """
 
     rng: random.Random
@@ -35,14 +35,14 @@ class World:
     _waiting: list[tuple[int, int, asyncio.Event]] = field(default_factory=list)
 
     def tick(self) -> int:
-        """A number for something that is sent or has come."""
+        """The next number, for a message that is sent or received."""
         self.now += 1
         while self._waiting and self._waiting[0][0] <= self.now:
             heapq.heappop(self._waiting)[2].set()
         return self.now
 
     async def reached(self, number: int) -> None:
-        """Returns as soon as that number was given out."""
+        """Returns once the counter has reached a number."""
         if number > self.now:
             event = asyncio.Event()
             heapq.heappush(self._waiting, (number, id(event), event))
@@ -53,11 +53,11 @@ class World:
         return self.address
 
     def is_lost(self, error: RunlaneError) -> bool:
-        """Whether an error is a reason to connect anew."""
+        """Whether an error is a reason to reconnect."""
         return is_transient(error) and not error.reason
 
     async def serving(self) -> None:
-        """Returns while the server is meant to serve."""
-        # What was lost a moment ago may be found lost again before the end of the server is seen.
+        """Returns once the server should serve."""
+        # A client may lose a second connection before it can observe the end of the server.
         await asyncio.sleep(0.05)
         await self.up.wait()
