@@ -74,7 +74,7 @@ async def test_a_lone_surrogate_is_replaced_and_two_halves_are_joined(store: Sto
         [ToolResult("1", "look", "nobody asked")],
         [ToolCall("1", "look", "{}"), ToolCall("1", "look", "{}")],
         [ToolCall("1", "look", '{"x": "' + "y" * (1 << 20) + '"}')],
-        [ToolCall("1" * 2000, "look", "{}")],
+        [ToolCall("1" * 70_000, "look", "{}")],
     ],
 )
 async def test_invalid_tool_events_fail_the_run(store: Store, events: Sequence[AgentEvent]) -> None:

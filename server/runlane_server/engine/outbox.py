@@ -18,13 +18,10 @@ from runlane_server.core.model import (
     RunEvent,
     RunKey,
     TextDelta,
-    ToolCall,
-    ToolResult,
     clean_text,
-    cut_utf8,
 )
 from runlane_server.core.transition import LaneRun
-from runlane_server.core.turn import DraftMessage, InvalidAgentEvent, TurnDraft
+from runlane_server.core.turn import DraftMessage, TurnDraft
 from runlane_server.store.base import Stale, Store
 from runlane_server.store.retry import retry_read
 
@@ -36,37 +33,10 @@ DELTA_CHARS = 1 << 16
 OUTBOX_CHARS = 1 << 20
 """The agent is paused while more than this much of its output is not stored, in characters."""
 
-MAX_TOOL_BYTES = 1 << 20
-"""Size limit of a tool call's arguments, which are refused above it, and of a tool result, which
-is cut."""
-
-MAX_LABEL_CHARS = 1024
-"""Maximum length of the name of a tool and of the id of a call; longer ones are refused."""
-
 _DELTAS: Final = (TextDelta, ReasoningDelta)
 
-
-def _storable(body: EventBody) -> EventBody:
-    """Makes an event storable: valid Unicode of a bounded size.
-
-    Raises InvalidAgentEvent for a tool call that is too large: its JSON cannot be cut.
-    """
-    match body:
-        case ToolCall(call_id, name, arguments):
-            if len(arguments.encode(errors="replace")) > MAX_TOOL_BYTES:
-                raise InvalidAgentEvent(f"the arguments of {name!r} are larger than 1 MiB")
-            return ToolCall(_label(call_id), _label(name), clean_text(arguments))
-        case ToolResult(call_id, name, content, is_error):
-            cut, _ = cut_utf8(clean_text(content), MAX_TOOL_BYTES)
-            return ToolResult(_label(call_id), _label(name), cut, is_error)
-        case _:
-            return body
-
-
-def _label(text: str) -> str:
-    if len(text) > MAX_LABEL_CHARS:
-        raise InvalidAgentEvent(f"a tool's name or call id has {len(text)} characters")
-    return clean_text(text)
+_FIRST_HALF_LOW, _FIRST_HALF_HIGH = "\ud800", "\udbff"
+"""The range of the first halves of surrogate pairs."""
 
 
 def _split(text: str) -> Sequence[str]:
@@ -94,6 +64,7 @@ class Outbox:
         self._pieces: list[str] = []
         self._kind: type[TextDelta | ReasoningDelta] = TextDelta
         self._delta_chars = 0
+        self._half = ""
         self._chars = 0
         self._is_closed = False
         self._agent_task: asyncio.Task[None] | None = None
@@ -121,13 +92,14 @@ class Outbox:
         return self._chars > OUTBOX_CHARS
 
     def put(self, body: EventBody) -> None:
-        """Adds an event of the agent. Raises InvalidAgentEvent."""
+        """Adds an event of the agent that passed the intake. Raises InvalidAgentEvent if it does
+        not fit the turn."""
         if self._is_closed:
             return
         if isinstance(body, _DELTAS):
-            self._put_delta(type(body), clean_text(body.text))
+            self._put_delta(type(body), body.text)
         else:
-            body = _storable(body)
+            self._end_half()
             self._end_delta()
             self._draft.add(body)
             self._waiting.append(body)
@@ -137,12 +109,14 @@ class Outbox:
 
     def add_stored(self, body: Folded) -> None:
         """Adds an event that was stored as part of another commit."""
+        self._end_half()
         self._end_delta()
         self._draft.add(body)
         self.events += 1
 
     def messages(self) -> tuple[DraftMessage, ...]:
         """The output so far, as the messages of the turn."""
+        self._end_half()
         self._end_delta()
         return self._draft.messages()
 
@@ -156,6 +130,7 @@ class Outbox:
         """Closes the outbox; returns the events to be stored with the end of the run."""
         self.close()
         await self._wait_written()
+        self._end_half()
         self._end_delta()
         # Without a reference cycle the run is freed at once, not by the garbage collector.
         self._on_lost = None
@@ -170,8 +145,26 @@ class Outbox:
         if not text:
             return
         if kind is not self._kind:
+            self._end_half()
             self._end_delta()
             self._kind = kind
+        self._add_text(self._without_last_half(self._half + text))
+
+    def _without_last_half(self, text: str) -> str:
+        """Keeps back the first half of a character: a provider may send the other one next."""
+        self._half = ""
+        if _FIRST_HALF_LOW <= text[-1] <= _FIRST_HALF_HIGH:
+            self._half = text[-1]
+            text = text[:-1]
+        return clean_text(text)
+
+    def _end_half(self) -> None:
+        """Gives up on the other half of a character."""
+        if self._half:
+            self._half = ""
+            self._add_text("\ufffd")
+
+    def _add_text(self, text: str) -> None:
         for piece in _split(text):
             if self._delta_chars + len(piece) > DELTA_CHARS:
                 self._end_delta()

@@ -22,21 +22,17 @@ from runlane_server.core.model import (
     Folded,
     Micros,
     RunError,
-    clean_text,
 )
 from runlane_server.core.trace import log_fields
 from runlane_server.core.transition import LaneRun, Outcome
-from runlane_server.core.turn import InvalidAgentEvent
 from runlane_server.engine.agent_turn import AgentTurn, Job
+from runlane_server.engine.intake import Intake, describe, run_error
 from runlane_server.engine.lane_access import LaneAccess
 from runlane_server.engine.outbox import Outbox
 from runlane_server.harness.gates import Gates, Point
 from runlane_server.store.base import Store
 
 log = structlog.get_logger()
-
-ERROR_CHARS = 2048
-"""Maximum length of an error's message: at four bytes a character it stays within 8 KiB."""
 
 _EMPTY_REPORT = Report()
 
@@ -71,6 +67,7 @@ class Runner:
         self._timed_out = False
         self._working: asyncio.Task[None] | None = None
         self._outbox = Outbox(job.run_key, job.run, store, now)
+        self._intake = Intake()
         self._report = _EMPTY_REPORT
         self._folding: asyncio.Task[Sequence[LaneRun]] | None = None
         self._taken: set[str] = set()
@@ -113,6 +110,16 @@ class Runner:
     # --- The supervisor -----------------------------------------------------------------------
 
     async def _supervise(self) -> None:
+        try:
+            await self._run_attempt()
+        except Exception:
+            # A run without an end would block its session forever (R21).
+            log.exception("supervisor failed; ending its run without output")
+            if self._working is not None and not self._working.done():
+                await self._stop_agent(self._working)
+            await self._end_without_output()
+
+    async def _run_attempt(self) -> None:
         run = self.job.run
         structlog.contextvars.bind_contextvars(
             session_id=self.job.key.session_id, run_id=run.run_id, **log_fields(self.job.trace)
@@ -166,6 +173,13 @@ class Runner:
         while not await self._commit_end(outcome):
             await asyncio.sleep(RETRY_PAUSE)
 
+    async def _end_without_output(self) -> None:
+        """The last resort: an end of safe fields only, after a failure to write the real one."""
+        error = RunError("AGENT_ERROR", "the end of the run could not be written with its output")
+        outcome = Outcome(FinishReason.ERROR, error, content=(), tail=(), usage=NO_USAGE, model="")
+        while not await self._commit_end(outcome):
+            await asyncio.sleep(RETRY_PAUSE)
+
     def _outcome(self, error: RunError | None, tail: tuple[EventBody, ...]) -> Outcome:
         reason = self._report.finish_reason or FinishReason.STOP
         if error is not None:
@@ -200,6 +214,14 @@ class Runner:
     # --- The agent ----------------------------------------------------------------------------
 
     async def _work(self) -> None:
+        """Runs the agent. What would end the whole process ends its run only: SystemExit and
+        KeyboardInterrupt leave the event loop when a task raises them."""
+        try:
+            await self._run_agent()
+        except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
+            raise AgentError(f"the agent raised {describe(error)}") from error
+
+    async def _run_agent(self) -> None:
         # The turn refers to the runner, so the runner does not refer to the turn: without a
         # reference cycle the run is freed at once, not by the garbage collector.
         turn = AgentTurn(self.job, self._store, self._fold)
@@ -208,14 +230,29 @@ class Runner:
         async with aclosing(self._agent.run(turn)) as events:
             async for event in events:
                 if isinstance(event, Report):
-                    self._report = _merge(self._report, event)
+                    self._add_report(event)
                     continue
+                body = self._intake.event(event)
                 if is_silent:
                     is_silent = False
                     await self._pass_gate(Point.BEFORE_FIRST_MESSAGE)
-                self._outbox.put(event)
+                self._outbox.put(body)
                 if self._outbox.is_full:
                     await self._outbox.flush()
+
+    def _add_report(self, report: Report) -> None:
+        """Adds up usage; of the other fields the last value counts. Raises InvalidAgentEvent."""
+        known, later = self._report, self._intake.report(report)
+        usage = later.usage
+        if known.usage is not None:
+            usage = known.usage if usage is None else self._intake.total(known.usage + usage)
+        self._report = Report(
+            usage=usage,
+            model=known.model if later.model is None else later.model,
+            finish_reason=(
+                known.finish_reason if later.finish_reason is None else later.finish_reason
+            ),
+        )
 
     async def _fold(self) -> Sequence[LaneRun]:
         """Folds the waiting FOLD runs into the turn.
@@ -252,39 +289,7 @@ def _failure_of(work: asyncio.Task[None], *, stopped: bool) -> RunError | None:
     if work.cancelled():
         return RunError("AGENT_ERROR", "the agent cancelled its own task")
     failure = work.exception()
-    return None if failure is None else _run_error(failure)
-
-
-def _run_error(failure: BaseException) -> RunError:
-    match failure:
-        case AgentError():
-            return RunError(failure.reason, _short(failure.message))
-        case InvalidAgentEvent():
-            return RunError("AGENT_ERROR", _short(str(failure)))
-        case RunlaneError():
-            # A read or a fold failed; the store has logged the cause.
-            log.warning("agent stopped by an error", error=failure.message)
-            return RunError("AGENT_ERROR", _short(failure.message))
-        case _:
-            log.error("agent failed", exc_info=failure)
-            return RunError("AGENT_ERROR", _short(f"{type(failure).__name__}: {failure}"))
-
-
-def _short(message: str) -> str:
-    return clean_text(message[:ERROR_CHARS])
-
-
-def _merge(report: Report, later: Report) -> Report:
-    usage = later.usage
-    if report.usage is not None:
-        usage = report.usage if usage is None else report.usage + usage
-    return Report(
-        usage=usage,
-        model=later.model if later.model is not None else report.model,
-        finish_reason=(
-            later.finish_reason if later.finish_reason is not None else report.finish_reason
-        ),
-    )
+    return None if failure is None else run_error(failure)
 
 
 def _log_stray(work: asyncio.Task[None]) -> None:

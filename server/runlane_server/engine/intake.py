@@ -1,0 +1,215 @@
+"""Checks everything that an agent reports, before the lane or a store sees it.
+
+An agent is code of somebody else: its events, reports and errors may have any type and any value.
+A harmless deviation is corrected and logged once per run: a fractional token count is rounded, a
+lone surrogate is replaced. Everything else raises `InvalidAgentEvent`, which fails the run with
+AGENT_ERROR and names the field. What passes can be stored, encoded and sent, so the end of the run
+can always be written (R21).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+
+import structlog
+
+from runlane_server.agents.base import AgentError, Report
+from runlane_server.core.errors import RunlaneError
+from runlane_server.core.model import (
+    EventBody,
+    FinishReason,
+    ReasoningDelta,
+    RunError,
+    TextDelta,
+    ToolCall,
+    ToolResult,
+    Usage,
+    clean_text,
+    cut_utf8,
+    utf8_size,
+)
+from runlane_server.core.turn import InvalidAgentEvent
+
+log = structlog.get_logger()
+
+MAX_COUNT = (1 << 63) - 1
+"""The largest count of tokens or requests: a signed 64-bit number, in databases and on the wire."""
+
+MAX_TOOL_BYTES = 1 << 20
+"""Size limit of a tool call's arguments, which are refused above it, and of a tool result, which
+is cut."""
+
+MAX_NAME_CHARS = 1024
+"""Maximum length of the name of a tool or of a model; longer ones are refused."""
+
+MAX_CALL_ID_CHARS = 1 << 16
+"""Maximum length of the id of a tool call. Some gateways put a signature of several KiB into it."""
+
+MAX_REASON_CHARS = 128
+"""Maximum length of the reason of an error; a longer one is replaced by AGENT_ERROR."""
+
+MAX_ERROR_CHARS = 2048
+"""An error's message is cut here: with four bytes per character it stays within 8 KiB."""
+
+
+class Intake:
+    """Checks the events and reports of one attempt."""
+
+    def __init__(self) -> None:
+        self._logged: set[str] = set()
+
+    def event(self, event: object) -> EventBody:
+        """The event, as it can be stored. Raises InvalidAgentEvent."""
+        if type(event) is TextDelta and type(event.text) is str:
+            return event  # nearly all events, so they cost nothing more
+        match event:
+            case TextDelta():
+                return TextDelta(_text("TextDelta.text", event.text))
+            case ReasoningDelta():
+                return ReasoningDelta(_text("ReasoningDelta.text", event.text))
+            case ToolCall():
+                return _tool_call(event)
+            case ToolResult():
+                return _tool_result(event)
+            case _:
+                raise InvalidAgentEvent(f"the agent yielded an object of type {_type_of(event)}")
+
+    def report(self, report: Report) -> Report:
+        """The report, with values that can be stored. Raises InvalidAgentEvent."""
+        usage, model, finish_reason = report.usage, report.model, report.finish_reason
+        return Report(
+            usage=None if usage is None else self._usage(usage),
+            model=None if model is None else _name("Report.model", model),
+            finish_reason=None if finish_reason is None else _finish_reason(finish_reason),
+        )
+
+    def total(self, usage: Usage) -> Usage:
+        """A sum of usages. Raises InvalidAgentEvent if it exceeds what can be stored."""
+        return self._usage(usage)
+
+    def _usage(self, usage: object) -> Usage:
+        if not isinstance(usage, Usage):
+            raise InvalidAgentEvent(f"Report.usage must be a Usage, not {_type_of(usage)}")
+        return Usage(
+            *(self._count(f"Usage.{one.name}", getattr(usage, one.name)) for one in fields(Usage))
+        )
+
+    def _count(self, field: str, value: object) -> int:
+        if type(value) is float and math.isfinite(value):
+            self._log(field, "a fractional count was rounded")
+            value = round(value)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise InvalidAgentEvent(f"{field} must be a whole number, not {_type_of(value)}")
+        if not 0 <= value <= MAX_COUNT:
+            raise InvalidAgentEvent(f"{field} must be a number from 0 to 2^63 - 1")
+        return int(value)
+
+    def _log(self, field: str, event: str) -> None:
+        if field not in self._logged:
+            self._logged.add(field)
+            log.warning(event, field=field)
+
+
+def run_error(failure: BaseException) -> RunError:
+    """The error of a run whose agent raised an exception. Never raises."""
+    match failure:
+        case AgentError():
+            return RunError(_reason(failure.reason), _message(failure.message))
+        case InvalidAgentEvent():
+            return RunError("AGENT_ERROR", _message(str(failure)))
+        case RunlaneError():
+            # A read or a fold failed; the store has logged the cause.
+            log.warning("agent stopped by an error", error=failure.message)
+            return RunError("AGENT_ERROR", _message(failure.message))
+        case _:
+            log.error("agent failed", exc_info=failure)
+            return RunError("AGENT_ERROR", _message(describe(failure)))
+
+
+def describe(failure: BaseException) -> str:
+    """The type of an exception and its text, which may itself raise."""
+    try:
+        text = str(failure)
+    except Exception:  # noqa: BLE001 - the exception is the agent's, and so is its __str__
+        return f"{_type_of(failure)} (its text could not be read)"
+    return f"{_type_of(failure)}: {text}"
+
+
+def _reason(reason: object) -> str:
+    """A stable word of the agent's; AGENT_ERROR for anything that is no such word."""
+    if isinstance(reason, str) and 0 < len(reason) <= MAX_REASON_CHARS:
+        plain = _plain(reason)
+        if clean_text(plain) == plain:
+            return plain
+    return "AGENT_ERROR"
+
+
+def _message(message: object) -> str:
+    if not isinstance(message, str):
+        return f"the agent failed with a message of type {_type_of(message)}"
+    return clean_text(_plain(message)[:MAX_ERROR_CHARS])
+
+
+def _tool_call(call: ToolCall) -> ToolCall:
+    """Raises InvalidAgentEvent for arguments that are too large, as JSON cannot be cut."""
+    name = _name("ToolCall.name", call.name)
+    arguments = _text("ToolCall.arguments_json", call.arguments_json)
+    if utf8_size(clean_text(arguments)) > MAX_TOOL_BYTES:
+        raise InvalidAgentEvent(f"the arguments of {name!r} are larger than 1 MiB")
+    return ToolCall(
+        _call_id("ToolCall.tool_call_id", call.tool_call_id), name, clean_text(arguments)
+    )
+
+
+def _tool_result(result: ToolResult) -> ToolResult:
+    content, _ = cut_utf8(clean_text(_text("ToolResult.content", result.content)), MAX_TOOL_BYTES)
+    if not isinstance(result.is_error, bool):
+        raise InvalidAgentEvent(
+            f"ToolResult.is_error must be a bool, not {_type_of(result.is_error)}"
+        )
+    return ToolResult(
+        _call_id("ToolResult.tool_call_id", result.tool_call_id),
+        _name("ToolResult.name", result.name),
+        content,
+        result.is_error,
+    )
+
+
+def _call_id(field: str, value: object) -> str:
+    return clean_text(_bounded(field, value, MAX_CALL_ID_CHARS))
+
+
+def _name(field: str, value: object) -> str:
+    return clean_text(_bounded(field, value, MAX_NAME_CHARS))
+
+
+def _bounded(field: str, value: object, limit: int) -> str:
+    text = _text(field, value)
+    if len(text) > limit:
+        raise InvalidAgentEvent(f"{field} has {len(text)} characters; {limit} is the limit")
+    return text
+
+
+def _text(field: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidAgentEvent(f"{field} must be a str, not {_type_of(value)}")
+    return _plain(value)
+
+
+def _plain(text: str) -> str:
+    """The characters of a text as a plain `str`: a subclass may override any method."""
+    return text if type(text) is str else str.__getitem__(text, slice(None))
+
+
+def _finish_reason(value: object) -> FinishReason:
+    text = _text("Report.finish_reason", value)
+    try:
+        return FinishReason(text)
+    except ValueError:
+        known = ", ".join(FinishReason)
+        raise InvalidAgentEvent(f"Report.finish_reason must be one of {known}") from None
+
+
+def _type_of(value: object) -> str:
+    return type(value).__name__
