@@ -93,6 +93,7 @@ class Word(str):
         (Report(usage=Usage(input_tokens=float("inf"))), "Usage.input_tokens"),  # type: ignore[arg-type]
         (Report(model=42), "Report.model"),  # type: ignore[arg-type]
         (Report(model="m" * 5_000), "Report.model"),
+        (Report(model="m\ud800"), "Report.model"),
         (Report(finish_reason="finished"), "Report.finish_reason"),  # type: ignore[arg-type]
         (Report(finish_reason={}), "Report.finish_reason"),  # type: ignore[arg-type]
     ],
@@ -114,7 +115,6 @@ async def test_harmless_deviations_are_corrected(store: Store) -> None:
         TextDelta(Word("said")),
         Report(Usage(input_tokens=14417.92), finish_reason="length"),  # type: ignore[arg-type]
         Report(Usage(output_tokens=2.5)),  # type: ignore[arg-type]
-        Report(model="m\ud800"),
     ]
     complete = await run_beside_another(store, Agent(events))
     assert complete.state is RunState.COMPLETED

@@ -80,7 +80,7 @@ class Intake:
         usage, model, finish_reason = report.usage, report.model, report.finish_reason
         return Report(
             usage=None if usage is None else self._usage(usage),
-            model=None if model is None else _name("Report.model", model),
+            model=None if model is None else _model(model),
             finish_reason=None if finish_reason is None else _finish_reason(finish_reason),
         )
 
@@ -182,6 +182,14 @@ def _call_id(field: str, value: object) -> str:
 
 def _name(field: str, value: object) -> str:
     return clean_text(_bounded(field, value, MAX_NAME_CHARS))
+
+
+def _model(value: object) -> str:
+    """A model is looked up and compared by its name, so a broken one is not corrected."""
+    name = _bounded("Report.model", value, MAX_NAME_CHARS)
+    if clean_text(name) != name:
+        raise InvalidAgentEvent("Report.model is not valid Unicode: it has a lone surrogate")
+    return name
 
 
 def _bounded(field: str, value: object, limit: int) -> str:
