@@ -1,10 +1,10 @@
 """Checks everything that an agent reports, before the lane or a store sees it.
 
-An agent is code of somebody else: its events, reports and errors may have any type and any value.
+An agent is code of its author: its events, reports and errors may have any type and any value.
 A harmless deviation is corrected and logged once per run: a fractional token count is rounded, a
 lone surrogate is replaced. Everything else raises `InvalidAgentEvent`, which fails the run with
-AGENT_ERROR and names the field. What passes can be stored, encoded and sent, so the end of the run
-can always be written (R21).
+AGENT_ERROR and names the field. The values that pass can be stored, encoded and sent, so the end of
+the run can always be written (R21).
 """
 
 from __future__ import annotations

@@ -214,8 +214,8 @@ class Runner:
     # --- The agent ----------------------------------------------------------------------------
 
     async def _work(self) -> None:
-        """Runs the agent. What would end the whole process ends its run only: SystemExit and
-        KeyboardInterrupt leave the event loop when a task raises them."""
+        """Runs the agent. An exception that would end the process ends the run only: asyncio lets
+        SystemExit and KeyboardInterrupt of a task leave the event loop."""
         try:
             await self._run_agent()
         except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
