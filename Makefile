@@ -146,7 +146,7 @@ $(PROTO_READY): proto/requirements.txt
 
 $(BUILD_READY):
 	$(PYTHON) -m venv $(BUILD_VENV)
-	$(BUILD_VENV)/bin/pip install --quiet --disable-pip-version-check build twine 'readme_renderer[md]'
+	$(BUILD_VENV)/bin/pip install --quiet --disable-pip-version-check build==1.6.1 twine==7.0.0 'readme_renderer[md]'
 	touch $@
 
 # A release must not break the interface of the previous one. Before the first one, nothing is compared.

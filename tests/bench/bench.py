@@ -41,7 +41,7 @@ class Bench:
     seconds: float = 5.0
     warmup: float = 2.0
     quick: bool = False
-    workers: int = 64
+    concurrency: int = 64
     connections: int = 8
     window: int = 512
     event_loop: str = "auto"
@@ -90,7 +90,7 @@ class Bench:
         database to be measured too."""
         usual = {
             "connections": self.connections,
-            "workers": self.workers,
+            "concurrency": self.concurrency,
             "streams": 1,
             "window": self.window,
             "seconds": self.seconds,

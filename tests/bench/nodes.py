@@ -21,7 +21,7 @@ from runlane.v1.run_service_pb2 import CancelRequest
 if TYPE_CHECKING:
     from support.postgres import OwnPostgres
 
-WORKERS = (1, 2, 4)
+PROCESSES = (1, 2, 4)
 
 CONNECTIONS = 64
 """The kernel assigns connections to processes at random; this many are spread about evenly."""
@@ -54,9 +54,9 @@ async def node(bench: Bench, store: str, *flags: str) -> AsyncIterator[Server]:
             yield server
 
 
-async def workers(bench: Bench) -> list[Row]:
+async def processes(bench: Bench) -> list[Row]:
     """Whole runs of one or more processes over PostgreSQL, against one over SQLite."""
-    measured: dict[int, list[Measured]] = {count: [] for count in (0, *WORKERS)}
+    measured: dict[int, list[Measured]] = {count: [] for count in (0, *PROCESSES)}
 
     async def embedded() -> Figure:
         with bench.folder() as folder:
@@ -70,14 +70,14 @@ async def workers(bench: Bench) -> list[Row]:
             measured[count].append(await _runs(bench, server, store.pid))
         return figure(measured[count][-1])
 
-    peer, *ours = await bench.in_turn(embedded, *(partial(together, n) for n in WORKERS))
+    peer, *ours = await bench.in_turn(embedded, *(partial(together, n) for n in PROCESSES))
     title = "accept to terminal event, one process over SQLite, on all cores"
     rows = [Row("sqlite-1", title, "/s", [], peer, notes=_costs(measured[0]))]
-    for count, found in zip(WORKERS, ours, strict=True):
+    for count, found in zip(PROCESSES, ours, strict=True):
         title = f"the same by {count} over PostgreSQL, to one over SQLite"
         notes = _costs(measured[count])
         rows.append(
-            Row(f"workers-{count}", title, "/s", ratios(found, peer), found, peer, notes=notes)
+            Row(f"processes-{count}", title, "/s", ratios(found, peer), found, peer, notes=notes)
         )
     return rows
 
@@ -91,7 +91,7 @@ async def _runs(bench: Bench, server: Server, store: int | None = None) -> Measu
         watch=SUBSCRIBE,
         connections=bench.size(CONNECTIONS, 8),
         window=WINDOW,
-        workers=2 * bench.workers,
+        concurrency=2 * bench.concurrency,
     )
 
 

@@ -114,7 +114,7 @@ async def unary(job: Job) -> Result:
             if job.seen == job.count:
                 job.done.set()
 
-    return await beside(job, [work() for _ in range(job.said["workers"])])
+    return await beside(job, [work() for _ in range(job.said["concurrency"])])
 
 
 async def runs(job: Job) -> Result:
@@ -144,7 +144,7 @@ async def runs(job: Job) -> Result:
 
     ended: list[int] = []
     listening = [listen(stream) for stream in opened]
-    return await beside(job, [*listening, *(work() for _ in range(job.said["workers"]))])
+    return await beside(job, [*listening, *(work() for _ in range(job.said["concurrency"]))])
 
 
 async def streams(job: Job) -> Result:

@@ -47,7 +47,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "deltas": rates.deltas,
     "messages": waits.messages,
     "runs": memory.runs,
-    "workers": nodes.workers,
+    "processes": nodes.processes,
     "nodes-cancel": nodes.cancel,
     "by-sessions": curves.by_sessions,
     "by-past": curves.by_past,
@@ -87,7 +87,7 @@ def about(load: str, bench: Bench) -> dict[str, object]:
         "load": load,
         "rounds": bench.rounds,
         "seconds": bench.seconds,
-        "workers": bench.workers,
+        "concurrency": bench.concurrency,
         "connections": bench.connections,
         "event loop": bench.event_loop,
         "cores": f"{server} (server), {client} (load)",
@@ -117,7 +117,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=5, help="rounds per measurement")
     parser.add_argument("--seconds", type=float, default=5.0, help="seconds per side and round")
     parser.add_argument("--warmup", type=float, default=2.0, help="seconds of warm-up before each")
-    parser.add_argument("--workers", type=int, default=64, help="concurrent calls")
+    parser.add_argument("--concurrency", type=int, default=64, help="concurrent calls")
     parser.add_argument("--connections", type=int, default=8)
     parser.add_argument("--quick", action="store_true", help="check only that the benchmark works")
     parser.add_argument("--load", choices=["go", "python"], default="", help="load generator")
@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> Results:
             Path(scratch),
             command,
             quick=chosen.quick,
-            workers=chosen.workers,
+            concurrency=chosen.concurrency,
             connections=chosen.connections,
             event_loop=chosen.event_loop,
             **(QUICK if chosen.quick else settings),

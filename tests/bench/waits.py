@@ -78,7 +78,7 @@ async def cancels(bench: Bench, store: Path | None = None) -> Measured:
 async def round_trip(bench: Bench) -> Figure:
     """The median round trip of an echo on an idle bare server, in milliseconds."""
     async with bench.bare() as server:
-        return quantile(await bench.run(server, kind="unary", call=ECHOED, workers=1), "p50")
+        return quantile(await bench.run(server, kind="unary", call=ECHOED, concurrency=1), "p50")
 
 
 async def cancel(bench: Bench) -> list[Row]:

@@ -67,11 +67,11 @@ func burst(job *Job, connections *Connections) map[string]any {
 
 // unaries makes as many calls as the job counts.
 func unaries(job *Job, connections *Connections, call *Template) error {
-	results := make(chan error, job.Workers)
-	for w := range job.Workers {
+	results := make(chan error, job.Concurrency)
+	for w := range job.Concurrency {
 		go func() {
 			connection := connections.one()
-			for n := w; n < job.Count; n += job.Workers {
+			for n := w; n < job.Count; n += job.Concurrency {
 				if err := call.call(connection, job.First+n); err != nil {
 					results <- err
 					return
@@ -80,7 +80,7 @@ func unaries(job *Job, connections *Connections, call *Template) error {
 			results <- nil
 		}()
 	}
-	for range job.Workers {
+	for range job.Concurrency {
 		if err := <-results; err != nil {
 			return err
 		}

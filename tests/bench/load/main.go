@@ -16,7 +16,7 @@ type Job struct {
 	Kind        string
 	Address     string
 	Connections int
-	Workers     int     // calls at a time
+	Concurrency int     // calls at a time
 	Streams     int     // streams at a time
 	Window      int     // runs that were accepted and not yet seen to end, at the most
 	Seconds     float64 // how long to measure, after Warmup seconds

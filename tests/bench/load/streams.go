@@ -32,7 +32,7 @@ func runs(job *Job, connections *Connections) map[string]any {
 		})
 	}
 	numbers := &Numbers{job: job}
-	for range job.Workers {
+	for range job.Concurrency {
 		go func() {
 			connection := connections.one()
 			for over.Load() == 0 {

@@ -24,7 +24,7 @@ func (n *Numbers) take() (ticket, number int) {
 	return ticket, n.job.First + ticket
 }
 
-// unary makes calls from many workers, and measures how many and how long each.
+// unary makes calls from many callers, and measures how many and how long each.
 func unary(job *Job, connections *Connections) map[string]any {
 	call := template(job.Call, job.Prefix)
 	numbers := &Numbers{job: job}
@@ -32,11 +32,11 @@ func unary(job *Job, connections *Connections) map[string]any {
 	var failed atomic.Int64
 	var firstError atomic.Value
 	measuring.Store(job.Count > 0)
-	taken := make([][]int64, job.Workers)
-	var workers sync.WaitGroup
+	taken := make([][]int64, job.Concurrency)
+	var callers sync.WaitGroup
 	begun := time.Now()
-	for w := range job.Workers {
-		workers.Go(func() {
+	for w := range job.Concurrency {
+		callers.Go(func() {
 			connection := connections.one()
 			for !over.Load() {
 				ticket, number := numbers.take()
@@ -59,7 +59,7 @@ func unary(job *Job, connections *Connections) map[string]any {
 		})
 	}
 	done := make(chan struct{})
-	go func() { workers.Wait(); close(done) }()
+	go func() { callers.Wait(); close(done) }()
 	elapsed := job.window(done, func() { measuring.Store(true) })
 	over.Store(true)
 	<-done
