@@ -13,8 +13,8 @@ import uvloop
 from click.testing import CliRunner, Result
 
 from runlane_server.config.option_types import Duration, format_duration
-from runlane_server.config.options import server_options, store_options
 from runlane_server.config.settings import RENAMED, SETTINGS, Config
+from runlane_server.config.sources import server_options, store_options
 from runlane_server.core.errors import StartError
 from runlane_server.core.limits import Limits
 from runlane_server.net.addresses import Address

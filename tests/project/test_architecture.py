@@ -58,7 +58,7 @@ ROOMS: dict[str, set[str]] = {
         "stored_bytes",
         "file_stamp",
     },
-    "config": {"", "option_types", "options", "settings"},
+    "config": {"", "option_types", "settings", "sources"},
     "feed": {"feed"},
     "cluster": {"membership", "peers", "relay"},
     "engine": {"coordinator", "executor", "retention"},

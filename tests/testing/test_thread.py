@@ -149,8 +149,8 @@ def test_only_the_server_s_log_is_redirected_to_logging(
     assert "of the test" in output
     assert "of the agent" in output
     (failed,) = (one for one in caplog.records if one.levelno == logging.ERROR)
-    assert failed.filename == "intake.py"
-    assert failed.name == "runlane_server.engine.intake"
+    assert failed.filename == "agent_output.py"
+    assert failed.name == "runlane_server.engine.agent_output"
     assert "session_id='s'" in failed.getMessage()
     assert failed.exc_info is not None
     assert isinstance(failed.exc_info[1], ValueError)

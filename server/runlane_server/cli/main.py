@@ -18,8 +18,8 @@ from click.core import ParameterSource
 from runlane_server.cli import maintenance
 from runlane_server.cli.token_commands import token
 from runlane_server.config import Config
-from runlane_server.config.options import server_options, store_options
 from runlane_server.config.settings import SETTINGS
+from runlane_server.config.sources import server_options, store_options
 from runlane_server.core.errors import StartError
 from runlane_server.process import processes
 from runlane_server.process.app import run

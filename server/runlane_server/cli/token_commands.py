@@ -12,7 +12,7 @@ from runlane_server.access import editing
 from runlane_server.access.caller import DEFAULT_TENANT, Role
 from runlane_server.access.editing import CannotEdit
 from runlane_server.config.option_types import Duration
-from runlane_server.config.options import access_options
+from runlane_server.config.sources import access_options
 
 _SETTINGS = {"auto_envvar_prefix": "RUNLANE", "show_default": True}
 

@@ -25,8 +25,8 @@ from runlane_server.core.model import (
 )
 from runlane_server.core.trace import log_fields
 from runlane_server.core.transition import LaneRun, Outcome
+from runlane_server.engine.agent_output import Intake, describe, run_error
 from runlane_server.engine.agent_turn import AgentTurn, Job
-from runlane_server.engine.intake import Intake, describe, run_error
 from runlane_server.engine.lane_access import LaneAccess
 from runlane_server.engine.outbox import Outbox
 from runlane_server.harness.gates import Gates, Point

@@ -36,7 +36,7 @@ from runlane_server.agents.base import AgentError
 from runlane_server.agents.command.environment import parse_variables
 from runlane_server.agents.scripted.script import BadScript, parse_script
 from runlane_server.config import Config
-from runlane_server.config.options import server_options
+from runlane_server.config.sources import server_options
 from runlane_server.core.errors import (
     CursorInvalid,
     InvalidArgument,

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runlane_server.core.errors import StartError
-from runlane_server.store.sqlite.apply import SQL
 from runlane_server.store.sqlite.check import Counts, counts
 from runlane_server.store.sqlite.lock import FileLock
 from runlane_server.store.sqlite.snapshot import snapshot_of
+from runlane_server.store.sqlite.transaction import SQL
 
 STEP_PAGES = 1_024
 """Pages that one step copies: 4 MiB."""

@@ -11,8 +11,8 @@ import sqlite3
 from contextlib import closing
 
 from runlane_server.store.base import Position
-from runlane_server.store.sqlite.apply import SQL
 from runlane_server.store.sqlite.rows import Compaction, CompactionStep
+from runlane_server.store.sqlite.transaction import SQL
 
 STEP_ROWS = 250
 STEP_BYTES = 4 << 20

@@ -12,9 +12,9 @@ import structlog
 from runlane_server.core.errors import StartError
 from runlane_server.store.base import Position
 from runlane_server.store.sqlfiles import migrations
-from runlane_server.store.sqlite.apply import SQL
 from runlane_server.store.sqlite.connection import SqliteConnection
 from runlane_server.store.sqlite.lock import FileLock
+from runlane_server.store.sqlite.transaction import SQL
 
 log = structlog.get_logger()
 

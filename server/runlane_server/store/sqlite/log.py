@@ -10,7 +10,7 @@ from runlane_server.core.model import RunKey
 from runlane_server.store.base import EventFilter, LoggedComplete, Position
 from runlane_server.store.codec import decode_complete
 from runlane_server.store.paging import complete_size, take_page
-from runlane_server.store.sqlite.apply import SQL
+from runlane_server.store.sqlite.transaction import SQL
 
 
 def log_bytes(db: sqlite3.Connection) -> int:

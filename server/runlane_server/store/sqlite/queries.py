@@ -45,7 +45,7 @@ from runlane_server.store.records import (
     run_from,
     session_from,
 )
-from runlane_server.store.sqlite.apply import SQL
+from runlane_server.store.sqlite.transaction import SQL
 
 
 def _as_is(text: str) -> str:

@@ -1,4 +1,7 @@
-"""The only writer of a database file: commits pending units in batches, one transaction each."""
+"""The only writer of a database file: groups pending units into batches.
+
+The transaction itself, with its COMMIT, is in `transaction.py`.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ from runlane_server.core.errors import StoreUnavailable
 from runlane_server.store.base import Listener, LoggedComplete, Position, StoreError, WriteObserver
 from runlane_server.store.batching import Batch, Pacer
 from runlane_server.store.fanout import publish_completes, publish_run_events
-from runlane_server.store.sqlite import apply as sqlite_apply
 from runlane_server.store.sqlite import compact as sqlite_compact
 from runlane_server.store.sqlite.connection import SqliteConnection
 from runlane_server.store.sqlite.rows import Compaction, CompactionStep, Result, Unit
+from runlane_server.store.sqlite.transaction import apply_units
 
 log = structlog.get_logger()
 
@@ -113,7 +116,7 @@ class SqliteWriter:
             return
         units = [unit for unit in batch if isinstance(unit, Unit)]
         began = time.perf_counter()
-        results = await self._connection.work(sqlite_apply.apply, units, self.position)
+        results = await self._connection.work(apply_units, units, self.position)
         took = time.perf_counter() - began
         committed = [unit for unit, why in zip(units, results, strict=True) if why is None]
         self._publish(committed)

@@ -1,4 +1,4 @@
-"""Writes a batch of units as one transaction, in the thread of the write connection. Stateless.
+"""The transaction of a batch of units, from BEGIN to COMMIT, in the thread of the write connection.
 
 Usually it writes all units of a batch table by table. If the database refuses one row, it rolls the
 batch back and repeats it unit by unit, so that only the refused unit fails.
@@ -48,7 +48,7 @@ STEPS = (
 )
 
 
-def apply(db: sqlite3.Connection, units: Sequence[Unit], position: Position) -> list[Result]:
+def apply_units(db: sqlite3.Connection, units: Sequence[Unit], position: Position) -> list[Result]:
     """Commits the units; their terminal events get the positions after `position`.
 
     Returns, for each unit, None or the reason of its refusal. Raises only errors that are fatal

@@ -1,6 +1,7 @@
-"""The settings as options of a command: flags, environment variables and a TOML file.
+"""Where the values of the settings come from: flags, environment variables and a TOML file.
 
-A flag overrides an environment variable, which overrides the file, which overrides the default.
+The settings themselves are declared in `settings.py`. A flag overrides an environment variable,
+which overrides the file, which overrides the default.
 """
 
 from __future__ import annotations
