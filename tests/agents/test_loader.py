@@ -44,9 +44,6 @@ async def greet(word, turn):
 
 hello = functools.partial(greet, "hello")
 
-async def coroutine(turn):
-    return "no"
-
 class Mine:
     async def start(self): log.lines.append("started")
     async def run(self, turn):
@@ -189,8 +186,7 @@ async def test_an_object_or_class_with_the_agent_protocol_is_an_agent(
     ("attribute", "complaint"),
     [
         ("nothing", "has no attribute 'nothing'"),
-        ("number", "a int is not an agent; expected an async generator function"),
-        ("coroutine", "a function is not an agent; expected an async generator function"),
+        ("number", "a int is not an agent; expected a function, a pydantic_ai.Agent, or an object"),
         ("NeedsMore", "cannot instantiate the class"),
         ("NotYielding", "a NotYielding is not an agent"),
     ],

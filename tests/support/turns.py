@@ -34,6 +34,7 @@ class LocalTurn:
     attempt: int = 1
     metadata: Mapping[str, str] = field(default_factory=lambda: NO_LABELS)
     traceparent: str = ""
+    emitted: list[AgentEvent] = field(default_factory=list)
 
     async def history(self) -> Sequence[Message]:
         """The messages that the turn was made with."""
@@ -43,6 +44,10 @@ class LocalTurn:
         """Returns the waiting prompts, each once."""
         taken, self.waiting = self.waiting, []
         return [FoldedPrompt(f"f{n}", Prompt(text)) for n, text in enumerate(taken)]
+
+    async def emit(self, event: AgentEvent | str) -> None:
+        """Keeps the event in `emitted`."""
+        self.emitted.append(TextDelta(event) if isinstance(event, str) else event)
 
 
 def ask(text: str, *attachments: Attachment, waiting: Sequence[str] = ()) -> LocalTurn:

@@ -80,6 +80,13 @@ class Turn(Protocol):
         A prompt that was taken belongs to the turn: the agent must answer it too (R26).
         """
 
+    async def emit(self, event: AgentEvent | str) -> None:
+        """Adds an event to the output, as if the agent had yielded it; a string is text.
+
+        It waits while too much of the output is not stored. After the turn has ended or was
+        stopped, the event is dropped. Raises AgentError for a value that cannot be stored.
+        """
+
 
 class Agent(Protocol):
     """Executes runs, many at a time.

@@ -2,9 +2,14 @@
 
 The attribute is one of these:
 
-    async def answer(turn):        # an async generator function, the shortest form
+    async def answer(turn):        # a function that yields, the shortest form
         yield "Hello, "            # text, or any AgentEvent
         yield TextDelta("world")
+
+    async def answer(turn):        # a function that returns the answer
+        return "Hello"
+
+    def answer(turn): ...          # either of them without async: it runs in a thread
 
     agent = pydantic_ai.Agent(...)
 
@@ -19,38 +24,12 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import cast
 
-from runlane_server.agents.base import Agent, AgentError, AgentEvent, Report, Turn
+from runlane_server.agents.base import Agent
+from runlane_server.agents.functions import AgentFunction, FunctionAgent, is_function
 from runlane_server.core.errors import StartError
-from runlane_server.core.model import ReasoningDelta, TextDelta, ToolCall, ToolResult
-
-AnswerFunction: TypeAlias = Callable[[Turn], AsyncGenerator[AgentEvent | str, None]]
-
-_EVENTS = (TextDelta, ReasoningDelta, ToolCall, ToolResult, Report)
-
-
-class FunctionAgent:
-    """The agent made of an async generator function."""
-
-    def __init__(self, function: AnswerFunction) -> None:
-        self._function = function
-
-    async def start(self) -> None:
-        """Does nothing: the agent is always ready."""
-
-    async def run(self, turn: Turn) -> AsyncGenerator[AgentEvent, None]:
-        """Yields the events of the function; a string becomes a TextDelta."""
-        async with aclosing(self._function(turn)) as events:
-            async for event in events:
-                yield _to_event(event)
-
-    async def close(self) -> None:
-        """Does nothing: there is nothing to free."""
 
 
 def import_agent(module: str, attribute: str) -> Agent:
@@ -81,8 +60,8 @@ def _import_object(name: str, module: str, attribute: str) -> object:
 def as_agent(name: str, found: object) -> Agent:
     """Returns an object as an agent, wrapped or instantiated where needed. Raises StartError, whose
     message begins with `name`."""
-    if _is_generator_function(found):
-        return FunctionAgent(cast("AnswerFunction", found))
+    if is_function(found):
+        return FunctionAgent(cast("AgentFunction", found))
     if "pydantic_ai" in sys.modules:
         from pydantic_ai.agent import AbstractAgent  # noqa: PLC0415 - an optional extra
 
@@ -95,8 +74,8 @@ def as_agent(name: str, found: object) -> Agent:
     if _is_agent(found):
         return cast("Agent", found)
     raise StartError(
-        f"agent {name}: a {type(found).__name__} is not an agent; expected an async generator "
-        "function, a pydantic_ai.Agent, or an object or class with start, run and close"
+        f"agent {name}: a {type(found).__name__} is not an agent; expected a function, a "
+        "pydantic_ai.Agent, or an object or class with start, run and close"
     )
 
 
@@ -109,12 +88,6 @@ def _instantiate(name: str, kind: type) -> object:
     return instance
 
 
-def _is_generator_function(found: object) -> bool:
-    while isinstance(found, partial):
-        found = found.func
-    return inspect.isasyncgenfunction(found)
-
-
 def _is_agent(found: object) -> bool:
     start, run, close = (getattr(found, name, None) for name in ("start", "run", "close"))
     return (
@@ -124,15 +97,6 @@ def _is_agent(found: object) -> bool:
         # `async def run` without a yield is a coroutine function: its result has no events.
         and not inspect.iscoroutinefunction(run)
     )
-
-
-def _to_event(event: Any) -> AgentEvent:
-    if isinstance(event, str):
-        return TextDelta(event)
-    if isinstance(event, _EVENTS):
-        return event
-    message = f"the agent yielded a {type(event).__name__}; expected a string or an AgentEvent"
-    raise AgentError(message, reason="BAD_EVENT")
 
 
 def _first_line(exc: Exception) -> str:

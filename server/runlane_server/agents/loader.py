@@ -19,8 +19,8 @@ echo                       answers with the prompt; echo:delay=50ms pauses betwe
 command:<argv>             a program that gets the prompt on stdin and answers on stdout
 command+json:<argv>        the same, with the whole turn as JSON on stdin
 chat:<provider>:<model>    a language model, such as chat:openai:gpt-4o
-<module>:<attribute>       your own: an async generator function, a pydantic_ai.Agent, or an object
-                           with start, run and close
+<module>:<attribute>       your own: a function, a pydantic_ai.Agent, or an object with start, run
+                           and close
 scripted                   follows the script in its prompt, for tests
 """
 """The forms of a spec, as help text."""

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from runlane_server.agents.base import AgentError, FoldedPrompt
+from runlane_server.agents.base import AgentError, AgentEvent, FoldedPrompt
 from runlane_server.core.model import (
     NO_LABELS,
     Message,
@@ -15,6 +15,7 @@ from runlane_server.core.model import (
     RunKey,
     RunRequest,
     SessionKey,
+    TextDelta,
 )
 from runlane_server.core.transition import LaneRun
 from runlane_server.store.base import MessagePlace, Page, Store
@@ -46,10 +47,16 @@ class Job:
 
 
 class AgentTurn:
-    """Implements `agents.base.Turn`. `fold` folds the waiting FOLD runs into the turn."""
+    """Implements `agents.base.Turn`. `fold` folds the waiting FOLD runs into the turn, and `accept`
+    takes an event of the agent."""
 
     def __init__(
-        self, job: Job, store: Store, fold: Callable[[], Awaitable[Sequence[LaneRun]]]
+        self,
+        job: Job,
+        store: Store,
+        *,
+        fold: Callable[[], Awaitable[Sequence[LaneRun]]],
+        accept: Callable[[AgentEvent], Awaitable[None]],
     ) -> None:
         self.session_id = job.key.session_id
         self.run_id = job.run.run_id
@@ -60,6 +67,7 @@ class AgentTurn:
         self._job = job
         self._store = store
         self._fold = fold
+        self._accept = accept
 
     async def load(self) -> None:
         """Loads the prompt and the metadata, from the store if necessary."""
@@ -100,6 +108,10 @@ class AgentTurn:
     async def take_folded(self) -> Sequence[FoldedPrompt]:
         """Takes the prompts of the runs that join this turn now."""
         return [await self._folded_prompt(run) for run in await self._fold()]
+
+    async def emit(self, event: AgentEvent | str) -> None:
+        """Adds an event to the output."""
+        await self._accept(TextDelta(event) if isinstance(event, str) else event)
 
 
 def _answered_turns(messages: Sequence[Message]) -> Sequence[Message]:

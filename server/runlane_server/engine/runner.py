@@ -12,7 +12,7 @@ from contextlib import aclosing
 
 import structlog
 
-from runlane_server.agents.base import Agent, AgentError, Report
+from runlane_server.agents.base import Agent, AgentError, AgentEvent, Report
 from runlane_server.core.errors import IllegalCommand, RunlaneError
 from runlane_server.core.limits import RETRY_PAUSE
 from runlane_server.core.model import (
@@ -69,6 +69,7 @@ class Runner:
         self._outbox = Outbox(job.run_key, job.run, store, now)
         self._intake = Intake()
         self._report = _EMPTY_REPORT
+        self._is_silent = True
         self._folding: asyncio.Task[Sequence[LaneRun]] | None = None
         self._taken: set[str] = set()
 
@@ -224,21 +225,24 @@ class Runner:
     async def _run_agent(self) -> None:
         # The turn refers to the runner, so the runner does not refer to the turn: without a
         # reference cycle the run is freed at once, not by the garbage collector.
-        turn = AgentTurn(self.job, self._store, self._fold)
+        turn = AgentTurn(self.job, self._store, fold=self._fold, accept=self._accept)
         await turn.load()
-        is_silent = True
         async with aclosing(self._agent.run(turn)) as events:
             async for event in events:
-                if isinstance(event, Report):
-                    self._add_report(event)
-                    continue
-                body = self._intake.event(event)
-                if is_silent:
-                    is_silent = False
-                    await self._pass_gate(Point.BEFORE_FIRST_MESSAGE)
-                self._outbox.put(body)
-                if self._outbox.is_full:
-                    await self._outbox.flush()
+                await self._accept(event)
+
+    async def _accept(self, event: AgentEvent) -> None:
+        """Takes an event that the agent yielded or emitted. Raises InvalidAgentEvent."""
+        if isinstance(event, Report):
+            self._add_report(event)
+            return
+        body = self._intake.event(event)
+        if self._is_silent:
+            self._is_silent = False
+            await self._pass_gate(Point.BEFORE_FIRST_MESSAGE)
+        self._outbox.put(body)
+        if self._outbox.is_full:
+            await self._outbox.flush()
 
     def _add_report(self, report: Report) -> None:
         """Adds up usage; of the other fields the last value counts. Raises InvalidAgentEvent."""

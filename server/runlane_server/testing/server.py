@@ -30,7 +30,7 @@ from runlane_server.net.addresses import Address
 from runlane_server.process.node import Node, ShutdownRequest, serving
 
 AgentLike: TypeAlias = str | Agent | Callable[[Turn], AsyncGenerator[AgentEvent | str, None]]
-"""A value of `--agent`, or your own agent, such as an async generator function."""
+"""A value of `--agent`, or your own agent, such as a function."""
 
 _DEFAULTS = Config(drain_timeout=0.0)
 
