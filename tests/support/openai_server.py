@@ -93,6 +93,7 @@ class OpenAIServer:
         self.port = 0
         self._answers: deque[Answer] = deque()
         self._release = asyncio.Event()
+        self._arrival = asyncio.Event()
 
     @property
     def base_url(self) -> str:
@@ -102,6 +103,19 @@ class OpenAIServer:
     def answer(self, *answers: Answer | str) -> None:
         """Queues answers. A text stands for the answer with that content."""
         self._answers += (Answer(text=[a]) if isinstance(a, str) else a for a in answers)
+
+    def forget(self) -> None:
+        """Forgets the requests, and the answers that none of them has asked for."""
+        self.requests.clear()
+        self.refused.clear()
+        self._answers.clear()
+        self._release.clear()
+
+    async def arrived(self, count: int) -> None:
+        """Returns when as many requests have arrived."""
+        while len(self.requests) < count:
+            self._arrival.clear()
+            await self._arrival.wait()
 
     def release(self) -> None:
         """Ends the hold of all answers."""
@@ -121,6 +135,7 @@ class OpenAIServer:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             request = await _read(reader)
             self.requests.append(request)
+            self._arrival.set()
             left = asyncio.create_task(reader.read())  # ends when the client leaves
             left.add_done_callback(lambda _: request.disconnected.set())
             try:

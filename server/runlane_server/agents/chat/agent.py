@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, TypeAlias, cast
 
 from pydantic_ai import Agent as ModelAgent
@@ -47,7 +48,7 @@ from pydantic_graph import End
 from runlane_server.agents.base import AgentError, AgentEvent, Report, Turn
 from runlane_server.agents.chat.errors import REJECTIONS, to_agent_error
 from runlane_server.agents.chat.exchange import Exchange
-from runlane_server.agents.chat.grammar import is_silent
+from runlane_server.agents.chat.grammar import is_silent, valid_arguments
 from runlane_server.agents.chat.history import model_messages, texts_only, user_content
 from runlane_server.core.errors import StartError
 from runlane_server.core.model import (
@@ -237,7 +238,8 @@ class _Round:
         match event:
             case FunctionToolCallEvent(part=call):
                 self._open_calls.add(call.tool_call_id)
-                return ToolCall(call.tool_call_id, call.tool_name, call.args_as_json_str())
+                arguments = replace(call, args=valid_arguments(call.args)).args_as_json_str()
+                return ToolCall(call.tool_call_id, call.tool_name, arguments)
             case FunctionToolResultEvent(part=result) if result.tool_call_id in self._open_calls:
                 self._open_calls.remove(result.tool_call_id)
                 return ToolResult(

@@ -77,7 +77,10 @@ def valid(messages: Iterable[ModelMessage], tools: Container[str] = ()) -> list[
 
 
 def valid_response(response: ModelResponse, earlier: Iterable[ModelMessage]) -> ModelResponse:
-    """A new response whose tool calls conform: unique ids, and a JSON object as arguments."""
+    """A new response whose tool calls conform: unique ids, and a JSON object as arguments.
+
+    Arguments that were cut by a token limit stay as they are: pydantic-ai recognizes them by that.
+    """
     if not any(isinstance(part, ToolCallPart) for part in response.parts):
         return response
     ids = _UniqueIds(
@@ -87,10 +90,13 @@ def valid_response(response: ModelResponse, earlier: Iterable[ModelMessage]) -> 
         for part in message.parts
         if isinstance(part, ToolCallPart)
     )
-    parts = [
-        _valid_call(part, ids.make(part.tool_call_id)) if isinstance(part, ToolCallPart) else part
-        for part in response.parts
-    ]
+    parts: list[ModelResponsePart] = []
+    for part in response.parts:
+        if isinstance(part, ToolCallPart):
+            call_id = ids.make(part.tool_call_id)
+            is_cut = response.finish_reason == "length"
+            part = _with_id(part, call_id) if is_cut else _valid_call(part, call_id)  # noqa: PLW2901
+        parts.append(part)
     return _with_parts(response, parts)
 
 
@@ -282,9 +288,12 @@ def _cut_off(call: ToolCallPart) -> ToolReturnPart:
 
 def _valid_call(call: ToolCallPart, call_id: str) -> ToolCallPart:
     args = valid_arguments(call.args)
-    if args is call.args and call_id == call.tool_call_id:
-        return call
-    return replace(call, args=args, tool_call_id=call_id)
+    call = _with_id(call, call_id)
+    return call if args is call.args else replace(call, args=args)
+
+
+def _with_id(call: ToolCallPart, call_id: str) -> ToolCallPart:
+    return call if call_id == call.tool_call_id else replace(call, tool_call_id=call_id)
 
 
 def _with_valid_name(call: ToolCallPart) -> ToolCallPart:
