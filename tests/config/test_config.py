@@ -119,7 +119,7 @@ def test_a_setting_is_read_from_flag_environment_and_file(
         assert getattr(holder, field) == value
 
 
-SWITCHES = ["insecure-anywhere", "log-content", "harness"]
+SWITCHES = ["chat-lenient-end", "insecure-anywhere", "log-content", "harness"]
 
 
 @pytest.mark.parametrize("name", SWITCHES)

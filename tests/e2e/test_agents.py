@@ -227,6 +227,15 @@ async def test_a_model_gets_the_earlier_turns_and_its_tokens_are_counted(
         assert [m.model for m in messages if m.role == "assistant"] == ["small-1", "small-1"]
 
 
+async def test_requests_to_a_model_are_not_in_the_log(tmp_path: Path, model: OpenAIServer) -> None:
+    model.answer("fine")
+    async with chatting(tmp_path, model) as (server, wire):
+        assert (await wire.end(await ask(wire, "hi"))).state is S.COMPLETED
+        assert "serving" in server.log
+        assert "HTTP" not in server.log
+        assert model.base_url not in server.log
+
+
 async def test_r16_a_cancel_closes_the_stream_of_a_model_and_keeps_its_text(
     tmp_path: Path, model: OpenAIServer
 ) -> None:

@@ -192,6 +192,23 @@ async def test_a_character_cut_between_two_deltas_is_joined(
     assert complete.text == text
 
 
+class Halves(Agent):
+    """Yields the two halves of a character, and has the first one stored in between."""
+
+    async def run(self, turn: Turn) -> AsyncGenerator[AgentEvent, None]:
+        yield TextDelta("\ud83d")
+        await turn.take_folded()
+        yield TextDelta("\ude00")
+
+
+async def test_the_first_half_of_a_character_is_not_stored_as_an_empty_delta(store: Store) -> None:
+    async with running(store, agent=Halves([])) as node:
+        complete = await node.coordinator.run("s", Prompt("x"))
+        events = await node.events(complete.run_id)
+    deltas = [event.body.text for event in events if isinstance(event.body, TextDelta)]
+    assert deltas == ["\U0001f600"]
+
+
 async def test_a_half_character_is_not_joined_across_a_tool_call(store: Store) -> None:
     events = [
         TextDelta("a\ud83d"),

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import json
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -24,7 +24,8 @@ class Answer:
     """An answer, in the order of its fields.
 
     `hold` keeps the stream open after the content, until `OpenAIServer.release` or until the
-    client leaves. `drop` closes the connection there instead.
+    client leaves. `drop` closes the connection there instead. `cut` ends the stream there in good
+    order, without a finish reason. With `counting`, every chunk has the usage so far.
     """
 
     reasoning: Sequence[str] = ()
@@ -33,9 +34,15 @@ class Answer:
     """The id, name and arguments of each tool call."""
     hold: bool = False
     drop: bool = False
+    cut: bool = False
+    counting: bool = False
     finish: str = ""
     status: int = 200
     error: str = "no"
+    code: str = "some_code"
+    retry_after: str = ""
+    failure: int = 0
+    """The status of an error within the stream, after the content; 0 for none."""
 
     def deltas(self) -> list[dict[str, Any]]:
         """The pieces of content to stream."""
@@ -73,13 +80,20 @@ class Request:
 
 
 class OpenAIServer:
-    """The server. `requests` are in the order in which they arrived."""
+    """The server. `requests` are in the order in which they arrived.
 
-    def __init__(self) -> None:
+    `refusal` returns why a request is refused with status 400, or None; `refused` has what it
+    returned.
+    """
+
+    def __init__(self, refusal: Callable[[list[dict[str, Any]]], str | None] | None = None) -> None:
         self.requests: list[Request] = []
+        self.refused: list[str] = []
+        self._refusal = refusal
         self.port = 0
         self._answers: deque[Answer] = deque()
         self._release = asyncio.Event()
+        self._arrival = asyncio.Event()
 
     @property
     def base_url(self) -> str:
@@ -89,6 +103,19 @@ class OpenAIServer:
     def answer(self, *answers: Answer | str) -> None:
         """Queues answers. A text stands for the answer with that content."""
         self._answers += (Answer(text=[a]) if isinstance(a, str) else a for a in answers)
+
+    def forget(self) -> None:
+        """Forgets the requests, and the answers that none of them has asked for."""
+        self.requests.clear()
+        self.refused.clear()
+        self._answers.clear()
+        self._release.clear()
+
+    async def arrived(self, count: int) -> None:
+        """Returns when as many requests have arrived."""
+        while len(self.requests) < count:
+            self._arrival.clear()
+            await self._arrival.wait()
 
     def release(self) -> None:
         """Ends the hold of all answers."""
@@ -108,6 +135,7 @@ class OpenAIServer:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             request = await _read(reader)
             self.requests.append(request)
+            self._arrival.set()
             left = asyncio.create_task(reader.read())  # ends when the client leaves
             left.add_done_callback(lambda _: request.disconnected.set())
             try:
@@ -119,17 +147,22 @@ class OpenAIServer:
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
 
+    def _next_answer(self, request: Request) -> Answer:
+        if self._refusal is not None and (why := self._refusal(request.messages)) is not None:
+            self.refused.append(why)
+            return Answer(status=400, error=why)
+        return self._answers.popleft() if self._answers else _answer_in(request.messages[-1])
+
     async def _respond(self, request: Request, writer: asyncio.StreamWriter) -> None:
-        answer = self._answers.popleft() if self._answers else _answer_in(request.messages[-1])
+        answer = self._next_answer(request)
         if answer.status != 200:
-            error = {"message": answer.error, "code": "some_code", "type": "some_type"}
-            body = json.dumps({"error": error}).encode()
-            writer.write(_head(answer.status, "application/json", len(body)) + body)
-            await writer.drain()
+            await _send_error(writer, answer)
             return
         writer.write(_head(200, "text/event-stream"))
+        so_far = {"usage": _usage(request)} if answer.counting else {}
         for delta in answer.deltas():
-            await _send(writer, choices=[{"index": 0, "delta": delta, "finish_reason": None}])
+            choice = {"index": 0, "delta": delta, "finish_reason": None}
+            await _send(writer, choices=[choice], **so_far)
         if answer.hold:
             go_on = {asyncio.create_task(e.wait()) for e in (self._release, request.disconnected)}
             await asyncio.wait(go_on, return_when=asyncio.FIRST_COMPLETED)
@@ -137,11 +170,25 @@ class OpenAIServer:
                 waiting.cancel()
         if answer.drop or request.disconnected.is_set():
             return
+        if answer.failure:
+            await _send(writer, error={"message": answer.error, "code": answer.failure})
+        if answer.cut or answer.failure:
+            writer.write(b"0\r\n\r\n")
+            await writer.drain()
+            return
         end = {"index": 0, "delta": {}, "finish_reason": answer.finish_reason}
         await _send(writer, choices=[end])
         await _send(writer, choices=[], usage=_usage(request))
         writer.write(_chunked(b"data: [DONE]\n\n") + b"0\r\n\r\n")
         await writer.drain()
+
+
+async def _send_error(writer: asyncio.StreamWriter, answer: Answer) -> None:
+    error = {"message": answer.error, "code": answer.code, "type": "some_type"}
+    body = json.dumps({"error": error}).encode()
+    more = [f"Retry-After: {answer.retry_after}"] if answer.retry_after else []
+    writer.write(_head(answer.status, "application/json", len(body), *more) + body)
+    await writer.drain()
 
 
 def _usage(request: Request) -> dict[str, Any]:
@@ -170,9 +217,10 @@ async def _read(reader: asyncio.StreamReader) -> Request:
     return Request(first.split()[1], headers, json.loads(body))
 
 
-def _head(status: int, kind: str, length: int | None = None) -> bytes:
+def _head(status: int, kind: str, length: int | None = None, *more: str) -> bytes:
     size = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
-    lines = [f"HTTP/1.1 {status} X", f"Content-Type: {kind}", size, "Connection: close", "", ""]
+    first = f"HTTP/1.1 {status} X"
+    lines = [first, f"Content-Type: {kind}", size, "Connection: close", *more, "", ""]
     return "\r\n".join(lines).encode()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 
 from runlane_server.agents.base import Agent, AgentEvent, FoldedPrompt, Report
@@ -70,6 +70,16 @@ def message(
         model="",
         created_at=0,
     )
+
+
+@asynccontextmanager
+async def started(agent: Agent) -> AsyncGenerator[Agent, None]:
+    """The agent between its start and its close."""
+    await agent.start()
+    try:
+        yield agent
+    finally:
+        await agent.close()
 
 
 async def collect(agent: Agent, turn: LocalTurn) -> list[AgentEvent]:

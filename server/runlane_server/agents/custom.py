@@ -32,8 +32,10 @@ from runlane_server.agents.functions import AgentFunction, FunctionAgent, is_fun
 from runlane_server.core.errors import StartError
 
 
-def import_agent(module: str, attribute: str) -> Agent:
+def import_agent(module: str, attribute: str, *, lenient_end: bool = False) -> Agent:
     """Imports an agent from a user's module. Raises StartError.
+
+    With `lenient_end`, the answers of a pydantic_ai.Agent's model may end without a finish reason.
 
     The working directory comes first on the import path, as with `python -m`.
     """
@@ -41,7 +43,7 @@ def import_agent(module: str, attribute: str) -> Agent:
     if directory not in sys.path:
         sys.path.insert(0, directory)
     name = f"{module}:{attribute}"
-    return as_agent(name, _import_object(name, module, attribute))
+    return as_agent(name, _import_object(name, module, attribute), lenient_end=lenient_end)
 
 
 def _import_object(name: str, module: str, attribute: str) -> object:
@@ -57,7 +59,7 @@ def _import_object(name: str, module: str, attribute: str) -> object:
     return found
 
 
-def as_agent(name: str, found: object) -> Agent:
+def as_agent(name: str, found: object, *, lenient_end: bool = False) -> Agent:
     """Returns an object as an agent, wrapped or instantiated where needed. Raises StartError, whose
     message begins with `name`."""
     if is_function(found):
@@ -68,7 +70,7 @@ def as_agent(name: str, found: object) -> Agent:
         if isinstance(found, AbstractAgent):
             from runlane_server.agents.chat.agent import ChatAgent  # noqa: PLC0415
 
-            return ChatAgent(found)
+            return ChatAgent(found, lenient_end=lenient_end)
     if isinstance(found, type):
         found = _instantiate(name, found)
     if _is_agent(found):

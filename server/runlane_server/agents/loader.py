@@ -38,6 +38,7 @@ class AgentSettings:
     `command_kill_grace`: seconds between SIGTERM and SIGKILL for a program; it must be below the
     server's `--cancel-grace`. `command`: what programs get. `chat_instructions`: instructions for a
     language model, before the conversation. `chat_max_retries`: retries of a request to it.
+    `chat_lenient_end`: whether its answers may end without a finish reason.
     `latches`: where scripted runs wait, for tests within the process.
     """
 
@@ -45,6 +46,7 @@ class AgentSettings:
     command: CommandSettings = field(default_factory=CommandSettings)
     chat_instructions: str | None = None
     chat_max_retries: int = 2
+    chat_lenient_end: bool = False
     latches: Latches | None = None
 
 
@@ -69,7 +71,7 @@ def load_agent(spec: str, settings: AgentSettings = DEFAULTS) -> Agent:
         case "scripted" if not rest:
             return ScriptedAgent(settings.latches)
     if _MODULE.fullmatch(kind) and _MODULE.fullmatch(rest):
-        return import_agent(kind, rest)
+        return import_agent(kind, rest, lenient_end=settings.chat_lenient_end)
     raise SettingsError(f"there is no agent {spec!r}; use one of {_NAMES}, <module>:<attribute>")
 
 
@@ -96,4 +98,5 @@ def _chat(model: str, settings: AgentSettings) -> Agent:
         model,
         instructions=settings.chat_instructions,
         max_retries=settings.chat_max_retries,
+        lenient_end=settings.chat_lenient_end,
     )

@@ -109,6 +109,13 @@ class Config:
         metavar="TEXT",
         without="none",
     )
+    chat_lenient_end: bool = setting(
+        False,
+        Topic.AGENTS,
+        click.BOOL,
+        "Accept answers of a language model that end without a finish reason. By default such an "
+        "answer counts as cut off, and the run fails with PROVIDER_UNAVAILABLE.",
+    )
 
     # --- Programs
 

@@ -165,6 +165,8 @@ class Outbox:
             self._add_text("\ufffd")
 
     def _add_text(self, text: str) -> None:
+        if not text:
+            return  # all of it was the first half of a character
         for piece in _split(text):
             if self._delta_chars + len(piece) > DELTA_CHARS:
                 self._end_delta()

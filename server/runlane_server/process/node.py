@@ -203,6 +203,7 @@ def agent_settings(config: Config) -> AgentSettings:
         command_kill_grace=config.limits.cancel_grace / 2,
         command=command_settings(config),
         chat_instructions=config.chat_instructions or None,
+        chat_lenient_end=config.chat_lenient_end,
     )
 
 

@@ -45,6 +45,9 @@ class _ProcessNumber:
         return line
 
 
+_HTTP_CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2", "openai", "anthropic", "urllib3")
+"""Libraries that log every request to a model at INFO, with its URL. The server logs the runs."""
+
 _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 
 
@@ -108,3 +111,5 @@ def configure(
         )
     )
     logging.basicConfig(handlers=[handler], level=max(threshold, logging.INFO), force=True)
+    for name in _HTTP_CLIENTS:
+        logging.getLogger(name).setLevel(max(threshold, logging.WARNING))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from pydantic_ai.exceptions import ModelRetry
 
 from runlane_server.agents.base import AgentError, AgentEvent, Report
 from runlane_server.agents.chat.agent import ChatAgent
+from runlane_server.agents.chat.grammar import NO_ANSWER
 from runlane_server.agents.loader import AgentSettings, load_agent
 from runlane_server.core.errors import StartError
 from runlane_server.core.model import (
@@ -26,34 +27,9 @@ from runlane_server.core.model import (
     ToolResult,
     Usage,
 )
+from support.models import KEY, failure
 from support.openai_server import Answer, OpenAIServer
-from support.turns import LocalTurn, Working, ask, collect, message, texts, usage
-
-KEY = "sk-secret-0123456789"
-
-
-@pytest.fixture
-async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[OpenAIServer]:
-    async with OpenAIServer().serving() as server:
-        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
-        monkeypatch.setenv("OPENAI_API_KEY", KEY)
-        yield server
-
-
-@contextlib.asynccontextmanager
-async def started(agent: Any) -> AsyncIterator[Any]:
-    await agent.start()
-    try:
-        yield agent
-    finally:
-        await agent.close()
-
-
-@pytest.fixture
-async def chat(server: OpenAIServer) -> AsyncIterator[Any]:
-    settings = AgentSettings(chat_instructions="be kind", chat_max_retries=0)
-    async with started(load_agent("chat:openai:small", settings)) as agent:
-        yield agent
+from support.turns import LocalTurn, Working, ask, collect, message, started, texts, usage
 
 
 def contents(request_messages: Sequence[dict[str, Any]]) -> list[tuple[str, Any]]:
@@ -62,14 +38,6 @@ def contents(request_messages: Sequence[dict[str, Any]]) -> list[tuple[str, Any]
 
 def reports(events: Sequence[AgentEvent]) -> list[Report]:
     return [event for event in events if isinstance(event, Report)]
-
-
-async def failure(agent: Any, turn: LocalTurn | None = None) -> AgentError:
-    with pytest.raises(AgentError) as failed:
-        await collect(agent, turn or ask("hi"))
-    assert KEY not in failed.value.message
-    assert "\n" not in failed.value.message
-    return failed.value
 
 
 # --- A turn -------------------------------------------------------------------------------------
@@ -140,7 +108,7 @@ async def test_the_transcript_is_sent_in_a_form_that_providers_accept(
     assert [m["role"] for m in sent] == [
         *("system", "user", "assistant", "tool", "assistant"),
         *("user", "assistant"),
-        *("user", "assistant", "tool"),
+        *("user", "assistant", "tool", "assistant"),
         "user",
     ]
     assert sent[1]["content"][0] == {"type": "text", "text": "one"}
@@ -152,7 +120,8 @@ async def test_the_transcript_is_sent_in_a_form_that_providers_accept(
     assert sent[6]["content"] == "half an"
     second_id = sent[8]["tool_calls"][0]["id"]
     assert sent[9]["tool_call_id"] == second_id != "c"
-    assert sent[10]["content"] == "and now?"
+    assert sent[10]["content"] == NO_ANSWER
+    assert sent[11]["content"] == "and now?"
 
 
 async def test_a_tool_result_without_a_call_is_left_out(chat: Any, server: OpenAIServer) -> None:
@@ -194,8 +163,8 @@ async def test_folded_prompts_join_the_next_request(server: OpenAIServer) -> Non
     assert texts(events) == ["all three"]
     assert contents(server.requests[1].messages)[-3:] == [
         ("tool", "seen up"),
-        ("user", "second"),
-        ("user", "third"),
+        ("assistant", NO_ANSWER),
+        ("user", "second\n\nthird"),
     ]
 
 
@@ -204,7 +173,7 @@ async def test_prompts_folded_at_the_start_join_the_first_request(
 ) -> None:
     server.answer("both")
     await collect(chat, ask("first", waiting=["second"]))
-    assert contents(server.requests[0].messages)[1:] == [("user", "first"), ("user", "second")]
+    assert contents(server.requests[0].messages)[1:] == [("user", "first\n\nsecond")]
 
 
 async def test_prompts_folded_after_the_last_request_are_answered_too(
@@ -221,8 +190,7 @@ async def test_prompts_folded_after_the_last_request_are_answered_too(
     assert contents(server.requests[1].messages)[1:] == [
         ("user", "first"),
         ("assistant", "one"),
-        ("user", "second"),
-        ("user", "third"),
+        ("user", "second\n\nthird"),
     ]
     assert usage(working.events).requests == 2
     assert usage(working.events).output_tokens == 10

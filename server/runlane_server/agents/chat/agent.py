@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, TypeAlias, cast
 
 from pydantic_ai import Agent as ModelAgent
@@ -27,6 +28,7 @@ from pydantic_ai.messages import (
     FunctionToolCallEvent,
     FunctionToolResultEvent,
     ModelMessage,
+    ModelRequest,
     ModelResponse,
     PartDeltaEvent,
     PartStartEvent,
@@ -34,6 +36,7 @@ from pydantic_ai.messages import (
     TextPartDelta,
     ThinkingPart,
     ThinkingPartDelta,
+    ToolReturnPart,
     UserPromptPart,
 )
 from pydantic_ai.models import Model, infer_model
@@ -43,11 +46,14 @@ from pydantic_core import to_json
 from pydantic_graph import End
 
 from runlane_server.agents.base import AgentError, AgentEvent, Report, Turn
-from runlane_server.agents.chat.errors import to_agent_error
-from runlane_server.agents.chat.history import CallIds, model_messages, user_content
+from runlane_server.agents.chat.errors import REJECTIONS, to_agent_error
+from runlane_server.agents.chat.exchange import Exchange
+from runlane_server.agents.chat.grammar import is_silent, valid_arguments
+from runlane_server.agents.chat.history import model_messages, texts_only, user_content
 from runlane_server.core.errors import StartError
 from runlane_server.core.model import (
     FinishReason,
+    Message,
     Prompt,
     ReasoningDelta,
     TextDelta,
@@ -71,20 +77,25 @@ _FINISH_REASONS = {
 class ChatAgent:
     """Runs an agent of pydantic-ai, with its tools and instructions."""
 
-    def __init__(self, agent: AbstractAgent[Any, Any]) -> None:
+    def __init__(self, agent: AbstractAgent[Any, Any], *, lenient_end: bool = False) -> None:
+        """With `lenient_end`, an answer may end without a finish reason."""
         self._agent = agent
+        self._exchange = Exchange(lenient_end=lenient_end)
         self._context_task: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
 
     @classmethod
-    def of_model(cls, name: str, *, instructions: str | None, max_retries: int) -> ChatAgent:
+    def of_model(
+        cls, name: str, *, instructions: str | None, max_retries: int, lenient_end: bool = False
+    ) -> ChatAgent:
         """An agent without tools for one model, named `provider:model`. Raises StartError.
 
         `max_retries` is the number of retries of a request that failed before its answer began.
         """
         settings = ModelSettings(max_retries=max_retries)
         return cls(
-            ModelAgent(_find_model(name), instructions=instructions, model_settings=settings)
+            ModelAgent(_find_model(name), instructions=instructions, model_settings=settings),
+            lenient_end=lenient_end,
         )
 
     async def start(self) -> None:
@@ -101,24 +112,26 @@ class ChatAgent:
             self._context_task.result()
 
     async def run(self, turn: Turn) -> AsyncGenerator[AgentEvent, None]:
-        """Lets the model answer the turn. Raises AgentError if the provider fails."""
-        history = model_messages(await turn.history())
-        prompts: Sequence[Prompt] = [turn.prompt]
-        ids = CallIds()  # a model may reuse an id; within a turn it must be unique
+        """Lets the model answer the turn. Raises AgentError if the provider fails.
+
+        If the provider rejects the request because of an earlier turn, another one follows that has
+        the texts of those turns only.
+        """
+        transcript = await turn.history()
+        answering = _Answering(self._agent, self._exchange, turn)
         try:
-            while prompts:
-                round_ = _Round(turn, ids)
-                async with aclosing(round_.events(self._agent, prompts, history)) as events:
-                    async for event in events:
-                        yield event
-                history = round_.messages
-                prompts = [folded.prompt for folded in await turn.take_folded()]
-        except ContentFilterError:
-            yield Report(finish_reason=FinishReason.CONTENT_FILTER)
-        except OutputTokenLimitExceeded:
-            yield Report(finish_reason=FinishReason.LENGTH)
-        except (AgentRunError, UserError) as exc:
-            raise to_agent_error(exc) from exc
+            async with aclosing(answering.events(transcript)) as events:
+                async for event in events:
+                    yield event
+        except AgentError as error:
+            if answering.has_begun or error.reason not in REJECTIONS:
+                raise
+            texts = texts_only(transcript)
+            if texts is None:
+                raise
+            async with aclosing(answering.events(texts)) as events:
+                async for event in events:
+                    yield event
 
     async def close(self) -> None:
         """Closes what `start` opened."""
@@ -135,39 +148,77 @@ class ChatAgent:
             await self._closing.wait()
 
 
-class _Round:
-    """The requests to the model until it has answered some prompts."""
+class _Answering:
+    """The answer to a turn, in rounds."""
 
-    def __init__(self, turn: Turn, ids: CallIds) -> None:
+    def __init__(self, agent: AbstractAgent[Any, Any], exchange: Exchange, turn: Turn) -> None:
+        self._agent = agent
+        self._exchange = exchange
         self._turn = turn
-        self._ids = ids
+        self._prompts = [turn.prompt]
+        self.has_begun = False
+        """Whether any event was yielded: then the turn cannot begin again."""
+
+    async def events(self, transcript: Sequence[Message]) -> AsyncGenerator[AgentEvent, None]:
+        """Answers all prompts of the turn. Raises AgentError."""
+        history = model_messages(transcript)
+        prompts = self._prompts
+        try:
+            while prompts:
+                round_ = _Round(self._turn, self._exchange, prompts)
+                async with aclosing(round_.events(self._agent, history)) as events:
+                    async for event in events:
+                        self.has_begun = True
+                        yield event
+                history = round_.messages
+                prompts = [folded.prompt for folded in await self._turn.take_folded()]
+        except ContentFilterError:
+            yield Report(finish_reason=FinishReason.CONTENT_FILTER)
+        except OutputTokenLimitExceeded:
+            yield Report(finish_reason=FinishReason.LENGTH)
+        except (AgentRunError, UserError, ExceptionGroup) as exc:
+            raise to_agent_error(exc) from exc
+
+
+class _Round:
+    """The requests to the model until it has answered some prompts.
+
+    `prompts` grows by those that are folded in.
+    """
+
+    def __init__(self, turn: Turn, exchange: Exchange, prompts: list[Prompt]) -> None:
+        self._turn = turn
+        self._exchange = exchange
+        self._prompts = prompts
+        self._open_calls: set[str] = set()
         self._reported = RunUsage()
         self.messages: list[ModelMessage] = []
 
     async def events(
         self,
         agent: AbstractAgent[Any, Any],
-        prompts: Sequence[Prompt],
         history: Sequence[ModelMessage],
     ) -> AsyncGenerator[AgentEvent, None]:
         """Yields the events of the round; afterwards `messages` has the whole conversation."""
         async with agent.iter(
-            user_content(prompts[0]),
+            user_content(self._prompts[0]),
             message_history=history or None,
             # Merged with the agent's own settings.
             model_settings=_trace_settings(self._turn),
-            # The transcript has no system prompts; this puts the agent's own before it.
-            capabilities=[ReinjectSystemPrompt()],
+            # The transcript has no system prompts; the first puts the agent's own before it.
+            capabilities=[ReinjectSystemPrompt(), self._exchange],
         ) as run:
-            _enqueue(run, prompts[1:])
+            _enqueue(run, self._prompts[1:])
             async for node in run:
                 if isinstance(node, ModelRequestNode):
-                    _enqueue(run, [one.prompt for one in await self._turn.take_folded()])
+                    _enqueue(run, await self._take_folded())
                     async with node.stream(run.ctx) as stream:
                         async for event in stream:
                             if (delta := _to_delta(event)) is not None:
                                 yield delta
                     yield self._report(run, stream.response)
+                    if _has_nothing_to_add(run, stream.response):
+                        break
                 elif isinstance(node, CallToolsNode):
                     async with node.stream(run.ctx) as tool_events:
                         async for event in tool_events:
@@ -178,17 +229,21 @@ class _Round:
             yield Report(usage=self._unreported_usage(run))
             self.messages = run.all_messages()
 
+    async def _take_folded(self) -> list[Prompt]:
+        prompts = [folded.prompt for folded in await self._turn.take_folded()]
+        self._prompts += prompts
+        return prompts
+
     def _to_tool_event(self, event: AgentStreamEvent) -> AgentEvent | None:
         match event:
             case FunctionToolCallEvent(part=call):
-                call_id = self._ids.open(call.tool_call_id)
-                return ToolCall(call_id, call.tool_name, call.args_as_json_str())
-            case FunctionToolResultEvent(part=result):
-                open_call_id = self._ids.close(result.tool_call_id)
-                if open_call_id is None:
-                    return None
+                self._open_calls.add(call.tool_call_id)
+                arguments = replace(call, args=valid_arguments(call.args)).args_as_json_str()
+                return ToolCall(call.tool_call_id, call.tool_name, arguments)
+            case FunctionToolResultEvent(part=result) if result.tool_call_id in self._open_calls:
+                self._open_calls.remove(result.tool_call_id)
                 return ToolResult(
-                    open_call_id,
+                    result.tool_call_id,
                     result.tool_name,
                     result.model_response_str(wrap_if_error=False),
                     is_error=result.outcome != "success",
@@ -216,6 +271,21 @@ class _Round:
             cache_write_tokens=now.cache_write_tokens - before.cache_write_tokens,
             requests=now.requests - before.requests,
         )
+
+
+def _has_nothing_to_add(run: _Run, response: ModelResponse) -> bool:
+    """Whether the model has ended its work with tools without a last word; pydantic-ai would ask it
+    again for one."""
+    if response.finish_reason != "stop" or not is_silent(response):
+        return False
+    last_request = next(m for m in reversed(run.all_messages()) if isinstance(m, ModelRequest))
+    expected = run.ctx.state.last_model_request_parameters
+    return (
+        any(isinstance(part, ToolReturnPart) for part in last_request.parts)
+        and expected is not None
+        and expected.allow_text_output
+        and expected.output_object is None  # text that is JSON of a given type
+    )
 
 
 def _trace_settings(turn: Turn) -> Callable[[RunContext[Any]], ModelSettings] | None:

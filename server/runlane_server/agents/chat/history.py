@@ -1,7 +1,11 @@
-"""Converts a transcript to messages of pydantic-ai that every provider accepts."""
+"""Converts a transcript to messages of pydantic-ai.
+
+This module decides which content of earlier turns the model sees again; `grammar` decides the form.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
@@ -18,8 +22,10 @@ from pydantic_ai.messages import (
     UserPromptPart,
 )
 
+from runlane_server.agents.chat.grammar import valid
 from runlane_server.core.model import (
     Attachment,
+    FinishReason,
     Message,
     Part,
     Prompt,
@@ -27,7 +33,18 @@ from runlane_server.core.model import (
     Text,
     ToolCall,
     ToolResult,
+    clean_text,
 )
+
+_TEXT_TYPES = {
+    "application/json",
+    "application/toml",
+    "application/xml",
+    "application/x-yaml",
+    "application/yaml",
+}
+
+_CHARSET = re.compile(r";\s*charset=\"?([\w.:-]+)", re.IGNORECASE)
 
 
 def user_content(prompt: Prompt) -> str | list[UserContent]:
@@ -36,21 +53,89 @@ def user_content(prompt: Prompt) -> str | list[UserContent]:
 
 
 def model_messages(history: Iterable[Message]) -> list[ModelMessage]:
-    """Converts a transcript.
+    """Converts a transcript to a valid history.
 
     Reasoning is left out: providers accept it only with their own signature. A prompt without an
     answer (its turn was cancelled or failed first) is left out too: the model would answer it now,
-    and a prompt that the provider rejects would make every later turn fail.
+    and a prompt that the provider rejects would make every later turn fail. For the same reason a
+    note stands for each file of a turn that failed.
     """
-    ids = CallIds()
     messages: list[ModelMessage] = []
     for _, turn in groupby(history, key=lambda message: message.turn):
-        messages += _without_unanswered(_convert(turn, ids))
-    return messages
+        parts = list(turn)
+        if _has_failed(parts):
+            parts = [_without_files(message) for message in parts]
+        messages += _without_unanswered(_convert(parts))
+    return valid(messages)
 
 
-def _convert(turn: Iterable[Message], ids: CallIds) -> list[ModelMessage]:
-    converted = (_model_message(message, ids) for message in turn)
+def texts_only(history: Iterable[Message]) -> list[Message] | None:
+    """What every provider accepts of a transcript: the texts of the turns that did not fail; None
+    if the model sees nothing else anyway.
+
+    A provider may reject content that an earlier one accepted: a kind of file, the call of a tool
+    that is gone, or a text. A session must not end by that.
+    """
+    kept: list[Message] = []
+    is_less = False
+    for _, messages in groupby(history, key=lambda message: message.turn):
+        turn = list(messages)
+        if model_messages(turn):
+            plain = [] if _has_failed(turn) else [_with_texts_only(message) for message in turn]
+            is_less = is_less or plain != turn
+            kept += plain
+    return kept if is_less else None
+
+
+def _has_failed(turn: Sequence[Message]) -> bool:
+    return any(
+        message.finish_reason in {FinishReason.ERROR, FinishReason.CONTENT_FILTER}
+        for message in turn
+    )
+
+
+def _without_files(message: Message) -> Message:
+    if not any(_is_file(part) for part in message.parts):
+        return message
+    return message._replace(parts=tuple(_note(part) for part in message.parts))
+
+
+def _with_texts_only(message: Message) -> Message:
+    kept = tuple(
+        part for part in _without_files(message).parts if isinstance(part, Text | Attachment)
+    )
+    return message if kept == message.parts else message._replace(parts=kept)
+
+
+def _is_file(part: Part) -> bool:
+    return isinstance(part, Attachment) and _text_of(part) is None
+
+
+def _note(part: Part) -> Part:
+    if isinstance(part, Attachment) and _is_file(part):
+        return Text(f"(the file {part.name!r} of type {part.mime_type} is not shown again)")
+    return part
+
+
+def _text_of(attachment: Attachment) -> str | None:
+    """The text of an attachment; None for a file of another kind.
+
+    Bytes that are not in the character set of their type are replaced: the model sees the rest.
+    """
+    if isinstance(attachment.content, str):
+        return attachment.content
+    kind = attachment.mime_type.partition(";")[0].strip().lower()
+    if not (kind.startswith("text/") or kind in _TEXT_TYPES or kind.endswith(("+json", "+xml"))):
+        return None
+    charset = _CHARSET.search(attachment.mime_type)
+    try:
+        return clean_text(attachment.content.decode(charset[1] if charset else "utf-8", "replace"))
+    except (LookupError, UnicodeError):  # no such character set, or none that decodes text
+        return attachment.content.decode("utf-8", "replace")
+
+
+def _convert(turn: Iterable[Message]) -> list[ModelMessage]:
+    converted = (_model_message(message) for message in turn)
     return [message for message in converted if message is not None]
 
 
@@ -65,17 +150,17 @@ def _is_prompt(request: ModelRequest) -> bool:
     return any(isinstance(part, UserPromptPart) for part in request.parts)
 
 
-def _model_message(message: Message, ids: CallIds) -> ModelMessage | None:
+def _model_message(message: Message) -> ModelMessage | None:
     """Converts a message; None if it has nothing for the model."""
     match message.role:
         case Role.USER:
             content = _user_content(message.parts)
             return ModelRequest(parts=[UserPromptPart(content=content)]) if content else None
         case Role.ASSISTANT:
-            parts = _response_parts(message.parts, ids)
+            parts = _response_parts(message.parts)
             return ModelResponse(parts=parts, model_name=message.model or None) if parts else None
         case Role.TOOL:
-            results = _tool_returns(message.parts, ids)
+            results = _tool_returns(message.parts)
             return ModelRequest(parts=results) if results else None
 
 
@@ -85,10 +170,11 @@ def _user_content(parts: Sequence[Part]) -> str | list[UserContent]:
         match part:
             case Text(text) if text:
                 content.append(text)
-            case Attachment(name, _, str(text)):
-                content.append(f"{name}:\n{text}" if name else text)
-            case Attachment(_, mime_type, bytes(data)):
-                content.append(BinaryContent(data=data, media_type=mime_type))
+            case Attachment(name, mime_type, data):
+                if (text_ := _text_of(part)) is not None:
+                    content.append(f"{name}:\n{text_}" if name else text_)
+                elif isinstance(data, bytes):
+                    content.append(BinaryContent(data=data, media_type=mime_type))
             case _:
                 pass
     texts = [item for item in content if isinstance(item, str)]
@@ -96,58 +182,27 @@ def _user_content(parts: Sequence[Part]) -> str | list[UserContent]:
     return "\n\n".join(texts) if len(texts) == len(content) else content
 
 
-def _response_parts(parts: Sequence[Part], ids: CallIds) -> list[ModelResponsePart]:
+def _response_parts(parts: Sequence[Part]) -> list[ModelResponsePart]:
     converted: list[ModelResponsePart] = []
     for part in parts:
         match part:
             case Text(text) if text:
                 converted.append(TextPart(content=text))
-            case ToolCall():
-                call_id = ids.open(part.tool_call_id)
-                converted.append(
-                    ToolCallPart(
-                        tool_name=part.name, args=part.arguments_json, tool_call_id=call_id
-                    )
-                )
+            case ToolCall(call_id, name, arguments):
+                converted.append(ToolCallPart(tool_name=name, args=arguments, tool_call_id=call_id))
             case _:
                 pass
     return converted
 
 
-def _tool_returns(parts: Sequence[Part], ids: CallIds) -> list[ToolReturnPart]:
-    """Converts tool results; a result without a call before it is left out, as providers reject
-    it."""
+def _tool_returns(parts: Sequence[Part]) -> list[ToolReturnPart]:
     return [
         ToolReturnPart(
             tool_name=part.name,
             content=part.content,
-            tool_call_id=call_id,
+            tool_call_id=part.tool_call_id,
             outcome="failed" if part.is_error else "success",
         )
         for part in parts
-        if isinstance(part, ToolResult) and (call_id := ids.close(part.tool_call_id)) is not None
+        if isinstance(part, ToolResult)
     ]
-
-
-class CallIds:
-    """Makes the ids of tool calls unique within a turn or a conversation, and pairs the results.
-
-    An id that is used for the first time stays the same: providers use ids as cache keys.
-    """
-
-    def __init__(self) -> None:
-        self._used: set[str] = set()
-        self._open: dict[str, str] = {}
-
-    def open(self, call_id: str) -> str:
-        """Returns a unique id for a new call."""
-        unique = call_id
-        while unique in self._used:
-            unique = f"{call_id}_{len(self._used)}"
-        self._used.add(unique)
-        self._open[call_id] = unique
-        return unique
-
-    def close(self, call_id: str) -> str | None:
-        """Returns the unique id for the result of a call; None if no such call is open."""
-        return self._open.pop(call_id, None)
