@@ -75,7 +75,7 @@ async def test_a_foreign_file_is_refused_and_unchanged(
 
 MODULES = {
     "raising": "raise RuntimeError('no luck\\nat all')\n",
-    "plain": "def answer(turn):\n    return 'x'\n",
+    "plain": "answer = 42\n",
 }
 
 
@@ -86,11 +86,7 @@ MODULES = {
         (["--agent", "command:no-such-program -x"], 1, "no program 'no-such-program'"),
         (["--agent", "no_such_module:answer"], 1, "No module named 'no_such_module'"),
         (["--agent", "raising:answer"], 1, "RuntimeError: no luck"),
-        (
-            ["--agent", "plain:answer"],
-            1,
-            "expected an async generator function",
-        ),
+        (["--agent", "plain:answer"], 1, "a int is not an agent; expected a function"),
         (["--agent", "chat:openai:small"], 1, "OPENAI_API_KEY"),
         (["--max-active-runs", "-1"], 2, "--max-active-runs"),
     ],

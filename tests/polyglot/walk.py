@@ -183,9 +183,9 @@ class Walk:
         """Follows the instructions of a paragraph, in their order."""
         orders: Mapping[str, Callable[[], Awaitable[None]]] = {
             "in the folder that `runlane` is in": self._go_outside,
-            "end the server with ctrl-c": self._end_server,
-            "end the subscriber with ctrl-c": self._end_watcher,
-            "end the watch with ctrl-c": self._end_watcher,
+            "stop the server with ctrl-c": self._end_server,
+            "stop the subscriber with ctrl-c": self._end_watcher,
+            "stop the watch with ctrl-c": self._end_watcher,
             "start it again with `make run`": self._start_again,
             "run the program again": self._repeat,
         }

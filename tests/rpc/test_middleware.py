@@ -110,6 +110,8 @@ async def toy_server() -> AsyncIterator[tuple[Toy, Channel, grpc.aio.Server]]:
     channel: Channel
     async with grpc.aio.insecure_channel(toy.address) as channel:
         yield toy, channel, server
+    # A client sees the status a moment before the handler has logged the call.
+    assert await toy.calls.wait_idle(10)
     await server.stop(0)
 
 
