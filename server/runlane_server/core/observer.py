@@ -53,6 +53,9 @@ class Observer:
     def on_attempt_ended(self, key: RunKey) -> None:
         """An attempt is no longer active on this node; the run may have ended, or not."""
 
+    def on_fenced_off(self, key: RunKey) -> None:
+        """Code of a stopped attempt did not return within the grace period (R9)."""
+
     def on_cancelled(
         self, request: CancelRequest, transition: Transition, receipt: Receipt
     ) -> None:
@@ -108,6 +111,11 @@ class ObserverPair(Observer):
         """Forwards to both."""
         self._first.on_attempt_ended(key)
         self._second.on_attempt_ended(key)
+
+    def on_fenced_off(self, key: RunKey) -> None:
+        """Forwards to both."""
+        self._first.on_fenced_off(key)
+        self._second.on_fenced_off(key)
 
     def on_cancelled(
         self, request: CancelRequest, transition: Transition, receipt: Receipt

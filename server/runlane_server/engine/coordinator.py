@@ -55,6 +55,7 @@ from runlane_server.core.transition import Lane, LaneRun, Receipt, Transition, d
 from runlane_server.engine.executor import Executor, NodeSettings
 from runlane_server.engine.mailbox import Command, OnCommit
 from runlane_server.engine.reservation import Acceptance, AcceptedRun
+from runlane_server.engine.safe_observer import SafeObserver
 from runlane_server.feed.feed import Feed
 from runlane_server.harness.clock import monotonic_clock
 from runlane_server.harness.gates import Gates, Point
@@ -102,7 +103,7 @@ class Coordinator:
         self._new_id = new_id
         self._tokens = itertools.count(1)
         self.now = monotonic_clock(now)
-        self._observer = observer
+        self._observer = observer = SafeObserver(observer)
         quotas = quotas or QuotaBook()
         self.stored = StoredBytes(quotas, store)
         self._admission = Admission(quotas, self.stored)

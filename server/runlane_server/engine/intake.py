@@ -131,7 +131,7 @@ def describe(failure: BaseException) -> str:
     """The type of an exception and its text, which may itself raise."""
     try:
         text = str(failure)
-    except Exception:  # noqa: BLE001 - the exception is the agent's, and so is its __str__
+    except BaseException:  # noqa: BLE001 - the exception is the agent's, and so is its __str__
         return f"{_type_of(failure)} (its text could not be read)"
     return f"{_type_of(failure)}: {text}"
 
