@@ -61,6 +61,9 @@ class Observer:
     ) -> None:
         """A cancel was committed, as part of `transition`."""
 
+    def on_loop_blocked(self) -> None:
+        """Code held the event loop of this node for more than 200 ms, and has let it go."""
+
     def on_call_ended(self, method: str, code: str, reason: str, seconds: float | None) -> None:
         """A call ended with a status code and, if it failed with one of ours, an error reason.
 
@@ -123,6 +126,11 @@ class ObserverPair(Observer):
         """Forwards to both."""
         self._first.on_cancelled(request, transition, receipt)
         self._second.on_cancelled(request, transition, receipt)
+
+    def on_loop_blocked(self) -> None:
+        """Forwards to both."""
+        self._first.on_loop_blocked()
+        self._second.on_loop_blocked()
 
     def on_call_ended(self, method: str, code: str, reason: str, seconds: float | None) -> None:
         """Forwards to both."""

@@ -136,6 +136,9 @@ class _Contained(Coroutine[Any, Any, T]):
     def __await__(self) -> Generator[Any, Any, T]:
         return self._coroutine.__await__()
 
+    def __repr__(self) -> str:
+        return repr(self._coroutine)
+
     def __getattr__(self, name: str) -> Any:
         # Debuggers and libraries look at the frame and the name of a task's coroutine.
         return getattr(self._coroutine, name)
@@ -151,7 +154,7 @@ class _Contained(Coroutine[Any, Any, T]):
 class ContainedLoop(asyncio.AbstractEventLoop):
     """A base of event loops that continue after a SystemExit or KeyboardInterrupt of a callback.
 
-    Set `contains_exits` once the signals have handlers; before, Ctrl-C is such an exception.
+    Only with `contains_exits`: until the signals have handlers, Ctrl-C is such an exception.
     """
 
     contains_exits = False
@@ -169,6 +172,17 @@ class ContainedLoop(asyncio.AbstractEventLoop):
                 log.exception("a callback tried to end the server; it continues", **fields)
             else:
                 return
+
+
+def contained(kind: type[asyncio.AbstractEventLoop]) -> type[ContainedLoop]:
+    """A kind of event loop that continues after exceptions of callbacks."""
+    return type(kind.__name__, (ContainedLoop, kind), {})
+
+
+def contain_exits(loop: asyncio.AbstractEventLoop) -> None:
+    """Makes a contained loop continue from now on: the signals have handlers."""
+    if isinstance(loop, ContainedLoop):
+        loop.contains_exits = True
 
 
 def _code_of_traceback(trace: TracebackType | None) -> AgentCode | None:

@@ -19,6 +19,7 @@ from runlane_server.core.observer import Load, Observer
 from runlane_server.core.transition import LaneRun, Transition
 from runlane_server.engine.agent_code import contain_tasks, create_own_task
 from runlane_server.engine.agent_turn import Job
+from runlane_server.engine.intake import describe
 from runlane_server.engine.lane_access import LaneAccess
 from runlane_server.engine.lanes import Lanes
 from runlane_server.engine.readiness import Readiness
@@ -153,7 +154,15 @@ class Executor:
             await asyncio.wait(strays, timeout=STRAY_GRACE)
         if self.membership is not None:
             await self.membership.stop()
-        await self._agent.close()
+        await self._close_agent()
+
+    async def _close_agent(self) -> None:
+        """Closes the agent; a failure of its code, or its silence, does not stop the shutdown."""
+        closing = create_own_task(_closed(self._agent))
+        await asyncio.wait({closing}, timeout=self._limits.cancel_grace)
+        if not closing.done():
+            log.warning("agent did not close", grace_s=self._limits.cancel_grace)
+            closing.cancel()
 
     # --- The actions of the lanes -------------------------------------------------------------
 
@@ -254,3 +263,11 @@ class Executor:
         for stray in runner.strays:
             self._strays.add(stray)
             stray.add_done_callback(self._strays.discard)
+
+
+async def _closed(agent: Agent) -> None:
+    """Closes an agent, whose code may raise anything; it is logged."""
+    try:
+        await agent.close()
+    except BaseException as error:  # noqa: BLE001 - asyncio lets some of them end the server
+        log.error("agent failed to close", error=describe(error))  # noqa: TRY400 - its text is enough
