@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from runlane_server.config.sources import server_options, store_options
 from runlane_server.core.errors import StartError
 from runlane_server.core.limits import Limits
 from runlane_server.net.addresses import Address
-from runlane_server.process.app import event_loop_factory
+from runlane_server.process.app import event_loop_kind
 
 made: list[Config] = []
 
@@ -362,9 +363,9 @@ def test_the_event_loop_is_uvloop_where_it_is_installed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert Config().event_loop == "auto"
-    assert event_loop_factory("asyncio") is None
-    assert event_loop_factory("auto") is event_loop_factory("uvloop") is uvloop.new_event_loop
+    assert event_loop_kind("asyncio") is asyncio.SelectorEventLoop
+    assert event_loop_kind("auto") is event_loop_kind("uvloop") is uvloop.Loop
     monkeypatch.setitem(sys.modules, "uvloop", None)
-    assert event_loop_factory("auto") is None
+    assert event_loop_kind("auto") is asyncio.SelectorEventLoop
     with pytest.raises(StartError, match=r"run: pip install 'runlane\[uvloop\]'"):
-        event_loop_factory("uvloop")
+        event_loop_kind("uvloop")

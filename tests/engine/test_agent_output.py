@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
@@ -174,6 +175,54 @@ async def test_r21_any_exception_of_an_agent_ends_its_run_only(
     assert (complete.state, complete.text) == (RunState.FAILED, "so far")
     assert complete.error is not None
     assert (complete.error.reason, complete.error.message) == (reason, message)
+
+
+def refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        ('{"a": 1.50, "b": [null]}', '{"a": 1.50, "b": [null]}'),
+        ('{"a": "\\u00e9"}', '{"a": "\\u00e9"}'),
+        ("", "{}"),
+        (" \n", "{}"),
+        ("not json", '{"INVALID_JSON": "not json"}'),
+        ('{"half": ', '{"INVALID_JSON": "{\\"half\\": "}'),
+        ("[1]", '{"INVALID_JSON": "[1]"}'),
+        ("null", '{"INVALID_JSON": "null"}'),
+        ("7", '{"INVALID_JSON": "7"}'),
+        ('{"a": NaN}', '{"INVALID_JSON": "{\\"a\\": NaN}"}'),
+        ('{"a": -Infinity}', '{"INVALID_JSON": "{\\"a\\": -Infinity}"}'),
+        ('{"a": 1}{"b": 2}', '{"INVALID_JSON": "{\\"a\\": 1}{\\"b\\": 2}"}'),
+        ('{"a": "\n"}', '{"INVALID_JSON": "{\\"a\\": \\"\\n\\"}"}'),
+        ("\0", '{"INVALID_JSON": "\\u0000"}'),
+        ('{"a": "\\ud800"}', '{"a": "\ufffd"}'),
+        ('{"a": "\\ud83d\\ude00"}', '{"a": "\\ud83d\\ude00"}'),
+        ("\ud800", '{"INVALID_JSON": "\ufffd"}'),
+        ('{"a": ' + "9" * 5_000 + "}", None),
+        ("[" * 100_000, None),
+        ('{"a": ' * 100_000, None),
+        ("\x01" * (1 << 20), None),
+    ],
+)
+async def test_arguments_of_a_tool_call_are_stored_as_a_strict_json_object(
+    store: Store, given: str, stored: str | None
+) -> None:
+    agent = Agent([ToolCall("c", "look", given), ToolResult("c", "look", "ok")])
+    async with running(store, agent=agent) as node:
+        complete = await node.coordinator.run("s", Prompt("x"))
+        assert complete.state is RunState.COMPLETED
+        (call,) = (
+            part
+            for message in await node.messages("s")
+            for part in message.parts
+            if isinstance(part, ToolCall)
+        )
+    assert isinstance(json.loads(call.arguments_json, parse_constant=refuse), dict)
+    assert len(call.arguments_json.encode()) <= 1 << 20
+    assert stored in {None, call.arguments_json}
 
 
 @pytest.mark.parametrize(

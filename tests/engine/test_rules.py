@@ -13,6 +13,7 @@ from runlane_server.core.errors import (
     EmptyPrompt,
     QueueFull,
     RunIdConflict,
+    RunNotFound,
     SessionBusy,
     SessionMissing,
     SessionNotFound,
@@ -248,6 +249,59 @@ async def test_r10_cancel_covers_every_accept_that_has_begun(node: Node) -> None
         await node.coordinator.run_accepted(accepted, request, allow_missing=True)
         complete = await node.end(accepted.run_id)
         assert (complete.state, complete.attempt) == (S.CANCELLED, 0)
+
+
+async def test_r10_cancel_by_run_id_alone_covers_an_accept_in_progress(node: Node) -> None:
+    accepted = node.coordinator.begin_accepted("s", "mine")
+    receipt = await node.coordinator.cancel(run_id="mine")
+    assert (receipt.session_id, [c.run_id for c in receipt.cancelled]) == ("s", ["mine"])
+    again = await node.coordinator.cancel(run_id="mine")
+    assert again.cancelled == (), "a repeated cancel is a no-op (R13)"
+    request = RunRequest("mine", Prompt("x"))
+    await node.coordinator.run_accepted(accepted, request, allow_missing=True)
+    complete = await node.end("mine")
+    assert (complete.state, complete.attempt) == (S.CANCELLED, 0)
+    with pytest.raises(RunNotFound):
+        await node.coordinator.cancel(run_id="another")
+
+
+async def test_r10_cancel_by_run_id_alone_during_the_commit_of_the_accept(node: Node) -> None:
+    for n in range(20):
+        accepting = asyncio.create_task(node.accept("s", script(wait("g")), run_id=f"r{n}"))
+        for _ in range(n):
+            await asyncio.sleep(0)
+        if node.coordinator.is_busy():
+            receipt = await node.coordinator.cancel(run_id=f"r{n}")
+            assert [c.run_id for c in receipt.cancelled] == [f"r{n}"]
+        await accepting
+        await node.coordinator.cancel(run_id=f"r{n}")
+        assert (await node.end(f"r{n}")).state is S.CANCELLED
+        await node.coordinator.wait_idle(SECONDS)
+
+
+async def test_r10_cancel_by_run_id_alone_does_not_know_an_accept_that_was_given_up(
+    node: Node,
+) -> None:
+    accepts = [node.coordinator.begin_accepted("s", "mine") for _ in range(2)]
+    accepts[0].close()
+    assert (await node.coordinator.cancel(run_id="mine")).cancelled
+    accepts[1].close()
+    with pytest.raises(RunNotFound):
+        await node.coordinator.cancel(run_id="mine")
+
+
+async def test_r11_cancel_by_run_id_alone_finds_the_run_that_has_the_id(node: Node) -> None:
+    """Another accept in progress with its id, in another session, is about to be refused."""
+    run = await node.accept("s", script(wait("g")), run_id="mine")
+    await node.latches.reached("g")
+    conflict = node.coordinator.begin_accepted("t", "mine")
+    receipt = await node.coordinator.cancel(run_id="mine")
+    assert (receipt.session_id, len(receipt.cancelled)) == ("s", 1)
+    with pytest.raises(RunIdConflict):
+        await node.coordinator.run_accepted(
+            conflict, RunRequest("mine", Prompt("x")), allow_missing=True
+        )
+    assert (await node.end(run.run.run_id)).state is S.CANCELLED
 
 
 async def test_r11_a_run_accepted_after_a_cancel_is_not_touched(node: Node) -> None:

@@ -176,7 +176,10 @@ class CancelRequest(_message.Message):
     session_id: _builtins.str
     """The session id. Optional if run_id is given."""
     run_id: _builtins.str
-    """Cancel only this run and the runs folded into it. Requires scope SESSION or unset."""
+    """Cancel only this run and the runs folded into it. Requires scope SESSION or unset. A run whose
+    accept is in progress on this node counts: it ends CANCELLED without starting. An id whose
+    RunAccepted has not reached the server, or is in progress on another node, is RUN_NOT_FOUND.
+    """
     scope: Global___CancelScope.ValueType
     """The runs of the session to cancel."""
     reason: _builtins.str

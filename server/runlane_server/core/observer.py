@@ -53,10 +53,16 @@ class Observer:
     def on_attempt_ended(self, key: RunKey) -> None:
         """An attempt is no longer active on this node; the run may have ended, or not."""
 
+    def on_fenced_off(self, key: RunKey) -> None:
+        """Code of a stopped attempt did not return within the grace period (R9)."""
+
     def on_cancelled(
         self, request: CancelRequest, transition: Transition, receipt: Receipt
     ) -> None:
         """A cancel was committed, as part of `transition`."""
+
+    def on_loop_blocked(self) -> None:
+        """Code held the event loop of this node for more than 200 ms, and has let it go."""
 
     def on_call_ended(self, method: str, code: str, reason: str, seconds: float | None) -> None:
         """A call ended with a status code and, if it failed with one of ours, an error reason.
@@ -109,12 +115,22 @@ class ObserverPair(Observer):
         self._first.on_attempt_ended(key)
         self._second.on_attempt_ended(key)
 
+    def on_fenced_off(self, key: RunKey) -> None:
+        """Forwards to both."""
+        self._first.on_fenced_off(key)
+        self._second.on_fenced_off(key)
+
     def on_cancelled(
         self, request: CancelRequest, transition: Transition, receipt: Receipt
     ) -> None:
         """Forwards to both."""
         self._first.on_cancelled(request, transition, receipt)
         self._second.on_cancelled(request, transition, receipt)
+
+    def on_loop_blocked(self) -> None:
+        """Forwards to both."""
+        self._first.on_loop_blocked()
+        self._second.on_loop_blocked()
 
     def on_call_ended(self, method: str, code: str, reason: str, seconds: float | None) -> None:
         """Forwards to both."""

@@ -9,6 +9,7 @@ the run can always be written (R21).
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import fields
 
@@ -39,6 +40,10 @@ MAX_COUNT = (1 << 63) - 1
 MAX_TOOL_BYTES = 1 << 20
 """Size limit of a tool call's arguments, which are refused above it, and of a tool result, which
 is cut."""
+
+INVALID_JSON = "INVALID_JSON"
+"""The key under which arguments that are no JSON object are stored, as the documentation of
+providers recommends."""
 
 MAX_NAME_CHARS = 1024
 """Maximum length of the name of a tool or of a model; longer ones are refused."""
@@ -131,7 +136,7 @@ def describe(failure: BaseException) -> str:
     """The type of an exception and its text, which may itself raise."""
     try:
         text = str(failure)
-    except Exception:  # noqa: BLE001 - the exception is the agent's, and so is its __str__
+    except BaseException:  # noqa: BLE001 - the exception is the agent's, and so is its __str__
         return f"{_type_of(failure)} (its text could not be read)"
     return f"{_type_of(failure)}: {text}"
 
@@ -154,12 +159,51 @@ def _message(message: object) -> str:
 def _tool_call(call: ToolCall) -> ToolCall:
     """Raises InvalidAgentEvent for arguments that are too large, as JSON cannot be cut."""
     name = _name("ToolCall.name", call.name)
-    arguments = _text("ToolCall.arguments_json", call.arguments_json)
-    if utf8_size(clean_text(arguments)) > MAX_TOOL_BYTES:
+    arguments = clean_text(_text("ToolCall.arguments_json", call.arguments_json))
+    if utf8_size(arguments) > MAX_TOOL_BYTES:
         raise InvalidAgentEvent(f"the arguments of {name!r} are larger than 1 MiB")
     return ToolCall(
-        _call_id("ToolCall.tool_call_id", call.tool_call_id), name, clean_text(arguments)
+        _call_id("ToolCall.tool_call_id", call.tool_call_id), name, _json_object(arguments)
     )
+
+
+def _json_object(text: str) -> str:
+    """The arguments of a call as a strict JSON object, so that the next turn's history is valid:
+    providers refuse any other for good. Models do emit others, such as half an object."""
+    if not text or text.isspace():
+        return "{}"
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+        if isinstance(value, dict):
+            return _without_lone_surrogates(text, value)
+    except (ValueError, RecursionError):
+        pass
+    wrapped = _wrap(text)
+    # Escapes may make it larger. As it is invalid anyway, a part of it does as well.
+    return wrapped if utf8_size(wrapped) <= MAX_TOOL_BYTES else _wrap(_part_of(text))
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _without_lone_surrogates(text: str, value: dict[str, object]) -> str:
+    r"""Replaces escapes such as `"\ud800"`, which are no character: parsers refuse them."""
+    if "\\u" not in text:
+        return text
+    decoded = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    cleaned = clean_text(decoded)
+    return text if cleaned == decoded else cleaned
+
+
+def _wrap(text: str) -> str:
+    return json.dumps({INVALID_JSON: text}, ensure_ascii=False)
+
+
+def _part_of(text: str) -> str:
+    """A part that fits whatever its escapes: the longest has six bytes for one character."""
+    part, _ = cut_utf8(text, MAX_TOOL_BYTES // 8)
+    return part
 
 
 def _tool_result(result: ToolResult) -> ToolResult:

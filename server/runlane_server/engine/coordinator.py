@@ -54,7 +54,8 @@ from runlane_server.core.observer import NO_OBSERVER, CancelRequest, Load, Obser
 from runlane_server.core.transition import Lane, LaneRun, Receipt, Transition, describe
 from runlane_server.engine.executor import Executor, NodeSettings
 from runlane_server.engine.mailbox import Command, OnCommit
-from runlane_server.engine.reservation import Acceptance, AcceptedRun
+from runlane_server.engine.reservation import Acceptance, AcceptedRun, AcceptsInProgress
+from runlane_server.engine.safe_observer import SafeObserver
 from runlane_server.feed.feed import Feed
 from runlane_server.harness.clock import monotonic_clock
 from runlane_server.harness.gates import Gates, Point
@@ -101,8 +102,9 @@ class Coordinator:
         self.limits = limits or Limits()
         self._new_id = new_id
         self._tokens = itertools.count(1)
+        self._accepting = AcceptsInProgress()
         self.now = monotonic_clock(now)
-        self._observer = observer
+        self._observer = observer = SafeObserver(observer)
         quotas = quotas or QuotaBook()
         self.stored = StoredBytes(quotas, store)
         self._admission = Admission(quotas, self.stored)
@@ -188,9 +190,11 @@ class Coordinator:
         token = str(next(self._tokens))
         self._lanes.send(key, lambda lane, _: rules.reserve(lane, token, run_id))
         self._admission.begin(tenant)
+        self._accepting.begin(RunKey(tenant, run_id), key)
         return AcceptedRun(key, run_id, token, began_at=self.now(), on_end=self._end_accept)
 
     def _end_accept(self, accepted: AcceptedRun, used: bool) -> None:
+        self._accepting.end(RunKey(accepted.key.tenant, accepted.run_id), accepted.key)
         self._admission.end(accepted.key.tenant)
         if not used:
             self._lanes.send(accepted.key, lambda lane, _: rules.release(lane, accepted.token))
@@ -311,23 +315,38 @@ class Coordinator:
     ) -> Receipt:
         """Cancels the runs that the scope covers at this instant, and lists them (R10 to R20).
 
-        With a `run_id` the scope is that run, and `session_id` is optional. Raises SessionMissing,
+        With a `run_id` the scope is that run, and `session_id` is optional; the run may be one that
+        is being accepted on this node. Raises SessionMissing,
         SessionNotFound and RunNotFound.
         """
         if run_id:
             scope = CancelScope.RUN
-            session_id = session_id or (await self.get_run(run_id, tenant=tenant)).session_id
+            session_id = session_id or await self._session_of(RunKey(tenant, run_id))
         if not session_id:
             raise _session_missing()
         key = SessionKey(tenant, session_id)
+        accepting = self._accepting.sessions(RunKey(tenant, run_id))
         receipt = await self._lanes.post(
             key, _cancel(scope, run_id, reason), on_commit=self._observe_cancel(key, scope)
         )
-        if run_id and not receipt.cancelled:
+        # An accept in progress that an earlier cancel covers is no run yet (R13).
+        if run_id and not receipt.cancelled and key not in accepting:
             run = await self.get_run(run_id, tenant=tenant)
             if run.session_id != session_id:
                 raise RunNotFound.of(run_id)
         return receipt
+
+    async def _session_of(self, key: RunKey) -> str:
+        """The session of a run. Its accept may be in progress on this node: a caller who made the
+        id may cancel the run before the accept is answered (R10). Raises RunNotFound."""
+        # Before the read, during which the accept may be committed.
+        accepting = self._accepting.sessions(key)
+        run = await self.store.get_run(key)
+        if run is not None:
+            return run.session_id
+        if not accepting:
+            raise RunNotFound.of(key.run_id)
+        return accepting[0].session_id
 
     async def cancel_all(
         self, *, reason: str = "", tenant: str = DEFAULT_TENANT

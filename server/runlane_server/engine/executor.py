@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 from uuid_utils import uuid7
@@ -16,6 +17,8 @@ from runlane_server.core.limits import Limits
 from runlane_server.core.model import Micros, RunKey, RunRequest, SessionKey
 from runlane_server.core.observer import Load, Observer
 from runlane_server.core.transition import LaneRun, Transition
+from runlane_server.engine.agent_code import contain_tasks, create_own_task
+from runlane_server.engine.agent_output import describe
 from runlane_server.engine.agent_turn import Job
 from runlane_server.engine.lane_access import LaneAccess
 from runlane_server.engine.lanes import Lanes
@@ -80,7 +83,7 @@ class Executor:
         self._observer = observer
         self._gates = gates
         self._runners: dict[SessionKey, Runner] = {}
-        self._strays: set[asyncio.Task[None]] = set()
+        self._strays: set[asyncio.Task[Any]] = set()
         self._supervisors: set[asyncio.Task[None]] = set()
 
     @property
@@ -101,6 +104,7 @@ class Executor:
 
         `address` is where other nodes reach this one.
         """
+        contain_tasks(asyncio.get_running_loop())
         self._gates.resume()
         if self.membership is None:
             await self._recovery.restore()
@@ -150,7 +154,15 @@ class Executor:
             await asyncio.wait(strays, timeout=STRAY_GRACE)
         if self.membership is not None:
             await self.membership.stop()
-        await self._agent.close()
+        await self._close_agent()
+
+    async def _close_agent(self) -> None:
+        """Closes the agent; a failure of its code, or its silence, does not stop the shutdown."""
+        closing = create_own_task(_closed(self._agent))
+        await asyncio.wait({closing}, timeout=self._limits.cancel_grace)
+        if not closing.done():
+            log.warning("agent did not close", grace_s=self._limits.cancel_grace)
+            closing.cancel()
 
     # --- The actions of the lanes -------------------------------------------------------------
 
@@ -161,8 +173,25 @@ class Executor:
     def start_agent(self, key: SessionKey, run: LaneRun, request: RunRequest | None) -> None:
         """Starts the agent of a run that became active here."""
         run_key = RunKey(key.tenant, run.run_id)
-        runner = Runner(
-            Job(key, run, request, self._observer.agent_traceparent(run_key, run)),
+        job = Job(key, run, request, self._observer.agent_traceparent(run_key, run))
+        try:
+            runner = self._make_runner(job)
+        except Exception:
+            # Its start is committed, so it must have an end (R21).
+            log.exception("run could not be started", run_id=run.run_id)
+            self._keep(create_own_task(self._lane_access.end_without_output(job, None)))
+            return
+        self._runners[key] = runner
+        self._observer.on_attempt_started(run_key, run)
+        self._supervise(runner, runner.start())
+        if not self._hosts(run):
+            # The commit was confirmed after this node had handed over its runs, or rejoined under
+            # another id.
+            runner.hand_over()
+
+    def _make_runner(self, job: Job) -> Runner:
+        return Runner(
+            job,
             agent=self._agent,
             store=self._store,
             lane=self._lane_access,
@@ -170,15 +199,15 @@ class Executor:
             cancel_grace=self._limits.cancel_grace,
             gates=self._gates,
         )
-        self._runners[key] = runner
-        self._observer.on_attempt_started(run_key, run)
-        supervisor = runner.start()
+
+    def _keep(self, supervisor: asyncio.Task[None]) -> None:
+        """Keeps a supervisor until it is done; the node does not stop before."""
         self._supervisors.add(supervisor)
+        supervisor.add_done_callback(self._supervisors.discard)
+
+    def _supervise(self, runner: Runner, supervisor: asyncio.Task[None]) -> None:
+        self._keep(supervisor)
         supervisor.add_done_callback(lambda task: self._on_ended(runner, task))
-        if not self._hosts(run):
-            # The commit was confirmed after this node had handed over its runs, or rejoined under
-            # another id.
-            runner.hand_over()
 
     def _hosts(self, run: LaneRun) -> bool:
         """Whether a run belongs to this node under its current id."""
@@ -217,7 +246,11 @@ class Executor:
             runner.hand_over()
 
     def _on_ended(self, runner: Runner, supervisor: asyncio.Task[None]) -> None:
-        self._supervisors.discard(supervisor)
+        if not runner.is_settled and self._store.failed is None:
+            failure = None if supervisor.cancelled() else supervisor.exception()
+            log.error("supervisor failed", exc_info=failure, run_id=runner.job.run.run_id)
+            self._supervise(runner, runner.start_last_resort())
+            return
         self._observer.on_attempt_ended(runner.job.run_key)
         if self.membership is not None:
             # Its slot may be free now.
@@ -225,8 +258,16 @@ class Executor:
         # The lane may have started its next run before the supervisor of this one returned.
         if self._runners.get(runner.job.key) is runner:
             del self._runners[runner.job.key]
-        if runner.stray is not None:
-            self._strays.add(runner.stray)
-            runner.stray.add_done_callback(self._strays.discard)
-        if not supervisor.cancelled() and (failure := supervisor.exception()) is not None:
-            log.error("supervisor failed", exc_info=failure, run_id=runner.job.run.run_id)
+        if runner.strays:
+            self._observer.on_fenced_off(runner.job.run_key)
+        for stray in runner.strays:
+            self._strays.add(stray)
+            stray.add_done_callback(self._strays.discard)
+
+
+async def _closed(agent: Agent) -> None:
+    """Closes an agent, whose code may raise anything; it is logged."""
+    try:
+        await agent.close()
+    except BaseException as error:  # noqa: BLE001 - asyncio lets some of them end the server
+        log.error("agent failed to close", error=describe(error))  # noqa: TRY400 - its text is enough

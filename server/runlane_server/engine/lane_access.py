@@ -8,9 +8,16 @@ from collections.abc import Container, Sequence
 import structlog
 
 from runlane_server.core import lane as rules
-from runlane_server.core.errors import StoreUnavailable
+from runlane_server.core.errors import IllegalCommand, RunlaneError, StoreUnavailable
 from runlane_server.core.limits import RETRY_PAUSE
-from runlane_server.core.model import RunState, SessionKey, WhenBusy
+from runlane_server.core.model import (
+    NO_USAGE,
+    FinishReason,
+    RunError,
+    RunState,
+    SessionKey,
+    WhenBusy,
+)
 from runlane_server.core.observer import Observer
 from runlane_server.core.transition import LaneRun, Outcome
 from runlane_server.engine.agent_turn import Job
@@ -73,6 +80,34 @@ class LaneAccess:
         # Success is logged at level debug only, as for calls: it would be a line for every run.
         write = log.info if complete.state is RunState.FAILED else log.debug
         write("run ended", state=complete.state, finish_reason=complete.finish_reason)
+
+    async def end_without_output(self, job: Job, cancelled: str | None) -> None:
+        """The last resort: an end of safe fields only, after a failure to write the real one.
+
+        Repeats it until it is committed, or no longer this node's to commit (R21).
+        """
+        error = RunError("AGENT_ERROR", "the end of the run could not be written with its output")
+        outcome = Outcome(FinishReason.ERROR, error, content=(), tail=(), usage=NO_USAGE, model="")
+        while self._store.failed is None:
+            try:
+                await self.finish(job, outcome, await self._stored_events(job), cancelled)
+            except IllegalCommand:
+                log.warning("run fenced off", attempt=job.run.attempt)
+                return
+            except RunlaneError as failure:
+                log.warning("end of run not written", error=failure.message)
+            except Exception:
+                log.exception("end of run not written")
+            else:
+                return
+            await asyncio.sleep(RETRY_PAUSE)
+
+    async def _stored_events(self, job: Job) -> int:
+        """The number of stored events of the run: after a failure nobody else knows it."""
+        active = (await self._store.load_lane(job.key)).active
+        if active is None or (active.run_id, active.attempt) != job.attempt:
+            raise IllegalCommand("the attempt is not the active one")
+        return active.events
 
     async def hand_over(self, job: Job, outcome: Outcome, events: int) -> None:
         """Hands the run over because this node stops: it is retried, or ends INTERRUPTED."""

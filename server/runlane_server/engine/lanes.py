@@ -16,11 +16,12 @@ import structlog
 from runlane_server.access.quotas import QuotaBook
 from runlane_server.cluster.membership import Membership
 from runlane_server.core import lane as rules
-from runlane_server.core.errors import IllegalCommand, RunlaneError
+from runlane_server.core.errors import RunlaneError
 from runlane_server.core.limits import RETRY_PAUSE
 from runlane_server.core.model import Micros, RunKey, RunRequest, RunState, SessionKey
 from runlane_server.core.recent import RecentItems
 from runlane_server.core.transition import Lane, LaneRun, Transition
+from runlane_server.engine.agent_code import create_own_task
 from runlane_server.engine.lane_cache import LaneCache, LaneOrigin
 from runlane_server.engine.mailbox import (
     Command,
@@ -52,6 +53,11 @@ CACHED_REQUESTS = 2_000
 CACHED_CHARS = 4_096
 """Maximum length of a cached prompt. A longer one, or one with attachments, is read from the store
 when its run starts."""
+
+
+class LaneContended(Exception):
+    """Nothing was written: others changed the lane during every try. The command may be repeated,
+    unlike one that raised IllegalCommand."""
 
 
 class LaneActions(Protocol):
@@ -208,7 +214,7 @@ class Lanes:
 
     def _ensure_task(self, key: SessionKey, mailbox: Mailbox) -> None:
         if mailbox.task is None:
-            mailbox.task = asyncio.create_task(self._process(key, mailbox))
+            mailbox.task = create_own_task(self._process(key, mailbox))
 
     async def _process(self, key: SessionKey, mailbox: Mailbox) -> None:
         while mailbox.commands or mailbox.has_slot:
@@ -274,15 +280,19 @@ class Lanes:
                 self._return_slot(key, lane)
                 mailbox.is_outdated = True
                 continue
-            except RunIdTaken as taken:
+            except RunlaneError:
+                raise
+            except Exception as refusal:  # noqa: BLE001 - the command's caller gets it
+                # A run id that is taken, or a value that cannot be written: one command is to
+                # blame, and only that one fails.
                 self._return_slot(key, lane)
-                await self._commit_singly(key, mailbox, batch, taken)
+                await self._commit_singly(key, mailbox, batch, refusal)
                 return
             if origin is LaneOrigin.ASSUMED:
                 self._cache.learn(new=True)
             self._act(key, mailbox, lane, decision)
             return
-        raise IllegalCommand(f"gave up after {MAX_RELOADS} concurrent changes to the lane")
+        raise LaneContended(f"gave up after {MAX_RELOADS} concurrent changes to the lane")
 
     def _needs_load(self, origin: LaneOrigin, decision: Decision) -> bool:
         """Whether the lane must be loaded because no commit will verify the decision."""
@@ -345,17 +355,20 @@ class Lanes:
         key: SessionKey,
         mailbox: Mailbox,
         batch: list[PendingCommand[object]],
-        taken: RunIdTaken,
+        refusal: Exception,
     ) -> None:
-        """Finds the command whose run id is taken, and commits the others."""
-        if len(batch) <= 1:
+        """Finds the command that the store refused, and commits the others, in their order."""
+        if not batch:
+            raise refusal
+        if len(batch) > 1:
             for command in batch:
-                if command.fallback is not None:
-                    await self._commit_batch(key, mailbox, [PendingCommand(command.fallback)])
-                command.refuse(taken)
+                await self._commit_batch(key, mailbox, [command])
             return
-        for command in batch:
-            await self._commit_batch(key, mailbox, [command])
+        if not isinstance(refusal, RunIdTaken):
+            log.error("command could not be written", exc_info=refusal, session_id=key.session_id)
+        if batch[0].fallback is not None:
+            await self._commit_batch(key, mailbox, [PendingCommand(batch[0].fallback)])
+        batch[0].refuse(refusal)
 
     def _return_slot(self, key: SessionKey, lane: Lane) -> None:
         """Releases the slot that was taken for a decision that was not committed."""
@@ -376,7 +389,7 @@ class Lanes:
         for n, command in enumerate(batch):
             try:
                 applied = command.apply(decision.transition.lane, at)
-            except (RunlaneError, IllegalCommand) as error:
+            except Exception as error:  # noqa: BLE001 - its caller gets it; the others go on
                 decision.refusals.append((command, error))
                 if command.fallback is not None:
                     instead = command.fallback(decision.transition.lane, at)

@@ -22,6 +22,7 @@ from runlane_server.core.model import (
 )
 from runlane_server.core.transition import LaneRun
 from runlane_server.core.turn import DraftMessage, TurnDraft
+from runlane_server.engine.agent_code import create_own_task
 from runlane_server.store.base import Stale, Store
 from runlane_server.store.retry import retry_read
 
@@ -69,13 +70,24 @@ class Outbox:
         self._is_closed = False
         self._agent_task: asyncio.Task[None] | None = None
         self._on_lost: Callable[[], None] | None = None
+        self._on_broken: Callable[[], None] | None = None
         self._writer: asyncio.Task[None] | None = None
         self._is_scheduled = False
 
-    def follow(self, agent_task: asyncio.Task[None], on_lost: Callable[[], None]) -> None:
-        """Stores events while the agent's task runs; calls `on_lost` if this node loses the run."""
+    def follow(
+        self,
+        agent_task: asyncio.Task[None],
+        on_lost: Callable[[], None],
+        on_broken: Callable[[], None],
+    ) -> None:
+        """Stores events while the agent's task runs.
+
+        Calls `on_lost` if this node loses the run, and `on_broken` if the store cannot take an
+        event. Both end the output.
+        """
         self._agent_task = agent_task
         self._on_lost = on_lost
+        self._on_broken = on_broken
 
     def close(self) -> None:
         """Drops all further events."""
@@ -133,7 +145,7 @@ class Outbox:
         self._end_half()
         self._end_delta()
         # Without a reference cycle the run is freed at once, not by the garbage collector.
-        self._on_lost = None
+        self._on_lost = self._on_broken = None
         return tuple(self._waiting)
 
     async def _wait_written(self) -> None:
@@ -190,7 +202,7 @@ class Outbox:
             self._start_writing()
 
     def _start_writing(self) -> asyncio.Task[None]:
-        self._writer = asyncio.create_task(self._write())
+        self._writer = create_own_task(self._write())
         return self._writer
 
     async def _write(self) -> None:
@@ -200,27 +212,38 @@ class Outbox:
                 await self._append(self._batch())
         except (Stale, RunlaneError) as error:
             log.warning("run lost to this node", error=str(error) or "fenced off")
-            self.close()
-            self._end_delta()
-            self._waiting.clear()
-            if self._on_lost is not None:
-                self._on_lost()
+            self._give_up(self._on_lost)
+        except Exception:
+            log.exception("output of the agent cannot be stored")
+            self._give_up(self._on_broken)
         finally:
             self._writer = None
 
+    def _give_up(self, callback: Callable[[], None] | None) -> None:
+        self.close()
+        self._end_delta()
+        self._waiting.clear()
+        if callback is not None:
+            callback()
+
     async def _append(self, batch: Sequence[RunEvent]) -> None:
         """Stores a batch exactly once: after an unconfirmed write it checks before it retries."""
-        while True:
-            try:
-                await self._store.append(self._key, self._attempt, batch)
-            except StoreUnavailable:
-                if self._store.failed is not None:
-                    raise
-            else:
-                return
+        while not await self._is_appended(batch):
             await asyncio.sleep(RETRY_PAUSE)
             if await self._is_stored(batch[0]):
-                return
+                break
+        # Only stored events count: the end of the run is numbered after them.
+        self.events += len(batch)
+
+    async def _is_appended(self, batch: Sequence[RunEvent]) -> bool:
+        """Tries to store a batch once; returns whether the store confirmed it."""
+        try:
+            await self._store.append(self._key, self._attempt, batch)
+        except StoreUnavailable:
+            if self._store.failed is not None:
+                raise
+            return False
+        return True
 
     async def _is_stored(self, event: RunEvent) -> bool:
         found = await retry_read(
@@ -240,7 +263,6 @@ class Outbox:
             RunEvent(self._key.run_id, self.events + n, at, body)
             for n, body in enumerate(self._waiting, start=1)
         ]
-        self.events += len(batch)
         self._waiting.clear()
         self._chars = 0
         return batch

@@ -13,6 +13,7 @@ from runlane_server.core import lane as rules
 from runlane_server.core.limits import Limits
 from runlane_server.core.model import Micros, RunError
 from runlane_server.core.transition import Lane, Transition
+from runlane_server.engine.agent_output import describe
 from runlane_server.engine.batches import await_in_batches
 from runlane_server.engine.lanes import Lanes
 from runlane_server.harness.gates import Gates, Point
@@ -71,14 +72,19 @@ class Readiness:
 
     async def _start_agent(self) -> str | None:
         """Makes one attempt; returns why it failed, None if the agent is ready."""
+        timeout = asyncio.timeout(self._limits.ready_timeout)
         try:
-            async with asyncio.timeout(self._limits.ready_timeout):
+            async with timeout:
                 await self._gates.wait_at(Point.BEFORE_AGENT_READY)
                 await self._agent.start()
-        except TimeoutError:
+        except TimeoutError as error:
+            if not timeout.expired():
+                return describe(error)  # the agent's own
             return f"not within {self._limits.ready_timeout:g} s"
-        except Exception as error:  # noqa: BLE001 - an agent may raise anything; it is logged
-            return f"{type(error).__name__}: {error}"
+        except BaseException as error:
+            if _is_cancelled():
+                raise
+            return describe(error)
         return None
 
     async def _fail_waiting(self, error: RunError) -> None:
@@ -86,6 +92,12 @@ class Readiness:
             self._lanes.post(key, lambda lane, at: _fail_waiting(lane, error, at))
             for key in self._lanes.slots.queue
         )
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody cancels this task; an agent may raise CancelledError of its own."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _fail_waiting(lane: Lane, error: RunError, at: Micros) -> Transition[int]:

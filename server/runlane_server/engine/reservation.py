@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from runlane_server.core.errors import RunlaneError
-from runlane_server.core.model import Micros, Run, SessionKey
+from runlane_server.core.model import Micros, Run, RunKey, SessionKey
 from runlane_server.store.base import Position
 
 
@@ -18,6 +18,28 @@ class Acceptance:
 
     run: Run
     position: Position
+
+
+class AcceptsInProgress:
+    """The accepts in progress on this node, by the id of the coming run. Several may share one."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[RunKey, tuple[SessionKey, ...]] = {}
+
+    def begin(self, run: RunKey, session: SessionKey) -> None:
+        """An accept of the run begins."""
+        self._sessions[run] = (*self.sessions(run), session)
+
+    def end(self, run: RunKey, session: SessionKey) -> None:
+        """One accept of the run in this session has ended."""
+        left = list(self._sessions.pop(run))
+        left.remove(session)
+        if left:
+            self._sessions[run] = tuple(left)
+
+    def sessions(self, run: RunKey) -> tuple[SessionKey, ...]:
+        """The sessions in which the run is being accepted, the first accept first."""
+        return self._sessions.get(run, ())
 
 
 class AcceptedRun:

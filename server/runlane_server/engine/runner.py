@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
+from typing import Any
 
 import structlog
 
@@ -25,9 +26,11 @@ from runlane_server.core.model import (
 )
 from runlane_server.core.trace import log_fields
 from runlane_server.core.transition import LaneRun, Outcome
+from runlane_server.engine.agent_code import AgentCode, create_own_task
 from runlane_server.engine.agent_output import Intake, describe, run_error
 from runlane_server.engine.agent_turn import AgentTurn, Job
 from runlane_server.engine.lane_access import LaneAccess
+from runlane_server.engine.lanes import LaneContended
 from runlane_server.engine.outbox import Outbox
 from runlane_server.harness.gates import Gates, Point
 from runlane_server.store.base import Store
@@ -52,8 +55,10 @@ class Runner:
         gates: Gates,
     ) -> None:
         self.job = job
-        self.stray: asyncio.Task[None] | None = None
-        """The agent's task, if it did not return within the grace period."""
+        self.is_settled = False
+        """Whether the end is committed, or no longer this node's to commit."""
+        self.strays: set[asyncio.Task[Any]] = set()
+        """The tasks of the agent that did not return within the grace period."""
         self._agent = agent
         self._lane = lane
         self._store = store
@@ -65,6 +70,8 @@ class Runner:
         self._cancelled: str | None = None
         self._handing_over = False
         self._timed_out = False
+        self._is_broken = False
+        self._code = AgentCode(job.run_key, job.key.session_id)
         self._working: asyncio.Task[None] | None = None
         self._outbox = Outbox(job.run_key, job.run, store, now)
         self._intake = Intake()
@@ -75,7 +82,11 @@ class Runner:
 
     def start(self) -> asyncio.Task[None]:
         """Starts the agent; returns the supervisor's task, which must never be cancelled."""
-        return asyncio.create_task(self._supervise())
+        return create_own_task(self._supervise())
+
+    def start_last_resort(self) -> asyncio.Task[None]:
+        """Ends the run after its supervisor died without doing so; returns the new supervisor."""
+        return create_own_task(self._end_without_output())
 
     def cancel(self, reason: str) -> None:
         """Stops the agent for a cancel; its further output is dropped.
@@ -91,6 +102,11 @@ class Runner:
         self._outbox.close()
         self._stopped = True
         self._wake()
+
+    def _break_off(self) -> None:
+        """Stops the agent because its output cannot be stored."""
+        self._is_broken = True
+        self._stop()
 
     def hand_over(self) -> None:
         """Stops the agent because the node stops; the run is handed over unless it has ended."""
@@ -116,8 +132,6 @@ class Runner:
         except Exception:
             # A run without an end would block its session forever (R21).
             log.exception("supervisor failed; ending its run without output")
-            if self._working is not None and not self._working.done():
-                await self._stop_agent(self._working)
             await self._end_without_output()
 
     async def _run_attempt(self) -> None:
@@ -126,8 +140,8 @@ class Runner:
             session_id=self.job.key.session_id, run_id=run.run_id, **log_fields(self.job.trace)
         )
         log.debug("run started", attempt=run.attempt)
-        work = self._working = asyncio.create_task(self._work())
-        self._outbox.follow(work, on_lost=self.hand_over)
+        work = self._working = self._code.start(self._work())
+        self._outbox.follow(work, on_lost=self.hand_over, on_broken=self._break_off)
         work.add_done_callback(self._wake)
         timeout = None if run.timeout is None else run.timeout / 1e6
         await self._until_due(timeout)
@@ -156,30 +170,41 @@ class Runner:
             self._due.set_result(None)
 
     async def _stop_agent(self, work: asyncio.Task[None]) -> None:
-        """Cancels the agent and waits until it has returned or its grace period is over (R9)."""
+        """Cancels the agent's task, and waits until it has returned, and all tasks that it started,
+        or the grace period is over (R9)."""
         self._outbox.close()
         work.cancel()
-        await asyncio.wait({work}, timeout=self._cancel_grace)
-        if not work.done():
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._cancel_grace
+        # A task may start others before it returns.
+        while (left := self._code.working()) and loop.time() < until:
+            await asyncio.wait(left, timeout=until - loop.time())
+        if left:
             log.warning("agent did not return; fenced off", grace_s=self._cancel_grace)
-            self.stray = work
-            work.add_done_callback(_log_stray)
+            self.strays = left
+            for task in left:
+                task.add_done_callback(_log_stray)
 
     async def _report_end(self, error: RunError | None) -> None:
         """Commits the end, after everything that is in progress for this run."""
         if self._folding is not None:
             await asyncio.wait({self._folding})
         outcome = self._outcome(error, await self._outbox.take_rest())
+        if self._is_broken:
+            await self._end_without_output()
+            return
         await self._pass_gate(Point.BEFORE_FINISH)
         while not await self._commit_end(outcome):
             await asyncio.sleep(RETRY_PAUSE)
+        self.is_settled = True
 
     async def _end_without_output(self) -> None:
-        """The last resort: an end of safe fields only, after a failure to write the real one."""
-        error = RunError("AGENT_ERROR", "the end of the run could not be written with its output")
-        outcome = Outcome(FinishReason.ERROR, error, content=(), tail=(), usage=NO_USAGE, model="")
-        while not await self._commit_end(outcome):
-            await asyncio.sleep(RETRY_PAUSE)
+        """The last resort, after a failure to write the real end."""
+        if self._working is not None and not self._working.done():
+            await self._stop_agent(self._working)
+        await self._outbox.take_rest()
+        await self._lane.end_without_output(self.job, self._cancelled)
+        self.is_settled = True
 
     def _outcome(self, error: RunError | None, tail: tuple[EventBody, ...]) -> Outcome:
         reason = self._report.finish_reason or FinishReason.STOP
@@ -207,8 +232,8 @@ class Runner:
                 await self._lane.finish(self.job, outcome, self._outbox.events, self._cancelled)
         except IllegalCommand:
             log.warning("run fenced off", attempt=self.job.run.attempt)
-        except RunlaneError as error:
-            log.warning("end of run not written", error=error.message)
+        except (RunlaneError, LaneContended) as error:
+            log.warning("end of run not written", error=str(error))
             return self._store.failed is not None
         return True
 
@@ -267,7 +292,7 @@ class Runner:
         await self._pass_gate(Point.BEFORE_STEP)
         if self._outbox.is_closed or not self._lane.may_fold(self.job.key):
             return ()
-        self._folding = asyncio.create_task(self._fold_in())
+        self._folding = create_own_task(self._fold_in())
         return await asyncio.shield(self._folding)
 
     async def _fold_in(self) -> Sequence[LaneRun]:
@@ -296,7 +321,7 @@ def _failure_of(work: asyncio.Task[None], *, stopped: bool) -> RunError | None:
     return None if failure is None else run_error(failure)
 
 
-def _log_stray(work: asyncio.Task[None]) -> None:
-    """Logs the end of a fenced-off agent, so that its failure is not lost."""
+def _log_stray(work: asyncio.Task[Any]) -> None:
+    """Logs the end of a fenced-off task, so that its failure is not lost."""
     failure = None if work.cancelled() else work.exception()
-    log.info("fenced-off agent returned", failure=repr(failure) if failure else None)
+    log.info("fenced-off agent returned", failure=describe(failure) if failure else None)

@@ -19,6 +19,7 @@ import structlog
 
 from runlane_server.config import Config
 from runlane_server.core.errors import StartError
+from runlane_server.engine.agent_code import contain_exits, contained
 from runlane_server.harness.clock import MovableLoop
 from runlane_server.harness.harness import STATE_VARIABLE, Harness
 from runlane_server.net.addresses import Address
@@ -53,23 +54,25 @@ def run(config: Config, child: ChildProcess | None = None) -> int:
         return runner.run(_serve_and_exit(config, child))
 
 
-def _loop_factory(config: Config) -> Callable[[], asyncio.AbstractEventLoop] | None:
-    return MovableLoop if config.harness else event_loop_factory(config.event_loop)
+def _loop_factory(config: Config) -> Callable[[], asyncio.AbstractEventLoop]:
+    if config.harness:
+        return contained(MovableLoop)
+    return contained(event_loop_kind(config.event_loop))
 
 
-def event_loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """The factory of the event loop of that name; None is asyncio's default. Raises StartError."""
+def event_loop_kind(name: str) -> type[asyncio.AbstractEventLoop]:
+    """The class of the event loop of that name. Raises StartError."""
     if name == "asyncio":
-        return None
+        return asyncio.SelectorEventLoop
     try:
         import uvloop  # noqa: PLC0415 - an extra
     except ImportError:
         if name == "auto":
-            return None
+            return asyncio.SelectorEventLoop
         raise StartError(
             "--event-loop uvloop: uvloop is not installed; run: pip install 'runlane[uvloop]'"
         ) from None
-    return uvloop.new_event_loop
+    return uvloop.Loop
 
 
 async def _serve_and_exit(config: Config, child: ChildProcess | None) -> int:
@@ -118,6 +121,7 @@ class ShutdownSignals(ShutdownRequest):
     def handle_signals(self, closing: ExitStack) -> None:
         """Handles both signals until `closing` closes."""
         loop = asyncio.get_running_loop()
+        contain_exits(loop)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
             closing.callback(loop.remove_signal_handler, number)

@@ -32,6 +32,7 @@ from runlane_server.store.base import StoreError
 from runlane_server.store.open import open_store
 from runlane_server.telemetry.metrics_server import MetricsServer
 from runlane_server.telemetry.trace_export import TraceExport
+from runlane_server.telemetry.watchdog import watching
 
 log = structlog.get_logger()
 
@@ -115,6 +116,7 @@ async def serving(
         feed = Feed(store)
         metrics.attach(store, feed)
         observer = ObserverPair(metrics.observer, traces.observer)
+        closing.enter_context(watching(observer.on_loop_blocked))
         coordinator = Coordinator(
             store,
             agent,

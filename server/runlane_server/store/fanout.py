@@ -1,4 +1,7 @@
-"""How a store passes commits to its listener."""
+"""How a store passes commits to its listener and to its write observer.
+
+Neither can fail a write: their errors are logged.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from itertools import groupby
 import structlog
 
 from runlane_server.core.model import RunEvent, RunKey
-from runlane_server.store.base import Listener, LoggedComplete
+from runlane_server.store.base import Listener, LoggedComplete, WriteObserver
 
 log = structlog.get_logger()
 
@@ -32,6 +35,26 @@ def publish_run_events(listener: Listener | None, tenant: str, events: Sequence[
             listener.on_run_events(RunKey(tenant, run_id), own)
     except Exception:
         log.exception("the store's listener failed")
+
+
+def observe_commit(observer: WriteObserver | None, units: int, seconds: float) -> None:
+    """Reports a commit. An error of the observer is logged."""
+    if observer is None:
+        return
+    try:
+        observer.on_committed(units, seconds)
+    except Exception:
+        log.exception("the store's write observer failed")
+
+
+def observe_unconfirmed(observer: WriteObserver | None, units: int) -> None:
+    """Reports writes that were not confirmed. An error of the observer is logged."""
+    if observer is None:
+        return
+    try:
+        observer.on_unconfirmed(units)
+    except Exception:
+        log.exception("the store's write observer failed")
 
 
 def _by_run(events: Sequence[RunEvent]) -> list[tuple[str, list[RunEvent]]]:

@@ -107,6 +107,14 @@ class Meter(Observer):
         """The attempt is no longer active on this node."""
         self._silent_since.pop(key, None)
 
+    def on_fenced_off(self, key: RunKey) -> None:
+        """Code of a stopped attempt did not return in time."""
+        self._metrics.runs_fenced_off.inc()
+
+    def on_loop_blocked(self) -> None:
+        """Code held the event loop."""
+        self._metrics.loop_blocked.inc()
+
     def on_cancelled(self, asked: CancelRequest, made: Transition, receipt: Receipt) -> None:
         """A cancel took effect: waiting runs have ended with it, active ones end later."""
         if not receipt.cancelled:

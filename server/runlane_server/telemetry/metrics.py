@@ -86,6 +86,10 @@ class Metrics:
             "state",
             "finish_reason",
         )
+        self.runs_fenced_off = self._counter(
+            "runs_fenced_off",
+            "Stopped attempts whose agent, or a task it started, outlived the grace period.",
+        )
         self.queue_wait = self._histogram(
             "run_queue_wait_seconds",
             "Time from accept to the first start of the agent.",
@@ -147,6 +151,11 @@ class Metrics:
             "event_loop_lag_seconds",
             "Delay of the event loop, sampled four times per second.",
             _QUICK,
+        )
+
+        self.loop_blocked = self._counter(
+            "event_loop_blocked",
+            "Times that code held the event loop for more than 200 ms; the log says which.",
         )
 
     def _counter(self, name: str, help: str, *labels: str) -> Counter:  # noqa: A002 - as there

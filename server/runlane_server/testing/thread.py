@@ -27,6 +27,7 @@ from runlane.sync import Client as SyncClient
 from runlane_server.agents.scripted.latches import Latches
 from runlane_server.agents.scripted.script import parse_script
 from runlane_server.config import Config
+from runlane_server.engine.agent_code import contain_exits, contained
 from runlane_server.harness.clock import MovableLoop
 from runlane_server.testing.server import AgentLike, LocalServer
 
@@ -288,7 +289,7 @@ class LoopThread:
     def _serve(self) -> None:
         try:
             # The loop belongs to this server alone, so a harness may advance its clock.
-            with asyncio.Runner(loop_factory=MovableLoop) as runner:
+            with asyncio.Runner(loop_factory=contained(MovableLoop)) as runner:
                 runner.run(self._until_stopped())
         except Exception as error:
             if self._loop_ready.done():
@@ -297,6 +298,7 @@ class LoopThread:
 
     async def _until_stopped(self) -> None:
         loop = asyncio.get_running_loop()
+        contain_exits(loop)  # signals never reach this thread
         loop.set_exception_handler(_ignore_grpc_noise)
         self._loop_ready.set_result(loop)
         await self._stop_event.wait()

@@ -111,8 +111,8 @@ MUTANTS = (
         "a grace that is not granted",
         Runner,
         "_stop_agent",
-        "await asyncio.wait({work}, timeout=self._cancel_grace)",
-        "await asyncio.sleep(0)",
+        "until = loop.time() + self._cancel_grace",
+        "until = loop.time()",
     ),
     Mutant(
         "a run that was stopped and counts as completed",

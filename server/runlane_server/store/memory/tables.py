@@ -128,10 +128,12 @@ class Tables:
     def _apply(self, transition: Transition) -> None:
         lane = transition.lane
         at = max((event.at for event in transition.events), default=0)
+        # Before anything changes: it raises if a part cannot be encoded.
+        added = message_weight([encode_parts(it.parts) for it in transition.messages])
         row = self.sessions.get(lane.key) or self._new_session(lane, at)
         row.lane = lane._replace(reservations=())
         row.messages += transition.messages
-        row.stored_bytes += message_weight(encode_parts(it.parts) for it in transition.messages)
+        row.stored_bytes += added
         row.messages.sort(key=place_of)
         usage = sum((complete.usage for complete in transition.completes), start=row.session.usage)
         row.session = replace(

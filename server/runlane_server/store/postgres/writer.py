@@ -25,7 +25,11 @@ from runlane_server.store.base import (
     WriteObserver,
 )
 from runlane_server.store.batching import Batch
-from runlane_server.store.fanout import publish_run_events
+from runlane_server.store.fanout import (
+    observe_commit,
+    observe_unconfirmed,
+    publish_run_events,
+)
 from runlane_server.store.postgres.connection import (
     FAILURES,
     NOTHING_WRITTEN,
@@ -141,8 +145,7 @@ class PostgresWriter:
             _resolve_all(units, unavailable(f"{OUTCOME_UNKNOWN} ({type(error).__name__})"))
 
     def _note_unconfirmed(self, units: Sequence[Unit]) -> None:
-        if (write_observer := self._write_observer()) is not None:
-            write_observer.on_unconfirmed(len(units))
+        observe_unconfirmed(self._write_observer(), len(units))
 
     async def _write(self, units: Sequence[Unit]) -> None:
         """Writes units, except those that are refused: one round trip, and one more after each
@@ -152,13 +155,13 @@ class PostgresWriter:
         """
         try:
             row = await self._call(units)
-        except Exception as error:
-            if not is_refusal(error):
-                raise
+        except StoreUnavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - any other error is one of a unit
             if len(units) == 1:
                 _resolve(units[0], _refusal(units[0], error))
                 return
-            # The database does not say which unit caused the error: bisect.
+            # Nothing says which unit caused the error: bisect.
             half = len(units) // 2
             await self._settle(units[:half])
             await self._settle(units[half:])
@@ -175,7 +178,11 @@ class PostgresWriter:
             await self._write(rest)
 
     async def _call(self, units: Sequence[Unit]) -> Any:
-        """One call of the database. It is repeated only if it certainly wrote nothing."""
+        """One call of the database. It is repeated only if it certainly wrote nothing.
+
+        Raises StoreUnavailable for a failure of the database. Any other error concerns the units:
+        the database refused a row, or a row could not be encoded.
+        """
         arguments = columns(units)
         for _ in range(MAX_COLLISIONS):
             commit = await self._ready()
@@ -193,6 +200,11 @@ class PostgresWriter:
                 answer = NOTHING_WRITTEN if wrote_nothing(error) else OUTCOME_UNKNOWN
                 log.warning("write failed", error=describe(error), answer=answer)
                 raise unavailable(answer) from error
+            except Exception as error:
+                if not is_refusal(error):
+                    # The state of the driver is unknown.
+                    self._drop_connection()
+                raise
             self._seconds = time.perf_counter() - began
             self._used = asyncio.get_running_loop().time()
             return row
@@ -227,8 +239,7 @@ class PostgresWriter:
 
     async def _finish(self, units: Sequence[Unit], row: Any) -> None:
         """Records and publishes a commit, and only then answers the callers."""
-        if (write_observer := self._write_observer()) is not None:
-            write_observer.on_committed(len(units), self._seconds)
+        observe_commit(self._write_observer(), len(units), self._seconds)
         for n, versions in row["raised"]:
             units[n].versions_skipped = versions
         position = row["first_position"]

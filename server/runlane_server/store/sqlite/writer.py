@@ -16,7 +16,12 @@ import structlog
 from runlane_server.core.errors import StoreUnavailable
 from runlane_server.store.base import Listener, LoggedComplete, Position, StoreError, WriteObserver
 from runlane_server.store.batching import Batch, Pacer
-from runlane_server.store.fanout import publish_completes, publish_run_events
+from runlane_server.store.fanout import (
+    observe_commit,
+    observe_unconfirmed,
+    publish_completes,
+    publish_run_events,
+)
 from runlane_server.store.sqlite import compact as sqlite_compact
 from runlane_server.store.sqlite.connection import SqliteConnection
 from runlane_server.store.sqlite.rows import Compaction, CompactionStep, Result, Unit
@@ -120,8 +125,8 @@ class SqliteWriter:
         took = time.perf_counter() - began
         committed = [unit for unit, why in zip(units, results, strict=True) if why is None]
         self._publish(committed)
-        if committed and (write_observer := self._callbacks.write_observer) is not None:
-            write_observer.on_committed(len(committed), took)
+        if committed:
+            observe_commit(self._callbacks.write_observer, len(committed), took)
         for unit, result in zip(units, results, strict=True):
             _resolve(unit, result)
 
@@ -143,8 +148,7 @@ class SqliteWriter:
         self.failed = StoreError(message)
         log.error("store no longer writable", reason=message)
         left = (*batch, *self._pending)
-        if self._callbacks.write_observer is not None:
-            self._callbacks.write_observer.on_unconfirmed(len(left))
+        observe_unconfirmed(self._callbacks.write_observer, len(left))
         for unit in left:
             _resolve(unit, unavailable(self.failed))
         self._pending.clear()
