@@ -167,7 +167,7 @@ class Executor:
             store=self._store,
             lane=self._lane_access,
             now=self._now,
-            cancel_grace=self._limits.cancel_grace,
+            limits=self._limits,
             gates=self._gates,
         )
         self._runners[key] = runner
