@@ -34,6 +34,9 @@ from runlane_server.store.open import StoreUrl
 _MAX_PART_BYTES = 3 << 20
 """A prompt, or an attachment, must fit into one gRPC message of 4 MiB with all its other fields."""
 
+_MAX_WAITING_RUNS = 8000
+"""The receipt of a cancel lists them all, with up to 280 bytes each, in one gRPC message."""
+
 _MAX_RUN_OUTPUT = 128 << 20
 """The transcript of a run must fit into one value of a database: 1e9 bytes in SQLite, 1 GiB in
 PostgreSQL. As JSON a control character takes six bytes."""
@@ -190,7 +193,7 @@ class Config:
         ),
         max_waiting_runs=Setting(
             Topic.LIMITS,
-            click.IntRange(min=0),
+            click.IntRange(min=0, max=_MAX_WAITING_RUNS),
             "Maximum number of waiting runs of one session.",
         ),
         max_waiting_total=Setting(
