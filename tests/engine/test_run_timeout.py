@@ -9,7 +9,7 @@ import pytest
 
 from runlane_server.agents.base import AgentEvent, Turn
 from runlane_server.core.limits import Limits, RunTimeout
-from runlane_server.core.model import FinishReason, Prompt, RunRequest, RunState
+from runlane_server.core.model import FinishReason, Prompt, RunRequest, RunState, TextDelta
 from runlane_server.store.base import Store
 from support.node import running
 from support.staging import SECONDS
@@ -46,9 +46,8 @@ class Hanging:
         pass
 
     async def run(self, turn: Turn) -> AsyncGenerator[AgentEvent, None]:
+        yield TextDelta("I am thinking")
         await asyncio.Event().wait()
-        return
-        yield
 
     async def close(self) -> None:
         pass

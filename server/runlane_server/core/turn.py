@@ -18,8 +18,6 @@ from runlane_server.core.model import (
     Reasoning,
     ReasoningDelta,
     Role,
-    RunEvent,
-    Started,
     Text,
     TextDelta,
     ToolCall,
@@ -150,16 +148,6 @@ class TurnDraft:
     def _unfinished_parts(self) -> list[Part]:
         text = "".join(self._pieces)
         return [self._kind(text[at : at + PART_CHARS]) for at in range(0, len(text), PART_CHARS)]
-
-
-def draft_of(events: Iterable[RunEvent]) -> TurnDraft:
-    """Rebuilds the draft from the events of a run. Each Started event begins a new draft."""
-    draft = TurnDraft()
-    for event in events:
-        if isinstance(event.body, Started):
-            draft = TurnDraft()
-        draft.add(event.body)
-    return draft
 
 
 def close(

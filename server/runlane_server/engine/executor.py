@@ -55,7 +55,7 @@ class Executor:
         quotas: QuotaBook,
         gates: Gates,
     ) -> None:
-        self._recovery = Recovery(store, self, quotas)
+        self._recovery = Recovery(store, self, quotas, max_run_output=limits.max_run_output)
         self.membership: Membership | None = None
         if store.cluster is not None:
             self.membership = Membership(

@@ -154,7 +154,7 @@ class Outbox:
         self._end_half()
         self._end_delta()
         self._is_in_text = False
-        size = PART_BYTES + _size(body)
+        size = PART_BYTES + output_size(body)
         if size > self._room:
             raise self._limit_reached()
         self._draft.add(body)
@@ -334,9 +334,11 @@ class Outbox:
         return batch
 
 
-def _size(body: EventBody) -> int:
-    """The size of a tool call or of a tool result, in bytes of UTF-8."""
+def output_size(body: EventBody) -> int:
+    """The size of an agent's event, in bytes of UTF-8."""
     match body:
+        case TextDelta(text) | ReasoningDelta(text):
+            return utf8_size(text)
         case ToolCall(call_id, name, content) | ToolResult(call_id, name, content):
             return utf8_size(call_id) + utf8_size(name) + utf8_size(content)
         case _:
