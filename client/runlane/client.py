@@ -44,6 +44,9 @@ from runlane.wire import Backoff, RetryPolicy, Wire
 DEFAULT_TARGET = "127.0.0.1:50051"
 """The default address of `runlane-server`."""
 
+CANCELLED_PER_CALL = 4000
+"""Runs that one call of CancelAll cancels; the most that the server takes."""
+
 WAIT_SLICE_SECONDS = 30.0
 """Maximum duration of one WaitRun call. `Client.wait_run` makes a sequence of them, so that a dead
 connection delays only one."""
@@ -227,14 +230,20 @@ class Client:
     async def cancel_all(self, reason: str = "") -> tuple[CancelReceipt, ...]:
         """Cancels all runs that are accepted and not terminal, in all sessions of the caller.
 
-        Returns one receipt per session with a cancelled run. Retried only if the server certainly
-        did nothing; see `cancel`.
+        Returns one receipt per session with a cancelled run. The server cancels thousands of runs
+        page by page; this method asks for all pages. A page is retried only if the server
+        certainly did nothing; see `cancel`.
         """
-        request = runs_pb.CancelAllRequest(reason=reason)
-        response = await self._wire.call(
-            self._wire.runs.CancelAll, request, should_retry=is_refused
-        )
-        return tuple(convert.receipt(each, each.session_id) for each in response.sessions)
+        receipts: list[CancelReceipt] = []
+        request = runs_pb.CancelAllRequest(reason=reason, page_size=CANCELLED_PER_CALL)
+        while True:
+            response = await self._wire.call(
+                self._wire.runs.CancelAll, request, should_retry=is_refused
+            )
+            receipts += (convert.receipt(each, each.session_id) for each in response.sessions)
+            request.page_token = response.next_page_token
+            if not request.page_token:
+                return tuple(receipts)
 
     def subscribe_run_complete(
         self,

@@ -154,6 +154,19 @@ async def test_r11_a_cancel_of_a_session_is_never_sent_twice(
     assert len(peer.requests["Cancel"]) == len(peer.requests["CancelAll"]) == 1
 
 
+async def test_cancel_all_asks_for_all_pages(peer: Peer, client: Client) -> None:
+    def page(session_id: str, token: str) -> run_service_pb2.CancelAllResponse:
+        receipt = run_service_pb2.SessionCancellation(session_id=session_id, fence_accept_seq=1)
+        return run_service_pb2.CancelAllResponse(sessions=[receipt], next_page_token=token)
+
+    peer.scripts["CancelAll"] = [(page("a", "t1"),), (page("b", "t2"),), (page("c", ""),)]
+    receipts = await client.cancel_all("why")
+    assert [receipt.session_id for receipt in receipts] == ["a", "b", "c"]
+    requests = peer.requests["CancelAll"]
+    assert [request.page_token for request in requests] == ["", "t1", "t2"]
+    assert {(request.reason, request.page_size) for request in requests} == {("why", 4000)}
+
+
 async def test_a_cancel_that_was_surely_refused_is_repeated(peer: Peer, client: Client) -> None:
     receipt = run_service_pb2.CancelResponse(
         cancelled=[

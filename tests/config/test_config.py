@@ -89,6 +89,9 @@ VALUES: list[tuple[str, str, Any]] = [
     ("max-waiting-total", "2", 2),
     ("max-prompt-bytes", "3", 3),
     ("max-attachment-bytes", "0", 0),
+    ("max-run-output", "1MiB", 1 << 20),
+    ("default-run-timeout", "90m", 5400.0),
+    ("max-run-time", "0", 0.0),
     ("cancel-grace", "1500ms", 1.5),
     ("ready-timeout", "2m", 120.0),
     ("progress-interval", "0.5s", 0.5),
@@ -369,3 +372,10 @@ def test_the_event_loop_is_uvloop_where_it_is_installed(
     assert event_loop_kind("auto") is asyncio.SelectorEventLoop
     with pytest.raises(StartError, match=r"run: pip install 'runlane\[uvloop\]'"):
         event_loop_kind("uvloop")
+
+
+@pytest.mark.parametrize("size", ["0", "129MiB", "1TiB"])
+def test_an_output_limit_that_no_database_can_hold_is_refused(size: str) -> None:
+    result = invoke("--max-run-output", size)
+    assert result.exit_code == 2
+    assert "Invalid value for '--max-run-output'" in result.output

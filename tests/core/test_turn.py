@@ -13,7 +13,6 @@ from runlane_server.core.model import (
     Reasoning,
     ReasoningDelta,
     Role,
-    RunEvent,
     Started,
     Text,
     TextDelta,
@@ -27,7 +26,6 @@ from runlane_server.core.turn import (
     InvalidAgentEvent,
     TurnDraft,
     close,
-    draft_of,
     final_text,
 )
 
@@ -142,21 +140,6 @@ def test_invalid_tool_events_raise_and_change_nothing(
     assert draft.messages() == was
     draft.add(TextDelta(", then"))
     assert draft.messages() == said(TextDelta("well"), *before, TextDelta(", then"))
-
-
-def test_a_later_started_event_resets_the_turn() -> None:
-    bodies: tuple[EventBody, ...] = (
-        Accepted(1),
-        Started(1),
-        TextDelta("lost"),
-        A,
-        Started(2),
-        A,
-        SEEN_A,
-        TextDelta("ok"),
-    )
-    events = [RunEvent("r", index, 0, body) for index, body in enumerate(bodies, 1)]
-    assert draft_of(events).messages() == (answer(A), results(SEEN_A), answer(Text("ok")))
 
 
 # --- The end ------------------------------------------------------------------------------------

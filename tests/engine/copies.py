@@ -30,3 +30,19 @@ async def copy_of(url: str, folder: Path) -> AsyncIterator[str]:
             pass
         await copy_rows(url, other)
         yield other
+
+
+async def execute(url: str, statement: str) -> None:
+    """Changes a store that no node uses, as damage or a defect would."""
+    store_url = StoreUrl.parse(url)
+    if not store_url.is_shareable:
+        with closing(sqlite3.connect(store_url.file)) as database, database:
+            database.execute(statement)
+        return
+    from runlane_server.store.postgres.database import Database  # noqa: PLC0415
+    from support.postgres import plain  # noqa: PLC0415 - an optional extra
+
+    connection = await plain(url)
+    await connection.execute(f"SET search_path TO {Database.parse(url).schema}")
+    await connection.execute(statement)
+    await connection.close()

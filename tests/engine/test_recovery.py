@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import pytest
 
-from engine.copies import copy_of
+from engine.copies import copy_of, execute
 from runlane_server.core.limits import Limits
 from runlane_server.core.model import FinishReason, RunKey, RunState, Started
 from runlane_server.store.base import Store
@@ -57,6 +57,60 @@ async def heard(node: Node, run_id: str, text: str) -> None:
         for event in await follower.next():
             said += getattr(event.body, "text", "")
     follower.close()
+
+
+Damage: TypeAlias = str
+"""A statement that damages the stored events of the run `bad`."""
+
+DAMAGES: tuple[Damage, ...] = (
+    "UPDATE run_events SET body = 'no JSON' WHERE run_id = 'bad' AND kind = 'text_delta'",
+    "UPDATE run_events SET body = NULL WHERE run_id = 'bad' AND kind = 'text_delta'",
+    "UPDATE run_events SET body = '[1, 2, 3]' WHERE run_id = 'bad' AND kind = 'text_delta'",
+    "UPDATE run_events SET kind = 'unknown' WHERE run_id = 'bad' AND kind = 'text_delta'",
+    "DELETE FROM run_events WHERE run_id = 'bad' AND idx = 1",
+)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("attempts", [1, 2])
+async def test_r21_a_run_whose_events_are_damaged_is_recovered_and_the_others_too(
+    first: Node, store_url: str, tmp_path: Path, damage: Damage, attempts: int
+) -> None:
+    for name in ("good", "bad", "fine"):
+        prompt = script(say(f"by {name}"), wait(name))
+        await first.accept(name, prompt, run_id=name, max_attempts=attempts)
+        await first.latches.reached(name)
+        await heard(first, name, f"by {name}")
+    async with copy_of(store_url, tmp_path) as url:
+        await execute(url, damage)
+        async with open_store(StoreUrl.parse(url)) as store, running(store) as node:
+            for name in ("good", "bad", "fine"):
+                node.latches.open(name)
+            ends = {name: await node.end(name) for name in ("good", "bad", "fine")}
+            after = await node.end((await node.queue("bad", "next")).run_id)
+    if attempts == 2:
+        assert {name: end.text for name, end in ends.items()} == {n: f"by {n}" for n in ends}
+        assert {(end.state, end.attempt) for end in ends.values()} == {(S.COMPLETED, 2)}
+        return
+    assert {end.finish_reason for end in ends.values()} == {FinishReason.INTERRUPTED}
+    assert (ends["good"].text, ends["fine"].text) == ("by good", "by fine")
+    assert ends["bad"].text in {"", "by bad"}
+    assert after.state is S.COMPLETED
+
+
+async def test_output_beyond_the_limit_of_the_new_node_is_cut(first: Node, second: Second) -> None:
+    prompt = script(*(say("x" * 100) for _ in range(5)), {"wait": "a"}, say("y" * 50), wait("g"))
+    run = (await first.accept("s", prompt)).run
+    await first.latches.reached("a")
+    await heard(first, run.run_id, "x" * 500)
+    first.latches.open("a")
+    await first.latches.reached("g")
+    await heard(first, run.run_id, "x" * 500 + "y" * 50)
+    async with second(Limits(max_run_output=520)) as node:
+        complete = await node.end(run.run_id)
+        assert (complete.finish_reason, complete.text) == (FinishReason.INTERRUPTED, "x" * 500)
+        indices = [event.index for event in await node.events(run.run_id)]
+        assert indices == list(range(1, len(indices) + 1))
 
 
 async def test_waiting_runs_start_in_order_after_a_restart(first: Node, second: Second) -> None:

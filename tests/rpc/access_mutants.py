@@ -348,6 +348,7 @@ REMOVED = (
     ),
     of_tenant(RunService, "Cancel"),
     of_tenant(RunService, "CancelAll"),
+    of_tenant(RunService, "_cancel_page", "same_names"),
     of_tenant(RunService, "GetRun"),
     of_tenant(RunService, "WaitRun"),
     of_tenant(SessionService, "DeleteSession"),

@@ -53,8 +53,10 @@ async def same_names(folder: Path) -> None:
         )
         assert messages.answer.messages
         assert b"one" not in messages.answer.SerializeToString()
-        everything = await world.ask(RUNS + "CancelAll", runs_pb.CancelAllRequest(), shown)
-        assert not everything.answer.sessions
+        for page_size in (0, 1):
+            wanted_all = runs_pb.CancelAllRequest(page_size=page_size)
+            everything = await world.ask(RUNS + "CancelAll", wanted_all, shown)
+            assert not everything.answer.sessions
         theirs = await world.ask(RUNS + "GetRun", request(RUNS + "GetRun"), world.shown("read"))
         assert theirs.answer.run.state == run_pb2.RUN_STATE_ACTIVE
 

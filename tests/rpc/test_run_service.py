@@ -13,6 +13,7 @@ from grpc import StatusCode
 from runlane.v1 import run_pb2, session_service_pb2
 from runlane.v1 import run_service_pb2 as pb
 from runlane_server.core.limits import Limits
+from runlane_server.rpc import runs as runs_module
 from runlane_server.store.memory.store import MemoryStore
 from support.rpc_wire import Wire, decode_error, over_any_store, refused, serving
 from support.staging import script
@@ -202,6 +203,89 @@ async def test_r18_cancel_all_lists_only_sessions_with_work() -> None:
         found = {s.session_id: [r.run_id for r in s.cancelled] for s in answer.sessions}
         assert found == {"a": active[:1], "b": active[1:]}
         assert [s.fence_accept_seq for s in answer.sessions] == [1, 1]
+
+
+async def waiting(wire: Wire, sessions: int) -> dict[str, list[str]]:
+    """Accepts two runs in each of some sessions; none of them starts."""
+    names = [f"s{n:03}" for n in range(sessions)]
+    return {name: [(await accept(wire, name)).run_id for _ in range(2)] for name in names}
+
+
+def covered(answer: pb.CancelAllResponse) -> dict[str, list[str]]:
+    return {it.session_id: [run.run_id for run in it.cancelled] for it in answer.sessions}
+
+
+async def test_r20_cancel_all_continues_page_by_page() -> None:
+    async with serving(Limits(max_active_runs=0)) as wire:
+        runs = await waiting(wire, 5)
+        pages = []
+        request = pb.CancelAllRequest(page_size=4)
+        while True:
+            answer = await wire.runs.CancelAll(request)
+            pages.append(covered(answer))
+            assert answer.omitted_runs == 0
+            request.page_token = answer.next_page_token
+            if not request.page_token:
+                break
+        assert [len(page) for page in pages] == [2, 2, 1]
+        assert {name: ids for page in pages for name, ids in page.items()} == runs
+
+
+async def test_r20_a_page_has_at_least_one_session() -> None:
+    async with serving(Limits(max_active_runs=0)) as wire:
+        runs = await waiting(wire, 2)
+        answer = await wire.runs.CancelAll(pb.CancelAllRequest(page_size=1))
+        assert covered(answer) == {"s000": runs["s000"]}
+        assert answer.next_page_token
+
+
+async def test_r11_a_later_page_spares_a_run_accepted_after_its_session_was_cancelled() -> None:
+    async with serving(Limits(max_active_runs=0)) as wire:
+        runs = await waiting(wire, 2)
+        first = await wire.runs.CancelAll(pb.CancelAllRequest(page_size=2))
+        later = (await accept(wire, "s000")).run_id
+        rest = await wire.runs.CancelAll(
+            pb.CancelAllRequest(page_size=2, page_token=first.next_page_token)
+        )
+        assert covered(rest) == {"s001": runs["s001"]}
+        assert not rest.next_page_token
+        found = (await wire.runs.GetRun(pb.GetRunRequest(run_id=later))).run
+        assert found.state == run_pb2.RUN_STATE_ACCEPTED
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"page_size": 1, "page_token": "x"}, "page_token"),
+        ({"page_size": -1}, "page_size"),
+        ({"page_token": "AbCd"}, "page_size"),
+    ],
+)
+async def test_a_wrong_page_of_cancel_all_is_refused_and_cancels_nothing(
+    fields: dict[str, Any], field: str
+) -> None:
+    async with serving(Limits(max_active_runs=0)) as wire:
+        run_id = (await accept(wire)).run_id
+        error = await refused(wire.runs.CancelAll(pb.CancelAllRequest(**fields)))
+        assert error.code is StatusCode.INVALID_ARGUMENT
+        assert field in error.fields
+        found = (await wire.runs.GetRun(pb.GetRunRequest(run_id=run_id))).run
+        assert found.state == run_pb2.RUN_STATE_ACCEPTED
+
+
+async def test_r20_without_pages_all_is_cancelled_and_receipts_beyond_the_limit_are_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(runs_module, "PAGE_BYTES", 300)
+    async with serving(Limits(max_active_runs=0)) as wire:
+        runs = await waiting(wire, 5)
+        answer = await wire.runs.CancelAll(pb.CancelAllRequest())
+        shown = covered(answer)
+        assert 0 < len(shown) < 5
+        assert shown.items() <= runs.items()
+        assert answer.omitted_runs == 2 * (5 - len(shown))
+        left = await wire.runs.CancelAll(pb.CancelAllRequest())
+        assert left == pb.CancelAllResponse()
 
 
 # --- Follow -------------------------------------------------------------------------------------

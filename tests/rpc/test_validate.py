@@ -36,6 +36,10 @@ def check_run(request: Message) -> object:
     return validate.run_accepted(request, LIMITS)
 
 
+def check_cancel_page(request: run_service_pb2.CancelAllRequest) -> None:
+    validate.cancel_page(request, lambda: "")
+
+
 def check_subscribe_run_complete(
     request: run_service_pb2.SubscribeRunCompleteRequest,
 ) -> EventFilter:
@@ -259,6 +263,13 @@ TABLE: list[tuple[str, Check, Message, type[InvalidArgument], str]] = [
         "cancel all reason",
         validate.cancel_all,
         run_service_pb2.CancelAllRequest(reason="ä" * 513),
+        InvalidArgument,
+        "reason",
+    ),
+    (
+        "cancel page reason",
+        check_cancel_page,
+        run_service_pb2.CancelAllRequest(page_size=1, reason="ä" * 513),
         InvalidArgument,
         "reason",
     ),

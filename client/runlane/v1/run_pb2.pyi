@@ -196,8 +196,8 @@ class RunError(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """A stable code: AGENT_ERROR, AGENT_NOT_READY, RUN_TIMEOUT, INTERRUPTED, or a code chosen by the
-    agent (PROVIDER_ERROR, COMMAND_FAILED, ...).
+    """A stable code: AGENT_ERROR, AGENT_NOT_READY, RUN_TIMEOUT, OUTPUT_LIMIT, INTERRUPTED, or a code
+    chosen by the agent (PROVIDER_ERROR, COMMAND_FAILED, ...).
     """
     message: _builtins.str
     """A human-readable message; at most 8 KiB."""
@@ -318,7 +318,7 @@ class Run(_message.Message):
 
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
-        """Maximum duration of one attempt; unset: no limit."""
+        """Maximum duration of one attempt, as requested; unset: the server's default applies."""
 
     @_builtins.property
     def accepted_at(self) -> _timestamp_pb2.Timestamp:

@@ -107,7 +107,8 @@ class RunAcceptedRequest(_message.Message):
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """Maximum duration of one attempt, after which it ends as TIMEOUT; more than 0 and at most 7
-        days. Unset: no limit.
+        days. Unset: the server's default, 6 hours unless configured. The server may have a lower
+        maximum, which then applies.
         """
 
     @_builtins.property
@@ -239,16 +240,29 @@ class CancelAllRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REASON_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """The reason, recorded with every cancelled run; at most 1 KiB."""
+    page_size: _builtins.int
+    """Cancel about this many runs in this call, session by session, and return a token for the rest;
+    larger values are reduced to 4000. 0: cancel everything in this call; the answer then leaves
+    out the receipts that exceed 3 MiB.
+    """
+    page_token: _builtins.str
+    """The token of the previous answer, to cancel what it left. Each session is cancelled at most
+    once over all pages.
+    """
     def __init__(
         self,
         *,
         reason: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -293,6 +307,12 @@ class CancelAllResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SESSIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    OMITTED_RUNS_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """With page_size: pass it to the next call. Empty: everything is cancelled."""
+    omitted_runs: _builtins.int
+    """The number of cancelled runs whose receipts had no room in the answer; 0 with page_size."""
     @_builtins.property
     def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionCancellation]:
         """One receipt for each session with at least one covered run."""
@@ -301,10 +321,12 @@ class CancelAllResponse(_message.Message):
         self,
         *,
         sessions: _abc.Iterable[Global___SessionCancellation] | None = ...,
+        next_page_token: _builtins.str = ...,
+        omitted_runs: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sessions", b"sessions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "omitted_runs", b"omitted_runs", "sessions", b"sessions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -135,6 +135,10 @@ class Size(click.ParamType[int]):
 
     name = "size"
 
+    def __init__(self, least: int = 0, most: int | None = None) -> None:
+        self._least = least
+        self._most = most
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """The bytes."""
         found = _SIZE.fullmatch(str(value))
@@ -145,6 +149,10 @@ class Size(click.ParamType[int]):
         size = int(digits[: _MAX_DIGITS + 1] or "0") * _SIZE_UNITS[found["unit"]]
         if size > _MAX_SIZE:
             self.fail(f"{str(value)[:40]} is too large", param, ctx)
+        if size < self._least:
+            self.fail(f"{str(value)[:40]} is less than {self._least}", param, ctx)
+        if self._most is not None and size > self._most:
+            self.fail(f"{str(value)[:40]} is more than {self._most} bytes", param, ctx)
         return size
 
 

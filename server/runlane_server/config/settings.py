@@ -34,6 +34,13 @@ from runlane_server.store.open import StoreUrl
 _MAX_PART_BYTES = 3 << 20
 """A prompt, or an attachment, must fit into one gRPC message of 4 MiB with all its other fields."""
 
+_MAX_WAITING_RUNS = 8000
+"""The receipt of a cancel lists them all, with up to 280 bytes each, in one gRPC message."""
+
+_MAX_RUN_OUTPUT = 128 << 20
+"""The transcript of a run must fit into one value of a database: 1e9 bytes in SQLite, 1 GiB in
+PostgreSQL. As JSON a control character takes six bytes."""
+
 EVENT_LOOPS = ("auto", "asyncio", "uvloop")
 
 LOG_FORMATS = ("auto", "json", "console")
@@ -193,7 +200,7 @@ class Config:
         ),
         max_waiting_runs=Setting(
             Topic.LIMITS,
-            click.IntRange(min=0),
+            click.IntRange(min=0, max=_MAX_WAITING_RUNS),
             "Maximum number of waiting runs of one session.",
         ),
         max_waiting_total=Setting(
@@ -210,6 +217,23 @@ class Config:
             Topic.LIMITS,
             click.IntRange(min=0, max=_MAX_PART_BYTES),
             "Maximum size of all attachments of a run together, in bytes.",
+        ),
+        max_run_output=Setting(
+            Topic.LIMITS,
+            Size(least=1, most=_MAX_RUN_OUTPUT),
+            "Maximum size of everything the agent emits for a run, in bytes or with a unit: text, "
+            "reasoning, tool calls and their results. A run that exceeds it fails.",
+        ),
+        default_run_timeout=Setting(
+            Topic.LIMITS,
+            Duration(),
+            "Maximum duration of one attempt of a run whose request has no timeout. 0: no limit.",
+        ),
+        max_run_time=Setting(
+            Topic.LIMITS,
+            Duration(),
+            "Maximum duration of one attempt of any run; a longer timeout of a request is cut to "
+            "it. 0: no limit.",
         ),
         cancel_grace=Setting(
             Topic.LIMITS,

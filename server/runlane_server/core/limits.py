@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from runlane_server.core.errors import EmptyPrompt, InvalidArgument, PromptTooLarge
-from runlane_server.core.model import Prompt, utf8_size
+from runlane_server.core.model import Micros, Prompt, utf8_size
 
 RETRY_PAUSE = 1.0
 """Seconds between retries while the store is unavailable."""
+
+
+class RunTimeout(NamedTuple):
+    """The time an attempt may be active, in seconds, and the name of what limits it."""
+
+    seconds: float
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +25,9 @@ class Limits:
     """The limits of one node. Sizes are in bytes of UTF-8, times in seconds.
 
     `max_waiting_runs` applies to each session, `max_waiting_total` to the node;
-    `max_attachment_bytes` is for all attachments of a run together.
+    `max_attachment_bytes` is for all attachments of a run together, `max_run_output` for everything
+    that the agent emits in one attempt. `default_run_timeout` and `max_run_time` are for one
+    attempt; 0 is no limit.
     """
 
     max_active_runs: int = 256
@@ -25,8 +35,26 @@ class Limits:
     max_waiting_total: int = 200_000
     max_prompt_bytes: int = 1 << 20
     max_attachment_bytes: int = 2 << 20
+    max_run_output: int = 16 << 20
+    default_run_timeout: float = 6 * 3600.0
+    max_run_time: float = 7 * 86400.0
     cancel_grace: float = 5.0
     ready_timeout: float = 60.0
+
+    def run_timeout(self, requested: Micros | None) -> RunTimeout | None:
+        """How long an attempt may be active that has this timeout; None without a limit.
+
+        It applies when the run becomes active, so waiting runs of an earlier start are covered.
+        """
+        if requested is not None:
+            found = RunTimeout(requested / 1e6, "its timeout")
+        elif self.default_run_timeout:
+            found = RunTimeout(self.default_run_timeout, "--default-run-timeout")
+        else:
+            found = None
+        if self.max_run_time and (found is None or found.seconds > self.max_run_time):
+            return RunTimeout(self.max_run_time, "--max-run-time")
+        return found
 
 
 def prompt_errors(prompt: Prompt, limits: Limits) -> Iterator[InvalidArgument]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from runlane_server.core.model import (
+    MAX_COMPLETE_TEXT_BYTES,
     EventBody,
     FinishReason,
     Folded,
@@ -17,8 +18,6 @@ from runlane_server.core.model import (
     Reasoning,
     ReasoningDelta,
     Role,
-    RunEvent,
-    Started,
     Text,
     TextDelta,
     ToolCall,
@@ -60,6 +59,7 @@ class TurnDraft:
         self._role = Role.ASSISTANT
         self._parts: list[Part] = []
         self._pieces: list[str] = []
+        self._chars = 0
         self._kind: type[Text | Reasoning] = Text
         self._open: dict[str, ToolCall] = {}
         self._seen: set[str] = set()
@@ -91,6 +91,20 @@ class TurnDraft:
             self._end_part()
             self._kind = kind
         self._pieces.append(text)
+        self._chars += len(text)
+        if self._chars >= PART_CHARS:
+            self._cut_full_parts()
+
+    def _cut_full_parts(self) -> None:
+        """Keeps only what does not fill a part: the end of a long turn costs no more than that of a
+        short one."""
+        text = "".join(self._pieces)
+        full = len(text) // PART_CHARS * PART_CHARS
+        self._parts += [self._kind(text[at : at + PART_CHARS]) for at in range(0, full, PART_CHARS)]
+        self._drop_pieces()
+        if full < len(text):
+            self._pieces.append(text[full:])
+            self._chars = len(text) - full
 
     def _add_call(self, call: ToolCall) -> None:
         if call.tool_call_id in self._seen:
@@ -115,12 +129,16 @@ class TurnDraft:
 
     def _end_part(self) -> None:
         self._parts += self._unfinished_parts()
+        self._drop_pieces()
+
+    def _drop_pieces(self) -> None:
         self._pieces.clear()
+        self._chars = 0
 
     def _end_message(self) -> None:
         self._done += self._unfinished()
         self._parts.clear()
-        self._pieces.clear()
+        self._drop_pieces()
         self._role = Role.ASSISTANT
 
     def _unfinished(self) -> list[DraftMessage]:
@@ -130,16 +148,6 @@ class TurnDraft:
     def _unfinished_parts(self) -> list[Part]:
         text = "".join(self._pieces)
         return [self._kind(text[at : at + PART_CHARS]) for at in range(0, len(text), PART_CHARS)]
-
-
-def draft_of(events: Iterable[RunEvent]) -> TurnDraft:
-    """Rebuilds the draft from the events of a run. Each Started event begins a new draft."""
-    draft = TurnDraft()
-    for event in events:
-        if isinstance(event.body, Started):
-            draft = TurnDraft()
-        draft.add(event.body)
-    return draft
 
 
 def close(
@@ -165,12 +173,26 @@ def close(
 
 
 def final_text(messages: Iterable[DraftMessage]) -> str:
-    """The text of the last assistant message."""
+    """The text of the last assistant message, as `text_of` returns it."""
     last: tuple[Part, ...] = ()
     for message in messages:
         if message.role is Role.ASSISTANT:
             last = message.parts
-    return "".join(part.text for part in last if isinstance(part, Text))
+    return text_of(last)
+
+
+def text_of(parts: Iterable[Part]) -> str:
+    """The text of a message; of a long one only the first parts, which together have more than
+    `MAX_COMPLETE_TEXT_BYTES`."""
+    texts: list[str] = []
+    chars = 0
+    for part in parts:
+        if isinstance(part, Text):
+            texts.append(part.text)
+            chars += len(part.text)
+            if chars > MAX_COMPLETE_TEXT_BYTES:
+                break
+    return "".join(texts)
 
 
 def _answer_calls(messages: Iterable[DraftMessage]) -> tuple[list[DraftMessage], frozenset[str]]:

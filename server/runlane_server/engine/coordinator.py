@@ -52,6 +52,7 @@ from runlane_server.core.model import (
 )
 from runlane_server.core.observer import NO_OBSERVER, CancelRequest, Load, Observer
 from runlane_server.core.transition import Lane, LaneRun, Receipt, Transition, describe
+from runlane_server.engine.cancel_all import CancelAll, CancelledPage
 from runlane_server.engine.executor import Executor, NodeSettings
 from runlane_server.engine.mailbox import Command, OnCommit
 from runlane_server.engine.reservation import Acceptance, AcceptedRun, AcceptsInProgress
@@ -352,23 +353,23 @@ class Coordinator:
         self, *, reason: str = "", tenant: str = DEFAULT_TENANT
     ) -> Sequence[Receipt]:
         """Cancels all runs of a tenant; returns a receipt for each session that had work (R18)."""
-        in_memory = [key for key in self._lanes.keys if key.tenant == tenant]
+        return await self._cancel_all(reason, tenant).at_once()
 
+    async def cancel_page(
+        self, *, after: str, max_runs: int, reason: str = "", tenant: str = DEFAULT_TENANT
+    ) -> CancelledPage:
+        """Cancels about `max_runs` runs of the sessions whose ids follow `after`; "" for the first.
+
+        Repeat it with `next` of the result until that is empty.
+        """
+        return await self._cancel_all(reason, tenant).page(after, max_runs)
+
+    def _cancel_all(self, reason: str, tenant: str) -> CancelAll:
         def post(key: SessionKey) -> asyncio.Future[Receipt]:
             command = _cancel(CancelScope.SESSION, "", reason)
             return self._lanes.post(key, command, on_commit=self._observe_cancel(key, "all"))
 
-        # Gathered before the next await: no reply is left unread if the caller goes away.
-        first = asyncio.gather(*map(post, in_memory), return_exceptions=True)
-        stored = await self.store.busy_sessions()
-        others = {s.key for s in stored if s.key.tenant == tenant}.difference(in_memory)
-        rest = asyncio.gather(*map(post, sorted(others)), return_exceptions=True)
-        receipts = [*await first, *await rest]
-        failures = [r for r in receipts if isinstance(r, BaseException)]
-        for failure in failures:
-            if not isinstance(failure, SessionNotFound):
-                raise failure
-        return [r for r in receipts if isinstance(r, Receipt) and r.cancelled]
+        return CancelAll(self._lanes, self.store, tenant, post)
 
     def _observe_cancel(self, key: SessionKey, scope: str) -> OnCommit[Receipt]:
         """Passes a cancel that is requested now to the observer once it is committed."""

@@ -58,7 +58,7 @@ class Executor:
         quotas: QuotaBook,
         gates: Gates,
     ) -> None:
-        self._recovery = Recovery(store, self, quotas)
+        self._recovery = Recovery(store, self, quotas, max_run_output=limits.max_run_output)
         self.membership: Membership | None = None
         if store.cluster is not None:
             self.membership = Membership(
@@ -196,7 +196,7 @@ class Executor:
             store=self._store,
             lane=self._lane_access,
             now=self._now,
-            cancel_grace=self._limits.cancel_grace,
+            limits=self._limits,
             gates=self._gates,
         )
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 import structlog
 
+from runlane_server.agents.base import AgentError
 from runlane_server.core.errors import RunlaneError, StoreUnavailable
 from runlane_server.core.limits import RETRY_PAUSE
 from runlane_server.core.model import (
@@ -18,7 +19,11 @@ from runlane_server.core.model import (
     RunEvent,
     RunKey,
     TextDelta,
+    ToolCall,
+    ToolResult,
     clean_text,
+    cut_utf8,
+    utf8_size,
 )
 from runlane_server.core.transition import LaneRun
 from runlane_server.core.turn import DraftMessage, TurnDraft
@@ -31,8 +36,19 @@ log = structlog.get_logger()
 DELTA_CHARS = 1 << 16
 """Maximum length of a stored delta; a longer text is split into several events."""
 
-OUTBOX_CHARS = 1 << 20
-"""The agent is paused while more than this much of its output is not stored, in characters."""
+OUTBOX_CHARS = 1 << 18
+"""The agent is paused while more than this much of its output is not stored, in characters. It is
+small, as a write of this run delays the writes of all others."""
+
+OUTBOX_EVENTS = 4096
+"""The agent is paused after this many events: one that never awaits would hold the event loop."""
+
+PART_BYTES = 256
+"""What each part of a message counts towards the output limit, besides its content. Otherwise many
+tiny parts would take far more memory than the limit suggests."""
+
+OUTPUT_LIMIT = "OUTPUT_LIMIT"
+"""Reason of a failed run: its agent emitted more than `--max-run-output`."""
 
 _DELTAS: Final = (TextDelta, ReasoningDelta)
 
@@ -46,16 +62,39 @@ def _split(text: str) -> Sequence[str]:
     return [text[at : at + DELTA_CHARS] for at in range(0, len(text), DELTA_CHARS)]
 
 
+def pieces_of(body: EventBody) -> Iterable[EventBody]:
+    """The event, or the pieces of an oversized delta, between which the agent can be paused."""
+    if isinstance(body, _DELTAS) and len(body.text) > OUTBOX_CHARS:
+        return _pieces_of_text(type(body), body.text)
+    return (body,)
+
+
+def _pieces_of_text(kind: type[TextDelta | ReasoningDelta], text: str) -> Iterator[EventBody]:
+    for at in range(0, len(text), OUTBOX_CHARS):
+        yield kind(text[at : at + OUTBOX_CHARS])
+
+
 class Outbox:
     """The output of an agent that is not stored yet.
 
-    Events that arrive during a write form the next batch, and adjacent deltas are merged. The rest
-    is committed with the end of the run. The first write starts in the next iteration of the event
-    loop, so an agent that has returned by then needs none.
+    It takes at most `max_output` bytes of one attempt. Events that arrive during a write form the
+    next batch, and adjacent deltas are merged. The rest is committed with the end of the run. The
+    first write starts in the next iteration of the event loop, so an agent that has returned by
+    then needs none.
     """
 
-    def __init__(self, key: RunKey, run: LaneRun, store: Store, now: Callable[[], Micros]) -> None:
+    def __init__(
+        self,
+        key: RunKey,
+        run: LaneRun,
+        store: Store,
+        now: Callable[[], Micros],
+        *,
+        max_output: int,
+    ) -> None:
         self.events = run.events
+        self._max_output = max_output
+        self._output = 0
         self._draft = TurnDraft()
         self._key = key
         self._attempt = run.attempt
@@ -64,9 +103,11 @@ class Outbox:
         self._waiting: list[EventBody] = []
         self._pieces: list[str] = []
         self._kind: type[TextDelta | ReasoningDelta] = TextDelta
+        self._is_in_text = False
         self._delta_chars = 0
         self._half = ""
         self._chars = 0
+        self._puts = 0
         self._is_closed = False
         self._agent_task: asyncio.Task[None] | None = None
         self._on_lost: Callable[[], None] | None = None
@@ -100,21 +141,41 @@ class Outbox:
 
     @property
     def is_full(self) -> bool:
-        """Whether the agent must pause until events are stored."""
-        return self._chars > OUTBOX_CHARS
+        """Whether the agent must pause: for events to be stored, or to receive its cancel."""
+        is_behind = self._chars > OUTBOX_CHARS or self._puts > OUTBOX_EVENTS
+        return is_behind or self._is_closed
 
     def put(self, body: EventBody) -> None:
-        """Adds an event of the agent that passed the intake. Raises InvalidAgentEvent if it does
-        not fit the turn."""
+        """Adds an event of the agent that passed the intake.
+
+        Raises InvalidAgentEvent if it does not fit the turn, and AgentError (OUTPUT_LIMIT) if it
+        exceeds the output limit; the text up to the limit is kept.
+        """
         if self._is_closed:
             return
-        if isinstance(body, _DELTAS):
-            self._put_delta(type(body), body.text)
-        else:
-            self._end_half()
-            self._end_delta()
-            self._draft.add(body)
-            self._waiting.append(body)
+        self._puts += 1
+        try:
+            if isinstance(body, _DELTAS):
+                self._put_delta(type(body), body.text)
+            else:
+                self._put_tool_event(body)
+        finally:
+            self._schedule()
+
+    def _put_tool_event(self, body: EventBody) -> None:
+        self._end_half()
+        self._end_delta()
+        self._is_in_text = False
+        size = PART_BYTES + output_size(body)
+        if size > self._room:
+            raise self._limit_reached()
+        self._draft.add(body)
+        self._waiting.append(body)
+        self._output += size
+        self._chars += size
+
+    def _schedule(self) -> None:
+        """Starts a write in the next iteration of the event loop."""
         if self._writer is None and not self._is_scheduled and self._agent_task is not None:
             self._is_scheduled = True
             asyncio.get_running_loop().call_soon(self._start_if_needed)
@@ -123,6 +184,7 @@ class Outbox:
         """Adds an event that was stored as part of another commit."""
         self._end_half()
         self._end_delta()
+        self._is_in_text = False
         self._draft.add(body)
         self.events += 1
 
@@ -134,6 +196,10 @@ class Outbox:
 
     async def flush(self) -> None:
         """Waits until all events are stored, or the agent has returned."""
+        # Others get the event loop even if there is nothing to store, and a cancel reaches an agent
+        # only where its task awaits: it may never do so itself.
+        await asyncio.sleep(0)
+        self._puts = 0
         while (self._waiting or self._pieces) and not self._has_agent_returned:
             await asyncio.wait({self._writer or self._start_writing()})
         await self._wait_written()
@@ -160,7 +226,31 @@ class Outbox:
             self._end_half()
             self._end_delta()
             self._kind = kind
-        self._add_text(self._without_last_half(self._half + text))
+            self._is_in_text = False
+        self._add_limited(self._without_last_half(self._half + text))
+
+    def _add_limited(self, text: str) -> None:
+        """Adds the text as far as the output limit allows."""
+        if not self._is_in_text:
+            self._is_in_text = True
+            self._output += PART_BYTES
+        kept, is_cut = cut_utf8(text, max(0, self._room))
+        if kept:
+            self._add_text(kept)
+            self._output += utf8_size(kept)
+        if is_cut:
+            raise self._limit_reached()
+
+    @property
+    def _room(self) -> int:
+        return self._max_output - self._output
+
+    def _limit_reached(self) -> AgentError:
+        return AgentError(
+            f"the output of the run reached its limit of {self._max_output} bytes"
+            " (--max-run-output)",
+            reason=OUTPUT_LIMIT,
+        )
 
     def _without_last_half(self, text: str) -> str:
         """Keeps back the first half of a character: a provider may send the other one next."""
@@ -266,3 +356,14 @@ class Outbox:
         self._waiting.clear()
         self._chars = 0
         return batch
+
+
+def output_size(body: EventBody) -> int:
+    """The size of an agent's event, in bytes of UTF-8."""
+    match body:
+        case TextDelta(text) | ReasoningDelta(text):
+            return utf8_size(text)
+        case ToolCall(call_id, name, content) | ToolResult(call_id, name, content):
+            return utf8_size(call_id) + utf8_size(name) + utf8_size(content)
+        case _:
+            return 0

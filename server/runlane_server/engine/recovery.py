@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Protocol
 
 import structlog
 
 from runlane_server.access.quotas import QuotaBook
 from runlane_server.core import lane as rules
-from runlane_server.core.model import RunEvent, RunKey, SessionKey
-from runlane_server.core.turn import draft_of
+from runlane_server.core.errors import StoreUnavailable
+from runlane_server.core.model import RunKey, SessionKey
+from runlane_server.core.turn import DraftMessage
 from runlane_server.engine.batches import await_in_batches
 from runlane_server.engine.lanes import Lanes
+from runlane_server.engine.replay import Replays
 from runlane_server.engine.slots import UNLIMITED, Slots
 from runlane_server.store.base import ClaimOrder, HostedRun, Store, TenantShare
 
 log = structlog.get_logger()
-
-EVENTS_PAGE = 1000
-EVENTS_BYTES = 8 << 20
 
 
 class ActiveRuns(Protocol):
@@ -39,13 +38,18 @@ class ActiveRuns(Protocol):
 class Recovery:
     """Recovers runs of lost nodes, and does this node's share of the work of all nodes.
 
-    It is the `cluster.membership.Work` of a node that shares its store.
+    It is the `cluster.membership.Work` of a node that shares its store. Each recovery stands
+    alone: a run that cannot be recovered with its output is recovered without it, and a session
+    that cannot be read is left to its operator. The others go on.
     """
 
-    def __init__(self, store: Store, runs: ActiveRuns, quotas: QuotaBook) -> None:
+    def __init__(
+        self, store: Store, runs: ActiveRuns, quotas: QuotaBook, *, max_run_output: int
+    ) -> None:
         self._store = store
         self._runs = runs
         self._quotas = quotas
+        self._replays = Replays(store, max_run_output)
 
     # --- A store of its own -------------------------------------------------------------------
 
@@ -61,9 +65,20 @@ class Recovery:
             log.info("unfinished work restored", sessions=len(busy), active=len(lost))
 
     async def _recover_active(self, key: SessionKey) -> None:
-        lane = await self._store.load_lane(key)
-        if lane.active is not None:
-            await self.recover(HostedRun(key, lane.active.run_id, lane.active.attempt))
+        try:
+            lane = await self._store.load_lane(key)
+            if lane.active is not None:
+                await self.recover(HostedRun(key, lane.active.run_id, lane.active.attempt))
+        except Exception as error:
+            if self._is_store_away(error):
+                raise
+            log.exception("session not recovered", session_id=key.session_id)
+
+    def _is_store_away(self, error: Exception) -> bool:
+        """Whether everything must be repeated later. A file that is open is never away: what cannot
+        be read from it is a bad record."""
+        is_possible = self._store.cluster is not None or self._store.failed is not None
+        return is_possible and isinstance(error, StoreUnavailable)
 
     # --- A shared store -----------------------------------------------------------------------
 
@@ -83,22 +98,32 @@ class Recovery:
 
     async def recover(self, lost: HostedRun) -> None:
         """Retries or ends a run whose node is gone, with the output that its events show."""
-        events = await self._events_of(RunKey(lost.session.tenant, lost.run_id))
-        content = draft_of(events).messages()
+        key = RunKey(lost.session.tenant, lost.run_id)
+        try:
+            async with self._replays.replay(key) as replay:
+                if replay.is_cut:
+                    log.warning("output cut to --max-run-output", run_id=lost.run_id)
+                await self._post_lost(lost, replay.messages(), replay.events)
+        except Exception as error:
+            if self._is_store_away(error):
+                raise
+            log.exception("run recovered without its output", run_id=lost.run_id)
+            await self._recover_without_output(lost)
+
+    async def _recover_without_output(self, lost: HostedRun) -> None:
+        active = (await self._store.load_lane(lost.session)).active
+        if active is not None and (active.run_id, active.attempt) == (lost.run_id, lost.attempt):
+            await self._post_lost(lost, (), active.events)
+
+    async def _post_lost(
+        self, lost: HostedRun, content: tuple[DraftMessage, ...], events: int
+    ) -> None:
         await self._runs.lanes.post(
             lost.session,
             lambda lane, at: rules.node_lost(
-                lane, lost.run_id, lost.attempt, at=at, content=content, events=len(events)
+                lane, lost.run_id, lost.attempt, at=at, content=content, events=events
             ),
         )
-
-    async def _events_of(self, key: RunKey) -> Sequence[RunEvent]:
-        events: list[RunEvent] = []
-        while page := await self._store.run_events(
-            key, after=len(events), limit=EVENTS_PAGE, max_bytes=EVENTS_BYTES
-        ):
-            events += page
-        return events
 
     def cancelled_elsewhere(self, run: HostedRun) -> None:
         """Stops the agent of a run whose cancel another node committed."""

@@ -15,7 +15,7 @@ import structlog
 
 from runlane_server.agents.base import Agent, AgentError, AgentEvent, Report
 from runlane_server.core.errors import IllegalCommand, RunlaneError
-from runlane_server.core.limits import RETRY_PAUSE
+from runlane_server.core.limits import RETRY_PAUSE, Limits, RunTimeout
 from runlane_server.core.model import (
     NO_USAGE,
     EventBody,
@@ -31,7 +31,7 @@ from runlane_server.engine.agent_output import Intake, describe, run_error
 from runlane_server.engine.agent_turn import AgentTurn, Job
 from runlane_server.engine.lane_access import LaneAccess
 from runlane_server.engine.lanes import LaneContended
-from runlane_server.engine.outbox import Outbox
+from runlane_server.engine.outbox import Outbox, pieces_of
 from runlane_server.harness.gates import Gates, Point
 from runlane_server.store.base import Store
 
@@ -51,7 +51,7 @@ class Runner:
         store: Store,
         lane: LaneAccess,
         now: Callable[[], Micros],
-        cancel_grace: float,
+        limits: Limits,
         gates: Gates,
     ) -> None:
         self.job = job
@@ -62,7 +62,8 @@ class Runner:
         self._agent = agent
         self._lane = lane
         self._store = store
-        self._cancel_grace = cancel_grace
+        self._limits = limits
+        self._cancel_grace = limits.cancel_grace
         self._gates = gates
         # Set when the supervisor must act: the agent returned, was stopped, or timed out.
         self._due: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -73,7 +74,7 @@ class Runner:
         self._is_broken = False
         self._code = AgentCode(job.run_key, job.key.session_id)
         self._working: asyncio.Task[None] | None = None
-        self._outbox = Outbox(job.run_key, job.run, store, now)
+        self._outbox = Outbox(job.run_key, job.run, store, now, max_output=limits.max_run_output)
         self._intake = Intake()
         self._report = _EMPTY_REPORT
         self._is_silent = True
@@ -143,14 +144,14 @@ class Runner:
         work = self._working = self._code.start(self._work())
         self._outbox.follow(work, on_lost=self.hand_over, on_broken=self._break_off)
         work.add_done_callback(self._wake)
-        timeout = None if run.timeout is None else run.timeout / 1e6
-        await self._until_due(timeout)
+        timeout = self._limits.run_timeout(run.timeout)
+        await self._until_due(None if timeout is None else timeout.seconds)
         self._timed_out = not self._is_over
         if not work.done():
             await self._stop_agent(work)
         error = _failure_of(work, stopped=self._stopped)
         if self._timed_out:
-            error = RunError("RUN_TIMEOUT", f"the run was active for more than {timeout:g} s")
+            error = _timeout_error(timeout)
         # A stopped agent has not completed, even if it returned: its output was dropped.
         await self._report_end(error)
 
@@ -265,9 +266,10 @@ class Runner:
         if self._is_silent:
             self._is_silent = False
             await self._pass_gate(Point.BEFORE_FIRST_MESSAGE)
-        self._outbox.put(body)
-        if self._outbox.is_full:
-            await self._outbox.flush()
+        for piece in pieces_of(body):
+            self._outbox.put(piece)
+            if self._outbox.is_full:
+                await self._outbox.flush()
 
     def _add_report(self, report: Report) -> None:
         """Adds up usage; of the other fields the last value counts. Raises InvalidAgentEvent."""
@@ -319,6 +321,12 @@ def _failure_of(work: asyncio.Task[None], *, stopped: bool) -> RunError | None:
         return RunError("AGENT_ERROR", "the agent cancelled its own task")
     failure = work.exception()
     return None if failure is None else run_error(failure)
+
+
+def _timeout_error(timeout: RunTimeout | None) -> RunError:
+    assert timeout is not None  # noqa: S101 - without one it did not time out
+    limit = f"{timeout.seconds:g} s ({timeout.source})"
+    return RunError("RUN_TIMEOUT", f"the run was active for more than {limit}")
 
 
 def _log_stray(work: asyncio.Task[Any]) -> None:

@@ -21,6 +21,10 @@ MAX_LABELS = 64
 MAX_LABEL_KEY_BYTES = 128
 MAX_LABEL_VALUE_BYTES = 4 << 10
 MAX_ATTEMPTS = 100
+MAX_CANCELLED = 4000
+"""Runs of one page of CancelAll. The receipt of a run takes up to 430 bytes, and a page may exceed
+this by one session; together they stay below gRPC's 4 MiB."""
+
 MAX_ITEMS = 1000
 """Maximum length of a list in a request, and of a page."""
 MAX_DAYS = 7

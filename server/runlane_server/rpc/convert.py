@@ -22,6 +22,7 @@ from runlane_server.core.model import (
     WhenBusy,
 )
 from runlane_server.core.transition import Receipt
+from runlane_server.rpc.page import ITEM_OVERHEAD
 
 _SECOND = 1_000_000
 
@@ -221,6 +222,30 @@ def cancelled_runs(receipt: Receipt) -> list[run_pb2.CancelledRun]:
         )
         for covered in receipt.cancelled
     ]
+
+
+def session_cancellation(receipt: Receipt) -> run_service_pb2.SessionCancellation:
+    return run_service_pb2.SessionCancellation(
+        session_id=receipt.session_id,
+        cancelled=cancelled_runs(receipt),
+        fence_accept_seq=receipt.fence_accept_seq,
+    )
+
+
+def fitting_cancellations(
+    receipts: Iterable[Receipt], max_bytes: int
+) -> tuple[list[run_service_pb2.SessionCancellation], int]:
+    """The receipts that fit into `max_bytes`, and the number of runs in the others."""
+    fitting: list[run_service_pb2.SessionCancellation] = []
+    omitted = 0
+    for receipt in receipts:
+        wire = session_cancellation(receipt)
+        max_bytes -= wire.ByteSize() + ITEM_OVERHEAD
+        if max_bytes >= 0:
+            fitting.append(wire)
+        else:
+            omitted += len(receipt.cancelled)
+    return fitting, omitted
 
 
 def tool_call(record: model.ToolCall) -> run_pb2.ToolCall:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -17,6 +18,9 @@ from runlane_server.store.base import Page
 PAGE_BYTES = 3 << 20
 """Maximum size of a page of several items. A single item may be larger, but stays below gRPC's
 4 MiB: the largest items are a prompt and an attachment, and `config` bounds both."""
+
+MESSAGE_BYTES = (4 << 20) - (1 << 12)
+"""What a message may take that has nothing but a list, below the limit of gRPC's clients."""
 
 FETCH_SIZE = 128
 """Items per read from the store, since their sizes are known only after the read."""
@@ -55,6 +59,18 @@ class PageTokens:
         if payload is None or len(payload) != expected or not payload.startswith(self._binding):
             raise PageTokenInvalid.of("page_token", "was not issued by this call for these filters")
         return struct.unpack_from(f">{numbers}q", payload, _DIGEST_BYTES)
+
+    def encode_id(self, place: str) -> str:
+        """Returns the token of a place that is the id of a session; empty for none."""
+        return seal(self._binding + place.encode()) if place else ""
+
+    def decode_id(self, token: str) -> str:
+        """Returns the id of a token; empty for an empty token. Raises PageTokenInvalid."""
+        payload = unseal(token) if token else self._binding
+        if payload is not None and payload.startswith(self._binding):
+            with suppress(UnicodeDecodeError):
+                return payload[_DIGEST_BYTES:].decode()
+        raise PageTokenInvalid.of("page_token", "was not issued by this call for these filters")
 
 
 @dataclass(frozen=True, slots=True)

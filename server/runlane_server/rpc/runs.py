@@ -21,7 +21,7 @@ from runlane_server.engine.coordinator import Coordinator
 from runlane_server.rpc import convert, validate
 from runlane_server.rpc.cursor import Cursors
 from runlane_server.rpc.event_cache import EventCache
-from runlane_server.rpc.page import PageTokens, collect_page
+from runlane_server.rpc.page import MESSAGE_BYTES, PAGE_BYTES, PageTokens, collect_page
 from runlane_server.store.base import Page, Position
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -92,18 +92,25 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         self, request: pb.CancelAllRequest, context: Context
     ) -> pb.CancelAllResponse:
         """Cancels runs of all sessions of the tenant (R18, R20)."""
+        if request.page_size or request.page_token:
+            return await self._cancel_page(request)
         validate.cancel_all(request)
         receipts = await self._coordinator.cancel_all(reason=request.reason, tenant=tenant())
+        shown, omitted = convert.fitting_cancellations(receipts, PAGE_BYTES)
+        return pb.CancelAllResponse(sessions=shown, omitted_runs=omitted)
+
+    async def _cancel_page(self, request: pb.CancelAllRequest) -> pb.CancelAllResponse:
+        owner = tenant()
+        tokens = PageTokens(self._store.store_id, "CancelAll", owner)
+        max_runs, after = validate.cancel_page(
+            request, lambda: tokens.decode_id(request.page_token)
+        )
+        page = await self._coordinator.cancel_page(
+            after=after, max_runs=max_runs, reason=request.reason, tenant=owner
+        )
+        shown, omitted = convert.fitting_cancellations(page.receipts, MESSAGE_BYTES)
         return pb.CancelAllResponse(
-            sessions=[
-                pb.SessionCancellation(
-                    session_id=receipt.session_id,
-                    cancelled=convert.cancelled_runs(receipt),
-                    fence_accept_seq=receipt.fence_accept_seq,
-                )
-                for receipt in receipts
-                if receipt.cancelled
-            ]
+            sessions=shown, next_page_token=tokens.encode_id(page.next), omitted_runs=omitted
         )
 
     # --- Follow ---------------------------------------------------------------------------------

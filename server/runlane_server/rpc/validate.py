@@ -17,6 +17,7 @@ from runlane_server.core.model import NO_LABELS, CancelScope, RunRequest, RunSta
 from runlane_server.rpc import convert
 from runlane_server.rpc.checks import (
     MAX_ATTEMPTS,
+    MAX_CANCELLED,
     MAX_NAME_BYTES,
     MAX_REASON_BYTES,
     MAX_TITLE_BYTES,
@@ -84,6 +85,18 @@ def cancel_all(request: run_service_pb2.CancelAllRequest) -> None:
     checks = Checks()
     checks.size("reason", request.reason, MAX_REASON_BYTES)
     checks.finish()
+
+
+def cancel_page(
+    request: run_service_pb2.CancelAllRequest, read: Callable[[], ReadT]
+) -> tuple[int, ReadT]:
+    """Returns the number of runs to cancel, and the place that `read` decodes."""
+    checks = Checks()
+    checks.size("reason", request.reason, MAX_REASON_BYTES)
+    if request.page_token and not request.page_size:
+        checks.reject("page_size", "is missing; page_token requires it")
+    checks.between("page_size", request.page_size, 0)
+    return min(request.page_size, MAX_CANCELLED), checks.finish_with(read)
 
 
 def subscribe_run_complete(

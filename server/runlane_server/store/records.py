@@ -28,6 +28,7 @@ from runlane_server.core.model import (
     cut_utf8,
 )
 from runlane_server.core.transition import Lane, LaneRun
+from runlane_server.core.turn import text_of
 from runlane_server.store.codec import decode_metadata, decode_usage
 
 Row: TypeAlias = Any
@@ -163,5 +164,4 @@ def prompt_parts(prompt: Prompt) -> tuple[Part, ...]:
 
 def complete_text(parts: Sequence[Part]) -> tuple[str, bool]:
     """The text of a RunComplete, from the parts of its message, and whether it was truncated."""
-    text = "".join(part.text for part in parts if isinstance(part, Text))
-    return cut_utf8(text, MAX_COMPLETE_TEXT_BYTES)
+    return cut_utf8(text_of(parts), MAX_COMPLETE_TEXT_BYTES)

@@ -26,7 +26,7 @@ from proofs.sim.store import Disk, at_once
 from runlane_server.core import lane as rules
 from runlane_server.core.model import CancelScope, Prompt, RunKey, RunRequest, SessionKey, WhenBusy
 from runlane_server.core.transition import Lane, Transition
-from runlane_server.engine import agent_turn, batches, lane_cache, outbox, recovery
+from runlane_server.engine import agent_turn, batches, lane_cache, outbox, replay
 from runlane_server.feed import feed, tail
 
 HORIZON = 1_500.0
@@ -48,7 +48,7 @@ NARROW: Sequence[tuple[Any, str, float]] = (
     (feed, "PAGE_EVENTS", 2),
     (outbox, "DELTA_CHARS", 12),
     (outbox, "OUTBOX_CHARS", 20),
-    (recovery, "EVENTS_PAGE", 3),
+    (replay, "EVENTS_PAGE", 3),
     (batches, "BATCH_SIZE", 2),
     (agent_turn, "HISTORY_PAGE", 3),
     (lane_cache, "CAPACITY", 1),

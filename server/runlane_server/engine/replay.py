@@ -1,0 +1,81 @@
+"""Rebuilds the output of a lost attempt from its stored events, in bounded memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
+
+from runlane_server.core.model import Folded, RunEvent, RunKey, Started
+from runlane_server.core.turn import DraftMessage, TurnDraft
+from runlane_server.engine.outbox import output_size
+from runlane_server.store.base import Store
+
+EVENTS_PAGE = 1000
+
+EVENTS_BYTES = 1 << 18
+"""The size of a page of events, and the size of the output of a small run."""
+
+
+class Replay:
+    """The output of the last attempt that the events so far show.
+
+    Of an attempt with more than `max_output` bytes, which only earlier versions and higher limits
+    allowed, it keeps the beginning.
+    """
+
+    def __init__(self, max_output: int) -> None:
+        self.events = 0
+        self.bytes = 0
+        self._max_output = max_output
+        self._draft = TurnDraft()
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it has not kept everything."""
+        return self.bytes > self._max_output
+
+    def messages(self) -> tuple[DraftMessage, ...]:
+        """The messages of the turn."""
+        return self._draft.messages()
+
+    def add(self, event: RunEvent) -> None:
+        """Adds the next event."""
+        self.events = event.index
+        if isinstance(event.body, Started):
+            self._draft = TurnDraft()
+            self.bytes = 0
+            return
+        self.bytes += output_size(event.body)
+        # A folded run belongs to the turn in any case: its prompt stands nowhere else.
+        if not self.is_cut or isinstance(event.body, Folded):
+            self._draft.add(event.body)
+
+
+class Replays:
+    """Replays many runs at a time, of which at most one is large."""
+
+    def __init__(self, store: Store, max_output: int) -> None:
+        self._store = store
+        self._max_output = max_output
+        self._large = asyncio.Lock()
+
+    @asynccontextmanager
+    async def replay(self, key: RunKey) -> AsyncIterator[Replay]:
+        """Reads the events of a run; a large one keeps others waiting until its end is written."""
+        replay = Replay(self._max_output)
+        while more := await self._add_page(key, replay):
+            if replay.bytes >= EVENTS_BYTES:
+                break
+        async with self._large if more else nullcontext():
+            while more:
+                more = await self._add_page(key, replay)
+            yield replay
+
+    async def _add_page(self, key: RunKey, replay: Replay) -> bool:
+        page = await self._store.run_events(
+            key, after=replay.events, limit=EVENTS_PAGE, max_bytes=EVENTS_BYTES
+        )
+        for event in page:
+            replay.add(event)
+        return bool(page)
