@@ -89,6 +89,7 @@ VALUES: list[tuple[str, str, Any]] = [
     ("max-prompt-bytes", "3", 3),
     ("max-attachment-bytes", "0", 0),
     ("max-run-output", "1MiB", 1 << 20),
+    ("max-history", "64KiB", 1 << 16),
     ("default-run-timeout", "90m", 5400.0),
     ("max-run-time", "0", 0.0),
     ("cancel-grace", "1500ms", 1.5),

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import structlog
+
 from runlane_server.agents.base import AgentError, FoldedPrompt
 from runlane_server.core.model import (
     NO_LABELS,
+    Attachment,
     Message,
+    Part,
     Prompt,
+    Reasoning,
     Role,
     RunKey,
     RunRequest,
     SessionKey,
+    Text,
+    utf8_size,
 )
 from runlane_server.core.transition import LaneRun
+from runlane_server.engine.outbox import output_size
 from runlane_server.store.base import MessagePlace, Page, Store
 from runlane_server.store.retry import retry_read
 
+log = structlog.get_logger()
+
 HISTORY_PAGE = 500
 HISTORY_BYTES = 8 << 20
+
+MESSAGE_BYTES = 200
+"""What a message counts as besides its content, so that many empty ones have a limit too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +63,12 @@ class AgentTurn:
     """Implements `agents.base.Turn`. `fold` folds the waiting FOLD runs into the turn."""
 
     def __init__(
-        self, job: Job, store: Store, fold: Callable[[], Awaitable[Sequence[LaneRun]]]
+        self,
+        job: Job,
+        store: Store,
+        fold: Callable[[], Awaitable[Sequence[LaneRun]]],
+        *,
+        max_history: int,
     ) -> None:
         self.session_id = job.key.session_id
         self.run_id = job.run.run_id
@@ -60,6 +79,7 @@ class AgentTurn:
         self._job = job
         self._store = store
         self._fold = fold
+        self._max_history = max_history
 
     async def load(self) -> None:
         """Loads the prompt and the metadata, from the store if necessary."""
@@ -81,16 +101,19 @@ class AgentTurn:
         return FoldedPrompt(run.run_id, prompt)
 
     async def history(self) -> Sequence[Message]:
-        """Reads the transcript before this turn."""
-        messages: list[Message] = []
+        """Reads the transcript before this turn: the latest turns within `--max-history`."""
+        latest = LatestTurns(self._max_history)
         place: MessagePlace | None = None
         while True:
             page = await retry_read(self._store, partial(self._page, place))
             earlier = [item for item in page.items if item.turn < self._job.run.turn]
-            messages += earlier
+            for message in earlier:
+                latest.add(message)
             place = page.next
             if place is None or len(earlier) < len(page.items):
-                return _answered_turns(messages)
+                if latest.omitted:
+                    log.info("history cut to --max-history", omitted_turns=latest.omitted)
+                return _answered_turns(latest.messages())
 
     async def _page(self, after: MessagePlace | None) -> Page[Message, MessagePlace]:
         return await self._store.list_messages(
@@ -100,6 +123,48 @@ class AgentTurn:
     async def take_folded(self) -> Sequence[FoldedPrompt]:
         """Takes the prompts of the runs that join this turn now."""
         return [await self._folded_prompt(run) for run in await self._fold()]
+
+
+class LatestTurns:
+    """The latest turns of a transcript that together have at most `max_bytes`, at least one.
+
+    Only whole turns are left out: the calls and results within a turn belong together.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.omitted = 0
+        self._max_bytes = max_bytes
+        self._turns: deque[list[Message]] = deque()
+        self._sizes: deque[int] = deque()
+        self._bytes = 0
+
+    def add(self, message: Message) -> None:
+        """Adds the next message."""
+        if not self._turns or self._turns[-1][0].turn != message.turn:
+            self._turns.append([])
+            self._sizes.append(0)
+        size = MESSAGE_BYTES + sum(_part_size(part) for part in message.parts)
+        self._turns[-1].append(message)
+        self._sizes[-1] += size
+        self._bytes += size
+        while self._bytes > self._max_bytes and len(self._turns) > 1:
+            self._turns.popleft()
+            self._bytes -= self._sizes.popleft()
+            self.omitted += 1
+
+    def messages(self) -> Sequence[Message]:
+        """The messages, the oldest first."""
+        return [message for turn in self._turns for message in turn]
+
+
+def _part_size(part: Part) -> int:
+    match part:
+        case Text(text) | Reasoning(text):
+            return utf8_size(text)
+        case Attachment():
+            return part.size
+        case _:
+            return output_size(part)
 
 
 def _answered_turns(messages: Sequence[Message]) -> Sequence[Message]:

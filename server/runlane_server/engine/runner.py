@@ -225,7 +225,7 @@ class Runner:
     async def _run_agent(self) -> None:
         # The turn refers to the runner, so the runner does not refer to the turn: without a
         # reference cycle the run is freed at once, not by the garbage collector.
-        turn = AgentTurn(self.job, self._store, self._fold)
+        turn = AgentTurn(self.job, self._store, self._fold, max_history=self._limits.max_history)
         await turn.load()
         is_silent = True
         async with aclosing(self._agent.run(turn)) as events:
