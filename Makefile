@@ -101,6 +101,7 @@ check-docs: $(READY) ## Check that the generated parts of the docs, and the sync
 	$(BIN)/python docs/api_reference.py --check
 	$(BIN)/python docs/metrics_table.py --check
 	$(BIN)/python docs/settings_reference.py --check
+	$(BIN)/python docs/limits_table.py --check
 	$(BIN)/python client/make_sync.py --check
 
 proto: $(PROTO_READY) ## Generate the Python code of proto/
@@ -112,6 +113,7 @@ docs: $(READY) ## Write the generated parts of the docs, and the synchronous cli
 	$(BIN)/python docs/api_reference.py
 	$(BIN)/python docs/metrics_table.py
 	$(BIN)/python docs/settings_reference.py
+	$(BIN)/python docs/limits_table.py
 	$(BIN)/python client/make_sync.py
 
 audit: ## Check every version in constraints.txt for known vulnerabilities

@@ -13,7 +13,7 @@ import pytest
 import uvloop
 from click.testing import CliRunner, Result
 
-from runlane_server.config.option_types import Duration, format_duration
+from runlane_server.config.option_types import Duration, format_duration, format_size
 from runlane_server.config.settings import RENAMED, SETTINGS, Config
 from runlane_server.config.sources import server_options, store_options
 from runlane_server.core.errors import StartError
@@ -90,6 +90,7 @@ VALUES: list[tuple[str, str, Any]] = [
     ("max-prompt-bytes", "3", 3),
     ("max-attachment-bytes", "0", 0),
     ("max-run-output", "1MiB", 1 << 20),
+    ("max-history", "64KiB", 1 << 16),
     ("default-run-timeout", "90m", 5400.0),
     ("max-run-time", "0", 0.0),
     ("cancel-grace", "1500ms", 1.5),
@@ -379,3 +380,12 @@ def test_an_output_limit_that_no_database_can_hold_is_refused(size: str) -> None
     result = invoke("--max-run-output", size)
     assert result.exit_code == 2
     assert "Invalid value for '--max-run-output'" in result.output
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0"), (1, "1"), (1023, "1023"), (1024, "1KiB"), (1536, "1536"), (3 << 20, "3MiB")],
+)
+def test_a_size_is_shown_as_it_is_read(count: int, text: str) -> None:
+    assert format_size(count) == text
+    assert config("--command-memory", text).command_memory == count

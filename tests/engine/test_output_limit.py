@@ -179,6 +179,30 @@ async def test_empty_deltas_leave_the_event_loop_to_others(store: Store) -> None
     others.cancel()
 
 
+class SlowToClose(Endless):
+    """An agent that never returns by itself once it is closed."""
+
+    async def run(self, turn: Turn) -> AsyncGenerator[AgentEvent, None]:
+        try:
+            for event in self.emit():
+                yield event
+        finally:
+            await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("emit", [words, lambda: iter([ToolResult("1", "look", "unasked")])])
+async def test_r21_a_refused_agent_that_does_not_return_ends_after_the_grace(
+    store: Store, emit: Callable[[], Iterator[AgentEvent]]
+) -> None:
+    limits = Limits(cancel_grace=0.1, max_run_output=LIMIT)
+    async with running(store, agent=SlowToClose(emit), limits=limits) as node:
+        run = (await node.accept("s", "x")).run
+        complete = await node.end(run.run_id)
+        assert complete.error is not None
+        expected = "OUTPUT_LIMIT" if emit is words else "AGENT_ERROR"
+        assert (complete.state, complete.error.reason) == (RunState.FAILED, expected)
+
+
 class Watching(MemoryStore):
     """A store that knows the largest batch of characters that it was given at once."""
 

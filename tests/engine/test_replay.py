@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 import pytest
 
@@ -25,7 +24,8 @@ from runlane_server.core.model import (
 from runlane_server.core.turn import DraftMessage
 from runlane_server.engine.replay import EVENTS_BYTES, Replay, Replays
 from runlane_server.store.base import Store
-from support.node import running
+from support.node import Node, running
+from support.staging import say, script, wait
 
 LIMIT = 100
 
@@ -83,8 +83,7 @@ async def test_large_runs_are_replayed_one_at_a_time_and_small_ones_beside_them(
 ) -> None:
     async with running(store) as node:
         for run_id, size in (("large 1", 2), ("large 2", 2), ("small", 0)):
-            run = await node.blocked(run_id, run_id, run_id=run_id)
-            await append(store, RunKey("default", run_id), run.attempt or 1, size * EVENTS_BYTES)
+            await staged(node, run_id, size * EVENTS_BYTES)
         replays = Replays(store, 8 * EVENTS_BYTES)
         at_work: set[str] = set()
         most: list[set[str]] = []
@@ -106,10 +105,11 @@ async def test_large_runs_are_replayed_one_at_a_time_and_small_ones_beside_them(
             node.latches.open(latch)
 
 
-async def append(store: Store, key: RunKey, attempt: int, size: int) -> None:
-    stored = await store.run_events(key, after=0, limit=100, max_bytes=1 << 20)
-    bodies: Sequence[EventBody] = [TextDelta("x" * (1 << 16)) for _ in range(size >> 16)]
-    first = stored[-1].index + 1
-    events = [RunEvent(key.run_id, n, 0, body) for n, body in enumerate(bodies, first)]
-    if events:
-        await store.append(key, attempt, events)
+async def staged(node: Node, run_id: str, size: int) -> None:
+    """Starts a run that waits at a latch once it has stored at least `size` bytes of output."""
+    count = size >> 16
+    output = [say("x" * (1 << 16)), {"reasoning": "x"}] * count
+    await node.accept(run_id, script(*output, wait(run_id)), run_id=run_id)
+    await node.latches.reached(run_id)
+    while len(await node.events(run_id)) < 2 * count:
+        await asyncio.sleep(0)

@@ -15,6 +15,7 @@ PAGES = [
     ("lane_diagram.py", "architecture.md", "queued --> folded: fold\n"),
     ("metrics_table.py", "monitoring.md", "Runs accepted (durable)."),
     ("api_reference.py", "api.md", "Waits for a run to end."),
+    ("limits_table.py", "limits.md", "the agent is paused until it is stored"),
     ("settings_reference.py", "settings.md", "Time a shutdown waits for active runs."),
 ]
 """The script, the page that it writes, and a piece of its output."""

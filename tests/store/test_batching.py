@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from dataclasses import dataclass
 
 import pytest
 
-from runlane_server.store.batching import MAX_DELAY, SAMPLE, SILENCE, Pacer
+from runlane_server.core.model import Message, Role, SessionKey, Text
+from runlane_server.core.transition import Lane, Transition
+from runlane_server.store.batching import (
+    LARGE_PARTS,
+    MAX_DELAY,
+    SAMPLE,
+    SILENCE,
+    Pacer,
+    encoded,
+)
 
 
 @dataclass
@@ -71,3 +82,17 @@ def test_who_comes_when_the_rush_is_long_over_does_not_wait() -> None:
     assert pace.delay() == MAX_DELAY
     clocks.pass_by(SILENCE * 2, 0.0)
     assert pace.delay() == 0
+
+
+@pytest.mark.parametrize(("parts", "elsewhere"), [(LARGE_PARTS, False), (LARGE_PARTS + 1, True)])
+async def test_only_a_long_turn_is_encoded_in_another_thread(parts: int, elsewhere: bool) -> None:
+    message = Message("m", "r", 1, 1, Role.ASSISTANT, (Text("x"),) * parts, None, "", 0)
+    transition: Transition[None] = Transition(Lane(SessionKey("t", "s")), messages=(message,))
+
+    def encode(base_version: int, given: Transition[object], future: object) -> int:
+        assert (base_version, given) == (7, transition)
+        return threading.get_ident()
+
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    thread = await encoded(encode, 7, transition, future)
+    assert (thread != threading.get_ident()) is elsewhere

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 
@@ -23,6 +24,7 @@ from runlane_server.core.model import (
     Usage,
 )
 from runlane_server.store.codec import (
+    LARGE_CHARS,
     decode_body,
     decode_complete,
     decode_parts,
@@ -96,3 +98,36 @@ def test_parts() -> None:
     )
     assert decode_parts(text) == parts
     assert encode_parts(()) is None
+
+
+LARGE: tuple[Part, ...] = (
+    *(Text(NASTY + "x" * LARGE_CHARS) for _ in range(2)),
+    Reasoning("]"),
+    ToolCall("1", "look", NASTY),
+    ToolResult("1", "look", "],[", is_error=True),
+)
+
+
+def test_a_large_message_is_decoded_as_a_small_one_is() -> None:
+    text = encode_parts(LARGE)
+    assert text is not None
+    assert len(text) > LARGE_CHARS
+    assert decode_parts(text) == LARGE
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[:-1],
+        lambda text: text + "]",
+        lambda text: "x" + text[1:],
+        lambda text: text[:-2] + ",]",
+        lambda text: text[:-1] + "}",
+        lambda text: text.replace("],[", "];[", 1),
+    ],
+)
+def test_a_large_message_that_is_damaged_is_refused(damage: Callable[[str], str]) -> None:
+    text = encode_parts(LARGE)
+    assert text is not None
+    with pytest.raises(ValueError, match=r"."):
+        decode_parts(damage(text))

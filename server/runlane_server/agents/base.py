@@ -72,7 +72,10 @@ class Turn(Protocol):
         the run is in no trace."""
 
     async def history(self) -> Sequence[Message]:
-        """The transcript before this turn, the oldest message first."""
+        """The transcript before this turn, the oldest message first.
+
+        Of a transcript larger than the server's `--max-history` it has the latest turns.
+        """
 
     async def take_folded(self) -> Sequence[FoldedPrompt]:
         """Takes the prompts that wait to join the turn. Call it between two steps.

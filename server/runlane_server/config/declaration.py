@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import click
 
-from runlane_server.config.option_types import Duration, format_duration
+from runlane_server.config.option_types import Duration, Size, format_duration, format_size
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator: TypeAlias = Callable[[Command], Command]
@@ -80,6 +80,8 @@ class Setting:
             return None
         if isinstance(self.type, Duration):
             return format_duration(self.default)
+        if isinstance(self.type, Size):
+            return format_size(self.default)
         return str(self.default)
 
     def option(self) -> Decorator[Command]:

@@ -40,6 +40,14 @@ def format_duration(seconds: float) -> str:
     return f"{seconds:.15g}s"
 
 
+def format_size(count: int) -> str:
+    """A text that `Size` reads as that many bytes: `512MiB`, `2GiB`, `1000`, or `0`."""
+    for unit, factor in reversed(_SIZE_UNITS.items()):
+        if unit and count and count % factor == 0:
+            return f"{count // factor}{unit}"
+    return str(count)
+
+
 class Duration(click.ParamType[float]):
     """A duration with its unit: `500ms`, `30s`, `2m`, `12h`, `7d`; or `0`. Gives seconds."""
 

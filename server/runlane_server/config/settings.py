@@ -224,6 +224,12 @@ class Config:
             "Maximum size of everything the agent emits for a run, in bytes or with a unit: text, "
             "reasoning, tool calls and their results. A run that exceeds it fails.",
         ),
+        max_history=Setting(
+            Topic.LIMITS,
+            Size(least=1),
+            "Maximum size of the transcript that an agent is given, in bytes or with a unit: the "
+            "latest turns within it.",
+        ),
         default_run_timeout=Setting(
             Topic.LIMITS,
             Duration(),

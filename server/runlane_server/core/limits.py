@@ -26,8 +26,8 @@ class Limits:
 
     `max_waiting_runs` applies to each session, `max_waiting_total` to the node;
     `max_attachment_bytes` is for all attachments of a run together, `max_run_output` for everything
-    that the agent emits in one attempt. `default_run_timeout` and `max_run_time` are for one
-    attempt; 0 is no limit.
+    that the agent emits in one attempt, `max_history` for the transcript that it is given.
+    `default_run_timeout` and `max_run_time` are for one attempt; 0 is no limit.
     """
 
     max_active_runs: int = 256
@@ -36,6 +36,7 @@ class Limits:
     max_prompt_bytes: int = 1 << 20
     max_attachment_bytes: int = 2 << 20
     max_run_output: int = 16 << 20
+    max_history: int = 32 << 20
     default_run_timeout: float = 6 * 3600.0
     max_run_time: float = 7 * 86400.0
     cancel_grace: float = 5.0

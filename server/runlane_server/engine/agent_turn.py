@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import structlog
+
 from runlane_server.agents.base import AgentError, AgentEvent, FoldedPrompt
 from runlane_server.core.model import (
     NO_LABELS,
+    Attachment,
     Message,
+    Part,
     Prompt,
+    Reasoning,
     Role,
     RunKey,
     RunRequest,
     SessionKey,
+    Text,
     TextDelta,
+    utf8_size,
 )
 from runlane_server.core.transition import LaneRun
+from runlane_server.engine.outbox import output_size
 from runlane_server.store.base import MessagePlace, Page, Store
 from runlane_server.store.retry import retry_read
 
+log = structlog.get_logger()
+
 HISTORY_PAGE = 500
 HISTORY_BYTES = 8 << 20
+
+MESSAGE_BYTES = 200
+"""What a message counts as besides its content, so that many empty ones have a limit too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +71,7 @@ class AgentTurn:
         *,
         fold: Callable[[], Awaitable[Sequence[LaneRun]]],
         accept: Callable[[AgentEvent], Awaitable[None]],
+        max_history: int,
     ) -> None:
         self.session_id = job.key.session_id
         self.run_id = job.run.run_id
@@ -68,6 +83,7 @@ class AgentTurn:
         self._store = store
         self._fold = fold
         self._accept = accept
+        self._max_history = max_history
 
     async def load(self) -> None:
         """Loads the prompt and the metadata, from the store if necessary."""
@@ -89,16 +105,19 @@ class AgentTurn:
         return FoldedPrompt(run.run_id, prompt)
 
     async def history(self) -> Sequence[Message]:
-        """Reads the transcript before this turn."""
-        messages: list[Message] = []
+        """Reads the transcript before this turn: the latest turns within `--max-history`."""
+        latest = LatestTurns(self._max_history)
         place: MessagePlace | None = None
         while True:
             page = await retry_read(self._store, partial(self._page, place))
             earlier = [item for item in page.items if item.turn < self._job.run.turn]
-            messages += earlier
+            for message in earlier:
+                latest.add(message)
             place = page.next
             if place is None or len(earlier) < len(page.items):
-                return _answered_turns(messages)
+                if latest.omitted:
+                    log.info("history cut to --max-history", omitted_turns=latest.omitted)
+                return _answered_turns(latest.messages())
 
     async def _page(self, after: MessagePlace | None) -> Page[Message, MessagePlace]:
         return await self._store.list_messages(
@@ -112,6 +131,48 @@ class AgentTurn:
     async def emit(self, event: AgentEvent | str) -> None:
         """Adds an event to the output."""
         await self._accept(TextDelta(event) if isinstance(event, str) else event)
+
+
+class LatestTurns:
+    """The latest turns of a transcript that together have at most `max_bytes`, at least one.
+
+    Only whole turns are left out: the calls and results within a turn belong together.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.omitted = 0
+        self._max_bytes = max_bytes
+        self._turns: deque[list[Message]] = deque()
+        self._sizes: deque[int] = deque()
+        self._bytes = 0
+
+    def add(self, message: Message) -> None:
+        """Adds the next message."""
+        if not self._turns or self._turns[-1][0].turn != message.turn:
+            self._turns.append([])
+            self._sizes.append(0)
+        size = MESSAGE_BYTES + sum(_part_size(part) for part in message.parts)
+        self._turns[-1].append(message)
+        self._sizes[-1] += size
+        self._bytes += size
+        while self._bytes > self._max_bytes and len(self._turns) > 1:
+            self._turns.popleft()
+            self._bytes -= self._sizes.popleft()
+            self.omitted += 1
+
+    def messages(self) -> Sequence[Message]:
+        """The messages, the oldest first."""
+        return [message for turn in self._turns for message in turn]
+
+
+def _part_size(part: Part) -> int:
+    match part:
+        case Text(text) | Reasoning(text):
+            return utf8_size(text)
+        case Attachment():
+            return part.size
+        case _:
+            return output_size(part)
 
 
 def _answered_turns(messages: Sequence[Message]) -> Sequence[Message]:

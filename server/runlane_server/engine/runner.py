@@ -26,6 +26,7 @@ from runlane_server.core.model import (
 )
 from runlane_server.core.trace import log_fields
 from runlane_server.core.transition import LaneRun, Outcome
+from runlane_server.core.turn import InvalidAgentEvent
 from runlane_server.engine.agent_code import AgentCode, create_own_task
 from runlane_server.engine.agent_output import Intake, describe, run_error
 from runlane_server.engine.agent_turn import AgentTurn, Job
@@ -73,11 +74,12 @@ class Runner:
         self._timed_out = False
         self._is_broken = False
         self._code = AgentCode(job.run_key, job.key.session_id)
+        self._refused: RunError | None = None
         self._working: asyncio.Task[None] | None = None
         self._outbox = Outbox(job.run_key, job.run, store, now, max_output=limits.max_run_output)
         self._intake = Intake()
-        self._report = _EMPTY_REPORT
         self._is_silent = True
+        self._report = _EMPTY_REPORT
         self._folding: asyncio.Task[Sequence[LaneRun]] | None = None
         self._taken: set[str] = set()
 
@@ -117,9 +119,9 @@ class Runner:
 
     @property
     def _is_over(self) -> bool:
-        """Whether the end is decided: the agent returned, was stopped, or timed out."""
+        """Whether the end is decided: the agent returned, was stopped or refused, or timed out."""
         returned = self._working is not None and self._working.done()
-        return returned or self._timed_out or self._stopped
+        return returned or self._timed_out or self._stopped or self._refused is not None
 
     async def _pass_gate(self, point: Point) -> None:
         """Waits at a point of the run while a harness gate holds it."""
@@ -147,9 +149,12 @@ class Runner:
         timeout = self._limits.run_timeout(run.timeout)
         await self._until_due(None if timeout is None else timeout.seconds)
         self._timed_out = not self._is_over
+        if self._refused is not None:
+            # The agent is being closed, and may need as long as after a cancel.
+            await asyncio.wait({work}, timeout=self._cancel_grace)
         if not work.done():
             await self._stop_agent(work)
-        error = _failure_of(work, stopped=self._stopped)
+        error = self._refused or _failure_of(work, stopped=self._stopped)
         if self._timed_out:
             error = _timeout_error(timeout)
         # A stopped agent has not completed, even if it returned: its output was dropped.
@@ -251,25 +256,45 @@ class Runner:
     async def _run_agent(self) -> None:
         # The turn refers to the runner, so the runner does not refer to the turn: without a
         # reference cycle the run is freed at once, not by the garbage collector.
-        turn = AgentTurn(self.job, self._store, fold=self._fold, accept=self._accept)
+        turn = AgentTurn(
+            self.job,
+            self._store,
+            fold=self._fold,
+            accept=self._accept,
+            max_history=self._limits.max_history,
+        )
         await turn.load()
         async with aclosing(self._agent.run(turn)) as events:
             async for event in events:
                 await self._accept(event)
 
     async def _accept(self, event: AgentEvent) -> None:
-        """Takes an event that the agent yielded or emitted. Raises InvalidAgentEvent."""
-        if isinstance(event, Report):
-            self._add_report(event)
-            return
-        body = self._intake.event(event)
-        if self._is_silent:
-            self._is_silent = False
-            await self._pass_gate(Point.BEFORE_FIRST_MESSAGE)
-        for piece in pieces_of(body):
-            self._outbox.put(piece)
-            if self._outbox.is_full:
-                await self._outbox.flush()
+        """Takes an event that the agent yielded or emitted.
+
+        Raises InvalidAgentEvent, and AgentError with the reason OUTPUT_LIMIT.
+
+        A refused event fails the run, whatever the agent makes of the exception, and however long
+        it takes to return.
+        """
+        try:
+            if isinstance(event, Report):
+                self._add_report(event)
+                return
+            body = self._intake.event(event)
+            if self._is_silent:
+                self._is_silent = False
+                await self._pass_gate(Point.BEFORE_FIRST_MESSAGE)
+            for piece in pieces_of(body):
+                self._outbox.put(piece)
+                if self._outbox.is_full:
+                    await self._outbox.flush()
+        except (InvalidAgentEvent, AgentError) as refused:
+            if self._refused is None:
+                # Not the exception, which refers to this runner: see `_run_agent`.
+                self._refused = run_error(refused)
+            self._outbox.close()
+            self._wake()
+            raise
 
     def _add_report(self, report: Report) -> None:
         """Adds up usage; of the other fields the last value counts. Raises InvalidAgentEvent."""

@@ -9,11 +9,16 @@ then served sooner.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Collection
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from runlane_server.core.model import SessionKey
+from runlane_server.core.transition import Transition
+
+Made = TypeVar("Made")
+Future: TypeAlias = "asyncio.Future[Any]"
 
 MAX_DELAY = 0.020
 """The longest delay of a writer, in seconds; a reader waits a quarter of it."""
@@ -33,6 +38,9 @@ shrinks: a caller alone after a burst must not wait for units that no longer com
 
 SILENCE = 0.25
 """Seconds without a batch after which the average is outdated."""
+
+LARGE_PARTS = 8
+"""The parts of a turn that are encoded at once; each has up to 1 MiB."""
 
 MAX_UNITS = 1_000
 """The most units in one transaction: bounds its duration, and with it the wait of every caller."""
@@ -79,6 +87,22 @@ class Pacer:
 def _between(value: float, low: float, high: float) -> float:
     """The position of a value between two others: from 0 to 1."""
     return min(1.0, max(0.0, (value - low) / (high - low)))
+
+
+async def encoded(
+    encode: Callable[[int, Transition[object], Future], Made],
+    base_version: int,
+    transition: Transition[object],
+    future: Future,
+) -> Made:
+    """The unit of a transition. That of a long turn is encoded in a thread, as the event loop would
+    be held for it."""
+    parts = 0
+    for message in transition.messages:
+        parts += len(message.parts)
+    if parts > LARGE_PARTS:
+        return await asyncio.to_thread(encode, base_version, transition, future)
+    return encode(base_version, transition, future)
 
 
 class WriteUnit(Protocol):

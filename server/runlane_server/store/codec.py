@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from json.encoder import encode_basestring
 from types import MappingProxyType
 from typing import Any
@@ -36,6 +36,12 @@ from runlane_server.core.model import (
 
 RUN_COMPLETE = "run_complete"
 """The kind of the last event of a run. Its body stands in the log of terminal events."""
+
+LARGE_CHARS = 1 << 20
+"""The size from which a message is decoded in steps: the library's decoder takes some 10 ms for
+each 2 MiB and holds the interpreter for all of them."""
+
+_decode_at = json.JSONDecoder().raw_decode
 
 _dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -80,7 +86,23 @@ def encode_parts(parts: tuple[Part, ...]) -> str | None:
 
 def decode_parts(text: str | None) -> tuple[Part, ...]:
     """Decodes the result of `encode_parts`."""
-    return () if text is None else tuple(_part(*fields) for fields in json.loads(text))
+    if text is None:
+        return ()
+    if len(text) > LARGE_CHARS:
+        return tuple(_parts_one_by_one(text))
+    return tuple(_part(*fields) for fields in json.loads(text))
+
+
+def _parts_one_by_one(text: str) -> Iterator[Part]:
+    """Decodes a large message in steps, between which the event loop of this process can run."""
+    at, end = 0, len(text) - 1
+    while at < end:
+        if text[at] != ("," if at else "["):
+            break
+        fields, at = _decode_at(text, at + 1)
+        yield _part(*fields)
+    if text[at:] != "]":
+        raise ValueError("the parts of a message are not a JSON array")
 
 
 def encode_body(body: EventBody) -> tuple[str, str | None]:

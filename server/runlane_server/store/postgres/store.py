@@ -41,6 +41,7 @@ from runlane_server.store.base import (
     StoreError,
     WriteObserver,
 )
+from runlane_server.store.batching import encoded
 from runlane_server.store.codec import RUN_COMPLETE
 from runlane_server.store.postgres import queries
 from runlane_server.store.postgres.cluster import PostgresCluster, open_cluster_pool
@@ -178,7 +179,7 @@ class PostgresStore:
         A new session continues the versions of a removed one with the same id, so that no version
         is ever used twice: a node that has the old lane in its cache is refused.
         """
-        unit = commit_unit(base_version, transition, _future())
+        unit = await encoded(commit_unit, base_version, transition, _future())
         await self._open.writer.write(unit)
         return 0 if transition.removed else transition.lane.version + unit.versions_skipped
 

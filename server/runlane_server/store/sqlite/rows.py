@@ -38,6 +38,9 @@ Row: TypeAlias = tuple[Any, ...]
 Enumerations are plain strings here: for any other type sqlite3 searches for an adapter first.
 """
 
+_BODY = 3
+"""The place of the body in the row of an event."""
+
 Rows: TypeAlias = dict[str, list[Row]]
 """Rows, by the name of the statement that writes them."""
 
@@ -63,7 +66,8 @@ Result: TypeAlias = Exception | CompactionStep | None
 class Unit:
     """Rows that are written together or not at all. See `batching.WriteUnit`.
 
-    `logged` are the rows of its terminal events, without their positions.
+    `logged` are the rows of its terminal events, without their positions. `size` is roughly that of
+    its texts, in characters.
     """
 
     tenant: str
@@ -76,6 +80,7 @@ class Unit:
     logged: Sequence[Row] = ()
     events: Sequence[RunEvent] = ()
     first_position: int = field(default=0)
+    size: int = 0
 
 
 @dataclass(slots=True)
@@ -105,6 +110,7 @@ def commit_unit(base_version: int, transition: Transition, future: Future[Result
         completes=completes,
         logged=[_log_row(key, complete) for complete in completes],
         events=transition.events,
+        size=sum([len(row[-1] or "") for row in rows.get("insert_message", ())]),
     )
 
 
@@ -114,7 +120,12 @@ def append_unit(
     """The unit of events of the active run."""
     rows = [(*_event_values(event), *key, attempt) for event in events]
     return Unit(
-        key.tenant, {"append_run_event": rows}, future, appended=key.run_id, events=tuple(events)
+        key.tenant,
+        {"append_run_event": rows},
+        future,
+        appended=key.run_id,
+        events=tuple(events),
+        size=sum([len(row[_BODY] or "") for row in rows]),
     )
 
 

@@ -42,6 +42,7 @@ from runlane_server.store.base import (
     StoreError,
     WriteObserver,
 )
+from runlane_server.store.batching import encoded
 from runlane_server.store.sqlite import log as sqlite_log
 from runlane_server.store.sqlite import queries
 from runlane_server.store.sqlite.file import OpenFile, open_file
@@ -130,7 +131,8 @@ class SqliteStore:
     # Writing
 
     async def commit(self, base_version: int, transition: Transition) -> int:
-        await self._writing.write(commit_unit(base_version, transition, _future()))
+        unit = await encoded(commit_unit, base_version, transition, _future())
+        await self._writing.write(unit)
         return transition.lane.version
 
     async def append(self, key: RunKey, attempt: int, events: Sequence[RunEvent]) -> None:

@@ -29,6 +29,9 @@ from runlane_server.store.sqlite.transaction import apply_units
 
 log = structlog.get_logger()
 
+MAX_BATCH_CHARS = 4 << 20
+"""The most text in one transaction, unless one unit has more: bounds its duration."""
+
 Pending: TypeAlias = Unit | Compaction
 
 
@@ -103,7 +106,7 @@ class SqliteWriter:
                 while self._pending:
                     if (delay := self._pacer.delay()) and not self._closing:
                         await asyncio.sleep(delay)
-                    batch = _next_batch(self._pending)
+                    batch = next_batch(self._pending)
                     await self._commit(batch)
                     self._pacer.record(len(batch))
         except Exception as error:  # noqa: BLE001 - _fail reports it to all who wait
@@ -165,14 +168,16 @@ def unavailable(failed: StoreError | None) -> StoreUnavailable:
     )
 
 
-def _next_batch(pending: deque[Pending]) -> list[Pending]:
+def next_batch(pending: deque[Pending]) -> list[Pending]:
     """Takes the units of the next transaction. A compaction has one to itself."""
     batch = Batch[Unit]()
+    size = 0
     while pending:
         unit = pending[0]
         if isinstance(unit, Compaction):
             return [*batch.units] or [pending.popleft()]
-        if not batch.has_room_for(unit):
+        size += unit.size
+        if batch.units and (size > MAX_BATCH_CHARS or not batch.has_room_for(unit)):
             break
         batch.add(unit)
         pending.popleft()

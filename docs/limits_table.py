@@ -1,0 +1,175 @@
+#!/usr/bin/env python3
+"""Writes the tables of limits.md from the settings and from the constants in the server's code.
+
+python docs/limits_table.py            writes the page
+python docs/limits_table.py --check    only reports whether it is fresh: exit code 1 if not
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from generated import between, main
+
+from runlane_server.access import jwts
+from runlane_server.config.settings import MAX_PROGRESS_INTERVAL, SETTINGS
+from runlane_server.core import lane, model
+from runlane_server.engine import agent_turn, coordinator, intake, lane_cache, lanes, outbox, replay
+from runlane_server.feed import feed, tail
+from runlane_server.rpc import checks, endpoint, page, runs
+from runlane_server.store.postgres import writer as postgres_writer
+from runlane_server.store.sqlite import writer as sqlite_writer
+
+PAGE = Path(__file__).with_name("limits.md")
+
+SET = {
+    "max-active-runs": "further runs wait",
+    "max-waiting-runs": "the accept is refused: QUEUE_FULL",
+    "max-waiting-total": "the accept is refused: OVERLOADED",
+    "max-prompt-bytes": "the accept is refused: PROMPT_TOO_LARGE",
+    "max-attachment-bytes": "the accept is refused: PROMPT_TOO_LARGE",
+    "max-run-output": "the run fails with OUTPUT_LIMIT; its output up to the limit is kept",
+    "max-history": "the agent is given the latest turns",
+    "default-run-timeout": "the run ends with RUN_TIMEOUT",
+    "max-run-time": "the run ends with RUN_TIMEOUT",
+    "cancel-grace": "the agent is fenced off; its output is discarded",
+    "ready-timeout": "waiting runs fail with AGENT_NOT_READY",
+    "event-retention": "older events are removed; a cursor before them gets CURSOR_COMPACTED",
+    "event-retention-bytes": "the same",
+    "session-retention": "the session is removed",
+    "command-memory": "the program's allocations fail",
+    "command-file-size": "the run fails with COMMAND_LIMIT",
+}
+"""The settings that are limits, and what happens when they are reached."""
+
+
+def size(count: int) -> str:
+    """A number of bytes, with a unit."""
+    for unit, name in ((1 << 20, "MiB"), (1 << 10, "KiB")):
+        if count >= unit and count % unit == 0:
+            return f"{count // unit} {name}"
+    return f"{count:,} bytes"
+
+
+REFUSED = "the call is refused: INVALID_ARGUMENT"
+
+CALLS = (
+    ("id of a session or a run", size(checks.MAX_ID_BYTES), REFUSED),
+    ("title of a session", size(checks.MAX_TITLE_BYTES), REFUSED),
+    ("reason of a cancel", size(checks.MAX_REASON_BYTES), REFUSED),
+    ("name or media type of an attachment", size(checks.MAX_NAME_BYTES), REFUSED),
+    ("labels of a run or a session", f"{checks.MAX_LABELS}", REFUSED),
+    (
+        "key, value of a label",
+        f"{size(checks.MAX_LABEL_KEY_BYTES)}, {size(checks.MAX_LABEL_VALUE_BYTES)}",
+        REFUSED,
+    ),
+    ("attempts of a run", f"{checks.MAX_ATTEMPTS}", REFUSED),
+    ("timeout of a run, of WaitRun", f"{checks.MAX_DAYS} days", REFUSED),
+    ("session ids, run ids, attachments, states in a request", f"{checks.MAX_ITEMS:,}", REFUSED),
+    (
+        "items of a page",
+        f"{checks.MAX_ITEMS:,} and {size(page.PAGE_BYTES)}; {checks.DEFAULT_PAGE_SIZE} by default",
+        "the list continues with a page token",
+    ),
+    (
+        "runs of a page of CancelAll",
+        f"{checks.MAX_CANCELLED:,}",
+        "the receipt continues with a page token",
+    ),
+    (
+        "receipt of CancelAll without pages",
+        size(runs.PAGE_BYTES),
+        "everything is cancelled; `omitted_runs` counts the rest",
+    ),
+    (
+        "text of a RunComplete",
+        size(model.MAX_COMPLETE_TEXT_BYTES),
+        "cut, `text_truncated` is set; the transcript has all of it",
+    ),
+    ("metadata of a call", size(endpoint.MAX_METADATA), "the call is refused by gRPC"),
+    (
+        "open calls and streams of a connection",
+        f"{endpoint.MAX_CALLS:,}",
+        "further calls wait in the client",
+    ),
+    ("time between two progress marks", f"{MAX_PROGRESS_INTERVAL:g} s", "the setting is refused"),
+)
+
+AGENTS = (
+    ("arguments of a tool call", size(intake.MAX_TOOL_BYTES), "the run fails with AGENT_ERROR"),
+    ("result of a tool", size(intake.MAX_TOOL_BYTES), "cut"),
+    (
+        "id of a tool call",
+        f"{intake.MAX_CALL_ID_CHARS:,} characters",
+        "the run fails with AGENT_ERROR",
+    ),
+    (
+        "name of a tool or a model",
+        f"{intake.MAX_NAME_CHARS:,} characters",
+        "the run fails with AGENT_ERROR",
+    ),
+    ("message of an error", f"{intake.MAX_ERROR_CHARS:,} characters", "cut"),
+    (
+        "count against --max-run-output of each part of a message",
+        size(outbox.PART_BYTES),
+        "bounds the number of parts",
+    ),
+    (
+        "output that is not stored yet",
+        f"{outbox.OUTBOX_CHARS:,} characters and {outbox.OUTBOX_EVENTS:,} events",
+        "the agent is paused until it is stored",
+    ),
+    ("text of one stored event", f"{outbox.DELTA_CHARS:,} characters", "split into several"),
+    ("messages of one attempt", f"{lane.ATTEMPT_ORDINALS:,}", "beyond what its output allows"),
+)
+
+MEMORY = (
+    ("live events of all runs that subscriptions follow", size(tail.TAIL_BYTES)),
+    ("the same as a number", f"{tail.TAIL_EVENTS:,}"),
+    (
+        "events read for one subscription at a time",
+        f"{feed.PAGE_EVENTS} and {size(feed.PAGE_BYTES)}",
+    ),
+    ("lanes of idle sessions in memory", f"{lane_cache.CAPACITY:,}"),
+    (
+        "prompts of waiting runs in memory",
+        f"{lanes.CACHED_REQUESTS:,} of up to {lanes.CACHED_CHARS:,} characters",
+    ),
+    ("verified JSON Web Tokens in memory", f"{jwts.MAX_CACHED:,}"),
+    ("text of one SQLite transaction of several runs", size(sqlite_writer.MAX_BATCH_CHARS)),
+    ("one PostgreSQL transaction of several runs", size(postgres_writer.MAX_BATCH_BYTES)),
+    ("page of the history that is read for an agent", size(agent_turn.HISTORY_BYTES)),
+    ("events read at a time to recover a run", size(replay.EVENTS_BYTES)),
+    ("one wait for the end of a run, before it looks again", f"{coordinator.WAIT_SLICE:g} s"),
+)
+
+
+def settings() -> str:
+    """The table of the settings."""
+    by_key = {setting.key: setting for setting in SETTINGS}
+    lines = ["| setting | default | when it is reached |", "|---|---|---|"]
+    for key, effect in SET.items():
+        setting = by_key[key]
+        default = setting.without or f"`{setting.default_text}`"
+        lines.append(f"| `{setting.flag}` | {default} | {effect} |")
+    return "\n".join(lines)
+
+
+def table(head: tuple[str, ...], rows: tuple[tuple[str, ...], ...]) -> str:
+    """A table."""
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def written(text: str) -> str:
+    """The page with its tables."""
+    head = ("what", "limit", "when it is reached")
+    text = between(text, "settings", settings())
+    text = between(text, "calls", table(head, CALLS))
+    text = between(text, "agents", table(head, AGENTS))
+    return between(text, "memory", table(("what", "limit"), MEMORY))
+
+
+if __name__ == "__main__":
+    main(PAGE, written, "The tables of the limits")
