@@ -21,6 +21,7 @@ from __future__ import annotations
 from runlane.client import Client
 from runlane.errors import (
     ClientClosed,
+    CorruptRecord,
     CursorCompacted,
     CursorInvalid,
     DeadlineExceeded,
@@ -94,6 +95,7 @@ __all__ = [
     "CancelledRun",
     "Client",
     "ClientClosed",
+    "CorruptRecord",
     "CursorCompacted",
     "CursorInvalid",
     "DeadlineExceeded",

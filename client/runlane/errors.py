@@ -21,6 +21,7 @@
     │   ├── Draining
     │   └── StoreUnavailable
     ├── DeadlineExceeded         the call timed out; also a TimeoutError
+    ├── CorruptRecord            a stored record that the call needs is damaged
     ├── Unauthenticated
     ├── PermissionDenied
     ├── GateNotFound             harness only: no such gate is armed
@@ -247,6 +248,13 @@ class DeadlineExceeded(RunlaneError, TimeoutError):
     default_status = StatusCode.DEADLINE_EXCEEDED
 
 
+class CorruptRecord(RunlaneError):
+    """A stored record that the call needs is damaged. Deleting its session removes it."""
+
+    reason = "CORRUPT_RECORD"
+    default_status = StatusCode.DATA_LOSS
+
+
 class Unauthenticated(RunlaneError):
     """The call has no credentials, or they could not be verified."""
 
@@ -326,6 +334,7 @@ BY_REASON: Mapping[str, type[RunlaneError]] = MappingProxyType(
             InvalidArgument,
             Draining,
             StoreUnavailable,
+            CorruptRecord,
             Unauthenticated,
             PermissionDenied,
             GateNotFound,

@@ -29,6 +29,7 @@ ROOMS: dict[str, set[str]] = {
     "harness": {"clock", "gates", "harness"},
     "store": {
         "base",
+        "corrupt",
         "retry",
         "postgres.renew",
         "sqlite.backup",

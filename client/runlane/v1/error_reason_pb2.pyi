@@ -87,6 +87,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNIMPLEMENTED: the server's configuration does not support this call. Used only by
     `runlane.harness.v1`.
     """
+    ERROR_REASON_CORRUPT_RECORD: _ErrorReason.ValueType  # 24
+    """DATA_LOSS: a stored record that the call needs is damaged. `runlane-server check` names it, and
+    DeleteSession removes it.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reason of an error. Every error carries a `google.rpc.ErrorInfo` (domain `runlane`); its
@@ -158,5 +162,9 @@ ERROR_REASON_GATE_NOT_FOUND: ErrorReason.ValueType  # 22
 ERROR_REASON_UNSUPPORTED: ErrorReason.ValueType  # 23
 """UNIMPLEMENTED: the server's configuration does not support this call. Used only by
 `runlane.harness.v1`.
+"""
+ERROR_REASON_CORRUPT_RECORD: ErrorReason.ValueType  # 24
+"""DATA_LOSS: a stored record that the call needs is damaged. `runlane-server check` names it, and
+DeleteSession removes it.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -14,6 +14,7 @@
     ├── CursorCompacted
     ├── Draining
     ├── StoreUnavailable
+    ├── CorruptRecord
     ├── Unauthenticated, PermissionDenied
     └── GateNotFound, Unsupported    raised by the test harness only
 
@@ -186,6 +187,12 @@ class StoreUnavailable(RunlaneError):
     """The store did not confirm a write, so its outcome is unknown."""
 
     reason = "STORE_UNAVAILABLE"
+
+
+class CorruptRecord(RunlaneError):
+    """A stored record that the call needs cannot be read."""
+
+    reason = "CORRUPT_RECORD"
 
 
 class Unauthenticated(RunlaneError):

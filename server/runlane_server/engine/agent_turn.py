@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from runlane_server.agents.base import AgentError, FoldedPrompt
+from runlane_server.core.errors import CorruptRecord
 from runlane_server.core.model import (
     NO_LABELS,
     Message,
@@ -75,7 +76,10 @@ class AgentTurn:
     async def _folded_prompt(self, run: LaneRun) -> FoldedPrompt:
         """Reads the prompt of a run of this tenant."""
         key = RunKey(self._job.key.tenant, run.run_id)
-        prompt = await retry_read(self._store, lambda: self._store.get_prompt(key))
+        try:
+            prompt = await retry_read(self._store, lambda: self._store.get_prompt(key))
+        except CorruptRecord as error:
+            raise AgentError(error.message, reason=error.reason) from error
         if prompt is None:
             raise AgentError("the prompt is missing from the store", reason="INTERRUPTED")
         return FoldedPrompt(run.run_id, prompt)

@@ -22,6 +22,7 @@ from runlane_server.agents.base import Agent
 from runlane_server.cluster.membership import Membership
 from runlane_server.core import lane as rules
 from runlane_server.core.errors import (
+    CorruptRecord,
     CursorCompacted,
     Draining,
     InvalidArgument,
@@ -66,6 +67,7 @@ from runlane_server.store.base import (
     SessionTaken,
     Store,
 )
+from runlane_server.store.corrupt import EXPLANATION, is_corrupt
 from runlane_server.store.weight import run_weight
 
 RETRY_AFTER = 1.0
@@ -291,6 +293,8 @@ class Coordinator:
         run = await self.store.get_run(run_key)
         if run is None:
             return None
+        if is_corrupt(run):
+            raise CorruptRecord(f"run {request.run_id!r}: {EXPLANATION}")
         same = run.session_id == key.session_id
         if not same or run.prompt_fingerprint != request.prompt.fingerprint:
             raise RunIdConflict.of(request.run_id)
@@ -347,7 +351,8 @@ class Coordinator:
         receipts = [*await first, *await rest]
         failures = [r for r in receipts if isinstance(r, BaseException)]
         for failure in failures:
-            if not isinstance(failure, SessionNotFound):
+            # A session that cannot be read must not hide the receipts of the others.
+            if not isinstance(failure, SessionNotFound | CorruptRecord):
                 raise failure
         return [r for r in receipts if isinstance(r, Receipt) and r.cancelled]
 
@@ -446,11 +451,16 @@ class Coordinator:
     async def delete_session(self, session_id: str, *, tenant: str = DEFAULT_TENANT) -> None:
         """Deletes an idle session with its runs and transcript. Terminal events stay in the log.
 
+        A session whose records cannot be read is deleted with its open runs, which end as failed.
         Raises SessionMissing, SessionNotFound and SessionBusy.
         """
         if not session_id:
             raise _session_missing()
-        await self._lanes.post(SessionKey(tenant, session_id), lambda lane, _: rules.remove(lane))
+        key = SessionKey(tenant, session_id)
+        try:
+            await self._lanes.post(key, lambda lane, _: rules.remove(lane))
+        except CorruptRecord:
+            await self.store.discard(key, self.now())
 
     async def delete_unused(self, session: IdleSession) -> None:
         """Deletes a session as `delete_session` does, unless it was used since it was read.
@@ -458,9 +468,12 @@ class Coordinator:
         Raises SessionNotFound, and SessionBusy if it was used.
         """
         since = (session.version, session.accept_seq)
-        await self._lanes.post(
-            session.key, lambda lane, _: rules.remove(lane, unchanged_since=since)
-        )
+        try:
+            await self._lanes.post(
+                session.key, lambda lane, _: rules.remove(lane, unchanged_since=since)
+            )
+        except CorruptRecord:
+            await self.store.discard(session.key, self.now())
 
 
 def _cancel(scope: CancelScope, run_id: str, reason: str) -> Command[Receipt]:

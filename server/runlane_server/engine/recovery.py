@@ -9,6 +9,7 @@ import structlog
 
 from runlane_server.access.quotas import QuotaBook
 from runlane_server.core import lane as rules
+from runlane_server.core.errors import CorruptRecord
 from runlane_server.core.model import RunEvent, RunKey, SessionKey
 from runlane_server.core.turn import draft_of
 from runlane_server.engine.batches import await_in_batches
@@ -61,7 +62,11 @@ class Recovery:
             log.info("unfinished work restored", sessions=len(busy), active=len(lost))
 
     async def _recover_active(self, key: SessionKey) -> None:
-        lane = await self._store.load_lane(key)
+        try:
+            lane = await self._store.load_lane(key)
+        except CorruptRecord as error:
+            log.warning("session not restored", session_id=key.session_id, error=error.message)
+            return
         if lane.active is not None:
             await self.recover(HostedRun(key, lane.active.run_id, lane.active.attempt))
 
@@ -85,12 +90,16 @@ class Recovery:
         """Retries or ends a run whose node is gone, with the output that its events show."""
         events = await self._events_of(RunKey(lost.session.tenant, lost.run_id))
         content = draft_of(events).messages()
-        await self._runs.lanes.post(
-            lost.session,
-            lambda lane, at: rules.node_lost(
-                lane, lost.run_id, lost.attempt, at=at, content=content, events=len(events)
-            ),
-        )
+        try:
+            await self._runs.lanes.post(
+                lost.session,
+                lambda lane, at: rules.node_lost(
+                    lane, lost.run_id, lost.attempt, at=at, content=content, events=len(events)
+                ),
+            )
+        except CorruptRecord as error:
+            # The others are recovered; this one ends when its session is deleted.
+            log.warning("run not recovered", run_id=lost.run_id, error=error.message)
 
     async def _events_of(self, key: RunKey) -> Sequence[RunEvent]:
         events: list[RunEvent] = []

@@ -41,6 +41,7 @@ STATUS: Mapping[str, StatusCode] = MappingProxyType(
         "INVALID_ARGUMENT": StatusCode.INVALID_ARGUMENT,
         "DRAINING": StatusCode.UNAVAILABLE,
         "STORE_UNAVAILABLE": StatusCode.UNAVAILABLE,
+        "CORRUPT_RECORD": StatusCode.DATA_LOSS,
         "UNAUTHENTICATED": StatusCode.UNAUTHENTICATED,
         "PERMISSION_DENIED": StatusCode.PERMISSION_DENIED,
         "INTERNAL": StatusCode.INTERNAL,

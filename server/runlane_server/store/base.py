@@ -320,6 +320,13 @@ class Store(Protocol):
     async def append(self, key: RunKey, attempt: int, events: Sequence[RunEvent]) -> None:
         """Adds events to the active run. Raises Stale if that attempt is not the active one."""
 
+    async def discard(self, key: SessionKey, at: Micros) -> None:
+        """Removes a session whose lane cannot be loaded, with all that belongs to it.
+
+        Each of its open runs gets a terminal event: FAILED with CORRUPT_RECORD (R21). Does nothing
+        if there is no session.
+        """
+
     async def create_session(self, session: NewSession) -> None:
         """Creates a session with a lane at version 1. Raises SessionTaken."""
 

@@ -200,6 +200,10 @@ class SimStore:
         """Adds events to the active run."""
         await self._write(lambda: self._disk.data.append(key, attempt, events))
 
+    async def discard(self, key: SessionKey, at: Micros) -> None:
+        """Removes a session."""
+        await self._write(lambda: self._disk.data.discard(key, at), key)
+
     async def create_session(self, session: NewSession) -> None:
         """Creates a session."""
         await self._write(lambda: self._disk.data.create_session(session))

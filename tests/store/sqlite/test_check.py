@@ -135,6 +135,47 @@ BROKEN: list[tuple[str, str, str]] = [
     ("meta", "DELETE FROM meta WHERE name = 'store_id'", "the file has no store_id"),
     ("meta", "UPDATE meta SET value = x'00' WHERE name = 'store_id'", "the file has no store_id"),
     ("meta", "DELETE FROM meta WHERE name = 'compacted_bytes'", "the file has no compacted_bytes"),
+    # Records that cannot be read
+    (
+        "records",
+        "UPDATE sessions SET title = CAST(x'fffe' AS TEXT) WHERE session_id = 'line'",
+        "session tenant/line cannot be read: Unsound: title: is not UTF-8",
+    ),
+    (
+        "records",
+        "UPDATE runs SET metadata = '[' WHERE run_id = 'host'",
+        "run tenant/host cannot be read: JSONDecodeError: .*",
+    ),
+    (
+        "records",
+        "UPDATE runs SET attempt = 4294967296 WHERE run_id = 'host'",
+        "run tenant/host cannot be read: Unsound: attempt: 4294967296 is out of range",
+    ),
+    (
+        "records",
+        "UPDATE runs SET attachments = 2 WHERE run_id = 'outlived'",
+        "prompt of run tenant/outlived cannot be read: .* has 1 attachments instead of 2",
+    ),
+    (
+        "records",
+        "UPDATE attachments SET mime_type = x'00' WHERE run_id = 'outlived'",
+        "prompt of run tenant/outlived cannot be read: Unsound: attachments: mime_type: is a bytes",
+    ),
+    (
+        "records",
+        "UPDATE messages SET model = x'ff' WHERE role = 'assistant'",
+        "message tenant/.* cannot be read: Unsound: model: is a bytes",
+    ),
+    (
+        "records",
+        "UPDATE run_events SET body = '[1]' WHERE run_id = 'active' AND kind = 'text_delta'",
+        "event tenant/active/[0-9]+ cannot be read: Unsound: body: text: is a int",
+    ),
+    (
+        "records",
+        "UPDATE events SET body = replace(body, 'completed', 'done') WHERE run_id = 'host'",
+        "terminal event of run tenant/host cannot be read: ValueError: 'done' .*",
+    ),
     # Lanes
     (
         "lanes",
@@ -536,7 +577,7 @@ def test_what_is_broken_is_named(path: Path, name: str, change: str, line: str) 
 
 
 def test_every_check_is_among_those() -> None:
-    assert {name for name, _, _ in BROKEN} == set(CHECKS)
+    assert {name for name, _, _ in BROKEN} == {"records", *CHECKS}
 
 
 def test_damaged_file_is_told_of(path: Path) -> None:

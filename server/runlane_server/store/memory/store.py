@@ -38,6 +38,7 @@ from runlane_server.store.base import (
     StoreError,
     WriteObserver,
 )
+from runlane_server.store.corrupt import corrupt_complete
 from runlane_server.store.fanout import publish_completes, publish_run_events
 from runlane_server.store.memory.log import MemoryLog
 from runlane_server.store.memory.tables import Tables, place_of
@@ -120,6 +121,17 @@ class MemoryStore:
         if events:
             self._tables.append(key, attempt, events)
             self._publish(key.tenant, (), events)
+
+    async def discard(self, key: SessionKey, at: Micros) -> None:
+        row = self._tables.sessions.get(key)
+        if row is None:
+            return
+        completes = [
+            corrupt_complete(key.session_id, run.run_id, accept_seq=run.accept_seq, ended_at=at)
+            for run in row.lane.runs
+        ]
+        self._tables.remove(key)
+        self._publish(key.tenant, completes, ())
 
     async def create_session(self, session: NewSession) -> None:
         self._tables.create_session(session)

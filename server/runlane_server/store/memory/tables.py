@@ -67,7 +67,7 @@ class Tables:
         """Writes a transition. Raises Stale and RunIdTaken."""
         self._check(base_version, transition)
         if transition.removed:
-            self._remove(transition.lane.key)
+            self.remove(transition.lane.key)
         else:
             self._apply(transition)
 
@@ -121,7 +121,8 @@ class Tables:
             if row is not None and row.events[-1].index >= event.index:
                 raise Stale.run()
 
-    def _remove(self, key: SessionKey) -> None:
+    def remove(self, key: SessionKey) -> None:
+        """Removes a session with all that belongs to it."""
         for run_id in self.sessions.pop(key).run_ids:
             del self.runs[RunKey(key.tenant, run_id)]
 

@@ -38,6 +38,7 @@ from runlane_server.store.base import (
     NewSession,
     Page,
     Position,
+    Stale,
     StoreError,
     WriteObserver,
 )
@@ -48,7 +49,13 @@ from runlane_server.store.postgres.database import Database
 from runlane_server.store.postgres.log import PostgresLog
 from runlane_server.store.postgres.notifier import Notifier
 from runlane_server.store.postgres.pool import Pool
-from runlane_server.store.postgres.rows import Result, append_unit, commit_unit, session_unit
+from runlane_server.store.postgres.rows import (
+    Result,
+    append_unit,
+    commit_unit,
+    discard_unit,
+    session_unit,
+)
 from runlane_server.store.postgres.schema import SQL, OpenDatabase, open_database
 from runlane_server.store.postgres.text import escape
 from runlane_server.store.postgres.writer import PostgresWriter
@@ -186,6 +193,17 @@ class PostgresStore:
         if events:
             await self._open.writer.write(append_unit(key, attempt, events, _future()))
 
+    async def discard(self, key: SessionKey, at: Micros) -> None:
+        """See `base.Store`. Two round trips, and again two while another node changes the lane."""
+        while rows := await self._rows("unended_runs", *_escaped(key)):
+            completes = queries.unended_runs(key, rows, at)
+            unit = discard_unit(rows[0]["version"], key, completes, _future())
+            try:
+                await self._open.writer.write(unit)
+            except Stale:
+                continue
+            return
+
     async def create_session(self, session: NewSession) -> None:
         await self._open.writer.write(session_unit(session, _future()))
 
@@ -210,11 +228,11 @@ class PostgresStore:
         return queries.lane(key, await self._rows("lane", *_escaped(key)))
 
     async def busy_sessions(self) -> Sequence[BusySession]:
-        return [queries.busy_session(row) for row in await self._rows("busy_sessions")]
+        return queries.busy_sessions(await self._rows("busy_sessions"))
 
     async def get_run(self, key: RunKey) -> Run | None:
         row = await self._row("run", *_escaped(key))
-        return None if row is None else queries.run(row)
+        return None if row is None else queries.run(key.tenant, row)
 
     async def position_of(self, key: RunKey) -> Position | None:
         """See `base.Store`. One more round trip if the listener has not reached that position."""
@@ -255,11 +273,11 @@ class PostgresStore:
                 list(wanted - OPEN_STATES),
                 limit + 1,
             )
-        return queries.runs_page(rows, limit)
+        return queries.runs_page(tenant, rows, limit)
 
     async def get_prompt(self, key: RunKey) -> Prompt | None:
         row = await self._row("prompt", *_escaped(key))
-        return None if row is None else queries.prompt(row)
+        return None if row is None else queries.prompt(key, row)
 
     async def run_events(
         self, key: RunKey, *, after: int, limit: int, max_bytes: int
@@ -278,14 +296,14 @@ class PostgresStore:
 
     async def get_session(self, key: SessionKey) -> Session | None:
         row = await self._row("session", *_escaped(key))
-        return None if row is None else queries.session(row)
+        return None if row is None else queries.session(key.tenant, row)
 
     async def list_sessions(
         self, tenant: str, *, after: int | None = None, limit: int
     ) -> Page[Session, int]:
         before = END_OF_LIST if after is None else after
         rows = await self._rows("sessions", escape(tenant), before, limit + 1)
-        return queries.sessions_page(rows, limit)
+        return queries.sessions_page(tenant, rows, limit)
 
     async def stored_bytes(self, tenant: str) -> int:
         rows = await self._rows("stored_bytes", escape(tenant))
@@ -294,7 +312,7 @@ class PostgresStore:
 
     async def stale_sessions(self, before: Micros, limit: int) -> Sequence[IdleSession]:
         rows = await self._rows("stale_sessions", before, limit)
-        return [queries.idle_session(row) for row in rows]
+        return queries.idle_sessions(rows)
 
     async def list_messages(
         self, key: SessionKey, *, after: MessagePlace | None = None, limit: int, max_bytes: int
@@ -303,7 +321,7 @@ class PostgresStore:
         rows = await self._rows(
             "messages", *_escaped(key), turn, ordinal, limit + 1, max_bytes + queries.SLACK_BYTES
         )
-        return queries.transcript_page(rows, limit=limit, max_bytes=max_bytes)
+        return queries.transcript_page(key.tenant, rows, limit=limit, max_bytes=max_bytes)
 
     async def log_bytes(self) -> int:
         row = await self._row("log_bytes")
@@ -324,7 +342,7 @@ class PostgresStore:
             ids = [[*map(escape, some)] for some in (wanted.session_ids, wanted.run_ids)]
             rows = await self._rows("events_of", *where, *ids)
         self._open.log.note_compacted(rows[0]["compacted"])
-        page, more = queries.log_page(tenant, rows, limit=limit, max_bytes=max_bytes)
+        page, more = queries.log_page(rows, limit=limit, max_bytes=max_bytes)
         return LogPage(tuple(page), page[-1].position if more else known)
 
     async def _rows(self, name: str, *args: object) -> Sequence[Any]:

@@ -32,6 +32,7 @@ STEPS = (
     Step("insert_session", Stale.lane),
     Step("update_session", Stale.lane),
     Step("delete_session", Stale.lane),
+    Step("discard_session", None),
     Step("delete_messages", None),
     Step("delete_run_events", None),
     Step("delete_attachments", None),

@@ -13,7 +13,7 @@ from runlane_server.core.errors import StartError
 from runlane_server.store.base import Position
 from runlane_server.store.sqlfiles import migrations
 from runlane_server.store.sqlite.apply import SQL
-from runlane_server.store.sqlite.connection import SqliteConnection
+from runlane_server.store.sqlite.connection import SqliteConnection, any_text
 from runlane_server.store.sqlite.lock import FileLock
 
 log = structlog.get_logger()
@@ -68,6 +68,8 @@ async def _connect(path: Path, closing: AsyncExitStack) -> SqliteConnection:
 
 def _prepare(db: sqlite3.Connection, path: Path) -> int:
     """Sets up the write connection and migrates the schema; returns its version."""
+    # Damaged text must not stop the writer.
+    db.text_factory = any_text
     version = check_ours(db, path)
     mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
     if mode != "wal":
@@ -111,8 +113,10 @@ def make_read_only(db: sqlite3.Connection) -> None:
 
 
 def _read_state(db: sqlite3.Connection) -> tuple[bytes, Position, Position]:
+    compacted = db.execute(SQL["compacted"]).fetchone()[0]
+    if type(compacted) is not int:
+        raise StartError("store: the row 'compacted' of table meta is damaged; restore a backup")
     store_id: bytes = db.execute(SQL["store_id"]).fetchone()[0]
-    compacted: int = db.execute(SQL["compacted"]).fetchone()[0]
     last: int = db.execute(SQL["last_position"]).fetchone()[0]
     return store_id, max(last, compacted), compacted
 

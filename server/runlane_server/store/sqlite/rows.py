@@ -108,6 +108,21 @@ def commit_unit(base_version: int, transition: Transition, future: Future[Result
     )
 
 
+def discard_unit(key: SessionKey, completes: Sequence[RunComplete], future: Future[Result]) -> Unit:
+    """The unit of the removal of a session at any version."""
+    rows = _removal(key, 0) | {"discard_session": [key]}
+    del rows["delete_session"]
+    return Unit(
+        key.tenant,
+        rows,
+        future,
+        lane=key,
+        changed=[complete.run_id for complete in completes],
+        completes=tuple(completes),
+        logged=[_log_row(key, complete) for complete in completes],
+    )
+
+
 def append_unit(
     key: RunKey, attempt: int, events: Sequence[RunEvent], future: Future[Result]
 ) -> Unit:

@@ -51,6 +51,7 @@ from runlane_server.store.sqlite.rows import (
     Result,
     append_unit,
     commit_unit,
+    discard_unit,
     session_unit,
 )
 from runlane_server.store.sqlite.writer import SqliteWriter, unavailable
@@ -136,6 +137,10 @@ class SqliteStore:
     async def append(self, key: RunKey, attempt: int, events: Sequence[RunEvent]) -> None:
         if events:
             await self._writing.write(append_unit(key, attempt, events, _future()))
+
+    async def discard(self, key: SessionKey, at: Micros) -> None:
+        completes = await self._page(queries.unended_runs, key, at)
+        await self._writing.write(discard_unit(key, completes, _future()))
 
     async def create_session(self, session: NewSession) -> None:
         await self._writing.write(session_unit(session, _future()))

@@ -103,6 +103,17 @@ WHERE ended_at IS NULL AND run_no > 0
 GROUP BY tenant, session_id
 ORDER BY min(accepted_at), min(run_no);
 
+-- name: unended_runs
+-- The version of the lane, with a row for each run that no terminal event was written for.
+SELECT sessions.version, runs.run_id, runs.accept_seq
+FROM sessions LEFT JOIN runs
+    ON runs.tenant = sessions.tenant AND runs.session_id = sessions.session_id
+        AND runs.ended_at IS NULL AND runs.run_no > 0 AND NOT EXISTS (
+            SELECT FROM events WHERE events.tenant = runs.tenant AND events.run_id = runs.run_id
+                AND events.session_id = runs.session_id
+        )
+WHERE sessions.tenant = $1 AND sessions.session_id = $2;
+
 -- Reading: runs
 
 -- name: run
@@ -196,7 +207,9 @@ FROM sessions
 WHERE tenant = $1 AND created_no > 0 AND created_no < $2 ORDER BY created_no DESC LIMIT $3;
 
 -- name: stored_bytes
-SELECT coalesce(sum(stored_bytes), 0)::bigint AS bytes FROM sessions
+-- A damaged number counts as none: the sum must not overflow.
+SELECT coalesce(sum(stored_bytes) FILTER (WHERE stored_bytes BETWEEN 0 AND 1::bigint << 50), 0)::bigint
+    AS bytes FROM sessions
 WHERE tenant = $1 AND created_no > 0;
 
 -- name: stale_sessions
@@ -249,12 +262,13 @@ SELECT coalesce(
 
 -- name: log_after
 -- All tenants, for those who follow the log.
-SELECT compacted, position, tenant, body, found FROM store LEFT JOIN (
+SELECT compacted, position, tenant, session_id, run_id, ended_at, body, found FROM store LEFT JOIN (
     SELECT
-        position, tenant, body, count(*) OVER () AS found,
+        position, tenant, session_id, run_id, ended_at, body, count(*) OVER () AS found,
         sum(size) OVER (ORDER BY position) - size AS before
     FROM (
-        SELECT position, tenant, body, octet_length(body) AS size FROM events
+        SELECT position, tenant, session_id, run_id, ended_at, body, octet_length(body) AS size
+        FROM events
         WHERE position > $1 AND position <= $2 ORDER BY position LIMIT $3
     ) AS first
 ) AS sized ON before <= $4
@@ -263,12 +277,13 @@ ORDER BY position;
 -- name: events
 -- By position: an index on the tenant would mean to sort its whole log for each page. IS TRUE keeps
 -- the planner from taking one.
-SELECT compacted, position, body, found FROM store LEFT JOIN (
+SELECT compacted, position, tenant, session_id, run_id, ended_at, body, found FROM store LEFT JOIN (
     SELECT
-        position, body, count(*) OVER () AS found,
+        position, tenant, session_id, run_id, ended_at, body, count(*) OVER () AS found,
         sum(size) OVER (ORDER BY position) - size AS before
     FROM (
-        SELECT position, body, octet_length(body) AS size FROM events
+        SELECT position, tenant, session_id, run_id, ended_at, body, octet_length(body) AS size
+        FROM events
         WHERE (tenant = $1) IS TRUE AND position > $2 AND position <= $3
         ORDER BY position LIMIT $4
     ) AS first
@@ -277,12 +292,14 @@ ORDER BY position;
 
 -- name: events_of
 -- A seek for each id reads no more than the page could need of it, however long the log is.
-SELECT compacted, position, body, found FROM store LEFT JOIN (
+SELECT compacted, position, tenant, session_id, run_id, ended_at, body, found FROM store LEFT JOIN (
     SELECT
-        position, body, count(*) OVER () AS found,
+        position, tenant, session_id, run_id, ended_at, body, count(*) OVER () AS found,
         sum(size) OVER (ORDER BY position) - size AS before
     FROM (
-        SELECT position, body, octet_length(body) AS size
+        SELECT
+            position, events.tenant, events.session_id, events.run_id, ended_at, body,
+            octet_length(body) AS size
         FROM (
             SELECT own.position FROM unnest($6::text[]) AS wanted (id) CROSS JOIN LATERAL (
                 SELECT events.position FROM events

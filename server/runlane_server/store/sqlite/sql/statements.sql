@@ -36,6 +36,9 @@ WHERE tenant = ? AND session_id = ? AND version = ?;
 -- name: delete_session
 DELETE FROM sessions WHERE tenant = ? AND session_id = ? AND version = ?;
 
+-- name: discard_session
+DELETE FROM sessions WHERE tenant = ? AND session_id = ?;
+
 -- name: delete_messages
 DELETE FROM messages WHERE tenant = ? AND session_id = ?;
 
@@ -231,6 +234,14 @@ WHERE ended_at IS NULL
 GROUP BY tenant, session_id
 ORDER BY min(accepted_at), min(run_no);
 
+-- name: unended_runs
+-- The runs that no terminal event was written for, whatever else their rows hold.
+SELECT run_id, accept_seq FROM runs INDEXED BY runs_by_session
+WHERE tenant = :tenant AND session_id = :session_id AND ended_at IS NULL AND NOT EXISTS (
+    SELECT 1 FROM events WHERE events.tenant = runs.tenant AND events.run_id = runs.run_id
+        AND events.session_id = runs.session_id
+);
+
 -- Reading: runs
 
 -- name: run_no
@@ -280,7 +291,8 @@ SELECT name, mime_type, content FROM attachments WHERE tenant = ? AND run_id = ?
 
 -- name: run_events
 SELECT idx, at, kind, body FROM run_events
-WHERE tenant = :tenant AND run_id = :run_id AND idx > :after ORDER BY idx LIMIT :limit;
+WHERE tenant = :tenant AND run_id = :run_id AND idx > :after AND typeof(idx) = 'integer'
+ORDER BY idx LIMIT :limit;
 
 -- Reading: sessions and transcripts
 
@@ -298,8 +310,15 @@ FROM sessions INDEXED BY sessions_by_tenant
 WHERE tenant = :tenant AND created_no < :before ORDER BY created_no DESC LIMIT :limit;
 
 -- name: stored_bytes
--- A piece of a tenant's sessions, in the order in which they lie in the file.
-SELECT coalesce(sum(stored_bytes), 0) AS bytes, count(*) AS found, max(created_no) AS last FROM (
+-- A piece of a tenant's sessions, in the order in which they lie in the file. A damaged number counts
+-- as none: the sum must not overflow.
+SELECT
+    coalesce(
+        sum(stored_bytes) FILTER (
+            WHERE typeof(stored_bytes) = 'integer' AND stored_bytes BETWEEN 0 AND 1 << 50
+        ),
+        0
+    ) AS bytes, count(*) AS found, max(created_no) AS last FROM (
     SELECT stored_bytes, created_no FROM sessions INDEXED BY sessions_by_tenant
     WHERE tenant = ? AND created_no > ? ORDER BY created_no LIMIT ?
 );
@@ -313,6 +332,7 @@ ORDER BY updated_at LIMIT :limit;
 SELECT message_id, run_id, turn, ordinal, role, finish_reason, model, created_at, parts
 FROM messages
 WHERE tenant = :tenant AND session_id = :session_id AND (turn, ordinal) > (:turn, :ordinal)
+    AND typeof(turn) = 'integer' AND typeof(ordinal) = 'integer'
 ORDER BY turn, ordinal LIMIT :limit;
 
 -- name: message_parts
@@ -323,11 +343,12 @@ WHERE tenant = :tenant AND session_id = :session_id AND turn = :turn AND message
 
 -- name: events
 -- By position: an index on the tenant would mean to sort its whole log for each page.
-SELECT position, body FROM events NOT INDEXED
+SELECT position, tenant, session_id, run_id, ended_at, body FROM events NOT INDEXED
 WHERE position > :after AND position <= :known AND tenant = :tenant ORDER BY position LIMIT :limit;
 
 -- name: event
-SELECT position, body FROM events WHERE position = :position;
+SELECT position, tenant, session_id, run_id, ended_at, body FROM events
+WHERE position = :position;
 
 -- name: positions_of_session
 SELECT position FROM events
