@@ -13,7 +13,7 @@ from pathlib import Path
 from runlane_server.core.errors import StartError
 from runlane_server.store.sqlite.apply import SQL
 from runlane_server.store.sqlite.check import Counts, counts
-from runlane_server.store.sqlite.lock import FileLock
+from runlane_server.store.sqlite.lock import FileLock, open_private
 from runlane_server.store.sqlite.snapshot import snapshot_of
 
 STEP_PAGES = 1_024
@@ -72,7 +72,7 @@ def _exclusive(partial: Path) -> Iterator[int]:
 
     It overwrites the file of a backup that was killed, but not that of a running one.
     """
-    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = open_private(partial)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
