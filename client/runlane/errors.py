@@ -13,6 +13,7 @@
     ├── SessionBusy
     ├── RunNotFound
     ├── RunIdConflict
+    ├── RunDeleted               the run was executed before, and its session was deleted since
     ├── QueueFull
     ├── Overloaded               the node is at its limit; retry after `retry_after`
     ├── QuotaExceeded            the tenant exceeded a quota; `violations` names both
@@ -175,6 +176,16 @@ class RunIdConflict(RunlaneError):
     default_status = StatusCode.ALREADY_EXISTS
 
 
+class RunDeleted(RunlaneError):
+    """The run was executed before, and its session was deleted since.
+
+    To execute the prompt again, use a new run id.
+    """
+
+    reason = "RUN_DELETED"
+    default_status = StatusCode.FAILED_PRECONDITION
+
+
 class QueueFull(RunlaneError):
     """The session is at its limit of waiting runs."""
 
@@ -324,6 +335,7 @@ BY_REASON: Mapping[str, type[RunlaneError]] = MappingProxyType(
             RunMissing,
             RunNotFound,
             RunIdConflict,
+            RunDeleted,
             QueueFull,
             Overloaded,
             QuotaExceeded,

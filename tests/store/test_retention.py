@@ -119,11 +119,13 @@ async def test_run_that_has_the_id_of_a_removed_one_keeps_its_events(
 ) -> None:
     await chatty(story, "a")
     await story.remove()
+    await store.forget_deleted(FAR, 9)
     await chatty(story, "a")
     assert await store.compact(0, 1, keep_bytes=0) == 1
     assert await indices(story, "a") == [1, 2, 3, 4, 5, 6]
     assert await store.position_of(story.run_key("a")) == 2
     await story.remove()
+    await store.forget_deleted(FAR, 9)
     await story.accept("a")
     await story.start()
     assert await store.compact(FAR, 9) == 1

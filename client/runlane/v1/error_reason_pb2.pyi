@@ -91,6 +91,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """DATA_LOSS: a stored record that the call needs is damaged. `runlane-server check` names it, and
     DeleteSession removes it.
     """
+    ERROR_REASON_RUN_DELETED: _ErrorReason.ValueType  # 25
+    """FAILED_PRECONDITION: the run was executed before, and its session was deleted since. To execute
+    the prompt again, use a new run id.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reason of an error. Every error carries a `google.rpc.ErrorInfo` (domain `runlane`); its
@@ -166,5 +170,9 @@ ERROR_REASON_UNSUPPORTED: ErrorReason.ValueType  # 23
 ERROR_REASON_CORRUPT_RECORD: ErrorReason.ValueType  # 24
 """DATA_LOSS: a stored record that the call needs is damaged. `runlane-server check` names it, and
 DeleteSession removes it.
+"""
+ERROR_REASON_RUN_DELETED: ErrorReason.ValueType  # 25
+"""FAILED_PRECONDITION: the run was executed before, and its session was deleted since. To execute
+the prompt again, use a new run id.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -9,7 +9,7 @@
     │   ├── CursorInvalid
     │   └── PageTokenInvalid
     ├── SessionNotFound, SessionExists, SessionBusy
-    ├── RunNotFound, RunIdConflict
+    ├── RunNotFound, RunIdConflict, RunDeleted
     ├── QueueFull, Overloaded, QuotaExceeded
     ├── CursorCompacted
     ├── Draining
@@ -150,6 +150,20 @@ class RunIdConflict(RunlaneError):
     def of(cls, run_id: str) -> RunIdConflict:
         """Builds the error for one run."""
         return cls(f"run id {run_id!r} was used before, for another session or another prompt")
+
+
+class RunDeleted(RunlaneError):
+    """The run was executed before, and its session was deleted since (R3)."""
+
+    reason = "RUN_DELETED"
+
+    @classmethod
+    def of(cls, run_id: str) -> RunDeleted:
+        """Builds the error for one run."""
+        return cls(
+            f"run {run_id!r} was executed before, and its session was deleted;"
+            " use a new run id to execute the prompt again"
+        )
 
 
 class QueueFull(RunlaneError):

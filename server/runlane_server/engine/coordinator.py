@@ -27,6 +27,7 @@ from runlane_server.core.errors import (
     Draining,
     InvalidArgument,
     Overloaded,
+    RunDeleted,
     RunIdConflict,
     RunlaneError,
     RunMissing,
@@ -207,7 +208,7 @@ class Coordinator:
         """Turns a reservation into a durable run, and returns once it is durable (R1 to R3).
 
         Raises EmptyPrompt, PromptTooLarge, SessionNotFound, SessionBusy, QueueFull, QuotaExceeded,
-        RunIdConflict and StoreUnavailable.
+        RunIdConflict, RunDeleted and StoreUnavailable.
         """
         with accepted:
             if request.run_id != accepted.run_id or accepted.is_closed:
@@ -288,10 +289,12 @@ class Coordinator:
         return command
 
     async def _find_accepted(self, key: SessionKey, request: RunRequest) -> Acceptance | None:
-        """The run that this run id already names, if any (R3)."""
+        """The run that this run id already names, if any (R3). Raises RunDeleted and
+        RunIdConflict."""
         run_key = RunKey(key.tenant, request.run_id)
         run = await self.store.get_run(run_key)
         if run is None:
+            await self._check_not_deleted(key, request)
             return None
         if is_corrupt(run):
             raise CorruptRecord(f"run {request.run_id!r}: {EXPLANATION}")
@@ -301,6 +304,15 @@ class Coordinator:
         position = self.feed.position
         logged = await self.store.position_of(run_key)
         return Acceptance(run, position if logged is None else logged - 1)
+
+    async def _check_not_deleted(self, key: SessionKey, request: RunRequest) -> None:
+        deleted = await self.store.get_deleted_run(RunKey(key.tenant, request.run_id))
+        if deleted is None:
+            return
+        asked = (key.session_id, request.prompt.fingerprint)
+        if (deleted.session_id, deleted.prompt_fingerprint) != asked:
+            raise RunIdConflict.of(request.run_id)
+        raise RunDeleted.of(request.run_id)
 
     # --- Cancel -------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ STATUS: Mapping[str, StatusCode] = MappingProxyType(
         "RUN_MISSING": StatusCode.INVALID_ARGUMENT,
         "RUN_NOT_FOUND": StatusCode.NOT_FOUND,
         "RUN_ID_CONFLICT": StatusCode.ALREADY_EXISTS,
+        "RUN_DELETED": StatusCode.FAILED_PRECONDITION,
         "QUEUE_FULL": StatusCode.RESOURCE_EXHAUSTED,
         "OVERLOADED": StatusCode.RESOURCE_EXHAUSTED,
         "QUOTA_EXCEEDED": StatusCode.RESOURCE_EXHAUSTED,

@@ -56,10 +56,10 @@ class Stale(Exception):
 
 
 class RunIdTaken(Exception):
-    """Another run has this id. Nothing was written."""
+    """Another run has this id, or had it before its session was deleted. Nothing was written."""
 
     def __init__(self) -> None:
-        super().__init__("a run with this id exists already")
+        super().__init__("a run with this id exists already, or existed")
 
 
 class SessionTaken(Exception):
@@ -92,6 +92,15 @@ class Page(Generic[Item, Place]):
 
     items: tuple[Item, ...]
     next: Place | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeletedRun:
+    """What the store remembers of a run whose session was deleted. `events` is their number."""
+
+    session_id: str
+    prompt_fingerprint: str
+    events: int
 
 
 MessagePlace = tuple[int, int]
@@ -339,6 +348,12 @@ class Store(Protocol):
         in between.
         """
 
+    async def forget_deleted(self, before: Micros, limit: int) -> int:
+        """Forgets up to `limit` runs that were deleted before a time; returns the number.
+
+        Their ids can then be used again.
+        """
+
     # Reading. Reads see committed data only.
 
     async def load_lane(self, key: SessionKey) -> Lane:
@@ -349,6 +364,9 @@ class Store(Protocol):
 
     async def get_run(self, key: RunKey) -> Run | None:
         """A run; if it has ended, with the text of its RunComplete."""
+
+    async def get_deleted_run(self, key: RunKey) -> DeletedRun | None:
+        """A run whose session was deleted, unless it was forgotten since."""
 
     async def position_of(self, key: RunKey) -> Position | None:
         """The position of a run's terminal event; None if it is not in the log, or was removed."""

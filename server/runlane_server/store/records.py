@@ -31,7 +31,7 @@ from runlane_server.core.model import (
     cut_utf8,
 )
 from runlane_server.core.transition import Lane, LaneRun
-from runlane_server.store.base import LoggedComplete
+from runlane_server.store.base import DeletedRun, LoggedComplete
 from runlane_server.store.codec import (
     RUN_COMPLETE,
     decode_body,
@@ -221,6 +221,16 @@ def _message(row: Row, text: DecodeText, read_prompt: Callable[[], Prompt]) -> M
 def prompt_from(key: RunKey, read: Callable[[], Prompt]) -> Prompt:
     """The prompt that `read` makes of its rows. Raises CorruptRecord."""
     return required(read, "prompt of run", *key)
+
+
+def deleted_run_from(key: RunKey, row: Row, text: DecodeText) -> DeletedRun:
+    """A run whose session was deleted."""
+    return decoded(
+        lambda: DeletedRun(text(row["session_id"]), row["prompt_fingerprint"], row["events"]),
+        lambda: DeletedRun("", "", 0),
+        "deleted run",
+        *key,
+    )
 
 
 def event_from(key: RunKey, row: Row, read_complete: Callable[[], RunComplete]) -> RunEvent:

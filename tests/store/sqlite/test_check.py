@@ -41,6 +41,7 @@ async def live(store: SqliteStore) -> None:
     await gone.play("compacted")  # position 1
     await gone.play("outlived")  # position 2
     await gone.remove()
+    await store.forget_deleted(FAR, 9)
     again = Story(store, "gone")
     again.now = gone.now
     await again.play(request("outlived", "x" * 1_000, Attachment("n", "text/plain", "t")))  # 3
@@ -135,6 +136,11 @@ BROKEN: list[tuple[str, str, str]] = [
     ("meta", "DELETE FROM meta WHERE name = 'store_id'", "the file has no store_id"),
     ("meta", "UPDATE meta SET value = x'00' WHERE name = 'store_id'", "the file has no store_id"),
     ("meta", "DELETE FROM meta WHERE name = 'compacted_bytes'", "the file has no compacted_bytes"),
+    (
+        "deleted_runs",
+        "INSERT INTO deleted_runs VALUES ('tenant', 'host', 'folds', '', 1, 1)",
+        "run tenant/host exists, but is remembered as deleted",
+    ),
     # Records that cannot be read
     (
         "records",

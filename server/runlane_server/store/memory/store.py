@@ -27,6 +27,7 @@ from runlane_server.core.model import (
 from runlane_server.core.transition import Lane, Transition
 from runlane_server.store.base import (
     BusySession,
+    DeletedRun,
     EventFilter,
     IdleSession,
     Listener,
@@ -156,6 +157,9 @@ class MemoryStore:
             publish_completes(self.listener, logged)
         publish_run_events(self.listener, tenant, events)
 
+    async def forget_deleted(self, before: Micros, limit: int) -> int:
+        return self._tables.forget_deleted(before, limit)
+
     # Reading
 
     async def load_lane(self, key: SessionKey) -> Lane:
@@ -170,6 +174,10 @@ class MemoryStore:
     async def get_run(self, key: RunKey) -> Run | None:
         row = self._tables.runs.get(key)
         return None if row is None else row.run
+
+    async def get_deleted_run(self, key: RunKey) -> DeletedRun | None:
+        _, deleted = self._tables.deleted.get(key, (0, None))
+        return deleted
 
     async def position_of(self, key: RunKey) -> Position | None:
         return self._log.position_of(key)

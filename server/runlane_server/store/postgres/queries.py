@@ -20,7 +20,14 @@ from runlane_server.core.model import (
     WhenBusy,
 )
 from runlane_server.core.transition import Lane, LaneRun
-from runlane_server.store.base import BusySession, IdleSession, LoggedComplete, MessagePlace, Page
+from runlane_server.store.base import (
+    BusySession,
+    DeletedRun,
+    IdleSession,
+    LoggedComplete,
+    MessagePlace,
+    Page,
+)
 from runlane_server.store.corrupt import corrupt_complete
 from runlane_server.store.paging import (
     check_not_compacted,
@@ -35,6 +42,7 @@ from runlane_server.store.postgres.text import unescape
 from runlane_server.store.records import (
     assemble_lane,
     complete_text,
+    deleted_run_from,
     event_from,
     lane_from,
     logged_from,
@@ -150,6 +158,11 @@ def run(tenant: str, row: Record) -> Run:
     return run_from(
         tenant, row, unescape, lambda: complete_text(tenant, row["message_id"], row["parts"])
     )
+
+
+def deleted_run(key: RunKey, row: Record) -> DeletedRun:
+    """A run whose session was deleted."""
+    return deleted_run_from(key, row, unescape)
 
 
 def runs_page(tenant: str, rows: Records, limit: int) -> Page[Run, int]:

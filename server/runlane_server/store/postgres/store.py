@@ -30,6 +30,7 @@ from runlane_server.core.model import (
 from runlane_server.core.transition import Lane, Transition
 from runlane_server.store.base import (
     BusySession,
+    DeletedRun,
     EventFilter,
     IdleSession,
     Listener,
@@ -222,6 +223,11 @@ class PostgresStore:
         await self._rows("forget_removed", REMOVED_KEPT, REMOVED_STEP)
         return count
 
+    async def forget_deleted(self, before: Micros, limit: int) -> int:
+        """See `base.Store`. `before` is compared with the clock of the database."""
+        count: int = (await self._row("forget_deleted", before, limit))["forgotten"]
+        return count
+
     # Reading: one round trip each, unless noted otherwise
 
     async def load_lane(self, key: SessionKey) -> Lane:
@@ -233,6 +239,10 @@ class PostgresStore:
     async def get_run(self, key: RunKey) -> Run | None:
         row = await self._row("run", *_escaped(key))
         return None if row is None else queries.run(key.tenant, row)
+
+    async def get_deleted_run(self, key: RunKey) -> DeletedRun | None:
+        row = await self._row("deleted_run", *_escaped(key))
+        return None if row is None else queries.deleted_run(key, row)
 
     async def position_of(self, key: RunKey) -> Position | None:
         """See `base.Store`. One more round trip if the listener has not reached that position."""

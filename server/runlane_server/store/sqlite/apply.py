@@ -33,6 +33,8 @@ STEPS = (
     Step("update_session", Stale.lane),
     Step("delete_session", Stale.lane),
     Step("discard_session", None),
+    Step("remember_runs", None),
+    Step("forget_deleted", None),
     Step("delete_messages", None),
     Step("delete_run_events", None),
     Step("delete_attachments", None),

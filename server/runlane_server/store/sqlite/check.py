@@ -14,6 +14,7 @@ from runlane_server.core.errors import CorruptRecord
 from runlane_server.core.model import Prompt, RunKey, SessionKey
 from runlane_server.store.corrupt import collecting, corrupt_complete
 from runlane_server.store.records import (
+    deleted_run_from,
     event_from,
     logged_from,
     message_from,
@@ -116,6 +117,10 @@ def _read_event(_: sqlite3.Connection, row: sqlite3.Row) -> None:
     event_from(RunKey(row["tenant"], row["run_id"]), row, lambda: end)
 
 
+def _read_deleted_run(_: sqlite3.Connection, row: sqlite3.Row) -> None:
+    deleted_run_from(RunKey(row["tenant"], row["run_id"]), row, as_is)
+
+
 _READS: Mapping[str, Callable[[sqlite3.Connection, sqlite3.Row], object]] = MappingProxyType(
     {
         "sessions": _read_session,
@@ -123,6 +128,7 @@ _READS: Mapping[str, Callable[[sqlite3.Connection, sqlite3.Row], object]] = Mapp
         "messages": _read_message,
         "run_events": _read_event,
         "events": lambda _, row: logged_from(row, as_is),
+        "deleted_runs": _read_deleted_run,
     }
 )
 """How the rows of a table are read. Prompts and attachments are read with their runs."""

@@ -25,7 +25,7 @@ from runlane_server.core.model import (
     WhenBusy,
 )
 from runlane_server.core.transition import Lane, LaneRun
-from runlane_server.store.base import BusySession, IdleSession, MessagePlace, Page
+from runlane_server.store.base import BusySession, DeletedRun, IdleSession, MessagePlace, Page
 from runlane_server.store.corrupt import corrupt_complete
 from runlane_server.store.paging import (
     check_not_compacted,
@@ -40,6 +40,7 @@ from runlane_server.store.records import (
     OPEN_STATES,
     assemble_lane,
     complete_text,
+    deleted_run_from,
     event_from,
     lane_from,
     message_from,
@@ -97,6 +98,17 @@ def run(db: sqlite3.Connection, key: RunKey) -> Run | None:
         return None
     row = db.execute(SQL["run"], dict(number)).fetchone()
     return run_from(key.tenant, row, as_is, lambda: _complete_text(db, key.tenant, row))
+
+
+def deleted_run(db: sqlite3.Connection, key: RunKey) -> DeletedRun | None:
+    """A run whose session was deleted."""
+    row = db.execute(SQL["deleted_run"], key).fetchone()
+    return None if row is None else deleted_run_from(key, row, as_is)
+
+
+def count_deleted(db: sqlite3.Connection, before: Micros, limit: int) -> int:
+    """The number of runs deleted before a time, up to a limit."""
+    return len(db.execute(SQL["deleted_before"], (before, limit)).fetchall())
 
 
 def list_runs(

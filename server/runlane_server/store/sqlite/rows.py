@@ -5,6 +5,7 @@ A unit is encoded in the call, so that its rows are ready when its batch is writ
 
 from __future__ import annotations
 
+import time
 from asyncio import Future
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -140,9 +141,15 @@ def session_unit(session: NewSession, future: Future[Result]) -> Unit:
     return Unit(session.key.tenant, {"create_session": [row]}, future, lane=session.key)
 
 
+def forget_unit(before: Micros, limit: int, future: Future[Result]) -> Unit:
+    """The unit that forgets runs deleted long ago."""
+    return Unit("", {"forget_deleted": [(before, limit)]}, future)
+
+
 def _removal(key: SessionKey, base_version: int) -> Rows:
     return {
         "delete_session": [(*key, base_version)],
+        "remember_runs": [(time.time_ns() // 1_000, *key)],
         "delete_messages": [key],
         "delete_run_events": [key],
         "delete_attachments": [key],
@@ -212,7 +219,9 @@ def _add_run(rows: Rows, key: SessionKey, change: RunChange) -> None:
         key.session_id,
     )
     if request is not None:
-        rows.setdefault("insert_run", []).append(values + _request_values(change, request))
+        rows.setdefault("insert_run", []).append(
+            values + _request_values(change, request) + (key.tenant, run.run_id)
+        )
         _add_prompt(rows, key.tenant, request)
     if complete is not None:
         rows.setdefault("end_run", []).append(_end_values(complete) + values)

@@ -73,6 +73,18 @@ SELECT events, compacted, more FROM compact($1, $2, $3, $4, $5);
 -- name: forget_removed
 SELECT forget_removed($1, $2);
 
+-- name: forget_deleted
+WITH forgotten AS (
+    DELETE FROM deleted_runs
+    WHERE (tenant, run_id) IN (
+        SELECT tenant, run_id FROM deleted_runs
+        WHERE deleted_at < to_timestamp($1::bigint / 1000000.0)
+        ORDER BY deleted_at LIMIT $2 FOR UPDATE SKIP LOCKED
+    )
+    RETURNING 1
+)
+SELECT count(*) AS forgotten FROM forgotten;
+
 -- Reading: lanes
 
 -- name: lane
@@ -167,6 +179,9 @@ SELECT * FROM (
     ) AS ended
 ) AS found
 ORDER BY run_no DESC LIMIT $5;
+
+-- name: deleted_run
+SELECT session_id, prompt_fingerprint, events FROM deleted_runs WHERE tenant = $1 AND run_id = $2;
 
 -- name: prompt
 SELECT

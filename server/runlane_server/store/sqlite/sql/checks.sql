@@ -1,8 +1,8 @@
 -- What has to hold in a database, by name. Each statement returns what is wrong, a sentence a row.
 --
 -- They walk through whole tables, in the order of an index wherever that spares a sort. A run id may
--- be used again once its session was deleted, while the terminal event of the first run stays in the
--- log: the event of a run is one that ended no earlier than the run was accepted.
+-- be used again some time after its session was deleted, while the terminal event of the first run
+-- stays in the log: the event of a run is one that ended no earlier than the run was accepted.
 
 -- name: meta
 SELECT 'the file has no ' || wanted.name
@@ -80,6 +80,10 @@ SELECT 'run ' || tenant || '/' || run_id || problem FROM (
         END AS problem
     FROM runs LEFT JOIN sessions USING (tenant, session_id)
 ) WHERE problem IS NOT NULL;
+
+-- name: deleted_runs
+SELECT 'run ' || tenant || '/' || run_id || ' exists, but is remembered as deleted'
+FROM deleted_runs JOIN runs USING (tenant, run_id);
 
 -- name: accept_order
 SELECT

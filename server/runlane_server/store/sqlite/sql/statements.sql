@@ -39,6 +39,24 @@ DELETE FROM sessions WHERE tenant = ? AND session_id = ? AND version = ?;
 -- name: discard_session
 DELETE FROM sessions WHERE tenant = ? AND session_id = ?;
 
+-- name: remember_runs
+INSERT OR REPLACE INTO deleted_runs (
+    tenant, run_id, session_id, prompt_fingerprint, events, deleted_at
+)
+SELECT
+    tenant, run_id, session_id, prompt_fingerprint,
+    (
+        SELECT coalesce(max(idx), 0) FROM run_events
+        WHERE run_events.tenant = runs.tenant AND run_events.run_id = runs.run_id
+    ),
+    ?
+FROM runs WHERE tenant = ? AND session_id = ?;
+
+-- name: forget_deleted
+DELETE FROM deleted_runs WHERE (tenant, run_id) IN (
+    SELECT tenant, run_id FROM deleted_runs WHERE deleted_at < ? ORDER BY deleted_at LIMIT ?
+);
+
 -- name: delete_messages
 DELETE FROM messages WHERE tenant = ? AND session_id = ?;
 
@@ -63,12 +81,15 @@ DELETE FROM runs WHERE tenant = ? AND session_id = ?;
 -- Writing: runs and what belongs to them
 
 -- name: insert_run
--- Open, even if it ends in the same transaction: `end_run` comes next then.
+-- Open, even if it ends in the same transaction: `end_run` comes next then. The id of a deleted run
+-- is refused.
 INSERT INTO runs (
     state, rank, turn, attempt, started_at, folded_into, cancel_reason, tenant, run_id, session_id,
     accept_seq, when_busy, timeout, max_attempts, accepted_at, metadata, attachments,
     prompt_fingerprint, prompt_head, trace
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+)
+SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
+WHERE NOT EXISTS (SELECT 1 FROM deleted_runs WHERE tenant = ? AND run_id = ?);
 
 -- name: update_run
 -- Without the columns of its end, on which two indexes depend.
@@ -280,6 +301,12 @@ ORDER BY run_no DESC LIMIT :limit;
 SELECT run_no FROM runs INDEXED BY runs_ended
 WHERE tenant = :tenant AND state = :state AND ended_at IS NOT NULL AND run_no < :before
 ORDER BY run_no DESC LIMIT :limit;
+
+-- name: deleted_before
+SELECT run_id FROM deleted_runs WHERE deleted_at < ? LIMIT ?;
+
+-- name: deleted_run
+SELECT session_id, prompt_fingerprint, events FROM deleted_runs WHERE tenant = ? AND run_id = ?;
 
 -- name: prompt
 SELECT prompt_head, attachments, rest
