@@ -238,12 +238,12 @@ async def test_r03_id_of_a_deleted_run_is_refused_until_it_is_forgotten(
 
 
 async def test_deleted_runs_are_forgotten_oldest_first(store: Store) -> None:
-    for name in ("a", "b", "c"):
-        story = Story(store, name)
+    stories = {name: Story(store, name) for name in ("a", "b", "c")}
+    for name, story in stories.items():
         await story.play(name)
         await story.remove()
     assert await store.forget_deleted(FAR, 2) == 2
-    left = [await store.get_deleted_run(story.run_key(name)) for name in ("a", "b", "c")]
+    left = [await store.get_deleted_run(it.run_key(name)) for name, it in stories.items()]
     assert [it is None for it in left] == [True, True, False]
 
 

@@ -14,6 +14,7 @@
     ├── CursorCompacted
     ├── Draining
     ├── StoreUnavailable
+    │   └── StoreDown            callers see no difference
     ├── CorruptRecord
     ├── Unauthenticated, PermissionDenied
     └── GateNotFound, Unsupported    raised by the test harness only
@@ -201,6 +202,10 @@ class StoreUnavailable(RunlaneError):
     """The store did not confirm a write, so its outcome is unknown."""
 
     reason = "STORE_UNAVAILABLE"
+
+
+class StoreDown(StoreUnavailable):
+    """The store refuses connections: it is down, and not only slow or cut off."""
 
 
 class CorruptRecord(RunlaneError):

@@ -74,11 +74,13 @@ class LaneAccess:
         write = log.info if complete.state is RunState.FAILED else log.debug
         write("run ended", state=complete.state, finish_reason=complete.finish_reason)
 
-    async def hand_over(self, job: Job, outcome: Outcome, events: int) -> None:
+    async def hand_over(self, job: Job, outcome: Outcome, events: int, why: str) -> None:
         """Hands the run over because this node stops: it is retried, or ends INTERRUPTED."""
         self._observer.on_agent_returned(job.run_key)
         await self._lanes.post(
             job.key,
-            lambda lane, at: rules.hand_over(lane, *job.attempt, outcome, at=at, events=events),
+            lambda lane, at: rules.hand_over(
+                lane, *job.attempt, outcome, at=at, events=events, why=why
+            ),
         )
         log.info("run handed over")

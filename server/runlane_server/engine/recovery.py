@@ -33,8 +33,9 @@ class ActiveRuns(Protocol):
     def cancel(self, run: HostedRun) -> None:
         """Stops the agent of that attempt, if it is at work here, for a committed cancel."""
 
-    def hand_over_all(self) -> None:
-        """Stops all agents without ending their runs, which other nodes continue."""
+    def hand_over_all(self, why: str) -> None:
+        """Stops all agents without ending their runs, which other nodes continue if attempts are
+        left. `why` is for the others."""
 
 
 class Recovery:
@@ -113,9 +114,9 @@ class Recovery:
         """Stops the agent of a run whose cancel another node committed."""
         self._runs.cancel(run)
 
-    def give_up(self) -> None:
+    def give_up(self, why: str) -> None:
         """Stops all agents: their runs belong to other nodes now, or soon will."""
-        self._runs.hand_over_all()
+        self._runs.hand_over_all(why)
 
     def count_waiting(self, runs: Mapping[str, int]) -> None:
         """Takes over the number of waiting runs of each tenant in the whole store."""

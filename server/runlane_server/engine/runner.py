@@ -13,6 +13,7 @@ from contextlib import aclosing
 import structlog
 
 from runlane_server.agents.base import Agent, AgentError, Report
+from runlane_server.core import lane as rules
 from runlane_server.core.errors import IllegalCommand, RunlaneError
 from runlane_server.core.limits import RETRY_PAUSE
 from runlane_server.core.model import (
@@ -63,7 +64,7 @@ class Runner:
         self._due: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stopped = False
         self._cancelled: str | None = None
-        self._handing_over = False
+        self._handing_over = ""
         self._timed_out = False
         self._working: asyncio.Task[None] | None = None
         self._outbox = Outbox(job.run_key, job.run, store, now)
@@ -91,10 +92,13 @@ class Runner:
         self._stopped = True
         self._wake()
 
-    def hand_over(self) -> None:
-        """Stops the agent because the node stops; the run is handed over unless it has ended."""
+    def hand_over(self, why: str = rules.NODE_LOST) -> None:
+        """Stops the agent because the node stops; the run is handed over unless it has ended.
+
+        `why` is the message of a run that has no attempt left.
+        """
         if not self._is_over:
-            self._handing_over = True
+            self._handing_over = why
         self._stop()
 
     @property
@@ -201,7 +205,8 @@ class Runner:
         """
         try:
             if self._handing_over and self._cancelled is None:
-                await self._lane.hand_over(self.job, outcome, self._outbox.events)
+                why = self._handing_over
+                await self._lane.hand_over(self.job, outcome, self._outbox.events, why)
             else:
                 await self._lane.finish(self.job, outcome, self._outbox.events, self._cancelled)
         except IllegalCommand:

@@ -195,6 +195,9 @@ class Cluster(Protocol):
     def peer_key(self) -> str:
         """The secret by which the nodes of this store authenticate to each other. ASCII."""
 
+    is_alone: bool
+    """Whether no other node was alive at the last heartbeat of this one."""
+
     on_wake: Callable[[], None] | None
     """Called when another node announces work: runs that wait for a node, or cancels. A call may be
     superfluous, and a call may be lost; poll as well."""

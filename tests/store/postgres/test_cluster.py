@@ -22,13 +22,19 @@ from support.postgres import Connection, listening, postgres_store
 from support.story import START, TENANT, Story, Witness, request
 
 SECONDS = 60.0
-LEASE = 10.0
+LEASE = 3.0
 HOLD = 60.0
 
 
 @pytest.fixture
-async def nodes(postgres_url: str) -> AsyncIterator[tuple[PostgresStore, PostgresStore]]:
-    """Two nodes, `one` and `two`, which have joined."""
+async def nodes(
+    postgres_url: str, beside: Connection
+) -> AsyncIterator[tuple[PostgresStore, PostgresStore]]:
+    """Two nodes, `one` and `two`, which have joined a database that has run for a lease."""
+    while not await beside.fetchval(
+        "SELECT pg_postmaster_start_time() < now() - $1 * interval '1 second'", LEASE
+    ):
+        await asyncio.sleep(0.1)
     async with AsyncExitStack() as closing:
         one = await closing.enter_async_context(postgres_store(postgres_url))
         two = await closing.enter_async_context(postgres_store(postgres_url))
@@ -133,6 +139,32 @@ async def test_who_comes_back_first_after_a_time_without_the_database_takes_nobo
     await silence(beside, "two")
     assert await one.cluster.heartbeat("one", LEASE)
     assert await known(beside) == {"one": False, "two": True}
+
+
+async def test_nobody_is_lost_within_a_lease_after_the_start_of_the_database(
+    nodes: Sequence[PostgresStore], beside: Connection
+) -> None:
+    _, two = nodes
+    days = 1_000 * 86_400.0
+    await silence(beside, "one", days + 1)
+    assert await two.cluster.heartbeat("two", days)
+    assert await known(beside) == {"one": False, "two": False}
+    assert await two.cluster.heartbeat("two", LEASE)
+    assert await known(beside) == {"two": False}  # gone for more than a day
+
+
+async def test_a_node_knows_whether_it_is_alone(
+    nodes: Sequence[PostgresStore], beside: Connection
+) -> None:
+    one, two = nodes
+    await one.cluster.heartbeat("one", LEASE)
+    assert not one.cluster.is_alone
+    await silence(beside, "two")
+    await one.cluster.heartbeat("one", LEASE)
+    assert one.cluster.is_alone
+    await two.cluster.join("two again", "two:2")
+    await one.cluster.heartbeat("one", LEASE)
+    assert not one.cluster.is_alone
 
 
 async def test_nodes_that_are_gone_for_a_day_are_forgotten(

@@ -363,6 +363,7 @@ WITH own AS MATERIALIZED (
     FROM nodes
     WHERE node_id <> $1 AND heartbeat < now() - $2::interval
         AND (SELECT steady_since FROM own) <= now() - $2::interval
+        AND pg_postmaster_start_time() <= now() - $2::interval
     FOR UPDATE SKIP LOCKED
 ), lost AS (
     UPDATE nodes SET lost = true
@@ -370,7 +371,12 @@ WITH own AS MATERIALIZED (
 ), forgotten AS (
     DELETE FROM nodes WHERE node_id IN (SELECT node_id FROM silent WHERE forgotten)
 )
-SELECT EXISTS (SELECT FROM own) AS alive;
+SELECT
+    EXISTS (SELECT FROM own) AS alive,
+    NOT EXISTS (
+        SELECT FROM nodes
+        WHERE node_id <> $1 AND NOT lost AND heartbeat >= now() - $2::interval
+    ) AS alone;
 
 -- name: leave
 DELETE FROM nodes WHERE node_id = $1;
