@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import pytest
 
-from runlane_server.store.batching import MAX_DELAY, SAMPLE, SILENCE, Pacer
+from runlane_server.core.model import SessionKey
+from runlane_server.store.batching import MAX_DELAY, MAX_UNITS, SAMPLE, SILENCE, Batch, Pacer
 
 
 @dataclass
@@ -71,3 +73,66 @@ def test_who_comes_when_the_rush_is_long_over_does_not_wait() -> None:
     assert pace.delay() == MAX_DELAY
     clocks.pass_by(SILENCE * 2, 0.0)
     assert pace.delay() == 0
+
+
+# --- What may share a batch ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Written:
+    """A unit; see `batching.WriteUnit`."""
+
+    tenant: str = "t"
+    lane: SessionKey | None = None
+    changed: Collection[str] = ()
+    appended: str | None = None
+
+
+def commit(session_id: str, *changed: str, tenant: str = "t") -> Written:
+    return Written(tenant, SessionKey(tenant, session_id), changed)
+
+
+def append(run_id: str, tenant: str = "t") -> Written:
+    return Written(tenant, appended=run_id)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "fits"),
+    [
+        (commit("s", "a"), commit("s", "b"), False),  # one lane
+        (commit("s"), commit("s"), False),
+        (commit("s", "a"), commit("u", "b"), True),
+        (commit("s", "a"), commit("u", "a"), False),  # one run, accepted in two sessions
+        (commit("s", "a"), commit("s", "a", tenant="other"), True),
+        (append("a"), append("a"), True),
+        (append("a"), commit("s", "a"), True),  # appends are written first
+        (commit("s", "a"), append("a"), False),
+        (commit("s", "a"), append("b"), True),
+        (commit("s", "a"), append("a", tenant="other"), True),
+        (Written(), Written(), True),
+    ],
+)
+def test_batch_changes_each_lane_and_run_once(first: Written, second: Written, fits: bool) -> None:
+    batch = Batch[Written]()
+    assert batch.has_room_for(first)
+    batch.add(first)
+    assert batch.has_room_for(second) is fits
+    assert batch.units == [first]
+
+
+def test_batch_of_an_earlier_append_takes_a_change_and_then_no_append() -> None:
+    batch = Batch[Written]()
+    for unit in (append("a"), commit("s", "a", "b")):
+        assert batch.has_room_for(unit)
+        batch.add(unit)
+    assert not batch.has_room_for(append("a"))
+    assert not batch.has_room_for(append("b"))
+    assert batch.has_room_for(append("c"))
+
+
+def test_batch_has_a_largest_number_of_units() -> None:
+    batch = Batch[Written]()
+    for n in range(MAX_UNITS):
+        assert batch.has_room_for(commit(f"s{n}", f"r{n}"))
+        batch.add(commit(f"s{n}", f"r{n}"))
+    assert not batch.has_room_for(commit("another", "run"))
