@@ -30,6 +30,8 @@ ROOMS: dict[str, set[str]] = {
     "store": {
         "base",
         "corrupt",
+        "findings",
+        "postgres.check",
         "retry",
         "postgres.renew",
         "sqlite.backup",

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from runlane_server.core.errors import StartError
+from runlane_server.store.findings import Counts
 from runlane_server.store.sqlite import backup as sqlite_backup
 from runlane_server.store.sqlite.backup import back_up
-from runlane_server.store.sqlite.check import Counts, check
+from runlane_server.store.sqlite.check import check
 from runlane_server.store.sqlite.store import SqliteStore
 from support.story import Story
 

@@ -26,8 +26,9 @@ from runlane_server.core.model import (
 from runlane_server.core.transition import Outcome
 from runlane_server.core.turn import DraftMessage
 from runlane_server.store.base import NewSession
+from runlane_server.store.findings import MAX_LINES, Counts
 from runlane_server.store.sqlite import compact as sqlite_compact
-from runlane_server.store.sqlite.check import CHECKS, MAX_LINES, Counts, check
+from runlane_server.store.sqlite.check import CHECKS, check
 from runlane_server.store.sqlite.rows import Compaction, CompactionStep
 from runlane_server.store.sqlite.store import SqliteStore
 from support.story import START, Story, answer, request

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runlane_server.core.errors import StartError
+from runlane_server.store.findings import Counts
 from runlane_server.store.sqlite.apply import SQL
-from runlane_server.store.sqlite.check import Counts, counts
+from runlane_server.store.sqlite.check import counts
 from runlane_server.store.sqlite.lock import FileLock, open_private
 from runlane_server.store.sqlite.snapshot import snapshot_of
 

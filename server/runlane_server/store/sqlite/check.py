@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 
 from runlane_server.core.errors import CorruptRecord
 from runlane_server.core.model import Prompt, RunKey, SessionKey
 from runlane_server.store.corrupt import collecting, corrupt_complete
+from runlane_server.store.findings import MAX_LINES, Counts, Findings, first_lines
 from runlane_server.store.records import (
     deleted_run_from,
     event_from,
@@ -28,9 +27,6 @@ from runlane_server.store.sqlite.snapshot import snapshot_of
 
 CHECKS = statements("sqlite", "checks")
 
-MAX_LINES = 20
-"""The most lines that one check prints, as one cause may affect a million rows."""
-
 CACHE_KIB = 256 << 10
 """The page cache, in KiB: a check reads most of the file several times."""
 
@@ -40,24 +36,6 @@ SELECT
     (SELECT count(*) FROM runs) AS runs,
     (SELECT count(*) FROM events) AS events
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """The number of rows in a database, by kind."""
-
-    sessions: int
-    runs: int
-    events: int
-
-
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """The outcome of a check: one line for each problem, which begins with the name of the check;
-    `counts` only if there are none."""
-
-    problems: tuple[str, ...]
-    counts: Counts | None
 
 
 def check(path: Path) -> Findings:
@@ -94,7 +72,7 @@ def _records(db: sqlite3.Connection) -> Iterator[str]:
                         read(db, row)
             except sqlite3.Error as error:
                 lines.append(f"{table}: {error}")
-        yield from _first(f"records: {line}" for line in dict.fromkeys(lines))
+        yield from first_lines("records", dict.fromkeys(lines))
 
 
 def _read_session(db: sqlite3.Connection, row: sqlite3.Row) -> None:
@@ -134,21 +112,9 @@ _READS: Mapping[str, Callable[[sqlite3.Connection, sqlite3.Row], object]] = Mapp
 """How the rows of a table are read. Prompts and attachments are read with their runs."""
 
 
-def _first(lines: Iterable[str]) -> Iterator[str]:
-    """The first lines, and the number of the others."""
-    rest = iter(lines)
-    yield from islice(rest, MAX_LINES)
-    if more := sum(1 for _ in rest):
-        yield f"and {more} more"
-
-
 def _run(db: sqlite3.Connection, name: str, sql: str) -> Iterator[str]:
     try:
-        found = db.execute(sql)
-        for (problem,) in islice(found, MAX_LINES):
-            yield f"{name}: {problem}"
-        if more := sum(1 for _ in found):
-            yield f"{name}: and {more} more"
+        yield from first_lines(name, (problem for (problem,) in db.execute(sql)))
     except sqlite3.Error as error:
         # Other tables of a damaged file may still be readable.
         yield f"{name}: {error}"
