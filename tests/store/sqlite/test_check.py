@@ -187,22 +187,22 @@ BROKEN: list[tuple[str, str, str]] = [
     (
         "lanes",
         "UPDATE sessions SET active_run_id = 'ghost' WHERE session_id = 'busy'",
-        "session tenant/busy points to its active run ghost, which is not there",
+        "session tenant/busy names the active run ghost, which does not exist",
     ),
     (
         "lanes",
         "UPDATE sessions SET active_run_id = 'q1' WHERE session_id = 'busy'",
-        "session tenant/busy says that 'q1' is active, but 'active' is",
+        "session tenant/busy names the active run 'q1' instead of 'active'",
     ),
     (
         "lanes",
         "UPDATE sessions SET active_run_id = '' WHERE session_id = 'busy'",
-        "session tenant/busy says that '' is active, but 'active' is",
+        "session tenant/busy names the active run '' instead of 'active'",
     ),
     (
         "lanes",
         "UPDATE sessions SET active_run_id = 'host' WHERE session_id = 'folds'",
-        "session tenant/folds says that 'host' is active, but '' is",
+        "session tenant/folds names the active run 'host' instead of ''",
     ),
     (
         "lanes",
@@ -212,27 +212,27 @@ BROKEN: list[tuple[str, str, str]] = [
     (
         "lanes",
         "UPDATE sessions SET waiting_runs = 3 WHERE session_id = 'busy'",
-        "session tenant/busy says that 3 runs wait, but 2 do",
+        "session tenant/busy counts 3 waiting runs instead of 2",
     ),
     (
         "lanes",
         "UPDATE sessions SET waiting_runs = 1 WHERE session_id = 'ends'",
-        "session tenant/ends says that 1 runs wait, but 0 do",
+        "session tenant/ends counts 1 waiting runs instead of 0",
     ),
     (
         "stored_bytes",
         "UPDATE sessions SET stored_bytes = 7 WHERE session_id = 'busy'",
-        "session tenant/busy says that it has 7 bytes, but it has [0-9]{4,}",
+        "session tenant/busy counts 7 stored bytes instead of [0-9]{4,}",
     ),
     (
         "stored_bytes",
         "UPDATE sessions SET stored_bytes = stored_bytes + 1 WHERE session_id = 'folds'",
-        "session tenant/folds says that it has [0-9]+ bytes, but it has [0-9]+",
+        "session tenant/folds counts [0-9]+ stored bytes instead of [0-9]+",
     ),
     (
         "waiting",
         "UPDATE runs SET rank = (SELECT rank FROM runs WHERE run_id = 'q1') WHERE run_id = 'q2'",
-        "run tenant/q[12] shares its place in the lane with another",
+        "run tenant/q[12] has the rank of another waiting run",
     ),
     (
         "waiting",
@@ -253,7 +253,7 @@ BROKEN: list[tuple[str, str, str]] = [
     (
         "runs",
         "DELETE FROM sessions WHERE session_id = 'line'",
-        "run tenant/head is of session line, which is not there",
+        "run tenant/head belongs to session line, which does not exist",
     ),
     (
         "runs",
@@ -268,48 +268,48 @@ BROKEN: list[tuple[str, str, str]] = [
     (
         "runs",
         "UPDATE runs SET finish_reason = NULL WHERE run_id = 'failed'",
-        "run tenant/failed has ended without saying how",
+        "run tenant/failed has ended without a finish reason or a message id",
     ),
     (
         "runs",
         "UPDATE runs SET message_id = NULL WHERE run_id = 'failed'",
-        "run tenant/failed has ended without saying how",
+        "run tenant/failed has ended without a finish reason or a message id",
     ),
     (
         "runs",
         "UPDATE sessions SET accept_seq = 3 WHERE session_id = 'busy'",
-        "run tenant/q2 has accept_seq 4, its session only 3",
+        "run tenant/q2 has accept_seq 4; that of its session is 3",
     ),
     (
         "runs",
         "UPDATE sessions SET turn = 0 WHERE session_id = 'folds'",
-        "run tenant/host has turn 1, its session only 0",
+        "run tenant/host has turn 1; that of its session is 0",
     ),
     (
         "accept_order",
         "UPDATE runs SET accept_seq = 1 WHERE run_id = 'q1'",
-        "run tenant/q1 has accept_seq 1 behind 2",
+        "run tenant/q1 has accept_seq 1 after 2",
     ),
     (
         "accept_order",
         "UPDATE runs SET accept_seq = 3 WHERE run_id = 'q2'",
-        "run tenant/q2 has accept_seq 3 behind 3",
+        "run tenant/q2 has accept_seq 3 after 3",
     ),
     (
         "accept_order",
         "UPDATE runs SET accept_seq = 0 WHERE run_id = 'head'",
-        "run tenant/head has accept_seq 0 behind 0",
+        "run tenant/head has accept_seq 0 after 0",
     ),
     # Folds
     (
         "folds",
         "UPDATE runs SET folded_into = 'ghost' WHERE run_id = 'f'",
-        "run tenant/f is folded into ghost, which is not there",
+        "run tenant/f is folded into ghost, which does not exist",
     ),
     (
         "folds",
         "UPDATE runs SET folded_into = 'retried' WHERE run_id = 'f'",
-        "run tenant/f is folded into retried, which is of another session",
+        "run tenant/f is folded into retried, which belongs to another session",
     ),
     (
         "folds",
@@ -329,7 +329,7 @@ BROKEN: list[tuple[str, str, str]] = [
     (
         "folds",
         "UPDATE runs SET message_id = 'f-m1' WHERE run_id = 'f'",
-        "run tenant/f is folded into host, but does not share its end",
+        "run tenant/f is folded into host, but has another last message",
     ),
     # Turns
     (
@@ -366,38 +366,38 @@ BROKEN: list[tuple[str, str, str]] = [
     (
         "turns",
         "DELETE FROM messages WHERE run_id = 'failed' AND role = 'assistant'",
-        r"run tenant/failed ended with message failed-m1 \(error\), its turn with none",
+        r"run tenant/failed ended with message failed-m1 \(error\); its turn ends with none",
     ),
     (
         "turns",
         "UPDATE messages SET finish_reason = 'stop' WHERE message_id = 'failed-m1'",
-        r"run tenant/failed ended with message failed-m1 \(error\), its turn with failed-m1 stop",
+        r"run tenant/failed ended with message failed-m1 \(error\); its turn ends with failed-m1 stop",
     ),
     (
         "turns",
         "UPDATE messages SET finish_reason = NULL WHERE message_id = 'failed-m1'",
-        r"run tenant/failed ended with message failed-m1 \(error\), its turn with failed-m1 ",
+        r"run tenant/failed ended with message failed-m1 \(error\); its turn ends with failed-m1 ",
     ),
     (
         "turns",
         "UPDATE runs SET message_id = 'host-m1' WHERE run_id IN ('host', 'f')",
-        r"run tenant/f ended with message host-m1 \(stop\), its turn with host-m4 stop",
+        r"run tenant/f ended with message host-m1 \(stop\); its turn ends with host-m4 stop",
     ),
     # The transcript
     (
         "messages",
         "UPDATE messages SET run_id = 'ghost' WHERE message_id = 'failed-m1'",
-        "message tenant/failed-m1 is of run ghost, which is not there",
+        "message tenant/failed-m1 belongs to run ghost, which does not exist",
     ),
     (
         "messages",
         "UPDATE messages SET run_id = 'host' WHERE message_id = 'failed-m1'",
-        "message tenant/failed-m1 is in session ends, its run in folds",
+        "message tenant/failed-m1 is in session ends; its run is in folds",
     ),
     (
         "messages",
         "UPDATE messages SET run_id = 'entry' WHERE message_id = 'failed-m1'",
-        "message tenant/failed-m1 is in turn 3, its run in 2",
+        "message tenant/failed-m1 is in turn 3; its run is in 2",
     ),
     (
         "messages",
@@ -418,12 +418,12 @@ BROKEN: list[tuple[str, str, str]] = [
     (
         "prompts",
         "INSERT INTO prompts VALUES ('tenant', 'ghost', 'x')",
-        "the prompt of run tenant/ghost is there, but not the run",
+        "the prompt of run tenant/ghost has no run",
     ),
     (
         "attachments",
         "INSERT INTO attachments VALUES ('tenant', 'ghost', 0, 'n', 'm', 'x')",
-        "attachment 0 of run tenant/ghost is there, but not the run",
+        "attachment 0 of run tenant/ghost has no run",
     ),
     (
         "attachments",
@@ -438,7 +438,7 @@ BROKEN: list[tuple[str, str, str]] = [
     (
         "run_events",
         "INSERT INTO run_events VALUES ('tenant', 'ghost', 1, 1, 'accepted', '[1]')",
-        "run tenant/ghost has events, but is not there",
+        "run tenant/ghost has events, but does not exist",
     ),
     (
         "run_events",
@@ -453,17 +453,17 @@ BROKEN: list[tuple[str, str, str]] = [
     (
         "run_events",
         "DELETE FROM run_events WHERE run_id = 'retried' AND idx = 6",
-        "run tenant/retried has ended, but run_complete is not once, and last, among its events",
+        "run tenant/retried has ended, but its last event is not its only run_complete",
     ),
     (
         "run_events",
         "INSERT INTO run_events VALUES ('tenant', 'retried', 7, 1, 'started', '[1]')",
-        "run tenant/retried has ended, but run_complete is not once, and last, among its events",
+        "run tenant/retried has ended, but its last event is not its only run_complete",
     ),
     (
         "run_events",
         "INSERT INTO run_events VALUES ('tenant', 'retried', 7, 1, 'run_complete', NULL)",
-        "run tenant/retried has ended, but run_complete is not once, and last, among its events",
+        "run tenant/retried has ended, but its last event is not its only run_complete",
     ),
     (
         "run_events",
@@ -478,7 +478,7 @@ BROKEN: list[tuple[str, str, str]] = [
     (
         "run_events",
         "DELETE FROM events WHERE run_id = 'failed'",
-        "run tenant/failed has no terminal event in the log, but all of its own",
+        "run tenant/failed has all its events, but no terminal event in the log",
     ),
     (
         "run_events",
@@ -489,58 +489,58 @@ BROKEN: list[tuple[str, str, str]] = [
     (
         "events",
         "DELETE FROM events WHERE position = 5",
-        "position 6 of the event log comes next after 4",
+        "position 6 of the event log follows 4",
     ),
     (
         "events",
         "UPDATE meta SET value = 0 WHERE name = 'compacted'",
-        "position 2 of the event log comes next after 0",
+        "position 2 of the event log follows 0",
     ),
     (
         "events",
         "UPDATE meta SET value = 4 WHERE name = 'compacted'",
-        "position 2 of the event log comes next after 4",
+        "position 2 of the event log follows 4",
     ),
     (
         "events",
         "UPDATE events SET log_bytes = 1 WHERE position = 5",
-        "position 5 of the event log makes the log no larger",
+        "position 5 of the event log does not increase log_bytes",
     ),
     (
         "events",
         "UPDATE meta SET value = 1000000 WHERE name = 'compacted_bytes'",
-        "position 2 of the event log makes the log no larger",
+        "position 2 of the event log does not increase log_bytes",
     ),
     (
         "terminal_events",
         "INSERT INTO events SELECT 99, tenant, session_id, 'ghost', ended_at, 1 << 40, body"
         " FROM events WHERE run_id = 'failed'",
-        "the terminal event at position 99 is of run tenant/ghost, which is not there",
+        "the terminal event at position 99 belongs to run tenant/ghost, which does not exist",
     ),
     (
         "terminal_events",
         "INSERT INTO events SELECT 99, tenant, session_id, 'q1', ended_at + 999, 1 << 40, body"
         " FROM events WHERE run_id = 'failed'",
-        "the terminal event at position 99 is of run tenant/q1, which has not ended",
+        "the terminal event at position 99 belongs to run tenant/q1, which has not ended",
     ),
     (
         "terminal_events",
         "INSERT INTO events SELECT 99, tenant, session_id, run_id, ended_at, 1 << 40, body"
         " FROM events WHERE run_id = 'failed'",
-        "the terminal event at position 99 is of run tenant/failed, which has one before",
+        "the terminal event at position 99 belongs to run tenant/failed, which has an earlier one",
     ),
     (
         "terminal_events",
         "UPDATE events SET session_id = 'busy' WHERE run_id = 'failed'",
-        "the terminal event at position [0-9]+ is of run tenant/failed,"
-        " which is of another session",
+        "the terminal event at position [0-9]+ belongs to run tenant/failed,"
+        " which belongs to another session",
     ),
     *(
         (
             "terminal_events",
             change,
-            "the terminal event at position [0-9]+ is of run tenant/failed,"
-            " and tells another end of it",
+            "the terminal event at position [0-9]+ belongs to run tenant/failed,"
+            " and describes another end",
         )
         for change in (
             "UPDATE events SET ended_at = ended_at + 1 WHERE run_id = 'failed'",
