@@ -33,16 +33,16 @@ def paced(units: int, share: float, commits: int = 100) -> float:
     return pace.delay()
 
 
-def test_the_first_commit_waits_for_nobody() -> None:
+def test_first_commit_does_not_wait() -> None:
     assert Pacer().delay() == 0
 
 
 @pytest.mark.parametrize("units", [1, 50])
-def test_a_loop_with_time_to_spare_keeps_nobody_waiting(units: int) -> None:
+def test_idle_loop_delays_no_commit(units: int) -> None:
     assert paced(units, share=0.3) == 0
 
 
-def test_nobody_is_waited_for_where_nobody_comes() -> None:
+def test_single_commits_are_not_delayed() -> None:
     """One caller after another may fill the loop's time; none of them gains by a pause."""
     assert paced(1, share=1.0) == 0
 
@@ -64,7 +64,7 @@ def test_it_stops_waiting_when_the_rush_is_over() -> None:
     assert pace.delay() == 0
 
 
-def test_who_comes_when_the_rush_is_long_over_does_not_wait() -> None:
+def test_commit_long_after_a_burst_is_not_delayed() -> None:
     clocks = Clocks()
     pace = Pacer(clock=lambda: clocks.now, worked=lambda: clocks.worked)
     for _ in range(100):

@@ -651,7 +651,7 @@ async def test_positions_have_no_gap_and_follow_the_commits(
     assert await store.position_of(RunKey("another", "r1")) is None
 
 
-async def test_listener_is_told_before_the_commit_returns(
+async def test_listener_is_called_before_the_commit_returns(
     store: Store, story: Story, witness: Witness
 ) -> None:
     await story.accept("a")
@@ -664,7 +664,7 @@ async def test_listener_is_told_before_the_commit_returns(
     assert witness.runs[story.run_key("a")] == await events(story, "a")
 
 
-async def test_listener_finds_in_the_store_what_it_is_told_of(store: Store, story: Story) -> None:
+async def test_listener_can_read_what_it_receives(store: Store, story: Story) -> None:
     seen: list[int] = []
 
     class Reader(Witness):

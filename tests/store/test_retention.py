@@ -96,7 +96,7 @@ async def test_age_and_size_both_hold(store: Store, story: Story) -> None:
 # --- The events of a run ------------------------------------------------------------------------
 
 
-async def test_run_whose_event_was_removed_says_so_aloud(store: Store, story: Story) -> None:
+async def test_read_of_compacted_events_raises_cursor_compacted(store: Store, story: Story) -> None:
     complete = await chatty(story, "a")
     await chatty(story, "b")
     assert await store.compact(0, 1, keep_bytes=0) == 1
@@ -318,7 +318,7 @@ def _take_back(new: Path, old: Path) -> None:
         )
 
 
-async def test_memory_store_forgets_what_it_removed() -> None:
+async def test_memory_store_frees_removed_events() -> None:
     store = MemoryStore()
     story = Story(store)
     for n in range(3):

@@ -208,7 +208,7 @@ async def test_migrations_are_done_once(path: Path) -> None:
     assert schema() == first
 
 
-async def test_what_was_stored_before_it_was_counted_is_counted(path: Path) -> None:
+async def test_migration_counts_bytes_stored_before(path: Path) -> None:
     async with SqliteStore(path) as store:
         story = Story(store)
         attachments = (Attachment("a", "", "é" * 9), Attachment("b", "", b"1" * 7))

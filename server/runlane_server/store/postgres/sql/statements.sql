@@ -1,5 +1,5 @@
--- Statements by name. What the store says to PostgreSQL while it serves is here, and in the functions
--- of the migrations. Each is one round trip.
+-- All statements of a serving store, by name, besides the functions in the migrations. Each is one
+-- round trip.
 
 -- Opening
 
@@ -10,7 +10,7 @@ SELECT
     current_setting('synchronous_commit') AS durability;
 
 -- name: lock_schema
--- Should this node stand still meanwhile, the others go on.
+-- If this node hangs meanwhile, the timeouts let the others continue.
 SET statement_timeout = 0;
 SET idle_session_timeout = '60s';
 SET idle_in_transaction_session_timeout = '60s';
@@ -88,8 +88,8 @@ SELECT count(*) AS forgotten FROM forgotten;
 -- Reading: lanes
 
 -- name: lane
--- A row for each open run; one with a NULL run_id for a session without any. The events are counted
--- here, as an append leaves the run's row alone.
+-- One row per open run; a single row with a NULL run_id if there is none. It counts the events,
+-- because an append does not change the row of the run.
 SELECT
     sessions.version, sessions.accept_seq AS lane_accept_seq, sessions.turn AS lane_turn,
     runs.run_id, runs.accept_seq, runs.state, runs.when_busy, runs.accepted_at, runs.rank,
@@ -152,7 +152,7 @@ WHERE tenant = $1 AND session_id = $2 AND run_no > 0 AND run_no < $3
 ORDER BY run_no DESC LIMIT $5;
 
 -- name: runs_of_tenant
--- A page of each index that has some of them; merged, the page of all.
+-- Merges a page from each index that has some of the states.
 SELECT * FROM (
     (
         SELECT
@@ -194,7 +194,7 @@ FROM runs LEFT JOIN prompts USING (tenant, run_id)
 WHERE tenant = $1 AND run_id = $2;
 
 -- name: run_events
--- found: how many there are, of which those are returned that begin within so many bytes.
+-- found: the number of matching events; those that begin within the limit of bytes are returned.
 SELECT idx, at, kind, body, found FROM (
     SELECT
         idx, at, kind, body, count(*) OVER () AS found,
@@ -222,7 +222,7 @@ FROM sessions
 WHERE tenant = $1 AND created_no > 0 AND created_no < $2 ORDER BY created_no DESC LIMIT $3;
 
 -- name: stored_bytes
--- A damaged number counts as none: the sum must not overflow.
+-- A damaged number counts as 0, so that the sum does not overflow.
 SELECT coalesce(sum(stored_bytes) FILTER (WHERE stored_bytes BETWEEN 0 AND 1::bigint << 50), 0)::bigint
     AS bytes FROM sessions
 WHERE tenant = $1 AND created_no > 0;
@@ -268,7 +268,7 @@ FROM (
 ) AS sized
 WHERE before <= $6 ORDER BY turn, ordinal;
 
--- Reading: the event log. compacted is as of the same snapshot; a page without an event has one row.
+-- Reading: the event log. compacted is of the same snapshot; an empty page has one row.
 
 -- name: log_bytes
 SELECT coalesce(
@@ -276,7 +276,7 @@ SELECT coalesce(
 ) FROM store;
 
 -- name: log_after
--- All tenants, for those who follow the log.
+-- Events of all tenants, for the follower of the log.
 SELECT compacted, position, tenant, session_id, run_id, ended_at, body, found FROM store LEFT JOIN (
     SELECT
         position, tenant, session_id, run_id, ended_at, body, count(*) OVER () AS found,
@@ -290,8 +290,8 @@ SELECT compacted, position, tenant, session_id, run_id, ended_at, body, found FR
 ORDER BY position;
 
 -- name: events
--- By position: an index on the tenant would mean to sort its whole log for each page. IS TRUE keeps
--- the planner from taking one.
+-- Reads by position: with an index on the tenant, each page would sort the tenant's whole log. IS TRUE
+-- keeps the planner from using one.
 SELECT compacted, position, tenant, session_id, run_id, ended_at, body, found FROM store LEFT JOIN (
     SELECT
         position, tenant, session_id, run_id, ended_at, body, count(*) OVER () AS found,
@@ -306,7 +306,7 @@ SELECT compacted, position, tenant, session_id, run_id, ended_at, body, found FR
 ORDER BY position;
 
 -- name: events_of
--- A seek for each id reads no more than the page could need of it, however long the log is.
+-- One seek per id reads at most a page of its events, however long the log is.
 SELECT compacted, position, tenant, session_id, run_id, ended_at, body, found FROM store LEFT JOIN (
     SELECT
         position, tenant, session_id, run_id, ended_at, body, count(*) OVER () AS found,
@@ -336,22 +336,22 @@ SELECT compacted, position, tenant, session_id, run_id, ended_at, body, found FR
 ORDER BY position;
 
 -- name: position_of_run
--- The last one, should a run of that id have been there before its session was deleted.
+-- The last one: a run of a deleted session may have had the same id.
 SELECT position FROM events
 WHERE tenant = $1 AND run_id = $2 ORDER BY position DESC LIMIT 1;
 
--- Nodes. All times are the database's.
+-- Nodes. All times are those of the database.
 
 -- name: join
--- One that was lost is not taken back.
+-- A node that was declared dead cannot join again.
 INSERT INTO nodes (node_id, address) VALUES ($1, $2)
 ON CONFLICT (node_id) DO UPDATE SET address = excluded.address, heartbeat = clock_timestamp()
 WHERE NOT nodes.lost;
 
 -- name: beat
--- Its own row comes first, and others are passed over where they are locked: nobody waits who has a
--- lock that somebody else could wait for. Who has been silent for so long itself, as when the
--- database was away, lets the others speak first.
+-- It updates its own row first and skips other rows that are locked, so that no deadlock can occur. A
+-- node that was silent for a lease, as after an outage of the database, declares no node dead for a
+-- lease; nor does any node within a lease after the start of the database.
 WITH own AS MATERIALIZED (
     UPDATE nodes SET
         heartbeat = clock_timestamp(),
@@ -382,7 +382,7 @@ SELECT
 DELETE FROM nodes WHERE node_id = $1;
 
 -- name: lost_runs
--- A seek for each host that there is, and only the runs of those that are lost.
+-- One seek per host; it reads only the runs of lost hosts.
 WITH RECURSIVE hosts (host) AS (
     (
         SELECT host FROM runs
@@ -419,13 +419,13 @@ WHERE host = $1 AND state = 'cancelling' AND folded_into = '' AND run_no > 0
 ORDER BY started_at;
 
 -- name: claim
--- A seek for each tenant that has lanes to claim, and only as many of its lanes as are its share: one
--- that has thousands is in nobody's way. $4 and $5 are the tenants that had their turn, the one to come
--- next first, and how many lanes more the node could serve of each; $6 is that for all others, which
--- come before them.
+-- One seek per tenant with lanes to claim, for at most its share of them, so that a tenant with
+-- thousands delays no other. $4 and $5 are the tenants that were served, the next one first, and the
+-- number of further lanes that the node can serve of each; $6 is that number for all other tenants,
+-- which come first.
 --
--- Waits for nobody. What is being written, or claimed by another node, is passed over; so is what was
--- written a moment ago, as its ctid is another one by now.
+-- It waits for no lock: it skips lanes that are being written or claimed by another node, and those
+-- that were written after its snapshot, because their ctid has changed.
 WITH RECURSIVE heads (tenant, waiting_since) AS (
     (
         SELECT tenant, waiting_since FROM sessions
