@@ -6,6 +6,7 @@ exactly these tests, over that store. Without the option each runs over the stor
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
@@ -21,6 +22,11 @@ from support.node import Node, running
 
 if TYPE_CHECKING:
     from support.postgres import OwnPostgres
+
+# They use the driver of PostgreSQL, which is an extra; so do those that tests/store skips.
+collect_ignore = (
+    [] if importlib.util.find_spec("asyncpg") else ["engine/test_nodes.py", "engine/test_outage.py"]
+)
 
 STORES = ("memory", "sqlite", "postgresql")
 

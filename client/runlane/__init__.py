@@ -21,6 +21,7 @@ from __future__ import annotations
 from runlane.client import Client
 from runlane.errors import (
     ClientClosed,
+    CorruptRecord,
     CursorCompacted,
     CursorInvalid,
     DeadlineExceeded,
@@ -36,6 +37,7 @@ from runlane.errors import (
     PromptTooLarge,
     QueueFull,
     QuotaExceeded,
+    RunDeleted,
     RunIdConflict,
     RunlaneError,
     RunMissing,
@@ -94,6 +96,7 @@ __all__ = [
     "CancelledRun",
     "Client",
     "ClientClosed",
+    "CorruptRecord",
     "CursorCompacted",
     "CursorInvalid",
     "DeadlineExceeded",
@@ -123,6 +126,7 @@ __all__ = [
     "Role",
     "Run",
     "RunComplete",
+    "RunDeleted",
     "RunError",
     "RunEvent",
     "RunEvents",

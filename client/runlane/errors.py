@@ -13,6 +13,7 @@
     ├── SessionBusy
     ├── RunNotFound
     ├── RunIdConflict
+    ├── RunDeleted               the run was executed before, and its session was deleted since
     ├── QueueFull
     ├── Overloaded               the node is at its limit; retry after `retry_after`
     ├── QuotaExceeded            the tenant exceeded a quota; `violations` names both
@@ -21,6 +22,7 @@
     │   ├── Draining
     │   └── StoreUnavailable
     ├── DeadlineExceeded         the call timed out; also a TimeoutError
+    ├── CorruptRecord            a stored record that the call needs is damaged
     ├── Unauthenticated
     ├── PermissionDenied
     ├── GateNotFound             harness only: no such gate is armed
@@ -174,6 +176,16 @@ class RunIdConflict(RunlaneError):
     default_status = StatusCode.ALREADY_EXISTS
 
 
+class RunDeleted(RunlaneError):
+    """The run was executed before, and its session was deleted since.
+
+    To execute the prompt again, use a new run id.
+    """
+
+    reason = "RUN_DELETED"
+    default_status = StatusCode.FAILED_PRECONDITION
+
+
 class QueueFull(RunlaneError):
     """The session is at its limit of waiting runs."""
 
@@ -247,6 +259,13 @@ class DeadlineExceeded(RunlaneError, TimeoutError):
     default_status = StatusCode.DEADLINE_EXCEEDED
 
 
+class CorruptRecord(RunlaneError):
+    """A stored record that the call needs is damaged. Deleting its session removes it."""
+
+    reason = "CORRUPT_RECORD"
+    default_status = StatusCode.DATA_LOSS
+
+
 class Unauthenticated(RunlaneError):
     """The call has no credentials, or they could not be verified."""
 
@@ -316,6 +335,7 @@ BY_REASON: Mapping[str, type[RunlaneError]] = MappingProxyType(
             RunMissing,
             RunNotFound,
             RunIdConflict,
+            RunDeleted,
             QueueFull,
             Overloaded,
             QuotaExceeded,
@@ -326,6 +346,7 @@ BY_REASON: Mapping[str, type[RunlaneError]] = MappingProxyType(
             InvalidArgument,
             Draining,
             StoreUnavailable,
+            CorruptRecord,
             Unauthenticated,
             PermissionDenied,
             GateNotFound,

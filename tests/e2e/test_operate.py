@@ -87,8 +87,8 @@ async def test_check_reports_each_inconsistency(tmp_path: Path) -> None:
     code, out, err = await operate(tmp_path, "check", "--store", "sqlite:///runlane.db")
     assert (code, err) == (1, [])
     assert out == [
-        "lanes: session default/s points to its active run ghost, which is not there",
-        "prompts: the prompt of run default/nobody is there, but not the run",
+        "lanes: session default/s names the active run ghost, which does not exist",
+        "prompts: the prompt of run default/nobody has no run",
     ]
 
 

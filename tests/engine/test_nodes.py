@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, contextmanager
 import pytest
 
 from runlane_server.agents.base import AgentEvent, Turn
-from runlane_server.core.errors import StoreUnavailable
+from runlane_server.core.errors import CorruptRecord, StoreUnavailable
 from runlane_server.core.limits import Limits
 from runlane_server.core.model import FinishReason, RunState, SessionKey, TextDelta, WhenBusy
 from runlane_server.core.transition import Transition
@@ -361,3 +361,28 @@ async def test_r01_a_run_whose_start_was_not_confirmed_is_executed(postgres_url:
         run = await node.queue("s", "hello")
         assert (await node.end(run.run_id)).text == "hello"
         assert (await node.end((await node.queue("s", "next")).run_id)).text == "next"
+
+
+async def test_r21_a_damaged_lane_does_not_keep_nodes_from_recovering_other_runs(
+    postgres_url: str,
+) -> None:
+    async with a_node(postgres_url, SHORT) as b:
+        async with a_node(postgres_url, SHORT) as a:
+            await a.blocked("bad", "g", run_id="bad", max_attempts=2)
+            await a.queue("bad", "later", run_id="behind")
+            await a.blocked("good", "h", run_id="good", max_attempts=2)
+            beside = await plain(postgres_url)
+            changed = "UPDATE runs SET when_busy = 'never' WHERE session_id = 'bad'"
+            assert await beside.execute(changed) == "UPDATE 2"
+            await beside.close()
+            with cut_off(a):
+                await b.latches.reached("h")
+                b.latches.open("h")
+                assert (await b.end("good")).state is S.COMPLETED
+            with pytest.raises(CorruptRecord, match="bad"):
+                await b.queue("bad", "more")
+            await b.coordinator.delete_session("bad")
+            ends = [it for it in await b.completes() if it.session_id == "bad"]
+            assert sorted(it.run_id for it in ends) == ["bad", "behind"]
+            assert {it.error and it.error.reason for it in ends} == {"CORRUPT_RECORD"}
+        assert (await b.end((await b.queue("bad", "x")).run_id)).state is S.COMPLETED

@@ -12,6 +12,7 @@ from runlane_server.agents.base import AgentEvent, Turn
 from runlane_server.core.errors import (
     EmptyPrompt,
     QueueFull,
+    RunDeleted,
     RunIdConflict,
     RunNotFound,
     SessionBusy,
@@ -87,6 +88,28 @@ async def test_r03_the_same_run_id_returns_the_same_run_even_after_its_end(node:
     assert late.run.state is S.COMPLETED
     assert late.position == first.position
     assert len(await node.completes()) == 1
+
+
+@pytest.mark.parametrize("allow_missing", [True, False])
+@pytest.mark.parametrize("recreated", [True, False])
+async def test_r03_a_run_id_is_not_executed_again_after_its_session_was_deleted(
+    node: Node, allow_missing: bool, recreated: bool
+) -> None:
+    await node.accept("s", script(say("charged")), run_id="r")
+    await node.end("r")
+    await node.coordinator.delete_session("s")
+    if recreated:
+        await node.coordinator.create_session("s")
+    for _ in range(2):
+        with pytest.raises(RunDeleted, match="use a new run id"):
+            await node.accept("s", script(say("charged")), run_id="r", allow_missing=allow_missing)
+    with pytest.raises(RunIdConflict):
+        await node.accept("s", script(say("twice")), run_id="r")
+    with pytest.raises(RunIdConflict):
+        await node.accept("t", script(say("charged")), run_id="r")
+    assert [it.run_id for it in await node.completes()] == ["r"]
+    await node.accept("s", script(say("charged")), run_id="new")
+    assert (await node.end("new")).state is S.COMPLETED
 
 
 @pytest.mark.parametrize(("session_id", "prompt"), [("s", "other"), ("t", "hello")])

@@ -183,6 +183,31 @@ async def test_closed_subscriptions_leave_nothing_in_the_feed(node: Node) -> Non
     assert node.feed.subscriptions == 0
 
 
+async def test_follower_of_a_deleted_run_gets_its_end_with_its_number(node: Node) -> None:
+    run = (await node.accept("s", script(say("a"), say("b")))).run
+    complete = await node.end(run.run_id)
+    everything = await follow(node, run.run_id)
+    # It has read the first event only when the session is deleted.
+    follower = node.feed.follow(RunKey(TENANT, run.run_id), 1)
+    await node.coordinator.delete_session("s")
+    rest = await follower.next()
+    follower.close()
+    assert len(rest) == 1
+    assert rest[-1].body == complete
+    assert rest[-1].index == everything[-1].index
+
+
+async def test_follower_of_a_run_deleted_with_its_log_is_told_so(node: Node) -> None:
+    run = await node.queue("s", "x")
+    await node.end(run.run_id)
+    follower = node.feed.follow(RunKey(TENANT, run.run_id), 1)
+    await node.coordinator.delete_session("s")
+    await node.store.compact(1 << 62, 9)
+    with pytest.raises(RunNotFound):
+        await follower.next()
+    follower.close()
+
+
 async def follow(node: Node, run_id: str, after: int = 0) -> list[RunEvent]:
     """Returns all events of a run up to its end."""
     follower = node.feed.follow(RunKey(TENANT, run_id), after)
@@ -217,16 +242,6 @@ async def test_waiting_for_a_run_ends_with_its_timeout(node: Node) -> None:
     assert not seen.state.is_terminal
     node.latches.open("g")
     assert (await node.end(run.run_id)).run_id == run.run_id
-
-
-async def test_a_follower_of_a_deleted_run_gets_run_not_found(node: Node) -> None:
-    run = await node.queue("s", "x")
-    await node.end(run.run_id)
-    follower = node.feed.follow(RunKey(TENANT, run.run_id), 0)
-    await node.coordinator.delete_session("s")
-    with pytest.raises(RunNotFound):
-        await follower.next()
-    follower.close()
 
 
 async def test_unfiltered_subscriptions_that_keep_up_share_a_page(node: Node) -> None:

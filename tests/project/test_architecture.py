@@ -29,6 +29,9 @@ ROOMS: dict[str, set[str]] = {
     "harness": {"clock", "gates", "harness"},
     "store": {
         "base",
+        "corrupt",
+        "findings",
+        "postgres.check",
         "retry",
         "postgres.renew",
         "sqlite.backup",

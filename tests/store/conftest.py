@@ -14,8 +14,8 @@ from support.story import Story, Witness
 if TYPE_CHECKING:
     from support.postgres import Connection
 
-# They speak to the database with its driver, which is an extra.
-collect_ignore_glob = [] if importlib.util.find_spec("asyncpg") else ["test_postgres*.py"]
+# They use the driver of the database, which is an extra.
+collect_ignore_glob = [] if importlib.util.find_spec("asyncpg") else ["postgres/*"]
 
 
 @pytest.fixture

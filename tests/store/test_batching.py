@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import pytest
@@ -13,8 +14,10 @@ from runlane_server.core.transition import Lane, Transition
 from runlane_server.store.batching import (
     LARGE_PARTS,
     MAX_DELAY,
+    MAX_UNITS,
     SAMPLE,
     SILENCE,
+    Batch,
     Pacer,
     encoded,
 )
@@ -42,16 +45,16 @@ def paced(units: int, share: float, commits: int = 100) -> float:
     return pace.delay()
 
 
-def test_the_first_commit_waits_for_nobody() -> None:
+def test_first_commit_does_not_wait() -> None:
     assert Pacer().delay() == 0
 
 
 @pytest.mark.parametrize("units", [1, 50])
-def test_a_loop_with_time_to_spare_keeps_nobody_waiting(units: int) -> None:
+def test_idle_loop_delays_no_commit(units: int) -> None:
     assert paced(units, share=0.3) == 0
 
 
-def test_nobody_is_waited_for_where_nobody_comes() -> None:
+def test_single_commits_are_not_delayed() -> None:
     """One caller after another may fill the loop's time; none of them gains by a pause."""
     assert paced(1, share=1.0) == 0
 
@@ -73,7 +76,7 @@ def test_it_stops_waiting_when_the_rush_is_over() -> None:
     assert pace.delay() == 0
 
 
-def test_who_comes_when_the_rush_is_long_over_does_not_wait() -> None:
+def test_commit_long_after_a_burst_is_not_delayed() -> None:
     clocks = Clocks()
     pace = Pacer(clock=lambda: clocks.now, worked=lambda: clocks.worked)
     for _ in range(100):
@@ -96,3 +99,66 @@ async def test_only_a_long_turn_is_encoded_in_another_thread(parts: int, elsewhe
     future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     thread = await encoded(encode, 7, transition, future)
     assert (thread != threading.get_ident()) is elsewhere
+
+
+# --- What may share a batch ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Written:
+    """A unit; see `batching.WriteUnit`."""
+
+    tenant: str = "t"
+    lane: SessionKey | None = None
+    changed: Collection[str] = ()
+    appended: str | None = None
+
+
+def commit(session_id: str, *changed: str, tenant: str = "t") -> Written:
+    return Written(tenant, SessionKey(tenant, session_id), changed)
+
+
+def append(run_id: str, tenant: str = "t") -> Written:
+    return Written(tenant, appended=run_id)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "fits"),
+    [
+        (commit("s", "a"), commit("s", "b"), False),  # one lane
+        (commit("s"), commit("s"), False),
+        (commit("s", "a"), commit("u", "b"), True),
+        (commit("s", "a"), commit("u", "a"), False),  # one run, accepted in two sessions
+        (commit("s", "a"), commit("s", "a", tenant="other"), True),
+        (append("a"), append("a"), True),
+        (append("a"), commit("s", "a"), True),  # appends are written first
+        (commit("s", "a"), append("a"), False),
+        (commit("s", "a"), append("b"), True),
+        (commit("s", "a"), append("a", tenant="other"), True),
+        (Written(), Written(), True),
+    ],
+)
+def test_batch_changes_each_lane_and_run_once(first: Written, second: Written, fits: bool) -> None:
+    batch = Batch[Written]()
+    assert batch.has_room_for(first)
+    batch.add(first)
+    assert batch.has_room_for(second) is fits
+    assert batch.units == [first]
+
+
+def test_batch_of_an_earlier_append_takes_a_change_and_then_no_append() -> None:
+    batch = Batch[Written]()
+    for unit in (append("a"), commit("s", "a", "b")):
+        assert batch.has_room_for(unit)
+        batch.add(unit)
+    assert not batch.has_room_for(append("a"))
+    assert not batch.has_room_for(append("b"))
+    assert batch.has_room_for(append("c"))
+
+
+def test_batch_has_a_largest_number_of_units() -> None:
+    batch = Batch[Written]()
+    for n in range(MAX_UNITS):
+        assert batch.has_room_for(commit(f"s{n}", f"r{n}"))
+        batch.add(commit(f"s{n}", f"r{n}"))
+    assert not batch.has_room_for(commit("another", "run"))

@@ -36,6 +36,7 @@ from runlane_server.core.transition import Lane, Outcome, describe
 from runlane_server.core.turn import DraftMessage
 from runlane_server.store.base import (
     BusySession,
+    DeletedRun,
     EventFilter,
     LoggedComplete,
     NewSession,
@@ -47,6 +48,9 @@ from runlane_server.store.base import (
 from support.story import MANY, PLENTY, START, TENANT, Story, Witness, answer, request
 
 EVERYTHING = EventFilter()
+
+FAR = 1 << 52
+"""A time far in the future, in microseconds."""
 
 
 async def transcript(story: Story) -> list[Message]:
@@ -197,8 +201,69 @@ async def test_removed_session_leaves_only_its_log(store: Store, story: Story) -
     assert [run.run_id for run in (await store.list_runs(TENANT, limit=9)).items] == ["b"]
     assert (await logged(store))[0].complete == complete
     assert len(await transcript(other)) == 2
-    await story.play(big, "anew")  # nothing of the first one is in the way
+    assert await store.forget_deleted(FAR, 9) == 1
+    await story.play(big, "again")  # nothing of the first one is in the way
     assert (await store.get_prompt(story.run_key("a"))) == big.prompt
+
+
+async def test_r03_id_of_a_deleted_run_is_refused_until_it_is_forgotten(
+    store: Store, story: Story
+) -> None:
+    first = request("a", "first")
+    await story.play(first)
+    assert await store.get_deleted_run(story.run_key("a")) is None
+    await story.remove()
+    deleted = await store.get_deleted_run(story.run_key("a"))
+    assert deleted == DeletedRun(story.session_id, first.prompt.fingerprint, events=3)
+    for again in (story, Story(store, "another")):
+        lane = again.lane = await store.load_lane(again.key)
+        with pytest.raises(RunIdTaken):
+            await again.accept("a")
+        assert await store.load_lane(again.key) == lane
+        again.lane = lane
+    # One refused run of a batch refuses no other.
+    outcomes = await asyncio.gather(
+        Story(store, "x").accept("a"), Story(store, "y").accept("b"), return_exceptions=True
+    )
+    assert [type(it) for it in outcomes] == [RunIdTaken, type(None)]
+    elsewhere = Story(store, tenant="another")
+    await elsewhere.play("a")
+
+    assert await store.forget_deleted(0, 9) == 0
+    assert await store.forget_deleted(FAR, 0) == 0
+    assert await store.forget_deleted(FAR, 9) == 1
+    assert await store.get_deleted_run(story.run_key("a")) is None
+    story.lane = await store.load_lane(story.key)
+    await story.play("a")
+
+
+async def test_deleted_runs_are_forgotten_oldest_first(store: Store) -> None:
+    stories = {name: Story(store, name) for name in ("a", "b", "c")}
+    for name, story in stories.items():
+        await story.play(name)
+        await story.remove()
+    assert await store.forget_deleted(FAR, 2) == 2
+    left = [await store.get_deleted_run(it.run_key(name)) for name, it in stories.items()]
+    assert [it is None for it in left] == [True, True, False]
+
+
+async def test_r21_discarded_session_ends_its_open_runs(store: Store, story: Story) -> None:
+    await story.play("ended")
+    await story.accept("active", request("folded", when_busy=WhenBusy.FOLD), "waiting")
+    await story.start()
+    await story.fold()
+    await store.discard(story.key, story.tick())
+    assert await store.load_lane(story.key) == Lane(story.key)
+    assert await store.get_run(story.run_key("active")) is None
+    ends = [event.complete for event in await logged(store)]
+    assert sorted(it.run_id for it in ends) == ["active", "ended", "folded", "waiting"]
+    reasons = {it.run_id: it.error and it.error.reason for it in ends}
+    assert reasons.pop("ended") is None
+    assert set(reasons.values()) == {"CORRUPT_RECORD"}
+    await store.discard(story.key, story.tick())  # there is no session
+    assert len(await logged(store)) == 4
+    with pytest.raises(RunIdTaken):
+        await Story(store).accept("active")
 
 
 # --- The active run -----------------------------------------------------------------------------
@@ -586,7 +651,7 @@ async def test_positions_have_no_gap_and_follow_the_commits(
     assert await store.position_of(RunKey("another", "r1")) is None
 
 
-async def test_listener_is_told_before_the_commit_returns(
+async def test_listener_is_called_before_the_commit_returns(
     store: Store, story: Story, witness: Witness
 ) -> None:
     await story.accept("a")
@@ -599,7 +664,7 @@ async def test_listener_is_told_before_the_commit_returns(
     assert witness.runs[story.run_key("a")] == await events(story, "a")
 
 
-async def test_listener_finds_in_the_store_what_it_is_told_of(store: Store, story: Story) -> None:
+async def test_listener_can_read_what_it_receives(store: Store, story: Story) -> None:
     seen: list[int] = []
 
     class Reader(Witness):
@@ -680,6 +745,7 @@ async def test_compaction_removes_a_prefix(store: Store) -> None:
 async def test_removal_of_the_log_does_not_touch_run_ids(store: Store, story: Story) -> None:
     await story.play("a")
     await story.remove()
+    await store.forget_deleted(FAR, 9)
     again = await story.play("a", "again")
     assert [event.position for event in await logged(store)] == [1, 2]
     assert await store.position_of(story.run_key("a")) == 2

@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -20,9 +21,11 @@ from runlane_server.store.memory.store import MemoryStore
 from runlane_server.store.sqlite.store import SqliteStore
 from runlane_server.telemetry.meter import Meter
 from runlane_server.telemetry.metrics import Metrics
-from support.postgres import OwnPostgres, fresh_database, postgres_store
 from support.staging import say, script, wait
 from telemetry.metered import STATE, Clock, Metered, metered
+
+if TYPE_CHECKING:
+    from support.postgres import OwnPostgres
 
 
 @pytest.fixture
@@ -247,6 +250,8 @@ async def test_failed_writes_count_as_store_unavailable(tmp_path: Path) -> None:
 async def test_only_writes_while_the_database_is_down_count_as_store_unavailable(
     own_server: OwnPostgres,
 ) -> None:
+    from support.postgres import fresh_database, postgres_store  # noqa: PLC0415 - an extra
+
     async with fresh_database(own_server.url) as url, postgres_store(url) as store:
         metrics = Metrics(lambda: STATE)
         store.write_observer = Meter(metrics, Feed(store), Clock())

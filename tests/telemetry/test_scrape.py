@@ -22,7 +22,6 @@ from runlane_server.config import Config
 from runlane_server.core.errors import StartError
 from runlane_server.net.addresses import Address
 from runlane_server.telemetry.metrics_server import MetricsServer
-from support.postgres import postgres_store
 from support.server import ServerProcess, serving, start_fails
 from support.staging import SECONDS, say
 from support.wire import Wire
@@ -251,6 +250,8 @@ def test_a_process_without_a_port_fails_the_start(tmp_path: Path) -> None:
 
 
 async def test_announced_events_are_behind_until_they_are_read(postgres_url: str) -> None:
+    from support.postgres import postgres_store  # noqa: PLC0415 - an extra
+
     async with postgres_store(postgres_url) as store:
         log = store._open.log
         assert store.behind == 0

@@ -87,6 +87,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNIMPLEMENTED: the server's configuration does not support this call. Used only by
     `runlane.harness.v1`.
     """
+    ERROR_REASON_CORRUPT_RECORD: _ErrorReason.ValueType  # 24
+    """DATA_LOSS: a stored record that the call needs is damaged. `runlane-server check` names it, and
+    DeleteSession removes it.
+    """
+    ERROR_REASON_RUN_DELETED: _ErrorReason.ValueType  # 25
+    """FAILED_PRECONDITION: the run was executed before, and its session was deleted since. To execute
+    the prompt again, use a new run id.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reason of an error. Every error carries a `google.rpc.ErrorInfo` (domain `runlane`); its
@@ -158,5 +166,13 @@ ERROR_REASON_GATE_NOT_FOUND: ErrorReason.ValueType  # 22
 ERROR_REASON_UNSUPPORTED: ErrorReason.ValueType  # 23
 """UNIMPLEMENTED: the server's configuration does not support this call. Used only by
 `runlane.harness.v1`.
+"""
+ERROR_REASON_CORRUPT_RECORD: ErrorReason.ValueType  # 24
+"""DATA_LOSS: a stored record that the call needs is damaged. `runlane-server check` names it, and
+DeleteSession removes it.
+"""
+ERROR_REASON_RUN_DELETED: ErrorReason.ValueType  # 25
+"""FAILED_PRECONDITION: the run was executed before, and its session was deleted since. To execute
+the prompt again, use a new run id.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -90,7 +90,8 @@ class RunAcceptedRequest(_message.Message):
     run_id: _builtins.str
     """The idempotency key, with the same limits as a session id. Empty: the server generates a
     UUIDv7. The same id with the same session, prompt and attachments returns the existing run,
-    even long after it ended.
+    even long after it ended. If its session was deleted in the last 30 days, the call is refused
+    with RUN_DELETED.
     """
     prompt: _builtins.str
     """The prompt; at most 1 MiB of UTF-8 by default (a server setting)."""

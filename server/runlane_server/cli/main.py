@@ -87,7 +87,10 @@ def backup(store: str, path: Path, *, force: bool) -> int:
 @command.command("check", context_settings=_SETTINGS)
 @store_options
 def check(store: str) -> int:
-    """Verifies the database: prints one line per problem, and exits with 1 if there is any."""
+    """Verifies the database: prints one line per problem, and exits with 1 if there is any.
+
+    In PostgreSQL it verifies that every record can be read.
+    """
     lines, code = maintenance.check(StoreUrl.parse(store))
     for line in lines:
         click.echo(line)

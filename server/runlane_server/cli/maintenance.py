@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runlane_server.core.errors import StartError
+from runlane_server.store.findings import Counts, Findings
 from runlane_server.store.open import StoreUrl, check_driver
 from runlane_server.store.sqlite.backup import back_up
-from runlane_server.store.sqlite.check import Counts
 from runlane_server.store.sqlite.check import check as check_file
 
 
@@ -30,11 +30,20 @@ def check(store: StoreUrl) -> tuple[Sequence[str], int]:
     Raises StartError.
     """
     begun = time.monotonic()
-    path = store.file
-    findings = check_file(path)
+    name, findings = _check(store)
     if findings.counts is None:
         return findings.problems, 1
-    return [f"{path}: no problems in {_contents(findings.counts)}, in {_since(begun)}"], 0
+    return [f"{name}: no problems in {_contents(findings.counts)}, in {_since(begun)}"], 0
+
+
+def _check(store: StoreUrl) -> tuple[str, Findings]:
+    """The name of the database, and what is wrong with it."""
+    if store.database is None:
+        return str(store.file), check_file(store.file)
+    check_driver()
+    from runlane_server.store.postgres.check import check as check_database  # noqa: PLC0415
+
+    return store.database.label, asyncio.run(check_database(store.database))
 
 
 def renew(store: StoreUrl) -> str:

@@ -4,6 +4,9 @@ A node sends several heartbeats within its lease. Without them, the other nodes 
 the clock of the database, and recover its active runs. The node notices by its own clock, before
 the others do; it then starts no run and stops its agents. Its later writes about a recovered run
 are refused by the version of the lane and the attempt, never by a clock.
+
+If the store is down and no other node was alive, nobody can recover the runs: the agents continue,
+and the node renews its lease when the store is back.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from runlane_server.core.errors import RunlaneError, StoreUnavailable
+from runlane_server.core.errors import RunlaneError, StoreDown, StoreUnavailable
 from runlane_server.core.model import SessionKey
 from runlane_server.harness.clock import real_loop_time
 from runlane_server.store.base import ClaimOrder, Cluster, HostedRun
@@ -47,6 +50,11 @@ LOST_RUNS = 100
 """Maximum number of runs of dead nodes recovered at a time."""
 
 
+STORE_AWAY = "the database was unavailable for longer than the lease of the node that ran it"
+DECLARED_DEAD = "the node that ran it was silent for longer than its lease"
+"""Why runs end as interrupted."""
+
+
 class LocalRuns(Protocol):
     """The runs on this node, as far as other nodes affect them."""
 
@@ -67,8 +75,9 @@ class LocalRuns(Protocol):
     def cancelled_elsewhere(self, run: HostedRun) -> None:
         """Applies a cancel, committed by another node, to a run that is active here."""
 
-    def give_up(self) -> None:
-        """Stops all active runs, because other nodes recover them."""
+    def give_up(self, why: str) -> None:
+        """Stops all active runs, because other nodes recover them. `why`: for the callers of runs
+        that end with it."""
 
     def count_waiting(self, runs: Mapping[str, int]) -> None:
         """Takes the number of waiting runs per tenant in the whole store."""
@@ -94,6 +103,7 @@ class Membership:
         self._last_heartbeat = float("-inf")
         self._is_connected = True
         self._is_cut_off = False
+        self._is_store_down = False
         self._lease_timer: asyncio.TimerHandle | None = None
         self._due = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -162,13 +172,15 @@ class Membership:
         try:
             async with asyncio.timeout(self.lease / HEARTBEATS):
                 known = await self._cluster.heartbeat(self.node_id, self.lease)
-        except (TimeoutError, StoreUnavailable):
+        except (TimeoutError, StoreUnavailable) as error:
+            self._is_store_down = isinstance(error, StoreDown)
             return
         self._is_connected = True
+        self._is_store_down = False
         if known:
             self._renew_lease(began)
         else:
-            self._abandon("node declared dead by others")
+            self._abandon("node declared dead by others", DECLARED_DEAD)
             await self._join()
         await self._recover_lost_runs()
 
@@ -188,16 +200,19 @@ class Membership:
         # A harness may have moved the clock of the loop, but not that of the database.
         if self.alive:
             self._start_lease_timer()
+        elif self._is_store_down and self._cluster.is_alone:
+            pause = self.lease / HEARTBEAT_RETRIES
+            self._lease_timer = asyncio.get_running_loop().call_later(pause, self._on_lease_end)
         else:
-            self._abandon("node cut off from its store")
+            self._abandon("node cut off from its store", STORE_AWAY)
 
-    def _abandon(self, event: str) -> None:
+    def _abandon(self, event: str, why: str) -> None:
         # Nothing may start under a node id that is dead.
         self._last_heartbeat = float("-inf")
         if not self._is_cut_off:
             log.warning(event, node_id=self.node_id)
             self._is_cut_off = True
-            self._work.give_up()
+            self._work.give_up(why)
 
     async def _recover_lost_runs(self) -> None:
         for lost in await self._cluster.lost_runs(LOST_RUNS):

@@ -9,11 +9,13 @@
     │   ├── CursorInvalid
     │   └── PageTokenInvalid
     ├── SessionNotFound, SessionExists, SessionBusy
-    ├── RunNotFound, RunIdConflict
+    ├── RunNotFound, RunIdConflict, RunDeleted
     ├── QueueFull, Overloaded, QuotaExceeded
     ├── CursorCompacted
     ├── Draining
     ├── StoreUnavailable
+    │   └── StoreDown            callers see no difference
+    ├── CorruptRecord
     ├── Unauthenticated, PermissionDenied
     └── GateNotFound, Unsupported    raised by the test harness only
 
@@ -151,6 +153,20 @@ class RunIdConflict(RunlaneError):
         return cls(f"run id {run_id!r} was used before, for another session or another prompt")
 
 
+class RunDeleted(RunlaneError):
+    """The run was executed before, and its session was deleted since (R3)."""
+
+    reason = "RUN_DELETED"
+
+    @classmethod
+    def of(cls, run_id: str) -> RunDeleted:
+        """Builds the error for one run."""
+        return cls(
+            f"run {run_id!r} was executed before, and its session was deleted;"
+            " use a new run id to execute the prompt again"
+        )
+
+
 class QueueFull(RunlaneError):
     """The session is at its limit of waiting runs."""
 
@@ -186,6 +202,16 @@ class StoreUnavailable(RunlaneError):
     """The store did not confirm a write, so its outcome is unknown."""
 
     reason = "STORE_UNAVAILABLE"
+
+
+class StoreDown(StoreUnavailable):
+    """The store refuses connections: it is down, and not only slow or cut off."""
+
+
+class CorruptRecord(RunlaneError):
+    """A stored record that the call needs cannot be read."""
+
+    reason = "CORRUPT_RECORD"
 
 
 class Unauthenticated(RunlaneError):

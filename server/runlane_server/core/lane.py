@@ -137,6 +137,10 @@ TABLE: Mapping[tuple[RunState | None, Trigger], RunState] = MappingProxyType(
 """The next state of a run for each legal pair of state and trigger. None: not in its lane yet."""
 
 
+NODE_LOST = "the node that ran it was lost"
+SHUT_DOWN = "the node that ran it was shut down"
+"""Messages of runs that end INTERRUPTED."""
+
 ATTEMPT_ORDINALS = 1 << 20
 """Number of message ordinals reserved for each attempt: more than any attempt writes."""
 
@@ -310,19 +314,26 @@ def node_lost(
     active = lane.active
     if active is None or (active.run_id, active.attempt) != (run_id, attempt):
         return Transition(lane, reply=False)
-    return _give_up(lane, active, content, (), at=at, events=events)
+    return _give_up(lane, active, content, (), at=at, events=events, why=NODE_LOST)
 
 
 def hand_over(
-    lane: Lane, run_id: str, attempt: int, outcome: Outcome, *, at: Micros, events: int
+    lane: Lane,
+    run_id: str,
+    attempt: int,
+    outcome: Outcome,
+    *,
+    at: Micros,
+    events: int,
+    why: str = SHUT_DOWN,
 ) -> Transition[bool]:
-    """Retries a run whose node stops gracefully, or ends it INTERRUPTED, as `node_lost` does.
+    """Retries a run whose node stops, or ends it INTERRUPTED, as `node_lost` does.
 
-    Of the outcome only the content counts. Raises IllegalCommand if the attempt is not the active
-    one.
+    Of the outcome only the content counts; `why` is the message of the error. Raises
+    IllegalCommand if the attempt is not the active one.
     """
     active = _the_active(lane, run_id, attempt)
-    return _give_up(lane, active, outcome.content, outcome.tail, at=at, events=events)
+    return _give_up(lane, active, outcome.content, outcome.tail, at=at, events=events, why=why)
 
 
 def _give_up(
@@ -333,13 +344,14 @@ def _give_up(
     *,
     at: Micros,
     events: int,
+    why: str,
 ) -> Transition[bool]:
     edit = _Edit(lane, at)
     edit.count(active, events)
     if active.state is RunState.ACTIVE and active.attempt < active.max_attempts:
         edit.retry(content)
     else:
-        error = RunError("INTERRUPTED", "the node that ran it was lost")
+        error = RunError("INTERRUPTED", why)
         edit.end_turn(Outcome(FinishReason.INTERRUPTED, error, content, tail))
     return edit.done(reply=True)
 

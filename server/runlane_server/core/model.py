@@ -350,8 +350,21 @@ class Folded:
     into_run_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class Corrupt:
+    """The event cannot be read from the store; only its index and its time are known."""
+
+
 EventBody: TypeAlias = (
-    Accepted | Started | TextDelta | ReasoningDelta | ToolCall | ToolResult | Folded | RunComplete
+    Accepted
+    | Started
+    | TextDelta
+    | ReasoningDelta
+    | ToolCall
+    | ToolResult
+    | Folded
+    | RunComplete
+    | Corrupt
 )
 
 

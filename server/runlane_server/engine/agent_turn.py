@@ -10,6 +10,7 @@ from functools import partial
 import structlog
 
 from runlane_server.agents.base import AgentError, AgentEvent, FoldedPrompt
+from runlane_server.core.errors import CorruptRecord
 from runlane_server.core.model import (
     NO_LABELS,
     Attachment,
@@ -99,7 +100,10 @@ class AgentTurn:
     async def _folded_prompt(self, run: LaneRun) -> FoldedPrompt:
         """Reads the prompt of a run of this tenant."""
         key = RunKey(self._job.key.tenant, run.run_id)
-        prompt = await retry_read(self._store, lambda: self._store.get_prompt(key))
+        try:
+            prompt = await retry_read(self._store, lambda: self._store.get_prompt(key))
+        except CorruptRecord as error:
+            raise AgentError(error.message, reason=error.reason) from error
         if prompt is None:
             raise AgentError("the prompt is missing from the store", reason="INTERRUPTED")
         return FoldedPrompt(run.run_id, prompt)

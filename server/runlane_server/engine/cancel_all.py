@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from runlane_server.core.errors import SessionNotFound
+from runlane_server.core.errors import CorruptRecord, SessionNotFound
 from runlane_server.core.model import SessionKey
 from runlane_server.core.transition import Lane, Receipt
 from runlane_server.engine.lanes import Lanes
@@ -89,8 +89,13 @@ def _take(keys: list[SessionKey], loads: dict[SessionKey, int], max_runs: int) -
 
 
 def _receipts(replies: list[Receipt | BaseException]) -> tuple[Receipt, ...]:
-    """The receipts with covered runs. Raises the first failure of a lane that still exists."""
+    """The receipts with covered runs. Raises the first failure of a lane that still exists.
+
+    A session that cannot be read must not hide the receipts of the others.
+    """
     for reply in replies:
-        if isinstance(reply, BaseException) and not isinstance(reply, SessionNotFound):
+        if isinstance(reply, BaseException) and not isinstance(
+            reply, SessionNotFound | CorruptRecord
+        ):
             raise reply
     return tuple(reply for reply in replies if isinstance(reply, Receipt) and reply.cancelled)

@@ -22,10 +22,12 @@ from runlane_server.agents.base import Agent
 from runlane_server.cluster.membership import Membership
 from runlane_server.core import lane as rules
 from runlane_server.core.errors import (
+    CorruptRecord,
     CursorCompacted,
     Draining,
     InvalidArgument,
     Overloaded,
+    RunDeleted,
     RunIdConflict,
     RunlaneError,
     RunMissing,
@@ -68,6 +70,7 @@ from runlane_server.store.base import (
     SessionTaken,
     Store,
 )
+from runlane_server.store.corrupt import EXPLANATION, is_corrupt
 from runlane_server.store.weight import run_weight
 
 RETRY_AFTER = 1.0
@@ -210,7 +213,7 @@ class Coordinator:
         """Turns a reservation into a durable run, and returns once it is durable (R1 to R3).
 
         Raises EmptyPrompt, PromptTooLarge, SessionNotFound, SessionBusy, QueueFull, QuotaExceeded,
-        RunIdConflict and StoreUnavailable.
+        RunIdConflict, RunDeleted and StoreUnavailable.
         """
         with accepted:
             if request.run_id != accepted.run_id or accepted.is_closed:
@@ -291,17 +294,30 @@ class Coordinator:
         return command
 
     async def _find_accepted(self, key: SessionKey, request: RunRequest) -> Acceptance | None:
-        """The run that this run id already names, if any (R3)."""
+        """The run that this run id already names, if any (R3). Raises RunDeleted and
+        RunIdConflict."""
         run_key = RunKey(key.tenant, request.run_id)
         run = await self.store.get_run(run_key)
         if run is None:
+            await self._check_not_deleted(key, request)
             return None
+        if is_corrupt(run):
+            raise CorruptRecord(f"run {request.run_id!r}: {EXPLANATION}")
         same = run.session_id == key.session_id
         if not same or run.prompt_fingerprint != request.prompt.fingerprint:
             raise RunIdConflict.of(request.run_id)
         position = self.feed.position
         logged = await self.store.position_of(run_key)
         return Acceptance(run, position if logged is None else logged - 1)
+
+    async def _check_not_deleted(self, key: SessionKey, request: RunRequest) -> None:
+        deleted = await self.store.get_deleted_run(RunKey(key.tenant, request.run_id))
+        if deleted is None:
+            return
+        asked = (key.session_id, request.prompt.fingerprint)
+        if (deleted.session_id, deleted.prompt_fingerprint) != asked:
+            raise RunIdConflict.of(request.run_id)
+        raise RunDeleted.of(request.run_id)
 
     # --- Cancel -------------------------------------------------------------------------------
 
@@ -466,11 +482,16 @@ class Coordinator:
     async def delete_session(self, session_id: str, *, tenant: str = DEFAULT_TENANT) -> None:
         """Deletes an idle session with its runs and transcript. Terminal events stay in the log.
 
+        A session whose records cannot be read is deleted with its open runs, which end as failed.
         Raises SessionMissing, SessionNotFound and SessionBusy.
         """
         if not session_id:
             raise _session_missing()
-        await self._lanes.post(SessionKey(tenant, session_id), lambda lane, _: rules.remove(lane))
+        key = SessionKey(tenant, session_id)
+        try:
+            await self._lanes.post(key, lambda lane, _: rules.remove(lane))
+        except CorruptRecord:
+            await self.store.discard(key, self.now())
 
     async def delete_unused(self, session: IdleSession) -> None:
         """Deletes a session as `delete_session` does, unless it was used since it was read.
@@ -478,9 +499,12 @@ class Coordinator:
         Raises SessionNotFound, and SessionBusy if it was used.
         """
         since = (session.version, session.accept_seq)
-        await self._lanes.post(
-            session.key, lambda lane, _: rules.remove(lane, unchanged_since=since)
-        )
+        try:
+            await self._lanes.post(
+                session.key, lambda lane, _: rules.remove(lane, unchanged_since=since)
+            )
+        except CorruptRecord:
+            await self.store.discard(session.key, self.now())
 
 
 def _cancel(scope: CancelScope, run_id: str, reason: str) -> Command[Receipt]:

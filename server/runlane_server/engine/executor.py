@@ -13,6 +13,7 @@ from uuid_utils import uuid7
 from runlane_server.access.quotas import QuotaBook
 from runlane_server.agents.base import Agent
 from runlane_server.cluster.membership import Membership
+from runlane_server.core import lane as rules
 from runlane_server.core.limits import Limits
 from runlane_server.core.model import Micros, RunKey, RunRequest, SessionKey
 from runlane_server.core.observer import Load, Observer
@@ -144,7 +145,7 @@ class Executor:
         await self._readiness.stop()
         # A start that was being committed when the drain began gets here; after it none comes.
         await self.lanes.wait_settled()
-        self.hand_over_all()
+        self.hand_over_all(rules.SHUT_DOWN)
         while self._supervisors:
             await asyncio.wait(self._supervisors)
         await self.lanes.wait_settled()
@@ -240,10 +241,10 @@ class Executor:
         if runner is not None and runner.job.attempt == (run.run_id, run.attempt):
             runner.cancel("")
 
-    def hand_over_all(self) -> None:
+    def hand_over_all(self, why: str) -> None:
         """Stops all agents; their runs are handed over unless they have ended already."""
         for runner in list(self._runners.values()):
-            runner.hand_over()
+            runner.hand_over(why)
 
     def _on_ended(self, runner: Runner, supervisor: asyncio.Task[None]) -> None:
         if not runner.is_settled and self._store.failed is None:

@@ -109,11 +109,13 @@ class LaneAccess:
             raise IllegalCommand("the attempt is not the active one")
         return active.events
 
-    async def hand_over(self, job: Job, outcome: Outcome, events: int) -> None:
+    async def hand_over(self, job: Job, outcome: Outcome, events: int, why: str) -> None:
         """Hands the run over because this node stops: it is retried, or ends INTERRUPTED."""
         self._observer.on_agent_returned(job.run_key)
         await self._lanes.post(
             job.key,
-            lambda lane, at: rules.hand_over(lane, *job.attempt, outcome, at=at, events=events),
+            lambda lane, at: rules.hand_over(
+                lane, *job.attempt, outcome, at=at, events=events, why=why
+            ),
         )
         log.info("run handed over")

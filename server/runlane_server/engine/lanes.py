@@ -16,7 +16,7 @@ import structlog
 from runlane_server.access.quotas import QuotaBook
 from runlane_server.cluster.membership import Membership
 from runlane_server.core import lane as rules
-from runlane_server.core.errors import RunlaneError
+from runlane_server.core.errors import CorruptRecord, RunlaneError
 from runlane_server.core.limits import RETRY_PAUSE
 from runlane_server.core.model import Micros, RunKey, RunRequest, RunState, SessionKey
 from runlane_server.core.recent import RecentItems
@@ -231,7 +231,8 @@ class Lanes:
                 mailbox.is_outdated = True
                 for command in batch:
                     command.refuse(error)
-                self._retry_later(key)
+                if not isinstance(error, CorruptRecord):
+                    self._retry_later(key)
         mailbox.task = None
         lane = mailbox.lane
         if lane is None or not (self._is_active_here(lane) or lane.reservations):

@@ -9,7 +9,7 @@ import structlog
 
 from runlane_server.access.quotas import QuotaBook
 from runlane_server.core import lane as rules
-from runlane_server.core.errors import StoreUnavailable
+from runlane_server.core.errors import CorruptRecord, StoreUnavailable
 from runlane_server.core.model import RunKey, SessionKey
 from runlane_server.core.turn import DraftMessage
 from runlane_server.engine.batches import await_in_batches
@@ -31,8 +31,9 @@ class ActiveRuns(Protocol):
     def cancel(self, run: HostedRun) -> None:
         """Stops the agent of that attempt, if it is at work here, for a committed cancel."""
 
-    def hand_over_all(self) -> None:
-        """Stops all agents without ending their runs, which other nodes continue."""
+    def hand_over_all(self, why: str) -> None:
+        """Stops all agents without ending their runs, which other nodes continue if attempts are
+        left. `why` is for the others."""
 
 
 class Recovery:
@@ -107,13 +108,20 @@ class Recovery:
         except Exception as error:
             if self._is_store_away(error):
                 raise
-            log.exception("run recovered without its output", run_id=lost.run_id)
+            log.exception("output of a lost run not recovered", run_id=lost.run_id)
             await self._recover_without_output(lost)
 
     async def _recover_without_output(self, lost: HostedRun) -> None:
-        active = (await self._store.load_lane(lost.session)).active
-        if active is not None and (active.run_id, active.attempt) == (lost.run_id, lost.attempt):
-            await self._post_lost(lost, (), active.events)
+        try:
+            active = (await self._store.load_lane(lost.session)).active
+            if active is not None and (active.run_id, active.attempt) == (
+                lost.run_id,
+                lost.attempt,
+            ):
+                await self._post_lost(lost, (), active.events)
+        except CorruptRecord as error:
+            # The others are recovered; this one ends when its session is deleted.
+            log.warning("run not recovered", run_id=lost.run_id, error=error.message)
 
     async def _post_lost(
         self, lost: HostedRun, content: tuple[DraftMessage, ...], events: int
@@ -129,9 +137,9 @@ class Recovery:
         """Stops the agent of a run whose cancel another node committed."""
         self._runs.cancel(run)
 
-    def give_up(self) -> None:
+    def give_up(self, why: str) -> None:
         """Stops all agents: their runs belong to other nodes now, or soon will."""
-        self._runs.hand_over_all()
+        self._runs.hand_over_all(why)
 
     def count_waiting(self, runs: Mapping[str, int]) -> None:
         """Takes over the number of waiting runs of each tenant in the whole store."""

@@ -25,6 +25,12 @@ EVENTS_STEP = 100
 SESSIONS_STEP = 20
 """Number of items removed in a step. A session is removed with all its runs."""
 
+DELETED_KEPT = 30 * 86_400.0
+"""Seconds for which a run id cannot be used again after its session was deleted (R3)."""
+
+DELETED_STEP = 1_000
+"""Number of deleted runs forgotten in a step."""
+
 PAUSE_FACTOR = 4
 """Minimum length of a pause, in lengths of the step before it."""
 
@@ -52,7 +58,7 @@ def retention_tasks(
 
     `now` returns seconds since 1970.
     """
-    work: list[Coroutine[Any, Any, None]] = []
+    work = [_repeat("deleted runs forgotten", _DeletedRuns(coordinator, now).step, LONGEST_PAUSE)]
     if retention.events is not None or retention.event_bytes is not None:
         events = _EventCleaner(coordinator, retention, now)
         by_size = PAUSE_BY_SIZE if retention.event_bytes is not None else LONGEST_PAUSE
@@ -106,6 +112,20 @@ class _EventCleaner:
             before, EVENTS_STEP, keep_bytes=self._retention.event_bytes
         )
         return removed, removed == EVENTS_STEP
+
+
+class _DeletedRuns:
+    """Forgets runs whose session was deleted long ago."""
+
+    def __init__(self, coordinator: Coordinator, now: Callable[[], float]) -> None:
+        self._store = coordinator.store
+        self._now = now
+
+    async def step(self) -> tuple[int, bool]:
+        """Forgets one batch of runs."""
+        before = _micros(self._now() - DELETED_KEPT)
+        forgotten = await self._store.forget_deleted(before, DELETED_STEP)
+        return forgotten, forgotten == DELETED_STEP
 
 
 class _SessionCleaner:

@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 
 from runlane_server.agents.base import Agent, AgentError, AgentEvent, Report
+from runlane_server.core import lane as rules
 from runlane_server.core.errors import IllegalCommand, RunlaneError
 from runlane_server.core.limits import RETRY_PAUSE, Limits, RunTimeout
 from runlane_server.core.model import (
@@ -70,7 +71,7 @@ class Runner:
         self._due: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stopped = False
         self._cancelled: str | None = None
-        self._handing_over = False
+        self._handing_over = ""
         self._timed_out = False
         self._is_broken = False
         self._code = AgentCode(job.run_key, job.key.session_id)
@@ -111,10 +112,13 @@ class Runner:
         self._is_broken = True
         self._stop()
 
-    def hand_over(self) -> None:
-        """Stops the agent because the node stops; the run is handed over unless it has ended."""
+    def hand_over(self, why: str = rules.NODE_LOST) -> None:
+        """Stops the agent because the node stops; the run is handed over unless it has ended.
+
+        `why` is the message of a run that has no attempt left.
+        """
         if not self._is_over:
-            self._handing_over = True
+            self._handing_over = why
         self._stop()
 
     @property
@@ -233,7 +237,8 @@ class Runner:
         """
         try:
             if self._handing_over and self._cancelled is None:
-                await self._lane.hand_over(self.job, outcome, self._outbox.events)
+                why = self._handing_over
+                await self._lane.hand_over(self.job, outcome, self._outbox.events, why)
             else:
                 await self._lane.finish(self.job, outcome, self._outbox.events, self._cancelled)
         except IllegalCommand:

@@ -221,10 +221,20 @@ class Feed:
             key, after=after, limit=PAGE_EVENTS, max_bytes=PAGE_BYTES
         )
 
-    async def _check_run(self, key: RunKey) -> None:
-        """Raises RunNotFound for a deleted run, which would have no event to wait for."""
-        if await self._store.get_run(key) is None:
+    async def _end_of_deleted(self, key: RunKey) -> Sequence[RunEvent]:
+        """The end of a run whose session was deleted, with its number: the events before it are
+        gone. Empty if the run was not deleted. Raises RunNotFound."""
+        if await self._store.get_run(key) is not None:
+            return ()
+        deleted = await self._store.get_deleted_run(key)
+        wanted = EventFilter(run_ids=frozenset({key.run_id}))
+        page = await self._store.completes(
+            key.tenant, wanted, after=self._store.compacted, limit=PAGE_EVENTS, max_bytes=PAGE_BYTES
+        )
+        if deleted is None or not page.events:
             raise RunNotFound.of(key.run_id)
+        complete = page.events[-1].complete
+        return (RunEvent(key.run_id, deleted.events, complete.ended_at, complete),)
 
     def _add_subscriber(self, topics: Sequence[Hashable], subscriber: _Subscriber) -> None:
         for topic in topics:
@@ -337,11 +347,12 @@ class RunFollower:
         while True:
             self._wakeup.clear()
             events = await self._feed._read_run(self._key, self.after)  # noqa: SLF001
+            if not events:
+                self._feed._check_open()  # noqa: SLF001
+                events = await self._feed._end_of_deleted(self._key)  # noqa: SLF001
             if events:
                 self.after = events[-1].index
                 return events
-            self._feed._check_open()  # noqa: SLF001
-            await self._feed._check_run(self._key)  # noqa: SLF001
             await self._wakeup.wait()
 
     def close(self) -> None:

@@ -56,10 +56,10 @@ class Stale(Exception):
 
 
 class RunIdTaken(Exception):
-    """Another run has this id. Nothing was written."""
+    """Another run has this id, or had it before its session was deleted. Nothing was written."""
 
     def __init__(self) -> None:
-        super().__init__("a run with this id exists already")
+        super().__init__("a run with this id exists already, or existed")
 
 
 class SessionTaken(Exception):
@@ -92,6 +92,15 @@ class Page(Generic[Item, Place]):
 
     items: tuple[Item, ...]
     next: Place | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeletedRun:
+    """What the store remembers of a run whose session was deleted. `events` is their number."""
+
+    session_id: str
+    prompt_fingerprint: str
+    events: int
 
 
 MessagePlace = tuple[int, int]
@@ -185,6 +194,9 @@ class Cluster(Protocol):
     @property
     def peer_key(self) -> str:
         """The secret by which the nodes of this store authenticate to each other. ASCII."""
+
+    is_alone: bool
+    """Whether no other node was alive at the last heartbeat of this one."""
 
     on_wake: Callable[[], None] | None
     """Called when another node announces work: runs that wait for a node, or cancels. A call may be
@@ -320,6 +332,13 @@ class Store(Protocol):
     async def append(self, key: RunKey, attempt: int, events: Sequence[RunEvent]) -> None:
         """Adds events to the active run. Raises Stale if that attempt is not the active one."""
 
+    async def discard(self, key: SessionKey, at: Micros) -> None:
+        """Removes a session whose lane cannot be loaded, with all that belongs to it.
+
+        Each of its open runs gets a terminal event: FAILED with CORRUPT_RECORD (R21). Does nothing
+        if there is no session.
+        """
+
     async def create_session(self, session: NewSession) -> None:
         """Creates a session with a lane at version 1. Raises SessionTaken."""
 
@@ -332,6 +351,12 @@ class Store(Protocol):
         in between.
         """
 
+    async def forget_deleted(self, before: Micros, limit: int) -> int:
+        """Forgets up to `limit` runs that were deleted before a time; returns the number.
+
+        Their ids can then be used again.
+        """
+
     # Reading. Reads see committed data only.
 
     async def load_lane(self, key: SessionKey) -> Lane:
@@ -342,6 +367,9 @@ class Store(Protocol):
 
     async def get_run(self, key: RunKey) -> Run | None:
         """A run; if it has ended, with the text of its RunComplete."""
+
+    async def get_deleted_run(self, key: RunKey) -> DeletedRun | None:
+        """A run whose session was deleted, unless it was forgotten since."""
 
     async def position_of(self, key: RunKey) -> Position | None:
         """The position of a run's terminal event; None if it is not in the log, or was removed."""

@@ -1,13 +1,14 @@
-"""Domain records from the rows of a database, and the parts that they are assembled from.
+"""Domain records from the rows of a database.
 
+Every row goes through `corrupt.decoded` here, which replaces an unreadable one by its placeholder.
 SQLite and PostgreSQL use the same column names. They differ in how they keep text: `text` turns a
 kept text into the original one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeAlias
 
 from runlane_server.core.model import (
     MAX_COMPLETE_TEXT_BYTES,
@@ -19,6 +20,8 @@ from runlane_server.core.model import (
     Run,
     RunComplete,
     RunError,
+    RunEvent,
+    RunKey,
     RunState,
     Session,
     SessionKey,
@@ -29,7 +32,26 @@ from runlane_server.core.model import (
 )
 from runlane_server.core.transition import Lane, LaneRun
 from runlane_server.core.turn import text_of
-from runlane_server.store.codec import decode_metadata, decode_usage
+from runlane_server.store.base import DeletedRun, LoggedComplete
+from runlane_server.store.codec import (
+    RUN_COMPLETE,
+    decode_body,
+    decode_complete,
+    decode_metadata,
+    decode_parts,
+    decode_usage,
+)
+from runlane_server.store.corrupt import (
+    CORRUPT_PARTS,
+    corrupt_complete,
+    corrupt_event,
+    corrupt_message,
+    corrupt_run,
+    corrupt_session,
+    decoded,
+    is_readable,
+    required,
+)
 
 Row: TypeAlias = Any
 """A row with its values by column name: a `sqlite3.Row` or an `asyncpg.Record`."""
@@ -68,14 +90,32 @@ def assemble_lane(
     )
 
 
+def lane_from(key: SessionKey, build: Callable[[], Lane]) -> Lane:
+    """The lane that `build` makes of its rows. Raises CorruptRecord."""
+    return required(build, "session", *key)
+
+
 def run_from(
-    row: Row, text: DecodeText, complete_text: str = "", text_truncated: bool = False
+    tenant: str,
+    row: Row,
+    text: DecodeText,
+    complete_text: Callable[[], tuple[str, bool]] = lambda: ("", False),
 ) -> Run:
-    """A run; `complete_text` becomes the text of its RunComplete."""
+    """A run; `complete_text` provides the text of its RunComplete, and whether it was truncated."""
+    return decoded(
+        lambda: _run(row, text, complete_text),
+        lambda: corrupt_run(row["session_id"], row["run_id"], row["accept_seq"], row["ended_at"]),
+        "run",
+        tenant,
+        row["run_id"],
+    )
+
+
+def _run(row: Row, text: DecodeText, complete_text: Callable[[], tuple[str, bool]]) -> Run:
     state = RunState(row["state"])
     complete = None
     if state.is_terminal:
-        complete = _complete_from(row, state, text, complete_text, text_truncated)
+        complete = _complete_of_run(row, state, text, *complete_text())
     return Run(
         session_id=text(row["session_id"]),
         run_id=text(row["run_id"]),
@@ -96,7 +136,7 @@ def run_from(
     )
 
 
-def _complete_from(
+def _complete_of_run(
     row: Row, state: RunState, text: DecodeText, complete_text: str, text_truncated: bool
 ) -> RunComplete:
     reason = row["error_reason"]
@@ -120,8 +160,18 @@ def _complete_from(
     )
 
 
-def session_from(row: Row, text: DecodeText) -> Session:
+def session_from(tenant: str, row: Row, text: DecodeText) -> Session:
     """A session."""
+    return decoded(
+        lambda: _session(row, text),
+        lambda: corrupt_session(row["session_id"], row["created_at"]),
+        "session",
+        tenant,
+        row["session_id"],
+    )
+
+
+def _session(row: Row, text: DecodeText) -> Session:
     return Session(
         session_id=text(row["session_id"]),
         title=text(row["title"]),
@@ -140,8 +190,21 @@ def session_from(row: Row, text: DecodeText) -> Session:
     )
 
 
-def message_from(row: Row, text: DecodeText, role: Role, parts: tuple[Part, ...]) -> Message:
-    """A message with these parts; those of a user message stand in the prompt of its run."""
+def message_from(
+    tenant: str, row: Row, text: DecodeText, read_prompt: Callable[[], Prompt]
+) -> Message:
+    """A message; the parts of a user message stand in the prompt of its run."""
+    return decoded(
+        lambda: _message(row, text, read_prompt),
+        lambda: corrupt_message(row),
+        "message",
+        tenant,
+        row["message_id"],
+    )
+
+
+def _message(row: Row, text: DecodeText, read_prompt: Callable[[], Prompt]) -> Message:
+    role = Role(row["role"])
     reason = row["finish_reason"]
     return Message(
         message_id=text(row["message_id"]),
@@ -149,11 +212,74 @@ def message_from(row: Row, text: DecodeText, role: Role, parts: tuple[Part, ...]
         turn=row["turn"],
         ordinal=row["ordinal"],
         role=role,
-        parts=parts,
+        parts=prompt_parts(read_prompt()) if role is Role.USER else decode_parts(row["parts"]),
         finish_reason=None if reason is None else FinishReason(reason),
         model=text(row["model"]),
         created_at=row["created_at"],
     )
+
+
+def prompt_from(key: RunKey, read: Callable[[], Prompt]) -> Prompt:
+    """The prompt that `read` makes of its rows. Raises CorruptRecord."""
+    return required(read, "prompt of run", *key)
+
+
+def deleted_run_from(key: RunKey, row: Row, text: DecodeText) -> DeletedRun:
+    """A run whose session was deleted."""
+    return decoded(
+        lambda: DeletedRun(text(row["session_id"]), row["prompt_fingerprint"], row["events"]),
+        lambda: DeletedRun("", "", 0),
+        "deleted run",
+        *key,
+    )
+
+
+def event_from(key: RunKey, row: Row, read_complete: Callable[[], RunComplete]) -> RunEvent:
+    """An event of a run; `read_complete` provides the body of the last one."""
+
+    def decode() -> RunEvent:
+        ended = row["kind"] == RUN_COMPLETE
+        body = read_complete() if ended else decode_body(row["kind"], row["body"])
+        return RunEvent(key.run_id, row["idx"], row["at"], body)
+
+    return decoded(
+        decode,
+        lambda: corrupt_event(key.run_id, row["idx"], row["at"]),
+        "event",
+        *key,
+        row["idx"],
+    )
+
+
+def logged_from(row: Row, text: DecodeText) -> LoggedComplete:
+    """A terminal event from its row in the log, whose ids count: a filter selects by them."""
+    position = row["position"]
+    complete = decoded(
+        lambda: _complete(row, text),
+        lambda: corrupt_complete(row["session_id"], row["run_id"], ended_at=row["ended_at"]),
+        "terminal event of run",
+        row["tenant"],
+        row["run_id"],
+    )
+    # No caller has the tenant of an unreadable name.
+    tenant = text(row["tenant"]) if isinstance(row["tenant"], str) else ""
+    return LoggedComplete(position, tenant, complete)
+
+
+def _complete(row: Row, text: DecodeText) -> RunComplete:
+    complete = decode_complete(row["body"])
+    ids = text(row["session_id"]), text(row["run_id"])
+    if (complete.session_id, complete.run_id) != ids:
+        raise ValueError("the event names another run than its row")
+    return complete
+
+
+def readable_keys(rows: Iterable[Row], text: DecodeText) -> Iterator[tuple[Row, SessionKey]]:
+    """The rows that name a session, with its key; without those whose key cannot be read."""
+    for row in rows:
+        key = SessionKey(row["tenant"], row["session_id"])
+        if is_readable(lambda key=key: key, "session", *key):  # type: ignore[misc]
+            yield row, SessionKey(text(key.tenant), text(key.session_id))
 
 
 def prompt_parts(prompt: Prompt) -> tuple[Part, ...]:
@@ -162,6 +288,19 @@ def prompt_parts(prompt: Prompt) -> tuple[Part, ...]:
     return (*text, *prompt.attachments)
 
 
-def complete_text(parts: Sequence[Part]) -> tuple[str, bool]:
+class MessageParts(NamedTuple):
+    """The parts of a message."""
+
+    parts: tuple[Part, ...]
+
+
+def complete_text(tenant: str, message_id: str, parts: str | None) -> tuple[str, bool]:
     """The text of a RunComplete, from the parts of its message, and whether it was truncated."""
-    return cut_utf8(text_of(parts), MAX_COMPLETE_TEXT_BYTES)
+    readable = decoded(
+        lambda: MessageParts(decode_parts(parts)),
+        lambda: MessageParts(CORRUPT_PARTS),
+        "message",
+        tenant,
+        message_id,
+    )
+    return cut_utf8(text_of(readable.parts), MAX_COMPLETE_TEXT_BYTES)

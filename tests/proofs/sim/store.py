@@ -31,6 +31,7 @@ from runlane_server.core.model import (
 from runlane_server.core.transition import Lane, Transition
 from runlane_server.store.base import (
     BusySession,
+    DeletedRun,
     EventFilter,
     IdleSession,
     Listener,
@@ -200,6 +201,10 @@ class SimStore:
         """Adds events to the active run."""
         await self._write(lambda: self._disk.data.append(key, attempt, events))
 
+    async def discard(self, key: SessionKey, at: Micros) -> None:
+        """Removes a session."""
+        await self._write(lambda: self._disk.data.discard(key, at), key)
+
     async def create_session(self, session: NewSession) -> None:
         """Creates a session."""
         await self._write(lambda: self._disk.data.create_session(session))
@@ -208,6 +213,10 @@ class SimStore:
         """Removes old terminal events."""
         write = self._disk.data.compact
         return int(await self._write(lambda: write(before, limit, keep_bytes=keep_bytes)))
+
+    async def forget_deleted(self, before: Micros, limit: int) -> int:
+        """Forgets runs that were deleted long ago."""
+        return int(await self._write(lambda: self._disk.data.forget_deleted(before, limit)))
 
     async def _write(
         self, write: Callable[[], Coroutine[Any, Any, Any]], lane: SessionKey | None = None
@@ -274,6 +283,10 @@ class SimStore:
     async def get_run(self, key: RunKey) -> Run | None:
         """A run."""
         return await self._read(lambda: self._disk.data.get_run(key))
+
+    async def get_deleted_run(self, key: RunKey) -> DeletedRun | None:
+        """A run whose session was deleted."""
+        return await self._read(lambda: self._disk.data.get_deleted_run(key))
 
     async def position_of(self, key: RunKey) -> Position | None:
         """The position of the end of a run in the log."""

@@ -22,13 +22,19 @@ from support.postgres import Connection, listening, postgres_store
 from support.story import START, TENANT, Story, Witness, request
 
 SECONDS = 60.0
-LEASE = 10.0
+LEASE = 3.0
 HOLD = 60.0
 
 
 @pytest.fixture
-async def nodes(postgres_url: str) -> AsyncIterator[tuple[PostgresStore, PostgresStore]]:
-    """Two nodes, `one` and `two`, which have joined."""
+async def nodes(
+    postgres_url: str, beside: Connection
+) -> AsyncIterator[tuple[PostgresStore, PostgresStore]]:
+    """Two nodes, `one` and `two`, which have joined a database that has run for a lease."""
+    while not await beside.fetchval(
+        "SELECT pg_postmaster_start_time() < now() - $1 * interval '1 second'", LEASE
+    ):
+        await asyncio.sleep(0.1)
     async with AsyncExitStack() as closing:
         one = await closing.enter_async_context(postgres_store(postgres_url))
         two = await closing.enter_async_context(postgres_store(postgres_url))
@@ -103,7 +109,7 @@ async def test_a_node_that_was_silent_for_its_lease_is_lost_for_good(
     assert await known(beside) == {"one": True, "one again": False, "two": False}
 
 
-async def test_a_node_that_is_lost_takes_nobody_for_lost(
+async def test_lost_node_declares_no_other_lost(
     nodes: Sequence[PostgresStore], beside: Connection
 ) -> None:
     one, two = nodes
@@ -114,7 +120,7 @@ async def test_a_node_that_is_lost_takes_nobody_for_lost(
     assert await known(beside) == {"one": True, "two": False}
 
 
-async def test_who_comes_back_first_after_a_time_without_the_database_takes_nobody_for_lost(
+async def test_first_node_back_after_an_outage_declares_no_other_lost(
     nodes: Sequence[PostgresStore], beside: Connection
 ) -> None:
     one, two = nodes
@@ -133,6 +139,34 @@ async def test_who_comes_back_first_after_a_time_without_the_database_takes_nobo
     await silence(beside, "two")
     assert await one.cluster.heartbeat("one", LEASE)
     assert await known(beside) == {"one": False, "two": True}
+
+
+async def test_no_node_is_lost_within_a_lease_after_the_start_of_the_database(
+    nodes: Sequence[PostgresStore], beside: Connection
+) -> None:
+    _, two = nodes
+    days = 1_000 * 86_400.0
+    await silence(beside, "one", days + 1)
+    assert await two.cluster.heartbeat("two", days)
+    assert await known(beside) == {"one": False, "two": False}
+    assert await two.cluster.heartbeat("two", LEASE)
+    assert await known(beside) == {"two": False}  # gone for more than a day
+
+
+async def test_a_node_knows_whether_it_is_alone(
+    nodes: Sequence[PostgresStore], beside: Connection
+) -> None:
+    one, two = nodes
+
+    async def is_alone() -> bool:
+        await one.cluster.heartbeat("one", LEASE)
+        return one.cluster.is_alone
+
+    assert not await is_alone()
+    await silence(beside, "two")
+    assert await is_alone()
+    await two.cluster.join("two again", "two:2")
+    assert not await is_alone()
 
 
 async def test_nodes_that_are_gone_for_a_day_are_forgotten(
@@ -165,7 +199,7 @@ async def test_a_beat_does_not_wait_for_the_rows_of_others(
     assert await two.cluster.heartbeat("two", LEASE)
 
 
-async def test_many_beats_at_once_are_in_nobodys_way(
+async def test_concurrent_heartbeats_do_not_block_each_other(
     nodes: Sequence[PostgresStore], beside: Connection
 ) -> None:
     """Half of the nodes are silent, and all the others notice at once."""
@@ -262,7 +296,7 @@ async def test_r19_runs_that_were_cancelled_elsewhere_are_found(
     assert await one.cluster.cancelled_runs("one") == []
 
 
-async def test_hosts_of_active_runs_are_told(
+async def test_hosts_returns_the_addresses_of_active_runs(
     nodes: Sequence[PostgresStore], beside: Connection
 ) -> None:
     one, two = nodes
@@ -394,7 +428,7 @@ async def test_lanes_are_claimed_in_equal_shares_for_the_tenants(
     )
 
 
-async def test_who_had_its_turn_comes_behind_who_had_none(nodes: Sequence[PostgresStore]) -> None:
+async def test_served_tenant_comes_after_an_unserved_one(nodes: Sequence[PostgresStore]) -> None:
     one, two = nodes
     lanes = await crowds(one, noisy=50, other=5, quiet=5)
     served = ClaimOrder((TenantShare("other", 9), TenantShare("noisy", 9)))
@@ -416,7 +450,7 @@ async def test_a_claim_takes_no_more_of_a_tenant_than_it_has_room_for(
     assert await two.cluster.claim("two", 64, HOLD, ClaimOrder(others=0)) == []
 
 
-async def test_a_tenant_whose_lanes_are_all_claimed_takes_nobodys_turn(
+async def test_tenant_without_unclaimed_lanes_uses_no_share(
     nodes: Sequence[PostgresStore],
 ) -> None:
     one, two = nodes
@@ -509,7 +543,7 @@ async def test_a_wake_up_reaches_the_others_and_not_oneself(
         assert woken == {"one": 0, "two": 1}
 
 
-async def test_a_wake_up_says_what_it_is_for(nodes: Sequence[PostgresStore]) -> None:
+async def test_wake_up_names_its_purpose(nodes: Sequence[PostgresStore]) -> None:
     notifier = nodes[0]._open.notifier
     assert notifier.parse("other 17 0") == WakeUp(17, work=False)
     assert notifier.parse("other 0 1") == WakeUp(0, work=True)

@@ -50,7 +50,7 @@ def pair() -> Iterator[Replicas]:
         yield made
 
 
-async def test_the_database_finds_out_who_is_gone_without_a_word(pair: Replicas) -> None:
+async def test_database_detects_a_vanished_node(pair: Replicas) -> None:
     """A client that was cut off within a statement may hold locks on rows."""
     connection = await Connector(Database.parse(pair.url)).connect()
     for name, value in {"idle": "10", "interval": "5", "count": "3"}.items():

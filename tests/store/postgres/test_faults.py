@@ -272,7 +272,7 @@ async def committed(server: OwnPostgres, schema: str, query: str) -> None:
     await connection.close()
 
 
-async def test_r25_write_with_an_unknown_outcome_is_told_all_the_same(
+async def test_r25_write_with_an_unknown_outcome_is_published(
     server: OwnPostgres, line: Line
 ) -> None:
     """Once, in order, and it is not repeated."""
@@ -346,9 +346,7 @@ async def test_read_whose_connection_is_lost_is_repeated(line: Line) -> None:
         assert await reading == story.lane
 
 
-async def test_database_that_is_away_is_said_and_comes_back(
-    server: OwnPostgres, schema: str
-) -> None:
+async def test_outage_of_the_database_is_logged_and_ends(server: OwnPostgres, schema: str) -> None:
     async with postgres_store(schema) as store:
         store.listener = witness = Witness()
         stories = [Story(store, f"s{n}") for n in range(20)]
@@ -403,7 +401,7 @@ async def test_write_that_the_server_gives_up_is_known_not_to_be_written(
         await story.start()
 
 
-async def test_closing_finishes_what_was_begun(schema: str) -> None:
+async def test_close_finishes_pending_writes(schema: str) -> None:
     async with AsyncExitStack() as closing:
         store = await closing.enter_async_context(postgres_store(schema))
         stories = [Story(store, f"s{n}") for n in range(50)]

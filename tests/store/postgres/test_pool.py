@@ -23,7 +23,7 @@ class Remembering(Connector):
         return self.made[-1]
 
 
-async def test_connection_whose_loss_nobody_has_noticed_is_left_without_a_complaint(
+async def test_unnoticed_loss_of_a_connection_logs_nothing(
     own_server: OwnPostgres,
 ) -> None:
     complaints: list[dict[str, Any]] = []

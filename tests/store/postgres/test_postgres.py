@@ -104,7 +104,7 @@ def test_url_names_a_schema_and_hides_the_password() -> None:
         "postgresql://h/d?password=hunter2\udcff",
     ],
 )
-def test_what_is_no_url_is_told_without_what_it_holds(url: str) -> None:
+def test_error_for_a_bad_url_does_not_quote_it(url: str) -> None:
     with pytest.raises(StartError) as refused:
         Database.parse(url)
     assert str(refused.value) == "--store: the value is not a valid URL"
@@ -184,7 +184,7 @@ async def test_database_of_another_encoding_is_refused(
 @pytest.mark.parametrize(
     ("by_default", "used"), [("off", "on"), ("local", "on"), ("remote_apply", "remote_apply")]
 )
-async def test_r01_what_is_confirmed_is_on_disk(
+async def test_r01_confirmed_commit_is_on_disk(
     databases: Callable[[str], Awaitable[str]], by_default: str, used: str
 ) -> None:
     """The setting applies unless the database default is stricter."""
@@ -217,7 +217,7 @@ async def test_database_that_cannot_be_reached_is_named(url: str, why: str) -> N
 # --- Versions -----------------------------------------------------------------------------------
 
 
-async def test_r07_session_that_was_created_anew_is_not_taken_for_the_old_one(
+async def test_r07_recreated_session_is_not_mistaken_for_the_removed_one(
     nodes: Sequence[PostgresStore],
 ) -> None:
     one, two, three = nodes
@@ -384,7 +384,7 @@ async def test_nodes_that_write_the_same_lanes_do_not_deadlock(
 # --- The event log ------------------------------------------------------------------------------
 
 
-async def test_r25_every_node_is_told_everything_in_one_order(
+async def test_r25_every_node_receives_all_events_in_one_order(
     nodes: Sequence[PostgresStore],
 ) -> None:
     async def live(node: PostgresStore, name: str) -> None:
@@ -446,7 +446,7 @@ async def test_r25_processes_write_and_readers_follow(
     assert len({run_id for _, run_id in logs[0]}) == total
 
 
-async def test_r25_open_transaction_elsewhere_stalls_nobody(
+async def test_r25_open_transaction_of_another_client_stalls_no_node(
     nodes: Sequence[PostgresStore], beside: Connection
 ) -> None:
     async with beside.transaction(isolation="repeatable_read"):
@@ -484,7 +484,7 @@ async def test_r25_polling_is_enough_without_wake_ups(
         await until_told(nodes[1], n + 1)
 
 
-async def test_r25_what_others_wrote_before_is_told_first(
+async def test_r25_earlier_events_of_other_nodes_are_published_first(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also if neither a wake-up nor a poll announced it."""
@@ -534,7 +534,7 @@ async def test_nodes_may_compact_at_once(
     assert told(nodes[0])[-1].position == 36
 
 
-async def test_r25_node_that_was_away_for_too_long_goes_on_behind_the_hole(
+async def test_r25_node_that_missed_compacted_events_continues_after_them(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres_log, "POLL_SECONDS", 3_600.0)

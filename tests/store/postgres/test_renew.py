@@ -38,7 +38,7 @@ async def lose_connections(beside: Connection) -> None:
 
 
 @pytest.mark.parametrize("change", [LOSE_AN_EVENT, NEW_ID], ids=["lost an event", "new id"])
-async def test_r25_node_whose_database_went_back_stops(
+async def test_r25_node_stops_if_its_database_lost_events(
     postgres_url: str, beside: Connection, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres_log, "POLL_SECONDS", 0.02)
@@ -98,7 +98,7 @@ async def test_store_of_nodes_at_work_is_not_renewed(postgres_url: str, beside: 
     await renew(Database.parse(postgres_url))
 
 
-async def test_what_is_no_store_is_not_renewed(postgres_url: str) -> None:
+async def test_renew_refuses_a_schema_without_a_store(postgres_url: str) -> None:
     with pytest.raises(StartError, match="the schema has no store"):
         await renew(Database.parse(postgres_url))
     with pytest.raises(StartError, match=r"127\.0\.0\.1:1"):

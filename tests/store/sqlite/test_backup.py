@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from runlane_server.core.errors import StartError
+from runlane_server.store.findings import Counts
 from runlane_server.store.sqlite import backup as sqlite_backup
 from runlane_server.store.sqlite.backup import back_up
-from runlane_server.store.sqlite.check import Counts, check
+from runlane_server.store.sqlite.check import check
 from runlane_server.store.sqlite.store import SqliteStore
 from support.story import Story
 
@@ -86,7 +87,7 @@ async def test_backup_leaves_the_log_of_the_server_alone(path: Path, copy: Path)
         assert (path.read_bytes(), wal.read_bytes()) == before  # noqa: ASYNC240
 
 
-async def test_backup_after_a_crash_has_what_was_answered(path: Path, copy: Path) -> None:
+async def test_backup_after_a_crash_has_all_confirmed_runs(path: Path, copy: Path) -> None:
     crashed = path.with_name("crashed.db")
     async with SqliteStore(path) as store:
         await Story(store).play("a")
@@ -167,7 +168,7 @@ async def test_backup_that_was_killed_is_written_over(path: Path, copy: Path) ->
     assert not partial.exists()
 
 
-async def test_backup_under_way_is_left_alone(path: Path, copy: Path) -> None:
+async def test_second_backup_does_not_disturb_a_running_one(path: Path, copy: Path) -> None:
     await filled(path)
     partial = copy.with_name("copy.db.partial")
     _write(partial, b"half of it")
@@ -199,7 +200,7 @@ async def test_damaged_copy_is_no_backup(path: Path, copy: Path) -> None:
     assert [it.name for it in copy.parent.iterdir()] == ["copy.db"]
 
 
-async def test_what_cannot_be_is_one_line(path: Path, copy: Path) -> None:
+async def test_impossible_backup_fails_with_one_line(path: Path, copy: Path) -> None:
     with pytest.raises(StartError, match="the file does not exist"):
         back_up(path, copy)
     await filled(path)

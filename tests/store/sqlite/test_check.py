@@ -26,8 +26,9 @@ from runlane_server.core.model import (
 from runlane_server.core.transition import Outcome
 from runlane_server.core.turn import DraftMessage
 from runlane_server.store.base import NewSession
+from runlane_server.store.findings import MAX_LINES, Counts
 from runlane_server.store.sqlite import compact as sqlite_compact
-from runlane_server.store.sqlite.check import CHECKS, MAX_LINES, Counts, check
+from runlane_server.store.sqlite.check import CHECKS, check
 from runlane_server.store.sqlite.rows import Compaction, CompactionStep
 from runlane_server.store.sqlite.store import SqliteStore
 from support.story import START, Story, answer, request
@@ -41,6 +42,7 @@ async def live(store: SqliteStore) -> None:
     await gone.play("compacted")  # position 1
     await gone.play("outlived")  # position 2
     await gone.remove()
+    await store.forget_deleted(FAR, 9)
     again = Story(store, "gone")
     again.now = gone.now
     await again.play(request("outlived", "x" * 1_000, Attachment("n", "text/plain", "t")))  # 3
@@ -135,26 +137,72 @@ BROKEN: list[tuple[str, str, str]] = [
     ("meta", "DELETE FROM meta WHERE name = 'store_id'", "the file has no store_id"),
     ("meta", "UPDATE meta SET value = x'00' WHERE name = 'store_id'", "the file has no store_id"),
     ("meta", "DELETE FROM meta WHERE name = 'compacted_bytes'", "the file has no compacted_bytes"),
+    (
+        "deleted_runs",
+        "INSERT INTO deleted_runs VALUES ('tenant', 'host', 'folds', '', 1, 1)",
+        "run tenant/host exists, but is remembered as deleted",
+    ),
+    # Records that cannot be read
+    (
+        "records",
+        "UPDATE sessions SET title = CAST(x'fffe' AS TEXT) WHERE session_id = 'line'",
+        "session tenant/line cannot be read: Unsound: title: is not UTF-8",
+    ),
+    (
+        "records",
+        "UPDATE runs SET metadata = '[' WHERE run_id = 'host'",
+        "run tenant/host cannot be read: JSONDecodeError: .*",
+    ),
+    (
+        "records",
+        "UPDATE runs SET attempt = 4294967296 WHERE run_id = 'host'",
+        "run tenant/host cannot be read: Unsound: attempt: 4294967296 is out of range",
+    ),
+    (
+        "records",
+        "UPDATE runs SET attachments = 2 WHERE run_id = 'outlived'",
+        "prompt of run tenant/outlived cannot be read: .* has 1 attachments instead of 2",
+    ),
+    (
+        "records",
+        "UPDATE attachments SET mime_type = x'00' WHERE run_id = 'outlived'",
+        "prompt of run tenant/outlived cannot be read: Unsound: attachments: mime_type: is a bytes",
+    ),
+    (
+        "records",
+        "UPDATE messages SET model = x'ff' WHERE role = 'assistant'",
+        "message tenant/.* cannot be read: Unsound: model: is a bytes",
+    ),
+    (
+        "records",
+        "UPDATE run_events SET body = '[1]' WHERE run_id = 'active' AND kind = 'text_delta'",
+        "event tenant/active/[0-9]+ cannot be read: Unsound: body: text: is a int",
+    ),
+    (
+        "records",
+        "UPDATE events SET body = replace(body, 'completed', 'done') WHERE run_id = 'host'",
+        "terminal event of run tenant/host cannot be read: ValueError: 'done' .*",
+    ),
     # Lanes
     (
         "lanes",
         "UPDATE sessions SET active_run_id = 'ghost' WHERE session_id = 'busy'",
-        "session tenant/busy points to its active run ghost, which is not there",
+        "session tenant/busy names the active run ghost, which does not exist",
     ),
     (
         "lanes",
         "UPDATE sessions SET active_run_id = 'q1' WHERE session_id = 'busy'",
-        "session tenant/busy says that 'q1' is active, but 'active' is",
+        "session tenant/busy names the active run 'q1' instead of 'active'",
     ),
     (
         "lanes",
         "UPDATE sessions SET active_run_id = '' WHERE session_id = 'busy'",
-        "session tenant/busy says that '' is active, but 'active' is",
+        "session tenant/busy names the active run '' instead of 'active'",
     ),
     (
         "lanes",
         "UPDATE sessions SET active_run_id = 'host' WHERE session_id = 'folds'",
-        "session tenant/folds says that 'host' is active, but '' is",
+        "session tenant/folds names the active run 'host' instead of ''",
     ),
     (
         "lanes",
@@ -164,27 +212,27 @@ BROKEN: list[tuple[str, str, str]] = [
     (
         "lanes",
         "UPDATE sessions SET waiting_runs = 3 WHERE session_id = 'busy'",
-        "session tenant/busy says that 3 runs wait, but 2 do",
+        "session tenant/busy counts 3 waiting runs instead of 2",
     ),
     (
         "lanes",
         "UPDATE sessions SET waiting_runs = 1 WHERE session_id = 'ends'",
-        "session tenant/ends says that 1 runs wait, but 0 do",
+        "session tenant/ends counts 1 waiting runs instead of 0",
     ),
     (
         "stored_bytes",
         "UPDATE sessions SET stored_bytes = 7 WHERE session_id = 'busy'",
-        "session tenant/busy says that it has 7 bytes, but it has [0-9]{4,}",
+        "session tenant/busy counts 7 stored bytes instead of [0-9]{4,}",
     ),
     (
         "stored_bytes",
         "UPDATE sessions SET stored_bytes = stored_bytes + 1 WHERE session_id = 'folds'",
-        "session tenant/folds says that it has [0-9]+ bytes, but it has [0-9]+",
+        "session tenant/folds counts [0-9]+ stored bytes instead of [0-9]+",
     ),
     (
         "waiting",
         "UPDATE runs SET rank = (SELECT rank FROM runs WHERE run_id = 'q1') WHERE run_id = 'q2'",
-        "run tenant/q[12] shares its place in the lane with another",
+        "run tenant/q[12] has the rank of another waiting run",
     ),
     (
         "waiting",
@@ -205,7 +253,7 @@ BROKEN: list[tuple[str, str, str]] = [
     (
         "runs",
         "DELETE FROM sessions WHERE session_id = 'line'",
-        "run tenant/head is of session line, which is not there",
+        "run tenant/head belongs to session line, which does not exist",
     ),
     (
         "runs",
@@ -220,48 +268,48 @@ BROKEN: list[tuple[str, str, str]] = [
     (
         "runs",
         "UPDATE runs SET finish_reason = NULL WHERE run_id = 'failed'",
-        "run tenant/failed has ended without saying how",
+        "run tenant/failed has ended without a finish reason or a message id",
     ),
     (
         "runs",
         "UPDATE runs SET message_id = NULL WHERE run_id = 'failed'",
-        "run tenant/failed has ended without saying how",
+        "run tenant/failed has ended without a finish reason or a message id",
     ),
     (
         "runs",
         "UPDATE sessions SET accept_seq = 3 WHERE session_id = 'busy'",
-        "run tenant/q2 has accept_seq 4, its session only 3",
+        "run tenant/q2 has accept_seq 4; that of its session is 3",
     ),
     (
         "runs",
         "UPDATE sessions SET turn = 0 WHERE session_id = 'folds'",
-        "run tenant/host has turn 1, its session only 0",
+        "run tenant/host has turn 1; that of its session is 0",
     ),
     (
         "accept_order",
         "UPDATE runs SET accept_seq = 1 WHERE run_id = 'q1'",
-        "run tenant/q1 has accept_seq 1 behind 2",
+        "run tenant/q1 has accept_seq 1 after 2",
     ),
     (
         "accept_order",
         "UPDATE runs SET accept_seq = 3 WHERE run_id = 'q2'",
-        "run tenant/q2 has accept_seq 3 behind 3",
+        "run tenant/q2 has accept_seq 3 after 3",
     ),
     (
         "accept_order",
         "UPDATE runs SET accept_seq = 0 WHERE run_id = 'head'",
-        "run tenant/head has accept_seq 0 behind 0",
+        "run tenant/head has accept_seq 0 after 0",
     ),
     # Folds
     (
         "folds",
         "UPDATE runs SET folded_into = 'ghost' WHERE run_id = 'f'",
-        "run tenant/f is folded into ghost, which is not there",
+        "run tenant/f is folded into ghost, which does not exist",
     ),
     (
         "folds",
         "UPDATE runs SET folded_into = 'retried' WHERE run_id = 'f'",
-        "run tenant/f is folded into retried, which is of another session",
+        "run tenant/f is folded into retried, which belongs to another session",
     ),
     (
         "folds",
@@ -281,7 +329,7 @@ BROKEN: list[tuple[str, str, str]] = [
     (
         "folds",
         "UPDATE runs SET message_id = 'f-m1' WHERE run_id = 'f'",
-        "run tenant/f is folded into host, but does not share its end",
+        "run tenant/f is folded into host, but has another last message",
     ),
     # Turns
     (
@@ -318,38 +366,38 @@ BROKEN: list[tuple[str, str, str]] = [
     (
         "turns",
         "DELETE FROM messages WHERE run_id = 'failed' AND role = 'assistant'",
-        r"run tenant/failed ended with message failed-m1 \(error\), its turn with none",
+        r"run tenant/failed ended with message failed-m1 \(error\); its turn ends with none",
     ),
     (
         "turns",
         "UPDATE messages SET finish_reason = 'stop' WHERE message_id = 'failed-m1'",
-        r"run tenant/failed ended with message failed-m1 \(error\), its turn with failed-m1 stop",
+        r"run tenant/failed ended with message failed-m1 \(error\); its turn ends with .* stop",
     ),
     (
         "turns",
         "UPDATE messages SET finish_reason = NULL WHERE message_id = 'failed-m1'",
-        r"run tenant/failed ended with message failed-m1 \(error\), its turn with failed-m1 ",
+        r"run tenant/failed ended with message failed-m1 \(error\); its turn ends with failed-m1 ",
     ),
     (
         "turns",
         "UPDATE runs SET message_id = 'host-m1' WHERE run_id IN ('host', 'f')",
-        r"run tenant/f ended with message host-m1 \(stop\), its turn with host-m4 stop",
+        r"run tenant/f ended with message host-m1 \(stop\); its turn ends with host-m4 stop",
     ),
     # The transcript
     (
         "messages",
         "UPDATE messages SET run_id = 'ghost' WHERE message_id = 'failed-m1'",
-        "message tenant/failed-m1 is of run ghost, which is not there",
+        "message tenant/failed-m1 belongs to run ghost, which does not exist",
     ),
     (
         "messages",
         "UPDATE messages SET run_id = 'host' WHERE message_id = 'failed-m1'",
-        "message tenant/failed-m1 is in session ends, its run in folds",
+        "message tenant/failed-m1 is in session ends; its run is in folds",
     ),
     (
         "messages",
         "UPDATE messages SET run_id = 'entry' WHERE message_id = 'failed-m1'",
-        "message tenant/failed-m1 is in turn 3, its run in 2",
+        "message tenant/failed-m1 is in turn 3; its run is in 2",
     ),
     (
         "messages",
@@ -370,12 +418,12 @@ BROKEN: list[tuple[str, str, str]] = [
     (
         "prompts",
         "INSERT INTO prompts VALUES ('tenant', 'ghost', 'x')",
-        "the prompt of run tenant/ghost is there, but not the run",
+        "the prompt of run tenant/ghost has no run",
     ),
     (
         "attachments",
         "INSERT INTO attachments VALUES ('tenant', 'ghost', 0, 'n', 'm', 'x')",
-        "attachment 0 of run tenant/ghost is there, but not the run",
+        "attachment 0 of run tenant/ghost has no run",
     ),
     (
         "attachments",
@@ -390,7 +438,7 @@ BROKEN: list[tuple[str, str, str]] = [
     (
         "run_events",
         "INSERT INTO run_events VALUES ('tenant', 'ghost', 1, 1, 'accepted', '[1]')",
-        "run tenant/ghost has events, but is not there",
+        "run tenant/ghost has events, but does not exist",
     ),
     (
         "run_events",
@@ -405,17 +453,17 @@ BROKEN: list[tuple[str, str, str]] = [
     (
         "run_events",
         "DELETE FROM run_events WHERE run_id = 'retried' AND idx = 6",
-        "run tenant/retried has ended, but run_complete is not once, and last, among its events",
+        "run tenant/retried has ended, but its last event is not its only run_complete",
     ),
     (
         "run_events",
         "INSERT INTO run_events VALUES ('tenant', 'retried', 7, 1, 'started', '[1]')",
-        "run tenant/retried has ended, but run_complete is not once, and last, among its events",
+        "run tenant/retried has ended, but its last event is not its only run_complete",
     ),
     (
         "run_events",
         "INSERT INTO run_events VALUES ('tenant', 'retried', 7, 1, 'run_complete', NULL)",
-        "run tenant/retried has ended, but run_complete is not once, and last, among its events",
+        "run tenant/retried has ended, but its last event is not its only run_complete",
     ),
     (
         "run_events",
@@ -430,7 +478,7 @@ BROKEN: list[tuple[str, str, str]] = [
     (
         "run_events",
         "DELETE FROM events WHERE run_id = 'failed'",
-        "run tenant/failed has no terminal event in the log, but all of its own",
+        "run tenant/failed has all its events, but no terminal event in the log",
     ),
     (
         "run_events",
@@ -441,58 +489,58 @@ BROKEN: list[tuple[str, str, str]] = [
     (
         "events",
         "DELETE FROM events WHERE position = 5",
-        "position 6 of the event log comes next after 4",
+        "position 6 of the event log follows 4",
     ),
     (
         "events",
         "UPDATE meta SET value = 0 WHERE name = 'compacted'",
-        "position 2 of the event log comes next after 0",
+        "position 2 of the event log follows 0",
     ),
     (
         "events",
         "UPDATE meta SET value = 4 WHERE name = 'compacted'",
-        "position 2 of the event log comes next after 4",
+        "position 2 of the event log follows 4",
     ),
     (
         "events",
         "UPDATE events SET log_bytes = 1 WHERE position = 5",
-        "position 5 of the event log makes the log no larger",
+        "position 5 of the event log does not increase log_bytes",
     ),
     (
         "events",
         "UPDATE meta SET value = 1000000 WHERE name = 'compacted_bytes'",
-        "position 2 of the event log makes the log no larger",
+        "position 2 of the event log does not increase log_bytes",
     ),
     (
         "terminal_events",
         "INSERT INTO events SELECT 99, tenant, session_id, 'ghost', ended_at, 1 << 40, body"
         " FROM events WHERE run_id = 'failed'",
-        "the terminal event at position 99 is of run tenant/ghost, which is not there",
+        "the terminal event at position 99 belongs to run tenant/ghost, which does not exist",
     ),
     (
         "terminal_events",
         "INSERT INTO events SELECT 99, tenant, session_id, 'q1', ended_at + 999, 1 << 40, body"
         " FROM events WHERE run_id = 'failed'",
-        "the terminal event at position 99 is of run tenant/q1, which has not ended",
+        "the terminal event at position 99 belongs to run tenant/q1, which has not ended",
     ),
     (
         "terminal_events",
         "INSERT INTO events SELECT 99, tenant, session_id, run_id, ended_at, 1 << 40, body"
         " FROM events WHERE run_id = 'failed'",
-        "the terminal event at position 99 is of run tenant/failed, which has one before",
+        "the terminal event at position 99 belongs to run tenant/failed, which has an earlier one",
     ),
     (
         "terminal_events",
         "UPDATE events SET session_id = 'busy' WHERE run_id = 'failed'",
-        "the terminal event at position [0-9]+ is of run tenant/failed,"
-        " which is of another session",
+        "the terminal event at position [0-9]+ belongs to run tenant/failed,"
+        " which belongs to another session",
     ),
     *(
         (
             "terminal_events",
             change,
-            "the terminal event at position [0-9]+ is of run tenant/failed,"
-            " and tells another end of it",
+            "the terminal event at position [0-9]+ belongs to run tenant/failed,"
+            " and describes another end",
         )
         for change in (
             "UPDATE events SET ended_at = ended_at + 1 WHERE run_id = 'failed'",
@@ -527,7 +575,7 @@ BROKEN: list[tuple[str, str, str]] = [
 
 
 @pytest.mark.parametrize(("name", "change", "line"), BROKEN)
-def test_what_is_broken_is_named(path: Path, name: str, change: str, line: str) -> None:
+def test_check_names_each_defect(path: Path, name: str, change: str, line: str) -> None:
     with closing(sqlite3.connect(path)) as db:
         assert db.execute(change).rowcount > 0
         db.commit()
@@ -535,11 +583,11 @@ def test_what_is_broken_is_named(path: Path, name: str, change: str, line: str) 
     assert [it for it in problems if re.fullmatch(f"{name}: {line}", it)], problems
 
 
-def test_every_check_is_among_those() -> None:
-    assert {name for name, _, _ in BROKEN} == set(CHECKS)
+def test_each_check_has_a_defect() -> None:
+    assert {name for name, _, _ in BROKEN} == {"records", *CHECKS}
 
 
-def test_damaged_file_is_told_of(path: Path) -> None:
+def test_check_reports_a_damaged_file(path: Path) -> None:
     with closing(sqlite3.connect(path)) as db:
         page, size = db.execute(
             "SELECT rootpage, (SELECT page_size FROM pragma_page_size)"
@@ -554,7 +602,7 @@ def test_damaged_file_is_told_of(path: Path) -> None:
     assert not any("\n" in line for line in problems)
 
 
-def test_index_without_its_row_is_told_of(path: Path) -> None:
+def test_check_reports_an_index_entry_without_a_row(path: Path) -> None:
     with closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA writable_schema = ON")
         db.execute("DELETE FROM sqlite_master WHERE name = 'sessions_by_tenant'")

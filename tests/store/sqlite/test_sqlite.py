@@ -208,7 +208,7 @@ async def test_migrations_are_done_once(path: Path) -> None:
     assert schema() == first
 
 
-async def test_what_was_stored_before_it_was_counted_is_counted(path: Path) -> None:
+async def test_migration_counts_bytes_stored_before(path: Path) -> None:
     async with SqliteStore(path) as store:
         story = Story(store)
         attachments = (Attachment("a", "", "é" * 9), Attachment("b", "", b"1" * 7))
@@ -220,6 +220,7 @@ async def test_what_was_stored_before_it_was_counted_is_counted(path: Path) -> N
     with closing(sqlite3.connect(path)) as db:
         db.execute("ALTER TABLE sessions DROP COLUMN stored_bytes")
         db.execute("ALTER TABLE runs DROP COLUMN trace")
+        db.execute("DROP TABLE deleted_runs")
         db.execute("PRAGMA user_version = 2")
     async with SqliteStore(path) as store:
         assert await store.stored_bytes("tenant") == counted
@@ -274,7 +275,7 @@ async def test_newer_schema_is_refused(path: Path) -> None:
         pass
     with closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA user_version = 999")
-    assert "a newer Runlane wrote it (schema 999, known 4)" in await refusal(path)
+    assert "a newer Runlane wrote it (schema 999, known 5)" in await refusal(path)
 
 
 async def test_file_that_is_no_database_is_refused(path: Path) -> None:

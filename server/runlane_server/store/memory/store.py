@@ -27,6 +27,7 @@ from runlane_server.core.model import (
 from runlane_server.core.transition import Lane, Transition
 from runlane_server.store.base import (
     BusySession,
+    DeletedRun,
     EventFilter,
     IdleSession,
     Listener,
@@ -38,6 +39,7 @@ from runlane_server.store.base import (
     StoreError,
     WriteObserver,
 )
+from runlane_server.store.corrupt import corrupt_complete
 from runlane_server.store.fanout import publish_completes, publish_run_events
 from runlane_server.store.memory.log import MemoryLog
 from runlane_server.store.memory.tables import Tables, place_of
@@ -121,6 +123,17 @@ class MemoryStore:
             self._tables.append(key, attempt, events)
             self._publish(key.tenant, (), events)
 
+    async def discard(self, key: SessionKey, at: Micros) -> None:
+        row = self._tables.sessions.get(key)
+        if row is None:
+            return
+        completes = [
+            corrupt_complete(key.session_id, run.run_id, accept_seq=run.accept_seq, ended_at=at)
+            for run in row.lane.runs
+        ]
+        self._tables.remove(key)
+        self._publish(key.tenant, completes, ())
+
     async def create_session(self, session: NewSession) -> None:
         self._tables.create_session(session)
 
@@ -144,6 +157,9 @@ class MemoryStore:
             publish_completes(self.listener, logged)
         publish_run_events(self.listener, tenant, events)
 
+    async def forget_deleted(self, before: Micros, limit: int) -> int:
+        return self._tables.forget_deleted(before, limit)
+
     # Reading
 
     async def load_lane(self, key: SessionKey) -> Lane:
@@ -158,6 +174,10 @@ class MemoryStore:
     async def get_run(self, key: RunKey) -> Run | None:
         row = self._tables.runs.get(key)
         return None if row is None else row.run
+
+    async def get_deleted_run(self, key: RunKey) -> DeletedRun | None:
+        _, deleted = self._tables.deleted.get(key, (0, None))
+        return deleted
 
     async def position_of(self, key: RunKey) -> Position | None:
         return self._log.position_of(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -21,6 +22,7 @@ from runlane_server.core.model import (
 )
 from runlane_server.core.transition import Lane, LaneRun, RunChange, Transition, describe
 from runlane_server.store.base import (
+    DeletedRun,
     MessagePlace,
     NewSession,
     RunIdTaken,
@@ -61,13 +63,14 @@ class Tables:
     def __init__(self) -> None:
         self.sessions: dict[SessionKey, SessionRow] = {}
         self.runs: dict[RunKey, RunRow] = {}
+        self.deleted: dict[RunKey, tuple[Micros, DeletedRun]] = {}
         self._numbers = 0
 
     def commit(self, base_version: int, transition: Transition) -> None:
         """Writes a transition. Raises Stale and RunIdTaken."""
         self._check(base_version, transition)
         if transition.removed:
-            self._remove(transition.lane.key)
+            self.remove(transition.lane.key)
         else:
             self._apply(transition)
 
@@ -113,17 +116,30 @@ class Tables:
         if base_version != (0 if session is None else session.lane.version):
             raise Stale.lane()
         for change in transition.runs:
-            exists = RunKey(key.tenant, change.run.run_id) in self.runs
-            if exists and change.request is not None:
+            run = RunKey(key.tenant, change.run.run_id)
+            if change.request is not None and (run in self.runs or run in self.deleted):
                 raise RunIdTaken
         for event in transition.events:
             row = self.runs.get(RunKey(key.tenant, event.run_id))
             if row is not None and row.events[-1].index >= event.index:
                 raise Stale.run()
 
-    def _remove(self, key: SessionKey) -> None:
+    def remove(self, key: SessionKey) -> None:
+        """Removes a session with all that belongs to it."""
+        at = time.time_ns() // 1_000
         for run_id in self.sessions.pop(key).run_ids:
-            del self.runs[RunKey(key.tenant, run_id)]
+            row = self.runs.pop(RunKey(key.tenant, run_id))
+            self.deleted[RunKey(key.tenant, run_id)] = (
+                at,
+                DeletedRun(key.session_id, row.run.prompt_fingerprint, row.events[-1].index),
+            )
+
+    def forget_deleted(self, before: Micros, limit: int) -> int:
+        """Forgets the runs that were deleted before a time."""
+        old = [key for key, (at, _) in self.deleted.items() if at < before][:limit]
+        for key in old:
+            del self.deleted[key]
+        return len(old)
 
     def _apply(self, transition: Transition) -> None:
         lane = transition.lane

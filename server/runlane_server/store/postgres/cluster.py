@@ -51,6 +51,7 @@ class PostgresCluster:
     def __init__(self, pool: Pool, notifier: Notifier, peer_key: str) -> None:
         self.peer_key = peer_key
         self.on_wake: Callable[[], None] | None = None
+        self.is_alone = False
         self._pool = pool
         self._notifier = notifier
 
@@ -64,11 +65,13 @@ class PostgresCluster:
         """Renews the lease of a node. Returns False if it was declared dead, or has left.
 
         Declares dead the nodes that were silent for `lease` seconds, unless this node was itself
-        silent for that long within the last `lease` seconds: after an outage of the database, the
-        first node to return must not declare the others dead. Deletes nodes that died long ago.
+        silent for that long within the last `lease` seconds, or the database was started within
+        them: after an outage of the database, the first node to return must not declare the others
+        dead. Deletes nodes that died long ago.
         """
         rows = await self._rows("beat", escape(node_id), timedelta(seconds=lease), FORGOTTEN_AFTER)
         alive: bool = rows[0]["alive"]
+        self.is_alone = rows[0]["alone"]
         return alive
 
     async def leave(self, node_id: str) -> None:

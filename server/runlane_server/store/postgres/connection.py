@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
-from runlane_server.core.errors import StoreUnavailable
+from runlane_server.core.errors import StoreDown, StoreUnavailable
 from runlane_server.store.postgres.database import Database
 
 if TYPE_CHECKING:
@@ -122,7 +122,8 @@ class Connector:
                 continue
             self.hosts.primary = n
             return connection
-        raise failures[-1]
+        # One host that does not refuse may be in use by other nodes.
+        raise next((it for it in failures if not is_down(it)), failures[-1])
 
     async def _connect(self, dsn: str, timeout: float) -> Connection:
         settings = _SETTINGS | {"search_path": f'"{self.database.schema}"'}
@@ -150,9 +151,17 @@ def _session_attrs(dsn: str) -> SessionAttribute | None:
     return None if "target_session_attrs=" in dsn else SessionAttribute.primary
 
 
-def unavailable(message: str) -> StoreUnavailable:
+def unavailable(message: str, cause: BaseException | None = None) -> StoreUnavailable:
     """The error for callers while the database is unavailable."""
-    return StoreUnavailable(message, retry_after=RETRY_AFTER)
+    kind = StoreDown if cause is not None and is_down(cause) else StoreUnavailable
+    return kind(message, retry_after=RETRY_AFTER)
+
+
+def is_down(error: BaseException) -> bool:
+    """Whether an error shows that the database does not run, or is just starting or stopping."""
+    return isinstance(
+        error, ConnectionRefusedError | FileNotFoundError | asyncpg.CannotConnectNowError
+    )
 
 
 def is_refusal(error: Exception) -> bool:

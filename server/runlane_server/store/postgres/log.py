@@ -17,13 +17,12 @@ import structlog
 
 from runlane_server.core.errors import StoreUnavailable
 from runlane_server.store.base import Listener, LoggedComplete, Position, StoreError
-from runlane_server.store.codec import decode_complete
 from runlane_server.store.fanout import publish_completes
 from runlane_server.store.postgres.connection import FAILURES, describe
 from runlane_server.store.postgres.notifier import Notifier
 from runlane_server.store.postgres.pool import Pool
+from runlane_server.store.postgres.queries import logged
 from runlane_server.store.postgres.schema import SQL, OpenDatabase
-from runlane_server.store.postgres.text import unescape
 
 if TYPE_CHECKING:
     from runlane_server.store.postgres.connection import Connection
@@ -108,11 +107,7 @@ class PostgresLog:
         """Reads and publishes the next page; returns whether there may be more."""
         rows = await fetch(SQL["log_after"], self.position, upto, PAGE_EVENTS, PAGE_BYTES)
         self.note_compacted(rows[0]["compacted"])
-        events = [
-            LoggedComplete(row["position"], unescape(row["tenant"]), decode_complete(row["body"]))
-            for row in rows
-            if row["position"] is not None
-        ]
+        events = [logged(row) for row in rows if row["position"] is not None]
         self._advance(events)
         # Events that are missing up to there were removed in the meantime.
         end = min(upto, self.compacted)

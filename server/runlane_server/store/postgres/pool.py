@@ -74,7 +74,7 @@ class Pool:
                 if not wrote_nothing(error):
                     await self._pool.expire_connections()
                 if tries == TRIES or isinstance(error, TimeoutError):
-                    raise unavailable(NOT_READ) from error
+                    raise unavailable(NOT_READ, error) from error
         raise AssertionError("unreachable")
 
     async def _fetch(self, query: str, args: Sequence[object]) -> Sequence[Any]:

@@ -8,8 +8,8 @@ from typing import Any, TypeAlias, TypeVar
 from runlane_server.core.model import (
     Attachment,
     Message,
+    Micros,
     Prompt,
-    Role,
     Run,
     RunComplete,
     RunEvent,
@@ -20,13 +20,15 @@ from runlane_server.core.model import (
     WhenBusy,
 )
 from runlane_server.core.transition import Lane, LaneRun
-from runlane_server.store.base import BusySession, IdleSession, LoggedComplete, MessagePlace, Page
-from runlane_server.store.codec import (
-    RUN_COMPLETE,
-    decode_body,
-    decode_complete,
-    decode_parts,
+from runlane_server.store.base import (
+    BusySession,
+    DeletedRun,
+    IdleSession,
+    LoggedComplete,
+    MessagePlace,
+    Page,
 )
+from runlane_server.store.corrupt import corrupt_complete
 from runlane_server.store.paging import (
     check_not_compacted,
     complete_size,
@@ -40,8 +42,13 @@ from runlane_server.store.postgres.text import unescape
 from runlane_server.store.records import (
     assemble_lane,
     complete_text,
+    deleted_run_from,
+    event_from,
+    lane_from,
+    logged_from,
     message_from,
-    prompt_parts,
+    prompt_from,
+    readable_keys,
     run_from,
     session_from,
 )
@@ -74,9 +81,11 @@ def _page(
 
 
 def lane(key: SessionKey, rows: Records) -> Lane:
-    """The lane of a session, from one row for each of its open runs."""
-    if not rows:
-        return Lane(key)
+    """The lane of a session, from one row for each of its open runs. Raises CorruptRecord."""
+    return lane_from(key, lambda: _lane(key, rows)) if rows else Lane(key)
+
+
+def _lane(key: SessionKey, rows: Records) -> Lane:
     return assemble_lane(
         key,
         version=rows[0]["version"],
@@ -112,38 +121,66 @@ def key_of(row: Record) -> SessionKey:
     return SessionKey(unescape(row["tenant"]), unescape(row["session_id"]))
 
 
-def busy_session(row: Record) -> BusySession:
-    """A session with open runs."""
-    return BusySession(key_of(row), row["active"], row["waiting_runs"])
+def busy_sessions(rows: Records) -> list[BusySession]:
+    """Sessions with open runs."""
+    return [
+        BusySession(key, bool(row["active"]), row["waiting_runs"])
+        for row, key in readable_keys(rows, unescape)
+    ]
 
 
-def idle_session(row: Record) -> IdleSession:
-    """A session without open runs."""
-    return IdleSession(key_of(row), row["version"], row["accept_seq"])
+def idle_sessions(rows: Records) -> list[IdleSession]:
+    """Sessions without open runs."""
+    return [
+        IdleSession(key, row["version"], row["accept_seq"])
+        for row, key in readable_keys(rows, unescape)
+    ]
+
+
+def unended_runs(key: SessionKey, rows: Records, at: Micros) -> list[RunComplete]:
+    """The placeholders of the terminal events of a session's open runs."""
+    return [
+        corrupt_complete(
+            key.session_id, unescape(row["run_id"]), accept_seq=row["accept_seq"], ended_at=at
+        )
+        for row in rows
+        if row["run_id"] is not None
+    ]
 
 
 # --- Runs ---------------------------------------------------------------------------------------
 
 
-def run(row: Record) -> Run:
+def run(tenant: str, row: Record) -> Run:
     """A run; if it has ended, with the text of its RunComplete."""
     if not row["message_id"]:
-        return run_from(row, unescape)
-    return run_from(row, unescape, *complete_text(decode_parts(row["parts"])))
+        return run_from(tenant, row, unescape)
+    return run_from(
+        tenant, row, unescape, lambda: complete_text(tenant, row["message_id"], row["parts"])
+    )
 
 
-def runs_page(rows: Records, limit: int) -> Page[Run, int]:
+def deleted_run(key: RunKey, row: Record) -> DeletedRun:
+    """A run whose session was deleted."""
+    return deleted_run_from(key, row, unescape)
+
+
+def runs_page(tenant: str, rows: Records, limit: int) -> Page[Run, int]:
     """A page of runs, from up to `limit` rows and one more."""
     return numbered_page(
         rows,
         limit,
-        item=lambda row: run_from(row, unescape),
+        item=lambda row: run_from(tenant, row, unescape),
         number=lambda row: int(row["run_no"]),
     )
 
 
-def prompt(row: Record) -> Prompt:
-    """The full prompt of a run."""
+def prompt(key: RunKey, row: Record) -> Prompt:
+    """The full prompt of a run. Raises CorruptRecord."""
+    return prompt_from(key, lambda: _prompt(row))
+
+
+def _prompt(row: Record) -> Prompt:
     return Prompt(
         unescape(row["prompt_head"]) + unescape(row["rest"] or ""),
         tuple(_attachments(row["attachments"])),
@@ -167,12 +204,13 @@ def run_events(
 ) -> list[RunEvent]:
     """The events of a run after an index. `end` is needed if the run's last event is among them."""
 
+    def complete() -> RunComplete:
+        if end is None:
+            raise ValueError("the run has not ended")
+        return end
+
     def decode(row: Record) -> RunEvent:
-        if row["kind"] != RUN_COMPLETE:
-            body = decode_body(row["kind"], row["body"])
-            return RunEvent(key.run_id, row["idx"], row["at"], body)
-        assert end is not None  # noqa: S101 - the caller has loaded it
-        return RunEvent(key.run_id, row["idx"], row["at"], end)
+        return event_from(key, row, complete)
 
     page, _ = _page(rows, decode, limit=limit, max_bytes=max_bytes, size=event_size)
     check_not_compacted(page, after)
@@ -182,38 +220,43 @@ def run_events(
 # --- Sessions -----------------------------------------------------------------------------------
 
 
-def session(row: Record) -> Session:
+def session(tenant: str, row: Record) -> Session:
     """A session."""
-    return session_from(row, unescape)
+    return session_from(tenant, row, unescape)
 
 
-def sessions_page(rows: Records, limit: int) -> Page[Session, int]:
+def sessions_page(tenant: str, rows: Records, limit: int) -> Page[Session, int]:
     """A page of sessions, from up to `limit` rows and one more."""
-    return numbered_page(rows, limit, item=session, number=lambda row: int(row["created_no"]))
+    return numbered_page(
+        rows,
+        limit,
+        item=lambda row: session(tenant, row),
+        number=lambda row: int(row["created_no"]),
+    )
 
 
-def transcript_page(rows: Records, *, limit: int, max_bytes: int) -> Page[Message, MessagePlace]:
+def transcript_page(
+    tenant: str, rows: Records, *, limit: int, max_bytes: int
+) -> Page[Message, MessagePlace]:
     """A page of a transcript."""
-    page, more = _page(rows, _message, limit=limit, max_bytes=max_bytes, size=message_size)
+
+    def decode(row: Record) -> Message:
+        return message_from(tenant, row, unescape, lambda: _prompt(row))
+
+    page, more = _page(rows, decode, limit=limit, max_bytes=max_bytes, size=message_size)
     return messages_page(page, more=more)
-
-
-def _message(row: Record) -> Message:
-    role = Role(row["role"])
-    parts = prompt_parts(prompt(row)) if role is Role.USER else decode_parts(row["parts"])
-    return message_from(row, unescape, role, parts)
 
 
 # --- The event log ------------------------------------------------------------------------------
 
 
-def log_page(
-    tenant: str, rows: Records, *, limit: int, max_bytes: int
-) -> tuple[list[LoggedComplete], bool]:
-    """Terminal events of a tenant, and whether there are more."""
+def logged(row: Record) -> LoggedComplete:
+    """A terminal event."""
+    return logged_from(row, unescape)
+
+
+def log_page(rows: Records, *, limit: int, max_bytes: int) -> tuple[list[LoggedComplete], bool]:
+    """Terminal events, and whether there are more."""
     found = [row for row in rows if row["position"] is not None]
 
-    def decode(row: Record) -> LoggedComplete:
-        return LoggedComplete(row["position"], tenant, decode_complete(row["body"]))
-
-    return _page(found, decode, limit=limit, max_bytes=max_bytes, size=complete_size)
+    return _page(found, logged, limit=limit, max_bytes=max_bytes, size=complete_size)

@@ -115,6 +115,25 @@ def commit_unit(base_version: int, transition: Transition, future: Future[Result
     )
 
 
+def discard_unit(
+    base_version: int, key: SessionKey, completes: Sequence[RunComplete], future: Future[Result]
+) -> Unit:
+    """The unit of the removal of a session whose lane cannot be loaded."""
+    rows: dict[str, list[Row]] = {
+        "removed_lanes": [(base_version, escape(key.tenant), escape(key.session_id))],
+        "new_events": [_log_row(key, complete) for complete in completes],
+    }
+    return Unit(
+        key.tenant,
+        rows,
+        future,
+        lane=key,
+        changed=frozenset(complete.run_id for complete in completes),
+        completes=tuple(completes),
+        size=_size(rows),
+    )
+
+
 def append_unit(
     key: RunKey, attempt: int, events: Sequence[RunEvent], future: Future[Result]
 ) -> Unit:

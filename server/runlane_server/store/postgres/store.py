@@ -30,6 +30,7 @@ from runlane_server.core.model import (
 from runlane_server.core.transition import Lane, Transition
 from runlane_server.store.base import (
     BusySession,
+    DeletedRun,
     EventFilter,
     IdleSession,
     Listener,
@@ -38,6 +39,7 @@ from runlane_server.store.base import (
     NewSession,
     Page,
     Position,
+    Stale,
     StoreError,
     WriteObserver,
 )
@@ -49,7 +51,13 @@ from runlane_server.store.postgres.database import Database
 from runlane_server.store.postgres.log import PostgresLog
 from runlane_server.store.postgres.notifier import Notifier
 from runlane_server.store.postgres.pool import Pool
-from runlane_server.store.postgres.rows import Result, append_unit, commit_unit, session_unit
+from runlane_server.store.postgres.rows import (
+    Result,
+    append_unit,
+    commit_unit,
+    discard_unit,
+    session_unit,
+)
 from runlane_server.store.postgres.schema import SQL, OpenDatabase, open_database
 from runlane_server.store.postgres.text import escape
 from runlane_server.store.postgres.writer import PostgresWriter
@@ -187,6 +195,17 @@ class PostgresStore:
         if events:
             await self._open.writer.write(append_unit(key, attempt, events, _future()))
 
+    async def discard(self, key: SessionKey, at: Micros) -> None:
+        """See `base.Store`. Two round trips, and again two while another node changes the lane."""
+        while rows := await self._rows("unended_runs", *_escaped(key)):
+            completes = queries.unended_runs(key, rows, at)
+            unit = discard_unit(rows[0]["version"], key, completes, _future())
+            try:
+                await self._open.writer.write(unit)
+            except Stale:
+                continue
+            return
+
     async def create_session(self, session: NewSession) -> None:
         await self._open.writer.write(session_unit(session, _future()))
 
@@ -205,17 +224,26 @@ class PostgresStore:
         await self._rows("forget_removed", REMOVED_KEPT, REMOVED_STEP)
         return count
 
+    async def forget_deleted(self, before: Micros, limit: int) -> int:
+        """See `base.Store`. `before` is compared with the clock of the database."""
+        count: int = (await self._row("forget_deleted", before, limit))["forgotten"]
+        return count
+
     # Reading: one round trip each, unless noted otherwise
 
     async def load_lane(self, key: SessionKey) -> Lane:
         return queries.lane(key, await self._rows("lane", *_escaped(key)))
 
     async def busy_sessions(self) -> Sequence[BusySession]:
-        return [queries.busy_session(row) for row in await self._rows("busy_sessions")]
+        return queries.busy_sessions(await self._rows("busy_sessions"))
 
     async def get_run(self, key: RunKey) -> Run | None:
         row = await self._row("run", *_escaped(key))
-        return None if row is None else queries.run(row)
+        return None if row is None else queries.run(key.tenant, row)
+
+    async def get_deleted_run(self, key: RunKey) -> DeletedRun | None:
+        row = await self._row("deleted_run", *_escaped(key))
+        return None if row is None else queries.deleted_run(key, row)
 
     async def position_of(self, key: RunKey) -> Position | None:
         """See `base.Store`. One more round trip if the listener has not reached that position."""
@@ -256,11 +284,11 @@ class PostgresStore:
                 list(wanted - OPEN_STATES),
                 limit + 1,
             )
-        return queries.runs_page(rows, limit)
+        return queries.runs_page(tenant, rows, limit)
 
     async def get_prompt(self, key: RunKey) -> Prompt | None:
         row = await self._row("prompt", *_escaped(key))
-        return None if row is None else queries.prompt(row)
+        return None if row is None else queries.prompt(key, row)
 
     async def run_events(
         self, key: RunKey, *, after: int, limit: int, max_bytes: int
@@ -279,14 +307,14 @@ class PostgresStore:
 
     async def get_session(self, key: SessionKey) -> Session | None:
         row = await self._row("session", *_escaped(key))
-        return None if row is None else queries.session(row)
+        return None if row is None else queries.session(key.tenant, row)
 
     async def list_sessions(
         self, tenant: str, *, after: int | None = None, limit: int
     ) -> Page[Session, int]:
         before = END_OF_LIST if after is None else after
         rows = await self._rows("sessions", escape(tenant), before, limit + 1)
-        return queries.sessions_page(rows, limit)
+        return queries.sessions_page(tenant, rows, limit)
 
     async def stored_bytes(self, tenant: str) -> int:
         rows = await self._rows("stored_bytes", escape(tenant))
@@ -295,7 +323,7 @@ class PostgresStore:
 
     async def stale_sessions(self, before: Micros, limit: int) -> Sequence[IdleSession]:
         rows = await self._rows("stale_sessions", before, limit)
-        return [queries.idle_session(row) for row in rows]
+        return queries.idle_sessions(rows)
 
     async def list_messages(
         self, key: SessionKey, *, after: MessagePlace | None = None, limit: int, max_bytes: int
@@ -304,7 +332,7 @@ class PostgresStore:
         rows = await self._rows(
             "messages", *_escaped(key), turn, ordinal, limit + 1, max_bytes + queries.SLACK_BYTES
         )
-        return queries.transcript_page(rows, limit=limit, max_bytes=max_bytes)
+        return queries.transcript_page(key.tenant, rows, limit=limit, max_bytes=max_bytes)
 
     async def log_bytes(self) -> int:
         row = await self._row("log_bytes")
@@ -325,7 +353,7 @@ class PostgresStore:
             ids = [[*map(escape, some)] for some in (wanted.session_ids, wanted.run_ids)]
             rows = await self._rows("events_of", *where, *ids)
         self._open.log.note_compacted(rows[0]["compacted"])
-        page, more = queries.log_page(tenant, rows, limit=limit, max_bytes=max_bytes)
+        page, more = queries.log_page(rows, limit=limit, max_bytes=max_bytes)
         return LogPage(tuple(page), page[-1].position if more else known)
 
     async def _rows(self, name: str, *args: object) -> Sequence[Any]:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runlane_server.core.errors import StartError
-from runlane_server.store.sqlite.check import Counts, counts
-from runlane_server.store.sqlite.lock import FileLock
+from runlane_server.store.findings import Counts
+from runlane_server.store.sqlite.check import counts
+from runlane_server.store.sqlite.lock import FileLock, open_private
 from runlane_server.store.sqlite.snapshot import snapshot_of
 from runlane_server.store.sqlite.transaction import SQL
 
@@ -72,7 +73,7 @@ def _exclusive(partial: Path) -> Iterator[int]:
 
     It overwrites the file of a backup that was killed, but not that of a running one.
     """
-    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = open_private(partial)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -60,8 +60,9 @@ class _Step:
             self.events += 1
             self._rows += 1
             # This includes the bytes of the events of its run.
-            self._bytes += row["log_bytes"] - self._removed_to
-            self._removed_to = row["log_bytes"]
+            log_bytes = max(self._removed_to, _number(row["log_bytes"]))
+            self._bytes += log_bytes - self._removed_to
+            self._removed_to = log_bytes
             return True
         self.more = True
         return False
@@ -80,7 +81,7 @@ class _Step:
     def _is_due(self, row: sqlite3.Row) -> bool:
         keep = self._wanted.keep_bytes
         too_large = keep is not None and self._end - self._removed_to > keep
-        return too_large or int(row["ended_at"]) < self._wanted.before
+        return too_large or _number(row["ended_at"]) < self._wanted.before
 
     def _trim(self, row: sqlite3.Row) -> bool:
         """Removes the first events of a run, up to the limit of the transaction; returns whether
@@ -90,7 +91,11 @@ class _Step:
         last = None
         size = 0
         # Row by row: the size of a row is known only after it was read.
-        with closing(self._db.execute(SQL["removable_run_events"], where)) as found:
+        try:
+            events = self._db.execute(SQL["removable_run_events"], where)
+        except UnicodeEncodeError:
+            return True  # a damaged row, whose run has no readable id
+        with closing(events) as found:
             for event in found:
                 if self._rows >= STEP_ROWS or self._bytes + size >= STEP_BYTES:
                     complete = False
@@ -103,3 +108,8 @@ class _Step:
         if last is not None:
             self._db.execute(SQL["delete_first_run_events"], {**key, "last": last})
         return complete
+
+
+def _number(value: object) -> int:
+    """A stored number; 0 for a damaged one, so that its event is removed as an old one."""
+    return value if type(value) is int and 0 <= value < 1 << 62 else 0

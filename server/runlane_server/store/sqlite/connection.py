@@ -19,6 +19,16 @@ BUSY_TIMEOUT = 10.0
 """Seconds to wait for a lock. Only another program that has the file open ever holds one."""
 
 
+def as_is(text: str) -> str:
+    """SQLite keeps any text as it is."""
+    return text
+
+
+def any_text(data: bytes) -> str:
+    """Decodes text that may not be UTF-8: bytes that are not become lone surrogates."""
+    return data.decode(errors="surrogateescape")
+
+
 class SqliteConnection(aiosqlite.Connection):
     """An aiosqlite connection that runs a whole function in one hop to its thread.
 

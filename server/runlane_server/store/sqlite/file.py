@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +13,8 @@ import structlog
 from runlane_server.core.errors import StartError
 from runlane_server.store.base import Position
 from runlane_server.store.sqlfiles import migrations
-from runlane_server.store.sqlite.connection import SqliteConnection
-from runlane_server.store.sqlite.lock import FileLock
+from runlane_server.store.sqlite.connection import SqliteConnection, any_text
+from runlane_server.store.sqlite.lock import FileLock, open_private
 from runlane_server.store.sqlite.transaction import SQL
 
 log = structlog.get_logger()
@@ -39,6 +40,7 @@ class OpenFile:
 async def open_file(path: Path, closing: AsyncExitStack) -> OpenFile:
     """Opens the file; `closing` will close it. Raises StartError."""
     closing.callback(_lock(path).release)
+    _create(path)
     try:
         # The writer opens first and closes last: the last connection to close checkpoints.
         writer = await _connect(path, closing)
@@ -60,6 +62,30 @@ def _lock(path: Path) -> FileLock:
     return FileLock(path)
 
 
+def _create(path: Path) -> None:
+    """Creates a missing file, before SQLite does it with the umask.
+
+    It comes before the first connection: closing a descriptor of the file would drop the locks of
+    SQLite in this process. SQLite gives the files beside it the same mode.
+    """
+    if not path.exists():
+        try:
+            os.close(open_private(path))
+        except OSError as error:
+            raise StartError(f"store {path}: {error.strerror}") from error
+
+
+def _make_private(path: Path) -> None:
+    """Takes the files of an older server, or of a copy, away from other users."""
+    file = Path(os.path.realpath(path))
+    for beside in ("", "-wal", "-shm", "-journal"):
+        with suppress(FileNotFoundError):
+            try:
+                file.with_name(file.name + beside).chmod(0o600)
+            except PermissionError as error:
+                log.warning("store readable by others", path=str(path), error=error.strerror)
+
+
 async def _connect(path: Path, closing: AsyncExitStack) -> SqliteConnection:
     connection = SqliteConnection(path)
     await closing.enter_async_context(connection)
@@ -68,7 +94,10 @@ async def _connect(path: Path, closing: AsyncExitStack) -> SqliteConnection:
 
 def _prepare(db: sqlite3.Connection, path: Path) -> int:
     """Sets up the write connection and migrates the schema; returns its version."""
+    # Damaged text must not stop the writer.
+    db.text_factory = any_text
     version = check_ours(db, path)
+    _make_private(path)
     mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
     if mode != "wal":
         raise StartError(f"store {path}: the file system does not support a write-ahead log")
@@ -111,8 +140,10 @@ def make_read_only(db: sqlite3.Connection) -> None:
 
 
 def _read_state(db: sqlite3.Connection) -> tuple[bytes, Position, Position]:
+    compacted = db.execute(SQL["compacted"]).fetchone()[0]
+    if type(compacted) is not int:
+        raise StartError("store: the row 'compacted' of table meta is damaged; restore a backup")
     store_id: bytes = db.execute(SQL["store_id"]).fetchone()[0]
-    compacted: int = db.execute(SQL["compacted"]).fetchone()[0]
     last: int = db.execute(SQL["last_position"]).fetchone()[0]
     return store_id, max(last, compacted), compacted
 

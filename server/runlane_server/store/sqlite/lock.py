@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from runlane_server.core.errors import StartError
+
+
+def open_private(path: Path) -> int:
+    """Opens a file, created if it is missing, that only its owner can read, whatever the umask.
+
+    Returns the descriptor. Raises OSError.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with suppress(OSError):  # it belongs to another user, or the file system has no modes
+        os.fchmod(descriptor, 0o600)
+    return descriptor
 
 
 class FileLock:
@@ -23,7 +35,7 @@ class FileLock:
         file = Path(os.path.realpath(database))
         self._path = file.with_name(file.name + ".lock")
         try:
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            self._descriptor = open_private(self._path)
         except OSError as error:
             raise StartError(f"store {database}: {self._path}: {error.strerror}") from error
         try:

@@ -8,8 +8,9 @@ from typing import Any
 
 from runlane_server.core.model import RunKey
 from runlane_server.store.base import EventFilter, LoggedComplete, Position
-from runlane_server.store.codec import decode_complete
 from runlane_server.store.paging import complete_size, take_page
+from runlane_server.store.records import logged_from
+from runlane_server.store.sqlite.connection import as_is
 from runlane_server.store.sqlite.transaction import SQL
 
 
@@ -38,10 +39,7 @@ def log_page(
     """Terminal events after a position and up to `known`; whether there are more; and the position
     up to which the log was compacted at the time of the read."""
     where = {"tenant": tenant, "after": after, "known": known, "limit": limit + 1}
-    events = (
-        LoggedComplete(row["position"], tenant, decode_complete(row["body"]))
-        for row in _logged(db, wanted, where)
-    )
+    events = (logged_from(row, as_is) for row in _logged(db, wanted, where))
     page, more = take_page(events, limit=limit, max_bytes=max_bytes, size=complete_size)
     return page, more, db.execute(SQL["compacted"]).fetchone()["value"]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from runlane_server.core.model import (
@@ -15,8 +15,8 @@ from runlane_server.core.model import (
     Message,
     Micros,
     Prompt,
-    Role,
     Run,
+    RunComplete,
     RunEvent,
     RunKey,
     RunState,
@@ -25,8 +25,8 @@ from runlane_server.core.model import (
     WhenBusy,
 )
 from runlane_server.core.transition import Lane, LaneRun
-from runlane_server.store.base import BusySession, IdleSession, MessagePlace, Page
-from runlane_server.store.codec import RUN_COMPLETE, decode_body, decode_parts
+from runlane_server.store.base import BusySession, DeletedRun, IdleSession, MessagePlace, Page
+from runlane_server.store.corrupt import corrupt_complete
 from runlane_server.store.paging import (
     check_not_compacted,
     event_size,
@@ -40,27 +40,28 @@ from runlane_server.store.records import (
     OPEN_STATES,
     assemble_lane,
     complete_text,
+    deleted_run_from,
+    event_from,
+    lane_from,
     message_from,
-    prompt_parts,
+    prompt_from,
+    readable_keys,
     run_from,
     session_from,
 )
+from runlane_server.store.sqlite.connection import as_is
 from runlane_server.store.sqlite.transaction import SQL
-
-
-def _as_is(text: str) -> str:
-    """SQLite keeps any text as it is."""
-    return text
-
 
 # --- Lanes --------------------------------------------------------------------------------------
 
 
 def lane(db: sqlite3.Connection, key: SessionKey) -> Lane:
-    """The lane of a session."""
+    """The lane of a session. Raises CorruptRecord."""
     rows = db.execute(SQL["lane"], key).fetchall()
-    if not rows:
-        return Lane(key)
+    return lane_from(key, lambda: _lane(key, rows)) if rows else Lane(key)
+
+
+def _lane(key: SessionKey, rows: Sequence[sqlite3.Row]) -> Lane:
     version, accept_seq, turn = rows[0][:3]
     runs = [_lane_run(*tuple(row)[3:]) for row in rows if row["run_id"] is not None]
     runs.sort(key=lambda run: run.accept_seq)
@@ -74,10 +75,16 @@ def _lane_run(run_id: str, accept_seq: int, state: str, when_busy: str, *rest: A
 def busy_sessions(db: sqlite3.Connection) -> list[BusySession]:
     """All sessions with open runs, the longest waiting first."""
     return [
-        BusySession(
-            SessionKey(row["tenant"], row["session_id"]), bool(row["active"]), row["waiting_runs"]
-        )
-        for row in db.execute(SQL["busy_sessions"])
+        BusySession(key, bool(row["active"]), row["waiting_runs"])
+        for row, key in readable_keys(db.execute(SQL["busy_sessions"]), as_is)
+    ]
+
+
+def unended_runs(db: sqlite3.Connection, key: SessionKey, at: Micros) -> list[RunComplete]:
+    """The placeholders of the terminal events of a session's open runs."""
+    return [
+        corrupt_complete(key.session_id, row["run_id"], accept_seq=row["accept_seq"], ended_at=at)
+        for row in db.execute(SQL["unended_runs"], key._asdict())
     ]
 
 
@@ -90,7 +97,18 @@ def run(db: sqlite3.Connection, key: RunKey) -> Run | None:
     if number is None:
         return None
     row = db.execute(SQL["run"], dict(number)).fetchone()
-    return run_from(row, _as_is, *_complete_text(db, key.tenant, row))
+    return run_from(key.tenant, row, as_is, lambda: _complete_text(db, key.tenant, row))
+
+
+def deleted_run(db: sqlite3.Connection, key: RunKey) -> DeletedRun | None:
+    """A run whose session was deleted."""
+    row = db.execute(SQL["deleted_run"], key).fetchone()
+    return None if row is None else deleted_run_from(key, row, as_is)
+
+
+def count_deleted(db: sqlite3.Connection, before: Micros, limit: int) -> int:
+    """The number of runs deleted before a time, up to a limit."""
+    return len(db.execute(SQL["deleted_before"], (before, limit)).fetchall())
 
 
 def list_runs(
@@ -119,7 +137,8 @@ def list_runs(
         numbers = _numbers(db, "runs_of_session", where)
 
     def read(number: int) -> Run:
-        return run_from(db.execute(SQL["run"], {"run_no": number}).fetchone(), _as_is)
+        row = db.execute(SQL["run"], {"run_no": number}).fetchone()
+        return run_from(tenant, row, as_is)
 
     return numbered_page(numbers, limit, item=read, number=lambda number: number)
 
@@ -156,7 +175,7 @@ def _complete_text(db: sqlite3.Connection, tenant: str, row: sqlite3.Row) -> tup
         "message_id": row["message_id"],
     }
     message = db.execute(SQL["message_parts"], where).fetchone()
-    return complete_text(decode_parts(message["parts"]))
+    return complete_text(tenant, row["message_id"], message["parts"])
 
 
 def prompt(db: sqlite3.Connection, key: RunKey) -> Prompt | None:
@@ -164,9 +183,13 @@ def prompt(db: sqlite3.Connection, key: RunKey) -> Prompt | None:
     row = db.execute(SQL["prompt"], key).fetchone()
     if row is None:
         return None
-    attachments: Iterable[sqlite3.Row] = ()
-    if row["attachments"]:
-        attachments = db.execute(SQL["attachments"], key)
+    return prompt_from(key, lambda: _prompt(db, key, row))
+
+
+def _prompt(db: sqlite3.Connection, key: RunKey, row: sqlite3.Row) -> Prompt:
+    attachments = db.execute(SQL["attachments"], key).fetchall() if row["attachments"] else []
+    if len(attachments) != row["attachments"]:
+        raise ValueError(f"has {len(attachments)} attachments instead of {row['attachments']}")
     return Prompt(
         row["prompt_head"] + (row["rest"] or ""),
         tuple(Attachment(it["name"], it["mime_type"], it["content"]) for it in attachments),
@@ -185,11 +208,13 @@ def run_events(
 
 
 def _run_event(db: sqlite3.Connection, key: RunKey, row: sqlite3.Row) -> RunEvent:
-    if row["kind"] != RUN_COMPLETE:
-        return RunEvent(key.run_id, row["idx"], row["at"], decode_body(row["kind"], row["body"]))
-    ended = run(db, key)
-    assert ended is not None and ended.complete is not None  # noqa: S101, PT018
-    return RunEvent(key.run_id, row["idx"], row["at"], ended.complete)
+    def complete() -> RunComplete:
+        ended = run(db, key)
+        if ended is None or ended.complete is None:
+            raise ValueError("the run has not ended")
+        return ended.complete
+
+    return event_from(key, row, complete)
 
 
 # --- Sessions -----------------------------------------------------------------------------------
@@ -198,7 +223,7 @@ def _run_event(db: sqlite3.Connection, key: RunKey, row: sqlite3.Row) -> RunEven
 def session(db: sqlite3.Connection, key: SessionKey) -> Session | None:
     """A session."""
     row = db.execute(SQL["session"], key._asdict()).fetchone()
-    return None if row is None else session_from(row, _as_is)
+    return None if row is None else session_from(key.tenant, row, as_is)
 
 
 def list_sessions(
@@ -214,7 +239,7 @@ def list_sessions(
     return numbered_page(
         rows,
         limit,
-        item=lambda row: session_from(row, _as_is),
+        item=lambda row: session_from(tenant, row, as_is),
         number=lambda row: int(row["created_no"]),
     )
 
@@ -230,8 +255,8 @@ def stale_sessions(db: sqlite3.Connection, before: Micros, limit: int) -> list[I
     """Idle sessions whose last write was before `before`, the oldest first."""
     rows = db.execute(SQL["stale_sessions"], {"before": before, "limit": limit})
     return [
-        IdleSession(SessionKey(row["tenant"], row["session_id"]), row["version"], row["accept_seq"])
-        for row in rows
+        IdleSession(key, row["version"], row["accept_seq"])
+        for row, key in readable_keys(rows, as_is)
     ]
 
 
@@ -251,10 +276,10 @@ def list_messages(
 
 
 def _message(db: sqlite3.Connection, tenant: str, row: sqlite3.Row) -> Message:
-    role = Role(row["role"])
-    parts = decode_parts(row["parts"])
-    if role is Role.USER:
+    def read_prompt() -> Prompt:
         asked = prompt(db, RunKey(tenant, row["run_id"]))
-        assert asked is not None  # noqa: S101 - a message is deleted together with its run
-        parts = prompt_parts(asked)
-    return message_from(row, _as_is, role, parts)
+        if asked is None:
+            raise ValueError("its run is not there")
+        return asked
+
+    return message_from(tenant, row, as_is, read_prompt)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 from runlane_server.store.batching import MAX_DELAY, Pacer
-from runlane_server.store.sqlite.connection import SqliteConnection
+from runlane_server.store.sqlite.connection import SqliteConnection, any_text
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -137,6 +137,24 @@ def _read_together(db: sqlite3.Connection, calls: Sequence[Call]) -> list[Outcom
 
 def _outcome(db: sqlite3.Connection, call: Call) -> Outcome:
     try:
-        return call(db), None
+        return _tolerant(db, call), None
     except Exception as error:  # noqa: BLE001 - the caller that waits gets it
         return None, error
+
+
+def _tolerant(db: sqlite3.Connection, call: Call) -> Any:
+    """Calls again with a decoder that accepts any bytes, if some text is not UTF-8.
+
+    The decoder makes characters of such bytes that the verification of the record then refuses.
+    It is not used otherwise, because it takes a call for each text.
+    """
+    try:
+        return call(db)
+    except sqlite3.OperationalError as error:
+        if not str(error).startswith("Could not decode to UTF-8"):
+            raise
+    db.text_factory = any_text
+    try:
+        return call(db)
+    finally:
+        db.text_factory = str

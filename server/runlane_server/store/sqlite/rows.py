@@ -5,6 +5,7 @@ A unit is encoded in the call, so that its rows are ready when its batch is writ
 
 from __future__ import annotations
 
+import time
 from asyncio import Future
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -114,6 +115,21 @@ def commit_unit(base_version: int, transition: Transition, future: Future[Result
     )
 
 
+def discard_unit(key: SessionKey, completes: Sequence[RunComplete], future: Future[Result]) -> Unit:
+    """The unit of the removal of a session at any version."""
+    rows = _removal(key, 0) | {"discard_session": [key]}
+    del rows["delete_session"]
+    return Unit(
+        key.tenant,
+        rows,
+        future,
+        lane=key,
+        changed=[complete.run_id for complete in completes],
+        completes=tuple(completes),
+        logged=[_log_row(key, complete) for complete in completes],
+    )
+
+
 def append_unit(
     key: RunKey, attempt: int, events: Sequence[RunEvent], future: Future[Result]
 ) -> Unit:
@@ -136,9 +152,15 @@ def session_unit(session: NewSession, future: Future[Result]) -> Unit:
     return Unit(session.key.tenant, {"create_session": [row]}, future, lane=session.key)
 
 
+def forget_unit(before: Micros, limit: int, future: Future[Result]) -> Unit:
+    """The unit that forgets runs deleted long ago."""
+    return Unit("", {"forget_deleted": [(before, limit)]}, future)
+
+
 def _removal(key: SessionKey, base_version: int) -> Rows:
     return {
         "delete_session": [(*key, base_version)],
+        "remember_runs": [(time.time_ns() // 1_000, *key)],
         "delete_messages": [key],
         "delete_run_events": [key],
         "delete_attachments": [key],
@@ -208,7 +230,9 @@ def _add_run(rows: Rows, key: SessionKey, change: RunChange) -> None:
         key.session_id,
     )
     if request is not None:
-        rows.setdefault("insert_run", []).append(values + _request_values(change, request))
+        rows.setdefault("insert_run", []).append(
+            values + _request_values(change, request) + (key.tenant, run.run_id)
+        )
         _add_prompt(rows, key.tenant, request)
     if complete is not None:
         rows.setdefault("end_run", []).append(_end_values(complete) + values)

@@ -31,6 +31,7 @@ from runlane_server.core.model import (
 from runlane_server.core.transition import Lane, Transition
 from runlane_server.store.base import (
     BusySession,
+    DeletedRun,
     EventFilter,
     IdleSession,
     Listener,
@@ -52,6 +53,8 @@ from runlane_server.store.sqlite.rows import (
     Result,
     append_unit,
     commit_unit,
+    discard_unit,
+    forget_unit,
     session_unit,
 )
 from runlane_server.store.sqlite.writer import SqliteWriter, unavailable
@@ -139,6 +142,10 @@ class SqliteStore:
         if events:
             await self._writing.write(append_unit(key, attempt, events, _future()))
 
+    async def discard(self, key: SessionKey, at: Micros) -> None:
+        completes = await self._page(queries.unended_runs, key, at)
+        await self._writing.write(discard_unit(key, completes, _future()))
+
     async def create_session(self, session: NewSession) -> None:
         await self._writing.write(session_unit(session, _future()))
 
@@ -152,6 +159,12 @@ class SqliteStore:
             if removed is None or not removed.more or count == limit:
                 return count
 
+    async def forget_deleted(self, before: Micros, limit: int) -> int:
+        count = await self._look_up(queries.count_deleted, before, limit)
+        if count:
+            await self._writing.write(forget_unit(before, limit, _future()))
+        return count
+
     # Reading
 
     async def load_lane(self, key: SessionKey) -> Lane:
@@ -162,6 +175,9 @@ class SqliteStore:
 
     async def get_run(self, key: RunKey) -> Run | None:
         return await self._look_up(queries.run, key)
+
+    async def get_deleted_run(self, key: RunKey) -> DeletedRun | None:
+        return await self._look_up(queries.deleted_run, key)
 
     async def position_of(self, key: RunKey) -> Position | None:
         return await self._look_up(sqlite_log.position_of, key)

@@ -1,5 +1,5 @@
--- Statements by name. What the store says to PostgreSQL while it serves is here, and in the functions
--- of the migrations. Each is one round trip.
+-- All statements of a serving store, by name, besides the functions in the migrations. Each is one
+-- round trip.
 
 -- Opening
 
@@ -10,7 +10,7 @@ SELECT
     current_setting('synchronous_commit') AS durability;
 
 -- name: lock_schema
--- Should this node stand still meanwhile, the others go on.
+-- If this node hangs meanwhile, the timeouts let the others continue.
 SET statement_timeout = 0;
 SET idle_session_timeout = '60s';
 SET idle_in_transaction_session_timeout = '60s';
@@ -73,11 +73,23 @@ SELECT events, compacted, more FROM compact($1, $2, $3, $4, $5);
 -- name: forget_removed
 SELECT forget_removed($1, $2);
 
+-- name: forget_deleted
+WITH forgotten AS (
+    DELETE FROM deleted_runs
+    WHERE (tenant, run_id) IN (
+        SELECT tenant, run_id FROM deleted_runs
+        WHERE deleted_at < to_timestamp($1::bigint / 1000000.0)
+        ORDER BY deleted_at LIMIT $2 FOR UPDATE SKIP LOCKED
+    )
+    RETURNING 1
+)
+SELECT count(*) AS forgotten FROM forgotten;
+
 -- Reading: lanes
 
 -- name: lane
--- A row for each open run; one with a NULL run_id for a session without any. The events are counted
--- here, as an append leaves the run's row alone.
+-- One row per open run; a single row with a NULL run_id if there is none. It counts the events,
+-- because an append does not change the row of the run.
 SELECT
     sessions.version, sessions.accept_seq AS lane_accept_seq, sessions.turn AS lane_turn,
     runs.run_id, runs.accept_seq, runs.state, runs.when_busy, runs.accepted_at, runs.rank,
@@ -102,6 +114,17 @@ FROM runs
 WHERE ended_at IS NULL AND run_no > 0
 GROUP BY tenant, session_id
 ORDER BY min(accepted_at), min(run_no);
+
+-- name: unended_runs
+-- The version of the lane, with a row for each run that no terminal event was written for.
+SELECT sessions.version, runs.run_id, runs.accept_seq
+FROM sessions LEFT JOIN runs
+    ON runs.tenant = sessions.tenant AND runs.session_id = sessions.session_id
+        AND runs.ended_at IS NULL AND runs.run_no > 0 AND NOT EXISTS (
+            SELECT FROM events WHERE events.tenant = runs.tenant AND events.run_id = runs.run_id
+                AND events.session_id = runs.session_id
+        )
+WHERE sessions.tenant = $1 AND sessions.session_id = $2;
 
 -- Reading: runs
 
@@ -129,7 +152,7 @@ WHERE tenant = $1 AND session_id = $2 AND run_no > 0 AND run_no < $3
 ORDER BY run_no DESC LIMIT $5;
 
 -- name: runs_of_tenant
--- A page of each index that has some of them; merged, the page of all.
+-- Merges a page from each index that has some of the states.
 SELECT * FROM (
     (
         SELECT
@@ -157,6 +180,9 @@ SELECT * FROM (
 ) AS found
 ORDER BY run_no DESC LIMIT $5;
 
+-- name: deleted_run
+SELECT session_id, prompt_fingerprint, events FROM deleted_runs WHERE tenant = $1 AND run_id = $2;
+
 -- name: prompt
 SELECT
     prompt_head, rest,
@@ -168,7 +194,7 @@ FROM runs LEFT JOIN prompts USING (tenant, run_id)
 WHERE tenant = $1 AND run_id = $2;
 
 -- name: run_events
--- found: how many there are, of which those are returned that begin within so many bytes.
+-- found: the number of matching events; those that begin within the limit of bytes are returned.
 SELECT idx, at, kind, body, found FROM (
     SELECT
         idx, at, kind, body, count(*) OVER () AS found,
@@ -196,7 +222,9 @@ FROM sessions
 WHERE tenant = $1 AND created_no > 0 AND created_no < $2 ORDER BY created_no DESC LIMIT $3;
 
 -- name: stored_bytes
-SELECT coalesce(sum(stored_bytes), 0)::bigint AS bytes FROM sessions
+-- A damaged number counts as 0, so that the sum does not overflow.
+SELECT coalesce(sum(stored_bytes) FILTER (WHERE stored_bytes BETWEEN 0 AND 1::bigint << 50), 0)::bigint
+    AS bytes FROM sessions
 WHERE tenant = $1 AND created_no > 0;
 
 -- name: stale_sessions
@@ -240,7 +268,7 @@ FROM (
 ) AS sized
 WHERE before <= $6 ORDER BY turn, ordinal;
 
--- Reading: the event log. compacted is as of the same snapshot; a page without an event has one row.
+-- Reading: the event log. compacted is of the same snapshot; an empty page has one row.
 
 -- name: log_bytes
 SELECT coalesce(
@@ -248,27 +276,29 @@ SELECT coalesce(
 ) FROM store;
 
 -- name: log_after
--- All tenants, for those who follow the log.
-SELECT compacted, position, tenant, body, found FROM store LEFT JOIN (
+-- Events of all tenants, for the follower of the log.
+SELECT compacted, position, tenant, session_id, run_id, ended_at, body, found FROM store LEFT JOIN (
     SELECT
-        position, tenant, body, count(*) OVER () AS found,
+        position, tenant, session_id, run_id, ended_at, body, count(*) OVER () AS found,
         sum(size) OVER (ORDER BY position) - size AS before
     FROM (
-        SELECT position, tenant, body, octet_length(body) AS size FROM events
+        SELECT position, tenant, session_id, run_id, ended_at, body, octet_length(body) AS size
+        FROM events
         WHERE position > $1 AND position <= $2 ORDER BY position LIMIT $3
     ) AS first
 ) AS sized ON before <= $4
 ORDER BY position;
 
 -- name: events
--- By position: an index on the tenant would mean to sort its whole log for each page. IS TRUE keeps
--- the planner from taking one.
-SELECT compacted, position, body, found FROM store LEFT JOIN (
+-- Reads by position: with an index on the tenant, each page would sort the tenant's whole log. IS TRUE
+-- keeps the planner from using one.
+SELECT compacted, position, tenant, session_id, run_id, ended_at, body, found FROM store LEFT JOIN (
     SELECT
-        position, body, count(*) OVER () AS found,
+        position, tenant, session_id, run_id, ended_at, body, count(*) OVER () AS found,
         sum(size) OVER (ORDER BY position) - size AS before
     FROM (
-        SELECT position, body, octet_length(body) AS size FROM events
+        SELECT position, tenant, session_id, run_id, ended_at, body, octet_length(body) AS size
+        FROM events
         WHERE (tenant = $1) IS TRUE AND position > $2 AND position <= $3
         ORDER BY position LIMIT $4
     ) AS first
@@ -276,13 +306,15 @@ SELECT compacted, position, body, found FROM store LEFT JOIN (
 ORDER BY position;
 
 -- name: events_of
--- A seek for each id reads no more than the page could need of it, however long the log is.
-SELECT compacted, position, body, found FROM store LEFT JOIN (
+-- One seek per id reads at most a page of its events, however long the log is.
+SELECT compacted, position, tenant, session_id, run_id, ended_at, body, found FROM store LEFT JOIN (
     SELECT
-        position, body, count(*) OVER () AS found,
+        position, tenant, session_id, run_id, ended_at, body, count(*) OVER () AS found,
         sum(size) OVER (ORDER BY position) - size AS before
     FROM (
-        SELECT position, body, octet_length(body) AS size
+        SELECT
+            position, events.tenant, events.session_id, events.run_id, ended_at, body,
+            octet_length(body) AS size
         FROM (
             SELECT own.position FROM unnest($6::text[]) AS wanted (id) CROSS JOIN LATERAL (
                 SELECT events.position FROM events
@@ -304,22 +336,22 @@ SELECT compacted, position, body, found FROM store LEFT JOIN (
 ORDER BY position;
 
 -- name: position_of_run
--- The last one, should a run of that id have been there before its session was deleted.
+-- The last one: a run of a deleted session may have had the same id.
 SELECT position FROM events
 WHERE tenant = $1 AND run_id = $2 ORDER BY position DESC LIMIT 1;
 
--- Nodes. All times are the database's.
+-- Nodes. All times are those of the database.
 
 -- name: join
--- One that was lost is not taken back.
+-- A node that was declared dead cannot join again.
 INSERT INTO nodes (node_id, address) VALUES ($1, $2)
 ON CONFLICT (node_id) DO UPDATE SET address = excluded.address, heartbeat = clock_timestamp()
 WHERE NOT nodes.lost;
 
 -- name: beat
--- Its own row comes first, and others are passed over where they are locked: nobody waits who has a
--- lock that somebody else could wait for. Who has been silent for so long itself, as when the
--- database was away, lets the others speak first.
+-- It updates its own row first and skips other rows that are locked, so that no deadlock can occur. A
+-- node that was silent for a lease, as after an outage of the database, declares no node dead for a
+-- lease; nor does any node within a lease after the start of the database.
 WITH own AS MATERIALIZED (
     UPDATE nodes SET
         heartbeat = clock_timestamp(),
@@ -331,6 +363,7 @@ WITH own AS MATERIALIZED (
     FROM nodes
     WHERE node_id <> $1 AND heartbeat < now() - $2::interval
         AND (SELECT steady_since FROM own) <= now() - $2::interval
+        AND pg_postmaster_start_time() <= now() - $2::interval
     FOR UPDATE SKIP LOCKED
 ), lost AS (
     UPDATE nodes SET lost = true
@@ -338,13 +371,18 @@ WITH own AS MATERIALIZED (
 ), forgotten AS (
     DELETE FROM nodes WHERE node_id IN (SELECT node_id FROM silent WHERE forgotten)
 )
-SELECT EXISTS (SELECT FROM own) AS alive;
+SELECT
+    EXISTS (SELECT FROM own) AS alive,
+    NOT EXISTS (
+        SELECT FROM nodes
+        WHERE node_id <> $1 AND NOT lost AND heartbeat >= now() - $2::interval
+    ) AS alone;
 
 -- name: leave
 DELETE FROM nodes WHERE node_id = $1;
 
 -- name: lost_runs
--- A seek for each host that there is, and only the runs of those that are lost.
+-- One seek per host; it reads only the runs of lost hosts.
 WITH RECURSIVE hosts (host) AS (
     (
         SELECT host FROM runs
@@ -381,13 +419,13 @@ WHERE host = $1 AND state = 'cancelling' AND folded_into = '' AND run_no > 0
 ORDER BY started_at;
 
 -- name: claim
--- A seek for each tenant that has lanes to claim, and only as many of its lanes as are its share: one
--- that has thousands is in nobody's way. $4 and $5 are the tenants that had their turn, the one to come
--- next first, and how many lanes more the node could serve of each; $6 is that for all others, which
--- come before them.
+-- One seek per tenant with lanes to claim, for at most its share of them, so that a tenant with
+-- thousands delays no other. $4 and $5 are the tenants that were served, the next one first, and the
+-- number of further lanes that the node can serve of each; $6 is that number for all other tenants,
+-- which come first.
 --
--- Waits for nobody. What is being written, or claimed by another node, is passed over; so is what was
--- written a moment ago, as its ctid is another one by now.
+-- It waits for no lock: it skips lanes that are being written or claimed by another node, and those
+-- that were written after its snapshot, because their ctid has changed.
 WITH RECURSIVE heads (tenant, waiting_since) AS (
     (
         SELECT tenant, waiting_since FROM sessions

@@ -1,8 +1,8 @@
--- What has to hold in a database, by name. Each statement returns what is wrong, a sentence a row.
+-- The invariants of a database, by name. Each statement returns one sentence per violation.
 --
--- They walk through whole tables, in the order of an index wherever that spares a sort. A run id may
--- be used again once its session was deleted, while the terminal event of the first run stays in the
--- log: the event of a run is one that ended no earlier than the run was accepted.
+-- They read whole tables, in the order of an index where that avoids a sort. A run id may
+-- be used again some time after its session was deleted, while the terminal event of the first run
+-- stays in the log: the event of a run is one that ended no earlier than the run was accepted.
 
 -- name: meta
 SELECT 'the file has no ' || wanted.name
@@ -30,13 +30,13 @@ SELECT 'session ' || tenant || '/' || session_id || problem FROM (
             WHEN active_run_id <> '' AND NOT EXISTS (
                 SELECT 1 FROM runs
                 WHERE runs.tenant = sessions.tenant AND runs.run_id = active_run_id
-            ) THEN ' points to its active run ' || active_run_id || ', which is not there'
+            ) THEN ' names the active run ' || active_run_id || ', which does not exist'
             WHEN active_run_id <> coalesce(run_id, '')
-                THEN ' says that ''' || active_run_id || ''' is active, but ''' ||
-                    coalesce(run_id, '') || ''' is'
+                THEN ' names the active run ''' || active_run_id || ''' instead of ''' ||
+                    coalesce(run_id, '') || ''''
             WHEN waiting_runs <> coalesce(waiting, 0)
-                THEN ' says that ' || waiting_runs || ' runs wait, but ' ||
-                    coalesce(waiting, 0) || ' do'
+                THEN ' counts ' || waiting_runs || ' waiting runs instead of ' ||
+                    coalesce(waiting, 0)
         END AS problem
     FROM sessions LEFT JOIN held USING (tenant, session_id)
 ) WHERE problem IS NOT NULL;
@@ -46,7 +46,7 @@ SELECT 'run ' || tenant || '/' || run_id || problem FROM (
     SELECT
         tenant, run_id,
         CASE
-            WHEN rank = before THEN ' shares its place in the lane with another'
+            WHEN rank = before THEN ' has the rank of another waiting run'
             WHEN (state = 'accepted') <> (place = 1 AND active_run_id = '')
                 THEN ' is ' || state || ' at place ' || place || ' of its lane, with ' ||
                     iif(active_run_id = '', 'no active run', 'the active run ' || active_run_id)
@@ -67,23 +67,27 @@ SELECT 'run ' || tenant || '/' || run_id || problem FROM (
         runs.tenant, run_id,
         CASE
             WHEN sessions.session_id IS NULL
-                THEN ' is of session ' || runs.session_id || ', which is not there'
+                THEN ' belongs to session ' || runs.session_id || ', which does not exist'
             WHEN (state IN ('completed', 'cancelled', 'failed')) <> (ended_at IS NOT NULL)
                 THEN ' is ' || state || ', but has ' || iif(ended_at IS NULL, 'no', 'an') || ' end'
             WHEN ended_at IS NOT NULL AND (finish_reason IS NULL OR message_id IS NULL)
-                THEN ' has ended without saying how'
+                THEN ' has ended without a finish reason or a message id'
             WHEN runs.accept_seq > sessions.accept_seq
-                THEN ' has accept_seq ' || runs.accept_seq || ', its session only ' ||
+                THEN ' has accept_seq ' || runs.accept_seq || '; that of its session is ' ||
                     sessions.accept_seq
             WHEN runs.turn > sessions.turn
-                THEN ' has turn ' || runs.turn || ', its session only ' || sessions.turn
+                THEN ' has turn ' || runs.turn || '; that of its session is ' || sessions.turn
         END AS problem
     FROM runs LEFT JOIN sessions USING (tenant, session_id)
 ) WHERE problem IS NOT NULL;
 
+-- name: deleted_runs
+SELECT 'run ' || tenant || '/' || run_id || ' exists, but is remembered as deleted'
+FROM deleted_runs JOIN runs USING (tenant, run_id);
+
 -- name: accept_order
 SELECT
-    'run ' || tenant || '/' || run_id || ' has accept_seq ' || accept_seq || ' behind ' || before
+    'run ' || tenant || '/' || run_id || ' has accept_seq ' || accept_seq || ' after ' || before
 FROM (
     SELECT tenant, run_id, accept_seq, lag(accept_seq, 1, 0) OVER accepts AS before
     FROM runs INDEXED BY runs_by_session
@@ -95,15 +99,15 @@ SELECT 'run ' || tenant || '/' || run_id || ' is folded into ' || folded_into ||
     SELECT
         run.tenant, run.run_id, run.folded_into,
         CASE
-            WHEN host.run_id IS NULL THEN ', which is not there'
-            WHEN host.session_id <> run.session_id THEN ', which is of another session'
+            WHEN host.run_id IS NULL THEN ', which does not exist'
+            WHEN host.session_id <> run.session_id THEN ', which belongs to another session'
             WHEN host.folded_into <> '' THEN ', which is folded itself'
             WHEN host.turn <> run.turn
                 THEN ', but has turn ' || run.turn || ' instead of ' || host.turn
             WHEN run.ended_at IS NULL AND host.state NOT IN ('active', 'cancelling')
                 THEN ', which is ' || host.state || ', but is ' || run.state
             WHEN run.message_id <> '' AND run.message_id IS NOT host.message_id
-                THEN ', but does not share its end'
+                THEN ', but has another last message'
         END AS problem
     FROM runs AS run LEFT JOIN runs AS host
         ON host.tenant = run.tenant AND host.run_id = run.folded_into
@@ -123,7 +127,7 @@ SELECT 'run ' || tenant || '/' || run_id || problem FROM (
                 THEN ' has ended without a last message'
             WHEN message_id <> '' AND last IS NOT message_id || ' ' || finish_reason
                 THEN ' ended with message ' || message_id || ' (' || finish_reason ||
-                    '), its turn with ' || coalesce(last, 'none')
+                    '); its turn ends with ' || coalesce(last, 'none')
         END AS problem
     FROM (
         SELECT
@@ -152,11 +156,11 @@ SELECT 'message ' || tenant || '/' || message_id || problem FROM (
         messages.tenant, messages.message_id,
         CASE
             WHEN runs.run_id IS NULL
-                THEN ' is of run ' || messages.run_id || ', which is not there'
+                THEN ' belongs to run ' || messages.run_id || ', which does not exist'
             WHEN runs.session_id <> messages.session_id
-                THEN ' is in session ' || messages.session_id || ', its run in ' || runs.session_id
+                THEN ' is in session ' || messages.session_id || '; its run is in ' || runs.session_id
             WHEN runs.turn <> messages.turn
-                THEN ' is in turn ' || messages.turn || ', its run in ' || runs.turn
+                THEN ' is in turn ' || messages.turn || '; its run is in ' || runs.turn
             WHEN role = 'user' AND (ordinal = 0) <> (folded_into = '')
                 THEN ' is a prompt at the wrong place of its turn'
         END AS problem
@@ -188,11 +192,11 @@ HAVING min(ordinal) <> 0
     );
 
 -- name: prompts
-SELECT 'the prompt of run ' || tenant || '/' || run_id || ' is there, but not the run'
+SELECT 'the prompt of run ' || tenant || '/' || run_id || ' has no run'
 FROM prompts LEFT JOIN runs USING (tenant, run_id) WHERE runs.run_no IS NULL;
 
 -- name: attachments
-SELECT 'attachment ' || n || ' of run ' || tenant || '/' || run_id || ' is there, but not the run'
+SELECT 'attachment ' || n || ' of run ' || tenant || '/' || run_id || ' has no run'
 FROM attachments LEFT JOIN runs USING (tenant, run_id) WHERE runs.run_no IS NULL
 UNION ALL
 SELECT 'run ' || tenant || '/' || run_id || ' has ' || found || ' attachments instead of ' || attachments
@@ -207,24 +211,24 @@ FROM (
 ) WHERE found <> attachments;
 
 -- name: run_events
--- A prefix is gone, up to the last one, once the terminal event of the run has left the log; a part
--- of it may be while that event is the oldest one, and so the next to go.
+-- Compaction removes all events of a run but the last together with its terminal event in the log. A
+-- part of them may be missing earlier, while that terminal event is the oldest one.
 SELECT 'run ' || tenant || '/' || run_id || problem FROM (
     SELECT
         tenant, run_id,
         CASE
-            WHEN run_no IS NULL THEN ' has events, but is not there'
+            WHEN run_no IS NULL THEN ' has events, but does not exist'
             WHEN n <> last - first + 1
                 THEN ' has ' || n || ' events, numbered from ' || first || ' to ' || last
             WHEN ended_at IS NULL AND ends > 0 THEN ' has not ended, but has a run_complete'
             WHEN ended_at IS NOT NULL AND (ends <> 1 OR ended <> last)
-                THEN ' has ended, but run_complete is not once, and last, among its events'
+                THEN ' has ended, but its last event is not its only run_complete'
             WHEN first > 1 AND ended_at IS NULL THEN ' has lost its first events'
             WHEN first > 1 AND coalesce(position, 0) > (
                 SELECT value + 1 FROM meta WHERE name = 'compacted'
             ) THEN ' has lost its first events, but not its terminal event'
             WHEN n > 1 AND ended_at IS NOT NULL AND position IS NULL
-                THEN ' has no terminal event in the log, but all of its own'
+                THEN ' has all its events, but no terminal event in the log'
         END AS problem
     FROM (
         SELECT
@@ -253,8 +257,8 @@ SELECT 'position ' || position || ' of the event log' || problem FROM (
     SELECT
         position,
         CASE
-            WHEN position <> before + 1 THEN ' comes next after ' || before
-            WHEN log_bytes <= bytes_before THEN ' makes the log no larger'
+            WHEN position <> before + 1 THEN ' follows ' || before
+            WHEN log_bytes <= bytes_before THEN ' does not increase log_bytes'
         END AS problem
     FROM (
         SELECT
@@ -267,8 +271,8 @@ SELECT 'position ' || position || ' of the event log' || problem FROM (
 ) WHERE problem IS NOT NULL;
 
 -- name: terminal_events
--- An event without its run is right where the session was deleted: it outlives that.
-SELECT 'the terminal event at position ' || position || ' is of run ' || tenant || '/' || run_id || problem
+-- An event may have no run: it remains in the log after its session was deleted.
+SELECT 'the terminal event at position ' || position || ' belongs to run ' || tenant || '/' || run_id || problem
 FROM (
     SELECT
         events.position, events.tenant, events.run_id,
@@ -277,20 +281,20 @@ FROM (
                 SELECT 1 FROM sessions
                 WHERE sessions.tenant = events.tenant AND sessions.session_id = events.session_id
                     AND sessions.created_at < events.ended_at
-            ) THEN ', which is not there'
+            ) THEN ', which does not exist'
             WHEN runs.run_no IS NULL OR events.ended_at < runs.accepted_at THEN NULL
             WHEN runs.ended_at IS NULL THEN ', which has not ended'
-            WHEN runs.session_id <> events.session_id THEN ', which is of another session'
+            WHEN runs.session_id <> events.session_id THEN ', which belongs to another session'
             WHEN EXISTS (
                 SELECT 1 FROM events AS other
                 WHERE other.tenant = events.tenant AND other.run_id = events.run_id
                     AND other.position < events.position AND other.ended_at >= runs.accepted_at
-            ) THEN ', which has one before'
+            ) THEN ', which has an earlier one'
             WHEN events.ended_at <> runs.ended_at
                 OR json_extract(events.body, '$.state') <> runs.state
                 OR json_extract(events.body, '$.finish_reason') <> runs.finish_reason
                 OR json_extract(events.body, '$.message_id') <> runs.message_id
-                THEN ', and tells another end of it'
+                THEN ', and describes another end'
         END AS problem
     FROM events LEFT JOIN runs ON runs.tenant = events.tenant AND runs.run_id = events.run_id
 ) WHERE problem IS NOT NULL;
@@ -335,8 +339,8 @@ WITH prompted AS MATERIALIZED (
     FROM messages
     GROUP BY tenant, session_id
 )
-SELECT 'session ' || tenant || '/' || session_id || ' says that it has ' || stored_bytes ||
-    ' bytes, but it has ' || (coalesce(prompted.bytes, 0) + coalesce(said.bytes, 0))
+SELECT 'session ' || tenant || '/' || session_id || ' counts ' || stored_bytes ||
+    ' stored bytes instead of ' || (coalesce(prompted.bytes, 0) + coalesce(said.bytes, 0))
 FROM sessions
     LEFT JOIN prompted USING (tenant, session_id)
     LEFT JOIN said USING (tenant, session_id)

@@ -1,6 +1,6 @@
--- Statements by name. Everything the store says to SQLite while it serves is here. What is executed
--- for each run has `?` and not names, as looking names up costs more than the binding; `sqlite_rows`
--- has the rows in this order.
+-- All statements of a serving store, by name. Statements that are executed for each run have `?` in
+-- place of names, because the lookup of names costs more than the binding; sqlite/rows.py makes the
+-- rows in this order.
 
 -- Writing: sessions
 
@@ -36,6 +36,27 @@ WHERE tenant = ? AND session_id = ? AND version = ?;
 -- name: delete_session
 DELETE FROM sessions WHERE tenant = ? AND session_id = ? AND version = ?;
 
+-- name: discard_session
+DELETE FROM sessions WHERE tenant = ? AND session_id = ?;
+
+-- name: remember_runs
+INSERT OR REPLACE INTO deleted_runs (
+    tenant, run_id, session_id, prompt_fingerprint, events, deleted_at
+)
+SELECT
+    tenant, run_id, session_id, prompt_fingerprint,
+    (
+        SELECT coalesce(max(idx), 0) FROM run_events
+        WHERE run_events.tenant = runs.tenant AND run_events.run_id = runs.run_id
+    ),
+    ?
+FROM runs WHERE tenant = ? AND session_id = ?;
+
+-- name: forget_deleted
+DELETE FROM deleted_runs WHERE (tenant, run_id) IN (
+    SELECT tenant, run_id FROM deleted_runs WHERE deleted_at < ? ORDER BY deleted_at LIMIT ?
+);
+
 -- name: delete_messages
 DELETE FROM messages WHERE tenant = ? AND session_id = ?;
 
@@ -57,18 +78,21 @@ DELETE FROM prompts WHERE (tenant, run_id) IN (
 -- name: delete_runs
 DELETE FROM runs WHERE tenant = ? AND session_id = ?;
 
--- Writing: runs and what belongs to them
+-- Writing: runs, with their prompts, messages and events
 
 -- name: insert_run
--- Open, even if it ends in the same transaction: `end_run` comes next then.
+-- Inserts an open run; if it ends in the same transaction, `end_run` follows. Refuses the id of a
+-- deleted run.
 INSERT INTO runs (
     state, rank, turn, attempt, started_at, folded_into, cancel_reason, tenant, run_id, session_id,
     accept_seq, when_busy, timeout, max_attempts, accepted_at, metadata, attachments,
     prompt_fingerprint, prompt_head, trace
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+)
+SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
+WHERE NOT EXISTS (SELECT 1 FROM deleted_runs WHERE tenant = ? AND run_id = ?);
 
 -- name: update_run
--- Without the columns of its end, on which two indexes depend.
+-- Leaves out the columns of its end: two indexes depend on them.
 UPDATE runs SET
     state = ?,
     rank = ?,
@@ -121,7 +145,7 @@ WHERE tenant = ? AND run_id = ? AND attempt = ?
     AND state IN ('active', 'cancelling') AND folded_into = '';
 
 -- name: insert_event
--- Where there is no event before it, the log begins here, or after what was removed.
+-- Without an earlier event the log begins here, or after the removed events.
 INSERT INTO events (position, tenant, session_id, run_id, ended_at, body, log_bytes) VALUES (
     ?, ?, ?, ?, ?, ?,
     ? + coalesce(
@@ -140,8 +164,8 @@ SELECT position, tenant, run_id, ended_at, log_bytes FROM events
 WHERE position > :after ORDER BY position LIMIT 1;
 
 -- name: removable_run_events
--- The events of a run but the last one, as soon as its terminal event is the last of that run id: a
--- run whose session was deleted may have had the same.
+-- All events of a run but the last. There is none as long as the log has a later terminal event of
+-- the same run id, which a run of a deleted session may have had.
 SELECT idx, coalesce(length(CAST(body AS BLOB)), 0) AS bytes FROM run_events
 WHERE tenant = :tenant AND run_id = :run_id
     AND idx < (
@@ -169,16 +193,16 @@ UPDATE meta SET value = :last WHERE name = 'compacted';
 -- name: set_compacted_bytes
 UPDATE meta SET value = :bytes WHERE name = 'compacted_bytes';
 
--- Writing: what a file is called by the cursors that point into it
+-- Writing: the id of the store, which its cursors carry
 
 -- name: name_store
--- A backup has no name: each store that is made of it gets one of its own when it is first opened.
+-- A backup has no id: each store that is restored from it gets its own when it is first opened.
 UPDATE meta SET value = randomblob(8) WHERE name = 'store_id' AND length(value) = 0;
 
 -- name: unname_store
 UPDATE meta SET value = x'' WHERE name = 'store_id';
 
--- Reading: what is known of the store as a whole
+-- Reading: the store as a whole
 
 -- name: store_id
 SELECT value FROM meta WHERE name = 'store_id';
@@ -204,9 +228,8 @@ SELECT value FROM meta WHERE name = 'compacted_bytes';
 -- Reading: lanes
 
 -- name: lane
--- A row for each of its runs; a single one, with no run, where there is none. That it is one
--- statement spares a transaction. The events are counted here, as an append leaves the run's row
--- alone.
+-- One row per open run; a single row without a run if there is none. One statement needs no
+-- transaction. It counts the events, because an append does not change the row of the run.
 SELECT
     version, sessions.accept_seq, sessions.turn,
     run_id, runs.accept_seq, state, when_busy, accepted_at, rank, timeout, max_attempts, attempt,
@@ -230,6 +253,14 @@ FROM runs INDEXED BY runs_open
 WHERE ended_at IS NULL
 GROUP BY tenant, session_id
 ORDER BY min(accepted_at), min(run_no);
+
+-- name: unended_runs
+-- The runs that no terminal event was written for, whatever else their rows hold.
+SELECT run_id, accept_seq FROM runs INDEXED BY runs_by_session
+WHERE tenant = :tenant AND session_id = :session_id AND ended_at IS NULL AND NOT EXISTS (
+    SELECT 1 FROM events WHERE events.tenant = runs.tenant AND events.run_id = runs.run_id
+        AND events.session_id = runs.session_id
+);
 
 -- Reading: runs
 
@@ -270,6 +301,12 @@ SELECT run_no FROM runs INDEXED BY runs_ended
 WHERE tenant = :tenant AND state = :state AND ended_at IS NOT NULL AND run_no < :before
 ORDER BY run_no DESC LIMIT :limit;
 
+-- name: deleted_before
+SELECT run_id FROM deleted_runs WHERE deleted_at < ? LIMIT ?;
+
+-- name: deleted_run
+SELECT session_id, prompt_fingerprint, events FROM deleted_runs WHERE tenant = ? AND run_id = ?;
+
 -- name: prompt
 SELECT prompt_head, attachments, rest
 FROM runs LEFT JOIN prompts USING (tenant, run_id)
@@ -280,7 +317,8 @@ SELECT name, mime_type, content FROM attachments WHERE tenant = ? AND run_id = ?
 
 -- name: run_events
 SELECT idx, at, kind, body FROM run_events
-WHERE tenant = :tenant AND run_id = :run_id AND idx > :after ORDER BY idx LIMIT :limit;
+WHERE tenant = :tenant AND run_id = :run_id AND idx > :after AND typeof(idx) = 'integer'
+ORDER BY idx LIMIT :limit;
 
 -- Reading: sessions and transcripts
 
@@ -298,8 +336,15 @@ FROM sessions INDEXED BY sessions_by_tenant
 WHERE tenant = :tenant AND created_no < :before ORDER BY created_no DESC LIMIT :limit;
 
 -- name: stored_bytes
--- A piece of a tenant's sessions, in the order in which they lie in the file.
-SELECT coalesce(sum(stored_bytes), 0) AS bytes, count(*) AS found, max(created_no) AS last FROM (
+-- The next sessions of a tenant, in the order of the file. A damaged number counts as 0, so that the
+-- sum does not overflow.
+SELECT
+    coalesce(
+        sum(stored_bytes) FILTER (
+            WHERE typeof(stored_bytes) = 'integer' AND stored_bytes BETWEEN 0 AND 1 << 50
+        ),
+        0
+    ) AS bytes, count(*) AS found, max(created_no) AS last FROM (
     SELECT stored_bytes, created_no FROM sessions INDEXED BY sessions_by_tenant
     WHERE tenant = ? AND created_no > ? ORDER BY created_no LIMIT ?
 );
@@ -313,6 +358,7 @@ ORDER BY updated_at LIMIT :limit;
 SELECT message_id, run_id, turn, ordinal, role, finish_reason, model, created_at, parts
 FROM messages
 WHERE tenant = :tenant AND session_id = :session_id AND (turn, ordinal) > (:turn, :ordinal)
+    AND typeof(turn) = 'integer' AND typeof(ordinal) = 'integer'
 ORDER BY turn, ordinal LIMIT :limit;
 
 -- name: message_parts
@@ -322,12 +368,13 @@ WHERE tenant = :tenant AND session_id = :session_id AND turn = :turn AND message
 -- Reading: the event log
 
 -- name: events
--- By position: an index on the tenant would mean to sort its whole log for each page.
-SELECT position, body FROM events NOT INDEXED
+-- Reads by position: with an index on the tenant, each page would sort the tenant's whole log.
+SELECT position, tenant, session_id, run_id, ended_at, body FROM events NOT INDEXED
 WHERE position > :after AND position <= :known AND tenant = :tenant ORDER BY position LIMIT :limit;
 
 -- name: event
-SELECT position, body FROM events WHERE position = :position;
+SELECT position, tenant, session_id, run_id, ended_at, body FROM events
+WHERE position = :position;
 
 -- name: positions_of_session
 SELECT position FROM events
@@ -340,6 +387,6 @@ WHERE tenant = :tenant AND run_id = :id AND position > :after AND position <= :k
 ORDER BY position LIMIT :limit;
 
 -- name: position_of_run
--- The last one, should a run of that id have been there before its session was deleted.
+-- The last one: a run of a deleted session may have had the same id.
 SELECT position FROM events
 WHERE tenant = :tenant AND run_id = :run_id ORDER BY position DESC LIMIT 1;

@@ -1,0 +1,103 @@
+"""Checks that every row of a database can be read. The lanes of a shared store change meanwhile, so
+the checks between tables, which SQLite has, are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from runlane_server.core.errors import CorruptRecord, StartError
+from runlane_server.core.model import Prompt, RunKey
+from runlane_server.store.corrupt import collecting, corrupt_complete
+from runlane_server.store.findings import Counts, Findings, first_lines
+from runlane_server.store.postgres import queries
+from runlane_server.store.postgres.connection import FAILURES, Connector, describe
+from runlane_server.store.postgres.database import Database
+from runlane_server.store.postgres.schema import SQL
+from runlane_server.store.postgres.text import unescape
+from runlane_server.store.records import event_from, message_from, run_from
+
+if TYPE_CHECKING:
+    from runlane_server.store.postgres.connection import Connection
+
+PAGE_ROWS = 500
+"""Rows of a table that are read at a time."""
+
+_COUNTS = """
+SELECT
+    (SELECT count(*) FROM sessions WHERE created_no > 0) AS sessions,
+    (SELECT count(*) FROM runs WHERE run_no > 0) AS runs,
+    (SELECT count(*) FROM events) AS events
+"""
+
+
+async def check(database: Database) -> Findings:
+    """Reads one snapshot of a database; nodes may use it at the same time. Raises StartError."""
+    try:
+        connection = await Connector(database).connect()
+        try:
+            if not await connection.fetchval(SQL["has_versions"]):
+                raise StartError(f"store {database.label}: the schema has no store")
+            async with connection.transaction(isolation="repeatable_read", readonly=True):
+                return await _check(connection)
+        finally:
+            connection.terminate()
+    except (*FAILURES, ValueError) as error:
+        raise StartError(f"store {database.label}: {describe(error)}") from error
+
+
+async def _check(connection: Connection) -> Findings:
+    problems: list[str] = []
+    for table, read in _READS.items():
+        with collecting() as lines:
+            statement = f"SELECT * FROM {table}"  # noqa: S608 - a constant
+            async for row in connection.cursor(statement, prefetch=PAGE_ROWS):
+                with suppress(CorruptRecord):  # it is collected
+                    await read(connection, row)
+        problems += first_lines("records", dict.fromkeys(lines))
+    if problems:
+        return Findings(tuple(problems), None)
+    found: Any = await connection.fetchrow(_COUNTS)
+    return Findings((), Counts(*found))
+
+
+async def _read_session(connection: Connection, row: Any) -> None:
+    queries.session(row["tenant"], row)
+    key = queries.key_of(row)
+    rows: Any = await connection.fetch(SQL["lane"], row["tenant"], row["session_id"])
+    queries.lane(key, rows)
+
+
+async def _read_run(connection: Connection, row: Any) -> None:
+    run_from(row["tenant"], row, unescape)
+    prompt: Any = await connection.fetchrow(SQL["prompt"], row["tenant"], row["run_id"])
+    if prompt is not None:
+        queries.prompt(RunKey(row["tenant"], row["run_id"]), prompt)
+
+
+async def _read_message(_: Connection, row: Any) -> None:
+    # Its prompt is read with its run.
+    message_from(row["tenant"], row, unescape, lambda: Prompt(""))
+
+
+async def _read_event(_: Connection, row: Any) -> None:
+    end = corrupt_complete("", "")
+    event_from(RunKey(row["tenant"], row["run_id"]), row, lambda: end)
+
+
+async def _read_logged(_: Connection, row: Any) -> None:
+    queries.logged(row)
+
+
+_READS: Mapping[str, Callable[[Connection, Any], Awaitable[None]]] = MappingProxyType(
+    {
+        "sessions": _read_session,
+        "runs": _read_run,
+        "messages": _read_message,
+        "run_events": _read_event,
+        "events": _read_logged,
+    }
+)
+"""How the rows of a table are read. Prompts and attachments are read with their runs."""

@@ -1,0 +1,128 @@
+"""A node over a store with damaged rows: only their own session is affected."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from runlane_server.access.caller import DEFAULT_TENANT
+from runlane_server.core.errors import CorruptRecord, RunNotFound, SessionNotFound
+from runlane_server.core.model import RunState, SessionKey
+from runlane_server.store.base import EventFilter
+from runlane_server.store.sqlite.check import check
+from runlane_server.store.sqlite.store import SqliteStore
+from support.node import Node, running
+from support.staging import SECONDS
+
+DAMAGES = {
+    "bytes": "UPDATE runs SET cancel_reason = CAST(x'fffe' AS TEXT) WHERE run_id = 'bad-active'",
+    "blob": "UPDATE runs SET state = x'00' WHERE run_id = 'bad-waiting'",
+    "unknown_state": "UPDATE runs SET state = 'dreaming' WHERE session_id = 'bad'",
+    "range": "UPDATE sessions SET version = -1 WHERE session_id = 'bad'",
+    "type": "UPDATE sessions SET accept_seq = 'word' WHERE session_id = 'bad'",
+}
+
+
+def damage(path: Path, *statements: str) -> None:
+    with closing(sqlite3.connect(path)) as db, db:
+        for statement in statements:
+            assert db.execute(statement).rowcount
+
+
+async def leave_work(path: Path) -> None:
+    """A store in which two sessions have an active run and a waiting one."""
+    async with SqliteStore(path) as store, running(store) as node:
+        for name in ("bad", "good"):
+            await node.blocked(name, name, run_id=f"{name}-active", max_attempts=2)
+            await node.queue(name, "later", run_id=f"{name}-waiting")
+        # As if the process was killed: the runs stay active in the copy.
+        with closing(sqlite3.connect(path)) as db:
+            db.execute("VACUUM INTO ?", [str(path.with_suffix(".copy"))])
+        for name in ("bad", "good"):
+            await node.coordinator.cancel(name)
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    path.with_suffix(".copy").rename(path)
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+async def test_r21_damaged_lane_stops_only_its_session_and_can_be_deleted(
+    kind: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "runlane.db"
+    await leave_work(path)
+    damage(path, DAMAGES[kind])
+    assert any(line.startswith("records: ") and "bad" in line for line in check(path).problems)
+    async with SqliteStore(path) as store, running(store) as node:
+        # The other session is recovered, and works.
+        await node.latches.reached("good")
+        node.latches.open("good")
+        assert (await node.end("good-active")).state is RunState.COMPLETED
+        assert (await node.end("good-waiting")).state is RunState.COMPLETED
+
+        with pytest.raises(CorruptRecord, match="bad"):
+            await node.queue("bad", "more")
+        with pytest.raises(CorruptRecord, match="bad"):
+            await node.coordinator.cancel("bad")
+        receipts = await node.coordinator.cancel_all()
+        assert receipts == []
+
+        await node.coordinator.delete_session("bad")
+        assert await _ends(node, "bad") == {"bad-active": 1, "bad-waiting": 1}
+        with pytest.raises(SessionNotFound):
+            await node.coordinator.delete_session("bad")
+        with pytest.raises(RunNotFound):
+            await node.coordinator.get_run("bad-active")
+        await node.accept("bad", "again", run_id="fresh")
+        assert (await node.end("fresh")).state.is_terminal
+    assert check(path).problems == ()
+
+
+async def _ends(node: Node, session_id: str) -> dict[str, int]:
+    """The number of placeholders of terminal events, by run id."""
+    wanted = EventFilter(session_ids=frozenset({session_id}))
+    page = await node.store.completes(DEFAULT_TENANT, wanted, after=0, limit=100, max_bytes=1 << 20)
+    found: Sequence[str] = [
+        event.complete.run_id
+        for event in page.events
+        if event.complete.error is not None and event.complete.error.reason == "CORRUPT_RECORD"
+    ]
+    return {run_id: found.count(run_id) for run_id in found}
+
+
+async def test_r21_subscriber_gets_a_placeholder_for_a_damaged_event(tmp_path: Path) -> None:
+    path = tmp_path / "runlane.db"
+    async with SqliteStore(path) as store, running(store) as node:
+        for n in range(3):
+            await node.end((await node.queue("s", "x", run_id=f"r{n}")).run_id)
+    damage(path, "UPDATE events SET body = '{\"usage\":[1.5]}' WHERE run_id = 'r1'")
+    async with SqliteStore(path) as store, running(store) as node:
+        subscription = node.feed.subscribe(DEFAULT_TENANT, EventFilter(), 0)
+        page = await subscription.next(SECONDS)
+        subscription.close()
+        completes = [event.complete for event in page.events]
+        assert [it.run_id for it in completes] == ["r0", "r1", "r2"]
+        assert [it.error and it.error.reason for it in completes] == [None, "CORRUPT_RECORD", None]
+        # The run itself is not damaged.
+        assert (await node.state("r1")) is RunState.COMPLETED
+
+
+async def test_damaged_prompt_fails_its_run_only(tmp_path: Path) -> None:
+    path = tmp_path / "runlane.db"
+    await leave_work(path)
+    damage(path, "UPDATE runs SET prompt_head = x'ff' WHERE run_id = 'bad-waiting'")
+    async with SqliteStore(path) as store, running(store) as node:
+        for name in ("bad", "good"):
+            await node.latches.reached(name)
+            node.latches.open(name)
+        assert (await node.end("good-waiting")).state is RunState.COMPLETED
+        await store.load_lane(SessionKey(DEFAULT_TENANT, "bad"))
+        failed = await node.end("bad-waiting")
+        assert failed.error is not None
+        assert failed.error.reason == "CORRUPT_RECORD"
+        ended = [it for it in await node.completes() if it.run_id == "bad-waiting"]
+        assert [it.error and it.error.reason for it in ended] == ["CORRUPT_RECORD"]

@@ -1,0 +1,66 @@
+"""`check` reads every row of a PostgreSQL database, and names those that cannot be read."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from runlane_server.cli import maintenance
+from runlane_server.core.errors import StartError
+from runlane_server.store.open import StoreUrl
+from store.planting import BAD, GOOD, play
+from support.postgres import postgres_store
+
+if TYPE_CHECKING:
+    from support.postgres import Connection
+
+BROKEN = {
+    "session tenant/bad cannot be read: Unsound: created_at: -1 is out of range": (
+        "UPDATE sessions SET created_at = -1 WHERE session_id = 'bad'"
+    ),
+    "session tenant/bad cannot be read: ValueError: 'never' is not a valid WhenBusy": (
+        "UPDATE runs SET when_busy = 'never' WHERE run_id = 'bad-waiting'"
+    ),
+    "run tenant/bad-ended cannot be read: JSONDecodeError: .*": (
+        "UPDATE runs SET metadata = '[' WHERE run_id = 'bad-ended'"
+    ),
+    "message tenant/.* cannot be read: ValueError: unknown message part 'video'": (
+        "UPDATE messages SET parts = '[[\"video\"]]' WHERE run_id = 'bad-ended' AND ordinal > 0"
+    ),
+    "event tenant/bad-active/[0-9]+ cannot be read: KeyError: 'dream'": (
+        "UPDATE run_events SET kind = 'dream' WHERE run_id = 'bad-active' AND kind = 'started'"
+    ),
+    "terminal event of run tenant/bad-ended cannot be read: ValueError: .* another run .*": (
+        "UPDATE events SET session_id = 'good' WHERE run_id = 'bad-ended'"
+    ),
+}
+
+
+async def checked(url: str) -> tuple[list[str], int]:
+    """The lines that the command prints, and its exit code."""
+    lines, code = await asyncio.to_thread(maintenance.check, StoreUrl.parse(url))
+    return list(lines), code
+
+
+async def test_sound_database_passes_and_each_damage_is_named(
+    postgres_url: str, beside: Connection
+) -> None:
+    async with postgres_store(postgres_url) as store:
+        await play(store, GOOD)
+        await play(store, BAD)
+        lines, code = await checked(postgres_url)
+        assert code == 0, lines
+        assert "no problems in 2 sessions, 10 runs, 6 terminal events" in lines[0]
+        for line, damage in BROKEN.items():
+            assert await beside.execute(damage) != "UPDATE 0"
+            lines, code = await checked(postgres_url)
+            assert code == 1
+            assert [it for it in lines if re.fullmatch(f"records: {line}", it)], (line, lines)
+
+
+async def test_database_without_a_store_is_refused(postgres_url: str) -> None:
+    with pytest.raises(StartError, match="has no store"):
+        await checked(postgres_url)
