@@ -14,7 +14,15 @@ from generated import between, main
 from runlane_server.access import jwts
 from runlane_server.config.settings import MAX_PROGRESS_INTERVAL, SETTINGS
 from runlane_server.core import lane, model
-from runlane_server.engine import agent_turn, coordinator, intake, lane_cache, lanes, outbox, replay
+from runlane_server.engine import (
+    agent_output,
+    agent_turn,
+    coordinator,
+    lane_cache,
+    lanes,
+    outbox,
+    replay,
+)
 from runlane_server.feed import feed, tail
 from runlane_server.rpc import checks, endpoint, page, runs
 from runlane_server.store.postgres import writer as postgres_writer
@@ -97,19 +105,23 @@ CALLS = (
 )
 
 AGENTS = (
-    ("arguments of a tool call", size(intake.MAX_TOOL_BYTES), "the run fails with AGENT_ERROR"),
-    ("result of a tool", size(intake.MAX_TOOL_BYTES), "cut"),
+    (
+        "arguments of a tool call",
+        size(agent_output.MAX_TOOL_BYTES),
+        "the run fails with AGENT_ERROR",
+    ),
+    ("result of a tool", size(agent_output.MAX_TOOL_BYTES), "cut"),
     (
         "id of a tool call",
-        f"{intake.MAX_CALL_ID_CHARS:,} characters",
+        f"{agent_output.MAX_CALL_ID_CHARS:,} characters",
         "the run fails with AGENT_ERROR",
     ),
     (
         "name of a tool or a model",
-        f"{intake.MAX_NAME_CHARS:,} characters",
+        f"{agent_output.MAX_NAME_CHARS:,} characters",
         "the run fails with AGENT_ERROR",
     ),
-    ("message of an error", f"{intake.MAX_ERROR_CHARS:,} characters", "cut"),
+    ("message of an error", f"{agent_output.MAX_ERROR_CHARS:,} characters", "cut"),
     (
         "count against --max-run-output of each part of a message",
         size(outbox.PART_BYTES),

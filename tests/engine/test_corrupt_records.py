@@ -69,7 +69,7 @@ async def test_r21_damaged_lane_stops_only_its_session_and_can_be_deleted(
         with pytest.raises(CorruptRecord, match="bad"):
             await node.coordinator.cancel("bad")
         receipts = await node.coordinator.cancel_all()
-        assert receipts == []
+        assert receipts == ()
 
         await node.coordinator.delete_session("bad")
         assert await _ends(node, "bad") == {"bad-active": 1, "bad-waiting": 1}
