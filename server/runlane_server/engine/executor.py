@@ -19,7 +19,6 @@ from runlane_server.core.observer import Load, Observer
 from runlane_server.core.transition import LaneRun, Transition
 from runlane_server.engine.agent_code import contain_tasks, create_own_task
 from runlane_server.engine.agent_turn import Job
-from runlane_server.engine.intake import describe
 from runlane_server.engine.lane_access import LaneAccess
 from runlane_server.engine.lanes import Lanes
 from runlane_server.engine.readiness import Readiness
@@ -269,5 +268,5 @@ async def _closed(agent: Agent) -> None:
     """Closes an agent, whose code may raise anything; it is logged."""
     try:
         await agent.close()
-    except BaseException as error:  # noqa: BLE001 - asyncio lets some of them end the server
-        log.error("agent failed to close", error=describe(error))  # noqa: TRY400 - its text is enough
+    except BaseException:  # asyncio lets some of them end the server
+        log.exception("agent failed to close")

@@ -320,4 +320,4 @@ def _failure_of(work: asyncio.Task[None], *, stopped: bool) -> RunError | None:
 def _log_stray(work: asyncio.Task[Any]) -> None:
     """Logs the end of a fenced-off task, so that its failure is not lost."""
     failure = None if work.cancelled() else work.exception()
-    log.info("fenced-off agent returned", failure=describe(failure) if failure else None)
+    log.info("fenced-off agent returned", exc_info=failure)
