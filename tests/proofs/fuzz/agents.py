@@ -35,7 +35,7 @@ SESSIONS, RUNS = 12, 4
 """Sessions of a batch, and runs of each."""
 
 PATIENCE = 30.0
-"""Seconds within which every run of a batch ends."""
+"""Seconds within which every call is answered and every run of a batch ends."""
 
 CALM_SECONDS = 10.0
 """Seconds within which the other tenant gets its answer, on a machine as busy as this one."""
@@ -74,7 +74,7 @@ async def _search(kind: str, tries: Tries, seconds: float, seed: int) -> None:
     async with (
         _store_url(kind) as url,
         LocalServer(agent, store=url, config=_CONFIG) as server,
-        server.client() as client,
+        server.client(timeout=PATIENCE) as client,
     ):
         batches = _Batches(server, client, Random(seed))  # noqa: S311 - a seed repeats it
         following = asyncio.create_task(batches.follow())

@@ -57,7 +57,7 @@ class RudeError(Exception):
     """An exception without a text."""
 
     def __str__(self) -> str:
-        if self.args is not None:
+        if not self.args:
             sys.exit(9)
         return ""
 
