@@ -241,6 +241,7 @@ class Runner:
     async def _work(self) -> None:
         """Runs the agent. An exception that would end the process ends the run only: asyncio lets
         SystemExit and KeyboardInterrupt of a task leave the event loop."""
+        self._code.enter()
         try:
             await self._run_agent()
         except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
