@@ -64,7 +64,7 @@ nodes: $(READY) ## Kill, stop and cut off three nodes over PostgreSQL for MINUTE
 soak: $(READY) ## Open and cancel thousands of streams and runs; fail if the server grows
 	cd tests && ../$(BIN)/python -m proofs.crash.soak
 
-fuzz: $(READY) ## Fuzz all parsers for SECONDS; SEED repeats the inputs, ONLY names a target
+fuzz: $(READY) ## Fuzz all parsers, and agents, for SECONDS; SEED repeats the inputs, ONLY names a target
 	cd tests && ../$(BIN)/python -m proofs.fuzz.run --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
 
 build: $(BUILD_READY) ## Build wheel and sdist into dist/, and run the wheel in a clean environment

@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, ContextVar, copy_context
 from types import FrameType, TracebackType
 from typing import Any, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import structlog
 
@@ -47,12 +48,16 @@ class AgentCode:
         return {"session_id": self.session_id, "run_id": self.run_key.run_id}
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Starts the agent's task."""
-        context = copy_context()
-        context.run(_current.set, self)
-        task = asyncio.get_running_loop().create_task(coroutine, context=context)
+        """Starts the agent's task. Its coroutine calls `enter` first, and handles exits itself: a
+        wrapper would cost time at each of its steps."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        _agents[task] = self
         self.add(task)
         return task
+
+    def enter(self) -> None:
+        """Marks the calling task's context, which the tasks that it starts inherit."""
+        _current.set(self)
 
     def working(self) -> set[AnyTask]:
         """The tasks that are not done."""
@@ -66,6 +71,9 @@ class AgentCode:
 
 
 _current: ContextVar[AgentCode | None] = ContextVar("runlane_agent_code", default=None)
+
+_agents: WeakKeyDictionary[AnyTask, AgentCode] = WeakKeyDictionary()
+"""The agents' own tasks, which have no `_Contained` coroutine."""
 
 
 def create_own_task(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -206,6 +214,8 @@ def code_at_work(loop: asyncio.AbstractEventLoop, frame: FrameType | None) -> Ag
     """
     task = asyncio.current_task(loop)
     if task is not None:
+        if (code := _agents.get(task)) is not None:
+            return code
         coroutine = task.get_coro()
         return coroutine.code if isinstance(coroutine, _Contained) else None
     while frame is not None:

@@ -253,6 +253,7 @@ class Runner:
     async def _work(self) -> None:
         """Runs the agent. An exception that would end the process ends the run only: asyncio lets
         SystemExit and KeyboardInterrupt of a task leave the event loop."""
+        self._code.enter()
         try:
             await self._run_agent()
         except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
@@ -362,4 +363,4 @@ def _timeout_error(timeout: RunTimeout | None) -> RunError:
 def _log_stray(work: asyncio.Task[Any]) -> None:
     """Logs the end of a fenced-off task, so that its failure is not lost."""
     failure = None if work.cancelled() else work.exception()
-    log.info("fenced-off agent returned", failure=describe(failure) if failure else None)
+    log.info("fenced-off agent returned", exc_info=failure)

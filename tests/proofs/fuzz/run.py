@@ -15,10 +15,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 
+from proofs.fuzz.agents import search_agents
 from proofs.fuzz.mutate import mutated
 from proofs.fuzz.raw import ATTACKS
 from proofs.fuzz.server import BATCH, fuzzed_server, send_messages, send_raw
@@ -126,7 +128,18 @@ def searches(targets: Sequence[Target] = TARGETS) -> dict[str, Search]:
     for store in ("memory", "sqlite"):
         for kind in ("messages", "connections"):
             found[f"{kind}-{store}"] = _attack(store, kind)
+    for store in ("memory", "sqlite", "postgresql"):
+        found[f"agent-{store}"] = partial(search_agents, store)
     return found
+
+
+def _named(known: Mapping[str, Search], only: Sequence[str] | None) -> dict[str, Search]:
+    """The chosen targets: all, or those with one of the names, or one like `agent-sqlite`."""
+    return {
+        name: search
+        for name, search in known.items()
+        if not only or name in only or name.partition("-")[0] in only
+    }
 
 
 def fuzz(
@@ -155,11 +168,11 @@ def main() -> None:
     known = searches()
     parser = argparse.ArgumentParser(prog="proofs.fuzz.run", description=__doc__)
     parser.add_argument("--seconds", type=float, default=300, help="in all")
-    parser.add_argument("--only", action="append", choices=list(known), help="this target")
+    kinds = sorted({name.partition("-")[0] for name in known} - set(known))
+    parser.add_argument("--only", action="append", choices=[*known, *kinds], help="this target")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    chosen = {name: known[name] for name in options.only or known}
-    sys.exit(fuzz(chosen, options.seconds, options.seed))
+    sys.exit(fuzz(_named(known, options.only), options.seconds, options.seed))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,56 @@
+"""A wild agent harms nobody, and the search finds planted faults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from proofs.fuzz.agents import search_agents
+from proofs.fuzz.tries import Tries
+from runlane_server.engine.intake import Intake
+from runlane_server.engine.runner import Runner
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    yield
+    structlog.reset_defaults()
+
+
+def search(store: str, folder: Path, seconds: float = 2.0) -> Tries:
+    tries = Tries("agent", folder)
+    search_agents(store, tries, seconds, 1)
+    return tries
+
+
+@pytest.mark.parametrize("store", ["memory", "sqlite", "postgresql"])
+def test_r21_every_run_of_a_wild_agent_ends_and_nobody_else_notices(
+    tmp_path: Path, store: str
+) -> None:
+    tries = search(store, tmp_path)
+    assert tries.crashes == {}
+    assert tries.inputs > 0
+
+
+async def forget(*_: Any, **__: Any) -> bool:
+    return True
+
+
+PLANTED: dict[str, tuple[type, str, Callable[..., Any]]] = {
+    "counts that are not checked": (Intake, "_count", lambda *given: given[-1]),
+    "an end that is not committed": (Runner, "_commit_end", forget),
+}
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+def test_the_search_finds_a_planted_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    owner, method, planted = PLANTED[fault]
+    monkeypatch.setattr(owner, method, planted)
+    monkeypatch.setattr("proofs.fuzz.agents.PATIENCE", 3.0)
+    assert search("memory", tmp_path).crashes != {}
