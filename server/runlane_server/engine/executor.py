@@ -19,7 +19,6 @@ from runlane_server.core.model import Micros, RunKey, RunRequest, SessionKey
 from runlane_server.core.observer import Load, Observer
 from runlane_server.core.transition import LaneRun, Transition
 from runlane_server.engine.agent_code import contain_tasks, create_own_task
-from runlane_server.engine.agent_output import describe
 from runlane_server.engine.agent_turn import Job
 from runlane_server.engine.lane_access import LaneAccess
 from runlane_server.engine.lanes import Lanes

@@ -11,7 +11,7 @@ import structlog
 
 from proofs.fuzz.agents import search_agents
 from proofs.fuzz.tries import Tries
-from runlane_server.engine.intake import Intake
+from runlane_server.engine.agent_output import Intake
 from runlane_server.engine.runner import Runner
 
 
