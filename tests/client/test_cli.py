@@ -21,7 +21,6 @@ from runlane.cli.output import (
     Column,
     duration_text,
     field,
-    for_terminal,
     json_line,
     one_line,
     tsv,
@@ -29,6 +28,7 @@ from runlane.cli.output import (
 from runlane.cli.params import parse_duration, read_attachment
 from runlane.cli.run_view import end_text
 from runlane.cli.sessions import MESSAGE_COLUMNS
+from runlane.cli.terminal import for_terminal
 from runlane.cli.watch import columns, line
 from runlane.v1 import run_pb2, run_service_pb2, session_pb2
 from support.command import START, finish, start

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from runlane.cli.cancel import cancel
+from runlane.cli.command import Group
 from runlane.cli.connection import Settings, options
 from runlane.cli.lists import runs, wait
 from runlane.cli.run import run
@@ -23,7 +24,9 @@ def _version() -> str:
         return "unknown (not installed as a package)"
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @options
 @click.version_option(_version(), prog_name="runlane")
 @click.pass_context

@@ -12,6 +12,7 @@ from typing import Self
 import click
 
 from runlane.cli.connection import Settings
+from runlane.cli.terminal import for_terminal
 from runlane.client import Client
 from runlane.errors import InvalidArgument, RunlaneError
 from runlane.types import RunComplete, RunState
@@ -58,7 +59,7 @@ def describe(error: RunlaneError) -> str:
     # The message of the server may already contain them.
     missing = [each for each in violations if each not in error.message]
     line = f"{error.message} ({'; '.join(missing)})" if missing else error.message
-    return " ".join(line.split())
+    return " ".join(for_terminal(line).split())
 
 
 def failure(error: RunlaneError) -> Failure:

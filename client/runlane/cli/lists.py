@@ -8,6 +8,7 @@ from functools import partial
 import click
 
 from runlane.cli.base import DONE, FAILED, execute, outcome_code
+from runlane.cli.command import Command
 from runlane.cli.connection import Settings
 from runlane.cli.output import (
     Column,
@@ -21,6 +22,7 @@ from runlane.cli.output import (
 )
 from runlane.cli.params import DURATION, count_option
 from runlane.cli.run_view import RunView
+from runlane.cli.terminal import echo
 from runlane.client import Client
 from runlane.types import Run, RunEvent, RunState
 
@@ -39,7 +41,7 @@ _COLUMNS: tuple[Column[Run], ...] = (
 )
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("-s", "--session", metavar="SESSION", help="List only runs of this session.")
 @click.option(
     "--state",
@@ -69,7 +71,7 @@ async def _runs(
     return DONE
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--timeout", type=DURATION, help="Maximum time to wait, such as 30s. Default: no limit."
 )
@@ -88,10 +90,10 @@ async def _wait(run_id: str, timeout: timedelta | None, as_json: bool, client: C
     run = await client.wait_run(run_id, timeout=timeout)
     complete = run.run_complete
     if complete is None:
-        stderr_console().print(f"run {run_id} has not ended: it is {run.state}", markup=False)
+        stderr_console().print(f"run {run_id} has not ended: it is {run.state}")
         return FAILED
     if as_json:
-        click.echo(json_line(complete))
+        echo(json_line(complete))
     else:
         RunView(as_json=False).show(RunEvent(0, complete.ended_at, complete))
     return outcome_code(complete)

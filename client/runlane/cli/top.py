@@ -12,23 +12,24 @@ from typing import Self
 from urllib.parse import urlsplit
 
 import click
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
 from runlane.cli.base import DONE, FAILED, Interrupts, describe, execute
+from runlane.cli.command import Command
 from runlane.cli.connection import Settings
 from runlane.cli.exposition import Scrape, fetch, quantile, rate
 from runlane.cli.output import (
     Column,
     RecordT,
     duration_text,
-    on_terminal,
     one_line,
     state_text,
     table,
 )
 from runlane.cli.params import DURATION
+from runlane.cli.terminal import SafeConsole, on_terminal
 from runlane.client import Client
 from runlane.errors import RunlaneError
 from runlane.types import NOT_TERMINAL, Run, RunState, Session
@@ -163,7 +164,7 @@ class Workload:
     error: str = ""
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--metrics",
     "urls",
@@ -244,7 +245,7 @@ class Screen:
 
     def __init__(self, *, once: bool) -> None:
         live = on_terminal() and not once
-        self._out = Console(highlight=False, width=None if on_terminal() else PIPE_WIDTH)
+        self._out = SafeConsole(width=None if on_terminal() else PIPE_WIDTH)
         self._live = Live(console=self._out, screen=True, auto_refresh=False) if live else None
 
     def __enter__(self) -> Self:

@@ -8,17 +8,17 @@ from functools import partial
 from typing import Self
 
 import click
-from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from runlane.cli.base import DONE, Interrupts, describe, execute, stop
+from runlane.cli.command import Command
 from runlane.cli.connection import Settings
 from runlane.cli.output import (
     Column,
     duration_text,
+    field,
     json_line,
-    on_terminal,
     one_line,
     state_text,
     table,
@@ -27,6 +27,7 @@ from runlane.cli.output import (
     tsv,
 )
 from runlane.cli.run_view import end_text
+from runlane.cli.terminal import SafeConsole, echo, on_terminal
 from runlane.client import Client
 from runlane.errors import RunlaneError
 from runlane.subscription import Subscription
@@ -47,7 +48,7 @@ _COLUMNS: tuple[Column[Run], ...] = (
 )
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("-s", "--session", multiple=True, help="Show only runs of this session; repeatable.")
 @click.option("--from-beginning", is_flag=True, help="Start at the oldest retained event.")
 @click.option("--cursor", help="Resume after the cursor printed by an earlier watch.")
@@ -102,7 +103,7 @@ async def _watch(
 
 def _print_cursor(subscription: Subscription, start: str | None) -> None:
     if subscription.cursor not in {None, start}:
-        click.echo(f"resume with --cursor {subscription.cursor}", err=True)
+        echo(f"resume with --cursor {subscription.cursor}", err=True)
 
 
 async def _wait_for(event: asyncio.Event) -> None:
@@ -138,7 +139,7 @@ class WatchView:
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
-        self._out = Console(highlight=False, soft_wrap=True)
+        self._out = SafeConsole(wrap=False)
         live = on_terminal() and not as_json
         self.live = Live(console=self._out, transient=True, auto_refresh=False) if live else None
         self._is_lost = False
@@ -169,9 +170,9 @@ class WatchView:
         if self.live is not None:
             self._out.print(line(complete))
         elif self._as_json:
-            click.echo(json_line({"cursor": cursor, **to_json(complete)}))
+            echo(json_line({"cursor": cursor, **to_json(complete)}))
         else:
-            click.echo(tsv(columns(complete)))
+            echo(tsv(columns(complete)))
 
     def show_unfinished(self, runs: list[Run]) -> None:
         """Shows the runs that have not ended."""
@@ -186,7 +187,7 @@ class WatchView:
         if self.live is not None:
             self._out.print(Text(text, style="yellow"))
         else:
-            click.echo(text, err=True)
+            echo(text, err=True)
 
 
 def columns(complete: RunComplete) -> tuple[object, ...]:
@@ -209,8 +210,8 @@ def line(complete: RunComplete) -> Text:
         [
             Text(time_text(complete.ended_at), style="dim"),
             state_text(complete.state),
-            Text(complete.session_id, style="bold"),
-            Text(complete.run_id, style="dim"),
+            Text(field(complete.session_id), style="bold"),
+            Text(field(complete.run_id), style="dim"),
             Text(duration_text(complete.started_at or complete.accepted_at, complete.ended_at)),
             Text(one_line(error or complete.text)),
         ]

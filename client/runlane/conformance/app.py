@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
+from runlane.cli.terminal import echo, prepare
 from runlane.client import DEFAULT_TARGET, Client
 from runlane.conformance import report
 from runlane.conformance.rules import RULES
@@ -88,7 +89,7 @@ def command(
     """
     selected = [rule for each in rules for rule in each] or list(RULES)
     results = asyncio.run(_run(address, selected, timeout, token))
-    click.echo(report.summary(results))
+    echo(report.summary(results))
     if junit is not None:
         junit.write_bytes(report.junit(results))
     return int(any(result.verdict is Verdict.FAILED for result in results))
@@ -104,11 +105,12 @@ async def _run(
 
 def _print_row(results: Sequence[Result]) -> None:
     for line in report.row(results):
-        click.echo(line)
+        echo(line)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; exits with its exit code, and with one line on stderr for an error."""
+    prepare()
     try:
         code = command.main(arguments, standalone_mode=False)
     except click.ClickException as error:
@@ -123,5 +125,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    click.echo(f"runlane-conformance: error: {' '.join(message.split())}", err=True)
+    echo(f"runlane-conformance: error: {' '.join(message.split())}", err=True)
     sys.exit(code)
