@@ -366,5 +366,5 @@ def test_the_event_loop_is_uvloop_where_it_is_installed(
     assert event_loop_factory("auto") is event_loop_factory("uvloop") is uvloop.new_event_loop
     monkeypatch.setitem(sys.modules, "uvloop", None)
     assert event_loop_factory("auto") is None
-    with pytest.raises(StartError, match=r"run: pip install 'runlane\[uvloop\]'"):
+    with pytest.raises(StartError, match=r"run: pip install 'runlane\[server,uvloop\]'"):
         event_loop_factory("uvloop")

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 from runlane_server.agents.base import Agent, AgentError, AgentEvent, Report, Turn
-from runlane_server.core.errors import StartError
+from runlane_server.core.errors import SettingsError, StartError
 from runlane_server.core.model import ReasoningDelta, TextDelta, ToolCall, ToolResult
 
 AnswerFunction: TypeAlias = Callable[[Turn], AsyncGenerator[AgentEvent | str, None]]
@@ -71,10 +71,12 @@ def _import_object(name: str, module: str, attribute: str) -> object:
         for part in attribute.split("."):
             found = getattr(found, part)
     except AttributeError as exc:
-        raise StartError(f"agent {name}: {_first_line(exc)}") from exc
+        raise SettingsError(f"agent {name}: {_first_line(exc)}") from exc
     except Exception as exc:
         message = f"agent {name}: cannot import: {type(exc).__name__}: {_first_line(exc)}"
-        raise StartError(message) from exc
+        # Other errors come from the module's own code, which may need a service that is down.
+        wrong = isinstance(exc, (ImportError, SyntaxError))
+        raise (SettingsError(message) if wrong else StartError(message)) from exc
     return found
 
 
@@ -94,7 +96,7 @@ def as_agent(name: str, found: object) -> Agent:
         found = _instantiate(name, found)
     if _is_agent(found):
         return cast("Agent", found)
-    raise StartError(
+    raise SettingsError(
         f"agent {name}: a {type(found).__name__} is not an agent; expected an async generator "
         "function, a pydantic_ai.Agent, or an object or class with start, run and close"
     )

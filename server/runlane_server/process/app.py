@@ -18,7 +18,7 @@ from typing import Never
 import structlog
 
 from runlane_server.config import Config
-from runlane_server.core.errors import StartError
+from runlane_server.extras import require
 from runlane_server.harness.clock import MovableLoop
 from runlane_server.harness.harness import STATE_VARIABLE, Harness
 from runlane_server.net.addresses import Address
@@ -66,9 +66,8 @@ def event_loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | N
     except ImportError:
         if name == "auto":
             return None
-        raise StartError(
-            "--event-loop uvloop: uvloop is not installed; run: pip install 'runlane[uvloop]'"
-        ) from None
+        require("uvloop", "--event-loop uvloop")
+        raise
     return uvloop.new_event_loop
 
 

@@ -83,7 +83,7 @@ def _own_address(flag: str, first: Address | None, number: int) -> Address | Non
     try:
         return first.with_port(first.port + number - 1)
     except ValueError:
-        raise StartError(f"{flag} {first}: has no port for process {number}") from None
+        raise SettingsError(f"{flag} {first}: has no port for process {number}") from None
 
 
 class ProcessSupervisor:

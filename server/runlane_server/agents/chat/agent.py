@@ -45,7 +45,7 @@ from pydantic_graph import End
 from runlane_server.agents.base import AgentError, AgentEvent, Report, Turn
 from runlane_server.agents.chat.errors import to_agent_error
 from runlane_server.agents.chat.history import CallIds, model_messages, user_content
-from runlane_server.core.errors import StartError
+from runlane_server.core.errors import SettingsError
 from runlane_server.core.model import (
     FinishReason,
     Prompt,
@@ -253,11 +253,11 @@ def _to_delta(event: AgentStreamEvent) -> AgentEvent | None:
 def _find_model(name: str) -> Model:
     provider, _, model = name.partition(":")
     if not (provider and model):
-        raise StartError(f"agent chat: {name!r} is not provider:model; write chat:openai:gpt-4o")
+        raise SettingsError(f"agent chat: {name!r} is not provider:model; write chat:openai:gpt-4o")
     # OPENAI_BASE_URL often names another service; those implement the chat completions API.
     provider = "openai-chat" if provider == "openai" else provider
     try:
         return infer_model(f"{provider}:{model}")
     except Exception as exc:
         # Each provider raises its own kind of error for a missing key.
-        raise StartError(f"agent chat: {str(exc).partition(chr(10))[0]}") from exc
+        raise SettingsError(f"agent chat: {str(exc).partition(chr(10))[0]}") from exc

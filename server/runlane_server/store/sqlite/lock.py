@@ -6,7 +6,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from runlane_server.core.errors import StartError
+from runlane_server.core.errors import StartError, start_error
 
 
 class FileLock:
@@ -25,7 +25,8 @@ class FileLock:
         try:
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise StartError(f"store {database}: {self._path}: {error.strerror}") from error
+            message = f"store {database}: {self._path}: {error.strerror}"
+            raise start_error(message, error) from error
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
