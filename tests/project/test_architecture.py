@@ -53,6 +53,7 @@ ROOMS: dict[str, set[str]] = {
         "caller",
         "control",
         "editing",
+        "log_limit",
         "access_file",
         "permissions",
         "quotas",

@@ -67,7 +67,7 @@ class AccessFile:
         try:
             identity = self._find(credentials)
         except AuthenticationFailed as failure:
-            self._failure_log.record(failure)
+            self._failure_log.record(failure, credentials.peer)
             raise Unauthenticated(UNKNOWN_CALLER) from None
         if identity.expires is not None:
             self._next_expiry = min(self._next_expiry, identity.expires)

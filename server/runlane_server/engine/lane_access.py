@@ -10,7 +10,7 @@ import structlog
 from runlane_server.core import lane as rules
 from runlane_server.core.errors import StoreUnavailable
 from runlane_server.core.limits import RETRY_PAUSE
-from runlane_server.core.model import RunState, SessionKey, WhenBusy
+from runlane_server.core.model import SessionKey, WhenBusy
 from runlane_server.core.observer import Observer
 from runlane_server.core.transition import LaneRun, Outcome
 from runlane_server.engine.agent_turn import Job
@@ -64,15 +64,12 @@ class LaneAccess:
     async def finish(self, job: Job, outcome: Outcome, events: int, cancelled: str | None) -> None:
         """Ends the run. `cancelled` is the reason of the cancel that its agent was stopped for."""
         self._observer.on_agent_returned(job.run_key)
-        complete = await self._lanes.post(
+        await self._lanes.post(
             job.key,
             lambda lane, at: rules.finish(
                 lane, *job.attempt, outcome, at=at, events=events, cancelled=cancelled
             ),
         )
-        # Success is logged at level debug only, as for calls: it would be a line for every run.
-        write = log.info if complete.state is RunState.FAILED else log.debug
-        write("run ended", state=complete.state, finish_reason=complete.finish_reason)
 
     async def hand_over(self, job: Job, outcome: Outcome, events: int) -> None:
         """Hands the run over because this node stops: it is retried, or ends INTERRUPTED."""

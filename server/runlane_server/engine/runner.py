@@ -124,7 +124,7 @@ class Runner:
         structlog.contextvars.bind_contextvars(
             session_id=self.job.key.session_id, run_id=run.run_id, **log_fields(self.job.trace)
         )
-        log.debug("run started", attempt=run.attempt)
+        log.info("run started", attempt=run.attempt)
         work = self._working = asyncio.create_task(self._work())
         self._outbox.follow(work, on_lost=self.hand_over)
         work.add_done_callback(self._wake)

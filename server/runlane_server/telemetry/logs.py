@@ -123,4 +123,7 @@ def configure(
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *finishing],
         )
     )
+    for chatty in ("httpx", "httpcore", "openai"):
+        # One line for every request to a model.
+        logging.getLogger(chatty).setLevel(max(threshold, logging.WARNING))
     logging.basicConfig(handlers=[handler], level=max(threshold, logging.INFO), force=True)
