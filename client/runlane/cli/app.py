@@ -13,6 +13,7 @@ from runlane.cli.connection import Settings, options
 from runlane.cli.lists import runs, wait
 from runlane.cli.run import run
 from runlane.cli.sessions import messages, sessions
+from runlane.cli.show import show
 from runlane.cli.top import top
 from runlane.cli.watch import watch
 
@@ -47,5 +48,5 @@ def runlane(context: click.Context, /, **settings: Any) -> None:
     context.obj = Settings(**settings)
 
 
-for command in (run, cancel, watch, top, runs, wait, sessions, messages):
+for command in (run, cancel, watch, top, runs, show, wait, sessions, messages):
     runlane.add_command(command)

@@ -10,6 +10,7 @@ from runlane.cli.base import DONE, execute
 from runlane.cli.command import Command
 from runlane.cli.connection import Settings
 from runlane.cli.output import Column, field, json_line, show, state_text, stderr_console
+from runlane.cli.run_ids import find_run
 from runlane.cli.terminal import echo, on_terminal
 from runlane.client import Client
 from runlane.types import CancelledRun, CancelReceipt, CancelScope
@@ -28,7 +29,11 @@ _COLUMNS: tuple[Column[CancelledRun], ...] = (
 
 @click.command(cls=Command)
 @click.option(
-    "--run", "run_id", metavar="RUN_ID", help="Cancel only this run and the runs folded into it."
+    "--run",
+    "run_id",
+    metavar="RUN",
+    help="Cancel only this run and the runs folded into it: a run id, or the unique "
+    "beginning of one.",
 )
 @click.option(
     "--scope",
@@ -78,9 +83,10 @@ def cancel(
         if all_sessions:
             receipts = await client.cancel_all(reason)
         else:
+            run = None if run_id is None else await find_run(client, run_id)
             receipts = (
                 await client.cancel(
-                    session or "", run_id=run_id, scope=CancelScope(scope), reason=reason
+                    session or "", run_id=run, scope=CancelScope(scope), reason=reason
                 ),
             )
         await _print(receipts, as_json=as_json)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar
@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 from rich.table import Table
 from rich.text import Text
 
+from runlane.cli.run_ids import short_ids
 from runlane.cli.terminal import (
     SafeConsole,
     echo,
@@ -123,6 +124,7 @@ class Column(Generic[RecordT]):
     title: str
     value: Callable[[RecordT], object]
     render: Callable[[RecordT], str | Text] | None = None
+    is_run_id: bool = False
 
     def cell(self, record: RecordT) -> Text:
         """Returns the cell for people."""
@@ -169,7 +171,7 @@ _MIN_WIDTH = 100
 """Minimum width of a listing in columns. A narrower terminal wraps the lines, which stay readable;
 cells of a few letters would not."""
 
-_FLEXIBLE = {"SESSION", "PROMPT", "TITLE", "TEXT"}
+_FLEXIBLE = {"SESSION", "PROMPT", "TITLE", "TEXT", "ERROR"}
 
 
 def table(columns: Sequence[Column[RecordT]]) -> Table:
@@ -178,6 +180,22 @@ def table(columns: Sequence[Column[RecordT]]) -> Table:
     for column in columns:
         grid.add_column(column.title, overflow="fold", no_wrap=column.title not in _FLEXIBLE)
     return grid
+
+
+def rows(
+    columns: Sequence[Column[RecordT]], records: Sequence[RecordT]
+) -> Iterator[Sequence[Text]]:
+    """Yields the cells of each record for people, with run ids as short as they are unique."""
+    short = short_ids(
+        str(column.value(record)) for column in columns if column.is_run_id for record in records
+    )
+    for record in records:
+        yield [
+            Text(one_line(field(short[str(column.value(record))])))
+            if column.is_run_id
+            else column.cell(record)
+            for column in columns
+        ]
 
 
 async def show(
@@ -194,8 +212,8 @@ async def show(
             echo(json_line(record) if as_json else tsv(values))
         return
     grid = table(columns)
-    async for record in records:
-        grid.add_row(*(column.cell(record) for column in columns))
+    for cells in rows(columns, [record async for record in records]):
+        grid.add_row(*cells)
     if grid.row_count:
         width = max(SafeConsole().width, _MIN_WIDTH)
         SafeConsole(width=width).print(grid)

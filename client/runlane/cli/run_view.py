@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
@@ -15,6 +16,7 @@ from runlane.cli.output import field, json_line, one_line, stderr_console
 from runlane.cli.terminal import echo, encodes_all, for_terminal, on_terminal
 from runlane.errors import RunlaneError
 from runlane.types import (
+    FinishReason,
     Folded,
     ReasoningDelta,
     RunComplete,
@@ -177,10 +179,18 @@ class RunView:
             sys.stdout.flush()
 
 
+_INCOMPLETE: Mapping[FinishReason | None, str] = {
+    FinishReason.LENGTH: "the answer is incomplete: the model reached its token limit (length)",
+    FinishReason.CONTENT_FILTER: (
+        "the answer is incomplete: the provider's filter stopped it (content_filter)"
+    ),
+}
+
+
 def end_text(complete: RunComplete) -> str | None:
-    """Describes the end of a run in one line; None if it completed."""
+    """Describes the end of a run in one line; None if it completed as a whole."""
     if complete.state is RunState.COMPLETED:
-        return None
+        return _INCOMPLETE.get(complete.finish_reason)
     if complete.cancelled:
         return (
             f"cancelled: {one_line(complete.cancel_reason, 500)}"

@@ -14,12 +14,14 @@ from rich.text import Text
 from runlane.cli.base import DONE, Interrupts, describe, execute, stop
 from runlane.cli.command import Command
 from runlane.cli.connection import Settings
+from runlane.cli.keys import quit_key
 from runlane.cli.output import (
     Column,
     duration_text,
     field,
     json_line,
     one_line,
+    rows,
     state_text,
     table,
     time_text,
@@ -43,7 +45,7 @@ _COLUMNS: tuple[Column[Run], ...] = (
     Column("SINCE", lambda run: run.accepted_at),
     Column("STATE", lambda run: run.state, lambda run: state_text(run.state)),
     Column("SESSION", lambda run: run.session_id),
-    Column("RUN", lambda run: run.run_id),
+    Column("RUN", lambda run: run.run_id, is_run_id=True),
     Column("PROMPT", lambda run: run.prompt_excerpt, lambda run: one_line(run.prompt_excerpt, 40)),
 )
 
@@ -61,7 +63,7 @@ def watch(
     cursor: str | None,
     as_json: bool,
 ) -> None:
-    """Print every run that ends from now on, until Ctrl-C.
+    """Print every run that ends from now on, until `q` or Ctrl-C.
 
     Resumes after a lost connection or a server restart without missing a run. On exit, prints the
     cursor to resume from on stderr. On a terminal, also shows the unfinished runs.
@@ -89,6 +91,8 @@ async def _watch(
         stack.callback(_print_cursor, subscription, cursor)
         interrupts = stack.enter_context(Interrupts())
         stack.enter_context(view)
+        if view.live:
+            stack.enter_context(quit_key(interrupts.first.set))
         stack.push_async_callback(subscription.aclose)
         if view.live:
             poller = asyncio.create_task(_poll(client, sessions, view))
@@ -179,8 +183,8 @@ class WatchView:
         if self.live is None or self._is_lost:
             return
         grid = table(_COLUMNS)
-        for run in runs:
-            grid.add_row(*(column.cell(run) for column in _COLUMNS))
+        for cells in rows(_COLUMNS, runs):
+            grid.add_row(*cells)
         self.live.update(grid if runs else Text("no active or waiting runs", "dim"), refresh=True)
 
     def _note(self, text: str) -> None:
