@@ -130,11 +130,15 @@ class Security:
         """Applies changes of the files, and ends calls whose callers are no longer authorized."""
         while True:
             await asyncio.sleep(RECHECK_INTERVAL)
-            try:
-                self.refresh(access_control)
-            except Exception:
-                # Without a retry, revoked callers would keep their access from now on.
-                log.exception("recheck of callers failed")
+            self.refresh_safely(access_control)
+
+    def refresh_safely(self, access_control: AccessControl) -> None:
+        """Does so once, and logs an unexpected error."""
+        try:
+            self.refresh(access_control)
+        except Exception:
+            # Without a retry, revoked callers would keep their access from now on.
+            log.exception("recheck of callers failed")
 
     def refresh(self, access_control: AccessControl) -> None:
         """Does so once."""
