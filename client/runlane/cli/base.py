@@ -20,8 +20,9 @@ from runlane.wire import RetryPolicy
 
 DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
-_RETRY = RetryPolicy(maximum=1.0)
-"""Short backoff, because a person is waiting: reconnects within a second of a server restart."""
+_RETRY = RetryPolicy(attempts=6, maximum=1.0)
+"""Short, because a person is waiting: reconnects within a second of a server restart, and reports a
+wrong address after about two."""
 
 
 class Failure(click.ClickException):

@@ -22,7 +22,7 @@ from runlane.cli.params import DURATION, read_attachment
 from runlane.cli.run_view import RunView
 from runlane.cli.terminal import echo
 from runlane.client import Client
-from runlane.errors import RunlaneError, is_outcome_unknown, is_refused
+from runlane.errors import RunlaneError, is_outcome_unknown
 from runlane.ids import new_id
 from runlane.run_handle import RunHandle
 from runlane.types import NOT_TERMINAL, Attachment, RunComplete, RunState, WhenBusy
@@ -182,7 +182,7 @@ async def _accept(client: Client, options: Options) -> RunHandle:
             traceparent=_traceparent(),
         )
     except RunlaneError as error:
-        if not is_outcome_unknown(error) or (is_refused(error) and error.attempts == 1):
+        if not (is_outcome_unknown(error) and error.may_have_arrived):
             raise
         run_id = error.metadata["run_id"]
         arguments = shlex.join(["-s", session_id, "--run-id", run_id])
