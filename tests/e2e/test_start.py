@@ -166,9 +166,16 @@ def test_a_missing_extra_is_one_line_with_its_remedy(
 
 
 async def test_an_error_does_not_contain_the_password(tmp_path: Path) -> None:
-    code, said = await fails(tmp_path, "--store", "postgresql://me:hunter2@db/runlane")
+    url = "postgresql://me:hunter2@db/runlane"
+    code, said = await fails(tmp_path, env={"RUNLANE_STORE": url})
     assert code == 1
     assert "hunter2" not in said
+    for one in (url, "postgres://h/d?password=hunter2", "postgresql://a:hunter2@x,b:y@z/d"):
+        code, said = await fails(tmp_path, "--store", one)
+        assert code == 2
+        assert "--store" in said
+        assert "RUNLANE_STORE" in said
+        assert "hunter2" not in said
 
 
 async def test_invalid_values_of_variables_and_files_are_named(tmp_path: Path) -> None:

@@ -72,7 +72,11 @@ def _check_parent(ctx: click.Context, param: click.Parameter, value: Path | None
     help="Maximum time to wait for an expected event, in seconds. With PostgreSQL, use more than "
     "the server's --node-lease.",
 )
-@click.option("--token", help="Bearer token; a server with access control requires the role admin.")
+@click.option(
+    "--token",
+    help="Bearer token of a server with access control; it needs the role admin. Other users of "
+    "this machine can see command lines; prefer the environment variable RUNLANE_TOKEN.",
+)
 @click.version_option(package_name="runlane")
 def command(
     address: str,
