@@ -48,7 +48,11 @@ def _check_parent(ctx: click.Context, param: click.Parameter, value: Path | None
 
 @click.command(
     "runlane-conformance",
-    context_settings={"auto_envvar_prefix": "RUNLANE", "show_default": True},
+    context_settings={
+        "auto_envvar_prefix": "RUNLANE",
+        "show_default": True,
+        "help_option_names": ["-h", "--help"],
+    },
 )
 @click.argument("address", default=DEFAULT_TARGET)
 @click.option(
