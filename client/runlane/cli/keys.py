@@ -8,14 +8,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-try:
-    import termios
-    import tty
-except ImportError:  # Windows: Ctrl-C remains
-    HAS_TERMIOS = False
-else:
-    HAS_TERMIOS = True
-
 
 @contextmanager
 def quit_key(leave: Callable[[], None]) -> Iterator[None]:
@@ -23,9 +15,13 @@ def quit_key(leave: Callable[[], None]) -> Iterator[None]:
 
     Without a terminal on stdin, or in the background, no key is read.
     """
-    if not (HAS_TERMIOS and _reads_keys()):
+    if sys.platform == "win32" or not _reads_keys():
         yield
         return
+    # There are none on Windows, where Ctrl-C remains.
+    import termios  # noqa: PLC0415
+    import tty  # noqa: PLC0415
+
     descriptor, loop = sys.stdin.fileno(), asyncio.get_running_loop()
 
     def read() -> None:
@@ -46,7 +42,7 @@ def quit_key(leave: Callable[[], None]) -> Iterator[None]:
 
 
 def _reads_keys() -> bool:
-    if sys.stdin is None or not sys.stdin.isatty():
+    if sys.platform == "win32" or sys.stdin is None or not sys.stdin.isatty():
         return False
     try:
         return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
