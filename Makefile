@@ -5,6 +5,10 @@ VENV ?= .venv
 JOBS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+RUN_READY := $(VENV)/.run-ready
+# All but the extra `chat`, which is as large as the others together.
+RUN_EXTRAS := cli,server,postgres,metrics,traces,jwt,uvloop
+LISTEN ?= 127.0.0.1:50051
 SEEDS ?= 2000
 START ?= 0
 PROTO_VENV := .cache/proto-venv
@@ -31,8 +35,10 @@ export PYTHONDONTWRITEBYTECODE :=
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-run: $(READY) ## Start a server on 127.0.0.1:50051 with a SQLite file and the echo agent
-	$(BIN)/runlane-server --listen 127.0.0.1:50051 --store sqlite:///runlane.db --agent echo
+run: ## Start a server on LISTEN (127.0.0.1:50051) with a SQLite file and the echo agent
+	@$(check_address)
+	@$(MAKE) --no-print-directory -q $(READY) 2>/dev/null || $(MAKE) --no-print-directory $(RUN_READY)
+	$(BIN)/runlane-server --listen $(LISTEN) --store sqlite:///runlane.db --agent echo
 
 test: $(READY) ## Run the tests
 	$(BIN)/pytest -n $(JOBS) --dist worksteal $(or $(TESTS),$(addprefix --ignore=,$(PROOFS)))
@@ -136,10 +142,15 @@ clean: ## Remove all files that the targets made, except databases
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build
 
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Runlane needs Python 3.11 or later")'
-	$(PYTHON) -m venv $(VENV)
+	$(new_venv)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
+
+$(RUN_READY): pyproject.toml constraints.txt
+	@echo "Installing the server and its dependencies into $(VENV), once; this takes about half a minute."
+	@$(new_venv)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(RUN_EXTRAS)]'
+	@touch $@
 
 $(PROTO_READY): proto/requirements.txt
 	$(PYTHON) -m venv $(PROTO_VENV)
@@ -150,6 +161,21 @@ $(BUILD_READY):
 	$(PYTHON) -m venv $(BUILD_VENV)
 	$(BUILD_VENV)/bin/pip install --quiet --disable-pip-version-check build==1.6.1 twine==7.0.0 'readme_renderer[md]'
 	touch $@
+
+define new_venv
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Runlane needs Python 3.11 or later")' \
+		&& $(PYTHON) -m venv $(VENV)
+endef
+
+# Before anything is installed.
+define check_address
+	case "$(LISTEN)" in unix:*) exit 0;; esac; \
+	$(PYTHON) -c 'import socket, sys; host, _, port = sys.argv[1].rpartition(":"); \
+	family = socket.AF_INET6 if ":" in host else socket.AF_INET; \
+	socket.create_server((host.strip("[]"), int(port)), family=family)' "$(LISTEN)" 2>/dev/null \
+	|| { echo "cannot listen on $(LISTEN): it is in use, or not an address of this machine;" \
+		"stop that server, or choose another: make run LISTEN=127.0.0.1:50052" >&2; exit 1; }
+endef
 
 # A release must not break the interface of the previous one. Before the first one, nothing is compared.
 define breaking

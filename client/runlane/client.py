@@ -10,6 +10,7 @@ from typing import Any, Self
 import grpc
 
 from runlane import convert
+from runlane.arguments import build
 from runlane.convert import Seconds, seconds
 from runlane.errors import (
     DeadlineExceeded,
@@ -165,7 +166,8 @@ class Client:
             Unavailable, DeadlineExceeded: The outcome is unknown. The same call with the `run_id`
                 of the error's metadata returns it.
         """
-        request = runs_pb.RunAcceptedRequest(
+        request = build(
+            runs_pb.RunAcceptedRequest,
             session_id=session_id,
             run_id=run_id or new_id(),
             prompt=prompt,
@@ -216,7 +218,8 @@ class Client:
         Raises SessionMissing, SessionNotFound, RunNotFound, InvalidArgument, Unavailable, and
         ValueError if scope is not a choice.
         """
-        request = runs_pb.CancelRequest(
+        request = build(
+            runs_pb.CancelRequest,
             session_id=session_id,
             run_id=run_id or "",
             scope=convert.to_scope(scope),
@@ -235,7 +238,7 @@ class Client:
         certainly did nothing; see `cancel`.
         """
         receipts: list[CancelReceipt] = []
-        request = runs_pb.CancelAllRequest(reason=reason, page_size=CANCELLED_PER_CALL)
+        request = build(runs_pb.CancelAllRequest, reason=reason, page_size=CANCELLED_PER_CALL)
         while True:
             response = await self._wire.call(
                 self._wire.runs.CancelAll, request, should_retry=is_refused
@@ -314,7 +317,7 @@ class Client:
 
     async def get_run(self, run_id: str) -> Run:
         """Returns a run. Raises RunNotFound."""
-        request = runs_pb.GetRunRequest(run_id=run_id)
+        request = build(runs_pb.GetRunRequest, run_id=run_id)
         response = await self._wire.call(self._wire.runs.GetRun, request)
         return convert.run(response.run)
 
@@ -334,7 +337,8 @@ class Client:
 
         Raises ValueError if a state is not a choice, and TypeError if states is a str.
         """
-        request = runs_pb.ListRunsRequest(
+        request = build(
+            runs_pb.ListRunsRequest,
             session_id=session_id or "",
             states=map(convert.to_run_state, convert.to_tuple("states", states)),
             page_size=page_size,
@@ -366,8 +370,11 @@ class Client:
         Raises InvalidArgument, and SessionExists; after a lost response this may mean that this
         call created the session.
         """
-        request = sessions_pb.CreateSessionRequest(
-            session_id=session_id or new_id(), title=title, metadata=metadata
+        request = build(
+            sessions_pb.CreateSessionRequest,
+            session_id=session_id or new_id(),
+            title=title,
+            metadata=metadata,
         )
         try:
             response = await self._wire.call(self._wire.sessions.CreateSession, request)
@@ -380,13 +387,13 @@ class Client:
 
     async def get_session(self, session_id: str) -> Session:
         """Returns a session. Raises SessionNotFound."""
-        request = sessions_pb.GetSessionRequest(session_id=session_id)
+        request = build(sessions_pb.GetSessionRequest, session_id=session_id)
         response = await self._wire.call(self._wire.sessions.GetSession, request)
         return convert.session(response.session)
 
     def list_sessions(self, *, page_size: int = 0) -> Pager[Session]:
         """Lists sessions, most recently created first; `page_size` as in `list_runs`."""
-        request = sessions_pb.ListSessionsRequest(page_size=page_size)
+        request = build(sessions_pb.ListSessionsRequest, page_size=page_size)
 
         async def fetch(page_token: str) -> Page[Session]:
             request.page_token = page_token
@@ -400,7 +407,7 @@ class Client:
 
         Subscriptions still deliver its terminal events. Raises SessionNotFound, SessionBusy.
         """
-        request = sessions_pb.DeleteSessionRequest(session_id=session_id)
+        request = build(sessions_pb.DeleteSessionRequest, session_id=session_id)
         try:
             await self._wire.call(self._wire.sessions.DeleteSession, request)
         except SessionNotFound as error:
@@ -414,7 +421,7 @@ class Client:
         The iterator joins messages that were split between pages; `page` and `pages` do not.
         `page_size` as in `list_runs`. The first step may raise SessionNotFound.
         """
-        request = sessions_pb.ListMessagesRequest(session_id=session_id, page_size=page_size)
+        request = build(sessions_pb.ListMessagesRequest, session_id=session_id, page_size=page_size)
 
         async def fetch(page_token: str) -> Page[Message]:
             request.page_token = page_token
@@ -457,6 +464,6 @@ async def _wait_run(wire: Wire, run_id: str, timeout: Seconds | None) -> Run:
 
 
 async def _wait_once(wire: Wire, run_id: str, wait: float, metadata: Metadata) -> Run:
-    request = runs_pb.WaitRunRequest(run_id=run_id, timeout=convert.to_duration(wait))
+    request = build(runs_pb.WaitRunRequest, run_id=run_id, timeout=convert.to_duration(wait))
     response = await wire.once(wire.runs.WaitRun, request, wait + wire.timeout, metadata)
     return convert.run(response.run)

@@ -11,6 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from runlane import types as t
+from runlane.arguments import build
 from runlane.v1 import run_pb2, run_service_pb2, session_pb2
 
 Seconds: TypeAlias = float | timedelta
@@ -41,17 +42,25 @@ _ROLES = _numbers(session_pb2.Role, "ROLE_", t.Role)
 
 
 def seconds(span: Seconds) -> float:
-    """Returns a duration in seconds."""
+    """Returns a duration in seconds. Raises TypeError."""
+    _check_span(span)
     return span.total_seconds() if isinstance(span, timedelta) else float(span)
 
 
 def to_duration(span: Seconds | None) -> Duration | None:
-    """Returns a duration as a proto message, in microsecond resolution."""
+    """Returns a duration as a proto message, in microsecond resolution. Raises TypeError."""
     if span is None:
         return None
+    _check_span(span)
     duration = Duration()
     duration.FromTimedelta(span if isinstance(span, timedelta) else timedelta(seconds=span))
     return duration
+
+
+def _check_span(span: object) -> None:
+    if not isinstance(span, int | float | timedelta):
+        name = type(span).__name__
+        raise TypeError(f"timeout: expected seconds or a timedelta, not {name}")
 
 
 def to_tuple(name: str, value: Iterable[ItemT]) -> tuple[ItemT, ...]:
@@ -87,13 +96,18 @@ def to_scope(scope: t.CancelScope) -> run_service_pb2.CancelScope.ValueType:
 
 
 def to_attachment(attachment: t.Attachment) -> run_pb2.Attachment:
-    """Converts an attachment."""
-    content = attachment.content
+    """Converts an attachment. Raises TypeError."""
+    given: object = attachment
+    if not isinstance(given, t.Attachment):
+        raise TypeError(f"attachments: expected an Attachment, not {type(given).__name__}")
+    name, mime_type = attachment.name, attachment.mime_type
+    content: object = attachment.content
     if isinstance(content, bytes):
-        return run_pb2.Attachment(
-            name=attachment.name, mime_type=attachment.mime_type, data=content
-        )
-    return run_pb2.Attachment(name=attachment.name, mime_type=attachment.mime_type, text=content)
+        return build(run_pb2.Attachment, name=name, mime_type=mime_type, data=content)
+    if not isinstance(content, str):
+        kind = type(content).__name__
+        raise TypeError(f"content of an attachment: expected str or bytes, not {kind}")
+    return build(run_pb2.Attachment, name=name, mime_type=mime_type, text=content)
 
 
 # --- From the wire -------------------------------------------------------------------------------

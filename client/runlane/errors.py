@@ -19,6 +19,7 @@
     ├── QuotaExceeded            the tenant exceeded a quota; `violations` names both
     ├── CursorCompacted          events were removed; `oldest_cursor` still works
     ├── Unavailable              the server or the node cannot be reached
+    │   ├── NotConnected         there was no connection; the call was not sent
     │   ├── Draining
     │   └── StoreUnavailable
     ├── DeadlineExceeded         the call timed out; also a TimeoutError
@@ -66,6 +67,8 @@ class RunlaneError(Exception):
         retry_after: Delay before a retry, if the server sent one.
         metadata: Further details from the server.
         attempts: Number of attempts made.
+        may_have_arrived: False if no attempt can have had an effect: none was sent, or the server
+            refused each.
     """
 
     reason: str = ""
@@ -91,6 +94,7 @@ class RunlaneError(Exception):
         # A dict, because exceptions are often pickled and a mapping proxy cannot be.
         self.metadata: Mapping[str, str] = dict(metadata or {})
         self.attempts = 1
+        self.may_have_arrived = True
 
     @property
     def error_id(self) -> str:
@@ -231,6 +235,10 @@ class Unavailable(RunlaneError):
     """No response, or the connection was lost; the call may have had its effect."""
 
     default_status = StatusCode.UNAVAILABLE
+
+
+class NotConnected(Unavailable):
+    """There was no connection to the server, so the call was not sent."""
 
 
 class Draining(Unavailable):

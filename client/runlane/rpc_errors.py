@@ -13,7 +13,14 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 from grpc import StatusCode
 
-from runlane.errors import BY_REASON, BY_STATUS, RunlaneError, UnexpectedStatus, Violation
+from runlane.errors import (
+    BY_REASON,
+    BY_STATUS,
+    NotConnected,
+    RunlaneError,
+    UnexpectedStatus,
+    Violation,
+)
 
 DOMAIN = "runlane"
 """The domain of Runlane's ErrorInfo; ErrorInfo of other domains is ignored."""
@@ -22,14 +29,26 @@ STATUS_DETAILS = "grpc-status-details-bin"
 """The key of the trailing metadata that contains a `google.rpc.Status`."""
 
 
+_NOT_CONNECTED = (
+    "failed to connect to all addresses",
+    "errors resolving ",
+    "DNS resolution failed",
+)
+"""Texts of gRPC's core for a call that had no connection. A call with another text may have been
+sent."""
+
+
 def from_rpc(error: grpc.aio.AioRpcError, target: str = "") -> RunlaneError:
     """Converts a gRPC error; `target` names the server in the message."""
     details = _Details.of(error)
     status = error.code()
     if details.reason:
         return _from_details(status, error.details() or "", details)
-    message = _message_without_details(status, error.details() or "", target)
+    text = error.details() or ""
+    message = _message_without_details(status, text, target)
     cls = BY_STATUS.get(status, UnexpectedStatus)
+    if status is StatusCode.UNAVAILABLE and text.startswith(_NOT_CONNECTED):
+        cls, message = NotConnected, f"{message}; is a server running there?"
     # The server sent no ErrorInfo, so the class's own reason does not apply.
     return cls(
         message,

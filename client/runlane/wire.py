@@ -234,7 +234,7 @@ class Wire:
         deadline = clock() + (self.timeout if timeout is None else timeout)
         backoff = Backoff(self.retry)
         attempts = 0
-        token_retried = False
+        token_retried = may_have_arrived = False
         while True:
             attempts += 1
             sent = self.metadata
@@ -242,6 +242,8 @@ class Wire:
                 return await self.once(method, request, deadline - clock(), sent + extra_metadata)
             except RunlaneError as error:
                 error.attempts = attempts
+                unsent = isinstance(error, errors.NotConnected) or errors.is_refused(error)
+                error.may_have_arrived = may_have_arrived = may_have_arrived or not unsent
                 pause = backoff.next(error)
                 is_last = clock() + pause >= deadline or attempts >= self.retry.attempts
                 retry_token = not token_retried and self.has_new_token(error, sent)

@@ -38,17 +38,6 @@ if TYPE_CHECKING:
 MARK = "runlane"
 KEYWORDS = ("agent", "store", "config", "harness")
 
-EXTRA_MODULES = {
-    "aiosqlite",
-    "click",
-    "grpc_health",
-    "grpc_reflection",
-    "structlog",
-    "typing_extensions",
-    "uuid_utils",
-}
-"""The modules that the extra `server` installs."""
-
 
 def pytest_configure(config: pytest.Config) -> None:
     """Registers the mark."""
@@ -103,12 +92,11 @@ def _require_server_extra() -> None:
     try:
         import runlane_server.testing.thread  # noqa: F401, PLC0415
     except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing not in EXTRA_MODULES:
+        from runlane_server.extras import missing  # noqa: PLC0415 - only for the error
+
+        if not (line := missing(error)):
             raise
-        raise _failure(
-            f"runlane_server: {missing} is not installed; run pip install 'runlane[server]'"
-        ) from None
+        raise _failure(f"runlane_server: {line}") from None
 
 
 def _settings(request: pytest.FixtureRequest) -> dict[str, Any]:

@@ -347,7 +347,7 @@ def test_a_missing_jwt_library_is_reported_with_the_install_command(
     monkeypatch.setitem(__import__("sys").modules, "jwt", None)
     (tmp_path / "key.pem").write_bytes(public_pem(signing_key()))
     (tmp_path / "access.toml").write_text(_jwt_entry('key = "key.pem"'))
-    with pytest.raises(StartError, match=r"pip install 'runlane\[jwt\]'"):
+    with pytest.raises(StartError, match=r"pip install 'runlane\[server,jwt\]'"):
         AccessFile(tmp_path / "access.toml")
 
 

@@ -21,14 +21,15 @@ from runlane.cli.output import (
     Column,
     duration_text,
     field,
-    for_terminal,
     json_line,
     one_line,
     tsv,
 )
 from runlane.cli.params import parse_duration, read_attachment
+from runlane.cli.run_ids import short_ids
 from runlane.cli.run_view import end_text
 from runlane.cli.sessions import MESSAGE_COLUMNS
+from runlane.cli.terminal import for_terminal
 from runlane.cli.watch import columns, line
 from runlane.v1 import run_pb2, run_service_pb2, session_pb2
 from support.command import START, finish, start
@@ -95,6 +96,10 @@ def violation(field: str, description: str) -> runlane.Violation:
 
 def test_how_a_run_ended_in_words() -> None:
     assert end_text(end_of(COMPLETED)) is None
+    for reason in (types.FinishReason.LENGTH, types.FinishReason.CONTENT_FILTER):
+        text = end_text(replace(end_of(COMPLETED), finish_reason=reason)) or ""
+        assert text.startswith("the answer is incomplete: ")
+        assert str(reason) in text
     assert end_text(end_of(CANCELLED)) == "cancelled"
     assert end_text(end_of(FAILED)) == "failed: AGENT_ERROR: it broke"
 
@@ -168,6 +173,18 @@ def test_a_part_of_a_message_says_what_it_is() -> None:
 def test_reasoning_is_not_in_the_text_of_a_line() -> None:
     message = said_by(types.Reasoning("hm"), types.Text("yes"), types.Text("no"))
     assert MESSAGE_COLUMNS[-1].value(message) == "yes\nno"
+
+
+def test_a_listing_shows_the_shortest_unique_ids() -> None:
+    one, two = "01a22a95-253e-7452-be19-46a88f263879", "01a22a95-253e-7453-be19-000000000000"
+    assert short_ids([one]) == {one: "01a22a95-253e"}
+    assert short_ids([one, two, "r", "01a22a95-2"]) == {
+        one: "01a22a95-253e-7452",
+        two: "01a22a95-253e-7453",
+        "r": "r",
+        "01a22a95-2": "01a22a95-2",
+    }
+    assert short_ids([]) == {}
 
 
 def test_times_and_cells_for_people() -> None:

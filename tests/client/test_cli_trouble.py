@@ -10,8 +10,11 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import pytest
+from click.testing import CliRunner
 from grpc import StatusCode
 
+from runlane.cli.app import runlane as command
+from runlane.cli.connection import ServerType
 from runlane.v1 import run_service_pb2
 from support.certificates import Authority
 from support.command import START, finish, start
@@ -27,6 +30,31 @@ async def test_an_error_is_one_line(peer: Peer) -> None:
     code, out, err = await finish(await start(peer, "runs"))
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert err.startswith(f"Error: cannot reach {peer.target}: ")
+
+
+async def test_without_a_server_nothing_was_accepted_and_it_says_so_soon(peer: Peer) -> None:
+    await peer.stop()
+    code, out, err = await finish(await start(peer, "run", "-s", "s", "p"))
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith(f"Error: cannot reach {peer.target}: ")
+    assert err.endswith("; is a server running there?\n")
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "nowhere", "host:", ":1", "host:0", "host:65536", "http://host:1", "a b:1", "::1"],
+)
+def test_a_malformed_address_is_a_usage_error(address: str) -> None:
+    result = CliRunner().invoke(command, ["-S", address, "runs"])
+    assert result.exit_code == 2
+    assert "'-S' / '--server'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "address", ["host:1", "127.0.0.1:65535", "[::1]:50051", "unix:/x", "dns:///a:1", "a_b.c:7"]
+)
+def test_an_address_is_accepted(address: str) -> None:
+    assert ServerType().convert(address, None, None) == address
 
 
 async def test_an_accept_of_unknown_outcome_says_how_to_find_out(peer: Peer) -> None:

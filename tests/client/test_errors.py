@@ -129,6 +129,28 @@ async def test_nobody_there(peer: Peer) -> None:
             await client.get_run("r")
 
 
+async def test_a_call_without_a_connection_was_not_sent(peer: Peer) -> None:
+    peer.scripts["GetRun"] = [(LOST,)]
+    async with peer.client(retry=RetryPolicy(attempts=3, initial=0.01)) as client:
+        await peer.stop()
+        with pytest.raises(runlane.NotConnected, match="is a server running there") as never:
+            await client.get_run("r")
+    assert never.value.may_have_arrived is False
+    for target in ("no-such-host.invalid:1", "unix:/no/such/socket"):
+        async with Client(target, retry=ONCE) as client:
+            with pytest.raises(runlane.NotConnected):
+                await client.get_run("r")
+
+
+async def test_a_call_that_was_sent_once_may_have_arrived(peer: Peer) -> None:
+    peer.scripts["GetRun"] = [(LOST,), (LOST,)]
+    async with peer.client(retry=RetryPolicy(attempts=2, initial=0.01)) as client:
+        with pytest.raises(runlane.Unavailable) as lost:
+            await client.get_run("r")
+    assert type(lost.value) is runlane.Unavailable
+    assert lost.value.may_have_arrived
+
+
 async def test_no_answer_in_time_is_a_timeout_error_too(peer: Peer) -> None:
     peer.scripts["GetRun"] = [(HANG,)]
     async with peer.client(timeout=0.05) as client:

@@ -371,7 +371,7 @@ def test_the_event_loop_is_uvloop_where_it_is_installed(
     assert event_loop_kind("auto") is event_loop_kind("uvloop") is uvloop.Loop
     monkeypatch.setitem(sys.modules, "uvloop", None)
     assert event_loop_kind("auto") is asyncio.SelectorEventLoop
-    with pytest.raises(StartError, match=r"run: pip install 'runlane\[uvloop\]'"):
+    with pytest.raises(StartError, match=r"run: pip install 'runlane\[server,uvloop\]'"):
         event_loop_kind("uvloop")
 
 

@@ -15,12 +15,28 @@ import subprocess
 import sys
 import tempfile
 import venv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 EXTRAS = "server,cli"
+BASE = {
+    "runlane runs": "cli",
+    "runlane-conformance": "cli",
+    "runlane-server": "server",
+    "python -m runlane_server": "server",
+}
+"""Commands that need an extra after a base install, and that extra."""
+
+EXTRA = {
+    "runlane-server --store postgresql://localhost/db": "server,postgres",
+    "runlane-server --agent chat:openai:small": "server,chat",
+    "runlane-server --otlp-endpoint http://127.0.0.1:1": "server,traces",
+    "runlane-server --event-loop uvloop": "server,uvloop",
+}
+"""The same after an install with the extras `server` and `cli`."""
+
 LISTENING = "runlane-server listening on "
 TIMEOUT = 60.0
 """Seconds that one command of the wheel may take."""
@@ -33,7 +49,10 @@ def main() -> None:
     (wheel,) = parser.parse_args().dist.resolve().glob("*.whl")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        commands = install(wheel, folder)
+        install(wheel, folder)
+        check_remedies(folder, BASE)
+        commands = install(f"{wheel}[{EXTRAS}]", folder)
+        check_remedies(folder, EXTRA)
         version = wheel.name.split("-")[1]
         for command in ("runlane", "runlane-server"):
             expect(run(folder, commands / command, "--version"), f"version {version}")
@@ -41,15 +60,33 @@ def main() -> None:
             expect(run(folder, commands / "runlane", "--server", address, "run", "Hello"), "Hello")
 
 
-def install(wheel: Path, folder: Path) -> Path:
-    """Installs the wheel into a new environment; returns the folder of its commands."""
+def check_remedies(folder: Path, remedies: Mapping[str, str]) -> None:
+    """Checks that each command fails with one line that names the extra to install."""
+    for command, extras in remedies.items():
+        ended = subprocess.run(
+            [folder / "venv" / "bin" / command.split()[0], *command.split()[1:]],
+            cwd=folder,
+            env=clean_environment(),
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+        expect(ended.stderr, f"is not installed; run: pip install 'runlane[{extras}]'")
+        if ended.returncode == 0 or ended.stderr.count("\n") != 1:
+            sys.exit(f"expected one line and a failure from {command!r}")
+
+
+def install(wheel: Path | str, folder: Path) -> Path:
+    """Installs the wheel into an environment; returns the folder of its commands."""
     environment = folder / "venv"
-    venv.create(environment, with_pip=True)
+    if not environment.exists():
+        venv.create(environment, with_pip=True)
     commands = environment / "bin"
     subprocess.run(
         [
             *(commands / "pip", "install", "--quiet", "--disable-pip-version-check"),
-            *("--constraint", ROOT / "constraints.txt", f"{wheel}[{EXTRAS}]"),
+            *("--constraint", ROOT / "constraints.txt", wheel),
         ],
         cwd=folder,
         env=clean_environment(),

@@ -225,7 +225,7 @@ async def test_listings_in_a_pipe_and_as_json(server: ServerProcess, wire: Wire)
         ["s", "2", "active"],
         ["s", "1", "completed"],
     ]
-    assert [len(run) for run in runs] == [7, 7, 7]
+    assert [len(run) for run in runs] == [8, 8, 8]
     assert (runs[2][3], runs[1][5]) == (one.run_id, "")
     assert [run[2] for run in latest] == ["3"]
     assert [run[3] for run in active] == [two.run_id]
@@ -280,13 +280,42 @@ async def test_watch_prints_terminal_events_across_a_restart(
     assert (await finish_command(watching))[0] == 0
 
 
+async def test_q_leaves_watch_and_top(server: ServerProcess) -> None:
+    for name, text in (("watch", "no active or waiting runs"), ("top", "busy sessions")):
+        async with on_terminal(server, name) as terminal:
+            await terminal.shows(text)
+            terminal.type(b"q")
+            assert await terminal.wait() == 0
+
+
+async def test_a_run_is_found_by_the_beginning_of_its_id(server: ServerProcess, wire: Wire) -> None:
+    failing = await wire.accept("s", say("half"), {"fail": "no luck", "reason": "LUCK"})
+    await wire.end(failing)
+    start = failing.run_id[:20]
+    assert (await command(server, "wait", start))[:2] == (1, "half\n")
+    shown = dict(await fields(server, "show", start))
+    expected = {"run": failing.run_id, "state": "failed", "error": "LUCK", "message": "no luck"}
+    assert shown.items() >= {**expected, "text": "half", "session": "s", "seq": "1"}.items()
+    code, out, _ = await command(server, "show", "--json", start)
+    assert (code, json.loads(out)["run_id"]) == (0, failing.run_id)
+    (listed,) = await fields(server, "runs")
+    assert listed[7] == "LUCK"
+    for run_id in ("twins-000001", "twins-000002"):
+        await wire.client.run_accepted("s", "p", run_id=run_id)
+    code, out, err = await command(server, "show", "twins-00000")
+    assert (code, out) == (2, "")
+    assert err == "Error: 'twins-00000' is the beginning of 2 run ids; give more of it\n"
+    code, out, err = await command(server, "cancel", "--run", "nobody-knows")
+    assert (code, err) == (1, "Error: there is no run 'nobody-knows'\n")
+
+
 async def test_watch_on_a_terminal_shows_active_and_ended_runs(
     server: ServerProcess, wire: Wire
 ) -> None:
     async with on_terminal(server, "watch") as terminal:
         await terminal.shows("no active or waiting runs")
         active = await wire.blocked("s", "g")
-        await terminal.shows(active.run_id)
+        await terminal.shows(active.run_id[:13])
         await terminal.shows("active")
         await active.cancel()
         await terminal.shows("cancelled")
@@ -302,7 +331,8 @@ async def test_listings_on_a_narrow_terminal_do_not_break_ids(
     await wire.end(handle)
     async with on_terminal(server, "runs") as terminal:
         assert await terminal.wait() == 0
-        assert handle.run_id in terminal.screen
+        assert handle.run_id[:13] in terminal.screen
+        assert handle.run_id not in terminal.screen
         assert "completed" in terminal.screen
         # A header and the run, wrapped to the width of the screen.
         assert terminal.screen.count("\n") < 8

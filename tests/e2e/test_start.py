@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -67,7 +69,7 @@ async def test_a_foreign_file_is_refused_and_unchanged(
     make(path)
     before = path.read_bytes() if path.is_file() else b""
     code, said = await fails(tmp_path, "--store", "sqlite:///some.db")
-    assert code == 1
+    assert code == 2
     assert "some.db" in said
     assert why in said
     assert (path.read_bytes() if path.is_file() else b"") == before
@@ -82,12 +84,25 @@ MODULES = {
 @pytest.mark.parametrize(
     ("flags", "code", "why"),
     [
-        (["--store", "sqlite:////proc/self/x.db"], 1, "/proc/self/x.db"),
-        (["--agent", "command:no-such-program -x"], 1, "no program 'no-such-program'"),
-        (["--agent", "no_such_module:answer"], 1, "No module named 'no_such_module'"),
+        (["--store", "sqlite:////proc/self/x.db"], 2, "/proc/self/x.db"),
+        (["--store", "sqlite:///no/such/folder/x.db"], 2, "no/such/folder does not exist"),
+        (["--access", "no-such.toml"], 2, "no-such.toml: No such file or directory"),
+        (["--access", "plain.py"], 2, "--access plain.py: "),
+        (["--tls-cert", "no.pem", "--tls-key", "no.pem"], 2, "no.pem: No such file or directory"),
+        (["--tls-cert", "plain.py", "--tls-key", "plain.py"], 2, "--tls-cert plain.py"),
+        (
+            ["--store", "memory:", "--listen", "unix:no/such/folder/socket"],
+            2,
+            "no such file or directory",
+        ),
+        (["--agent", "command:no-such-program -x"], 2, "no program 'no-such-program'"),
+        (["--agent", "command:'"], 2, "No closing quotation"),
+        (["--agent", "command:cat", "--command-dir", "plain.py/x"], 2, "--command-dir"),
+        (["--agent", "no_such_module:answer"], 2, "No module named 'no_such_module'"),
+        (["--agent", "plain:nothing"], 2, "has no attribute 'nothing'"),
         (["--agent", "raising:answer"], 1, "RuntimeError: no luck"),
-        (["--agent", "plain:answer"], 1, "a int is not an agent; expected a function"),
-        (["--agent", "chat:openai:small"], 1, "OPENAI_API_KEY"),
+        (["--agent", "plain:answer"], 2, "a int is not an agent; expected a function"),
+        (["--agent", "chat:openai:small"], 2, "OPENAI_API_KEY"),
         (["--max-active-runs", "-1"], 2, "--max-active-runs"),
     ],
 )
@@ -101,10 +116,62 @@ async def test_an_impossible_setting_fails_with_its_reason(
     assert why in said
 
 
+EXTRAS = [
+    ("asyncpg", ["--store", "postgresql://localhost/db"], "postgres"),
+    ("pydantic_ai", ["--agent", "chat:openai:small"], "chat"),
+    ("prometheus_client", ["--metrics-listen", "127.0.0.1:0"], "metrics"),
+    ("opentelemetry", ["--otlp-endpoint", "http://127.0.0.1:1"], "traces"),
+    ("uvloop", ["--event-loop", "uvloop"], "uvloop"),
+    ("jwt", ["--access", "jwt.toml"], "jwt"),
+    *((module, [], "server") for module in ("click", "structlog", "aiosqlite", "grpc_health")),
+    *((module, [], "server") for module in ("grpc_reflection", "uuid_utils")),
+]
+JWT = """
+[jwt]
+issuer = "i"
+audience = "a"
+algorithms = ["RS256"]
+key = "k.pem"
+role_claim = "r"
+tenant_claim = "t"
+"""
+
+
+@pytest.mark.parametrize(("module", "flags", "extra"), EXTRAS)
+def test_a_missing_extra_is_one_line_with_its_remedy(
+    tmp_path: Path, module: str, flags: list[str], extra: str
+) -> None:
+    (tmp_path / "jwt.toml").write_text(JWT)
+    (tmp_path / "k.pem").write_text("")
+    program = f"import sys, runpy; sys.modules[{module!r}] = None;" + (
+        "runpy.run_module('runlane_server', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--listen", "127.0.0.1:0", *flags],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=SECONDS,
+    )
+    wanted = "server" if extra == "server" else f"server,{extra}"
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(PREFIX)
+    assert done.stderr.endswith(f" is not installed; run: pip install 'runlane[{wanted}]'\n")
+    assert done.stderr.count("\n") == 1
+
+
 async def test_an_error_does_not_contain_the_password(tmp_path: Path) -> None:
-    code, said = await fails(tmp_path, "--store", "postgresql://me:hunter2@db/runlane")
+    url = "postgresql://me:hunter2@db/runlane"
+    code, said = await fails(tmp_path, env={"RUNLANE_STORE": url})
     assert code == 1
     assert "hunter2" not in said
+    for one in (url, "postgres://h/d?password=hunter2", "postgresql://a:hunter2@x,b:y@z/d"):
+        code, said = await fails(tmp_path, "--store", one)
+        assert code == 2
+        assert "--store" in said
+        assert "RUNLANE_STORE" in said
+        assert "hunter2" not in said
 
 
 async def test_invalid_values_of_variables_and_files_are_named(tmp_path: Path) -> None:

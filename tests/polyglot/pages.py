@@ -108,6 +108,7 @@ def _paragraphs(text: str) -> list[str]:
 _DIFFERS: Mapping[str, str] = {
     "any": r"\.\.\.",
     "run": r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}",
+    "short": r"\b[0-9a-f]{8}-[0-9a-f]{4}\b",
     "time": r"\d{4}[-/]\d\d[-/]\d\d[ T]\d\d:\d\d:\d\d(?:\.\d+)?Z?",
     "clock": r"\b\d\d:\d\d:\d\d\b",
     "bytes": r"\b\d+ bytes",
@@ -115,10 +116,15 @@ _DIFFERS: Mapping[str, str] = {
     "number": r"\d+\.\d+",
     "space": r"[ \t]+",
 }
-_TAKES: Mapping[str, str] = {**_DIFFERS, "any": r".*"}
+_TAKES: Mapping[str, str] = {
+    **_DIFFERS,
+    "any": r".*",
+    # It is longer if two runs began in the same millisecond.
+    "short": r"[0-9a-f]{8}-[0-9a-f]{4}[0-9a-f-]*",
+}
 _TOKEN = re.compile("|".join(f"(?P<{kind}>{pattern})" for kind, pattern in _DIFFERS.items()))
 
-KEPT = ("run", "cursor")
+KEPT = ("run", "short", "cursor")
 """Kinds that later commands may contain: the walk replaces the page's value by its own."""
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from runlane_server.pytest_plugin import EXTRA_MODULES
+from runlane_server import extras
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -155,9 +155,16 @@ def test_only_the_pytest_plugin_imports_pytest() -> None:
     assert users == {"pytest_plugin.py"}
 
 
-def test_the_pytest_plugin_lists_the_requirements_of_the_server() -> None:
-    known = set[str]().union(*map(distributions, EXTRA_MODULES))
-    assert known == set(names(EXTRAS["server"]))
+@pytest.mark.parametrize(
+    "extra", ["server", "postgres", "chat", "metrics", "traces", "jwt", "uvloop"]
+)
+def test_every_dependency_of_the_server_has_a_remedy(extra: str) -> None:
+    modules = [
+        module
+        for module, (_, remedy) in extras.EXTRAS.items()
+        if remedy.rpartition(",")[2] == extra
+    ]
+    assert set(names(EXTRAS[extra])) <= set[str]().union(*map(distributions, modules))
 
 
 def test_constraints_pin_versions_and_hold_no_addresses() -> None:

@@ -37,17 +37,17 @@ REMOVED = (
     Removed(
         "the role is ignored",
         control.AccessControl,
-        "authorize",
-        "if not is_allowed(caller.role, method):",
-        "if False:",
+        "permit",
+        "not is_allowed(caller.role, method)",
+        "False",
         "roles",
     ),
     Removed(
         "every method is public",
         control.AccessControl,
-        "authorize",
-        "if method in PUBLIC_METHODS:",
-        "if True:",
+        "identify",
+        "if method in PUBLIC_METHODS",
+        "if True",
         "anonymous",
     ),
     Removed(

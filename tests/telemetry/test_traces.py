@@ -268,7 +268,7 @@ async def test_without_opentelemetry_proto_the_start_fails(
 ) -> None:
     hidden = tmp_path / "hide" / "sitecustomize.py"
     hidden.parent.mkdir()
-    hidden.write_text("import sys\nsys.modules['opentelemetry.proto'] = None\n")
+    hidden.write_text("import sys\nsys.modules['opentelemetry'] = None\n")
     monkeypatch.setenv("PYTHONPATH", str(hidden.parent))
     server = ServerProcess(tmp_path, "--otlp-endpoint", "http://127.0.0.1:4317")
     with pytest.raises(AssertionError, match="did not start"):

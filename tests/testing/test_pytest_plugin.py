@@ -217,7 +217,7 @@ def test_errors_of_users_are_reported_in_one_line(pytester: pytest.Pytester) -> 
     result.assert_outcomes(passed=1, failed=2, errors=5)
     result.stdout.fnmatch_lines_random(
         [
-            "runlane_server: * is not installed; run pip install 'runlane[[]server[]]'",
+            "runlane_server: * is not installed; run: pip install 'runlane[[]server[]]'",
             "@pytest.mark.runlane accepts the keywords agent, store, config, harness; not agnet",
             "@pytest.mark.runlane accepts the keywords agent, store, config, harness; not 'echo'",
             "runlane_server: there is no agent 'nobody'; *",

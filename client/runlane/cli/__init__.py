@@ -15,7 +15,9 @@ def main() -> None:
     try:
         # Not at the top of the module, because its dependencies may be missing.
         from runlane.cli.app import runlane  # noqa: PLC0415
+        from runlane.cli.terminal import prepare  # noqa: PLC0415
 
+        prepare()
         runlane(prog_name="runlane")
     except KeyboardInterrupt:
         sys.exit(130)

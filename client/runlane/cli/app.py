@@ -8,10 +8,12 @@ from typing import Any
 import click
 
 from runlane.cli.cancel import cancel
+from runlane.cli.command import Group
 from runlane.cli.connection import Settings, options
 from runlane.cli.lists import runs, wait
 from runlane.cli.run import run
 from runlane.cli.sessions import messages, sessions
+from runlane.cli.show import show
 from runlane.cli.top import top
 from runlane.cli.watch import watch
 
@@ -23,7 +25,9 @@ def _version() -> str:
         return "unknown (not installed as a package)"
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @options
 @click.version_option(_version(), prog_name="runlane")
 @click.pass_context
@@ -44,5 +48,5 @@ def runlane(context: click.Context, /, **settings: Any) -> None:
     context.obj = Settings(**settings)
 
 
-for command in (run, cancel, watch, top, runs, wait, sessions, messages):
+for command in (run, cancel, watch, top, runs, show, wait, sessions, messages):
     runlane.add_command(command)

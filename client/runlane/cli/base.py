@@ -12,6 +12,7 @@ from typing import Self
 import click
 
 from runlane.cli.connection import Settings
+from runlane.cli.terminal import for_terminal
 from runlane.client import Client
 from runlane.errors import InvalidArgument, RunlaneError
 from runlane.types import RunComplete, RunState
@@ -19,8 +20,9 @@ from runlane.wire import RetryPolicy
 
 DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
-_RETRY = RetryPolicy(maximum=1.0)
-"""Short backoff, because a person is waiting: reconnects within a second of a server restart."""
+_RETRY = RetryPolicy(attempts=6, maximum=1.0)
+"""Short, because a person is waiting: reconnects within a second of a server restart, and reports a
+wrong address after about two."""
 
 
 class Failure(click.ClickException):
@@ -58,7 +60,7 @@ def describe(error: RunlaneError) -> str:
     # The message of the server may already contain them.
     missing = [each for each in violations if each not in error.message]
     line = f"{error.message} ({'; '.join(missing)})" if missing else error.message
-    return " ".join(line.split())
+    return " ".join(for_terminal(line).split())
 
 
 def failure(error: RunlaneError) -> Failure:

@@ -7,8 +7,11 @@ from collections.abc import AsyncIterator, Sequence
 import click
 
 from runlane.cli.base import DONE, execute
+from runlane.cli.command import Command
 from runlane.cli.connection import Settings
-from runlane.cli.output import Column, json_line, on_terminal, show, state_text, stderr_console
+from runlane.cli.output import Column, field, json_line, show, state_text, stderr_console
+from runlane.cli.run_ids import find_run
+from runlane.cli.terminal import echo, on_terminal
 from runlane.client import Client
 from runlane.types import CancelledRun, CancelReceipt, CancelScope
 
@@ -24,9 +27,13 @@ _COLUMNS: tuple[Column[CancelledRun], ...] = (
 )
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
-    "--run", "run_id", metavar="RUN_ID", help="Cancel only this run and the runs folded into it."
+    "--run",
+    "run_id",
+    metavar="RUN",
+    help="Cancel only this run and the runs folded into it: a run id, or the unique "
+    "beginning of one.",
 )
 @click.option(
     "--scope",
@@ -76,9 +83,10 @@ def cancel(
         if all_sessions:
             receipts = await client.cancel_all(reason)
         else:
+            run = None if run_id is None else await find_run(client, run_id)
             receipts = (
                 await client.cancel(
-                    session or "", run_id=run_id, scope=CancelScope(scope), reason=reason
+                    session or "", run_id=run, scope=CancelScope(scope), reason=reason
                 ),
             )
         await _print(receipts, as_json=as_json)
@@ -90,7 +98,7 @@ def cancel(
 async def _print(receipts: tuple[CancelReceipt, ...], *, as_json: bool) -> None:
     if as_json:
         for receipt in receipts:
-            click.echo(json_line(receipt))
+            echo(json_line(receipt))
         return
     cancelled = [run for receipt in receipts for run in receipt.cancelled]
     if not cancelled:
@@ -99,11 +107,11 @@ async def _print(receipts: tuple[CancelReceipt, ...], *, as_json: bool) -> None:
 
     await show(_iterate(cancelled), _COLUMNS, as_json=False, empty_note="")
     for receipt in receipts:
-        line = f"fence {receipt.fence_accept_seq} in session {receipt.session_id}"
+        line = f"fence {receipt.fence_accept_seq} in session {field(receipt.session_id)}"
         if on_terminal():
-            stderr_console().print(line, style="dim", markup=False)
+            stderr_console().print(line, style="dim")
         else:
-            click.echo(line, err=True)
+            echo(line, err=True)
 
 
 async def _iterate(runs: Sequence[CancelledRun]) -> AsyncIterator[CancelledRun]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,24 @@ import grpc
 
 from runlane.client import DEFAULT_TARGET, Client
 from runlane.wire import RetryPolicy
+
+
+class ServerType(click.ParamType[str]):
+    """The address of a server: HOST:PORT, or another name that gRPC resolves."""
+
+    name = "address"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Returns the address."""
+        if re.match(r"(unix|unix-abstract|dns|ipv4|ipv6|xds):", value):
+            return value
+        if "://" in value:
+            self.fail(f"{value!r} is a URL; write HOST:PORT", param, ctx)
+        match = re.fullmatch(r"(\[[0-9A-Fa-f:.%\w]+\]|[^\s:/\[\]]+):(\d{1,5})", value)
+        if match is None or not 0 < int(match[2]) < 65536:
+            self.fail(f"{value!r} is not HOST:PORT, such as {DEFAULT_TARGET}", param, ctx)
+        return value
+
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
@@ -82,6 +101,7 @@ _OPTIONS = (
     click.option(
         "-S",
         "--server",
+        type=ServerType(),
         metavar="HOST:PORT",
         envvar="RUNLANE_SERVER",
         show_envvar=True,

@@ -8,6 +8,7 @@ from functools import partial
 import click
 
 from runlane.cli.base import DONE, FAILED, execute, outcome_code
+from runlane.cli.command import Command
 from runlane.cli.connection import Settings
 from runlane.cli.output import (
     Column,
@@ -20,7 +21,9 @@ from runlane.cli.output import (
     take,
 )
 from runlane.cli.params import DURATION, count_option
+from runlane.cli.run_ids import find_run
 from runlane.cli.run_view import RunView
+from runlane.cli.terminal import echo
 from runlane.client import Client
 from runlane.types import Run, RunEvent, RunState
 
@@ -30,16 +33,26 @@ _COLUMNS: tuple[Column[Run], ...] = (
     Column("ACCEPTED", lambda run: run.accepted_at),
     Column("SESSION", lambda run: run.session_id),
     Column("SEQ", lambda run: run.accept_seq),
-    Column("RUN", lambda run: run.run_id),
+    Column("RUN", lambda run: run.run_id, is_run_id=True),
     Column("STATE", lambda run: run.state, lambda run: state_text(run.state)),
     Column(
         "TOOK", lambda run: run.ended_at, lambda run: duration_text(run.started_at, run.ended_at)
     ),
     Column("PROMPT", lambda run: run.prompt_excerpt, lambda run: one_line(run.prompt_excerpt, 40)),
+    Column("ERROR", lambda run: _error(run, ""), lambda run: _error(run, ": ", 60)),
 )
 
 
-@click.command()
+def _error(run: Run, separator: str, limit: int = 0) -> str:
+    """Returns the reason of a failure, and with a separator also the beginning of its message."""
+    error = None if run.run_complete is None else run.run_complete.error
+    if error is None:
+        return ""
+    message = one_line(error.message, limit) if separator else ""
+    return f"{error.reason}{separator}{message}"
+
+
+@click.command(cls=Command)
 @click.option("-s", "--session", metavar="SESSION", help="List only runs of this session.")
 @click.option(
     "--state",
@@ -55,7 +68,7 @@ def runs(
 ) -> None:
     """List runs, most recently accepted first.
 
-    Columns in a pipe: accepted, session, seq, run, state, ended, prompt.
+    Columns in a pipe: accepted, session, seq, run, state, ended, prompt, reason of the failure.
     """
     states = tuple(RunState(each) for each in state)
     execute(settings, partial(_runs, session, states, count, as_json))
@@ -69,29 +82,30 @@ async def _runs(
     return DONE
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--timeout", type=DURATION, help="Maximum time to wait, such as 30s. Default: no limit."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the RunComplete as JSON.")
-@click.argument("run_id")
+@click.argument("run_id", metavar="RUN")
 @click.pass_obj
 def wait(settings: Settings, timeout: timedelta | None, as_json: bool, run_id: str) -> None:
     """Wait for the end of a run, print its text, and exit like `run`.
 
-    Survives lost connections and server restarts. The exit code is 1 after the timeout.
+    RUN is a run id, or the unique beginning of one. The wait survives lost connections and server
+    restarts. The exit code is 1 after the timeout.
     """
     execute(settings, partial(_wait, run_id, timeout, as_json))
 
 
 async def _wait(run_id: str, timeout: timedelta | None, as_json: bool, client: Client) -> int:
-    run = await client.wait_run(run_id, timeout=timeout)
+    run = await client.wait_run(await find_run(client, run_id), timeout=timeout)
     complete = run.run_complete
     if complete is None:
-        stderr_console().print(f"run {run_id} has not ended: it is {run.state}", markup=False)
+        stderr_console().print(f"run {run_id} has not ended: it is {run.state}")
         return FAILED
     if as_json:
-        click.echo(json_line(complete))
+        echo(json_line(complete))
     else:
         RunView(as_json=False).show(RunEvent(0, complete.ended_at, complete))
     return outcome_code(complete)

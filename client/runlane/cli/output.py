@@ -5,17 +5,24 @@ from __future__ import annotations
 import base64
 import json
 import re
-import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar
 
-import click
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from runlane.cli.run_ids import short_ids
+from runlane.cli.terminal import (
+    SafeConsole,
+    echo,
+    encodes_all,
+    escaped,
+    escaped_json,
+    for_terminal,
+    on_terminal,
+)
 from runlane.types import Attachment, FinishReason, Message, RunEvent, RunState
 
 RecordT = TypeVar("RecordT")
@@ -31,23 +38,10 @@ COLOURS: Mapping[RunState, str] = {
     RunState.FAILED: "red",
 }
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
-
-def on_terminal() -> bool:
-    """Returns True if stdout is a terminal."""
-    # sys.stdout is None if it is closed (`>&-`).
-    return sys.stdout is not None and sys.stdout.isatty()
-
-
-def stderr_console() -> Console:
+def stderr_console() -> SafeConsole:
     """Returns a console for notes that are not part of the output."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-def for_terminal(text: str) -> str:
-    """Removes control characters that could affect the terminal; keeps newlines and tabs."""
-    return _CONTROL.sub("", text)
+    return SafeConsole(stderr=True, wrap=False)
 
 
 def one_line(text: str, limit: int = 80) -> str:
@@ -57,7 +51,7 @@ def one_line(text: str, limit: int = 80) -> str:
 
 
 def field(value: object) -> str:
-    """Formats a value as a field of a tab-separated line; escapes control characters."""
+    """Formats a value as a field of a tab-separated line; escapes what a terminal obeys."""
     match value:
         case None:
             text = ""
@@ -68,7 +62,7 @@ def field(value: object) -> str:
         case _:
             text = str(value)
     text = text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n")
-    return _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
+    return escaped(text)
 
 
 def tsv(values: Sequence[object]) -> str:
@@ -115,8 +109,9 @@ def _typed(value: object) -> dict[str, Any]:
 
 
 def json_line(value: object) -> str:
-    """Formats a record as one line of JSON."""
-    return json.dumps(to_json(value), ensure_ascii=False, separators=(",", ":"))
+    """Formats a record as one line of JSON, with escapes for what a terminal obeys."""
+    ascii_only = not encodes_all()
+    return escaped_json(json.dumps(to_json(value), ensure_ascii=ascii_only, separators=(",", ":")))
 
 
 # --- Listings ------------------------------------------------------------------------------------
@@ -129,6 +124,7 @@ class Column(Generic[RecordT]):
     title: str
     value: Callable[[RecordT], object]
     render: Callable[[RecordT], str | Text] | None = None
+    is_run_id: bool = False
 
     def cell(self, record: RecordT) -> Text:
         """Returns the cell for people."""
@@ -175,7 +171,7 @@ _MIN_WIDTH = 100
 """Minimum width of a listing in columns. A narrower terminal wraps the lines, which stay readable;
 cells of a few letters would not."""
 
-_FLEXIBLE = {"SESSION", "PROMPT", "TITLE", "TEXT"}
+_FLEXIBLE = {"SESSION", "PROMPT", "TITLE", "TEXT", "ERROR"}
 
 
 def table(columns: Sequence[Column[RecordT]]) -> Table:
@@ -184,6 +180,22 @@ def table(columns: Sequence[Column[RecordT]]) -> Table:
     for column in columns:
         grid.add_column(column.title, overflow="fold", no_wrap=column.title not in _FLEXIBLE)
     return grid
+
+
+def rows(
+    columns: Sequence[Column[RecordT]], records: Sequence[RecordT]
+) -> Iterator[Sequence[Text]]:
+    """Yields the cells of each record for people, with run ids as short as they are unique."""
+    short = short_ids(
+        str(column.value(record)) for column in columns if column.is_run_id for record in records
+    )
+    for record in records:
+        yield [
+            Text(one_line(field(short[str(column.value(record))])))
+            if column.is_run_id
+            else column.cell(record)
+            for column in columns
+        ]
 
 
 async def show(
@@ -197,14 +209,14 @@ async def show(
     if as_json or not on_terminal():
         async for record in records:
             values = [column.value(record) for column in columns]
-            click.echo(json_line(record) if as_json else tsv(values))
+            echo(json_line(record) if as_json else tsv(values))
         return
     grid = table(columns)
-    async for record in records:
-        grid.add_row(*(column.cell(record) for column in columns))
+    for cells in rows(columns, [record async for record in records]):
+        grid.add_row(*cells)
     if grid.row_count:
-        width = max(Console().width, _MIN_WIDTH)
-        Console(highlight=False, width=width).print(grid)
+        width = max(SafeConsole().width, _MIN_WIDTH)
+        SafeConsole(width=width).print(grid)
     else:
         stderr_console().print(empty_note, style="dim")
 

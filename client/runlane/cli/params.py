@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mimetypes
+import os
 import re
 from collections.abc import Callable
 from datetime import timedelta
@@ -71,11 +72,13 @@ def count_option(records: str) -> Callable[[CommandT], CommandT]:
 def read_attachment(path: Path) -> Attachment:
     """Reads a file as an attachment: as text if it is UTF-8 and not of a binary media type."""
     data = path.read_bytes()
-    mime_type = mimetypes.guess_type(path.name)[0] or ""
+    # The name of a file may have any bytes; the name of an attachment is UTF-8.
+    name = os.fsencode(path.name).decode(errors="replace")
+    mime_type = mimetypes.guess_type(name)[0] or ""
     kind = mime_type.partition("/")[0]
     if kind in {"image", "audio", "video", "font"} or b"\0" in data:
-        return Attachment(path.name, data, mime_type)
+        return Attachment(name, data, mime_type)
     try:
-        return Attachment(path.name, data.decode(), mime_type)
+        return Attachment(name, data.decode(), mime_type)
     except UnicodeDecodeError:
-        return Attachment(path.name, data, mime_type)
+        return Attachment(name, data, mime_type)

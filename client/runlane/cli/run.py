@@ -15,12 +15,14 @@ from pathlib import Path
 import click
 
 from runlane.cli.base import DONE, Failure, Interrupts, describe, execute, outcome_code, stop
+from runlane.cli.command import Command
 from runlane.cli.connection import Settings
 from runlane.cli.output import json_line
 from runlane.cli.params import DURATION, read_attachment
 from runlane.cli.run_view import RunView
+from runlane.cli.terminal import echo
 from runlane.client import Client
-from runlane.errors import RunlaneError, is_outcome_unknown, is_refused
+from runlane.errors import RunlaneError, is_outcome_unknown
 from runlane.ids import new_id
 from runlane.run_handle import RunHandle
 from runlane.types import NOT_TERMINAL, Attachment, RunComplete, RunState, WhenBusy
@@ -43,7 +45,7 @@ class Options:
     detach: bool
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "-s",
     "--session",
@@ -152,7 +154,7 @@ async def _run(client: Client, options: Options) -> int:
         if options.session_id is None:
             view.note(f"session {handle.session_id}")
         if options.detach:
-            click.echo(json_line(handle.run) if options.as_json else handle.run_id)
+            echo(json_line(handle.run) if options.as_json else handle.run_id)
             return DONE
         helpers = (
             asyncio.create_task(_cancel_on(interrupts.first, handle, view)),
@@ -180,7 +182,7 @@ async def _accept(client: Client, options: Options) -> RunHandle:
             traceparent=_traceparent(),
         )
     except RunlaneError as error:
-        if not is_outcome_unknown(error) or (is_refused(error) and error.attempts == 1):
+        if not (is_outcome_unknown(error) and error.may_have_arrived):
             raise
         run_id = error.metadata["run_id"]
         arguments = shlex.join(["-s", session_id, "--run-id", run_id])

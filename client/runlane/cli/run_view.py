@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
-import click
 from rich.markup import escape
 from rich.status import Status
 from rich.text import Text
 
 from runlane.cli.base import describe
-from runlane.cli.output import for_terminal, json_line, on_terminal, one_line, stderr_console
+from runlane.cli.output import field, json_line, one_line, stderr_console
+from runlane.cli.terminal import echo, encodes_all, for_terminal, on_terminal
 from runlane.errors import RunlaneError
 from runlane.types import (
+    FinishReason,
     Folded,
     ReasoningDelta,
     RunComplete,
@@ -44,7 +46,9 @@ class RunView:
 
     def __enter__(self) -> Self:
         if self._is_verbose:
-            self._spinner = Status("sending", console=self._err, spinner="dots")
+            self._spinner = Status(
+                "sending", console=self._err, spinner="dots" if encodes_all() else "line"
+            )
             self._spinner.start()
         return self
 
@@ -84,7 +88,7 @@ class RunView:
         if self._err.is_terminal:
             self._err.print(Text(for_terminal(text), style="dim"))
         else:
-            click.echo(text, err=True)
+            echo(text, err=True)
 
     def show_lost(self, error: RunlaneError) -> None:
         """Shows that the connection is lost; once until the next event."""
@@ -98,7 +102,7 @@ class RunView:
             self._is_lost = False
             self.note("connected again")
         if self._as_json:
-            click.echo(json_line(event))
+            echo(json_line(event))
             return
         match event.body:
             case TextDelta(text=text):
@@ -114,7 +118,7 @@ class RunView:
             case Started(attempt=attempt) if attempt > 1:
                 self._show_restart(attempt)
             case Folded(run_id=run_id, into_run_id=into_run_id):
-                self._print_step(f"run {run_id} joined the turn of {into_run_id}")
+                self._print_step(f"run {field(run_id)} joined the turn of {field(into_run_id)}")
             case RunComplete():
                 self._print_end(event.body)
             case _:
@@ -124,7 +128,7 @@ class RunView:
         self._stop_spinner()
         if self._open_line == "stderr":
             self._end_line()
-        click.echo(for_terminal(text) if self._is_terminal else text, nl=False)
+        echo(text, nl=False)
         if text:
             self._wrote_text = True
             self._open_line = None if text.endswith("\n") else "stdout"
@@ -156,7 +160,7 @@ class RunView:
         if not self._wrote_text and complete.text:
             self._print_text(complete.text)
             if complete.text_truncated:
-                self.note(f"truncated; full text: runlane messages {complete.session_id}")
+                self.note(f"truncated; full text: runlane messages {field(complete.session_id)}")
         self._end_line()
         if (line := end_text(complete)) is not None:
             self.note(line)
@@ -169,18 +173,30 @@ class RunView:
     def _end_line(self) -> None:
         """Finishes the open line on its stream."""
         if self._open_line is not None:
-            click.echo(err=self._open_line == "stderr")
+            echo(err=self._open_line == "stderr")
             self._open_line = None
         if sys.stdout is not None:
             sys.stdout.flush()
 
 
+_INCOMPLETE: Mapping[FinishReason | None, str] = {
+    FinishReason.LENGTH: "the answer is incomplete: the model reached its token limit (length)",
+    FinishReason.CONTENT_FILTER: (
+        "the answer is incomplete: the provider's filter stopped it (content_filter)"
+    ),
+}
+
+
 def end_text(complete: RunComplete) -> str | None:
-    """Describes the end of a run in one line; None if it completed."""
+    """Describes the end of a run in one line; None if it completed as a whole."""
     if complete.state is RunState.COMPLETED:
-        return None
+        return _INCOMPLETE.get(complete.finish_reason)
     if complete.cancelled:
-        return f"cancelled: {complete.cancel_reason}" if complete.cancel_reason else "cancelled"
+        return (
+            f"cancelled: {one_line(complete.cancel_reason, 500)}"
+            if complete.cancel_reason
+            else "cancelled"
+        )
     if complete.error is None:
         return str(complete.state)
     return f"{complete.state}: {complete.error.reason}: {one_line(complete.error.message, 500)}"

@@ -5,17 +5,15 @@ from __future__ import annotations
 from functools import partial
 
 import click
-from rich.console import Console
 from rich.text import Text as RichText
 
 from runlane.cli.base import DONE, execute, failure
+from runlane.cli.command import Command, Group
 from runlane.cli.connection import Settings
 from runlane.cli.output import (
     Column,
     finish_text,
-    for_terminal,
     json_line,
-    on_terminal,
     one_line,
     show,
     stderr_console,
@@ -23,6 +21,7 @@ from runlane.cli.output import (
     time_text,
 )
 from runlane.cli.params import count_option
+from runlane.cli.terminal import SafeConsole, echo, for_terminal, on_terminal
 from runlane.client import Client
 from runlane.errors import InvalidArgument, SessionBusy, SessionNotFound
 from runlane.types import (
@@ -65,7 +64,7 @@ MESSAGE_COLUMNS: tuple[Column[Message], ...] = (
 )
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Group, invoke_without_command=True)
 @count_option("sessions")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per session.")
 @click.pass_context
@@ -96,7 +95,7 @@ def create(settings: Settings, title: str, as_json: bool, session: str | None) -
 
 async def _create(session_id: str | None, title: str, as_json: bool, client: Client) -> int:
     created = await client.create_session(session_id, title=title)
-    click.echo(json_line(created) if as_json else created.session_id)
+    echo(json_line(created) if as_json else created.session_id)
     return DONE
 
 
@@ -125,7 +124,7 @@ async def _delete(session_ids: tuple[str, ...], client: Client) -> int:
     return code
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per message.")
 @click.argument("session")
 @click.pass_obj
@@ -142,7 +141,7 @@ async def _messages(session_id: str, as_json: bool, client: Client) -> int:
     if as_json or not on_terminal():
         await show(aiter(pager), MESSAGE_COLUMNS, as_json=as_json, empty_note="")
         return DONE
-    console = Console(highlight=False, soft_wrap=True)
+    console = SafeConsole(wrap=False)
     count = 0
     async for message in pager:
         count += 1
@@ -152,7 +151,7 @@ async def _messages(session_id: str, as_json: bool, client: Client) -> int:
     return DONE
 
 
-def _print(console: Console, message: Message) -> None:
+def _print(console: SafeConsole, message: Message) -> None:
     console.print(
         RichText(str(message.role), style=_ROLES.get(message.role, "bold")),
         RichText(time_text(message.created_at), style="dim"),

@@ -12,23 +12,26 @@ from typing import Self
 from urllib.parse import urlsplit
 
 import click
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
 from runlane.cli.base import DONE, FAILED, Interrupts, describe, execute
+from runlane.cli.command import Command
 from runlane.cli.connection import Settings
 from runlane.cli.exposition import Scrape, fetch, quantile, rate
+from runlane.cli.keys import quit_key
 from runlane.cli.output import (
     Column,
     RecordT,
     duration_text,
-    on_terminal,
     one_line,
+    rows,
     state_text,
     table,
 )
 from runlane.cli.params import DURATION
+from runlane.cli.terminal import SafeConsole, on_terminal
 from runlane.client import Client
 from runlane.errors import RunlaneError
 from runlane.types import NOT_TERMINAL, Run, RunState, Session
@@ -145,7 +148,7 @@ _SESSIONS: tuple[Column[Session], ...] = (
 )
 
 _RUNS: tuple[Column[Run], ...] = (
-    Column("RUN", lambda run: run.run_id),
+    Column("RUN", lambda run: run.run_id, is_run_id=True),
     Column("SESSION", lambda run: run.session_id),
     Column("STATE", lambda run: run.state, lambda run: state_text(run.state)),
     Column("SINCE", lambda run: duration_text(run.accepted_at, datetime.now(UTC))),
@@ -163,7 +166,7 @@ class Workload:
     error: str = ""
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--metrics",
     "urls",
@@ -178,7 +181,7 @@ class Workload:
 @click.option("--once", is_flag=True, help="Print one frame and exit.")
 @click.pass_obj
 def top(settings: Settings, urls: tuple[str, ...], interval: timedelta, *, once: bool) -> None:
-    """Show nodes, busy sessions and unfinished runs, until Ctrl-C.
+    """Show nodes, busy sessions and unfinished runs, until `q` or Ctrl-C.
 
     Rates and times cover the time since the last frame. QUEUED is the median time from accept to
     start, FIRST the median time to the first output. COMMIT and LATE are 99th percentiles: the
@@ -197,6 +200,7 @@ async def _top(
     with ExitStack() as stack:
         interrupts = stack.enter_context(Interrupts())
         screen = stack.enter_context(Screen(once=once))
+        stack.enter_context(quit_key(interrupts.first.set))
         while True:
             await _pause(interrupts.first, interval if urls or not once else 0)
             if interrupts.first.is_set():
@@ -244,7 +248,7 @@ class Screen:
 
     def __init__(self, *, once: bool) -> None:
         live = on_terminal() and not once
-        self._out = Console(highlight=False, width=None if on_terminal() else PIPE_WIDTH)
+        self._out = SafeConsole(width=None if on_terminal() else PIPE_WIDTH)
         self._live = Live(console=self._out, screen=True, auto_refresh=False) if live else None
 
     def __enter__(self) -> Self:
@@ -297,8 +301,8 @@ def _head(server: str, workload: Workload) -> Text:
 
 def _listing(columns: Sequence[Column[RecordT]], records: Sequence[RecordT]) -> RenderableType:
     grid = table(columns)
-    for record in records:
-        grid.add_row(*(column.cell(record) for column in columns))
+    for cells in rows(columns, records):
+        grid.add_row(*cells)
     return grid
 
 

@@ -8,18 +8,20 @@ from functools import partial
 from typing import Self
 
 import click
-from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from runlane.cli.base import DONE, Interrupts, describe, execute, stop
+from runlane.cli.command import Command
 from runlane.cli.connection import Settings
+from runlane.cli.keys import quit_key
 from runlane.cli.output import (
     Column,
     duration_text,
+    field,
     json_line,
-    on_terminal,
     one_line,
+    rows,
     state_text,
     table,
     time_text,
@@ -27,6 +29,7 @@ from runlane.cli.output import (
     tsv,
 )
 from runlane.cli.run_view import end_text
+from runlane.cli.terminal import SafeConsole, echo, on_terminal
 from runlane.client import Client
 from runlane.errors import RunlaneError
 from runlane.subscription import Subscription
@@ -42,12 +45,12 @@ _COLUMNS: tuple[Column[Run], ...] = (
     Column("SINCE", lambda run: run.accepted_at),
     Column("STATE", lambda run: run.state, lambda run: state_text(run.state)),
     Column("SESSION", lambda run: run.session_id),
-    Column("RUN", lambda run: run.run_id),
+    Column("RUN", lambda run: run.run_id, is_run_id=True),
     Column("PROMPT", lambda run: run.prompt_excerpt, lambda run: one_line(run.prompt_excerpt, 40)),
 )
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("-s", "--session", multiple=True, help="Show only runs of this session; repeatable.")
 @click.option("--from-beginning", is_flag=True, help="Start at the oldest retained event.")
 @click.option("--cursor", help="Resume after the cursor printed by an earlier watch.")
@@ -60,7 +63,7 @@ def watch(
     cursor: str | None,
     as_json: bool,
 ) -> None:
-    """Print every run that ends from now on, until Ctrl-C.
+    """Print every run that ends from now on, until `q` or Ctrl-C.
 
     Resumes after a lost connection or a server restart without missing a run. On exit, prints the
     cursor to resume from on stderr. On a terminal, also shows the unfinished runs.
@@ -88,6 +91,8 @@ async def _watch(
         stack.callback(_print_cursor, subscription, cursor)
         interrupts = stack.enter_context(Interrupts())
         stack.enter_context(view)
+        if view.live:
+            stack.enter_context(quit_key(interrupts.first.set))
         stack.push_async_callback(subscription.aclose)
         if view.live:
             poller = asyncio.create_task(_poll(client, sessions, view))
@@ -102,7 +107,7 @@ async def _watch(
 
 def _print_cursor(subscription: Subscription, start: str | None) -> None:
     if subscription.cursor not in {None, start}:
-        click.echo(f"resume with --cursor {subscription.cursor}", err=True)
+        echo(f"resume with --cursor {subscription.cursor}", err=True)
 
 
 async def _wait_for(event: asyncio.Event) -> None:
@@ -138,7 +143,7 @@ class WatchView:
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
-        self._out = Console(highlight=False, soft_wrap=True)
+        self._out = SafeConsole(wrap=False)
         live = on_terminal() and not as_json
         self.live = Live(console=self._out, transient=True, auto_refresh=False) if live else None
         self._is_lost = False
@@ -169,24 +174,24 @@ class WatchView:
         if self.live is not None:
             self._out.print(line(complete))
         elif self._as_json:
-            click.echo(json_line({"cursor": cursor, **to_json(complete)}))
+            echo(json_line({"cursor": cursor, **to_json(complete)}))
         else:
-            click.echo(tsv(columns(complete)))
+            echo(tsv(columns(complete)))
 
     def show_unfinished(self, runs: list[Run]) -> None:
         """Shows the runs that have not ended."""
         if self.live is None or self._is_lost:
             return
         grid = table(_COLUMNS)
-        for run in runs:
-            grid.add_row(*(column.cell(run) for column in _COLUMNS))
+        for cells in rows(_COLUMNS, runs):
+            grid.add_row(*cells)
         self.live.update(grid if runs else Text("no active or waiting runs", "dim"), refresh=True)
 
     def _note(self, text: str) -> None:
         if self.live is not None:
             self._out.print(Text(text, style="yellow"))
         else:
-            click.echo(text, err=True)
+            echo(text, err=True)
 
 
 def columns(complete: RunComplete) -> tuple[object, ...]:
@@ -209,8 +214,8 @@ def line(complete: RunComplete) -> Text:
         [
             Text(time_text(complete.ended_at), style="dim"),
             state_text(complete.state),
-            Text(complete.session_id, style="bold"),
-            Text(complete.run_id, style="dim"),
+            Text(field(complete.session_id), style="bold"),
+            Text(field(complete.run_id), style="dim"),
             Text(duration_text(complete.started_at or complete.accepted_at, complete.ended_at)),
             Text(one_line(error or complete.text)),
         ]

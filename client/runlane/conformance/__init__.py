@@ -13,9 +13,12 @@ import sys
 def main() -> None:
     """Runs the command; requires the extra `cli`."""
     try:
-        from runlane.conformance.app import main as run  # noqa: PLC0415 - click may be missing
+        from runlane.conformance.app import main as run  # noqa: PLC0415 - its imports may be missing
     except ModuleNotFoundError as error:
-        if error.name != "click":
+        missing = (error.name or "").partition(".")[0]
+        if missing not in {"click", "rich"}:
             raise
-        sys.exit("runlane-conformance: click is not installed; run: pip install 'runlane[cli]'")
+        sys.exit(
+            f"runlane-conformance: {missing} is not installed; run: pip install 'runlane[cli]'"
+        )
     run()

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
+from runlane.cli.terminal import echo, prepare
 from runlane.client import DEFAULT_TARGET, Client
 from runlane.conformance import report
 from runlane.conformance.rules import RULES
@@ -47,7 +48,11 @@ def _check_parent(ctx: click.Context, param: click.Parameter, value: Path | None
 
 @click.command(
     "runlane-conformance",
-    context_settings={"auto_envvar_prefix": "RUNLANE", "show_default": True},
+    context_settings={
+        "auto_envvar_prefix": "RUNLANE",
+        "show_default": True,
+        "help_option_names": ["-h", "--help"],
+    },
 )
 @click.argument("address", default=DEFAULT_TARGET)
 @click.option(
@@ -71,7 +76,11 @@ def _check_parent(ctx: click.Context, param: click.Parameter, value: Path | None
     help="Maximum time to wait for an expected event, in seconds. With PostgreSQL, use more than "
     "the server's --node-lease.",
 )
-@click.option("--token", help="Bearer token; a server with access control requires the role admin.")
+@click.option(
+    "--token",
+    help="Bearer token of a server with access control; it needs the role admin. Other users of "
+    "this machine can see command lines; prefer the environment variable RUNLANE_TOKEN.",
+)
 @click.version_option(package_name="runlane")
 def command(
     address: str,
@@ -88,7 +97,7 @@ def command(
     """
     selected = [rule for each in rules for rule in each] or list(RULES)
     results = asyncio.run(_run(address, selected, timeout, token))
-    click.echo(report.summary(results))
+    echo(report.summary(results))
     if junit is not None:
         junit.write_bytes(report.junit(results))
     return int(any(result.verdict is Verdict.FAILED for result in results))
@@ -104,11 +113,12 @@ async def _run(
 
 def _print_row(results: Sequence[Result]) -> None:
     for line in report.row(results):
-        click.echo(line)
+        echo(line)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; exits with its exit code, and with one line on stderr for an error."""
+    prepare()
     try:
         code = command.main(arguments, standalone_mode=False)
     except click.ClickException as error:
@@ -123,5 +133,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    click.echo(f"runlane-conformance: error: {' '.join(message.split())}", err=True)
+    echo(f"runlane-conformance: error: {' '.join(message.split())}", err=True)
     sys.exit(code)

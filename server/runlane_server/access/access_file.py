@@ -17,7 +17,7 @@ from runlane_server.access.file_stamp import Stamp, stamp
 from runlane_server.access.jwts import JwtVerifier, UnusableKeys
 from runlane_server.access.quotas import Quotas
 from runlane_server.access.tokens import PREFIX, TokenVerifier
-from runlane_server.core.errors import StartError, Unauthenticated
+from runlane_server.core.errors import Unauthenticated, start_error
 
 log = structlog.get_logger()
 
@@ -50,7 +50,7 @@ class AccessFile:
         try:
             self._contents = self._read()
         except BadEntry as error:
-            raise StartError(f"--access {error}") from None
+            raise start_error(f"--access {error}", error.__cause__) from None
 
     @property
     def has_certificates(self) -> bool:
@@ -67,7 +67,7 @@ class AccessFile:
         try:
             identity = self._find(credentials)
         except AuthenticationFailed as failure:
-            self._failure_log.record(failure)
+            self._failure_log.record(failure, credentials.peer)
             raise Unauthenticated(UNKNOWN_CALLER) from None
         if identity.expires is not None:
             self._next_expiry = min(self._next_expiry, identity.expires)
@@ -109,7 +109,7 @@ class AccessFile:
                 self._seen += stamp([entries.jwt.keys])
                 jwts = JwtVerifier(entries.jwt, self._now)
         except OSError as error:
-            raise BadEntry(f"{self._path}: {error.strerror}") from None
+            raise BadEntry(f"{self._path}: {error.strerror}") from error
         except UnicodeDecodeError:
             raise BadEntry(f"{self._path}: not UTF-8") from None
         except (BadEntry, UnusableKeys) as error:

@@ -73,11 +73,13 @@ class Credentials(NamedTuple):
     """The evidence that a call presents for its caller.
 
     `metadata` maps each key to its first value. `certificate` lists the names in the client's
-    certificate, which the transport has verified; it is empty without a certificate.
+    certificate, which the transport has verified; it is empty without a certificate. `peer` is the
+    address that the call came from, for the log.
     """
 
     metadata: Mapping[str, str] = MappingProxyType({})
     certificate: Sequence[str] = ()
+    peer: str = ""
 
 
 CREDENTIALS: ContextVar[Credentials] = ContextVar("credentials")

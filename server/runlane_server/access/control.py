@@ -79,14 +79,20 @@ class AccessControl:
         self._failure_log = FailureLog(time.monotonic)
         self.stream_quota = StreamQuota(quotas or QuotaBook())
 
-    def authorize(self, method: str, credentials: Credentials) -> Caller:
-        """Returns the caller of a method. Raises Unauthenticated or PermissionDenied."""
-        if method in PUBLIC_METHODS:
-            return _PUBLIC
-        caller = self._authenticate(credentials)
-        if not is_allowed(caller.role, method):
+    def identify(self, method: str, credentials: Credentials) -> Caller:
+        """Returns the caller of a method, which `permit` may refuse. Raises Unauthenticated."""
+        return _PUBLIC if method in PUBLIC_METHODS else self._authenticate(credentials)
+
+    def permit(self, caller: Caller, method: str) -> None:
+        """Raises PermissionDenied if the caller may not call the method."""
+        if method not in PUBLIC_METHODS and not is_allowed(caller.role, method):
             name = method.rpartition("/")[2]
             raise PermissionDenied(f"the role {caller.role.value!r} may not call {name}")
+
+    def authorize(self, method: str, credentials: Credentials) -> Caller:
+        """Returns the caller of a method. Raises Unauthenticated or PermissionDenied."""
+        caller = self.identify(method, credentials)
+        self.permit(caller, method)
         return caller
 
     def register(self, call: OpenCall) -> None:
@@ -124,7 +130,7 @@ class AccessControl:
     def _authenticate_peer(self, credentials: Credentials) -> Caller:
         shown = credentials.metadata[PEER_KEY].encode()
         if not (self._peer_key and hmac.compare_digest(shown, self._peer_key)):
-            self._failure_log.record(AuthenticationFailed("wrong node key"))
+            self._failure_log.record(AuthenticationFailed("wrong node key"), credentials.peer)
             raise Unauthenticated("the caller is not a node of this store")
         try:
             tenant = bytes.fromhex(credentials.metadata.get(PEER_TENANT, "")).decode()

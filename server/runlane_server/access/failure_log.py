@@ -25,7 +25,7 @@ class FailureLog:
         self._lines = 0
         self._suppressed = 0
 
-    def record(self, failure: AuthenticationFailed) -> None:
+    def record(self, failure: AuthenticationFailed, peer: str = "") -> None:
         """Logs a failure. Above the rate it is only counted, in the next line that is written."""
         now = self._now()
         if not 0 <= now - self._window_start < WINDOW:
@@ -35,5 +35,7 @@ class FailureLog:
             return
         self._lines += 1
         suppressed, self._suppressed = self._suppressed, 0
-        more = {"suppressed_before": suppressed} if suppressed else {}
+        more: dict[str, object] = {"suppressed_before": suppressed} if suppressed else {}
+        if peer:
+            more["peer"] = peer
         log.warning("authentication failed", reason=failure.reason, **failure.details, **more)

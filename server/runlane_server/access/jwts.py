@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from runlane_server.access.caller import AuthenticationFailed, Caller, Identity, Role, is_tenant
+from runlane_server.extras import missing
 
 ALGORITHMS = frozenset(
     {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
@@ -163,8 +164,8 @@ def _keys(settings: JwtSettings) -> dict[str | None, Key]:
     """The keys by id; the key of a PEM file has the id `""`."""
     try:
         import jwt  # noqa: PLC0415
-    except ImportError:
-        raise UnusableKeys("[jwt]: PyJWT is not installed; pip install 'runlane[jwt]'") from None
+    except ImportError as error:
+        raise UnusableKeys(f"[jwt]: {missing(error) or error}") from None
     try:
         text = settings.keys.read_text()
         found = _of_set(text) if settings.is_set else {"": _of_pem(text)}

@@ -29,7 +29,7 @@ from typing import cast
 
 from runlane_server.agents.base import Agent
 from runlane_server.agents.functions import AgentFunction, FunctionAgent, is_function
-from runlane_server.core.errors import StartError
+from runlane_server.core.errors import SettingsError, StartError
 
 
 def import_agent(module: str, attribute: str, *, lenient_end: bool = False) -> Agent:
@@ -52,10 +52,12 @@ def _import_object(name: str, module: str, attribute: str) -> object:
         for part in attribute.split("."):
             found = getattr(found, part)
     except AttributeError as exc:
-        raise StartError(f"agent {name}: {_first_line(exc)}") from exc
+        raise SettingsError(f"agent {name}: {_first_line(exc)}") from exc
     except Exception as exc:
         message = f"agent {name}: cannot import: {type(exc).__name__}: {_first_line(exc)}"
-        raise StartError(message) from exc
+        # Other errors come from the module's own code, which may need a service that is down.
+        wrong = isinstance(exc, (ImportError, SyntaxError))
+        raise (SettingsError(message) if wrong else StartError(message)) from exc
     return found
 
 
@@ -75,7 +77,7 @@ def as_agent(name: str, found: object, *, lenient_end: bool = False) -> Agent:
         found = _instantiate(name, found)
     if _is_agent(found):
         return cast("Agent", found)
-    raise StartError(
+    raise SettingsError(
         f"agent {name}: a {type(found).__name__} is not an agent; expected a function, a "
         "pydantic_ai.Agent, or an object or class with start, run and close"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from dataclasses import dataclass, field
 
@@ -12,7 +11,8 @@ from runlane_server.agents.custom import import_agent
 from runlane_server.agents.echo import EchoAgent
 from runlane_server.agents.scripted.agent import ScriptedAgent
 from runlane_server.agents.scripted.latches import Latches
-from runlane_server.core.errors import SettingsError, StartError
+from runlane_server.core.errors import SettingsError
+from runlane_server.extras import require
 
 SPECS = """\
 echo                       answers with the prompt; echo:delay=50ms pauses between two words
@@ -88,10 +88,7 @@ def _delay(options: str) -> float:
 
 
 def _chat(model: str, settings: AgentSettings) -> Agent:
-    if importlib.util.find_spec("pydantic_ai") is None:
-        raise StartError(
-            "agent chat: pydantic-ai is not installed; run pip install 'runlane[server,chat]'"
-        )
+    require("pydantic_ai", "agent chat")
     from runlane_server.agents.chat.agent import ChatAgent  # noqa: PLC0415 - an optional extra
 
     return ChatAgent.of_model(

@@ -25,7 +25,11 @@ from runlane_server.process import processes
 from runlane_server.process.app import run
 from runlane_server.store.open import StoreUrl
 
-_SETTINGS = {"auto_envvar_prefix": "RUNLANE", "show_default": True}
+_SETTINGS = {
+    "auto_envvar_prefix": "RUNLANE",
+    "show_default": True,
+    "help_option_names": ["-h", "--help"],
+}
 
 
 class _ServerCommand(click.Group):

@@ -14,7 +14,11 @@ from runlane_server.access.editing import CannotEdit
 from runlane_server.config.option_types import Duration
 from runlane_server.config.sources import access_options
 
-_SETTINGS = {"auto_envvar_prefix": "RUNLANE", "show_default": True}
+_SETTINGS = {
+    "auto_envvar_prefix": "RUNLANE",
+    "show_default": True,
+    "help_option_names": ["-h", "--help"],
+}
 
 
 @click.group("token", context_settings=_SETTINGS)

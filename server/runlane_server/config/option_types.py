@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from runlane_server.agents.command.environment import parse_variables
 from runlane_server.net.addresses import Address
@@ -183,3 +184,34 @@ class Variables(click.ParamType[str]):
     def split_envvar_value(self, rv: str) -> Sequence[str]:
         """The lines."""
         return rv.splitlines()
+
+
+class StoreText(click.ParamType[str]):
+    """The URL of a store. A password in it is refused on the command line, which every user of the
+    machine can read."""
+
+    name = "url"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text, unchanged."""
+        url = str(value)
+        if ctx is not None and param is not None and has_password(url):
+            source = ctx.get_parameter_source(param.name or "")
+            if source is ParameterSource.COMMANDLINE:
+                self.fail(
+                    "a password on the command line is visible to all users of this machine; set "
+                    "RUNLANE_STORE, or 'store' in the --config file, or use a PostgreSQL passfile",
+                    param,
+                    ctx,
+                )
+        return url
+
+
+def has_password(url: str) -> bool:
+    """Whether the URL of a store holds a password; True if in doubt."""
+    scheme, _, rest = url.partition("://")
+    if scheme not in {"postgres", "postgresql"}:
+        return False
+    place, _, query = rest.partition("?")
+    user = place.rpartition("@")[0]
+    return ":" in user or "password" in query.lower()

@@ -25,6 +25,7 @@ from runlane_server.config.option_types import (
     HttpUrl,
     Ratio,
     Size,
+    StoreText,
     Variables,
 )
 from runlane_server.core.limits import Limits
@@ -92,9 +93,10 @@ class Config:
     store: str = setting(
         "sqlite:///runlane.db",
         Topic.STORE,
-        click.STRING,
+        StoreText(),
         "Store of sessions and runs: memory:, sqlite:///PATH or "
-        "postgresql://USER@HOST/DB[?schema=NAME].",
+        "postgresql://USER@HOST/DB[?schema=NAME]. Set one with a password in RUNLANE_STORE or the "
+        "--config file; on the command line it is refused.",
         metavar="URL",
     )
 

@@ -25,6 +25,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -246,7 +247,10 @@ class Unsupported(RunlaneError):
 class StartError(Exception):
     """The server cannot start; the message is one line with the reason.
 
-    `exit_code` is that of the process: 1 if a later start may succeed.
+    `exit_code` is that of the process. A supervisor starts a server again after 1, not after 2.
+
+        1  a later start may succeed: the port is in use, the database is down, the disk is full
+        2  SettingsError: what the settings name is missing, unreadable, invalid or not installed
     """
 
     exit_code = 1
@@ -256,6 +260,33 @@ class SettingsError(StartError):
     """The server cannot start with these settings, now or later."""
 
     exit_code = 2
+
+
+_OF_SETTINGS = frozenset(
+    {
+        errno.ENOENT,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.EEXIST,
+        errno.EROFS,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.EINVAL,
+        errno.EAFNOSUPPORT,
+    }
+)
+"""Errors of the system that another setting avoids, and another attempt does not."""
+
+
+def start_error(message: str, cause: BaseException | None = None) -> StartError:
+    """Returns the error for something that the settings name and that cannot be used.
+
+    It is a SettingsError, unless `cause` is an error of the system that may pass.
+    """
+    passes = isinstance(cause, OSError) and cause.errno not in _OF_SETTINGS
+    return StartError(message) if passes else SettingsError(message)
 
 
 class IllegalCommand(Exception):

@@ -58,6 +58,7 @@ from runlane_server.engine.cancel_all import CancelAll, CancelledPage
 from runlane_server.engine.executor import Executor, NodeSettings
 from runlane_server.engine.mailbox import Command, OnCommit
 from runlane_server.engine.reservation import Acceptance, AcceptedRun, AcceptsInProgress
+from runlane_server.engine.run_log import log_accepted
 from runlane_server.engine.safe_observer import SafeObserver
 from runlane_server.feed.feed import Feed
 from runlane_server.harness.clock import monotonic_clock
@@ -249,6 +250,7 @@ class Coordinator:
                 if known is None:
                     raise RunNotFound.of(run.run_id)
                 return known
+            log_accepted(accepted.session_id, run)
             self._observer.on_accepted(
                 RunKey(accepted.key.tenant, run.run_id), run, accepted.began_at
             )

@@ -24,6 +24,7 @@ from runlane_server.engine.lane_access import LaneAccess
 from runlane_server.engine.lanes import Lanes
 from runlane_server.engine.readiness import Readiness
 from runlane_server.engine.recovery import Recovery
+from runlane_server.engine.run_log import log_ends
 from runlane_server.engine.runner import Runner
 from runlane_server.harness.gates import Gates
 from runlane_server.store.base import HostedRun, Store
@@ -167,7 +168,8 @@ class Executor:
     # --- The actions of the lanes -------------------------------------------------------------
 
     def on_committed(self, key: SessionKey, transition: Transition) -> None:
-        """Passes a committed transition to the observer."""
+        """Passes a committed transition to the log and to the observer."""
+        log_ends(key, transition)
         self._observer.on_lane_changed(key, transition)
 
     def start_agent(self, key: SessionKey, run: LaneRun, request: RunRequest | None) -> None:

@@ -14,7 +14,6 @@ from runlane_server.core.model import (
     NO_USAGE,
     FinishReason,
     RunError,
-    RunState,
     SessionKey,
     WhenBusy,
 )
@@ -71,15 +70,12 @@ class LaneAccess:
     async def finish(self, job: Job, outcome: Outcome, events: int, cancelled: str | None) -> None:
         """Ends the run. `cancelled` is the reason of the cancel that its agent was stopped for."""
         self._observer.on_agent_returned(job.run_key)
-        complete = await self._lanes.post(
+        await self._lanes.post(
             job.key,
             lambda lane, at: rules.finish(
                 lane, *job.attempt, outcome, at=at, events=events, cancelled=cancelled
             ),
         )
-        # Success is logged at level debug only, as for calls: it would be a line for every run.
-        write = log.info if complete.state is RunState.FAILED else log.debug
-        write("run ended", state=complete.state, finish_reason=complete.finish_reason)
 
     async def end_without_output(self, job: Job, cancelled: str | None) -> None:
         """The last resort: an end of safe fields only, after a failure to write the real one.

@@ -146,7 +146,7 @@ class Runner:
         structlog.contextvars.bind_contextvars(
             session_id=self.job.key.session_id, run_id=run.run_id, **log_fields(self.job.trace)
         )
-        log.debug("run started", attempt=run.attempt)
+        log.info("run started", attempt=run.attempt)
         work = self._working = self._code.start(self._work())
         self._outbox.follow(work, on_lost=self.hand_over, on_broken=self._break_off)
         work.add_done_callback(self._wake)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from runlane_server.core.errors import StartError
+from runlane_server.core.errors import SettingsError
 
 _TCP = re.compile(r"(\[(?P<ipv6>[^\[\]]+)\]|(?P<host>[^\[\]:]+)):(?P<port>\d{1,5})")
 
@@ -87,7 +87,7 @@ def advertised_address(bound: Address, node_address: Address | None) -> Address:
         if node_address.port:
             return node_address
         if bound.is_unix:
-            raise StartError(f"--node-address {node_address}: {bound} has no port; set one")
+            raise SettingsError(f"--node-address {node_address}: {bound} has no port; set one")
         return node_address.with_port(bound.port)
     if bound.is_unix:
         # gRPC names the file by its absolute path, with links unresolved.

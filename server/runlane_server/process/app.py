@@ -18,13 +18,14 @@ from typing import Never
 import structlog
 
 from runlane_server.config import Config
-from runlane_server.core.errors import StartError
 from runlane_server.engine.agent_code import contain_exits, contained
+from runlane_server.extras import require
 from runlane_server.harness.clock import MovableLoop
 from runlane_server.harness.harness import STATE_VARIABLE, Harness
 from runlane_server.net.addresses import Address
 from runlane_server.process import systemd
 from runlane_server.process.node import Node, ShutdownRequest, serving
+from runlane_server.process.terminal import ControllingTerminal
 from runlane_server.telemetry import logs
 
 log = structlog.get_logger()
@@ -69,9 +70,8 @@ def event_loop_kind(name: str) -> type[asyncio.AbstractEventLoop]:
     except ImportError:
         if name == "auto":
             return asyncio.SelectorEventLoop
-        raise StartError(
-            "--event-loop uvloop: uvloop is not installed; run: pip install 'runlane[uvloop]'"
-        ) from None
+        require("uvloop", "--event-loop uvloop")
+        raise
     return uvloop.Loop
 
 
@@ -88,7 +88,7 @@ async def _serve_and_exit(config: Config, child: ChildProcess | None) -> int:
 
 
 async def serve(config: Config, child: ChildProcess | None, process: ControlledProcess) -> int:
-    """Serves until SIGTERM or SIGINT, or until the store fails; returns the exit code.
+    """Serves until a signal requests the end, or until the store fails; returns the exit code.
 
     `process` is what the harness controls. Raises StartError.
     """
@@ -116,15 +116,37 @@ async def serve(config: Config, child: ChildProcess | None, process: ControlledP
 
 
 class ShutdownSignals(ShutdownRequest):
-    """A shutdown requested by SIGTERM or SIGINT. A second signal makes it immediate."""
+    """A shutdown requested by SIGTERM, SIGINT or the loss of the terminal.
+
+    A second signal makes it immediate. SIGHUP with the terminal still there, or without any,
+    reloads the files that can be reloaded.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._terminal = ControllingTerminal()
 
     def handle_signals(self, closing: ExitStack) -> None:
-        """Handles both signals until `closing` closes."""
+        """Handles the signals until `closing` closes."""
         loop = asyncio.get_running_loop()
         contain_exits(loop)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal, number)
+        handlers = {
+            signal.SIGTERM: self._on_signal,
+            signal.SIGINT: self._on_signal,
+            signal.SIGHUP: self._on_hangup,
+        }
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+            del handlers[signal.SIGHUP]  # started with nohup
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler, number)
             closing.callback(loop.remove_signal_handler, number)
+
+    def _on_hangup(self, number: signal.Signals) -> None:
+        if self._terminal.is_lost:
+            self._on_signal(number)
+            return
+        log.info("reloading files", signal=number.name)
+        self.on_reload()
 
     def _on_signal(self, number: signal.Signals) -> None:
         log.info("signal", name=number.name, again=self.requested.is_set())

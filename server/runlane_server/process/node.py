@@ -7,6 +7,7 @@ import math
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ class ShutdownRequest:
         self.requested = asyncio.Event()
         self.immediate = asyncio.Event()
         self.exit_code = 0
+        self.on_reload: Callable[[], None] = lambda: None
+        """Reloads changed files at once. The node sets it."""
 
     def on_store_failure(self, error: StoreError) -> None:
         """Shuts the node down: the next start reads from the disk which writes succeeded.
@@ -133,6 +136,7 @@ async def serving(
             peer_key = store.cluster.peer_key
             relay = Relay(store.cluster, coordinator.feed, security.peers(peer_key))
         access_control = security.access_control(peer_key)
+        shutdown.on_reload = partial(security.refresh_safely, access_control)
         endpoint = Endpoint(
             coordinator,
             access=access_control,

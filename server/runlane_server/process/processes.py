@@ -30,6 +30,7 @@ from runlane_server.process.app import announce_listening
 from runlane_server.process.child import ERROR, SERVING
 from runlane_server.process.security import check_security
 from runlane_server.process.shared_port import reserved_port
+from runlane_server.process.terminal import ControllingTerminal
 from runlane_server.telemetry import logs
 
 log = structlog.get_logger()
@@ -83,7 +84,7 @@ def _own_address(flag: str, first: Address | None, number: int) -> Address | Non
     try:
         return first.with_port(first.port + number - 1)
     except ValueError:
-        raise StartError(f"{flag} {first}: has no port for process {number}") from None
+        raise SettingsError(f"{flag} {first}: has no port for process {number}") from None
 
 
 class ProcessSupervisor:
@@ -97,12 +98,15 @@ class ProcessSupervisor:
         self._processes: set[_ServerProcess] = set()
         self._start_error: StartError | None = None
         self._exit_code = 0
+        self._terminal = ControllingTerminal()
 
     async def serve(self) -> int:
         """Serves until a signal arrives; returns the exit code. Raises StartError."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as with nohup
+            loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         supervising = [
             asyncio.create_task(self._supervise(number))
             for number in range(1, self._config.processes + 1)
@@ -129,6 +133,14 @@ class ProcessSupervisor:
     def _on_signal(self, number: signal.Signals) -> None:
         log.info("signal", name=number.name, again=self._stop.is_set())
         self._request_stop()
+
+    def _on_hangup(self) -> None:
+        """Stops if the terminal is lost; else the processes reload their files."""
+        if self._terminal.is_lost:
+            self._on_signal(signal.SIGHUP)
+            return
+        for process in self._processes:
+            process.reload()
 
     def _request_stop(self) -> None:
         systemd.notify(systemd.STOPPING)
@@ -233,6 +245,7 @@ class _ServerProcess:
         self._process = process
         self._reader = reader
         self._writer = writer
+        self._serves = False
 
     @classmethod
     async def start(cls, number: int, config: Config) -> _ServerProcess:
@@ -263,6 +276,12 @@ class _ServerProcess:
         with suppress(ProcessLookupError):
             self._process.terminate()
 
+    def reload(self) -> None:
+        """Requests to reload its files, once it serves: before, the signal would end it."""
+        if self._serves:
+            with suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGHUP)
+
     async def wait(self, on_serving: Callable[[], None]) -> _ProcessExit:
         """Waits until it exits. Calls `on_serving` once it serves."""
         serving_since = None
@@ -270,6 +289,7 @@ class _ServerProcess:
             report = await self._read_report()
             if report == SERVING:
                 serving_since = time.monotonic()
+                self._serves = True
                 on_serving()
             code = await self._process.wait()
         finally:

@@ -27,7 +27,7 @@ from runlane_server.access.control import AccessControl
 from runlane_server.access.quotas import QuotaBook
 from runlane_server.cluster.peers import Peers
 from runlane_server.config import Config
-from runlane_server.core.errors import SettingsError, StartError
+from runlane_server.core.errors import SettingsError
 from runlane_server.net.addresses import Address
 from runlane_server.rpc.tls import ServerTls
 
@@ -87,7 +87,7 @@ class Security:
         self.quotas = QuotaBook(None if self._access is None else self._access.quotas)
         self._node_ca = None if config.node_tls_ca is None else Path(config.node_tls_ca)
         if self._node_ca is not None and not self._node_ca.is_file():
-            raise StartError(f"--node-tls-ca {self._node_ca}: is not a file")
+            raise SettingsError(f"--node-tls-ca {self._node_ca}: is not a file")
 
     def access_control(self, peer_key: str) -> AccessControl:
         """The access control of this node. Only the nodes of one store know its `peer_key`."""
@@ -130,11 +130,15 @@ class Security:
         """Applies changes of the files, and ends calls whose callers are no longer authorized."""
         while True:
             await asyncio.sleep(RECHECK_INTERVAL)
-            try:
-                self.refresh(access_control)
-            except Exception:
-                # Without a retry, revoked callers would keep their access from now on.
-                log.exception("recheck of callers failed")
+            self.refresh_safely(access_control)
+
+    def refresh_safely(self, access_control: AccessControl) -> None:
+        """Does so once, and logs an unexpected error."""
+        try:
+            self.refresh(access_control)
+        except Exception:
+            # Without a retry, revoked callers would keep their access from now on.
+            log.exception("recheck of callers failed")
 
     def refresh(self, access_control: AccessControl) -> None:
         """Does so once."""

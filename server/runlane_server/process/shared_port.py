@@ -10,7 +10,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from runlane_server.core.errors import StartError
+from runlane_server.core.errors import SettingsError, start_error
 from runlane_server.net.addresses import Address
 
 
@@ -22,7 +22,7 @@ def reserved_port(address: Address) -> Iterator[Address]:
     listens there with SO_REUSEPORT.
     """
     if address.is_unix:
-        raise StartError(f"cannot listen on {address}: it cannot be shared")
+        raise SettingsError(f"cannot listen on {address}: it cannot be shared")
     with ExitStack() as reservations:
         try:
             port = address.port
@@ -32,7 +32,7 @@ def reserved_port(address: Address) -> Iterator[Address]:
                 port = reservation.getsockname()[1]
         except OSError as error:
             why = (error.strerror or str(error)).lower()
-            raise StartError(f"cannot listen on {address}: {why}") from error
+            raise start_error(f"cannot listen on {address}: {why}", error) from error
         yield address.with_port(port)
 
 

@@ -29,7 +29,7 @@ from runlane.v1 import (
 )
 from runlane_server.access.control import AccessControl
 from runlane_server.cluster.relay import Relay
-from runlane_server.core.errors import StartError
+from runlane_server.core.errors import StartError, start_error
 from runlane_server.core.observer import NO_OBSERVER, Observer
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.harness.harness import Harness
@@ -146,16 +146,15 @@ class Endpoint:
 
         With `alone` this port is not shared, even if others are. Raises StartError.
         """
-        if alone and self._shares_port and (why := _obstacle(address)):
-            raise StartError(f"cannot listen on {address}: {why}")
+        if alone and self._shares_port and (obstacle := _obstacle(address)):
+            raise _cannot_listen(address, obstacle)
         if address.is_unix and _answers(address.path):
             raise StartError(f"cannot listen on {address}: address already in use")
         try:
             bound = self._add_port(address)
         except RuntimeError as error:
             # gRPC does not say why.
-            why = _obstacle(address) or "it could not be bound"
-            raise StartError(f"cannot listen on {address}: {why}") from error
+            raise _cannot_listen(address, _obstacle(address)) from error
         self._bound.append(address if address.is_unix else address.with_port(bound))
         return self._bound[-1]
 
@@ -252,7 +251,7 @@ def _answers(path: str) -> bool:
     return False
 
 
-def _obstacle(address: Address) -> str | None:
+def _obstacle(address: Address) -> OSError | None:
     """Why an address cannot be bound, if it cannot."""
     try:
         for family, place in address.resolve():
@@ -261,5 +260,12 @@ def _obstacle(address: Address) -> str | None:
                     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(place)
     except OSError as error:
-        return (error.strerror or str(error)).lower()
+        return error
     return None
+
+
+def _cannot_listen(address: Address, obstacle: OSError | None) -> StartError:
+    if obstacle is None:
+        return StartError(f"cannot listen on {address}: it could not be bound")
+    why = (obstacle.strerror or str(obstacle)).lower()
+    return start_error(f"cannot listen on {address}: {why}", obstacle)

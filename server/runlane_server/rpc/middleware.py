@@ -23,6 +23,7 @@ from structlog.contextvars import bind_contextvars
 
 from runlane_server.access.caller import CALLER, CREDENTIALS, Credentials
 from runlane_server.access.control import AccessControl, OpenCall
+from runlane_server.access.log_limit import LogLimit
 from runlane_server.access.permissions import PUBLIC_METHODS
 from runlane_server.core.errors import InvalidArgument, RunlaneError
 from runlane_server.core.observer import NO_OBSERVER, Observer
@@ -57,6 +58,7 @@ class Middleware:
         self._observer = observer
         self._inflight = inflight
         self._access = access
+        self._log_limit = LogLimit(time.monotonic)
 
     def add_generic_rpc_handlers(
         self, generic_rpc_handlers: Sequence[grpc.GenericRpcHandler]
@@ -105,11 +107,12 @@ class Middleware:
             reason = ""
             open_call = OpenCall(method, credentials_of(context), task)
             try:
-                open_call.caller = self._access.authorize(method, open_call.credentials)
+                open_call.caller = self._access.identify(method, open_call.credentials)
                 CALLER.set(open_call.caller)
                 CREDENTIALS.set(open_call.credentials)
                 if open_call.caller.name:
                     bind_contextvars(caller=open_call.caller.name)
+                self._access.permit(open_call.caller, method)
                 if isinstance(request, _Malformed):
                     raise request.error
                 self._access.register(open_call)
@@ -132,10 +135,19 @@ class Middleware:
                 seconds = time.perf_counter() - began
                 status = code.name if code else "OK"
                 self._observer.on_call_ended(name, status, reason, None if streams else seconds)
-                write = log.debug if code in _QUIET_CODES or method in PUBLIC_METHODS else log.info
-                write("call", method=name, code=status, ms=round(seconds * 1000, 3))
+                ms = round(seconds * 1000, 3)
+                if code in _QUIET_CODES or method in PUBLIC_METHODS:
+                    log.debug("call", method=name, code=status, ms=ms)
+                else:
+                    self._log_refused(open_call, method=name, code=status, reason=reason, ms=ms)
 
         return call
+
+    def _log_refused(self, call: OpenCall, **fields: object) -> None:
+        peer = call.credentials.peer
+        caller = f"{call.caller.tenant}/{call.caller.name}" if call.caller.name else _host(peer)
+        if self._log_limit.admits(caller):
+            log.info("call", **fields, peer=peer)
 
 
 class _RevocableContext:
@@ -177,7 +189,13 @@ def credentials_of(context: Context) -> Credentials:
     pairs = cast("Sequence[tuple[str, str]]", context.invocation_metadata() or ())
     metadata = dict(reversed(pairs))
     certificate = context.peer_identities() or ()
-    return Credentials(metadata, tuple(name.decode(errors="replace") for name in certificate))
+    names = tuple(name.decode(errors="replace") for name in certificate)
+    return Credentials(metadata, names, context.peer() or "")
+
+
+def _host(peer: str) -> str:
+    """Returns an address without its port, which changes with each connection."""
+    return peer.rpartition(":")[0] if peer.startswith(("ipv4:", "ipv6:")) else peer
 
 
 class _WrappedHandlers(grpc.GenericRpcHandler):

@@ -13,7 +13,7 @@ import grpc
 import structlog
 
 from runlane_server.access.file_stamp import Stamp, stamp
-from runlane_server.core.errors import StartError
+from runlane_server.core.errors import start_error
 
 log = structlog.get_logger()
 
@@ -51,7 +51,7 @@ class ServerTls:
         try:
             self._material = self._read()
         except InvalidFiles as error:
-            raise StartError(str(error)) from None
+            raise start_error(str(error), error.__cause__) from None
 
     @property
     def requires_client_certificates(self) -> bool:
@@ -114,7 +114,7 @@ class ServerTls:
         try:
             parts = [path.read_bytes() for path in self._files]
         except OSError as error:
-            raise InvalidFiles(f"{error.filename}: {error.strerror}") from None
+            raise InvalidFiles(f"{error.filename}: {error.strerror}") from error
         self._check()
         return KeyMaterial(*parts)
 

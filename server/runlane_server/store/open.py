@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from runlane_server.core.errors import SettingsError, StartError
+from runlane_server.extras import require
 from runlane_server.store.base import Store
 from runlane_server.store.memory.store import MemoryStore
 from runlane_server.store.postgres.database import Database
@@ -73,12 +73,8 @@ def open_store(url: StoreUrl) -> Store:
 
 
 def check_driver() -> None:
-    """Raises StartError if the driver of PostgreSQL is not installed."""
-    if importlib.util.find_spec("asyncpg") is None:
-        raise StartError(
-            "--store postgresql: asyncpg is not installed;"
-            " run: pip install 'runlane[server,postgres]'"
-        )
+    """Raises SettingsError if the driver of PostgreSQL is not installed."""
+    require("asyncpg", "--store postgresql")
 
 
 def _postgres(database: Database) -> Store:

@@ -48,6 +48,19 @@ class _ProcessNumber:
 _HTTP_CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2", "openai", "anthropic", "urllib3")
 """Libraries that log every request to a model at INFO, with its URL. The server logs the runs."""
 
+
+def _escape_unprintable(_: WrappedLogger, __: str, line: EventDict) -> EventDict:
+    """Escapes in each text what a terminal would execute, reorder or hide: ids come from callers.
+
+    The JSON format does so itself.
+    """
+    for key, value in line.items():
+        # A stack has lines of its own, and no text of callers.
+        if isinstance(value, str) and key != "exception" and not value.isprintable():
+            line[key] = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in value)
+    return line
+
+
 _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 
 
@@ -94,7 +107,11 @@ def configure(
         shared.append(_ProcessNumber(process))
     finishing: list[Processor] = [
         structlog.processors.ExceptionRenderer(_with_messages if content else _without_messages),
-        structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer(),
+        *(
+            (_escape_unprintable, structlog.dev.ConsoleRenderer())
+            if console
+            else (structlog.processors.JSONRenderer(),)
+        ),
     ]
     stream = cast("TextIO", _LossyStream(output))
     structlog.configure(

@@ -7,7 +7,6 @@ page is rendered in a thread, as that takes some milliseconds.
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 from asyncio import StreamReader, StreamWriter
 from collections import Counter
@@ -17,10 +16,11 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from runlane_server.core.errors import StartError
+from runlane_server.core.errors import start_error
 from runlane_server.core.model import Micros
 from runlane_server.core.observer import NO_OBSERVER, Observer
 from runlane_server.engine.coordinator import Coordinator
+from runlane_server.extras import require
 from runlane_server.feed.feed import Feed
 from runlane_server.harness.clock import SYSTEM_CLOCK
 from runlane_server.net.addresses import Address
@@ -57,11 +57,8 @@ class MetricsServer:
         store_kind: str,
         now: Callable[[], Micros] = SYSTEM_CLOCK.micros,
     ) -> None:
-        if listen is not None and importlib.util.find_spec("prometheus_client") is None:
-            raise StartError(
-                f"{OPTION}: prometheus_client is not installed; "
-                "run pip install 'runlane[server,metrics]'"
-            )
+        if listen is not None:
+            require("prometheus_client", OPTION)
         self.observer: Observer = NO_OBSERVER
         self._listen = listen
         self._store_kind = store_kind
@@ -100,7 +97,8 @@ class MetricsServer:
             # asyncio's text is longer than the system's, without saying more.
             number = error.errno or 0
             reason = (os.strerror(number) if number > 0 else str(error)).lower()
-            raise StartError(f"{OPTION}: cannot listen on {self._listen}: {reason}") from error
+            message = f"{OPTION}: cannot listen on {self._listen}: {reason}"
+            raise start_error(message, error) from error
         measuring = asyncio.create_task(self._measure_lag(self._metrics))
         bound = self._listen.with_port(server.sockets[0].getsockname()[1])
         log.info("metrics served", url=f"http://{bound}/metrics")

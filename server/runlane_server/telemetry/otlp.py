@@ -23,7 +23,7 @@ from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope, KeyVa
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1 import trace_pb2
 
-from runlane_server.core.errors import StartError
+from runlane_server.core.errors import start_error
 from runlane_server.telemetry.tracer import ACCEPT, Span
 
 log = structlog.get_logger()
@@ -207,5 +207,5 @@ def _channel(endpoint: str, certificate: str) -> grpc.aio.Channel:
     try:
         roots = Path(certificate).read_bytes() if certificate else None
     except OSError as error:
-        raise StartError(f"OTEL_EXPORTER_OTLP_CERTIFICATE: {error}") from error
+        raise start_error(f"OTEL_EXPORTER_OTLP_CERTIFICATE: {error}", error) from error
     return grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(roots))

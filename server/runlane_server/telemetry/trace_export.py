@@ -5,16 +5,15 @@ A slow or unavailable collector loses spans but never delays a run.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import structlog
 
-from runlane_server.core.errors import StartError
 from runlane_server.core.model import Micros
 from runlane_server.core.observer import NO_OBSERVER, Observer
+from runlane_server.extras import require
 from runlane_server.release import version_of_server
 from runlane_server.telemetry.tracer import Tracer
 
@@ -49,11 +48,7 @@ class TraceExport:
         self._exporter: OtlpExporter | None = None
         if endpoint is None:
             return
-        if importlib.util.find_spec("opentelemetry.proto") is None:
-            raise StartError(
-                f"{OPTION}: opentelemetry-proto is not installed; "
-                "run pip install 'runlane[server,traces]'"
-            )
+        require("opentelemetry.proto", OPTION)
         from runlane_server.telemetry.otlp import OtlpExporter  # noqa: PLC0415 - needs an extra
 
         self._exporter = OtlpExporter(endpoint, version_of_server())

@@ -50,7 +50,7 @@ from runlane_server.agents.chat.errors import REJECTIONS, to_agent_error
 from runlane_server.agents.chat.exchange import Exchange
 from runlane_server.agents.chat.grammar import is_silent, valid_arguments
 from runlane_server.agents.chat.history import model_messages, texts_only, user_content
-from runlane_server.core.errors import StartError
+from runlane_server.core.errors import SettingsError
 from runlane_server.core.model import (
     FinishReason,
     Message,
@@ -323,11 +323,11 @@ def _to_delta(event: AgentStreamEvent) -> AgentEvent | None:
 def _find_model(name: str) -> Model:
     provider, _, model = name.partition(":")
     if not (provider and model):
-        raise StartError(f"agent chat: {name!r} is not provider:model; write chat:openai:gpt-4o")
+        raise SettingsError(f"agent chat: {name!r} is not provider:model; write chat:openai:gpt-4o")
     # OPENAI_BASE_URL often names another service; those implement the chat completions API.
     provider = "openai-chat" if provider == "openai" else provider
     try:
         return infer_model(f"{provider}:{model}")
     except Exception as exc:
         # Each provider raises its own kind of error for a missing key.
-        raise StartError(f"agent chat: {str(exc).partition(chr(10))[0]}") from exc
+        raise SettingsError(f"agent chat: {str(exc).partition(chr(10))[0]}") from exc

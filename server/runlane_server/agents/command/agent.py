@@ -44,7 +44,7 @@ from runlane_server.agents.command.launcher import ResourceLimits, launcher_argv
 from runlane_server.agents.command.program import Program
 from runlane_server.agents.command.run_dirs import RunDirs
 from runlane_server.agents.text import whole_text
-from runlane_server.core.errors import StartError
+from runlane_server.core.errors import SettingsError, start_error
 from runlane_server.core.model import (
     Attachment,
     Message,
@@ -100,10 +100,10 @@ class CommandAgent:
     ) -> None:
         """Raises StartError if there is no such program, or no directory can be created."""
         if not argv:
-            raise StartError("agent command: the program is missing; write command:<argv>")
+            raise SettingsError("agent command: the program is missing; write command:<argv>")
         path = shutil.which(argv[0])
         if path is None:
-            raise StartError(f"agent command: there is no program {argv[0]!r}")
+            raise SettingsError(f"agent command: there is no program {argv[0]!r}")
         # Found from the server's working directory, so absolute: the program works in another one.
         self._argv = [str(Path(path).absolute()), *argv[1:]]
         self._as_json = as_json
@@ -113,7 +113,7 @@ class CommandAgent:
         try:
             self._run_dirs = RunDirs(settings.directory)
         except OSError as exc:
-            raise StartError(f"agent command: --command-dir: {exc}") from exc
+            raise start_error(f"agent command: --command-dir: {exc}", exc) from exc
         if settings.cwd is None:
             _warn_about_relative_paths(argv[1:])
 
@@ -193,7 +193,7 @@ def split_argv(text: str) -> list[str]:
     try:
         return shlex.split(text)
     except ValueError as exc:
-        raise StartError(f"agent command: cannot split {text!r}: {exc}") from exc
+        raise SettingsError(f"agent command: cannot split {text!r}: {exc}") from exc
 
 
 async def turn_as_json(turn: Turn) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from runlane_server.core.errors import StartError
+from runlane_server.core.errors import SettingsError, StartError
 from runlane_server.store.base import Position
 from runlane_server.store.postgres.connection import FAILURES, Connector, describe
 from runlane_server.store.postgres.database import Database
@@ -56,9 +56,9 @@ async def open_database(database: Database) -> OpenDatabase:
         finally:
             connection.terminate()
     except (*FAILURES, ValueError) as error:
-        raise StartError(f"store {database.label}: {describe(error)}") from error
+        raise _cannot_open(database, error) from error
     if row is None:
-        raise StartError(f"store {database.label}: its table 'store' is empty")
+        raise SettingsError(f"store {database.label}: its table 'store' is empty")
     log.info("store opened", store=database.label, schema=version, synchronous_commit=durability)
     connector = replace(connector, durability=durability)
     return OpenDatabase(
@@ -66,18 +66,30 @@ async def open_database(database: Database) -> OpenDatabase:
     )
 
 
+_OF_SETTINGS = ("28", "3D", "42501")
+"""SQLSTATE prefixes: wrong user or password, unknown database, no privilege."""
+
+
+def _cannot_open(database: Database, error: Exception) -> StartError:
+    message = f"store {database.label}: {describe(error)}"
+    state = getattr(error, "sqlstate", None) or ""
+    if isinstance(error, ValueError) or state.startswith(_OF_SETTINGS):
+        return SettingsError(message)
+    return StartError(message)
+
+
 async def _check(connection: Connection, database: Database) -> str:
     """Returns the value for synchronous_commit. Raises StartError for an unsuitable server."""
     found = connection.get_server_version()
     if (found.major, found.minor) < OLDEST_SERVER:
-        raise StartError(
+        raise SettingsError(
             f"store {database.label}: PostgreSQL {found.major} is too old;"
             f" {OLDEST_SERVER[0]} is the oldest supported version"
         )
     row = await connection.fetchrow(SQL["settings"])
     assert row is not None  # noqa: S101 - it reads no table
     if row["encoding"] != "UTF8":
-        raise StartError(
+        raise SettingsError(
             f"store {database.label}: the encoding is {row['encoding']};"
             " create the database as UTF8"
         )
@@ -105,7 +117,7 @@ async def _migrate(connection: Connection, database: Database) -> int:
                 version = migration.number
         await connection.execute(SQL["unlock_schema"])
     if version > len(known):
-        raise StartError(
+        raise SettingsError(
             f"store {database.label}: a newer Runlane wrote it"
             f" (schema {version}, known {len(known)})"
         )
@@ -123,7 +135,7 @@ async def _version(connection: Connection) -> int:
 async def _begin(connection: Connection, database: Database) -> None:
     """Creates an empty schema. Raises StartError if the schema is not ours."""
     if foreign := await connection.fetchval(SQL["foreign_table"], database.schema):
-        raise StartError(
+        raise SettingsError(
             f"store {database.label}: the schema has a table {foreign!r} of another program;"
             " use another one with ?schema=NAME"
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import structlog
 
-from runlane_server.core.errors import StartError
+from runlane_server.core.errors import SettingsError, StartError
 from runlane_server.store.base import Position
 from runlane_server.store.sqlfiles import migrations
 from runlane_server.store.sqlite.connection import SqliteConnection, any_text
@@ -37,6 +37,10 @@ class OpenFile:
     compacted: Position
 
 
+_PASSING = {"SQLITE_FULL", "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_NOMEM", "SQLITE_INTERRUPT"}
+"""Errors after which another attempt may succeed, besides those of SQLITE_IOERR."""
+
+
 async def open_file(path: Path, closing: AsyncExitStack) -> OpenFile:
     """Opens the file; `closing` will close it. Raises StartError."""
     closing.callback(_lock(path).release)
@@ -49,16 +53,17 @@ async def open_file(path: Path, closing: AsyncExitStack) -> OpenFile:
         await reader.work(make_read_only)
         store_id, position, compacted = await reader.work(_read_state)
     except sqlite3.Error as error:
-        raise StartError(f"store {path}: {error}") from error
+        kind = StartError if error.sqlite_errorname in _PASSING else SettingsError
+        raise kind(f"store {path}: {error}") from error
     log.info("store opened", path=str(path), schema=version, sqlite=sqlite3.sqlite_version)
     return OpenFile(writer, reader, store_id, position, compacted)
 
 
 def _lock(path: Path) -> FileLock:
     if path.is_dir():
-        raise StartError(f"store {path}: the path is a directory")
+        raise SettingsError(f"store {path}: the path is a directory")
     if not path.parent.is_dir():
-        raise StartError(f"store {path}: the directory {path.parent} does not exist")
+        raise SettingsError(f"store {path}: the directory {path.parent} does not exist")
     return FileLock(path)
 
 
@@ -100,7 +105,7 @@ def _prepare(db: sqlite3.Connection, path: Path) -> int:
     _make_private(path)
     mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
     if mode != "wal":
-        raise StartError(f"store {path}: the file system does not support a write-ahead log")
+        raise SettingsError(f"store {path}: the file system does not support a write-ahead log")
     db.execute("PRAGMA synchronous = FULL")
     db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
     for migration in migrations("sqlite")[version:]:
@@ -124,10 +129,10 @@ def check_ours(db: sqlite3.Connection, path: Path) -> int:
     version = _pragma(db, "user_version")
     empty = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
     if application_id != APPLICATION_ID and not (empty and application_id == version == 0):
-        raise StartError(f"store {path}: the file is a database of another program")
+        raise SettingsError(f"store {path}: the file is a database of another program")
     newest = len(migrations("sqlite"))
     if version > newest:
-        raise StartError(
+        raise SettingsError(
             f"store {path}: a newer Runlane wrote it (schema {version}, known {newest})"
         )
     return version

@@ -7,7 +7,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from runlane_server.core.errors import StartError
+from runlane_server.core.errors import StartError, start_error
 
 
 def open_private(path: Path) -> int:
@@ -37,7 +37,8 @@ class FileLock:
         try:
             self._descriptor = open_private(self._path)
         except OSError as error:
-            raise StartError(f"store {database}: {self._path}: {error.strerror}") from error
+            message = f"store {database}: {self._path}: {error.strerror}"
+            raise start_error(message, error) from error
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
