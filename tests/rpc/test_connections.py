@@ -13,9 +13,12 @@ import pytest
 from proofs.fuzz.regressions import NOT_UTF8_PATH
 from runlane import Client, RunState
 from runlane.v1 import run_service_pb2 as pb
+from runlane.v1 import run_service_pb2_grpc
 from runlane_server.rpc import endpoint as endpoint_module
 from runlane_server.rpc.endpoint import MAX_CALLS, MAX_METADATA, OPTIONS
+from runlane_server.rpc.requests import WINDOW
 from support import server as processes
+from support.raw_http2 import INITIAL_WINDOW
 from support.rpc_wire import serving
 from support.staging import script
 
@@ -51,6 +54,11 @@ async def test_concurrent_calls_per_connection_are_limited() -> None:
         assert (await settings_of(wire.address))[MAX_CONCURRENT_STREAMS] == MAX_CALLS
 
 
+async def test_little_of_a_message_is_taken_in_before_it_is_read() -> None:
+    async with serving() as wire:
+        assert (await settings_of(wire.address))[INITIAL_WINDOW] <= WINDOW
+
+
 async def test_metadata_is_accepted_up_to_its_limit() -> None:
     """Tokens of other issuers have several KiB."""
     async with serving() as wire:
@@ -82,10 +90,10 @@ async def test_a_silent_connection_is_closed(monkeypatch: pytest.MonkeyPatch) ->
         writer.close()
 
 
-# --- A breakdown of gRPC's server -----------------------------------------------------------------
+# --- A path that is not UTF-8 ---------------------------------------------------------------------
 
 
-async def break_down(address: str) -> None:
+async def call_strange_path(address: str) -> None:
     """Calls a method whose path is not UTF-8, and reads until the connection is closed or quiet."""
     reader, writer = await connect(address)
     writer.write(NOT_UTF8_PATH)
@@ -97,22 +105,37 @@ async def break_down(address: str) -> None:
 
 
 @pytest.mark.sqlite("it is about what is in front of the store")
-async def test_a_call_that_breaks_the_grpc_server_interrupts_no_run(tmp_path: Path) -> None:
-    """Any client can send such a call, even without credentials."""
+async def test_a_path_that_is_not_utf8_disturbs_no_other_call(tmp_path: Path) -> None:
+    """Any client can send such a call, even without credentials; it ends the server of grpc.aio."""
     async with (
         processes.serving(tmp_path, "--agent", "scripted") as server,
         Client(server.address) as client,
     ):
         wait, end = {"wait": "g"}, {"text": "done"}
         handle = await client.run_accepted("s", script(wait, end), allow_missing=True)
-        async with client.subscribe_run_complete(cursor=handle.cursor) as subscription:
-            first = asyncio.ensure_future(anext(subscription))
-            for round_ in range(1, 4):
-                await break_down(server.address)
-                assert (await client.get_run(handle.run_id)).state is RunState.ACTIVE
-                assert server.log.count("broke down; restarting") == round_
-            opens = await client.run_accepted("t", script({"open": "g"}), allow_missing=True)
-            ended = {(await first).run_id, (await anext(subscription)).run_id}
+        channel = grpc.aio.insecure_channel(server.address)
+        stream = run_service_pb2_grpc.RunServiceStub(channel).SubscribeRunComplete(
+            pb.SubscribeRunCompleteRequest(cursor=handle.cursor)
+        )
+        assert (await stream.read()).HasField("progress")
+        for _ in range(3):
+            await call_strange_path(server.address)
+            assert (await client.get_run(handle.run_id)).state is RunState.ACTIVE
+        opens = await client.run_accepted("t", script({"open": "g"}), allow_missing=True)
+        # This stream does not resume by itself: it was never interrupted.
+        ended = {(await stream.read()).run_complete.run_id for _ in range(2)}
         assert ended == {handle.run_id, opens.run_id}
-        assert (await handle.completed()).text == "done"
+        await channel.close()
         assert await server.stop() == 0
+        assert "error" not in server.log
+
+
+async def test_a_server_that_ends_unexpectedly_is_replaced() -> None:
+    """No call is known that ends the server of grpc.aio; this ends it from inside."""
+    async with serving() as wire:
+        keeping = asyncio.create_task(wire.endpoint.keep_serving())
+        await wire.endpoint._server.stop(0)
+        async with asyncio.timeout(SECONDS):
+            answer = await wire.runs.ListRuns(pb.ListRunsRequest(), wait_for_ready=True)
+        assert not answer.runs
+        keeping.cancel()

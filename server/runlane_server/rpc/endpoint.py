@@ -34,9 +34,11 @@ from runlane_server.core.observer import NO_OBSERVER, Observer
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.harness.harness import Harness
 from runlane_server.net.addresses import Address
+from runlane_server.rpc.grpc_server import make_server
 from runlane_server.rpc.harness import HarnessService
 from runlane_server.rpc.inflight import InflightCalls
 from runlane_server.rpc.middleware import Middleware
+from runlane_server.rpc.requests import MAX_MESSAGE, WINDOW
 from runlane_server.rpc.runs import RunService
 from runlane_server.rpc.sessions import SessionService
 from runlane_server.rpc.tls import ServerTls
@@ -54,8 +56,14 @@ OPTIONS = (
     # Both limits are equal: between them, gRPC refuses calls at random.
     ("grpc.max_metadata_size", MAX_METADATA),
     ("grpc.absolute_max_metadata_size", MAX_METADATA),
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    # The window of a stream stays small until its message is read, and is not widened by estimates.
+    ("grpc.http2.lookahead_bytes", WINDOW),
+    ("grpc.http2.bdp_probe", 0),
     # Closes silent connections; by default gRPC waits for two minutes.
     ("grpc.server_handshake_timeout_ms", 10_000),
+    # A connection without a call is closed; clients open another one with their next call.
+    ("grpc.max_connection_idle_ms", 60_000),
     # A lost peer is detected within 30 s. The ping timeout is required too: with only
     # keepalive_timeout of 3 s, detection took 61 s.
     ("grpc.keepalive_time_ms", 20_000),
@@ -125,7 +133,7 @@ class Endpoint:
         """Creates a server with all services, without a port."""
         # By default gRPC shares a port that is in use; here this must be requested.
         options = (("grpc.so_reuseport", int(self._shares_port)), *OPTIONS)
-        server = grpc.aio.server(options=options)
+        server = make_server(options)
         # It has the methods that the generated code calls.
         middleware = cast(
             "grpc.aio.Server", Middleware(server, self.calls, self._access, self._observer)
@@ -173,9 +181,9 @@ class Endpoint:
     async def keep_serving(self) -> Never:
         """Restarts gRPC's server whenever it has broken down, until cancelled.
 
-        grpc.aio ends its server after a call whose path is not UTF-8 (seen with 1.85), which any
-        client can send. Runs continue, open calls have `BROKEN_GRACE` seconds to end, and clients
-        resume their subscriptions. Raises StartError if an address cannot be bound again.
+        The main loop of grpc.aio ends after any unexpected error. Runs continue, open calls have
+        `BROKEN_GRACE` seconds to end, and clients resume their subscriptions. Raises StartError if
+        an address cannot be bound again.
         """
         while True:
             await asyncio.sleep(CHECK_SECONDS)

@@ -24,10 +24,11 @@ from structlog.contextvars import bind_contextvars
 from runlane_server.access.caller import CALLER, CREDENTIALS, Credentials
 from runlane_server.access.control import AccessControl, OpenCall
 from runlane_server.access.permissions import PUBLIC_METHODS
-from runlane_server.core.errors import InvalidArgument, RunlaneError
+from runlane_server.core.errors import RunlaneError
 from runlane_server.core.observer import NO_OBSERVER, Observer
 from runlane_server.rpc.errors import WireError, internal_error, wire_error
 from runlane_server.rpc.inflight import InflightCalls
+from runlane_server.rpc.requests import RefusedRequest, RequestReader, bounded, malformed
 
 log = structlog.get_logger()
 
@@ -57,19 +58,20 @@ class Middleware:
         self._observer = observer
         self._inflight = inflight
         self._access = access
+        self._requests = RequestReader()
 
     def add_generic_rpc_handlers(
         self, generic_rpc_handlers: Sequence[grpc.GenericRpcHandler]
     ) -> None:
-        """Adds services, which are asked once for each handler."""
-        self._server.add_generic_rpc_handlers(
-            tuple(_WrappedHandlers(handlers, self._wrap) for handlers in generic_rpc_handlers)
-        )
+        """Adds nothing: the generated functions add each method twice, and the other way is used.
+
+        A generic handler is found by the path of a call, which gRPC would have to decode.
+        """
 
     def add_registered_method_handlers(
         self, service_name: str, method_handlers: Mapping[str, Handler]
     ) -> None:
-        """Adds a service whose methods are found faster than those of generic handlers."""
+        """Adds a service."""
         self._server.add_registered_method_handlers(
             service_name,
             {
@@ -84,20 +86,22 @@ class Middleware:
         behavior = cast("Behavior", getattr(handler, f"{requests}_{responses}"))
         if isasyncgenfunction(behavior):
             behavior = _write_responses(behavior)
-        make = getattr(grpc, f"{requests}_{responses}_rpc_method_handler")
+        # Registered as streaming its requests, a method is called before its request is read.
+        make = getattr(grpc, f"stream_{responses}_rpc_method_handler")
         wrapped: Handler = make(
-            self._supervise(behavior, method, streams=handler.response_streaming),
-            request_deserializer=_tolerant(handler.request_deserializer or bytes),
+            self._supervise(behavior, method, handler),
+            request_deserializer=bounded(handler.request_deserializer or bytes, method),
             response_serializer=_serialize,
         )
         return wrapped
 
-    def _supervise(self, behavior: Behavior, method: str, *, streams: bool) -> Behavior:
+    def _supervise(self, behavior: Behavior, method: str, handler: Handler) -> Behavior:
         """Returns a handler that checks access, always ends with a status, and logs the call."""
         name = method.rpartition(".")[2]
+        streams = handler.response_streaming
         # Successful calls are logged at level debug: they are as many as runs and health probes.
 
-        async def call(request: Any, context: Context) -> Any:
+        async def call(requests: Any, context: Context) -> Any:
             began = time.perf_counter()
             task = cast("asyncio.Task[object]", asyncio.current_task())
             self._inflight.add(task, name)
@@ -110,10 +114,11 @@ class Middleware:
                 CREDENTIALS.set(open_call.credentials)
                 if open_call.caller.name:
                     bind_contextvars(caller=open_call.caller.name)
-                if isinstance(request, _Malformed):
-                    raise request.error
                 self._access.register(open_call)
                 try:
+                    request = requests
+                    if not handler.request_streaming:
+                        request = await self._requests.read(context, open_call)
                     reply = _RevocableContext(context, open_call) if streams else context
                     return await behavior(request, cast("Context", reply))
                 finally:
@@ -180,28 +185,6 @@ def credentials_of(context: Context) -> Credentials:
     return Credentials(metadata, tuple(name.decode(errors="replace") for name in certificate))
 
 
-class _WrappedHandlers(grpc.GenericRpcHandler):
-    """The handlers of a service, each wrapped at its first call."""
-
-    def __init__(
-        self, handlers: grpc.GenericRpcHandler, wrap: Callable[[Handler, str], Handler]
-    ) -> None:
-        self._handlers = handlers
-        self._wrap = wrap
-        self._known: dict[str, Handler] = {}
-
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
-        """Returns the wrapped handler of a method; None for an unknown method."""
-        method = handler_call_details.method
-        known = self._known.get(method)
-        if known is None:
-            handler = self._handlers.service(handler_call_details)
-            if handler is None:
-                return None
-            known = self._known[method] = self._wrap(handler, method)
-        return known
-
-
 def _outcome(
     error: BaseException, task: asyncio.Task[object]
 ) -> tuple[StatusCode, WireError | None]:
@@ -210,7 +193,7 @@ def _outcome(
         case RunlaneError():
             failure = wire_error(error)
         case DecodeError():
-            failure = wire_error(_malformed())
+            failure = wire_error(malformed())
         case asyncio.CancelledError() if task.cancelling():
             return StatusCode.CANCELLED, None
         case grpc.aio.InternalError():
@@ -236,32 +219,6 @@ def _log_defect(error: BaseException, code: StatusCode) -> WireError:
     return failure
 
 
-class _Malformed:
-    """Stands in for a request that could not be decoded, so that the call gets an answer."""
-
-    def __init__(self, error: RunlaneError) -> None:
-        self.error = error
-
-
-def _malformed() -> InvalidArgument:
-    # The parser of protobuf refuses strings that are not UTF-8 without naming the field.
-    return InvalidArgument.of(
-        "request", "is not a valid message of its type, or a string in it is not UTF-8"
-    )
-
-
-def _tolerant(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """Returns a deserializer that never raises, since grpc would answer UNKNOWN."""
-
-    def decode(data: bytes) -> Any:
-        try:
-            return deserialize(data)
-        except DecodeError:
-            return _Malformed(_malformed())
-
-    return decode
-
-
 def _serialize(response: Encoded | bytes) -> bytes:
     """Serializes a response, unless it was serialized before for many subscribers."""
     return response if isinstance(response, bytes) else response.SerializeToString()
@@ -285,6 +242,6 @@ def _write_responses(behavior: Callable[[Any, Context], AsyncGenerator[Any, None
 async def _well_formed(requests: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
     """Yields the messages of a stream. Raises InvalidArgument at a malformed one."""
     async for request in requests:
-        if isinstance(request, _Malformed):
+        if isinstance(request, RefusedRequest):
             raise request.error
         yield request
