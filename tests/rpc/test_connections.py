@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import struct
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import grpc
@@ -18,8 +20,8 @@ from runlane_server.rpc import endpoint as endpoint_module
 from runlane_server.rpc.endpoint import MAX_CALLS, MAX_METADATA, OPTIONS
 from runlane_server.rpc.requests import WINDOW
 from support import server as processes
-from support.raw_http2 import INITIAL_WINDOW
-from support.rpc_wire import serving
+from support.raw_http2 import INITIAL_WINDOW, raw_connection
+from support.rpc_wire import refused, serving
 from support.staging import script
 
 SECONDS = 20.0
@@ -88,6 +90,51 @@ async def test_a_silent_connection_is_closed(monkeypatch: pytest.MonkeyPatch) ->
             while await reader.read(1024):
                 pass
         writer.close()
+
+
+def test_connections_leave_half_of_the_descriptors() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (600, hard))
+    try:
+        assert endpoint_module.max_connections(1) == 300
+        assert endpoint_module.max_connections(2) == 150
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_connections_beyond_the_limit_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint_module, "max_connections", lambda listeners: 3)
+    async with serving() as wire, AsyncExitStack() as opened, asyncio.timeout(SECONDS):
+        await refused(wire.runs.GetRun(pb.GetRunRequest(run_id="r")))
+        for _ in range(2):
+            raw = await opened.enter_async_context(raw_connection(wire.address))
+            await raw.until_ended(raw.open("/x"))
+        beyond = await opened.enter_async_context(raw_connection(wire.address))
+        with pytest.raises(ConnectionError):
+            await beyond.until_ended(beyond.open("/x"))
+        # The open ones are served.
+        await raw.until_ended(raw.open("/x"))
+
+
+async def test_an_idle_connection_is_closed_and_an_active_one_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = "grpc.max_connection_idle_ms"
+    assert 10_000 <= dict(OPTIONS)[name] <= 300_000
+    hurried = tuple((key, 500 if key == name else value) for key, value in OPTIONS)
+    monkeypatch.setattr(endpoint_module, "OPTIONS", hurried)
+    async with serving() as wire, asyncio.timeout(SECONDS):
+        stream = wire.runs.SubscribeRunComplete(pb.SubscribeRunCompleteRequest())
+        assert (await stream.read()).HasField("progress")
+        async with raw_connection(wire.address) as raw:
+            with pytest.raises(ConnectionError):
+                await raw.until_ended(99)
+        run = pb.RunAcceptedRequest(
+            session_id="s", prompt=script({"text": "x"}), allow_missing=True
+        )
+        accepted = await wire.runs.RunAccepted(run)
+        assert (await stream.read()).run_complete.run_id == accepted.run.run_id
+        stream.cancel()
 
 
 # --- A path that is not UTF-8 ---------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import socket
 from collections.abc import Sequence
 from typing import Any, Never, cast
@@ -47,6 +48,9 @@ log = structlog.get_logger()
 
 MAX_CALLS = 4_096
 """Concurrent calls per connection; an idle subscription takes about 26 KB."""
+
+MAX_CONNECTIONS = 20_000
+"""Connections of one process, if it has at least twice as many descriptors."""
 
 MAX_METADATA = 16 << 10
 """Bytes of metadata per call; tokens of other issuers may have several KiB."""
@@ -96,6 +100,17 @@ _SERVICES = (
 _HARNESS = harness_service_pb2.DESCRIPTOR.services_by_name["HarnessService"].full_name
 
 
+def max_connections(listeners: int) -> int:
+    """The connections that gRPC accepts at each listener.
+
+    All listeners together get half of the descriptors of this process. The store, the programs of
+    agents and the files with tokens and certificates need the others.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    all_ = MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, soft // 2)
+    return max(1, all_ // listeners)
+
+
 class Endpoint:
     """Serves a coordinator over gRPC. It must be created on the event loop that serves.
 
@@ -132,7 +147,13 @@ class Endpoint:
     def _make(self) -> grpc.aio.Server:
         """Creates a server with all services, without a port."""
         # By default gRPC shares a port that is in use; here this must be requested.
-        options = (("grpc.so_reuseport", int(self._shares_port)), *OPTIONS)
+        shares = self._shares_port
+        options = (
+            ("grpc.so_reuseport", int(shares)),
+            # A process that shares a port listens at one of its own too.
+            ("grpc.max_allowed_incoming_connections", max_connections(2 if shares else 1)),
+            *OPTIONS,
+        )
         server = make_server(options)
         # It has the methods that the generated code calls.
         middleware = cast(
