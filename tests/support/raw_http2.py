@@ -73,7 +73,7 @@ class RawConnection:
         while sent < len(data):
             window = min(self._connection_window, self._initial + self._windows[stream])
             if window <= 0:
-                await self._change()
+                await self.changed()
                 continue
             part = data[sent : sent + min(window, MAX_FRAME)]
             sent += len(part)
@@ -97,9 +97,10 @@ class RawConnection:
         while not self.ended.issuperset(streams):
             if self.closed:
                 raise ConnectionError("the server closed the connection")
-            await self._change()
+            await self.changed()
 
-    async def _change(self) -> None:
+    async def changed(self) -> None:
+        """Waits for the next frame of the server."""
         self._changed.clear()
         await self._changed.wait()
 

@@ -21,14 +21,20 @@ from google.protobuf.message import Message as Encoded
 from grpc import StatusCode
 from structlog.contextvars import bind_contextvars
 
-from runlane_server.access.caller import CALLER, CREDENTIALS, Credentials
+from runlane_server.access.caller import CALLER, CREDENTIALS, Credentials, Role
 from runlane_server.access.control import AccessControl, OpenCall
-from runlane_server.access.permissions import PUBLIC_METHODS
+from runlane_server.access.permissions import PUBLIC_METHODS, REQUIRED_ROLES
 from runlane_server.core.errors import RunlaneError
 from runlane_server.core.observer import NO_OBSERVER, Observer
 from runlane_server.rpc.errors import WireError, internal_error, wire_error
 from runlane_server.rpc.inflight import InflightCalls
-from runlane_server.rpc.requests import RefusedRequest, RequestReader, bounded, malformed
+from runlane_server.rpc.requests import (
+    RefusedRequest,
+    RequestReader,
+    bounded,
+    malformed,
+    number_of_ids,
+)
 
 log = structlog.get_logger()
 
@@ -99,6 +105,7 @@ class Middleware:
         """Returns a handler that checks access, always ends with a status, and logs the call."""
         name = method.rpartition(".")[2]
         streams = handler.response_streaming
+        serve = self._admit(behavior, handler, method)
         # Successful calls are logged at level debug: they are as many as runs and health probes.
 
         async def call(requests: Any, context: Context) -> Any:
@@ -109,28 +116,18 @@ class Middleware:
             reason = ""
             open_call = OpenCall(method, credentials_of(context), task)
             try:
-                open_call.caller = self._access.authorize(method, open_call.credentials)
-                CALLER.set(open_call.caller)
-                CREDENTIALS.set(open_call.credentials)
-                if open_call.caller.name:
-                    bind_contextvars(caller=open_call.caller.name)
-                self._access.register(open_call)
                 try:
-                    request = requests
-                    if not handler.request_streaming:
-                        request = await self._requests.read(context, open_call)
-                    reply = _RevocableContext(context, open_call) if streams else context
-                    return await behavior(request, cast("Context", reply))
-                finally:
-                    self._access.unregister(open_call)
-            except grpc.aio.AbortError:
-                code = context.code()
-                raise
-            except BaseException as error:
-                code, failure = _outcome(open_call.revocation or error, task)
-                reason = getattr(open_call.revocation or error, "reason", "")
-                if failure is None:
+                    return await serve(open_call, requests, context)
+                except grpc.aio.AbortError:
+                    code = context.code()
                     raise
+                except BaseException as error:
+                    code, failure = _outcome(open_call.revocation or error, task)
+                    reason = getattr(open_call.revocation or error, "reason", "")
+                    if failure is None:
+                        raise
+                # Here the error is gone. gRPC keeps what abort raises in a cycle, and with it would
+                # keep the frames of the error, which hold the request and the answer.
                 await _abort(context, failure)
             finally:
                 self._inflight.discard(task)
@@ -141,6 +138,39 @@ class Middleware:
                 write("call", method=name, code=status, ms=round(seconds * 1000, 3))
 
         return call
+
+    def _admit(
+        self, behavior: Behavior, handler: Handler, method: str
+    ) -> Callable[[OpenCall, Any, Context], Awaitable[Any]]:
+        """Returns the part of a handler that admits a call, reads its request, and answers it."""
+        # The answer to a change is sent in any case.
+        may_refuse = REQUIRED_ROLES.get(method) is Role.READ
+
+        async def serve(call: OpenCall, requests: Any, context: Context) -> Any:
+            call.caller = self._access.authorize(method, call.credentials)
+            CALLER.set(call.caller)
+            CREDENTIALS.set(call.credentials)
+            if call.caller.name:
+                bind_contextvars(caller=call.caller.name)
+            in_flight = self._access.begin(call, context.peer())
+            context.add_done_callback(in_flight.close)
+            self._access.register(call)
+            try:
+                request = requests
+                if not handler.request_streaming:
+                    request = await self._requests.read(context, call)
+                    if ids := number_of_ids(request):
+                        self._access.weigh(call, ids)
+                if handler.response_streaming:
+                    reply = _RevocableContext(context, call)
+                    return await behavior(request, cast("Context", reply))
+                answer = _serialize(await behavior(request, context))
+                in_flight.answer(len(answer), may_refuse=may_refuse)
+                return answer
+            finally:
+                self._access.unregister(call)
+
+        return serve
 
 
 class _RevocableContext:

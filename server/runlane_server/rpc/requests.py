@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from runlane.v1.run_service_pb2 import SubscribeRunCompleteRequest
 from runlane_server.access.control import OpenCall
 from runlane_server.access.permissions import PUBLIC_METHODS
 from runlane_server.core.errors import InvalidArgument, Overloaded, RunlaneError
@@ -171,6 +172,13 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         shift += 7
         if shift > 63:
             raise IndexError
+
+
+def number_of_ids(request: object) -> int:
+    """The ids in a request that the server keeps as long as the call is open."""
+    if isinstance(request, SubscribeRunCompleteRequest):
+        return len(request.session_ids) + len(request.run_ids)
+    return 0
 
 
 class RequestReader:
