@@ -196,7 +196,8 @@ FROM sessions
 WHERE tenant = $1 AND created_no > 0 AND created_no < $2 ORDER BY created_no DESC LIMIT $3;
 
 -- name: stored_bytes
-SELECT coalesce(sum(stored_bytes), 0)::bigint AS bytes FROM sessions
+-- 200 is the SESSION_BYTES of store/weight.py.
+SELECT coalesce(sum(stored_bytes + 200), 0)::bigint AS bytes FROM sessions
 WHERE tenant = $1 AND created_no > 0;
 
 -- name: stale_sessions
