@@ -21,6 +21,7 @@ MAX_TEXT = 256
 
 _TAG_BYTES = 12
 _KEY_BYTES = 32
+_BLOCK_BYTES = 64
 
 
 class Seal:
@@ -34,7 +35,7 @@ class Seal:
         # Keyed once and copied for each use, which is faster.
         tag_key, cipher_key = (_derive(key, use, bound) for use in (b"tag", b"cipher"))
         self._tag_hash = hashlib.blake2b(key=tag_key, digest_size=_TAG_BYTES)
-        self._cipher_hash = hashlib.shake_256(cipher_key)
+        self._cipher_hash = hashlib.blake2b(key=cipher_key)
 
     def close(self, payload: bytes) -> str:
         """Seals a payload as base64url without padding."""
@@ -67,10 +68,14 @@ class Seal:
 
     def _crypt(self, tag: bytes, data: bytes) -> bytes:
         size = len(data)
-        stream = self._cipher_hash.copy()
-        stream.update(tag)
-        mixed = int.from_bytes(data, "big") ^ int.from_bytes(stream.digest(size), "big")
+        stream = b"".join(self._block(tag, at) for at in range(0, size, _BLOCK_BYTES))
+        mixed = int.from_bytes(data, "big") ^ int.from_bytes(stream[:size], "big")
         return mixed.to_bytes(size, "big")
+
+    def _block(self, tag: bytes, at: int) -> bytes:
+        block = self._cipher_hash.copy()
+        block.update(tag + at.to_bytes(4, "big"))
+        return block.digest()
 
 
 def _derive(key: bytes, purpose: bytes, bound: bytes) -> bytes:
