@@ -117,7 +117,7 @@ async def test_calls_in_flight_are_limited_for_each_tenant(monkeypatch: pytest.M
                     pass  # until the three have arrived
                 assert await get(wire, OTHER) == "RUN_NOT_FOUND"
                 # Long-lived calls have a quota of their own.
-                stream = wire.runs.SubscribeRunComplete(
+                stream: Any = wire.runs.SubscribeRunComplete(
                     pb.SubscribeRunCompleteRequest(), metadata=ACME
                 )
                 assert (await stream.read()).HasField("progress")

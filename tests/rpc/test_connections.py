@@ -8,6 +8,7 @@ import resource
 import struct
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -106,14 +107,15 @@ async def test_connections_beyond_the_limit_are_closed(monkeypatch: pytest.Monke
     monkeypatch.setattr(endpoint_module, "max_connections", lambda listeners: 3)
     async with serving() as wire, AsyncExitStack() as opened, asyncio.timeout(SECONDS):
         await refused(wire.runs.GetRun(pb.GetRunRequest(run_id="r")))
-        for _ in range(2):
-            raw = await opened.enter_async_context(raw_connection(wire.address))
+        inside = [await opened.enter_async_context(raw_connection(wire.address)) for _ in range(2)]
+        for raw in inside:
             await raw.until_ended(raw.open("/x"))
         beyond = await opened.enter_async_context(raw_connection(wire.address))
         with pytest.raises(ConnectionError):
             await beyond.until_ended(beyond.open("/x"))
         # The open ones are served.
-        await raw.until_ended(raw.open("/x"))
+        for raw in inside:
+            await raw.until_ended(raw.open("/x"))
 
 
 async def test_an_idle_connection_is_closed_and_an_active_one_is_not(
@@ -124,7 +126,7 @@ async def test_an_idle_connection_is_closed_and_an_active_one_is_not(
     hurried = tuple((key, 500 if key == name else value) for key, value in OPTIONS)
     monkeypatch.setattr(endpoint_module, "OPTIONS", hurried)
     async with serving() as wire, asyncio.timeout(SECONDS):
-        stream = wire.runs.SubscribeRunComplete(pb.SubscribeRunCompleteRequest())
+        stream: Any = wire.runs.SubscribeRunComplete(pb.SubscribeRunCompleteRequest())
         assert (await stream.read()).HasField("progress")
         async with raw_connection(wire.address) as raw:
             with pytest.raises(ConnectionError):
@@ -161,8 +163,8 @@ async def test_a_path_that_is_not_utf8_disturbs_no_other_call(tmp_path: Path) ->
         wait, end = {"wait": "g"}, {"text": "done"}
         handle = await client.run_accepted("s", script(wait, end), allow_missing=True)
         channel = grpc.aio.insecure_channel(server.address)
-        stream = run_service_pb2_grpc.RunServiceStub(channel).SubscribeRunComplete(
-            pb.SubscribeRunCompleteRequest(cursor=handle.cursor)
+        stream: Any = run_service_pb2_grpc.RunServiceStub(channel).SubscribeRunComplete(
+            pb.SubscribeRunCompleteRequest(cursor=handle.cursor or "")
         )
         assert (await stream.read()).HasField("progress")
         for _ in range(3):

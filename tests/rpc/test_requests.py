@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import pytest
@@ -128,7 +129,8 @@ async def test_many_requests_at_once_are_all_served() -> None:
 
 async def test_a_call_without_a_message_is_refused() -> None:
     async with serving() as wire:
-        call = wire.channel.stream_unary(GET_RUN, response_deserializer=bytes)(iter(()))
+        channel: Any = wire.channel
+        call = channel.stream_unary(GET_RUN, response_deserializer=bytes)(iter(()))
         failure = await refused(call)
         assert (failure.reason, failure.fields) == ("INVALID_ARGUMENT", ["request"])
 
@@ -145,7 +147,8 @@ async def test_a_path_that_is_not_utf8_is_an_unknown_method() -> None:
                 await raw.until_ended(*streams)
                 # The connection lives on.
                 await raw.until_ended(raw.open("/runlane.v1.RunService/Nothing"))
-        unknown = wire.channel.unary_unary("/runlane.v1.RunService/Nothing")
+        channel: Any = wire.channel
+        unknown = channel.unary_unary("/runlane.v1.RunService/Nothing")
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await unknown(b"")
         assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED

@@ -126,7 +126,7 @@ class CallInFlight:
         self._unsent = size
         self._limits.add_unsent(self._holder, self._connection, size)
 
-    def close(self, _: object = None) -> None:
+    def close(self) -> None:
         """Stops counting the call."""
         if self._open:
             self._open = False

@@ -9,30 +9,36 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from threading import Lock
 from typing import Any
 
 import grpc
-from grpc._cython import cygrpc
+from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
 _ANY_PATH = "/unknown"
 """Stands for the path of the call, which nothing reads."""
 
-_NO_METHODS = cygrpc._MethodResolver([], {})  # type: ignore[attr-defined] # noqa: SLF001
+_NO_METHODS = cygrpc._MethodResolver([], {})  # noqa: SLF001
+
+
+_creating = Lock()
+"""Held while the class of gRPC's inner server is replaced."""
 
 
 def make_server(options: Sequence[tuple[str, Any]]) -> grpc.aio.Server:
     """Creates a server that serves registered methods only."""
-    # The constructor of grpc.aio offers no other way to replace its inner server. It runs on the
-    # event loop and does not wait, so nothing else creates a server meanwhile.
-    original = cygrpc.AioServer  # type: ignore[attr-defined]
-    cygrpc.AioServer = _RegisteredOnly  # type: ignore[attr-defined]
-    try:
-        return grpc.aio.server(options=options)
-    finally:
-        cygrpc.AioServer = original  # type: ignore[attr-defined]
+    # The constructor of grpc.aio offers no other way to replace its inner server. Tests create
+    # servers in several threads.
+    with _creating:
+        original = cygrpc.AioServer
+        cygrpc.AioServer = _RegisteredOnly
+        try:
+            return grpc.aio.server(options=options)
+        finally:
+            cygrpc.AioServer = original
 
 
-class _RegisteredOnly(cygrpc.AioServer):  # type: ignore[misc, name-defined]
+class _RegisteredOnly(cygrpc.AioServer):  # type: ignore[misc]
     """Answers UNIMPLEMENTED to each call that has no registered method."""
 
     def _make_request_call_future(self, method: bytes | None) -> asyncio.Future[Any]:
@@ -49,11 +55,11 @@ class _RegisteredOnly(cygrpc.AioServer):  # type: ignore[misc, name-defined]
         refusals: set[asyncio.Task[None]] = set()
         while True:
             state = await accept(None)
-            refusal = cygrpc._handle_rpc(  # type: ignore[attr-defined] # noqa: SLF001
+            refusal = cygrpc._handle_rpc(  # noqa: SLF001
                 _ANY_PATH, _NO_METHODS, (), state, loop, False
             )
             task = loop.create_task(
-                cygrpc._schedule_rpc_coro(  # type: ignore[attr-defined] # noqa: SLF001
+                cygrpc._schedule_rpc_coro(  # noqa: SLF001
                     refusal, state, loop, _ANY_PATH
                 )
             )

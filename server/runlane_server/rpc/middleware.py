@@ -153,7 +153,7 @@ class Middleware:
             if call.caller.name:
                 bind_contextvars(caller=call.caller.name)
             in_flight = self._access.begin(call, context.peer())
-            context.add_done_callback(in_flight.close)
+            _when_done(context, in_flight.close)
             self._access.register(call)
             try:
                 request = requests
@@ -205,6 +205,12 @@ class _RevocableContext:
         finally:
             call.is_sending = False
         call.raise_if_revoked()
+
+
+def _when_done(context: Context, act: Callable[[], None]) -> None:
+    """Calls `act` once the answer of a call was sent, or its caller has left."""
+    # The stubs want an object that is no function.
+    cast("Any", context).add_done_callback(lambda _: act())
 
 
 def credentials_of(context: Context) -> Credentials:
