@@ -26,6 +26,7 @@ from runlane_server.cli.main import command
 from runlane_server.core.errors import StartError, Unauthenticated
 from support.callers import AUDIENCE, ISSUER, rsa_key, signed, signing_key
 from support.certificates import private_pem, public_pem
+from support.descriptors import no_descriptors
 
 TOKEN = (
     '[[token]]\nname = "ci"\ntenant = "acme"\nrole = "run"\n'
@@ -225,6 +226,41 @@ def test_an_invalid_file_is_logged_once_and_changes_nothing(tmp_path: Path) -> N
     path.write_text(before)
     assert access.refresh()
     assert not access.refresh()
+
+
+@pytest.mark.parametrize("with_keys", [False, True])
+def test_a_file_that_could_not_be_read_is_read_again(with_keys: bool, tmp_path: Path) -> None:
+    """A change that is missed for lack of descriptors would keep a revoked token alive forever."""
+    path, keys = tmp_path / "access.toml", tmp_path / "keys.json"
+    text = editing.add(path, "ci", tenant="acme", role=Role.RUN)
+    if with_keys:
+        keys.write_text(json.dumps({"keys": [_jwk("one", signing_key())]}))
+        path.write_text(path.read_text() + _jwt_entry('jwks = "keys.json"'))
+    access = AccessFile(path)
+    editing.remove(path, "ci")
+    with capture_logs() as logs:
+        with no_descriptors():
+            assert [access.refresh() for _ in range(3)] == [False] * 3
+        (line,) = logs
+        assert "Too many open files" in line["error"]
+        access.authenticate(bearer(text))
+        assert access.refresh()
+    with pytest.raises(Unauthenticated):
+        access.authenticate(bearer(text))
+
+
+def test_keys_that_could_not_be_read_are_read_again(tmp_path: Path) -> None:
+    path, keys = tmp_path / "access.toml", tmp_path / "keys.json"
+    keys.write_text(json.dumps({"keys": [_jwk("one", signing_key())]}))
+    path.write_text(_jwt_entry('jwks = "keys.json"'))
+    access = AccessFile(path)
+    access.authenticate(bearer(signed(headers={"kid": "one"})))
+    keys.write_text(json.dumps({"keys": [_jwk("two", signing_key())]}))
+    with no_descriptors():
+        assert not access.refresh()
+    assert access.refresh()
+    with pytest.raises(Unauthenticated):
+        access.authenticate(bearer(signed(headers={"kid": "one"})))
 
 
 def test_keys_that_appear_later_are_loaded(tmp_path: Path) -> None:

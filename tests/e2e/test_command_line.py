@@ -348,7 +348,7 @@ async def test_an_error_is_one_line(server: ServerProcess) -> None:
         (("cancel", "--run", "none"), 1, "there is no run 'none'"),
         (("wait", "none"), 1, "there is no run 'none'"),
         (("run", "-s", "a\nb", "x"), 2, "session_id: contains a control character"),
-        (("watch", "--cursor", "x"), 2, "cursor: was not issued by this service"),
+        (("watch", "--cursor", "x"), 2, "cursor: was not issued by this service for this store"),
     ]
     results = await asyncio.gather(*(command(server, *arguments) for arguments, _, _ in cases))
     assert results == [(code, "", f"Error: {why}\n") for _, code, why in cases]

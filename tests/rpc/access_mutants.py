@@ -232,7 +232,7 @@ REMOVED = (
     Removed(
         "open calls are not rechecked",
         security.Security,
-        "refresh",
+        "_refresh_access",
         "access_control.recheck()",
         "pass",
         "revoked",
@@ -289,17 +289,17 @@ REMOVED = (
         "an invalid file denies everybody",
         access_file.AccessFile,
         "_reload",
-        "            return False\n        log.info",
+        "            return False\n        self._reported",
         "            self._contents = _Contents(Entries(), TokenVerifier(()), None)\n"
-        "            return True\n        log.info",
+        "            return True\n        self._reported",
         "broken_file",
     ),
     Removed(
         "a cursor of another tenant is accepted",
         Cursors,
-        "decode",
-        "if binding != self._binding(tenant):",
-        "if False:",
+        "__init__",
+        'Seal(store_id, "cursor", tenant)',
+        'Seal(store_id, "cursor")',
         "cursors",
     ),
     Removed(

@@ -102,8 +102,8 @@ async def toy_server() -> AsyncIterator[tuple[Toy, Channel, grpc.aio.Server]]:
         "Stream": grpc.unary_stream_rpc_method_handler(toy.stream),
         "Generator": grpc.stream_stream_rpc_method_handler(toy.generator),
     }
-    Middleware(server, toy.calls, NoAccessControl()).add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler("runlane.Toy", handlers),)
+    Middleware(server, toy.calls, NoAccessControl()).add_registered_method_handlers(
+        "runlane.Toy", handlers
     )
     toy.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
@@ -250,12 +250,8 @@ async def test_context_of_the_log_is_limited_to_its_call() -> None:
         return b""
 
     server = grpc.aio.server()
-    Middleware(server, InflightCalls(), NoAccessControl()).add_generic_rpc_handlers(
-        (
-            grpc.method_handlers_generic_handler(
-                "runlane.Toy", {"Bind": grpc.unary_unary_rpc_method_handler(bind)}
-            ),
-        )
+    Middleware(server, InflightCalls(), NoAccessControl()).add_registered_method_handlers(
+        "runlane.Toy", {"Bind": grpc.unary_unary_rpc_method_handler(bind)}
     )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -289,8 +285,8 @@ async def test_a_revoked_call_with_a_slow_reader_ends_once_it_reads_on(
     access_control = AccessControl(identities)
     server = grpc.aio.server()
     handlers: dict[str, Any] = {"Stream": grpc.unary_stream_rpc_method_handler(toy.stream)}
-    Middleware(server, calls, access_control).add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler("runlane.Toy", handlers),)
+    Middleware(server, calls, access_control).add_registered_method_handlers(
+        "runlane.Toy", handlers
     )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -321,8 +317,8 @@ async def test_the_line_of_a_call_names_its_caller(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("runlane_server.access.control.is_allowed", lambda role, method: True)
     server = grpc.aio.server()
     handlers: dict[str, Any] = {"Unary": grpc.unary_unary_rpc_method_handler(Toy().unary)}
-    Middleware(server, InflightCalls(), AccessControl(Revocable())).add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler("runlane.Toy", handlers),)
+    Middleware(server, InflightCalls(), AccessControl(Revocable())).add_registered_method_handlers(
+        "runlane.Toy", handlers
     )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -204,6 +204,38 @@ async def test_accepts_beyond_the_rate_get_a_retry_delay() -> None:
             await both.free.accept(f"s{n}", script(say("x")))
 
 
+async def create(client: TenantClient, session_id: str, **labels: str) -> None:
+    request = session_service_pb2.CreateSessionRequest(session_id=session_id, metadata=labels)
+    await client.wire.sessions.CreateSession(request, metadata=client.metadata)
+
+
+async def test_creating_sessions_counts_toward_the_rate_of_accepts() -> None:
+    async with tenants(accepts_per_second=0.01, accepts_burst=3) as both:
+        await create(both.limited, "s0")
+        await create(both.limited, "s1")
+        await both.limited.accept("s0", script(say("x")))
+        failure = await refused(create(both.limited, "s2"))
+        assert names_quota(failure, "accepts_per_second is 0.01")
+        assert failure.retry_after is not None
+        for n in range(9):
+            await create(both.free, f"s{n}")
+
+
+async def test_labels_of_sessions_and_runs_count_toward_the_stored_bytes() -> None:
+    async with tenants(max_stored_bytes=5_000) as both:
+        await create(both.limited, "s0", large="x" * 4_000)
+        await create(both.limited, "s1", large="x" * 1_000)
+        failure = await refused(create(both.limited, "s2"))
+        assert names_quota(failure, "max_stored_bytes is 5000")
+        # What was added on this node is what the store counts.
+        await both.wire.coordinator.stored.measure()
+        assert names_quota(await refused(create(both.limited, "s2")), "max_stored_bytes is 5000")
+        await both.limited.delete("s0")
+        await both.wire.coordinator.stored.measure()
+        await create(both.limited, "s2")
+        await create(both.free, "s0", large="x" * 4_096)
+
+
 async def test_streams_beyond_the_quota_are_refused_until_one_is_closed() -> None:
     async with tenants(max_streams=2) as both:
         run = await both.limited.blocked("g")

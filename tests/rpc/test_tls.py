@@ -20,6 +20,7 @@ from runlane_server.access.control import AccessControl
 from runlane_server.core.errors import StartError
 from runlane_server.rpc.tls import ServerTls
 from support.certificates import Authority, Issued, replace
+from support.descriptors import no_descriptors
 from support.rpc_wire import Wire, serving
 
 LIST = pb.ListSessionsRequest()
@@ -189,6 +190,22 @@ async def test_an_invalid_certificate_is_ignored_and_logged_once(
         with capture_logs() as logs:
             await call_once(wire.address, trusting(authority))
         assert "certificate reloaded" in [line["event"] for line in logs]
+
+
+async def test_a_certificate_that_could_not_be_read_is_read_again(
+    authority: Authority, tmp_path: Path
+) -> None:
+    server = tls(tmp_path, authority.issue("server", ["127.0.0.1"]), authority.certificate)
+    before = server._material
+    authority.issue("server", ["127.0.0.1"]).write(tmp_path, "server")
+    with capture_logs() as logs:
+        with no_descriptors():
+            for _ in range(3):
+                server.refresh()
+        assert [line["log_level"] for line in logs] == ["error"]
+        assert server._material is before
+        server.refresh()
+    assert server._material is not before
 
 
 async def test_a_unix_socket_can_use_tls(authority: Authority, tmp_path: Path) -> None:

@@ -864,3 +864,18 @@ async def test_reads_see_the_log_while_it_grows(store: Store) -> None:
     every, some = await asyncio.gather(*readers)
     assert [event.position for event in every] == list(range(1, 101))
     assert some == [event for event in every if wanted.matches(event.complete)]
+
+
+async def test_titles_and_labels_are_stored_bytes(store: Store) -> None:
+    labels = {"k" * 100: "é" * 1_000}
+    key = SessionKey(TENANT, "labelled")
+    await store.create_session(NewSession(key, START, "t" * 500, labels))
+    created = await store.stored_bytes(TENANT)
+    assert 2_600 <= created < 3_000
+    story = Story(store)
+    await story.accept(request("a", "x")._replace(metadata=labels))
+    assert 2_600 <= await store.stored_bytes(TENANT) - created < 3_000
+    # An empty session counts as well.
+    before = await store.stored_bytes(TENANT)
+    await store.create_session(NewSession(SessionKey(TENANT, "empty"), START))
+    assert await store.stored_bytes(TENANT) > before

@@ -25,6 +25,10 @@ UNKNOWN_CALLER = "invalid or missing credentials"
 """The message of every failed authentication. It does not say what is wrong; the log does."""
 
 
+class _Unreadable(BadEntry):
+    """The file, or one that it names, could not be read this time."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Contents:
     """The loaded file, with the verifiers made from it."""
@@ -47,6 +51,7 @@ class AccessFile:
         self._next_expiry = math.inf
         self._files: tuple[Path, ...] = (path,)
         self._seen: Stamp = ()
+        self._reported = ""
         try:
             self._contents = self._read()
         except BadEntry as error:
@@ -77,7 +82,8 @@ class AccessFile:
         """Reloads changed files. Returns whether open calls need a recheck.
 
         They do after a reload, and when an identity has expired. An invalid file changes nothing
-        and is logged once.
+        and is logged once. A file that could not be read, for example because descriptors ran out,
+        is read again by each refresh: it may revoke a token.
         """
         changed = self._reload()
         if changed or self._now() >= self._next_expiry:
@@ -92,9 +98,14 @@ class AccessFile:
         try:
             self._contents = self._read()
         except BadEntry as error:
-            # A mistake in a file, not in the code: no traceback.
-            log.error("invalid access file ignored", error=str(error))  # noqa: TRY400
+            if isinstance(error, _Unreadable):
+                self._seen = ()
+            if str(error) != self._reported:
+                self._reported = str(error)
+                # A mistake in a file, not in the code: no traceback.
+                log.error("invalid access file ignored", error=str(error))  # noqa: TRY400
             return False
+        self._reported = ""
         log.info("access file reloaded", tokens=len(self._contents.entries.tokens))
         return True
 
@@ -109,7 +120,7 @@ class AccessFile:
                 self._seen += stamp([entries.jwt.keys])
                 jwts = JwtVerifier(entries.jwt, self._now)
         except OSError as error:
-            raise BadEntry(f"{self._path}: {error.strerror}") from error
+            raise _Unreadable(f"{error.filename or self._path}: {error.strerror}") from error
         except UnicodeDecodeError:
             raise BadEntry(f"{self._path}: not UTF-8") from None
         except (BadEntry, UnusableKeys) as error:

@@ -64,6 +64,14 @@ class Admission:
             or self._check_rate(tenant, quota)
         )
 
+    def session_refusal(self, tenant: str) -> QuotaExceeded | None:
+        """Why a tenant may not create a session; None if it may. It consumes a token like an
+        accept."""
+        quota = self._book.of(tenant)
+        if quota is NO_LIMIT:
+            return None
+        return self._check_stored(tenant, quota) or self._check_rate(tenant, quota)
+
     def begin(self, tenant: str) -> None:
         """Counts an accept in progress as a waiting run, until `end`."""
         self._in_progress[tenant] = self._in_progress.get(tenant, 0) + 1

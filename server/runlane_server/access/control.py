@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
+from runlane_server.access.call_limits import CallInFlight, CallLimits, Holder
 from runlane_server.access.caller import ANONYMOUS, AuthenticationFailed, Caller, Credentials, Role
 from runlane_server.access.failure_log import FailureLog
 from runlane_server.access.permissions import PUBLIC_METHODS, is_allowed
@@ -36,14 +37,15 @@ class Authenticator(Protocol):
 class OpenCall:
     """A call in progress.
 
-    `revocation` is the error that ends it once its caller has lost access. `is_sending` is true
-    during a write, which must not be cancelled.
+    `ids` is how many ids its subscription has. `revocation` is the error that ends it once its
+    caller has lost access. `is_sending` is true during a write, which must not be cancelled.
     """
 
     method: str
     credentials: Credentials
     task: asyncio.Task[object]
     caller: Caller = _PUBLIC
+    ids: int = 0
     revocation: RunlaneError | None = None
     is_sending: bool = False
 
@@ -78,6 +80,7 @@ class AccessControl:
         self._open_calls: set[OpenCall] = set()
         self._failure_log = FailureLog(time.monotonic)
         self.stream_quota = StreamQuota(quotas or QuotaBook())
+        self.call_limits = CallLimits()
 
     def identify(self, method: str, credentials: Credentials) -> Caller:
         """Returns the caller of a method, which `permit` may refuse. Raises Unauthenticated."""
@@ -104,11 +107,29 @@ class AccessControl:
             self.stream_quota.acquire(call.caller)
         self._open_calls.add(call)
 
+    def weigh(self, call: OpenCall, ids: int) -> None:
+        """Counts the ids of a registered subscription. Raises QuotaExceeded or Overloaded."""
+        self.stream_quota.weigh(call.caller, ids)
+        call.ids = ids
+
+    def begin(self, call: OpenCall, peer: str) -> CallInFlight:
+        """Counts an authorized call until it is closed, which is after its answer was sent.
+
+        `peer` is the address of its connection, as gRPC writes it. Raises Overloaded.
+        """
+        public = call.method in PUBLIC_METHODS
+        # All callers of a Unix socket have the same address.
+        host, _, port = peer.rpartition(":")
+        connection = peer if port.isdecimal() else ""
+        holder = Holder("host", host) if public else Holder("tenant", call.caller.tenant)
+        counted = public or call.method not in LONG_LIVED_METHODS
+        return self.call_limits.begin(holder, connection, counted=counted)
+
     def unregister(self, call: OpenCall) -> None:
         """Removes a registered call that has ended."""
         self._open_calls.discard(call)
         if call.method in LONG_LIVED_METHODS:
-            self.stream_quota.release(call.caller)
+            self.stream_quota.release(call.caller, call.ids)
 
     def recheck(self) -> None:
         """Revokes the open calls that would not be authorized now."""

@@ -80,7 +80,8 @@ class JwtSettings:
 class JwtVerifier:
     """Verifies tokens and caches the result.
 
-    `now` returns seconds since 1970; it expires cached tokens. Raises UnusableKeys.
+    `now` returns seconds since 1970; it expires cached tokens. Raises UnusableKeys, or OSError if
+    the keys cannot be read.
     """
 
     def __init__(self, settings: JwtSettings, now: Callable[[], float] = time.time) -> None:
@@ -161,7 +162,7 @@ class JwtVerifier:
 
 
 def _keys(settings: JwtSettings) -> dict[str | None, Key]:
-    """The keys by id; the key of a PEM file has the id `""`."""
+    """The keys by id; the key of a PEM file has the id `""`. Raises UnusableKeys or OSError."""
     try:
         import jwt  # noqa: PLC0415
     except ImportError as error:
@@ -169,8 +170,6 @@ def _keys(settings: JwtSettings) -> dict[str | None, Key]:
     try:
         text = settings.keys.read_text()
         found = _of_set(text) if settings.is_set else {"": _of_pem(text)}
-    except OSError as error:
-        raise UnusableKeys(f"{settings.keys}: {error.strerror}") from None
     except (ValueError, TypeError, LookupError, AttributeError, jwt.PyJWTError) as error:
         raise UnusableKeys(f"{settings.keys}: {str(error) or type(error).__name__}") from None
     keys = {

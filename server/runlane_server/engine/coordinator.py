@@ -72,7 +72,7 @@ from runlane_server.store.base import (
     Store,
 )
 from runlane_server.store.corrupt import EXPLANATION, is_corrupt
-from runlane_server.store.weight import run_weight
+from runlane_server.store.weight import SESSION_BYTES, run_weight, session_weight
 
 RETRY_AFTER = 1.0
 """Seconds after which a caller may retry when this node is overloaded or drains."""
@@ -471,14 +471,21 @@ class Coordinator:
         metadata: Mapping[str, str] = NO_LABELS,
         tenant: str = DEFAULT_TENANT,
     ) -> Session:
-        """Creates a session; generates a missing id. Raises SessionExists and Draining."""
+        """Creates a session; generates a missing id.
+
+        Raises SessionExists, Draining and QuotaExceeded.
+        """
         self._check_not_draining()
+        refusal = self._admission.session_refusal(tenant)
+        if refusal is not None:
+            raise refusal
         key = SessionKey(tenant, session_id or self._new_id())
         at = self.now()
         try:
             await self.store.create_session(NewSession(key, at, title, metadata))
         except SessionTaken:
             raise SessionExists(f"session {key.session_id!r} exists already") from None
+        self.stored.add(tenant, SESSION_BYTES + session_weight(title, metadata))
         return Session(key.session_id, title, metadata, "", 0, NO_USAGE, at, at)
 
     async def delete_session(self, session_id: str, *, tenant: str = DEFAULT_TENANT) -> None:

@@ -141,14 +141,16 @@ class Security:
             log.exception("recheck of callers failed")
 
     def refresh(self, access_control: AccessControl) -> None:
-        """Does so once."""
+        """Does so once. Revoked callers come first, whatever happens to the certificate."""
+        if self._access is not None:
+            self._refresh_access(self._access, access_control)
         if self.tls is not None:
             self.tls.refresh()
-        if self._access is None:
-            return
-        self._needs_recheck |= self._access.refresh()
+
+    def _refresh_access(self, access: AccessFile, access_control: AccessControl) -> None:
+        self._needs_recheck |= access.refresh()
         if self._needs_recheck:
-            self.quotas.replace(self._access.quotas)
+            self.quotas.replace(access.quotas)
             access_control.recheck()
             self._needs_recheck = False
 

@@ -30,6 +30,9 @@ MAX_ITEMS = 1000
 MAX_DAYS = 7
 """Maximum duration in a request."""
 
+MAX_VIOLATIONS = 20
+"""Violations in one error; the check of a request stops there."""
+
 DEFAULT_PAGE_SIZE = 50
 
 _NANOS = 1_000_000_000
@@ -47,7 +50,7 @@ ReadT = TypeVar("ReadT")
 
 
 class Checks:
-    """Collects the violations of a request, so that one error reports all of them."""
+    """Collects the violations of a request, so that one error reports up to `MAX_VIOLATIONS`."""
 
     def __init__(self) -> None:
         self._violations: list[Violation] = []
@@ -73,10 +76,12 @@ class Checks:
     def reject(
         self, field: str, description: str, kind: type[InvalidArgument] = InvalidArgument
     ) -> None:
-        """Adds a violation; `kind` is the most specific error for it."""
+        """Adds a violation; `kind` is the most specific error for it. The last one raises."""
         self._violations.append(Violation(field, description))
         if self._kind is InvalidArgument:
             self._kind = kind
+        if len(self._violations) >= MAX_VIOLATIONS:
+            self.finish()
 
     def include(self, error: InvalidArgument) -> None:
         """Adds the violations of an error."""
@@ -95,6 +100,8 @@ class Checks:
         if len(value) <= MAX_ID_BYTES and _PLAIN_ID.fullmatch(value):
             return
         self.size(field, value, MAX_ID_BYTES)
+        if len(value) > MAX_ID_BYTES:
+            return  # each further check takes time for each character
         if value != value.strip():
             self.reject(field, "starts or ends with whitespace")
         elif any(unicodedata.category(character) == "Cc" for character in value):
@@ -115,7 +122,7 @@ class Checks:
     def mime_type(self, field: str, value: str) -> None:
         """A media type; empty is allowed."""
         self.size(field, value, MAX_NAME_BYTES)
-        if value and not _MIME_TYPE.fullmatch(value):
+        if 0 < len(value) <= MAX_NAME_BYTES and not _MIME_TYPE.fullmatch(value):
             self.reject(field, "is not a media type of the form type/subtype")
 
     def labels(self, field: str, labels: Mapping[str, str]) -> None:
@@ -129,14 +136,15 @@ class Checks:
     # Lists
 
     def count(self, field: str, items: Collection[object], limit: int = MAX_ITEMS) -> None:
-        """A list of at most `limit` entries."""
+        """A list of at most `limit` entries. A longer one raises, so that nobody walks it."""
         if len(items) > limit:
             self.reject(field, f"has {len(items)} entries; the limit is {limit}")
+            self.finish()
 
     def identifiers(self, field: str, values: Sequence[str]) -> None:
         """A list of ids."""
         self.count(field, values)
-        for n, value in enumerate(values[:MAX_ITEMS]):
+        for n, value in enumerate(values):
             if not value:
                 self.reject(f"{field}[{n}]", "is empty")
             self.identifier(f"{field}[{n}]", value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import socket
 from collections.abc import Sequence
 from typing import Any, Never, cast
@@ -34,9 +35,11 @@ from runlane_server.core.observer import NO_OBSERVER, Observer
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.harness.harness import Harness
 from runlane_server.net.addresses import Address
+from runlane_server.rpc.grpc_server import make_server
 from runlane_server.rpc.harness import HarnessService
 from runlane_server.rpc.inflight import InflightCalls
 from runlane_server.rpc.middleware import Middleware
+from runlane_server.rpc.requests import MAX_MESSAGE, WINDOW
 from runlane_server.rpc.runs import RunService
 from runlane_server.rpc.sessions import SessionService
 from runlane_server.rpc.tls import ServerTls
@@ -46,6 +49,9 @@ log = structlog.get_logger()
 MAX_CALLS = 4_096
 """Concurrent calls per connection; an idle subscription takes about 26 KB."""
 
+MAX_CONNECTIONS = 20_000
+"""Connections of one process, if it has at least twice as many descriptors."""
+
 MAX_METADATA = 16 << 10
 """Bytes of metadata per call; tokens of other issuers may have several KiB."""
 
@@ -54,8 +60,14 @@ OPTIONS = (
     # Both limits are equal: between them, gRPC refuses calls at random.
     ("grpc.max_metadata_size", MAX_METADATA),
     ("grpc.absolute_max_metadata_size", MAX_METADATA),
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    # The window of a stream stays small until its message is read, and is not widened by estimates.
+    ("grpc.http2.lookahead_bytes", WINDOW),
+    ("grpc.http2.bdp_probe", 0),
     # Closes silent connections; by default gRPC waits for two minutes.
     ("grpc.server_handshake_timeout_ms", 10_000),
+    # A connection without a call is closed; clients open another one with their next call.
+    ("grpc.max_connection_idle_ms", 60_000),
     # A lost peer is detected within 30 s. The ping timeout is required too: with only
     # keepalive_timeout of 3 s, detection took 61 s.
     ("grpc.keepalive_time_ms", 20_000),
@@ -86,6 +98,17 @@ _SERVICES = (
 )
 
 _HARNESS = harness_service_pb2.DESCRIPTOR.services_by_name["HarnessService"].full_name
+
+
+def max_connections(listeners: int) -> int:
+    """The connections that gRPC accepts at each listener.
+
+    All listeners together get half of the descriptors of this process. The store, the programs of
+    agents and the files with tokens and certificates need the others.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    all_ = MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, soft // 2)
+    return max(1, all_ // listeners)
 
 
 class Endpoint:
@@ -124,8 +147,14 @@ class Endpoint:
     def _make(self) -> grpc.aio.Server:
         """Creates a server with all services, without a port."""
         # By default gRPC shares a port that is in use; here this must be requested.
-        options = (("grpc.so_reuseport", int(self._shares_port)), *OPTIONS)
-        server = grpc.aio.server(options=options)
+        shares = self._shares_port
+        options = (
+            ("grpc.so_reuseport", int(shares)),
+            # A process that shares a port listens at one of its own too.
+            ("grpc.max_allowed_incoming_connections", max_connections(2 if shares else 1)),
+            *OPTIONS,
+        )
+        server = make_server(options)
         # It has the methods that the generated code calls.
         middleware = cast(
             "grpc.aio.Server", Middleware(server, self.calls, self._access, self._observer)
@@ -172,9 +201,9 @@ class Endpoint:
     async def keep_serving(self) -> Never:
         """Restarts gRPC's server whenever it has broken down, until cancelled.
 
-        grpc.aio ends its server after a call whose path is not UTF-8 (seen with 1.85), which any
-        client can send. Runs continue, open calls have `BROKEN_GRACE` seconds to end, and clients
-        resume their subscriptions. Raises StartError if an address cannot be bound again.
+        The main loop of grpc.aio ends after any unexpected error. Runs continue, open calls have
+        `BROKEN_GRACE` seconds to end, and clients resume their subscriptions. Raises StartError if
+        an address cannot be bound again.
         """
         while True:
             await asyncio.sleep(CHECK_SECONDS)

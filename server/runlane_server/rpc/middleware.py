@@ -21,14 +21,21 @@ from google.protobuf.message import Message as Encoded
 from grpc import StatusCode
 from structlog.contextvars import bind_contextvars
 
-from runlane_server.access.caller import CALLER, CREDENTIALS, Credentials
+from runlane_server.access.caller import CALLER, CREDENTIALS, Credentials, Role
 from runlane_server.access.control import AccessControl, OpenCall
 from runlane_server.access.log_limit import LogLimit
-from runlane_server.access.permissions import PUBLIC_METHODS
-from runlane_server.core.errors import InvalidArgument, RunlaneError
+from runlane_server.access.permissions import PUBLIC_METHODS, REQUIRED_ROLES
+from runlane_server.core.errors import RunlaneError
 from runlane_server.core.observer import NO_OBSERVER, Observer
 from runlane_server.rpc.errors import WireError, internal_error, wire_error
 from runlane_server.rpc.inflight import InflightCalls
+from runlane_server.rpc.requests import (
+    RefusedRequest,
+    RequestReader,
+    bounded,
+    malformed,
+    number_of_ids,
+)
 
 log = structlog.get_logger()
 
@@ -59,19 +66,20 @@ class Middleware:
         self._inflight = inflight
         self._access = access
         self._log_limit = LogLimit(time.monotonic)
+        self._requests = RequestReader()
 
     def add_generic_rpc_handlers(
         self, generic_rpc_handlers: Sequence[grpc.GenericRpcHandler]
     ) -> None:
-        """Adds services, which are asked once for each handler."""
-        self._server.add_generic_rpc_handlers(
-            tuple(_WrappedHandlers(handlers, self._wrap) for handlers in generic_rpc_handlers)
-        )
+        """Adds nothing: the generated functions add each method twice, and the other way is used.
+
+        A generic handler is found by the path of a call, which gRPC would have to decode.
+        """
 
     def add_registered_method_handlers(
         self, service_name: str, method_handlers: Mapping[str, Handler]
     ) -> None:
-        """Adds a service whose methods are found faster than those of generic handlers."""
+        """Adds a service."""
         self._server.add_registered_method_handlers(
             service_name,
             {
@@ -86,20 +94,23 @@ class Middleware:
         behavior = cast("Behavior", getattr(handler, f"{requests}_{responses}"))
         if isasyncgenfunction(behavior):
             behavior = _write_responses(behavior)
-        make = getattr(grpc, f"{requests}_{responses}_rpc_method_handler")
+        # Registered as streaming its requests, a method is called before its request is read.
+        make = getattr(grpc, f"stream_{responses}_rpc_method_handler")
         wrapped: Handler = make(
-            self._supervise(behavior, method, streams=handler.response_streaming),
-            request_deserializer=_tolerant(handler.request_deserializer or bytes),
+            self._supervise(behavior, method, handler),
+            request_deserializer=bounded(handler.request_deserializer or bytes, method),
             response_serializer=_serialize,
         )
         return wrapped
 
-    def _supervise(self, behavior: Behavior, method: str, *, streams: bool) -> Behavior:
+    def _supervise(self, behavior: Behavior, method: str, handler: Handler) -> Behavior:
         """Returns a handler that checks access, always ends with a status, and logs the call."""
         name = method.rpartition(".")[2]
+        streams = handler.response_streaming
+        serve = self._admit(behavior, handler, method)
         # Successful calls are logged at level debug: they are as many as runs and health probes.
 
-        async def call(request: Any, context: Context) -> Any:
+        async def call(requests: Any, context: Context) -> Any:
             began = time.perf_counter()
             task = cast("asyncio.Task[object]", asyncio.current_task())
             self._inflight.add(task, name)
@@ -107,28 +118,18 @@ class Middleware:
             reason = ""
             open_call = OpenCall(method, credentials_of(context), task)
             try:
-                open_call.caller = self._access.identify(method, open_call.credentials)
-                CALLER.set(open_call.caller)
-                CREDENTIALS.set(open_call.credentials)
-                if open_call.caller.name:
-                    bind_contextvars(caller=open_call.caller.name)
-                self._access.permit(open_call.caller, method)
-                if isinstance(request, _Malformed):
-                    raise request.error
-                self._access.register(open_call)
                 try:
-                    reply = _RevocableContext(context, open_call) if streams else context
-                    return await behavior(request, cast("Context", reply))
-                finally:
-                    self._access.unregister(open_call)
-            except grpc.aio.AbortError:
-                code = context.code()
-                raise
-            except BaseException as error:
-                code, failure = _outcome(open_call.revocation or error, task)
-                reason = getattr(open_call.revocation or error, "reason", "")
-                if failure is None:
+                    return await serve(open_call, requests, context)
+                except grpc.aio.AbortError:
+                    code = context.code()
                     raise
+                except BaseException as error:
+                    code, failure = _outcome(open_call.revocation or error, task)
+                    reason = getattr(open_call.revocation or error, "reason", "")
+                    if failure is None:
+                        raise
+                # Here the error is gone. gRPC keeps what abort raises in a cycle, and with it would
+                # keep the frames of the error, which hold the request and the answer.
                 await _abort(context, failure)
             finally:
                 self._inflight.discard(task)
@@ -148,6 +149,40 @@ class Middleware:
         caller = f"{call.caller.tenant}/{call.caller.name}" if call.caller.name else _host(peer)
         if self._log_limit.admits(caller):
             log.info("call", **fields, peer=peer)
+
+    def _admit(
+        self, behavior: Behavior, handler: Handler, method: str
+    ) -> Callable[[OpenCall, Any, Context], Awaitable[Any]]:
+        """Returns the part of a handler that admits a call, reads its request, and answers it."""
+        # The answer to a change is sent in any case.
+        may_refuse = REQUIRED_ROLES.get(method) is Role.READ
+
+        async def serve(call: OpenCall, requests: Any, context: Context) -> Any:
+            call.caller = self._access.identify(method, call.credentials)
+            CALLER.set(call.caller)
+            CREDENTIALS.set(call.credentials)
+            if call.caller.name:
+                bind_contextvars(caller=call.caller.name)
+            self._access.permit(call.caller, method)
+            in_flight = self._access.begin(call, context.peer())
+            _when_done(context, in_flight.close)
+            self._access.register(call)
+            try:
+                request = requests
+                if not handler.request_streaming:
+                    request = await self._requests.read(context, call)
+                    if ids := number_of_ids(request):
+                        self._access.weigh(call, ids)
+                if handler.response_streaming:
+                    reply = _RevocableContext(context, call)
+                    return await behavior(request, cast("Context", reply))
+                answer = _serialize(await behavior(request, context))
+                in_flight.answer(len(answer), may_refuse=may_refuse)
+                return answer
+            finally:
+                self._access.unregister(call)
+
+        return serve
 
 
 class _RevocableContext:
@@ -184,6 +219,12 @@ class _RevocableContext:
         call.raise_if_revoked()
 
 
+def _when_done(context: Context, act: Callable[[], None]) -> None:
+    """Calls `act` once the answer of a call was sent, or its caller has left."""
+    # The stubs want an object that is no function.
+    cast("Any", context).add_done_callback(lambda _: act())
+
+
 def credentials_of(context: Context) -> Credentials:
     """Returns the credentials of a call; the first value of a metadata key counts."""
     pairs = cast("Sequence[tuple[str, str]]", context.invocation_metadata() or ())
@@ -198,28 +239,6 @@ def _host(peer: str) -> str:
     return peer.rpartition(":")[0] if peer.startswith(("ipv4:", "ipv6:")) else peer
 
 
-class _WrappedHandlers(grpc.GenericRpcHandler):
-    """The handlers of a service, each wrapped at its first call."""
-
-    def __init__(
-        self, handlers: grpc.GenericRpcHandler, wrap: Callable[[Handler, str], Handler]
-    ) -> None:
-        self._handlers = handlers
-        self._wrap = wrap
-        self._known: dict[str, Handler] = {}
-
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
-        """Returns the wrapped handler of a method; None for an unknown method."""
-        method = handler_call_details.method
-        known = self._known.get(method)
-        if known is None:
-            handler = self._handlers.service(handler_call_details)
-            if handler is None:
-                return None
-            known = self._known[method] = self._wrap(handler, method)
-        return known
-
-
 def _outcome(
     error: BaseException, task: asyncio.Task[object]
 ) -> tuple[StatusCode, WireError | None]:
@@ -228,7 +247,7 @@ def _outcome(
         case RunlaneError():
             failure = wire_error(error)
         case DecodeError():
-            failure = wire_error(_malformed())
+            failure = wire_error(malformed())
         case asyncio.CancelledError() if task.cancelling():
             return StatusCode.CANCELLED, None
         case grpc.aio.InternalError():
@@ -254,32 +273,6 @@ def _log_defect(error: BaseException, code: StatusCode) -> WireError:
     return failure
 
 
-class _Malformed:
-    """Stands in for a request that could not be decoded, so that the call gets an answer."""
-
-    def __init__(self, error: RunlaneError) -> None:
-        self.error = error
-
-
-def _malformed() -> InvalidArgument:
-    # The parser of protobuf refuses strings that are not UTF-8 without naming the field.
-    return InvalidArgument.of(
-        "request", "is not a valid message of its type, or a string in it is not UTF-8"
-    )
-
-
-def _tolerant(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """Returns a deserializer that never raises, since grpc would answer UNKNOWN."""
-
-    def decode(data: bytes) -> Any:
-        try:
-            return deserialize(data)
-        except DecodeError:
-            return _Malformed(_malformed())
-
-    return decode
-
-
 def _serialize(response: Encoded | bytes) -> bytes:
     """Serializes a response, unless it was serialized before for many subscribers."""
     return response if isinstance(response, bytes) else response.SerializeToString()
@@ -303,6 +296,6 @@ def _write_responses(behavior: Callable[[Any, Context], AsyncGenerator[Any, None
 async def _well_formed(requests: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
     """Yields the messages of a stream. Raises InvalidArgument at a malformed one."""
     async for request in requests:
-        if isinstance(request, _Malformed):
+        if isinstance(request, RefusedRequest):
             raise request.error
         yield request

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -12,7 +11,7 @@ from typing import Generic, TypeVar
 from google.protobuf.message import Message as Encoded
 
 from runlane_server.core.errors import PageTokenInvalid
-from runlane_server.rpc.seal import seal, unseal
+from runlane_server.rpc.seal import Seal
 from runlane_server.store.base import Page
 
 PAGE_BYTES = 3 << 20
@@ -25,7 +24,6 @@ MESSAGE_BYTES = (4 << 20) - (1 << 12)
 FETCH_SIZE = 128
 """Items per read from the store, since their sizes are known only after the read."""
 
-_DIGEST_BYTES = 8
 ITEM_OVERHEAD = 16
 """Upper bound in bytes of the tag and length that precede an item in its page."""
 
@@ -37,15 +35,11 @@ class PageTokens:
     """Encodes and decodes the page tokens of one store, rpc and set of filters."""
 
     def __init__(self, store_id: bytes, rpc: str, *filters: str) -> None:
-        digest = hashlib.blake2b(store_id, digest_size=_DIGEST_BYTES)
-        for field in (rpc, *filters):
-            data = field.encode()
-            digest.update(len(data).to_bytes(8, "big") + data)
-        self._binding = digest.digest()
+        self._seal = Seal(store_id, "page", rpc, *filters)
 
     def encode(self, *place: int) -> str:
         """Returns the token of a place."""
-        return seal(self._binding + struct.pack(f">{len(place)}q", *place))
+        return self._seal.close(struct.pack(f">{len(place)}q", *place))
 
     def decode(self, token: str, numbers: int) -> tuple[int, ...] | None:
         """Returns the place of a token, as `numbers` integers; None for an empty token.
@@ -54,11 +48,10 @@ class PageTokens:
         """
         if not token:
             return None
-        payload = unseal(token)
-        expected = _DIGEST_BYTES + 8 * numbers
-        if payload is None or len(payload) != expected or not payload.startswith(self._binding):
+        payload = self._seal.open(token)
+        if payload is None or len(payload) != 8 * numbers:
             raise PageTokenInvalid.of("page_token", "was not issued by this call for these filters")
-        return struct.unpack_from(f">{numbers}q", payload, _DIGEST_BYTES)
+        return struct.unpack(f">{numbers}q", payload)
 
     def encode_id(self, place: str) -> str:
         """Returns the token of a place that is the id of a session; empty for none."""

@@ -35,6 +35,10 @@ class InvalidFiles(Exception):
     """The files are invalid; the message says why."""
 
 
+class UnreadableFiles(InvalidFiles):
+    """The files could not be read this time, for example because descriptors ran out."""
+
+
 class ServerTls:
     """The certificate of the server. Raises StartError for invalid files.
 
@@ -47,6 +51,7 @@ class ServerTls:
         self._client_ca = client_ca
         self._files = [path for path in (certificate, key, client_ca) if path is not None]
         self._lock = Lock()
+        self._reported = ""
         self._seen = stamp(self._files)
         try:
             self._material = self._read()
@@ -88,7 +93,10 @@ class ServerTls:
         return grpc.ssl_channel_credentials(roots, *own)
 
     def refresh(self) -> None:
-        """Reloads changed files. Invalid files change nothing and are logged once."""
+        """Reloads changed files. Invalid files change nothing and are logged once.
+
+        Files that could not be read are read again by each refresh until they are.
+        """
         with self._lock:
             seen = stamp(self._files)
             if seen == self._seen:
@@ -96,11 +104,15 @@ class ServerTls:
             try:
                 material = self._read()
             except InvalidFiles as error:
-                self._confirm(seen)
-                log.error("invalid certificate ignored", error=str(error))  # noqa: TRY400
+                if not isinstance(error, UnreadableFiles):
+                    self._confirm(seen)
+                if str(error) != self._reported:
+                    self._reported = str(error)
+                    log.error("invalid certificate ignored", error=str(error))  # noqa: TRY400
                 return
             if self._confirm(seen):
                 self._material = material
+                self._reported = ""
                 log.info("certificate reloaded")
 
     def _confirm(self, seen: Stamp) -> bool:
@@ -114,7 +126,7 @@ class ServerTls:
         try:
             parts = [path.read_bytes() for path in self._files]
         except OSError as error:
-            raise InvalidFiles(f"{error.filename}: {error.strerror}") from error
+            raise UnreadableFiles(f"{error.filename}: {error.strerror}") from error
         self._check()
         return KeyMaterial(*parts)
 
@@ -125,14 +137,20 @@ class ServerTls:
             # Without a password callback it would prompt at the terminal for one.
             context.load_cert_chain(self._certificate, self._key, password=lambda: "")
         except (OSError, ValueError) as error:
-            raise InvalidFiles(
+            raise _kind(error)(
                 f"--tls-cert {self._certificate}, --tls-key {self._key}: {_reason(error)}"
             ) from None
         try:
             if self._client_ca is not None:
                 context.load_verify_locations(self._client_ca)
         except (OSError, ValueError) as error:
-            raise InvalidFiles(f"--tls-client-ca {self._client_ca}: {_reason(error)}") from None
+            raise _kind(error)(f"--tls-client-ca {self._client_ca}: {_reason(error)}") from None
+
+
+def _kind(error: Exception) -> type[InvalidFiles]:
+    # An SSLError, which is about the content, is an OSError too.
+    of_content = isinstance(error, ssl.SSLError) or not isinstance(error, OSError)
+    return InvalidFiles if of_content else UnreadableFiles
 
 
 def _reason(error: Exception) -> str:

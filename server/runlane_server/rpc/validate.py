@@ -18,6 +18,7 @@ from runlane_server.rpc import convert
 from runlane_server.rpc.checks import (
     MAX_ATTEMPTS,
     MAX_CANCELLED,
+    MAX_LABELS,
     MAX_NAME_BYTES,
     MAX_REASON_BYTES,
     MAX_TITLE_BYTES,
@@ -33,6 +34,8 @@ def run_accepted(request: run_service_pb2.RunAcceptedRequest, limits: Limits) ->
     checks = Checks()
     checks.session_id(request.session_id)
     checks.identifier("run_id", request.run_id)
+    checks.count("attachments", request.attachments)
+    checks.count("metadata", request.metadata, MAX_LABELS)
     prompt = convert.prompt_from(request.prompt, request.attachments)
     for error in prompt_errors(prompt, limits):
         checks.include(error)
@@ -58,7 +61,6 @@ def run_accepted(request: run_service_pb2.RunAcceptedRequest, limits: Limits) ->
 
 
 def _attachments(checks: Checks, attachments: Sequence[run_pb2.Attachment]) -> None:
-    checks.count("attachments", attachments)
     for n, sent in enumerate(attachments):
         checks.size(f"attachments[{n}].name", sent.name, MAX_NAME_BYTES)
         checks.mime_type(f"attachments[{n}].mime_type", sent.mime_type)

@@ -282,7 +282,7 @@ class Store(Protocol):
 
     @property
     def store_id(self) -> bytes:
-        """8 random bytes that identify this store; cursors carry them."""
+        """8 random bytes that identify this store. They are secret: they are the key of cursors."""
 
     @property
     def cluster(self) -> Cluster | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from runlane_server.core.model import RunRequest, utf8_size
 
@@ -13,17 +13,26 @@ also stands in `sqlite/sql/0003_stored_bytes.sql` and in `sqlite/sql/checks.sql`
 MESSAGE_BYTES = 200
 """The same for a message."""
 
+SESSION_BYTES = 200
+"""The same for a session. It is added when sessions are counted, and not part of what they say. The
+number also stands in `postgres/sql/statements.sql`."""
+
 LOGGED_EVENT_BYTES = 500
 """The assumed size of a terminal event besides its body: its keys, three times."""
 
 
 def run_weight(request: RunRequest) -> int:
-    """The bytes of a run: its prompt with the attachments, and its row."""
+    """The bytes of a run: its prompt with the attachments, its labels, and its row."""
     prompt = request.prompt
-    size = RUN_BYTES + utf8_size(prompt.text)
+    size = RUN_BYTES + utf8_size(prompt.text) + _labels_size(request.metadata)
     for attachment in prompt.attachments:
         size += attachment.size
     return size
+
+
+def session_weight(title: str, labels: Mapping[str, str]) -> int:
+    """The bytes that a new session says it has: its title and its labels."""
+    return utf8_size(title) + _labels_size(labels)
 
 
 def message_weight(parts: Iterable[str | None]) -> int:
@@ -34,3 +43,7 @@ def message_weight(parts: Iterable[str | None]) -> int:
 def logged_event_weight(body: str) -> int:
     """The bytes of a terminal event in the log, from its encoded body."""
     return LOGGED_EVENT_BYTES + utf8_size(body)
+
+
+def _labels_size(labels: Mapping[str, str]) -> int:
+    return sum(utf8_size(key) + utf8_size(value) for key, value in labels.items())

@@ -30,4 +30,4 @@ PARSED: Sequence[tuple[str, bytes]] = (
 )
 
 NOT_UTF8_PATH = frames.OPENING + frames.call().replace(b"/runlane.v1", b"/run\xecane.v1")
-"""grpc.aio decodes the path in its accept loop, and its server ends if that fails."""
+"""grpc.aio (1.85) decodes the path in its accept loop, and its server would end."""

@@ -118,6 +118,37 @@ async def test_cancel_ends_the_wait_alone(connection: SqliteConnection) -> None:
     assert (results[1], results[3]) == (0, 2)
 
 
+async def test_a_read_whose_caller_has_left_is_not_made(
+    connection: SqliteConnection, hops: list[str]
+) -> None:
+    made: list[int] = []
+
+    def read(_: sqlite3.Connection, n: int) -> int:
+        made.append(n)
+        return n
+
+    reader = SqliteReader(connection)
+    gate, first = await behind_a_gate(reader)
+    reads = (reader.look_up, reader.page, reader.page, reader.look_up, reader.page)
+    more = [asyncio.create_task(each(read, n)) for n, each in enumerate(reads)]
+    await asyncio.sleep(0)
+    for n in (0, 1, 4):
+        more[n].cancel()
+    gate.let_go.set()
+    await asyncio.gather(first, *more, return_exceptions=True)
+    assert made == [2, 3]
+    # With only such reads left, there is no hop.
+    before = len(hops)
+    gate, first = await behind_a_gate(reader)
+    left = asyncio.create_task(reader.page(read, 9))
+    await asyncio.sleep(0)
+    left.cancel()
+    gate.let_go.set()
+    assert await first == "gate"
+    await reader.close()
+    assert (made, len(hops)) == ([2, 3], before + 1)
+
+
 async def test_close_waits_for_what_was_begun(connection: SqliteConnection) -> None:
     reader = SqliteReader(connection)
     gate, first = await behind_a_gate(reader)

@@ -51,6 +51,7 @@ from runlane_server.store.paging import (
     numbered_page,
     take_page,
 )
+from runlane_server.store.weight import SESSION_BYTES
 
 Item = TypeVar("Item")
 
@@ -234,7 +235,9 @@ class MemoryStore:
 
     async def stored_bytes(self, tenant: str) -> int:
         return sum(
-            row.stored_bytes for key, row in self._tables.sessions.items() if key.tenant == tenant
+            SESSION_BYTES + row.stored_bytes
+            for key, row in self._tables.sessions.items()
+            if key.tenant == tenant
         )
 
     async def stale_sessions(self, before: Micros, limit: int) -> Sequence[IdleSession]:

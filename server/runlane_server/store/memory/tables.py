@@ -32,7 +32,7 @@ from runlane_server.store.base import (
 from runlane_server.store.codec import encode_parts
 from runlane_server.store.paging import event_size
 from runlane_server.store.records import prompt_parts
-from runlane_server.store.weight import message_weight, run_weight
+from runlane_server.store.weight import message_weight, run_weight, session_weight
 
 
 @dataclass(slots=True)
@@ -95,6 +95,7 @@ class Tables:
             raise SessionTaken
         row = self._new_session(Lane(new.key, version=1), new.created_at)
         row.session = replace(row.session, title=new.title, metadata=new.metadata)
+        row.stored_bytes = session_weight(new.title, new.metadata)
 
     def events_size(self, key: RunKey) -> int:
         """The size in bytes of the events of a run that has ended, without its RunComplete; 0 if

@@ -33,7 +33,12 @@ from runlane_server.store.codec import (
     encode_usage,
 )
 from runlane_server.store.postgres.text import escape
-from runlane_server.store.weight import logged_event_weight, message_weight, run_weight
+from runlane_server.store.weight import (
+    logged_event_weight,
+    message_weight,
+    run_weight,
+    session_weight,
+)
 
 Row: TypeAlias = tuple[Any, ...]
 
@@ -152,7 +157,8 @@ def session_unit(session: NewSession, future: Future[Result]) -> Unit:
     row = (
         True,
         *(1, 0, 0, 0, None),
-        *(0, 0, 0, 0, 0, 0),
+        *(0, 0, 0, 0, 0),
+        session_weight(session.title, session.metadata),
         session.created_at,
         escape(session.key.tenant),
         escape(session.key.session_id),

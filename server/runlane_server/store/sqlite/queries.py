@@ -51,6 +51,7 @@ from runlane_server.store.records import (
 )
 from runlane_server.store.sqlite.connection import as_is
 from runlane_server.store.sqlite.transaction import SQL
+from runlane_server.store.weight import SESSION_BYTES
 
 # --- Lanes --------------------------------------------------------------------------------------
 
@@ -248,7 +249,7 @@ def stored_bytes(db: sqlite3.Connection, tenant: str, after: int, limit: int) ->
     """The stored bytes of up to `limit` of a tenant's sessions, and the place of the last of them;
     0 if there are no more."""
     bytes_, found, last = db.execute(SQL["stored_bytes"], (tenant, after, limit)).fetchone()
-    return bytes_, last if found == limit else 0
+    return bytes_ + SESSION_BYTES * found, last if found == limit else 0
 
 
 def stale_sessions(db: sqlite3.Connection, before: Micros, limit: int) -> list[IdleSession]:

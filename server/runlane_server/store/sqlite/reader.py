@@ -90,6 +90,8 @@ class SqliteReader:
             self._delayed.cancel()
             self._delayed = None
         self._batch = _next_batch(self._waiting)
+        if not self._batch:
+            return  # all callers have left
         calls = [waiting.call for waiting in self._batch]
         self._hop = self._connection.submit(_read_together, calls)
         self._hop.add_done_callback(self._on_hop_done)
@@ -117,9 +119,14 @@ def _call(
 
 
 def _next_batch(waiting: deque[_Waiting]) -> list[_Waiting]:
-    batch = [waiting.popleft()]
-    if not batch[0].alone:
-        while waiting and not waiting[0].alone and len(batch) < MAX_SHARED:
+    """Takes the next calls that share a hop. A call whose caller has left is never made."""
+    batch: list[_Waiting] = []
+    while waiting and len(batch) < MAX_SHARED:
+        if waiting[0].future.done():
+            waiting.popleft()
+        elif waiting[0].alone:
+            return batch or [waiting.popleft()]
+        else:
             batch.append(waiting.popleft())
     return batch
 

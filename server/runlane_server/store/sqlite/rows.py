@@ -31,7 +31,12 @@ from runlane_server.store.codec import (
     encode_parts,
     encode_usage,
 )
-from runlane_server.store.weight import logged_event_weight, message_weight, run_weight
+from runlane_server.store.weight import (
+    logged_event_weight,
+    message_weight,
+    run_weight,
+    session_weight,
+)
 
 Row: TypeAlias = tuple[Any, ...]
 """The parameters of a statement, in their order.
@@ -148,7 +153,8 @@ def append_unit(
 def session_unit(session: NewSession, future: Future[Result]) -> Unit:
     """The unit of a new session without a run."""
     at = session.created_at
-    row = (*session.key, session.title, encode_metadata(session.metadata), at, at)
+    weight = session_weight(session.title, session.metadata)
+    row = (*session.key, session.title, encode_metadata(session.metadata), weight, at, at)
     return Unit(session.key.tenant, {"create_session": [row]}, future, lane=session.key)
 
 

@@ -222,9 +222,11 @@ FROM sessions
 WHERE tenant = $1 AND created_no > 0 AND created_no < $2 ORDER BY created_no DESC LIMIT $3;
 
 -- name: stored_bytes
--- A damaged number counts as 0, so that the sum does not overflow.
-SELECT coalesce(sum(stored_bytes) FILTER (WHERE stored_bytes BETWEEN 0 AND 1::bigint << 50), 0)::bigint
-    AS bytes FROM sessions
+-- A damaged number counts as 0, so that the sum does not overflow. 200 is the SESSION_BYTES of
+-- store/weight.py.
+SELECT coalesce(
+    sum(200 + CASE WHEN stored_bytes BETWEEN 0 AND 1::bigint << 50 THEN stored_bytes ELSE 0 END), 0
+)::bigint AS bytes FROM sessions
 WHERE tenant = $1 AND created_no > 0;
 
 -- name: stale_sessions

@@ -7,8 +7,8 @@
 -- name: create_session
 INSERT INTO sessions (
     tenant, session_id, version, accept_seq, turn, active_run_id, waiting_runs,
-    title, metadata, created_at, updated_at
-) VALUES (?, ?, 1, 0, 0, '', 0, ?, ?, ?, ?);
+    title, metadata, stored_bytes, created_at, updated_at
+) VALUES (?, ?, 1, 0, 0, '', 0, ?, ?, ?, ?, ?);
 
 -- name: insert_session
 INSERT INTO sessions (

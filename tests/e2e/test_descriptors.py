@@ -1,0 +1,49 @@
+"""A server whose file descriptors run out."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from pathlib import Path
+
+import pytest
+
+from runlane import Client, Session
+from runlane.errors import Unauthenticated
+from runlane_server.access import editing
+from runlane_server.access.caller import Role
+from support.processes import open_descriptors
+from support.server import serving
+from support.staging import SECONDS
+
+
+@pytest.mark.sqlite("it is about the access file, in front of any store")
+async def test_a_token_revoked_without_descriptors_loses_its_access_afterwards(
+    tmp_path: Path,
+) -> None:
+    access = tmp_path / "access.toml"
+    token = editing.add(access, "ci", tenant="acme", role=Role.READ)
+    async with (
+        serving(tmp_path, "--access", str(access)) as server,
+        Client(server.address, token=token) as client,
+        asyncio.timeout(SECONDS),
+    ):
+        assert await sessions(client) == []
+        limits = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
+        none_left = open_descriptors(server.pid), limits[1]
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, none_left)
+        editing.remove(access, "ci")
+        while "Too many open files" not in server.log:
+            await asyncio.sleep(0.05)
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, limits)
+        with pytest.raises(Unauthenticated):
+            await list_forever(client)
+
+
+async def sessions(client: Client) -> list[Session]:
+    return [session async for session in client.list_sessions()]
+
+
+async def list_forever(client: Client) -> None:
+    while True:
+        await sessions(client)
