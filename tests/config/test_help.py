@@ -18,7 +18,7 @@ def test_help_lists_every_setting_under_its_topic() -> None:
     for line in result.output.splitlines():
         if line.endswith(":") and not line.startswith(" "):
             topic = line.removesuffix(":")
-        elif flag := re.match(r"  (--[\w-]+)", line):
+        elif flag := re.match(r"  (?:-h, )?(--[\w-]+)", line):
             found[flag[1]] = topic
     for name in ("--config", "--version", "--help"):
         assert found.pop(name) == "Options"

@@ -43,8 +43,10 @@ def test_the_table_matches_the_documented_statuses() -> None:
 
 
 def test_every_error_has_its_status() -> None:
-    assert {kind.reason for kind in kinds()} <= set(STATUS)
-    assert len({kind.reason for kind in kinds()}) == len(list(kinds()))
+    # A class without a reason of its own is a finer distinction within the server.
+    reasons = [kind.reason for kind in kinds() if "reason" in vars(kind)]
+    assert set(reasons) <= set(STATUS)
+    assert len(set(reasons)) == len(reasons)
 
 
 @pytest.mark.parametrize("kind", list(kinds()), ids=lambda kind: kind.__name__)

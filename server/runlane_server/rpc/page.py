@@ -55,14 +55,16 @@ class PageTokens:
 
     def encode_id(self, place: str) -> str:
         """Returns the token of a place that is the id of a session; empty for none."""
-        return seal(self._binding + place.encode()) if place else ""
+        return self._seal.close(place.encode()) if place else ""
 
     def decode_id(self, token: str) -> str:
         """Returns the id of a token; empty for an empty token. Raises PageTokenInvalid."""
-        payload = unseal(token) if token else self._binding
-        if payload is not None and payload.startswith(self._binding):
+        if not token:
+            return ""
+        payload = self._seal.open(token)
+        if payload is not None:
             with suppress(UnicodeDecodeError):
-                return payload[_DIGEST_BYTES:].decode()
+                return payload.decode()
         raise PageTokenInvalid.of("page_token", "was not issued by this call for these filters")
 
 
