@@ -97,6 +97,12 @@ def test_all_ports_agree() -> None:
         assert [one["port"] for one in rule["ports"]] == [number]
 
 
+def test_no_caller_has_access_without_identification() -> None:
+    config = settings(flags())
+    assert config.access
+    assert not config.insecure_anywhere
+
+
 def test_each_node_advertises_the_address_of_its_pod() -> None:
     assert settings(flags("10.1.2.3")).node_address == Address("10.1.2.3", 50051)
     env = {one["name"]: one["valueFrom"] for one in container()["env"]}

@@ -47,13 +47,14 @@ class Caller:
     """An authenticated caller. `name` is for the log.
 
     A `peer` is another node of the same store. It calls on behalf of a caller that it has
-    authenticated itself.
+    authenticated itself, and may read nothing but the run `run_id`.
     """
 
     tenant: str
     role: Role
     name: str
     peer: bool = False
+    run_id: str = ""
 
 
 ANONYMOUS = Caller(DEFAULT_TENANT, Role.ADMIN, "")

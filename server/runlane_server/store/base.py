@@ -183,8 +183,12 @@ class Cluster(Protocol):
     """
 
     @property
-    def peer_key(self) -> str:
-        """The secret by which the nodes of this store authenticate to each other. ASCII."""
+    def node_keys(self) -> Sequence[str]:
+        """The secrets with which the nodes of this store sign their calls to each other, newest
+        first: one, or two after a rotation. ASCII."""
+
+    async def refresh_node_keys(self) -> None:
+        """Reads `node_keys` again."""
 
     on_wake: Callable[[], None] | None
     """Called when another node announces work: runs that wait for a node, or cancels. A call may be

@@ -58,6 +58,15 @@ UPDATE store SET
     store_id = substring(uuid_send(gen_random_uuid()) FROM 9 FOR 8),
     peer_key = replace(gen_random_uuid()::text || gen_random_uuid()::text, '-', '');
 
+-- name: rotate_node_key
+-- The column holds one key, or the new one and the one before it.
+UPDATE store SET peer_key =
+    replace(gen_random_uuid()::text || gen_random_uuid()::text, '-', '')
+    || ' ' || split_part(peer_key, ' ', 1);
+
+-- name: node_keys
+SELECT peer_key FROM store;
+
 -- Writing
 
 -- name: commit_units
