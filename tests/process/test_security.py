@@ -84,7 +84,7 @@ def test_settings_that_expose_the_server_or_contradict_each_other_are_refused(
 
 def test_every_protection_that_is_off_is_logged_as_a_warning(tmp_path: Path) -> None:
     path = tmp_path / "access.toml"
-    path.write_text('[[certificate]]\nsubject = "x"\ntenant = "t"\nrole = "run"\n')
+    path.write_text('[[certificate]]\nsubject = "cn=x"\ntenant = "t"\nrole = "run"\n')
     cases: list[tuple[dict[str, Any], Address, bool, list[str]]] = [
         ({}, LOCAL, True, []),
         (
@@ -122,7 +122,7 @@ async def test_a_certificate_identifies_a_caller_at_every_rpc(role: str, tmp_pat
     certificate, key = authority.issue("server", ["127.0.0.1"]).write(tmp_path, "server")
     ca, access = tmp_path / "ca.pem", tmp_path / "access.toml"
     ca.write_bytes(authority.certificate)
-    access.write_text(f'[[certificate]]\nsubject = "job"\ntenant = "acme"\nrole = "{role}"\n')
+    access.write_text(f'[[certificate]]\nsubject = "cn=job"\ntenant = "acme"\nrole = "{role}"\n')
     files = {"tls_cert": certificate, "tls_key": key, "tls_client_ca": ca, "access": access}
     security = Security(Config(**{name: str(path) for name, path in files.items()}))  # type: ignore[arg-type]
     access_control = security.access_control(NodeKeys())
@@ -166,7 +166,7 @@ class Eavesdropper(grpc.GenericRpcHandler):
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         """Notes the call, and refuses it."""
-        metadata = dict(handler_call_details.invocation_metadata or ())
+        metadata = {k: str(v) for k, v in handler_call_details.invocation_metadata or ()}
         self.heard.append((str(handler_call_details.method), metadata))
 
 

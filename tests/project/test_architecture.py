@@ -50,6 +50,7 @@ ROOMS: dict[str, set[str]] = {
     "access": {
         "admission",
         "caller",
+        "certificate",
         "control",
         "editing",
         "access_file",

@@ -108,13 +108,15 @@ async def roles(folder: Path) -> None:
 async def certificates(folder: Path) -> None:
     """A listed name in a certificate authenticates, another does not; a token takes precedence."""
     async with guarded(folder) as world:
-        job = Credentials(certificate=["job.acme.example", "spiffe://acme/job"])
+        job = Credentials(certificate=["dns=job.acme.example", "uri=spiffe://acme/job"])
         caller = world.access_control.authorize(RUNS + "RunAccepted", job)
         assert (caller.tenant, caller.role) == ("acme", "run")
         for shown in (
-            Credentials(certificate=["spiffe://acme/other"]),
-            Credentials(certificate=["SPIFFE://acme/job"]),
-            Credentials({"authorization": "Bearer nonsense"}, ["spiffe://acme/job"]),
+            Credentials(certificate=["uri=spiffe://acme/other"]),
+            Credentials(certificate=["uri=SPIFFE://acme/job"]),
+            Credentials(certificate=["dns=spiffe://acme/job"]),
+            Credentials(certificate=["cn=spiffe://acme/job"]),
+            Credentials({"authorization": "Bearer nonsense"}, ["uri=spiffe://acme/job"]),
         ):
             assert_refused(world, shown)
 

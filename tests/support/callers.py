@@ -230,7 +230,9 @@ async def guarded(folder: Path, store: MemoryStore | None = None) -> AsyncIterat
     ):
         texts[name], block = _token(tenant, name, role, expires)
         blocks.append(block)
-    blocks.append('[[certificate]]\nsubject = "spiffe://acme/job"\ntenant = "acme"\nrole = "run"')
+    blocks.append(
+        '[[certificate]]\nsubject = "uri=spiffe://acme/job"\ntenant = "acme"\nrole = "run"'
+    )
     blocks.append(
         f'[jwt]\nkey = "issuer.pem"\nalgorithms = ["ES256"]\nissuer = "{ISSUER}"\n'
         f'audience = "{AUDIENCE}"\ntenant_claim = "org"\nrole_claim = "may"\nleeway = 0\n'

@@ -74,7 +74,8 @@ class Credentials(NamedTuple):
     """The evidence that a call presents for its caller.
 
     `metadata` maps each key to its first value. `certificate` lists the names in the client's
-    certificate, which the transport has verified; it is empty without a certificate.
+    certificate, which the transport has verified, with their types (`access/certificate.py`); it is
+    empty without a certificate.
     """
 
     metadata: Mapping[str, str] = MappingProxyType({})

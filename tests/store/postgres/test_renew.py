@@ -130,7 +130,7 @@ async def test_what_is_no_store_is_not_renewed(postgres_url: str) -> None:
         await renew(Database.parse(postgres_url))
     with pytest.raises(StartError, match=r"127\.0\.0\.1:1"):
         await renew(Database.parse("postgresql://postgres@127.0.0.1:1/none"))
-    with pytest.raises(StartError, match="rotate-node-key .*the schema has no store"):
+    with pytest.raises(StartError, match=r"rotate-node-key .*the schema has no store"):
         await rotate_node_key(Database.parse(postgres_url))
     for other in ("sqlite:///runlane.db", "memory:"):
         with pytest.raises(StartError, match="rotate-node-key: "):
