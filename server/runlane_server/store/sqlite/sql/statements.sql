@@ -322,8 +322,7 @@ WHERE tenant = :tenant AND session_id = :session_id AND turn = :turn AND message
 -- Reading: the event log
 
 -- name: events
--- By position: an index on the tenant would mean to sort its whole log for each page.
-SELECT position, body FROM events NOT INDEXED
+SELECT position, body FROM events INDEXED BY events_by_tenant
 WHERE position > :after AND position <= :known AND tenant = :tenant ORDER BY position LIMIT :limit;
 
 -- name: event
