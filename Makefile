@@ -19,7 +19,7 @@ PROTOS := $(wildcard proto/runlane/v1/*.proto proto/runlane/harness/v1/*.proto)
 GENERATED := client/runlane/v1 client/runlane/harness/v1
 
 # Tests that take minutes: they kill servers, make disks fail, and plant faults.
-PROOFS := tests/bench tests/proofs/conformance tests/proofs/crash tests/proofs/fuzz
+PROOFS := tests/bench tests/proofs/attack tests/proofs/conformance tests/proofs/crash tests/proofs/fuzz
 
 # Measured on two busy cores: 46 s. The exceptions start a server process or PostgreSQL.
 FAST := $(addprefix tests/,access config core engine feed net project rpc) \
@@ -30,7 +30,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-proofs test-postgres test-polyglot build bench check-lane sim crash nodes soak fuzz check lint types check-proto check-docs proto docs format audit constraints clean
+.PHONY: help run test test-fast test-proofs test-postgres test-polyglot build bench check-lane sim crash nodes soak fuzz attack image-requirements check lint types check-proto check-docs proto docs format audit constraints clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -46,8 +46,9 @@ test: $(READY) ## Run the tests
 test-fast: $(READY) ## Run the tests that need no server process, in less than a minute
 	$(BIN)/pytest -n $(JOBS) --dist worksteal $(or $(TESTS),$(FAST))
 
-test-proofs: $(READY) ## Run the long tests: kills, failing disks, conformance, fuzzing
-	$(BIN)/pytest -n $(JOBS) --dist worksteal $(or $(TESTS),$(PROOFS))
+test-proofs: $(READY) ## Run the long tests: kills, failing disks, conformance, fuzzing, attacks
+	$(BIN)/pytest -n $(JOBS) --dist worksteal $(or $(TESTS),$(filter-out %/attack,$(PROOFS)))
+	$(if $(TESTS),,$(MAKE) attack)
 
 test-postgres: $(READY) ## Run all tests that use a store over PostgreSQL
 	$(BIN)/pytest -n $(JOBS) --dist worksteal --store postgresql $(TESTS)
@@ -72,6 +73,10 @@ soak: $(READY) ## Open and cancel thousands of streams and runs; fail if the ser
 
 fuzz: $(READY) ## Fuzz all parsers, and agents, for SECONDS; SEED repeats the inputs, ONLY names a target
 	cd tests && ../$(BIN)/python -m proofs.fuzz.run --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
+
+# One at a time, since it measures latencies. -rA prints the figures.
+attack: $(READY) ## Attack servers, and measure what a quiet tenant notices; ONLY names an attack
+	$(BIN)/pytest -rA --show-capture=stdout --log-level=CRITICAL tests/proofs/attack $(if $(ONLY),-k $(ONLY))
 
 build: $(BUILD_READY) ## Build wheel and sdist into dist/, and run the wheel in a clean environment
 	rm -rf dist
@@ -138,6 +143,13 @@ constraints: ## Write constraints.txt again, with the latest versions
 	{ head -n 1 constraints.txt; .cache/fresh-venv/bin/pip freeze --exclude runlane; } > .cache/constraints.txt
 	mv .cache/constraints.txt constraints.txt
 
+image-requirements: ## Write the hashes of what the image installs, at the versions of constraints.txt
+	rm -rf .cache/hash-venv && $(PYTHON) -m venv .cache/hash-venv
+	.cache/hash-venv/bin/pip install --quiet --disable-pip-version-check pip-tools
+	$(hashes) --output-file deploy/requirements.txt $(addprefix --extra ,server postgres uvloop metrics) pyproject.toml
+	echo 'hatchling>=1.27' > .cache/build.in
+	$(hashes) --output-file deploy/build-requirements.txt .cache/build.in
+
 clean: ## Remove all files that the targets made, except databases
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build
 
@@ -176,6 +188,10 @@ define check_address
 	|| { echo "cannot listen on $(LISTEN): it is in use, or not an address of this machine;" \
 		"stop that server, or choose another: make run LISTEN=127.0.0.1:50052" >&2; exit 1; }
 endef
+
+# Without the address of the index: whoever builds the image chooses it.
+hashes = .cache/hash-venv/bin/pip-compile --quiet --generate-hashes --strip-extras --no-header --no-annotate \
+	--no-emit-index-url --no-emit-trusted-host --no-emit-options --constraint constraints.txt
 
 # A release must not break the interface of the previous one. Before the first one, nothing is compared.
 define breaking

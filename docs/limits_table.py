@@ -23,7 +23,7 @@ from runlane_server.engine import (
     outbox,
     replay,
 )
-from runlane_server.feed import feed, tail
+from runlane_server.feed import feed
 from runlane_server.rpc import checks, endpoint, page, runs
 from runlane_server.store.postgres import writer as postgres_writer
 from runlane_server.store.sqlite import writer as sqlite_writer
@@ -137,8 +137,8 @@ AGENTS = (
 )
 
 MEMORY = (
-    ("live events of all runs that subscriptions follow", size(tail.TAIL_BYTES)),
-    ("the same as a number", f"{tail.TAIL_EVENTS:,}"),
+    ("terminal events of all tenants", size(feed.LOG_TAIL_BYTES)),
+    ("live events of all runs that subscriptions follow", size(feed.RUN_TAIL_BYTES)),
     (
         "events read for one subscription at a time",
         f"{feed.PAGE_EVENTS} and {size(feed.PAGE_BYTES)}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -140,6 +141,16 @@ class Wire:
     def metadata(self) -> Metadata:
         """The metadata for the next call."""
         return self._metadata.current()
+
+    def with_token(self, token: Callable[[], str]) -> Wire:
+        """Returns a wire with the same channel, whose calls carry another token.
+
+        Close the original only. Raises ClientClosed.
+        """
+        self.runs  # noqa: B018 - creates the channel, which the copy must share
+        view = copy(self)
+        view._metadata = MetadataSource({}, token)  # noqa: SLF001 - a copy of this
+        return view
 
     def has_new_token(self, error: RunlaneError, sent: Metadata) -> bool:
         """Returns True if the call was not authenticated and the token has changed since."""

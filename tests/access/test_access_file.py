@@ -45,17 +45,33 @@ def bearer(text: str) -> Credentials:
 def test_a_file_is_parsed_into_callers_and_settings() -> None:
     text = (
         f"{TOKEN}expires = 2030-01-02T03:04:05+02:00\n"
-        '[[certificate]]\nsubject = "job.acme.example"\ntenant = "acme"\nrole = "read"\n'
+        '[[certificate]]\nsubject = "dns=job.acme.example"\ntenant = "acme"\nrole = "read"\n'
         f'{JWT}leeway = 5\nroles = {{ boss = "admin" }}\ntenants = {{ x = "acme" }}\n'
     )
     found = parse(text, Path("/etc/runlane"))
     (token,) = found.tokens
     assert token.caller == Caller("acme", Role.RUN, "ci")
     assert token.expires == datetime(2030, 1, 2, 1, 4, 5, tzinfo=UTC).timestamp()
-    assert found.certificates["job.acme.example"].role is Role.READ
+    assert found.certificates["dns=job.acme.example"].role is Role.READ
     assert found.jwt is not None
     assert found.jwt.keys == Path("/etc/runlane/keys.json")
     assert (found.jwt.leeway, found.jwt.roles) == (5.0, {"boss": Role.ADMIN})
+
+
+@pytest.mark.parametrize(
+    ("subject", "typed"),
+    [
+        ("spiffe://acme/job", "uri=spiffe://acme/job"),
+        ("job.acme.example", "dns=job.acme.example"),
+        ("job", "cn=job"),
+        ("ops@acme.example", "cn=ops@acme.example"),
+        ("dns=job", "dns=job"),
+        ("uri=urn:job", "uri=urn:job"),
+    ],
+)
+def test_a_subject_without_a_type_gets_one(subject: str, typed: str) -> None:
+    text = f'[[certificate]]\nsubject = "{subject}"\ntenant = "acme"\nrole = "read"\n'
+    assert list(parse(text).certificates) == [typed]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +95,13 @@ def test_a_file_is_parsed_into_callers_and_settings() -> None:
         ('tokens = "x"\n', "'tokens' is not a known key"),
         ("token = 1\n", "'token' must be a list"),
         ("token = [1]\n", "[[token]] must be a table"),
-        ('[[certificate]]\nsubject = ""\ntenant = "a"\nrole = "run"\n', "line 2: 'subject'"),
+        *(
+            (
+                f'[[certificate]]\nsubject = "{subject}"\ntenant = "a"\nrole = "run"\n',
+                "line 2: 'subject' must be a name with its type",
+            )
+            for subject in ("", "ip=10.0.0.1", "cn=", "cn=a b", "cn=a\\u0000b", "dns=a\\u202eb")
+        ),
         (JWT.replace('"ES256"', '"HS256"'), "line 3: 'algorithms' may contain only"),
         (JWT.replace('"ES256"', '"none"'), "line 3: 'algorithms' may contain only"),
         (JWT.replace('"ES256"', ""), "line 3: 'algorithms' must list"),
@@ -117,7 +139,7 @@ def test_an_edit_preserves_comments_layout_and_other_tables(tmp_path: Path) -> N
     path = tmp_path / "access.toml"
     before = (
         f"# mine\n{TOKEN}# about the certificate\n[[certificate]]  # it\n"
-        'subject = "x"\ntenant = "acme"\nrole = "read"\n'
+        'subject = "cn=x"\ntenant = "acme"\nrole = "read"\n'
     )
     path.write_text(before)
     path.chmod(0o644)

@@ -11,6 +11,7 @@ import runlane
 from runlane import Client, QuotaExceeded, RetryPolicy
 from runlane_server.access import editing
 from runlane_server.access.caller import Role
+from runlane_server.access.node_keys import NodeKeys
 from runlane_server.access.quotas import Quota
 from runlane_server.config import Config
 from runlane_server.core.errors import StartError
@@ -32,7 +33,7 @@ def test_quotas_are_read_from_the_file_and_reloaded(tmp_path: Path) -> None:
     path = tmp_path / "access.toml"
     with_quotas(path, '[tenants.acme]\nmax_streams = 3\n[tenants."*"]\nmax_active_runs = 1\n')
     security = Security(Config(access=str(path)))
-    access_control = security.access_control("")
+    access_control = security.access_control(NodeKeys())
     assert security.quotas.of("acme") == Quota(max_streams=3)
     assert security.quotas.of("other") == Quota(max_active_runs=1)
     with_quotas(path, "[tenants.acme]\nmax_streams = 33\n")

@@ -12,7 +12,7 @@ import pytest
 
 from runlane.v1 import run_pb2
 from runlane.v1 import run_service_pb2 as pb
-from runlane_server.access.control import PEER_KEY, PEER_TENANT
+from runlane_server.access.node_keys import NodeKeys
 from runlane_server.cluster import relay as relay_module
 from runlane_server.cluster.peers import Peers
 from runlane_server.core.limits import Limits
@@ -124,8 +124,8 @@ async def test_a_call_of_another_node_is_not_relayed(
         # The text is stored once a follower has it.
         await Follower(executor, run_id).wait_for("one")
         assert front.store.cluster is not None
-        peer = {PEER_KEY: front.store.cluster.peer_key, PEER_TENANT: b"default".hex()}
-        await Follower(front, run_id, **peer).wait_for("one")
+        signed = NodeKeys(front.store.cluster.node_keys).sign(front.address, "default", run_id)
+        await Follower(front, run_id, authorization=f"Bearer {signed}").wait_for("one")
         assert front.relay.runs == 0
         await Follower(front, run_id).wait_for("one")
         assert front.relay.runs == 1

@@ -58,34 +58,48 @@ def test_every_copied_path_exists_and_is_in_the_build_context() -> None:
         if not line.startswith("--from")
         for name in line.split()[:-1]
     ]
-    assert "constraints.txt" in copied
+    assert "deploy/requirements.txt" in copied
     for name in copied:
         assert (ROOT / name).exists()
         assert f"!{name}" in allowed
 
 
+def pinned(file: str) -> dict[str, str]:
+    """The versions in a requirements file."""
+    lines = (ROOT / file).read_text().splitlines()
+    pairs = (line.split()[0].split("==") for line in lines if re.match(r"[\w.-]+==", line))
+    return {normalized(name): version for name, version in pairs}
+
+
 def test_it_installs_the_extras_of_a_node_at_the_tested_versions() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = set(argument_of("ARG").removeprefix("EXTRAS=").split(","))
-    assert {"server", "postgres", "metrics"} <= extras <= set(project["optional-dependencies"])
-    assert "--constraint constraints.txt" in TEXT
     wanted = {
         normalized(re.split(r"[<>=\[; ]", need)[0])
-        for extra in extras
+        for extra in ("server", "postgres", "uvloop", "metrics")
         for need in project["optional-dependencies"][extra]
     }
-    constraints = (ROOT / "constraints.txt").read_text().splitlines()
-    pinned = {normalized(line.split("==")[0]) for line in constraints}
-    assert wanted <= pinned
-    assert len({line.split()[0] for line in arguments_of("FROM")}) == 1
+    installed, tested = pinned("deploy/requirements.txt"), pinned("constraints.txt")
+    assert wanted <= set(installed)
+    assert installed.items() <= tested.items(), "run make image-requirements"
+
+
+def test_everything_that_it_installs_is_verified_by_a_hash() -> None:
+    for line in re.findall(r"pip install [^&]*", TEXT):
+        assert ("--require-hashes" in line) or ("--no-index" in line and "--no-deps" in line), line
+    assert "--no-build-isolation" in TEXT
+    for name in ("requirements.txt", "build-requirements.txt"):
+        blocks = re.split(r"\n(?=\w)", (DEPLOY / name).read_text())
+        for block in blocks:
+            assert re.search(r"--hash=sha256:[0-9a-f]{64}\b", block), block
+    # The base image is an argument, so that it can be a digest.
+    assert {line.split()[0] for line in arguments_of("FROM")} == {"${BASE}"}
 
 
 def test_no_file_names_an_address_to_download_from() -> None:
     for path in DEPLOY.rglob("*.*"):
         urls = [found for found in URL.findall(path.read_text()) if not _is_ours(found)]
         assert urls == [], path.name
-    images = [line.split()[0] for line in arguments_of("FROM")]
-    assert all(re.fullmatch(r"[a-z]+:[\w.-]+", image) for image in images)
+    assert re.fullmatch(r"BASE=[a-z]+:[\w.-]+", argument_of("ARG"))
 
 
 def _is_ours(url: str) -> bool:
@@ -97,8 +111,10 @@ def test_every_folder_of_deploy_is_known_to_these_tests() -> None:
     assert {Path(name).parts[0] for name in files} == {
         "Dockerfile",
         "Dockerfile.dockerignore",
+        "build-requirements.txt",
         "grafana",
         "kubernetes",
         "prometheus",
+        "requirements.txt",
         "systemd",
     }

@@ -97,6 +97,19 @@ def test_all_ports_agree() -> None:
         assert [one["port"] for one in rule["ports"]] == [number]
 
 
+def test_every_volume_that_programs_write_to_has_a_limit() -> None:
+    written = [volume["emptyDir"] for volume in pod()["volumes"] if "emptyDir" in volume]
+    assert written
+    assert all("sizeLimit" in volume for volume in written)
+    assert "ephemeral-storage" in container()["resources"]["limits"]
+
+
+def test_no_caller_has_access_without_identification() -> None:
+    config = settings(flags())
+    assert config.access
+    assert not config.insecure_anywhere
+
+
 def test_each_node_advertises_the_address_of_its_pod() -> None:
     assert settings(flags("10.1.2.3")).node_address == Address("10.1.2.3", 50051)
     env = {one["name"]: one["valueFrom"] for one in container()["env"]}

@@ -11,7 +11,6 @@ import pytest
 from runlane_server.core.errors import CursorCompacted, CursorInvalid, Draining, RunNotFound
 from runlane_server.core.model import Prompt, RunComplete, RunEvent, RunKey
 from runlane_server.feed import feed as feed_module
-from runlane_server.feed import tail as tail_module
 from runlane_server.feed.feed import Subscription
 from runlane_server.store.base import EventFilter
 from support.node import Node
@@ -93,7 +92,7 @@ async def test_r25_a_subscription_resumes_after_any_position(node: Node) -> None
 async def test_r25_a_subscriber_behind_the_tail_reads_from_the_store(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tail_module, "TAIL_EVENTS", 4)
+    monkeypatch.setattr(node.feed._tails, "_budget", 4 * 4100)
     monkeypatch.setattr(feed_module, "PAGE_EVENTS", 3)
     with subscribed(node) as slow, subscribed(node) as fast:
         received: list[RunComplete] = []

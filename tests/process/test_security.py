@@ -12,6 +12,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from grpc import StatusCode
 from structlog.testing import capture_logs
@@ -22,6 +23,7 @@ from runlane.v1 import run_service_pb2 as runs_pb
 from runlane_server.access import editing
 from runlane_server.access.caller import Role
 from runlane_server.access.control import AccessControl
+from runlane_server.access.node_keys import SETTLE_SECONDS, VALID_SECONDS, NodeKeys
 from runlane_server.cluster.peers import Peers
 from runlane_server.cluster.relay import RelayBroken
 from runlane_server.config import Config
@@ -31,7 +33,7 @@ from runlane_server.net.addresses import Address
 from runlane_server.process.security import Security, check_security
 from runlane_server.rpc.tls import ServerTls
 from support import server as processes
-from support.callers import OF_TENANTS, PEER_KEY, ROLES, World, guarded, request
+from support.callers import NODE_KEY, OF_TENANTS, ROLES, World, guarded, request
 from support.certificates import Authority
 from support.rpc_wire import serving
 
@@ -82,7 +84,7 @@ def test_settings_that_expose_the_server_or_contradict_each_other_are_refused(
 
 def test_every_protection_that_is_off_is_logged_as_a_warning(tmp_path: Path) -> None:
     path = tmp_path / "access.toml"
-    path.write_text('[[certificate]]\nsubject = "x"\ntenant = "t"\nrole = "run"\n')
+    path.write_text('[[certificate]]\nsubject = "cn=x"\ntenant = "t"\nrole = "run"\n')
     cases: list[tuple[dict[str, Any], Address, bool, list[str]]] = [
         ({}, LOCAL, True, []),
         (
@@ -95,13 +97,13 @@ def test_every_protection_that_is_off_is_logged_as_a_warning(tmp_path: Path) -> 
             {"listen": IN_NETWORK, "access": str(path)},
             OTHER,
             True,
-            ["calls are not", "tokens are sent", "the certificates", "nodes without TLS"],
+            ["calls are not", "tokens are sent", "the certificates", "live events"],
         ),
         (
             {"listen": IN_NETWORK, "insecure_anywhere": True},
             OTHER,
             True,
-            ["every caller", "calls are not", "nodes authenticate"],
+            ["every caller", "calls are not", "live events"],
         ),
     ]
     for settings, node_address, shared, expected in cases:
@@ -120,10 +122,10 @@ async def test_a_certificate_identifies_a_caller_at_every_rpc(role: str, tmp_pat
     certificate, key = authority.issue("server", ["127.0.0.1"]).write(tmp_path, "server")
     ca, access = tmp_path / "ca.pem", tmp_path / "access.toml"
     ca.write_bytes(authority.certificate)
-    access.write_text(f'[[certificate]]\nsubject = "job"\ntenant = "acme"\nrole = "{role}"\n')
+    access.write_text(f'[[certificate]]\nsubject = "cn=job"\ntenant = "acme"\nrole = "{role}"\n')
     files = {"tls_cert": certificate, "tls_key": key, "tls_client_ca": ca, "access": access}
     security = Security(Config(**{name: str(path) for name, path in files.items()}))  # type: ignore[arg-type]
-    access_control = security.access_control("")
+    access_control = security.access_control(NodeKeys())
     for name in ("job", "jobs"):
         shown = trusting(authority, authority.issue(name))
         async with serving(tls=security.tls, access=access_control, credentials=shown) as wire:
@@ -156,17 +158,91 @@ async def follow(peers: Peers, address: str) -> str:
     return ""
 
 
-async def test_the_peer_key_never_leaves_the_machine_unencrypted() -> None:
-    for address in ("192.0.2.1:1", "host.example:1"):
-        with pytest.raises(RelayBroken, match="requires TLS"):
-            await follow(Peers("key"), address)
+class Eavesdropper(grpc.GenericRpcHandler):
+    """A stranger at the address of a dead node. Keeps the metadata of every call, and follows."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, dict[str, str]]] = []
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """Notes the call, and refuses it."""
+        metadata = {k: str(v) for k, v in handler_call_details.invocation_metadata or ()}
+        self.heard.append((str(handler_call_details.method), metadata))
 
 
-async def test_nodes_on_one_machine_call_each_other_without_tls(tmp_path: Path) -> None:
+async def test_a_stranger_at_the_port_of_a_node_gets_nothing_to_use(tmp_path: Path) -> None:
+    heard = Eavesdropper()
+    stranger = grpc.aio.server(handlers=(heard,))
+    port = stranger.add_insecure_port("127.0.0.1:0")
+    await stranger.start()
+    try:
+        async with guarded(tmp_path) as world, asyncio.timeout(20):
+            with pytest.raises(RelayBroken):
+                await follow(Peers(NodeKeys([NODE_KEY])), f"127.0.0.1:{port}")
+            ((method, metadata),) = heard.heard
+            assert method.endswith("/SubscribeRun")
+            assert NODE_KEY not in str(metadata)
+            shown = (("authorization", metadata["authorization"]),)
+            for each in OF_TENANTS:
+                code = (await world.ask(each, request(each), shown)).code
+                assert code is StatusCode.UNAUTHENTICATED, each
+    finally:
+        await stranger.stop(None)
+
+
+async def test_nodes_call_each_other_without_tls(tmp_path: Path) -> None:
     async with guarded(tmp_path) as world, asyncio.timeout(20):
-        assert await follow(Peers(PEER_KEY), world.wire.address) == "one"
+        assert await follow(Peers(NodeKeys([NODE_KEY])), world.wire.address) == "one"
         with pytest.raises(RelayBroken):
-            await follow(Peers("another key"), world.wire.address)
+            await follow(Peers(NodeKeys(["another key"])), world.wire.address)
+
+
+async def test_a_rotated_key_is_valid_until_the_next_rotation(tmp_path: Path) -> None:
+    async with guarded(tmp_path) as world, asyncio.timeout(20):
+        address, keys = world.wire.address, world.access_control.node_keys
+        old = NodeKeys([NODE_KEY])
+        assert keys.replace(["new", NODE_KEY])
+        assert not keys.replace(["new", NODE_KEY])
+        assert await follow(Peers(old), address) == "one"
+        assert await follow(Peers(NodeKeys(["new", NODE_KEY])), address) == "one"
+        # An open call ends with its key.
+        key = RunKey("acme", "r-theirs")
+        peers = Peers(old)
+        async with aclosing(peers.follow(address, key, 0, lambda: None)) as events:
+            assert await anext(events) is not None
+            keys.replace(["newer", "new"])
+            world.access_control.recheck()
+            with pytest.raises(RelayBroken):
+                async for _ in events:
+                    pass
+        await peers.close()
+
+
+async def test_a_new_key_signs_only_once_every_node_knows_it(tmp_path: Path) -> None:
+    async with guarded(tmp_path) as world, asyncio.timeout(20):
+        now = [world.clock[0]]
+        rotating = NodeKeys([NODE_KEY], lambda: now[0])
+        rotating.replace(["new", NODE_KEY])
+        # The other node does not know the new key yet.
+        assert await follow(Peers(rotating), world.wire.address) == "one"
+        now[0] += SETTLE_SECONDS
+        with pytest.raises(RelayBroken):
+            await follow(Peers(rotating), world.wire.address)
+        world.access_control.node_keys.replace(["new", NODE_KEY])
+        assert await follow(Peers(rotating), world.wire.address) == "one"
+
+
+async def test_an_open_call_of_a_node_outlives_its_signature(tmp_path: Path) -> None:
+    async with guarded(tmp_path) as world, asyncio.timeout(20):
+        peers = Peers(NodeKeys([NODE_KEY]))
+        key = RunKey("acme", "r-theirs")
+        async with aclosing(peers.follow(world.wire.address, key, 0, lambda: None)) as events:
+            assert await anext(events) is not None
+            world.clock[0] += 10 * VALID_SECONDS
+            world.access_control.recheck()
+            world.wire.latches.open("g")
+            assert [event async for event in events][-1] is None
+        await peers.close()
 
 
 @pytest.mark.parametrize("mutual", [False, True])
@@ -184,9 +260,9 @@ async def test_nodes_call_each_other_with_tls_where_the_server_has_it(
         tls_client_ca=str(ca) if mutual else None,
         node_tls_ca=str(ca),
     )
-    peers = Security(settings).peers("key")
+    peers = Security(settings).peers(NodeKeys(["key"]))
     shown = trusting(authority, authority.issue("me") if mutual else None)
-    access_control = AccessControl(peer_key="key")
+    access_control = AccessControl(node_keys=NodeKeys(["key"]))
     async with (
         serving(tls=tls, credentials=shown, access=access_control) as wire,
         asyncio.timeout(20),
@@ -207,7 +283,9 @@ async def test_nodes_call_each_other_with_tls_where_the_server_has_it(
 async def test_a_missing_ca_file_of_the_nodes_is_an_error_and_no_defect(tmp_path: Path) -> None:
     authority = Authority()
     tls = ServerTls(*authority.issue("node").write(tmp_path, "node"))
-    gone = Peers("key", credentials=lambda: tls.channel_credentials(tmp_path / "ca.pem"))
+    gone = Peers(
+        NodeKeys(["key"]), credentials=lambda: tls.channel_credentials(tmp_path / "ca.pem")
+    )
     with pytest.raises(RelayBroken, match="No such file"):
         await follow(gone, "127.0.0.1:1")
     with pytest.raises(StartError, match="--node-tls-ca"):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from runlane_server.access import access_file, control, entries, jwts, tokens
+from runlane_server.access import access_file, control, entries, jwts, node_keys, tokens
 from runlane_server.process import security
-from runlane_server.rpc import middleware
+from runlane_server.rpc import middleware, runs
 from runlane_server.rpc.cursor import Cursors
 from runlane_server.rpc.runs import RunService
 from runlane_server.rpc.sessions import SessionService
@@ -139,27 +139,43 @@ REMOVED = (
         "certificates",
     ),
     Removed(
-        "the node key is not checked",
-        control.AccessControl,
-        "_authenticate_peer",
-        "if not (self._peer_key and hmac.compare_digest(shown, self._peer_key)):",
+        "the signature of a node is not checked",
+        node_keys.NodeKeys,
+        "verify",
+        'if not any(hmac.compare_digest(match["mac"], mac) for mac in macs):',
         "if False:",
         "nodes",
     ),
     Removed(
-        "an empty node key is accepted",
-        control.AccessControl,
-        "_authenticate_peer",
-        "self._peer_key and ",
+        "the age of a node's signature is not checked",
+        node_keys.NodeKeys,
+        "verify",
+        "if not is_open and",
+        "if False and",
+        "nodes",
+    ),
+    Removed(
+        "the signature of a node is valid at every node",
+        node_keys,
+        "_mac",
+        "{address}",
         "",
         "nodes",
     ),
     Removed(
-        "a node is an admin",
+        "a node may call every method",
         control.AccessControl,
-        "_authenticate_peer",
-        "Role.READ",
-        "Role.ADMIN",
+        "_authorize",
+        "if caller.peer and method not in NODE_METHODS:",
+        "if False:",
+        "nodes",
+    ),
+    Removed(
+        "a node may follow every run of the tenant",
+        runs,
+        "_check_peer",
+        "caller.run_id != run_id",
+        "False",
         "nodes",
     ),
     *(

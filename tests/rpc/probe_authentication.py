@@ -18,13 +18,12 @@ from grpc_reflection.v1alpha import (  # type: ignore[import-untyped]
 from rpc.probe_base import MIN_ROLE, RUNS, assert_unauthenticated
 from runlane_server.access import control as control_module
 from runlane_server.access.caller import Credentials
-from runlane_server.access.control import PEER_KEY as PEER_KEY_NAME
-from runlane_server.access.control import PEER_TENANT
+from runlane_server.access.node_keys import NodeKeys
 from runlane_server.core.errors import Unauthenticated
 from support.callers import (
     LIFETIME,
     METHODS,
-    PEER_KEY,
+    NODE_KEY,
     ROLES,
     World,
     guarded,
@@ -109,33 +108,57 @@ async def roles(folder: Path) -> None:
 async def certificates(folder: Path) -> None:
     """A listed name in a certificate authenticates, another does not; a token takes precedence."""
     async with guarded(folder) as world:
-        job = Credentials(certificate=["job.acme.example", "spiffe://acme/job"])
+        job = Credentials(certificate=["dns=job.acme.example", "uri=spiffe://acme/job"])
         caller = world.access_control.authorize(RUNS + "RunAccepted", job)
         assert (caller.tenant, caller.role) == ("acme", "run")
         for shown in (
-            Credentials(certificate=["spiffe://acme/other"]),
-            Credentials(certificate=["SPIFFE://acme/job"]),
-            Credentials({"authorization": "Bearer nonsense"}, ["spiffe://acme/job"]),
+            Credentials(certificate=["uri=spiffe://acme/other"]),
+            Credentials(certificate=["uri=SPIFFE://acme/job"]),
+            Credentials(certificate=["dns=spiffe://acme/job"]),
+            Credentials(certificate=["cn=spiffe://acme/job"]),
+            Credentials({"authorization": "Bearer nonsense"}, ["uri=spiffe://acme/job"]),
         ):
             assert_refused(world, shown)
 
 
 async def nodes(folder: Path) -> None:
-    """Only the key of the store makes a caller a node, and a node may only read."""
+    """Only a signature makes a caller a node: for one run of a tenant, at one node, for 30 s."""
     async with guarded(folder) as world:
-        tenant = (PEER_TENANT, b"acme".hex())
-        for key in ("", "x", PEER_KEY[:-1], PEER_KEY + "x"):
-            for method in METHODS:
-                shown = ((PEER_KEY_NAME, key), tenant)
-                found = await world.ask(method, request(method), shown)
-                assert found.code is StatusCode.UNAUTHENTICATED, (key, method, found)
-        for method, least in MIN_ROLE.items():
-            found = await world.ask(method, request(method), ((PEER_KEY_NAME, PEER_KEY), tenant))
-            expected = StatusCode.OK if least == "read" else StatusCode.PERMISSION_DENIED
+        now = [world.clock[0]]
+        here = world.wire.address
+
+        def sign(address: str = here, tenant: str = "acme", run: str = "r-theirs") -> str:
+            return NodeKeys([NODE_KEY], lambda: now[0]).sign(address, tenant, run)
+
+        signed = sign()
+        for method in METHODS:
+            found = await world.ask(method, request(method), _header(signed))
+            follows = method == RUNS + "SubscribeRun"
+            expected = StatusCode.OK if follows else StatusCode.PERMISSION_DENIED
             assert found.code is expected, (method, found)
-        # A server with an unshared store accepts no node at all.
+        follow = request(RUNS + "SubscribeRun")
+        for text, code in (
+            (sign(run="other"), StatusCode.PERMISSION_DENIED),
+            (sign(tenant="other"), StatusCode.NOT_FOUND),
+            (sign("127.0.0.1:1"), StatusCode.UNAUTHENTICATED),
+            (signed.replace(b"acme".hex(), b"other".hex()), StatusCode.UNAUTHENTICATED),
+            (signed.replace(b"r-theirs".hex(), b"r-other".hex()), StatusCode.UNAUTHENTICATED),
+            (signed[:-1] + ("0" if signed[-1] != "0" else "1"), StatusCode.UNAUTHENTICATED),
+            (NodeKeys(["other key"]).sign(here, "acme", "r-theirs"), StatusCode.UNAUTHENTICATED),
+            (NODE_KEY.replace(" ", ""), StatusCode.UNAUTHENTICATED),
+            ("rlnode_", StatusCode.UNAUTHENTICATED),
+            ("rlnode_1_zz_zz_" + "0" * 64, StatusCode.UNAUTHENTICATED),
+        ):
+            found = await world.ask(RUNS + "SubscribeRun", follow, _header(text))
+            assert found.code is code, (text, found)
+        for seconds, code in ((29, StatusCode.OK), (31, StatusCode.UNAUTHENTICATED)):
+            for sign_of in (1, -1):
+                now[0] = world.clock[0] + sign_of * seconds
+                found = await world.ask(RUNS + "SubscribeRun", follow, _header(sign()))
+                assert found.code is code, (seconds * sign_of, found)
+        # A server with an unshared store has no key, and so accepts no node at all.
         alone = control_module.AccessControl()
-        assert_refused(world, Credentials({PEER_KEY_NAME: "", PEER_TENANT: ""}), alone)
+        assert_refused(world, bearer(NodeKeys([""]).sign("", "acme", "r-theirs")), alone)
 
 
 async def health_and_reflection(folder: Path) -> None:

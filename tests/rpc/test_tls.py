@@ -100,8 +100,8 @@ async def test_a_client_ca_requires_a_certificate_of_it(
 @pytest.mark.parametrize(
     ("sans", "names"),
     [
-        ([], ["me"]),
-        (["spiffe://acme/me", "me.acme.example"], ["spiffe://acme/me", "me.acme.example"]),
+        ([], ["cn=me"]),
+        (["spiffe://acme/me", "me.acme.example"], ["uri=spiffe://acme/me", "dns=me.acme.example"]),
     ],
 )
 async def test_the_names_in_a_client_certificate_reach_authentication(

@@ -30,6 +30,7 @@ from runlane.v1 import run_service_pb2 as runs_pb
 from runlane.v1 import session_service_pb2 as sessions_pb
 from runlane_server.access import tokens
 from runlane_server.access.control import AccessControl
+from runlane_server.access.node_keys import NodeKeys
 from runlane_server.config import Config
 from runlane_server.harness.harness import Harness
 from runlane_server.process.security import Security
@@ -40,7 +41,7 @@ from support.rpc_wire import Wire, serving
 
 SECONDS = 20.0
 
-PEER_KEY = "what only nodes know"
+NODE_KEY = "what only nodes know"
 ISSUER, AUDIENCE = "https://issuer.example", "runlane"
 LIFETIME = 100.0
 """Seconds until the token `expiring` expires."""
@@ -229,14 +230,16 @@ async def guarded(folder: Path, store: MemoryStore | None = None) -> AsyncIterat
     ):
         texts[name], block = _token(tenant, name, role, expires)
         blocks.append(block)
-    blocks.append('[[certificate]]\nsubject = "spiffe://acme/job"\ntenant = "acme"\nrole = "run"')
+    blocks.append(
+        '[[certificate]]\nsubject = "uri=spiffe://acme/job"\ntenant = "acme"\nrole = "run"'
+    )
     blocks.append(
         f'[jwt]\nkey = "issuer.pem"\nalgorithms = ["ES256"]\nissuer = "{ISSUER}"\n'
         f'audience = "{AUDIENCE}"\ntenant_claim = "org"\nrole_claim = "may"\nleeway = 0\n'
     )
     path.write_text("\n\n".join(blocks))
     security = Security(Config(access=str(path)), lambda: clock[0])
-    access_control = security.access_control(PEER_KEY)
+    access_control = security.access_control(NodeKeys([NODE_KEY], lambda: clock[0]))
     async with serving(
         access=access_control, store=store or MemoryStore(), harness=Harness()
     ) as wire:

@@ -49,12 +49,15 @@ class Authority:
 
     def issue(self, name: str, sans: Sequence[str] = ()) -> Issued:
         """Issues a certificate for a common name and optional subject alternative names."""
-        key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        return self.issue_for(subject, [_san(each) for each in sans])
+
+    def issue_for(self, subject: x509.Name, sans: Sequence[x509.GeneralName] = ()) -> Issued:
+        """Issues a certificate for any subject and subject alternative names."""
+        key = ec.generate_private_key(ec.SECP256R1())
         builder = _builder(subject, self._name, key.public_key())
         if sans:
-            names = x509.SubjectAlternativeName([_san(each) for each in sans])
-            builder = builder.add_extension(names, False)
+            builder = builder.add_extension(x509.SubjectAlternativeName(sans), False)
         signed = builder.sign(self._key, hashes.SHA256())
         return Issued(signed.public_bytes(Encoding.PEM), private_pem(key))
 

@@ -14,6 +14,7 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 
 from runlane.v1 import run_service_pb2_grpc, session_service_pb2_grpc
 from runlane_server.access.control import AccessControl
+from runlane_server.access.node_keys import NodeKeys
 from runlane_server.access.quotas import QuotaBook
 from runlane_server.agents.base import Agent
 from runlane_server.agents.scripted.agent import ScriptedAgent
@@ -81,19 +82,21 @@ async def serving(
         coordinator = Coordinator(
             opened, agent or ScriptedAgent(latches), Feed(opened), limits, quotas=quotas
         )
-        relay, peer_key = None, ""
+        relay, node_keys = None, NodeKeys()
         if opened.cluster is not None:
-            peer_key = opened.cluster.peer_key
-            relay = Relay(opened.cluster, coordinator.feed, Peers(peer_key))
+            node_keys = NodeKeys(opened.cluster.node_keys)
+            relay = Relay(opened.cluster, coordinator.feed, Peers(node_keys))
+        access = access or AccessControl(node_keys=node_keys, quotas=quotas)
         endpoint = Endpoint(
             coordinator,
-            access=access or AccessControl(peer_key=peer_key, quotas=quotas),
+            access=access,
             progress_interval=progress_interval,
             relay=relay,
             tls=tls,
             harness=harness,
         )
         address = str(endpoint.bind(Address.parse(listen)))
+        access.node_keys.address = address
         await coordinator.start(address)
         if relay is not None:
             relay.start(address)

@@ -47,13 +47,14 @@ class Caller:
     """An authenticated caller. `name` is for the log.
 
     A `peer` is another node of the same store. It calls on behalf of a caller that it has
-    authenticated itself.
+    authenticated itself, and may read nothing but the run `run_id`.
     """
 
     tenant: str
     role: Role
     name: str
     peer: bool = False
+    run_id: str = ""
 
 
 ANONYMOUS = Caller(DEFAULT_TENANT, Role.ADMIN, "")
@@ -73,8 +74,8 @@ class Credentials(NamedTuple):
     """The evidence that a call presents for its caller.
 
     `metadata` maps each key to its first value. `certificate` lists the names in the client's
-    certificate, which the transport has verified; it is empty without a certificate. `peer` is the
-    address that the call came from, for the log.
+    certificate, which the transport has verified, with their types (`access/certificate.py`); it is
+    empty without a certificate. `peer` is the address that the call came from, for the log.
     """
 
     metadata: Mapping[str, str] = MappingProxyType({})

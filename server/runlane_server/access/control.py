@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import time
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,16 +10,11 @@ from typing import Protocol
 from runlane_server.access.call_limits import CallInFlight, CallLimits, Holder
 from runlane_server.access.caller import ANONYMOUS, AuthenticationFailed, Caller, Credentials, Role
 from runlane_server.access.failure_log import FailureLog
-from runlane_server.access.permissions import PUBLIC_METHODS, is_allowed
+from runlane_server.access.node_keys import PREFIX, NodeKeys
+from runlane_server.access.permissions import NODE_METHODS, PUBLIC_METHODS, is_allowed
 from runlane_server.access.quotas import QuotaBook
 from runlane_server.access.stream_quota import LONG_LIVED_METHODS, StreamQuota
 from runlane_server.core.errors import PermissionDenied, RunlaneError, Unauthenticated
-
-PEER_KEY = "runlane-peer"
-"""Metadata key of the secret that only the nodes of one store know."""
-
-PEER_TENANT = "runlane-peer-tenant"
-"""Metadata key of the tenant on whose behalf a node calls, as hexadecimal UTF-8."""
 
 _PUBLIC = Caller("", Role.READ, "")
 """The caller of methods that need no authentication."""
@@ -63,38 +57,45 @@ class OpenCall:
 
 class AccessControl:
     """Decides which calls are served. Without an authenticator every call has full access, as the
-    default tenant.
-
-    `peer_key` is the secret that only the nodes of one store know.
+    default tenant. `node_keys` are those of the nodes that share the store.
     """
 
     def __init__(
         self,
         authenticator: Authenticator | None = None,
         *,
-        peer_key: str = "",
+        node_keys: NodeKeys | None = None,
         quotas: QuotaBook | None = None,
     ) -> None:
         self._authenticator = authenticator
-        self._peer_key = peer_key.encode()
+        self.node_keys = node_keys or NodeKeys()
         self._open_calls: set[OpenCall] = set()
         self._failure_log = FailureLog(time.monotonic)
         self.stream_quota = StreamQuota(quotas or QuotaBook())
         self.call_limits = CallLimits()
 
-    def identify(self, method: str, credentials: Credentials) -> Caller:
-        """Returns the caller of a method, which `permit` may refuse. Raises Unauthenticated."""
-        return _PUBLIC if method in PUBLIC_METHODS else self._authenticate(credentials)
+    def identify(self, method: str, credentials: Credentials, *, is_open: bool = False) -> Caller:
+        """Returns the caller of a method, which `permit` may refuse. Raises Unauthenticated.
+
+        `is_open`: the call was authorized before, so a signature of a node may be older than 30 s.
+        """
+        if method in PUBLIC_METHODS:
+            return _PUBLIC
+        return self._authenticate(credentials, is_open=is_open)
 
     def permit(self, caller: Caller, method: str) -> None:
         """Raises PermissionDenied if the caller may not call the method."""
-        if method not in PUBLIC_METHODS and not is_allowed(caller.role, method):
-            name = method.rpartition("/")[2]
+        if method in PUBLIC_METHODS:
+            return
+        name = method.rpartition("/")[2]
+        if caller.peer and method not in NODE_METHODS:
+            raise PermissionDenied(f"a node may not call {name}")
+        if not is_allowed(caller.role, method):
             raise PermissionDenied(f"the role {caller.role.value!r} may not call {name}")
 
-    def authorize(self, method: str, credentials: Credentials) -> Caller:
+    def authorize(self, method: str, credentials: Credentials, *, is_open: bool = False) -> Caller:
         """Returns the caller of a method. Raises Unauthenticated or PermissionDenied."""
-        caller = self.identify(method, credentials)
+        caller = self.identify(method, credentials, is_open=is_open)
         self.permit(caller, method)
         return caller
 
@@ -135,26 +136,24 @@ class AccessControl:
         """Revokes the open calls that would not be authorized now."""
         for call in tuple(self._open_calls):
             try:
-                caller = self.authorize(call.method, call.credentials)
+                caller = self.authorize(call.method, call.credentials, is_open=True)
                 if caller.tenant != call.caller.tenant:
                     raise Unauthenticated("the caller belongs to another tenant now")
             except RunlaneError as error:
                 call.revoke(error)
 
-    def _authenticate(self, credentials: Credentials) -> Caller:
-        if PEER_KEY in credentials.metadata:
-            return self._authenticate_peer(credentials)
+    def _authenticate(self, credentials: Credentials, *, is_open: bool) -> Caller:
+        _, _, token = credentials.metadata.get("authorization", "").partition(" ")
+        if token.startswith(PREFIX):
+            return self._authenticate_node(token, credentials, is_open=is_open)
         if self._authenticator is None:
             return ANONYMOUS
         return self._authenticator.authenticate(credentials)
 
-    def _authenticate_peer(self, credentials: Credentials) -> Caller:
-        shown = credentials.metadata[PEER_KEY].encode()
-        if not (self._peer_key and hmac.compare_digest(shown, self._peer_key)):
-            self._failure_log.record(AuthenticationFailed("wrong node key"), credentials.peer)
-            raise Unauthenticated("the caller is not a node of this store")
+    def _authenticate_node(self, token: str, credentials: Credentials, *, is_open: bool) -> Caller:
         try:
-            tenant = bytes.fromhex(credentials.metadata.get(PEER_TENANT, "")).decode()
-        except ValueError:
-            raise Unauthenticated(f"{PEER_TENANT} is missing or not hexadecimal UTF-8") from None
-        return Caller(tenant, Role.READ, "node", peer=True)
+            call = self.node_keys.verify(token, is_open=is_open)
+        except AuthenticationFailed as error:
+            self._failure_log.record(error, credentials.peer)
+            raise Unauthenticated("the caller is not a node of this store") from None
+        return Caller(call.tenant, Role.READ, "node", peer=True, run_id=call.run_id)

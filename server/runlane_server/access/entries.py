@@ -18,6 +18,7 @@ from runlane_server.access.caller import (
     is_name,
     is_tenant,
 )
+from runlane_server.access.certificate import SUBJECT_FORM, is_subject, typed_subject
 from runlane_server.access.jwts import ALGORITHMS, JwtSettings
 from runlane_server.access.quotas import Quotas, read_quotas
 from runlane_server.access.tokens import ID, SHA256, Token
@@ -38,7 +39,7 @@ class BadEntry(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Entries:
-    """The content of an access file. `certificates` maps a name in a certificate to its caller."""
+    """The content of an access file. `certificates` maps a typed name to its caller."""
 
     tokens: Sequence[Token] = ()
     certificates: Mapping[str, Caller] = field(default_factory=dict)
@@ -177,7 +178,7 @@ def _token(table: _Table) -> Token:
 
 
 def _certificate(table: _Table) -> tuple[str, Caller]:
-    subject = table.text("subject")
+    subject = typed_subject(table.text("subject", is_subject, SUBJECT_FORM))
     caller = Caller(_tenant(table), table.role(), subject)
     table.reject_unknown()
     return subject, caller

@@ -42,6 +42,9 @@ REQUIRED_ROLES: Mapping[str, Role] = MappingProxyType(
 PUBLIC_METHODS = frozenset(f"/grpc.health.v1.Health/{name}" for name in ("Check", "List", "Watch"))
 """Methods without authentication: probes of load balancers and orchestrators have no identity."""
 
+NODE_METHODS = frozenset({_RUNS + "SubscribeRun"})
+"""Methods that another node of the same store may call, each for the one run that it signed for."""
+
 _RANK = {Role.READ: 0, Role.RUN: 1, Role.ADMIN: 2}
 
 

@@ -113,6 +113,18 @@ def renew(store: str) -> int:
     return 0
 
 
+@command.command("rotate-node-key", context_settings=_SETTINGS)
+@store_options
+def rotate_node_key(store: str) -> int:
+    """Gives the nodes of a PostgreSQL store a new key for their calls, while they run.
+
+    The key before it stays valid until the next rotation. Rotate twice, a minute apart, to
+    invalidate a key that leaked.
+    """
+    click.echo(maintenance.rotate_node_key(StoreUrl.parse(store)))
+    return 0
+
+
 command.add_command(token)
 
 

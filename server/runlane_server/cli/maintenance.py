@@ -61,6 +61,19 @@ def renew(store: StoreUrl) -> str:
     return asyncio.run(renew_database(store.database))
 
 
+def rotate_node_key(store: StoreUrl) -> str:
+    """Gives the nodes of a store a new key for their calls; returns the line to print.
+
+    Raises StartError.
+    """
+    if store.database is None:
+        raise StartError("rotate-node-key: needs a PostgreSQL store; other stores have one node")
+    check_driver()
+    from runlane_server.store.postgres.renew import rotate_node_key as rotate  # noqa: PLC0415
+
+    return asyncio.run(rotate(store.database))
+
+
 def _contents(counts: Counts) -> str:
     return f"{counts.sessions} sessions, {counts.runs} runs, {counts.events} terminal events"
 

@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 import grpc
 
 import runlane
-from runlane.targets import is_local
-from runlane_server.access.control import PEER_KEY, PEER_TENANT
+from runlane.metadata import MetadataSource
+from runlane.run_events import RunEvents
+from runlane.wire import RetryPolicy, Wire
+from runlane_server.access.node_keys import NodeKeys
 from runlane_server.cluster.relay import RelayBroken
 from runlane_server.core import model
+
+CALL_SECONDS = 10.0
+"""How long a lost connection may take to return."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -38,34 +44,35 @@ all its fields."""
 
 
 class Peers:
-    """Implements `relay.Peers`. `peer_key` is the secret that only the nodes of one store know.
+    """Implements `relay.Peers`. Each call is signed with the key of the nodes, which is never sent.
 
-    The key is sent over TLS if there are `credentials`, which are created for each connection.
-    Without them it leaves this machine only if `plaintext` allows it.
+    `credentials` are created for each connection; without them the connection is not encrypted.
 
     One connection per pair of followed node and following tenant is open while it is used.
     """
 
     def __init__(
         self,
-        peer_key: str,
+        node_keys: NodeKeys,
         *,
         credentials: Callable[[], grpc.ChannelCredentials] | None = None,
-        plaintext: bool = False,
     ) -> None:
-        self._peer_key = peer_key
+        self._node_keys = node_keys
         self._credentials = credentials
-        self._plaintext = plaintext
-        self._clients: dict[tuple[str, str], runlane.Client] = {}
+        self._wires: dict[tuple[str, str], Wire] = {}
         self._users: dict[tuple[str, str], int] = {}
 
     async def follow(
         self, address: str, key: model.RunKey, after: int, on_lost: Callable[[], None]
     ) -> AsyncGenerator[model.RunEvent | None, None]:
         """Yields the events of a run after an index, from one node; None at the end of the run."""
-        async with self._client(address, key.tenant) as client:
-            events = client.subscribe_run(
-                key.run_id, after_index=after, on_lost=lambda _: on_lost()
+        sign = partial(self._node_keys.sign, address, key.tenant, key.run_id)
+        async with self._wire(address, key.tenant) as wire:
+            events = RunEvents(
+                wire.with_token(sign),
+                key.run_id,
+                after_index=after,
+                on_lost=lambda _: on_lost(),
             )
             try:
                 async with events:
@@ -76,32 +83,36 @@ class Peers:
 
     async def close(self) -> None:
         """Closes all connections."""
-        for client in self._clients.values():
-            await client.close()
+        for wire in self._wires.values():
+            await wire.close()
 
-    def _connect(self, address: str, tenant: str) -> runlane.Client:
-        if self._credentials is None and not (self._plaintext or is_local(address)):
-            raise RelayBroken(f"connection to {address} requires TLS or --insecure-anywhere")
+    def _connect(self, address: str) -> Wire:
         try:
             credentials = None if self._credentials is None else self._credentials()
         except OSError as error:
             raise RelayBroken(f"{error.filename}: {error.strerror}") from error
-        metadata = {PEER_KEY: self._peer_key, PEER_TENANT: tenant.encode().hex()}
-        return runlane.Client(address, credentials=credentials, metadata=metadata)
+        return Wire(
+            address,
+            credentials=credentials,
+            metadata=MetadataSource({}),
+            options=(),
+            timeout=CALL_SECONDS,
+            retry=RetryPolicy(),
+        )
 
     @asynccontextmanager
-    async def _client(self, address: str, tenant: str) -> AsyncIterator[runlane.Client]:
+    async def _wire(self, address: str, tenant: str) -> AsyncIterator[Wire]:
         connection = address, tenant
-        if connection not in self._clients:
-            self._clients[connection] = self._connect(address, tenant)
+        if connection not in self._wires:
+            self._wires[connection] = self._connect(address)
         self._users[connection] = self._users.get(connection, 0) + 1
         try:
-            yield self._clients[connection]
+            yield self._wires[connection]
         finally:
             self._users[connection] -= 1
             if not self._users[connection]:
                 del self._users[connection]
-                await self._clients.pop(connection).close()
+                await self._wires.pop(connection).close()
 
 
 def _convert(run_id: str, event: runlane.RunEvent) -> model.RunEvent | None:

@@ -306,7 +306,7 @@ class Config:
         False,
         Topic.ACCESS,
         click.BOOL,
-        "Accept callers from the network without authentication, and connect nodes without TLS.",
+        "Accept callers from the network without authentication.",
     )
 
     # --- Observability

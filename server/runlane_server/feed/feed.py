@@ -10,6 +10,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from itertools import chain
+from operator import attrgetter
 from typing import Protocol, TypeVar
 
 from runlane_server.core.errors import (
@@ -19,12 +20,21 @@ from runlane_server.core.errors import (
     RunNotFound,
 )
 from runlane_server.core.model import RunComplete, RunEvent, RunKey
-from runlane_server.feed.tail import Tail
+from runlane_server.feed.tail import TailPool
+from runlane_server.feed.topics import topics_of_event, topics_of_filter
 from runlane_server.feed.wakeup import Wakeup
 from runlane_server.store.base import EventFilter, LoggedComplete, LogPage, Position, Store
 
 PAGE_EVENTS = 256
 PAGE_BYTES = 2 << 20
+
+LOG_TAIL_BYTES = 32 << 20
+"""Budget of the terminal events in memory, of all tenants. An event counts as its text and 4 KiB,
+so that at most 8,192 are kept."""
+
+RUN_TAIL_BYTES = 64 << 20
+"""Budget of the events of followed runs in memory, of all tenants. An event counts as its text and
+512 bytes."""
 
 
 class _Subscriber(Protocol):
@@ -39,11 +49,17 @@ class Feed:
         self._closed = False
         self.head = store.position
         """The position of the last event published here."""
-        self._tail: Tail[LoggedComplete] = Tail()
+        # By tenant, each with all its events after `_tail_start`, or after its own eviction.
+        self._tails: TailPool[str, LoggedComplete] = TailPool(
+            str, budget=LOG_TAIL_BYTES, entry_weight=4096
+        )
+        self._tail_start: Position | None = None
         # Dictionaries as ordered sets: subscribers are woken in the order in which they came.
         self._subscribers: defaultdict[Hashable, dict[_Subscriber, None]] = defaultdict(dict)
         self._shared: tuple[str, Position, LogPage] | None = None
-        self._run_tails: dict[RunKey, Tail[RunEvent]] = {}
+        self._run_tails: TailPool[RunKey, RunEvent] = TailPool(
+            attrgetter("tenant"), budget=RUN_TAIL_BYTES, entry_weight=512
+        )
         # Followed runs that have ended or may have: their tail lacks the events of other nodes.
         self._ended: set[RunKey] = set()
         self._followers: defaultdict[RunKey, dict[RunFollower, None]] = defaultdict(dict)
@@ -105,10 +121,13 @@ class Feed:
         if begin > self.head + 1:
             self._handle_gap(self.head)
         self.head = begin - 1
+        if self._tail_start is None:
+            self._tail_start = self.head
         for event in events:
             self.head = event.position
-            self._tail.add(event.position, event, len(event.complete.text))
-            for topic in _topics_of_event(event):
+            size = len(event.complete.text)
+            self._tails.add(event.tenant, event.position, event, size, self._tail_start)
+            for topic in topics_of_event(event):
                 first.setdefault(topic, event.position)
             if self._followers:
                 self.mark_ended(RunKey(event.tenant, event.complete.run_id))
@@ -126,11 +145,11 @@ class Feed:
             events = [event for event in events if event.index > tail.end]
         if not (followers and events):
             return
-        if tail is None or not tail.continues_at(events[0].index):
+        if tail is not None and not tail.continues_at(events[0].index):
             # Another node wrote the events in between, or their commit got no answer.
-            tail = self._run_tails[key] = Tail()
+            self._run_tails.drop(key)
         for event in events:
-            tail.add(event.index, event, _size(event))
+            self._run_tails.add(key, event.index, event, _size(event))
         for follower in followers:
             follower.wake(events[0].index)
 
@@ -142,7 +161,7 @@ class Feed:
 
     def invalidate(self, key: RunKey) -> None:
         """Drops the tail of a run, so that its followers read from the store."""
-        self._run_tails.pop(key, None)
+        self._run_tails.drop(key)
         for follower in self._followers.get(key, ()):
             follower.wake(0)
 
@@ -160,7 +179,8 @@ class Feed:
         Subscribers behind them must get CursorCompacted, and any run may have ended, so everybody
         reads from the store.
         """
-        self._tail = Tail()
+        self._tails.clear()
+        self._tail_start = None
         for subscribers in self._subscribers.values():
             for subscriber in subscribers:
                 subscriber.wake(after + 1)
@@ -193,7 +213,7 @@ class Feed:
 
         All subscribers that keep up without a filter share one page.
         """
-        if not self._tail.covers(after):
+        if not self._is_in_tail(tenant, after):
             return None
         if not wanted.matches_all:
             return self._page(tenant, after, wanted.matches)
@@ -204,12 +224,18 @@ class Feed:
     def _page(
         self, tenant: str, after: Position, matches: Callable[[RunComplete], bool] | None = None
     ) -> LogPage:
-        events = self._tail.read(after, PAGE_EVENTS)
-        scanned = events[-1].position if events else after
-        matching = [event for event in events if event.tenant == tenant]
+        tail = self._tails.get(tenant)
+        events = () if tail is None else tail.read(after, PAGE_EVENTS)
+        scanned = events[-1].position if len(events) == PAGE_EVENTS else max(after, self.head)
         if matches is not None:
-            matching = [event for event in matching if matches(event.complete)]
-        return LogPage(tuple(matching), scanned)
+            events = [event for event in events if matches(event.complete)]
+        return LogPage(tuple(events), scanned)
+
+    def _is_in_tail(self, tenant: str, after: Position) -> bool:
+        tail = self._tails.get(tenant)
+        if tail is not None:
+            return tail.covers(after)
+        return self._tail_start is not None and after >= self._tail_start
 
     async def _read_run(self, key: RunKey, after: int) -> Sequence[RunEvent]:
         tail = self._run_tails.get(key)
@@ -250,7 +276,7 @@ class Feed:
     def _remove_follower(self, key: RunKey, follower: RunFollower) -> None:
         _discard(self._followers, key, follower)
         if key not in self._followers:
-            self._run_tails.pop(key, None)
+            self._run_tails.drop(key)
             self._ended.discard(key)
 
 
@@ -265,7 +291,7 @@ class Subscription:
         # event matches it, and its position moves with the head.
         self._parked = False
         self._after = after
-        self._topics = _topics_of_filter(tenant, wanted)
+        self._topics = topics_of_filter(tenant, wanted)
         self._wakeup = Wakeup()
         feed._add_subscriber(self._topics, self)  # noqa: SLF001 - the two halves of one mechanism
 
@@ -362,27 +388,6 @@ class RunFollower:
     def wake(self, place: int) -> None:
         """Reports new events, or the end of the feed."""
         self._wakeup.set()
-
-
-_EVERYTHING: Hashable = None
-
-
-def _topics_of_event(event: LoggedComplete) -> tuple[Hashable, ...]:
-    complete = event.complete
-    return (
-        (event.tenant, _EVERYTHING),
-        (event.tenant, "session", complete.session_id),
-        (event.tenant, "run", complete.run_id),
-    )
-
-
-def _topics_of_filter(tenant: str, wanted: EventFilter) -> tuple[Hashable, ...]:
-    if wanted.matches_all:
-        return ((tenant, _EVERYTHING),)
-    return (
-        *((tenant, "session", session_id) for session_id in wanted.session_ids),
-        *((tenant, "run", run_id) for run_id in wanted.run_ids),
-    )
 
 
 Topic = TypeVar("Topic", bound=Hashable)

@@ -1,32 +1,36 @@
-"""The latest entries of a log, in memory, for subscribers that keep up."""
+"""The latest entries of logs, in memory, for subscribers that keep up.
+
+All tails of a pool share one budget. When it is used up, the tenant that holds most gives up the
+older half of its entries. So a tenant that holds less than an equal share loses nothing, whatever
+the others write.
+"""
 
 from __future__ import annotations
 
+import heapq
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, TypeVar
 
-TAIL_EVENTS = 8192
-"""Maximum number of entries in a tail."""
-
-TAIL_BYTES = 32 << 20
-"""Maximum total size of the texts in a tail."""
-
 Entry = TypeVar("Entry")
+Key = TypeVar("Key", bound=Hashable)
+
+KEPT = 0.75
+"""Fraction of the budget that an eviction leaves, so that the next one is not soon."""
 
 
 class Tail(Generic[Entry]):
-    """The latest entries of a log that is ordered by a number; the oldest are evicted.
+    """The latest entries of a log that is ordered by a number.
 
     It has all entries after `start`, which is None before the first entry.
     """
 
-    def __init__(self) -> None:
-        self.start: int | None = None
+    def __init__(self, start: int | None = None) -> None:
+        self.start = start
+        self.weight = 0
         self._places: list[int] = []
         self._entries: list[Entry] = []
-        self._sizes: list[int] = []
-        self._bytes = 0
+        self._weights: list[int] = []
 
     @property
     def end(self) -> int:
@@ -46,20 +50,92 @@ class Tail(Generic[Entry]):
         first = bisect_right(self._places, after)
         return self._entries[first : first + limit]
 
-    def add(self, place: int, entry: Entry, size: int) -> None:
+    def add(self, place: int, entry: Entry, weight: int) -> None:
         """Appends an entry. Its place must be higher than all before."""
         if self.start is None:
             self.start = place - 1
         self._places.append(place)
         self._entries.append(entry)
-        self._sizes.append(size)
-        self._bytes += size
-        if len(self._places) > TAIL_EVENTS or self._bytes > TAIL_BYTES:
+        self._weights.append(weight)
+        self.weight += weight
+
+    def evict(self) -> int:
+        """Evicts the older half, so that the cost of an entry does not depend on the length.
+
+        Returns the weight that is freed.
+        """
+        if not self._places:
+            return 0
+        evicted = max(1, len(self._places) // 2)
+        freed = sum(self._weights[:evicted])
+        self.start = self._places[evicted - 1]
+        self.weight -= freed
+        del self._places[:evicted], self._entries[:evicted], self._weights[:evicted]
+        return freed
+
+
+class TailPool(Generic[Key, Entry]):
+    """The tails of many logs, each of one tenant, within one budget.
+
+    Args:
+        tenant_of: Returns the tenant of a log.
+        budget: The total weight.
+        entry_weight: What an entry weighs besides its text, in bytes.
+    """
+
+    def __init__(self, tenant_of: Callable[[Key], str], *, budget: int, entry_weight: int) -> None:
+        self._tenant_of = tenant_of
+        self._budget = budget
+        self._entry_weight = entry_weight
+        self._tails: dict[str, dict[Key, Tail[Entry]]] = {}
+        self._weights: dict[str, int] = {}
+        self._total = 0
+
+    def __len__(self) -> int:
+        return sum(map(len, self._tails.values()))
+
+    def get(self, key: Key) -> Tail[Entry] | None:
+        """Returns the tail of a log, if it has one."""
+        return self._tails.get(self._tenant_of(key), {}).get(key)
+
+    def add(self, key: Key, place: int, entry: Entry, size: int, start: int | None = None) -> None:
+        """Appends an entry with `size` bytes of text. A new tail has all entries after `start`."""
+        tenant = self._tenant_of(key)
+        tails = self._tails.setdefault(tenant, {})
+        tail = tails.get(key)
+        if tail is None:
+            tail = tails[key] = Tail(start)
+        weight = size + self._entry_weight
+        tail.add(place, entry, weight)
+        self._count(tenant, weight)
+        if self._total > self._budget:
             self._evict()
 
+    def drop(self, key: Key) -> None:
+        """Removes the tail of a log, if it has one."""
+        tenant = self._tenant_of(key)
+        tails = self._tails.get(tenant, {})
+        tail = tails.pop(key, None)
+        if tail is not None:
+            self._count(tenant, -tail.weight)
+        if not tails:
+            self._tails.pop(tenant, None)
+            self._weights.pop(tenant, None)
+
+    def clear(self) -> None:
+        """Removes all tails."""
+        self._tails.clear()
+        self._weights.clear()
+        self._total = 0
+
+    def _count(self, tenant: str, weight: int) -> None:
+        self._weights[tenant] = self._weights.get(tenant, 0) + weight
+        self._total += weight
+
     def _evict(self) -> None:
-        """Evicts the older half, so that the cost of an entry does not depend on the length."""
-        evicted = max(1, len(self._places) // 2)
-        self.start = self._places[evicted - 1]
-        self._bytes -= sum(self._sizes[:evicted])
-        del self._places[:evicted], self._entries[:evicted], self._sizes[:evicted]
+        heaviest = [(-weight, tenant) for tenant, weight in self._weights.items()]
+        heapq.heapify(heaviest)
+        while self._total > self._budget * KEPT:
+            _, tenant = heaviest[0]
+            self._count(tenant, -sum(tail.evict() for tail in self._tails[tenant].values()))
+            heapq.heapreplace(heaviest, (-self._weights[tenant], tenant))

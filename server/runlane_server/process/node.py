@@ -13,10 +13,12 @@ from typing import Any
 
 import structlog
 
+from runlane_server.access.node_keys import NodeKeys
 from runlane_server.agents.base import Agent
 from runlane_server.agents.command.agent import CommandSettings
 from runlane_server.agents.command.launcher import ResourceLimits
 from runlane_server.agents.loader import AgentSettings, load_agent
+from runlane_server.cluster.key_refresh import keep_node_keys
 from runlane_server.cluster.relay import Relay
 from runlane_server.config import Config
 from runlane_server.core.errors import RunlaneError, StartError
@@ -131,11 +133,11 @@ async def serving(
             gates=harness.gates,
             now=clock.micros,
         )
-        relay, peer_key = None, ""
+        relay, node_keys = None, NodeKeys()
         if store.cluster is not None:
-            peer_key = store.cluster.peer_key
-            relay = Relay(store.cluster, coordinator.feed, security.peers(peer_key))
-        access_control = security.access_control(peer_key)
+            node_keys = NodeKeys(store.cluster.node_keys)
+            relay = Relay(store.cluster, coordinator.feed, security.peers(node_keys))
+        access_control = security.access_control(node_keys)
         shutdown.on_reload = partial(security.refresh_safely, access_control)
         endpoint = Endpoint(
             coordinator,
@@ -149,6 +151,7 @@ async def serving(
         )
         # Before any run: a server whose port is in use must not touch the runs in the store.
         address, node_address = _bind(endpoint, config, shares_port=shares_port)
+        node_keys.address = str(node_address)
         await closing.enter_async_context(metrics.serving(coordinator, endpoint))
         on_bound()
         try:
@@ -165,6 +168,7 @@ async def serving(
             *retention_tasks(coordinator, retention_of(config), clock.seconds),
             security.keep_current(access_control),
             coordinator.stored.keep_measuring(),
+            keep_node_keys(store.cluster, access_control),
         )
         try:
             yield Node(address, node_address, coordinator)

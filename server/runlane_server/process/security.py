@@ -4,11 +4,11 @@ The settings allow
 
     calls without TLS          always, with a warning if the server listens in a network
     callers without identity   on this machine; in a network only with --insecure-anywhere
-    nodes without TLS          on this machine; in a network only with --insecure-anywhere
+    nodes without TLS          always, with a warning if they call each other in a network
     the harness                on this machine
 
-`--access` (tokens, JWTs, certificates) and `--tls-client-ca` identify callers. Without the second
-exception nodes of a network do not call each other; live events then come later, from the store.
+`--access` (tokens, JWTs, certificates) and `--tls-client-ca` identify callers. Nodes sign their
+calls to each other and send no secret, with or without TLS.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import structlog
 from runlane.targets import is_local
 from runlane_server.access.access_file import AccessFile
 from runlane_server.access.control import AccessControl
+from runlane_server.access.node_keys import NodeKeys
 from runlane_server.access.quotas import QuotaBook
 from runlane_server.cluster.peers import Peers
 from runlane_server.config import Config
@@ -89,17 +90,16 @@ class Security:
         if self._node_ca is not None and not self._node_ca.is_file():
             raise SettingsError(f"--node-tls-ca {self._node_ca}: is not a file")
 
-    def access_control(self, peer_key: str) -> AccessControl:
-        """The access control of this node. Only the nodes of one store know its `peer_key`."""
-        return AccessControl(self._access, peer_key=peer_key, quotas=self.quotas)
+    def access_control(self, node_keys: NodeKeys) -> AccessControl:
+        """The access control of this node."""
+        return AccessControl(self._access, node_keys=node_keys, quotas=self.quotas)
 
-    def peers(self, peer_key: str) -> Peers:
+    def peers(self, node_keys: NodeKeys) -> Peers:
         """The calls to other nodes, with TLS if this node has it."""
         tls, ca = self.tls, self._node_ca
         return Peers(
-            peer_key,
+            node_keys,
             credentials=None if tls is None else lambda: tls.channel_credentials(ca),
-            plaintext=self._config.insecure_anywhere,
         )
 
     def log_warnings(self, node_address: Address, *, shared: bool) -> None:
@@ -121,10 +121,7 @@ class Security:
         if self._access is not None and self._access.has_certificates and not config.tls_client_ca:
             log.warning("the certificates of the access file have no effect; see --tls-client-ca")
         if shared and self.tls is None and not _is_local(node_address):
-            if config.insecure_anywhere:
-                log.warning("nodes authenticate to each other unencrypted; see --tls-cert")
-            else:
-                log.warning("nodes without TLS do not call each other; live events are delayed")
+            log.warning("live events between nodes are not encrypted; see --tls-cert")
 
     async def keep_current(self, access_control: AccessControl) -> Never:
         """Applies changes of the files, and ends calls whose callers are no longer authorized."""

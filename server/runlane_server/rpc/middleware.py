@@ -22,6 +22,7 @@ from grpc import StatusCode
 from structlog.contextvars import bind_contextvars
 
 from runlane_server.access.caller import CALLER, CREDENTIALS, Credentials, Role
+from runlane_server.access.certificate import certificate_names
 from runlane_server.access.control import AccessControl, OpenCall
 from runlane_server.access.log_limit import LogLimit
 from runlane_server.access.permissions import PUBLIC_METHODS, REQUIRED_ROLES
@@ -229,8 +230,8 @@ def credentials_of(context: Context) -> Credentials:
     """Returns the credentials of a call; the first value of a metadata key counts."""
     pairs = cast("Sequence[tuple[str, str]]", context.invocation_metadata() or ())
     metadata = dict(reversed(pairs))
-    certificate = context.peer_identities() or ()
-    names = tuple(name.decode(errors="replace") for name in certificate)
+    certificates = context.auth_context().get("x509_pem_cert", ())
+    names = next((certificate_names(pem) for pem in certificates), ())
     return Credentials(metadata, names, context.peer() or "")
 
 

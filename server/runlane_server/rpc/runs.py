@@ -14,7 +14,12 @@ from runlane.v1 import run_service_pb2 as pb
 from runlane.v1 import run_service_pb2_grpc
 from runlane_server.access.caller import CALLER, CREDENTIALS, tenant
 from runlane_server.cluster.relay import Relay
-from runlane_server.core.errors import CursorCompacted, Draining, InvalidArgument
+from runlane_server.core.errors import (
+    CursorCompacted,
+    Draining,
+    InvalidArgument,
+    PermissionDenied,
+)
 from runlane_server.core.model import Run, RunComplete, RunKey
 from runlane_server.core.trace import log_fields, traceparent_of
 from runlane_server.engine.coordinator import Coordinator
@@ -149,6 +154,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         """Streams the events of a run, up to its terminal event."""
         validate.subscribe_run(request)
         bind_contextvars(run_id=request.run_id)
+        _check_peer(request.run_id)
         await self._coordinator.get_run(request.run_id, tenant=tenant())
         key = RunKey(tenant(), request.run_id)
         if await self._has_seen_end(key, request.after_index):
@@ -262,6 +268,13 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
             wanted.session_id or "",
             *sorted(wanted.states),
         )
+
+
+def _check_peer(run_id: str) -> None:
+    """Raises PermissionDenied for a node that asks for another run than its signature names."""
+    caller = CALLER.get()
+    if caller.peer and caller.run_id != run_id:
+        raise PermissionDenied("a node may follow only the run that its signature names")
 
 
 class _Place:

@@ -192,8 +192,12 @@ class Cluster(Protocol):
     """
 
     @property
-    def peer_key(self) -> str:
-        """The secret by which the nodes of this store authenticate to each other. ASCII."""
+    def node_keys(self) -> Sequence[str]:
+        """The secrets with which the nodes of this store sign their calls to each other, newest
+        first: one, or two after a rotation. ASCII."""
+
+    async def refresh_node_keys(self) -> None:
+        """Reads `node_keys` again."""
 
     is_alone: bool
     """Whether no other node was alive at the last heartbeat of this one."""

@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import os
+import ssl
 import tempfile
 import tomllib
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ from runlane.targets import is_local
 from runlane.v1 import run_pb2, run_service_pb2, session_service_pb2
 from runlane_server.access import entries, tokens
 from runlane_server.access.caller import AuthenticationFailed, Role
+from runlane_server.access.certificate import certificate_names
 from runlane_server.access.jwts import JwtSettings, JwtVerifier
 from runlane_server.access.quotas import read_quotas
 from runlane_server.agents.base import AgentError
@@ -60,6 +62,7 @@ from runlane_server.rpc.cursor import Cursors
 from runlane_server.rpc.page import PageTokens
 from runlane_server.store import codec
 from runlane_server.store.postgres.database import Database
+from support.certificates import Authority
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +117,7 @@ tenant = "acme"
 role = "run"
 expires = 2030-01-01T00:00:00Z
 [[certificate]]
-subject = "a.example"
+subject = "dns=a.example"
 tenant = "acme"
 role = "read"
 [jwt]
@@ -334,6 +337,12 @@ def _exposition(data: bytes) -> None:
         exposition.quantile(before, page, base, 0.5)
 
 
+def _certificate() -> bytes:
+    """A certificate as DER."""
+    issued = Authority().issue("me", ["spiffe://acme/job", "a.example"])
+    return ssl.PEM_cert_to_DER_cert(issued.certificate.decode())
+
+
 def _tokens(data: bytes) -> object:
     return tokens.TokenVerifier(()).verify(data.decode("latin-1"), 0.0)
 
@@ -374,6 +383,12 @@ TARGETS: Sequence[Target] = (
         _quotas,
         (ValueError,),
         (b"[acme]\nmax_active_runs = 2\naccepts_per_second = 1.5\naccepts_burst = 3\n",),
+    ),
+    Target(
+        "certificate",
+        lambda data: certificate_names(ssl.DER_cert_to_PEM_cert(data).encode()),
+        (),
+        (_certificate(),),
     ),
     Target("token", _tokens, (AuthenticationFailed,), (b"rl_" + b"a" * 16 + b"_" + b"b" * 52,)),
     Target("jwt", _jwt, (AuthenticationFailed,), (b"eyJhbGciOiJFUzI1NiJ9.e30.AAAA", b"a.b.c")),

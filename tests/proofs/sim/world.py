@@ -27,7 +27,7 @@ from runlane_server.core import lane as rules
 from runlane_server.core.model import CancelScope, Prompt, RunKey, RunRequest, SessionKey, WhenBusy
 from runlane_server.core.transition import Lane, Transition
 from runlane_server.engine import agent_turn, batches, lane_cache, outbox, replay
-from runlane_server.feed import feed, tail
+from runlane_server.feed import feed
 
 HORIZON = 1_500.0
 """Virtual seconds within which a world must end."""
@@ -44,7 +44,8 @@ EXPECTED_ERRORS = {"agent failed", "agent is not ready"}
 """Errors that may be logged, because simulated agents fail."""
 
 NARROW: Sequence[tuple[Any, str, float]] = (
-    (tail, "TAIL_EVENTS", 5),
+    (feed, "LOG_TAIL_BYTES", 5 * 4096),
+    (feed, "RUN_TAIL_BYTES", 5 * 512),
     (feed, "PAGE_EVENTS", 2),
     (outbox, "DELTA_CHARS", 12),
     (outbox, "OUTBOX_CHARS", 20),

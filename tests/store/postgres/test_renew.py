@@ -6,13 +6,17 @@ import asyncio
 
 import pytest
 
+from runlane_server.access.caller import AuthenticationFailed
+from runlane_server.access.control import AccessControl
+from runlane_server.access.node_keys import NodeKeys
 from runlane_server.cli import maintenance
+from runlane_server.cluster.key_refresh import refresh
 from runlane_server.core.errors import StartError
 from runlane_server.store.base import StoreError
 from runlane_server.store.open import StoreUrl
 from runlane_server.store.postgres import log as postgres_log
 from runlane_server.store.postgres.database import Database
-from runlane_server.store.postgres.renew import renew
+from runlane_server.store.postgres.renew import renew, rotate_node_key
 from support.postgres import Connection, listening, postgres_store
 from support.story import START, Story
 
@@ -75,13 +79,14 @@ async def test_node_whose_log_was_compacted_goes_on(
 async def test_renewed_store_has_a_new_id_and_all_else(postgres_url: str) -> None:
     async with postgres_store(postgres_url) as store:
         await Story(store).play("a")
-        old, key = store.store_id, store.cluster.peer_key
+        old, keys = store.store_id, store.cluster.node_keys
     assert "new id" in await renew(Database.parse(postgres_url))
     async with postgres_store(postgres_url) as store:
         assert len(store.store_id) == 8
         assert store.store_id != old
-        assert len(store.cluster.peer_key) == len(key)
-        assert store.cluster.peer_key != key
+        (key,) = store.cluster.node_keys
+        assert len(key) == 64
+        assert [key] != keys
         assert store.position == 1
 
 
@@ -98,11 +103,37 @@ async def test_store_of_nodes_at_work_is_not_renewed(postgres_url: str, beside: 
     await renew(Database.parse(postgres_url))
 
 
+async def test_rotation_reaches_running_nodes_and_keeps_one_old_key(postgres_url: str) -> None:
+    database = Database.parse(postgres_url)
+    async with postgres_store(postgres_url) as store:
+        cluster = store.cluster
+        (first,) = cluster.node_keys
+        access = AccessControl(node_keys=NodeKeys([first]))
+        signed = access.node_keys.sign("", "acme", "r")
+        assert "a new key" in await rotate_node_key(database)
+        await refresh(cluster, access)
+        second, kept = cluster.node_keys
+        assert (kept, len(second)) == (first, 64)
+        assert access.node_keys.verify(signed) == ("acme", "r")
+        await rotate_node_key(database)
+        await refresh(cluster, access)
+        assert tuple(cluster.node_keys) == (cluster.node_keys[0], second)
+        with pytest.raises(AuthenticationFailed, match="wrong node signature"):
+            access.node_keys.verify(signed)
+        # A node that starts now has the same two keys.
+        async with postgres_store(postgres_url) as other:
+            assert tuple(other.cluster.node_keys) == tuple(cluster.node_keys)
+
+
 async def test_renew_refuses_a_schema_without_a_store(postgres_url: str) -> None:
     with pytest.raises(StartError, match="the schema has no store"):
         await renew(Database.parse(postgres_url))
     with pytest.raises(StartError, match=r"127\.0\.0\.1:1"):
         await renew(Database.parse("postgresql://postgres@127.0.0.1:1/none"))
+    with pytest.raises(StartError, match=r"rotate-node-key .*the schema has no store"):
+        await rotate_node_key(Database.parse(postgres_url))
     for other in ("sqlite:///runlane.db", "memory:"):
+        with pytest.raises(StartError, match="rotate-node-key: "):
+            maintenance.rotate_node_key(StoreUrl.parse(other))
         with pytest.raises(StartError, match="renew: "):
             maintenance.renew(StoreUrl.parse(other))

@@ -198,3 +198,42 @@ async def test_reads_of_a_hop_see_one_moment(tmp_path: Path) -> None:
         let_go.let_go.set()
         assert await asyncio.gather(first, *more) == ["gate", 1, 1]
         assert await reader.look_up(lambda db: queries.lane(db, story.key).version) == 2
+
+
+async def test_tenants_take_turns_at_the_reader(connection: SqliteConnection) -> None:
+    reader = SqliteReader(connection)
+    made: list[str] = []
+
+    def page(_: sqlite3.Connection, tenant: str) -> None:
+        made.append(tenant)
+
+    gate, first = await behind_a_gate(reader)
+    noisy = [asyncio.create_task(reader.page(page, "noisy")) for _ in range(100)]
+    await asyncio.sleep(0)
+    quiet = [asyncio.create_task(reader.page(page, "quiet")) for _ in range(2)]
+    await asyncio.sleep(0)
+    gate.let_go.set()
+    await asyncio.gather(first, *noisy, *quiet)
+    assert made[:4] == ["noisy", "quiet", "noisy", "quiet"]
+    assert len(made) == 102
+
+
+async def test_a_read_whose_caller_has_gone_away_is_not_made(connection: SqliteConnection) -> None:
+    reader = SqliteReader(connection)
+    made: list[str] = []
+
+    def page(_: sqlite3.Connection, tenant: str) -> None:
+        made.append(tenant)
+
+    gate, first = await behind_a_gate(reader)
+    gone = [asyncio.create_task(reader.page(page, "noisy")) for _ in range(100)]
+    await asyncio.sleep(0)
+    for task in gone:
+        task.cancel()
+    await asyncio.wait(gone)
+    stays = asyncio.create_task(reader.look_up(page, "quiet"))
+    await asyncio.sleep(0)
+    gate.let_go.set()
+    await asyncio.gather(first, stays)
+    assert made == ["quiet"]
+    await reader.close()

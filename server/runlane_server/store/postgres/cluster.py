@@ -48,12 +48,17 @@ async def open_cluster_pool(connector: Connector) -> Pool:
 class PostgresCluster:
     """See `base.Cluster`."""
 
-    def __init__(self, pool: Pool, notifier: Notifier, peer_key: str) -> None:
-        self.peer_key = peer_key
+    def __init__(self, pool: Pool, notifier: Notifier, node_keys: Sequence[str]) -> None:
+        self.node_keys = node_keys
         self.on_wake: Callable[[], None] | None = None
         self.is_alone = False
         self._pool = pool
         self._notifier = notifier
+
+    async def refresh_node_keys(self) -> None:
+        """Reads `node_keys` again."""
+        rows = await self._rows("node_keys")
+        self.node_keys = rows[0]["peer_key"].split()
 
     # Which nodes are alive
 

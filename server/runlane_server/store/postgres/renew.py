@@ -1,14 +1,20 @@
-"""A new store id for a database that has lost events: by a restore, or a standby that lagged."""
+"""New secrets for a database: a store id after a loss of events, and a key for its nodes."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from runlane_server.core.errors import StartError
 from runlane_server.store.postgres.connection import FAILURES, Connector, describe
 from runlane_server.store.postgres.database import Database
 from runlane_server.store.postgres.schema import SQL
 from runlane_server.store.postgres.text import unescape
+
+if TYPE_CHECKING:
+    from runlane_server.store.postgres.connection import Connection
 
 SILENT_FOR = timedelta(seconds=30)
 """Time without a heartbeat after which a node counts as stopped. A node sends four within its
@@ -21,20 +27,39 @@ async def renew(database: Database) -> str:
     The store then refuses older cursors, as the events after them may differ from those that their
     holders have seen. Raises StartError, also while nodes run: they would continue with the old id.
     """
+    async with _opened(database, "renew") as connection:
+        if nodes := await connection.fetch(SQL["nodes_at_work"], SILENT_FOR):
+            names = ", ".join(sorted(unescape(node["address"]) for node in nodes))
+            raise StartError(
+                f"renew {database.label}: nodes were running within the last"
+                f" {SILENT_FOR.seconds} s ({names}); stop them and wait that long"
+            )
+        await connection.execute(SQL["renew"])
+    return f"{database.label}: the store has a new id and refuses older cursors"
+
+
+async def rotate_node_key(database: Database) -> str:
+    """Adds a new node key, also while nodes run, and keeps only the one before it; returns a line
+    for the operator. Raises StartError.
+    """
+    async with _opened(database, "rotate-node-key") as connection:
+        await connection.execute(SQL["rotate_node_key"])
+    return (
+        f"{database.label}: the nodes have a new key; the one before it is valid until the next"
+        " rotation"
+    )
+
+
+@asynccontextmanager
+async def _opened(database: Database, command: str) -> AsyncIterator[Connection]:
+    """A connection to a database with a store. Raises StartError, for failures inside too."""
     try:
         connection = await Connector(database).connect()
         try:
             if not await connection.fetchval(SQL["has_versions"]):
-                raise StartError(f"renew {database.label}: the schema has no store")
-            if nodes := await connection.fetch(SQL["nodes_at_work"], SILENT_FOR):
-                names = ", ".join(sorted(unescape(node["address"]) for node in nodes))
-                raise StartError(
-                    f"renew {database.label}: nodes were running within the last"
-                    f" {SILENT_FOR.seconds} s ({names}); stop them and wait that long"
-                )
-            await connection.execute(SQL["renew"])
+                raise StartError(f"{command} {database.label}: the schema has no store")
+            yield connection
         finally:
             connection.terminate()
     except (*FAILURES, ValueError) as error:
-        raise StartError(f"renew {database.label}: {describe(error)}") from error
-    return f"{database.label}: the store has a new id and refuses older cursors"
+        raise StartError(f"{command} {database.label}: {describe(error)}") from error

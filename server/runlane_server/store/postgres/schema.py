@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,7 @@ class OpenDatabase:
     store_id: bytes
     position: Position
     compacted: Position
-    peer_key: str
+    node_keys: Sequence[str]
 
 
 async def open_database(database: Database) -> OpenDatabase:
@@ -62,7 +63,7 @@ async def open_database(database: Database) -> OpenDatabase:
     log.info("store opened", store=database.label, schema=version, synchronous_commit=durability)
     connector = replace(connector, durability=durability)
     return OpenDatabase(
-        connector, row["store_id"], row["position"], row["compacted"], row["peer_key"]
+        connector, row["store_id"], row["position"], row["compacted"], row["peer_key"].split()
     )
 
 

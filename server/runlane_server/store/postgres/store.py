@@ -146,7 +146,7 @@ class PostgresStore:
         closing.push_async_callback(cluster_pool.close)
         notifier = Notifier(cluster_pool, self._database.channel)
         closing.push_async_callback(notifier.close)
-        cluster = PostgresCluster(cluster_pool, notifier, opened.peer_key)
+        cluster = PostgresCluster(cluster_pool, notifier, opened.node_keys)
         log = PostgresLog(
             opened,
             pool,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 from runlane_server.core.model import RunKey
@@ -50,13 +51,37 @@ def _logged(
     if wanted.matches_all:
         yield from db.execute(SQL["events"], where)
         return
-    # One seek for each id reads no more rows than a page can hold, however long the log is.
-    positions: set[int] = set()
-    for name, ids in (
-        ("positions_of_session", wanted.session_ids),
-        ("positions_of_run", wanted.run_ids),
-    ):
-        for id_ in ids:
-            positions.update(row[0] for row in db.execute(SQL[name], where | {"id": id_}))
-    for position in sorted(positions):
+    for position in _positions(db, wanted, where):
         yield db.execute(SQL["event"], {"position": position}).fetchone()
+
+
+def _positions(
+    db: sqlite3.Connection, wanted: EventFilter, where: dict[str, Any]
+) -> Iterator[Position]:
+    """Yields the positions of the wanted events, in order.
+
+    It seeks once for each id and once for each position that it yields, however long the log is and
+    however many events the ids have.
+    """
+
+    def seek(name: str, id_: str, after: Position) -> Iterator[tuple[Position, str, str]]:
+        given = where | {"id": id_, "after": after, "limit": 1}
+        for row in db.execute(SQL[name], given):
+            yield row["position"], name, id_
+
+    names = {"positions_of_session": wanted.session_ids, "positions_of_run": wanted.run_ids}
+    heads = [
+        head
+        for name, ids in names.items()
+        for id_ in ids
+        for head in seek(name, id_, where["after"])
+    ]
+    heapify(heads)
+    last = None
+    while heads:
+        position, name, id_ = heappop(heads)
+        if position != last:
+            yield position
+        last = position
+        for head in seek(name, id_, position):
+            heappush(heads, head)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from asyncio import Future
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 from runlane_server.store.batching import MAX_DELAY, Pacer
+from runlane_server.store.fair_queue import FairQueue
 from runlane_server.store.sqlite.connection import SqliteConnection, any_text
 
 P = ParamSpec("P")
@@ -33,12 +33,13 @@ class SqliteReader:
 
     A hop to its thread costs as much as many lookups by key. Lookups that arrive during a hop wait
     and share the next one; while the event loop is busy, a hop waits a little for more of them. A
-    page, which may be large, has a hop to itself, so that only later calls wait for it.
+    page, which may be large, has a hop to itself, so that only later calls wait for it. Tenants
+    take turns, and a read whose caller has gone away is not made.
     """
 
     def __init__(self, connection: SqliteConnection) -> None:
         self._connection = connection
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: FairQueue[_Waiting] = FairQueue()
         self._hop: Future[list[Outcome]] | None = None
         self._batch: Sequence[_Waiting] = ()
         self._pacer = Pacer(MAX_DELAY / 4)
@@ -51,7 +52,7 @@ class SqliteReader:
         **kwargs: P.kwargs,
     ) -> T:
         """Reads a few rows by key. Cancelling ends the wait only."""
-        return await self._read(_call(read, *args, **kwargs), alone=False)
+        return await self._read(_tenant_of(args), _call(read, *args, **kwargs), alone=False)
 
     async def page(
         self,
@@ -60,7 +61,7 @@ class SqliteReader:
         **kwargs: P.kwargs,
     ) -> T:
         """Reads a page, which may be large. Cancelling ends the wait only."""
-        return await self._read(_call(read, *args, **kwargs), alone=True)
+        return await self._read(_tenant_of(args), _call(read, *args, **kwargs), alone=True)
 
     async def close(self) -> None:
         """Waits for pending reads."""
@@ -70,9 +71,11 @@ class SqliteReader:
             # When this returns, `_on_hop_done` was called and may have started the next hop.
             await asyncio.wait([self._hop])
 
-    async def _read(self, call: Callable[[sqlite3.Connection], T], *, alone: bool) -> T:
+    async def _read(
+        self, tenant: str, call: Callable[[sqlite3.Connection], T], *, alone: bool
+    ) -> T:
         future: Future[T] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(call, future, alone))
+        self._waiting.add(tenant, _Waiting(call, future, alone))
         self._schedule()
         return await future
 
@@ -118,16 +121,24 @@ def _call(
     return lambda db: read(db, *args, **kwargs)
 
 
-def _next_batch(waiting: deque[_Waiting]) -> list[_Waiting]:
-    """Takes the next calls that share a hop. A call whose caller has left is never made."""
+def _tenant_of(args: Sequence[object]) -> str:
+    """The tenant that a read is for: its first argument is the tenant, or a key with one."""
+    first = args[0] if args else ""
+    return first if isinstance(first, str) else str(getattr(first, "tenant", ""))
+
+
+def _next_batch(waiting: FairQueue[_Waiting]) -> list[_Waiting]:
+    """Takes the next reads for a hop, without those whose caller has gone away."""
     batch: list[_Waiting] = []
     while waiting and len(batch) < MAX_SHARED:
-        if waiting[0].future.done():
-            waiting.popleft()
-        elif waiting[0].alone:
-            return batch or [waiting.popleft()]
+        if waiting.first.future.done():
+            waiting.take()
+        elif not batch or not waiting.first.alone:
+            batch.append(waiting.take())
+            if batch[0].alone:
+                break
         else:
-            batch.append(waiting.popleft())
+            break
     return batch
 
 

@@ -58,6 +58,15 @@ UPDATE store SET
     store_id = substring(uuid_send(gen_random_uuid()) FROM 9 FOR 8),
     peer_key = replace(gen_random_uuid()::text || gen_random_uuid()::text, '-', '');
 
+-- name: rotate_node_key
+-- The column holds one key, or the new one and the one before it.
+UPDATE store SET peer_key =
+    replace(gen_random_uuid()::text || gen_random_uuid()::text, '-', '')
+    || ' ' || split_part(peer_key, ' ', 1);
+
+-- name: node_keys
+SELECT peer_key FROM store;
+
 -- Writing
 
 -- name: commit_units
@@ -292,8 +301,7 @@ SELECT compacted, position, tenant, session_id, run_id, ended_at, body, found FR
 ORDER BY position;
 
 -- name: events
--- Reads by position: with an index on the tenant, each page would sort the tenant's whole log. IS TRUE
--- keeps the planner from using one.
+-- In rows of (tenant, position), so that the planner cannot walk the events of other tenants.
 SELECT compacted, position, tenant, session_id, run_id, ended_at, body, found FROM store LEFT JOIN (
     SELECT
         position, tenant, session_id, run_id, ended_at, body, count(*) OVER () AS found,
@@ -301,8 +309,8 @@ SELECT compacted, position, tenant, session_id, run_id, ended_at, body, found FR
     FROM (
         SELECT position, tenant, session_id, run_id, ended_at, body, octet_length(body) AS size
         FROM events
-        WHERE (tenant = $1) IS TRUE AND position > $2 AND position <= $3
-        ORDER BY position LIMIT $4
+        WHERE (tenant, position) > ($1, $2) AND (tenant, position) <= ($1, $3)
+        ORDER BY tenant, position LIMIT $4
     ) AS first
 ) AS sized ON before <= $5
 ORDER BY position;

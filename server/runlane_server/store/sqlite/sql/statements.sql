@@ -368,8 +368,7 @@ WHERE tenant = :tenant AND session_id = :session_id AND turn = :turn AND message
 -- Reading: the event log
 
 -- name: events
--- Reads by position: with an index on the tenant, each page would sort the tenant's whole log.
-SELECT position, tenant, session_id, run_id, ended_at, body FROM events NOT INDEXED
+SELECT position, tenant, session_id, run_id, ended_at, body FROM events INDEXED BY events_by_tenant
 WHERE position > :after AND position <= :known AND tenant = :tenant ORDER BY position LIMIT :limit;
 
 -- name: event
