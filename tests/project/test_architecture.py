@@ -40,7 +40,7 @@ ROOMS: dict[str, set[str]] = {
         "base",
         "command.agent",
         "command.environment",
-        "command.launcher",
+        "command.limits",
         "custom",
         "loader",
         "scripted.agent",

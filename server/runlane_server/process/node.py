@@ -14,7 +14,7 @@ import structlog
 
 from runlane_server.agents.base import Agent
 from runlane_server.agents.command.agent import CommandSettings
-from runlane_server.agents.command.launcher import ResourceLimits
+from runlane_server.agents.command.limits import ResourceLimits
 from runlane_server.agents.loader import AgentSettings, load_agent
 from runlane_server.cluster.relay import Relay
 from runlane_server.config import Config
