@@ -41,6 +41,7 @@ ROOMS: dict[str, set[str]] = {
         "command.agent",
         "command.environment",
         "command.limits",
+        "command.prctl",
         "custom",
         "loader",
         "scripted.agent",
