@@ -162,6 +162,17 @@ async def test_a_nonzero_exit_fails_the_run_with_the_end_of_stderr() -> None:
     assert 2000 < len(message) < 2100
 
 
+async def test_an_error_has_no_terminal_codes() -> None:
+    code = r"printf '\033]0;tool\007=====\n\033[31mno key\033[0m\000\377\n' >&2; exit 1"
+    assert await failure(shell(code)) == "the command exited with code 1: no key\ufffd"
+    assert await failure(shell(r"printf '\033[0m' >&2; exit 1")) == "the command exited with code 1"
+
+
+async def test_an_endless_line_with_nul_and_bad_utf8_streams_unchanged() -> None:
+    text = await answer(shell(r"yes 'a\x' | tr -d '\n' | tr '\\x' '\000\377' | head -c 3000000"))
+    assert text == "a\0\ufffd" * 1_000_000
+
+
 async def test_death_by_a_signal_fails_the_run() -> None:
     assert await failure(shell("kill -ABRT $$")) == "the command was ended by SIGABRT"
 

@@ -49,7 +49,7 @@ from runlane_server.agents.command.launcher import Command
 from runlane_server.agents.command.limits import ResourceLimits
 from runlane_server.agents.command.program import DRAIN_TIMEOUT, Program, ProgramLost
 from runlane_server.agents.command.run_dirs import RunDirs
-from runlane_server.agents.text import whole_text
+from runlane_server.agents.text import whole_text, without_terminal_codes
 from runlane_server.core.errors import StartError
 from runlane_server.core.model import (
     Attachment,
@@ -315,7 +315,8 @@ def _failure(code: int, error_tail: str, limits: ResourceLimits) -> AgentError:
         how = f"was ended by {_signal_name(-code)}"
         if code == -signal.SIGKILL and limits.cpu:  # the kernel's answer to an ignored SIGXCPU
             how += f", possibly for exceeding {limits.describe_signal(signal.SIGXCPU)}"
-    message = f"the command {how}: {error_tail}" if error_tail else f"the command {how}"
+    text = without_terminal_codes(error_tail).strip()
+    message = f"the command {how}: {text}" if text else f"the command {how}"
     return AgentError(message, reason=reason)
 
 
