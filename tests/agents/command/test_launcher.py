@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import resource
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
+from runlane_server.agents.base import AgentError
+from runlane_server.agents.command import agent as command_agent
 from runlane_server.agents.loader import load_agent
 from support.programs import answer, at_work, program, shell
-from support.turns import ask
+from support.turns import Working, ask, collect
 
 WORDS = ["$(touch injected)", "`id`", "a b", "", "*", ";", "\n", "é", "'\"", "\\", "-x", "\udcff"]
 
@@ -83,3 +90,66 @@ async def test_the_launcher_is_the_parent_and_leads_nothing_of_the_program() -> 
 async def test_the_interpreter_of_the_launcher_adds_no_variable(env: str) -> None:
     found = await answer(program("/usr/bin/env", env=[env] if env else []))
     assert [line for line in found.splitlines() if line.startswith("LC_CTYPE")] == [env][: len(env)]
+
+
+# --- Scarcity ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def no_free_descriptors() -> Iterator[None]:
+    """This process can open no file."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = [os.open(os.devnull, os.O_RDONLY)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(opened) + 20, limits[1]))
+    try:
+        with suppress(OSError):
+            while True:
+                opened.append(os.open(os.devnull, os.O_RDONLY))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for file in opened:
+            os.close(file)
+
+
+async def test_a_start_without_free_descriptors_is_retried() -> None:
+    agent = shell("cat")
+    await agent.start()
+    with capture_logs() as logged:
+        with no_free_descriptors():
+            working = Working(agent, ask("hi"))
+            while not logged:  # the first attempt has failed
+                await asyncio.sleep(0)
+        await working.task
+    assert working.text == "hi"
+    assert logged[0]["error"] == "Too many open files"
+    await agent.close()
+
+
+async def test_a_start_that_never_succeeds_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command_agent, "START_PATIENCE", 0.3)
+    agent = shell("cat")
+    await agent.start()
+    with (
+        no_free_descriptors(),
+        pytest.raises(AgentError, match=r"cannot start .*/sh: Too many open files"),
+    ):
+        await collect(agent, ask(""))
+    await agent.close()
+
+
+async def test_a_guardian_out_of_descriptors_is_retried() -> None:
+    agent = shell("cat")
+    await agent.start()
+    guardian = agent._guardian.pid
+    assert guardian is not None
+    limits = resource.prlimit(guardian, resource.RLIMIT_NOFILE)
+    resource.prlimit(guardian, resource.RLIMIT_NOFILE, (7, limits[1]))
+    with capture_logs() as logged:
+        working = Working(agent, ask("hi"))
+        while not logged:
+            await asyncio.sleep(0)
+        resource.prlimit(guardian, resource.RLIMIT_NOFILE, limits)
+        await working.task
+    assert working.text == "hi"
+    await agent.close()
