@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from runlane_server.agents.base import AgentError
 from runlane_server.agents.command import agent as command_agent
 from runlane_server.agents.loader import load_agent
-from support.programs import answer, at_work, program, shell
+from support.programs import answer, at_work, program, python, shell
 from support.turns import Working, ask, collect
 
 WORDS = ["$(touch injected)", "`id`", "a b", "", "*", ";", "\n", "é", "'\"", "\\", "-x", "\udcff"]
@@ -86,6 +86,23 @@ async def test_the_launcher_is_the_parent_and_leads_nothing_of_the_program() -> 
         assert not set(files_of(pid).values()) & set(files_of(launcher).values())
 
 
+async def test_the_launcher_adopts_orphans() -> None:
+    code = (
+        "import os\n"
+        "launcher = os.getppid()\n"
+        "ready, notify = os.pipe()\n"
+        "if os.fork() == 0:\n"
+        "    os.setsid()\n"
+        "    if os.fork(): os._exit(0)\n"
+        "    while os.getppid() != launcher: pass\n"
+        "    os.write(notify, b'adopted')\n"
+        "    os._exit(0)\n"
+        "os.close(notify)\n"
+        "print(os.read(ready, 99).decode())\n"
+    )
+    assert await answer(python(code)) == "adopted\n"
+
+
 @pytest.mark.parametrize("env", ["LC_CTYPE=C", "LC_CTYPE=C.UTF-8", ""])
 async def test_the_interpreter_of_the_launcher_adds_no_variable(env: str) -> None:
     found = await answer(program("/usr/bin/env", env=[env] if env else []))
@@ -118,7 +135,7 @@ async def test_a_start_without_free_descriptors_is_retried() -> None:
     with capture_logs() as logged:
         with no_free_descriptors():
             working = Working(agent, ask("hi"))
-            while not logged:  # the first attempt has failed
+            while not (logged or working.task.done()):  # until the first attempt has failed
                 await asyncio.sleep(0)
         await working.task
     assert working.text == "hi"
@@ -147,7 +164,7 @@ async def test_a_guardian_out_of_descriptors_is_retried() -> None:
     resource.prlimit(guardian, resource.RLIMIT_NOFILE, (7, limits[1]))
     with capture_logs() as logged:
         working = Working(agent, ask("hi"))
-        while not logged:
+        while not (logged or working.task.done()):
             await asyncio.sleep(0)
         resource.prlimit(guardian, resource.RLIMIT_NOFILE, limits)
         await working.task
