@@ -73,10 +73,11 @@ class RunDirs:
 
     async def close(self) -> None:
         """Removes the directory of this server. No run uses it any more."""
-        if self._own is not None:
-            self._remove(self._own, self._lock)
-            self._own = None
+        # First those inside: two threads would not remove the whole of one tree.
         await self._wait(list(self._removals), CLOSE_TIMEOUT)
+        if self._own is not None:
+            own, self._own = self._own, None
+            await self._wait([self._remove(own, self._lock)], CLOSE_TIMEOUT)
         self._remover.close()
 
     def _remove(self, path: Path, lock: int | None = None) -> asyncio.Future[None]:
