@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from agents.command.test_environment import SECRETS
 from runlane import Client, RunComplete, RunState
 from runlane_server.agents.command.run_dirs import PREFIX, RunDirs
 from support.processes import wait_for_exit
-from support.server import ServerProcess, serving
+from support.server import ListeningProcess, ServerProcess, clean_environment, serving
 from support.wire import Wire, wait_for_text
 
 
@@ -34,7 +35,7 @@ async def test_the_environment_of_a_program_has_no_secret_of_the_server(tmp_path
     )
     may_be = {name for name in variables if name.startswith(("LANG", "LC_"))}
     assert set(variables) - may_be == {
-        *("PATH", "TZ", "HOME", "TMPDIR", "WANTED", "GIVEN"),
+        *("PATH", "TZ", "HOME", "TMPDIR", "PYTHONUNBUFFERED", "WANTED", "GIVEN"),
         *("RUNLANE_SESSION_ID", "RUNLANE_RUN_ID", "RUNLANE_ATTEMPT"),
     }
     assert (variables["WANTED"], variables["GIVEN"]) == ("w", "a=b, c")
@@ -80,3 +81,56 @@ async def test_the_next_start_removes_directories_of_a_killed_server(tmp_path: P
         assert await server.stop() == 0
     assert list(runs.iterdir()) == [kept.parent]
     await other.close()
+
+
+PROBE = """
+import os
+from pathlib import Path
+
+def parent(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+pid = os.getpid()
+for _ in range(%d):
+    opened = []
+    for name in ("environ", "mem", "maps"):
+        try:
+            open(f"/proc/{pid}/{name}", "rb").close()
+            opened.append(name)
+        except PermissionError:
+            pass
+    try:
+        os.readlink(f"/proc/{pid}/fd/0")
+        opened.append("fd")
+    except PermissionError:
+        pass
+    print(Path(f"/proc/{pid}/cmdline").read_text().replace("\\0", " ")[-400:][:60], opened, sep="|")
+    pid = parent(pid)
+"""
+"""Prints what it can open in /proc of itself, its launcher, the guardian, the server and so on."""
+
+
+async def test_a_program_cannot_read_the_server_and_its_helpers(
+    tmp_path: Path, store_url: str
+) -> None:
+    processes = 2 if store_url.startswith("postgresql") else 1
+    probe = tmp_path / "probe.py"
+    generations = 4 if processes == 1 else 5
+    probe.write_text(PROBE % generations)
+    # Without capabilities root is a user like any other.
+    command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable]
+    command += ["-m", "runlane_server", "--listen", "127.0.0.1:0", "--processes", str(processes)]
+    command += ["--store", store_url]
+    command += ["--agent", f"command:{sys.executable} {probe}"]
+    server = ListeningProcess(command, tmp_path, env=clean_environment())
+    await server.start()
+    try:
+        async with Client(server.address) as client:
+            wire = Wire(client)
+            found = await wire.end(await client.run_accepted("s", "x", allow_missing=True))
+    finally:
+        await server.stop()
+    own, *others = found.text.splitlines()
+    assert own.endswith("|['environ', 'mem', 'maps', 'fd']")
+    assert len(others) == generations - 1, found
+    assert [line.rpartition("|")[2] for line in others] == ["[]"] * len(others), found.text

@@ -165,7 +165,7 @@ REMOVED = (
     Removed(
         "a node may call every method",
         control.AccessControl,
-        "_authorize",
+        "permit",
         "if caller.peer and method not in NODE_METHODS:",
         "if False:",
         "nodes",

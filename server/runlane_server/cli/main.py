@@ -15,6 +15,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import click
 from click.core import ParameterSource
 
+from runlane_server.agents.command.prctl import protect_memory
 from runlane_server.cli import maintenance
 from runlane_server.cli.token_commands import token
 from runlane_server.config import Config
@@ -139,6 +140,7 @@ def _refuse_flags(context: click.Context, name: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; a failure to start is one line on stderr."""
+    protect_memory()
     _occupy_standard_streams()
     try:
         code = command.main(arguments, standalone_mode=False)

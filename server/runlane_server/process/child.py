@@ -15,6 +15,12 @@ import threading
 import time
 from contextlib import suppress
 
+from runlane_server.agents.command.prctl import protect_memory
+
+if __name__ == "__main__":
+    # Before the imports, which take long: programs of other processes may already run.
+    protect_memory()
+
 from runlane_server.config import Config
 from runlane_server.core.errors import StartError
 from runlane_server.process.app import ChildProcess, run

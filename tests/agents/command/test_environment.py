@@ -43,6 +43,7 @@ async def environment_of_a_program(
     home = variables.pop("HOME")
     assert Path(home).name.startswith("run-")
     assert variables.pop("TMPDIR") == home
+    assert variables.pop("PYTHONUNBUFFERED") == "1"
     return variables
 
 
@@ -81,6 +82,7 @@ def test_the_operator_s_variables_override_the_inherited_ones() -> None:
         "PATH": "/bin",
         "HOME": "/nowhere/home",
         "TMPDIR": "/run/1",  # the server has none
+        "PYTHONUNBUFFERED": "1",
         "TZ": "Europe/Berlin",
         **RUN,
     }

@@ -1,129 +1,24 @@
-"""A program starts with its limits, its three pipes and its exact argv, without a shell."""
+"""A program starts with its three pipes and its exact argv, without a shell."""
 
 from __future__ import annotations
 
-import json
+import asyncio
 import os
 import resource
 import signal
 import sys
-from dataclasses import fields
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from runlane_server.agents.base import AgentError
-from runlane_server.agents.command.agent import COMMAND_LIMIT
-from runlane_server.agents.command.launcher import CPU_GRACE, ResourceLimits
+from runlane_server.agents.command import agent as command_agent
 from runlane_server.agents.loader import load_agent
-from support.programs import answer, at_work, failure, program, python, shell
-from support.turns import ask
-
-KINDS = {
-    "cpu": resource.RLIMIT_CPU,
-    "memory": resource.RLIMIT_AS,
-    "files": resource.RLIMIT_NOFILE,
-    "processes": resource.RLIMIT_NPROC,
-    "file_size": resource.RLIMIT_FSIZE,
-}
-
-PRINT_LIMITS = (
-    "import json, resource\n"
-    f"kinds = {[*KINDS.values(), resource.RLIMIT_CORE]}\n"
-    "print(json.dumps([resource.getrlimit(kind) for kind in kinds]))\n"
-)
-
-
-async def limits_of_a_program(limits: ResourceLimits) -> list[tuple[int, int]]:
-    """The soft and hard limits of a program: the kinds above, in order, then core dumps."""
-    found: list[list[int]] = json.loads(await answer(python(PRINT_LIMITS, limits=limits)))
-    return [(soft, hard) for soft, hard in found]
-
-
-def own_limits() -> list[tuple[int, int]]:
-    """The limits of this process, of the kinds above."""
-    return [resource.getrlimit(kind) for kind in KINDS.values()]
-
-
-async def test_by_default_only_core_dumps_are_limited() -> None:
-    assert await limits_of_a_program(ResourceLimits()) == [*own_limits(), (0, 0)]
-
-
-async def test_every_limit_applies_to_the_program_alone() -> None:
-    before = own_limits()
-    limits = ResourceLimits(cpu=60, memory=1 << 32, files=77, processes=5000, file_size=1 << 20)
-    assert [field.name for field in fields(limits)] == list(KINDS)
-    assert await limits_of_a_program(limits) == [
-        (60, 60 + CPU_GRACE),
-        (1 << 32, 1 << 32),
-        (77, 77),
-        (5000, 5000),
-        (1 << 20, 1 << 20),
-        (0, 0),
-    ]
-    assert own_limits() == before
-
-
-async def test_no_limit_exceeds_the_server_s_own() -> None:
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    assert most != resource.RLIM_INFINITY
-    found = await limits_of_a_program(ResourceLimits(files=most + 1))
-    assert found[list(KINDS).index("files")] == (most, most)
-
-
-CPU = ResourceLimits(cpu=1)
-
-
-async def test_exceeding_the_cpu_limit_fails_the_run_with_that_reason() -> None:
-    message = await failure(python("while True: pass", limits=CPU), COMMAND_LIMIT)
-    assert message == "the command was ended by its limit of 1 s of CPU time (--command-cpu)"
-
-
-async def test_a_child_that_exceeds_the_cpu_limit_fails_the_run_with_that_reason() -> None:
-    code = f"echo half >&2; '{sys.executable}' -c 'while True: pass'; exit $?"
-    message = await failure(shell(code, limits=CPU), COMMAND_LIMIT)
-    assert message.startswith(
-        "the command exited with code 152: a child of it reached its limit of 1"
-    )
-    assert "(--command-cpu): half" in message
-
-
-async def test_a_program_that_ignores_the_cpu_limit_is_killed() -> None:
-    code = (
-        "import signal\n"
-        "signal.signal(signal.SIGXCPU, lambda *_: print('cleaning up', flush=True))\n"
-        "while True: pass\n"
-    )
-    async with at_work(python(code, limits=CPU)) as working:
-        await working.said("cleaning up")
-        with pytest.raises(AgentError, match=r"by SIGKILL, possibly for exceeding its limit"):
-            await working.task
-
-
-async def test_exceeding_the_file_size_limit_fails_the_run_with_that_reason() -> None:
-    # Two writes: the first one ends exactly at the limit.
-    argv = ["dd", "if=/dev/zero", "of=file", "bs=4096", "count=2", "status=none"]
-    agent = program(*argv, limits=ResourceLimits(file_size=4096))
-    message = await failure(agent, COMMAND_LIMIT)
-    limit = "its limit of 4096 bytes in a file (--command-file-size)"
-    assert message == f"the command was ended by {limit}"
-
-
-async def test_without_a_limit_the_same_signals_and_codes_name_none() -> None:
-    assert await failure(shell("kill -XCPU $$")) == "the command was ended by SIGXCPU"
-    assert await failure(shell("exit 153")) == "the command exited with code 153"
-    assert await failure(shell("kill -KILL $$")) == "the command was ended by SIGKILL"
-    assert await failure(shell("exit 3", limits=CPU)) == "the command exited with code 3"
-
-
-async def test_the_memory_and_open_file_limits_are_enforced() -> None:
-    limits = ResourceLimits(memory=512 << 20, files=16)
-    assert (await failure(python("bytearray(1 << 30)", limits=limits))).endswith("MemoryError")
-    code = "found = [open('/dev/null') for _ in range(20)]"
-    assert "Too many open files" in await failure(python(code, limits=limits))
-
-
-# --- No shell, nothing inherited ----------------------------------------------------------------
+from support.programs import answer, at_work, program, python, shell
+from support.turns import Working, ask, collect
 
 WORDS = ["$(touch injected)", "`id`", "a b", "", "*", ";", "\n", "é", "'\"", "\\", "-x", "\udcff"]
 
@@ -180,9 +75,98 @@ async def test_a_program_starts_with_no_signal_ignored_or_blocked() -> None:
             assert not int(masks[mask], 16) & 1 << (number - 1), (mask, number.name)
 
 
-async def test_a_program_is_a_direct_child_of_the_server() -> None:
+async def test_the_launcher_is_the_parent_and_leads_nothing_of_the_program() -> None:
     async with at_work(shell("echo $$ $PPID.; sleep 3600")) as working:
         await working.said(".")
-        pid, parent = (int(word) for word in working.text.strip(".\n").split())
-        assert parent == os.getpid()
-        assert os.getpgid(pid) == pid
+        pid, launcher = (int(word) for word in working.text.strip(".\n").split())
+        assert os.getpgid(pid) == os.getsid(pid) == pid
+        assert os.getsid(launcher) not in {pid, os.getsid(0)}
+        assert files_of(launcher).keys() >= {"0", "1", "2"}
+        # None of the run's pipes is kept: the end of the output must show.
+        assert not set(files_of(pid).values()) & set(files_of(launcher).values())
+
+
+async def test_the_launcher_adopts_orphans() -> None:
+    code = (
+        "import os\n"
+        "launcher = os.getppid()\n"
+        "ready, notify = os.pipe()\n"
+        "if os.fork() == 0:\n"
+        "    os.setsid()\n"
+        "    if os.fork(): os._exit(0)\n"
+        "    while os.getppid() != launcher: pass\n"
+        "    os.write(notify, b'adopted')\n"
+        "    os._exit(0)\n"
+        "os.close(notify)\n"
+        "print(os.read(ready, 99).decode())\n"
+    )
+    assert await answer(python(code)) == "adopted\n"
+
+
+@pytest.mark.parametrize("env", ["LC_CTYPE=C", "LC_CTYPE=C.UTF-8", ""])
+async def test_the_interpreter_of_the_launcher_adds_no_variable(env: str) -> None:
+    found = await answer(program("/usr/bin/env", env=[env] if env else []))
+    assert [line for line in found.splitlines() if line.startswith("LC_CTYPE")] == [env][: len(env)]
+
+
+# --- Scarcity ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def no_free_descriptors() -> Iterator[None]:
+    """This process can open no file."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = [os.open(os.devnull, os.O_RDONLY)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(opened) + 20, limits[1]))
+    try:
+        with suppress(OSError):
+            while True:
+                opened.append(os.open(os.devnull, os.O_RDONLY))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for file in opened:
+            os.close(file)
+
+
+async def test_a_start_without_free_descriptors_is_retried() -> None:
+    agent = shell("cat")
+    await agent.start()
+    with capture_logs() as logged:
+        with no_free_descriptors():
+            working = Working(agent, ask("hi"))
+            while not (logged or working.task.done()):  # until the first attempt has failed
+                await asyncio.sleep(0)
+        await working.task
+    assert working.text == "hi"
+    assert logged[0]["error"] == "Too many open files"
+    await agent.close()
+
+
+async def test_a_start_that_never_succeeds_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command_agent, "START_PATIENCE", 0.3)
+    agent = shell("cat")
+    await agent.start()
+    with (
+        no_free_descriptors(),
+        pytest.raises(AgentError, match=r"cannot start .*/sh: Too many open files"),
+    ):
+        await collect(agent, ask(""))
+    await agent.close()
+
+
+async def test_a_guardian_out_of_descriptors_is_retried() -> None:
+    agent = shell("cat")
+    await agent.start()
+    guardian = agent._guardian.pid
+    assert guardian is not None
+    limits = resource.prlimit(guardian, resource.RLIMIT_NOFILE)
+    resource.prlimit(guardian, resource.RLIMIT_NOFILE, (7, limits[1]))
+    with capture_logs() as logged:
+        working = Working(agent, ask("hi"))
+        while not (logged or working.task.done()):
+            await asyncio.sleep(0)
+        resource.prlimit(guardian, resource.RLIMIT_NOFILE, limits)
+        await working.task
+    assert working.text == "hi"
+    await agent.close()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import resource
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -14,13 +16,18 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from runlane_server.agents.command import run_dirs
 from runlane_server.agents.command.agent import CommandAgent
-from runlane_server.agents.command.run_dirs import PREFIX, RunDirs, _remove
+from runlane_server.agents.command.removal import remove_tree
+from runlane_server.agents.command.run_dirs import PREFIX, RunDirs
 from runlane_server.core.errors import StartError
 from support.programs import GRACE, answer, at_work, failure, program, python, shell
 from support.turns import ask
 
 UNPRIVILEGED_USER = 65534
+
+DEEP = 2500
+"""Levels of directories: more than a path name, a recursion or open files reach."""
 
 
 def inside(folder: Path) -> list[Path]:
@@ -102,10 +109,64 @@ def test_read_only_files_are_removed_and_links_are_not_followed(unprivileged: Pa
     outside.chmod(0o555)
     for folder, mode in ((run / "cache" / "module", 0o000), (run / "cache", 0o555), (run, 0o555)):
         folder.chmod(mode)
-    _remove(run)
+    remove_tree(run)
     assert not run.exists()
     assert outside.stat().st_mode & 0o777 == 0o555
     assert (outside / "file").exists()
+
+
+def make_deep(folder: Path, levels: int) -> None:
+    """Creates a path of directories that is too long for any path name."""
+    code = f"import os\nfor _ in range({levels}): os.mkdir('d', 0o500); os.chdir('d')"
+    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
+
+
+def test_a_tree_of_any_depth_and_width_is_removed_with_few_open_files(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for name in (".removed-0", ".removed-1", "wide"):
+        (run / name / "inner").mkdir(parents=True)
+    for number in range(2000):
+        (run / "wide" / f"{number}").touch()
+        (run / "wide" / f"d{number}").mkdir()
+    make_deep(run, DEEP)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(file.name) for file in Path("/proc/self/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 8, limits[1]))
+    try:
+        remove_tree(run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert inside(tmp_path) == []
+
+
+async def test_a_deep_directory_delays_neither_the_end_of_a_run_nor_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dirs = RunDirs(tmp_path)
+    await dirs.start()
+    deep = dirs.create()
+    await asyncio.to_thread(make_deep, deep, DEEP)
+    monkeypatch.setattr(run_dirs, "REMOVAL_TIMEOUT", 0.0)
+    monkeypatch.setattr(run_dirs, "CLOSE_TIMEOUT", 60.0)
+    await dirs.remove(deep)
+    assert deep.exists()
+    await dirs.close()
+    assert inside(tmp_path) == []
+
+
+async def test_a_deep_directory_of_a_killed_server_is_removed_in_the_background(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = tmp_path / f"{PREFIX}left"
+    left.mkdir()
+    await asyncio.to_thread(make_deep, left, DEEP)
+    monkeypatch.setattr(run_dirs, "REMOVAL_TIMEOUT", 0.0)
+    monkeypatch.setattr(run_dirs, "CLOSE_TIMEOUT", 60.0)
+    dirs = RunDirs(tmp_path)
+    await dirs.start()
+    assert left.exists()
+    await dirs.close()
+    assert inside(tmp_path) == []
 
 
 # --- Left over by a server -----------------------------------------------------------------------

@@ -13,21 +13,26 @@ unless a common one is configured.
 No shell is involved: the words of the argv are those of the spec, the prompt is never one of them,
 and the program inherits no open file of the server except its own three pipes.
 
-Exit code 0 completes the turn. A cancel sends SIGTERM to the process group, and SIGKILL after a
-grace period. A program has no steps, so no prompt is folded into its turn.
+Exit code 0 completes the turn. A cancel sends SIGTERM to the program and everything that it
+started, and SIGKILL after a grace period. A program has no steps, so no prompt is folded into its
+turn.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import codecs
+import errno
 import json
 import os
 import shlex
 import shutil
 import signal
+import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +45,11 @@ from runlane_server.agents.command.environment import (
     build_environment,
 )
 from runlane_server.agents.command.guardian import Guardian
-from runlane_server.agents.command.launcher import ResourceLimits, launcher_argv
-from runlane_server.agents.command.program import Program
+from runlane_server.agents.command.launcher import Command
+from runlane_server.agents.command.limits import ResourceLimits
+from runlane_server.agents.command.program import DRAIN_TIMEOUT, Program, ProgramLost
 from runlane_server.agents.command.run_dirs import RunDirs
-from runlane_server.agents.text import whole_text
+from runlane_server.agents.text import whole_text, without_terminal_codes
 from runlane_server.core.errors import SettingsError, start_error
 from runlane_server.core.model import (
     Attachment,
@@ -60,6 +66,20 @@ COMMAND_FAILED = "COMMAND_FAILED"
 
 COMMAND_LIMIT = "COMMAND_LIMIT"
 """Reason of a failed run: a resource limit ended the program."""
+
+START_BACKOFF = (0.1, 0.2, 0.5, 1.0)
+"""Seconds between attempts to start a program for which the machine has no room."""
+
+START_PATIENCE = 10.0
+"""Seconds after which a run whose program cannot be started fails."""
+
+_SCARCE = frozenset(
+    {
+        *(errno.EAGAIN, errno.EMFILE, errno.ENFILE),
+        *(errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS),
+    }
+)
+"""Errors of a start that may succeed later: too many processes or open files, too little memory."""
 
 log = structlog.get_logger()
 
@@ -129,20 +149,26 @@ class CommandAgent:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         home = self._create_directory()
         try:
-            program = self._spawn(turn, stdin.encode(), home)
+            program = await self._start_program(turn, stdin.encode(), home)
             try:
                 while data := await program.read():
                     if text := decoder.decode(data):
                         yield TextDelta(text)
                 if text := decoder.decode(b"", final=True):
                     yield TextDelta(text)
-                code = await program.exit_code()
+                code = await _exit_code(program)
             finally:
                 await program.end(self._kill_grace)
         finally:
             await self._run_dirs.remove(home)
         if code != 0:
             raise _failure(code, program.error_tail, self._settings.limits)
+        if program.was_cut:
+            raise AgentError(
+                "the command exited with code 0, but processes that it left behind were still "
+                f"writing to its output {DRAIN_TIMEOUT:g} s later, and were ended",
+                reason=COMMAND_FAILED,
+            )
 
     async def close(self) -> None:
         """Stops the guardian and removes this server's directory."""
@@ -156,26 +182,54 @@ class CommandAgent:
             message = f"cannot create a directory for the run: {exc}"
             raise AgentError(message, reason=COMMAND_FAILED) from exc
 
-    def _spawn(self, turn: Turn, stdin: bytes, home: Path) -> Program:
+    async def _start_program(self, turn: Turn, stdin: bytes, home: Path) -> Program:
+        """Starts the program. While the machine lacks what a start needs, it retries.
+
+        Raises AgentError (COMMAND_FAILED).
+        """
+        command = self._command(turn, home)
+        give_up_at = time.monotonic() + START_PATIENCE
+        for delay in chain(START_BACKOFF, repeat(START_BACKOFF[-1])):
+            try:
+                return await self._try_to_start(command, stdin)
+            except OSError as exc:
+                if exc.errno not in _SCARCE or time.monotonic() + delay > give_up_at:
+                    message = f"cannot start {self._argv[0]}: {exc.strerror}"
+                    raise AgentError(message, reason=COMMAND_FAILED) from exc
+                log.warning("program not started", error=exc.strerror, retry_in_s=delay)
+            await asyncio.sleep(delay)
+        raise AssertionError("unreachable")
+
+    async def _try_to_start(self, command: Command, stdin: bytes) -> Program:
+        program = Program(self._guardian, command, stdin=stdin)
+        try:
+            await program.started()
+        except BaseException:
+            await program.end(0.0)
+            raise
+        return program
+
+    def _command(self, turn: Turn, home: Path) -> Command:
         settings = self._settings
         ids = (turn.session_id, turn.run_id, str(turn.attempt))
         run_variables = dict(zip(RUN_VARIABLES, ids, strict=True))
         if turn.traceparent:
             run_variables[TRACE_VARIABLE] = turn.traceparent
-        env = build_environment(os.environ, settings.env, run_variables, home)
-        try:
-            program = Program(
-                launcher_argv(self._argv, env, settings.limits),
-                env=env,
-                stdin=stdin,
-                cwd=settings.cwd or home,
-                on_exit=self._guardian.unwatch,
-            )
-        except (OSError, ValueError) as exc:
-            message = f"cannot start {self._argv[0]}: {exc}"
-            raise AgentError(message, reason=COMMAND_FAILED) from exc
-        self._guardian.watch(program.group)
-        return program
+        return Command(
+            self._argv,
+            build_environment(os.environ, settings.env, run_variables, home),
+            str(settings.cwd or home),
+            grace=self._kill_grace,
+            limits=settings.limits.rlimits(),
+        )
+
+
+async def _exit_code(program: Program) -> int:
+    try:
+        return await program.exit_code()
+    except ProgramLost as exc:
+        message = "the process that watches the command was killed"
+        raise AgentError(message, reason=COMMAND_FAILED) from exc
 
 
 def _warn_about_relative_paths(arguments: Sequence[str]) -> None:
@@ -261,7 +315,8 @@ def _failure(code: int, error_tail: str, limits: ResourceLimits) -> AgentError:
         how = f"was ended by {_signal_name(-code)}"
         if code == -signal.SIGKILL and limits.cpu:  # the kernel's answer to an ignored SIGXCPU
             how += f", possibly for exceeding {limits.describe_signal(signal.SIGXCPU)}"
-    message = f"the command {how}: {error_tail}" if error_tail else f"the command {how}"
+    text = without_terminal_codes(error_tail).strip()
+    message = f"the command {how}: {text}" if text else f"the command {how}"
     return AgentError(message, reason=reason)
 
 

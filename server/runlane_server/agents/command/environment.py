@@ -6,6 +6,7 @@ see: the password of the store, tokens, the keys of providers. So a program gets
     PATH, LANG, LC_*, TZ    as the server has them
     HOME, TMPDIR            its private directory, so that it leaves nothing behind and does not
                             find files in the server's home by accident
+    PYTHONUNBUFFERED        1: output to a pipe is block-buffered, which would delay the stream
     RUNLANE_...             the ids of the run (see `RUN_VARIABLES`)
     TRACEPARENT             the span of the attempt, if the run is in a trace
 
@@ -51,7 +52,12 @@ def build_environment(
     is left out.
     """
     inherited = {name: value for name, value in server.items() if _INHERITED.fullmatch(name)}
-    variables = {**inherited, "HOME": str(home), "TMPDIR": str(home)}
+    variables = {
+        **inherited,
+        "HOME": str(home),
+        "TMPDIR": str(home),
+        "PYTHONUNBUFFERED": "1",
+    }
     for text in texts:
         for name, value in parse_variables(text).items():
             if value is not None:

@@ -1,117 +1,107 @@
-"""Ends the programs of a server that was killed.
+"""The server's side of the guardian, the process that starts all programs and outlives the server.
 
-A server that gets SIGKILL cannot clean up, and its programs would continue without it. So a small
-helper process knows their process groups and ends them when the pipe from the server closes; the
-kernel closes it however the server ends. PR_SET_PDEATHSIG would not do: it does not reach
-grandchildren, and needs code between fork and exec, which is not safe in a process with threads.
-The helper costs a run two short writes.
-
-Between the start of a program and `watch` its group is unknown to the helper, for a few
-microseconds.
+A server that gets SIGKILL cannot clean up, and its programs would continue without it. So another
+process starts them: it forks a launcher for each run, which ends the run's processes when its
+socket to the server closes; the kernel closes it however the server ends. PR_SET_PDEATHSIG would
+not do: it does not reach grandchildren. A fork of the guardian is also faster and safer than one of
+the server, which has threads and much memory.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
+import socket
 import subprocess
 import sys
-from typing import IO, cast
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
 
-_SCRIPT = """
-import os, signal, sys, time
+_ROOT = Path(__file__).parents[3]
 
-def end(groups, number):
-    for group in groups:
-        try:
-            os.killpg(group, number)
-        except OSError:
-            pass
+# Appended, so that nothing beside the package replaces a module of the standard library.
+_SCRIPT = (
+    f"import sys; sys.path.append({str(_ROOT)!r}); "
+    "from runlane_server.agents.command.guardian_process import main; main()"
+)
 
-for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-    signal.signal(number, signal.SIG_IGN)
-groups = set()
-while line := sys.stdin.readline():
-    (groups.add if line[0] == "+" else groups.discard)(int(line[1:]))
-if groups:
-    end(groups, signal.SIGTERM)
-    time.sleep(float(sys.argv[1]))
-    end(groups, signal.SIGKILL)
-"""
+
+_NO_VARIABLES: dict[str, str] = {}
+"""The server's variables have secrets, and the guardian needs none of them."""
 
 
 class Guardian:
-    """Watches the process groups that must not outlive this process.
+    """Starts launchers. Not thread-safe.
 
-    `grace` is the time in seconds between SIGTERM and SIGKILL. Not thread-safe.
+    `grace` is the time in seconds between SIGTERM and SIGKILL.
     """
 
     def __init__(self, *, grace: float) -> None:
         self._grace = grace
-        self._groups: set[int] = set()
         self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The process id, if it was started."""
+        return self._process.pid if self._process else None
 
     def start(self) -> None:
-        """Starts the helper process unless it is running."""
+        """Starts the process unless it is running. Raises OSError."""
         if self._process is not None and self._process.poll() is None:
             return
-        self._stop()
-        # A session of its own, so that Ctrl-C on the server's terminal does not reach it.
-        self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and script
-            [sys.executable, "-I", "-S", "-c", _SCRIPT, str(self._grace)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-            cwd="/",
-            start_new_session=True,
-        )
-        os.set_blocking(self._pipe(), False)
-        for group in self._groups:
-            self._send("+", group)
+        self.stop()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                # A session of its own, so that Ctrl-C on the server's terminal does not reach it.
+                self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and script
+                    [sys.executable, *("-I", "-S", "-X", "utf8", "-c"), _SCRIPT, str(self._grace)],
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    cwd="/",
+                    env=_NO_VARIABLES,
+                    start_new_session=True,
+                )
+            except BaseException:
+                ours.close()
+                raise
+        ours.setblocking(False)
+        self._socket = ours
 
-    def watch(self, group: int) -> None:
-        """Ends this group when this process ends."""
-        self._groups.add(group)
-        self._send_or_restart("+", group)
+    def launch(self, files: Sequence[int]) -> None:
+        """Starts a launcher with these files (`guardian_process.FILES`). Raises OSError.
 
-    def unwatch(self, group: int) -> None:
-        """Removes a group that has ended."""
-        self._groups.discard(group)
-        if self._process is not None:
-            self._send_or_restart("-", group)
+        A guardian that was killed or does not read is replaced.
+        """
+        try:
+            self.start()
+            self._send(files)
+        except (BlockingIOError, BrokenPipeError, ConnectionResetError):
+            self.stop()
+            self.start()
+            self._send(files)
+
+    def stop(self) -> None:
+        """Kills the process. Launchers continue: each has its own socket to the server."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+        self._close_socket()
 
     async def close(self) -> None:
-        """Ends the helper process. No group is watched any more."""
+        """Ends the process once all launchers have ended."""
         process, self._process = self._process, None
-        if process is not None and process.stdin is not None:
-            process.stdin.close()
+        self._close_socket()
+        if process is not None:
             await asyncio.to_thread(process.wait)
 
-    def _send_or_restart(self, verb: str, group: int) -> None:
-        try:
-            if self._process is None:
-                self.start()  # sends all groups
-            else:
-                self._send(verb, group)
-        except OSError:  # the helper was killed, or does not read
-            self._stop()
-            # If no process can be started now, the next run retries.
-            with contextlib.suppress(OSError):
-                self.start()
+    def _send(self, files: Sequence[int]) -> None:
+        socket.send_fds(cast("socket.socket", self._socket), [b"\n"], list(files))
 
-    def _send(self, verb: str, group: int) -> None:
-        os.write(self._pipe(), f"{verb}{group}\n".encode())
-
-    def _pipe(self) -> int:
-        process = cast("subprocess.Popen[bytes]", self._process)
-        return cast("IO[bytes]", process.stdin).fileno()
-
-    def _stop(self) -> None:
-        process, self._process = self._process, None
-        if process is not None and process.stdin is not None:
-            # Killed before its pipe closes, so that it does not end the groups that it watches.
-            process.kill()
-            process.stdin.close()
-            process.wait()
+    def _close_socket(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None

@@ -1,102 +1,242 @@
-"""Starts a program with resource limits.
+"""The process that starts one program and stays until everything that the program started is gone.
 
-A process has to set its limits itself, between fork and exec. Python code must not run there in a
-process that has threads, and limits set from outside would come after the program has begun. So a
-small interpreter is started, which sets the limits and then replaces itself with the program by
-exec: same process id, arguments and environment, and no shell involved. This costs about 10 ms per
-run.
+The guardian forks one for each run. It is a process of its own because only a parent can adopt the
+orphans of a program, and because it survives the server: it ends the program when the server is
+gone. Like the guardian it has one thread, so it may run Python between fork and exec.
+
+The control socket to the server carries lines to the server,
+
+    launcher PID        the launcher runs
+    started PID         the program runs
+    failed ERRNO        the program could not be started
+    exited CODE         the program has exited; others that it started may still run
+    gone                no process of the run is left
+
+and single bytes from it (`TERMINATE`, `KILL`). Its end means that the server is gone.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import json
+import os
+import select
 import signal
-import sys
+import socket
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
-CPU_GRACE = 2
-"""Seconds of CPU time between SIGXCPU, which a program may catch to clean up, and SIGKILL."""
+from runlane_server.agents.command.limits import Rlimit, apply_rlimits
+from runlane_server.agents.command.prctl import adopt_orphans
+from runlane_server.agents.command.process_tree import has_children, reap, signal_descendants
 
-CANNOT_START = 126
-"""The exit code if the program cannot be executed, as in a shell."""
+TERMINATE = b"t"
+"""Order to send SIGTERM to every process of the run."""
 
-# The interpreter ignores two signals and, in a C locale, sets LC_CTYPE (PEP 538). The program would
-# inherit both, so the script undoes them.
-_SCRIPT = f"""
-import os, resource, sys
-from _signal import SIG_DFL, SIGPIPE, SIGXFSZ, signal
+KILL = b"k"
+"""Order to send SIGKILL to every process of the run until none is left."""
 
-_, limits, ctype, *argv = sys.argv
-for number in (SIGPIPE, SIGXFSZ):
-    signal(number, SIG_DFL)
-os.environ.pop("LC_CTYPE", None)
-if ctype:
-    os.environ["LC_CTYPE"] = ctype[1:]
-try:
-    for limit in limits.split():
-        name, soft, hard = limit.split(":")
-        kind = getattr(resource, name)
-        most = resource.getrlimit(kind)[1]
-        most = sys.maxsize if most == resource.RLIM_INFINITY else most
-        resource.setrlimit(kind, (min(int(soft), most), min(int(hard), most)))
-    os.execv(argv[0], argv)
-except (OSError, ValueError) as error:
-    sys.stderr.write(f"cannot start {{argv[0]}}: {{error}}\\n")
-    sys.exit({CANNOT_START})
-"""
+REMNANT_GRACE = 0.5
+"""Seconds that other processes of the run have after SIGTERM once the program itself has exited."""
+
+KILL_INTERVAL = 0.005
+"""Seconds between two rounds of SIGKILL."""
+
+KILL_TIMEOUT = 5.0
+"""Seconds after which the launcher gives up on processes that it cannot kill."""
+
+_DEFAULT_SIGNALS = (
+    *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP),
+    *(signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ),
+)
+"""The signals that the launcher or its interpreter handles or ignores."""
 
 
 @dataclass(frozen=True, slots=True)
-class ResourceLimits:
-    """Limits of a program and of each process that it starts. 0 keeps the server's own limit.
+class Command:
+    """A program to start. `grace` is the time in seconds between SIGTERM and SIGKILL if the server
+    is gone."""
 
-    No limit can exceed the server's. `cpu` is in seconds; `memory` (address space) and `file_size`
-    (of each file it writes) are in bytes; `files` is the number of open files. `processes` counts
-    all processes and threads of the server's user, the server's own included, and does not apply to
-    root. Core dumps are always off: one would contain the prompt.
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    cwd: str
+    grace: float
+    limits: Sequence[Rlimit] = ()
+
+    def to_json(self) -> bytes:
+        """The command as bytes. Words keep their bytes, also if they are not UTF-8."""
+        fields = {
+            "argv": [_to_text(word) for word in self.argv],
+            "env": {_to_text(name): _to_text(value) for name, value in self.env.items()},
+            "cwd": _to_text(self.cwd),
+            "grace": self.grace,
+            "limits": self.limits,
+        }
+        return json.dumps(fields).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Command:
+        """The command that `to_json` was called on."""
+        fields = json.loads(data)
+        return cls(
+            argv=[_to_word(text) for text in fields["argv"]],
+            env={_to_word(name): _to_word(text) for name, text in fields["env"].items()},
+            cwd=_to_word(fields["cwd"]),
+            grace=fields["grace"],
+            limits=[(name, soft, hard) for name, soft, hard in fields["limits"]],
+        )
+
+
+def _to_text(word: str) -> str:
+    """The bytes of a word, one character each."""
+    return os.fsencode(word).decode("latin-1")
+
+
+def _to_word(text: str) -> str:
+    return os.fsdecode(text.encode("latin-1"))
+
+
+def run_launcher(control: socket.socket, command_file: int, stdio: Sequence[int]) -> None:
+    """Runs a program to its end. Must be called in a new process.
+
+    `command_file` is a file with a `Command` as JSON, `stdio` the program's three standard streams.
     """
-
-    cpu: int = 0
-    memory: int = 0
-    files: int = 0
-    processes: int = 0
-    file_size: int = 0
-
-    def describe_signal(self, number: int) -> str | None:
-        """Describes the limit that a signal reports; None if it reports none.
-
-        The other limits have no signal: a program that gets no memory, file or process handles
-        that itself.
-        """
-        if number == signal.SIGXCPU and self.cpu:
-            return f"its limit of {self.cpu} s of CPU time (--command-cpu)"
-        if number == signal.SIGXFSZ and self.file_size:
-            return f"its limit of {self.file_size} bytes in a file (--command-file-size)"
-        return None
+    _report(control, f"launcher {os.getpid()}")
+    adopt_orphans()
+    wakeups = _wake_on_exits()
+    try:
+        with open(command_file, "rb") as file:
+            command = Command.from_json(file.read())
+        program = _start(command, stdio)
+    except OSError as exc:
+        _report(control, f"failed {exc.errno or errno.EIO}")
+        return
+    for stream in stdio:
+        os.close(stream)
+    _report(control, f"started {program}")
+    _Launcher(control, wakeups, program, command.grace).run()
 
 
-def launcher_argv(argv: Sequence[str], env: Mapping[str, str], limits: ResourceLimits) -> list[str]:
-    """Returns the argv that starts a program with these limits.
+class _Launcher:
+    """Watches the processes of a run that has started."""
 
-    `argv` begins with the absolute path of the program; `env` is its environment.
-    """
-    ctype = f"={env['LC_CTYPE']}" if "LC_CTYPE" in env else ""
-    return [sys.executable, "-I", "-S", "-c", _SCRIPT, _limits(limits), ctype, *argv]
+    def __init__(self, control: socket.socket, wakeups: int, program: int, grace: float) -> None:
+        self._control = control
+        self._wakeups = wakeups
+        self._program = program
+        self._grace = grace
+        self._exited = False
+        self._orphaned = False
+        self._kill_at = float("inf")
+
+    def run(self) -> None:
+        """Returns when no process is left, or none that it can kill."""
+        poll = select.poll()
+        poll.register(self._control, select.POLLIN)
+        poll.register(self._wakeups, select.POLLIN)
+        while self._are_left():
+            for file, _ in poll.poll(self._timeout_ms()):
+                if file == self._wakeups:
+                    os.read(self._wakeups, 4096)
+                elif not self._obey():
+                    poll.unregister(self._control)
+            now = time.monotonic()
+            if now >= self._kill_at + KILL_TIMEOUT:
+                return
+            if now >= self._kill_at:
+                signal_descendants(signal.SIGKILL)
+
+    def _are_left(self) -> bool:
+        """Reaps and reports; returns whether processes are left."""
+        lines = []
+        for pid, code in reap():
+            if pid == self._program and not self._exited:
+                self._exited = True
+                lines.append(f"exited {code}")
+                if self._orphaned:
+                    self._kill_at = min(self._kill_at, time.monotonic() + REMNANT_GRACE)
+        left = has_children()
+        if not left:
+            lines.append("gone")
+        if lines:
+            _report(self._control, *lines)
+        return left
+
+    def _timeout_ms(self) -> float | None:
+        if self._kill_at == float("inf"):
+            return None
+        return max(self._kill_at - time.monotonic(), KILL_INTERVAL) * 1000
+
+    def _obey(self) -> bool:
+        """Reads and follows orders; returns whether more may come."""
+        try:
+            orders = self._control.recv(64)
+        except OSError:
+            orders = b""
+        if KILL in orders:
+            self._kill_at = min(self._kill_at, time.monotonic())
+        elif TERMINATE in orders:
+            signal_descendants(signal.SIGTERM)
+        elif not orders:
+            self._end_without_server()
+        return bool(orders)
+
+    def _end_without_server(self) -> None:
+        signal_descendants(signal.SIGTERM)
+        self._orphaned = True
+        grace = REMNANT_GRACE if self._exited else self._grace
+        self._kill_at = min(self._kill_at, time.monotonic() + grace)
 
 
-def _limits(limits: ResourceLimits) -> str:
-    """The input of the script: name:soft:hard of each limit, separated by spaces."""
-    pairs = {
-        "RLIMIT_CORE": (0, 0),
-        "RLIMIT_CPU": (limits.cpu, limits.cpu + CPU_GRACE),
-        "RLIMIT_FSIZE": (limits.file_size, limits.file_size),
-        "RLIMIT_NOFILE": (limits.files, limits.files),
-        "RLIMIT_NPROC": (limits.processes, limits.processes),
-        # Last, as setting the others needs memory.
-        "RLIMIT_AS": (limits.memory, limits.memory),
-    }
-    return " ".join(
-        f"{name}:{soft}:{hard}"
-        for name, (soft, hard) in pairs.items()
-        if soft or name == "RLIMIT_CORE"
-    )
+def _wake_on_exits() -> int:
+    """Returns a file that becomes readable when a child exits."""
+    wakeups, writer = os.pipe()
+    os.set_blocking(wakeups, False)
+    os.set_blocking(writer, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    return wakeups
+
+
+def _report(control: socket.socket, *lines: str) -> None:
+    with contextlib.suppress(OSError):  # the server is gone
+        control.sendall("".join(f"{line}\n" for line in lines).encode())
+
+
+def _start(command: Command, stdio: Sequence[int]) -> int:
+    """Starts the program; returns its process id. Raises OSError."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        _become_program(command, stdio, writer)
+    os.close(writer)
+    # Closed by the exec: no data means that the program runs.
+    number = os.read(reader, 16)
+    os.close(reader)
+    if number:
+        os.waitpid(pid, 0)
+        raise OSError(int(number), os.strerror(int(number)))
+    return pid
+
+
+def _become_program(command: Command, stdio: Sequence[int], failure: int) -> NoReturn:
+    """Replaces this process, a new one, by the program."""
+    number = errno.EINVAL
+    try:
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        for one in _DEFAULT_SIGNALS:
+            signal.signal(one, signal.SIG_DFL)
+        for target, stream in enumerate(stdio):
+            os.dup2(stream, target)
+        os.chdir(command.cwd)
+        apply_rlimits(command.limits)
+        os.execve(command.argv[0], list(command.argv), command.env)  # noqa: S606 - no shell is what we want
+    except OSError as exc:
+        number = exc.errno or number
+    finally:
+        os.write(failure, str(number).encode())
+        os._exit(1)

@@ -14,20 +14,20 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-import structlog
-
-log = structlog.get_logger()
+from runlane_server.agents.command.removal import Remover
 
 PREFIX = "runlane-command-"
 """Prefix of the name of a server's directory, by which the next server finds it."""
 
 REMOVAL_TIMEOUT = 1.0
-"""Seconds that the end of a run waits for the removal of its directory."""
+"""Seconds that the end of a run, and the start of the agent, wait for a removal."""
+
+CLOSE_TIMEOUT = 5.0
+"""Seconds that the shutdown waits for removals. The next start removes what is left."""
 
 
 class RunDirs:
@@ -42,12 +42,17 @@ class RunDirs:
         self._parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._own: Path | None = None
         self._lock = -1
-        self._removals: set[asyncio.Task[None]] = set()
+        self._remover = Remover()
+        self._removals: set[asyncio.Future[None]] = set()
 
     async def start(self) -> None:
-        """Removes the directories of killed servers, and creates one. Raises OSError."""
-        await asyncio.to_thread(_sweep, self._parent)
+        """Removes the directories of killed servers, and creates one. Raises OSError.
+
+        Removals that take longer than `REMOVAL_TIMEOUT` continue in the background.
+        """
         self._create_own()
+        left = await asyncio.to_thread(_find_left, self._parent)
+        await self._wait([self._remove(path, lock) for path, lock in left], REMOVAL_TIMEOUT)
 
     def create(self) -> Path:
         """Creates an empty directory for a run. Raises OSError."""
@@ -64,18 +69,30 @@ class RunDirs:
         `REMOVAL_TIMEOUT` continues in the background."""
         if _remove_if_empty(path):
             return
-        removal = asyncio.create_task(asyncio.to_thread(_remove, path))
-        self._removals.add(removal)
-        removal.add_done_callback(self._removals.discard)
-        await asyncio.wait({removal}, timeout=REMOVAL_TIMEOUT)
+        await self._wait([self._remove(path)], REMOVAL_TIMEOUT)
 
     async def close(self) -> None:
         """Removes the directory of this server. No run uses it any more."""
-        if self._removals:
-            await asyncio.wait(self._removals)
+        # First those inside: two threads would not remove the whole of one tree.
+        await self._wait(list(self._removals), CLOSE_TIMEOUT)
         if self._own is not None:
-            await asyncio.to_thread(_remove, self._own)
-            self._unlock()
+            own, self._own = self._own, None
+            await self._wait([self._remove(own, self._lock)], CLOSE_TIMEOUT)
+        self._remover.close()
+
+    def _remove(self, path: Path, lock: int | None = None) -> asyncio.Future[None]:
+        """Removes a directory, and then its lock."""
+        removal = self._remover.remove(path)
+        self._removals.add(removal)
+        removal.add_done_callback(self._removals.discard)
+        if lock is not None:
+            removal.add_done_callback(lambda _: os.close(lock))
+        return removal
+
+    @staticmethod
+    async def _wait(removals: list[asyncio.Future[None]], timeout: float) -> None:
+        if removals:
+            await asyncio.wait(removals, timeout=timeout)
 
     def _create_own(self) -> None:
         while self._own is None:
@@ -113,15 +130,14 @@ def _try_lock(path: Path) -> int | None:
     return None
 
 
-def _sweep(parent: Path) -> None:
-    """Removes the directories that no running server holds, except those of other users."""
+def _find_left(parent: Path) -> list[tuple[Path, int]]:
+    """Finds and locks the directories that no running server holds, except those of others."""
+    found: list[tuple[Path, int]] = []
     for path in parent.glob(f"{PREFIX}*"):
         with suppress(OSError):
             if path.lstat().st_uid == os.geteuid() and (lock := _try_lock(path)) is not None:
-                try:
-                    _remove(path)
-                finally:
-                    os.close(lock)
+                found.append((path, lock))
+    return found
 
 
 def _remove_if_empty(path: Path) -> bool:
@@ -131,22 +147,3 @@ def _remove_if_empty(path: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def _remove(path: Path) -> None:
-    """Removes a directory, including parts that were made read-only, as some caches do."""
-    shutil.rmtree(path, ignore_errors=True)
-    if path.exists():
-        with suppress(OSError):
-            _make_writable(path)
-        shutil.rmtree(path, ignore_errors=True)
-    if path.exists():
-        log.warning("run directory not removed", path=str(path))
-
-
-def _make_writable(path: Path) -> None:
-    path.chmod(0o700)
-    for folder, names, _ in os.walk(path):
-        for name in names:
-            if not (found := Path(folder, name)).is_symlink():
-                found.chmod(0o700)
