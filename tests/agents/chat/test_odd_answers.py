@@ -71,9 +71,9 @@ ODD: list[Any] = [None, 0, -1, 1.5, 10**30, "", "x", "\ud83d", [], [1], [None], 
 
 def with_odd_values(*odd: tuple[tuple[Any, ...], Any]) -> list[Any]:
     """The valid answer with other values at some places."""
-    chunks: Any = copy.deepcopy(CHUNKS)
+    chunks: list[Any] = copy.deepcopy(CHUNKS)
     for path, value in odd:
-        inner = chunks
+        inner: Any = chunks
         try:
             for key in path[:-1]:
                 inner = inner[key]

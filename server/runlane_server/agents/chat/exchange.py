@@ -51,10 +51,13 @@ class Exchange(AbstractCapability[Any]):
 
     def __init__(self, *, lenient_end: bool) -> None:
         self._lenient_end = lenient_end
+        self._last: _ValidatingModel | None = None
 
     def get_wrapper_model(self, model: Model) -> Model:
-        """Wraps the model that serves a request."""
-        return _ValidatingModel(model, lenient_end=self._lenient_end)
+        """Wraps the model that serves a request. It has no state, so requests share it."""
+        if self._last is None or self._last.wrapped is not model:
+            self._last = _ValidatingModel(model, lenient_end=self._lenient_end)
+        return self._last
 
     async def after_model_request(
         self,
