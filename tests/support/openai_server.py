@@ -25,7 +25,8 @@ class Answer:
 
     `hold` keeps the stream open after the content, until `OpenAIServer.release` or until the
     client leaves. `drop` closes the connection there instead. `cut` ends the stream there in good
-    order, without a finish reason. With `counting`, every chunk has the usage so far.
+    order, without a finish reason. With `counting`, every chunk has the usage so far. `chunks` are
+    sent as they are, in place of everything else.
     """
 
     reasoning: Sequence[str] = ()
@@ -35,6 +36,7 @@ class Answer:
     hold: bool = False
     drop: bool = False
     cut: bool = False
+    chunks: Sequence[Any] | None = None
     counting: bool = False
     finish: str = ""
     status: int = 200
@@ -159,6 +161,12 @@ class OpenAIServer:
             await _send_error(writer, answer)
             return
         writer.write(_head(200, "text/event-stream"))
+        if answer.chunks is not None:
+            lines = [f"data: {json.dumps(chunk)}\n\n" for chunk in answer.chunks]
+            data = "".join([*lines, "data: [DONE]\n\n"]).encode()
+            writer.write(_chunked(data) + b"0\r\n\r\n")
+            await writer.drain()
+            return
         so_far = {"usage": _usage(request)} if answer.counting else {}
         for delta in answer.deltas():
             choice = {"index": 0, "delta": delta, "finish_reason": None}

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 from pydantic_ai import Agent as ModelAgent
+from pydantic_ai import PromptedOutput, ToolOutput
 from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.models.openai import OpenAIChatModel
@@ -130,23 +131,34 @@ async def test_a_model_may_end_its_work_with_tools_in_silence(
     assert [type(event) for event in tool_events(events)] == [ToolCall, ToolResult]
 
 
-async def test_silence_is_no_answer_where_the_output_has_a_type(server: OpenAIServer) -> None:
-    class City(BaseModel):
-        name: str
+class City(BaseModel):
+    name: str
 
-    model = ModelAgent("openai-chat:small", output_type=City)
+
+OSLO = '{"name": "Oslo"}'
+
+
+@pytest.mark.parametrize(
+    ("output", "last"),
+    [
+        (City, Answer(tool_calls=[("c2", "final_result", OSLO)])),
+        (ToolOutput(City), Answer(tool_calls=[("c2", "final_result", OSLO)])),
+        (PromptedOutput(City), Answer(text=[OSLO])),
+    ],
+)
+async def test_silence_is_no_answer_where_the_output_has_a_type(
+    server: OpenAIServer, output: Any, last: Answer
+) -> None:
+    model = ModelAgent("openai-chat:small", output_type=output)
 
     @model.tool_plain
     def look() -> str:
         return "seen"
 
-    server.answer(
-        Answer(tool_calls=[("c1", "look", "{}")]),
-        Answer(),
-        Answer(tool_calls=[("c2", "final_result", '{"name": "Oslo"}')]),
-    )
+    server.answer(Answer(tool_calls=[("c1", "look", "{}")]), Answer(), last)
     async with started(ChatAgent(model)) as agent:
-        assert texts(await collect(agent, ask("where?"))) == ['{"name":"Oslo"}']
+        assert texts(await collect(agent, ask("where?")))[-1] == '{"name":"Oslo"}'
+    assert len(server.requests) == 3
 
 
 async def test_calls_with_the_same_id_in_one_answer_get_their_own_results(

@@ -60,6 +60,7 @@ from runlane_server.core.model import (
     ToolCall,
     ToolResult,
     Usage,
+    clean_text,
 )
 from runlane_server.core.trace import HEADER
 
@@ -256,7 +257,7 @@ class _Round:
             raise AgentError("the provider aborted its answer", reason="PROVIDER_ERROR")
         return Report(
             usage=self._unreported_usage(run),
-            model=response.model_name,
+            model=clean_text(str(response.model_name or "")) or None,
             finish_reason=_FINISH_REASONS.get(response.finish_reason or ""),
         )
 

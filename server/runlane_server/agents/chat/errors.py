@@ -7,7 +7,7 @@ The reasons are part of the interface:
     PROVIDER_UNAVAILABLE    unreachable, overloaded, failing, or an answer that was cut off
     PROVIDER_REJECTED       an invalid request: unknown model, a file that it does not take
     PROVIDER_CONTEXT_LENGTH the conversation is too long for the model
-    PROVIDER_ERROR          any other error in an answer
+    PROVIDER_ERROR          any other error in an answer, or an answer that cannot be read
     MODEL_ERROR             an output of the model that the agent cannot use
 """
 

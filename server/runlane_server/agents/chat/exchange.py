@@ -6,10 +6,11 @@ after all that the agent's own code does to a request.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, cast
 
+import structlog
 from pydantic_ai import RunContext
 from pydantic_ai.capabilities import AbstractCapability
 from pydantic_ai.exceptions import AgentRunError, UnexpectedModelBehavior
@@ -18,6 +19,7 @@ from pydantic_ai.messages import (
     ModelMessage,
     ModelRequest,
     ModelResponse,
+    ModelResponseStreamEvent,
     UserPromptPart,
 )
 from pydantic_ai.models import (
@@ -33,6 +35,8 @@ from pydantic_ai.settings import ModelSettings
 from runlane_server.agents.base import AgentError
 from runlane_server.agents.chat.grammar import valid, valid_response
 
+log = structlog.get_logger()
+
 ENDED_EARLY = (
     "the provider ended its answer without a finish reason; if it never sends one, start the "
     "server with --chat-lenient-end"
@@ -47,10 +51,13 @@ class Exchange(AbstractCapability[Any]):
 
     def __init__(self, *, lenient_end: bool) -> None:
         self._lenient_end = lenient_end
+        self._last: _ValidatingModel | None = None
 
     def get_wrapper_model(self, model: Model) -> Model:
-        """Wraps the model that serves a request."""
-        return _ValidatingModel(model, lenient_end=self._lenient_end)
+        """Wraps the model that serves a request. It has no state, so requests share it."""
+        if self._last is None or self._last.wrapped is not model:
+            self._last = _ValidatingModel(model, lenient_end=self._lenient_end)
+        return self._last
 
     async def after_model_request(
         self,
@@ -88,10 +95,14 @@ class _ValidatingModel(WrapperModel):
             except UnexpectedModelBehavior as exc:
                 message = f"the provider of {self.model_name} sent no answer"
                 raise AgentError(message, reason="PROVIDER_UNAVAILABLE") from exc
-            except (AgentRunError, BaseExceptionGroup):
+            except (AgentRunError, ExceptionGroup):
                 raise
             except Exception as exc:
-                raise _refusal(self.model_name, conforming) from exc
+                kinds = sorted({file.media_type for file in _files(conforming)})
+                if kinds and isinstance(exc, _CONVERSION_ERRORS):
+                    raise _unsupported(self.model_name, kinds) from exc
+                raise _unreadable(self.model_name, exc) from exc
+            _guard(stream)
             if isinstance(stream, OpenAIStreamedResponse):
                 _count_tokens_once(stream)
             yield stream
@@ -120,15 +131,40 @@ def _check_end(stream: StreamedResponse) -> None:
         raise AgentError(ENDED_EARLY, reason="PROVIDER_UNAVAILABLE")
 
 
-def _refusal(model: str, messages: Iterable[ModelMessage]) -> AgentError:
-    """The error for a request that pydantic-ai cannot convert for the model's provider."""
-    kinds = sorted({file.media_type for file in _files(messages)})
-    problem = (
-        f"{model} does not take one of these kinds of attachments: {', '.join(kinds)}"
-        if kinds
-        else f"the request cannot be expressed for {model}"
-    )
-    return AgentError(problem, reason="PROVIDER_REJECTED")
+_CONVERSION_ERRORS = (RuntimeError, AssertionError, UnicodeError)
+"""What pydantic-ai raises for a file that it cannot convert for a provider."""
+
+
+def _unsupported(model: str, kinds: Sequence[str]) -> AgentError:
+    message = f"{model} does not take one of these kinds of attachments: {', '.join(kinds)}"
+    return AgentError(message, reason="PROVIDER_REJECTED")
+
+
+def _unreadable(model: str, exc: Exception) -> AgentError:
+    """The error for an answer whose values have other types than pydantic-ai expects."""
+    log.warning("answer of a model not readable", model=model, exc_info=exc)
+    return AgentError(f"the answer of {model} cannot be read", reason="PROVIDER_ERROR")
+
+
+def _guard(stream: StreamedResponse) -> None:
+    """Turns each error while a stream is read into an error of the provider."""
+    read = stream._get_event_iterator  # noqa: SLF001
+
+    async def guarded() -> AsyncGenerator[ModelResponseStreamEvent, None]:
+        try:
+            async for event in read():
+                yield event
+        except AgentRunError:
+            raise
+        except stream.get_stream_cancel_errors() as exc:
+            if stream.cancelled:
+                raise  # expected by pydantic-ai, which has closed the connection
+            message = f"the connection to the provider of {stream.model_name} broke"
+            raise AgentError(message, reason="PROVIDER_UNAVAILABLE") from exc
+        except Exception as exc:
+            raise _unreadable(str(stream.model_name), exc) from exc
+
+    stream._get_event_iterator = guarded  # type: ignore[method-assign]  # noqa: SLF001
 
 
 def _files(messages: Iterable[ModelMessage]) -> Iterable[BinaryContent]:

@@ -207,7 +207,7 @@ class _UniqueIds:
         self._used = set(used)
 
     def make(self, call_id: str) -> str:
-        unique = call_id = clean_text(call_id) or "call"
+        unique = call_id = clean_text(str(call_id)) or "call"
         number = len(self._used)
         while unique in self._used:
             unique = f"{call_id}_{number}"
@@ -293,7 +293,10 @@ def _valid_call(call: ToolCallPart, call_id: str) -> ToolCallPart:
 
 
 def _with_id(call: ToolCallPart, call_id: str) -> ToolCallPart:
-    return call if call_id == call.tool_call_id else replace(call, tool_call_id=call_id)
+    name = str(call.tool_name)  # a provider may send anything
+    if call_id == call.tool_call_id and name is call.tool_name:
+        return call
+    return replace(call, tool_call_id=call_id, tool_name=name)
 
 
 def _with_valid_name(call: ToolCallPart) -> ToolCallPart:
