@@ -196,8 +196,9 @@ class RunError(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """A stable code: AGENT_ERROR, AGENT_NOT_READY, RUN_TIMEOUT, INTERRUPTED, CORRUPT_RECORD (the
-    stored record is damaged), or a code chosen by the agent (PROVIDER_ERROR, COMMAND_FAILED, ...).
+    """A stable code: AGENT_ERROR, AGENT_NOT_READY, RUN_TIMEOUT, OUTPUT_LIMIT, INTERRUPTED,
+    CORRUPT_RECORD (the stored record is damaged), or a code chosen by the agent (PROVIDER_ERROR,
+    COMMAND_FAILED, ...).
     """
     message: _builtins.str
     """A human-readable message; at most 8 KiB."""

@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 from runlane_server.agents.base import Agent, AgentError, Report
 from runlane_server.agents.chat.agent import ChatAgent
 from runlane_server.core.turn import InvalidAgentEvent
-from runlane_server.engine.intake import Intake
+from runlane_server.engine.agent_output import Intake
 from support.openai_server import Answer, OpenAIServer
 from support.turns import Working, ask, collect, started, texts
 
