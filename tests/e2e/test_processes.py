@@ -243,7 +243,7 @@ async def test_processes_shut_down_gracefully_when_their_parent_is_killed(
         (["--store", "sqlite:///x.db"], 2, "needs a store that nodes can share: postgresql://"),
         (["--store", "memory:"], 2, "needs a store that nodes can share: postgresql://"),
         (["--store", NOWHERE, "--listen", "unix:x"], 2, "--processes: unix:x cannot be shared"),
-        (["--store", NOWHERE, "--node-address", "h:65535"], 1, "has no port for process 2"),
+        (["--store", NOWHERE, "--node-address", "h:65535"], 2, "has no port for process 2"),
         (["--store", NOWHERE], 1, "ConnectionRefusedError"),
         (["--store", NOWHERE, "--agent", "nobody"], 2, "there is no agent 'nobody'"),
     ],

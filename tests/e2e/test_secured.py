@@ -17,6 +17,6 @@ def test_the_access_file_on_the_security_page_is_valid() -> None:
     (shown,) = (file.text for file in files if file.path == "example.toml")
     found = parse(shown)
     assert [token.caller for token in found.tokens] == [Caller("acme", Role.RUN, "ci")]
-    assert found.certificates["spiffe://acme/job"].role is Role.READ
+    assert found.certificates["uri=spiffe://acme/job"].role is Role.READ
     assert found.jwt is not None
     assert found.jwt.roles == {"runlane-admins": Role.ADMIN, "developers": Role.RUN}

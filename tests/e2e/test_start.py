@@ -57,7 +57,7 @@ def foreign(path: Path) -> None:
     ("make", "why"),
     [
         (a_folder, "is a directory"),
-        (unreadable, "unable to open database file"),
+        (unreadable, "Too many levels of symbolic links"),
         (garbage, "is not a database"),
         (foreign, "is a database of another program"),
     ],

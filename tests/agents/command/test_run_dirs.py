@@ -318,6 +318,13 @@ async def test_programs_can_share_one_working_directory(tmp_path: Path) -> None:
     assert (where, here) == (str(cwd), "here")
     assert Path(home).parent.parent == tmp_path
     assert inside(cwd) == [cwd / "here", cwd / "left"]
+
+
+async def test_a_relative_working_directory_is_that_of_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert await answer(shell("pwd", cwd=Path())) == f"{tmp_path}\n"
     assert runs_in(tmp_path) == []
 
 

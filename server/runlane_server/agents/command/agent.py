@@ -129,6 +129,8 @@ class CommandAgent:
         self._as_json = as_json
         self._kill_grace = kill_grace
         self._settings = settings
+        # Absolute for the same reason: the launcher works in another directory.
+        self._cwd = None if settings.cwd is None else settings.cwd.absolute()
         self._guardian = Guardian(grace=kill_grace)
         try:
             self._run_dirs = RunDirs(settings.directory)
@@ -218,7 +220,7 @@ class CommandAgent:
         return Command(
             self._argv,
             build_environment(os.environ, settings.env, run_variables, home),
-            str(settings.cwd or home),
+            str(self._cwd or home),
             grace=self._kill_grace,
             limits=settings.limits.rlimits(),
         )

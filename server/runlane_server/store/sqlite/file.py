@@ -10,7 +10,7 @@ from pathlib import Path
 
 import structlog
 
-from runlane_server.core.errors import SettingsError, StartError
+from runlane_server.core.errors import SettingsError, StartError, start_error
 from runlane_server.store.base import Position
 from runlane_server.store.sqlfiles import migrations
 from runlane_server.store.sqlite.connection import SqliteConnection, any_text
@@ -77,7 +77,7 @@ def _create(path: Path) -> None:
         try:
             os.close(open_private(path))
         except OSError as error:
-            raise StartError(f"store {path}: {error.strerror}") from error
+            raise start_error(f"store {path}: {error.strerror}", error) from error
 
 
 def _make_private(path: Path) -> None:
