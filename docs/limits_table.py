@@ -101,7 +101,11 @@ CALLS = (
         f"{endpoint.MAX_CALLS:,}",
         "further calls wait in the client",
     ),
-    ("time between two progress marks (`--progress-interval`)", f"{MAX_PROGRESS_INTERVAL:g} s", "the setting is refused"),
+    (
+        "time between two progress marks (`--progress-interval`)",
+        f"{MAX_PROGRESS_INTERVAL:g} s",
+        "the setting is refused",
+    ),
 )
 
 AGENTS = (
@@ -133,7 +137,11 @@ AGENTS = (
         "the agent is paused until it is stored",
     ),
     ("text of one stored event", f"{outbox.DELTA_CHARS:,} characters", "split into several"),
-    ("messages of one attempt", f"{lane.ATTEMPT_ORDINALS:,}", "never reached: the output limit comes first"),
+    (
+        "messages of one attempt",
+        f"{lane.ATTEMPT_ORDINALS:,}",
+        "never reached: the output limit comes first",
+    ),
 )
 
 MEMORY = (
