@@ -33,14 +33,14 @@ export PYTHONDONTWRITEBYTECODE :=
 .PHONY: help run test test-fast test-proofs test-postgres test-polyglot build bench check-lane sim crash nodes soak fuzz attack image-requirements check lint types check-proto check-docs proto docs format audit constraints clean
 
 help: ## List the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 run: ## Start a server on LISTEN (127.0.0.1:50051) with a SQLite file and the echo agent
 	@$(check_address)
 	@$(MAKE) --no-print-directory -q $(READY) 2>/dev/null || $(MAKE) --no-print-directory $(RUN_READY)
 	$(BIN)/runlane-server --listen $(LISTEN) --store sqlite:///runlane.db --agent echo
 
-test: $(READY) ## Run the tests
+test: $(READY) ## Run the standard tests; those below take longer or need more
 	$(BIN)/pytest -n $(JOBS) --dist worksteal $(or $(TESTS),$(addprefix --ignore=,$(PROOFS)))
 
 test-fast: $(READY) ## Run the tests that need no server process, in less than a minute

@@ -101,7 +101,11 @@ CALLS = (
         f"{endpoint.MAX_CALLS:,}",
         "further calls wait in the client",
     ),
-    ("time between two progress marks", f"{MAX_PROGRESS_INTERVAL:g} s", "the setting is refused"),
+    (
+        "time between two progress marks (`--progress-interval`)",
+        f"{MAX_PROGRESS_INTERVAL:g} s",
+        "the setting is refused",
+    ),
 )
 
 AGENTS = (
@@ -123,7 +127,7 @@ AGENTS = (
     ),
     ("message of an error", f"{agent_output.MAX_ERROR_CHARS:,} characters", "cut"),
     (
-        "count against --max-run-output of each part of a message",
+        "each part of a message, besides its content",
         size(outbox.PART_BYTES),
         "bounds the number of parts",
     ),
@@ -133,7 +137,11 @@ AGENTS = (
         "the agent is paused until it is stored",
     ),
     ("text of one stored event", f"{outbox.DELTA_CHARS:,} characters", "split into several"),
-    ("messages of one attempt", f"{lane.ATTEMPT_ORDINALS:,}", "beyond what its output allows"),
+    (
+        "messages of one attempt",
+        f"{lane.ATTEMPT_ORDINALS:,}",
+        "never reached: the output limit comes first",
+    ),
 )
 
 MEMORY = (
@@ -153,7 +161,7 @@ MEMORY = (
     ("one PostgreSQL transaction of several runs", size(postgres_writer.MAX_BATCH_BYTES)),
     ("page of the history that is read for an agent", size(agent_turn.HISTORY_BYTES)),
     ("events read at a time to recover a run", size(replay.EVENTS_BYTES)),
-    ("one wait for the end of a run, before it looks again", f"{coordinator.WAIT_SLICE:g} s"),
+    ("time after which a WaitRun call reads the run again", f"{coordinator.WAIT_SLICE:g} s"),
 )
 
 

@@ -135,7 +135,7 @@ async def test_a_yielded_value_that_is_no_event_fails_the_run_and_closes_the_gen
 
 
 class Blocked:
-    """A function that blocks its thread until it is told to go on."""
+    """A function that blocks its thread until it is released."""
 
     def __init__(self, go_on: Callable[[BlockingTurn], object]) -> None:
         self.reached = asyncio.Event()

@@ -1,4 +1,4 @@
-"""What the command prints: in any encoding, and nothing that steers a terminal."""
+"""The output of the command: in any encoding, and nothing that steers a terminal."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ class OwnPostgres:
             time.sleep(0.01)
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
-        """Stops it: SIGINT in good order, SIGQUIT as a crash would, with recovery at the start."""
+        """Stops it: SIGINT gracefully, SIGQUIT as a crash would, with recovery at the start."""
         if self._process is None:
             return
         if state := self._state():

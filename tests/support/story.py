@@ -196,7 +196,7 @@ class Story:
 
 
 class Witness:
-    """A listener that writes down what it is told."""
+    """A listener that records its calls."""
 
     def __init__(self) -> None:
         self.log: list[LoggedComplete] = []

@@ -37,7 +37,7 @@ KeyT = TypeVar("KeyT")
 
 
 class Holder(NamedTuple):
-    """Who makes a call: a tenant, or a host that calls a method without authentication."""
+    """The maker of a call: a tenant, or a host that calls a method without authentication."""
 
     kind: str
     name: str

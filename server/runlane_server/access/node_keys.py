@@ -32,7 +32,7 @@ _FORM = re.compile(
 
 
 class NodeCall(NamedTuple):
-    """What a signature permits: to follow one run of a tenant."""
+    """The permission of a signature: to follow one run of a tenant."""
 
     tenant: str
     run_id: str

@@ -39,7 +39,7 @@ class StreamQuota:
         self._ids: Counter[str] = Counter()
 
     def of(self, tenant: str) -> int:
-        """What the open calls of a tenant count."""
+        """The counts of the open calls of a tenant."""
         return self._open[tenant]
 
     def acquire(self, caller: Caller) -> None:

@@ -1,8 +1,8 @@
 """Agents made of functions: async functions run on the event loop, plain ones in threads.
 
 Both kinds may yield events, or return the answer as a whole. A thread cannot be cancelled from
-outside: the methods of its turn raise `CancelledError` after a cancel, and `is_cancelled` tells
-code that does not call them.
+outside: the methods of its turn raise `CancelledError` after a cancel, and code that calls
+none of them checks `is_cancelled`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where the values of the settings come from: flags, environment variables and a TOML file.
+"""The sources of the values of settings: flags, environment variables and a TOML file.
 
 The settings themselves are declared in `settings.py`. A flag overrides an environment variable,
 which overrides the file, which overrides the default.

@@ -169,7 +169,7 @@ def _tool_call(call: ToolCall) -> ToolCall:
 
 def _json_object(text: str) -> str:
     """The arguments of a call as a strict JSON object, so that the next turn's history is valid:
-    providers refuse any other for good. Models do emit others, such as half an object."""
+    providers refuse any other forever. Models do emit others, such as half an object."""
     if not text or text.isspace():
         return "{}"
     try:

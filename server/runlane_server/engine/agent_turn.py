@@ -37,7 +37,7 @@ HISTORY_PAGE = 500
 HISTORY_BYTES = 8 << 20
 
 MESSAGE_BYTES = 200
-"""What a message counts as besides its content, so that many empty ones have a limit too."""
+"""The size of a message besides its content, so that many empty ones have a limit too."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,8 +44,8 @@ OUTBOX_EVENTS = 4096
 """The agent is paused after this many events: one that never awaits would hold the event loop."""
 
 PART_BYTES = 256
-"""What each part of a message counts towards the output limit, besides its content. Otherwise many
-tiny parts would take far more memory than the limit suggests."""
+"""Bytes that each part of a message counts towards the output limit, besides its content.
+Otherwise many tiny parts would take far more memory than the limit suggests."""
 
 OUTPUT_LIMIT = "OUTPUT_LIMIT"
 """Reason of a failed run: its agent emitted more than `--max-run-output`."""

@@ -95,7 +95,7 @@ class Readiness:
 
 
 def _is_cancelled() -> bool:
-    """Whether somebody cancels this task; an agent may raise CancelledError of its own."""
+    """Whether this task is being cancelled; an agent may raise CancelledError of its own."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 

@@ -279,8 +279,8 @@ class Runner:
 
         Raises InvalidAgentEvent, and AgentError with the reason OUTPUT_LIMIT.
 
-        A refused event fails the run, whatever the agent makes of the exception, and however long
-        it takes to return.
+        A refused event fails the run, even if the agent catches the exception or takes long to
+        return.
         """
         try:
             if isinstance(event, Report):

@@ -80,7 +80,7 @@ class TailPool(Generic[Key, Entry]):
     Args:
         tenant_of: Returns the tenant of a log.
         budget: The total weight.
-        entry_weight: What an entry weighs besides its text, in bytes.
+        entry_weight: The weight of an entry besides its text, in bytes.
     """
 
     def __init__(self, tenant_of: Callable[[Key], str], *, budget: int, entry_weight: int) -> None:

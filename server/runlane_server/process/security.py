@@ -138,7 +138,7 @@ class Security:
             log.exception("recheck of callers failed")
 
     def refresh(self, access_control: AccessControl) -> None:
-        """Does so once. Revoked callers come first, whatever happens to the certificate."""
+        """Does so once. Revoked callers come first, even if the certificate cannot be loaded."""
         if self._access is not None:
             self._refresh_access(self._access, access_control)
         if self.tls is not None:

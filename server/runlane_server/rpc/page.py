@@ -19,7 +19,7 @@ PAGE_BYTES = 3 << 20
 4 MiB: the largest items are a prompt and an attachment, and `config` bounds both."""
 
 MESSAGE_BYTES = (4 << 20) - (1 << 12)
-"""What a message may take that has nothing but a list, below the limit of gRPC's clients."""
+"""Maximum size of a message that has nothing but a list, below the limit of gRPC's clients."""
 
 FETCH_SIZE = 128
 """Items per read from the store, since their sizes are known only after the read."""

@@ -96,7 +96,7 @@ class Page(Generic[Item, Place]):
 
 @dataclass(frozen=True, slots=True)
 class DeletedRun:
-    """What the store remembers of a run whose session was deleted. `events` is their number."""
+    """The record that remains of a run whose session was deleted. `events` is their number."""
 
     session_id: str
     prompt_fingerprint: str

@@ -47,7 +47,7 @@ UNREADABLE = (
     TypeError,
     ValueError,
 )
-"""What decoding a bad row raises. Errors of the database itself are not among them."""
+"""The exceptions of decoding a bad row. Errors of the database itself are not among them."""
 
 EXPLANATION = (
     "the stored record is damaged; 'runlane-server check' names it,"
@@ -118,7 +118,7 @@ def _report(kind: str, key: tuple[object, ...], error: Exception) -> None:
 
 
 def describe(error: Exception) -> str:
-    """What is wrong with a row, in one line."""
+    """Describes the fault of a row in one line."""
     return f"{type(error).__name__}: {error}"[:200].encode(errors="replace").decode()
 
 

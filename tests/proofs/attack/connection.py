@@ -1,4 +1,4 @@
-"""An HTTP/2 connection whose client keeps to no convention: it reads, sends and waits as told."""
+"""An HTTP/2 connection without conventions: its test decides what it reads and sends."""
 
 from __future__ import annotations
 

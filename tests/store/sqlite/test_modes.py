@@ -1,4 +1,4 @@
-"""The files of a store are readable by their owner only, whatever the umask."""
+"""The files of a store are readable by their owner only, under any umask."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ def _check_end(stream: StreamedResponse) -> None:
 
 
 _CONVERSION_ERRORS = (RuntimeError, AssertionError, UnicodeError)
-"""What pydantic-ai raises for a file that it cannot convert for a provider."""
+"""The exceptions of pydantic-ai for a file that it cannot convert for a provider."""
 
 
 def _unsupported(model: str, kinds: Sequence[str]) -> AgentError:

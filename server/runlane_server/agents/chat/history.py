@@ -70,8 +70,8 @@ def model_messages(history: Iterable[Message]) -> list[ModelMessage]:
 
 
 def texts_only(history: Iterable[Message]) -> list[Message] | None:
-    """What every provider accepts of a transcript: the texts of the turns that did not fail; None
-    if the model sees nothing else anyway.
+    """The part of a transcript that every provider accepts: the texts of the turns that did not
+    fail; None if the model sees nothing else anyway.
 
     A provider may reject content that an earlier one accepted: a kind of file, the call of a tool
     that is gone, or a text. A session must not end by that.

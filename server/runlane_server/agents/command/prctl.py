@@ -1,4 +1,4 @@
-"""What a process asks of the Linux kernel about itself. Elsewhere these functions do nothing."""
+"""Requests of a process to the Linux kernel about itself. Elsewhere these functions do nothing."""
 
 from __future__ import annotations
 

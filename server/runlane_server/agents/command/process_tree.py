@@ -61,7 +61,7 @@ def has_children() -> bool:
 
 
 def _signal(pid: int, number: int, parents: Collection[int]) -> None:
-    """Signals a process if one of these is its parent: the id may belong to another by now."""
+    """Signals a process if one of these is its parent: the id may already belong to another."""
     pidfd = None
     try:
         pidfd = os.pidfd_open(pid)

@@ -59,7 +59,7 @@ class Remover:
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a directory with its contents. What cannot be removed is logged, not raised.
+    """Removes a directory with its contents. Failures are logged, not raised.
 
     A directory on another file system stays: something is mounted there.
     """

@@ -11,7 +11,7 @@ from runlane_server.core.errors import StartError, start_error
 
 
 def open_private(path: Path) -> int:
-    """Opens a file, created if it is missing, that only its owner can read, whatever the umask.
+    """Opens a file, created if it is missing, that only its owner can read, under any umask.
 
     Returns the descriptor. Raises OSError.
     """
