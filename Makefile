@@ -17,6 +17,10 @@ BUILD_VENV := .cache/build-venv
 BUILD_READY := $(BUILD_VENV)/.ready
 PROTOS := $(wildcard proto/runlane/v1/*.proto proto/runlane/harness/v1/*.proto)
 GENERATED := client/runlane/v1 client/runlane/harness/v1
+# The oldest plugins whose code the Go module supports; they set the lower bounds in gen/go/go.mod.
+GO_PLUGINS := .cache/go-plugins
+GO_READY := $(GO_PLUGINS)/.ready-1.36.11-1.5.1
+GO_MODULE := $(word 2,$(shell head -n 1 gen/go/go.mod))
 
 # Tests that take minutes: they kill servers, make disks fail, and plant faults.
 PROOFS := tests/bench tests/proofs/attack tests/proofs/conformance tests/proofs/crash tests/proofs/fuzz
@@ -100,9 +104,11 @@ types: $(READY) ## Check the types
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-check-proto: $(PROTO_READY) ## Check that the generated code is fresh
-	rm -rf .cache/proto && mkdir -p .cache/proto
+check-proto: $(PROTO_READY) $(GO_READY) ## Check that the generated code is fresh
+	rm -rf .cache/proto && mkdir -p .cache/proto/go
 	$(call generate,.cache/proto)
+	$(call generate_go,.cache/proto/go)
+	diff -r .cache/proto/go/runlane gen/go/runlane
 	for part in $(GENERATED:client/%=%); do \
 		diff -r -x __init__.py -x __pycache__ .cache/proto/$$part client/$$part || exit 1; \
 	done
@@ -115,9 +121,11 @@ check-docs: $(READY) ## Check that the generated parts of the docs, and the sync
 	$(BIN)/python docs/limits_table.py --check
 	$(BIN)/python client/make_sync.py --check
 
-proto: $(PROTO_READY) ## Generate the Python code of proto/
+proto: $(PROTO_READY) $(GO_READY) ## Generate the Python and the Go code of proto/
 	find $(GENERATED) -name '*_pb2*' -delete
 	$(call generate,client)
+	rm -rf gen/go/runlane
+	$(call generate_go,gen/go)
 
 docs: $(READY) ## Write the generated parts of the docs, and the synchronous client
 	$(BIN)/python docs/lane_diagram.py
@@ -169,6 +177,13 @@ $(PROTO_READY): proto/requirements.txt
 	$(PROTO_VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $<
 	touch $@
 
+$(GO_READY):
+	@command -v go >/dev/null || { echo "go is not installed, and generates gen/go: install Go 1.23 or later" >&2; exit 1; }
+	rm -rf $(GO_PLUGINS) && mkdir -p $(GO_PLUGINS)
+	GOBIN=$(CURDIR)/$(GO_PLUGINS) go install google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.11
+	GOBIN=$(CURDIR)/$(GO_PLUGINS) go install google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.5.1
+	touch $@
+
 $(BUILD_READY):
 	$(PYTHON) -m venv $(BUILD_VENV)
 	$(BUILD_VENV)/bin/pip install --quiet --disable-pip-version-check build==1.6.1 twine==7.0.0 'readme_renderer[md]'
@@ -206,4 +221,10 @@ define generate
 		--python_out=$(1) --mypy_out=quiet:$(1) $(PROTOS)
 	PATH="$(CURDIR)/$(PROTO_VENV)/bin:$$PATH" python -m grpc_tools.protoc --proto_path=proto \
 		--grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) $(filter %_service.proto,$(PROTOS))
+endef
+
+define generate_go
+	PATH="$(CURDIR)/$(PROTO_VENV)/bin:$(CURDIR)/$(GO_PLUGINS):$$PATH" python -m grpc_tools.protoc --proto_path=proto \
+		--go_out=$(1) --go_opt=module=$(GO_MODULE) \
+		--go-grpc_out=$(1) --go-grpc_opt=module=$(GO_MODULE) $(PROTOS)
 endef
