@@ -17,6 +17,13 @@ BUILD_VENV := .cache/build-venv
 BUILD_READY := $(BUILD_VENV)/.ready
 PROTOS := $(wildcard proto/runlane/v1/*.proto proto/runlane/harness/v1/*.proto)
 GENERATED := client/runlane/v1 client/runlane/harness/v1
+# The oldest plugins whose code the Go module supports; they set the lower bounds in gen/go/go.mod.
+GO_PLUGINS := .cache/go-plugins
+GO_READY := $(GO_PLUGINS)/.ready-1.36.11-1.5.1
+GO_MODULE := $(word 2,$(shell head -n 1 gen/go/go.mod))
+
+PACKAGES := dist/packages
+CARGO := CARGO_TARGET_DIR=$(CURDIR)/.cache/cargo cargo
 
 # Tests that take minutes: they kill servers, make disks fail, and plant faults.
 PROOFS := tests/bench tests/proofs/attack tests/proofs/conformance tests/proofs/crash tests/proofs/fuzz
@@ -30,7 +37,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-proofs test-postgres test-polyglot build bench check-lane sim crash nodes soak fuzz attack image-requirements check lint types check-proto check-docs proto docs format audit constraints clean
+.PHONY: help run test test-fast test-proofs test-postgres test-polyglot build packages test-packages release bench check-lane sim crash nodes soak fuzz attack image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -84,6 +91,26 @@ build: $(BUILD_READY) ## Build wheel and sdist into dist/, and run the wheel in 
 	$(BUILD_VENV)/bin/twine check --strict dist/*
 	$(PYTHON) tests/deploy/distribution.py dist
 
+packages: $(BUILD_READY) ## Build the packages of all languages into dist/packages
+	rm -rf $(PACKAGES) && mkdir -p $(PACKAGES)
+	$(BUILD_VENV)/bin/python -m build --wheel --outdir $(PACKAGES) .
+	cp -R gen/go $(PACKAGES)/go
+	cp LICENSE gen/ts && cp LICENSE gen/rust
+	cd gen/ts && rm -rf dist && npm install --no-fund --no-audit --no-package-lock && npm run build \
+		&& npm pack --pack-destination ../../$(PACKAGES)
+	cd gen/java && mvn --quiet --batch-mode clean deploy -DaltDeploymentRepository=packages::file://$(CURDIR)/$(PACKAGES)/maven
+	cd gen/rust && $(CARGO) run --quiet --manifest-path generate/Cargo.toml -- ../../proto src/generated \
+		&& $(CARGO) package --quiet --allow-dirty --no-verify
+	cp .cache/cargo/package/*.crate $(PACKAGES)
+
+test-packages: $(READY) packages ## Build a program with each package, outside the repository, and run it
+	$(BIN)/python tests/packages/run.py $(PACKAGES)
+
+release: $(READY) ## Prepare the release VERSION: versions, changelog, packages, checksums; MODULE and GROUP name the publisher
+	$(BIN)/python gen/release.py "$(VERSION)" $(if $(MODULE),--module $(MODULE)) $(if $(GROUP),--group $(GROUP))
+	$(MAKE) proto docs packages
+	cd $(PACKAGES) && find . -type f ! -name SHA256SUMS | sort | xargs sha256sum > SHA256SUMS
+
 bench: $(READY) ## Measure the performance against bare gRPC; BENCH="--quick" is a short form
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	cd tests && $(abspath $(BIN))/python -m bench.run $(BENCH)
@@ -100,9 +127,11 @@ types: $(READY) ## Check the types
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-check-proto: $(PROTO_READY) ## Check that the generated code is fresh
-	rm -rf .cache/proto && mkdir -p .cache/proto
+check-proto: $(PROTO_READY) $(GO_READY) ## Check that the generated code is fresh
+	rm -rf .cache/proto && mkdir -p .cache/proto/go
 	$(call generate,.cache/proto)
+	$(call generate_go,.cache/proto/go)
+	diff -r .cache/proto/go/runlane gen/go/runlane
 	for part in $(GENERATED:client/%=%); do \
 		diff -r -x __init__.py -x __pycache__ .cache/proto/$$part client/$$part || exit 1; \
 	done
@@ -114,10 +143,13 @@ check-docs: $(READY) ## Check that the generated parts of the docs, and the sync
 	$(BIN)/python docs/settings_reference.py --check
 	$(BIN)/python docs/limits_table.py --check
 	$(BIN)/python client/make_sync.py --check
+	$(BIN)/python gen/versions.py --check
 
-proto: $(PROTO_READY) ## Generate the Python code of proto/
+proto: $(PROTO_READY) $(GO_READY) ## Generate the Python and the Go code of proto/
 	find $(GENERATED) -name '*_pb2*' -delete
 	$(call generate,client)
+	rm -rf gen/go/runlane
+	$(call generate_go,gen/go)
 
 docs: $(READY) ## Write the generated parts of the docs, and the synchronous client
 	$(BIN)/python docs/lane_diagram.py
@@ -126,11 +158,17 @@ docs: $(READY) ## Write the generated parts of the docs, and the synchronous cli
 	$(BIN)/python docs/settings_reference.py
 	$(BIN)/python docs/limits_table.py
 	$(BIN)/python client/make_sync.py
+	$(BIN)/python gen/versions.py
 
 audit: ## Check every version in constraints.txt for known vulnerabilities
 	$(PYTHON) -m venv .cache/audit-venv
 	.cache/audit-venv/bin/pip install --quiet --disable-pip-version-check pip-audit
 	.cache/audit-venv/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
+
+licenses: ## List the license of every package in constraints.txt; fail if one is unknown
+	rm -rf .cache/licenses
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --root-user-action ignore --no-deps --target .cache/licenses --requirement constraints.txt
+	$(PYTHON) tests/deploy/licenses.py .cache/licenses
 
 format: $(READY) ## Format code and proto
 	$(BIN)/ruff check --fix .
@@ -167,6 +205,13 @@ $(RUN_READY): pyproject.toml constraints.txt
 $(PROTO_READY): proto/requirements.txt
 	$(PYTHON) -m venv $(PROTO_VENV)
 	$(PROTO_VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
+$(GO_READY):
+	@command -v go >/dev/null || { echo "go is not installed, and generates gen/go: install Go 1.23 or later" >&2; exit 1; }
+	rm -rf $(GO_PLUGINS) && mkdir -p $(GO_PLUGINS)
+	GOBIN=$(CURDIR)/$(GO_PLUGINS) go install google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.11
+	GOBIN=$(CURDIR)/$(GO_PLUGINS) go install google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.5.1
 	touch $@
 
 $(BUILD_READY):
@@ -206,4 +251,10 @@ define generate
 		--python_out=$(1) --mypy_out=quiet:$(1) $(PROTOS)
 	PATH="$(CURDIR)/$(PROTO_VENV)/bin:$$PATH" python -m grpc_tools.protoc --proto_path=proto \
 		--grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) $(filter %_service.proto,$(PROTOS))
+endef
+
+define generate_go
+	PATH="$(CURDIR)/$(PROTO_VENV)/bin:$(CURDIR)/$(GO_PLUGINS):$$PATH" python -m grpc_tools.protoc --proto_path=proto \
+		--go_out=$(1) --go_opt=module=$(GO_MODULE) \
+		--go-grpc_out=$(1) --go-grpc_opt=module=$(GO_MODULE) $(PROTOS)
 endef

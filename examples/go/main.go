@@ -17,7 +17,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 
-	pb "quickstart/gen/runlane/v1"
+	pb "runlane.example/gen/go/runlane/v1"
 )
 
 const callTimeout = 10 * time.Second

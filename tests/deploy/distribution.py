@@ -126,10 +126,10 @@ def expect(output: str, text: str) -> None:
 
 
 @contextmanager
-def serving(folder: Path, command: Path) -> Iterator[str]:
+def serving(folder: Path, command: Path, *flags: str) -> Iterator[str]:
     """Runs a server on a free port; yields its address. It must shut down gracefully."""
     process = subprocess.Popen(
-        [command, "--listen", "127.0.0.1:0", "--store", "sqlite:///runlane.db"],
+        [command, "--listen", "127.0.0.1:0", "--store", "sqlite:///runlane.db", *flags],
         cwd=folder,
         env=clean_environment(),
         stdout=subprocess.PIPE,

@@ -49,18 +49,16 @@ class Language:
 
 
 def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of this process, without Runlane's settings, our Python and buf first."""
+    """The environment of this process, without Runlane's settings, our Python first."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RUNLANE_")}
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     return {**kept, "PATH": path, **(more or {})}
 
 
-BUF = Tool(("buf", "--version"), (1, 50))
-
 LANGUAGES = {
     language.name: language
     for language in (
-        Language("go", (Tool(("go", "version"), (1, 23)), BUF)),
+        Language("go", (Tool(("go", "version"), (1, 23)),)),
         Language("typescript", (Tool(("node", "--version"), (20, 10)), Tool(("npm", "-v"), (9,)))),
         Language("java", (Tool(("javac", "-version"), (17,)), Tool(("mvn", "-version"), (3, 8)))),
         Language("rust", (Tool(("cargo", "--version"), (1, 85)),)),

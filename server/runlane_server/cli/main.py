@@ -19,10 +19,11 @@ from runlane_server.agents.command.prctl import protect_memory
 from runlane_server.cli import maintenance
 from runlane_server.cli.token_commands import token
 from runlane_server.config import Config
+from runlane_server.config.sample import sample
 from runlane_server.config.settings import SETTINGS
-from runlane_server.config.sources import server_options, store_options
+from runlane_server.config.sources import collecting_server_options, problems_of, store_options
 from runlane_server.core.errors import StartError
-from runlane_server.process import processes
+from runlane_server.process import config_check, processes
 from runlane_server.process.app import run
 from runlane_server.store.open import StoreUrl
 
@@ -57,7 +58,7 @@ class _ServerCommand(click.Group):
     subcommand_metavar="[COMMAND]",
     context_settings=_SETTINGS,
 )
-@server_options
+@collecting_server_options
 @click.version_option(package_name="runlane")
 @click.pass_context
 def command(context: click.Context, /, **settings: Any) -> int:
@@ -67,6 +68,11 @@ def command(context: click.Context, /, **settings: Any) -> int:
     the --config file. The commands maintain tokens and the database, also while a server runs;
     their options go after the name of the command.
     """
+    invalid = problems_of(context)
+    if context.invoked_subcommand == check_config.name:
+        invalid.clear()  # The command reads the same sources, and reports everything.
+    for problem in invalid:
+        raise problem
     if context.invoked_subcommand is None:
         config = Config.from_options(**settings)
         return run(config) if config.processes == 1 else processes.run(config)
@@ -100,6 +106,30 @@ def check(store: str) -> int:
     for line in lines:
         click.echo(line)
     return code
+
+
+@command.command("check-config", context_settings=_SETTINGS)
+@collecting_server_options
+@click.pass_context
+def check_config(context: click.Context, /, **settings: Any) -> int:
+    """Verifies the settings: prints one line per problem, and exits with 2 if there is any.
+
+    It takes the options of a server, reads the same environment and file, and checks what they
+    name: files, agent and installed extras. It does not listen and does not open the store. Invalid
+    values are reported before anything that depends on them.
+    """
+    lines = [problem.format_message() for problem in problems_of(context)]
+    lines = lines or [*config_check.problems_of(Config.from_options(**settings))]
+    for line in lines or ["no problems"]:
+        click.echo(" ".join(line.split()))
+    return 2 if lines else 0
+
+
+@command.command("sample-config")
+def sample_config() -> int:
+    """Prints a TOML file with every setting, its default and its meaning, as comments."""
+    click.echo(sample(), nl=False)
+    return 0
 
 
 @command.command("renew", context_settings=_SETTINGS)

@@ -17,6 +17,7 @@ from runlane_server.config.option_types import Duration, Size, format_duration, 
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator: TypeAlias = Callable[[Command], Command]
+OptionKind: TypeAlias = type[click.Option]
 
 _KEY = "runlane"
 """The key of the declaration in the metadata of a field."""
@@ -84,12 +85,13 @@ class Setting:
             return format_size(self.default)
         return str(self.default)
 
-    def option(self) -> Decorator[Command]:
+    def option(self, kind: OptionKind = click.Option) -> Decorator[Command]:
         """The option of the command line."""
         if self.is_switch:
-            return click.option(self.flag, is_flag=True, help=self.help)
+            return click.option(self.flag, cls=kind, is_flag=True, help=self.help)
         return click.option(
             self.flag,
+            cls=kind,
             type=self.type,
             default=self.default_text,
             multiple=self.repeatable,

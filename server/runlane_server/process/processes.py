@@ -48,6 +48,7 @@ def run(config: Config) -> int:
     Raises StartError, and UsageError if the settings contradict each other.
     """
     check(config)
+    check_security(config)
     logs.configure(config.log_format, config.log_level, content=config.log_content)
     with reserved_port(config.listen) as address:
         return asyncio.run(ProcessSupervisor(replace(config, listen=address)).serve())
@@ -61,7 +62,6 @@ def check(config: Config) -> None:
         )
     if not config.store_url.is_shareable:
         raise SettingsError("--processes needs a store that nodes can share: postgresql://")
-    check_security(config)
     config_of_process(config, config.processes)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Never
 
@@ -43,31 +43,58 @@ def check_security(config: Config) -> None:
 
     A server is exposed if any caller in the network could use it.
     """
+    for problem in security_problems(config):
+        raise SettingsError(problem)
+
+
+def security_problems(config: Config) -> Iterator[str]:
+    """All reasons for which `check_security` refuses these settings."""
     if (config.tls_cert is None) != (config.tls_key is None):
-        raise SettingsError("--tls-cert and --tls-key must be set together")
+        yield "--tls-cert and --tls-key must be set together"
     for name in ("tls_client_ca", "node_tls_ca"):
         if getattr(config, name) is not None and config.tls_cert is None:
-            raise SettingsError(f"--{name.replace('_', '-')} needs --tls-cert and --tls-key")
+            yield f"--{name.replace('_', '-')} needs --tls-cert and --tls-key"
     if config.harness:
-        _check_harness(config)
+        yield from _harness_problems(config)
     if not (_is_local(config.listen) or _identifies_callers(config) or config.insecure_anywhere):
-        raise SettingsError(
+        yield (
             f"--listen {config.listen}: every caller in the network would have full access; "
             "identify callers with --access FILE or --tls-client-ca FILE, listen on 127.0.0.1 or "
             "unix:PATH, or allow this with --insecure-anywhere"
         )
 
 
-def _check_harness(config: Config) -> None:
+def _harness_problems(config: Config) -> Iterator[str]:
     if not _is_local(config.listen) or not _is_local(config.node_address or config.listen):
-        raise SettingsError(
+        yield (
             "--harness lets every caller hold runs and end the server; listen on 127.0.0.1 or "
             "unix:PATH"
         )
     if config.processes > 1:
-        raise SettingsError("--harness controls a single process; use --processes 1")
+        yield "--harness controls a single process; use --processes 1"
     if config.event_loop == "uvloop":
-        raise SettingsError("--harness moves the event loop's clock; use --event-loop asyncio")
+        yield "--harness moves the event loop's clock; use --event-loop asyncio"
+
+
+def server_tls(config: Config) -> ServerTls | None:
+    """The certificate of the server, if there is one. Raises StartError for an unusable file."""
+    if config.tls_cert is None or config.tls_key is None:
+        return None
+    ca = None if config.tls_client_ca is None else Path(config.tls_client_ca)
+    return ServerTls(Path(config.tls_cert), Path(config.tls_key), ca)
+
+
+def access_file(config: Config, now: Callable[[], float] = time.time) -> AccessFile | None:
+    """The access file, if there is one. Raises StartError if it is unusable."""
+    return None if config.access is None else AccessFile(Path(config.access), now)
+
+
+def node_ca(config: Config) -> Path | None:
+    """The certificates that sign those of other nodes. Raises SettingsError if not a file."""
+    path = None if config.node_tls_ca is None else Path(config.node_tls_ca)
+    if path is not None and not path.is_file():
+        raise SettingsError(f"--node-tls-ca {path}: is not a file")
+    return path
 
 
 class Security:
@@ -80,15 +107,10 @@ class Security:
     def __init__(self, config: Config, now: Callable[[], float] = time.time) -> None:
         self._config = config
         self._needs_recheck = False
-        self.tls: ServerTls | None = None
-        if config.tls_cert is not None and config.tls_key is not None:
-            ca = None if config.tls_client_ca is None else Path(config.tls_client_ca)
-            self.tls = ServerTls(Path(config.tls_cert), Path(config.tls_key), ca)
-        self._access = None if config.access is None else AccessFile(Path(config.access), now)
+        self.tls = server_tls(config)
+        self._access = access_file(config, now)
         self.quotas = QuotaBook(None if self._access is None else self._access.quotas)
-        self._node_ca = None if config.node_tls_ca is None else Path(config.node_tls_ca)
-        if self._node_ca is not None and not self._node_ca.is_file():
-            raise SettingsError(f"--node-tls-ca {self._node_ca}: is not a file")
+        self._node_ca = node_ca(config)
 
     def access_control(self, node_keys: NodeKeys) -> AccessControl:
         """The access control of this node."""

@@ -29,7 +29,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
-	pb "runlane-example/gen/runlane/v1"
+	pb "runlane.example/gen/go/runlane/v1"
 )
 
 const usage = `usage:
