@@ -25,6 +25,7 @@ from runlane_server.engine import (
 )
 from runlane_server.feed import feed
 from runlane_server.rpc import checks, endpoint, page, runs
+from runlane_server.store import batching
 from runlane_server.store.postgres import writer as postgres_writer
 from runlane_server.store.sqlite import writer as sqlite_writer
 
@@ -157,8 +158,9 @@ MEMORY = (
         f"{lanes.CACHED_REQUESTS:,} of up to {lanes.CACHED_CHARS:,} characters",
     ),
     ("verified JSON Web Tokens in memory", f"{jwts.MAX_CACHED:,}"),
-    ("text of one SQLite transaction of several runs", size(sqlite_writer.MAX_BATCH_CHARS)),
-    ("one PostgreSQL transaction of several runs", size(postgres_writer.MAX_BATCH_BYTES)),
+    ("output of agents in one transaction", size(batching.MAX_APPENDED)),
+    ("other text of one SQLite transaction", size(sqlite_writer.MAX_BATCH_CHARS)),
+    ("other rows of one PostgreSQL transaction", size(postgres_writer.MAX_BATCH_BYTES)),
     ("page of the history that is read for an agent", size(agent_turn.HISTORY_BYTES)),
     ("events read at a time to recover a run", size(replay.EVENTS_BYTES)),
     ("time after which a WaitRun call reads the run again", f"{coordinator.WAIT_SLICE:g} s"),

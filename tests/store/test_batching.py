@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import pytest
@@ -13,12 +12,14 @@ from runlane_server.core.model import Message, Role, SessionKey, Text
 from runlane_server.core.transition import Lane, Transition
 from runlane_server.store.batching import (
     LARGE_PARTS,
+    MAX_APPENDED,
     MAX_DELAY,
     MAX_UNITS,
     SAMPLE,
     SILENCE,
     Batch,
     Pacer,
+    WriteQueue,
     encoded,
 )
 
@@ -110,16 +111,17 @@ class Written:
 
     tenant: str = "t"
     lane: SessionKey | None = None
-    changed: Collection[str] = ()
+    changed: tuple[str, ...] = ()
     appended: str | None = None
+    size: int = 0
 
 
 def commit(session_id: str, *changed: str, tenant: str = "t") -> Written:
     return Written(tenant, SessionKey(tenant, session_id), changed)
 
 
-def append(run_id: str, tenant: str = "t") -> Written:
-    return Written(tenant, appended=run_id)
+def append(run_id: str, tenant: str = "t", *, size: int = 0) -> Written:
+    return Written(tenant, appended=run_id, size=size)
 
 
 @pytest.mark.parametrize(
@@ -162,3 +164,83 @@ def test_batch_has_a_largest_number_of_units() -> None:
         assert batch.has_room_for(commit(f"s{n}", f"r{n}"))
         batch.add(commit(f"s{n}", f"r{n}"))
     assert not batch.has_room_for(commit("another", "run"))
+
+
+# --- What a transaction takes first -------------------------------------------------------------
+
+LIMIT = 2 * MAX_APPENDED
+
+
+def queue_of(*units: Written) -> WriteQueue[Written]:
+    queue = WriteQueue[Written](LIMIT)
+    for unit in units:
+        queue.add(unit)
+    return queue
+
+
+def transactions(queue: WriteQueue[Written]) -> list[list[Written]]:
+    taken = []
+    while queue:
+        taken.append(queue.take())
+    return taken
+
+
+def test_a_cancel_is_in_the_next_transaction_whatever_output_waits() -> None:
+    output = [append(f"r{n}", size=MAX_APPENDED // 4) for n in range(32)]
+    cancel = commit("s", "a")
+    first, *others = transactions(queue_of(*output, cancel))
+    assert cancel in first
+    assert all(sum(unit.size for unit in batch) <= MAX_APPENDED for batch in (first, *others))
+    assert [unit for batch in (first, *others) for unit in batch if unit.appended] == output
+
+
+def test_output_progresses_beside_any_number_of_other_units() -> None:
+    others = [commit(f"s{n}", f"r{n}") for n in range(2 * MAX_UNITS)]
+    first = queue_of(*others, append("a"), append("b")).take()
+    assert first == [*others[: MAX_UNITS - 1], append("a")]
+
+
+def test_the_end_of_a_run_takes_its_older_output_along_and_no_later_one() -> None:
+    noise = [append(f"r{n}", size=MAX_APPENDED // 2) for n in range(6)]
+    said, end, late = append("a", size=1), commit("s", "a"), append("a", size=2)
+    first, *others = transactions(queue_of(*noise, said, end, late))
+    assert first[:2] == [said, end]
+    assert [unit for batch in (first, *others) for unit in batch].count(said) == 1
+    assert late in others[-1]
+
+
+def test_output_is_not_in_the_transaction_of_an_earlier_change_of_its_run() -> None:
+    output = [append("a"), append("b"), append("c")]
+    change = commit("s", "b")
+    assert transactions(queue_of(change, *output)) == [
+        [change, append("a")],
+        [append("b"), append("c")],
+    ]
+
+
+def test_tenants_take_turns_with_their_output() -> None:
+    noisy = [append(f"n{n}", "noisy", size=MAX_APPENDED // 2) for n in range(8)]
+    quiet = append("q", "quiet", size=1)
+    first, second, *_ = transactions(queue_of(*noisy, quiet))
+    assert quiet in (*first, *second)
+
+
+def test_a_large_unit_is_taken_although_output_waits() -> None:
+    large = Written(size=2 * LIMIT)
+    output = [append(f"r{n}", size=2 * MAX_APPENDED) for n in range(2)]
+    assert transactions(queue_of(*output, large)) == [[large, output[0]], [output[1]]]
+
+
+def test_a_transaction_has_a_largest_size_and_at_least_one_unit() -> None:
+    half = LIMIT // 2
+    sizes = [half, half, half, 2 * LIMIT, 1, 1]
+    queue = queue_of(*(Written(size=size) for size in sizes))
+    assert [len(batch) for batch in transactions(queue)] == [2, 1, 1, 2]
+
+
+def test_what_is_left_in_a_queue_can_be_refused() -> None:
+    units = [append("a"), append("b", "other"), commit("s", "a")]
+    queue = queue_of(*units)
+    assert set(queue) == set(units)
+    queue.clear()
+    assert not queue

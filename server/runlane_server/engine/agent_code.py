@@ -52,7 +52,8 @@ class AgentCode:
         wrapper would cost time at each of its steps."""
         task = asyncio.get_running_loop().create_task(coroutine)
         _agents[task] = self
-        self.add(task)
+        # It is not removed when it is done: this object goes with the run, and `add` costs a call.
+        self._tasks.add(task)
         return task
 
     def enter(self) -> None:

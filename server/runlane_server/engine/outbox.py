@@ -41,7 +41,7 @@ OUTBOX_CHARS = 1 << 18
 small, as a write of this run delays the writes of all others."""
 
 OUTBOX_EVENTS = 4096
-"""The agent is paused after this many events: one that never awaits would hold the event loop."""
+"""The agent is paused after this many events until they are stored: bounds their memory."""
 
 PART_BYTES = 256
 """Bytes that each part of a message counts towards the output limit, besides its content.
@@ -141,9 +141,8 @@ class Outbox:
 
     @property
     def is_full(self) -> bool:
-        """Whether the agent must pause: for events to be stored, or to receive its cancel."""
-        is_behind = self._chars > OUTBOX_CHARS or self._puts > OUTBOX_EVENTS
-        return is_behind or self._is_closed
+        """Whether the agent must pause until events are stored."""
+        return self._chars > OUTBOX_CHARS or self._puts > OUTBOX_EVENTS
 
     def put(self, body: EventBody) -> None:
         """Adds an event of the agent that passed the intake.
@@ -196,9 +195,6 @@ class Outbox:
 
     async def flush(self) -> None:
         """Waits until all events are stored, or the agent has returned."""
-        # Others get the event loop even if there is nothing to store, and a cancel reaches an agent
-        # only where its task awaits: it may never do so itself.
-        await asyncio.sleep(0)
         self._puts = 0
         while (self._waiting or self._pieces) and not self._has_agent_returned:
             await asyncio.wait({self._writer or self._start_writing()})

@@ -41,6 +41,14 @@ log = structlog.get_logger()
 
 _EMPTY_REPORT = Report()
 
+SLICE_EVENTS = 256
+"""Events and reports after which an agent lets others use the event loop, even if it never awaits.
+Its cancel reaches it there too. Each of them has a slice in one iteration of the loop, so with 32
+such agents a call waits for some milliseconds."""
+
+EVENT_CHARS = 256
+"""Each of so many characters of a text counts as one more event of a slice."""
+
 
 class Runner:
     """One attempt of one run, from its start to the commit of its end."""
@@ -80,6 +88,7 @@ class Runner:
         self._outbox = Outbox(job.run_key, job.run, store, now, max_output=limits.max_run_output)
         self._intake = Intake()
         self._is_silent = True
+        self._slice = 0
         self._report = _EMPTY_REPORT
         self._folding: asyncio.Task[Sequence[LaneRun]] | None = None
         self._taken: set[str] = set()
@@ -282,6 +291,10 @@ class Runner:
         A refused event fails the run, even if the agent catches the exception or takes long to
         return.
         """
+        self._slice += 1
+        if self._slice >= SLICE_EVENTS:
+            self._slice = 0
+            await asyncio.sleep(0)
         try:
             if isinstance(event, Report):
                 self._add_report(event)
@@ -292,6 +305,7 @@ class Runner:
                 await self._pass_gate(Point.BEFORE_FIRST_MESSAGE)
             for piece in pieces_of(body):
                 self._outbox.put(piece)
+                self._slice += len(getattr(piece, "text", "")) // EVENT_CHARS
                 if self._outbox.is_full:
                     await self._outbox.flush()
         except (InvalidAgentEvent, AgentError) as refused:

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from runlane_server.core.model import SessionKey
 from runlane_server.core.transition import Transition
+from runlane_server.store.fair_queue import FairQueue
 
 Made = TypeVar("Made")
 Future: TypeAlias = "asyncio.Future[Any]"
@@ -44,6 +46,10 @@ LARGE_PARTS = 8
 
 MAX_UNITS = 1_000
 """The most units in one transaction: bounds its duration, and with it the wait of every caller."""
+
+MAX_APPENDED = 1 << 20
+"""The most output of agents in one transaction, in characters or bytes as the store counts: a
+cancel waits for the transaction in progress."""
 
 
 class Pacer:
@@ -124,6 +130,10 @@ class WriteUnit(Protocol):
     def appended(self) -> str | None:
         """The id of the run that it only appends events to."""
 
+    @property
+    def size(self) -> int:
+        """The approximate size of its texts."""
+
 
 Unit = TypeVar("Unit", bound=WriteUnit)
 
@@ -158,3 +168,90 @@ class Batch(Generic[Unit]):
             self._lanes.add(unit.lane)
         for run_id in unit.changed:
             self._changed.add((unit.tenant, run_id))
+
+
+class WriteQueue(Generic[Unit]):
+    """Units that wait for a transaction, each of which takes the oldest.
+
+    All others go before the output of agents: callers wait for them, and agents may write as fast
+    as they can. The changes of a run and its output keep their order: a change takes the older
+    output along. Each transaction takes some output, so that it progresses; its tenants take turns.
+    """
+
+    def __init__(self, max_size: int) -> None:
+        """`max_size` bounds the other units of a transaction, unless it has only one of them."""
+        self._max_size = max_size
+        # Each with the output that it takes along.
+        self._others: deque[tuple[list[Unit], Unit]] = deque()
+        self._changed: Counter[tuple[str, str]] = Counter()
+        self._output: FairQueue[Unit] = FairQueue()
+        # Units that a change takes along stay in `_output` until they are reached there.
+        self._output_of: dict[tuple[str, str], deque[Unit]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._others or self._output_of)
+
+    def __iter__(self) -> Iterator[Unit]:
+        for older, unit in self._others:
+            yield from older
+            yield unit
+        for units in self._output_of.values():
+            yield from units
+
+    def add(self, unit: Unit) -> None:
+        """Adds a unit."""
+        if unit.appended is not None:
+            self._output.add(unit.tenant, unit)
+            self._output_of.setdefault((unit.tenant, unit.appended), deque()).append(unit)
+            return
+        runs = [(unit.tenant, run_id) for run_id in unit.changed]
+        self._changed.update(runs)
+        self._others.append(([it for run in runs for it in self._output_of.pop(run, ())], unit))
+
+    def take(self) -> list[Unit]:
+        """Removes the units of the next transaction."""
+        batch = Batch[Unit]()
+        self._take_others(batch)
+        self._take_output(batch)
+        return batch.units
+
+    def clear(self) -> None:
+        """Removes all units."""
+        self._others.clear()
+        self._changed.clear()
+        self._output, self._output_of = FairQueue(), {}
+
+    def _take_others(self, batch: Batch[Unit]) -> None:
+        size = 0
+        # One less, so that output progresses.
+        while self._others and len(batch.units) < MAX_UNITS - 1:
+            older, unit = self._others[0]
+            size += unit.size + sum([it.size for it in older])
+            if (batch.units and size > self._max_size) or not batch.has_room_for(unit):
+                return
+            self._others.popleft()
+            for it in (*older, unit):
+                batch.add(it)
+            for run_id in unit.changed:
+                self._changed[unit.tenant, run_id] -= 1
+                if not self._changed[unit.tenant, run_id]:
+                    del self._changed[unit.tenant, run_id]
+
+    def _take_output(self, batch: Batch[Unit]) -> None:
+        size = 0
+        while self._output:
+            unit = self._output.first
+            run = (unit.tenant, unit.appended or "")
+            own = self._output_of.get(run)
+            if not own or own[0] is not unit:
+                self._output.take()  # a change takes it along
+                continue
+            is_first, size = not size, size + unit.size
+            if size > MAX_APPENDED and not is_first:
+                return
+            if run in self._changed or not batch.has_room_for(unit):
+                return
+            batch.add(self._output.take())
+            own.popleft()
+            if not own:
+                del self._output_of[run]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -24,7 +23,7 @@ from runlane_server.store.base import (
     Stale,
     WriteObserver,
 )
-from runlane_server.store.batching import Batch
+from runlane_server.store.batching import WriteQueue
 from runlane_server.store.fanout import (
     observe_commit,
     observe_unconfirmed,
@@ -57,7 +56,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 MAX_BATCH_BYTES = 8 << 20
-"""The most bytes in one batch; a larger unit has a batch to itself."""
+"""The most bytes in one transaction besides the output of agents, unless one unit has more."""
 
 MAX_COLLISIONS = 10
 """The most attempts of a batch that collides with the transactions of other nodes."""
@@ -89,7 +88,7 @@ class PostgresWriter:
         self._connection: Connection | None = None
         self._commit: Commit | None = None
         self._used = 0.0
-        self._pending: deque[Unit] = deque()
+        self._pending: WriteQueue[Unit] = WriteQueue(MAX_BATCH_BYTES)
         self._wake = asyncio.Event()
         self._closing = False
         self._task = asyncio.create_task(self._run(), name="postgres-writer")
@@ -101,7 +100,7 @@ class PostgresWriter:
         """
         if self._closing:
             raise StoreUnavailable("the store is closed; nothing was written")
-        self._pending.append(unit)
+        self._pending.add(unit)
         self._wake.set()
         # The outcome is a value, as asyncio logs an exception that nobody retrieves.
         result = await unit.future
@@ -121,7 +120,7 @@ class PostgresWriter:
                 await self._wake.wait()
                 self._wake.clear()
                 while self._pending:
-                    batch = _next_batch(self._pending)
+                    batch = self._pending.take()
                     await self._settle(batch)
         finally:
             # Callers still wait here only if the event loop is shutting down.
@@ -260,20 +259,6 @@ class PostgresWriter:
             publish_run_events(listener, unit.tenant, unit.events)
         for unit in units:
             _resolve(unit, None)
-
-
-def _next_batch(pending: deque[Unit]) -> list[Unit]:
-    """Takes the units of the next call, at least one."""
-    batch = Batch[Unit]()
-    size = 0
-    while pending:
-        unit = pending[0]
-        size += unit.size
-        if batch.units and (size > MAX_BATCH_BYTES or not batch.has_room_for(unit)):
-            break
-        batch.add(unit)
-        pending.popleft()
-    return batch.units
 
 
 _REFUSALS: dict[str, Callable[[], Exception]] = {

@@ -8,14 +8,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeAlias
 
 import structlog
 
 from runlane_server.core.errors import StoreUnavailable
 from runlane_server.store.base import Listener, LoggedComplete, Position, StoreError, WriteObserver
-from runlane_server.store.batching import Batch, Pacer
+from runlane_server.store.batching import Pacer, WriteQueue
 from runlane_server.store.fanout import (
     observe_commit,
     observe_unconfirmed,
@@ -30,7 +30,8 @@ from runlane_server.store.sqlite.transaction import apply_units
 log = structlog.get_logger()
 
 MAX_BATCH_CHARS = 4 << 20
-"""The most text in one transaction, unless one unit has more: bounds its duration."""
+"""The most text in one transaction besides the output of agents, unless one unit has more: bounds
+its duration."""
 
 Pending: TypeAlias = Unit | Compaction
 
@@ -70,7 +71,8 @@ class SqliteWriter:
         self.failed: StoreError | None = None
         self._callbacks = callbacks
         self._connection = connection
-        self._pending: deque[Pending] = deque()
+        self._units: WriteQueue[Unit] = WriteQueue(MAX_BATCH_CHARS)
+        self._compactions: deque[Compaction] = deque()
         self._wake = asyncio.Event()
         self._closing = False
         self._pacer = Pacer()
@@ -83,7 +85,10 @@ class SqliteWriter:
         """
         if self.failed is not None or self._closing:
             raise unavailable(self.failed)
-        self._pending.append(unit)
+        if isinstance(unit, Compaction):
+            self._compactions.append(unit)
+        else:
+            self._units.add(unit)
         self._wake.set()
         # The outcome is a value, as asyncio logs an exception that nobody retrieves.
         result = await unit.future
@@ -98,22 +103,33 @@ class SqliteWriter:
         await asyncio.wait([self._task])
 
     async def _run(self) -> None:
-        batch: list[Pending] = []
+        batch: Sequence[Pending] = []
         try:
-            while self._pending or not self._closing:
+            while self._is_pending or not self._closing:
                 await self._wake.wait()
                 self._wake.clear()
-                while self._pending:
+                while self._is_pending:
                     if (delay := self._pacer.delay()) and not self._closing:
                         await asyncio.sleep(delay)
-                    batch = next_batch(self._pending)
-                    await self._commit(batch)
-                    self._pacer.record(len(batch))
+                    for batch in self._next_batches():
+                        await self._commit(batch)
+                        self._pacer.record(len(batch))
         except Exception as error:  # noqa: BLE001 - _fail reports it to all who wait
             self._fail(f"{_name(error)}: {error}", batch)
         except asyncio.CancelledError:
             self._fail("the server stopped during a write", batch)
             raise
+
+    @property
+    def _is_pending(self) -> bool:
+        return bool(self._units or self._compactions)
+
+    def _next_batches(self) -> Iterator[Sequence[Pending]]:
+        """Takes the units of a transaction, and a compaction, which has one to itself."""
+        if self._units:
+            yield self._units.take()
+        if self._compactions:
+            yield [self._compactions.popleft()]
 
     async def _commit(self, batch: Sequence[Pending]) -> None:
         first = batch[0]
@@ -150,11 +166,12 @@ class SqliteWriter:
     def _fail(self, message: str, batch: Sequence[Pending]) -> None:
         self.failed = StoreError(message)
         log.error("store no longer writable", reason=message)
-        left = (*batch, *self._pending)
+        left = (*batch, *self._units, *self._compactions)
         observe_unconfirmed(self._callbacks.write_observer, len(left))
         for unit in left:
             _resolve(unit, unavailable(self.failed))
-        self._pending.clear()
+        self._units.clear()
+        self._compactions.clear()
         if self._callbacks.on_failure is not None:
             self._callbacks.on_failure(self.failed)
 
@@ -166,22 +183,6 @@ def unavailable(failed: StoreError | None) -> StoreUnavailable:
     return StoreUnavailable(
         "the store failed: outcome unknown; repeat the call with the same run id"
     )
-
-
-def next_batch(pending: deque[Pending]) -> list[Pending]:
-    """Takes the units of the next transaction. A compaction has one to itself."""
-    batch = Batch[Unit]()
-    size = 0
-    while pending:
-        unit = pending[0]
-        if isinstance(unit, Compaction):
-            return [*batch.units] or [pending.popleft()]
-        size += unit.size
-        if batch.units and (size > MAX_BATCH_CHARS or not batch.has_room_for(unit)):
-            break
-        batch.add(unit)
-        pending.popleft()
-    return [*batch.units]
 
 
 def _resolve(unit: Pending, result: Result) -> None:
