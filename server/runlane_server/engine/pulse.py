@@ -16,7 +16,7 @@ from contextvars import Context
 from runlane_server.store.batching import BUSY, IDLE, SAMPLE, position_between
 
 MAX_WAIT = 0.030
-"""The longest wait in seconds. A reader does not notice it: models send a word every 10 to 50 ms."""
+"""The longest wait in seconds. Nobody who reads along notices it."""
 
 
 class Pulse:
@@ -69,5 +69,3 @@ class Pulse:
         acts, self._waiting = self._waiting, []
         for act in acts:
             act()
-
-
