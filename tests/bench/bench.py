@@ -6,10 +6,11 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from bench import wire
@@ -24,6 +25,8 @@ CACHE = ROOT / ".cache" / "bench"
 SUBSCRIBE = call(wire.SERVICE + "SubscribeRunComplete", SubscribeRunCompleteRequest())
 ACCEPT = call(CALL, wire.accept())
 ECHOED = call(ECHO, wire.accept())
+
+NO_ENV: Mapping[str, str] = MappingProxyType({})
 
 NEW = 10_000_000_000
 """The first session number that no prepared store uses."""
@@ -65,8 +68,10 @@ class Bench:
                 yield server
 
     @asynccontextmanager
-    async def runlane(self, *flags: str, store: Path | None = None) -> AsyncIterator[Server]:
-        """Runlane with an empty store, or with a copy of `store`."""
+    async def runlane(
+        self, *flags: str, store: Path | None = None, env: Mapping[str, str] = NO_ENV
+    ) -> AsyncIterator[Server]:
+        """Runlane with an empty store, or with a copy of `store`. `env` adds variables."""
         with self.folder() as folder:
             if store:
                 _copy(store, folder / "runlane.db")
@@ -75,7 +80,17 @@ class Bench:
                 *("--store", f"sqlite:///{folder / 'runlane.db'}"),
                 *("--event-loop", self.event_loop, *flags),
             ]
-            async with Server(argv, folder, cores()[0]) as server:
+            async with Server(argv, folder, cores()[0], env) as server:
+                yield server
+
+    @asynccontextmanager
+    async def endpoint(self) -> AsyncIterator[Server]:
+        """A language model with the API of OpenAI, on the core of the load. Raises RuntimeError
+        without the generator in Go, which contains it."""
+        if len(self.generator) > 1:
+            raise RuntimeError("the endpoint is a part of the load generator in Go; install Go")
+        with self.folder() as folder:
+            async with Server([*self.generator, "endpoint"], folder, cores()[1]) as server:
                 yield server
 
     @asynccontextmanager
@@ -85,9 +100,9 @@ class Bench:
             async with Load(self.generator, cores()[1], folder) as load:
                 yield load
 
-    async def run(self, server: Server, *, store: int | None = None, **job: Any) -> Measured:
-        """Runs a job with default settings, which `job` overrides. `store` is the process id of a
-        database to be measured too."""
+    async def run(self, server: Server, *, beside: int | None = None, **job: Any) -> Measured:
+        """Runs a job with default settings, which `job` overrides. `beside` is the id of a process
+        to be measured too, such as a database."""
         usual = {
             "connections": self.connections,
             "concurrency": self.concurrency,
@@ -98,7 +113,7 @@ class Bench:
             "first": self.fresh(10_000_000),
         }
         async with self.load() as load:
-            return await load.run(server, {**usual, **job}, store=store)
+            return await load.run(server, {**usual, **job}, beside=beside)
 
     @contextmanager
     def folder(self) -> Iterator[Path]:

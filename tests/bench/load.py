@@ -43,7 +43,8 @@ def call(method: str, request: Message | bytes) -> dict[str, str]:
 class Measured:
     """The result of a job. CPU shares are fractions of a core; each side has a core of its own.
 
-    `store_cpu` is the share of a database beside the server.
+    `beside_cpu` is the share of a process beside the server, such as a database. `first` has the
+    times to the first word of a stream.
     """
 
     count: int
@@ -51,7 +52,8 @@ class Measured:
     server_cpu: float
     load_cpu: float
     latency: dict[str, float] = field(default_factory=dict)
-    store_cpu: float = 0.0
+    beside_cpu: float = 0.0
+    first: dict[str, float] = field(default_factory=dict)
 
     @property
     def rate(self) -> float:
@@ -136,12 +138,12 @@ class Load:
         return message
 
     async def run(
-        self, server: Server, job: dict[str, Any], *, store: int | None = None
+        self, server: Server, job: dict[str, Any], *, beside: int | None = None
     ) -> Measured:
-        """Runs a job with one measurement window. `store` is the process id of a database server.
-        Raises RuntimeError if calls failed."""
+        """Runs a job with one measurement window. `beside` is the id of a process that works for
+        the server. Raises RuntimeError if calls failed."""
         await self.send({"prefix": wire.PREFIX, "address": server.address, **job})
-        pids = (server.pid, self._started.pid, *([store] if store else []))
+        pids = (server.pid, self._started.pid, *([beside] if beside else []))
         cpu: dict[str, list[float]] = {}
         while "result" not in (message := await self.read()):
             cpu[message["mark"]] = [cpu_seconds(pid) for pid in pids]
@@ -152,6 +154,6 @@ class Load:
             (to - since) / result["seconds"]
             for since, to in zip(cpu["begin"], cpu["end"], strict=True)
         ]
-        ours, load, *beside = shares
-        latency = result.get("latency") or {}
-        return Measured(result["count"], result["seconds"], ours, load, latency, sum(beside))
+        ours, load, *others = shares
+        latency, first = result.get("latency") or {}, result.get("first") or {}
+        return Measured(result["count"], result["seconds"], ours, load, latency, sum(others), first)

@@ -85,7 +85,7 @@ async def processes(bench: Bench) -> list[Row]:
 async def _runs(bench: Bench, server: Server, store: int | None = None) -> Measured:
     return await bench.run(
         server,
-        store=store,
+        beside=store,
         kind="runs",
         call=ACCEPT,
         watch=SUBSCRIBE,
@@ -98,9 +98,9 @@ async def _runs(bench: Bench, server: Server, store: int | None = None) -> Measu
 def _costs(measured: list[Measured]) -> dict[str, float]:
     """The median CPU time of a run."""
     costs = {"µs a run of the nodes": median(one.cost * MICROSECONDS for one in measured)}
-    if measured[0].store_cpu:
+    if measured[0].beside_cpu:
         costs["and of the database"] = median(
-            one.store_cpu / one.rate * MICROSECONDS for one in measured
+            one.beside_cpu / one.rate * MICROSECONDS for one in measured
         )
     return costs
 

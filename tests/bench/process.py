@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -66,10 +66,17 @@ async def end(process: Process) -> None:
 
 
 class Server(ListeningProcess):
-    """A server under measurement, on one core or, without a number, on any."""
+    """A server under measurement, on one core or, without a number, on any. `env` adds variables to
+    its environment."""
 
-    def __init__(self, command: Sequence[str], folder: Path, core: int | None) -> None:
-        super().__init__(pinned(core, command), folder, env=environment())
+    def __init__(
+        self,
+        command: Sequence[str],
+        folder: Path,
+        core: int | None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(pinned(core, command), folder, env={**environment(), **(env or {})})
         self.begun = 0.0
 
     async def __aenter__(self) -> Self:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from statistics import median
 
+import pytest
+
 from bench import report, run
 from bench.result import Budget, Curve, Figure, Results, Row, read
+from bench.streams import MAX_STREAMS, search
+
+NEEDS_GO = pytest.mark.skipif(shutil.which("go") is None, reason="the endpoint is written in Go")
 
 
 def test_each_row_yields_a_figure(tmp_path: Path) -> None:
@@ -22,6 +28,31 @@ def test_each_row_yields_a_figure(tmp_path: Path) -> None:
         assert median(row.judged) > 0
     (written,) = tmp_path.glob("bench-*.json")
     assert read(written) == results
+
+
+@NEEDS_GO
+def test_streaming_agents_yield_figures(tmp_path: Path) -> None:
+    wanted = ["streams", "chat-streams", "chat"]
+    only = [word for name in wanted for word in ("--only", name)]
+    results = run.main(["--quick", "--load", "go", "--out", str(tmp_path), *only])
+    assert not results.failed
+    rows = {row.name: row for row in results.rows}
+    assert rows.keys() == {*wanted, "streams-cpu", "chat-streams-cpu"}
+    for name in ("streams", "chat-streams"):
+        assert rows[name].notes.keys() == {"gap p99, ms", "first word p99, ms"}
+        assert rows[f"{name}-cpu"].ours[0].value > 0
+    chat = rows["chat"]
+    assert all(figure.value > 0 for figure in (*chat.ours, *chat.peer))
+
+
+@pytest.mark.parametrize("limit", [0, 1, 7, 49, 50, 51, 230, 1_700, MAX_STREAMS, 9_999])
+async def test_search_finds_the_most_streams(limit: int) -> None:
+    async def holds(count: int) -> bool:
+        return count <= limit
+
+    most = await search(50, holds)
+    assert most <= min(limit, MAX_STREAMS)
+    assert min(limit, MAX_STREAMS) <= most * 1.1 + 1
 
 
 def test_verdicts() -> None:

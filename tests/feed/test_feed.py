@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from runlane_server.core.errors import CursorCompacted, CursorInvalid, Draining, RunNotFound
-from runlane_server.core.model import Prompt, RunComplete, RunEvent, RunKey
+from runlane_server.core.model import Prompt, Run, RunComplete, RunEvent, RunKey, TextDelta
 from runlane_server.feed import feed as feed_module
 from runlane_server.feed.feed import Subscription
 from runlane_server.store.base import EventFilter
@@ -194,6 +194,31 @@ async def test_follower_of_a_deleted_run_gets_its_end_with_its_number(node: Node
     assert len(rest) == 1
     assert rest[-1].body == complete
     assert rest[-1].index == everything[-1].index
+
+
+async def test_follower_that_keeps_up_does_not_read_the_store_for_each_event(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [f"word {n}" for n in range(20)]
+    steps = (step for word in words for step in (say(word), wait(word)))
+    run = (await node.accept("s", script(*steps))).run
+    reads: list[RunKey] = []
+    get_run = node.store.get_run
+
+    async def counted(key: RunKey) -> Run | None:
+        reads.append(key)
+        return await get_run(key)
+
+    monkeypatch.setattr(node.store, "get_run", counted)
+    follower = node.feed.follow(RunKey(TENANT, run.run_id), 0)
+    for word in words:
+        # It is called before there is an event, and waits for it.
+        while (await follower.next())[-1].body != TextDelta(word):
+            pass
+        node.latches.open(word)
+    await node.end(run.run_id)
+    follower.close()
+    assert len(reads) < 5
 
 
 async def test_follower_of_a_run_deleted_with_its_log_is_told_so(node: Node) -> None:

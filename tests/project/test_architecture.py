@@ -30,6 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "harness": {"clock", "gates", "harness"},
     "store": {
         "base",
+        "batching",
         "corrupt",
         "findings",
         "postgres.check",
@@ -69,7 +70,7 @@ ROOMS: dict[str, set[str]] = {
     "config": {"", "option_types", "sample", "settings", "sources"},
     "feed": {"feed"},
     "cluster": {"key_refresh", "membership", "peers", "relay"},
-    "engine": {"agent_code", "coordinator", "executor", "retention"},
+    "engine": {"agent_code", "coordinator", "executor", "pulse", "retention"},
     "rpc": {"endpoint", "tls"},
     "telemetry": {"logs", "metrics_server", "trace_export", "watchdog"},
     "process": {"app", "config_check", "node", "processes"},

@@ -57,6 +57,7 @@ from runlane_server.core.transition import Lane, LaneRun, Receipt, Transition, d
 from runlane_server.engine.cancel_all import CancelAll, CancelledPage
 from runlane_server.engine.executor import Executor, NodeSettings
 from runlane_server.engine.mailbox import Command, OnCommit
+from runlane_server.engine.pulse import Pulse
 from runlane_server.engine.reservation import Acceptance, AcceptedRun, AcceptsInProgress
 from runlane_server.engine.run_log import log_accepted
 from runlane_server.engine.safe_observer import SafeObserver
@@ -99,6 +100,7 @@ class Coordinator:
         observer: Observer = NO_OBSERVER,
         quotas: QuotaBook | None = None,
         gates: Gates | None = None,
+        pulse: Pulse | None = None,
         now: Callable[[], Micros] = lambda: time.time_ns() // 1000,
         new_id: Callable[[], str] = lambda: str(uuid7()),
     ) -> None:
@@ -123,6 +125,8 @@ class Coordinator:
             observer=observer,
             quotas=quotas,
             gates=self._gates,
+            # A simulation has no load to measure, and the words of its agents wait for nothing.
+            pulse=pulse or Pulse(0.0),
         )
         self._lanes = self._executor.lanes
 

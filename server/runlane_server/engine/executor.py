@@ -22,6 +22,7 @@ from runlane_server.engine.agent_code import contain_tasks, create_own_task
 from runlane_server.engine.agent_turn import Job
 from runlane_server.engine.lane_access import LaneAccess
 from runlane_server.engine.lanes import Lanes
+from runlane_server.engine.pulse import Pulse
 from runlane_server.engine.readiness import Readiness
 from runlane_server.engine.recovery import Recovery
 from runlane_server.engine.run_log import log_ends
@@ -58,6 +59,7 @@ class Executor:
         observer: Observer,
         quotas: QuotaBook,
         gates: Gates,
+        pulse: Pulse,
     ) -> None:
         self._recovery = Recovery(store, self, quotas, max_run_output=limits.max_run_output)
         self.membership: Membership | None = None
@@ -83,6 +85,7 @@ class Executor:
         self._now = now
         self._observer = observer
         self._gates = gates
+        self._pulse = pulse
         self._runners: dict[SessionKey, Runner] = {}
         self._strays: set[asyncio.Task[Any]] = set()
         self._supervisors: set[asyncio.Task[None]] = set()
@@ -200,6 +203,7 @@ class Executor:
             now=self._now,
             limits=self._limits,
             gates=self._gates,
+            pulse=self._pulse,
         )
 
     def _keep(self, supervisor: asyncio.Task[None]) -> None:

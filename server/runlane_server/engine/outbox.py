@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import Context, copy_context
 from typing import Final
 
 import structlog
@@ -27,7 +28,7 @@ from runlane_server.core.model import (
 )
 from runlane_server.core.transition import LaneRun
 from runlane_server.core.turn import DraftMessage, TurnDraft
-from runlane_server.engine.agent_code import create_own_task
+from runlane_server.engine.pulse import Pulse
 from runlane_server.store.base import Stale, Store
 from runlane_server.store.retry import retry_read
 
@@ -78,9 +79,8 @@ class Outbox:
     """The output of an agent that is not stored yet.
 
     It takes at most `max_output` bytes of one attempt. Events that arrive during a write form the
-    next batch, and adjacent deltas are merged. The rest is committed with the end of the run. The
-    first write starts in the next iteration of the event loop, so an agent that has returned by
-    then needs none.
+    next batch, and adjacent deltas are merged. The rest is committed with the end of the run. A
+    write starts at a beat of the `pulse`, so an agent that has returned by then needs none.
     """
 
     def __init__(
@@ -91,6 +91,7 @@ class Outbox:
         now: Callable[[], Micros],
         *,
         max_output: int,
+        pulse: Pulse,
     ) -> None:
         self.events = run.events
         self._max_output = max_output
@@ -100,6 +101,8 @@ class Outbox:
         self._attempt = run.attempt
         self._store = store
         self._now = now
+        self._pulse = pulse
+        self._context: Context | None = None
         self._waiting: list[EventBody] = []
         self._pieces: list[str] = []
         self._kind: type[TextDelta | ReasoningDelta] = TextDelta
@@ -127,6 +130,8 @@ class Outbox:
         event. Both end the output.
         """
         self._agent_task = agent_task
+        # Writes are the engine's, whoever caused them: not in the context of the agent.
+        self._context = copy_context()
         self._on_lost = on_lost
         self._on_broken = on_broken
 
@@ -174,10 +179,10 @@ class Outbox:
         self._chars += size
 
     def _schedule(self) -> None:
-        """Starts a write in the next iteration of the event loop."""
+        """Starts a write at the next beat of the pulse."""
         if self._writer is None and not self._is_scheduled and self._agent_task is not None:
             self._is_scheduled = True
-            asyncio.get_running_loop().call_soon(self._start_if_needed)
+            self._pulse.call(self._start_if_needed)
 
     def add_stored(self, body: Folded) -> None:
         """Adds an event that was stored as part of another commit."""
@@ -284,17 +289,24 @@ class Outbox:
     def _start_if_needed(self) -> None:
         """Starts a write, unless the end of the run stores everything."""
         self._is_scheduled = False
-        if self._writer is None and not (self._is_closed or self._has_agent_returned):
+        if self._writer is None and self._has_more:
             self._start_writing()
 
+    @property
+    def _has_more(self) -> bool:
+        """Whether there is something to be stored before the end of the run."""
+        has_ended = self._is_closed or self._has_agent_returned
+        return not has_ended and bool(self._pieces or self._waiting)
+
     def _start_writing(self) -> asyncio.Task[None]:
-        self._writer = create_own_task(self._write())
+        loop = asyncio.get_running_loop()
+        self._writer = loop.create_task(self._write(), context=self._context)
         return self._writer
 
     async def _write(self) -> None:
-        """Stores batches until nothing is left or the agent has returned."""
+        """Stores a batch. What arrives meanwhile waits for the next beat."""
         try:
-            while (self._pieces or self._waiting) and not self._has_agent_returned:
+            if (self._pieces or self._waiting) and not self._has_agent_returned:
                 await self._append(self._batch())
         except (Stale, RunlaneError) as error:
             log.warning("run lost to this node", error=str(error) or "fenced off")
@@ -304,6 +316,8 @@ class Outbox:
             self._give_up(self._on_broken)
         finally:
             self._writer = None
+        if self._has_more:
+            self._schedule()
 
     def _give_up(self, callback: Callable[[], None] | None) -> None:
         self.close()

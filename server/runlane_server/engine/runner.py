@@ -34,6 +34,7 @@ from runlane_server.engine.agent_turn import AgentTurn, Job
 from runlane_server.engine.lane_access import LaneAccess
 from runlane_server.engine.lanes import LaneContended
 from runlane_server.engine.outbox import Outbox, pieces_of
+from runlane_server.engine.pulse import Pulse
 from runlane_server.harness.gates import Gates, Point
 from runlane_server.store.base import Store
 
@@ -63,6 +64,7 @@ class Runner:
         now: Callable[[], Micros],
         limits: Limits,
         gates: Gates,
+        pulse: Pulse,
     ) -> None:
         self.job = job
         self.is_settled = False
@@ -85,7 +87,9 @@ class Runner:
         self._code = AgentCode(job.run_key, job.key.session_id)
         self._refused: RunError | None = None
         self._working: asyncio.Task[None] | None = None
-        self._outbox = Outbox(job.run_key, job.run, store, now, max_output=limits.max_run_output)
+        self._outbox = Outbox(
+            job.run_key, job.run, store, now, max_output=limits.max_run_output, pulse=pulse
+        )
         self._intake = Intake()
         self._is_silent = True
         self._slice = 0

@@ -362,6 +362,9 @@ class RunFollower:
         self.after = after
         """The index of the last event returned, initially that of the last event known."""
         self._wakeup = asyncio.Event()
+        # A run without new events may have been deleted. Only `wake(0)` makes that possible again:
+        # a read of the store after each event would cost more than the event.
+        self._may_be_deleted = True
         feed._add_follower(key, self)  # noqa: SLF001 - the two halves of one mechanism
 
     async def next(self) -> Sequence[RunEvent]:
@@ -375,18 +378,28 @@ class RunFollower:
             events = await self._feed._read_run(self._key, self.after)  # noqa: SLF001
             if not events:
                 self._feed._check_open()  # noqa: SLF001
-                events = await self._feed._end_of_deleted(self._key)  # noqa: SLF001
+                events = await self._end_of_deleted()
             if events:
                 self.after = events[-1].index
                 return events
             await self._wakeup.wait()
+
+    async def _end_of_deleted(self) -> Sequence[RunEvent]:
+        if not self._may_be_deleted:
+            return ()
+        # Before the read: the run may end during it.
+        self._may_be_deleted = False
+        return await self._feed._end_of_deleted(self._key)  # noqa: SLF001
 
     def close(self) -> None:
         """Removes this from the feed."""
         self._feed._remove_follower(self._key, self)  # noqa: SLF001
 
     def wake(self, place: int) -> None:
-        """Reports new events, or the end of the feed."""
+        """Reports new events from the index `place` on, or the end of the feed; 0 if the run may
+        have ended, or the store must be read again."""
+        if place == 0:
+            self._may_be_deleted = True
         self._wakeup.set()
 
 

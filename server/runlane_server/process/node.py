@@ -25,6 +25,7 @@ from runlane_server.core.errors import RunlaneError, StartError
 from runlane_server.core.observer import ObserverPair
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.engine.executor import NodeSettings
+from runlane_server.engine.pulse import Pulse
 from runlane_server.engine.retention import Retention, retention_tasks
 from runlane_server.feed.feed import Feed
 from runlane_server.harness.harness import Harness, ServerInfo
@@ -131,6 +132,7 @@ async def serving(
             observer=observer,
             quotas=security.quotas,
             gates=harness.gates,
+            pulse=Pulse(),
             now=clock.micros,
         )
         relay, node_keys = None, NodeKeys()

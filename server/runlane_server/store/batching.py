@@ -74,10 +74,10 @@ class Pacer:
         """Seconds to wait before the next batch; 0 unless waiting saves time."""
         if self._clock() - self._last > SILENCE:
             self._average_units = 1.0
-        company = _between(self._average_units, ALONE, MANY)
+        company = position_between(self._average_units, ALONE, MANY)
         if not company:
             return 0.0
-        return self._longest * company * _between(self._busy_share, IDLE, BUSY)
+        return self._longest * company * position_between(self._busy_share, IDLE, BUSY)
 
     def record(self, units: int) -> None:
         """Takes the length of a finished batch into account."""
@@ -90,7 +90,7 @@ class Pacer:
             self._since, self._worked = now, worked
 
 
-def _between(value: float, low: float, high: float) -> float:
+def position_between(value: float, low: float, high: float) -> float:
     """The position of a value between two others: from 0 to 1."""
     return min(1.0, max(0.0, (value - low) / (high - low)))
 
