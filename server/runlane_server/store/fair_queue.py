@@ -1,7 +1,8 @@
-"""A queue in which tenants take turns."""
+"""A queue in which tenants take turns, and slots for which they queue."""
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from typing import Generic, TypeVar
 
@@ -36,3 +37,34 @@ class FairQueue(Generic[ItemT]):
         if queue:
             self._queues[tenant] = queue
         return item
+
+
+class FairSlots:
+    """A number of slots. The tenants that wait for one take turns."""
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._waiting: FairQueue[asyncio.Future[None]] = FairQueue()
+
+    async def acquire(self, tenant: str) -> None:
+        """Takes a slot, after those that wait for one. A cancelled caller takes none."""
+        if self._free and not self._waiting:
+            self._free -= 1
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.add(tenant, turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():
+                self.release()  # it was given one already
+            raise
+
+    def release(self) -> None:
+        """Gives a slot back, to the caller that comes next."""
+        while self._waiting:
+            turn = self._waiting.take()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1
