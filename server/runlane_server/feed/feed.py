@@ -26,7 +26,8 @@ from runlane_server.feed.wakeup import Wakeup
 from runlane_server.store.base import EventFilter, LoggedComplete, LogPage, Position, Store
 
 PAGE_EVENTS = 256
-PAGE_BYTES = 2 << 20
+PAGE_BYTES = 256 << 10
+"""Bytes of a page from the store. A subscriber that reads nothing holds one."""
 
 LOG_TAIL_BYTES = 32 << 20
 """Budget of the terminal events in memory, of all tenants. An event counts as its text and 4 KiB,

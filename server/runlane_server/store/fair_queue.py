@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from typing import Generic, TypeVar
 
 ItemT = TypeVar("ItemT")
@@ -15,7 +15,7 @@ class FairQueue(Generic[ItemT]):
 
     def __init__(self) -> None:
         # In the order in which the tenants come next.
-        self._queues: dict[str, deque[ItemT]] = {}
+        self._queues: OrderedDict[str, deque[ItemT]] = OrderedDict()
 
     def __bool__(self) -> bool:
         return bool(self._queues)
@@ -23,6 +23,11 @@ class FairQueue(Generic[ItemT]):
     def add(self, tenant: str, item: ItemT) -> None:
         """Adds an item to the queue of a tenant."""
         self._queues.setdefault(tenant, deque()).append(item)
+
+    def put_back(self, tenant: str, item: ItemT) -> None:
+        """Puts an item that was taken before all others; it comes next again."""
+        self._queues.setdefault(tenant, deque()).appendleft(item)
+        self._queues.move_to_end(tenant, last=False)
 
     @property
     def first(self) -> ItemT:
