@@ -44,7 +44,7 @@ SET = {
     "cancel-grace": "the agent is fenced off; its output is discarded",
     "ready-timeout": "waiting runs fail with AGENT_NOT_READY",
     "event-retention": "older events are removed; a cursor before them gets CURSOR_COMPACTED",
-    "event-retention-bytes": "the same",
+    "event-retention-bytes": "the same, for the tenants with more than an equal share of it",
     "session-retention": "the session is removed",
     "command-memory": "the program's allocations fail",
     "command-file-size": "the run fails with COMMAND_LIMIT",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shlex
 import signal
 import socket
+import stat
 import subprocess
 import time
 from pathlib import Path
@@ -117,6 +119,21 @@ async def test_a_server_listens_on_a_unix_socket(tmp_path: Path) -> None:
         code, said = start_fails(tmp_path, "--store", "memory:", f"--listen={listen}")
         assert code == 1
         assert "already in use" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "mode"), [((), 0o600), (("--socket-mode", "0660"), 0o660)], ids=["default", "group"]
+)
+async def test_only_those_that_the_mode_names_can_connect_to_a_unix_socket(
+    tmp_path: Path, flags: tuple[str, ...], mode: int
+) -> None:
+    path = tmp_path / "s"
+    umask = os.umask(0)  # with which others could do everything
+    try:
+        with serving_blocking(tmp_path, "--store", "memory:", *flags, listen=f"unix:{path}"):
+            assert stat.S_IMODE(path.stat().st_mode) == mode
+    finally:
+        os.umask(umask)
 
 
 # --- Shutdown -----------------------------------------------------------------------------------

@@ -39,10 +39,10 @@ async def chatty(story: Story, run_id: str, deltas: int = 3) -> RunComplete:
     return await story.finish()
 
 
-async def positions(store: Store) -> list[int]:
-    """The remaining log."""
+async def positions(store: Store, tenant: str = TENANT) -> list[int]:
+    """The remaining log of a tenant."""
     page = await store.completes(
-        TENANT, EventFilter(), after=store.compacted, limit=MANY, max_bytes=PLENTY
+        tenant, EventFilter(), after=store.compacted_of(tenant), limit=MANY, max_bytes=PLENTY
     )
     return [event.position for event in page.events]
 
@@ -91,6 +91,66 @@ async def test_age_and_size_both_hold(store: Store, story: Story) -> None:
     assert await store.compact(ends[1].ended_at, 9, keep_bytes=size // 2) == 2  # the size
     assert await store.compact(ends[4].ended_at, 9, keep_bytes=size // 2) == 1
     assert await positions(store) == [5, 6]
+
+
+# --- Of several tenants -------------------------------------------------------------------------
+
+
+async def test_r25_tenant_with_a_large_log_removes_no_event_of_others(store: Store) -> None:
+    quiet, busy = Story(store, tenant="quiet"), Story(store, tenant="busy")
+    await quiet.play("q1")  # position 1
+    alone = await store.log_bytes()
+    for n in range(6):
+        await busy.play(f"b{n}")  # 2 to 7
+    await quiet.play("q2")  # 8
+    await busy.play("b6")  # 9
+    keep = await store.log_bytes() - alone
+    assert 1 <= await store.compact(0, 99, keep_bytes=keep) <= 2
+    assert await store.log_bytes() <= keep
+    assert await positions(store, "quiet") == [1, 8]
+    # An equal share has room for both events of the quiet tenant.
+    assert await store.compact(0, 99, keep_bytes=5 * alone) >= 2
+    assert await store.log_bytes() <= 5 * alone
+    assert await positions(store, "quiet") == [1, 8]
+    left = await positions(store, "busy")
+    assert left in ([7, 9], [6, 7, 9])
+    assert (store.compacted_of("quiet"), store.compacted_of("busy")) == (0, left[0] - 1)
+    assert (store.compacted, store.position) == (left[0] - 1, 9)
+
+
+async def test_positions_go_on_after_a_removed_last_event(store: Store) -> None:
+    quiet, busy = Story(store, tenant="quiet"), Story(store, tenant="busy")
+    await quiet.play("q")
+    kept = 2 * await store.log_bytes() + 100
+    await chatty(busy, "large", deltas=200)
+    assert await store.compact(0, 9, keep_bytes=kept) == 1
+    assert (await positions(store, "quiet"), await positions(store, "busy")) == ([1], [])
+    assert (store.compacted_of("busy"), store.compacted_of("quiet"), store.position) == (2, 0, 2)
+    await busy.play("n")
+    assert await positions(store, "busy") == [3]
+    assert await store.compact(0, 9, keep_bytes=kept) == 0
+    assert await store.compact(FAR, 9) == 2
+    assert await store.log_bytes() == 0
+    assert (store.compacted_of("quiet"), store.compacted_of("busy")) == (1, 3)
+
+
+async def test_size_of_a_log_that_begins_again_counts_from_nothing(store: Store) -> None:
+    quiet, busy = Story(store, tenant="quiet"), Story(store, tenant="busy")
+    await busy.play("first")
+    once = await store.log_bytes()
+    assert await store.compact(FAR, 9) == 1
+    await quiet.play("other")
+    await busy.play("again")
+    assert await store.log_bytes() == pytest.approx(2 * once, rel=0.1)
+
+
+async def test_age_removes_the_events_of_all_tenants(store: Store) -> None:
+    stories = [Story(store, tenant=f"t{n % 3}", session_id=f"s{n}") for n in range(6)]
+    for story in stories:
+        await story.play(f"r{story.session_id}")
+    assert await store.compact(FAR, 4) == 4
+    assert [store.compacted_of(f"t{n}") for n in range(3)] == [4, 2, 3]
+    assert [await positions(store, f"t{n}") for n in range(3)] == [[], [5], [6]]
 
 
 # --- The events of a run ------------------------------------------------------------------------
@@ -283,19 +343,25 @@ async def test_file_of_the_first_schema_is_brought_up_to_date(tmp_path: Path) ->
         await store.compact(0, 1, keep_bytes=0)
         await story.accept("open")
         await story.start()
+        other = Story(store, tenant="other")
+        await other.play("other")
         size = await store.log_bytes()
     _take_back(path, old)
     async with SqliteStore(old) as store:
         assert await store.log_bytes() == size
-        assert (store.position, store.compacted) == (4, 1)
+        assert (store.position, store.compacted) == (5, 1)
+        # The first schema had one position for all tenants.
+        assert store.compacted_of("other") == store.compacted_of("nobody") == 1
         story = replace(story, store=store)
         story.lane = await store.load_lane(story.key)
         assert await indices(story, "r0", 3) == [4]
         assert await indices(story, "r3") == [1, 2, 3, 4, 5, 6, 7]
         assert await indices(story, "open") == [1, 2]
         await story.finish()
-        assert await positions(store) == [2, 3, 4, 5]
-        assert len(await store.stale_sessions(FAR, 9)) == 1
+        assert await positions(store) == [2, 3, 4, 6]
+        assert len(await store.stale_sessions(FAR, 9)) == 2
+        assert 0 < await store.compact(0, 9, keep_bytes=size // 2) < 4
+        assert await positions(store, "other") == [5]
 
 
 def _take_back(new: Path, old: Path) -> None:
@@ -310,7 +376,6 @@ def _take_back(new: Path, old: Path) -> None:
             columns = [row[1] for row in db.execute(f"PRAGMA main.table_info({table})")]
             names = ", ".join(columns)
             db.execute(f"INSERT INTO main.{table} ({names}) SELECT {names} FROM new.{table}")  # noqa: S608
-        db.execute("DELETE FROM meta WHERE name = 'compacted_bytes'")
         # The first schema kept the events of runs for ever.
         db.execute(
             "INSERT INTO run_events SELECT tenant, run_id, 1, at, 'accepted', '[1]' FROM run_events"

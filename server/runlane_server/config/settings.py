@@ -44,6 +44,8 @@ PostgreSQL. As JSON a control character takes six bytes."""
 
 EVENT_LOOPS = ("auto", "asyncio", "uvloop")
 
+SOCKET_MODES = ("0600", "0660", "0666")
+
 LOG_FORMATS = ("auto", "json", "console")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -66,6 +68,13 @@ class Config:
         AddressType(),
         "Address to serve on: HOST:PORT or unix:PATH. Port 0 picks a free port and prints it.",
         metavar="ADDRESS",
+    )
+    socket_mode: str = setting(
+        SOCKET_MODES[0],
+        Topic.LISTENING,
+        click.Choice(SOCKET_MODES),
+        "File mode of the socket of unix:PATH: who can connect. 0600: the server's user; 0660: its "
+        "group too; 0666: everyone.",
     )
     processes: int = setting(
         1,
@@ -372,7 +381,8 @@ class Config:
         1 << 30,
         Topic.SHUTDOWN,
         click.IntRange(min=0),
-        "Maximum size of the event log, in bytes; its oldest events are removed. 0: no limit.",
+        "Maximum size of the event log, in bytes; the oldest events of the tenants with the largest"
+        " logs are removed. 0: no limit.",
     )
     session_retention: float = setting(
         0.0,

@@ -26,7 +26,8 @@ from runlane_server.feed.wakeup import Wakeup
 from runlane_server.store.base import EventFilter, LoggedComplete, LogPage, Position, Store
 
 PAGE_EVENTS = 256
-PAGE_BYTES = 2 << 20
+PAGE_BYTES = 256 << 10
+"""Bytes of a page from the store. A subscriber that reads nothing holds one."""
 
 LOG_TAIL_BYTES = 32 << 20
 """Budget of the terminal events in memory, of all tenants. An event counts as its text and 4 KiB,
@@ -95,7 +96,7 @@ class Feed:
         lies ahead of the log.
         """
         self._check_open()
-        self._check_kept(after)
+        self._check_kept(tenant, after)
         if after > max(self.position, self._store.position):
             raise CursorInvalid.of("cursor", "lies ahead of the event log")
         return Subscription(self, tenant, wanted, after)
@@ -193,8 +194,8 @@ class Feed:
         if self._closed:
             raise Draining("the server is shutting down")
 
-    def _check_kept(self, after: Position) -> None:
-        if after < self._store.compacted:
+    def _check_kept(self, tenant: str, after: Position) -> None:
+        if after < self._store.compacted_of(tenant):
             raise CursorCompacted(
                 "events after the cursor were removed; use GetRun and ListRuns to catch up"
             )
@@ -205,7 +206,7 @@ class Feed:
             tenant, wanted, after=after, limit=PAGE_EVENTS, max_bytes=PAGE_BYTES
         )
         # A compaction during the read may have left a gap in the page.
-        self._check_kept(after)
+        self._check_kept(tenant, after)
         return page
 
     def _read_tail(self, tenant: str, wanted: EventFilter, after: Position) -> LogPage | None:
@@ -255,7 +256,11 @@ class Feed:
         deleted = await self._store.get_deleted_run(key)
         wanted = EventFilter(run_ids=frozenset({key.run_id}))
         page = await self._store.completes(
-            key.tenant, wanted, after=self._store.compacted, limit=PAGE_EVENTS, max_bytes=PAGE_BYTES
+            key.tenant,
+            wanted,
+            after=self._store.compacted_of(key.tenant),
+            limit=PAGE_EVENTS,
+            max_bytes=PAGE_BYTES,
         )
         if deleted is None or not page.events:
             raise RunNotFound.of(key.run_id)

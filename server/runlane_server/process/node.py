@@ -150,6 +150,7 @@ async def serving(
             observer=observer,
             tls=security.tls,
             harness=harness if config.harness else None,
+            socket_mode=int(config.socket_mode, 8),
         )
         # Before any run: a server whose port is in use must not touch the runs in the store.
         address, node_address = _bind(endpoint, config, shares_port=shares_port)

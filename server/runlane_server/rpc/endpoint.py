@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import resource
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Never, cast
 
 import grpc
@@ -115,7 +117,8 @@ class Endpoint:
     """Serves a coordinator over gRPC. It must be created on the event loop that serves.
 
     With `shares_port` it can listen on a port together with other processes of the same user.
-    Without `tls` connections are not encrypted. A `harness` is served as well.
+    Without `tls` connections are not encrypted. A `harness` is served as well. Unix sockets get
+    `socket_mode`.
     """
 
     def __init__(
@@ -129,9 +132,11 @@ class Endpoint:
         observer: Observer = NO_OBSERVER,
         tls: ServerTls | None = None,
         harness: Harness | None = None,
+        socket_mode: int = 0o600,
     ) -> None:
         self.calls = InflightCalls()
         self._shares_port = shares_port
+        self._socket_mode = socket_mode
         self._tls = tls
         self._access = access
         self._observer = observer
@@ -188,6 +193,19 @@ class Endpoint:
         return self._bound[-1]
 
     def _add_port(self, address: Address) -> int:
+        if not address.is_unix:
+            return self._add_listener(address)
+        # From its first instant others cannot connect. Other threads may create directories
+        # meanwhile, so that the owner keeps all rights.
+        umask = os.umask(0o077)
+        try:
+            bound = self._add_listener(address)
+            Path(address.path).chmod(self._socket_mode)
+        finally:
+            os.umask(umask)
+        return bound
+
+    def _add_listener(self, address: Address) -> int:
         if self._tls is None:
             return self._server.add_insecure_port(str(address))
         return self._server.add_secure_port(str(address), self._tls.credentials())

@@ -192,7 +192,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
             case "cursor":
                 return self._cursors.decode(tenant(), request.cursor)
             case "from_beginning" if request.from_beginning:
-                return self._store.compacted
+                return self._store.compacted_of(tenant())
             case _:
                 return self._feed.position
 
@@ -202,7 +202,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         try:
             yield
         except CursorCompacted as error:
-            oldest = self._cursors.encode(tenant(), self._store.compacted)
+            oldest = self._cursors.encode(tenant(), self._store.compacted_of(tenant()))
             raise CursorCompacted(error.message, metadata={"oldest_cursor": oldest}) from error
         except Draining as error:
             raise Draining(

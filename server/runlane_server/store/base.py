@@ -303,7 +303,10 @@ class Store(Protocol):
 
     @property
     def compacted(self) -> Position:
-        """The position up to which events were removed; BEGINNING if none was."""
+        """The position of the last event that was removed; BEGINNING if none was."""
+
+    def compacted_of(self, tenant: str) -> Position:
+        """The position up to which the events of a tenant were removed."""
 
     @property
     def failed(self) -> StoreError | None:
@@ -350,7 +353,8 @@ class Store(Protocol):
         """Removes the oldest terminal events from the log; returns the number removed.
 
         It removes up to `limit` events: those of runs that ended before `before`, and further ones
-        until `log_bytes` is at most `keep_bytes`. The runs and their transcripts stay; of the
+        until `log_bytes` is at most `keep_bytes`, of the tenants with the largest logs only (see
+        `compaction.largest_log`). The runs and their transcripts stay; of the
         events of these runs only the last stays. It works in short transactions, with other writes
         in between.
         """
@@ -437,7 +441,7 @@ class Store(Protocol):
     ) -> LogPage:
         """Terminal events after a position, in order: about `max_bytes` bytes, at least one event.
 
-        Events may be missing if `compacted` is beyond `after` when this returns.
+        Events may be missing if `compacted_of(tenant)` is beyond `after` when this returns.
         """
 
 

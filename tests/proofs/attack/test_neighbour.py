@@ -22,25 +22,9 @@ MOST_HELD = 150 << 20
 TRIES = 2
 """A machine that is busy with something else delays calls too, but hardly twice."""
 
-AWAITED: frozenset[str] = frozenset(
-    {
-        "half_sent_messages",
-        "large_invalid_requests",
-        "endless_output",
-        "unread_answers",
-        "unread_streams",
-        "many_subscriptions",
-        "malformed_paths",
-        "deep directories and a restart",
-        "a full log",
-    }
-)
-"""Attacks whose remedy is still missing. Their tests may fail."""
-
-
-def awaited(name: str) -> pytest.MarkDecorator:
-    """Lets a test fail whose remedy is still missing."""
-    return pytest.mark.xfail(name in AWAITED, reason="the remedy is missing", strict=False)
+AWAITED = frozenset({"endless_output"})
+"""Attacks whose remedy is still missing: the ends of two runs with 16 MiB of output each hold about
+190 MB, and delay others by 0.3 s on a busy machine."""
 
 
 async def attack(stage: Stage, control: Stage, name: str) -> Figures:
@@ -53,8 +37,12 @@ async def attack(stage: Stage, control: Stage, name: str) -> Figures:
     raise AssertionError
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=awaited(name)) for name in ATTACKS])
-async def test_a_quiet_tenant_does_not_notice(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ATTACKS)
+async def test_a_quiet_tenant_does_not_notice(
+    name: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if name in AWAITED:
+        request.applymarker(pytest.mark.xfail(reason="the remedy is missing", strict=False))
     attacked_folder, control_folder = tmp_path / "attacked", tmp_path / "control"
     attacked_folder.mkdir()
     control_folder.mkdir()
@@ -70,7 +58,6 @@ async def test_a_quiet_tenant_does_not_notice(name: str, tmp_path: Path) -> None
         assert figures.held < MOST_HELD
 
 
-@awaited("deep directories and a restart")
 async def test_deep_directories_do_not_stop_the_agent(tmp_path: Path) -> None:
     async with staged(tmp_path) as stage:
         for _ in range(2):
@@ -84,7 +71,6 @@ async def test_deep_directories_do_not_stop_the_agent(tmp_path: Path) -> None:
                 assert (await ours.completed(30)).state is RunState.COMPLETED
 
 
-@awaited("a full log")
 async def test_a_busy_tenant_removes_no_event_of_a_quiet_one(tmp_path: Path) -> None:
     async with staged(tmp_path, "--event-retention-bytes", "5000000") as stage:
         address = stage.server.address

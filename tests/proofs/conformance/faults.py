@@ -435,9 +435,9 @@ OTHERS = (
         (
             Edit(
                 "feed/feed.py",
-                "        if after < self._store.compacted:",
-                "        after = max(after, self._store.compacted)\n"
-                "        if after < self._store.compacted:",
+                "        if after < self._store.compacted_of(tenant):",
+                "        after = max(after, self._store.compacted_of(tenant))\n"
+                "        if after < self._store.compacted_of(tenant):",
             ),
         ),
     ),

@@ -264,7 +264,8 @@ class Client:
 
     async def _watch(self, node: Node, watch: Watch, *, from_now: bool) -> None:
         if watch.start is None:
-            watch.start = watch.cursor = node.feed.position if from_now else node.store.compacted
+            oldest = node.store.compacted_of(TENANT)
+            watch.start = watch.cursor = node.feed.position if from_now else oldest
         length = self._rng.choice([1, 3, 10, 100, 100])
         try:
             subscription = node.feed.subscribe(TENANT, watch.wanted, watch.cursor)
@@ -292,7 +293,7 @@ class Client:
         self._history.require(position > watch.cursor, "R25: the log goes back in time")
 
     def _compacted(self, node: Node, watch: Watch) -> None:
-        oldest = node.store.compacted
+        oldest = node.store.compacted_of(TENANT)
         self._history.require(watch.cursor < oldest, "R25: nothing was compacted away")
         watch.lost.append((watch.cursor, oldest))
         watch.cursor = oldest

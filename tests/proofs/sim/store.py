@@ -180,6 +180,10 @@ class SimStore:
         """The position up to which events were removed; only delivered ones are."""
         return min(self._disk.data.compacted, self._delivered)
 
+    def compacted_of(self, tenant: str) -> Position:
+        """The position up to which events of a tenant were removed."""
+        return min(self._disk.data.compacted_of(tenant), self._delivered)
+
     @property
     def failed(self) -> StoreError | None:
         """Set when the node is dead."""

@@ -26,6 +26,7 @@ from runlane_server.core.model import (
     Role,
     RunError,
     RunRequest,
+    SessionKey,
     Text,
     TextDelta,
     Usage,
@@ -44,12 +45,13 @@ from runlane_server.store.postgres import log as postgres_log
 from runlane_server.store.postgres import store as store_module
 from runlane_server.store.postgres.connection import Connector
 from runlane_server.store.postgres.database import Database
+from runlane_server.store.postgres.pool import MOST_CONNECTIONS
 from runlane_server.store.postgres.schema import SQL
 from runlane_server.store.postgres.store import PostgresStore
 from runlane_server.store.postgres.text import escape, unescape
 from runlane_server.store.sqlfiles import migrations
 from support.postgres import Connection, listening, postgres_store, until_blocked
-from support.story import MANY, PLENTY, START, TENANT, Story, Witness
+from support.story import MANY, PLENTY, START, TENANT, Story, Witness, answer
 
 SECONDS = 60.0
 TESTS = Path(__file__).parents[2]
@@ -560,6 +562,110 @@ async def test_r25_node_that_missed_compacted_events_continues_after_them(
         assert [event.position for event in told(two)] == [4, 5, 7]
 
 
+async def test_r25_node_that_missed_the_removal_of_one_tenants_events_gets_the_others(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_log, "POLL_SECONDS", 3_600.0)
+    async with (
+        postgres_store(postgres_url) as one,
+        postgres_store(postgres_url) as two,
+    ):
+        gaps: list[list[int]] = []
+
+        class Gaps(Witness):
+            def on_completes(self, events: Sequence[LoggedComplete]) -> None:
+                gaps.append([event.position for event in events])
+
+        one.listener, two.listener = Witness(), Gaps()
+        await listening(postgres_url, 2)
+        await one._open.notifier.close()
+        busy = Story(one, tenant="busy")
+        await Story(one, "q", tenant="quiet").play("q1")  # position 1
+        size = await one.log_bytes()
+        await busy.play("b1")
+        await Story(one, "r", tenant="quiet").play("q2")  # 3
+        for n in range(2, 6):
+            await busy.play(f"b{n}")  # 4 to 7
+        assert await one.compact(0, 9, keep_bytes=size * 11 // 2) == 2
+        await two.catch_up()
+        assert gaps == [[1], [3], [5, 6, 7]]
+        assert (two.position, two.compacted_of("quiet"), two.compacted_of("busy")) == (7, 0, 4)
+        # The last event is removed too, before the other node has seen it.
+        await busy.play("b6", answer("x" * 10_000))  # 8
+        assert await one.compact(0, 9, keep_bytes=size * 11 // 2) == 4
+        await Story(two, "own", tenant="quiet").play("own")
+        assert gaps[3:] == [[], [9]]
+        assert (two.position, two.compacted_of("quiet"), two.compacted_of("busy")) == (9, 0, 8)
+
+
+async def test_migration_counts_the_log_of_each_tenant(
+    postgres_url: str, beside: Connection
+) -> None:
+    async with postgres_store(postgres_url) as store:
+        for n in range(5):
+            await Story(store, f"s{n}", tenant="quiet" if n == 1 else "busy").play(f"r{n}")
+        sizes = sorted(await store._log_sizes())
+    # As the schema before it was, after the removal of a sixth event.
+    await beside.execute(
+        """
+        DROP TABLE tenant_logs;
+        DROP FUNCTION log_sizes();
+        DELETE FROM schema_versions WHERE version = 7;
+        ALTER TABLE store ADD COLUMN compacted_bytes bigint NOT NULL DEFAULT 50;
+        UPDATE store SET compacted = 1;
+        UPDATE events SET position = position + 1000;
+        UPDATE events SET position = position - 999, log_bytes = 50 + whole.bytes FROM (
+            SELECT position AS place, sum(size) OVER (ORDER BY position) AS bytes FROM (
+                SELECT position, log_bytes
+                    - lag(log_bytes, 1, 0) OVER (PARTITION BY tenant ORDER BY position) AS size
+                FROM events
+            ) AS sized
+        ) AS whole WHERE place = position
+        """
+    )
+    async with postgres_store(postgres_url) as store:
+        assert sorted(await store._log_sizes()) == sizes
+        assert (store.position, store.compacted) == (6, 1)
+        assert store.compacted_of("quiet") == store.compacted_of("nobody") == 1
+        assert await store.compact(0, 9, keep_bytes=sum(sizes) - 1) == 1
+        assert (store.compacted_of("quiet"), store.compacted_of("busy")) == (1, 2)
+        await Story(store, "next", tenant="quiet").play("next")
+        assert store.position == 7
+
+
+# --- Turns --------------------------------------------------------------------------------------
+
+
+async def test_reads_of_a_tenant_wait_for_one_read_of_another(
+    postgres_url: str, nodes: Sequence[PostgresStore]
+) -> None:
+    node, pool = nodes[0], nodes[0]._open.pool
+    for tenant in ("busy", "quiet"):
+        await Story(node, tenant=tenant).play("r")
+    gate = await Connector(Database.parse(postgres_url)).connect()
+    await gate.execute("SELECT pg_advisory_lock(8)")
+    held = [
+        asyncio.create_task(pool.fetch("SELECT pg_advisory_xact_lock(8)"))
+        for _ in range(MOST_CONNECTIONS)
+    ]
+    await until_blocked(gate)
+    ended: list[str] = []
+
+    async def read(tenant: str) -> None:
+        key = SessionKey(tenant, "session")
+        await node.get_session(key)
+        await node.list_messages(key, limit=9, max_bytes=PLENTY)
+        await node.completes(tenant, EventFilter(), after=0, limit=9, max_bytes=PLENTY)
+        ended.append(tenant)
+
+    reads = [asyncio.create_task(read(tenant)) for tenant in ["busy"] * 200 + ["quiet"]]
+    await asyncio.sleep(0)
+    await gate.execute("SELECT pg_advisory_unlock(8)")
+    await asyncio.gather(*held, *reads)
+    gate.terminate()
+    assert ended.index("quiet") < MOST_CONNECTIONS
+
+
 # --- What is kept -------------------------------------------------------------------------------
 
 
@@ -611,7 +717,7 @@ READS = [
     "stored_bytes",
     "stale_sessions",
     "messages",
-    "log_bytes",
+    "log_sizes",
     "log_after",
     "events",
     "events_of",

@@ -136,7 +136,6 @@ async def _one_step(store: SqliteStore) -> bool:
 BROKEN: list[tuple[str, str, str]] = [
     ("meta", "DELETE FROM meta WHERE name = 'store_id'", "the file has no store_id"),
     ("meta", "UPDATE meta SET value = x'00' WHERE name = 'store_id'", "the file has no store_id"),
-    ("meta", "DELETE FROM meta WHERE name = 'compacted_bytes'", "the file has no compacted_bytes"),
     (
         "deleted_runs",
         "INSERT INTO deleted_runs VALUES ('tenant', 'host', 'folds', '', 1, 1)",
@@ -498,8 +497,13 @@ BROKEN: list[tuple[str, str, str]] = [
     ),
     (
         "events",
+        "UPDATE tenant_logs SET compacted = 4",
+        "position 2 of the event log should have been removed",
+    ),
+    (
+        "events",
         "UPDATE meta SET value = 4 WHERE name = 'compacted'",
-        "position 2 of the event log follows 4",
+        "the row compacted of meta is 4, but the last event removed is 1",
     ),
     (
         "events",
@@ -508,7 +512,7 @@ BROKEN: list[tuple[str, str, str]] = [
     ),
     (
         "events",
-        "UPDATE meta SET value = 1000000 WHERE name = 'compacted_bytes'",
+        "UPDATE tenant_logs SET compacted_bytes = 1000000",
         "position 2 of the event log does not increase log_bytes",
     ),
     (

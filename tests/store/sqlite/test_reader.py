@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from runlane_server.store.sqlite import queries
+from runlane_server.store.sqlite import reader as reader_module
 from runlane_server.store.sqlite.connection import SqliteConnection
 from runlane_server.store.sqlite.reader import MAX_SHARED, SqliteReader
 from runlane_server.store.sqlite.store import SqliteStore
@@ -75,6 +76,30 @@ async def test_what_waits_shares_a_hop(connection: SqliteConnection, hops: list[
     assert await asyncio.gather(*more) == [*range(MAX_SHARED + 1)]
     assert len(hops) == 3
     assert await reader.look_up(value, "later") == "later"
+
+
+async def test_long_look_ups_end_a_hop_and_keep_their_order(
+    connection: SqliteConnection, hops: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader_module, "HOP_SECONDS", 0.0)
+    made: list[str] = []
+
+    def read(_: sqlite3.Connection, tenant: str, n: int) -> None:
+        made.append(f"{tenant}{n}")
+
+    reader = SqliteReader(connection)
+    gate, first = await behind_a_gate(reader)
+    wanted = [*(("a", n) for n in range(3)), ("b", 0), ("b", 1)]
+    more = [asyncio.create_task(reader.look_up(read, *each)) for each in wanted]
+    await asyncio.sleep(0)
+    gate.let_go.set()
+    await first
+    await reader.close()
+    await asyncio.gather(*more)
+    assert [it for it in made if it[0] == "a"] == ["a0", "a1", "a2"]
+    assert [it for it in made if it[0] == "b"] == ["b0", "b1"]
+    assert made.index("b0") < 2
+    assert len(hops) == 6
 
 
 async def test_page_has_a_hop_to_itself(connection: SqliteConnection, hops: list[str]) -> None:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import deque
+from collections import Counter
 from collections.abc import Sequence
 
 from runlane_server.core.model import Micros, RunComplete, RunKey
 from runlane_server.store.base import BEGINNING, EventFilter, LoggedComplete, LogPage, Position
+from runlane_server.store.compaction import CompactedPositions, largest_log
 from runlane_server.store.paging import complete_size, take_page
 
 
 class MemoryLog:
-    """Terminal events, numbered without gaps. The oldest may be removed."""
+    """Terminal events, numbered without gaps. The oldest ones of a tenant may be removed."""
 
     def __init__(self) -> None:
         self.position: Position = BEGINNING
-        self.compacted: Position = BEGINNING
-        self.bytes = 0
+        self.compacted = CompactedPositions()
+        self._bytes: Counter[str] = Counter()
         self._events: list[LoggedComplete] = []
-        self._sizes: deque[int] = deque()
+        self._sizes: dict[Position, int] = {}
         self._positions: dict[RunKey, Position] = {}
 
     def add(self, tenant: str, complete: RunComplete, events_size: int) -> LoggedComplete:
@@ -28,26 +29,40 @@ class MemoryLog:
         event = LoggedComplete(self.position, tenant, complete)
         size = events_size + complete_size(event)
         self._events.append(event)
-        self._sizes.append(size)
+        self._sizes[self.position] = size
         self._positions[RunKey(tenant, complete.run_id)] = self.position
-        self.bytes += size
+        self._bytes[tenant] += size
         return event
+
+    @property
+    def bytes(self) -> int:
+        """The approximate size of all events, with those of their runs."""
+        return self._bytes.total()
 
     def remove(self, before: Micros, limit: int, keep_bytes: int | None) -> Sequence[RunKey]:
         """Removes the oldest events; returns their runs. See `Store.compact`."""
         removed: list[RunKey] = []
-        for event in self._events[:limit]:
-            is_too_large = keep_bytes is not None and self.bytes > keep_bytes
-            if event.complete.ended_at >= before and not is_too_large:
+        for event in tuple(self._events[:limit]):
+            if event.complete.ended_at >= before:
                 break
-            self.bytes -= self._sizes.popleft()
-            self.compacted = event.position
-            removed.append(RunKey(event.tenant, event.complete.run_id))
-        del self._events[: len(removed)]
-        for key in removed:
-            if self._positions.get(key, BEGINNING) <= self.compacted:
-                self._positions.pop(key, None)
+            removed.append(self._remove(event))
+        largest = largest_log(self._bytes.values(), keep_bytes)
+        if largest is not None:
+            for event in tuple(self._events):
+                if self._bytes[event.tenant] > largest and len(removed) < limit:
+                    removed.append(self._remove(event))
         return removed
+
+    def _remove(self, event: LoggedComplete) -> RunKey:
+        self._events.remove(event)
+        self._bytes[event.tenant] -= self._sizes.pop(event.position)
+        if not self._bytes[event.tenant]:
+            del self._bytes[event.tenant]
+        self.compacted.note(event.tenant, event.position)
+        key = RunKey(event.tenant, event.complete.run_id)
+        if self._positions.get(key) == event.position:
+            del self._positions[key]
+        return key
 
     def position_of(self, key: RunKey) -> Position | None:
         """The position of the last terminal event with this run id."""

@@ -91,7 +91,10 @@ class MemoryStore:
 
     @property
     def compacted(self) -> Position:
-        return self._log.compacted
+        return self._log.compacted.latest
+
+    def compacted_of(self, tenant: str) -> Position:
+        return self._log.compacted.of(tenant)
 
     @property
     def failed(self) -> StoreError | None:

@@ -1,16 +1,16 @@
 """The event log of all nodes: passes every event to the listener, in order, once.
 
-Positions have no gaps, so a missing event is noticed at once. Events of this node come from memory
-if they follow the last published position; otherwise the log first reads the events of other nodes
-before them. It also reads on when another node wakes it, and every second. A wake-up carries no
-events, so a lost or repeated wake-up does no harm.
+Positions have no gaps but those that compaction leaves, so a missing event is noticed at once.
+Events of this node come from memory if they follow the last published position; otherwise the log
+first reads the events of other nodes before them. It also reads on when another node wakes it, and
+every second. A wake-up carries no events, so a lost or repeated wake-up does no harm.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import structlog
@@ -23,6 +23,7 @@ from runlane_server.store.postgres.notifier import Notifier
 from runlane_server.store.postgres.pool import Pool
 from runlane_server.store.postgres.queries import logged
 from runlane_server.store.postgres.schema import SQL, OpenDatabase
+from runlane_server.store.postgres.text import unescape
 
 if TYPE_CHECKING:
     from runlane_server.store.postgres.connection import Connection
@@ -60,6 +61,7 @@ class PostgresLog:
         self.position = opened.position
         self._announced = opened.position
         self.compacted = opened.compacted
+        self._noted = opened.compacted.latest
         self._connector = opened.connector
         self._pool = pool
         self._notifier = notifier
@@ -84,10 +86,6 @@ class PostgresLog:
         """Looks for events that the listener has not received."""
         self._wakeup.set()
 
-    def note_compacted(self, compacted: Position) -> None:
-        """Records the position up to which some node has compacted the log."""
-        self.compacted = max(self.compacted, compacted)
-
     async def publish(self, own: Sequence[LoggedComplete]) -> None:
         """Publishes events of this node, after those that other nodes committed before them.
 
@@ -106,11 +104,17 @@ class PostgresLog:
     async def _read(self, fetch: Fetch, upto: Position) -> bool:
         """Reads and publishes the next page; returns whether there may be more."""
         rows = await fetch(SQL["log_after"], self.position, upto, PAGE_EVENTS, PAGE_BYTES)
-        self.note_compacted(rows[0]["compacted"])
+        compacted: Position = rows[0]["compacted"]
+        if compacted > self._noted:
+            # Before an event is published that follows removed ones.
+            self._noted = compacted
+            for row in await fetch(SQL["tenant_logs"]):
+                self.compacted.note(unescape(row["tenant"]), row["compacted"])
         events = [logged(row) for row in rows if row["position"] is not None]
         self._advance(events)
-        # Events that are missing up to there were removed in the meantime.
-        end = min(upto, self.compacted)
+        # Events that are missing up to there were removed in the meantime. A later compaction is no
+        # proof: events of other tenants may remain before those that it removed.
+        end = min(upto, compacted)
         if not events and self.position < end:
             self.position = end
             publish_completes(self._listener(), ())
@@ -122,10 +126,13 @@ class PostgresLog:
         new = [event for event in events if event.position > self.position]
         if not new:
             return
-        if new[0].position > max(self.position, self.compacted) + 1:
-            raise AssertionError(f"event {new[0].position} follows {self.position}")
-        self.position = new[-1].position
-        publish_completes(self._listener(), new)
+        # The listener finds a gap only before the first event.
+        for part in _without_gaps(new):
+            first = part[0].position
+            if first > max(self.position, self.compacted.latest) + 1:
+                raise AssertionError(f"event {first} follows {self.position}")
+            self.position = part[-1].position
+            publish_completes(self._listener(), part)
 
     # Following other nodes
 
@@ -206,3 +213,13 @@ class PostgresLog:
 def _jittered(seconds: float) -> float:
     """Spreads the polls of many nodes."""
     return seconds * random.uniform(0.75, 1.25)  # noqa: S311 - nothing secret
+
+
+def _without_gaps(events: Sequence[LoggedComplete]) -> Iterator[Sequence[LoggedComplete]]:
+    """Splits a page where events of other tenants between its own were removed."""
+    start = 0
+    for n in range(1, len(events)):
+        if events[n].position != events[n - 1].position + 1:
+            yield events[start:n]
+            start = n
+    yield events[start:]

@@ -10,8 +10,10 @@ import structlog
 
 from runlane_server.core.errors import SettingsError, StartError
 from runlane_server.store.base import Position
+from runlane_server.store.compaction import CompactedPositions
 from runlane_server.store.postgres.connection import FAILURES, Connector, describe
 from runlane_server.store.postgres.database import Database
+from runlane_server.store.postgres.text import unescape
 from runlane_server.store.sqlfiles import migrations, statements
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ class OpenDatabase:
     connector: Connector
     store_id: bytes
     position: Position
-    compacted: Position
+    compacted: CompactedPositions
     node_keys: Sequence[str]
 
 
@@ -54,6 +56,7 @@ async def open_database(database: Database) -> OpenDatabase:
             durability = await _check(connection, database)
             version = await _migrate(connection, database)
             row = await connection.fetchrow(SQL["state"])
+            logs = await connection.fetch(SQL["tenant_logs"])
         finally:
             connection.terminate()
     except (*FAILURES, ValueError) as error:
@@ -63,7 +66,11 @@ async def open_database(database: Database) -> OpenDatabase:
     log.info("store opened", store=database.label, schema=version, synchronous_commit=durability)
     connector = replace(connector, durability=durability)
     return OpenDatabase(
-        connector, row["store_id"], row["position"], row["compacted"], row["peer_key"].split()
+        connector,
+        row["store_id"],
+        row["position"],
+        CompactedPositions({unescape(log["tenant"]): log["compacted"] for log in logs}),
+        row["peer_key"].split(),
     )
 
 

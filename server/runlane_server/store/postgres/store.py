@@ -45,6 +45,7 @@ from runlane_server.store.base import (
 )
 from runlane_server.store.batching import encoded
 from runlane_server.store.codec import RUN_COMPLETE
+from runlane_server.store.compaction import largest_log
 from runlane_server.store.postgres import queries
 from runlane_server.store.postgres.cluster import PostgresCluster, open_cluster_pool
 from runlane_server.store.postgres.database import Database
@@ -122,9 +123,11 @@ class PostgresStore:
 
     @property
     def compacted(self) -> Position:
-        """The position up to which events were removed, as this node knows it: it learns it every
-        second, and with each page that it reads."""
-        return self._open.log.compacted
+        """See `base.Store`. This node learns it every second, and with each page that it reads."""
+        return self._open.log.compacted.latest
+
+    def compacted_of(self, tenant: str) -> Position:
+        return self._open.log.compacted.of(tenant)
 
     @property
     def failed(self) -> StoreError | None:
@@ -210,19 +213,27 @@ class PostgresStore:
         await self._open.writer.write(session_unit(session, _future()))
 
     async def compact(self, before: Micros, limit: int, *, keep_bytes: int | None = None) -> int:
-        """See `base.Store`. One round trip for each step, and one to delete the versions of
-        sessions that were removed long ago."""
+        """See `base.Store`. One round trip for each step, one for the sizes, two after a removal,
+        and one to delete the versions of sessions that were removed long ago."""
+        count = await self._compact(before, limit, None)
+        if count < limit and keep_bytes is not None:
+            largest = largest_log(await self._log_sizes(), keep_bytes)
+            if largest is not None:
+                count += await self._compact(0, limit - count, largest)
+        if count:
+            await self.catch_up()
+        await self._rows("forget_removed", REMOVED_KEPT, REMOVED_STEP)
+        return count
+
+    async def _compact(self, before: Micros, limit: int, largest: int | None) -> int:
         count: int = 0
         while True:
             step: Any = await self._row(
-                "compact", before, limit - count, keep_bytes, STEP_ROWS, STEP_BYTES
+                "compact", before, limit - count, largest, STEP_ROWS, STEP_BYTES
             )
-            self._open.log.note_compacted(step["compacted"])
             count += step["events"]
             if not step["more"] or count == limit:
-                break
-        await self._rows("forget_removed", REMOVED_KEPT, REMOVED_STEP)
-        return count
+                return count
 
     async def forget_deleted(self, before: Micros, limit: int) -> int:
         """See `base.Store`. `before` is compared with the clock of the database."""
@@ -335,9 +346,10 @@ class PostgresStore:
         return queries.transcript_page(key.tenant, rows, limit=limit, max_bytes=max_bytes)
 
     async def log_bytes(self) -> int:
-        row = await self._row("log_bytes")
-        size: int = row[0]
-        return size
+        return sum(await self._log_sizes())
+
+    async def _log_sizes(self) -> Sequence[int]:
+        return [row["bytes"] for row in await self._rows("log_sizes")]
 
     async def completes(
         self, tenant: str, wanted: EventFilter, *, after: Position, limit: int, max_bytes: int
@@ -352,21 +364,26 @@ class PostgresStore:
         else:
             ids = [[*map(escape, some)] for some in (wanted.session_ids, wanted.run_ids)]
             rows = await self._rows("events_of", *where, *ids)
-        self._open.log.note_compacted(rows[0]["compacted"])
+        self._open.log.compacted.note(tenant, rows[0]["compacted"])
         page, more = queries.log_page(rows, limit=limit, max_bytes=max_bytes)
         return LogPage(tuple(page), page[-1].position if more else known)
 
     async def _rows(self, name: str, *args: object) -> Sequence[Any]:
-        return await self._open.pool.fetch(SQL[name], *args)
+        return await self._open.pool.fetch(SQL[name], *args, tenant=_tenant_of(args))
 
     async def _row(self, name: str, *args: object) -> Any:
-        return await self._open.pool.fetchrow(SQL[name], *args)
+        return await self._open.pool.fetchrow(SQL[name], *args, tenant=_tenant_of(args))
 
     @property
     def _open(self) -> _OpenParts:
         if self._parts is None:
             raise StoreUnavailable("the store is not open")
         return self._parts
+
+
+def _tenant_of(args: Sequence[object]) -> str:
+    """The tenant that a statement reads for: it is the first parameter."""
+    return args[0] if args and isinstance(args[0], str) else ""
 
 
 def _escaped(key: SessionKey | RunKey) -> tuple[str, str]:

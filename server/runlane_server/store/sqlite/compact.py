@@ -1,8 +1,8 @@
 """Compaction of the event log of a SQLite file. Runs in the thread of the write connection.
 
-Compaction removes a prefix, both of the log and of the events of a run: a reader behind it gets an
-error, and never misses events in the middle. The events of a run go before its terminal event in
-the log; the last of them stays, as its index is the number of events.
+Compaction removes a prefix, both of a tenant's log and of the events of a run: a reader behind it
+gets an error, and never misses events in the middle. The events of a run go before its terminal
+event in the log; the last of them stays, as its index is the number of events.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import sqlite3
 from contextlib import closing
 
 from runlane_server.store.base import Position
+from runlane_server.store.compaction import largest_log
 from runlane_server.store.sqlite.rows import Compaction, CompactionStep
 from runlane_server.store.sqlite.transaction import SQL
 
@@ -26,11 +27,12 @@ def compact(db: sqlite3.Connection, wanted: Compaction) -> CompactionStep:
     """
     db.execute("BEGIN IMMEDIATE")
     step = _Step(db, wanted)
-    while step.remove_next():
-        pass
-    step.write()
+    step.remove_old()
+    step.remove_from_large_logs()
+    if step.compacted:
+        db.execute(SQL["set_compacted"], {"last": max(step.compacted.values())})
     db.execute("COMMIT")
-    return CompactionStep(step.events, step.last, step.more)
+    return CompactionStep(step.events, step.compacted, step.more)
 
 
 class _Step:
@@ -38,50 +40,59 @@ class _Step:
 
     def __init__(self, db: sqlite3.Connection, wanted: Compaction) -> None:
         self.events = 0
-        self.last: Position | None = None
+        self.compacted: dict[str, Position] = {}
         self.more = False
         self._db = db
         self._wanted = wanted
-        self._start: int = db.execute(SQL["compacted_bytes"]).fetchone()[0]
-        self._removed_to = self._start
-        self._end = self._start + int(db.execute(SQL["log_bytes"]).fetchone()[0])
         self._rows = 0
         self._bytes = 0
 
-    def remove_next(self) -> bool:
-        """Removes the next terminal event and the events of its run; returns False at the end."""
-        if self.events == self._wanted.limit:
-            return False
-        row = self._db.execute(SQL["oldest_event"], {"after": self.last or 0}).fetchone()
-        if row is None or not self._is_due(row):
-            return False
-        if not self._is_full and self._trim(row):
-            self.last = row["position"]
-            self.events += 1
-            self._rows += 1
-            # This includes the bytes of the events of its run.
-            log_bytes = max(self._removed_to, _number(row["log_bytes"]))
-            self._bytes += log_bytes - self._removed_to
-            self._removed_to = log_bytes
-            return True
-        self.more = True
-        return False
+    def remove_old(self) -> None:
+        """Removes events from the beginning of the log as long as they are old."""
+        while not self._is_over:
+            row = self._db.execute(SQL["oldest_event"]).fetchone()
+            if row is None or _number(row["ended_at"]) >= self._wanted.before:
+                return
+            self._remove(row)
 
-    def write(self) -> None:
-        """Removes the terminal events, and stores where the log now begins."""
-        if self.last is not None:
-            self._db.execute(SQL["delete_events"], {"last": self.last})
-            self._db.execute(SQL["set_compacted"], {"last": self.last})
-            self._db.execute(SQL["set_compacted_bytes"], {"bytes": self._removed_to})
+    def remove_from_large_logs(self) -> None:
+        """Cuts the logs that are larger than their share."""
+        if self._is_over or self._wanted.keep_bytes is None:
+            return
+        sizes = {row["position"]: row["size"] for row in self._db.execute(SQL["log_sizes"])}
+        largest = largest_log(sizes.values(), self._wanted.keep_bytes)
+        for last, size in sizes.items():
+            left = size
+            while largest is not None and left > largest and not self._is_over:
+                row = self._db.execute(SQL["oldest_event_of"], {"last": last}).fetchone()
+                if row is None:
+                    break
+                left -= self._remove(row)
+
+    @property
+    def _is_over(self) -> bool:
+        return self.more or self.events == self._wanted.limit
+
+    def _remove(self, row: sqlite3.Row) -> int:
+        """Removes a terminal event and the events of its run; returns their bytes, or 0 and sets
+        `more` at the limit of the transaction."""
+        if self._is_full or not self._trim(row):
+            self.more = True
+            return 0
+        log_bytes = _number(row["log_bytes"])
+        removed = max(0, log_bytes - _number(row["compacted_bytes"]))
+        where = {"position": row["position"]}
+        self._db.execute(SQL["set_tenant_compacted"], {**where, "bytes": log_bytes})
+        self._db.execute(SQL["delete_event"], where)
+        self.compacted[row["tenant"]] = row["position"]
+        self.events += 1
+        self._rows += 1
+        self._bytes += removed
+        return removed
 
     @property
     def _is_full(self) -> bool:
         return self._rows >= STEP_ROWS or self._bytes >= STEP_BYTES
-
-    def _is_due(self, row: sqlite3.Row) -> bool:
-        keep = self._wanted.keep_bytes
-        too_large = keep is not None and self._end - self._removed_to > keep
-        return too_large or _number(row["ended_at"]) < self._wanted.before
 
     def _trim(self, row: sqlite3.Row) -> bool:
         """Removes the first events of a run, up to the limit of the transaction; returns whether

@@ -12,6 +12,7 @@ import structlog
 
 from runlane_server.core.errors import SettingsError, StartError, start_error
 from runlane_server.store.base import Position
+from runlane_server.store.compaction import CompactedPositions
 from runlane_server.store.sqlfiles import migrations
 from runlane_server.store.sqlite.connection import SqliteConnection, any_text
 from runlane_server.store.sqlite.lock import FileLock, open_private
@@ -34,7 +35,7 @@ class OpenFile:
     reader: SqliteConnection
     store_id: bytes
     position: Position
-    compacted: Position
+    compacted: CompactedPositions
 
 
 _PASSING = {"SQLITE_FULL", "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_NOMEM", "SQLITE_INTERRUPT"}
@@ -144,13 +145,14 @@ def make_read_only(db: sqlite3.Connection) -> None:
     db.execute("PRAGMA wal_autocheckpoint = 0")
 
 
-def _read_state(db: sqlite3.Connection) -> tuple[bytes, Position, Position]:
+def _read_state(db: sqlite3.Connection) -> tuple[bytes, Position, CompactedPositions]:
     compacted = db.execute(SQL["compacted"]).fetchone()[0]
     if type(compacted) is not int:
         raise StartError("store: the row 'compacted' of table meta is damaged; restore a backup")
     store_id: bytes = db.execute(SQL["store_id"]).fetchone()[0]
     last: int = db.execute(SQL["last_position"]).fetchone()[0]
-    return store_id, max(last, compacted), compacted
+    by_tenant = {row["tenant"]: row["compacted"] for row in db.execute(SQL["tenant_logs"])}
+    return store_id, max(last, compacted), CompactedPositions(by_tenant)
 
 
 def _pragma(db: sqlite3.Connection, name: str) -> int:

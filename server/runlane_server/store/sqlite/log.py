@@ -17,8 +17,7 @@ from runlane_server.store.sqlite.transaction import SQL
 
 def log_bytes(db: sqlite3.Connection) -> int:
     """The approximate size of the event log in bytes, with the events of its runs."""
-    value: int = db.execute(SQL["log_bytes"]).fetchone()[0]
-    return value
+    return sum(row["size"] for row in db.execute(SQL["log_sizes"]))
 
 
 def position_of(db: sqlite3.Connection, key: RunKey) -> Position | None:
@@ -38,11 +37,12 @@ def log_page(
     max_bytes: int,
 ) -> tuple[list[LoggedComplete], bool, Position]:
     """Terminal events after a position and up to `known`; whether there are more; and the position
-    up to which the log was compacted at the time of the read."""
+    up to which the tenant's log was compacted at the time of the read."""
     where = {"tenant": tenant, "after": after, "known": known, "limit": limit + 1}
     events = (logged_from(row, as_is) for row in _logged(db, wanted, where))
     page, more = take_page(events, limit=limit, max_bytes=max_bytes, size=complete_size)
-    return page, more, db.execute(SQL["compacted"]).fetchone()["value"]
+    compacted = db.execute(SQL["compacted_of"], {"tenant": tenant}).fetchone()["value"]
+    return page, more, compacted
 
 
 def _logged(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from asyncio import Future
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeAlias, TypeVar
@@ -18,11 +19,15 @@ T = TypeVar("T")
 MAX_SHARED = 64
 """The most lookups in one hop: bounds how long the first of them waits for the last."""
 
+HOP_SECONDS = 0.01
+"""Time after which a hop begins no other lookup: the rows of some are large."""
+
 Call: TypeAlias = Callable[[sqlite3.Connection], Any]
 Outcome: TypeAlias = tuple[Any, Exception | None]
 
 
 class _Waiting(NamedTuple):
+    tenant: str
     call: Call
     future: Future[Any]
     alone: bool
@@ -65,17 +70,18 @@ class SqliteReader:
 
     async def close(self) -> None:
         """Waits for pending reads."""
-        if self._delayed is not None:
-            self._start()
-        while self._hop is not None:
-            # When this returns, `_on_hop_done` was called and may have started the next hop.
-            await asyncio.wait([self._hop])
+        while self._hop is not None or self._delayed is not None:
+            if self._hop is None:
+                self._start()
+            else:
+                # When this returns, `_on_hop_done` was called and may have started the next hop.
+                await asyncio.wait([self._hop])
 
     async def _read(
         self, tenant: str, call: Callable[[sqlite3.Connection], T], *, alone: bool
     ) -> T:
         future: Future[T] = asyncio.get_running_loop().create_future()
-        self._waiting.add(tenant, _Waiting(call, future, alone))
+        self._waiting.add(tenant, _Waiting(tenant, call, future, alone))
         self._schedule()
         return await future
 
@@ -103,10 +109,12 @@ class SqliteReader:
         batch, self._batch, self._hop = self._batch, (), None
         error = hop.exception()
         outcomes = [(None, error)] * len(batch) if error is not None else hop.result()
-        self._pacer.record(len(batch))
+        self._pacer.record(len(outcomes))
+        for waiting in reversed(batch[len(outcomes) :]):
+            self._waiting.put_back(waiting.tenant, waiting)
         if self._waiting:
             self._schedule()
-        for waiting, (result, failure) in zip(batch, outcomes, strict=True):
+        for waiting, (result, failure) in zip(batch, outcomes, strict=False):
             if waiting.future.done():
                 continue
             if failure is None:
@@ -144,10 +152,16 @@ def _next_batch(waiting: FairQueue[_Waiting]) -> list[_Waiting]:
 
 def _read_together(db: sqlite3.Connection, calls: Sequence[Call]) -> list[Outcome]:
     """Runs the calls in one transaction, so that all of them see the same commits. Each call has an
-    outcome of its own."""
+    outcome of its own. Those that do not begin within `HOP_SECONDS` have none."""
+    outcomes: list[Outcome] = []
+    end = time.perf_counter() + HOP_SECONDS
     db.execute("BEGIN")
     try:
-        return [_outcome(db, call) for call in calls]
+        for call in calls:
+            outcomes.append(_outcome(db, call))
+            if time.perf_counter() > end:
+                break
+        return outcomes
     finally:
         if db.in_transaction:  # an error may have ended it
             db.execute("ROLLBACK")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from asyncio import Future
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -55,12 +55,12 @@ Rows: TypeAlias = dict[str, list[Row]]
 class CompactionStep:
     """The outcome of one transaction of a compaction.
 
-    It removed `events` terminal events, up to position `last` (None if it removed none). `more`: it
-    reached the limit of one transaction, and more events are due.
+    It removed `events` terminal events, of each tenant up to the position in `compacted`. `more`:
+    it reached the limit of one transaction, and more events are due.
     """
 
     events: int
-    last: Position | None
+    compacted: Mapping[str, Position]
     more: bool
 
 
@@ -313,4 +313,4 @@ def _log_row(key: SessionKey, complete: RunComplete) -> Row:
     body = encode_complete(complete)
     tenant, run_id = key.tenant, complete.run_id
     size = logged_event_weight(body)
-    return tenant, key.session_id, run_id, complete.ended_at, body, size, tenant, run_id
+    return tenant, key.session_id, run_id, complete.ended_at, body, size

@@ -101,7 +101,10 @@ class SqliteStore:
 
     @property
     def compacted(self) -> Position:
-        return self._writing.compacted
+        return self._writing.compacted.latest
+
+    def compacted_of(self, tenant: str) -> Position:
+        return self._writing.compacted.of(tenant)
 
     @property
     def failed(self) -> StoreError | None:
@@ -253,7 +256,7 @@ class SqliteStore:
             max_bytes=max_bytes,
         )
         # The reader may see a compaction before the writer knows that it was committed.
-        self._writing.compacted = max(self._writing.compacted, compacted)
+        self._writing.compacted.note(tenant, compacted)
         return LogPage(tuple(page), page[-1].position if more else known)
 
     async def _look_up(

@@ -16,6 +16,7 @@ import structlog
 from runlane_server.core.errors import StoreUnavailable
 from runlane_server.store.base import Listener, LoggedComplete, Position, StoreError, WriteObserver
 from runlane_server.store.batching import Pacer, WriteQueue
+from runlane_server.store.compaction import CompactedPositions
 from runlane_server.store.fanout import (
     observe_commit,
     observe_unconfirmed,
@@ -63,7 +64,7 @@ class SqliteWriter:
         self,
         connection: SqliteConnection,
         position: Position,
-        compacted: Position,
+        compacted: CompactedPositions,
         callbacks: Callbacks,
     ) -> None:
         self.position = position
@@ -135,7 +136,8 @@ class SqliteWriter:
         first = batch[0]
         if isinstance(first, Compaction):
             step = await self._connection.work(sqlite_compact.compact, first)
-            self.compacted = step.last or self.compacted
+            for tenant, position in step.compacted.items():
+                self.compacted.note(tenant, position)
             _resolve(first, step)
             return
         units = [unit for unit in batch if isinstance(unit, Unit)]

@@ -44,7 +44,7 @@ LIMIT 1;
 
 -- name: state
 SELECT
-    store_id, compacted, coalesce((SELECT max(position) FROM events), compacted) AS position,
+    store_id, greatest(compacted, (SELECT max(position) FROM events)) AS position,
     peer_key
 FROM store;
 
@@ -281,10 +281,11 @@ WHERE before <= $6 ORDER BY turn, ordinal;
 
 -- Reading: the event log. compacted is of the same snapshot; an empty page has one row.
 
--- name: log_bytes
-SELECT coalesce(
-    (SELECT log_bytes FROM events ORDER BY position DESC LIMIT 1) - compacted_bytes, 0
-) FROM store;
+-- name: log_sizes
+SELECT bytes FROM log_sizes();
+
+-- name: tenant_logs
+SELECT tenant, compacted FROM tenant_logs;
 
 -- name: log_after
 -- Events of all tenants, for the follower of the log.
@@ -302,7 +303,9 @@ ORDER BY position;
 
 -- name: events
 -- In rows of (tenant, position), so that the planner cannot walk the events of other tenants.
-SELECT compacted, position, tenant, session_id, run_id, ended_at, body, found FROM store LEFT JOIN (
+SELECT compacted, position, tenant, session_id, run_id, ended_at, body, found FROM (
+    SELECT coalesce(max(compacted), 0) AS compacted FROM tenant_logs WHERE tenant IN ('', $1)
+) AS log LEFT JOIN (
     SELECT
         position, tenant, session_id, run_id, ended_at, body, count(*) OVER () AS found,
         sum(size) OVER (ORDER BY position) - size AS before
@@ -317,7 +320,9 @@ ORDER BY position;
 
 -- name: events_of
 -- One seek per id reads at most a page of its events, however long the log is.
-SELECT compacted, position, tenant, session_id, run_id, ended_at, body, found FROM store LEFT JOIN (
+SELECT compacted, position, tenant, session_id, run_id, ended_at, body, found FROM (
+    SELECT coalesce(max(compacted), 0) AS compacted FROM tenant_logs WHERE tenant IN ('', $1)
+) AS log LEFT JOIN (
     SELECT
         position, tenant, session_id, run_id, ended_at, body, count(*) OVER () AS found,
         sum(size) OVER (ORDER BY position) - size AS before

@@ -7,7 +7,7 @@
 -- name: meta
 SELECT 'the file has no ' || wanted.name
 FROM (
-    SELECT 'store_id' AS name UNION ALL SELECT 'compacted' UNION ALL SELECT 'compacted_bytes'
+    SELECT 'store_id' AS name UNION ALL SELECT 'compacted'
 ) AS wanted LEFT JOIN meta USING (name)
 WHERE meta.value IS NULL OR (name = 'store_id' AND length(meta.value) NOT IN (0, 8));
 
@@ -212,7 +212,7 @@ FROM (
 
 -- name: run_events
 -- Compaction removes all events of a run but the last together with its terminal event in the log. A
--- part of them may be missing earlier, while that terminal event is the oldest one.
+-- part of them may be missing earlier, while that terminal event is the oldest one of its tenant.
 SELECT 'run ' || tenant || '/' || run_id || problem FROM (
     SELECT
         tenant, run_id,
@@ -224,8 +224,8 @@ SELECT 'run ' || tenant || '/' || run_id || problem FROM (
             WHEN ended_at IS NOT NULL AND (ends <> 1 OR ended <> last)
                 THEN ' has ended, but its last event is not its only run_complete'
             WHEN first > 1 AND ended_at IS NULL THEN ' has lost its first events'
-            WHEN first > 1 AND coalesce(position, 0) > (
-                SELECT value + 1 FROM meta WHERE name = 'compacted'
+            WHEN first > 1 AND position > (
+                SELECT min(position) FROM events WHERE events.tenant = ended.tenant
             ) THEN ' has lost its first events, but not its terminal event'
             WHEN n > 1 AND ended_at IS NOT NULL AND position IS NULL
                 THEN ' has all its events, but no terminal event in the log'
@@ -244,7 +244,7 @@ SELECT 'run ' || tenant || '/' || run_id || problem FROM (
                 max(idx) FILTER (WHERE kind = 'run_complete') AS ended
             FROM run_events GROUP BY tenant, run_id
         ) AS numbered LEFT JOIN runs USING (tenant, run_id)
-    )
+    ) AS ended
 ) WHERE problem IS NOT NULL
 UNION ALL
 SELECT 'run ' || tenant || '/' || run_id || ' has no events' FROM runs WHERE NOT EXISTS (
@@ -253,22 +253,37 @@ SELECT 'run ' || tenant || '/' || run_id || ' has no events' FROM runs WHERE NOT
 );
 
 -- name: events
+-- Positions are missing only up to the last one that compaction removed.
 SELECT 'position ' || position || ' of the event log' || problem FROM (
     SELECT
         position,
         CASE
-            WHEN position <> before + 1 THEN ' follows ' || before
+            WHEN position > before + 1 AND position > compacted + 1 THEN ' follows ' || before
+            WHEN position <= tenant_compacted THEN ' should have been removed'
             WHEN log_bytes <= bytes_before THEN ' does not increase log_bytes'
         END AS problem
     FROM (
         SELECT
             position, log_bytes,
-            lag(position, 1, (SELECT value FROM meta WHERE name = 'compacted')) OVER log AS before,
-            lag(log_bytes, 1, (SELECT value FROM meta WHERE name = 'compacted_bytes')) OVER log
-                AS bytes_before
-        FROM events WINDOW log AS (ORDER BY position)
+            lag(position, 1, 0) OVER (ORDER BY position) AS before,
+            (SELECT value FROM meta WHERE name = 'compacted') AS compacted,
+            (
+                SELECT max(compacted) FROM tenant_logs WHERE tenant IN ('', events.tenant)
+            ) AS tenant_compacted,
+            lag(
+                log_bytes, 1, coalesce(
+                    (SELECT compacted_bytes FROM tenant_logs WHERE tenant = events.tenant), 0
+                )
+            ) OVER (PARTITION BY tenant ORDER BY position) AS bytes_before
+        FROM events
     )
-) WHERE problem IS NOT NULL;
+) WHERE problem IS NOT NULL
+UNION ALL
+SELECT 'the row compacted of meta is ' || value || ', but the last event removed is ' || last
+FROM (
+    SELECT value, coalesce((SELECT max(compacted) FROM tenant_logs), 0) AS last
+    FROM meta WHERE name = 'compacted'
+) WHERE value <> last;
 
 -- name: terminal_events
 -- An event may have no run: it remains in the log after its session was deleted.

@@ -145,23 +145,35 @@ WHERE tenant = ? AND run_id = ? AND attempt = ?
     AND state IN ('active', 'cancelling') AND folded_into = '';
 
 -- name: insert_event
--- Without an earlier event the log begins here, or after the removed events.
+-- Without an earlier event the tenant's log begins here, or after the removed events.
 INSERT INTO events (position, tenant, session_id, run_id, ended_at, body, log_bytes) VALUES (
-    ?, ?, ?, ?, ?, ?,
-    ? + coalesce(
-        (SELECT log_bytes FROM events WHERE position = (SELECT max(position) FROM events)),
-        (SELECT value FROM meta WHERE name = 'compacted_bytes')
+    ?1, ?2, ?3, ?4, ?5, ?6,
+    ?7 + coalesce(
+        (SELECT log_bytes FROM events WHERE tenant = ?2 ORDER BY position DESC LIMIT 1),
+        (SELECT compacted_bytes FROM tenant_logs WHERE tenant = ?2),
+        0
     ) + (
         SELECT coalesce(sum(100 + coalesce(length(CAST(body AS BLOB)), 0)), 0)
-        FROM run_events WHERE tenant = ? AND run_id = ?
+        FROM run_events WHERE tenant = ?2 AND run_id = ?4
     )
 );
 
 -- Writing: compaction
 
 -- name: oldest_event
-SELECT position, tenant, run_id, ended_at, log_bytes FROM events
-WHERE position > :after ORDER BY position LIMIT 1;
+SELECT
+    position, tenant, run_id, ended_at, log_bytes,
+    (SELECT compacted_bytes FROM tenant_logs WHERE tenant = events.tenant) AS compacted_bytes
+FROM events ORDER BY position LIMIT 1;
+
+-- name: oldest_event_of
+-- The oldest event of the tenant that has the event at a position.
+SELECT
+    position, tenant, run_id, ended_at, log_bytes,
+    (SELECT compacted_bytes FROM tenant_logs WHERE tenant = events.tenant) AS compacted_bytes
+FROM events
+WHERE tenant = (SELECT tenant FROM events WHERE position = :last)
+ORDER BY position LIMIT 1;
 
 -- name: removable_run_events
 -- All events of a run but the last. There is none as long as the log has a later terminal event of
@@ -184,14 +196,18 @@ ORDER BY idx LIMIT :limit;
 -- name: delete_first_run_events
 DELETE FROM run_events WHERE tenant = :tenant AND run_id = :run_id AND idx <= :last;
 
--- name: delete_events
-DELETE FROM events WHERE position <= :last;
+-- name: set_tenant_compacted
+INSERT INTO tenant_logs (tenant, compacted, compacted_bytes)
+SELECT tenant, position, :bytes FROM events WHERE position = :position
+ON CONFLICT (tenant) DO UPDATE SET
+    compacted = excluded.compacted,
+    compacted_bytes = max(compacted_bytes, excluded.compacted_bytes);
+
+-- name: delete_event
+DELETE FROM events WHERE position = :position;
 
 -- name: set_compacted
-UPDATE meta SET value = :last WHERE name = 'compacted';
-
--- name: set_compacted_bytes
-UPDATE meta SET value = :bytes WHERE name = 'compacted_bytes';
+UPDATE meta SET value = max(value, :last) WHERE name = 'compacted';
 
 -- Writing: the id of the store, which its cursors carry
 
@@ -213,17 +229,28 @@ SELECT value FROM meta WHERE name = 'compacted';
 -- name: last_position
 SELECT coalesce(max(position), 0) FROM events;
 
--- name: log_bytes
-SELECT coalesce(
-    (
-        SELECT log_bytes - (SELECT value FROM meta WHERE name = 'compacted_bytes')
-        FROM events WHERE position = (SELECT max(position) FROM events)
-    ),
-    0
-);
+-- name: tenant_logs
+SELECT tenant, compacted FROM tenant_logs;
 
--- name: compacted_bytes
-SELECT value FROM meta WHERE name = 'compacted_bytes';
+-- name: compacted_of
+SELECT coalesce(max(compacted), 0) AS value FROM tenant_logs WHERE tenant IN ('', :tenant);
+
+-- name: log_sizes
+-- The last position of each tenant's log, and its size. One seek per tenant finds the next one.
+WITH RECURSIVE names (name) AS (
+    SELECT min(tenant) FROM events
+    UNION ALL
+    SELECT (SELECT min(tenant) FROM events WHERE tenant > names.name) FROM names
+    WHERE names.name IS NOT NULL
+)
+SELECT
+    position,
+    log_bytes - coalesce(
+        (SELECT compacted_bytes FROM tenant_logs WHERE tenant = names.name), 0
+    ) AS size
+FROM names JOIN events ON position = (
+    SELECT position FROM events WHERE tenant = names.name ORDER BY position DESC LIMIT 1
+);
 
 -- Reading: lanes
 
