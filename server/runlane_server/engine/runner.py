@@ -307,7 +307,7 @@ class Runner:
         known, later = self._report, self._intake.report(report)
         usage = later.usage
         if known.usage is not None:
-            usage = known.usage if usage is None else self._intake.total(known.usage + usage)
+            usage = known.usage if usage is None else known.usage + usage
         self._report = Report(
             usage=usage,
             model=known.model if later.model is None else later.model,
