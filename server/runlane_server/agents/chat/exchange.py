@@ -6,14 +6,14 @@ after all that the agent's own code does to a request.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import structlog
 from pydantic_ai import RunContext
 from pydantic_ai.capabilities import AbstractCapability
-from pydantic_ai.exceptions import AgentRunError, UnexpectedModelBehavior
+from pydantic_ai.exceptions import AgentRunError, UnexpectedModelBehavior, UserError
 from pydantic_ai.messages import (
     BinaryContent,
     ModelMessage,
@@ -36,6 +36,8 @@ from runlane_server.agents.base import AgentError
 from runlane_server.agents.chat.grammar import valid, valid_response
 
 log = structlog.get_logger()
+
+Event = TypeVar("Event")
 
 ENDED_EARLY = (
     "the provider ended its answer without a finish reason; if it never sends one, start the "
@@ -165,6 +167,18 @@ def _guard(stream: StreamedResponse) -> None:
             raise _unreadable(str(stream.model_name), exc) from exc
 
     stream._get_event_iterator = guarded  # type: ignore[method-assign]  # noqa: SLF001
+
+
+async def readable(model: str, events: AsyncIterable[Event]) -> AsyncGenerator[Event, None]:
+    """The events of an answer, as pydantic-ai makes them of what `_guard` lets through. Raises
+    AgentError if it cannot, as with parts whose order is none."""
+    try:
+        async for event in events:
+            yield event
+    except (AgentError, AgentRunError, UserError, ExceptionGroup):
+        raise
+    except Exception as exc:
+        raise _unreadable(model, exc) from exc
 
 
 def _files(messages: Iterable[ModelMessage]) -> Iterable[BinaryContent]:
