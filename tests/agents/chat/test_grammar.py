@@ -269,8 +269,8 @@ def test_half_a_surrogate_pair_is_replaced_in_every_part() -> None:
     parts = [ThinkingPart(half), TextPart(half), ToolCallPart("look", half, half)]
     history = [prompt(half), ModelResponse(parts=parts), prompt("next")]
     # Otherwise the request could not be encoded, and the turn would fail.
-    for message in valid(history):
-        for part in message.parts:
+    for one in valid(history):
+        for part in one.parts:
             for value in (getattr(part, "content", ""), getattr(part, "args", "")):
                 str(value).encode()
 
