@@ -214,8 +214,7 @@ class _Round:
                 if isinstance(node, ModelRequestNode):
                     _enqueue(run, await self._take_folded())
                     async with node.stream(run.ctx) as stream:
-                        model = str(stream.response.model_name)
-                        async for event in readable(model, stream):
+                        async for event in readable(stream):
                             if (delta := _to_delta(event)) is not None:
                                 yield delta
                     yield self._report(run, stream.response)

@@ -6,15 +6,16 @@ after all that the agent's own code does to a request.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import structlog
 from pydantic_ai import RunContext
 from pydantic_ai.capabilities import AbstractCapability
 from pydantic_ai.exceptions import AgentRunError, UnexpectedModelBehavior, UserError
 from pydantic_ai.messages import (
+    AgentStreamEvent,
     BinaryContent,
     ModelMessage,
     ModelRequest,
@@ -30,14 +31,13 @@ from pydantic_ai.models import (
 )
 from pydantic_ai.models.openai import OpenAIChatModelSettings, OpenAIStreamedResponse
 from pydantic_ai.models.wrapper import WrapperModel
+from pydantic_ai.result import AgentStream
 from pydantic_ai.settings import ModelSettings
 
 from runlane_server.agents.base import AgentError
 from runlane_server.agents.chat.grammar import valid, valid_response
 
 log = structlog.get_logger()
-
-Event = TypeVar("Event")
 
 ENDED_EARLY = (
     "the provider ended its answer without a finish reason; if it never sends one, start the "
@@ -169,16 +169,16 @@ def _guard(stream: StreamedResponse) -> None:
     stream._get_event_iterator = guarded  # type: ignore[method-assign]  # noqa: SLF001
 
 
-async def readable(model: str, events: AsyncIterable[Event]) -> AsyncGenerator[Event, None]:
+async def readable(stream: AgentStream[Any, Any]) -> AsyncGenerator[AgentStreamEvent, None]:
     """The events of an answer, as pydantic-ai makes them of what `_guard` lets through. Raises
     AgentError if it cannot, as with parts whose order is none."""
     try:
-        async for event in events:
+        async for event in stream:
             yield event
     except (AgentError, AgentRunError, UserError, ExceptionGroup):
         raise
     except Exception as exc:
-        raise _unreadable(model, exc) from exc
+        raise _unreadable(str(stream.response.model_name), exc) from exc
 
 
 def _files(messages: Iterable[ModelMessage]) -> Iterable[BinaryContent]:
