@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -62,19 +61,3 @@ def test_the_search_finds_a_planted_fault(
     monkeypatch.setattr(owner, name, planted)
     monkeypatch.setattr("proofs.fuzz.agents.PATIENCE", 3.0)
     assert search(kind, "memory", tmp_path).crashes != {}
-
-
-def test_a_failure_tells_what_the_slow_calls_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def wait(*_: Any, **__: Any) -> bool:
-        await asyncio.Event().wait()
-        return True
-
-    monkeypatch.setattr(Runner, "_commit_end", wait)
-    monkeypatch.setattr("proofs.fuzz.agents.PATIENCE", 3.0)
-    (path,) = search("agent", "sqlite", tmp_path).crashes.values()
-    report = Path(path).with_suffix(".txt").read_text()
-    assert "end of a batch not answered after" in report
-    assert "calm run: at most" in report
-    assert "test_agents.py" in report  # where the end waits
