@@ -163,6 +163,19 @@ async def test_output_of_an_agent_that_returns_at_once_is_stored_with_the_end(
     assert (complete.text, appended) == ("ab", [])
 
 
+async def test_a_failed_run_is_freed_by_the_garbage_collector(store: Store) -> None:
+    def fail() -> None:
+        raise ValueError
+
+    async with running(store, agent=Yielding([TextDelta("a")], fail)) as node:
+        for _ in range(3):
+            await node.coordinator.run("s", Prompt("x"))
+        await node.coordinator.wait_idle(SECONDS)
+        await asyncio.sleep(0)
+        gc.collect()
+        assert [it for it in gc.get_objects() if isinstance(it, Runner | Outbox)] == []
+
+
 async def test_an_ended_run_is_freed_without_the_garbage_collector(store: Store) -> None:
     async with running(store, agent=Yielding([TextDelta("a")])) as node:
         await node.coordinator.run("s", Prompt("x"))

@@ -10,6 +10,7 @@ import pytest
 from runlane_server.core import lane as rules
 from runlane_server.core.model import (
     MAX_COMPLETE_TEXT_BYTES,
+    MAX_COUNT,
     Accepted,
     Attachment,
     CancelScope,
@@ -537,6 +538,19 @@ async def test_session_adds_up_usage(store: Store, story: Story) -> None:
     assert session.usage == Usage(11, 22, 33, 44, 55)
     assert session.created_at == START + 1
     assert session.updated_at == last
+
+
+async def test_r21_usage_of_a_session_stays_at_the_largest_number(
+    store: Store, story: Story
+) -> None:
+    """Otherwise the run could not be ended, or the session not be read."""
+    nearly = MAX_COUNT - 1
+    await story.play("a", answer("x", Usage(*[nearly] * 5)))
+    await story.play("b", answer("x", Usage(1, 2, 3, nearly, MAX_COUNT)))
+    await story.play("c", answer("x", Usage(0, 5, 0, nearly, 1)))
+    session = await store.get_session(story.key)
+    assert session is not None
+    assert session.usage == Usage(*[MAX_COUNT] * 5)
 
 
 async def test_stored_bytes_are_what_stays_until_the_session_is_deleted(store: Store) -> None:

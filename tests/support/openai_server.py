@@ -141,10 +141,11 @@ class OpenAIServer:
             left = asyncio.create_task(reader.read())  # ends when the client leaves
             left.add_done_callback(lambda _: request.disconnected.set())
             try:
-                await self._respond(request, writer)
+                await self.respond(request, writer)
             finally:
                 left.cancel()
                 await asyncio.wait({left})
+                writer.close()
         writer.close()
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
@@ -155,16 +156,17 @@ class OpenAIServer:
             return Answer(status=400, error=why)
         return self._answers.popleft() if self._answers else _answer_in(request.messages[-1])
 
-    async def _respond(self, request: Request, writer: asyncio.StreamWriter) -> None:
+    async def respond(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        """Answers a request. A subclass may answer otherwise."""
         answer = self._next_answer(request)
         if answer.status != 200:
             await _send_error(writer, answer)
             return
-        writer.write(_head(200, "text/event-stream"))
+        writer.write(http_head(200, "text/event-stream"))
         if answer.chunks is not None:
             lines = [f"data: {json.dumps(chunk)}\n\n" for chunk in answer.chunks]
             data = "".join([*lines, "data: [DONE]\n\n"]).encode()
-            writer.write(_chunked(data) + b"0\r\n\r\n")
+            writer.write(chunked(data) + b"0\r\n\r\n")
             await writer.drain()
             return
         so_far = {"usage": _usage(request)} if answer.counting else {}
@@ -187,7 +189,7 @@ class OpenAIServer:
         end = {"index": 0, "delta": {}, "finish_reason": answer.finish_reason}
         await _send(writer, choices=[end])
         await _send(writer, choices=[], usage=_usage(request))
-        writer.write(_chunked(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+        writer.write(chunked(b"data: [DONE]\n\n") + b"0\r\n\r\n")
         await writer.drain()
 
 
@@ -195,7 +197,7 @@ async def _send_error(writer: asyncio.StreamWriter, answer: Answer) -> None:
     error = {"message": answer.error, "code": answer.code, "type": "some_type"}
     body = json.dumps({"error": error}).encode()
     more = [f"Retry-After: {answer.retry_after}"] if answer.retry_after else []
-    writer.write(_head(answer.status, "application/json", len(body), *more) + body)
+    writer.write(http_head(answer.status, "application/json", len(body), *more) + body)
     await writer.drain()
 
 
@@ -221,24 +223,26 @@ async def _read(reader: asyncio.StreamReader) -> Request:
     head = (await reader.readuntil(b"\r\n\r\n")).decode()
     first, *lines = head.rstrip().split("\r\n")
     headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
-    body = await reader.readexactly(int(headers["content-length"]))
-    return Request(first.split()[1], headers, json.loads(body))
+    body = await reader.readexactly(int(headers.get("content-length", "0")))
+    return Request(first.split()[1], headers, json.loads(body or b"{}"))
 
 
-def _head(status: int, kind: str, length: int | None = None, *more: str) -> bytes:
+def http_head(status: int, kind: str, length: int | None = None, *more: str) -> bytes:
+    """The head of an answer, whose body is chunked if it has no length."""
     size = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
     first = f"HTTP/1.1 {status} X"
     lines = [first, f"Content-Type: {kind}", size, "Connection: close", *more, "", ""]
     return "\r\n".join(lines).encode()
 
 
-def _chunked(data: bytes) -> bytes:
+def chunked(data: bytes) -> bytes:
+    """A chunk of a body."""
     return f"{len(data):x}\r\n".encode() + data + b"\r\n"
 
 
 async def _send(writer: asyncio.StreamWriter, **event: Any) -> None:
     data = json.dumps({**_CHUNK_HEAD, **event})
-    writer.write(_chunked(f"data: {data}\n\n".encode()))
+    writer.write(chunked(f"data: {data}\n\n".encode()))
     await writer.drain()
 
 

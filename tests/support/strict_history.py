@@ -77,7 +77,7 @@ def _in_call(call: Sent, seen: set[str]) -> str | None:
     try:
         arguments = json.loads(call["function"]["arguments"], parse_constant=_refuse)
     except ValueError:
-        return "the arguments are not JSON"
+        return f"the arguments are not JSON: {call['function']['arguments'][:80]!r}"
     return None if isinstance(arguments, dict) else "the arguments are not an object"
 
 

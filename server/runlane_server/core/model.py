@@ -123,6 +123,10 @@ class RunError:
     message: str
 
 
+MAX_COUNT = (1 << 63) - 1
+"""The largest count of tokens or requests: a signed 64-bit number, in databases and on the wire."""
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """The cost of a turn in tokens and in requests to a model."""
@@ -134,12 +138,13 @@ class Usage:
     requests: int = 0
 
     def __add__(self, other: Usage) -> Usage:
+        """The sum; a count stays at `MAX_COUNT`. The statements of the stores do the same."""
         return Usage(
-            self.input_tokens + other.input_tokens,
-            self.output_tokens + other.output_tokens,
-            self.cache_read_tokens + other.cache_read_tokens,
-            self.cache_write_tokens + other.cache_write_tokens,
-            self.requests + other.requests,
+            min(self.input_tokens + other.input_tokens, MAX_COUNT),
+            min(self.output_tokens + other.output_tokens, MAX_COUNT),
+            min(self.cache_read_tokens + other.cache_read_tokens, MAX_COUNT),
+            min(self.cache_write_tokens + other.cache_write_tokens, MAX_COUNT),
+            min(self.requests + other.requests, MAX_COUNT),
         )
 
 

@@ -52,8 +52,9 @@ class AgentCode:
         wrapper would cost time at each of its steps."""
         task = asyncio.get_running_loop().create_task(coroutine)
         _agents[task] = self
-        # It is not removed when it is done: this object goes with the run, and `add` costs a call.
-        self._tasks.add(task)
+        # Removed when it is done: its context refers to this object, and the garbage collector does
+        # not see the contexts of tasks. Each run that fails would stay in memory.
+        self.add(task)
         return task
 
     def enter(self) -> None:

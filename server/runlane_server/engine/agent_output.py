@@ -18,6 +18,7 @@ import structlog
 from runlane_server.agents.base import AgentError, Report
 from runlane_server.core.errors import RunlaneError
 from runlane_server.core.model import (
+    MAX_COUNT,
     EventBody,
     FinishReason,
     ReasoningDelta,
@@ -33,9 +34,6 @@ from runlane_server.core.model import (
 from runlane_server.core.turn import InvalidAgentEvent
 
 log = structlog.get_logger()
-
-MAX_COUNT = (1 << 63) - 1
-"""The largest count of tokens or requests: a signed 64-bit number, in databases and on the wire."""
 
 MAX_TOOL_BYTES = 1 << 20
 """Size limit of a tool call's arguments, which are refused above it, and of a tool result, which
@@ -88,10 +86,6 @@ class Intake:
             model=None if model is None else _model(model),
             finish_reason=None if finish_reason is None else _finish_reason(finish_reason),
         )
-
-    def total(self, usage: Usage) -> Usage:
-        """A sum of usages. Raises InvalidAgentEvent if it exceeds what can be stored."""
-        return self._usage(usage)
 
     def _usage(self, usage: object) -> Usage:
         if not isinstance(usage, Usage):

@@ -171,7 +171,9 @@ class Runner:
             await asyncio.wait({work}, timeout=self._cancel_grace)
         if not work.done():
             await self._stop_agent(work)
-        error = self._refused or _failure_of(work, stopped=self._stopped)
+        # Read in any case: asyncio logs an exception that nobody has read.
+        failure = _failure_of(work, stopped=self._stopped)
+        error = self._refused or failure
         if self._timed_out:
             error = _timeout_error(timeout)
         # A stopped agent has not completed, even if it returned: its output was dropped.
@@ -325,7 +327,7 @@ class Runner:
         known, later = self._report, self._intake.report(report)
         usage = later.usage
         if known.usage is not None:
-            usage = known.usage if usage is None else self._intake.total(known.usage + usage)
+            usage = known.usage if usage is None else known.usage + usage
         self._report = Report(
             usage=usage,
             model=known.model if later.model is None else later.model,

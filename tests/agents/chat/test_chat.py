@@ -101,6 +101,8 @@ async def test_the_transcript_is_sent_in_a_form_that_providers_accept(
             message(4, Role.TOOL, ToolResult("c", "see", "cut off", is_error=True)),
             message(4, Role.USER, "folded in and not answered"),
             message(4, Role.ASSISTANT, finish_reason=FinishReason.CANCELED),
+            message(5, Role.USER, "answered with a blank"),
+            message(5, Role.ASSISTANT, " \n"),
         ],
     )
     await collect(chat, turn)

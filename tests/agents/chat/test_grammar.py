@@ -17,6 +17,7 @@ from pydantic_ai.messages import (
     ModelMessage,
     ModelRequest,
     ModelResponse,
+    ModelResponsePart,
     SystemPromptPart,
     TextPart,
     ThinkingPart,
@@ -61,7 +62,7 @@ TEXTS = st.sampled_from(["", " ", "\n", "word", "é ☃", "\ud83d", "NaN"])
 IDS = st.sampled_from(["a", "b", "a_1", "", "x" * 300])
 NAMES = st.sampled_from(["look", "functions.look", "", "two words", "n" * 200])
 ARGUMENTS = st.sampled_from(
-    ["", "{}", '{"at": 1}', "[]", "null", '{"a": NaN}', '{"a": 1, "b":', "x"]
+    ["", "{}", '{"at": 1}', "[]", "null", '{"a": NaN}', '{"a": 1e999}', '{"a": 1, "b":', "x"]
 )
 CALLS = st.builds(ToolCall, IDS, NAMES, ARGUMENTS)
 RESULTS = st.builds(ToolResult, IDS, NAMES, TEXTS, st.booleans())
@@ -249,6 +250,9 @@ def test_what_is_missing_is_added_and_what_is_too_much_is_left_out(
         ({"a": 1}, {"a": 1}),
         ('{"a": NaN}', {INVALID_JSON: '{"a": NaN}'}),
         ({"a": float("inf")}, {INVALID_JSON: '{"a": Infinity}'}),
+        ('{"a": [1e999]}', {INVALID_JSON: '{"a": [1e999]}'}),
+        ('{"a": -1e999}', {INVALID_JSON: '{"a": -1e999}'}),
+        ('{"a": 1e300}', {"a": 1e300}),
         ("[1]", {INVALID_JSON: "[1]"}),
         ("null", {INVALID_JSON: "null"}),
         ('{"a": 1, "b": ', {INVALID_JSON: '{"a": 1, "b": '}),
@@ -259,6 +263,21 @@ def test_what_is_missing_is_added_and_what_is_too_much_is_left_out(
 def test_arguments_become_a_json_object(args: Any, expected: dict[str, Any]) -> None:
     made = valid_arguments(args)
     assert (json.loads(made) if isinstance(made, str) else made) == expected
+
+
+def test_half_a_surrogate_pair_is_replaced_in_every_part() -> None:
+    half = "a\ud83d"
+    parts: list[ModelResponsePart] = [
+        ThinkingPart(half),
+        TextPart(half),
+        ToolCallPart("look", half, half),
+    ]
+    history: list[ModelMessage] = [prompt(half), ModelResponse(parts=parts), prompt("next")]
+    # Otherwise the request could not be encoded, and the turn would fail.
+    for one in valid(history):
+        for part in one.parts:
+            for value in (getattr(part, "content", ""), getattr(part, "args", "")):
+                str(value).encode()
 
 
 def test_the_name_of_an_unknown_tool_is_made_valid_and_that_of_a_known_one_kept() -> None:

@@ -136,6 +136,20 @@ async def test_an_answer_that_cannot_be_read_fails_and_keeps_its_text(
     assert (failed.value.reason, working.text) == ("PROVIDER_ERROR", "half")
 
 
+async def test_an_answer_that_cannot_be_put_in_order_fails_and_keeps_its_text(
+    chat: Any, server: OpenAIServer
+) -> None:
+    """A call without a name is no part of an answer, and pydantic-ai counts the next one wrong."""
+    nameless = {**CALL, "function": {"arguments": "{"}}
+    named = {**CALL, "index": 1, "id": "b"}
+    deltas = [{"tool_calls": [nameless]}, {"content": "half"}, {"tool_calls": [named]}]
+    server.answer(Answer(chunks=[*map(chunk, deltas), chunk({}, "tool_calls")]))
+    working = Working(chat, ask("hi"))
+    with pytest.raises(AgentError, match=r"^the answer of m cannot be read$") as failed:
+        await working.task
+    assert (failed.value.reason, working.text) == ("PROVIDER_ERROR", "half")
+
+
 async def test_the_valid_answer_is_valid(chat: Any, server: OpenAIServer) -> None:
     server.answer(Answer(chunks=[CHUNKS[0], CHUNKS[2]]))
     assert texts(await collect(chat, ask("hi"))) == ["a"]

@@ -1,7 +1,8 @@
-"""A wild agent in a real server, over each store.
+"""A wild agent, or a chat agent at a wild endpoint, in a real server over each store.
 
 After each batch of runs: every run has ended, every list and subscription works, the transcript is
-valid, and another tenant has noticed nothing.
+valid, the next turn of each session works, and another tenant has noticed nothing. A failure comes
+with what the slowest calls waited for.
 """
 
 from __future__ import annotations
@@ -11,19 +12,24 @@ import json
 import logging
 import tempfile
 import time
+import warnings
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Protocol, TypeAlias
 
 import structlog
 
+from proofs.fuzz.stalls import Stalls
 from proofs.fuzz.tries import Broken, Tries
-from proofs.fuzz.wild_agent import CALM, WildAgent
-from runlane import Client, RunHandle, RunState, ToolCall, WhenBusy
+from proofs.fuzz.wild_agent import CALM, wild_agent
+from proofs.fuzz.wild_endpoint import wild_chat
+from runlane import Client, RunError, RunHandle, RunState, ToolCall, WhenBusy
 from runlane.errors import RunlaneError
+from runlane_server.agents.base import Agent
 from runlane_server.config import Config
 from runlane_server.core.limits import Limits
 from runlane_server.core.model import Prompt
@@ -32,7 +38,7 @@ from runlane_server.testing import LocalServer
 from support.postgres import fresh_database, own_postgres
 
 SESSIONS, RUNS = 12, 4
-"""Sessions of a batch, and runs of each."""
+"""Sessions of a batch, and wild runs of each; a calm one follows them."""
 
 PATIENCE = 30.0
 """Seconds within which every call is answered and every run of a batch ends."""
@@ -45,13 +51,39 @@ GRACE = 0.3
 _CONFIG = replace(Config(drain_timeout=0.0), limits=Limits(cancel_grace=GRACE))
 
 
-def search_agents(store: str, tries: Tries, seconds: float, seed: int) -> None:
-    """Fuzzes a server over the store for `seconds`, and prints the figures."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    with asyncio.Runner(loop_factory=contained(asyncio.SelectorEventLoop)) as runner:
+class Wild(Protocol):
+    """What does the harm: the agent itself, or its endpoint."""
+
+    events: int
+    """How many events it has yielded or sent."""
+
+    invalid: list[str]
+    """What it got that it should not get."""
+
+    def is_own_fault(self, error: RunError) -> bool:
+        """Whether a run with the reason AGENT_ERROR may fail like this."""
+
+
+OpenAgent: TypeAlias = Callable[[], AbstractAsyncContextManager[tuple[Agent, Wild]]]
+
+WILD: dict[str, OpenAgent] = {"agent": wild_agent, "chat": wild_chat}
+
+
+def search_agents(kind: str, store: str, tries: Tries, seconds: float, seed: int) -> None:
+    """Fuzzes a server with an agent of `WILD` for `seconds`, and prints the figures."""
+    stalls = Stalls()
+    structlog.configure(
+        processors=[stalls.keep_line],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+    )
+    with (
+        warnings.catch_warnings(action="ignore"),  # pydantic-ai warns of values it cannot use
+        asyncio.Runner(loop_factory=contained(asyncio.SelectorEventLoop)) as runner,
+    ):
         try:
-            runner.run(_search(store, tries, seconds, seed))
+            runner.run(_search(_serving(kind, store), tries, seconds, seed, stalls))
         except Exception as error:  # noqa: BLE001 - that is what is looked for
+            error.add_note(stalls.report())
             tries.crashed(f"seed {seed}".encode(), error)
 
 
@@ -66,35 +98,56 @@ async def _store_url(kind: str) -> AsyncIterator[str]:
             yield "memory:" if kind == "memory" else f"sqlite:///{Path(folder) / 'fuzz.db'}"
 
 
-async def _search(kind: str, tries: Tries, seconds: float, seed: int) -> None:
+@asynccontextmanager
+async def _serving(kind: str, store: str) -> AsyncIterator[tuple[LocalServer, Wild]]:
+    async with (
+        _store_url(store) as url,
+        WILD[kind]() as (agent, wild),
+        LocalServer(agent, store=url, config=_CONFIG) as server,
+    ):
+        yield server, wild
+
+
+async def _search(
+    serving: AbstractAsyncContextManager[tuple[LocalServer, Wild]],
+    tries: Tries,
+    seconds: float,
+    seed: int,
+    stalls: Stalls,
+) -> None:
     loop = asyncio.get_running_loop()
     contain_exits(loop)
     loop.set_exception_handler(lambda *_: None)  # nobody retrieves what the agent's tasks raise
-    agent = WildAgent()
-    async with (
-        _store_url(kind) as url,
-        LocalServer(agent, store=url, config=_CONFIG) as server,
-        server.client(timeout=PATIENCE) as client,
-    ):
-        batches = _Batches(server, client, Random(seed))  # noqa: S311 - a seed repeats it
+    async with serving as (server, wild), server.client(timeout=PATIENCE) as client:
+        batches = _Batches(server, client, wild, Random(seed), stalls)  # noqa: S311 - a seed repeats it
         following = asyncio.create_task(batches.follow())
         began = time.monotonic()
         number = 0
         while time.monotonic() < began + seconds:
             started = time.perf_counter()
-            await batches.play(f"{seed}-{number}")
-            tries.slowest = max(tries.slowest, (time.perf_counter() - started) / SESSIONS / RUNS)
+            try:
+                await batches.play(f"{seed}-{number}")
+            except TimeoutError:
+                if following.done():  # then nobody noticed the ends
+                    following.result()
+                raise
+            tries.slowest = max(
+                tries.slowest, (time.perf_counter() - started) / SESSIONS / (RUNS + 1)
+            )
             tries.inputs = len(batches.ended)
             number += 1
             if following.done():
                 raise Broken("the subscription ended") from following.exception()
+            if wild.invalid:
+                raise Broken(f"the endpoint got an invalid request: {wild.invalid[0]}")
         took = time.monotonic() - began
         following.cancel()
+        stalls.save(tries.folder / f"{tries.name}-slow.txt")
         states = ", ".join(f"{count:,} {state.name}" for state, count in batches.states.items())
         print(
-            f"    {agent.events:,} events in {took:.0f} s, {agent.events / took:,.0f}/s; "
+            f"    {wild.events:,} events in {took:.0f} s, {wild.events / took:,.0f}/s; "
             f"{len(batches.ended):,} runs: {states}; "
-            f"another tenant waited at most {batches.slowest_calm * 1e3:.0f} ms",
+            f"another tenant waited at most {stalls.slowest['calm run'] * 1e3:.0f} ms",
             flush=True,
         )
 
@@ -102,13 +155,16 @@ async def _search(kind: str, tries: Tries, seconds: float, seed: int) -> None:
 class _Batches:
     """Plays batches of runs and checks what became of them."""
 
-    def __init__(self, server: LocalServer, client: Client, random: Random) -> None:
+    def __init__(
+        self, server: LocalServer, client: Client, wild: Wild, random: Random, stalls: Stalls
+    ) -> None:
         self.ended: set[str] = set()
         self.states: Counter[RunState] = Counter()
-        self.slowest_calm = 0.0
         self._coordinator = server.coordinator
         self._client = client
+        self._wild = wild
         self._random = random
+        self._stalls = stalls
         self._arrived = asyncio.Condition()
 
     async def follow(self) -> None:
@@ -118,21 +174,26 @@ class _Batches:
                 raise Broken(f"run {complete.run_id} ended twice")
             self.ended.add(complete.run_id)
             self.states[complete.state] += 1
+            error = complete.error
+            if error and error.reason == "AGENT_ERROR" and not self._wild.is_own_fault(error):
+                raise Broken(f"{complete.run_id} failed by an unexpected {error.message[:200]}")
             async with self._arrived:
                 self._arrived.notify_all()
 
     async def play(self, name: str) -> None:
         """Plays a batch; raises Broken if anything is not as it must be."""
         sessions = [f"{name}-{n}" for n in range(SESSIONS)]
-        calm = asyncio.create_task(self._calm())
+        calm = asyncio.create_task(self._calm(name))
         played = await asyncio.gather(*(self._play(session) for session in sessions))
         await calm
         handles = [handle for some in played for handle in some]
-        async with asyncio.timeout(PATIENCE):
-            async with self._arrived:
+        with self._stalls.call("end of a batch", PATIENCE / 2):
+            async with asyncio.timeout(PATIENCE), self._arrived:
                 await self._arrived.wait_for(lambda: self.ended >= {it.run_id for it in handles})
+        await asyncio.gather(*(self._check_next_turn(session) for session in sessions))
         for session in sessions:
-            await self._check_session(session)
+            with self._stalls.call("check of a session"):
+                await self._check_session(session)
         await self._check_events(self._random.choice(handles))
         page = await self._client.list_sessions(page_size=50).page()
         if not page.items:
@@ -142,8 +203,8 @@ class _Batches:
         """Accepts the runs of a session, and cancels some of them."""
         random, handles = self._random, []
         for n in range(RUNS):
-            handles.append(
-                await self._client.run_accepted(
+            with self._stalls.call("RunAccepted"):
+                handle = await self._client.run_accepted(
                     session,
                     f"{session}-{n}",
                     allow_missing=True,
@@ -151,25 +212,32 @@ class _Batches:
                     timeout=random.choice((None, None, None, 0.005, 2.0)),
                     max_attempts=random.choice((1, 1, 3)),
                 )
-            )
-            if random.random() < 0.1:
-                await self._client.cancel(run_id=random.choice(handles).run_id)
-            if random.random() < 0.05:
-                await self._client.cancel(session)
+            handles.append(handle)
+            with self._stalls.call("Cancel"):
+                if random.random() < 0.1:
+                    await self._client.cancel(run_id=random.choice(handles).run_id)
+                if random.random() < 0.05:
+                    await self._client.cancel(session)
         return handles
 
-    async def _calm(self) -> None:
+    async def _calm(self, name: str) -> None:
         """Another tenant runs a prompt of its own."""
-        began = time.monotonic()
-        async with asyncio.timeout(CALM_SECONDS):
-            complete = await self._coordinator.run("calm", Prompt(CALM), tenant="another")
+        with self._stalls.call("calm run"):
+            async with asyncio.timeout(CALM_SECONDS):
+                complete = await self._coordinator.run(name, Prompt(CALM), tenant="another")
         if complete.text != CALM:
             raise Broken(f"another tenant got {complete}")
-        self.slowest_calm = max(self.slowest_calm, time.monotonic() - began)
+
+    async def _check_next_turn(self, session: str) -> None:
+        """A calm run of the session completes, whatever the turns before it were."""
+        with self._stalls.call("next turn"):
+            complete = await (await self._client.run_accepted(session, CALM)).completed()
+        if complete.text != CALM:
+            raise Broken(f"the next turn of {session} got {complete.error or complete}")
 
     async def _check_session(self, session: str) -> None:
         runs = [run async for run in self._client.list_runs(session)]
-        if len(runs) != RUNS or any(run.run_complete is None for run in runs):
+        if len(runs) != RUNS + 1 or any(run.run_complete is None for run in runs):
             raise Broken(f"{session} has other runs: {runs}")
         if await self._coordinator.is_session_busy(session):
             raise Broken(f"{session} is busy although its runs have ended")

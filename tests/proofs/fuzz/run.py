@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 
-from proofs.fuzz.agents import search_agents
+from proofs.fuzz.agents import WILD, search_agents
 from proofs.fuzz.mutate import mutated
 from proofs.fuzz.raw import ATTACKS
 from proofs.fuzz.server import BATCH, fuzzed_server, send_messages, send_raw
@@ -129,7 +129,8 @@ def searches(targets: Sequence[Target] = TARGETS) -> dict[str, Search]:
         for kind in ("messages", "connections"):
             found[f"{kind}-{store}"] = _attack(store, kind)
     for store in ("memory", "sqlite", "postgresql"):
-        found[f"agent-{store}"] = partial(search_agents, store)
+        for kind in WILD:
+            found[f"{kind}-{store}"] = partial(search_agents, kind, store)
     return found
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
 
@@ -139,6 +140,7 @@ class WildAgent:
 
     def __init__(self) -> None:
         self.events = 0
+        self.invalid: list[str] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -161,6 +163,10 @@ class WildAgent:
             yield some_event(random, calls)
         if random.random() < 0.5:
             _leave(random)
+
+    def is_own_fault(self, _: object) -> bool:
+        """It may fail in any way."""
+        return True
 
     async def _do_something(self, turn: Turn, random: Random) -> None:
         match random.randrange(150):
@@ -188,6 +194,13 @@ class WildAgent:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+@asynccontextmanager
+async def wild_agent() -> AsyncIterator[tuple[WildAgent, WildAgent]]:
+    """A wild agent, which is what does the harm too."""
+    agent = WildAgent()
+    yield agent, agent
 
 
 async def _leave_later(random: Random) -> None:

@@ -47,7 +47,7 @@ from pydantic_graph import End
 
 from runlane_server.agents.base import AgentError, AgentEvent, Report, Turn
 from runlane_server.agents.chat.errors import REJECTIONS, to_agent_error
-from runlane_server.agents.chat.exchange import Exchange
+from runlane_server.agents.chat.exchange import Exchange, readable
 from runlane_server.agents.chat.grammar import is_silent, valid_arguments
 from runlane_server.agents.chat.history import model_messages, texts_only, user_content
 from runlane_server.core.errors import SettingsError
@@ -214,7 +214,7 @@ class _Round:
                 if isinstance(node, ModelRequestNode):
                     _enqueue(run, await self._take_folded())
                     async with node.stream(run.ctx) as stream:
-                        async for event in stream:
+                        async for event in readable(stream):
                             if (delta := _to_delta(event)) is not None:
                                 yield delta
                     yield self._report(run, stream.response)

@@ -13,8 +13,9 @@ from typing import Any, cast
 import structlog
 from pydantic_ai import RunContext
 from pydantic_ai.capabilities import AbstractCapability
-from pydantic_ai.exceptions import AgentRunError, UnexpectedModelBehavior
+from pydantic_ai.exceptions import AgentRunError, UnexpectedModelBehavior, UserError
 from pydantic_ai.messages import (
+    AgentStreamEvent,
     BinaryContent,
     ModelMessage,
     ModelRequest,
@@ -30,6 +31,7 @@ from pydantic_ai.models import (
 )
 from pydantic_ai.models.openai import OpenAIChatModelSettings, OpenAIStreamedResponse
 from pydantic_ai.models.wrapper import WrapperModel
+from pydantic_ai.result import AgentStream
 from pydantic_ai.settings import ModelSettings
 
 from runlane_server.agents.base import AgentError
@@ -165,6 +167,18 @@ def _guard(stream: StreamedResponse) -> None:
             raise _unreadable(str(stream.model_name), exc) from exc
 
     stream._get_event_iterator = guarded  # type: ignore[method-assign]  # noqa: SLF001
+
+
+async def readable(stream: AgentStream[Any, Any]) -> AsyncGenerator[AgentStreamEvent, None]:
+    """The events of an answer, as pydantic-ai makes them of what `_guard` lets through. Raises
+    AgentError if it cannot, as with parts whose order is none."""
+    try:
+        async for event in stream:
+            yield event
+    except (AgentError, AgentRunError, UserError, ExceptionGroup):
+        raise
+    except Exception as exc:
+        raise _unreadable(str(stream.response.model_name), exc) from exc
 
 
 def _files(messages: Iterable[ModelMessage]) -> Iterable[BinaryContent]:

@@ -19,6 +19,7 @@ says the same for users.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -192,7 +193,9 @@ class _History:
                     parts.append(call)
                 case TextPart(content=text) if not text.strip():
                     pass
-                case TextPart(content=text) if (clean := clean_text(text)) is not text:
+                case TextPart(content=text) | ThinkingPart(content=text) if (
+                    clean := clean_text(text)
+                ) is not text:
                     parts.append(replace(part, content=clean))
                 case _:
                     parts.append(part)
@@ -263,6 +266,7 @@ def _joined(contents: Sequence[str | Sequence[UserContent]]) -> str | list[UserC
     items: list[UserContent] = []
     for content in contents:
         items += [content] if isinstance(content, str) else content
+    items = [clean_text(item) if isinstance(item, str) else item for item in items]
     items = [item for item in items if not isinstance(item, str) or item.strip()]
     texts = [item for item in items if isinstance(item, str)]
     if len(texts) == len(items):
@@ -312,11 +316,19 @@ def valid_arguments(args: str | Mapping[str, Any] | None) -> str | dict[str, Any
     text = args if isinstance(args, str) else json.dumps(args, default=str)
     text = clean_text(text)
     try:
-        if isinstance(json.loads(text, parse_constant=_refuse_constant), dict):
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        if isinstance(value, dict):
             return args if isinstance(args, dict) else text
     except (ValueError, RecursionError):
         pass
     return json.dumps({INVALID_JSON: text})
+
+
+def _finite(number: str) -> float:
+    """Refuses a number like 1e999, which pydantic-ai would send on as Infinity."""
+    if math.isinf(value := float(number)):
+        raise ValueError(f"{number} is too large")
+    return value
 
 
 def _refuse_constant(name: str) -> NoReturn:

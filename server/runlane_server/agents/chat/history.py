@@ -186,7 +186,7 @@ def _response_parts(parts: Sequence[Part]) -> list[ModelResponsePart]:
     converted: list[ModelResponsePart] = []
     for part in parts:
         match part:
-            case Text(text) if text:
+            case Text(text) if text.strip():  # blank text is no answer
                 converted.append(TextPart(content=text))
             case ToolCall(call_id, name, arguments):
                 converted.append(ToolCallPart(tool_name=name, args=arguments, tool_call_id=call_id))

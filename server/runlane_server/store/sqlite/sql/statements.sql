@@ -18,17 +18,18 @@ INSERT INTO sessions (
 ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, '');
 
 -- name: update_session
+-- A count stays at the largest number that fits, as in core/model.py.
 UPDATE sessions SET
     version = ?,
     accept_seq = ?,
     turn = ?,
     active_run_id = ?,
     waiting_runs = ?,
-    input_tokens = input_tokens + ?,
-    output_tokens = output_tokens + ?,
-    cache_read_tokens = cache_read_tokens + ?,
-    cache_write_tokens = cache_write_tokens + ?,
-    requests = requests + ?,
+    input_tokens = input_tokens + min(?, 9223372036854775807 - input_tokens),
+    output_tokens = output_tokens + min(?, 9223372036854775807 - output_tokens),
+    cache_read_tokens = cache_read_tokens + min(?, 9223372036854775807 - cache_read_tokens),
+    cache_write_tokens = cache_write_tokens + min(?, 9223372036854775807 - cache_write_tokens),
+    requests = requests + min(?, 9223372036854775807 - requests),
     stored_bytes = stored_bytes + ?,
     updated_at = max(updated_at, ?)
 WHERE tenant = ? AND session_id = ? AND version = ?;
