@@ -59,6 +59,7 @@ def test_a_flag_overrides_the_environment_which_overrides_the_file(tmp_path: Pat
 VALUES: list[tuple[str, str, Any]] = [
     ("listen", "[::1]:0", Address("::1", 0)),
     ("listen", "unix:/run/x.sock", Address(path="/run/x.sock")),
+    ("socket-mode", "0660", "0660"),
     ("processes", "3", 3),
     ("node-address", "10.0.0.7:0", Address("10.0.0.7", 0)),
     ("metrics-listen", "[::1]:9464", Address("::1", 9464)),

@@ -189,7 +189,7 @@ async def test_a_draining_node_is_not_ready(tmp_path: Path) -> None:
         serving(tmp_path, *scripted, env=env, base=clean_environment(), listen=None) as server,
         Client(server.address, token=token) as client,
     ):
-        handle = await Wire(client).blocked("s", "gate")
+        handle = await Wire(client).start_blocked("s", "gate")
         draining = asyncio.create_task(wait_for_health(server.address, service, NOT_SERVING))
         server.send(signal.SIGTERM)
         await draining

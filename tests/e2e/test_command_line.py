@@ -107,13 +107,13 @@ async def test_ctrl_c_cancels_the_followed_run(server: ServerProcess, wire: Wire
 async def test_a_terminal_shows_the_position_in_the_queue(
     server: ServerProcess, wire: Wire
 ) -> None:
-    active = await wire.blocked("s", "g")
+    active = await wire.start_blocked("s", "g")
     async with on_terminal(server, "run", "-s", "s", "mine") as terminal:
         await terminal.shows("queued behind 1")
         await active.cancel()
         assert await terminal.wait() == 0
         assert "mine\r\n" in terminal.screen
-    await wire.blocked("s", "g")
+    await wire.start_blocked("s", "g")
     async with on_terminal(server, "run", "-s", "s", "not mine") as terminal:
         await terminal.shows("queued behind 1")
         terminal.type(CTRL_C)
@@ -137,7 +137,7 @@ async def test_a_terminal_shows_that_a_run_continues_after_a_crash(
 
 
 async def test_run_as_json_and_detached(server: ServerProcess, wire: Wire) -> None:
-    active = await wire.blocked("s", "g")
+    active = await wire.start_blocked("s", "g")
     printed, detached, refused = await asyncio.gather(
         command(server, "run", "-s", "t", "--json", "hello"),
         command(server, "run", "-s", "s", "--detach", "later"),
@@ -173,7 +173,7 @@ async def test_run_as_json_and_detached(server: ServerProcess, wire: Wire) -> No
 
 
 async def test_cancel_prints_the_covered_runs(server: ServerProcess, wire: Wire) -> None:
-    active = await wire.blocked("s", "g")
+    active = await wire.start_blocked("s", "g")
     waiting = [await wire.accept("s", say("x")) for _ in range(3)]
     ids = [handle.run_id for handle in waiting]
     fence = "fence 4 in session s\n"
@@ -194,7 +194,7 @@ async def test_cancel_prints_the_covered_runs(server: ServerProcess, wire: Wire)
     )
     assert (await wire.end(active)).cancel_reason == "maintenance"
     assert await command(server, "cancel", "s") == (0, "", "nothing to cancel\n")
-    others = [await wire.blocked(session, "g") for session in ("t", "u")]
+    others = [await wire.start_blocked(session, "g") for session in ("t", "u")]
     code, out, _ = await command(server, "cancel", "--all")
     assert code == 0
     assert {line.split("\t")[2] for line in out.splitlines()} == {h.run_id for h in others}
@@ -210,7 +210,7 @@ async def test_listings_in_a_pipe_and_as_json(server: ServerProcess, wire: Wire)
     assert await fields(server, "sessions", "create", "s", "--title", "a\tb") == [["s"]]
     one = await wire.accept("s", say("first\nline"), {"usage": {"input_tokens": 7}})
     await wire.end(one)
-    two = await wire.blocked("s", "g")
+    two = await wire.start_blocked("s", "g")
     await wire.accept("s", say("third"))
     sessions, runs, latest, active, messages = await asyncio.gather(
         fields(server, "sessions"),
@@ -314,7 +314,7 @@ async def test_watch_on_a_terminal_shows_active_and_ended_runs(
 ) -> None:
     async with on_terminal(server, "watch") as terminal:
         await terminal.shows("no active or waiting runs")
-        active = await wire.blocked("s", "g")
+        active = await wire.start_blocked("s", "g")
         await terminal.shows(active.run_id[:13])
         await terminal.shows("active")
         await active.cancel()

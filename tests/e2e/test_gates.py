@@ -94,7 +94,7 @@ async def test_an_accept_is_held_after_its_commit(harness: Harness, wire: Wire) 
 
 
 async def test_r08_a_session_held_at_the_handoff_is_busy(harness: Harness, wire: Wire) -> None:
-    first = await wire.blocked("s", "g")
+    first = await wire.start_blocked("s", "g")
     gate = await harness.arm(P.HANDOFF, session_id="s")
     second, third = [await wire.accept("s", say("x")) for _ in range(2)]
     await wire.open_latch("g")
@@ -115,7 +115,7 @@ async def test_r08_a_session_held_at_the_handoff_is_busy(harness: Harness, wire:
 async def test_a_run_released_at_the_handoff_stops_at_the_next_gate(
     harness: Harness, wire: Wire
 ) -> None:
-    await wire.blocked("s", "g")
+    await wire.start_blocked("s", "g")
     second = await wire.accept("s", say("x"))
     handoff = await harness.arm(P.HANDOFF, run_id=second.run_id)
     active = await harness.arm(P.BEFORE_ACTIVE, run_id=second.run_id)

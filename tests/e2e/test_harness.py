@@ -58,7 +58,7 @@ async def test_the_harness_reports_the_settings_of_the_server(
 
 async def test_advancing_the_clock_ends_a_run_by_its_timeout(harness: Harness, wire: Wire) -> None:
     began = (await harness.server()).time
-    handle = await wire.blocked("s", "never", timeout=7 * 86400)
+    handle = await wire.start_blocked("s", "never", timeout=7 * 86400)
     assert (await harness.advance_clock(7 * 86400) - began).days == 7
     complete = await wire.end(handle)
     assert (complete.finish_reason, complete.text) == (FinishReason.TIMEOUT, "<never>")
@@ -84,7 +84,7 @@ async def test_r01_a_server_restarted_after_a_crash_keeps_runs_and_settings(
 ) -> None:
     before = await harness.server()
     ahead = await harness.advance_clock(3600)
-    active = await wire.blocked("s", "g")
+    active = await wire.start_blocked("s", "g")
     queued = await wire.accept("s", say("x"))
     gate = await harness.arm(P.BEFORE_AGENT_READY)
     pid = server.pid
@@ -125,7 +125,7 @@ async def test_r30_runs_fail_when_the_agent_never_gets_ready(harness: Harness, w
 async def test_r17_gates_do_not_delay_a_drain(harness: Harness, wire: Wire) -> None:
     before = await harness.server()
     await harness.arm(P.BEFORE_FINISH, session_id="s")
-    handle = await wire.blocked("s", "g")
+    handle = await wire.start_blocked("s", "g")
     receipt = await handle.cancel()
     assert len(receipt.cancelled) == 1
     await harness.drain()

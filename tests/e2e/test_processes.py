@@ -199,7 +199,7 @@ async def test_a_second_signal_reaches_the_processes(tmp_path: Path, postgres_ur
     flags = ("--store", postgres_url, "--agent", "scripted", "--drain-timeout", "1h")
     async with parent(tmp_path, *flags) as server:
         async with Client(server.address) as client:
-            await Wire(client).blocked("s", "g")
+            await Wire(client).start_blocked("s", "g")
         server.send(signal.SIGTERM)
         await server.wait_for_event("draining", times=2)
         # The idle process ends at once.
@@ -215,7 +215,7 @@ async def test_the_exit_code_is_1_when_a_process_is_killed_in_the_shutdown(
     flags = ("--store", postgres_url, "--agent", "scripted", "--drain-timeout", "1h")
     async with parent(tmp_path, *flags) as server:
         async with Client(server.address) as client:
-            await Wire(client).blocked("s", "g")
+            await Wire(client).start_blocked("s", "g")
         server.send(signal.SIGTERM)
         (idle,) = await server.wait_for_event("stopped", idle=True)
         (busy,) = server.find("process started", process=3 - idle["process"])

@@ -102,7 +102,7 @@ async def test_many_deltas_are_relayed_once_and_in_order(worker: Node, front: No
 
 
 async def test_a_waiting_run_is_streamed_once_it_starts(worker: Node, front: Node) -> None:
-    first = await front.wire.blocked("s", "g")
+    first = await front.wire.start_blocked("s", "g")
     second = await front.wire.accept("s", *at_latch("h"))
     reached = asyncio.create_task(front.wire.wait_for_latch(second, "h"))
     await worker.wire.open_latch("g")

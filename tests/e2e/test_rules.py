@@ -42,7 +42,7 @@ STEP = {"step": True}
 
 
 async def test_r01_an_accepted_run_survives_a_kill(server: ServerProcess, wire: Wire) -> None:
-    await wire.blocked("s", "g")
+    await wire.start_blocked("s", "g")
     queued = await wire.accept("s", say("later"))
     await server.kill()
     await server.start()
@@ -76,7 +76,7 @@ async def test_r03_a_run_id_always_names_the_same_run(wire: Wire) -> None:
 
 
 async def test_r04_accept_seq_increases_in_accept_order(wire: Wire) -> None:
-    await wire.blocked("s", "g")
+    await wire.start_blocked("s", "g")
     handles = [await wire.accept("s", say(str(n))) for n in range(5)]
     assert [handle.run.accept_seq for handle in handles] == [2, 3, 4, 5, 6]
     await wire.open_latch("g")
@@ -98,7 +98,7 @@ async def test_r06_a_refused_accept_leaves_nothing_behind(tmp_path: Path) -> Non
         Client(server.address) as client,
     ):
         wire = Wire(client)
-        active = await wire.blocked("s", "g")
+        active = await wire.start_blocked("s", "g")
         queued = await wire.accept("s", say("x"))
         for n in range(5):
             with pytest.raises(QueueFull):
@@ -118,7 +118,7 @@ async def test_r06_a_refused_accept_leaves_nothing_behind(tmp_path: Path) -> Non
 
 async def test_r07_runs_execute_one_at_a_time_in_accept_order(wire: Wire) -> None:
     subscription = wire.client.subscribe_run_complete(from_beginning=True)
-    active = await wire.blocked("s", "g")
+    active = await wire.start_blocked("s", "g")
     queued = [await wire.accept("s", say(str(n))) for n in range(10)]
     runs = [run async for run in wire.client.list_runs("s", states=[S.ACTIVE])]
     assert [run.run_id for run in runs] == [active.run_id]
@@ -136,7 +136,7 @@ async def test_r07_runs_execute_one_at_a_time_in_accept_order(wire: Wire) -> Non
 
 
 async def test_r08_a_session_with_work_never_looks_idle(wire: Wire) -> None:
-    first = await wire.blocked("s", "g")
+    first = await wire.start_blocked("s", "g")
     last = [await wire.accept("s", say(str(n))) for n in range(30)][-1]
     opening = asyncio.create_task(wire.open_latch("g"))
     looked = 0
@@ -189,7 +189,7 @@ async def test_r10_r20_a_receipt_names_every_accepted_run(wire: Wire) -> None:
 
 
 async def test_r11_a_run_accepted_after_a_cancel_is_not_touched(wire: Wire) -> None:
-    await wire.blocked("s", "g")
+    await wire.start_blocked("s", "g")
     receipt = await wire.client.cancel("s")
     after = await wire.accept("s", say("after"))
     assert after.run.accept_seq > receipt.fence_accept_seq
@@ -215,7 +215,7 @@ async def test_r13_a_repeated_cancel_is_a_no_op(wire: Wire) -> None:
 
 
 async def test_r14_cancel_on_entry_writes_the_turn(wire: Wire) -> None:
-    await wire.blocked("s", "g")
+    await wire.start_blocked("s", "g")
     queued = await wire.accept("s", say("x"))
     await wire.client.cancel(run_id=queued.run_id)
     complete = await wire.end(queued)
@@ -262,7 +262,7 @@ async def test_r16_a_cancel_mid_stream_keeps_the_text_and_closes_tool_calls(wire
 async def test_r17_the_terminal_record_is_written_while_the_server_shuts_down(
     server: ServerProcess, wire: Wire
 ) -> None:
-    handle = await wire.blocked("s", "g")
+    handle = await wire.start_blocked("s", "g")
     receipt = await wire.client.cancel("s")
     server.send(signal.SIGTERM)
     assert await server.wait() == 0
@@ -274,9 +274,9 @@ async def test_r17_the_terminal_record_is_written_while_the_server_shuts_down(
 
 
 async def test_r18_a_cancel_covers_exactly_its_scope(wire: Wire) -> None:
-    active = await wire.blocked("s", "g")
+    active = await wire.start_blocked("s", "g")
     one, two, three = [await wire.accept("s", say(str(n))) for n in range(3)]
-    elsewhere = await wire.blocked("t", "h")
+    elsewhere = await wire.start_blocked("t", "h")
 
     async def covered(session_id: str = "", **options: object) -> list[str]:
         receipt = await wire.client.cancel(session_id, **options)  # type: ignore[arg-type]
@@ -287,7 +287,7 @@ async def test_r18_a_cancel_covers_exactly_its_scope(wire: Wire) -> None:
     four = await wire.accept("s", say("4"))
     assert await covered("s", scope=CancelScope.ACTIVE) == [active.run_id]
     assert (await wire.end(four)).state is S.COMPLETED
-    five = await wire.blocked("s", "i")
+    five = await wire.start_blocked("s", "i")
     receipts = await wire.client.cancel_all("closing")
     assert {c.run_id for r in receipts for c in r.cancelled} == {five.run_id, elsewhere.run_id}
     assert (await wire.end(elsewhere)).cancel_reason == "closing"
@@ -303,11 +303,11 @@ async def test_r21_r23_every_end_has_exactly_one_complete_terminal_event(
         "completed": await wire.accept("a", say("x"), {"usage": {"input_tokens": 1}}),
         "failed": await wire.accept("b", {"fail": "no", "reason": "NO"}),
         "timeout": await wire.accept("c", {"wait": "never"}, timeout=0.05),
-        "cancelled": await wire.blocked("d", "g"),
+        "cancelled": await wire.start_blocked("d", "g"),
         "dropped": await wire.accept("d", say("x")),
     }
     await wire.client.cancel("d")
-    handles["interrupted"] = await wire.blocked("e", "h")
+    handles["interrupted"] = await wire.start_blocked("e", "h")
     for name in ("completed", "failed", "timeout", "cancelled", "dropped"):
         await wire.end(handles[name])
     await server.kill()
@@ -482,7 +482,7 @@ async def test_a_draining_server_finishes_active_runs_and_notifies_subscribers(
 ) -> None:
     handle = await wire.accept("s", *at_latch("g"), say("done"))
     await wire.wait_for_latch(handle, "g")
-    other = await wire.blocked("t", "h")
+    other = await wire.start_blocked("t", "h")
     losses: list[RunlaneError] = []
     subscription = wire.client.subscribe_run_complete(cursor=other.cursor, on_lost=losses.append)
     server.send(signal.SIGTERM)

@@ -34,7 +34,7 @@ class Watched(MemoryStore):
 
 async def test_r09_a_cancel_and_the_end_of_its_run_share_one_commit() -> None:
     async with Watched() as store, running(store) as node:
-        run = await node.blocked("s", "g")
+        run = await node.start_blocked("s", "g")
         before = store.commits
         receipt = await node.coordinator.cancel("s", reason="enough")
         assert [(it.run_id, it.state) for it in receipt.cancelled] == [(run.run_id, S.ACTIVE)]
@@ -45,7 +45,7 @@ async def test_r09_a_cancel_and_the_end_of_its_run_share_one_commit() -> None:
 
 async def test_r09_the_next_run_starts_in_the_commit_of_the_cancel() -> None:
     async with Watched() as store, running(store) as node:
-        run = await node.blocked("s", "g")
+        run = await node.start_blocked("s", "g")
         waiting = await node.accept("s", script(wait("h")))
         before = store.commits
         await node.coordinator.cancel("s", run_id=run.run_id)
@@ -74,7 +74,7 @@ async def test_r19_a_stopped_run_ends_cancelled_even_if_the_cancel_was_not_store
 ) -> None:
     """The caller of the cancel got an error that says its outcome is unknown."""
     async with Watched() as store, running(store) as node:
-        run = await node.blocked("s", "g")
+        run = await node.start_blocked("s", "g")
         store.to_fail = failures
         with pytest.raises(StoreUnavailable):
             await node.coordinator.cancel("s", reason="enough")

@@ -37,7 +37,7 @@ async def leave_work(path: Path) -> None:
     """A store in which two sessions have an active run and a waiting one."""
     async with SqliteStore(path) as store, running(store) as node:
         for name in ("bad", "good"):
-            await node.blocked(name, name, run_id=f"{name}-active", max_attempts=2)
+            await node.start_blocked(name, name, run_id=f"{name}-active", max_attempts=2)
             await node.queue(name, "later", run_id=f"{name}-waiting")
         # As if the process was killed: the runs stay active in the copy.
         with closing(sqlite3.connect(path)) as db:

@@ -67,7 +67,7 @@ async def test_r07_a_session_wrongly_assumed_new_keeps_its_order(
         first = [await node.queue("s", f"{n}") for n in range(3)]
     monkeypatch.setattr(lane_cache, "LIKELY", 0.0)
     async with running(store, limits=Limits(max_active_runs=1)) as node:
-        await node.blocked("other", "g")
+        await node.start_blocked("other", "g")
         last = await node.queue("s", "last")
         node.latches.open("g")
         ends = [await node.end(run.run_id) for run in (*first, last)]

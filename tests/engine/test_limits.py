@@ -32,7 +32,7 @@ async def test_an_accept_beyond_the_session_limit_is_refused_and_stores_nothing(
     store: Store,
 ) -> None:
     async with running(store, limits=Limits(max_waiting_runs=2)) as node:
-        await node.blocked("s", "g")
+        await node.start_blocked("s", "g")
         await node.queue("s", "a")
         await node.queue("s", "b")
         with pytest.raises(QueueFull):
@@ -46,7 +46,7 @@ async def test_an_accept_beyond_the_session_limit_is_refused_and_stores_nothing(
 async def test_with_a_queue_limit_of_zero_an_idle_session_still_runs(store: Store) -> None:
     async with running(store, limits=Limits(max_waiting_runs=0)) as node:
         assert (await node.coordinator.run("s", Prompt("x"))).state is S.COMPLETED
-        await node.blocked("s", "g")
+        await node.start_blocked("s", "g")
         with pytest.raises(QueueFull):
             await node.queue("s", "x")
 
@@ -85,8 +85,8 @@ async def test_an_oversized_prompt_or_attachment_is_refused_by_field(
 
 async def test_runs_beyond_the_slots_wait_and_the_oldest_session_starts_first(store: Store) -> None:
     async with running(store, limits=Limits(max_active_runs=2)) as node:
-        await node.blocked("a", "a")
-        await node.blocked("b", "b")
+        await node.start_blocked("a", "a")
+        await node.start_blocked("b", "b")
         waiting = [await node.queue(f"w{n}", str(n)) for n in range(5)]
         assert [await node.state(run.run_id) for run in waiting] == [S.ACCEPTED] * 5
         node.latches.open("a")
@@ -101,7 +101,7 @@ async def test_a_session_with_a_long_queue_releases_its_slot_to_other_sessions(
     store: Store,
 ) -> None:
     async with running(store, limits=Limits(max_active_runs=1)) as node:
-        await node.blocked("greedy", "g")
+        await node.start_blocked("greedy", "g")
         greedy = [await node.queue("greedy", str(n)) for n in range(10)]
         modest = await node.queue("modest", "x")
         node.latches.open("g")
@@ -130,7 +130,7 @@ async def test_a_session_is_created_once_and_deleted_only_when_idle(node: Node) 
     assert await node.store.get_session(SessionKey("default", "s")) == created
     with pytest.raises(SessionExists):
         await node.coordinator.create_session("s")
-    run = await node.blocked("s", "g")
+    run = await node.start_blocked("s", "g")
     with pytest.raises(SessionBusy):
         await node.coordinator.delete_session("s")
     node.latches.open("g")

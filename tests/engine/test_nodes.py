@@ -79,7 +79,7 @@ async def test_a_node_keeps_its_runs_if_one_heartbeat_is_lost(
 
     monkeypatch.setattr(PostgresCluster, "heartbeat", slow)
     async with a_node(postgres_url, SHORT) as node:
-        run = await node.blocked("s", "g")
+        run = await node.start_blocked("s", "g")
         assert node.coordinator.membership is not None
         name = node.coordinator.membership.node_id
         await heard.wait()
@@ -99,7 +99,7 @@ async def test_r07_a_session_has_one_active_run_across_all_nodes(
     postgres_url: str,
 ) -> None:
     async with two(postgres_url) as (a, b):
-        first = await a.blocked("s", "g")
+        first = await a.start_blocked("s", "g")
         second = await b.queue("s", "x")
         third = await a.queue("s", "y")
         assert [await b.state(run.run_id) for run in (first, second, third)] == [
@@ -116,7 +116,7 @@ async def test_r07_a_session_has_one_active_run_across_all_nodes(
 
 async def test_r10_a_cancel_sent_to_another_node_stops_the_agent(postgres_url: str) -> None:
     async with two(postgres_url) as (a, b):
-        run = await a.blocked("s", "g")
+        run = await a.start_blocked("s", "g")
         waiting = await a.queue("s", "x")
         receipt = await b.coordinator.cancel("s", reason="enough")
         assert [it.run_id for it in receipt.cancelled] == [run.run_id, waiting.run_id]
@@ -142,7 +142,7 @@ async def test_r12_an_idle_node_sees_that_a_run_is_active_on_another_node(
         # Both nodes have cached the lane.
         await a.end((await a.queue("s", "x")).run_id)
         await b.end((await b.queue("s", "y")).run_id)
-        run = await a.blocked("s", "g")
+        run = await a.start_blocked("s", "g")
         assert await b.coordinator.is_session_busy("s")
         receipt = await b.coordinator.cancel("s")
         assert [it.run_id for it in receipt.cancelled] == [run.run_id]
@@ -153,7 +153,7 @@ async def test_a_node_with_a_free_slot_claims_a_run_waiting_on_another_node(
     postgres_url: str,
 ) -> None:
     async with a_node(postgres_url, max_active=1) as full:
-        await full.blocked("first", "g")
+        await full.start_blocked("first", "g")
         runs = [await full.queue(f"s{n}", str(n)) for n in range(5)]
         async with a_node(postgres_url) as free:
             ends = [await free.end(run.run_id) for run in runs]
@@ -173,7 +173,7 @@ async def test_r26_a_fold_run_accepted_by_another_node_is_folded(postgres_url: s
 async def test_r17_another_node_continues_the_runs_of_a_stopping_node(postgres_url: str) -> None:
     async with a_node(postgres_url) as b:
         async with a_node(postgres_url) as a:
-            run = await a.blocked("s", "g", max_attempts=2)
+            run = await a.start_blocked("s", "g", max_attempts=2)
             b.latches.open("g")
         end = await b.end(run.run_id)
         assert (end.state, end.attempt) == (S.COMPLETED, 2)
@@ -183,8 +183,8 @@ async def test_a_node_whose_lease_ends_loses_its_runs_and_stops_its_agents(
     postgres_url: str,
 ) -> None:
     async with a_node(postgres_url, SHORT) as b, a_node(postgres_url, SHORT) as a:
-        retried = await a.blocked("s", "g", max_attempts=2)
-        ended = await a.blocked("t", "h")
+        retried = await a.start_blocked("s", "g", max_attempts=2)
+        ended = await a.start_blocked("t", "h")
         membership = a.coordinator.membership
         assert membership is not None
         b.latches.open("g")
@@ -307,7 +307,7 @@ async def test_r07_a_node_that_rejoined_starts_no_agent_after_a_late_confirmatio
 
 async def test_a_node_declared_dead_rejoins_under_a_new_id(postgres_url: str) -> None:
     async with a_node(postgres_url, SHORT) as b, a_node(postgres_url, SHORT) as a:
-        run = await a.blocked("s", "g", max_attempts=2)
+        run = await a.start_blocked("s", "g", max_attempts=2)
         judge, judged = b.coordinator.membership, a.coordinator.membership
         assert judge is not None
         assert judged is not None
@@ -330,7 +330,7 @@ async def test_a_node_declared_dead_rejoins_under_a_new_id(postgres_url: str) ->
 
 async def test_waiting_runs_are_counted_over_all_nodes(postgres_url: str) -> None:
     async with two(postgres_url, max_active=0) as (a, b):
-        await a.blocked("s", "g")
+        await a.start_blocked("s", "g")
         for _ in range(3):
             await b.queue("s", "x")
         key = SessionKey("default", "s")
@@ -368,9 +368,9 @@ async def test_r21_a_damaged_lane_does_not_keep_nodes_from_recovering_other_runs
 ) -> None:
     async with a_node(postgres_url, SHORT) as b:
         async with a_node(postgres_url, SHORT) as a:
-            await a.blocked("bad", "g", run_id="bad", max_attempts=2)
+            await a.start_blocked("bad", "g", run_id="bad", max_attempts=2)
             await a.queue("bad", "later", run_id="behind")
-            await a.blocked("good", "h", run_id="good", max_attempts=2)
+            await a.start_blocked("good", "h", run_id="good", max_attempts=2)
             beside = await plain(postgres_url)
             changed = "UPDATE runs SET when_busy = 'never' WHERE session_id = 'bad'"
             assert await beside.execute(changed) == "UPDATE 2"

@@ -61,7 +61,7 @@ async def test_agents_of_the_only_node_go_on_through_an_outage(
     database: OwnPostgres, how: signal.Signals
 ) -> None:
     async with fresh_database(database.url) as url, a_node(url) as node:
-        run = await node.blocked("s", "g", max_attempts=1)
+        run = await node.start_blocked("s", "g", max_attempts=1)
         await until_alone(node, alone=True)
         await asyncio.to_thread(database.stop, how)
         await until_silent(node, 3)
@@ -81,8 +81,8 @@ async def test_r07_agents_of_one_of_many_nodes_stop_and_their_runs_say_why(
     async with fresh_database(database.url) as url, a_node(url) as node, a_node(url) as other:
         membership = node.coordinator.membership
         assert membership is not None
-        ended = await node.blocked("s", "g", max_attempts=1)
-        retried = await node.blocked("t", "h", max_attempts=2)
+        ended = await node.start_blocked("s", "g", max_attempts=1)
+        retried = await node.start_blocked("t", "h", max_attempts=2)
         await until_alone(node, alone=False)
         await asyncio.to_thread(database.stop)
         async with asyncio.timeout(SECONDS):

@@ -50,7 +50,7 @@ async def test_the_next_run_of_a_recent_session_reads_no_lane() -> None:
 
 async def test_the_prompt_of_a_run_that_waits_for_a_slot_is_not_read() -> None:
     async with Counting() as store, running(store, limits=Limits(max_active_runs=1)) as node:
-        await node.blocked("first", "g")
+        await node.start_blocked("first", "g")
         run = await node.queue("second", "x")
         read = store.lanes
         node.latches.open("g")
@@ -60,7 +60,7 @@ async def test_the_prompt_of_a_run_that_waits_for_a_slot_is_not_read() -> None:
 
 async def test_a_large_waiting_prompt_is_not_cached() -> None:
     async with Counting() as store, running(store) as node:
-        await node.blocked("s", "g")
+        await node.start_blocked("s", "g")
         run = await node.queue("s", "x" * 10_000)
         node.latches.open("g")
         assert len((await node.end(run.run_id)).text) == 10_000

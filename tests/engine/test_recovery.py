@@ -114,7 +114,7 @@ async def test_output_beyond_the_limit_of_the_new_node_is_cut(first: Node, secon
 
 
 async def test_waiting_runs_start_in_order_after_a_restart(first: Node, second: Second) -> None:
-    active = await first.blocked("s", "g")
+    active = await first.start_blocked("s", "g")
     queued = [await first.queue("s", str(n)) for n in range(3)]
     async with second() as node:
         await node.end(queued[-1].run_id)
@@ -193,7 +193,7 @@ async def test_r26_folded_runs_are_retried_with_the_run_they_joined(
 async def test_restored_runs_are_counted_and_covered_by_a_cancel(
     first: Node, second: Second
 ) -> None:
-    active = await first.blocked("s", "g")
+    active = await first.start_blocked("s", "g")
     queued = await first.queue("s", "x")
     async with second(limits=Limits(max_active_runs=0)) as node:
         # At the start, or as soon as its node is declared dead.
@@ -208,7 +208,7 @@ async def test_restored_runs_are_counted_and_covered_by_a_cancel(
 async def test_wait_run_works_for_a_run_accepted_before_a_restart(
     first: Node, second: Second
 ) -> None:
-    await first.blocked("s", "g")
+    await first.start_blocked("s", "g")
     queued = await first.queue("s", "later")
     async with second() as node:
         run = await node.coordinator.wait_run(queued.run_id, timeout=SECONDS)

@@ -134,7 +134,7 @@ async def test_r03_a_repeated_accept_succeeds_even_if_a_new_one_would_be_refused
     store: Store,
 ) -> None:
     async with running(store, limits=Limits(max_waiting_runs=1)) as node:
-        await node.blocked("s", "g")
+        await node.start_blocked("s", "g")
         await node.queue("s", "x", run_id="r")
         with pytest.raises(QueueFull):
             await node.queue("s", "y")
@@ -144,7 +144,7 @@ async def test_r03_a_repeated_accept_succeeds_even_if_a_new_one_would_be_refused
 
 
 async def test_r04_accept_seq_increases_in_accept_order(node: Node) -> None:
-    await node.blocked("s", "g")
+    await node.start_blocked("s", "g")
     accepted = await asyncio.gather(*(node.queue("s", str(n)) for n in range(10)))
     assert [run.accept_seq for run in accepted] == list(range(2, 12))
     node.latches.open("g")
@@ -178,7 +178,7 @@ async def test_r06_closing_a_reservation_repeatedly_releases_it_once(node: Node)
 
 
 async def test_r07_one_run_is_active_at_a_time_and_the_rest_start_in_order(node: Node) -> None:
-    first = await node.blocked("s", "g")
+    first = await node.start_blocked("s", "g")
     later = [await node.queue("s", str(n)) for n in range(5)]
     assert [await node.state(r.run_id) for r in later] == [S.QUEUED] * 5
     node.latches.open("g")
@@ -247,7 +247,7 @@ async def test_r09_an_agent_that_does_not_return_is_fenced_off(store: Store) -> 
 
 
 async def test_r10_cancel_covers_active_queued_and_accepted_runs(node: Node) -> None:
-    active = await node.blocked("s", "g")
+    active = await node.start_blocked("s", "g")
     queued = [await node.queue("s", "x") for _ in range(3)]
     receipt = await node.coordinator.cancel("s")
     assert [c.run_id for c in receipt.cancelled] == [r.run_id for r in (active, *queued)]
@@ -328,7 +328,7 @@ async def test_r11_cancel_by_run_id_alone_finds_the_run_that_has_the_id(node: No
 
 
 async def test_r11_a_run_accepted_after_a_cancel_is_not_touched(node: Node) -> None:
-    await node.blocked("s", "g")
+    await node.start_blocked("s", "g")
     cancelling = asyncio.create_task(node.coordinator.cancel("s"))
     await asyncio.sleep(0)  # the cancel is posted; the accept follows directly
     after = await node.queue("s", "after")
@@ -367,7 +367,7 @@ async def test_r13_a_repeated_cancel_covers_nothing_again(node: Node) -> None:
 
 
 async def test_r14_cancel_on_entry_writes_the_turn(node: Node) -> None:
-    await node.blocked("s", "g")
+    await node.start_blocked("s", "g")
     queued = await node.queue("s", "x")
     await node.coordinator.cancel("s", scope=CancelScope.WAITING)
     complete = await node.end(queued.run_id)
@@ -382,7 +382,7 @@ async def test_r14_cancel_on_entry_writes_the_turn(node: Node) -> None:
 
 
 async def test_r15_cancelled_before_the_first_text_writes_the_prompt_once(node: Node) -> None:
-    run = await node.blocked("s", "g")
+    run = await node.start_blocked("s", "g")
     await node.coordinator.cancel("s")
     await node.end(run.run_id)
     prompt = script(wait("g"))
@@ -449,7 +449,7 @@ async def test_r17_an_agent_that_ignores_the_stop_has_not_completed(store: Store
 
 
 async def test_r18_a_run_id_cancels_only_that_run(node: Node) -> None:
-    active = await node.blocked("s", "g")
+    active = await node.start_blocked("s", "g")
     one, other = await node.queue("s", "one"), await node.queue("s", "other")
     receipt = await node.coordinator.cancel(run_id=one.run_id)
     assert [c.run_id for c in receipt.cancelled] == [one.run_id]
@@ -459,7 +459,7 @@ async def test_r18_a_run_id_cancels_only_that_run(node: Node) -> None:
 
 
 async def test_r18_scope_active_cancels_only_the_active_run(node: Node) -> None:
-    active = await node.blocked("s", "g")
+    active = await node.start_blocked("s", "g")
     queued = await node.queue("s", "queued")
     receipt = await node.coordinator.cancel("s", scope=CancelScope.ACTIVE)
     assert [c.run_id for c in receipt.cancelled] == [active.run_id]
@@ -468,7 +468,7 @@ async def test_r18_scope_active_cancels_only_the_active_run(node: Node) -> None:
 
 
 async def test_r18_clear_queue_cancels_only_waiting_runs(node: Node) -> None:
-    active = await node.blocked("s", "g")
+    active = await node.start_blocked("s", "g")
     queued = await node.queue("s", "queued")
     receipt = await node.coordinator.clear_queue("s")
     assert [c.run_id for c in receipt.cancelled] == [queued.run_id]
@@ -477,7 +477,7 @@ async def test_r18_clear_queue_cancels_only_waiting_runs(node: Node) -> None:
 
 
 async def test_r18_cancel_all_covers_every_session(node: Node) -> None:
-    active = [await node.blocked(f"s{n}", f"g{n}") for n in range(3)]
+    active = [await node.start_blocked(f"s{n}", f"g{n}") for n in range(3)]
     await node.coordinator.run("idle", Prompt("x"))
     receipts = await node.coordinator.cancel_all(reason="closing time")
     covered = {c.run_id for receipt in receipts for c in receipt.cancelled}
@@ -492,7 +492,7 @@ async def test_r19_a_cancel_concurrent_with_a_completion_agrees_everywhere(node:
     outcomes = set()
     for n in range(60):
         session = f"s{n}"
-        run = await node.blocked(session, f"g{n}")
+        run = await node.start_blocked(session, f"g{n}")
         if n % 2:
             node.latches.open(f"g{n}")
             await steps(n // 2 % 12)
@@ -537,7 +537,7 @@ async def test_r21_every_way_to_end_emits_one_run_complete(node: Node) -> None:
         "crashed": (await node.accept("c", script({"crash": "boom"}))).run,
         "timeout": (await node.accept("d", script(wait("never")), timeout=1000)).run,
     }
-    active = await node.blocked("e", "g")
+    active = await node.start_blocked("e", "g")
     dropped = await node.queue("e", "x")
     await node.coordinator.clear_queue("e")
     await node.coordinator.cancel("e")
@@ -644,7 +644,7 @@ async def test_r26_a_run_covered_by_a_cancel_is_not_folded(node: Node) -> None:
 
 
 async def test_r26_a_fold_run_after_the_last_step_gets_its_own_turn(node: Node) -> None:
-    host = await node.blocked("s", "g")
+    host = await node.start_blocked("s", "g")
     late = await node.fold("s", "late")
     node.latches.open("g")
     await node.end(host.run_id)
@@ -675,7 +675,7 @@ async def test_r27_a_queue_run_is_never_folded(node: Node) -> None:
 
 
 async def test_r27_reject_answers_session_busy(node: Node) -> None:
-    await node.blocked("s", "g")
+    await node.start_blocked("s", "g")
     with pytest.raises(SessionBusy):
         await node.queue("s", "x", when_busy=WhenBusy.REJECT)
     node.latches.open("g")
@@ -685,7 +685,7 @@ async def test_r27_reject_answers_session_busy(node: Node) -> None:
 
 
 async def test_r27_interrupt_cancels_the_active_run_and_goes_to_the_head(node: Node) -> None:
-    active = await node.blocked("s", "g")
+    active = await node.start_blocked("s", "g")
     queued = await node.queue("s", "queued")
     urgent = await node.queue("s", "urgent", when_busy=WhenBusy.INTERRUPT)
     await node.end(queued.run_id)
@@ -699,7 +699,7 @@ async def test_r27_interrupt_cancels_the_active_run_and_goes_to_the_head(node: N
 
 async def test_r28_a_completion_leaves_no_cancel_that_could_hit_a_later_run(node: Node) -> None:
     for n in range(20):
-        run = await node.blocked("s", f"g{n}")
+        run = await node.start_blocked("s", f"g{n}")
         node.latches.open(f"g{n}")
         cancelling = asyncio.create_task(node.coordinator.cancel("s"))
         await asyncio.sleep(0)

@@ -68,7 +68,7 @@ async def test_output_is_stored_once_if_the_store_does_not_confirm_it(*, written
 
 async def test_reading_a_prompt_is_retried_while_the_store_is_unavailable() -> None:
     async with Shaky(written=False) as store, running(store) as node:
-        await node.blocked("s", "g")
+        await node.start_blocked("s", "g")
         run = await node.queue("s", "x" * 10_000)
         store.prompts = 2
         node.latches.open("g")

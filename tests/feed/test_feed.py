@@ -53,7 +53,7 @@ async def test_an_idle_subscription_returns_no_events_after_its_timeout(node: No
 
 
 async def test_a_filter_passes_only_its_sessions_and_runs(node: Node) -> None:
-    named = await node.blocked("named", "g")
+    named = await node.start_blocked("named", "g")
     wanted = EventFilter(session_ids=frozenset({"a", "b"}), run_ids=frozenset({named.run_id}))
     with subscribed(node, wanted) as subscription:
         for session_id in ("a", "x", "y", "b", "named"):
@@ -138,7 +138,7 @@ async def test_r25_a_cursor_from_the_future_is_refused(node: Node) -> None:
 
 
 async def test_closing_the_feed_ends_all_waits_with_draining(node: Node) -> None:
-    run = await node.blocked("s", "g")
+    run = await node.start_blocked("s", "g")
     with subscribed(node) as subscription:
         follower = node.feed.follow(RunKey(TENANT, run.run_id), 100)
         waiting = [
@@ -259,7 +259,7 @@ async def test_followers_get_all_events_of_a_run_whenever_they_start(node: Node)
 
 
 async def test_waiting_for_a_run_ends_with_its_timeout(node: Node) -> None:
-    run = await node.blocked("s", "g")
+    run = await node.start_blocked("s", "g")
     seen = await node.coordinator.wait_run(run.run_id, timeout=0)
     assert not seen.state.is_terminal
     seen = await node.coordinator.wait_run(run.run_id, timeout=0.01)
@@ -397,7 +397,7 @@ async def test_a_follower_gets_the_end_that_another_node_wrote(node: Node) -> No
 
 
 async def test_a_follower_gets_an_end_that_was_compacted_in_the_log(node: Node) -> None:
-    run = await node.blocked("s", "g")
+    run = await node.start_blocked("s", "g")
     following = asyncio.create_task(
         follow(node, run.run_id, after=len(await node.events(run.run_id)))
     )

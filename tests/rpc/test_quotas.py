@@ -48,7 +48,7 @@ class TenantClient:
         )
         return (await self.wire.runs.RunAccepted(request, metadata=self.metadata)).run
 
-    async def blocked(self, gate: str) -> Any:
+    async def start_blocked(self, gate: str) -> Any:
         """Starts a run in a new session that stays active until the gate opens."""
         run = await self.accept(gate, script(wait(gate)))
         await self.wire.latches.reached(gate)
@@ -112,10 +112,10 @@ def names_quota(failure: RpcFailure, description: str) -> bool:
 async def test_active_runs_beyond_the_quota_wait() -> None:
     async with tenants(max_active_runs=1) as both:
         limited, free = both.limited, both.free
-        await limited.blocked("one")
+        await limited.start_blocked("one")
         waits = await limited.accept("two", script(say("x")))
         for gate in ("three", "four"):
-            await free.blocked(gate)
+            await free.start_blocked(gate)
         assert (await limited.run(waits.run_id)).state == run_pb2.RUN_STATE_ACCEPTED
         both.wire.latches.open("one")
         assert (await limited.ended(waits.run_id)).state == run_pb2.RUN_STATE_COMPLETED
@@ -125,7 +125,7 @@ async def test_active_runs_beyond_the_quota_wait() -> None:
 
 async def test_a_raised_quota_starts_waiting_runs_at_once() -> None:
     async with tenants(max_active_runs=1) as both:
-        await both.limited.blocked("one")
+        await both.limited.start_blocked("one")
         await both.limited.accept("two", script(wait("two")))
         both.limit(max_active_runs=2)
         async with asyncio.timeout(SECONDS):
@@ -238,7 +238,7 @@ async def test_labels_of_sessions_and_runs_count_toward_the_stored_bytes() -> No
 
 async def test_streams_beyond_the_quota_are_refused_until_one_is_closed() -> None:
     async with tenants(max_streams=2) as both:
-        run = await both.limited.blocked("g")
+        run = await both.limited.start_blocked("g")
         first = await both.limited.stream()
         waiting = asyncio.ensure_future(both.limited.ended(run.run_id))
         follows = pb.SubscribeRunRequest(run_id=run.run_id)

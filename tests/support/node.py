@@ -52,7 +52,7 @@ class Node:
                 accepted, request, allow_missing=allow_missing
             )
 
-    async def blocked(self, session_id: str, latch: str, **options: Any) -> Run:
+    async def start_blocked(self, session_id: str, latch: str, **options: Any) -> Run:
         """Accepts a run; returns once it is active and waits at a latch."""
         accepted = await self.accept(session_id, script(wait(latch)), **options)
         await self.latches.reached(latch)

@@ -49,7 +49,7 @@ class Wire:
         options.setdefault("allow_missing", True)
         return await self.client.run_accepted(session_id, script(*steps), **options)
 
-    async def blocked(self, session_id: str, latch: str, **options: Any) -> RunHandle:
+    async def start_blocked(self, session_id: str, latch: str, **options: Any) -> RunHandle:
         """Accepts a run; returns once it is active and waits at a latch."""
         handle = await self.accept(session_id, *at_latch(latch), **options)
         await self.wait_for_latch(handle, latch)

@@ -45,7 +45,7 @@ async def ended(it: Metered, run_id: str) -> None:
 
 
 async def test_a_run_counts_when_accepted_started_and_ended(it: Metered) -> None:
-    run = await it.node.blocked("s", "g")
+    run = await it.node.start_blocked("s", "g")
     assert it.value("runs_accepted_total") == 1
     assert it.value("runs_started_total") == 1
     it.clock.move(4)
@@ -67,7 +67,7 @@ async def test_ended_runs_count_by_state_and_finish_reason(it: Metered) -> None:
 
 
 async def test_refused_and_repeated_accepts_do_not_count(it: Metered) -> None:
-    await it.node.blocked("s", "g", run_id="r")
+    await it.node.start_blocked("s", "g", run_id="r")
     await it.node.accept("s", script(wait("g")), run_id="r")
     with pytest.raises(EmptyPrompt):
         await it.node.accept("s", " ")
@@ -92,7 +92,7 @@ async def test_an_unconfirmed_accept_does_not_count() -> None:
 
 
 async def test_queue_wait_lasts_from_accept_to_the_first_start(it: Metered) -> None:
-    await it.node.blocked("s", "g")
+    await it.node.start_blocked("s", "g")
     queued = await it.node.queue("s", "next")
     assert it.observed("run_queue_wait_seconds") == (1, 0)
     it.clock.move(7)
@@ -104,7 +104,7 @@ async def test_queue_wait_lasts_from_accept_to_the_first_start(it: Metered) -> N
 async def test_a_retry_counts_as_a_start_and_not_as_a_queue_wait() -> None:
     async with MemoryStore() as store:
         async with metered(store) as first:
-            run = await first.node.blocked("s", "g", max_attempts=2)
+            run = await first.node.start_blocked("s", "g", max_attempts=2)
         async with metered(store) as second:
             second.clock.move(60)
             second.node.latches.open("g")
@@ -153,7 +153,7 @@ async def test_cancel_latency_lasts_until_the_run_has_ended(it: Metered) -> None
 
 
 async def test_cancel_latency_is_zero_if_the_agent_stops_at_once(it: Metered) -> None:
-    run = await it.node.blocked("s", "g")
+    run = await it.node.start_blocked("s", "g")
     await it.node.coordinator.cancel("s", scope=CancelScope.ACTIVE)
     await ended(it, run.run_id)
     assert it.observed("cancel_latency_seconds") == (1, 0)
@@ -173,7 +173,7 @@ async def test_cancel_latency_covers_a_run_cancelled_before_its_accept_is_durabl
 
 async def test_cancels_that_covered_a_run_count_by_scope(it: Metered) -> None:
     cancel = it.node.coordinator.cancel
-    runs = [await it.node.blocked(f"s{n}", f"g{n}") for n in range(4)]
+    runs = [await it.node.start_blocked(f"s{n}", f"g{n}") for n in range(4)]
     await it.node.queue("s0", "x")
     await cancel("s0", scope=CancelScope.WAITING)
     await cancel("s0", scope=CancelScope.ACTIVE)
@@ -187,7 +187,7 @@ async def test_cancels_that_covered_a_run_count_by_scope(it: Metered) -> None:
 
 
 async def test_a_cancel_counts_even_if_its_caller_disconnects(it: Metered) -> None:
-    run = await it.node.blocked("s", "g")
+    run = await it.node.start_blocked("s", "g")
     caller = asyncio.ensure_future(it.node.coordinator.cancel("s"))
     await asyncio.sleep(0)
     caller.cancel()
@@ -208,7 +208,7 @@ async def test_event_lag_lasts_from_the_end_of_a_run_to_its_delivery() -> None:
 
     async with Late() as store, metered(store) as it:
         clock = it.clock
-        run = await it.node.blocked("s", "g")
+        run = await it.node.start_blocked("s", "g")
         it.node.latches.open("g")
         await ended(it, run.run_id)
         assert it.observed("event_lag_seconds") == (1, 2)
@@ -278,7 +278,7 @@ async def test_only_writes_while_the_database_is_down_count_as_store_unavailable
 async def test_the_meter_forgets_runs_that_have_ended(it: Metered) -> None:
     meter = it.node.store.listener
     assert isinstance(meter, Meter)
-    run = await it.node.blocked("s", "g")
+    run = await it.node.start_blocked("s", "g")
     assert list(meter._silent_since) == [RunKey(DEFAULT_TENANT, run.run_id)]
     await it.node.coordinator.cancel("s")
     failing = await it.node.accept("t", script({"fail": "at once"}))

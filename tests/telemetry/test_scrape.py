@@ -57,7 +57,7 @@ async def until(server: ServerProcess, name: str, value: float, **labels: str) -
 
 
 async def test_gauges_show_the_load_and_the_node(server: ServerProcess, wire: Wire) -> None:
-    await wire.blocked("s", "g")
+    await wire.start_blocked("s", "g")
     await wire.accept("s", say("waits"))
     await wire.accept("s", say("waits, too"))
     found = await page(server)
@@ -133,7 +133,7 @@ def _within(found: Page, bound: str) -> float | None:
 
 
 async def test_a_draining_node_is_shown_as_draining(server: ServerProcess, wire: Wire) -> None:
-    await wire.blocked("s", "g")
+    await wire.start_blocked("s", "g")
     os.kill(server.pid, 15)
     assert (await until(server, "draining", 1))("runs_active") == 1
     os.kill(server.pid, 15)

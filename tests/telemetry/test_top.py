@@ -36,7 +36,7 @@ def row(out: str, first: str) -> list[str]:
 
 
 async def test_once_prints_one_plain_frame(server: ServerProcess, wire: Wire) -> None:
-    active = await wire.blocked("busy one", "g")
+    active = await wire.start_blocked("busy one", "g")
     waiting = await wire.accept("busy one", say("later"))
     await wire.end(await wire.accept("idle one", say("x")))
     url = url_in(server.log)
@@ -72,7 +72,7 @@ async def test_on_a_terminal_it_refreshes_until_interrupted(
     arguments = ("top", "--interval", "50ms", "--metrics", url_in(server.log))
     async with on_terminal(server, *arguments) as terminal:
         await terminal.shows("runs: 0, active: 0")
-        await wire.blocked("s", "g")
+        await wire.start_blocked("s", "g")
         await terminal.shows("runs: 1, active: 1")
         await server.kill()
         await terminal.shows("Connection refused")

@@ -56,7 +56,7 @@ MAX_ERROR_CHARS = 2048
 """An error's message is cut here: with four bytes per character it stays within 8 KiB."""
 
 
-class Intake:
+class ReportCheck:
     """Checks the events and reports of one attempt."""
 
     def __init__(self) -> None:

@@ -150,7 +150,7 @@ class Outbox:
         return self._chars > OUTBOX_CHARS or self._puts > OUTBOX_EVENTS
 
     def put(self, body: EventBody) -> None:
-        """Adds an event of the agent that passed the intake.
+        """Adds an event of the agent that passed the check.
 
         Raises InvalidAgentEvent if it does not fit the turn, and AgentError (OUTPUT_LIMIT) if it
         exceeds the output limit; the text up to the limit is kept.

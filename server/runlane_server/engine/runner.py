@@ -29,7 +29,7 @@ from runlane_server.core.trace import log_fields
 from runlane_server.core.transition import LaneRun, Outcome
 from runlane_server.core.turn import InvalidAgentEvent
 from runlane_server.engine.agent_code import AgentCode, create_own_task
-from runlane_server.engine.agent_output import Intake, describe, run_error
+from runlane_server.engine.agent_output import ReportCheck, describe, run_error
 from runlane_server.engine.agent_turn import AgentTurn, Job
 from runlane_server.engine.lane_access import LaneAccess
 from runlane_server.engine.lanes import LaneContended
@@ -90,7 +90,7 @@ class Runner:
         self._outbox = Outbox(
             job.run_key, job.run, store, now, max_output=limits.max_run_output, pulse=pulse
         )
-        self._intake = Intake()
+        self._check = ReportCheck()
         self._is_silent = True
         self._slice = 0
         self._report = _EMPTY_REPORT
@@ -305,7 +305,7 @@ class Runner:
             if isinstance(event, Report):
                 self._add_report(event)
                 return
-            body = self._intake.event(event)
+            body = self._check.event(event)
             if self._is_silent:
                 self._is_silent = False
                 await self._pass_gate(Point.BEFORE_FIRST_MESSAGE)
@@ -324,7 +324,7 @@ class Runner:
 
     def _add_report(self, report: Report) -> None:
         """Adds up usage; of the other fields the last value counts. Raises InvalidAgentEvent."""
-        known, later = self._report, self._intake.report(report)
+        known, later = self._report, self._check.report(report)
         usage = later.usage
         if known.usage is not None:
             usage = known.usage if usage is None else known.usage + usage

@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 from runlane_server.agents.base import Agent, AgentError, Report
 from runlane_server.agents.chat.agent import ChatAgent
 from runlane_server.core.turn import InvalidAgentEvent
-from runlane_server.engine.agent_output import Intake
+from runlane_server.engine.agent_output import ReportCheck
 from support.openai_server import Answer, OpenAIServer
 from support.turns import Working, ask, collect, started, texts
 
@@ -103,10 +103,10 @@ async def check_end(*answers: list[Any]) -> None:
 
 async def _problem_of(agent: Agent) -> AgentError | None:
     """The error of a turn; None if it completes, with events that the engine takes."""
-    intake = Intake()
+    check = ReportCheck()
     try:
         for event in await collect(agent, ask("hi")):
-            _ = intake.report(event) if isinstance(event, Report) else intake.event(event)
+            _ = check.report(event) if isinstance(event, Report) else check.event(event)
     except AgentError as error:
         return error
     except InvalidAgentEvent as error:  # the engine refuses a count above 2^63

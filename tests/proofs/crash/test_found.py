@@ -34,7 +34,7 @@ async def test_r20_no_receipt_names_a_run_that_had_ended(store: Store) -> None:
 @pytest.mark.parametrize("refusal", [WhenBusy.REJECT, WhenBusy.QUEUE])
 async def test_r20_no_receipt_names_a_run_that_was_refused(store: Store, refusal: WhenBusy) -> None:
     async with running(store, limits=Limits(max_waiting_runs=0, cancel_grace=20)) as node:
-        active = await node.blocked("s", "gate")
+        active = await node.start_blocked("s", "gate")
         accept = node.accept("s", "x", run_id="refused", when_busy=refusal)
         accepting = asyncio.create_task(accept)
         receipts = await asyncio.gather(*_cancels(node, "s"))
@@ -61,7 +61,7 @@ async def test_r03_a_repeated_accept_returns_the_run_cancelled_in_the_same_batch
     """The cancel and the repeated accept are in one batch: the lane must not accept the run
     a second time."""
     async with running(store) as node:
-        await node.blocked("s", "gate")
+        await node.start_blocked("s", "gate")
         prompt = script(wait("gate"))
         waiting = await node.accept("s", prompt, run_id="waiting")
         receipt, again, other = await asyncio.gather(

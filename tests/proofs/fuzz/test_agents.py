@@ -12,7 +12,7 @@ import structlog
 from proofs.fuzz.agents import WILD, search_agents
 from proofs.fuzz.tries import Tries
 from runlane_server.agents.chat import grammar
-from runlane_server.engine.agent_output import Intake
+from runlane_server.engine.agent_output import ReportCheck
 from runlane_server.engine.runner import Runner
 
 
@@ -47,7 +47,7 @@ def leave_as_is(args: Any) -> Any:
 
 
 PLANTED: dict[str, tuple[str, Any, str, Callable[..., Any]]] = {
-    "counts that are not checked": ("agent", Intake, "_count", lambda *given: given[-1]),
+    "counts that are not checked": ("agent", ReportCheck, "_count", lambda *given: given[-1]),
     "an end that is not committed": ("agent", Runner, "_commit_end", forget),
     "arguments that are not JSON": ("chat", grammar, "valid_arguments", leave_as_is),
 }
