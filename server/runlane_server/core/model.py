@@ -395,7 +395,8 @@ def cut_utf8(text: str, limit: int) -> tuple[str, bool]:
     """
     if len(text) * 4 <= limit:
         return text, False
-    encoded = text.encode()
+    # A character has at least one byte, so the rest of a long text need not be encoded.
+    encoded = text[: limit + 1].encode()
     if len(encoded) <= limit:
         return text, False
     return encoded[:limit].decode(errors="ignore"), True
