@@ -79,10 +79,10 @@ _FOLD_QUEUE = (
     ),
     Edit(
         RUNNER,
-        "        self._folding = asyncio.create_task(self._fold_in())\n"
+        "        self._folding = create_own_task(self._fold_in())\n"
         "        return await asyncio.shield(self._folding)\n",
         "        drained = QUEUES.pop(self.job.key, [])\n"
-        "        self._folding = asyncio.create_task(self._fold_in())\n"
+        "        self._folding = create_own_task(self._fold_in())\n"
         "        await asyncio.shield(self._folding)\n"
         "        return drained\n",
     ),
@@ -140,11 +140,11 @@ async def _unless_another_fails(wait):
     ),
     Edit(
         LANE_ACCESS,
-        "        complete = await self._lanes.post(",
+        "        self._observer.on_agent_returned(job.run_key)\n",
+        "        self._observer.on_agent_returned(job.run_key)\n"
         "        if outcome.error is not None:\n"
         "            for wait in WAITS:\n"
-        "                wait.done() or wait.set_result(None)\n"
-        "        complete = await self._lanes.post(",
+        "                wait.done() or wait.set_result(None)\n",
     ),
     Edit(LANE_ACCESS, "", "\n\nWAITS = []\n"),
 )

@@ -182,6 +182,6 @@ async def test_a_read_only_file_fails_the_start_with_one_line(
     disk.set(read_only=1)
     start = partial(start_fails, tmp_path, *flags, "--listen", FREE_PORT, env=disk.env)
     code, said = await asyncio.to_thread(start)
-    assert code == 1
+    assert code == 2
     (line,) = [line for line in said.splitlines() if not line.startswith("{")]
     assert line.startswith("runlane-server: error: store a.db: ")
