@@ -140,8 +140,8 @@ async def _unless_another_fails(wait):
     ),
     Edit(
         LANE_ACCESS,
-        "        self._observer.on_agent_returned(job.run_key)\n",
-        "        self._observer.on_agent_returned(job.run_key)\n"
+        'the reason of the cancel that its agent was stopped for."""\n',
+        'the reason of the cancel that its agent was stopped for."""\n'
         "        if outcome.error is not None:\n"
         "            for wait in WAITS:\n"
         "                wait.done() or wait.set_result(None)\n",
