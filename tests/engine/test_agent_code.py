@@ -167,4 +167,6 @@ async def test_tasks_of_the_engine_are_no_code_of_an_agent(store: Store) -> None
         await node.fold("s", "folded")
         folds.set()
         assert (await node.end(first.run.run_id)).text == "folded"
-    assert len(seen) == 1, "the task that the agent started"
+    # After a read of the agent, the pool of PostgreSQL takes its connection back in a task.
+    ours = [it for it in seen if "PoolConnectionHolder" not in it]
+    assert len(ours) == 1, "the task that the agent started"
