@@ -53,7 +53,7 @@ class Follower:
         self._answers = aiter(call)
         self.events: list[run_pb2.RunEvent] = []
 
-    async def wait_for(self, text: str) -> None:
+    async def read_until(self, text: str) -> None:
         """Waits until the text has been received."""
         async with asyncio.timeout(SECONDS):
             while text not in self._text():
@@ -76,9 +76,9 @@ async def test_a_node_streams_a_run_that_another_one_executes(postgres_url: str)
         steps = {"text": "one"}, {"wait": "g"}, {"reasoning": "hm"}, call, result, {"text": "two"}
         run_id = await accept(front, *steps, {"wait": "h"})
         follower, direct = Follower(front, run_id), Follower(executor, run_id)
-        await follower.wait_for("one")
+        await follower.read_until("one")
         executor.latches.open("g")
-        await follower.wait_for("two")
+        await follower.read_until("two")
         executor.latches.open("h")
         await follower.rest()
         await direct.rest()
@@ -102,7 +102,7 @@ async def test_followers_of_a_run_share_one_call_to_its_node(
     async with two_nodes(postgres_url) as (executor, front):
         run_id = await accept(front, {"text": "one"}, {"wait": "g"}, {"text": "two"})
         followers = [Follower(front, run_id) for _ in range(4)]
-        await asyncio.gather(*(follower.wait_for("one") for follower in followers))
+        await asyncio.gather(*(follower.read_until("one") for follower in followers))
         # The first text may have come from the store; later texts do not.
         async with asyncio.timeout(SECONDS):
             while not addresses:
@@ -122,12 +122,12 @@ async def test_a_call_of_another_node_is_not_relayed(
         assert front.relay is not None
         run_id = await accept(front, {"text": "one"}, {"wait": "g"})
         # The text is stored once a follower has it.
-        await Follower(executor, run_id).wait_for("one")
+        await Follower(executor, run_id).read_until("one")
         assert front.store.cluster is not None
         signed = NodeKeys(front.store.cluster.node_keys).sign(front.address, "default", run_id)
-        await Follower(front, run_id, authorization=f"Bearer {signed}").wait_for("one")
+        await Follower(front, run_id, authorization=f"Bearer {signed}").read_until("one")
         assert front.relay.runs == 0
-        await Follower(front, run_id).wait_for("one")
+        await Follower(front, run_id).read_until("one")
         assert front.relay.runs == 1
         executor.latches.open("g")
 
@@ -143,7 +143,7 @@ async def test_a_run_executed_on_this_node_is_not_relayed(
     async with serving(store=open_store(StoreUrl.parse(postgres_url))) as node:
         run_id = await accept(node, {"text": "one"}, {"wait": "g"}, {"text": "two"})
         follower = Follower(node, run_id)
-        await follower.wait_for("one")
+        await follower.read_until("one")
         node.latches.open("g")
-        await follower.wait_for("two")
+        await follower.read_until("two")
         await follower.rest()

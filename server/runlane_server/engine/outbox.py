@@ -130,7 +130,7 @@ class Outbox:
         event. Both end the output.
         """
         self._agent_task = agent_task
-        # Writes are the engine's, whoever caused them: not in the context of the agent.
+        # Writes belong to the engine, so they do not run in the context of the agent.
         self._context = copy_context()
         self._on_lost = on_lost
         self._on_broken = on_broken
@@ -304,7 +304,7 @@ class Outbox:
         return self._writer
 
     async def _write(self) -> None:
-        """Stores a batch. What arrives meanwhile waits for the next beat."""
+        """Stores a batch. Later events wait for the next beat."""
         try:
             if (self._pieces or self._waiting) and not self._has_agent_returned:
                 await self._append(self._batch())

@@ -1,8 +1,8 @@
 """The latest entries of logs, in memory, for subscribers that keep up.
 
 All tails of a pool share one budget. When it is used up, the tenant that holds most gives up the
-older half of its entries. So a tenant that holds less than an equal share loses nothing, whatever
-the others write.
+older half of its entries. So a tenant that holds less than an equal share loses nothing, even if
+others write much.
 """
 
 from __future__ import annotations

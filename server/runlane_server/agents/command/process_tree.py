@@ -1,7 +1,7 @@
 """Finds and signals everything that descends from this process.
 
-A process that calls `adopt_orphans` remains the ancestor of all that its children start, whatever
-process groups and sessions they create and however often they fork: an orphan becomes its child.
+A process that calls `adopt_orphans` remains the ancestor of all that its children start, even if
+they create process groups and sessions or fork many times: an orphan becomes its child.
 Out of reach are processes that another process started on request, such as those of systemd, cron
 or a container engine, and those that may not be signalled, such as a setuid program of root.
 """
