@@ -43,10 +43,10 @@ ROOMS: dict[str, set[str]] = {
     },
     "agents": {
         "base",
-        "command.agent",
         "command.environment",
         "command.limits",
         "command.prctl",
+        "command.programs",
         "custom",
         "loader",
         "scripted.agent",

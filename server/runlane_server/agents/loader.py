@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass, field
 
 from runlane_server.agents.base import Agent
-from runlane_server.agents.command.agent import CommandAgent, CommandSettings, split_argv
+from runlane_server.agents.command.agent import CommandAgent
+from runlane_server.agents.command.programs import CommandSettings, split_argv
 from runlane_server.agents.custom import import_agent
 from runlane_server.agents.echo import EchoAgent
 from runlane_server.agents.scripted.agent import ScriptedAgent

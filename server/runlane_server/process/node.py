@@ -15,8 +15,8 @@ import structlog
 
 from runlane_server.access.node_keys import NodeKeys
 from runlane_server.agents.base import Agent
-from runlane_server.agents.command.agent import CommandSettings
 from runlane_server.agents.command.limits import ResourceLimits
+from runlane_server.agents.command.programs import CommandSettings
 from runlane_server.agents.loader import AgentSettings, load_agent
 from runlane_server.cluster.key_refresh import keep_node_keys
 from runlane_server.cluster.relay import Relay
