@@ -19,6 +19,7 @@ EXTRAS = {
     "uuid_utils": ("uuid-utils", "server"),
     "asyncpg": ("asyncpg", "server,postgres"),
     "pydantic_ai": ("pydantic-ai", "server,chat"),
+    "acp": ("agent-client-protocol", "server,acp"),
     "prometheus_client": ("prometheus-client", "server,metrics"),
     "opentelemetry": ("opentelemetry-proto", "server,traces"),
     "jwt": ("PyJWT", "server,jwt"),

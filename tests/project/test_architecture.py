@@ -42,6 +42,7 @@ ROOMS: dict[str, set[str]] = {
         "weight",
     },
     "agents": {
+        "acp.policy",
         "base",
         "command.environment",
         "command.limits",
@@ -52,6 +53,7 @@ ROOMS: dict[str, set[str]] = {
         "scripted.agent",
         "scripted.latches",
         "scripted.script",
+        "state_dirs",
     },
     "access": {
         "admission",

@@ -23,6 +23,7 @@ from runlane_server.config.option_types import (
     AddressType,
     Duration,
     HttpUrl,
+    Permissions,
     Ratio,
     Size,
     StoreText,
@@ -115,8 +116,8 @@ class Config:
         "echo",
         Topic.AGENTS,
         click.STRING,
-        "Agent that executes runs: echo, command:ARGV, command+json:ARGV, chat:PROVIDER:MODEL, "
-        "MODULE:ATTRIBUTE, or scripted.",
+        "Agent that executes runs: echo, command:ARGV, command+json:ARGV, acp:ARGV, "
+        "chat:PROVIDER:MODEL, MODULE:ATTRIBUTE, or scripted.",
         metavar="AGENT",
     )
     chat_instructions: str = setting(
@@ -198,6 +199,40 @@ class Config:
         Size(),
         "Maximum size of a file that a program writes, in bytes or with a unit.",
         without=_SERVER_LIMIT,
+    )
+
+    agent_state_dir: str | None = setting(
+        None,
+        Topic.PROGRAMS,
+        click.Path(file_okay=False),
+        "Directory in which each session gets a private directory as HOME and working directory of "
+        "its programs, removed with the session.",
+        metavar="DIR",
+        without="the private directory of the run",
+    )
+    acp_permissions: str = setting(
+        "deny",
+        Topic.PROGRAMS,
+        Permissions(),
+        "Answers to ACP agents that ask for permission: allow or deny, and KIND=allow or KIND=deny "
+        "for kinds of tool calls such as read, edit or execute; separated by commas.",
+        metavar="ANSWER,...",
+    )
+    acp_mode: str = setting(
+        "",
+        Topic.PROGRAMS,
+        click.STRING,
+        "Id of the mode in which ACP agents work.",
+        metavar="MODE",
+        without="the mode of the agent",
+    )
+    acp_auth: str = setting(
+        "",
+        Topic.PROGRAMS,
+        click.STRING,
+        "Id of the method with which ACP agents authenticate before a session.",
+        metavar="METHOD",
+        without="none",
     )
 
     # --- Limits

@@ -11,7 +11,7 @@ import structlog
 from uuid_utils import uuid7
 
 from runlane_server.access.quotas import QuotaBook
-from runlane_server.agents.base import Agent
+from runlane_server.agents.base import Agent, KeepsSessions
 from runlane_server.cluster.membership import Membership
 from runlane_server.core import lane as rules
 from runlane_server.core.limits import Limits
@@ -81,6 +81,7 @@ class Executor:
         self._lane_access = LaneAccess(self.lanes, store, observer)
         self._store = store
         self._agent = agent
+        self._forgetting: set[asyncio.Task[None]] = set()
         self._limits = limits
         self._now = now
         self._observer = observer
@@ -167,6 +168,13 @@ class Executor:
         if not closing.done():
             log.warning("agent did not close", grace_s=self._limits.cancel_grace)
             closing.cancel()
+
+    def session_deleted(self, key: SessionKey) -> None:
+        """Lets the agent remove what it keeps for a session."""
+        if isinstance(self._agent, KeepsSessions):
+            task = create_own_task(_forgotten(self._agent, key))
+            self._forgetting.add(task)
+            task.add_done_callback(self._forgetting.discard)
 
     # --- The actions of the lanes -------------------------------------------------------------
 
@@ -277,3 +285,11 @@ async def _closed(agent: Agent) -> None:
         await agent.close()
     except BaseException:  # asyncio lets some of them end the server
         log.exception("agent failed to close")
+
+
+async def _forgotten(agent: KeepsSessions, key: SessionKey) -> None:
+    """Tells an agent, whose code may raise anything, that a session was deleted."""
+    try:
+        await agent.session_deleted(key)
+    except BaseException:  # asyncio lets some of them end the server
+        log.exception("agent failed to remove a session", session_id=key.session_id)

@@ -14,14 +14,16 @@ from typing import Any
 import structlog
 
 from runlane_server.access.node_keys import NodeKeys
+from runlane_server.agents.acp.policy import parse_policy
 from runlane_server.agents.base import Agent
 from runlane_server.agents.command.limits import ResourceLimits
 from runlane_server.agents.command.programs import CommandSettings
 from runlane_server.agents.loader import AgentSettings, load_agent
+from runlane_server.agents.state_dirs import StateDirs
 from runlane_server.cluster.key_refresh import keep_node_keys
 from runlane_server.cluster.relay import Relay
 from runlane_server.config import Config
-from runlane_server.core.errors import RunlaneError, StartError
+from runlane_server.core.errors import RunlaneError, StartError, start_error
 from runlane_server.core.observer import ObserverPair
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.engine.executor import NodeSettings
@@ -115,7 +117,10 @@ async def serving(
             now=clock.micros,
         )
         await closing.enter_async_context(traces.exporting())
-        agent = agent or load_agent(config.agent, agent_settings(config))
+        states = state_dirs(config)
+        if states is not None:
+            closing.callback(states.close)
+        agent = agent or load_agent(config.agent, agent_settings(config, states))
         store = open_store(config.store_url)
         store.on_failure = shutdown.on_store_failure
         await closing.enter_async_context(store)
@@ -172,6 +177,7 @@ async def serving(
             security.keep_current(access_control),
             coordinator.stored.keep_measuring(),
             keep_node_keys(store.cluster, access_control),
+            *([] if states is None else [states.keep_swept(coordinator.has_session)]),
         )
         try:
             yield Node(address, node_address, coordinator)
@@ -206,7 +212,17 @@ def server_info(config: Config) -> ServerInfo:
     )
 
 
-def agent_settings(config: Config) -> AgentSettings:
+def state_dirs(config: Config) -> StateDirs | None:
+    """The directories that agents keep for sessions. Raises StartError."""
+    if config.agent_state_dir is None:
+        return None
+    try:
+        return StateDirs(Path(config.agent_state_dir))
+    except OSError as error:
+        raise start_error(f"--agent-state-dir: {error}", error) from error
+
+
+def agent_settings(config: Config, states: StateDirs | None = None) -> AgentSettings:
     """The settings of the agents.
 
     A cancelled program has half of the cancel grace to exit. It is killed and reaped in the other
@@ -214,13 +230,16 @@ def agent_settings(config: Config) -> AgentSettings:
     """
     return AgentSettings(
         command_kill_grace=config.limits.cancel_grace / 2,
-        command=command_settings(config),
+        command=command_settings(config, states),
+        acp_policy=parse_policy(config.acp_permissions),
+        acp_mode=config.acp_mode,
+        acp_auth=config.acp_auth,
         chat_instructions=config.chat_instructions or None,
         chat_lenient_end=config.chat_lenient_end,
     )
 
 
-def command_settings(config: Config) -> CommandSettings:
+def command_settings(config: Config, states: StateDirs | None = None) -> CommandSettings:
     """The settings of programs."""
     return CommandSettings(
         env=config.command_env,
@@ -233,6 +252,7 @@ def command_settings(config: Config) -> CommandSettings:
             processes=config.command_processes,
             file_size=config.command_file_size,
         ),
+        state=states,
     )
 
 

@@ -6,9 +6,9 @@ The program reads its input from stdin and writes the answer to stdout:
                            lines
     command+json:<argv>    the whole turn as one JSON object (see `turn_as_json`)
 
-RUNLANE_SESSION_ID, RUNLANE_RUN_ID and RUNLANE_ATTEMPT in its environment name the run; see
-`environment` for the other variables. The working directory is private and removed after the run,
-unless a common one is configured.
+RUNLANE_TENANT, RUNLANE_SESSION_ID, RUNLANE_RUN_ID and RUNLANE_ATTEMPT in its environment name the
+run; see `environment` for the other variables. The working directory is private and removed after
+the run, unless a common one or one for each session is configured.
 
 No shell is involved: the words of the argv are those of the spec, the prompt is never one of them,
 and the program inherits no open file of the server except its own three pipes.
@@ -42,6 +42,7 @@ from runlane_server.core.model import (
     Message,
     Part,
     Reasoning,
+    SessionKey,
     Text,
     TextDelta,
     ToolCall,
@@ -96,6 +97,10 @@ class CommandAgent:
                 reason=COMMAND_FAILED,
             )
 
+    async def session_deleted(self, key: SessionKey) -> None:
+        """Removes what was kept for a session."""
+        self.programs.session_deleted(key)
+
     async def close(self) -> None:
         """Stops the guardian and removes this server's directory."""
         await self.programs.close()
@@ -104,13 +109,15 @@ class CommandAgent:
 async def turn_as_json(turn: Turn) -> str:
     """The turn as one JSON object.
 
-    Its keys are `session_id`, `run_id`, `attempt`, `prompt`, `attachments` (each with `name`,
-    `mime_type`, and `text` or `data` in base64), `metadata`, and `history`: the messages before
-    this turn, the oldest first, each with `message_id`, `run_id`, `role`, `finish_reason`, `model`
-    and `parts`. The `type` of a part is text, reasoning, tool_call, tool_result or attachment.
+    Its keys are `tenant`, `session_id`, `run_id`, `attempt`, `prompt`, `attachments` (each with
+    `name`, `mime_type`, and `text` or `data` in base64), `metadata`, and `history`: the messages
+    before this turn, the oldest first, each with `message_id`, `run_id`, `role`, `finish_reason`,
+    `model` and `parts`. The `type` of a part is text, reasoning, tool_call, tool_result or
+    attachment.
     """
     return json.dumps(
         {
+            "tenant": turn.tenant,
             "session_id": turn.session_id,
             "run_id": turn.run_id,
             "attempt": turn.attempt,

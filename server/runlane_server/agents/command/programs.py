@@ -24,6 +24,7 @@ import structlog
 from runlane_server.agents.base import AgentError, Turn
 from runlane_server.agents.command.environment import (
     RUN_VARIABLES,
+    STATE_VARIABLE,
     TRACE_VARIABLE,
     build_environment,
 )
@@ -32,8 +33,10 @@ from runlane_server.agents.command.launcher import Command
 from runlane_server.agents.command.limits import ResourceLimits
 from runlane_server.agents.command.program import Program, ProgramLost
 from runlane_server.agents.command.run_dirs import RunDirs
+from runlane_server.agents.state_dirs import HOME, StateDirs
 from runlane_server.agents.text import without_terminal_codes
 from runlane_server.core.errors import SettingsError, start_error
+from runlane_server.core.model import SessionKey
 
 COMMAND_FAILED = "COMMAND_FAILED"
 """Reason of a failed run: the program could not be started, or did not exit with 0."""
@@ -65,13 +68,15 @@ class CommandSettings:
     `env`: variables to pass or set (see `environment.parse_variables`). `directory`: the parent of
     the runs' private directories; None is the system's directory for temporary files. `cwd`: a
     common working directory instead of the private ones; HOME and TMPDIR stay private. `limits`:
-    resource limits of a program.
+    resource limits of a program. `state`: directories that stay for the session, as HOME and
+    working directory; None for private ones.
     """
 
     env: Sequence[str] = ()
     directory: Path | None = None
     cwd: Path | None = None
     limits: ResourceLimits = field(default_factory=ResourceLimits)
+    state: StateDirs | None = None
 
 
 DEFAULTS = CommandSettings()
@@ -80,11 +85,12 @@ DEFAULTS = CommandSettings()
 @dataclass(frozen=True, slots=True)
 class Place:
     """The directories of a turn's program: `temp` is removed after the turn, `home` is its HOME,
-    `cwd` where it starts."""
+    `cwd` where it starts. `state` is that of the session, which has `home` in it, or None."""
 
     temp: Path
     home: Path
     cwd: Path
+    state: Path | None = None
 
 
 class Programs:
@@ -136,7 +142,9 @@ class Programs:
         """The directories of a turn, until the context ends. Raises AgentError (COMMAND_FAILED)."""
         temp = self._create_directory()
         try:
-            yield Place(temp, temp, self._cwd or temp)
+            state = self._open_state(turn)
+            home = temp if state is None else state / HOME
+            yield Place(temp, home, self._cwd or home, state)
         finally:
             await self._run_dirs.remove(temp)
 
@@ -159,6 +167,11 @@ class Programs:
             await asyncio.sleep(delay)
         raise AssertionError("unreachable")
 
+    def session_deleted(self, key: SessionKey) -> None:
+        """Removes what was kept for a session."""
+        if self._settings.state is not None:
+            self._settings.state.remove(key)
+
     def failure(self, code: int, error_tail: str) -> AgentError:
         """The error of a program that exited with a code, or was ended by a signal (negative)."""
         return _failure(code, error_tail, self._settings.limits)
@@ -168,6 +181,15 @@ class Programs:
             return self._run_dirs.create()
         except OSError as exc:
             message = f"cannot create a directory for the run: {exc}"
+            raise AgentError(message, reason=COMMAND_FAILED) from exc
+
+    def _open_state(self, turn: Turn) -> Path | None:
+        if self._settings.state is None:
+            return None
+        try:
+            return self._settings.state.open(SessionKey(turn.tenant, turn.session_id))
+        except OSError as exc:
+            message = f"cannot open the directory of the session: {exc}"
             raise AgentError(message, reason=COMMAND_FAILED) from exc
 
     async def _try_to_start(self, command: Command, stdin: bytes | None) -> Program:
@@ -181,13 +203,15 @@ class Programs:
 
     def _command(self, turn: Turn, place: Place) -> Command:
         settings = self._settings
-        ids = (turn.session_id, turn.run_id, str(turn.attempt))
+        ids = (turn.tenant, turn.session_id, turn.run_id, str(turn.attempt))
         run_variables = dict(zip(RUN_VARIABLES, ids, strict=True))
         if turn.traceparent:
             run_variables[TRACE_VARIABLE] = turn.traceparent
+        if place.state is not None:
+            run_variables[STATE_VARIABLE] = str(place.home)
         return Command(
             self.argv,
-            build_environment(os.environ, settings.env, run_variables, place.home),
+            build_environment(os.environ, settings.env, run_variables, place.home, place.temp),
             str(place.cwd),
             grace=self.kill_grace,
             limits=settings.limits.rlimits(),
