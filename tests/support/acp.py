@@ -1,6 +1,6 @@
 """ACP agents of the tests: programs of some lines, and helpers that run them.
 
-A program begins with `_PRELUDE`, which reads and writes messages. `prompt()` answers everything
+A program begins with `PRELUDE`, which reads and writes messages. `prompt()` answers everything
 before the prompt and returns it, so most programs only say what they do with it.
 """
 
@@ -23,7 +23,7 @@ from runlane_server.agents.state_dirs import StateDirs
 from support.programs import GRACE
 from support.turns import LocalTurn, Working, ask, collect
 
-_PRELUDE = '''
+PRELUDE = '''
 import json, os, signal, sys, time
 
 SESSION = "session-1"
@@ -88,9 +88,9 @@ def agent(
     grace: float = GRACE,
     state: Path | None = None,
 ) -> AcpAgent:
-    """An agent that is Python source; see `_PRELUDE` for what it may use."""
+    """An agent that is Python source; see `PRELUDE` for what it may use."""
     return AcpAgent(
-        [sys.executable, "-c", _PRELUDE + code],
+        [sys.executable, "-c", PRELUDE + code],
         kill_grace=grace,
         settings=AcpSettings(parse_policy(permissions), mode, auth),
         command=CommandSettings(state=None if state is None else StateDirs(state)),

@@ -1,12 +1,13 @@
 """The directories that agents keep for sessions: one for each session of each tenant.
 
     ROOT/TENANT/SESSION/        of a session, with the notes of the server
-        session.json            the ids, which its name does not show as a whole
+        session.json            the store and the ids, which its name does not show as a whole
         home/                   of the agent: HOME and working directory of its programs
     ROOT/.removed/              what is being removed
 
 All have mode 0700. A directory goes with its session: at once if the session is deleted on this
-node, else at the next sweep. Several servers may share ROOT if they share the store.
+node, else at the next sweep. Servers of one store may share ROOT. A server with another store uses
+the directories of sessions that it has too, but removes none that it did not create.
 """
 
 from __future__ import annotations
@@ -44,9 +45,11 @@ log = structlog.get_logger()
 
 
 class StateDirs:
-    """The directories below `root`, which is created if it does not exist. Raises OSError."""
+    """The directories below `root`, which is created if it does not exist. `store` is the name of
+    the store that has the sessions. Raises OSError."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, store: str = "") -> None:
+        self._store = store
         self._root = root.absolute()
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._remover = Remover()
@@ -58,7 +61,7 @@ class StateDirs:
             _make_private(one)
         ids = path / _IDS
         if not ids.exists():
-            ids.write_text(json.dumps(key))
+            ids.write_text(json.dumps([self._store, *key]))
         return path
 
     def remove(self, key: SessionKey) -> None:
@@ -104,12 +107,13 @@ class StateDirs:
         return self._root / safe_name(key.tenant) / safe_name(key.session_id)
 
     def _keys(self) -> Iterator[SessionKey]:
-        """The sessions that have a directory."""
+        """The sessions of this store that have a directory."""
         for tenant in _children(self._root):
             for path in _children(tenant) if tenant.name != _REMOVED else ():
                 with suppress(OSError, ValueError, TypeError):
-                    key = SessionKey(*json.loads((path / _IDS).read_bytes()))
-                    if self._path(key) == path:
+                    store, *ids = json.loads((path / _IDS).read_bytes())
+                    key = SessionKey(*map(str, ids))
+                    if store == self._store and self._path(key) == path:
                         yield key
 
 

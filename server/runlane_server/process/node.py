@@ -217,7 +217,7 @@ def state_dirs(config: Config) -> StateDirs | None:
     if config.agent_state_dir is None:
         return None
     try:
-        return StateDirs(Path(config.agent_state_dir))
+        return StateDirs(Path(config.agent_state_dir), config.store_url.name)
     except OSError as error:
         raise start_error(f"--agent-state-dir: {error}", error) from error
 

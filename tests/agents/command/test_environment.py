@@ -13,8 +13,13 @@ from runlane_server.agents.command.environment import build_environment, parse_v
 from support.programs import answer, program
 from support.turns import LocalTurn
 
-RUN = {"RUNLANE_SESSION_ID": "s9", "RUNLANE_RUN_ID": "r9", "RUNLANE_ATTEMPT": "3"}
-TURN = LocalTurn(session_id="s9", run_id="r9", attempt=3)
+RUN = {
+    "RUNLANE_TENANT": "t9",
+    "RUNLANE_SESSION_ID": "s9",
+    "RUNLANE_RUN_ID": "r9",
+    "RUNLANE_ATTEMPT": "3",
+}
+TURN = LocalTurn(tenant="t9", session_id="s9", run_id="r9", attempt=3)
 
 SECRETS = {
     "RUNLANE_STORE": "postgresql://runlane:secret@db/runlane",
@@ -120,6 +125,7 @@ def test_a_text_is_a_list_of_names_or_one_name_with_a_value(
         ("A,RUNLANE_ACCESS", "RUNLANE_ACCESS is a setting of the server"),
         ("RUNLANE_RUN_ID=r", "RUNLANE_RUN_ID is reserved: it identifies the run"),
         ("RUNLANE_ATTEMPT", "RUNLANE_ATTEMPT is reserved: it identifies the run"),
+        ("RUNLANE_STATE_DIR", "RUNLANE_STATE_DIR is reserved: it identifies the run"),
     ],
 )
 def test_invalid_and_reserved_variables_are_rejected(text: str, why: str) -> None:

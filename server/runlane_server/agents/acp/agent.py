@@ -101,13 +101,15 @@ class AcpAgent:
                 async with aclosing(talk.prompt(session)) as events:
                     async for event in events:
                         yield event
-                self._remember(session, turn, place)
                 grace = min(grace, EXIT_GRACE)
             except AgentExited:
                 raise await self._exit_failure(program) from None
             finally:
-                await talk.cancel(grace)
-                await program.end(grace)
+                try:
+                    await talk.cancel(grace)
+                    self._remember(talk, turn, place)
+                finally:
+                    await program.end(grace)
 
     async def session_deleted(self, key: SessionKey) -> None:
         """Removes what was kept for a session."""
@@ -124,13 +126,13 @@ class AcpAgent:
         opening = Opening(talk.connection, self._settings, str(place.cwd))
         return await opening.open(known, await turn.history())
 
-    def _remember(self, session: OpenSession, turn: Turn, place: Place) -> None:
-        """Records that the agent's session has seen this turn."""
-        if place.state is None:
+    def _remember(self, talk: _Talk, turn: Turn, place: Place) -> None:
+        """Records that the agent's session has seen this turn, if the agent has answered."""
+        if place.state is None or not talk.answered_in:
             return
         path = record_path(place.state, self.programs.argv)
         try:
-            write_record(path, AgentSession(session.session_id, turn.run_id, str(place.cwd)))
+            write_record(path, AgentSession(talk.answered_in, turn.run_id, str(place.cwd)))
         except OSError as exc:
             log.warning("session of the agent not recorded; the next begins anew", error=str(exc))
 
@@ -155,8 +157,10 @@ class _Talk:
         self._turn = turn
         self._place = place
         self._answers = answers
+        self.answered_in = ""
+        """The session in which the agent has answered the prompt."""
         self._at_work = ""
-        """The session that has not answered the prompt."""
+        """The session in which it has not."""
 
     async def prompt(self, session: OpenSession) -> AsyncGenerator[AgentEvent, None]:
         """The events of the turn, until the agent has answered. Raises AgentError and
@@ -168,7 +172,7 @@ class _Talk:
                 yield event
             if isinstance(received, Request):
                 await self._answer(received, updates)
-        self._at_work = ""
+        self._set_answered()
         for event in updates.calls.rest():
             yield event
         response = validated(PromptResponse, received.result, "session/prompt")
@@ -187,8 +191,12 @@ class _Talk:
                 while not isinstance(received := await self.connection.receive(), Answer):
                     if isinstance(received, Request):
                         self.connection.reply(received, {"outcome": _CANCELLED})
+            self._set_answered()
         except (AgentError, AgentExited, TimeoutError):
             pass  # it is ended in any case
+
+    def _set_answered(self) -> None:
+        self.answered_in, self._at_work = self._at_work, ""
 
     def _send(self, session: OpenSession) -> None:
         try:

@@ -66,7 +66,7 @@ class ToolCalls:
         if len(self._open) > MAX_OPEN:
             message = f"the agent has more than {MAX_OPEN} unfinished tool calls"
             raise AgentError(message, reason=ACP_PROTOCOL)
-        _merge(call, report)
+        _merge(call, report, with_content=not asks)
         events: list[AgentEvent] = []
         if asks or call.status != "pending":
             events += _shown(call)
@@ -86,12 +86,13 @@ class ToolCalls:
         return [event for call in self._open.values() for event in _shown(call)]
 
 
-def _merge(call: _Call, report: CallReport) -> None:
-    """Takes over what the report has: an empty list replaces, an absent field does not."""
+def _merge(call: _Call, report: CallReport, *, with_content: bool) -> None:
+    """Takes over what the report has: an empty list replaces, an absent field does not. The content
+    of a question explains the question, and is no result."""
     call.title = report.title or call.title
     call.kind = report.kind or call.kind
     call.status = report.status or call.status
-    if report.content is not None:
+    if report.content is not None and with_content:
         call.content = list(report.content)
     if report.locations is not None:
         call.locations = [one.path for one in report.locations]
