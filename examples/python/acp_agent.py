@@ -85,9 +85,7 @@ class NotesAgent:
         )
         permitted = isinstance(answer.outcome, AllowedOutcome) and answer.outcome.option_id == "yes"
         if permitted:
-            notes = Path("notes.txt")
-            before = notes.read_text() if notes.exists() else ""
-            notes.write_text(f"{before}{text}\n")
+            _append(Path("notes.txt"), f"{text}\n")
         ended = acp.update_tool_call(call_id, status="completed" if permitted else "failed")
         await self.client.session_update(session_id, ended)
         await self._say(session_id, "Noted." if permitted else "I may not write.")
@@ -99,6 +97,11 @@ class NotesAgent:
 
     def _prompts_file(self, session_id: str) -> Path:
         return Path(f"{uuid.UUID(session_id)}.json")
+
+
+def _append(path: Path, text: str) -> None:
+    with path.open("a") as file:
+        file.write(text)
 
 
 if __name__ == "__main__":

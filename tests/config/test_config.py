@@ -51,7 +51,7 @@ def test_a_flag_overrides_the_environment_which_overrides_the_file(tmp_path: Pat
     file.write_text('agent = "file"\nstore = "file"\nlisten = "file:1"\nmax-active-runs = 7\n')
     env = {"RUNLANE_CONFIG": str(file), "RUNLANE_STORE": "env", "RUNLANE_LISTEN": "env:1"}
     found = config("--listen", "flag:1", env=env)
-    assert (found.listen, found.store, found.agent) == (Address("flag", 1), "env", "file")
+    assert (found.listen, found.store, found.agent) == (Address("flag", 1), "env", ("file",))
     assert found.limits.max_active_runs == 7
     assert found.limits.max_waiting_runs == Limits().max_waiting_runs
 
@@ -72,7 +72,9 @@ VALUES: list[tuple[str, str, Any]] = [
     ("tls-client-ca", "clients.pem", "clients.pem"),
     ("node-tls-ca", "nodes.pem", "nodes.pem"),
     ("store", "memory:", "memory:"),
-    ("agent", "command:cat -", "command:cat -"),
+    ("agent", "command:cat -", ("command:cat -",)),
+    ("agent", "coder=command:env A=b cat", ("coder=command:env A=b cat",)),
+    ("agent-slots", "default=2", ("default=2",)),
     ("command-env", "HOME, LANG", ("HOME, LANG",)),
     ("command-env", "GREETING=a, b=c", ("GREETING=a, b=c",)),
     ("command-dir", "runs", "runs"),
@@ -84,6 +86,10 @@ VALUES: list[tuple[str, str, Any]] = [
     ("command-files", "64", 64),
     ("command-processes", "100", 100),
     ("command-file-size", "512MiB", 512 << 20),
+    ("agent-state-dir", "states", "states"),
+    ("acp-permissions", "deny, read=allow", "deny, read=allow"),
+    ("acp-mode", "code", "code"),
+    ("acp-auth", "api-key", "api-key"),
     ("chat-instructions", "Be kind.", "Be kind."),
     ("max-active-runs", "0", 0),
     ("max-waiting-runs", "1", 1),

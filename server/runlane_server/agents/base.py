@@ -120,8 +120,9 @@ class Agent(Protocol):
 class KeepsSessions(Protocol):
     """An agent that keeps something for each session. An `Agent` may have this method too."""
 
-    async def session_deleted(self, key: SessionKey) -> None:
-        """Removes it: the session was deleted on this node. An exception is logged."""
+    def session_deleted(self, key: SessionKey) -> None:
+        """Removes it: the session was deleted on this node. It runs on the event loop, before a
+        session of the same name can have a run. An exception is logged."""
 
 
 class AgentError(Exception):

@@ -111,7 +111,7 @@ class AcpAgent:
                 finally:
                     await program.end(grace)
 
-    async def session_deleted(self, key: SessionKey) -> None:
+    def session_deleted(self, key: SessionKey) -> None:
         """Removes what was kept for a session."""
         self.programs.session_deleted(key)
 

@@ -97,7 +97,7 @@ class CommandAgent:
                 reason=COMMAND_FAILED,
             )
 
-    async def session_deleted(self, key: SessionKey) -> None:
+    def session_deleted(self, key: SessionKey) -> None:
         """Removes what was kept for a session."""
         self.programs.session_deleted(key)
 
