@@ -1,0 +1,1 @@
+"""Executes runs of a server in this process."""
