@@ -52,6 +52,11 @@ ROOMS: dict[str, set[str]] = {
         "scripted.agent",
         "scripted.latches",
         "scripted.script",
+        "worker.agent",
+        "worker.messages",
+        "worker.slot",
+        "worker.turn",
+        "worker.workers",
     },
     "access": {
         "admission",

@@ -116,7 +116,7 @@ class Config:
         Topic.AGENTS,
         click.STRING,
         "Agent that executes runs: echo, command:ARGV, command+json:ARGV, chat:PROVIDER:MODEL, "
-        "MODULE:ATTRIBUTE, or scripted.",
+        "MODULE:ATTRIBUTE, worker, or scripted.",
         metavar="AGENT",
     )
     chat_instructions: str = setting(
@@ -133,6 +133,12 @@ class Config:
         click.BOOL,
         "Accept answers of a language model that end without a finish reason. By default such an "
         "answer counts as cut off, and the run fails with PROVIDER_UNAVAILABLE.",
+    )
+    worker_lease: float = setting(
+        30.0,
+        Topic.AGENTS,
+        Duration(zero=False),
+        "How long a worker that has lost its connection keeps its run.",
     )
 
     # --- Programs

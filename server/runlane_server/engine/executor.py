@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from hmac import compare_digest
 from typing import Any
 
 import structlog
@@ -12,12 +13,14 @@ from uuid_utils import uuid7
 
 from runlane_server.access.quotas import QuotaBook
 from runlane_server.agents.base import Agent
+from runlane_server.agents.worker.agent import WorkerAgent
 from runlane_server.cluster.membership import Membership
 from runlane_server.core import lane as rules
+from runlane_server.core.errors import IllegalCommand
 from runlane_server.core.limits import Limits
 from runlane_server.core.model import Micros, RunKey, RunRequest, SessionKey
 from runlane_server.core.observer import Load, Observer
-from runlane_server.core.transition import LaneRun, Transition
+from runlane_server.core.transition import Lane, LaneRun, Transition
 from runlane_server.engine.agent_code import contain_tasks, create_own_task
 from runlane_server.engine.agent_turn import Job
 from runlane_server.engine.lane_access import LaneAccess
@@ -27,6 +30,7 @@ from runlane_server.engine.readiness import Readiness
 from runlane_server.engine.recovery import Recovery
 from runlane_server.engine.run_log import log_ends
 from runlane_server.engine.runner import Runner
+from runlane_server.engine.worker_turn import fence_of
 from runlane_server.harness.gates import Gates
 from runlane_server.store.base import HostedRun, Store
 
@@ -75,6 +79,7 @@ class Executor:
             membership=self.membership,
             quotas=quotas,
             gates=gates,
+            serves=self._connect(agent),
         )
         self._readiness = Readiness(agent, self.lanes, limits, gates, self._open_slots)
         self.is_draining = False
@@ -89,6 +94,20 @@ class Executor:
         self._runners: dict[SessionKey, Runner] = {}
         self._strays: set[asyncio.Task[Any]] = set()
         self._supervisors: set[asyncio.Task[None]] = set()
+
+    def _connect(self, agent: Agent) -> Callable[[str], bool] | None:
+        """Makes the slots of workers those of their agent."""
+        self._workers = agent.workers if isinstance(agent, WorkerAgent) else None
+        if self._workers is None or not isinstance(agent, WorkerAgent):
+            return None
+        workers, name = self._workers, agent.name
+        workers.serve(name, self._add_slots)
+        return lambda tenant: workers.offers_to(name, tenant)
+
+    def _add_slots(self, slots: int) -> None:
+        self.lanes.slots.add(slots)
+        if slots > 0 and self.membership is not None:
+            self.membership.poll_soon()
 
     @property
     def is_ready(self) -> bool:
@@ -125,6 +144,10 @@ class Executor:
         self.is_draining = True
         self.lanes.slots.close()
         self._gates.suspend()
+        if self._workers is not None:
+            self._workers.close()
+            # They continue on another node, or here after the restart.
+            self.hand_over_all(rules.SHUT_DOWN)
 
     async def wait_idle(self, timeout: float) -> bool:
         """Waits at most `timeout` seconds until no run is active; returns whether that is so."""
@@ -177,8 +200,49 @@ class Executor:
 
     def start_agent(self, key: SessionKey, run: LaneRun, request: RunRequest | None) -> None:
         """Starts the agent of a run that became active here."""
+        self._start_attempt(key, run, request)
+
+    def continue_agent(self, key: SessionKey, run: LaneRun) -> None:
+        """Continues an attempt that another process began, once its worker has reconnected."""
+        if not self.is_draining:
+            self._start_attempt(key, run, None, is_resumed=True)
+
+    def can_continue(self, run: LaneRun) -> bool:
+        """Whether a worker executes the attempt."""
+        return self._workers is not None
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether workers execute the runs."""
+        return self._workers is not None
+
+    async def adopt(self, lost: HostedRun, fence: str | None = None) -> None:
+        """Moves an attempt of a worker to this node, or continues it here.
+
+        Raises IllegalCommand if it is not the active one, or if `fence` is not its token.
+        """
+
+        def command(lane: Lane, _: Micros) -> Transition[LaneRun]:
+            active = lane.active
+            if fence is not None and active is not None:
+                token = fence_of(self._store, lost.session, active)
+                if not compare_digest(token.encode(), fence.encode()):
+                    raise IllegalCommand("the token is not that of the active attempt")
+            return rules.adopt(lane, lost.run_id, lost.attempt, host=self.lanes.node_id)
+
+        await self.lanes.post(lost.session, command)
+
+    def _start_attempt(
+        self,
+        key: SessionKey,
+        run: LaneRun,
+        request: RunRequest | None,
+        *,
+        is_resumed: bool = False,
+    ) -> None:
         run_key = RunKey(key.tenant, run.run_id)
-        job = Job(key, run, request, self._observer.agent_traceparent(run_key, run))
+        trace = self._observer.agent_traceparent(run_key, run)
+        job = Job(key, run, request, trace, is_resumed)
         try:
             runner = self._make_runner(job)
         except Exception:
@@ -264,6 +328,9 @@ class Executor:
         # The lane may have started its next run before the supervisor of this one returned.
         if self._runners.get(runner.job.key) is runner:
             del self._runners[runner.job.key]
+        if runner.was_left and not self.is_draining:
+            # Another node has it, or it is still this node's: the lane tells.
+            self.lanes.send(runner.job.key, lambda lane, _: Transition(lane))
         if runner.strays:
             self._observer.on_fenced_off(runner.job.run_key)
         for stray in runner.strays:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Protocol
 
 import structlog
 
 from runlane_server.access.quotas import QuotaBook
 from runlane_server.core import lane as rules
-from runlane_server.core.errors import CorruptRecord, StoreUnavailable
+from runlane_server.core.errors import CorruptRecord, IllegalCommand, StoreUnavailable
 from runlane_server.core.model import RunKey, SessionKey
 from runlane_server.core.turn import DraftMessage
 from runlane_server.engine.batches import await_in_batches
@@ -27,6 +28,13 @@ class ActiveRuns(Protocol):
     @property
     def lanes(self) -> Lanes:
         """The lanes of this node."""
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether workers execute the runs, which then outlive their node."""
+
+    async def adopt(self, lost: HostedRun) -> None:
+        """Continues an attempt of a worker on this node."""
 
     def cancel(self, run: HostedRun) -> None:
         """Stops the agent of that attempt, if it is at work here, for a committed cancel."""
@@ -98,7 +106,15 @@ class Recovery:
         self._runs.lanes.refresh(key)
 
     async def recover(self, lost: HostedRun) -> None:
-        """Retries or ends a run whose node is gone, with the output that its events show."""
+        """Retries or ends a run whose node is gone, with the output that its events show.
+
+        A run of a worker continues here, and is lost only if the worker does not return in time
+        (R36).
+        """
+        if self._runs.has_workers:
+            with suppress(IllegalCommand):
+                await self._runs.adopt(lost)
+            return
         key = RunKey(lost.session.tenant, lost.run_id)
         try:
             async with self._replays.replay(key) as replay:

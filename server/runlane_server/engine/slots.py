@@ -74,6 +74,9 @@ class Slots:
     When its turn comes, `on_grant` is called with the lane; the slot is reserved until the lane
     takes it with `take` or gives it up with `release`. While closed (the agent is not ready, or the
     node drains) no slot is granted. `limit_of` returns the limit of a tenant, None for no limit.
+
+    With `serves` the slots are those of workers, at most `total` in use: there is none at first, and
+    `add` changes their number. `serves` tells whether one is for a tenant.
     """
 
     def __init__(
@@ -81,8 +84,11 @@ class Slots:
         total: int,
         on_grant: Callable[[SessionKey], None],
         limit_of: Callable[[str], int | None] = _no_limit,
+        serves: Callable[[str], bool] | None = None,
     ) -> None:
-        self._free = total
+        self._free = total if serves is None else 0
+        self._most = total
+        self._serves = serves
         self._on_grant = on_grant
         self._limit_of = limit_of
         self._is_closed = True
@@ -106,7 +112,14 @@ class Slots:
         queued = sum(
             min(len(it.queue), self._allowance(tenant, it)) for tenant, it in self._waiting.items()
         )
-        return max(0, self._free - queued)
+        return max(0, self._room - queued)
+
+    @property
+    def _room(self) -> int:
+        """The number of slots that are free, whether or not a queued lane could use them."""
+        if self._serves is None:
+            return self._free
+        return min(self._free, self._most - len(self._in_use) - len(self._granted))
 
     @property
     def queue(self) -> tuple[SessionKey, ...]:
@@ -144,6 +157,11 @@ class Slots:
             tenant.queue = {lane: None, **tenant.queue}
             self._waiting[lane.tenant] = tenant
         self._granted.clear()
+
+    def add(self, slots: int) -> None:
+        """Adds slots, or removes them if the number is negative, even if they are in use."""
+        self._free += slots
+        self._grant_free()
 
     def apply_limits(self) -> None:
         """Grants free slots after the limits of tenants have changed."""
@@ -207,7 +225,7 @@ class Slots:
 
     def _can_take(self, lane: SessionKey) -> bool:
         """Whether a slot is free for a lane that has none. No queued lane could use it."""
-        if lane in self._in_use or self._free <= 0:
+        if lane in self._in_use or self._room <= 0:
             return False
         tenant = self._tenants.get(lane.tenant)
         return self._allowance(lane.tenant, tenant or _Tenant()) > 0
@@ -215,7 +233,7 @@ class Slots:
     def _can_keep(self, lane: SessionKey) -> bool:
         """Whether a lane with a slot may start its next run with it: no queued lane could use the
         slot, and its tenant is not above its limit."""
-        if lane not in self._in_use:
+        if lane not in self._in_use or (self._serves is not None and self._free < 0):
             return False
         tenant = self._tenants[lane.tenant]
         return (
@@ -226,6 +244,8 @@ class Slots:
 
     def _allowance(self, name: str, tenant: _Tenant) -> int:
         """The number of further slots a tenant may use; negative if it is above its limit."""
+        if self._serves is not None and not self._serves(name):
+            return 0
         limit = self._limit_of(name)
         return UNLIMITED if limit is None else limit - tenant.slots
 
@@ -239,7 +259,7 @@ class Slots:
         return min(eligible, default=(0, 0, None))[2]
 
     def _grant_free(self) -> None:
-        while self._waiting and self._free > 0 and not self._is_closed:
+        while self._waiting and self._room > 0 and not self._is_closed:
             name = self._next_tenant()
             if name is None:
                 return

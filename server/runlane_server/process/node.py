@@ -18,6 +18,7 @@ from runlane_server.agents.base import Agent
 from runlane_server.agents.command.agent import CommandSettings
 from runlane_server.agents.command.limits import ResourceLimits
 from runlane_server.agents.loader import AgentSettings, load_agent
+from runlane_server.agents.worker.agent import WorkerAgent
 from runlane_server.cluster.key_refresh import keep_node_keys
 from runlane_server.cluster.relay import Relay
 from runlane_server.config import Config
@@ -150,6 +151,7 @@ async def serving(
             observer=observer,
             tls=security.tls,
             harness=harness if config.harness else None,
+            workers=agent.workers if isinstance(agent, WorkerAgent) else None,
             socket_mode=int(config.socket_mode, 8),
         )
         # Before any run: a server whose port is in use must not touch the runs in the store.
@@ -217,6 +219,7 @@ def agent_settings(config: Config) -> AgentSettings:
         command=command_settings(config),
         chat_instructions=config.chat_instructions or None,
         chat_lenient_end=config.chat_lenient_end,
+        worker_lease=config.worker_lease,
     )
 
 

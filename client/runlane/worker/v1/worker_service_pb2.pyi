@@ -74,6 +74,7 @@ class WorkRequest(_message.Message):
         FENCE_FIELD_NUMBER: _builtins.int
         ACKNOWLEDGED_FIELD_NUMBER: _builtins.int
         FOLDED_RUN_IDS_FIELD_NUMBER: _builtins.int
+        TENANT_FIELD_NUMBER: _builtins.int
         run_id: _builtins.str
         """The run of the turn."""
         attempt: _builtins.int
@@ -82,6 +83,8 @@ class WorkRequest(_message.Message):
         """The token of the turn."""
         acknowledged: _builtins.int
         """The last number that the server acknowledged to the worker; for the log."""
+        tenant: _builtins.str
+        """The tenant of the turn."""
         @_builtins.property
         def folded_run_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
             """The folded runs whose prompts the worker has received."""
@@ -94,10 +97,11 @@ class WorkRequest(_message.Message):
             fence: _builtins.str = ...,
             acknowledged: _builtins.int = ...,
             folded_run_ids: _abc.Iterable[_builtins.str] | None = ...,
+            tenant: _builtins.str = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "attempt", b"attempt", "fence", b"fence", "folded_run_ids", b"folded_run_ids", "run_id", b"run_id"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "attempt", b"attempt", "fence", b"fence", "folded_run_ids", b"folded_run_ids", "run_id", b"run_id", "tenant", b"tenant"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

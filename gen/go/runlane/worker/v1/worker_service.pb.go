@@ -558,7 +558,9 @@ type WorkRequest_Resume struct {
 	// The last number that the server acknowledged to the worker; for the log.
 	Acknowledged int64 `protobuf:"varint,4,opt,name=acknowledged,proto3" json:"acknowledged,omitempty"`
 	// The folded runs whose prompts the worker has received.
-	FoldedRunIds  []string `protobuf:"bytes,5,rep,name=folded_run_ids,json=foldedRunIds,proto3" json:"folded_run_ids,omitempty"`
+	FoldedRunIds []string `protobuf:"bytes,5,rep,name=folded_run_ids,json=foldedRunIds,proto3" json:"folded_run_ids,omitempty"`
+	// The tenant of the turn.
+	Tenant        string `protobuf:"bytes,6,opt,name=tenant,proto3" json:"tenant,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -626,6 +628,13 @@ func (x *WorkRequest_Resume) GetFoldedRunIds() []string {
 		return x.FoldedRunIds
 	}
 	return nil
+}
+
+func (x *WorkRequest_Resume) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
 }
 
 // Output of the turn. Every event is stored as one event of the run.
@@ -1425,7 +1434,7 @@ var File_runlane_worker_v1_worker_service_proto protoreflect.FileDescriptor
 
 const file_runlane_worker_v1_worker_service_proto_rawDesc = "" +
 	"\n" +
-	"&runlane/worker/v1/worker_service.proto\x12\x11runlane.worker.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14runlane/v1/run.proto\x1a\x18runlane/v1/session.proto\"\x8c\n" +
+	"&runlane/worker/v1/worker_service.proto\x12\x11runlane.worker.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14runlane/v1/run.proto\x1a\x18runlane/v1/session.proto\"\xa4\n" +
 	"\n" +
 	"\vWorkRequest\x12<\n" +
 	"\x05offer\x18\x01 \x01(\v2$.runlane.worker.v1.WorkRequest.OfferH\x00R\x05offer\x129\n" +
@@ -1441,13 +1450,14 @@ const file_runlane_worker_v1_worker_service_proto_rawDesc = "" +
 	"\x06agents\x18\x01 \x03(\tR\x06agents\x12\x1b\n" +
 	"\tworker_id\x18\x02 \x01(\tR\bworkerId\x12)\n" +
 	"\x10protocol_version\x18\x03 \x01(\x05R\x0fprotocolVersion\x12=\n" +
-	"\x06resume\x18\x04 \x01(\v2%.runlane.worker.v1.WorkRequest.ResumeR\x06resume\x1a\x99\x01\n" +
+	"\x06resume\x18\x04 \x01(\v2%.runlane.worker.v1.WorkRequest.ResumeR\x06resume\x1a\xb1\x01\n" +
 	"\x06Resume\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\x05R\aattempt\x12\x14\n" +
 	"\x05fence\x18\x03 \x01(\tR\x05fence\x12\"\n" +
 	"\facknowledged\x18\x04 \x01(\x03R\facknowledged\x12$\n" +
-	"\x0efolded_run_ids\x18\x05 \x03(\tR\ffoldedRunIds\x1aP\n" +
+	"\x0efolded_run_ids\x18\x05 \x03(\tR\ffoldedRunIds\x12\x16\n" +
+	"\x06tenant\x18\x06 \x01(\tR\x06tenant\x1aP\n" +
 	"\x04Emit\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x03R\x06number\x120\n" +
 	"\x06events\x18\x02 \x03(\v2\x18.runlane.worker.v1.EventR\x06events\x1a\x9e\x01\n" +
