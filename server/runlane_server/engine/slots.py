@@ -75,8 +75,8 @@ class Slots:
     takes it with `take` or gives it up with `release`. While closed (the agent is not ready, or the
     node drains) no slot is granted. `limit_of` returns the limit of a tenant, None for no limit.
 
-    With `serves` the slots are those of workers, at most `total` in use: there is none at first, and
-    `add` changes their number. `serves` tells whether one is for a tenant.
+    With `serves` the slots are those of workers, at most `total` in use: there is none at first,
+    and `add` changes their number. `serves` tells whether one is for a tenant.
     """
 
     def __init__(
