@@ -133,7 +133,8 @@ def _exhaust(function: AgentFunction, turn: BlockingTurn) -> object:
     result: Any = function(turn)
     if not inspect.isgenerator(result):
         return result
-    with closing(result):
-        for event in result:
+    events: Any = result
+    with closing(events):
+        for event in events:
             turn.emit(event)
     return None
