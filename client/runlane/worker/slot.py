@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 
 from runlane.errors import (
+    AgentNotFound,
     InvalidArgument,
     PermissionDenied,
     RunlaneError,
@@ -25,7 +26,7 @@ from runlane.worker.v1.worker_service_pb2_grpc import WorkerServiceStub
 
 PROTOCOL_VERSION = 1
 
-MISTAKES = (InvalidArgument, PermissionDenied, Unauthenticated, Unsupported)
+MISTAKES = (AgentNotFound, InvalidArgument, PermissionDenied, Unauthenticated, Unsupported)
 """Errors that a new connection does not help."""
 
 

@@ -13,7 +13,7 @@ from structlog.contextvars import bind_contextvars
 
 from runlane.worker.v1 import worker_service_pb2 as pb
 from runlane.worker.v1 import worker_service_pb2_grpc
-from runlane_server.access.caller import tenant
+from runlane_server.access.caller import CALLER, tenant
 from runlane_server.agents.worker.messages import Downstream
 from runlane_server.agents.worker.slot import Slot
 from runlane_server.agents.worker.workers import Workers
@@ -68,7 +68,7 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
 
     async def _take(self, slot: Slot, offer: pb.WorkRequest.Offer) -> None:
         worker_messages.check_offer(offer)
-        self._workers.check(offer.agents)
+        self._workers.check(offer.agents, CALLER.get().agents)
         slot.begin_offer(offer.agents, offer.worker_id)
         if not offer.HasField("resume"):
             self._workers.offer(slot)

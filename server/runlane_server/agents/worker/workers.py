@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hmac import compare_digest
@@ -13,7 +13,7 @@ import structlog
 from runlane_server.agents.worker.execution import Execution
 from runlane_server.agents.worker.slot import Resumption, Slot
 from runlane_server.agents.worker.turn import HandedBack
-from runlane_server.core.errors import Draining, InvalidArgument
+from runlane_server.core.errors import AgentNotFound, Draining, PermissionDenied
 from runlane_server.core.model import RunKey
 
 log = structlog.get_logger()
@@ -86,13 +86,17 @@ class Workers:
         if revoked:
             execution.lose("the worker that executed it lost its access")
 
-    def check(self, agents: Sequence[str]) -> None:
-        """Raises InvalidArgument for an agent that workers do not execute here."""
+    def check(self, agents: Sequence[str], allowed: Collection[str] | None = None) -> None:
+        """Raises AgentNotFound for an agent that workers do not execute here, and PermissionDenied
+        for one that is not `allowed`."""
         for agent in agents:
+            if allowed is not None and agent not in allowed:
+                raise PermissionDenied(f"offer.agents: the caller may not execute {agent!r}")
             if agent not in self._agents:
-                known = ", ".join(map(repr, self._agents)) or "none"
-                raise InvalidArgument.of(
-                    "offer.agents", f"{agent!r} is no agent of workers here; there are: {known}"
+                known = ", ".join(map(repr, self._agents))
+                raise AgentNotFound(
+                    f"offer.agents: {agent!r} is no agent that workers execute here; use one of"
+                    f" {known}"
                 )
 
     def offer(self, slot: Slot) -> None:
