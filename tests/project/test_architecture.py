@@ -55,6 +55,11 @@ ROOMS: dict[str, set[str]] = {
         "scripted.latches",
         "scripted.script",
         "state_dirs",
+        "worker.agent",
+        "worker.messages",
+        "worker.slot",
+        "worker.turn",
+        "worker.workers",
     },
     "access": {
         "admission",

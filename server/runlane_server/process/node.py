@@ -155,6 +155,7 @@ async def serving(
             observer=observer,
             tls=security.tls,
             harness=harness if config.harness else None,
+            workers=agents.workers,
             socket_mode=int(config.socket_mode, 8),
         )
         # Before any run: a server whose port is in use must not touch the runs in the store.
@@ -247,6 +248,7 @@ def agent_settings(config: Config, states: StateDirs | None = None) -> AgentSett
         acp_auth=config.acp_auth,
         chat_instructions=config.chat_instructions or None,
         chat_lenient_end=config.chat_lenient_end,
+        worker_lease=config.worker_lease,
     )
 
 

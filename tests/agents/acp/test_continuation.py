@@ -92,6 +92,15 @@ async def test_the_next_turn_continues_the_session_of_the_agent(
     assert (session, again, prompts) == ("session-1", cwd, ["two"])
 
 
+async def test_an_agent_that_refuses_to_resume_may_load(tmp_path: Path) -> None:
+    talk = Conversation(tmp_path)
+    code = reports(RESUME, answer=f"{OK} if 'load' in request['method'] else {REFUSE}")
+    await talk.turn(code, "one")
+    asked, session, _, prompts = report(await talk.turn(code, "two"))
+    assert [method for method, *_ in asked] == ["session/resume", "session/load"]
+    assert (session, prompts) == ("session-1", ["two"])
+
+
 async def test_the_replay_of_a_loaded_session_is_no_output(tmp_path: Path) -> None:
     talk = Conversation(tmp_path)
     code = reports(before="say('replayed'); update('plan', entries=[])")

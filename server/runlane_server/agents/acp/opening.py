@@ -90,11 +90,10 @@ class Opening:
         if self._settings.auth:
             await self._call("authenticate", {"methodId": self._settings.auth})
         takes = capabilities.prompt_capabilities or PromptCapabilities()
-        method = _method_to_continue(capabilities)
-        if method and known is not None and known.cwd == self._cwd:
+        if known is not None and known.cwd == self._cwd:
             rest = unseen(history, known.last_run_id)
             session_id = known.agent_session_id
-            if rest is not None and await self._continue(method, session_id):
+            if rest is not None and await self._continue(capabilities, session_id):
                 return OpenSession(session_id, is_new=False, takes=takes, unseen=rest)
         return OpenSession(await self._begin(), is_new=True, takes=takes, unseen=history)
 
@@ -113,16 +112,19 @@ class Opening:
             )
         return answer.agent_capabilities or AgentCapabilities()
 
-    async def _continue(self, method: str, session_id: str) -> bool:
-        """Continues a session; returns False if the agent refuses, as some do that announce it."""
+    async def _continue(self, capabilities: AgentCapabilities, session_id: str) -> bool:
+        """Continues a session; returns False if the agent cannot, or refuses what it announces, as
+        some do."""
         params = {"sessionId": session_id, "cwd": self._cwd, "mcpServers": []}
-        try:
-            result = await self._connection.call(method, params, timeout=READY_TIMEOUT)
-        except ErrorAnswer as error:
-            log.info("the agent does not continue its session; a new one begins", error=str(error))
-            return False
-        await self._set_mode(session_id, result.get("modes"))
-        return True
+        for method in _methods_to_continue(capabilities):
+            try:
+                result = await self._connection.call(method, params, timeout=READY_TIMEOUT)
+            except ErrorAnswer as error:
+                log.info("the agent does not continue its session", error=str(error))
+            else:
+                await self._set_mode(session_id, result.get("modes"))
+                return True
+        return False
 
     async def _begin(self) -> str:
         result = await self._call("session/new", {"cwd": self._cwd, "mcpServers": []})
@@ -169,9 +171,10 @@ def validated(kind: type[M], result: Mapping[str, Any], method: str) -> M:
         raise AgentError(message, reason=ACP_PROTOCOL) from error
 
 
-def _method_to_continue(capabilities: AgentCapabilities) -> str:
-    """The method that continues a session; empty for none. `session/resume` replays no history."""
+def _methods_to_continue(capabilities: AgentCapabilities) -> list[str]:
+    """The methods that continue a session, the better one first: `session/resume` replays no
+    history."""
     sessions = capabilities.session_capabilities
-    if sessions is not None and sessions.resume is not None:
-        return "session/resume"
-    return "session/load" if capabilities.load_session else ""
+    resumes = sessions is not None and sessions.resume is not None
+    methods = [("session/resume", resumes), ("session/load", capabilities.load_session)]
+    return [method for method, is_announced in methods if is_announced]
