@@ -87,13 +87,14 @@ def agent(
     auth: str = "",
     grace: float = GRACE,
     state: Path | None = None,
+    cwd: Path | None = None,
 ) -> AcpAgent:
     """An agent that is Python source; see `PRELUDE` for what it may use."""
     return AcpAgent(
         [sys.executable, "-c", PRELUDE + code],
         kill_grace=grace,
         settings=AcpSettings(parse_policy(permissions), mode, auth),
-        command=CommandSettings(state=None if state is None else StateDirs(state)),
+        command=CommandSettings(cwd=cwd, state=None if state is None else StateDirs(state)),
     )
 
 

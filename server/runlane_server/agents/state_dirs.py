@@ -112,9 +112,8 @@ class StateDirs:
             for path in _children(tenant) if tenant.name != _REMOVED else ():
                 with suppress(OSError, ValueError, TypeError):
                     store, *ids = json.loads((path / _IDS).read_bytes())
-                    key = SessionKey(*map(str, ids))
-                    if store == self._store and self._path(key) == path:
-                        yield key
+                    if store == self._store:
+                        yield SessionKey(*map(str, ids))
 
 
 def safe_name(text: str) -> str:

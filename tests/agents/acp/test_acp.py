@@ -299,6 +299,15 @@ say(ask({"toolCallId": "c"}, "allow_once", "reject_once")["optionId"])
     assert (await calls(code, "deny,read=allow"))[-1] == TextDelta("id-allow_once")
 
 
+async def test_the_content_of_a_question_is_no_result_of_the_call() -> None:
+    code = """
+why = [{"type": "content", "content": text("because")}]
+ask({"toolCallId": "c", "kind": "execute", "content": why}, "allow_once")
+update("tool_call_update", toolCallId="c", status="completed", rawOutput="done")
+"""
+    assert (await calls(code, "allow"))[-1] == ToolResult("c", "execute", "done")
+
+
 async def test_without_a_fitting_option_the_question_is_cancelled() -> None:
     code = "say(ask({'toolCallId': 'c'}, 'allow_once', 'allow_always')['outcome'])"
     assert (await calls(code))[-1] == TextDelta("cancelled")

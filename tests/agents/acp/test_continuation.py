@@ -49,11 +49,13 @@ class Conversation:
         self._state = state
         self._count = 0
 
-    async def turn(self, code: str, text: str, *, seen: bool = True) -> list[AgentEvent]:
+    async def turn(
+        self, code: str, text: str, *, seen: bool = True, cwd: Path | None = None
+    ) -> list[AgentEvent]:
         """The next turn. `seen`: whether it is in the transcript afterwards."""
         self._count += 1
         turn = LocalTurn(Prompt(text), messages=list(self.history), run_id=f"r{self._count}")
-        found = await events(agent(code, state=self._state), turn)
+        found = await events(agent(code, state=self._state, cwd=cwd), turn)
         if seen:
             self.add(text, "answer")
         return found
@@ -154,6 +156,15 @@ async def test_a_turn_that_is_missing_from_the_transcript_begins_a_session_anew(
     await talk.turn(reports(), "lost", seen=False)
     asked, _, _, prompts = report(await talk.turn(reports(), "again"))
     assert (asked, prompts) == ([], ["again"])
+
+
+async def test_another_working_directory_begins_a_session_anew(tmp_path: Path) -> None:
+    talk = Conversation(tmp_path / "states")
+    await talk.turn(reports(), "one")
+    asked, _, cwd, _ = report(await talk.turn(reports(), "two", cwd=tmp_path))
+    assert (asked, cwd) == ([], str(tmp_path))
+    asked, *_ = report(await talk.turn(reports(), "three", cwd=tmp_path))
+    assert asked == [["session/load", "session-1", str(tmp_path)]]
 
 
 async def test_usage_is_taken_of_a_new_session_only(tmp_path: Path) -> None:

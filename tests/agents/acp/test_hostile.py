@@ -101,8 +101,10 @@ async def test_a_flood_of_ignored_messages_lets_others_use_the_event_loop() -> N
     code = """
 p = prompt()
 say("go")
-update = json.dumps({"method": "session/update", "params": {"sessionId": "another"}}) + "\\n"
-while True: os.write(1, update.encode() * 500)
+# Reading a message takes longer than writing it, so the pipe is never empty.
+params = {"sessionId": "another", "update": {"sessionUpdate": "plan", "x": list(range(9000))}}
+update = json.dumps({"method": "session/update", "params": params}).encode() + b"\\n"
+while True: os.write(1, update)
 """
     async with at_work(agent(code, grace=0.4)) as working:
         await working.said("go")

@@ -121,7 +121,7 @@ async def running(
             kill_grace=2.0,
             settings=AcpSettings(parse_policy(permissions)),
             command=CommandSettings(
-                env=(*(NO_NETWORK if real.knows_no_proxy else ()), *real.env),
+                env=(*proxy, *real.env),
                 state=StateDirs(tmp_path / "states"),
             ),
         )
