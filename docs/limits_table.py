@@ -103,6 +103,16 @@ CALLS = (
         "further calls wait in the client",
     ),
     (
+        "connections of a process",
+        f"half of its descriptors, at most {endpoint.MAX_CONNECTIONS:,}",
+        "further ones are closed",
+    ),
+    (
+        "connections of one IP address (IPv6: one /64 network) to a process",
+        "half of these, or `--max-connections-per-address`",
+        "the newest are closed within a second",
+    ),
+    (
         "time between two progress marks (`--progress-interval`)",
         f"{MAX_PROGRESS_INTERVAL:g} s",
         "the setting is refused",

@@ -60,6 +60,7 @@ VALUES: list[tuple[str, str, Any]] = [
     ("listen", "[::1]:0", Address("::1", 0)),
     ("listen", "unix:/run/x.sock", Address(path="/run/x.sock")),
     ("socket-mode", "0660", "0660"),
+    ("max-connections-per-address", "50", 50),
     ("processes", "3", 3),
     ("node-address", "10.0.0.7:0", Address("10.0.0.7", 0)),
     ("metrics-listen", "[::1]:9464", Address("::1", 9464)),

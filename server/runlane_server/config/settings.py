@@ -76,6 +76,14 @@ class Config:
         "File mode of the socket of unix:PATH: who can connect. 0600: the server's user; 0660: its "
         "group too; 0666: everyone.",
     )
+    max_connections_per_address: int = setting(
+        0,
+        Topic.LISTENING,
+        click.IntRange(min=0),
+        "Maximum number of connections of one IP address to each process; an IPv6 address counts as"
+        " its /64 network. The newest ones above it are closed within a second.",
+        without="half of all connections",
+    )
     processes: int = setting(
         1,
         Topic.LISTENING,

@@ -151,6 +151,7 @@ async def serving(
             tls=security.tls,
             harness=harness if config.harness else None,
             socket_mode=int(config.socket_mode, 8),
+            max_per_address=config.max_connections_per_address,
         )
         # Before any run: a server whose port is in use must not touch the runs in the store.
         address, node_address = _bind(endpoint, config, shares_port=shares_port)
@@ -168,6 +169,7 @@ async def serving(
         security.log_warnings(node_address, shared=relay is not None)
         background = _in_background(
             _keep_serving(endpoint, shutdown),
+            endpoint.keep_shares(),
             *retention_tasks(coordinator, retention_of(config), clock.seconds),
             security.keep_current(access_control),
             coordinator.stored.keep_measuring(),

@@ -7,7 +7,8 @@ import contextlib
 import os
 import resource
 import socket
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Never, cast
 
@@ -31,12 +32,14 @@ from runlane.v1 import (
     session_service_pb2_grpc,
 )
 from runlane_server.access.control import AccessControl
+from runlane_server.access.log_limit import LogLimit
 from runlane_server.cluster.relay import Relay
 from runlane_server.core.errors import StartError, start_error
 from runlane_server.core.observer import NO_OBSERVER, Observer
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.harness.harness import Harness
 from runlane_server.net.addresses import Address
+from runlane_server.rpc.connection_shares import ConnectionShares
 from runlane_server.rpc.grpc_server import make_server
 from runlane_server.rpc.harness import HarnessService
 from runlane_server.rpc.inflight import InflightCalls
@@ -86,6 +89,12 @@ OPTIONS = (
 CHECK_SECONDS = 0.1
 """Seconds between two checks whether gRPC's server still runs."""
 
+SHARE_SECONDS = 1.0
+"""Seconds between two looks at the connections of each address."""
+
+CROWDED_SECONDS = 0.1
+"""The same while an address has more than its share."""
+
 BROKEN_GRACE = 5.0
 """Seconds that the calls of a broken server have to end."""
 
@@ -118,7 +127,7 @@ class Endpoint:
 
     With `shares_port` it can listen on a port together with other processes of the same user.
     Without `tls` connections are not encrypted. A `harness` is served as well. Unix sockets get
-    `socket_mode`.
+    `socket_mode`. An address may have `max_per_address` connections; 0: half of all.
     """
 
     def __init__(
@@ -133,10 +142,14 @@ class Endpoint:
         tls: ServerTls | None = None,
         harness: Harness | None = None,
         socket_mode: int = 0o600,
+        max_per_address: int = 0,
     ) -> None:
         self.calls = InflightCalls()
         self._shares_port = shares_port
         self._socket_mode = socket_mode
+        # A process that shares a port listens at one of its own too.
+        self._max_connections = max_connections(2 if shares_port else 1)
+        self._shares = ConnectionShares(max_per_address or max(1, self._max_connections // 2))
         self._tls = tls
         self._access = access
         self._observer = observer
@@ -152,11 +165,9 @@ class Endpoint:
     def _make(self) -> grpc.aio.Server:
         """Creates a server with all services, without a port."""
         # By default gRPC shares a port that is in use; here this must be requested.
-        shares = self._shares_port
         options = (
-            ("grpc.so_reuseport", int(shares)),
-            # A process that shares a port listens at one of its own too.
-            ("grpc.max_allowed_incoming_connections", max_connections(2 if shares else 1)),
+            ("grpc.so_reuseport", int(self._shares_port)),
+            ("grpc.max_allowed_incoming_connections", self._max_connections),
             *OPTIONS,
         )
         server = make_server(options)
@@ -250,6 +261,27 @@ class Endpoint:
                     await asyncio.sleep(CHECK_SECONDS)
             else:
                 raise StartError(f"cannot listen on {address} again")
+
+    async def keep_shares(self) -> Never:
+        """Closes connections of addresses that have more than their share, until cancelled."""
+        log_limit = LogLimit(time.monotonic)
+        while True:
+            closed = await self._close_excess()
+            for address, count in closed.items():
+                if log_limit.admits(address):
+                    log.warning(
+                        "connections closed; their address has too many",
+                        address=address,
+                        count=count,
+                        limit=self._shares.share,
+                    )
+            await asyncio.sleep(CROWDED_SECONDS if closed else SHARE_SECONDS)
+
+    async def _close_excess(self) -> Mapping[str, int]:
+        ports = {bound.port for bound in self._bound if not bound.is_unix}
+        with contextlib.suppress(OSError):  # no descriptor is left; the next look finds one
+            return await asyncio.to_thread(self._shares.close_excess, ports)
+        return {}
 
     async def mark_not_serving(self) -> None:
         """Sets health to NOT_SERVING permanently, for load balancers; calls are still served."""
