@@ -150,10 +150,20 @@ class Config:
         Topic.PROGRAMS,
         Variables(),
         "Variables to add to the environment of a program: names to copy from the server's, or one "
-        "NAME=VALUE. May be repeated. PATH, LANG, LC_*, TZ and the ids of the run are always set.",
+        "NAME=VALUE. May be repeated. PATH, LANG, LC_*, TZ and the ids of the run are always set. "
+        "A value that is a secret by its name is refused on the command line.",
         metavar="NAME,...|NAME=VALUE",
         without="none",
         repeatable=True,
+    )
+    command_env_file: str | None = setting(
+        None,
+        Topic.PROGRAMS,
+        _FILE,
+        "File of further variables for programs, one NAME=VALUE a line, read at the start. Other "
+        "users must not have access to it.",
+        metavar="FILE",
+        without="none",
     )
     command_dir: str | None = setting(
         None,

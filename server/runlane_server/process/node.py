@@ -16,6 +16,7 @@ import structlog
 from runlane_server.access.node_keys import NodeKeys
 from runlane_server.agents.base import Agent
 from runlane_server.agents.command.agent import CommandSettings
+from runlane_server.agents.command.environment import read_variables
 from runlane_server.agents.command.limits import ResourceLimits
 from runlane_server.agents.loader import AgentSettings, load_agent
 from runlane_server.cluster.key_refresh import keep_node_keys
@@ -223,9 +224,11 @@ def agent_settings(config: Config) -> AgentSettings:
 
 
 def command_settings(config: Config) -> CommandSettings:
-    """The settings of programs."""
+    """The settings of programs. Raises StartError for a wrong file of variables."""
+    path = config.command_env_file
+    from_file = read_variables(Path(path)) if path else ()
     return CommandSettings(
-        env=config.command_env,
+        env=(*from_file, *config.command_env),
         directory=Path(config.command_dir) if config.command_dir else None,
         cwd=Path(config.command_cwd) if config.command_cwd else None,
         limits=ResourceLimits(
