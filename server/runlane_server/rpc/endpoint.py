@@ -173,7 +173,14 @@ class Endpoint:
         server = make_server(options)
         # It has the methods that the generated code calls.
         middleware = cast(
-            "grpc.aio.Server", Middleware(server, self.calls, self._access, self._observer)
+            "grpc.aio.Server",
+            Middleware(
+                server,
+                self.calls,
+                self._access,
+                self._observer,
+                has_certificates=self._tls is not None and self._tls.requires_client_certificates,
+            ),
         )
         run_service_pb2_grpc.add_RunServiceServicer_to_server(self._runs, middleware)
         session_service_pb2_grpc.add_SessionServiceServicer_to_server(self._sessions, middleware)
