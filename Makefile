@@ -9,6 +9,7 @@ RUN_READY := $(VENV)/.run-ready
 # All but the extra `chat`, which is as large as the others together.
 RUN_EXTRAS := cli,server,postgres,metrics,traces,jwt,uvloop
 LISTEN ?= 127.0.0.1:50051
+AGENT ?= echo
 SEEDS ?= 2000
 START ?= 0
 PROTO_VENV := .cache/proto-venv
@@ -42,10 +43,10 @@ export PYTHONDONTWRITEBYTECODE :=
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
-run: ## Start a server on LISTEN (127.0.0.1:50051) with a SQLite file and the echo agent
+run: ## Start a server on LISTEN (127.0.0.1:50051) with a SQLite file and AGENT (echo)
 	@$(check_address)
 	@$(MAKE) --no-print-directory -q $(READY) 2>/dev/null || $(MAKE) --no-print-directory $(RUN_READY)
-	$(BIN)/runlane-server --listen $(LISTEN) --store sqlite:///runlane.db --agent echo
+	$(BIN)/runlane-server --listen $(LISTEN) --store sqlite:///runlane.db --agent "$(AGENT)"
 
 test: $(READY) ## Run the standard tests; those below take longer or need more
 	$(BIN)/pytest -n $(JOBS) --dist worksteal $(or $(TESTS),$(addprefix --ignore=,$(PROOFS)))
