@@ -38,7 +38,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-proofs test-postgres test-polyglot build packages test-packages release bench check-lane sim crash nodes soak fuzz attack image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints clean
+.PHONY: help run test test-fast test-proofs test-postgres test-polyglot build packages test-packages test-image release bench check-lane sim crash nodes soak fuzz attack image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -106,6 +106,9 @@ packages: $(BUILD_READY) ## Build the packages of all languages into dist/packag
 
 test-packages: $(READY) packages ## Build a program with each package, outside the repository, and run it
 	$(BIN)/python tests/packages/run.py $(PACKAGES)
+
+test-image: $(READY) ## Run the steps of the Dockerfile without a container engine, and the server they make
+	$(BIN)/pytest -p no:cacheprovider tests/deploy/image_steps.py
 
 release: $(READY) ## Prepare the release VERSION: versions, changelog, packages, checksums; MODULE and GROUP name the publisher
 	$(BIN)/python gen/release.py "$(VERSION)" $(if $(MODULE),--module $(MODULE)) $(if $(GROUP),--group $(GROUP))

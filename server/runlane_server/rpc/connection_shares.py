@@ -99,7 +99,7 @@ def _host_of(descriptor: int, ports: Collection[int]) -> str:
 def _shut_down(descriptor: int, expected: str, ports: Collection[int]) -> bool:
     """Shuts a connection down, which gRPC then closes. Returns whether it was one of that host.
 
-    The descriptor may be another one's by now.
+    The descriptor may belong to another socket already.
     """
     with suppress(OSError), _duplicate(descriptor) as connection:
         if _peer_host(connection, ports) == expected:

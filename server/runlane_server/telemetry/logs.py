@@ -140,11 +140,7 @@ def configure(
         shared.append(_ProcessNumber(process))
     finishing: list[Processor] = [
         structlog.processors.ExceptionRenderer(_with_messages if content else _without_messages),
-        *(
-            (_escape_unprintable, structlog.dev.ConsoleRenderer())
-            if console
-            else (_to_json,)
-        ),
+        *((_escape_unprintable, structlog.dev.ConsoleRenderer()) if console else (_to_json,)),
     ]
     stream = cast("TextIO", _LossyStream(output))
     structlog.configure(
