@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from runlane_server.rpc.connection_shares import SECONDS as SHARE_SECONDS
 from runlane_server.rpc.connection_shares import host
 from support import server as processes
 from support.descriptors import no_descriptors
@@ -28,9 +29,14 @@ async def sharing(share: int, listen: str = "127.0.0.1:0") -> AsyncIterator[Wire
         yield wire
 
 
-async def look(wire: Wire) -> Mapping[str, int]:
+def look(wire: Wire) -> Mapping[str, int]:
     """Looks at the connections as the server does every second; returns how many it closed."""
-    return await wire.endpoint._close_excess()
+    return wire.endpoint.shares.close_excess(ports_of(wire))
+
+
+def ports_of(wire: Wire) -> set[int]:
+    port = wire.address.rpartition(":")[2]
+    return {int(port)} if port.isdecimal() else set()
 
 
 async def is_served(connection: RawConnection) -> bool:
@@ -53,17 +59,17 @@ async def test_the_newest_connections_above_the_share_are_closed() -> None:
         low = [os.open(os.devnull, os.O_RDONLY) for _ in range(20)]
         old = [await connect(raw_connection(wire.address)) for _ in range(3)]
         assert [await is_served(each) for each in old] == [True] * 3
-        assert not await look(wire)
+        assert not look(wire)
         for descriptor in low:
             os.close(descriptor)
         new = [await connect(raw_connection(wire.address)) for _ in range(5)]
         other = await connect(raw_connection(wire.address, source=OTHER))
         assert [await is_served(each) for each in (*new, other)] == [True] * 6
-        assert await look(wire) == {"127.0.0.1": 5}
+        assert look(wire) == {"127.0.0.1": 5}
         for each in new:
             await until_closed(each)
         assert [await is_served(each) for each in (*old, other)] == [True] * 4
-        assert not await look(wire)
+        assert not look(wire)
 
 
 async def test_a_share_is_for_each_address() -> None:
@@ -73,7 +79,7 @@ async def test_a_share_is_for_each_address() -> None:
             for n in range(2, 12)
         ]
         assert [await is_served(each) for each in connections] == [True] * 10
-        assert not await look(wire)
+        assert not look(wire)
         assert [await is_served(each) for each in connections] == [True] * 10
 
 
@@ -84,7 +90,7 @@ async def test_connections_of_a_unix_socket_are_not_counted(tmp_path: Path) -> N
             await opened.enter_async_context(raw_connection(wire.address)) for _ in range(5)
         ]
         assert [await is_served(each) for each in connections] == [True] * 5
-        assert not await look(wire)
+        assert not look(wire)
         assert [await is_served(each) for each in connections] == [True] * 5
 
 
@@ -94,8 +100,8 @@ async def test_shares_are_kept_after_descriptors_ran_out() -> None:
         connections = [await connect(raw_connection(wire.address)) for _ in range(3)]
         assert [await is_served(each) for each in connections] == [True] * 3
         with no_descriptors():
-            assert not await look(wire)
-        assert await look(wire) == {"127.0.0.1": 1}
+            assert await wire.endpoint.shares.look(ports_of(wire)) == SHARE_SECONDS
+        assert look(wire) == {"127.0.0.1": 1}
 
 
 @pytest.mark.sqlite("it is about what is in front of the store")

@@ -9,14 +9,28 @@ A Unix socket has no addresses; its file mode decides who can connect.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import stat
+import time
 from collections import Counter
 from collections.abc import Collection
 from contextlib import suppress
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+
+import structlog
+
+from runlane_server.access.log_limit import LogLimit
+
+log = structlog.get_logger()
+
+SECONDS = 1.0
+"""Seconds between two looks at the connections."""
+
+CROWDED_SECONDS = 0.1
+"""The same while an address has more than its share."""
 
 _DESCRIPTORS = "/dev/fd"
 
@@ -31,6 +45,23 @@ class ConnectionShares:
         self.share = share
         # The host of each open socket by its inode, oldest first; empty for other sockets.
         self._hosts: dict[int, str] = {}
+        self._log_limit = LogLimit(time.monotonic)
+
+    async def look(self, ports: Collection[int]) -> float:
+        """Closes connections above the shares; returns the seconds until the next look."""
+        try:
+            closed = await asyncio.to_thread(self.close_excess, ports)
+        except OSError:  # no descriptor is left; a later look finds one
+            return SECONDS
+        for address, count in closed.items():
+            if self._log_limit.admits(address):
+                log.warning(
+                    "connections closed; their address has too many",
+                    address=address,
+                    count=count,
+                    limit=self.share,
+                )
+        return CROWDED_SECONDS if closed else SECONDS
 
     def close_excess(self, ports: Collection[int]) -> Counter[str]:
         """Closes connections to the ports; returns how many of each host.

@@ -7,8 +7,7 @@ import contextlib
 import os
 import resource
 import socket
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Never, cast
 
@@ -26,19 +25,21 @@ from grpc_reflection.v1alpha import (  # type: ignore[import-untyped]
 
 from runlane.harness.v1 import harness_service_pb2, harness_service_pb2_grpc
 from runlane.v1 import (
+    agent_service_pb2,
+    agent_service_pb2_grpc,
     run_service_pb2,
     run_service_pb2_grpc,
     session_service_pb2,
     session_service_pb2_grpc,
 )
 from runlane_server.access.control import AccessControl
-from runlane_server.access.log_limit import LogLimit
 from runlane_server.cluster.relay import Relay
 from runlane_server.core.errors import StartError, start_error
 from runlane_server.core.observer import NO_OBSERVER, Observer
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.harness.harness import Harness
 from runlane_server.net.addresses import Address
+from runlane_server.rpc.agents import AgentService
 from runlane_server.rpc.connection_shares import ConnectionShares
 from runlane_server.rpc.grpc_server import make_server
 from runlane_server.rpc.harness import HarnessService
@@ -89,12 +90,6 @@ OPTIONS = (
 CHECK_SECONDS = 0.1
 """Seconds between two checks whether gRPC's server still runs."""
 
-SHARE_SECONDS = 1.0
-"""Seconds between two looks at the connections of each address."""
-
-CROWDED_SECONDS = 0.1
-"""The same while an address has more than its share."""
-
 BROKEN_GRACE = 5.0
 """Seconds that the calls of a broken server have to end."""
 
@@ -106,7 +101,11 @@ HANDLERS_TIMEOUT = 5.0
 _SERVICES = (
     run_service_pb2.DESCRIPTOR.services_by_name["RunService"].full_name,
     session_service_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name,
+    agent_service_pb2.DESCRIPTOR.services_by_name["AgentService"].full_name,
 )
+
+AGENT_HEALTH = "runlane.agent/"
+"""What the name of an agent follows in the service name of a health check."""
 
 _HARNESS = harness_service_pb2.DESCRIPTOR.services_by_name["HarnessService"].full_name
 
@@ -149,17 +148,20 @@ class Endpoint:
         self._socket_mode = socket_mode
         # A process that shares a port listens at one of its own too.
         self._max_connections = max_connections(2 if shares_port else 1)
-        self._shares = ConnectionShares(max_per_address or max(1, self._max_connections // 2))
+        self.shares = ConnectionShares(max_per_address or max(1, self._max_connections // 2))
         self._tls = tls
         self._access = access
         self._observer = observer
         self._runs = RunService(coordinator, progress_interval=progress_interval, relay=relay)
         self._sessions = SessionService(coordinator)
+        self._agents = AgentService(coordinator)
+        self._coordinator = coordinator
         self._harness = None if harness is None else HarnessService(harness)
         self._services = _SERVICES if harness is None else (*_SERVICES, _HARNESS)
         self._health = _Health(self._services)
         self._bound: list[Address] = []
         self._broken: set[asyncio.Task[None]] = set()
+        self._pending: set[asyncio.Task[None]] = set()
         self._server = self._make()
 
     def _make(self) -> grpc.aio.Server:
@@ -184,6 +186,7 @@ class Endpoint:
         )
         run_service_pb2_grpc.add_RunServiceServicer_to_server(self._runs, middleware)
         session_service_pb2_grpc.add_SessionServiceServicer_to_server(self._sessions, middleware)
+        agent_service_pb2_grpc.add_AgentServiceServicer_to_server(self._agents, middleware)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, middleware)
         if self._harness is not None:
             harness_service_pb2_grpc.add_HarnessServiceServicer_to_server(self._harness, middleware)
@@ -232,7 +235,22 @@ class Endpoint:
         """Starts serving."""
         for service in self._services:
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        for agent in self._coordinator.agents:
+            await self._set_health(agent.name, is_ready=agent.is_ready)
+        self._coordinator.on_agent_ready(self._on_agent_ready)
         await self._server.start()
+
+    def _on_agent_ready(self, name: str) -> None:
+        task = asyncio.create_task(self._set_health(name, is_ready=True))
+        self._pending.add(task)
+        task.add_done_callback(self._pending.discard)
+
+    async def _set_health(self, agent: str, *, is_ready: bool) -> None:
+        """Sets the health of an agent. Its name is not in the rpc List, which needs no
+        authentication."""
+        states = health_pb2.HealthCheckResponse
+        state = states.SERVING if is_ready else states.NOT_SERVING
+        await self._health.set(AGENT_HEALTH + agent, state)
 
     async def keep_serving(self) -> Never:
         """Restarts gRPC's server whenever it has broken down, until cancelled.
@@ -271,24 +289,9 @@ class Endpoint:
 
     async def keep_shares(self) -> Never:
         """Closes connections of addresses that have more than their share, until cancelled."""
-        log_limit = LogLimit(time.monotonic)
         while True:
-            closed = await self._close_excess()
-            for address, count in closed.items():
-                if log_limit.admits(address):
-                    log.warning(
-                        "connections closed; their address has too many",
-                        address=address,
-                        count=count,
-                        limit=self._shares.share,
-                    )
-            await asyncio.sleep(CROWDED_SECONDS if closed else SHARE_SECONDS)
-
-    async def _close_excess(self) -> Mapping[str, int]:
-        ports = {bound.port for bound in self._bound if not bound.is_unix}
-        with contextlib.suppress(OSError):  # no descriptor is left; the next look finds one
-            return await asyncio.to_thread(self._shares.close_excess, ports)
-        return {}
+            ports = {bound.port for bound in self._bound if not bound.is_unix}
+            await asyncio.sleep(await self.shares.look(ports))
 
     async def mark_not_serving(self) -> None:
         """Sets health to NOT_SERVING permanently, for load balancers; calls are still served."""

@@ -54,6 +54,7 @@ def run_accepted(request: run_service_pb2.RunAcceptedRequest, limits: Limits) ->
     if labels:
         metadata = dict(labels)
         checks.labels("metadata", metadata)
+    checks.agent("agent", request.agent)
     checks.finish()
     return RunRequest(
         run_id=request.run_id,
@@ -62,6 +63,7 @@ def run_accepted(request: run_service_pb2.RunAcceptedRequest, limits: Limits) ->
         timeout=timeout,
         max_attempts=request.max_attempts or 1,
         metadata=metadata,
+        agent=request.agent,
     )
 
 
@@ -171,6 +173,7 @@ def create_session(request: session_service_pb2.CreateSessionRequest) -> None:
     checks.identifier("session_id", request.session_id)
     checks.size("title", request.title, MAX_TITLE_BYTES)
     checks.labels("metadata", request.metadata)
+    checks.agent("agent", request.agent)
     checks.finish()
 
 
