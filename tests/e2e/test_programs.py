@@ -30,9 +30,9 @@ async def test_the_environment_of_a_program_has_no_secret_of_the_server(tmp_path
     keys.touch(0o600)
     keys.write_text("# of the provider\nAPI_KEY=k=1\nGIVEN=is overridden\n")
     flags = ("--command-env", "WANTED", "--command-env", "GIVEN=a=b, c", "--store", "memory:")
-    flags += ("--command-env-file", str(keys))
+    from_file = ("--command-env-file", str(keys))
     agent = ("--agent", "command:cat /proc/self/environ")
-    async with serving(tmp_path, *agent, *flags, env=env) as server:
+    async with serving(tmp_path, *agent, *flags, *from_file, env=env) as server:
         found = (await end(server)).text
     variables = dict(
         line.split("=", 1) for line in found.replace("\ufffd", "\0").split("\0") if line

@@ -61,10 +61,9 @@ class CallLimits:
 
         Of one that is not `counted`, only the answer is. `connection` is empty if it is unknown.
         """
-        if counted:
-            most, calls = _MOST[holder.kind], self._calls.get(holder, 0)
-            if calls >= most:
-                raise Overloaded(f"{holder} has {most} calls in flight", retry_after=RETRY_AFTER)
+        most, calls = _MOST[holder.kind], self._calls.get(holder, 0)
+        if counted and calls >= most:
+            raise Overloaded(f"{holder} has {most} calls in flight", retry_after=RETRY_AFTER)
         if self._unsent:
             self.check_unsent(holder, connection, 0)
         if counted:
