@@ -95,16 +95,18 @@ async def test_a_token_is_limited_to_its_agents(tmp_path: Path) -> None:
     token = editing.add(access, "ci", tenant="t", role=Role.RUN, expires=None)
     access.write_text(access.read_text() + 'agents = ["shout"]\n')
     flags = ("--access", str(access))
-    async with serving(tmp_path, *FLAGS, *flags) as server:
-        async with Client(server.address, token=token) as client:
-            assert [it.name for it in await client.list_agents()] == ["shout"]
-            handle = await client.run_accepted("s", "one", agent="shout", allow_missing=True)
-            assert (await handle.completed()).text == "ONE"
-            for agent in ("", "default", "nobody"):
-                with pytest.raises(PermissionDenied, match="may not use the agent"):
-                    await client.run_accepted("s", "x", agent=agent)
-            with pytest.raises(PermissionDenied):
-                await client.create_session("u", agent="default")
+    async with (
+        serving(tmp_path, *FLAGS, *flags) as server,
+        Client(server.address, token=token) as client,
+    ):
+        assert [it.name for it in await client.list_agents()] == ["shout"]
+        handle = await client.run_accepted("s", "one", agent="shout", allow_missing=True)
+        assert (await handle.completed()).text == "ONE"
+        for agent in ("", "default", "nobody"):
+            with pytest.raises(PermissionDenied, match="may not use the agent"):
+                await client.run_accepted("s", "x", agent=agent)
+        with pytest.raises(PermissionDenied):
+            await client.create_session("u", agent="default")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,14 @@ from types import ModuleType
 from typing import Any
 
 from runlane_server.core import lane as lane_rules
-from runlane_server.core.errors import IllegalCommand, QueueFull, SessionBusy, SessionNotFound
+from runlane_server.core.agents import DEFAULT_AGENT, AgentNames
+from runlane_server.core.errors import (
+    AgentNotFound,
+    IllegalCommand,
+    QueueFull,
+    SessionBusy,
+    SessionNotFound,
+)
 from runlane_server.core.model import (
     CancelScope,
     FinishReason,
@@ -32,6 +39,11 @@ KEY = SessionKey("default", "s")
 EMPTY = Lane(KEY)
 AT = 1_000
 BOOM = RunError("BOOM", "it went wrong")
+OTHER = "other"
+"""An agent besides the default one."""
+NOBODY = "nobody"
+"""An agent that is not declared."""
+AGENTS = AgentNames((DEFAULT_AGENT, OTHER), DEFAULT_AGENT)
 STREAMED = 1
 """Number of events that each attempt is assumed to have streamed before it is drained or ends."""
 
@@ -54,7 +66,8 @@ class Verb(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command with all that it takes. `max_attempts` is that of the run accepted."""
+    """A command with all that it takes. `max_attempts` is that of the run accepted, `agent` the one
+    that it names, or the one whose waiting runs fail."""
 
     verb: Verb
     token: str = ""
@@ -66,12 +79,14 @@ class Command:
     allow_missing: bool = True
     max_waiting: int = 9
     max_attempts: int = 2
+    agent: str = ""
 
     def __str__(self) -> str:
         arguments: dict[Verb, tuple[str, ...]] = {
             Verb.RESERVE: (self.token, self.run_id),
             Verb.RELEASE: (self.token,),
-            Verb.ACCEPT: (self.token, self.run_id, self.when_busy),
+            Verb.ACCEPT: (self.token, self.run_id, self.when_busy, self.agent),
+            Verb.FAIL_WAITING: (self.agent,),
             Verb.CANCEL: (self.scope, self.run_id),
             Verb.DRAIN: (self.run_id, str(self.attempt)),
             Verb.FINISH: (self.run_id, str(self.attempt), "ok" if self.ok else "failed"),
@@ -89,7 +104,11 @@ class Command:
     def request(self) -> RunRequest:
         """The request of an accept."""
         return RunRequest(
-            self.run_id, Prompt("do it"), self.when_busy, max_attempts=self.max_attempts
+            self.run_id,
+            Prompt("do it"),
+            self.when_busy,
+            max_attempts=self.max_attempts,
+            agent=self.agent,
         )
 
     def outcome(self, lane: Lane) -> Outcome:
@@ -130,6 +149,8 @@ class Command:
             return None
         if not (lane.version or self.allow_missing):
             return SessionNotFound
+        if self.agent == NOBODY:
+            return AgentNotFound
         behind = lane.active is not None or lane.waiting != ()
         before = lane.reservations[: lane.reservations.index(held)]
         beaten = any(other.run_id != self.run_id for other in before)
@@ -151,6 +172,7 @@ _CALLS: Mapping[Verb, Callable[[ModuleType, Lane, Command], object]] = {
         token=self.token,
         max_waiting=self.max_waiting,
         allow_missing=self.allow_missing,
+        agents=AGENTS,
     ),
     Verb.DISPATCH: lambda rules, lane, self: rules.dispatch(lane, at=AT),
     Verb.CANCEL: lambda rules, lane, self: rules.cancel(
@@ -168,7 +190,9 @@ _CALLS: Mapping[Verb, Callable[[ModuleType, Lane, Command], object]] = {
     Verb.HAND_OVER: lambda rules, lane, self: rules.hand_over(
         lane, self.run_id, self.attempt, self.outcome(lane), at=AT, events=streamed(lane)
     ),
-    Verb.FAIL_WAITING: lambda rules, lane, self: rules.fail_waiting(lane, BOOM, at=AT),
+    Verb.FAIL_WAITING: lambda rules, lane, self: rules.fail_waiting(
+        lane, BOOM, at=AT, agents={self.agent} if self.agent else None
+    ),
     Verb.REMOVE: lambda rules, lane, self: rules.remove(lane),
 }
 
@@ -210,9 +234,13 @@ def reserve(token: str, run_id: str = "") -> Command:
     return Command(Verb.RESERVE, token=token, run_id=run_id or token)
 
 
-def accept(run_id: str, when_busy: WhenBusy = WhenBusy.QUEUE, *, token: str = "") -> Command:
+def accept(
+    run_id: str, when_busy: WhenBusy = WhenBusy.QUEUE, *, token: str = "", agent: str = ""
+) -> Command:
     """An accept of a run with the reservation of the same name."""
-    return Command(Verb.ACCEPT, token=token or run_id, run_id=run_id, when_busy=when_busy)
+    return Command(
+        Verb.ACCEPT, token=token or run_id, run_id=run_id, when_busy=when_busy, agent=agent
+    )
 
 
 def cancel(scope: CancelScope = CancelScope.SESSION, run_id: str = "") -> Command:
@@ -238,6 +266,7 @@ def hand_over(run_id: str, attempt: int = 1) -> Command:
 DISPATCH = Command(Verb.DISPATCH)
 NODE_LOST = Command(Verb.NODE_LOST)
 FAIL_WAITING = Command(Verb.FAIL_WAITING)
+FAIL_OTHER = Command(Verb.FAIL_WAITING, agent=OTHER)
 REMOVE = Command(Verb.REMOVE)
 
 
@@ -254,6 +283,7 @@ def stored(lane: Lane, made: Transition) -> Lane:
         made.lane.folded,
         made.lane.waiting,
         made.lane.reservations,
+        made.lane.agent,
     )
 
 
