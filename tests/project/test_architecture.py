@@ -51,7 +51,6 @@ ROOMS: dict[str, set[str]] = {
         "custom",
         "declaration",
         "loader",
-        "scripted.agent",
         "scripted.latches",
         "scripted.script",
     },
