@@ -53,6 +53,11 @@ ROOMS: dict[str, set[str]] = {
         "loader",
         "scripted.latches",
         "scripted.script",
+        "worker.agent",
+        "worker.messages",
+        "worker.slot",
+        "worker.turn",
+        "worker.workers",
     },
     "access": {
         "admission",

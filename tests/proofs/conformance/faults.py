@@ -492,7 +492,7 @@ OTHERS = (
             Edit(
                 "engine/slots.py",
                 "            for agent, queue in tenant.queues.items()\n"
-                "            if self.agents.left(agent) > 0\n"
+                "            if self._left(agent, name) > 0\n"
                 "        ]",
                 "            for agent, queue in tenant.queues.items()\n        ]",
             ),

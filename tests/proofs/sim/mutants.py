@@ -85,7 +85,7 @@ MUTANTS = (
         "a queue that ignores the limit of an agent",
         Slots,
         "_head",
-        "if self.agents.left(agent) > 0",
+        "if self._left(agent, name) > 0",
         "if agent is None or self.agents.is_ready(agent)",
     ),
     Mutant(
