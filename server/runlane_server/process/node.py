@@ -15,13 +15,16 @@ import structlog
 
 from runlane_server.access.node_keys import NodeKeys
 from runlane_server.agents.acp.policy import parse_policy
+from runlane_server.agents.command.environment import read_variables
 from runlane_server.agents.command.limits import ResourceLimits
 from runlane_server.agents.command.programs import CommandSettings
 from runlane_server.agents.loader import AgentSettings, agent_kind, load_agent
+from runlane_server.agents.scripted.latches import Latches
 from runlane_server.agents.state_dirs import StateDirs
 from runlane_server.cluster.key_refresh import keep_node_keys
 from runlane_server.cluster.relay import Relay
 from runlane_server.config import Config
+from runlane_server.core.agents import AgentNames
 from runlane_server.core.errors import RunlaneError, StartError, start_error
 from runlane_server.core.observer import ObserverPair
 from runlane_server.engine.agent_table import AgentTable, DeclaredAgent
@@ -157,6 +160,7 @@ async def serving(
             harness=harness if config.harness else None,
             workers=agents.workers,
             socket_mode=int(config.socket_mode, 8),
+            max_per_address=config.max_connections_per_address,
         )
         # Before any run: a server whose port is in use must not touch the runs in the store.
         address, node_address = _bind(endpoint, config, shares_port=shares_port)
@@ -174,6 +178,7 @@ async def serving(
         security.log_warnings(node_address, shared=relay is not None)
         background = _in_background(
             _keep_serving(endpoint, shutdown),
+            endpoint.keep_shares(),
             *retention_tasks(coordinator, retention_of(config), clock.seconds),
             security.keep_current(access_control),
             coordinator.stored.keep_measuring(),
@@ -205,7 +210,7 @@ def server_info(config: Config) -> ServerInfo:
     """The settings that a harness reports to a test."""
     return ServerInfo(
         store=config.store_url.kind,
-        agent=agent_kind(config.agents[0].spec),
+        agent=_default_kind(config),
         limits=config.limits,
         drain_timeout=config.drain_timeout,
         progress_interval=config.progress_interval,
@@ -223,6 +228,12 @@ def state_dirs(config: Config) -> StateDirs | None:
         raise start_error(f"--agent-state-dir: {error}", error) from error
 
 
+def _default_kind(config: Config) -> str:
+    """The kind of the default agent."""
+    specs = {each.name: each.spec for each in config.agents}
+    return agent_kind(specs[AgentNames.of(tuple(specs)).default])
+
+
 def load_agents(config: Config, states: StateDirs | None = None) -> AgentTable:
     """Creates the agents that the settings declare. Raises StartError."""
     settings = agent_settings(config, states)
@@ -235,7 +246,7 @@ def load_agents(config: Config, states: StateDirs | None = None) -> AgentTable:
 
 
 def agent_settings(config: Config, states: StateDirs | None = None) -> AgentSettings:
-    """The settings of the agents.
+    """The settings of the agents. Scripted agents under several names share their latches.
 
     A cancelled program has half of the cancel grace to exit. It is killed and reaped in the other
     half.
@@ -248,14 +259,17 @@ def agent_settings(config: Config, states: StateDirs | None = None) -> AgentSett
         acp_auth=config.acp_auth,
         chat_instructions=config.chat_instructions or None,
         chat_lenient_end=config.chat_lenient_end,
+        latches=Latches(),
         worker_lease=config.worker_lease,
     )
 
 
 def command_settings(config: Config, states: StateDirs | None = None) -> CommandSettings:
-    """The settings of programs."""
+    """The settings of programs. Raises StartError for a wrong file of variables."""
+    path = config.command_env_file
+    from_file = read_variables(Path(path)) if path else ()
     return CommandSettings(
-        env=config.command_env,
+        env=(*from_file, *config.command_env),
         directory=Path(config.command_dir) if config.command_dir else None,
         cwd=Path(config.command_cwd) if config.command_cwd else None,
         limits=ResourceLimits(

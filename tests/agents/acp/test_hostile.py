@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -97,22 +98,40 @@ async def test_much_on_stderr_does_not_hold_the_agent() -> None:
     assert await events(agent(code)) == [DONE]
 
 
-async def test_a_flood_of_ignored_messages_lets_others_use_the_event_loop() -> None:
-    code = """
+async def test_a_flood_of_ignored_messages_lets_others_use_the_event_loop(tmp_path: Path) -> None:
+    written = tmp_path / "written"
+    code = f"""
+import fcntl
+fcntl.fcntl(1, fcntl.F_SETPIPE_SZ, 1 << 20)
 p = prompt()
 say("go")
-# Reading a message takes longer than writing it, so the pipe is never empty.
-params = {"sessionId": "another", "update": {"sessionUpdate": "plan", "x": list(range(9000))}}
-update = json.dumps({"method": "session/update", "params": params}).encode() + b"\\n"
-while True: os.write(1, update)
+params = {{"sessionId": "another", "update": {{}}}}
+line = json.dumps({{"method": "session/update", "params": params}}).encode() + b"\\n"
+os.write(1, line * (900_000 // len(line)))
+say("end")
+open({str(written)!r}, "w").close()
+done(p)
 """
-    async with at_work(agent(code, grace=0.4)) as working:
-        await working.said("go")
-        # Each turn of the loop that comes back shows that the flood does not hold it.
-        for _ in range(100):
+    running = agent(code)
+    generator = running.run(ask(""))
+    assert await anext(generator) == TextDelta("go")
+    while not written.exists():
+        await asyncio.sleep(0)
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
             await asyncio.sleep(0)
-        assert not working.task.done()
-        await working.cancel()
+
+    counting = asyncio.create_task(count())
+    assert await anext(generator) == TextDelta("end")
+    counting.cancel()
+    # The whole flood was there to be read, which takes more than ten reads.
+    assert turns > 10
+    await generator.aclose()
+    await running.close()
 
 
 async def test_an_agent_that_asks_and_never_reads_fails_the_run(
