@@ -119,7 +119,7 @@ def _acp(command: str, settings: AgentSettings) -> Agent:
     from runlane_server.agents.acp.opening import AcpSettings  # noqa: PLC0415
 
     return AcpAgent(
-        split_argv(command),
+        split_argv(command, "acp"),
         kill_grace=settings.command_kill_grace,
         settings=AcpSettings(settings.acp_policy, settings.acp_mode, settings.acp_auth),
         command=settings.command,

@@ -227,12 +227,13 @@ async def exit_code(program: Program) -> int:
         raise AgentError(message, reason=COMMAND_FAILED) from exc
 
 
-def split_argv(text: str) -> list[str]:
-    """Splits a command line into words, as a POSIX shell does. Raises StartError."""
+def split_argv(text: str, kind: str = "command") -> list[str]:
+    """Splits the command line of a kind of agent into words, as a POSIX shell does. Raises
+    StartError."""
     try:
         return shlex.split(text)
     except ValueError as exc:
-        raise SettingsError(f"agent command: cannot split {text!r}: {exc}") from exc
+        raise SettingsError(f"agent {kind}: cannot split {text!r}: {exc}") from exc
 
 
 def _warn_about_relative_paths(arguments: Sequence[str]) -> None:
