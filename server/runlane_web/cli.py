@@ -6,8 +6,11 @@ import ipaddress
 import logging
 import os
 import re
+import signal
 import stat
 import sys
+import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +67,7 @@ class Options:
     allowed_origin: tuple[str, ...]
     max_streams: int
     plaintext: bool
+    until_eof: bool
 
     def gateway(self, token: str) -> Gateway:
         """Makes the gateway. Raises UsageError if options conflict."""
@@ -161,6 +165,14 @@ def _read_secret(path: Path) -> str:
     return text
 
 
+def _end_with_stdin() -> None:
+    """Ends this process when the one that started it is gone."""
+    with suppress(OSError):
+        while os.read(0, 1024):
+            pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "-S",
@@ -227,6 +239,7 @@ def _read_secret(path: Path) -> str:
     show_default=True,
     help="Maximum number of open streams and waiting calls.",
 )
+@click.option("--until-eof", is_flag=True, hidden=True, help="End when stdin is closed.")
 def web(**values: object) -> None:
     """Serves a Runlane server over HTTP: JSON, and server-sent events."""
     options = Options(**values)  # type: ignore[arg-type]
@@ -235,12 +248,14 @@ def web(**values: object) -> None:
     gateway, address = options.gateway(token), options.address()
 
     def ready(bound: Address) -> None:
-        click.echo(f"serving {options.server} at {bound.url}")
+        click.echo(f"runlane-web listening on {bound.url}")
         if token and options.own_token_file is None:
             # What stands behind the `#` is never sent.
             click.echo(f"console: {bound.url}/#token={token}")
         sys.stdout.flush()
 
+    if options.until_eof:
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
     try:
         serve(gateway, address, ready)
     except OSError as error:

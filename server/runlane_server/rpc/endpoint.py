@@ -129,7 +129,7 @@ class Endpoint:
 
     With `shares_port` it can listen on a port together with other processes of the same user.
     Without `tls` connections are not encrypted. A `harness`, and `workers`, are served as well.
-    Unix sockets get `socket_mode`.
+    Unix sockets get `socket_mode`. `private` is a socket that only processes of this server reach.
     """
 
     def __init__(
@@ -145,10 +145,12 @@ class Endpoint:
         harness: Harness | None = None,
         workers: Workers | None = None,
         socket_mode: int = 0o600,
+        private: Address | None = None,
     ) -> None:
         self.calls = InflightCalls()
         self._shares_port = shares_port
         self._socket_mode = socket_mode
+        self._private = private
         self._tls = tls
         self._access = access
         self._observer = observer
@@ -171,10 +173,15 @@ class Endpoint:
         """Creates a server with all services, without a port."""
         # By default gRPC shares a port that is in use; here this must be requested.
         shares = self._shares_port
+        listeners = 1 + shares + (self._private is not None)
         options = (
             ("grpc.so_reuseport", int(shares)),
-            # A process that shares a port listens at one of its own too.
-            ("grpc.max_allowed_incoming_connections", max_connections(2 if shares else 1)),
+            # A process that shares a port listens at one of its own too, and one with an HTTP door
+            # at a private socket.
+            (
+                "grpc.max_allowed_incoming_connections",
+                max_connections(listeners),
+            ),
             *OPTIONS,
         )
         server = make_server(options)
@@ -227,7 +234,7 @@ class Endpoint:
         return bound
 
     def _add_listener(self, address: Address) -> int:
-        if self._tls is None:
+        if self._tls is None or address == self._private:
             return self._server.add_insecure_port(str(address))
         return self._server.add_secure_port(str(address), self._tls.credentials())
 
