@@ -14,6 +14,7 @@ from support.callers import (
 )
 
 RUNS, SESSIONS = "/runlane.v1.RunService/", "/runlane.v1.SessionService/"
+AGENTS = "/runlane.v1.AgentService/"
 HARNESS = "/runlane.harness.v1.HarnessService/"
 
 MIN_ROLE: Mapping[str, str] = {
@@ -30,6 +31,7 @@ MIN_ROLE: Mapping[str, str] = {
     SESSIONS + "DeleteSession": "admin",
     SESSIONS + "ListSessions": "read",
     SESSIONS + "ListMessages": "read",
+    AGENTS + "ListAgents": "read",
     **dict.fromkeys(
         (
             HARNESS + "GetServer",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runlane_server.core import lane as rules
+from runlane_server.core.agents import DEFAULT_AGENT, AgentNames
 from runlane_server.core.model import (
     NO_LABELS,
     Attachment,
@@ -30,6 +31,7 @@ from runlane_server.core.turn import DraftMessage
 from runlane_server.store.base import LoggedComplete, Store
 
 TENANT = "tenant"
+AGENTS = AgentNames((DEFAULT_AGENT, "a", "b"), DEFAULT_AGENT)
 START = 1_700_000_000_000_000
 RESERVATION = "reservation"
 MANY = 1_000
@@ -98,6 +100,7 @@ class Story:
             token=RESERVATION,
             max_waiting=MANY,
             allow_missing=True,
+            agents=AGENTS,
         )
 
     async def accept(self, *wanted: RunRequest | str) -> None:

@@ -17,9 +17,11 @@ from runlane_server.access.node_keys import NodeKeys
 from runlane_server.agents.command.agent import CommandSettings
 from runlane_server.agents.command.limits import ResourceLimits
 from runlane_server.agents.loader import AgentSettings, agent_kind, load_agent
+from runlane_server.agents.scripted.latches import Latches
 from runlane_server.cluster.key_refresh import keep_node_keys
 from runlane_server.cluster.relay import Relay
 from runlane_server.config import Config
+from runlane_server.core.agents import AgentNames
 from runlane_server.core.errors import RunlaneError, StartError
 from runlane_server.core.observer import ObserverPair
 from runlane_server.engine.agent_table import AgentTable, DeclaredAgent
@@ -204,12 +206,18 @@ def server_info(config: Config) -> ServerInfo:
     """The settings that a harness reports to a test."""
     return ServerInfo(
         store=config.store_url.kind,
-        agent=agent_kind(config.agents[0].spec),
+        agent=_default_kind(config),
         limits=config.limits,
         drain_timeout=config.drain_timeout,
         progress_interval=config.progress_interval,
         event_retention=config.event_retention,
     )
+
+
+def _default_kind(config: Config) -> str:
+    """The kind of the default agent."""
+    specs = {each.name: each.spec for each in config.agents}
+    return agent_kind(specs[AgentNames.of(tuple(specs)).default])
 
 
 def load_agents(config: Config) -> AgentTable:
@@ -224,7 +232,7 @@ def load_agents(config: Config) -> AgentTable:
 
 
 def agent_settings(config: Config) -> AgentSettings:
-    """The settings of the agents.
+    """The settings of the agents. Scripted agents under several names share their latches.
 
     A cancelled program has half of the cancel grace to exit. It is killed and reaped in the other
     half.
@@ -234,6 +242,7 @@ def agent_settings(config: Config) -> AgentSettings:
         command=command_settings(config),
         chat_instructions=config.chat_instructions or None,
         chat_lenient_end=config.chat_lenient_end,
+        latches=Latches(),
         worker_lease=config.worker_lease,
     )
 

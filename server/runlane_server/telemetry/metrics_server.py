@@ -181,7 +181,9 @@ class _StateReader:
             runs_waiting=load.waiting,
             slots_in_use=load.slots_in_use,
             slots_limit=coordinator.limits.max_active_runs,
-            agent_ready={agent.name: agent.is_ready for agent in coordinator.agents},
+            agent_ready={
+                agent.name: agent.is_ready for agent in coordinator.agents if agent.slots_limit != 0
+            },
             draining=load.draining,
             subscriptions={
                 "run_complete": feed.subscriptions - feed.followers,
