@@ -68,6 +68,7 @@ class Options:
     max_streams: int
     plaintext: bool
     until_eof: bool
+    show_token: bool
 
     def gateway(self, token: str) -> Gateway:
         """Makes the gateway. Raises UsageError if options conflict."""
@@ -105,13 +106,19 @@ class Options:
             )
         return Address(host, port, _text(self.tls_cert), _text(self.tls_key))
 
-    def token(self) -> str:
-        """The gateway's own token; empty if callers send theirs. Raises UsageError."""
+    def token(self) -> tuple[str, bool]:
+        """The gateway's own token, empty if callers send theirs; and whether to print it.
+
+        Raises UsageError.
+        """
         if self.own_token_file is not None:
-            return _read_secret(self.own_token_file)
+            return _strong("--own-token-file", _read_secret(self.own_token_file)), False
         if not self.own_token:
-            return ""
-        return os.environ.get("RUNLANE_WEB_TOKEN", "").strip() or new_token()
+            return "", False
+        given = os.environ.get("RUNLANE_WEB_TOKEN", "").strip()
+        if given:
+            return _strong("RUNLANE_WEB_TOKEN", given), self.show_token
+        return new_token(), True
 
     def _credentials(self) -> grpc.ChannelCredentials:
         try:
@@ -160,9 +167,13 @@ def _read_secret(path: Path) -> str:
         raise click.UsageError(f"--own-token-file: {path}: is not UTF-8") from None
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise click.UsageError(f"--own-token-file: {path}: others may read it; chmod 600 it")
-    if len(text) < 20:
-        raise click.UsageError(f"--own-token-file: {path}: has less than 20 characters")
     return text
+
+
+def _strong(source: str, token: str) -> str:
+    if len(token) < 20 or not token.isascii() or not token.isprintable() or " " in token:
+        raise click.UsageError(f"{source}: must be 20 or more printable characters without spaces")
+    return token
 
 
 def _end_with_stdin() -> None:
@@ -239,17 +250,18 @@ def _end_with_stdin() -> None:
     show_default=True,
     help="Maximum number of open streams and waiting calls.",
 )
+@click.option("--show-token", is_flag=True, hidden=True, help="Print RUNLANE_WEB_TOKEN.")
 @click.option("--until-eof", is_flag=True, hidden=True, help="End when stdin is closed.")
 def web(**values: object) -> None:
     """Serves a Runlane server over HTTP: JSON, and server-sent events."""
     options = Options(**values)  # type: ignore[arg-type]
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    token = options.token()
+    token, is_shown = options.token()
     gateway, address = options.gateway(token), options.address()
 
     def ready(bound: Address) -> None:
         click.echo(f"runlane-web listening on {bound.url}")
-        if token and options.own_token_file is None:
+        if is_shown:
             # What stands behind the `#` is never sent.
             click.echo(f"console: {bound.url}/#token={token}")
         sys.stdout.flush()

@@ -55,6 +55,10 @@ def resume_after(route: Route, request: Message, last_event_id: str) -> None:
         raise invalid("Last-Event-ID", "must be the id of an event of this stream")
 
 
+LINE_END = "\n"
+"""Terminals show a stream with it as it is; readers take any."""
+
+
 class EventStream:
     """One stream of events for one HTTP request.
 
@@ -95,6 +99,7 @@ class EventStream:
             self._events(),
             ping=PING,
             send_timeout=SEND_TIMEOUT,
+            sep=LINE_END,
             headers={"Cache-Control": "no-store"},
         )
 
@@ -106,14 +111,14 @@ class EventStream:
     async def _events(self) -> AsyncIterator[ServerSentEvent]:
         try:
             async for message in self._messages():
-                yield self._event(message)
+                data = json_format.MessageToJson(message, indent=None, ensure_ascii=False)
+                yield _event(event_name(message), data, event_id(self._route, message))
         except CursorCompacted as error:
             # Its id is the oldest position, so a reader that reconnects continues from there.
-            yield ServerSentEvent(
-                event="cursor_compacted", id=error.oldest_cursor, data=to_json(from_error(error))
-            )
+            oldest = error.oldest_cursor
+            yield _event("cursor_compacted", to_json(from_error(error)), oldest)
         except RunlaneError as error:
-            yield ServerSentEvent(event="error", data=to_json(from_error(error)))
+            yield _event("error", to_json(from_error(error)))
         finally:
             self.close()
 
@@ -129,12 +134,10 @@ class EventStream:
                 return
             message = await self._stream.read()
 
-    def _event(self, message: Message) -> ServerSentEvent:
-        data = json_format.MessageToJson(message, indent=None, ensure_ascii=False)
-        return ServerSentEvent(
-            event=event_name(message), id=event_id(self._route, message), data=data
-        )
-
     def _lost(self, error: RunlaneError) -> None:
         if not self._patient:
             raise error
+
+
+def _event(name: str, data: str, event_id: str | None = None) -> ServerSentEvent:
+    return ServerSentEvent(event=name, id=event_id, data=data, sep=LINE_END)

@@ -65,7 +65,7 @@ async def test_no_text_breaks_out_of_its_event(text: str) -> None:
         run_id = await accept(opened, "s", text)
         async with opened.http.stream("GET", f"/v1/runs/{run_id}/events") as response:
             raw = await response.aread()
-    lines = raw.decode().split("\r\n")
+    lines = raw.decode().split("\n")
     data = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
     assert len(data) == 4
     assert data[2]["event"]["textDelta"]["text"] == text

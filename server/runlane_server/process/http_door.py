@@ -65,7 +65,9 @@ class HttpDoor:
     def __init__(self, listen: Address, socket: Address, *, own_token: bool) -> None:
         self._listen = listen
         self._socket = socket
-        self._token = secrets.token_urlsafe(32) if own_token else ""
+        given = os.environ.get("RUNLANE_WEB_TOKEN", "").strip()
+        self._token = (given or secrets.token_urlsafe(32)) if own_token else ""
+        self._lines = 2 if own_token and not given else 1
         self._process: Process | None = None
         self._supervising: asyncio.Task[None] | None = None
 
@@ -103,6 +105,8 @@ class HttpDoor:
         if self._token:
             # Not as an argument, which every user can read.
             arguments.append("--own-token")
+            if self._lines > 1:
+                arguments.append("--show-token")
             environment["RUNLANE_WEB_TOKEN"] = self._token
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "runlane_web", *arguments),
@@ -112,11 +116,10 @@ class HttpDoor:
             start_new_session=True,
         )
         self._process = process
-        wanted = 2 if self._token else 1
         lines: list[str] = []
         with suppress(TimeoutError):
             async with asyncio.timeout(START_TIMEOUT):
-                while len(lines) < wanted and (line := await _line(process)):
+                while len(lines) < self._lines and (line := await _line(process)):
                     lines.append(line)
         return process, lines
 
