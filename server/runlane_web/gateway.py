@@ -19,14 +19,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from runlane.errors import RunlaneError
+from runlane.errors import RunlaneError, Unauthenticated
 from runlane.wire import Wire
 from runlane_web import own
 from runlane_web.decode import decode, set_run_id
 from runlane_web.errors import Refused, from_error, invalid, to_response
 from runlane_web.grants import PREFIX, Grants, other_session
 from runlane_web.guard import Bodies, Policy
-from runlane_web.routes import GET_RUN, Found, Route, find
+from runlane_web.routes import GET_RUN, LIST_AGENTS, Found, Route, find
 from runlane_web.sse import EventStream, resume_after
 from runlane_web.upstream import WAITS, Upstream
 
@@ -34,6 +34,9 @@ log = logging.getLogger("runlane_web")
 
 MAX_PARAMETERS = 2100
 """Maximum number of parameters in a query. A subscription may name 2,000 ids."""
+
+CHECK_SECONDS = 60.0
+"""Seconds between two checks whether the server has access control."""
 
 HEADERS = (
     (b"cache-control", b"no-store"),
@@ -110,6 +113,7 @@ class Gateway:
         self._bodies = Bodies()
         self._streams = Streams(limits or Limits())
         self._grants = Grants()
+        self._checked_until = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
@@ -187,6 +191,7 @@ class Gateway:
 
     async def _authorize(self, token: str, route: Route, message: Proto) -> Upstream:
         """Returns the server as the holder of a token sees it. Raises Refused, RunlaneError."""
+        await self._check_server()
         if not token.startswith(PREFIX):
             return self._upstream(token)
         grant = self._grants.find(token)
@@ -197,6 +202,25 @@ class Gateway:
             if found.run.session_id != grant.session_id:
                 raise other_session()
         return upstream
+
+    async def _check_server(self) -> None:
+        """Checks that the server refuses calls without a token, unless this gateway has its own.
+
+        Else any word would do as a token. Raises Refused, RunlaneError.
+        """
+        now = asyncio.get_running_loop().time()
+        if self._policy.token or now < self._checked_until:
+            return
+        try:
+            await Upstream(self._wire).call(LIST_AGENTS, LIST_AGENTS.request())
+        except Unauthenticated:
+            self._checked_until = now + CHECK_SECONDS
+            return
+        raise Refused(
+            code_pb2.FAILED_PRECONDITION,
+            "SERVER_IS_OPEN",
+            "the server has no access control; start runlane-web with --own-token",
+        )
 
     def _upstream(self, token: str) -> Upstream:
         # A server without access control has no use for the gateway's own token.

@@ -158,6 +158,7 @@ ROUTES: tuple[Route, ...] = (
 """Every route. The first that matches is taken; the first of an rpc is its canonical one."""
 
 GET_RUN = next(route for route in ROUTES if route.rpc.name == "GetRun")
+LIST_AGENTS = next(route for route in ROUTES if route.rpc.name == "ListAgents")
 
 
 @dataclass(frozen=True, slots=True)

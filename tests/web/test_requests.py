@@ -238,3 +238,11 @@ async def test_a_server_that_is_away_is_unavailable() -> None:
 async def test_a_method_that_is_not_served_names_those_that_are(opened: Door) -> None:
     got = await opened.http.put("/v1/sessions/s")
     assert (got.status_code, got.headers["allow"]) == (405, "DELETE, GET")
+
+
+async def test_a_server_without_access_control_needs_a_token_of_the_gateway() -> None:
+    """Else any word would do as a token."""
+    async with LocalServer() as server, door(server.address, Policy()) as opened:
+        for path in ("/v1/runs", "/v1/runs:subscribe"):
+            got = await opened.http.get(path, headers={"Authorization": "Bearer any"})
+            assert (got.status_code, reason(got)) == (400, "SERVER_IS_OPEN")
