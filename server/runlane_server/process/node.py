@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -91,6 +91,7 @@ async def serving(
     agents: AgentTable | None = None,
     shares_port: bool = False,
     harness: Harness | None = None,
+    private: Address | None = None,
     on_bound: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Node]:
     """Runs a node inside the context, and shuts it down at the end.
@@ -102,6 +103,7 @@ async def serving(
         agents: Replaces the agents that the settings name.
         shares_port: Whether other processes of this server listen on the same port.
         harness: The gates and the clock that a test controls, if the settings enable it.
+        private: A socket for other processes of this server, besides the address of the settings.
         on_bound: Called when the address is bound and no run has been touched yet.
 
     Raises StartError if it cannot start.
@@ -120,9 +122,7 @@ async def serving(
             now=clock.micros,
         )
         await closing.enter_async_context(traces.exporting())
-        states = state_dirs(config)
-        if states is not None:
-            closing.callback(states.close)
+        states = closing.enter_context(_state_dirs(config))
         agents = agents or load_agents(config, states)
         store = open_store(config.store_url)
         store.on_failure = shutdown.on_store_failure
@@ -160,10 +160,13 @@ async def serving(
             harness=harness if config.harness else None,
             workers=agents.workers,
             socket_mode=int(config.socket_mode, 8),
+            private=private,
             max_per_address=config.max_connections_per_address,
         )
         # Before any run: a server whose port is in use must not touch the runs in the store.
         address, node_address = _bind(endpoint, config, shares_port=shares_port)
+        if private is not None:
+            endpoint.bind(private)
         node_keys.address = str(node_address)
         await closing.enter_async_context(metrics.serving(coordinator, endpoint))
         on_bound()
@@ -218,14 +221,20 @@ def server_info(config: Config) -> ServerInfo:
     )
 
 
-def state_dirs(config: Config) -> StateDirs | None:
-    """The directories that agents keep for sessions. Raises StartError."""
+@contextmanager
+def _state_dirs(config: Config) -> Iterator[StateDirs | None]:
+    """The directories that agents keep for sessions, if they keep any. Raises StartError."""
     if config.agent_state_dir is None:
-        return None
+        yield None
+        return
     try:
-        return StateDirs(Path(config.agent_state_dir), config.store_url.name)
+        states = StateDirs(Path(config.agent_state_dir), config.store_url.name)
     except OSError as error:
         raise start_error(f"--agent-state-dir: {error}", error) from error
+    try:
+        yield states
+    finally:
+        states.close()
 
 
 def _default_kind(config: Config) -> str:
