@@ -26,6 +26,7 @@ MIN_ROLE: Mapping[str, str] = {
     RUNS + "WaitRun": "read",
     RUNS + "GetRun": "read",
     RUNS + "ListRuns": "read",
+    "/runlane.v1.AgentService/ListAgents": "read",
     SESSIONS + "CreateSession": "run",
     SESSIONS + "GetSession": "read",
     SESSIONS + "DeleteSession": "admin",

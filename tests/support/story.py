@@ -59,7 +59,7 @@ def answer(text: str, usage: Usage = Usage(), *more: DraftMessage) -> Outcome:  
 
 @dataclass(slots=True)
 class Story:
-    """A session, its lane at hand, and what happened there."""
+    """A session, its current lane, and what happened there."""
 
     store: Store
     session_id: str = "session"
@@ -82,7 +82,7 @@ class Story:
         return self.now
 
     async def commit(self, transition: Transition) -> Any:
-        """Commits a transition of the lane at hand; returns its reply."""
+        """Commits a transition of the current lane; returns its reply."""
         base = self.lane.version
         if not transition.removed:
             transition = transition.at_version(base + 1)
@@ -91,7 +91,7 @@ class Story:
         return transition.reply
 
     def accepting(self, wanted: RunRequest) -> Transition:
-        """What accepting a run would make of the lane."""
+        """The lane as accepting a run would make it."""
         reserved = rules.reserve(self.lane, RESERVATION, wanted.run_id).lane
         return rules.accept(
             reserved,
@@ -142,7 +142,7 @@ class Story:
         )
 
     def finishing(self, outcome: Outcome) -> Transition:
-        """What the end of the active run would make of the lane."""
+        """The lane as the end of the active run would make it."""
         active = self.lane.active
         assert active is not None
         return rules.finish(

@@ -15,6 +15,7 @@ import structlog
 
 from runlane_server.access.node_keys import NodeKeys
 from runlane_server.agents.command.agent import CommandSettings
+from runlane_server.agents.command.environment import read_variables
 from runlane_server.agents.command.limits import ResourceLimits
 from runlane_server.agents.loader import AgentSettings, agent_kind, load_agent
 from runlane_server.agents.scripted.latches import Latches
@@ -154,6 +155,7 @@ async def serving(
             harness=harness if config.harness else None,
             workers=agents.workers,
             socket_mode=int(config.socket_mode, 8),
+            max_per_address=config.max_connections_per_address,
         )
         # Before any run: a server whose port is in use must not touch the runs in the store.
         address, node_address = _bind(endpoint, config, shares_port=shares_port)
@@ -171,6 +173,7 @@ async def serving(
         security.log_warnings(node_address, shared=relay is not None)
         background = _in_background(
             _keep_serving(endpoint, shutdown),
+            endpoint.keep_shares(),
             *retention_tasks(coordinator, retention_of(config), clock.seconds),
             security.keep_current(access_control),
             coordinator.stored.keep_measuring(),
@@ -243,9 +246,11 @@ def agent_settings(config: Config) -> AgentSettings:
 
 
 def command_settings(config: Config) -> CommandSettings:
-    """The settings of programs."""
+    """The settings of programs. Raises StartError for a wrong file of variables."""
+    path = config.command_env_file
+    from_file = read_variables(Path(path)) if path else ()
     return CommandSettings(
-        env=config.command_env,
+        env=(*from_file, *config.command_env),
         directory=Path(config.command_dir) if config.command_dir else None,
         cwd=Path(config.command_cwd) if config.command_cwd else None,
         limits=ResourceLimits(
