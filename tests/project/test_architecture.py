@@ -16,6 +16,7 @@ ROOMS: dict[str, set[str]] = {
     "release": {"release"},
     "core": {
         "errors",
+        "input",
         "lane",
         "limits",
         "model",
@@ -101,6 +102,7 @@ PURE = {
     "functools",
     "hashlib",
     "itertools",
+    "json",
     "re",
     "runlane_server",
     "types",

@@ -23,10 +23,14 @@ from proofs.lanecheck.commands import (
     FAIL_WAITING,
     NODE_LOST,
     REMOVE,
+    RESUME,
     Command,
     Verb,
+    answer,
+    ask,
     cancel,
     drain,
+    expire,
     finish,
     hand_over,
     live,
@@ -180,8 +184,23 @@ def commands(world: World, bounds: Bounds) -> Iterator[Command]:
         yield hand_over(run_id, attempt + 1)
         yield finish(run_id, attempt + 1)
         yield drain(run_id, attempt + 1)
+        yield from _asks(run_id, attempt)
+    yield RESUME
+    for run in live(lane):
+        for key in ("k", "unknown"):
+            yield answer(run.run_id, key)
+            yield expire(run.run_id, key)
     for run in lane.waiting[:1]:
         yield finish(run.run_id, run.attempt)
+
+
+def _asks(run_id: str, attempt: int) -> Iterator[Command]:
+    """Every kind of question, under one key: an attempt asks again what an earlier one asked."""
+    yield ask(run_id, attempt)
+    yield ask(run_id, attempt, resumable=True)
+    yield ask(run_id, attempt, has_default=True)
+    yield ask(run_id, attempt, park=True)
+    yield ask(run_id, attempt + 1)
 
 
 def _accepts(world: World, bounds: Bounds) -> Iterator[Command]:
@@ -233,7 +252,14 @@ def canonical(world: World) -> State:
         into = names.get(run.folded_into)
         covered = bool(run.cancel_reason)
         name, turn = names[run.run_id], turns[run.turn]
-        return name, run.state, run.when_busy, run.attempt, turn, into, covered
+        held = run.asking
+        attempt = run.attempt - held.extra_attempts
+        asked = (
+            tuple((one.key, one.default_json is None) for one in held.pending),
+            tuple((state, key) for state, _, key in held.late),
+            *(bool(held.expired), held.parked, held.restarts, held.resumable),
+        )
+        return name, run.state, run.when_busy, attempt, turn, into, covered, asked
 
     return (
         lane.exists,
