@@ -97,6 +97,14 @@ class OpenInput(NamedTuple):
     default_json: str | None = None
 
 
+class LateInput(NamedTuple):
+    """A closed request whose event is still to be written."""
+
+    state: InputState
+    input_request_id: str
+    key: str
+
+
 class RunInput(NamedTuple):
     """The input requests of a run that has not ended, as its lane knows them.
 
@@ -111,7 +119,7 @@ class RunInput(NamedTuple):
 
     pending: tuple[OpenInput, ...] = ()
     asked: int = 0
-    late: tuple[tuple[InputState, str, str], ...] = ()
+    late: tuple[LateInput, ...] = ()
     expired: str = ""
     parked: bool = False
     restarts: bool = False

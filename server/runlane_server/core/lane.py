@@ -73,6 +73,7 @@ from runlane_server.core.input import (
     InputChange,
     InputRequest,
     InputState,
+    LateInput,
     OpenInput,
     Park,
 )
@@ -731,7 +732,7 @@ class _Edit:
     ) -> LaneRun:
         """Closes an open request, wherever its run is."""
         left = tuple(one for one in run.asking.pending if one != item)
-        late = (*run.asking.late, (state, item.input_request_id, item.key))
+        late = (*run.asking.late, LateInput(state, item.input_request_id, item.key))
         self.inputs.append(
             InputChange(item.input_request_id, run.run_id, state, self.at, answer=given)
         )
@@ -933,7 +934,7 @@ class _Edit:
         for item in run.asking.pending:
             withdrawn = InputState.WITHDRAWN
             self.inputs.append(InputChange(item.input_request_id, run.run_id, withdrawn, self.at))
-            late.append((withdrawn, item.input_request_id, item.key))
+            late.append(LateInput(withdrawn, item.input_request_id, item.key))
         run = self._emit_late(run._replace(asking=run.asking._replace(late=tuple(late))))
         return run._replace(asking=NO_INPUT)
 
