@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from runlane_server.core import lane as rules
 from runlane_server.core.input import (
     Answer,
@@ -16,7 +18,7 @@ from support.story import Story
 DAY = 86_400_000_000
 
 
-def question(key: str = "k", **changes: object) -> Question:
+def question(key: str = "k", **changes: Any) -> Question:
     """A question for a text; NUL and characters of every size are in it."""
     asked = Question(key, InputKind.TEXT, "why\x00 \U0001f600?")
     return asked._replace(**changes)

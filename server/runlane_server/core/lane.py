@@ -310,7 +310,8 @@ def drain_for_step(
     """
     active = _the_active(lane, run_id, attempt)
     edit = _Edit(lane, at)
-    edit.count(active, events)
+    # Its supervisor counts the folded runs; an event of input would be one more.
+    edit.count(active, events, with_late=False)
     folded = edit.fold() if active.state is RunState.ACTIVE else ()
     return edit.done(reply=folded)
 
@@ -571,13 +572,13 @@ class _Edit:
         self._set_waiting_states()
         return self.changes[run.run_id].run
 
-    def count(self, active: LaneRun, events: int) -> None:
+    def count(self, active: LaneRun, events: int, *, with_late: bool = True) -> None:
         """Sets the number of events of the active run, and writes those that are late.
 
         While the run waits for input, others write its events; then its lane has the number.
         """
         self._active = active._replace(events=max(active.events, events))
-        if active.asking.late:
+        if with_late and active.asking.late:
             self._active = self._emit_late(self._active)
             self._record(self._active)
 

@@ -56,6 +56,7 @@ from runlane_server.core.observer import NO_OBSERVER, CancelRequest, Load, Obser
 from runlane_server.core.transition import Lane, LaneRun, Receipt, Transition, describe
 from runlane_server.engine.cancel_all import CancelAll, CancelledPage
 from runlane_server.engine.executor import Executor, NodeSettings
+from runlane_server.engine.inputs import Inputs
 from runlane_server.engine.mailbox import Command, OnCommit
 from runlane_server.engine.pulse import Pulse
 from runlane_server.engine.reservation import Acceptance, AcceptedRun, AcceptsInProgress
@@ -129,6 +130,7 @@ class Coordinator:
             pulse=pulse or Pulse(0.0),
         )
         self._lanes = self._executor.lanes
+        self.inputs = Inputs(self._lanes, store, self.now)
 
     # --- Start and stop -----------------------------------------------------------------------
 

@@ -35,6 +35,11 @@ class Replay:
         """Whether it has not kept everything."""
         return self.bytes > self._max_output
 
+    @property
+    def draft(self) -> TurnDraft:
+        """The messages, to which more may be added."""
+        return self._draft
+
     def messages(self) -> tuple[DraftMessage, ...]:
         """The messages of the turn."""
         return self._draft.messages()

@@ -57,11 +57,26 @@ class WaitingRuns:
 @dataclass(slots=True)
 class _Tenant:
     """The slots of a tenant, in use or granted; the number of its last grant, 0 for none; and its
-    lanes that wait for a slot, the longest waiting first."""
+    lanes that wait for a slot, the longest waiting first. Those that go on after input are in
+    `resuming` and come before those that start a run."""
 
     slots: int = 0
     last_grant: int = 0
     queue: dict[SessionKey, None] = field(default_factory=dict)
+    resuming: dict[SessionKey, None] = field(default_factory=dict)
+
+    @property
+    def waiting(self) -> int:
+        """The number of its lanes that wait for a slot."""
+        return len(self.queue) + len(self.resuming)
+
+    def __contains__(self, lane: object) -> bool:
+        return lane in self.queue or lane in self.resuming
+
+    @property
+    def first(self) -> SessionKey:
+        """The next of its lanes."""
+        return next(iter(self.resuming or self.queue))
 
 
 def _no_limit(tenant: str) -> int | None:
@@ -104,14 +119,14 @@ class Slots:
         if self._is_closed:
             return 0
         queued = sum(
-            min(len(it.queue), self._allowance(tenant, it)) for tenant, it in self._waiting.items()
+            min(it.waiting, self._allowance(tenant, it)) for tenant, it in self._waiting.items()
         )
         return max(0, self._free - queued)
 
     @property
     def queue(self) -> tuple[SessionKey, ...]:
         """The lanes that wait for a slot or were granted one; within a tenant in order."""
-        queues = (tenant.queue for tenant in self._waiting.values())
+        queues = ((*it.resuming, *it.queue) for it in self._waiting.values())
         return (*self._granted, *chain.from_iterable(queues))
 
     @property
@@ -121,14 +136,14 @@ class Slots:
         before them."""
         known = sorted(self._tenants.items(), key=lambda item: (item[1].slots, item[1].last_grant))
         return tuple(
-            TenantShare(tenant, max(0, self._allowance(tenant, it) - len(it.queue)))
+            TenantShare(tenant, max(0, self._allowance(tenant, it) - it.waiting))
             for tenant, it in known
         )
 
     def is_queued(self, lane: SessionKey) -> bool:
         """Whether a lane waits for a slot, or was granted one that it has not taken yet."""
         tenant = self._waiting.get(lane.tenant)
-        return lane in self._granted or (tenant is not None and lane in tenant.queue)
+        return lane in self._granted or (tenant is not None and lane in tenant)
 
     def open(self) -> None:
         """Starts granting slots."""
@@ -149,8 +164,9 @@ class Slots:
         """Grants free slots after the limits of tenants have changed."""
         self._grant_free()
 
-    def take(self, lane: SessionKey) -> bool:
-        """Takes a slot for a lane that is about to start a run; queues the lane if none is free.
+    def take(self, lane: SessionKey, *, resuming: bool = False) -> bool:
+        """Takes a slot for a lane that is about to start a run, or to go on with one after input;
+        queues the lane if none is free.
 
         A lane whose run has just ended keeps its slot unless another lane waits that could use it.
         """
@@ -163,7 +179,7 @@ class Slots:
                 self._acquire(lane)
                 self._in_use.add(lane)
             return True
-        self._join_queue(lane)
+        self._join_queue(lane, resuming=resuming)
         return False
 
     def occupy(self, lane: SessionKey) -> None:
@@ -219,7 +235,7 @@ class Slots:
             return False
         tenant = self._tenants[lane.tenant]
         return (
-            not tenant.queue
+            not tenant.waiting
             and self._allowance(lane.tenant, tenant) >= 0
             and self._next_tenant() is None
         )
@@ -243,7 +259,7 @@ class Slots:
             name = self._next_tenant()
             if name is None:
                 return
-            lane = next(iter(self._waiting[name].queue))
+            lane = self._waiting[name].first
             self._leave_queue(lane)
             self._acquire(lane)
             self._granted[lane] = None
@@ -274,19 +290,24 @@ class Slots:
         idle = [
             (tenant.last_grant, name)
             for name, tenant in self._tenants.items()
-            if not (tenant.slots or tenant.queue)
+            if not (tenant.slots or tenant.waiting)
         ]
         for _, name in sorted(idle)[: MAX_TENANTS // 2]:
             del self._tenants[name]
 
-    def _join_queue(self, lane: SessionKey) -> None:
+    def _join_queue(self, lane: SessionKey, *, resuming: bool = False) -> None:
         tenant = self._tenant_of(lane)
-        tenant.queue.setdefault(lane)
+        if resuming:
+            tenant.queue.pop(lane, None)
+            tenant.resuming.setdefault(lane)
+        elif lane not in tenant.resuming:
+            tenant.queue.setdefault(lane)
         self._waiting[lane.tenant] = tenant
 
     def _leave_queue(self, lane: SessionKey) -> None:
         tenant = self._waiting.get(lane.tenant) if self._waiting else None
         if tenant is not None:
             tenant.queue.pop(lane, None)
-            if not tenant.queue:
+            tenant.resuming.pop(lane, None)
+            if not tenant.waiting:
                 del self._waiting[lane.tenant]

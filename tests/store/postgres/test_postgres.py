@@ -610,6 +610,12 @@ async def test_migration_counts_the_log_of_each_tenant(
         """
         DROP TABLE tenant_logs;
         DROP FUNCTION log_sizes();
+        DROP TABLE input_requests;
+        DROP INDEX runs_asking;
+        DROP TYPE new_input, closed_input CASCADE;
+        ALTER TABLE runs DROP COLUMN asking;
+        ALTER TYPE new_run DROP ATTRIBUTE asking;
+        ALTER TYPE changed_run DROP ATTRIBUTE asking;
         DELETE FROM schema_versions WHERE version >= 7;
         ALTER TABLE store ADD COLUMN compacted_bytes bigint NOT NULL DEFAULT 50;
         UPDATE store SET compacted = 1;
