@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from itertools import count
 from typing import Any, TypeAlias
 
 import pytest
@@ -415,7 +416,7 @@ async def test_an_answer_that_does_not_match_is_refused_and_changes_nothing(
         {"default": "x"},
         {"choices": ["a"], "default": "b", "timeout": 1},
     ],
-    ids=str,
+    ids=count(),
 )
 async def test_a_question_that_nobody_can_answer_fails_the_run(
     serving: Running, question: dict[str, Any]

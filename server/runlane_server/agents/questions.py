@@ -183,12 +183,17 @@ def check_answer(question: Question, value_json: str) -> None:
             )
         case InputKind.TEXT if not isinstance(value, str):
             raise AnswerInvalid.of("answer.text", "must be a text")
-        case InputKind.APPROVAL if not isinstance(value, dict):
+        case InputKind.APPROVAL if not _is_approval(value):
             raise AnswerInvalid.of("answer.approval", "must be an approval")
         case InputKind.FORM:
             _check_form(question, value)
         case _:
             pass
+
+
+def _is_approval(value: Json) -> bool:
+    arguments = value.get("arguments", {}) if isinstance(value, dict) else None
+    return isinstance(arguments, dict) and isinstance(value.get("approved"), bool)
 
 
 def _check_form(question: Question, value: Json) -> None:

@@ -11,7 +11,7 @@ from uuid_utils import uuid7
 from runlane_server.agents.questions import check_answer
 from runlane_server.core import lane as rules
 from runlane_server.core.errors import AnswerInvalid, InputClosed, InputNotFound, RunlaneError
-from runlane_server.core.input import Answer, InputRequest, InputState
+from runlane_server.core.input import Answer, InputKind, InputRequest, InputState
 from runlane_server.core.limits import RETRY_PAUSE
 from runlane_server.core.model import Micros, SessionKey
 from runlane_server.engine.lanes import LaneContended, Lanes
@@ -35,11 +35,17 @@ class Inputs:
         self._now = now
 
     async def answer(
-        self, tenant: str, input_request_id: str, given: Answer
+        self,
+        tenant: str,
+        input_request_id: str,
+        given: Answer,
+        *,
+        kind: InputKind | None = None,
     ) -> tuple[InputRequest, bool]:
         """Answers a request; returns it, and whether this answer is the one that counts (R41).
 
-        An answer without an id gets one. Raises InputNotFound, InputClosed and AnswerInvalid.
+        `kind` is that of the question which the answer is for. An answer without an id gets one.
+        Raises InputNotFound, InputClosed and AnswerInvalid.
         """
         given = given._replace(answer_id=given.answer_id or str(uuid7()), at=self._now())
         while True:
@@ -50,6 +56,9 @@ class Inputs:
                 raise AnswerInvalid.of(
                     "question_digest", "is not that of the question; show the question again"
                 )
+            if kind not in {None, found.question.kind}:
+                problem = f"is for a question of kind {kind}; this one is {found.question.kind}"
+                raise AnswerInvalid.of("answer", problem)
             check_answer(found.question, given.value_json)
             if await self._post(tenant, found, given):
                 log.info("input answered", run_id=found.run_id, answered_by=given.by)

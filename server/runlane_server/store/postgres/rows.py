@@ -1,7 +1,7 @@
 """The rows of a write to PostgreSQL: one unit for each call of the store.
 
 A unit is encoded in the call, so that its rows are ready when its batch is sent. Their fields are
-those of the types in `postgres/sql/0002_commit.sql`.
+those of the types in `postgres/sql/0002_commit.sql` and `0009_agents.sql`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from runlane_server.core.input import InputChange, InputState
+from runlane_server.core.input import NO_INPUT, InputChange, InputState
 from runlane_server.core.model import (
     EXCERPT_CHARS,
     NO_USAGE,
@@ -63,8 +63,9 @@ PARAMETERS = (
     "new_events",
     "new_inputs",
     "closed_inputs",
+    "asking_runs",
 )
-"""The parameters of `commit_units`, in order."""
+"""The parameters of `commit_with_inputs`, in order."""
 
 NUMBERED = frozenset({"new_lanes", "changed_lanes", "removed_lanes", "new_runs", "fences"})
 """Rows that begin with the number of their unit, so that a refusal can name the unit."""
@@ -100,7 +101,7 @@ class Unit:
 
 
 def columns(units: Sequence[Unit]) -> list[list[Row]]:
-    """The arguments of `commit_units` for these units."""
+    """The arguments of `commit_all` for these units."""
     found: dict[str, list[Row]] = {name: [] for name in PARAMETERS}
     for n, unit in enumerate(units):
         for name, rows in unit.rows.items():
@@ -174,6 +175,8 @@ def session_unit(session: NewSession, future: Future[Result]) -> Unit:
         escape(session.key.tenant),
         escape(session.key.session_id),
         "",
+        "",
+        session.agent,
         escape(session.title),
         encode_metadata(session.metadata),
     )
@@ -203,9 +206,12 @@ def _change(
     if transition.inputs:
         _add_inputs(rows, transition.lane.key, transition.inputs)
         added += input_weight(transition.inputs)
+    asking = [_asking_row(tenant, it.run) for it in transition.runs if it.run.asking != NO_INPUT]
+    if asking:
+        rows["asking_runs"] = asking
     lane = _lane_fields(transition, completes, added)
     if base_version == 0:
-        rows["new_lanes"] = [(False, *lane, "", None)]
+        rows["new_lanes"] = [(False, *lane, transition.lane.agent, "", None)]
     else:
         rows["changed_lanes"] = [(base_version, *lane)]
     if transition.events:
@@ -233,6 +239,7 @@ def _lane_fields(transition: Transition, completes: Iterable[RunComplete], added
         escape(lane.key.tenant),
         escape(lane.key.session_id),
         "" if lane.active is None else escape(lane.active.run_id),
+        lane.waiting[0].agent if lane.waiting else "",
     )
 
 
@@ -259,10 +266,10 @@ def _new_run(tenant: str, session_id: str, change: RunChange, request: RunReques
         escape(run.cancel_reason),
         *_end_fields(change.complete),
         encode_metadata(request.metadata),
-        request.prompt.fingerprint,
+        request.fingerprint,
         escape(request.prompt.excerpt),
         request.trace or None,
-        encode_asking(run.asking),
+        run.agent,
     )
 
 
@@ -282,7 +289,6 @@ def _changed_run(tenant: str, session_id: str, change: RunChange) -> Row:
         escape(run.folded_into),
         escape(run.cancel_reason),
         *_end_fields(change.complete),
-        encode_asking(run.asking),
     )
 
 
@@ -320,6 +326,11 @@ def _attachment_row(n: int, key: tuple[str, str], attachment: Attachment) -> Row
     is_text = isinstance(content, str)
     data = content.encode() if isinstance(content, str) else content
     return (n, is_text, *key, escape(attachment.name), escape(attachment.mime_type), data)
+
+
+def _asking_row(tenant: str, run: LaneRun) -> Row:
+    """What the lane knows of a run's input requests. It is of no meaning after the run's end."""
+    return (escape(tenant), escape(run.run_id), encode_asking(run.asking))
 
 
 def _add_inputs(

@@ -4,10 +4,6 @@
 -- any.
 ALTER TABLE runs ADD COLUMN asking text;
 
-ALTER TYPE new_run ADD ATTRIBUTE asking text;
-
-ALTER TYPE changed_run ADD ATTRIBUTE asking text;
-
 -- Runs whose agent waits on a node for input.
 CREATE INDEX runs_asking ON runs (host, started_at)
 WHERE state = 'input_required' AND host <> '' AND run_no > 0;
@@ -56,82 +52,7 @@ CREATE TYPE closed_input AS (
     closed_at bigint, tenant text, input_request_id text, state text, answer text
 );
 
--- Writes runs and what belongs to them. An error of it refuses the whole flush.
-CREATE OR REPLACE FUNCTION write_runs(
-    new_runs new_run[], changed_runs changed_run[], new_prompts new_prompt[],
-    new_attachments new_attachment[], new_messages new_message[], new_run_events new_run_event[]
-) RETURNS void LANGUAGE plpgsql AS $$
-DECLARE
-    written bigint;
-BEGIN
-    IF cardinality(new_runs) > 0 THEN
-        INSERT INTO runs (
-            run_no, accept_seq, rank, turn, timeout, accepted_at, started_at, ended_at,
-            max_attempts, attempt, attachments, tenant, run_id, session_id, state, host, when_busy,
-            folded_into, cancel_reason, finish_reason, error_reason, error_message, message_id,
-            usage, metadata, prompt_fingerprint, prompt_head, trace, asking
-        )
-        OVERRIDING SYSTEM VALUE
-        SELECT
-            run_no, accept_seq, rank, turn, timeout, accepted_at, started_at, ended_at,
-            max_attempts, attempt, attachments, tenant, run_id, session_id, state, host, when_busy,
-            folded_into, cancel_reason, finish_reason, error_reason, error_message, message_id,
-            usage, metadata, prompt_fingerprint, prompt_head, trace, asking
-        FROM (
-            SELECT nextval(pg_get_serial_sequence('runs', 'run_no')) AS run_no, run.*
-            FROM unnest(new_runs) WITH ORDINALITY AS run ORDER BY ordinality
-        ) AS made
-        ORDER BY tenant, run_id;
-    END IF;
-    IF cardinality(changed_runs) > 0 THEN
-        UPDATE runs SET
-            rank = changed.rank,
-            turn = changed.turn,
-            started_at = changed.started_at,
-            ended_at = changed.ended_at,
-            attempt = changed.attempt,
-            state = changed.state,
-            host = changed.host,
-            folded_into = changed.folded_into,
-            cancel_reason = changed.cancel_reason,
-            finish_reason = changed.finish_reason,
-            error_reason = changed.error_reason,
-            error_message = changed.error_message,
-            message_id = changed.message_id,
-            usage = changed.usage,
-            asking = changed.asking
-        FROM unnest(changed_runs) AS changed
-        WHERE runs.tenant = changed.tenant AND runs.run_id = changed.run_id
-            AND runs.session_id = changed.session_id AND runs.ended_at IS NULL;
-        GET DIAGNOSTICS written = ROW_COUNT;
-        IF written <> cardinality(changed_runs) THEN
-            RAISE integrity_constraint_violation
-            USING MESSAGE = 'a run is not what the transition was made from';
-        END IF;
-    END IF;
-    IF cardinality(new_prompts) > 0 THEN
-        INSERT INTO prompts (tenant, run_id, rest)
-        SELECT tenant, run_id, rest FROM unnest(new_prompts);
-    END IF;
-    IF cardinality(new_attachments) > 0 THEN
-        INSERT INTO attachments (tenant, run_id, n, is_text, name, mime_type, content)
-        SELECT tenant, run_id, n, is_text, name, mime_type, content FROM unnest(new_attachments);
-    END IF;
-    IF cardinality(new_messages) > 0 THEN
-        INSERT INTO messages (
-            turn, ordinal, created_at, tenant, session_id, message_id, run_id, role, finish_reason,
-            model, parts
-        )
-        SELECT
-            turn, ordinal, created_at, tenant, session_id, message_id, run_id, role, finish_reason,
-            model, parts
-        FROM unnest(new_messages);
-    END IF;
-    IF cardinality(new_run_events) > 0 THEN
-        INSERT INTO run_events (idx, at, tenant, run_id, kind, body)
-        SELECT idx, at, tenant, run_id, kind, body FROM unnest(new_run_events);
-    END IF;
-END $$;
+CREATE TYPE asking_run AS (tenant text, run_id text, asking text);
 
 -- Removes sessions with all that belongs to them. Their terminal events stay in the log, and their
 -- runs are remembered.
@@ -178,8 +99,9 @@ BEGIN
 END $$;
 
 -- Writes input requests. An error of it refuses the whole flush.
-CREATE FUNCTION write_inputs(new_inputs new_input[], closed_inputs closed_input[])
-RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION write_inputs(
+    new_inputs new_input[], closed_inputs closed_input[], asking_runs asking_run[]
+) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     written bigint;
 BEGIN
@@ -206,14 +128,20 @@ BEGIN
             USING MESSAGE = 'an input request is not what the transition was made from';
         END IF;
     END IF;
+    IF cardinality(asking_runs) > 0 THEN
+        UPDATE runs SET asking = changed.asking
+        FROM unnest(asking_runs) AS changed
+        WHERE runs.tenant = changed.tenant AND runs.run_id = changed.run_id;
+    END IF;
 END $$;
 
--- See 0002_commit.sql. The function with fewer parameters is that of nodes of earlier versions.
-CREATE FUNCTION commit_units(
-    new_lanes new_lane[], changed_lanes changed_lane[], removed_lanes removed_lane[],
-    new_runs new_run[], changed_runs changed_run[], new_prompts new_prompt[],
+-- Commits units, as commit_all does, with what concerns input requests.
+CREATE FUNCTION commit_with_inputs(
+    new_lanes opened_lane[], changed_lanes advanced_lane[], removed_lanes removed_lane[],
+    new_runs accepted_run[], changed_runs changed_run[], new_prompts new_prompt[],
     new_attachments new_attachment[], new_messages new_message[], new_run_events new_run_event[],
     fences fence[], new_events new_event[], new_inputs new_input[], closed_inputs closed_input[],
+    asking_runs asking_run[],
     OUT refused refusal[], OUT raised raised[], OUT first_position bigint
 ) LANGUAGE plpgsql AS $$
 BEGIN
@@ -225,8 +153,8 @@ BEGIN
     PERFORM write_runs(
         new_runs, changed_runs, new_prompts, new_attachments, new_messages, new_run_events
     );
-    IF cardinality(new_inputs) + cardinality(closed_inputs) > 0 THEN
-        PERFORM write_inputs(new_inputs, closed_inputs);
+    IF cardinality(new_inputs) + cardinality(closed_inputs) + cardinality(asking_runs) > 0 THEN
+        PERFORM write_inputs(new_inputs, closed_inputs, asking_runs);
     END IF;
     IF cardinality(new_events) > 0 THEN
         first_position := append_to_log(new_events);
