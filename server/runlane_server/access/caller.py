@@ -35,11 +35,17 @@ class Role(StrEnum):
     READ = "read"
     """Look up and subscribe."""
 
+    ANSWER = "answer"
+    """`READ`, plus: answer input requests."""
+
     RUN = "run"
     """`READ`, plus: accept runs, cancel runs, create sessions."""
 
+    OPERATOR = "operator"
+    """`RUN` and `ANSWER`."""
+
     ADMIN = "admin"
-    """`RUN`, plus: delete sessions."""
+    """`OPERATOR`, plus: delete sessions."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,8 @@ REQUIRED_ROLES: Mapping[str, Role] = MappingProxyType(
         _RUNS + "WaitRun": Role.READ,
         _RUNS + "GetRun": Role.READ,
         _RUNS + "ListRuns": Role.READ,
+        _RUNS + "ListInputRequests": Role.READ,
+        _RUNS + "AnswerInput": Role.ANSWER,
         _SESSIONS + "CreateSession": Role.RUN,
         _SESSIONS + "GetSession": Role.READ,
         _SESSIONS + "DeleteSession": Role.ADMIN,
@@ -47,10 +49,19 @@ PUBLIC_METHODS = frozenset(f"/grpc.health.v1.Health/{name}" for name in ("Check"
 NODE_METHODS = frozenset({_RUNS + "SubscribeRun"})
 """Methods that another node of the same store may call, each for the one run that it signed for."""
 
-_RANK = {Role.READ: 0, Role.RUN: 1, Role.ADMIN: 2}
+_GRANTS: Mapping[Role, frozenset[Role]] = MappingProxyType(
+    {
+        Role.READ: frozenset({Role.READ}),
+        Role.ANSWER: frozenset({Role.READ, Role.ANSWER}),
+        Role.RUN: frozenset({Role.READ, Role.RUN}),
+        Role.OPERATOR: frozenset({Role.READ, Role.ANSWER, Role.RUN, Role.OPERATOR}),
+        Role.ADMIN: frozenset(Role),
+    }
+)
+"""The roles whose methods each role may call. An agent that starts runs does not answer them."""
 
 
 def is_allowed(role: Role, method: str) -> bool:
     """Whether a role may call a method."""
     required = REQUIRED_ROLES.get(method)
-    return required is not None and _RANK[role] >= _RANK[required]
+    return required is not None and required in _GRANTS[role]
