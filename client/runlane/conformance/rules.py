@@ -45,6 +45,12 @@ RULES: Mapping[int, str] = MappingProxyType(
         28: "A completion does not affect later runs",
         29: "A burst of accepts on an idle session starts one run",
         30: "Runs wait until the agent is ready, or fail",
+        40: "A run that asks people waits without a slot",
+        41: "The first answer to an input request counts",
+        42: "A cancel or the end of the run withdraws its input requests",
+        43: "An input request expires: its default applies, or the run fails",
+        44: "Input survives the loss of a node, and nobody is asked twice",
+        45: "Subscribers learn of every input request and of its end",
     }
 )
 """The rules in one line each; CONTRIBUTING.md has their full text."""
