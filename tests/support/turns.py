@@ -57,10 +57,11 @@ class LocalTurn:
         """Returns the prepared answer."""
         return self.answers[key or text]
 
-    async def ask_and_leave(self, questions: Sequence[Any], checkpoint: str) -> None:
+    async def ask_and_leave(self, questions: Sequence[Any], checkpoint: str) -> bool:
         """Keeps the questions in `left`."""
         self.left += questions
         self.checkpoint = checkpoint
+        return True
 
     async def answer_to(self, key: str) -> Any:
         """Returns the prepared answer."""

@@ -126,8 +126,9 @@ class Turn(Protocol):
         AgentError for a question that nobody can answer, and for too many.
         """
 
-    async def ask_and_leave(self, questions: Sequence[Any], checkpoint: str) -> None:
-        """Asks people, and ends this call of the agent: it must return now.
+    async def ask_and_leave(self, questions: Sequence[Any], checkpoint: str) -> bool:
+        """Asks people, and ends this call of the agent, which must return now; unless the result
+        is False: then all is answered already.
 
         When all is answered the agent is called again for the same attempt, on any node, with the
         `checkpoint` and the `answers`; its output so far stays. `questions` are `Asked` records of

@@ -13,7 +13,6 @@ import structlog
 from runlane_server.agents.base import AgentError, AgentEvent, FoldedPrompt
 from runlane_server.agents.questions import Asked
 from runlane_server.core.errors import CorruptRecord
-from runlane_server.core.input import Question
 from runlane_server.core.model import (
     NO_LABELS,
     Attachment,
@@ -39,7 +38,7 @@ log = structlog.get_logger()
 HISTORY_PAGE = 500
 HISTORY_BYTES = 8 << 20
 
-MAX_CHECKPOINT_BYTES = 1 << 20
+MAX_CHECKPOINT_BYTES = 3 << 20
 """Size limit of what an agent keeps while it waits for input."""
 
 MESSAGE_BYTES = 200
@@ -70,13 +69,11 @@ class Job:
 class Questions(Protocol):
     """The questions of an attempt; see `asking.Asking`."""
 
-    leaving: tuple[Sequence[Question], str] | None
-
     async def ask(self, asked: Asked) -> Any:
         """Asks a question, and waits for its answer."""
 
-    def question(self, asked: Asked) -> Question:
-        """The question, with its key."""
+    async def begin_to_leave(self, questions: Sequence[Asked], checkpoint: str) -> bool:
+        """Asks when the agent returns; returns whether anything is not answered yet."""
 
     async def answer_to(self, key: str) -> Any:
         """The answer to a question of this run."""
@@ -176,8 +173,8 @@ class AgentTurn:
         asked = Asked(text, key, tool_name, arguments, choices, schema, timeout, default)
         return await self._asking.ask(asked)
 
-    async def ask_and_leave(self, questions: Sequence[Asked], checkpoint: str) -> None:
-        """Asks people, and ends this call of the agent."""
+    async def ask_and_leave(self, questions: Sequence[Asked], checkpoint: str) -> bool:
+        """Asks people, and ends this call of the agent; False if all is answered already."""
         if not (questions and checkpoint):
             raise AgentError("ask_and_leave: give a question and a checkpoint")
         if utf8_size(checkpoint) > MAX_CHECKPOINT_BYTES:
@@ -185,7 +182,7 @@ class AgentTurn:
                 f"ask_and_leave: the checkpoint has {utf8_size(checkpoint)} bytes;"
                 f" {MAX_CHECKPOINT_BYTES} is the limit"
             )
-        self._asking.leaving = [self._asking.question(one) for one in questions], checkpoint
+        return await self._asking.begin_to_leave(questions, checkpoint)
 
     async def answer_to(self, key: str) -> Any:
         """The answer to a question that the agent has left with."""

@@ -157,6 +157,18 @@ class Asking:
         self._repeated[first.key] += 1
         return question_of(asked, repeated=repeated) if repeated else first
 
+    async def begin_to_leave(self, questions: Sequence[Asked], checkpoint: str) -> bool:
+        """Asks when the agent returns; returns whether anything is not answered yet (R44)."""
+        made = [self.question(one) for one in questions]
+        found = [await self._find(one.key) for one in made]
+        left = [
+            one
+            for one, known in zip(made, found, strict=True)
+            if known is None or known.state is InputState.OPEN
+        ]
+        self.leaving = (left, checkpoint) if left else None
+        return bool(left)
+
     async def answer_to(self, key: str) -> Any:
         """The answer to a question of this run. Raises AgentError."""
         found = await self._find(key)

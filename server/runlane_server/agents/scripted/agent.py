@@ -74,8 +74,10 @@ class ScriptedAgent:
         for number, step in enumerate(script[done:], start=done + 1):
             if step.leave:
                 asked = step.value._replace(key=str(number))
-                await turn.ask_and_leave([asked], str(number))
-                return
+                if await turn.ask_and_leave([asked], str(number)):
+                    return
+                yield TextDelta(_answer(await turn.answer_to(str(number))))
+                continue
             for count in range(1, step.repeat + 1):
                 for event in await self._execute(step, turn):
                     yield event
