@@ -121,6 +121,30 @@ MUTANTS = (
         "keeps it",
     ),
     Mutant(
+        "a run of another agent is folded",
+        " and run.agent == host.agent]",
+        "]",
+        "R26, R27",
+    ),
+    Mutant(
+        "a run gets the default agent in place of the one it names",
+        "agent = agents.choose(request.agent, lane.agent)",
+        'agent = agents.choose(request.agent and "") or agents.default',
+        "R31",
+    ),
+    Mutant(
+        "an unknown agent is accepted",
+        "agent = agents.choose(request.agent, lane.agent)",
+        "agent = request.agent or agents.default",
+        "has to be refused",
+    ),
+    Mutant(
+        "the runs of all agents fail with one of them",
+        "if agents is None or run.agent in agents]",
+        "]",
+        "R32",
+    ),
+    Mutant(
         "folded runs are left behind by a cancel",
         "        self._folded = tuple(self._cover(run, reason) for run in self._folded)\n",
         "",
@@ -201,6 +225,36 @@ MUTANTS = (
         "        if any(run.run_id == run_id for run in self._folded):\n"
         "            self.cancel_active(reason)",
         "R20",
+    ),
+    Mutant(
+        "a supervisor ends a run that another node has adopted",
+        "    if host not in {None, active.host}:",
+        "    if False:",
+        "has to be refused",
+    ),
+    Mutant(
+        "an adoption takes the cancel back",
+        "    moved = active._replace(host=host)\n",
+        "    moved = active._replace(host=host, state=RunState.ACTIVE, cancel_reason='')\n",
+        "adopt takes no run",
+    ),
+    Mutant(
+        "a late attempt is adopted",
+        "    active = _the_active(lane, run_id, attempt)\n    if active.host == host:",
+        "    active = _the_active(lane, run_id, lane.active.attempt)\n    if active.host == host:",
+        "has to be refused",
+    ),
+    Mutant(
+        "an attempt that was given back counts",
+        "        edit.count(active._replace(attempt=active.attempt - 1), events)",
+        "        edit.count(active, events)",
+        "R37",
+    ),
+    Mutant(
+        "a turn with folded runs is given back as if nothing had happened",
+        "is_active and not (content or tail or lane.folded):",
+        "is_active:",
+        "R37",
     ),
     Mutant(
         "accept_seq is given twice after a cancel on entry",

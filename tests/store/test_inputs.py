@@ -45,7 +45,7 @@ async def test_r40_a_request_is_stored_with_its_run(store: Store, story: Story) 
     run = await store.get_run(story.run_key("a"))
     assert run is not None
     assert run.state is RunState.INPUT_REQUIRED
-    assert list(await store.busy_sessions()) == [BusySession(story.key, True, 1)]
+    assert list(await store.busy_sessions()) == [BusySession(story.key, True, 1, "default")]
     requested = (await bodies(story, "a"))[-1]
     assert isinstance(requested, InputRequested)
     assert (requested.input_request_id, requested.text) == (name, asked.text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,9 +11,12 @@ from typing import Any, TypeVar
 
 import click
 import grpc
+from click.core import ParameterSource
 
+from runlane.cli.terminal import echo
 from runlane.client import DEFAULT_TARGET, Client
 from runlane.wire import RetryPolicy
+from runlane.worker import Worker
 
 
 class ServerType(click.ParamType[str]):
@@ -33,6 +36,7 @@ class ServerType(click.ParamType[str]):
         return value
 
 
+MadeT = TypeVar("MadeT")
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -53,13 +57,20 @@ class Settings:
 
     def client(self, retry: RetryPolicy) -> Client:
         """Creates a client. Raises UsageError if options conflict."""
+        return self._made(lambda access: Client(self.server, retry=retry, **access))
+
+    def worker(self, agents: Mapping[str, Any], **options: Any) -> Worker:
+        """Creates a worker. Raises UsageError if options conflict."""
+        return self._made(lambda access: Worker(self.server, agents, **options, **access))
+
+    def _made(self, make: Callable[[dict[str, Any]], MadeT]) -> MadeT:
         try:
-            return Client(
-                self.server,
-                credentials=self._credentials(),
-                token=self._token(),
-                plaintext_token=self.plaintext_token,
-                retry=retry,
+            return make(
+                {
+                    "credentials": self._credentials(),
+                    "token": self._token(),
+                    "plaintext_token": self.plaintext_token,
+                }
             )
         except ValueError as error:
             text = str(error).replace("plaintext_token=True", "--plaintext-token")
@@ -78,7 +89,7 @@ class Settings:
     def _token(self) -> str | Callable[[], str] | None:
         if self.token_file is None:
             return self.token
-        read = partial(_read_token, self.token_file)
+        read = partial(read_token, self.token_file)
         read()  # report a wrong path immediately
         return read
 
@@ -90,11 +101,23 @@ def _read(path: Path) -> bytes:
         raise click.FileError(str(path), error.strerror) from None
 
 
-def _read_token(path: Path) -> str:
+def read_token(path: Path) -> str:
+    """Returns the token in a file. Raises ClickException if there is none."""
     token = _read(path).decode(errors="replace").strip()
     if not token:
         raise click.UsageError(f"--token-file: {path} is empty")
     return token
+
+
+def warn_of_token(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Warns if the value of an option is a secret that was given on the command line."""
+    if ctx.get_parameter_source(param.name or "") is ParameterSource.COMMANDLINE:
+        echo(
+            "Warning: --token: other users of this machine can see the token; use --token-file or "
+            "set RUNLANE_TOKEN",
+            err=True,
+        )
+    return value
 
 
 _OPTIONS = (
@@ -131,11 +154,9 @@ _OPTIONS = (
     ),
     click.option(
         "--token",
-        metavar="TOKEN",
         envvar="RUNLANE_TOKEN",
-        show_envvar=True,
-        help="Bearer token. Other users of this machine can see command lines; prefer the "
-        "environment variable or --token-file.",
+        hidden=True,  # for RUNLANE_TOKEN, and for those who used it before
+        callback=warn_of_token,
     ),
     click.option(
         "--token-file",
@@ -143,7 +164,8 @@ _OPTIONS = (
         metavar="FILE",
         envvar="RUNLANE_TOKEN_FILE",
         show_envvar=True,
-        help="File with the bearer token, read again for each call; overrides --token.",
+        help="File with the bearer token, read again for each call. RUNLANE_TOKEN may have the "
+        "token itself.",
     ),
     click.option(
         "--plaintext-token",

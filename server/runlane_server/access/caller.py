@@ -44,8 +44,11 @@ class Role(StrEnum):
     OPERATOR = "operator"
     """`RUN` and `ANSWER`."""
 
+    WORK = "work"
+    """Execute runs as a worker, and nothing else."""
+
     ADMIN = "admin"
-    """`OPERATOR`, plus: delete sessions."""
+    """`OPERATOR` and `WORK`, plus: delete sessions."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from runlane_server.access.caller import Role
 _RUNS = "/runlane.v1.RunService/"
 _SESSIONS = "/runlane.v1.SessionService/"
 _AGENTS = "/runlane.v1.AgentService/"
+_WORKER = "/runlane.worker.v1.WorkerService/"
 _HARNESS = "/runlane.harness.v1.HarnessService/"
 
 REQUIRED_ROLES: Mapping[str, Role] = MappingProxyType(
@@ -30,6 +31,7 @@ REQUIRED_ROLES: Mapping[str, Role] = MappingProxyType(
         _SESSIONS + "ListSessions": Role.READ,
         _SESSIONS + "ListMessages": Role.READ,
         _AGENTS + "ListAgents": Role.READ,
+        _WORKER + "Work": Role.WORK,
         _HARNESS + "GetServer": Role.ADMIN,
         _HARNESS + "ArmGate": Role.ADMIN,
         _HARNESS + "AwaitGate": Role.ADMIN,
@@ -41,7 +43,7 @@ REQUIRED_ROLES: Mapping[str, Role] = MappingProxyType(
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Role.READ,
     }
 )
-"""The lowest role that may call each method, by full name."""
+"""The role that may call each method, by full name; a higher one may too."""
 
 PUBLIC_METHODS = frozenset(f"/grpc.health.v1.Health/{name}" for name in ("Check", "List", "Watch"))
 """Methods without authentication: probes of load balancers and orchestrators have no identity."""
@@ -55,10 +57,12 @@ _GRANTS: Mapping[Role, frozenset[Role]] = MappingProxyType(
         Role.ANSWER: frozenset({Role.READ, Role.ANSWER}),
         Role.RUN: frozenset({Role.READ, Role.RUN}),
         Role.OPERATOR: frozenset({Role.READ, Role.ANSWER, Role.RUN, Role.OPERATOR}),
+        Role.WORK: frozenset({Role.WORK}),
         Role.ADMIN: frozenset(Role),
     }
 )
-"""The roles whose methods each role may call. An agent that starts runs does not answer them."""
+"""The roles whose methods each role may call. Whoever starts or executes runs does not answer
+their questions."""
 
 
 def is_allowed(role: Role, method: str) -> bool:

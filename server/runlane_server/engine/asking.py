@@ -70,6 +70,11 @@ class ActiveTimer:
             self._handle.cancel()
             self._handle = None
 
+    def end(self) -> None:
+        """Stops counting, for good; forgets whom to call."""
+        self.pause()
+        self._on_over = None
+
     @property
     def used(self) -> float:
         """The seconds that were counted."""
@@ -94,8 +99,9 @@ class Asking:
         now: Callable[[], Micros],
         *,
         resumable: bool,
+        used: float,
     ) -> None:
-        self.timer = ActiveTimer(job.run.asking.used / 1e6)
+        self.timer = ActiveTimer(used)
         self.leaving: tuple[Sequence[Question], str] | None = None
         """The questions that the agent leaves with, and its checkpoint."""
         self.is_waiting = False

@@ -14,8 +14,10 @@ from typing import Any
 import structlog
 
 from runlane_server.agents.base import Agent, AgentError, AgentEvent, Report
+from runlane_server.agents.worker.agent import WorkerAgent
+from runlane_server.agents.worker.turn import AttemptEnd, AttemptLost, HandedBack
 from runlane_server.core import lane as rules
-from runlane_server.core.errors import IllegalCommand, RunlaneError
+from runlane_server.core.errors import IllegalCommand, RunlaneError, StoreUnavailable
 from runlane_server.core.limits import RETRY_PAUSE, Limits, RunTimeout
 from runlane_server.core.model import (
     NO_USAGE,
@@ -37,6 +39,7 @@ from runlane_server.engine.lanes import LaneContended
 from runlane_server.engine.outbox import Outbox, pieces_of
 from runlane_server.engine.pulse import Pulse
 from runlane_server.engine.replay import Replays
+from runlane_server.engine.worker_turn import WorkerTurn
 from runlane_server.harness.gates import Gates, Point
 from runlane_server.store.base import Store
 
@@ -67,7 +70,6 @@ class Runner:
         limits: Limits,
         gates: Gates,
         pulse: Pulse,
-        replays: Replays,
     ) -> None:
         self.job = job
         self.is_settled = False
@@ -79,14 +81,17 @@ class Runner:
         self._store = store
         self._limits = limits
         self._cancel_grace = limits.cancel_grace
-        self._replays = replays
         self._rest: tuple[EventBody, ...] | None = None
         self._gates = gates
+        self._now = now
         # Set when the supervisor must act: the agent returned, was stopped, or timed out.
         self._due: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stopped = False
         self._cancelled: str | None = None
         self._handing_over = ""
+        self._is_unused = False
+        # Of an agent whose attempts may outlive this node.
+        self._end = AttemptEnd() if isinstance(agent, WorkerAgent) else None
         self._timed_out = False
         self._is_broken = False
         self._code = AgentCode(job.run_key, job.key.session_id)
@@ -99,12 +104,18 @@ class Runner:
         self._is_silent = True
         self._slice = 0
         self._asking = Asking(
-            job, store, lane, self._outbox, now, resumable=bool(getattr(agent, "resumable", False))
+            job,
+            store,
+            lane,
+            self._outbox,
+            now,
+            resumable=bool(getattr(agent, "resumable", False)),
+            used=self._elapsed,
         )
         self._has_expired = False
         self._report = _EMPTY_REPORT
         self._folding: asyncio.Task[Sequence[LaneRun]] | None = None
-        self._taken: set[str] = set()
+        self._taken: dict[str, None] = {}
 
     def start(self) -> asyncio.Task[None]:
         """Starts the agent; returns the supervisor's task, which must never be cancelled."""
@@ -151,11 +162,29 @@ class Runner:
     def hand_over(self, why: str = rules.NODE_LOST) -> None:
         """Stops the agent because the node stops; the run is handed over unless it has ended.
 
-        `why` is the message of a run that has no attempt left.
+        `why` is the message of a run that has no attempt left. An attempt of a worker is left as it
+        is: it continues where the worker reconnects (R36).
         """
         if not self._is_over:
-            self._handing_over = why
+            if self._end is not None:
+                self._end.is_leaving = True
+            else:
+                self._handing_over = why
         self._stop()
+
+    @property
+    def was_left(self) -> bool:
+        """Whether the attempt was left to its worker, without an end."""
+        return self.is_settled and self._is_leaving
+
+    @property
+    def _is_leaving(self) -> bool:
+        return self._end is not None and self._end.is_leaving and self._cancelled is None
+
+    def _settle(self) -> None:
+        self.is_settled = True
+        if self._end is not None:
+            self._end.commit()
 
     @property
     def _is_over(self) -> bool:
@@ -182,16 +211,18 @@ class Runner:
         structlog.contextvars.bind_contextvars(
             session_id=self.job.key.session_id, run_id=run.run_id, **log_fields(self.job.trace)
         )
-        log.info("run started", attempt=run.attempt)
-        if run.asking.checkpoint:
-            await self._restore()
+        event = "run continued" if self.job.is_resumed else "run started"
+        log.info(event, attempt=run.attempt)
+        if self.job.is_resumed or run.asking.checkpoint:
+            # Before the agent starts: a cancel keeps the output of the attempt too (R16).
+            await self._restore_output()
         work = self._working = self._code.start(self._work())
         self._outbox.follow(work, on_lost=self.hand_over, on_broken=self._break_off)
         work.add_done_callback(self._wake)
         timeout = self._limits.run_timeout(run.timeout)
         self._asking.timer.begin(None if timeout is None else timeout.seconds, self._wake)
         await self._due
-        self._asking.timer.pause()
+        self._asking.timer.end()
         self._timed_out = not self._is_over
         if self._refused is not None:
             # The agent is being closed, and may need as long as after a cancel.
@@ -203,6 +234,8 @@ class Runner:
         error = self._refused or failure
         if self._timed_out:
             error = _timeout_error(timeout)
+        elif (lost := _loss_of(work)) is not None:
+            self._handing_over, self._is_unused = lost.message, isinstance(lost, HandedBack)
         if error is None and self._asking.leaving is not None and not self._stopped:
             error = await self._leave()
             if self.is_settled:
@@ -210,11 +243,13 @@ class Runner:
         # A stopped agent has not completed, even if it returned: its output was dropped.
         await self._report_end(error)
 
-    async def _restore(self) -> None:
-        """Restores the output of this attempt before it was parked."""
-        async with self._replays.replay(self.job.run_key) as replay:
-            self._outbox.restore(replay.draft, replay.events, replay.bytes)
-        self._is_silent = False
+    @property
+    def _elapsed(self) -> float:
+        """Seconds that the attempt was active in another process, or before it was parked."""
+        used = self.job.run.asking.used / 1e6
+        if not self.job.is_resumed or self.job.run.started_at is None:
+            return used
+        return max(used, (self._now() - self.job.run.started_at) / 1e6)
 
     async def _leave(self) -> RunError | None:
         """Parks the run, and settles it here; or returns why that is not possible."""
@@ -228,10 +263,10 @@ class Runner:
         except AgentError as refused:
             return run_error(refused)
         else:
-            # A cancel in the same commit is for this runner to carry out.
-            self.is_settled = is_parked and self._cancelled is None
             if is_parked:
                 self._rest = ()
+                # A cancel in the same commit is for this runner to carry out.
+                self.is_settled = self._cancelled is None
         return None
 
     def _wake(self, _: object = None) -> None:
@@ -264,10 +299,13 @@ class Runner:
         if self._is_broken:
             await self._end_without_output()
             return
-        await self._pass_gate(Point.BEFORE_FINISH)
-        while not await self._commit_end(outcome):
+        if not self._is_leaving:
+            await self._pass_gate(Point.BEFORE_FINISH)
+        while not (self._is_leaving or await self._commit_end(outcome)):
             await asyncio.sleep(RETRY_PAUSE)
-        self.is_settled = True
+        if self._is_leaving:
+            log.info("run left to its worker", attempt=self.job.run.attempt)
+        self._settle()
 
     async def _end_asking(self) -> None:
         """Waits for an ask that is being committed."""
@@ -284,7 +322,7 @@ class Runner:
             await self._stop_agent(self._working)
         await self._outbox.take_rest()
         await self._lane.end_without_output(self.job, self._cancelled)
-        self.is_settled = True
+        self._settle()
 
     def _outcome(self, error: RunError | None, tail: tuple[EventBody, ...]) -> Outcome:
         reason = self._report.finish_reason or FinishReason.STOP
@@ -308,7 +346,9 @@ class Runner:
         try:
             if self._handing_over and self._cancelled is None:
                 why = self._handing_over
-                await self._lane.hand_over(self.job, outcome, self._outbox.events, why)
+                await self._lane.hand_over(
+                    self.job, outcome, self._outbox.events, why, is_unused=self._is_unused
+                )
             else:
                 await self._lane.finish(self.job, outcome, self._outbox.events, self._cancelled)
         except IllegalCommand:
@@ -332,18 +372,49 @@ class Runner:
     async def _run_agent(self) -> None:
         # The turn refers to the runner, so the runner does not refer to the turn: without a
         # reference cycle the run is freed at once, not by the garbage collector.
-        turn = AgentTurn(
+        turn = self._make_turn()
+        await turn.load()
+        async with aclosing(self._agent.run(turn)) as events:
+            async for event in events:
+                await self._accept(event)
+
+    def _make_turn(self) -> AgentTurn:
+        if self._end is None:
+            return AgentTurn(
+                self.job,
+                self._store,
+                fold=self._fold,
+                accept=self._accept,
+                asking=self._asking,
+                max_history=self._limits.max_history,
+            )
+        return WorkerTurn(
             self.job,
             self._store,
             fold=self._fold,
             accept=self._accept,
             asking=self._asking,
-            max_history=self._limits.max_history,
+            outbox=self._outbox,
+            end=self._end,
+            limits=self._limits,
+            folded=list(self._taken),
         )
-        await turn.load()
-        async with aclosing(self._agent.run(turn)) as events:
-            async for event in events:
-                await self._accept(event)
+
+    async def _restore_output(self) -> None:
+        """Continues after the output that the attempt has stored before."""
+        replays = Replays(self._store, self._limits.max_run_output)
+        while True:
+            try:
+                async with replays.replay(self.job.run_key) as replay:
+                    self._outbox.restore(replay)
+            except StoreUnavailable:
+                if self._store.failed is not None:
+                    raise
+                await asyncio.sleep(RETRY_PAUSE)
+                continue
+            self._taken = dict.fromkeys(replay.folded)
+            self._is_silent = not replay.output_events
+            return
 
     async def _accept(self, event: AgentEvent) -> None:
         """Takes an event that the agent yielded or emitted.
@@ -416,7 +487,7 @@ class Runner:
             self._stop()
             return ()
         for run in folded:
-            self._taken.add(run.run_id)
+            self._taken[run.run_id] = None
             self._outbox.add_stored(Folded(run.run_id, self.job.run.run_id))
         # A commit that follows may have counted them already.
         self._outbox.events = max(self._outbox.events, before + len(folded))
@@ -431,6 +502,14 @@ def _failure_of(work: asyncio.Task[None], *, stopped: bool) -> RunError | None:
         return RunError("AGENT_ERROR", "the agent cancelled its own task")
     failure = work.exception()
     return None if failure is None else run_error(failure)
+
+
+def _loss_of(work: asyncio.Task[None]) -> AttemptLost | None:
+    """How the executor of the attempt was lost, if it was."""
+    if not work.done() or work.cancelled():
+        return None
+    failure = work.exception()
+    return failure if isinstance(failure, AttemptLost) else None
 
 
 def _timeout_error(timeout: RunTimeout | None) -> RunError:

@@ -32,7 +32,9 @@ from runlane.v1 import (
     session_service_pb2,
     session_service_pb2_grpc,
 )
+from runlane.worker.v1 import worker_service_pb2, worker_service_pb2_grpc
 from runlane_server.access.control import AccessControl
+from runlane_server.agents.worker.workers import Workers
 from runlane_server.cluster.relay import Relay
 from runlane_server.core.errors import StartError, start_error
 from runlane_server.core.observer import NO_OBSERVER, Observer
@@ -40,6 +42,7 @@ from runlane_server.engine.coordinator import Coordinator
 from runlane_server.harness.harness import Harness
 from runlane_server.net.addresses import Address
 from runlane_server.rpc.agents import AgentService
+from runlane_server.rpc.connection_shares import ConnectionShares
 from runlane_server.rpc.grpc_server import make_server
 from runlane_server.rpc.harness import HarnessService
 from runlane_server.rpc.inflight import InflightCalls
@@ -48,6 +51,7 @@ from runlane_server.rpc.requests import MAX_MESSAGE, WINDOW
 from runlane_server.rpc.runs import RunService
 from runlane_server.rpc.sessions import SessionService
 from runlane_server.rpc.tls import ServerTls
+from runlane_server.rpc.worker import WorkerService
 
 log = structlog.get_logger()
 
@@ -105,6 +109,7 @@ _SERVICES = (
 
 AGENT_HEALTH = "runlane.agent/"
 """What the name of an agent follows in the service name of a health check."""
+_WORKER = worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name
 
 _HARNESS = harness_service_pb2.DESCRIPTOR.services_by_name["HarnessService"].full_name
 
@@ -124,8 +129,9 @@ class Endpoint:
     """Serves a coordinator over gRPC. It must be created on the event loop that serves.
 
     With `shares_port` it can listen on a port together with other processes of the same user.
-    Without `tls` connections are not encrypted. A `harness` is served as well. Unix sockets get
-    `socket_mode`.
+    Without `tls` connections are not encrypted. A `harness`, and `workers`, are served as well.
+    Unix sockets get `socket_mode`. An address may have `max_per_address` connections; 0: half of
+    all.
     """
 
     def __init__(
@@ -139,11 +145,16 @@ class Endpoint:
         observer: Observer = NO_OBSERVER,
         tls: ServerTls | None = None,
         harness: Harness | None = None,
+        workers: Workers | None = None,
         socket_mode: int = 0o600,
+        max_per_address: int = 0,
     ) -> None:
         self.calls = InflightCalls()
         self._shares_port = shares_port
         self._socket_mode = socket_mode
+        # A process that shares a port listens at one of its own too.
+        self._max_connections = max_connections(2 if shares_port else 1)
+        self.shares = ConnectionShares(max_per_address or max(1, self._max_connections // 2))
         self._tls = tls
         self._access = access
         self._observer = observer
@@ -153,6 +164,9 @@ class Endpoint:
         self._coordinator = coordinator
         self._harness = None if harness is None else HarnessService(harness)
         self._services = _SERVICES if harness is None else (*_SERVICES, _HARNESS)
+        self._workers = None if workers is None else WorkerService(coordinator, workers)
+        if workers is not None:
+            self._services = (*self._services, _WORKER)
         self._health = _Health(self._services)
         self._bound: list[Address] = []
         self._broken: set[asyncio.Task[None]] = set()
@@ -162,22 +176,29 @@ class Endpoint:
     def _make(self) -> grpc.aio.Server:
         """Creates a server with all services, without a port."""
         # By default gRPC shares a port that is in use; here this must be requested.
-        shares = self._shares_port
         options = (
-            ("grpc.so_reuseport", int(shares)),
-            # A process that shares a port listens at one of its own too.
-            ("grpc.max_allowed_incoming_connections", max_connections(2 if shares else 1)),
+            ("grpc.so_reuseport", int(self._shares_port)),
+            ("grpc.max_allowed_incoming_connections", self._max_connections),
             *OPTIONS,
         )
         server = make_server(options)
         # It has the methods that the generated code calls.
         middleware = cast(
-            "grpc.aio.Server", Middleware(server, self.calls, self._access, self._observer)
+            "grpc.aio.Server",
+            Middleware(
+                server,
+                self.calls,
+                self._access,
+                self._observer,
+                has_certificates=self._tls is not None and self._tls.requires_client_certificates,
+            ),
         )
         run_service_pb2_grpc.add_RunServiceServicer_to_server(self._runs, middleware)
         session_service_pb2_grpc.add_SessionServiceServicer_to_server(self._sessions, middleware)
         agent_service_pb2_grpc.add_AgentServiceServicer_to_server(self._agents, middleware)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, middleware)
+        if self._workers is not None:
+            worker_service_pb2_grpc.add_WorkerServiceServicer_to_server(self._workers, middleware)
         if self._harness is not None:
             harness_service_pb2_grpc.add_HarnessServiceServicer_to_server(self._harness, middleware)
         names = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -276,6 +297,12 @@ class Endpoint:
                     await asyncio.sleep(CHECK_SECONDS)
             else:
                 raise StartError(f"cannot listen on {address} again")
+
+    async def keep_shares(self) -> Never:
+        """Closes connections of addresses that have more than their share, until cancelled."""
+        while True:
+            ports = {bound.port for bound in self._bound if not bound.is_unix}
+            await asyncio.sleep(await self.shares.look(ports))
 
     async def mark_not_serving(self) -> None:
         """Sets health to NOT_SERVING permanently, for load balancers; calls are still served."""

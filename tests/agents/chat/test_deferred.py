@@ -41,7 +41,9 @@ def model_of(*steps: Calls) -> FunctionModel:
         if asked < len(steps):
             yield f"step {asked + 1}. "
             for n, (name, arguments) in enumerate(steps[asked]):
-                yield {n: DeltaToolCall(name, json.dumps(arguments), tool_call_id=f"call-{asked}-{n}")}
+                yield {
+                    n: DeltaToolCall(name, json.dumps(arguments), tool_call_id=f"call-{asked}-{n}")
+                }
             return
         yield "; ".join(f"{part.tool_name}: {part.content}" for part in returned)
 

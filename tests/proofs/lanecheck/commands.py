@@ -9,7 +9,9 @@ from types import ModuleType
 from typing import Any
 
 from runlane_server.core import lane as lane_rules
+from runlane_server.core.agents import DEFAULT_AGENT, AgentNames
 from runlane_server.core.errors import (
+    AgentNotFound,
     IllegalCommand,
     InputClosed,
     QueueFull,
@@ -48,6 +50,14 @@ EMPTY = Lane(KEY)
 AT = 1_000
 BOOM = RunError("BOOM", "it went wrong")
 ANSWER = Answer("a", '"yes"', "somebody", "token", "", "", AT)
+OTHER = "other"
+"""An agent besides the default one."""
+NOBODY = "nobody"
+"""An agent that is not declared."""
+AGENTS = AgentNames((DEFAULT_AGENT, OTHER), DEFAULT_AGENT)
+ELSEWHERE = "b"
+"""A node that adopts runs. They are started on the node without a name."""
+
 STREAMED = 1
 """Number of events that each attempt is assumed to have streamed before it is drained or ends."""
 
@@ -68,14 +78,17 @@ class Verb(StrEnum):
     FINISH = "finish"
     NODE_LOST = "node_lost"
     HAND_OVER = "hand_over"
+    HAND_BACK = "hand_back"
+    ADOPT = "adopt"
     FAIL_WAITING = "fail_waiting"
     REMOVE = "remove"
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command with all that it takes. `max_attempts` is that of the run accepted; `key` is that
-    of the question asked or answered."""
+    """A command with all that it takes. `max_attempts` is that of the run accepted, `agent` the one
+    that it names, or the one whose waiting runs fail; `host` is the node of the active run's
+    supervisor, or the one that adopts it; `key` is that of the question asked or answered."""
 
     verb: Verb
     token: str = ""
@@ -87,20 +100,26 @@ class Command:
     allow_missing: bool = True
     max_waiting: int = 9
     max_attempts: int = 2
+    agent: str = ""
+    host: str | None = None
     key: str = ""
     has_default: bool = False
     resumable: bool = False
     park: bool = False
 
     def __str__(self) -> str:
+        node = () if self.host is None else (f"on {self.host!r}",)
         arguments: dict[Verb, tuple[str, ...]] = {
             Verb.RESERVE: (self.token, self.run_id),
             Verb.RELEASE: (self.token,),
-            Verb.ACCEPT: (self.token, self.run_id, self.when_busy),
+            Verb.ACCEPT: (self.token, self.run_id, self.when_busy, self.agent),
+            Verb.FAIL_WAITING: (self.agent,),
             Verb.CANCEL: (self.scope, self.run_id),
-            Verb.DRAIN: (self.run_id, str(self.attempt)),
-            Verb.FINISH: (self.run_id, str(self.attempt), "ok" if self.ok else "failed"),
-            Verb.HAND_OVER: (self.run_id, str(self.attempt)),
+            Verb.DRAIN: (self.run_id, str(self.attempt), *node),
+            Verb.FINISH: (self.run_id, str(self.attempt), "ok" if self.ok else "failed", *node),
+            Verb.HAND_OVER: (self.run_id, str(self.attempt), *node),
+            Verb.HAND_BACK: (self.run_id, str(self.attempt), *node),
+            Verb.ADOPT: (self.run_id, str(self.attempt), *node),
             Verb.ASK: (
                 *(self.run_id, str(self.attempt), self.key, "default" * self.has_default),
                 *("resumable" * self.resumable, "park" * self.park),
@@ -120,7 +139,11 @@ class Command:
     def request(self) -> RunRequest:
         """The request of an accept."""
         return RunRequest(
-            self.run_id, Prompt("do it"), self.when_busy, max_attempts=self.max_attempts
+            self.run_id,
+            Prompt("do it"),
+            self.when_busy,
+            max_attempts=self.max_attempts,
+            agent=self.agent,
         )
 
     def outcome(self, lane: Lane) -> Outcome:
@@ -143,10 +166,11 @@ class Command:
                 return self._accept_refusal(lane)
             case Verb.ANSWER:
                 return None if self.input_of(lane) else InputClosed
-            case Verb.DRAIN | Verb.FINISH | Verb.HAND_OVER | Verb.ASK:
-                active = lane.active
-                at_work = active is not None and (active.run_id, active.attempt)
-                return None if at_work == (self.run_id, self.attempt) else IllegalCommand
+            case Verb.DRAIN | Verb.FINISH | Verb.HAND_OVER | Verb.HAND_BACK:
+                here = self.host is None or (lane.active and lane.active.host == self.host)
+                return None if here and self._is_of_active(lane) else IllegalCommand
+            case Verb.ADOPT | Verb.ASK:
+                return None if self._is_of_active(lane) else IllegalCommand
             case Verb.REMOVE:
                 idle = not (lane.active or lane.waiting or lane.reservations)
                 if not lane.version:
@@ -154,6 +178,11 @@ class Command:
                 return None if idle else SessionBusy
             case _:
                 return None
+
+    def _is_of_active(self, lane: Lane) -> bool:
+        active = lane.active
+        at_work = active is not None and (active.run_id, active.attempt)
+        return at_work == (self.run_id, self.attempt)
 
     def _accept_refusal(self, lane: Lane) -> type[Exception] | None:
         held = self._held(lane)
@@ -163,6 +192,8 @@ class Command:
             return None
         if not (lane.version or self.allow_missing):
             return SessionNotFound
+        if self.agent == NOBODY:
+            return AgentNotFound
         behind = lane.active is not None or lane.waiting != ()
         before = lane.reservations[: lane.reservations.index(held)]
         beaten = any(other.run_id != self.run_id for other in before)
@@ -211,13 +242,14 @@ _CALLS: Mapping[Verb, Callable[[ModuleType, Lane, Command], object]] = {
         token=self.token,
         max_waiting=self.max_waiting,
         allow_missing=self.allow_missing,
+        agents=AGENTS,
     ),
     Verb.DISPATCH: lambda rules, lane, self: rules.dispatch(lane, at=AT),
     Verb.CANCEL: lambda rules, lane, self: rules.cancel(
         lane, self.scope, at=AT, run_id=self.run_id, reason="why not"
     ),
     Verb.DRAIN: lambda rules, lane, self: rules.drain_for_step(
-        lane, self.run_id, self.attempt, at=AT, events=streamed(lane)
+        lane, self.run_id, self.attempt, at=AT, events=streamed(lane), host=self.host
     ),
     Verb.ASK: lambda rules, lane, self: rules.ask(
         lane,
@@ -237,17 +269,49 @@ _CALLS: Mapping[Verb, Callable[[ModuleType, Lane, Command], object]] = {
     ),
     Verb.RESUME: lambda rules, lane, _: rules.resume(lane, at=AT),
     Verb.FINISH: lambda rules, lane, self: rules.finish(
-        lane, self.run_id, self.attempt, self.outcome(lane), at=AT, events=streamed(lane)
+        lane,
+        self.run_id,
+        self.attempt,
+        self.outcome(lane),
+        at=AT,
+        events=streamed(lane),
+        host=self.host,
     ),
     Verb.NODE_LOST: lambda rules, lane, self: rules.node_lost(
         lane, *_of_active(lane), at=AT, content=spoken(lane), events=streamed(lane)
     ),
     Verb.HAND_OVER: lambda rules, lane, self: rules.hand_over(
-        lane, self.run_id, self.attempt, self.outcome(lane), at=AT, events=streamed(lane)
+        lane,
+        self.run_id,
+        self.attempt,
+        self.outcome(lane),
+        at=AT,
+        events=streamed(lane),
+        host=self.host,
     ),
-    Verb.FAIL_WAITING: lambda rules, lane, self: rules.fail_waiting(lane, BOOM, at=AT),
+    Verb.HAND_BACK: lambda rules, lane, self: rules.hand_over(
+        lane,
+        self.run_id,
+        self.attempt,
+        _unused(lane),
+        at=AT,
+        events=streamed(lane),
+        is_unused=True,
+        host=self.host,
+    ),
+    Verb.ADOPT: lambda rules, lane, self: rules.adopt(
+        lane, self.run_id, self.attempt, host=self.host or ""
+    ),
+    Verb.FAIL_WAITING: lambda rules, lane, self: rules.fail_waiting(
+        lane, BOOM, at=AT, agents={self.agent} if self.agent else None
+    ),
     Verb.REMOVE: lambda rules, lane, self: rules.remove(lane),
 }
+
+
+def _unused(lane: Lane) -> Outcome:
+    """The outcome of an executor that has emitted nothing; what it folded in is there."""
+    return Outcome(FinishReason.STOP, content=spoken(lane) if lane.folded else ())
 
 
 def _of_active(lane: Lane) -> tuple[str, int]:
@@ -291,9 +355,13 @@ def reserve(token: str, run_id: str = "") -> Command:
     return Command(Verb.RESERVE, token=token, run_id=run_id or token)
 
 
-def accept(run_id: str, when_busy: WhenBusy = WhenBusy.QUEUE, *, token: str = "") -> Command:
+def accept(
+    run_id: str, when_busy: WhenBusy = WhenBusy.QUEUE, *, token: str = "", agent: str = ""
+) -> Command:
     """An accept of a run with the reservation of the same name."""
-    return Command(Verb.ACCEPT, token=token or run_id, run_id=run_id, when_busy=when_busy)
+    return Command(
+        Verb.ACCEPT, token=token or run_id, run_id=run_id, when_busy=when_busy, agent=agent
+    )
 
 
 def cancel(scope: CancelScope = CancelScope.SESSION, run_id: str = "") -> Command:
@@ -347,10 +415,21 @@ def hand_over(run_id: str, attempt: int = 1) -> Command:
     return Command(Verb.HAND_OVER, run_id=run_id, attempt=attempt)
 
 
+def hand_back(run_id: str, attempt: int = 1) -> Command:
+    """The executor of the active run gives it back, without output of its own."""
+    return Command(Verb.HAND_BACK, run_id=run_id, attempt=attempt)
+
+
+def adopt(run_id: str, attempt: int = 1, *, host: str = ELSEWHERE) -> Command:
+    """A node adopts the active run."""
+    return Command(Verb.ADOPT, run_id=run_id, attempt=attempt, host=host)
+
+
 DISPATCH = Command(Verb.DISPATCH)
 NODE_LOST = Command(Verb.NODE_LOST)
 RESUME = Command(Verb.RESUME)
 FAIL_WAITING = Command(Verb.FAIL_WAITING)
+FAIL_OTHER = Command(Verb.FAIL_WAITING, agent=OTHER)
 REMOVE = Command(Verb.REMOVE)
 
 
@@ -367,6 +446,7 @@ def stored(lane: Lane, made: Transition) -> Lane:
         made.lane.folded,
         made.lane.waiting,
         made.lane.reservations,
+        made.lane.agent,
     )
 
 

@@ -16,6 +16,7 @@ from proofs.lanecheck.commands import (
     live,
     live_ids,
 )
+from runlane_server.core.agents import DEFAULT_AGENT
 from runlane_server.core.model import CancelScope, RunState, WhenBusy
 from runlane_server.core.transition import (
     CoveredRun,
@@ -41,6 +42,14 @@ def _frame(before: Lane, command: Command, made: Transition) -> str | None:
     new = [run.run_id for run in after.waiting if run.run_id in old]
     if new != [run_id for run_id in old if run_id in new]:
         return "waiting runs keep their order (R7)"
+    agents = {run.run_id: run.agent for run in live(before)}
+    if any(agents.get(run.run_id, run.agent) != run.agent for run in live(after)):
+        return "a run keeps its agent (R31)"
+    wanted = command.agent or before.agent or DEFAULT_AGENT
+    if any(change.request is not None and change.run.agent != wanted for change in made.runs):
+        return "a run gets the agent it names, else that of its session, else the default (R31)"
+    if after.agent != before.agent and not made.removed:
+        return "only its owner changes the agent of a session (R31)"
     if command.verb not in {Verb.RESERVE, Verb.RELEASE, Verb.ACCEPT, Verb.CANCEL, Verb.REMOVE} and (
         before.reservations != after.reservations
     ):
@@ -167,12 +176,13 @@ def _is_covered(run: LaneRun, change: RunChange | None) -> bool:
 
 def _drain(before: Lane, _: Command, made: Transition[Any]) -> str | None:
     meant = (run for run in before.waiting if run.when_busy is WhenBusy.FOLD and run.turn == 0)
-    joining = sorted(meant, key=lambda run: run.accept_seq)
+    own = (run for run in meant if before.active is None or run.agent == before.active.agent)
+    joining = sorted(own, key=lambda run: run.accept_seq)
     if not _was_active(before):
         joining = []
     run_ids = [run.run_id for run in joining]
     if [run.run_id for run in made.reply] != run_ids:
-        return "a step takes what waits to be folded, in accept order (R26, R27)"
+        return "a step takes what waits to be folded, of its agent, in accept order (R26, R27)"
     if [run.run_id for run in made.lane.folded] != [
         *(run.run_id for run in before.folded),
         *run_ids,
@@ -230,10 +240,36 @@ def _node_lost(before: Lane, _: Command, made: Transition) -> str | None:  # noq
     return None if not made.completes else "a retried run has not ended (R21)"
 
 
-def _fail_waiting(before: Lane, _: Command, made: Transition) -> str | None:
+def _hand_back(before: Lane, command: Command, made: Transition) -> str | None:
+    """Without output, the attempt does not count, the last one neither (R37)."""
+    active = before.active
+    if active is None or before.folded or not _was_active(before):
+        kept = made.lane.find(active.run_id) if active is not None else None
+        if active is not None and kept is not None and kept.attempt != active.attempt:
+            return "an attempt with output counts (R37)"
+        return _node_lost(before, command, made)
+    back = made.lane.waiting[0]
+    if made.lane.active is not None or back.run_id != active.run_id or made.completes:
+        return "a run that is given back goes to the head (R37)"
+    return None if back.attempt == active.attempt - 1 else "its attempt does not count (R37)"
+
+
+def _adopt(before: Lane, command: Command, made: Transition) -> str | None:
+    """The run changes its node and nothing else (R36)."""
+    active = before.active
+    waits = active is not None and active.state is _S.INPUT_REQUIRED
+    moved = active if active is None or waits else active._replace(host=command.host or "")
+    if made.lane != before._replace(active=moved) or made.reply != moved:
+        return "an adopted run changes its node and nothing else (R36)"
+    return None if not (made.events or made.messages) else "an adoption is no event (R36)"
+
+
+def _fail_waiting(before: Lane, command: Command, made: Transition) -> str | None:
     failed = [complete.run_id for complete in made.completes if complete.state is _S.FAILED]
-    if made.lane.waiting or failed != [run.run_id for run in before.waiting]:
-        return "all that wait end failed (R30)"
+    meant = [run.run_id for run in before.waiting if command.agent in {"", run.agent}]
+    left = [run.run_id for run in before.waiting if run.run_id not in meant]
+    if [run.run_id for run in made.lane.waiting] != left or failed != meant:
+        return "all that wait for the agent end failed, and no others (R30, R32)"
     untouched = made.lane.active == before.active and made.lane.folded == before.folded
     return None if untouched and made.reply == len(failed) else "the active run is not touched"
 
@@ -272,6 +308,8 @@ _EFFECTS: Mapping[Verb, Callable[[Lane, Command, Transition], str | None]] = {
     Verb.RESUME: _input,
     Verb.NODE_LOST: _node_lost,
     Verb.HAND_OVER: _node_lost,
+    Verb.HAND_BACK: _hand_back,
+    Verb.ADOPT: _adopt,
     Verb.FAIL_WAITING: _fail_waiting,
     Verb.REMOVE: _remove,
 }

@@ -89,7 +89,11 @@ STEPS: dict[Verb, frozenset[tuple[RunState | None, RunState]]] = {
     Verb.RESUME: frozenset({(_S.INPUT_REQUIRED, _S.ACTIVE)}),
     Verb.NODE_LOST: _GIVEN_UP,
     Verb.HAND_OVER: _GIVEN_UP,
-    Verb.FAIL_WAITING: frozenset({(_S.ACCEPTED, _S.FAILED), (_S.QUEUED, _S.FAILED)}),
+    Verb.HAND_BACK: _GIVEN_UP,
+    Verb.ADOPT: frozenset(),
+    Verb.FAIL_WAITING: frozenset(
+        {(_S.ACCEPTED, _S.FAILED), (_S.QUEUED, _S.FAILED), (_S.QUEUED, _S.ACCEPTED)}
+    ),
 }
 """From where to where one command may take a run."""
 
@@ -212,6 +216,7 @@ def _settled(run: LaneRun) -> tuple[object, ...]:
         run.folded_into,
         run.cancel_reason,
         run.asking,
+        run.host,
     )
 
 
@@ -238,10 +243,11 @@ def _in_table(old: RunState | None, new: RunState) -> bool:
 def _check_events(before: Lane, command: Command, made: Transition) -> None:
     """Events are numbered without a gap, and what ends a run is its last one."""
     counts = {run.run_id: run.events for run in live(before)}
-    counting = {Verb.DRAIN, Verb.FINISH, Verb.NODE_LOST, Verb.HAND_OVER}
+    counting = {Verb.DRAIN, Verb.FINISH, Verb.NODE_LOST, Verb.HAND_OVER, Verb.HAND_BACK}
     active = before.active
     asks = command.verb is Verb.ASK and bool(made.reply)
-    kept = command.verb in {Verb.NODE_LOST, Verb.HAND_OVER} and is_parked(active)
+    lost = {Verb.NODE_LOST, Verb.HAND_OVER, Verb.HAND_BACK}
+    kept = command.verb in lost and is_parked(active) and not (active and active.asking.expired)
     if active is not None and (command.verb in counting or asks) and not kept:
         counts[active.run_id] = streamed(before)
     ended: set[str] = set()

@@ -13,25 +13,31 @@ import argparse
 import sys
 import time
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
 from proofs.lanecheck.commands import (
     DISPATCH,
+    ELSEWHERE,
     EMPTY,
+    FAIL_OTHER,
     FAIL_WAITING,
+    NOBODY,
     NODE_LOST,
+    OTHER,
     REMOVE,
     RESUME,
     Command,
     Verb,
+    adopt,
     answer,
     ask,
     cancel,
     drain,
     expire,
     finish,
+    hand_back,
     hand_over,
     live,
     live_ids,
@@ -170,7 +176,7 @@ def commands(world: World, bounds: Bounds) -> Iterator[Command]:
     """All commands that can make a difference in a world, including those that are refused."""
     lane = world.lane
     yield from _accepts(world, bounds)
-    yield from (DISPATCH, NODE_LOST, FAIL_WAITING, REMOVE)
+    yield from (DISPATCH, NODE_LOST, FAIL_WAITING, FAIL_OTHER, REMOVE)
     yield from map(cancel, (CancelScope.SESSION, CancelScope.ACTIVE, CancelScope.WAITING))
     names = dict.fromkeys([*sorted(live_ids(lane)), *(held.run_id for held in lane.reservations)])
     for run_id in (*names, "unknown"):
@@ -184,6 +190,14 @@ def commands(world: World, bounds: Bounds) -> Iterator[Command]:
         yield hand_over(run_id, attempt + 1)
         yield finish(run_id, attempt + 1)
         yield drain(run_id, attempt + 1)
+        yield hand_back(run_id, attempt)
+        yield adopt(run_id, attempt)
+        yield adopt(run_id, attempt, host="")
+        yield adopt(run_id, attempt + 1)
+        # The supervisor on the node where the run was before it was adopted.
+        late = "" if lane.active.host else ELSEWHERE
+        for command in (drain, finish, hand_over, hand_back):
+            yield replace(command(run_id, attempt), host=late)
         yield from _asks(run_id, attempt)
     yield RESUME
     for run in live(lane):
@@ -218,13 +232,23 @@ def _accepts(world: World, bounds: Bounds) -> Iterator[Command]:
         if held.run_id not in world.ended:
             for when_busy in WhenBusy:
                 yield _accept(held.token, held.run_id, when_busy, bounds)
+            # Another agent makes a difference to a fold, before it and behind it.
+            for when_busy in (WhenBusy.QUEUE, WhenBusy.FOLD):
+                yield _accept(held.token, held.run_id, when_busy, bounds, agent=OTHER)
+            yield _accept(held.token, held.run_id, WhenBusy.INTERRUPT, bounds, agent=NOBODY)
             if not lane.exists:
                 yield _accept(held.token, held.run_id, WhenBusy.QUEUE, bounds, missing=False)
     yield _accept("none", "none", WhenBusy.QUEUE, bounds)
 
 
 def _accept(
-    token: str, run_id: str, when_busy: WhenBusy, bounds: Bounds, *, missing: bool = True
+    token: str,
+    run_id: str,
+    when_busy: WhenBusy,
+    bounds: Bounds,
+    *,
+    missing: bool = True,
+    agent: str = "",
 ) -> Command:
     return Command(
         Verb.ACCEPT,
@@ -233,6 +257,7 @@ def _accept(
         when_busy=when_busy,
         allow_missing=missing,
         max_waiting=bounds.waiting,
+        agent=agent,
     )
 
 
@@ -253,13 +278,14 @@ def canonical(world: World) -> State:
         covered = bool(run.cancel_reason)
         name, turn = names[run.run_id], turns[run.turn]
         held = run.asking
-        attempt = run.attempt - held.extra_attempts
         asked = (
             tuple((one.key, one.default_json is None) for one in held.pending),
             tuple((state, key) for state, _, key in held.late),
             *(bool(held.expired), held.parked, held.restarts, held.resumable),
         )
-        return name, run.state, run.when_busy, attempt, turn, into, covered, asked
+        attempt = run.attempt - held.extra_attempts
+        key = name, run.state, run.when_busy, run.agent, attempt, turn, into, covered
+        return (*key, run.host, asked)
 
     return (
         lane.exists,
