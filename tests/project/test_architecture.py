@@ -17,6 +17,7 @@ ROOMS: dict[str, set[str]] = {
     "core": {
         "agents",
         "errors",
+        "input",
         "lane",
         "limits",
         "model",
@@ -58,6 +59,7 @@ ROOMS: dict[str, set[str]] = {
         "worker.slot",
         "worker.turn",
         "worker.workers",
+        "questions",
     },
     "access": {
         "admission",
@@ -107,6 +109,7 @@ PURE = {
     "functools",
     "hashlib",
     "itertools",
+    "json",
     "re",
     "runlane_server",
     "types",
