@@ -20,9 +20,14 @@ from runlane_server.core.model import (
     EventBody,
     FinishReason,
     Folded,
+    InputAnswered,
+    InputExpired,
+    InputRequested,
+    InputWithdrawn,
     Part,
     Reasoning,
     ReasoningDelta,
+    Resumed,
     RunComplete,
     RunError,
     RunState,
@@ -166,6 +171,11 @@ _BODIES: Mapping[str, type[Any]] = MappingProxyType(
         "tool_call": ToolCall,
         "tool_result": ToolResult,
         "folded": Folded,
+        "input_requested": InputRequested,
+        "input_answered": InputAnswered,
+        "input_withdrawn": InputWithdrawn,
+        "input_expired": InputExpired,
+        "resumed": Resumed,
     }
 )
 
