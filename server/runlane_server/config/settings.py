@@ -265,8 +265,8 @@ class Config:
         "deny",
         Topic.PROGRAMS,
         Permissions(),
-        "Answers to ACP agents that ask for permission: allow or deny, and KIND=allow or KIND=deny "
-        "for kinds of tool calls such as read, edit or execute; separated by commas.",
+        "Answers to ACP agents that ask for permission: allow, deny or ask (people), and "
+        "KIND=ANSWER for kinds of tool calls such as read, edit or execute; separated by commas.",
         metavar="ANSWER,...",
     )
     acp_mode: str = setting(

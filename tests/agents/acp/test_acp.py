@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from runlane_server.agents.base import AgentEvent, Report
+from runlane_server.agents.base import AgentEvent, Approval, Report
 from runlane_server.core.model import (
     Attachment,
     FinishReason,
@@ -297,6 +297,14 @@ update("tool_call", toolCallId="c", title="Read", kind="read")
 say(ask({"toolCallId": "c"}, "allow_once", "reject_once")["optionId"])
 """
     assert (await calls(code, "deny,read=allow"))[-1] == TextDelta("id-allow_once")
+
+
+@pytest.mark.parametrize(("approved", "chosen"), [(True, "allow"), (False, "reject")])
+async def test_people_answer_what_the_policy_leaves_to_them(approved: bool, chosen: str) -> None:
+    turn = ask("")
+    turn.answers["May the agent go on? rm -r /"] = Approval(approved, {})
+    running = agent(f"p = prompt()\n{ASK}\ndone(p)", permissions="allow,execute=ask")
+    assert texts(await events(running, turn)) == [f"id-{chosen}_once"]
 
 
 async def test_the_content_of_a_question_is_no_result_of_the_call() -> None:

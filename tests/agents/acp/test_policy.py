@@ -25,17 +25,19 @@ def test_the_kinds_are_those_of_the_protocol() -> None:
         ("read=allow,read=deny", set()),
         ("deny,allow", set(KINDS)),
         ("read=allow,deny", {"read"}),
+        ("allow,execute=ask", set(KINDS) - {"execute"}),
+        ("ask", set()),
     ],
 )
 def test_the_last_word_counts_and_a_kind_comes_before_all(text: str, allowed: set[str]) -> None:
     policy = parse_policy(text)
-    assert {kind for kind in KINDS if policy.allows_kind(kind)} == allowed
+    assert {kind for kind in KINDS if policy.answer_for(kind) == "allow"} == allowed
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "cannot read ''; write allow, deny, KIND=allow or KIND=deny"),
+        ("", "cannot read ''; write allow, deny or ask, or KIND=ANSWER"),
         ("yes", "cannot read 'yes'"),
         ("allow,", "cannot read ''"),
         ("read", "cannot read 'read'"),

@@ -18,31 +18,35 @@ OTHER = "other"
 """The kind of a tool call that names none."""
 
 
+ANSWERS = ("allow", "deny", "ask")
+"""The answers; `ask` leaves it to a person."""
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Allows or denies by the kind of the tool call; `allows` is for kinds that are not named."""
+    """The answer by the kind of the tool call; `default` is for kinds that are not named."""
 
-    allows: bool = False
-    kinds: Mapping[str, bool] = field(default_factory=dict)
+    default: str = "deny"
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
-    def allows_kind(self, kind: str) -> bool:
-        """Whether a tool call of this kind may go on."""
-        return self.kinds.get(kind, self.allows)
+    def answer_for(self, kind: str) -> str:
+        """One of `ANSWERS`."""
+        return self.kinds.get(kind, self.default)
 
 
 def parse_policy(text: str) -> Policy:
-    """Parses words separated by commas: `allow` or `deny` for all kinds, KIND=allow or KIND=deny
-    for one; the last one counts. Raises ValueError with a readable reason."""
-    allows = False
-    kinds: dict[str, bool] = {}
+    """Parses words separated by commas: an answer for all kinds, or KIND=ANSWER for one; the last
+    one counts. Raises ValueError with a readable reason."""
+    default = "deny"
+    kinds: dict[str, str] = {}
     for word in text.split(","):
         kind, equals, answer = word.strip().rpartition("=")
-        if answer not in {"allow", "deny"}:
-            raise ValueError(f"cannot read {word!r}; write allow, deny, KIND=allow or KIND=deny")
+        if answer not in ANSWERS:
+            raise ValueError(f"cannot read {word!r}; write allow, deny or ask, or KIND=ANSWER")
         if not equals:
-            allows = answer == "allow"
+            default = answer
         elif kind in KINDS:
-            kinds[kind] = answer == "allow"
+            kinds[kind] = answer
         else:
             raise ValueError(f"{kind!r} is not a kind of tool call; use one of {', '.join(KINDS)}")
-    return Policy(allows, kinds)
+    return Policy(default, kinds)
