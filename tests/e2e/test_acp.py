@@ -6,7 +6,9 @@ import asyncio
 import sys
 from pathlib import Path
 
-from runlane import Client, RunComplete, RunState, ToolCall, ToolResult
+import pytest
+
+from runlane import Client, InputState, RunComplete, RunState, ToolCall, ToolResult
 from support.acp import PRELUDE
 from support.processes import wait_for_exit
 from support.server import ServerProcess, serving
@@ -99,3 +101,28 @@ async def test_the_agent_ends_when_the_server_is_killed(tmp_path: Path) -> None:
         pid = int((await wait_for_text(handle, ".")).strip("."))
         await server.kill()
         await wait_for_exit(pid)
+
+
+@pytest.mark.parametrize(("approved", "answer"), [(True, "Noted. "), (False, "I may not write. ")])
+async def test_a_person_answers_the_question_of_an_agent(
+    tmp_path: Path, approved: bool, answer: str
+) -> None:
+    flags = ("--acp-permissions", "deny,edit=ask")
+    async with serving(tmp_path, *AGENT, *flags) as server, Client(server.address) as client:
+        handle = await client.run_accepted("s", "note milk", allow_missing=True)
+        while not (asked := [one async for one in client.list_input_requests(session_id="s")]):
+            await asyncio.sleep(0.01)
+        assert (await client.answer_input(asked[0], approved)).accepted
+        assert (await Wire(client).end(handle)).text == answer
+
+
+async def test_a_cancel_withdraws_the_question_of_an_agent(tmp_path: Path) -> None:
+    flags = ("--acp-permissions", "ask")
+    async with serving(tmp_path, *AGENT, *flags) as server, Client(server.address) as client:
+        handle = await client.run_accepted("s", "note milk", allow_missing=True)
+        while not [one async for one in client.list_input_requests(session_id="s")]:
+            await asyncio.sleep(0.01)
+        await handle.cancel()
+        assert (await Wire(client).end(handle)).state is RunState.CANCELLED
+        (asked,) = [one async for one in client.list_input_requests(session_id="s")]
+        assert asked.state is InputState.WITHDRAWN
