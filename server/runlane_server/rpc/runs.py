@@ -25,7 +25,7 @@ from runlane_server.core.trace import log_fields, traceparent_of
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.rpc import convert, validate
 from runlane_server.rpc.cursor import Cursors
-from runlane_server.rpc.event_cache import EventCache
+from runlane_server.rpc.event_cache import EventCache, RunEventCache
 from runlane_server.rpc.page import MESSAGE_BYTES, PAGE_BYTES, PageTokens, collect_page
 from runlane_server.store.base import Page, Position
 
@@ -53,6 +53,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         self._progress_interval = progress_interval
         self._cursors = Cursors(self._store.store_id)
         self._events = EventCache(self._cursors)
+        self._run_events = RunEventCache()
 
     # --- Accept and cancel ----------------------------------------------------------------------
 
@@ -167,7 +168,8 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
             await context.send_initial_metadata(())
             while True:
                 for event in await follower.next():
-                    await context.write(pb.SubscribeRunResponse(event=convert.run_event(event)))
+                    is_shared = follower.has_company
+                    await context.write(self._run_events.encode(event, is_shared=is_shared))
                     if isinstance(event.body, RunComplete):
                         return
 
