@@ -19,7 +19,8 @@ ENTRY_BYTES = 512
 
 
 class _Encoded:
-    """The latest encoded responses, each with the event itself.
+    """The latest encoded responses by their place, each with the event itself where a place may
+    have several.
 
     The older half is evicted at once: finding the oldest entry of a dictionary, again and again,
     costs more than encoding it.
@@ -30,12 +31,12 @@ class _Encoded:
         self._older: dict[Hashable, tuple[object, bytes]] = {}
         self._bytes = 0
 
-    def of(self, place: Hashable, event: object) -> bytes | None:
+    def of(self, place: Hashable, event: object = None) -> bytes | None:
         """The response of this very event; None if it is not here."""
         kept = self._newer.get(place) or self._older.get(place)
         return kept[1] if kept is not None and kept[0] is event else None
 
-    def keep(self, place: Hashable, event: object, encoded: bytes) -> bytes:
+    def keep(self, place: Hashable, encoded: bytes, event: object = None) -> bytes:
         """Keeps a response, and returns it."""
         self._newer[place] = (event, encoded)
         self._bytes += len(encoded) + ENTRY_BYTES
@@ -53,14 +54,14 @@ class EventCache:
 
     def encode(self, event: LoggedComplete) -> bytes:
         """Returns the serialized SubscribeRunCompleteResponse of an event."""
-        known = self._encoded.of(event.position, event)
+        known = self._encoded.of(event.position)
         if known is not None:
             return known
         encoded = pb.SubscribeRunCompleteResponse(
             cursor=self._cursors.encode(event.tenant, event.position),
             run_complete=convert.run_complete(event.complete),
         ).SerializeToString()
-        return self._encoded.keep(event.position, event, encoded)
+        return self._encoded.keep(event.position, encoded)
 
 
 class RunEventCache:
@@ -79,4 +80,4 @@ class RunEventCache:
         response = pb.SubscribeRunResponse()
         convert.fill_run_event(response.event, event)
         encoded = response.SerializeToString()
-        return self._encoded.keep(place, event, encoded) if is_shared else encoded
+        return self._encoded.keep(place, encoded, event) if is_shared else encoded
