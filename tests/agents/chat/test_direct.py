@@ -206,6 +206,20 @@ async def test_a_prompt_that_waits_while_an_odd_answer_arrives_is_answered(
     assert [m["content"] for m in server.requests[1].messages] == ["first", "ab", "later"]
 
 
+@pytest.mark.parametrize("url", ["127.0.0.1:9/v1", "v1", "http:///v1"])
+async def test_a_url_without_a_host_fails_the_run_as_with_the_sdk(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", url)
+    found: list[str] = []
+    for make in (direct, by_sdk):
+        async with started(make()) as agent:
+            with pytest.raises(AgentError) as failed:
+                await collect(agent, ask("hi"))
+            found.append(str(failed.value))
+    assert found[0] == found[1]
+
+
 async def test_the_trace_of_the_run_goes_with_the_request(server: OpenAIServer) -> None:
     server.answer("fine")
     turn = LocalTurn(Prompt("hi"), traceparent=f"00-{'a' * 32}-{'b' * 16}-01")

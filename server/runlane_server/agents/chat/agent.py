@@ -165,10 +165,12 @@ class ChatAgent:
         async with self._agent:
             if self._endpoint is not None:
                 self._endpoint.start()
-            ready.set_result(None)
-            await self._closing.wait()
-            if self._endpoint is not None:
-                await self._endpoint.close()
+            try:
+                ready.set_result(None)
+                await self._closing.wait()
+            finally:
+                if self._endpoint is not None:
+                    await self._endpoint.close()
 
 
 class _Answering:
@@ -377,7 +379,11 @@ def _find_model(name: str) -> Model:
 
 def _endpoint_of(model: Model, instructions: str | None, *, lenient_end: bool) -> Endpoint | None:
     """The endpoint of a model that can be asked directly."""
-    if type(model) is OpenAIChatModel and type(model.provider) is OpenAIProvider:
+    if (
+        type(model) is OpenAIChatModel
+        and type(model.provider) is OpenAIProvider
+        and model.client.base_url.host  # the SDK says what is wrong with another URL
+    ):
         # An agent of your own needs pydantic-ai only.
         from runlane_server.agents.chat.direct import Endpoint  # noqa: PLC0415
 
