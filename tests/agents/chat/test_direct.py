@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 
 from agents.chat.test_odd_answers import CALL, CHUNKS, ODD, PLACES, chunk, with_odd_values
 from runlane_server.agents.base import Agent, AgentError, AgentEvent, Report
+from runlane_server.agents.chat import direct as direct_module
 from runlane_server.agents.chat.agent import ChatAgent
 from runlane_server.agents.chat.plain import MAX_EVENT_BYTES, EventStream, Odd, data_of
 from runlane_server.agents.loader import AgentSettings, load_agent
@@ -218,6 +219,21 @@ async def test_a_url_without_a_host_fails_the_run_as_with_the_sdk(
                 await collect(agent, ask("hi"))
             found.append(str(failed.value))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("parts", [[], ["half"], [{"content": [{"type": "text", "text": "half"}]}]])
+async def test_an_endpoint_that_falls_silent_is_unavailable(
+    parts: list[Any], server: OpenAIServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(direct_module, "READ_SECONDS", 0.2)
+    texts_ = [part if isinstance(part, str) else part["content"] for part in parts]
+    server.answer(Answer(text=texts_, hold=True))
+    async with started(direct()) as agent:
+        working = Working(agent, ask("hi"))
+        with pytest.raises(AgentError) as failed:
+            await working.task
+    assert (failed.value.reason, working.text) == ("PROVIDER_UNAVAILABLE", "half" * len(parts))
+    assert server.requests[0].disconnected.is_set()
 
 
 async def test_the_trace_of_the_run_goes_with_the_request(server: OpenAIServer) -> None:
