@@ -13,8 +13,12 @@ from runlane_server.core.limits import RETRY_PAUSE
 from runlane_server.core.model import (
     NO_USAGE,
     FinishReason,
+    Reasoning,
     RunError,
     SessionKey,
+    Text,
+    ToolCall,
+    ToolResult,
     WhenBusy,
 )
 from runlane_server.core.observer import Observer
@@ -25,6 +29,10 @@ from runlane_server.store.base import Store
 from runlane_server.store.retry import retry_read
 
 log = structlog.get_logger()
+
+LARGE_END = 1 << 18
+"""The characters of a turn from which its end is committed apart from other commands: its commit
+takes longer than `CANCEL_PATIENCE`."""
 
 
 class LaneAccess:
@@ -75,6 +83,7 @@ class LaneAccess:
             lambda lane, at: rules.finish(
                 lane, *job.attempt, outcome, at=at, events=events, cancelled=cancelled
             ),
+            is_large=_is_large(outcome),
         )
 
     async def end_without_output(self, job: Job, cancelled: str | None) -> None:
@@ -115,3 +124,18 @@ class LaneAccess:
             ),
         )
         log.info("run handed over")
+
+
+def _is_large(outcome: Outcome) -> bool:
+    """Whether others should not wait until an end is written."""
+    chars = 0
+    for message in outcome.content:
+        for part in message.parts:
+            match part:
+                case Text(text) | Reasoning(text):
+                    chars += len(text)
+                case ToolCall(arguments_json=text) | ToolResult(content=text):
+                    chars += len(text)
+                case _:
+                    pass
+    return chars > LARGE_END

@@ -152,17 +152,17 @@ class Lanes:
         on_commit: OnCommit[Reply] | None = None,
         *,
         creates: bool = False,
+        is_large: bool = False,
     ) -> asyncio.Future[Reply]:
         """Puts a command into a lane's mailbox. The future gets its reply after the commit.
 
         The future raises what the command raises, RunIdTaken and StoreUnavailable. Cancelling it
         does not withdraw the command. If the command is refused, `fallback` is applied in its
-        place, with no other command in between. `creates`: the command creates the session if it
-        does not exist.
+        place, with no other command in between. `creates` and `is_large`: see `PendingCommand`.
         """
         reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         pending: PendingCommand[Reply] = PendingCommand(
-            command, reply, fallback, on_commit, creates
+            command, reply, fallback, on_commit, creates, is_large
         )
         self._put(key, pending)
         return reply
@@ -219,8 +219,7 @@ class Lanes:
     async def _process(self, key: SessionKey, mailbox: Mailbox) -> None:
         while mailbox.commands or mailbox.has_slot:
             mailbox.has_slot = False
-            batch = list(mailbox.commands)
-            mailbox.commands.clear()
+            batch = mailbox.take()
             try:
                 await self._commit_batch(key, mailbox, batch)
             except Exception as error:
@@ -327,6 +326,8 @@ class Lanes:
             mailbox.arrival = loop.create_future()
             await asyncio.wait({mailbox.arrival}, timeout=left)
             mailbox.arrival = None
+            if any(command.is_large for command in mailbox.commands):
+                break
             batch += mailbox.commands
             mailbox.commands.clear()
             decision = self._decide(lane, batch, mailbox)

@@ -275,6 +275,8 @@ def part(record: model.Part) -> session_pb2.Part:
             return session_pb2.Part(tool_result=tool_result(record))
         case model.Attachment():
             return session_pb2.Part(attachment=attachment(record))
+        case model.KeptPart():
+            raise ValueError("reading a message puts its kept parts back")
 
 
 def message_head(record: model.Message) -> session_pb2.Message:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from runlane_server.core.errors import CorruptRecord, StartError
 from runlane_server.core.model import Prompt, RunKey
+from runlane_server.store.codec import LARGE_CHARS
 from runlane_server.store.corrupt import collecting, corrupt_complete
 from runlane_server.store.findings import Counts, Findings, first_lines
 from runlane_server.store.postgres import queries
@@ -77,9 +78,19 @@ async def _read_run(connection: Connection, row: Any) -> None:
         queries.prompt(RunKey(row["tenant"], row["run_id"]), prompt)
 
 
-async def _read_message(_: Connection, row: Any) -> None:
+async def _read_message(connection: Connection, row: Any) -> None:
     # Its prompt is read with its run.
-    message_from(row["tenant"], row, unescape, lambda: Prompt(""))
+    kept: dict[tuple[int, int], str] = {}
+    if len(row["parts"] or "") > LARGE_CHARS:
+        rows: Any = await connection.fetch(SQL["kept_parts"], row["tenant"], row["run_id"])
+        kept = {(it["attempt"], it["n"]): it["part"] for it in rows}
+    message_from(
+        row["tenant"],
+        row,
+        unescape,
+        lambda: Prompt(""),
+        lambda place: kept.get((place.attempt, place.number)),
+    )
 
 
 async def _read_event(_: Connection, row: Any) -> None:

@@ -34,6 +34,7 @@ from runlane_server.store.codec import (
 )
 from runlane_server.store.postgres.text import escape
 from runlane_server.store.weight import (
+    kept_weight,
     logged_event_weight,
     message_weight,
     run_weight,
@@ -189,6 +190,7 @@ def _change(
         messages = [_message_row(tenant, session_id, it) for it in transition.messages]
         rows["new_messages"] = messages
         added += message_weight([row[-1] for row in messages])
+        added += kept_weight(transition.messages)
     lane = _lane_fields(transition, completes, added)
     if base_version == 0:
         rows["new_lanes"] = [(False, *lane, "", None)]

@@ -16,6 +16,7 @@ from runlane_server.core.model import (
     NO_USAGE,
     Message,
     Micros,
+    Part,
     RunComplete,
     RunEvent,
     RunKey,
@@ -28,10 +29,12 @@ from runlane_server.store.codec import (
     encode_body,
     encode_complete,
     encode_metadata,
+    encode_part,
     encode_parts,
     encode_usage,
 )
 from runlane_server.store.weight import (
+    kept_weight,
     logged_event_weight,
     message_weight,
     run_weight,
@@ -150,6 +153,15 @@ def append_unit(
     )
 
 
+def keep_unit(key: RunKey, attempt: int, number: int, part: Part, future: Future[Result]) -> Unit:
+    """The unit of a part that is stored before its message."""
+    text = encode_part(part)
+    rows: Rows = {"keep_part": [(number, text, *key, attempt)]}
+    if number == 0 and attempt > 1:
+        rows["drop_kept_parts"] = [(*key, attempt)]
+    return Unit(key.tenant, rows, future, appended=key.run_id, size=len(text))
+
+
 def session_unit(session: NewSession, future: Future[Result]) -> Unit:
     """The unit of a new session without a run."""
     at = session.created_at
@@ -170,6 +182,7 @@ def _removal(key: SessionKey, base_version: int) -> Rows:
         "delete_messages": [key],
         "delete_run_events": [key],
         "delete_attachments": [key],
+        "delete_kept_parts": [key],
         "delete_prompts": [key],
         "delete_runs": [key],
     }
@@ -187,6 +200,7 @@ def _change(base_version: int, transition: Transition, completes: Sequence[RunCo
         messages = [_message_row(key, it) for it in transition.messages]
         rows["insert_message"] = messages
         added += message_weight([row[-1] for row in messages])
+        added += kept_weight(transition.messages)
     values = _session_values(transition, completes, added)
     if base_version == 0:
         rows["insert_session"] = [(*values, values[-1], *key)]

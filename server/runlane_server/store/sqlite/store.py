@@ -20,6 +20,7 @@ from runlane_server.core.errors import StoreUnavailable
 from runlane_server.core.model import (
     Message,
     Micros,
+    Part,
     Prompt,
     Run,
     RunEvent,
@@ -55,6 +56,7 @@ from runlane_server.store.sqlite.rows import (
     commit_unit,
     discard_unit,
     forget_unit,
+    keep_unit,
     session_unit,
 )
 from runlane_server.store.sqlite.writer import SqliteWriter, unavailable
@@ -144,6 +146,9 @@ class SqliteStore:
     async def append(self, key: RunKey, attempt: int, events: Sequence[RunEvent]) -> None:
         if events:
             await self._writing.write(append_unit(key, attempt, events, _future()))
+
+    async def keep_part(self, key: RunKey, attempt: int, number: int, part: Part) -> None:
+        await self._writing.write(keep_unit(key, attempt, number, part, _future()))
 
     async def discard(self, key: SessionKey, at: Micros) -> None:
         completes = await self._page(queries.unended_runs, key, at)

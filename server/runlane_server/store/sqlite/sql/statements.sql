@@ -71,6 +71,11 @@ DELETE FROM attachments WHERE (tenant, run_id) IN (
     SELECT tenant, run_id FROM runs WHERE tenant = ? AND session_id = ?
 );
 
+-- name: delete_kept_parts
+DELETE FROM kept_parts WHERE (tenant, run_id) IN (
+    SELECT tenant, run_id FROM runs WHERE tenant = ? AND session_id = ?
+);
+
 -- name: delete_prompts
 DELETE FROM prompts WHERE (tenant, run_id) IN (
     SELECT tenant, run_id FROM runs WHERE tenant = ? AND session_id = ?
@@ -144,6 +149,18 @@ INSERT INTO run_events (idx, at, kind, body, tenant, run_id)
 SELECT ?, ?, ?, ?, tenant, run_id FROM runs
 WHERE tenant = ? AND run_id = ? AND attempt = ?
     AND state IN ('active', 'cancelling') AND folded_into = '';
+
+-- name: drop_kept_parts
+-- What a lost attempt has kept, which no message refers to.
+DELETE FROM kept_parts WHERE tenant = ? AND run_id = ? AND attempt < ?;
+
+-- name: keep_part
+-- With the fence of `append_run_event`.
+INSERT INTO kept_parts (n, part, tenant, run_id, attempt)
+SELECT ?, ?, tenant, run_id, attempt FROM runs
+WHERE tenant = ? AND run_id = ? AND attempt = ?
+    AND state IN ('active', 'cancelling') AND folded_into = ''
+ON CONFLICT DO UPDATE SET part = excluded.part;
 
 -- name: insert_event
 -- Without an earlier event the tenant's log begins here, or after the removed events.
@@ -392,6 +409,9 @@ ORDER BY turn, ordinal LIMIT :limit;
 -- name: message_parts
 SELECT parts FROM messages
 WHERE tenant = :tenant AND session_id = :session_id AND turn = :turn AND message_id = :message_id;
+
+-- name: kept_part
+SELECT part FROM kept_parts WHERE tenant = ? AND run_id = ? AND attempt = ? AND n = ?;
 
 -- Reading: the event log
 
