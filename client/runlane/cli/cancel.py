@@ -10,7 +10,7 @@ from runlane.cli.base import DONE, execute
 from runlane.cli.command import Command
 from runlane.cli.connection import Settings
 from runlane.cli.output import Column, field, json_line, show, state_text, stderr_console
-from runlane.cli.run_ids import find_run
+from runlane.cli.run_ids import find_run, find_session
 from runlane.cli.terminal import echo, on_terminal
 from runlane.client import Client
 from runlane.types import CancelledRun, CancelReceipt, CancelScope
@@ -63,7 +63,7 @@ def cancel(
     the cancel. The fence on stderr is the last accept number at the time of the cancel: runs with a
     larger number are not affected. On an idle session the command has no effect and succeeds.
 
-    SESSION is optional with --run.
+    SESSION is the id of a session, or the unique beginning of one. It is optional with --run.
 
     \b
     Examples:
@@ -84,10 +84,9 @@ def cancel(
             receipts = await client.cancel_all(reason)
         else:
             run = None if run_id is None else await find_run(client, run_id)
+            named = await find_session(client, session) if session else ""
             receipts = (
-                await client.cancel(
-                    session or "", run_id=run, scope=CancelScope(scope), reason=reason
-                ),
+                await client.cancel(named, run_id=run, scope=CancelScope(scope), reason=reason),
             )
         await _print(receipts, as_json=as_json)
         return DONE
