@@ -8,7 +8,7 @@ from collections.abc import Container, Sequence
 import structlog
 
 from runlane_server.core import lane as rules
-from runlane_server.core.errors import IllegalCommand, RunlaneError, StoreUnavailable
+from runlane_server.core.errors import CorruptRecord, IllegalCommand, RunlaneError, StoreUnavailable
 from runlane_server.core.limits import RETRY_PAUSE
 from runlane_server.core.model import (
     NO_USAGE,
@@ -89,7 +89,8 @@ class LaneAccess:
     async def end_without_output(self, job: Job, cancelled: str | None) -> None:
         """The last resort: an end of safe fields only, after a failure to write the real one.
 
-        Repeats it until it is committed, or no longer this node's to commit (R21).
+        Repeats it until it is committed, or no longer this node's to commit (R21). Raises
+        CorruptRecord if the lane cannot be read.
         """
         error = RunError("AGENT_ERROR", "the end of the run could not be written with its output")
         outcome = Outcome(FinishReason.ERROR, error, content=(), tail=(), usage=NO_USAGE, model="")
@@ -99,6 +100,8 @@ class LaneAccess:
             except IllegalCommand:
                 log.warning("run fenced off", attempt=job.run.attempt)
                 return
+            except CorruptRecord:
+                raise
             except RunlaneError as failure:
                 log.warning("end of run not written", error=failure.message)
             except Exception:

@@ -78,6 +78,10 @@ class LaneActions(Protocol):
     def has_agent(self, key: SessionKey, run: LaneRun) -> bool:
         """Whether the agent of that attempt is at work on this node."""
 
+    def abandon_agent(self, key: SessionKey, run: LaneRun) -> None:
+        """Stops the agent of a run whose lane can no longer be read; `Lanes.drop` follows when it
+        has returned."""
+
     def wake_other_nodes(self) -> None:
         """Wakes the other nodes: a lane has a run to start, and this node has no free slot."""
 
@@ -180,6 +184,16 @@ class Lanes:
         self._cache.forget(key)
         self.slots.enqueue(key)
 
+    def drop(self, key: SessionKey) -> None:
+        """Forgets a lane that cannot be read, and frees its slot: deleting the session ends its
+        runs."""
+        mailbox = self._mailboxes.get(key)
+        if mailbox is not None:
+            mailbox.lane = None
+            if mailbox.task is None:
+                del self._mailboxes[key]
+        self.slots.release(key)
+
     def restore(self, session: BusySession) -> None:
         """Counts the waiting runs of a stored lane, and queues the lane unless it is active."""
         self.waiting.add(session.key.tenant, session.waiting_runs)
@@ -232,6 +246,8 @@ class Lanes:
                     command.refuse(error)
                 if not isinstance(error, CorruptRecord):
                     self._retry_later(key)
+                elif mailbox.lane is not None and mailbox.lane.active is not None:
+                    self._actions.abandon_agent(key, mailbox.lane.active)
         mailbox.task = None
         lane = mailbox.lane
         if lane is None or not (self._is_active_here(lane) or lane.reservations):
