@@ -13,6 +13,8 @@ from runlane_server.access.caller import DEFAULT_TENANT
 from runlane_server.core.errors import CorruptRecord, RunNotFound, SessionNotFound
 from runlane_server.core.limits import Limits
 from runlane_server.core.model import RunState, SessionKey
+from runlane_server.core.transition import Receipt
+from runlane_server.engine.cancel_all import CancelledPage
 from runlane_server.store.base import EventFilter
 from runlane_server.store.sqlite.check import check
 from runlane_server.store.sqlite.store import SqliteStore
@@ -70,7 +72,9 @@ async def test_r21_damaged_lane_stops_only_its_session_and_can_be_deleted(
         with pytest.raises(CorruptRecord, match="bad"):
             await node.coordinator.cancel("bad")
         receipts = await node.coordinator.cancel_all()
-        assert receipts == ()
+        assert receipts == (Receipt("bad", unreadable=True),)
+        page = await node.coordinator.cancel_page(after="", max_runs=9)
+        assert page == CancelledPage(receipts, "")
 
         await node.coordinator.delete_session("bad")
         assert await _ends(node, "bad") == {"bad-active": 1, "bad-waiting": 1}

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import click
 
-from runlane.cli.base import DONE, execute
+from runlane.cli.base import DONE, FAILED, execute
 from runlane.cli.command import Command
 from runlane.cli.connection import Settings
 from runlane.cli.output import Column, field, json_line, show, state_text, stderr_console
@@ -63,6 +63,8 @@ def cancel(
     the cancel. The fence on stderr is the last accept number at the time of the cancel: runs with a
     larger number are not affected. On an idle session the command has no effect and succeeds.
 
+    The exit code of --all is 1 if the stored records of a session are damaged, which it names.
+
     SESSION is the id of a session, or the unique beginning of one. It is optional with --run.
 
     \b
@@ -89,7 +91,7 @@ def cancel(
                 await client.cancel(named, run_id=run, scope=CancelScope(scope), reason=reason),
             )
         await _print(receipts, as_json=as_json)
-        return DONE
+        return FAILED if any(receipt.unreadable for receipt in receipts) else DONE
 
     execute(settings, work)
 
@@ -99,6 +101,10 @@ async def _print(receipts: tuple[CancelReceipt, ...], *, as_json: bool) -> None:
         for receipt in receipts:
             echo(json_line(receipt))
         return
+    for receipt in receipts:
+        if receipt.unreadable:
+            name = field(receipt.session_id)
+            echo(f"not cancelled: the records of session {name} are damaged; delete it", err=True)
     cancelled = [run for receipt in receipts for run in receipt.cancelled]
     if not cancelled:
         stderr_console().print("nothing to cancel")
@@ -106,6 +112,8 @@ async def _print(receipts: tuple[CancelReceipt, ...], *, as_json: bool) -> None:
 
     await show(_iterate(cancelled), _COLUMNS, as_json=False, empty_note="")
     for receipt in receipts:
+        if receipt.unreadable:
+            continue
         line = f"fence {receipt.fence_accept_seq} in session {field(receipt.session_id)}"
         if on_terminal():
             stderr_console().print(line, style="dim")

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from runlane.v1 import run_pb2 as runlane_dot_v1_dot_run__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1crunlane/v1/run_service.proto\x12\nrunlane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14runlane/v1/run.proto\"\xe8\x02\n\x12RunAcceptedRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0e\n\x06prompt\x18\x03 \x01(\t\x12+\n\x0b\x61ttachments\x18\x04 \x03(\x0b\x32\x16.runlane.v1.Attachment\x12\'\n\twhen_busy\x18\x05 \x01(\x0e\x32\x14.runlane.v1.WhenBusy\x12*\n\x07timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cmax_attempts\x18\x07 \x01(\x05\x12>\n\x08metadata\x18\x08 \x03(\x0b\x32,.runlane.v1.RunAcceptedRequest.MetadataEntry\x12\x15\n\rallow_missing\x18\t \x01(\x08\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"C\n\x13RunAcceptedResponse\x12\x1c\n\x03run\x18\x01 \x01(\x0b\x32\x0f.runlane.v1.Run\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\"k\n\rCancelRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12&\n\x05scope\x18\x03 \x01(\x0e\x32\x17.runlane.v1.CancelScope\x12\x0e\n\x06reason\x18\x04 \x01(\t\"W\n\x0e\x43\x61ncelResponse\x12+\n\tcancelled\x18\x01 \x03(\x0b\x32\x18.runlane.v1.CancelledRun\x12\x18\n\x10\x66\x65nce_accept_seq\x18\x02 \x01(\x03\"I\n\x10\x43\x61ncelAllRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"p\n\x13SessionCancellation\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12+\n\tcancelled\x18\x02 \x03(\x0b\x32\x18.runlane.v1.CancelledRun\x12\x18\n\x10\x66\x65nce_accept_seq\x18\x03 \x01(\x03\"u\n\x11\x43\x61ncelAllResponse\x12\x31\n\x08sessions\x18\x01 \x03(\x0b\x32\x1f.runlane.v1.SessionCancellation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x14\n\x0comitted_runs\x18\x03 \x01(\x03\"x\n\x1bSubscribeRunCompleteRequest\x12\x13\n\x0bsession_ids\x18\x01 \x03(\t\x12\x0f\n\x07run_ids\x18\x02 \x03(\t\x12\x10\n\x06\x63ursor\x18\x03 \x01(\tH\x00\x12\x18\n\x0e\x66rom_beginning\x18\x04 \x01(\x08H\x00\x42\x07\n\x05start\"\xe5\x01\n\x1cSubscribeRunCompleteResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12/\n\x0crun_complete\x18\x02 \x01(\x0b\x32\x17.runlane.v1.RunCompleteH\x00\x12\x45\n\x08progress\x18\x03 \x01(\x0b\x32\x31.runlane.v1.SubscribeRunCompleteResponse.ProgressH\x00\x1a\x34\n\x08Progress\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x07\n\x05\x65vent\":\n\x13SubscribeRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x13\n\x0b\x61\x66ter_index\x18\x02 \x01(\x03\";\n\x14SubscribeRunResponse\x12#\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x14.runlane.v1.RunEvent\"L\n\x0eWaitRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"/\n\x0fWaitRunResponse\x12\x1c\n\x03run\x18\x01 \x01(\x0b\x32\x0f.runlane.v1.Run\"\x1f\n\rGetRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\".\n\x0eGetRunResponse\x12\x1c\n\x03run\x18\x01 \x01(\x0b\x32\x0f.runlane.v1.Run\"r\n\x0fListRunsRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12$\n\x06states\x18\x02 \x03(\x0e\x32\x14.runlane.v1.RunState\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"J\n\x10ListRunsResponse\x12\x1d\n\x04runs\x18\x01 \x03(\x0b\x32\x0f.runlane.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*x\n\x0b\x43\x61ncelScope\x12\x1c\n\x18\x43\x41NCEL_SCOPE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43\x41NCEL_SCOPE_SESSION\x10\x01\x12\x17\n\x13\x43\x41NCEL_SCOPE_ACTIVE\x10\x02\x12\x18\n\x14\x43\x41NCEL_SCOPE_WAITING\x10\x03\x32\xf5\x04\n\nRunService\x12N\n\x0bRunAccepted\x12\x1e.runlane.v1.RunAcceptedRequest\x1a\x1f.runlane.v1.RunAcceptedResponse\x12?\n\x06\x43\x61ncel\x12\x19.runlane.v1.CancelRequest\x1a\x1a.runlane.v1.CancelResponse\x12H\n\tCancelAll\x12\x1c.runlane.v1.CancelAllRequest\x1a\x1d.runlane.v1.CancelAllResponse\x12k\n\x14SubscribeRunComplete\x12\'.runlane.v1.SubscribeRunCompleteRequest\x1a(.runlane.v1.SubscribeRunCompleteResponse0\x01\x12S\n\x0cSubscribeRun\x12\x1f.runlane.v1.SubscribeRunRequest\x1a .runlane.v1.SubscribeRunResponse0\x01\x12\x42\n\x07WaitRun\x12\x1a.runlane.v1.WaitRunRequest\x1a\x1b.runlane.v1.WaitRunResponse\x12?\n\x06GetRun\x12\x19.runlane.v1.GetRunRequest\x1a\x1a.runlane.v1.GetRunResponse\x12\x45\n\x08ListRuns\x12\x1b.runlane.v1.ListRunsRequest\x1a\x1c.runlane.v1.ListRunsResponseB-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1crunlane/v1/run_service.proto\x12\nrunlane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14runlane/v1/run.proto\"\xe8\x02\n\x12RunAcceptedRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0e\n\x06prompt\x18\x03 \x01(\t\x12+\n\x0b\x61ttachments\x18\x04 \x03(\x0b\x32\x16.runlane.v1.Attachment\x12\'\n\twhen_busy\x18\x05 \x01(\x0e\x32\x14.runlane.v1.WhenBusy\x12*\n\x07timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cmax_attempts\x18\x07 \x01(\x05\x12>\n\x08metadata\x18\x08 \x03(\x0b\x32,.runlane.v1.RunAcceptedRequest.MetadataEntry\x12\x15\n\rallow_missing\x18\t \x01(\x08\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"C\n\x13RunAcceptedResponse\x12\x1c\n\x03run\x18\x01 \x01(\x0b\x32\x0f.runlane.v1.Run\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\"k\n\rCancelRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12&\n\x05scope\x18\x03 \x01(\x0e\x32\x17.runlane.v1.CancelScope\x12\x0e\n\x06reason\x18\x04 \x01(\t\"W\n\x0e\x43\x61ncelResponse\x12+\n\tcancelled\x18\x01 \x03(\x0b\x32\x18.runlane.v1.CancelledRun\x12\x18\n\x10\x66\x65nce_accept_seq\x18\x02 \x01(\x03\"I\n\x10\x43\x61ncelAllRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"\x84\x01\n\x13SessionCancellation\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12+\n\tcancelled\x18\x02 \x03(\x0b\x32\x18.runlane.v1.CancelledRun\x12\x18\n\x10\x66\x65nce_accept_seq\x18\x03 \x01(\x03\x12\x12\n\nunreadable\x18\x04 \x01(\x08\"u\n\x11\x43\x61ncelAllResponse\x12\x31\n\x08sessions\x18\x01 \x03(\x0b\x32\x1f.runlane.v1.SessionCancellation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x14\n\x0comitted_runs\x18\x03 \x01(\x03\"x\n\x1bSubscribeRunCompleteRequest\x12\x13\n\x0bsession_ids\x18\x01 \x03(\t\x12\x0f\n\x07run_ids\x18\x02 \x03(\t\x12\x10\n\x06\x63ursor\x18\x03 \x01(\tH\x00\x12\x18\n\x0e\x66rom_beginning\x18\x04 \x01(\x08H\x00\x42\x07\n\x05start\"\xe5\x01\n\x1cSubscribeRunCompleteResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12/\n\x0crun_complete\x18\x02 \x01(\x0b\x32\x17.runlane.v1.RunCompleteH\x00\x12\x45\n\x08progress\x18\x03 \x01(\x0b\x32\x31.runlane.v1.SubscribeRunCompleteResponse.ProgressH\x00\x1a\x34\n\x08Progress\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x07\n\x05\x65vent\":\n\x13SubscribeRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x13\n\x0b\x61\x66ter_index\x18\x02 \x01(\x03\";\n\x14SubscribeRunResponse\x12#\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x14.runlane.v1.RunEvent\"L\n\x0eWaitRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"/\n\x0fWaitRunResponse\x12\x1c\n\x03run\x18\x01 \x01(\x0b\x32\x0f.runlane.v1.Run\"\x1f\n\rGetRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\".\n\x0eGetRunResponse\x12\x1c\n\x03run\x18\x01 \x01(\x0b\x32\x0f.runlane.v1.Run\"r\n\x0fListRunsRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12$\n\x06states\x18\x02 \x03(\x0e\x32\x14.runlane.v1.RunState\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"J\n\x10ListRunsResponse\x12\x1d\n\x04runs\x18\x01 \x03(\x0b\x32\x0f.runlane.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*x\n\x0b\x43\x61ncelScope\x12\x1c\n\x18\x43\x41NCEL_SCOPE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43\x41NCEL_SCOPE_SESSION\x10\x01\x12\x17\n\x13\x43\x41NCEL_SCOPE_ACTIVE\x10\x02\x12\x18\n\x14\x43\x41NCEL_SCOPE_WAITING\x10\x03\x32\xf5\x04\n\nRunService\x12N\n\x0bRunAccepted\x12\x1e.runlane.v1.RunAcceptedRequest\x1a\x1f.runlane.v1.RunAcceptedResponse\x12?\n\x06\x43\x61ncel\x12\x19.runlane.v1.CancelRequest\x1a\x1a.runlane.v1.CancelResponse\x12H\n\tCancelAll\x12\x1c.runlane.v1.CancelAllRequest\x1a\x1d.runlane.v1.CancelAllResponse\x12k\n\x14SubscribeRunComplete\x12\'.runlane.v1.SubscribeRunCompleteRequest\x1a(.runlane.v1.SubscribeRunCompleteResponse0\x01\x12S\n\x0cSubscribeRun\x12\x1f.runlane.v1.SubscribeRunRequest\x1a .runlane.v1.SubscribeRunResponse0\x01\x12\x42\n\x07WaitRun\x12\x1a.runlane.v1.WaitRunRequest\x1a\x1b.runlane.v1.WaitRunResponse\x12?\n\x06GetRun\x12\x19.runlane.v1.GetRunRequest\x1a\x1a.runlane.v1.GetRunResponse\x12\x45\n\x08ListRuns\x12\x1b.runlane.v1.ListRunsRequest\x1a\x1c.runlane.v1.ListRunsResponseB-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,8 +37,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'Z+runlane.example/gen/go/runlane/v1;runlanev1'
   _globals['_RUNACCEPTEDREQUEST_METADATAENTRY']._loaded_options = None
   _globals['_RUNACCEPTEDREQUEST_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_CANCELSCOPE']._serialized_start=1944
-  _globals['_CANCELSCOPE']._serialized_end=2064
+  _globals['_CANCELSCOPE']._serialized_start=1965
+  _globals['_CANCELSCOPE']._serialized_end=2085
   _globals['_RUNACCEPTEDREQUEST']._serialized_start=132
   _globals['_RUNACCEPTEDREQUEST']._serialized_end=492
   _globals['_RUNACCEPTEDREQUEST_METADATAENTRY']._serialized_start=445
@@ -51,32 +51,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CANCELRESPONSE']._serialized_end=759
   _globals['_CANCELALLREQUEST']._serialized_start=761
   _globals['_CANCELALLREQUEST']._serialized_end=834
-  _globals['_SESSIONCANCELLATION']._serialized_start=836
-  _globals['_SESSIONCANCELLATION']._serialized_end=948
-  _globals['_CANCELALLRESPONSE']._serialized_start=950
-  _globals['_CANCELALLRESPONSE']._serialized_end=1067
-  _globals['_SUBSCRIBERUNCOMPLETEREQUEST']._serialized_start=1069
-  _globals['_SUBSCRIBERUNCOMPLETEREQUEST']._serialized_end=1189
-  _globals['_SUBSCRIBERUNCOMPLETERESPONSE']._serialized_start=1192
-  _globals['_SUBSCRIBERUNCOMPLETERESPONSE']._serialized_end=1421
-  _globals['_SUBSCRIBERUNCOMPLETERESPONSE_PROGRESS']._serialized_start=1360
-  _globals['_SUBSCRIBERUNCOMPLETERESPONSE_PROGRESS']._serialized_end=1412
-  _globals['_SUBSCRIBERUNREQUEST']._serialized_start=1423
-  _globals['_SUBSCRIBERUNREQUEST']._serialized_end=1481
-  _globals['_SUBSCRIBERUNRESPONSE']._serialized_start=1483
-  _globals['_SUBSCRIBERUNRESPONSE']._serialized_end=1542
-  _globals['_WAITRUNREQUEST']._serialized_start=1544
-  _globals['_WAITRUNREQUEST']._serialized_end=1620
-  _globals['_WAITRUNRESPONSE']._serialized_start=1622
-  _globals['_WAITRUNRESPONSE']._serialized_end=1669
-  _globals['_GETRUNREQUEST']._serialized_start=1671
-  _globals['_GETRUNREQUEST']._serialized_end=1702
-  _globals['_GETRUNRESPONSE']._serialized_start=1704
-  _globals['_GETRUNRESPONSE']._serialized_end=1750
-  _globals['_LISTRUNSREQUEST']._serialized_start=1752
-  _globals['_LISTRUNSREQUEST']._serialized_end=1866
-  _globals['_LISTRUNSRESPONSE']._serialized_start=1868
-  _globals['_LISTRUNSRESPONSE']._serialized_end=1942
-  _globals['_RUNSERVICE']._serialized_start=2067
-  _globals['_RUNSERVICE']._serialized_end=2696
+  _globals['_SESSIONCANCELLATION']._serialized_start=837
+  _globals['_SESSIONCANCELLATION']._serialized_end=969
+  _globals['_CANCELALLRESPONSE']._serialized_start=971
+  _globals['_CANCELALLRESPONSE']._serialized_end=1088
+  _globals['_SUBSCRIBERUNCOMPLETEREQUEST']._serialized_start=1090
+  _globals['_SUBSCRIBERUNCOMPLETEREQUEST']._serialized_end=1210
+  _globals['_SUBSCRIBERUNCOMPLETERESPONSE']._serialized_start=1213
+  _globals['_SUBSCRIBERUNCOMPLETERESPONSE']._serialized_end=1442
+  _globals['_SUBSCRIBERUNCOMPLETERESPONSE_PROGRESS']._serialized_start=1381
+  _globals['_SUBSCRIBERUNCOMPLETERESPONSE_PROGRESS']._serialized_end=1433
+  _globals['_SUBSCRIBERUNREQUEST']._serialized_start=1444
+  _globals['_SUBSCRIBERUNREQUEST']._serialized_end=1502
+  _globals['_SUBSCRIBERUNRESPONSE']._serialized_start=1504
+  _globals['_SUBSCRIBERUNRESPONSE']._serialized_end=1563
+  _globals['_WAITRUNREQUEST']._serialized_start=1565
+  _globals['_WAITRUNREQUEST']._serialized_end=1641
+  _globals['_WAITRUNRESPONSE']._serialized_start=1643
+  _globals['_WAITRUNRESPONSE']._serialized_end=1690
+  _globals['_GETRUNREQUEST']._serialized_start=1692
+  _globals['_GETRUNREQUEST']._serialized_end=1723
+  _globals['_GETRUNRESPONSE']._serialized_start=1725
+  _globals['_GETRUNRESPONSE']._serialized_end=1771
+  _globals['_LISTRUNSREQUEST']._serialized_start=1773
+  _globals['_LISTRUNSREQUEST']._serialized_end=1887
+  _globals['_LISTRUNSRESPONSE']._serialized_start=1889
+  _globals['_LISTRUNSRESPONSE']._serialized_end=1963
+  _globals['_RUNSERVICE']._serialized_start=2088
+  _globals['_RUNSERVICE']._serialized_end=2717
 # @@protoc_insertion_point(module_scope)

@@ -229,6 +229,7 @@ def session_cancellation(receipt: Receipt) -> run_service_pb2.SessionCancellatio
         session_id=receipt.session_id,
         cancelled=cancelled_runs(receipt),
         fence_accept_seq=receipt.fence_accept_seq,
+        unreadable=receipt.unreadable,
     )
 
 
