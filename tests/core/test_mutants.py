@@ -116,8 +116,8 @@ MUTANTS = (
     ),
     Mutant(
         "a run that has a turn is folded into another one's",
-        "joining = [run for run in waiting_to if run.turn == 0]",
-        "joining = list(waiting_to)",
+        "joining = [run for run in waiting_to if run.turn == 0 and run.agent == host.agent]",
+        "joining = [run for run in waiting_to if run.agent == host.agent]",
         "keeps it",
     ),
     Mutant(

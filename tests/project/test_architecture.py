@@ -15,6 +15,7 @@ CLIENT = ROOT / "client" / "runlane"
 ROOMS: dict[str, set[str]] = {
     "release": {"release"},
     "core": {
+        "agents",
         "errors",
         "lane",
         "limits",
@@ -48,6 +49,7 @@ ROOMS: dict[str, set[str]] = {
         "command.limits",
         "command.prctl",
         "custom",
+        "declaration",
         "loader",
         "scripted.agent",
         "scripted.latches",
@@ -70,7 +72,7 @@ ROOMS: dict[str, set[str]] = {
     "config": {"", "option_types", "sample", "settings", "sources"},
     "feed": {"feed"},
     "cluster": {"key_refresh", "membership", "peers", "relay"},
-    "engine": {"agent_code", "coordinator", "executor", "pulse", "retention"},
+    "engine": {"agent_code", "agent_table", "coordinator", "executor", "pulse", "retention"},
     "rpc": {"endpoint", "tls"},
     "telemetry": {"logs", "metrics_server", "trace_export", "watchdog"},
     "process": {"app", "config_check", "node", "processes"},

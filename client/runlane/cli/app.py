@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from runlane.cli.agents import agents
 from runlane.cli.cancel import cancel
 from runlane.cli.command import Group
 from runlane.cli.connection import Settings, options
@@ -48,5 +49,5 @@ def runlane(context: click.Context, /, **settings: Any) -> None:
     context.obj = Settings(**settings)
 
 
-for command in (run, cancel, watch, top, runs, show, wait, sessions, messages):
+for command in (run, cancel, watch, top, runs, show, wait, sessions, messages, agents):
     runlane.add_command(command)

@@ -47,7 +47,8 @@ class Caller:
     """An authenticated caller. `name` is for the log.
 
     A `peer` is another node of the same store. It calls on behalf of a caller that it has
-    authenticated itself, and may read nothing but the run `run_id`.
+    authenticated itself, and may read nothing but the run `run_id`. `agents` are the agents that
+    the caller may use; None: all.
     """
 
     tenant: str
@@ -55,6 +56,7 @@ class Caller:
     name: str
     peer: bool = False
     run_id: str = ""
+    agents: frozenset[str] | None = None
 
 
 ANONYMOUS = Caller(DEFAULT_TENANT, Role.ADMIN, "")

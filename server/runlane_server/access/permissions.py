@@ -9,6 +9,7 @@ from runlane_server.access.caller import Role
 
 _RUNS = "/runlane.v1.RunService/"
 _SESSIONS = "/runlane.v1.SessionService/"
+_AGENTS = "/runlane.v1.AgentService/"
 _HARNESS = "/runlane.harness.v1.HarnessService/"
 
 REQUIRED_ROLES: Mapping[str, Role] = MappingProxyType(
@@ -26,6 +27,7 @@ REQUIRED_ROLES: Mapping[str, Role] = MappingProxyType(
         _SESSIONS + "DeleteSession": Role.ADMIN,
         _SESSIONS + "ListSessions": Role.READ,
         _SESSIONS + "ListMessages": Role.READ,
+        _AGENTS + "ListAgents": Role.READ,
         _HARNESS + "GetServer": Role.ADMIN,
         _HARNESS + "ArmGate": Role.ADMIN,
         _HARNESS + "AwaitGate": Role.ADMIN,

@@ -53,6 +53,15 @@ class AgentSettings:
 DEFAULTS = AgentSettings()
 
 
+_KINDS = frozenset({"echo", "command", "command+json", "chat", "scripted"})
+
+
+def agent_kind(spec: str) -> str:
+    """The kind of agent of a spec; `python` for your own. It holds nothing secret."""
+    kind = spec.strip().partition(":")[0]
+    return kind if kind in _KINDS else "python"
+
+
 def load_agent(spec: str, settings: AgentSettings = DEFAULTS) -> Agent:
     """Creates the agent of a spec (see `SPECS`). Raises StartError; its message is one line."""
     kind, _, rest = spec.strip().partition(":")

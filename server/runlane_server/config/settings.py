@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from runlane_server.agents.declaration import AgentDeclaration, declared_agents
 from runlane_server.config.declaration import (
     Setting,
     Topic,
@@ -21,6 +22,8 @@ from runlane_server.config.declaration import (
 )
 from runlane_server.config.option_types import (
     AddressType,
+    AgentSlots,
+    AgentSpec,
     Duration,
     HttpUrl,
     Ratio,
@@ -111,13 +114,26 @@ class Config:
 
     # --- Agents
 
-    agent: str = setting(
-        "echo",
+    agent: tuple[str, ...] = setting(
+        (),
         Topic.AGENTS,
-        click.STRING,
+        AgentSpec(),
         "Agent that executes runs: echo, command:ARGV, command+json:ARGV, chat:PROVIDER:MODEL, "
-        "MODULE:ATTRIBUTE, or scripted.",
-        metavar="AGENT",
+        "MODULE:ATTRIBUTE, or scripted. May be repeated, with a name for each; without one the "
+        "name is 'default'. Runs that name no agent use 'default', or the first one.",
+        metavar="[NAME=]AGENT",
+        without="echo",
+        repeatable=True,
+    )
+    agent_slots: tuple[str, ...] = setting(
+        (),
+        Topic.AGENTS,
+        AgentSlots(),
+        "Maximum number of active runs of one agent on this node. May be repeated. 0: accept its "
+        "runs and execute none.",
+        metavar="NAME=N",
+        without="only --max-active-runs",
+        repeatable=True,
     )
     chat_instructions: str = setting(
         "",
@@ -413,6 +429,11 @@ class Config:
     def store_url(self) -> StoreUrl:
         """`store`, parsed. Raises SettingsError."""
         return StoreUrl.parse(self.store)
+
+    @property
+    def agents(self) -> tuple[AgentDeclaration, ...]:
+        """`agent` and `agent_slots`, parsed. Raises SettingsError."""
+        return declared_agents(self.agent, self.agent_slots)
 
     @classmethod
     def from_options(cls, **options: Any) -> Config:

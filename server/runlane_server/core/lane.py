@@ -49,6 +49,7 @@ from itertools import takewhile
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar, cast
 
+from runlane_server.core.agents import ONE_AGENT, AgentNames
 from runlane_server.core.errors import (
     IllegalCommand,
     QueueFull,
@@ -175,11 +176,12 @@ def accept(
     token: str,
     max_waiting: int,
     allow_missing: bool = False,
+    agents: AgentNames = ONE_AGENT,
 ) -> Transition[LaneRun]:
     """Turns a reservation into a run. Replies with it, or with the run that already has this id.
 
-    Raises SessionNotFound (R2), SessionBusy (REJECT, R27), QueueFull, and IllegalCommand if the
-    reservation does not exist.
+    Raises SessionNotFound (R2), AgentNotFound and PermissionDenied (R31), SessionBusy (REJECT,
+    R27), QueueFull, and IllegalCommand if the reservation does not exist.
     """
     held = next((held for held in lane.reservations if held.token == token), None)
     if held is None:
@@ -189,20 +191,19 @@ def accept(
     known = lane.find(request.run_id)
     if known is not None:
         return edit.done(reply=known)
-    _check_room(lane, held, request, allow_missing=allow_missing, max_waiting=max_waiting)
+    if not (lane.exists or allow_missing):
+        raise SessionNotFound.of(lane.key.session_id)
+    agent = agents.choose(request.agent, lane.agent)
+    _check_room(lane, held, request, max_waiting=max_waiting)
     if request.when_busy is WhenBusy.INTERRUPT and not held.covered:
         edit.cancel_active("interrupted by " + request.run_id)
-    run = edit.enter(request)
+    run = edit.enter(request, agent)
     if held.covered:
         edit.cancel_waiting([run], held.cancel_reason)
     return edit.done(reply=edit.current(run))
 
 
-def _check_room(
-    lane: Lane, held: Reservation, request: RunRequest, *, allow_missing: bool, max_waiting: int
-) -> None:
-    if not (lane.exists or allow_missing):
-        raise SessionNotFound.of(lane.key.session_id)
+def _check_room(lane: Lane, held: Reservation, request: RunRequest, *, max_waiting: int) -> None:
     behind_another = lane.active is not None or bool(lane.waiting)
     # Only earlier reservations count: of a burst of accepts with REJECT, one is accepted.
     earlier = takewhile(lambda other: other.token != held.token, lane.reservations)
@@ -260,7 +261,7 @@ def cancel(
 def drain_for_step(
     lane: Lane, run_id: str, attempt: int, *, at: Micros, events: int
 ) -> Transition[tuple[LaneRun, ...]]:
-    """Folds the waiting FOLD runs into the active turn, in accept order (R26, R27).
+    """Folds the waiting FOLD runs of its agent into the active turn, in accept order (R26, R27).
 
     `events` is the number of events of the active run so far. Replies with the folded runs; none
     if the active run was cancelled. Raises IllegalCommand if the attempt is not the active one.
@@ -356,12 +357,16 @@ def _give_up(
     return edit.done(reply=True)
 
 
-def fail_waiting(lane: Lane, error: RunError, *, at: Micros) -> Transition[int]:
-    """Ends all waiting runs as failed before they started (R30). Replies with their number."""
+def fail_waiting(
+    lane: Lane, error: RunError, *, at: Micros, agents: Container[str] | None = None
+) -> Transition[int]:
+    """Ends the waiting runs as failed before they started (R30): those of the named agents only, if
+    there are names (R32). Replies with their number."""
     edit = _Edit(lane, at)
-    for run in lane.waiting:
+    failed = [run for run in lane.waiting if agents is None or run.agent in agents]
+    for run in failed:
         edit.end_unstarted(run, Trigger.FAIL, FinishReason.ERROR, error)
-    return edit.done(reply=len(lane.waiting))
+    return edit.done(reply=len(failed))
 
 
 def remove(lane: Lane, *, unchanged_since: tuple[int, int] | None = None) -> Transition[None]:
@@ -420,6 +425,7 @@ class _Edit:
         self._folded = lane.folded
         self._waiting = lane.waiting
         self._reservations = lane.reservations
+        self._agent = lane.agent
 
     def done(self, reply: Reply) -> Transition[Reply]:
         """Builds the transition, after setting the states of the waiting runs."""
@@ -434,6 +440,7 @@ class _Edit:
                 self._folded,
                 self._waiting,
                 self._reservations,
+                self._agent,
             ),
             tuple(self.changes.values()),
             tuple(self.messages),
@@ -456,7 +463,7 @@ class _Edit:
         """Ends a reservation."""
         self._reservations = tuple([held for held in self._reservations if held.token != token])
 
-    def enter(self, request: RunRequest) -> LaneRun:
+    def enter(self, request: RunRequest, agent: str) -> LaneRun:
         """Adds a new run to the lane: at the end, or at the head with INTERRUPT."""
         waiting = self._waiting
         seq = self._accept_seq + 1
@@ -473,6 +480,7 @@ class _Edit:
             max_attempts=request.max_attempts,
             trace=request.trace,
             events=1,
+            agent=agent,
         )
         self.events.append(RunEvent(run.run_id, 1, self.at, Accepted(seq)))
         self._accept_seq = seq
@@ -497,13 +505,13 @@ class _Edit:
         return run
 
     def fold(self) -> tuple[LaneRun, ...]:
-        """Folds the waiting FOLD runs into the active turn.
+        """Folds the waiting FOLD runs of the same agent into the active turn.
 
         A run that has already been attempted has a turn of its own and is not folded.
         """
         host = cast("LaneRun", self._active)
         waiting_to = (run for run in self._waiting if run.when_busy is WhenBusy.FOLD)
-        joining = [run for run in waiting_to if run.turn == 0]
+        joining = [run for run in waiting_to if run.turn == 0 and run.agent == host.agent]
         self._remove(joining)
         folded: list[LaneRun] = []
         for waiting in sorted(joining, key=lambda run: run.accept_seq):

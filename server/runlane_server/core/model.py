@@ -183,7 +183,8 @@ class Prompt:
 
 class RunRequest(NamedTuple):
     """A request for a run. `timeout` limits the time the run is active, in microseconds; `trace` is
-    the caller's `traceparent` (see `core.trace`), empty for none."""
+    the caller's `traceparent` (see `core.trace`), empty for none; `agent` is the requested agent,
+    empty for the default."""
 
     run_id: str
     prompt: Prompt
@@ -192,6 +193,16 @@ class RunRequest(NamedTuple):
     max_attempts: int = 1
     metadata: Mapping[str, str] = NO_LABELS
     trace: str = ""
+    agent: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of what a repeated request is compared by (R3): the prompt, and the agent if the
+        request names one."""
+        prompt = self.prompt.fingerprint
+        if not self.agent:
+            return prompt
+        return hashlib.blake2b(f"{self.agent}:{prompt}".encode(), digest_size=16).hexdigest()
 
 
 class RunComplete(NamedTuple):
@@ -221,7 +232,8 @@ class RunComplete(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A stored run. `complete` is set once the run has ended."""
+    """A stored run. `complete` is set once the run has ended; `agent` is empty for a run from
+    before agents had names."""
 
     session_id: str
     run_id: str
@@ -239,11 +251,12 @@ class Run(NamedTuple):
     ended_at: Micros | None
     folded_into: str
     complete: RunComplete | None
+    agent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A stored session."""
+    """A stored session. `agent` is the agent of its runs that name none, empty for the default."""
 
     session_id: str
     title: str
@@ -253,6 +266,7 @@ class Session:
     usage: Usage
     created_at: Micros
     updated_at: Micros
+    agent: str = ""
 
     @property
     def busy(self) -> bool:

@@ -36,7 +36,8 @@ class LaneRun(NamedTuple):
 
     `rank` orders the waiting runs. `turn` is the number of its turn in the transcript, 0 before it
     has one. `events` counts its events so far. `trace` is the caller's `traceparent`. `host` is the
-    id of the node where it is active, empty unless the store is shared.
+    id of the node where it is active, empty unless the store is shared. `agent` is empty for a run
+    from before agents had names.
     """
 
     run_id: str
@@ -55,6 +56,7 @@ class LaneRun(NamedTuple):
     cancel_reason: str = ""
     trace: str = ""
     host: str = ""
+    agent: str = ""
 
 
 class Reservation(NamedTuple):
@@ -71,7 +73,7 @@ class Lane(NamedTuple):
 
     Version 0 means that the session does not exist. The active run is ACTIVE or CANCELLING;
     `folded` are the runs that joined its turn. `reservations` exist only in this process and are
-    not stored.
+    not stored. `agent` is the agent of runs that name none, empty for the server's default.
     """
 
     key: SessionKey
@@ -82,6 +84,7 @@ class Lane(NamedTuple):
     folded: tuple[LaneRun, ...] = ()
     waiting: tuple[LaneRun, ...] = ()
     reservations: tuple[Reservation, ...] = ()
+    agent: str = ""
 
     @property
     def exists(self) -> bool:
@@ -116,6 +119,7 @@ class Lane(NamedTuple):
             self.folded,
             self.waiting,
             self.reservations,
+            self.agent,
         )
 
     @property
@@ -243,7 +247,7 @@ def describe(
         state=run.state,
         when_busy=request.when_busy,
         prompt_excerpt=request.prompt.excerpt,
-        prompt_fingerprint=request.prompt.fingerprint,
+        prompt_fingerprint=request.fingerprint,
         metadata=request.metadata,
         timeout=request.timeout,
         max_attempts=request.max_attempts,
@@ -253,4 +257,5 @@ def describe(
         ended_at=complete.ended_at if complete else None,
         folded_into=run.folded_into,
         complete=complete,
+        agent=run.agent,
     )

@@ -11,7 +11,6 @@ import structlog
 from uuid_utils import uuid7
 
 from runlane_server.access.quotas import QuotaBook
-from runlane_server.agents.base import Agent
 from runlane_server.cluster.membership import Membership
 from runlane_server.core import lane as rules
 from runlane_server.core.limits import Limits
@@ -19,6 +18,7 @@ from runlane_server.core.model import Micros, RunKey, RunRequest, SessionKey
 from runlane_server.core.observer import Load, Observer
 from runlane_server.core.transition import LaneRun, Transition
 from runlane_server.engine.agent_code import contain_tasks, create_own_task
+from runlane_server.engine.agent_table import AgentTable
 from runlane_server.engine.agent_turn import Job
 from runlane_server.engine.lane_access import LaneAccess
 from runlane_server.engine.lanes import Lanes
@@ -45,13 +45,17 @@ class NodeSettings:
     new_id: Callable[[], str] = field(default=lambda: str(uuid7()))
 
 
+def _ignore(_: str) -> None:
+    """Does nothing."""
+
+
 class Executor:
     """Runs the agents of the runs that the lanes activate. One per node."""
 
     def __init__(
         self,
         store: Store,
-        agent: Agent,
+        agents: AgentTable,
         limits: Limits,
         now: Callable[[], Micros],
         node: NodeSettings,
@@ -61,7 +65,8 @@ class Executor:
         gates: Gates,
         pulse: Pulse,
     ) -> None:
-        self._recovery = Recovery(store, self, quotas, max_run_output=limits.max_run_output)
+        names = agents.names
+        self._recovery = Recovery(store, self, quotas, names, max_run_output=limits.max_run_output)
         self.membership: Membership | None = None
         if store.cluster is not None:
             self.membership = Membership(
@@ -75,12 +80,18 @@ class Executor:
             membership=self.membership,
             quotas=quotas,
             gates=gates,
+            agents=names,
+            room=agents.room,
         )
-        self._readiness = Readiness(agent, self.lanes, limits, gates, self._open_slots)
+        self._readiness = [
+            Readiness(each, names, self.lanes, limits, gates=gates, on_ready=self._on_ready)
+            for each in agents
+        ]
+        self.on_agent_ready: Callable[[str], None] = _ignore
         self.is_draining = False
         self._lane_access = LaneAccess(self.lanes, store, observer)
         self._store = store
-        self._agent = agent
+        self._agents = agents
         self._limits = limits
         self._now = now
         self._observer = observer
@@ -91,20 +102,24 @@ class Executor:
         self._supervisors: set[asyncio.Task[None]] = set()
 
     @property
-    def is_ready(self) -> bool:
-        """Whether the agent is ready."""
-        return self._readiness.is_ready
-
-    @property
     def load(self) -> Load:
         """The load of this node."""
         lanes = self.lanes
-        return Load(len(self._runners), lanes.waiting_runs, lanes.slots.in_use, self.is_draining)
+        active = dict.fromkeys(self._agents.names.names, 0)
+        for runner in self._runners.values():
+            active[self._agents.names.full_name(runner.job.run.agent)] += 1
+        return Load(
+            len(self._runners),
+            lanes.waiting_runs,
+            lanes.slots.in_use,
+            self.is_draining,
+            active,
+        )
 
     # --- Start and stop -----------------------------------------------------------------------
 
     async def start(self, address: str) -> None:
-        """Restores the work in the store, and runs it as soon as the agent is ready.
+        """Restores the work in the store, and runs it as soon as its agents are ready.
 
         `address` is where other nodes reach this one.
         """
@@ -114,11 +129,17 @@ class Executor:
             await self._recovery.restore()
         else:
             await self.membership.start(address)
-        self._readiness.start()
-
-    def _open_slots(self) -> None:
         if not self.is_draining:
             self.lanes.slots.open()
+        for each in self._readiness:
+            each.start()
+
+    def _on_ready(self, agent: str) -> None:
+        self.lanes.slots.open_agent(agent)
+        self.on_agent_ready(agent)
+        if self.membership is not None:
+            # Other lanes may wait for this agent.
+            self.membership.poll_soon()
 
     def begin_drain(self) -> None:
         """Starts no run from now on; waiting runs stay in the store for the next start."""
@@ -145,7 +166,7 @@ class Executor:
         Takes at most the grace period of a cancel and the time of the last writes.
         """
         self.begin_drain()
-        await self._readiness.stop()
+        await asyncio.gather(*(each.stop() for each in self._readiness))
         # A start that was being committed when the drain began gets here; after it none comes.
         await self.lanes.wait_settled()
         self.hand_over_all(rules.SHUT_DOWN)
@@ -158,15 +179,7 @@ class Executor:
             await asyncio.wait(strays, timeout=STRAY_GRACE)
         if self.membership is not None:
             await self.membership.stop()
-        await self._close_agent()
-
-    async def _close_agent(self) -> None:
-        """Closes the agent; a failure of its code, or its silence, does not stop the shutdown."""
-        closing = create_own_task(_closed(self._agent))
-        await asyncio.wait({closing}, timeout=self._limits.cancel_grace)
-        if not closing.done():
-            log.warning("agent did not close", grace_s=self._limits.cancel_grace)
-            closing.cancel()
+        await self._agents.close(self._limits.cancel_grace)
 
     # --- The actions of the lanes -------------------------------------------------------------
 
@@ -197,7 +210,7 @@ class Executor:
     def _make_runner(self, job: Job) -> Runner:
         return Runner(
             job,
-            agent=self._agent,
+            agent=self._agents.agent_of(job.run.agent),
             store=self._store,
             lane=self._lane_access,
             now=self._now,
@@ -276,11 +289,3 @@ class Executor:
         for stray in runner.strays:
             self._strays.add(stray)
             stray.add_done_callback(self._strays.discard)
-
-
-async def _closed(agent: Agent) -> None:
-    """Closes an agent, whose code may raise anything; it is logged."""
-    try:
-        await agent.close()
-    except BaseException:  # asyncio lets some of them end the server
-        log.exception("agent failed to close")

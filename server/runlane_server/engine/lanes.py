@@ -16,12 +16,14 @@ import structlog
 from runlane_server.access.quotas import QuotaBook
 from runlane_server.cluster.membership import Membership
 from runlane_server.core import lane as rules
+from runlane_server.core.agents import ONE_AGENT, AgentNames
 from runlane_server.core.errors import CorruptRecord, RunlaneError
 from runlane_server.core.limits import RETRY_PAUSE
 from runlane_server.core.model import Micros, RunKey, RunRequest, RunState, SessionKey
 from runlane_server.core.recent import RecentItems
 from runlane_server.core.transition import Lane, LaneRun, Transition
 from runlane_server.engine.agent_code import create_own_task
+from runlane_server.engine.agent_room import AgentRoom
 from runlane_server.engine.lane_cache import LaneCache, LaneOrigin
 from runlane_server.engine.mailbox import (
     Command,
@@ -99,7 +101,10 @@ class Lanes:
         membership: Membership | None,
         quotas: QuotaBook,
         gates: Gates,
+        agents: AgentNames = ONE_AGENT,
+        room: AgentRoom | None = None,
     ) -> None:
+        self._agents = agents
         self._membership = membership
         self._store = store
         self._actions = actions
@@ -107,7 +112,7 @@ class Lanes:
         self._mailboxes: dict[SessionKey, Mailbox] = {}
         self._cache = LaneCache(store)
         self._requests: RecentItems[RunKey, RunRequest] = RecentItems(CACHED_REQUESTS)
-        self.slots = Slots(max_active, self._on_grant, quotas.max_active)
+        self.slots = Slots(max_active, self._on_grant, quotas.max_active, room)
         quotas.listen(self.slots.apply_limits)
         self._gates = gates
         self._gates.on_open = self.slots.enqueue
@@ -198,7 +203,10 @@ class Lanes:
         """Counts the waiting runs of a stored lane, and queues the lane unless it is active."""
         self.waiting.add(session.key.tenant, session.waiting_runs)
         if not session.active:
-            self.slots.enqueue(session.key)
+            agent = session.agent
+            self.slots.enqueue(
+                session.key, None if agent is None else self._agents.full_name(agent)
+            )
 
     async def wait_settled(self) -> None:
         """Waits until no command is pending."""
@@ -363,7 +371,7 @@ class Lanes:
         if active is None or not self.is_shared or not self._is_active_here(lane):
             return
         if not self._actions.has_agent(key, active):
-            self.slots.occupy(key)
+            self.slots.occupy(key, self._agents.full_name(active.agent))
             self._actions.start_agent(key, active, None)
             if active.state is RunState.CANCELLING:
                 self._actions.stop_agent(key, active)
@@ -429,14 +437,17 @@ class Lanes:
         return decision
 
     def _start_next(self, before: Lane, decision: Decision, at: Micros) -> None:
-        """Starts the next run if it can start, no gate holds it, and a slot is free."""
+        """Starts the next run if it can start, no gate holds it, and a slot of its agent is free
+        (R32)."""
         lane = decision.transition.lane
         if not lane.can_start:
             return
+        head = lane.waiting[0]
         decision.is_held = not self._gates.can_start(
-            lane.key, lane.waiting[0].run_id, follows=before.active is not None
+            lane.key, head.run_id, follows=before.active is not None
         )
-        if not decision.is_held and self._is_alive and self.slots.take(lane.key):
+        agent = self._agents.full_name(head.agent)
+        if not decision.is_held and self._is_alive and self.slots.take(lane.key, agent):
             started = rules.dispatch(lane, at=at, host=self._node_id)
             decision.transition = decision.transition.then(started)
 

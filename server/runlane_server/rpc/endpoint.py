@@ -25,6 +25,8 @@ from grpc_reflection.v1alpha import (  # type: ignore[import-untyped]
 
 from runlane.harness.v1 import harness_service_pb2, harness_service_pb2_grpc
 from runlane.v1 import (
+    agent_service_pb2,
+    agent_service_pb2_grpc,
     run_service_pb2,
     run_service_pb2_grpc,
     session_service_pb2,
@@ -37,6 +39,7 @@ from runlane_server.core.observer import NO_OBSERVER, Observer
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.harness.harness import Harness
 from runlane_server.net.addresses import Address
+from runlane_server.rpc.agents import AgentService
 from runlane_server.rpc.grpc_server import make_server
 from runlane_server.rpc.harness import HarnessService
 from runlane_server.rpc.inflight import InflightCalls
@@ -97,7 +100,11 @@ HANDLERS_TIMEOUT = 5.0
 _SERVICES = (
     run_service_pb2.DESCRIPTOR.services_by_name["RunService"].full_name,
     session_service_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name,
+    agent_service_pb2.DESCRIPTOR.services_by_name["AgentService"].full_name,
 )
+
+AGENT_HEALTH = "runlane.agent/"
+"""What the name of an agent follows in the service name of a health check."""
 
 _HARNESS = harness_service_pb2.DESCRIPTOR.services_by_name["HarnessService"].full_name
 
@@ -142,11 +149,14 @@ class Endpoint:
         self._observer = observer
         self._runs = RunService(coordinator, progress_interval=progress_interval, relay=relay)
         self._sessions = SessionService(coordinator)
+        self._agents = AgentService(coordinator)
+        self._coordinator = coordinator
         self._harness = None if harness is None else HarnessService(harness)
         self._services = _SERVICES if harness is None else (*_SERVICES, _HARNESS)
         self._health = _Health(self._services)
         self._bound: list[Address] = []
         self._broken: set[asyncio.Task[None]] = set()
+        self._pending: set[asyncio.Task[None]] = set()
         self._server = self._make()
 
     def _make(self) -> grpc.aio.Server:
@@ -166,6 +176,7 @@ class Endpoint:
         )
         run_service_pb2_grpc.add_RunServiceServicer_to_server(self._runs, middleware)
         session_service_pb2_grpc.add_SessionServiceServicer_to_server(self._sessions, middleware)
+        agent_service_pb2_grpc.add_AgentServiceServicer_to_server(self._agents, middleware)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, middleware)
         if self._harness is not None:
             harness_service_pb2_grpc.add_HarnessServiceServicer_to_server(self._harness, middleware)
@@ -214,7 +225,22 @@ class Endpoint:
         """Starts serving."""
         for service in self._services:
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        for agent in self._coordinator.agents:
+            await self._set_health(agent.name, is_ready=agent.is_ready)
+        self._coordinator.on_agent_ready(self._on_agent_ready)
         await self._server.start()
+
+    def _on_agent_ready(self, name: str) -> None:
+        task = asyncio.create_task(self._set_health(name, is_ready=True))
+        self._pending.add(task)
+        task.add_done_callback(self._pending.discard)
+
+    async def _set_health(self, agent: str, *, is_ready: bool) -> None:
+        """Sets the health of an agent. Its name is not in the rpc List, which needs no
+        authentication."""
+        states = health_pb2.HealthCheckResponse
+        state = states.SERVING if is_ready else states.NOT_SERVING
+        await self._health.set(AGENT_HEALTH + agent, state)
 
     async def keep_serving(self) -> Never:
         """Restarts gRPC's server whenever it has broken down, until cancelled.

@@ -45,6 +45,7 @@ MIN_WAIT = 0.05
 
 _RUNS = "/runlane.v1.RunService/"
 _SESSIONS = "/runlane.v1.SessionService/"
+_AGENTS = "/runlane.v1.AgentService/"
 _HARNESS = "/runlane.harness.v1.HarnessService/"
 _HEALTH = "/grpc.health.v1.Health/"
 
@@ -70,6 +71,7 @@ MAX_BYTES: Mapping[str, int] = MappingProxyType(
         _SESSIONS + "DeleteSession": _IDS,
         _SESSIONS + "ListSessions": _IDS,
         _SESSIONS + "ListMessages": _IDS,
+        _AGENTS + "ListAgents": _IDS,
         **{
             _HARNESS + name: _IDS
             for name in (

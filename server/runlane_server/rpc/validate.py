@@ -49,6 +49,7 @@ def run_accepted(request: run_service_pb2.RunAcceptedRequest, limits: Limits) ->
     checks.between("max_attempts", request.max_attempts, 0, MAX_ATTEMPTS)
     metadata = dict(request.metadata) if request.metadata else NO_LABELS
     checks.labels("metadata", metadata)
+    checks.agent("agent", request.agent)
     checks.finish()
     return RunRequest(
         run_id=request.run_id,
@@ -57,6 +58,7 @@ def run_accepted(request: run_service_pb2.RunAcceptedRequest, limits: Limits) ->
         timeout=timeout,
         max_attempts=request.max_attempts or 1,
         metadata=metadata,
+        agent=request.agent,
     )
 
 
@@ -166,6 +168,7 @@ def create_session(request: session_service_pb2.CreateSessionRequest) -> None:
     checks.identifier("session_id", request.session_id)
     checks.size("title", request.title, MAX_TITLE_BYTES)
     checks.labels("metadata", request.metadata)
+    checks.agent("agent", request.agent)
     checks.finish()
 
 

@@ -70,7 +70,13 @@ END_OF_LIST = (1 << 63) - 1
 
 
 def assemble_lane(
-    key: SessionKey, *, version: int, accept_seq: int, turn: int, runs: Iterable[LaneRun]
+    key: SessionKey,
+    *,
+    version: int,
+    accept_seq: int,
+    turn: int,
+    agent: str,
+    runs: Iterable[LaneRun],
 ) -> Lane:
     """A lane from its open runs, which are in accept order."""
     folded: list[LaneRun] = []
@@ -92,6 +98,7 @@ def assemble_lane(
         active=active,
         folded=tuple(folded),
         waiting=tuple(waiting),
+        agent=agent,
     )
 
 
@@ -138,6 +145,7 @@ def _run(row: Row, text: DecodeText, complete_text: Callable[[], tuple[str, bool
         ended_at=row["ended_at"],
         folded_into=text(row["folded_into"]),
         complete=complete,
+        agent=row["agent"],
     )
 
 
@@ -192,6 +200,7 @@ def _session(row: Row, text: DecodeText) -> Session:
         ),
         created_at=row["created_at"],
         updated_at=row["updated_at"],
+        agent=row["agent"],
     )
 
 

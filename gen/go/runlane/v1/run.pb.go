@@ -515,7 +515,10 @@ type Run struct {
 	// The run whose turn this run joined; empty if it was not folded.
 	FoldedInto string `protobuf:"bytes,14,opt,name=folded_into,json=foldedInto,proto3" json:"folded_into,omitempty"`
 	// The terminal event; set in a terminal state. ListRuns omits its text.
-	RunComplete   *RunComplete `protobuf:"bytes,15,opt,name=run_complete,json=runComplete,proto3" json:"run_complete,omitempty"`
+	RunComplete *RunComplete `protobuf:"bytes,15,opt,name=run_complete,json=runComplete,proto3" json:"run_complete,omitempty"`
+	// The name of the agent that executes the run. Empty for a run accepted before agents had names:
+	// the server's default.
+	Agent         string `protobuf:"bytes,16,opt,name=agent,proto3" json:"agent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -653,6 +656,13 @@ func (x *Run) GetRunComplete() *RunComplete {
 		return x.RunComplete
 	}
 	return nil
+}
+
+func (x *Run) GetAgent() string {
+	if x != nil {
+		return x.Agent
+	}
+	return ""
 }
 
 // The one terminal event of a run.
@@ -1524,7 +1534,7 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	"\routput_tokens\x18\x02 \x01(\x03R\foutputTokens\x12*\n" +
 	"\x11cache_read_tokens\x18\x03 \x01(\x03R\x0fcacheReadTokens\x12,\n" +
 	"\x12cache_write_tokens\x18\x04 \x01(\x03R\x10cacheWriteTokens\x12\x1a\n" +
-	"\brequests\x18\x05 \x01(\x03R\brequests\"\xd6\x05\n" +
+	"\brequests\x18\x05 \x01(\x03R\brequests\"\xec\x05\n" +
 	"\x03Run\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x15\n" +
@@ -1546,7 +1556,8 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	"\bended_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt\x12\x1f\n" +
 	"\vfolded_into\x18\x0e \x01(\tR\n" +
 	"foldedInto\x12:\n" +
-	"\frun_complete\x18\x0f \x01(\v2\x17.runlane.v1.RunCompleteR\vrunComplete\x1a;\n" +
+	"\frun_complete\x18\x0f \x01(\v2\x17.runlane.v1.RunCompleteR\vrunComplete\x12\x14\n" +
+	"\x05agent\x18\x10 \x01(\tR\x05agent\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa9\x05\n" +
