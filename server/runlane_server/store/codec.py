@@ -17,6 +17,7 @@ from runlane_server.core.model import (
     NO_USAGE,
     Accepted,
     Attachment,
+    Corrupt,
     EventBody,
     FinishReason,
     Folded,
@@ -167,6 +168,7 @@ _BODIES: Mapping[str, type[Any]] = MappingProxyType(
         "tool_call": ToolCall,
         "tool_result": ToolResult,
         "folded": Folded,
+        "corrupt": Corrupt,
     }
 )
 

@@ -51,7 +51,7 @@ async def check(database: Database) -> Findings:
 
 async def _check(connection: Connection) -> Findings:
     problems: list[str] = []
-    for table, read in _READS.items():
+    for table, read in READS.items():
         with collecting() as lines:
             statement = f"SELECT * FROM {table}"  # noqa: S608 - a constant
             async for row in connection.cursor(statement, prefetch=PAGE_ROWS):
@@ -102,7 +102,7 @@ async def _read_logged(_: Connection, row: Any) -> None:
     queries.logged(row)
 
 
-_READS: Mapping[str, Callable[[Connection, Any], Awaitable[None]]] = MappingProxyType(
+READS: Mapping[str, Callable[[Connection, Any], Awaitable[None]]] = MappingProxyType(
     {
         "sessions": _read_session,
         "runs": _read_run,

@@ -64,7 +64,7 @@ def _integrity(db: sqlite3.Connection) -> Iterator[str]:
 
 def _records(db: sqlite3.Connection) -> Iterator[str]:
     """Reads every row as the server does."""
-    for table, read in _READS.items():
+    for table, read in READS.items():
         with collecting() as lines:
             try:
                 for row in db.execute(f"SELECT * FROM {table}"):  # noqa: S608 - a constant
@@ -102,7 +102,7 @@ def _read_deleted_run(_: sqlite3.Connection, row: sqlite3.Row) -> None:
     deleted_run_from(RunKey(row["tenant"], row["run_id"]), row, as_is)
 
 
-_READS: Mapping[str, Callable[[sqlite3.Connection, sqlite3.Row], object]] = MappingProxyType(
+READS: Mapping[str, Callable[[sqlite3.Connection, sqlite3.Row], object]] = MappingProxyType(
     {
         "sessions": _read_session,
         "runs": _read_run,

@@ -543,3 +543,13 @@ FROM unnest($1::text[], $2::text[]) AS wanted (tenant, run_id)
     ) AS run
     JOIN nodes ON nodes.node_id = run.host
 WHERE NOT nodes.lost;
+
+-- Repair
+
+-- name: is_end
+-- Whether an event is the last one of a run that has ended.
+SELECT EXISTS (
+    SELECT FROM runs WHERE tenant = $1 AND run_id = $2 AND ended_at IS NOT NULL AND $3 = (
+        SELECT max(idx) FROM run_events WHERE tenant = $1 AND run_id = $2
+    )
+);
