@@ -105,6 +105,7 @@ VALUES: list[tuple[str, str, Any]] = [
     ("event-retention-bytes", "0", 0),
     ("session-retention", "90d", 90 * 86400.0),
     ("node-lease", "3s", 3.0),
+    ("worker-lease", "45s", 45.0),
     ("event-loop", "uvloop", "uvloop"),
     ("log-format", "json", "json"),
     ("log-level", "debug", "debug"),

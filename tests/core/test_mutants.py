@@ -203,6 +203,36 @@ MUTANTS = (
         "R20",
     ),
     Mutant(
+        "a supervisor ends a run that another node has adopted",
+        "    if host not in {None, active.host}:",
+        "    if False:",
+        "has to be refused",
+    ),
+    Mutant(
+        "an adoption takes the cancel back",
+        "    moved = active._replace(host=host)\n",
+        "    moved = active._replace(host=host, state=RunState.ACTIVE, cancel_reason='')\n",
+        "adopt takes no run",
+    ),
+    Mutant(
+        "a late attempt is adopted",
+        "    active = _the_active(lane, run_id, attempt)\n    if active.host == host:",
+        "    active = _the_active(lane, run_id, lane.active.attempt)\n    if active.host == host:",
+        "has to be refused",
+    ),
+    Mutant(
+        "an attempt that was given back counts",
+        "        edit.count(active._replace(attempt=active.attempt - 1), events)",
+        "        edit.count(active, events)",
+        "R37",
+    ),
+    Mutant(
+        "a turn with folded runs is given back as if nothing had happened",
+        "is_active and not (content or tail or lane.folded):",
+        "is_active:",
+        "R37",
+    ),
+    Mutant(
         "accept_seq is given twice after a cancel on entry",
         "        seq = self._accept_seq + 1\n",
         "        held = [*self._waiting, *filter(None, [self._active])]\n"

@@ -89,11 +89,11 @@ async def test_repair_asks_for_a_backup_and_says_what_it_did(tmp_path: Path) -> 
         assert (code, "--repair requires --backup FILE" in " ".join(err)) == (2, True)
     code, out, _ = await operate(tmp_path, "check", *store, "--repair", "--backup", "before.db")
     copied, repaired, *sound = out
-    assert len(sound) == 1, out
+    assert len(sound) == 1
     assert code == 0
     assert copied.startswith("before.db: ")
     assert repaired == "terminal event of run default/r was replaced"
-    assert "no problems in 1 sessions, 1 runs, 1 terminal events" in sound
+    assert "no problems in 1 sessions, 1 runs, 1 terminal events" in sound[0]
     assert (await operate(tmp_path, "check", "--store", "sqlite:///before.db"))[0] == 1
 
 

@@ -17,6 +17,7 @@ from runlane.cli.sessions import messages, sessions
 from runlane.cli.show import show
 from runlane.cli.top import top
 from runlane.cli.watch import watch
+from runlane.cli.worker import worker
 
 
 def _version() -> str:
@@ -49,5 +50,5 @@ def runlane(context: click.Context, /, **settings: Any) -> None:
     context.obj = Settings(**settings)
 
 
-for command in (run, cancel, watch, top, runs, show, wait, sessions, messages, agents):
+for command in (run, cancel, watch, top, runs, show, wait, sessions, messages, agents, worker):
     runlane.add_command(command)

@@ -38,8 +38,11 @@ class Role(StrEnum):
     RUN = "run"
     """`READ`, plus: accept runs, cancel runs, create sessions."""
 
+    WORK = "work"
+    """Execute runs as a worker, and nothing else."""
+
     ADMIN = "admin"
-    """`RUN`, plus: delete sessions."""
+    """`RUN` and `WORK`, plus: delete sessions."""
 
 
 @dataclass(frozen=True, slots=True)

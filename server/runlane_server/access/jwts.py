@@ -27,7 +27,7 @@ _MAX_LENGTH = 8192
 """Characters."""
 
 _NAME_LENGTH = 64
-_ROLES = (Role.ADMIN, Role.RUN, Role.READ)
+_ROLES = (Role.ADMIN, Role.RUN, Role.WORK, Role.READ)
 
 
 _RSA = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")

@@ -119,8 +119,8 @@ class Config:
         Topic.AGENTS,
         AgentSpec(),
         "Agent that executes runs: echo, command:ARGV, command+json:ARGV, chat:PROVIDER:MODEL, "
-        "MODULE:ATTRIBUTE, or scripted. May be repeated, with a name for each; without one the "
-        "name is 'default'. Runs that name no agent use 'default', or the first one.",
+        "MODULE:ATTRIBUTE, worker, or scripted. May be repeated, with a name for each; without one "
+        "the name is 'default'. Runs that name no agent use 'default', or the first one.",
         metavar="[NAME=]AGENT",
         without="echo",
         repeatable=True,
@@ -149,6 +149,12 @@ class Config:
         click.BOOL,
         "Accept answers of a language model that end without a finish reason. By default such an "
         "answer counts as cut off, and the run fails with PROVIDER_UNAVAILABLE.",
+    )
+    worker_lease: float = setting(
+        30.0,
+        Topic.AGENTS,
+        Duration(zero=False),
+        "How long a worker that has lost its connection keeps its run.",
     )
 
     # --- Programs

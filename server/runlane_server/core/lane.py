@@ -12,13 +12,14 @@ and events are not in it; they are in the store.
                                 +--drain_for_step----+   folded into the active turn
 
 A **command** is a plain function below: `reserve`, `release`, `accept`, `dispatch`, `cancel`,
-`drain_for_step`, `finish`, `node_lost`, `hand_over`, `fail_waiting`, `remove`. It takes a lane, its
-arguments and the time, and either raises and changes nothing or returns a **transition**: the next
-lane and everything to be committed with it - changed runs, messages, events - plus the reply to
-the caller. The store commits a transition as one transaction, on condition that the lane still has
-the version that the command saw. If it has not, the command is simply applied again to the new
-lane. That is the only concurrency control, so no race is decided anywhere but here: of a cancel and
-a completion the one that is committed first wins, and the other sees its result (R8, R19).
+`drain_for_step`, `finish`, `node_lost`, `hand_over`, `adopt`, `fail_waiting`, `remove`. It takes a
+lane, its arguments and the time, and either raises and changes nothing or returns a **transition**:
+the next lane and everything to be committed with it - changed runs, messages, events - plus the
+reply to the caller. The store commits a transition as one transaction, on condition that the lane
+still has the version that the command saw. If it has not, the command is simply applied again to
+the new lane. That is the only concurrency control, so no race is decided anywhere but here: of a
+cancel and a completion the one that is committed first wins, and the other sees its result (R8,
+R19).
 
 A **trigger** moves one run from state to state, as `TABLE` lists; every pair that is not in the
 table is illegal. The table knows nothing about other runs. The commands decide *which* runs a
@@ -259,14 +260,15 @@ def cancel(
 
 
 def drain_for_step(
-    lane: Lane, run_id: str, attempt: int, *, at: Micros, events: int
+    lane: Lane, run_id: str, attempt: int, *, at: Micros, events: int, host: str | None = None
 ) -> Transition[tuple[LaneRun, ...]]:
     """Folds the waiting FOLD runs of its agent into the active turn, in accept order (R26, R27).
 
     `events` is the number of events of the active run so far. Replies with the folded runs; none
-    if the active run was cancelled. Raises IllegalCommand if the attempt is not the active one.
+    if the active run was cancelled. Raises IllegalCommand if the attempt is not the active one, or
+    not active on node `host`.
     """
-    active = _the_active(lane, run_id, attempt)
+    active = _the_active(lane, run_id, attempt, host)
     edit = _Edit(lane, at)
     edit.count(active, events)
     folded = edit.fold() if active.state is RunState.ACTIVE else ()
@@ -282,14 +284,16 @@ def finish(
     at: Micros,
     events: int,
     cancelled: str | None = None,
+    host: str | None = None,
 ) -> Transition[RunComplete]:
     """Ends the active run and those folded into it. Replies with its RunComplete.
 
     A run that a cancel covers ends cancelled regardless of the outcome (R19). `cancelled` is the
     reason of the cancel that its agent was stopped for, if that cancel may not be committed yet.
-    Raises IllegalCommand if the attempt is not the active one: it was fenced off.
+    Raises IllegalCommand if the attempt is not the active one, or not active on node `host`: it was
+    fenced off.
     """
-    active = _the_active(lane, run_id, attempt)
+    active = _the_active(lane, run_id, attempt, host)
     edit = _Edit(lane, at)
     edit.count(active, events)
     if cancelled is not None:
@@ -327,14 +331,37 @@ def hand_over(
     at: Micros,
     events: int,
     why: str = SHUT_DOWN,
+    is_unused: bool = False,
+    host: str | None = None,
 ) -> Transition[bool]:
-    """Retries a run whose node stops, or ends it INTERRUPTED, as `node_lost` does.
+    """Retries a run whose node or worker stops, or ends it INTERRUPTED, as `node_lost` does.
 
-    Of the outcome only the content counts; `why` is the message of the error. Raises
+    Of the outcome only the content counts; `why` is the message of the error. `is_unused`: the
+    executor gave the run back; without output and folded runs the attempt does not count (R37).
+    Raises IllegalCommand if the attempt is not the active one, or not active on node `host`.
+    """
+    active = _the_active(lane, run_id, attempt, host)
+    content, tail = outcome.content, outcome.tail
+    is_active = active.state is RunState.ACTIVE
+    if is_unused and is_active and not (content or tail or lane.folded):
+        edit = _Edit(lane, at)
+        edit.count(active._replace(attempt=active.attempt - 1), events)
+        edit.retry(())
+        return edit.done(reply=True)
+    return _give_up(lane, active, content, tail, at=at, events=events, why=why)
+
+
+def adopt(lane: Lane, run_id: str, attempt: int, *, host: str) -> Transition[LaneRun]:
+    """Moves the active run to node `host`, where its executor is connected now (R36).
+
+    The attempt continues, and a confirmed cancel stays in force. Replies with the run. Raises
     IllegalCommand if the attempt is not the active one.
     """
     active = _the_active(lane, run_id, attempt)
-    return _give_up(lane, active, outcome.content, outcome.tail, at=at, events=events, why=why)
+    if active.host == host:
+        return Transition(lane, reply=active)
+    moved = active._replace(host=host)
+    return Transition(lane._replace(active=moved), (RunChange(moved),), reply=moved)
 
 
 def _give_up(
@@ -385,10 +412,12 @@ def remove(lane: Lane, *, unchanged_since: tuple[int, int] | None = None) -> Tra
     return Transition(Lane(lane.key), removed=True)
 
 
-def _the_active(lane: Lane, run_id: str, attempt: int) -> LaneRun:
+def _the_active(lane: Lane, run_id: str, attempt: int, host: str | None = None) -> LaneRun:
     active = lane.active
     if active is None or (active.run_id, active.attempt) != (run_id, attempt):
         raise IllegalCommand(f"attempt {attempt} of run {run_id} is not active")
+    if host not in {None, active.host}:
+        raise IllegalCommand(f"attempt {attempt} of run {run_id} continues on another node")
     return active
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import structlog
 
 from runlane_server.agents.base import Agent
+from runlane_server.agents.worker.agent import WorkerAgent
+from runlane_server.agents.worker.workers import Workers
 from runlane_server.core.agents import DEFAULT_AGENT, AgentNames
 from runlane_server.engine.agent_code import create_own_task
 from runlane_server.engine.agent_room import AgentRoom
@@ -49,6 +52,22 @@ class AgentTable:
         default = DEFAULT_AGENT if DEFAULT_AGENT in names else names[0]
         self.names = AgentNames(names, default)
         self.room = AgentRoom({each.name: each.slots for each in declared})
+        self.workers = self._connect_workers()
+
+    def _connect_workers(self) -> Workers | None:
+        """The workers of all agents that workers execute; None if there is no such agent."""
+        workers: Workers | None = None
+        for each in self:
+            if isinstance(each.agent, WorkerAgent):
+                workers = workers or each.agent.workers
+                each.agent.name, each.agent.workers = each.name, workers
+                self.room.set_offered(each.name, partial(workers.offers_to, each.name))
+        return workers
+
+    def is_of_workers(self, stored: str) -> bool:
+        """Whether workers execute the agent of a stored run."""
+        declared = self._declared.get(self.names.full_name(stored))
+        return declared is not None and isinstance(declared.agent, WorkerAgent)
 
     @classmethod
     def of(cls, agents: Agent | AgentTable) -> AgentTable:
@@ -79,7 +98,7 @@ class AgentTable:
                 self.room.is_ready(each.name),
                 each.name == self.names.default,
                 self.room.in_use(each.name),
-                each.slots,
+                self.room.limit(each.name),
             )
             for each in self
         )

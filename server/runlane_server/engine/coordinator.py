@@ -68,6 +68,7 @@ from runlane_server.harness.clock import monotonic_clock
 from runlane_server.harness.gates import Gates, Point
 from runlane_server.store.base import (
     EventFilter,
+    HostedRun,
     IdleSession,
     NewSession,
     RunIdTaken,
@@ -349,6 +350,19 @@ class Coordinator:
         if (deleted.session_id, deleted.prompt_fingerprint) != asked:
             raise RunIdConflict.of(request.run_id)
         raise RunDeleted.of(request.run_id)
+
+    # --- Workers ------------------------------------------------------------------------------
+
+    async def adopt(self, key: RunKey, attempt: int, fence: str) -> bool:
+        """Continues an attempt on this node, where its worker is connected now (R36).
+
+        Returns whether `fence` is the token of the active attempt.
+        """
+        run = await self.store.get_run(key)
+        if run is None or run.state.is_terminal:
+            return False
+        hosted = HostedRun(SessionKey(key.tenant, run.session_id), run.run_id, attempt)
+        return await self._executor.adopt(hosted, fence)
 
     # --- Cancel -------------------------------------------------------------------------------
 

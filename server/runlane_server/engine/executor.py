@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from hmac import compare_digest
 from typing import Any
 
 import structlog
 from uuid_utils import uuid7
 
 from runlane_server.access.quotas import QuotaBook
+from runlane_server.agents.worker.agent import WorkerAgent
 from runlane_server.cluster.membership import Membership
 from runlane_server.core import lane as rules
+from runlane_server.core.errors import IllegalCommand
 from runlane_server.core.limits import Limits
 from runlane_server.core.model import Micros, RunKey, RunRequest, SessionKey
 from runlane_server.core.observer import Load, Observer
-from runlane_server.core.transition import LaneRun, Transition
+from runlane_server.core.transition import Lane, LaneRun, Transition
 from runlane_server.engine.agent_code import contain_tasks, create_own_task
 from runlane_server.engine.agent_table import AgentTable
 from runlane_server.engine.agent_turn import Job
@@ -27,6 +31,7 @@ from runlane_server.engine.readiness import Readiness
 from runlane_server.engine.recovery import Recovery
 from runlane_server.engine.run_log import log_ends
 from runlane_server.engine.runner import Runner
+from runlane_server.engine.worker_turn import fence_of
 from runlane_server.harness.gates import Gates
 from runlane_server.store.base import HostedRun, Store
 
@@ -100,6 +105,18 @@ class Executor:
         self._runners: dict[SessionKey, Runner] = {}
         self._strays: set[asyncio.Task[Any]] = set()
         self._supervisors: set[asyncio.Task[None]] = set()
+        self._connect_workers()
+
+    def _connect_workers(self) -> None:
+        """Makes the slots of workers those of their agents."""
+        for each in self._agents:
+            if isinstance(each.agent, WorkerAgent):
+                each.agent.workers.serve(each.name, partial(self._add_slots, each.name))
+
+    def _add_slots(self, agent: str, slots: int) -> None:
+        self.lanes.slots.add_offered(agent, slots)
+        if slots > 0 and self.membership is not None:
+            self.membership.poll_soon()
 
     @property
     def load(self) -> Load:
@@ -146,6 +163,15 @@ class Executor:
         self.is_draining = True
         self.lanes.slots.close()
         self._gates.suspend()
+        if self._agents.workers is not None:
+            self._agents.workers.close()
+            self._leave_runs_of_workers()
+
+    def _leave_runs_of_workers(self) -> None:
+        """They continue on another node, or here after the restart (R36)."""
+        for runner in list(self._runners.values()):
+            if self.can_continue(runner.job.run):
+                runner.hand_over()
 
     async def wait_idle(self, timeout: float) -> bool:
         """Waits at most `timeout` seconds until no run is active; returns whether that is so."""
@@ -190,8 +216,55 @@ class Executor:
 
     def start_agent(self, key: SessionKey, run: LaneRun, request: RunRequest | None) -> None:
         """Starts the agent of a run that became active here."""
+        self._start_attempt(key, run, request)
+
+    def continue_agent(self, key: SessionKey, run: LaneRun) -> None:
+        """Continues an attempt that another process began, once its worker has reconnected."""
+        if not self.is_draining:
+            self._start_attempt(key, run, None, is_resumed=True)
+
+    def can_continue(self, run: LaneRun) -> bool:
+        """Whether a worker executes the attempt."""
+        return self._agents.is_of_workers(run.agent)
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether workers execute an agent of this node."""
+        return self._agents.workers is not None
+
+    async def adopt(self, lost: HostedRun, fence: str | None = None) -> bool:
+        """Moves an attempt of a worker to this node, or continues it here.
+
+        Returns False if no worker executes the active run, if it is another attempt, or if `fence`
+        is not its token.
+        """
+
+        def command(lane: Lane, _: Micros) -> Transition[bool]:
+            active = lane.active
+            if active is None or not self.can_continue(active):
+                return Transition(lane, reply=False)
+            token = fence_of(self._store, lost.session, active)
+            if fence is not None and not compare_digest(token.encode(), fence.encode()):
+                return Transition(lane, reply=False)
+            adopted = rules.adopt(lane, lost.run_id, lost.attempt, host=self.lanes.node_id)
+            return adopted.replying(True)
+
+        try:
+            return await self.lanes.post(lost.session, command)
+        except IllegalCommand:
+            return False
+
+    def _start_attempt(
+        self,
+        key: SessionKey,
+        run: LaneRun,
+        request: RunRequest | None,
+        *,
+        is_resumed: bool = False,
+    ) -> None:
         run_key = RunKey(key.tenant, run.run_id)
-        job = Job(key, run, request, self._observer.agent_traceparent(run_key, run))
+        trace = self._observer.agent_traceparent(run_key, run)
+        job = Job(key, run, request, trace, is_resumed)
         try:
             runner = self._make_runner(job)
         except Exception:
@@ -284,6 +357,9 @@ class Executor:
             del self._runners[runner.job.key]
             if runner.is_abandoned:
                 self.lanes.drop(runner.job.key)
+        if runner.was_left and not self.is_draining:
+            # Another node has it, or it is still this node's: the lane tells.
+            self.lanes.send(runner.job.key, lambda lane, _: Transition(lane))
         if runner.strays:
             self._observer.on_fenced_off(runner.job.run_key)
         for stray in runner.strays:

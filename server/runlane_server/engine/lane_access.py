@@ -66,7 +66,9 @@ class LaneAccess:
             try:
                 return await self._lanes.post(
                     job.key,
-                    lambda lane, at: rules.drain_for_step(lane, *job.attempt, at=at, events=events),
+                    lambda lane, at: rules.drain_for_step(
+                        lane, *job.attempt, at=at, events=events, host=job.run.host
+                    ),
                 )
             except StoreUnavailable:
                 if self._store.failed is not None:
@@ -84,7 +86,13 @@ class LaneAccess:
         await self._lanes.post(
             job.key,
             lambda lane, at: rules.finish(
-                lane, *job.attempt, outcome, at=at, events=events, cancelled=cancelled
+                lane,
+                *job.attempt,
+                outcome,
+                at=at,
+                events=events,
+                cancelled=cancelled,
+                host=job.run.host,
             ),
             is_large=_is_large(outcome),
         )
@@ -120,13 +128,23 @@ class LaneAccess:
             raise IllegalCommand("the attempt is not the active one")
         return active.events
 
-    async def hand_over(self, job: Job, outcome: Outcome, events: int, why: str) -> None:
-        """Hands the run over because this node stops: it is retried, or ends INTERRUPTED."""
+    async def hand_over(
+        self, job: Job, outcome: Outcome, events: int, why: str, *, is_unused: bool = False
+    ) -> None:
+        """Hands the run over because this node or its worker stops: it is retried, or ends
+        INTERRUPTED."""
         self._observer.on_agent_returned(job.run_key)
         await self._lanes.post(
             job.key,
             lambda lane, at: rules.hand_over(
-                lane, *job.attempt, outcome, at=at, events=events, why=why
+                lane,
+                *job.attempt,
+                outcome,
+                at=at,
+                events=events,
+                why=why,
+                is_unused=is_unused,
+                host=job.run.host,
             ),
         )
         log.info("run handed over")

@@ -71,6 +71,12 @@ class LaneActions(Protocol):
     def start_agent(self, key: SessionKey, run: LaneRun, request: RunRequest | None) -> None:
         """Starts the agent of a run that became active here; `request` is None if not cached."""
 
+    def continue_agent(self, key: SessionKey, run: LaneRun) -> None:
+        """Continues an attempt that is active here and was begun by another process."""
+
+    def can_continue(self, run: LaneRun) -> bool:
+        """Whether the attempt of an active run can continue after the loss of its node."""
+
     def stop_agent(self, key: SessionKey, run: LaneRun) -> bool:
         """Stops the agent of a run that a cancel covers; the cancel may not be committed yet.
 
@@ -264,7 +270,7 @@ class Lanes:
                 self._cache.keep(key, lane)
 
     @property
-    def _node_id(self) -> str:
+    def node_id(self) -> str:
         """The id of this node, which changes when it rejoins; empty if the store is not shared."""
         return "" if self._membership is None else self._membership.node_id
 
@@ -274,7 +280,7 @@ class Lanes:
         return self._membership is None or self._membership.alive
 
     def _is_active_here(self, lane: Lane) -> bool:
-        return lane.active is not None and lane.active.host == self._node_id
+        return lane.active is not None and lane.active.host == self.node_id
 
     def _retry_later(self, key: SessionKey) -> None:
         """A lane that could not be loaded or committed may have waiting runs."""
@@ -366,15 +372,24 @@ class Lanes:
 
     def _restart_own_run(self, key: SessionKey, lane: Lane) -> None:
         """Starts the agent of a run that is active here without one: the shared store committed its
-        start, and the confirmation was lost."""
+        start, and the confirmation was lost; or an earlier process began an attempt that can
+        continue."""
         active = lane.active
-        if active is None or not self.is_shared or not self._is_active_here(lane):
+        if active is None or not self._is_active_here(lane):
+            return
+        if not (self.is_shared or self._actions.can_continue(active)):
             return
         if not self._actions.has_agent(key, active):
-            self.slots.occupy(key, self._agents.full_name(active.agent))
+            self._restart(key, active)
+
+    def _restart(self, key: SessionKey, active: LaneRun) -> None:
+        self.slots.occupy(key, self._agents.full_name(active.agent))
+        if self._actions.can_continue(active):
+            self._actions.continue_agent(key, active)
+        else:
             self._actions.start_agent(key, active, None)
-            if active.state is RunState.CANCELLING:
-                self._actions.stop_agent(key, active)
+        if active.state is RunState.CANCELLING:
+            self._actions.stop_agent(key, active)
 
     async def _commit_singly(
         self,
@@ -448,7 +463,7 @@ class Lanes:
         )
         agent = self._agents.full_name(head.agent)
         if not decision.is_held and self._is_alive and self.slots.take(lane.key, agent):
-            started = rules.dispatch(lane, at=at, host=self._node_id)
+            started = rules.dispatch(lane, at=at, host=self.node_id)
             decision.transition = decision.transition.then(started)
 
     # --- The actions after a commit -----------------------------------------------------------
@@ -497,6 +512,8 @@ class Lanes:
             change = next(change for change in changes if change.run.run_id == active.run_id)
             request = change.request or self._requests.take(RunKey(key.tenant, active.run_id))
             self._actions.start_agent(key, active, request)
+        elif was.host != active.host:
+            self._restart(key, active)
         elif newly_cancelled(before, transition.lane) is not None:
             self._actions.stop_agent(key, active)
 

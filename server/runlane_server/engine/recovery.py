@@ -38,6 +38,13 @@ class ActiveRuns(Protocol):
     def lanes(self) -> Lanes:
         """The lanes of this node."""
 
+    @property
+    def has_workers(self) -> bool:
+        """Whether workers execute an agent of this node. Their runs outlive their node."""
+
+    async def adopt(self, lost: HostedRun) -> bool:
+        """Continues an attempt of a worker on this node; False if it is none."""
+
     def cancel(self, run: HostedRun) -> None:
         """Stops the agent of that attempt, if it is at work here, for a committed cancel."""
 
@@ -125,7 +132,13 @@ class Recovery:
         self._runs.lanes.refresh(key)
 
     async def recover(self, lost: HostedRun) -> None:
-        """Retries or ends a run whose node is gone, with the output that its events show."""
+        """Retries or ends a run whose node is gone, with the output that its events show.
+
+        A run of a worker continues here, and is lost only if the worker does not return in time
+        (R36).
+        """
+        if self._runs.has_workers and await self._runs.adopt(lost):
+            return
         key = RunKey(lost.session.tenant, lost.run_id)
         try:
             async with self._replays.replay(key) as replay:

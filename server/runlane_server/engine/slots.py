@@ -115,7 +115,7 @@ class Slots:
         if self._is_closed or self.agents.left(None) <= 0:
             return 0
         queued = sum(
-            min(self._startable(it), self._allowance(tenant, it))
+            min(self._startable(tenant, it), self._allowance(tenant, it))
             for tenant, it in self._waiting.items()
         )
         return max(0, self._free - queued)
@@ -137,7 +137,7 @@ class Slots:
         before them."""
         known = sorted(self._tenants.items(), key=lambda item: (item[1].slots, item[1].last_grant))
         return tuple(
-            TenantShare(tenant, max(0, self._allowance(tenant, it) - self._startable(it)))
+            TenantShare(tenant, max(0, self._allowance(tenant, it) - self._startable(tenant, it)))
             for tenant, it in known
         )
 
@@ -158,6 +158,11 @@ class Slots:
     def open_agent(self, agent: str) -> None:
         """Starts granting slots to lanes whose next run is for an agent."""
         self.agents.set_ready(agent)
+        self._grant_free()
+
+    def add_offered(self, agent: str, slots: int) -> None:
+        """Changes the number of slots that workers offer or use for an agent."""
+        self.agents.add_offered(agent, slots)
         self._grant_free()
 
     def close(self) -> None:
@@ -250,7 +255,7 @@ class Slots:
 
     def _can_take(self, lane: SessionKey, agent: str) -> bool:
         """Whether a slot is free for a lane that has none. No queued lane could use it."""
-        if lane in self._in_use or self._free <= 0 or self.agents.left(agent) <= 0:
+        if lane in self._in_use or self._free <= 0 or self._left(agent, lane.tenant) <= 0:
             return False
         tenant = self._tenants.get(lane.tenant)
         return self._allowance(lane.tenant, tenant or _Tenant()) > 0
@@ -279,10 +284,14 @@ class Slots:
         limit = self._limit_of(name)
         return UNLIMITED if limit is None else limit - tenant.slots
 
-    def _startable(self, tenant: _Tenant) -> int:
+    def _left(self, agent: Agent, tenant: str) -> int:
+        """The number of further slots that an agent may use for a tenant."""
+        return self.agents.left(agent) if self.agents.serves(agent, tenant) else 0
+
+    def _startable(self, name: str, tenant: _Tenant) -> int:
         """The number of a tenant's queued lanes that their agents have room for."""
         return sum(
-            min(len(queue), max(0, self.agents.left(agent)))
+            min(len(queue), max(0, self._left(agent, name)))
             for agent, queue in tenant.queues.items()
         )
 
@@ -292,16 +301,16 @@ class Slots:
         eligible = (
             (tenant.slots, tenant.last_grant, name, lane)
             for name, tenant in self._waiting.items()
-            if self._allowance(name, tenant) > 0 and (lane := self._head(tenant)) is not None
+            if self._allowance(name, tenant) > 0 and (lane := self._head(name, tenant)) is not None
         )
         return min(eligible, default=(0, 0, "", None))[3]
 
-    def _head(self, tenant: _Tenant) -> SessionKey | None:
+    def _head(self, name: str, tenant: _Tenant) -> SessionKey | None:
         """The longest waiting lane of a tenant whose agent has room."""
         heads = [
             next(iter(queue.items()))
             for agent, queue in tenant.queues.items()
-            if self.agents.left(agent) > 0
+            if self._left(agent, name) > 0
         ]
         return min(heads, key=lambda head: head[1])[0] if heads else None
 

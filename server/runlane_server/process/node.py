@@ -150,6 +150,7 @@ async def serving(
             observer=observer,
             tls=security.tls,
             harness=harness if config.harness else None,
+            workers=agents.workers,
             socket_mode=int(config.socket_mode, 8),
         )
         # Before any run: a server whose port is in use must not touch the runs in the store.
@@ -228,6 +229,7 @@ def agent_settings(config: Config) -> AgentSettings:
         command=command_settings(config),
         chat_instructions=config.chat_instructions or None,
         chat_lenient_end=config.chat_lenient_end,
+        worker_lease=config.worker_lease,
     )
 
 

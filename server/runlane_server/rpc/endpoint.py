@@ -32,7 +32,9 @@ from runlane.v1 import (
     session_service_pb2,
     session_service_pb2_grpc,
 )
+from runlane.worker.v1 import worker_service_pb2, worker_service_pb2_grpc
 from runlane_server.access.control import AccessControl
+from runlane_server.agents.worker.workers import Workers
 from runlane_server.cluster.relay import Relay
 from runlane_server.core.errors import StartError, start_error
 from runlane_server.core.observer import NO_OBSERVER, Observer
@@ -48,6 +50,7 @@ from runlane_server.rpc.requests import MAX_MESSAGE, WINDOW
 from runlane_server.rpc.runs import RunService
 from runlane_server.rpc.sessions import SessionService
 from runlane_server.rpc.tls import ServerTls
+from runlane_server.rpc.worker import WorkerService
 
 log = structlog.get_logger()
 
@@ -105,6 +108,7 @@ _SERVICES = (
 
 AGENT_HEALTH = "runlane.agent/"
 """What the name of an agent follows in the service name of a health check."""
+_WORKER = worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name
 
 _HARNESS = harness_service_pb2.DESCRIPTOR.services_by_name["HarnessService"].full_name
 
@@ -124,8 +128,8 @@ class Endpoint:
     """Serves a coordinator over gRPC. It must be created on the event loop that serves.
 
     With `shares_port` it can listen on a port together with other processes of the same user.
-    Without `tls` connections are not encrypted. A `harness` is served as well. Unix sockets get
-    `socket_mode`.
+    Without `tls` connections are not encrypted. A `harness`, and `workers`, are served as well.
+    Unix sockets get `socket_mode`.
     """
 
     def __init__(
@@ -139,6 +143,7 @@ class Endpoint:
         observer: Observer = NO_OBSERVER,
         tls: ServerTls | None = None,
         harness: Harness | None = None,
+        workers: Workers | None = None,
         socket_mode: int = 0o600,
     ) -> None:
         self.calls = InflightCalls()
@@ -153,6 +158,9 @@ class Endpoint:
         self._coordinator = coordinator
         self._harness = None if harness is None else HarnessService(harness)
         self._services = _SERVICES if harness is None else (*_SERVICES, _HARNESS)
+        self._workers = None if workers is None else WorkerService(coordinator, workers)
+        if workers is not None:
+            self._services = (*self._services, _WORKER)
         self._health = _Health(self._services)
         self._bound: list[Address] = []
         self._broken: set[asyncio.Task[None]] = set()
@@ -178,6 +186,8 @@ class Endpoint:
         session_service_pb2_grpc.add_SessionServiceServicer_to_server(self._sessions, middleware)
         agent_service_pb2_grpc.add_AgentServiceServicer_to_server(self._agents, middleware)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, middleware)
+        if self._workers is not None:
+            worker_service_pb2_grpc.add_WorkerServiceServicer_to_server(self._workers, middleware)
         if self._harness is not None:
             harness_service_pb2_grpc.add_HarnessServiceServicer_to_server(self._harness, middleware)
         names = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)

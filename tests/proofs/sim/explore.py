@@ -13,21 +13,24 @@ import argparse
 import sys
 import time
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
 from proofs.lanecheck.commands import (
     DISPATCH,
+    ELSEWHERE,
     EMPTY,
     FAIL_WAITING,
     NODE_LOST,
     REMOVE,
     Command,
     Verb,
+    adopt,
     cancel,
     drain,
     finish,
+    hand_back,
     hand_over,
     live,
     live_ids,
@@ -180,6 +183,14 @@ def commands(world: World, bounds: Bounds) -> Iterator[Command]:
         yield hand_over(run_id, attempt + 1)
         yield finish(run_id, attempt + 1)
         yield drain(run_id, attempt + 1)
+        yield hand_back(run_id, attempt)
+        yield adopt(run_id, attempt)
+        yield adopt(run_id, attempt, host="")
+        yield adopt(run_id, attempt + 1)
+        # The supervisor on the node where the run was before it was adopted.
+        late = "" if lane.active.host else ELSEWHERE
+        for command in (drain, finish, hand_over, hand_back):
+            yield replace(command(run_id, attempt), host=late)
     for run in lane.waiting[:1]:
         yield finish(run.run_id, run.attempt)
 
@@ -233,7 +244,7 @@ def canonical(world: World) -> State:
         into = names.get(run.folded_into)
         covered = bool(run.cancel_reason)
         name, turn = names[run.run_id], turns[run.turn]
-        return name, run.state, run.when_busy, run.attempt, turn, into, covered
+        return name, run.state, run.when_busy, run.attempt, turn, into, covered, run.host
 
     return (
         lane.exists,
