@@ -26,7 +26,7 @@ async def test_r36_a_rolling_restart_of_three_nodes_interrupts_no_run_of_a_worke
         nodes = []
         for n in range(NODES):
             (tmp_path / str(n)).mkdir()
-            flags = ("--agent", "worker", "--log-format", "json", "--node-lease", "2s")
+            flags = ("--agent", "worker", "--log-format", "json", "--node-lease", "4s")
             env = {**clean_environment(), "RUNLANE_STORE": postgres_url}
             node = ServerProcess(tmp_path / str(n), *flags, base=env)
             closing.push_async_callback(node.kill)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
@@ -86,9 +86,9 @@ class RawWorker:
         """Sends a message."""
         await self._call.write(pb.WorkRequest(**message))
 
-    async def offer(self, *agents: str, **fields: Any) -> None:
+    async def offer(self, *agents: str, **given: Any) -> None:
         """Offers the slot for agents, by default for `default`."""
-        fields = {"worker_id": "raw", "protocol_version": 1} | fields
+        fields: dict[str, Any] = {"worker_id": "raw", "protocol_version": 1, **given}
         await self.send(offer=pb.WorkRequest.Offer(agents=agents or ("default",), **fields))
 
     async def emit(self, number: int, *texts: str) -> None:
@@ -123,8 +123,9 @@ class RawWorker:
     async def end(self) -> grpc.StatusCode:
         """Reads until the server ends the stream; returns the status."""
         async with asyncio.timeout(SECONDS):
-            while await self._call.read() is not grpc.aio.EOF:
-                pass
+            with suppress(grpc.aio.AioRpcError):
+                while await self._call.read() is not grpc.aio.EOF:
+                    pass
             code: grpc.StatusCode = await self._call.code()
             return code
 

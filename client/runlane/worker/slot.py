@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -23,6 +24,8 @@ from runlane.worker.attempt import Attempt
 from runlane.worker.functions import AgentFunction
 from runlane.worker.v1 import worker_service_pb2 as pb
 from runlane.worker.v1.worker_service_pb2_grpc import WorkerServiceStub
+
+log = logging.getLogger(__name__)
 
 PROTOCOL_VERSION = 1
 
@@ -69,9 +72,10 @@ class Slot:
             try:
                 await self._connect(self._wires[0])
             except MISTAKES as error:
-                await self._abandon()
-                if not self._is_stopping:
+                if self._attempt is None and not self._is_stopping:
                     raise error from None
+                log.error("attempt given up: %s", error)  # noqa: TRY400 - the text says it all
+                await self._abandon()
             except RunlaneError as error:
                 if self._was_served:
                     backoff.reset()

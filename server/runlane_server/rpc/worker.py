@@ -74,10 +74,10 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
             self._workers.offer(slot)
             return
         wanted = worker_messages.resumption(offer.resume, tenant())
-        if self._workers.resume(slot, wanted):
-            return
         adopted = await self._coordinator.adopt(wanted.key, wanted.attempt, wanted.fence)
-        if not (adopted and await self._workers.resume_adopted(slot, wanted)):
+        if adopted:
+            await self._workers.resume_adopted(slot, wanted)
+        else:
             slot.fence("the attempt is not the active one any more")
 
 
