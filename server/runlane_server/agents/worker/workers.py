@@ -83,7 +83,7 @@ class Workers:
     def disconnect(self, slot: Slot, *, revoked: bool = False) -> None:
         """Removes a stream that has ended. A worker that lost its access loses its run at once."""
         self._slots.discard(slot)
-        self._withdraw(slot)
+        self.withdraw(slot)
         execution, slot.execution = slot.execution, None
         if execution is None:
             return
@@ -120,7 +120,8 @@ class Workers:
         for agent in slot.agents:
             self._agents[agent].add_slots(1)
 
-    def _withdraw(self, slot: Slot) -> None:
+    def withdraw(self, slot: Slot) -> None:
+        """Takes an offer back, if there is one."""
         if slot.is_offering:
             slot.is_offering = False
             for agent in slot.agents:
@@ -132,7 +133,7 @@ class Workers:
         self._is_draining = True
         for slot in list(self._slots):
             if slot.execution is None:
-                self._withdraw(slot)
+                self.withdraw(slot)
                 slot.close(Draining("the server is shutting down", retry_after=0.1))
 
     # --- Attempts -----------------------------------------------------------------------------
