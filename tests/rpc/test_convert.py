@@ -130,6 +130,7 @@ RUN = model.Run(
     ended_at=3_000_003,
     folded_into="other",
     complete=COMPLETE,
+    agent="coder",
 )
 
 SESSION = model.Session(
@@ -141,6 +142,7 @@ SESSION = model.Session(
     usage=model.Usage(1, 2, 3, 4, 5),
     created_at=1_000_001,
     updated_at=2_000_002,
+    agent="coder",
 )
 
 MESSAGE = model.Message(

@@ -79,6 +79,14 @@ class Config:
         "File mode of the socket of unix:PATH: who can connect. 0600: the server's user; 0660: its "
         "group too; 0666: everyone.",
     )
+    max_connections_per_address: int = setting(
+        0,
+        Topic.LISTENING,
+        click.IntRange(min=0),
+        "Maximum number of connections of one IP address to each process; an IPv6 address counts as"
+        " its /64 network. The newest ones above it are closed within a second.",
+        without="half of all connections",
+    )
     processes: int = setting(
         1,
         Topic.LISTENING,
@@ -91,6 +99,16 @@ class Config:
         Topic.LISTENING,
         click.Choice(EVENT_LOOPS),
         "Event loop to run on. auto: uvloop if its extra is installed, else asyncio.",
+    )
+    http: Address | None = setting(
+        None,
+        Topic.LISTENING,
+        AddressType(unix=False, default_host="127.0.0.1"),
+        "Address on this machine to serve HTTP on, JSON and server-sent events; the host defaults "
+        "to 127.0.0.1. A process of its own serves it. Without --access callers need the token "
+        "that the server prints. For other machines run runlane-web. Requires the extra 'web'.",
+        metavar="[HOST:]PORT",
+        without="no HTTP",
     )
     harness: bool = setting(
         False,
@@ -164,10 +182,20 @@ class Config:
         Topic.PROGRAMS,
         Variables(),
         "Variables to add to the environment of a program: names to copy from the server's, or one "
-        "NAME=VALUE. May be repeated. PATH, LANG, LC_*, TZ and the ids of the run are always set.",
+        "NAME=VALUE. May be repeated. PATH, LANG, LC_*, TZ and the ids of the run are always set. "
+        "A value that is a secret by its name is refused on the command line.",
         metavar="NAME,...|NAME=VALUE",
         without="none",
         repeatable=True,
+    )
+    command_env_file: str | None = setting(
+        None,
+        Topic.PROGRAMS,
+        _FILE,
+        "File of further variables for programs, one NAME=VALUE a line, read at the start. Other "
+        "users must not have access to it.",
+        metavar="FILE",
+        without="none",
     )
     command_dir: str | None = setting(
         None,
@@ -456,7 +484,7 @@ class Config:
     def to_json(self) -> str:
         """All settings on one line, for another process of the same version."""
         options = asdict(self)
-        options |= {"listen": self.listen, "metrics_listen": self.metrics_listen}
+        options |= {"listen": self.listen, "metrics_listen": self.metrics_listen, "http": self.http}
         options |= {"node_address": self.node_address, **options.pop("limits")}
         return json.dumps(options, default=str)
 

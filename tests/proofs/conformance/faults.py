@@ -107,7 +107,8 @@ _READY_BY_REQUEST = (
     Edit(
         COORDINATOR,
         "            accepted.use()\n",
-        "            accepted.use()\n            await self._executor._readiness.ready_for()\n",
+        "            accepted.use()\n            for each in self._executor._readiness:\n"
+        "                await each.ready_for()\n",
     ),
 )
 
@@ -274,7 +275,7 @@ OTHERS = (
         (
             Edit(
                 COORDINATOR,
-                "        if not same or run.prompt_fingerprint != request.prompt.fingerprint:",
+                "        if not same or run.prompt_fingerprint != request.fingerprint:",
                 "        if not same:",
             ),
         ),
@@ -449,6 +450,62 @@ OTHERS = (
                 LANE,
                 "    if request.when_busy is WhenBusy.REJECT and (behind_another or beaten):",
                 "    if False:",
+            ),
+        ),
+    ),
+    Fault(
+        "an unknown agent that is replaced by the default",
+        (31,),
+        (
+            Edit(
+                "core/agents.py",
+                "            raise AgentNotFound.of(name)",
+                "            return self.default",
+            ),
+        ),
+    ),
+    Fault(
+        "all runs are executed by the default agent",
+        (31,),
+        (
+            Edit(
+                EXECUTOR,
+                "agent=self._agents.agent_of(job.run.agent)",
+                "agent=self._agents.agent_of('')",
+            ),
+        ),
+    ),
+    Fault(
+        "an agent that is not compared with that of the first request",
+        (31,),
+        (Edit("core/model.py", "        if not self.agent:\n", "        if True:\n"),),
+    ),
+    Fault(
+        "a run folded into the turn of another agent",
+        (31,),
+        (Edit(LANE, " and run.agent == host.agent]", "]"),),
+    ),
+    Fault(
+        "a queue that ignores the limit of an agent",
+        (32,),
+        (
+            Edit(
+                "engine/slots.py",
+                "            for agent, queue in tenant.queues.items()\n"
+                "            if self._left(agent, name) > 0\n"
+                "        ]",
+                "            for agent, queue in tenant.queues.items()\n        ]",
+            ),
+        ),
+    ),
+    Fault(
+        "an agent without a limit",
+        (32,),
+        (
+            Edit(
+                "engine/agent_room.py",
+                "limit is None else limit - self._in_use[agent]",
+                "True else 0",
             ),
         ),
     ),

@@ -9,7 +9,14 @@ from types import ModuleType
 from typing import Any
 
 from runlane_server.core import lane as lane_rules
-from runlane_server.core.errors import IllegalCommand, QueueFull, SessionBusy, SessionNotFound
+from runlane_server.core.agents import DEFAULT_AGENT, AgentNames
+from runlane_server.core.errors import (
+    AgentNotFound,
+    IllegalCommand,
+    QueueFull,
+    SessionBusy,
+    SessionNotFound,
+)
 from runlane_server.core.model import (
     CancelScope,
     FinishReason,
@@ -32,6 +39,11 @@ KEY = SessionKey("default", "s")
 EMPTY = Lane(KEY)
 AT = 1_000
 BOOM = RunError("BOOM", "it went wrong")
+OTHER = "other"
+"""An agent besides the default one."""
+NOBODY = "nobody"
+"""An agent that is not declared."""
+AGENTS = AgentNames((DEFAULT_AGENT, OTHER), DEFAULT_AGENT)
 ELSEWHERE = "b"
 """A node that adopts runs. They are started on the node without a name."""
 
@@ -59,8 +71,9 @@ class Verb(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command with all that it takes. `max_attempts` is that of the run accepted; `host` is the
-    node of the active run's supervisor, or the one that adopts it."""
+    """A command with all that it takes. `max_attempts` is that of the run accepted, `agent` the one
+    that it names, or the one whose waiting runs fail; `host` is the node of the active run's
+    supervisor, or the one that adopts it."""
 
     verb: Verb
     token: str = ""
@@ -72,6 +85,7 @@ class Command:
     allow_missing: bool = True
     max_waiting: int = 9
     max_attempts: int = 2
+    agent: str = ""
     host: str | None = None
 
     def __str__(self) -> str:
@@ -79,7 +93,8 @@ class Command:
         arguments: dict[Verb, tuple[str, ...]] = {
             Verb.RESERVE: (self.token, self.run_id),
             Verb.RELEASE: (self.token,),
-            Verb.ACCEPT: (self.token, self.run_id, self.when_busy),
+            Verb.ACCEPT: (self.token, self.run_id, self.when_busy, self.agent),
+            Verb.FAIL_WAITING: (self.agent,),
             Verb.CANCEL: (self.scope, self.run_id),
             Verb.DRAIN: (self.run_id, str(self.attempt), *node),
             Verb.FINISH: (self.run_id, str(self.attempt), "ok" if self.ok else "failed", *node),
@@ -99,7 +114,11 @@ class Command:
     def request(self) -> RunRequest:
         """The request of an accept."""
         return RunRequest(
-            self.run_id, Prompt("do it"), self.when_busy, max_attempts=self.max_attempts
+            self.run_id,
+            Prompt("do it"),
+            self.when_busy,
+            max_attempts=self.max_attempts,
+            agent=self.agent,
         )
 
     def outcome(self, lane: Lane) -> Outcome:
@@ -146,6 +165,8 @@ class Command:
             return None
         if not (lane.version or self.allow_missing):
             return SessionNotFound
+        if self.agent == NOBODY:
+            return AgentNotFound
         behind = lane.active is not None or lane.waiting != ()
         before = lane.reservations[: lane.reservations.index(held)]
         beaten = any(other.run_id != self.run_id for other in before)
@@ -167,6 +188,7 @@ _CALLS: Mapping[Verb, Callable[[ModuleType, Lane, Command], object]] = {
         token=self.token,
         max_waiting=self.max_waiting,
         allow_missing=self.allow_missing,
+        agents=AGENTS,
     ),
     Verb.DISPATCH: lambda rules, lane, self: rules.dispatch(lane, at=AT),
     Verb.CANCEL: lambda rules, lane, self: rules.cancel(
@@ -209,7 +231,9 @@ _CALLS: Mapping[Verb, Callable[[ModuleType, Lane, Command], object]] = {
     Verb.ADOPT: lambda rules, lane, self: rules.adopt(
         lane, self.run_id, self.attempt, host=self.host or ""
     ),
-    Verb.FAIL_WAITING: lambda rules, lane, self: rules.fail_waiting(lane, BOOM, at=AT),
+    Verb.FAIL_WAITING: lambda rules, lane, self: rules.fail_waiting(
+        lane, BOOM, at=AT, agents={self.agent} if self.agent else None
+    ),
     Verb.REMOVE: lambda rules, lane, self: rules.remove(lane),
 }
 
@@ -256,9 +280,13 @@ def reserve(token: str, run_id: str = "") -> Command:
     return Command(Verb.RESERVE, token=token, run_id=run_id or token)
 
 
-def accept(run_id: str, when_busy: WhenBusy = WhenBusy.QUEUE, *, token: str = "") -> Command:
+def accept(
+    run_id: str, when_busy: WhenBusy = WhenBusy.QUEUE, *, token: str = "", agent: str = ""
+) -> Command:
     """An accept of a run with the reservation of the same name."""
-    return Command(Verb.ACCEPT, token=token or run_id, run_id=run_id, when_busy=when_busy)
+    return Command(
+        Verb.ACCEPT, token=token or run_id, run_id=run_id, when_busy=when_busy, agent=agent
+    )
 
 
 def cancel(scope: CancelScope = CancelScope.SESSION, run_id: str = "") -> Command:
@@ -294,6 +322,7 @@ def adopt(run_id: str, attempt: int = 1, *, host: str = ELSEWHERE) -> Command:
 DISPATCH = Command(Verb.DISPATCH)
 NODE_LOST = Command(Verb.NODE_LOST)
 FAIL_WAITING = Command(Verb.FAIL_WAITING)
+FAIL_OTHER = Command(Verb.FAIL_WAITING, agent=OTHER)
 REMOVE = Command(Verb.REMOVE)
 
 
@@ -310,6 +339,7 @@ def stored(lane: Lane, made: Transition) -> Lane:
         made.lane.folded,
         made.lane.waiting,
         made.lane.reservations,
+        made.lane.agent,
     )
 
 

@@ -21,8 +21,11 @@ from proofs.lanecheck.commands import (
     DISPATCH,
     ELSEWHERE,
     EMPTY,
+    FAIL_OTHER,
     FAIL_WAITING,
+    NOBODY,
     NODE_LOST,
+    OTHER,
     REMOVE,
     Command,
     Verb,
@@ -169,7 +172,7 @@ def commands(world: World, bounds: Bounds) -> Iterator[Command]:
     """All commands that can make a difference in a world, including those that are refused."""
     lane = world.lane
     yield from _accepts(world, bounds)
-    yield from (DISPATCH, NODE_LOST, FAIL_WAITING, REMOVE)
+    yield from (DISPATCH, NODE_LOST, FAIL_WAITING, FAIL_OTHER, REMOVE)
     yield from map(cancel, (CancelScope.SESSION, CancelScope.ACTIVE, CancelScope.WAITING))
     names = dict.fromkeys([*sorted(live_ids(lane)), *(held.run_id for held in lane.reservations)])
     for run_id in (*names, "unknown"):
@@ -210,13 +213,23 @@ def _accepts(world: World, bounds: Bounds) -> Iterator[Command]:
         if held.run_id not in world.ended:
             for when_busy in WhenBusy:
                 yield _accept(held.token, held.run_id, when_busy, bounds)
+            # Another agent makes a difference to a fold, before it and behind it.
+            for when_busy in (WhenBusy.QUEUE, WhenBusy.FOLD):
+                yield _accept(held.token, held.run_id, when_busy, bounds, agent=OTHER)
+            yield _accept(held.token, held.run_id, WhenBusy.INTERRUPT, bounds, agent=NOBODY)
             if not lane.exists:
                 yield _accept(held.token, held.run_id, WhenBusy.QUEUE, bounds, missing=False)
     yield _accept("none", "none", WhenBusy.QUEUE, bounds)
 
 
 def _accept(
-    token: str, run_id: str, when_busy: WhenBusy, bounds: Bounds, *, missing: bool = True
+    token: str,
+    run_id: str,
+    when_busy: WhenBusy,
+    bounds: Bounds,
+    *,
+    missing: bool = True,
+    agent: str = "",
 ) -> Command:
     return Command(
         Verb.ACCEPT,
@@ -225,6 +238,7 @@ def _accept(
         when_busy=when_busy,
         allow_missing=missing,
         max_waiting=bounds.waiting,
+        agent=agent,
     )
 
 
@@ -244,7 +258,8 @@ def canonical(world: World) -> State:
         into = names.get(run.folded_into)
         covered = bool(run.cancel_reason)
         name, turn = names[run.run_id], turns[run.turn]
-        return name, run.state, run.when_busy, run.attempt, turn, into, covered, run.host
+        key = name, run.state, run.when_busy, run.agent, run.attempt, turn, into, covered
+        return (*key, run.host)
 
     return (
         lane.exists,
