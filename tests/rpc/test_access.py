@@ -12,7 +12,6 @@ from runlane_server.access.caller import Role
 from runlane_server.access.permissions import REQUIRED_ROLES, is_allowed
 from support.callers import METHODS, request
 
-
 WORK = "/runlane.worker.v1.WorkerService/Work"
 
 OF_STREAMS = {WORK, *(one for one in REQUIRED_ROLES if "reflection" in one)}
