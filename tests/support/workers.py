@@ -146,13 +146,13 @@ async def accept(client: Client, session_id: str, prompt: str, **options: Any) -
 
 
 async def until_streaming(client: Client, handles: Sequence[RunHandle]) -> None:
-    """Waits until every run has stored an event that is newer than this call."""
+    """Waits until every run has stored a text that is newer than this call."""
     began = datetime.now(UTC)
     async with asyncio.timeout(SECONDS):
         for handle in handles:
             async for event in client.subscribe_run(handle.run_id):
                 assert not isinstance(event.body, RunComplete), event.body
-                if event.time > began:
+                if event.time > began and isinstance(event.body, TextDelta):
                     break
 
 

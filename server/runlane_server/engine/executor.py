@@ -380,8 +380,8 @@ class Executor:
         # The lane may have started its next run before the supervisor of this one returned.
         if self._runners.get(runner.job.key) is runner:
             del self._runners[runner.job.key]
-            if runner.was_left:
-                self._on_left(runner.job)
+        if runner.was_left and runner.job.key not in self._runners:
+            self._on_left(runner.job)
         if runner.strays:
             self._observer.on_fenced_off(runner.job.run_key)
         for stray in runner.strays:
