@@ -67,7 +67,7 @@ test-proofs: $(READY) ## Run the long tests: kills, failing disks, conformance, 
 test-postgres: $(READY) ## Run all tests that use a store over PostgreSQL
 	$(BIN)/pytest -n $(JOBS) --dist worksteal --store postgresql $(TESTS)
 
-test-polyglot: $(READY) ## Test the quickstarts and conformance clients in all languages, and the first-steps pages
+test-polyglot: $(READY) ## Test quickstarts, workers and conformance clients in all languages, and the first-steps pages
 	RUNLANE_POLYGLOT=1 $(BIN)/pytest -n $(or $(PROGRAMS),4) --dist worksteal $(or $(TESTS),tests/polyglot)
 
 test-agents: $(READY) $(AGENTS:%=.cache/agents/%/.ready) ## Run real ACP agents against models of the tests; AGENTS names some

@@ -9,12 +9,15 @@ import (
 	"log"
 	"os"
 	"os/signal"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
+	"unicode/utf8"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
@@ -27,22 +30,23 @@ import (
 const (
 	slots      = 4
 	maxMessage = 4<<20 + 64<<10
-	maxDelta   = 1 << 14 // bytes, and so fewer characters than the limit
-	maxEvents  = 1000
+	maxText    = 1 << 14 // bytes in an event, and so fewer characters than the limit
+	maxEvents  = 100     // in an emit, which so stays below 2 MiB
 )
 
-// answer is the agent: it says the prompt in capitals, a word at a time. Stop when ctx is done.
-func answer(ctx context.Context, prompt string, say chan<- string) {
-	for _, word := range strings.Fields(prompt) {
-		select {
-		case say <- strings.ToUpper(word) + " ":
-		case <-ctx.Done():
-			return
-		}
-		select {
-		case <-time.After(20 * time.Millisecond):
-		case <-ctx.Done():
-			return
+var loopback = regexp.MustCompile(`^(localhost|127(\.\d+){3}|\[::1\]):\d+$`)
+
+// answer is the agent: it says the prompt in capitals, a word at a time, then the prompts that
+// joined the turn. It stops when ctx is done.
+func answer(ctx context.Context, a *attempt) {
+	for prompts := []string{a.turn.Prompt}; len(prompts) > 0; prompts = a.takeFolded(ctx) { // W9
+		for _, word := range strings.Fields(strings.Join(prompts, " ")) {
+			a.say(ctx, strings.ToUpper(word)+" ")
+			select {
+			case <-time.After(20 * time.Millisecond):
+			case <-ctx.Done():
+				return
+			}
 		}
 	}
 }
@@ -50,7 +54,8 @@ func answer(ctx context.Context, prompt string, say chan<- string) {
 // attempt is a turn in hand. It outlives the connection.
 type attempt struct {
 	turn    *pb.WorkResponse_Turn
-	output  chan string // closed when the agent has returned
+	output  chan string        // closed when the agent has returned
+	asks    chan chan []string // questions of the agent for folded prompts
 	stop    context.CancelFunc
 	waiting []*pb.Event // not acknowledged (W4)
 	acked   int64
@@ -58,23 +63,60 @@ type attempt struct {
 	merged  int64 // the last event that must stay as it is, because it was sent (W3)
 	ended   bool
 	endSent bool
+
+	asking     chan<- []string // gets the answer; nil without a question
+	foldNumber int64
+	foldSent   bool
+	folded     []string
+	foldedRuns []string
 }
 
 func start(turn *pb.WorkResponse_Turn) *attempt {
 	ctx, stop := context.WithCancel(context.Background())
-	a := &attempt{turn: turn, output: make(chan string), stop: stop}
+	a := &attempt{turn: turn, output: make(chan string), asks: make(chan chan []string), stop: stop}
 	go func() {
 		defer close(a.output)
-		answer(ctx, turn.Prompt, a.output)
+		answer(ctx, a)
 	}()
 	return a
+}
+
+func (a *attempt) say(ctx context.Context, text string) {
+	for len(text) > 0 {
+		n := min(len(text), maxText)
+		for n < len(text) && !utf8.RuneStart(text[n]) {
+			n--
+		}
+		select {
+		case a.output <- text[:n]:
+		case <-ctx.Done():
+			return
+		}
+		text = text[n:]
+	}
+}
+
+// takeFolded returns the prompts that wait to join the turn.
+func (a *attempt) takeFolded(ctx context.Context) []string {
+	answer := make(chan []string, 1)
+	select {
+	case a.asks <- answer:
+	case <-ctx.Done():
+		return nil
+	}
+	select {
+	case prompts := <-answer:
+		return prompts
+	case <-ctx.Done():
+		return nil
+	}
 }
 
 func (a *attempt) last() int64 { return a.acked + int64(len(a.waiting)) }
 
 func (a *attempt) add(text string) {
 	if n := len(a.waiting); n > 0 && a.last() > a.merged {
-		if whole := a.waiting[n-1].GetTextDelta() + text; len(whole) <= maxDelta {
+		if whole := a.waiting[n-1].GetTextDelta() + text; len(whole) <= maxText {
 			a.waiting[n-1] = delta(whole)
 			return
 		}
@@ -92,16 +134,37 @@ func (a *attempt) onAcked(number int64) {
 	}
 }
 
-// next is what to send now, if anything: one emit at a time (W2, W3), then the end (W5).
+func (a *attempt) onFolded(folded *pb.WorkResponse_Folded) {
+	for _, one := range folded.Prompts {
+		a.folded = append(a.folded, one.Prompt)
+		a.foldedRuns = append(a.foldedRuns, one.RunId)
+	}
+	if a.asking != nil && folded.Number == a.foldNumber {
+		a.asking <- a.folded
+		a.asking, a.folded = nil, nil
+	}
+}
+
+// resync continues after the last durable event on a new connection (W8).
+func (a *attempt) resync() {
+	a.sent, a.endSent, a.foldSent = a.acked, false, false
+}
+
+// next is what to send now, if anything: one emit at a time (W2, W3), then a question (W9) or the end (W5).
 func (a *attempt) next() *pb.WorkRequest {
 	unsent := a.last() - a.sent
-	if unsent > 0 && (a.sent == a.acked || a.ended) {
+	if unsent > 0 && (a.sent == a.acked || a.ended || a.asking != nil) {
 		count := min(unsent, maxEvents)
 		first := a.sent - a.acked
 		emit := &pb.WorkRequest_Emit{Number: a.sent + 1, Events: a.waiting[first : first+count]}
 		a.sent += count
 		a.merged = max(a.merged, a.sent)
 		return &pb.WorkRequest{Message: &pb.WorkRequest_Emit_{Emit: emit}}
+	}
+	if unsent == 0 && a.asking != nil && !a.foldSent {
+		a.foldSent = true
+		take := &pb.WorkRequest_TakeFolded{Number: a.foldNumber}
+		return &pb.WorkRequest{Message: &pb.WorkRequest_TakeFolded_{TakeFolded: take}}
 	}
 	if unsent == 0 && a.ended && !a.endSent {
 		a.endSent = true
@@ -186,6 +249,7 @@ func (s *slot) connect(stopping <-chan struct{}) (bool, error) {
 	}
 	for {
 		var output <-chan string
+		var asks <-chan chan []string
 		if a := s.attempt; a != nil {
 			for synced && !leaving {
 				message := a.next()
@@ -196,6 +260,7 @@ func (s *slot) connect(stopping <-chan struct{}) (bool, error) {
 					return false, err
 				}
 			}
+			asks = a.asks
 			if !a.ended && len(a.waiting) < int(a.turn.Window) {
 				output = a.output
 			}
@@ -207,6 +272,9 @@ func (s *slot) connect(stopping <-chan struct{}) (bool, error) {
 			} else {
 				s.attempt.ended = true
 			}
+		case ask := <-asks:
+			s.attempt.asking, s.attempt.foldSent = ask, false
+			s.attempt.foldNumber++
 		case err := <-failed:
 			return leaving && s.attempt == nil, err
 		case <-stopping: // W10
@@ -228,11 +296,16 @@ func (s *slot) connect(stopping <-chan struct{}) (bool, error) {
 			case *pb.WorkResponse_Acked_:
 				if a := s.attempt; a != nil {
 					a.onAcked(message.Acked.Number)
-					if !synced { // W8: continue after the last durable event
-						synced, a.sent, a.endSent = true, a.acked, false
+					if !synced {
+						synced = true
+						a.resync()
 					}
 				}
 				over = message.Acked.Ended
+			case *pb.WorkResponse_Folded_:
+				if a := s.attempt; a != nil {
+					a.onFolded(message.Folded)
+				}
 			case *pb.WorkResponse_Cancel_: // W6
 				if s.attempt != nil {
 					s.attempt.stop()
@@ -264,7 +337,7 @@ func (s *slot) offer(stream pb.WorkerService_WorkClient) error {
 	if a := s.attempt; a != nil {
 		offer.Resume = &pb.WorkRequest_Resume{
 			RunId: a.turn.RunId, Tenant: a.turn.Tenant, Attempt: a.turn.Attempt, Fence: a.turn.Fence,
-			Acknowledged: a.acked,
+			Acknowledged: a.acked, FoldedRunIds: a.foldedRuns,
 		}
 	}
 	return stream.Send(&pb.WorkRequest{Message: &pb.WorkRequest_Offer_{Offer: offer}})
@@ -273,7 +346,13 @@ func (s *slot) offer(stream pb.WorkerService_WorkClient) error {
 func main() {
 	log.SetFlags(0)
 	server := cmp.Or(os.Getenv("RUNLANE_SERVER"), "127.0.0.1:50051")
+	if os.Getenv("RUNLANE_TOKEN") != "" && !loopback.MatchString(server) {
+		log.Fatalf("RUNLANE_TOKEN is not sent to %s: the connection is not encrypted", server)
+	}
+	// By default, grpc waits up to two minutes between attempts to connect: longer than the worker lease.
+	wait := backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second}
 	conn, err := grpc.NewClient(server,
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: wait, MinConnectTimeout: 5 * time.Second}),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 5 * time.Second}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)))

@@ -18,7 +18,7 @@ import pytest
 
 from polyglot.languages import LANGUAGES, Language
 from polyglot.program import Programs
-from polyglot.projects import ConformanceClient, Project, Quickstart
+from polyglot.projects import ConformanceClient, Project, Quickstart, WorkerExample
 from polyglot.proxy import Proxy
 
 WANTED = os.environ.get("RUNLANE_POLYGLOT") == "1"
@@ -102,6 +102,14 @@ def quickstart(language: Language) -> Quickstart:
     return program
 
 
+@pytest.fixture(scope="session")
+def worker_example(language: Language) -> WorkerExample:
+    """The worker of the language, built."""
+    program = WorkerExample(language)
+    _build(program)
+    return program
+
+
 _failures: dict[str, str] = {}
 
 
@@ -128,6 +136,13 @@ async def programs(conformance: ConformanceClient, tmp_path: Path) -> AsyncItera
 async def quickstarts(quickstart: Quickstart, tmp_path: Path) -> AsyncIterator[Programs]:
     """Starts quickstarts; kills those that still run after the test."""
     async with Programs(quickstart, tmp_path) as started:
+        yield started
+
+
+@pytest.fixture
+async def workers(worker_example: WorkerExample, tmp_path: Path) -> AsyncIterator[Programs]:
+    """Starts workers; kills those that still run after the test."""
+    async with Programs(worker_example, tmp_path) as started:
         yield started
 
 

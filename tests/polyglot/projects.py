@@ -150,6 +150,37 @@ class Quickstart(Project):
         return [entered, *rest]
 
 
+class WorkerExample(Project):
+    """A worker in `examples/`, whose agent says the words of the prompt in capitals, 20 ms apart.
+
+    The `sh` block under its heading enters its folder, builds it, and runs it in the last line.
+    """
+
+    @property
+    def name(self) -> str:
+        """For example `worker-go`."""
+        return f"worker-{self.language.name}"
+
+    @property
+    def folder(self) -> Path:
+        """Its folder in `examples/`."""
+        return EXAMPLES / f"{self.language.name}-worker"
+
+    def build_commands(self) -> str:
+        """The lines between the first and the last."""
+        return "\n".join(self._lines()[1:-1])
+
+    def argv(self) -> tuple[str, ...]:
+        """The last line."""
+        return tuple(shlex.split(self._lines()[-1]))
+
+    def _lines(self) -> list[str]:
+        heading = f"Worker in {TITLES[self.language.name]}"
+        entered, *rest = first_block(EXAMPLES / "README.md", heading).splitlines()
+        assert entered == f"cd {self.folder.name}"
+        return [entered, *rest]
+
+
 def first_block(readme: Path, heading: str, kind: str = "sh") -> str:
     """Returns the first code block of a kind under a heading of level 1 or 2."""
     section = re.search(

@@ -79,17 +79,20 @@ class Proxy:
         self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
 
     async def __aexit__(self, *_: object) -> None:
         assert self._server is not None
         self._server.close()
-        tasks = list(self._open)
-        for task in tasks:
+        opened = dict(self._open)
+        for task in opened:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*opened, return_exceptions=True)
+        for writer in opened.values():
+            # A task that was cancelled before its first step has closed nothing.
+            writer.transport.abort()
 
     @property
     def requests(self) -> int:
@@ -127,10 +130,13 @@ class Proxy:
         async with self._news:
             self._news.notify_all()
 
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.get_running_loop().create_task(self._connected(reader, writer))
+        self._open[task] = writer
+
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._open[task] = writer
         self.connections += 1
         await self._notify()
         try:

@@ -1,4 +1,4 @@
-"""Worker programs: `runlane worker`, and the example in Go (docs/workers.md, W1 to W11).
+"""The workers in examples/: what a worker has to do (docs/workers.md, W1 to W11), in five languages.
 
 Their agent says the words of the prompt in capitals, 20 ms apart.
 """
@@ -6,75 +6,35 @@ Their agent says the words of the prompt in capitals, 20 ms apart.
 from __future__ import annotations
 
 import asyncio
-import shutil
 import signal
-import subprocess
-import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from polyglot.languages import LANGUAGES, ROOT, environment
+from polyglot.program import Program, Programs
 from polyglot.proxy import Proxy
-from runlane import Client, RunState
-from support.server import ListeningProcess, ServerProcess, clean_environment
+from polyglot.serving import becomes_state, new_token
+from runlane import Client, RunComplete, RunEvent, RunState, TextDelta, WhenBusy
+from support.server import ServerProcess, clean_environment
 from support.workers import accept, check_whole, followed, until_streaming
 
 SECONDS = 60.0
 
-AGENT = """
-import asyncio
+SLOTS = 4
 
-async def answer(turn):
-    for word in turn.prompt.text.split():
-        yield word.upper() + " "
-        await asyncio.sleep(0.02)
-"""
-
-PROMPT = " ".join(f"w{n}" for n in range(400))
+PROMPT = " ".join(f"w{n}" for n in range(300))
 
 SAID = PROMPT.upper() + " "
 
-
-@pytest.fixture(scope="session", params=["python", "go"])
-def worker_argv(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[str, ...]:
-    """The command of a worker, in a folder that has what it needs."""
-    folder = tmp_path_factory.mktemp(str(request.param))
-    if request.param == "python":
-        (folder / "upper.py").write_text(AGENT)
-        here = f"import sys; sys.path.insert(0, {str(folder)!r}); "
-        command = "from runlane.cli import main; sys.exit(main())"
-        arguments = ("worker", "upper:answer", "--slots", "4", "--drain-timeout", "0")
-        return (sys.executable, "-c", here + command, *arguments)
-    if missing := LANGUAGES["go"].missing():
-        pytest.skip(missing)
-    program = folder / "worker"
-    source = ROOT / "examples" / "go-worker"
-    build = [shutil.which("go") or "go", "build", "-o", str(program), "."]
-    subprocess.run(build, cwd=source, check=True, env=environment())
-    return (str(program),)
+OUTAGE = 10.0
+"""Seconds. gRPC's own backoff reconnects after 5 seconds, and then after 9 or more."""
 
 
 @asynccontextmanager
-async def program(
-    argv: tuple[str, ...], address: str, folder: Path
-) -> AsyncIterator[ListeningProcess]:
-    """The worker, as a process; it is killed at the end."""
-    env = clean_environment() | {"RUNLANE_SERVER": address}
-    started = ListeningProcess(argv, folder, env=env)
-    started.launch()
-    try:
-        yield started
-    finally:
-        await started.kill()
-
-
-@asynccontextmanager
-async def server(folder: Path, *flags: str) -> AsyncIterator[tuple[ServerProcess, Client]]:
+async def served(folder: Path, *flags: str) -> AsyncIterator[tuple[ServerProcess, Client]]:
+    """A server whose agent is executed by workers, and a client of it."""
     node = ServerProcess(folder, "--agent", "worker", *flags, base=clean_environment())
     await node.start()
     try:
@@ -84,41 +44,118 @@ async def server(folder: Path, *flags: str) -> AsyncIterator[tuple[ServerProcess
         await node.kill()
 
 
-async def test_r34_a_worker_executes_a_run_and_then_the_next_one(
-    worker_argv: tuple[str, ...], tmp_path: Path
+async def launched(workers: Programs, address: str, **env: str) -> Program:
+    """A worker that has started."""
+    program = await workers.launch(env={"RUNLANE_SERVER": address, **env})
+    await program.prints("worker for ")
+    return program
+
+
+async def said(client: Client, session: str, prompt: str) -> str:
+    """The text of a new run."""
+    handle = await accept(client, session, prompt)
+    return (await handle.completed(SECONDS)).text
+
+
+async def test_w1_a_worker_executes_as_many_runs_as_it_has_slots(
+    workers: Programs, folder: Path
 ) -> None:
-    async with (
-        server(tmp_path) as (node, client),
-        program(worker_argv, node.address, tmp_path),
-    ):
-        for n in range(6):
-            handle = await accept(client, f"s{n % 2}", "one two")
-            assert (await handle.completed(SECONDS)).text == "ONE TWO "
+    async with served(folder) as (node, client):
+        await launched(workers, node.address)
+        handles = [await accept(client, f"s{n}", PROMPT) for n in range(SLOTS + 1)]
+        *active, last = handles
+        await until_streaming(client, active)
+        assert (await client.get_run(last.run_id)).state is RunState.ACCEPTED
+        await client.cancel("s0")
+        assert (await last.completed(SECONDS)).text == SAID
 
 
-async def test_r37_a_cancel_stops_a_worker(worker_argv: tuple[str, ...], tmp_path: Path) -> None:
-    async with (
-        server(tmp_path) as (node, client),
-        program(worker_argv, node.address, tmp_path),
-    ):
+async def test_w2_a_worker_splits_text_that_is_too_long_for_an_event(
+    workers: Programs, folder: Path
+) -> None:
+    async with served(folder) as (node, client):
+        await launched(workers, node.address)
+        # Characters of one to four bytes; the limit of an event is 65,536 characters.
+        prompt = "aä€😀" * 40_000
+        handle = await accept(client, "s", prompt)
+        check_whole(await followed(handle), prompt.upper() + " ")
+
+
+async def test_w5_a_worker_executes_one_run_after_the_other(
+    workers: Programs, folder: Path
+) -> None:
+    async with served(folder) as (node, client):
+        await launched(workers, node.address)
+        for n in range(2 * SLOTS):
+            assert await said(client, f"s{n % 2}", "one two") == "ONE TWO "
+
+
+async def test_w6_a_cancel_stops_the_agent(workers: Programs, folder: Path) -> None:
+    async with served(folder) as (node, client):
+        await launched(workers, node.address)
         handle = await accept(client, "s", PROMPT)
         await until_streaming(client, [handle])
         await client.cancel("s")
         end = await handle.completed(SECONDS)
         assert end.state is RunState.CANCELLED
         assert SAID.startswith(end.text)
-        again = await accept(client, "s", "next")
-        assert (await again.completed(SECONDS)).text == "NEXT "
+        assert await said(client, "s", "next") == "NEXT "
 
 
-async def test_r36_a_worker_continues_over_restarts_of_the_server(
-    worker_argv: tuple[str, ...], tmp_path: Path
+async def test_w7_a_worker_that_was_away_for_too_long_drops_its_run(
+    workers: Programs, folder: Path
 ) -> None:
-    async with (
-        server(tmp_path) as (node, client),
-        program(worker_argv, node.address, tmp_path),
-    ):
-        handles = [await accept(client, f"s{n}", PROMPT) for n in range(4)]
+    async with served(folder, "--worker-lease", "500ms") as (node, client):
+        away = await launched(workers, node.address)
+        handle = await accept(client, "s", PROMPT, max_attempts=2)
+        await until_streaming(client, [handle])
+        away.process.send_signal(signal.SIGSTOP)
+        await node.stop(signal.SIGKILL)
+        await node.start()
+        other = await launched(workers, node.address)
+        end = await handle.completed(SECONDS)
+        assert (end.text, end.attempt) == (SAID, 2)
+        await other.kill()
+        away.process.send_signal(signal.SIGCONT)
+        # It has learned that its attempt is over, and continues with other runs.
+        assert await said(client, "t", "next") == "NEXT "
+
+
+async def test_w8_a_worker_continues_after_a_lost_connection(
+    workers: Programs, proxy: Proxy, folder: Path
+) -> None:
+    async with served(folder) as (node, client):
+        proxy.target = node.address
+        await launched(workers, proxy.address)
+        handles = [await accept(client, f"s{n}", PROMPT) for n in range(SLOTS)]
+        following = [asyncio.create_task(followed(handle)) for handle in handles]
+        for _ in range(3):
+            await until_streaming(client, handles)
+            proxy.cut()
+        for events in await asyncio.gather(*following):
+            check_whole(events, SAID)
+
+
+async def test_w8_events_whose_acknowledgement_was_lost_are_stored_once(
+    workers: Programs, proxy: Proxy, folder: Path
+) -> None:
+    async with served(folder) as (node, client):
+        proxy.target = node.address
+        # Each connection breaks within the messages of the server, and so in mid-emit; the first
+        # one after the turn has arrived.
+        proxy.cuts = [len(PROMPT) + 2000, 700, 900, 1101]
+        await launched(workers, proxy.address)
+        handle = await accept(client, "s", PROMPT)
+        check_whole(await followed(handle), SAID)
+        assert not proxy.cuts
+
+
+async def test_w8_a_worker_continues_over_restarts_of_the_server(
+    workers: Programs, folder: Path
+) -> None:
+    async with served(folder) as (node, client):
+        await launched(workers, node.address)
+        handles = [await accept(client, f"s{n}", PROMPT) for n in range(SLOTS)]
         following = [asyncio.create_task(followed(handle)) for handle in handles]
         for number in (signal.SIGKILL, signal.SIGTERM):
             await until_streaming(client, handles)
@@ -128,54 +165,120 @@ async def test_r36_a_worker_continues_over_restarts_of_the_server(
             check_whole(events, SAID)
 
 
-async def test_r34_a_worker_continues_after_a_lost_connection(
-    worker_argv: tuple[str, ...], tmp_path: Path
+async def test_w8_a_worker_reconnects_soon_after_a_long_outage(
+    workers: Programs, proxy: Proxy, folder: Path
 ) -> None:
-    async with (
-        server(tmp_path) as (node, client),
-        Proxy() as proxy,
-        program(worker_argv, proxy.address, tmp_path),
-    ):
+    async with served(folder) as (node, client):
         proxy.target = node.address
+        await launched(workers, proxy.address)
+        handle = await accept(client, "s", PROMPT)
+        await until_streaming(client, [handle])
+        proxy.target = ""
+        proxy.cut()
+        clock = asyncio.get_running_loop().time
+        until = clock() + OUTAGE
+        while clock() < until:
+            await proxy.until("closed", proxy.closed + 1)
+        proxy.target = node.address
+        await proxy.until("connections", proxy.connections + 1, seconds=3)
+        check_whole(await followed(handle), SAID)
+
+
+def check_folded(events: Sequence[RunEvent], text: str) -> None:
+    """Checks that every event came once and in order, and that they say the text.
+
+    The text at the end of a run is that after the last prompt that joined.
+    """
+    assert [event.index for event in events] == list(range(1, len(events) + 1))
+    deltas = [event.body.text for event in events if isinstance(event.body, TextDelta)]
+    assert "".join(deltas) == text
+    end = events[-1].body
+    assert isinstance(end, RunComplete)
+    assert (end.state, end.attempt, end.text) == (RunState.COMPLETED, 1, "MORE ")
+
+
+async def test_w9_a_worker_answers_a_prompt_that_joins_the_turn(
+    workers: Programs, folder: Path
+) -> None:
+    async with served(folder) as (node, client):
+        await launched(workers, node.address)
+        handle = await accept(client, "s", PROMPT)
+        await until_streaming(client, [handle])
+        joins = await accept(client, "s", "more", when_busy=WhenBusy.FOLD)
+        check_folded(await followed(handle), f"{SAID}MORE ")
+        assert (await joins.completed(SECONDS)).folded_into == handle.run_id
+
+
+async def test_w9_a_folded_prompt_survives_a_lost_connection(
+    workers: Programs, proxy: Proxy, folder: Path
+) -> None:
+    async with served(folder) as (node, client):
+        proxy.target = node.address
+        await launched(workers, proxy.address)
         handle = await accept(client, "s", PROMPT)
         following = asyncio.create_task(followed(handle))
-        for _ in range(3):
-            await until_streaming(client, [handle])
-            proxy.cut()
-        check_whole(await following, SAID)
+        await until_streaming(client, [handle])
+        # The server has given the prompt away; the worker may not have received it.
+        joins = await accept(client, "s", "more", when_busy=WhenBusy.FOLD)
+        await becomes_state(client, joins.run_id, RunState.FOLDED)
+        proxy.cut()
+        check_folded(await following, f"{SAID}MORE ")
 
 
-async def test_r33_a_worker_that_was_away_for_too_long_drops_its_run(
-    worker_argv: tuple[str, ...], tmp_path: Path
+async def test_w10_a_worker_that_is_stopped_gives_its_runs_back(
+    workers: Programs, folder: Path
 ) -> None:
-    async with (
-        server(tmp_path, "--worker-lease", "500ms") as (node, client),
-        program(worker_argv, node.address, tmp_path) as worker,
-    ):
+    async with served(folder) as (node, client):
+        stopped = await launched(workers, node.address)
         handle = await accept(client, "s", PROMPT, max_attempts=2)
         await until_streaming(client, [handle])
-        worker.send(signal.SIGSTOP)
-        await node.stop(signal.SIGKILL)
-        await node.start()
-        async with program(worker_argv, node.address, tmp_path):
-            end = await handle.completed(SECONDS)
-            assert (end.text, end.attempt) == (SAID, 2)
-        worker.send(signal.SIGCONT)
-        # It has learned that its attempt is over, and works on.
-        again = await accept(client, "t", "next")
-        assert (await again.completed(SECONDS)).text == "NEXT "
+        stopped.process.send_signal(signal.SIGTERM)
+        await stopped.exits(0)
+        await launched(workers, node.address)
+        end = await handle.completed(SECONDS)
+        assert (end.text, end.attempt) == (SAID, 2)
 
 
-async def test_r37_a_worker_that_is_stopped_ends_and_gives_its_runs_back(
-    worker_argv: tuple[str, ...], tmp_path: Path
+async def test_w10_a_worker_without_a_run_stops_at_once(workers: Programs, folder: Path) -> None:
+    async with served(folder) as (node, client):
+        stopped = await launched(workers, node.address)
+        assert await said(client, "s", "hello") == "HELLO "
+        stopped.process.send_signal(signal.SIGTERM)
+        await stopped.exits(0, seconds=10)
+
+
+async def test_w11_a_worker_ends_if_the_server_does_not_declare_its_agent(
+    workers: Programs, folder: Path
 ) -> None:
-    async with (
-        server(tmp_path) as (node, client),
-        program(worker_argv, node.address, tmp_path) as worker,
-    ):
-        handle = await accept(client, "s", PROMPT, max_attempts=2)
-        await until_streaming(client, [handle])
-        assert await worker.stop(signal.SIGTERM) == 0
-        async with program(worker_argv, node.address, tmp_path):
-            end = await handle.completed(SECONDS)
-            assert (end.text, end.attempt) == (SAID, 2)
+    async with served(folder) as (node, _):
+        program = await launched(workers, node.address, RUNLANE_AGENT="nobody")
+        await program.exits(1)
+        assert "nobody" in program.err.text, program.said
+
+
+@pytest.mark.parametrize("token", ["", "wrong"])
+async def test_w11_a_worker_ends_if_its_token_is_refused(
+    workers: Programs, folder: Path, token: str
+) -> None:
+    new_token(folder, "work")
+    async with served(folder, "--access", "access.toml") as (node, _):
+        program = await launched(workers, node.address, RUNLANE_TOKEN=token)
+        await program.exits(1)
+        assert "credentials" in program.err.text, program.said
+
+
+async def test_a_worker_sends_its_token(workers: Programs, folder: Path) -> None:
+    works, runs = new_token(folder, "work"), new_token(folder, "run")
+    async with served(folder, "--access", "access.toml") as (node, _):
+        await launched(workers, node.address, RUNLANE_TOKEN=works)
+        async with Client(node.address, token=runs) as client:
+            assert await said(client, "s", "hello") == "HELLO "
+
+
+@pytest.mark.parametrize("server", ["192.0.2.1:50051", "127.0.0.1.example.test:50051"])
+async def test_a_worker_keeps_its_token_from_other_machines(workers: Programs, server: str) -> None:
+    secret = "not-to-be-seen"  # noqa: S105 - no server knows it
+    program = await workers.launch(env={"RUNLANE_SERVER": server, "RUNLANE_TOKEN": secret})
+    await program.exits(1)
+    assert server in program.err.text
+    assert secret not in program.err.text + program.out.text
