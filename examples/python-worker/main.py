@@ -1,4 +1,7 @@
-"""A worker: executes runs of the agent `default`, or of the one that RUNLANE_AGENT names, until SIGTERM."""
+"""A worker: executes runs of the agent `default`, or of the one that RUNLANE_AGENT names.
+
+SIGTERM stops it.
+"""
 
 import asyncio
 import os

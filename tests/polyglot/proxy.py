@@ -131,6 +131,9 @@ class Proxy:
             self._news.notify_all()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._server is None or not self._server.is_serving():
+            writer.transport.abort()
+            return
         task = asyncio.get_running_loop().create_task(self._connected(reader, writer))
         self._open[task] = writer
 
@@ -170,8 +173,9 @@ class Proxy:
         finally:
             for way in ways:
                 way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
+            # Before the await, which may be cancelled.
             forth.transport.abort()
+            await asyncio.gather(*ways, return_exceptions=True)
 
     async def _forth(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, owner: asyncio.Task[None]

@@ -1,4 +1,4 @@
-"""The workers in examples/: what a worker has to do (docs/workers.md, W1 to W11), in five languages.
+"""Workers in five languages (examples/): what a worker has to do (docs/workers.md, W1 to W11).
 
 Their agent says the words of the prompt in capitals, 20 ms apart.
 """
