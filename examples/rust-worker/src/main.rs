@@ -341,7 +341,7 @@ impl Slot {
 
     /// Takes a message of the server; returns whether the turn is over.
     fn take(&mut self, response: WorkResponse, is_synced: &mut bool, is_leaving: bool) -> bool {
-        use work_response::Message::{Acked, Cancel, Fenced, Folded, History, Turn};
+        use work_response::Message::{Acked, Cancel, Fenced, Folded, Turn};
         match (response.message, &mut self.attempt) {
             (Some(Turn(turn)), _) if !is_leaving => self.attempt = Some(Attempt::new(turn)),
             (Some(Acked(acked)), attempt) => {
@@ -357,7 +357,7 @@ impl Slot {
             (Some(Folded(folded)), Some(attempt)) => attempt.take_prompts(folded),
             (Some(Cancel(_)), Some(attempt)) => attempt.agent.abort(), // W6
             (Some(Fenced(_)), _) => return true,                       // W7
-            (Some(Turn(_) | Folded(_) | Cancel(_) | History(_)) | None, _) => {}
+            _ => {}
         }
         false
     }
