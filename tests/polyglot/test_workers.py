@@ -91,7 +91,8 @@ async def test_w5_a_worker_executes_one_run_after_the_other(
 
 
 async def test_w6_a_cancel_stops_the_agent(workers: Programs, folder: Path) -> None:
-    async with served(folder) as (node, client):
+    # The server itself would end the turn only after the timeout of the test.
+    async with served(folder, "--cancel-grace", "5m") as (node, client):
         await launched(workers, node.address)
         handle = await accept(client, "s", PROMPT)
         await until_streaming(client, [handle])
@@ -228,7 +229,8 @@ async def test_w9_a_folded_prompt_survives_a_lost_connection(
 async def test_w10_a_worker_that_is_stopped_gives_its_runs_back(
     workers: Programs, folder: Path
 ) -> None:
-    async with served(folder) as (node, client):
+    # The server would not start the run again until the timeout of the test, without being asked.
+    async with served(folder, "--worker-lease", "5m") as (node, client):
         stopped = await launched(workers, node.address)
         handle = await accept(client, "s", PROMPT, max_attempts=2)
         await until_streaming(client, [handle])
