@@ -82,7 +82,7 @@ def test_a_subject_without_a_type_gets_one(subject: str, typed: str) -> None:
         (TOKEN.replace('"acme"', f'"{"x" * 65}"'), "line 3: 'tenant' must be"),
         (
             TOKEN.replace('"run"', '"owner"'),
-            "line 4: 'role' must be read, answer, run, operator or admin",
+            "line 4: 'role' must be read, answer, run, operator, work or admin",
         ),
         (TOKEN.replace('role = "run"\n', ""), "line 1: 'role' is missing"),
         (TOKEN.replace("0" * 64, "0" * 63), "line 6: 'sha256' must be 64"),
