@@ -113,7 +113,7 @@ async def test_who_may_answer_and_what_is_recorded(tmp_path: Path) -> None:
             assert given.question_digest == request.question_digest
         async with client("acme", Role.OPERATOR) as operator:
             assert not (await operator.answer_input(request, True)).accepted
-            end = await handle.completed(SECONDS)
+            end = await (await operator.attach(handle.run_id)).completed(SECONDS)
             assert end.text == 'denied {"path": "/"}'
             other = await requested(await accept(operator, "t", ask()))
             mistaken = replace(other, kind=request.kind)
