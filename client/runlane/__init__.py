@@ -60,10 +60,13 @@ from runlane.run_handle import RunHandle
 from runlane.subscription import Subscription
 from runlane.types import (
     Accepted,
+    Artifact,
+    ArtifactKind,
     Attachment,
     CancelledRun,
     CancelReceipt,
     CancelScope,
+    Custom,
     EventBody,
     FinishReason,
     Folded,
@@ -72,6 +75,7 @@ from runlane.types import (
     Progress,
     Reasoning,
     ReasoningDelta,
+    Result,
     Role,
     Run,
     RunComplete,
@@ -91,6 +95,8 @@ from runlane.wire import RetryPolicy
 
 __all__ = [
     "Accepted",
+    "Artifact",
+    "ArtifactKind",
     "Attachment",
     "CancelReceipt",
     "CancelScope",
@@ -100,6 +106,7 @@ __all__ = [
     "CorruptRecord",
     "CursorCompacted",
     "CursorInvalid",
+    "Custom",
     "DeadlineExceeded",
     "Draining",
     "EmptyPrompt",
@@ -124,6 +131,7 @@ __all__ = [
     "QuotaExceeded",
     "Reasoning",
     "ReasoningDelta",
+    "Result",
     "RetryPolicy",
     "Role",
     "Run",

@@ -164,6 +164,7 @@ def run_complete(message: run_pb2.RunComplete) -> t.RunComplete:
         accepted_at=_time(message.accepted_at),
         started_at=_time(message.started_at) if message.HasField("started_at") else None,
         ended_at=_time(message.ended_at),
+        result=message.result or None,
     )
 
 
@@ -240,7 +241,23 @@ def attachment(message: run_pb2.Attachment) -> t.Attachment:
     return t.Attachment(message.name, content, message.mime_type)
 
 
-def part(message: session_pb2.Part) -> t.Part | None:
+def _artifact(message: run_pb2.Artifact) -> t.Artifact | None:
+    """Converts an artifact; None for a kind of content unknown to this client."""
+    kind = message.WhichOneof("content")
+    if kind is None:
+        return None
+    return t.Artifact(
+        message.artifact_id,
+        message.name,
+        message.mime_type,
+        t.ArtifactKind(kind),
+        getattr(message, kind),
+        message.append,
+        message.last,
+    )
+
+
+def part(message: session_pb2.Part) -> t.Part | None:  # noqa: PLR0911 - one per kind
     """Converts a part of a message; None for a kind unknown to this client."""
     match message.WhichOneof("part"):
         case "text":
@@ -253,6 +270,10 @@ def part(message: session_pb2.Part) -> t.Part | None:
             return _tool_result(message.tool_result)
         case "attachment":
             return attachment(message.attachment)
+        case "artifact":
+            return _artifact(message.artifact)
+        case "result":
+            return t.Result(message.result)
         case _:
             return None
 
@@ -273,7 +294,7 @@ def message(message: session_pb2.Message) -> t.Message:
     )
 
 
-def _event_body(message: run_pb2.RunEvent) -> t.EventBody | None:  # noqa: PLR0911 - one per kind
+def _event_body(message: run_pb2.RunEvent) -> t.EventBody | None:  # noqa: C901, PLR0911 - one per kind
     match message.WhichOneof("event"):
         case "accepted":
             return t.Accepted(message.accepted.accept_seq)
@@ -287,6 +308,10 @@ def _event_body(message: run_pb2.RunEvent) -> t.EventBody | None:  # noqa: PLR09
             return _tool_call(message.tool_call)
         case "tool_result":
             return _tool_result(message.tool_result)
+        case "artifact":
+            return _artifact(message.artifact)
+        case "custom":
+            return t.Custom(message.custom.type, message.custom.json)
         case "folded":
             return t.Folded(message.folded.run_id, message.folded.into_run_id)
         case "run_complete":

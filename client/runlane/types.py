@@ -154,7 +154,7 @@ class RunComplete:
 
     For a folded run, `usage` is None; the run of `folded_into` has it. `message_id` is None for a
     folded run that was cancelled separately. `attempt` is the number of attempts started; 0 if the
-    run never started.
+    run never started. `result` is the structured result, as JSON; None if the agent gave none.
     """
 
     session_id: str
@@ -174,6 +174,7 @@ class RunComplete:
     accepted_at: datetime
     started_at: datetime | None
     ended_at: datetime
+    result: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +273,44 @@ class ToolResult:
     is_error: bool = False
 
 
-Part: TypeAlias = Text | Reasoning | ToolCall | ToolResult | Attachment
+class ArtifactKind(StrEnum):
+    """The kind of content that an artifact has."""
+
+    TEXT = "text"
+    """Text."""
+    DATA = "data"
+    """Bytes."""
+    JSON = "json"
+    """A JSON value, as text."""
+    URI = "uri"
+    """The address of content that is kept elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """Something that a run made besides its text: whole in a transcript, a piece in an event.
+
+    `content` is bytes for the kind DATA. With `append` it continues that of the earlier pieces with
+    the same `artifact_id`; without it the artifact begins. `last`: the artifact is complete.
+    """
+
+    artifact_id: str
+    name: str
+    mime_type: str
+    kind: ArtifactKind
+    content: str | bytes
+    append: bool = False
+    last: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The structured result of a run, as JSON."""
+
+    json: str
+
+
+Part: TypeAlias = Text | Reasoning | ToolCall | ToolResult | Attachment | Artifact | Result
 """A part of a message."""
 
 
@@ -335,6 +373,14 @@ class ReasoningDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class Custom:
+    """An event of a type that the agent defines; ignore types that you do not know."""
+
+    type: str
+    json: str
+
+
+@dataclass(frozen=True, slots=True)
 class Folded:
     """A run joined the turn of another run. Both runs have this event."""
 
@@ -343,7 +389,16 @@ class Folded:
 
 
 EventBody: TypeAlias = (
-    Accepted | Started | TextDelta | ReasoningDelta | ToolCall | ToolResult | Folded | RunComplete
+    Accepted
+    | Started
+    | TextDelta
+    | ReasoningDelta
+    | ToolCall
+    | ToolResult
+    | Artifact
+    | Custom
+    | Folded
+    | RunComplete
 )
 """The kinds of events of a run."""
 

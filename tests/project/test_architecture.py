@@ -15,6 +15,7 @@ CLIENT = ROOT / "client" / "runlane"
 ROOMS: dict[str, set[str]] = {
     "release": {"release"},
     "core": {
+        "artifact",
         "errors",
         "lane",
         "limits",

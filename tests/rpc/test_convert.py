@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from runlane.v1 import run_pb2, run_service_pb2, session_pb2
 from runlane_server.core import model
+from runlane_server.core.artifact import ArtifactKind, ArtifactPiece
 from runlane_server.core.model import (
     CancelScope,
     FinishReason,
@@ -111,6 +112,7 @@ COMPLETE = model.RunComplete(
     accepted_at=1_000_001,
     started_at=2_000_002,
     ended_at=3_000_003,
+    result="1",
 )
 
 RUN = model.Run(
@@ -255,6 +257,12 @@ def test_a_folded_run_has_no_usage_of_its_own() -> None:
             "tool_result",
             'tool_call_id: "1"\nname: "n"\ncontent: "c"\n',
         ),
+        (
+            ArtifactPiece("a", "n", "m", ArtifactKind.JSON, "1", append=True),
+            "artifact",
+            'artifact_id: "a"\nname: "n"\nmime_type: "m"\njson: "1"\nappend: true\nlast: true\n',
+        ),
+        (model.CustomEvent("t", "1"), "custom", 'type: "t"\njson: "1"\n'),
         (COMPLETE, "run_complete", str(convert.run_complete(COMPLETE))),
     ],
 )
@@ -271,6 +279,7 @@ def test_every_event_of_a_run_is_converted(body: model.EventBody, field: str, co
         (model.Started(0), "started"),
         (model.TextDelta(""), "text_delta"),
         (model.Folded("", ""), "folded"),
+        (model.CustomEvent("", ""), "custom"),
     ],
 )
 def test_an_event_without_content_keeps_its_kind(body: model.EventBody, field: str) -> None:
@@ -285,7 +294,16 @@ def test_an_event_without_content_keeps_its_kind(body: model.EventBody, field: s
         (model.ToolCall("", "", ""), "tool_call"),
         (model.ToolResult("", "", ""), "tool_result"),
         (model.Attachment("", "", b""), "attachment"),
+        (ArtifactPiece("", "", "", ArtifactKind.TEXT, "", last=False), "artifact"),
+        (model.ResultPart(""), "result"),
     ],
 )
 def test_every_part_of_a_message_is_converted(part: model.Part, field: str) -> None:
     assert convert.part(part).WhichOneof("part") == field
+
+
+@pytest.mark.parametrize("kind", ArtifactKind)
+def test_every_kind_of_artifact_is_converted(kind: ArtifactKind) -> None:
+    empty = b"" if kind is ArtifactKind.DATA else ""
+    wire = convert.artifact(ArtifactPiece("", "", "", kind, empty))
+    assert wire.WhichOneof("content") == kind

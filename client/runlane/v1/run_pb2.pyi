@@ -387,6 +387,7 @@ class RunComplete(_message.Message):
     ACCEPTED_AT_FIELD_NUMBER: _builtins.int
     STARTED_AT_FIELD_NUMBER: _builtins.int
     ENDED_AT_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session of the run."""
     run_id: _builtins.str
@@ -413,6 +414,10 @@ class RunComplete(_message.Message):
     """Number of attempts started; 0 if the run never started."""
     cancel_reason: _builtins.str
     """The reason given by the cancel."""
+    result: _builtins.str
+    """The structured result of a completed run, as JSON; at most 1 MiB. Empty if the agent gave none.
+    ListRuns omits it.
+    """
     @_builtins.property
     def error(self) -> Global___RunError:
         """The error; set if the state is FAILED."""
@@ -453,10 +458,11 @@ class RunComplete(_message.Message):
         accepted_at: _timestamp_pb2.Timestamp | None = ...,
         started_at: _timestamp_pb2.Timestamp | None = ...,
         ended_at: _timestamp_pb2.Timestamp | None = ...,
+        result: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["accepted_at", b"accepted_at", "ended_at", b"ended_at", "error", b"error", "started_at", b"started_at", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_seq", b"accept_seq", "accepted_at", b"accepted_at", "attempt", b"attempt", "cancel_reason", b"cancel_reason", "cancelled", b"cancelled", "ended_at", b"ended_at", "error", b"error", "finish_reason", b"finish_reason", "folded_into", b"folded_into", "message_id", b"message_id", "run_id", b"run_id", "session_id", b"session_id", "started_at", b"started_at", "state", b"state", "text", b"text", "text_truncated", b"text_truncated", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_seq", b"accept_seq", "accepted_at", b"accepted_at", "attempt", b"attempt", "cancel_reason", b"cancel_reason", "cancelled", b"cancelled", "ended_at", b"ended_at", "error", b"error", "finish_reason", b"finish_reason", "folded_into", b"folded_into", "message_id", b"message_id", "result", b"result", "run_id", b"run_id", "session_id", b"session_id", "started_at", b"started_at", "state", b"state", "text", b"text", "text_truncated", b"text_truncated", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -525,6 +531,66 @@ class ToolResult(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ToolResult: _TypeAlias = ToolResult  # noqa: Y015
+
+@_typing.final
+class Artifact(_message.Message):
+    """Something that a run made besides its text, such as a file, a table or a picture: a whole one in a
+    transcript, a piece of it in an event.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARTIFACT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    MIME_TYPE_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    JSON_FIELD_NUMBER: _builtins.int
+    URI_FIELD_NUMBER: _builtins.int
+    APPEND_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    artifact_id: _builtins.str
+    """The id, unique within the turn."""
+    name: _builtins.str
+    """A display name, such as a file name; at most 255 bytes."""
+    mime_type: _builtins.str
+    """The IANA media type; at most 255 bytes. Empty for a uri of unknown type."""
+    text: _builtins.str
+    """Text."""
+    data: _builtins.bytes
+    """Binary content."""
+    json: _builtins.str
+    """A JSON value."""
+    uri: _builtins.str
+    """The address of content that is kept elsewhere; at most 8 KiB."""
+    append: _builtins.bool
+    """True if the content continues that of the earlier pieces with this id. False: the artifact
+    begins, and replaces what it had.
+    """
+    last: _builtins.bool
+    """True if the artifact is complete."""
+    def __init__(
+        self,
+        *,
+        artifact_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        mime_type: _builtins.str = ...,
+        text: _builtins.str = ...,
+        data: _builtins.bytes = ...,
+        json: _builtins.str = ...,
+        uri: _builtins.str = ...,
+        append: _builtins.bool = ...,
+        last: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "data", b"data", "json", b"json", "text", b"text", "uri", b"uri"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "artifact_id", b"artifact_id", "content", b"content", "data", b"data", "json", b"json", "last", b"last", "mime_type", b"mime_type", "name", b"name", "text", b"text", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["text", "data", "json", "uri"]  # noqa: Y015
+    _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
+
+Global___Artifact: _TypeAlias = Artifact  # noqa: Y015
 
 @_typing.final
 class RunEvent(_message.Message):
@@ -615,6 +681,30 @@ class RunEvent(_message.Message):
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     @_typing.final
+    class Custom(_message.Message):
+        """An event of a type that the agent defines. Ignore types that you do not know."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        TYPE_FIELD_NUMBER: _builtins.int
+        JSON_FIELD_NUMBER: _builtins.int
+        type: _builtins.str
+        """The type; at most 128 bytes."""
+        json: _builtins.str
+        """A JSON value; at most 1 MiB."""
+        def __init__(
+            self,
+            *,
+            type: _builtins.str = ...,
+            json: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["json", b"json", "type", b"type"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
     class Folded(_message.Message):
         """A run joined the turn of another run. Both runs have this event."""
 
@@ -648,6 +738,8 @@ class RunEvent(_message.Message):
     TOOL_RESULT_FIELD_NUMBER: _builtins.int
     FOLDED_FIELD_NUMBER: _builtins.int
     RUN_COMPLETE_FIELD_NUMBER: _builtins.int
+    ARTIFACT_FIELD_NUMBER: _builtins.int
+    CUSTOM_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """The number of the event within the run, from 1."""
     @_builtins.property
@@ -686,6 +778,14 @@ class RunEvent(_message.Message):
     def run_complete(self) -> Global___RunComplete:
         """The run ended."""
 
+    @_builtins.property
+    def artifact(self) -> Global___Artifact:
+        """The agent made an artifact, or a piece of one."""
+
+    @_builtins.property
+    def custom(self) -> Global___RunEvent.Custom:
+        """An event of a type that the agent defines."""
+
     def __init__(
         self,
         *,
@@ -699,12 +799,14 @@ class RunEvent(_message.Message):
         tool_result: Global___ToolResult | None = ...,
         folded: Global___RunEvent.Folded | None = ...,
         run_complete: Global___RunComplete | None = ...,
+        artifact: Global___Artifact | None = ...,
+        custom: Global___RunEvent.Custom | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "event", b"event", "folded", b"folded", "reasoning_delta", b"reasoning_delta", "run_complete", b"run_complete", "started", b"started", "text_delta", b"text_delta", "time", b"time", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "artifact", b"artifact", "custom", b"custom", "event", b"event", "folded", b"folded", "reasoning_delta", b"reasoning_delta", "run_complete", b"run_complete", "started", b"started", "text_delta", b"text_delta", "time", b"time", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "event", b"event", "folded", b"folded", "index", b"index", "reasoning_delta", b"reasoning_delta", "run_complete", b"run_complete", "started", b"started", "text_delta", b"text_delta", "time", b"time", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "artifact", b"artifact", "custom", b"custom", "event", b"event", "folded", b"folded", "index", b"index", "reasoning_delta", b"reasoning_delta", "run_complete", b"run_complete", "started", b"started", "text_delta", b"text_delta", "time", b"time", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "started", "text_delta", "reasoning_delta", "tool_call", "tool_result", "folded", "run_complete"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "started", "text_delta", "reasoning_delta", "tool_call", "tool_result", "folded", "run_complete", "artifact", "custom"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 

@@ -31,7 +31,55 @@ class Report:
     finish_reason: FinishReason | None = None
 
 
-AgentEvent: TypeAlias = TextDelta | ReasoningDelta | ToolCall | ToolResult | Report
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """Something that the run makes besides its text, such as a file, a table or a picture.
+
+    Exactly one of these is given: `text`, `data`, `json` (any value that JSON has) and `uri`, the
+    address of content that is kept elsewhere. All pieces together have at most 1 MiB; larger
+    content is passed by `uri`.
+
+    Text and data may come in pieces: the first one with `last=False`, the others with
+    `append=True`, the final one with `last=True`. Without `append`, a second piece replaces what
+    the artifact had.
+    """
+
+    artifact_id: str
+    name: str = ""
+    mime_type: str = ""
+    text: str | None = None
+    data: bytes | None = None
+    json: object = None
+    uri: str | None = None
+    append: bool = False
+    last: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Custom:
+    """An event of a type of the agent's own, with any value that JSON has.
+
+    Clients that do not know the type pass over it. It is among the events of the run, not in the
+    transcript.
+    """
+
+    type: str
+    json: object = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The structured result of the run: any value that JSON has, at most 1 MiB of it.
+
+    The RunComplete of a run that completes carries the last one that the agent gave.
+    """
+
+    json: object
+
+
+AgentEvent: TypeAlias = (
+    TextDelta | ReasoningDelta | ToolCall | ToolResult | Artifact | Custom | Result | Report
+)
 """An event of a turn. The agent calls its tools itself, and reports the calls and results."""
 
 

@@ -14,24 +14,17 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing, closing
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast, get_args
 
-from runlane_server.agents.base import AgentError, AgentEvent, FoldedPrompt, Report, Turn
-from runlane_server.core.model import (
-    Message,
-    Prompt,
-    ReasoningDelta,
-    TextDelta,
-    ToolCall,
-    ToolResult,
-)
+from runlane_server.agents.base import AgentError, AgentEvent, FoldedPrompt, Turn
+from runlane_server.core.model import Message, Prompt, TextDelta
 
 T = TypeVar("T")
 
 AgentFunction: TypeAlias = Callable[[Any], Any]
 """Takes a `Turn` if it is async, else a `BlockingTurn`; yields events or returns the answer."""
 
-_EVENTS = (TextDelta, ReasoningDelta, ToolCall, ToolResult, Report)
+_EVENTS = get_args(AgentEvent)
 
 
 class BlockingTurn:
@@ -120,7 +113,7 @@ def as_event(event: object, *, verb: str = "yielded") -> AgentEvent:
     if isinstance(event, str):
         return TextDelta(event)
     if isinstance(event, _EVENTS):
-        return event
+        return cast("AgentEvent", event)
     message = f"the agent {verb} a {type(event).__name__}; expected a string or an AgentEvent"
     raise AgentError(message, reason="BAD_EVENT")
 

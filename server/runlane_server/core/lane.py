@@ -86,7 +86,7 @@ from runlane_server.core.transition import (
     RunChange,
     Transition,
 )
-from runlane_server.core.turn import DraftMessage, close, final_text
+from runlane_server.core.turn import DraftMessage, close, final_text, with_result
 
 Reply = TypeVar("Reply")
 
@@ -614,8 +614,10 @@ class _Edit:
         reason = FinishReason.CANCELED if cancelled else outcome.finish_reason
         error = None if cancelled else outcome.error
         content = close(outcome.content, reason)
-        message_id = self._write(ended, content, outcome.model, attempt=ended.attempt)
-        shared = _End(reason, error, message_id, final_text(content))
+        result = outcome.result if ended.state is RunState.COMPLETED else ""
+        written = with_result(content, result)
+        message_id = self._write(ended, written, outcome.model, attempt=ended.attempt)
+        shared = _End(reason, error, message_id, final_text(content), result)
         complete = self._end(ended, reason, error, shared, outcome.usage)
         for run in self._folded:
             self._end(advance(run, trigger), reason, error, shared)
@@ -661,6 +663,7 @@ class _Edit:
             accepted_at=run.accepted_at,
             started_at=run.started_at,
             ended_at=self.at,
+            result=turn.result if turn else "",
         )
         self._record(self._emit(run, complete), complete)
         return complete
@@ -756,6 +759,7 @@ class _End(NamedTuple):
     error: RunError | None
     message_id: str
     text: str
+    result: str = ""
 
 
 def _message_id(run_id: str, ordinal: int) -> str:

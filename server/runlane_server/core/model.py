@@ -14,6 +14,8 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
+from runlane_server.core.artifact import ArtifactPiece
+
 Micros: TypeAlias = int
 """A point in time: microseconds since the Unix epoch, UTC."""
 
@@ -195,7 +197,7 @@ class RunRequest(NamedTuple):
 
 
 class RunComplete(NamedTuple):
-    """The one terminal event of a run (R23)."""
+    """The one terminal event of a run (R23). `result` is JSON, empty if the agent gave none."""
 
     session_id: str
     run_id: str
@@ -213,6 +215,7 @@ class RunComplete(NamedTuple):
     accepted_at: Micros
     started_at: Micros | None
     ended_at: Micros
+    result: str = ""
 
     @property
     def cancelled(self) -> bool:
@@ -296,7 +299,14 @@ class ToolResult:
     is_error: bool = False
 
 
-Part: TypeAlias = Text | Reasoning | ToolCall | ToolResult | Attachment
+@dataclass(frozen=True, slots=True)
+class ResultPart:
+    """The structured result of a completed run, as JSON."""
+
+    json: str
+
+
+Part: TypeAlias = Text | Reasoning | ToolCall | ToolResult | Attachment | ArtifactPiece | ResultPart
 
 
 class Message(NamedTuple):
@@ -348,6 +358,14 @@ class ReasoningDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class CustomEvent:
+    """An event of a type that only the agent and its callers know. It is in no transcript."""
+
+    type: str
+    json: str
+
+
+@dataclass(frozen=True, slots=True)
 class Folded:
     """A run joined the turn of another one; both runs log this event (R26)."""
 
@@ -367,6 +385,8 @@ EventBody: TypeAlias = (
     | ReasoningDelta
     | ToolCall
     | ToolResult
+    | ArtifactPiece
+    | CustomEvent
     | Folded
     | RunComplete
     | Corrupt

@@ -158,7 +158,8 @@ class Receipt:
 class Outcome:
     """How an agent's turn ended; `error` is None if it completed.
 
-    `tail` are the last events of the run, which are not stored yet.
+    `tail` are the last events of the run, which are not stored yet. `result` is the structured
+    result, as JSON; it counts only if the turn completed.
     """
 
     finish_reason: FinishReason
@@ -167,6 +168,7 @@ class Outcome:
     tail: tuple[EventBody, ...] = ()
     usage: Usage = NO_USAGE
     model: str = ""
+    result: str = ""
 
 
 class Transition(NamedTuple, Generic[Reply_co]):

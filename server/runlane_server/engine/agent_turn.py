@@ -18,6 +18,7 @@ from runlane_server.core.model import (
     Part,
     Prompt,
     Reasoning,
+    ResultPart,
     Role,
     RunKey,
     RunRequest,
@@ -171,7 +172,7 @@ class LatestTurns:
 
 def _part_size(part: Part) -> int:
     match part:
-        case Text(text) | Reasoning(text):
+        case Text(text) | Reasoning(text) | ResultPart(text):
             return utf8_size(text)
         case Attachment():
             return part.size

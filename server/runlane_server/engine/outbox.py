@@ -10,9 +10,11 @@ from typing import Final
 import structlog
 
 from runlane_server.agents.base import AgentError
+from runlane_server.core.artifact import ArtifactPiece
 from runlane_server.core.errors import RunlaneError, StoreUnavailable
 from runlane_server.core.limits import RETRY_PAUSE
 from runlane_server.core.model import (
+    CustomEvent,
     EventBody,
     Folded,
     Micros,
@@ -162,21 +164,32 @@ class Outbox:
             if isinstance(body, _DELTAS):
                 self._put_delta(type(body), body.text)
             else:
-                self._put_tool_event(body)
+                self._put_whole(body)
         finally:
             self._schedule()
 
-    def _put_tool_event(self, body: EventBody) -> None:
+    def _put_whole(self, body: EventBody) -> None:
+        """Adds an event that is stored as it is: all but deltas, which are merged."""
         self._end_half()
         self._end_delta()
         self._is_in_text = False
         size = PART_BYTES + output_size(body)
-        if size > self._room:
-            raise self._limit_reached()
+        self._check_room(size)
         self._draft.add(body)
         self._waiting.append(body)
         self._output += size
         self._chars += size
+
+    def count_result(self, json: str) -> None:
+        """Counts a structured result, which is stored with the end of the run. Raises AgentError
+        (OUTPUT_LIMIT)."""
+        size = PART_BYTES + utf8_size(json)
+        self._check_room(size)
+        self._output += size
+
+    def _check_room(self, size: int) -> None:
+        if size > self._room:
+            raise self._limit_reached()
 
     def _schedule(self) -> None:
         """Starts a write at the next beat of the pulse."""
@@ -375,5 +388,9 @@ def output_size(body: EventBody) -> int:
             return utf8_size(text)
         case ToolCall(call_id, name, content) | ToolResult(call_id, name, content):
             return utf8_size(call_id) + utf8_size(name) + utf8_size(content)
+        case ArtifactPiece(artifact_id, name, mime_type):
+            return sum(map(utf8_size, (artifact_id, name, mime_type))) + body.size
+        case CustomEvent(kind, json):
+            return utf8_size(kind) + utf8_size(json)
         case _:
             return 0

@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from runlane_server.agents.base import Agent, AgentError, AgentEvent, Report
+from runlane_server.agents.base import Agent, AgentError, AgentEvent, Report, Result
 from runlane_server.core import lane as rules
 from runlane_server.core.errors import IllegalCommand, RunlaneError
 from runlane_server.core.limits import RETRY_PAUSE, Limits, RunTimeout
@@ -94,6 +94,7 @@ class Runner:
         self._is_silent = True
         self._slice = 0
         self._report = _EMPTY_REPORT
+        self._result = ""
         self._folding: asyncio.Task[Sequence[LaneRun]] | None = None
         self._taken: set[str] = set()
 
@@ -242,6 +243,7 @@ class Runner:
             tail=tail,
             usage=self._report.usage or NO_USAGE,
             model=self._report.model or "",
+            result=self._result,
         )
 
     async def _commit_end(self, outcome: Outcome) -> bool:
@@ -305,6 +307,9 @@ class Runner:
             if isinstance(event, Report):
                 self._add_report(event)
                 return
+            if isinstance(event, Result):
+                self._add_result(event)
+                return
             body = self._check.event(event)
             if self._is_silent:
                 self._is_silent = False
@@ -335,6 +340,13 @@ class Runner:
                 known.finish_reason if later.finish_reason is None else later.finish_reason
             ),
         )
+
+    def _add_result(self, result: Result) -> None:
+        """Takes the structured result; the last one counts. Raises InvalidAgentEvent, and
+        AgentError with the reason OUTPUT_LIMIT."""
+        json = self._check.result(result)
+        self._outbox.count_result(json)
+        self._result = json
 
     async def _fold(self) -> Sequence[LaneRun]:
         """Folds the waiting FOLD runs into the turn.

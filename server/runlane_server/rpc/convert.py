@@ -13,6 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from runlane.v1 import run_pb2, run_service_pb2, session_pb2
 from runlane_server.core import model
+from runlane_server.core.artifact import ArtifactKind, ArtifactPiece
 from runlane_server.core.model import (
     CancelScope,
     FinishReason,
@@ -175,6 +176,7 @@ def run_complete(record: model.RunComplete) -> run_pb2.RunComplete:
         accepted_at=timestamp(record.accepted_at),
         started_at=_timestamp(record.started_at),
         ended_at=timestamp(record.ended_at),
+        result=record.result,
     )
 
 
@@ -263,7 +265,27 @@ def tool_result(record: model.ToolResult) -> run_pb2.ToolResult:
     )
 
 
-def part(record: model.Part) -> session_pb2.Part:
+def artifact(record: ArtifactPiece) -> run_pb2.Artifact:
+    wire = run_pb2.Artifact(
+        artifact_id=record.artifact_id,
+        name=record.name,
+        mime_type=record.mime_type,
+        append=record.append,
+        last=record.last,
+    )
+    content = record.content
+    if isinstance(content, bytes):
+        wire.data = content
+    elif record.kind is ArtifactKind.JSON:
+        wire.json = content
+    elif record.kind is ArtifactKind.URI:
+        wire.uri = content
+    else:
+        wire.text = content
+    return wire
+
+
+def part(record: model.Part) -> session_pb2.Part:  # noqa: PLR0911 - one per kind
     match record:
         case model.Text(text):
             return session_pb2.Part(text=text)
@@ -275,6 +297,10 @@ def part(record: model.Part) -> session_pb2.Part:
             return session_pb2.Part(tool_result=tool_result(record))
         case model.Attachment():
             return session_pb2.Part(attachment=attachment(record))
+        case ArtifactPiece():
+            return session_pb2.Part(artifact=artifact(record))
+        case model.ResultPart(json):
+            return session_pb2.Part(result=json)
 
 
 def message_head(record: model.Message) -> session_pb2.Message:
@@ -294,7 +320,7 @@ def message_head(record: model.Message) -> session_pb2.Message:
     )
 
 
-def run_event(record: model.RunEvent) -> run_pb2.RunEvent:
+def run_event(record: model.RunEvent) -> run_pb2.RunEvent:  # noqa: C901 - one per kind
     event = run_pb2.RunEvent(index=record.index, time=timestamp(record.at))
     match record.body:
         case model.Accepted(accept_seq):
@@ -309,6 +335,10 @@ def run_event(record: model.RunEvent) -> run_pb2.RunEvent:
             event.tool_call.CopyFrom(tool_call(call))
         case model.ToolResult() as result:
             event.tool_result.CopyFrom(tool_result(result))
+        case ArtifactPiece() as piece:
+            event.artifact.CopyFrom(artifact(piece))
+        case model.CustomEvent(kind, json):
+            event.custom.CopyFrom(run_pb2.RunEvent.Custom(type=kind, json=json))
         case model.Folded(run_id, into_run_id):
             event.folded.CopyFrom(run_pb2.RunEvent.Folded(run_id=run_id, into_run_id=into_run_id))
         case model.RunComplete() as complete:

@@ -12,17 +12,20 @@ from json.encoder import encode_basestring
 from types import MappingProxyType
 from typing import Any
 
+from runlane_server.core.artifact import ArtifactKind, ArtifactPiece
 from runlane_server.core.model import (
     NO_LABELS,
     NO_USAGE,
     Accepted,
     Attachment,
+    CustomEvent,
     EventBody,
     FinishReason,
     Folded,
     Part,
     Reasoning,
     ReasoningDelta,
+    ResultPart,
     RunComplete,
     RunError,
     RunState,
@@ -36,6 +39,9 @@ from runlane_server.core.model import (
 
 RUN_COMPLETE = "run_complete"
 """The kind of the last event of a run. Its body stands in the log of terminal events."""
+
+ARTIFACT = "artifact"
+"""The kind of an event with a piece of an artifact, and the tag of a part with a whole one."""
 
 LARGE_CHARS = 1 << 20
 """The size from which a message is decoded in steps: the library's decoder takes some 10 ms for
@@ -111,12 +117,16 @@ def encode_body(body: EventBody) -> tuple[str, str | None]:
         return RUN_COMPLETE, None
     if type(body) is TextDelta:  # most of them
         return "text_delta", f"[{encode_basestring(body.text)}]"
+    if isinstance(body, ArtifactPiece):
+        return ARTIFACT, _array(_artifact_fields(body))
     fields = [getattr(body, name) for name in body.__match_args__]
     return _KINDS[type(body)], _array(fields)
 
 
 def decode_body(kind: str, text: str) -> EventBody:
     """Decodes the result of `encode_body`, except for a RunComplete."""
+    if kind == ARTIFACT:
+        return _artifact(*json.loads(text))
     body: EventBody = _BODIES[kind](*json.loads(text))
     return body
 
@@ -142,8 +152,14 @@ def encode_complete(complete: RunComplete) -> str:
         f',"cancel_reason":{quote(complete.cancel_reason)}'
         f',"accepted_at":{complete.accepted_at}'
         f',"started_at":{"null" if complete.started_at is None else complete.started_at}'
-        f',"ended_at":{complete.ended_at}}}'
+        f',"ended_at":{complete.ended_at}'
+        f"{_encode_result(complete.result)}}}"
     )
+
+
+def _encode_result(result: str) -> str:
+    """Most events have none, and neither have those of earlier versions."""
+    return f',"result":{encode_basestring(result)}' if result else ""
 
 
 def decode_complete(text: str) -> RunComplete:
@@ -165,6 +181,7 @@ _BODIES: Mapping[str, type[Any]] = MappingProxyType(
         "reasoning_delta": ReasoningDelta,
         "tool_call": ToolCall,
         "tool_result": ToolResult,
+        "custom": CustomEvent,
         "folded": Folded,
     }
 )
@@ -191,7 +208,7 @@ def _encode_part(part: Part) -> str:
     return _array(_part_fields(part))
 
 
-def _part_fields(part: Part) -> list[Any]:
+def _part_fields(part: Part) -> list[Any]:  # noqa: PLR0911 - one per kind
     match part:
         case Text(text):
             return ["text", text]
@@ -205,9 +222,40 @@ def _part_fields(part: Part) -> list[Any]:
             return ["attachment", name, mime_type, "base64", b64encode(data).decode()]
         case Attachment(name, mime_type, content):
             return ["attachment", name, mime_type, "text", content]
+        case ArtifactPiece():
+            return [ARTIFACT, *_artifact_fields(part)]
+        case ResultPart(text):
+            return ["result", text]
 
 
-def _part(tag: str, *fields: Any) -> Part:
+def _artifact_fields(piece: ArtifactPiece) -> list[str | int]:
+    content = piece.content
+    return [
+        piece.artifact_id,
+        piece.name,
+        piece.mime_type,
+        piece.kind._value_,
+        b64encode(content).decode() if isinstance(content, bytes) else content,
+        piece.append,
+        piece.last,
+    ]
+
+
+def _artifact(  # noqa: PLR0917 - the fields of a row
+    artifact_id: str,
+    name: str,
+    mime_type: str,
+    kind: str,
+    content: str,
+    append: bool,
+    last: bool,
+) -> ArtifactPiece:
+    known = ArtifactKind(kind)
+    value = b64decode(content) if known is ArtifactKind.DATA else content
+    return ArtifactPiece(artifact_id, name, mime_type, known, value, append, last)
+
+
+def _part(tag: str, *fields: Any) -> Part:  # noqa: PLR0911 - one per kind
     match tag:
         case "text":
             return Text(*fields)
@@ -220,5 +268,9 @@ def _part(tag: str, *fields: Any) -> Part:
         case "attachment":
             name, mime_type, form, content = fields
             return Attachment(name, mime_type, content if form == "text" else b64decode(content))
+        case "artifact":  # ARTIFACT
+            return _artifact(*fields)
+        case "result":
+            return ResultPart(*fields)
         case _:
             raise ValueError(f"unknown message part {tag!r}")

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
+from runlane_server.core.artifact import ArtifactPiece
 from runlane_server.core.errors import CursorCompacted
 from runlane_server.core.model import (
     Attachment,
+    CustomEvent,
     EventBody,
     Message,
     Part,
     Reasoning,
     ReasoningDelta,
+    ResultPart,
     RunComplete,
     RunEvent,
     Text,
@@ -91,17 +94,23 @@ def complete_size(event: LoggedComplete) -> int:
     return OVERHEAD_BYTES + _size(event.complete)
 
 
-def _size(content: Part | EventBody) -> int:
+def _size(content: Part | EventBody) -> int:  # noqa: PLR0911 - one per kind
     match content:
         case TextDelta(text) | ReasoningDelta(text) | Text(text) | Reasoning(text):
             return len(text.encode())
         case RunComplete():
-            return OVERHEAD_BYTES + len(content.text.encode())
+            return OVERHEAD_BYTES + len(content.text.encode()) + len(content.result.encode())
         case ToolCall():
             return len(content.name) + len(content.arguments_json.encode())
         case ToolResult():
             return len(content.name) + len(content.content.encode())
         case Attachment():
             return len(content.name) + content.size
+        case ArtifactPiece():
+            return OVERHEAD_BYTES + content.size
+        case CustomEvent(kind, text):
+            return len(kind) + len(text.encode())
+        case ResultPart(text):
+            return len(text.encode())
         case _:
             return 0

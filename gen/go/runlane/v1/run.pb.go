@@ -692,7 +692,10 @@ type RunComplete struct {
 	// When the last attempt started; unset if the run never started.
 	StartedAt *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
 	// When the run ended.
-	EndedAt       *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=ended_at,json=endedAt,proto3" json:"ended_at,omitempty"`
+	EndedAt *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=ended_at,json=endedAt,proto3" json:"ended_at,omitempty"`
+	// The structured result of a completed run, as JSON; at most 1 MiB. Empty if the agent gave none.
+	// ListRuns omits it.
+	Result        string `protobuf:"bytes,18,opt,name=result,proto3" json:"result,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -846,6 +849,13 @@ func (x *RunComplete) GetEndedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *RunComplete) GetResult() string {
+	if x != nil {
+		return x.Result
+	}
+	return ""
+}
+
 // A tool call by the agent.
 type ToolCall struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -983,6 +993,174 @@ func (x *ToolResult) GetIsError() bool {
 	return false
 }
 
+// Something that a run made besides its text, such as a file, a table or a picture: a whole one in a
+// transcript, a piece of it in an event.
+type Artifact struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The id, unique within the turn.
+	ArtifactId string `protobuf:"bytes,1,opt,name=artifact_id,json=artifactId,proto3" json:"artifact_id,omitempty"`
+	// A display name, such as a file name; at most 255 bytes.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// The IANA media type; at most 255 bytes. Empty for a uri of unknown type.
+	MimeType string `protobuf:"bytes,3,opt,name=mime_type,json=mimeType,proto3" json:"mime_type,omitempty"`
+	// The content; all pieces together have at most 1 MiB.
+	//
+	// Types that are valid to be assigned to Content:
+	//
+	//	*Artifact_Text
+	//	*Artifact_Data
+	//	*Artifact_Json
+	//	*Artifact_Uri
+	Content isArtifact_Content `protobuf_oneof:"content"`
+	// True if the content continues that of the earlier pieces with this id. False: the artifact
+	// begins, and replaces what it had.
+	Append bool `protobuf:"varint,8,opt,name=append,proto3" json:"append,omitempty"`
+	// True if the artifact is complete.
+	Last          bool `protobuf:"varint,9,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Artifact) Reset() {
+	*x = Artifact{}
+	mi := &file_runlane_v1_run_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Artifact) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Artifact) ProtoMessage() {}
+
+func (x *Artifact) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_run_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Artifact.ProtoReflect.Descriptor instead.
+func (*Artifact) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Artifact) GetArtifactId() string {
+	if x != nil {
+		return x.ArtifactId
+	}
+	return ""
+}
+
+func (x *Artifact) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Artifact) GetMimeType() string {
+	if x != nil {
+		return x.MimeType
+	}
+	return ""
+}
+
+func (x *Artifact) GetContent() isArtifact_Content {
+	if x != nil {
+		return x.Content
+	}
+	return nil
+}
+
+func (x *Artifact) GetText() string {
+	if x != nil {
+		if x, ok := x.Content.(*Artifact_Text); ok {
+			return x.Text
+		}
+	}
+	return ""
+}
+
+func (x *Artifact) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Content.(*Artifact_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+func (x *Artifact) GetJson() string {
+	if x != nil {
+		if x, ok := x.Content.(*Artifact_Json); ok {
+			return x.Json
+		}
+	}
+	return ""
+}
+
+func (x *Artifact) GetUri() string {
+	if x != nil {
+		if x, ok := x.Content.(*Artifact_Uri); ok {
+			return x.Uri
+		}
+	}
+	return ""
+}
+
+func (x *Artifact) GetAppend() bool {
+	if x != nil {
+		return x.Append
+	}
+	return false
+}
+
+func (x *Artifact) GetLast() bool {
+	if x != nil {
+		return x.Last
+	}
+	return false
+}
+
+type isArtifact_Content interface {
+	isArtifact_Content()
+}
+
+type Artifact_Text struct {
+	// Text.
+	Text string `protobuf:"bytes,4,opt,name=text,proto3,oneof"`
+}
+
+type Artifact_Data struct {
+	// Binary content.
+	Data []byte `protobuf:"bytes,5,opt,name=data,proto3,oneof"`
+}
+
+type Artifact_Json struct {
+	// A JSON value.
+	Json string `protobuf:"bytes,6,opt,name=json,proto3,oneof"`
+}
+
+type Artifact_Uri struct {
+	// The address of content that is kept elsewhere; at most 8 KiB.
+	Uri string `protobuf:"bytes,7,opt,name=uri,proto3,oneof"`
+}
+
+func (*Artifact_Text) isArtifact_Content() {}
+
+func (*Artifact_Data) isArtifact_Content() {}
+
+func (*Artifact_Json) isArtifact_Content() {}
+
+func (*Artifact_Uri) isArtifact_Content() {}
+
 // An event of a run. The events of a run are numbered from 1 without gaps; the first is `accepted`,
 // the last is `run_complete`.
 type RunEvent struct {
@@ -991,7 +1169,7 @@ type RunEvent struct {
 	Index int64 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
 	// When the event happened.
 	Time *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
-	// The event. Not set if the stored event is damaged.
+	// The event. Not set if the stored event is damaged, or of a kind that the client does not know.
 	//
 	// Types that are valid to be assigned to Event:
 	//
@@ -1003,6 +1181,8 @@ type RunEvent struct {
 	//	*RunEvent_ToolResult
 	//	*RunEvent_Folded_
 	//	*RunEvent_RunComplete
+	//	*RunEvent_Artifact
+	//	*RunEvent_Custom_
 	Event         isRunEvent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1010,7 +1190,7 @@ type RunEvent struct {
 
 func (x *RunEvent) Reset() {
 	*x = RunEvent{}
-	mi := &file_runlane_v1_run_proto_msgTypes[7]
+	mi := &file_runlane_v1_run_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1022,7 +1202,7 @@ func (x *RunEvent) String() string {
 func (*RunEvent) ProtoMessage() {}
 
 func (x *RunEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[7]
+	mi := &file_runlane_v1_run_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1035,7 +1215,7 @@ func (x *RunEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent.ProtoReflect.Descriptor instead.
 func (*RunEvent) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{7}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RunEvent) GetIndex() int64 {
@@ -1131,6 +1311,24 @@ func (x *RunEvent) GetRunComplete() *RunComplete {
 	return nil
 }
 
+func (x *RunEvent) GetArtifact() *Artifact {
+	if x != nil {
+		if x, ok := x.Event.(*RunEvent_Artifact); ok {
+			return x.Artifact
+		}
+	}
+	return nil
+}
+
+func (x *RunEvent) GetCustom() *RunEvent_Custom {
+	if x != nil {
+		if x, ok := x.Event.(*RunEvent_Custom_); ok {
+			return x.Custom
+		}
+	}
+	return nil
+}
+
 type isRunEvent_Event interface {
 	isRunEvent_Event()
 }
@@ -1175,6 +1373,16 @@ type RunEvent_RunComplete struct {
 	RunComplete *RunComplete `protobuf:"bytes,10,opt,name=run_complete,json=runComplete,proto3,oneof"`
 }
 
+type RunEvent_Artifact struct {
+	// The agent made an artifact, or a piece of one.
+	Artifact *Artifact `protobuf:"bytes,11,opt,name=artifact,proto3,oneof"`
+}
+
+type RunEvent_Custom_ struct {
+	// An event of a type that the agent defines.
+	Custom *RunEvent_Custom `protobuf:"bytes,12,opt,name=custom,proto3,oneof"`
+}
+
 func (*RunEvent_Accepted_) isRunEvent_Event() {}
 
 func (*RunEvent_Started_) isRunEvent_Event() {}
@@ -1190,6 +1398,10 @@ func (*RunEvent_ToolResult) isRunEvent_Event() {}
 func (*RunEvent_Folded_) isRunEvent_Event() {}
 
 func (*RunEvent_RunComplete) isRunEvent_Event() {}
+
+func (*RunEvent_Artifact) isRunEvent_Event() {}
+
+func (*RunEvent_Custom_) isRunEvent_Event() {}
 
 // A run covered by a cancel.
 type CancelledRun struct {
@@ -1208,7 +1420,7 @@ type CancelledRun struct {
 
 func (x *CancelledRun) Reset() {
 	*x = CancelledRun{}
-	mi := &file_runlane_v1_run_proto_msgTypes[8]
+	mi := &file_runlane_v1_run_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1220,7 +1432,7 @@ func (x *CancelledRun) String() string {
 func (*CancelledRun) ProtoMessage() {}
 
 func (x *CancelledRun) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[8]
+	mi := &file_runlane_v1_run_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1233,7 +1445,7 @@ func (x *CancelledRun) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelledRun.ProtoReflect.Descriptor instead.
 func (*CancelledRun) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{8}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CancelledRun) GetSessionId() string {
@@ -1275,7 +1487,7 @@ type RunEvent_Accepted struct {
 
 func (x *RunEvent_Accepted) Reset() {
 	*x = RunEvent_Accepted{}
-	mi := &file_runlane_v1_run_proto_msgTypes[10]
+	mi := &file_runlane_v1_run_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1287,7 +1499,7 @@ func (x *RunEvent_Accepted) String() string {
 func (*RunEvent_Accepted) ProtoMessage() {}
 
 func (x *RunEvent_Accepted) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[10]
+	mi := &file_runlane_v1_run_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1300,7 +1512,7 @@ func (x *RunEvent_Accepted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent_Accepted.ProtoReflect.Descriptor instead.
 func (*RunEvent_Accepted) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{7, 0}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{8, 0}
 }
 
 func (x *RunEvent_Accepted) GetAcceptSeq() int64 {
@@ -1321,7 +1533,7 @@ type RunEvent_Started struct {
 
 func (x *RunEvent_Started) Reset() {
 	*x = RunEvent_Started{}
-	mi := &file_runlane_v1_run_proto_msgTypes[11]
+	mi := &file_runlane_v1_run_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1333,7 +1545,7 @@ func (x *RunEvent_Started) String() string {
 func (*RunEvent_Started) ProtoMessage() {}
 
 func (x *RunEvent_Started) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[11]
+	mi := &file_runlane_v1_run_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1346,7 +1558,7 @@ func (x *RunEvent_Started) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent_Started.ProtoReflect.Descriptor instead.
 func (*RunEvent_Started) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{7, 1}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{8, 1}
 }
 
 func (x *RunEvent_Started) GetAttempt() int32 {
@@ -1367,7 +1579,7 @@ type RunEvent_TextDelta struct {
 
 func (x *RunEvent_TextDelta) Reset() {
 	*x = RunEvent_TextDelta{}
-	mi := &file_runlane_v1_run_proto_msgTypes[12]
+	mi := &file_runlane_v1_run_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1379,7 +1591,7 @@ func (x *RunEvent_TextDelta) String() string {
 func (*RunEvent_TextDelta) ProtoMessage() {}
 
 func (x *RunEvent_TextDelta) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[12]
+	mi := &file_runlane_v1_run_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1392,7 +1604,7 @@ func (x *RunEvent_TextDelta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent_TextDelta.ProtoReflect.Descriptor instead.
 func (*RunEvent_TextDelta) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{7, 2}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{8, 2}
 }
 
 func (x *RunEvent_TextDelta) GetText() string {
@@ -1413,7 +1625,7 @@ type RunEvent_ReasoningDelta struct {
 
 func (x *RunEvent_ReasoningDelta) Reset() {
 	*x = RunEvent_ReasoningDelta{}
-	mi := &file_runlane_v1_run_proto_msgTypes[13]
+	mi := &file_runlane_v1_run_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1425,7 +1637,7 @@ func (x *RunEvent_ReasoningDelta) String() string {
 func (*RunEvent_ReasoningDelta) ProtoMessage() {}
 
 func (x *RunEvent_ReasoningDelta) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[13]
+	mi := &file_runlane_v1_run_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1438,12 +1650,67 @@ func (x *RunEvent_ReasoningDelta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent_ReasoningDelta.ProtoReflect.Descriptor instead.
 func (*RunEvent_ReasoningDelta) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{7, 3}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{8, 3}
 }
 
 func (x *RunEvent_ReasoningDelta) GetText() string {
 	if x != nil {
 		return x.Text
+	}
+	return ""
+}
+
+// An event of a type that the agent defines. Ignore types that you do not know.
+type RunEvent_Custom struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The type; at most 128 bytes.
+	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
+	// A JSON value; at most 1 MiB.
+	Json          string `protobuf:"bytes,2,opt,name=json,proto3" json:"json,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RunEvent_Custom) Reset() {
+	*x = RunEvent_Custom{}
+	mi := &file_runlane_v1_run_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RunEvent_Custom) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RunEvent_Custom) ProtoMessage() {}
+
+func (x *RunEvent_Custom) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_run_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RunEvent_Custom.ProtoReflect.Descriptor instead.
+func (*RunEvent_Custom) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{8, 4}
+}
+
+func (x *RunEvent_Custom) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *RunEvent_Custom) GetJson() string {
+	if x != nil {
+		return x.Json
 	}
 	return ""
 }
@@ -1461,7 +1728,7 @@ type RunEvent_Folded struct {
 
 func (x *RunEvent_Folded) Reset() {
 	*x = RunEvent_Folded{}
-	mi := &file_runlane_v1_run_proto_msgTypes[14]
+	mi := &file_runlane_v1_run_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1473,7 +1740,7 @@ func (x *RunEvent_Folded) String() string {
 func (*RunEvent_Folded) ProtoMessage() {}
 
 func (x *RunEvent_Folded) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[14]
+	mi := &file_runlane_v1_run_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1486,7 +1753,7 @@ func (x *RunEvent_Folded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent_Folded.ProtoReflect.Descriptor instead.
 func (*RunEvent_Folded) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{7, 4}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{8, 5}
 }
 
 func (x *RunEvent_Folded) GetRunId() string {
@@ -1549,7 +1816,7 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	"\frun_complete\x18\x0f \x01(\v2\x17.runlane.v1.RunCompleteR\vrunComplete\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa9\x05\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc1\x05\n" +
 	"\vRunComplete\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x15\n" +
@@ -1574,7 +1841,8 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	"acceptedAt\x129\n" +
 	"\n" +
 	"started_at\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x125\n" +
-	"\bended_at\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt\"g\n" +
+	"\bended_at\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt\x12\x16\n" +
+	"\x06result\x18\x12 \x01(\tR\x06result\"g\n" +
 	"\bToolCall\x12 \n" +
 	"\ftool_call_id\x18\x01 \x01(\tR\n" +
 	"toolCallId\x12\x12\n" +
@@ -1586,7 +1854,19 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	"toolCallId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
 	"\acontent\x18\x03 \x01(\tR\acontent\x12\x19\n" +
-	"\bis_error\x18\x04 \x01(\bR\aisError\"\x9e\x06\n" +
+	"\bis_error\x18\x04 \x01(\bR\aisError\"\xe9\x01\n" +
+	"\bArtifact\x12\x1f\n" +
+	"\vartifact_id\x18\x01 \x01(\tR\n" +
+	"artifactId\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1b\n" +
+	"\tmime_type\x18\x03 \x01(\tR\bmimeType\x12\x14\n" +
+	"\x04text\x18\x04 \x01(\tH\x00R\x04text\x12\x14\n" +
+	"\x04data\x18\x05 \x01(\fH\x00R\x04data\x12\x14\n" +
+	"\x04json\x18\x06 \x01(\tH\x00R\x04json\x12\x12\n" +
+	"\x03uri\x18\a \x01(\tH\x00R\x03uri\x12\x16\n" +
+	"\x06append\x18\b \x01(\bR\x06append\x12\x12\n" +
+	"\x04last\x18\t \x01(\bR\x04lastB\t\n" +
+	"\acontent\"\xbb\a\n" +
 	"\bRunEvent\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x03R\x05index\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12;\n" +
@@ -1600,7 +1880,9 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	"toolResult\x125\n" +
 	"\x06folded\x18\t \x01(\v2\x1b.runlane.v1.RunEvent.FoldedH\x00R\x06folded\x12<\n" +
 	"\frun_complete\x18\n" +
-	" \x01(\v2\x17.runlane.v1.RunCompleteH\x00R\vrunComplete\x1a)\n" +
+	" \x01(\v2\x17.runlane.v1.RunCompleteH\x00R\vrunComplete\x122\n" +
+	"\bartifact\x18\v \x01(\v2\x14.runlane.v1.ArtifactH\x00R\bartifact\x125\n" +
+	"\x06custom\x18\f \x01(\v2\x1b.runlane.v1.RunEvent.CustomH\x00R\x06custom\x1a)\n" +
 	"\bAccepted\x12\x1d\n" +
 	"\n" +
 	"accept_seq\x18\x01 \x01(\x03R\tacceptSeq\x1a#\n" +
@@ -1609,7 +1891,10 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	"\tTextDelta\x12\x12\n" +
 	"\x04text\x18\x01 \x01(\tR\x04text\x1a$\n" +
 	"\x0eReasoningDelta\x12\x12\n" +
-	"\x04text\x18\x01 \x01(\tR\x04text\x1a?\n" +
+	"\x04text\x18\x01 \x01(\tR\x04text\x1a0\n" +
+	"\x06Custom\x12\x12\n" +
+	"\x04type\x18\x01 \x01(\tR\x04type\x12\x12\n" +
+	"\x04json\x18\x02 \x01(\tR\x04json\x1a?\n" +
 	"\x06Folded\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x1e\n" +
 	"\vinto_run_id\x18\x02 \x01(\tR\tintoRunIdB\a\n" +
@@ -1661,7 +1946,7 @@ func file_runlane_v1_run_proto_rawDescGZIP() []byte {
 }
 
 var file_runlane_v1_run_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_runlane_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_runlane_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_runlane_v1_run_proto_goTypes = []any{
 	(RunState)(0),                   // 0: runlane.v1.RunState
 	(WhenBusy)(0),                   // 1: runlane.v1.WhenBusy
@@ -1673,48 +1958,52 @@ var file_runlane_v1_run_proto_goTypes = []any{
 	(*RunComplete)(nil),             // 7: runlane.v1.RunComplete
 	(*ToolCall)(nil),                // 8: runlane.v1.ToolCall
 	(*ToolResult)(nil),              // 9: runlane.v1.ToolResult
-	(*RunEvent)(nil),                // 10: runlane.v1.RunEvent
-	(*CancelledRun)(nil),            // 11: runlane.v1.CancelledRun
-	nil,                             // 12: runlane.v1.Run.MetadataEntry
-	(*RunEvent_Accepted)(nil),       // 13: runlane.v1.RunEvent.Accepted
-	(*RunEvent_Started)(nil),        // 14: runlane.v1.RunEvent.Started
-	(*RunEvent_TextDelta)(nil),      // 15: runlane.v1.RunEvent.TextDelta
-	(*RunEvent_ReasoningDelta)(nil), // 16: runlane.v1.RunEvent.ReasoningDelta
-	(*RunEvent_Folded)(nil),         // 17: runlane.v1.RunEvent.Folded
-	(*durationpb.Duration)(nil),     // 18: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),   // 19: google.protobuf.Timestamp
+	(*Artifact)(nil),                // 10: runlane.v1.Artifact
+	(*RunEvent)(nil),                // 11: runlane.v1.RunEvent
+	(*CancelledRun)(nil),            // 12: runlane.v1.CancelledRun
+	nil,                             // 13: runlane.v1.Run.MetadataEntry
+	(*RunEvent_Accepted)(nil),       // 14: runlane.v1.RunEvent.Accepted
+	(*RunEvent_Started)(nil),        // 15: runlane.v1.RunEvent.Started
+	(*RunEvent_TextDelta)(nil),      // 16: runlane.v1.RunEvent.TextDelta
+	(*RunEvent_ReasoningDelta)(nil), // 17: runlane.v1.RunEvent.ReasoningDelta
+	(*RunEvent_Custom)(nil),         // 18: runlane.v1.RunEvent.Custom
+	(*RunEvent_Folded)(nil),         // 19: runlane.v1.RunEvent.Folded
+	(*durationpb.Duration)(nil),     // 20: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),   // 21: google.protobuf.Timestamp
 }
 var file_runlane_v1_run_proto_depIdxs = []int32{
 	0,  // 0: runlane.v1.Run.state:type_name -> runlane.v1.RunState
 	1,  // 1: runlane.v1.Run.when_busy:type_name -> runlane.v1.WhenBusy
-	12, // 2: runlane.v1.Run.metadata:type_name -> runlane.v1.Run.MetadataEntry
-	18, // 3: runlane.v1.Run.timeout:type_name -> google.protobuf.Duration
-	19, // 4: runlane.v1.Run.accepted_at:type_name -> google.protobuf.Timestamp
-	19, // 5: runlane.v1.Run.started_at:type_name -> google.protobuf.Timestamp
-	19, // 6: runlane.v1.Run.ended_at:type_name -> google.protobuf.Timestamp
+	13, // 2: runlane.v1.Run.metadata:type_name -> runlane.v1.Run.MetadataEntry
+	20, // 3: runlane.v1.Run.timeout:type_name -> google.protobuf.Duration
+	21, // 4: runlane.v1.Run.accepted_at:type_name -> google.protobuf.Timestamp
+	21, // 5: runlane.v1.Run.started_at:type_name -> google.protobuf.Timestamp
+	21, // 6: runlane.v1.Run.ended_at:type_name -> google.protobuf.Timestamp
 	7,  // 7: runlane.v1.Run.run_complete:type_name -> runlane.v1.RunComplete
 	0,  // 8: runlane.v1.RunComplete.state:type_name -> runlane.v1.RunState
 	2,  // 9: runlane.v1.RunComplete.finish_reason:type_name -> runlane.v1.FinishReason
 	4,  // 10: runlane.v1.RunComplete.error:type_name -> runlane.v1.RunError
 	5,  // 11: runlane.v1.RunComplete.usage:type_name -> runlane.v1.Usage
-	19, // 12: runlane.v1.RunComplete.accepted_at:type_name -> google.protobuf.Timestamp
-	19, // 13: runlane.v1.RunComplete.started_at:type_name -> google.protobuf.Timestamp
-	19, // 14: runlane.v1.RunComplete.ended_at:type_name -> google.protobuf.Timestamp
-	19, // 15: runlane.v1.RunEvent.time:type_name -> google.protobuf.Timestamp
-	13, // 16: runlane.v1.RunEvent.accepted:type_name -> runlane.v1.RunEvent.Accepted
-	14, // 17: runlane.v1.RunEvent.started:type_name -> runlane.v1.RunEvent.Started
-	15, // 18: runlane.v1.RunEvent.text_delta:type_name -> runlane.v1.RunEvent.TextDelta
-	16, // 19: runlane.v1.RunEvent.reasoning_delta:type_name -> runlane.v1.RunEvent.ReasoningDelta
+	21, // 12: runlane.v1.RunComplete.accepted_at:type_name -> google.protobuf.Timestamp
+	21, // 13: runlane.v1.RunComplete.started_at:type_name -> google.protobuf.Timestamp
+	21, // 14: runlane.v1.RunComplete.ended_at:type_name -> google.protobuf.Timestamp
+	21, // 15: runlane.v1.RunEvent.time:type_name -> google.protobuf.Timestamp
+	14, // 16: runlane.v1.RunEvent.accepted:type_name -> runlane.v1.RunEvent.Accepted
+	15, // 17: runlane.v1.RunEvent.started:type_name -> runlane.v1.RunEvent.Started
+	16, // 18: runlane.v1.RunEvent.text_delta:type_name -> runlane.v1.RunEvent.TextDelta
+	17, // 19: runlane.v1.RunEvent.reasoning_delta:type_name -> runlane.v1.RunEvent.ReasoningDelta
 	8,  // 20: runlane.v1.RunEvent.tool_call:type_name -> runlane.v1.ToolCall
 	9,  // 21: runlane.v1.RunEvent.tool_result:type_name -> runlane.v1.ToolResult
-	17, // 22: runlane.v1.RunEvent.folded:type_name -> runlane.v1.RunEvent.Folded
+	19, // 22: runlane.v1.RunEvent.folded:type_name -> runlane.v1.RunEvent.Folded
 	7,  // 23: runlane.v1.RunEvent.run_complete:type_name -> runlane.v1.RunComplete
-	0,  // 24: runlane.v1.CancelledRun.state_when_cancelled:type_name -> runlane.v1.RunState
-	25, // [25:25] is the sub-list for method output_type
-	25, // [25:25] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	10, // 24: runlane.v1.RunEvent.artifact:type_name -> runlane.v1.Artifact
+	18, // 25: runlane.v1.RunEvent.custom:type_name -> runlane.v1.RunEvent.Custom
+	0,  // 26: runlane.v1.CancelledRun.state_when_cancelled:type_name -> runlane.v1.RunState
+	27, // [27:27] is the sub-list for method output_type
+	27, // [27:27] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_runlane_v1_run_proto_init() }
@@ -1727,6 +2016,12 @@ func file_runlane_v1_run_proto_init() {
 		(*Attachment_Data)(nil),
 	}
 	file_runlane_v1_run_proto_msgTypes[7].OneofWrappers = []any{
+		(*Artifact_Text)(nil),
+		(*Artifact_Data)(nil),
+		(*Artifact_Json)(nil),
+		(*Artifact_Uri)(nil),
+	}
+	file_runlane_v1_run_proto_msgTypes[8].OneofWrappers = []any{
 		(*RunEvent_Accepted_)(nil),
 		(*RunEvent_Started_)(nil),
 		(*RunEvent_TextDelta_)(nil),
@@ -1735,6 +2030,8 @@ func file_runlane_v1_run_proto_init() {
 		(*RunEvent_ToolResult)(nil),
 		(*RunEvent_Folded_)(nil),
 		(*RunEvent_RunComplete)(nil),
+		(*RunEvent_Artifact)(nil),
+		(*RunEvent_Custom_)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1742,7 +2039,7 @@ func file_runlane_v1_run_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runlane_v1_run_proto_rawDesc), len(file_runlane_v1_run_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   15,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -50,15 +50,18 @@ from runlane_server.agents.command.limits import ResourceLimits
 from runlane_server.agents.command.program import DRAIN_TIMEOUT, Program, ProgramLost
 from runlane_server.agents.command.run_dirs import RunDirs
 from runlane_server.agents.text import whole_text, without_terminal_codes
+from runlane_server.core.artifact import ArtifactPiece
 from runlane_server.core.errors import SettingsError, start_error
 from runlane_server.core.model import (
     Attachment,
     Message,
     Part,
     Reasoning,
+    ResultPart,
     Text,
     TextDelta,
     ToolCall,
+    ToolResult,
 )
 
 COMMAND_FAILED = "COMMAND_FAILED"
@@ -258,7 +261,8 @@ async def turn_as_json(turn: Turn) -> str:
     Its keys are `session_id`, `run_id`, `attempt`, `prompt`, `attachments` (each with `name`,
     `mime_type`, and `text` or `data` in base64), `metadata`, and `history`: the messages before
     this turn, the oldest first, each with `message_id`, `run_id`, `role`, `finish_reason`, `model`
-    and `parts`. The `type` of a part is text, reasoning, tool_call, tool_result or attachment.
+    and `parts`. The `type` of a part is text, reasoning, tool_call, tool_result, attachment,
+    artifact or result.
     """
     return json.dumps(
         {
@@ -285,7 +289,7 @@ def _message(message: Message) -> dict[str, Any]:
     }
 
 
-def _part(part: Part) -> dict[str, Any]:
+def _part(part: Part) -> dict[str, Any]:  # noqa: PLR0911 - one per kind
     match part:
         case Attachment():
             return {"type": "attachment", **_attachment(part)}
@@ -295,8 +299,25 @@ def _part(part: Part) -> dict[str, Any]:
             return {"type": "reasoning", "text": text}
         case ToolCall():
             return {"type": "tool_call", **asdict(part)}
-        case _:
+        case ToolResult():
             return {"type": "tool_result", **asdict(part)}
+        case ArtifactPiece():
+            return {"type": "artifact", **_artifact(part)}
+        case ResultPart(text):
+            return {"type": "result", "json": text}
+
+
+def _artifact(artifact: ArtifactPiece) -> dict[str, Any]:
+    content = artifact.content
+    return {
+        "artifact_id": artifact.artifact_id,
+        "name": artifact.name,
+        "mime_type": artifact.mime_type,
+        str(artifact.kind): base64.b64encode(content).decode()
+        if isinstance(content, bytes)
+        else content,
+        "last": artifact.last,
+    }
 
 
 def _attachment(attachment: Attachment) -> dict[str, str]:

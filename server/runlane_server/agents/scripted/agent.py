@@ -6,6 +6,11 @@ The prompt is a JSON list of steps, each an object with one of these:
     {"reasoning": "..."}                yields reasoning
     {"tool_call": {"id": "1", "name": "look", "arguments": {}}}
     {"tool_result": {"id": "1", "name": "look", "content": "...", "is_error": false}}
+    {"artifact": {"id": "a", "text": "...", "append": false, "last": true}}
+                                        yields an artifact (see `agents.base.Artifact` for the
+                                        fields); "data" is in base64
+    {"custom": {"type": "...", "json": 1}}      yields an event of a type of its own
+    {"result": {"total": 1}}            reports the structured result
     {"usage": {"input_tokens": 3}}      reports usage (see `core.model.Usage` for the fields)
     {"model": "..."}                    reports the name of the model
     {"finish": "length"}                reports the finish reason
@@ -114,7 +119,7 @@ def _event(step: Step) -> AgentEvent:
         case "finish":
             return Report(finish_reason=step.value)
         case _:
-            event: AgentEvent = step.value  # a tool call or result is its own event
+            event: AgentEvent = step.value  # the value is the event
             return event
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from base64 import b64decode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from runlane_server.agents.base import Artifact, Custom, Result
 from runlane_server.core.model import FinishReason, ToolCall, ToolResult, Usage
 
 
@@ -106,6 +108,18 @@ def _tool_result(value: object) -> ToolResult:
     )
 
 
+def _artifact(value: object) -> Artifact:
+    fields = dict(_object(value))
+    if "data" in fields:
+        fields["data"] = b64decode(_text(fields["data"]), validate=True)
+    return Artifact(artifact_id=_text(fields.pop("id")), **fields)
+
+
+def _custom(value: object) -> Custom:
+    fields = _object(value)
+    return Custom(_text(fields["type"]), fields.get("json"))
+
+
 def _usage(value: object) -> Usage:
     return Usage(**{name: _count(count) for name, count in _object(value).items()})
 
@@ -117,6 +131,9 @@ _PARSERS: Mapping[str, Callable[[object], Any]] = {
     "reasoning": _text,
     "tool_call": _tool_call,
     "tool_result": _tool_result,
+    "artifact": _artifact,
+    "custom": _custom,
+    "result": Result,
     "usage": _usage,
     "model": _text,
     "finish": lambda value: FinishReason(_text(value)),

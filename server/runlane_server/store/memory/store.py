@@ -281,7 +281,7 @@ class MemoryStore:
 def _without_text(run: Run) -> Run:
     if run.complete is None:
         return run
-    return run._replace(complete=run.complete._replace(text="", text_truncated=False))
+    return run._replace(complete=run.complete._replace(text="", text_truncated=False, result=""))
 
 
 def _page(

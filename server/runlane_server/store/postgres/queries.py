@@ -40,8 +40,8 @@ from runlane_server.store.paging import (
 )
 from runlane_server.store.postgres.text import unescape
 from runlane_server.store.records import (
+    answer_from,
     assemble_lane,
-    complete_text,
     deleted_run_from,
     event_from,
     lane_from,
@@ -156,7 +156,7 @@ def run(tenant: str, row: Record) -> Run:
     if not row["message_id"]:
         return run_from(tenant, row, unescape)
     return run_from(
-        tenant, row, unescape, lambda: complete_text(tenant, row["message_id"], row["parts"])
+        tenant, row, unescape, lambda: answer_from(tenant, row["message_id"], row["parts"])
     )
 
 

@@ -37,9 +37,11 @@ from runlane_server.store.paging import (
 )
 from runlane_server.store.records import (
     END_OF_LIST,
+    NO_ANSWER,
     OPEN_STATES,
+    Answer,
+    answer_from,
     assemble_lane,
-    complete_text,
     deleted_run_from,
     event_from,
     lane_from,
@@ -98,7 +100,7 @@ def run(db: sqlite3.Connection, key: RunKey) -> Run | None:
     if number is None:
         return None
     row = db.execute(SQL["run"], dict(number)).fetchone()
-    return run_from(key.tenant, row, as_is, lambda: _complete_text(db, key.tenant, row))
+    return run_from(key.tenant, row, as_is, lambda: _answer(db, key.tenant, row))
 
 
 def deleted_run(db: sqlite3.Connection, key: RunKey) -> DeletedRun | None:
@@ -164,11 +166,11 @@ def _numbers(db: sqlite3.Connection, name: str, where: dict[str, Any]) -> list[i
     return [row[0] for row in db.execute(SQL[name], where)]
 
 
-def _complete_text(db: sqlite3.Connection, tenant: str, row: sqlite3.Row) -> tuple[str, bool]:
-    """The text of a run's last message, and whether it was truncated. Empty while the run is open,
-    and for a run without a message."""
+def _answer(db: sqlite3.Connection, tenant: str, row: sqlite3.Row) -> Answer:
+    """What the last message of a run has for its RunComplete. Empty while the run is open, and for
+    a run without a message."""
     if not row["message_id"]:
-        return "", False
+        return NO_ANSWER
     where = {
         "tenant": tenant,
         "session_id": row["session_id"],
@@ -176,7 +178,7 @@ def _complete_text(db: sqlite3.Connection, tenant: str, row: sqlite3.Row) -> tup
         "message_id": row["message_id"],
     }
     message = db.execute(SQL["message_parts"], where).fetchone()
-    return complete_text(tenant, row["message_id"], message["parts"])
+    return answer_from(tenant, row["message_id"], message["parts"])
 
 
 def prompt(db: sqlite3.Connection, key: RunKey) -> Prompt | None:
