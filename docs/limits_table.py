@@ -74,6 +74,11 @@ CALLS = (
         REFUSED,
     ),
     ("attempts of a run", f"{checks.MAX_ATTEMPTS}", REFUSED),
+    (
+        "reasons of a retry policy, each reason",
+        f"{checks.MAX_RETRY_REASONS}, {checks.MAX_RETRY_REASON_BYTES} bytes",
+        REFUSED,
+    ),
     ("timeout of a run, of WaitRun", f"{checks.MAX_DAYS} days", REFUSED),
     ("session ids, run ids, attachments, states in a request", f"{checks.MAX_ITEMS:,}", REFUSED),
     (

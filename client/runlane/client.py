@@ -34,6 +34,7 @@ from runlane.types import (
     CancelScope,
     Message,
     Run,
+    RunRetryPolicy,
     RunState,
     Session,
     WhenBusy,
@@ -137,6 +138,7 @@ class Client:
         metadata: Mapping[str, str] = NO_LABELS,
         allow_missing: bool = False,
         traceparent: str = "",
+        retry_policy: RunRetryPolicy | None = None,
     ) -> RunHandle:
         """Submits a prompt to a session; returns when the run is durable.
 
@@ -155,6 +157,7 @@ class Client:
             allow_missing: Create the session if it does not exist.
             traceparent: The caller's position in a trace, in the format of W3C Trace Context. The
                 run becomes part of that trace, and its agent receives it.
+            retry_policy: Repeats attempts that the agent fails; None: a failure ends the run.
 
         Raises:
             EmptyPrompt, SessionMissing, PromptTooLarge, InvalidArgument: The request is invalid.
@@ -177,6 +180,7 @@ class Client:
             max_attempts=max_attempts,
             metadata=metadata,
             allow_missing=allow_missing,
+            retry_policy=convert.to_retry_policy(retry_policy),
         )
         trace = (("traceparent", traceparent),) if traceparent else ()
         check_metadata(dict(trace))

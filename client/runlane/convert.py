@@ -110,6 +110,23 @@ def to_attachment(attachment: t.Attachment) -> run_pb2.Attachment:
     return build(run_pb2.Attachment, name=name, mime_type=mime_type, text=content)
 
 
+def to_retry_policy(policy: t.RunRetryPolicy | None) -> run_pb2.RetryPolicy | None:
+    """Converts a retry policy. Raises TypeError."""
+    if policy is None:
+        return None
+    given: object = policy
+    if not isinstance(given, t.RunRetryPolicy):
+        raise TypeError(f"retry_policy: expected a RunRetryPolicy, not {type(given).__name__}")
+    return build(
+        run_pb2.RetryPolicy,
+        reasons=to_tuple("reasons", policy.reasons),
+        max_attempts=policy.max_attempts,
+        initial_backoff=to_duration(policy.initial_backoff),
+        max_backoff=to_duration(policy.max_backoff),
+        after_output=policy.after_output,
+    )
+
+
 # --- From the wire -------------------------------------------------------------------------------
 
 
@@ -168,6 +185,16 @@ def run_complete(message: run_pb2.RunComplete) -> t.RunComplete:
     )
 
 
+def _retry_policy(message: run_pb2.RetryPolicy) -> t.RunRetryPolicy:
+    return t.RunRetryPolicy(
+        message.max_attempts,
+        tuple(message.reasons),
+        message.initial_backoff.ToTimedelta(),
+        message.max_backoff.ToTimedelta(),
+        message.after_output,
+    )
+
+
 def run(message: run_pb2.Run) -> t.Run:
     """Converts a run."""
     complete = run_complete(message.run_complete) if message.HasField("run_complete") else None
@@ -187,6 +214,9 @@ def run(message: run_pb2.Run) -> t.Run:
         ended_at=_time(message.ended_at) if message.HasField("ended_at") else None,
         folded_into=message.folded_into or None,
         run_complete=complete,
+        retry_policy=(
+            _retry_policy(message.retry_policy) if message.HasField("retry_policy") else None
+        ),
     )
 
 

@@ -50,6 +50,7 @@ from runlane.types import (
     Run,
     RunComplete,
     RunEvent,
+    RunRetryPolicy,
     RunState,
     Session,
     WhenBusy,
@@ -143,6 +144,7 @@ class Client:
         metadata: Mapping[str, str] = NO_LABELS,
         allow_missing: bool = False,
         traceparent: str = "",
+        retry_policy: RunRetryPolicy | None = None,
     ) -> RunHandle:
         """Submits a prompt to a session; returns when the run is durable.
 
@@ -161,6 +163,7 @@ class Client:
             allow_missing: Create the session if it does not exist.
             traceparent: The caller's position in a trace, in the format of W3C Trace Context. The
                 run becomes part of that trace, and its agent receives it.
+            retry_policy: Repeats attempts that the agent fails; None: a failure ends the run.
 
         Raises:
             EmptyPrompt, SessionMissing, PromptTooLarge, InvalidArgument: The request is invalid.
@@ -186,6 +189,7 @@ class Client:
                 metadata=metadata,
                 allow_missing=allow_missing,
                 traceparent=traceparent,
+                retry_policy=retry_policy,
             ),
         )
 

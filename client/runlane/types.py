@@ -16,7 +16,7 @@ class RunState(StrEnum):
     """The state of a run."""
 
     ACCEPTED = "accepted"
-    """First in its lane; waits for a slot on a node or for the agent to be ready."""
+    """First in its lane; waits for a slot, for the agent, or for its next attempt."""
     QUEUED = "queued"
     """Waits behind another run of its session."""
     ACTIVE = "active"
@@ -178,6 +178,23 @@ class RunComplete:
 
 
 @dataclass(frozen=True, slots=True)
+class RunRetryPolicy:
+    """Which failures of the agent lead to another attempt of a run, how often and how soon.
+
+    `max_attempts` counts the attempts that the agent may fail, including the first; 2 to 100.
+    `reasons` are those of the errors to repeat; none: all but RUN_TIMEOUT and OUTPUT_LIMIT. The
+    pause between two attempts begins at `initial_backoff` and doubles up to `max_backoff`. With
+    `after_output`, attempts are repeated also after they had emitted something.
+    """
+
+    max_attempts: int
+    reasons: tuple[str, ...] = ()
+    initial_backoff: timedelta = timedelta(seconds=1)
+    max_backoff: timedelta = timedelta(minutes=1)
+    after_output: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """An accepted prompt. `run_complete` is set in a terminal state; ListRuns omits its text."""
 
@@ -196,6 +213,7 @@ class Run:
     ended_at: datetime | None = None
     folded_into: str | None = None
     run_complete: RunComplete | None = None
+    retry_policy: RunRetryPolicy | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ ROOMS: dict[str, set[str]] = {
         "model",
         "observer",
         "recent",
+        "retry",
         "trace",
         "transition",
         "turn",

@@ -22,6 +22,7 @@ from runlane_server.core.model import (
     RunState,
     WhenBusy,
 )
+from runlane_server.core.retry import RetryPolicy
 from runlane_server.core.transition import CoveredRun, Receipt
 from runlane_server.rpc import convert
 
@@ -132,6 +133,7 @@ RUN = model.Run(
     ended_at=3_000_003,
     folded_into="other",
     complete=COMPLETE,
+    retry=RetryPolicy(("BUSY",), 3, 1_000_001, 2_000_002, after_output=True),
 )
 
 SESSION = model.Session(
@@ -209,7 +211,7 @@ def test_absent_values_are_not_set() -> None:
             complete=None,
         )
     )
-    for field in ("timeout", "started_at", "ended_at", "run_complete"):
+    for field in ("timeout", "started_at", "ended_at", "run_complete", "retry_policy"):
         assert not run.HasField(field)
 
 

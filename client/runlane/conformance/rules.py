@@ -45,6 +45,7 @@ RULES: Mapping[int, str] = MappingProxyType(
         28: "A completion does not affect later runs",
         29: "A burst of accepts on an idle session starts one run",
         30: "Runs wait until the agent is ready, or fail",
+        38: "A retry policy repeats failed attempts in their place",
     }
 )
 """The rules in one line each; CONTRIBUTING.md has their full text."""

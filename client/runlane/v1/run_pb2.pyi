@@ -30,7 +30,9 @@ class _RunStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunState.Val
     RUN_STATE_UNSPECIFIED: _RunState.ValueType  # 0
     """Never sent."""
     RUN_STATE_ACCEPTED: _RunState.ValueType  # 1
-    """First in its lane; waits for a slot on a node or for the agent to be ready."""
+    """First in its lane; waits for a slot on a node, for the agent to be ready, or for the backoff
+    before its next attempt.
+    """
     RUN_STATE_QUEUED: _RunState.ValueType  # 2
     """Waits behind another run of its session."""
     RUN_STATE_ACTIVE: _RunState.ValueType  # 3
@@ -52,7 +54,9 @@ class RunState(_RunState, metaclass=_RunStateEnumTypeWrapper):
 RUN_STATE_UNSPECIFIED: RunState.ValueType  # 0
 """Never sent."""
 RUN_STATE_ACCEPTED: RunState.ValueType  # 1
-"""First in its lane; waits for a slot on a node or for the agent to be ready."""
+"""First in its lane; waits for a slot on a node, for the agent to be ready, or for the backoff
+before its next attempt.
+"""
 RUN_STATE_QUEUED: RunState.ValueType  # 2
 """Waits behind another run of its session."""
 RUN_STATE_ACTIVE: RunState.ValueType  # 3
@@ -255,6 +259,61 @@ class Usage(_message.Message):
 Global___Usage: _TypeAlias = Usage  # noqa: Y015
 
 @_typing.final
+class RetryPolicy(_message.Message):
+    """Which failures of the agent lead to another attempt of the run, how often and how soon. The run
+    keeps its place in the lane; nothing of its session starts before it, and a cancel ends it during
+    the backoff. Each attempt begins with `started` and its output starts over.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASONS_FIELD_NUMBER: _builtins.int
+    MAX_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    INITIAL_BACKOFF_FIELD_NUMBER: _builtins.int
+    MAX_BACKOFF_FIELD_NUMBER: _builtins.int
+    AFTER_OUTPUT_FIELD_NUMBER: _builtins.int
+    max_attempts: _builtins.int
+    """Maximum number of attempts that the agent fails, including the first; 2 to 100. Attempts that are
+    lost with their node count towards the run's own max_attempts instead.
+    """
+    after_output: _builtins.bool
+    """Repeat an attempt also if it had emitted text, reasoning, tool calls or artifacts."""
+    @_builtins.property
+    def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Repeat attempts that failed with these reasons (RunError.reason); at most 20, up to 128 bytes
+        each. Empty: every reason but RUN_TIMEOUT and OUTPUT_LIMIT.
+        """
+
+    @_builtins.property
+    def initial_backoff(self) -> _duration_pb2.Duration:
+        """The pause before the second attempt, doubled with each further failure; at most 7 days. Unset: 1
+        second.
+        """
+
+    @_builtins.property
+    def max_backoff(self) -> _duration_pb2.Duration:
+        """Maximum pause; at least initial_backoff, at most 7 days. Unset: 1 minute, or initial_backoff if
+        that is longer.
+        """
+
+    def __init__(
+        self,
+        *,
+        reasons: _abc.Iterable[_builtins.str] | None = ...,
+        max_attempts: _builtins.int = ...,
+        initial_backoff: _duration_pb2.Duration | None = ...,
+        max_backoff: _duration_pb2.Duration | None = ...,
+        after_output: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["initial_backoff", b"initial_backoff", "max_backoff", b"max_backoff"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_output", b"after_output", "initial_backoff", b"initial_backoff", "max_attempts", b"max_attempts", "max_backoff", b"max_backoff", "reasons", b"reasons"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryPolicy: _TypeAlias = RetryPolicy  # noqa: Y015
+
+@_typing.final
 class Run(_message.Message):
     """One accepted prompt, from acceptance to its terminal event."""
 
@@ -295,6 +354,7 @@ class Run(_message.Message):
     ENDED_AT_FIELD_NUMBER: _builtins.int
     FOLDED_INTO_FIELD_NUMBER: _builtins.int
     RUN_COMPLETE_FIELD_NUMBER: _builtins.int
+    RETRY_POLICY_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session of the run."""
     run_id: _builtins.str
@@ -308,7 +368,7 @@ class Run(_message.Message):
     prompt_excerpt: _builtins.str
     """The first 256 characters of the prompt; the transcript has the full text."""
     max_attempts: _builtins.int
-    """Maximum number of attempts; another attempt starts when a node is lost."""
+    """Maximum number of attempts if nodes are lost; those that the agent failed are not counted."""
     attempt: _builtins.int
     """Number of attempts started so far."""
     folded_into: _builtins.str
@@ -337,6 +397,10 @@ class Run(_message.Message):
     def run_complete(self) -> Global___RunComplete:
         """The terminal event; set in a terminal state. ListRuns omits its text."""
 
+    @_builtins.property
+    def retry_policy(self) -> Global___RetryPolicy:
+        """The retry policy, if the request had one."""
+
     def __init__(
         self,
         *,
@@ -355,10 +419,11 @@ class Run(_message.Message):
         ended_at: _timestamp_pb2.Timestamp | None = ...,
         folded_into: _builtins.str = ...,
         run_complete: Global___RunComplete | None = ...,
+        retry_policy: Global___RetryPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted_at", b"accepted_at", "ended_at", b"ended_at", "run_complete", b"run_complete", "started_at", b"started_at", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted_at", b"accepted_at", "ended_at", b"ended_at", "retry_policy", b"retry_policy", "run_complete", b"run_complete", "started_at", b"started_at", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_seq", b"accept_seq", "accepted_at", b"accepted_at", "attempt", b"attempt", "ended_at", b"ended_at", "folded_into", b"folded_into", "max_attempts", b"max_attempts", "metadata", b"metadata", "prompt_excerpt", b"prompt_excerpt", "run_complete", b"run_complete", "run_id", b"run_id", "session_id", b"session_id", "started_at", b"started_at", "state", b"state", "timeout", b"timeout", "when_busy", b"when_busy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_seq", b"accept_seq", "accepted_at", b"accepted_at", "attempt", b"attempt", "ended_at", b"ended_at", "folded_into", b"folded_into", "max_attempts", b"max_attempts", "metadata", b"metadata", "prompt_excerpt", b"prompt_excerpt", "retry_policy", b"retry_policy", "run_complete", b"run_complete", "run_id", b"run_id", "session_id", b"session_id", "started_at", b"started_at", "state", b"state", "timeout", b"timeout", "when_busy", b"when_busy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

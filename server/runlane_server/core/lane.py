@@ -103,7 +103,7 @@ class Trigger(StrEnum):
     WITHDRAW = "withdraw"  # a cancel covers it alone; the turn it joined continues
     COMPLETE = "complete"  # its turn completes
     FAIL = "fail"  # its turn fails, or it cannot start
-    RETRY = "retry"  # its node was lost or stops, and it has an attempt left
+    RETRY = "retry"  # its node was lost or stops, or its agent failed, and it has an attempt left
 
 
 _S, _H = RunState, Trigger
@@ -218,10 +218,11 @@ def _check_room(
 def dispatch(lane: Lane, *, at: Micros, host: str = "") -> Transition[LaneRun | None]:
     """Starts the first waiting run on node `host` if no run is active (R7, R8).
 
-    Replies with the run, or None if there is nothing to start.
+    Replies with the run, or None if there is nothing to start: a run that waits for its next
+    attempt keeps its place, and nothing overtakes it (R38).
     """
     edit = _Edit(lane, at)
-    return edit.done(reply=edit.start(host) if lane.can_start else None)
+    return edit.done(reply=edit.start(host) if lane.can_start_at(at) else None)
 
 
 # --- Cancel -------------------------------------------------------------------------------------
@@ -233,7 +234,8 @@ def cancel(
     """Covers the accepted runs that have not ended (R10 to R16). Replies with the receipt (R20).
 
     If there is nothing to cover, nothing changes (R12, R13). `run_id` is for scope RUN; a run that
-    is not in the lane has ended and is not covered.
+    is not in the lane has ended and is not covered. A run that waits for its next attempt counts as
+    the active one (R38).
     """
     edit = _Edit(lane, at)
     before = {run.run_id: run for run in lane.runs}
@@ -242,7 +244,7 @@ def cancel(
     if scope in {CancelScope.SESSION, CancelScope.ACTIVE}:
         edit.cancel_active(reason)
     if scope in {CancelScope.SESSION, CancelScope.WAITING}:
-        edit.cancel_waiting(lane.waiting, reason)
+        edit.cancel_waiting(lane.queue, reason)
     covered = [
         CoveredRun(run_id, before[run_id].accept_seq, before[run_id].state)
         for run_id in edit.covered
@@ -281,8 +283,9 @@ def finish(
     at: Micros,
     events: int,
     cancelled: str | None = None,
-) -> Transition[RunComplete]:
-    """Ends the active run and those folded into it. Replies with its RunComplete.
+) -> Transition[RunComplete | None]:
+    """Ends the active run and those folded into it. Replies with its RunComplete, or with None if
+    its retry policy repeats the attempt (R38).
 
     A run that a cancel covers ends cancelled regardless of the outcome (R19). `cancelled` is the
     reason of the cancel that its agent was stopped for, if that cancel may not be committed yet.
@@ -293,7 +296,19 @@ def finish(
     edit.count(active, events)
     if cancelled is not None:
         edit.cancel_active(cancelled)
+    elif (backoff := _backoff(active, outcome)) is not None:
+        edit.retry(outcome.content, outcome.tail, failed=True, not_before=at + backoff)
+        return edit.done(reply=None)
     return edit.done(reply=edit.end_turn(outcome))
+
+
+def _backoff(active: LaneRun, outcome: Outcome) -> Micros | None:
+    """The time until the next attempt if the policy of the run asks for one."""
+    policy, error = active.retry, outcome.error
+    if policy is None or error is None or outcome.is_final or active.state is not RunState.ACTIVE:
+        return None
+    had_output = any(draft.role is not Role.USER for draft in outcome.content)
+    return policy.backoff(error.reason, active.failures + 1, had_output=had_output)
 
 
 def node_lost(
@@ -348,7 +363,9 @@ def _give_up(
 ) -> Transition[bool]:
     edit = _Edit(lane, at)
     edit.count(active, events)
-    if active.state is RunState.ACTIVE and active.attempt < active.max_attempts:
+    # Attempts that the agent failed are limited by the retry policy.
+    lost = active.attempt - active.failures
+    if active.state is RunState.ACTIVE and lost < active.max_attempts:
         edit.retry(content)
     else:
         error = RunError("INTERRUPTED", why)
@@ -473,6 +490,7 @@ class _Edit:
             max_attempts=request.max_attempts,
             trace=request.trace,
             events=1,
+            retry=request.retry,
         )
         self.events.append(RunEvent(run.run_id, 1, self.at, Accepted(seq)))
         self._accept_seq = seq
@@ -492,6 +510,7 @@ class _Edit:
             turn=head.turn or self._open_turn(head),
             started_at=self.at,
             host=host,
+            not_before=0,
         )
         self._record(run)
         return run
@@ -519,7 +538,14 @@ class _Edit:
             self._folded = (*self._folded, *folded)
         return tuple(folded)
 
-    def retry(self, content: tuple[DraftMessage, ...]) -> None:
+    def retry(
+        self,
+        content: tuple[DraftMessage, ...],
+        tail: tuple[EventBody, ...] = (),
+        *,
+        failed: bool = False,
+        not_before: Micros = 0,
+    ) -> None:
         """Moves the active run back to the head, and the runs folded into it right behind it.
 
         The output of the attempt is dropped. The prompts of folded runs that were withdrawn are
@@ -529,7 +555,16 @@ class _Edit:
         folded = {run.run_id for run in self._folded}
         withdrawn = (draft for draft in content if draft.run_id and draft.run_id not in folded)
         self._write(active, tuple(withdrawn), "", attempt=active.attempt)
-        back = [advance(active, Trigger.RETRY, host="")]
+        failures = active.failures + failed
+        back = [
+            advance(
+                self._emit(active, *tail),
+                Trigger.RETRY,
+                host="",
+                failures=failures,
+                not_before=not_before,
+            )
+        ]
         back += [advance(run, Trigger.RETRY, folded_into="", turn=0) for run in self._folded]
         waiting = self._waiting
         first_rank = (waiting[0].rank if waiting else self._accept_seq + 1) - len(back)
@@ -544,10 +579,17 @@ class _Edit:
     def cancel_active(self, reason: str) -> None:
         """Covers the active run and those folded into it. It stays active until it returns (R9)."""
         active = self._active
-        if active is None or active.state is RunState.CANCELLING:
+        if active is None:
+            self._cancel_backing_off(reason)
+            return
+        if active.state is RunState.CANCELLING:
             return
         self._active = self._cover(active, reason)
         self._folded = tuple(self._cover(run, reason) for run in self._folded)
+
+    def _cancel_backing_off(self, reason: str) -> None:
+        """Covers the run that waits for its next attempt; its prompt is written already (R38)."""
+        self.cancel_waiting([run for run in self._waiting[:1] if run.not_before], reason)
 
     def cancel_waiting(self, runs: Iterable[LaneRun], reason: str) -> None:
         """Ends waiting runs as cancelled on entry, and writes their turns (R14)."""

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
 from runlane_server.core.artifact import ArtifactPiece
+from runlane_server.core.retry import RetryPolicy
 
 Micros: TypeAlias = int
 """A point in time: microseconds since the Unix epoch, UTC."""
@@ -185,7 +186,8 @@ class Prompt:
 
 class RunRequest(NamedTuple):
     """A request for a run. `timeout` limits the time the run is active, in microseconds; `trace` is
-    the caller's `traceparent` (see `core.trace`), empty for none."""
+    the caller's `traceparent` (see `core.trace`), empty for none; `retry` repeats attempts that the
+    agent failed (R38)."""
 
     run_id: str
     prompt: Prompt
@@ -194,6 +196,16 @@ class RunRequest(NamedTuple):
     max_attempts: int = 1
     metadata: Mapping[str, str] = NO_LABELS
     trace: str = ""
+    retry: RetryPolicy | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of what a repeated request is compared by (R3): the prompt, and the retry policy
+        if the request has one."""
+        prompt = self.prompt.fingerprint
+        if self.retry is None:
+            return prompt
+        return hashlib.blake2b(f"{self.retry}:{prompt}".encode(), digest_size=16).hexdigest()
 
 
 class RunComplete(NamedTuple):
@@ -242,6 +254,7 @@ class Run(NamedTuple):
     ended_at: Micros | None
     folded_into: str
     complete: RunComplete | None
+    retry: RetryPolicy | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from runlane_server.core.model import (
     Usage,
     WhenBusy,
 )
+from runlane_server.core.retry import RetryPolicy
 from runlane_server.core.turn import DraftMessage
 
 Reply_co = TypeVar("Reply_co", covariant=True, default=object)
@@ -36,7 +37,9 @@ class LaneRun(NamedTuple):
 
     `rank` orders the waiting runs. `turn` is the number of its turn in the transcript, 0 before it
     has one. `events` counts its events so far. `trace` is the caller's `traceparent`. `host` is the
-    id of the node where it is active, empty unless the store is shared.
+    id of the node where it is active, empty unless the store is shared. `failures` counts the
+    attempts that its agent failed, and `not_before` is when the next one may start; 0 for a run
+    that waits for no retry (R38).
     """
 
     run_id: str
@@ -55,6 +58,9 @@ class LaneRun(NamedTuple):
     cancel_reason: str = ""
     trace: str = ""
     host: str = ""
+    retry: RetryPolicy | None = None
+    failures: int = 0
+    not_before: Micros = 0
 
 
 class Reservation(NamedTuple):
@@ -95,8 +101,23 @@ class Lane(NamedTuple):
 
     @property
     def can_start(self) -> bool:
-        """Whether `dispatch` would start a run."""
+        """Whether a run is to be started, now or after its backoff."""
         return self.active is None and bool(self.waiting)
+
+    def can_start_at(self, at: Micros) -> bool:
+        """Whether `dispatch` would start a run at that time."""
+        return self.can_start and self.waiting[0].not_before <= at
+
+    @property
+    def backing_off(self) -> LaneRun | None:
+        """The run whose agent failed and that waits for its next attempt (R38)."""
+        head = self.waiting[0] if self.can_start else None
+        return head if head is not None and head.not_before else None
+
+    @property
+    def queue(self) -> tuple[LaneRun, ...]:
+        """The waiting runs, without the one that waits for its next attempt."""
+        return self.waiting if self.backing_off is None else self.waiting[1:]
 
     def find(self, run_id: str) -> LaneRun | None:
         """The run with this id; None if it has ended or is unknown."""
@@ -159,7 +180,7 @@ class Outcome:
     """How an agent's turn ended; `error` is None if it completed.
 
     `tail` are the last events of the run, which are not stored yet. `result` is the structured
-    result, as JSON; it counts only if the turn completed.
+    result, as JSON; it counts only if the turn completed. `is_final`: no retry policy applies.
     """
 
     finish_reason: FinishReason
@@ -169,6 +190,7 @@ class Outcome:
     usage: Usage = NO_USAGE
     model: str = ""
     result: str = ""
+    is_final: bool = False
 
 
 class Transition(NamedTuple, Generic[Reply_co]):
@@ -241,7 +263,7 @@ def describe(
         state=run.state,
         when_busy=request.when_busy,
         prompt_excerpt=request.prompt.excerpt,
-        prompt_fingerprint=request.prompt.fingerprint,
+        prompt_fingerprint=request.fingerprint,
         metadata=request.metadata,
         timeout=request.timeout,
         max_attempts=request.max_attempts,
@@ -251,4 +273,5 @@ def describe(
         ended_at=complete.ended_at if complete else None,
         folded_into=run.folded_into,
         complete=complete,
+        retry=request.retry,
     )

@@ -310,7 +310,7 @@ class Coordinator:
         if is_corrupt(run):
             raise CorruptRecord(f"run {request.run_id!r}: {EXPLANATION}")
         same = run.session_id == key.session_id
-        if not same or run.prompt_fingerprint != request.prompt.fingerprint:
+        if not same or run.prompt_fingerprint != request.fingerprint:
             raise RunIdConflict.of(request.run_id)
         position = self.feed.position
         logged = await self.store.position_of(run_key)
@@ -320,7 +320,7 @@ class Coordinator:
         deleted = await self.store.get_deleted_run(RunKey(key.tenant, request.run_id))
         if deleted is None:
             return
-        asked = (key.session_id, request.prompt.fingerprint)
+        asked = (key.session_id, request.fingerprint)
         if (deleted.session_id, deleted.prompt_fingerprint) != asked:
             raise RunIdConflict.of(request.run_id)
         raise RunDeleted.of(request.run_id)

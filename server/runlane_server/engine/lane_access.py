@@ -11,7 +11,6 @@ from runlane_server.core import lane as rules
 from runlane_server.core.errors import IllegalCommand, RunlaneError, StoreUnavailable
 from runlane_server.core.limits import RETRY_PAUSE
 from runlane_server.core.model import (
-    NO_USAGE,
     FinishReason,
     RunError,
     SessionKey,
@@ -68,14 +67,19 @@ class LaneAccess:
                 return missed
 
     async def finish(self, job: Job, outcome: Outcome, events: int, cancelled: str | None) -> None:
-        """Ends the run. `cancelled` is the reason of the cancel that its agent was stopped for."""
+        """Ends the run, or repeats the attempt as its retry policy asks (R38).
+
+        `cancelled` is the reason of the cancel that its agent was stopped for.
+        """
         self._observer.on_agent_returned(job.run_key)
-        await self._lanes.post(
+        complete = await self._lanes.post(
             job.key,
             lambda lane, at: rules.finish(
                 lane, *job.attempt, outcome, at=at, events=events, cancelled=cancelled
             ),
         )
+        if complete is None and outcome.error is not None:
+            log.info("attempt failed; repeated", error=outcome.error.reason)
 
     async def end_without_output(self, job: Job, cancelled: str | None) -> None:
         """The last resort: an end of safe fields only, after a failure to write the real one.
@@ -83,7 +87,7 @@ class LaneAccess:
         Repeats it until it is committed, or no longer this node's to commit (R21).
         """
         error = RunError("AGENT_ERROR", "the end of the run could not be written with its output")
-        outcome = Outcome(FinishReason.ERROR, error, content=(), tail=(), usage=NO_USAGE, model="")
+        outcome = Outcome(FinishReason.ERROR, error, is_final=True)
         while self._store.failed is None:
             try:
                 await self.finish(job, outcome, await self._stored_events(job), cancelled)

@@ -22,6 +22,7 @@ from runlane_server.core.model import (
     RunState,
     WhenBusy,
 )
+from runlane_server.core.retry import RetryPolicy
 from runlane_server.core.transition import Receipt
 from runlane_server.rpc.page import ITEM_OVERHEAD
 
@@ -180,6 +181,16 @@ def run_complete(record: model.RunComplete) -> run_pb2.RunComplete:
     )
 
 
+def retry_policy(record: RetryPolicy) -> run_pb2.RetryPolicy:
+    return run_pb2.RetryPolicy(
+        reasons=record.reasons,
+        max_attempts=record.max_attempts,
+        initial_backoff=duration(record.initial_backoff),
+        max_backoff=duration(record.max_backoff),
+        after_output=record.after_output,
+    )
+
+
 def run(record: model.Run) -> run_pb2.Run:
     return run_pb2.Run(
         session_id=record.session_id,
@@ -197,6 +208,7 @@ def run(record: model.Run) -> run_pb2.Run:
         ended_at=_timestamp(record.ended_at),
         folded_into=record.folded_into,
         run_complete=None if record.complete is None else run_complete(record.complete),
+        retry_policy=None if record.retry is None else retry_policy(record.retry),
     )
 
 

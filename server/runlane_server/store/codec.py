@@ -10,7 +10,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator, Mapping
 from json.encoder import encode_basestring
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from runlane_server.core.artifact import ArtifactKind, ArtifactPiece
 from runlane_server.core.model import (
@@ -36,6 +36,8 @@ from runlane_server.core.model import (
     ToolResult,
     Usage,
 )
+from runlane_server.core.retry import RetryPolicy
+from runlane_server.core.transition import LaneRun
 
 RUN_COMPLETE = "run_complete"
 """The kind of the last event of a run. Its body stands in the log of terminal events."""
@@ -83,6 +85,31 @@ def encode_usage(usage: Usage) -> str | None:
 def decode_usage(text: str | None) -> Usage:
     """Decodes the result of `encode_usage`."""
     return NO_USAGE if text is None else Usage(*json.loads(text))
+
+
+class RetryState(NamedTuple):
+    """What is stored of the retries of a run: see `LaneRun`."""
+
+    retry: RetryPolicy
+    failures: int
+    not_before: int
+
+
+def encode_retry(run: LaneRun) -> str | None:
+    """Encodes the retry policy of a run, and where it stands; None without a policy."""
+    policy = run.retry
+    if policy is None:
+        return None
+    fields = [getattr(policy, name) for name in policy.__match_args__]
+    return _dumps([*fields, run.failures, run.not_before])
+
+
+def decode_retry(text: str | None) -> RetryState | None:
+    """Decodes the result of `encode_retry`."""
+    if text is None:
+        return None
+    reasons, *fields, failures, not_before = json.loads(text)
+    return RetryState(RetryPolicy(tuple(reasons), *fields), failures, not_before)
 
 
 def encode_parts(parts: tuple[Part, ...]) -> str | None:

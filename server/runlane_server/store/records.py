@@ -39,6 +39,7 @@ from runlane_server.store.codec import (
     decode_complete,
     decode_metadata,
     decode_parts,
+    decode_retry,
     decode_usage,
 )
 from runlane_server.store.corrupt import (
@@ -102,6 +103,12 @@ def assemble_lane(
     )
 
 
+def with_retry(run: LaneRun, retry: str | None) -> LaneRun:
+    """The run of a lane with its retry policy, and where it stands."""
+    state = decode_retry(retry)
+    return run if state is None else run._replace(**state._asdict())
+
+
 def lane_from(key: SessionKey, build: Callable[[], Lane]) -> Lane:
     """The lane that `build` makes of its rows. Raises CorruptRecord."""
     return required(build, "session", *key)
@@ -125,6 +132,7 @@ def run_from(
 
 def _run(row: Row, text: DecodeText, answer: Callable[[], Answer]) -> Run:
     state = RunState(row["state"])
+    retry = decode_retry(row["retry"])
     complete = None
     if state.is_terminal:
         complete = _complete_of_run(row, state, text, answer())
@@ -145,6 +153,7 @@ def _run(row: Row, text: DecodeText, answer: Callable[[], Answer]) -> Run:
         ended_at=row["ended_at"],
         folded_into=text(row["folded_into"]),
         complete=complete,
+        retry=None if retry is None else retry.retry,
     )
 
 

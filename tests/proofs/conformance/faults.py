@@ -156,8 +156,8 @@ HISTORICAL = (
         (
             Edit(
                 LANE,
-                "        edit.cancel_waiting(lane.waiting, reason)",
-                "        edit.cancel_waiting(lane.waiting[:1], reason)",
+                "        edit.cancel_waiting(lane.queue, reason)",
+                "        edit.cancel_waiting(lane.queue[:1], reason)",
             ),
         ),
     ),
@@ -274,7 +274,7 @@ OTHERS = (
         (
             Edit(
                 COORDINATOR,
-                "        if not same or run.prompt_fingerprint != request.prompt.fingerprint:",
+                "        if not same or run.prompt_fingerprint != request.fingerprint:",
                 "        if not same:",
             ),
         ),
@@ -326,9 +326,7 @@ OTHERS = (
         (
             Edit(
                 LANE,
-                "        if active is None or active.state is RunState.CANCELLING:\n"
-                "            return\n",
-                "        if active is None:\n            return\n"
+                "        if active.state is RunState.CANCELLING:\n            return\n",
                 "        if active.state is RunState.CANCELLING:\n"
                 "            self.covered.append(active.run_id)\n            return\n",
             ),
@@ -451,6 +449,11 @@ OTHERS = (
                 "    if False:",
             ),
         ),
+    ),
+    Fault(
+        "a cancel that misses a run between two attempts",
+        (38,),
+        (Edit(LANE, "            self._cancel_backing_off(reason)\n", ""),),
     ),
     Fault(
         "a cancel of a run that has ended catches the one that is active now",

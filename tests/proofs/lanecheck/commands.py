@@ -25,6 +25,7 @@ from runlane_server.core.model import (
     Usage,
     WhenBusy,
 )
+from runlane_server.core.retry import RetryPolicy
 from runlane_server.core.transition import Lane, LaneRun, Outcome, Reservation, Transition
 from runlane_server.core.turn import DraftMessage
 
@@ -32,6 +33,10 @@ KEY = SessionKey("default", "s")
 EMPTY = Lane(KEY)
 AT = 1_000
 BOOM = RunError("BOOM", "it went wrong")
+FATAL = RunError("FATAL", "it cannot go right")
+POLICY = RetryPolicy(("BOOM",), max_attempts=2, initial_backoff=10, after_output=True)
+LATER = AT + 10
+"""When a run whose agent failed may start again."""
 STREAMED = 1
 """Number of events that each attempt is assumed to have streamed before it is drained or ends."""
 
@@ -54,7 +59,8 @@ class Verb(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command with all that it takes. `max_attempts` is that of the run accepted."""
+    """A command with all that it takes. `max_attempts` and `retry` are those of the run accepted,
+    `error` is why a finish fails, and `at` is the time of a dispatch."""
 
     verb: Verb
     token: str = ""
@@ -66,6 +72,9 @@ class Command:
     allow_missing: bool = True
     max_waiting: int = 9
     max_attempts: int = 2
+    at: int = AT
+    retry: RetryPolicy | None = None
+    error: RunError = BOOM
 
     def __str__(self) -> str:
         arguments: dict[Verb, tuple[str, ...]] = {
@@ -74,7 +83,8 @@ class Command:
             Verb.ACCEPT: (self.token, self.run_id, self.when_busy),
             Verb.CANCEL: (self.scope, self.run_id),
             Verb.DRAIN: (self.run_id, str(self.attempt)),
-            Verb.FINISH: (self.run_id, str(self.attempt), "ok" if self.ok else "failed"),
+            Verb.FINISH: (self.run_id, str(self.attempt), "ok" if self.ok else self.error.reason),
+            Verb.DISPATCH: ("later",) if self.at > AT else (),
             Verb.HAND_OVER: (self.run_id, str(self.attempt)),
         }
         return " ".join((self.verb, *filter(None, arguments.get(self.verb, ()))))
@@ -89,14 +99,18 @@ class Command:
     def request(self) -> RunRequest:
         """The request of an accept."""
         return RunRequest(
-            self.run_id, Prompt("do it"), self.when_busy, max_attempts=self.max_attempts
+            self.run_id,
+            Prompt("do it"),
+            self.when_busy,
+            max_attempts=self.max_attempts,
+            retry=self.retry,
         )
 
     def outcome(self, lane: Lane) -> Outcome:
         """How the agent's turn ended."""
         return Outcome(
             FinishReason.STOP if self.ok else FinishReason.ERROR,
-            None if self.ok else BOOM,
+            None if self.ok else self.error,
             spoken(lane),
             (TextDelta("!"),),
             Usage(requests=1),
@@ -152,7 +166,7 @@ _CALLS: Mapping[Verb, Callable[[ModuleType, Lane, Command], object]] = {
         max_waiting=self.max_waiting,
         allow_missing=self.allow_missing,
     ),
-    Verb.DISPATCH: lambda rules, lane, self: rules.dispatch(lane, at=AT),
+    Verb.DISPATCH: lambda rules, lane, self: rules.dispatch(lane, at=self.at),
     Verb.CANCEL: lambda rules, lane, self: rules.cancel(
         lane, self.scope, at=AT, run_id=self.run_id, reason="why not"
     ),
@@ -225,9 +239,9 @@ def drain(run_id: str, attempt: int = 1) -> Command:
     return Command(Verb.DRAIN, run_id=run_id, attempt=attempt)
 
 
-def finish(run_id: str, attempt: int = 1, *, ok: bool = True) -> Command:
+def finish(run_id: str, attempt: int = 1, *, ok: bool = True, error: RunError = BOOM) -> Command:
     """The end of the active run."""
-    return Command(Verb.FINISH, run_id=run_id, attempt=attempt, ok=ok)
+    return Command(Verb.FINISH, run_id=run_id, attempt=attempt, ok=ok, error=error)
 
 
 def hand_over(run_id: str, attempt: int = 1) -> Command:
@@ -236,6 +250,7 @@ def hand_over(run_id: str, attempt: int = 1) -> Command:
 
 
 DISPATCH = Command(Verb.DISPATCH)
+DISPATCH_LATER = Command(Verb.DISPATCH, at=LATER)
 NODE_LOST = Command(Verb.NODE_LOST)
 FAIL_WAITING = Command(Verb.FAIL_WAITING)
 REMOVE = Command(Verb.REMOVE)

@@ -58,6 +58,7 @@ STEPS: dict[Verb, frozenset[tuple[RunState | None, RunState]]] = {
             (None, _S.QUEUED),
             (None, _S.CANCELLED),
             (_S.ACCEPTED, _S.QUEUED),
+            (_S.ACCEPTED, _S.CANCELLED),
             (_S.ACTIVE, _S.CANCELLING),
             (_S.FOLDED, _S.CANCELLING),
         }
@@ -78,6 +79,8 @@ STEPS: dict[Verb, frozenset[tuple[RunState | None, RunState]]] = {
         {
             (_S.ACTIVE, _S.COMPLETED),
             (_S.ACTIVE, _S.FAILED),
+            (_S.ACTIVE, _S.ACCEPTED),
+            (_S.FOLDED, _S.QUEUED),
             (_S.FOLDED, _S.COMPLETED),
             (_S.FOLDED, _S.FAILED),
             (_S.CANCELLING, _S.CANCELLED),
@@ -139,6 +142,7 @@ def _check_active(lane: Lane) -> None:
         return
     require(active.state in {_S.ACTIVE, _S.CANCELLING}, "the active run is active (R9)")
     require(active.attempt > 0, "the active run was started")
+    require(not active.not_before, "an active run waits for no retry (R38)")
     require(active.turn > 0, "the active run has its place in the transcript")
     shared = _S.FOLDED if active.state is _S.ACTIVE else _S.CANCELLING
     for run in lane.folded:
@@ -154,6 +158,8 @@ def _check_waiting(lane: Lane) -> None:
         require(run.state is wanted, "the first of an idle lane is accepted, others queued (R8)")
         require(not run.folded_into, "a waiting run is not folded")
         require(not run.cancel_reason, "no waiting run is covered by a cancel (R10)")
+        require(not run.not_before or first, "who waits for a retry is the first (R38)")
+        require(not run.not_before or run.failures, "only a failed attempt waits (R38)")
     require(
         all(one.rank < next_one.rank for one, next_one in pairwise(lane.waiting)),
         "waiting runs are ordered by rank (R7)",
@@ -205,6 +211,8 @@ def _settled(run: LaneRun) -> tuple[object, ...]:
         run.turn,
         run.folded_into,
         run.cancel_reason,
+        run.failures,
+        run.not_before,
     )
 
 

@@ -19,9 +19,12 @@ from typing import Any
 
 from proofs.lanecheck.commands import (
     DISPATCH,
+    DISPATCH_LATER,
     EMPTY,
     FAIL_WAITING,
+    FATAL,
     NODE_LOST,
+    POLICY,
     REMOVE,
     Command,
     Verb,
@@ -166,7 +169,7 @@ def commands(world: World, bounds: Bounds) -> Iterator[Command]:
     """All commands that can make a difference in a world, including those that are refused."""
     lane = world.lane
     yield from _accepts(world, bounds)
-    yield from (DISPATCH, NODE_LOST, FAIL_WAITING, REMOVE)
+    yield from (DISPATCH, DISPATCH_LATER, NODE_LOST, FAIL_WAITING, REMOVE)
     yield from map(cancel, (CancelScope.SESSION, CancelScope.ACTIVE, CancelScope.WAITING))
     names = dict.fromkeys([*sorted(live_ids(lane)), *(held.run_id for held in lane.reservations)])
     for run_id in (*names, "unknown"):
@@ -176,6 +179,7 @@ def commands(world: World, bounds: Bounds) -> Iterator[Command]:
         yield drain(run_id, attempt)
         yield finish(run_id, attempt)
         yield finish(run_id, attempt, ok=False)
+        yield finish(run_id, attempt, ok=False, error=FATAL)
         yield hand_over(run_id, attempt)
         yield hand_over(run_id, attempt + 1)
         yield finish(run_id, attempt + 1)
@@ -214,6 +218,7 @@ def _accept(
         when_busy=when_busy,
         allow_missing=missing,
         max_waiting=bounds.waiting,
+        retry=POLICY,
     )
 
 
@@ -233,7 +238,8 @@ def canonical(world: World) -> State:
         into = names.get(run.folded_into)
         covered = bool(run.cancel_reason)
         name, turn = names[run.run_id], turns[run.turn]
-        return name, run.state, run.when_busy, run.attempt, turn, into, covered
+        place = name, run.state, run.when_busy, turn, into, covered
+        return *place, run.attempt, run.failures, run.not_before
 
     return (
         lane.exists,

@@ -610,6 +610,9 @@ async def test_migration_counts_the_log_of_each_tenant(
         """
         DROP TABLE tenant_logs;
         DROP FUNCTION log_sizes();
+        DROP FUNCTION commit_retries;
+        DROP TYPE retried_run;
+        ALTER TABLE runs DROP COLUMN retry;
         DELETE FROM schema_versions WHERE version >= 7;
         ALTER TABLE store ADD COLUMN compacted_bytes bigint NOT NULL DEFAULT 50;
         UPDATE store SET compacted = 1;

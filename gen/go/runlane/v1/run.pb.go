@@ -29,7 +29,8 @@ type RunState int32
 const (
 	// Never sent.
 	RunState_RUN_STATE_UNSPECIFIED RunState = 0
-	// First in its lane; waits for a slot on a node or for the agent to be ready.
+	// First in its lane; waits for a slot on a node, for the agent to be ready, or for the backoff
+	// before its next attempt.
 	RunState_RUN_STATE_ACCEPTED RunState = 1
 	// Waits behind another run of its session.
 	RunState_RUN_STATE_QUEUED RunState = 2
@@ -483,6 +484,94 @@ func (x *Usage) GetRequests() int64 {
 	return 0
 }
 
+// Which failures of the agent lead to another attempt of the run, how often and how soon. The run
+// keeps its place in the lane; nothing of its session starts before it, and a cancel ends it during
+// the backoff. Each attempt begins with `started` and its output starts over.
+type RetryPolicy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Repeat attempts that failed with these reasons (RunError.reason); at most 20, up to 128 bytes
+	// each. Empty: every reason but RUN_TIMEOUT and OUTPUT_LIMIT.
+	Reasons []string `protobuf:"bytes,1,rep,name=reasons,proto3" json:"reasons,omitempty"`
+	// Maximum number of attempts that the agent fails, including the first; 2 to 100. Attempts that are
+	// lost with their node count towards the run's own max_attempts instead.
+	MaxAttempts int32 `protobuf:"varint,2,opt,name=max_attempts,json=maxAttempts,proto3" json:"max_attempts,omitempty"`
+	// The pause before the second attempt, doubled with each further failure; at most 7 days. Unset: 1
+	// second.
+	InitialBackoff *durationpb.Duration `protobuf:"bytes,3,opt,name=initial_backoff,json=initialBackoff,proto3" json:"initial_backoff,omitempty"`
+	// Maximum pause; at least initial_backoff, at most 7 days. Unset: 1 minute, or initial_backoff if
+	// that is longer.
+	MaxBackoff *durationpb.Duration `protobuf:"bytes,4,opt,name=max_backoff,json=maxBackoff,proto3" json:"max_backoff,omitempty"`
+	// Repeat an attempt also if it had emitted text, reasoning, tool calls or artifacts.
+	AfterOutput   bool `protobuf:"varint,5,opt,name=after_output,json=afterOutput,proto3" json:"after_output,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetryPolicy) Reset() {
+	*x = RetryPolicy{}
+	mi := &file_runlane_v1_run_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetryPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetryPolicy) ProtoMessage() {}
+
+func (x *RetryPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_run_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetryPolicy.ProtoReflect.Descriptor instead.
+func (*RetryPolicy) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *RetryPolicy) GetReasons() []string {
+	if x != nil {
+		return x.Reasons
+	}
+	return nil
+}
+
+func (x *RetryPolicy) GetMaxAttempts() int32 {
+	if x != nil {
+		return x.MaxAttempts
+	}
+	return 0
+}
+
+func (x *RetryPolicy) GetInitialBackoff() *durationpb.Duration {
+	if x != nil {
+		return x.InitialBackoff
+	}
+	return nil
+}
+
+func (x *RetryPolicy) GetMaxBackoff() *durationpb.Duration {
+	if x != nil {
+		return x.MaxBackoff
+	}
+	return nil
+}
+
+func (x *RetryPolicy) GetAfterOutput() bool {
+	if x != nil {
+		return x.AfterOutput
+	}
+	return false
+}
+
 // One accepted prompt, from acceptance to its terminal event.
 type Run struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -502,7 +591,7 @@ type Run struct {
 	Metadata map[string]string `protobuf:"bytes,7,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Maximum duration of one attempt, as requested; unset: the server's default applies.
 	Timeout *durationpb.Duration `protobuf:"bytes,8,opt,name=timeout,proto3" json:"timeout,omitempty"`
-	// Maximum number of attempts; another attempt starts when a node is lost.
+	// Maximum number of attempts if nodes are lost; those that the agent failed are not counted.
 	MaxAttempts int32 `protobuf:"varint,9,opt,name=max_attempts,json=maxAttempts,proto3" json:"max_attempts,omitempty"`
 	// Number of attempts started so far.
 	Attempt int32 `protobuf:"varint,10,opt,name=attempt,proto3" json:"attempt,omitempty"`
@@ -515,14 +604,16 @@ type Run struct {
 	// The run whose turn this run joined; empty if it was not folded.
 	FoldedInto string `protobuf:"bytes,14,opt,name=folded_into,json=foldedInto,proto3" json:"folded_into,omitempty"`
 	// The terminal event; set in a terminal state. ListRuns omits its text.
-	RunComplete   *RunComplete `protobuf:"bytes,15,opt,name=run_complete,json=runComplete,proto3" json:"run_complete,omitempty"`
+	RunComplete *RunComplete `protobuf:"bytes,15,opt,name=run_complete,json=runComplete,proto3" json:"run_complete,omitempty"`
+	// The retry policy, if the request had one.
+	RetryPolicy   *RetryPolicy `protobuf:"bytes,17,opt,name=retry_policy,json=retryPolicy,proto3" json:"retry_policy,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Run) Reset() {
 	*x = Run{}
-	mi := &file_runlane_v1_run_proto_msgTypes[3]
+	mi := &file_runlane_v1_run_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -534,7 +625,7 @@ func (x *Run) String() string {
 func (*Run) ProtoMessage() {}
 
 func (x *Run) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[3]
+	mi := &file_runlane_v1_run_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -547,7 +638,7 @@ func (x *Run) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Run.ProtoReflect.Descriptor instead.
 func (*Run) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{3}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Run) GetSessionId() string {
@@ -655,6 +746,13 @@ func (x *Run) GetRunComplete() *RunComplete {
 	return nil
 }
 
+func (x *Run) GetRetryPolicy() *RetryPolicy {
+	if x != nil {
+		return x.RetryPolicy
+	}
+	return nil
+}
+
 // The one terminal event of a run.
 type RunComplete struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -702,7 +800,7 @@ type RunComplete struct {
 
 func (x *RunComplete) Reset() {
 	*x = RunComplete{}
-	mi := &file_runlane_v1_run_proto_msgTypes[4]
+	mi := &file_runlane_v1_run_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -714,7 +812,7 @@ func (x *RunComplete) String() string {
 func (*RunComplete) ProtoMessage() {}
 
 func (x *RunComplete) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[4]
+	mi := &file_runlane_v1_run_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -727,7 +825,7 @@ func (x *RunComplete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunComplete.ProtoReflect.Descriptor instead.
 func (*RunComplete) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{4}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RunComplete) GetSessionId() string {
@@ -871,7 +969,7 @@ type ToolCall struct {
 
 func (x *ToolCall) Reset() {
 	*x = ToolCall{}
-	mi := &file_runlane_v1_run_proto_msgTypes[5]
+	mi := &file_runlane_v1_run_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -883,7 +981,7 @@ func (x *ToolCall) String() string {
 func (*ToolCall) ProtoMessage() {}
 
 func (x *ToolCall) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[5]
+	mi := &file_runlane_v1_run_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -896,7 +994,7 @@ func (x *ToolCall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolCall.ProtoReflect.Descriptor instead.
 func (*ToolCall) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{5}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ToolCall) GetToolCallId() string {
@@ -937,7 +1035,7 @@ type ToolResult struct {
 
 func (x *ToolResult) Reset() {
 	*x = ToolResult{}
-	mi := &file_runlane_v1_run_proto_msgTypes[6]
+	mi := &file_runlane_v1_run_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -949,7 +1047,7 @@ func (x *ToolResult) String() string {
 func (*ToolResult) ProtoMessage() {}
 
 func (x *ToolResult) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[6]
+	mi := &file_runlane_v1_run_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -962,7 +1060,7 @@ func (x *ToolResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolResult.ProtoReflect.Descriptor instead.
 func (*ToolResult) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{6}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ToolResult) GetToolCallId() string {
@@ -1023,7 +1121,7 @@ type Artifact struct {
 
 func (x *Artifact) Reset() {
 	*x = Artifact{}
-	mi := &file_runlane_v1_run_proto_msgTypes[7]
+	mi := &file_runlane_v1_run_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1035,7 +1133,7 @@ func (x *Artifact) String() string {
 func (*Artifact) ProtoMessage() {}
 
 func (x *Artifact) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[7]
+	mi := &file_runlane_v1_run_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1048,7 +1146,7 @@ func (x *Artifact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Artifact.ProtoReflect.Descriptor instead.
 func (*Artifact) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{7}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Artifact) GetArtifactId() string {
@@ -1190,7 +1288,7 @@ type RunEvent struct {
 
 func (x *RunEvent) Reset() {
 	*x = RunEvent{}
-	mi := &file_runlane_v1_run_proto_msgTypes[8]
+	mi := &file_runlane_v1_run_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1202,7 +1300,7 @@ func (x *RunEvent) String() string {
 func (*RunEvent) ProtoMessage() {}
 
 func (x *RunEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[8]
+	mi := &file_runlane_v1_run_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1215,7 +1313,7 @@ func (x *RunEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent.ProtoReflect.Descriptor instead.
 func (*RunEvent) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{8}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RunEvent) GetIndex() int64 {
@@ -1420,7 +1518,7 @@ type CancelledRun struct {
 
 func (x *CancelledRun) Reset() {
 	*x = CancelledRun{}
-	mi := &file_runlane_v1_run_proto_msgTypes[9]
+	mi := &file_runlane_v1_run_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1432,7 +1530,7 @@ func (x *CancelledRun) String() string {
 func (*CancelledRun) ProtoMessage() {}
 
 func (x *CancelledRun) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[9]
+	mi := &file_runlane_v1_run_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1445,7 +1543,7 @@ func (x *CancelledRun) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelledRun.ProtoReflect.Descriptor instead.
 func (*CancelledRun) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CancelledRun) GetSessionId() string {
@@ -1487,7 +1585,7 @@ type RunEvent_Accepted struct {
 
 func (x *RunEvent_Accepted) Reset() {
 	*x = RunEvent_Accepted{}
-	mi := &file_runlane_v1_run_proto_msgTypes[11]
+	mi := &file_runlane_v1_run_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1499,7 +1597,7 @@ func (x *RunEvent_Accepted) String() string {
 func (*RunEvent_Accepted) ProtoMessage() {}
 
 func (x *RunEvent_Accepted) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[11]
+	mi := &file_runlane_v1_run_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1512,7 +1610,7 @@ func (x *RunEvent_Accepted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent_Accepted.ProtoReflect.Descriptor instead.
 func (*RunEvent_Accepted) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{8, 0}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 0}
 }
 
 func (x *RunEvent_Accepted) GetAcceptSeq() int64 {
@@ -1533,7 +1631,7 @@ type RunEvent_Started struct {
 
 func (x *RunEvent_Started) Reset() {
 	*x = RunEvent_Started{}
-	mi := &file_runlane_v1_run_proto_msgTypes[12]
+	mi := &file_runlane_v1_run_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1545,7 +1643,7 @@ func (x *RunEvent_Started) String() string {
 func (*RunEvent_Started) ProtoMessage() {}
 
 func (x *RunEvent_Started) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[12]
+	mi := &file_runlane_v1_run_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1558,7 +1656,7 @@ func (x *RunEvent_Started) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent_Started.ProtoReflect.Descriptor instead.
 func (*RunEvent_Started) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{8, 1}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 1}
 }
 
 func (x *RunEvent_Started) GetAttempt() int32 {
@@ -1579,7 +1677,7 @@ type RunEvent_TextDelta struct {
 
 func (x *RunEvent_TextDelta) Reset() {
 	*x = RunEvent_TextDelta{}
-	mi := &file_runlane_v1_run_proto_msgTypes[13]
+	mi := &file_runlane_v1_run_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1591,7 +1689,7 @@ func (x *RunEvent_TextDelta) String() string {
 func (*RunEvent_TextDelta) ProtoMessage() {}
 
 func (x *RunEvent_TextDelta) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[13]
+	mi := &file_runlane_v1_run_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1604,7 +1702,7 @@ func (x *RunEvent_TextDelta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent_TextDelta.ProtoReflect.Descriptor instead.
 func (*RunEvent_TextDelta) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{8, 2}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 2}
 }
 
 func (x *RunEvent_TextDelta) GetText() string {
@@ -1625,7 +1723,7 @@ type RunEvent_ReasoningDelta struct {
 
 func (x *RunEvent_ReasoningDelta) Reset() {
 	*x = RunEvent_ReasoningDelta{}
-	mi := &file_runlane_v1_run_proto_msgTypes[14]
+	mi := &file_runlane_v1_run_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1637,7 +1735,7 @@ func (x *RunEvent_ReasoningDelta) String() string {
 func (*RunEvent_ReasoningDelta) ProtoMessage() {}
 
 func (x *RunEvent_ReasoningDelta) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[14]
+	mi := &file_runlane_v1_run_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1650,7 +1748,7 @@ func (x *RunEvent_ReasoningDelta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent_ReasoningDelta.ProtoReflect.Descriptor instead.
 func (*RunEvent_ReasoningDelta) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{8, 3}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 3}
 }
 
 func (x *RunEvent_ReasoningDelta) GetText() string {
@@ -1673,7 +1771,7 @@ type RunEvent_Custom struct {
 
 func (x *RunEvent_Custom) Reset() {
 	*x = RunEvent_Custom{}
-	mi := &file_runlane_v1_run_proto_msgTypes[15]
+	mi := &file_runlane_v1_run_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1685,7 +1783,7 @@ func (x *RunEvent_Custom) String() string {
 func (*RunEvent_Custom) ProtoMessage() {}
 
 func (x *RunEvent_Custom) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[15]
+	mi := &file_runlane_v1_run_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1698,7 +1796,7 @@ func (x *RunEvent_Custom) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent_Custom.ProtoReflect.Descriptor instead.
 func (*RunEvent_Custom) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{8, 4}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 4}
 }
 
 func (x *RunEvent_Custom) GetType() string {
@@ -1728,7 +1826,7 @@ type RunEvent_Folded struct {
 
 func (x *RunEvent_Folded) Reset() {
 	*x = RunEvent_Folded{}
-	mi := &file_runlane_v1_run_proto_msgTypes[16]
+	mi := &file_runlane_v1_run_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1740,7 +1838,7 @@ func (x *RunEvent_Folded) String() string {
 func (*RunEvent_Folded) ProtoMessage() {}
 
 func (x *RunEvent_Folded) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[16]
+	mi := &file_runlane_v1_run_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1753,7 +1851,7 @@ func (x *RunEvent_Folded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent_Folded.ProtoReflect.Descriptor instead.
 func (*RunEvent_Folded) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{8, 5}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 5}
 }
 
 func (x *RunEvent_Folded) GetRunId() string {
@@ -1791,7 +1889,14 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	"\routput_tokens\x18\x02 \x01(\x03R\foutputTokens\x12*\n" +
 	"\x11cache_read_tokens\x18\x03 \x01(\x03R\x0fcacheReadTokens\x12,\n" +
 	"\x12cache_write_tokens\x18\x04 \x01(\x03R\x10cacheWriteTokens\x12\x1a\n" +
-	"\brequests\x18\x05 \x01(\x03R\brequests\"\xd6\x05\n" +
+	"\brequests\x18\x05 \x01(\x03R\brequests\"\xed\x01\n" +
+	"\vRetryPolicy\x12\x18\n" +
+	"\areasons\x18\x01 \x03(\tR\areasons\x12!\n" +
+	"\fmax_attempts\x18\x02 \x01(\x05R\vmaxAttempts\x12B\n" +
+	"\x0finitial_backoff\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x0einitialBackoff\x12:\n" +
+	"\vmax_backoff\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"maxBackoff\x12!\n" +
+	"\fafter_output\x18\x05 \x01(\bR\vafterOutput\"\x92\x06\n" +
 	"\x03Run\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x15\n" +
@@ -1813,7 +1918,8 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	"\bended_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt\x12\x1f\n" +
 	"\vfolded_into\x18\x0e \x01(\tR\n" +
 	"foldedInto\x12:\n" +
-	"\frun_complete\x18\x0f \x01(\v2\x17.runlane.v1.RunCompleteR\vrunComplete\x1a;\n" +
+	"\frun_complete\x18\x0f \x01(\v2\x17.runlane.v1.RunCompleteR\vrunComplete\x12:\n" +
+	"\fretry_policy\x18\x11 \x01(\v2\x17.runlane.v1.RetryPolicyR\vretryPolicy\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc1\x05\n" +
@@ -1946,7 +2052,7 @@ func file_runlane_v1_run_proto_rawDescGZIP() []byte {
 }
 
 var file_runlane_v1_run_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_runlane_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_runlane_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_runlane_v1_run_proto_goTypes = []any{
 	(RunState)(0),                   // 0: runlane.v1.RunState
 	(WhenBusy)(0),                   // 1: runlane.v1.WhenBusy
@@ -1954,56 +2060,60 @@ var file_runlane_v1_run_proto_goTypes = []any{
 	(*Attachment)(nil),              // 3: runlane.v1.Attachment
 	(*RunError)(nil),                // 4: runlane.v1.RunError
 	(*Usage)(nil),                   // 5: runlane.v1.Usage
-	(*Run)(nil),                     // 6: runlane.v1.Run
-	(*RunComplete)(nil),             // 7: runlane.v1.RunComplete
-	(*ToolCall)(nil),                // 8: runlane.v1.ToolCall
-	(*ToolResult)(nil),              // 9: runlane.v1.ToolResult
-	(*Artifact)(nil),                // 10: runlane.v1.Artifact
-	(*RunEvent)(nil),                // 11: runlane.v1.RunEvent
-	(*CancelledRun)(nil),            // 12: runlane.v1.CancelledRun
-	nil,                             // 13: runlane.v1.Run.MetadataEntry
-	(*RunEvent_Accepted)(nil),       // 14: runlane.v1.RunEvent.Accepted
-	(*RunEvent_Started)(nil),        // 15: runlane.v1.RunEvent.Started
-	(*RunEvent_TextDelta)(nil),      // 16: runlane.v1.RunEvent.TextDelta
-	(*RunEvent_ReasoningDelta)(nil), // 17: runlane.v1.RunEvent.ReasoningDelta
-	(*RunEvent_Custom)(nil),         // 18: runlane.v1.RunEvent.Custom
-	(*RunEvent_Folded)(nil),         // 19: runlane.v1.RunEvent.Folded
-	(*durationpb.Duration)(nil),     // 20: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),   // 21: google.protobuf.Timestamp
+	(*RetryPolicy)(nil),             // 6: runlane.v1.RetryPolicy
+	(*Run)(nil),                     // 7: runlane.v1.Run
+	(*RunComplete)(nil),             // 8: runlane.v1.RunComplete
+	(*ToolCall)(nil),                // 9: runlane.v1.ToolCall
+	(*ToolResult)(nil),              // 10: runlane.v1.ToolResult
+	(*Artifact)(nil),                // 11: runlane.v1.Artifact
+	(*RunEvent)(nil),                // 12: runlane.v1.RunEvent
+	(*CancelledRun)(nil),            // 13: runlane.v1.CancelledRun
+	nil,                             // 14: runlane.v1.Run.MetadataEntry
+	(*RunEvent_Accepted)(nil),       // 15: runlane.v1.RunEvent.Accepted
+	(*RunEvent_Started)(nil),        // 16: runlane.v1.RunEvent.Started
+	(*RunEvent_TextDelta)(nil),      // 17: runlane.v1.RunEvent.TextDelta
+	(*RunEvent_ReasoningDelta)(nil), // 18: runlane.v1.RunEvent.ReasoningDelta
+	(*RunEvent_Custom)(nil),         // 19: runlane.v1.RunEvent.Custom
+	(*RunEvent_Folded)(nil),         // 20: runlane.v1.RunEvent.Folded
+	(*durationpb.Duration)(nil),     // 21: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),   // 22: google.protobuf.Timestamp
 }
 var file_runlane_v1_run_proto_depIdxs = []int32{
-	0,  // 0: runlane.v1.Run.state:type_name -> runlane.v1.RunState
-	1,  // 1: runlane.v1.Run.when_busy:type_name -> runlane.v1.WhenBusy
-	13, // 2: runlane.v1.Run.metadata:type_name -> runlane.v1.Run.MetadataEntry
-	20, // 3: runlane.v1.Run.timeout:type_name -> google.protobuf.Duration
-	21, // 4: runlane.v1.Run.accepted_at:type_name -> google.protobuf.Timestamp
-	21, // 5: runlane.v1.Run.started_at:type_name -> google.protobuf.Timestamp
-	21, // 6: runlane.v1.Run.ended_at:type_name -> google.protobuf.Timestamp
-	7,  // 7: runlane.v1.Run.run_complete:type_name -> runlane.v1.RunComplete
-	0,  // 8: runlane.v1.RunComplete.state:type_name -> runlane.v1.RunState
-	2,  // 9: runlane.v1.RunComplete.finish_reason:type_name -> runlane.v1.FinishReason
-	4,  // 10: runlane.v1.RunComplete.error:type_name -> runlane.v1.RunError
-	5,  // 11: runlane.v1.RunComplete.usage:type_name -> runlane.v1.Usage
-	21, // 12: runlane.v1.RunComplete.accepted_at:type_name -> google.protobuf.Timestamp
-	21, // 13: runlane.v1.RunComplete.started_at:type_name -> google.protobuf.Timestamp
-	21, // 14: runlane.v1.RunComplete.ended_at:type_name -> google.protobuf.Timestamp
-	21, // 15: runlane.v1.RunEvent.time:type_name -> google.protobuf.Timestamp
-	14, // 16: runlane.v1.RunEvent.accepted:type_name -> runlane.v1.RunEvent.Accepted
-	15, // 17: runlane.v1.RunEvent.started:type_name -> runlane.v1.RunEvent.Started
-	16, // 18: runlane.v1.RunEvent.text_delta:type_name -> runlane.v1.RunEvent.TextDelta
-	17, // 19: runlane.v1.RunEvent.reasoning_delta:type_name -> runlane.v1.RunEvent.ReasoningDelta
-	8,  // 20: runlane.v1.RunEvent.tool_call:type_name -> runlane.v1.ToolCall
-	9,  // 21: runlane.v1.RunEvent.tool_result:type_name -> runlane.v1.ToolResult
-	19, // 22: runlane.v1.RunEvent.folded:type_name -> runlane.v1.RunEvent.Folded
-	7,  // 23: runlane.v1.RunEvent.run_complete:type_name -> runlane.v1.RunComplete
-	10, // 24: runlane.v1.RunEvent.artifact:type_name -> runlane.v1.Artifact
-	18, // 25: runlane.v1.RunEvent.custom:type_name -> runlane.v1.RunEvent.Custom
-	0,  // 26: runlane.v1.CancelledRun.state_when_cancelled:type_name -> runlane.v1.RunState
-	27, // [27:27] is the sub-list for method output_type
-	27, // [27:27] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	21, // 0: runlane.v1.RetryPolicy.initial_backoff:type_name -> google.protobuf.Duration
+	21, // 1: runlane.v1.RetryPolicy.max_backoff:type_name -> google.protobuf.Duration
+	0,  // 2: runlane.v1.Run.state:type_name -> runlane.v1.RunState
+	1,  // 3: runlane.v1.Run.when_busy:type_name -> runlane.v1.WhenBusy
+	14, // 4: runlane.v1.Run.metadata:type_name -> runlane.v1.Run.MetadataEntry
+	21, // 5: runlane.v1.Run.timeout:type_name -> google.protobuf.Duration
+	22, // 6: runlane.v1.Run.accepted_at:type_name -> google.protobuf.Timestamp
+	22, // 7: runlane.v1.Run.started_at:type_name -> google.protobuf.Timestamp
+	22, // 8: runlane.v1.Run.ended_at:type_name -> google.protobuf.Timestamp
+	8,  // 9: runlane.v1.Run.run_complete:type_name -> runlane.v1.RunComplete
+	6,  // 10: runlane.v1.Run.retry_policy:type_name -> runlane.v1.RetryPolicy
+	0,  // 11: runlane.v1.RunComplete.state:type_name -> runlane.v1.RunState
+	2,  // 12: runlane.v1.RunComplete.finish_reason:type_name -> runlane.v1.FinishReason
+	4,  // 13: runlane.v1.RunComplete.error:type_name -> runlane.v1.RunError
+	5,  // 14: runlane.v1.RunComplete.usage:type_name -> runlane.v1.Usage
+	22, // 15: runlane.v1.RunComplete.accepted_at:type_name -> google.protobuf.Timestamp
+	22, // 16: runlane.v1.RunComplete.started_at:type_name -> google.protobuf.Timestamp
+	22, // 17: runlane.v1.RunComplete.ended_at:type_name -> google.protobuf.Timestamp
+	22, // 18: runlane.v1.RunEvent.time:type_name -> google.protobuf.Timestamp
+	15, // 19: runlane.v1.RunEvent.accepted:type_name -> runlane.v1.RunEvent.Accepted
+	16, // 20: runlane.v1.RunEvent.started:type_name -> runlane.v1.RunEvent.Started
+	17, // 21: runlane.v1.RunEvent.text_delta:type_name -> runlane.v1.RunEvent.TextDelta
+	18, // 22: runlane.v1.RunEvent.reasoning_delta:type_name -> runlane.v1.RunEvent.ReasoningDelta
+	9,  // 23: runlane.v1.RunEvent.tool_call:type_name -> runlane.v1.ToolCall
+	10, // 24: runlane.v1.RunEvent.tool_result:type_name -> runlane.v1.ToolResult
+	20, // 25: runlane.v1.RunEvent.folded:type_name -> runlane.v1.RunEvent.Folded
+	8,  // 26: runlane.v1.RunEvent.run_complete:type_name -> runlane.v1.RunComplete
+	11, // 27: runlane.v1.RunEvent.artifact:type_name -> runlane.v1.Artifact
+	19, // 28: runlane.v1.RunEvent.custom:type_name -> runlane.v1.RunEvent.Custom
+	0,  // 29: runlane.v1.CancelledRun.state_when_cancelled:type_name -> runlane.v1.RunState
+	30, // [30:30] is the sub-list for method output_type
+	30, // [30:30] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_runlane_v1_run_proto_init() }
@@ -2015,13 +2125,13 @@ func file_runlane_v1_run_proto_init() {
 		(*Attachment_Text)(nil),
 		(*Attachment_Data)(nil),
 	}
-	file_runlane_v1_run_proto_msgTypes[7].OneofWrappers = []any{
+	file_runlane_v1_run_proto_msgTypes[8].OneofWrappers = []any{
 		(*Artifact_Text)(nil),
 		(*Artifact_Data)(nil),
 		(*Artifact_Json)(nil),
 		(*Artifact_Uri)(nil),
 	}
-	file_runlane_v1_run_proto_msgTypes[8].OneofWrappers = []any{
+	file_runlane_v1_run_proto_msgTypes[9].OneofWrappers = []any{
 		(*RunEvent_Accepted_)(nil),
 		(*RunEvent_Started_)(nil),
 		(*RunEvent_TextDelta_)(nil),
@@ -2039,7 +2149,7 @@ func file_runlane_v1_run_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runlane_v1_run_proto_rawDesc), len(file_runlane_v1_run_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   17,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

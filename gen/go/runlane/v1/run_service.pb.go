@@ -86,8 +86,8 @@ type RunAcceptedRequest struct {
 	// The session id; at most 128 bytes, no control characters, no leading or trailing whitespace.
 	SessionId string `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
 	// The idempotency key, with the same limits as a session id. Empty: the server generates a
-	// UUIDv7. The same id with the same session, prompt and attachments returns the existing run,
-	// even long after it ended. If its session was deleted in the last 30 days, the call is refused
+	// UUIDv7. The same id with the same session, prompt, attachments and retry policy returns the
+	// existing run, even long after it ended. If its session was deleted in the last 30 days, the call is refused
 	// with RUN_DELETED.
 	RunId string `protobuf:"bytes,2,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
 	// The prompt; at most 1 MiB of UTF-8 by default (a server setting).
@@ -105,7 +105,9 @@ type RunAcceptedRequest struct {
 	// The caller's labels; at most 64, keys up to 128 bytes, values up to 4 KiB.
 	Metadata map[string]string `protobuf:"bytes,8,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Create the session if it does not exist.
-	AllowMissing  bool `protobuf:"varint,9,opt,name=allow_missing,json=allowMissing,proto3" json:"allow_missing,omitempty"`
+	AllowMissing bool `protobuf:"varint,9,opt,name=allow_missing,json=allowMissing,proto3" json:"allow_missing,omitempty"`
+	// Repeat attempts that the agent fails. Unset: a failure ends the run.
+	RetryPolicy   *RetryPolicy `protobuf:"bytes,11,opt,name=retry_policy,json=retryPolicy,proto3" json:"retry_policy,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -201,6 +203,13 @@ func (x *RunAcceptedRequest) GetAllowMissing() bool {
 		return x.AllowMissing
 	}
 	return false
+}
+
+func (x *RunAcceptedRequest) GetRetryPolicy() *RetryPolicy {
+	if x != nil {
+		return x.RetryPolicy
+	}
+	return nil
 }
 
 // The accepted run.
@@ -1262,7 +1271,7 @@ var File_runlane_v1_run_service_proto protoreflect.FileDescriptor
 const file_runlane_v1_run_service_proto_rawDesc = "" +
 	"\n" +
 	"\x1crunlane/v1/run_service.proto\x12\n" +
-	"runlane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14runlane/v1/run.proto\"\xd3\x03\n" +
+	"runlane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14runlane/v1/run.proto\"\x8f\x04\n" +
 	"\x12RunAcceptedRequest\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x15\n" +
@@ -1273,7 +1282,8 @@ const file_runlane_v1_run_service_proto_rawDesc = "" +
 	"\atimeout\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12!\n" +
 	"\fmax_attempts\x18\a \x01(\x05R\vmaxAttempts\x12H\n" +
 	"\bmetadata\x18\b \x03(\v2,.runlane.v1.RunAcceptedRequest.MetadataEntryR\bmetadata\x12#\n" +
-	"\rallow_missing\x18\t \x01(\bR\fallowMissing\x1a;\n" +
+	"\rallow_missing\x18\t \x01(\bR\fallowMissing\x12:\n" +
+	"\fretry_policy\x18\v \x01(\v2\x17.runlane.v1.RetryPolicyR\vretryPolicy\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"P\n" +
@@ -1396,53 +1406,55 @@ var file_runlane_v1_run_service_proto_goTypes = []any{
 	(*Attachment)(nil),                            // 20: runlane.v1.Attachment
 	(WhenBusy)(0),                                 // 21: runlane.v1.WhenBusy
 	(*durationpb.Duration)(nil),                   // 22: google.protobuf.Duration
-	(*Run)(nil),                                   // 23: runlane.v1.Run
-	(*CancelledRun)(nil),                          // 24: runlane.v1.CancelledRun
-	(*RunComplete)(nil),                           // 25: runlane.v1.RunComplete
-	(*RunEvent)(nil),                              // 26: runlane.v1.RunEvent
-	(RunState)(0),                                 // 27: runlane.v1.RunState
-	(*timestamppb.Timestamp)(nil),                 // 28: google.protobuf.Timestamp
+	(*RetryPolicy)(nil),                           // 23: runlane.v1.RetryPolicy
+	(*Run)(nil),                                   // 24: runlane.v1.Run
+	(*CancelledRun)(nil),                          // 25: runlane.v1.CancelledRun
+	(*RunComplete)(nil),                           // 26: runlane.v1.RunComplete
+	(*RunEvent)(nil),                              // 27: runlane.v1.RunEvent
+	(RunState)(0),                                 // 28: runlane.v1.RunState
+	(*timestamppb.Timestamp)(nil),                 // 29: google.protobuf.Timestamp
 }
 var file_runlane_v1_run_service_proto_depIdxs = []int32{
 	20, // 0: runlane.v1.RunAcceptedRequest.attachments:type_name -> runlane.v1.Attachment
 	21, // 1: runlane.v1.RunAcceptedRequest.when_busy:type_name -> runlane.v1.WhenBusy
 	22, // 2: runlane.v1.RunAcceptedRequest.timeout:type_name -> google.protobuf.Duration
 	18, // 3: runlane.v1.RunAcceptedRequest.metadata:type_name -> runlane.v1.RunAcceptedRequest.MetadataEntry
-	23, // 4: runlane.v1.RunAcceptedResponse.run:type_name -> runlane.v1.Run
-	0,  // 5: runlane.v1.CancelRequest.scope:type_name -> runlane.v1.CancelScope
-	24, // 6: runlane.v1.CancelResponse.cancelled:type_name -> runlane.v1.CancelledRun
-	24, // 7: runlane.v1.SessionCancellation.cancelled:type_name -> runlane.v1.CancelledRun
-	6,  // 8: runlane.v1.CancelAllResponse.sessions:type_name -> runlane.v1.SessionCancellation
-	25, // 9: runlane.v1.SubscribeRunCompleteResponse.run_complete:type_name -> runlane.v1.RunComplete
-	19, // 10: runlane.v1.SubscribeRunCompleteResponse.progress:type_name -> runlane.v1.SubscribeRunCompleteResponse.Progress
-	26, // 11: runlane.v1.SubscribeRunResponse.event:type_name -> runlane.v1.RunEvent
-	22, // 12: runlane.v1.WaitRunRequest.timeout:type_name -> google.protobuf.Duration
-	23, // 13: runlane.v1.WaitRunResponse.run:type_name -> runlane.v1.Run
-	23, // 14: runlane.v1.GetRunResponse.run:type_name -> runlane.v1.Run
-	27, // 15: runlane.v1.ListRunsRequest.states:type_name -> runlane.v1.RunState
-	23, // 16: runlane.v1.ListRunsResponse.runs:type_name -> runlane.v1.Run
-	28, // 17: runlane.v1.SubscribeRunCompleteResponse.Progress.time:type_name -> google.protobuf.Timestamp
-	1,  // 18: runlane.v1.RunService.RunAccepted:input_type -> runlane.v1.RunAcceptedRequest
-	3,  // 19: runlane.v1.RunService.Cancel:input_type -> runlane.v1.CancelRequest
-	5,  // 20: runlane.v1.RunService.CancelAll:input_type -> runlane.v1.CancelAllRequest
-	8,  // 21: runlane.v1.RunService.SubscribeRunComplete:input_type -> runlane.v1.SubscribeRunCompleteRequest
-	10, // 22: runlane.v1.RunService.SubscribeRun:input_type -> runlane.v1.SubscribeRunRequest
-	12, // 23: runlane.v1.RunService.WaitRun:input_type -> runlane.v1.WaitRunRequest
-	14, // 24: runlane.v1.RunService.GetRun:input_type -> runlane.v1.GetRunRequest
-	16, // 25: runlane.v1.RunService.ListRuns:input_type -> runlane.v1.ListRunsRequest
-	2,  // 26: runlane.v1.RunService.RunAccepted:output_type -> runlane.v1.RunAcceptedResponse
-	4,  // 27: runlane.v1.RunService.Cancel:output_type -> runlane.v1.CancelResponse
-	7,  // 28: runlane.v1.RunService.CancelAll:output_type -> runlane.v1.CancelAllResponse
-	9,  // 29: runlane.v1.RunService.SubscribeRunComplete:output_type -> runlane.v1.SubscribeRunCompleteResponse
-	11, // 30: runlane.v1.RunService.SubscribeRun:output_type -> runlane.v1.SubscribeRunResponse
-	13, // 31: runlane.v1.RunService.WaitRun:output_type -> runlane.v1.WaitRunResponse
-	15, // 32: runlane.v1.RunService.GetRun:output_type -> runlane.v1.GetRunResponse
-	17, // 33: runlane.v1.RunService.ListRuns:output_type -> runlane.v1.ListRunsResponse
-	26, // [26:34] is the sub-list for method output_type
-	18, // [18:26] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	23, // 4: runlane.v1.RunAcceptedRequest.retry_policy:type_name -> runlane.v1.RetryPolicy
+	24, // 5: runlane.v1.RunAcceptedResponse.run:type_name -> runlane.v1.Run
+	0,  // 6: runlane.v1.CancelRequest.scope:type_name -> runlane.v1.CancelScope
+	25, // 7: runlane.v1.CancelResponse.cancelled:type_name -> runlane.v1.CancelledRun
+	25, // 8: runlane.v1.SessionCancellation.cancelled:type_name -> runlane.v1.CancelledRun
+	6,  // 9: runlane.v1.CancelAllResponse.sessions:type_name -> runlane.v1.SessionCancellation
+	26, // 10: runlane.v1.SubscribeRunCompleteResponse.run_complete:type_name -> runlane.v1.RunComplete
+	19, // 11: runlane.v1.SubscribeRunCompleteResponse.progress:type_name -> runlane.v1.SubscribeRunCompleteResponse.Progress
+	27, // 12: runlane.v1.SubscribeRunResponse.event:type_name -> runlane.v1.RunEvent
+	22, // 13: runlane.v1.WaitRunRequest.timeout:type_name -> google.protobuf.Duration
+	24, // 14: runlane.v1.WaitRunResponse.run:type_name -> runlane.v1.Run
+	24, // 15: runlane.v1.GetRunResponse.run:type_name -> runlane.v1.Run
+	28, // 16: runlane.v1.ListRunsRequest.states:type_name -> runlane.v1.RunState
+	24, // 17: runlane.v1.ListRunsResponse.runs:type_name -> runlane.v1.Run
+	29, // 18: runlane.v1.SubscribeRunCompleteResponse.Progress.time:type_name -> google.protobuf.Timestamp
+	1,  // 19: runlane.v1.RunService.RunAccepted:input_type -> runlane.v1.RunAcceptedRequest
+	3,  // 20: runlane.v1.RunService.Cancel:input_type -> runlane.v1.CancelRequest
+	5,  // 21: runlane.v1.RunService.CancelAll:input_type -> runlane.v1.CancelAllRequest
+	8,  // 22: runlane.v1.RunService.SubscribeRunComplete:input_type -> runlane.v1.SubscribeRunCompleteRequest
+	10, // 23: runlane.v1.RunService.SubscribeRun:input_type -> runlane.v1.SubscribeRunRequest
+	12, // 24: runlane.v1.RunService.WaitRun:input_type -> runlane.v1.WaitRunRequest
+	14, // 25: runlane.v1.RunService.GetRun:input_type -> runlane.v1.GetRunRequest
+	16, // 26: runlane.v1.RunService.ListRuns:input_type -> runlane.v1.ListRunsRequest
+	2,  // 27: runlane.v1.RunService.RunAccepted:output_type -> runlane.v1.RunAcceptedResponse
+	4,  // 28: runlane.v1.RunService.Cancel:output_type -> runlane.v1.CancelResponse
+	7,  // 29: runlane.v1.RunService.CancelAll:output_type -> runlane.v1.CancelAllResponse
+	9,  // 30: runlane.v1.RunService.SubscribeRunComplete:output_type -> runlane.v1.SubscribeRunCompleteResponse
+	11, // 31: runlane.v1.RunService.SubscribeRun:output_type -> runlane.v1.SubscribeRunResponse
+	13, // 32: runlane.v1.RunService.WaitRun:output_type -> runlane.v1.WaitRunResponse
+	15, // 33: runlane.v1.RunService.GetRun:output_type -> runlane.v1.GetRunResponse
+	17, // 34: runlane.v1.RunService.ListRuns:output_type -> runlane.v1.ListRunsResponse
+	27, // [27:35] is the sub-list for method output_type
+	19, // [19:27] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_runlane_v1_run_service_proto_init() }

@@ -21,7 +21,8 @@ The prompt is a JSON list of steps, each an object with one of these:
                                         text "[folded: <prompt>]" for each
     {"say": "attempt"}                  yields a fact about the turn as text: attempt, history,
                                         metadata, run_id or session_id
-    {"fail": "...", "reason": "WORD"}   fails the run with an AgentError
+    {"fail": "...", "reason": "WORD"}   fails the run with an AgentError; with "attempts": n only
+                                        in the first n attempts
     {"crash": "..."}                    fails the run with an unexpected exception
 
 Each step also takes "repeat": n. The whole script is parsed before its first step; an invalid one
@@ -81,6 +82,8 @@ class ScriptedAgent:
 
     async def _execute(self, step: Step, turn: Turn) -> Sequence[AgentEvent]:
         match step.kind:
+            case "fail" if step.attempts is not None and turn.attempt > step.attempts:
+                return []
             case "fail":
                 raise AgentError(step.value, reason=step.reason)
             case "crash":

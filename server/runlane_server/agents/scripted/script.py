@@ -21,6 +21,7 @@ class Step:
     repeat: int = 1
     reason: str = "AGENT_ERROR"
     ignore_cancel: bool = False
+    attempts: int | None = None
 
 
 class BadScript(Exception):
@@ -54,12 +55,13 @@ def _parse_step(step: object) -> Step:
         raise ValueError(f"exactly one of these is required: {', '.join(_PARSERS)}")
     kind = kinds[0]
     value = _PARSERS[kind](fields.pop(kind))
-    allowed = {"fail": {"reason"}, "wait": {"ignore_cancel"}}.get(kind, set())
+    allowed = {"fail": {"reason", "attempts"}, "wait": {"ignore_cancel"}}.get(kind, set())
     if unknown := sorted(set(fields) - allowed):
         raise ValueError(f"{kind!r} does not accept {', '.join(map(repr, unknown))}")
     reason = _text(fields.get("reason", "AGENT_ERROR"))
     ignore_cancel = _flag(fields.get("ignore_cancel", False))
-    return Step(kind, value, repeat, reason, ignore_cancel)
+    attempts = _count(fields["attempts"]) if "attempts" in fields else None
+    return Step(kind, value, repeat, reason, ignore_cancel, attempts)
 
 
 def _object(value: object) -> Mapping[str, Any]:

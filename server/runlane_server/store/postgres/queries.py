@@ -51,6 +51,7 @@ from runlane_server.store.records import (
     readable_keys,
     run_from,
     session_from,
+    with_retry,
 )
 
 Record: TypeAlias = Mapping[str, Any]
@@ -96,7 +97,7 @@ def _lane(key: SessionKey, rows: Records) -> Lane:
 
 
 def _lane_run(row: Record) -> LaneRun:
-    return LaneRun(
+    run = LaneRun(
         run_id=unescape(row["run_id"]),
         accept_seq=row["accept_seq"],
         state=RunState(row["state"]),
@@ -114,6 +115,7 @@ def _lane_run(row: Record) -> LaneRun:
         trace=row["trace"] or "",
         host=unescape(row["host"]),
     )
+    return with_retry(run, row["retry"])
 
 
 def key_of(row: Record) -> SessionKey:

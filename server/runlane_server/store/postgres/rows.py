@@ -30,6 +30,7 @@ from runlane_server.store.codec import (
     encode_complete,
     encode_metadata,
     encode_parts,
+    encode_retry,
     encode_usage,
 )
 from runlane_server.store.postgres.text import escape
@@ -54,6 +55,7 @@ PARAMETERS = (
     "new_run_events",
     "fences",
     "new_events",
+    "retried_runs",
 )
 """The parameters of `commit_units`, in order."""
 
@@ -185,6 +187,8 @@ def _change(
             )
             _add_prompt(rows, tenant, change.request)
             added += run_weight(change.request)
+        if change.run.retry is not None:
+            rows.setdefault("retried_runs", []).append(_retried_run(tenant, session_id, change.run))
     if transition.messages:
         messages = [_message_row(tenant, session_id, it) for it in transition.messages]
         rows["new_messages"] = messages
@@ -245,7 +249,7 @@ def _new_run(tenant: str, session_id: str, change: RunChange, request: RunReques
         escape(run.cancel_reason),
         *_end_fields(change.complete),
         encode_metadata(request.metadata),
-        request.prompt.fingerprint,
+        request.fingerprint,
         escape(request.prompt.excerpt),
         request.trace or None,
     )
@@ -268,6 +272,13 @@ def _changed_run(tenant: str, session_id: str, change: RunChange) -> Row:
         escape(run.cancel_reason),
         *_end_fields(change.complete),
     )
+
+
+def _retried_run(tenant: str, session_id: str, run: LaneRun) -> Row:
+    policy = run.retry
+    waits = policy is not None and run.not_before and not run.state.is_terminal
+    hold = policy.pause(run.failures) if policy is not None and waits else 0
+    return (hold, escape(tenant), escape(run.run_id), escape(session_id), encode_retry(run))
 
 
 def _host(run: LaneRun) -> str:

@@ -50,6 +50,7 @@ from runlane_server.store.records import (
     readable_keys,
     run_from,
     session_from,
+    with_retry,
 )
 from runlane_server.store.sqlite.connection import as_is
 from runlane_server.store.sqlite.transaction import SQL
@@ -72,7 +73,9 @@ def _lane(key: SessionKey, rows: Sequence[sqlite3.Row]) -> Lane:
 
 
 def _lane_run(run_id: str, accept_seq: int, state: str, when_busy: str, *rest: Any) -> LaneRun:
-    return LaneRun(run_id, accept_seq, RunState(state), WhenBusy(when_busy), *rest)
+    *fields, retry = rest
+    run = LaneRun(run_id, accept_seq, RunState(state), WhenBusy(when_busy), *fields)
+    return with_retry(run, retry)
 
 
 def busy_sessions(db: sqlite3.Connection) -> list[BusySession]:

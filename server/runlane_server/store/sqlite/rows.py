@@ -29,6 +29,7 @@ from runlane_server.store.codec import (
     encode_complete,
     encode_metadata,
     encode_parts,
+    encode_retry,
     encode_usage,
 )
 from runlane_server.store.weight import (
@@ -244,6 +245,9 @@ def _add_run(rows: Rows, key: SessionKey, change: RunChange) -> None:
         rows.setdefault("end_run", []).append(_end_values(complete) + values)
     elif request is None:
         rows.setdefault("update_run", []).append(values)
+    if run.retry is not None:
+        retry = (encode_retry(run), key.tenant, run.run_id)
+        rows.setdefault("set_retry", []).append(retry)
 
 
 def _request_values(change: RunChange, request: RunRequest) -> Row:
@@ -256,7 +260,7 @@ def _request_values(change: RunChange, request: RunRequest) -> Row:
         run.accepted_at,
         encode_metadata(request.metadata),
         len(prompt.attachments),
-        prompt.fingerprint,
+        request.fingerprint,
         prompt.excerpt,
         request.trace or None,
     )
