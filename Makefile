@@ -15,8 +15,8 @@ PROTO_VENV := .cache/proto-venv
 PROTO_READY := $(PROTO_VENV)/.ready
 BUILD_VENV := .cache/build-venv
 BUILD_READY := $(BUILD_VENV)/.ready
-PROTOS := $(wildcard proto/runlane/v1/*.proto proto/runlane/harness/v1/*.proto)
-GENERATED := client/runlane/v1 client/runlane/harness/v1
+PROTOS := $(wildcard proto/runlane/v1/*.proto proto/runlane/worker/v1/*.proto proto/runlane/harness/v1/*.proto)
+GENERATED := client/runlane/v1 client/runlane/worker/v1 client/runlane/harness/v1
 # The oldest plugins whose code the Go module supports; they set the lower bounds in gen/go/go.mod.
 GO_PLUGINS := .cache/go-plugins
 GO_READY := $(GO_PLUGINS)/.ready-1.36.11-1.5.1

@@ -27,6 +27,7 @@ from runlane_server.access.permissions import REQUIRED_ROLES
 PAGE = Path(__file__).with_name("api.md")
 PROTO = Path(__file__).parents[1] / "proto"
 PACKAGE = "runlane.v1"
+WORKER = "runlane.worker.v1"
 HARNESS = "runlane.harness.v1"
 
 # Field numbers of descriptor.proto; the path of a comment consists of them.
@@ -55,7 +56,8 @@ server reflection and `grpc.health.v1.Health`.
   `ErrorReason`. Messages are for people and may change.
 - Cursors, page tokens and ids are opaque. A cursor is valid on any node of its store while its
   events are retained.
-- The same rules apply to [`runlane.harness.v1`](#harnessservice), the package for tests.
+- The same rules apply to [`runlane.worker.v1`](#workerservice), the package for
+  [workers](workers.md), and to [`runlane.harness.v1`](#harnessservice), the package for tests.
 """
 
 
@@ -88,6 +90,7 @@ def load_descriptors() -> FileDescriptorSet:
 def render(files: FileDescriptorSet) -> str:
     """Return the text of api.md."""
     parts = [HEADER, *_package(files, PACKAGE, "## Messages and enums")]
+    parts += _package(files, WORKER, "## Messages of workers")
     parts += _package(files, HARNESS, "## Messages and enums of the harness")
     return "\n".join(parts)
 
@@ -184,7 +187,9 @@ def _single(field: FieldDescriptorProto) -> str:
 
 def _link(full_name: str) -> str:
     name = full_name.lstrip(".")
-    ours = name.removeprefix(f"{PACKAGE}.").removeprefix(f"{HARNESS}.")
+    ours = name
+    for package in (PACKAGE, WORKER, HARNESS):
+        ours = ours.removeprefix(f"{package}.")
     if ours == name:
         return f"`{name}`"
     anchor = ours.lower().replace(".", "")

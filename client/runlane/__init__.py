@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from runlane.client import Client
 from runlane.errors import (
+    AgentNotFound,
     ClientClosed,
     CorruptRecord,
     CursorCompacted,
@@ -60,6 +61,7 @@ from runlane.run_handle import RunHandle
 from runlane.subscription import Subscription
 from runlane.types import (
     Accepted,
+    AgentInfo,
     Artifact,
     ArtifactKind,
     Attachment,
@@ -96,6 +98,8 @@ from runlane.wire import RetryPolicy
 
 __all__ = [
     "Accepted",
+    "AgentInfo",
+    "AgentNotFound",
     "Artifact",
     "ArtifactKind",
     "Attachment",

@@ -29,6 +29,7 @@ from runlane.run_handle import RunHandle
 from runlane.subscription import SILENCE_SECONDS, Subscription
 from runlane.types import (
     NO_LABELS,
+    AgentInfo,
     Attachment,
     CancelReceipt,
     CancelScope,
@@ -39,6 +40,7 @@ from runlane.types import (
     Session,
     WhenBusy,
 )
+from runlane.v1 import agent_service_pb2 as agents_pb
 from runlane.v1 import run_service_pb2 as runs_pb
 from runlane.v1 import session_service_pb2 as sessions_pb
 from runlane.wire import Backoff, RetryPolicy, Wire
@@ -139,6 +141,7 @@ class Client:
         allow_missing: bool = False,
         traceparent: str = "",
         retry_policy: RunRetryPolicy | None = None,
+        agent: str = "",
     ) -> RunHandle:
         """Submits a prompt to a session; returns when the run is durable.
 
@@ -158,10 +161,14 @@ class Client:
             traceparent: The caller's position in a trace, in the format of W3C Trace Context. The
                 run becomes part of that trace, and its agent receives it.
             retry_policy: Repeats attempts that the agent fails; None: a failure ends the run.
+            agent: The name of the agent that executes the run; see `list_agents`. Empty: the
+                session's agent, or the server's default.
 
         Raises:
             EmptyPrompt, SessionMissing, PromptTooLarge, InvalidArgument: The request is invalid.
             SessionNotFound: The session does not exist and allow_missing is False.
+            AgentNotFound: The server has no agent of this name.
+            PermissionDenied: The caller may not use the agent.
             RunIdConflict: The run id exists already with a different request.
             SessionBusy: when_busy is REJECT and the session has work.
             ValueError: when_busy is not a choice, or gRPC cannot send the traceparent.
@@ -181,6 +188,7 @@ class Client:
             metadata=metadata,
             allow_missing=allow_missing,
             retry_policy=convert.to_retry_policy(retry_policy),
+            agent=agent,
         )
         trace = (("traceparent", traceparent),) if traceparent else ()
         check_metadata(dict(trace))
@@ -363,6 +371,7 @@ class Client:
         *,
         title: str = "",
         metadata: Mapping[str, str] = NO_LABELS,
+        agent: str = "",
     ) -> Session:
         """Creates a session.
 
@@ -370,15 +379,17 @@ class Client:
             session_id: At most 128 bytes, no control characters; None: a new UUIDv7.
             title: A display name; at most 1 KiB.
             metadata: Your labels; at most 64, keys up to 128 bytes, values up to 4 KiB.
+            agent: The agent of the session's runs that name none; empty: the server's default.
 
-        Raises InvalidArgument, and SessionExists; after a lost response this may mean that this
-        call created the session.
+        Raises InvalidArgument, AgentNotFound, and SessionExists; after a lost response this may
+        mean that this call created the session.
         """
         request = build(
             sessions_pb.CreateSessionRequest,
             session_id=session_id or new_id(),
             title=title,
             metadata=metadata,
+            agent=agent,
         )
         try:
             response = await self._wire.call(self._wire.sessions.CreateSession, request)
@@ -433,6 +444,14 @@ class Client:
             return Page(tuple(map(convert.message, response.messages)), response.next_page_token)
 
         return Pager(fetch, join=join_messages)
+
+    # --- Agents ----------------------------------------------------------------------------------
+
+    async def list_agents(self) -> tuple[AgentInfo, ...]:
+        """Lists the agents that the caller may use, with their state on the node that answers."""
+        request = agents_pb.ListAgentsRequest()
+        response = await self._wire.call(self._wire.agents.ListAgents, request)
+        return tuple(map(convert.agent, response.agents))
 
 
 async def _wait_run(wire: Wire, run_id: str, timeout: Seconds | None) -> Run:

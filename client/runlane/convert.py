@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from runlane import types as t
 from runlane.arguments import build
-from runlane.v1 import run_pb2, run_service_pb2, session_pb2
+from runlane.v1 import agent_service_pb2, run_pb2, run_service_pb2, session_pb2
 
 Seconds: TypeAlias = float | timedelta
 """A duration given by a caller: seconds or a timedelta."""
@@ -217,6 +217,7 @@ def run(message: run_pb2.Run) -> t.Run:
         retry_policy=(
             _retry_policy(message.retry_policy) if message.HasField("retry_policy") else None
         ),
+        agent=message.agent,
     )
 
 
@@ -254,6 +255,19 @@ def session(message: session_pb2.Session) -> t.Session:
         usage=usage(message.usage),
         created_at=_time(message.created_at),
         updated_at=_time(message.updated_at),
+        agent=message.agent,
+    )
+
+
+def agent(message: agent_service_pb2.Agent) -> t.AgentInfo:
+    """Converts an agent."""
+    return t.AgentInfo(
+        name=message.name,
+        kind=message.kind,
+        ready=message.ready,
+        is_default=message.is_default,
+        slots_in_use=message.slots_in_use,
+        slots_limit=message.slots_limit if message.HasField("slots_limit") else None,
     )
 
 

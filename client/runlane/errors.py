@@ -14,6 +14,7 @@
     ├── RunNotFound
     ├── RunIdConflict
     ├── RunDeleted               the run was executed before, and its session was deleted since
+    ├── AgentNotFound
     ├── QueueFull
     ├── Overloaded               the node is at its limit; retry after `retry_after`
     ├── QuotaExceeded            the tenant exceeded a quota; `violations` names both
@@ -174,7 +175,8 @@ class RunNotFound(RunlaneError):
 
 
 class RunIdConflict(RunlaneError):
-    """A run with this id exists already with a different session, prompt or attachments."""
+    """A run with this id exists already with a different session, prompt, attachments or
+    agent."""
 
     reason = "RUN_ID_CONFLICT"
     default_status = StatusCode.ALREADY_EXISTS
@@ -188,6 +190,13 @@ class RunDeleted(RunlaneError):
 
     reason = "RUN_DELETED"
     default_status = StatusCode.FAILED_PRECONDITION
+
+
+class AgentNotFound(RunlaneError):
+    """The server has no agent of this name; `Client.list_agents` returns the names."""
+
+    reason = "AGENT_NOT_FOUND"
+    default_status = StatusCode.NOT_FOUND
 
 
 class QueueFull(RunlaneError):
@@ -344,6 +353,7 @@ BY_REASON: Mapping[str, type[RunlaneError]] = MappingProxyType(
             RunNotFound,
             RunIdConflict,
             RunDeleted,
+            AgentNotFound,
             QueueFull,
             Overloaded,
             QuotaExceeded,

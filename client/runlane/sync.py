@@ -42,6 +42,7 @@ from runlane.subscription import SILENCE_SECONDS
 from runlane.subscription import Subscription as AsyncSubscription
 from runlane.types import (
     NO_LABELS,
+    AgentInfo,
     Attachment,
     CancelReceipt,
     CancelScope,
@@ -145,6 +146,7 @@ class Client:
         allow_missing: bool = False,
         traceparent: str = "",
         retry_policy: RunRetryPolicy | None = None,
+        agent: str = "",
     ) -> RunHandle:
         """Submits a prompt to a session; returns when the run is durable.
 
@@ -164,10 +166,14 @@ class Client:
             traceparent: The caller's position in a trace, in the format of W3C Trace Context. The
                 run becomes part of that trace, and its agent receives it.
             retry_policy: Repeats attempts that the agent fails; None: a failure ends the run.
+            agent: The name of the agent that executes the run; see `list_agents`. Empty: the
+                session's agent, or the server's default.
 
         Raises:
             EmptyPrompt, SessionMissing, PromptTooLarge, InvalidArgument: The request is invalid.
             SessionNotFound: The session does not exist and allow_missing is False.
+            AgentNotFound: The server has no agent of this name.
+            PermissionDenied: The caller may not use the agent.
             RunIdConflict: The run id exists already with a different request.
             SessionBusy: when_busy is REJECT and the session has work.
             ValueError: when_busy is not a choice, or gRPC cannot send the traceparent.
@@ -190,6 +196,7 @@ class Client:
                 allow_missing=allow_missing,
                 traceparent=traceparent,
                 retry_policy=retry_policy,
+                agent=agent,
             ),
         )
 
@@ -330,6 +337,7 @@ class Client:
         *,
         title: str = "",
         metadata: Mapping[str, str] = NO_LABELS,
+        agent: str = "",
     ) -> Session:
         """Creates a session.
 
@@ -337,12 +345,13 @@ class Client:
             session_id: At most 128 bytes, no control characters; None: a new UUIDv7.
             title: A display name; at most 1 KiB.
             metadata: Your labels; at most 64, keys up to 128 bytes, values up to 4 KiB.
+            agent: The agent of the session's runs that name none; empty: the server's default.
 
-        Raises InvalidArgument, and SessionExists; after a lost response this may mean that this
-        call created the session.
+        Raises InvalidArgument, AgentNotFound, and SessionExists; after a lost response this may
+        mean that this call created the session.
         """
         return self._portal.call(
-            self._inner.create_session, session_id, title=title, metadata=metadata
+            self._inner.create_session, session_id, title=title, metadata=metadata, agent=agent
         )
 
     def get_session(self, session_id: str) -> Session:
@@ -367,6 +376,10 @@ class Client:
         `page_size` as in `list_runs`. The first step may raise SessionNotFound.
         """
         return Pager(self._portal, self._inner.list_messages(session_id, page_size=page_size))
+
+    def list_agents(self) -> tuple[AgentInfo, ...]:
+        """Lists the agents that the caller may use, with their state on the node that answers."""
+        return self._portal.call(self._inner.list_agents)
 
 
 @dataclass(frozen=True, slots=True)

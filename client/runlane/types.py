@@ -196,7 +196,11 @@ class RunRetryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """An accepted prompt. `run_complete` is set in a terminal state; ListRuns omits its text."""
+    """An accepted prompt. `run_complete` is set in a terminal state; ListRuns omits its text.
+
+    `agent` executes the run. It is empty for a run from before agents had names, and from servers
+    of that time.
+    """
 
     session_id: str
     run_id: str
@@ -214,6 +218,7 @@ class Run:
     folded_into: str | None = None
     run_complete: RunComplete | None = None
     retry_policy: RunRetryPolicy | None = None
+    agent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +250,10 @@ class CancelReceipt:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A conversation: an ordered transcript and one lane of runs."""
+    """A conversation: an ordered transcript and one lane of runs.
+
+    `agent` is the agent of its runs that name none; empty: the server's default.
+    """
 
     session_id: str
     title: str
@@ -256,6 +264,28 @@ class Session:
     usage: Usage
     created_at: datetime
     updated_at: datetime
+    agent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentInfo:
+    """An agent of the server, with its state on the node that answered.
+
+    Attributes:
+        name: The name, for `Client.run_accepted(agent=...)`.
+        kind: The kind of agent, such as `command` or `chat`.
+        ready: Whether it is ready to execute runs; until then they wait.
+        is_default: Whether it executes runs that name no agent.
+        slots_in_use: Sessions with an active run of this agent.
+        slots_limit: Maximum of `slots_in_use`; None: no limit of its own.
+    """
+
+    name: str
+    kind: str
+    ready: bool
+    is_default: bool
+    slots_in_use: int
+    slots_limit: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,10 +23,12 @@ from runlane.errors import (
 from runlane.metadata import Metadata, MetadataSource
 from runlane.rpc_errors import from_rpc
 from runlane.targets import is_local
+from runlane.v1.agent_service_pb2_grpc import AgentServiceStub
 from runlane.v1.run_service_pb2_grpc import RunServiceStub
 from runlane.v1.session_service_pb2_grpc import SessionServiceStub
 
 if TYPE_CHECKING:
+    from runlane.v1.agent_service_pb2_grpc import AgentServiceAsyncStub
     from runlane.v1.run_service_pb2_grpc import RunServiceAsyncStub
     from runlane.v1.session_service_pb2_grpc import SessionServiceAsyncStub
 
@@ -135,6 +137,7 @@ class Wire:
         self._channel: grpc.aio.Channel | None = None
         self._runs: RunServiceAsyncStub | None = None
         self._sessions: SessionServiceAsyncStub | None = None
+        self._agents: AgentServiceAsyncStub | None = None
         self._closed = False
 
     @property
@@ -185,6 +188,14 @@ class Wire:
         if self._sessions is None:
             self._sessions = SessionServiceStub(channel)
         return self._sessions
+
+    @property
+    def agents(self) -> AgentServiceAsyncStub:
+        """The calls of AgentService. Raises ClientClosed."""
+        channel = self.channel
+        if self._agents is None:
+            self._agents = AgentServiceStub(channel)
+        return self._agents
 
     async def close(self) -> None:
         """Closes the channel; pending calls raise ClientClosed. Idempotent."""

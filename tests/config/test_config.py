@@ -51,7 +51,7 @@ def test_a_flag_overrides_the_environment_which_overrides_the_file(tmp_path: Pat
     file.write_text('agent = "file"\nstore = "file"\nlisten = "file:1"\nmax-active-runs = 7\n')
     env = {"RUNLANE_CONFIG": str(file), "RUNLANE_STORE": "env", "RUNLANE_LISTEN": "env:1"}
     found = config("--listen", "flag:1", env=env)
-    assert (found.listen, found.store, found.agent) == (Address("flag", 1), "env", "file")
+    assert (found.listen, found.store, found.agent) == (Address("flag", 1), "env", ("file",))
     assert found.limits.max_active_runs == 7
     assert found.limits.max_waiting_runs == Limits().max_waiting_runs
 
@@ -72,7 +72,9 @@ VALUES: list[tuple[str, str, Any]] = [
     ("tls-client-ca", "clients.pem", "clients.pem"),
     ("node-tls-ca", "nodes.pem", "nodes.pem"),
     ("store", "memory:", "memory:"),
-    ("agent", "command:cat -", "command:cat -"),
+    ("agent", "command:cat -", ("command:cat -",)),
+    ("agent", "coder=command:env A=b cat", ("coder=command:env A=b cat",)),
+    ("agent-slots", "default=2", ("default=2",)),
     ("command-env", "HOME, LANG", ("HOME, LANG",)),
     ("command-env", "GREETING=a, b=c", ("GREETING=a, b=c",)),
     ("command-dir", "runs", "runs"),
@@ -103,6 +105,7 @@ VALUES: list[tuple[str, str, Any]] = [
     ("event-retention-bytes", "0", 0),
     ("session-retention", "90d", 90 * 86400.0),
     ("node-lease", "3s", 3.0),
+    ("worker-lease", "45s", 45.0),
     ("event-loop", "uvloop", "uvloop"),
     ("log-format", "json", "json"),
     ("log-level", "debug", "debug"),

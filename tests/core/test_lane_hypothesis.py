@@ -11,14 +11,17 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from proofs.lanecheck.commands import (
     DISPATCH,
+    ELSEWHERE,
     EMPTY,
     FAIL_WAITING,
     NODE_LOST,
     Command,
     Verb,
+    adopt,
     cancel,
     drain,
     finish,
+    hand_back,
     hand_over,
     live_ids,
     reserve,
@@ -130,6 +133,18 @@ class LaneHistory(RuleBasedStateMachine):
     def hand_over(self, late: int) -> None:
         assert self.lane.active is not None
         self.take(hand_over(self.lane.active.run_id, self.lane.active.attempt + late))
+
+    @precondition(lambda self: self.lane.active is not None)
+    @rule(late=st.sampled_from([0, 0, 0, -1, 1]))
+    def hand_back(self, late: int) -> None:
+        assert self.lane.active is not None
+        self.take(hand_back(self.lane.active.run_id, self.lane.active.attempt + late))
+
+    @precondition(lambda self: self.lane.active is not None)
+    @rule(late=st.sampled_from([0, 0, 0, -1, 1]), host=st.sampled_from(["", ELSEWHERE]))
+    def adopt(self, late: int, host: str) -> None:
+        assert self.lane.active is not None
+        self.take(adopt(self.lane.active.run_id, self.lane.active.attempt + late, host=host))
 
     @rule()
     def node_lost(self) -> None:

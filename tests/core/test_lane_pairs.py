@@ -20,9 +20,11 @@ from proofs.lanecheck.commands import (
     Command,
     Verb,
     accept,
+    adopt,
     cancel,
     drain,
     finish,
+    hand_back,
     hand_over,
     reserve,
 )
@@ -85,6 +87,11 @@ COMMANDS: Mapping[str, Callable[[Lane], Command]] = {
     "hand_over": _on_active(hand_over),
     "hand_over, last attempt": _on_active(hand_over),
     "hand_over of another attempt": _on_active(hand_over, late=1),
+    "hand_back": _on_active(hand_back),
+    "hand_back, last attempt": _on_active(hand_back),
+    "hand_back of another attempt": _on_active(hand_back, late=1),
+    "adopt": _on_active(adopt),
+    "adopt another attempt": _on_active(adopt, late=1),
     "fail_waiting": _always(FAIL_WAITING),
     "remove": _always(REMOVE),
 }

@@ -116,8 +116,8 @@ MUTANTS = (
     ),
     Mutant(
         "a run that has a turn is folded into another one's",
-        "joining = [run for run in waiting_to if run.turn == 0]",
-        "joining = list(waiting_to)",
+        "joining = [run for run in waiting_to if run.turn == 0 and run.agent == host.agent]",
+        "joining = [run for run in waiting_to if run.agent == host.agent]",
         "keeps it",
     ),
     Mutant(
@@ -252,6 +252,36 @@ MUTANTS = (
         "    lost = active.attempt - active.failures",
         "    lost = active.attempt",
         "retried run goes back",
+    ),
+    Mutant(
+        "a supervisor ends a run that another node has adopted",
+        "    if host not in {None, active.host}:",
+        "    if False:",
+        "has to be refused",
+    ),
+    Mutant(
+        "an adoption takes the cancel back",
+        "    moved = active._replace(host=host)\n",
+        "    moved = active._replace(host=host, state=RunState.ACTIVE, cancel_reason='')\n",
+        "adopt takes no run",
+    ),
+    Mutant(
+        "a late attempt is adopted",
+        "    active = _the_active(lane, run_id, attempt)\n    if active.host == host:",
+        "    active = _the_active(lane, run_id, lane.active.attempt)\n    if active.host == host:",
+        "has to be refused",
+    ),
+    Mutant(
+        "an attempt that was given back counts",
+        "        edit.count(active._replace(attempt=active.attempt - 1), events)",
+        "        edit.count(active, events)",
+        "R37",
+    ),
+    Mutant(
+        "a turn with folded runs is given back as if nothing had happened",
+        "is_active and not (content or tail or lane.folded):",
+        "is_active:",
+        "R37",
     ),
     Mutant(
         "accept_seq is given twice after a cancel on entry",

@@ -12,8 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from runlane_server.access.quotas import Quota, QuotaBook, Quotas
 from runlane_server.core.model import SessionKey
 from runlane_server.engine import slots as module
+from runlane_server.engine.agent_room import UNLIMITED
 from runlane_server.engine.recovery import claim_order_of
-from runlane_server.engine.slots import UNLIMITED, Slots
+from runlane_server.engine.slots import Slots
 from runlane_server.store.base import ClaimOrder, TenantShare
 
 QUIET, NOISY, OTHER = "quiet", "noisy", "other"

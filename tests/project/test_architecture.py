@@ -15,6 +15,7 @@ CLIENT = ROOT / "client" / "runlane"
 ROOMS: dict[str, set[str]] = {
     "release": {"release"},
     "core": {
+        "agents",
         "artifact",
         "errors",
         "lane",
@@ -50,10 +51,15 @@ ROOMS: dict[str, set[str]] = {
         "command.limits",
         "command.prctl",
         "custom",
+        "declaration",
         "loader",
-        "scripted.agent",
         "scripted.latches",
         "scripted.script",
+        "worker.agent",
+        "worker.messages",
+        "worker.slot",
+        "worker.turn",
+        "worker.workers",
     },
     "access": {
         "admission",
@@ -72,7 +78,7 @@ ROOMS: dict[str, set[str]] = {
     "config": {"", "option_types", "sample", "settings", "sources"},
     "feed": {"feed"},
     "cluster": {"key_refresh", "membership", "peers", "relay"},
-    "engine": {"agent_code", "coordinator", "executor", "pulse", "retention"},
+    "engine": {"agent_code", "agent_table", "coordinator", "executor", "pulse", "retention"},
     "rpc": {"endpoint", "tls"},
     "telemetry": {"logs", "metrics_server", "trace_export", "watchdog"},
     "process": {"app", "config_check", "node", "processes"},

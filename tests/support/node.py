@@ -26,6 +26,7 @@ from runlane_server.core.model import (
     Text,
     WhenBusy,
 )
+from runlane_server.engine.agent_table import AgentTable
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.engine.reservation import Acceptance
 from runlane_server.feed.feed import Feed
@@ -114,7 +115,11 @@ def line(message: Message) -> str:
 
 @asynccontextmanager
 async def running(
-    store: Store, *, agent: Agent | None = None, limits: Limits | None = None, **options: Any
+    store: Store,
+    *,
+    agent: Agent | AgentTable | None = None,
+    limits: Limits | None = None,
+    **options: Any,
 ) -> AsyncIterator[Node]:
     """A node over a store that is open."""
     scripted = ScriptedAgent()

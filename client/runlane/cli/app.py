@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from runlane.cli.agents import agents
 from runlane.cli.cancel import cancel
 from runlane.cli.command import Group
 from runlane.cli.connection import Settings, options
@@ -16,6 +17,7 @@ from runlane.cli.sessions import messages, sessions
 from runlane.cli.show import show
 from runlane.cli.top import top
 from runlane.cli.watch import watch
+from runlane.cli.worker import worker
 
 
 def _version() -> str:
@@ -48,5 +50,5 @@ def runlane(context: click.Context, /, **settings: Any) -> None:
     context.obj = Settings(**settings)
 
 
-for command in (run, cancel, watch, top, runs, show, wait, sessions, messages):
+for command in (run, cancel, watch, top, runs, show, wait, sessions, messages, agents, worker):
     runlane.add_command(command)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ import grpc
 
 from runlane.client import DEFAULT_TARGET, Client
 from runlane.wire import RetryPolicy
+from runlane.worker import Worker
 
 
 class ServerType(click.ParamType[str]):
@@ -33,6 +34,7 @@ class ServerType(click.ParamType[str]):
         return value
 
 
+MadeT = TypeVar("MadeT")
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -53,13 +55,20 @@ class Settings:
 
     def client(self, retry: RetryPolicy) -> Client:
         """Creates a client. Raises UsageError if options conflict."""
+        return self._made(lambda access: Client(self.server, retry=retry, **access))
+
+    def worker(self, agents: Mapping[str, Any], **options: Any) -> Worker:
+        """Creates a worker. Raises UsageError if options conflict."""
+        return self._made(lambda access: Worker(self.server, agents, **options, **access))
+
+    def _made(self, make: Callable[[dict[str, Any]], MadeT]) -> MadeT:
         try:
-            return Client(
-                self.server,
-                credentials=self._credentials(),
-                token=self._token(),
-                plaintext_token=self.plaintext_token,
-                retry=retry,
+            return make(
+                {
+                    "credentials": self._credentials(),
+                    "token": self._token(),
+                    "plaintext_token": self.plaintext_token,
+                }
             )
         except ValueError as error:
             text = str(error).replace("plaintext_token=True", "--plaintext-token")

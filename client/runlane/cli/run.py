@@ -41,6 +41,7 @@ class Options:
     attachments: tuple[Attachment, ...]
     when_busy: WhenBusy
     timeout: timedelta | None
+    agent: str
     as_json: bool
     detach: bool
 
@@ -61,6 +62,13 @@ class Options:
     "interrupt the active run and go next.",
 )
 @click.option("--timeout", type=DURATION, help="Maximum duration of the run, such as 30s or 1h30m.")
+@click.option(
+    "--agent",
+    default="",
+    metavar="NAME",
+    help="Agent that executes the run; see `runlane agents`. Default: that of the session, or of "
+    "the server.",
+)
 @click.option(
     "--run-id",
     metavar="ID",
@@ -84,6 +92,7 @@ def run(
     session: str | None,
     when_busy: str,
     timeout: timedelta | None,
+    agent: str,
     run_id: str | None,
     attach: tuple[Path, ...],
     as_json: bool,
@@ -114,6 +123,7 @@ def run(
         attachments=tuple(_read_attachment(path) for path in attach),
         when_busy=WhenBusy(when_busy),
         timeout=timeout,
+        agent=agent,
         as_json=as_json,
         detach=detach,
     )
@@ -178,6 +188,7 @@ async def _accept(client: Client, options: Options) -> RunHandle:
             attachments=options.attachments,
             when_busy=options.when_busy,
             timeout=options.timeout,
+            agent=options.agent,
             allow_missing=True,
             traceparent=_traceparent(),
         )

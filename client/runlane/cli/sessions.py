@@ -88,16 +88,24 @@ async def _list(count: int, as_json: bool, client: Client) -> int:
 
 @sessions.command()
 @click.option("--title", default="", help="Display name.")
+@click.option(
+    "--agent",
+    default="",
+    metavar="NAME",
+    help="Agent of the session's runs that name none. Default: that of the server.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the session as JSON.")
 @click.argument("session", required=False)
 @click.pass_obj
-def create(settings: Settings, title: str, as_json: bool, session: str | None) -> None:
+def create(settings: Settings, title: str, agent: str, as_json: bool, session: str | None) -> None:
     """Create a session and print its id. Without SESSION, the id is new."""
-    execute(settings, partial(_create, session, title, as_json))
+    execute(settings, partial(_create, session, title, agent, as_json))
 
 
-async def _create(session_id: str | None, title: str, as_json: bool, client: Client) -> int:
-    created = await client.create_session(session_id, title=title)
+async def _create(
+    session_id: str | None, title: str, agent: str, as_json: bool, client: Client
+) -> int:
+    created = await client.create_session(session_id, title=title, agent=agent)
     echo(json_line(created) if as_json else created.session_id)
     return DONE
 

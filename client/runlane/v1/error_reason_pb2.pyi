@@ -41,8 +41,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_RUN_NOT_FOUND: _ErrorReason.ValueType  # 7
     """NOT_FOUND: no run has this id."""
     ERROR_REASON_RUN_ID_CONFLICT: _ErrorReason.ValueType  # 8
-    """ALREADY_EXISTS: a run with this id exists already with a different session, prompt or
-    attachments.
+    """ALREADY_EXISTS: a run with this id exists already with a different session, prompt, attachments
+    or agent.
     """
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 9
     """RESOURCE_EXHAUSTED: the session is at its limit of waiting runs."""
@@ -95,6 +95,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the run was executed before, and its session was deleted since. To execute
     the prompt again, use a new run id.
     """
+    ERROR_REASON_AGENT_NOT_FOUND: _ErrorReason.ValueType  # 26
+    """NOT_FOUND: the server declares no agent of this name."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reason of an error. Every error carries a `google.rpc.ErrorInfo` (domain `runlane`); its
@@ -121,8 +123,8 @@ ERROR_REASON_RUN_MISSING: ErrorReason.ValueType  # 6
 ERROR_REASON_RUN_NOT_FOUND: ErrorReason.ValueType  # 7
 """NOT_FOUND: no run has this id."""
 ERROR_REASON_RUN_ID_CONFLICT: ErrorReason.ValueType  # 8
-"""ALREADY_EXISTS: a run with this id exists already with a different session, prompt or
-attachments.
+"""ALREADY_EXISTS: a run with this id exists already with a different session, prompt, attachments
+or agent.
 """
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 9
 """RESOURCE_EXHAUSTED: the session is at its limit of waiting runs."""
@@ -175,4 +177,6 @@ ERROR_REASON_RUN_DELETED: ErrorReason.ValueType  # 25
 """FAILED_PRECONDITION: the run was executed before, and its session was deleted since. To execute
 the prompt again, use a new run id.
 """
+ERROR_REASON_AGENT_NOT_FOUND: ErrorReason.ValueType  # 26
+"""NOT_FOUND: the server declares no agent of this name."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

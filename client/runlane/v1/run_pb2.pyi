@@ -354,6 +354,7 @@ class Run(_message.Message):
     ENDED_AT_FIELD_NUMBER: _builtins.int
     FOLDED_INTO_FIELD_NUMBER: _builtins.int
     RUN_COMPLETE_FIELD_NUMBER: _builtins.int
+    AGENT_FIELD_NUMBER: _builtins.int
     RETRY_POLICY_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session of the run."""
@@ -373,6 +374,10 @@ class Run(_message.Message):
     """Number of attempts started so far."""
     folded_into: _builtins.str
     """The run whose turn this run joined; empty if it was not folded."""
+    agent: _builtins.str
+    """The name of the agent that executes the run. Empty for a run accepted before agents had names:
+    the server's default.
+    """
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The caller's labels, unchanged."""
@@ -419,11 +424,12 @@ class Run(_message.Message):
         ended_at: _timestamp_pb2.Timestamp | None = ...,
         folded_into: _builtins.str = ...,
         run_complete: Global___RunComplete | None = ...,
+        agent: _builtins.str = ...,
         retry_policy: Global___RetryPolicy | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["accepted_at", b"accepted_at", "ended_at", b"ended_at", "retry_policy", b"retry_policy", "run_complete", b"run_complete", "started_at", b"started_at", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_seq", b"accept_seq", "accepted_at", b"accepted_at", "attempt", b"attempt", "ended_at", b"ended_at", "folded_into", b"folded_into", "max_attempts", b"max_attempts", "metadata", b"metadata", "prompt_excerpt", b"prompt_excerpt", "retry_policy", b"retry_policy", "run_complete", b"run_complete", "run_id", b"run_id", "session_id", b"session_id", "started_at", b"started_at", "state", b"state", "timeout", b"timeout", "when_busy", b"when_busy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_seq", b"accept_seq", "accepted_at", b"accepted_at", "agent", b"agent", "attempt", b"attempt", "ended_at", b"ended_at", "folded_into", b"folded_into", "max_attempts", b"max_attempts", "metadata", b"metadata", "prompt_excerpt", b"prompt_excerpt", "retry_policy", b"retry_policy", "run_complete", b"run_complete", "run_id", b"run_id", "session_id", b"session_id", "started_at", b"started_at", "state", b"state", "timeout", b"timeout", "when_busy", b"when_busy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -85,6 +85,7 @@ class RunAcceptedRequest(_message.Message):
     MAX_ATTEMPTS_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     ALLOW_MISSING_FIELD_NUMBER: _builtins.int
+    AGENT_FIELD_NUMBER: _builtins.int
     RETRY_POLICY_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session id; at most 128 bytes, no control characters, no leading or trailing whitespace."""
@@ -102,6 +103,11 @@ class RunAcceptedRequest(_message.Message):
     """Maximum number of attempts if nodes are lost; 1 to 100. Unset or 0: 1."""
     allow_missing: _builtins.bool
     """Create the session if it does not exist."""
+    agent: _builtins.str
+    """The name of the agent that executes the run; see ListAgents. Empty: the session's agent, or the
+    server's default if the session has none. A name that the server does not declare is refused
+    with AGENT_NOT_FOUND. It is part of the request that a repeated run_id is compared with.
+    """
     @_builtins.property
     def attachments(self) -> _containers.RepeatedCompositeFieldContainer[_run_pb2.Attachment]:
         """Attachments; at most 2 MiB in total by default (a server setting)."""
@@ -133,11 +139,12 @@ class RunAcceptedRequest(_message.Message):
         max_attempts: _builtins.int = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         allow_missing: _builtins.bool = ...,
+        agent: _builtins.str = ...,
         retry_policy: _run_pb2.RetryPolicy | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["retry_policy", b"retry_policy", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_missing", b"allow_missing", "attachments", b"attachments", "max_attempts", b"max_attempts", "metadata", b"metadata", "prompt", b"prompt", "retry_policy", b"retry_policy", "run_id", b"run_id", "session_id", b"session_id", "timeout", b"timeout", "when_busy", b"when_busy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "allow_missing", b"allow_missing", "attachments", b"attachments", "max_attempts", b"max_attempts", "metadata", b"metadata", "prompt", b"prompt", "retry_policy", b"retry_policy", "run_id", b"run_id", "session_id", b"session_id", "timeout", b"timeout", "when_busy", b"when_busy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

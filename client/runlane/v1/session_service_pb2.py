@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from runlane.v1 import session_pb2 as runlane_dot_v1_dot_session__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n runlane/v1/session_service.proto\x12\nrunlane.v1\x1a\x18runlane/v1/session.proto\"\xac\x01\n\x14\x43reateSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12@\n\x08metadata\x18\x03 \x03(\x0b\x32..runlane.v1.CreateSessionRequest.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"=\n\x15\x43reateSessionResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.runlane.v1.Session\"\'\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\":\n\x12GetSessionResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.runlane.v1.Session\"<\n\x13ListSessionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"V\n\x14ListSessionsResponse\x12%\n\x08sessions\x18\x01 \x03(\x0b\x32\x13.runlane.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"*\n\x14\x44\x65leteSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteSessionResponse\"P\n\x13ListMessagesRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"V\n\x14ListMessagesResponse\x12%\n\x08messages\x18\x01 \x03(\x0b\x32\x13.runlane.v1.Message\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xaf\x03\n\x0eSessionService\x12T\n\rCreateSession\x12 .runlane.v1.CreateSessionRequest\x1a!.runlane.v1.CreateSessionResponse\x12K\n\nGetSession\x12\x1d.runlane.v1.GetSessionRequest\x1a\x1e.runlane.v1.GetSessionResponse\x12Q\n\x0cListSessions\x12\x1f.runlane.v1.ListSessionsRequest\x1a .runlane.v1.ListSessionsResponse\x12T\n\rDeleteSession\x12 .runlane.v1.DeleteSessionRequest\x1a!.runlane.v1.DeleteSessionResponse\x12Q\n\x0cListMessages\x12\x1f.runlane.v1.ListMessagesRequest\x1a .runlane.v1.ListMessagesResponseB-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n runlane/v1/session_service.proto\x12\nrunlane.v1\x1a\x18runlane/v1/session.proto\"\xbb\x01\n\x14\x43reateSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12@\n\x08metadata\x18\x03 \x03(\x0b\x32..runlane.v1.CreateSessionRequest.MetadataEntry\x12\r\n\x05\x61gent\x18\x04 \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"=\n\x15\x43reateSessionResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.runlane.v1.Session\"\'\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\":\n\x12GetSessionResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.runlane.v1.Session\"<\n\x13ListSessionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"V\n\x14ListSessionsResponse\x12%\n\x08sessions\x18\x01 \x03(\x0b\x32\x13.runlane.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"*\n\x14\x44\x65leteSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteSessionResponse\"P\n\x13ListMessagesRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"V\n\x14ListMessagesResponse\x12%\n\x08messages\x18\x01 \x03(\x0b\x32\x13.runlane.v1.Message\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xaf\x03\n\x0eSessionService\x12T\n\rCreateSession\x12 .runlane.v1.CreateSessionRequest\x1a!.runlane.v1.CreateSessionResponse\x12K\n\nGetSession\x12\x1d.runlane.v1.GetSessionRequest\x1a\x1e.runlane.v1.GetSessionResponse\x12Q\n\x0cListSessions\x12\x1f.runlane.v1.ListSessionsRequest\x1a .runlane.v1.ListSessionsResponse\x12T\n\rDeleteSession\x12 .runlane.v1.DeleteSessionRequest\x1a!.runlane.v1.DeleteSessionResponse\x12Q\n\x0cListMessages\x12\x1f.runlane.v1.ListMessagesRequest\x1a .runlane.v1.ListMessagesResponseB-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,27 +36,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATESESSIONREQUEST_METADATAENTRY']._loaded_options = None
   _globals['_CREATESESSIONREQUEST_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_CREATESESSIONREQUEST']._serialized_start=75
-  _globals['_CREATESESSIONREQUEST']._serialized_end=247
-  _globals['_CREATESESSIONREQUEST_METADATAENTRY']._serialized_start=200
-  _globals['_CREATESESSIONREQUEST_METADATAENTRY']._serialized_end=247
-  _globals['_CREATESESSIONRESPONSE']._serialized_start=249
-  _globals['_CREATESESSIONRESPONSE']._serialized_end=310
-  _globals['_GETSESSIONREQUEST']._serialized_start=312
-  _globals['_GETSESSIONREQUEST']._serialized_end=351
-  _globals['_GETSESSIONRESPONSE']._serialized_start=353
-  _globals['_GETSESSIONRESPONSE']._serialized_end=411
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=413
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=473
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=475
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=561
-  _globals['_DELETESESSIONREQUEST']._serialized_start=563
-  _globals['_DELETESESSIONREQUEST']._serialized_end=605
-  _globals['_DELETESESSIONRESPONSE']._serialized_start=607
-  _globals['_DELETESESSIONRESPONSE']._serialized_end=630
-  _globals['_LISTMESSAGESREQUEST']._serialized_start=632
-  _globals['_LISTMESSAGESREQUEST']._serialized_end=712
-  _globals['_LISTMESSAGESRESPONSE']._serialized_start=714
-  _globals['_LISTMESSAGESRESPONSE']._serialized_end=800
-  _globals['_SESSIONSERVICE']._serialized_start=803
-  _globals['_SESSIONSERVICE']._serialized_end=1234
+  _globals['_CREATESESSIONREQUEST']._serialized_end=262
+  _globals['_CREATESESSIONREQUEST_METADATAENTRY']._serialized_start=215
+  _globals['_CREATESESSIONREQUEST_METADATAENTRY']._serialized_end=262
+  _globals['_CREATESESSIONRESPONSE']._serialized_start=264
+  _globals['_CREATESESSIONRESPONSE']._serialized_end=325
+  _globals['_GETSESSIONREQUEST']._serialized_start=327
+  _globals['_GETSESSIONREQUEST']._serialized_end=366
+  _globals['_GETSESSIONRESPONSE']._serialized_start=368
+  _globals['_GETSESSIONRESPONSE']._serialized_end=426
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=428
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=488
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=490
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=576
+  _globals['_DELETESESSIONREQUEST']._serialized_start=578
+  _globals['_DELETESESSIONREQUEST']._serialized_end=620
+  _globals['_DELETESESSIONRESPONSE']._serialized_start=622
+  _globals['_DELETESESSIONRESPONSE']._serialized_end=645
+  _globals['_LISTMESSAGESREQUEST']._serialized_start=647
+  _globals['_LISTMESSAGESREQUEST']._serialized_end=727
+  _globals['_LISTMESSAGESRESPONSE']._serialized_start=729
+  _globals['_LISTMESSAGESRESPONSE']._serialized_end=815
+  _globals['_SESSIONSERVICE']._serialized_start=818
+  _globals['_SESSIONSERVICE']._serialized_end=1249
 # @@protoc_insertion_point(module_scope)

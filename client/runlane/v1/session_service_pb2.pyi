@@ -48,12 +48,17 @@ class CreateSessionRequest(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     TITLE_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    AGENT_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session id; at most 128 bytes, no control characters, no leading or trailing whitespace.
     Empty: the server generates a UUIDv7.
     """
     title: _builtins.str
     """A display name; at most 1 KiB."""
+    agent: _builtins.str
+    """The agent of the session's runs that name none; see ListAgents. Empty: the server's default,
+    also if that changes. A name that the server does not declare is refused with AGENT_NOT_FOUND.
+    """
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The caller's labels; at most 64, keys up to 128 bytes, values up to 4 KiB."""
@@ -64,10 +69,11 @@ class CreateSessionRequest(_message.Message):
         session_id: _builtins.str = ...,
         title: _builtins.str = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        agent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "session_id", b"session_id", "title", b"title"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "metadata", b"metadata", "session_id", b"session_id", "title", b"title"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

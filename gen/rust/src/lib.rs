@@ -13,3 +13,11 @@ pub mod harness {
         include!("generated/runlane.harness.v1.rs");
     }
 }
+
+/// Calls of processes that execute runs: `runlane.worker.v1`.
+pub mod worker {
+    #[allow(clippy::all, rustdoc::all)]
+    pub mod v1 {
+        include!("generated/runlane.worker.v1.rs");
+    }
+}

@@ -38,8 +38,11 @@ class Role(StrEnum):
     RUN = "run"
     """`READ`, plus: accept runs, cancel runs, create sessions."""
 
+    WORK = "work"
+    """Execute runs as a worker, and nothing else."""
+
     ADMIN = "admin"
-    """`RUN`, plus: delete sessions."""
+    """`RUN` and `WORK`, plus: delete sessions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,8 @@ class Caller:
     """An authenticated caller. `name` is for the log.
 
     A `peer` is another node of the same store. It calls on behalf of a caller that it has
-    authenticated itself, and may read nothing but the run `run_id`.
+    authenticated itself, and may read nothing but the run `run_id`. `agents` are the agents that
+    the caller may use; None: all.
     """
 
     tenant: str
@@ -55,6 +59,7 @@ class Caller:
     name: str
     peer: bool = False
     run_id: str = ""
+    agents: frozenset[str] | None = None
 
 
 ANONYMOUS = Caller(DEFAULT_TENANT, Role.ADMIN, "")

@@ -22,6 +22,8 @@ from runlane_server.access.certificate import SUBJECT_FORM, is_subject, typed_su
 from runlane_server.access.jwts import ALGORITHMS, JwtSettings
 from runlane_server.access.quotas import Quotas, read_quotas
 from runlane_server.access.tokens import ID, SHA256, Token
+from runlane_server.core.agents import NAME_FORM as AGENT_FORM
+from runlane_server.core.agents import is_agent_name
 
 ValueT = TypeVar("ValueT")
 
@@ -30,7 +32,7 @@ _HEADER = re.compile(r"^[ \t]*\[{1,2}[ \t]*([\w.-]+)[ \t]*\]{1,2}", re.MULTILINE
 MAX_LEEWAY = 300
 """Seconds."""
 
-ROLE_FORM = "read, run or admin"
+ROLE_FORM = "read, run, work or admin"
 
 
 class BadEntry(Exception):
@@ -167,7 +169,7 @@ def _tables(top: _Table, kind: str, lines: LineIndex) -> list[_Table]:
 
 def _token(table: _Table) -> Token:
     name = table.text("name", is_name, NAME_FORM)
-    caller = Caller(_tenant(table), table.role(), name)
+    caller = Caller(_tenant(table), table.role(), name, agents=_agents(table))
     token_id = table.text("id", ID.fullmatch, "an id of 16 characters from a-z and 2-7")
     sha256 = table.text("sha256", SHA256.fullmatch, "64 lower-case hexadecimal digits")
     expires = table.take("expires", datetime, None)
@@ -179,9 +181,20 @@ def _token(table: _Table) -> Token:
 
 def _certificate(table: _Table) -> tuple[str, Caller]:
     subject = typed_subject(table.text("subject", is_subject, SUBJECT_FORM))
-    caller = Caller(_tenant(table), table.role(), subject)
+    caller = Caller(_tenant(table), table.role(), subject, agents=_agents(table))
     table.reject_unknown()
     return subject, caller
+
+
+def _agents(table: _Table) -> frozenset[str] | None:
+    """The agents that a caller may use; None: all."""
+    names = table.take("agents", list, None)
+    if names is None:
+        return None
+    for name in names:
+        if not isinstance(name, str) or not is_agent_name(name):
+            raise table.error("agents", f"must list names of agents: {AGENT_FORM}")
+    return frozenset(names)
 
 
 def _tenant(table: _Table, key: str = "tenant") -> str:
@@ -212,6 +225,7 @@ def _jwt(table: _Table, folder: Path) -> JwtSettings:
             value: Role(name) for value, name in _map(table, "roles", _is_role, ROLE_FORM).items()
         },
         leeway=float(leeway),
+        agents=_agents(table),
     )
     table.reject_unknown()
     return settings

@@ -27,7 +27,7 @@ _MAX_LENGTH = 8192
 """Characters."""
 
 _NAME_LENGTH = 64
-_ROLES = (Role.ADMIN, Role.RUN, Role.READ)
+_ROLES = (Role.ADMIN, Role.RUN, Role.WORK, Role.READ)
 
 
 _RSA = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
@@ -60,7 +60,8 @@ class JwtSettings:
 
     Tenant and role are either fixed or read from a claim. `tenants` and `roles` map values of the
     claim; an unmapped value is refused. Without a map the value itself is the tenant or role.
-    `keys` is a JSON Web Key Set if `is_set`, else a public key as PEM. `leeway` is in seconds.
+    `agents` are those that the callers may use; None: all. `keys` is a JSON Web Key Set if
+    `is_set`, else a public key as PEM. `leeway` is in seconds.
     """
 
     keys: Path
@@ -75,6 +76,7 @@ class JwtSettings:
     tenants: Mapping[str, str] = field(default_factory=dict)
     roles: Mapping[str, Role] = field(default_factory=dict)
     leeway: float = 30.0
+    agents: frozenset[str] | None = None
 
 
 class JwtVerifier:
@@ -146,7 +148,7 @@ class JwtVerifier:
             raise AuthenticationFailed("token without a valid tenant", subject=name)
         if role is None:
             raise AuthenticationFailed("token without a valid role", subject=name)
-        return Caller(tenant, role, name)
+        return Caller(tenant, role, name, agents=self._settings.agents)
 
     def _tenant(self, claimed: object) -> str:
         if not isinstance(claimed, str):

@@ -9,6 +9,8 @@ from runlane_server.access.caller import Role
 
 _RUNS = "/runlane.v1.RunService/"
 _SESSIONS = "/runlane.v1.SessionService/"
+_AGENTS = "/runlane.v1.AgentService/"
+_WORKER = "/runlane.worker.v1.WorkerService/"
 _HARNESS = "/runlane.harness.v1.HarnessService/"
 
 REQUIRED_ROLES: Mapping[str, Role] = MappingProxyType(
@@ -26,6 +28,8 @@ REQUIRED_ROLES: Mapping[str, Role] = MappingProxyType(
         _SESSIONS + "DeleteSession": Role.ADMIN,
         _SESSIONS + "ListSessions": Role.READ,
         _SESSIONS + "ListMessages": Role.READ,
+        _AGENTS + "ListAgents": Role.READ,
+        _WORKER + "Work": Role.WORK,
         _HARNESS + "GetServer": Role.ADMIN,
         _HARNESS + "ArmGate": Role.ADMIN,
         _HARNESS + "AwaitGate": Role.ADMIN,
@@ -37,7 +41,7 @@ REQUIRED_ROLES: Mapping[str, Role] = MappingProxyType(
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Role.READ,
     }
 )
-"""The lowest role that may call each method, by full name."""
+"""The role that may call each method, by full name; a higher one may too."""
 
 PUBLIC_METHODS = frozenset(f"/grpc.health.v1.Health/{name}" for name in ("Check", "List", "Watch"))
 """Methods without authentication: probes of load balancers and orchestrators have no identity."""
@@ -45,10 +49,17 @@ PUBLIC_METHODS = frozenset(f"/grpc.health.v1.Health/{name}" for name in ("Check"
 NODE_METHODS = frozenset({_RUNS + "SubscribeRun"})
 """Methods that another node of the same store may call, each for the one run that it signed for."""
 
-_RANK = {Role.READ: 0, Role.RUN: 1, Role.ADMIN: 2}
+_HIGHER = {
+    Role.READ: frozenset({Role.READ, Role.RUN, Role.ADMIN}),
+    Role.RUN: frozenset({Role.RUN, Role.ADMIN}),
+    # A worker executes runs, and does nothing else.
+    Role.WORK: frozenset({Role.WORK, Role.ADMIN}),
+    Role.ADMIN: frozenset({Role.ADMIN}),
+}
+"""The roles that have the rights of a role."""
 
 
 def is_allowed(role: Role, method: str) -> bool:
     """Whether a role may call a method."""
     required = REQUIRED_ROLES.get(method)
-    return required is not None and _RANK[role] >= _RANK[required]
+    return required is not None and role in _HIGHER[required]

@@ -11,6 +11,8 @@ from runlane_server.agents.custom import import_agent
 from runlane_server.agents.echo import EchoAgent
 from runlane_server.agents.scripted.agent import ScriptedAgent
 from runlane_server.agents.scripted.latches import Latches
+from runlane_server.agents.worker.agent import WorkerAgent
+from runlane_server.agents.worker.workers import Workers
 from runlane_server.core.errors import SettingsError
 from runlane_server.extras import require
 
@@ -21,11 +23,12 @@ command+json:<argv>        the same, with the whole turn as JSON on stdin
 chat:<provider>:<model>    a language model, such as chat:openai:gpt-4o
 <module>:<attribute>       your own: a function, a pydantic_ai.Agent, or an object with start, run
                            and close
+worker                     runs of this agent are executed by workers, in processes of their own
 scripted                   follows the script in its prompt, for tests
 """
 """The forms of a spec, as help text."""
 
-_NAMES = "echo, command:<argv>, command+json:<argv>, chat:<provider>:<model>, scripted"
+_NAMES = "echo, command:<argv>, command+json:<argv>, chat:<provider>:<model>, worker, scripted"
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s)?")
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
@@ -38,8 +41,9 @@ class AgentSettings:
     `command_kill_grace`: seconds between SIGTERM and SIGKILL for a program; it must be below the
     server's `--cancel-grace`. `command`: what programs get. `chat_instructions`: instructions for a
     language model, before the conversation. `chat_max_retries`: retries of a request to it.
-    `chat_lenient_end`: whether its answers may end without a finish reason.
-    `latches`: where scripted runs wait, for tests within the process.
+    `chat_lenient_end`: whether its answers may end without a finish reason. `worker_lease`: seconds
+    that a worker without a connection keeps its run. `latches`: where scripted runs wait, for tests
+    within the process.
     """
 
     command_kill_grace: float = 2.0
@@ -48,9 +52,19 @@ class AgentSettings:
     chat_max_retries: int = 2
     chat_lenient_end: bool = False
     latches: Latches | None = None
+    worker_lease: float = 30.0
 
 
 DEFAULTS = AgentSettings()
+
+
+_KINDS = frozenset({"echo", "command", "command+json", "chat", "worker", "scripted"})
+
+
+def agent_kind(spec: str) -> str:
+    """The kind of agent of a spec; `python` for your own. It holds nothing secret."""
+    kind = spec.strip().partition(":")[0]
+    return kind if kind in _KINDS else "python"
 
 
 def load_agent(spec: str, settings: AgentSettings = DEFAULTS) -> Agent:
@@ -68,6 +82,8 @@ def load_agent(spec: str, settings: AgentSettings = DEFAULTS) -> Agent:
             )
         case "chat":
             return _chat(rest, settings)
+        case "worker" if not rest:
+            return WorkerAgent(Workers(settings.worker_lease))
         case "scripted" if not rest:
             return ScriptedAgent(settings.latches)
     if _MODULE.fullmatch(kind) and _MODULE.fullmatch(rest):

@@ -106,6 +106,8 @@ class Setting:
             if not isinstance(value, bool):
                 raise TypeError("must be true or false")
             return value
+        if self.repeatable and isinstance(value, list | dict):
+            return _several(value)
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise TypeError("must be a string or a number")
         if self.repeatable:
@@ -120,6 +122,16 @@ class Setting:
         if self.repeatable:
             return tuple(self.type.convert(one, None, None) for one in value)
         return self.type.convert(value, None, None)
+
+
+def _several(value: list[object] | dict[str, object]) -> list[str]:
+    """The values of a repeatable setting that the TOML file gives as a list of strings, or as a
+    table, where `name = value` stands for `NAME=VALUE`. Raises TypeError."""
+    named = [(f"{key}=", one) for key, one in value.items()] if isinstance(value, dict) else []
+    found = named or [("", one) for one in value]
+    if any(isinstance(one, bool) or not isinstance(one, str | int) for _, one in found):
+        raise TypeError("must be a string, a list of strings or a table of strings")
+    return [f"{name}{one}" for name, one in found]
 
 
 def setting(

@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from runlane_server.agents.command.environment import parse_variables
+from runlane_server.agents.declaration import split_agent, split_slots
 from runlane_server.net.addresses import Address
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -184,6 +185,42 @@ class Variables(click.ParamType[str]):
     def split_envvar_value(self, rv: str) -> Sequence[str]:
         """The lines."""
         return rv.splitlines()
+
+
+class AgentSpec(click.ParamType[str]):
+    """An agent: a spec, or NAME=SPEC. An environment variable may contain several, one per line."""
+
+    name = "agent"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text, unchanged."""
+        try:
+            split_agent(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
+
+    def split_envvar_value(self, rv: str) -> Sequence[str]:
+        """The lines."""
+        return [line for line in rv.splitlines() if line.strip()]
+
+
+class AgentSlots(click.ParamType[str]):
+    """A limit of slots: NAME=N. An environment variable may contain several, one per line."""
+
+    name = "slots"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text, unchanged."""
+        try:
+            split_slots(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
+
+    def split_envvar_value(self, rv: str) -> Sequence[str]:
+        """The lines."""
+        return [line for line in rv.splitlines() if line.strip()]
 
 
 class StoreText(click.ParamType[str]):

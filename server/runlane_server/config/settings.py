@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from runlane_server.agents.declaration import AgentDeclaration, declared_agents
 from runlane_server.config.declaration import (
     Setting,
     Topic,
@@ -21,6 +22,8 @@ from runlane_server.config.declaration import (
 )
 from runlane_server.config.option_types import (
     AddressType,
+    AgentSlots,
+    AgentSpec,
     Duration,
     HttpUrl,
     Ratio,
@@ -111,13 +114,26 @@ class Config:
 
     # --- Agents
 
-    agent: str = setting(
-        "echo",
+    agent: tuple[str, ...] = setting(
+        (),
         Topic.AGENTS,
-        click.STRING,
+        AgentSpec(),
         "Agent that executes runs: echo, command:ARGV, command+json:ARGV, chat:PROVIDER:MODEL, "
-        "MODULE:ATTRIBUTE, or scripted.",
-        metavar="AGENT",
+        "MODULE:ATTRIBUTE, worker, or scripted. May be repeated, with a name for each; without one "
+        "the name is 'default'. Runs that name no agent use 'default', or the first one.",
+        metavar="[NAME=]AGENT",
+        without="echo",
+        repeatable=True,
+    )
+    agent_slots: tuple[str, ...] = setting(
+        (),
+        Topic.AGENTS,
+        AgentSlots(),
+        "Maximum number of active runs of one agent on this node. May be repeated. 0: accept its "
+        "runs and execute none.",
+        metavar="NAME=N",
+        without="only --max-active-runs",
+        repeatable=True,
     )
     chat_instructions: str = setting(
         "",
@@ -133,6 +149,12 @@ class Config:
         click.BOOL,
         "Accept answers of a language model that end without a finish reason. By default such an "
         "answer counts as cut off, and the run fails with PROVIDER_UNAVAILABLE.",
+    )
+    worker_lease: float = setting(
+        30.0,
+        Topic.AGENTS,
+        Duration(zero=False),
+        "How long a worker that has lost its connection keeps its run.",
     )
 
     # --- Programs
@@ -413,6 +435,11 @@ class Config:
     def store_url(self) -> StoreUrl:
         """`store`, parsed. Raises SettingsError."""
         return StoreUrl.parse(self.store)
+
+    @property
+    def agents(self) -> tuple[AgentDeclaration, ...]:
+        """`agent` and `agent_slots`, parsed. Raises SettingsError."""
+        return declared_agents(self.agent, self.agent_slots)
 
     @classmethod
     def from_options(cls, **options: Any) -> Config:

@@ -10,6 +10,7 @@
     │   └── PageTokenInvalid
     ├── SessionNotFound, SessionExists, SessionBusy
     ├── RunNotFound, RunIdConflict, RunDeleted
+    ├── AgentNotFound
     ├── QueueFull, Overloaded, QuotaExceeded
     ├── CursorCompacted
     ├── Draining
@@ -144,14 +145,14 @@ class RunNotFound(RunlaneError):
 
 
 class RunIdConflict(RunlaneError):
-    """The run id was used before, for another session or another prompt (R3)."""
+    """The run id was used before, for another session, prompt or agent (R3)."""
 
     reason = "RUN_ID_CONFLICT"
 
     @classmethod
     def of(cls, run_id: str) -> RunIdConflict:
         """Builds the error for one run."""
-        return cls(f"run id {run_id!r} was used before, for another session or another prompt")
+        return cls(f"run id {run_id!r} was used before, for another session, prompt or agent")
 
 
 class RunDeleted(RunlaneError):
@@ -166,6 +167,17 @@ class RunDeleted(RunlaneError):
             f"run {run_id!r} was executed before, and its session was deleted;"
             " use a new run id to execute the prompt again"
         )
+
+
+class AgentNotFound(RunlaneError):
+    """The server declares no agent of this name (R31)."""
+
+    reason = "AGENT_NOT_FOUND"
+
+    @classmethod
+    def of(cls, name: str) -> AgentNotFound:
+        """Builds the error for one name."""
+        return cls(f"agent: this server has no agent {name!r}; ListAgents returns the names")
 
 
 class QueueFull(RunlaneError):

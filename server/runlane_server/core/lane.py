@@ -12,13 +12,14 @@ and events are not in it; they are in the store.
                                 +--drain_for_step----+   folded into the active turn
 
 A **command** is a plain function below: `reserve`, `release`, `accept`, `dispatch`, `cancel`,
-`drain_for_step`, `finish`, `node_lost`, `hand_over`, `fail_waiting`, `remove`. It takes a lane, its
-arguments and the time, and either raises and changes nothing or returns a **transition**: the next
-lane and everything to be committed with it - changed runs, messages, events - plus the reply to
-the caller. The store commits a transition as one transaction, on condition that the lane still has
-the version that the command saw. If it has not, the command is simply applied again to the new
-lane. That is the only concurrency control, so no race is decided anywhere but here: of a cancel and
-a completion the one that is committed first wins, and the other sees its result (R8, R19).
+`drain_for_step`, `finish`, `node_lost`, `hand_over`, `adopt`, `fail_waiting`, `remove`. It takes a
+lane, its arguments and the time, and either raises and changes nothing or returns a **transition**:
+the next lane and everything to be committed with it - changed runs, messages, events - plus the
+reply to the caller. The store commits a transition as one transaction, on condition that the lane
+still has the version that the command saw. If it has not, the command is simply applied again to
+the new lane. That is the only concurrency control, so no race is decided anywhere but here: of a
+cancel and a completion the one that is committed first wins, and the other sees its result (R8,
+R19).
 
 A **trigger** moves one run from state to state, as `TABLE` lists; every pair that is not in the
 table is illegal. The table knows nothing about other runs. The commands decide *which* runs a
@@ -49,6 +50,7 @@ from itertools import takewhile
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar, cast
 
+from runlane_server.core.agents import ONE_AGENT, AgentNames
 from runlane_server.core.errors import (
     IllegalCommand,
     QueueFull,
@@ -175,11 +177,12 @@ def accept(
     token: str,
     max_waiting: int,
     allow_missing: bool = False,
+    agents: AgentNames = ONE_AGENT,
 ) -> Transition[LaneRun]:
     """Turns a reservation into a run. Replies with it, or with the run that already has this id.
 
-    Raises SessionNotFound (R2), SessionBusy (REJECT, R27), QueueFull, and IllegalCommand if the
-    reservation does not exist.
+    Raises SessionNotFound (R2), AgentNotFound and PermissionDenied (R31), SessionBusy (REJECT,
+    R27), QueueFull, and IllegalCommand if the reservation does not exist.
     """
     held = next((held for held in lane.reservations if held.token == token), None)
     if held is None:
@@ -189,20 +192,19 @@ def accept(
     known = lane.find(request.run_id)
     if known is not None:
         return edit.done(reply=known)
-    _check_room(lane, held, request, allow_missing=allow_missing, max_waiting=max_waiting)
+    if not (lane.exists or allow_missing):
+        raise SessionNotFound.of(lane.key.session_id)
+    agent = agents.choose(request.agent, lane.agent)
+    _check_room(lane, held, request, max_waiting=max_waiting)
     if request.when_busy is WhenBusy.INTERRUPT and not held.covered:
         edit.cancel_active("interrupted by " + request.run_id)
-    run = edit.enter(request)
+    run = edit.enter(request, agent)
     if held.covered:
         edit.cancel_waiting([run], held.cancel_reason)
     return edit.done(reply=edit.current(run))
 
 
-def _check_room(
-    lane: Lane, held: Reservation, request: RunRequest, *, allow_missing: bool, max_waiting: int
-) -> None:
-    if not (lane.exists or allow_missing):
-        raise SessionNotFound.of(lane.key.session_id)
+def _check_room(lane: Lane, held: Reservation, request: RunRequest, *, max_waiting: int) -> None:
     behind_another = lane.active is not None or bool(lane.waiting)
     # Only earlier reservations count: of a burst of accepts with REJECT, one is accepted.
     earlier = takewhile(lambda other: other.token != held.token, lane.reservations)
@@ -260,14 +262,15 @@ def cancel(
 
 
 def drain_for_step(
-    lane: Lane, run_id: str, attempt: int, *, at: Micros, events: int
+    lane: Lane, run_id: str, attempt: int, *, at: Micros, events: int, host: str | None = None
 ) -> Transition[tuple[LaneRun, ...]]:
-    """Folds the waiting FOLD runs into the active turn, in accept order (R26, R27).
+    """Folds the waiting FOLD runs of its agent into the active turn, in accept order (R26, R27).
 
     `events` is the number of events of the active run so far. Replies with the folded runs; none
-    if the active run was cancelled. Raises IllegalCommand if the attempt is not the active one.
+    if the active run was cancelled. Raises IllegalCommand if the attempt is not the active one, or
+    not active on node `host`.
     """
-    active = _the_active(lane, run_id, attempt)
+    active = _the_active(lane, run_id, attempt, host)
     edit = _Edit(lane, at)
     edit.count(active, events)
     folded = edit.fold() if active.state is RunState.ACTIVE else ()
@@ -283,15 +286,17 @@ def finish(
     at: Micros,
     events: int,
     cancelled: str | None = None,
+    host: str | None = None,
 ) -> Transition[RunComplete | None]:
     """Ends the active run and those folded into it. Replies with its RunComplete, or with None if
     its retry policy repeats the attempt (R38).
 
     A run that a cancel covers ends cancelled regardless of the outcome (R19). `cancelled` is the
     reason of the cancel that its agent was stopped for, if that cancel may not be committed yet.
-    Raises IllegalCommand if the attempt is not the active one: it was fenced off.
+    Raises IllegalCommand if the attempt is not the active one, or not active on node `host`: it was
+    fenced off.
     """
-    active = _the_active(lane, run_id, attempt)
+    active = _the_active(lane, run_id, attempt, host)
     edit = _Edit(lane, at)
     edit.count(active, events)
     if cancelled is not None:
@@ -341,14 +346,37 @@ def hand_over(
     at: Micros,
     events: int,
     why: str = SHUT_DOWN,
+    is_unused: bool = False,
+    host: str | None = None,
 ) -> Transition[bool]:
-    """Retries a run whose node stops, or ends it INTERRUPTED, as `node_lost` does.
+    """Retries a run whose node or worker stops, or ends it INTERRUPTED, as `node_lost` does.
 
-    Of the outcome only the content counts; `why` is the message of the error. Raises
+    Of the outcome only the content counts; `why` is the message of the error. `is_unused`: the
+    executor gave the run back; without output and folded runs the attempt does not count (R37).
+    Raises IllegalCommand if the attempt is not the active one, or not active on node `host`.
+    """
+    active = _the_active(lane, run_id, attempt, host)
+    content, tail = outcome.content, outcome.tail
+    is_active = active.state is RunState.ACTIVE
+    if is_unused and is_active and not (content or tail or lane.folded):
+        edit = _Edit(lane, at)
+        edit.count(active._replace(attempt=active.attempt - 1), events)
+        edit.retry(())
+        return edit.done(reply=True)
+    return _give_up(lane, active, content, tail, at=at, events=events, why=why)
+
+
+def adopt(lane: Lane, run_id: str, attempt: int, *, host: str) -> Transition[LaneRun]:
+    """Moves the active run to node `host`, where its executor is connected now (R36).
+
+    The attempt continues, and a confirmed cancel stays in force. Replies with the run. Raises
     IllegalCommand if the attempt is not the active one.
     """
     active = _the_active(lane, run_id, attempt)
-    return _give_up(lane, active, outcome.content, outcome.tail, at=at, events=events, why=why)
+    if active.host == host:
+        return Transition(lane, reply=active)
+    moved = active._replace(host=host)
+    return Transition(lane._replace(active=moved), (RunChange(moved),), reply=moved)
 
 
 def _give_up(
@@ -373,12 +401,16 @@ def _give_up(
     return edit.done(reply=True)
 
 
-def fail_waiting(lane: Lane, error: RunError, *, at: Micros) -> Transition[int]:
-    """Ends all waiting runs as failed before they started (R30). Replies with their number."""
+def fail_waiting(
+    lane: Lane, error: RunError, *, at: Micros, agents: Container[str] | None = None
+) -> Transition[int]:
+    """Ends the waiting runs as failed before they started (R30): those of the named agents only, if
+    there are names (R32). Replies with their number."""
     edit = _Edit(lane, at)
-    for run in lane.waiting:
+    failed = [run for run in lane.waiting if agents is None or run.agent in agents]
+    for run in failed:
         edit.end_unstarted(run, Trigger.FAIL, FinishReason.ERROR, error)
-    return edit.done(reply=len(lane.waiting))
+    return edit.done(reply=len(failed))
 
 
 def remove(lane: Lane, *, unchanged_since: tuple[int, int] | None = None) -> Transition[None]:
@@ -397,10 +429,12 @@ def remove(lane: Lane, *, unchanged_since: tuple[int, int] | None = None) -> Tra
     return Transition(Lane(lane.key), removed=True)
 
 
-def _the_active(lane: Lane, run_id: str, attempt: int) -> LaneRun:
+def _the_active(lane: Lane, run_id: str, attempt: int, host: str | None = None) -> LaneRun:
     active = lane.active
     if active is None or (active.run_id, active.attempt) != (run_id, attempt):
         raise IllegalCommand(f"attempt {attempt} of run {run_id} is not active")
+    if host not in {None, active.host}:
+        raise IllegalCommand(f"attempt {attempt} of run {run_id} continues on another node")
     return active
 
 
@@ -437,6 +471,7 @@ class _Edit:
         self._folded = lane.folded
         self._waiting = lane.waiting
         self._reservations = lane.reservations
+        self._agent = lane.agent
 
     def done(self, reply: Reply) -> Transition[Reply]:
         """Builds the transition, after setting the states of the waiting runs."""
@@ -451,6 +486,7 @@ class _Edit:
                 self._folded,
                 self._waiting,
                 self._reservations,
+                self._agent,
             ),
             tuple(self.changes.values()),
             tuple(self.messages),
@@ -473,7 +509,7 @@ class _Edit:
         """Ends a reservation."""
         self._reservations = tuple([held for held in self._reservations if held.token != token])
 
-    def enter(self, request: RunRequest) -> LaneRun:
+    def enter(self, request: RunRequest, agent: str) -> LaneRun:
         """Adds a new run to the lane: at the end, or at the head with INTERRUPT."""
         waiting = self._waiting
         seq = self._accept_seq + 1
@@ -491,6 +527,7 @@ class _Edit:
             trace=request.trace,
             events=1,
             retry=request.retry,
+            agent=agent,
         )
         self.events.append(RunEvent(run.run_id, 1, self.at, Accepted(seq)))
         self._accept_seq = seq
@@ -516,13 +553,13 @@ class _Edit:
         return run
 
     def fold(self) -> tuple[LaneRun, ...]:
-        """Folds the waiting FOLD runs into the active turn.
+        """Folds the waiting FOLD runs of the same agent into the active turn.
 
         A run that has already been attempted has a turn of its own and is not folded.
         """
         host = cast("LaneRun", self._active)
         waiting_to = (run for run in self._waiting if run.when_busy is WhenBusy.FOLD)
-        joining = [run for run in waiting_to if run.turn == 0]
+        joining = [run for run in waiting_to if run.turn == 0 and run.agent == host.agent]
         self._remove(joining)
         folded: list[LaneRun] = []
         for waiting in sorted(joining, key=lambda run: run.accept_seq):

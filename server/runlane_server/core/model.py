@@ -186,8 +186,8 @@ class Prompt:
 
 class RunRequest(NamedTuple):
     """A request for a run. `timeout` limits the time the run is active, in microseconds; `trace` is
-    the caller's `traceparent` (see `core.trace`), empty for none; `retry` repeats attempts that the
-    agent failed (R38)."""
+    the caller's `traceparent` (see `core.trace`), empty for none; `agent` is the requested agent,
+    empty for the default; `retry` repeats attempts that the agent failed (R38)."""
 
     run_id: str
     prompt: Prompt
@@ -196,16 +196,19 @@ class RunRequest(NamedTuple):
     max_attempts: int = 1
     metadata: Mapping[str, str] = NO_LABELS
     trace: str = ""
+    agent: str = ""
     retry: RetryPolicy | None = None
 
     @property
     def fingerprint(self) -> str:
-        """A digest of what a repeated request is compared by (R3): the prompt, and the retry policy
-        if the request has one."""
-        prompt = self.prompt.fingerprint
-        if self.retry is None:
-            return prompt
-        return hashlib.blake2b(f"{self.retry}:{prompt}".encode(), digest_size=16).hexdigest()
+        """A digest of what a repeated request is compared by (R3): the prompt, and the agent and
+        the retry policy if the request has them."""
+        digest = self.prompt.fingerprint
+        for part in (self.agent, self.retry):
+            if part:
+                text = f"{part}:{digest}"
+                digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        return digest
 
 
 class RunComplete(NamedTuple):
@@ -236,7 +239,8 @@ class RunComplete(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A stored run. `complete` is set once the run has ended."""
+    """A stored run. `complete` is set once the run has ended; `agent` is empty for a run from
+    before agents had names."""
 
     session_id: str
     run_id: str
@@ -254,12 +258,13 @@ class Run(NamedTuple):
     ended_at: Micros | None
     folded_into: str
     complete: RunComplete | None
+    agent: str = ""
     retry: RetryPolicy | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A stored session."""
+    """A stored session. `agent` is the agent of its runs that name none, empty for the default."""
 
     session_id: str
     title: str
@@ -269,6 +274,7 @@ class Session:
     usage: Usage
     created_at: Micros
     updated_at: Micros
+    agent: str = ""
 
     @property
     def busy(self) -> bool:

@@ -6,6 +6,8 @@ rolled back.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from runlane_server.core.model import Micros, RunKey, SessionKey
@@ -22,12 +24,13 @@ class CancelRequest(NamedTuple):
 
 class Load(NamedTuple):
     """The load of a node: runs whose agent is at work, waiting runs, and slots in use. A node that
-    is `draining` accepts no new runs."""
+    is `draining` accepts no new runs. `active_by_agent` has all agents that the node declares."""
 
     active: int
     waiting: int
     slots_in_use: int
     draining: bool
+    active_by_agent: Mapping[str, int] = MappingProxyType({})
 
 
 class Observer:

@@ -37,9 +37,9 @@ class LaneRun(NamedTuple):
 
     `rank` orders the waiting runs. `turn` is the number of its turn in the transcript, 0 before it
     has one. `events` counts its events so far. `trace` is the caller's `traceparent`. `host` is the
-    id of the node where it is active, empty unless the store is shared. `failures` counts the
-    attempts that its agent failed, and `not_before` is when the next one may start; 0 for a run
-    that waits for no retry (R38).
+    id of the node where it is active, empty unless the store is shared. `agent` is empty for a run
+    from before agents had names. `failures` counts the attempts that its agent failed, and
+    `not_before` is when the next one may start; 0 for a run that waits for no retry (R38).
     """
 
     run_id: str
@@ -58,6 +58,7 @@ class LaneRun(NamedTuple):
     cancel_reason: str = ""
     trace: str = ""
     host: str = ""
+    agent: str = ""
     retry: RetryPolicy | None = None
     failures: int = 0
     not_before: Micros = 0
@@ -77,7 +78,7 @@ class Lane(NamedTuple):
 
     Version 0 means that the session does not exist. The active run is ACTIVE or CANCELLING;
     `folded` are the runs that joined its turn. `reservations` exist only in this process and are
-    not stored.
+    not stored. `agent` is the agent of runs that name none, empty for the server's default.
     """
 
     key: SessionKey
@@ -88,6 +89,7 @@ class Lane(NamedTuple):
     folded: tuple[LaneRun, ...] = ()
     waiting: tuple[LaneRun, ...] = ()
     reservations: tuple[Reservation, ...] = ()
+    agent: str = ""
 
     @property
     def exists(self) -> bool:
@@ -137,6 +139,7 @@ class Lane(NamedTuple):
             self.folded,
             self.waiting,
             self.reservations,
+            self.agent,
         )
 
     @property
@@ -273,5 +276,6 @@ def describe(
         ended_at=complete.ended_at if complete else None,
         folded_into=run.folded_into,
         complete=complete,
+        agent=run.agent,
         retry=request.retry,
     )

@@ -28,7 +28,7 @@ from runlane_server.core.model import (
     utf8_size,
 )
 from runlane_server.core.transition import LaneRun
-from runlane_server.engine.outbox import output_size
+from runlane_server.engine.output_size import output_size
 from runlane_server.store.base import MessagePlace, Page, Store
 from runlane_server.store.retry import retry_read
 
@@ -44,12 +44,13 @@ MESSAGE_BYTES = 200
 @dataclass(frozen=True, slots=True)
 class Job:
     """An attempt of a run. `request` is None if it must be read from the store; `trace` is the
-    `traceparent` for the agent, empty for none."""
+    `traceparent` for the agent, empty for none. `is_resumed`: another process began the attempt."""
 
     key: SessionKey
     run: LaneRun
     request: RunRequest | None
     trace: str = ""
+    is_resumed: bool = False
 
     @property
     def run_key(self) -> RunKey:
@@ -96,18 +97,18 @@ class AgentTurn:
         run = await retry_read(self._store, lambda: self._store.get_run(self._job.run_key))
         if run is not None:
             self.metadata = run.metadata
-        self.prompt = (await self._folded_prompt(self._job.run)).prompt
+        self.prompt = (await self.prompt_of(self._job.run.run_id)).prompt
 
-    async def _folded_prompt(self, run: LaneRun) -> FoldedPrompt:
+    async def prompt_of(self, run_id: str) -> FoldedPrompt:
         """Reads the prompt of a run of this tenant."""
-        key = RunKey(self._job.key.tenant, run.run_id)
+        key = RunKey(self._job.key.tenant, run_id)
         try:
             prompt = await retry_read(self._store, lambda: self._store.get_prompt(key))
         except CorruptRecord as error:
             raise AgentError(error.message, reason=error.reason) from error
         if prompt is None:
             raise AgentError("the prompt is missing from the store", reason="INTERRUPTED")
-        return FoldedPrompt(run.run_id, prompt)
+        return FoldedPrompt(run_id, prompt)
 
     async def history(self) -> Sequence[Message]:
         """Reads the transcript before this turn: the latest turns within `--max-history`."""
@@ -131,7 +132,7 @@ class AgentTurn:
 
     async def take_folded(self) -> Sequence[FoldedPrompt]:
         """Takes the prompts of the runs that join this turn now."""
-        return [await self._folded_prompt(run) for run in await self._fold()]
+        return [await self.prompt_of(run.run_id) for run in await self._fold()]
 
     async def emit(self, event: AgentEvent | str) -> None:
         """Adds an event to the output."""

@@ -21,6 +21,7 @@ from runlane_server.access.stored_bytes import StoredBytes
 from runlane_server.agents.base import Agent
 from runlane_server.cluster.membership import Membership
 from runlane_server.core import lane as rules
+from runlane_server.core.agents import AgentNames
 from runlane_server.core.errors import (
     CorruptRecord,
     CursorCompacted,
@@ -54,6 +55,7 @@ from runlane_server.core.model import (
 )
 from runlane_server.core.observer import NO_OBSERVER, CancelRequest, Load, Observer
 from runlane_server.core.transition import Lane, LaneRun, Receipt, Transition, describe
+from runlane_server.engine.agent_table import AgentState, AgentTable
 from runlane_server.engine.cancel_all import CancelAll, CancelledPage
 from runlane_server.engine.executor import Executor, NodeSettings
 from runlane_server.engine.mailbox import Command, OnCommit
@@ -66,6 +68,7 @@ from runlane_server.harness.clock import monotonic_clock
 from runlane_server.harness.gates import Gates, Point
 from runlane_server.store.base import (
     EventFilter,
+    HostedRun,
     IdleSession,
     NewSession,
     RunIdTaken,
@@ -92,7 +95,7 @@ class Coordinator:
     def __init__(
         self,
         store: Store,
-        agent: Agent,
+        agents: Agent | AgentTable,
         feed: Feed,
         limits: Limits | None = None,
         *,
@@ -116,9 +119,10 @@ class Coordinator:
         self.stored = StoredBytes(quotas, store)
         self._admission = Admission(quotas, self.stored)
         self._gates = gates or Gates()
+        self._agents = AgentTable.of(agents)
         self._executor = Executor(
             store,
-            agent,
+            self._agents,
             self.limits,
             self.now,
             node or NodeSettings(),
@@ -133,9 +137,18 @@ class Coordinator:
     # --- Start and stop -----------------------------------------------------------------------
 
     @property
-    def is_agent_ready(self) -> bool:
-        """Whether the agent is ready to run."""
-        return self._executor.is_ready
+    def are_agents_ready(self) -> bool:
+        """Whether all agents that execute runs on this node are ready."""
+        return self._agents.are_ready
+
+    @property
+    def agents(self) -> Sequence[AgentState]:
+        """The declared agents with their state on this node."""
+        return self._agents.states
+
+    def on_agent_ready(self, call: Callable[[str], None]) -> None:
+        """Calls `call` with the name of each agent that gets ready."""
+        self._executor.on_agent_ready = call
 
     @property
     def membership(self) -> Membership | None:
@@ -148,7 +161,7 @@ class Coordinator:
         return self._executor.load
 
     async def start(self, address: str = "") -> None:
-        """Restores the work in the store, and runs it as soon as the agent is ready.
+        """Restores the work in the store, and runs it as soon as its agents are ready.
 
         `address` is where other nodes reach this one, if the store is shared.
         """
@@ -213,12 +226,18 @@ class Coordinator:
             raise Draining("the server is shutting down", retry_after=RETRY_AFTER)
 
     async def run_accepted(
-        self, accepted: AcceptedRun, request: RunRequest, *, allow_missing: bool = False
+        self,
+        accepted: AcceptedRun,
+        request: RunRequest,
+        *,
+        allow_missing: bool = False,
+        allowed_agents: frozenset[str] | None = None,
     ) -> Acceptance:
         """Turns a reservation into a durable run, and returns once it is durable (R1 to R3).
 
-        Raises EmptyPrompt, PromptTooLarge, SessionNotFound, SessionBusy, QueueFull, QuotaExceeded,
-        RunIdConflict, RunDeleted and StoreUnavailable.
+        `allowed_agents` are those that the caller may use; None: all (R31). Raises EmptyPrompt,
+        PromptTooLarge, SessionNotFound, AgentNotFound, PermissionDenied, SessionBusy, QueueFull,
+        QuotaExceeded, RunIdConflict, RunDeleted and StoreUnavailable.
         """
         with accepted:
             if request.run_id != accepted.run_id or accepted.is_closed:
@@ -236,7 +255,12 @@ class Coordinator:
                 # must not list a run that does not exist or has ended.
                 run, new = await self._lanes.post(
                     accepted.key,
-                    self._accept(accepted.token, request, allow_missing),
+                    self._accept(
+                        accepted.token,
+                        request,
+                        self._agents.names.limited_to(allowed_agents),
+                        allow_missing=allow_missing,
+                    ),
                     fallback=lambda lane, _: rules.release(lane, accepted.token),
                     creates=allow_missing,
                 )
@@ -268,12 +292,13 @@ class Coordinator:
         prompt: Prompt,
         *,
         when_busy: WhenBusy = WhenBusy.QUEUE,
+        agent: str = "",
         allow_missing: bool = True,
         tenant: str = DEFAULT_TENANT,
     ) -> RunComplete:
         """Accepts a run and waits for its end. Raises what `run_accepted` raises."""
         with self.begin_accepted(session_id, tenant=tenant) as accepted:
-            request = RunRequest(accepted.run_id, prompt, when_busy)
+            request = RunRequest(accepted.run_id, prompt, when_busy, agent=agent)
             await self.run_accepted(accepted, request, allow_missing=allow_missing)
         run = await self.wait_run(accepted.run_id, timeout=None, tenant=tenant)
         if run.complete is None:
@@ -281,7 +306,7 @@ class Coordinator:
         return run.complete
 
     def _accept(
-        self, token: str, request: RunRequest, allow_missing: bool
+        self, token: str, request: RunRequest, agents: AgentNames, *, allow_missing: bool
     ) -> Command[tuple[LaneRun, bool]]:
         """The command of an accept; replies with the run and whether it is new."""
 
@@ -293,6 +318,7 @@ class Coordinator:
                 token=token,
                 max_waiting=self.limits.max_waiting_runs,
                 allow_missing=allow_missing,
+                agents=agents,
             )
             # A run that is in the lane already changes nothing.
             return made.replying((made.reply, made.needs_commit))
@@ -324,6 +350,19 @@ class Coordinator:
         if (deleted.session_id, deleted.prompt_fingerprint) != asked:
             raise RunIdConflict.of(request.run_id)
         raise RunDeleted.of(request.run_id)
+
+    # --- Workers ------------------------------------------------------------------------------
+
+    async def adopt(self, key: RunKey, attempt: int, fence: str) -> bool:
+        """Continues an attempt on this node, where its worker is connected now (R36).
+
+        Returns whether `fence` is the token of the active attempt.
+        """
+        run = await self.store.get_run(key)
+        if run is None or run.state.is_terminal:
+            return False
+        hosted = HostedRun(SessionKey(key.tenant, run.session_id), run.run_id, attempt)
+        return await self._executor.adopt(hosted, fence)
 
     # --- Cancel -------------------------------------------------------------------------------
 
@@ -473,24 +512,30 @@ class Coordinator:
         *,
         title: str = "",
         metadata: Mapping[str, str] = NO_LABELS,
+        agent: str = "",
+        allowed_agents: frozenset[str] | None = None,
         tenant: str = DEFAULT_TENANT,
     ) -> Session:
         """Creates a session; generates a missing id.
 
-        Raises SessionExists, Draining and QuotaExceeded.
+        `agent` is the agent of its runs that name none; `allowed_agents` are those that the caller
+        may use, None: all. Raises SessionExists, AgentNotFound, PermissionDenied, Draining and
+        QuotaExceeded.
         """
         self._check_not_draining()
+        if agent:
+            self._agents.names.limited_to(allowed_agents).choose(agent)
         refusal = self._admission.session_refusal(tenant)
         if refusal is not None:
             raise refusal
         key = SessionKey(tenant, session_id or self._new_id())
         at = self.now()
         try:
-            await self.store.create_session(NewSession(key, at, title, metadata))
+            await self.store.create_session(NewSession(key, at, title, metadata, agent))
         except SessionTaken:
             raise SessionExists(f"session {key.session_id!r} exists already") from None
         self.stored.add(tenant, SESSION_BYTES + session_weight(title, metadata))
-        return Session(key.session_id, title, metadata, "", 0, NO_USAGE, at, at)
+        return Session(key.session_id, title, metadata, "", 0, NO_USAGE, at, at, agent)
 
     async def delete_session(self, session_id: str, *, tenant: str = DEFAULT_TENANT) -> None:
         """Deletes an idle session with its runs and transcript. Terminal events stay in the log.

@@ -5,20 +5,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from hmac import compare_digest
 from typing import Any
 
 import structlog
 from uuid_utils import uuid7
 
 from runlane_server.access.quotas import QuotaBook
-from runlane_server.agents.base import Agent
+from runlane_server.agents.worker.agent import WorkerAgent
 from runlane_server.cluster.membership import Membership
 from runlane_server.core import lane as rules
+from runlane_server.core.errors import IllegalCommand
 from runlane_server.core.limits import Limits
 from runlane_server.core.model import Micros, RunKey, RunRequest, SessionKey
 from runlane_server.core.observer import Load, Observer
-from runlane_server.core.transition import LaneRun, Transition
+from runlane_server.core.transition import Lane, LaneRun, Transition
 from runlane_server.engine.agent_code import contain_tasks, create_own_task
+from runlane_server.engine.agent_table import AgentTable
 from runlane_server.engine.agent_turn import Job
 from runlane_server.engine.lane_access import LaneAccess
 from runlane_server.engine.lanes import Lanes
@@ -27,6 +31,7 @@ from runlane_server.engine.readiness import Readiness
 from runlane_server.engine.recovery import Recovery
 from runlane_server.engine.run_log import log_ends
 from runlane_server.engine.runner import Runner
+from runlane_server.engine.worker_turn import fence_of
 from runlane_server.harness.gates import Gates
 from runlane_server.store.base import HostedRun, Store
 
@@ -45,13 +50,17 @@ class NodeSettings:
     new_id: Callable[[], str] = field(default=lambda: str(uuid7()))
 
 
+def _ignore(_: str) -> None:
+    """Does nothing."""
+
+
 class Executor:
     """Runs the agents of the runs that the lanes activate. One per node."""
 
     def __init__(
         self,
         store: Store,
-        agent: Agent,
+        agents: AgentTable,
         limits: Limits,
         now: Callable[[], Micros],
         node: NodeSettings,
@@ -61,7 +70,8 @@ class Executor:
         gates: Gates,
         pulse: Pulse,
     ) -> None:
-        self._recovery = Recovery(store, self, quotas, max_run_output=limits.max_run_output)
+        names = agents.names
+        self._recovery = Recovery(store, self, quotas, names, max_run_output=limits.max_run_output)
         self.membership: Membership | None = None
         if store.cluster is not None:
             self.membership = Membership(
@@ -75,12 +85,18 @@ class Executor:
             membership=self.membership,
             quotas=quotas,
             gates=gates,
+            agents=names,
+            room=agents.room,
         )
-        self._readiness = Readiness(agent, self.lanes, limits, gates, self._open_slots)
+        self._readiness = [
+            Readiness(each, names, self.lanes, limits, gates=gates, on_ready=self._on_ready)
+            for each in agents
+        ]
+        self.on_agent_ready: Callable[[str], None] = _ignore
         self.is_draining = False
         self._lane_access = LaneAccess(self.lanes, store, observer)
         self._store = store
-        self._agent = agent
+        self._agents = agents
         self._limits = limits
         self._now = now
         self._observer = observer
@@ -89,22 +105,38 @@ class Executor:
         self._runners: dict[SessionKey, Runner] = {}
         self._strays: set[asyncio.Task[Any]] = set()
         self._supervisors: set[asyncio.Task[None]] = set()
+        self._connect_workers()
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether the agent is ready."""
-        return self._readiness.is_ready
+    def _connect_workers(self) -> None:
+        """Makes the slots of workers those of their agents."""
+        for each in self._agents:
+            if isinstance(each.agent, WorkerAgent):
+                each.agent.workers.serve(each.name, partial(self._add_slots, each.name))
+
+    def _add_slots(self, agent: str, slots: int) -> None:
+        self.lanes.slots.add_offered(agent, slots)
+        if slots > 0 and self.membership is not None:
+            self.membership.poll_soon()
 
     @property
     def load(self) -> Load:
         """The load of this node."""
         lanes = self.lanes
-        return Load(len(self._runners), lanes.waiting_runs, lanes.slots.in_use, self.is_draining)
+        active = dict.fromkeys(self._agents.names.names, 0)
+        for runner in self._runners.values():
+            active[self._agents.names.full_name(runner.job.run.agent)] += 1
+        return Load(
+            len(self._runners),
+            lanes.waiting_runs,
+            lanes.slots.in_use,
+            self.is_draining,
+            active,
+        )
 
     # --- Start and stop -----------------------------------------------------------------------
 
     async def start(self, address: str) -> None:
-        """Restores the work in the store, and runs it as soon as the agent is ready.
+        """Restores the work in the store, and runs it as soon as its agents are ready.
 
         `address` is where other nodes reach this one.
         """
@@ -114,17 +146,32 @@ class Executor:
             await self._recovery.restore()
         else:
             await self.membership.start(address)
-        self._readiness.start()
-
-    def _open_slots(self) -> None:
         if not self.is_draining:
             self.lanes.slots.open()
+        for each in self._readiness:
+            each.start()
+
+    def _on_ready(self, agent: str) -> None:
+        self.lanes.slots.open_agent(agent)
+        self.on_agent_ready(agent)
+        if self.membership is not None:
+            # Other lanes may wait for this agent.
+            self.membership.poll_soon()
 
     def begin_drain(self) -> None:
         """Starts no run from now on; waiting runs stay in the store for the next start."""
         self.is_draining = True
         self.lanes.slots.close()
         self._gates.suspend()
+        if self._agents.workers is not None:
+            self._agents.workers.close()
+            self._leave_runs_of_workers()
+
+    def _leave_runs_of_workers(self) -> None:
+        """They continue on another node, or here after the restart (R36)."""
+        for runner in list(self._runners.values()):
+            if self.can_continue(runner.job.run):
+                runner.hand_over()
 
     async def wait_idle(self, timeout: float) -> bool:
         """Waits at most `timeout` seconds until no run is active; returns whether that is so."""
@@ -145,7 +192,7 @@ class Executor:
         Takes at most the grace period of a cancel and the time of the last writes.
         """
         self.begin_drain()
-        await self._readiness.stop()
+        await asyncio.gather(*(each.stop() for each in self._readiness))
         # A start that was being committed when the drain began gets here; after it none comes.
         await self.lanes.wait_settled()
         self.hand_over_all(rules.SHUT_DOWN)
@@ -158,15 +205,7 @@ class Executor:
             await asyncio.wait(strays, timeout=STRAY_GRACE)
         if self.membership is not None:
             await self.membership.stop()
-        await self._close_agent()
-
-    async def _close_agent(self) -> None:
-        """Closes the agent; a failure of its code, or its silence, does not stop the shutdown."""
-        closing = create_own_task(_closed(self._agent))
-        await asyncio.wait({closing}, timeout=self._limits.cancel_grace)
-        if not closing.done():
-            log.warning("agent did not close", grace_s=self._limits.cancel_grace)
-            closing.cancel()
+        await self._agents.close(self._limits.cancel_grace)
 
     # --- The actions of the lanes -------------------------------------------------------------
 
@@ -177,8 +216,55 @@ class Executor:
 
     def start_agent(self, key: SessionKey, run: LaneRun, request: RunRequest | None) -> None:
         """Starts the agent of a run that became active here."""
+        self._start_attempt(key, run, request)
+
+    def continue_agent(self, key: SessionKey, run: LaneRun) -> None:
+        """Continues an attempt that another process began, once its worker has reconnected."""
+        if not self.is_draining:
+            self._start_attempt(key, run, None, is_resumed=True)
+
+    def can_continue(self, run: LaneRun) -> bool:
+        """Whether a worker executes the attempt."""
+        return self._agents.is_of_workers(run.agent)
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether workers execute an agent of this node."""
+        return self._agents.workers is not None
+
+    async def adopt(self, lost: HostedRun, fence: str | None = None) -> bool:
+        """Moves an attempt of a worker to this node, or continues it here.
+
+        Returns False if no worker executes the active run, if it is another attempt, or if `fence`
+        is not its token.
+        """
+
+        def command(lane: Lane, _: Micros) -> Transition[bool]:
+            active = lane.active
+            if active is None or not self.can_continue(active):
+                return Transition(lane, reply=False)
+            token = fence_of(self._store, lost.session, active)
+            if fence is not None and not compare_digest(token.encode(), fence.encode()):
+                return Transition(lane, reply=False)
+            adopted = rules.adopt(lane, lost.run_id, lost.attempt, host=self.lanes.node_id)
+            return adopted.replying(True)
+
+        try:
+            return await self.lanes.post(lost.session, command)
+        except IllegalCommand:
+            return False
+
+    def _start_attempt(
+        self,
+        key: SessionKey,
+        run: LaneRun,
+        request: RunRequest | None,
+        *,
+        is_resumed: bool = False,
+    ) -> None:
         run_key = RunKey(key.tenant, run.run_id)
-        job = Job(key, run, request, self._observer.agent_traceparent(run_key, run))
+        trace = self._observer.agent_traceparent(run_key, run)
+        job = Job(key, run, request, trace, is_resumed)
         try:
             runner = self._make_runner(job)
         except Exception:
@@ -197,7 +283,7 @@ class Executor:
     def _make_runner(self, job: Job) -> Runner:
         return Runner(
             job,
-            agent=self._agent,
+            agent=self._agents.agent_of(job.run.agent),
             store=self._store,
             lane=self._lane_access,
             now=self._now,
@@ -264,16 +350,11 @@ class Executor:
         # The lane may have started its next run before the supervisor of this one returned.
         if self._runners.get(runner.job.key) is runner:
             del self._runners[runner.job.key]
+        if runner.was_left and not self.is_draining:
+            # Another node has it, or it is still this node's: the lane tells.
+            self.lanes.send(runner.job.key, lambda lane, _: Transition(lane))
         if runner.strays:
             self._observer.on_fenced_off(runner.job.run_key)
         for stray in runner.strays:
             self._strays.add(stray)
             stray.add_done_callback(self._strays.discard)
-
-
-async def _closed(agent: Agent) -> None:
-    """Closes an agent, whose code may raise anything; it is logged."""
-    try:
-        await agent.close()
-    except BaseException:  # asyncio lets some of them end the server
-        log.exception("agent failed to close")

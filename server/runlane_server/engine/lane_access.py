@@ -42,7 +42,10 @@ class LaneAccess:
         if self._lanes.is_shared:
             return True  # another node may have accepted one
         lane = self._lanes.peek(key)
-        return lane is None or any(run.when_busy is WhenBusy.FOLD for run in lane.waiting)
+        if lane is None or lane.active is None:
+            return True
+        agent = lane.active.agent
+        return any(run.when_busy is WhenBusy.FOLD and run.agent == agent for run in lane.waiting)
 
     async def fold(self, job: Job, events: int, taken: Container[str]) -> Sequence[LaneRun]:
         """Folds the waiting runs that want to be folded into the turn of a run.
@@ -54,7 +57,9 @@ class LaneAccess:
             try:
                 return await self._lanes.post(
                     job.key,
-                    lambda lane, at: rules.drain_for_step(lane, *job.attempt, at=at, events=events),
+                    lambda lane, at: rules.drain_for_step(
+                        lane, *job.attempt, at=at, events=events, host=job.run.host
+                    ),
                 )
             except StoreUnavailable:
                 if self._store.failed is not None:
@@ -75,7 +80,13 @@ class LaneAccess:
         complete = await self._lanes.post(
             job.key,
             lambda lane, at: rules.finish(
-                lane, *job.attempt, outcome, at=at, events=events, cancelled=cancelled
+                lane,
+                *job.attempt,
+                outcome,
+                at=at,
+                events=events,
+                cancelled=cancelled,
+                host=job.run.host,
             ),
         )
         if complete is None and outcome.error is not None:
@@ -109,13 +120,23 @@ class LaneAccess:
             raise IllegalCommand("the attempt is not the active one")
         return active.events
 
-    async def hand_over(self, job: Job, outcome: Outcome, events: int, why: str) -> None:
-        """Hands the run over because this node stops: it is retried, or ends INTERRUPTED."""
+    async def hand_over(
+        self, job: Job, outcome: Outcome, events: int, why: str, *, is_unused: bool = False
+    ) -> None:
+        """Hands the run over because this node or its worker stops: it is retried, or ends
+        INTERRUPTED."""
         self._observer.on_agent_returned(job.run_key)
         await self._lanes.post(
             job.key,
             lambda lane, at: rules.hand_over(
-                lane, *job.attempt, outcome, at=at, events=events, why=why
+                lane,
+                *job.attempt,
+                outcome,
+                at=at,
+                events=events,
+                why=why,
+                is_unused=is_unused,
+                host=job.run.host,
             ),
         )
         log.info("run handed over")

@@ -16,12 +16,14 @@ import structlog
 from runlane_server.access.quotas import QuotaBook
 from runlane_server.cluster.membership import Membership
 from runlane_server.core import lane as rules
+from runlane_server.core.agents import ONE_AGENT, AgentNames
 from runlane_server.core.errors import CorruptRecord, RunlaneError
 from runlane_server.core.limits import RETRY_PAUSE
 from runlane_server.core.model import Micros, RunKey, RunRequest, RunState, SessionKey
 from runlane_server.core.recent import RecentItems
 from runlane_server.core.transition import Lane, LaneRun, Transition
 from runlane_server.engine.agent_code import create_own_task
+from runlane_server.engine.agent_room import AgentRoom
 from runlane_server.engine.backoffs import Backoffs
 from runlane_server.engine.lane_cache import LaneCache, LaneOrigin
 from runlane_server.engine.mailbox import (
@@ -70,6 +72,12 @@ class LaneActions(Protocol):
     def start_agent(self, key: SessionKey, run: LaneRun, request: RunRequest | None) -> None:
         """Starts the agent of a run that became active here; `request` is None if not cached."""
 
+    def continue_agent(self, key: SessionKey, run: LaneRun) -> None:
+        """Continues an attempt that is active here and was begun by another process."""
+
+    def can_continue(self, run: LaneRun) -> bool:
+        """Whether the attempt of an active run can continue after the loss of its node."""
+
     def stop_agent(self, key: SessionKey, run: LaneRun) -> bool:
         """Stops the agent of a run that a cancel covers; the cancel may not be committed yet.
 
@@ -96,7 +104,10 @@ class Lanes:
         membership: Membership | None,
         quotas: QuotaBook,
         gates: Gates,
+        agents: AgentNames = ONE_AGENT,
+        room: AgentRoom | None = None,
     ) -> None:
+        self._agents = agents
         self._membership = membership
         self._store = store
         self._actions = actions
@@ -104,7 +115,7 @@ class Lanes:
         self._mailboxes: dict[SessionKey, Mailbox] = {}
         self._cache = LaneCache(store)
         self._requests: RecentItems[RunKey, RunRequest] = RecentItems(CACHED_REQUESTS)
-        self.slots = Slots(max_active, self._on_grant, quotas.max_active)
+        self.slots = Slots(max_active, self._on_grant, quotas.max_active, room)
         quotas.listen(self.slots.apply_limits)
         self._gates = gates
         self._gates.on_open = self.slots.enqueue
@@ -190,7 +201,10 @@ class Lanes:
         """Counts the waiting runs of a stored lane, and queues the lane unless it is active."""
         self.waiting.add(session.key.tenant, session.waiting_runs)
         if not session.active:
-            self.slots.enqueue(session.key)
+            agent = session.agent
+            self.slots.enqueue(
+                session.key, None if agent is None else self._agents.full_name(agent)
+            )
 
     async def wait_settled(self) -> None:
         """Waits until no command is pending."""
@@ -247,7 +261,7 @@ class Lanes:
                 self._cache.keep(key, lane)
 
     @property
-    def _node_id(self) -> str:
+    def node_id(self) -> str:
         """The id of this node, which changes when it rejoins; empty if the store is not shared."""
         return "" if self._membership is None else self._membership.node_id
 
@@ -257,7 +271,7 @@ class Lanes:
         return self._membership is None or self._membership.alive
 
     def _is_active_here(self, lane: Lane) -> bool:
-        return lane.active is not None and lane.active.host == self._node_id
+        return lane.active is not None and lane.active.host == self.node_id
 
     def _retry_later(self, key: SessionKey) -> None:
         """A lane that could not be loaded or committed may have waiting runs."""
@@ -347,15 +361,24 @@ class Lanes:
 
     def _restart_own_run(self, key: SessionKey, lane: Lane) -> None:
         """Starts the agent of a run that is active here without one: the shared store committed its
-        start, and the confirmation was lost."""
+        start, and the confirmation was lost; or an earlier process began an attempt that can
+        continue."""
         active = lane.active
-        if active is None or not self.is_shared or not self._is_active_here(lane):
+        if active is None or not self._is_active_here(lane):
+            return
+        if not (self.is_shared or self._actions.can_continue(active)):
             return
         if not self._actions.has_agent(key, active):
-            self.slots.occupy(key)
+            self._restart(key, active)
+
+    def _restart(self, key: SessionKey, active: LaneRun) -> None:
+        self.slots.occupy(key, self._agents.full_name(active.agent))
+        if self._actions.can_continue(active):
+            self._actions.continue_agent(key, active)
+        else:
             self._actions.start_agent(key, active, None)
-            if active.state is RunState.CANCELLING:
-                self._actions.stop_agent(key, active)
+        if active.state is RunState.CANCELLING:
+            self._actions.stop_agent(key, active)
 
     async def _commit_singly(
         self,
@@ -418,16 +441,19 @@ class Lanes:
         return decision
 
     def _start_next(self, before: Lane, decision: Decision, at: Micros) -> None:
-        """Starts the next run if it can start, no gate holds it, and a slot is free."""
+        """Starts the next run if it can start, no gate holds it, and a slot of its agent is free
+        (R32)."""
         lane = decision.transition.lane
         if not lane.can_start_at(at):
             decision.backs_off = lane.can_start
             return
+        head = lane.waiting[0]
         decision.is_held = not self._gates.can_start(
-            lane.key, lane.waiting[0].run_id, follows=before.active is not None
+            lane.key, head.run_id, follows=before.active is not None
         )
-        if not decision.is_held and self._is_alive and self.slots.take(lane.key):
-            started = rules.dispatch(lane, at=at, host=self._node_id)
+        agent = self._agents.full_name(head.agent)
+        if not decision.is_held and self._is_alive and self.slots.take(lane.key, agent):
+            started = rules.dispatch(lane, at=at, host=self.node_id)
             decision.transition = decision.transition.then(started)
 
     # --- The actions after a commit -----------------------------------------------------------
@@ -478,6 +504,8 @@ class Lanes:
             change = next(change for change in changes if change.run.run_id == active.run_id)
             request = change.request or self._requests.take(RunKey(key.tenant, active.run_id))
             self._actions.start_agent(key, active, request)
+        elif was.host != active.host:
+            self._restart(key, active)
         elif newly_cancelled(before, transition.lane) is not None:
             self._actions.stop_agent(key, active)
 

@@ -10,11 +10,9 @@ from typing import Final
 import structlog
 
 from runlane_server.agents.base import AgentError
-from runlane_server.core.artifact import ArtifactPiece
 from runlane_server.core.errors import RunlaneError, StoreUnavailable
 from runlane_server.core.limits import RETRY_PAUSE
 from runlane_server.core.model import (
-    CustomEvent,
     EventBody,
     Folded,
     Micros,
@@ -22,15 +20,15 @@ from runlane_server.core.model import (
     RunEvent,
     RunKey,
     TextDelta,
-    ToolCall,
-    ToolResult,
     clean_text,
     cut_utf8,
     utf8_size,
 )
 from runlane_server.core.transition import LaneRun
 from runlane_server.core.turn import DraftMessage, TurnDraft
+from runlane_server.engine.output_size import output_size
 from runlane_server.engine.pulse import Pulse
+from runlane_server.engine.replay import Replay
 from runlane_server.store.base import Stale, Store
 from runlane_server.store.retry import retry_read
 
@@ -117,6 +115,8 @@ class Outbox:
         self._agent_task: asyncio.Task[None] | None = None
         self._on_lost: Callable[[], None] | None = None
         self._on_broken: Callable[[], None] | None = None
+        self._on_stored: Callable[[int], None] | None = None
+        self.stored = 0
         self._writer: asyncio.Task[None] | None = None
         self._is_scheduled = False
 
@@ -136,6 +136,18 @@ class Outbox:
         self._context = copy_context()
         self._on_lost = on_lost
         self._on_broken = on_broken
+
+    def follow_stored(self, on_stored: Callable[[int], None]) -> None:
+        """Stores every event on its own from now on, and calls `on_stored` with the number of the
+        agent's events that are stored."""
+        self._on_stored = on_stored
+
+    def restore(self, replay: Replay) -> None:
+        """Continues after the stored output of this attempt."""
+        self.events = replay.events
+        self.stored = replay.output_events
+        self._draft = replay.draft
+        self._output = replay.bytes + PART_BYTES * len(replay.messages())
 
     def close(self) -> None:
         """Drops all further events."""
@@ -163,6 +175,8 @@ class Outbox:
         try:
             if isinstance(body, _DELTAS):
                 self._put_delta(type(body), body.text)
+                if self._on_stored is not None:
+                    self._end_delta()
             else:
                 self._put_whole(body)
         finally:
@@ -225,7 +239,7 @@ class Outbox:
         self._end_half()
         self._end_delta()
         # Without a reference cycle the run is freed at once, not by the garbage collector.
-        self._on_lost = self._on_broken = None
+        self._on_lost = self._on_broken = self._on_stored = None
         return tuple(self._waiting)
 
     async def _wait_written(self) -> None:
@@ -347,6 +361,9 @@ class Outbox:
                 break
         # Only stored events count: the end of the run is numbered after them.
         self.events += len(batch)
+        self.stored += len(batch)
+        if self._on_stored is not None:
+            self._on_stored(self.stored)
 
     async def _is_appended(self, batch: Sequence[RunEvent]) -> bool:
         """Tries to store a batch once; returns whether the store confirmed it."""
@@ -379,18 +396,3 @@ class Outbox:
         self._waiting.clear()
         self._chars = 0
         return batch
-
-
-def output_size(body: EventBody) -> int:
-    """The size of an agent's event, in bytes of UTF-8."""
-    match body:
-        case TextDelta(text) | ReasoningDelta(text):
-            return utf8_size(text)
-        case ToolCall(call_id, name, content) | ToolResult(call_id, name, content):
-            return utf8_size(call_id) + utf8_size(name) + utf8_size(content)
-        case ArtifactPiece(artifact_id, name, mime_type):
-            return sum(map(utf8_size, (artifact_id, name, mime_type))) + body.size
-        case CustomEvent(kind, json):
-            return utf8_size(kind) + utf8_size(json)
-        case _:
-            return 0

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import structlog
 
 from runlane_server.access.quotas import QuotaBook
 from runlane_server.core import lane as rules
+from runlane_server.core.agents import ONE_AGENT, AgentNames
 from runlane_server.core.errors import CorruptRecord, StoreUnavailable
 from runlane_server.core.model import RunKey, SessionKey
 from runlane_server.core.turn import DraftMessage
+from runlane_server.engine.agent_room import UNLIMITED
 from runlane_server.engine.batches import await_in_batches
 from runlane_server.engine.lanes import Lanes
 from runlane_server.engine.replay import Replays
-from runlane_server.engine.slots import UNLIMITED, Slots
-from runlane_server.store.base import ClaimOrder, HostedRun, Store, TenantShare
+from runlane_server.engine.slots import Slots
+from runlane_server.store.base import (
+    AgentShare,
+    BusySession,
+    ClaimOrder,
+    HostedRun,
+    Store,
+    TenantShare,
+)
 
 log = structlog.get_logger()
 
@@ -27,6 +37,13 @@ class ActiveRuns(Protocol):
     @property
     def lanes(self) -> Lanes:
         """The lanes of this node."""
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether workers execute an agent of this node. Their runs outlive their node."""
+
+    async def adopt(self, lost: HostedRun) -> bool:
+        """Continues an attempt of a worker on this node; False if it is none."""
 
     def cancel(self, run: HostedRun) -> None:
         """Stops the agent of that attempt, if it is at work here, for a committed cancel."""
@@ -45,11 +62,18 @@ class Recovery:
     """
 
     def __init__(
-        self, store: Store, runs: ActiveRuns, quotas: QuotaBook, *, max_run_output: int
+        self,
+        store: Store,
+        runs: ActiveRuns,
+        quotas: QuotaBook,
+        agents: AgentNames,
+        *,
+        max_run_output: int,
     ) -> None:
         self._store = store
         self._runs = runs
         self._quotas = quotas
+        self._agents = agents
         self._replays = Replays(store, max_run_output)
 
     # --- A store of its own -------------------------------------------------------------------
@@ -64,6 +88,16 @@ class Recovery:
         await await_in_batches(self._recover_active(key) for key in lost)
         if busy:
             log.info("unfinished work restored", sessions=len(busy), active=len(lost))
+        self._log_undeclared(busy)
+
+    def _log_undeclared(self, busy: Iterable[BusySession]) -> None:
+        """Logs the agents that runs wait for in vain: the settings no longer declare them."""
+        waiting = Counter(
+            session.agent for session in busy if session.agent and session.waiting_runs
+        )
+        for agent, sessions in waiting.items():
+            if agent not in self._agents.names:
+                log.warning("runs wait for an undeclared agent", agent=agent, sessions=sessions)
 
     async def _recover_active(self, key: SessionKey) -> None:
         try:
@@ -91,14 +125,20 @@ class Recovery:
     @property
     def claim_order(self) -> ClaimOrder:
         """The order in which this node claims lanes."""
-        return claim_order_of(self._runs.lanes.slots, self._quotas)
+        return claim_order_of(self._runs.lanes.slots, self._quotas, self._agents)
 
     def line_up(self, key: SessionKey) -> None:
         """This node claimed a lane with a run to start."""
         self._runs.lanes.refresh(key)
 
     async def recover(self, lost: HostedRun) -> None:
-        """Retries or ends a run whose node is gone, with the output that its events show."""
+        """Retries or ends a run whose node is gone, with the output that its events show.
+
+        A run of a worker continues here, and is lost only if the worker does not return in time
+        (R36).
+        """
+        if self._runs.has_workers and await self._runs.adopt(lost):
+            return
         key = RunKey(lost.session.tenant, lost.run_id)
         try:
             async with self._replays.replay(key) as replay:
@@ -146,8 +186,9 @@ class Recovery:
         self._runs.lanes.waiting.replace(runs)
 
 
-def claim_order_of(slots: Slots, quotas: QuotaBook) -> ClaimOrder:
-    """Tenants that have used no slot come first; then the others, the last one served last."""
+def claim_order_of(slots: Slots, quotas: QuotaBook, agents: AgentNames = ONE_AGENT) -> ClaimOrder:
+    """Tenants that have used no slot come first; then the others, the last one served last. Of the
+    agents it has those that are ready here and have room (R32)."""
     served = slots.tenant_shares
     known = {share.tenant for share in served}
     fresh = tuple(
@@ -155,7 +196,10 @@ def claim_order_of(slots: Slots, quotas: QuotaBook) -> ClaimOrder:
         for name in quotas.named
         if name not in known
     )
-    return ClaimOrder((*fresh, *served), _allowance(quotas.others.max_active_runs))
+    shares = tuple(it for it in map(slots.agent_share, agents.names) if it.room > 0)
+    unnamed = tuple(AgentShare("", it.room) for it in shares if it.agent == agents.default)
+    others = _allowance(quotas.others.max_active_runs)
+    return ClaimOrder((*fresh, *served), others, (*unnamed, *shares))
 
 
 def _allowance(limit: int | None) -> int:

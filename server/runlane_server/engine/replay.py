@@ -6,19 +6,31 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 
-from runlane_server.core.model import Folded, RunEvent, RunKey, Started
+from runlane_server.core.model import (
+    Folded,
+    ReasoningDelta,
+    RunEvent,
+    RunKey,
+    Started,
+    TextDelta,
+    ToolCall,
+    ToolResult,
+)
 from runlane_server.core.turn import DraftMessage, TurnDraft
-from runlane_server.engine.outbox import output_size
+from runlane_server.engine.output_size import output_size
 from runlane_server.store.base import Store
 
 EVENTS_PAGE = 1000
+
+_OUTPUT = (TextDelta, ReasoningDelta, ToolCall, ToolResult)
 
 EVENTS_BYTES = 1 << 18
 """The size of a page of events, and the size of the output of a small run."""
 
 
 class Replay:
-    """The output of the last attempt that the events so far show.
+    """The output of the last attempt that the events so far show: its messages as a `draft`, the
+    number of the agent's own events, and the runs that were folded in.
 
     Of an attempt with more than `max_output` bytes, which only earlier versions and higher limits
     allowed, it keeps the beginning.
@@ -26,9 +38,11 @@ class Replay:
 
     def __init__(self, max_output: int) -> None:
         self.events = 0
+        self.output_events = 0
+        self.folded: list[str] = []
         self.bytes = 0
         self._max_output = max_output
-        self._draft = TurnDraft()
+        self.draft = TurnDraft()
 
     @property
     def is_cut(self) -> bool:
@@ -37,19 +51,24 @@ class Replay:
 
     def messages(self) -> tuple[DraftMessage, ...]:
         """The messages of the turn."""
-        return self._draft.messages()
+        return self.draft.messages()
 
     def add(self, event: RunEvent) -> None:
         """Adds the next event."""
         self.events = event.index
         if isinstance(event.body, Started):
-            self._draft = TurnDraft()
-            self.bytes = 0
+            self.draft = TurnDraft()
+            self.bytes = self.output_events = 0
+            self.folded.clear()
             return
+        if isinstance(event.body, Folded):
+            self.folded.append(event.body.run_id)
+        elif isinstance(event.body, _OUTPUT):
+            self.output_events += 1
         self.bytes += output_size(event.body)
         # A folded run belongs to the turn in any case: its prompt stands nowhere else.
         if not self.is_cut or isinstance(event.body, Folded):
-            self._draft.add(event.body)
+            self.draft.add(event.body)
 
 
 class Replays:

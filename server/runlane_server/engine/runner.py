@@ -14,8 +14,10 @@ from typing import Any
 import structlog
 
 from runlane_server.agents.base import Agent, AgentError, AgentEvent, Report, Result
+from runlane_server.agents.worker.agent import WorkerAgent
+from runlane_server.agents.worker.turn import AttemptEnd, AttemptLost, HandedBack
 from runlane_server.core import lane as rules
-from runlane_server.core.errors import IllegalCommand, RunlaneError
+from runlane_server.core.errors import IllegalCommand, RunlaneError, StoreUnavailable
 from runlane_server.core.limits import RETRY_PAUSE, Limits, RunTimeout
 from runlane_server.core.model import (
     NO_USAGE,
@@ -35,6 +37,8 @@ from runlane_server.engine.lane_access import LaneAccess
 from runlane_server.engine.lanes import LaneContended
 from runlane_server.engine.outbox import Outbox, pieces_of
 from runlane_server.engine.pulse import Pulse
+from runlane_server.engine.replay import Replays
+from runlane_server.engine.worker_turn import WorkerTurn
 from runlane_server.harness.gates import Gates, Point
 from runlane_server.store.base import Store
 
@@ -77,11 +81,15 @@ class Runner:
         self._limits = limits
         self._cancel_grace = limits.cancel_grace
         self._gates = gates
+        self._now = now
         # Set when the supervisor must act: the agent returned, was stopped, or timed out.
         self._due: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stopped = False
         self._cancelled: str | None = None
         self._handing_over = ""
+        self._is_unused = False
+        # Of an agent whose attempts may outlive this node.
+        self._end = AttemptEnd() if isinstance(agent, WorkerAgent) else None
         self._timed_out = False
         self._is_broken = False
         self._code = AgentCode(job.run_key, job.key.session_id)
@@ -96,7 +104,7 @@ class Runner:
         self._report = _EMPTY_REPORT
         self._result = ""
         self._folding: asyncio.Task[Sequence[LaneRun]] | None = None
-        self._taken: set[str] = set()
+        self._taken: dict[str, None] = {}
 
     def start(self) -> asyncio.Task[None]:
         """Starts the agent; returns the supervisor's task, which must never be cancelled."""
@@ -129,11 +137,29 @@ class Runner:
     def hand_over(self, why: str = rules.NODE_LOST) -> None:
         """Stops the agent because the node stops; the run is handed over unless it has ended.
 
-        `why` is the message of a run that has no attempt left.
+        `why` is the message of a run that has no attempt left. An attempt of a worker is left as it
+        is: it continues where the worker reconnects (R36).
         """
         if not self._is_over:
-            self._handing_over = why
+            if self._end is not None:
+                self._end.is_leaving = True
+            else:
+                self._handing_over = why
         self._stop()
+
+    @property
+    def was_left(self) -> bool:
+        """Whether the attempt was left to its worker, without an end."""
+        return self.is_settled and self._is_leaving
+
+    @property
+    def _is_leaving(self) -> bool:
+        return self._end is not None and self._end.is_leaving and self._cancelled is None
+
+    def _settle(self) -> None:
+        self.is_settled = True
+        if self._end is not None:
+            self._end.commit()
 
     @property
     def _is_over(self) -> bool:
@@ -160,12 +186,16 @@ class Runner:
         structlog.contextvars.bind_contextvars(
             session_id=self.job.key.session_id, run_id=run.run_id, **log_fields(self.job.trace)
         )
-        log.info("run started", attempt=run.attempt)
+        event = "run continued" if self.job.is_resumed else "run started"
+        log.info(event, attempt=run.attempt)
+        if self.job.is_resumed:
+            # Before the agent starts: a cancel keeps the output of the attempt too (R16).
+            await self._restore_output()
         work = self._working = self._code.start(self._work())
         self._outbox.follow(work, on_lost=self.hand_over, on_broken=self._break_off)
         work.add_done_callback(self._wake)
         timeout = self._limits.run_timeout(run.timeout)
-        await self._until_due(None if timeout is None else timeout.seconds)
+        await self._until_due(None if timeout is None else timeout.seconds - self._elapsed)
         self._timed_out = not self._is_over
         if self._refused is not None:
             # The agent is being closed, and may need as long as after a cancel.
@@ -177,8 +207,17 @@ class Runner:
         error = self._refused or failure
         if self._timed_out:
             error = _timeout_error(timeout)
+        elif (lost := _loss_of(work)) is not None:
+            self._handing_over, self._is_unused = lost.message, isinstance(lost, HandedBack)
         # A stopped agent has not completed, even if it returned: its output was dropped.
         await self._report_end(error)
+
+    @property
+    def _elapsed(self) -> float:
+        """Seconds that the attempt was active in another process."""
+        if not self.job.is_resumed or self.job.run.started_at is None:
+            return 0.0
+        return max(0.0, (self._now() - self.job.run.started_at) / 1e6)
 
     async def _until_due(self, timeout: float | None) -> None:
         """Waits on one future for every way to end: `asyncio.wait` costs several times as much."""
@@ -219,10 +258,13 @@ class Runner:
         if self._is_broken:
             await self._end_without_output()
             return
-        await self._pass_gate(Point.BEFORE_FINISH)
-        while not await self._commit_end(outcome):
+        if not self._is_leaving:
+            await self._pass_gate(Point.BEFORE_FINISH)
+        while not (self._is_leaving or await self._commit_end(outcome)):
             await asyncio.sleep(RETRY_PAUSE)
-        self.is_settled = True
+        if self._is_leaving:
+            log.info("run left to its worker", attempt=self.job.run.attempt)
+        self._settle()
 
     async def _end_without_output(self) -> None:
         """The last resort, after a failure to write the real end."""
@@ -230,7 +272,7 @@ class Runner:
             await self._stop_agent(self._working)
         await self._outbox.take_rest()
         await self._lane.end_without_output(self.job, self._cancelled)
-        self.is_settled = True
+        self._settle()
 
     def _outcome(self, error: RunError | None, tail: tuple[EventBody, ...]) -> Outcome:
         reason = self._report.finish_reason or FinishReason.STOP
@@ -255,7 +297,9 @@ class Runner:
         try:
             if self._handing_over and self._cancelled is None:
                 why = self._handing_over
-                await self._lane.hand_over(self.job, outcome, self._outbox.events, why)
+                await self._lane.hand_over(
+                    self.job, outcome, self._outbox.events, why, is_unused=self._is_unused
+                )
             else:
                 await self._lane.finish(self.job, outcome, self._outbox.events, self._cancelled)
         except IllegalCommand:
@@ -279,17 +323,47 @@ class Runner:
     async def _run_agent(self) -> None:
         # The turn refers to the runner, so the runner does not refer to the turn: without a
         # reference cycle the run is freed at once, not by the garbage collector.
-        turn = AgentTurn(
-            self.job,
-            self._store,
-            fold=self._fold,
-            accept=self._accept,
-            max_history=self._limits.max_history,
-        )
+        turn = self._make_turn()
         await turn.load()
         async with aclosing(self._agent.run(turn)) as events:
             async for event in events:
                 await self._accept(event)
+
+    def _make_turn(self) -> AgentTurn:
+        if self._end is None:
+            return AgentTurn(
+                self.job,
+                self._store,
+                fold=self._fold,
+                accept=self._accept,
+                max_history=self._limits.max_history,
+            )
+        return WorkerTurn(
+            self.job,
+            self._store,
+            fold=self._fold,
+            accept=self._accept,
+            outbox=self._outbox,
+            end=self._end,
+            limits=self._limits,
+            folded=list(self._taken),
+        )
+
+    async def _restore_output(self) -> None:
+        """Continues after the output that the attempt has stored before."""
+        replays = Replays(self._store, self._limits.max_run_output)
+        while True:
+            try:
+                async with replays.replay(self.job.run_key) as replay:
+                    self._outbox.restore(replay)
+            except StoreUnavailable:
+                if self._store.failed is not None:
+                    raise
+                await asyncio.sleep(RETRY_PAUSE)
+                continue
+            self._taken = dict.fromkeys(replay.folded)
+            self._is_silent = not replay.output_events
+            return
 
     async def _accept(self, event: AgentEvent) -> None:
         """Takes an event that the agent yielded or emitted.
@@ -371,7 +445,7 @@ class Runner:
             self._stop()
             return ()
         for run in folded:
-            self._taken.add(run.run_id)
+            self._taken[run.run_id] = None
             self._outbox.add_stored(Folded(run.run_id, self.job.run.run_id))
         return folded
 
@@ -384,6 +458,14 @@ def _failure_of(work: asyncio.Task[None], *, stopped: bool) -> RunError | None:
         return RunError("AGENT_ERROR", "the agent cancelled its own task")
     failure = work.exception()
     return None if failure is None else run_error(failure)
+
+
+def _loss_of(work: asyncio.Task[None]) -> AttemptLost | None:
+    """How the executor of the attempt was lost, if it was."""
+    if not work.done() or work.cancelled():
+        return None
+    failure = work.exception()
+    return failure if isinstance(failure, AttemptLost) else None
 
 
 def _timeout_error(timeout: RunTimeout | None) -> RunError:

@@ -3,23 +3,27 @@
 The next free slot goes to the tenant that uses the fewest; among those, to the one whose last grant
 is the oldest. Within a tenant the lane that waits longest comes first. Runs last milliseconds or
 hours: a plain rotation at the start would give all slots to the tenant with the longest runs. A
-tenant at its limit is passed over.
+tenant at its limit is passed over, and so is a lane whose next run is for an agent that is at its
+limit or not ready (R32).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import count
+from typing import TypeAlias
 
+from runlane_server.core.agents import DEFAULT_AGENT
 from runlane_server.core.model import SessionKey
-from runlane_server.store.base import TenantShare
+from runlane_server.engine.agent_room import UNLIMITED, AgentRoom
+from runlane_server.store.base import AgentShare, TenantShare
 
 MAX_TENANTS = 1_000
 """Number of tenants above which those without slots and without waiting lanes are evicted."""
 
-UNLIMITED = (1 << 31) - 1
-"""Stands for no limit: more slots than any node has."""
+Agent: TypeAlias = str | None
+"""The agent of the next run of a lane; None: not known until the lane is loaded."""
 
 
 class WaitingRuns:
@@ -57,11 +61,11 @@ class WaitingRuns:
 @dataclass(slots=True)
 class _Tenant:
     """The slots of a tenant, in use or granted; the number of its last grant, 0 for none; and its
-    lanes that wait for a slot, the longest waiting first."""
+    lanes that wait for a slot, by agent, each with its place in the order of arrival."""
 
     slots: int = 0
     last_grant: int = 0
-    queue: dict[SessionKey, None] = field(default_factory=dict)
+    queues: dict[Agent, dict[SessionKey, int]] = field(default_factory=dict)
 
 
 def _no_limit(tenant: str) -> int | None:
@@ -69,11 +73,12 @@ def _no_limit(tenant: str) -> int | None:
 
 
 class Slots:
-    """Grants slots to lanes. A lane that finds no free slot joins the queue of its tenant.
+    """The slots of a node. It starts closed: every lane waits until `open` is called.
 
-    When its turn comes, `on_grant` is called with the lane; the slot is reserved until the lane
-    takes it with `take` or gives it up with `release`. While closed (the agent is not ready, or the
-    node drains) no slot is granted. `limit_of` returns the limit of a tenant, None for no limit.
+    Each free slot is granted to a waiting lane by calling `on_grant`. The lane then uses it with
+    `take`, or gives it back with `settle`. `limit_of` is the limit of a tenant, None for no limit;
+    it may change, after which `apply_limits` is to be called. `agents` have limits of their own; by
+    default there is one, which is ready.
     """
 
     def __init__(
@@ -81,17 +86,23 @@ class Slots:
         total: int,
         on_grant: Callable[[SessionKey], None],
         limit_of: Callable[[str], int | None] = _no_limit,
+        agents: AgentRoom | None = None,
     ) -> None:
+        self.agents = agents or AgentRoom({DEFAULT_AGENT: None}, ready=(DEFAULT_AGENT,))
         self._free = total
         self._on_grant = on_grant
         self._limit_of = limit_of
         self._is_closed = True
         self._grants = 0
+        self._arrivals = count(1)
+        self._returns = count(-1, -1)
         self._tenants: dict[str, _Tenant] = {}
         # The tenants with a queue. While open, no slot is free that one of them could use.
         self._waiting: dict[str, _Tenant] = {}
-        self._granted: dict[SessionKey, None] = {}
-        self._in_use: set[SessionKey] = set()
+        # All lanes in queues, each with its agent.
+        self._queued: dict[SessionKey, Agent] = {}
+        self._granted: dict[SessionKey, Agent] = {}
+        self._in_use: dict[SessionKey, str] = {}
 
     @property
     def in_use(self) -> int:
@@ -101,18 +112,23 @@ class Slots:
     @property
     def free(self) -> int:
         """The number of further lanes that could get a slot now, besides those in the queue."""
-        if self._is_closed:
+        if self._is_closed or self.agents.left(None) <= 0:
             return 0
         queued = sum(
-            min(len(it.queue), self._allowance(tenant, it)) for tenant, it in self._waiting.items()
+            min(self._startable(tenant, it), self._allowance(tenant, it))
+            for tenant, it in self._waiting.items()
         )
         return max(0, self._free - queued)
 
     @property
     def queue(self) -> tuple[SessionKey, ...]:
-        """The lanes that wait for a slot or were granted one; within a tenant in order."""
-        queues = (tenant.queue for tenant in self._waiting.values())
-        return (*self._granted, *chain.from_iterable(queues))
+        """The lanes that wait for a slot or were granted one."""
+        return (*self._granted, *self._queued)
+
+    def queue_of(self, agent: str) -> tuple[SessionKey, ...]:
+        """Those of them whose next run is for an agent, or may be."""
+        all_ = (*self._granted.items(), *self._queued.items())
+        return tuple(lane for lane, its in all_ if its is None or its == agent)
 
     @property
     def tenant_shares(self) -> tuple[TenantShare, ...]:
@@ -121,73 +137,106 @@ class Slots:
         before them."""
         known = sorted(self._tenants.items(), key=lambda item: (item[1].slots, item[1].last_grant))
         return tuple(
-            TenantShare(tenant, max(0, self._allowance(tenant, it) - len(it.queue)))
+            TenantShare(tenant, max(0, self._allowance(tenant, it) - self._startable(tenant, it)))
             for tenant, it in known
         )
 
+    def agent_share(self, agent: str) -> AgentShare:
+        """The number of further lanes that an agent can serve, besides those in the queue."""
+        queues = (it.queues.get(agent, ()) for it in self._waiting.values())
+        return AgentShare(agent, max(0, self.agents.left(agent) - sum(map(len, queues))))
+
     def is_queued(self, lane: SessionKey) -> bool:
         """Whether a lane waits for a slot, or was granted one that it has not taken yet."""
-        tenant = self._waiting.get(lane.tenant)
-        return lane in self._granted or (tenant is not None and lane in tenant.queue)
+        return lane in self._granted or lane in self._queued
 
     def open(self) -> None:
         """Starts granting slots."""
         self._is_closed = False
         self._grant_free()
 
+    def open_agent(self, agent: str) -> None:
+        """Starts granting slots to lanes whose next run is for an agent."""
+        self.agents.set_ready(agent)
+        self._grant_free()
+
+    def add_offered(self, agent: str, slots: int) -> None:
+        """Changes the number of slots that workers offer or use for an agent."""
+        self.agents.add_offered(agent, slots)
+        self._grant_free()
+
     def close(self) -> None:
         """Stops granting slots. Slots in use stay in use until they are released."""
         self._is_closed = True
-        for lane in reversed(self._granted):
-            self._put_back(lane)
-            tenant = self._tenants[lane.tenant]
-            tenant.queue = {lane: None, **tenant.queue}
-            self._waiting[lane.tenant] = tenant
+        for lane, agent in reversed(self._granted.items()):
+            self._put_back(lane, agent)
+            self._join_queue(lane, agent, at_head=True)
         self._granted.clear()
 
     def apply_limits(self) -> None:
         """Grants free slots after the limits of tenants have changed."""
         self._grant_free()
 
-    def take(self, lane: SessionKey) -> bool:
-        """Takes a slot for a lane that is about to start a run; queues the lane if none is free.
+    def take(self, lane: SessionKey, agent: str = DEFAULT_AGENT) -> bool:
+        """Takes a slot for a lane that is about to start a run of an agent; queues the lane if none
+        is free.
 
         A lane whose run has just ended keeps its slot unless another lane waits that could use it.
         """
         if lane in self._granted:
-            del self._granted[lane]
-            self._in_use.add(lane)
-            return True
-        if not self._is_closed and (self._can_keep(lane) or self._can_take(lane)):
-            if lane not in self._in_use:
-                self._acquire(lane)
-                self._in_use.add(lane)
-            return True
-        self._join_queue(lane)
+            return self._use_grant(lane, agent)
+        if not self._is_closed:
+            if self._can_keep(lane, agent):
+                self.agents.put_back(self._in_use[lane])
+                self.agents.take(agent)
+                self._in_use[lane] = agent
+                return True
+            if self._can_take(lane, agent):
+                self._leave_queue(lane)
+                self._acquire(lane, agent)
+                self._in_use[lane] = agent
+                return True
+        self._join_queue(lane, agent)
         return False
 
-    def occupy(self, lane: SessionKey) -> None:
-        """Takes a slot for a lane that already has an active run, even if none is free."""
-        if lane in self._granted:
-            del self._granted[lane]
-        elif lane not in self._in_use:
-            self._acquire(lane)
-        self._leave_queue(lane)
-        self._in_use.add(lane)
+    def _use_grant(self, lane: SessionKey, agent: str) -> bool:
+        """Uses a grant, which may be for another agent if the next run has changed since."""
+        granted = self._granted.pop(lane)
+        if granted != agent:
+            self.agents.put_back(granted)
+            if self.agents.left(agent) <= 0:
+                self._free += 1
+                self._tenants[lane.tenant].slots -= 1
+                self._join_queue(lane, agent)
+                self._grant_free()
+                return False
+            self.agents.take(agent)
+        self._in_use[lane] = agent
+        return True
 
-    def enqueue(self, lane: SessionKey) -> None:
-        """Queues a lane that has waiting runs."""
-        self._join_queue(lane)
+    def occupy(self, lane: SessionKey, agent: str = DEFAULT_AGENT) -> None:
+        """Takes a slot for a lane that already has an active run, even if none is free."""
+        self._leave_queue(lane)
+        if lane in self._in_use:
+            return
+        if lane in self._granted:
+            self.agents.put_back(self._granted.pop(lane))
+            self.agents.take(agent)
+        else:
+            self._acquire(lane, agent)
+        self._in_use[lane] = agent
+
+    def enqueue(self, lane: SessionKey, agent: Agent = None) -> None:
+        """Queues a lane that has waiting runs, the next one for an agent."""
+        self._join_queue(lane, agent)
         self._grant_free()
 
     def release(self, lane: SessionKey) -> None:
         """Frees the slot that a lane uses or was granted, if there is one."""
         if lane in self._in_use:
-            self._in_use.remove(lane)
-            self._put_back(lane)
+            self._put_back(lane, self._in_use.pop(lane))
         elif lane in self._granted:
-            del self._granted[lane]
-            self._put_back(lane)
+            self._put_back(lane, self._granted.pop(lane))
         self._grant_free()
 
     def settle(self, lane: SessionKey, *, running: bool, can_start: bool) -> None:
@@ -201,65 +250,94 @@ class Slots:
             self.release(lane)
         elif lane in self._granted:
             # The grant is superfluous: the lane has a slot, or its run is active on another node.
-            del self._granted[lane]
-            self._put_back(lane)
+            self._put_back(lane, self._granted.pop(lane))
             self._grant_free()
 
-    def _can_take(self, lane: SessionKey) -> bool:
+    def _can_take(self, lane: SessionKey, agent: str) -> bool:
         """Whether a slot is free for a lane that has none. No queued lane could use it."""
-        if lane in self._in_use or self._free <= 0:
+        if lane in self._in_use or self._free <= 0 or self._left(agent, lane.tenant) <= 0:
             return False
         tenant = self._tenants.get(lane.tenant)
         return self._allowance(lane.tenant, tenant or _Tenant()) > 0
 
-    def _can_keep(self, lane: SessionKey) -> bool:
-        """Whether a lane with a slot may start its next run with it: no queued lane could use the
-        slot, and its tenant is not above its limit."""
+    def _can_keep(self, lane: SessionKey, agent: str) -> bool:
+        """Whether a lane with a slot may start its next run with it: if it gave the slot back, no
+        queued lane could use it, and tenant and agent are not above their limits."""
         if lane not in self._in_use:
             return False
-        tenant = self._tenants[lane.tenant]
-        return (
-            not tenant.queue
-            and self._allowance(lane.tenant, tenant) >= 0
-            and self._next_tenant() is None
-        )
+        if not self._waiting and agent == self._in_use[lane]:
+            limit = self._limit_of(lane.tenant)
+            has_room = limit is None or self._tenants[lane.tenant].slots <= limit
+            return has_room and self.agents.left(agent) >= 0
+        tenant, used = self._tenants[lane.tenant], self._in_use[lane]
+        tenant.slots -= 1
+        self.agents.put_back(used)
+        try:
+            has_room = self._allowance(lane.tenant, tenant) > 0 and self.agents.left(agent) > 0
+            return has_room and self._next() is None
+        finally:
+            tenant.slots += 1
+            self.agents.take(used)
 
     def _allowance(self, name: str, tenant: _Tenant) -> int:
         """The number of further slots a tenant may use; negative if it is above its limit."""
         limit = self._limit_of(name)
         return UNLIMITED if limit is None else limit - tenant.slots
 
-    def _next_tenant(self) -> str | None:
-        """The tenant to serve next, of those that have a queue and are below their limit."""
-        eligible = (
-            (tenant.slots, tenant.last_grant, name)
-            for name, tenant in self._waiting.items()
-            if self._allowance(name, tenant) > 0
+    def _left(self, agent: Agent, tenant: str) -> int:
+        """The number of further slots that an agent may use for a tenant."""
+        return self.agents.left(agent) if self.agents.serves(agent, tenant) else 0
+
+    def _startable(self, name: str, tenant: _Tenant) -> int:
+        """The number of a tenant's queued lanes that their agents have room for."""
+        return sum(
+            min(len(queue), max(0, self._left(agent, name)))
+            for agent, queue in tenant.queues.items()
         )
-        return min(eligible, default=(0, 0, None))[2]
+
+    def _next(self) -> SessionKey | None:
+        """The lane to serve next: of the tenants below their limit that have a lane whose agent has
+        room, the first in the order of service, and its longest waiting such lane."""
+        eligible = (
+            (tenant.slots, tenant.last_grant, name, lane)
+            for name, tenant in self._waiting.items()
+            if self._allowance(name, tenant) > 0 and (lane := self._head(name, tenant)) is not None
+        )
+        return min(eligible, default=(0, 0, "", None))[3]
+
+    def _head(self, name: str, tenant: _Tenant) -> SessionKey | None:
+        """The longest waiting lane of a tenant whose agent has room."""
+        heads = [
+            next(iter(queue.items()))
+            for agent, queue in tenant.queues.items()
+            if self._left(agent, name) > 0
+        ]
+        return min(heads, key=lambda head: head[1])[0] if heads else None
 
     def _grant_free(self) -> None:
         while self._waiting and self._free > 0 and not self._is_closed:
-            name = self._next_tenant()
-            if name is None:
+            lane = self._next()
+            if lane is None:
                 return
-            lane = next(iter(self._waiting[name].queue))
+            agent = self._queued[lane]
             self._leave_queue(lane)
-            self._acquire(lane)
-            self._granted[lane] = None
+            self._acquire(lane, agent)
+            self._granted[lane] = agent
             self._on_grant(lane)
 
-    def _acquire(self, lane: SessionKey) -> None:
-        """Counts a slot for the lane's tenant, which comes last from now on."""
+    def _acquire(self, lane: SessionKey, agent: Agent) -> None:
+        """Counts a slot for the lane's tenant, which comes last from now on, and for the agent."""
         self._free -= 1
         self._grants += 1
         tenant = self._tenants.get(lane.tenant) or self._tenant_of(lane)
         tenant.slots += 1
         tenant.last_grant = self._grants
+        self.agents.take(agent)
 
-    def _put_back(self, lane: SessionKey) -> None:
+    def _put_back(self, lane: SessionKey, agent: Agent) -> None:
         self._free += 1
         self._tenants[lane.tenant].slots -= 1
+        self.agents.put_back(agent)
 
     def _tenant_of(self, lane: SessionKey) -> _Tenant:
         tenant = self._tenants.get(lane.tenant)
@@ -274,19 +352,39 @@ class Slots:
         idle = [
             (tenant.last_grant, name)
             for name, tenant in self._tenants.items()
-            if not (tenant.slots or tenant.queue)
+            if not (tenant.slots or tenant.queues)
         ]
         for _, name in sorted(idle)[: MAX_TENANTS // 2]:
             del self._tenants[name]
 
-    def _join_queue(self, lane: SessionKey) -> None:
+    def _join_queue(self, lane: SessionKey, agent: Agent, *, at_head: bool = False) -> None:
+        """Queues a lane, at the end unless it waits already: then it keeps its place."""
+        place = None
+        if lane in self._queued:
+            if self._queued[lane] == agent:
+                return
+            place = self._leave_queue(lane)
         tenant = self._tenant_of(lane)
-        tenant.queue.setdefault(lane)
+        queue = tenant.queues.setdefault(agent, {})
+        if place is not None:
+            ordered = sorted([*queue.items(), (lane, place)], key=lambda item: item[1])
+            tenant.queues[agent] = dict(ordered)
+        elif at_head:
+            tenant.queues[agent] = {lane: next(self._returns), **queue}
+        else:
+            queue[lane] = next(self._arrivals)
+        self._queued[lane] = agent
         self._waiting[lane.tenant] = tenant
 
-    def _leave_queue(self, lane: SessionKey) -> None:
-        tenant = self._waiting.get(lane.tenant) if self._waiting else None
-        if tenant is not None:
-            tenant.queue.pop(lane, None)
-            if not tenant.queue:
+    def _leave_queue(self, lane: SessionKey) -> int | None:
+        """Removes a lane from its queue; returns its place, None if it was in none."""
+        if lane not in self._queued:
+            return None
+        agent = self._queued.pop(lane)
+        tenant = self._waiting[lane.tenant]
+        place = tenant.queues[agent].pop(lane)
+        if not tenant.queues[agent]:
+            del tenant.queues[agent]
+            if not tenant.queues:
                 del self._waiting[lane.tenant]
+        return place

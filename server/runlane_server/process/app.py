@@ -17,6 +17,7 @@ from typing import Never
 
 import structlog
 
+from runlane_server.agents.loader import agent_kind
 from runlane_server.config import Config
 from runlane_server.engine.agent_code import contain_exits, contained
 from runlane_server.extras import require
@@ -208,7 +209,7 @@ def _log_serving(node: Node, config: Config) -> None:
         node_address=str(node.node_address),
         # Only the kinds: the rest may contain a password or a whole command line.
         store=config.store_url.kind,
-        agent=config.agent.partition(":")[0],
+        agents={each.name: agent_kind(each.spec) for each in config.agents},
     )
 
 

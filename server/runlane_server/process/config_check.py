@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator
 
 import click
 
-from runlane_server.agents.loader import load_agent
 from runlane_server.config import Config
 from runlane_server.core.errors import StartError
 from runlane_server.extras import require
 from runlane_server.process import processes
 from runlane_server.process.app import event_loop_kind
-from runlane_server.process.node import agent_settings
+from runlane_server.process.node import load_agents
 from runlane_server.process.security import access_file, node_ca, security_problems, server_tls
 from runlane_server.store.open import open_store
 from runlane_server.telemetry import metrics_server, trace_export
@@ -53,7 +52,7 @@ _CHECKS: tuple[Check, ...] = (
     access_file,
     node_ca,
     lambda config: open_store(config.store_url),
-    lambda config: load_agent(config.agent, agent_settings(config)),
+    load_agents,
     lambda config: event_loop_kind(config.event_loop),
     _telemetry,
 )

@@ -14,15 +14,15 @@ from typing import Any
 import structlog
 
 from runlane_server.access.node_keys import NodeKeys
-from runlane_server.agents.base import Agent
 from runlane_server.agents.command.agent import CommandSettings
 from runlane_server.agents.command.limits import ResourceLimits
-from runlane_server.agents.loader import AgentSettings, load_agent
+from runlane_server.agents.loader import AgentSettings, agent_kind, load_agent
 from runlane_server.cluster.key_refresh import keep_node_keys
 from runlane_server.cluster.relay import Relay
 from runlane_server.config import Config
 from runlane_server.core.errors import RunlaneError, StartError
 from runlane_server.core.observer import ObserverPair
+from runlane_server.engine.agent_table import AgentTable, DeclaredAgent
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.engine.executor import NodeSettings
 from runlane_server.engine.pulse import Pulse
@@ -83,7 +83,7 @@ async def serving(
     config: Config,
     shutdown: ShutdownRequest,
     *,
-    agent: Agent | None = None,
+    agents: AgentTable | None = None,
     shares_port: bool = False,
     harness: Harness | None = None,
     on_bound: Callable[[], None] = lambda: None,
@@ -94,7 +94,7 @@ async def serving(
         config: The settings.
         shutdown: Decides at the end whether the shutdown is graceful or immediate. The node makes
             the request itself when its store fails or its address is lost.
-        agent: Replaces the agent that the settings name.
+        agents: Replaces the agents that the settings name.
         shares_port: Whether other processes of this server listen on the same port.
         harness: The gates and the clock that a test controls, if the settings enable it.
         on_bound: Called when the address is bound and no run has been touched yet.
@@ -115,7 +115,7 @@ async def serving(
             now=clock.micros,
         )
         await closing.enter_async_context(traces.exporting())
-        agent = agent or load_agent(config.agent, agent_settings(config))
+        agents = agents or load_agents(config)
         store = open_store(config.store_url)
         store.on_failure = shutdown.on_store_failure
         await closing.enter_async_context(store)
@@ -125,7 +125,7 @@ async def serving(
         closing.enter_context(watching(observer.on_loop_blocked))
         coordinator = Coordinator(
             store,
-            agent,
+            agents,
             feed,
             config.limits,
             node=NodeSettings(lease=config.node_lease),
@@ -150,6 +150,7 @@ async def serving(
             observer=observer,
             tls=security.tls,
             harness=harness if config.harness else None,
+            workers=agents.workers,
             socket_mode=int(config.socket_mode, 8),
         )
         # Before any run: a server whose port is in use must not touch the runs in the store.
@@ -198,11 +199,22 @@ def server_info(config: Config) -> ServerInfo:
     """The settings that a harness reports to a test."""
     return ServerInfo(
         store=config.store_url.kind,
-        agent=config.agent.partition(":")[0],
+        agent=agent_kind(config.agents[0].spec),
         limits=config.limits,
         drain_timeout=config.drain_timeout,
         progress_interval=config.progress_interval,
         event_retention=config.event_retention,
+    )
+
+
+def load_agents(config: Config) -> AgentTable:
+    """Creates the agents that the settings declare. Raises StartError."""
+    settings = agent_settings(config)
+    return AgentTable(
+        [
+            DeclaredAgent(it.name, load_agent(it.spec, settings), agent_kind(it.spec), it.slots)
+            for it in config.agents
+        ]
     )
 
 
@@ -217,6 +229,7 @@ def agent_settings(config: Config) -> AgentSettings:
         command=command_settings(config),
         chat_instructions=config.chat_instructions or None,
         chat_lenient_end=config.chat_lenient_end,
+        worker_lease=config.worker_lease,
     )
 
 

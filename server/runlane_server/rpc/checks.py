@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 
+from runlane_server.core.agents import NAME_FORM, is_agent_name
 from runlane_server.core.errors import InvalidArgument, RunMissing, SessionMissing, Violation
 from runlane_server.core.model import Micros, utf8_size
 from runlane_server.rpc import convert
@@ -84,6 +85,11 @@ class Checks:
             self._kind = kind
         if len(self._violations) >= MAX_VIOLATIONS:
             self.finish()
+
+    def agent(self, field: str, name: str) -> None:
+        """Requires the form of a name of an agent, or nothing."""
+        if name and not is_agent_name(name):
+            self.reject(field, f"is not a name of an agent: use {NAME_FORM}")
 
     def include(self, error: InvalidArgument) -> None:
         """Adds the violations of an error."""

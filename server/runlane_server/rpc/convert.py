@@ -208,6 +208,7 @@ def run(record: model.Run) -> run_pb2.Run:
         ended_at=_timestamp(record.ended_at),
         folded_into=record.folded_into,
         run_complete=None if record.complete is None else run_complete(record.complete),
+        agent=record.agent,
         retry_policy=None if record.retry is None else retry_policy(record.retry),
     )
 
@@ -223,6 +224,7 @@ def session(record: model.Session) -> session_pb2.Session:
         usage=usage(record.usage),
         created_at=timestamp(record.created_at),
         updated_at=timestamp(record.updated_at),
+        agent=record.agent,
     )
 
 

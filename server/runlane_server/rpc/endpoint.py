@@ -25,18 +25,23 @@ from grpc_reflection.v1alpha import (  # type: ignore[import-untyped]
 
 from runlane.harness.v1 import harness_service_pb2, harness_service_pb2_grpc
 from runlane.v1 import (
+    agent_service_pb2,
+    agent_service_pb2_grpc,
     run_service_pb2,
     run_service_pb2_grpc,
     session_service_pb2,
     session_service_pb2_grpc,
 )
+from runlane.worker.v1 import worker_service_pb2, worker_service_pb2_grpc
 from runlane_server.access.control import AccessControl
+from runlane_server.agents.worker.workers import Workers
 from runlane_server.cluster.relay import Relay
 from runlane_server.core.errors import StartError, start_error
 from runlane_server.core.observer import NO_OBSERVER, Observer
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.harness.harness import Harness
 from runlane_server.net.addresses import Address
+from runlane_server.rpc.agents import AgentService
 from runlane_server.rpc.grpc_server import make_server
 from runlane_server.rpc.harness import HarnessService
 from runlane_server.rpc.inflight import InflightCalls
@@ -45,6 +50,7 @@ from runlane_server.rpc.requests import MAX_MESSAGE, WINDOW
 from runlane_server.rpc.runs import RunService
 from runlane_server.rpc.sessions import SessionService
 from runlane_server.rpc.tls import ServerTls
+from runlane_server.rpc.worker import WorkerService
 
 log = structlog.get_logger()
 
@@ -97,7 +103,12 @@ HANDLERS_TIMEOUT = 5.0
 _SERVICES = (
     run_service_pb2.DESCRIPTOR.services_by_name["RunService"].full_name,
     session_service_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name,
+    agent_service_pb2.DESCRIPTOR.services_by_name["AgentService"].full_name,
 )
+
+AGENT_HEALTH = "runlane.agent/"
+"""What the name of an agent follows in the service name of a health check."""
+_WORKER = worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name
 
 _HARNESS = harness_service_pb2.DESCRIPTOR.services_by_name["HarnessService"].full_name
 
@@ -117,8 +128,8 @@ class Endpoint:
     """Serves a coordinator over gRPC. It must be created on the event loop that serves.
 
     With `shares_port` it can listen on a port together with other processes of the same user.
-    Without `tls` connections are not encrypted. A `harness` is served as well. Unix sockets get
-    `socket_mode`.
+    Without `tls` connections are not encrypted. A `harness`, and `workers`, are served as well.
+    Unix sockets get `socket_mode`.
     """
 
     def __init__(
@@ -132,6 +143,7 @@ class Endpoint:
         observer: Observer = NO_OBSERVER,
         tls: ServerTls | None = None,
         harness: Harness | None = None,
+        workers: Workers | None = None,
         socket_mode: int = 0o600,
     ) -> None:
         self.calls = InflightCalls()
@@ -142,11 +154,17 @@ class Endpoint:
         self._observer = observer
         self._runs = RunService(coordinator, progress_interval=progress_interval, relay=relay)
         self._sessions = SessionService(coordinator)
+        self._agents = AgentService(coordinator)
+        self._coordinator = coordinator
         self._harness = None if harness is None else HarnessService(harness)
         self._services = _SERVICES if harness is None else (*_SERVICES, _HARNESS)
+        self._workers = None if workers is None else WorkerService(coordinator, workers)
+        if workers is not None:
+            self._services = (*self._services, _WORKER)
         self._health = _Health(self._services)
         self._bound: list[Address] = []
         self._broken: set[asyncio.Task[None]] = set()
+        self._pending: set[asyncio.Task[None]] = set()
         self._server = self._make()
 
     def _make(self) -> grpc.aio.Server:
@@ -166,7 +184,10 @@ class Endpoint:
         )
         run_service_pb2_grpc.add_RunServiceServicer_to_server(self._runs, middleware)
         session_service_pb2_grpc.add_SessionServiceServicer_to_server(self._sessions, middleware)
+        agent_service_pb2_grpc.add_AgentServiceServicer_to_server(self._agents, middleware)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, middleware)
+        if self._workers is not None:
+            worker_service_pb2_grpc.add_WorkerServiceServicer_to_server(self._workers, middleware)
         if self._harness is not None:
             harness_service_pb2_grpc.add_HarnessServiceServicer_to_server(self._harness, middleware)
         names = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -214,7 +235,22 @@ class Endpoint:
         """Starts serving."""
         for service in self._services:
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        for agent in self._coordinator.agents:
+            await self._set_health(agent.name, is_ready=agent.is_ready)
+        self._coordinator.on_agent_ready(self._on_agent_ready)
         await self._server.start()
+
+    def _on_agent_ready(self, name: str) -> None:
+        task = asyncio.create_task(self._set_health(name, is_ready=True))
+        self._pending.add(task)
+        task.add_done_callback(self._pending.discard)
+
+    async def _set_health(self, agent: str, *, is_ready: bool) -> None:
+        """Sets the health of an agent. Its name is not in the rpc List, which needs no
+        authentication."""
+        states = health_pb2.HealthCheckResponse
+        state = states.SERVING if is_ready else states.NOT_SERVING
+        await self._health.set(AGENT_HEALTH + agent, state)
 
     async def keep_serving(self) -> Never:
         """Restarts gRPC's server whenever it has broken down, until cancelled.

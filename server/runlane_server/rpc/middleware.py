@@ -201,6 +201,11 @@ class _RevocableContext:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
 
+    @property
+    def is_revoked(self) -> bool:
+        """Whether the caller has lost access."""
+        return self._call.revocation is not None
+
     async def write(self, message: Any) -> None:
         """Writes a message. Raises the revocation of the call, if any."""
         await self._send(self._context.write(message))

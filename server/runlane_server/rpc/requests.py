@@ -45,7 +45,9 @@ MIN_WAIT = 0.05
 
 _RUNS = "/runlane.v1.RunService/"
 _SESSIONS = "/runlane.v1.SessionService/"
+_AGENTS = "/runlane.v1.AgentService/"
 _HARNESS = "/runlane.harness.v1.HarnessService/"
+_WORKER = "/runlane.worker.v1.WorkerService/"
 _HEALTH = "/grpc.health.v1.Health/"
 
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
@@ -70,6 +72,9 @@ MAX_BYTES: Mapping[str, int] = MappingProxyType(
         _SESSIONS + "DeleteSession": _IDS,
         _SESSIONS + "ListSessions": _IDS,
         _SESSIONS + "ListMessages": _IDS,
+        _AGENTS + "ListAgents": _IDS,
+        # The arguments of a tool call and a result, of 1 MiB each.
+        _WORKER + "Work": (2 << 20) + (64 << 10),
         **{
             _HARNESS + name: _IDS
             for name in (

@@ -72,6 +72,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
                 accepted,
                 wanted._replace(run_id=accepted.run_id, trace=trace),
                 allow_missing=request.allow_missing,
+                allowed_agents=CALLER.get().agents,
             )
         return pb.RunAcceptedResponse(
             run=convert.run(acceptance.run),

@@ -10,7 +10,7 @@ from structlog.contextvars import bind_contextvars
 
 from runlane.v1 import session_service_pb2 as pb
 from runlane.v1 import session_service_pb2_grpc
-from runlane_server.access.caller import tenant
+from runlane_server.access.caller import CALLER, tenant
 from runlane_server.core.errors import SessionNotFound
 from runlane_server.core.model import Session, SessionKey
 from runlane_server.engine.coordinator import Coordinator
@@ -38,6 +38,8 @@ class SessionService(session_service_pb2_grpc.SessionServiceServicer):
             request.session_id,
             title=request.title,
             metadata=dict(request.metadata),
+            agent=request.agent,
+            allowed_agents=CALLER.get().agents,
             tenant=tenant(),
         )
         bind_contextvars(session_id=session.session_id)

@@ -52,6 +52,7 @@ def run_accepted(request: run_service_pb2.RunAcceptedRequest, limits: Limits) ->
     checks.between("max_attempts", request.max_attempts, 0, MAX_ATTEMPTS)
     metadata = dict(request.metadata) if request.metadata else NO_LABELS
     checks.labels("metadata", metadata)
+    checks.agent("agent", request.agent)
     retry = None
     if request.HasField("retry_policy"):
         retry = _retry_policy(checks, request.retry_policy)
@@ -63,6 +64,7 @@ def run_accepted(request: run_service_pb2.RunAcceptedRequest, limits: Limits) ->
         timeout=timeout,
         max_attempts=request.max_attempts or 1,
         metadata=metadata,
+        agent=request.agent,
         retry=retry,
     )
 
@@ -194,6 +196,7 @@ def create_session(request: session_service_pb2.CreateSessionRequest) -> None:
     checks.identifier("session_id", request.session_id)
     checks.size("title", request.title, MAX_TITLE_BYTES)
     checks.labels("metadata", request.metadata)
+    checks.agent("agent", request.agent)
     checks.finish()
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
+from runlane_server.core.agents import DEFAULT_AGENT
 from runlane_server.core.model import (
     NO_LABELS,
     Message,
@@ -130,11 +131,13 @@ class EventFilter:
 
 @dataclass(frozen=True, slots=True)
 class BusySession:
-    """A session that has an active run or waiting runs."""
+    """A session that has an active run or waiting runs. `agent` is that of all these runs, None if
+    they have different ones."""
 
     key: SessionKey
     active: bool
     waiting_runs: int
+    agent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +158,7 @@ class NewSession:
     created_at: Micros
     title: str = ""
     metadata: Mapping[str, str] = field(default_factory=lambda: NO_LABELS)
+    agent: str = ""
 
 
 class TenantShare(NamedTuple):
@@ -164,16 +168,31 @@ class TenantShare(NamedTuple):
     room: int
 
 
+class AgentShare(NamedTuple):
+    """An agent, and the number of further lanes whose next run it can execute on a node. The name
+    is empty for runs from before agents had names."""
+
+    agent: str
+    room: int
+
+
+_NO_LIMIT = (1 << 31) - 1
+
+ONE_AGENT_SHARES = (AgentShare("", _NO_LIMIT), AgentShare(DEFAULT_AGENT, _NO_LIMIT))
+"""The shares of a node with a single agent."""
+
+
 @dataclass(frozen=True, slots=True)
 class ClaimOrder:
     """The order in which a node claims lanes, by tenant.
 
     Tenants that are not in `shares` come first, each with at most `others` lanes; then those in
-    `shares`, in that order.
+    `shares`, in that order. Only lanes are claimed whose next run is for one of `agents` (R32).
     """
 
     shares: tuple[TenantShare, ...] = ()
-    others: int = (1 << 31) - 1
+    others: int = _NO_LIMIT
+    agents: tuple[AgentShare, ...] = ONE_AGENT_SHARES
 
 
 @dataclass(frozen=True, slots=True)

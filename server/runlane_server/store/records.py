@@ -78,7 +78,13 @@ NO_ANSWER = Answer("", is_truncated=False, result="")
 
 
 def assemble_lane(
-    key: SessionKey, *, version: int, accept_seq: int, turn: int, runs: Iterable[LaneRun]
+    key: SessionKey,
+    *,
+    version: int,
+    accept_seq: int,
+    turn: int,
+    agent: str,
+    runs: Iterable[LaneRun],
 ) -> Lane:
     """A lane from its open runs, which are in accept order."""
     folded: list[LaneRun] = []
@@ -100,6 +106,7 @@ def assemble_lane(
         active=active,
         folded=tuple(folded),
         waiting=tuple(waiting),
+        agent=agent,
     )
 
 
@@ -153,6 +160,7 @@ def _run(row: Row, text: DecodeText, answer: Callable[[], Answer]) -> Run:
         ended_at=row["ended_at"],
         folded_into=text(row["folded_into"]),
         complete=complete,
+        agent=row["agent"],
         retry=None if retry is None else retry.retry,
     )
 
@@ -207,6 +215,7 @@ def _session(row: Row, text: DecodeText) -> Session:
         ),
         created_at=row["created_at"],
         updated_at=row["updated_at"],
+        agent=row["agent"],
     )
 
 

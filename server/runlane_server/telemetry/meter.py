@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from runlane_server.core.agents import DEFAULT_AGENT
 from runlane_server.core.model import (
     Accepted,
     Micros,
@@ -12,6 +13,7 @@ from runlane_server.core.model import (
     RunEvent,
     RunKey,
     RunState,
+    SessionKey,
     TextDelta,
 )
 from runlane_server.core.observer import CancelRequest, Observer
@@ -71,12 +73,11 @@ class Meter(Observer):
                     self._metrics.first_delta.observe(_seconds(started_at, event.at))
             elif isinstance(body, Accepted):
                 self._metrics.runs_accepted.inc()
-            elif isinstance(body, RunComplete):
-                self._ended(body)
 
-    def _ended(self, complete: RunComplete) -> None:
+    def _ended(self, complete: RunComplete, agent: str) -> None:
         metrics = self._metrics
-        self._labelled(metrics.runs_ended, complete.state, complete.finish_reason).inc()
+        reason = complete.finish_reason
+        self._labelled(metrics.runs_ended, complete.state, reason, agent or DEFAULT_AGENT).inc()
         if complete.started_at is not None:
             seconds = _seconds(complete.started_at, complete.ended_at)
             self._labelled(metrics.run_duration, complete.state).observe(seconds)
@@ -94,9 +95,15 @@ class Meter(Observer):
 
     # The observer
 
+    def on_lane_changed(self, key: SessionKey, transition: Transition) -> None:
+        """This node committed the ends of runs."""
+        for change in transition.runs:
+            if change.complete is not None:
+                self._ended(change.complete, change.run.agent)
+
     def on_attempt_started(self, key: RunKey, run: LaneRun) -> None:
         """An attempt of a run became active here."""
-        self._metrics.runs_started.inc()
+        self._labelled(self._metrics.runs_started, run.agent or DEFAULT_AGENT).inc()
         if run.started_at is None:
             return
         self._silent_since[key] = run.started_at

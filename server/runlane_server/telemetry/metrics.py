@@ -35,18 +35,18 @@ _UNITS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 class NodeState(NamedTuple):
     """The state of a node at the moment of a scrape; ages and leases in seconds.
 
-    `lease` is None if the store is not shared. `beat_age` is infinite for a node that considers
-    itself lost.
+    `runs_active` and `agent_ready` are by agent. `lease` is None if the store is not shared.
+    `beat_age` is infinite for a node that considers itself lost.
     """
 
     version: str
     store: str
     node_id: str
-    runs_active: int
+    runs_active: Mapping[str, int]
     runs_waiting: int
     slots_in_use: int
     slots_limit: int
-    agent_ready: bool
+    agent_ready: Mapping[str, bool]
     draining: bool
     subscriptions: Mapping[str, int]
     subscription_behind: int
@@ -78,13 +78,16 @@ class Metrics:
     def _make_runs(self) -> None:
         self.runs_accepted = self._counter("runs_accepted", "Runs accepted (durable).")
         self.runs_started = self._counter(
-            "runs_started", "Attempts started on this node; a retried run counts again."
+            "runs_started",
+            "Attempts started on this node, by agent; a retried run counts again.",
+            "agent",
         )
         self.runs_ended = self._counter(
             "runs_ended",
-            "Runs ended by this node, by terminal state and finish reason.",
+            "Runs ended by this node, by terminal state, finish reason and agent.",
             "state",
             "finish_reason",
+            "agent",
         )
         self.runs_fenced_off = self._counter(
             "runs_fenced_off",
@@ -188,7 +191,12 @@ class _StateCollector(Collector):
             "store",
             "node_id",
         )
-        yield _gauge("runs_active", "Runs whose agent is running on this node.", state.runs_active)
+        yield _labelled(
+            "runs_active",
+            "Runs whose agent is running on this node, by agent.",
+            {(agent,): runs for agent, runs in state.runs_active.items()},
+            "agent",
+        )
         yield _gauge(
             "runs_waiting",
             "Waiting runs; with a shared store those of all nodes, as of the last heartbeat.",
@@ -202,7 +210,12 @@ class _StateCollector(Collector):
             "Maximum number of active runs on this node (--max-active-runs).",
             state.slots_limit,
         )
-        yield _gauge("agent_ready", "1 if the agent is ready.", state.agent_ready)
+        yield _labelled(
+            "agent_ready",
+            "1 if the agent is ready on this node.",
+            {(agent,): ready for agent, ready in state.agent_ready.items()},
+            "agent",
+        )
         yield _gauge("draining", "1 if the node accepts no new runs.", state.draining)
         yield _labelled(
             "subscriptions_open",

@@ -177,11 +177,11 @@ class _StateReader:
             version=self._version,
             store=self._store_kind,
             node_id="" if member is None else member.node_id,
-            runs_active=load.active,
+            runs_active=load.active_by_agent,
             runs_waiting=load.waiting,
             slots_in_use=load.slots_in_use,
             slots_limit=coordinator.limits.max_active_runs,
-            agent_ready=coordinator.is_agent_ready,
+            agent_ready={agent.name: agent.is_ready for agent in coordinator.agents},
             draining=load.draining,
             subscriptions={
                 "run_complete": feed.subscriptions - feed.followers,

@@ -12,7 +12,7 @@ through structlog as your process configures it: without a configuration everyth
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from types import TracebackType
@@ -21,18 +21,23 @@ from typing import Any, Self, TypeAlias
 from runlane import Client
 from runlane_server.agents.base import Agent, AgentEvent, Turn
 from runlane_server.agents.custom import as_agent
-from runlane_server.agents.scripted.agent import ScriptedAgent
+from runlane_server.agents.loader import agent_kind, load_agent
 from runlane_server.agents.scripted.latches import Latches
 from runlane_server.config import Config
+from runlane_server.core.agents import DEFAULT_AGENT
+from runlane_server.engine.agent_table import AgentTable, DeclaredAgent
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.harness.harness import Harness
 from runlane_server.net.addresses import Address
-from runlane_server.process.node import Node, ShutdownRequest, serving
+from runlane_server.process.node import Node, ShutdownRequest, agent_settings, serving
 
 AgentLike: TypeAlias = str | Agent | Callable[[Turn], AsyncGenerator[AgentEvent | str, None]]
 """A value of `--agent`, or your own agent, such as a function."""
 
 _DEFAULTS = Config(drain_timeout=0.0)
+
+_OWN = "own:agent"
+"""Stands in the settings for an agent that is no value of `--agent`."""
 
 
 class LocalServer:
@@ -40,6 +45,7 @@ class LocalServer:
 
     Args:
         agent: The agent. With `"scripted"`, prompts are scripts, and `gates` has their latches.
+        agents: Several agents by name, in place of `agent`.
         store: A value of `--store`.
         listen: A value of `--listen`. Port 0 is a free port; a Unix socket is `unix:PATH`.
         config: All other settings. The default does not wait for active runs when it stops.
@@ -54,6 +60,7 @@ class LocalServer:
         self,
         agent: AgentLike = "echo",
         *,
+        agents: Mapping[str, AgentLike] | None = None,
         store: str = "memory:",
         listen: str = "127.0.0.1:0",
         config: Config = _DEFAULTS,
@@ -62,11 +69,15 @@ class LocalServer:
         if not isinstance(config, Config):
             raise TypeError(f"config must be a runlane_server.config.Config, not {config!r}")
         self.gates = Latches()
-        self._agent = agent
-        spec = agent if isinstance(agent, str) else config.agent
+        self._agents = {DEFAULT_AGENT: agent} if agents is None else dict(agents)
+        if not self._agents:
+            raise ValueError("agents: name at least one agent")
         self._config = replace(
             config,
-            agent=spec,
+            agent=tuple(
+                f"{name}={its if isinstance(its, str) else _OWN}"
+                for name, its in self._agents.items()
+            ),
             store=store,
             listen=Address.parse(listen),
             harness=harness or config.harness,
@@ -99,13 +110,24 @@ class LocalServer:
         """Starts the server. Raises StartError, or RuntimeError if it is running."""
         if self._node is not None:
             raise RuntimeError("the server is already running")
-        agent = None if isinstance(self._agent, str) else as_agent("agent", self._agent)
-        if self._agent == "scripted":
-            agent = ScriptedAgent(self.gates)
-        node = serving(self._config, ShutdownRequest(), agent=agent, harness=self._harness)
+        node = serving(
+            self._config, ShutdownRequest(), agents=self._make_agents(), harness=self._harness
+        )
         self._node = await self._closing.enter_async_context(node)
         # A restart must keep the port.
         self._config = replace(self._config, listen=self._node.address)
+
+    def _make_agents(self) -> AgentTable:
+        """The agents: yours, and those of the settings. Scripted ones share the latches."""
+        settings = replace(agent_settings(self._config), latches=self.gates)
+        declared = []
+        for each in self._config.agents:
+            own = self._agents[each.name]
+            is_spec = isinstance(own, str)
+            agent = load_agent(each.spec, settings) if is_spec else as_agent("agent", own)
+            kind = agent_kind(each.spec) if is_spec else "python"
+            declared.append(DeclaredAgent(each.name, agent, kind, each.slots))
+        return AgentTable(declared)
 
     async def stop(self) -> None:
         """Shuts down gracefully. Waiting runs stay in the store; a store in memory is lost."""

@@ -51,6 +51,7 @@ class RunningServer:
 
     Args:
         agent: A value of `--agent`, or your own agent.
+        agents: Several agents by name, in place of `agent`.
         store: A value of `--store`.
         config: All other settings; None means those of `LocalServer`. With your own, each stop
             waits for active runs, up to its `drain_timeout`.
@@ -65,15 +66,22 @@ class RunningServer:
         self,
         agent: AgentLike = "echo",
         *,
+        agents: Mapping[str, AgentLike] | None = None,
         store: str = "memory:",
         config: Config | None = None,
         harness: bool = False,
     ) -> None:
         config = config or Config(drain_timeout=0.0)
-        self._server = LocalServer(agent, store=store, config=config, harness=harness)
+        self._server = LocalServer(
+            agent, agents=agents, store=store, config=config, harness=harness
+        )
         self._limit = STEP_TIMEOUT + config.drain_timeout + config.limits.cancel_grace
         self._thread = LoopThread("runlane-server")
-        self._gates = Gatekeeper(self._server.gates, self._thread) if agent == "scripted" else None
+        self._gates = (
+            Gatekeeper(self._server.gates, self._thread)
+            if "scripted" in (agents or {"": agent}).values()
+            else None
+        )
         self._address: str | None = None
 
     @property

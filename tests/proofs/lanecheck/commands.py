@@ -37,6 +37,9 @@ FATAL = RunError("FATAL", "it cannot go right")
 POLICY = RetryPolicy(("BOOM",), max_attempts=2, initial_backoff=10, after_output=True)
 LATER = AT + 10
 """When a run whose agent failed may start again."""
+ELSEWHERE = "b"
+"""A node that adopts runs. They are started on the node without a name."""
+
 STREAMED = 1
 """Number of events that each attempt is assumed to have streamed before it is drained or ends."""
 
@@ -53,6 +56,8 @@ class Verb(StrEnum):
     FINISH = "finish"
     NODE_LOST = "node_lost"
     HAND_OVER = "hand_over"
+    HAND_BACK = "hand_back"
+    ADOPT = "adopt"
     FAIL_WAITING = "fail_waiting"
     REMOVE = "remove"
 
@@ -60,7 +65,8 @@ class Verb(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Command:
     """A command with all that it takes. `max_attempts` and `retry` are those of the run accepted,
-    `error` is why a finish fails, and `at` is the time of a dispatch."""
+    `error` is why a finish fails, and `at` is the time of a dispatch; `host` is the node of the
+    active run's supervisor, or the one that adopts it."""
 
     verb: Verb
     token: str = ""
@@ -75,17 +81,26 @@ class Command:
     at: int = AT
     retry: RetryPolicy | None = None
     error: RunError = BOOM
+    host: str | None = None
 
     def __str__(self) -> str:
+        node = () if self.host is None else (f"on {self.host!r}",)
         arguments: dict[Verb, tuple[str, ...]] = {
             Verb.RESERVE: (self.token, self.run_id),
             Verb.RELEASE: (self.token,),
             Verb.ACCEPT: (self.token, self.run_id, self.when_busy),
             Verb.CANCEL: (self.scope, self.run_id),
-            Verb.DRAIN: (self.run_id, str(self.attempt)),
-            Verb.FINISH: (self.run_id, str(self.attempt), "ok" if self.ok else self.error.reason),
+            Verb.DRAIN: (self.run_id, str(self.attempt), *node),
+            Verb.FINISH: (
+                self.run_id,
+                str(self.attempt),
+                "ok" if self.ok else self.error.reason,
+                *node,
+            ),
             Verb.DISPATCH: ("later",) if self.at > AT else (),
-            Verb.HAND_OVER: (self.run_id, str(self.attempt)),
+            Verb.HAND_OVER: (self.run_id, str(self.attempt), *node),
+            Verb.HAND_BACK: (self.run_id, str(self.attempt), *node),
+            Verb.ADOPT: (self.run_id, str(self.attempt), *node),
         }
         return " ".join((self.verb, *filter(None, arguments.get(self.verb, ()))))
 
@@ -117,17 +132,18 @@ class Command:
             "model",
         )
 
-    def refusal(self, lane: Lane) -> type[Exception] | None:
+    def refusal(self, lane: Lane) -> type[Exception] | None:  # noqa: PLR0911 - one per verb
         """The error that the command must raise; None if it is legal."""
         match self.verb:
             case Verb.RESERVE:
                 return IllegalCommand if self._held(lane) else None
             case Verb.ACCEPT:
                 return self._accept_refusal(lane)
-            case Verb.DRAIN | Verb.FINISH | Verb.HAND_OVER:
-                active = lane.active
-                at_work = active is not None and (active.run_id, active.attempt)
-                return None if at_work == (self.run_id, self.attempt) else IllegalCommand
+            case Verb.DRAIN | Verb.FINISH | Verb.HAND_OVER | Verb.HAND_BACK:
+                here = self.host is None or (lane.active and lane.active.host == self.host)
+                return None if here and self._is_of_active(lane) else IllegalCommand
+            case Verb.ADOPT:
+                return None if self._is_of_active(lane) else IllegalCommand
             case Verb.REMOVE:
                 idle = not (lane.active or lane.waiting or lane.reservations)
                 if not lane.version:
@@ -135,6 +151,11 @@ class Command:
                 return None if idle else SessionBusy
             case _:
                 return None
+
+    def _is_of_active(self, lane: Lane) -> bool:
+        active = lane.active
+        at_work = active is not None and (active.run_id, active.attempt)
+        return at_work == (self.run_id, self.attempt)
 
     def _accept_refusal(self, lane: Lane) -> type[Exception] | None:
         held = self._held(lane)
@@ -171,20 +192,50 @@ _CALLS: Mapping[Verb, Callable[[ModuleType, Lane, Command], object]] = {
         lane, self.scope, at=AT, run_id=self.run_id, reason="why not"
     ),
     Verb.DRAIN: lambda rules, lane, self: rules.drain_for_step(
-        lane, self.run_id, self.attempt, at=AT, events=streamed(lane)
+        lane, self.run_id, self.attempt, at=AT, events=streamed(lane), host=self.host
     ),
     Verb.FINISH: lambda rules, lane, self: rules.finish(
-        lane, self.run_id, self.attempt, self.outcome(lane), at=AT, events=streamed(lane)
+        lane,
+        self.run_id,
+        self.attempt,
+        self.outcome(lane),
+        at=AT,
+        events=streamed(lane),
+        host=self.host,
     ),
     Verb.NODE_LOST: lambda rules, lane, self: rules.node_lost(
         lane, *_of_active(lane), at=AT, content=spoken(lane), events=streamed(lane)
     ),
     Verb.HAND_OVER: lambda rules, lane, self: rules.hand_over(
-        lane, self.run_id, self.attempt, self.outcome(lane), at=AT, events=streamed(lane)
+        lane,
+        self.run_id,
+        self.attempt,
+        self.outcome(lane),
+        at=AT,
+        events=streamed(lane),
+        host=self.host,
+    ),
+    Verb.HAND_BACK: lambda rules, lane, self: rules.hand_over(
+        lane,
+        self.run_id,
+        self.attempt,
+        _unused(lane),
+        at=AT,
+        events=streamed(lane),
+        is_unused=True,
+        host=self.host,
+    ),
+    Verb.ADOPT: lambda rules, lane, self: rules.adopt(
+        lane, self.run_id, self.attempt, host=self.host or ""
     ),
     Verb.FAIL_WAITING: lambda rules, lane, self: rules.fail_waiting(lane, BOOM, at=AT),
     Verb.REMOVE: lambda rules, lane, self: rules.remove(lane),
 }
+
+
+def _unused(lane: Lane) -> Outcome:
+    """The outcome of an executor that has emitted nothing; what it folded in is there."""
+    return Outcome(FinishReason.STOP, content=spoken(lane) if lane.folded else ())
 
 
 def _of_active(lane: Lane) -> tuple[str, int]:
@@ -247,6 +298,16 @@ def finish(run_id: str, attempt: int = 1, *, ok: bool = True, error: RunError = 
 def hand_over(run_id: str, attempt: int = 1) -> Command:
     """The node of the active run hands it over."""
     return Command(Verb.HAND_OVER, run_id=run_id, attempt=attempt)
+
+
+def hand_back(run_id: str, attempt: int = 1) -> Command:
+    """The executor of the active run gives it back, without output of its own."""
+    return Command(Verb.HAND_BACK, run_id=run_id, attempt=attempt)
+
+
+def adopt(run_id: str, attempt: int = 1, *, host: str = ELSEWHERE) -> Command:
+    """A node adopts the active run."""
+    return Command(Verb.ADOPT, run_id=run_id, attempt=attempt, host=host)
 
 
 DISPATCH = Command(Verb.DISPATCH)

@@ -264,6 +264,29 @@ def _node_lost(before: Lane, _: Command, made: Transition) -> str | None:
     return None if not made.completes else "a retried run has not ended (R21)"
 
 
+def _hand_back(before: Lane, command: Command, made: Transition) -> str | None:
+    """Without output, the attempt does not count, the last one neither (R37)."""
+    active = before.active
+    if active is None or before.folded or not _was_active(before):
+        kept = made.lane.find(active.run_id) if active is not None else None
+        if active is not None and kept is not None and kept.attempt != active.attempt:
+            return "an attempt with output counts (R37)"
+        return _node_lost(before, command, made)
+    back = made.lane.waiting[0]
+    if made.lane.active is not None or back.run_id != active.run_id or made.completes:
+        return "a run that is given back goes to the head (R37)"
+    return None if back.attempt == active.attempt - 1 else "its attempt does not count (R37)"
+
+
+def _adopt(before: Lane, command: Command, made: Transition) -> str | None:
+    """The run changes its node and nothing else (R36)."""
+    active = before.active
+    moved = None if active is None else active._replace(host=command.host or "")
+    if made.lane != before._replace(active=moved) or made.reply != moved:
+        return "an adopted run changes its node and nothing else (R36)"
+    return None if not (made.events or made.messages) else "an adoption is no event (R36)"
+
+
 def _fail_waiting(before: Lane, _: Command, made: Transition) -> str | None:
     failed = [complete.run_id for complete in made.completes if complete.state is _S.FAILED]
     if made.lane.waiting or failed != [run.run_id for run in before.waiting]:
@@ -290,6 +313,8 @@ _EFFECTS: Mapping[Verb, Callable[[Lane, Command, Transition], str | None]] = {
     Verb.FINISH: _finish,
     Verb.NODE_LOST: _node_lost,
     Verb.HAND_OVER: _node_lost,
+    Verb.HAND_BACK: _hand_back,
+    Verb.ADOPT: _adopt,
     Verb.FAIL_WAITING: _fail_waiting,
     Verb.REMOVE: _remove,
 }

@@ -89,6 +89,8 @@ STEPS: dict[Verb, frozenset[tuple[RunState | None, RunState]]] = {
     ),
     Verb.NODE_LOST: _GIVEN_UP,
     Verb.HAND_OVER: _GIVEN_UP,
+    Verb.HAND_BACK: _GIVEN_UP,
+    Verb.ADOPT: frozenset(),
     Verb.FAIL_WAITING: frozenset({(_S.ACCEPTED, _S.FAILED), (_S.QUEUED, _S.FAILED)}),
 }
 """From where to where one command may take a run."""
@@ -213,6 +215,7 @@ def _settled(run: LaneRun) -> tuple[object, ...]:
         run.cancel_reason,
         run.failures,
         run.not_before,
+        run.host,
     )
 
 
@@ -239,7 +242,7 @@ def _in_table(old: RunState | None, new: RunState) -> bool:
 def _check_events(before: Lane, command: Command, made: Transition) -> None:
     """Events are numbered without a gap, and what ends a run is its last one."""
     counts = {run.run_id: run.events for run in live(before)}
-    counting = {Verb.DRAIN, Verb.FINISH, Verb.NODE_LOST, Verb.HAND_OVER}
+    counting = {Verb.DRAIN, Verb.FINISH, Verb.NODE_LOST, Verb.HAND_OVER, Verb.HAND_BACK}
     if before.active is not None and command.verb in counting:
         counts[before.active.run_id] = streamed(before)
     ended: set[str] = set()

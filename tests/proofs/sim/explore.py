@@ -13,13 +13,14 @@ import argparse
 import sys
 import time
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
 from proofs.lanecheck.commands import (
     DISPATCH,
     DISPATCH_LATER,
+    ELSEWHERE,
     EMPTY,
     FAIL_WAITING,
     FATAL,
@@ -28,9 +29,11 @@ from proofs.lanecheck.commands import (
     REMOVE,
     Command,
     Verb,
+    adopt,
     cancel,
     drain,
     finish,
+    hand_back,
     hand_over,
     live,
     live_ids,
@@ -184,6 +187,14 @@ def commands(world: World, bounds: Bounds) -> Iterator[Command]:
         yield hand_over(run_id, attempt + 1)
         yield finish(run_id, attempt + 1)
         yield drain(run_id, attempt + 1)
+        yield hand_back(run_id, attempt)
+        yield adopt(run_id, attempt)
+        yield adopt(run_id, attempt, host="")
+        yield adopt(run_id, attempt + 1)
+        # The supervisor on the node where the run was before it was adopted.
+        late = "" if lane.active.host else ELSEWHERE
+        for command in (drain, finish, hand_over, hand_back):
+            yield replace(command(run_id, attempt), host=late)
     for run in lane.waiting[:1]:
         yield finish(run.run_id, run.attempt)
 
@@ -238,7 +249,7 @@ def canonical(world: World) -> State:
         into = names.get(run.folded_into)
         covered = bool(run.cancel_reason)
         name, turn = names[run.run_id], turns[run.turn]
-        place = name, run.state, run.when_busy, turn, into, covered
+        place = name, run.state, run.when_busy, turn, into, covered, run.host
         return *place, run.attempt, run.failures, run.not_before
 
     return (

@@ -159,5 +159,5 @@ class Node:
         require(self.feed.subscriptions == 0, "a subscriber is left")
         require(not self.feed._run_tails, "the tail of a run is left")
         tasks = self._loop.tasks_of(self.number)
-        getting_ready = not self.coordinator.is_agent_ready
+        getting_ready = not self.coordinator.are_agents_ready
         require(len(tasks) == 1 + getting_ready, f"tasks are left beside the writer: {tasks}")

@@ -46,8 +46,8 @@ const (
 	ErrorReason_ERROR_REASON_RUN_MISSING ErrorReason = 6
 	// NOT_FOUND: no run has this id.
 	ErrorReason_ERROR_REASON_RUN_NOT_FOUND ErrorReason = 7
-	// ALREADY_EXISTS: a run with this id exists already with a different session, prompt or
-	// attachments.
+	// ALREADY_EXISTS: a run with this id exists already with a different session, prompt, attachments
+	// or agent.
 	ErrorReason_ERROR_REASON_RUN_ID_CONFLICT ErrorReason = 8
 	// RESOURCE_EXHAUSTED: the session is at its limit of waiting runs.
 	ErrorReason_ERROR_REASON_QUEUE_FULL ErrorReason = 9
@@ -92,6 +92,8 @@ const (
 	// FAILED_PRECONDITION: the run was executed before, and its session was deleted since. To execute
 	// the prompt again, use a new run id.
 	ErrorReason_ERROR_REASON_RUN_DELETED ErrorReason = 25
+	// NOT_FOUND: the server declares no agent of this name.
+	ErrorReason_ERROR_REASON_AGENT_NOT_FOUND ErrorReason = 26
 )
 
 // Enum value maps for ErrorReason.
@@ -123,6 +125,7 @@ var (
 		23: "ERROR_REASON_UNSUPPORTED",
 		24: "ERROR_REASON_CORRUPT_RECORD",
 		25: "ERROR_REASON_RUN_DELETED",
+		26: "ERROR_REASON_AGENT_NOT_FOUND",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":        0,
@@ -151,6 +154,7 @@ var (
 		"ERROR_REASON_UNSUPPORTED":        23,
 		"ERROR_REASON_CORRUPT_RECORD":     24,
 		"ERROR_REASON_RUN_DELETED":        25,
+		"ERROR_REASON_AGENT_NOT_FOUND":    26,
 	}
 )
 
@@ -186,7 +190,7 @@ var File_runlane_v1_error_reason_proto protoreflect.FileDescriptor
 const file_runlane_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
 	"\x1drunlane/v1/error_reason.proto\x12\n" +
-	"runlane.v1*\xd8\x06\n" +
+	"runlane.v1*\xfa\x06\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1d\n" +
 	"\x19ERROR_REASON_EMPTY_PROMPT\x10\x01\x12 \n" +
@@ -214,7 +218,8 @@ const file_runlane_v1_error_reason_proto_rawDesc = "" +
 	"\x1bERROR_REASON_GATE_NOT_FOUND\x10\x16\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSUPPORTED\x10\x17\x12\x1f\n" +
 	"\x1bERROR_REASON_CORRUPT_RECORD\x10\x18\x12\x1c\n" +
-	"\x18ERROR_REASON_RUN_DELETED\x10\x19B-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3"
+	"\x18ERROR_REASON_RUN_DELETED\x10\x19\x12 \n" +
+	"\x1cERROR_REASON_AGENT_NOT_FOUND\x10\x1aB-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3"
 
 var (
 	file_runlane_v1_error_reason_proto_rawDescOnce sync.Once

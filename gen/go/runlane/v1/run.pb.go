@@ -605,6 +605,9 @@ type Run struct {
 	FoldedInto string `protobuf:"bytes,14,opt,name=folded_into,json=foldedInto,proto3" json:"folded_into,omitempty"`
 	// The terminal event; set in a terminal state. ListRuns omits its text.
 	RunComplete *RunComplete `protobuf:"bytes,15,opt,name=run_complete,json=runComplete,proto3" json:"run_complete,omitempty"`
+	// The name of the agent that executes the run. Empty for a run accepted before agents had names:
+	// the server's default.
+	Agent string `protobuf:"bytes,16,opt,name=agent,proto3" json:"agent,omitempty"`
 	// The retry policy, if the request had one.
 	RetryPolicy   *RetryPolicy `protobuf:"bytes,17,opt,name=retry_policy,json=retryPolicy,proto3" json:"retry_policy,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -744,6 +747,13 @@ func (x *Run) GetRunComplete() *RunComplete {
 		return x.RunComplete
 	}
 	return nil
+}
+
+func (x *Run) GetAgent() string {
+	if x != nil {
+		return x.Agent
+	}
+	return ""
 }
 
 func (x *Run) GetRetryPolicy() *RetryPolicy {
@@ -1896,7 +1906,7 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	"\x0finitial_backoff\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x0einitialBackoff\x12:\n" +
 	"\vmax_backoff\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"maxBackoff\x12!\n" +
-	"\fafter_output\x18\x05 \x01(\bR\vafterOutput\"\x92\x06\n" +
+	"\fafter_output\x18\x05 \x01(\bR\vafterOutput\"\xa8\x06\n" +
 	"\x03Run\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x15\n" +
@@ -1918,7 +1928,8 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	"\bended_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt\x12\x1f\n" +
 	"\vfolded_into\x18\x0e \x01(\tR\n" +
 	"foldedInto\x12:\n" +
-	"\frun_complete\x18\x0f \x01(\v2\x17.runlane.v1.RunCompleteR\vrunComplete\x12:\n" +
+	"\frun_complete\x18\x0f \x01(\v2\x17.runlane.v1.RunCompleteR\vrunComplete\x12\x14\n" +
+	"\x05agent\x18\x10 \x01(\tR\x05agent\x12:\n" +
 	"\fretry_policy\x18\x11 \x01(\v2\x17.runlane.v1.RetryPolicyR\vretryPolicy\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +

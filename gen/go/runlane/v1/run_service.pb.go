@@ -106,6 +106,10 @@ type RunAcceptedRequest struct {
 	Metadata map[string]string `protobuf:"bytes,8,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Create the session if it does not exist.
 	AllowMissing bool `protobuf:"varint,9,opt,name=allow_missing,json=allowMissing,proto3" json:"allow_missing,omitempty"`
+	// The name of the agent that executes the run; see ListAgents. Empty: the session's agent, or the
+	// server's default if the session has none. A name that the server does not declare is refused
+	// with AGENT_NOT_FOUND. It is part of the request that a repeated run_id is compared with.
+	Agent string `protobuf:"bytes,10,opt,name=agent,proto3" json:"agent,omitempty"`
 	// Repeat attempts that the agent fails. Unset: a failure ends the run.
 	RetryPolicy   *RetryPolicy `protobuf:"bytes,11,opt,name=retry_policy,json=retryPolicy,proto3" json:"retry_policy,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -203,6 +207,13 @@ func (x *RunAcceptedRequest) GetAllowMissing() bool {
 		return x.AllowMissing
 	}
 	return false
+}
+
+func (x *RunAcceptedRequest) GetAgent() string {
+	if x != nil {
+		return x.Agent
+	}
+	return ""
 }
 
 func (x *RunAcceptedRequest) GetRetryPolicy() *RetryPolicy {
@@ -1271,7 +1282,7 @@ var File_runlane_v1_run_service_proto protoreflect.FileDescriptor
 const file_runlane_v1_run_service_proto_rawDesc = "" +
 	"\n" +
 	"\x1crunlane/v1/run_service.proto\x12\n" +
-	"runlane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14runlane/v1/run.proto\"\x8f\x04\n" +
+	"runlane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14runlane/v1/run.proto\"\xa5\x04\n" +
 	"\x12RunAcceptedRequest\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x15\n" +
@@ -1282,7 +1293,9 @@ const file_runlane_v1_run_service_proto_rawDesc = "" +
 	"\atimeout\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12!\n" +
 	"\fmax_attempts\x18\a \x01(\x05R\vmaxAttempts\x12H\n" +
 	"\bmetadata\x18\b \x03(\v2,.runlane.v1.RunAcceptedRequest.MetadataEntryR\bmetadata\x12#\n" +
-	"\rallow_missing\x18\t \x01(\bR\fallowMissing\x12:\n" +
+	"\rallow_missing\x18\t \x01(\bR\fallowMissing\x12\x14\n" +
+	"\x05agent\x18\n" +
+	" \x01(\tR\x05agent\x12:\n" +
 	"\fretry_policy\x18\v \x01(\v2\x17.runlane.v1.RetryPolicyR\vretryPolicy\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +

@@ -30,7 +30,10 @@ type CreateSessionRequest struct {
 	// A display name; at most 1 KiB.
 	Title string `protobuf:"bytes,2,opt,name=title,proto3" json:"title,omitempty"`
 	// The caller's labels; at most 64, keys up to 128 bytes, values up to 4 KiB.
-	Metadata      map[string]string `protobuf:"bytes,3,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Metadata map[string]string `protobuf:"bytes,3,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The agent of the session's runs that name none; see ListAgents. Empty: the server's default,
+	// also if that changes. A name that the server does not declare is refused with AGENT_NOT_FOUND.
+	Agent         string `protobuf:"bytes,4,opt,name=agent,proto3" json:"agent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -84,6 +87,13 @@ func (x *CreateSessionRequest) GetMetadata() map[string]string {
 		return x.Metadata
 	}
 	return nil
+}
+
+func (x *CreateSessionRequest) GetAgent() string {
+	if x != nil {
+		return x.Agent
+	}
+	return ""
 }
 
 // The created session.
@@ -543,12 +553,13 @@ var File_runlane_v1_session_service_proto protoreflect.FileDescriptor
 const file_runlane_v1_session_service_proto_rawDesc = "" +
 	"\n" +
 	" runlane/v1/session_service.proto\x12\n" +
-	"runlane.v1\x1a\x18runlane/v1/session.proto\"\xd4\x01\n" +
+	"runlane.v1\x1a\x18runlane/v1/session.proto\"\xea\x01\n" +
 	"\x14CreateSessionRequest\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x14\n" +
 	"\x05title\x18\x02 \x01(\tR\x05title\x12J\n" +
-	"\bmetadata\x18\x03 \x03(\v2..runlane.v1.CreateSessionRequest.MetadataEntryR\bmetadata\x1a;\n" +
+	"\bmetadata\x18\x03 \x03(\v2..runlane.v1.CreateSessionRequest.MetadataEntryR\bmetadata\x12\x14\n" +
+	"\x05agent\x18\x04 \x01(\tR\x05agent\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"F\n" +

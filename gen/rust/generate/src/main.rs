@@ -3,10 +3,11 @@
 
 use std::error::Error;
 
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
     "runlane/v1/error_reason.proto",
     "runlane/v1/run_service.proto",
     "runlane/v1/session_service.proto",
+    "runlane/worker/v1/worker_service.proto",
     "runlane/harness/v1/harness_service.proto",
 ];
 

@@ -173,7 +173,7 @@ class MemoryStore:
     async def busy_sessions(self) -> Sequence[BusySession]:
         lanes = [row.lane for row in self._tables.sessions.values() if row.lane.is_busy]
         lanes.sort(key=lambda lane: min(run.accepted_at for run in lane.runs))
-        return [BusySession(lane.key, lane.active is not None, len(lane.waiting)) for lane in lanes]
+        return [_busy(lane) for lane in lanes]
 
     async def get_run(self, key: RunKey) -> Run | None:
         row = self._tables.runs.get(key)
@@ -276,6 +276,12 @@ class MemoryStore:
         self, tenant: str, wanted: EventFilter, *, after: Position, limit: int, max_bytes: int
     ) -> LogPage:
         return self._log.page(tenant, wanted, after=after, limit=limit, max_bytes=max_bytes)
+
+
+def _busy(lane: Lane) -> BusySession:
+    agents = {run.agent for run in lane.runs}
+    agent = agents.pop() if len(agents) == 1 else None
+    return BusySession(lane.key, lane.active is not None, len(lane.waiting), agent)
 
 
 def _without_text(run: Run) -> Run:

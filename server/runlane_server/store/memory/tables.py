@@ -93,8 +93,8 @@ class Tables:
         """Creates a session. Raises SessionTaken."""
         if new.key in self.sessions:
             raise SessionTaken
-        row = self._new_session(Lane(new.key, version=1), new.created_at)
-        row.session = replace(row.session, title=new.title, metadata=new.metadata)
+        row = self._new_session(Lane(new.key, version=1, agent=new.agent), new.created_at)
+        row.session = replace(row.session, title=new.title, metadata=new.metadata, agent=new.agent)
         row.stored_bytes = session_weight(new.title, new.metadata)
 
     def events_size(self, key: RunKey) -> int:

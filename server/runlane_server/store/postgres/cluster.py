@@ -113,7 +113,19 @@ class PostgresCluster:
         tenants = [escape(share.tenant) for share in order.shares]
         rooms = [share.room for share in order.shares]
         held = timedelta(seconds=hold)
-        rows = await self._rows("claim", escape(node_id), limit, held, tenants, rooms, order.others)
+        agents = [share.agent for share in order.agents]
+        agent_rooms = [share.room for share in order.agents]
+        rows = await self._rows(
+            "claim",
+            escape(node_id),
+            limit,
+            held,
+            tenants,
+            rooms,
+            order.others,
+            agents,
+            agent_rooms,
+        )
         return [key_of(row) for row in rows]
 
     async def waiting_runs(self) -> Mapping[str, int]:

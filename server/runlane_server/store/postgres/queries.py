@@ -92,6 +92,7 @@ def _lane(key: SessionKey, rows: Records) -> Lane:
         version=rows[0]["version"],
         accept_seq=rows[0]["lane_accept_seq"],
         turn=rows[0]["lane_turn"],
+        agent=rows[0]["lane_agent"],
         runs=[_lane_run(row) for row in rows if row["run_id"] is not None],
     )
 
@@ -114,6 +115,7 @@ def _lane_run(row: Record) -> LaneRun:
         cancel_reason=unescape(row["cancel_reason"]),
         trace=row["trace"] or "",
         host=unescape(row["host"]),
+        agent=row["agent"],
     )
     return with_retry(run, row["retry"])
 
@@ -126,7 +128,7 @@ def key_of(row: Record) -> SessionKey:
 def busy_sessions(rows: Records) -> list[BusySession]:
     """Sessions with open runs."""
     return [
-        BusySession(key, bool(row["active"]), row["waiting_runs"])
+        BusySession(key, bool(row["active"]), row["waiting_runs"], row["agent"])
         for row, key in readable_keys(rows, unescape)
     ]
 

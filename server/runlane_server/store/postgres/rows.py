@@ -1,7 +1,7 @@
 """The rows of a write to PostgreSQL: one unit for each call of the store.
 
 A unit is encoded in the call, so that its rows are ready when its batch is sent. Their fields are
-those of the types in `postgres/sql/0002_commit.sql`.
+those of the types in `postgres/sql/0002_commit.sql` and `0009_agents.sql`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ PARAMETERS = (
     "new_events",
     "retried_runs",
 )
-"""The parameters of `commit_units`, in order."""
+"""The parameters of `commit_all`, in order."""
 
 NUMBERED = frozenset({"new_lanes", "changed_lanes", "removed_lanes", "new_runs", "fences"})
 """Rows that begin with the number of their unit, so that a refusal can name the unit."""
@@ -91,7 +91,7 @@ class Unit:
 
 
 def columns(units: Sequence[Unit]) -> list[list[Row]]:
-    """The arguments of `commit_units` for these units."""
+    """The arguments of `commit_all` for these units."""
     found: dict[str, list[Row]] = {name: [] for name in PARAMETERS}
     for n, unit in enumerate(units):
         for name, rows in unit.rows.items():
@@ -165,6 +165,8 @@ def session_unit(session: NewSession, future: Future[Result]) -> Unit:
         escape(session.key.tenant),
         escape(session.key.session_id),
         "",
+        "",
+        session.agent,
         escape(session.title),
         encode_metadata(session.metadata),
     )
@@ -195,7 +197,7 @@ def _change(
         added += message_weight([row[-1] for row in messages])
     lane = _lane_fields(transition, completes, added)
     if base_version == 0:
-        rows["new_lanes"] = [(False, *lane, "", None)]
+        rows["new_lanes"] = [(False, *lane, transition.lane.agent, "", None)]
     else:
         rows["changed_lanes"] = [(base_version, *lane)]
     if transition.events:
@@ -223,6 +225,7 @@ def _lane_fields(transition: Transition, completes: Iterable[RunComplete], added
         escape(lane.key.tenant),
         escape(lane.key.session_id),
         "" if lane.active is None else escape(lane.active.run_id),
+        lane.waiting[0].agent if lane.waiting else "",
     )
 
 
@@ -252,6 +255,7 @@ def _new_run(tenant: str, session_id: str, change: RunChange, request: RunReques
         request.fingerprint,
         escape(request.prompt.excerpt),
         request.trace or None,
+        run.agent,
     )
 
 

@@ -66,10 +66,12 @@ def lane(db: sqlite3.Connection, key: SessionKey) -> Lane:
 
 
 def _lane(key: SessionKey, rows: Sequence[sqlite3.Row]) -> Lane:
-    version, accept_seq, turn = rows[0][:3]
-    runs = [_lane_run(*tuple(row)[3:]) for row in rows if row["run_id"] is not None]
+    version, accept_seq, turn, agent = rows[0][:4]
+    runs = [_lane_run(*tuple(row)[4:]) for row in rows if row["run_id"] is not None]
     runs.sort(key=lambda run: run.accept_seq)
-    return assemble_lane(key, version=version, accept_seq=accept_seq, turn=turn, runs=runs)
+    return assemble_lane(
+        key, version=version, accept_seq=accept_seq, turn=turn, agent=agent, runs=runs
+    )
 
 
 def _lane_run(run_id: str, accept_seq: int, state: str, when_busy: str, *rest: Any) -> LaneRun:
@@ -81,7 +83,7 @@ def _lane_run(run_id: str, accept_seq: int, state: str, when_busy: str, *rest: A
 def busy_sessions(db: sqlite3.Connection) -> list[BusySession]:
     """All sessions with open runs, the longest waiting first."""
     return [
-        BusySession(key, bool(row["active"]), row["waiting_runs"])
+        BusySession(key, bool(row["active"]), row["waiting_runs"], row["agent"])
         for row, key in readable_keys(db.execute(SQL["busy_sessions"]), as_is)
     ]
 

@@ -155,7 +155,8 @@ def session_unit(session: NewSession, future: Future[Result]) -> Unit:
     """The unit of a new session without a run."""
     at = session.created_at
     weight = session_weight(session.title, session.metadata)
-    row = (*session.key, session.title, encode_metadata(session.metadata), weight, at, at)
+    labels = encode_metadata(session.metadata)
+    row = (*session.key, session.title, labels, session.agent, weight, at, at)
     return Unit(session.key.tenant, {"create_session": [row]}, future, lane=session.key)
 
 
@@ -263,6 +264,7 @@ def _request_values(change: RunChange, request: RunRequest) -> Row:
         request.fingerprint,
         prompt.excerpt,
         request.trace or None,
+        run.agent,
     )
 
 

@@ -101,9 +101,10 @@ SELECT count(*) AS forgotten FROM forgotten;
 -- because an append does not change the row of the run.
 SELECT
     sessions.version, sessions.accept_seq AS lane_accept_seq, sessions.turn AS lane_turn,
+    sessions.agent AS lane_agent,
     runs.run_id, runs.accept_seq, runs.state, runs.when_busy, runs.accepted_at, runs.rank,
     runs.timeout, runs.max_attempts, runs.attempt, runs.turn, runs.started_at, runs.folded_into,
-    runs.cancel_reason, runs.host, runs.trace, runs.retry,
+    runs.cancel_reason, runs.host, runs.trace, runs.agent, runs.retry,
     (
         SELECT coalesce(max(idx), 0) FROM run_events
         WHERE run_events.tenant = runs.tenant AND run_events.run_id = runs.run_id
@@ -115,10 +116,12 @@ WHERE sessions.tenant = $1 AND sessions.session_id = $2
 ORDER BY runs.accept_seq;
 
 -- name: busy_sessions
+-- agent: that of all open runs; NULL if they differ.
 SELECT
     tenant, session_id,
     bool_or(state IN ('active', 'cancelling')) AS active,
-    count(*) FILTER (WHERE state IN ('accepted', 'queued')) AS waiting_runs
+    count(*) FILTER (WHERE state IN ('accepted', 'queued')) AS waiting_runs,
+    CASE WHEN min(agent) = max(agent) THEN min(agent) END AS agent
 FROM runs
 WHERE ended_at IS NULL AND run_no > 0
 GROUP BY tenant, session_id
@@ -142,7 +145,7 @@ WHERE sessions.tenant = $1 AND sessions.session_id = $2;
 SELECT
     run_no, run_id, session_id, accept_seq, state, when_busy, turn, timeout, max_attempts, attempt,
     accepted_at, started_at, ended_at, folded_into, cancel_reason, finish_reason, error_reason,
-    error_message, message_id, usage, metadata, prompt_fingerprint, prompt_head, retry,
+    error_message, message_id, usage, metadata, prompt_fingerprint, prompt_head, agent, retry,
     (
         SELECT parts FROM messages
         WHERE messages.tenant = runs.tenant AND messages.session_id = runs.session_id
@@ -154,7 +157,7 @@ FROM runs WHERE tenant = $1 AND run_id = $2;
 SELECT
     run_no, run_id, session_id, accept_seq, state, when_busy, turn, timeout, max_attempts, attempt,
     accepted_at, started_at, ended_at, folded_into, cancel_reason, finish_reason, error_reason,
-    error_message, message_id, usage, metadata, prompt_fingerprint, prompt_head, retry
+    error_message, message_id, usage, metadata, prompt_fingerprint, prompt_head, agent, retry
 FROM runs
 WHERE tenant = $1 AND session_id = $2 AND run_no > 0 AND run_no < $3
     AND state = ANY ($4::text[])
@@ -168,7 +171,7 @@ SELECT * FROM (
             run_no, run_id, session_id, accept_seq, state, when_busy, turn, timeout, max_attempts,
             attempt, accepted_at, started_at, ended_at, folded_into, cancel_reason, finish_reason,
             error_reason, error_message, message_id, usage, metadata, prompt_fingerprint,
-            prompt_head, retry
+            prompt_head, agent, retry
         FROM runs
         WHERE tenant = $1 AND run_no > 0 AND run_no < $2 AND ended_at IS NULL
             AND state = ANY ($3::text[])
@@ -180,7 +183,7 @@ SELECT * FROM (
             run_no, run_id, session_id, accept_seq, runs.state, when_busy, turn, timeout,
             max_attempts, attempt, accepted_at, started_at, ended_at, folded_into, cancel_reason,
             finish_reason, error_reason, error_message, message_id, usage, metadata,
-            prompt_fingerprint, prompt_head, retry
+            prompt_fingerprint, prompt_head, agent, retry
         FROM runs
         WHERE tenant = $1 AND runs.state = wanted.state AND run_no > 0 AND run_no < $2
             AND ended_at IS NOT NULL
@@ -220,13 +223,13 @@ WHERE before <= $5 ORDER BY idx;
 -- name: session
 SELECT
     created_no, session_id, title, metadata, active_run_id, waiting_runs, input_tokens,
-    output_tokens, cache_read_tokens, cache_write_tokens, requests, created_at, updated_at
+    output_tokens, cache_read_tokens, cache_write_tokens, requests, created_at, updated_at, agent
 FROM sessions WHERE tenant = $1 AND session_id = $2;
 
 -- name: sessions
 SELECT
     created_no, session_id, title, metadata, active_run_id, waiting_runs, input_tokens,
-    output_tokens, cache_read_tokens, cache_write_tokens, requests, created_at, updated_at
+    output_tokens, cache_read_tokens, cache_write_tokens, requests, created_at, updated_at, agent
 FROM sessions
 WHERE tenant = $1 AND created_no > 0 AND created_no < $2 ORDER BY created_no DESC LIMIT $3;
 
@@ -434,47 +437,60 @@ WHERE host = $1 AND state = 'cancelling' AND folded_into = '' AND run_no > 0
 ORDER BY started_at;
 
 -- name: claim
--- One seek per tenant with lanes to claim, for at most its share of them, so that a tenant with
--- thousands delays no other. $4 and $5 are the tenants that were served, the next one first, and the
--- number of further lanes that the node can serve of each; $6 is that number for all other tenants,
--- which come first.
+-- One seek per agent and tenant with lanes to claim, for at most its share of them, so that a tenant
+-- with thousands delays no other, and lanes that wait for another agent delay none. $4 and $5 are the
+-- tenants that were served, the next one first, and the number of further lanes that the node can
+-- serve of each; $6 is that number for all other tenants, which come first. $7 and $8 are the agents
+-- whose runs the node can execute, and the number of further lanes of each.
 --
 -- It waits for no lock: it skips lanes that are being written or claimed by another node, and those
 -- that were written after its snapshot, because their ctid has changed.
-WITH RECURSIVE heads (tenant, waiting_since) AS (
-    (
-        SELECT tenant, waiting_since FROM sessions
-        WHERE active_run_id = '' AND waiting_runs > 0
-            AND (claimed_until IS NULL OR claimed_until <= now() OR claimed_by = $1)
-        ORDER BY tenant, waiting_since LIMIT 1
-    )
+WITH RECURSIVE heads (agent, room, tenant, waiting_since) AS (
+    SELECT wanted.agent, wanted.room, head.tenant, head.waiting_since
+    FROM ROWS FROM (unnest($7::text[]), unnest($8::bigint[])) AS wanted (agent, room)
+        CROSS JOIN LATERAL (
+            SELECT tenant, waiting_since FROM sessions
+            WHERE active_run_id = '' AND waiting_runs > 0 AND next_agent = wanted.agent
+                AND (claimed_until IS NULL OR claimed_until <= now() OR claimed_by = $1)
+            ORDER BY tenant, waiting_since LIMIT 1
+        ) AS head
     UNION ALL
-    SELECT head.tenant, head.waiting_since FROM heads CROSS JOIN LATERAL (
+    SELECT heads.agent, heads.room, head.tenant, head.waiting_since FROM heads CROSS JOIN LATERAL (
         SELECT sessions.tenant, sessions.waiting_since FROM sessions
-        WHERE active_run_id = '' AND waiting_runs > 0 AND sessions.tenant > heads.tenant
+        WHERE active_run_id = '' AND waiting_runs > 0 AND next_agent = heads.agent
+            AND sessions.tenant > heads.tenant
             AND (claimed_until IS NULL OR claimed_until <= now() OR claimed_by = $1)
         ORDER BY sessions.tenant, sessions.waiting_since LIMIT 1
     ) AS head
 ), turns AS MATERIALIZED (
-    SELECT heads.tenant, coalesce(served.room, $6) AS room
+    SELECT
+        heads.tenant, coalesce(served.room, $6) AS room, count(*) AS agents,
+        min(heads.waiting_since) AS waiting_since, served.n
     FROM heads
         LEFT JOIN ROWS FROM (unnest($4::text[]), unnest($5::bigint[])) WITH ORDINALITY
             AS served (tenant, room, n) ON served.tenant = heads.tenant
     WHERE coalesce(served.room, $6::bigint) > 0
-    ORDER BY served.n NULLS FIRST, heads.waiting_since LIMIT $2
+    GROUP BY heads.tenant, served.room, served.n
+    ORDER BY served.n NULLS FIRST, min(heads.waiting_since) LIMIT $2
 ), share AS MATERIALIZED (
     SELECT $2 / greatest(count(*), 1) AS lanes FROM turns
 ), next AS MATERIALIZED (
-    SELECT own.ctid FROM turns CROSS JOIN LATERAL (
+    SELECT own.ctid FROM turns JOIN heads USING (tenant) CROSS JOIN LATERAL (
         SELECT sessions.ctid FROM sessions
         WHERE active_run_id = '' AND waiting_runs > 0 AND sessions.tenant = turns.tenant
+            AND next_agent = heads.agent
             AND (claimed_until IS NULL OR claimed_until <= now() OR claimed_by = $1)
-        ORDER BY waiting_since LIMIT least(turns.room, (SELECT lanes FROM share))
+        ORDER BY waiting_since
+        -- The agents of a tenant divide its share.
+        LIMIT least(
+            heads.room,
+            greatest(least(turns.room, (SELECT lanes FROM share)) / turns.agents, 1)
+        )
         FOR UPDATE SKIP LOCKED
     ) AS own
 ), claimed AS (
     UPDATE sessions SET claimed_by = $1, claimed_until = clock_timestamp() + $3::interval
-    WHERE ctid = ANY (ARRAY(SELECT ctid FROM next))
+    WHERE ctid = ANY (ARRAY(SELECT ctid FROM next LIMIT $2))
     RETURNING tenant, session_id, waiting_since
 )
 SELECT tenant, session_id FROM claimed ORDER BY waiting_since;

@@ -7,8 +7,8 @@
 -- name: create_session
 INSERT INTO sessions (
     tenant, session_id, version, accept_seq, turn, active_run_id, waiting_runs,
-    title, metadata, stored_bytes, created_at, updated_at
-) VALUES (?, ?, 1, 0, 0, '', 0, ?, ?, ?, ?, ?);
+    title, metadata, agent, stored_bytes, created_at, updated_at
+) VALUES (?, ?, 1, 0, 0, '', 0, ?, ?, ?, ?, ?, ?);
 
 -- name: insert_session
 INSERT INTO sessions (
@@ -87,9 +87,9 @@ DELETE FROM runs WHERE tenant = ? AND session_id = ?;
 INSERT INTO runs (
     state, rank, turn, attempt, started_at, folded_into, cancel_reason, tenant, run_id, session_id,
     accept_seq, when_busy, timeout, max_attempts, accepted_at, metadata, attachments,
-    prompt_fingerprint, prompt_head, trace
+    prompt_fingerprint, prompt_head, trace, agent
 )
-SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
+SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
 WHERE NOT EXISTS (SELECT 1 FROM deleted_runs WHERE tenant = ? AND run_id = ?);
 
 -- name: update_run
@@ -262,24 +262,26 @@ FROM names JOIN events ON position = (
 -- One row per open run; a single row without a run if there is none. One statement needs no
 -- transaction. It counts the events, because an append does not change the row of the run.
 SELECT
-    version, sessions.accept_seq, sessions.turn,
+    version, sessions.accept_seq, sessions.turn, sessions.agent,
     run_id, runs.accept_seq, state, when_busy, accepted_at, rank, timeout, max_attempts, attempt,
     runs.turn,
     (
         SELECT coalesce(max(idx), 0) FROM run_events
         WHERE run_events.tenant = runs.tenant AND run_events.run_id = runs.run_id
     ),
-    started_at, folded_into, cancel_reason, coalesce(trace, ''), retry
+    started_at, folded_into, cancel_reason, coalesce(trace, ''), '' AS host, runs.agent, retry
 FROM sessions LEFT JOIN runs INDEXED BY runs_open
     ON runs.tenant = sessions.tenant AND runs.session_id = sessions.session_id
         AND ended_at IS NULL
 WHERE sessions.tenant = ? AND sessions.session_id = ?;
 
 -- name: busy_sessions
+-- agent: that of all open runs; NULL if they differ.
 SELECT
     tenant, session_id,
     max(state IN ('active', 'cancelling')) AS active,
-    sum(state IN ('accepted', 'queued')) AS waiting_runs
+    sum(state IN ('accepted', 'queued')) AS waiting_runs,
+    CASE WHEN min(agent) = max(agent) THEN min(agent) END AS agent
 FROM runs INDEXED BY runs_open
 WHERE ended_at IS NULL
 GROUP BY tenant, session_id
@@ -302,7 +304,7 @@ SELECT run_no FROM runs WHERE tenant = ? AND run_id = ?;
 SELECT
     run_no, run_id, session_id, accept_seq, state, when_busy, turn, timeout, max_attempts, attempt,
     accepted_at, started_at, ended_at, folded_into, cancel_reason, finish_reason, error_reason,
-    error_message, message_id, usage, metadata, prompt_fingerprint, prompt_head, retry
+    error_message, message_id, usage, metadata, prompt_fingerprint, prompt_head, agent, retry
 FROM runs WHERE run_no = :run_no;
 
 -- name: runs_of_session
@@ -356,13 +358,13 @@ ORDER BY idx LIMIT :limit;
 -- name: session
 SELECT
     created_no, session_id, title, metadata, active_run_id, waiting_runs, input_tokens,
-    output_tokens, cache_read_tokens, cache_write_tokens, requests, created_at, updated_at
+    output_tokens, cache_read_tokens, cache_write_tokens, requests, created_at, updated_at, agent
 FROM sessions WHERE tenant = :tenant AND session_id = :session_id;
 
 -- name: sessions
 SELECT
     created_no, session_id, title, metadata, active_run_id, waiting_runs, input_tokens,
-    output_tokens, cache_read_tokens, cache_write_tokens, requests, created_at, updated_at
+    output_tokens, cache_read_tokens, cache_write_tokens, requests, created_at, updated_at, agent
 FROM sessions INDEXED BY sessions_by_tenant
 WHERE tenant = :tenant AND created_no < :before ORDER BY created_no DESC LIMIT :limit;
 

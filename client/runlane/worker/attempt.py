@@ -1,0 +1,304 @@
+"""One attempt of a run in this process, over all the connections that this takes.
+
+It knows what it has emitted and what the server has not acknowledged, and so which message to send
+next on a connection, old or new.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+
+from runlane import convert
+from runlane.types import Message
+from runlane.worker.events import (
+    AgentError,
+    AgentEvent,
+    FoldedPrompt,
+    Totals,
+    encode,
+    is_report,
+    merged,
+    prompt_from,
+)
+from runlane.worker.functions import AgentFunction, run_function
+from runlane.worker.turn import Turn
+from runlane.worker.v1 import worker_service_pb2 as pb
+
+EMIT_EVENTS = 1000
+"""Maximum number of events in one message."""
+
+EMIT_BYTES = 1 << 20
+"""Size of the events in one message, unless a single one is larger."""
+
+BUFFER_BYTES = 1 << 20
+"""The agent waits while more of its output than this is not durable."""
+
+MESSAGE_CHARS = 2048
+"""The message of an error is cut here."""
+
+
+class Attempt:
+    """An attempt that a server gave to this worker. `wake` is called when there is more to send."""
+
+    def __init__(
+        self, given: pb.WorkResponse.Turn, function: AgentFunction, wake: Callable[[], None]
+    ) -> None:
+        self.given = given
+        self.acknowledged = 0
+        self.is_over = False
+        """Whether the server has confirmed the end, or has taken the attempt away."""
+        self._wake = wake
+        self._window = max(1, given.window)
+        self._waiting: deque[pb.Event] = deque()
+        self._bytes = 0
+        self._sent = 0
+        self._ever_sent = 0
+        self._is_connected = False
+        self._room = asyncio.Event()
+        self._totals = Totals()
+        self._end: pb.WorkRequest | None = None
+        self._is_end_sent = False
+        self._is_stopped = False
+        self._folded: list[FoldedPrompt] = []
+        self._folded_ids: list[str] = []
+        self._fold_number = 0
+        self._fold: asyncio.Future[None] | None = None
+        self._is_fold_sent = False
+        self._history: list[Message] = []
+        self._history_done: asyncio.Future[None] | None = None
+        self._is_history_sent = False
+        turn = Turn(
+            given, emit=self._emit, take_folded=self._take_folded, history=self._read_history
+        )
+        self._task = asyncio.create_task(self._execute(function, turn))
+
+    # --- The agent ----------------------------------------------------------------------------
+
+    async def _execute(self, function: AgentFunction, turn: Turn) -> None:
+        error: AgentError | None = None
+        try:
+            async with aclosing(run_function(function, turn)) as events:
+                async for event in events:
+                    await self._emit(event)
+        except asyncio.CancelledError:
+            if not self._is_stopped:
+                error = AgentError("the agent cancelled its own task")
+        except AgentError as failure:
+            error = failure
+        except BaseException as failure:  # noqa: BLE001 - it fails the run, not the worker
+            reason = getattr(failure, "reason", "AGENT_ERROR")
+            message = getattr(failure, "message", f"{type(failure).__name__}: {failure}")
+            error = AgentError(str(message), reason=str(reason))
+        if self._end is None:
+            self._end = self._outcome(error)
+        self._wake()
+
+    def _outcome(self, error: AgentError | None) -> pb.WorkRequest:
+        totals, number = self._totals, self.acknowledged + len(self._waiting)
+        if error is None:
+            finish = pb.WorkRequest.Finish(
+                number=number,
+                usage=totals.usage,
+                model=totals.model,
+                finish_reason=totals.finish_reason,
+            )
+            return pb.WorkRequest(finish=finish)
+        fail = pb.WorkRequest.Fail(
+            number=number,
+            reason=error.reason,
+            message=error.message[:MESSAGE_CHARS],
+            usage=totals.usage,
+            model=totals.model,
+        )
+        return pb.WorkRequest(fail=fail)
+
+    def stop(self) -> None:
+        """Stops the agent: the run was cancelled, or the attempt was taken away."""
+        self._is_stopped = True
+        self._room.set()
+        self._task.cancel()
+
+    async def returned(self) -> None:
+        """Waits until the agent's code has returned."""
+        await asyncio.wait({self._task})
+
+    async def hand_back(self) -> None:
+        """Stops the agent, and gives the attempt back to the server."""
+        if self._end is None:
+            self._end = pb.WorkRequest(hand_back=pb.WorkRequest.HandBack())
+            self.stop()
+            while self._unsent > 0:
+                self._bytes -= self._waiting.pop().ByteSize()
+        await self.returned()
+        self._wake()
+
+    # --- The turn -----------------------------------------------------------------------------
+
+    async def _emit(self, event: AgentEvent | str) -> None:
+        if is_report(event):
+            self._totals.add(event)
+            return
+        for one in encode(event):
+            while self._is_full and not self._is_stopped:
+                self._room.clear()
+                await self._room.wait()
+            if self._is_stopped:
+                return
+            self._put(one)
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self._waiting) >= self._window or self._bytes > BUFFER_BYTES
+
+    def _put(self, event: pb.Event) -> None:
+        """Adds an event, or merges it with the last one.
+
+        An event that was ever sent must stay as it is, because the server may have it.
+        """
+        is_new = self.acknowledged + len(self._waiting) > self._ever_sent
+        joined = merged(self._waiting[-1], event) if self._waiting and is_new else None
+        if joined is not None:
+            self._bytes -= self._waiting.pop().ByteSize()
+            event = joined
+        self._waiting.append(event)
+        self._bytes += event.ByteSize()
+        self._wake()
+
+    async def _take_folded(self) -> Sequence[FoldedPrompt]:
+        if self._is_stopped:
+            return ()
+        self._fold_number += 1
+        self._fold = asyncio.get_running_loop().create_future()
+        self._is_fold_sent = False
+        self._wake()
+        await asyncio.wait({self._fold})
+        self._fold = None
+        taken, self._folded = self._folded, []
+        return taken
+
+    async def _read_history(self) -> Sequence[Message]:
+        if self._history_done is None:
+            self._history_done = asyncio.get_running_loop().create_future()
+            self._wake()
+        await asyncio.wait({self._history_done})
+        return tuple(self._history)
+
+    # --- The connection -----------------------------------------------------------------------
+
+    def disconnect(self) -> None:
+        """The connection is lost: what was not acknowledged is sent again on the next one."""
+        self._is_connected = False
+
+    @property
+    def resume(self) -> pb.WorkRequest.Resume:
+        """How to continue on a new connection."""
+        return pb.WorkRequest.Resume(
+            run_id=self.given.run_id,
+            tenant=self.given.tenant,
+            attempt=self.given.attempt,
+            fence=self.given.fence,
+            acknowledged=self.acknowledged,
+            folded_run_ids=self._folded_ids,
+        )
+
+    def connect(self) -> None:
+        """The connection on which the turn came."""
+        self._is_connected = True
+
+    def on_acked(self, number: int, *, ended: bool) -> None:
+        """Events are durable; on a new connection, continue after them."""
+        for _ in range(number - self.acknowledged):
+            if self._waiting:
+                self._bytes -= self._waiting.popleft().ByteSize()
+        self.acknowledged = max(number, self.acknowledged)
+        if not self._is_connected:
+            self._is_connected = True
+            self._sent = self.acknowledged
+            self._is_end_sent = self._is_fold_sent = self._is_history_sent = False
+            self._history.clear()
+        self.is_over = self.is_over or ended
+        self._room.set()
+        self._wake()
+
+    def on_folded(self, folded: pb.WorkResponse.Folded) -> None:
+        """Prompts joined the turn."""
+        for sent in folded.prompts:
+            if sent.run_id not in self._folded_ids:
+                self._folded_ids.append(sent.run_id)
+                prompt = prompt_from(sent.prompt, sent.attachments)
+                self._folded.append(FoldedPrompt(sent.run_id, prompt))
+        if folded.number == self._fold_number and self._fold and not self._fold.done():
+            self._fold.set_result(None)
+
+    def on_history(self, part: pb.WorkResponse.History) -> None:
+        """A part of the transcript; a message may continue in the next part."""
+        for sent in part.messages:
+            message = convert.message(sent)
+            if self._history and self._history[-1].message_id == message.message_id:
+                last = self._history.pop()
+                message = _joined(last, message)
+            self._history.append(message)
+        if part.last and self._history_done is not None and not self._history_done.done():
+            self._history_done.set_result(None)
+
+    def on_fenced(self) -> None:
+        """The attempt was taken away."""
+        self.is_over = True
+        self.stop()
+        self._wake()
+
+    def next_message(self) -> pb.WorkRequest | None:
+        """The next message to send, if there is one."""
+        if not self._is_connected:
+            return None
+        if self._history_done is not None and not self._is_history_sent:
+            self._is_history_sent = True
+            if not self._history_done.done():
+                return pb.WorkRequest(get_history=pb.WorkRequest.GetHistory())
+        # One emit at a time: what comes meanwhile is merged, so a token costs the server little.
+        is_urgent = self._end is not None or self._fold is not None
+        if self._unsent and (is_urgent or self._sent == self.acknowledged):
+            return self._next_emit()
+        if self._fold is not None and not self._is_fold_sent and not self._fold.done():
+            self._is_fold_sent = True
+            return pb.WorkRequest(take_folded=pb.WorkRequest.TakeFolded(number=self._fold_number))
+        if self._end is not None and self._task.done() and not self._is_end_sent:
+            self._is_end_sent = True
+            return self._end
+        return None
+
+    @property
+    def _unsent(self) -> int:
+        return self.acknowledged + len(self._waiting) - self._sent
+
+    def _next_emit(self) -> pb.WorkRequest:
+        events: list[pb.Event] = []
+        size = 0
+        first = self._sent - self.acknowledged
+        for n in range(first, len(self._waiting)):
+            event = self._waiting[n]
+            size += event.ByteSize()
+            if events and (size > EMIT_BYTES or len(events) >= EMIT_EVENTS):
+                break
+            events.append(event)
+        number = self._sent + 1
+        self._sent += len(events)
+        self._ever_sent = max(self._ever_sent, self._sent)
+        return pb.WorkRequest(emit=pb.WorkRequest.Emit(number=number, events=events))
+
+
+def _joined(first: Message, rest: Message) -> Message:
+    return Message(
+        first.message_id,
+        first.run_id,
+        first.turn,
+        first.role,
+        first.parts + rest.parts,
+        rest.finish_reason,
+        rest.model,
+        first.created_at,
+        rest.continues,
+    )

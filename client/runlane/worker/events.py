@@ -1,0 +1,167 @@
+"""What an agent emits and receives, and its form on the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any, TypeAlias
+
+from runlane.types import (
+    Attachment,
+    FinishReason,
+    ReasoningDelta,
+    TextDelta,
+    ToolCall,
+    ToolResult,
+    Usage,
+)
+from runlane.v1 import run_pb2
+from runlane.worker.v1 import worker_service_pb2 as pb
+
+DELTA_CHARS = 1 << 16
+"""Maximum length of a delta; a longer text becomes several events."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The input of a run: text, attachments, or both."""
+
+    text: str
+    attachments: tuple[Attachment, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FoldedPrompt:
+    """The prompt of a run that joined the turn."""
+
+    run_id: str
+    prompt: Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Facts about a turn as a whole.
+
+    An agent may yield several: usage is summed up, and of the other fields the last value that is
+    not None counts.
+    """
+
+    usage: Usage | None = None
+    model: str | None = None
+    finish_reason: FinishReason | None = None
+
+
+AgentEvent: TypeAlias = TextDelta | ReasoningDelta | ToolCall | ToolResult | Report
+
+
+class AgentError(Exception):
+    """A failure that the agent explains: `reason` is a stable word, `message` one sentence."""
+
+    def __init__(self, message: str, *, reason: str = "AGENT_ERROR") -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+def is_report(event: object) -> bool:
+    """Whether an event is a report, of this package or of `runlane_server`."""
+    return type(event).__name__ == "Report"
+
+
+def encode(event: object) -> Iterator[pb.Event]:
+    """The events on the wire for an event of the agent. Raises AgentError for another object.
+
+    The events of `runlane_server.agents` have the same names and fields, so an agent that a server
+    can import works here too.
+    """
+    found: Any = event
+    match type(event).__name__:
+        case "str":
+            yield from (pb.Event(text_delta=piece) for piece in _pieces(found))
+        case "TextDelta":
+            yield from (pb.Event(text_delta=piece) for piece in _pieces(found.text))
+        case "ReasoningDelta":
+            yield from (pb.Event(reasoning_delta=piece) for piece in _pieces(found.text))
+        case "ToolCall":
+            yield pb.Event(
+                tool_call=run_pb2.ToolCall(
+                    tool_call_id=found.tool_call_id,
+                    name=found.name,
+                    arguments_json=clean(found.arguments_json),
+                )
+            )
+        case "ToolResult":
+            yield pb.Event(
+                tool_result=run_pb2.ToolResult(
+                    tool_call_id=found.tool_call_id,
+                    name=found.name,
+                    content=clean(found.content),
+                    is_error=found.is_error,
+                )
+            )
+        case other:
+            raise AgentError(
+                f"the agent yielded a {other}; expected a string or an event", reason="BAD_EVENT"
+            )
+
+
+def _pieces(text: str) -> Iterator[str]:
+    text = clean(text)
+    for at in range(0, len(text), DELTA_CHARS):
+        yield text[at : at + DELTA_CHARS]
+
+
+def clean(text: str) -> str:
+    """Replaces each lone half of a surrogate pair with U+FFFD: UTF-8 cannot encode it."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def merged(last: pb.Event, event: pb.Event) -> pb.Event | None:
+    """Two adjacent deltas as one; None if they cannot be merged."""
+    kind = event.WhichOneof("event")
+    if kind not in {"text_delta", "reasoning_delta"} or last.WhichOneof("event") != kind:
+        return None
+    text: str = getattr(last, str(kind)) + getattr(event, str(kind))
+    if len(text) > DELTA_CHARS:
+        return None
+    if kind == "text_delta":
+        return pb.Event(text_delta=text)
+    return pb.Event(reasoning_delta=text)
+
+
+class Totals:
+    """The reports of a turn, added up."""
+
+    def __init__(self) -> None:
+        self._usage: dict[str, int] = {}
+        self.model = ""
+        self.finish_reason = run_pb2.FINISH_REASON_UNSPECIFIED
+
+    def add(self, report: Any) -> None:
+        """Adds a report."""
+        if report.usage is not None:
+            for one in fields(Usage):
+                count = getattr(report.usage, one.name)
+                self._usage[one.name] = self._usage.get(one.name, 0) + count
+        if report.model is not None:
+            self.model = report.model
+        if report.finish_reason is not None:
+            name = f"FINISH_REASON_{str(report.finish_reason).upper()}"
+            self.finish_reason = run_pb2.FinishReason.Value(name)
+
+    @property
+    def usage(self) -> run_pb2.Usage | None:
+        """The sum of the usage; None if none was reported."""
+        return run_pb2.Usage(**self._usage) if self._usage else None
+
+
+def prompt_from(text: str, attachments: Iterable[run_pb2.Attachment]) -> Prompt:
+    """A prompt from the wire."""
+    return Prompt(text, tuple(_attachment(sent) for sent in attachments))
+
+
+def _attachment(sent: run_pb2.Attachment) -> Attachment:
+    content: str | bytes = sent.data if sent.WhichOneof("content") == "data" else sent.text
+    return Attachment(sent.name, content, sent.mime_type)

@@ -1,0 +1,49 @@
+"""The agent that gives its turns to workers."""
+
+from __future__ import annotations
+
+from asyncio import CancelledError
+from collections.abc import AsyncGenerator
+from typing import cast
+
+from runlane_server.agents.base import AgentEvent, Turn
+from runlane_server.agents.worker.execution import Execution
+from runlane_server.agents.worker.turn import DurableTurn
+from runlane_server.agents.worker.workers import Workers
+
+DEFAULT_NAME = "default"
+
+
+class WorkerAgent:
+    """An agent named `name` whose turns `workers` execute. It is always ready: a run waits for an
+    offer of a worker, as for a slot (R32)."""
+
+    def __init__(self, workers: Workers, name: str = DEFAULT_NAME) -> None:
+        self.workers = workers
+        self.name = name
+
+    async def start(self) -> None:
+        """Does nothing: workers connect on their own."""
+
+    async def run(self, turn: Turn) -> AsyncGenerator[AgentEvent, None]:
+        """Waits until a worker has executed the turn; yields its report."""
+        execution = Execution(cast("DurableTurn", turn), self.name, self.workers.lease)
+        self.workers.begin(execution)
+        try:
+            if execution.turn.is_resumed:
+                execution.wait_for_worker()
+            else:
+                await self.workers.assign(execution)
+            report, error = await execution.wait()
+            if report is not None:
+                yield report
+            if error is not None:
+                raise error
+        except CancelledError:
+            await execution.stop()
+            raise
+        finally:
+            self.workers.end(execution)
+
+    async def close(self) -> None:
+        """Does nothing: the streams have ended."""

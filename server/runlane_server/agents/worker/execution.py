@@ -1,0 +1,252 @@
+"""One attempt of a run that a worker executes, over all the connections that this takes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from runlane_server.agents.base import AgentError, AgentEvent, FoldedPrompt, Report
+from runlane_server.agents.worker.messages import Acked, Assigned, Joined, Stopped, Transcript
+from runlane_server.agents.worker.turn import AttemptLost, DurableTurn, HandedBack
+from runlane_server.core.errors import Draining, InvalidArgument, RunlaneError
+
+if TYPE_CHECKING:
+    from runlane_server.agents.worker.slot import Slot
+
+log = structlog.get_logger()
+
+WORKER_LOST = "the worker that executed it was lost"
+HANDED_BACK = "the worker that executed it was shut down"
+"""Messages of runs that end INTERRUPTED."""
+
+
+def _ignore() -> None:
+    """Does nothing."""
+
+
+class Execution:
+    """What the worker has sent for the attempt, and the stream that it is connected by, if any.
+
+    Without a connection for `lease` seconds the attempt is lost (R35).
+    """
+
+    def __init__(self, turn: DurableTurn, agent: str, lease: float) -> None:
+        self.turn = turn
+        self.agent = agent
+        self.received = turn.stored
+        self.is_finished = False
+        """Whether the worker has sent the end of the turn."""
+        self._stored = turn.stored
+        self._lease = lease
+        self._slot: Slot | None = None
+        self._folded: list[FoldedPrompt] = list(turn.folded)
+        self._lease_timer: asyncio.TimerHandle | None = None
+        # One after another, also if a worker has reconnected while its last message is at work.
+        self._lock = asyncio.Lock()
+        self._working: set[asyncio.Task[Any]] = set()
+        self._outcome: asyncio.Future[AgentError | None] = (
+            asyncio.get_running_loop().create_future()
+        )
+        self._report: Report | None = None
+        self._is_stopped = False
+        self.has_slot = False
+        """Whether a slot of a worker was used for the attempt."""
+        self.on_released: Callable[[], None] = _ignore
+        """Called when the slot is not used any more."""
+        self._why_ended = "the run has ended"
+        turn.follow_stored(self._on_stored)
+
+    # --- For the agent ------------------------------------------------------------------------
+
+    async def wait(self) -> tuple[Report | None, AgentError | None]:
+        """Waits for the end of the turn; returns its report, and why it failed or was lost."""
+        # A cancel of the caller must not cancel the outcome.
+        await asyncio.wait({self._outcome})
+        return self._report, self._outcome.result()
+
+    async def stop(self) -> None:
+        """Tells the worker to stop, and waits until it has, or until the run has ended without it
+        (R9, R37)."""
+        end = self.turn.end
+        if end.is_leaving or not self.has_slot:
+            return
+        self._is_stopped = True
+        self._send(Stopped())
+        ends: set[asyncio.Future[Any]] = {self._outcome, end.committed}
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+
+    def end(self) -> None:
+        """Ends the connection of the worker with this attempt."""
+        self._settle(None)
+        self._cancel_timer()
+        if self._slot is None:
+            return
+        if self.turn.end.is_leaving:
+            self._slot.close(Draining("this node gives up the run; reconnect and resume"))
+        else:
+            self.turn.end.committed.add_done_callback(self._on_committed)
+
+    def _on_committed(self, _: object) -> None:
+        slot, self._slot = self._slot, None
+        if slot is None:
+            return
+        if self.turn.end.is_leaving:
+            slot.close(Draining("this node gives up the run; reconnect and resume"))
+        elif self.is_finished:
+            slot.end_turn(Acked(self.received, ended=True))
+        else:
+            slot.fence(self._why_ended)
+
+    # --- The connection -----------------------------------------------------------------------
+
+    def assign(self, slot: Slot) -> None:
+        """Gives the turn to a worker."""
+        self.has_slot = True
+        self._attach(slot)
+        slot.put(Assigned(self.turn, self.agent))
+
+    def resume(self, slot: Slot, received: Collection[str]) -> None:
+        """Connects the worker again, which has the prompts of the folded runs in `received`."""
+        self._attach(slot)
+        slot.put(Acked(self._stored))
+        missing = [one for one in self._folded if one.run_id not in received]
+        if missing:
+            slot.put(Joined(0, missing))
+        if self._is_stopped:
+            slot.put(Stopped())
+
+    def _attach(self, slot: Slot) -> None:
+        before, self._slot = self._slot, slot
+        slot.execution = self
+        self._cancel_timer()
+        if before is not None and before is not slot:
+            before.fence("the worker continues on another connection")
+
+    def detach(self, slot: Slot) -> None:
+        """The connection is lost; the worker may come back within its lease."""
+        if self._slot is slot:
+            self._slot = None
+            self.wait_for_worker()
+
+    def wait_for_worker(self) -> None:
+        """Starts the worker lease."""
+        if not self._outcome.done():
+            self._cancel_timer()
+            loop = asyncio.get_running_loop()
+            self._lease_timer = loop.call_later(self._lease, self.lose, WORKER_LOST)
+
+    def lose(self, why: str) -> None:
+        """Gives the worker up."""
+        self._settle(AttemptLost(why))
+
+    def _cancel_timer(self) -> None:
+        if self._lease_timer is not None:
+            self._lease_timer.cancel()
+            self._lease_timer = None
+
+    def _send(self, message: Any) -> None:
+        if self._slot is not None:
+            self._slot.put(message)
+
+    def _on_stored(self, number: int) -> None:
+        self._stored = number
+        self._send(Acked(number))
+
+    def _fail(self, error: AgentError) -> None:
+        self._why_ended = f"the run failed: {error.message}"
+        self._settle(error)
+
+    def _settle(self, error: AgentError | None) -> None:
+        if not self._outcome.done():
+            self._outcome.set_result(error)
+            if self.has_slot:
+                # Before the end is committed: the next run of the session needs another offer.
+                self.on_released()
+
+    # --- What the worker sends ----------------------------------------------------------------
+
+    async def emit(self, number: int, events: Sequence[AgentEvent]) -> None:
+        """Takes events, the first with a number. Raises InvalidArgument at a gap."""
+        await self._in_order(lambda: self._emit(number, events))
+
+    async def _emit(self, number: int, events: Sequence[AgentEvent]) -> None:
+        self._check_open("emit")
+        if number > self.received + 1:
+            raise InvalidArgument.of(
+                "emit.number", f"is {number}; the next number is {self.received + 1}"
+            )
+        for event in events[self.received + 1 - number :]:
+            try:
+                await self.turn.emit(event)
+            except Exception as error:  # noqa: BLE001 - the supervisor has recorded it
+                self._fail(error if isinstance(error, AgentError) else AgentError(str(error)))
+                return
+            self.received += 1
+
+    async def take_folded(self, number: int) -> None:
+        """Sends the prompts that join the turn now."""
+        await self._in_order(lambda: self._take_folded(number))
+
+    async def _take_folded(self, number: int) -> None:
+        self._check_open("take_folded")
+        prompts = await self.turn.take_folded()
+        self._folded += prompts
+        self._send(Joined(number, prompts))
+
+    async def send_history(self) -> None:
+        """Sends the transcript before the turn."""
+        await self._in_order(self._send_history)
+
+    async def _send_history(self) -> None:
+        self._send(Transcript(await self.turn.history()))
+
+    async def finish(self, number: int, report: Report, error: AgentError | None) -> None:
+        """Takes the end of the turn, whose last event has a number. Raises InvalidArgument."""
+        await self._in_order(lambda: self._finish(number, report, error))
+
+    async def _finish(self, number: int, report: Report, error: AgentError | None) -> None:
+        if self.is_finished:
+            return  # repeated after a lost connection
+        if number != self.received:
+            raise InvalidArgument.of(
+                "finish.number", f"is {number}; the last number is {self.received}"
+            )
+        self.is_finished = True
+        self._report = report
+        self._settle(error)
+
+    async def hand_back(self) -> None:
+        """The worker gives the run back (R37)."""
+        await self._in_order(self._hand_back)
+
+    async def _hand_back(self) -> None:
+        self.is_finished = True
+        self._settle(HandedBack(HANDED_BACK))
+
+    def _check_open(self, field: str) -> None:
+        if self.is_finished:
+            raise InvalidArgument.of(field, "came after the end of the turn")
+
+    async def _in_order(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Does the work of a message to its end, even if the connection is lost meanwhile: half of
+        it must not be repeated."""
+
+        async def locked() -> RunlaneError | None:
+            async with self._lock:
+                try:
+                    await work()
+                except RunlaneError as error:
+                    return error
+                except AgentError as error:
+                    self._fail(error)
+                return None
+
+        task = asyncio.create_task(locked())
+        self._working.add(task)
+        task.add_done_callback(self._working.discard)
+        error = await asyncio.shield(task)
+        if error is not None:
+            raise error

@@ -1,0 +1,98 @@
+"""One stream of a worker: it offers, executes a turn, and offers again."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from runlane_server.agents.base import AgentError, AgentEvent, Report
+from runlane_server.agents.worker.execution import Execution
+from runlane_server.agents.worker.messages import Acked, Down, Downstream, Fenced
+from runlane_server.core.errors import InvalidArgument, RunlaneError
+from runlane_server.core.model import RunKey
+
+
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """The attempt that a worker wants to continue."""
+
+    key: RunKey
+    attempt: int
+    fence: str
+    folded: Collection[str] = ()
+
+
+class Slot:
+    """The state of one stream. It executes runs of `tenants`; None for all."""
+
+    def __init__(self, tenants: Collection[str] | None, down: Downstream) -> None:
+        self._tenants = tenants
+        self.agents: tuple[str, ...] = ()
+        self.worker_id = ""
+        self.execution: Execution | None = None
+        self.is_offering = False
+        self._down = down
+        # What the worker sent before it learns that its turn is over is no mistake.
+        self._discards = False
+
+    def serves(self, tenant: str) -> bool:
+        """Whether it executes runs of a tenant."""
+        return self._tenants is None or tenant in self._tenants
+
+    def begin_offer(self, agents: Sequence[str], worker_id: str) -> None:
+        """Takes an offer. Raises InvalidArgument during a turn or another offer."""
+        if self.execution is not None or self.is_offering:
+            raise InvalidArgument.of("offer", "came before the end of the turn or the offer before")
+        self.agents, self.worker_id = tuple(agents), worker_id
+        self._discards = False
+
+    def put(self, message: Down) -> None:
+        """Sends a message."""
+        self._down.put(message)
+
+    def close(self, error: RunlaneError | None) -> None:
+        """Ends the stream."""
+        self.execution = None
+        self._discards = True
+        self._down.close(error)
+
+    def end_turn(self, last: Acked | Fenced) -> None:
+        """Ends the turn; the worker offers again after this message."""
+        self.execution = None
+        self._discards = True
+        self._down.put(last)
+
+    def fence(self, why: str) -> None:
+        """Takes the turn away."""
+        self.end_turn(Fenced(why))
+
+    async def emit(self, number: int, events: Sequence[AgentEvent]) -> None:
+        """Takes events of the turn."""
+        if (execution := self._current("emit")) is not None:
+            await execution.emit(number, events)
+
+    async def take_folded(self, number: int) -> None:
+        """Sends the prompts that join the turn."""
+        if (execution := self._current("take_folded")) is not None:
+            await execution.take_folded(number)
+
+    async def send_history(self) -> None:
+        """Sends the transcript before the turn."""
+        if (execution := self._current("get_history")) is not None:
+            await execution.send_history()
+
+    async def finish(self, number: int, report: Report, error: AgentError | None = None) -> None:
+        """Takes the end of the turn."""
+        if (execution := self._current("finish" if error is None else "fail")) is not None:
+            await execution.finish(number, report, error)
+
+    async def hand_back(self) -> None:
+        """Gives the turn back."""
+        if (execution := self._current("hand_back")) is not None:
+            await execution.hand_back()
+
+    def _current(self, field: str) -> Execution | None:
+        """The turn that a message is about; None if it was taken away. Raises InvalidArgument."""
+        if self.execution is None and not self._discards:
+            raise InvalidArgument.of(field, "came without a turn")
+        return self.execution

@@ -1,0 +1,77 @@
+"""The input of an agent whose events are acknowledged, and whose attempt may outlive this node."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from runlane_server.agents.base import AgentError, FoldedPrompt, Turn
+from runlane_server.core.model import Micros, SessionKey
+
+
+class AttemptEnd:
+    """What the supervisor of an attempt tells its agent about the end.
+
+    `committed` is done once the end of the run is durable, or no longer this node's to commit.
+    `is_leaving`: this node stops or has lost the run, and the attempt may continue elsewhere.
+    """
+
+    def __init__(self) -> None:
+        self.committed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.is_leaving = False
+
+    def commit(self) -> None:
+        """Reports the end."""
+        if not self.committed.done():
+            self.committed.set_result(None)
+
+
+class DurableTurn(Turn, Protocol):
+    """A turn whose agent learns when its events are durable.
+
+    Every event that is emitted is stored as one event of the run.
+    """
+
+    @property
+    def key(self) -> SessionKey:
+        """The session and its tenant."""
+
+    @property
+    def fence(self) -> str:
+        """The token of this attempt. It is the same on every node, and cannot be guessed."""
+
+    @property
+    def deadline(self) -> Micros | None:
+        """When the run times out."""
+
+    @property
+    def is_resumed(self) -> bool:
+        """Whether the attempt was begun by another process."""
+
+    @property
+    def stored(self) -> int:
+        """How many events of the attempt are durable."""
+
+    @property
+    def folded(self) -> Sequence[FoldedPrompt]:
+        """The prompts that joined a resumed turn before."""
+
+    @property
+    def end(self) -> AttemptEnd:
+        """The end of the attempt."""
+
+    def follow_stored(self, on_stored: Callable[[int], None]) -> None:
+        """Calls `on_stored` with the number of durable events, whenever it grows."""
+
+
+class AttemptLost(AgentError):
+    """The executor of the attempt is gone. The run is retried if an attempt is left, else it ends
+    as INTERRUPTED."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, reason="INTERRUPTED")
+
+
+class HandedBack(AttemptLost):
+    """The executor gave the run back. Without output, the attempt does not count."""

@@ -1,0 +1,198 @@
+"""Matches the turns of this node with the offers of workers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+from hmac import compare_digest
+
+import structlog
+
+from runlane_server.agents.worker.execution import Execution
+from runlane_server.agents.worker.slot import Resumption, Slot
+from runlane_server.agents.worker.turn import HandedBack
+from runlane_server.core.errors import AgentNotFound, Draining, PermissionDenied
+from runlane_server.core.model import RunKey
+
+log = structlog.get_logger()
+
+NO_OFFER = "no worker took it"
+
+ADOPTION_TIMEOUT = 10.0
+"""Seconds from the commit of an adoption to the start of the attempt on this node."""
+
+
+@dataclass(slots=True)
+class _Served:
+    """An agent that workers execute.
+
+    `add_slots` changes the number of its slots: those that are offered, and those that execute one
+    of its runs. A slot ends with its run, and the worker offers it again.
+    """
+
+    add_slots: Callable[[int], None]
+    offers: dict[Slot, None]
+    hungry: dict[Execution, asyncio.Future[Slot]]
+
+
+class Workers:
+    """The workers that are connected to this node, and the attempts that they execute.
+
+    `lease`: seconds that a worker without a connection keeps its run.
+    """
+
+    def __init__(self, lease: float = 30.0) -> None:
+        self.lease = lease
+        self._agents: dict[str, _Served] = {}
+        self._executions: dict[RunKey, Execution] = {}
+        self._slots: set[Slot] = set()
+        self._begun = asyncio.Event()
+        self._is_draining = False
+
+    def serve(
+        self,
+        agent: str,
+        add_slots: Callable[[int], None],
+    ) -> None:
+        """Declares an agent that workers execute."""
+        self._agents[agent] = _Served(add_slots, {}, {})
+
+    def count(self, agent: str) -> int:
+        """The number of free slots that workers offer for an agent."""
+        return len(self._agents[agent].offers)
+
+    def offers_to(self, agent: str, tenant: str) -> bool:
+        """Whether a worker offers a free slot of an agent to a tenant."""
+        return any(slot.serves(tenant) for slot in self._agents[agent].offers)
+
+    # --- Streams ------------------------------------------------------------------------------
+
+    def connect(self, slot: Slot) -> None:
+        """Adds a stream. Raises Draining."""
+        if self._is_draining:
+            raise Draining("the server is shutting down", retry_after=1.0)
+        self._slots.add(slot)
+
+    def disconnect(self, slot: Slot, *, revoked: bool = False) -> None:
+        """Removes a stream that has ended. A worker that lost its access loses its run at once."""
+        self._slots.discard(slot)
+        self._withdraw(slot)
+        execution, slot.execution = slot.execution, None
+        if execution is None:
+            return
+        execution.detach(slot)
+        if revoked:
+            execution.lose("the worker that executed it lost its access")
+
+    def check(self, agents: Sequence[str], allowed: Collection[str] | None = None) -> None:
+        """Raises AgentNotFound for an agent that workers do not execute here, and PermissionDenied
+        for one that is not `allowed`."""
+        for agent in agents:
+            if allowed is not None and agent not in allowed:
+                raise PermissionDenied(f"offer.agents: the caller may not execute {agent!r}")
+            if agent not in self._agents:
+                known = ", ".join(map(repr, self._agents))
+                raise AgentNotFound(
+                    f"offer.agents: {agent!r} is no agent that workers execute here; use one of"
+                    f" {known}"
+                )
+
+    def offer(self, slot: Slot) -> None:
+        """Takes an offer, and gives it a turn as soon as there is one."""
+        for agent in slot.agents:
+            hungry = self._agents[agent].hungry
+            for execution, chosen in hungry.items():
+                if not chosen.done() and slot.serves(execution.turn.key.tenant):
+                    chosen.set_result(slot)
+                    execution.assign(slot)
+                    self._agents[agent].add_slots(1)
+                    return
+        slot.is_offering = True
+        for agent in slot.agents:
+            self._agents[agent].offers[slot] = None
+        for agent in slot.agents:
+            self._agents[agent].add_slots(1)
+
+    def _withdraw(self, slot: Slot) -> None:
+        if slot.is_offering:
+            slot.is_offering = False
+            for agent in slot.agents:
+                del self._agents[agent].offers[slot]
+                self._agents[agent].add_slots(-1)
+
+    def close(self) -> None:
+        """Ends all streams and takes no other. Workers reconnect elsewhere and resume."""
+        self._is_draining = True
+        for slot in list(self._slots):
+            if slot.execution is None:
+                self._withdraw(slot)
+                slot.close(Draining("the server is shutting down", retry_after=0.1))
+
+    # --- Attempts -----------------------------------------------------------------------------
+
+    def begin(self, execution: Execution) -> None:
+        """An attempt begins on this node. One that another process began has its slot already."""
+        turn = execution.turn
+        execution.on_released = partial(self._agents[execution.agent].add_slots, -1)
+        if turn.is_resumed:
+            execution.has_slot = True
+            self._agents[execution.agent].add_slots(1)
+        self._executions[RunKey(turn.key.tenant, turn.run_id)] = execution
+        self._begun.set()
+        self._begun = asyncio.Event()
+
+    def end(self, execution: Execution) -> None:
+        """An attempt has ended, or leaves this node."""
+        turn = execution.turn
+        key = RunKey(turn.key.tenant, turn.run_id)
+        if self._executions.get(key) is execution:
+            del self._executions[key]
+        execution.end()
+
+    async def assign(self, execution: Execution) -> None:
+        """Gives a new attempt to a worker. Raises HandedBack if none takes it within the lease."""
+        served = self._agents[execution.agent]
+        tenant = execution.turn.key.tenant
+        slot = next((slot for slot in served.offers if slot.serves(tenant)), None)
+        if slot is not None:
+            slot.is_offering = False
+            for agent in slot.agents:
+                del self._agents[agent].offers[slot]
+                if agent != execution.agent:
+                    self._agents[agent].add_slots(-1)
+            execution.assign(slot)
+            return
+        # The worker has left since the run became active.
+        chosen: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
+        served.hungry[execution] = chosen
+        try:
+            async with asyncio.timeout(self.lease):
+                await chosen
+        except TimeoutError:
+            raise HandedBack(NO_OFFER) from None
+        finally:
+            del served.hungry[execution]
+
+    def resume(self, slot: Slot, wanted: Resumption) -> bool:
+        """Connects a worker with the attempt that it executes; False if it is not on this node."""
+        if not slot.serves(wanted.key.tenant):
+            return False
+        execution = self._executions.get(wanted.key)
+        if execution is None or execution.turn.attempt != wanted.attempt:
+            return False
+        if not compare_digest(execution.turn.fence, wanted.fence):
+            return False
+        execution.resume(slot, wanted.folded)
+        return True
+
+    async def resume_adopted(self, slot: Slot, wanted: Resumption) -> bool:
+        """The same, for an attempt that is about to begin on this node."""
+        try:
+            async with asyncio.timeout(ADOPTION_TIMEOUT):
+                while not self.resume(slot, wanted):
+                    await self._begun.wait()
+        except TimeoutError:
+            return False
+        return True

@@ -1,0 +1,120 @@
+"""The agents of a node by name, and their state."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import structlog
+
+from runlane_server.agents.base import Agent
+from runlane_server.agents.worker.agent import WorkerAgent
+from runlane_server.agents.worker.workers import Workers
+from runlane_server.core.agents import DEFAULT_AGENT, AgentNames
+from runlane_server.engine.agent_code import create_own_task
+from runlane_server.engine.agent_room import AgentRoom
+
+log = structlog.get_logger()
+
+
+class DeclaredAgent(NamedTuple):
+    """An agent that a server declares. `kind` is for people. `slots` is the maximum number of its
+    active runs on a node, None for no limit of its own; with 0 the node only accepts its runs."""
+
+    name: str
+    agent: Agent
+    kind: str = ""
+    slots: int | None = None
+
+
+class AgentState(NamedTuple):
+    """The state of a declared agent on this node."""
+
+    name: str
+    kind: str
+    is_ready: bool
+    is_default: bool
+    slots_in_use: int
+    slots_limit: int | None
+
+
+class AgentTable:
+    """The agents of a node, in the order of their declaration.
+
+    The default is the one called `default`, or the first one.
+    """
+
+    def __init__(self, declared: Sequence[DeclaredAgent]) -> None:
+        self._declared = {each.name: each for each in declared}
+        names = tuple(self._declared)
+        default = DEFAULT_AGENT if DEFAULT_AGENT in names else names[0]
+        self.names = AgentNames(names, default)
+        self.room = AgentRoom({each.name: each.slots for each in declared})
+        self.workers = self._connect_workers()
+
+    def _connect_workers(self) -> Workers | None:
+        """The workers of all agents that workers execute; None if there is no such agent."""
+        workers: Workers | None = None
+        for each in self:
+            if isinstance(each.agent, WorkerAgent):
+                workers = workers or each.agent.workers
+                each.agent.name, each.agent.workers = each.name, workers
+                self.room.set_offered(each.name, partial(workers.offers_to, each.name))
+        return workers
+
+    def is_of_workers(self, stored: str) -> bool:
+        """Whether workers execute the agent of a stored run."""
+        declared = self._declared.get(self.names.full_name(stored))
+        return declared is not None and isinstance(declared.agent, WorkerAgent)
+
+    @classmethod
+    def of(cls, agents: Agent | AgentTable) -> AgentTable:
+        """A table; a single agent is called `default`."""
+        if isinstance(agents, AgentTable):
+            return agents
+        return cls([DeclaredAgent(DEFAULT_AGENT, agents)])
+
+    def __iter__(self) -> Iterator[DeclaredAgent]:
+        return iter(self._declared.values())
+
+    def agent_of(self, stored: str) -> Agent:
+        """The agent of a stored run. Raises KeyError if it is not declared."""
+        return self._declared[self.names.full_name(stored)].agent
+
+    @property
+    def are_ready(self) -> bool:
+        """Whether all agents that execute runs here are ready."""
+        return all(self.room.is_ready(each.name) for each in self if each.slots != 0)
+
+    @property
+    def states(self) -> tuple[AgentState, ...]:
+        """The state of each agent."""
+        return tuple(
+            AgentState(
+                each.name,
+                each.kind,
+                self.room.is_ready(each.name),
+                each.name == self.names.default,
+                self.room.in_use(each.name),
+                self.room.limit(each.name),
+            )
+            for each in self
+        )
+
+    async def close(self, timeout: float) -> None:
+        """Closes all agents at once; a failure of their code, or its silence, stops nothing."""
+        closing = {create_own_task(_closed(each)): each for each in self}
+        _, silent = await asyncio.wait(closing, timeout=timeout)
+        for task in silent:
+            log.warning("agent did not close", agent=closing[task].name, grace_s=timeout)
+            task.cancel()
+
+
+async def _closed(declared: DeclaredAgent) -> None:
+    """Closes an agent, whose code may raise anything; it is logged."""
+    try:
+        await declared.agent.close()
+    except BaseException:  # asyncio lets some of them end the server
+        log.exception("agent failed to close", agent=declared.name)

@@ -1,0 +1,119 @@
+"""WorkerService: decode, call, encode."""
+
+# ruff: noqa: N802 - a method is named for its rpc
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, TypeAlias
+
+import grpc
+import structlog
+from structlog.contextvars import bind_contextvars
+
+from runlane.worker.v1 import worker_service_pb2 as pb
+from runlane.worker.v1 import worker_service_pb2_grpc
+from runlane_server.access.caller import CALLER, tenant
+from runlane_server.agents.worker.messages import Downstream
+from runlane_server.agents.worker.slot import Slot
+from runlane_server.agents.worker.workers import Workers
+from runlane_server.core.errors import InvalidArgument, RunlaneError
+from runlane_server.engine.coordinator import Coordinator
+from runlane_server.rpc import worker_messages
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+log = structlog.get_logger()
+
+
+class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
+    """Gives runs to workers."""
+
+    def __init__(self, coordinator: Coordinator, workers: Workers) -> None:
+        self._coordinator = coordinator
+        self._workers = workers
+
+    async def Work(
+        self, requests: AsyncIterator[pb.WorkRequest], context: Context
+    ) -> AsyncIterator[pb.WorkResponse]:
+        """Serves a slot of a worker (R33 to R37)."""
+        down = Downstream()
+        slot = Slot({tenant()}, down)
+        self._workers.connect(slot)
+        reading = asyncio.create_task(self._read(requests, _Stream(slot, self._take), down))
+        try:
+            async for message in down.messages():
+                for response in worker_messages.encode(message):
+                    yield response
+        finally:
+            reading.cancel()
+            self._workers.disconnect(slot, revoked=getattr(context, "is_revoked", False))
+
+    async def _read(
+        self, requests: AsyncIterator[pb.WorkRequest], stream: _Stream, down: Downstream
+    ) -> None:
+        """Reads what the worker sends, until the stream ends."""
+        try:
+            async for request in requests:
+                await stream.take(request)
+        except RunlaneError as error:
+            down.close(error)
+        except grpc.aio.InternalError:
+            down.close()  # the worker left while its message was read
+        except Exception as error:
+            log.exception("message of a worker failed")
+            down.close(error)
+        else:
+            down.close()
+
+    async def _take(self, slot: Slot, offer: pb.WorkRequest.Offer) -> None:
+        worker_messages.check_offer(offer)
+        self._workers.check(offer.agents, CALLER.get().agents)
+        slot.begin_offer(offer.agents, offer.worker_id)
+        if not offer.HasField("resume"):
+            self._workers.offer(slot)
+            return
+        wanted = worker_messages.resumption(offer.resume, tenant())
+        if self._workers.resume(slot, wanted):
+            return
+        adopted = await self._coordinator.adopt(wanted.key, wanted.attempt, wanted.fence)
+        if not (adopted and await self._workers.resume_adopted(slot, wanted)):
+            slot.fence("the attempt is not the active one any more")
+
+
+class _Stream:
+    """Passes the messages of a stream to its slot."""
+
+    def __init__(
+        self,
+        slot: Slot,
+        take_offer: Callable[[Slot, pb.WorkRequest.Offer], Coroutine[Any, Any, None]],
+    ) -> None:
+        self._slot = slot
+        self._take_offer = take_offer
+
+    async def take(self, request: pb.WorkRequest) -> None:
+        """Takes a message. Raises InvalidArgument."""
+        slot = self._slot
+        match request.WhichOneof("message"):
+            case "offer":
+                bind_contextvars(worker_id=request.offer.worker_id)
+                await self._take_offer(slot, request.offer)
+            case "emit":
+                number, events = worker_messages.events(request.emit)
+                await slot.emit(number, events)
+            case "finish":
+                finish = request.finish
+                await slot.finish(finish.number, worker_messages.finish_report(finish))
+            case "fail":
+                fail = request.fail
+                report, error = worker_messages.failure(fail)
+                await slot.finish(fail.number, report, error)
+            case "hand_back":
+                await slot.hand_back()
+            case "take_folded":
+                await slot.take_folded(request.take_folded.number)
+            case "get_history":
+                await slot.send_history()
+            case _:
+                raise InvalidArgument.of("message", "is missing, or of a newer protocol version")
