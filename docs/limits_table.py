@@ -143,12 +143,12 @@ AGENTS = (
         "the run fails with AGENT_ERROR",
     ),
     (
-        "id of an artifact, type of a custom event",
+        "id of an artifact, type of a custom event, key of a step",
         f"{agent_output.MAX_ID_BYTES} bytes",
         "the run fails with AGENT_ERROR",
     ),
     (
-        "JSON of a custom event, of a result",
+        "JSON of a custom event, of a result, of a step",
         size(agent_output.MAX_JSON_BYTES),
         "the run fails with AGENT_ERROR",
     ),

@@ -356,6 +356,8 @@ def _event_body(message: run_pb2.RunEvent) -> t.EventBody | None:  # noqa: C901,
             return _artifact(message.artifact)
         case "custom":
             return t.Custom(message.custom.type, message.custom.json)
+        case "step":
+            return t.Step(message.step.key, message.step.result)
         case "folded":
             return t.Folded(message.folded.run_id, message.folded.into_run_id)
         case "run_complete":

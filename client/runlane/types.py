@@ -429,6 +429,14 @@ class Custom:
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """The agent finished a step with this result (JSON); later attempts do not repeat it."""
+
+    key: str
+    json: str
+
+
+@dataclass(frozen=True, slots=True)
 class Folded:
     """A run joined the turn of another run. Both runs have this event."""
 
@@ -445,6 +453,7 @@ EventBody: TypeAlias = (
     | ToolResult
     | Artifact
     | Custom
+    | Step
     | Folded
     | RunComplete
 )

@@ -42,12 +42,13 @@ async def test_all_kinds_and_the_end(peer: Peer, client: Client) -> None:
             event(6, folded=run_pb2.RunEvent.Folded(run_id="q", into_run_id="r")),
             event(7, artifact=run_pb2.Artifact(artifact_id="a", data=b"1", append=True)),
             event(8, custom=run_pb2.RunEvent.Custom(type="t", json="1")),
-            says(9, "hello"),
-            event(10, run_complete=complete("r")),
+            event(9, step=run_pb2.RunEvent.Step(key="k", result="1")),
+            says(10, "hello"),
+            event(11, run_complete=complete("r")),
         )
     ]
     seen = [each async for each in client.subscribe_run("r")]
-    assert [each.index for each in seen] == list(range(1, 11))
+    assert [each.index for each in seen] == list(range(1, 12))
     assert [each.body for each in seen][:-1] == [
         runlane.Accepted(7),
         runlane.Started(1),
@@ -57,6 +58,7 @@ async def test_all_kinds_and_the_end(peer: Peer, client: Client) -> None:
         runlane.Folded("q", "r"),
         runlane.Artifact("a", "", "", ArtifactKind.DATA, b"1", append=True, last=False),
         runlane.Custom("t", "1"),
+        runlane.Step("k", "1"),
         TextDelta("hello"),
     ]
     assert isinstance(seen[-1].body, RunComplete)
@@ -119,8 +121,9 @@ def older(name: str) -> type[Any]:
     [
         {"artifact": run_pb2.Artifact(artifact_id="a", text="x")},
         {"custom": run_pb2.RunEvent.Custom(type="t", json="1")},
+        {"step": run_pb2.RunEvent.Step(key="k", result="1")},
     ],
-    ids=["artifact", "custom"],
+    ids=["artifact", "custom", "step"],
 )
 def test_an_older_client_passes_over_what_it_does_not_know(body: dict[str, Any]) -> None:
     sent = event(7, **body).event.SerializeToString()

@@ -264,6 +264,7 @@ def test_a_folded_run_has_no_usage_of_its_own() -> None:
             "artifact",
             'artifact_id: "a"\nname: "n"\nmime_type: "m"\njson: "1"\nappend: true\nlast: true\n',
         ),
+        (model.StepResult("k", "1"), "step", 'key: "k"\nresult: "1"\n'),
         (model.CustomEvent("t", "1"), "custom", 'type: "t"\njson: "1"\n'),
         (COMPLETE, "run_complete", str(convert.run_complete(COMPLETE))),
     ],

@@ -26,6 +26,7 @@ from runlane.types import (
     RunEvent,
     RunState,
     Started,
+    Step,
     TextDelta,
     ToolCall,
     ToolResult,
@@ -99,7 +100,7 @@ class RunView:
             self._is_lost = True
             self.note(f"reconnecting: {describe(error)}")
 
-    def show(self, event: RunEvent) -> None:  # noqa: C901 - one per kind
+    def show(self, event: RunEvent) -> None:  # noqa: C901, PLR0912 - one per kind
         """Shows an event."""
         if self._is_lost:
             self._is_lost = False
@@ -122,6 +123,8 @@ class RunView:
                 self._name_artifact(event.body)
             case Custom(type=kind, json=content):
                 self._print_step(f"{field(kind)} {one_line(content)}")
+            case Step(key=key, json=content):
+                self._print_step(f"step {field(key)} {one_line(content)}")
             case Started(attempt=attempt) if attempt > 1:
                 self._show_restart(attempt)
             case Folded(run_id=run_id, into_run_id=into_run_id):

@@ -89,7 +89,7 @@ def command(
     timeout: float,
     token: str | None,
 ) -> int:
-    """Check over the wire that the server at ADDRESS follows the rules R1 to R30 and R38.
+    """Check over the wire that the server at ADDRESS follows the rules R1 to R30, R38 and R39.
 
     Use a dedicated test server, started with `runlane-server --harness --agent scripted`: the
     command cancels all its runs, crashes and restarts it, and advances its clock. Prints one line

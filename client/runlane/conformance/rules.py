@@ -46,6 +46,7 @@ RULES: Mapping[int, str] = MappingProxyType(
         29: "A burst of accepts on an idle session starts one run",
         30: "Runs wait until the agent is ready, or fail",
         38: "A retry policy repeats failed attempts in their place",
+        39: "A step whose result is stored is not repeated",
     }
 )
 """The rules in one line each; CONTRIBUTING.md has their full text."""

@@ -776,6 +776,30 @@ class RunEvent(_message.Message):
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     @_typing.final
+    class Step(_message.Message):
+        """The agent finished a step, and its result is durable. Later attempts of the run do not repeat it."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        RESULT_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        """The key, unique within the run; at most 128 bytes."""
+        result: _builtins.str
+        """The result, a JSON value; at most 1 MiB."""
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            result: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "result", b"result"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
     class Folded(_message.Message):
         """A run joined the turn of another run. Both runs have this event."""
 
@@ -811,6 +835,7 @@ class RunEvent(_message.Message):
     RUN_COMPLETE_FIELD_NUMBER: _builtins.int
     ARTIFACT_FIELD_NUMBER: _builtins.int
     CUSTOM_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """The number of the event within the run, from 1."""
     @_builtins.property
@@ -857,6 +882,10 @@ class RunEvent(_message.Message):
     def custom(self) -> Global___RunEvent.Custom:
         """An event of a type that the agent defines."""
 
+    @_builtins.property
+    def step(self) -> Global___RunEvent.Step:
+        """The agent finished a step."""
+
     def __init__(
         self,
         *,
@@ -872,12 +901,13 @@ class RunEvent(_message.Message):
         run_complete: Global___RunComplete | None = ...,
         artifact: Global___Artifact | None = ...,
         custom: Global___RunEvent.Custom | None = ...,
+        step: Global___RunEvent.Step | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "artifact", b"artifact", "custom", b"custom", "event", b"event", "folded", b"folded", "reasoning_delta", b"reasoning_delta", "run_complete", b"run_complete", "started", b"started", "text_delta", b"text_delta", "time", b"time", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "artifact", b"artifact", "custom", b"custom", "event", b"event", "folded", b"folded", "reasoning_delta", b"reasoning_delta", "run_complete", b"run_complete", "started", b"started", "step", b"step", "text_delta", b"text_delta", "time", b"time", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "artifact", b"artifact", "custom", b"custom", "event", b"event", "folded", b"folded", "index", b"index", "reasoning_delta", b"reasoning_delta", "run_complete", b"run_complete", "started", b"started", "text_delta", b"text_delta", "time", b"time", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "artifact", b"artifact", "custom", b"custom", "event", b"event", "folded", b"folded", "index", b"index", "reasoning_delta", b"reasoning_delta", "run_complete", b"run_complete", "started", b"started", "step", b"step", "text_delta", b"text_delta", "time", b"time", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "started", "text_delta", "reasoning_delta", "tool_call", "tool_result", "folded", "run_complete", "artifact", "custom"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "started", "text_delta", "reasoning_delta", "tool_call", "tool_result", "folded", "run_complete", "artifact", "custom", "step"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from runlane_server.core.model import (
     FinishReason,
@@ -130,6 +130,25 @@ class Turn(Protocol):
 
         A prompt that was taken belongs to the turn: the agent must answer it too (R26).
         """
+
+    async def step(self, key: str, work: Callable[[], Any]) -> Any:
+        """Does a piece of work once per run, whatever happens to its attempts (R39).
+
+        Calls `work`, a function or a coroutine function without arguments, makes its result durable
+        and returns it; if an earlier attempt of this run stored a result for the key, returns that
+        one without calling `work`. The result is any value that JSON has, at most 1 MiB of it, and
+        is returned as JSON reads it: a tuple comes back as a list. A key has 1 to 128 bytes.
+
+        An attempt that is lost while `work` is at work, or before its result is stored, does it
+        again: make it safe to repeat. Raises what `work` raises; nothing is stored then.
+        """
+
+    async def find_step(self, key: str) -> str | None:
+        """The stored result of a step as JSON, None if there is none. `step` is made of this and
+        of `keep_step`."""
+
+    async def keep_step(self, key: str, result: object) -> str:
+        """Makes the result of a step durable; returns as JSON the first one that was stored."""
 
     async def emit(self, event: AgentEvent | str) -> None:
         """Adds an event to the output, as if the agent had yielded it; a string is text.

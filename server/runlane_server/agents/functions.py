@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import json
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing, closing
@@ -54,6 +55,14 @@ class BlockingTurn:
     def take_folded(self) -> Sequence[FoldedPrompt]:
         """Takes the prompts that wait to join the turn. Raises CancelledError after a cancel."""
         return self._wait(self._turn.take_folded)
+
+    def step(self, key: str, work: Callable[[], Any]) -> Any:
+        """Does the work of a step in this thread unless its result is stored; returns the result.
+        See `Turn.step`. Raises CancelledError after a cancel."""
+        found = self._wait(partial(self._turn.find_step, key))
+        if found is None:
+            found = self._wait(partial(self._turn.keep_step, key, work()))
+        return json.loads(found)
 
     def emit(self, event: AgentEvent | str) -> None:
         """Adds an event to the output. Raises CancelledError after a cancel, and AgentError for

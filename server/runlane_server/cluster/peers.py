@@ -46,6 +46,7 @@ _BODIES: Mapping[type[Any], Callable[[Any], model.EventBody]] = MappingProxyType
             body.append,
             body.last,
         ),
+        runlane.Step: lambda body: model.StepResult(body.key, body.json),
         runlane.Custom: lambda body: model.CustomEvent(body.type, body.json),
         runlane.Folded: lambda body: model.Folded(body.run_id, body.into_run_id),
     }

@@ -385,6 +385,14 @@ class CustomEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class StepResult:
+    """The result of a step of the agent, as JSON; no later attempt repeats the step (R39)."""
+
+    key: str
+    json: str
+
+
+@dataclass(frozen=True, slots=True)
 class Folded:
     """A run joined the turn of another one; both runs log this event (R26)."""
 
@@ -406,6 +414,7 @@ EventBody: TypeAlias = (
     | ToolResult
     | ArtifactPiece
     | CustomEvent
+    | StepResult
     | Folded
     | RunComplete
     | Corrupt

@@ -25,6 +25,7 @@ from runlane_server.core.model import (
     FinishReason,
     ReasoningDelta,
     RunError,
+    StepResult,
     TextDelta,
     ToolCall,
     ToolResult,
@@ -109,6 +110,10 @@ class ReportCheck:
     def result(self, result: Result) -> str:
         """The structured result, as JSON. Raises InvalidAgentEvent."""
         return _json("Result.json", result.json)
+
+    def step(self, key: object, result: object) -> StepResult:
+        """The result of a step, as it can be stored. Raises InvalidAgentEvent."""
+        return StepResult(_identifier("key of a step", key), _json("result of a step", result))
 
     def _usage(self, usage: object) -> Usage:
         if not isinstance(usage, Usage):

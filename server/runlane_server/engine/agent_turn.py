@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import structlog
 
@@ -29,6 +30,7 @@ from runlane_server.core.model import (
 )
 from runlane_server.core.transition import LaneRun
 from runlane_server.engine.output_size import output_size
+from runlane_server.engine.step_journal import StepJournal, StoreStep
 from runlane_server.store.base import MessagePlace, Page, Store
 from runlane_server.store.retry import retry_read
 
@@ -64,8 +66,11 @@ class Job:
 
 
 class AgentTurn:
-    """Implements `agents.base.Turn`. `fold` folds the waiting FOLD runs into the turn, and `accept`
-    takes an event of the agent."""
+    """Implements `agents.base.Turn`.
+
+    `fold` folds the waiting FOLD runs into the turn, `accept` takes an event of the agent, and
+    `store_step` makes the result of a step durable.
+    """
 
     def __init__(
         self,
@@ -74,6 +79,7 @@ class AgentTurn:
         *,
         fold: Callable[[], Awaitable[Sequence[LaneRun]]],
         accept: Callable[[AgentEvent], Awaitable[None]],
+        store_step: StoreStep,
         max_history: int,
     ) -> None:
         self.session_id = job.key.session_id
@@ -87,6 +93,7 @@ class AgentTurn:
         self._fold = fold
         self._accept = accept
         self._max_history = max_history
+        self._journal = StepJournal(store, job.run_key, job.run, store_step)
 
     async def load(self) -> None:
         """Loads the prompt and the metadata, from the store if necessary."""
@@ -133,6 +140,18 @@ class AgentTurn:
     async def take_folded(self) -> Sequence[FoldedPrompt]:
         """Takes the prompts of the runs that join this turn now."""
         return [await self.prompt_of(run.run_id) for run in await self._fold()]
+
+    async def step(self, key: str, work: Callable[[], Any]) -> Any:
+        """Does the work of a step unless its result is stored; returns the result."""
+        return await self._journal.step(key, work)
+
+    async def find_step(self, key: str) -> str | None:
+        """The stored result of a step."""
+        return await self._journal.find(key)
+
+    async def keep_step(self, key: str, result: object) -> str:
+        """Makes the result of a step durable."""
+        return await self._journal.keep(key, result)
 
     async def emit(self, event: AgentEvent | str) -> None:
         """Adds an event to the output."""

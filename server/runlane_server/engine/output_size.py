@@ -7,6 +7,7 @@ from runlane_server.core.model import (
     CustomEvent,
     EventBody,
     ReasoningDelta,
+    StepResult,
     TextDelta,
     ToolCall,
     ToolResult,
@@ -23,7 +24,7 @@ def output_size(body: EventBody) -> int:
             return utf8_size(call_id) + utf8_size(name) + utf8_size(content)
         case ArtifactPiece(artifact_id, name, mime_type):
             return sum(map(utf8_size, (artifact_id, name, mime_type))) + body.size
-        case CustomEvent(kind, json):
-            return utf8_size(kind) + utf8_size(json)
+        case CustomEvent(name, json) | StepResult(name, json):
+            return utf8_size(name) + utf8_size(json)
         case _:
             return 0

@@ -26,6 +26,7 @@ from runlane_server.core.model import (
     Folded,
     Micros,
     RunError,
+    StepResult,
 )
 from runlane_server.core.trace import log_fields
 from runlane_server.core.transition import LaneRun, Outcome
@@ -336,6 +337,7 @@ class Runner:
                 self._store,
                 fold=self._fold,
                 accept=self._accept,
+                store_step=self._store_step,
                 max_history=self._limits.max_history,
             )
         return WorkerTurn(
@@ -343,6 +345,7 @@ class Runner:
             self._store,
             fold=self._fold,
             accept=self._accept,
+            store_step=self._store_step,
             outbox=self._outbox,
             end=self._end,
             limits=self._limits,
@@ -394,11 +397,7 @@ class Runner:
                 if self._outbox.is_full:
                     await self._outbox.flush()
         except (InvalidAgentEvent, AgentError) as refused:
-            if self._refused is None:
-                # Not the exception, which refers to this runner: see `_run_agent`.
-                self._refused = run_error(refused)
-            self._outbox.close()
-            self._wake()
+            self._refuse(refused)
             raise
 
     def _add_report(self, report: Report) -> None:
@@ -421,6 +420,28 @@ class Runner:
         json = self._check.result(result)
         self._outbox.count_result(json)
         self._result = json
+
+    async def _store_step(self, key: str, result: object) -> StepResult:
+        """Makes the result of a step durable before the agent continues (R39). Raises AgentError,
+        and InvalidAgentEvent for a result that is no JSON."""
+        try:
+            step = self._check.step(key, result)
+            self._outbox.put(step)
+        except (InvalidAgentEvent, AgentError) as refused:
+            self._refuse(refused)
+            raise
+        await self._outbox.flush()
+        if self._outbox.is_closed:
+            raise AgentError("the run was stopped before the step was stored", reason="INTERRUPTED")
+        return step
+
+    def _refuse(self, error: InvalidAgentEvent | AgentError) -> None:
+        """Fails the run because of something that its agent emitted."""
+        if self._refused is None:
+            # Not the exception, which refers to this runner: see `_run_agent`.
+            self._refused = run_error(error)
+        self._outbox.close()
+        self._wake()
 
     async def _fold(self) -> Sequence[LaneRun]:
         """Folds the waiting FOLD runs into the turn.

@@ -353,6 +353,8 @@ def run_event(record: model.RunEvent) -> run_pb2.RunEvent:  # noqa: C901 - one p
             event.artifact.CopyFrom(artifact(piece))
         case model.CustomEvent(kind, json):
             event.custom.CopyFrom(run_pb2.RunEvent.Custom(type=kind, json=json))
+        case model.StepResult(key, json):
+            event.step.CopyFrom(run_pb2.RunEvent.Step(key=key, result=json))
         case model.Folded(run_id, into_run_id):
             event.folded.CopyFrom(run_pb2.RunEvent.Folded(run_id=run_id, into_run_id=into_run_id))
         case model.RunComplete() as complete:

@@ -30,6 +30,7 @@ from runlane_server.core.model import (
     RunError,
     RunState,
     Started,
+    StepResult,
     Text,
     TextDelta,
     ToolCall,
@@ -209,6 +210,7 @@ _BODIES: Mapping[str, type[Any]] = MappingProxyType(
         "tool_call": ToolCall,
         "tool_result": ToolResult,
         "custom": CustomEvent,
+        "step": StepResult,
         "folded": Folded,
     }
 )

@@ -18,6 +18,7 @@ from runlane_server.core.model import (
     ResultPart,
     RunComplete,
     RunEvent,
+    StepResult,
     Text,
     TextDelta,
     ToolCall,
@@ -108,8 +109,8 @@ def _size(content: Part | EventBody) -> int:  # noqa: PLR0911 - one per kind
             return len(content.name) + content.size
         case ArtifactPiece():
             return OVERHEAD_BYTES + content.size
-        case CustomEvent(kind, text):
-            return len(kind) + len(text.encode())
+        case CustomEvent(name, text) | StepResult(name, text):
+            return len(name) + len(text.encode())
         case ResultPart(text):
             return len(text.encode())
         case _:

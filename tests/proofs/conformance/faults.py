@@ -451,6 +451,17 @@ OTHERS = (
         ),
     ),
     Fault(
+        "a step that a later attempt repeats",
+        (39,),
+        (
+            Edit(
+                "engine/step_journal.py",
+                "        self._is_loaded = run.events <= FIRST_EVENTS\n",
+                "        self._is_loaded = True\n",
+            ),
+        ),
+    ),
+    Fault(
         "a cancel that misses a run between two attempts",
         (38,),
         (Edit(LANE, "            self._cancel_backing_off(reason)\n", ""),),

@@ -1,10 +1,10 @@
-"""The cases of R38: retries of attempts that the agent failed."""
+"""The cases of R38 and R39: retries of attempts that the agent failed, and steps."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 
-from runlane.conformance.context import CaseContext, covered_runs, say
+from runlane.conformance.context import CaseContext, Step, covered_runs, say
 from runlane.conformance.rules import Need, case, expect, expect_that
 from runlane.run_handle import RunHandle
 from runlane.types import (
@@ -15,6 +15,7 @@ from runlane.types import (
     TextDelta,
     WhenBusy,
 )
+from runlane.types import Step as Finished
 
 S = RunState
 
@@ -108,3 +109,26 @@ async def _survives_a_crash(ctx: CaseContext) -> None:
     await ctx.harness.advance_clock(HOUR)
     end = await ctx.wait_for_end(handle)
     expect_that("the second attempt completed", true=(end.state, end.attempt) == (S.COMPLETED, 2))
+
+
+@case(39)
+async def _step_is_done_once(ctx: CaseContext) -> None:
+    """A step that an earlier attempt finished has its result, and a new one is done."""
+    fail: Step = {"fail": "busy", "attempts": 1}
+    steps: list[Step] = [{"once": "a"}, fail, {"once": "a"}, {"once": "b"}]
+    handle = await ctx.accept(*steps, retry_policy=AT_ONCE)
+    await ctx.expect_end(handle, S.COMPLETED, "112")
+    seen = [e.body async for e in handle.events() if isinstance(e.body, Started | Finished)]
+    expect("events", seen, [Started(1), Finished("a", "1"), Started(2), Finished("b", "2")])
+
+
+@case(39, Need.RESTARTS, Need.DURABLE)
+async def _step_survives_a_crash(ctx: CaseContext) -> None:
+    """A step that the agent went on from is not repeated after a crash of the server."""
+    steps = [{"once": "a"}, *ctx.gate_steps("g"), {"say": "attempt"}]
+    handle = await ctx.accept(*steps, max_attempts=2)
+    await ctx.wait_for_text(handle, "1<g>")
+    await ctx.crash()
+    await ctx.wait_for_text(handle, "1<g>", attempt=2)
+    await ctx.open_gate()
+    await ctx.expect_end(handle, S.COMPLETED, "1<g>2")

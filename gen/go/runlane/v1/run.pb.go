@@ -1291,6 +1291,7 @@ type RunEvent struct {
 	//	*RunEvent_RunComplete
 	//	*RunEvent_Artifact
 	//	*RunEvent_Custom_
+	//	*RunEvent_Step_
 	Event         isRunEvent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1437,6 +1438,15 @@ func (x *RunEvent) GetCustom() *RunEvent_Custom {
 	return nil
 }
 
+func (x *RunEvent) GetStep() *RunEvent_Step {
+	if x != nil {
+		if x, ok := x.Event.(*RunEvent_Step_); ok {
+			return x.Step
+		}
+	}
+	return nil
+}
+
 type isRunEvent_Event interface {
 	isRunEvent_Event()
 }
@@ -1491,6 +1501,11 @@ type RunEvent_Custom_ struct {
 	Custom *RunEvent_Custom `protobuf:"bytes,12,opt,name=custom,proto3,oneof"`
 }
 
+type RunEvent_Step_ struct {
+	// The agent finished a step.
+	Step *RunEvent_Step `protobuf:"bytes,13,opt,name=step,proto3,oneof"`
+}
+
 func (*RunEvent_Accepted_) isRunEvent_Event() {}
 
 func (*RunEvent_Started_) isRunEvent_Event() {}
@@ -1510,6 +1525,8 @@ func (*RunEvent_RunComplete) isRunEvent_Event() {}
 func (*RunEvent_Artifact) isRunEvent_Event() {}
 
 func (*RunEvent_Custom_) isRunEvent_Event() {}
+
+func (*RunEvent_Step_) isRunEvent_Event() {}
 
 // A run covered by a cancel.
 type CancelledRun struct {
@@ -1823,6 +1840,61 @@ func (x *RunEvent_Custom) GetJson() string {
 	return ""
 }
 
+// The agent finished a step, and its result is durable. Later attempts of the run do not repeat it.
+type RunEvent_Step struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The key, unique within the run; at most 128 bytes.
+	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// The result, a JSON value; at most 1 MiB.
+	Result        string `protobuf:"bytes,2,opt,name=result,proto3" json:"result,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RunEvent_Step) Reset() {
+	*x = RunEvent_Step{}
+	mi := &file_runlane_v1_run_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RunEvent_Step) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RunEvent_Step) ProtoMessage() {}
+
+func (x *RunEvent_Step) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_run_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RunEvent_Step.ProtoReflect.Descriptor instead.
+func (*RunEvent_Step) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 5}
+}
+
+func (x *RunEvent_Step) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *RunEvent_Step) GetResult() string {
+	if x != nil {
+		return x.Result
+	}
+	return ""
+}
+
 // A run joined the turn of another run. Both runs have this event.
 type RunEvent_Folded struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1836,7 +1908,7 @@ type RunEvent_Folded struct {
 
 func (x *RunEvent_Folded) Reset() {
 	*x = RunEvent_Folded{}
-	mi := &file_runlane_v1_run_proto_msgTypes[17]
+	mi := &file_runlane_v1_run_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1848,7 +1920,7 @@ func (x *RunEvent_Folded) String() string {
 func (*RunEvent_Folded) ProtoMessage() {}
 
 func (x *RunEvent_Folded) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[17]
+	mi := &file_runlane_v1_run_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1861,7 +1933,7 @@ func (x *RunEvent_Folded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent_Folded.ProtoReflect.Descriptor instead.
 func (*RunEvent_Folded) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 5}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 6}
 }
 
 func (x *RunEvent_Folded) GetRunId() string {
@@ -1983,7 +2055,7 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	"\x03uri\x18\a \x01(\tH\x00R\x03uri\x12\x16\n" +
 	"\x06append\x18\b \x01(\bR\x06append\x12\x12\n" +
 	"\x04last\x18\t \x01(\bR\x04lastB\t\n" +
-	"\acontent\"\xbb\a\n" +
+	"\acontent\"\x9e\b\n" +
 	"\bRunEvent\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x03R\x05index\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12;\n" +
@@ -1999,7 +2071,8 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	"\frun_complete\x18\n" +
 	" \x01(\v2\x17.runlane.v1.RunCompleteH\x00R\vrunComplete\x122\n" +
 	"\bartifact\x18\v \x01(\v2\x14.runlane.v1.ArtifactH\x00R\bartifact\x125\n" +
-	"\x06custom\x18\f \x01(\v2\x1b.runlane.v1.RunEvent.CustomH\x00R\x06custom\x1a)\n" +
+	"\x06custom\x18\f \x01(\v2\x1b.runlane.v1.RunEvent.CustomH\x00R\x06custom\x12/\n" +
+	"\x04step\x18\r \x01(\v2\x19.runlane.v1.RunEvent.StepH\x00R\x04step\x1a)\n" +
 	"\bAccepted\x12\x1d\n" +
 	"\n" +
 	"accept_seq\x18\x01 \x01(\x03R\tacceptSeq\x1a#\n" +
@@ -2011,7 +2084,10 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	"\x04text\x18\x01 \x01(\tR\x04text\x1a0\n" +
 	"\x06Custom\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x12\n" +
-	"\x04json\x18\x02 \x01(\tR\x04json\x1a?\n" +
+	"\x04json\x18\x02 \x01(\tR\x04json\x1a0\n" +
+	"\x04Step\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x16\n" +
+	"\x06result\x18\x02 \x01(\tR\x06result\x1a?\n" +
 	"\x06Folded\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x1e\n" +
 	"\vinto_run_id\x18\x02 \x01(\tR\tintoRunIdB\a\n" +
@@ -2063,7 +2139,7 @@ func file_runlane_v1_run_proto_rawDescGZIP() []byte {
 }
 
 var file_runlane_v1_run_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_runlane_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_runlane_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_runlane_v1_run_proto_goTypes = []any{
 	(RunState)(0),                   // 0: runlane.v1.RunState
 	(WhenBusy)(0),                   // 1: runlane.v1.WhenBusy
@@ -2085,46 +2161,48 @@ var file_runlane_v1_run_proto_goTypes = []any{
 	(*RunEvent_TextDelta)(nil),      // 17: runlane.v1.RunEvent.TextDelta
 	(*RunEvent_ReasoningDelta)(nil), // 18: runlane.v1.RunEvent.ReasoningDelta
 	(*RunEvent_Custom)(nil),         // 19: runlane.v1.RunEvent.Custom
-	(*RunEvent_Folded)(nil),         // 20: runlane.v1.RunEvent.Folded
-	(*durationpb.Duration)(nil),     // 21: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),   // 22: google.protobuf.Timestamp
+	(*RunEvent_Step)(nil),           // 20: runlane.v1.RunEvent.Step
+	(*RunEvent_Folded)(nil),         // 21: runlane.v1.RunEvent.Folded
+	(*durationpb.Duration)(nil),     // 22: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),   // 23: google.protobuf.Timestamp
 }
 var file_runlane_v1_run_proto_depIdxs = []int32{
-	21, // 0: runlane.v1.RetryPolicy.initial_backoff:type_name -> google.protobuf.Duration
-	21, // 1: runlane.v1.RetryPolicy.max_backoff:type_name -> google.protobuf.Duration
+	22, // 0: runlane.v1.RetryPolicy.initial_backoff:type_name -> google.protobuf.Duration
+	22, // 1: runlane.v1.RetryPolicy.max_backoff:type_name -> google.protobuf.Duration
 	0,  // 2: runlane.v1.Run.state:type_name -> runlane.v1.RunState
 	1,  // 3: runlane.v1.Run.when_busy:type_name -> runlane.v1.WhenBusy
 	14, // 4: runlane.v1.Run.metadata:type_name -> runlane.v1.Run.MetadataEntry
-	21, // 5: runlane.v1.Run.timeout:type_name -> google.protobuf.Duration
-	22, // 6: runlane.v1.Run.accepted_at:type_name -> google.protobuf.Timestamp
-	22, // 7: runlane.v1.Run.started_at:type_name -> google.protobuf.Timestamp
-	22, // 8: runlane.v1.Run.ended_at:type_name -> google.protobuf.Timestamp
+	22, // 5: runlane.v1.Run.timeout:type_name -> google.protobuf.Duration
+	23, // 6: runlane.v1.Run.accepted_at:type_name -> google.protobuf.Timestamp
+	23, // 7: runlane.v1.Run.started_at:type_name -> google.protobuf.Timestamp
+	23, // 8: runlane.v1.Run.ended_at:type_name -> google.protobuf.Timestamp
 	8,  // 9: runlane.v1.Run.run_complete:type_name -> runlane.v1.RunComplete
 	6,  // 10: runlane.v1.Run.retry_policy:type_name -> runlane.v1.RetryPolicy
 	0,  // 11: runlane.v1.RunComplete.state:type_name -> runlane.v1.RunState
 	2,  // 12: runlane.v1.RunComplete.finish_reason:type_name -> runlane.v1.FinishReason
 	4,  // 13: runlane.v1.RunComplete.error:type_name -> runlane.v1.RunError
 	5,  // 14: runlane.v1.RunComplete.usage:type_name -> runlane.v1.Usage
-	22, // 15: runlane.v1.RunComplete.accepted_at:type_name -> google.protobuf.Timestamp
-	22, // 16: runlane.v1.RunComplete.started_at:type_name -> google.protobuf.Timestamp
-	22, // 17: runlane.v1.RunComplete.ended_at:type_name -> google.protobuf.Timestamp
-	22, // 18: runlane.v1.RunEvent.time:type_name -> google.protobuf.Timestamp
+	23, // 15: runlane.v1.RunComplete.accepted_at:type_name -> google.protobuf.Timestamp
+	23, // 16: runlane.v1.RunComplete.started_at:type_name -> google.protobuf.Timestamp
+	23, // 17: runlane.v1.RunComplete.ended_at:type_name -> google.protobuf.Timestamp
+	23, // 18: runlane.v1.RunEvent.time:type_name -> google.protobuf.Timestamp
 	15, // 19: runlane.v1.RunEvent.accepted:type_name -> runlane.v1.RunEvent.Accepted
 	16, // 20: runlane.v1.RunEvent.started:type_name -> runlane.v1.RunEvent.Started
 	17, // 21: runlane.v1.RunEvent.text_delta:type_name -> runlane.v1.RunEvent.TextDelta
 	18, // 22: runlane.v1.RunEvent.reasoning_delta:type_name -> runlane.v1.RunEvent.ReasoningDelta
 	9,  // 23: runlane.v1.RunEvent.tool_call:type_name -> runlane.v1.ToolCall
 	10, // 24: runlane.v1.RunEvent.tool_result:type_name -> runlane.v1.ToolResult
-	20, // 25: runlane.v1.RunEvent.folded:type_name -> runlane.v1.RunEvent.Folded
+	21, // 25: runlane.v1.RunEvent.folded:type_name -> runlane.v1.RunEvent.Folded
 	8,  // 26: runlane.v1.RunEvent.run_complete:type_name -> runlane.v1.RunComplete
 	11, // 27: runlane.v1.RunEvent.artifact:type_name -> runlane.v1.Artifact
 	19, // 28: runlane.v1.RunEvent.custom:type_name -> runlane.v1.RunEvent.Custom
-	0,  // 29: runlane.v1.CancelledRun.state_when_cancelled:type_name -> runlane.v1.RunState
-	30, // [30:30] is the sub-list for method output_type
-	30, // [30:30] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	20, // 29: runlane.v1.RunEvent.step:type_name -> runlane.v1.RunEvent.Step
+	0,  // 30: runlane.v1.CancelledRun.state_when_cancelled:type_name -> runlane.v1.RunState
+	31, // [31:31] is the sub-list for method output_type
+	31, // [31:31] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_runlane_v1_run_proto_init() }
@@ -2153,6 +2231,7 @@ func file_runlane_v1_run_proto_init() {
 		(*RunEvent_RunComplete)(nil),
 		(*RunEvent_Artifact)(nil),
 		(*RunEvent_Custom_)(nil),
+		(*RunEvent_Step_)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2160,7 +2239,7 @@ func file_runlane_v1_run_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runlane_v1_run_proto_rawDesc), len(file_runlane_v1_run_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   18,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

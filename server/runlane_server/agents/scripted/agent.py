@@ -19,6 +19,8 @@ The prompt is a JSON list of steps, each an object with one of these:
     {"open": "name"}                    opens the latch, for all runs of this server
     {"step": true}                      takes the prompts that wait to join the turn, and yields the
                                         text "[folded: <prompt>]" for each
+    {"once": "key"}                     yields the number of the attempt that did the step of that
+                                        key, as its result
     {"say": "attempt"}                  yields a fact about the turn as text: attempt, history,
                                         metadata, run_id or session_id
     {"fail": "...", "reason": "WORD"}   fails the run with an AgentError; with "attempts": n only
@@ -80,7 +82,9 @@ class ScriptedAgent:
     async def close(self) -> None:
         """Does nothing: there is nothing to free."""
 
-    async def _execute(self, step: Step, turn: Turn) -> Sequence[AgentEvent]:
+    async def _execute(  # noqa: PLR0911 - one per kind
+        self, step: Step, turn: Turn
+    ) -> Sequence[AgentEvent]:
         match step.kind:
             case "fail" if step.attempts is not None and turn.attempt > step.attempts:
                 return []
@@ -94,6 +98,8 @@ class ScriptedAgent:
             case "wait":
                 await self._wait(step)
                 return []
+            case "once":
+                return [TextDelta(str(await turn.step(step.value, lambda: turn.attempt)))]
             case "say":
                 return [TextDelta(await _fact(step.value, turn))]
             case "step":

@@ -142,6 +142,7 @@ _PARSERS: Mapping[str, Callable[[object], Any]] = {
     "wait": _text,
     "open": _text,
     "step": _flag,
+    "once": _text,
     "say": _fact,
     "fail": _text,
     "crash": _text,
