@@ -9,6 +9,7 @@ RUN_READY := $(VENV)/.run-ready
 # All but the extra `chat`, which is as large as the others together.
 RUN_EXTRAS := cli,server,postgres,metrics,traces,jwt,uvloop
 LISTEN ?= 127.0.0.1:50051
+AGENT ?= echo
 SEEDS ?= 2000
 START ?= 0
 PROTO_VENV := .cache/proto-venv
@@ -37,15 +38,15 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-proofs test-postgres test-polyglot build packages test-packages release bench check-lane sim crash nodes soak fuzz attack image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints clean
+.PHONY: help run test test-fast test-proofs test-postgres test-polyglot build packages test-packages test-image release bench check-lane sim crash nodes soak fuzz attack image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
-run: ## Start a server on LISTEN (127.0.0.1:50051) with a SQLite file and the echo agent
+run: ## Start a server on LISTEN (127.0.0.1:50051) with a SQLite file and AGENT (echo)
 	@$(check_address)
 	@$(MAKE) --no-print-directory -q $(READY) 2>/dev/null || $(MAKE) --no-print-directory $(RUN_READY)
-	$(BIN)/runlane-server --listen $(LISTEN) --store sqlite:///runlane.db --agent echo
+	$(BIN)/runlane-server --listen $(LISTEN) --store sqlite:///runlane.db --agent "$(AGENT)"
 
 test: $(READY) ## Run the standard tests; those below take longer or need more
 	$(BIN)/pytest -n $(JOBS) --dist worksteal $(or $(TESTS),$(addprefix --ignore=,$(PROOFS)))
@@ -105,6 +106,9 @@ packages: $(BUILD_READY) ## Build the packages of all languages into dist/packag
 
 test-packages: $(READY) packages ## Build a program with each package, outside the repository, and run it
 	$(BIN)/python tests/packages/run.py $(PACKAGES)
+
+test-image: $(READY) ## Run the steps of the Dockerfile without a container engine, and the server they make
+	$(BIN)/pytest -p no:cacheprovider tests/deploy/image_steps.py
 
 release: $(READY) ## Prepare the release VERSION: versions, changelog, packages, checksums; MODULE and GROUP name the publisher
 	$(BIN)/python gen/release.py "$(VERSION)" $(if $(MODULE),--module $(MODULE)) $(if $(GROUP),--group $(GROUP))

@@ -28,6 +28,7 @@ from runlane_server.rpc import checks, endpoint, page, runs
 from runlane_server.store import batching
 from runlane_server.store.postgres import writer as postgres_writer
 from runlane_server.store.sqlite import writer as sqlite_writer
+from runlane_server.telemetry import metrics_server
 
 PAGE = Path(__file__).with_name("limits.md")
 
@@ -106,6 +107,21 @@ CALLS = (
         "open calls and streams of a connection",
         f"{endpoint.MAX_CALLS:,}",
         "further calls wait in the client",
+    ),
+    (
+        "connections of a process",
+        f"half of its descriptors, at most {endpoint.MAX_CONNECTIONS:,}",
+        "further ones are closed",
+    ),
+    (
+        "connections to the metrics page",
+        f"{metrics_server.MAX_CONNECTIONS}",
+        "further ones are closed",
+    ),
+    (
+        "connections of one IP address (IPv6: one /64 network) to a process",
+        "half of these, or `--max-connections-per-address`",
+        "the newest are closed within a second",
     ),
     (
         "time between two progress marks (`--progress-interval`)",

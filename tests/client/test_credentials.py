@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import click
 import grpc
 import pytest
 from click.testing import CliRunner
@@ -94,10 +95,11 @@ def test_a_binary_value_is_sent_as_it_is() -> None:
 
 
 def test_a_token_that_cannot_be_sent_is_one_line_of_the_conformance_command(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("RUNLANE_TOKEN", "a b")
     with pytest.raises(SystemExit) as left:
-        main(["127.0.0.1:1", "--token", "a b"])
+        main(["127.0.0.1:1"])
     told = capsys.readouterr()
     assert (left.value.code, told.out, told.err.count("\n")) == (2, "", 1)
     assert "token: may contain only printable ASCII characters" in told.err
@@ -190,6 +192,27 @@ async def test_subscriptions_and_waits_go_on_with_the_next_token(tmp_path: Path)
 
 async def _all(events: RunEvents) -> list[RunEvent]:
     return [event async for event in events]
+
+
+@pytest.mark.parametrize("command", [runlane, conformance])
+def test_a_token_on_the_command_line_is_warned_of(command: click.Command, tmp_path: Path) -> None:
+    to = ["127.0.0.1:1"] if command is conformance else ["-S", "127.0.0.1:1"]
+    rest = ["--timeout", "1"] if command is conformance else ["sessions", "--help"]
+    file = tmp_path / "token"
+    file.write_text("geheim")
+    warning = "Warning: --token: other users of this machine can see the token"
+    for given, env, warned in (
+        (["--token", "geheim"], {}, True),
+        (["--token-file", str(file)], {}, False),
+        ([], {"RUNLANE_TOKEN": "geheim"}, False),
+    ):
+        result = CliRunner().invoke(command, [*to, *given, *rest], env=env)
+        assert (warning in result.stderr) is warned
+        assert "geheim" not in result.output
+        assert not isinstance(result.exception, ValueError)
+    shown = CliRunner().invoke(command, ["--help"]).output
+    assert "--token-file FILE" in shown
+    assert "--token " not in shown
 
 
 def test_the_command_does_not_show_the_token(tmp_path: Path) -> None:

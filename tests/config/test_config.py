@@ -60,6 +60,7 @@ VALUES: list[tuple[str, str, Any]] = [
     ("listen", "[::1]:0", Address("::1", 0)),
     ("listen", "unix:/run/x.sock", Address(path="/run/x.sock")),
     ("socket-mode", "0660", "0660"),
+    ("max-connections-per-address", "50", 50),
     ("processes", "3", 3),
     ("node-address", "10.0.0.7:0", Address("10.0.0.7", 0)),
     ("metrics-listen", "[::1]:9464", Address("::1", 9464)),
@@ -77,6 +78,7 @@ VALUES: list[tuple[str, str, Any]] = [
     ("agent-slots", "default=2", ("default=2",)),
     ("command-env", "HOME, LANG", ("HOME, LANG",)),
     ("command-env", "GREETING=a, b=c", ("GREETING=a, b=c",)),
+    ("command-env-file", "env", "env"),
     ("command-dir", "runs", "runs"),
     ("command-cwd", "/", "/"),
     ("command-cpu", "2m", 120.0),
@@ -329,6 +331,21 @@ def test_a_command_that_needs_only_the_store_reads_the_file_of_the_server(tmp_pa
     file.write_text('agnet = "echo"\n')
     result = CliRunner().invoke(only_store, ["--config", str(file)])
     assert "there is no setting 'agnet'" in result.output
+
+
+def test_a_secret_is_refused_on_the_command_line_and_nowhere_else(tmp_path: Path) -> None:
+    secrets = {"command-env": "API_KEY=SECRET", "store": "postgresql://u:SECRET@h/db"}
+    for key, text in secrets.items():
+        refused = invoke(f"--{key}", text)
+        assert refused.exit_code == 2
+        assert "visible to all users of this machine" in refused.output
+        assert "SECRET" not in refused.output
+        file = tmp_path / "runlane.toml"
+        file.write_text(f'{key} = "{text}"\n')
+        config("--config", str(file))
+        config(env={f"RUNLANE_{key.upper().replace('-', '_')}": text})
+    config("--command-env", "GREETING=hello", "--command-env", "API_KEY", "--command-env", "KEY=")
+    config("--store", "postgresql://u:@/db?host=/run/postgresql")
 
 
 def test_variables_of_programs_are_a_list(tmp_path: Path) -> None:

@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 
 from proofs.lanecheck.commands import (
+    AGENTS,
     AT,
     BOOM,
     DISPATCH,
     EMPTY,
+    FAIL_OTHER,
     FAIL_WAITING,
     NODE_LOST,
+    OTHER,
     REMOVE,
     Command,
     Verb,
@@ -28,7 +31,15 @@ from proofs.lanecheck.commands import (
 from proofs.lanecheck.invariants import check
 from proofs.lanecheck.shapes import enter, lane_of, picture
 from runlane_server.core import lane as rules
-from runlane_server.core.errors import IllegalCommand, QueueFull, SessionBusy, SessionNotFound
+from runlane_server.core.agents import DEFAULT_AGENT
+from runlane_server.core.errors import (
+    AgentNotFound,
+    IllegalCommand,
+    PermissionDenied,
+    QueueFull,
+    SessionBusy,
+    SessionNotFound,
+)
 from runlane_server.core.model import (
     Accepted,
     CancelScope,
@@ -542,3 +553,48 @@ def test_a_removed_idle_session_starts_again_from_version_zero() -> None:
     assert made.removed
     assert made.needs_commit
     assert lane == EMPTY
+
+
+# --- Agents -------------------------------------------------------------------------------------
+
+
+def test_r31_a_run_gets_the_agent_it_names_else_that_of_its_session_else_the_default() -> None:
+    lane, _ = after([*enter("a"), *enter("b", agent=OTHER)])
+    assert [run.agent for run in lane.waiting] == [DEFAULT_AGENT, OTHER]
+    of_session = EMPTY._replace(agent=OTHER)
+    lane, _ = after([*enter("a"), reserve("b"), accept("b", agent=DEFAULT_AGENT)], of_session)
+    assert [run.agent for run in lane.waiting] == [OTHER, DEFAULT_AGENT]
+    lane, _ = after([DISPATCH, finish("a"), DISPATCH, NODE_LOST], lane)
+    assert (lane.agent, [run.agent for run in lane.waiting]) == (OTHER, [DEFAULT_AGENT])
+
+
+def test_r31_an_unknown_agent_is_refused_and_changes_nothing() -> None:
+    lane, _ = after([*enter("a"), DISPATCH, reserve("b")])
+    with pytest.raises(AgentNotFound, match="nobody"):
+        accept("b", INTERRUPT, agent="nobody").apply(lane)
+    # The agent of the session may be gone.
+    with pytest.raises(AgentNotFound, match="gone"):
+        accept("b").apply(lane._replace(agent="gone"))
+
+
+def test_r31_a_caller_is_limited_to_its_agents_also_by_default() -> None:
+    names = AGENTS.limited_to(frozenset({OTHER, "gone"}))
+    assert names.choose(OTHER) == names.choose("", OTHER) == OTHER
+    for requested, of_session in (("", ""), (DEFAULT_AGENT, OTHER), ("nobody", "")):
+        with pytest.raises(PermissionDenied):
+            names.choose(requested, of_session)
+    with pytest.raises(AgentNotFound):
+        names.choose("gone")
+
+
+def test_r26_a_fold_for_another_agent_waits_and_the_one_behind_it_joins() -> None:
+    lane, _ = after([*enter("a"), DISPATCH, *enter("b", FOLD, agent=OTHER), *enter("c", FOLD)])
+    lane, made = after([drain("a")], lane)
+    assert [run.run_id for run in made.reply] == ["c"]
+    assert picture(after([finish("a")], lane)[0]) == "b:accepted"
+
+
+def test_r32_only_the_runs_of_one_agent_fail_and_the_next_one_is_first() -> None:
+    lane, _ = after([*enter("a", agent=OTHER), *enter("b"), *enter("c", agent=OTHER)])
+    lane, made = after([FAIL_OTHER], lane)
+    assert (made.reply, picture(lane)) == (2, "b:accepted")

@@ -121,6 +121,30 @@ MUTANTS = (
         "keeps it",
     ),
     Mutant(
+        "a run of another agent is folded",
+        " and run.agent == host.agent]",
+        "]",
+        "R26, R27",
+    ),
+    Mutant(
+        "a run gets the default agent in place of the one it names",
+        "agent = agents.choose(request.agent, lane.agent)",
+        'agent = agents.choose(request.agent and "") or agents.default',
+        "R31",
+    ),
+    Mutant(
+        "an unknown agent is accepted",
+        "agent = agents.choose(request.agent, lane.agent)",
+        "agent = request.agent or agents.default",
+        "has to be refused",
+    ),
+    Mutant(
+        "the runs of all agents fail with one of them",
+        "if agents is None or run.agent in agents]",
+        "]",
+        "R32",
+    ),
+    Mutant(
         "folded runs are left behind by a cancel",
         "        self._folded = tuple(self._cover(run, reason) for run in self._folded)\n",
         "",

@@ -26,19 +26,24 @@ async def test_the_environment_of_a_program_has_no_secret_of_the_server(tmp_path
     env = {**secrets, "RUNLANE_DRAIN_TIMEOUT": "7s", "WANTED": "w", "TZ": "UTC"}
     # These variables, for the loader and temporary files, come from the machine.
     env |= {"LD_LIBRARY_PATH": "", "TMPDIR": tempfile.gettempdir()}
+    keys = tmp_path / "keys"
+    keys.touch(0o600)
+    keys.write_text("# of the provider\nAPI_KEY=k=1\nGIVEN=is overridden\n")
     flags = ("--command-env", "WANTED", "--command-env", "GIVEN=a=b, c", "--store", "memory:")
+    from_file = ("--command-env-file", str(keys))
     agent = ("--agent", "command:cat /proc/self/environ")
-    async with serving(tmp_path, *agent, *flags, env=env) as server:
+    async with serving(tmp_path, *agent, *flags, *from_file, env=env) as server:
         found = (await end(server)).text
     variables = dict(
         line.split("=", 1) for line in found.replace("\ufffd", "\0").split("\0") if line
     )
     may_be = {name for name in variables if name.startswith(("LANG", "LC_"))}
     assert set(variables) - may_be == {
-        *("PATH", "TZ", "HOME", "TMPDIR", "PYTHONUNBUFFERED", "WANTED", "GIVEN"),
+        *("PATH", "TZ", "HOME", "TMPDIR", "PYTHONUNBUFFERED", "WANTED", "GIVEN", "API_KEY"),
         *("RUNLANE_SESSION_ID", "RUNLANE_RUN_ID", "RUNLANE_ATTEMPT"),
     }
     assert (variables["WANTED"], variables["GIVEN"]) == ("w", "a=b, c")
+    assert variables["API_KEY"] == "k=1"
     assert PREFIX in variables["HOME"]
 
 

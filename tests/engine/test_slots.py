@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from runlane_server.access.quotas import Quota, QuotaBook, Quotas
+from runlane_server.core.agents import AgentNames
 from runlane_server.core.model import SessionKey
 from runlane_server.engine import slots as module
-from runlane_server.engine.agent_room import UNLIMITED
+from runlane_server.engine.agent_room import UNLIMITED, AgentRoom
 from runlane_server.engine.recovery import claim_order_of
 from runlane_server.engine.slots import Slots
-from runlane_server.store.base import ClaimOrder, TenantShare
+from runlane_server.store.base import AgentShare, ClaimOrder, TenantShare
 
 QUIET, NOISY, OTHER = "quiet", "noisy", "other"
 
@@ -187,6 +188,113 @@ def test_idle_tenants_are_evicted(monkeypatch: pytest.MonkeyPatch) -> None:
     known = [share.tenant for share in node.slots.tenant_shares]
     assert len(known) <= 10
     assert {QUIET, "t99"} <= set(known)
+
+
+# --- Agents -------------------------------------------------------------------------------------
+
+
+class Agents:
+    """Slots of two agents; lanes that are granted one take it at once."""
+
+    def __init__(self, total: int, **limits: int | None) -> None:
+        self.room = AgentRoom(limits)
+        self.slots = Slots(total, self._called, agents=self.room)
+        self.started: list[SessionKey] = []
+        self._agents: dict[SessionKey, str] = {}
+        self.slots.open()
+
+    def _called(self, lane: SessionKey) -> None:
+        self.arrive(self._agents[lane], lane)
+
+    def arrive(self, agent: str, *lanes: SessionKey) -> None:
+        for lane in lanes:
+            self._agents[lane] = agent
+            if self.slots.take(lane, agent):
+                self.slots.settle(lane, running=True, can_start=False)
+                self.started.append(lane)
+
+    def end(self, lane: SessionKey) -> None:
+        self.slots.settle(lane, running=False, can_start=False)
+
+
+def test_r32_lanes_wait_until_their_agent_is_ready_and_others_pass_them() -> None:
+    node = Agents(2, a=None, b=None)
+    node.arrive("a", *(key(NOISY, n) for n in range(5)))
+    assert (node.started, node.slots.free) == ([], 0)
+    node.slots.open_agent("b")
+    assert node.slots.free == 2
+    node.arrive("b", key(NOISY, 9))
+    assert node.started == [key(NOISY, 9)]
+    node.slots.open_agent("a")
+    assert node.started == [key(NOISY, 9), key(NOISY, 0)]
+    node.end(key(NOISY, 9))
+    assert node.started[2:] == [key(NOISY, 1)]
+
+
+def test_r32_an_agent_at_its_limit_leaves_its_slots_to_others() -> None:
+    node = Agents(4, a=1, b=None)
+    node.slots.open_agent("a")
+    node.slots.open_agent("b")
+    node.arrive("a", key(NOISY, 0), key(NOISY, 1), key(NOISY, 2))
+    node.arrive("b", key(NOISY, 3))
+    assert node.started == [key(NOISY, 0), key(NOISY, 3)]
+    assert [node.slots.agent_share(name).room for name in "ab"] == [0, UNLIMITED]
+    node.end(key(NOISY, 3))
+    assert len(node.started) == 2
+    node.end(key(NOISY, 0))
+    assert node.started[2:] == [key(NOISY, 1)]
+
+
+def test_r32_a_lane_keeps_its_slot_for_the_next_run_only_if_that_agent_has_room() -> None:
+    node = Agents(4, a=1, b=None)
+    node.slots.open_agent("a")
+    node.slots.open_agent("b")
+    node.arrive("a", key(NOISY))
+    node.arrive("b", key(QUIET))
+    assert node.slots.take(key(QUIET), "b")
+    assert not node.slots.take(key(QUIET), "a")
+    node.slots.settle(key(QUIET), running=False, can_start=True)
+    assert (node.slots.in_use, node.room.in_use("a"), node.room.in_use("b")) == (1, 1, 0)
+    # The next run of its own session may take the slot of the agent: nobody else waits longer.
+    node._agents[key(QUIET)] = "a"
+    node.end(key(NOISY))
+    assert node.started[2:] == [key(QUIET)]
+
+
+def test_r32_a_lane_whose_next_run_changes_moves_to_the_other_agent() -> None:
+    node = Agents(1, a=None, b=None)
+    node.slots.open_agent("b")
+    node.arrive("b", key(OTHER))
+    node.arrive("a", key(NOISY, 0))
+    node.arrive("b", key(NOISY, 1))
+    # It keeps its place: it has waited for longer than the other.
+    node.arrive("b", key(NOISY, 0))
+    assert node.slots.queue_of("a") == ()
+    node.end(key(OTHER))
+    node.end(key(NOISY, 0))
+    assert node.started == [key(OTHER), key(NOISY, 0), key(NOISY, 1)]
+
+
+def test_r32_a_grant_that_its_agent_cannot_use_goes_to_another_lane() -> None:
+    """The agent of a lane is known only once the lane is loaded."""
+    node = Agents(1, a=None, b=None)
+    node.slots.open_agent("b")
+    unknown = key(NOISY, 0)
+    node._agents[unknown] = "a"
+    node.slots.enqueue(unknown)
+    assert node.started == []
+    assert node.slots.queue_of("a") == (unknown,)
+    node.arrive("b", key(NOISY, 1))
+    assert node.started == [key(NOISY, 1)]
+
+
+def test_r32_the_claim_order_names_the_agents_with_room() -> None:
+    node = Agents(8, a=2, b=None, c=None)
+    node.slots.open_agent("a")
+    node.slots.open_agent("b")
+    node.arrive("a", key(NOISY))
+    order = claim_order_of(node.slots, QuotaBook(), AgentNames(("a", "b", "c"), "a"))
+    assert order.agents == (AgentShare("", 1), AgentShare("a", 1), AgentShare("b", UNLIMITED))
 
 
 # --- Random histories ---------------------------------------------------------------------------

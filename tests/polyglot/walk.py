@@ -36,7 +36,10 @@ SECONDS = 60.0
 PAGE_PORT = "50051"
 """The port on the pages."""
 
-SERVER = re.compile(r"make run|(?:\.venv/bin/)?runlane-server --(?!help|version)(?:\\\n|[^|&\n])*")
+SERVER = re.compile(
+    r"make run(?: AGENT=\S+)?"
+    r"|(?:\.venv/bin/)?runlane-server --(?!help|version)(?:\\\n|[^|&\n])*"
+)
 """Commands that start a server, which runs until Ctrl-C."""
 
 WATCHER = re.compile(r"python subscriber\.py \S+|grpcurl .*/SubscribeRunComplete|runlane watch .*")

@@ -14,6 +14,7 @@ from support.callers import (
 )
 
 RUNS, SESSIONS = "/runlane.v1.RunService/", "/runlane.v1.SessionService/"
+AGENTS = "/runlane.v1.AgentService/"
 HARNESS = "/runlane.harness.v1.HarnessService/"
 
 MIN_ROLE: Mapping[str, str] = {
@@ -25,11 +26,13 @@ MIN_ROLE: Mapping[str, str] = {
     RUNS + "WaitRun": "read",
     RUNS + "GetRun": "read",
     RUNS + "ListRuns": "read",
+    "/runlane.v1.AgentService/ListAgents": "read",
     SESSIONS + "CreateSession": "run",
     SESSIONS + "GetSession": "read",
     SESSIONS + "DeleteSession": "admin",
     SESSIONS + "ListSessions": "read",
     SESSIONS + "ListMessages": "read",
+    AGENTS + "ListAgents": "read",
     **dict.fromkeys(
         (
             HARNESS + "GetServer",

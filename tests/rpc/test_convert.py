@@ -133,6 +133,7 @@ RUN = model.Run(
     ended_at=3_000_003,
     folded_into="other",
     complete=COMPLETE,
+    agent="coder",
     retry=RetryPolicy(("BUSY",), 3, 1_000_001, 2_000_002, after_output=True),
 )
 
@@ -145,6 +146,7 @@ SESSION = model.Session(
     usage=model.Usage(1, 2, 3, 4, 5),
     created_at=1_000_001,
     updated_at=2_000_002,
+    agent="coder",
 )
 
 MESSAGE = model.Message(

@@ -221,7 +221,12 @@ async def test_health_covers_every_service() -> None:
         health = health_pb2_grpc.HealthStub(wire.channel)
         watch = health.Watch(health_pb2.HealthCheckRequest(service="runlane.v1.RunService"))
         assert (await watch.read()).status == SERVING
-        names = ("", "runlane.v1.RunService", "runlane.v1.SessionService")
+        names = (
+            "",
+            "runlane.v1.RunService",
+            "runlane.v1.SessionService",
+            "runlane.v1.AgentService",
+        )
 
         async def states() -> set[int]:
             checks = [health_pb2.HealthCheckRequest(service=name) for name in names]
@@ -246,6 +251,7 @@ async def test_reflection_lists_every_service() -> None:
         assert {service.name for service in listed} == {
             "runlane.v1.RunService",
             "runlane.v1.SessionService",
+            "runlane.v1.AgentService",
             "grpc.health.v1.Health",
             "grpc.reflection.v1alpha.ServerReflection",
         }

@@ -526,6 +526,27 @@ async def test_session_is_created_once(store: Store, story: Story) -> None:
     await store.create_session(replace(new, key=SessionKey("another", "session")))
 
 
+async def test_r31_agents_of_sessions_and_runs_are_kept(store: Store, story: Story) -> None:
+    await store.create_session(NewSession(story.key, START, agent="a"))
+    story.lane = await store.load_lane(story.key)
+    assert story.lane.agent == "a"
+    await story.accept("own", request("named")._replace(agent="b"))
+    await story.start()
+    await story.finish()
+    lane = await store.load_lane(story.key)
+    assert (lane.agent, [run.agent for run in lane.waiting]) == ("a", ["b"])
+    session = await store.get_session(story.key)
+    assert session is not None
+    assert session.agent == "a"
+    assert [it.agent for it in (await store.list_sessions(TENANT, limit=9)).items] == ["a"]
+    listed = [run.agent for run in (await store.list_runs(TENANT, limit=9)).items]
+    in_session = await store.list_runs(TENANT, session_id=story.session_id, limit=9)
+    assert listed == [run.agent for run in in_session.items] == ["b", "a"]
+    run = await store.get_run(story.run_key("own"))
+    assert run is not None
+    assert run.agent == "a"
+
+
 async def test_session_adds_up_usage(store: Store, story: Story) -> None:
     await story.play("a", answer("x", Usage(1, 2, 3, 4, 5)))
     await story.play("b", answer("x", Usage(10, 20, 30, 40, 50)))

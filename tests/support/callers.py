@@ -26,6 +26,7 @@ from grpc import StatusCode
 import runlane.harness.v1
 import runlane.v1
 from runlane.harness.v1 import harness_service_pb2 as harness_pb
+from runlane.v1 import agent_service_pb2 as agents_pb
 from runlane.v1 import run_service_pb2 as runs_pb
 from runlane.v1 import session_service_pb2 as sessions_pb
 from runlane_server.access import tokens
@@ -87,6 +88,7 @@ def request(method: str, session: str = "s-theirs", run: str = "r-theirs") -> Me
         "DeleteSession": sessions_pb.DeleteSessionRequest(session_id=session),
         "ListSessions": sessions_pb.ListSessionsRequest(),
         "ListMessages": sessions_pb.ListMessagesRequest(session_id=session),
+        "ListAgents": agents_pb.ListAgentsRequest(),
         "GetServer": harness_pb.GetServerRequest(),
         "ArmGate": harness_pb.ArmGateRequest(
             point=harness_pb.GATE_POINT_BEFORE_FINISH, run_id="nobody"

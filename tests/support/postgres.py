@@ -50,7 +50,7 @@ exec 3<&0
 wait $server
 kill $watcher 2>/dev/null
 """
-"""Ends the server at once when the other end of stdin is closed, by whatever end of its holder."""
+"""Ends the server at once when the other end of stdin is closed, however its holder ended."""
 
 
 class OwnPostgres:
@@ -163,7 +163,7 @@ async def fresh_database(base: str) -> AsyncIterator[str]:
         yield with_schema(base, schema)
     finally:
         connection = await asyncpg.connect(Database.parse(base).dsn)
-        # A test that failed may have left somebody behind who is in the way.
+        # A failed test may have left a connection that is in the way.
         await connection.execute("SET lock_timeout = '10s'")
         await connection.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
         await connection.close()
@@ -219,7 +219,7 @@ async def copy_rows(source: str, target: str) -> None:
 
 
 async def until_blocked(beside: Connection) -> None:
-    """Returns when somebody waits for a lock that this connection has."""
+    """Returns when another connection waits for a lock of this one."""
     async with asyncio.timeout(START_SECONDS):
         while not await beside.fetchval(
             "SELECT count(*) FROM pg_stat_activity"

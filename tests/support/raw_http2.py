@@ -132,10 +132,12 @@ class RawConnection:
 
 
 @asynccontextmanager
-async def raw_connection(address: str, window: int | None = None) -> AsyncIterator[RawConnection]:
-    """Connects; `window` is the window of streams that this side announces."""
-    host, _, port = address.rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
+async def raw_connection(
+    address: str, window: int | None = None, *, source: str | None = None
+) -> AsyncIterator[RawConnection]:
+    """Connects, from the address `source`; `window` is the window of streams that this side
+    announces."""
+    reader, writer = await _connect(address, source)
     writer.write(PREFACE + (settings() if window is None else settings((INITIAL_WINDOW, window))))
     connection = RawConnection(reader, writer)
     reading = asyncio.create_task(connection.read_frames())
@@ -146,3 +148,13 @@ async def raw_connection(address: str, window: int | None = None) -> AsyncIterat
         with suppress(asyncio.CancelledError):
             await reading
         writer.close()
+
+
+async def _connect(
+    address: str, source: str | None
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    if address.startswith("unix:"):
+        return await asyncio.open_unix_connection(address.removeprefix("unix:"))
+    host, _, port = address.rpartition(":")
+    local = None if source is None else (source, 0)
+    return await asyncio.open_connection(host, int(port), local_addr=local)

@@ -75,6 +75,7 @@ async def serving(
     credentials: grpc.ChannelCredentials | None = None,
     listen: str = "127.0.0.1:0",
     harness: Harness | None = None,
+    max_per_address: int = 0,
 ) -> AsyncIterator[Wire]:
     """Serves while the context is open. With `tls` the channel uses `credentials`."""
     latches = Latches()
@@ -94,6 +95,7 @@ async def serving(
             relay=relay,
             tls=tls,
             harness=harness,
+            max_per_address=max_per_address,
         )
         address = str(endpoint.bind(Address.parse(listen)))
         access.node_keys.address = address

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runlane_server.core import lane as rules
+from runlane_server.core.agents import DEFAULT_AGENT, AgentNames
 from runlane_server.core.model import (
     NO_LABELS,
     Attachment,
@@ -30,6 +31,7 @@ from runlane_server.core.turn import DraftMessage
 from runlane_server.store.base import LoggedComplete, Store
 
 TENANT = "tenant"
+AGENTS = AgentNames((DEFAULT_AGENT, "a", "b"), DEFAULT_AGENT)
 START = 1_700_000_000_000_000
 RESERVATION = "reservation"
 MANY = 1_000
@@ -57,7 +59,7 @@ def answer(text: str, usage: Usage = Usage(), *more: DraftMessage) -> Outcome:  
 
 @dataclass(slots=True)
 class Story:
-    """A session, its lane at hand, and what happened there."""
+    """A session, its current lane, and what happened there."""
 
     store: Store
     session_id: str = "session"
@@ -80,7 +82,7 @@ class Story:
         return self.now
 
     async def commit(self, transition: Transition) -> Any:
-        """Commits a transition of the lane at hand; returns its reply."""
+        """Commits a transition of the current lane; returns its reply."""
         base = self.lane.version
         if not transition.removed:
             transition = transition.at_version(base + 1)
@@ -89,7 +91,7 @@ class Story:
         return transition.reply
 
     def accepting(self, wanted: RunRequest) -> Transition:
-        """What accepting a run would make of the lane."""
+        """The lane as accepting a run would make it."""
         reserved = rules.reserve(self.lane, RESERVATION, wanted.run_id).lane
         return rules.accept(
             reserved,
@@ -98,6 +100,7 @@ class Story:
             token=RESERVATION,
             max_waiting=MANY,
             allow_missing=True,
+            agents=AGENTS,
         )
 
     async def accept(self, *wanted: RunRequest | str) -> None:
@@ -139,7 +142,7 @@ class Story:
         )
 
     def finishing(self, outcome: Outcome) -> Transition:
-        """What the end of the active run would make of the lane."""
+        """The lane as the end of the active run would make it."""
         active = self.lane.active
         assert active is not None
         return rules.finish(

@@ -61,8 +61,14 @@ class Metered:
     clock: Clock
 
     def value(self, name: str, **labels: str) -> float:
-        """The value of a sample; 0 if there is none."""
-        return self.metrics.registry.get_sample_value(f"runlane_{name}", labels) or 0.0
+        """The sum of the samples that have these labels, of which there may be more; 0 if there is
+        none."""
+        return sum(
+            sample.value
+            for family in self.metrics.registry.collect()
+            for sample in family.samples
+            if sample.name == f"runlane_{name}" and labels.items() <= sample.labels.items()
+        )
 
     def observed(self, name: str, **labels: str) -> tuple[float, float]:
         """The number of values in a histogram, and their sum."""

@@ -20,7 +20,8 @@ from runlane import Client, RunState, SessionNotFound
 from runlane_server.config import Config
 from runlane_server.core.errors import StartError
 from runlane_server.net.addresses import Address
-from runlane_server.telemetry.metrics_server import MetricsServer
+from runlane_server.telemetry.metrics_server import MAX_CONNECTIONS, MetricsServer
+from support.processes import open_descriptors
 from support.server import ServerProcess, serving, start_fails
 from support.staging import SECONDS, say
 from support.wire import Wire
@@ -180,6 +181,22 @@ async def test_an_incomplete_request_delays_no_other_and_is_cut_off(server: Serv
     async with asyncio.timeout(SECONDS):
         assert await reader.read() == b""  # until the server closes
     writer.close()
+
+
+async def test_connections_are_bounded(server: ServerProcess) -> None:
+    url = urlsplit(url_in(server.log))
+    before = open_descriptors(server.pid)
+    kept = [await asyncio.open_connection(url.hostname, url.port) for _ in range(300)]
+    async with asyncio.timeout(SECONDS):
+        closed = [asyncio.create_task(reader.read()) for reader, _ in kept[MAX_CONNECTIONS:]]
+        assert await asyncio.gather(*closed) == [b""] * (300 - MAX_CONNECTIONS)
+        assert open_descriptors(server.pid) <= before + MAX_CONNECTIONS + 1
+        # The first ones have time to ask.
+        reader, writer = kept[0]
+        writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 OK\r\n")
+    for _, writer in kept:
+        writer.close()
 
 
 def test_a_port_in_use_fails_the_start(tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ from typing import Any, TypeVar
 
 import click
 import grpc
+from click.core import ParameterSource
 
+from runlane.cli.terminal import echo
 from runlane.client import DEFAULT_TARGET, Client
 from runlane.wire import RetryPolicy
 from runlane.worker import Worker
@@ -87,7 +89,7 @@ class Settings:
     def _token(self) -> str | Callable[[], str] | None:
         if self.token_file is None:
             return self.token
-        read = partial(_read_token, self.token_file)
+        read = partial(read_token, self.token_file)
         read()  # report a wrong path immediately
         return read
 
@@ -99,11 +101,23 @@ def _read(path: Path) -> bytes:
         raise click.FileError(str(path), error.strerror) from None
 
 
-def _read_token(path: Path) -> str:
+def read_token(path: Path) -> str:
+    """Returns the token in a file. Raises ClickException if there is none."""
     token = _read(path).decode(errors="replace").strip()
     if not token:
         raise click.UsageError(f"--token-file: {path} is empty")
     return token
+
+
+def warn_of_token(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Warns if the value of an option is a secret that was given on the command line."""
+    if ctx.get_parameter_source(param.name or "") is ParameterSource.COMMANDLINE:
+        echo(
+            "Warning: --token: other users of this machine can see the token; use --token-file or "
+            "set RUNLANE_TOKEN",
+            err=True,
+        )
+    return value
 
 
 _OPTIONS = (
@@ -140,11 +154,9 @@ _OPTIONS = (
     ),
     click.option(
         "--token",
-        metavar="TOKEN",
         envvar="RUNLANE_TOKEN",
-        show_envvar=True,
-        help="Bearer token. Other users of this machine can see command lines; prefer the "
-        "environment variable or --token-file.",
+        hidden=True,  # for RUNLANE_TOKEN, and for those who used it before
+        callback=warn_of_token,
     ),
     click.option(
         "--token-file",
@@ -152,7 +164,8 @@ _OPTIONS = (
         metavar="FILE",
         envvar="RUNLANE_TOKEN_FILE",
         show_envvar=True,
-        help="File with the bearer token, read again for each call; overrides --token.",
+        help="File with the bearer token, read again for each call. RUNLANE_TOKEN may have the "
+        "token itself.",
     ),
     click.option(
         "--plaintext-token",

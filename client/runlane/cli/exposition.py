@@ -64,6 +64,10 @@ class Scrape:
             counts[bound] = counts.get(bound, 0.0) + sample.value
         return counts
 
+    def least(self, name: str) -> float | None:
+        """The least value of the series of a metric; None without any."""
+        return min((sample.value for sample in self._select(name, {})), default=None)
+
     def _select(self, name: str, labels: Mapping[str, str]) -> list[Sample]:
         series = self.samples.get(name, ())
         return [sample for sample in series if labels.items() <= sample.labels.items()]

@@ -38,9 +38,9 @@ _COLUMNS: tuple[Column[Run], ...] = (
     Column(
         "TOOK", lambda run: run.ended_at, lambda run: duration_text(run.started_at, run.ended_at)
     ),
-    Column("AGENT", lambda run: run.agent),
     Column("PROMPT", lambda run: run.prompt_excerpt, lambda run: one_line(run.prompt_excerpt, 40)),
     Column("ERROR", lambda run: _error(run, ""), lambda run: _error(run, ": ", 60)),
+    Column("AGENT", lambda run: run.agent),
 )
 
 
@@ -69,8 +69,8 @@ def runs(
 ) -> None:
     """List runs, most recently accepted first.
 
-    Columns in a pipe: accepted, session, seq, run, state, ended, agent, prompt, reason of the
-    failure.
+    Columns in a pipe: accepted, session, seq, run, state, ended, prompt, reason of the failure,
+    agent.
     """
     states = tuple(RunState(each) for each in state)
     execute(settings, partial(_runs, session, states, count, as_json))

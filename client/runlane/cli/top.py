@@ -91,8 +91,8 @@ class Node:
 
     @property
     def name(self) -> Text:
-        """The address: red if the node does not respond, yellow if its agent is not ready."""
-        ready = self.now.total("runlane_agent_ready")
+        """The address: red if the node does not respond, yellow if an agent is not ready."""
+        ready = self.now.least("runlane_agent_ready")
         return Text(self.address, style="red" if self.now.error else "" if ready else "yellow")
 
     @property

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
+from runlane.cli.connection import read_token, warn_of_token
 from runlane.cli.terminal import echo, prepare
 from runlane.client import DEFAULT_TARGET, Client
 from runlane.conformance import report
@@ -78,8 +79,15 @@ def _check_parent(ctx: click.Context, param: click.Parameter, value: Path | None
 )
 @click.option(
     "--token",
-    help="Bearer token of a server with access control; it needs the role admin. Other users of "
-    "this machine can see command lines; prefer the environment variable RUNLANE_TOKEN.",
+    hidden=True,  # for RUNLANE_TOKEN, and for those who used it before
+    callback=warn_of_token,
+)
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="File with the bearer token of a server with access control; it needs the role admin. "
+    "RUNLANE_TOKEN may have the token itself.",
 )
 @click.version_option(package_name="runlane")
 def command(
@@ -87,14 +95,18 @@ def command(
     rules: tuple[tuple[int, ...], ...],
     junit: Path | None,
     timeout: float,
+    *,
     token: str | None,
+    token_file: Path | None,
 ) -> int:
-    """Check over the wire that the server at ADDRESS follows the rules R1 to R30, R38 and R39.
+    """Check over the wire that the server at ADDRESS follows the rules R1 to R32, R38 and R39.
 
     Use a dedicated test server, started with `runlane-server --harness --agent scripted`: the
     command cancels all its runs, crashes and restarts it, and advances its clock. Prints one line
     per rule. The exit code is 1 if a rule is broken, and 2 if the check could not run.
     """
+    if token_file is not None:
+        token = read_token(token_file)
     selected = [rule for each in rules for rule in each] or list(RULES)
     results = asyncio.run(_run(address, selected, timeout, token))
     echo(report.summary(results))

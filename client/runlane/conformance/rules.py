@@ -45,6 +45,8 @@ RULES: Mapping[int, str] = MappingProxyType(
         28: "A completion does not affect later runs",
         29: "A burst of accepts on an idle session starts one run",
         30: "Runs wait until the agent is ready, or fail",
+        31: "A run is executed by the agent that it names",
+        32: "A run waits for its agent, and delays no other agent",
         38: "A retry policy repeats failed attempts in their place",
         39: "A step whose result is stored is not repeated",
     }
@@ -58,6 +60,7 @@ class Need(StrEnum):
     RESTARTS = "the server cannot restart its process"
     DURABLE = "the store is not durable"
     CLOCK = "the server cannot advance its clock"
+    AGENTS = "the server has no agents echo=echo and single=scripted (1 slot)"
     RETENTION = "the server retains events without limit"
 
 

@@ -14,6 +14,7 @@ from grpc import StatusCode
 
 from runlane.client import Client
 from runlane.conformance import cases  # noqa: F401 - registers the cases
+from runlane.conformance.cases.agents import find_echo, find_limited
 from runlane.conformance.context import CaseContext
 from runlane.conformance.rules import Case, Need, RuleBroken, cases_of
 from runlane.errors import RunlaneError, UnexpectedStatus
@@ -81,19 +82,36 @@ class Runner:
             raise UnsuitableServer(
                 f"the server's agent is {server.agent}; start it with --agent {AGENT}"
             )
+        has_agents = await self._has_agents()
         prefix = f"conformance-{secrets.token_hex(4)}"
         results: list[Result] = []
         for rule in sorted(set(rules)):
             of_rule = [
-                await self._run_case(case, server, f"{prefix}-r{rule:02}-{n}")
+                await self._run_case(
+                    case, server, f"{prefix}-r{rule:02}-{n}", has_agents=has_agents
+                )
                 for n, case in enumerate(cases_of(rule), start=1)
             ]
             on_rule(of_rule)
             results += of_rule
         return results
 
-    async def _run_case(self, case: Case, server: Server, session: str) -> Result:
-        if missing := [need for need in Need if need in case.needs and not _provides(server, need)]:
+    async def _has_agents(self) -> bool:
+        """Whether the server has the agents that the cases of R31 and R32 use."""
+        async with self.connect() as client:
+            try:
+                agents = await client.list_agents()
+            except UnexpectedStatus as error:
+                if error.status is not StatusCode.UNIMPLEMENTED:
+                    raise
+                return False
+        return find_echo(agents) is not None and find_limited(agents) is not None
+
+    async def _run_case(
+        self, case: Case, server: Server, session: str, *, has_agents: bool
+    ) -> Result:
+        provided = {need for need in Need if _provides(server, need, has_agents=has_agents)}
+        if missing := [need for need in Need if need in case.needs - provided]:
             return Result(case, Verdict.SKIPPED, detail="; ".join(missing))
         started = time.perf_counter()
         failure = await self._find_failure(case, server, session)
@@ -128,8 +146,10 @@ class Runner:
         return ""
 
 
-def _provides(server: Server, need: Need) -> bool:
+def _provides(server: Server, need: Need, *, has_agents: bool) -> bool:
     match need:
+        case Need.AGENTS:
+            return has_agents
         case Need.RESTARTS:
             return server.restarts
         case Need.DURABLE:

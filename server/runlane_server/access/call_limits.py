@@ -61,12 +61,13 @@ class CallLimits:
 
         Of one that is not `counted`, only the answer is. `connection` is empty if it is unknown.
         """
-        most = _MOST[holder.kind]
-        if counted and self._calls.get(holder, 0) >= most:
+        most, calls = _MOST[holder.kind], self._calls.get(holder, 0)
+        if counted and calls >= most:
             raise Overloaded(f"{holder} has {most} calls in flight", retry_after=RETRY_AFTER)
-        self.check_unsent(holder, connection, 0)
+        if self._unsent:
+            self.check_unsent(holder, connection, 0)
         if counted:
-            self._calls[holder] += 1
+            self._calls[holder] = calls + 1
         return CallInFlight(self, holder, connection, int(counted))
 
     def end(self, holder: Holder, connection: str, *, calls: int, unsent: int) -> None:

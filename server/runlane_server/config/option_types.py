@@ -10,7 +10,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from runlane_server.agents.command.environment import parse_variables
+from runlane_server.agents.command.environment import has_secret, parse_variables
 from runlane_server.agents.declaration import split_agent, split_slots
 from runlane_server.net.addresses import Address
 
@@ -169,18 +169,29 @@ class Size(click.ParamType[int]):
 class Variables(click.ParamType[str]):
     """Variables of a program: names separated by commas, or one NAME=VALUE.
 
-    An environment variable or a key of the TOML file may contain several, one per line.
+    An environment variable or a key of the TOML file may contain several, one per line. A secret is
+    refused on the command line.
     """
 
     name = "variables"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The text, unchanged."""
+        text = str(value)
         try:
-            parse_variables(str(value))
+            parse_variables(text)
         except ValueError as error:
             self.fail(str(error), param, ctx)
-        return str(value)
+        if has_secret(text) and _is_on_command_line(param, ctx):
+            name = text.partition("=")[0]
+            self.fail(
+                f"the value of {name} on the command line is visible to all users of this machine; "
+                f"set {name} for the server and write --command-env {name}, or use "
+                "--command-env-file",
+                param,
+                ctx,
+            )
+        return text
 
     def split_envvar_value(self, rv: str) -> Sequence[str]:
         """The lines."""
@@ -232,16 +243,21 @@ class StoreText(click.ParamType[str]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The text, unchanged."""
         url = str(value)
-        if ctx is not None and param is not None and has_password(url):
-            source = ctx.get_parameter_source(param.name or "")
-            if source is ParameterSource.COMMANDLINE:
-                self.fail(
-                    "a password on the command line is visible to all users of this machine; set "
-                    "RUNLANE_STORE, or 'store' in the --config file, or use a PostgreSQL passfile",
-                    param,
-                    ctx,
-                )
+        if has_password(url) and _is_on_command_line(param, ctx):
+            self.fail(
+                "a password on the command line is visible to all users of this machine; set "
+                "RUNLANE_STORE, or 'store' in the --config file, or use a PostgreSQL passfile",
+                param,
+                ctx,
+            )
         return url
+
+
+def _is_on_command_line(param: click.Parameter | None, ctx: click.Context | None) -> bool:
+    """Whether the value of an option comes from the command line, which every user can read."""
+    if param is None or ctx is None:
+        return False
+    return ctx.get_parameter_source(param.name or "") is ParameterSource.COMMANDLINE
 
 
 def has_password(url: str) -> bool:
@@ -251,4 +267,5 @@ def has_password(url: str) -> bool:
         return False
     place, _, query = rest.partition("?")
     user = place.rpartition("@")[0]
-    return ":" in user or "password" in query.lower()
+    _, colon, password = user.partition(":")
+    return bool(colon and password) or "password" in query.lower()

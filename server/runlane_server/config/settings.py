@@ -79,6 +79,14 @@ class Config:
         "File mode of the socket of unix:PATH: who can connect. 0600: the server's user; 0660: its "
         "group too; 0666: everyone.",
     )
+    max_connections_per_address: int = setting(
+        0,
+        Topic.LISTENING,
+        click.IntRange(min=0),
+        "Maximum number of connections of one IP address to each process; an IPv6 address counts as"
+        " its /64 network. The newest ones above it are closed within a second.",
+        without="half of all connections",
+    )
     processes: int = setting(
         1,
         Topic.LISTENING,
@@ -164,10 +172,20 @@ class Config:
         Topic.PROGRAMS,
         Variables(),
         "Variables to add to the environment of a program: names to copy from the server's, or one "
-        "NAME=VALUE. May be repeated. PATH, LANG, LC_*, TZ and the ids of the run are always set.",
+        "NAME=VALUE. May be repeated. PATH, LANG, LC_*, TZ and the ids of the run are always set. "
+        "A value that is a secret by its name is refused on the command line.",
         metavar="NAME,...|NAME=VALUE",
         without="none",
         repeatable=True,
+    )
+    command_env_file: str | None = setting(
+        None,
+        Topic.PROGRAMS,
+        _FILE,
+        "File of further variables for programs, one NAME=VALUE a line, read at the start. Other "
+        "users must not have access to it.",
+        metavar="FILE",
+        without="none",
     )
     command_dir: str | None = setting(
         None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from runlane_server.core.errors import AgentNotFound, PermissionDenied
@@ -28,6 +29,11 @@ class AgentNames(NamedTuple):
     names: tuple[str, ...] = (DEFAULT_AGENT,)
     default: str = DEFAULT_AGENT
     allowed: frozenset[str] | None = None
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> AgentNames:
+        """The declared names: the default is the one called `default`, else the first."""
+        return cls(tuple(names), DEFAULT_AGENT if DEFAULT_AGENT in names else names[0])
 
     def limited_to(self, allowed: frozenset[str] | None) -> AgentNames:
         """A copy for a caller that may use these agents only."""

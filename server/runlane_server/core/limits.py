@@ -65,6 +65,8 @@ def prompt_errors(prompt: Prompt, limits: Limits) -> Iterator[InvalidArgument]:
     size, limit = utf8_size(prompt.text), limits.max_prompt_bytes
     if size > limit:
         yield PromptTooLarge.of("prompt", f"has {size} bytes; {limit} is the limit")
+    if not prompt.attachments:
+        return
     size = sum(attachment.size for attachment in prompt.attachments)
     limit = limits.max_attachment_bytes
     if size > limit:

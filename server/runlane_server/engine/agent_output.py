@@ -223,7 +223,7 @@ def _wrap(text: str) -> str:
 
 
 def _part_of(text: str) -> str:
-    """A part that fits whatever its escapes: the longest has six bytes for one character."""
+    """A part that fits with any escapes: the longest has six bytes for one character."""
     part, _ = cut_utf8(text, MAX_TOOL_BYTES // 8)
     return part
 

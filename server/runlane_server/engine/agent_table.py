@@ -41,16 +41,11 @@ class AgentState(NamedTuple):
 
 
 class AgentTable:
-    """The agents of a node, in the order of their declaration.
-
-    The default is the one called `default`, or the first one.
-    """
+    """The agents of a node, in the order of their declaration."""
 
     def __init__(self, declared: Sequence[DeclaredAgent]) -> None:
         self._declared = {each.name: each for each in declared}
-        names = tuple(self._declared)
-        default = DEFAULT_AGENT if DEFAULT_AGENT in names else names[0]
-        self.names = AgentNames(names, default)
+        self.names = AgentNames.of(tuple(self._declared))
         self.room = AgentRoom({each.name: each.slots for each in declared})
         self.workers = self._connect_workers()
 

@@ -42,10 +42,7 @@ class LaneAccess:
         if self._lanes.is_shared:
             return True  # another node may have accepted one
         lane = self._lanes.peek(key)
-        if lane is None or lane.active is None:
-            return True
-        agent = lane.active.agent
-        return any(run.when_busy is WhenBusy.FOLD and run.agent == agent for run in lane.waiting)
+        return lane is None or any(run.when_busy is WhenBusy.FOLD for run in lane.waiting)
 
     async def fold(self, job: Job, events: int, taken: Container[str]) -> Sequence[LaneRun]:
         """Folds the waiting runs that want to be folded into the turn of a run.

@@ -1,6 +1,6 @@
 """The log lines of a run: accepted, started, ended; one short line each, without content.
 
-A line costs about 7 microseconds.
+A line costs about 5 microseconds.
 """
 
 from __future__ import annotations

@@ -15,11 +15,14 @@ import structlog
 
 from runlane_server.access.node_keys import NodeKeys
 from runlane_server.agents.command.agent import CommandSettings
+from runlane_server.agents.command.environment import read_variables
 from runlane_server.agents.command.limits import ResourceLimits
 from runlane_server.agents.loader import AgentSettings, agent_kind, load_agent
+from runlane_server.agents.scripted.latches import Latches
 from runlane_server.cluster.key_refresh import keep_node_keys
 from runlane_server.cluster.relay import Relay
 from runlane_server.config import Config
+from runlane_server.core.agents import AgentNames
 from runlane_server.core.errors import RunlaneError, StartError
 from runlane_server.core.observer import ObserverPair
 from runlane_server.engine.agent_table import AgentTable, DeclaredAgent
@@ -152,6 +155,7 @@ async def serving(
             harness=harness if config.harness else None,
             workers=agents.workers,
             socket_mode=int(config.socket_mode, 8),
+            max_per_address=config.max_connections_per_address,
         )
         # Before any run: a server whose port is in use must not touch the runs in the store.
         address, node_address = _bind(endpoint, config, shares_port=shares_port)
@@ -169,6 +173,7 @@ async def serving(
         security.log_warnings(node_address, shared=relay is not None)
         background = _in_background(
             _keep_serving(endpoint, shutdown),
+            endpoint.keep_shares(),
             *retention_tasks(coordinator, retention_of(config), clock.seconds),
             security.keep_current(access_control),
             coordinator.stored.keep_measuring(),
@@ -199,12 +204,18 @@ def server_info(config: Config) -> ServerInfo:
     """The settings that a harness reports to a test."""
     return ServerInfo(
         store=config.store_url.kind,
-        agent=agent_kind(config.agents[0].spec),
+        agent=_default_kind(config),
         limits=config.limits,
         drain_timeout=config.drain_timeout,
         progress_interval=config.progress_interval,
         event_retention=config.event_retention,
     )
+
+
+def _default_kind(config: Config) -> str:
+    """The kind of the default agent."""
+    specs = {each.name: each.spec for each in config.agents}
+    return agent_kind(specs[AgentNames.of(tuple(specs)).default])
 
 
 def load_agents(config: Config) -> AgentTable:
@@ -219,7 +230,7 @@ def load_agents(config: Config) -> AgentTable:
 
 
 def agent_settings(config: Config) -> AgentSettings:
-    """The settings of the agents.
+    """The settings of the agents. Scripted agents under several names share their latches.
 
     A cancelled program has half of the cancel grace to exit. It is killed and reaped in the other
     half.
@@ -229,14 +240,17 @@ def agent_settings(config: Config) -> AgentSettings:
         command=command_settings(config),
         chat_instructions=config.chat_instructions or None,
         chat_lenient_end=config.chat_lenient_end,
+        latches=Latches(),
         worker_lease=config.worker_lease,
     )
 
 
 def command_settings(config: Config) -> CommandSettings:
-    """The settings of programs."""
+    """The settings of programs. Raises StartError for a wrong file of variables."""
+    path = config.command_env_file
+    from_file = read_variables(Path(path)) if path else ()
     return CommandSettings(
-        env=config.command_env,
+        env=(*from_file, *config.command_env),
         directory=Path(config.command_dir) if config.command_dir else None,
         cwd=Path(config.command_cwd) if config.command_cwd else None,
         limits=ResourceLimits(

@@ -132,7 +132,7 @@ def attachment_from(sent: run_pb2.Attachment) -> model.Attachment:
 
 
 def prompt_from(text: str, attachments: Iterable[run_pb2.Attachment]) -> model.Prompt:
-    return model.Prompt(text, tuple(attachment_from(sent) for sent in attachments))
+    return model.Prompt(text, tuple(map(attachment_from, attachments)))
 
 
 # --- Responses ----------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from runlane_server.store.base import Position
 
 _LAYOUT = struct.Struct(">Q")
 _CACHED_TENANTS = 1024
+_CACHED_CURSORS = 256
 
 
 class Cursors:
@@ -21,9 +22,14 @@ class Cursors:
             return Seal(store_id, "cursor", tenant)
 
         self._seal = lru_cache(_CACHED_TENANTS)(seal)
+        # Accepts between two terminal events have the same cursor, as have all their subscribers.
+        self._encoded = lru_cache(_CACHED_CURSORS)(self._encode)
 
     def encode(self, tenant: str, position: Position) -> str:
         """Returns the cursor of a position; 28 characters."""
+        return self._encoded(tenant, position)
+
+    def _encode(self, tenant: str, position: Position) -> str:
         return self._seal(tenant).close(_LAYOUT.pack(position))
 
     def decode(self, tenant: str, cursor: str) -> Position:

@@ -42,6 +42,7 @@ from runlane_server.engine.coordinator import Coordinator
 from runlane_server.harness.harness import Harness
 from runlane_server.net.addresses import Address
 from runlane_server.rpc.agents import AgentService
+from runlane_server.rpc.connection_shares import ConnectionShares
 from runlane_server.rpc.grpc_server import make_server
 from runlane_server.rpc.harness import HarnessService
 from runlane_server.rpc.inflight import InflightCalls
@@ -129,7 +130,8 @@ class Endpoint:
 
     With `shares_port` it can listen on a port together with other processes of the same user.
     Without `tls` connections are not encrypted. A `harness`, and `workers`, are served as well.
-    Unix sockets get `socket_mode`.
+    Unix sockets get `socket_mode`. An address may have `max_per_address` connections; 0: half of
+    all.
     """
 
     def __init__(
@@ -145,10 +147,14 @@ class Endpoint:
         harness: Harness | None = None,
         workers: Workers | None = None,
         socket_mode: int = 0o600,
+        max_per_address: int = 0,
     ) -> None:
         self.calls = InflightCalls()
         self._shares_port = shares_port
         self._socket_mode = socket_mode
+        # A process that shares a port listens at one of its own too.
+        self._max_connections = max_connections(2 if shares_port else 1)
+        self.shares = ConnectionShares(max_per_address or max(1, self._max_connections // 2))
         self._tls = tls
         self._access = access
         self._observer = observer
@@ -170,17 +176,22 @@ class Endpoint:
     def _make(self) -> grpc.aio.Server:
         """Creates a server with all services, without a port."""
         # By default gRPC shares a port that is in use; here this must be requested.
-        shares = self._shares_port
         options = (
-            ("grpc.so_reuseport", int(shares)),
-            # A process that shares a port listens at one of its own too.
-            ("grpc.max_allowed_incoming_connections", max_connections(2 if shares else 1)),
+            ("grpc.so_reuseport", int(self._shares_port)),
+            ("grpc.max_allowed_incoming_connections", self._max_connections),
             *OPTIONS,
         )
         server = make_server(options)
         # It has the methods that the generated code calls.
         middleware = cast(
-            "grpc.aio.Server", Middleware(server, self.calls, self._access, self._observer)
+            "grpc.aio.Server",
+            Middleware(
+                server,
+                self.calls,
+                self._access,
+                self._observer,
+                has_certificates=self._tls is not None and self._tls.requires_client_certificates,
+            ),
         )
         run_service_pb2_grpc.add_RunServiceServicer_to_server(self._runs, middleware)
         session_service_pb2_grpc.add_SessionServiceServicer_to_server(self._sessions, middleware)
@@ -286,6 +297,12 @@ class Endpoint:
                     await asyncio.sleep(CHECK_SECONDS)
             else:
                 raise StartError(f"cannot listen on {address} again")
+
+    async def keep_shares(self) -> Never:
+        """Closes connections of addresses that have more than their share, until cancelled."""
+        while True:
+            ports = {bound.port for bound in self._bound if not bound.is_unix}
+            await asyncio.sleep(await self.shares.look(ports))
 
     async def mark_not_serving(self) -> None:
         """Sets health to NOT_SERVING permanently, for load balancers; calls are still served."""

@@ -61,8 +61,12 @@ class Middleware:
         inflight: InflightCalls,
         access: AccessControl,
         observer: Observer = NO_OBSERVER,
+        *,
+        has_certificates: bool = True,
     ) -> None:
+        """`has_certificates`: callers may have one. To look for it takes time at each call."""
         self._server = server
+        self._has_certificates = has_certificates
         self._observer = observer
         self._inflight = inflight
         self._access = access
@@ -117,7 +121,7 @@ class Middleware:
             self._inflight.add(task, name)
             code: StatusCode | None = None
             reason = ""
-            open_call = OpenCall(method, credentials_of(context), task)
+            open_call = OpenCall(method, credentials_of(context, self._has_certificates), task)
             try:
                 try:
                     return await serve(open_call, requests, context)
@@ -231,11 +235,11 @@ def _when_done(context: Context, act: Callable[[], None]) -> None:
     cast("Any", context).add_done_callback(lambda _: act())
 
 
-def credentials_of(context: Context) -> Credentials:
+def credentials_of(context: Context, has_certificates: bool) -> Credentials:
     """Returns the credentials of a call; the first value of a metadata key counts."""
     pairs = cast("Sequence[tuple[str, str]]", context.invocation_metadata() or ())
     metadata = dict(reversed(pairs))
-    certificates = context.auth_context().get("x509_pem_cert", ())
+    certificates = context.auth_context().get("x509_pem_cert", ()) if has_certificates else ()
     names = next((certificate_names(pem) for pem in certificates), ())
     return Credentials(metadata, names, context.peer() or "")
 

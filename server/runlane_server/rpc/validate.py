@@ -37,12 +37,15 @@ def run_accepted(request: run_service_pb2.RunAcceptedRequest, limits: Limits) ->
     checks = Checks()
     checks.session_id(request.session_id)
     checks.identifier("run_id", request.run_id)
-    checks.count("attachments", request.attachments)
-    checks.count("metadata", request.metadata, MAX_LABELS)
-    prompt = convert.prompt_from(request.prompt, request.attachments)
+    # Each access to a field of a message takes time, and most accepts have neither.
+    attachments, labels = request.attachments, request.metadata
+    checks.count("attachments", attachments)
+    checks.count("metadata", labels, MAX_LABELS)
+    prompt = convert.prompt_from(request.prompt, attachments)
     for error in prompt_errors(prompt, limits):
         checks.include(error)
-    _attachments(checks, request.attachments)
+    if attachments:
+        _attachments(checks, attachments)
     when_busy = checks.enum(
         "when_busy", request.when_busy, convert.WHEN_BUSY_FROM.get, WhenBusy.QUEUE
     )
@@ -50,8 +53,10 @@ def run_accepted(request: run_service_pb2.RunAcceptedRequest, limits: Limits) ->
     if request.HasField("timeout"):
         timeout = checks.duration("timeout", request.timeout, zero=False)
     checks.between("max_attempts", request.max_attempts, 0, MAX_ATTEMPTS)
-    metadata = dict(request.metadata) if request.metadata else NO_LABELS
-    checks.labels("metadata", metadata)
+    metadata = NO_LABELS
+    if labels:
+        metadata = dict(labels)
+        checks.labels("metadata", metadata)
     checks.agent("agent", request.agent)
     retry = None
     if request.HasField("retry_policy"):

@@ -56,11 +56,14 @@ class _Timestamp:
         return line
 
 
-_encode = json.JSONEncoder(default=structlog.processors._json_fallback_handler).encode  # noqa: SLF001
+_encode = json.JSONEncoder(
+    default=structlog.processors._json_fallback_handler,  # noqa: SLF001
+    check_circular=False,  # a line has no containers that contain themselves
+).encode
 
 
-def _to_json(line: EventDict, **_: object) -> str:
-    """Encodes a line. `json.dumps` would make an encoder for each."""
+def _to_json(_: WrappedLogger, __: str, line: EventDict) -> str:
+    """Encodes a line. The renderer of structlog would make an encoder for each."""
     return _encode(line)
 
 
@@ -137,11 +140,7 @@ def configure(
         shared.append(_ProcessNumber(process))
     finishing: list[Processor] = [
         structlog.processors.ExceptionRenderer(_with_messages if content else _without_messages),
-        *(
-            (_escape_unprintable, structlog.dev.ConsoleRenderer())
-            if console
-            else (structlog.processors.JSONRenderer(_to_json),)
-        ),
+        *((_escape_unprintable, structlog.dev.ConsoleRenderer()) if console else (_to_json,)),
     ]
     stream = cast("TextIO", _LossyStream(output))
     structlog.configure(

@@ -212,7 +212,7 @@ class _StateCollector(Collector):
         )
         yield _labelled(
             "agent_ready",
-            "1 if the agent is ready on this node.",
+            "1 if the agent is ready; without agents that execute nothing on this node.",
             {(agent,): ready for agent, ready in state.agent_ready.items()},
             "agent",
         )

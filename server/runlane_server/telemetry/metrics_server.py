@@ -42,6 +42,9 @@ REQUEST_TIMEOUT = 5.0
 REQUEST_BYTES = 8192
 """Maximum size of a request's head. Prometheus sends less than 1 KiB."""
 
+MAX_CONNECTIONS = 32
+"""Connections at once; further ones are closed. The descriptors are for callers and runs."""
+
 OPTION = "--metrics-listen"
 
 
@@ -66,6 +69,7 @@ class MetricsServer:
         self._metrics: Metrics | None = None
         self._state: NodeState | None = None
         self._rendering = asyncio.Lock()
+        self._connections = 0
 
     def attach(self, store: Store, feed: Feed) -> None:
         """Inserts a `Meter` between an open store and the feed that listens to it."""
@@ -89,10 +93,20 @@ class MetricsServer:
         host, port = self._listen.host, self._listen.port
 
         async def answer(reader: StreamReader, writer: StreamWriter) -> None:
-            await self._answer(node, reader, writer)
+            if self._connections >= MAX_CONNECTIONS:
+                writer.close()
+                return
+            self._connections += 1
+            try:
+                await self._answer(node, reader, writer)
+            finally:
+                self._connections -= 1
 
         try:
-            server = await asyncio.start_server(answer, host, port, limit=REQUEST_BYTES)
+            # The loop accepts up to `backlog` connections before it closes the first.
+            server = await asyncio.start_server(
+                answer, host, port, limit=REQUEST_BYTES, backlog=MAX_CONNECTIONS
+            )
         except OSError as error:
             # asyncio's text is longer than the system's, without saying more.
             number = error.errno or 0
@@ -181,7 +195,9 @@ class _StateReader:
             runs_waiting=load.waiting,
             slots_in_use=load.slots_in_use,
             slots_limit=coordinator.limits.max_active_runs,
-            agent_ready={agent.name: agent.is_ready for agent in coordinator.agents},
+            agent_ready={
+                agent.name: agent.is_ready for agent in coordinator.agents if agent.slots_limit != 0
+            },
             draining=load.draining,
             subscriptions={
                 "run_complete": feed.subscriptions - feed.followers,

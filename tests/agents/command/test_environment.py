@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from runlane_server.agents.command.environment import build_environment, parse_variables
+from runlane_server.agents.command.environment import (
+    build_environment,
+    has_secret,
+    parse_variables,
+    read_variables,
+)
+from runlane_server.core.errors import SettingsError
 from support.programs import answer, program
 from support.turns import LocalTurn
 
@@ -125,3 +131,64 @@ def test_a_text_is_a_list_of_names_or_one_name_with_a_value(
 def test_invalid_and_reserved_variables_are_rejected(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=re.escape(why)):
         parse_variables(text)
+
+
+def file_of(folder: Path, content: str, mode: int = 0o600) -> Path:
+    path = folder / "env"
+    path.write_bytes(content.encode("latin-1"))
+    path.chmod(mode)
+    return path
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o400, 0o640])
+def test_a_file_has_one_variable_a_line(mode: int, tmp_path: Path) -> None:
+    content = '# keys\nOPENAI_API_KEY=sk-a=b, c\n\nQUOTED="x"\nEMPTY='
+    assert read_variables(file_of(tmp_path, content, mode)) == (
+        "OPENAI_API_KEY=sk-a=b, c",
+        'QUOTED="x"',
+        "EMPTY=",
+    )
+
+
+@pytest.mark.parametrize("mode", [0o604, 0o601, 0o660, 0o602, 0o644])
+def test_a_file_to_which_others_have_access_is_refused(mode: int, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="chmod 600"):
+        read_variables(file_of(tmp_path, "A=1", mode))
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("SECRET", "line 2: is not NAME=VALUE"),
+        ("SE-CRET=", "line 2: is not NAME=VALUE"),
+        ("RUNLANE_RUN_ID=SECRET", "line 2: RUNLANE_RUN_ID is reserved"),
+        ("A=SECRET\0", "line 2: the value of A contains a NUL character"),
+        ("A=\xff", "is not UTF-8 text"),
+    ],
+)
+def test_a_wrong_line_is_named_and_not_shown(line: str, why: str, tmp_path: Path) -> None:
+    path = file_of(tmp_path, f"B=1\n{line}\n")
+    with pytest.raises(SettingsError, match=re.escape(why)) as raised:
+        read_variables(path)
+    assert "SECRET" not in str(raised.value).replace(str(path), "")
+    assert "SE-CRET" not in str(raised.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="No such file"):
+        read_variables(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("text", "secret"),
+    [
+        *((f"{name}=x", True) for name in ("OPENAI_API_KEY", "KEY", "apikey", "GITHUB_TOKEN")),
+        *((f"{name}=x", True) for name in ("AWS_SECRET_ACCESS_KEY", "PGPASSWORD", "DB_PASS")),
+        *((f"{name}=x", False) for name in ("MONKEY", "GREETING", "TOKENIZERS_PARALLELISM")),
+        ("GOOGLE_APPLICATION_CREDENTIALS=/path", False),
+        ("OPENAI_API_KEY", False),
+        ("OPENAI_API_KEY=", False),
+    ],
+)
+def test_a_secret_is_known_by_its_name(text: str, secret: bool) -> None:
+    assert has_secret(text) is secret

@@ -107,7 +107,8 @@ _READY_BY_REQUEST = (
     Edit(
         COORDINATOR,
         "            accepted.use()\n",
-        "            accepted.use()\n            await self._executor._readiness.ready_for()\n",
+        "            accepted.use()\n            for each in self._executor._readiness:\n"
+        "                await each.ready_for()\n",
     ),
 )
 
@@ -140,8 +141,8 @@ async def _unless_another_fails(wait):
     ),
     Edit(
         LANE_ACCESS,
-        'the reason of the cancel that its agent was stopped for."""\n',
-        'the reason of the cancel that its agent was stopped for."""\n'
+        'the cancel that its agent was stopped for.\n        """\n',
+        'the cancel that its agent was stopped for.\n        """\n'
         "        if outcome.error is not None:\n"
         "            for wait in WAITS:\n"
         "                wait.done() or wait.set_result(None)\n",
@@ -462,9 +463,65 @@ OTHERS = (
         ),
     ),
     Fault(
+        "an unknown agent that is replaced by the default",
+        (31,),
+        (
+            Edit(
+                "core/agents.py",
+                "            raise AgentNotFound.of(name)",
+                "            return self.default",
+            ),
+        ),
+    ),
+    Fault(
         "a cancel that misses a run between two attempts",
         (38,),
         (Edit(LANE, "            self._cancel_backing_off(reason)\n", ""),),
+    ),
+    Fault(
+        "all runs are executed by the default agent",
+        (31,),
+        (
+            Edit(
+                EXECUTOR,
+                "agent=self._agents.agent_of(job.run.agent)",
+                "agent=self._agents.agent_of('')",
+            ),
+        ),
+    ),
+    Fault(
+        "an agent that is not compared with that of the first request",
+        (31,),
+        (Edit("core/model.py", "in (self.agent, self.retry):", "in (self.retry,):"),),
+    ),
+    Fault(
+        "a run folded into the turn of another agent",
+        (31,),
+        (Edit(LANE, " and run.agent == host.agent]", "]"),),
+    ),
+    Fault(
+        "a queue that ignores the limit of an agent",
+        (32,),
+        (
+            Edit(
+                "engine/slots.py",
+                "            for agent, queue in tenant.queues.items()\n"
+                "            if self._left(agent, name) > 0\n"
+                "        ]",
+                "            for agent, queue in tenant.queues.items()\n        ]",
+            ),
+        ),
+    ),
+    Fault(
+        "an agent without a limit",
+        (32,),
+        (
+            Edit(
+                "engine/agent_room.py",
+                "limit is None else limit - self._in_use[agent]",
+                "True else 0",
+            ),
+        ),
     ),
     Fault(
         "a cancel of a run that has ended catches the one that is active now",

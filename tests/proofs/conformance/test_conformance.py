@@ -18,7 +18,10 @@ from runlane.conformance.rules import CASES, RULES, Need
 from runlane_server.testing.server import LocalServer
 from support.server import ServerProcess, serving
 
-FLAGS = ("--harness", "--agent", "scripted")
+FLAGS = (
+    *("--harness", "--agent", "scripted", "--agent", "echo=echo"),
+    *("--agent", "single=scripted", "--agent-slots", "single=1"),
+)
 
 
 class Report:
@@ -53,7 +56,7 @@ async def conformance(folder: Path, *arguments: str) -> Report:
 
 
 def test_every_rule_has_a_case() -> None:
-    assert {case.rule for case in CASES} == set(RULES) == {*range(1, 31), 38, 39}
+    assert {case.rule for case in CASES} == set(RULES) == {*range(1, 33), 38, 39}
     names = [(case.rule, case.name) for case in CASES]
     assert len(set(names)) == len(names)
     assert all(name and not name.endswith(".") for _, name in names)
@@ -114,7 +117,7 @@ async def test_an_unusable_server_or_an_unknown_rule_exits_with_2(tmp_path: Path
             assert why in report.output
     report = await conformance(tmp_path / "nowhere")
     assert (report.code, "nowhere" in report.output) == (2, True)
-    for wrong in ("0", "R31", "5-2", "all"):
+    for wrong in ("0", "R33", "5-2", "all"):
         report = await conformance(tmp_path, "--rule", wrong)
         assert report.code == 2
         assert repr(wrong) in report.output

@@ -9,7 +9,14 @@ from types import ModuleType
 from typing import Any
 
 from runlane_server.core import lane as lane_rules
-from runlane_server.core.errors import IllegalCommand, QueueFull, SessionBusy, SessionNotFound
+from runlane_server.core.agents import DEFAULT_AGENT, AgentNames
+from runlane_server.core.errors import (
+    AgentNotFound,
+    IllegalCommand,
+    QueueFull,
+    SessionBusy,
+    SessionNotFound,
+)
 from runlane_server.core.model import (
     CancelScope,
     FinishReason,
@@ -37,6 +44,11 @@ FATAL = RunError("FATAL", "it cannot go right")
 POLICY = RetryPolicy(("BOOM",), max_attempts=2, initial_backoff=10, after_output=True)
 LATER = AT + 10
 """When a run whose agent failed may start again."""
+OTHER = "other"
+"""An agent besides the default one."""
+NOBODY = "nobody"
+"""An agent that is not declared."""
+AGENTS = AgentNames((DEFAULT_AGENT, OTHER), DEFAULT_AGENT)
 ELSEWHERE = "b"
 """A node that adopts runs. They are started on the node without a name."""
 
@@ -65,8 +77,9 @@ class Verb(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Command:
     """A command with all that it takes. `max_attempts` and `retry` are those of the run accepted,
-    `error` is why a finish fails, and `at` is the time of a dispatch; `host` is the node of the
-    active run's supervisor, or the one that adopts it."""
+    `agent` the one that it names, or the one whose waiting runs fail; `error` is why a finish
+    fails, and `at` is the time of a dispatch; `host` is the node of the active run's supervisor, or
+    the one that adopts it."""
 
     verb: Verb
     token: str = ""
@@ -81,6 +94,7 @@ class Command:
     at: int = AT
     retry: RetryPolicy | None = None
     error: RunError = BOOM
+    agent: str = ""
     host: str | None = None
 
     def __str__(self) -> str:
@@ -88,7 +102,8 @@ class Command:
         arguments: dict[Verb, tuple[str, ...]] = {
             Verb.RESERVE: (self.token, self.run_id),
             Verb.RELEASE: (self.token,),
-            Verb.ACCEPT: (self.token, self.run_id, self.when_busy),
+            Verb.ACCEPT: (self.token, self.run_id, self.when_busy, self.agent),
+            Verb.FAIL_WAITING: (self.agent,),
             Verb.CANCEL: (self.scope, self.run_id),
             Verb.DRAIN: (self.run_id, str(self.attempt), *node),
             Verb.FINISH: (
@@ -119,6 +134,7 @@ class Command:
             self.when_busy,
             max_attempts=self.max_attempts,
             retry=self.retry,
+            agent=self.agent,
         )
 
     def outcome(self, lane: Lane) -> Outcome:
@@ -165,6 +181,8 @@ class Command:
             return None
         if not (lane.version or self.allow_missing):
             return SessionNotFound
+        if self.agent == NOBODY:
+            return AgentNotFound
         behind = lane.active is not None or lane.waiting != ()
         before = lane.reservations[: lane.reservations.index(held)]
         beaten = any(other.run_id != self.run_id for other in before)
@@ -186,6 +204,7 @@ _CALLS: Mapping[Verb, Callable[[ModuleType, Lane, Command], object]] = {
         token=self.token,
         max_waiting=self.max_waiting,
         allow_missing=self.allow_missing,
+        agents=AGENTS,
     ),
     Verb.DISPATCH: lambda rules, lane, self: rules.dispatch(lane, at=self.at),
     Verb.CANCEL: lambda rules, lane, self: rules.cancel(
@@ -228,7 +247,9 @@ _CALLS: Mapping[Verb, Callable[[ModuleType, Lane, Command], object]] = {
     Verb.ADOPT: lambda rules, lane, self: rules.adopt(
         lane, self.run_id, self.attempt, host=self.host or ""
     ),
-    Verb.FAIL_WAITING: lambda rules, lane, self: rules.fail_waiting(lane, BOOM, at=AT),
+    Verb.FAIL_WAITING: lambda rules, lane, self: rules.fail_waiting(
+        lane, BOOM, at=AT, agents={self.agent} if self.agent else None
+    ),
     Verb.REMOVE: lambda rules, lane, self: rules.remove(lane),
 }
 
@@ -275,9 +296,13 @@ def reserve(token: str, run_id: str = "") -> Command:
     return Command(Verb.RESERVE, token=token, run_id=run_id or token)
 
 
-def accept(run_id: str, when_busy: WhenBusy = WhenBusy.QUEUE, *, token: str = "") -> Command:
+def accept(
+    run_id: str, when_busy: WhenBusy = WhenBusy.QUEUE, *, token: str = "", agent: str = ""
+) -> Command:
     """An accept of a run with the reservation of the same name."""
-    return Command(Verb.ACCEPT, token=token or run_id, run_id=run_id, when_busy=when_busy)
+    return Command(
+        Verb.ACCEPT, token=token or run_id, run_id=run_id, when_busy=when_busy, agent=agent
+    )
 
 
 def cancel(scope: CancelScope = CancelScope.SESSION, run_id: str = "") -> Command:
@@ -314,6 +339,7 @@ DISPATCH = Command(Verb.DISPATCH)
 DISPATCH_LATER = Command(Verb.DISPATCH, at=LATER)
 NODE_LOST = Command(Verb.NODE_LOST)
 FAIL_WAITING = Command(Verb.FAIL_WAITING)
+FAIL_OTHER = Command(Verb.FAIL_WAITING, agent=OTHER)
 REMOVE = Command(Verb.REMOVE)
 
 
@@ -330,6 +356,7 @@ def stored(lane: Lane, made: Transition) -> Lane:
         made.lane.folded,
         made.lane.waiting,
         made.lane.reservations,
+        made.lane.agent,
     )
 
 

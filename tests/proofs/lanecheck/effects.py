@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from proofs.lanecheck.commands import LATER, Command, Verb, is_cancelling, live, live_ids
+from runlane_server.core.agents import DEFAULT_AGENT
 from runlane_server.core.model import CancelScope, RunState, WhenBusy
 from runlane_server.core.transition import (
     CoveredRun,
@@ -27,7 +28,9 @@ def check_effect(before: Lane, command: Command, made: Transition) -> str | None
     return _frame(before, command, made) or _EFFECTS[command.verb](before, command, made)
 
 
-def _frame(before: Lane, command: Command, made: Transition) -> str | None:
+def _frame(  # noqa: PLR0911 - one per rule
+    before: Lane, command: Command, made: Transition
+) -> str | None:
     """No command reorders waiting runs, or touches another command's reservation."""
     after = made.lane
     old = [run.run_id for run in before.waiting]
@@ -39,6 +42,14 @@ def _frame(before: Lane, command: Command, made: Transition) -> str | None:
             return "nothing overtakes a run that waits for its next attempt (R38)"
     if new != [run_id for run_id in old if run_id in new]:
         return "waiting runs keep their order (R7)"
+    agents = {run.run_id: run.agent for run in live(before)}
+    if any(agents.get(run.run_id, run.agent) != run.agent for run in live(after)):
+        return "a run keeps its agent (R31)"
+    wanted = command.agent or before.agent or DEFAULT_AGENT
+    if any(change.request is not None and change.run.agent != wanted for change in made.runs):
+        return "a run gets the agent it names, else that of its session, else the default (R31)"
+    if after.agent != before.agent and not made.removed:
+        return "only its owner changes the agent of a session (R31)"
     if command.verb not in {Verb.RESERVE, Verb.RELEASE, Verb.ACCEPT, Verb.CANCEL, Verb.REMOVE} and (
         before.reservations != after.reservations
     ):
@@ -180,12 +191,13 @@ def _is_covered(run: LaneRun, change: RunChange | None) -> bool:
 
 def _drain(before: Lane, _: Command, made: Transition[Any]) -> str | None:
     meant = (run for run in before.waiting if run.when_busy is WhenBusy.FOLD and run.turn == 0)
-    joining = sorted(meant, key=lambda run: run.accept_seq)
+    own = (run for run in meant if before.active is None or run.agent == before.active.agent)
+    joining = sorted(own, key=lambda run: run.accept_seq)
     if not _was_active(before):
         joining = []
     run_ids = [run.run_id for run in joining]
     if [run.run_id for run in made.reply] != run_ids:
-        return "a step takes what waits to be folded, in accept order (R26, R27)"
+        return "a step takes what waits to be folded, of its agent, in accept order (R26, R27)"
     if [run.run_id for run in made.lane.folded] != [
         *(run.run_id for run in before.folded),
         *run_ids,
@@ -287,10 +299,12 @@ def _adopt(before: Lane, command: Command, made: Transition) -> str | None:
     return None if not (made.events or made.messages) else "an adoption is no event (R36)"
 
 
-def _fail_waiting(before: Lane, _: Command, made: Transition) -> str | None:
+def _fail_waiting(before: Lane, command: Command, made: Transition) -> str | None:
     failed = [complete.run_id for complete in made.completes if complete.state is _S.FAILED]
-    if made.lane.waiting or failed != [run.run_id for run in before.waiting]:
-        return "all that wait end failed (R30)"
+    meant = [run.run_id for run in before.waiting if command.agent in {"", run.agent}]
+    left = [run.run_id for run in before.waiting if run.run_id not in meant]
+    if [run.run_id for run in made.lane.waiting] != left or failed != meant:
+        return "all that wait for the agent end failed, and no others (R30, R32)"
     untouched = made.lane.active == before.active and made.lane.folded == before.folded
     return None if untouched and made.reply == len(failed) else "the active run is not touched"
 

@@ -91,7 +91,9 @@ STEPS: dict[Verb, frozenset[tuple[RunState | None, RunState]]] = {
     Verb.HAND_OVER: _GIVEN_UP,
     Verb.HAND_BACK: _GIVEN_UP,
     Verb.ADOPT: frozenset(),
-    Verb.FAIL_WAITING: frozenset({(_S.ACCEPTED, _S.FAILED), (_S.QUEUED, _S.FAILED)}),
+    Verb.FAIL_WAITING: frozenset(
+        {(_S.ACCEPTED, _S.FAILED), (_S.QUEUED, _S.FAILED), (_S.QUEUED, _S.ACCEPTED)}
+    ),
 }
 """From where to where one command may take a run."""
 

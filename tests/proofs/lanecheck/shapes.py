@@ -23,9 +23,9 @@ from runlane_server.core.model import CancelScope, WhenBusy
 from runlane_server.core.transition import Lane, Receipt, Transition
 
 
-def enter(run_id: str, when_busy: WhenBusy = WhenBusy.QUEUE) -> list[Command]:
+def enter(run_id: str, when_busy: WhenBusy = WhenBusy.QUEUE, *, agent: str = "") -> list[Command]:
     """A reservation and its accept."""
-    return [reserve(run_id), accept(run_id, when_busy)]
+    return [reserve(run_id), accept(run_id, when_busy, agent=agent)]
 
 
 _FOLD, _INTERRUPT = WhenBusy.FOLD, WhenBusy.INTERRUPT

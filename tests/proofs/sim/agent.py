@@ -9,6 +9,7 @@ from random import Random
 
 from proofs.sim.history import Execution, History
 from runlane_server.agents.base import AgentError, AgentEvent, Report, Turn
+from runlane_server.core.agents import DEFAULT_AGENT
 from runlane_server.core.model import (
     ReasoningDelta,
     Role,
@@ -29,12 +30,26 @@ class Failed(Exception):
     """An exception that the engine does not know."""
 
 
-class SimAgent:
-    """The agent of one node; `dead` once the node has crashed."""
+OTHER = "other"
+"""The agent besides the default one."""
 
-    def __init__(self, node: int, rng: Random, history: History) -> None:
+
+def agent_of(run_id: str) -> str:
+    """The agent that a run names, the same for a repeated accept; empty for the default."""
+    return OTHER if Random(f"agent of {run_id}").random() < 0.3 else ""  # noqa: S311
+
+
+class SimAgent:
+    """An agent of one node, with its limit of slots; `dead` once the node has crashed."""
+
+    def __init__(
+        self, node: int, rng: Random, history: History, name: str, slots: int | None
+    ) -> None:
+        self.name = name
+        self.slots = slots
         self.dead = False
         self.closed = False
+        self._is_ready = False
         self._node = node
         self._rng = rng
         self._history = history
@@ -54,12 +69,13 @@ class SimAgent:
             await asyncio.sleep(LONG)
         elif drawn < 0.32:
             raise Failed("not today")
+        self._is_ready = True
 
     async def close(self) -> None:
         """Checks that no execution is left except fenced-off ones."""
         self.closed = True
         for execution in self._history.executions:
-            if execution.node == self._node and not execution.has_ended:
+            if self._is_own(execution) and not execution.has_ended:
                 self._history.require(
                     execution.cancelled_at is not None, "the agent is closed under a run"
                 )
@@ -89,17 +105,37 @@ class SimAgent:
     def _enter(self, turn: Turn) -> Execution:
         history = self._history
         history.require(not self.closed, "a run is started on an agent that is closed")
-        for other in history.executions:
-            if other.session_id != turn.session_id or other.has_ended:
-                continue
-            fenced = (
-                other.cancelled_at is not None and history.now - other.cancelled_at >= GRACE - 1e-6
+        history.require(self._is_ready, "R32: a run is started on an agent that is not ready")
+        self._check_name(turn.run_id)
+        at_work = [it for it in history.executions if not (it.has_ended or self._is_fenced(it))]
+        for other in at_work:
+            history.require(
+                other.session_id != turn.session_id,
+                f"R7: {other.run_id} and {turn.run_id} are active together",
             )
-            history.require(fenced, f"R7: {other.run_id} and {turn.run_id} are active together")
+        own = sum(map(self._is_own, at_work))
+        history.require(
+            self.slots is None or own < self.slots, f"R32: {self.name} is above its limit"
+        )
         tick = history.note(f"agent {self._node}", f"enters {turn.run_id} #{turn.attempt}")
-        execution = Execution(turn.session_id, turn.run_id, turn.attempt, self._node, tick)
+        execution = Execution(
+            turn.session_id, turn.run_id, turn.attempt, self._node, tick, agent=self.name
+        )
         history.executions.append(execution)
         return execution
+
+    def _check_name(self, run_id: str) -> None:
+        wanted = agent_of(run_id) or DEFAULT_AGENT
+        self._history.require(
+            wanted == self.name, f"R31: {self.name} executes {run_id} of {wanted}"
+        )
+
+    def _is_own(self, execution: Execution) -> bool:
+        return (execution.node, execution.agent) == (self._node, self.name)
+
+    def _is_fenced(self, execution: Execution) -> bool:
+        since = execution.cancelled_at
+        return since is not None and self._history.now - since >= GRACE - 1e-6
 
     def _note_cancelled(self, execution: Execution) -> None:
         if execution.cancelled_at is None:
@@ -131,6 +167,7 @@ class SimAgent:
             yield ToolResult(f"c{step}", "look", "seen")
         elif kind == "fold":
             for one in await turn.take_folded():
+                self._check_name(one.run_id)
                 text = f"[{one.run_id}]"
                 execution.said.append(text)
                 yield TextDelta(text)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from random import Random
 from typing import Any, Protocol
 
+from proofs.sim.agent import agent_of
 from proofs.sim.history import OK, AcceptOp, CancelOp, Follow, History, Watch
 from proofs.sim.node import Node
 from runlane_server.core.errors import CursorCompacted, Draining, RunlaneError, StoreUnavailable
@@ -142,6 +143,7 @@ class Client:
             when_busy,
             timeout=rng.choice([None, None, None, 50_000, 1_000_000, 3_000_000]),
             max_attempts=rng.choice([1, 1, 2, 3]),
+            agent=agent_of(run_id),
             retry=policy_of(run_id),
         )
         what = f"accepts {run_id} in {session_id} {when_busy}"

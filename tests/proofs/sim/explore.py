@@ -22,9 +22,12 @@ from proofs.lanecheck.commands import (
     DISPATCH_LATER,
     ELSEWHERE,
     EMPTY,
+    FAIL_OTHER,
     FAIL_WAITING,
     FATAL,
+    NOBODY,
     NODE_LOST,
+    OTHER,
     POLICY,
     REMOVE,
     Command,
@@ -172,7 +175,7 @@ def commands(world: World, bounds: Bounds) -> Iterator[Command]:
     """All commands that can make a difference in a world, including those that are refused."""
     lane = world.lane
     yield from _accepts(world, bounds)
-    yield from (DISPATCH, DISPATCH_LATER, NODE_LOST, FAIL_WAITING, REMOVE)
+    yield from (DISPATCH, DISPATCH_LATER, NODE_LOST, FAIL_WAITING, FAIL_OTHER, REMOVE)
     yield from map(cancel, (CancelScope.SESSION, CancelScope.ACTIVE, CancelScope.WAITING))
     names = dict.fromkeys([*sorted(live_ids(lane)), *(held.run_id for held in lane.reservations)])
     for run_id in (*names, "unknown"):
@@ -214,13 +217,23 @@ def _accepts(world: World, bounds: Bounds) -> Iterator[Command]:
         if held.run_id not in world.ended:
             for when_busy in WhenBusy:
                 yield _accept(held.token, held.run_id, when_busy, bounds)
+            # Another agent makes a difference to a fold, before it and behind it.
+            for when_busy in (WhenBusy.QUEUE, WhenBusy.FOLD):
+                yield _accept(held.token, held.run_id, when_busy, bounds, agent=OTHER)
+            yield _accept(held.token, held.run_id, WhenBusy.INTERRUPT, bounds, agent=NOBODY)
             if not lane.exists:
                 yield _accept(held.token, held.run_id, WhenBusy.QUEUE, bounds, missing=False)
     yield _accept("none", "none", WhenBusy.QUEUE, bounds)
 
 
 def _accept(
-    token: str, run_id: str, when_busy: WhenBusy, bounds: Bounds, *, missing: bool = True
+    token: str,
+    run_id: str,
+    when_busy: WhenBusy,
+    bounds: Bounds,
+    *,
+    missing: bool = True,
+    agent: str = "",
 ) -> Command:
     return Command(
         Verb.ACCEPT,
@@ -229,6 +242,7 @@ def _accept(
         when_busy=when_busy,
         allow_missing=missing,
         max_waiting=bounds.waiting,
+        agent=agent,
         retry=POLICY,
     )
 
@@ -249,8 +263,8 @@ def canonical(world: World) -> State:
         into = names.get(run.folded_into)
         covered = bool(run.cancel_reason)
         name, turn = names[run.run_id], turns[run.turn]
-        place = name, run.state, run.when_busy, turn, into, covered, run.host
-        return *place, run.attempt, run.failures, run.not_before
+        key = name, run.state, run.when_busy, run.agent, run.attempt, turn, into, covered
+        return (*key, run.host, run.failures, run.not_before)
 
     return (
         lane.exists,

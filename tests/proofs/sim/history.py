@@ -64,6 +64,7 @@ class Execution:
     said: list[str] = field(default_factory=list)
     cancelled_at: float | None = None
     has_ended: bool = False
+    agent: str = ""
 
 
 @dataclass(slots=True, eq=False)

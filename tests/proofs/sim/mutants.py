@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from runlane_server.engine.agent_room import AgentRoom
+from runlane_server.engine.agent_table import AgentTable
 from runlane_server.engine.executor import Executor
 from runlane_server.engine.lane_cache import LaneCache
 from runlane_server.engine.lanes import Lanes
@@ -85,6 +87,41 @@ MUTANTS = (
         "settle",
         "if not running:",
         "if not running and not can_start:",
+    ),
+    Mutant(
+        "a queue that ignores the limit of an agent",
+        Slots,
+        "_head",
+        "if self._left(agent, name) > 0",
+        "if agent is None or self.agents.is_ready(agent)",
+    ),
+    Mutant(
+        "a slot that is kept for an agent without room",
+        Slots,
+        "_can_keep",
+        "> 0 and self.agents.left(agent) > 0",
+        "> 0",
+    ),
+    Mutant(
+        "an agent that gets runs before it is ready",
+        AgentRoom,
+        "left",
+        "if agent not in self._ready:",
+        "if agent not in self._limits:",
+    ),
+    Mutant(
+        "a slot that is not returned to its agent",
+        Slots,
+        "_put_back",
+        "self.agents.put_back(agent)",
+        "pass",
+    ),
+    Mutant(
+        "a run that the default agent executes",
+        AgentTable,
+        "agent_of",
+        "self.names.full_name(stored)",
+        "self.names.default",
     ),
     Mutant(
         "a reservation that is not given up",

@@ -9,11 +9,13 @@ from contextvars import Context, copy_context
 from random import Random
 from typing import Any
 
-from proofs.sim.agent import GRACE, SimAgent
+from proofs.sim.agent import GRACE, OTHER, SimAgent
 from proofs.sim.history import History
 from proofs.sim.loop import NODE, SimLoop, SimTask
 from proofs.sim.store import Disk, Meddle, SimStore
+from runlane_server.core.agents import DEFAULT_AGENT
 from runlane_server.core.limits import Limits
+from runlane_server.engine.agent_table import AgentTable, DeclaredAgent
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.feed.feed import Feed
 
@@ -32,7 +34,10 @@ class Node:
         self.number = number
         self.name = f"node {number}"
         self.store = SimStore(disk, rng, history, meddle)
-        self.agent = SimAgent(number, rng, history)
+        self.agents = [
+            SimAgent(number, rng, history, DEFAULT_AGENT, None),
+            SimAgent(number, rng, history, OTHER, rng.choice([None, 1, 2])),
+        ]
         self.feed = Feed(self.store)
         self._loop = loop
         self._history = history
@@ -41,7 +46,7 @@ class Node:
         ids = itertools.count(1)
         self.coordinator = Coordinator(
             self.store,
-            self.agent,
+            AgentTable([DeclaredAgent(it.name, it, slots=it.slots) for it in self.agents]),
             self.feed,
             Limits(
                 max_active_runs=rng.choice([1, 1, 2, 8]),
@@ -92,7 +97,8 @@ class Node:
         await self._bury()
 
     async def _bury(self) -> None:
-        self.agent.dead = True
+        for agent in self.agents:
+            agent.dead = True
         for execution in self._history.executions:
             execution.has_ended = execution.has_ended or execution.node == self.number
         while tasks := self._loop.tasks_of(self.number):
@@ -156,8 +162,10 @@ class Node:
         require(not lanes.slots.queue, "a lane still waits for a slot")
         free, total = lanes.slots._free, self.coordinator.limits.max_active_runs
         require(free == total, f"{free} of {total} slots are free")
+        used = [agent.name for agent in self.coordinator.agents if agent.slots_in_use]
+        require(not used, f"slots of the agents {used} are left taken")
         require(self.feed.subscriptions == 0, "a subscriber is left")
         require(not self.feed._run_tails, "the tail of a run is left")
         tasks = self._loop.tasks_of(self.number)
-        getting_ready = not self.coordinator.are_agents_ready
+        getting_ready = sum(not agent.is_ready for agent in self.coordinator.agents)
         require(len(tasks) == 1 + getting_ready, f"tasks are left beside the writer: {tasks}")

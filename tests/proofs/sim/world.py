@@ -17,6 +17,7 @@ from typing import Any
 import structlog
 
 from proofs.lanecheck.invariants import Broken
+from proofs.sim.agent import OTHER, agent_of
 from proofs.sim.check import check
 from proofs.sim.clients import TENANT, Client
 from proofs.sim.history import OK, AcceptOp, CancelOp, History, Line
@@ -24,6 +25,7 @@ from proofs.sim.loop import SimLoop, SimTask, Stuck
 from proofs.sim.node import EPOCH, Node
 from proofs.sim.store import Disk, at_once
 from runlane_server.core import lane as rules
+from runlane_server.core.agents import DEFAULT_AGENT, AgentNames
 from runlane_server.core.model import CancelScope, Prompt, RunKey, RunRequest, SessionKey, WhenBusy
 from runlane_server.core.transition import Lane, Transition
 from runlane_server.engine import agent_turn, batches, lane_cache, outbox, replay
@@ -216,8 +218,15 @@ class World:
         op = AcceptOp(run_id, session_id, "far", when_busy, 0, tick)
         history.accepts.append(op)
         reserved = rules.reserve(lane, "far", run_id).lane
-        request = RunRequest(run_id, Prompt("far"), when_busy)
-        made = rules.accept(reserved, request, at=self._now(), token="far", max_waiting=1000)  # noqa: S106
+        request = RunRequest(run_id, Prompt("far"), when_busy, agent=agent_of(run_id))
+        made = rules.accept(
+            reserved,
+            request,
+            at=self._now(),
+            token="far",  # noqa: S106 - not a secret
+            max_waiting=1000,
+            agents=AgentNames.of((DEFAULT_AGENT, OTHER)),
+        )
         self._commit(lane, made)
         op.outcome, op.seq, op.returned = OK, made.reply.accept_seq, history.tick()
         op.position = self._disk.data.position

@@ -20,7 +20,13 @@ from runlane_server.core.model import (
 )
 from runlane_server.core.retry import RetryPolicy
 from runlane_server.core.transition import Outcome
-from runlane_server.store.base import ClaimOrder, HostedRun, TenantShare
+from runlane_server.store.base import (
+    AgentShare,
+    ClaimOrder,
+    HostedRun,
+    NewSession,
+    TenantShare,
+)
 from runlane_server.store.postgres import log as postgres_log
 from runlane_server.store.postgres.connection import Connector
 from runlane_server.store.postgres.database import Database
@@ -480,6 +486,60 @@ async def test_served_tenant_comes_after_an_unserved_one(nodes: Sequence[Postgre
     assert await two.cluster.claim("two", 1, HOLD, served) == lanes["other"][:1]
     # Of those who had none, the longest waiting comes first.
     assert await two.cluster.claim("three", 1, HOLD) == lanes["noisy"][:1]
+
+
+def for_agents(**rooms: int) -> ClaimOrder:
+    return ClaimOrder(agents=tuple(AgentShare(agent, room) for agent, room in rooms.items()))
+
+
+async def of_agents(store: PostgresStore, tenant: str, *agents: str) -> list[Story]:
+    """Sessions with one waiting run each, of these agents, the first waiting for longest."""
+    stories = []
+    for n, agent in enumerate(agents):
+        story = Story(store, f"{tenant}-{n}", tenant, START + n)
+        await store.create_session(NewSession(story.key, START, agent=agent))
+        story.lane = await store.load_lane(story.key)
+        await story.accept(f"{tenant}-{n}")
+        stories.append(story)
+    return stories
+
+
+async def test_r32_a_node_claims_only_lanes_whose_next_run_it_can_execute(
+    nodes: Sequence[PostgresStore],
+) -> None:
+    one, two = nodes
+    first, second, third = await of_agents(one, "t", "a", "b", "a")
+    assert await one.cluster.claim("one", 9, HOLD, for_agents(c=9)) == []
+    assert await one.cluster.claim("one", 9, HOLD, for_agents(b=9)) == [second.key]
+    # No more than the agent has room for, the longest waiting first.
+    assert await two.cluster.claim("two", 9, HOLD, for_agents(a=1)) == [first.key]
+    # The next run of a lane counts, and not those behind it.
+    await third.accept(request("behind")._replace(agent="b"))
+    await third.cancel(CancelScope.RUN, "t-2")
+    assert await one.cluster.claim("one", 9, HOLD, for_agents(b=9)) == [second.key, third.key]
+    assert await two.cluster.claim("two", 9, HOLD, for_agents(a=9)) == [first.key]
+
+
+async def test_r32_thousands_of_lanes_of_another_agent_delay_no_claim(
+    nodes: Sequence[PostgresStore], beside: Connection
+) -> None:
+    """It seeks the lanes of its agents, and does not walk past the others."""
+    one, _ = nodes
+    (mine,) = await of_agents(one, "t", "b")
+    await beside.execute(
+        "INSERT INTO sessions (version, accept_seq, turn, waiting_runs, waiting_since, created_at,"
+        " updated_at, tenant, session_id, active_run_id, title, next_agent)"
+        " SELECT 1, 1, 0, 1, n, 1, 1, 't', 'x' || n, '', '', 'a' FROM generate_series(1, 20000) n"
+    )
+    await beside.execute("ANALYZE sessions")
+    plan = await beside.fetch(
+        "EXPLAIN (ANALYZE, BUFFERS, FORMAT TEXT) SELECT ctid FROM sessions WHERE active_run_id = ''"
+        " AND waiting_runs > 0 AND next_agent = 'b' AND tenant = 't' ORDER BY waiting_since LIMIT 9"
+    )
+    text = "\n".join(row[0] for row in plan)
+    assert "sessions_waiting" in text, text
+    assert "Rows Removed" not in text, text
+    assert await one.cluster.claim("one", 9, HOLD, for_agents(b=9)) == [mine.key]
 
 
 async def test_a_claim_takes_no_more_of_a_tenant_than_it_has_room_for(

@@ -65,7 +65,7 @@ async def test_existing_files_become_private(tmp_path: Path) -> None:
 
 async def test_database_of_another_program_keeps_its_mode(tmp_path: Path) -> None:
     path = tmp_path / "other.db"
-    path.write_bytes(b"not a database, but a file of somebody else" * 100)
+    path.write_bytes(b"not a database, but a file of another program" * 100)
     path.chmod(0o644)
     with pytest.raises(StartError):
         await SqliteStore(path).__aenter__()

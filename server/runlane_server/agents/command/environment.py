@@ -15,15 +15,28 @@ and the operator's variables, which override all but the last two.
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+from runlane_server.core.errors import SettingsError, start_error
 
 RUN_VARIABLES = ("RUNLANE_SESSION_ID", "RUNLANE_RUN_ID", "RUNLANE_ATTEMPT")
 """The variables that identify the run: session id, run id, attempt."""
 
 TRACE_VARIABLE = "TRACEPARENT"
 """The variable that has the span of the attempt (W3C Trace Context)."""
+
+_FILE_OPTION = "--command-env-file"
+
+_OTHERS = stat.S_IRWXO | stat.S_IWGRP
+"""Access to a file of secrets that no other user may have. Its group may read it, for a server with
+a user of its own."""
+
+_SECRET = re.compile(r"(?i).*((^|_|API)KEY|TOKEN|SECRET|PASS(WORD|WD|PHRASE)?)")
+"""Names of variables whose values are secrets by convention."""
 
 _SETTING = "RUNLANE_"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -40,6 +53,48 @@ def parse_variables(text: str) -> dict[str, str | None]:
         name, _, value = text.partition("=")
         return {_check_name(name, has_value=True): _check_value(name, value)}
     return {_check_name(name.strip(), has_value=False): None for name in text.split(",")}
+
+
+def has_secret(text: str) -> bool:
+    """Whether a text of the operator is NAME=VALUE with a value that is a secret by its name."""
+    name, separator, value = text.partition("=")
+    return bool(separator and value and _SECRET.fullmatch(name))
+
+
+def read_variables(path: Path) -> tuple[str, ...]:
+    """Reads a file of lines NAME=VALUE; empty lines and those that start with `#` are left out.
+
+    Raises StartError for a file that cannot be read or that other users can, and for a wrong line.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            lines = file.read().splitlines()
+    except OSError as error:
+        raise start_error(f"{_FILE_OPTION}: {path}: {error.strerror}", error) from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{_FILE_OPTION}: {path} is not UTF-8 text") from error
+    if mode & _OTHERS:
+        raise SettingsError(
+            f"{_FILE_OPTION}: other users of this machine have access to {path}; "
+            f"run: chmod 600 {path}"
+        )
+    return tuple(_read_lines(path, lines))
+
+
+def _read_lines(path: Path, lines: Iterable[str]) -> Iterable[str]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        # The line is not repeated: it may be a secret.
+        name, separator, _ = line.partition("=")
+        if not (separator and _NAME.fullmatch(name)):
+            raise SettingsError(f"{_FILE_OPTION}: {path}, line {number}: is not NAME=VALUE")
+        try:
+            parse_variables(line)
+        except ValueError as error:
+            raise SettingsError(f"{_FILE_OPTION}: {path}, line {number}: {error}") from None
+        yield line
 
 
 def build_environment(
