@@ -46,6 +46,7 @@ from pydantic_core import to_json
 from pydantic_graph import End
 
 from runlane_server.agents.base import AgentError, AgentEvent, Report, Turn
+from runlane_server.agents.chat.deps import deps_of
 from runlane_server.agents.chat.errors import REJECTIONS, to_agent_error
 from runlane_server.agents.chat.exchange import Exchange, readable
 from runlane_server.agents.chat.grammar import is_silent, valid_arguments
@@ -164,10 +165,11 @@ class _Answering:
         """Answers all prompts of the turn. Raises AgentError."""
         history = model_messages(transcript)
         prompts = self._prompts
+        deps = await deps_of(self._agent, self._turn)
         try:
             while prompts:
                 round_ = _Round(self._turn, self._exchange, prompts)
-                async with aclosing(round_.events(self._agent, history)) as events:
+                async with aclosing(round_.events(self._agent, history, deps)) as events:
                     async for event in events:
                         self.has_begun = True
                         yield event
@@ -199,11 +201,13 @@ class _Round:
         self,
         agent: AbstractAgent[Any, Any],
         history: Sequence[ModelMessage],
+        deps: Any,
     ) -> AsyncGenerator[AgentEvent, None]:
         """Yields the events of the round; afterwards `messages` has the whole conversation."""
         async with agent.iter(
             user_content(self._prompts[0]),
             message_history=history or None,
+            deps=deps,
             # Merged with the agent's own settings.
             model_settings=_trace_settings(self._turn),
             # The transcript has no system prompts; the first puts the agent's own before it.
