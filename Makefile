@@ -146,6 +146,7 @@ check-docs: $(READY) ## Check that the generated parts of the docs, and the sync
 	$(BIN)/python docs/metrics_table.py --check
 	$(BIN)/python docs/settings_reference.py --check
 	$(BIN)/python docs/limits_table.py --check
+	$(BIN)/python docs/http_reference.py --check
 	$(BIN)/python client/make_sync.py --check
 	$(BIN)/python gen/versions.py --check
 
@@ -161,6 +162,7 @@ docs: $(READY) ## Write the generated parts of the docs, and the synchronous cli
 	$(BIN)/python docs/metrics_table.py
 	$(BIN)/python docs/settings_reference.py
 	$(BIN)/python docs/limits_table.py
+	$(BIN)/python docs/http_reference.py
 	$(BIN)/python client/make_sync.py
 	$(BIN)/python gen/versions.py
 

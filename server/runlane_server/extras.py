@@ -24,6 +24,9 @@ EXTRAS = {
     "jwt": ("PyJWT", "server,jwt"),
     "cryptography": ("cryptography", "server,jwt"),
     "uvloop": ("uvloop", "server,uvloop"),
+    "uvicorn": ("uvicorn", "server,web"),
+    "starlette": ("starlette", "server,web"),
+    "sse_starlette": ("sse-starlette", "server,web"),
 }
 """By top-level module: its package, and the extras to install."""
 

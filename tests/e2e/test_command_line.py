@@ -225,7 +225,7 @@ async def test_listings_in_a_pipe_and_as_json(server: ServerProcess, wire: Wire)
         ["s", "2", "active"],
         ["s", "1", "completed"],
     ]
-    assert [len(run) for run in runs] == [8, 8, 8]
+    assert [len(run) for run in runs] == [9, 9, 9]
     assert (runs[2][3], runs[1][5]) == (one.run_id, "")
     assert [run[2] for run in latest] == ["3"]
     assert [run[3] for run in active] == [two.run_id]

@@ -100,6 +100,16 @@ class Config:
         click.Choice(EVENT_LOOPS),
         "Event loop to run on. auto: uvloop if its extra is installed, else asyncio.",
     )
+    http: Address | None = setting(
+        None,
+        Topic.LISTENING,
+        AddressType(unix=False, default_host="127.0.0.1"),
+        "Address on this machine to serve HTTP on, JSON and server-sent events; the host defaults "
+        "to 127.0.0.1. A process of its own serves it. Without --access callers need the token "
+        "that the server prints. For other machines run runlane-web. Requires the extra 'web'.",
+        metavar="[HOST:]PORT",
+        without="no HTTP",
+    )
     harness: bool = setting(
         False,
         Topic.LISTENING,
@@ -474,7 +484,7 @@ class Config:
     def to_json(self) -> str:
         """All settings on one line, for another process of the same version."""
         options = asdict(self)
-        options |= {"listen": self.listen, "metrics_listen": self.metrics_listen}
+        options |= {"listen": self.listen, "metrics_listen": self.metrics_listen, "http": self.http}
         options |= {"node_address": self.node_address, **options.pop("limits")}
         return json.dumps(options, default=str)
 

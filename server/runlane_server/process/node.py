@@ -89,6 +89,7 @@ async def serving(
     agents: AgentTable | None = None,
     shares_port: bool = False,
     harness: Harness | None = None,
+    private: Address | None = None,
     on_bound: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Node]:
     """Runs a node inside the context, and shuts it down at the end.
@@ -100,6 +101,7 @@ async def serving(
         agents: Replaces the agents that the settings name.
         shares_port: Whether other processes of this server listen on the same port.
         harness: The gates and the clock that a test controls, if the settings enable it.
+        private: A socket for other processes of this server, besides the address of the settings.
         on_bound: Called when the address is bound and no run has been touched yet.
 
     Raises StartError if it cannot start.
@@ -155,10 +157,13 @@ async def serving(
             harness=harness if config.harness else None,
             workers=agents.workers,
             socket_mode=int(config.socket_mode, 8),
+            private=private,
             max_per_address=config.max_connections_per_address,
         )
         # Before any run: a server whose port is in use must not touch the runs in the store.
         address, node_address = _bind(endpoint, config, shares_port=shares_port)
+        if private is not None:
+            endpoint.bind(private)
         node_keys.address = str(node_address)
         await closing.enter_async_context(metrics.serving(coordinator, endpoint))
         on_bound()

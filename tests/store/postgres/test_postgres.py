@@ -614,6 +614,10 @@ async def test_migration_counts_the_log_of_each_tenant(
         DROP TYPE retried_run;
         ALTER TABLE runs DROP COLUMN retry;
         DELETE FROM schema_versions WHERE version >= 7;
+        DROP TYPE opened_lane, advanced_lane, accepted_run CASCADE;
+        ALTER TABLE sessions DROP COLUMN agent, DROP COLUMN next_agent;
+        ALTER TABLE runs DROP COLUMN agent;
+        CREATE INDEX sessions_waiting ON sessions (tenant);
         ALTER TABLE store ADD COLUMN compacted_bytes bigint NOT NULL DEFAULT 50;
         UPDATE store SET compacted = 1;
         UPDATE events SET position = position + 1000;
