@@ -29,6 +29,11 @@ the next run.
 A run that waits is ACCEPTED at the head of a lane without an active run, and QUEUED otherwise. That
 is a property of its place, so no command sets it: `_Edit.done` derives it at the end.
 
+A run whose agent failed, and whose retry policy asks for another attempt, goes back to the head and
+waits there until its backoff is over (R38). It is ACCEPTED, as no agent is at work for it and it
+holds no slot; but it has begun its turn, so a cancel of the active run covers it, INTERRUPT cancels
+it, and a cancel of the waiting runs spares it.
+
 A cancelled active run stays in its place as CANCELLING until its agent has returned (R9), so the
 lane is busy for that long. A run that ends without having been active still gets its turn in the
 transcript (R14).
