@@ -9,6 +9,14 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import TypeAlias
 
+from runlane.inputs import (
+    InputAnswered,
+    InputExpired,
+    InputRequested,
+    InputWithdrawn,
+    Resumed,
+)
+
 NO_LABELS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -21,6 +29,8 @@ class RunState(StrEnum):
     """Waits behind another run of its session."""
     ACTIVE = "active"
     """Its agent is running."""
+    INPUT_REQUIRED = "input_required"
+    """Its agent has asked people; waits for the answers or, when it has them all, for a slot."""
     FOLDED = "folded"
     """Joined the turn of the active run; ends together with it."""
     CANCELLING = "cancelling"
@@ -46,6 +56,7 @@ NOT_TERMINAL: tuple[RunState, ...] = (
     RunState.ACCEPTED,
     RunState.QUEUED,
     RunState.ACTIVE,
+    RunState.INPUT_REQUIRED,
     RunState.FOLDED,
     RunState.CANCELLING,
 )
@@ -455,6 +466,11 @@ EventBody: TypeAlias = (
     | Custom
     | Step
     | Folded
+    | InputRequested
+    | InputAnswered
+    | InputWithdrawn
+    | InputExpired
+    | Resumed
     | RunComplete
 )
 """The kinds of events of a run."""

@@ -14,6 +14,8 @@ EXTRAS = {
     "click": ("click", "server"),
     "grpc_health": ("grpcio-health-checking", "server"),
     "grpc_reflection": ("grpcio-reflection", "server"),
+    "jsonschema": ("jsonschema", "server"),
+    "referencing": ("referencing", "server"),
     "structlog": ("structlog", "server"),
     "typing_extensions": ("typing-extensions", "server"),
     "uuid_utils": ("uuid-utils", "server"),

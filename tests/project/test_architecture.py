@@ -18,6 +18,7 @@ ROOMS: dict[str, set[str]] = {
         "agents",
         "artifact",
         "errors",
+        "input",
         "lane",
         "limits",
         "model",
@@ -60,6 +61,7 @@ ROOMS: dict[str, set[str]] = {
         "worker.slot",
         "worker.turn",
         "worker.workers",
+        "questions",
     },
     "access": {
         "admission",
@@ -109,6 +111,7 @@ PURE = {
     "functools",
     "hashlib",
     "itertools",
+    "json",
     "re",
     "runlane_server",
     "types",

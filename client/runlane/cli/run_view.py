@@ -15,6 +15,7 @@ from runlane.cli.base import describe
 from runlane.cli.output import field, json_line, one_line, stderr_console
 from runlane.cli.terminal import echo, encodes_all, for_terminal, on_terminal
 from runlane.errors import RunlaneError
+from runlane.inputs import InputRequest, InputRequested
 from runlane.types import (
     Artifact,
     ArtifactKind,
@@ -129,6 +130,10 @@ class RunView:
                 self._show_restart(attempt)
             case Folded(run_id=run_id, into_run_id=into_run_id):
                 self._print_step(f"run {field(run_id)} joined the turn of {field(into_run_id)}")
+            case InputRequested(input_request=request):
+                self._stop_spinner()
+                self.note(f"input required: {_question(request)}")
+                self.note(f"  answer with: runlane answer {field(request.input_request_id)}")
             case RunComplete():
                 self._print_end(event.body)
             case _:
@@ -202,6 +207,11 @@ def artifact_text(artifact: Artifact) -> str:
     if artifact.kind is ArtifactKind.URI and isinstance(artifact.content, str):
         words.append(one_line(artifact.content, 500))
     return " ".join(words)
+
+
+def _question(request: InputRequest) -> str:
+    about = f"{request.tool_name} {request.arguments_json}: " if request.tool_name else ""
+    return field(f"{about}{request.text}")
 
 
 _INCOMPLETE: Mapping[FinishReason | None, str] = {

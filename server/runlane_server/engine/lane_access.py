@@ -9,8 +9,10 @@ import structlog
 
 from runlane_server.core import lane as rules
 from runlane_server.core.errors import IllegalCommand, RunlaneError, StoreUnavailable
+from runlane_server.core.input import InputRequest, Park
 from runlane_server.core.limits import RETRY_PAUSE
 from runlane_server.core.model import (
+    EventBody,
     FinishReason,
     RunError,
     SessionKey,
@@ -67,6 +69,33 @@ class LaneAccess:
             active = lane.active
             if missed and active and (active.run_id, active.attempt) == job.attempt:
                 return missed
+
+    async def ask(
+        self,
+        job: Job,
+        requests: tuple[InputRequest, ...],
+        events: int,
+        *,
+        resumable: bool,
+        park: Park | None,
+        tail: tuple[EventBody, ...],
+    ) -> Sequence[str]:
+        """Asks people; replies as `core.lane.ask` does. Raises StoreUnavailable and InputLimit."""
+        if park is not None:
+            self._observer.on_agent_returned(job.run_key)
+        return await self._lanes.post(
+            job.key,
+            lambda lane, at: rules.ask(
+                lane,
+                *job.attempt,
+                requests,
+                at=at,
+                events=events,
+                resumable=resumable,
+                park=park,
+                tail=tail,
+            ),
+        )
 
     async def finish(self, job: Job, outcome: Outcome, events: int, cancelled: str | None) -> None:
         """Ends the run, or repeats the attempt as its retry policy asks (R38).

@@ -84,6 +84,14 @@ class LaneActions(Protocol):
         Returns whether that agent is at work on this node.
         """
 
+    def follow_run(self, key: SessionKey, run: LaneRun) -> None:
+        """Passes the state of a run to its agent, if it is at work on this node: the run waits for
+        input, or goes on after it."""
+
+    def end_expired(self, key: SessionKey, run: LaneRun) -> None:
+        """Ends a run that nobody answered in time, if its agent is on this node or nowhere. May be
+        called again."""
+
     def has_agent(self, key: SessionKey, run: LaneRun) -> bool:
         """Whether the agent of that attempt is at work on this node."""
 
@@ -197,6 +205,13 @@ class Lanes:
         self._cache.forget(key)
         self.slots.enqueue(key)
 
+    def look_again(self, key: SessionKey) -> None:
+        """Loads a lane that another node may have changed, and goes on with its run if it can."""
+        self._cache.forget(key)
+        mailbox = self._mailbox(key)
+        mailbox.is_outdated = mailbox.lane is None or not self._is_active_here(mailbox.lane)
+        self.send(key, lambda lane, _: Transition(lane))
+
     def restore(self, session: BusySession) -> None:
         """Counts the waiting runs of a stored lane, and queues the lane unless it is active."""
         self.waiting.add(session.key.tenant, session.waiting_runs)
@@ -271,7 +286,11 @@ class Lanes:
         return self._membership is None or self._membership.alive
 
     def _is_active_here(self, lane: Lane) -> bool:
-        return lane.active is not None and lane.active.host == self.node_id
+        """Whether the active run has a slot of this node. One that waits for input has none."""
+        active = lane.active
+        if active is None or active.state is RunState.INPUT_REQUIRED:
+            return False
+        return active.host == self.node_id and not active.asking.parked
 
     def _retry_later(self, key: SessionKey) -> None:
         """A lane that could not be loaded or committed may have waiting runs."""
@@ -368,7 +387,9 @@ class Lanes:
             return
         if not (self.is_shared or self._actions.can_continue(active)):
             return
-        if not self._actions.has_agent(key, active):
+        if self._actions.has_agent(key, active):
+            self._actions.follow_run(key, active)
+        else:
             self._restart(key, active)
 
     def _restart(self, key: SessionKey, active: LaneRun) -> None:
@@ -444,6 +465,11 @@ class Lanes:
         """Starts the next run if it can start, no gate holds it, and a slot of its agent is free
         (R32)."""
         lane = decision.transition.lane
+        if self._can_resume_here(lane):
+            if self._is_alive and self._take_to_resume(lane):
+                resumed = rules.resume(lane, at=at, host=self.node_id)
+                decision.transition = decision.transition.then(resumed)
+            return
         if not lane.can_start_at(at):
             decision.backs_off = lane.can_start
             return
@@ -456,6 +482,18 @@ class Lanes:
             started = rules.dispatch(lane, at=at, host=self.node_id)
             decision.transition = decision.transition.then(started)
 
+    def _take_to_resume(self, lane: Lane) -> bool:
+        """Takes a slot for the active run, which goes on after input."""
+        agent = "" if lane.active is None else lane.active.agent
+        return self.slots.take(lane.key, self._agents.full_name(agent), resuming=True)
+
+    def _can_resume_here(self, lane: Lane) -> bool:
+        """Whether the active run can go on here: its agent waits here, or nowhere."""
+        active = lane.active
+        if active is None or not lane.can_resume:
+            return False
+        return active.asking.parked or self._actions.has_agent(lane.key, active)
+
     # --- The actions after a commit -----------------------------------------------------------
 
     def _act(self, key: SessionKey, mailbox: Mailbox, before: Lane, decision: Decision) -> None:
@@ -464,16 +502,22 @@ class Lanes:
         lane = mailbox.lane = transition.lane
         self.waiting.add(key.tenant, len(lane.waiting) - len(before.waiting))
         can_start = lane.can_start and not decision.backs_off
-        self.slots.settle(key, running=self._is_active_here(lane), can_start=can_start)
+        self.slots.settle(
+            key,
+            running=self._is_active_here(lane),
+            can_start=can_start or self._can_resume_here(lane),
+        )
         if transition.needs_commit:
             self._actions.on_committed(key, transition)
         decision.settle()
         self._cache_requests(key, transition)
         if lane.active is not None and lane.active != before.active:
             self._start_or_stop_agent(key, before, lane.active, transition)
+        if lane.active is not None and lane.active.asking.expired:
+            self._actions.end_expired(key, lane.active)
         if decision.is_held:
             self._hold_start(key, before, lane)
-        elif can_start:
+        elif can_start or lane.can_resume:
             self._actions.wake_other_nodes()
         self._backoffs.follow(lane)
 
@@ -499,15 +543,19 @@ class Lanes:
         self, key: SessionKey, before: Lane, active: LaneRun, transition: Transition
     ) -> None:
         was = before.active
-        if was is None or (was.run_id, was.attempt) != (active.run_id, active.attempt):
+        same = was is not None and (was.run_id, was.attempt) == (active.run_id, active.attempt)
+        is_called_again = was is not None and was.asking.parked and active.state is RunState.ACTIVE
+        if (not same or is_called_again) and active.state is not RunState.INPUT_REQUIRED:
             changes = transition.runs
             change = next(change for change in changes if change.run.run_id == active.run_id)
             request = change.request or self._requests.take(RunKey(key.tenant, active.run_id))
             self._actions.start_agent(key, active, request)
-        elif was.host != active.host:
+        elif was is not None and was.host != active.host and not active.asking.parked:
             self._restart(key, active)
         elif newly_cancelled(before, transition.lane) is not None:
             self._actions.stop_agent(key, active)
+        elif was is not None and (was.state, was.asking) != (active.state, active.asking):
+            self._actions.follow_run(key, active)
 
 
 def _put_back(batch: list[PendingCommand[object]], start: int, mailbox: Mailbox) -> None:

@@ -112,9 +112,9 @@ class Decision:
 
 
 def newly_cancelled(before: Lane, after: Lane) -> LaneRun | None:
-    """The active run if it is CANCELLING now and was ACTIVE before."""
+    """The active run if it is CANCELLING now and was ACTIVE or INPUT_REQUIRED before."""
     was, run = before.active, after.active
-    if was is None or run is None or was.state is not RunState.ACTIVE:
+    if was is None or run is None or was.state is RunState.CANCELLING:
         return None
     same = (was.run_id, was.attempt) == (run.run_id, run.attempt)
     return run if same and run.state is RunState.CANCELLING else None

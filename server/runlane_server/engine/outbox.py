@@ -112,6 +112,8 @@ class Outbox:
         self._chars = 0
         self._puts = 0
         self._is_closed = False
+        self._open = asyncio.Event()
+        self._open.set()
         self._agent_task: asyncio.Task[None] | None = None
         self._on_lost: Callable[[], None] | None = None
         self._on_broken: Callable[[], None] | None = None
@@ -152,6 +154,18 @@ class Outbox:
     def close(self) -> None:
         """Drops all further events."""
         self._is_closed = True
+        self._open.set()
+
+    def pause(self) -> None:
+        """Stores nothing until `go_on`: others write the events of the run meanwhile."""
+        self._open.clear()
+
+    def go_on(self) -> None:
+        """Stores events again."""
+        if not self._open.is_set():
+            self._open.set()
+            if self._has_more:
+                self._schedule()
 
     @property
     def is_closed(self) -> bool:
@@ -212,12 +226,11 @@ class Outbox:
             self._pulse.call(self._start_if_needed)
 
     def add_stored(self, body: Folded) -> None:
-        """Adds an event that was stored as part of another commit."""
+        """Adds an event that was stored as part of another commit; the caller counts it."""
         self._end_half()
         self._end_delta()
         self._is_in_text = False
         self._draft.add(body)
-        self.events += 1
 
     def messages(self) -> tuple[DraftMessage, ...]:
         """The output so far, as the messages of the turn."""
@@ -229,6 +242,9 @@ class Outbox:
         """Waits until all events are stored, or the agent has returned."""
         self._puts = 0
         while (self._waiting or self._pieces) and not self._has_agent_returned:
+            await self._open.wait()
+            if self._is_closed:
+                break
             await asyncio.wait({self._writer or self._start_writing()})
         await self._wait_written()
 
@@ -323,7 +339,7 @@ class Outbox:
     def _has_more(self) -> bool:
         """Whether there is something to be stored before the end of the run."""
         has_ended = self._is_closed or self._has_agent_returned
-        return not has_ended and bool(self._pieces or self._waiting)
+        return self._open.is_set() and not has_ended and bool(self._pieces or self._waiting)
 
     def _start_writing(self) -> asyncio.Task[None]:
         loop = asyncio.get_running_loop()
@@ -333,7 +349,7 @@ class Outbox:
     async def _write(self) -> None:
         """Stores a batch. Later events wait for the next beat."""
         try:
-            if (self._pieces or self._waiting) and not self._has_agent_returned:
+            if self._has_more:
                 await self._append(self._batch())
         except (Stale, RunlaneError) as error:
             log.warning("run lost to this node", error=str(error) or "fenced off")

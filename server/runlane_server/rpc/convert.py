@@ -35,6 +35,7 @@ RUN_STATES: Mapping[RunState, run_pb2.RunState.ValueType] = MappingProxyType(
         RunState.ACCEPTED: run_pb2.RUN_STATE_ACCEPTED,
         RunState.QUEUED: run_pb2.RUN_STATE_QUEUED,
         RunState.ACTIVE: run_pb2.RUN_STATE_ACTIVE,
+        RunState.INPUT_REQUIRED: run_pb2.RUN_STATE_INPUT_REQUIRED,
         RunState.FOLDED: run_pb2.RUN_STATE_FOLDED,
         RunState.CANCELLING: run_pb2.RUN_STATE_CANCELLING,
         RunState.COMPLETED: run_pb2.RUN_STATE_COMPLETED,
@@ -105,7 +106,7 @@ def timestamp(at: Micros) -> Timestamp:
     return Timestamp(seconds=seconds, nanos=micros * 1000)
 
 
-def _timestamp(at: Micros | None) -> Timestamp | None:
+def optional_timestamp(at: Micros | None) -> Timestamp | None:
     return None if at is None else timestamp(at)
 
 
@@ -175,7 +176,7 @@ def run_complete(record: model.RunComplete) -> run_pb2.RunComplete:
         attempt=record.attempt,
         cancel_reason=record.cancel_reason,
         accepted_at=timestamp(record.accepted_at),
-        started_at=_timestamp(record.started_at),
+        started_at=optional_timestamp(record.started_at),
         ended_at=timestamp(record.ended_at),
         result=record.result,
     )
@@ -204,8 +205,8 @@ def run(record: model.Run) -> run_pb2.Run:
         max_attempts=record.max_attempts,
         attempt=record.attempt,
         accepted_at=timestamp(record.accepted_at),
-        started_at=_timestamp(record.started_at),
-        ended_at=_timestamp(record.ended_at),
+        started_at=optional_timestamp(record.started_at),
+        ended_at=optional_timestamp(record.ended_at),
         folded_into=record.folded_into,
         run_complete=None if record.complete is None else run_complete(record.complete),
         agent=record.agent,

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
 from runlane_server.core.agents import DEFAULT_AGENT
+from runlane_server.core.input import InputRequest, InputState
 from runlane_server.core.model import (
     NO_LABELS,
     Message,
@@ -204,6 +205,15 @@ class HostedRun:
     attempt: int
 
 
+@dataclass(frozen=True, slots=True)
+class DueInput:
+    """An open input request whose time is over."""
+
+    session: SessionKey
+    run_id: str
+    input_request_id: str
+
+
 class Cluster(Protocol):
     """The nodes that share a store.
 
@@ -244,6 +254,10 @@ class Cluster(Protocol):
 
     async def cancelled_runs(self, node_id: str) -> Sequence[HostedRun]:
         """Active runs of a node that a cancel covers."""
+
+    async def answered_runs(self, node_id: str, limit: int) -> Sequence[SessionKey]:
+        """Lanes whose active run has waited for input and needs none any more, the oldest first:
+        those whose agent waits on this node, and those without a node."""
 
     async def claim(
         self, node_id: str, limit: int, hold: float, order: ClaimOrder | None = None
@@ -422,6 +436,28 @@ class Store(Protocol):
 
         Raises CursorCompacted if the next event was removed.
         """
+
+    async def get_input(self, tenant: str, input_request_id: str) -> InputRequest | None:
+        """An input request."""
+
+    async def find_input(self, key: RunKey, question_key: str) -> InputRequest | None:
+        """The input request of a run with this key (R44)."""
+
+    async def list_inputs(
+        self,
+        tenant: str,
+        *,
+        session_id: str | None = None,
+        run_id: str | None = None,
+        states: Collection[InputState] = (),
+        after: int | None = None,
+        limit: int,
+    ) -> Page[InputRequest, int]:
+        """A page of input requests after a place, the latest first."""
+
+    async def due_inputs(self, now: Micros, limit: int) -> Sequence[DueInput]:
+        """Open requests of all tenants that have expired, the longest due first. A store with a
+        clock of its own ignores `now` (R43)."""
 
     async def get_session(self, key: SessionKey) -> Session | None:
         """A session, or None."""

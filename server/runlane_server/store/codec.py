@@ -22,10 +22,15 @@ from runlane_server.core.model import (
     EventBody,
     FinishReason,
     Folded,
+    InputAnswered,
+    InputExpired,
+    InputRequested,
+    InputWithdrawn,
     Part,
     Reasoning,
     ReasoningDelta,
     ResultPart,
+    Resumed,
     RunComplete,
     RunError,
     RunState,
@@ -212,6 +217,11 @@ _BODIES: Mapping[str, type[Any]] = MappingProxyType(
         "custom": CustomEvent,
         "step": StepResult,
         "folded": Folded,
+        "input_requested": InputRequested,
+        "input_answered": InputAnswered,
+        "input_withdrawn": InputWithdrawn,
+        "input_expired": InputExpired,
+        "resumed": Resumed,
     }
 )
 

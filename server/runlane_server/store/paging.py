@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple
 from typing import TypeVar
 
 from runlane_server.core.artifact import ArtifactPiece
@@ -11,6 +12,7 @@ from runlane_server.core.model import (
     Attachment,
     CustomEvent,
     EventBody,
+    InputRequested,
     Message,
     Part,
     Reasoning,
@@ -101,6 +103,8 @@ def _size(content: Part | EventBody) -> int:  # noqa: PLR0911 - one per kind
             return len(text.encode())
         case RunComplete():
             return OVERHEAD_BYTES + len(content.text.encode()) + len(content.result.encode())
+        case InputRequested():
+            return sum(len(text.encode()) for text in astuple(content) if isinstance(text, str))
         case ToolCall():
             return len(content.name) + len(content.arguments_json.encode())
         case ToolResult():

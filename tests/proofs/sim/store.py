@@ -17,6 +17,7 @@ from typing import Any, Self, TypeVar
 
 from proofs.sim.history import History
 from runlane_server.core.errors import StoreUnavailable
+from runlane_server.core.input import InputRequest, InputState
 from runlane_server.core.model import (
     Message,
     Micros,
@@ -32,6 +33,7 @@ from runlane_server.core.transition import Lane, Transition
 from runlane_server.store.base import (
     BusySession,
     DeletedRun,
+    DueInput,
     EventFilter,
     IdleSession,
     Listener,
@@ -323,6 +325,40 @@ class SimStore:
         return await self._read(
             lambda: self._disk.data.run_events(key, after=after, limit=limit, max_bytes=max_bytes)
         )
+
+    async def get_input(self, tenant: str, input_request_id: str) -> InputRequest | None:
+        """An input request."""
+        return await self._read(lambda: self._disk.data.get_input(tenant, input_request_id))
+
+    async def find_input(self, key: RunKey, question_key: str) -> InputRequest | None:
+        """The input request of a run with this key."""
+        return await self._read(lambda: self._disk.data.find_input(key, question_key))
+
+    async def list_inputs(
+        self,
+        tenant: str,
+        *,
+        session_id: str | None = None,
+        run_id: str | None = None,
+        states: Collection[InputState] = (),
+        after: int | None = None,
+        limit: int,
+    ) -> Page[InputRequest, int]:
+        """Input requests, the latest first."""
+        return await self._read(
+            lambda: self._disk.data.list_inputs(
+                tenant,
+                session_id=session_id,
+                run_id=run_id,
+                states=states,
+                after=after,
+                limit=limit,
+            )
+        )
+
+    async def due_inputs(self, now: Micros, limit: int) -> Sequence[DueInput]:
+        """Open requests whose time is over."""
+        return await self._read(lambda: self._disk.data.due_inputs(now, limit))
 
     async def get_session(self, key: SessionKey) -> Session | None:
         """A session."""

@@ -613,11 +613,14 @@ async def test_migration_counts_the_log_of_each_tenant(
         DROP FUNCTION commit_retries;
         DROP TYPE retried_run;
         ALTER TABLE runs DROP COLUMN retry;
-        DELETE FROM schema_versions WHERE version >= 7;
+        DROP TABLE input_requests;
+        DROP INDEX runs_asking;
+        DROP TYPE new_input, closed_input, asking_run CASCADE;
         DROP TYPE opened_lane, advanced_lane, accepted_run CASCADE;
+        ALTER TABLE runs DROP COLUMN asking, DROP COLUMN agent;
         ALTER TABLE sessions DROP COLUMN agent, DROP COLUMN next_agent;
-        ALTER TABLE runs DROP COLUMN agent;
-        CREATE INDEX sessions_waiting ON sessions (tenant);
+        CREATE INDEX sessions_waiting ON sessions (active_run_id, tenant, waiting_since);
+        DELETE FROM schema_versions WHERE version >= 7;
         ALTER TABLE store ADD COLUMN compacted_bytes bigint NOT NULL DEFAULT 50;
         UPDATE store SET compacted = 1;
         UPDATE events SET position = position + 1000;

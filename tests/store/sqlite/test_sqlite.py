@@ -221,9 +221,11 @@ async def test_migration_counts_bytes_stored_before(path: Path) -> None:
     with closing(sqlite3.connect(path)) as db:
         db.execute("ALTER TABLE sessions DROP COLUMN stored_bytes")
         db.execute("ALTER TABLE runs DROP COLUMN trace")
+        db.execute("ALTER TABLE runs DROP COLUMN asking")
+        db.execute("DROP TABLE input_requests")
         db.execute("ALTER TABLE runs DROP COLUMN retry")
-        db.execute("ALTER TABLE sessions DROP COLUMN agent")
         db.execute("ALTER TABLE runs DROP COLUMN agent")
+        db.execute("ALTER TABLE sessions DROP COLUMN agent")
         db.execute("DROP TABLE deleted_runs")
         db.execute("DROP INDEX events_by_tenant")
         db.execute("DROP TABLE tenant_logs")

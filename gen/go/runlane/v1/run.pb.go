@@ -46,6 +46,9 @@ const (
 	RunState_RUN_STATE_CANCELLED RunState = 7
 	// Ended by an error, a timeout or the loss of its node.
 	RunState_RUN_STATE_FAILED RunState = 8
+	// Its agent has asked people, and waits for the answers or, when it has them all, for a slot. The
+	// run stays the active one of its session.
+	RunState_RUN_STATE_INPUT_REQUIRED RunState = 9
 )
 
 // Enum value maps for RunState.
@@ -60,17 +63,19 @@ var (
 		6: "RUN_STATE_COMPLETED",
 		7: "RUN_STATE_CANCELLED",
 		8: "RUN_STATE_FAILED",
+		9: "RUN_STATE_INPUT_REQUIRED",
 	}
 	RunState_value = map[string]int32{
-		"RUN_STATE_UNSPECIFIED": 0,
-		"RUN_STATE_ACCEPTED":    1,
-		"RUN_STATE_QUEUED":      2,
-		"RUN_STATE_ACTIVE":      3,
-		"RUN_STATE_FOLDED":      4,
-		"RUN_STATE_CANCELLING":  5,
-		"RUN_STATE_COMPLETED":   6,
-		"RUN_STATE_CANCELLED":   7,
-		"RUN_STATE_FAILED":      8,
+		"RUN_STATE_UNSPECIFIED":    0,
+		"RUN_STATE_ACCEPTED":       1,
+		"RUN_STATE_QUEUED":         2,
+		"RUN_STATE_ACTIVE":         3,
+		"RUN_STATE_FOLDED":         4,
+		"RUN_STATE_CANCELLING":     5,
+		"RUN_STATE_COMPLETED":      6,
+		"RUN_STATE_CANCELLED":      7,
+		"RUN_STATE_FAILED":         8,
+		"RUN_STATE_INPUT_REQUIRED": 9,
 	}
 )
 
@@ -1292,6 +1297,11 @@ type RunEvent struct {
 	//	*RunEvent_Artifact
 	//	*RunEvent_Custom_
 	//	*RunEvent_Step_
+	//	*RunEvent_InputRequested_
+	//	*RunEvent_InputAnswered_
+	//	*RunEvent_InputWithdrawn_
+	//	*RunEvent_InputExpired_
+	//	*RunEvent_Resumed_
 	Event         isRunEvent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1447,6 +1457,51 @@ func (x *RunEvent) GetStep() *RunEvent_Step {
 	return nil
 }
 
+func (x *RunEvent) GetInputRequested() *RunEvent_InputRequested {
+	if x != nil {
+		if x, ok := x.Event.(*RunEvent_InputRequested_); ok {
+			return x.InputRequested
+		}
+	}
+	return nil
+}
+
+func (x *RunEvent) GetInputAnswered() *RunEvent_InputAnswered {
+	if x != nil {
+		if x, ok := x.Event.(*RunEvent_InputAnswered_); ok {
+			return x.InputAnswered
+		}
+	}
+	return nil
+}
+
+func (x *RunEvent) GetInputWithdrawn() *RunEvent_InputWithdrawn {
+	if x != nil {
+		if x, ok := x.Event.(*RunEvent_InputWithdrawn_); ok {
+			return x.InputWithdrawn
+		}
+	}
+	return nil
+}
+
+func (x *RunEvent) GetInputExpired() *RunEvent_InputExpired {
+	if x != nil {
+		if x, ok := x.Event.(*RunEvent_InputExpired_); ok {
+			return x.InputExpired
+		}
+	}
+	return nil
+}
+
+func (x *RunEvent) GetResumed() *RunEvent_Resumed {
+	if x != nil {
+		if x, ok := x.Event.(*RunEvent_Resumed_); ok {
+			return x.Resumed
+		}
+	}
+	return nil
+}
+
 type isRunEvent_Event interface {
 	isRunEvent_Event()
 }
@@ -1506,6 +1561,31 @@ type RunEvent_Step_ struct {
 	Step *RunEvent_Step `protobuf:"bytes,13,opt,name=step,proto3,oneof"`
 }
 
+type RunEvent_InputRequested_ struct {
+	// The agent asked people.
+	InputRequested *RunEvent_InputRequested `protobuf:"bytes,14,opt,name=input_requested,json=inputRequested,proto3,oneof"`
+}
+
+type RunEvent_InputAnswered_ struct {
+	// An input request was answered.
+	InputAnswered *RunEvent_InputAnswered `protobuf:"bytes,15,opt,name=input_answered,json=inputAnswered,proto3,oneof"`
+}
+
+type RunEvent_InputWithdrawn_ struct {
+	// An input request was withdrawn.
+	InputWithdrawn *RunEvent_InputWithdrawn `protobuf:"bytes,16,opt,name=input_withdrawn,json=inputWithdrawn,proto3,oneof"`
+}
+
+type RunEvent_InputExpired_ struct {
+	// An input request expired.
+	InputExpired *RunEvent_InputExpired `protobuf:"bytes,17,opt,name=input_expired,json=inputExpired,proto3,oneof"`
+}
+
+type RunEvent_Resumed_ struct {
+	// The attempt continues after input.
+	Resumed *RunEvent_Resumed `protobuf:"bytes,18,opt,name=resumed,proto3,oneof"`
+}
+
 func (*RunEvent_Accepted_) isRunEvent_Event() {}
 
 func (*RunEvent_Started_) isRunEvent_Event() {}
@@ -1528,6 +1608,16 @@ func (*RunEvent_Custom_) isRunEvent_Event() {}
 
 func (*RunEvent_Step_) isRunEvent_Event() {}
 
+func (*RunEvent_InputRequested_) isRunEvent_Event() {}
+
+func (*RunEvent_InputAnswered_) isRunEvent_Event() {}
+
+func (*RunEvent_InputWithdrawn_) isRunEvent_Event() {}
+
+func (*RunEvent_InputExpired_) isRunEvent_Event() {}
+
+func (*RunEvent_Resumed_) isRunEvent_Event() {}
+
 // A run covered by a cancel.
 type CancelledRun struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1537,7 +1627,7 @@ type CancelledRun struct {
 	RunId string `protobuf:"bytes,2,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
 	// The position in the accept order of the session.
 	AcceptSeq int64 `protobuf:"varint,3,opt,name=accept_seq,json=acceptSeq,proto3" json:"accept_seq,omitempty"`
-	// The state when the cancel took effect: ACCEPTED, QUEUED, ACTIVE or FOLDED.
+	// The state when the cancel took effect: ACCEPTED, QUEUED, ACTIVE, INPUT_REQUIRED or FOLDED.
 	StateWhenCancelled RunState `protobuf:"varint,4,opt,name=state_when_cancelled,json=stateWhenCancelled,proto3,enum=runlane.v1.RunState" json:"state_when_cancelled,omitempty"`
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
@@ -1950,12 +2040,243 @@ func (x *RunEvent_Folded) GetIntoRunId() string {
 	return ""
 }
 
+// The agent asked people. An attempt that asks again what an earlier one has asked repeats the
+// event, with the same id.
+type RunEvent_InputRequested struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The request as it was asked; ListInputRequests returns its current state.
+	InputRequest  *InputRequest `protobuf:"bytes,1,opt,name=input_request,json=inputRequest,proto3" json:"input_request,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RunEvent_InputRequested) Reset() {
+	*x = RunEvent_InputRequested{}
+	mi := &file_runlane_v1_run_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RunEvent_InputRequested) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RunEvent_InputRequested) ProtoMessage() {}
+
+func (x *RunEvent_InputRequested) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_run_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RunEvent_InputRequested.ProtoReflect.Descriptor instead.
+func (*RunEvent_InputRequested) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 7}
+}
+
+func (x *RunEvent_InputRequested) GetInputRequest() *InputRequest {
+	if x != nil {
+		return x.InputRequest
+	}
+	return nil
+}
+
+// An input request was answered. If no other is open, the run waits for a slot.
+type RunEvent_InputAnswered struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The request.
+	InputRequestId string `protobuf:"bytes,1,opt,name=input_request_id,json=inputRequestId,proto3" json:"input_request_id,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *RunEvent_InputAnswered) Reset() {
+	*x = RunEvent_InputAnswered{}
+	mi := &file_runlane_v1_run_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RunEvent_InputAnswered) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RunEvent_InputAnswered) ProtoMessage() {}
+
+func (x *RunEvent_InputAnswered) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_run_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RunEvent_InputAnswered.ProtoReflect.Descriptor instead.
+func (*RunEvent_InputAnswered) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 8}
+}
+
+func (x *RunEvent_InputAnswered) GetInputRequestId() string {
+	if x != nil {
+		return x.InputRequestId
+	}
+	return ""
+}
+
+// An input request takes no answer any more: the run was cancelled or has ended.
+type RunEvent_InputWithdrawn struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The request.
+	InputRequestId string `protobuf:"bytes,1,opt,name=input_request_id,json=inputRequestId,proto3" json:"input_request_id,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *RunEvent_InputWithdrawn) Reset() {
+	*x = RunEvent_InputWithdrawn{}
+	mi := &file_runlane_v1_run_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RunEvent_InputWithdrawn) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RunEvent_InputWithdrawn) ProtoMessage() {}
+
+func (x *RunEvent_InputWithdrawn) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_run_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RunEvent_InputWithdrawn.ProtoReflect.Descriptor instead.
+func (*RunEvent_InputWithdrawn) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 9}
+}
+
+func (x *RunEvent_InputWithdrawn) GetInputRequestId() string {
+	if x != nil {
+		return x.InputRequestId
+	}
+	return ""
+}
+
+// Nobody answered an input request in time: its default applies, or the run fails.
+type RunEvent_InputExpired struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The request.
+	InputRequestId string `protobuf:"bytes,1,opt,name=input_request_id,json=inputRequestId,proto3" json:"input_request_id,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *RunEvent_InputExpired) Reset() {
+	*x = RunEvent_InputExpired{}
+	mi := &file_runlane_v1_run_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RunEvent_InputExpired) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RunEvent_InputExpired) ProtoMessage() {}
+
+func (x *RunEvent_InputExpired) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_run_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RunEvent_InputExpired.ProtoReflect.Descriptor instead.
+func (*RunEvent_InputExpired) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 10}
+}
+
+func (x *RunEvent_InputExpired) GetInputRequestId() string {
+	if x != nil {
+		return x.InputRequestId
+	}
+	return ""
+}
+
+// The attempt continues after input; its output so far stays.
+type RunEvent_Resumed struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The attempt number.
+	Attempt       int32 `protobuf:"varint,1,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RunEvent_Resumed) Reset() {
+	*x = RunEvent_Resumed{}
+	mi := &file_runlane_v1_run_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RunEvent_Resumed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RunEvent_Resumed) ProtoMessage() {}
+
+func (x *RunEvent_Resumed) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_run_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RunEvent_Resumed.ProtoReflect.Descriptor instead.
+func (*RunEvent_Resumed) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 11}
+}
+
+func (x *RunEvent_Resumed) GetAttempt() int32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
 var File_runlane_v1_run_proto protoreflect.FileDescriptor
 
 const file_runlane_v1_run_proto_rawDesc = "" +
 	"\n" +
 	"\x14runlane/v1/run.proto\x12\n" +
-	"runlane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"t\n" +
+	"runlane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16runlane/v1/input.proto\"t\n" +
 	"\n" +
 	"Attachment\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1b\n" +
@@ -2055,7 +2376,7 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	"\x03uri\x18\a \x01(\tH\x00R\x03uri\x12\x16\n" +
 	"\x06append\x18\b \x01(\bR\x06append\x12\x12\n" +
 	"\x04last\x18\t \x01(\bR\x04lastB\t\n" +
-	"\acontent\"\x9e\b\n" +
+	"\acontent\"\xb6\r\n" +
 	"\bRunEvent\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x03R\x05index\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12;\n" +
@@ -2072,7 +2393,12 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	" \x01(\v2\x17.runlane.v1.RunCompleteH\x00R\vrunComplete\x122\n" +
 	"\bartifact\x18\v \x01(\v2\x14.runlane.v1.ArtifactH\x00R\bartifact\x125\n" +
 	"\x06custom\x18\f \x01(\v2\x1b.runlane.v1.RunEvent.CustomH\x00R\x06custom\x12/\n" +
-	"\x04step\x18\r \x01(\v2\x19.runlane.v1.RunEvent.StepH\x00R\x04step\x1a)\n" +
+	"\x04step\x18\r \x01(\v2\x19.runlane.v1.RunEvent.StepH\x00R\x04step\x12N\n" +
+	"\x0finput_requested\x18\x0e \x01(\v2#.runlane.v1.RunEvent.InputRequestedH\x00R\x0einputRequested\x12K\n" +
+	"\x0einput_answered\x18\x0f \x01(\v2\".runlane.v1.RunEvent.InputAnsweredH\x00R\rinputAnswered\x12N\n" +
+	"\x0finput_withdrawn\x18\x10 \x01(\v2#.runlane.v1.RunEvent.InputWithdrawnH\x00R\x0einputWithdrawn\x12H\n" +
+	"\rinput_expired\x18\x11 \x01(\v2!.runlane.v1.RunEvent.InputExpiredH\x00R\finputExpired\x128\n" +
+	"\aresumed\x18\x12 \x01(\v2\x1c.runlane.v1.RunEvent.ResumedH\x00R\aresumed\x1a)\n" +
 	"\bAccepted\x12\x1d\n" +
 	"\n" +
 	"accept_seq\x18\x01 \x01(\x03R\tacceptSeq\x1a#\n" +
@@ -2090,7 +2416,17 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	"\x06result\x18\x02 \x01(\tR\x06result\x1a?\n" +
 	"\x06Folded\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x1e\n" +
-	"\vinto_run_id\x18\x02 \x01(\tR\tintoRunIdB\a\n" +
+	"\vinto_run_id\x18\x02 \x01(\tR\tintoRunId\x1aO\n" +
+	"\x0eInputRequested\x12=\n" +
+	"\rinput_request\x18\x01 \x01(\v2\x18.runlane.v1.InputRequestR\finputRequest\x1a9\n" +
+	"\rInputAnswered\x12(\n" +
+	"\x10input_request_id\x18\x01 \x01(\tR\x0einputRequestId\x1a:\n" +
+	"\x0eInputWithdrawn\x12(\n" +
+	"\x10input_request_id\x18\x01 \x01(\tR\x0einputRequestId\x1a8\n" +
+	"\fInputExpired\x12(\n" +
+	"\x10input_request_id\x18\x01 \x01(\tR\x0einputRequestId\x1a#\n" +
+	"\aResumed\x12\x18\n" +
+	"\aattempt\x18\x01 \x01(\x05R\aattemptB\a\n" +
 	"\x05event\"\xab\x01\n" +
 	"\fCancelledRun\x12\x1d\n" +
 	"\n" +
@@ -2098,7 +2434,7 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	"\x06run_id\x18\x02 \x01(\tR\x05runId\x12\x1d\n" +
 	"\n" +
 	"accept_seq\x18\x03 \x01(\x03R\tacceptSeq\x12F\n" +
-	"\x14state_when_cancelled\x18\x04 \x01(\x0e2\x14.runlane.v1.RunStateR\x12stateWhenCancelled*\xe1\x01\n" +
+	"\x14state_when_cancelled\x18\x04 \x01(\x0e2\x14.runlane.v1.RunStateR\x12stateWhenCancelled*\xff\x01\n" +
 	"\bRunState\x12\x19\n" +
 	"\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12RUN_STATE_ACCEPTED\x10\x01\x12\x14\n" +
@@ -2108,7 +2444,8 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	"\x14RUN_STATE_CANCELLING\x10\x05\x12\x17\n" +
 	"\x13RUN_STATE_COMPLETED\x10\x06\x12\x17\n" +
 	"\x13RUN_STATE_CANCELLED\x10\a\x12\x14\n" +
-	"\x10RUN_STATE_FAILED\x10\b*}\n" +
+	"\x10RUN_STATE_FAILED\x10\b\x12\x1c\n" +
+	"\x18RUN_STATE_INPUT_REQUIRED\x10\t*}\n" +
 	"\bWhenBusy\x12\x19\n" +
 	"\x15WHEN_BUSY_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fWHEN_BUSY_QUEUE\x10\x01\x12\x12\n" +
@@ -2139,7 +2476,7 @@ func file_runlane_v1_run_proto_rawDescGZIP() []byte {
 }
 
 var file_runlane_v1_run_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_runlane_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_runlane_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_runlane_v1_run_proto_goTypes = []any{
 	(RunState)(0),                   // 0: runlane.v1.RunState
 	(WhenBusy)(0),                   // 1: runlane.v1.WhenBusy
@@ -2163,29 +2500,35 @@ var file_runlane_v1_run_proto_goTypes = []any{
 	(*RunEvent_Custom)(nil),         // 19: runlane.v1.RunEvent.Custom
 	(*RunEvent_Step)(nil),           // 20: runlane.v1.RunEvent.Step
 	(*RunEvent_Folded)(nil),         // 21: runlane.v1.RunEvent.Folded
-	(*durationpb.Duration)(nil),     // 22: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),   // 23: google.protobuf.Timestamp
+	(*RunEvent_InputRequested)(nil), // 22: runlane.v1.RunEvent.InputRequested
+	(*RunEvent_InputAnswered)(nil),  // 23: runlane.v1.RunEvent.InputAnswered
+	(*RunEvent_InputWithdrawn)(nil), // 24: runlane.v1.RunEvent.InputWithdrawn
+	(*RunEvent_InputExpired)(nil),   // 25: runlane.v1.RunEvent.InputExpired
+	(*RunEvent_Resumed)(nil),        // 26: runlane.v1.RunEvent.Resumed
+	(*durationpb.Duration)(nil),     // 27: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),   // 28: google.protobuf.Timestamp
+	(*InputRequest)(nil),            // 29: runlane.v1.InputRequest
 }
 var file_runlane_v1_run_proto_depIdxs = []int32{
-	22, // 0: runlane.v1.RetryPolicy.initial_backoff:type_name -> google.protobuf.Duration
-	22, // 1: runlane.v1.RetryPolicy.max_backoff:type_name -> google.protobuf.Duration
+	27, // 0: runlane.v1.RetryPolicy.initial_backoff:type_name -> google.protobuf.Duration
+	27, // 1: runlane.v1.RetryPolicy.max_backoff:type_name -> google.protobuf.Duration
 	0,  // 2: runlane.v1.Run.state:type_name -> runlane.v1.RunState
 	1,  // 3: runlane.v1.Run.when_busy:type_name -> runlane.v1.WhenBusy
 	14, // 4: runlane.v1.Run.metadata:type_name -> runlane.v1.Run.MetadataEntry
-	22, // 5: runlane.v1.Run.timeout:type_name -> google.protobuf.Duration
-	23, // 6: runlane.v1.Run.accepted_at:type_name -> google.protobuf.Timestamp
-	23, // 7: runlane.v1.Run.started_at:type_name -> google.protobuf.Timestamp
-	23, // 8: runlane.v1.Run.ended_at:type_name -> google.protobuf.Timestamp
+	27, // 5: runlane.v1.Run.timeout:type_name -> google.protobuf.Duration
+	28, // 6: runlane.v1.Run.accepted_at:type_name -> google.protobuf.Timestamp
+	28, // 7: runlane.v1.Run.started_at:type_name -> google.protobuf.Timestamp
+	28, // 8: runlane.v1.Run.ended_at:type_name -> google.protobuf.Timestamp
 	8,  // 9: runlane.v1.Run.run_complete:type_name -> runlane.v1.RunComplete
 	6,  // 10: runlane.v1.Run.retry_policy:type_name -> runlane.v1.RetryPolicy
 	0,  // 11: runlane.v1.RunComplete.state:type_name -> runlane.v1.RunState
 	2,  // 12: runlane.v1.RunComplete.finish_reason:type_name -> runlane.v1.FinishReason
 	4,  // 13: runlane.v1.RunComplete.error:type_name -> runlane.v1.RunError
 	5,  // 14: runlane.v1.RunComplete.usage:type_name -> runlane.v1.Usage
-	23, // 15: runlane.v1.RunComplete.accepted_at:type_name -> google.protobuf.Timestamp
-	23, // 16: runlane.v1.RunComplete.started_at:type_name -> google.protobuf.Timestamp
-	23, // 17: runlane.v1.RunComplete.ended_at:type_name -> google.protobuf.Timestamp
-	23, // 18: runlane.v1.RunEvent.time:type_name -> google.protobuf.Timestamp
+	28, // 15: runlane.v1.RunComplete.accepted_at:type_name -> google.protobuf.Timestamp
+	28, // 16: runlane.v1.RunComplete.started_at:type_name -> google.protobuf.Timestamp
+	28, // 17: runlane.v1.RunComplete.ended_at:type_name -> google.protobuf.Timestamp
+	28, // 18: runlane.v1.RunEvent.time:type_name -> google.protobuf.Timestamp
 	15, // 19: runlane.v1.RunEvent.accepted:type_name -> runlane.v1.RunEvent.Accepted
 	16, // 20: runlane.v1.RunEvent.started:type_name -> runlane.v1.RunEvent.Started
 	17, // 21: runlane.v1.RunEvent.text_delta:type_name -> runlane.v1.RunEvent.TextDelta
@@ -2197,12 +2540,18 @@ var file_runlane_v1_run_proto_depIdxs = []int32{
 	11, // 27: runlane.v1.RunEvent.artifact:type_name -> runlane.v1.Artifact
 	19, // 28: runlane.v1.RunEvent.custom:type_name -> runlane.v1.RunEvent.Custom
 	20, // 29: runlane.v1.RunEvent.step:type_name -> runlane.v1.RunEvent.Step
-	0,  // 30: runlane.v1.CancelledRun.state_when_cancelled:type_name -> runlane.v1.RunState
-	31, // [31:31] is the sub-list for method output_type
-	31, // [31:31] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	22, // 30: runlane.v1.RunEvent.input_requested:type_name -> runlane.v1.RunEvent.InputRequested
+	23, // 31: runlane.v1.RunEvent.input_answered:type_name -> runlane.v1.RunEvent.InputAnswered
+	24, // 32: runlane.v1.RunEvent.input_withdrawn:type_name -> runlane.v1.RunEvent.InputWithdrawn
+	25, // 33: runlane.v1.RunEvent.input_expired:type_name -> runlane.v1.RunEvent.InputExpired
+	26, // 34: runlane.v1.RunEvent.resumed:type_name -> runlane.v1.RunEvent.Resumed
+	0,  // 35: runlane.v1.CancelledRun.state_when_cancelled:type_name -> runlane.v1.RunState
+	29, // 36: runlane.v1.RunEvent.InputRequested.input_request:type_name -> runlane.v1.InputRequest
+	37, // [37:37] is the sub-list for method output_type
+	37, // [37:37] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_runlane_v1_run_proto_init() }
@@ -2210,6 +2559,7 @@ func file_runlane_v1_run_proto_init() {
 	if File_runlane_v1_run_proto != nil {
 		return
 	}
+	file_runlane_v1_input_proto_init()
 	file_runlane_v1_run_proto_msgTypes[0].OneofWrappers = []any{
 		(*Attachment_Text)(nil),
 		(*Attachment_Data)(nil),
@@ -2232,6 +2582,11 @@ func file_runlane_v1_run_proto_init() {
 		(*RunEvent_Artifact)(nil),
 		(*RunEvent_Custom_)(nil),
 		(*RunEvent_Step_)(nil),
+		(*RunEvent_InputRequested_)(nil),
+		(*RunEvent_InputAnswered_)(nil),
+		(*RunEvent_InputWithdrawn_)(nil),
+		(*RunEvent_InputExpired_)(nil),
+		(*RunEvent_Resumed_)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2239,7 +2594,7 @@ func file_runlane_v1_run_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runlane_v1_run_proto_rawDesc), len(file_runlane_v1_run_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   19,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -41,16 +41,19 @@ from pydantic_ai.messages import (
 )
 from pydantic_ai.models import Model, infer_model
 from pydantic_ai.settings import ModelSettings
+from pydantic_ai.tools import DeferredToolRequests
 from pydantic_ai.usage import RunUsage
 from pydantic_core import to_json
 from pydantic_graph import End
 
 from runlane_server.agents.base import AgentError, AgentEvent, Report, Turn
+from runlane_server.agents.chat.deferred import Waiting, output_type
 from runlane_server.agents.chat.deps import deps_of
 from runlane_server.agents.chat.errors import REJECTIONS, to_agent_error
 from runlane_server.agents.chat.exchange import Exchange, readable
 from runlane_server.agents.chat.grammar import is_silent, valid_arguments
 from runlane_server.agents.chat.history import model_messages, texts_only, user_content
+from runlane_server.agents.questions import Asked
 from runlane_server.core.errors import SettingsError
 from runlane_server.core.model import (
     FinishReason,
@@ -158,22 +161,29 @@ class _Answering:
         self._exchange = exchange
         self._turn = turn
         self._prompts = [turn.prompt]
+        self._waiting = Waiting.of_checkpoint(turn.checkpoint)
         self.has_begun = False
         """Whether any event was yielded: then the turn cannot begin again."""
 
     async def events(self, transcript: Sequence[Message]) -> AsyncGenerator[AgentEvent, None]:
         """Answers all prompts of the turn. Raises AgentError."""
         history = model_messages(transcript)
-        prompts = self._prompts
+        waiting = self._waiting
+        prompts = [] if waiting.calls else self._prompts
         deps = await deps_of(self._agent, self._turn)
         try:
-            while prompts:
-                round_ = _Round(self._turn, self._exchange, prompts)
-                async with aclosing(round_.events(self._agent, history, deps)) as events:
+            while prompts or waiting.calls:
+                round_ = _Round(self._turn, self._exchange, prompts, waiting)
+                said = [*history, *waiting.messages]
+                async with aclosing(round_.events(self._agent, said, deps)) as events:
                     async for event in events:
                         self.has_begun = True
                         yield event
-                history = round_.messages
+                if round_.questions:
+                    if await self._turn.ask_and_leave(round_.questions, waiting.checkpoint()):
+                        return
+                    prompts = []
+                    continue
                 prompts = [folded.prompt for folded in await self._turn.take_folded()]
         except ContentFilterError:
             yield Report(finish_reason=FinishReason.CONTENT_FILTER)
@@ -189,23 +199,31 @@ class _Round:
     `prompts` grows by those that are folded in.
     """
 
-    def __init__(self, turn: Turn, exchange: Exchange, prompts: list[Prompt]) -> None:
+    def __init__(
+        self, turn: Turn, exchange: Exchange, prompts: list[Prompt], waiting: Waiting
+    ) -> None:
         self._turn = turn
         self._exchange = exchange
         self._prompts = prompts
-        self._open_calls: set[str] = set()
+        self._waiting = waiting
+        self._open_calls = waiting.is_open
         self._reported = RunUsage()
-        self.messages: list[ModelMessage] = []
+        self.questions: list[Asked] = []
+        """The questions to people that the model's calls wait for."""
 
-    async def events(
+    async def events(  # noqa: C901 - one case per node
         self,
         agent: AbstractAgent[Any, Any],
         history: Sequence[ModelMessage],
         deps: Any,
     ) -> AsyncGenerator[AgentEvent, None]:
-        """Yields the events of the round; afterwards `messages` has the whole conversation."""
+        """Yields the events of the round, and adds its messages to what was said in the turn."""
+        answers = await self._waiting.results(self._turn) if self._waiting.calls else None
+        self._waiting.calls.clear()
         async with agent.iter(
-            user_content(self._prompts[0]),
+            None if answers is not None else user_content(self._prompts[0]),
+            output_type=output_type(agent),
+            deferred_tool_results=answers,
             message_history=history or None,
             deps=deps,
             # Merged with the agent's own settings.
@@ -229,10 +247,12 @@ class _Round:
                         async for event in tool_events:
                             if (call_or_result := self._to_tool_event(event)) is not None:
                                 yield call_or_result
+                elif isinstance(node, End) and isinstance(node.data.output, DeferredToolRequests):
+                    self.questions = self._waiting.add(node.data.output)
                 elif isinstance(node, End) and not isinstance(node.data.output, str):
                     yield TextDelta(to_json(node.data.output, fallback=str).decode())
             yield Report(usage=self._unreported_usage(run))
-            self.messages = run.all_messages()
+            self._waiting.messages += run.new_messages()
 
     async def _take_folded(self) -> list[Prompt]:
         prompts = [folded.prompt for folded in await self._turn.take_folded()]
@@ -241,6 +261,8 @@ class _Round:
 
     def _to_tool_event(self, event: AgentStreamEvent) -> AgentEvent | None:
         match event:
+            case FunctionToolCallEvent(part=call) if call.tool_call_id in self._open_calls:
+                return None  # it was reported before it waited
             case FunctionToolCallEvent(part=call):
                 self._open_calls.add(call.tool_call_id)
                 arguments = replace(call, args=valid_arguments(call.args)).args_as_json_str()

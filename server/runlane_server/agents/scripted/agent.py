@@ -23,6 +23,9 @@ The prompt is a JSON list of steps, each an object with one of these:
                                         key, as its result
     {"say": "attempt"}                  yields a fact about the turn as text: attempt, history,
                                         metadata, run_id or session_id
+    {"ask": {"text": "..."}}            asks people, and yields the answer; the object has the
+                                        arguments of `Turn.ask`
+    {"ask": {...}, "leave": true}       the same, and the agent leaves meanwhile
     {"fail": "...", "reason": "WORD"}   fails the run with an AgentError; with "attempts": n only
                                         in the first n attempts
     {"crash": "..."}                    fails the run with an unexpected exception
@@ -40,7 +43,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
 
-from runlane_server.agents.base import AgentError, AgentEvent, Report, Turn
+from runlane_server.agents.base import AgentError, AgentEvent, Approval, Report, Turn
 from runlane_server.agents.scripted.latches import Latches
 from runlane_server.agents.scripted.script import BadScript, Step, parse_script
 from runlane_server.agents.text import whole_text
@@ -72,7 +75,17 @@ class ScriptedAgent:
         if script is None:
             yield TextDelta(text)
             return
-        for step in script:
+        done = 0
+        if turn.checkpoint:
+            done = int(turn.checkpoint)
+            yield TextDelta(_answer(await turn.answer_to(turn.checkpoint)))
+        for number, step in enumerate(script[done:], start=done + 1):
+            if step.leave:
+                asked = step.value._replace(key=str(number))
+                if await turn.ask_and_leave([asked], str(number)):
+                    return
+                yield TextDelta(_answer(await turn.answer_to(str(number))))
+                continue
             for count in range(1, step.repeat + 1):
                 for event in await self._execute(step, turn):
                     yield event
@@ -102,6 +115,8 @@ class ScriptedAgent:
                 return [TextDelta(str(await turn.step(step.value, lambda: turn.attempt)))]
             case "say":
                 return [TextDelta(await _fact(step.value, turn))]
+            case "ask":
+                return [TextDelta(_answer(await turn.ask(**step.value._asdict())))]
             case "step":
                 folded = await turn.take_folded() if step.value else []
                 return [TextDelta(f"[folded: {whole_text(one.prompt)}]") for one in folded]
@@ -113,6 +128,14 @@ class ScriptedAgent:
             await self.latches.wait_through_cancels(step.value)
         else:
             await self.latches.wait(step.value)
+
+
+def _answer(value: object) -> str:
+    """An answer as text: of an approval, the verdict and the arguments."""
+    if isinstance(value, Approval):
+        arguments = json.dumps(value.arguments, sort_keys=True)
+        return f"{'approved' if value else 'denied'} {arguments}"
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
 def _event(step: Step) -> AgentEvent:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from runlane_server.core.input import InputChange, InputRequest, InputState
 from runlane_server.core.model import (
     Message,
     Micros,
@@ -30,6 +31,7 @@ from runlane_server.store.base import (
     Stale,
 )
 from runlane_server.store.codec import encode_parts
+from runlane_server.store.inputs import input_weight
 from runlane_server.store.paging import event_size
 from runlane_server.store.records import prompt_parts
 from runlane_server.store.weight import message_weight, run_weight, session_weight
@@ -57,12 +59,21 @@ class SessionRow:
     stored_bytes: int = 0
 
 
+@dataclass(slots=True)
+class InputRow:
+    """An input request. `number` orders requests."""
+
+    number: int
+    request: InputRequest
+
+
 class Tables:
     """All sessions and runs. A write raises before it changes anything."""
 
     def __init__(self) -> None:
         self.sessions: dict[SessionKey, SessionRow] = {}
         self.runs: dict[RunKey, RunRow] = {}
+        self.inputs: dict[tuple[str, str], InputRow] = {}
         self.deleted: dict[RunKey, tuple[Micros, DeletedRun]] = {}
         self._numbers = 0
 
@@ -128,7 +139,12 @@ class Tables:
     def remove(self, key: SessionKey) -> None:
         """Removes a session with all that belongs to it."""
         at = time.time_ns() // 1_000
-        for run_id in self.sessions.pop(key).run_ids:
+        run_ids = self.sessions.pop(key).run_ids
+        gone = set(run_ids)
+        for name in [it for it, row in self.inputs.items() if row.request.run_id in gone]:
+            if name[0] == key.tenant:
+                del self.inputs[name]
+        for run_id in run_ids:
             row = self.runs.pop(RunKey(key.tenant, run_id))
             self.deleted[RunKey(key.tenant, run_id)] = (
                 at,
@@ -164,6 +180,9 @@ class Tables:
             self._change_run(row, change)
         for event in transition.events:
             self.runs[RunKey(lane.key.tenant, event.run_id)].events.append(event)
+        row.stored_bytes += input_weight(transition.inputs)
+        for input_change in transition.inputs:
+            self._change_input(lane.key.tenant, input_change)
 
     def _change_run(self, session: SessionRow, change: RunChange) -> None:
         key = RunKey(session.lane.key.tenant, change.run.run_id)
@@ -175,6 +194,16 @@ class Tables:
             return
         row = self.runs[key]
         row.run = _changed_run(row.run, change.run, change.complete)
+
+    def _change_input(self, tenant: str, change: InputChange) -> None:
+        key = (tenant, change.input_request_id)
+        if change.request is not None:
+            self.inputs[key] = InputRow(self._next_number(), change.request)
+        row = self.inputs[key]
+        if change.state is not InputState.OPEN:
+            row.request = row.request._replace(
+                state=change.state, closed_at=change.at, answer=change.answer
+            )
 
     def _new_session(self, lane: Lane, at: Micros) -> SessionRow:
         session = Session(

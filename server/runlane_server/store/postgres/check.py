@@ -12,6 +12,7 @@ from runlane_server.core.errors import CorruptRecord, StartError
 from runlane_server.core.model import Prompt, RunKey
 from runlane_server.store.corrupt import collecting, corrupt_complete
 from runlane_server.store.findings import Counts, Findings, first_lines
+from runlane_server.store.inputs import input_from
 from runlane_server.store.postgres import queries
 from runlane_server.store.postgres.connection import FAILURES, Connector, describe
 from runlane_server.store.postgres.database import Database
@@ -91,6 +92,10 @@ async def _read_logged(_: Connection, row: Any) -> None:
     queries.logged(row)
 
 
+async def _read_input(_: Connection, row: Any) -> None:
+    input_from(row["tenant"], row, unescape)
+
+
 _READS: Mapping[str, Callable[[Connection, Any], Awaitable[None]]] = MappingProxyType(
     {
         "sessions": _read_session,
@@ -98,6 +103,7 @@ _READS: Mapping[str, Callable[[Connection, Any], Awaitable[None]]] = MappingProx
         "messages": _read_message,
         "run_events": _read_event,
         "events": _read_logged,
+        "input_requests": _read_input,
     }
 )
 """How the rows of a table are read. Prompts and attachments are read with their runs."""

@@ -29,6 +29,7 @@ from runlane_server.store.base import (
     Page,
 )
 from runlane_server.store.corrupt import corrupt_complete
+from runlane_server.store.inputs import decode_asking
 from runlane_server.store.paging import (
     check_not_compacted,
     complete_size,
@@ -116,6 +117,7 @@ def _lane_run(row: Record) -> LaneRun:
         trace=row["trace"] or "",
         host=unescape(row["host"]),
         agent=row["agent"],
+        asking=decode_asking(row["asking"]),
     )
     return with_retry(run, row["retry"])
 

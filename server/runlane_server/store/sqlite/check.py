@@ -12,6 +12,7 @@ from runlane_server.core.errors import CorruptRecord
 from runlane_server.core.model import Prompt, RunKey, SessionKey
 from runlane_server.store.corrupt import collecting, corrupt_complete
 from runlane_server.store.findings import MAX_LINES, Counts, Findings, first_lines
+from runlane_server.store.inputs import input_from
 from runlane_server.store.records import (
     deleted_run_from,
     event_from,
@@ -107,6 +108,7 @@ _READS: Mapping[str, Callable[[sqlite3.Connection, sqlite3.Row], object]] = Mapp
         "run_events": _read_event,
         "events": lambda _, row: logged_from(row, as_is),
         "deleted_runs": _read_deleted_run,
+        "input_requests": lambda _, row: input_from(row["tenant"], row, as_is),
     }
 )
 """How the rows of a table are read. Prompts and attachments are read with their runs."""

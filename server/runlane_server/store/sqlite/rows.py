@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from runlane_server.core.input import InputChange, InputState
 from runlane_server.core.model import (
     EXCERPT_CHARS,
     NO_USAGE,
@@ -31,6 +32,12 @@ from runlane_server.store.codec import (
     encode_parts,
     encode_retry,
     encode_usage,
+)
+from runlane_server.store.inputs import (
+    encode_answer,
+    encode_asking,
+    encode_question,
+    input_weight,
 )
 from runlane_server.store.weight import (
     logged_event_weight,
@@ -170,6 +177,7 @@ def _removal(key: SessionKey, base_version: int) -> Rows:
         "delete_session": [(*key, base_version)],
         "remember_runs": [(time.time_ns() // 1_000, *key)],
         "delete_messages": [key],
+        "delete_inputs": [key],
         "delete_run_events": [key],
         "delete_attachments": [key],
         "delete_prompts": [key],
@@ -189,6 +197,9 @@ def _change(base_version: int, transition: Transition, completes: Sequence[RunCo
         messages = [_message_row(key, it) for it in transition.messages]
         rows["insert_message"] = messages
         added += message_weight([row[-1] for row in messages])
+    if transition.inputs:
+        _add_inputs(rows, key, transition.inputs)
+        added += input_weight(transition.inputs)
     values = _session_values(transition, completes, added)
     if base_version == 0:
         rows["insert_session"] = [(*values, values[-1], *key)]
@@ -233,6 +244,7 @@ def _add_run(rows: Rows, key: SessionKey, change: RunChange) -> None:
         run.started_at,
         run.folded_into,
         run.cancel_reason,
+        encode_asking(run.asking),
         key.tenant,
         run.run_id,
         key.session_id,
@@ -290,6 +302,25 @@ def _add_prompt(rows: Rows, tenant: str, request: RunRequest) -> None:
         rows.setdefault("insert_attachment", []).extend(
             (tenant, run_id, n, it.name, it.mime_type, it.content)
             for n, it in enumerate(prompt.attachments)
+        )
+
+
+def _add_inputs(rows: Rows, key: SessionKey, changes: Sequence[InputChange]) -> None:
+    for change in changes:
+        name, request = change.input_request_id, change.request
+        state, answer = change.state._value_, encode_answer(change.answer)
+        closed_at = None if change.state is InputState.OPEN else change.at
+        if request is None:
+            row: Row = (state, closed_at, answer, key.tenant, name)
+            rows.setdefault("close_input", []).append(row)
+            continue
+        question = request.question
+        rows.setdefault("insert_input", []).append(
+            (
+                *(key.tenant, name, key.session_id, request.run_id, question.key, state),
+                *(request.requested_at, request.expires_at, closed_at, answer),
+                encode_question(question),
+            )
         )
 
 

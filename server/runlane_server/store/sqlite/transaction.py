@@ -36,6 +36,7 @@ STEPS = (
     Step("remember_runs", None),
     Step("forget_deleted", None),
     Step("delete_messages", None),
+    Step("delete_inputs", None),
     Step("delete_run_events", None),
     Step("delete_attachments", None),
     Step("delete_prompts", None),
@@ -47,6 +48,8 @@ STEPS = (
     Step("insert_prompt", Stale.run),
     Step("insert_attachment", Stale.run),
     Step("insert_message", Stale.run),
+    Step("insert_input", Stale.run),
+    Step("close_input", Stale.run),
     Step("insert_run_event", Stale.run),
     Step("insert_event", Stale.run),
 )

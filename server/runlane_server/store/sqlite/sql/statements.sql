@@ -85,11 +85,12 @@ DELETE FROM runs WHERE tenant = ? AND session_id = ?;
 -- Inserts an open run; if it ends in the same transaction, `end_run` follows. Refuses the id of a
 -- deleted run.
 INSERT INTO runs (
-    state, rank, turn, attempt, started_at, folded_into, cancel_reason, tenant, run_id, session_id,
+    state, rank, turn, attempt, started_at, folded_into, cancel_reason, asking,
+    tenant, run_id, session_id,
     accept_seq, when_busy, timeout, max_attempts, accepted_at, metadata, attachments,
     prompt_fingerprint, prompt_head, trace, agent
 )
-SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
+SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
 WHERE NOT EXISTS (SELECT 1 FROM deleted_runs WHERE tenant = ? AND run_id = ?);
 
 -- name: update_run
@@ -101,7 +102,8 @@ UPDATE runs SET
     attempt = ?,
     started_at = ?,
     folded_into = ?,
-    cancel_reason = ?
+    cancel_reason = ?,
+    asking = ?
 WHERE tenant = ? AND run_id = ? AND session_id = ? AND ended_at IS NULL;
 
 -- name: end_run
@@ -118,7 +120,8 @@ UPDATE runs SET
     attempt = ?,
     started_at = ?,
     folded_into = ?,
-    cancel_reason = ?
+    cancel_reason = ?,
+    asking = ?
 WHERE tenant = ? AND run_id = ? AND session_id = ? AND ended_at IS NULL;
 
 -- name: set_retry
@@ -136,6 +139,19 @@ INSERT INTO messages (
     tenant, session_id, turn, ordinal, message_id, run_id, role, finish_reason, model, created_at,
     parts
 ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: insert_input
+INSERT INTO input_requests (
+    tenant, input_request_id, session_id, run_id, key, state, requested_at, expires_at, closed_at,
+    answer, question
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: close_input
+UPDATE input_requests SET state = ?, closed_at = ?, answer = ?
+WHERE tenant = ? AND input_request_id = ? AND state = 'open';
+
+-- name: delete_inputs
+DELETE FROM input_requests WHERE tenant = ? AND session_id = ?;
 
 -- name: insert_run_event
 INSERT INTO run_events (idx, at, kind, body, tenant, run_id) VALUES (?, ?, ?, ?, ?, ?);
@@ -269,7 +285,8 @@ SELECT
         SELECT coalesce(max(idx), 0) FROM run_events
         WHERE run_events.tenant = runs.tenant AND run_events.run_id = runs.run_id
     ),
-    started_at, folded_into, cancel_reason, coalesce(trace, ''), '' AS host, runs.agent, retry
+    started_at, folded_into, cancel_reason, coalesce(trace, ''), '' AS host, runs.agent, asking,
+    retry
 FROM sessions LEFT JOIN runs INDEXED BY runs_open
     ON runs.tenant = sessions.tenant AND runs.session_id = sessions.session_id
         AND ended_at IS NULL
@@ -279,7 +296,7 @@ WHERE sessions.tenant = ? AND sessions.session_id = ?;
 -- agent: that of all open runs; NULL if they differ.
 SELECT
     tenant, session_id,
-    max(state IN ('active', 'cancelling')) AS active,
+    max(state IN ('active', 'input_required', 'cancelling')) AS active,
     sum(state IN ('accepted', 'queued')) AS waiting_runs,
     CASE WHEN min(agent) = max(agent) THEN min(agent) END AS agent
 FROM runs INDEXED BY runs_open
@@ -352,6 +369,46 @@ SELECT name, mime_type, content FROM attachments WHERE tenant = ? AND run_id = ?
 SELECT idx, at, kind, body FROM run_events
 WHERE tenant = :tenant AND run_id = :run_id AND idx > :after AND typeof(idx) = 'integer'
 ORDER BY idx LIMIT :limit;
+
+-- Reading: input requests
+
+-- name: input
+SELECT * FROM input_requests WHERE tenant = ? AND input_request_id = ?;
+
+-- name: input_of_run
+-- The last one: an open one, or one that was answered.
+SELECT * FROM input_requests INDEXED BY input_requests_by_run
+WHERE tenant = ? AND run_id = ? AND key = ? ORDER BY request_no DESC LIMIT 1;
+
+-- name: inputs
+SELECT * FROM input_requests INDEXED BY input_requests_by_tenant
+WHERE tenant = :tenant AND request_no < :before
+    AND state IN (SELECT value FROM json_each(:states))
+ORDER BY request_no DESC LIMIT :limit;
+
+-- name: open_inputs
+SELECT * FROM input_requests INDEXED BY input_requests_open
+WHERE tenant = :tenant AND state = 'open' AND request_no < :before
+ORDER BY request_no DESC LIMIT :limit;
+
+-- name: inputs_of_session
+SELECT * FROM input_requests INDEXED BY input_requests_by_session
+WHERE tenant = :tenant AND session_id = :session_id AND request_no < :before
+    AND state IN (SELECT value FROM json_each(:states))
+ORDER BY request_no DESC LIMIT :limit;
+
+-- name: inputs_of_run
+SELECT * FROM input_requests INDEXED BY input_requests_by_run
+WHERE tenant = :tenant AND run_id = :run_id AND request_no < :before
+    AND state IN (SELECT value FROM json_each(:states))
+    AND (:session_id IS NULL OR session_id = :session_id)
+ORDER BY request_no DESC LIMIT :limit;
+
+-- name: due_inputs
+SELECT tenant, session_id, run_id, input_request_id
+FROM input_requests INDEXED BY input_requests_due
+WHERE state = 'open' AND expires_at IS NOT NULL AND expires_at <= ?
+ORDER BY expires_at LIMIT ?;
 
 -- Reading: sessions and transcripts
 
