@@ -36,6 +36,7 @@ from runlane.types import (
     CancelScope,
     Message,
     Run,
+    RunRetryPolicy,
     RunState,
     Session,
     WhenBusy,
@@ -140,6 +141,7 @@ class Client:
         metadata: Mapping[str, str] = NO_LABELS,
         allow_missing: bool = False,
         traceparent: str = "",
+        retry_policy: RunRetryPolicy | None = None,
         agent: str = "",
     ) -> RunHandle:
         """Submits a prompt to a session; returns when the run is durable.
@@ -159,6 +161,7 @@ class Client:
             allow_missing: Create the session if it does not exist.
             traceparent: The caller's position in a trace, in the format of W3C Trace Context. The
                 run becomes part of that trace, and its agent receives it.
+            retry_policy: Repeats attempts that the agent fails; None: a failure ends the run.
             agent: The name of the agent that executes the run; see `list_agents`. Empty: the
                 session's agent, or the server's default.
 
@@ -185,6 +188,7 @@ class Client:
             max_attempts=max_attempts,
             metadata=metadata,
             allow_missing=allow_missing,
+            retry_policy=convert.to_retry_policy(retry_policy),
             agent=agent,
         )
         trace = (("traceparent", traceparent),) if traceparent else ()
@@ -242,9 +246,9 @@ class Client:
     async def cancel_all(self, reason: str = "") -> tuple[CancelReceipt, ...]:
         """Cancels all runs that are accepted and not terminal, in all sessions of the caller.
 
-        Returns one receipt per session with a cancelled run. The server cancels thousands of runs
-        page by page; this method asks for all pages. A page is retried only if the server
-        certainly did nothing; see `cancel`.
+        Returns one receipt per session with a cancelled run, or with damaged records. The server
+        cancels thousands of runs page by page; this method asks for all pages. A page is retried
+        only if the server certainly did nothing; see `cancel`.
         """
         receipts: list[CancelReceipt] = []
         request = build(runs_pb.CancelAllRequest, reason=reason, page_size=CANCELLED_PER_CALL)

@@ -87,12 +87,13 @@ class RunAcceptedRequest(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     ALLOW_MISSING_FIELD_NUMBER: _builtins.int
     AGENT_FIELD_NUMBER: _builtins.int
+    RETRY_POLICY_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session id; at most 128 bytes, no control characters, no leading or trailing whitespace."""
     run_id: _builtins.str
     """The idempotency key, with the same limits as a session id. Empty: the server generates a
-    UUIDv7. The same id with the same session, prompt and attachments returns the existing run,
-    even long after it ended. If its session was deleted in the last 30 days, the call is refused
+    UUIDv7. The same id with the same session, prompt, attachments and retry policy returns the
+    existing run, even long after it ended. If its session was deleted in the last 30 days, the call is refused
     with RUN_DELETED.
     """
     prompt: _builtins.str
@@ -123,6 +124,10 @@ class RunAcceptedRequest(_message.Message):
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The caller's labels; at most 64, keys up to 128 bytes, values up to 4 KiB."""
 
+    @_builtins.property
+    def retry_policy(self) -> _run_pb2.RetryPolicy:
+        """Repeat attempts that the agent fails. Unset: a failure ends the run."""
+
     def __init__(
         self,
         *,
@@ -136,10 +141,11 @@ class RunAcceptedRequest(_message.Message):
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         allow_missing: _builtins.bool = ...,
         agent: _builtins.str = ...,
+        retry_policy: _run_pb2.RetryPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_policy", b"retry_policy", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "allow_missing", b"allow_missing", "attachments", b"attachments", "max_attempts", b"max_attempts", "metadata", b"metadata", "prompt", b"prompt", "run_id", b"run_id", "session_id", b"session_id", "timeout", b"timeout", "when_busy", b"when_busy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "allow_missing", b"allow_missing", "attachments", b"attachments", "max_attempts", b"max_attempts", "metadata", b"metadata", "prompt", b"prompt", "retry_policy", b"retry_policy", "run_id", b"run_id", "session_id", b"session_id", "timeout", b"timeout", "when_busy", b"when_busy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -286,10 +292,15 @@ class SessionCancellation(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     CANCELLED_FIELD_NUMBER: _builtins.int
     FENCE_ACCEPT_SEQ_FIELD_NUMBER: _builtins.int
+    UNREADABLE_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session id."""
     fence_accept_seq: _builtins.int
     """The last accept_seq of the session when the cancel took effect."""
+    unreadable: _builtins.bool
+    """The stored records of the session are damaged, so no run of it was cancelled. DeleteSession ends
+    its runs.
+    """
     @_builtins.property
     def cancelled(self) -> _containers.RepeatedCompositeFieldContainer[_run_pb2.CancelledRun]:
         """The covered runs, in accept order."""
@@ -300,10 +311,11 @@ class SessionCancellation(_message.Message):
         session_id: _builtins.str = ...,
         cancelled: _abc.Iterable[_run_pb2.CancelledRun] | None = ...,
         fence_accept_seq: _builtins.int = ...,
+        unreadable: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "fence_accept_seq", b"fence_accept_seq", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "fence_accept_seq", b"fence_accept_seq", "session_id", b"session_id", "unreadable", b"unreadable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -324,7 +336,7 @@ class CancelAllResponse(_message.Message):
     """The number of cancelled runs whose receipts had no room in the answer; 0 with page_size."""
     @_builtins.property
     def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionCancellation]:
-        """One receipt for each session with at least one covered run."""
+        """One receipt for each session with at least one covered run, or with damaged records."""
 
     def __init__(
         self,

@@ -6,17 +6,20 @@ was lost and whose events are read from the store.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from runlane_server.core.artifact import ArtifactDraft, ArtifactPiece, InvalidPiece
 from runlane_server.core.model import (
     MAX_COMPLETE_TEXT_BYTES,
     EventBody,
     FinishReason,
     Folded,
+    KeptPart,
     Part,
     Reasoning,
     ReasoningDelta,
+    ResultPart,
     Role,
     Text,
     TextDelta,
@@ -44,7 +47,8 @@ class DraftMessage(NamedTuple):
 
 
 class InvalidAgentEvent(Exception):
-    """The agent's events do not form a turn: a result without a call, or a reused call id."""
+    """The agent's events do not form a turn: a result without a call, a reused call id, or a piece
+    of an artifact that cannot be appended."""
 
 
 class TurnDraft:
@@ -52,6 +56,10 @@ class TurnDraft:
 
     An assistant message collects text, reasoning and tool calls; the results of its calls form a
     tool message. Output after results, or after a folded prompt, begins the next assistant message.
+
+    The text of a message beyond `MAX_COMPLETE_TEXT_BYTES` is needed by no RunComplete, so it may be
+    stored part by part while the turn goes on: see `take_surplus`.
+    An artifact stands where its first piece came.
     """
 
     def __init__(self) -> None:
@@ -61,8 +69,11 @@ class TurnDraft:
         self._pieces: list[str] = []
         self._chars = 0
         self._kind: type[Text | Reasoning] = Text
+        self._cut: dict[type[Text | Reasoning], int] = {}
+        self._surplus: list[Text | Reasoning] = []
         self._open: dict[str, ToolCall] = {}
         self._seen: set[str] = set()
+        self._artifacts: ArtifactDraft | None = None
 
     def add(self, body: EventBody) -> None:
         """Adds one event. Raises InvalidAgentEvent, and then changes nothing."""
@@ -75,6 +86,8 @@ class TurnDraft:
                 self._add_call(body)
             case ToolResult():
                 self._add_result(body)
+            case ArtifactPiece():
+                self._add_piece(body)
             case Folded(run_id, _):
                 self._end_message()
                 self._done.append(DraftMessage(Role.USER, run_id=run_id))
@@ -83,7 +96,32 @@ class TurnDraft:
 
     def messages(self) -> tuple[DraftMessage, ...]:
         """The messages so far, including the unfinished one."""
-        return (*self._done, *self._unfinished())
+        messages = (*self._done, *self._unfinished())
+        artifacts = self._artifacts
+        if artifacts is None:
+            return messages
+        return tuple(
+            message._replace(parts=tuple(_joined(part, artifacts) for part in message.parts))
+            for message in messages
+        )
+
+    def take_surplus(self) -> Sequence[Text | Reasoning]:
+        """The full parts since the last call that no RunComplete needs."""
+        taken, self._surplus = self._surplus, []
+        return taken
+
+    def replace(self, part: Text | Reasoning, kept: KeptPart) -> None:
+        """Puts the place of a stored part in place of the part."""
+        for n in reversed(range(len(self._parts))):
+            if self._parts[n] is part:
+                self._parts[n] = kept
+                return
+        for n in reversed(range(len(self._done))):
+            message = self._done[n]
+            if any(it is part for it in message.parts):
+                parts = tuple(kept if it is part else it for it in message.parts)
+                self._done[n] = message._replace(parts=parts)
+                return
 
     def _add_text(self, kind: type[Text | Reasoning], text: str) -> None:
         self._begin(Role.ASSISTANT)
@@ -100,7 +138,12 @@ class TurnDraft:
         short one."""
         text = "".join(self._pieces)
         full = len(text) // PART_CHARS * PART_CHARS
-        self._parts += [self._kind(text[at : at + PART_CHARS]) for at in range(0, full, PART_CHARS)]
+        parts = [self._kind(text[at : at + PART_CHARS]) for at in range(0, full, PART_CHARS)]
+        self._parts += parts
+        for part in parts:
+            if self._cut.get(self._kind, 0) > MAX_COMPLETE_TEXT_BYTES:
+                self._surplus.append(part)
+            self._cut[self._kind] = self._cut.get(self._kind, 0) + PART_CHARS
         self._drop_pieces()
         if full < len(text):
             self._pieces.append(text[full:])
@@ -122,6 +165,18 @@ class TurnDraft:
         del self._open[result.tool_call_id]
         self._parts.append(result)
 
+    def _add_piece(self, piece: ArtifactPiece) -> None:
+        if self._artifacts is None:
+            self._artifacts = ArtifactDraft()
+        try:
+            is_new = self._artifacts.add(piece)
+        except InvalidPiece as error:
+            raise InvalidAgentEvent(str(error)) from error
+        if is_new:
+            self._begin(Role.ASSISTANT)
+            self._end_part()
+            self._parts.append(piece)
+
     def _begin(self, role: Role) -> None:
         if role is not self._role:
             self._end_message()
@@ -138,6 +193,7 @@ class TurnDraft:
     def _end_message(self) -> None:
         self._done += self._unfinished()
         self._parts.clear()
+        self._cut.clear()
         self._drop_pieces()
         self._role = Role.ASSISTANT
 
@@ -170,6 +226,20 @@ def close(
             reason = finish_reason if n == last else _reason_within_turn(message)
             closed[n] = message._replace(finish_reason=reason)
     return tuple(closed)
+
+
+def with_result(messages: tuple[DraftMessage, ...], result: str) -> tuple[DraftMessage, ...]:
+    """Adds the structured result to the last assistant message of a closed turn."""
+    if not result:
+        return messages
+    last = max(n for n, message in enumerate(messages) if message.role is Role.ASSISTANT)
+    message = messages[last]._replace(parts=(*messages[last].parts, ResultPart(result)))
+    return (*messages[:last], message, *messages[last + 1 :])
+
+
+def result_of(parts: Iterable[Part]) -> str:
+    """The structured result in the parts of a message; empty if there is none."""
+    return next((part.json for part in parts if isinstance(part, ResultPart)), "")
 
 
 def final_text(messages: Iterable[DraftMessage]) -> str:
@@ -245,6 +315,10 @@ def _reason_within_turn(message: DraftMessage) -> FinishReason:
 def _is_plain_answer(message: DraftMessage) -> bool:
     """Whether the message ends a turn without further work, as in most turns."""
     return message.role is Role.ASSISTANT and not _calls(message)
+
+
+def _joined(part: Part, artifacts: ArtifactDraft) -> Part:
+    return artifacts.whole(part.artifact_id) if isinstance(part, ArtifactPiece) else part
 
 
 def _calls(message: DraftMessage) -> list[ToolCall]:

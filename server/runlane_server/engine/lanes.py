@@ -24,6 +24,7 @@ from runlane_server.core.recent import RecentItems
 from runlane_server.core.transition import Lane, LaneRun, Transition
 from runlane_server.engine.agent_code import create_own_task
 from runlane_server.engine.agent_room import AgentRoom
+from runlane_server.engine.backoffs import Backoffs
 from runlane_server.engine.lane_cache import LaneCache, LaneOrigin
 from runlane_server.engine.mailbox import (
     Command,
@@ -94,6 +95,10 @@ class LaneActions(Protocol):
     def has_agent(self, key: SessionKey, run: LaneRun) -> bool:
         """Whether the agent of that attempt is at work on this node."""
 
+    def abandon_agent(self, key: SessionKey, run: LaneRun) -> None:
+        """Stops the agent of a run whose lane can no longer be read; `Lanes.drop` follows when it
+        has returned."""
+
     def wake_other_nodes(self) -> None:
         """Wakes the other nodes: a lane has a run to start, and this node has no free slot."""
 
@@ -127,6 +132,7 @@ class Lanes:
         self._gates = gates
         self._gates.on_open = self.slots.enqueue
         self.waiting = WaitingRuns()
+        self._backoffs = Backoffs(now, self.slots.enqueue)
 
     @property
     def is_shared(self) -> bool:
@@ -141,13 +147,14 @@ class Lanes:
     @property
     def keys(self) -> tuple[SessionKey, ...]:
         """The lanes with pending commands or an active run here, and those that wait for a slot."""
-        return tuple(dict.fromkeys((*self._mailboxes, *self.slots.queue)))
+        known = (*self._mailboxes, *self.slots.queue, *self._backoffs.lanes)
+        return tuple(dict.fromkeys(known))
 
     def is_busy(self, key: SessionKey) -> bool:
         """Whether this node knows that a lane has work or pending commands."""
         mailbox = self._mailboxes.get(key)
         if mailbox is None:
-            return self.slots.is_queued(key) and not self.is_shared
+            return self._is_waiting(key) and not self.is_shared
         lane = mailbox.lane
         if (
             self.is_shared
@@ -157,6 +164,9 @@ class Lanes:
             # Another node may have changed the lane since.
             return bool(mailbox.task)
         return bool(mailbox.task) or (lane is not None and lane.is_busy)
+
+    def _is_waiting(self, key: SessionKey) -> bool:
+        return self.slots.is_queued(key) or key in self._backoffs.lanes
 
     def peek(self, key: SessionKey) -> Lane | None:
         """The lane as it was last committed, None if it is not in memory."""
@@ -171,17 +181,17 @@ class Lanes:
         on_commit: OnCommit[Reply] | None = None,
         *,
         creates: bool = False,
+        is_large: bool = False,
     ) -> asyncio.Future[Reply]:
         """Puts a command into a lane's mailbox. The future gets its reply after the commit.
 
         The future raises what the command raises, RunIdTaken and StoreUnavailable. Cancelling it
         does not withdraw the command. If the command is refused, `fallback` is applied in its
-        place, with no other command in between. `creates`: the command creates the session if it
-        does not exist.
+        place, with no other command in between. `creates` and `is_large`: see `PendingCommand`.
         """
         reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         pending: PendingCommand[Reply] = PendingCommand(
-            command, reply, fallback, on_commit, creates
+            command, reply, fallback, on_commit, creates, is_large
         )
         self._put(key, pending)
         return reply
@@ -205,6 +215,16 @@ class Lanes:
         mailbox = self._mailbox(key)
         mailbox.is_outdated = mailbox.lane is None or not self._is_active_here(mailbox.lane)
         self.send(key, lambda lane, _: Transition(lane))
+
+    def drop(self, key: SessionKey) -> None:
+        """Forgets a lane that cannot be read, and frees its slot: deleting the session ends its
+        runs."""
+        mailbox = self._mailboxes.get(key)
+        if mailbox is not None:
+            mailbox.lane = None
+            if mailbox.task is None:
+                del self._mailboxes[key]
+        self.slots.release(key)
 
     def restore(self, session: BusySession) -> None:
         """Counts the waiting runs of a stored lane, and queues the lane unless it is active."""
@@ -248,8 +268,7 @@ class Lanes:
     async def _process(self, key: SessionKey, mailbox: Mailbox) -> None:
         while mailbox.commands or mailbox.has_slot:
             mailbox.has_slot = False
-            batch = list(mailbox.commands)
-            mailbox.commands.clear()
+            batch = mailbox.take()
             try:
                 await self._commit_batch(key, mailbox, batch)
             except Exception as error:
@@ -262,6 +281,8 @@ class Lanes:
                     command.refuse(error)
                 if not isinstance(error, CorruptRecord):
                     self._retry_later(key)
+                elif mailbox.lane is not None and mailbox.lane.active is not None:
+                    self._actions.abandon_agent(key, mailbox.lane.active)
         mailbox.task = None
         lane = mailbox.lane
         if lane is None or not (self._is_active_here(lane) or lane.reservations):
@@ -360,6 +381,8 @@ class Lanes:
             mailbox.arrival = loop.create_future()
             await asyncio.wait({mailbox.arrival}, timeout=left)
             mailbox.arrival = None
+            if any(command.is_large for command in mailbox.commands):
+                break
             batch += mailbox.commands
             mailbox.commands.clear()
             decision = self._decide(lane, batch, mailbox)
@@ -464,7 +487,8 @@ class Lanes:
                 resumed = rules.resume(lane, at=at, host=self.node_id)
                 decision.transition = decision.transition.then(resumed)
             return
-        if not lane.can_start:
+        if not lane.can_start_at(at):
+            decision.backs_off = lane.can_start
             return
         head = lane.waiting[0]
         decision.is_held = not self._gates.can_start(
@@ -494,10 +518,11 @@ class Lanes:
         transition = decision.transition
         lane = mailbox.lane = transition.lane
         self.waiting.add(key.tenant, len(lane.waiting) - len(before.waiting))
+        can_start = lane.can_start and not decision.backs_off
         self.slots.settle(
             key,
             running=self._is_active_here(lane),
-            can_start=lane.can_start or self._can_resume_here(lane),
+            can_start=can_start or self._can_resume_here(lane),
         )
         if transition.needs_commit:
             self._actions.on_committed(key, transition)
@@ -509,8 +534,9 @@ class Lanes:
             self._actions.end_expired(key, lane.active)
         if decision.is_held:
             self._hold_start(key, before, lane)
-        elif lane.can_start or lane.can_resume:
+        elif can_start or lane.can_resume:
             self._actions.wake_other_nodes()
+        self._backoffs.follow(lane)
 
     def _hold_start(self, key: SessionKey, before: Lane, lane: Lane) -> None:
         """Holds the next run at its gate, unless the gate was released meanwhile."""

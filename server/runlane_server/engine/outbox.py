@@ -15,10 +15,13 @@ from runlane_server.core.limits import RETRY_PAUSE
 from runlane_server.core.model import (
     EventBody,
     Folded,
+    KeptPart,
     Micros,
+    Reasoning,
     ReasoningDelta,
     RunEvent,
     RunKey,
+    Text,
     TextDelta,
     clean_text,
     cut_utf8,
@@ -108,6 +111,7 @@ class Outbox:
         self._kind: type[TextDelta | ReasoningDelta] = TextDelta
         self._is_in_text = False
         self._delta_chars = 0
+        self._kept_parts = 0
         self._half = ""
         self._chars = 0
         self._puts = 0
@@ -192,21 +196,32 @@ class Outbox:
                 if self._on_stored is not None:
                     self._end_delta()
             else:
-                self._put_tool_event(body)
+                self._put_whole(body)
         finally:
             self._schedule()
 
-    def _put_tool_event(self, body: EventBody) -> None:
+    def _put_whole(self, body: EventBody) -> None:
+        """Adds an event that is stored as it is: all but deltas, which are merged."""
         self._end_half()
         self._end_delta()
         self._is_in_text = False
         size = PART_BYTES + output_size(body)
-        if size > self._room:
-            raise self._limit_reached()
+        self._check_room(size)
         self._draft.add(body)
         self._waiting.append(body)
         self._output += size
         self._chars += size
+
+    def count_result(self, json: str) -> None:
+        """Counts a structured result, which is stored with the end of the run. Raises AgentError
+        (OUTPUT_LIMIT)."""
+        size = PART_BYTES + utf8_size(json)
+        self._check_room(size)
+        self._output += size
+
+    def _check_room(self, size: int) -> None:
+        if size > self._room:
+            raise self._limit_reached()
 
     def _schedule(self) -> None:
         """Starts a write at the next beat of the pulse."""
@@ -340,6 +355,7 @@ class Outbox:
         try:
             if self._has_more:
                 await self._append(self._batch())
+                await self._keep(self._draft.take_surplus())
         except (Stale, RunlaneError) as error:
             log.warning("run lost to this node", error=str(error) or "fenced off")
             self._give_up(self._on_lost)
@@ -369,6 +385,26 @@ class Outbox:
         self.stored += len(batch)
         if self._on_stored is not None:
             self._on_stored(self.stored)
+
+    async def _keep(self, parts: Sequence[Text | Reasoning]) -> None:
+        """Stores parts of a long message, so that the end of the run has little to write, and
+        nothing of them stays in memory."""
+        for part in parts:
+            number = self._kept_parts
+            while not await self._is_kept(number, part):
+                await asyncio.sleep(RETRY_PAUSE)
+            self._kept_parts += 1
+            self._draft.replace(part, KeptPart(self._attempt, number, utf8_size(part.text)))
+
+    async def _is_kept(self, number: int, part: Text | Reasoning) -> bool:
+        """Tries to store a part once; returns whether the store confirmed it."""
+        try:
+            await self._store.keep_part(self._key, self._attempt, number, part)
+        except StoreUnavailable:
+            if self._store.failed is not None:
+                raise
+            return False
+        return True
 
     async def _is_appended(self, batch: Sequence[RunEvent]) -> bool:
         """Tries to store a batch once; returns whether the store confirmed it."""

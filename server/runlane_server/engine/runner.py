@@ -13,11 +13,16 @@ from typing import Any
 
 import structlog
 
-from runlane_server.agents.base import Agent, AgentError, AgentEvent, Report
+from runlane_server.agents.base import Agent, AgentError, AgentEvent, Report, Result
 from runlane_server.agents.worker.agent import WorkerAgent
 from runlane_server.agents.worker.turn import AttemptEnd, AttemptLost, HandedBack
 from runlane_server.core import lane as rules
-from runlane_server.core.errors import IllegalCommand, RunlaneError, StoreUnavailable
+from runlane_server.core.errors import (
+    CorruptRecord,
+    IllegalCommand,
+    RunlaneError,
+    StoreUnavailable,
+)
 from runlane_server.core.limits import RETRY_PAUSE, Limits, RunTimeout
 from runlane_server.core.model import (
     NO_USAGE,
@@ -26,6 +31,7 @@ from runlane_server.core.model import (
     Folded,
     Micros,
     RunError,
+    StepResult,
 )
 from runlane_server.core.trace import log_fields
 from runlane_server.core.transition import LaneRun, Outcome
@@ -74,6 +80,8 @@ class Runner:
         self.job = job
         self.is_settled = False
         """Whether the end is committed, or no longer this node's to commit."""
+        self.is_abandoned = False
+        """Whether the lane of the run can no longer be read: nothing can be committed for it."""
         self.strays: set[asyncio.Task[Any]] = set()
         """The tasks of the agent that did not return within the grace period."""
         self._agent = agent
@@ -113,6 +121,7 @@ class Runner:
         )
         self._has_expired = False
         self._report = _EMPTY_REPORT
+        self._result = ""
         self._folding: asyncio.Task[Sequence[LaneRun]] | None = None
         self._taken: dict[str, None] = {}
 
@@ -153,6 +162,12 @@ class Runner:
         self._stopped = True
         self._wake()
 
+    def abandon(self) -> None:
+        """Stops the agent because the lane of its run can no longer be read. The run ends when its
+        session is deleted."""
+        self.is_abandoned = True
+        self._stop()
+
     def _break_off(self) -> None:
         """Stops the agent because its output cannot be stored."""
         self._is_broken = True
@@ -170,6 +185,11 @@ class Runner:
             else:
                 self._handing_over = why
         self._stop()
+
+    @property
+    def events(self) -> int:
+        """The number of events of the run that this node knows to be stored."""
+        return self._outbox.events
 
     @property
     def was_left(self) -> bool:
@@ -298,6 +318,9 @@ class Runner:
         if self._is_broken:
             await self._end_without_output()
             return
+        if self.is_abandoned:
+            self._settle_abandoned()
+            return
         if not self._is_leaving:
             await self._pass_gate(Point.BEFORE_FINISH)
         while not (self._is_leaving or await self._commit_end(outcome)):
@@ -320,7 +343,18 @@ class Runner:
         if self._working is not None and not self._working.done():
             await self._stop_agent(self._working)
         await self._outbox.take_rest()
-        await self._lane.end_without_output(self.job, self._cancelled)
+        try:
+            await self._lane.end_without_output(self.job, self._cancelled)
+        except CorruptRecord:
+            self._settle_abandoned()
+        else:
+            self._settle()
+
+    def _settle_abandoned(self) -> None:
+        log.error(
+            "run abandoned: the record of its session is damaged; deleting the session ends it"
+        )
+        self.is_abandoned = True
         self._settle()
 
     def _outcome(self, error: RunError | None, tail: tuple[EventBody, ...]) -> Outcome:
@@ -334,6 +368,7 @@ class Runner:
             tail=tail,
             usage=self._report.usage or NO_USAGE,
             model=self._report.model or "",
+            result=self._result,
         )
 
     async def _commit_end(self, outcome: Outcome) -> bool:
@@ -352,6 +387,8 @@ class Runner:
                 await self._lane.finish(self.job, outcome, self._outbox.events, self._cancelled)
         except IllegalCommand:
             log.warning("run fenced off", attempt=self.job.run.attempt)
+        except CorruptRecord:
+            self._settle_abandoned()
         except (RunlaneError, LaneContended) as error:
             log.warning("end of run not written", error=str(error))
             return self._store.failed is not None
@@ -384,6 +421,7 @@ class Runner:
                 self._store,
                 fold=self._fold,
                 accept=self._accept,
+                store_step=self._store_step,
                 asking=self._asking,
                 max_history=self._limits.max_history,
             )
@@ -392,6 +430,7 @@ class Runner:
             self._store,
             fold=self._fold,
             accept=self._accept,
+            store_step=self._store_step,
             asking=self._asking,
             outbox=self._outbox,
             end=self._end,
@@ -431,6 +470,9 @@ class Runner:
             if isinstance(event, Report):
                 self._add_report(event)
                 return
+            if isinstance(event, Result):
+                self._add_result(event)
+                return
             body = self._check.event(event)
             if self._is_silent:
                 self._is_silent = False
@@ -441,11 +483,7 @@ class Runner:
                 if self._outbox.is_full:
                     await self._outbox.flush()
         except (InvalidAgentEvent, AgentError) as refused:
-            if self._refused is None:
-                # Not the exception, which refers to this runner: see `_run_agent`.
-                self._refused = run_error(refused)
-            self._outbox.close()
-            self._wake()
+            self._refuse(refused)
             raise
 
     def _add_report(self, report: Report) -> None:
@@ -461,6 +499,35 @@ class Runner:
                 known.finish_reason if later.finish_reason is None else later.finish_reason
             ),
         )
+
+    def _add_result(self, result: Result) -> None:
+        """Takes the structured result; the last one counts. Raises InvalidAgentEvent, and
+        AgentError with the reason OUTPUT_LIMIT."""
+        json = self._check.result(result)
+        self._outbox.count_result(json)
+        self._result = json
+
+    async def _store_step(self, key: str, result: object) -> StepResult:
+        """Makes the result of a step durable before the agent continues (R39). Raises AgentError,
+        and InvalidAgentEvent for a result that is no JSON."""
+        try:
+            step = self._check.step(key, result)
+            self._outbox.put(step)
+        except (InvalidAgentEvent, AgentError) as refused:
+            self._refuse(refused)
+            raise
+        await self._outbox.flush()
+        if self._outbox.is_closed:
+            raise AgentError("the run was stopped before the step was stored", reason="INTERRUPTED")
+        return step
+
+    def _refuse(self, error: InvalidAgentEvent | AgentError) -> None:
+        """Fails the run because of something that its agent emitted."""
+        if self._refused is None:
+            # Not the exception, which refers to this runner: see `_run_agent`.
+            self._refused = run_error(error)
+        self._outbox.close()
+        self._wake()
 
     async def _fold(self) -> Sequence[LaneRun]:
         """Folds the waiting FOLD runs into the turn.

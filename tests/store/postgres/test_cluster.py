@@ -10,7 +10,16 @@ from dataclasses import replace
 
 import pytest
 
-from runlane_server.core.model import CancelScope, RunKey, SessionKey, WhenBusy
+from runlane_server.core.model import (
+    CancelScope,
+    FinishReason,
+    RunError,
+    RunKey,
+    SessionKey,
+    WhenBusy,
+)
+from runlane_server.core.retry import RetryPolicy
+from runlane_server.core.transition import Outcome
 from runlane_server.store.base import (
     AgentShare,
     ClaimOrder,
@@ -383,6 +392,40 @@ async def test_a_claim_ends_with_its_time(
     assert await one.cluster.claim("one", 9, HOLD) == keys_of(stories[1:])
 
 
+async def test_r38_no_node_claims_a_lane_before_its_backoff_is_over(
+    nodes: Sequence[PostgresStore], beside: Connection
+) -> None:
+    one, two = nodes
+    policy = RetryPolicy((), 3, initial_backoff=60_000_000, max_backoff=60_000_000)
+    story = Story(one)
+    await story.accept(request("first")._replace(retry=policy))
+    await story.start("one")
+    assert await two.cluster.claim("two", 9, HOLD) == []
+    failed = Outcome(FinishReason.ERROR, RunError("BUSY", "try again"))
+    assert await story.commit(story.finishing(failed)) is None
+    await story.accept("second")
+    for store, node in ((one, "one"), (two, "two")):
+        assert await store.cluster.claim(node, 9, HOLD) == []
+        assert (await store.load_lane(story.key)).backing_off == story.lane.waiting[0]
+    over = "UPDATE sessions SET claimed_until = claimed_until - interval '61 seconds'"
+    await beside.execute(over)
+    assert await two.cluster.claim("two", 9, HOLD) == [story.key]
+
+
+async def test_r38_a_lane_is_claimed_at_once_after_a_cancel_during_the_backoff(
+    nodes: Sequence[PostgresStore],
+) -> None:
+    one, two = nodes
+    policy = RetryPolicy((), 3, initial_backoff=60_000_000, max_backoff=60_000_000)
+    story = Story(one)
+    await story.accept(request("first")._replace(retry=policy), "second")
+    await story.start("one")
+    await story.commit(story.finishing(Outcome(FinishReason.ERROR, RunError("BUSY", "again"))))
+    assert await two.cluster.claim("two", 9, HOLD) == []
+    await story.cancel(CancelScope.RUN, "first")
+    assert await two.cluster.claim("two", 9, HOLD) == [story.key]
+
+
 async def test_a_claim_does_not_touch_the_lane_and_ends_when_it_is_started(
     nodes: Sequence[PostgresStore],
 ) -> None:
@@ -477,28 +520,6 @@ async def test_r32_a_node_claims_only_lanes_whose_next_run_it_can_execute(
     assert await two.cluster.claim("two", 9, HOLD, for_agents(a=9)) == [first.key]
 
 
-async def test_r32_thousands_of_lanes_of_another_agent_delay_no_claim(
-    nodes: Sequence[PostgresStore], beside: Connection
-) -> None:
-    """It seeks the lanes of its agents, and does not walk past the others."""
-    one, _ = nodes
-    (mine,) = await of_agents(one, "t", "b")
-    await beside.execute(
-        "INSERT INTO sessions (version, accept_seq, turn, waiting_runs, waiting_since, created_at,"
-        " updated_at, tenant, session_id, active_run_id, title, next_agent)"
-        " SELECT 1, 1, 0, 1, n, 1, 1, 't', 'x' || n, '', '', 'a' FROM generate_series(1, 20000) n"
-    )
-    await beside.execute("ANALYZE sessions")
-    plan = await beside.fetch(
-        "EXPLAIN (ANALYZE, BUFFERS, FORMAT TEXT) SELECT ctid FROM sessions WHERE active_run_id = ''"
-        " AND waiting_runs > 0 AND next_agent = 'b' AND tenant = 't' ORDER BY waiting_since LIMIT 9"
-    )
-    text = "\n".join(row[0] for row in plan)
-    assert "sessions_waiting" in text, text
-    assert "Rows Removed" not in text, text
-    assert await one.cluster.claim("one", 9, HOLD, for_agents(b=9)) == [mine.key]
-
-
 async def test_a_claim_takes_no_more_of_a_tenant_than_it_has_room_for(
     nodes: Sequence[PostgresStore],
 ) -> None:
@@ -524,9 +545,10 @@ async def test_tenant_without_unclaimed_lanes_uses_no_share(
 async def test_a_claim_reads_a_few_lanes_of_a_tenant_that_has_thousands(
     nodes: Sequence[PostgresStore], postgres_url: str
 ) -> None:
-    """Also by a plan that was made while there were none."""
+    """Also by a plan that was made while there were none, and if half of them, the longest waiting
+    among them, wait for another agent."""
     beside = await Connector(Database.parse(postgres_url)).connect()
-    claim = "EXECUTE claim('one', 8, '60 s', '{noisy}', '{5}', 9)"
+    claim = "EXECUTE claim('one', 8, '60 s', '{noisy}', '{5}', 9, '{\"\",default}', '{9,9}')"
     await beside.execute("SET plan_cache_mode = force_generic_plan")
     await beside.execute(f"PREPARE claim AS {SQL['claim']}")
     assert await beside.fetch(claim) == []
@@ -538,6 +560,7 @@ async def test_a_claim_reads_a_few_lanes_of_a_tenant_that_has_thousands(
         " FROM generate_series(1, 20000) AS n",
         START,
     )
+    await beside.execute("UPDATE sessions SET next_agent = 'a' WHERE waiting_since % 2 = 1")
     rows = await beside.fetch(f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {claim}")
     plan = json.loads(rows[0][0])[0]["Plan"]
     touched = plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]

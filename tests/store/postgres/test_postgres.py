@@ -608,8 +608,13 @@ async def test_migration_counts_the_log_of_each_tenant(
     # As the schema before it was, after the removal of a sixth event.
     await beside.execute(
         """
+        DROP TABLE kept_parts;
+        DROP TYPE kept_part;
         DROP TABLE tenant_logs;
         DROP FUNCTION log_sizes();
+        DROP FUNCTION commit_retries;
+        DROP TYPE retried_run;
+        ALTER TABLE runs DROP COLUMN retry;
         DROP TABLE input_requests;
         DROP INDEX runs_asking;
         DROP TYPE new_input, closed_input, asking_run CASCADE;

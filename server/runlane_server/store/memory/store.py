@@ -16,6 +16,7 @@ from runlane_server.core.input import InputRequest, InputState
 from runlane_server.core.model import (
     Message,
     Micros,
+    Part,
     Prompt,
     Run,
     RunComplete,
@@ -128,6 +129,9 @@ class MemoryStore:
         if events:
             self._tables.append(key, attempt, events)
             self._publish(key.tenant, (), events)
+
+    async def keep_part(self, key: RunKey, attempt: int, number: int, part: Part) -> None:
+        self._tables.keep_part(key, attempt, number, part)
 
     async def discard(self, key: SessionKey, at: Micros) -> None:
         row = self._tables.sessions.get(key)
@@ -334,7 +338,7 @@ def _busy(lane: Lane) -> BusySession:
 def _without_text(run: Run) -> Run:
     if run.complete is None:
         return run
-    return run._replace(complete=run.complete._replace(text="", text_truncated=False))
+    return run._replace(complete=run.complete._replace(text="", text_truncated=False, result=""))
 
 
 def _page(

@@ -31,6 +31,7 @@ from runlane_server.store.codec import (
     encode_complete,
     encode_metadata,
     encode_parts,
+    encode_retry,
     encode_usage,
 )
 from runlane_server.store.inputs import (
@@ -41,6 +42,7 @@ from runlane_server.store.inputs import (
 )
 from runlane_server.store.postgres.text import escape
 from runlane_server.store.weight import (
+    kept_weight,
     logged_event_weight,
     message_weight,
     run_weight,
@@ -64,6 +66,7 @@ PARAMETERS = (
     "new_inputs",
     "closed_inputs",
     "asking_runs",
+    "retried_runs",
 )
 """The parameters of `commit_with_inputs`, in order."""
 
@@ -199,10 +202,13 @@ def _change(
             )
             _add_prompt(rows, tenant, change.request)
             added += run_weight(change.request)
+        if change.run.retry is not None:
+            rows.setdefault("retried_runs", []).append(_retried_run(tenant, session_id, change.run))
     if transition.messages:
         messages = [_message_row(tenant, session_id, it) for it in transition.messages]
         rows["new_messages"] = messages
         added += message_weight([row[-1] for row in messages])
+        added += kept_weight(transition.messages)
     if transition.inputs:
         _add_inputs(rows, transition.lane.key, transition.inputs)
         added += input_weight(transition.inputs)
@@ -290,6 +296,13 @@ def _changed_run(tenant: str, session_id: str, change: RunChange) -> Row:
         escape(run.cancel_reason),
         *_end_fields(change.complete),
     )
+
+
+def _retried_run(tenant: str, session_id: str, run: LaneRun) -> Row:
+    policy = run.retry
+    waits = policy is not None and run.not_before and not run.state.is_terminal
+    hold = policy.pause(run.failures) if policy is not None and waits else 0
+    return (hold, escape(tenant), escape(run.run_id), escape(session_id), encode_retry(run))
 
 
 def _host(run: LaneRun) -> str:
