@@ -58,6 +58,7 @@ from runlane_server.core.transition import Lane, LaneRun, Receipt, Transition, d
 from runlane_server.engine.agent_table import AgentState, AgentTable
 from runlane_server.engine.cancel_all import CancelAll, CancelledPage
 from runlane_server.engine.executor import Executor, NodeSettings
+from runlane_server.engine.inputs import Inputs
 from runlane_server.engine.mailbox import Command, OnCommit
 from runlane_server.engine.pulse import Pulse
 from runlane_server.engine.reservation import Acceptance, AcceptedRun, AcceptsInProgress
@@ -133,6 +134,7 @@ class Coordinator:
             pulse=pulse or Pulse(0.0),
         )
         self._lanes = self._executor.lanes
+        self.inputs = Inputs(self._lanes, store, self.now)
 
     # --- Start and stop -----------------------------------------------------------------------
 

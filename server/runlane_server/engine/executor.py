@@ -29,6 +29,7 @@ from runlane_server.engine.lanes import Lanes
 from runlane_server.engine.pulse import Pulse
 from runlane_server.engine.readiness import Readiness
 from runlane_server.engine.recovery import Recovery
+from runlane_server.engine.replay import Replays
 from runlane_server.engine.run_log import log_ends
 from runlane_server.engine.runner import Runner
 from runlane_server.engine.worker_turn import fence_of
@@ -71,7 +72,8 @@ class Executor:
         pulse: Pulse,
     ) -> None:
         names = agents.names
-        self._recovery = Recovery(store, self, quotas, names, max_run_output=limits.max_run_output)
+        self._replays = Replays(store, limits.max_run_output)
+        self._recovery = Recovery(store, self, quotas, names, self._replays)
         self.membership: Membership | None = None
         if store.cluster is not None:
             self.membership = Membership(
@@ -103,6 +105,7 @@ class Executor:
         self._gates = gates
         self._pulse = pulse
         self._runners: dict[SessionKey, Runner] = {}
+        self._ending: set[SessionKey] = set()
         self._strays: set[asyncio.Task[Any]] = set()
         self._supervisors: set[asyncio.Task[None]] = set()
         self._connect_workers()
@@ -162,6 +165,10 @@ class Executor:
         """Starts no run from now on; waiting runs stay in the store for the next start."""
         self.is_draining = True
         self.lanes.slots.close()
+        # They could wait for months.
+        for runner in list(self._runners.values()):
+            if runner.is_waiting:
+                runner.hand_over(rules.SHUT_DOWN)
         self._gates.suspend()
         if self._agents.workers is not None:
             self._agents.workers.close()
@@ -329,15 +336,46 @@ class Executor:
     def stop_agent(self, key: SessionKey, run: LaneRun) -> bool:
         """Stops the agent of a run that a cancel covers; returns whether it is at work here."""
         if not self.has_agent(key, run):
-            self.wake_other_nodes()
+            if run.asking.parked:
+                self._recover_parked(key, run)
+            else:
+                self.wake_other_nodes()
             return False
         self._runners[key].cancel(run.cancel_reason)
         return True
+
+    def follow_run(self, key: SessionKey, run: LaneRun) -> None:
+        """Passes the state of a run to its supervisor: it waits for input, or goes on after it."""
+        if self.has_agent(key, run):
+            self._runners[key].follow(run)
+
+    def end_expired(self, key: SessionKey, run: LaneRun) -> None:
+        """Ends a run that nobody answered in time."""
+        if self.has_agent(key, run):
+            self._runners[key].expire()
+        elif run.asking.parked:
+            self._recover_parked(key, run)
+        else:
+            self.wake_other_nodes()
+
+    def _recover_parked(self, key: SessionKey, run: LaneRun) -> None:
+        """Ends a run whose agent has left, with the output that its events show."""
+        if key in self._ending:
+            return
+        self._ending.add(key)
+        task = create_own_task(self._recovery.recover(HostedRun(key, run.run_id, run.attempt)))
+        task.add_done_callback(lambda _: self._ending.discard(key))
+        self._keep(task)
 
     def has_agent(self, key: SessionKey, run: LaneRun) -> bool:
         """Whether the agent of that attempt is at work here."""
         runner = self._runners.get(key)
         return runner is not None and runner.job.attempt == (run.run_id, run.attempt)
+
+    def abandon_agent(self, key: SessionKey, run: LaneRun) -> None:
+        """Stops the agent of a run whose lane can no longer be read."""
+        if self.has_agent(key, run):
+            self._runners[key].abandon()
 
     def wake_other_nodes(self) -> None:
         """Wakes the other nodes, if there are any: one of them may be able to act."""
@@ -380,6 +418,8 @@ class Executor:
         # The lane may have started its next run before the supervisor of this one returned.
         if self._runners.get(runner.job.key) is runner:
             del self._runners[runner.job.key]
+            if runner.is_abandoned:
+                self.lanes.drop(runner.job.key)
         if runner.was_left and runner.job.key not in self._runners:
             self._on_left(runner.job)
         if runner.strays:

@@ -182,6 +182,7 @@ async def serving(
             *retention_tasks(coordinator, retention_of(config), clock.seconds),
             security.keep_current(access_control),
             coordinator.stored.keep_measuring(),
+            coordinator.inputs.keep_expiring(),
             keep_node_keys(store.cluster, access_control),
         )
         try:
