@@ -251,15 +251,22 @@ async def test_r35_a_lost_attempt_is_repeated_while_attempts_are_left(
     assert (await handle.completed(SECONDS)).attempt == 2
 
 
+@pytest.mark.parametrize("offers_before", [True, False])
 async def test_r35_a_turn_that_is_lost_on_its_way_starts_elsewhere_at_once(
-    server: ServerProcess, client: Client
+    server: ServerProcess, client: Client, offers_before: bool
 ) -> None:
     handle = await accept(client, "s", "hello")
     async with RawWorker(server.address) as worker, RawWorker(server.address) as other:
         await worker.offer()
         await worker.expect("turn")
-        worker.drop()
-        assert (await other.turn()).attempt == 1
+        if offers_before:
+            # It starts again in the commit that gives it back.
+            await other.offer()
+            worker.drop()
+            assert (await other.expect("turn")).attempt == 1
+        else:
+            worker.drop()
+            assert (await other.turn()).attempt == 1
         await other.finish(0)
         assert (await other.expect("acked")).ended
     end = await handle.completed(SECONDS)
