@@ -16,7 +16,7 @@ SOURCE = Path(runlane_server.__file__).parent
 LANE, COORDINATOR = "core/lane.py", "engine/coordinator.py"
 EXECUTOR, RUNNER, LANES = "engine/executor.py", "engine/runner.py", "engine/lanes.py"
 READINESS, LANE_ACCESS = "engine/readiness.py", "engine/lane_access.py"
-RUNS = "rpc/runs.py"
+RUNS, INPUTS = "rpc/runs.py", "engine/inputs.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +141,8 @@ async def _unless_another_fails(wait):
     ),
     Edit(
         LANE_ACCESS,
-        'the reason of the cancel that its agent was stopped for."""\n',
-        'the reason of the cancel that its agent was stopped for."""\n'
+        'the cancel that its agent was stopped for.\n        """\n',
+        'the cancel that its agent was stopped for.\n        """\n'
         "        if outcome.error is not None:\n"
         "            for wait in WAITS:\n"
         "                wait.done() or wait.set_result(None)\n",
@@ -157,8 +157,8 @@ HISTORICAL = (
         (
             Edit(
                 LANE,
-                "        edit.cancel_waiting(lane.waiting, reason)",
-                "        edit.cancel_waiting(lane.waiting[:1], reason)",
+                "        edit.cancel_waiting(lane.queue, reason)",
+                "        edit.cancel_waiting(lane.queue[:1], reason)",
             ),
         ),
     ),
@@ -327,9 +327,7 @@ OTHERS = (
         (
             Edit(
                 LANE,
-                "        if active is None or active.state is RunState.CANCELLING:\n"
-                "            return\n",
-                "        if active is None:\n            return\n"
+                "        if active.state is RunState.CANCELLING:\n            return\n",
                 "        if active.state is RunState.CANCELLING:\n"
                 "            self.covered.append(active.run_id)\n            return\n",
             ),
@@ -454,6 +452,17 @@ OTHERS = (
         ),
     ),
     Fault(
+        "a step that a later attempt repeats",
+        (39,),
+        (
+            Edit(
+                "engine/step_journal.py",
+                "        self._is_loaded = run.events <= FIRST_EVENTS\n",
+                "        self._is_loaded = True\n",
+            ),
+        ),
+    ),
+    Fault(
         "an unknown agent that is replaced by the default",
         (31,),
         (
@@ -463,6 +472,11 @@ OTHERS = (
                 "            return self.default",
             ),
         ),
+    ),
+    Fault(
+        "a cancel that misses a run between two attempts",
+        (38,),
+        (Edit(LANE, "            self._cancel_backing_off(reason)\n", ""),),
     ),
     Fault(
         "all runs are executed by the default agent",
@@ -478,7 +492,7 @@ OTHERS = (
     Fault(
         "an agent that is not compared with that of the first request",
         (31,),
-        (Edit("core/model.py", "        if not self.agent:\n", "        if True:\n"),),
+        (Edit("core/model.py", "in (self.agent, self.retry):", "in (self.retry,):"),),
     ),
     Fault(
         "a run folded into the turn of another agent",
@@ -519,6 +533,90 @@ OTHERS = (
                 "        if self._active is not None:",
             ),
         ),
+    ),
+    Fault(
+        "a run that asks stays active",
+        (40,),
+        (Edit(LANE, "if (asked or park) and run.state is", "if park and run.state is"),),
+    ),
+    Fault(
+        "every answer is accepted",
+        (41,),
+        (
+            Edit(
+                INPUTS,
+                "    return found, found.answer.answer_id == given.answer_id\n",
+                "    return found, True\n",
+            ),
+        ),
+    ),
+    Fault(
+        "an answer that is not compared with its schema",
+        (41,),
+        (Edit(INPUTS, "            check_answer(found.question, given.value_json)\n", ""),),
+    ),
+    Fault(
+        "an answer after the cancel is accepted",
+        (42,),
+        (
+            Edit(
+                INPUTS,
+                "    if found.state is InputState.WITHDRAWN:\n",
+                "    if found.state is InputState.WITHDRAWN:\n        return found, True\n"
+                "    if found.state is InputState.WITHDRAWN:\n",
+            ),
+        ),
+    ),
+    Fault(
+        "requests that never expire",
+        (43,),
+        (Edit(INPUTS, "more = await self.expire_due() == EXPIRY_STEP", "more = False"),),
+    ),
+    Fault(
+        "an expiry that forgets the default",
+        (43,),
+        (Edit(LANE, "        if item.default_json is not None:\n", "        if False:\n"),),
+    ),
+    Fault(
+        "a crash that consumes an attempt of a run whose agent has left",
+        (44,),
+        (
+            Edit(LANE, "    if waits and active.asking.parked:\n", "    if False:\n"),
+            Edit(
+                "engine/recovery.py",
+                "if lane.active.state is RunState.INPUT_REQUIRED and lane.active.asking.parked:",
+                "if False:",
+            ),
+        ),
+        durable=True,
+    ),
+    Fault(
+        "an attempt that asks again what was answered",
+        (44,),
+        (
+            Edit(
+                "engine/asking.py",
+                "        if asked.key:\n            return first\n",
+                "        if asked.key:\n            return first._replace(key=str(uuid7()))\n",
+            ),
+        ),
+        durable=True,
+    ),
+    Fault(
+        "the ends of requests are not told",
+        (42, 45),
+        (
+            Edit(
+                LANE,
+                "[_CLOSED[state](input_id) for state, input_id, _ in run.asking.late]",
+                "[]",
+            ),
+        ),
+    ),
+    Fault(
+        "a list of requests that ignores the states",
+        (45,),
+        (Edit("rpc/inputs.py", "        states=states,\n", ""),),
     ),
 )
 
