@@ -151,6 +151,20 @@ async def test_w8_events_whose_acknowledgement_was_lost_are_stored_once(
         assert not proxy.cuts
 
 
+async def test_w8_a_turn_that_is_lost_on_its_way_starts_again_at_once(
+    workers: Programs, proxy: Proxy, folder: Path
+) -> None:
+    async with served(folder, "--worker-lease", "60s") as (node, client):
+        proxy.target = node.address
+        # The connection breaks within the turn.
+        proxy.cuts = [len(PROMPT)]
+        await launched(workers, proxy.address)
+        handle = await accept(client, "s", PROMPT)
+        async with asyncio.timeout(SECONDS / 2):
+            check_whole(await followed(handle), SAID)
+        assert not proxy.cuts
+
+
 async def test_w8_a_worker_continues_over_restarts_of_the_server(
     workers: Programs, folder: Path
 ) -> None:

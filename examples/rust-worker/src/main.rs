@@ -19,7 +19,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
 use runlane::worker::v1::work_request::{
-    Emit, Fail, Finish, HandBack, Message, Offer, Resume, TakeFolded,
+    Begun, Emit, Fail, Finish, HandBack, Message, Offer, Resume, TakeFolded,
 };
 use runlane::worker::v1::work_response::{self, Folded, Turn};
 use runlane::worker::v1::worker_service_client::WorkerServiceClient;
@@ -95,6 +95,7 @@ struct Attempt {
     sent: i64,
     /// The last event that must stay as it is, because it was sent (W3).
     ever_sent: i64,
+    begun_sent: bool,
     end: Option<Message>,
     end_sent: bool,
     question: Option<oneshot::Sender<Vec<String>>>,
@@ -115,6 +116,7 @@ impl Attempt {
             acked: 0,
             sent: 0,
             ever_sent: 0,
+            begun_sent: false,
             end: None,
             end_sent: false,
             question: None,
@@ -202,6 +204,10 @@ impl Attempt {
 
     /// What to send now, if anything: one emit at a time (W2, W3), then a question or the end (W5).
     fn next(&mut self) -> Option<Message> {
+        if !self.begun_sent {
+            self.begun_sent = true;
+            return Some(Message::Begun(Begun {})); // W2
+        }
         let is_urgent = self.end.is_some() || self.question.is_some();
         if self.last() > self.sent && (is_urgent || self.sent == self.acked) {
             let first = (self.sent - self.acked) as usize;

@@ -243,7 +243,9 @@ class Slot {
     let isOver = false;
     switch (message?.$case) {
       case 'turn':
-        if (!this.isStopping) this.attempt = new Attempt(message.value, () => this.flush());
+        if (this.isStopping) break;
+        this.send({ $case: 'begun', value: {} }); // W2
+        this.attempt = new Attempt(message.value, () => this.flush());
         break;
       case 'acked':
         this.attempt?.takeAcked(message.value.number);

@@ -156,6 +156,7 @@ final class Slot {
     switch (response.getMessageCase()) {
       case TURN:
         if (!isStopping) {
+          send(WorkRequest.newBuilder().setBegun(WorkRequest.Begun.getDefaultInstance())); // W2
           attempt = new Attempt(response.getTurn(), this);
         }
         return false;
