@@ -352,6 +352,11 @@ class Executor:
         runner = self._runners.get(key)
         return runner is not None and runner.job.attempt == (run.run_id, run.attempt)
 
+    def abandon_agent(self, key: SessionKey, run: LaneRun) -> None:
+        """Stops the agent of a run whose lane can no longer be read."""
+        if self.has_agent(key, run):
+            self._runners[key].abandon()
+
     def wake_other_nodes(self) -> None:
         """Wakes the other nodes, if there are any: one of them may be able to act."""
         if self.membership is not None:
@@ -383,6 +388,8 @@ class Executor:
         # The lane may have started its next run before the supervisor of this one returned.
         if self._runners.get(runner.job.key) is runner:
             del self._runners[runner.job.key]
+            if runner.is_abandoned:
+                self.lanes.drop(runner.job.key)
         if runner.was_left and not self.is_draining:
             # Another node has it, or it is still this node's: the lane tells.
             self.lanes.send(runner.job.key, lambda lane, _: Transition(lane))

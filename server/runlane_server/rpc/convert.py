@@ -232,6 +232,7 @@ def session_cancellation(receipt: Receipt) -> run_service_pb2.SessionCancellatio
         session_id=receipt.session_id,
         cancelled=cancelled_runs(receipt),
         fence_accept_seq=receipt.fence_accept_seq,
+        unreadable=receipt.unreadable,
     )
 
 
@@ -278,6 +279,8 @@ def part(record: model.Part) -> session_pb2.Part:
             return session_pb2.Part(tool_result=tool_result(record))
         case model.Attachment():
             return session_pb2.Part(attachment=attachment(record))
+        case model.KeptPart():
+            raise ValueError("reading a message puts its kept parts back")
 
 
 def message_head(record: model.Message) -> session_pb2.Message:
