@@ -301,14 +301,25 @@ def message_head(record: model.Message) -> session_pb2.Message:
 
 
 def run_event(record: model.RunEvent) -> run_pb2.RunEvent:
-    event = run_pb2.RunEvent(index=record.index, time=timestamp(record.at))
+    event = run_pb2.RunEvent()
+    fill_run_event(event, record)
+    return event
+
+
+def fill_run_event(event: run_pb2.RunEvent, record: model.RunEvent) -> None:
+    """Fills an empty event. Made from fields, and copied into its response, an event of a word
+    would take five times as long."""
+    event.index = record.index
+    time = event.time
+    time.seconds, micros = divmod(record.at, _SECOND)
+    time.nanos = micros * 1000
     match record.body:
+        case model.TextDelta(text):  # most of them
+            event.text_delta.text = text
         case model.Accepted(accept_seq):
             event.accepted.accept_seq = accept_seq
         case model.Started(attempt):
             event.started.attempt = attempt
-        case model.TextDelta(text):
-            event.text_delta.text = text
         case model.ReasoningDelta(text):
             event.reasoning_delta.text = text
         case model.ToolCall() as call:
@@ -319,4 +330,3 @@ def run_event(record: model.RunEvent) -> run_pb2.RunEvent:
             event.folded.CopyFrom(run_pb2.RunEvent.Folded(run_id=run_id, into_run_id=into_run_id))
         case model.RunComplete() as complete:
             event.run_complete.CopyFrom(run_complete(complete))
-    return event
