@@ -35,6 +35,7 @@ class LocalTurn:
     attempt: int = 1
     metadata: Mapping[str, str] = field(default_factory=lambda: NO_LABELS)
     traceparent: str = ""
+    tenant: str = "default"
     emitted: list[AgentEvent] = field(default_factory=list)
     checkpoint: str = ""
     left: list[Any] = field(default_factory=list)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from runlane_server.core.model import (
     FinishReason,
     Message,
     Prompt,
     ReasoningDelta,
+    SessionKey,
     TextDelta,
     ToolCall,
     ToolResult,
@@ -59,6 +60,10 @@ class Approval:
 
 class Turn(Protocol):
     """The input of an agent: one turn of a session's transcript."""
+
+    @property
+    def tenant(self) -> str:
+        """The tenant of the session."""
 
     @property
     def session_id(self) -> str:
@@ -161,6 +166,15 @@ class Agent(Protocol):
 
     async def close(self) -> None:
         """Frees what `start` acquired. No run is active any more."""
+
+
+@runtime_checkable
+class KeepsSessions(Protocol):
+    """An agent that keeps something for each session. An `Agent` may have this method too."""
+
+    def session_deleted(self, key: SessionKey) -> None:
+        """Removes it: the session was deleted on this node. It runs on the event loop, before a
+        session of the same name can have a run. An exception is logged."""
 
 
 class AgentError(Exception):

@@ -40,6 +40,7 @@ class BlockingTurn:
     """A turn for code in a thread: its methods block until the event loop has done the work."""
 
     def __init__(self, turn: Turn) -> None:
+        self.tenant: str = turn.tenant
         self.session_id: str = turn.session_id
         self.run_id: str = turn.run_id
         self.attempt: int = turn.attempt

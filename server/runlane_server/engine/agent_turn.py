@@ -95,6 +95,7 @@ class AgentTurn:
         asking: Questions,
         max_history: int,
     ) -> None:
+        self.tenant = job.key.tenant
         self.session_id = job.key.session_id
         self.run_id = job.run.run_id
         self.attempt = job.run.attempt

@@ -186,6 +186,11 @@ class Runner:
         self._stop()
 
     @property
+    def events(self) -> int:
+        """The number of events of the run that this node knows to be stored."""
+        return self._outbox.events
+
+    @property
     def was_left(self) -> bool:
         """Whether the attempt was left to its worker, without an end."""
         return self.is_settled and self._is_leaving

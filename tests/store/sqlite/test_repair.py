@@ -16,6 +16,7 @@ from runlane_server.store.sqlite.check import check
 from runlane_server.store.sqlite.repair import repair
 from runlane_server.store.sqlite.store import SqliteStore
 from store.planting import BAD, GOOD, play, run_id
+from support.asking import DAY, ask, question
 from support.story import MANY, PLENTY, TENANT
 
 pytestmark = pytest.mark.sqlite("damages the rows of a file")
@@ -99,3 +100,14 @@ async def test_file_in_use_is_not_repaired(tmp_path: Path) -> None:
     async with SqliteStore(path):
         with pytest.raises(StartError, match="in use by another server"):
             await repair(path)
+
+
+async def test_damaged_input_request_is_removed_with_its_session(tmp_path: Path) -> None:
+    path = tmp_path / "runlane.db"
+    async with SqliteStore(path) as store:
+        await ask(await play(store, BAD), question(timeout=DAY))
+    with closing(sqlite3.connect(path)) as db, db:
+        assert db.execute("UPDATE input_requests SET question = '['").rowcount == 1
+    assert check(path).problems != ()
+    assert await repair(path) == [f"session tenant/{BAD} was removed with its runs and messages"]
+    assert check(path).problems == ()

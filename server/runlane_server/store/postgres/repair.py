@@ -43,7 +43,7 @@ async def repair(database: Database) -> list[str]:
         async with connection.transaction():
             sessions = {
                 SessionKey(unescape(row["tenant"]), unescape(row["session_id"]))
-                for table in ("sessions", "runs")
+                for table in ("sessions", "runs", "input_requests")
                 for row in await _damaged(connection, table)
             }
             lines = [

@@ -81,7 +81,7 @@ def _damaged(db: sqlite3.Connection, table: str) -> list[Any]:
 
 
 def _damaged_sessions(db: sqlite3.Connection) -> Iterator[SessionKey]:
-    for table in ("sessions", "runs"):
+    for table in ("sessions", "runs", "input_requests"):
         for row in _damaged(db, table):
             yield SessionKey(row["tenant"], row["session_id"])
 
