@@ -612,6 +612,9 @@ async def test_migration_counts_the_log_of_each_tenant(
         DROP TYPE kept_part;
         DROP TABLE tenant_logs;
         DROP FUNCTION log_sizes();
+        DROP FUNCTION commit_retries;
+        DROP TYPE retried_run;
+        ALTER TABLE runs DROP COLUMN retry;
         DROP TABLE input_requests;
         DROP INDEX runs_asking;
         DROP TYPE new_input, closed_input, asking_run CASCADE;
