@@ -148,6 +148,8 @@ ROUTES: tuple[Route, ...] = (
     _run("GET", "/v1/runs/{run_id}", "GetRun"),
     _run("POST", "/v1/sessions/{session_id}/runs", "RunAccepted", body=True),
     _run("GET", "/v1/sessions/{session_id}/runs", "ListRuns"),
+    _run("GET", "/v1/input-requests", "ListInputRequests"),
+    _run("POST", "/v1/input-requests/{input_request_id}:answer", "AnswerInput", body=True),
     _session("GET", "/v1/sessions/{session_id}/messages", "ListMessages"),
     _session("POST", "/v1/sessions", "CreateSession", body=True),
     _session("GET", "/v1/sessions", "ListSessions"),

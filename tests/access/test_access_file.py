@@ -92,7 +92,10 @@ def test_a_caller_may_be_limited_to_some_agents() -> None:
         ("[[token]", "line 1"),
         (TOKEN.replace('"acme"', '"../x"'), "line 3: 'tenant' must be 1 to 64 letters"),
         (TOKEN.replace('"acme"', f'"{"x" * 65}"'), "line 3: 'tenant' must be"),
-        (TOKEN.replace('"run"', '"owner"'), "line 4: 'role' must be read, run, work or admin"),
+        (
+            TOKEN.replace('"run"', '"owner"'),
+            "line 4: 'role' must be read, answer, run, operator, work or admin",
+        ),
         (TOKEN.replace('role = "run"\n', ""), "line 1: 'role' is missing"),
         (TOKEN.replace("0" * 64, "0" * 63), "line 6: 'sha256' must be 64"),
         (TOKEN.replace("a" * 16, "A" * 16), "line 5: 'id' must be an id"),
