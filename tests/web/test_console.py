@@ -335,6 +335,91 @@ async def test_a_run_shows_its_events_attempts_and_error(chromium: Browser, tmp_
         await expect(here.button("Cancel the run")).to_be_hidden()
 
 
+async def test_r41_a_tool_call_is_approved_with_other_arguments(
+    chromium: Browser, tmp_path: Path
+) -> None:
+    ask = {"text": "May I?", "tool_name": "pay", "arguments": {"amount": 7}}
+    async with world(chromium, tmp_path) as here:
+        run_id = await here.accept("s", json.dumps([{"ask": ask}]))
+        await here.tab.open("#/sessions/s")
+        question = here.page.get_by_label("Question: May I?")
+        await expect(question).to_contain_text("pay")
+        arguments = question.get_by_label("Arguments")
+        await expect(arguments).to_have_value('{\n  "amount": 7\n}')
+        await arguments.fill('{"amount": 5}')
+        await question.get_by_role("button", name="Approve").click()
+        assert await here.state(run_id) == "RUN_STATE_COMPLETED"
+        await expect(here.page.locator("article.agent")).to_contain_text("5")
+        await expect(question).to_have_count(0)
+
+
+async def test_r41_questions_of_every_kind_are_answered(chromium: Browser, tmp_path: Path) -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string", "title": "City"},
+            "nights": {"type": "integer"},
+            "meal": {"enum": ["none", "half"]},
+            "pets": {"type": "boolean"},
+        },
+        "required": ["city", "nights", "meal"],
+    }
+    nested = {"type": "object", "properties": {"a": {"type": "array"}}}
+    asks = [
+        {"text": "Which?", "choices": ["red", "blue"]},
+        {"text": "Why?"},
+        {"text": "Where?", "schema": schema},
+        {"text": "What?", "schema": nested},
+    ]
+    async with world(chromium, tmp_path) as here:
+        run_id = await here.accept("s", json.dumps([{"ask": each} for each in asks]))
+        await here.tab.open("#/questions")
+        await here.button("blue").click()
+        await here.page.get_by_label("Answer").fill("because")
+        await here.button("Answer").click()
+        where = here.page.get_by_label("Question: Where?")
+        await where.get_by_label("City").fill("Rome")
+        await where.get_by_label("nights").fill("3")
+        await where.get_by_label("meal").select_option("half")
+        await where.get_by_label("pets").check()
+        await here.button("Answer").click()
+        await here.page.get_by_label("Answer as JSON").fill("{")
+        await here.button("Answer").click()
+        await expect(here.page.get_by_role("alert")).to_have_text("The answer is not JSON.")
+        await here.page.get_by_label("Answer as JSON").fill('{"a": [1]}')
+        await here.button("Answer").click()
+        assert await here.state(run_id) == "RUN_STATE_COMPLETED"
+        got = await here.door.http.get("/v1/input-requests", params={"run_id": run_id})
+        answers = [each["answer"] for each in reversed(got.json()["inputRequests"])]
+        assert answers[0]["choice"] == "blue"
+        assert answers[1]["text"] == "because"
+        assert json.loads(answers[2]["formJson"]) == {
+            "city": "Rome",
+            "nights": 3,
+            "meal": "half",
+            "pets": True,
+        }
+        assert json.loads(answers[3]["formJson"]) == {"a": [1]}
+
+
+async def test_r41_of_two_answers_in_two_tabs_the_second_is_told(
+    chromium: Browser, tmp_path: Path
+) -> None:
+    async with world(chromium, tmp_path) as here, tab(chromium, here.door) as other:
+        ask = {"text": "Which?", "choices": ["red", "blue"]}
+        run_id = await here.accept("s", json.dumps([{"ask": ask}]))
+        for each in (here.tab, other):
+            await each.open("#/questions")
+            await expect(each.page.get_by_label("Question: Which?")).to_be_visible()
+        # The list of the second tab stays as it is.
+        await other.page.route("**/v1/input-requests?*", lambda route: route.abort())
+        await here.button("red").click()
+        assert await here.state(run_id) == "RUN_STATE_COMPLETED"
+        await other.page.get_by_role("button", name="blue").click()
+        said = other.page.get_by_role("alert")
+        await expect(said).to_contain_text("does not count: the question was answered")
+
+
 async def test_agents_are_shown(chromium: Browser, tmp_path: Path) -> None:
     async with world(chromium, tmp_path, "echo") as here:
         await here.tab.open("#/agents")

@@ -3,6 +3,7 @@
 import { get, path, token } from "/console/api.js";
 import { el, field, link } from "/console/dom.js";
 import { showAgents } from "/console/agents.js";
+import { showQuestions } from "/console/questions.js";
 import { showRun } from "/console/run.js";
 import { showRuns } from "/console/runs.js";
 import { showSession } from "/console/session.js";
@@ -11,7 +12,7 @@ import { showSessions } from "/console/sessions.js";
 const main = document.getElementById("main");
 const nav = document.getElementById("nav");
 const signOutButton = document.getElementById("sign-out");
-const VIEWS = ["sessions", "runs", "agents"];
+const VIEWS = ["sessions", "runs", "questions", "agents"];
 
 let leaving = new AbortController();
 
@@ -36,6 +37,7 @@ function view([name, id], query, signal) {
   if (name === "sessions" && id) return showSession(main, id, signal);
   if (name === "runs" && id) return showRun(main, id, signal);
   if (name === "runs") return showRuns(main, query, signal);
+  if (name === "questions") return showQuestions(main, signal);
   if (name === "agents") return showAgents(main, signal);
   return showSessions(main, signal);
 }

@@ -36,6 +36,10 @@ export class Output {
     else if (event.toolCall) this.#add(partNode({ toolCall: event.toolCall }));
     else if (event.toolResult) this.#add(partNode({ toolResult: event.toolResult }));
     else if (event.folded) this.#fold(event.folded);
+    else if (event.inputRequested) this.#note("Asks people: " + event.inputRequested.inputRequest.text);
+    else if (event.inputAnswered) this.#note("Was answered.");
+    else if (event.inputExpired) this.#note("Nobody answered in time.");
+    else if (event.resumed) this.#note("Continues.");
     else if (!event.accepted && !event.runComplete) this.#other(event);
     if (isAtEnd) scrollToEnd();
     if (!event.runComplete) return false;
@@ -47,7 +51,7 @@ export class Output {
   #start(attempt) {
     this.#parts.replaceChildren();
     this.#last = { kind: "", text: null };
-    if (attempt > 1) this.#add(el("p", { class: "note" }, `Attempt ${attempt}`));
+    if (attempt > 1) this.#note(`Attempt ${attempt}`);
   }
 
   #append(kind, text = "") {
@@ -62,6 +66,10 @@ export class Output {
   #fold({ runId, intoRunId }) {
     if (intoRunId !== this.run.runId) return;
     this.#add(el("p", { class: "note" }, "A waiting prompt joined: ", link(runId, "runs", runId)));
+  }
+
+  #note(text) {
+    this.#add(el("p", { class: "note" }, text));
   }
 
   #other({ index, time, ...event }) {

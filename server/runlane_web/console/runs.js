@@ -1,19 +1,19 @@
 // Runs, filtered by state and session.
 
 import { get, path } from "/console/api.js";
-import { el, field, link, problem, select, state, table, time, seconds } from "/console/dom.js";
+import { el, field, link, problem, select, state, table, time, seconds, word } from "/console/dom.js";
 import { poll } from "/console/live.js";
 import { Pages } from "/console/paging.js";
 
-const WAITING = ["ACCEPTED", "QUEUED"];
-export const OPEN = [...WAITING, "ACTIVE", "FOLDED", "CANCELLING"].map((each) => "RUN_STATE_" + each);
+const ENDED = ["COMPLETED", "CANCELLED", "FAILED"];
+const NOT_ENDED = ["ACCEPTED", "QUEUED", "ACTIVE", "INPUT_REQUIRED", "FOLDED", "CANCELLING"];
+
+export const OPEN = NOT_ENDED.map((each) => "RUN_STATE_" + each);
 
 const STATES = [
   ["", "all"],
   ["open", "not ended"],
-  ...["ACCEPTED", "QUEUED", "ACTIVE", "FOLDED", "CANCELLING", "COMPLETED", "CANCELLED", "FAILED"].map(
-    (each) => ["RUN_STATE_" + each, each.toLowerCase().replaceAll("_", " ")],
-  ),
+  ...[...NOT_ENDED, ...ENDED].map((each) => ["RUN_STATE_" + each, word(each, "")]),
 ];
 
 export function showRuns(main, query, signal) {

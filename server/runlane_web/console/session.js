@@ -7,6 +7,7 @@ import {
 import { poll } from "/console/live.js";
 import { textNode } from "/console/messages.js";
 import { Output } from "/console/output.js";
+import { openQuestions, showQuestionsIn } from "/console/questions.js";
 import { receiptNode } from "/console/receipt.js";
 import { OPEN } from "/console/runs.js";
 import { sessionState } from "/console/sessions.js";
@@ -39,6 +40,7 @@ class SessionView {
   #queue = el("ol", { class: "queue" });
   #queueTitle = el("h2", { hidden: true }, "Queue");
   #live = el("div");
+  #questions = el("div");
 
   constructor(main, sessionId, signal) {
     this.sessionId = sessionId;
@@ -55,6 +57,7 @@ class SessionView {
       el("h2", { class: "hidden" }, "Transcript"),
       this.transcript.node,
       this.#live,
+      this.#questions,
       this.#queueTitle,
       this.#queue,
       el("div", { class: "foot" }, this.#receipts, this.#composer()),
@@ -74,6 +77,7 @@ class SessionView {
     if (session.title) this.title.textContent = session.title;
     const agent = session.agent ? `agent ${session.agent}` : "";
     this.#summary.replaceChildren(this.sessionId, " ", sessionState(session), " ", agent);
+    await this.#ask(runs);
     const seen = JSON.stringify([session, runs.map((run) => [run.runId, run.state])]);
     if (seen !== this.#seen) {
       const isAtEnd = !this.#seen || atEnd();
@@ -81,6 +85,19 @@ class SessionView {
       this.#seen = seen;
       this.#show(session, runs);
       if (isAtEnd) scrollToEnd();
+    }
+  }
+
+  // Shows the open questions of the agent, if it waits for people.
+  async #ask(runs) {
+    const isAsking = runs.some((run) => run.state === "RUN_STATE_INPUT_REQUIRED");
+    if (!isAsking) return showQuestionsIn(this.#questions, []);
+    try {
+      const found = await openQuestions({ session_id: this.sessionId }, this.signal);
+      showQuestionsIn(this.#questions, found.inputRequests ?? []);
+    } catch (error) {
+      // Who may not see the questions still sees the session.
+      if (error.reason !== "PERMISSION_DENIED") throw error;
     }
   }
 

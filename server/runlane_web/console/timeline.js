@@ -71,6 +71,8 @@ function words(kind) {
 
 function summary(kind, value) {
   if (kind === "accepted") return `number ${value.acceptSeq} of the session`;
+  if (kind === "inputRequested") return value.inputRequest?.text ?? "";
+  if (kind === "resumed") return `attempt ${value.attempt}`;
   if (kind === "started") return `attempt ${value.attempt}`;
   if (kind === "folded") {
     return el("span", {}, link(value.runId, "runs", value.runId), " joined ", link(value.intoRunId, "runs", value.intoRunId));
