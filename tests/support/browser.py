@@ -73,7 +73,10 @@ class Tab:
             await self.page.evaluate("where => { location.hash = where }", where)
 
     async def picture(self, folder: Path, name: str) -> None:
-        """Saves what is seen."""
+        """Saves what is seen, once all of it is drawn."""
+        await self.page.evaluate(
+            "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+        )
         await self.page.screenshot(path=folder / f"{name}.png")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Locator, Page, expect
+from playwright.async_api import Browser, Locator, Page, ViewportSize, expect
 
+from runlane_server.agents.base import AgentEvent, Turn
+from runlane_server.agents.text import whole_text
+from runlane_server.core.model import ReasoningDelta, TextDelta, ToolCall, ToolResult
 from runlane_server.testing import LocalServer
 from support.browser import CHROMIUM, MISSING, NARROW, WIDE, Tab, browser, tab
 from support.door import Door, door
@@ -496,7 +499,6 @@ async def test_ten_thousand_messages_are_read_page_by_page(
 async def test_every_view_fits_its_screen_and_its_controls_have_names(
     chromium: Browser, tmp_path: Path, size: Any, scheme: Any
 ) -> None:
-    folder = Path(os.environ.get("RUNLANE_PICTURES", tmp_path))
     async with world(chromium, tmp_path, size=size, scheme=scheme) as here:
         await here.state(await here.accept("holiday", "Hello"))
         run_id = await here.accept("holiday", json.dumps(STEPS))
@@ -508,8 +510,6 @@ async def test_every_view_fits_its_screen_and_its_controls_have_names(
             wide = await here.page.evaluate("document.documentElement.scrollWidth")
             assert wide <= size["width"], where
             assert await here.page.evaluate(NAMELESS) == [], where
-            name = where[2:].partition("/")[0] + ("-one" if where.count("/") > 1 else "")
-            await here.tab.picture(folder, f"console-{name}-{size['width']}-{scheme}")
 
 
 NAMELESS = """() => [...document.querySelectorAll("a, button, input, select, textarea")]
@@ -533,3 +533,43 @@ async def test_everything_is_reached_by_keyboard(chromium: Browser, tmp_path: Pa
         assert seen[-1] == "s", seen
         await here.page.keyboard.press("Enter")
         await expect(here.page.get_by_role("heading", name="s", exact=True)).to_be_visible()
+
+
+async def travel_agent(turn: Turn) -> AsyncGenerator[AgentEvent, None]:
+    """Plays what the pictures of the docs show."""
+    if "Lisbon" not in whole_text(turn.prompt):
+        yield TextDelta("Lisbon is mild in March: 18 °C, and the trams are not full yet.")
+        return
+    yield ReasoningDelta("Two travellers, three nights. The centre is worth the price.")
+    yield TextDelta("I look for rooms in the centre.")
+    yield ToolCall("1", "find_hotel", json.dumps({"city": "Lisbon", "nights": 3}))
+    yield ToolResult("1", "find_hotel", "Casa do Rio, 412 EUR")
+    yield TextDelta("Casa do Rio has a room with a view of the river, 412 EUR for three nights.")
+    await turn.ask(
+        "Book this room?", tool_name="book", arguments={"hotel": "Casa do Rio", "price": 412}
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "scheme"),
+    [
+        ("console", ViewportSize(width=1280, height=1150), "light"),
+        ("console-narrow", NARROW, "dark"),
+    ],
+)
+async def test_the_pictures_of_the_docs_are_made(
+    chromium: Browser, tmp_path: Path, name: str, size: Any, scheme: Any
+) -> None:
+    """With RUNLANE_PICTURES they are kept."""
+    folder = Path(os.environ.get("RUNLANE_PICTURES", tmp_path))
+    async with world(chromium, tmp_path, travel_agent, size=size, scheme=scheme) as here:
+        session = {"sessionId": "holiday", "title": "Holiday in March"}
+        await here.door.http.post("/v1/sessions", json=session)
+        await here.state(await here.accept("holiday", "Where is it warm in March?"))
+        await here.accept("holiday", "Find a room in Lisbon for two, three nights")
+        await here.accept("holiday", "And how do we get there?")
+        await here.tab.open("#/sessions/holiday")
+        await expect(here.page.get_by_label("Question: Book this room?")).to_be_visible()
+        await expect(here.page.get_by_role("heading", name="Queue (1)")).to_be_visible()
+        await here.tab.picture(folder, name)
+    assert (folder / f"{name}.png").stat().st_size < 200_000
