@@ -46,7 +46,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-proofs test-postgres test-polyglot test-agents build packages test-packages test-image release bench check-lane sim crash nodes soak fuzz attack pictures image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints clean
+.PHONY: help run test test-fast test-proofs test-postgres test-polyglot test-agents build packages test-packages test-image release bench check-lane sim crash nodes soak restarts fuzz attack pictures image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -94,6 +94,9 @@ nodes: $(READY) ## Kill, stop and cut off three nodes over PostgreSQL for MINUTE
 
 soak: $(READY) ## Open and cancel thousands of streams and runs; fail if the server grows
 	cd tests && ../$(BIN)/python -m proofs.crash.soak
+
+restarts: $(READY) ## Restart server and gateway under streams over HTTP, RESTARTS (1000) times each
+	RUNLANE_RESTARTS=$(or $(RESTARTS),1000) $(BIN)/pytest --show-capture=no tests/web/test_streams.py -k r25
 
 fuzz: $(READY) ## Fuzz all parsers, and agents, for SECONDS; SEED repeats the inputs, ONLY names a target
 	cd tests && ../$(BIN)/python -m proofs.fuzz.run --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))

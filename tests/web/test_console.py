@@ -472,7 +472,7 @@ async def test_ten_thousand_sessions_are_paged_and_searched(
 async def test_ten_thousand_messages_are_read_page_by_page(
     chromium: Browser, tmp_path: Path
 ) -> None:
-    pair = [
+    pair: Sequence[dict[str, dict[str, Any]]] = [
         {"tool_call": {"id": "1", "name": "look", "arguments": {}}},
         {"tool_result": {"id": "1", "name": "look", "content": "x", "is_error": False}},
     ]
