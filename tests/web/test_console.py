@@ -208,12 +208,15 @@ async def test_r25_the_console_reconnects_and_loses_nothing_when_the_gateway_res
         AsyncExitStack() as first_door,
     ):
         opened = await first_door.enter_async_context(door(server.address))
-        async with tab(chromium, opened) as first:
+        async with tab(chromium, opened) as first, tab(chromium, opened) as other:
             here = World(server, opened, first, chromium)
             words = [{"text": f"w{n} "} for n in range(20)]
             script = [*words[:10], {"wait": "g"}, *words[10:], {"wait": "h"}]
-            await here.accept("s", json.dumps(script))
+            run_id = await here.accept("s", json.dumps(script))
             await first.open("#/sessions/s")
+            await other.open(f"#/runs/{run_id}")
+            entries = other.page.locator(".timeline li")
+            await expect(entries).to_have_count(3)
             live, connection = here.page.locator(".live"), here.page.locator("#connection")
             await expect(live).to_contain_text("w9")
             await first_door.aclose()
@@ -225,6 +228,8 @@ async def test_r25_the_console_reconnects_and_loses_nothing_when_the_gateway_res
                 text = await live.locator(".text").inner_text()
                 assert text.split() == [f"w{n}" for n in range(20)]
                 server.gates.open("h")
+                await expect(entries).to_have_count(4)
+                await expect(entries.nth(2)).to_contain_text("70 characters")
                 await expect(live).to_have_count(0)
                 await expect(here.page.locator("article.agent")).to_contain_text("w19")
 
