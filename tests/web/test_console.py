@@ -234,6 +234,28 @@ async def test_r25_the_console_reconnects_and_loses_nothing_when_the_gateway_res
                 await expect(here.page.locator("article.agent")).to_contain_text("w19")
 
 
+async def test_a_tab_in_the_background_holds_no_stream_and_catches_up(
+    chromium: Browser, tmp_path: Path
+) -> None:
+    """A browser has six connections for all tabs of a site."""
+    async with world(chromium, tmp_path) as here:
+        await here.accept("s", json.dumps(STEPS))
+        await here.tab.open("#/sessions/s")
+        await expect(here.page.locator(".live")).to_contain_text("It is")
+        async with here.page.expect_event("requestfailed") as ended:
+            await here.page.evaluate(SHOW_TAB, False)
+        assert (await ended.value).url.endswith("/events")
+        here.server.gates.open("g")
+        await here.page.evaluate(SHOW_TAB, True)
+        await expect(here.page.locator("article.agent").last).to_contain_text("It is blue.")
+
+
+SHOW_TAB = """(isShown) => {
+    Object.defineProperty(document, "hidden", { value: !isShown, configurable: true });
+    document.dispatchEvent(new Event("visibilitychange"));
+}"""
+
+
 async def test_the_console_survives_restarts_of_the_server(
     chromium: Browser, tmp_path: Path
 ) -> None:
@@ -341,6 +363,51 @@ async def test_a_run_shows_its_events_attempts_and_error(chromium: Browser, tmp_
         await expect(here.page.locator("dl")).to_contain_text("BROKEN: it broke")
         await expect(here.page.locator("dl")).to_contain_text("customer")
         await expect(here.button("Cancel the run")).to_be_hidden()
+
+
+async def test_artifacts_steps_and_results_are_folded(chromium: Browser, tmp_path: Path) -> None:
+    steps = [
+        {"artifact": {"id": "a", "name": "plan", "text": "one ", "last": False}},
+        {"artifact": {"id": "a", "text": "two", "append": True, "last": True}},
+        {"artifact": {"id": "b", "name": "site", "uri": "javascript:alert(1)", "last": True}},
+        {"custom": {"type": "weather", "json": {"sky": "blue"}}},
+        {"once": "look-up"},
+        {"wait": "g"},
+        {"result": {"total": 1}},
+    ]
+    async with world(chromium, tmp_path) as here:
+        run_id = await here.accept("s", json.dumps(steps))
+        await here.tab.open("#/sessions/s")
+        live = here.page.locator(".live")
+        await live.get_by_text("Artifact: plan").click()
+        await expect(live.get_by_text("one two", exact=True)).to_be_visible()
+        await live.get_by_text("weather").click()
+        await expect(live.get_by_text('"sky": "blue"')).to_be_visible()
+        await expect(live).to_contain_text("Step: look-up")
+        here.server.gates.open("g")
+        await expect(live).to_have_count(0)
+        for text in ("Artifact: plan", "Artifact: site", "Result"):
+            await expect(here.page.locator("summary").filter(has_text=text)).to_be_visible()
+        assert await here.page.locator("a[href^=javascript]").count() == 0
+        await here.tab.open(f"#/runs/{run_id}")
+        await here.page.get_by_text("Structured result").click()
+        await expect(here.page.get_by_text('"total": 1').first).to_be_visible()
+
+
+async def test_r38_each_attempt_is_shown_and_the_transcript_has_the_last(
+    chromium: Browser, tmp_path: Path
+) -> None:
+    steps = [{"say": "attempt"}, {"fail": "no", "reason": "BUSY", "attempts": 1}, {"wait": "g"}]
+    policy = {"reasons": ["BUSY"], "maxAttempts": 2, "initialBackoff": "0.01s", "afterOutput": True}
+    async with world(chromium, tmp_path) as here:
+        run_id = await here.accept("s", json.dumps(steps), retryPolicy=policy)
+        await here.tab.open("#/sessions/s")
+        await expect(here.page.locator(".live .note")).to_have_text("Attempt 2")
+        await expect(here.page.locator(".live .text")).to_have_text("2")
+        await here.tab.open(f"#/runs/{run_id}")
+        await expect(here.page.locator(".timeline .started")).to_have_count(2)
+        here.server.gates.open("g")
+        await expect(here.page.locator("dl")).to_contain_text("completed")
 
 
 async def test_r41_a_tool_call_is_approved_with_other_arguments(

@@ -42,6 +42,8 @@ export function partNode(part) {
   if (part.reasoning !== undefined) return folded("Reasoning", part.reasoning);
   if (part.toolCall) return folded(`Tool call: ${part.toolCall.name}`, json(part.toolCall.argumentsJson));
   if (part.toolResult) return resultNode(part.toolResult);
+  if (part.artifact) return artifactNode(part.artifact);
+  if (part.result !== undefined) return folded("Result", json(part.result));
   if (part.attachment) return attachmentNode(part.attachment);
   // A kind that this console does not know yet.
   return folded(Object.keys(part).join(", ") || "Empty part", JSON.stringify(part, null, 2));
@@ -60,9 +62,24 @@ function resultNode(result) {
   return folded(title, result.content ?? "", { class: result.isError ? "failed" : "" });
 }
 
+// An address in it stays text: it may lead anywhere.
+export function artifactNode(artifact) {
+  const kind = artifact.mimeType ? ` (${artifact.mimeType})` : "";
+  return folded(`Artifact: ${artifact.name || artifact.artifactId}${kind}`, artifactText(artifact));
+}
+
+export function artifactText(artifact) {
+  if (artifact.data !== undefined) return `about ${byteCount(artifact.data)} bytes\n`;
+  return artifact.text ?? artifact.uri ?? json(artifact.json);
+}
+
+// The size of what is in Base64.
+function byteCount(text) {
+  return Math.floor((text.length * 3) / 4);
+}
+
 function attachmentNode(attachment) {
   const title = `Attachment: ${attachment.name || "without a name"} (${attachment.mimeType})`;
   if (attachment.text !== undefined) return folded(title, attachment.text);
-  const bytes = Math.floor(((attachment.data ?? "").length * 3) / 4);
-  return el("p", {}, `${title}, about ${bytes} bytes`);
+  return el("p", {}, `${title}, about ${byteCount(attachment.data ?? "")} bytes`);
 }

@@ -3,10 +3,11 @@
 import { path } from "/console/api.js";
 import { announce, atEnd, el, json, link, scrollToEnd, word } from "/console/dom.js";
 import { follow } from "/console/live.js";
-import { folded, partNode, textNode } from "/console/messages.js";
+import { artifactNode, artifactText, folded, partNode, textNode } from "/console/messages.js";
 
 export class Output {
   #parts = el("div");
+  #artifacts = new Map();
   #last = { kind: "", text: null };
 
   constructor(run, signal) {
@@ -36,6 +37,9 @@ export class Output {
     else if (event.toolCall) this.#add(partNode({ toolCall: event.toolCall }));
     else if (event.toolResult) this.#add(partNode({ toolResult: event.toolResult }));
     else if (event.folded) this.#fold(event.folded);
+    else if (event.artifact) this.#artifact(event.artifact);
+    else if (event.step) this.#add(folded(`Step: ${event.step.key}`, json(event.step.result)));
+    else if (event.custom) this.#add(folded(event.custom.type, json(event.custom.json)));
     else if (event.inputRequested) this.#note("Asks people: " + event.inputRequested.inputRequest.text);
     else if (event.inputAnswered) this.#note("Was answered.");
     else if (event.inputExpired) this.#note("Nobody answered in time.");
@@ -50,6 +54,7 @@ export class Output {
   // An attempt begins its output again.
   #start(attempt) {
     this.#parts.replaceChildren();
+    this.#artifacts.clear();
     this.#last = { kind: "", text: null };
     if (attempt > 1) this.#note(`Attempt ${attempt}`);
   }
@@ -66,6 +71,15 @@ export class Output {
   #fold({ runId, intoRunId }) {
     if (intoRunId !== this.run.runId) return;
     this.#add(el("p", { class: "note" }, "A waiting prompt joined: ", link(runId, "runs", runId)));
+  }
+
+  // An artifact may come in pieces.
+  #artifact(artifact) {
+    const known = this.#artifacts.get(artifact.artifactId);
+    if (artifact.append && known) return known.append(artifactText(artifact));
+    const node = artifactNode(artifact);
+    this.#artifacts.set(artifact.artifactId, node.querySelector("pre"));
+    this.#add(node);
   }
 
   #note(text) {

@@ -1,9 +1,9 @@
 // One run: what it is, how it ended, and its events on a time line.
 
 import { get, path, post } from "/console/api.js";
-import { announce, button, el, link, problem, seconds, state, time, word } from "/console/dom.js";
+import { announce, button, el, json, link, problem, seconds, state, time, word } from "/console/dom.js";
 import { follow, poll } from "/console/live.js";
-import { textNode } from "/console/messages.js";
+import { folded, textNode } from "/console/messages.js";
 import { receiptNode } from "/console/receipt.js";
 import { Timeline } from "/console/timeline.js";
 
@@ -91,5 +91,6 @@ function factNodes(run) {
   }
   const nodes = [list, el("h2", {}, "Prompt"), textNode(run.promptExcerpt ?? "")];
   if (end.text) nodes.push(el("h2", {}, "Result"), textNode(end.text));
+  if (end.result) nodes.push(folded("Structured result", json(end.result)));
   return nodes;
 }

@@ -81,6 +81,6 @@ function summary(kind, value) {
     const error = value.error ? `; ${value.error.reason}: ${value.error.message ?? ""}` : "";
     return word(value.state, "RUN_STATE_") + error;
   }
-  const name = value.name ? `${value.name}` : "Content";
+  const name = value.name || value.key || value.type || "Content";
   return folded(name, JSON.stringify(value, null, 2));
 }
