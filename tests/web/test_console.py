@@ -365,6 +365,18 @@ async def test_a_run_shows_its_events_attempts_and_error(chromium: Browser, tmp_
         await expect(here.button("Cancel the run")).to_be_hidden()
 
 
+async def test_r42_a_cancel_takes_the_question_away(chromium: Browser, tmp_path: Path) -> None:
+    async with world(chromium, tmp_path) as here:
+        await here.accept("s", json.dumps([{"ask": {"text": "Why?"}}]))
+        await here.tab.open("#/sessions/s")
+        question = here.page.get_by_label("Question: Why?")
+        await expect(question).to_be_visible()
+        await here.button("Cancel the active run").click()
+        receipt = here.page.get_by_label("Receipt of the cancel")
+        await expect(receipt.locator("tbody")).to_contain_text("input required")
+        await expect(question).to_have_count(0)
+
+
 async def test_artifacts_steps_and_results_are_folded(chromium: Browser, tmp_path: Path) -> None:
     steps = [
         {"artifact": {"id": "a", "name": "plan", "text": "one ", "last": False}},

@@ -211,3 +211,21 @@ async def test_r25_post_subscribes_with_more_ids_than_an_address_holds() -> None
         ) as response:
             (complete,) = await take(response, "run_complete", 1)
         assert complete.data["runComplete"]["runId"] == run_id
+
+
+async def test_r45_a_late_reader_gets_the_open_question_and_its_withdrawal() -> None:
+    async with LocalServer("scripted") as server, door(server.address) as opened:
+        run_id = await accept(opened, "s", json.dumps([{"ask": {"text": "Why?"}}]))
+        path = f"/v1/runs/{run_id}/events"
+        async with opened.http.stream("GET", path) as first:
+            assert await take(first, "input_requested", 1)
+        async with opened.http.stream("GET", path) as late:
+            (asked,) = await take(late, "input_requested", 1)
+        request = asked.data["event"]["inputRequested"]["inputRequest"]
+        assert request["text"] == "Why?"
+        cancelled = await opened.http.post(f"/v1/runs/{run_id}:cancel", json={})
+        (receipt,) = cancelled.json()["cancelled"]
+        assert receipt["stateWhenCancelled"] == "RUN_STATE_INPUT_REQUIRED"
+        async with opened.http.stream("GET", path, headers=last(asked)) as response:
+            (withdrawn,) = await take(response, "input_withdrawn", 1)
+    assert withdrawn.data["event"]["inputWithdrawn"]["inputRequestId"] == request["inputRequestId"]
