@@ -328,8 +328,8 @@ MUTANTS = (
     ),
     Mutant(
         "an answer while the run is active again is forgotten",
-        "        asked = [request for request in requests if request.question.key not in closed]",
-        "        asked = list(requests)",
+        "        asked = [request for request in stamped if request.question.key not in closed]",
+        "        asked = stamped",
         "R44",
     ),
     Mutant(
