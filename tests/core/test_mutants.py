@@ -291,8 +291,9 @@ MUTANTS = (
     ),
     Mutant(
         "a late attempt is adopted",
-        "    active = _the_active(lane, run_id, attempt)\n    if active.host == host:",
-        "    active = _the_active(lane, run_id, lane.active.attempt)\n    if active.host == host:",
+        "    active = _the_active(lane, run_id, attempt)\n    if active.host == host or",
+        "    active = _the_active(lane, run_id, lane.active.attempt)\n"
+        "    if active.host == host or",
         "has to be refused",
     ),
     Mutant(
