@@ -17,7 +17,7 @@ from runlane_server.access.node_keys import NodeKeys
 from runlane_server.agents.command.agent import CommandSettings
 from runlane_server.agents.command.environment import read_variables
 from runlane_server.agents.command.limits import ResourceLimits
-from runlane_server.agents.loader import AgentSettings, agent_kind, load_agent
+from runlane_server.agents.loader import AgentSettings, agent_kind
 from runlane_server.agents.scripted.latches import Latches
 from runlane_server.cluster.key_refresh import keep_node_keys
 from runlane_server.cluster.relay import Relay
@@ -25,7 +25,7 @@ from runlane_server.config import Config
 from runlane_server.core.agents import AgentNames
 from runlane_server.core.errors import RunlaneError, StartError
 from runlane_server.core.observer import ObserverPair
-from runlane_server.engine.agent_table import AgentTable, DeclaredAgent
+from runlane_server.engine.agent_table import AgentTable
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.engine.executor import NodeSettings
 from runlane_server.engine.pulse import Pulse
@@ -33,6 +33,7 @@ from runlane_server.engine.retention import Retention, retention_tasks
 from runlane_server.feed.feed import Feed
 from runlane_server.harness.harness import Harness, ServerInfo
 from runlane_server.net.addresses import Address, advertised_address
+from runlane_server.process.agent_processes import load_declared, serving_agents
 from runlane_server.process.security import Security, check_security
 from runlane_server.rpc.endpoint import Endpoint
 from runlane_server.store.base import StoreError
@@ -118,7 +119,9 @@ async def serving(
             now=clock.micros,
         )
         await closing.enter_async_context(traces.exporting())
-        agents = agents or load_agents(config)
+        if agents is None:
+            settings = agent_settings(config)
+            agents = await closing.enter_async_context(serving_agents(config, settings))
         store = open_store(config.store_url)
         store.on_failure = shutdown.on_store_failure
         await closing.enter_async_context(store)
@@ -219,14 +222,9 @@ def _default_kind(config: Config) -> str:
 
 
 def load_agents(config: Config) -> AgentTable:
-    """Creates the agents that the settings declare. Raises StartError."""
+    """Creates the agents that the settings declare in this process. Raises StartError."""
     settings = agent_settings(config)
-    return AgentTable(
-        [
-            DeclaredAgent(it.name, load_agent(it.spec, settings), agent_kind(it.spec), it.slots)
-            for it in config.agents
-        ]
-    )
+    return AgentTable([load_declared(each, settings) for each in config.agents])
 
 
 def agent_settings(config: Config) -> AgentSettings:
