@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import grpc
 
-from runlane import convert
+from runlane import convert, inputs
 from runlane.arguments import build
 from runlane.convert import Seconds, seconds
 from runlane.errors import (
@@ -22,6 +22,7 @@ from runlane.errors import (
     is_transient,
 )
 from runlane.ids import new_id
+from runlane.inputs import Answer, AnswerReceipt, InputRequest, InputState
 from runlane.metadata import Metadata, MetadataSource, check_metadata, check_token_target
 from runlane.pager import Page, Pager, join_messages
 from runlane.run_events import RunEvents
@@ -241,9 +242,9 @@ class Client:
     async def cancel_all(self, reason: str = "") -> tuple[CancelReceipt, ...]:
         """Cancels all runs that are accepted and not terminal, in all sessions of the caller.
 
-        Returns one receipt per session with a cancelled run. The server cancels thousands of runs
-        page by page; this method asks for all pages. A page is retried only if the server
-        certainly did nothing; see `cancel`.
+        Returns one receipt per session with a cancelled run, or with damaged records. The server
+        cancels thousands of runs page by page; this method asks for all pages. A page is retried
+        only if the server certainly did nothing; see `cancel`.
         """
         receipts: list[CancelReceipt] = []
         request = build(runs_pb.CancelAllRequest, reason=reason, page_size=CANCELLED_PER_CALL)
@@ -358,6 +359,62 @@ class Client:
             return Page(tuple(map(convert.run, response.runs)), response.next_page_token)
 
         return Pager(fetch)
+
+    # --- Input -----------------------------------------------------------------------------------
+
+    def list_input_requests(
+        self,
+        *,
+        session_id: str | None = None,
+        run_id: str | None = None,
+        states: Iterable[InputState] = (),
+        page_size: int = 0,
+    ) -> Pager[InputRequest]:
+        """Lists the questions of agents to people, the latest first.
+
+        Args:
+            session_id: Return only requests of this session; None: all sessions.
+            run_id: Return only requests of this run; None: all runs.
+            states: Return only requests in these states; empty: all states.
+            page_size: Number of requests per page, at most 1,000; 0: 50.
+
+        Raises ValueError if a state is not a choice, and TypeError if states is a str.
+        """
+        request = build(
+            runs_pb.ListInputRequestsRequest,
+            session_id=session_id or "",
+            run_id=run_id or "",
+            states=map(inputs.to_state, convert.to_tuple("states", states)),
+            page_size=page_size,
+        )
+
+        async def fetch(page_token: str) -> Page[InputRequest]:
+            request.page_token = page_token
+            response = await self._wire.call(self._wire.runs.ListInputRequests, request)
+            found = tuple(map(inputs.input_request, response.input_requests))
+            return Page(found, response.next_page_token)
+
+        return Pager(fetch)
+
+    async def answer_input(
+        self, input_request: InputRequest, answer: Answer, *, answer_id: str | None = None
+    ) -> AnswerReceipt:
+        """Answers a question of an agent. The first answer counts; later ones get it back.
+
+        Args:
+            input_request: The request as it was shown to the person; the answer is refused if it
+                is not the question that was asked.
+            answer: A bool or an `Approval`, one of the choices, a mapping for a form, or a text.
+            answer_id: The idempotency key; None: a new UUIDv7. Retries of this call repeat it.
+
+        Raises InputNotFound, InputClosed if the run was cancelled or has ended, AnswerInvalid,
+        PermissionDenied, and TypeError for an answer of the wrong type.
+        """
+        request = inputs.to_request(input_request, answer, answer_id or new_id())
+        response = await self._wire.call(self._wire.runs.AnswerInput, request)
+        return AnswerReceipt(
+            inputs.input_request(response.input_request), response.accepted_this_answer
+        )
 
     # --- Sessions --------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from typing import Protocol, TypeAlias, TypeVar
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from runlane import inputs as i
 from runlane import types as t
 from runlane.arguments import build
 from runlane.v1 import agent_service_pb2, run_pb2, run_service_pb2, session_pb2
@@ -209,6 +210,7 @@ def receipt(
         session_id=session_id or (covered[0].session_id if covered else ""),
         cancelled=covered,
         fence_accept_seq=message.fence_accept_seq,
+        unreadable=isinstance(message, run_service_pb2.SessionCancellation) and message.unreadable,
     )
 
 
@@ -306,7 +308,7 @@ def _event_body(message: run_pb2.RunEvent) -> t.EventBody | None:  # noqa: PLR09
         case "run_complete":
             return run_complete(message.run_complete)
         case _:
-            return None
+            return i.event_body(message)
 
 
 def run_event(message: run_pb2.RunEvent) -> t.RunEvent | None:

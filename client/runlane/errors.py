@@ -6,6 +6,7 @@
     │   ├── SessionMissing
     │   ├── RunMissing
     │   ├── PromptTooLarge
+    │   ├── AnswerInvalid
     │   ├── CursorInvalid
     │   └── PageTokenInvalid
     ├── SessionNotFound
@@ -15,6 +16,8 @@
     ├── RunIdConflict
     ├── RunDeleted               the run was executed before, and its session was deleted since
     ├── AgentNotFound
+    ├── InputNotFound
+    ├── InputClosed              the input request takes no answer any more
     ├── QueueFull
     ├── Overloaded               the node is at its limit; retry after `retry_after`
     ├── QuotaExceeded            the tenant exceeded a quota; `violations` names both
@@ -134,6 +137,12 @@ class PromptTooLarge(InvalidArgument):
     reason = "PROMPT_TOO_LARGE"
 
 
+class AnswerInvalid(InvalidArgument):
+    """The answer does not match the question of its input request."""
+
+    reason = "ANSWER_INVALID"
+
+
 class CursorInvalid(InvalidArgument):
     """This service did not issue the cursor."""
 
@@ -197,6 +206,21 @@ class AgentNotFound(RunlaneError):
 
     reason = "AGENT_NOT_FOUND"
     default_status = StatusCode.NOT_FOUND
+
+
+class InputNotFound(RunlaneError):
+    """No input request has this id."""
+
+    reason = "INPUT_NOT_FOUND"
+    default_status = StatusCode.NOT_FOUND
+
+
+class InputClosed(RunlaneError):
+    """The input request takes no answer any more: its run was cancelled or has ended, or it has
+    expired."""
+
+    reason = "INPUT_CLOSED"
+    default_status = StatusCode.FAILED_PRECONDITION
 
 
 class QueueFull(RunlaneError):
@@ -354,6 +378,9 @@ BY_REASON: Mapping[str, type[RunlaneError]] = MappingProxyType(
             RunIdConflict,
             RunDeleted,
             AgentNotFound,
+            InputNotFound,
+            InputClosed,
+            AnswerInvalid,
             QueueFull,
             Overloaded,
             QuotaExceeded,

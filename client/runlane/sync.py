@@ -33,6 +33,7 @@ from runlane.client import DEFAULT_TARGET
 from runlane.client import Client as AsyncClient
 from runlane.convert import Seconds
 from runlane.errors import RunlaneError
+from runlane.inputs import Answer, AnswerReceipt, InputRequest, InputState
 from runlane.pager import ItemT, Page
 from runlane.pager import Pager as AsyncPager
 from runlane.portal import Portal
@@ -231,9 +232,9 @@ class Client:
     def cancel_all(self, reason: str = "") -> tuple[CancelReceipt, ...]:
         """Cancels all runs that are accepted and not terminal, in all sessions of the caller.
 
-        Returns one receipt per session with a cancelled run. The server cancels thousands of runs
-        page by page; this method asks for all pages. A page is retried only if the server
-        certainly did nothing; see `cancel`.
+        Returns one receipt per session with a cancelled run, or with damaged records. The server
+        cancels thousands of runs page by page; this method asks for all pages. A page is retried
+        only if the server certainly did nothing; see `cancel`.
         """
         return self._portal.call(self._inner.cancel_all, reason)
 
@@ -325,6 +326,49 @@ class Client:
         """
         return Pager(
             self._portal, self._inner.list_runs(session_id, states=states, page_size=page_size)
+        )
+
+    def list_input_requests(
+        self,
+        *,
+        session_id: str | None = None,
+        run_id: str | None = None,
+        states: Iterable[InputState] = (),
+        page_size: int = 0,
+    ) -> Pager[InputRequest]:
+        """Lists the questions of agents to people, the latest first.
+
+        Args:
+            session_id: Return only requests of this session; None: all sessions.
+            run_id: Return only requests of this run; None: all runs.
+            states: Return only requests in these states; empty: all states.
+            page_size: Number of requests per page, at most 1,000; 0: 50.
+
+        Raises ValueError if a state is not a choice, and TypeError if states is a str.
+        """
+        return Pager(
+            self._portal,
+            self._inner.list_input_requests(
+                session_id=session_id, run_id=run_id, states=states, page_size=page_size
+            ),
+        )
+
+    def answer_input(
+        self, input_request: InputRequest, answer: Answer, *, answer_id: str | None = None
+    ) -> AnswerReceipt:
+        """Answers a question of an agent. The first answer counts; later ones get it back.
+
+        Args:
+            input_request: The request as it was shown to the person; the answer is refused if it
+                is not the question that was asked.
+            answer: A bool or an `Approval`, one of the choices, a mapping for a form, or a text.
+            answer_id: The idempotency key; None: a new UUIDv7. Retries of this call repeat it.
+
+        Raises InputNotFound, InputClosed if the run was cancelled or has ended, AnswerInvalid,
+        PermissionDenied, and TypeError for an answer of the wrong type.
+        """
+        return self._portal.call(
+            self._inner.answer_input, input_request, answer, answer_id=answer_id
         )
 
     def create_session(

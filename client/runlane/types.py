@@ -9,6 +9,14 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import TypeAlias
 
+from runlane.inputs import (
+    InputAnswered,
+    InputExpired,
+    InputRequested,
+    InputWithdrawn,
+    Resumed,
+)
+
 NO_LABELS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -21,6 +29,8 @@ class RunState(StrEnum):
     """Waits behind another run of its session."""
     ACTIVE = "active"
     """Its agent is running."""
+    INPUT_REQUIRED = "input_required"
+    """Its agent has asked people; waits for the answers or, when it has them all, for a slot."""
     FOLDED = "folded"
     """Joined the turn of the active run; ends together with it."""
     CANCELLING = "cancelling"
@@ -46,6 +56,7 @@ NOT_TERMINAL: tuple[RunState, ...] = (
     RunState.ACCEPTED,
     RunState.QUEUED,
     RunState.ACTIVE,
+    RunState.INPUT_REQUIRED,
     RunState.FOLDED,
     RunState.CANCELLING,
 )
@@ -218,12 +229,14 @@ class CancelReceipt:
 
     `cancelled` is in accept order, and empty if there was nothing to cancel. Runs with an
     accept_seq above `fence_accept_seq` were not affected. `session_id` is empty if the cancel named
-    only a run and covered none.
+    only a run and covered none. `unreadable`: the stored records of the session are damaged, so
+    nothing of it was cancelled; deleting the session ends its runs.
     """
 
     session_id: str
     cancelled: tuple[CancelledRun, ...]
     fence_accept_seq: int
+    unreadable: bool = False
 
 
 # --- Sessions and transcripts --------------------------------------------------------------------
@@ -373,7 +386,19 @@ class Folded:
 
 
 EventBody: TypeAlias = (
-    Accepted | Started | TextDelta | ReasoningDelta | ToolCall | ToolResult | Folded | RunComplete
+    Accepted
+    | Started
+    | TextDelta
+    | ReasoningDelta
+    | ToolCall
+    | ToolResult
+    | Folded
+    | InputRequested
+    | InputAnswered
+    | InputWithdrawn
+    | InputExpired
+    | Resumed
+    | RunComplete
 )
 """The kinds of events of a run."""
 

@@ -1,4 +1,4 @@
-"""The entry points of the commands `runlane` and `runlane-conformance`.
+"""The entry points of the commands `runlane`, `runlane-conformance` and `runlane-web`.
 
 This package is separate because importing `runlane` loads gRPC. gRPC writes its own messages to
 stderr and reads the variable that silences it only while it is loaded. It must never import gRPC or
@@ -22,6 +22,14 @@ def conformance() -> None:
     """Runs the command `runlane-conformance`; exits with its exit code."""
     _silence_grpc()
     from runlane.conformance import main  # noqa: PLC0415 - loads gRPC
+
+    main()
+
+
+def web() -> None:
+    """Runs the command `runlane-web`; exits with its exit code."""
+    _silence_grpc()
+    from runlane_web.__main__ import main  # noqa: PLC0415 - loads gRPC
 
     main()
 

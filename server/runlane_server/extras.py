@@ -14,16 +14,23 @@ EXTRAS = {
     "click": ("click", "server"),
     "grpc_health": ("grpcio-health-checking", "server"),
     "grpc_reflection": ("grpcio-reflection", "server"),
+    "jsonschema": ("jsonschema", "server"),
+    "referencing": ("referencing", "server"),
     "structlog": ("structlog", "server"),
     "typing_extensions": ("typing-extensions", "server"),
     "uuid_utils": ("uuid-utils", "server"),
     "asyncpg": ("asyncpg", "server,postgres"),
+    "aiohttp": ("aiohttp", "server,chat"),
     "pydantic_ai": ("pydantic-ai", "server,chat"),
+    "acp": ("agent-client-protocol", "server,acp"),
     "prometheus_client": ("prometheus-client", "server,metrics"),
     "opentelemetry": ("opentelemetry-proto", "server,traces"),
     "jwt": ("PyJWT", "server,jwt"),
     "cryptography": ("cryptography", "server,jwt"),
     "uvloop": ("uvloop", "server,uvloop"),
+    "uvicorn": ("uvicorn", "server,web"),
+    "starlette": ("starlette", "server,web"),
+    "sse_starlette": ("sse-starlette", "server,web"),
 }
 """By top-level module: its package, and the extras to install."""
 

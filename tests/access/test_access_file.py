@@ -74,13 +74,28 @@ def test_a_subject_without_a_type_gets_one(subject: str, typed: str) -> None:
     assert list(parse(text).certificates) == [typed]
 
 
+def test_a_caller_may_be_limited_to_some_agents() -> None:
+    certificate = '[[certificate]]\nsubject = "cn=x"\ntenant = "acme"\nrole = "run"\n'
+    limit = 'agents = ["coder", "b"]\n'
+    found = parse(f"{TOKEN}{limit}{certificate}{limit}{JWT}{limit}")
+    assert found.jwt is not None
+    callers = (found.tokens[0].caller, *found.certificates.values())
+    limits = [*(caller.agents for caller in callers), found.jwt.agents]
+    assert limits == [frozenset({"coder", "b"})] * 3
+    assert parse(TOKEN).tokens[0].caller.agents is None
+    assert parse(f"{TOKEN}agents = []\n").tokens[0].caller.agents == frozenset()
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
         ("[[token]", "line 1"),
         (TOKEN.replace('"acme"', '"../x"'), "line 3: 'tenant' must be 1 to 64 letters"),
         (TOKEN.replace('"acme"', f'"{"x" * 65}"'), "line 3: 'tenant' must be"),
-        (TOKEN.replace('"run"', '"owner"'), "line 4: 'role' must be read, run or admin"),
+        (
+            TOKEN.replace('"run"', '"owner"'),
+            "line 4: 'role' must be read, answer, run, operator, work or admin",
+        ),
         (TOKEN.replace('role = "run"\n', ""), "line 1: 'role' is missing"),
         (TOKEN.replace("0" * 64, "0" * 63), "line 6: 'sha256' must be 64"),
         (TOKEN.replace("a" * 16, "A" * 16), "line 5: 'id' must be an id"),
@@ -92,6 +107,9 @@ def test_a_subject_without_a_type_gets_one(subject: str, typed: str) -> None:
         (TOKEN + "expires = 2030-01-02T03:04:05\n", "line 7: 'expires' has no time zone"),
         (TOKEN + "expires = 7\n", "line 7: 'expires' must be a date"),
         (TOKEN + "secret = 'x'\n", "line 7: 'secret' is not a known key"),
+        (TOKEN + 'agents = "coder"\n', "line 7: 'agents' must be a list"),
+        (TOKEN + 'agents = ["Coder"]\n', "line 7: 'agents' must list names of agents"),
+        (JWT + "agents = [1]\n", "line 8: 'agents' must list names of agents"),
         ('tokens = "x"\n', "'tokens' is not a known key"),
         ("token = 1\n", "'token' must be a list"),
         ("token = [1]\n", "[[token]] must be a table"),

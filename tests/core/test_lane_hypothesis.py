@@ -15,11 +15,15 @@ from proofs.lanecheck.commands import (
     EMPTY,
     FAIL_WAITING,
     NODE_LOST,
+    RESUME,
     Command,
     Verb,
     adopt,
+    answer,
+    ask,
     cancel,
     drain,
+    expire,
     finish,
     hand_back,
     hand_over,
@@ -121,6 +125,35 @@ class LaneHistory(RuleBasedStateMachine):
     def drain(self, late: int) -> None:
         assert self.lane.active is not None
         self.take(drain(self.lane.active.run_id, self.lane.active.attempt + late))
+
+    @precondition(lambda self: self.lane.active is not None)
+    @rule(
+        late=st.sampled_from([0, 0, 0, -1, 1]),
+        key=st.sampled_from("kl"),
+        kind=st.sampled_from(["", "resumable", "park"]),
+        has_default=st.booleans(),
+    )
+    def ask(self, late: int, key: str, kind: str, *, has_default: bool) -> None:
+        assert self.lane.active is not None
+        run_id, attempt = self.lane.active.run_id, self.lane.active.attempt + late
+        resumable, park = kind == "resumable", kind == "park"
+        self.take(
+            ask(run_id, attempt, key, has_default=has_default, resumable=resumable, park=park)
+        )
+
+    @precondition(lambda self: self.lane.runs)
+    @rule(data=st.data(), key=st.sampled_from("kl"))
+    def answer(self, data: st.DataObject, key: str) -> None:
+        self.take(answer(data.draw(st.sampled_from(sorted(live_ids(self.lane)))), key))
+
+    @precondition(lambda self: self.lane.runs)
+    @rule(data=st.data(), key=st.sampled_from("kl"))
+    def expire(self, data: st.DataObject, key: str) -> None:
+        self.take(expire(data.draw(st.sampled_from(sorted(live_ids(self.lane)))), key))
+
+    @rule()
+    def resume(self) -> None:
+        self.take(RESUME)
 
     @precondition(lambda self: self.lane.active is not None)
     @rule(late=st.sampled_from([0, 0, 0, -1, 1]), ok=st.booleans())

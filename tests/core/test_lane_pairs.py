@@ -17,12 +17,16 @@ from proofs.lanecheck.commands import (
     FAIL_WAITING,
     NODE_LOST,
     REMOVE,
+    RESUME,
     Command,
     Verb,
     accept,
     adopt,
+    answer,
+    ask,
     cancel,
     drain,
+    expire,
     finish,
     hand_back,
     hand_over,
@@ -58,6 +62,18 @@ def _first_of_all(lane: Lane) -> Command:
     return cancel(CancelScope.RUN, runs[-1].run_id if runs else "n")
 
 
+def _ask_and_park(run_id: str, attempt: int) -> Command:
+    return ask(run_id, attempt, park=True)
+
+
+def _answer(run_id: str, _: int) -> Command:
+    return answer(run_id)
+
+
+def _expire(run_id: str, _: int) -> Command:
+    return expire(run_id)
+
+
 def _finish_failed(run_id: str, attempt: int) -> Command:
     return finish(run_id, attempt, ok=False)
 
@@ -79,6 +95,12 @@ COMMANDS: Mapping[str, Callable[[Lane], Command]] = {
     "cancel run": _first_of_all,
     "cancel another run": _always(cancel(CancelScope.RUN, "nobody")),
     "drain_for_step": _on_active(drain),
+    "ask": _on_active(ask),
+    "ask and park": _on_active(_ask_and_park),
+    "ask of another attempt": _on_active(ask, late=1),
+    "answer": _on_active(_answer),
+    "expire": _on_active(_expire),
+    "resume": _always(RESUME),
     "finish ok": _on_active(finish),
     "finish failed": _on_active(_finish_failed),
     "finish of another attempt": _on_active(finish, late=1),

@@ -152,7 +152,7 @@ MUTANTS = (
     ),
     Mutant(
         "a retry loses the folded runs",
-        'folded_into="", turn=0) for run in self._folded',
+        'folded_into="", turn=0) for run in folded',
         'folded_into="", turn=0) for run in ()',
         "R21",
     ),
@@ -262,6 +262,85 @@ MUTANTS = (
         "        held = [*self._waiting, *filter(None, [self._active])]\n"
         "        seq = max([0, *(run.accept_seq for run in held)]) + 1\n",
         "R4",
+    ),
+    Mutant(
+        "a run that asks does not wait",
+        "        if (asked or park) and run.state is RunState.ACTIVE:",
+        "        if park and run.state is RunState.ACTIVE:",
+        "R40",
+    ),
+    Mutant(
+        "a request is asked twice after a retry",
+        "        new = [request for request in asked if request.question.key not in held]",
+        "        new = asked",
+        "R41",
+    ),
+    Mutant(
+        "an answer while the run is active again is forgotten",
+        "        asked = [request for request in requests if request.question.key not in closed]",
+        "        asked = list(requests)",
+        "R44",
+    ),
+    Mutant(
+        "a closed request takes another answer",
+        "        left = tuple(one for one in run.asking.pending if one != item)",
+        "        left = run.asking.pending",
+        "R42",
+    ),
+    Mutant(
+        "a cancel leaves requests open",
+        "        run = advance(self._withdraw_inputs(run)",
+        "        run = advance(run",
+        "R42",
+    ),
+    Mutant(
+        "the end of a run leaves requests open",
+        "        run = self._end_inputs(run)\n",
+        "",
+        "R42",
+    ),
+    Mutant(
+        "a run that nobody answered completes",
+        "        if active.asking.expired:",
+        "        if active.asking.expired and False:",
+        "R43",
+    ),
+    Mutant(
+        "a default answer fails the run",
+        "        if given is None and run.state is RunState.INPUT_REQUIRED:",
+        "        if run.state is RunState.INPUT_REQUIRED:",
+        "R43",
+    ),
+    Mutant(
+        "a run that waits for input loses its attempt though it can resume",
+        "    if waits and active.asking.resumable:",
+        "    if waits and False:",
+        "R44",
+    ),
+    Mutant(
+        "resuming after a lost node consumes an attempt",
+        "extra_attempts=kept.extra_attempts + 1, ",
+        "",
+        "R44",
+    ),
+    Mutant(
+        "a parked run is taken for lost",
+        "    if waits and active.asking.parked:",
+        "    if waits and False:",
+        "R44",
+    ),
+    Mutant(
+        "a run resumes before all answers are there",
+        "edit.resume(host) if lane.can_resume else None",
+        "edit.resume(host) if lane.active else None",
+        "cannot resume",
+    ),
+    Mutant(
+        "an event of input takes the number of one of the agent",
+        "        if run.state not in {RunState.ACTIVE, RunState.CANCELLING}:\n"
+        "            run = self._emit_late(run)",
+        "        run = self._emit_late(run)",
+        "numbered",
     ),
 )
 

@@ -71,6 +71,18 @@ def plain(turn):
     yield turn.prompt.text.upper()
     yield f" {turn.metadata['k']} {turn.attempt}"
 
+class Keeper:
+    async def start(self):
+        pass
+    async def run(self, turn):
+        yield "kept"
+    async def close(self):
+        with open("closed", "a") as file:
+            file.write("closed")
+    def session_deleted(self, key):
+        with open("deleted", "a") as file:
+            file.write(f"{key.tenant} {key.session_id}\n")
+
 class Never:
     async def start(self):
         raise RuntimeError("no licence")
@@ -92,6 +104,9 @@ class Gate:
 
     def open(self) -> None:
         os.write(self._file, b"done\n")
+
+    def read(self) -> bytes:
+        return os.read(self._file, 1000)
 
 
 @asynccontextmanager
@@ -115,10 +130,8 @@ async def _first_text(handle: RunHandle) -> str:
     """The first text of a run."""
     async with asyncio.timeout(SECONDS):
         async for event in handle.events():
-            if (text := getattr(event.body, "text", "")) and not isinstance(
-                event.body, RunComplete
-            ):
-                return str(text)
+            if isinstance(event.body, TextDelta):
+                return event.body.text
     raise AssertionError("the run has no text")
 
 
@@ -234,3 +247,14 @@ async def test_r30_an_agent_that_does_not_get_ready_fails_its_runs(tmp_path: Pat
         assert error is not None
         assert error.reason == "AGENT_NOT_READY"
         assert "RuntimeError: no licence" in error.message
+
+
+async def test_an_agent_learns_of_deleted_sessions_and_is_closed(tmp_path: Path) -> None:
+    deleted = Gate(tmp_path / "deleted")
+    flags = ("--agent", "mine:Keeper", "--agent-processes", "1")
+    async with _serving(tmp_path, *flags) as (server, client):
+        await client.create_session("one")
+        await client.delete_session("one")
+        assert await asyncio.to_thread(deleted.read) == b"default one\n"
+        assert await server.stop() == 0
+    assert (tmp_path / "closed").read_text() == "closed"

@@ -25,8 +25,8 @@ pytestmark = pytest.mark.sqlite("the pages name their stores")
 
 WALK_SECONDS = 90.0
 
-MODEL, METRICS = "127.0.0.1:8000", "9464"
-"""The addresses of a model and of the metrics on the pages; each walk has its own."""
+MODEL, METRICS, HTTP = "127.0.0.1:8000", "9464", "8080"
+"""The addresses of a model, of the metrics and of HTTP on the pages; each walk has its own."""
 
 DOCUMENTS = sorted(
     page.relative_to(ROOT).as_posix()
@@ -51,8 +51,8 @@ REASONS = {
 
 @asynccontextmanager
 async def reachable(page: str) -> AsyncIterator[str]:
-    """The page, with a port of this walk for the metrics and for a model."""
-    page = page.replace(METRICS, str(free_port()))
+    """The page, with ports of this walk for the metrics, HTTP and a model."""
+    page = page.replace(METRICS, str(free_port())).replace(HTTP, str(free_port()))
     if MODEL not in page:
         yield page
         return

@@ -17,6 +17,7 @@ ROOMS: dict[str, set[str]] = {
     "core": {
         "agents",
         "errors",
+        "input",
         "lane",
         "limits",
         "model",
@@ -35,19 +36,22 @@ ROOMS: dict[str, set[str]] = {
         "corrupt",
         "findings",
         "postgres.check",
+        "postgres.repair",
         "retry",
         "postgres.renew",
         "sqlite.backup",
         "sqlite.check",
+        "sqlite.repair",
         "open",
         "weight",
     },
     "agents": {
+        "acp.policy",
         "base",
-        "command.agent",
         "command.environment",
         "command.limits",
         "command.prctl",
+        "command.programs",
         "custom",
         "declaration",
         "loader",
@@ -56,11 +60,13 @@ ROOMS: dict[str, set[str]] = {
         "processes.supervisor",
         "scripted.latches",
         "scripted.script",
+        "state_dirs",
         "worker.agent",
         "worker.messages",
         "worker.slot",
         "worker.turn",
         "worker.workers",
+        "questions",
     },
     "access": {
         "admission",
@@ -118,6 +124,7 @@ PURE = {
     "functools",
     "hashlib",
     "itertools",
+    "json",
     "re",
     "runlane_server",
     "types",
@@ -217,6 +224,12 @@ def test_no_public_module_goes_unused_by_other_rooms() -> None:
 
 @pytest.mark.parametrize("path", _files(CLIENT), ids=_name)
 def test_the_client_does_not_import_the_server(path: Path) -> None:
+    names = _imports(ast.parse(path.read_text()))
+    assert not [name for name in names if name.partition(".")[0] == "runlane_server"]
+
+
+@pytest.mark.parametrize("path", _files(SERVER.parent / "runlane_web"), ids=_name)
+def test_the_web_gateway_does_not_import_the_server(path: Path) -> None:
     names = _imports(ast.parse(path.read_text()))
     assert not [name for name in names if name.partition(".")[0] == "runlane_server"]
 

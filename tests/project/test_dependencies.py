@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 
-OURS = {"runlane", "runlane_server", "google", "grpc_status"}
+OURS = {"runlane", "runlane_server", "runlane_web", "google", "grpc_status"}
 """Packages of this project, and a namespace that several distributions share."""
 
 NAMED_ELSEWHERE = {
@@ -98,8 +98,9 @@ def said_in(text: str, *folders: str) -> bool:
 UNPINNED = {"matplotlib", "a2a-sdk", "atheris"}
 """Extras that are installed by hand, to measure or to search."""
 
-BROUGHT_ALONG = {"cryptography", "pydantic-core", "pydantic-graph"}
-"""Dependencies of PyJWT[crypto] and pydantic-ai whose objects the server uses directly."""
+BROUGHT_ALONG = {"cryptography", "httpx2", "pydantic", "pydantic-core", "pydantic-graph"}
+"""Dependencies of PyJWT[crypto], openai, pydantic-ai and agent-client-protocol whose objects the
+server uses directly."""
 
 RUNTIME = {
     "the client": (PROJECT["dependencies"], "client"),

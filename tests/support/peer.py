@@ -176,6 +176,12 @@ class Peer(
     async def ListRuns(self, request: Any, context: Context) -> Any:
         return await self._play("ListRuns", request, context)
 
+    async def ListInputRequests(self, request: Any, context: Context) -> Any:
+        return await self._play("ListInputRequests", request, context)
+
+    async def AnswerInput(self, request: Any, context: Context) -> Any:
+        return await self._play("AnswerInput", request, context)
+
     async def CreateSession(self, request: Any, context: Context) -> Any:
         return await self._play("CreateSession", request, context)
 

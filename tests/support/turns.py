@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from runlane_server.agents.base import Agent, AgentEvent, FoldedPrompt, Report
 from runlane_server.core.model import (
@@ -34,7 +35,11 @@ class LocalTurn:
     attempt: int = 1
     metadata: Mapping[str, str] = field(default_factory=lambda: NO_LABELS)
     traceparent: str = ""
+    tenant: str = "default"
     emitted: list[AgentEvent] = field(default_factory=list)
+    checkpoint: str = ""
+    left: list[Any] = field(default_factory=list)
+    answers: dict[str, Any] = field(default_factory=dict)
 
     async def history(self) -> Sequence[Message]:
         """The messages that the turn was made with."""
@@ -48,6 +53,20 @@ class LocalTurn:
     async def emit(self, event: AgentEvent | str) -> None:
         """Keeps the event in `emitted`."""
         self.emitted.append(TextDelta(event) if isinstance(event, str) else event)
+
+    async def ask(self, text: str, *, key: str = "", **_: Any) -> Any:
+        """Returns the prepared answer."""
+        return self.answers[key or text]
+
+    async def ask_and_leave(self, questions: Sequence[Any], checkpoint: str) -> bool:
+        """Keeps the questions in `left`."""
+        self.left += questions
+        self.checkpoint = checkpoint
+        return True
+
+    async def answer_to(self, key: str) -> Any:
+        """Returns the prepared answer."""
+        return self.answers[key]
 
 
 def ask(text: str, *attachments: Attachment, waiting: Sequence[str] = ()) -> LocalTurn:

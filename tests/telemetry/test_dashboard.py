@@ -37,7 +37,7 @@ NOT_OURS = {"up"}
 _WORD = re.compile(r"[a-zA-Z_:][\w:]*")
 _FUNCTIONS = {
     *("histogram_quantile", "rate", "increase", "max_over_time"),
-    *("sum", "max", "by", "and"),
+    *("sum", "max", "by", "and", "on"),
 }
 
 
@@ -58,7 +58,7 @@ LABELS = {label for family in families() for sample in family.samples for label 
 def metrics_in(expression: str) -> set[str]:
     """The metrics in a PromQL expression."""
     bare = re.sub(r'"[^"]*"', "", expression)
-    bare = re.sub(r"\bby \([^)]*\)", "", re.sub(r"\{[^}]*\}|\[[^\]]*\]", "", bare))
+    bare = re.sub(r"\b(?:by|on) \([^)]*\)", "", re.sub(r"\{[^}]*\}|\[[^\]]*\]", "", bare))
     return set(_WORD.findall(bare)) - _FUNCTIONS - NOT_OURS
 
 
@@ -85,9 +85,9 @@ def alerts() -> list[dict[str, Any]]:
 
 
 def test_metrics_in_finds_the_names_in_an_expression() -> None:
-    assert metrics_in('sum by (le, job) (rate(a_b{x="c", y=~"$d"}[5m])) / e > 0.5 and f == 1') == {
-        *("a_b", "e", "f")
-    }
+    assert metrics_in(
+        'sum by (le, job) (rate(a_b{x="c", y=~"$d"}[5m])) / e > 0.5 and on (g) f == 1'
+    ) == {*("a_b", "e", "f")}
 
 
 @pytest.mark.parametrize(("place", "expression"), list(expressions()))
@@ -106,7 +106,7 @@ def test_the_dashboard_shows_every_metric_except_those_left_out_for_a_reason() -
 
 def test_every_label_in_an_expression_is_exported() -> None:
     for place, expression in expressions():
-        listed = ",".join(re.findall(r"\bby \(([^)]*)\)", expression))
+        listed = ",".join(re.findall(r"\b(?:by|on) \(([^)]*)\)", expression))
         grouped = set(re.findall(r"\w+", listed))
         matched = set(re.findall(r"(\w+)(?:=~?|!=)\"", expression))
         assert grouped | matched <= LABELS | {"job", "instance"}, place

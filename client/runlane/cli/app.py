@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from runlane.cli.agents import agents
+from runlane.cli.answer import answer
 from runlane.cli.cancel import cancel
 from runlane.cli.command import Group
 from runlane.cli.connection import Settings, options
@@ -50,5 +51,8 @@ def runlane(context: click.Context, /, **settings: Any) -> None:
     context.obj = Settings(**settings)
 
 
-for command in (run, cancel, watch, top, runs, show, wait, sessions, messages, agents, worker):
+for command in (
+    *(run, cancel, watch, top, runs, show, wait, answer, sessions, messages, agents),
+    worker,
+):
     runlane.add_command(command)

@@ -31,6 +31,7 @@ COLOURS: Mapping[RunState, str] = {
     RunState.ACCEPTED: "cyan",
     RunState.QUEUED: "cyan",
     RunState.ACTIVE: "blue",
+    RunState.INPUT_REQUIRED: "magenta",
     RunState.FOLDED: "blue",
     RunState.CANCELLING: "yellow",
     RunState.COMPLETED: "green",

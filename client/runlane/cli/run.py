@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 
+from runlane.cli.answer import ask_on_terminal, can_ask, outcome_text
 from runlane.cli.base import DONE, Failure, Interrupts, describe, execute, outcome_code, stop
 from runlane.cli.command import Command
 from runlane.cli.connection import Settings
@@ -24,8 +25,15 @@ from runlane.cli.terminal import echo
 from runlane.client import Client
 from runlane.errors import RunlaneError, is_outcome_unknown
 from runlane.ids import new_id
+from runlane.inputs import (
+    InputAnswered,
+    InputExpired,
+    InputRequest,
+    InputRequested,
+    InputWithdrawn,
+)
 from runlane.run_handle import RunHandle
-from runlane.types import NOT_TERMINAL, Attachment, RunComplete, RunState, WhenBusy
+from runlane.types import NOT_TERMINAL, Attachment, RunComplete, RunEvent, RunState, WhenBusy
 
 POLL_SECONDS = 1.0
 """Seconds between two updates of the spinner."""
@@ -170,9 +178,12 @@ async def _run(client: Client, options: Options) -> int:
             asyncio.create_task(_cancel_on(interrupts.first, handle, view)),
             asyncio.create_task(_update_spinner(client, handle, view)),
         )
+        is_asking = can_ask() and not options.as_json
+        answering = _Answering(client, view, enabled=is_asking)
         try:
-            return outcome_code(await _follow(handle, view))
+            return outcome_code(await _follow(handle, view, answering))
         finally:
+            await answering.stop()
             for helper in helpers:
                 await stop(helper)
 
@@ -203,10 +214,51 @@ async def _accept(client: Client, options: Options) -> RunHandle:
         ) from error
 
 
-async def _follow(handle: RunHandle, view: RunView) -> RunComplete:
+class _Answering:
+    """Asks the questions of the run at the terminal, one after another."""
+
+    def __init__(self, client: Client, view: RunView, *, enabled: bool) -> None:
+        self._client = client
+        self._view = view
+        self._enabled = enabled
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def show(self, event: RunEvent) -> None:
+        """Asks when input is requested, and stops asking when it no longer is."""
+        match event.body:
+            case InputRequested(input_request=request) if self._enabled:
+                if request.input_request_id not in self._tasks:
+                    task = asyncio.create_task(self._ask(request))
+                    self._tasks[request.input_request_id] = task
+            case InputAnswered() | InputWithdrawn() | InputExpired():
+                asked = self._tasks.get(event.body.input_request_id)
+                if asked is not None:
+                    asked.cancel()
+            case _:
+                pass
+
+    async def _ask(self, request: InputRequest) -> None:
+        try:
+            given = await ask_on_terminal(request)
+            if given is not None:
+                receipt = await self._client.answer_input(request, given)
+                if not receipt.accepted:
+                    self._view.note(outcome_text(receipt))
+        except (RunlaneError, click.ClickException) as error:
+            text = describe(error) if isinstance(error, RunlaneError) else error.message
+            self._view.note(f"not answered: {text}")
+
+    async def stop(self) -> None:
+        """Stops asking."""
+        for task in self._tasks.values():
+            await stop(task)
+
+
+async def _follow(handle: RunHandle, view: RunView, answering: _Answering) -> RunComplete:
     async with handle.events(on_lost=view.show_lost) as events:
         async for event in events:
             view.show(event)
+            answering.show(event)
             if isinstance(event.body, RunComplete):
                 return event.body
     # Not reached: the events end with a RunComplete.

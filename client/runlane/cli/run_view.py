@@ -15,6 +15,7 @@ from runlane.cli.base import describe
 from runlane.cli.output import field, json_line, one_line, stderr_console
 from runlane.cli.terminal import echo, encodes_all, for_terminal, on_terminal
 from runlane.errors import RunlaneError
+from runlane.inputs import InputRequest, InputRequested
 from runlane.types import (
     FinishReason,
     Folded,
@@ -96,7 +97,7 @@ class RunView:
             self._is_lost = True
             self.note(f"reconnecting: {describe(error)}")
 
-    def show(self, event: RunEvent) -> None:
+    def show(self, event: RunEvent) -> None:  # noqa: C901 - one case per kind
         """Shows an event."""
         if self._is_lost:
             self._is_lost = False
@@ -119,6 +120,10 @@ class RunView:
                 self._show_restart(attempt)
             case Folded(run_id=run_id, into_run_id=into_run_id):
                 self._print_step(f"run {field(run_id)} joined the turn of {field(into_run_id)}")
+            case InputRequested(input_request=request):
+                self._stop_spinner()
+                self.note(f"input required: {_question(request)}")
+                self.note(f"  answer with: runlane answer {field(request.input_request_id)}")
             case RunComplete():
                 self._print_end(event.body)
             case _:
@@ -177,6 +182,11 @@ class RunView:
             self._open_line = None
         if sys.stdout is not None:
             sys.stdout.flush()
+
+
+def _question(request: InputRequest) -> str:
+    about = f"{request.tool_name} {request.arguments_json}: " if request.tool_name else ""
+    return field(f"{about}{request.text}")
 
 
 _INCOMPLETE: Mapping[FinishReason | None, str] = {

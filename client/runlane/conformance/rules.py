@@ -47,6 +47,12 @@ RULES: Mapping[int, str] = MappingProxyType(
         30: "Runs wait until the agent is ready, or fail",
         31: "A run is executed by the agent that it names",
         32: "A run waits for its agent, and delays no other agent",
+        40: "A run that asks people waits without a slot",
+        41: "The first answer to an input request counts",
+        42: "A cancel or the end of the run withdraws its input requests",
+        43: "An input request expires: its default applies, or the run fails",
+        44: "Input survives the loss of a node, and nobody is asked twice",
+        45: "Subscribers learn of every input request and of its end",
     }
 )
 """The rules in one line each; CONTRIBUTING.md has their full text."""

@@ -97,6 +97,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_AGENT_NOT_FOUND: _ErrorReason.ValueType  # 26
     """NOT_FOUND: the server declares no agent of this name."""
+    ERROR_REASON_INPUT_NOT_FOUND: _ErrorReason.ValueType  # 30
+    """NOT_FOUND: no input request has this id."""
+    ERROR_REASON_INPUT_CLOSED: _ErrorReason.ValueType  # 31
+    """FAILED_PRECONDITION: the input request takes no answer any more: its run was cancelled or has
+    ended, or it has expired.
+    """
+    ERROR_REASON_ANSWER_INVALID: _ErrorReason.ValueType  # 32
+    """INVALID_ARGUMENT: the answer does not match the question; BadRequest lists what is wrong."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reason of an error. Every error carries a `google.rpc.ErrorInfo` (domain `runlane`); its
@@ -179,4 +187,12 @@ the prompt again, use a new run id.
 """
 ERROR_REASON_AGENT_NOT_FOUND: ErrorReason.ValueType  # 26
 """NOT_FOUND: the server declares no agent of this name."""
+ERROR_REASON_INPUT_NOT_FOUND: ErrorReason.ValueType  # 30
+"""NOT_FOUND: no input request has this id."""
+ERROR_REASON_INPUT_CLOSED: ErrorReason.ValueType  # 31
+"""FAILED_PRECONDITION: the input request takes no answer any more: its run was cancelled or has
+ended, or it has expired.
+"""
+ERROR_REASON_ANSWER_INVALID: ErrorReason.ValueType  # 32
+"""INVALID_ARGUMENT: the answer does not match the question; BadRequest lists what is wrong."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

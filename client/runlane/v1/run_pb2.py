@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from runlane.v1 import input_pb2 as runlane_dot_v1_dot_input__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14runlane/v1/run.proto\x12\nrunlane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"X\n\nAttachment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tmime_type\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\x0e\n\x04\x64\x61ta\x18\x04 \x01(\x0cH\x00\x42\t\n\x07\x63ontent\"+\n\x08RunError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"}\n\x05Usage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x03\x12\x15\n\routput_tokens\x18\x02 \x01(\x03\x12\x19\n\x11\x63\x61\x63he_read_tokens\x18\x03 \x01(\x03\x12\x1a\n\x12\x63\x61\x63he_write_tokens\x18\x04 \x01(\x03\x12\x10\n\x08requests\x18\x05 \x01(\x03\"\xba\x04\n\x03Run\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x12\n\naccept_seq\x18\x03 \x01(\x03\x12#\n\x05state\x18\x04 \x01(\x0e\x32\x14.runlane.v1.RunState\x12\'\n\twhen_busy\x18\x05 \x01(\x0e\x32\x14.runlane.v1.WhenBusy\x12\x16\n\x0eprompt_excerpt\x18\x06 \x01(\t\x12/\n\x08metadata\x18\x07 \x03(\x0b\x32\x1d.runlane.v1.Run.MetadataEntry\x12*\n\x07timeout\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cmax_attempts\x18\t \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\n \x01(\x05\x12/\n\x0b\x61\x63\x63\x65pted_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstarted_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x66olded_into\x18\x0e \x01(\t\x12-\n\x0crun_complete\x18\x0f \x01(\x0b\x32\x17.runlane.v1.RunComplete\x12\r\n\x05\x61gent\x18\x10 \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xfb\x03\n\x0bRunComplete\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x12\n\naccept_seq\x18\x03 \x01(\x03\x12#\n\x05state\x18\x04 \x01(\x0e\x32\x14.runlane.v1.RunState\x12\x11\n\tcancelled\x18\x05 \x01(\x08\x12/\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x18.runlane.v1.FinishReason\x12#\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x14.runlane.v1.RunError\x12\x12\n\nmessage_id\x18\x08 \x01(\t\x12\x0c\n\x04text\x18\t \x01(\t\x12\x16\n\x0etext_truncated\x18\n \x01(\x08\x12\x13\n\x0b\x66olded_into\x18\x0b \x01(\t\x12 \n\x05usage\x18\x0c \x01(\x0b\x32\x11.runlane.v1.Usage\x12\x0f\n\x07\x61ttempt\x18\r \x01(\x05\x12\x15\n\rcancel_reason\x18\x0e \x01(\t\x12/\n\x0b\x61\x63\x63\x65pted_at\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstarted_at\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"F\n\x08ToolCall\x12\x14\n\x0ctool_call_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\"S\n\nToolResult\x12\x14\n\x0ctool_call_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\t\x12\x10\n\x08is_error\x18\x04 \x01(\x08\"\x86\x05\n\x08RunEvent\x12\r\n\x05index\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x0b\x32\x1d.runlane.v1.RunEvent.AcceptedH\x00\x12/\n\x07started\x18\x04 \x01(\x0b\x32\x1c.runlane.v1.RunEvent.StartedH\x00\x12\x34\n\ntext_delta\x18\x05 \x01(\x0b\x32\x1e.runlane.v1.RunEvent.TextDeltaH\x00\x12>\n\x0freasoning_delta\x18\x06 \x01(\x0b\x32#.runlane.v1.RunEvent.ReasoningDeltaH\x00\x12)\n\ttool_call\x18\x07 \x01(\x0b\x32\x14.runlane.v1.ToolCallH\x00\x12-\n\x0btool_result\x18\x08 \x01(\x0b\x32\x16.runlane.v1.ToolResultH\x00\x12-\n\x06\x66olded\x18\t \x01(\x0b\x32\x1b.runlane.v1.RunEvent.FoldedH\x00\x12/\n\x0crun_complete\x18\n \x01(\x0b\x32\x17.runlane.v1.RunCompleteH\x00\x1a\x1e\n\x08\x41\x63\x63\x65pted\x12\x12\n\naccept_seq\x18\x01 \x01(\x03\x1a\x1a\n\x07Started\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x05\x1a\x19\n\tTextDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\x1a\x1e\n\x0eReasoningDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\x1a-\n\x06\x46olded\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x13\n\x0binto_run_id\x18\x02 \x01(\tB\x07\n\x05\x65vent\"z\n\x0c\x43\x61ncelledRun\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x12\n\naccept_seq\x18\x03 \x01(\x03\x12\x32\n\x14state_when_cancelled\x18\x04 \x01(\x0e\x32\x14.runlane.v1.RunState*\xe1\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12RUN_STATE_ACCEPTED\x10\x01\x12\x14\n\x10RUN_STATE_QUEUED\x10\x02\x12\x14\n\x10RUN_STATE_ACTIVE\x10\x03\x12\x14\n\x10RUN_STATE_FOLDED\x10\x04\x12\x18\n\x14RUN_STATE_CANCELLING\x10\x05\x12\x17\n\x13RUN_STATE_COMPLETED\x10\x06\x12\x17\n\x13RUN_STATE_CANCELLED\x10\x07\x12\x14\n\x10RUN_STATE_FAILED\x10\x08*}\n\x08WhenBusy\x12\x19\n\x15WHEN_BUSY_UNSPECIFIED\x10\x00\x12\x13\n\x0fWHEN_BUSY_QUEUE\x10\x01\x12\x12\n\x0eWHEN_BUSY_FOLD\x10\x02\x12\x14\n\x10WHEN_BUSY_REJECT\x10\x03\x12\x17\n\x13WHEN_BUSY_INTERRUPT\x10\x04*\x8e\x02\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12 \n\x1c\x46INISH_REASON_CONTENT_FILTER\x10\x03\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x04\x12\x1a\n\x16\x46INISH_REASON_CANCELED\x10\x05\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x06\x12\x19\n\x15\x46INISH_REASON_TIMEOUT\x10\x07\x12\x1d\n\x19\x46INISH_REASON_INTERRUPTED\x10\x08\x42-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14runlane/v1/run.proto\x12\nrunlane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16runlane/v1/input.proto\"X\n\nAttachment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tmime_type\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\x0e\n\x04\x64\x61ta\x18\x04 \x01(\x0cH\x00\x42\t\n\x07\x63ontent\"+\n\x08RunError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"}\n\x05Usage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x03\x12\x15\n\routput_tokens\x18\x02 \x01(\x03\x12\x19\n\x11\x63\x61\x63he_read_tokens\x18\x03 \x01(\x03\x12\x1a\n\x12\x63\x61\x63he_write_tokens\x18\x04 \x01(\x03\x12\x10\n\x08requests\x18\x05 \x01(\x03\"\xba\x04\n\x03Run\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x12\n\naccept_seq\x18\x03 \x01(\x03\x12#\n\x05state\x18\x04 \x01(\x0e\x32\x14.runlane.v1.RunState\x12\'\n\twhen_busy\x18\x05 \x01(\x0e\x32\x14.runlane.v1.WhenBusy\x12\x16\n\x0eprompt_excerpt\x18\x06 \x01(\t\x12/\n\x08metadata\x18\x07 \x03(\x0b\x32\x1d.runlane.v1.Run.MetadataEntry\x12*\n\x07timeout\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cmax_attempts\x18\t \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\n \x01(\x05\x12/\n\x0b\x61\x63\x63\x65pted_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstarted_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x66olded_into\x18\x0e \x01(\t\x12-\n\x0crun_complete\x18\x0f \x01(\x0b\x32\x17.runlane.v1.RunComplete\x12\r\n\x05\x61gent\x18\x10 \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xfb\x03\n\x0bRunComplete\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x12\n\naccept_seq\x18\x03 \x01(\x03\x12#\n\x05state\x18\x04 \x01(\x0e\x32\x14.runlane.v1.RunState\x12\x11\n\tcancelled\x18\x05 \x01(\x08\x12/\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x18.runlane.v1.FinishReason\x12#\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x14.runlane.v1.RunError\x12\x12\n\nmessage_id\x18\x08 \x01(\t\x12\x0c\n\x04text\x18\t \x01(\t\x12\x16\n\x0etext_truncated\x18\n \x01(\x08\x12\x13\n\x0b\x66olded_into\x18\x0b \x01(\t\x12 \n\x05usage\x18\x0c \x01(\x0b\x32\x11.runlane.v1.Usage\x12\x0f\n\x07\x61ttempt\x18\r \x01(\x05\x12\x15\n\rcancel_reason\x18\x0e \x01(\t\x12/\n\x0b\x61\x63\x63\x65pted_at\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstarted_at\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"F\n\x08ToolCall\x12\x14\n\x0ctool_call_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\"S\n\nToolResult\x12\x14\n\x0ctool_call_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\t\x12\x10\n\x08is_error\x18\x04 \x01(\x08\"\x91\t\n\x08RunEvent\x12\r\n\x05index\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x0b\x32\x1d.runlane.v1.RunEvent.AcceptedH\x00\x12/\n\x07started\x18\x04 \x01(\x0b\x32\x1c.runlane.v1.RunEvent.StartedH\x00\x12\x34\n\ntext_delta\x18\x05 \x01(\x0b\x32\x1e.runlane.v1.RunEvent.TextDeltaH\x00\x12>\n\x0freasoning_delta\x18\x06 \x01(\x0b\x32#.runlane.v1.RunEvent.ReasoningDeltaH\x00\x12)\n\ttool_call\x18\x07 \x01(\x0b\x32\x14.runlane.v1.ToolCallH\x00\x12-\n\x0btool_result\x18\x08 \x01(\x0b\x32\x16.runlane.v1.ToolResultH\x00\x12-\n\x06\x66olded\x18\t \x01(\x0b\x32\x1b.runlane.v1.RunEvent.FoldedH\x00\x12/\n\x0crun_complete\x18\n \x01(\x0b\x32\x17.runlane.v1.RunCompleteH\x00\x12>\n\x0finput_requested\x18\x0e \x01(\x0b\x32#.runlane.v1.RunEvent.InputRequestedH\x00\x12<\n\x0einput_answered\x18\x0f \x01(\x0b\x32\".runlane.v1.RunEvent.InputAnsweredH\x00\x12>\n\x0finput_withdrawn\x18\x10 \x01(\x0b\x32#.runlane.v1.RunEvent.InputWithdrawnH\x00\x12:\n\rinput_expired\x18\x11 \x01(\x0b\x32!.runlane.v1.RunEvent.InputExpiredH\x00\x12/\n\x07resumed\x18\x12 \x01(\x0b\x32\x1c.runlane.v1.RunEvent.ResumedH\x00\x1a\x1e\n\x08\x41\x63\x63\x65pted\x12\x12\n\naccept_seq\x18\x01 \x01(\x03\x1a\x1a\n\x07Started\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x05\x1a\x19\n\tTextDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\x1a\x1e\n\x0eReasoningDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\x1a-\n\x06\x46olded\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x13\n\x0binto_run_id\x18\x02 \x01(\t\x1a\x41\n\x0eInputRequested\x12/\n\rinput_request\x18\x01 \x01(\x0b\x32\x18.runlane.v1.InputRequest\x1a)\n\rInputAnswered\x12\x18\n\x10input_request_id\x18\x01 \x01(\t\x1a*\n\x0eInputWithdrawn\x12\x18\n\x10input_request_id\x18\x01 \x01(\t\x1a(\n\x0cInputExpired\x12\x18\n\x10input_request_id\x18\x01 \x01(\t\x1a\x1a\n\x07Resumed\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x05\x42\x07\n\x05\x65vent\"z\n\x0c\x43\x61ncelledRun\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x12\n\naccept_seq\x18\x03 \x01(\x03\x12\x32\n\x14state_when_cancelled\x18\x04 \x01(\x0e\x32\x14.runlane.v1.RunState*\xff\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12RUN_STATE_ACCEPTED\x10\x01\x12\x14\n\x10RUN_STATE_QUEUED\x10\x02\x12\x14\n\x10RUN_STATE_ACTIVE\x10\x03\x12\x14\n\x10RUN_STATE_FOLDED\x10\x04\x12\x18\n\x14RUN_STATE_CANCELLING\x10\x05\x12\x17\n\x13RUN_STATE_COMPLETED\x10\x06\x12\x17\n\x13RUN_STATE_CANCELLED\x10\x07\x12\x14\n\x10RUN_STATE_FAILED\x10\x08\x12\x1c\n\x18RUN_STATE_INPUT_REQUIRED\x10\t*}\n\x08WhenBusy\x12\x19\n\x15WHEN_BUSY_UNSPECIFIED\x10\x00\x12\x13\n\x0fWHEN_BUSY_QUEUE\x10\x01\x12\x12\n\x0eWHEN_BUSY_FOLD\x10\x02\x12\x14\n\x10WHEN_BUSY_REJECT\x10\x03\x12\x17\n\x13WHEN_BUSY_INTERRUPT\x10\x04*\x8e\x02\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12 \n\x1c\x46INISH_REASON_CONTENT_FILTER\x10\x03\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x04\x12\x1a\n\x16\x46INISH_REASON_CANCELED\x10\x05\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x06\x12\x19\n\x15\x46INISH_REASON_TIMEOUT\x10\x07\x12\x1d\n\x19\x46INISH_REASON_INTERRUPTED\x10\x08\x42-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,40 +37,50 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'Z+runlane.example/gen/go/runlane/v1;runlanev1'
   _globals['_RUN_METADATAENTRY']._loaded_options = None
   _globals['_RUN_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_RUNSTATE']._serialized_start=2377
-  _globals['_RUNSTATE']._serialized_end=2602
-  _globals['_WHENBUSY']._serialized_start=2604
-  _globals['_WHENBUSY']._serialized_end=2729
-  _globals['_FINISHREASON']._serialized_start=2732
-  _globals['_FINISHREASON']._serialized_end=3002
-  _globals['_ATTACHMENT']._serialized_start=101
-  _globals['_ATTACHMENT']._serialized_end=189
-  _globals['_RUNERROR']._serialized_start=191
-  _globals['_RUNERROR']._serialized_end=234
-  _globals['_USAGE']._serialized_start=236
-  _globals['_USAGE']._serialized_end=361
-  _globals['_RUN']._serialized_start=364
-  _globals['_RUN']._serialized_end=934
-  _globals['_RUN_METADATAENTRY']._serialized_start=887
-  _globals['_RUN_METADATAENTRY']._serialized_end=934
-  _globals['_RUNCOMPLETE']._serialized_start=937
-  _globals['_RUNCOMPLETE']._serialized_end=1444
-  _globals['_TOOLCALL']._serialized_start=1446
-  _globals['_TOOLCALL']._serialized_end=1516
-  _globals['_TOOLRESULT']._serialized_start=1518
-  _globals['_TOOLRESULT']._serialized_end=1601
-  _globals['_RUNEVENT']._serialized_start=1604
-  _globals['_RUNEVENT']._serialized_end=2250
-  _globals['_RUNEVENT_ACCEPTED']._serialized_start=2077
-  _globals['_RUNEVENT_ACCEPTED']._serialized_end=2107
-  _globals['_RUNEVENT_STARTED']._serialized_start=2109
-  _globals['_RUNEVENT_STARTED']._serialized_end=2135
-  _globals['_RUNEVENT_TEXTDELTA']._serialized_start=2137
-  _globals['_RUNEVENT_TEXTDELTA']._serialized_end=2162
-  _globals['_RUNEVENT_REASONINGDELTA']._serialized_start=2164
-  _globals['_RUNEVENT_REASONINGDELTA']._serialized_end=2194
-  _globals['_RUNEVENT_FOLDED']._serialized_start=2196
-  _globals['_RUNEVENT_FOLDED']._serialized_end=2241
-  _globals['_CANCELLEDRUN']._serialized_start=2252
-  _globals['_CANCELLEDRUN']._serialized_end=2374
+  _globals['_RUNSTATE']._serialized_start=2924
+  _globals['_RUNSTATE']._serialized_end=3179
+  _globals['_WHENBUSY']._serialized_start=3181
+  _globals['_WHENBUSY']._serialized_end=3306
+  _globals['_FINISHREASON']._serialized_start=3309
+  _globals['_FINISHREASON']._serialized_end=3579
+  _globals['_ATTACHMENT']._serialized_start=125
+  _globals['_ATTACHMENT']._serialized_end=213
+  _globals['_RUNERROR']._serialized_start=215
+  _globals['_RUNERROR']._serialized_end=258
+  _globals['_USAGE']._serialized_start=260
+  _globals['_USAGE']._serialized_end=385
+  _globals['_RUN']._serialized_start=388
+  _globals['_RUN']._serialized_end=958
+  _globals['_RUN_METADATAENTRY']._serialized_start=911
+  _globals['_RUN_METADATAENTRY']._serialized_end=958
+  _globals['_RUNCOMPLETE']._serialized_start=961
+  _globals['_RUNCOMPLETE']._serialized_end=1468
+  _globals['_TOOLCALL']._serialized_start=1470
+  _globals['_TOOLCALL']._serialized_end=1540
+  _globals['_TOOLRESULT']._serialized_start=1542
+  _globals['_TOOLRESULT']._serialized_end=1625
+  _globals['_RUNEVENT']._serialized_start=1628
+  _globals['_RUNEVENT']._serialized_end=2797
+  _globals['_RUNEVENT_ACCEPTED']._serialized_start=2400
+  _globals['_RUNEVENT_ACCEPTED']._serialized_end=2430
+  _globals['_RUNEVENT_STARTED']._serialized_start=2432
+  _globals['_RUNEVENT_STARTED']._serialized_end=2458
+  _globals['_RUNEVENT_TEXTDELTA']._serialized_start=2460
+  _globals['_RUNEVENT_TEXTDELTA']._serialized_end=2485
+  _globals['_RUNEVENT_REASONINGDELTA']._serialized_start=2487
+  _globals['_RUNEVENT_REASONINGDELTA']._serialized_end=2517
+  _globals['_RUNEVENT_FOLDED']._serialized_start=2519
+  _globals['_RUNEVENT_FOLDED']._serialized_end=2564
+  _globals['_RUNEVENT_INPUTREQUESTED']._serialized_start=2566
+  _globals['_RUNEVENT_INPUTREQUESTED']._serialized_end=2631
+  _globals['_RUNEVENT_INPUTANSWERED']._serialized_start=2633
+  _globals['_RUNEVENT_INPUTANSWERED']._serialized_end=2674
+  _globals['_RUNEVENT_INPUTWITHDRAWN']._serialized_start=2676
+  _globals['_RUNEVENT_INPUTWITHDRAWN']._serialized_end=2718
+  _globals['_RUNEVENT_INPUTEXPIRED']._serialized_start=2720
+  _globals['_RUNEVENT_INPUTEXPIRED']._serialized_end=2760
+  _globals['_RUNEVENT_RESUMED']._serialized_start=2762
+  _globals['_RUNEVENT_RESUMED']._serialized_end=2788
+  _globals['_CANCELLEDRUN']._serialized_start=2799
+  _globals['_CANCELLEDRUN']._serialized_end=2921
 # @@protoc_insertion_point(module_scope)

@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from runlane.v1 import input_pb2 as _input_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -45,6 +46,10 @@ class _RunStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunState.Val
     """Ended by a cancel."""
     RUN_STATE_FAILED: _RunState.ValueType  # 8
     """Ended by an error, a timeout or the loss of its node."""
+    RUN_STATE_INPUT_REQUIRED: _RunState.ValueType  # 9
+    """Its agent has asked people, and waits for the answers or, when it has them all, for a slot. The
+    run stays the active one of its session.
+    """
 
 class RunState(_RunState, metaclass=_RunStateEnumTypeWrapper):
     """The state of a run. COMPLETED, CANCELLED and FAILED are terminal."""
@@ -67,6 +72,10 @@ RUN_STATE_CANCELLED: RunState.ValueType  # 7
 """Ended by a cancel."""
 RUN_STATE_FAILED: RunState.ValueType  # 8
 """Ended by an error, a timeout or the loss of its node."""
+RUN_STATE_INPUT_REQUIRED: RunState.ValueType  # 9
+"""Its agent has asked people, and waits for the answers or, when it has them all, for a slot. The
+run stays the active one of its session.
+"""
 Global___RunState: _TypeAlias = RunState  # noqa: Y015
 
 class _WhenBusy:
@@ -644,6 +653,110 @@ class RunEvent(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class InputRequested(_message.Message):
+        """The agent asked people. An attempt that asks again what an earlier one has asked repeats the
+        event, with the same id.
+        """
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        INPUT_REQUEST_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def input_request(self) -> _input_pb2.InputRequest:
+            """The request as it was asked; ListInputRequests returns its current state."""
+
+        def __init__(
+            self,
+            *,
+            input_request: _input_pb2.InputRequest | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["input_request", b"input_request"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["input_request", b"input_request"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class InputAnswered(_message.Message):
+        """An input request was answered. If no other is open, the run waits for a slot."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        INPUT_REQUEST_ID_FIELD_NUMBER: _builtins.int
+        input_request_id: _builtins.str
+        """The request."""
+        def __init__(
+            self,
+            *,
+            input_request_id: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["input_request_id", b"input_request_id"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class InputWithdrawn(_message.Message):
+        """An input request takes no answer any more: the run was cancelled or has ended."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        INPUT_REQUEST_ID_FIELD_NUMBER: _builtins.int
+        input_request_id: _builtins.str
+        """The request."""
+        def __init__(
+            self,
+            *,
+            input_request_id: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["input_request_id", b"input_request_id"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class InputExpired(_message.Message):
+        """Nobody answered an input request in time: its default applies, or the run fails."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        INPUT_REQUEST_ID_FIELD_NUMBER: _builtins.int
+        input_request_id: _builtins.str
+        """The request."""
+        def __init__(
+            self,
+            *,
+            input_request_id: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["input_request_id", b"input_request_id"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Resumed(_message.Message):
+        """The attempt continues after input; its output so far stays."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        ATTEMPT_FIELD_NUMBER: _builtins.int
+        attempt: _builtins.int
+        """The attempt number."""
+        def __init__(
+            self,
+            *,
+            attempt: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     INDEX_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
     ACCEPTED_FIELD_NUMBER: _builtins.int
@@ -654,6 +767,11 @@ class RunEvent(_message.Message):
     TOOL_RESULT_FIELD_NUMBER: _builtins.int
     FOLDED_FIELD_NUMBER: _builtins.int
     RUN_COMPLETE_FIELD_NUMBER: _builtins.int
+    INPUT_REQUESTED_FIELD_NUMBER: _builtins.int
+    INPUT_ANSWERED_FIELD_NUMBER: _builtins.int
+    INPUT_WITHDRAWN_FIELD_NUMBER: _builtins.int
+    INPUT_EXPIRED_FIELD_NUMBER: _builtins.int
+    RESUMED_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """The number of the event within the run, from 1."""
     @_builtins.property
@@ -692,6 +810,26 @@ class RunEvent(_message.Message):
     def run_complete(self) -> Global___RunComplete:
         """The run ended."""
 
+    @_builtins.property
+    def input_requested(self) -> Global___RunEvent.InputRequested:
+        """The agent asked people."""
+
+    @_builtins.property
+    def input_answered(self) -> Global___RunEvent.InputAnswered:
+        """An input request was answered."""
+
+    @_builtins.property
+    def input_withdrawn(self) -> Global___RunEvent.InputWithdrawn:
+        """An input request was withdrawn."""
+
+    @_builtins.property
+    def input_expired(self) -> Global___RunEvent.InputExpired:
+        """An input request expired."""
+
+    @_builtins.property
+    def resumed(self) -> Global___RunEvent.Resumed:
+        """The attempt continues after input."""
+
     def __init__(
         self,
         *,
@@ -705,12 +843,17 @@ class RunEvent(_message.Message):
         tool_result: Global___ToolResult | None = ...,
         folded: Global___RunEvent.Folded | None = ...,
         run_complete: Global___RunComplete | None = ...,
+        input_requested: Global___RunEvent.InputRequested | None = ...,
+        input_answered: Global___RunEvent.InputAnswered | None = ...,
+        input_withdrawn: Global___RunEvent.InputWithdrawn | None = ...,
+        input_expired: Global___RunEvent.InputExpired | None = ...,
+        resumed: Global___RunEvent.Resumed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "event", b"event", "folded", b"folded", "reasoning_delta", b"reasoning_delta", "run_complete", b"run_complete", "started", b"started", "text_delta", b"text_delta", "time", b"time", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "event", b"event", "folded", b"folded", "input_answered", b"input_answered", "input_expired", b"input_expired", "input_requested", b"input_requested", "input_withdrawn", b"input_withdrawn", "reasoning_delta", b"reasoning_delta", "resumed", b"resumed", "run_complete", b"run_complete", "started", b"started", "text_delta", b"text_delta", "time", b"time", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "event", b"event", "folded", b"folded", "index", b"index", "reasoning_delta", b"reasoning_delta", "run_complete", b"run_complete", "started", b"started", "text_delta", b"text_delta", "time", b"time", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "event", b"event", "folded", b"folded", "index", b"index", "input_answered", b"input_answered", "input_expired", b"input_expired", "input_requested", b"input_requested", "input_withdrawn", b"input_withdrawn", "reasoning_delta", b"reasoning_delta", "resumed", b"resumed", "run_complete", b"run_complete", "started", b"started", "text_delta", b"text_delta", "time", b"time", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "started", "text_delta", "reasoning_delta", "tool_call", "tool_result", "folded", "run_complete"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "started", "text_delta", "reasoning_delta", "tool_call", "tool_result", "folded", "run_complete", "input_requested", "input_answered", "input_withdrawn", "input_expired", "resumed"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -733,7 +876,7 @@ class CancelledRun(_message.Message):
     accept_seq: _builtins.int
     """The position in the accept order of the session."""
     state_when_cancelled: Global___RunState.ValueType
-    """The state when the cancel took effect: ACCEPTED, QUEUED, ACTIVE or FOLDED."""
+    """The state when the cancel took effect: ACCEPTED, QUEUED, ACTIVE, INPUT_REQUIRED or FOLDED."""
     def __init__(
         self,
         *,

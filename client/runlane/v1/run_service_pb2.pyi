@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from runlane.v1 import input_pb2 as _input_pb2
 from runlane.v1 import run_pb2 as _run_pb2
 import builtins as _builtins
 import sys
@@ -285,10 +286,15 @@ class SessionCancellation(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     CANCELLED_FIELD_NUMBER: _builtins.int
     FENCE_ACCEPT_SEQ_FIELD_NUMBER: _builtins.int
+    UNREADABLE_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session id."""
     fence_accept_seq: _builtins.int
     """The last accept_seq of the session when the cancel took effect."""
+    unreadable: _builtins.bool
+    """The stored records of the session are damaged, so no run of it was cancelled. DeleteSession ends
+    its runs.
+    """
     @_builtins.property
     def cancelled(self) -> _containers.RepeatedCompositeFieldContainer[_run_pb2.CancelledRun]:
         """The covered runs, in accept order."""
@@ -299,10 +305,11 @@ class SessionCancellation(_message.Message):
         session_id: _builtins.str = ...,
         cancelled: _abc.Iterable[_run_pb2.CancelledRun] | None = ...,
         fence_accept_seq: _builtins.int = ...,
+        unreadable: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "fence_accept_seq", b"fence_accept_seq", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "fence_accept_seq", b"fence_accept_seq", "session_id", b"session_id", "unreadable", b"unreadable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -323,7 +330,7 @@ class CancelAllResponse(_message.Message):
     """The number of cancelled runs whose receipts had no room in the answer; 0 with page_size."""
     @_builtins.property
     def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionCancellation]:
-        """One receipt for each session with at least one covered run."""
+        """One receipt for each session with at least one covered run, or with damaged records."""
 
     def __init__(
         self,
@@ -655,3 +662,155 @@ class ListRunsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListRunsResponse: _TypeAlias = ListRunsResponse  # noqa: Y015
+
+@_typing.final
+class ListInputRequestsRequest(_message.Message):
+    """Request for a page of input requests."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    """Return only requests of this session; empty: all sessions."""
+    run_id: _builtins.str
+    """Return only requests of this run; empty: all runs."""
+    page_size: _builtins.int
+    """Maximum number of requests per page; 0: 50; larger values are capped at 1,000. A page may have
+    fewer.
+    """
+    page_token: _builtins.str
+    """The next_page_token of the previous page; empty: first page."""
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[_input_pb2.InputState.ValueType]:
+        """Return only requests in these states; empty: all states."""
+
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+        run_id: _builtins.str = ...,
+        states: _abc.Iterable[_input_pb2.InputState.ValueType] | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "run_id", b"run_id", "session_id", b"session_id", "states", b"states"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListInputRequestsRequest: _TypeAlias = ListInputRequestsRequest  # noqa: Y015
+
+@_typing.final
+class ListInputRequestsResponse(_message.Message):
+    """A page of input requests."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INPUT_REQUESTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """The token for the next page; empty on the last page."""
+    @_builtins.property
+    def input_requests(self) -> _containers.RepeatedCompositeFieldContainer[_input_pb2.InputRequest]:
+        """The requests, the latest first."""
+
+    def __init__(
+        self,
+        *,
+        input_requests: _abc.Iterable[_input_pb2.InputRequest] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input_requests", b"input_requests", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListInputRequestsResponse: _TypeAlias = ListInputRequestsResponse  # noqa: Y015
+
+@_typing.final
+class AnswerInputRequest(_message.Message):
+    """Request to answer an input request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INPUT_REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ANSWER_ID_FIELD_NUMBER: _builtins.int
+    APPROVAL_FIELD_NUMBER: _builtins.int
+    CHOICE_FIELD_NUMBER: _builtins.int
+    FORM_JSON_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    QUESTION_DIGEST_FIELD_NUMBER: _builtins.int
+    input_request_id: _builtins.str
+    """The request to answer."""
+    answer_id: _builtins.str
+    """The idempotency key of the answer, with the same limits as a session id. Empty: the server
+    generates one.
+    """
+    choice: _builtins.str
+    """To a choice."""
+    form_json: _builtins.str
+    """To a form: a JSON object that matches the schema."""
+    text: _builtins.str
+    """To a text."""
+    question_digest: _builtins.str
+    """The question_digest of the request as it was shown to the person. If set, the answer is refused
+    with ANSWER_INVALID unless the question is that one.
+    """
+    @_builtins.property
+    def approval(self) -> _input_pb2.Approval:
+        """To an approval."""
+
+    def __init__(
+        self,
+        *,
+        input_request_id: _builtins.str = ...,
+        answer_id: _builtins.str = ...,
+        approval: _input_pb2.Approval | None = ...,
+        choice: _builtins.str = ...,
+        form_json: _builtins.str = ...,
+        text: _builtins.str = ...,
+        question_digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "approval", b"approval", "choice", b"choice", "form_json", b"form_json", "text", b"text"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "answer_id", b"answer_id", "approval", b"approval", "choice", b"choice", "form_json", b"form_json", "input_request_id", b"input_request_id", "question_digest", b"question_digest", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["approval", "choice", "form_json", "text"]  # noqa: Y015
+    _WhichOneofArgType_answer: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_answer) -> _WhichOneofReturnType_answer | None: ...
+
+Global___AnswerInputRequest: _TypeAlias = AnswerInputRequest  # noqa: Y015
+
+@_typing.final
+class AnswerInputResponse(_message.Message):
+    """The answered request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INPUT_REQUEST_FIELD_NUMBER: _builtins.int
+    ACCEPTED_THIS_ANSWER_FIELD_NUMBER: _builtins.int
+    accepted_this_answer: _builtins.bool
+    """Whether that is the answer of this call, or of an earlier call with the same answer_id."""
+    @_builtins.property
+    def input_request(self) -> _input_pb2.InputRequest:
+        """The request with the answer that counts."""
+
+    def __init__(
+        self,
+        *,
+        input_request: _input_pb2.InputRequest | None = ...,
+        accepted_this_answer: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input_request", b"input_request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_this_answer", b"accepted_this_answer", "input_request", b"input_request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnswerInputResponse: _TypeAlias = AnswerInputResponse  # noqa: Y015

@@ -75,6 +75,16 @@ class RunServiceStub(object):
                 request_serializer=runlane_dot_v1_dot_run__service__pb2.ListRunsRequest.SerializeToString,
                 response_deserializer=runlane_dot_v1_dot_run__service__pb2.ListRunsResponse.FromString,
                 _registered_method=True)
+        self.ListInputRequests = channel.unary_unary(
+                '/runlane.v1.RunService/ListInputRequests',
+                request_serializer=runlane_dot_v1_dot_run__service__pb2.ListInputRequestsRequest.SerializeToString,
+                response_deserializer=runlane_dot_v1_dot_run__service__pb2.ListInputRequestsResponse.FromString,
+                _registered_method=True)
+        self.AnswerInput = channel.unary_unary(
+                '/runlane.v1.RunService/AnswerInput',
+                request_serializer=runlane_dot_v1_dot_run__service__pb2.AnswerInputRequest.SerializeToString,
+                response_deserializer=runlane_dot_v1_dot_run__service__pb2.AnswerInputResponse.FromString,
+                _registered_method=True)
 
 
 class RunServiceServicer(object):
@@ -144,6 +154,22 @@ class RunServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListInputRequests(self, request, context):
+        """Lists the questions of agents to people, the latest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AnswerInput(self, request, context):
+        """Answers a question of an agent. The first answer counts; it is durable before the agent gets it.
+        Refused with INPUT_CLOSED if the run was cancelled or has ended, and with ANSWER_INVALID if the
+        answer does not match the question. Requires the role `answer`, `operator` or `admin`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RunServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -186,6 +212,16 @@ def add_RunServiceServicer_to_server(servicer, server):
                     servicer.ListRuns,
                     request_deserializer=runlane_dot_v1_dot_run__service__pb2.ListRunsRequest.FromString,
                     response_serializer=runlane_dot_v1_dot_run__service__pb2.ListRunsResponse.SerializeToString,
+            ),
+            'ListInputRequests': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListInputRequests,
+                    request_deserializer=runlane_dot_v1_dot_run__service__pb2.ListInputRequestsRequest.FromString,
+                    response_serializer=runlane_dot_v1_dot_run__service__pb2.ListInputRequestsResponse.SerializeToString,
+            ),
+            'AnswerInput': grpc.unary_unary_rpc_method_handler(
+                    servicer.AnswerInput,
+                    request_deserializer=runlane_dot_v1_dot_run__service__pb2.AnswerInputRequest.FromString,
+                    response_serializer=runlane_dot_v1_dot_run__service__pb2.AnswerInputResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -405,6 +441,60 @@ class RunService(object):
             '/runlane.v1.RunService/ListRuns',
             runlane_dot_v1_dot_run__service__pb2.ListRunsRequest.SerializeToString,
             runlane_dot_v1_dot_run__service__pb2.ListRunsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListInputRequests(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/runlane.v1.RunService/ListInputRequests',
+            runlane_dot_v1_dot_run__service__pb2.ListInputRequestsRequest.SerializeToString,
+            runlane_dot_v1_dot_run__service__pb2.ListInputRequestsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AnswerInput(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/runlane.v1.RunService/AnswerInput',
+            runlane_dot_v1_dot_run__service__pb2.AnswerInputRequest.SerializeToString,
+            runlane_dot_v1_dot_run__service__pb2.AnswerInputResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -60,6 +60,13 @@ class RunServiceStub:
     """Returns a run."""
     ListRuns: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.ListRunsRequest, _run_service_pb2.ListRunsResponse]
     """Lists runs, most recently accepted first."""
+    ListInputRequests: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.ListInputRequestsRequest, _run_service_pb2.ListInputRequestsResponse]
+    """Lists the questions of agents to people, the latest first."""
+    AnswerInput: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.AnswerInputRequest, _run_service_pb2.AnswerInputResponse]
+    """Answers a question of an agent. The first answer counts; it is durable before the agent gets it.
+    Refused with INPUT_CLOSED if the run was cancelled or has ended, and with ANSWER_INVALID if the
+    answer does not match the question. Requires the role `answer`, `operator` or `admin`.
+    """
 
 @_typing.type_check_only
 class RunServiceAsyncStub(RunServiceStub):
@@ -93,6 +100,13 @@ class RunServiceAsyncStub(RunServiceStub):
     """Returns a run."""
     ListRuns: _aio.UnaryUnaryMultiCallable[_run_service_pb2.ListRunsRequest, _run_service_pb2.ListRunsResponse]  # type: ignore[assignment]
     """Lists runs, most recently accepted first."""
+    ListInputRequests: _aio.UnaryUnaryMultiCallable[_run_service_pb2.ListInputRequestsRequest, _run_service_pb2.ListInputRequestsResponse]  # type: ignore[assignment]
+    """Lists the questions of agents to people, the latest first."""
+    AnswerInput: _aio.UnaryUnaryMultiCallable[_run_service_pb2.AnswerInputRequest, _run_service_pb2.AnswerInputResponse]  # type: ignore[assignment]
+    """Answers a question of an agent. The first answer counts; it is durable before the agent gets it.
+    Refused with INPUT_CLOSED if the run was cancelled or has ended, and with ANSWER_INVALID if the
+    answer does not match the question. Requires the role `answer`, `operator` or `admin`.
+    """
 
 class RunServiceServicer(metaclass=_abc_1.ABCMeta):
     """Accepts and cancels runs, and reports their events and results."""
@@ -171,5 +185,24 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_run_service_pb2.ListRunsResponse, _abc.Awaitable[_run_service_pb2.ListRunsResponse]]:
         """Lists runs, most recently accepted first."""
+
+    @_abc_1.abstractmethod
+    def ListInputRequests(
+        self,
+        request: _run_service_pb2.ListInputRequestsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.ListInputRequestsResponse, _abc.Awaitable[_run_service_pb2.ListInputRequestsResponse]]:
+        """Lists the questions of agents to people, the latest first."""
+
+    @_abc_1.abstractmethod
+    def AnswerInput(
+        self,
+        request: _run_service_pb2.AnswerInputRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.AnswerInputResponse, _abc.Awaitable[_run_service_pb2.AnswerInputResponse]]:
+        """Answers a question of an agent. The first answer counts; it is durable before the agent gets it.
+        Refused with INPUT_CLOSED if the run was cancelled or has ended, and with ANSWER_INVALID if the
+        answer does not match the question. Requires the role `answer`, `operator` or `admin`.
+        """
 
 def add_RunServiceServicer_to_server(servicer: RunServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

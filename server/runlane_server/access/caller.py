@@ -35,14 +35,20 @@ class Role(StrEnum):
     READ = "read"
     """Look up and subscribe."""
 
+    ANSWER = "answer"
+    """`READ`, plus: answer input requests."""
+
     RUN = "run"
     """`READ`, plus: accept runs, cancel runs, create sessions."""
+
+    OPERATOR = "operator"
+    """`RUN` and `ANSWER`."""
 
     WORK = "work"
     """Execute runs as a worker, and nothing else."""
 
     ADMIN = "admin"
-    """`RUN` and `WORK`, plus: delete sessions."""
+    """`OPERATOR` and `WORK`, plus: delete sessions."""
 
 
 @dataclass(frozen=True, slots=True)

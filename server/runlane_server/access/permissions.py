@@ -23,6 +23,8 @@ REQUIRED_ROLES: Mapping[str, Role] = MappingProxyType(
         _RUNS + "WaitRun": Role.READ,
         _RUNS + "GetRun": Role.READ,
         _RUNS + "ListRuns": Role.READ,
+        _RUNS + "ListInputRequests": Role.READ,
+        _RUNS + "AnswerInput": Role.ANSWER,
         _SESSIONS + "CreateSession": Role.RUN,
         _SESSIONS + "GetSession": Role.READ,
         _SESSIONS + "DeleteSession": Role.ADMIN,
@@ -49,17 +51,21 @@ PUBLIC_METHODS = frozenset(f"/grpc.health.v1.Health/{name}" for name in ("Check"
 NODE_METHODS = frozenset({_RUNS + "SubscribeRun"})
 """Methods that another node of the same store may call, each for the one run that it signed for."""
 
-_HIGHER = {
-    Role.READ: frozenset({Role.READ, Role.RUN, Role.ADMIN}),
-    Role.RUN: frozenset({Role.RUN, Role.ADMIN}),
-    # A worker executes runs, and does nothing else.
-    Role.WORK: frozenset({Role.WORK, Role.ADMIN}),
-    Role.ADMIN: frozenset({Role.ADMIN}),
-}
-"""The roles that have the rights of a role."""
+_GRANTS: Mapping[Role, frozenset[Role]] = MappingProxyType(
+    {
+        Role.READ: frozenset({Role.READ}),
+        Role.ANSWER: frozenset({Role.READ, Role.ANSWER}),
+        Role.RUN: frozenset({Role.READ, Role.RUN}),
+        Role.OPERATOR: frozenset({Role.READ, Role.ANSWER, Role.RUN, Role.OPERATOR}),
+        Role.WORK: frozenset({Role.WORK}),
+        Role.ADMIN: frozenset(Role),
+    }
+)
+"""The roles whose methods each role may call. Whoever starts or executes runs does not answer
+their questions."""
 
 
 def is_allowed(role: Role, method: str) -> bool:
     """Whether a role may call a method."""
     required = REQUIRED_ROLES.get(method)
-    return required is not None and role in _HIGHER[required]
+    return required is not None and required in _GRANTS[role]

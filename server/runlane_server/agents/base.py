@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from runlane_server.core.model import (
     FinishReason,
     Message,
     Prompt,
     ReasoningDelta,
+    SessionKey,
     TextDelta,
     ToolCall,
     ToolResult,
@@ -43,8 +44,26 @@ class FoldedPrompt:
     prompt: Prompt
 
 
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """The answer to the request for an approval. `arguments` are those to use: the person may have
+    changed them. `by` is the name of the caller who answered, if the server knows callers."""
+
+    approved: bool
+    arguments: Mapping[str, Any]
+    reason: str = ""
+    by: str = ""
+
+    def __bool__(self) -> bool:
+        return self.approved
+
+
 class Turn(Protocol):
     """The input of an agent: one turn of a session's transcript."""
+
+    @property
+    def tenant(self) -> str:
+        """The tenant of the session."""
 
     @property
     def session_id(self) -> str:
@@ -90,6 +109,44 @@ class Turn(Protocol):
         stopped, the event is dropped. Raises AgentError for a value that cannot be stored.
         """
 
+    async def ask(
+        self,
+        text: str,
+        *,
+        key: str = "",
+        tool_name: str = "",
+        arguments: Mapping[str, Any] | None = None,
+        choices: Sequence[str] = (),
+        schema: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        default: Any = None,
+    ) -> Any:
+        """Asks people, and waits for the answer; meanwhile the run needs no slot (R40).
+
+        With `tool_name` it asks for an approval and returns an `Approval`; with `choices` it
+        returns one of them, with `schema` (JSON Schema) an object that matches it, otherwise a
+        text. A later attempt that asks with the same key gets the same answer, and nobody is asked
+        twice (R44); without a `key` the question itself is the key. After `timeout` seconds the
+        `default` is the answer; without one the run fails with INPUT_EXPIRED (R43). Raises
+        AgentError for a question that nobody can answer, and for too many.
+        """
+
+    async def ask_and_leave(self, questions: Sequence[Any], checkpoint: str) -> bool:
+        """Asks people, and ends this call of the agent, which must return now; unless the result
+        is False: then all is answered already.
+
+        When all is answered the agent is called again for the same attempt, on any node, with the
+        `checkpoint` and the `answers`; its output so far stays. `questions` are `Asked` records of
+        `agents.questions`. Meanwhile the run costs neither a task nor a slot.
+        """
+
+    @property
+    def checkpoint(self) -> str:
+        """What the agent has left, if it is called again after `ask_and_leave`; else empty."""
+
+    async def answer_to(self, key: str) -> Any:
+        """The answer to a question that the agent has left with."""
+
 
 class Agent(Protocol):
     """Executes runs, many at a time.
@@ -109,6 +166,15 @@ class Agent(Protocol):
 
     async def close(self) -> None:
         """Frees what `start` acquired. No run is active any more."""
+
+
+@runtime_checkable
+class KeepsSessions(Protocol):
+    """An agent that keeps something for each session. An `Agent` may have this method too."""
+
+    def session_deleted(self, key: SessionKey) -> None:
+        """Removes it: the session was deleted on this node. It runs on the event loop, before a
+        session of the same name can have a run. An exception is logged."""
 
 
 class AgentError(Exception):

@@ -28,6 +28,8 @@ from runlane_server.core.model import (
 
 T = TypeVar("T")
 
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+
 AgentFunction: TypeAlias = Callable[[Any], Any]
 """Takes a `Turn` if it is async, else a `BlockingTurn`; yields events or returns the answer."""
 
@@ -38,6 +40,7 @@ class BlockingTurn:
     """A turn for code in a thread: its methods block until the event loop has done the work."""
 
     def __init__(self, turn: Turn) -> None:
+        self.tenant: str = turn.tenant
         self.session_id: str = turn.session_id
         self.run_id: str = turn.run_id
         self.attempt: int = turn.attempt
@@ -67,6 +70,34 @@ class BlockingTurn:
         a value that cannot be stored."""
         self._wait(partial(self._turn.emit, event))
 
+    def ask(
+        self,
+        text: str,
+        *,
+        key: str = "",
+        tool_name: str = "",
+        arguments: Mapping[str, Any] | None = None,
+        choices: Sequence[str] = (),
+        schema: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        default: Any = None,
+    ) -> Any:
+        """Asks people, and waits for the answer; see `Turn.ask`. Raises CancelledError after a
+        cancel, and AgentError."""
+        return self._wait(
+            partial(
+                self._turn.ask,
+                text,
+                key=key,
+                tool_name=tool_name,
+                arguments=arguments,
+                choices=choices,
+                schema=schema,
+                timeout=timeout,
+                default=default,
+            )
+        )
+
     def cancel(self) -> None:
         """Makes `is_cancelled` true, and all methods raise CancelledError."""
         self._cancelled.set()
@@ -84,6 +115,8 @@ class FunctionAgent:
 
     def __init__(self, function: AgentFunction) -> None:
         self._function = function
+        self.resumable = bool(getattr(_innermost(function), "resumable", False))
+        """Whether it may be called again, for another attempt, while it waits for input (R44)."""
         inner = _innermost(function)
         self._is_async = inspect.isasyncgenfunction(inner) or inspect.iscoroutinefunction(inner)
 
@@ -108,6 +141,13 @@ class FunctionAgent:
 
     async def close(self) -> None:
         """Does nothing: there is nothing to free."""
+
+
+def resumable(function: FunctionT) -> FunctionT:
+    """Declares that a function may be called again while it waits for input: everything that it
+    does before a question may happen twice (R44). Then a lost node costs no attempt."""
+    function.resumable = True  # type: ignore[attr-defined]
+    return function
 
 
 def is_function(found: object) -> bool:

@@ -50,6 +50,10 @@ LOST_RUNS = 100
 """Maximum number of runs of dead nodes recovered at a time."""
 
 
+ANSWERED_RUNS = 200
+"""Maximum number of answered runs that a node takes a look at in one poll."""
+
+
 STORE_AWAY = "the database was unavailable for longer than the lease of the node that ran it"
 DECLARED_DEAD = "the node that ran it was silent for longer than its lease"
 """Why runs end as interrupted."""
@@ -74,6 +78,9 @@ class LocalRuns(Protocol):
 
     def cancelled_elsewhere(self, run: HostedRun) -> None:
         """Applies a cancel, committed by another node, to a run that is active here."""
+
+    def answered_elsewhere(self, key: SessionKey) -> None:
+        """Goes on with a run that has waited for input and needs none any more."""
 
     def give_up(self, why: str) -> None:
         """Stops all active runs, because other nodes recover them. `why`: for the callers of runs
@@ -234,6 +241,9 @@ class Membership:
         self._due.clear()
         for run in await self._cluster.cancelled_runs(self.node_id):
             self._work.cancelled_elsewhere(run)
+        if self.alive:
+            for key in await self._cluster.answered_runs(self.node_id, ANSWERED_RUNS):
+                self._work.answered_elsewhere(key)
         free = min(self._work.free_slots, CLAIM_LANES)
         if free <= 0 or not self.alive:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -37,6 +38,11 @@ _BODIES: Mapping[type[Any], Callable[[Any], model.EventBody]] = MappingProxyType
             body.tool_call_id, body.name, body.content, body.is_error
         ),
         runlane.Folded: lambda body: model.Folded(body.run_id, body.into_run_id),
+        runlane.InputRequested: lambda body: _requested(body.input_request),
+        runlane.InputAnswered: lambda body: model.InputAnswered(body.input_request_id),
+        runlane.InputWithdrawn: lambda body: model.InputWithdrawn(body.input_request_id),
+        runlane.InputExpired: lambda body: model.InputExpired(body.input_request_id),
+        runlane.Resumed: lambda body: model.Resumed(body.attempt),
     }
 )
 """Converts events of the client. The terminal event is missing: it is read from the store, with
@@ -113,6 +119,22 @@ class Peers:
             if not self._users[connection]:
                 del self._users[connection]
                 await self._wires.pop(connection).close()
+
+
+def _requested(asked: runlane.InputRequest) -> model.InputRequested:
+    expires = asked.expires_at
+    return model.InputRequested(
+        asked.input_request_id,
+        asked.key,
+        asked.kind,
+        asked.text,
+        asked.tool_name,
+        asked.arguments_json,
+        json.dumps(asked.choices),
+        asked.schema_json,
+        0 if expires is None else (expires - _EPOCH) // timedelta(microseconds=1),
+        asked.question_digest,
+    )
 
 
 def _convert(run_id: str, event: runlane.RunEvent) -> model.RunEvent | None:

@@ -26,6 +26,7 @@ from runlane_server.config.option_types import (
     AgentSpec,
     Duration,
     HttpUrl,
+    Permissions,
     Ratio,
     Size,
     StoreText,
@@ -100,6 +101,16 @@ class Config:
         click.Choice(EVENT_LOOPS),
         "Event loop to run on. auto: uvloop if its extra is installed, else asyncio.",
     )
+    http: Address | None = setting(
+        None,
+        Topic.LISTENING,
+        AddressType(unix=False, default_host="127.0.0.1"),
+        "Address on this machine to serve HTTP on, JSON and server-sent events; the host defaults "
+        "to 127.0.0.1. A process of its own serves it. Without --access callers need the token "
+        "that the server prints. For other machines run runlane-web. Requires the extra 'web'.",
+        metavar="[HOST:]PORT",
+        without="no HTTP",
+    )
     harness: bool = setting(
         False,
         Topic.LISTENING,
@@ -126,9 +137,10 @@ class Config:
         (),
         Topic.AGENTS,
         AgentSpec(),
-        "Agent that executes runs: echo, command:ARGV, command+json:ARGV, chat:PROVIDER:MODEL, "
-        "MODULE:ATTRIBUTE, worker, or scripted. May be repeated, with a name for each; without one "
-        "the name is 'default'. Runs that name no agent use 'default', or the first one.",
+        "Agent that executes runs: echo, command:ARGV, command+json:ARGV, acp:ARGV, "
+        "chat:PROVIDER:MODEL, MODULE:ATTRIBUTE, worker, or scripted. May be repeated, with a name "
+        "for each; without one the name is 'default'. Runs that name no agent use 'default', or "
+        "the first one.",
         metavar="[NAME=]AGENT",
         without="echo",
         repeatable=True,
@@ -245,6 +257,40 @@ class Config:
         Size(),
         "Maximum size of a file that a program writes, in bytes or with a unit.",
         without=_SERVER_LIMIT,
+    )
+
+    agent_state_dir: str | None = setting(
+        None,
+        Topic.PROGRAMS,
+        click.Path(file_okay=False),
+        "Directory in which each session gets a private directory as HOME and working directory of "
+        "its programs, removed with the session.",
+        metavar="DIR",
+        without="the private directory of the run",
+    )
+    acp_permissions: str = setting(
+        "deny",
+        Topic.PROGRAMS,
+        Permissions(),
+        "Answers to ACP agents that ask for permission: allow, deny or ask (people), and "
+        "KIND=ANSWER for kinds of tool calls such as read, edit or execute; separated by commas.",
+        metavar="ANSWER,...",
+    )
+    acp_mode: str = setting(
+        "",
+        Topic.PROGRAMS,
+        click.STRING,
+        "Id of the mode in which ACP agents work.",
+        metavar="MODE",
+        without="the mode of the agent",
+    )
+    acp_auth: str = setting(
+        "",
+        Topic.PROGRAMS,
+        click.STRING,
+        "Id of the method with which ACP agents authenticate before a session.",
+        metavar="METHOD",
+        without="none",
     )
 
     # --- Limits
@@ -481,7 +527,7 @@ class Config:
     def to_json(self) -> str:
         """All settings on one line, for another process of the same version."""
         options = asdict(self)
-        options |= {"listen": self.listen, "metrics_listen": self.metrics_listen}
+        options |= {"listen": self.listen, "metrics_listen": self.metrics_listen, "http": self.http}
         options |= {"node_address": self.node_address, **options.pop("limits")}
         return json.dumps(options, default=str)
 

@@ -6,10 +6,12 @@
     │   ├── SessionMissing
     │   ├── RunMissing
     │   ├── PromptTooLarge
+    │   ├── AnswerInvalid
     │   ├── CursorInvalid
     │   └── PageTokenInvalid
     ├── SessionNotFound, SessionExists, SessionBusy
     ├── RunNotFound, RunIdConflict, RunDeleted
+    ├── InputNotFound, InputClosed
     ├── AgentNotFound
     ├── QueueFull, Overloaded, QuotaExceeded
     ├── CursorCompacted
@@ -21,7 +23,7 @@
     └── GateNotFound, Unsupported    raised by the test harness only
 
 `rpc.errors` maps each to its gRPC status; `proto/runlane/v1/error_reason.proto` documents them.
-`StartError` and `IllegalCommand` never reach a caller and stand outside the tree.
+`StartError`, `IllegalCommand` and `InputLimit` never reach a caller and stand outside the tree.
 """
 
 from __future__ import annotations
@@ -98,6 +100,12 @@ class PromptTooLarge(InvalidArgument):
     reason = "PROMPT_TOO_LARGE"
 
 
+class AnswerInvalid(InvalidArgument):
+    """The answer does not match the question of its input request."""
+
+    reason = "ANSWER_INVALID"
+
+
 class CursorInvalid(InvalidArgument):
     """The cursor was not issued by this service."""
 
@@ -166,6 +174,31 @@ class RunDeleted(RunlaneError):
         return cls(
             f"run {run_id!r} was executed before, and its session was deleted;"
             " use a new run id to execute the prompt again"
+        )
+
+
+class InputNotFound(RunlaneError):
+    """No input request has this id."""
+
+    reason = "INPUT_NOT_FOUND"
+
+    @classmethod
+    def of(cls, input_request_id: str) -> InputNotFound:
+        """Builds the error for one input request."""
+        return cls(f"there is no input request {input_request_id!r}")
+
+
+class InputClosed(RunlaneError):
+    """The input request needs no answer any more: its run was cancelled or has ended (R42)."""
+
+    reason = "INPUT_CLOSED"
+
+    @classmethod
+    def of(cls, input_request_id: str, why: str) -> InputClosed:
+        """Builds the error for one input request."""
+        return cls(
+            f"input request {input_request_id!r} takes no answer: {why}",
+            metadata={"input_request_id": input_request_id},
         )
 
 
@@ -306,3 +339,7 @@ class IllegalCommand(Exception):
 
     Expected only by the supervisor of a run that was fenced off; anywhere else it is a defect.
     """
+
+
+class InputLimit(Exception):
+    """A run has too many input requests. It changed nothing."""

@@ -12,14 +12,14 @@ and events are not in it; they are in the store.
                                 +--drain_for_step----+   folded into the active turn
 
 A **command** is a plain function below: `reserve`, `release`, `accept`, `dispatch`, `cancel`,
-`drain_for_step`, `finish`, `node_lost`, `hand_over`, `adopt`, `fail_waiting`, `remove`. It takes a
-lane, its arguments and the time, and either raises and changes nothing or returns a **transition**:
-the next lane and everything to be committed with it - changed runs, messages, events - plus the
-reply to the caller. The store commits a transition as one transaction, on condition that the lane
-still has the version that the command saw. If it has not, the command is simply applied again to
-the new lane. That is the only concurrency control, so no race is decided anywhere but here: of a
-cancel and a completion the one that is committed first wins, and the other sees its result (R8,
-R19).
+`drain_for_step`, `ask`, `answer`, `expire`, `resume`, `finish`, `node_lost`, `hand_over`, `adopt`,
+`fail_waiting`, `remove`. It takes a lane, its arguments and the time, and either raises and changes
+nothing or returns a **transition**: the next lane and everything to be committed with it - changed
+runs, messages, events - plus the reply to the caller. The store commits a transition as one
+transaction, on condition that the lane still has the version that the command saw. If it has not,
+the command is simply applied again to the new lane. That is the only concurrency control, so no
+race is decided anywhere but here: of a cancel and a completion the one that is committed first
+wins, and the other sees its result (R8, R19).
 
 A **trigger** moves one run from state to state, as `TABLE` lists; every pair that is not in the
 table is illegal. The table knows nothing about other runs. The commands decide *which* runs a
@@ -33,6 +33,11 @@ A cancelled active run stays in its place as CANCELLING until its agent has retu
 lane is busy for that long. A run that ends without having been active still gets its turn in the
 transcript (R14).
 
+A run whose agent asks people stays the active run, as INPUT_REQUIRED, and needs no slot (R40). It
+is INPUT_REQUIRED also while it has all answers and waits for a slot; `resume` makes it ACTIVE. A
+request belongs to the run, not to the attempt: it stays open, and keeps its answer, when an attempt
+is lost (R44). Whatever ends or cancels the run withdraws what is open (R42).
+
 How to add a rule
 -----------------
 A new state or trigger goes into `RunState` or `Trigger` and into `TABLE`. A new ordering or a new
@@ -44,18 +49,34 @@ invariants. Nothing here may await, read a clock or generate an id.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Container, Iterable, Mapping
+from dataclasses import replace
 from enum import StrEnum
 from itertools import takewhile
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 from runlane_server.core.agents import ONE_AGENT, AgentNames
 from runlane_server.core.errors import (
     IllegalCommand,
+    InputClosed,
+    InputLimit,
     QueueFull,
     SessionBusy,
     SessionNotFound,
+)
+from runlane_server.core.input import (
+    MAX_INPUTS,
+    MAX_OPEN_INPUTS,
+    NO_INPUT,
+    Answer,
+    InputChange,
+    InputRequest,
+    InputState,
+    LateInput,
+    OpenInput,
+    Park,
 )
 from runlane_server.core.model import (
     MAX_COMPLETE_TEXT_BYTES,
@@ -65,8 +86,13 @@ from runlane_server.core.model import (
     EventBody,
     FinishReason,
     Folded,
+    InputAnswered,
+    InputExpired,
+    InputRequested,
+    InputWithdrawn,
     Message,
     Micros,
+    Resumed,
     Role,
     RunComplete,
     RunError,
@@ -92,6 +118,8 @@ from runlane_server.core.turn import DraftMessage, close, final_text
 
 Reply = TypeVar("Reply")
 
+ClosedInput: TypeAlias = InputAnswered | InputWithdrawn | InputExpired
+
 
 class Trigger(StrEnum):
     """Moves one run from state to state."""
@@ -106,6 +134,8 @@ class Trigger(StrEnum):
     COMPLETE = "complete"  # its turn completes
     FAIL = "fail"  # its turn fails, or it cannot start
     RETRY = "retry"  # its node was lost or stops, and it has an attempt left
+    ASK = "ask"  # its agent asks people, and it releases its slot
+    RESUME = "resume"  # all its questions are answered, and it has a slot again
 
 
 _S, _H = RunState, Trigger
@@ -126,6 +156,12 @@ TABLE: Mapping[tuple[RunState | None, Trigger], RunState] = MappingProxyType(
         (_S.ACTIVE, _H.COMPLETE): _S.COMPLETED,
         (_S.ACTIVE, _H.FAIL): _S.FAILED,
         (_S.ACTIVE, _H.RETRY): _S.ACCEPTED,
+        (_S.ACTIVE, _H.ASK): _S.INPUT_REQUIRED,
+        (_S.INPUT_REQUIRED, _H.RESUME): _S.ACTIVE,
+        (_S.INPUT_REQUIRED, _H.CANCEL): _S.CANCELLING,
+        (_S.INPUT_REQUIRED, _H.COMPLETE): _S.COMPLETED,
+        (_S.INPUT_REQUIRED, _H.FAIL): _S.FAILED,
+        (_S.INPUT_REQUIRED, _H.RETRY): _S.ACCEPTED,
         (_S.FOLDED, _H.CANCEL): _S.CANCELLING,
         (_S.FOLDED, _H.WITHDRAW): _S.CANCELLED,
         (_S.FOLDED, _H.COMPLETE): _S.COMPLETED,
@@ -142,6 +178,12 @@ TABLE: Mapping[tuple[RunState | None, Trigger], RunState] = MappingProxyType(
 NODE_LOST = "the node that ran it was lost"
 SHUT_DOWN = "the node that ran it was shut down"
 """Messages of runs that end INTERRUPTED."""
+
+INPUT_EXPIRED = "INPUT_EXPIRED"
+"""Reason of a run that failed because nobody answered in time."""
+
+_ASKING = frozenset({RunState.ACTIVE, RunState.INPUT_REQUIRED})
+"""States in which no cancel covers the active run."""
 
 ATTEMPT_ORDINALS = 1 << 20
 """Number of message ordinals reserved for each attempt: more than any attempt writes."""
@@ -270,7 +312,8 @@ def drain_for_step(
     """
     active = _the_active(lane, run_id, attempt, host)
     edit = _Edit(lane, at)
-    edit.count(active, events)
+    # Its supervisor counts the folded runs; an event of input would be one more.
+    edit.count(active, events, with_late=False)
     folded = edit.fold() if active.state is RunState.ACTIVE else ()
     return edit.done(reply=folded)
 
@@ -312,9 +355,10 @@ def node_lost(
 ) -> Transition[bool]:
     """Retries a run whose node was lost, or ends it INTERRUPTED.
 
-    `content` and `events` are the stored messages, and the number of events, of the attempt. A
-    confirmed cancel stays in force. Replies with whether the attempt was still active: another
-    node may have recovered it already.
+    A run that waits for input keeps its attempt if its agent can resume (R44). `content` and
+    `events` are the stored messages, and the number of events, of the attempt. A confirmed cancel
+    stays in force. Replies with whether the attempt was still active: another node may have
+    recovered it already.
     """
     active = lane.active
     if active is None or (active.run_id, active.attempt) != (run_id, attempt):
@@ -354,11 +398,12 @@ def hand_over(
 def adopt(lane: Lane, run_id: str, attempt: int, *, host: str) -> Transition[LaneRun]:
     """Moves the active run to node `host`, where its executor is connected now (R36).
 
-    The attempt continues, and a confirmed cancel stays in force. Replies with the run. Raises
-    IllegalCommand if the attempt is not the active one.
+    The attempt continues, and a confirmed cancel stays in force. A run that waits for input has no
+    executor, and stays where it is. Replies with the run. Raises IllegalCommand if the attempt is
+    not the active one.
     """
     active = _the_active(lane, run_id, attempt)
-    if active.host == host:
+    if active.host == host or active.state is RunState.INPUT_REQUIRED:
         return Transition(lane, reply=active)
     moved = active._replace(host=host)
     return Transition(lane._replace(active=moved), (RunChange(moved),), reply=moved)
@@ -375,13 +420,92 @@ def _give_up(
     why: str,
 ) -> Transition[bool]:
     edit = _Edit(lane, at)
+    waits = active.state is RunState.INPUT_REQUIRED and not active.asking.expired
+    if waits and active.asking.parked:
+        return edit.done(reply=False)
     edit.count(active, events)
-    if active.state is RunState.ACTIVE and active.attempt < active.max_attempts:
+    counted = active.attempt - active.asking.extra_attempts
+    if waits and active.asking.resumable:
+        edit.park_for_restart(content)
+    elif (waits or active.state is RunState.ACTIVE) and counted < active.max_attempts:
         edit.retry(content)
     else:
         error = RunError("INTERRUPTED", why)
         edit.end_turn(Outcome(FinishReason.INTERRUPTED, error, content, tail))
     return edit.done(reply=True)
+
+
+# --- Input --------------------------------------------------------------------------------------
+
+
+def ask(
+    lane: Lane,
+    run_id: str,
+    attempt: int,
+    requests: tuple[InputRequest, ...],
+    *,
+    at: Micros,
+    events: int,
+    resumable: bool = False,
+    park: Park | None = None,
+    tail: tuple[EventBody, ...] = (),
+) -> Transition[tuple[str, ...]]:
+    """Asks people, and releases the slot of the run (R40).
+
+    Replies with the id of the request for each question: another one if a request with its key is
+    pending or was closed meanwhile, as nobody is asked twice (R44). Replies with nothing if the run
+    is about to end: a cancel covers it, or a request has expired. `tail` are the last events of an
+    agent that parks. Raises InputLimit, and IllegalCommand if the attempt is not the active one.
+    """
+    active = _the_active(lane, run_id, attempt)
+    edit = _Edit(lane, at)
+    if active.state not in _ASKING or active.asking.expired:
+        return edit.done(reply=())
+    closed = {key: closed_id for _, closed_id, key in active.asking.late}
+    edit.count(active, events)
+    return edit.done(reply=edit.ask(requests, closed, resumable=resumable, park=park, tail=tail))
+
+
+def answer(
+    lane: Lane, run_id: str, input_request_id: str, given: Answer, *, at: Micros
+) -> Transition[None]:
+    """Answers an open request (R41). Raises InputClosed if it is not open."""
+    edit = _Edit(lane, at)
+    run, item = _open_input(lane, run_id, input_request_id)
+    if run is None or item is None:
+        raise InputClosed.of(input_request_id, "it is closed")
+    edit.close_input(run, item, InputState.ANSWERED, given)
+    return edit.done(reply=None)
+
+
+def expire(lane: Lane, run_id: str, input_request_id: str, *, at: Micros) -> Transition[bool]:
+    """Expires a request: its default answer applies, or the run that waits for it fails (R43).
+
+    Replies with whether it was open.
+    """
+    edit = _Edit(lane, at)
+    run, item = _open_input(lane, run_id, input_request_id)
+    if run is None or item is None:
+        return edit.done(reply=False)
+    edit.expire_input(run, item)
+    return edit.done(reply=True)
+
+
+def resume(lane: Lane, *, at: Micros, host: str = "") -> Transition[LaneRun | None]:
+    """Continues the active run, which has all its answers, on node `host` (R41).
+
+    Replies with the run, or None if it cannot continue.
+    """
+    edit = _Edit(lane, at)
+    return edit.done(reply=edit.resume(host) if lane.can_resume else None)
+
+
+def _open_input(
+    lane: Lane, run_id: str, input_request_id: str
+) -> tuple[LaneRun | None, OpenInput | None]:
+    run = lane.find(run_id)
+    held = () if run is None else run.asking.pending
+    return run, next((one for one in held if one.input_request_id == input_request_id), None)
 
 
 def fail_waiting(
@@ -445,6 +569,7 @@ class _Edit:
         self.changes: dict[str, RunChange] = {}
         self.messages: list[Message] = []
         self.events: list[RunEvent] = []
+        self.inputs: list[InputChange] = []
         self.covered: list[str] = []
         self._key = lane.key
         self._version = lane.version
@@ -475,6 +600,7 @@ class _Edit:
             tuple(self.messages),
             tuple(self.events),
             reply,
+            inputs=tuple(self.inputs),
         )
 
     def current(self, run: LaneRun) -> LaneRun:
@@ -482,9 +608,15 @@ class _Edit:
         self._set_waiting_states()
         return self.changes[run.run_id].run
 
-    def count(self, active: LaneRun, events: int) -> None:
-        """Sets the number of events of the active run."""
-        self._active = active._replace(events=events)
+    def count(self, active: LaneRun, events: int, *, with_late: bool = True) -> None:
+        """Sets the number of events of the active run, and writes those that are late.
+
+        While the run waits for input, others write its events; then its lane has the number.
+        """
+        self._active = active._replace(events=max(active.events, events))
+        if with_late and active.asking.late:
+            self._active = self._emit_late(self._active)
+            self._record(self._active)
 
     # Entering
 
@@ -563,18 +695,144 @@ class _Edit:
         kept: their runs have ended and will not be folded again.
         """
         active = cast("LaneRun", self._active)
+        self._drop_output(active, content)
+        kept = active.asking._replace(parked=False, restarts=False, used=0, checkpoint="")
+        self._active = None
+        self._put_back([advance(active, Trigger.RETRY, host="", asking=kept), *self._unfolded()])
+
+    def _drop_output(self, active: LaneRun, content: tuple[DraftMessage, ...]) -> None:
+        """Drops the output of the attempt, except for the prompts of withdrawn folded runs."""
         folded = {run.run_id for run in self._folded}
         withdrawn = (draft for draft in content if draft.run_id and draft.run_id not in folded)
         self._write(active, tuple(withdrawn), "", attempt=active.attempt)
-        back = [advance(active, Trigger.RETRY, host="")]
-        back += [advance(run, Trigger.RETRY, folded_into="", turn=0) for run in self._folded]
+
+    def _unfolded(self) -> list[LaneRun]:
+        """The runs folded into the active turn, as they were before."""
+        folded, self._folded = self._folded, ()
+        return [advance(run, Trigger.RETRY, folded_into="", turn=0) for run in folded]
+
+    def _put_back(self, back: list[LaneRun]) -> None:
+        """Puts runs before those that wait, in this order."""
         waiting = self._waiting
         first_rank = (waiting[0].rank if waiting else self._accept_seq + 1) - len(back)
         ranked = tuple(run._replace(rank=first_rank + n) for n, run in enumerate(back))
-        self._active, self._folded = None, ()
         for run in ranked:
             self._record(run)
         self._waiting = (*ranked, *waiting)
+
+    # Input
+
+    def ask(
+        self,
+        requests: tuple[InputRequest, ...],
+        closed: Mapping[str, str],
+        *,
+        resumable: bool,
+        park: Park | None,
+        tail: tuple[EventBody, ...],
+    ) -> tuple[str, ...]:
+        """Adds requests to the active run, and makes it wait if one of them is open.
+
+        `closed` maps the keys of requests that were closed a moment ago to their ids.
+        """
+        run = self._emit(cast("LaneRun", self._active), *tail)
+        held = {one.key: one for one in run.asking.pending}
+        asked = [request for request in requests if request.question.key not in closed]
+        new = [request for request in asked if request.question.key not in held]
+        before = run.asking
+        if len(held) + len(new) > MAX_OPEN_INPUTS or before.asked + len(new) > MAX_INPUTS:
+            raise InputLimit
+        held |= {request.question.key: _open_part(request) for request in new}
+        for request in new:
+            change = InputChange(
+                request.input_request_id, run.run_id, InputState.OPEN, self.at, request
+            )
+            self.inputs.append(change)
+        for request in asked:
+            requested = _requested(request, held[request.question.key].input_request_id)
+            run = self._emit(run, requested)
+        if (asked or park) and run.state is RunState.ACTIVE:
+            run = advance(run, Trigger.ASK)
+        after = before._replace(
+            pending=tuple(held.values()), asked=before.asked + len(new), resumable=resumable
+        )
+        if park is not None:
+            after = after._replace(parked=True, used=park.used, checkpoint=park.checkpoint)
+        self._active = run._replace(asking=after, host="" if park else run.host)
+        self._record(self._active)
+        return tuple(
+            closed.get(key) or held[key].input_request_id
+            for key in (request.question.key for request in requests)
+        )
+
+    def close_input(
+        self, run: LaneRun, item: OpenInput, state: InputState, given: Answer | None = None
+    ) -> LaneRun:
+        """Closes an open request, wherever its run is."""
+        left = tuple(one for one in run.asking.pending if one != item)
+        late = (*run.asking.late, LateInput(state, item.input_request_id, item.key))
+        self.inputs.append(
+            InputChange(item.input_request_id, run.run_id, state, self.at, answer=given)
+        )
+        run = run._replace(asking=run.asking._replace(pending=left, late=late))
+        # While the agent emits, only its supervisor knows how many events there are.
+        if run.state not in {RunState.ACTIVE, RunState.CANCELLING}:
+            run = self._emit_late(run)
+        self._replace(run)
+        return run
+
+    def expire_input(self, run: LaneRun, item: OpenInput) -> None:
+        """Expires an open request. A run that waits for it fails if there is no default."""
+        given = None
+        if item.default_json is not None:
+            given = Answer("", item.default_json, "", "default", "", "", self.at)
+        run = self.close_input(run, item, InputState.EXPIRED, given)
+        if given is None and run.state is RunState.INPUT_REQUIRED:
+            run = self._withdraw_inputs(run)
+            expired = run.asking._replace(expired=item.input_request_id)
+            self._replace(run._replace(asking=expired))
+
+    def resume(self, host: str) -> LaneRun:
+        """Makes the active run ACTIVE again: the same attempt, or one that does not count."""
+        active = cast("LaneRun", self._active)
+        kept = active.asking._replace(parked=False, restarts=False)
+        changes: dict[str, Any] = {"state": next_state(active.state, Trigger.RESUME), "host": host}
+        if active.asking.restarts:
+            attempt = active.attempt + 1
+            kept = kept._replace(extra_attempts=kept.extra_attempts + 1, used=0, checkpoint="")
+            changes |= {"attempt": attempt, "asking": kept, "started_at": self.at}
+            self._active = self._emit(active, Started(attempt), **changes)
+        else:
+            changes |= {"asking": kept}
+            self._active = self._emit(active, Resumed(active.attempt), **changes)
+        self._record(self._active)
+        return self._active
+
+    def park_for_restart(self, content: tuple[DraftMessage, ...]) -> None:
+        """Leaves the active run waiting for input without a node; its output is dropped (R44)."""
+        active = cast("LaneRun", self._active)
+        self._drop_output(active, content)
+        parked = active.asking._replace(parked=True, restarts=True)
+        self._active = active._replace(asking=parked, host="")
+        self._record(self._active)
+        self._put_back(self._unfolded())
+
+    def _withdraw_inputs(self, run: LaneRun) -> LaneRun:
+        for item in run.asking.pending:
+            run = self.close_input(run, item, InputState.WITHDRAWN)
+        return run
+
+    def _emit_late(self, run: LaneRun) -> LaneRun:
+        """Writes the events of closed requests."""
+        bodies = [_CLOSED[state](input_id) for state, input_id, _ in run.asking.late]
+        return self._emit(run, *bodies, asking=run.asking._replace(late=()))
+
+    def _replace(self, run: LaneRun) -> None:
+        """Puts a changed run where it is in the lane."""
+        if self._active is not None and self._active.run_id == run.run_id:
+            self._active = run
+        self._waiting = tuple(run if one.run_id == run.run_id else one for one in self._waiting)
+        self._record(run)
 
     # Cancelling
 
@@ -628,7 +886,7 @@ class _Edit:
 
     def _cover(self, run: LaneRun, reason: str) -> LaneRun:
         self.covered.append(run.run_id)
-        run = advance(run, Trigger.CANCEL, cancel_reason=reason)
+        run = advance(self._withdraw_inputs(run), Trigger.CANCEL, cancel_reason=reason)
         self._record(run)
         return run
 
@@ -644,6 +902,9 @@ class _Edit:
     def end_turn(self, outcome: Outcome) -> RunComplete:
         """Ends the active run and those folded into it, and writes the turn (R16, R19, R22)."""
         active = cast("LaneRun", self._active)
+        if active.asking.expired:
+            expired = RunError(INPUT_EXPIRED, "nobody answered an input request in time")
+            outcome = replace(outcome, finish_reason=FinishReason.ERROR, error=expired)
         trigger = Trigger.COMPLETE if outcome.error is None else Trigger.FAIL
         state = next_state(active.state, trigger)
         ended = self._emit(active, *outcome.tail, state=state)
@@ -680,6 +941,7 @@ class _Edit:
         turn: _End | None = None,
         usage: Usage = NO_USAGE,
     ) -> RunComplete:
+        run = self._end_inputs(run)
         text, truncated = cut_utf8(turn.text if turn else "", MAX_COMPLETE_TEXT_BYTES)
         complete = RunComplete(
             session_id=self._key.session_id,
@@ -701,6 +963,18 @@ class _Edit:
         )
         self._record(self._emit(run, complete), complete)
         return complete
+
+    def _end_inputs(self, run: LaneRun) -> LaneRun:
+        """Withdraws what is open, and writes the events of all closed requests (R42)."""
+        if run.asking is NO_INPUT or run.asking == NO_INPUT:
+            return run
+        late = list(run.asking.late)
+        for item in run.asking.pending:
+            withdrawn = InputState.WITHDRAWN
+            self.inputs.append(InputChange(item.input_request_id, run.run_id, withdrawn, self.at))
+            late.append(LateInput(withdrawn, item.input_request_id, item.key))
+        run = self._emit_late(run._replace(asking=run.asking._replace(late=tuple(late))))
+        return run._replace(asking=NO_INPUT)
 
     # Writing
 
@@ -793,6 +1067,39 @@ class _End(NamedTuple):
     error: RunError | None
     message_id: str
     text: str
+
+
+def _open_part(request: InputRequest) -> OpenInput:
+    question = request.question
+    return OpenInput(request.input_request_id, question.key, question.default_json)
+
+
+def _requested(request: InputRequest, input_request_id: str) -> InputRequested:
+    """The event of a question; an earlier attempt may have asked it under another id."""
+    question = request.question
+    return InputRequested(
+        input_request_id,
+        question.key,
+        question.kind,
+        question.text,
+        question.tool_name,
+        question.arguments_json,
+        json.dumps(question.choices),
+        question.schema_json,
+        request.expires_at or 0,
+        question.digest,
+    )
+
+
+_CLOSED: Mapping[InputState, type[InputAnswered | InputWithdrawn | InputExpired]] = (
+    MappingProxyType(
+        {
+            InputState.ANSWERED: InputAnswered,
+            InputState.WITHDRAWN: InputWithdrawn,
+            InputState.EXPIRED: InputExpired,
+        }
+    )
+)
 
 
 def _message_id(run_id: str, ordinal: int) -> str:

@@ -46,6 +46,7 @@ class RunState(StrEnum):
     ACCEPTED = "accepted"
     QUEUED = "queued"
     ACTIVE = "active"
+    INPUT_REQUIRED = "input_required"
     FOLDED = "folded"
     CANCELLING = "cancelling"
     COMPLETED = "completed"
@@ -310,7 +311,20 @@ class ToolResult:
     is_error: bool = False
 
 
-Part: TypeAlias = Text | Reasoning | ToolCall | ToolResult | Attachment
+@dataclass(frozen=True, slots=True)
+class KeptPart:
+    """The place of a part that was stored before its message, as the message is long.
+
+    It is number `number` of an attempt of the message's run, and has `size` bytes. Reading the
+    message puts the part back.
+    """
+
+    attempt: int
+    number: int
+    size: int
+
+
+Part: TypeAlias = Text | Reasoning | ToolCall | ToolResult | Attachment | KeptPart
 
 
 class Message(NamedTuple):
@@ -370,6 +384,51 @@ class Folded:
 
 
 @dataclass(frozen=True, slots=True)
+class InputRequested:
+    """The agent asks people a question (R40). `choices_json` is an array of strings; `expires_at`
+    is 0 if the request does not expire."""
+
+    input_request_id: str
+    key: str
+    kind: str
+    text: str
+    tool_name: str
+    arguments_json: str
+    choices_json: str
+    schema_json: str
+    expires_at: Micros
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class InputAnswered:
+    """An input request was answered (R41). If no other is open, the run waits for a slot."""
+
+    input_request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class InputWithdrawn:
+    """An input request needs no answer any more: its run was cancelled or has ended (R42)."""
+
+    input_request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class InputExpired:
+    """An input request expired: its default answer applies, or the run fails (R43)."""
+
+    input_request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The attempt continues after input; its output so far stays."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
 class Corrupt:
     """The event cannot be read from the store; only its index and its time are known."""
 
@@ -382,6 +441,11 @@ EventBody: TypeAlias = (
     | ToolCall
     | ToolResult
     | Folded
+    | InputRequested
+    | InputAnswered
+    | InputWithdrawn
+    | InputExpired
+    | Resumed
     | RunComplete
     | Corrupt
 )

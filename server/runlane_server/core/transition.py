@@ -7,6 +7,7 @@ from typing import Generic, NamedTuple, cast
 
 from typing_extensions import TypeVar
 
+from runlane_server.core.input import NO_INPUT, InputChange, RunInput
 from runlane_server.core.model import (
     NO_USAGE,
     EventBody,
@@ -57,6 +58,7 @@ class LaneRun(NamedTuple):
     trace: str = ""
     host: str = ""
     agent: str = ""
+    asking: RunInput = NO_INPUT
 
 
 class Reservation(NamedTuple):
@@ -71,7 +73,8 @@ class Reservation(NamedTuple):
 class Lane(NamedTuple):
     """The coordination state of one session at one version.
 
-    Version 0 means that the session does not exist. The active run is ACTIVE or CANCELLING;
+    Version 0 means that the session does not exist. The active run is ACTIVE, INPUT_REQUIRED or
+    CANCELLING;
     `folded` are the runs that joined its turn. `reservations` exist only in this process and are
     not stored. `agent` is the agent of runs that name none, empty for the server's default.
     """
@@ -100,6 +103,16 @@ class Lane(NamedTuple):
     def can_start(self) -> bool:
         """Whether `dispatch` would start a run."""
         return self.active is None and bool(self.waiting)
+
+    @property
+    def can_resume(self) -> bool:
+        """Whether the active run has all its answers and waits for a slot (R41)."""
+        active = self.active
+        return (
+            active is not None
+            and active.state is RunState.INPUT_REQUIRED
+            and not (active.asking.pending or active.asking.expired)
+        )
 
     def find(self, run_id: str) -> LaneRun | None:
         """The run with this id; None if it has ended or is unknown."""
@@ -151,11 +164,15 @@ class CoveredRun:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The runs that a cancel covered, and the last accept_seq it could have covered (R20)."""
+    """The runs that a cancel covered, and the last accept_seq it could have covered (R20).
+
+    `unreadable`: the stored lane is damaged, and nothing of it was cancelled.
+    """
 
     session_id: str
     cancelled: tuple[CoveredRun, ...] = ()
     fence_accept_seq: int = 0
+    unreadable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +203,7 @@ class Transition(NamedTuple, Generic[Reply_co]):
     # Without a reply the type is Transition[None].
     reply: Reply_co = cast("Reply_co", None)
     removed: bool = False
+    inputs: tuple[InputChange, ...] = ()
 
     @property
     def needs_commit(self) -> bool:
@@ -201,13 +219,13 @@ class Transition(NamedTuple, Generic[Reply_co]):
         """A copy that leads to the given version of the lane."""
         lane = self.lane.at_version(version)
         return Transition(
-            lane, self.runs, self.messages, self.events, self.reply, removed=self.removed
+            lane, self.runs, self.messages, self.events, self.reply, self.removed, self.inputs
         )
 
     def replying(self, reply: Other) -> Transition[Other]:
         """A copy with another reply."""
         return Transition(
-            self.lane, self.runs, self.messages, self.events, reply, removed=self.removed
+            self.lane, self.runs, self.messages, self.events, reply, self.removed, self.inputs
         )
 
     def then(self, later: Transition[Other]) -> Transition[Other]:
@@ -229,7 +247,21 @@ class Transition(NamedTuple, Generic[Reply_co]):
             self.events + later.events,
             later.reply,
             later.removed,
+            _merged(self.inputs, later.inputs),
         )
+
+
+def _merged(
+    earlier: tuple[InputChange, ...], later: tuple[InputChange, ...]
+) -> tuple[InputChange, ...]:
+    if not (earlier and later):
+        return earlier or later
+    merged = {change.input_request_id: change for change in earlier}
+    for change in later:
+        before = merged.get(change.input_request_id)
+        request = change.request if before is None else before.request
+        merged[change.input_request_id] = change._replace(request=request)
+    return tuple(merged.values())
 
 
 def describe(

@@ -6,14 +6,17 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, Protocol
 
 import structlog
 
 from runlane_server.agents.base import AgentError, AgentEvent, FoldedPrompt
+from runlane_server.agents.questions import Asked
 from runlane_server.core.errors import CorruptRecord
 from runlane_server.core.model import (
     NO_LABELS,
     Attachment,
+    KeptPart,
     Message,
     Part,
     Prompt,
@@ -35,6 +38,9 @@ log = structlog.get_logger()
 
 HISTORY_PAGE = 500
 HISTORY_BYTES = 8 << 20
+
+MAX_CHECKPOINT_BYTES = 3 << 20
+"""Size limit of what an agent keeps while it waits for input."""
 
 MESSAGE_BYTES = 200
 """The size of a message besides its content, so that many empty ones have a limit too."""
@@ -62,6 +68,19 @@ class Job:
         return self.run.run_id, self.run.attempt
 
 
+class Questions(Protocol):
+    """The questions of an attempt; see `asking.Asking`."""
+
+    async def ask(self, asked: Asked) -> Any:
+        """Asks a question, and waits for its answer."""
+
+    async def begin_to_leave(self, questions: Sequence[Asked], checkpoint: str) -> bool:
+        """Asks when the agent returns; returns whether anything is not answered yet."""
+
+    async def answer_to(self, key: str) -> Any:
+        """The answer to a question of this run."""
+
+
 class AgentTurn:
     """Implements `agents.base.Turn`. `fold` folds the waiting FOLD runs into the turn, and `accept`
     takes an event of the agent."""
@@ -73,8 +92,10 @@ class AgentTurn:
         *,
         fold: Callable[[], Awaitable[Sequence[LaneRun]]],
         accept: Callable[[AgentEvent], Awaitable[None]],
+        asking: Questions,
         max_history: int,
     ) -> None:
+        self.tenant = job.key.tenant
         self.session_id = job.key.session_id
         self.run_id = job.run.run_id
         self.attempt = job.run.attempt
@@ -85,6 +106,8 @@ class AgentTurn:
         self._store = store
         self._fold = fold
         self._accept = accept
+        self._asking = asking
+        self.checkpoint = job.run.asking.checkpoint
         self._max_history = max_history
 
     async def load(self) -> None:
@@ -137,6 +160,37 @@ class AgentTurn:
         """Adds an event to the output."""
         await self._accept(TextDelta(event) if isinstance(event, str) else event)
 
+    async def ask(
+        self,
+        text: str,
+        *,
+        key: str = "",
+        tool_name: str = "",
+        arguments: Mapping[str, Any] | None = None,
+        choices: Sequence[str] = (),
+        schema: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        default: Any = None,
+    ) -> Any:
+        """Asks people, and waits for the answer."""
+        asked = Asked(text, key, tool_name, arguments, choices, schema, timeout, default)
+        return await self._asking.ask(asked)
+
+    async def ask_and_leave(self, questions: Sequence[Asked], checkpoint: str) -> bool:
+        """Asks people, and ends this call of the agent; False if all is answered already."""
+        if not (questions and checkpoint):
+            raise AgentError("ask_and_leave: give a question and a checkpoint")
+        if utf8_size(checkpoint) > MAX_CHECKPOINT_BYTES:
+            raise AgentError(
+                f"ask_and_leave: the checkpoint has {utf8_size(checkpoint)} bytes;"
+                f" {MAX_CHECKPOINT_BYTES} is the limit"
+            )
+        return await self._asking.begin_to_leave(questions, checkpoint)
+
+    async def answer_to(self, key: str) -> Any:
+        """The answer to a question that the agent has left with."""
+        return await self._asking.answer_to(key)
+
 
 class LatestTurns:
     """The latest turns of a transcript that together have at most `max_bytes`, at least one.
@@ -174,7 +228,7 @@ def _part_size(part: Part) -> int:
     match part:
         case Text(text) | Reasoning(text):
             return utf8_size(text)
-        case Attachment():
+        case Attachment() | KeptPart():
             return part.size
         case _:
             return output_size(part)

@@ -83,8 +83,20 @@ class LaneActions(Protocol):
         Returns whether that agent is at work on this node.
         """
 
+    def follow_run(self, key: SessionKey, run: LaneRun) -> None:
+        """Passes the state of a run to its agent, if it is at work on this node: the run waits for
+        input, or goes on after it."""
+
+    def end_expired(self, key: SessionKey, run: LaneRun) -> None:
+        """Ends a run that nobody answered in time, if its agent is on this node or nowhere. May be
+        called again."""
+
     def has_agent(self, key: SessionKey, run: LaneRun) -> bool:
         """Whether the agent of that attempt is at work on this node."""
+
+    def abandon_agent(self, key: SessionKey, run: LaneRun) -> None:
+        """Stops the agent of a run whose lane can no longer be read; `Lanes.drop` follows when it
+        has returned."""
 
     def wake_other_nodes(self) -> None:
         """Wakes the other nodes: a lane has a run to start, and this node has no free slot."""
@@ -163,17 +175,17 @@ class Lanes:
         on_commit: OnCommit[Reply] | None = None,
         *,
         creates: bool = False,
+        is_large: bool = False,
     ) -> asyncio.Future[Reply]:
         """Puts a command into a lane's mailbox. The future gets its reply after the commit.
 
         The future raises what the command raises, RunIdTaken and StoreUnavailable. Cancelling it
         does not withdraw the command. If the command is refused, `fallback` is applied in its
-        place, with no other command in between. `creates`: the command creates the session if it
-        does not exist.
+        place, with no other command in between. `creates` and `is_large`: see `PendingCommand`.
         """
         reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         pending: PendingCommand[Reply] = PendingCommand(
-            command, reply, fallback, on_commit, creates
+            command, reply, fallback, on_commit, creates, is_large
         )
         self._put(key, pending)
         return reply
@@ -190,6 +202,23 @@ class Lanes:
             mailbox.is_outdated = True
         self._cache.forget(key)
         self.slots.enqueue(key)
+
+    def look_again(self, key: SessionKey) -> None:
+        """Loads a lane that another node may have changed, and goes on with its run if it can."""
+        self._cache.forget(key)
+        mailbox = self._mailbox(key)
+        mailbox.is_outdated = mailbox.lane is None or not self._is_active_here(mailbox.lane)
+        self.send(key, lambda lane, _: Transition(lane))
+
+    def drop(self, key: SessionKey) -> None:
+        """Forgets a lane that cannot be read, and frees its slot: deleting the session ends its
+        runs."""
+        mailbox = self._mailboxes.get(key)
+        if mailbox is not None:
+            mailbox.lane = None
+            if mailbox.task is None:
+                del self._mailboxes[key]
+        self.slots.release(key)
 
     def restore(self, session: BusySession) -> None:
         """Counts the waiting runs of a stored lane, and queues the lane unless it is active."""
@@ -233,8 +262,7 @@ class Lanes:
     async def _process(self, key: SessionKey, mailbox: Mailbox) -> None:
         while mailbox.commands or mailbox.has_slot:
             mailbox.has_slot = False
-            batch = list(mailbox.commands)
-            mailbox.commands.clear()
+            batch = mailbox.take()
             try:
                 await self._commit_batch(key, mailbox, batch)
             except Exception as error:
@@ -247,6 +275,8 @@ class Lanes:
                     command.refuse(error)
                 if not isinstance(error, CorruptRecord):
                     self._retry_later(key)
+                elif mailbox.lane is not None and mailbox.lane.active is not None:
+                    self._actions.abandon_agent(key, mailbox.lane.active)
         mailbox.task = None
         lane = mailbox.lane
         if lane is None or not (self._is_active_here(lane) or lane.reservations):
@@ -265,7 +295,11 @@ class Lanes:
         return self._membership is None or self._membership.alive
 
     def _is_active_here(self, lane: Lane) -> bool:
-        return lane.active is not None and lane.active.host == self.node_id
+        """Whether the active run has a slot of this node. One that waits for input has none."""
+        active = lane.active
+        if active is None or active.state is RunState.INPUT_REQUIRED:
+            return False
+        return active.host == self.node_id and not active.asking.parked
 
     def _retry_later(self, key: SessionKey) -> None:
         """A lane that could not be loaded or committed may have waiting runs."""
@@ -341,6 +375,8 @@ class Lanes:
             mailbox.arrival = loop.create_future()
             await asyncio.wait({mailbox.arrival}, timeout=left)
             mailbox.arrival = None
+            if any(command.is_large for command in mailbox.commands):
+                break
             batch += mailbox.commands
             mailbox.commands.clear()
             decision = self._decide(lane, batch, mailbox)
@@ -362,7 +398,9 @@ class Lanes:
             return
         if not (self.is_shared or self._actions.can_continue(active)):
             return
-        if not self._actions.has_agent(key, active):
+        if self._actions.has_agent(key, active):
+            self._actions.follow_run(key, active)
+        else:
             self._restart(key, active)
 
     def _restart(self, key: SessionKey, active: LaneRun) -> None:
@@ -438,6 +476,11 @@ class Lanes:
         """Starts the next run if it can start, no gate holds it, and a slot of its agent is free
         (R32)."""
         lane = decision.transition.lane
+        if self._can_resume_here(lane):
+            if self._is_alive and self._take_to_resume(lane):
+                resumed = rules.resume(lane, at=at, host=self.node_id)
+                decision.transition = decision.transition.then(resumed)
+            return
         if not lane.can_start:
             return
         head = lane.waiting[0]
@@ -449,6 +492,18 @@ class Lanes:
             started = rules.dispatch(lane, at=at, host=self.node_id)
             decision.transition = decision.transition.then(started)
 
+    def _take_to_resume(self, lane: Lane) -> bool:
+        """Takes a slot for the active run, which goes on after input."""
+        agent = "" if lane.active is None else lane.active.agent
+        return self.slots.take(lane.key, self._agents.full_name(agent), resuming=True)
+
+    def _can_resume_here(self, lane: Lane) -> bool:
+        """Whether the active run can go on here: its agent waits here, or nowhere."""
+        active = lane.active
+        if active is None or not lane.can_resume:
+            return False
+        return active.asking.parked or self._actions.has_agent(lane.key, active)
+
     # --- The actions after a commit -----------------------------------------------------------
 
     def _act(self, key: SessionKey, mailbox: Mailbox, before: Lane, decision: Decision) -> None:
@@ -456,16 +511,22 @@ class Lanes:
         transition = decision.transition
         lane = mailbox.lane = transition.lane
         self.waiting.add(key.tenant, len(lane.waiting) - len(before.waiting))
-        self.slots.settle(key, running=self._is_active_here(lane), can_start=lane.can_start)
+        self.slots.settle(
+            key,
+            running=self._is_active_here(lane),
+            can_start=lane.can_start or self._can_resume_here(lane),
+        )
         if transition.needs_commit:
             self._actions.on_committed(key, transition)
         decision.settle()
         self._cache_requests(key, transition)
         if lane.active is not None and lane.active != before.active:
             self._start_or_stop_agent(key, before, lane.active, transition)
+        if lane.active is not None and lane.active.asking.expired:
+            self._actions.end_expired(key, lane.active)
         if decision.is_held:
             self._hold_start(key, before, lane)
-        elif lane.can_start:
+        elif lane.can_start or lane.can_resume:
             self._actions.wake_other_nodes()
 
     def _hold_start(self, key: SessionKey, before: Lane, lane: Lane) -> None:
@@ -490,15 +551,19 @@ class Lanes:
         self, key: SessionKey, before: Lane, active: LaneRun, transition: Transition
     ) -> None:
         was = before.active
-        if was is None or (was.run_id, was.attempt) != (active.run_id, active.attempt):
+        same = was is not None and (was.run_id, was.attempt) == (active.run_id, active.attempt)
+        is_called_again = was is not None and was.asking.parked and active.state is RunState.ACTIVE
+        if (not same or is_called_again) and active.state is not RunState.INPUT_REQUIRED:
             changes = transition.runs
             change = next(change for change in changes if change.run.run_id == active.run_id)
             request = change.request or self._requests.take(RunKey(key.tenant, active.run_id))
             self._actions.start_agent(key, active, request)
-        elif was.host != active.host:
+        elif was is not None and was.host != active.host and not active.asking.parked:
             self._restart(key, active)
         elif newly_cancelled(before, transition.lane) is not None:
             self._actions.stop_agent(key, active)
+        elif was is not None and (was.state, was.asking) != (active.state, active.asking):
+            self._actions.follow_run(key, active)
 
 
 def _put_back(batch: list[PendingCommand[object]], start: int, mailbox: Mailbox) -> None:

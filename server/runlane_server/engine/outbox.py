@@ -15,10 +15,13 @@ from runlane_server.core.limits import RETRY_PAUSE
 from runlane_server.core.model import (
     EventBody,
     Folded,
+    KeptPart,
     Micros,
+    Reasoning,
     ReasoningDelta,
     RunEvent,
     RunKey,
+    Text,
     TextDelta,
     clean_text,
     cut_utf8,
@@ -108,10 +111,13 @@ class Outbox:
         self._kind: type[TextDelta | ReasoningDelta] = TextDelta
         self._is_in_text = False
         self._delta_chars = 0
+        self._kept_parts = 0
         self._half = ""
         self._chars = 0
         self._puts = 0
         self._is_closed = False
+        self._open = asyncio.Event()
+        self._open.set()
         self._agent_task: asyncio.Task[None] | None = None
         self._on_lost: Callable[[], None] | None = None
         self._on_broken: Callable[[], None] | None = None
@@ -152,6 +158,18 @@ class Outbox:
     def close(self) -> None:
         """Drops all further events."""
         self._is_closed = True
+        self._open.set()
+
+    def pause(self) -> None:
+        """Stores nothing until `go_on`: others write the events of the run meanwhile."""
+        self._open.clear()
+
+    def go_on(self) -> None:
+        """Stores events again."""
+        if not self._open.is_set():
+            self._open.set()
+            if self._has_more:
+                self._schedule()
 
     @property
     def is_closed(self) -> bool:
@@ -201,12 +219,11 @@ class Outbox:
             self._pulse.call(self._start_if_needed)
 
     def add_stored(self, body: Folded) -> None:
-        """Adds an event that was stored as part of another commit."""
+        """Adds an event that was stored as part of another commit; the caller counts it."""
         self._end_half()
         self._end_delta()
         self._is_in_text = False
         self._draft.add(body)
-        self.events += 1
 
     def messages(self) -> tuple[DraftMessage, ...]:
         """The output so far, as the messages of the turn."""
@@ -218,6 +235,9 @@ class Outbox:
         """Waits until all events are stored, or the agent has returned."""
         self._puts = 0
         while (self._waiting or self._pieces) and not self._has_agent_returned:
+            await self._open.wait()
+            if self._is_closed:
+                break
             await asyncio.wait({self._writer or self._start_writing()})
         await self._wait_written()
 
@@ -312,7 +332,7 @@ class Outbox:
     def _has_more(self) -> bool:
         """Whether there is something to be stored before the end of the run."""
         has_ended = self._is_closed or self._has_agent_returned
-        return not has_ended and bool(self._pieces or self._waiting)
+        return self._open.is_set() and not has_ended and bool(self._pieces or self._waiting)
 
     def _start_writing(self) -> asyncio.Task[None]:
         loop = asyncio.get_running_loop()
@@ -322,8 +342,9 @@ class Outbox:
     async def _write(self) -> None:
         """Stores a batch. Later events wait for the next beat."""
         try:
-            if (self._pieces or self._waiting) and not self._has_agent_returned:
+            if self._has_more:
                 await self._append(self._batch())
+                await self._keep(self._draft.take_surplus())
         except (Stale, RunlaneError) as error:
             log.warning("run lost to this node", error=str(error) or "fenced off")
             self._give_up(self._on_lost)
@@ -353,6 +374,26 @@ class Outbox:
         self.stored += len(batch)
         if self._on_stored is not None:
             self._on_stored(self.stored)
+
+    async def _keep(self, parts: Sequence[Text | Reasoning]) -> None:
+        """Stores parts of a long message, so that the end of the run has little to write, and
+        nothing of them stays in memory."""
+        for part in parts:
+            number = self._kept_parts
+            while not await self._is_kept(number, part):
+                await asyncio.sleep(RETRY_PAUSE)
+            self._kept_parts += 1
+            self._draft.replace(part, KeptPart(self._attempt, number, utf8_size(part.text)))
+
+    async def _is_kept(self, number: int, part: Text | Reasoning) -> bool:
+        """Tries to store a part once; returns whether the store confirmed it."""
+        try:
+            await self._store.keep_part(self._key, self._attempt, number, part)
+        except StoreUnavailable:
+            if self._store.failed is not None:
+                raise
+            return False
+        return True
 
     async def _is_appended(self, batch: Sequence[RunEvent]) -> bool:
         """Tries to store a batch once; returns whether the store confirmed it."""

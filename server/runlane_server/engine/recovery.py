@@ -12,7 +12,7 @@ from runlane_server.access.quotas import QuotaBook
 from runlane_server.core import lane as rules
 from runlane_server.core.agents import ONE_AGENT, AgentNames
 from runlane_server.core.errors import CorruptRecord, StoreUnavailable
-from runlane_server.core.model import RunKey, SessionKey
+from runlane_server.core.model import RunKey, RunState, SessionKey
 from runlane_server.core.turn import DraftMessage
 from runlane_server.engine.agent_room import UNLIMITED
 from runlane_server.engine.batches import await_in_batches
@@ -67,14 +67,13 @@ class Recovery:
         runs: ActiveRuns,
         quotas: QuotaBook,
         agents: AgentNames,
-        *,
-        max_run_output: int,
+        replays: Replays,
     ) -> None:
         self._store = store
         self._runs = runs
         self._quotas = quotas
         self._agents = agents
-        self._replays = Replays(store, max_run_output)
+        self._replays = replays
 
     # --- A store of its own -------------------------------------------------------------------
 
@@ -102,7 +101,12 @@ class Recovery:
     async def _recover_active(self, key: SessionKey) -> None:
         try:
             lane = await self._store.load_lane(key)
-            if lane.active is not None:
+            if lane.active is None:
+                return
+            if lane.active.state is RunState.INPUT_REQUIRED and lane.active.asking.parked:
+                # It has lost nothing; it may have all its answers.
+                self._runs.lanes.look_again(key)
+            else:
                 await self.recover(HostedRun(key, lane.active.run_id, lane.active.attempt))
         except Exception as error:
             if self._is_store_away(error):
@@ -172,6 +176,10 @@ class Recovery:
                 lane, lost.run_id, lost.attempt, at=at, content=content, events=events
             ),
         )
+
+    def answered_elsewhere(self, key: SessionKey) -> None:
+        """Goes on with a run that got its answers on another node, or that waits for none."""
+        self._runs.lanes.look_again(key)
 
     def cancelled_elsewhere(self, run: HostedRun) -> None:
         """Stops the agent of a run whose cancel another node committed."""

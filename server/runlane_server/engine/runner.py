@@ -17,7 +17,12 @@ from runlane_server.agents.base import Agent, AgentError, AgentEvent, Report
 from runlane_server.agents.worker.agent import WorkerAgent
 from runlane_server.agents.worker.turn import AttemptEnd, AttemptLost, HandedBack
 from runlane_server.core import lane as rules
-from runlane_server.core.errors import IllegalCommand, RunlaneError, StoreUnavailable
+from runlane_server.core.errors import (
+    CorruptRecord,
+    IllegalCommand,
+    RunlaneError,
+    StoreUnavailable,
+)
 from runlane_server.core.limits import RETRY_PAUSE, Limits, RunTimeout
 from runlane_server.core.model import (
     NO_USAGE,
@@ -33,6 +38,7 @@ from runlane_server.core.turn import InvalidAgentEvent
 from runlane_server.engine.agent_code import AgentCode, create_own_task
 from runlane_server.engine.agent_output import ReportCheck, describe, run_error
 from runlane_server.engine.agent_turn import AgentTurn, Job
+from runlane_server.engine.asking import Asking
 from runlane_server.engine.lane_access import LaneAccess
 from runlane_server.engine.lanes import LaneContended
 from runlane_server.engine.outbox import Outbox, pieces_of
@@ -73,6 +79,8 @@ class Runner:
         self.job = job
         self.is_settled = False
         """Whether the end is committed, or no longer this node's to commit."""
+        self.is_abandoned = False
+        """Whether the lane of the run can no longer be read: nothing can be committed for it."""
         self.strays: set[asyncio.Task[Any]] = set()
         """The tasks of the agent that did not return within the grace period."""
         self._agent = agent
@@ -80,6 +88,7 @@ class Runner:
         self._store = store
         self._limits = limits
         self._cancel_grace = limits.cancel_grace
+        self._rest: tuple[EventBody, ...] | None = None
         self._gates = gates
         self._now = now
         # Set when the supervisor must act: the agent returned, was stopped, or timed out.
@@ -102,6 +111,16 @@ class Runner:
         self._check = ReportCheck()
         self._is_silent = True
         self._slice = 0
+        self._asking = Asking(
+            job,
+            store,
+            lane,
+            self._outbox,
+            now,
+            resumable=bool(getattr(agent, "resumable", False)),
+            used=self._elapsed,
+        )
+        self._has_expired = False
         self._report = _EMPTY_REPORT
         self._folding: asyncio.Task[Sequence[LaneRun]] | None = None
         self._taken: dict[str, None] = {}
@@ -124,10 +143,30 @@ class Runner:
             self._cancelled = reason
         self._stop()
 
+    def follow(self, run: LaneRun) -> None:
+        """Takes over the state of the run, which waits for input or goes on after it."""
+        self._asking.follow(run)
+
+    def expire(self) -> None:
+        """Stops the agent because nobody answered in time; the lane knows the reason."""
+        self._has_expired = True
+        self._stop()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the run waits for input, and its agent with it."""
+        return self._asking.is_waiting
+
     def _stop(self) -> None:
         self._outbox.close()
         self._stopped = True
         self._wake()
+
+    def abandon(self) -> None:
+        """Stops the agent because the lane of its run can no longer be read. The run ends when its
+        session is deleted."""
+        self.is_abandoned = True
+        self._stop()
 
     def _break_off(self) -> None:
         """Stops the agent because its output cannot be stored."""
@@ -146,6 +185,11 @@ class Runner:
             else:
                 self._handing_over = why
         self._stop()
+
+    @property
+    def events(self) -> int:
+        """The number of events of the run that this node knows to be stored."""
+        return self._outbox.events
 
     @property
     def was_left(self) -> bool:
@@ -188,14 +232,16 @@ class Runner:
         )
         event = "run continued" if self.job.is_resumed else "run started"
         log.info(event, attempt=run.attempt)
-        if self.job.is_resumed:
+        if self.job.is_resumed or run.asking.checkpoint:
             # Before the agent starts: a cancel keeps the output of the attempt too (R16).
             await self._restore_output()
         work = self._working = self._code.start(self._work())
         self._outbox.follow(work, on_lost=self.hand_over, on_broken=self._break_off)
         work.add_done_callback(self._wake)
         timeout = self._limits.run_timeout(run.timeout)
-        await self._until_due(None if timeout is None else timeout.seconds - self._elapsed)
+        self._asking.timer.begin(None if timeout is None else timeout.seconds, self._wake)
+        await self._due
+        self._asking.timer.end()
         self._timed_out = not self._is_over
         if self._refused is not None:
             # The agent is being closed, and may need as long as after a cancel.
@@ -209,26 +255,38 @@ class Runner:
             error = _timeout_error(timeout)
         elif (lost := _loss_of(work)) is not None:
             self._handing_over, self._is_unused = lost.message, isinstance(lost, HandedBack)
+        if error is None and self._asking.leaving is not None and not self._stopped:
+            error = await self._leave()
+            if self.is_settled:
+                return
         # A stopped agent has not completed, even if it returned: its output was dropped.
         await self._report_end(error)
 
     @property
     def _elapsed(self) -> float:
-        """Seconds that the attempt was active in another process."""
+        """Seconds that the attempt was active in another process, or before it was parked."""
+        used = self.job.run.asking.used / 1e6
         if not self.job.is_resumed or self.job.run.started_at is None:
-            return 0.0
-        return max(0.0, (self._now() - self.job.run.started_at) / 1e6)
+            return used
+        return max(used, (self._now() - self.job.run.started_at) / 1e6)
 
-    async def _until_due(self, timeout: float | None) -> None:
-        """Waits on one future for every way to end: `asyncio.wait` costs several times as much."""
-        if timeout is None:
-            await self._due
-            return
-        timer = asyncio.get_running_loop().call_later(timeout, self._wake)
+    async def _leave(self) -> RunError | None:
+        """Parks the run, and settles it here; or returns why that is not possible."""
+        tail = await self._outbox.take_rest()
+        self._rest = tail
         try:
-            await self._due
-        finally:
-            timer.cancel()
+            is_parked = await self._asking.leave(tail)
+        except IllegalCommand:
+            log.warning("run fenced off", attempt=self.job.run.attempt)
+            self.is_settled = True
+        except AgentError as refused:
+            return run_error(refused)
+        else:
+            if is_parked:
+                self._rest = ()
+                # A cancel in the same commit is for this runner to carry out.
+                self.is_settled = self._cancelled is None
+        return None
 
     def _wake(self, _: object = None) -> None:
         if not self._due.done():
@@ -254,9 +312,14 @@ class Runner:
         """Commits the end, after everything that is in progress for this run."""
         if self._folding is not None:
             await asyncio.wait({self._folding})
-        outcome = self._outcome(error, await self._outbox.take_rest())
+        await self._end_asking()
+        rest = self._rest if self._rest is not None else await self._outbox.take_rest()
+        outcome = self._outcome(error, rest)
         if self._is_broken:
             await self._end_without_output()
+            return
+        if self.is_abandoned:
+            self._settle_abandoned()
             return
         if not self._is_leaving:
             await self._pass_gate(Point.BEFORE_FINISH)
@@ -266,12 +329,32 @@ class Runner:
             log.info("run left to its worker", attempt=self.job.run.attempt)
         self._settle()
 
+    async def _end_asking(self) -> None:
+        """Waits for an ask that is being committed."""
+        posting = self._asking.posting
+        if posting is None or posting.done():
+            return
+        # It waits for nothing else once the output is closed and the lane has decided.
+        await asyncio.wait({posting}, timeout=self._cancel_grace)
+        posting.cancel()
+
     async def _end_without_output(self) -> None:
         """The last resort, after a failure to write the real end."""
         if self._working is not None and not self._working.done():
             await self._stop_agent(self._working)
         await self._outbox.take_rest()
-        await self._lane.end_without_output(self.job, self._cancelled)
+        try:
+            await self._lane.end_without_output(self.job, self._cancelled)
+        except CorruptRecord:
+            self._settle_abandoned()
+        else:
+            self._settle()
+
+    def _settle_abandoned(self) -> None:
+        log.error(
+            "run abandoned: the record of its session is damaged; deleting the session ends it"
+        )
+        self.is_abandoned = True
         self._settle()
 
     def _outcome(self, error: RunError | None, tail: tuple[EventBody, ...]) -> Outcome:
@@ -303,6 +386,8 @@ class Runner:
                 await self._lane.finish(self.job, outcome, self._outbox.events, self._cancelled)
         except IllegalCommand:
             log.warning("run fenced off", attempt=self.job.run.attempt)
+        except CorruptRecord:
+            self._settle_abandoned()
         except (RunlaneError, LaneContended) as error:
             log.warning("end of run not written", error=str(error))
             return self._store.failed is not None
@@ -335,6 +420,7 @@ class Runner:
                 self._store,
                 fold=self._fold,
                 accept=self._accept,
+                asking=self._asking,
                 max_history=self._limits.max_history,
             )
         return WorkerTurn(
@@ -342,6 +428,7 @@ class Runner:
             self._store,
             fold=self._fold,
             accept=self._accept,
+            asking=self._asking,
             outbox=self._outbox,
             end=self._end,
             limits=self._limits,
@@ -428,6 +515,7 @@ class Runner:
         if self._outbox.is_closed:
             # The turn is ending: a prompt that joined it now would get no answer.
             return ()
+        before = self._outbox.events
         try:
             folded = await self._lane.fold(self.job, self._outbox.events, self._taken)
         except IllegalCommand:
@@ -436,6 +524,8 @@ class Runner:
         for run in folded:
             self._taken[run.run_id] = None
             self._outbox.add_stored(Folded(run.run_id, self.job.run.run_id))
+        # A commit that follows may have counted them already.
+        self._outbox.events = max(self._outbox.events, before + len(folded))
         return folded
 
 

@@ -96,6 +96,8 @@ class Slots:
         self._grants = 0
         self._arrivals = count(1)
         self._returns = count(-1, -1)
+        # Runs that go on after input come before all others, in order (R41).
+        self._resumptions = count(-(1 << 62))
         self._tenants: dict[str, _Tenant] = {}
         # The tenants with a queue. While open, no slot is free that one of them could use.
         self._waiting: dict[str, _Tenant] = {}
@@ -177,9 +179,9 @@ class Slots:
         """Grants free slots after the limits of tenants have changed."""
         self._grant_free()
 
-    def take(self, lane: SessionKey, agent: str = DEFAULT_AGENT) -> bool:
-        """Takes a slot for a lane that is about to start a run of an agent; queues the lane if none
-        is free.
+    def take(self, lane: SessionKey, agent: str = DEFAULT_AGENT, *, resuming: bool = False) -> bool:
+        """Takes a slot for a lane that is about to start a run of an agent, or to go on with one
+        after input; queues the lane if none is free.
 
         A lane whose run has just ended keeps its slot unless another lane waits that could use it.
         """
@@ -196,7 +198,7 @@ class Slots:
                 self._acquire(lane, agent)
                 self._in_use[lane] = agent
                 return True
-        self._join_queue(lane, agent)
+        self._join_queue(lane, agent, resuming=resuming)
         return False
 
     def _use_grant(self, lane: SessionKey, agent: str) -> bool:
@@ -357,13 +359,18 @@ class Slots:
         for _, name in sorted(idle)[: MAX_TENANTS // 2]:
             del self._tenants[name]
 
-    def _join_queue(self, lane: SessionKey, agent: Agent, *, at_head: bool = False) -> None:
-        """Queues a lane, at the end unless it waits already: then it keeps its place."""
+    def _join_queue(
+        self, lane: SessionKey, agent: Agent, *, at_head: bool = False, resuming: bool = False
+    ) -> None:
+        """Queues a lane, at the end unless it waits already: then it keeps its place. One that goes
+        on after input comes before those that start a run."""
         place = None
         if lane in self._queued:
             if self._queued[lane] == agent:
                 return
             place = self._leave_queue(lane)
+        if resuming and (place is None or place > 0):
+            place = next(self._resumptions)
         tenant = self._tenant_of(lane)
         queue = tenant.queues.setdefault(agent, {})
         if place is not None:

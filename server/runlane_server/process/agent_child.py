@@ -15,8 +15,10 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -28,11 +30,12 @@ if __name__ == "__main__":
     # Before the imports, which take long: programs of other processes may already run.
     protect_memory()
 
-from runlane_server.agents.base import Agent
+from runlane_server.agents.base import Agent, KeepsSessions
 from runlane_server.agents.loader import load_agent
 from runlane_server.agents.processes.protocol import (
     BEAT,
     BEAT_INTERVAL,
+    DELETED,
     ERROR,
     LOADED,
     READY,
@@ -40,6 +43,7 @@ from runlane_server.agents.processes.protocol import (
 )
 from runlane_server.config import Config
 from runlane_server.core.errors import StartError
+from runlane_server.core.model import SessionKey
 from runlane_server.engine.agent_code import contain_exits, contain_tasks, contained
 from runlane_server.process.agent_worker import AgentWorker
 from runlane_server.process.app import event_loop_kind
@@ -76,6 +80,8 @@ class Server:
         self._connection = connection
         self._started = threading.Event()
         self.gone = threading.Event()
+        self.on_deleted: Callable[[SessionKey], object] = lambda _: None
+        """Called in another thread for a session that was deleted."""
 
     def lines(self) -> BufferedReader:
         """What the server sends."""
@@ -86,16 +92,18 @@ class Server:
         with suppress(OSError):  # it is gone, which `follow` handles
             self._connection.sendall(f"{' '.join(words)}\n".encode())
 
-    def follow(self, lines: BufferedReader, given: Given, stop: threading.Event) -> None:
+    def follow(self, lines: BufferedReader, given: Given) -> None:
         """Reads in a thread of its own what the server sends; ends this process after the server,
         also if an agent blocks the event loop."""
         with suppress(OSError):
             for line in lines:
-                if line.decode().strip() == START:
+                kind, _, rest = line.decode().strip().partition(" ")
+                if kind == START:
                     self._started.set()
+                elif kind == DELETED:
+                    self.on_deleted(SessionKey(*json.loads(rest)))
         self.gone.set()
         self._started.set()
-        stop.set()
         # A server that was killed could not remove it.
         shutil.rmtree(Path(given.address.removeprefix("unix:")).parent, ignore_errors=True)
         time.sleep(ORPHAN_GRACE)
@@ -121,8 +129,7 @@ def main() -> None:
     given = Given.from_json(settings)
     config = given.config
     logs.configure(config.log_format, config.log_level, content=config.log_content)
-    stop = threading.Event()
-    threading.Thread(target=server.follow, args=(lines, given, stop), daemon=True).start()
+    threading.Thread(target=server.follow, args=(lines, given), daemon=True).start()
     try:
         agent = _load(given)
     except StartError as error:
@@ -160,6 +167,8 @@ async def _serve(server: Server, agent: Agent, given: Given) -> int:
     # A service manager signals all processes of a service: the server decides when this one ends.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, lambda: None)
+    if isinstance(agent, KeepsSessions):
+        server.on_deleted = partial(loop.call_soon_threadsafe, agent.session_deleted)
     beating = asyncio.create_task(_beat(server))
     try:
         try:

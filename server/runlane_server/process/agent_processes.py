@@ -20,8 +20,8 @@ from runlane_server.config import Config
 from runlane_server.engine.agent_table import AgentTable, DeclaredAgent
 from runlane_server.rpc.agent_socket import AgentSocket
 
-IN_PROCESSES = frozenset({"python", "chat", "acp"})
-"""The kinds of agents whose code is Python."""
+IN_PROCESSES = frozenset({"python", "chat"})
+"""The kinds of agents whose code is Python. That of an ACP agent is a program of its own."""
 
 _CHILD = "runlane_server.process.agent_child"
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime
+from typing import Any
 
 from structlog.contextvars import bind_contextvars
 
@@ -32,6 +33,11 @@ from runlane_server.core.model import (
 from runlane_server.core.turn import InvalidAgentEvent
 from runlane_server.engine.agent_code import EXITS, AgentCode
 from runlane_server.engine.agent_output import ReportCheck, describe, run_error
+
+NO_QUESTIONS = (
+    "turn.ask: an agent in a process of its own cannot ask people; start the server with"
+    " --agent-processes 0"
+)
 
 _NEVER = (1 << 31) - 1
 
@@ -154,6 +160,20 @@ class _WorkerTurn:
         """Takes the prompts that wait to join the turn."""
         folded = await self._turn.take_folded()
         return [FoldedPrompt(one.run_id, _prompt(one.prompt)) for one in folded]
+
+    checkpoint = ""
+
+    async def ask(self, text: str, **_: Any) -> Any:
+        """Asks people. Raises AgentError."""
+        raise AgentError(NO_QUESTIONS)
+
+    async def ask_and_leave(self, questions: Sequence[Any], checkpoint: str) -> bool:
+        """Asks people. Raises AgentError."""
+        raise AgentError(NO_QUESTIONS)
+
+    async def answer_to(self, key: str) -> Any:
+        """The answer to a question. Raises AgentError."""
+        raise AgentError(NO_QUESTIONS)
 
     async def emit(self, event: AgentEvent | str) -> None:
         """Adds an event to the output."""

@@ -25,6 +25,7 @@ from runlane_server.harness.clock import MovableLoop
 from runlane_server.harness.harness import STATE_VARIABLE, Harness
 from runlane_server.net.addresses import Address
 from runlane_server.process import systemd
+from runlane_server.process.http_door import check_http, http_door, private_socket
 from runlane_server.process.node import Node, ShutdownRequest, serving
 from runlane_server.process.terminal import ControllingTerminal
 from runlane_server.telemetry import logs
@@ -52,6 +53,7 @@ def run(config: Config, child: ChildProcess | None = None) -> int:
         process=child.number if child else None,
         content=config.log_content,
     )
+    check_http(config)
     with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
         return runner.run(_serve_and_exit(config, child))
 
@@ -96,18 +98,23 @@ async def serve(config: Config, child: ChildProcess | None, process: ControlledP
     shutdown = process.shutdown = ShutdownSignals()
     process.harness = Harness.from_environment(os.environ, process)
     with ExitStack() as closing:
-        async with serving(
-            config,
-            shutdown,
-            shares_port=child is not None,
-            harness=process.harness,
-            on_bound=partial(shutdown.handle_signals, closing),
-        ) as node:
+        async with (
+            private_socket(config) as private,
+            serving(
+                config,
+                shutdown,
+                shares_port=child is not None,
+                harness=process.harness,
+                private=private,
+                on_bound=partial(shutdown.handle_signals, closing),
+            ) as node,
+            http_door(config, private) as lines,
+        ):
             process.address = node.address
             _tune_garbage_collector()
             _log_serving(node, config)
             if child is None:
-                announce_listening(node.address)
+                announce_listening(node.address, *lines)
             else:
                 child.report_serving()
             await shutdown.requested.wait()
@@ -213,10 +220,11 @@ def _log_serving(node: Node, config: Config) -> None:
     )
 
 
-def announce_listening(address: Address) -> None:
-    """Prints the address on stdout, and notifies systemd that the server is ready."""
+def announce_listening(address: Address, *more: str) -> None:
+    """Prints the address and more on stdout, and notifies systemd that the server is ready."""
     # stdout may have been closed before the start, and its reader may be gone.
     with contextlib.suppress(OSError, AttributeError):
-        sys.stdout.write(f"runlane-server listening on {address}\n")
+        lines = (f"runlane-server listening on {address}", *more)
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
         sys.stdout.flush()
     systemd.notify(systemd.READY)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,16 +14,18 @@ from typing import Any
 import structlog
 
 from runlane_server.access.node_keys import NodeKeys
-from runlane_server.agents.command.agent import CommandSettings
+from runlane_server.agents.acp.policy import parse_policy
 from runlane_server.agents.command.environment import read_variables
 from runlane_server.agents.command.limits import ResourceLimits
+from runlane_server.agents.command.programs import CommandSettings
 from runlane_server.agents.loader import AgentSettings, agent_kind
 from runlane_server.agents.scripted.latches import Latches
+from runlane_server.agents.state_dirs import StateDirs
 from runlane_server.cluster.key_refresh import keep_node_keys
 from runlane_server.cluster.relay import Relay
 from runlane_server.config import Config
 from runlane_server.core.agents import AgentNames
-from runlane_server.core.errors import RunlaneError, StartError
+from runlane_server.core.errors import RunlaneError, StartError, start_error
 from runlane_server.core.observer import ObserverPair
 from runlane_server.engine.agent_table import AgentTable
 from runlane_server.engine.coordinator import Coordinator
@@ -90,6 +92,7 @@ async def serving(
     agents: AgentTable | None = None,
     shares_port: bool = False,
     harness: Harness | None = None,
+    private: Address | None = None,
     on_bound: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Node]:
     """Runs a node inside the context, and shuts it down at the end.
@@ -101,6 +104,7 @@ async def serving(
         agents: Replaces the agents that the settings name.
         shares_port: Whether other processes of this server listen on the same port.
         harness: The gates and the clock that a test controls, if the settings enable it.
+        private: A socket for other processes of this server, besides the address of the settings.
         on_bound: Called when the address is bound and no run has been touched yet.
 
     Raises StartError if it cannot start.
@@ -119,9 +123,10 @@ async def serving(
             now=clock.micros,
         )
         await closing.enter_async_context(traces.exporting())
-        if agents is None:
-            settings = agent_settings(config)
-            agents = await closing.enter_async_context(serving_agents(config, settings))
+        states = closing.enter_context(_state_dirs(config))
+        agents = agents or await closing.enter_async_context(
+            serving_agents(config, agent_settings(config, states))
+        )
         store = open_store(config.store_url)
         store.on_failure = shutdown.on_store_failure
         await closing.enter_async_context(store)
@@ -158,10 +163,13 @@ async def serving(
             harness=harness if config.harness else None,
             workers=agents.workers,
             socket_mode=int(config.socket_mode, 8),
+            private=private,
             max_per_address=config.max_connections_per_address,
         )
         # Before any run: a server whose port is in use must not touch the runs in the store.
         address, node_address = _bind(endpoint, config, shares_port=shares_port)
+        if private is not None:
+            endpoint.bind(private)
         node_keys.address = str(node_address)
         await closing.enter_async_context(metrics.serving(coordinator, endpoint))
         on_bound()
@@ -180,7 +188,9 @@ async def serving(
             *retention_tasks(coordinator, retention_of(config), clock.seconds),
             security.keep_current(access_control),
             coordinator.stored.keep_measuring(),
+            coordinator.inputs.keep_expiring(),
             keep_node_keys(store.cluster, access_control),
+            *([] if states is None else [states.keep_swept(coordinator.has_session)]),
         )
         try:
             yield Node(address, node_address, coordinator)
@@ -215,19 +225,35 @@ def server_info(config: Config) -> ServerInfo:
     )
 
 
+@contextmanager
+def _state_dirs(config: Config) -> Iterator[StateDirs | None]:
+    """The directories that agents keep for sessions, if they keep any. Raises StartError."""
+    if config.agent_state_dir is None:
+        yield None
+        return
+    try:
+        states = StateDirs(Path(config.agent_state_dir), config.store_url.name)
+    except OSError as error:
+        raise start_error(f"--agent-state-dir: {error}", error) from error
+    try:
+        yield states
+    finally:
+        states.close()
+
+
 def _default_kind(config: Config) -> str:
     """The kind of the default agent."""
     specs = {each.name: each.spec for each in config.agents}
     return agent_kind(specs[AgentNames.of(tuple(specs)).default])
 
 
-def load_agents(config: Config) -> AgentTable:
+def load_agents(config: Config, states: StateDirs | None = None) -> AgentTable:
     """Creates the agents that the settings declare in this process. Raises StartError."""
-    settings = agent_settings(config)
+    settings = agent_settings(config, states)
     return AgentTable([load_declared(each, settings) for each in config.agents])
 
 
-def agent_settings(config: Config) -> AgentSettings:
+def agent_settings(config: Config, states: StateDirs | None = None) -> AgentSettings:
     """The settings of the agents. Scripted agents under several names share their latches.
 
     A cancelled program has half of the cancel grace to exit. It is killed and reaped in the other
@@ -235,7 +261,10 @@ def agent_settings(config: Config) -> AgentSettings:
     """
     return AgentSettings(
         command_kill_grace=config.limits.cancel_grace / 2,
-        command=command_settings(config),
+        command=command_settings(config, states),
+        acp_policy=parse_policy(config.acp_permissions),
+        acp_mode=config.acp_mode,
+        acp_auth=config.acp_auth,
         chat_instructions=config.chat_instructions or None,
         chat_lenient_end=config.chat_lenient_end,
         latches=Latches(),
@@ -243,7 +272,7 @@ def agent_settings(config: Config) -> AgentSettings:
     )
 
 
-def command_settings(config: Config) -> CommandSettings:
+def command_settings(config: Config, states: StateDirs | None = None) -> CommandSettings:
     """The settings of programs. Raises StartError for a wrong file of variables."""
     path = config.command_env_file
     from_file = read_variables(Path(path)) if path else ()
@@ -258,6 +287,7 @@ def command_settings(config: Config) -> CommandSettings:
             processes=config.command_processes,
             file_size=config.command_file_size,
         ),
+        state=states,
     )
 
 

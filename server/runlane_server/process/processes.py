@@ -28,6 +28,7 @@ from runlane_server.net.addresses import Address
 from runlane_server.process import systemd
 from runlane_server.process.app import announce_listening
 from runlane_server.process.child import ERROR, SERVING
+from runlane_server.process.http_door import check_http
 from runlane_server.process.security import check_security
 from runlane_server.process.shared_port import reserved_port
 from runlane_server.process.terminal import ControllingTerminal
@@ -62,6 +63,7 @@ def check(config: Config) -> None:
         )
     if not config.store_url.is_shareable:
         raise SettingsError("--processes needs a store that nodes can share: postgresql://")
+    check_http(config)
     config_of_process(config, config.processes)
 
 

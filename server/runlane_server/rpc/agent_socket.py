@@ -88,7 +88,7 @@ class _Service(worker_service_pb2_grpc.WorkerServiceServicer):
                     workers.offer(slot)
 
             try:
-                async for response in serve_slot(requests, slot, down, take):
+                async for response in serve_slot(requests, slot, down, take, workers):
                     yield response
             finally:
                 workers.disconnect(slot)

@@ -130,8 +130,8 @@ class Endpoint:
 
     With `shares_port` it can listen on a port together with other processes of the same user.
     Without `tls` connections are not encrypted. A `harness`, and `workers`, are served as well.
-    Unix sockets get `socket_mode`. An address may have `max_per_address` connections; 0: half of
-    all.
+    Unix sockets get `socket_mode`. `private` is a socket that only processes of this server reach.
+    An address may have `max_per_address` connections; 0: half of all.
     """
 
     def __init__(
@@ -147,13 +147,16 @@ class Endpoint:
         harness: Harness | None = None,
         workers: Workers | None = None,
         socket_mode: int = 0o600,
+        private: Address | None = None,
         max_per_address: int = 0,
     ) -> None:
         self.calls = InflightCalls()
         self._shares_port = shares_port
         self._socket_mode = socket_mode
+        self._private = private
         # A process that shares a port listens at one of its own too.
-        self._max_connections = max_connections(2 if shares_port else 1)
+        listeners = 1 + shares_port + (private is not None)
+        self._max_connections = max_connections(listeners)
         self.shares = ConnectionShares(max_per_address or max(1, self._max_connections // 2))
         self._tls = tls
         self._access = access
@@ -238,7 +241,7 @@ class Endpoint:
         return bound
 
     def _add_listener(self, address: Address) -> int:
-        if self._tls is None:
+        if self._tls is None or address == self._private:
             return self._server.add_insecure_port(str(address))
         return self._server.add_secure_port(str(address), self._tls.credentials())
 

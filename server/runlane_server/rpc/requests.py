@@ -66,6 +66,9 @@ MAX_BYTES: Mapping[str, int] = MappingProxyType(
         _RUNS + "WaitRun": _IDS,
         _RUNS + "GetRun": _IDS,
         _RUNS + "ListRuns": 64 << 10,
+        _RUNS + "ListInputRequests": _IDS,
+        # An answer of up to 64 KiB, which as text may have six bytes for one character.
+        _RUNS + "AnswerInput": 512 << 10,
         # 64 labels of up to 4 KiB.
         _SESSIONS + "CreateSession": 512 << 10,
         _SESSIONS + "GetSession": _IDS,

@@ -20,12 +20,13 @@ from runlane_server.core.errors import (
     InvalidArgument,
     PermissionDenied,
 )
+from runlane_server.core.input import InputRequest
 from runlane_server.core.model import Run, RunComplete, RunKey
 from runlane_server.core.trace import log_fields, traceparent_of
 from runlane_server.engine.coordinator import Coordinator
-from runlane_server.rpc import convert, validate
+from runlane_server.rpc import convert, inputs, validate
 from runlane_server.rpc.cursor import Cursors
-from runlane_server.rpc.event_cache import EventCache
+from runlane_server.rpc.event_cache import EventCache, RunEventCache
 from runlane_server.rpc.page import MESSAGE_BYTES, PAGE_BYTES, PageTokens, collect_page
 from runlane_server.store.base import Page, Position
 
@@ -53,6 +54,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         self._progress_interval = progress_interval
         self._cursors = Cursors(self._store.store_id)
         self._events = EventCache(self._cursors)
+        self._run_events = RunEventCache()
 
     # --- Accept and cancel ----------------------------------------------------------------------
 
@@ -156,7 +158,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         validate.subscribe_run(request)
         bind_contextvars(run_id=request.run_id)
         _check_peer(request.run_id)
-        await self._coordinator.get_run(request.run_id, tenant=tenant())
+        run = await self._coordinator.get_run(request.run_id, tenant=tenant())
         key = RunKey(tenant(), request.run_id)
         if await self._has_seen_end(key, request.after_index):
             return
@@ -168,7 +170,9 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
             await context.send_initial_metadata(())
             while True:
                 for event in await follower.next():
-                    await context.write(pb.SubscribeRunResponse(event=convert.run_event(event)))
+                    is_shared = follower.has_company
+                    encoded = self._run_events.encode(run.session_id, event, is_shared=is_shared)
+                    await context.write(encoded)
                     if isinstance(event.body, RunComplete):
                         return
 
@@ -259,6 +263,60 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         return pb.ListRunsResponse(
             runs=page.items,
             next_page_token="" if page.next is None else tokens.encode(page.next),
+        )
+
+    # --- Input ----------------------------------------------------------------------------------
+
+    async def ListInputRequests(
+        self, request: pb.ListInputRequestsRequest, context: Context
+    ) -> pb.ListInputRequestsResponse:
+        """Lists input requests (R45)."""
+        wanted, place = inputs.list_inputs(
+            request, lambda these: self._input_tokens(these).decode(request.page_token, 1)
+        )
+
+        async def fetch(after: int | None, count: int) -> Page[InputRequest, int]:
+            return await self._store.list_inputs(
+                tenant(),
+                session_id=wanted.session_id,
+                run_id=wanted.run_id,
+                states=wanted.states,
+                after=after,
+                limit=count,
+            )
+
+        page = await collect_page(
+            fetch,
+            inputs.input_request,
+            after=None if place is None else place[0],
+            limit=wanted.page_size,
+        )
+        tokens = self._input_tokens(wanted)
+        return pb.ListInputRequestsResponse(
+            input_requests=page.items,
+            next_page_token="" if page.next is None else tokens.encode(page.next),
+        )
+
+    async def AnswerInput(
+        self, request: pb.AnswerInputRequest, context: Context
+    ) -> pb.AnswerInputResponse:
+        """Answers an input request (R41)."""
+        given = inputs.answer_input(request)
+        found, accepted = await self._coordinator.inputs.answer(
+            tenant(), request.input_request_id, given, kind=inputs.kind_of(request)
+        )
+        return pb.AnswerInputResponse(
+            input_request=inputs.input_request(found), accepted_this_answer=accepted
+        )
+
+    def _input_tokens(self, wanted: inputs.InputFilter) -> PageTokens:
+        return PageTokens(
+            self._store.store_id,
+            "ListInputRequests",
+            tenant(),
+            wanted.session_id or "",
+            wanted.run_id or "",
+            *sorted(wanted.states),
         )
 
     def _page_tokens(self, wanted: validate.RunFilter) -> PageTokens:

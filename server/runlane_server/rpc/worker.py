@@ -14,7 +14,7 @@ from structlog.contextvars import bind_contextvars
 from runlane.worker.v1 import worker_service_pb2 as pb
 from runlane.worker.v1 import worker_service_pb2_grpc
 from runlane_server.access.caller import CALLER, tenant
-from runlane_server.agents.worker.messages import Downstream
+from runlane_server.agents.worker.messages import Acked, Downstream
 from runlane_server.agents.worker.slot import Slot
 from runlane_server.agents.worker.workers import Workers
 from runlane_server.core.errors import InvalidArgument, RunlaneError
@@ -43,7 +43,7 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
         slot = Slot({tenant()}, down)
         self._workers.connect(slot)
         try:
-            async for response in serve_slot(requests, slot, down, self._take):
+            async for response in serve_slot(requests, slot, down, self._take, self._workers):
                 yield response
         finally:
             self._workers.disconnect(slot, revoked=getattr(context, "is_revoked", False))
@@ -56,18 +56,22 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
             self._workers.offer(slot)
             return
         wanted = worker_messages.resumption(offer.resume, tenant())
-        if self._workers.resume(slot, wanted):
-            return
         adopted = await self._coordinator.adopt(wanted.key, wanted.attempt, wanted.fence)
-        if not (adopted and await self._workers.resume_adopted(slot, wanted)):
+        if adopted:
+            await self._workers.resume_adopted(slot, wanted)
+        else:
             slot.fence("the attempt is not the active one any more")
 
 
 async def serve_slot(
-    requests: AsyncIterator[pb.WorkRequest], slot: Slot, down: Downstream, take_offer: TakeOffer
+    requests: AsyncIterator[pb.WorkRequest],
+    slot: Slot,
+    down: Downstream,
+    take_offer: TakeOffer,
+    workers: Workers,
 ) -> AsyncIterator[pb.WorkResponse]:
     """Passes the messages of a stream on in both directions, until it ends."""
-    reading = asyncio.create_task(_read(requests, _Stream(slot, take_offer), down))
+    reading = asyncio.create_task(_read(requests, _Stream(slot, take_offer, workers), down))
     try:
         async for message in down.messages():
             for response in worker_messages.encode(message):
@@ -95,7 +99,8 @@ async def _read(requests: AsyncIterator[pb.WorkRequest], stream: _Stream, down: 
 class _Stream:
     """Passes the messages of a stream to its slot."""
 
-    def __init__(self, slot: Slot, take_offer: TakeOffer) -> None:
+    def __init__(self, slot: Slot, take_offer: TakeOffer, workers: Workers) -> None:
+        self._workers = workers
         self._slot = slot
         self._take_offer = take_offer
 
@@ -116,6 +121,9 @@ class _Stream:
                 fail = request.fail
                 report, error = worker_messages.failure(fail)
                 await slot.finish(fail.number, report, error)
+            case "hand_back" if slot.is_offering:
+                self._workers.withdraw(slot)
+                slot.end_turn(Acked(0, ended=True))
             case "hand_back":
                 await slot.hand_back()
             case "take_folded":

@@ -13,10 +13,12 @@ from types import TracebackType
 from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
 from runlane_server.core.agents import DEFAULT_AGENT
+from runlane_server.core.input import InputRequest, InputState
 from runlane_server.core.model import (
     NO_LABELS,
     Message,
     Micros,
+    Part,
     Prompt,
     Run,
     RunComplete,
@@ -204,6 +206,15 @@ class HostedRun:
     attempt: int
 
 
+@dataclass(frozen=True, slots=True)
+class DueInput:
+    """An open input request whose time is over."""
+
+    session: SessionKey
+    run_id: str
+    input_request_id: str
+
+
 class Cluster(Protocol):
     """The nodes that share a store.
 
@@ -244,6 +255,10 @@ class Cluster(Protocol):
 
     async def cancelled_runs(self, node_id: str) -> Sequence[HostedRun]:
         """Active runs of a node that a cancel covers."""
+
+    async def answered_runs(self, node_id: str, limit: int) -> Sequence[SessionKey]:
+        """Lanes whose active run has waited for input and needs none any more, the oldest first:
+        those whose agent waits on this node, and those without a node."""
 
     async def claim(
         self, node_id: str, limit: int, hold: float, order: ClaimOrder | None = None
@@ -358,6 +373,13 @@ class Store(Protocol):
     async def append(self, key: RunKey, attempt: int, events: Sequence[RunEvent]) -> None:
         """Adds events to the active run. Raises Stale if that attempt is not the active one."""
 
+    async def keep_part(self, key: RunKey, attempt: int, number: int, part: Part) -> None:
+        """Stores a part of a long message before the message, which refers to it by a `KeptPart`.
+
+        It may be repeated. The first one of an attempt removes those of earlier attempts. Raises
+        Stale if the attempt is not the active one.
+        """
+
     async def discard(self, key: SessionKey, at: Micros) -> None:
         """Removes a session whose lane cannot be loaded, with all that belongs to it.
 
@@ -422,6 +444,28 @@ class Store(Protocol):
 
         Raises CursorCompacted if the next event was removed.
         """
+
+    async def get_input(self, tenant: str, input_request_id: str) -> InputRequest | None:
+        """An input request."""
+
+    async def find_input(self, key: RunKey, question_key: str) -> InputRequest | None:
+        """The input request of a run with this key (R44)."""
+
+    async def list_inputs(
+        self,
+        tenant: str,
+        *,
+        session_id: str | None = None,
+        run_id: str | None = None,
+        states: Collection[InputState] = (),
+        after: int | None = None,
+        limit: int,
+    ) -> Page[InputRequest, int]:
+        """A page of input requests after a place, the latest first."""
+
+    async def due_inputs(self, now: Micros, limit: int) -> Sequence[DueInput]:
+        """Open requests of all tenants that have expired, the longest due first. A store with a
+        clock of its own ignores `now` (R43)."""
 
     async def get_session(self, key: SessionKey) -> Session | None:
         """A session, or None."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple
 from typing import TypeVar
 
 from runlane_server.core.errors import CursorCompacted
 from runlane_server.core.model import (
     Attachment,
     EventBody,
+    InputRequested,
     Message,
     Part,
     Reasoning,
@@ -91,12 +93,14 @@ def complete_size(event: LoggedComplete) -> int:
     return OVERHEAD_BYTES + _size(event.complete)
 
 
-def _size(content: Part | EventBody) -> int:
+def _size(content: Part | EventBody) -> int:  # noqa: PLR0911 - one per kind
     match content:
         case TextDelta(text) | ReasoningDelta(text) | Text(text) | Reasoning(text):
             return len(text.encode())
         case RunComplete():
             return OVERHEAD_BYTES + len(content.text.encode())
+        case InputRequested():
+            return sum(len(text.encode()) for text in astuple(content) if isinstance(text, str))
         case ToolCall():
             return len(content.name) + len(content.arguments_json.encode())
         case ToolResult():

@@ -30,7 +30,12 @@ _MAX_TIME = 253_402_300_799_999_999
 _SMALL = frozenset({"attempt", "max_attempts", "waiting_runs"})
 """Fields of 32 bits on the wire."""
 
-_TIMES = frozenset({"at", "accepted_at", "started_at", "ended_at", "created_at", "updated_at"})
+_TIMES = frozenset(
+    {
+        *("at", "accepted_at", "started_at", "ended_at", "created_at", "updated_at"),
+        *("requested_at", "expires_at", "closed_at"),
+    }
+)
 
 _SIGNED = frozenset({"rank"})
 

@@ -15,7 +15,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from runlane_server.agents.base import AgentError
-from runlane_server.agents.command import agent as command_agent
+from runlane_server.agents.command import programs
 from runlane_server.agents.loader import load_agent
 from support.programs import answer, at_work, program, python, shell
 from support.turns import Working, ask, collect
@@ -144,7 +144,7 @@ async def test_a_start_without_free_descriptors_is_retried() -> None:
 
 
 async def test_a_start_that_never_succeeds_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command_agent, "START_PATIENCE", 0.3)
+    monkeypatch.setattr(programs, "START_PATIENCE", 0.3)
     agent = shell("cat")
     await agent.start()
     with (
@@ -158,7 +158,7 @@ async def test_a_start_that_never_succeeds_fails_the_run(monkeypatch: pytest.Mon
 async def test_a_guardian_out_of_descriptors_is_retried() -> None:
     agent = shell("cat")
     await agent.start()
-    guardian = agent._guardian.pid
+    guardian = agent.programs.guardian.pid
     assert guardian is not None
     limits = resource.prlimit(guardian, resource.RLIMIT_NOFILE)
     resource.prlimit(guardian, resource.RLIMIT_NOFILE, (7, limits[1]))

@@ -13,9 +13,19 @@ from runlane_server.core.agents import DEFAULT_AGENT, AgentNames
 from runlane_server.core.errors import (
     AgentNotFound,
     IllegalCommand,
+    InputClosed,
     QueueFull,
     SessionBusy,
     SessionNotFound,
+)
+from runlane_server.core.input import (
+    Answer,
+    InputKind,
+    InputRequest,
+    InputState,
+    OpenInput,
+    Park,
+    Question,
 )
 from runlane_server.core.model import (
     CancelScope,
@@ -39,6 +49,7 @@ KEY = SessionKey("default", "s")
 EMPTY = Lane(KEY)
 AT = 1_000
 BOOM = RunError("BOOM", "it went wrong")
+ANSWER = Answer("a", '"yes"', "somebody", "token", "", "", AT)
 OTHER = "other"
 """An agent besides the default one."""
 NOBODY = "nobody"
@@ -60,6 +71,10 @@ class Verb(StrEnum):
     DISPATCH = "dispatch"
     CANCEL = "cancel"
     DRAIN = "drain"
+    ASK = "ask"
+    ANSWER = "answer"
+    EXPIRE = "expire"
+    RESUME = "resume"
     FINISH = "finish"
     NODE_LOST = "node_lost"
     HAND_OVER = "hand_over"
@@ -73,7 +88,7 @@ class Verb(StrEnum):
 class Command:
     """A command with all that it takes. `max_attempts` is that of the run accepted, `agent` the one
     that it names, or the one whose waiting runs fail; `host` is the node of the active run's
-    supervisor, or the one that adopts it."""
+    supervisor, or the one that adopts it; `key` is that of the question asked or answered."""
 
     verb: Verb
     token: str = ""
@@ -87,6 +102,10 @@ class Command:
     max_attempts: int = 2
     agent: str = ""
     host: str | None = None
+    key: str = ""
+    has_default: bool = False
+    resumable: bool = False
+    park: bool = False
 
     def __str__(self) -> str:
         node = () if self.host is None else (f"on {self.host!r}",)
@@ -101,6 +120,12 @@ class Command:
             Verb.HAND_OVER: (self.run_id, str(self.attempt), *node),
             Verb.HAND_BACK: (self.run_id, str(self.attempt), *node),
             Verb.ADOPT: (self.run_id, str(self.attempt), *node),
+            Verb.ASK: (
+                *(self.run_id, str(self.attempt), self.key, "default" * self.has_default),
+                *("resumable" * self.resumable, "park" * self.park),
+            ),
+            Verb.ANSWER: (self.run_id, self.key),
+            Verb.EXPIRE: (self.run_id, self.key),
         }
         return " ".join((self.verb, *filter(None, arguments.get(self.verb, ()))))
 
@@ -139,10 +164,12 @@ class Command:
                 return IllegalCommand if self._held(lane) else None
             case Verb.ACCEPT:
                 return self._accept_refusal(lane)
+            case Verb.ANSWER:
+                return None if self.input_of(lane) else InputClosed
             case Verb.DRAIN | Verb.FINISH | Verb.HAND_OVER | Verb.HAND_BACK:
                 here = self.host is None or (lane.active and lane.active.host == self.host)
                 return None if here and self._is_of_active(lane) else IllegalCommand
-            case Verb.ADOPT:
+            case Verb.ADOPT | Verb.ASK:
                 return None if self._is_of_active(lane) else IllegalCommand
             case Verb.REMOVE:
                 idle = not (lane.active or lane.waiting or lane.reservations)
@@ -174,6 +201,33 @@ class Command:
             return SessionBusy
         return QueueFull if behind and len(lane.waiting) >= self.max_waiting else None
 
+    def input_of(self, lane: Lane) -> OpenInput | None:
+        """The open request that the command names."""
+        held = (
+            one for run in live(lane) if run.run_id == self.run_id for one in run.asking.pending
+        )
+        return next((one for one in held if one.key == self.key), None)
+
+    def input_id_of(self, lane: Lane) -> str:
+        """Its id."""
+        found = self.input_of(lane)
+        return "unknown" if found is None else found.input_request_id
+
+    def asked(self, lane: Lane) -> InputRequest:
+        """The request of an ask."""
+        count = lane.active.asking.asked if lane.active else 0
+        default = '"yes"' if self.has_default else None
+        question = Question(self.key, InputKind.TEXT, "well?", default_json=default)
+        return InputRequest(
+            f"{self.run_id}-{self.key}-{count}",
+            KEY.session_id,
+            self.run_id,
+            question,
+            InputState.OPEN,
+            AT,
+            None,
+        )
+
     def _held(self, lane: Lane) -> Reservation | None:
         return next((held for held in lane.reservations if held.token == self.token), None)
 
@@ -197,6 +251,23 @@ _CALLS: Mapping[Verb, Callable[[ModuleType, Lane, Command], object]] = {
     Verb.DRAIN: lambda rules, lane, self: rules.drain_for_step(
         lane, self.run_id, self.attempt, at=AT, events=streamed(lane), host=self.host
     ),
+    Verb.ASK: lambda rules, lane, self: rules.ask(
+        lane,
+        self.run_id,
+        self.attempt,
+        (self.asked(lane),),
+        at=AT,
+        events=streamed(lane),
+        resumable=self.resumable,
+        park=Park("state", 1) if self.park else None,
+    ),
+    Verb.ANSWER: lambda rules, lane, self: rules.answer(
+        lane, self.run_id, self.input_id_of(lane), ANSWER, at=AT
+    ),
+    Verb.EXPIRE: lambda rules, lane, self: rules.expire(
+        lane, self.run_id, self.input_id_of(lane), at=AT
+    ),
+    Verb.RESUME: lambda rules, lane, _: rules.resume(lane, at=AT),
     Verb.FINISH: lambda rules, lane, self: rules.finish(
         lane,
         self.run_id,
@@ -248,8 +319,12 @@ def _of_active(lane: Lane) -> tuple[str, int]:
 
 
 def streamed(lane: Lane) -> int:
-    """The number of events of the active run, with those streamed since the last commit."""
-    return lane.active.events + STREAMED if lane.active else 0
+    """The number of events of the active run, with those streamed since the last commit. While it
+    waits for input, its agent streams nothing."""
+    if lane.active is None:
+        return 0
+    waits = lane.active.state is RunState.INPUT_REQUIRED
+    return lane.active.events + (0 if waits else STREAMED)
 
 
 def spoken(lane: Lane) -> tuple[DraftMessage, ...]:
@@ -304,6 +379,37 @@ def finish(run_id: str, attempt: int = 1, *, ok: bool = True) -> Command:
     return Command(Verb.FINISH, run_id=run_id, attempt=attempt, ok=ok)
 
 
+def ask(
+    run_id: str,
+    attempt: int = 1,
+    key: str = "k",
+    *,
+    has_default: bool = False,
+    resumable: bool = False,
+    park: bool = False,
+) -> Command:
+    """A question of the active run."""
+    return Command(
+        Verb.ASK,
+        run_id=run_id,
+        attempt=attempt,
+        key=key,
+        has_default=has_default,
+        resumable=resumable,
+        park=park,
+    )
+
+
+def answer(run_id: str, key: str = "k") -> Command:
+    """An answer to an open request."""
+    return Command(Verb.ANSWER, run_id=run_id, key=key)
+
+
+def expire(run_id: str, key: str = "k") -> Command:
+    """The expiry of an open request."""
+    return Command(Verb.EXPIRE, run_id=run_id, key=key)
+
+
 def hand_over(run_id: str, attempt: int = 1) -> Command:
     """The node of the active run hands it over."""
     return Command(Verb.HAND_OVER, run_id=run_id, attempt=attempt)
@@ -321,6 +427,7 @@ def adopt(run_id: str, attempt: int = 1, *, host: str = ELSEWHERE) -> Command:
 
 DISPATCH = Command(Verb.DISPATCH)
 NODE_LOST = Command(Verb.NODE_LOST)
+RESUME = Command(Verb.RESUME)
 FAIL_WAITING = Command(Verb.FAIL_WAITING)
 FAIL_OTHER = Command(Verb.FAIL_WAITING, agent=OTHER)
 REMOVE = Command(Verb.REMOVE)
@@ -346,3 +453,8 @@ def stored(lane: Lane, made: Transition) -> Lane:
 def is_cancelling(run: LaneRun | None) -> bool:
     """Whether a run is active and covered by a cancel."""
     return run is not None and run.state is RunState.CANCELLING
+
+
+def is_parked(run: LaneRun | None) -> bool:
+    """Whether a run waits for input, and no agent works for it."""
+    return run is not None and run.state is RunState.INPUT_REQUIRED and run.asking.parked

@@ -8,7 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from proofs.lanecheck.commands import Command, Verb, is_cancelling, live, live_ids
+from proofs.lanecheck.commands import (
+    Command,
+    Verb,
+    is_cancelling,
+    is_parked,
+    live,
+    live_ids,
+)
 from runlane_server.core.agents import DEFAULT_AGENT
 from runlane_server.core.model import CancelScope, RunState, WhenBusy
 from runlane_server.core.transition import (
@@ -78,7 +85,7 @@ def _accept(before: Lane, command: Command, made: Transition) -> str | None:
     interrupts = command.when_busy is WhenBusy.INTERRUPT and not held.covered
     unchanged = made.lane.active == before.active
     cancelled = is_cancelling(made.lane.active) and not unchanged
-    if not (cancelled if interrupts and _was_active(before) else unchanged):
+    if not (cancelled if interrupts and _is_coverable(before) else unchanged):
         return "INTERRUPT cancels the active run, others do not (R11, R27)"
     if held.covered:
         covered = new.run.state is _S.CANCELLED and made.lane.waiting == before.waiting
@@ -114,7 +121,7 @@ def _covered(before: Lane, command: Command) -> tuple[CoveredRun, ...]:
     """The runs that a cancel must cover (R10, R13, R18)."""
     scope = command.scope
     runs: list[LaneRun] = []
-    if before.active is not None and _was_active(before):
+    if before.active is not None and _is_coverable(before):
         named = scope is CancelScope.RUN and before.active.run_id == command.run_id
         if named or scope in {CancelScope.SESSION, CancelScope.ACTIVE}:
             runs += (before.active, *before.folded)
@@ -162,7 +169,7 @@ def _is_covered(run: LaneRun, change: RunChange | None) -> bool:
     """Whether a change is that of a run that a cancel covered just now."""
     if change is None or change.run.cancel_reason == run.cancel_reason:
         return False
-    was_at_work = run.state in {_S.ACTIVE, _S.FOLDED}
+    was_at_work = run.state in {_S.ACTIVE, _S.INPUT_REQUIRED, _S.FOLDED}
     ends = change.run.state is _S.CANCELLED
     return ends or (was_at_work and change.run.state is _S.CANCELLING)
 
@@ -202,20 +209,30 @@ def _hands_over(before: Lane, made: Transition) -> str | None:
 
 
 def _finish(before: Lane, command: Command, made: Transition) -> str | None:
-    ended = _S.COMPLETED if command.ok else _S.FAILED
-    wrong = _ends(before, made, ended if _was_active(before) else _S.CANCELLED)
+    expired = before.active is not None and before.active.asking.expired
+    ended = _S.COMPLETED if command.ok and not expired else _S.FAILED
+    wrong = _ends(before, made, ended if _is_coverable(before) else _S.CANCELLED)
     return wrong or (None if made.reply == made.completes[0] else "finish replies with its end")
 
 
-def _node_lost(before: Lane, _: Command, made: Transition) -> str | None:
+def _node_lost(before: Lane, _: Command, made: Transition) -> str | None:  # noqa: PLR0911
     active = before.active
+    if is_parked(active) and active is not None and not active.asking.expired:
+        return None if made.lane == before else "a parked run has no node (R44)"
     if made.reply != (active is not None):
         return "node_lost replies with whether a run was active"
     if active is None:
         return None if not made.needs_commit else "where none is active, none is lost"
-    if not _was_active(before):
+    if not _is_coverable(before):
         return _ends(before, made, _S.CANCELLED)
-    if active.attempt >= active.max_attempts:
+    if active.asking.expired:
+        return _ends(before, made, _S.FAILED)
+    waits = active.state is _S.INPUT_REQUIRED
+    if waits and active.asking.resumable:
+        back = [run.run_id for run in (*before.folded, *before.waiting)]
+        kept = [run.run_id for run in made.lane.waiting] == back
+        return None if kept else "what it had folded waits again (R7)"
+    if active.attempt - active.asking.extra_attempts >= active.max_attempts:
         return _ends(before, made, _S.FAILED)
     back = [run.run_id for run in (active, *before.folded, *before.waiting)]
     if made.lane.active is not None or [run.run_id for run in made.lane.waiting] != back:
@@ -240,7 +257,8 @@ def _hand_back(before: Lane, command: Command, made: Transition) -> str | None:
 def _adopt(before: Lane, command: Command, made: Transition) -> str | None:
     """The run changes its node and nothing else (R36)."""
     active = before.active
-    moved = None if active is None else active._replace(host=command.host or "")
+    waits = active is not None and active.state is _S.INPUT_REQUIRED
+    moved = active if active is None or waits else active._replace(host=command.host or "")
     if made.lane != before._replace(active=moved) or made.reply != moved:
         return "an adopted run changes its node and nothing else (R36)"
     return None if not (made.events or made.messages) else "an adoption is no event (R36)"
@@ -260,6 +278,18 @@ def _remove(before: Lane, _: Command, made: Transition) -> str | None:
     return None if made.removed and made.lane == Lane(before.key) else "what is removed is gone"
 
 
+def _input(before: Lane, _: Command, made: Transition) -> str | None:
+    """Input changes one run, and no other; `inputs` has the rest."""
+    left = {run.run_id: run for run in live(before)}
+    same = [run.run_id for run in made.lane.waiting] == [run.run_id for run in before.waiting]
+    others = len(made.runs) <= 1 and {run.run_id for run in live(made.lane)} == set(left)
+    return None if same and others else "input concerns one run (R40)"
+
+
+def _is_coverable(lane: Lane) -> bool:
+    return lane.active is not None and lane.active.state in {_S.ACTIVE, _S.INPUT_REQUIRED}
+
+
 def _was_active(lane: Lane) -> bool:
     return lane.active is not None and lane.active.state is _S.ACTIVE
 
@@ -272,6 +302,10 @@ _EFFECTS: Mapping[Verb, Callable[[Lane, Command, Transition], str | None]] = {
     Verb.CANCEL: _cancel,
     Verb.DRAIN: _drain,
     Verb.FINISH: _finish,
+    Verb.ASK: _input,
+    Verb.ANSWER: _input,
+    Verb.EXPIRE: _input,
+    Verb.RESUME: _input,
     Verb.NODE_LOST: _node_lost,
     Verb.HAND_OVER: _node_lost,
     Verb.HAND_BACK: _hand_back,

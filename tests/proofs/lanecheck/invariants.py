@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from proofs.lanecheck.commands import Command, Verb, live, streamed
+from proofs.lanecheck.commands import Command, Verb, is_parked, live, streamed
 from proofs.lanecheck.effects import check_effect
+from proofs.lanecheck.inputs import check_input_lane, check_inputs
+from proofs.lanecheck.require import Broken, require
 from runlane_server.core.lane import TABLE
 from runlane_server.core.model import (
     Accepted,
@@ -24,16 +26,7 @@ from runlane_server.core.model import (
 )
 from runlane_server.core.transition import Lane, LaneRun, RunChange, Transition
 
-
-class Broken(AssertionError):
-    """A rule was broken; the message says which."""
-
-
-def require(holds: object, rule: str) -> None:
-    """Raises Broken where a rule does not hold. Unlike `assert` it works under `python -O` too."""
-    if not holds:
-        raise Broken(rule)
-
+__all__ = ["Broken", "check", "check_lane", "require"]
 
 _S = RunState
 
@@ -41,6 +34,8 @@ _GIVEN_UP = frozenset(
     {
         (_S.ACTIVE, _S.ACCEPTED),
         (_S.ACTIVE, _S.FAILED),
+        (_S.INPUT_REQUIRED, _S.ACCEPTED),
+        (_S.INPUT_REQUIRED, _S.FAILED),
         (_S.FOLDED, _S.QUEUED),
         (_S.FOLDED, _S.FAILED),
         (_S.CANCELLING, _S.CANCELLED),
@@ -59,6 +54,7 @@ STEPS: dict[Verb, frozenset[tuple[RunState | None, RunState]]] = {
             (None, _S.CANCELLED),
             (_S.ACCEPTED, _S.QUEUED),
             (_S.ACTIVE, _S.CANCELLING),
+            (_S.INPUT_REQUIRED, _S.CANCELLING),
             (_S.FOLDED, _S.CANCELLING),
         }
     ),
@@ -69,6 +65,7 @@ STEPS: dict[Verb, frozenset[tuple[RunState | None, RunState]]] = {
             (_S.QUEUED, _S.CANCELLED),
             (_S.QUEUED, _S.ACCEPTED),
             (_S.ACTIVE, _S.CANCELLING),
+            (_S.INPUT_REQUIRED, _S.CANCELLING),
             (_S.FOLDED, _S.CANCELLING),
             (_S.FOLDED, _S.CANCELLED),
         }
@@ -78,12 +75,18 @@ STEPS: dict[Verb, frozenset[tuple[RunState | None, RunState]]] = {
         {
             (_S.ACTIVE, _S.COMPLETED),
             (_S.ACTIVE, _S.FAILED),
+            (_S.INPUT_REQUIRED, _S.COMPLETED),
+            (_S.INPUT_REQUIRED, _S.FAILED),
             (_S.FOLDED, _S.COMPLETED),
             (_S.FOLDED, _S.FAILED),
             (_S.CANCELLING, _S.CANCELLED),
             (_S.QUEUED, _S.ACCEPTED),
         }
     ),
+    Verb.ASK: frozenset({(_S.ACTIVE, _S.INPUT_REQUIRED)}),
+    Verb.ANSWER: frozenset(),
+    Verb.EXPIRE: frozenset(),
+    Verb.RESUME: frozenset({(_S.INPUT_REQUIRED, _S.ACTIVE)}),
     Verb.NODE_LOST: _GIVEN_UP,
     Verb.HAND_OVER: _GIVEN_UP,
     Verb.HAND_BACK: _GIVEN_UP,
@@ -103,6 +106,7 @@ def check(before: Lane, command: Command, made: Transition) -> None:
     _check_events(before, command, made)
     _check_completes(made)
     _check_transcript(before, made)
+    check_inputs(before, command, made)
     wrong = check_effect(before, command, made)
     require(wrong is None, wrong or "")
 
@@ -131,6 +135,7 @@ def check_lane(lane: Lane) -> None:
     )
     _check_active(lane)
     _check_waiting(lane)
+    check_input_lane(lane)
     own = [run.turn for run in (lane.active, *lane.waiting) if run is not None and run.turn]
     require(len(set(own)) == len(own), "a turn belongs to one run")
     require(all(turn <= lane.turn for turn in own), "turns are counted")
@@ -141,10 +146,11 @@ def _check_active(lane: Lane) -> None:
     if active is None:
         require(not lane.folded, "runs are folded into an active turn only (R26)")
         return
-    require(active.state in {_S.ACTIVE, _S.CANCELLING}, "the active run is active (R9)")
+    at_work = {_S.ACTIVE, _S.INPUT_REQUIRED}
+    require(active.state in {*at_work, _S.CANCELLING}, "the active run is active (R9)")
     require(active.attempt > 0, "the active run was started")
     require(active.turn > 0, "the active run has its place in the transcript")
-    shared = _S.FOLDED if active.state is _S.ACTIVE else _S.CANCELLING
+    shared = _S.FOLDED if active.state in at_work else _S.CANCELLING
     for run in lane.folded:
         require(run.state is shared, "a folded run goes the way of its turn (R10)")
         require(run.folded_into == active.run_id, "folded runs say into which (R26)")
@@ -209,6 +215,7 @@ def _settled(run: LaneRun) -> tuple[object, ...]:
         run.turn,
         run.folded_into,
         run.cancel_reason,
+        run.asking,
         run.host,
     )
 
@@ -237,8 +244,12 @@ def _check_events(before: Lane, command: Command, made: Transition) -> None:
     """Events are numbered without a gap, and what ends a run is its last one."""
     counts = {run.run_id: run.events for run in live(before)}
     counting = {Verb.DRAIN, Verb.FINISH, Verb.NODE_LOST, Verb.HAND_OVER, Verb.HAND_BACK}
-    if before.active is not None and command.verb in counting:
-        counts[before.active.run_id] = streamed(before)
+    active = before.active
+    asks = command.verb is Verb.ASK and bool(made.reply)
+    lost = {Verb.NODE_LOST, Verb.HAND_OVER, Verb.HAND_BACK}
+    kept = command.verb in lost and is_parked(active) and not (active and active.asking.expired)
+    if active is not None and (command.verb in counting or asks) and not kept:
+        counts[active.run_id] = streamed(before)
     ended: set[str] = set()
     for event in made.events:
         require(event.run_id not in ended, "nothing comes after run_complete (R21)")

@@ -10,15 +10,20 @@ from proofs.lanecheck.commands import (
     NODE_LOST,
     Command,
     accept,
+    answer,
+    ask,
     cancel,
     drain,
+    expire,
     finish,
+    live,
     reserve,
     stored,
 )
 from proofs.lanecheck.invariants import check
+from runlane_server.core.input import NO_INPUT
 from runlane_server.core.model import CancelScope, WhenBusy
-from runlane_server.core.transition import Lane, Receipt, Transition
+from runlane_server.core.transition import Lane, LaneRun, Receipt, Transition
 
 
 def enter(run_id: str, when_busy: WhenBusy = WhenBusy.QUEUE, *, agent: str = "") -> list[Command]:
@@ -31,6 +36,7 @@ _IDLE = [*enter("x"), DISPATCH, finish("x")]
 _ACTIVE = [*enter("a"), DISPATCH]
 _FOLDED = [*_ACTIVE, *enter("f", _FOLD), drain("a")]
 _RETRIED_FOLD = [*enter("g", _FOLD), DISPATCH, NODE_LOST]
+_ASKED = [*_ACTIVE, ask("a")]
 _CANCEL_ACTIVE = cancel(CancelScope.ACTIVE)
 
 SHAPES: Mapping[str, Sequence[Command]] = {
@@ -54,6 +60,15 @@ SHAPES: Mapping[str, Sequence[Command]] = {
     "retried": [*_ACTIVE, *enter("b"), NODE_LOST],
     "retried + folded": [*_FOLDED, *enter("b"), NODE_LOST],
     "active again": [*_ACTIVE, NODE_LOST, DISPATCH],
+    "input required": _ASKED,
+    "input required + folded + queued": [*_FOLDED, *enter("b"), ask("a")],
+    "input required, resumable": [*_ACTIVE, ask("a", resumable=True)],
+    "answered": [*_ASKED, *enter("b"), answer("a")],
+    "expired": [*_ASKED, expire("a")],
+    "parked": [*_ACTIVE, *enter("b"), ask("a", park=True)],
+    "parked to restart": [*_ACTIVE, ask("a", resumable=True), NODE_LOST],
+    "active again + open request": [*_ASKED, NODE_LOST, DISPATCH],
+    "active again + late answer": [*_ASKED, NODE_LOST, DISPATCH, answer("a")],
     "retried behind another": [*_RETRIED_FOLD, *enter("i", _INTERRUPT), DISPATCH],
 }
 
@@ -77,9 +92,20 @@ def picture(lane: Lane) -> str:
     if lane.active is not None:
         folded = ",".join(run.run_id for run in lane.folded)
         words.append(f"{lane.active.run_id}:{lane.active.state}{folded and f'({folded})'}")
+    words += (f"?{run.run_id}{_asked(run)}" for run in live(lane) if run.asking != NO_INPUT)
     words += (f"{run.run_id}:{run.state}" for run in lane.waiting)
     words += (f"[{held.run_id}{'!' * held.covered}]" for held in lane.reservations)
     return " ".join(words) or ("idle" if lane.exists or lane.accept_seq else "missing")
+
+
+def _asked(run: LaneRun) -> str:
+    """The input of a run: open requests, closed ones to be told, and what becomes of it."""
+    held = run.asking
+    words = [one.key for one in held.pending]
+    words += (f"{state}:{key}" for state, _, key in held.late)
+    words += ["expired"] * bool(held.expired) + ["parked"] * held.parked
+    words += ["restarts"] * held.restarts + [f"+{held.extra_attempts}"] * bool(held.extra_attempts)
+    return f"({' '.join(words)})"
 
 
 def outcome(before: Lane, made: Transition) -> str:

@@ -27,11 +27,15 @@ from proofs.lanecheck.commands import (
     NODE_LOST,
     OTHER,
     REMOVE,
+    RESUME,
     Command,
     Verb,
     adopt,
+    answer,
+    ask,
     cancel,
     drain,
+    expire,
     finish,
     hand_back,
     hand_over,
@@ -194,8 +198,23 @@ def commands(world: World, bounds: Bounds) -> Iterator[Command]:
         late = "" if lane.active.host else ELSEWHERE
         for command in (drain, finish, hand_over, hand_back):
             yield replace(command(run_id, attempt), host=late)
+        yield from _asks(run_id, attempt)
+    yield RESUME
+    for run in live(lane):
+        for key in ("k", "unknown"):
+            yield answer(run.run_id, key)
+            yield expire(run.run_id, key)
     for run in lane.waiting[:1]:
         yield finish(run.run_id, run.attempt)
+
+
+def _asks(run_id: str, attempt: int) -> Iterator[Command]:
+    """Every kind of question, under one key: an attempt asks again what an earlier one asked."""
+    yield ask(run_id, attempt)
+    yield ask(run_id, attempt, resumable=True)
+    yield ask(run_id, attempt, has_default=True)
+    yield ask(run_id, attempt, park=True)
+    yield ask(run_id, attempt + 1)
 
 
 def _accepts(world: World, bounds: Bounds) -> Iterator[Command]:
@@ -258,8 +277,15 @@ def canonical(world: World) -> State:
         into = names.get(run.folded_into)
         covered = bool(run.cancel_reason)
         name, turn = names[run.run_id], turns[run.turn]
-        key = name, run.state, run.when_busy, run.agent, run.attempt, turn, into, covered
-        return (*key, run.host)
+        held = run.asking
+        asked = (
+            tuple((one.key, one.default_json is None) for one in held.pending),
+            tuple((state, key) for state, _, key in held.late),
+            *(bool(held.expired), held.parked, held.restarts, held.resumable),
+        )
+        attempt = run.attempt - held.extra_attempts
+        key = name, run.state, run.when_busy, run.agent, attempt, turn, into, covered
+        return (*key, run.host, asked)
 
     return (
         lane.exists,

@@ -17,9 +17,11 @@ from typing import Any, Self, TypeVar
 
 from proofs.sim.history import History
 from runlane_server.core.errors import StoreUnavailable
+from runlane_server.core.input import InputRequest, InputState
 from runlane_server.core.model import (
     Message,
     Micros,
+    Part,
     Prompt,
     Run,
     RunEvent,
@@ -32,6 +34,7 @@ from runlane_server.core.transition import Lane, Transition
 from runlane_server.store.base import (
     BusySession,
     DeletedRun,
+    DueInput,
     EventFilter,
     IdleSession,
     Listener,
@@ -205,6 +208,10 @@ class SimStore:
         """Adds events to the active run."""
         await self._write(lambda: self._disk.data.append(key, attempt, events))
 
+    async def keep_part(self, key: RunKey, attempt: int, number: int, part: Part) -> None:
+        """Stores a part of a long message."""
+        await self._write(lambda: self._disk.data.keep_part(key, attempt, number, part))
+
     async def discard(self, key: SessionKey, at: Micros) -> None:
         """Removes a session."""
         await self._write(lambda: self._disk.data.discard(key, at), key)
@@ -323,6 +330,40 @@ class SimStore:
         return await self._read(
             lambda: self._disk.data.run_events(key, after=after, limit=limit, max_bytes=max_bytes)
         )
+
+    async def get_input(self, tenant: str, input_request_id: str) -> InputRequest | None:
+        """An input request."""
+        return await self._read(lambda: self._disk.data.get_input(tenant, input_request_id))
+
+    async def find_input(self, key: RunKey, question_key: str) -> InputRequest | None:
+        """The input request of a run with this key."""
+        return await self._read(lambda: self._disk.data.find_input(key, question_key))
+
+    async def list_inputs(
+        self,
+        tenant: str,
+        *,
+        session_id: str | None = None,
+        run_id: str | None = None,
+        states: Collection[InputState] = (),
+        after: int | None = None,
+        limit: int,
+    ) -> Page[InputRequest, int]:
+        """Input requests, the latest first."""
+        return await self._read(
+            lambda: self._disk.data.list_inputs(
+                tenant,
+                session_id=session_id,
+                run_id=run_id,
+                states=states,
+                after=after,
+                limit=limit,
+            )
+        )
+
+    async def due_inputs(self, now: Micros, limit: int) -> Sequence[DueInput]:
+        """Open requests whose time is over."""
+        return await self._read(lambda: self._disk.data.due_inputs(now, limit))
 
     async def get_session(self, key: SessionKey) -> Session | None:
         """A session."""

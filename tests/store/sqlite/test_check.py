@@ -31,6 +31,8 @@ from runlane_server.store.sqlite import compact as sqlite_compact
 from runlane_server.store.sqlite.check import CHECKS, check
 from runlane_server.store.sqlite.rows import Compaction, CompactionStep
 from runlane_server.store.sqlite.store import SqliteStore
+from support.asking import answer as answer_input
+from support.asking import ask, question
 from support.story import START, Story, answer, request
 
 FAR = 1 << 62
@@ -76,6 +78,11 @@ async def live(store: SqliteStore) -> None:
     await busy.fold()
     await busy.append(TextDelta("z"))
     await Story(store, "line").accept("head", "next")
+    asks = Story(store, "asks")
+    await asks.accept("asking")
+    await asks.start()
+    [name, _] = await ask(asks, question("k"), question("l", text="x" * 100))
+    await answer_input(asks, "asking", name)
     await store.create_session(NewSession(SessionKey("another", "empty"), START))
 
 
@@ -104,7 +111,7 @@ def path(lived: bytes, tmp_path: Path) -> Path:
 def test_good_database_passes(path: Path) -> None:
     found = check(path)
     assert found.problems == ()
-    assert found.counts == Counts(sessions=6, runs=14, events=9)
+    assert found.counts == Counts(sessions=7, runs=15, events=9)
 
 
 async def test_database_passes_while_it_is_used_and_compacted(
@@ -118,7 +125,7 @@ async def test_database_passes_while_it_is_used_and_compacted(
         assert check(path).problems == ()
         while await _one_step(store):
             assert check(path).problems == ()
-        assert check(path).counts == Counts(sessions=6, runs=14, events=0)
+        assert check(path).counts == Counts(sessions=7, runs=15, events=0)
 
 
 async def _one_step(store: SqliteStore) -> bool:
@@ -420,6 +427,11 @@ BROKEN: list[tuple[str, str, str]] = [
         "the prompt of run tenant/ghost has no run",
     ),
     (
+        "kept_parts",
+        "INSERT INTO kept_parts VALUES ('tenant', 'ghost', 1, 0, 'x')",
+        "part 0 of attempt 1 of run tenant/ghost has no run",
+    ),
+    (
         "attachments",
         "INSERT INTO attachments VALUES ('tenant', 'ghost', 0, 'n', 'm', 'x')",
         "attachment 0 of run tenant/ghost has no run",
@@ -569,6 +581,36 @@ BROKEN: list[tuple[str, str, str]] = [
             "cache_write_tokens",
             "requests",
         )
+    ),
+    *(
+        ("inputs", change, f"input request tenant/asking-l-[0-9]+ {line}")
+        for change, line in (
+            (
+                "UPDATE input_requests SET run_id = 'x' WHERE key = 'l'",
+                "belongs to run x, which does not exist",
+            ),
+            ("UPDATE runs SET ended_at = 1 WHERE run_id = 'asking'", "is open, but its run .*"),
+            ("UPDATE input_requests SET closed_at = 1 WHERE key = 'l'", "is open, but has an end"),
+            (
+                "UPDATE input_requests SET state = 'answered', closed_at = 1 WHERE key = 'l'",
+                "is answered, but has no answer",
+            ),
+        )
+    ),
+    (
+        "inputs",
+        "UPDATE input_requests SET state = 'open', closed_at = NULL WHERE key = 'k'",
+        "run tenant/asking waits for 1 input requests, but 2 are open",
+    ),
+    (
+        "stored_bytes",
+        "UPDATE input_requests SET question = question || ' ' WHERE key = 'k'",
+        "session tenant/asks counts .*",
+    ),
+    (
+        "records",
+        "UPDATE input_requests SET question = '[]' WHERE key = 'k'",
+        "input request tenant/asking-k-[0-9]+ cannot be read: .*",
     ),
     (
         "usage",

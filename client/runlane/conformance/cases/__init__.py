@@ -6,6 +6,15 @@ from here. Cases use only the public interface of a server, and the harness.
 
 from __future__ import annotations
 
-from runlane.conformance.cases import accept, agents, cancel, complete, fold, order, start
+from runlane.conformance.cases import (
+    accept,
+    agents,
+    answer,
+    cancel,
+    complete,
+    fold,
+    order,
+    start,
+)
 
-__all__ = ["accept", "agents", "cancel", "complete", "fold", "order", "start"]
+__all__ = ["accept", "agents", "answer", "cancel", "complete", "fold", "order", "start"]

@@ -94,6 +94,13 @@ const (
 	ErrorReason_ERROR_REASON_RUN_DELETED ErrorReason = 25
 	// NOT_FOUND: the server declares no agent of this name.
 	ErrorReason_ERROR_REASON_AGENT_NOT_FOUND ErrorReason = 26
+	// NOT_FOUND: no input request has this id.
+	ErrorReason_ERROR_REASON_INPUT_NOT_FOUND ErrorReason = 30
+	// FAILED_PRECONDITION: the input request takes no answer any more: its run was cancelled or has
+	// ended, or it has expired.
+	ErrorReason_ERROR_REASON_INPUT_CLOSED ErrorReason = 31
+	// INVALID_ARGUMENT: the answer does not match the question; BadRequest lists what is wrong.
+	ErrorReason_ERROR_REASON_ANSWER_INVALID ErrorReason = 32
 )
 
 // Enum value maps for ErrorReason.
@@ -126,6 +133,9 @@ var (
 		24: "ERROR_REASON_CORRUPT_RECORD",
 		25: "ERROR_REASON_RUN_DELETED",
 		26: "ERROR_REASON_AGENT_NOT_FOUND",
+		30: "ERROR_REASON_INPUT_NOT_FOUND",
+		31: "ERROR_REASON_INPUT_CLOSED",
+		32: "ERROR_REASON_ANSWER_INVALID",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":        0,
@@ -155,6 +165,9 @@ var (
 		"ERROR_REASON_CORRUPT_RECORD":     24,
 		"ERROR_REASON_RUN_DELETED":        25,
 		"ERROR_REASON_AGENT_NOT_FOUND":    26,
+		"ERROR_REASON_INPUT_NOT_FOUND":    30,
+		"ERROR_REASON_INPUT_CLOSED":       31,
+		"ERROR_REASON_ANSWER_INVALID":     32,
 	}
 )
 
@@ -190,7 +203,7 @@ var File_runlane_v1_error_reason_proto protoreflect.FileDescriptor
 const file_runlane_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
 	"\x1drunlane/v1/error_reason.proto\x12\n" +
-	"runlane.v1*\xfa\x06\n" +
+	"runlane.v1*\xdc\a\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1d\n" +
 	"\x19ERROR_REASON_EMPTY_PROMPT\x10\x01\x12 \n" +
@@ -219,7 +232,10 @@ const file_runlane_v1_error_reason_proto_rawDesc = "" +
 	"\x18ERROR_REASON_UNSUPPORTED\x10\x17\x12\x1f\n" +
 	"\x1bERROR_REASON_CORRUPT_RECORD\x10\x18\x12\x1c\n" +
 	"\x18ERROR_REASON_RUN_DELETED\x10\x19\x12 \n" +
-	"\x1cERROR_REASON_AGENT_NOT_FOUND\x10\x1aB-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3"
+	"\x1cERROR_REASON_AGENT_NOT_FOUND\x10\x1a\x12 \n" +
+	"\x1cERROR_REASON_INPUT_NOT_FOUND\x10\x1e\x12\x1d\n" +
+	"\x19ERROR_REASON_INPUT_CLOSED\x10\x1f\x12\x1f\n" +
+	"\x1bERROR_REASON_ANSWER_INVALID\x10 B-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3"
 
 var (
 	file_runlane_v1_error_reason_proto_rawDescOnce sync.Once

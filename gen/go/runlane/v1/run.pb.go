@@ -45,6 +45,9 @@ const (
 	RunState_RUN_STATE_CANCELLED RunState = 7
 	// Ended by an error, a timeout or the loss of its node.
 	RunState_RUN_STATE_FAILED RunState = 8
+	// Its agent has asked people, and waits for the answers or, when it has them all, for a slot. The
+	// run stays the active one of its session.
+	RunState_RUN_STATE_INPUT_REQUIRED RunState = 9
 )
 
 // Enum value maps for RunState.
@@ -59,17 +62,19 @@ var (
 		6: "RUN_STATE_COMPLETED",
 		7: "RUN_STATE_CANCELLED",
 		8: "RUN_STATE_FAILED",
+		9: "RUN_STATE_INPUT_REQUIRED",
 	}
 	RunState_value = map[string]int32{
-		"RUN_STATE_UNSPECIFIED": 0,
-		"RUN_STATE_ACCEPTED":    1,
-		"RUN_STATE_QUEUED":      2,
-		"RUN_STATE_ACTIVE":      3,
-		"RUN_STATE_FOLDED":      4,
-		"RUN_STATE_CANCELLING":  5,
-		"RUN_STATE_COMPLETED":   6,
-		"RUN_STATE_CANCELLED":   7,
-		"RUN_STATE_FAILED":      8,
+		"RUN_STATE_UNSPECIFIED":    0,
+		"RUN_STATE_ACCEPTED":       1,
+		"RUN_STATE_QUEUED":         2,
+		"RUN_STATE_ACTIVE":         3,
+		"RUN_STATE_FOLDED":         4,
+		"RUN_STATE_CANCELLING":     5,
+		"RUN_STATE_COMPLETED":      6,
+		"RUN_STATE_CANCELLED":      7,
+		"RUN_STATE_FAILED":         8,
+		"RUN_STATE_INPUT_REQUIRED": 9,
 	}
 )
 
@@ -1013,6 +1018,11 @@ type RunEvent struct {
 	//	*RunEvent_ToolResult
 	//	*RunEvent_Folded_
 	//	*RunEvent_RunComplete
+	//	*RunEvent_InputRequested_
+	//	*RunEvent_InputAnswered_
+	//	*RunEvent_InputWithdrawn_
+	//	*RunEvent_InputExpired_
+	//	*RunEvent_Resumed_
 	Event         isRunEvent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1141,6 +1151,51 @@ func (x *RunEvent) GetRunComplete() *RunComplete {
 	return nil
 }
 
+func (x *RunEvent) GetInputRequested() *RunEvent_InputRequested {
+	if x != nil {
+		if x, ok := x.Event.(*RunEvent_InputRequested_); ok {
+			return x.InputRequested
+		}
+	}
+	return nil
+}
+
+func (x *RunEvent) GetInputAnswered() *RunEvent_InputAnswered {
+	if x != nil {
+		if x, ok := x.Event.(*RunEvent_InputAnswered_); ok {
+			return x.InputAnswered
+		}
+	}
+	return nil
+}
+
+func (x *RunEvent) GetInputWithdrawn() *RunEvent_InputWithdrawn {
+	if x != nil {
+		if x, ok := x.Event.(*RunEvent_InputWithdrawn_); ok {
+			return x.InputWithdrawn
+		}
+	}
+	return nil
+}
+
+func (x *RunEvent) GetInputExpired() *RunEvent_InputExpired {
+	if x != nil {
+		if x, ok := x.Event.(*RunEvent_InputExpired_); ok {
+			return x.InputExpired
+		}
+	}
+	return nil
+}
+
+func (x *RunEvent) GetResumed() *RunEvent_Resumed {
+	if x != nil {
+		if x, ok := x.Event.(*RunEvent_Resumed_); ok {
+			return x.Resumed
+		}
+	}
+	return nil
+}
+
 type isRunEvent_Event interface {
 	isRunEvent_Event()
 }
@@ -1185,6 +1240,31 @@ type RunEvent_RunComplete struct {
 	RunComplete *RunComplete `protobuf:"bytes,10,opt,name=run_complete,json=runComplete,proto3,oneof"`
 }
 
+type RunEvent_InputRequested_ struct {
+	// The agent asked people.
+	InputRequested *RunEvent_InputRequested `protobuf:"bytes,14,opt,name=input_requested,json=inputRequested,proto3,oneof"`
+}
+
+type RunEvent_InputAnswered_ struct {
+	// An input request was answered.
+	InputAnswered *RunEvent_InputAnswered `protobuf:"bytes,15,opt,name=input_answered,json=inputAnswered,proto3,oneof"`
+}
+
+type RunEvent_InputWithdrawn_ struct {
+	// An input request was withdrawn.
+	InputWithdrawn *RunEvent_InputWithdrawn `protobuf:"bytes,16,opt,name=input_withdrawn,json=inputWithdrawn,proto3,oneof"`
+}
+
+type RunEvent_InputExpired_ struct {
+	// An input request expired.
+	InputExpired *RunEvent_InputExpired `protobuf:"bytes,17,opt,name=input_expired,json=inputExpired,proto3,oneof"`
+}
+
+type RunEvent_Resumed_ struct {
+	// The attempt continues after input.
+	Resumed *RunEvent_Resumed `protobuf:"bytes,18,opt,name=resumed,proto3,oneof"`
+}
+
 func (*RunEvent_Accepted_) isRunEvent_Event() {}
 
 func (*RunEvent_Started_) isRunEvent_Event() {}
@@ -1201,6 +1281,16 @@ func (*RunEvent_Folded_) isRunEvent_Event() {}
 
 func (*RunEvent_RunComplete) isRunEvent_Event() {}
 
+func (*RunEvent_InputRequested_) isRunEvent_Event() {}
+
+func (*RunEvent_InputAnswered_) isRunEvent_Event() {}
+
+func (*RunEvent_InputWithdrawn_) isRunEvent_Event() {}
+
+func (*RunEvent_InputExpired_) isRunEvent_Event() {}
+
+func (*RunEvent_Resumed_) isRunEvent_Event() {}
+
 // A run covered by a cancel.
 type CancelledRun struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1210,7 +1300,7 @@ type CancelledRun struct {
 	RunId string `protobuf:"bytes,2,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
 	// The position in the accept order of the session.
 	AcceptSeq int64 `protobuf:"varint,3,opt,name=accept_seq,json=acceptSeq,proto3" json:"accept_seq,omitempty"`
-	// The state when the cancel took effect: ACCEPTED, QUEUED, ACTIVE or FOLDED.
+	// The state when the cancel took effect: ACCEPTED, QUEUED, ACTIVE, INPUT_REQUIRED or FOLDED.
 	StateWhenCancelled RunState `protobuf:"varint,4,opt,name=state_when_cancelled,json=stateWhenCancelled,proto3,enum=runlane.v1.RunState" json:"state_when_cancelled,omitempty"`
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
@@ -1513,12 +1603,243 @@ func (x *RunEvent_Folded) GetIntoRunId() string {
 	return ""
 }
 
+// The agent asked people. An attempt that asks again what an earlier one has asked repeats the
+// event, with the same id.
+type RunEvent_InputRequested struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The request as it was asked; ListInputRequests returns its current state.
+	InputRequest  *InputRequest `protobuf:"bytes,1,opt,name=input_request,json=inputRequest,proto3" json:"input_request,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RunEvent_InputRequested) Reset() {
+	*x = RunEvent_InputRequested{}
+	mi := &file_runlane_v1_run_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RunEvent_InputRequested) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RunEvent_InputRequested) ProtoMessage() {}
+
+func (x *RunEvent_InputRequested) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_run_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RunEvent_InputRequested.ProtoReflect.Descriptor instead.
+func (*RunEvent_InputRequested) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{7, 5}
+}
+
+func (x *RunEvent_InputRequested) GetInputRequest() *InputRequest {
+	if x != nil {
+		return x.InputRequest
+	}
+	return nil
+}
+
+// An input request was answered. If no other is open, the run waits for a slot.
+type RunEvent_InputAnswered struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The request.
+	InputRequestId string `protobuf:"bytes,1,opt,name=input_request_id,json=inputRequestId,proto3" json:"input_request_id,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *RunEvent_InputAnswered) Reset() {
+	*x = RunEvent_InputAnswered{}
+	mi := &file_runlane_v1_run_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RunEvent_InputAnswered) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RunEvent_InputAnswered) ProtoMessage() {}
+
+func (x *RunEvent_InputAnswered) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_run_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RunEvent_InputAnswered.ProtoReflect.Descriptor instead.
+func (*RunEvent_InputAnswered) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{7, 6}
+}
+
+func (x *RunEvent_InputAnswered) GetInputRequestId() string {
+	if x != nil {
+		return x.InputRequestId
+	}
+	return ""
+}
+
+// An input request takes no answer any more: the run was cancelled or has ended.
+type RunEvent_InputWithdrawn struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The request.
+	InputRequestId string `protobuf:"bytes,1,opt,name=input_request_id,json=inputRequestId,proto3" json:"input_request_id,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *RunEvent_InputWithdrawn) Reset() {
+	*x = RunEvent_InputWithdrawn{}
+	mi := &file_runlane_v1_run_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RunEvent_InputWithdrawn) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RunEvent_InputWithdrawn) ProtoMessage() {}
+
+func (x *RunEvent_InputWithdrawn) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_run_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RunEvent_InputWithdrawn.ProtoReflect.Descriptor instead.
+func (*RunEvent_InputWithdrawn) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{7, 7}
+}
+
+func (x *RunEvent_InputWithdrawn) GetInputRequestId() string {
+	if x != nil {
+		return x.InputRequestId
+	}
+	return ""
+}
+
+// Nobody answered an input request in time: its default applies, or the run fails.
+type RunEvent_InputExpired struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The request.
+	InputRequestId string `protobuf:"bytes,1,opt,name=input_request_id,json=inputRequestId,proto3" json:"input_request_id,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *RunEvent_InputExpired) Reset() {
+	*x = RunEvent_InputExpired{}
+	mi := &file_runlane_v1_run_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RunEvent_InputExpired) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RunEvent_InputExpired) ProtoMessage() {}
+
+func (x *RunEvent_InputExpired) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_run_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RunEvent_InputExpired.ProtoReflect.Descriptor instead.
+func (*RunEvent_InputExpired) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{7, 8}
+}
+
+func (x *RunEvent_InputExpired) GetInputRequestId() string {
+	if x != nil {
+		return x.InputRequestId
+	}
+	return ""
+}
+
+// The attempt continues after input; its output so far stays.
+type RunEvent_Resumed struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The attempt number.
+	Attempt       int32 `protobuf:"varint,1,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RunEvent_Resumed) Reset() {
+	*x = RunEvent_Resumed{}
+	mi := &file_runlane_v1_run_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RunEvent_Resumed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RunEvent_Resumed) ProtoMessage() {}
+
+func (x *RunEvent_Resumed) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_run_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RunEvent_Resumed.ProtoReflect.Descriptor instead.
+func (*RunEvent_Resumed) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{7, 9}
+}
+
+func (x *RunEvent_Resumed) GetAttempt() int32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
 var File_runlane_v1_run_proto protoreflect.FileDescriptor
 
 const file_runlane_v1_run_proto_rawDesc = "" +
 	"\n" +
 	"\x14runlane/v1/run.proto\x12\n" +
-	"runlane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"t\n" +
+	"runlane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16runlane/v1/input.proto\"t\n" +
 	"\n" +
 	"Attachment\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1b\n" +
@@ -1597,7 +1918,7 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	"toolCallId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
 	"\acontent\x18\x03 \x01(\tR\acontent\x12\x19\n" +
-	"\bis_error\x18\x04 \x01(\bR\aisError\"\x9e\x06\n" +
+	"\bis_error\x18\x04 \x01(\bR\aisError\"\xb6\v\n" +
 	"\bRunEvent\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x03R\x05index\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12;\n" +
@@ -1611,7 +1932,12 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	"toolResult\x125\n" +
 	"\x06folded\x18\t \x01(\v2\x1b.runlane.v1.RunEvent.FoldedH\x00R\x06folded\x12<\n" +
 	"\frun_complete\x18\n" +
-	" \x01(\v2\x17.runlane.v1.RunCompleteH\x00R\vrunComplete\x1a)\n" +
+	" \x01(\v2\x17.runlane.v1.RunCompleteH\x00R\vrunComplete\x12N\n" +
+	"\x0finput_requested\x18\x0e \x01(\v2#.runlane.v1.RunEvent.InputRequestedH\x00R\x0einputRequested\x12K\n" +
+	"\x0einput_answered\x18\x0f \x01(\v2\".runlane.v1.RunEvent.InputAnsweredH\x00R\rinputAnswered\x12N\n" +
+	"\x0finput_withdrawn\x18\x10 \x01(\v2#.runlane.v1.RunEvent.InputWithdrawnH\x00R\x0einputWithdrawn\x12H\n" +
+	"\rinput_expired\x18\x11 \x01(\v2!.runlane.v1.RunEvent.InputExpiredH\x00R\finputExpired\x128\n" +
+	"\aresumed\x18\x12 \x01(\v2\x1c.runlane.v1.RunEvent.ResumedH\x00R\aresumed\x1a)\n" +
 	"\bAccepted\x12\x1d\n" +
 	"\n" +
 	"accept_seq\x18\x01 \x01(\x03R\tacceptSeq\x1a#\n" +
@@ -1623,7 +1949,17 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	"\x04text\x18\x01 \x01(\tR\x04text\x1a?\n" +
 	"\x06Folded\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x1e\n" +
-	"\vinto_run_id\x18\x02 \x01(\tR\tintoRunIdB\a\n" +
+	"\vinto_run_id\x18\x02 \x01(\tR\tintoRunId\x1aO\n" +
+	"\x0eInputRequested\x12=\n" +
+	"\rinput_request\x18\x01 \x01(\v2\x18.runlane.v1.InputRequestR\finputRequest\x1a9\n" +
+	"\rInputAnswered\x12(\n" +
+	"\x10input_request_id\x18\x01 \x01(\tR\x0einputRequestId\x1a:\n" +
+	"\x0eInputWithdrawn\x12(\n" +
+	"\x10input_request_id\x18\x01 \x01(\tR\x0einputRequestId\x1a8\n" +
+	"\fInputExpired\x12(\n" +
+	"\x10input_request_id\x18\x01 \x01(\tR\x0einputRequestId\x1a#\n" +
+	"\aResumed\x12\x18\n" +
+	"\aattempt\x18\x01 \x01(\x05R\aattemptB\a\n" +
 	"\x05event\"\xab\x01\n" +
 	"\fCancelledRun\x12\x1d\n" +
 	"\n" +
@@ -1631,7 +1967,7 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	"\x06run_id\x18\x02 \x01(\tR\x05runId\x12\x1d\n" +
 	"\n" +
 	"accept_seq\x18\x03 \x01(\x03R\tacceptSeq\x12F\n" +
-	"\x14state_when_cancelled\x18\x04 \x01(\x0e2\x14.runlane.v1.RunStateR\x12stateWhenCancelled*\xe1\x01\n" +
+	"\x14state_when_cancelled\x18\x04 \x01(\x0e2\x14.runlane.v1.RunStateR\x12stateWhenCancelled*\xff\x01\n" +
 	"\bRunState\x12\x19\n" +
 	"\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12RUN_STATE_ACCEPTED\x10\x01\x12\x14\n" +
@@ -1641,7 +1977,8 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	"\x14RUN_STATE_CANCELLING\x10\x05\x12\x17\n" +
 	"\x13RUN_STATE_COMPLETED\x10\x06\x12\x17\n" +
 	"\x13RUN_STATE_CANCELLED\x10\a\x12\x14\n" +
-	"\x10RUN_STATE_FAILED\x10\b*}\n" +
+	"\x10RUN_STATE_FAILED\x10\b\x12\x1c\n" +
+	"\x18RUN_STATE_INPUT_REQUIRED\x10\t*}\n" +
 	"\bWhenBusy\x12\x19\n" +
 	"\x15WHEN_BUSY_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fWHEN_BUSY_QUEUE\x10\x01\x12\x12\n" +
@@ -1672,7 +2009,7 @@ func file_runlane_v1_run_proto_rawDescGZIP() []byte {
 }
 
 var file_runlane_v1_run_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_runlane_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_runlane_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_runlane_v1_run_proto_goTypes = []any{
 	(RunState)(0),                   // 0: runlane.v1.RunState
 	(WhenBusy)(0),                   // 1: runlane.v1.WhenBusy
@@ -1692,26 +2029,32 @@ var file_runlane_v1_run_proto_goTypes = []any{
 	(*RunEvent_TextDelta)(nil),      // 15: runlane.v1.RunEvent.TextDelta
 	(*RunEvent_ReasoningDelta)(nil), // 16: runlane.v1.RunEvent.ReasoningDelta
 	(*RunEvent_Folded)(nil),         // 17: runlane.v1.RunEvent.Folded
-	(*durationpb.Duration)(nil),     // 18: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),   // 19: google.protobuf.Timestamp
+	(*RunEvent_InputRequested)(nil), // 18: runlane.v1.RunEvent.InputRequested
+	(*RunEvent_InputAnswered)(nil),  // 19: runlane.v1.RunEvent.InputAnswered
+	(*RunEvent_InputWithdrawn)(nil), // 20: runlane.v1.RunEvent.InputWithdrawn
+	(*RunEvent_InputExpired)(nil),   // 21: runlane.v1.RunEvent.InputExpired
+	(*RunEvent_Resumed)(nil),        // 22: runlane.v1.RunEvent.Resumed
+	(*durationpb.Duration)(nil),     // 23: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),   // 24: google.protobuf.Timestamp
+	(*InputRequest)(nil),            // 25: runlane.v1.InputRequest
 }
 var file_runlane_v1_run_proto_depIdxs = []int32{
 	0,  // 0: runlane.v1.Run.state:type_name -> runlane.v1.RunState
 	1,  // 1: runlane.v1.Run.when_busy:type_name -> runlane.v1.WhenBusy
 	12, // 2: runlane.v1.Run.metadata:type_name -> runlane.v1.Run.MetadataEntry
-	18, // 3: runlane.v1.Run.timeout:type_name -> google.protobuf.Duration
-	19, // 4: runlane.v1.Run.accepted_at:type_name -> google.protobuf.Timestamp
-	19, // 5: runlane.v1.Run.started_at:type_name -> google.protobuf.Timestamp
-	19, // 6: runlane.v1.Run.ended_at:type_name -> google.protobuf.Timestamp
+	23, // 3: runlane.v1.Run.timeout:type_name -> google.protobuf.Duration
+	24, // 4: runlane.v1.Run.accepted_at:type_name -> google.protobuf.Timestamp
+	24, // 5: runlane.v1.Run.started_at:type_name -> google.protobuf.Timestamp
+	24, // 6: runlane.v1.Run.ended_at:type_name -> google.protobuf.Timestamp
 	7,  // 7: runlane.v1.Run.run_complete:type_name -> runlane.v1.RunComplete
 	0,  // 8: runlane.v1.RunComplete.state:type_name -> runlane.v1.RunState
 	2,  // 9: runlane.v1.RunComplete.finish_reason:type_name -> runlane.v1.FinishReason
 	4,  // 10: runlane.v1.RunComplete.error:type_name -> runlane.v1.RunError
 	5,  // 11: runlane.v1.RunComplete.usage:type_name -> runlane.v1.Usage
-	19, // 12: runlane.v1.RunComplete.accepted_at:type_name -> google.protobuf.Timestamp
-	19, // 13: runlane.v1.RunComplete.started_at:type_name -> google.protobuf.Timestamp
-	19, // 14: runlane.v1.RunComplete.ended_at:type_name -> google.protobuf.Timestamp
-	19, // 15: runlane.v1.RunEvent.time:type_name -> google.protobuf.Timestamp
+	24, // 12: runlane.v1.RunComplete.accepted_at:type_name -> google.protobuf.Timestamp
+	24, // 13: runlane.v1.RunComplete.started_at:type_name -> google.protobuf.Timestamp
+	24, // 14: runlane.v1.RunComplete.ended_at:type_name -> google.protobuf.Timestamp
+	24, // 15: runlane.v1.RunEvent.time:type_name -> google.protobuf.Timestamp
 	13, // 16: runlane.v1.RunEvent.accepted:type_name -> runlane.v1.RunEvent.Accepted
 	14, // 17: runlane.v1.RunEvent.started:type_name -> runlane.v1.RunEvent.Started
 	15, // 18: runlane.v1.RunEvent.text_delta:type_name -> runlane.v1.RunEvent.TextDelta
@@ -1720,12 +2063,18 @@ var file_runlane_v1_run_proto_depIdxs = []int32{
 	9,  // 21: runlane.v1.RunEvent.tool_result:type_name -> runlane.v1.ToolResult
 	17, // 22: runlane.v1.RunEvent.folded:type_name -> runlane.v1.RunEvent.Folded
 	7,  // 23: runlane.v1.RunEvent.run_complete:type_name -> runlane.v1.RunComplete
-	0,  // 24: runlane.v1.CancelledRun.state_when_cancelled:type_name -> runlane.v1.RunState
-	25, // [25:25] is the sub-list for method output_type
-	25, // [25:25] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	18, // 24: runlane.v1.RunEvent.input_requested:type_name -> runlane.v1.RunEvent.InputRequested
+	19, // 25: runlane.v1.RunEvent.input_answered:type_name -> runlane.v1.RunEvent.InputAnswered
+	20, // 26: runlane.v1.RunEvent.input_withdrawn:type_name -> runlane.v1.RunEvent.InputWithdrawn
+	21, // 27: runlane.v1.RunEvent.input_expired:type_name -> runlane.v1.RunEvent.InputExpired
+	22, // 28: runlane.v1.RunEvent.resumed:type_name -> runlane.v1.RunEvent.Resumed
+	0,  // 29: runlane.v1.CancelledRun.state_when_cancelled:type_name -> runlane.v1.RunState
+	25, // 30: runlane.v1.RunEvent.InputRequested.input_request:type_name -> runlane.v1.InputRequest
+	31, // [31:31] is the sub-list for method output_type
+	31, // [31:31] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_runlane_v1_run_proto_init() }
@@ -1733,6 +2082,7 @@ func file_runlane_v1_run_proto_init() {
 	if File_runlane_v1_run_proto != nil {
 		return
 	}
+	file_runlane_v1_input_proto_init()
 	file_runlane_v1_run_proto_msgTypes[0].OneofWrappers = []any{
 		(*Attachment_Text)(nil),
 		(*Attachment_Data)(nil),
@@ -1746,6 +2096,11 @@ func file_runlane_v1_run_proto_init() {
 		(*RunEvent_ToolResult)(nil),
 		(*RunEvent_Folded_)(nil),
 		(*RunEvent_RunComplete)(nil),
+		(*RunEvent_InputRequested_)(nil),
+		(*RunEvent_InputAnswered_)(nil),
+		(*RunEvent_InputWithdrawn_)(nil),
+		(*RunEvent_InputExpired_)(nil),
+		(*RunEvent_Resumed_)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1753,7 +2108,7 @@ func file_runlane_v1_run_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runlane_v1_run_proto_rawDesc), len(file_runlane_v1_run_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   15,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

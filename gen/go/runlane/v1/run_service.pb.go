@@ -477,8 +477,11 @@ type SessionCancellation struct {
 	Cancelled []*CancelledRun `protobuf:"bytes,2,rep,name=cancelled,proto3" json:"cancelled,omitempty"`
 	// The last accept_seq of the session when the cancel took effect.
 	FenceAcceptSeq int64 `protobuf:"varint,3,opt,name=fence_accept_seq,json=fenceAcceptSeq,proto3" json:"fence_accept_seq,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The stored records of the session are damaged, so no run of it was cancelled. DeleteSession ends
+	// its runs.
+	Unreadable    bool `protobuf:"varint,4,opt,name=unreadable,proto3" json:"unreadable,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SessionCancellation) Reset() {
@@ -532,10 +535,17 @@ func (x *SessionCancellation) GetFenceAcceptSeq() int64 {
 	return 0
 }
 
+func (x *SessionCancellation) GetUnreadable() bool {
+	if x != nil {
+		return x.Unreadable
+	}
+	return false
+}
+
 // The receipts of a cancel of all sessions.
 type CancelAllResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// One receipt for each session with at least one covered run.
+	// One receipt for each session with at least one covered run, or with damaged records.
 	Sessions []*SessionCancellation `protobuf:"bytes,1,rep,name=sessions,proto3" json:"sessions,omitempty"`
 	// With page_size: pass it to the next call. Empty: everything is cancelled.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
@@ -1222,6 +1232,349 @@ func (x *ListRunsResponse) GetNextPageToken() string {
 	return ""
 }
 
+// Request for a page of input requests.
+type ListInputRequestsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Return only requests of this session; empty: all sessions.
+	SessionId string `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	// Return only requests of this run; empty: all runs.
+	RunId string `protobuf:"bytes,2,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
+	// Return only requests in these states; empty: all states.
+	States []InputState `protobuf:"varint,3,rep,packed,name=states,proto3,enum=runlane.v1.InputState" json:"states,omitempty"`
+	// Maximum number of requests per page; 0: 50; larger values are capped at 1,000. A page may have
+	// fewer.
+	PageSize int32 `protobuf:"varint,4,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// The next_page_token of the previous page; empty: first page.
+	PageToken     string `protobuf:"bytes,5,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListInputRequestsRequest) Reset() {
+	*x = ListInputRequestsRequest{}
+	mi := &file_runlane_v1_run_service_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListInputRequestsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListInputRequestsRequest) ProtoMessage() {}
+
+func (x *ListInputRequestsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_run_service_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListInputRequestsRequest.ProtoReflect.Descriptor instead.
+func (*ListInputRequestsRequest) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ListInputRequestsRequest) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+func (x *ListInputRequestsRequest) GetRunId() string {
+	if x != nil {
+		return x.RunId
+	}
+	return ""
+}
+
+func (x *ListInputRequestsRequest) GetStates() []InputState {
+	if x != nil {
+		return x.States
+	}
+	return nil
+}
+
+func (x *ListInputRequestsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListInputRequestsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// A page of input requests.
+type ListInputRequestsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The requests, the latest first.
+	InputRequests []*InputRequest `protobuf:"bytes,1,rep,name=input_requests,json=inputRequests,proto3" json:"input_requests,omitempty"`
+	// The token for the next page; empty on the last page.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListInputRequestsResponse) Reset() {
+	*x = ListInputRequestsResponse{}
+	mi := &file_runlane_v1_run_service_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListInputRequestsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListInputRequestsResponse) ProtoMessage() {}
+
+func (x *ListInputRequestsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_run_service_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListInputRequestsResponse.ProtoReflect.Descriptor instead.
+func (*ListInputRequestsResponse) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ListInputRequestsResponse) GetInputRequests() []*InputRequest {
+	if x != nil {
+		return x.InputRequests
+	}
+	return nil
+}
+
+func (x *ListInputRequestsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+// Request to answer an input request.
+type AnswerInputRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The request to answer.
+	InputRequestId string `protobuf:"bytes,1,opt,name=input_request_id,json=inputRequestId,proto3" json:"input_request_id,omitempty"`
+	// The idempotency key of the answer, with the same limits as a session id. Empty: the server
+	// generates one.
+	AnswerId string `protobuf:"bytes,2,opt,name=answer_id,json=answerId,proto3" json:"answer_id,omitempty"`
+	// The answer; at most 64 KiB as JSON.
+	//
+	// Types that are valid to be assigned to Answer:
+	//
+	//	*AnswerInputRequest_Approval
+	//	*AnswerInputRequest_Choice
+	//	*AnswerInputRequest_FormJson
+	//	*AnswerInputRequest_Text
+	Answer isAnswerInputRequest_Answer `protobuf_oneof:"answer"`
+	// The question_digest of the request as it was shown to the person. If set, the answer is refused
+	// with ANSWER_INVALID unless the question is that one.
+	QuestionDigest string `protobuf:"bytes,7,opt,name=question_digest,json=questionDigest,proto3" json:"question_digest,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *AnswerInputRequest) Reset() {
+	*x = AnswerInputRequest{}
+	mi := &file_runlane_v1_run_service_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AnswerInputRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AnswerInputRequest) ProtoMessage() {}
+
+func (x *AnswerInputRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_run_service_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AnswerInputRequest.ProtoReflect.Descriptor instead.
+func (*AnswerInputRequest) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *AnswerInputRequest) GetInputRequestId() string {
+	if x != nil {
+		return x.InputRequestId
+	}
+	return ""
+}
+
+func (x *AnswerInputRequest) GetAnswerId() string {
+	if x != nil {
+		return x.AnswerId
+	}
+	return ""
+}
+
+func (x *AnswerInputRequest) GetAnswer() isAnswerInputRequest_Answer {
+	if x != nil {
+		return x.Answer
+	}
+	return nil
+}
+
+func (x *AnswerInputRequest) GetApproval() *Approval {
+	if x != nil {
+		if x, ok := x.Answer.(*AnswerInputRequest_Approval); ok {
+			return x.Approval
+		}
+	}
+	return nil
+}
+
+func (x *AnswerInputRequest) GetChoice() string {
+	if x != nil {
+		if x, ok := x.Answer.(*AnswerInputRequest_Choice); ok {
+			return x.Choice
+		}
+	}
+	return ""
+}
+
+func (x *AnswerInputRequest) GetFormJson() string {
+	if x != nil {
+		if x, ok := x.Answer.(*AnswerInputRequest_FormJson); ok {
+			return x.FormJson
+		}
+	}
+	return ""
+}
+
+func (x *AnswerInputRequest) GetText() string {
+	if x != nil {
+		if x, ok := x.Answer.(*AnswerInputRequest_Text); ok {
+			return x.Text
+		}
+	}
+	return ""
+}
+
+func (x *AnswerInputRequest) GetQuestionDigest() string {
+	if x != nil {
+		return x.QuestionDigest
+	}
+	return ""
+}
+
+type isAnswerInputRequest_Answer interface {
+	isAnswerInputRequest_Answer()
+}
+
+type AnswerInputRequest_Approval struct {
+	// To an approval.
+	Approval *Approval `protobuf:"bytes,3,opt,name=approval,proto3,oneof"`
+}
+
+type AnswerInputRequest_Choice struct {
+	// To a choice.
+	Choice string `protobuf:"bytes,4,opt,name=choice,proto3,oneof"`
+}
+
+type AnswerInputRequest_FormJson struct {
+	// To a form: a JSON object that matches the schema.
+	FormJson string `protobuf:"bytes,5,opt,name=form_json,json=formJson,proto3,oneof"`
+}
+
+type AnswerInputRequest_Text struct {
+	// To a text.
+	Text string `protobuf:"bytes,6,opt,name=text,proto3,oneof"`
+}
+
+func (*AnswerInputRequest_Approval) isAnswerInputRequest_Answer() {}
+
+func (*AnswerInputRequest_Choice) isAnswerInputRequest_Answer() {}
+
+func (*AnswerInputRequest_FormJson) isAnswerInputRequest_Answer() {}
+
+func (*AnswerInputRequest_Text) isAnswerInputRequest_Answer() {}
+
+// The answered request.
+type AnswerInputResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The request with the answer that counts.
+	InputRequest *InputRequest `protobuf:"bytes,1,opt,name=input_request,json=inputRequest,proto3" json:"input_request,omitempty"`
+	// Whether that is the answer of this call, or of an earlier call with the same answer_id.
+	AcceptedThisAnswer bool `protobuf:"varint,2,opt,name=accepted_this_answer,json=acceptedThisAnswer,proto3" json:"accepted_this_answer,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *AnswerInputResponse) Reset() {
+	*x = AnswerInputResponse{}
+	mi := &file_runlane_v1_run_service_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AnswerInputResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AnswerInputResponse) ProtoMessage() {}
+
+func (x *AnswerInputResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_run_service_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AnswerInputResponse.ProtoReflect.Descriptor instead.
+func (*AnswerInputResponse) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *AnswerInputResponse) GetInputRequest() *InputRequest {
+	if x != nil {
+		return x.InputRequest
+	}
+	return nil
+}
+
+func (x *AnswerInputResponse) GetAcceptedThisAnswer() bool {
+	if x != nil {
+		return x.AcceptedThisAnswer
+	}
+	return false
+}
+
 // A progress mark of an idle stream.
 type SubscribeRunCompleteResponse_Progress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1233,7 +1586,7 @@ type SubscribeRunCompleteResponse_Progress struct {
 
 func (x *SubscribeRunCompleteResponse_Progress) Reset() {
 	*x = SubscribeRunCompleteResponse_Progress{}
-	mi := &file_runlane_v1_run_service_proto_msgTypes[18]
+	mi := &file_runlane_v1_run_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1245,7 +1598,7 @@ func (x *SubscribeRunCompleteResponse_Progress) String() string {
 func (*SubscribeRunCompleteResponse_Progress) ProtoMessage() {}
 
 func (x *SubscribeRunCompleteResponse_Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_service_proto_msgTypes[18]
+	mi := &file_runlane_v1_run_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1273,7 +1626,7 @@ var File_runlane_v1_run_service_proto protoreflect.FileDescriptor
 const file_runlane_v1_run_service_proto_rawDesc = "" +
 	"\n" +
 	"\x1crunlane/v1/run_service.proto\x12\n" +
-	"runlane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14runlane/v1/run.proto\"\xe9\x03\n" +
+	"runlane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16runlane/v1/input.proto\x1a\x14runlane/v1/run.proto\"\xe9\x03\n" +
 	"\x12RunAcceptedRequest\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x15\n" +
@@ -1306,12 +1659,15 @@ const file_runlane_v1_run_service_proto_rawDesc = "" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x1b\n" +
 	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\x03 \x01(\tR\tpageToken\"\x96\x01\n" +
+	"page_token\x18\x03 \x01(\tR\tpageToken\"\xb6\x01\n" +
 	"\x13SessionCancellation\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x126\n" +
 	"\tcancelled\x18\x02 \x03(\v2\x18.runlane.v1.CancelledRunR\tcancelled\x12(\n" +
-	"\x10fence_accept_seq\x18\x03 \x01(\x03R\x0efenceAcceptSeq\"\x9b\x01\n" +
+	"\x10fence_accept_seq\x18\x03 \x01(\x03R\x0efenceAcceptSeq\x12\x1e\n" +
+	"\n" +
+	"unreadable\x18\x04 \x01(\bR\n" +
+	"unreadable\"\x9b\x01\n" +
 	"\x11CancelAllResponse\x12;\n" +
 	"\bsessions\x18\x01 \x03(\v2\x1f.runlane.v1.SessionCancellationR\bsessions\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12!\n" +
@@ -1354,12 +1710,35 @@ const file_runlane_v1_run_service_proto_rawDesc = "" +
 	"page_token\x18\x04 \x01(\tR\tpageToken\"_\n" +
 	"\x10ListRunsResponse\x12#\n" +
 	"\x04runs\x18\x01 \x03(\v2\x0f.runlane.v1.RunR\x04runs\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken*x\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xbc\x01\n" +
+	"\x18ListInputRequestsRequest\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x15\n" +
+	"\x06run_id\x18\x02 \x01(\tR\x05runId\x12.\n" +
+	"\x06states\x18\x03 \x03(\x0e2\x16.runlane.v1.InputStateR\x06states\x12\x1b\n" +
+	"\tpage_size\x18\x04 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x05 \x01(\tR\tpageToken\"\x84\x01\n" +
+	"\x19ListInputRequestsResponse\x12?\n" +
+	"\x0einput_requests\x18\x01 \x03(\v2\x18.runlane.v1.InputRequestR\rinputRequests\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x91\x02\n" +
+	"\x12AnswerInputRequest\x12(\n" +
+	"\x10input_request_id\x18\x01 \x01(\tR\x0einputRequestId\x12\x1b\n" +
+	"\tanswer_id\x18\x02 \x01(\tR\banswerId\x122\n" +
+	"\bapproval\x18\x03 \x01(\v2\x14.runlane.v1.ApprovalH\x00R\bapproval\x12\x18\n" +
+	"\x06choice\x18\x04 \x01(\tH\x00R\x06choice\x12\x1d\n" +
+	"\tform_json\x18\x05 \x01(\tH\x00R\bformJson\x12\x14\n" +
+	"\x04text\x18\x06 \x01(\tH\x00R\x04text\x12'\n" +
+	"\x0fquestion_digest\x18\a \x01(\tR\x0equestionDigestB\b\n" +
+	"\x06answer\"\x86\x01\n" +
+	"\x13AnswerInputResponse\x12=\n" +
+	"\rinput_request\x18\x01 \x01(\v2\x18.runlane.v1.InputRequestR\finputRequest\x120\n" +
+	"\x14accepted_this_answer\x18\x02 \x01(\bR\x12acceptedThisAnswer*x\n" +
 	"\vCancelScope\x12\x1c\n" +
 	"\x18CANCEL_SCOPE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14CANCEL_SCOPE_SESSION\x10\x01\x12\x17\n" +
 	"\x13CANCEL_SCOPE_ACTIVE\x10\x02\x12\x18\n" +
-	"\x14CANCEL_SCOPE_WAITING\x10\x032\xf5\x04\n" +
+	"\x14CANCEL_SCOPE_WAITING\x10\x032\xa7\x06\n" +
 	"\n" +
 	"RunService\x12N\n" +
 	"\vRunAccepted\x12\x1e.runlane.v1.RunAcceptedRequest\x1a\x1f.runlane.v1.RunAcceptedResponse\x12?\n" +
@@ -1369,7 +1748,9 @@ const file_runlane_v1_run_service_proto_rawDesc = "" +
 	"\fSubscribeRun\x12\x1f.runlane.v1.SubscribeRunRequest\x1a .runlane.v1.SubscribeRunResponse0\x01\x12B\n" +
 	"\aWaitRun\x12\x1a.runlane.v1.WaitRunRequest\x1a\x1b.runlane.v1.WaitRunResponse\x12?\n" +
 	"\x06GetRun\x12\x19.runlane.v1.GetRunRequest\x1a\x1a.runlane.v1.GetRunResponse\x12E\n" +
-	"\bListRuns\x12\x1b.runlane.v1.ListRunsRequest\x1a\x1c.runlane.v1.ListRunsResponseB-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3"
+	"\bListRuns\x12\x1b.runlane.v1.ListRunsRequest\x1a\x1c.runlane.v1.ListRunsResponse\x12`\n" +
+	"\x11ListInputRequests\x12$.runlane.v1.ListInputRequestsRequest\x1a%.runlane.v1.ListInputRequestsResponse\x12N\n" +
+	"\vAnswerInput\x12\x1e.runlane.v1.AnswerInputRequest\x1a\x1f.runlane.v1.AnswerInputResponseB-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3"
 
 var (
 	file_runlane_v1_run_service_proto_rawDescOnce sync.Once
@@ -1384,7 +1765,7 @@ func file_runlane_v1_run_service_proto_rawDescGZIP() []byte {
 }
 
 var file_runlane_v1_run_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_runlane_v1_run_service_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_runlane_v1_run_service_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_runlane_v1_run_service_proto_goTypes = []any{
 	(CancelScope)(0),                              // 0: runlane.v1.CancelScope
 	(*RunAcceptedRequest)(nil),                    // 1: runlane.v1.RunAcceptedRequest
@@ -1404,58 +1785,73 @@ var file_runlane_v1_run_service_proto_goTypes = []any{
 	(*GetRunResponse)(nil),                        // 15: runlane.v1.GetRunResponse
 	(*ListRunsRequest)(nil),                       // 16: runlane.v1.ListRunsRequest
 	(*ListRunsResponse)(nil),                      // 17: runlane.v1.ListRunsResponse
-	nil,                                           // 18: runlane.v1.RunAcceptedRequest.MetadataEntry
-	(*SubscribeRunCompleteResponse_Progress)(nil), // 19: runlane.v1.SubscribeRunCompleteResponse.Progress
-	(*Attachment)(nil),                            // 20: runlane.v1.Attachment
-	(WhenBusy)(0),                                 // 21: runlane.v1.WhenBusy
-	(*durationpb.Duration)(nil),                   // 22: google.protobuf.Duration
-	(*Run)(nil),                                   // 23: runlane.v1.Run
-	(*CancelledRun)(nil),                          // 24: runlane.v1.CancelledRun
-	(*RunComplete)(nil),                           // 25: runlane.v1.RunComplete
-	(*RunEvent)(nil),                              // 26: runlane.v1.RunEvent
-	(RunState)(0),                                 // 27: runlane.v1.RunState
-	(*timestamppb.Timestamp)(nil),                 // 28: google.protobuf.Timestamp
+	(*ListInputRequestsRequest)(nil),              // 18: runlane.v1.ListInputRequestsRequest
+	(*ListInputRequestsResponse)(nil),             // 19: runlane.v1.ListInputRequestsResponse
+	(*AnswerInputRequest)(nil),                    // 20: runlane.v1.AnswerInputRequest
+	(*AnswerInputResponse)(nil),                   // 21: runlane.v1.AnswerInputResponse
+	nil,                                           // 22: runlane.v1.RunAcceptedRequest.MetadataEntry
+	(*SubscribeRunCompleteResponse_Progress)(nil), // 23: runlane.v1.SubscribeRunCompleteResponse.Progress
+	(*Attachment)(nil),                            // 24: runlane.v1.Attachment
+	(WhenBusy)(0),                                 // 25: runlane.v1.WhenBusy
+	(*durationpb.Duration)(nil),                   // 26: google.protobuf.Duration
+	(*Run)(nil),                                   // 27: runlane.v1.Run
+	(*CancelledRun)(nil),                          // 28: runlane.v1.CancelledRun
+	(*RunComplete)(nil),                           // 29: runlane.v1.RunComplete
+	(*RunEvent)(nil),                              // 30: runlane.v1.RunEvent
+	(RunState)(0),                                 // 31: runlane.v1.RunState
+	(InputState)(0),                               // 32: runlane.v1.InputState
+	(*InputRequest)(nil),                          // 33: runlane.v1.InputRequest
+	(*Approval)(nil),                              // 34: runlane.v1.Approval
+	(*timestamppb.Timestamp)(nil),                 // 35: google.protobuf.Timestamp
 }
 var file_runlane_v1_run_service_proto_depIdxs = []int32{
-	20, // 0: runlane.v1.RunAcceptedRequest.attachments:type_name -> runlane.v1.Attachment
-	21, // 1: runlane.v1.RunAcceptedRequest.when_busy:type_name -> runlane.v1.WhenBusy
-	22, // 2: runlane.v1.RunAcceptedRequest.timeout:type_name -> google.protobuf.Duration
-	18, // 3: runlane.v1.RunAcceptedRequest.metadata:type_name -> runlane.v1.RunAcceptedRequest.MetadataEntry
-	23, // 4: runlane.v1.RunAcceptedResponse.run:type_name -> runlane.v1.Run
+	24, // 0: runlane.v1.RunAcceptedRequest.attachments:type_name -> runlane.v1.Attachment
+	25, // 1: runlane.v1.RunAcceptedRequest.when_busy:type_name -> runlane.v1.WhenBusy
+	26, // 2: runlane.v1.RunAcceptedRequest.timeout:type_name -> google.protobuf.Duration
+	22, // 3: runlane.v1.RunAcceptedRequest.metadata:type_name -> runlane.v1.RunAcceptedRequest.MetadataEntry
+	27, // 4: runlane.v1.RunAcceptedResponse.run:type_name -> runlane.v1.Run
 	0,  // 5: runlane.v1.CancelRequest.scope:type_name -> runlane.v1.CancelScope
-	24, // 6: runlane.v1.CancelResponse.cancelled:type_name -> runlane.v1.CancelledRun
-	24, // 7: runlane.v1.SessionCancellation.cancelled:type_name -> runlane.v1.CancelledRun
+	28, // 6: runlane.v1.CancelResponse.cancelled:type_name -> runlane.v1.CancelledRun
+	28, // 7: runlane.v1.SessionCancellation.cancelled:type_name -> runlane.v1.CancelledRun
 	6,  // 8: runlane.v1.CancelAllResponse.sessions:type_name -> runlane.v1.SessionCancellation
-	25, // 9: runlane.v1.SubscribeRunCompleteResponse.run_complete:type_name -> runlane.v1.RunComplete
-	19, // 10: runlane.v1.SubscribeRunCompleteResponse.progress:type_name -> runlane.v1.SubscribeRunCompleteResponse.Progress
-	26, // 11: runlane.v1.SubscribeRunResponse.event:type_name -> runlane.v1.RunEvent
-	22, // 12: runlane.v1.WaitRunRequest.timeout:type_name -> google.protobuf.Duration
-	23, // 13: runlane.v1.WaitRunResponse.run:type_name -> runlane.v1.Run
-	23, // 14: runlane.v1.GetRunResponse.run:type_name -> runlane.v1.Run
-	27, // 15: runlane.v1.ListRunsRequest.states:type_name -> runlane.v1.RunState
-	23, // 16: runlane.v1.ListRunsResponse.runs:type_name -> runlane.v1.Run
-	28, // 17: runlane.v1.SubscribeRunCompleteResponse.Progress.time:type_name -> google.protobuf.Timestamp
-	1,  // 18: runlane.v1.RunService.RunAccepted:input_type -> runlane.v1.RunAcceptedRequest
-	3,  // 19: runlane.v1.RunService.Cancel:input_type -> runlane.v1.CancelRequest
-	5,  // 20: runlane.v1.RunService.CancelAll:input_type -> runlane.v1.CancelAllRequest
-	8,  // 21: runlane.v1.RunService.SubscribeRunComplete:input_type -> runlane.v1.SubscribeRunCompleteRequest
-	10, // 22: runlane.v1.RunService.SubscribeRun:input_type -> runlane.v1.SubscribeRunRequest
-	12, // 23: runlane.v1.RunService.WaitRun:input_type -> runlane.v1.WaitRunRequest
-	14, // 24: runlane.v1.RunService.GetRun:input_type -> runlane.v1.GetRunRequest
-	16, // 25: runlane.v1.RunService.ListRuns:input_type -> runlane.v1.ListRunsRequest
-	2,  // 26: runlane.v1.RunService.RunAccepted:output_type -> runlane.v1.RunAcceptedResponse
-	4,  // 27: runlane.v1.RunService.Cancel:output_type -> runlane.v1.CancelResponse
-	7,  // 28: runlane.v1.RunService.CancelAll:output_type -> runlane.v1.CancelAllResponse
-	9,  // 29: runlane.v1.RunService.SubscribeRunComplete:output_type -> runlane.v1.SubscribeRunCompleteResponse
-	11, // 30: runlane.v1.RunService.SubscribeRun:output_type -> runlane.v1.SubscribeRunResponse
-	13, // 31: runlane.v1.RunService.WaitRun:output_type -> runlane.v1.WaitRunResponse
-	15, // 32: runlane.v1.RunService.GetRun:output_type -> runlane.v1.GetRunResponse
-	17, // 33: runlane.v1.RunService.ListRuns:output_type -> runlane.v1.ListRunsResponse
-	26, // [26:34] is the sub-list for method output_type
-	18, // [18:26] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	29, // 9: runlane.v1.SubscribeRunCompleteResponse.run_complete:type_name -> runlane.v1.RunComplete
+	23, // 10: runlane.v1.SubscribeRunCompleteResponse.progress:type_name -> runlane.v1.SubscribeRunCompleteResponse.Progress
+	30, // 11: runlane.v1.SubscribeRunResponse.event:type_name -> runlane.v1.RunEvent
+	26, // 12: runlane.v1.WaitRunRequest.timeout:type_name -> google.protobuf.Duration
+	27, // 13: runlane.v1.WaitRunResponse.run:type_name -> runlane.v1.Run
+	27, // 14: runlane.v1.GetRunResponse.run:type_name -> runlane.v1.Run
+	31, // 15: runlane.v1.ListRunsRequest.states:type_name -> runlane.v1.RunState
+	27, // 16: runlane.v1.ListRunsResponse.runs:type_name -> runlane.v1.Run
+	32, // 17: runlane.v1.ListInputRequestsRequest.states:type_name -> runlane.v1.InputState
+	33, // 18: runlane.v1.ListInputRequestsResponse.input_requests:type_name -> runlane.v1.InputRequest
+	34, // 19: runlane.v1.AnswerInputRequest.approval:type_name -> runlane.v1.Approval
+	33, // 20: runlane.v1.AnswerInputResponse.input_request:type_name -> runlane.v1.InputRequest
+	35, // 21: runlane.v1.SubscribeRunCompleteResponse.Progress.time:type_name -> google.protobuf.Timestamp
+	1,  // 22: runlane.v1.RunService.RunAccepted:input_type -> runlane.v1.RunAcceptedRequest
+	3,  // 23: runlane.v1.RunService.Cancel:input_type -> runlane.v1.CancelRequest
+	5,  // 24: runlane.v1.RunService.CancelAll:input_type -> runlane.v1.CancelAllRequest
+	8,  // 25: runlane.v1.RunService.SubscribeRunComplete:input_type -> runlane.v1.SubscribeRunCompleteRequest
+	10, // 26: runlane.v1.RunService.SubscribeRun:input_type -> runlane.v1.SubscribeRunRequest
+	12, // 27: runlane.v1.RunService.WaitRun:input_type -> runlane.v1.WaitRunRequest
+	14, // 28: runlane.v1.RunService.GetRun:input_type -> runlane.v1.GetRunRequest
+	16, // 29: runlane.v1.RunService.ListRuns:input_type -> runlane.v1.ListRunsRequest
+	18, // 30: runlane.v1.RunService.ListInputRequests:input_type -> runlane.v1.ListInputRequestsRequest
+	20, // 31: runlane.v1.RunService.AnswerInput:input_type -> runlane.v1.AnswerInputRequest
+	2,  // 32: runlane.v1.RunService.RunAccepted:output_type -> runlane.v1.RunAcceptedResponse
+	4,  // 33: runlane.v1.RunService.Cancel:output_type -> runlane.v1.CancelResponse
+	7,  // 34: runlane.v1.RunService.CancelAll:output_type -> runlane.v1.CancelAllResponse
+	9,  // 35: runlane.v1.RunService.SubscribeRunComplete:output_type -> runlane.v1.SubscribeRunCompleteResponse
+	11, // 36: runlane.v1.RunService.SubscribeRun:output_type -> runlane.v1.SubscribeRunResponse
+	13, // 37: runlane.v1.RunService.WaitRun:output_type -> runlane.v1.WaitRunResponse
+	15, // 38: runlane.v1.RunService.GetRun:output_type -> runlane.v1.GetRunResponse
+	17, // 39: runlane.v1.RunService.ListRuns:output_type -> runlane.v1.ListRunsResponse
+	19, // 40: runlane.v1.RunService.ListInputRequests:output_type -> runlane.v1.ListInputRequestsResponse
+	21, // 41: runlane.v1.RunService.AnswerInput:output_type -> runlane.v1.AnswerInputResponse
+	32, // [32:42] is the sub-list for method output_type
+	22, // [22:32] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_runlane_v1_run_service_proto_init() }
@@ -1463,6 +1859,7 @@ func file_runlane_v1_run_service_proto_init() {
 	if File_runlane_v1_run_service_proto != nil {
 		return
 	}
+	file_runlane_v1_input_proto_init()
 	file_runlane_v1_run_proto_init()
 	file_runlane_v1_run_service_proto_msgTypes[7].OneofWrappers = []any{
 		(*SubscribeRunCompleteRequest_Cursor)(nil),
@@ -1472,13 +1869,19 @@ func file_runlane_v1_run_service_proto_init() {
 		(*SubscribeRunCompleteResponse_RunComplete)(nil),
 		(*SubscribeRunCompleteResponse_Progress_)(nil),
 	}
+	file_runlane_v1_run_service_proto_msgTypes[19].OneofWrappers = []any{
+		(*AnswerInputRequest_Approval)(nil),
+		(*AnswerInputRequest_Choice)(nil),
+		(*AnswerInputRequest_FormJson)(nil),
+		(*AnswerInputRequest_Text)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runlane_v1_run_service_proto_rawDesc), len(file_runlane_v1_run_service_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   19,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -27,6 +27,8 @@ const (
 	RunService_WaitRun_FullMethodName              = "/runlane.v1.RunService/WaitRun"
 	RunService_GetRun_FullMethodName               = "/runlane.v1.RunService/GetRun"
 	RunService_ListRuns_FullMethodName             = "/runlane.v1.RunService/ListRuns"
+	RunService_ListInputRequests_FullMethodName    = "/runlane.v1.RunService/ListInputRequests"
+	RunService_AnswerInput_FullMethodName          = "/runlane.v1.RunService/AnswerInput"
 )
 
 // RunServiceClient is the client API for RunService service.
@@ -58,6 +60,12 @@ type RunServiceClient interface {
 	GetRun(ctx context.Context, in *GetRunRequest, opts ...grpc.CallOption) (*GetRunResponse, error)
 	// Lists runs, most recently accepted first.
 	ListRuns(ctx context.Context, in *ListRunsRequest, opts ...grpc.CallOption) (*ListRunsResponse, error)
+	// Lists the questions of agents to people, the latest first.
+	ListInputRequests(ctx context.Context, in *ListInputRequestsRequest, opts ...grpc.CallOption) (*ListInputRequestsResponse, error)
+	// Answers a question of an agent. The first answer counts; it is durable before the agent gets it.
+	// Refused with INPUT_CLOSED if the run was cancelled or has ended, and with ANSWER_INVALID if the
+	// answer does not match the question. Requires the role `answer`, `operator` or `admin`.
+	AnswerInput(ctx context.Context, in *AnswerInputRequest, opts ...grpc.CallOption) (*AnswerInputResponse, error)
 }
 
 type runServiceClient struct {
@@ -166,6 +174,26 @@ func (c *runServiceClient) ListRuns(ctx context.Context, in *ListRunsRequest, op
 	return out, nil
 }
 
+func (c *runServiceClient) ListInputRequests(ctx context.Context, in *ListInputRequestsRequest, opts ...grpc.CallOption) (*ListInputRequestsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListInputRequestsResponse)
+	err := c.cc.Invoke(ctx, RunService_ListInputRequests_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *runServiceClient) AnswerInput(ctx context.Context, in *AnswerInputRequest, opts ...grpc.CallOption) (*AnswerInputResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AnswerInputResponse)
+	err := c.cc.Invoke(ctx, RunService_AnswerInput_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // RunServiceServer is the server API for RunService service.
 // All implementations must embed UnimplementedRunServiceServer
 // for forward compatibility.
@@ -195,6 +223,12 @@ type RunServiceServer interface {
 	GetRun(context.Context, *GetRunRequest) (*GetRunResponse, error)
 	// Lists runs, most recently accepted first.
 	ListRuns(context.Context, *ListRunsRequest) (*ListRunsResponse, error)
+	// Lists the questions of agents to people, the latest first.
+	ListInputRequests(context.Context, *ListInputRequestsRequest) (*ListInputRequestsResponse, error)
+	// Answers a question of an agent. The first answer counts; it is durable before the agent gets it.
+	// Refused with INPUT_CLOSED if the run was cancelled or has ended, and with ANSWER_INVALID if the
+	// answer does not match the question. Requires the role `answer`, `operator` or `admin`.
+	AnswerInput(context.Context, *AnswerInputRequest) (*AnswerInputResponse, error)
 	mustEmbedUnimplementedRunServiceServer()
 }
 
@@ -228,6 +262,12 @@ func (UnimplementedRunServiceServer) GetRun(context.Context, *GetRunRequest) (*G
 }
 func (UnimplementedRunServiceServer) ListRuns(context.Context, *ListRunsRequest) (*ListRunsResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method ListRuns not implemented")
+}
+func (UnimplementedRunServiceServer) ListInputRequests(context.Context, *ListInputRequestsRequest) (*ListInputRequestsResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method ListInputRequests not implemented")
+}
+func (UnimplementedRunServiceServer) AnswerInput(context.Context, *AnswerInputRequest) (*AnswerInputResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method AnswerInput not implemented")
 }
 func (UnimplementedRunServiceServer) mustEmbedUnimplementedRunServiceServer() {}
 func (UnimplementedRunServiceServer) testEmbeddedByValue()                    {}
@@ -380,6 +420,42 @@ func _RunService_ListRuns_Handler(srv interface{}, ctx context.Context, dec func
 	return interceptor(ctx, in, info, handler)
 }
 
+func _RunService_ListInputRequests_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListInputRequestsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RunServiceServer).ListInputRequests(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RunService_ListInputRequests_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RunServiceServer).ListInputRequests(ctx, req.(*ListInputRequestsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _RunService_AnswerInput_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AnswerInputRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RunServiceServer).AnswerInput(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RunService_AnswerInput_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RunServiceServer).AnswerInput(ctx, req.(*AnswerInputRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // RunService_ServiceDesc is the grpc.ServiceDesc for RunService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -410,6 +486,14 @@ var RunService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListRuns",
 			Handler:    _RunService_ListRuns_Handler,
+		},
+		{
+			MethodName: "ListInputRequests",
+			Handler:    _RunService_ListInputRequests_Handler,
+		},
+		{
+			MethodName: "AnswerInput",
+			Handler:    _RunService_AnswerInput_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 
 from runlane_server.agents.base import AgentError
+from runlane_server.agents.processes.protocol import DELETED
 from runlane_server.agents.processes.supervisor import AgentProcess, ProcessSpec
 from runlane_server.agents.worker.agent import WorkerAgent
 from runlane_server.agents.worker.workers import Workers
+from runlane_server.core.model import SessionKey
 
 LOST = "the process of its agent has ended"
 """The message of runs that end INTERRUPTED with a process of their agent."""
@@ -57,6 +60,11 @@ class ProcessAgent(WorkerAgent):
     async def _next_change(self) -> None:
         await self._changed.wait()
         self._changed.clear()
+
+    def session_deleted(self, key: SessionKey) -> None:
+        """Tells all processes, if their agent keeps something for each session."""
+        for each in self._processes:
+            each.send(f"{DELETED} {json.dumps(key)}")
 
     async def close(self) -> None:
         """Ends the processes."""

@@ -88,9 +88,14 @@ class AgentProcess:
             self._may_start = True
             self._send_start()
 
+    def send(self, line: str) -> None:
+        """Sends the process a line, if it runs."""
+        if self._writer is not None:
+            self._writer.write(f"{line}\n".encode())
+
     def _send_start(self) -> None:
-        if self._may_start and self._writer is not None:
-            self._writer.write(f"{START}\n".encode())
+        if self._may_start:
+            self.send(START)
 
     async def close(self) -> None:
         """Ends the process: it has `CLOSE_GRACE` seconds to close the agent."""

@@ -16,6 +16,9 @@ The prompt is a JSON list of steps, each an object with one of these:
                                         text "[folded: <prompt>]" for each
     {"say": "attempt"}                  yields a fact about the turn as text: attempt, history,
                                         metadata, run_id or session_id
+    {"ask": {"text": "..."}}            asks people, and yields the answer; the object has the
+                                        arguments of `Turn.ask`
+    {"ask": {...}, "leave": true}       the same, and the agent leaves meanwhile
     {"fail": "...", "reason": "WORD"}   fails the run with an AgentError
     {"crash": "..."}                    fails the run with an unexpected exception
 
@@ -32,7 +35,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
 
-from runlane_server.agents.base import AgentError, AgentEvent, Report, Turn
+from runlane_server.agents.base import AgentError, AgentEvent, Approval, Report, Turn
 from runlane_server.agents.scripted.latches import Latches
 from runlane_server.agents.scripted.script import BadScript, Step, parse_script
 from runlane_server.agents.text import whole_text
@@ -64,7 +67,17 @@ class ScriptedAgent:
         if script is None:
             yield TextDelta(text)
             return
-        for step in script:
+        done = 0
+        if turn.checkpoint:
+            done = int(turn.checkpoint)
+            yield TextDelta(_answer(await turn.answer_to(turn.checkpoint)))
+        for number, step in enumerate(script[done:], start=done + 1):
+            if step.leave:
+                asked = step.value._replace(key=str(number))
+                if await turn.ask_and_leave([asked], str(number)):
+                    return
+                yield TextDelta(_answer(await turn.answer_to(str(number))))
+                continue
             for count in range(1, step.repeat + 1):
                 for event in await self._execute(step, turn):
                     yield event
@@ -88,6 +101,8 @@ class ScriptedAgent:
                 return []
             case "say":
                 return [TextDelta(await _fact(step.value, turn))]
+            case "ask":
+                return [TextDelta(_answer(await turn.ask(**step.value._asdict())))]
             case "step":
                 folded = await turn.take_folded() if step.value else []
                 return [TextDelta(f"[folded: {whole_text(one.prompt)}]") for one in folded]
@@ -99,6 +114,14 @@ class ScriptedAgent:
             await self.latches.wait_through_cancels(step.value)
         else:
             await self.latches.wait(step.value)
+
+
+def _answer(value: object) -> str:
+    """An answer as text: of an approval, the verdict and the arguments."""
+    if isinstance(value, Approval):
+        arguments = json.dumps(value.arguments, sort_keys=True)
+        return f"{'approved' if value else 'denied'} {arguments}"
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
 def _event(step: Step) -> AgentEvent:

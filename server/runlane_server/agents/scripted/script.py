@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from runlane_server.agents.questions import Asked
 from runlane_server.core.model import FinishReason, ToolCall, ToolResult, Usage
 
 
@@ -19,6 +20,7 @@ class Step:
     repeat: int = 1
     reason: str = "AGENT_ERROR"
     ignore_cancel: bool = False
+    leave: bool = False
 
 
 class BadScript(Exception):
@@ -52,12 +54,13 @@ def _parse_step(step: object) -> Step:
         raise ValueError(f"exactly one of these is required: {', '.join(_PARSERS)}")
     kind = kinds[0]
     value = _PARSERS[kind](fields.pop(kind))
-    allowed = {"fail": {"reason"}, "wait": {"ignore_cancel"}}.get(kind, set())
+    allowed = _OPTIONS.get(kind, frozenset())
     if unknown := sorted(set(fields) - allowed):
         raise ValueError(f"{kind!r} does not accept {', '.join(map(repr, unknown))}")
     reason = _text(fields.get("reason", "AGENT_ERROR"))
     ignore_cancel = _flag(fields.get("ignore_cancel", False))
-    return Step(kind, value, repeat, reason, ignore_cancel)
+    leave = _flag(fields.get("leave", False))
+    return Step(kind, value, repeat, reason, ignore_cancel, leave)
 
 
 def _object(value: object) -> Mapping[str, Any]:
@@ -110,6 +113,13 @@ def _usage(value: object) -> Usage:
     return Usage(**{name: _count(count) for name, count in _object(value).items()})
 
 
+_OPTIONS = {
+    "fail": frozenset({"reason"}),
+    "wait": frozenset({"ignore_cancel"}),
+    "ask": frozenset({"leave"}),
+}
+"""The further fields of a step."""
+
 FACTS = ("attempt", "history", "metadata", "run_id", "session_id")
 
 _PARSERS: Mapping[str, Callable[[object], Any]] = {
@@ -124,6 +134,7 @@ _PARSERS: Mapping[str, Callable[[object], Any]] = {
     "open": _text,
     "step": _flag,
     "say": _fact,
+    "ask": lambda value: Asked(**{"key": "", **_object(value)}),
     "fail": _text,
     "crash": _text,
 }

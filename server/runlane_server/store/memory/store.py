@@ -12,9 +12,11 @@ from itertools import islice
 from types import TracebackType
 from typing import Self, TypeVar
 
+from runlane_server.core.input import InputRequest, InputState
 from runlane_server.core.model import (
     Message,
     Micros,
+    Part,
     Prompt,
     Run,
     RunComplete,
@@ -28,6 +30,7 @@ from runlane_server.core.transition import Lane, Transition
 from runlane_server.store.base import (
     BusySession,
     DeletedRun,
+    DueInput,
     EventFilter,
     IdleSession,
     Listener,
@@ -127,6 +130,9 @@ class MemoryStore:
             self._tables.append(key, attempt, events)
             self._publish(key.tenant, (), events)
 
+    async def keep_part(self, key: RunKey, attempt: int, number: int, part: Part) -> None:
+        self._tables.keep_part(key, attempt, number, part)
+
     async def discard(self, key: SessionKey, at: Micros) -> None:
         row = self._tables.sessions.get(key)
         if row is None:
@@ -221,6 +227,51 @@ class MemoryStore:
         page, _ = take_page(events[first:], limit=limit, max_bytes=max_bytes, size=event_size)
         check_not_compacted(page, after)
         return page
+
+    async def get_input(self, tenant: str, input_request_id: str) -> InputRequest | None:
+        row = self._tables.inputs.get((tenant, input_request_id))
+        return None if row is None else row.request
+
+    async def find_input(self, key: RunKey, question_key: str) -> InputRequest | None:
+        for (tenant, _), row in reversed(self._tables.inputs.items()):
+            request = row.request
+            if (tenant, request.run_id, request.question.key) == (*key, question_key):
+                return request
+        return None
+
+    async def list_inputs(
+        self,
+        tenant: str,
+        *,
+        session_id: str | None = None,
+        run_id: str | None = None,
+        states: Collection[InputState] = (),
+        after: int | None = None,
+        limit: int,
+    ) -> Page[InputRequest, int]:
+        found = (
+            (row.number, row.request)
+            for (owner, _), row in reversed(self._tables.inputs.items())
+            if owner == tenant
+            and session_id in {None, row.request.session_id}
+            and run_id in {None, row.request.run_id}
+            and (not states or row.request.state in states)
+        )
+        return _page(found, after, limit)
+
+    async def due_inputs(self, now: Micros, limit: int) -> Sequence[DueInput]:
+        due = [
+            (row.request.expires_at, tenant, row.request)
+            for (tenant, _), row in self._tables.inputs.items()
+            if row.request.state is InputState.OPEN
+            and row.request.expires_at is not None
+            and row.request.expires_at <= now
+        ]
+        due.sort(key=lambda one: one[0])
+        return [
+            DueInput(SessionKey(tenant, it.session_id), it.run_id, it.input_request_id)
+            for _, tenant, it in due[:limit]
+        ]
 
     async def get_session(self, key: SessionKey) -> Session | None:
         row = self._tables.sessions.get(key)

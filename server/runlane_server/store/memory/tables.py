@@ -6,9 +6,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from runlane_server.core.input import InputChange, InputRequest, InputState
 from runlane_server.core.model import (
+    KeptPart,
     Message,
     Micros,
+    Part,
     Prompt,
     Role,
     Run,
@@ -30,19 +33,22 @@ from runlane_server.store.base import (
     Stale,
 )
 from runlane_server.store.codec import encode_parts
+from runlane_server.store.inputs import input_weight
 from runlane_server.store.paging import event_size
 from runlane_server.store.records import prompt_parts
-from runlane_server.store.weight import message_weight, run_weight, session_weight
+from runlane_server.store.weight import kept_weight, message_weight, run_weight, session_weight
 
 
 @dataclass(slots=True)
 class RunRow:
-    """A run with its prompt and its events. `number` orders runs by acceptance."""
+    """A run with its prompt and its events. `number` orders runs by acceptance; `kept` has the
+    parts of long messages, by attempt and number."""
 
     number: int
     run: Run
     prompt: Prompt
     events: list[RunEvent] = field(default_factory=list)
+    kept: dict[tuple[int, int], Part] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -57,12 +63,21 @@ class SessionRow:
     stored_bytes: int = 0
 
 
+@dataclass(slots=True)
+class InputRow:
+    """An input request. `number` orders requests."""
+
+    number: int
+    request: InputRequest
+
+
 class Tables:
     """All sessions and runs. A write raises before it changes anything."""
 
     def __init__(self) -> None:
         self.sessions: dict[SessionKey, SessionRow] = {}
         self.runs: dict[RunKey, RunRow] = {}
+        self.inputs: dict[tuple[str, str], InputRow] = {}
         self.deleted: dict[RunKey, tuple[Micros, DeletedRun]] = {}
         self._numbers = 0
 
@@ -76,18 +91,31 @@ class Tables:
 
     def append(self, key: RunKey, attempt: int, events: Sequence[RunEvent]) -> None:
         """Adds events to the active run. Raises Stale."""
+        row = self._active(key, attempt)
+        if row.events[-1].index >= events[0].index:
+            raise Stale.attempt()
+        row.events += events
+        session = self.sessions[SessionKey(key.tenant, row.run.session_id)]
+        session.lane = _with_events(session.lane, key.run_id, events[-1].index)
+
+    def keep_part(self, key: RunKey, attempt: int, number: int, part: Part) -> None:
+        """Keeps a part of a long message of the active run. Raises Stale."""
+        row = self._active(key, attempt)
+        if number == 0:
+            row.kept = {place: kept for place, kept in row.kept.items() if place[0] == attempt}
+        row.kept[attempt, number] = part
+
+    def _active(self, key: RunKey, attempt: int) -> RunRow:
+        """A run whose active attempt it is. Raises Stale."""
         row = self.runs.get(key)
         if (
             row is None
             or row.run.state not in {RunState.ACTIVE, RunState.CANCELLING}
             or row.run.folded_into
             or row.run.attempt != attempt
-            or row.events[-1].index >= events[0].index
         ):
             raise Stale.attempt()
-        row.events += events
-        session = self.sessions[SessionKey(key.tenant, row.run.session_id)]
-        session.lane = _with_events(session.lane, key.run_id, events[-1].index)
+        return row
 
     def create_session(self, new: NewSession) -> None:
         """Creates a session. Raises SessionTaken."""
@@ -105,10 +133,14 @@ class Tables:
 
     def full_message(self, tenant: str, message: Message) -> Message:
         """A message with its parts; those of a user message stand in the prompt of its run."""
-        if message.role is not Role.USER:
-            return message
+        row = self.runs[RunKey(tenant, message.run_id)]
+        if message.role is Role.USER:
+            return message._replace(parts=prompt_parts(row.prompt))
         return message._replace(
-            parts=prompt_parts(self.runs[RunKey(tenant, message.run_id)].prompt)
+            parts=tuple(
+                row.kept[part.attempt, part.number] if isinstance(part, KeptPart) else part
+                for part in message.parts
+            )
         )
 
     def _check(self, base_version: int, transition: Transition) -> None:
@@ -128,7 +160,12 @@ class Tables:
     def remove(self, key: SessionKey) -> None:
         """Removes a session with all that belongs to it."""
         at = time.time_ns() // 1_000
-        for run_id in self.sessions.pop(key).run_ids:
+        run_ids = self.sessions.pop(key).run_ids
+        gone = set(run_ids)
+        for name in [it for it, row in self.inputs.items() if row.request.run_id in gone]:
+            if name[0] == key.tenant:
+                del self.inputs[name]
+        for run_id in run_ids:
             row = self.runs.pop(RunKey(key.tenant, run_id))
             self.deleted[RunKey(key.tenant, run_id)] = (
                 at,
@@ -147,6 +184,7 @@ class Tables:
         at = max((event.at for event in transition.events), default=0)
         # Before anything changes: it raises if a part cannot be encoded.
         added = message_weight([encode_parts(it.parts) for it in transition.messages])
+        added += kept_weight(transition.messages)
         row = self.sessions.get(lane.key) or self._new_session(lane, at)
         row.lane = lane._replace(reservations=())
         row.messages += transition.messages
@@ -164,6 +202,9 @@ class Tables:
             self._change_run(row, change)
         for event in transition.events:
             self.runs[RunKey(lane.key.tenant, event.run_id)].events.append(event)
+        row.stored_bytes += input_weight(transition.inputs)
+        for input_change in transition.inputs:
+            self._change_input(lane.key.tenant, input_change)
 
     def _change_run(self, session: SessionRow, change: RunChange) -> None:
         key = RunKey(session.lane.key.tenant, change.run.run_id)
@@ -175,6 +216,16 @@ class Tables:
             return
         row = self.runs[key]
         row.run = _changed_run(row.run, change.run, change.complete)
+
+    def _change_input(self, tenant: str, change: InputChange) -> None:
+        key = (tenant, change.input_request_id)
+        if change.request is not None:
+            self.inputs[key] = InputRow(self._next_number(), change.request)
+        row = self.inputs[key]
+        if change.state is not InputState.OPEN:
+            row.request = row.request._replace(
+                state=change.state, closed_at=change.at, answer=change.answer
+            )
 
     def _new_session(self, lane: Lane, at: Micros) -> SessionRow:
         session = Session(

@@ -101,6 +101,9 @@ class PostgresCluster:
     async def cancelled_runs(self, node_id: str) -> Sequence[HostedRun]:
         return [_hosted(row) for row in await self._rows("cancelled_runs", escape(node_id))]
 
+    async def answered_runs(self, node_id: str, limit: int) -> Sequence[SessionKey]:
+        return [key_of(row) for row in await self._rows("answered_runs", escape(node_id), limit)]
+
     async def claim(
         self, node_id: str, limit: int, hold: float, order: ClaimOrder | None = None
     ) -> Sequence[SessionKey]:

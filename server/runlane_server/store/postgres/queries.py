@@ -29,6 +29,7 @@ from runlane_server.store.base import (
     Page,
 )
 from runlane_server.store.corrupt import corrupt_complete
+from runlane_server.store.inputs import decode_asking
 from runlane_server.store.paging import (
     check_not_compacted,
     complete_size,
@@ -115,6 +116,7 @@ def _lane_run(row: Record) -> LaneRun:
         trace=row["trace"] or "",
         host=unescape(row["host"]),
         agent=row["agent"],
+        asking=decode_asking(row["asking"]),
     )
 
 
@@ -243,7 +245,14 @@ def transcript_page(
     """A page of a transcript."""
 
     def decode(row: Record) -> Message:
-        return message_from(tenant, row, unescape, lambda: _prompt(row))
+        kept = {(attempt, n): part for attempt, n, part in row["kept_parts"]}
+        return message_from(
+            tenant,
+            row,
+            unescape,
+            lambda: _prompt(row),
+            lambda place: kept.get((place.attempt, place.number)),
+        )
 
     page, more = _page(rows, decode, limit=limit, max_bytes=max_bytes, size=message_size)
     return messages_page(page, more=more)

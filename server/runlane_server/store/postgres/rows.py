@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from runlane_server.core.input import NO_INPUT, InputChange, InputState
 from runlane_server.core.model import (
     EXCERPT_CHARS,
     NO_USAGE,
@@ -32,8 +33,15 @@ from runlane_server.store.codec import (
     encode_parts,
     encode_usage,
 )
+from runlane_server.store.inputs import (
+    encode_answer,
+    encode_asking,
+    encode_question,
+    input_weight,
+)
 from runlane_server.store.postgres.text import escape
 from runlane_server.store.weight import (
+    kept_weight,
     logged_event_weight,
     message_weight,
     run_weight,
@@ -54,11 +62,16 @@ PARAMETERS = (
     "new_run_events",
     "fences",
     "new_events",
+    "new_inputs",
+    "closed_inputs",
+    "asking_runs",
 )
-"""The parameters of `commit_all`, in order."""
+"""The parameters of `commit_with_inputs`, in order."""
 
 NUMBERED = frozenset({"new_lanes", "changed_lanes", "removed_lanes", "new_runs", "fences"})
 """Rows that begin with the number of their unit, so that a refusal can name the unit."""
+
+_HOSTED = frozenset({RunState.ACTIVE, RunState.INPUT_REQUIRED, RunState.CANCELLING})
 
 ROW_BYTES = 200
 """The assumed size of a row in a batch, besides its last field."""
@@ -191,6 +204,13 @@ def _change(
         messages = [_message_row(tenant, session_id, it) for it in transition.messages]
         rows["new_messages"] = messages
         added += message_weight([row[-1] for row in messages])
+        added += kept_weight(transition.messages)
+    if transition.inputs:
+        _add_inputs(rows, transition.lane.key, transition.inputs)
+        added += input_weight(transition.inputs)
+    asking = [_asking_row(tenant, it.run) for it in transition.runs if it.run.asking != NO_INPUT]
+    if asking:
+        rows["asking_runs"] = asking
     lane = _lane_fields(transition, completes, added)
     if base_version == 0:
         rows["new_lanes"] = [(False, *lane, transition.lane.agent, "", None)]
@@ -275,9 +295,8 @@ def _changed_run(tenant: str, session_id: str, change: RunChange) -> Row:
 
 
 def _host(run: LaneRun) -> str:
-    """The node on which a run is active."""
-    active = run.state in {RunState.ACTIVE, RunState.CANCELLING} and not run.folded_into
-    return escape(run.host) if active else ""
+    """The node on which a run is active, or its agent waits for input."""
+    return escape(run.host) if run.state in _HOSTED and not run.folded_into else ""
 
 
 def _end_fields(complete: RunComplete | None) -> Row:
@@ -309,6 +328,32 @@ def _attachment_row(n: int, key: tuple[str, str], attachment: Attachment) -> Row
     is_text = isinstance(content, str)
     data = content.encode() if isinstance(content, str) else content
     return (n, is_text, *key, escape(attachment.name), escape(attachment.mime_type), data)
+
+
+def _asking_row(tenant: str, run: LaneRun) -> Row:
+    """What the lane knows of a run's input requests. It is of no meaning after the run's end."""
+    return (escape(tenant), escape(run.run_id), encode_asking(run.asking))
+
+
+def _add_inputs(
+    rows: dict[str, list[Row]], key: SessionKey, changes: Iterable[InputChange]
+) -> None:
+    for change in changes:
+        name, request = escape(change.input_request_id), change.request
+        answer = encode_answer(change.answer)
+        closed_at = None if change.state is InputState.OPEN else change.at
+        if request is None:
+            row: Row = (closed_at, escape(key.tenant), name, change.state, answer)
+            rows.setdefault("closed_inputs", []).append(row)
+            continue
+        ids = (escape(key.session_id), escape(request.run_id), escape(request.question.key))
+        rows.setdefault("new_inputs", []).append(
+            (
+                *(request.requested_at, request.expires_at, closed_at),
+                *(escape(key.tenant), name, *ids, change.state, answer),
+                encode_question(request.question),
+            )
+        )
 
 
 def _message_row(tenant: str, session_id: str, message: Message) -> Row:

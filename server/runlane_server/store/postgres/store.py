@@ -16,9 +16,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from runlane_server.core.errors import StoreUnavailable
+from runlane_server.core.input import InputRequest, InputState
 from runlane_server.core.model import (
     Message,
     Micros,
+    Part,
     Prompt,
     Run,
     RunEvent,
@@ -31,6 +33,7 @@ from runlane_server.core.transition import Lane, Transition
 from runlane_server.store.base import (
     BusySession,
     DeletedRun,
+    DueInput,
     EventFilter,
     IdleSession,
     Listener,
@@ -44,8 +47,9 @@ from runlane_server.store.base import (
     WriteObserver,
 )
 from runlane_server.store.batching import encoded
-from runlane_server.store.codec import RUN_COMPLETE
+from runlane_server.store.codec import RUN_COMPLETE, encode_part
 from runlane_server.store.compaction import largest_log
+from runlane_server.store.inputs import due_inputs, input_from, inputs_page
 from runlane_server.store.postgres import queries
 from runlane_server.store.postgres.cluster import PostgresCluster, open_cluster_pool
 from runlane_server.store.postgres.database import Database
@@ -60,7 +64,7 @@ from runlane_server.store.postgres.rows import (
     session_unit,
 )
 from runlane_server.store.postgres.schema import SQL, OpenDatabase, open_database
-from runlane_server.store.postgres.text import escape
+from runlane_server.store.postgres.text import escape, unescape
 from runlane_server.store.postgres.writer import PostgresWriter
 from runlane_server.store.records import END_OF_LIST, OPEN_STATES
 
@@ -198,6 +202,13 @@ class PostgresStore:
         if events:
             await self._open.writer.write(append_unit(key, attempt, events, _future()))
 
+    async def keep_part(self, key: RunKey, attempt: int, number: int, part: Part) -> None:
+        """See `base.Store`. Beside the commits of the writer, which a large text would delay."""
+        text = encode_part(part)
+        row: Any = await self._row("keep_part", *_escaped(key), attempt, number, text)
+        if not row["kept"]:
+            raise Stale.attempt()
+
     async def discard(self, key: SessionKey, at: Micros) -> None:
         """See `base.Store`. Two round trips, and again two while another node changes the lane."""
         while rows := await self._rows("unended_runs", *_escaped(key)):
@@ -315,6 +326,42 @@ class PostgresStore:
                 return []  # its session was removed in the meantime
             end = run.complete
         return queries.run_events(key, rows, end, after=after, limit=limit, max_bytes=max_bytes)
+
+    async def get_input(self, tenant: str, input_request_id: str) -> InputRequest | None:
+        row = await self._row("input", escape(tenant), escape(input_request_id))
+        return None if row is None else input_from(tenant, row, unescape)
+
+    async def find_input(self, key: RunKey, question_key: str) -> InputRequest | None:
+        row = await self._row("input_of_run", *_escaped(key), escape(question_key))
+        return None if row is None else input_from(key.tenant, row, unescape)
+
+    async def list_inputs(
+        self,
+        tenant: str,
+        *,
+        session_id: str | None = None,
+        run_id: str | None = None,
+        states: Collection[InputState] = (),
+        after: int | None = None,
+        limit: int,
+    ) -> Page[InputRequest, int]:
+        where = (escape(tenant), END_OF_LIST if after is None else after)
+        wanted = [*(states or InputState)]
+        session = None if session_id is None else escape(session_id)
+        if run_id is not None:
+            name = "inputs_of_run"
+            args: tuple[object, ...] = (wanted, limit + 1, escape(run_id), session)
+        elif session is not None:
+            name, args = "inputs_of_session", (wanted, limit + 1, session)
+        elif {*states} == {InputState.OPEN}:
+            name, args = "open_inputs", (limit + 1,)
+        else:
+            name, args = "inputs", (wanted, limit + 1)
+        return inputs_page(tenant, await self._rows(name, *where, *args), unescape, limit)
+
+    async def due_inputs(self, now: Micros, limit: int) -> Sequence[DueInput]:
+        """See `base.Store`. The clock of the database decides."""
+        return due_inputs(await self._rows("due_inputs", limit), unescape)
 
     async def get_session(self, key: SessionKey) -> Session | None:
         row = await self._row("session", *_escaped(key))

@@ -10,8 +10,10 @@ import sqlite3
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from runlane_server.core.input import InputRequest, InputState
 from runlane_server.core.model import (
     Attachment,
+    KeptPart,
     Message,
     Micros,
     Prompt,
@@ -25,8 +27,16 @@ from runlane_server.core.model import (
     WhenBusy,
 )
 from runlane_server.core.transition import Lane, LaneRun
-from runlane_server.store.base import BusySession, DeletedRun, IdleSession, MessagePlace, Page
+from runlane_server.store.base import (
+    BusySession,
+    DeletedRun,
+    DueInput,
+    IdleSession,
+    MessagePlace,
+    Page,
+)
 from runlane_server.store.corrupt import corrupt_complete
+from runlane_server.store.inputs import decode_asking, due_inputs, input_from, inputs_page
 from runlane_server.store.paging import (
     check_not_compacted,
     event_size,
@@ -72,7 +82,9 @@ def _lane(key: SessionKey, rows: Sequence[sqlite3.Row]) -> Lane:
 
 
 def _lane_run(run_id: str, accept_seq: int, state: str, when_busy: str, *rest: Any) -> LaneRun:
-    return LaneRun(run_id, accept_seq, RunState(state), WhenBusy(when_busy), *rest)
+    *others, asking = rest
+    run = LaneRun(run_id, accept_seq, RunState(state), WhenBusy(when_busy), *others)
+    return run if asking is None else run._replace(asking=decode_asking(asking))
 
 
 def busy_sessions(db: sqlite3.Connection) -> list[BusySession]:
@@ -220,6 +232,54 @@ def _run_event(db: sqlite3.Connection, key: RunKey, row: sqlite3.Row) -> RunEven
     return event_from(key, row, complete)
 
 
+# --- Input requests -----------------------------------------------------------------------------
+
+
+def input_request(db: sqlite3.Connection, tenant: str, name: str) -> InputRequest | None:
+    """An input request."""
+    row = db.execute(SQL["input"], (tenant, name)).fetchone()
+    return None if row is None else input_from(tenant, row, as_is)
+
+
+def find_input(db: sqlite3.Connection, key: RunKey, question_key: str) -> InputRequest | None:
+    """The input request of a run with this key."""
+    row = db.execute(SQL["input_of_run"], (*key, question_key)).fetchone()
+    return None if row is None else input_from(key.tenant, row, as_is)
+
+
+def list_inputs(
+    db: sqlite3.Connection,
+    tenant: str,
+    *,
+    session_id: str | None,
+    run_id: str | None,
+    states: Collection[InputState],
+    after: int | None,
+    limit: int,
+) -> Page[InputRequest, int]:
+    """A page of input requests, the latest first."""
+    where = {
+        "tenant": tenant,
+        "session_id": session_id,
+        "run_id": run_id,
+        "states": json.dumps([*(states or InputState)]),
+        "before": END_OF_LIST if after is None else after,
+        "limit": limit + 1,
+    }
+    if run_id is not None:
+        name = "inputs_of_run"
+    elif session_id is not None:
+        name = "inputs_of_session"
+    else:
+        name = "open_inputs" if {*states} == {InputState.OPEN} else "inputs"
+    return inputs_page(tenant, db.execute(SQL[name], where).fetchall(), as_is, limit)
+
+
+def due_input_requests(db: sqlite3.Connection, now: Micros, limit: int) -> list[DueInput]:
+    """Open requests whose time is over, the longest due first."""
+    return due_inputs(db.execute(SQL["due_inputs"], (now, limit)), as_is)
+
+
 # --- Sessions -----------------------------------------------------------------------------------
 
 
@@ -285,4 +345,13 @@ def _message(db: sqlite3.Connection, tenant: str, row: sqlite3.Row) -> Message:
             raise ValueError("its run is not there")
         return asked
 
-    return message_from(tenant, row, as_is, read_prompt)
+    def read_kept(place: KeptPart) -> str | None:
+        return kept_part(db, tenant, row["run_id"], place)
+
+    return message_from(tenant, row, as_is, read_prompt, read_kept)
+
+
+def kept_part(db: sqlite3.Connection, tenant: str, run_id: str, place: KeptPart) -> str | None:
+    """An encoded part that was stored before its message; None if it is not there."""
+    row = db.execute(SQL["kept_part"], (tenant, run_id, place.attempt, place.number)).fetchone()
+    return None if row is None else row["part"]

@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from runlane_server.core.input import InputChange, InputState
 from runlane_server.core.model import (
     EXCERPT_CHARS,
     NO_USAGE,
     Message,
     Micros,
+    Part,
     RunComplete,
     RunEvent,
     RunKey,
@@ -28,10 +30,18 @@ from runlane_server.store.codec import (
     encode_body,
     encode_complete,
     encode_metadata,
+    encode_part,
     encode_parts,
     encode_usage,
 )
+from runlane_server.store.inputs import (
+    encode_answer,
+    encode_asking,
+    encode_question,
+    input_weight,
+)
 from runlane_server.store.weight import (
+    kept_weight,
     logged_event_weight,
     message_weight,
     run_weight,
@@ -150,6 +160,15 @@ def append_unit(
     )
 
 
+def keep_unit(key: RunKey, attempt: int, number: int, part: Part, future: Future[Result]) -> Unit:
+    """The unit of a part that is stored before its message."""
+    text = encode_part(part)
+    rows: Rows = {"keep_part": [(number, text, *key, attempt)]}
+    if number == 0 and attempt > 1:
+        rows["drop_kept_parts"] = [(*key, attempt)]
+    return Unit(key.tenant, rows, future, appended=key.run_id, size=len(text))
+
+
 def session_unit(session: NewSession, future: Future[Result]) -> Unit:
     """The unit of a new session without a run."""
     at = session.created_at
@@ -169,8 +188,10 @@ def _removal(key: SessionKey, base_version: int) -> Rows:
         "delete_session": [(*key, base_version)],
         "remember_runs": [(time.time_ns() // 1_000, *key)],
         "delete_messages": [key],
+        "delete_inputs": [key],
         "delete_run_events": [key],
         "delete_attachments": [key],
+        "delete_kept_parts": [key],
         "delete_prompts": [key],
         "delete_runs": [key],
     }
@@ -188,6 +209,10 @@ def _change(base_version: int, transition: Transition, completes: Sequence[RunCo
         messages = [_message_row(key, it) for it in transition.messages]
         rows["insert_message"] = messages
         added += message_weight([row[-1] for row in messages])
+        added += kept_weight(transition.messages)
+    if transition.inputs:
+        _add_inputs(rows, key, transition.inputs)
+        added += input_weight(transition.inputs)
     values = _session_values(transition, completes, added)
     if base_version == 0:
         rows["insert_session"] = [(*values, values[-1], *key)]
@@ -232,6 +257,7 @@ def _add_run(rows: Rows, key: SessionKey, change: RunChange) -> None:
         run.started_at,
         run.folded_into,
         run.cancel_reason,
+        encode_asking(run.asking),
         key.tenant,
         run.run_id,
         key.session_id,
@@ -286,6 +312,25 @@ def _add_prompt(rows: Rows, tenant: str, request: RunRequest) -> None:
         rows.setdefault("insert_attachment", []).extend(
             (tenant, run_id, n, it.name, it.mime_type, it.content)
             for n, it in enumerate(prompt.attachments)
+        )
+
+
+def _add_inputs(rows: Rows, key: SessionKey, changes: Sequence[InputChange]) -> None:
+    for change in changes:
+        name, request = change.input_request_id, change.request
+        state, answer = change.state._value_, encode_answer(change.answer)
+        closed_at = None if change.state is InputState.OPEN else change.at
+        if request is None:
+            row: Row = (state, closed_at, answer, key.tenant, name)
+            rows.setdefault("close_input", []).append(row)
+            continue
+        question = request.question
+        rows.setdefault("insert_input", []).append(
+            (
+                *(key.tenant, name, key.session_id, request.run_id, question.key, state),
+                *(request.requested_at, request.expires_at, closed_at, answer),
+                encode_question(question),
+            )
         )
 
 

@@ -17,9 +17,11 @@ from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
 from runlane_server.core.errors import StoreUnavailable
+from runlane_server.core.input import InputRequest, InputState
 from runlane_server.core.model import (
     Message,
     Micros,
+    Part,
     Prompt,
     Run,
     RunEvent,
@@ -32,6 +34,7 @@ from runlane_server.core.transition import Lane, Transition
 from runlane_server.store.base import (
     BusySession,
     DeletedRun,
+    DueInput,
     EventFilter,
     IdleSession,
     Listener,
@@ -55,6 +58,7 @@ from runlane_server.store.sqlite.rows import (
     commit_unit,
     discard_unit,
     forget_unit,
+    keep_unit,
     session_unit,
 )
 from runlane_server.store.sqlite.writer import SqliteWriter, unavailable
@@ -145,6 +149,9 @@ class SqliteStore:
         if events:
             await self._writing.write(append_unit(key, attempt, events, _future()))
 
+    async def keep_part(self, key: RunKey, attempt: int, number: int, part: Part) -> None:
+        await self._writing.write(keep_unit(key, attempt, number, part, _future()))
+
     async def discard(self, key: SessionKey, at: Micros) -> None:
         completes = await self._page(queries.unended_runs, key, at)
         await self._writing.write(discard_unit(key, completes, _future()))
@@ -210,6 +217,35 @@ class SqliteStore:
         self, key: RunKey, *, after: int, limit: int, max_bytes: int
     ) -> Sequence[RunEvent]:
         return await self._page(queries.run_events, key, after, limit, max_bytes)
+
+    async def get_input(self, tenant: str, input_request_id: str) -> InputRequest | None:
+        return await self._look_up(queries.input_request, tenant, input_request_id)
+
+    async def find_input(self, key: RunKey, question_key: str) -> InputRequest | None:
+        return await self._look_up(queries.find_input, key, question_key)
+
+    async def list_inputs(
+        self,
+        tenant: str,
+        *,
+        session_id: str | None = None,
+        run_id: str | None = None,
+        states: Collection[InputState] = (),
+        after: int | None = None,
+        limit: int,
+    ) -> Page[InputRequest, int]:
+        return await self._page(
+            queries.list_inputs,
+            tenant,
+            session_id=session_id,
+            run_id=run_id,
+            states=states,
+            after=after,
+            limit=limit,
+        )
+
+    async def due_inputs(self, now: Micros, limit: int) -> Sequence[DueInput]:
+        return await self._look_up(queries.due_input_requests, now, limit)
 
     async def get_session(self, key: SessionKey) -> Session | None:
         return await self._look_up(queries.session, key)

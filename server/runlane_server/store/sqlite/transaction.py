@@ -28,6 +28,8 @@ class Step(NamedTuple):
 STEPS = (
     # Appends go first: an append in the same batch as the end of its run came before that end.
     Step("append_run_event", Stale.attempt),
+    Step("drop_kept_parts", None),
+    Step("keep_part", Stale.attempt),
     Step("create_session", SessionTaken),
     Step("insert_session", Stale.lane),
     Step("update_session", Stale.lane),
@@ -36,8 +38,10 @@ STEPS = (
     Step("remember_runs", None),
     Step("forget_deleted", None),
     Step("delete_messages", None),
+    Step("delete_inputs", None),
     Step("delete_run_events", None),
     Step("delete_attachments", None),
+    Step("delete_kept_parts", None),
     Step("delete_prompts", None),
     Step("delete_runs", None),
     Step("insert_run", RunIdTaken),
@@ -46,6 +50,8 @@ STEPS = (
     Step("insert_prompt", Stale.run),
     Step("insert_attachment", Stale.run),
     Step("insert_message", Stale.run),
+    Step("insert_input", Stale.run),
+    Step("close_input", Stale.run),
     Step("insert_run_event", Stale.run),
     Step("insert_event", Stale.run),
 )

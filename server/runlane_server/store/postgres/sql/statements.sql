@@ -71,7 +71,9 @@ SELECT peer_key FROM store;
 
 -- name: commit_units
 SELECT refused, raised, first_position
-FROM commit_all($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11);
+FROM commit_with_inputs(
+    $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14
+);
 
 -- name: notify
 SELECT pg_notify($1, $2);
@@ -94,6 +96,25 @@ WITH forgotten AS (
 )
 SELECT count(*) AS forgotten FROM forgotten;
 
+-- Writing: parts of long messages
+
+-- name: keep_part
+-- Only for the active attempt. Its first part removes those of earlier attempts, which no message
+-- refers to.
+WITH active AS (
+    SELECT tenant, run_id, attempt FROM runs
+    WHERE tenant = $1 AND run_id = $2 AND attempt = $3 AND run_no > 0
+        AND state IN ('active', 'cancelling') AND folded_into = ''
+), dropped AS (
+    DELETE FROM kept_parts WHERE tenant = $1 AND run_id = $2 AND attempt < $3 AND $4::bigint = 0
+), kept AS (
+    INSERT INTO kept_parts (tenant, run_id, attempt, n, part)
+    SELECT tenant, run_id, attempt, $4::bigint, $5 FROM active
+    ON CONFLICT (tenant, run_id, attempt, n) DO UPDATE SET part = excluded.part
+    RETURNING n
+)
+SELECT count(*) AS kept FROM kept;
+
 -- Reading: lanes
 
 -- name: lane
@@ -104,7 +125,7 @@ SELECT
     sessions.agent AS lane_agent,
     runs.run_id, runs.accept_seq, runs.state, runs.when_busy, runs.accepted_at, runs.rank,
     runs.timeout, runs.max_attempts, runs.attempt, runs.turn, runs.started_at, runs.folded_into,
-    runs.cancel_reason, runs.host, runs.trace, runs.agent,
+    runs.cancel_reason, runs.host, runs.trace, runs.agent, runs.asking,
     (
         SELECT coalesce(max(idx), 0) FROM run_events
         WHERE run_events.tenant = runs.tenant AND run_events.run_id = runs.run_id
@@ -119,7 +140,7 @@ ORDER BY runs.accept_seq;
 -- agent: that of all open runs; NULL if they differ.
 SELECT
     tenant, session_id,
-    bool_or(state IN ('active', 'cancelling')) AS active,
+    bool_or(state IN ('active', 'input_required', 'cancelling')) AS active,
     count(*) FILTER (WHERE state IN ('accepted', 'queued')) AS waiting_runs,
     CASE WHEN min(agent) = max(agent) THEN min(agent) END AS agent
 FROM runs
@@ -218,6 +239,46 @@ SELECT idx, at, kind, body, found FROM (
 ) AS sized
 WHERE before <= $5 ORDER BY idx;
 
+-- Reading: input requests
+
+-- name: input
+SELECT * FROM input_requests WHERE tenant = $1 AND input_request_id = $2;
+
+-- name: input_of_run
+-- The last one: an open one, or one that was answered.
+SELECT * FROM input_requests
+WHERE tenant = $1 AND run_id = $2 AND key = $3 AND request_no > 0
+ORDER BY request_no DESC LIMIT 1;
+
+-- name: inputs
+SELECT * FROM input_requests
+WHERE tenant = $1 AND request_no > 0 AND request_no < $2 AND state = ANY ($3::text[])
+ORDER BY request_no DESC LIMIT $4;
+
+-- name: open_inputs
+SELECT * FROM input_requests
+WHERE tenant = $1 AND state = 'open' AND request_no > 0 AND request_no < $2
+ORDER BY request_no DESC LIMIT $3;
+
+-- name: inputs_of_session
+SELECT * FROM input_requests
+WHERE tenant = $1 AND session_id = $5 AND request_no > 0 AND request_no < $2
+    AND state = ANY ($3::text[])
+ORDER BY request_no DESC LIMIT $4;
+
+-- name: inputs_of_run
+SELECT * FROM input_requests
+WHERE tenant = $1 AND run_id = $5 AND request_no > 0 AND request_no < $2
+    AND state = ANY ($3::text[]) AND ($6::text IS NULL OR session_id = $6)
+ORDER BY request_no DESC LIMIT $4;
+
+-- name: due_inputs
+-- The clock of the database decides.
+SELECT tenant, session_id, run_id, input_request_id FROM input_requests
+WHERE state = 'open' AND expires_at IS NOT NULL
+    AND expires_at <= (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
+ORDER BY expires_at LIMIT $1;
+
 -- Reading: sessions and transcripts
 
 -- name: session
@@ -247,7 +308,8 @@ WHERE active_run_id = '' AND waiting_runs = 0 AND updated_at < $1
 ORDER BY updated_at LIMIT $2;
 
 -- name: messages
--- A user message comes with the prompt of its run. found, before: as with run_events.
+-- A user message comes with the prompt of its run, a long one with the parts that were stored before
+-- it: those follow its first MiB. found, before: as with run_events.
 SELECT
     message_id, run_id, turn, ordinal, role, finish_reason, model, created_at, parts, found,
     prompt_head, rest,
@@ -255,7 +317,11 @@ SELECT
         SELECT ROW(is_text, name, mime_type, content)::kept_attachment FROM attachments
         WHERE sized.attachments > 0 AND tenant = $1 AND attachments.run_id = sized.run_id
         ORDER BY n
-    ) AS attachments
+    ) AS attachments,
+    ARRAY(
+        SELECT ROW(attempt, n, part)::kept_part FROM kept_parts
+        WHERE sized.is_long AND tenant = $1 AND kept_parts.run_id = sized.run_id
+    ) AS kept_parts
 FROM (
     SELECT
         first.*, count(*) OVER () AS found,
@@ -269,7 +335,14 @@ FROM (
                     WHERE attachments.tenant = $1 AND attachments.run_id = messages.run_id
                 )
                 ELSE 0
-            END AS size
+            END + CASE
+                WHEN octet_length(parts) > 1 << 20 THEN (
+                    SELECT coalesce(sum(octet_length(part)), 0) FROM kept_parts
+                    WHERE kept_parts.tenant = $1 AND kept_parts.run_id = messages.run_id
+                )
+                ELSE 0
+            END AS size,
+            coalesce(octet_length(parts), 0) > 1 << 20 AS is_long
         FROM messages
             LEFT JOIN runs ON messages.role = 'user'
                 AND runs.tenant = $1 AND runs.run_id = messages.run_id
@@ -281,6 +354,9 @@ FROM (
     ) AS first
 ) AS sized
 WHERE before <= $6 ORDER BY turn, ordinal;
+
+-- name: kept_parts
+SELECT attempt, n, part FROM kept_parts WHERE tenant = $1 AND run_id = $2;
 
 -- Reading: the event log. compacted is of the same snapshot; an empty page has one row.
 
@@ -400,7 +476,8 @@ SELECT
 DELETE FROM nodes WHERE node_id = $1;
 
 -- name: lost_runs
--- One seek per host; it reads only the runs of lost hosts.
+-- One seek per host; it reads only the runs of lost hosts. Of the runs that wait for input only those
+-- whose agent waits on a node have one. A cancelled run without a host was waiting without a node.
 WITH RECURSIVE hosts (host) AS (
     (
         SELECT host FROM runs
@@ -415,21 +492,52 @@ WITH RECURSIVE hosts (host) AS (
         ORDER BY runs.host LIMIT 1
     )
     FROM hosts WHERE hosts.host IS NOT NULL
+), asking_hosts (host) AS (
+    (
+        SELECT host FROM runs
+        WHERE state = 'input_required' AND host <> '' AND run_no > 0
+        ORDER BY host LIMIT 1
+    )
+    UNION ALL
+    SELECT (
+        SELECT runs.host FROM runs
+        WHERE state = 'input_required' AND runs.host <> '' AND run_no > 0
+            AND runs.host > asking_hosts.host
+        ORDER BY runs.host LIMIT 1
+    )
+    FROM asking_hosts WHERE asking_hosts.host IS NOT NULL
 ), gone AS MATERIALIZED (
-    SELECT host FROM hosts
+    SELECT host FROM (
+        SELECT host FROM hosts UNION SELECT host FROM asking_hosts
+    ) AS every
     WHERE host IS NOT NULL
-        AND NOT EXISTS (SELECT FROM nodes WHERE nodes.node_id = hosts.host AND NOT nodes.lost)
+        AND NOT EXISTS (SELECT FROM nodes WHERE nodes.node_id = every.host AND NOT nodes.lost)
 )
-SELECT lost.tenant, lost.session_id, lost.run_id, lost.attempt
-FROM gone
-    CROSS JOIN (VALUES ('active'), ('cancelling')) AS wanted (state)
-    CROSS JOIN LATERAL (
+SELECT tenant, session_id, run_id, attempt FROM (
+    SELECT lost.*
+    FROM gone
+        CROSS JOIN (VALUES ('active'), ('cancelling')) AS wanted (state)
+        CROSS JOIN LATERAL (
+            SELECT tenant, session_id, run_id, attempt, started_at FROM runs
+            WHERE runs.host = gone.host AND runs.state = wanted.state
+                AND runs.state IN ('active', 'cancelling') AND folded_into = '' AND run_no > 0
+            ORDER BY started_at LIMIT $1
+        ) AS lost
+    UNION ALL
+    SELECT lost.*
+    FROM gone CROSS JOIN LATERAL (
         SELECT tenant, session_id, run_id, attempt, started_at FROM runs
-        WHERE runs.host = gone.host AND runs.state = wanted.state
-            AND runs.state IN ('active', 'cancelling') AND folded_into = '' AND run_no > 0
+        WHERE runs.host = gone.host AND runs.state = 'input_required' AND runs.host <> ''
+            AND run_no > 0
         ORDER BY started_at LIMIT $1
     ) AS lost
-ORDER BY lost.started_at LIMIT $1;
+) AS every
+ORDER BY started_at LIMIT $1;
+
+-- name: answered_runs
+SELECT tenant, session_id FROM runs
+WHERE host IN ('', $1) AND state = 'input_required' AND left(asking, 4) = '[[],' AND run_no > 0
+ORDER BY run_no LIMIT $2;
 
 -- name: cancelled_runs
 SELECT tenant, session_id, run_id, attempt FROM runs
@@ -509,3 +617,13 @@ FROM unnest($1::text[], $2::text[]) AS wanted (tenant, run_id)
     ) AS run
     JOIN nodes ON nodes.node_id = run.host
 WHERE NOT nodes.lost;
+
+-- Repair
+
+-- name: is_end
+-- Whether an event is the last one of a run that has ended.
+SELECT EXISTS (
+    SELECT FROM runs WHERE tenant = $1 AND run_id = $2 AND ended_at IS NOT NULL AND $3 = (
+        SELECT max(idx) FROM run_events WHERE tenant = $1 AND run_id = $2
+    )
+);

@@ -15,8 +15,12 @@ WHERE meta.value IS NULL OR (name = 'store_id' AND length(meta.value) NOT IN (0,
 WITH held AS MATERIALIZED (
     SELECT
         tenant, session_id,
-        count(*) FILTER (WHERE state IN ('active', 'cancelling') AND folded_into = '') AS active,
-        max(run_id) FILTER (WHERE state IN ('active', 'cancelling') AND folded_into = '') AS run_id,
+        count(*) FILTER (
+            WHERE state IN ('active', 'input_required', 'cancelling') AND folded_into = ''
+        ) AS active,
+        max(run_id) FILTER (
+            WHERE state IN ('active', 'input_required', 'cancelling') AND folded_into = ''
+        ) AS run_id,
         count(*) FILTER (WHERE state IN ('accepted', 'queued')) AS waiting
     FROM runs INDEXED BY runs_open
     WHERE ended_at IS NULL
@@ -85,6 +89,38 @@ SELECT 'run ' || tenant || '/' || run_id || problem FROM (
 SELECT 'run ' || tenant || '/' || run_id || ' exists, but is remembered as deleted'
 FROM deleted_runs JOIN runs USING (tenant, run_id);
 
+-- name: inputs
+-- An open request belongs to a run that has not ended.
+SELECT 'input request ' || tenant || '/' || input_request_id || problem FROM (
+    SELECT
+        input_requests.tenant, input_request_id,
+        CASE
+            WHEN runs.run_no IS NULL
+                THEN ' belongs to run ' || input_requests.run_id || ', which does not exist'
+            WHEN input_requests.state = 'open' AND ended_at IS NOT NULL
+                THEN ' is open, but its run has ended'
+            WHEN (input_requests.state = 'open') <> (closed_at IS NULL)
+                THEN ' is ' || input_requests.state || ', but has ' ||
+                    iif(closed_at IS NULL, 'no', 'an') || ' end'
+            WHEN input_requests.state = 'answered' AND answer IS NULL
+                THEN ' is answered, but has no answer'
+        END AS problem
+    FROM input_requests LEFT JOIN runs USING (tenant, run_id)
+) WHERE problem IS NOT NULL
+UNION ALL
+SELECT 'run ' || tenant || '/' || run_id || ' waits for ' || waiting || ' input requests, but ' ||
+    pending || ' are open'
+FROM (
+    SELECT
+        tenant, run_id, json_array_length(asking, '$[0]') AS waiting,
+        (
+            SELECT count(*) FROM input_requests
+            WHERE input_requests.tenant = runs.tenant AND input_requests.run_id = runs.run_id
+                AND state = 'open'
+        ) AS pending
+    FROM runs WHERE asking IS NOT NULL
+) WHERE waiting <> pending;
+
 -- name: accept_order
 SELECT
     'run ' || tenant || '/' || run_id || ' has accept_seq ' || accept_seq || ' after ' || before
@@ -104,7 +140,7 @@ SELECT 'run ' || tenant || '/' || run_id || ' is folded into ' || folded_into ||
             WHEN host.folded_into <> '' THEN ', which is folded itself'
             WHEN host.turn <> run.turn
                 THEN ', but has turn ' || run.turn || ' instead of ' || host.turn
-            WHEN run.ended_at IS NULL AND host.state NOT IN ('active', 'cancelling')
+            WHEN run.ended_at IS NULL AND host.state NOT IN ('active', 'input_required', 'cancelling')
                 THEN ', which is ' || host.state || ', but is ' || run.state
             WHEN run.message_id <> '' AND run.message_id IS NOT host.message_id
                 THEN ', but has another last message'
@@ -209,6 +245,11 @@ FROM (
         ) AS found
     FROM runs
 ) WHERE found <> attachments;
+
+-- name: kept_parts
+SELECT 'part ' || n || ' of attempt ' || kept_parts.attempt || ' of run ' || tenant || '/' ||
+    run_id || ' has no run'
+FROM kept_parts LEFT JOIN runs USING (tenant, run_id) WHERE runs.run_no IS NULL;
 
 -- name: run_events
 -- Compaction removes all events of a run but the last together with its terminal event in the log. A
@@ -358,15 +399,36 @@ WITH prompted AS MATERIALIZED (
     GROUP BY tenant, session_id
 ), said AS MATERIALIZED (
     SELECT
-        tenant, session_id, sum(200 + coalesce(length(CAST(parts AS BLOB)), 0)) AS bytes
+        tenant, session_id,
+        sum(200 + coalesce(length(CAST(parts AS BLOB)), 0) + iif(
+            length(parts) > 1 << 20 AND json_valid(parts), (
+                SELECT coalesce(sum(json_extract(value, '$[3]')), 0) FROM json_each(parts)
+                WHERE json_extract(value, '$[0]') = 'kept'
+            ), 0
+        )) AS bytes
     FROM messages
     GROUP BY tenant, session_id
+), questioned AS MATERIALIZED (
+    SELECT
+        tenant, session_id,
+        sum(
+            500 + length(CAST(question AS BLOB)) + coalesce(length(CAST(answer AS BLOB)), 0)
+        ) AS bytes
+    FROM input_requests
+    GROUP BY tenant, session_id
+), counted AS MATERIALIZED (
+    SELECT
+        sessions.*, prompted.labels,
+        coalesce(prompted.bytes, 0) + coalesce(said.bytes, 0) + coalesce(questioned.bytes, 0)
+            AS bytes
+    FROM sessions
+        LEFT JOIN prompted USING (tenant, session_id)
+        LEFT JOIN said USING (tenant, session_id)
+        LEFT JOIN questioned USING (tenant, session_id)
 )
 SELECT 'session ' || tenant || '/' || session_id || ' counts ' || stored_bytes ||
-    ' stored bytes instead of ' || (coalesce(prompted.bytes, 0) + coalesce(said.bytes, 0))
-FROM sessions
-    LEFT JOIN prompted USING (tenant, session_id)
-    LEFT JOIN said USING (tenant, session_id)
-WHERE stored_bytes - coalesce(prompted.bytes, 0) - coalesce(said.bytes, 0) NOT BETWEEN 0
-    AND coalesce(prompted.labels, 0) + length(CAST(title AS BLOB)) +
+    ' stored bytes instead of ' || bytes
+FROM counted
+WHERE stored_bytes - bytes NOT BETWEEN 0
+    AND coalesce(labels, 0) + length(CAST(title AS BLOB)) +
         coalesce(length(CAST(metadata AS BLOB)), 0);

@@ -71,6 +71,11 @@ DELETE FROM attachments WHERE (tenant, run_id) IN (
     SELECT tenant, run_id FROM runs WHERE tenant = ? AND session_id = ?
 );
 
+-- name: delete_kept_parts
+DELETE FROM kept_parts WHERE (tenant, run_id) IN (
+    SELECT tenant, run_id FROM runs WHERE tenant = ? AND session_id = ?
+);
+
 -- name: delete_prompts
 DELETE FROM prompts WHERE (tenant, run_id) IN (
     SELECT tenant, run_id FROM runs WHERE tenant = ? AND session_id = ?
@@ -85,11 +90,12 @@ DELETE FROM runs WHERE tenant = ? AND session_id = ?;
 -- Inserts an open run; if it ends in the same transaction, `end_run` follows. Refuses the id of a
 -- deleted run.
 INSERT INTO runs (
-    state, rank, turn, attempt, started_at, folded_into, cancel_reason, tenant, run_id, session_id,
+    state, rank, turn, attempt, started_at, folded_into, cancel_reason, asking,
+    tenant, run_id, session_id,
     accept_seq, when_busy, timeout, max_attempts, accepted_at, metadata, attachments,
     prompt_fingerprint, prompt_head, trace, agent
 )
-SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
+SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
 WHERE NOT EXISTS (SELECT 1 FROM deleted_runs WHERE tenant = ? AND run_id = ?);
 
 -- name: update_run
@@ -101,7 +107,8 @@ UPDATE runs SET
     attempt = ?,
     started_at = ?,
     folded_into = ?,
-    cancel_reason = ?
+    cancel_reason = ?,
+    asking = ?
 WHERE tenant = ? AND run_id = ? AND session_id = ? AND ended_at IS NULL;
 
 -- name: end_run
@@ -118,7 +125,8 @@ UPDATE runs SET
     attempt = ?,
     started_at = ?,
     folded_into = ?,
-    cancel_reason = ?
+    cancel_reason = ?,
+    asking = ?
 WHERE tenant = ? AND run_id = ? AND session_id = ? AND ended_at IS NULL;
 
 -- name: insert_prompt
@@ -134,6 +142,19 @@ INSERT INTO messages (
     parts
 ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
+-- name: insert_input
+INSERT INTO input_requests (
+    tenant, input_request_id, session_id, run_id, key, state, requested_at, expires_at, closed_at,
+    answer, question
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: close_input
+UPDATE input_requests SET state = ?, closed_at = ?, answer = ?
+WHERE tenant = ? AND input_request_id = ? AND state = 'open';
+
+-- name: delete_inputs
+DELETE FROM input_requests WHERE tenant = ? AND session_id = ?;
+
 -- name: insert_run_event
 INSERT INTO run_events (idx, at, kind, body, tenant, run_id) VALUES (?, ?, ?, ?, ?, ?);
 
@@ -144,6 +165,18 @@ INSERT INTO run_events (idx, at, kind, body, tenant, run_id)
 SELECT ?, ?, ?, ?, tenant, run_id FROM runs
 WHERE tenant = ? AND run_id = ? AND attempt = ?
     AND state IN ('active', 'cancelling') AND folded_into = '';
+
+-- name: drop_kept_parts
+-- What a lost attempt has kept, which no message refers to.
+DELETE FROM kept_parts WHERE tenant = ? AND run_id = ? AND attempt < ?;
+
+-- name: keep_part
+-- With the fence of `append_run_event`.
+INSERT INTO kept_parts (n, part, tenant, run_id, attempt)
+SELECT ?, ?, tenant, run_id, attempt FROM runs
+WHERE tenant = ? AND run_id = ? AND attempt = ?
+    AND state IN ('active', 'cancelling') AND folded_into = ''
+ON CONFLICT DO UPDATE SET part = excluded.part;
 
 -- name: insert_event
 -- Without an earlier event the tenant's log begins here, or after the removed events.
@@ -266,7 +299,7 @@ SELECT
         SELECT coalesce(max(idx), 0) FROM run_events
         WHERE run_events.tenant = runs.tenant AND run_events.run_id = runs.run_id
     ),
-    started_at, folded_into, cancel_reason, coalesce(trace, ''), '' AS host, runs.agent
+    started_at, folded_into, cancel_reason, coalesce(trace, ''), '' AS host, runs.agent, asking
 FROM sessions LEFT JOIN runs INDEXED BY runs_open
     ON runs.tenant = sessions.tenant AND runs.session_id = sessions.session_id
         AND ended_at IS NULL
@@ -276,7 +309,7 @@ WHERE sessions.tenant = ? AND sessions.session_id = ?;
 -- agent: that of all open runs; NULL if they differ.
 SELECT
     tenant, session_id,
-    max(state IN ('active', 'cancelling')) AS active,
+    max(state IN ('active', 'input_required', 'cancelling')) AS active,
     sum(state IN ('accepted', 'queued')) AS waiting_runs,
     CASE WHEN min(agent) = max(agent) THEN min(agent) END AS agent
 FROM runs INDEXED BY runs_open
@@ -350,6 +383,46 @@ SELECT idx, at, kind, body FROM run_events
 WHERE tenant = :tenant AND run_id = :run_id AND idx > :after AND typeof(idx) = 'integer'
 ORDER BY idx LIMIT :limit;
 
+-- Reading: input requests
+
+-- name: input
+SELECT * FROM input_requests WHERE tenant = ? AND input_request_id = ?;
+
+-- name: input_of_run
+-- The last one: an open one, or one that was answered.
+SELECT * FROM input_requests INDEXED BY input_requests_by_run
+WHERE tenant = ? AND run_id = ? AND key = ? ORDER BY request_no DESC LIMIT 1;
+
+-- name: inputs
+SELECT * FROM input_requests INDEXED BY input_requests_by_tenant
+WHERE tenant = :tenant AND request_no < :before
+    AND state IN (SELECT value FROM json_each(:states))
+ORDER BY request_no DESC LIMIT :limit;
+
+-- name: open_inputs
+SELECT * FROM input_requests INDEXED BY input_requests_open
+WHERE tenant = :tenant AND state = 'open' AND request_no < :before
+ORDER BY request_no DESC LIMIT :limit;
+
+-- name: inputs_of_session
+SELECT * FROM input_requests INDEXED BY input_requests_by_session
+WHERE tenant = :tenant AND session_id = :session_id AND request_no < :before
+    AND state IN (SELECT value FROM json_each(:states))
+ORDER BY request_no DESC LIMIT :limit;
+
+-- name: inputs_of_run
+SELECT * FROM input_requests INDEXED BY input_requests_by_run
+WHERE tenant = :tenant AND run_id = :run_id AND request_no < :before
+    AND state IN (SELECT value FROM json_each(:states))
+    AND (:session_id IS NULL OR session_id = :session_id)
+ORDER BY request_no DESC LIMIT :limit;
+
+-- name: due_inputs
+SELECT tenant, session_id, run_id, input_request_id
+FROM input_requests INDEXED BY input_requests_due
+WHERE state = 'open' AND expires_at IS NOT NULL AND expires_at <= ?
+ORDER BY expires_at LIMIT ?;
+
 -- Reading: sessions and transcripts
 
 -- name: session
@@ -395,6 +468,9 @@ ORDER BY turn, ordinal LIMIT :limit;
 SELECT parts FROM messages
 WHERE tenant = :tenant AND session_id = :session_id AND turn = :turn AND message_id = :message_id;
 
+-- name: kept_part
+SELECT part FROM kept_parts WHERE tenant = ? AND run_id = ? AND attempt = ? AND n = ?;
+
 -- Reading: the event log
 
 -- name: events
@@ -419,3 +495,37 @@ ORDER BY position LIMIT :limit;
 -- The last one: a run of a deleted session may have had the same id.
 SELECT position FROM events
 WHERE tenant = :tenant AND run_id = :run_id ORDER BY position DESC LIMIT 1;
+
+-- Repair
+
+-- name: is_end
+-- Whether an event is the last one of a run that has ended.
+SELECT EXISTS (
+    SELECT 1 FROM runs WHERE tenant = ?1 AND run_id = ?2 AND ended_at IS NOT NULL AND ?3 = (
+        SELECT max(idx) FROM run_events WHERE tenant = ?1 AND run_id = ?2
+    )
+);
+
+-- name: recount_stored_bytes
+-- After a message was replaced; the numbers are those of store/weight.py. Labels count as JSON.
+UPDATE sessions SET stored_bytes =
+    length(CAST(title AS BLOB)) + coalesce(length(CAST(metadata AS BLOB)), 0) + (
+        SELECT coalesce(sum(200 + coalesce(length(CAST(parts AS BLOB)), 0) + iif(
+            length(parts) > 1 << 20 AND json_valid(parts), (
+                SELECT coalesce(sum(json_extract(value, '$[3]')), 0) FROM json_each(parts)
+                WHERE json_extract(value, '$[0]') = 'kept'
+            ), 0
+        )), 0) FROM messages WHERE tenant = :tenant AND session_id = :session_id
+    ) + (
+        SELECT coalesce(sum(
+            500 + length(CAST(prompt_head AS BLOB)) + coalesce(length(CAST(metadata AS BLOB)), 0)
+            + coalesce((
+                SELECT length(CAST(rest AS BLOB)) FROM prompts
+                WHERE prompts.tenant = runs.tenant AND prompts.run_id = runs.run_id
+            ), 0) + coalesce((
+                SELECT sum(length(CAST(content AS BLOB))) FROM attachments
+                WHERE attachments.tenant = runs.tenant AND attachments.run_id = runs.run_id
+            ), 0)
+        ), 0) FROM runs WHERE tenant = :tenant AND session_id = :session_id
+    )
+WHERE tenant = :tenant AND session_id = :session_id;

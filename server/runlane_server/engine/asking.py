@@ -1,0 +1,260 @@
+"""The questions of one attempt, asked through the lane, and their answers (R40, R41)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import structlog
+from uuid_utils import uuid7
+
+from runlane_server.agents.base import AgentError
+from runlane_server.agents.questions import Asked, question_of, value_of
+from runlane_server.core.errors import InputLimit, RunlaneError, StoreUnavailable
+from runlane_server.core.input import (
+    MAX_INPUTS,
+    MAX_OPEN_INPUTS,
+    InputRequest,
+    InputState,
+    Park,
+    Question,
+)
+from runlane_server.core.lane import INPUT_EXPIRED
+from runlane_server.core.limits import RETRY_PAUSE
+from runlane_server.core.model import EventBody, Micros, RunState
+from runlane_server.core.transition import LaneRun
+from runlane_server.engine.agent_code import create_own_task
+from runlane_server.engine.agent_turn import Job
+from runlane_server.engine.lane_access import LaneAccess
+from runlane_server.engine.outbox import Outbox
+from runlane_server.store.base import Store
+from runlane_server.store.retry import retry_read
+
+log = structlog.get_logger()
+
+
+class ActiveTimer:
+    """Calls `on_over` when an attempt was active for `limit` seconds; None is no limit. Time in
+    which it waits for input does not count."""
+
+    def __init__(self, used: float) -> None:
+        self._used = used
+        self._limit: float | None = None
+        self._on_over: Callable[[], None] | None = None
+        self._since: float | None = None
+        self._handle: asyncio.TimerHandle | None = None
+
+    def begin(self, limit: float | None, on_over: Callable[[], None]) -> None:
+        """Starts counting."""
+        self._limit, self._on_over = limit, on_over
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Counts again, if it was paused."""
+        if self._since is not None:
+            return
+        loop = asyncio.get_running_loop()
+        self._since = loop.time()
+        if self._limit is not None and self._on_over is not None:
+            left = max(0.0, self._limit - self._used)
+            self._handle = loop.call_later(left, self._on_over)
+
+    def pause(self) -> None:
+        """Stops counting."""
+        if self._since is not None:
+            self._used += asyncio.get_running_loop().time() - self._since
+        self._since = None
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def end(self) -> None:
+        """Stops counting, for good; forgets whom to call."""
+        self.pause()
+        self._on_over = None
+
+    @property
+    def used(self) -> float:
+        """The seconds that were counted."""
+        running = self._since is not None
+        since = asyncio.get_running_loop().time() - (self._since or 0.0) if running else 0.0
+        return self._used + since
+
+
+class Asking:
+    """Asks the questions of an attempt.
+
+    The lane decides when the run waits and when it goes on; `follow` takes over what it decided,
+    in the order of the commits.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        store: Store,
+        lane: LaneAccess,
+        outbox: Outbox,
+        now: Callable[[], Micros],
+        *,
+        resumable: bool,
+        used: float,
+    ) -> None:
+        self.timer = ActiveTimer(used)
+        self.leaving: tuple[Sequence[Question], str] | None = None
+        """The questions that the agent leaves with, and its checkpoint."""
+        self.is_waiting = False
+        """Whether the run waits for input, or for a slot after it."""
+        self.posting: asyncio.Task[Any] | None = None
+        """The ask that is being committed."""
+        self._job = job
+        self._store = store
+        self._lane = lane
+        self._outbox = outbox
+        self._now = now
+        self._resumable = resumable
+        self._going_on = asyncio.Event()
+        self._going_on.set()
+        self._lock = asyncio.Lock()
+        self._repeated: Counter[str] = Counter()
+
+    def follow(self, run: LaneRun) -> None:
+        """Takes over the state of the run that was committed."""
+        self._outbox.events = max(self._outbox.events, run.events)
+        self.is_waiting = run.state is RunState.INPUT_REQUIRED
+        if self.is_waiting:
+            self._outbox.pause()
+            self.timer.pause()
+            self._going_on.clear()
+        else:
+            self._outbox.go_on()
+            self.timer.go_on()
+            self._going_on.set()
+
+    async def ask(self, asked: Asked) -> Any:
+        """Asks a question, and waits for its answer. Raises AgentError."""
+        question = self.question(asked)
+        async with self._lock:
+            found = await self._find(question.key)
+            if found is None or found.state is InputState.OPEN:
+                # Cancelling the agent must not interrupt the commit.
+                self.posting = create_own_task(self._post(question))
+                name = await asyncio.shield(self.posting)
+            else:
+                name = found.input_request_id
+        if not name:
+            # The run is about to end, and its agent about to be cancelled.
+            await asyncio.get_running_loop().create_future()
+        while True:
+            await self._going_on.wait()
+            settled = await retry_read(self._store, lambda: self._read(name))
+            if settled.state is not InputState.OPEN:
+                return _value(settled)
+            # The run goes on with this request open: it was asked by an earlier attempt only.
+            await asyncio.sleep(RETRY_PAUSE)
+
+    def question(self, asked: Asked) -> Question:
+        """The question, with its key. Raises AgentError."""
+        first = question_of(asked)
+        if asked.key:
+            return first
+        repeated = self._repeated[first.key]
+        self._repeated[first.key] += 1
+        return question_of(asked, repeated=repeated) if repeated else first
+
+    async def begin_to_leave(self, questions: Sequence[Asked], checkpoint: str) -> bool:
+        """Asks when the agent returns; returns whether anything is not answered yet (R44)."""
+        made = [self.question(one) for one in questions]
+        found = [await self._find(one.key) for one in made]
+        left = [
+            one
+            for one, known in zip(made, found, strict=True)
+            if known is None or known.state is InputState.OPEN
+        ]
+        self.leaving = (left, checkpoint) if left else None
+        return bool(left)
+
+    async def answer_to(self, key: str) -> Any:
+        """The answer to a question of this run. Raises AgentError."""
+        found = await self._find(key)
+        if found is None:
+            raise AgentError(f"nothing was asked with the key {key!r}")
+        return _value(found)
+
+    async def leave(self, tail: tuple[EventBody, ...]) -> bool:
+        """Parks the run, whose agent has returned; returns whether that is so. Raises AgentError,
+        and IllegalCommand if the attempt is not the active one."""
+        assert self.leaving is not None  # noqa: S101 - the runner has checked it
+        questions, checkpoint = self.leaving
+        requests = [await self._request(question) for question in questions]
+        park = Park(checkpoint, round(self.timer.used * 1e6))
+        return bool(await self._post_requests(requests, park=park, tail=tail))
+
+    async def _post(self, question: Question) -> str:
+        await self._outbox.flush()
+        if self._outbox.is_closed:
+            return ""
+        self._outbox.pause()
+        try:
+            names = await self._post_requests([await self._request(question)])
+        finally:
+            if not self.is_waiting:
+                self._outbox.go_on()
+        return names[0] if names else ""
+
+    async def _post_requests(
+        self,
+        requests: Sequence[InputRequest],
+        *,
+        park: Park | None = None,
+        tail: tuple[EventBody, ...] = (),
+    ) -> Sequence[str]:
+        while True:
+            try:
+                return await self._lane.ask(
+                    self._job,
+                    tuple(requests),
+                    self._outbox.events,
+                    resumable=self._resumable,
+                    park=park,
+                    tail=tail,
+                )
+            except InputLimit:
+                raise AgentError(
+                    f"the run has too many input requests: {MAX_OPEN_INPUTS} may be open,"
+                    f" {MAX_INPUTS} may be asked",
+                    reason="INPUT_LIMIT",
+                ) from None
+            except StoreUnavailable:
+                if self._store.failed is not None:
+                    raise
+            # The lane knows the requests by their keys if the first commit was successful.
+            await asyncio.sleep(RETRY_PAUSE)
+
+    async def _request(self, question: Question) -> InputRequest:
+        at = self._now()
+        return InputRequest(
+            str(uuid7()),
+            self._job.key.session_id,
+            self._job.run.run_id,
+            question,
+            InputState.OPEN,
+            at,
+            None if question.timeout is None else at + question.timeout,
+        )
+
+    async def _find(self, key: str) -> InputRequest | None:
+        return await retry_read(self._store, lambda: self._store.find_input(self._job.run_key, key))
+
+    async def _read(self, name: str) -> InputRequest:
+        found = await self._store.get_input(self._job.key.tenant, name)
+        if found is None:
+            raise RunlaneError(f"input request {name!r} is missing from the store")
+        return found
+
+
+def _value(settled: InputRequest) -> Any:
+    if settled.answer is None:
+        raise AgentError("nobody answered an input request in time", reason=INPUT_EXPIRED)
+    return value_of(settled.question, settled.answer)

@@ -1,0 +1,31 @@
+"""The command `runlane-web`."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Runs the command. Ends with exit code 2 where the extra is not installed."""
+    try:
+        from runlane_web.cli import web  # noqa: PLC0415 - a missing extra has a line of its own
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in (
+            "click",
+            "h11",
+            "sse_starlette",
+            "starlette",
+            "uvicorn",
+        ):
+            raise
+        print(  # noqa: T201 - the command's own output
+            f"runlane-web: {error.name} is not installed; install the extra: "
+            "pip install 'runlane[web]'",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    web()
+
+
+if __name__ == "__main__":
+    main()

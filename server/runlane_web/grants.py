@@ -1,0 +1,150 @@
+"""Short-lived tokens for browsers, made by a caller that has a token of the server.
+
+A grant lets its holder use one session for one purpose, on behalf of the caller that made it. It
+lives in the memory of one gateway: after a restart the holder asks its backend for another.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from google.protobuf.message import Message
+from google.rpc import code_pb2  # type: ignore[import-untyped]
+
+from runlane_web.errors import Refused
+from runlane_web.routes import Route
+
+PREFIX = "rlg_"
+"""What the token of a grant begins with; no token of a server does."""
+
+MAX_SECONDS = 3600
+"""Maximum lifetime of a grant."""
+
+TICKET_SECONDS = 30
+"""Lifetime of a ticket, which stands in an address and is therefore used once."""
+
+MAX_GRANTS = 10_000
+MAX_PER_CALLER = 1_000
+
+_OF_RUN = frozenset({"GetRun", "WaitRun", "SubscribeRun"})
+"""Rpcs that name a run only; the session of the run must be the grant's."""
+
+_READ = _OF_RUN | {"GetSession", "ListMessages", "ListRuns", "SubscribeRunComplete"}
+
+PURPOSES: Mapping[str, frozenset[str]] = MappingProxyType(
+    {"follow": _READ, "chat": _READ | {"RunAccepted", "Cancel"}}
+)
+"""The rpcs that a grant of each purpose allows, for its session only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What the holder of a token may do.
+
+    Attributes:
+        authority: The token of the caller that made the grant.
+        purpose: A key of `PURPOSES`.
+        session_id: The session.
+        expires: When it ends, by the monotonic clock in seconds.
+    """
+
+    authority: str
+    purpose: str
+    session_id: str
+    expires: float
+
+    def check(self, route: Route, request: Message) -> bool:
+        """Checks that a call is for this purpose and session. Raises Refused.
+
+        Returns:
+            False if the request names a run only, whose session remains to be looked up.
+        """
+        if route.rpc.name not in PURPOSES[self.purpose]:
+            raise _denied(f"the token is for the purpose {self.purpose!r} only")
+        if route.rpc.name not in _OF_RUN and _sessions_of(request) != [self.session_id]:
+            raise other_session()
+        if getattr(request, "allow_missing", False):
+            raise _denied("allow_missing: the token is for an existing session")
+        return route.rpc.name not in _OF_RUN
+
+
+def _sessions_of(request: Message) -> list[str]:
+    names = request.DESCRIPTOR.fields_by_name
+    if "session_ids" in names:
+        return [] if request.run_ids else list(request.session_ids)  # type: ignore[attr-defined]
+    return [request.session_id]  # type: ignore[attr-defined]
+
+
+def other_session() -> Refused:
+    """The error of a call for another session than the token's."""
+    return _denied("session_id: the token is for another session")
+
+
+def _denied(message: str) -> Refused:
+    return Refused(code_pb2.PERMISSION_DENIED, "PERMISSION_DENIED", message)
+
+
+class Grants:
+    """The grants that are in force.
+
+    Args:
+        clock: Returns monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._grants: dict[str, Grant] = {}
+        self._tickets: dict[str, tuple[str, str, float]] = {}
+
+    def make(self, authority: str, purpose: str, session_id: str, seconds: float) -> str:
+        """Makes a grant and returns its token. Raises Refused if there are too many."""
+        self._drop_expired()
+        made = Counter(grant.authority for grant in self._grants.values())
+        if len(self._grants) >= MAX_GRANTS or made[authority] >= MAX_PER_CALLER:
+            raise Refused(code_pb2.RESOURCE_EXHAUSTED, "OVERLOADED", "too many tokens are in force")
+        token = PREFIX + secrets.token_urlsafe(32)
+        self._grants[token] = Grant(authority, purpose, session_id, self._clock() + seconds)
+        return token
+
+    def find(self, token: str) -> Grant:
+        """Returns the grant of a token. Raises Refused if there is none in force."""
+        grant = self._grants.get(token)
+        if grant is None or grant.expires <= self._clock():
+            raise Refused(
+                code_pb2.UNAUTHENTICATED,
+                "UNAUTHENTICATED",
+                "Authorization: the token has expired; ask for another",
+                field="Authorization",
+            )
+        return grant
+
+    def make_ticket(self, token: str, path: str) -> str:
+        """Makes a ticket: it opens one path, once, as the holder of the token would."""
+        self._drop_expired()
+        if len(self._tickets) >= MAX_GRANTS:
+            raise Refused(code_pb2.RESOURCE_EXHAUSTED, "OVERLOADED", "too many tickets are open")
+        ticket = secrets.token_urlsafe(32)
+        self._tickets[ticket] = (token, path, self._clock() + TICKET_SECONDS)
+        return ticket
+
+    def redeem(self, ticket: str, path: str) -> str:
+        """Returns the token behind a ticket, and ends the ticket. Raises Refused."""
+        token, of_path, expires = self._tickets.pop(ticket, ("", "", 0.0))
+        if not token or of_path != path or expires <= self._clock():
+            raise Refused(
+                code_pb2.UNAUTHENTICATED,
+                "UNAUTHENTICATED",
+                "ticket: is for another path, was used, or has expired",
+                field="ticket",
+            )
+        return token
+
+    def _drop_expired(self) -> None:
+        now = self._clock()
+        self._grants = {key: each for key, each in self._grants.items() if each.expires > now}
+        self._tickets = {key: each for key, each in self._tickets.items() if each[2] > now}

@@ -1,0 +1,91 @@
+"""Runs a gateway with uvicorn."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import uvicorn
+
+from runlane_web.connections import Connections, bounded_protocol
+from runlane_web.gateway import Gateway
+
+MAX_HEAD = 64 << 10
+"""Maximum size in bytes of the first line and the headers of a request."""
+
+GRACE = 5
+"""Seconds that open requests get when the gateway stops. Streams resume elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a gateway listens: a TCP address or a Unix socket."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    tls_cert: str | None = None
+    tls_key: str | None = None
+
+    @property
+    def url(self) -> str:
+        """The address for a browser."""
+        scheme = "https" if self.tls_cert else "http"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{scheme}://{host}:{self.port}"
+
+
+def new_token() -> str:
+    """Makes a token that nobody can guess."""
+    return secrets.token_urlsafe(32)
+
+
+def bind(address: Address) -> socket.socket:
+    """Binds the address. Raises OSError."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((address.host, address.port))
+        bound.listen(1024)
+    except BaseException:
+        bound.close()
+        raise
+    return bound
+
+
+def make_server(gateway: Gateway, address: Address) -> uvicorn.Server:
+    """Makes the server of a gateway, with the limits of connections and of what they send first."""
+    config = uvicorn.Config(
+        gateway,
+        http=bounded_protocol(Connections()),
+        ws="none",
+        loop="auto",
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        proxy_headers=False,
+        h11_max_incomplete_event_size=MAX_HEAD,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=GRACE,
+        ssl_certfile=address.tls_cert,
+        ssl_keyfile=address.tls_key,
+    )
+    return uvicorn.Server(config)
+
+
+def serve(gateway: Gateway, address: Address, ready: Callable[[Address], None]) -> None:
+    """Serves until SIGTERM or SIGINT.
+
+    Args:
+        gateway: The application.
+        address: Where to listen; port 0 takes a free one.
+        ready: Called with the address, once it is bound.
+
+    Raises:
+        OSError: The address cannot be bound.
+    """
+    bound = bind(address)
+    ready(replace(address, port=bound.getsockname()[1]))
+    make_server(gateway, address).run(sockets=[bound])

@@ -1,0 +1,143 @@
+"""Streams as server-sent events, resumed by the header `Last-Event-ID`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from google.protobuf import json_format
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.responses import Response
+
+from runlane.errors import CursorCompacted, RunlaneError, Unavailable
+from runlane_web.errors import from_error, invalid, to_json, to_response
+from runlane_web.routes import Route
+from runlane_web.upstream import Upstream
+
+PATIENCE = 1.0
+"""Seconds that a new stream may stay silent before its answer begins. An error that comes until
+then has its own HTTP code; a later one is an event."""
+
+PING = 15
+"""Seconds between two comments on a silent stream, which keep proxies from closing it."""
+
+SEND_TIMEOUT = 60.0
+"""Seconds after which a reader that takes nothing is disconnected; it may resume later."""
+
+
+def event_id(route: Route, message: Message) -> str:
+    """The id of an event: what a request resumes after."""
+    value: Any = message
+    for name in route.event_id.split("."):
+        value = getattr(value, name)
+    return str(value)
+
+
+def event_name(message: Message) -> str:
+    """The name of an event: the field of `oneof event` that is set, such as `run_complete`."""
+    name = message.WhichOneof("event") if "event" in message.DESCRIPTOR.oneofs_by_name else None
+    if name is None and hasattr(message, "event"):
+        return event_name(message.event)
+    return name or "message"
+
+
+def resume_after(route: Route, request: Message, last_event_id: str) -> None:
+    """Sets the position from which a stream resumes. Raises Refused."""
+    field = route.rpc.input_type.fields_by_name[route.resume]
+    if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
+        setattr(request, route.resume, last_event_id)
+    elif last_event_id.isascii() and last_event_id.isdigit() and len(last_event_id) <= 18:
+        setattr(request, route.resume, int(last_event_id))
+    else:
+        raise invalid("Last-Event-ID", "must be the id of an event of this stream")
+
+
+LINE_END = "\n"
+"""Terminals show a stream with it as it is; readers take any."""
+
+
+class EventStream:
+    """One stream of events for one HTTP request.
+
+    Args:
+        upstream: The server.
+        route: The route.
+        request: The request; changed in place as events pass.
+        resumed: True if the caller resumes an earlier stream. It then waits for a server that is
+            away, since a browser gives up after an answer that is an error.
+    """
+
+    def __init__(
+        self, upstream: Upstream, route: Route, request: Message, *, resumed: bool
+    ) -> None:
+        self._route = route
+        self._request = request
+        self._patient = resumed
+        self._stream = upstream.follow(route, request, self._lost)
+        self._first = asyncio.create_task(self._stream.read())
+
+    async def response(self) -> Response:
+        """Waits for the first message or error, and returns the answer that fits."""
+        try:
+            done, _ = await asyncio.wait({self._first}, timeout=PATIENCE)
+        except asyncio.CancelledError:
+            self.close()
+            raise
+        if done and (error := self._first.exception()) is not None:
+            if not isinstance(error, RunlaneError):
+                raise error
+            if not isinstance(error, CursorCompacted):
+                return to_response(from_error(error))
+        elif done and self._first.result() is None and not self._route.endless:
+            # A browser reconnects after the end of a stream, except after this code.
+            return Response(status_code=204)
+        self._patient = True
+        return EventSourceResponse(
+            self._events(),
+            ping=PING,
+            send_timeout=SEND_TIMEOUT,
+            sep=LINE_END,
+            headers={"Cache-Control": "no-store"},
+        )
+
+    def close(self) -> None:
+        """Ends the stream."""
+        self._first.cancel()
+        self._stream.cancel_call()
+
+    async def _events(self) -> AsyncIterator[ServerSentEvent]:
+        try:
+            async for message in self._messages():
+                data = json_format.MessageToJson(message, indent=None, ensure_ascii=False)
+                yield _event(event_name(message), data, event_id(self._route, message))
+        except CursorCompacted as error:
+            # Its id is the oldest position, so a reader that reconnects continues from there.
+            oldest = error.oldest_cursor
+            yield _event("cursor_compacted", to_json(from_error(error)), oldest)
+        except RunlaneError as error:
+            yield _event("error", to_json(from_error(error)))
+        finally:
+            self.close()
+
+    async def _messages(self) -> AsyncIterator[Message]:
+        message = await self._first
+        while True:
+            if message is not None:
+                resume_after(self._route, self._request, event_id(self._route, message))
+                yield message
+            elif self._route.endless:
+                await self._stream.pause_or_raise(Unavailable("the server ended the stream"))
+            else:
+                return
+            message = await self._stream.read()
+
+    def _lost(self, error: RunlaneError) -> None:
+        if not self._patient:
+            raise error
+
+
+def _event(name: str, data: str, event_id: str | None = None) -> ServerSentEvent:
+    return ServerSentEvent(event=name, id=event_id, data=data, sep=LINE_END)

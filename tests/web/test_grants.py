@@ -1,0 +1,143 @@
+"""Tokens for browsers: one session, one purpose, a short life; tickets: one path, once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from runlane_web.errors import Refused
+from runlane_web.grants import MAX_PER_CALLER, TICKET_SECONDS, Grants
+from runlane_web.guard import Policy
+from support.callers import World, guarded
+from support.door import Door, door, reason, violation
+
+THEIRS = "s-theirs"
+
+
+async def ask(
+    opened: Door, verb: str, path: str, token: str, body: dict[str, Any] | None = None
+) -> httpx2.Response:
+    headers = {"Authorization": f"Bearer {token}"}
+    if body is None:
+        return await opened.http.request(verb, path, headers=headers)
+    return await opened.http.request(verb, path, headers=headers, json=body)
+
+
+async def grant(opened: Door, world: World, purpose: str, who: str = "run") -> str:
+    body = {"sessionId": THEIRS, "purpose": purpose, "ttl": "60s"}
+    got = await ask(opened, "POST", "/v1/tokens", world.texts[who], body)
+    assert (got.status_code, got.json()["ttl"]) == (200, "60s"), got.text
+    return str(got.json()["token"])
+
+
+ALLOWED: tuple[tuple[str, str, dict[str, Any] | None, set[str]], ...] = (
+    ("GET", f"/v1/sessions/{THEIRS}", None, {"follow", "chat"}),
+    ("GET", f"/v1/sessions/{THEIRS}/messages", None, {"follow", "chat"}),
+    ("GET", f"/v1/sessions/{THEIRS}/runs", None, {"follow", "chat"}),
+    ("GET", "/v1/runs/r-theirs", None, {"follow", "chat"}),
+    ("GET", "/v1/runs/r-theirs:wait?timeout=0.001s", None, {"follow", "chat"}),
+    ("POST", f"/v1/sessions/{THEIRS}/runs", {"prompt": "[]"}, {"chat"}),
+    ("POST", f"/v1/sessions/{THEIRS}:cancel", {}, {"chat"}),
+    ("GET", "/v1/sessions", None, set()),
+    ("GET", "/v1/runs", None, set()),
+    ("GET", "/v1/sessions/other/messages", None, set()),
+    ("POST", "/v1/sessions", {"sessionId": THEIRS}, set()),
+    ("POST", "/v1/runs:cancelAll", {}, set()),
+    ("POST", "/v1/runs/r-theirs:cancel", {}, set()),
+    ("POST", "/v1/runs", {"sessionId": "other", "prompt": "x"}, set()),
+    ("POST", "/v1/runs", {"sessionId": THEIRS, "prompt": "x", "allowMissing": True}, set()),
+    ("DELETE", f"/v1/sessions/{THEIRS}", None, set()),
+    ("GET", "/v1/agents", None, set()),
+    ("POST", "/v1/tokens", {"sessionId": THEIRS, "purpose": "chat"}, set()),
+)
+
+
+@pytest.mark.parametrize("purpose", ["follow", "chat"])
+async def test_a_grant_allows_its_purpose_in_its_session_only(purpose: str, tmp_path: Path) -> None:
+    async with guarded(tmp_path) as world, door(world.wire.address, Policy()) as opened:
+        token = await grant(opened, world, purpose)
+        for verb, path, body, purposes in ALLOWED:
+            got = await ask(opened, verb, path, token, body)
+            refused = (401,) if path == "/v1/tokens" else (403,)
+            expected = (200,) if purpose in purposes else refused
+            assert got.status_code in expected, (verb, path, got.text)
+
+
+async def test_a_grant_has_no_more_rights_than_who_made_it(tmp_path: Path) -> None:
+    async with guarded(tmp_path) as world, door(world.wire.address, Policy()) as opened:
+        token = await grant(opened, world, "chat", who="read")
+        got = await ask(opened, "POST", f"/v1/sessions/{THEIRS}:cancel", token, {})
+        assert (got.status_code, reason(got)) == (403, "PERMISSION_DENIED")
+        stranger = await grant(opened, world, "chat", who="stranger")
+        got = await ask(opened, "GET", f"/v1/sessions/{THEIRS}", stranger)
+        assert (got.status_code, reason(got)) == (404, "SESSION_NOT_FOUND")
+
+
+async def test_a_grant_ends_with_the_token_that_made_it(tmp_path: Path) -> None:
+    async with guarded(tmp_path) as world, door(world.wire.address, Policy()) as opened:
+        token = await grant(opened, world, "chat")
+        world.revoke("run")
+        world.look()
+        got = await ask(opened, "GET", f"/v1/sessions/{THEIRS}", token)
+        assert (got.status_code, reason(got)) == (401, "UNAUTHENTICATED")
+
+
+async def test_a_ticket_opens_its_path_once(tmp_path: Path) -> None:
+    path = "/v1/runs/r-theirs/events"
+    async with guarded(tmp_path) as world, door(world.wire.address, Policy()) as opened:
+        token = await grant(opened, world, "follow")
+        got = await ask(opened, "POST", "/v1/tickets", token, {"path": path})
+        ticket = {"ticket": got.json()["ticket"]}
+        async with httpx2.AsyncClient(base_url=opened.http.base_url) as browser:
+            assert (await browser.get("/v1/runs/r-theirs", params=ticket)).status_code == 401
+            got = await ask(opened, "POST", "/v1/tickets", token, {"path": path})
+            ticket = {"ticket": got.json()["ticket"]}
+            async with browser.stream("GET", path, params=ticket) as first:
+                assert first.status_code == 200
+            again = await browser.get(path, params=ticket)
+            assert (again.status_code, violation(again)[0]) == (401, "ticket")
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "sessionId"),
+        ({"sessionId": 5, "purpose": "chat"}, "sessionId"),
+        ({"sessionId": "s"}, "purpose"),
+        ({"sessionId": "s", "purpose": "everything"}, "purpose"),
+        ({"sessionId": "s", "purpose": "chat", "ttl": "2h"}, "ttl"),
+        ({"sessionId": "s", "purpose": "chat", "ttl": "3601s"}, "ttl"),
+        ({"sessionId": "s", "purpose": "chat", "ttl": "-5s"}, "ttl"),
+        ({"sessionId": "s", "purpose": "chat", "ttl": 60}, "ttl"),
+        ({"sessionId": "s", "purpose": "chat", "scope": "x"}, "scope"),
+    ],
+)
+async def test_a_wrong_wish_for_a_token_is_refused(
+    body: dict[str, Any], field: str, tmp_path: Path
+) -> None:
+    async with guarded(tmp_path) as world, door(world.wire.address, Policy()) as opened:
+        got = await ask(opened, "POST", "/v1/tokens", world.texts["run"], body)
+        assert (got.status_code, violation(got)[0]) == (400, field)
+
+
+def test_grants_and_tickets_expire_and_are_bounded() -> None:
+    now = [0.0]
+    grants = Grants(lambda: now[0])
+    token = grants.make("caller", "chat", "s", 60)
+    ticket = grants.make_ticket(token, "/p")
+    now[0] = TICKET_SECONDS
+    with pytest.raises(Refused, match="ticket"):
+        grants.redeem(ticket, "/p")
+    now[0] = 60
+    with pytest.raises(Refused, match="expired"):
+        grants.find(token)
+    for _ in range(MAX_PER_CALLER):
+        grants.make("caller", "chat", "s", 60)
+    with pytest.raises(Refused, match="too many"):
+        grants.make("caller", "chat", "s", 60)
+    grants.make("another", "chat", "s", 60)
+    now[0] = 120
+    grants.make("caller", "chat", "s", 60)

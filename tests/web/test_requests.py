@@ -1,0 +1,248 @@
+"""Requests that cannot be served: each gets the right code, with reason and field."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx2
+import pytest
+
+from runlane_server.testing import LocalServer
+from runlane_web import connections, guard
+from runlane_web.gateway import Limits
+from runlane_web.guard import Policy
+from support.door import OWN, Door, door, reason, violation
+
+ACCEPT = {"sessionId": "s", "prompt": "p", "allowMissing": True}
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.fixture
+async def opened() -> AsyncIterator[Door]:
+    async with LocalServer() as server, door(server.address) as found:
+        yield found
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "problem"),
+    [
+        (b"{", "body", "is not valid JSON (line 1, column 2"),
+        (b"[]", "body", "must be a JSON object"),
+        (b'"x"', "body", "must be a JSON object"),
+        (b"\xff", "body", "is not UTF-8"),
+        (b'{"prompt": NaN}', "body", "is not valid JSON (NaN is no number)"),
+        (b'{"a":' * 2000 + b"1" + b"}" * 2000, "body", "is nested more than 32 levels deep"),
+        (b'{"a":' * 40 + b"1" + b"}" * 40, "body", "is nested more than 32 levels deep"),
+        (b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "body", "is nested more than"),
+        (b'{"promt": "x"}', "promt", "does not exist"),
+        (b'{"prompt": "x", "prompt": "y"}', "prompt", "is given twice"),
+        (b'{"prompt": 5}', "prompt", "must be a text"),
+        (b'{"maxAttempts": "x"}', "maxAttempts", "must be a whole number"),
+        (b'{"maxAttempts": 1.5}', "maxAttempts", ""),
+        (b'{"maxAttempts": 99999999999}', "maxAttempts", ""),
+        (b'{"whenBusy": "NO"}', "whenBusy", "Invalid enum value NO"),
+        (b'{"timeout": "long"}', "timeout", "Duration must end with letter"),
+        (b'{"metadata": {"a": 1}}', "metadata", "must be a text"),
+        (b'{"metadata": []}', "metadata", ""),
+        (b'{"attachments": [{"name": 3}]}', "attachments.name", "must be a text"),
+        (b'{"attachments": [{"nam": 3}]}', "attachments.nam", "does not exist"),
+        (b'{"attachments": [{"text": "x", "data": "eA=="}]}', "attachments", ""),
+        (b'{"prompt": "\\ud800"}', "prompt", ""),
+        (b'{"sessionId": "", "prompt": "x"}', "session_id", "is missing"),
+    ],
+)
+async def test_a_bad_body_is_refused(opened: Door, body: bytes, field: str, problem: str) -> None:
+    got = await opened.http.post("/v1/runs", content=body, headers=JSON)
+    assert got.status_code == 400, got.text
+    assert violation(got)[0] == field, got.text
+    assert violation(got)[1].startswith(problem), got.text
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("/v1/runs?pageSize=x", "page_size"),
+        ("/v1/runs?pageSize=1&pageSize=2", "pageSize"),
+        ("/v1/runs?pageSize=1&page_size=2", "page_size"),
+        ("/v1/runs?nix=1", "nix"),
+        ("/v1/runs?states=RUN_STATE_LATE", "states"),
+        ("/v1/runs:subscribe?from_beginning=1", "from_beginning"),
+        ("/v1/runs?session_id=%FF", "query"),
+        ("/v1/sessions/a/runs?session_id=b", "session_id"),
+        ("/v1/runs?" + "session_ids=x&" * 2200, "query"),
+    ],
+)
+async def test_a_bad_query_is_refused(opened: Door, path: str, field: str) -> None:
+    got = await opened.http.get(path)
+    assert (got.status_code, violation(got)[0]) == (400, field), got.text
+
+
+async def test_a_get_with_a_body_is_refused(opened: Door) -> None:
+    got = await opened.http.request("GET", "/v1/runs", content=b"{}", headers=JSON)
+    assert (got.status_code, violation(got)[0]) == (400, "body")
+
+
+async def test_a_session_in_the_path_and_another_in_the_body_are_refused(opened: Door) -> None:
+    got = await opened.http.post("/v1/sessions/a/runs", json={"session_id": "b", "prompt": "x"})
+    assert (got.status_code, violation(got)[0]) == (400, "session_id")
+
+
+async def test_the_idempotency_key_is_the_run_id(opened: Door) -> None:
+    key = {"Idempotency-Key": "mine"}
+    first = await opened.http.post("/v1/runs", json=ACCEPT, headers=key)
+    again = await opened.http.post("/v1/runs", json=ACCEPT, headers=key)
+    assert first.json()["run"]["runId"] == again.json()["run"]["runId"] == "mine"
+    other = await opened.http.post("/v1/runs", json=ACCEPT | {"prompt": "q"}, headers=key)
+    assert (other.status_code, reason(other)) == (409, "RUN_ID_CONFLICT")
+    both = await opened.http.post("/v1/runs", json=ACCEPT | {"run_id": "x"}, headers=key)
+    assert (both.status_code, violation(both)[0]) == (400, "run_id")
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", ""])
+async def test_a_body_of_another_type_is_refused(opened: Door, content_type: str) -> None:
+    """A form of another site can send these without asking."""
+    headers = {"Content-Type": content_type}
+    got = await opened.http.post("/v1/runs", content=b'{"prompt": "x"}', headers=headers)
+    assert (got.status_code, violation(got)[0]) == (415, "Content-Type")
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8080", "", "127.0.0.1.evil"])
+async def test_another_host_is_refused(opened: Door, host: str) -> None:
+    """The name of another site can be made to resolve to this address."""
+    got = await opened.http.get("/v1/runs", headers={"Host": host})
+    assert (got.status_code, reason(got)) == (421, "HOST_NOT_ALLOWED")
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1"])
+async def test_a_page_of_another_origin_is_refused(opened: Door, origin: str) -> None:
+    got = await opened.http.get("/v1/runs", headers={"Origin": origin})
+    assert (got.status_code, reason(got)) == (403, "ORIGIN_NOT_ALLOWED")
+    assert "access-control-allow-origin" not in got.headers
+
+
+async def test_a_page_of_the_same_origin_may_call(opened: Door) -> None:
+    origin = f"http://{opened.host}:{opened.port}"
+    assert (await opened.http.get("/v1/runs", headers={"Origin": origin})).status_code == 200
+
+
+async def test_a_page_of_an_allowed_origin_may_call_and_read() -> None:
+    origin = "https://app.example.com"
+    policy = Policy(origins=frozenset({origin}), token=OWN.token)
+    async with LocalServer() as server, door(server.address, policy) as opened:
+        asked = await opened.http.options("/v1/runs", headers={"Origin": origin})
+        got = await opened.http.get("/v1/runs", headers={"Origin": origin})
+        refused = await opened.http.get("/v1/runs/none", headers={"Origin": origin})
+    assert asked.status_code == 204
+    assert "authorization" in asked.headers["access-control-allow-headers"]
+    for each in (asked, got, refused):
+        assert each.headers["access-control-allow-origin"] == origin
+    assert refused.status_code == 404
+
+
+@pytest.mark.parametrize("header", [None, "", "Bearer", "Basic eDp5", "Bearer wrong", "x"])
+async def test_a_caller_without_the_token_is_refused(opened: Door, header: str | None) -> None:
+    async with httpx2.AsyncClient(base_url=opened.http.base_url) as http:
+        headers = {} if header is None else {"Authorization": header}
+        got = await http.get("/v1/runs", headers=headers)
+    assert (got.status_code, reason(got)) == (401, "UNAUTHENTICATED")
+    assert got.headers["www-authenticate"] == "Bearer"
+
+
+async def test_a_caller_is_refused_before_the_body_is_read(opened: Door) -> None:
+    reader, writer = await asyncio.open_connection(opened.host, opened.port)
+    writer.write(
+        b"POST /v1/runs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4000000\r\n"
+        b"Content-Type: application/json\r\n\r\n"
+    )
+    assert b" 401 " in await reader.readline()
+    writer.close()
+
+
+async def test_a_body_that_is_too_large_is_refused(opened: Door) -> None:
+    got = await opened.http.post("/v1/runs", content=b" " * (guard.MAX_BODY + 1), headers=JSON)
+    assert (got.status_code, violation(got)[0]) == (413, "body")
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(5):
+            yield b" " * (1 << 20)
+
+    got = await opened.http.post("/v1/runs", content=chunks(), headers=JSON)
+    assert (got.status_code, violation(got)[0]) == (413, "body")
+
+
+async def test_a_body_that_does_not_come_is_given_up(
+    opened: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "BODY_TIMEOUT", 0.05)
+    reader, writer = await asyncio.open_connection(opened.host, opened.port)
+    writer.write(
+        b"POST /v1/runs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n"
+        b"Authorization: Bearer " + OWN.token.encode() + b"\r\n\r\n{"
+    )
+    assert b" 408 " in await reader.readline()
+    writer.close()
+
+
+async def test_a_silent_connection_is_closed(opened: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT", 0.05)
+    reader, writer = await asyncio.open_connection(opened.host, opened.port)
+    writer.write(b"GET /v1/runs HTTP/1.1\r\nX-")
+    assert await reader.read() == b""
+    writer.close()
+
+
+def test_connections_have_limits_in_all_and_for_each_address() -> None:
+    counts = connections.Connections(limit=3, per_address=2)
+    assert [counts.take("a") for _ in range(3)] == [True, True, False]
+    assert [counts.take("b") for _ in range(2)] == [True, False]
+    counts.release("a")
+    assert counts.take("b")
+
+
+async def test_too_many_streams_of_one_caller_are_refused() -> None:
+    async with (
+        LocalServer() as server,
+        door(server.address, limits=Limits(streams_per_caller=1)) as opened,
+        opened.http.stream("GET", "/v1/runs:subscribe") as first,
+    ):
+        assert first.status_code == 200
+        got = await opened.http.get("/v1/runs:subscribe")
+        assert (got.status_code, reason(got)) == (429, "OVERLOADED")
+        assert got.headers["retry-after"] == "1"
+
+
+async def test_a_header_cannot_be_injected(opened: Door) -> None:
+    got = await opened.http.get("/v1/runs/x%0d%0aSet-Cookie:%20a=b")
+    assert got.status_code == 400
+    assert "set-cookie" not in got.headers
+
+
+async def test_every_answer_forbids_sniffing_framing_and_caching(opened: Door) -> None:
+    for path in ("/v1/runs", "/v1/runs/none", "/nowhere"):
+        headers: Any = (await opened.http.get(path)).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["cache-control"] == "no-store"
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+
+
+async def test_a_server_that_is_away_is_unavailable() -> None:
+    async with LocalServer() as server, door(server.address) as opened:
+        await server.stop()
+        for path in ("/v1/runs", "/v1/runs/x/events", "/v1/runs:subscribe"):
+            got = await opened.http.get(path)
+            assert got.status_code == 503, path
+
+
+async def test_a_method_that_is_not_served_names_those_that_are(opened: Door) -> None:
+    got = await opened.http.put("/v1/sessions/s")
+    assert (got.status_code, got.headers["allow"]) == (405, "DELETE, GET")
+
+
+async def test_a_server_without_access_control_needs_a_token_of_the_gateway() -> None:
+    """Else any word would do as a token."""
+    async with LocalServer() as server, door(server.address, Policy()) as opened:
+        for path in ("/v1/runs", "/v1/runs:subscribe"):
+            got = await opened.http.get(path, headers={"Authorization": "Bearer any"})
+            assert (got.status_code, reason(got)) == (400, "SERVER_IS_OPEN")
