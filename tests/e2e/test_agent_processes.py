@@ -81,7 +81,7 @@ class Keeper:
             file.write("closed")
     def session_deleted(self, key):
         with open("deleted", "a") as file:
-            file.write(f"{key.tenant} {key.session_id}\n")
+            print(key.tenant, key.session_id, file=file)
 
 class Never:
     async def start(self):

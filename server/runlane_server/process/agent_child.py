@@ -80,8 +80,8 @@ class Server:
         self._connection = connection
         self._started = threading.Event()
         self.gone = threading.Event()
-        self.on_deleted: Callable[[SessionKey], object] = lambda _: None
-        """Called in another thread for a session that was deleted."""
+        self._early: list[SessionKey] = []
+        self._on_deleted: Callable[[SessionKey], None] = self._early.append
 
     def lines(self) -> BufferedReader:
         """What the server sends."""
@@ -101,13 +101,19 @@ class Server:
                 if kind == START:
                     self._started.set()
                 elif kind == DELETED:
-                    self.on_deleted(SessionKey(*json.loads(rest)))
+                    self._on_deleted(SessionKey(*json.loads(rest)))
         self.gone.set()
         self._started.set()
         # A server that was killed could not remove it.
         shutil.rmtree(Path(given.address.removeprefix("unix:")).parent, ignore_errors=True)
         time.sleep(ORPHAN_GRACE)
         os._exit(1)
+
+    def follow_deleted(self, on_deleted: Callable[[SessionKey], None]) -> None:
+        """Calls `on_deleted`, in another thread, for each session that was or will be deleted."""
+        self._on_deleted = on_deleted
+        for key in self._early:
+            on_deleted(key)
 
     def wait_for_start(self) -> bool:
         """Waits until the server starts the agent; False if it is gone."""
@@ -168,7 +174,8 @@ async def _serve(server: Server, agent: Agent, given: Given) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, lambda: None)
     if isinstance(agent, KeepsSessions):
-        server.on_deleted = partial(loop.call_soon_threadsafe, agent.session_deleted)
+        forget = agent.session_deleted
+        server.follow_deleted(partial(_call_on, loop, forget))
     beating = asyncio.create_task(_beat(server))
     try:
         try:
@@ -192,6 +199,12 @@ async def _serve(server: Server, agent: Agent, given: Given) -> int:
     finally:
         beating.cancel()
     return 0
+
+
+def _call_on(
+    loop: asyncio.AbstractEventLoop, call: Callable[[SessionKey], None], key: SessionKey
+) -> None:
+    loop.call_soon_threadsafe(call, key)
 
 
 def _stop_after(server: Server, worker: AgentWorker) -> None:

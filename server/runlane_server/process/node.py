@@ -124,7 +124,7 @@ async def serving(
         )
         await closing.enter_async_context(traces.exporting())
         states = closing.enter_context(_state_dirs(config))
-        agents = agents or await closing.enter_async_context(
+        table: AgentTable = agents or await closing.enter_async_context(
             serving_agents(config, agent_settings(config, states))
         )
         store = open_store(config.store_url)
@@ -136,7 +136,7 @@ async def serving(
         closing.enter_context(watching(observer.on_loop_blocked))
         coordinator = Coordinator(
             store,
-            agents,
+            table,
             feed,
             config.limits,
             node=NodeSettings(lease=config.node_lease),
@@ -161,7 +161,7 @@ async def serving(
             observer=observer,
             tls=security.tls,
             harness=harness if config.harness else None,
-            workers=agents.workers,
+            workers=table.workers,
             socket_mode=int(config.socket_mode, 8),
             private=private,
             max_per_address=config.max_connections_per_address,

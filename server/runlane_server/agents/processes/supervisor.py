@@ -119,7 +119,7 @@ class AgentProcess:
 
     async def _supervise(self) -> None:
         deaths = 0
-        while not self._is_closing:
+        while True:
             end = await self._run_once()
             lasted = time.monotonic() - self._ready_at if self.is_ready else 0.0
             self.is_loaded = self.is_ready = False
