@@ -16,6 +16,7 @@ ROOMS: dict[str, set[str]] = {
     "release": {"release"},
     "core": {
         "agents",
+        "artifact",
         "errors",
         "input",
         "lane",
@@ -23,6 +24,7 @@ ROOMS: dict[str, set[str]] = {
         "model",
         "observer",
         "recent",
+        "retry",
         "trace",
         "transition",
         "turn",

@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 from runlane_server.agents.base import AgentError
 from runlane_server.agents.command import programs
 from runlane_server.agents.loader import load_agent
+from runlane_server.core.model import TextDelta
 from support.programs import answer, at_work, program, python, shell
 from support.turns import Working, ask, collect
 
@@ -32,7 +33,9 @@ async def test_the_words_of_the_argv_are_passed_unchanged() -> None:
 async def test_the_spec_is_split_into_words_without_expansion() -> None:
     spec = r"command:printf '%s|' $HOME '$(id)' `id` * \; a\ b '>' x;y && z"
     agent = load_agent(spec)
-    said = "".join([event.text async for event in agent.run(ask("")) if hasattr(event, "text")])
+    said = "".join(
+        [event.text async for event in agent.run(ask("")) if isinstance(event, TextDelta)]
+    )
     await agent.close()
     assert said == "$HOME|$(id)|`id`|*|;|a b|>|x;y|&&|z|"
 

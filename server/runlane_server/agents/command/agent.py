@@ -37,15 +37,19 @@ from runlane_server.agents.command.programs import (
     exit_code,
 )
 from runlane_server.agents.text import whole_text
+from runlane_server.core.artifact import ArtifactPiece
 from runlane_server.core.model import (
     Attachment,
+    KeptPart,
     Message,
     Part,
     Reasoning,
+    ResultPart,
     SessionKey,
     Text,
     TextDelta,
     ToolCall,
+    ToolResult,
 )
 
 
@@ -112,8 +116,8 @@ async def turn_as_json(turn: Turn) -> str:
     Its keys are `tenant`, `session_id`, `run_id`, `attempt`, `prompt`, `attachments` (each with
     `name`, `mime_type`, and `text` or `data` in base64), `metadata`, and `history`: the messages
     before this turn, the oldest first, each with `message_id`, `run_id`, `role`, `finish_reason`,
-    `model` and `parts`. The `type` of a part is text, reasoning, tool_call, tool_result or
-    attachment.
+    `model` and `parts`. The `type` of a part is text, reasoning, tool_call, tool_result,
+    attachment, artifact or result.
     """
     return json.dumps(
         {
@@ -141,7 +145,7 @@ def _message(message: Message) -> dict[str, Any]:
     }
 
 
-def _part(part: Part) -> dict[str, Any]:
+def _part(part: Part) -> dict[str, Any]:  # noqa: PLR0911 - one per kind
     match part:
         case Attachment():
             return {"type": "attachment", **_attachment(part)}
@@ -151,8 +155,27 @@ def _part(part: Part) -> dict[str, Any]:
             return {"type": "reasoning", "text": text}
         case ToolCall():
             return {"type": "tool_call", **asdict(part)}
-        case _:
+        case ToolResult():
             return {"type": "tool_result", **asdict(part)}
+        case ArtifactPiece():
+            return {"type": "artifact", **_artifact(part)}
+        case ResultPart(text):
+            return {"type": "result", "json": text}
+        case KeptPart():
+            raise ValueError("reading a message puts its kept parts back")
+
+
+def _artifact(artifact: ArtifactPiece) -> dict[str, Any]:
+    content = artifact.content
+    return {
+        "artifact_id": artifact.artifact_id,
+        "name": artifact.name,
+        "mime_type": artifact.mime_type,
+        str(artifact.kind): base64.b64encode(content).decode()
+        if isinstance(content, bytes)
+        else content,
+        "last": artifact.last,
+    }
 
 
 def _attachment(attachment: Attachment) -> dict[str, str]:
