@@ -19,8 +19,10 @@ Measured = Callable[[Bench, str], Awaitable[Figure]]
 async def agent_processes(bench: Bench) -> list[Row]:
     """Words per second over both cores, which the server shares with the load."""
     return [
-        await _row(bench, "processes", "an agent that yields as fast as it can", _yielding),
-        await _row(bench, "chat-processes", "a chat agent whose model does not pause", _chatting),
+        await _row(bench, "agent-processes", "an agent that yields as fast as it can", _yielding),
+        await _row(
+            bench, "chat-agent-processes", "a chat agent whose model does not pause", _chatting
+        ),
     ]
 
 

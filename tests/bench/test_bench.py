@@ -50,7 +50,7 @@ def test_agents_in_processes_yield_figures(tmp_path: Path) -> None:
     only = ["--only", "agent-processes"]
     results = run.main(["--quick", "--load", "go", "--out", str(tmp_path), *only])
     assert not results.failed
-    assert [row.name for row in results.rows] == ["processes", "chat-processes"]
+    assert [row.name for row in results.rows] == ["agent-processes", "chat-agent-processes"]
     for row in results.rows:
         assert all(figure.value > 0 for figure in (*row.ours, *row.peer))
 

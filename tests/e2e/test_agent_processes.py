@@ -19,6 +19,7 @@ from support.staging import SECONDS
 
 MODULE = """
 import asyncio, ctypes, os, sys, time
+from runlane_server.agents.base import Custom
 
 def read(name):
     with open(name) as file:
@@ -59,6 +60,10 @@ async def answer(turn):
         case "history":
             for message in await turn.history():
                 yield f"{message.role}: {''.join(part.text for part in message.parts)}; "
+        case "step":
+            yield await turn.step("one", lambda: "done")
+        case "custom":
+            yield Custom("x", 1)
         case "fold":
             yield "<fold>"
             await asyncio.to_thread(read, rest)
@@ -258,3 +263,16 @@ async def test_an_agent_learns_of_deleted_sessions_and_is_closed(tmp_path: Path)
         assert await asyncio.to_thread(deleted.read) == b"default one\n"
         assert await server.stop() == 0
     assert (tmp_path / "closed").read_text() == "closed"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "what"), [("step", "turn.step"), ("custom", "the event Custom")]
+)
+async def test_what_a_process_cannot_do_says_so(tmp_path: Path, prompt: str, what: str) -> None:
+    async with _serving(tmp_path) as (_, client):
+        error = (await _run(client, prompt)).error
+        assert error is not None
+        assert error.message == (
+            f"{what} cannot be used by an agent in a process of its own; start the server with"
+            " --agent-processes 0"
+        )

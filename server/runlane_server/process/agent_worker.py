@@ -14,8 +14,18 @@ from runlane import types as wire
 from runlane.wire import Wire
 from runlane.worker import Turn, Worker
 from runlane.worker import events as sdk
-from runlane_server.agents.base import Agent, AgentError, AgentEvent, FoldedPrompt, Report
+from runlane_server.agents.base import (
+    Agent,
+    AgentError,
+    AgentEvent,
+    Artifact,
+    Custom,
+    FoldedPrompt,
+    Report,
+    Result,
+)
 from runlane_server.agents.processes.protocol import SECRET_KEY
+from runlane_server.core.artifact import ArtifactKind, ArtifactPiece
 from runlane_server.core.model import (
     Attachment,
     FinishReason,
@@ -23,6 +33,7 @@ from runlane_server.core.model import (
     Part,
     Prompt,
     Reasoning,
+    ResultPart,
     Role,
     RunKey,
     Text,
@@ -34,8 +45,8 @@ from runlane_server.core.turn import InvalidAgentEvent
 from runlane_server.engine.agent_code import EXITS, AgentCode
 from runlane_server.engine.agent_output import ReportCheck, describe, run_error
 
-NO_QUESTIONS = (
-    "turn.ask: an agent in a process of its own cannot ask people; start the server with"
+_NOT_HERE = (
+    "{} cannot be used by an agent in a process of its own; start the server with"
     " --agent-processes 0"
 )
 
@@ -117,6 +128,8 @@ class _Execution:
 
     async def _emit(self, event: AgentEvent) -> None:
         try:
+            if isinstance(event, Artifact | Custom | Result):
+                raise AgentError(_NOT_HERE.format(f"the event {type(event).__name__}"))
             checked = (
                 self._check.report(event) if isinstance(event, Report) else self._check.event(event)
             )
@@ -163,17 +176,29 @@ class _WorkerTurn:
 
     checkpoint = ""
 
-    async def ask(self, text: str, **_: Any) -> Any:
-        """Asks people. Raises AgentError."""
-        raise AgentError(NO_QUESTIONS)
+    async def ask(self, *_: Any, **__: Any) -> Any:
+        """Raises AgentError."""
+        raise AgentError(_NOT_HERE.format("turn.ask"))
 
-    async def ask_and_leave(self, questions: Sequence[Any], checkpoint: str) -> bool:
-        """Asks people. Raises AgentError."""
-        raise AgentError(NO_QUESTIONS)
+    async def ask_and_leave(self, *_: Any) -> bool:
+        """Raises AgentError."""
+        raise AgentError(_NOT_HERE.format("turn.ask_and_leave"))
 
     async def answer_to(self, key: str) -> Any:
-        """The answer to a question. Raises AgentError."""
-        raise AgentError(NO_QUESTIONS)
+        """Raises AgentError."""
+        raise AgentError(_NOT_HERE.format("turn.answer_to"))
+
+    async def step(self, *_: Any) -> Any:
+        """Raises AgentError."""
+        raise AgentError(_NOT_HERE.format("turn.step"))
+
+    async def find_step(self, key: str) -> str | None:
+        """Raises AgentError."""
+        raise AgentError(_NOT_HERE.format("turn.step"))
+
+    async def keep_step(self, key: str, result: object) -> str:
+        """Raises AgentError."""
+        raise AgentError(_NOT_HERE.format("turn.step"))
 
     async def emit(self, event: AgentEvent | str) -> None:
         """Adds an event to the output."""
@@ -205,7 +230,7 @@ def _message(message: wire.Message, ordinal: int) -> Message:
     )
 
 
-def _part(part: wire.Part) -> Part:
+def _part(part: wire.Part) -> Part:  # noqa: PLR0911 - one per kind
     match part:
         case wire.Text(text):
             return Text(text)
@@ -217,3 +242,9 @@ def _part(part: wire.Part) -> Part:
             return ToolResult(part.tool_call_id, part.name, part.content, part.is_error)
         case wire.Attachment():
             return _attachment(part)
+        case wire.Artifact():
+            kind = ArtifactKind(part.kind)
+            names = (part.artifact_id, part.name, part.mime_type)
+            return ArtifactPiece(*names, kind, part.content, part.append, part.last)
+        case wire.Result(json):
+            return ResultPart(json)

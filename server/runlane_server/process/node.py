@@ -124,9 +124,7 @@ async def serving(
         )
         await closing.enter_async_context(traces.exporting())
         states = closing.enter_context(_state_dirs(config))
-        table: AgentTable = agents or await closing.enter_async_context(
-            serving_agents(config, agent_settings(config, states))
-        )
+        table = agents or await _own_agents(closing, config, states)
         store = open_store(config.store_url)
         store.on_failure = shutdown.on_store_failure
         await closing.enter_async_context(store)
@@ -198,6 +196,14 @@ async def serving(
             for task in background:
                 task.cancel()
             await _shut_down(coordinator, endpoint, shutdown, config.drain_timeout)
+
+
+async def _own_agents(
+    closing: AsyncExitStack, config: Config, states: StateDirs | None
+) -> AgentTable:
+    """The agents that the settings declare, until `closing` closes."""
+    agents = serving_agents(config, agent_settings(config, states))
+    return await closing.enter_async_context(agents)
 
 
 def _bind(endpoint: Endpoint, config: Config, *, shares_port: bool) -> tuple[Address, Address]:
