@@ -223,9 +223,15 @@ class AgentProcess:
                 return
 
     def _pause(self, *, blocked: bool) -> None:
-        if blocked != self._is_paused:
-            self._is_paused = blocked
-            (self._workers.pause if blocked else self._workers.unpause)(self._spec.worker_id)
+        if blocked == self._is_paused:
+            return
+        self._is_paused = blocked
+        if blocked:
+            log.warning("agent process does not respond; it gets no runs", **self._names)
+            self._workers.pause(self._spec.worker_id)
+        else:
+            log.info("agent process gets runs again", **self._names)
+            self._workers.unpause(self._spec.worker_id)
 
 
 def _describe(code: int) -> str:
