@@ -230,6 +230,19 @@ async def test_signals_of_a_service_manager_leave_the_runs_alone(tmp_path: Path)
         await wait_for_exit(pid)
 
 
+async def test_r17_a_shutdown_writes_the_ends_of_runs_in_processes(tmp_path: Path) -> None:
+    async with _serving(tmp_path, *FLAGS, "--drain-timeout", "0s") as (server, client):
+        held, pid = await _held(client, "forever")
+        assert await server.stop() == 0
+        assert "run left to its worker" not in server.log
+        assert '"finish_reason": "interrupted"' in server.log
+        await server.start()
+        async with Client(server.address) as later:
+            complete = (await later.get_run(held.run_id)).run_complete
+        assert complete is not None
+        assert (complete.text, complete.attempt) == (f"<{pid}>", 1)
+
+
 async def test_processes_end_with_a_server_that_is_killed(tmp_path: Path) -> None:
     async with _serving(tmp_path) as (server, client):
         _, pid = await _held(client, "forever")
