@@ -34,6 +34,9 @@ class WorkerAgent:
         execution = Execution(
             cast("DurableTurn", turn), self.name, workers.lease, why_lost=workers.why_lost
         )
+        if not self.outlives_node:
+            # The turn itself may be what ends the process: it must count as an attempt.
+            execution.begin()
         self.workers.begin(execution)
         try:
             if execution.turn.is_resumed:
