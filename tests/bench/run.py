@@ -26,6 +26,7 @@ import structlog
 from bench import (
     agent_processes,
     curves,
+    gateway,
     memory,
     nodes,
     past,
@@ -57,6 +58,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "start": waits.start,
     "latency": waits.latency,
     "deltas": rates.deltas,
+    "gateway": gateway.gateway,
     "streams": streams.streams,
     "chat-streams": streams.chat_streams,
     "chat": streams.chat,
