@@ -23,7 +23,20 @@ from statistics import median
 import grpc
 import structlog
 
-from bench import curves, gateway, memory, nodes, past, peers, plot, rates, report, streams, waits
+from bench import (
+    agent_processes,
+    curves,
+    gateway,
+    memory,
+    nodes,
+    past,
+    peers,
+    plot,
+    rates,
+    report,
+    streams,
+    waits,
+)
 from bench.bench import CACHE, Bench
 from bench.load import generator
 from bench.process import cores
@@ -49,6 +62,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "streams": streams.streams,
     "chat-streams": streams.chat_streams,
     "chat": streams.chat,
+    "agent-processes": agent_processes.agent_processes,
     "messages": waits.messages,
     "runs": memory.runs,
     "processes": nodes.processes,

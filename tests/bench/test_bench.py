@@ -45,6 +45,16 @@ def test_streaming_agents_yield_figures(tmp_path: Path) -> None:
     assert all(figure.value > 0 for figure in (*chat.ours, *chat.peer))
 
 
+@NEEDS_GO
+def test_agents_in_processes_yield_figures(tmp_path: Path) -> None:
+    only = ["--only", "agent-processes"]
+    results = run.main(["--quick", "--load", "go", "--out", str(tmp_path), *only])
+    assert not results.failed
+    assert [row.name for row in results.rows] == ["agent-processes", "chat-agent-processes"]
+    for row in results.rows:
+        assert all(figure.value > 0 for figure in (*row.ours, *row.peer))
+
+
 @pytest.mark.parametrize("limit", [0, 1, 7, 49, 50, 51, 230, 1_700, MAX_STREAMS, 9_999])
 async def test_search_finds_the_most_streams(limit: int) -> None:
     async def holds(count: int) -> bool:
