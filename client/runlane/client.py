@@ -242,9 +242,9 @@ class Client:
     async def cancel_all(self, reason: str = "") -> tuple[CancelReceipt, ...]:
         """Cancels all runs that are accepted and not terminal, in all sessions of the caller.
 
-        Returns one receipt per session with a cancelled run. The server cancels thousands of runs
-        page by page; this method asks for all pages. A page is retried only if the server
-        certainly did nothing; see `cancel`.
+        Returns one receipt per session with a cancelled run, or with damaged records. The server
+        cancels thousands of runs page by page; this method asks for all pages. A page is retried
+        only if the server certainly did nothing; see `cancel`.
         """
         receipts: list[CancelReceipt] = []
         request = build(runs_pb.CancelAllRequest, reason=reason, page_size=CANCELLED_PER_CALL)

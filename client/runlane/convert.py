@@ -210,6 +210,7 @@ def receipt(
         session_id=session_id or (covered[0].session_id if covered else ""),
         cancelled=covered,
         fence_accept_seq=message.fence_accept_seq,
+        unreadable=isinstance(message, run_service_pb2.SessionCancellation) and message.unreadable,
     )
 
 

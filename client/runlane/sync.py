@@ -232,9 +232,9 @@ class Client:
     def cancel_all(self, reason: str = "") -> tuple[CancelReceipt, ...]:
         """Cancels all runs that are accepted and not terminal, in all sessions of the caller.
 
-        Returns one receipt per session with a cancelled run. The server cancels thousands of runs
-        page by page; this method asks for all pages. A page is retried only if the server
-        certainly did nothing; see `cancel`.
+        Returns one receipt per session with a cancelled run, or with damaged records. The server
+        cancels thousands of runs page by page; this method asks for all pages. A page is retried
+        only if the server certainly did nothing; see `cancel`.
         """
         return self._portal.call(self._inner.cancel_all, reason)
 

@@ -229,12 +229,14 @@ class CancelReceipt:
 
     `cancelled` is in accept order, and empty if there was nothing to cancel. Runs with an
     accept_seq above `fence_accept_seq` were not affected. `session_id` is empty if the cancel named
-    only a run and covered none.
+    only a run and covered none. `unreadable`: the stored records of the session are damaged, so
+    nothing of it was cancelled; deleting the session ends its runs.
     """
 
     session_id: str
     cancelled: tuple[CancelledRun, ...]
     fence_accept_seq: int
+    unreadable: bool = False
 
 
 # --- Sessions and transcripts --------------------------------------------------------------------

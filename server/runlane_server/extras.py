@@ -20,6 +20,7 @@ EXTRAS = {
     "typing_extensions": ("typing-extensions", "server"),
     "uuid_utils": ("uuid-utils", "server"),
     "asyncpg": ("asyncpg", "server,postgres"),
+    "aiohttp": ("aiohttp", "server,chat"),
     "pydantic_ai": ("pydantic-ai", "server,chat"),
     "prometheus_client": ("prometheus-client", "server,metrics"),
     "opentelemetry": ("opentelemetry-proto", "server,traces"),

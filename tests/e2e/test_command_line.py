@@ -309,6 +309,29 @@ async def test_a_run_is_found_by_the_beginning_of_its_id(server: ServerProcess, 
     assert (code, err) == (1, "Error: there is no run 'nobody-knows'\n")
 
 
+async def test_session_is_named_by_a_unique_prefix(server: ServerProcess) -> None:
+    for session in ("notes-of-monday", "notes-of-tuesday", "notes-of"):
+        await command(server, "run", "-s", session, "hello")
+    _, out, _ = await command(server, "messages", "notes-of-m")
+    assert out.count("hello") == 2
+    # An id is no prefix, although others begin with it.
+    assert (await command(server, "messages", "notes-of"))[0] == 0
+    assert await command(server, "cancel", "notes-of-t") == (0, "", "nothing to cancel\n")
+    ambiguous = "'notes-of-' is the beginning of 2 session ids; give more of it"
+    for arguments in (("messages",), ("cancel",), ("sessions", "delete")):
+        code, _, err = await command(server, *arguments, "notes-of-")
+        assert (code, ambiguous in err) == (2, True)
+    assert (await command(server, "sessions", "delete", "notes-of-t", "notes-of-m"))[0] == 0
+    code, _, err = await command(server, "cancel", "notes-of-t")
+    assert (code, err) == (1, "Error: there is no session 'notes-of-t'\n")
+    # Too short for a prefix.
+    assert (await command(server, "messages", "notes-o"))[0] == 1
+    # A run may mean a new session.
+    await command(server, "run", "-s", "notes-o", "hello")
+    _, out, _ = await command(server, "sessions")
+    assert [line.split("\t")[1] for line in out.splitlines()] == ["notes-o", "notes-of"]
+
+
 async def test_watch_on_a_terminal_shows_active_and_ended_runs(
     server: ServerProcess, wire: Wire
 ) -> None:

@@ -75,6 +75,28 @@ async def test_restored_backup_serves_and_refuses_older_cursors(tmp_path: Path) 
         assert texts == ["before", "after"]
 
 
+@pytest.mark.sqlite("the copy is of a file")
+async def test_repair_asks_for_a_backup_and_says_what_it_did(tmp_path: Path) -> None:
+    store = ("--store", "sqlite:///runlane.db")
+    async with serving(tmp_path, *store) as server, Client(server.address) as client:
+        await (await client.run_accepted("s", "p", run_id="r", allow_missing=True)).completed()
+        code, _, err = await operate(tmp_path, "check", *store, "--repair", "--no-backup")
+        assert (code, "in use by another server" in err[-1]) == (1, True)
+    with closing(sqlite3.connect(tmp_path / "runlane.db")) as db, db:
+        db.execute("UPDATE events SET body = '{}'")
+    for flags in (("--repair",), ("--no-backup",), ("--repair", "--no-backup", "--backup", "b")):
+        code, _, err = await operate(tmp_path, "check", *store, *flags)
+        assert (code, "--repair requires --backup FILE" in " ".join(err)) == (2, True)
+    code, out, _ = await operate(tmp_path, "check", *store, "--repair", "--backup", "before.db")
+    copied, repaired, *sound = out
+    assert len(sound) == 1
+    assert code == 0
+    assert copied.startswith("before.db: ")
+    assert repaired == "terminal event of run default/r was replaced"
+    assert "no problems in 1 sessions, 1 runs, 1 terminal events" in sound[0]
+    assert (await operate(tmp_path, "check", "--store", "sqlite:///before.db"))[0] == 1
+
+
 @pytest.mark.sqlite("check is of a file")
 async def test_check_reports_each_inconsistency(tmp_path: Path) -> None:
     async with serving(tmp_path) as server, Client(server.address) as client:

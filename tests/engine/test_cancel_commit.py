@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 
 import pytest
 
 from runlane_server.core.errors import RunIdConflict, StoreUnavailable
 from runlane_server.core.model import RunState, WhenBusy
-from runlane_server.core.transition import Transition
+from runlane_server.core.transition import Lane, Transition
+from runlane_server.engine.lane_access import LARGE_END
+from runlane_server.engine.mailbox import Mailbox, PendingCommand
 from runlane_server.store.memory.store import MemoryStore
 from support.node import Node, running
 from support.staging import say, script, wait
@@ -94,3 +97,29 @@ async def test_r27_a_refused_interrupt_does_not_touch_the_active_run(
     assert await node.state(run.run.run_id) is S.ACTIVE
     node.latches.open("g")
     assert (await node.end(run.run.run_id)).text == "done"
+
+
+async def test_r09_a_cancel_does_not_wait_for_the_end_of_a_long_turn() -> None:
+    """A cancel and a long end that come together are committed one after another."""
+    async with Watched() as store, running(store) as node:
+        run = await node.accept("s", script(say("x" * (LARGE_END + 1)), wait("g")))
+        await node.latches.reached("g")
+        before = store.commits
+        await node.coordinator.cancel("s")
+        assert (await node.end(run.run.run_id)).state is S.CANCELLED
+        assert store.commits == before + 2
+
+
+def test_large_command_lets_the_others_go_first_once() -> None:
+    def command(lane: Lane, at: int) -> Transition:
+        raise AssertionError
+
+    large = PendingCommand(command, is_large=True)
+    first, second = PendingCommand(command), PendingCommand(command)
+    mailbox = Mailbox(commands=deque([first, large, second]))
+    assert mailbox.take() == [first, second]
+    mailbox.commands.append(first)
+    late = mailbox.take()
+    assert [it.is_large for it in late] == [False, False]
+    assert late[1] is first
+    assert not mailbox.commands

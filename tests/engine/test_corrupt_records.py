@@ -11,7 +11,10 @@ import pytest
 
 from runlane_server.access.caller import DEFAULT_TENANT
 from runlane_server.core.errors import CorruptRecord, RunNotFound, SessionNotFound
+from runlane_server.core.limits import Limits
 from runlane_server.core.model import RunState, SessionKey
+from runlane_server.core.transition import Receipt
+from runlane_server.engine.cancel_all import CancelledPage
 from runlane_server.store.base import EventFilter
 from runlane_server.store.sqlite.check import check
 from runlane_server.store.sqlite.store import SqliteStore
@@ -69,7 +72,9 @@ async def test_r21_damaged_lane_stops_only_its_session_and_can_be_deleted(
         with pytest.raises(CorruptRecord, match="bad"):
             await node.coordinator.cancel("bad")
         receipts = await node.coordinator.cancel_all()
-        assert receipts == ()
+        assert receipts == (Receipt("bad", unreadable=True),)
+        page = await node.coordinator.cancel_page(after="", max_runs=9)
+        assert page == CancelledPage(receipts, "")
 
         await node.coordinator.delete_session("bad")
         assert await _ends(node, "bad") == {"bad-active": 1, "bad-waiting": 1}
@@ -79,6 +84,30 @@ async def test_r21_damaged_lane_stops_only_its_session_and_can_be_deleted(
             await node.coordinator.get_run("bad-active")
         await node.accept("bad", "again", run_id="fresh")
         assert (await node.end("fresh")).state.is_terminal
+    assert check(path).problems == ()
+
+
+@pytest.mark.parametrize("notices", ["cancel", "end"])
+async def test_r21_active_run_of_a_damaged_lane_gives_its_slot_back(
+    notices: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "runlane.db"
+    limits = Limits(max_active_runs=1, cancel_grace=SECONDS)
+    async with SqliteStore(path) as store, running(store, limits=limits) as node:
+        await node.start_blocked("bad", "g", run_id="r")
+        waiting = await node.queue("good", "x")
+        damage(path, DAMAGES["range"])
+        if notices == "cancel":
+            with pytest.raises(CorruptRecord, match="bad"):
+                await node.coordinator.cancel("bad")
+        else:
+            node.latches.open("g")
+        # There is one slot, which the run had.
+        assert (await node.end(waiting.run_id)).state is RunState.COMPLETED
+        await node.coordinator.delete_session("bad")
+        assert await _ends(node, "bad") == {"r": 1}
+        again = await node.queue("bad", "x")
+        assert (await node.end(again.run_id)).state is RunState.COMPLETED
     assert check(path).problems == ()
 
 

@@ -12,6 +12,7 @@ from runlane_server.agents.base import AgentEvent, Turn
 from runlane_server.core.limits import Limits
 from runlane_server.core.model import (
     Prompt,
+    Reasoning,
     ReasoningDelta,
     RunComplete,
     RunState,
@@ -20,6 +21,7 @@ from runlane_server.core.model import (
     ToolCall,
     ToolResult,
 )
+from runlane_server.core.transition import Transition
 from runlane_server.engine.outbox import OUTBOX_CHARS, PART_BYTES
 from runlane_server.store.base import Store
 from runlane_server.store.memory.store import MemoryStore
@@ -228,3 +230,55 @@ async def test_one_huge_text_is_stored_in_small_batches() -> None:
         complete = await node.coordinator.run("s", Prompt("x"))
         assert complete.state is RunState.COMPLETED
     assert OUTBOX_CHARS <= store.largest <= 2 * OUTBOX_CHARS
+
+
+class Weighing(MemoryStore):
+    """A store that knows the most characters that a commit wrote to the transcript."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
+
+    async def commit(self, base_version: int, transition: Transition) -> int:
+        chars = sum(
+            len(part.text)
+            for message in transition.messages
+            for part in message.parts
+            if isinstance(part, Text | Reasoning)
+        )
+        self.largest = max(self.largest, chars)
+        return await super().commit(base_version, transition)
+
+
+LONG = 5 << 20
+
+
+def long_answer() -> Iterator[AgentEvent]:
+    """Reasoning and text of 5 MiB each, with numbers, so that no two parts are the same."""
+    for kind in (ReasoningDelta, TextDelta):
+        for n in range(LONG // 1024):
+            yield kind(f"{n:05}".ljust(1024, "."))
+
+
+@pytest.mark.stores("memory")
+async def test_end_of_a_long_run_has_little_to_write() -> None:
+    limits = Limits(cancel_grace=SECONDS, max_run_output=1 << 24)
+    async with (
+        Weighing() as store,
+        running(store, agent=Endless(long_answer), limits=limits) as node,
+    ):
+        complete = await node.coordinator.run("s", Prompt("x"))
+        assert complete.state is RunState.COMPLETED
+        assert store.largest < 4 << 20
+
+
+async def test_long_run_is_whole_in_the_transcript(store: Store) -> None:
+    limits = Limits(cancel_grace=SECONDS, max_run_output=1 << 24)
+    async with running(store, agent=Endless(long_answer), limits=limits) as node:
+        complete = await node.coordinator.run("s", Prompt("x"))
+        message = (await node.messages("s"))[-1]
+    expected = "".join(f"{n:05}".ljust(1024, ".") for n in range(LONG // 1024))
+    for kind in (Reasoning, Text):
+        assert "".join(part.text for part in message.parts if isinstance(part, kind)) == expected
+    assert complete.text == expected[: 1 << 20]
+    assert complete.text_truncated

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from runlane_server.engine.pulse import MAX_WAIT, Pulse
+from runlane_server.engine.pulse import BUSY, IDLE, MAX_WAIT, Pulse
 from runlane_server.store.batching import SAMPLE
 
 _NAME: ContextVar[str] = ContextVar("name", default="")
@@ -39,11 +39,12 @@ async def waited(share: float, *, longest: float = MAX_WAIT) -> float:
 
 
 async def test_nothing_waits_while_the_loop_has_time() -> None:
-    assert await waited(0.3) < MAX_WAIT / 2
+    assert await waited(IDLE) < MAX_WAIT / 2
 
 
-async def test_calls_wait_while_the_loop_has_none() -> None:
-    assert await waited(1.0) >= MAX_WAIT * 0.9
+@pytest.mark.parametrize("share", [BUSY, 1.0])
+async def test_calls_wait_while_the_loop_has_none(share: float) -> None:
+    assert await waited(share) >= MAX_WAIT * 0.9
 
 
 async def test_pulse_without_a_wait_never_waits() -> None:

@@ -42,7 +42,9 @@ SERVER = re.compile(
 )
 """Commands that start a server, which runs until Ctrl-C."""
 
-WATCHER = re.compile(r"python subscriber\.py \S+|grpcurl .*/SubscribeRunComplete|runlane watch .*")
+WATCHER = re.compile(
+    r"python subscriber\.py \S+|grpcurl .*/SubscribeRunComplete|runlane (?:watch|worker) .*"
+)
 """Commands that print until Ctrl-C."""
 
 OF_WATCHER = re.compile(r"[Tt]he subscriber says|[Ww]atch the subscriber|Both say")

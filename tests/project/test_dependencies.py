@@ -98,8 +98,8 @@ def said_in(text: str, *folders: str) -> bool:
 UNPINNED = {"matplotlib", "a2a-sdk", "atheris"}
 """Extras that are installed by hand, to measure or to search."""
 
-BROUGHT_ALONG = {"cryptography", "pydantic-core", "pydantic-graph"}
-"""Dependencies of PyJWT[crypto] and pydantic-ai whose objects the server uses directly."""
+BROUGHT_ALONG = {"cryptography", "httpx2", "pydantic-core", "pydantic-graph"}
+"""Dependencies of PyJWT[crypto], openai and pydantic-ai whose objects the server uses directly."""
 
 RUNTIME = {
     "the client": (PROJECT["dependencies"], "client"),

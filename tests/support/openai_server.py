@@ -195,7 +195,8 @@ class OpenAIServer:
 
 async def _send_error(writer: asyncio.StreamWriter, answer: Answer) -> None:
     error = {"message": answer.error, "code": answer.code, "type": "some_type"}
-    body = json.dumps({"error": error}).encode()
+    # A 204 has no body; a strict client refuses one that has.
+    body = b"" if answer.status == 204 else json.dumps({"error": error}).encode()
     more = [f"Retry-After: {answer.retry_after}"] if answer.retry_after else []
     writer.write(http_head(answer.status, "application/json", len(body), *more) + body)
     await writer.drain()

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Sequence
 
 import click
 
-from runlane.cli.base import DONE, execute
+from runlane.cli.base import DONE, FAILED, execute
 from runlane.cli.command import Command
 from runlane.cli.connection import Settings
 from runlane.cli.output import Column, field, json_line, show, state_text, stderr_console
-from runlane.cli.run_ids import find_run
+from runlane.cli.run_ids import find_run, find_session
 from runlane.cli.terminal import echo, on_terminal
 from runlane.client import Client
 from runlane.types import CancelledRun, CancelReceipt, CancelScope
@@ -63,7 +63,9 @@ def cancel(
     the cancel. The fence on stderr is the last accept number at the time of the cancel: runs with a
     larger number are not affected. On an idle session the command has no effect and succeeds.
 
-    SESSION is optional with --run.
+    The exit code of --all is 1 if the stored records of a session are damaged, which it names.
+
+    SESSION is the id of a session, or the unique beginning of one. It is optional with --run.
 
     \b
     Examples:
@@ -84,13 +86,12 @@ def cancel(
             receipts = await client.cancel_all(reason)
         else:
             run = None if run_id is None else await find_run(client, run_id)
+            named = await find_session(client, session) if session else ""
             receipts = (
-                await client.cancel(
-                    session or "", run_id=run, scope=CancelScope(scope), reason=reason
-                ),
+                await client.cancel(named, run_id=run, scope=CancelScope(scope), reason=reason),
             )
         await _print(receipts, as_json=as_json)
-        return DONE
+        return FAILED if any(receipt.unreadable for receipt in receipts) else DONE
 
     execute(settings, work)
 
@@ -100,6 +101,10 @@ async def _print(receipts: tuple[CancelReceipt, ...], *, as_json: bool) -> None:
         for receipt in receipts:
             echo(json_line(receipt))
         return
+    for receipt in receipts:
+        if receipt.unreadable:
+            name = field(receipt.session_id)
+            echo(f"not cancelled: the records of session {name} are damaged; delete it", err=True)
     cancelled = [run for receipt in receipts for run in receipt.cancelled]
     if not cancelled:
         stderr_console().print("nothing to cancel")
@@ -107,6 +112,8 @@ async def _print(receipts: tuple[CancelReceipt, ...], *, as_json: bool) -> None:
 
     await show(_iterate(cancelled), _COLUMNS, as_json=False, empty_note="")
     for receipt in receipts:
+        if receipt.unreadable:
+            continue
         line = f"fence {receipt.fence_accept_seq} in session {field(receipt.session_id)}"
         if on_terminal():
             stderr_console().print(line, style="dim")

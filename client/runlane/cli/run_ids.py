@@ -1,4 +1,5 @@
-"""Short run ids: a listing shows prefixes that are unique, and commands accept them."""
+"""Short ids: a listing shows prefixes of run ids that are unique, and commands accept prefixes of
+run and session ids."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from itertools import pairwise
 
 from runlane.cli.base import InvalidUsage
 from runlane.client import Client
-from runlane.errors import RunNotFound
+from runlane.errors import RunNotFound, SessionNotFound
 
 SHOWN = 13
 """Minimum length of a shown prefix. In a generated id, it is the time in milliseconds."""
@@ -16,7 +17,7 @@ ACCEPTED = 8
 """Minimum length of an accepted prefix."""
 
 SEARCHED = 1000
-"""Number of runs, most recently accepted first, among which a prefix is searched."""
+"""Number of runs or sessions, the newest first, among which a prefix is searched."""
 
 
 def short_ids(ids: Iterable[str]) -> Mapping[str, str]:
@@ -49,6 +50,26 @@ async def find_run(client: Client, text: str) -> str:
         found = [run.run_id for run in page.items if run.run_id.startswith(text)]
         if not found:
             raise
+    return _only(found, text, "run")
+
+
+async def find_session(client: Client, text: str) -> str:
+    """Returns the id of a session that is named by its id or by a prefix, or the text if there is
+    none: it may be about to be created.
+
+    Raises InvalidUsage for a prefix of several sessions.
+    """
+    if len(text) < ACCEPTED:
+        return text
+    try:
+        return (await client.get_session(text)).session_id
+    except SessionNotFound:
+        page = await client.list_sessions(page_size=SEARCHED).page()
+        found = [each.session_id for each in page.items if each.session_id.startswith(text)]
+    return _only(found or [text], text, "session")
+
+
+def _only(found: list[str], text: str, kind: str) -> str:
     if len(found) > 1:
-        raise InvalidUsage(f"{text!r} is the beginning of {len(found)} run ids; give more of it")
+        raise InvalidUsage(f"{text!r} is the beginning of {len(found)} {kind} ids; give more of it")
     return found[0]

@@ -7,7 +7,7 @@ from functools import partial
 import click
 from rich.text import Text as RichText
 
-from runlane.cli.base import DONE, execute, failure
+from runlane.cli.base import DONE, InvalidUsage, execute, failure
 from runlane.cli.command import Command, Group
 from runlane.cli.connection import Settings
 from runlane.cli.output import (
@@ -21,6 +21,7 @@ from runlane.cli.output import (
     time_text,
 )
 from runlane.cli.params import count_option
+from runlane.cli.run_ids import find_session
 from runlane.cli.terminal import SafeConsole, echo, for_terminal, on_terminal
 from runlane.client import Client
 from runlane.errors import InvalidArgument, SessionBusy, SessionNotFound
@@ -113,8 +114,8 @@ async def _create(
 def delete(settings: Settings, session: tuple[str, ...]) -> None:
     """Delete idle sessions, with their runs and transcripts.
 
-    Tries every SESSION. The exit code is 1 if a session does not exist or has work, and 2 if an id
-    is invalid.
+    Tries every SESSION: the id of one, or its unique beginning. The exit code is 1 if a session
+    does not exist or has work, and 2 if an id is invalid or the beginning of several.
     """
     execute(settings, partial(_delete, session))
 
@@ -123,10 +124,10 @@ async def _delete(session_ids: tuple[str, ...], client: Client) -> int:
     code = DONE
     for session_id in session_ids:
         try:
-            await client.delete_session(session_id)
-        except (SessionNotFound, SessionBusy, InvalidArgument) as error:
+            await client.delete_session(await find_session(client, session_id))
+        except (SessionNotFound, SessionBusy, InvalidArgument, InvalidUsage) as error:
             # Other errors would affect the remaining sessions too.
-            failed = failure(error)
+            failed = error if isinstance(error, InvalidUsage) else failure(error)
             failed.show()
             code = max(code, failed.exit_code)
     return code
@@ -137,7 +138,7 @@ async def _delete(session_ids: tuple[str, ...], client: Client) -> int:
 @click.argument("session")
 @click.pass_obj
 def messages(settings: Settings, as_json: bool, session: str) -> None:
-    """Print the messages of SESSION, oldest first.
+    """Print the messages of SESSION, oldest first: the id of a session, or its unique beginning.
 
     Columns in a pipe: time, turn, run, role, finish reason, text.
     """
@@ -145,7 +146,7 @@ def messages(settings: Settings, as_json: bool, session: str) -> None:
 
 
 async def _messages(session_id: str, as_json: bool, client: Client) -> int:
-    pager = client.list_messages(session_id)
+    pager = client.list_messages(await find_session(client, session_id))
     if as_json or not on_terminal():
         await show(aiter(pager), MESSAGE_COLUMNS, as_json=as_json, empty_note="")
         return DONE

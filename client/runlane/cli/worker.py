@@ -68,7 +68,7 @@ def worker(
             worker_id=worker_id,
             drain_timeout=drain_timeout,
         )
-        echo(f"worker for {', '.join(names or ('default',))}: {slots} slots", err=True)
+        echo(f"worker for {', '.join(names or ('default',))}: {slots} slots")
         asyncio.run(made.serve())
     except RunlaneError as error:
         raise click.ClickException(str(error)) from None

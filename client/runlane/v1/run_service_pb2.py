@@ -28,7 +28,7 @@ from runlane.v1 import input_pb2 as runlane_dot_v1_dot_input__pb2
 from runlane.v1 import run_pb2 as runlane_dot_v1_dot_run__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1crunlane/v1/run_service.proto\x12\nrunlane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16runlane/v1/input.proto\x1a\x14runlane/v1/run.proto\"\xf7\x02\n\x12RunAcceptedRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0e\n\x06prompt\x18\x03 \x01(\t\x12+\n\x0b\x61ttachments\x18\x04 \x03(\x0b\x32\x16.runlane.v1.Attachment\x12\'\n\twhen_busy\x18\x05 \x01(\x0e\x32\x14.runlane.v1.WhenBusy\x12*\n\x07timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cmax_attempts\x18\x07 \x01(\x05\x12>\n\x08metadata\x18\x08 \x03(\x0b\x32,.runlane.v1.RunAcceptedRequest.MetadataEntry\x12\x15\n\rallow_missing\x18\t \x01(\x08\x12\r\n\x05\x61gent\x18\n \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"C\n\x13RunAcceptedResponse\x12\x1c\n\x03run\x18\x01 \x01(\x0b\x32\x0f.runlane.v1.Run\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\"k\n\rCancelRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12&\n\x05scope\x18\x03 \x01(\x0e\x32\x17.runlane.v1.CancelScope\x12\x0e\n\x06reason\x18\x04 \x01(\t\"W\n\x0e\x43\x61ncelResponse\x12+\n\tcancelled\x18\x01 \x03(\x0b\x32\x18.runlane.v1.CancelledRun\x12\x18\n\x10\x66\x65nce_accept_seq\x18\x02 \x01(\x03\"I\n\x10\x43\x61ncelAllRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"p\n\x13SessionCancellation\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12+\n\tcancelled\x18\x02 \x03(\x0b\x32\x18.runlane.v1.CancelledRun\x12\x18\n\x10\x66\x65nce_accept_seq\x18\x03 \x01(\x03\"u\n\x11\x43\x61ncelAllResponse\x12\x31\n\x08sessions\x18\x01 \x03(\x0b\x32\x1f.runlane.v1.SessionCancellation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x14\n\x0comitted_runs\x18\x03 \x01(\x03\"x\n\x1bSubscribeRunCompleteRequest\x12\x13\n\x0bsession_ids\x18\x01 \x03(\t\x12\x0f\n\x07run_ids\x18\x02 \x03(\t\x12\x10\n\x06\x63ursor\x18\x03 \x01(\tH\x00\x12\x18\n\x0e\x66rom_beginning\x18\x04 \x01(\x08H\x00\x42\x07\n\x05start\"\xe5\x01\n\x1cSubscribeRunCompleteResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12/\n\x0crun_complete\x18\x02 \x01(\x0b\x32\x17.runlane.v1.RunCompleteH\x00\x12\x45\n\x08progress\x18\x03 \x01(\x0b\x32\x31.runlane.v1.SubscribeRunCompleteResponse.ProgressH\x00\x1a\x34\n\x08Progress\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x07\n\x05\x65vent\":\n\x13SubscribeRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x13\n\x0b\x61\x66ter_index\x18\x02 \x01(\x03\";\n\x14SubscribeRunResponse\x12#\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x14.runlane.v1.RunEvent\"L\n\x0eWaitRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"/\n\x0fWaitRunResponse\x12\x1c\n\x03run\x18\x01 \x01(\x0b\x32\x0f.runlane.v1.Run\"\x1f\n\rGetRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\".\n\x0eGetRunResponse\x12\x1c\n\x03run\x18\x01 \x01(\x0b\x32\x0f.runlane.v1.Run\"r\n\x0fListRunsRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12$\n\x06states\x18\x02 \x03(\x0e\x32\x14.runlane.v1.RunState\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"J\n\x10ListRunsResponse\x12\x1d\n\x04runs\x18\x01 \x03(\x0b\x32\x0f.runlane.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8d\x01\n\x18ListInputRequestsRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12&\n\x06states\x18\x03 \x03(\x0e\x32\x16.runlane.v1.InputState\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"f\n\x19ListInputRequestsResponse\x12\x30\n\x0einput_requests\x18\x01 \x03(\x0b\x32\x18.runlane.v1.InputRequest\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xc5\x01\n\x12\x41nswerInputRequest\x12\x18\n\x10input_request_id\x18\x01 \x01(\t\x12\x11\n\tanswer_id\x18\x02 \x01(\t\x12(\n\x08\x61pproval\x18\x03 \x01(\x0b\x32\x14.runlane.v1.ApprovalH\x00\x12\x10\n\x06\x63hoice\x18\x04 \x01(\tH\x00\x12\x13\n\tform_json\x18\x05 \x01(\tH\x00\x12\x0e\n\x04text\x18\x06 \x01(\tH\x00\x12\x17\n\x0fquestion_digest\x18\x07 \x01(\tB\x08\n\x06\x61nswer\"d\n\x13\x41nswerInputResponse\x12/\n\rinput_request\x18\x01 \x01(\x0b\x32\x18.runlane.v1.InputRequest\x12\x1c\n\x14\x61\x63\x63\x65pted_this_answer\x18\x02 \x01(\x08*x\n\x0b\x43\x61ncelScope\x12\x1c\n\x18\x43\x41NCEL_SCOPE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43\x41NCEL_SCOPE_SESSION\x10\x01\x12\x17\n\x13\x43\x41NCEL_SCOPE_ACTIVE\x10\x02\x12\x18\n\x14\x43\x41NCEL_SCOPE_WAITING\x10\x03\x32\xa7\x06\n\nRunService\x12N\n\x0bRunAccepted\x12\x1e.runlane.v1.RunAcceptedRequest\x1a\x1f.runlane.v1.RunAcceptedResponse\x12?\n\x06\x43\x61ncel\x12\x19.runlane.v1.CancelRequest\x1a\x1a.runlane.v1.CancelResponse\x12H\n\tCancelAll\x12\x1c.runlane.v1.CancelAllRequest\x1a\x1d.runlane.v1.CancelAllResponse\x12k\n\x14SubscribeRunComplete\x12\'.runlane.v1.SubscribeRunCompleteRequest\x1a(.runlane.v1.SubscribeRunCompleteResponse0\x01\x12S\n\x0cSubscribeRun\x12\x1f.runlane.v1.SubscribeRunRequest\x1a .runlane.v1.SubscribeRunResponse0\x01\x12\x42\n\x07WaitRun\x12\x1a.runlane.v1.WaitRunRequest\x1a\x1b.runlane.v1.WaitRunResponse\x12?\n\x06GetRun\x12\x19.runlane.v1.GetRunRequest\x1a\x1a.runlane.v1.GetRunResponse\x12\x45\n\x08ListRuns\x12\x1b.runlane.v1.ListRunsRequest\x1a\x1c.runlane.v1.ListRunsResponse\x12`\n\x11ListInputRequests\x12$.runlane.v1.ListInputRequestsRequest\x1a%.runlane.v1.ListInputRequestsResponse\x12N\n\x0b\x41nswerInput\x12\x1e.runlane.v1.AnswerInputRequest\x1a\x1f.runlane.v1.AnswerInputResponseB-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1crunlane/v1/run_service.proto\x12\nrunlane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16runlane/v1/input.proto\x1a\x14runlane/v1/run.proto\"\xf7\x02\n\x12RunAcceptedRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0e\n\x06prompt\x18\x03 \x01(\t\x12+\n\x0b\x61ttachments\x18\x04 \x03(\x0b\x32\x16.runlane.v1.Attachment\x12\'\n\twhen_busy\x18\x05 \x01(\x0e\x32\x14.runlane.v1.WhenBusy\x12*\n\x07timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cmax_attempts\x18\x07 \x01(\x05\x12>\n\x08metadata\x18\x08 \x03(\x0b\x32,.runlane.v1.RunAcceptedRequest.MetadataEntry\x12\x15\n\rallow_missing\x18\t \x01(\x08\x12\r\n\x05\x61gent\x18\n \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"C\n\x13RunAcceptedResponse\x12\x1c\n\x03run\x18\x01 \x01(\x0b\x32\x0f.runlane.v1.Run\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\"k\n\rCancelRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12&\n\x05scope\x18\x03 \x01(\x0e\x32\x17.runlane.v1.CancelScope\x12\x0e\n\x06reason\x18\x04 \x01(\t\"W\n\x0e\x43\x61ncelResponse\x12+\n\tcancelled\x18\x01 \x03(\x0b\x32\x18.runlane.v1.CancelledRun\x12\x18\n\x10\x66\x65nce_accept_seq\x18\x02 \x01(\x03\"I\n\x10\x43\x61ncelAllRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"\x84\x01\n\x13SessionCancellation\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12+\n\tcancelled\x18\x02 \x03(\x0b\x32\x18.runlane.v1.CancelledRun\x12\x18\n\x10\x66\x65nce_accept_seq\x18\x03 \x01(\x03\x12\x12\n\nunreadable\x18\x04 \x01(\x08\"u\n\x11\x43\x61ncelAllResponse\x12\x31\n\x08sessions\x18\x01 \x03(\x0b\x32\x1f.runlane.v1.SessionCancellation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x14\n\x0comitted_runs\x18\x03 \x01(\x03\"x\n\x1bSubscribeRunCompleteRequest\x12\x13\n\x0bsession_ids\x18\x01 \x03(\t\x12\x0f\n\x07run_ids\x18\x02 \x03(\t\x12\x10\n\x06\x63ursor\x18\x03 \x01(\tH\x00\x12\x18\n\x0e\x66rom_beginning\x18\x04 \x01(\x08H\x00\x42\x07\n\x05start\"\xe5\x01\n\x1cSubscribeRunCompleteResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12/\n\x0crun_complete\x18\x02 \x01(\x0b\x32\x17.runlane.v1.RunCompleteH\x00\x12\x45\n\x08progress\x18\x03 \x01(\x0b\x32\x31.runlane.v1.SubscribeRunCompleteResponse.ProgressH\x00\x1a\x34\n\x08Progress\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x07\n\x05\x65vent\":\n\x13SubscribeRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x13\n\x0b\x61\x66ter_index\x18\x02 \x01(\x03\";\n\x14SubscribeRunResponse\x12#\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x14.runlane.v1.RunEvent\"L\n\x0eWaitRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"/\n\x0fWaitRunResponse\x12\x1c\n\x03run\x18\x01 \x01(\x0b\x32\x0f.runlane.v1.Run\"\x1f\n\rGetRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\".\n\x0eGetRunResponse\x12\x1c\n\x03run\x18\x01 \x01(\x0b\x32\x0f.runlane.v1.Run\"r\n\x0fListRunsRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12$\n\x06states\x18\x02 \x03(\x0e\x32\x14.runlane.v1.RunState\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"J\n\x10ListRunsResponse\x12\x1d\n\x04runs\x18\x01 \x03(\x0b\x32\x0f.runlane.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8d\x01\n\x18ListInputRequestsRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12&\n\x06states\x18\x03 \x03(\x0e\x32\x16.runlane.v1.InputState\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"f\n\x19ListInputRequestsResponse\x12\x30\n\x0einput_requests\x18\x01 \x03(\x0b\x32\x18.runlane.v1.InputRequest\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xc5\x01\n\x12\x41nswerInputRequest\x12\x18\n\x10input_request_id\x18\x01 \x01(\t\x12\x11\n\tanswer_id\x18\x02 \x01(\t\x12(\n\x08\x61pproval\x18\x03 \x01(\x0b\x32\x14.runlane.v1.ApprovalH\x00\x12\x10\n\x06\x63hoice\x18\x04 \x01(\tH\x00\x12\x13\n\tform_json\x18\x05 \x01(\tH\x00\x12\x0e\n\x04text\x18\x06 \x01(\tH\x00\x12\x17\n\x0fquestion_digest\x18\x07 \x01(\tB\x08\n\x06\x61nswer\"d\n\x13\x41nswerInputResponse\x12/\n\rinput_request\x18\x01 \x01(\x0b\x32\x18.runlane.v1.InputRequest\x12\x1c\n\x14\x61\x63\x63\x65pted_this_answer\x18\x02 \x01(\x08*x\n\x0b\x43\x61ncelScope\x12\x1c\n\x18\x43\x41NCEL_SCOPE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43\x41NCEL_SCOPE_SESSION\x10\x01\x12\x17\n\x13\x43\x41NCEL_SCOPE_ACTIVE\x10\x02\x12\x18\n\x14\x43\x41NCEL_SCOPE_WAITING\x10\x03\x32\xa7\x06\n\nRunService\x12N\n\x0bRunAccepted\x12\x1e.runlane.v1.RunAcceptedRequest\x1a\x1f.runlane.v1.RunAcceptedResponse\x12?\n\x06\x43\x61ncel\x12\x19.runlane.v1.CancelRequest\x1a\x1a.runlane.v1.CancelResponse\x12H\n\tCancelAll\x12\x1c.runlane.v1.CancelAllRequest\x1a\x1d.runlane.v1.CancelAllResponse\x12k\n\x14SubscribeRunComplete\x12\'.runlane.v1.SubscribeRunCompleteRequest\x1a(.runlane.v1.SubscribeRunCompleteResponse0\x01\x12S\n\x0cSubscribeRun\x12\x1f.runlane.v1.SubscribeRunRequest\x1a .runlane.v1.SubscribeRunResponse0\x01\x12\x42\n\x07WaitRun\x12\x1a.runlane.v1.WaitRunRequest\x1a\x1b.runlane.v1.WaitRunResponse\x12?\n\x06GetRun\x12\x19.runlane.v1.GetRunRequest\x1a\x1a.runlane.v1.GetRunResponse\x12\x45\n\x08ListRuns\x12\x1b.runlane.v1.ListRunsRequest\x1a\x1c.runlane.v1.ListRunsResponse\x12`\n\x11ListInputRequests\x12$.runlane.v1.ListInputRequestsRequest\x1a%.runlane.v1.ListInputRequestsResponse\x12N\n\x0b\x41nswerInput\x12\x1e.runlane.v1.AnswerInputRequest\x1a\x1f.runlane.v1.AnswerInputResponseB-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,8 +38,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'Z+runlane.example/gen/go/runlane/v1;runlanev1'
   _globals['_RUNACCEPTEDREQUEST_METADATAENTRY']._loaded_options = None
   _globals['_RUNACCEPTEDREQUEST_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_CANCELSCOPE']._serialized_start=2533
-  _globals['_CANCELSCOPE']._serialized_end=2653
+  _globals['_CANCELSCOPE']._serialized_start=2554
+  _globals['_CANCELSCOPE']._serialized_end=2674
   _globals['_RUNACCEPTEDREQUEST']._serialized_start=156
   _globals['_RUNACCEPTEDREQUEST']._serialized_end=531
   _globals['_RUNACCEPTEDREQUEST_METADATAENTRY']._serialized_start=484
@@ -52,40 +52,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CANCELRESPONSE']._serialized_end=798
   _globals['_CANCELALLREQUEST']._serialized_start=800
   _globals['_CANCELALLREQUEST']._serialized_end=873
-  _globals['_SESSIONCANCELLATION']._serialized_start=875
-  _globals['_SESSIONCANCELLATION']._serialized_end=987
-  _globals['_CANCELALLRESPONSE']._serialized_start=989
-  _globals['_CANCELALLRESPONSE']._serialized_end=1106
-  _globals['_SUBSCRIBERUNCOMPLETEREQUEST']._serialized_start=1108
-  _globals['_SUBSCRIBERUNCOMPLETEREQUEST']._serialized_end=1228
-  _globals['_SUBSCRIBERUNCOMPLETERESPONSE']._serialized_start=1231
-  _globals['_SUBSCRIBERUNCOMPLETERESPONSE']._serialized_end=1460
-  _globals['_SUBSCRIBERUNCOMPLETERESPONSE_PROGRESS']._serialized_start=1399
-  _globals['_SUBSCRIBERUNCOMPLETERESPONSE_PROGRESS']._serialized_end=1451
-  _globals['_SUBSCRIBERUNREQUEST']._serialized_start=1462
-  _globals['_SUBSCRIBERUNREQUEST']._serialized_end=1520
-  _globals['_SUBSCRIBERUNRESPONSE']._serialized_start=1522
-  _globals['_SUBSCRIBERUNRESPONSE']._serialized_end=1581
-  _globals['_WAITRUNREQUEST']._serialized_start=1583
-  _globals['_WAITRUNREQUEST']._serialized_end=1659
-  _globals['_WAITRUNRESPONSE']._serialized_start=1661
-  _globals['_WAITRUNRESPONSE']._serialized_end=1708
-  _globals['_GETRUNREQUEST']._serialized_start=1710
-  _globals['_GETRUNREQUEST']._serialized_end=1741
-  _globals['_GETRUNRESPONSE']._serialized_start=1743
-  _globals['_GETRUNRESPONSE']._serialized_end=1789
-  _globals['_LISTRUNSREQUEST']._serialized_start=1791
-  _globals['_LISTRUNSREQUEST']._serialized_end=1905
-  _globals['_LISTRUNSRESPONSE']._serialized_start=1907
-  _globals['_LISTRUNSRESPONSE']._serialized_end=1981
-  _globals['_LISTINPUTREQUESTSREQUEST']._serialized_start=1984
-  _globals['_LISTINPUTREQUESTSREQUEST']._serialized_end=2125
-  _globals['_LISTINPUTREQUESTSRESPONSE']._serialized_start=2127
-  _globals['_LISTINPUTREQUESTSRESPONSE']._serialized_end=2229
-  _globals['_ANSWERINPUTREQUEST']._serialized_start=2232
-  _globals['_ANSWERINPUTREQUEST']._serialized_end=2429
-  _globals['_ANSWERINPUTRESPONSE']._serialized_start=2431
-  _globals['_ANSWERINPUTRESPONSE']._serialized_end=2531
-  _globals['_RUNSERVICE']._serialized_start=2656
-  _globals['_RUNSERVICE']._serialized_end=3463
+  _globals['_SESSIONCANCELLATION']._serialized_start=876
+  _globals['_SESSIONCANCELLATION']._serialized_end=1008
+  _globals['_CANCELALLRESPONSE']._serialized_start=1010
+  _globals['_CANCELALLRESPONSE']._serialized_end=1127
+  _globals['_SUBSCRIBERUNCOMPLETEREQUEST']._serialized_start=1129
+  _globals['_SUBSCRIBERUNCOMPLETEREQUEST']._serialized_end=1249
+  _globals['_SUBSCRIBERUNCOMPLETERESPONSE']._serialized_start=1252
+  _globals['_SUBSCRIBERUNCOMPLETERESPONSE']._serialized_end=1481
+  _globals['_SUBSCRIBERUNCOMPLETERESPONSE_PROGRESS']._serialized_start=1420
+  _globals['_SUBSCRIBERUNCOMPLETERESPONSE_PROGRESS']._serialized_end=1472
+  _globals['_SUBSCRIBERUNREQUEST']._serialized_start=1483
+  _globals['_SUBSCRIBERUNREQUEST']._serialized_end=1541
+  _globals['_SUBSCRIBERUNRESPONSE']._serialized_start=1543
+  _globals['_SUBSCRIBERUNRESPONSE']._serialized_end=1602
+  _globals['_WAITRUNREQUEST']._serialized_start=1604
+  _globals['_WAITRUNREQUEST']._serialized_end=1680
+  _globals['_WAITRUNRESPONSE']._serialized_start=1682
+  _globals['_WAITRUNRESPONSE']._serialized_end=1729
+  _globals['_GETRUNREQUEST']._serialized_start=1731
+  _globals['_GETRUNREQUEST']._serialized_end=1762
+  _globals['_GETRUNRESPONSE']._serialized_start=1764
+  _globals['_GETRUNRESPONSE']._serialized_end=1810
+  _globals['_LISTRUNSREQUEST']._serialized_start=1812
+  _globals['_LISTRUNSREQUEST']._serialized_end=1926
+  _globals['_LISTRUNSRESPONSE']._serialized_start=1928
+  _globals['_LISTRUNSRESPONSE']._serialized_end=2002
+  _globals['_LISTINPUTREQUESTSREQUEST']._serialized_start=2005
+  _globals['_LISTINPUTREQUESTSREQUEST']._serialized_end=2146
+  _globals['_LISTINPUTREQUESTSRESPONSE']._serialized_start=2148
+  _globals['_LISTINPUTREQUESTSRESPONSE']._serialized_end=2250
+  _globals['_ANSWERINPUTREQUEST']._serialized_start=2253
+  _globals['_ANSWERINPUTREQUEST']._serialized_end=2450
+  _globals['_ANSWERINPUTRESPONSE']._serialized_start=2452
+  _globals['_ANSWERINPUTRESPONSE']._serialized_end=2552
+  _globals['_RUNSERVICE']._serialized_start=2677
+  _globals['_RUNSERVICE']._serialized_end=3484
 # @@protoc_insertion_point(module_scope)

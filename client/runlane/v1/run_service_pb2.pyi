@@ -286,10 +286,15 @@ class SessionCancellation(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     CANCELLED_FIELD_NUMBER: _builtins.int
     FENCE_ACCEPT_SEQ_FIELD_NUMBER: _builtins.int
+    UNREADABLE_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session id."""
     fence_accept_seq: _builtins.int
     """The last accept_seq of the session when the cancel took effect."""
+    unreadable: _builtins.bool
+    """The stored records of the session are damaged, so no run of it was cancelled. DeleteSession ends
+    its runs.
+    """
     @_builtins.property
     def cancelled(self) -> _containers.RepeatedCompositeFieldContainer[_run_pb2.CancelledRun]:
         """The covered runs, in accept order."""
@@ -300,10 +305,11 @@ class SessionCancellation(_message.Message):
         session_id: _builtins.str = ...,
         cancelled: _abc.Iterable[_run_pb2.CancelledRun] | None = ...,
         fence_accept_seq: _builtins.int = ...,
+        unreadable: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "fence_accept_seq", b"fence_accept_seq", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "fence_accept_seq", b"fence_accept_seq", "session_id", b"session_id", "unreadable", b"unreadable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -324,7 +330,7 @@ class CancelAllResponse(_message.Message):
     """The number of cancelled runs whose receipts had no room in the answer; 0 with page_size."""
     @_builtins.property
     def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionCancellation]:
-        """One receipt for each session with at least one covered run."""
+        """One receipt for each session with at least one covered run, or with damaged records."""
 
     def __init__(
         self,

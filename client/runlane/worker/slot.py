@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -24,6 +25,8 @@ from runlane.worker.functions import AgentFunction
 from runlane.worker.v1 import worker_service_pb2 as pb
 from runlane.worker.v1.worker_service_pb2_grpc import WorkerServiceStub
 
+log = logging.getLogger(__name__)
+
 PROTOCOL_VERSION = 1
 
 MISTAKES = (AgentNotFound, InvalidArgument, PermissionDenied, Unauthenticated, Unsupported)
@@ -44,6 +47,7 @@ class Slot:
         self._worker_id = worker_id
         self._attempt: Attempt | None = None
         self._has_offered = False
+        self._has_withdrawn = False
         self._is_stopping = False
         self._was_served = False
         self._due = asyncio.Event()
@@ -69,9 +73,10 @@ class Slot:
             try:
                 await self._connect(self._wires[0])
             except MISTAKES as error:
-                await self._abandon()
-                if not self._is_stopping:
+                if self._attempt is None and not self._is_stopping:
                     raise error from None
+                log.error("attempt given up: %s", error)  # noqa: TRY400 - the text says it all
+                await self._abandon()
             except RunlaneError as error:
                 if self._was_served:
                     backoff.reset()
@@ -87,7 +92,7 @@ class Slot:
 
     async def _connect(self, wire: Wire) -> None:
         """Serves over one connection. Raises RunlaneError when it is lost."""
-        self._has_offered = self._was_served = False
+        self._has_offered = self._has_withdrawn = self._was_served = False
         if self._attempt is not None:
             self._attempt.disconnect()
         call = WorkerServiceStub(wire.channel).Work(metadata=wire.metadata)
@@ -114,7 +119,7 @@ class Slot:
                 self._due.clear()
                 while (message := await self._next_message()) is not None:
                     await call.write(message)
-                if self._is_stopping and self._attempt is None:
+                if self._is_stopping and self._attempt is None and not self._has_offered:
                     await call.done_writing()
                     return
                 await self._due.wait()
@@ -137,7 +142,12 @@ class Slot:
                 resume=None if attempt is None else attempt.resume,
             )
             return pb.WorkRequest(offer=offer)
-        return None if attempt is None else attempt.next_message()
+        if attempt is not None:
+            return attempt.next_message()
+        if self._is_stopping and not self._has_withdrawn:
+            self._has_withdrawn = True
+            return pb.WorkRequest(hand_back=pb.WorkRequest.HandBack())
+        return None
 
     # --- Down ---------------------------------------------------------------------------------
 
@@ -148,6 +158,12 @@ class Slot:
 
     def _take(self, response: pb.WorkResponse) -> None:
         kind = response.WhichOneof("message")
+        if self._has_withdrawn:
+            # A turn that came at the same time goes back.
+            if kind == "acked" and response.acked.ended:
+                self._has_offered = False
+                self._wake()
+            return
         if kind == "turn":
             turn = response.turn
             self._attempt = Attempt(turn, self._agents[turn.agent], self._wake)

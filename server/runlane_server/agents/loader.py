@@ -105,6 +105,7 @@ def _delay(options: str) -> float:
 
 def _chat(model: str, settings: AgentSettings) -> Agent:
     require("pydantic_ai", "agent chat")
+    require("aiohttp", "agent chat")
     from runlane_server.agents.chat.agent import ChatAgent  # noqa: PLC0415 - an optional extra
 
     return ChatAgent.of_model(

@@ -26,6 +26,7 @@ from runlane_server.core.errors import StartError
 from runlane_server.process import config_check, processes
 from runlane_server.process.app import run
 from runlane_server.store.open import StoreUrl
+from runlane_server.telemetry import logs
 
 _SETTINGS = {
     "auto_envvar_prefix": "RUNLANE",
@@ -97,12 +98,34 @@ def backup(store: str, path: Path, *, force: bool) -> int:
 
 @command.command("check", context_settings=_SETTINGS)
 @store_options
-def check(store: str) -> int:
+@click.option(
+    "--repair", is_flag=True, help="Replace or remove the records that cannot be read first."
+)
+@click.option(
+    "--backup",
+    "copy",
+    type=click.Path(path_type=Path),
+    help="File for a copy of the database before the repair.",
+)
+@click.option("--no-backup", is_flag=True, help="Repair without a copy.")
+def check(store: str, copy: Path | None, *, repair: bool, no_backup: bool) -> int:
     """Verifies the database: prints one line per problem, and exits with 1 if there is any.
 
     In PostgreSQL it verifies that every record can be read.
+
+    With --repair, which needs the server to be stopped, a damaged message or event is replaced by
+    the placeholder that callers already get for it, and a session with a damaged lane, run or
+    prompt is removed. It prints one line per change, and then the check.
     """
-    lines, code = maintenance.check(StoreUrl.parse(store))
+    if repair != (copy is not None or no_backup) or (copy is not None and no_backup):
+        raise click.UsageError(
+            "--repair requires --backup FILE, or --no-backup if you have a backup;"
+            " both require --repair"
+        )
+    url = StoreUrl.parse(store)
+    if repair:
+        logs.configure(level="warning")
+    lines, code = maintenance.repair(url, copy) if repair else maintenance.check(url)
     for line in lines:
         click.echo(line)
     return code

@@ -12,6 +12,7 @@ from runlane_server.store.findings import Counts, Findings
 from runlane_server.store.open import StoreUrl, check_driver
 from runlane_server.store.sqlite.backup import back_up
 from runlane_server.store.sqlite.check import check as check_file
+from runlane_server.store.sqlite.repair import repair as repair_file
 
 
 def backup(store: StoreUrl, target: Path, *, force: bool) -> str:
@@ -34,6 +35,36 @@ def check(store: StoreUrl) -> tuple[Sequence[str], int]:
     if findings.counts is None:
         return findings.problems, 1
     return [f"{name}: no problems in {_contents(findings.counts)}, in {_since(begun)}"], 0
+
+
+def repair(store: StoreUrl, copy: Path | None) -> tuple[Sequence[str], int]:
+    """Repairs the database of a store, after a copy of a file was written to `copy`; returns the
+    lines to print, and the exit code: that of a check afterwards.
+
+    Raises StartError.
+    """
+    lines = []
+    if copy is not None:
+        if store.database is not None:
+            raise StartError(
+                "check: --backup copies a SQLite file; back PostgreSQL up with pg_dump, and give"
+                " --no-backup"
+            )
+        lines.append(backup(store, copy, force=False))
+    repaired = asyncio.run(_repair(store))
+    found, code = check(store)
+    return [*lines, *(repaired or ["nothing to repair"]), *found], code
+
+
+async def _repair(store: StoreUrl) -> Sequence[str]:
+    if store.database is None:
+        if not store.file.is_file():
+            raise StartError(f"store {store.file}: the file does not exist")
+        return await repair_file(store.file)
+    check_driver()
+    from runlane_server.store.postgres.repair import repair as repair_database  # noqa: PLC0415
+
+    return await repair_database(store.database)
 
 
 def _check(store: StoreUrl) -> tuple[str, Findings]:

@@ -311,7 +311,20 @@ class ToolResult:
     is_error: bool = False
 
 
-Part: TypeAlias = Text | Reasoning | ToolCall | ToolResult | Attachment
+@dataclass(frozen=True, slots=True)
+class KeptPart:
+    """The place of a part that was stored before its message, as the message is long.
+
+    It is number `number` of an attempt of the message's run, and has `size` bytes. Reading the
+    message puts the part back.
+    """
+
+    attempt: int
+    number: int
+    size: int
+
+
+Part: TypeAlias = Text | Reasoning | ToolCall | ToolResult | Attachment | KeptPart
 
 
 class Message(NamedTuple):

@@ -164,11 +164,15 @@ class CoveredRun:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The runs that a cancel covered, and the last accept_seq it could have covered (R20)."""
+    """The runs that a cancel covered, and the last accept_seq it could have covered (R20).
+
+    `unreadable`: the stored lane is damaged, and nothing of it was cancelled.
+    """
 
     session_id: str
     cancelled: tuple[CoveredRun, ...] = ()
     fence_accept_seq: int = 0
+    unreadable: bool = False
 
 
 @dataclass(frozen=True, slots=True)

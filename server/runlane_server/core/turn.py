@@ -6,7 +6,7 @@ was lost and whose events are read from the store.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from runlane_server.core.model import (
@@ -14,6 +14,7 @@ from runlane_server.core.model import (
     EventBody,
     FinishReason,
     Folded,
+    KeptPart,
     Part,
     Reasoning,
     ReasoningDelta,
@@ -52,6 +53,9 @@ class TurnDraft:
 
     An assistant message collects text, reasoning and tool calls; the results of its calls form a
     tool message. Output after results, or after a folded prompt, begins the next assistant message.
+
+    The text of a message beyond `MAX_COMPLETE_TEXT_BYTES` is needed by no RunComplete, so it may be
+    stored part by part while the turn goes on: see `take_surplus`.
     """
 
     def __init__(self) -> None:
@@ -61,6 +65,8 @@ class TurnDraft:
         self._pieces: list[str] = []
         self._chars = 0
         self._kind: type[Text | Reasoning] = Text
+        self._cut: dict[type[Text | Reasoning], int] = {}
+        self._surplus: list[Text | Reasoning] = []
         self._open: dict[str, ToolCall] = {}
         self._seen: set[str] = set()
 
@@ -85,6 +91,24 @@ class TurnDraft:
         """The messages so far, including the unfinished one."""
         return (*self._done, *self._unfinished())
 
+    def take_surplus(self) -> Sequence[Text | Reasoning]:
+        """The full parts since the last call that no RunComplete needs."""
+        taken, self._surplus = self._surplus, []
+        return taken
+
+    def replace(self, part: Text | Reasoning, kept: KeptPart) -> None:
+        """Puts the place of a stored part in place of the part."""
+        for n in reversed(range(len(self._parts))):
+            if self._parts[n] is part:
+                self._parts[n] = kept
+                return
+        for n in reversed(range(len(self._done))):
+            message = self._done[n]
+            if any(it is part for it in message.parts):
+                parts = tuple(kept if it is part else it for it in message.parts)
+                self._done[n] = message._replace(parts=parts)
+                return
+
     def _add_text(self, kind: type[Text | Reasoning], text: str) -> None:
         self._begin(Role.ASSISTANT)
         if kind is not self._kind:
@@ -100,7 +124,12 @@ class TurnDraft:
         short one."""
         text = "".join(self._pieces)
         full = len(text) // PART_CHARS * PART_CHARS
-        self._parts += [self._kind(text[at : at + PART_CHARS]) for at in range(0, full, PART_CHARS)]
+        parts = [self._kind(text[at : at + PART_CHARS]) for at in range(0, full, PART_CHARS)]
+        self._parts += parts
+        for part in parts:
+            if self._cut.get(self._kind, 0) > MAX_COMPLETE_TEXT_BYTES:
+                self._surplus.append(part)
+            self._cut[self._kind] = self._cut.get(self._kind, 0) + PART_CHARS
         self._drop_pieces()
         if full < len(text):
             self._pieces.append(text[full:])
@@ -138,6 +167,7 @@ class TurnDraft:
     def _end_message(self) -> None:
         self._done += self._unfinished()
         self._parts.clear()
+        self._cut.clear()
         self._drop_pieces()
         self._role = Role.ASSISTANT
 

@@ -16,6 +16,7 @@ from runlane_server.core.errors import CorruptRecord
 from runlane_server.core.model import (
     NO_LABELS,
     Attachment,
+    KeptPart,
     Message,
     Part,
     Prompt,
@@ -226,7 +227,7 @@ def _part_size(part: Part) -> int:
     match part:
         case Text(text) | Reasoning(text):
             return utf8_size(text)
-        case Attachment():
+        case Attachment() | KeptPart():
             return part.size
         case _:
             return output_size(part)

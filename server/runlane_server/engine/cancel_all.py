@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -40,9 +40,9 @@ class CancelAll:
         in_memory = self._in_memory()
         # Gathered before the next await: no reply is left unread if the caller goes away.
         first = self._gather(in_memory)
-        others = (await self._stored_loads()).keys() - set(in_memory)
-        rest = self._gather(sorted(others))
-        return _receipts([*await first, *await rest])
+        others = sorted((await self._stored_loads()).keys() - set(in_memory))
+        rest = self._gather(others)
+        return _receipts([*in_memory, *others], [*await first, *await rest])
 
     async def page(self, after: str, max_runs: int) -> CancelledPage:
         """Cancels the sessions whose ids follow `after`, until they have about `max_runs` runs.
@@ -55,7 +55,7 @@ class CancelAll:
             loads[key] = max(loads.get(key, 0), _load(self._lanes.peek(key)))
         later = sorted(key for key in loads if key.session_id > after)
         taken = _take(later, loads, max_runs)
-        receipts = _receipts(await self._gather(taken))
+        receipts = _receipts(taken, await self._gather(taken))
         return CancelledPage(receipts, taken[-1].session_id if len(taken) < len(later) else "")
 
     def _in_memory(self) -> list[SessionKey]:
@@ -88,14 +88,18 @@ def _take(keys: list[SessionKey], loads: dict[SessionKey, int], max_runs: int) -
     return keys
 
 
-def _receipts(replies: list[Receipt | BaseException]) -> tuple[Receipt, ...]:
-    """The receipts with covered runs. Raises the first failure of a lane that still exists.
-
-    A session that cannot be read must not hide the receipts of the others.
-    """
-    for reply in replies:
-        if isinstance(reply, BaseException) and not isinstance(
-            reply, SessionNotFound | CorruptRecord
-        ):
-            raise reply
-    return tuple(reply for reply in replies if isinstance(reply, Receipt) and reply.cancelled)
+def _receipts(
+    keys: Sequence[SessionKey], replies: Sequence[Receipt | BaseException]
+) -> tuple[Receipt, ...]:
+    """The receipts with covered runs, and of the sessions that cannot be read, which must not hide
+    those of others. Raises the first other failure of a lane that still exists."""
+    receipts: list[Receipt] = []
+    for key, reply in zip(keys, replies, strict=True):
+        if isinstance(reply, CorruptRecord):
+            receipts.append(Receipt(key.session_id, unreadable=True))
+        elif isinstance(reply, BaseException):
+            if not isinstance(reply, SessionNotFound):
+                raise reply
+        elif reply.cancelled:
+            receipts.append(reply)
+    return tuple(receipts)

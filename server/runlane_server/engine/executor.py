@@ -18,7 +18,7 @@ from runlane_server.cluster.membership import Membership
 from runlane_server.core import lane as rules
 from runlane_server.core.errors import IllegalCommand
 from runlane_server.core.limits import Limits
-from runlane_server.core.model import Micros, RunKey, RunRequest, SessionKey
+from runlane_server.core.model import Micros, RunKey, RunRequest, RunState, SessionKey
 from runlane_server.core.observer import Load, Observer
 from runlane_server.core.transition import Lane, LaneRun, Transition
 from runlane_server.engine.agent_code import contain_tasks, create_own_task
@@ -227,8 +227,14 @@ class Executor:
 
     def continue_agent(self, key: SessionKey, run: LaneRun) -> None:
         """Continues an attempt that another process began, once its worker has reconnected."""
-        if not self.is_draining:
+        if self.has_agent(key, run):
+            # It was here before, and has continued on another node since: what this node knows of
+            # it is out of date.
+            self._runners[key].hand_over()
+        if self._hosts(run) and not self.is_draining:
             self._start_attempt(key, run, None, is_resumed=True)
+        else:
+            self.lanes.slots.release(key)
 
     def can_continue(self, run: LaneRun) -> bool:
         """Whether a worker executes the attempt."""
@@ -246,20 +252,34 @@ class Executor:
         is not its token.
         """
 
-        def command(lane: Lane, _: Micros) -> Transition[bool]:
+        def command(lane: Lane, _: Micros) -> Transition[LaneRun | None]:
             active = lane.active
             if active is None or not self.can_continue(active):
-                return Transition(lane, reply=False)
+                return Transition(lane, reply=None)
             token = fence_of(self._store, lost.session, active)
             if fence is not None and not compare_digest(token.encode(), fence.encode()):
-                return Transition(lane, reply=False)
-            adopted = rules.adopt(lane, lost.run_id, lost.attempt, host=self.lanes.node_id)
-            return adopted.replying(True)
+                return Transition(lane, reply=None)
+            return rules.adopt(lane, lost.run_id, lost.attempt, host=self.lanes.node_id)
 
         try:
-            return await self.lanes.post(lost.session, command)
+            run = await self.lanes.post(lost.session, command)
         except IllegalCommand:
             return False
+        if run is not None:
+            self._restart_if_outdated(lost.session, run)
+        return run is not None
+
+    def _restart_if_outdated(self, key: SessionKey, run: LaneRun) -> None:
+        """Continues an attempt once more if another node has stored events of it meanwhile.
+
+        That node may have been declared dead while it was still at work. Its events are those that
+        the worker would send here: it numbers them.
+        """
+        is_here = self.membership is not None and self.has_agent(key, run)
+        if is_here and self._runners[key].events != run.events:
+            self.continue_agent(key, run)
+            if run.state is RunState.CANCELLING:
+                self.stop_agent(key, run)
 
     def _start_attempt(
         self,
@@ -352,6 +372,11 @@ class Executor:
         runner = self._runners.get(key)
         return runner is not None and runner.job.attempt == (run.run_id, run.attempt)
 
+    def abandon_agent(self, key: SessionKey, run: LaneRun) -> None:
+        """Stops the agent of a run whose lane can no longer be read."""
+        if self.has_agent(key, run):
+            self._runners[key].abandon()
+
     def wake_other_nodes(self) -> None:
         """Wakes the other nodes, if there are any: one of them may be able to act."""
         if self.membership is not None:
@@ -370,6 +395,16 @@ class Executor:
         for runner in list(self._runners.values()):
             runner.hand_over(why)
 
+    def _on_left(self, job: Job) -> None:
+        """An attempt was left to its worker. Another node has it, or it is still this node's."""
+        if self.is_draining:
+            return
+        if self._hosts(job.run):
+            self.lanes.send(job.key, lambda lane, _: Transition(lane))
+        else:
+            # Other nodes take this one for dead, and so recover the run.
+            self.lanes.slots.release(job.key)
+
     def _on_ended(self, runner: Runner, supervisor: asyncio.Task[None]) -> None:
         if not runner.is_settled and self._store.failed is None:
             failure = None if supervisor.cancelled() else supervisor.exception()
@@ -383,9 +418,10 @@ class Executor:
         # The lane may have started its next run before the supervisor of this one returned.
         if self._runners.get(runner.job.key) is runner:
             del self._runners[runner.job.key]
-        if runner.was_left and not self.is_draining:
-            # Another node has it, or it is still this node's: the lane tells.
-            self.lanes.send(runner.job.key, lambda lane, _: Transition(lane))
+            if runner.is_abandoned:
+                self.lanes.drop(runner.job.key)
+        if runner.was_left and runner.job.key not in self._runners:
+            self._on_left(runner.job)
         if runner.strays:
             self._observer.on_fenced_off(runner.job.run_key)
         for stray in runner.strays:

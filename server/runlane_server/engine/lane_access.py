@@ -8,15 +8,19 @@ from collections.abc import Container, Sequence
 import structlog
 
 from runlane_server.core import lane as rules
-from runlane_server.core.errors import IllegalCommand, RunlaneError, StoreUnavailable
+from runlane_server.core.errors import CorruptRecord, IllegalCommand, RunlaneError, StoreUnavailable
 from runlane_server.core.input import InputRequest, Park
 from runlane_server.core.limits import RETRY_PAUSE
 from runlane_server.core.model import (
     NO_USAGE,
     EventBody,
     FinishReason,
+    Reasoning,
     RunError,
     SessionKey,
+    Text,
+    ToolCall,
+    ToolResult,
     WhenBusy,
 )
 from runlane_server.core.observer import Observer
@@ -27,6 +31,10 @@ from runlane_server.store.base import Store
 from runlane_server.store.retry import retry_read
 
 log = structlog.get_logger()
+
+LARGE_END = 1 << 18
+"""The characters of a turn from which its end is committed apart from other commands: its commit
+takes longer than `CANCEL_PATIENCE`."""
 
 
 class LaneAccess:
@@ -112,12 +120,14 @@ class LaneAccess:
                 cancelled=cancelled,
                 host=job.run.host,
             ),
+            is_large=_is_large(outcome),
         )
 
     async def end_without_output(self, job: Job, cancelled: str | None) -> None:
         """The last resort: an end of safe fields only, after a failure to write the real one.
 
-        Repeats it until it is committed, or no longer this node's to commit (R21).
+        Repeats it until it is committed, or no longer this node's to commit (R21). Raises
+        CorruptRecord if the lane cannot be read.
         """
         error = RunError("AGENT_ERROR", "the end of the run could not be written with its output")
         outcome = Outcome(FinishReason.ERROR, error, content=(), tail=(), usage=NO_USAGE, model="")
@@ -127,6 +137,8 @@ class LaneAccess:
             except IllegalCommand:
                 log.warning("run fenced off", attempt=job.run.attempt)
                 return
+            except CorruptRecord:
+                raise
             except RunlaneError as failure:
                 log.warning("end of run not written", error=failure.message)
             except Exception:
@@ -162,3 +174,18 @@ class LaneAccess:
             ),
         )
         log.info("run handed over")
+
+
+def _is_large(outcome: Outcome) -> bool:
+    """Whether others should not wait until an end is written."""
+    chars = 0
+    for message in outcome.content:
+        for part in message.parts:
+            match part:
+                case Text(text) | Reasoning(text):
+                    chars += len(text)
+                case ToolCall(arguments_json=text) | ToolResult(content=text):
+                    chars += len(text)
+                case _:
+                    pass
+    return chars > LARGE_END

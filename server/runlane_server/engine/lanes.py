@@ -94,6 +94,10 @@ class LaneActions(Protocol):
     def has_agent(self, key: SessionKey, run: LaneRun) -> bool:
         """Whether the agent of that attempt is at work on this node."""
 
+    def abandon_agent(self, key: SessionKey, run: LaneRun) -> None:
+        """Stops the agent of a run whose lane can no longer be read; `Lanes.drop` follows when it
+        has returned."""
+
     def wake_other_nodes(self) -> None:
         """Wakes the other nodes: a lane has a run to start, and this node has no free slot."""
 
@@ -171,17 +175,17 @@ class Lanes:
         on_commit: OnCommit[Reply] | None = None,
         *,
         creates: bool = False,
+        is_large: bool = False,
     ) -> asyncio.Future[Reply]:
         """Puts a command into a lane's mailbox. The future gets its reply after the commit.
 
         The future raises what the command raises, RunIdTaken and StoreUnavailable. Cancelling it
         does not withdraw the command. If the command is refused, `fallback` is applied in its
-        place, with no other command in between. `creates`: the command creates the session if it
-        does not exist.
+        place, with no other command in between. `creates` and `is_large`: see `PendingCommand`.
         """
         reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         pending: PendingCommand[Reply] = PendingCommand(
-            command, reply, fallback, on_commit, creates
+            command, reply, fallback, on_commit, creates, is_large
         )
         self._put(key, pending)
         return reply
@@ -205,6 +209,16 @@ class Lanes:
         mailbox = self._mailbox(key)
         mailbox.is_outdated = mailbox.lane is None or not self._is_active_here(mailbox.lane)
         self.send(key, lambda lane, _: Transition(lane))
+
+    def drop(self, key: SessionKey) -> None:
+        """Forgets a lane that cannot be read, and frees its slot: deleting the session ends its
+        runs."""
+        mailbox = self._mailboxes.get(key)
+        if mailbox is not None:
+            mailbox.lane = None
+            if mailbox.task is None:
+                del self._mailboxes[key]
+        self.slots.release(key)
 
     def restore(self, session: BusySession) -> None:
         """Counts the waiting runs of a stored lane, and queues the lane unless it is active."""
@@ -248,8 +262,7 @@ class Lanes:
     async def _process(self, key: SessionKey, mailbox: Mailbox) -> None:
         while mailbox.commands or mailbox.has_slot:
             mailbox.has_slot = False
-            batch = list(mailbox.commands)
-            mailbox.commands.clear()
+            batch = mailbox.take()
             try:
                 await self._commit_batch(key, mailbox, batch)
             except Exception as error:
@@ -262,6 +275,8 @@ class Lanes:
                     command.refuse(error)
                 if not isinstance(error, CorruptRecord):
                     self._retry_later(key)
+                elif mailbox.lane is not None and mailbox.lane.active is not None:
+                    self._actions.abandon_agent(key, mailbox.lane.active)
         mailbox.task = None
         lane = mailbox.lane
         if lane is None or not (self._is_active_here(lane) or lane.reservations):
@@ -360,6 +375,8 @@ class Lanes:
             mailbox.arrival = loop.create_future()
             await asyncio.wait({mailbox.arrival}, timeout=left)
             mailbox.arrival = None
+            if any(command.is_large for command in mailbox.commands):
+                break
             batch += mailbox.commands
             mailbox.commands.clear()
             decision = self._decide(lane, batch, mailbox)

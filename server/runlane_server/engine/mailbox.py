@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 from runlane_server.core.model import Micros, RunState
@@ -27,7 +27,8 @@ class PendingCommand(Generic[Reply_co]):
 
     `reply` is the future of its caller, None if nobody waits. `fallback` is applied instead if the
     command is refused. `on_commit` is called also if the caller has gone away. `creates`: the
-    command creates the session if it does not exist.
+    command creates the session if it does not exist. `is_large`: it writes so much that no caller
+    of another command should wait for its commit.
     """
 
     command: Command[Reply_co]
@@ -35,6 +36,7 @@ class PendingCommand(Generic[Reply_co]):
     fallback: Command[object] | None = None
     on_commit: OnCommit[Reply_co] | None = None
     creates: bool = False
+    is_large: bool = False
 
     def apply(self, lane: Lane, at: Micros) -> AppliedCommand[Reply_co]:
         """Applies the command to a lane; raises what the command raises."""
@@ -76,6 +78,22 @@ class Mailbox:
     task: asyncio.Task[None] | None = None
     has_slot: bool = False
     arrival: asyncio.Future[None] | None = None
+
+    def take(self) -> list[PendingCommand[object]]:
+        """Removes the commands of the next batch.
+
+        A large one lets the others go first, once: a cancel that comes with the end of a long turn
+        is answered before that end is written.
+        """
+        commands = list(self.commands)
+        small = [command for command in commands if not command.is_large]
+        if not small or len(small) == len(commands):
+            self.commands.clear()
+            return commands
+        self.commands = deque(
+            replace(command, is_large=False) for command in commands if command.is_large
+        )
+        return small
 
 
 @dataclass(slots=True)

@@ -15,10 +15,13 @@ from runlane_server.core.limits import RETRY_PAUSE
 from runlane_server.core.model import (
     EventBody,
     Folded,
+    KeptPart,
     Micros,
+    Reasoning,
     ReasoningDelta,
     RunEvent,
     RunKey,
+    Text,
     TextDelta,
     clean_text,
     cut_utf8,
@@ -108,6 +111,7 @@ class Outbox:
         self._kind: type[TextDelta | ReasoningDelta] = TextDelta
         self._is_in_text = False
         self._delta_chars = 0
+        self._kept_parts = 0
         self._half = ""
         self._chars = 0
         self._puts = 0
@@ -340,6 +344,7 @@ class Outbox:
         try:
             if self._has_more:
                 await self._append(self._batch())
+                await self._keep(self._draft.take_surplus())
         except (Stale, RunlaneError) as error:
             log.warning("run lost to this node", error=str(error) or "fenced off")
             self._give_up(self._on_lost)
@@ -369,6 +374,26 @@ class Outbox:
         self.stored += len(batch)
         if self._on_stored is not None:
             self._on_stored(self.stored)
+
+    async def _keep(self, parts: Sequence[Text | Reasoning]) -> None:
+        """Stores parts of a long message, so that the end of the run has little to write, and
+        nothing of them stays in memory."""
+        for part in parts:
+            number = self._kept_parts
+            while not await self._is_kept(number, part):
+                await asyncio.sleep(RETRY_PAUSE)
+            self._kept_parts += 1
+            self._draft.replace(part, KeptPart(self._attempt, number, utf8_size(part.text)))
+
+    async def _is_kept(self, number: int, part: Text | Reasoning) -> bool:
+        """Tries to store a part once; returns whether the store confirmed it."""
+        try:
+            await self._store.keep_part(self._key, self._attempt, number, part)
+        except StoreUnavailable:
+            if self._store.failed is not None:
+                raise
+            return False
+        return True
 
     async def _is_appended(self, batch: Sequence[RunEvent]) -> bool:
         """Tries to store a batch once; returns whether the store confirmed it."""

@@ -17,7 +17,12 @@ from runlane_server.agents.base import Agent, AgentError, AgentEvent, Report
 from runlane_server.agents.worker.agent import WorkerAgent
 from runlane_server.agents.worker.turn import AttemptEnd, AttemptLost, HandedBack
 from runlane_server.core import lane as rules
-from runlane_server.core.errors import IllegalCommand, RunlaneError, StoreUnavailable
+from runlane_server.core.errors import (
+    CorruptRecord,
+    IllegalCommand,
+    RunlaneError,
+    StoreUnavailable,
+)
 from runlane_server.core.limits import RETRY_PAUSE, Limits, RunTimeout
 from runlane_server.core.model import (
     NO_USAGE,
@@ -74,6 +79,8 @@ class Runner:
         self.job = job
         self.is_settled = False
         """Whether the end is committed, or no longer this node's to commit."""
+        self.is_abandoned = False
+        """Whether the lane of the run can no longer be read: nothing can be committed for it."""
         self.strays: set[asyncio.Task[Any]] = set()
         """The tasks of the agent that did not return within the grace period."""
         self._agent = agent
@@ -154,6 +161,12 @@ class Runner:
         self._stopped = True
         self._wake()
 
+    def abandon(self) -> None:
+        """Stops the agent because the lane of its run can no longer be read. The run ends when its
+        session is deleted."""
+        self.is_abandoned = True
+        self._stop()
+
     def _break_off(self) -> None:
         """Stops the agent because its output cannot be stored."""
         self._is_broken = True
@@ -171,6 +184,11 @@ class Runner:
             else:
                 self._handing_over = why
         self._stop()
+
+    @property
+    def events(self) -> int:
+        """The number of events of the run that this node knows to be stored."""
+        return self._outbox.events
 
     @property
     def was_left(self) -> bool:
@@ -299,6 +317,9 @@ class Runner:
         if self._is_broken:
             await self._end_without_output()
             return
+        if self.is_abandoned:
+            self._settle_abandoned()
+            return
         if not self._is_leaving:
             await self._pass_gate(Point.BEFORE_FINISH)
         while not (self._is_leaving or await self._commit_end(outcome)):
@@ -321,7 +342,18 @@ class Runner:
         if self._working is not None and not self._working.done():
             await self._stop_agent(self._working)
         await self._outbox.take_rest()
-        await self._lane.end_without_output(self.job, self._cancelled)
+        try:
+            await self._lane.end_without_output(self.job, self._cancelled)
+        except CorruptRecord:
+            self._settle_abandoned()
+        else:
+            self._settle()
+
+    def _settle_abandoned(self) -> None:
+        log.error(
+            "run abandoned: the record of its session is damaged; deleting the session ends it"
+        )
+        self.is_abandoned = True
         self._settle()
 
     def _outcome(self, error: RunError | None, tail: tuple[EventBody, ...]) -> Outcome:
@@ -353,6 +385,8 @@ class Runner:
                 await self._lane.finish(self.job, outcome, self._outbox.events, self._cancelled)
         except IllegalCommand:
             log.warning("run fenced off", attempt=self.job.run.attempt)
+        except CorruptRecord:
+            self._settle_abandoned()
         except (RunlaneError, LaneContended) as error:
             log.warning("end of run not written", error=str(error))
             return self._store.failed is not None

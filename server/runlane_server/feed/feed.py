@@ -389,6 +389,11 @@ class RunFollower:
                 return events
             await self._wakeup.wait()
 
+    @property
+    def has_company(self) -> bool:
+        """Whether the run has other followers."""
+        return len(self._feed._followers[self._key]) > 1  # noqa: SLF001
+
     async def _end_of_deleted(self) -> Sequence[RunEvent]:
         if not self._may_be_deleted:
             return ()

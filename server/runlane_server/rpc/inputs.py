@@ -198,10 +198,12 @@ def _answer(kind: InputKind, record: Answer) -> input_pb2.InputAnswer:
     return wire
 
 
-def run_event(session_id: str, record: model.RunEvent) -> run_pb2.RunEvent:
-    """An event of a run, of input or any other."""
-    event = convert.run_event(record)
+def fill_run_event(event: run_pb2.RunEvent, session_id: str, record: model.RunEvent) -> None:
+    """Fills an empty event, of input or any other."""
+    convert.fill_run_event(event, record)
     match record.body:
+        case model.TextDelta():  # most of them
+            pass
         case model.InputRequested() as asked:
             event.input_requested.input_request.CopyFrom(_requested(session_id, record, asked))
         case model.InputAnswered(name):
@@ -212,7 +214,6 @@ def run_event(session_id: str, record: model.RunEvent) -> run_pb2.RunEvent:
             event.input_expired.input_request_id = name
         case model.Resumed(attempt):
             event.resumed.attempt = attempt
-    return event
 
 
 def _requested(

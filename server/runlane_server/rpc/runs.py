@@ -26,7 +26,7 @@ from runlane_server.core.trace import log_fields, traceparent_of
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.rpc import convert, inputs, validate
 from runlane_server.rpc.cursor import Cursors
-from runlane_server.rpc.event_cache import EventCache
+from runlane_server.rpc.event_cache import EventCache, RunEventCache
 from runlane_server.rpc.page import MESSAGE_BYTES, PAGE_BYTES, PageTokens, collect_page
 from runlane_server.store.base import Page, Position
 
@@ -54,6 +54,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         self._progress_interval = progress_interval
         self._cursors = Cursors(self._store.store_id)
         self._events = EventCache(self._cursors)
+        self._run_events = RunEventCache()
 
     # --- Accept and cancel ----------------------------------------------------------------------
 
@@ -169,8 +170,9 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
             await context.send_initial_metadata(())
             while True:
                 for event in await follower.next():
-                    wire = inputs.run_event(run.session_id, event)
-                    await context.write(pb.SubscribeRunResponse(event=wire))
+                    is_shared = follower.has_company
+                    encoded = self._run_events.encode(run.session_id, event, is_shared=is_shared)
+                    await context.write(encoded)
                     if isinstance(event.body, RunComplete):
                         return
 

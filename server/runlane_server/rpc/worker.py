@@ -14,7 +14,7 @@ from structlog.contextvars import bind_contextvars
 from runlane.worker.v1 import worker_service_pb2 as pb
 from runlane.worker.v1 import worker_service_pb2_grpc
 from runlane_server.access.caller import CALLER, tenant
-from runlane_server.agents.worker.messages import Downstream
+from runlane_server.agents.worker.messages import Acked, Downstream
 from runlane_server.agents.worker.slot import Slot
 from runlane_server.agents.worker.workers import Workers
 from runlane_server.core.errors import InvalidArgument, RunlaneError
@@ -40,7 +40,9 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
         down = Downstream()
         slot = Slot({tenant()}, down)
         self._workers.connect(slot)
-        reading = asyncio.create_task(self._read(requests, _Stream(slot, self._take), down))
+        reading = asyncio.create_task(
+            self._read(requests, _Stream(slot, self._take, self._workers), down)
+        )
         try:
             async for message in down.messages():
                 for response in worker_messages.encode(message):
@@ -74,10 +76,10 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
             self._workers.offer(slot)
             return
         wanted = worker_messages.resumption(offer.resume, tenant())
-        if self._workers.resume(slot, wanted):
-            return
         adopted = await self._coordinator.adopt(wanted.key, wanted.attempt, wanted.fence)
-        if not (adopted and await self._workers.resume_adopted(slot, wanted)):
+        if adopted:
+            await self._workers.resume_adopted(slot, wanted)
+        else:
             slot.fence("the attempt is not the active one any more")
 
 
@@ -88,7 +90,9 @@ class _Stream:
         self,
         slot: Slot,
         take_offer: Callable[[Slot, pb.WorkRequest.Offer], Coroutine[Any, Any, None]],
+        workers: Workers,
     ) -> None:
+        self._workers = workers
         self._slot = slot
         self._take_offer = take_offer
 
@@ -109,6 +113,9 @@ class _Stream:
                 fail = request.fail
                 report, error = worker_messages.failure(fail)
                 await slot.finish(fail.number, report, error)
+            case "hand_back" if slot.is_offering:
+                self._workers.withdraw(slot)
+                slot.end_turn(Acked(0, ended=True))
             case "hand_back":
                 await slot.hand_back()
             case "take_folded":

@@ -18,6 +18,7 @@ from runlane_server.core.model import (
     NO_LABELS,
     Message,
     Micros,
+    Part,
     Prompt,
     Run,
     RunComplete,
@@ -371,6 +372,13 @@ class Store(Protocol):
 
     async def append(self, key: RunKey, attempt: int, events: Sequence[RunEvent]) -> None:
         """Adds events to the active run. Raises Stale if that attempt is not the active one."""
+
+    async def keep_part(self, key: RunKey, attempt: int, number: int, part: Part) -> None:
+        """Stores a part of a long message before the message, which refers to it by a `KeptPart`.
+
+        It may be repeated. The first one of an attempt removes those of earlier attempts. Raises
+        Stale if the attempt is not the active one.
+        """
 
     async def discard(self, key: SessionKey, at: Micros) -> None:
         """Removes a session whose lane cannot be loaded, with all that belongs to it.

@@ -52,6 +52,10 @@ MAX_APPENDED = 1 << 20
 cancel waits for the transaction in progress."""
 
 
+MAX_APPENDED_BESIDE = 1 << 18
+"""The same for a transaction that a caller waits for."""
+
+
 class Pacer:
     """Decides how long a writer or a reader waits for more units. Use it on one thread only."""
 
@@ -239,6 +243,7 @@ class WriteQueue(Generic[Unit]):
 
     def _take_output(self, batch: Batch[Unit]) -> None:
         size = 0
+        most = MAX_APPENDED_BESIDE if batch.units else MAX_APPENDED
         while self._output:
             unit = self._output.first
             run = (unit.tenant, unit.appended or "")
@@ -247,7 +252,7 @@ class WriteQueue(Generic[Unit]):
                 self._output.take()  # a change takes it along
                 continue
             is_first, size = not size, size + unit.size
-            if size > MAX_APPENDED and not is_first:
+            if size > most and not is_first:
                 return
             if run in self._changed or not batch.has_room_for(unit):
                 return

@@ -17,6 +17,7 @@ from runlane_server.core.model import (
     NO_USAGE,
     Accepted,
     Attachment,
+    Corrupt,
     EventBody,
     FinishReason,
     Folded,
@@ -24,6 +25,7 @@ from runlane_server.core.model import (
     InputExpired,
     InputRequested,
     InputWithdrawn,
+    KeptPart,
     Part,
     Reasoning,
     ReasoningDelta,
@@ -86,7 +88,7 @@ def decode_usage(text: str | None) -> Usage:
 
 def encode_parts(parts: tuple[Part, ...]) -> str | None:
     """Encodes the parts of a message; None if there are none."""
-    return f"[{','.join([_encode_part(part) for part in parts])}]" if parts else None
+    return f"[{','.join([encode_part(part) for part in parts])}]" if parts else None
 
 
 def decode_parts(text: str | None) -> tuple[Part, ...]:
@@ -176,6 +178,7 @@ _BODIES: Mapping[str, type[Any]] = MappingProxyType(
         "input_withdrawn": InputWithdrawn,
         "input_expired": InputExpired,
         "resumed": Resumed,
+        "corrupt": Corrupt,
     }
 )
 
@@ -195,13 +198,21 @@ def _usage_fields(usage: Usage) -> list[int]:
 _NONE_USED = _array(_usage_fields(NO_USAGE))
 
 
-def _encode_part(part: Part) -> str:
+def encode_part(part: Part) -> str:
+    """Encodes one part."""
     if type(part) is Text:  # most of them
         return f'["text",{encode_basestring(part.text)}]'
+    if isinstance(part, KeptPart):
+        return _array(["kept", part.attempt, part.number, part.size])
     return _array(_part_fields(part))
 
 
-def _part_fields(part: Part) -> list[Any]:
+def decode_part(text: str) -> Part:
+    """Decodes the result of `encode_part`."""
+    return _part(*json.loads(text))
+
+
+def _part_fields(part: Text | Reasoning | ToolCall | ToolResult | Attachment) -> list[Any]:
     match part:
         case Text(text):
             return ["text", text]
@@ -230,5 +241,7 @@ def _part(tag: str, *fields: Any) -> Part:
         case "attachment":
             name, mime_type, form, content = fields
             return Attachment(name, mime_type, content if form == "text" else b64decode(content))
+        case "kept":
+            return KeptPart(*fields)
         case _:
             raise ValueError(f"unknown message part {tag!r}")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 from runlane_server.core.model import (
     MAX_COMPLETE_TEXT_BYTES,
     FinishReason,
+    KeptPart,
     Message,
     Part,
     Prompt,
@@ -38,6 +39,7 @@ from runlane_server.store.codec import (
     decode_body,
     decode_complete,
     decode_metadata,
+    decode_part,
     decode_parts,
     decode_usage,
 )
@@ -57,6 +59,9 @@ Row: TypeAlias = Any
 """A row with its values by column name: a `sqlite3.Row` or an `asyncpg.Record`."""
 
 DecodeText: TypeAlias = Callable[[str], str]
+
+ReadKept: TypeAlias = Callable[[KeptPart], str | None]
+"""Reads an encoded part that was stored before its message; None if it is not there."""
 
 OPEN_STATES = frozenset(state for state in RunState if not state.is_terminal)
 
@@ -200,11 +205,15 @@ def _session(row: Row, text: DecodeText) -> Session:
 
 
 def message_from(
-    tenant: str, row: Row, text: DecodeText, read_prompt: Callable[[], Prompt]
+    tenant: str,
+    row: Row,
+    text: DecodeText,
+    read_prompt: Callable[[], Prompt],
+    read_kept: ReadKept,
 ) -> Message:
     """A message; the parts of a user message stand in the prompt of its run."""
     return decoded(
-        lambda: _message(row, text, read_prompt),
+        lambda: _message(row, text, read_prompt, read_kept),
         lambda: corrupt_message(row),
         "message",
         tenant,
@@ -212,7 +221,9 @@ def message_from(
     )
 
 
-def _message(row: Row, text: DecodeText, read_prompt: Callable[[], Prompt]) -> Message:
+def _message(
+    row: Row, text: DecodeText, read_prompt: Callable[[], Prompt], read_kept: ReadKept
+) -> Message:
     role = Role(row["role"])
     reason = row["finish_reason"]
     return Message(
@@ -221,11 +232,32 @@ def _message(row: Row, text: DecodeText, read_prompt: Callable[[], Prompt]) -> M
         turn=row["turn"],
         ordinal=row["ordinal"],
         role=role,
-        parts=prompt_parts(read_prompt()) if role is Role.USER else decode_parts(row["parts"]),
+        parts=(
+            prompt_parts(read_prompt())
+            if role is Role.USER
+            else put_back(decode_parts(row["parts"]), read_kept)
+        ),
         finish_reason=None if reason is None else FinishReason(reason),
         model=text(row["model"]),
         created_at=row["created_at"],
     )
+
+
+def put_back(parts: tuple[Part, ...], read_kept: ReadKept) -> tuple[Part, ...]:
+    """The parts of a message, with those that were stored before it."""
+    if not any(isinstance(part, KeptPart) for part in parts):
+        return parts
+    return tuple(_kept(part, read_kept) if isinstance(part, KeptPart) else part for part in parts)
+
+
+def _kept(place: KeptPart, read_kept: ReadKept) -> Part:
+    text = read_kept(place)
+    if text is None:
+        raise ValueError(f"part {place.number} of attempt {place.attempt} is not there")
+    part = decode_part(text)
+    if isinstance(part, KeptPart):
+        raise ValueError(f"part {place.number} of attempt {place.attempt} refers to another")  # noqa: TRY004
+    return part
 
 
 def prompt_from(key: RunKey, read: Callable[[], Prompt]) -> Prompt:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from runlane_server.core.model import RunRequest, utf8_size
+from runlane_server.core.model import KeptPart, Message, RunRequest, utf8_size
 
 RUN_BYTES = 500
 """The assumed size of a run besides its prompt: its row, and its keys in the indexes. The number
@@ -38,6 +38,13 @@ def session_weight(title: str, labels: Mapping[str, str]) -> int:
 def message_weight(parts: Iterable[str | None]) -> int:
     """The bytes of messages, from their encoded parts; None means no parts."""
     return sum(MESSAGE_BYTES + utf8_size(it or "") for it in parts)
+
+
+def kept_weight(messages: Iterable[Message]) -> int:
+    """The bytes of the parts that were stored before their messages."""
+    return sum(
+        part.size for message in messages for part in message.parts if isinstance(part, KeptPart)
+    )
 
 
 def logged_event_weight(body: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -69,18 +69,18 @@ PLACES = sorted(set(places(CHUNKS)), key=str)
 ODD: list[Any] = [None, 0, -1, 1.5, 10**30, "", "x", "\ud83d", [], [1], [None], {}, {"a": 1}, True]
 
 
-def with_odd_values(*odd: tuple[tuple[Any, ...], Any]) -> list[Any]:
+def with_odd_values(*odd: tuple[tuple[Any, ...], Any], chunks: Sequence[Any] = CHUNKS) -> list[Any]:
     """The valid answer with other values at some places."""
-    chunks: list[Any] = copy.deepcopy(CHUNKS)
+    answer: list[Any] = copy.deepcopy(list(chunks))
     for path, value in odd:
-        inner: Any = chunks
+        inner: Any = answer
         try:
             for key in path[:-1]:
                 inner = inner[key]
             inner[path[-1]] = copy.deepcopy(value)
         except (TypeError, LookupError):
             pass  # a change before this one removed the place
-    return chunks
+    return answer
 
 
 async def check_end(*answers: list[Any]) -> None:

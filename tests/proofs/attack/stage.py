@@ -37,6 +37,9 @@ match sys.stdin.readline().strip():
             os.write(1, b"a" * 65536)
     case "much":
         os.write(1, b"a line of some length\\n" * 100_000)
+    case "silent":
+        sys.stdin.read()
+        os.read(os.pipe()[0], 1)
     case "deep":
         for _ in range(3000):
             os.mkdir("d")

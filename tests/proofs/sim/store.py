@@ -21,6 +21,7 @@ from runlane_server.core.input import InputRequest, InputState
 from runlane_server.core.model import (
     Message,
     Micros,
+    Part,
     Prompt,
     Run,
     RunEvent,
@@ -206,6 +207,10 @@ class SimStore:
     async def append(self, key: RunKey, attempt: int, events: Sequence[RunEvent]) -> None:
         """Adds events to the active run."""
         await self._write(lambda: self._disk.data.append(key, attempt, events))
+
+    async def keep_part(self, key: RunKey, attempt: int, number: int, part: Part) -> None:
+        """Stores a part of a long message."""
+        await self._write(lambda: self._disk.data.keep_part(key, attempt, number, part))
 
     async def discard(self, key: SessionKey, at: Micros) -> None:
         """Removes a session."""

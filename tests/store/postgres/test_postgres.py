@@ -608,6 +608,8 @@ async def test_migration_counts_the_log_of_each_tenant(
     # As the schema before it was, after the removal of a sixth event.
     await beside.execute(
         """
+        DROP TABLE kept_parts;
+        DROP TYPE kept_part;
         DROP TABLE tenant_logs;
         DROP FUNCTION log_sizes();
         DROP TABLE input_requests;

@@ -427,6 +427,11 @@ BROKEN: list[tuple[str, str, str]] = [
         "the prompt of run tenant/ghost has no run",
     ),
     (
+        "kept_parts",
+        "INSERT INTO kept_parts VALUES ('tenant', 'ghost', 1, 0, 'x')",
+        "part 0 of attempt 1 of run tenant/ghost has no run",
+    ),
+    (
         "attachments",
         "INSERT INTO attachments VALUES ('tenant', 'ghost', 0, 'n', 'm', 'x')",
         "attachment 0 of run tenant/ghost has no run",

@@ -207,8 +207,8 @@ class WorkRequest(_message.Message):
 
     @_typing.final
     class HandBack(_message.Message):
-        """The worker shuts down and gives the turn back. A run without output starts elsewhere and the
-        attempt does not count. The attempt of a run with output is lost: the run is retried if an attempt
+        """The worker shuts down: it takes its offer back, or gives the turn back; the answer is `acked` with
+        `ended`. A run without output starts elsewhere and the attempt does not count. The attempt of a run with output is lost: the run is retried if an attempt
         is left, else it ends as INTERRUPTED.
         """
 

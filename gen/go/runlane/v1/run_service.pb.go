@@ -477,8 +477,11 @@ type SessionCancellation struct {
 	Cancelled []*CancelledRun `protobuf:"bytes,2,rep,name=cancelled,proto3" json:"cancelled,omitempty"`
 	// The last accept_seq of the session when the cancel took effect.
 	FenceAcceptSeq int64 `protobuf:"varint,3,opt,name=fence_accept_seq,json=fenceAcceptSeq,proto3" json:"fence_accept_seq,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The stored records of the session are damaged, so no run of it was cancelled. DeleteSession ends
+	// its runs.
+	Unreadable    bool `protobuf:"varint,4,opt,name=unreadable,proto3" json:"unreadable,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SessionCancellation) Reset() {
@@ -532,10 +535,17 @@ func (x *SessionCancellation) GetFenceAcceptSeq() int64 {
 	return 0
 }
 
+func (x *SessionCancellation) GetUnreadable() bool {
+	if x != nil {
+		return x.Unreadable
+	}
+	return false
+}
+
 // The receipts of a cancel of all sessions.
 type CancelAllResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// One receipt for each session with at least one covered run.
+	// One receipt for each session with at least one covered run, or with damaged records.
 	Sessions []*SessionCancellation `protobuf:"bytes,1,rep,name=sessions,proto3" json:"sessions,omitempty"`
 	// With page_size: pass it to the next call. Empty: everything is cancelled.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
@@ -1649,12 +1659,15 @@ const file_runlane_v1_run_service_proto_rawDesc = "" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x1b\n" +
 	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\x03 \x01(\tR\tpageToken\"\x96\x01\n" +
+	"page_token\x18\x03 \x01(\tR\tpageToken\"\xb6\x01\n" +
 	"\x13SessionCancellation\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x126\n" +
 	"\tcancelled\x18\x02 \x03(\v2\x18.runlane.v1.CancelledRunR\tcancelled\x12(\n" +
-	"\x10fence_accept_seq\x18\x03 \x01(\x03R\x0efenceAcceptSeq\"\x9b\x01\n" +
+	"\x10fence_accept_seq\x18\x03 \x01(\x03R\x0efenceAcceptSeq\x12\x1e\n" +
+	"\n" +
+	"unreadable\x18\x04 \x01(\bR\n" +
+	"unreadable\"\x9b\x01\n" +
 	"\x11CancelAllResponse\x12;\n" +
 	"\bsessions\x18\x01 \x03(\v2\x1f.runlane.v1.SessionCancellationR\bsessions\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12!\n" +

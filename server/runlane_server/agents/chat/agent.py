@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from pydantic_ai import Agent as ModelAgent
 from pydantic_ai import AgentRun, CallToolsNode, ModelRequestNode, RunContext
@@ -40,6 +40,8 @@ from pydantic_ai.messages import (
     UserPromptPart,
 )
 from pydantic_ai.models import Model, infer_model
+from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import DeferredToolRequests
 from pydantic_ai.usage import RunUsage
@@ -67,6 +69,9 @@ from runlane_server.core.model import (
 )
 from runlane_server.core.trace import HEADER
 
+if TYPE_CHECKING:
+    from runlane_server.agents.chat.direct import DirectRound, Endpoint
+
 _Run: TypeAlias = AgentRun[Any, Any]
 
 # After a tool call the model gets another request; if there is none, the turn has ended normally.
@@ -81,9 +86,17 @@ _FINISH_REASONS = {
 class ChatAgent:
     """Runs an agent of pydantic-ai, with its tools and instructions."""
 
-    def __init__(self, agent: AbstractAgent[Any, Any], *, lenient_end: bool = False) -> None:
-        """With `lenient_end`, an answer may end without a finish reason."""
+    def __init__(
+        self,
+        agent: AbstractAgent[Any, Any],
+        *,
+        lenient_end: bool = False,
+        endpoint: Endpoint | None = None,
+    ) -> None:
+        """With `lenient_end`, an answer may end without a finish reason. The `endpoint` of its
+        model, if the agent has no tools, is asked directly."""
         self._agent = agent
+        self._endpoint = endpoint
         self._exchange = Exchange(lenient_end=lenient_end)
         self._context_task: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
@@ -97,9 +110,14 @@ class ChatAgent:
         `max_retries` is the number of retries of a request that failed before its answer began.
         """
         settings = ModelSettings(max_retries=max_retries)
+        model = _find_model(name)
+        endpoint = _endpoint_of(model, instructions, lenient_end=lenient_end)
+        if endpoint is not None:
+            model = endpoint.model
         return cls(
-            ModelAgent(_find_model(name), instructions=instructions, model_settings=settings),
+            ModelAgent(model, instructions=instructions, model_settings=settings),
             lenient_end=lenient_end,
+            endpoint=endpoint,
         )
 
     async def start(self) -> None:
@@ -122,7 +140,7 @@ class ChatAgent:
         the texts of those turns only.
         """
         transcript = await turn.history()
-        answering = _Answering(self._agent, self._exchange, turn)
+        answering = _Answering(self._agent, self._exchange, turn, self._endpoint)
         try:
             async with aclosing(answering.events(transcript)) as events:
                 async for event in events:
@@ -148,17 +166,30 @@ class ChatAgent:
         # Tool servers must be opened and closed in the same task, while the server may call `start`
         # and `close` in different ones.
         async with self._agent:
-            ready.set_result(None)
-            await self._closing.wait()
+            if self._endpoint is not None:
+                self._endpoint.start()
+            try:
+                ready.set_result(None)
+                await self._closing.wait()
+            finally:
+                if self._endpoint is not None:
+                    await self._endpoint.close()
 
 
 class _Answering:
     """The answer to a turn, in rounds."""
 
-    def __init__(self, agent: AbstractAgent[Any, Any], exchange: Exchange, turn: Turn) -> None:
+    def __init__(
+        self,
+        agent: AbstractAgent[Any, Any],
+        exchange: Exchange,
+        turn: Turn,
+        endpoint: Endpoint | None,
+    ) -> None:
         self._agent = agent
         self._exchange = exchange
         self._turn = turn
+        self._endpoint = endpoint
         self._prompts = [turn.prompt]
         self._waiting = Waiting.of_checkpoint(turn.checkpoint)
         self.has_begun = False
@@ -173,7 +204,7 @@ class _Answering:
             while prompts or waiting.calls:
                 round_ = _Round(self._turn, self._exchange, prompts, waiting)
                 said = [*history, *waiting.messages]
-                async with aclosing(round_.events(self._agent, said)) as events:
+                async with aclosing(self._path(round_).events(self._agent, said)) as events:
                     async for event in events:
                         self.has_begun = True
                         yield event
@@ -190,11 +221,17 @@ class _Answering:
         except (AgentRunError, UserError, ExceptionGroup) as exc:
             raise to_agent_error(exc) from exc
 
+    def _path(self, round_: _Round) -> _Round | DirectRound:
+        if self._endpoint is None or self._waiting.calls:
+            return round_
+        return self._endpoint.round(self._turn.traceparent, round_)
+
 
 class _Round:
     """The requests to the model until it has answered some prompts.
 
-    `prompts` grows by those that are folded in.
+    `prompts` grows by those that are folded in. `is_sent` says whether the first request was sent
+    already, with all prompts: none can join it any more.
     """
 
     def __init__(
@@ -202,7 +239,8 @@ class _Round:
     ) -> None:
         self._turn = turn
         self._exchange = exchange
-        self._prompts = prompts
+        self.prompts = prompts
+        self.is_sent = False
         self._waiting = waiting
         self._open_calls = waiting.is_open
         self._reported = RunUsage()
@@ -218,7 +256,7 @@ class _Round:
         answers = await self._waiting.results(self._turn) if self._waiting.calls else None
         self._waiting.calls.clear()
         async with agent.iter(
-            None if answers is not None else user_content(self._prompts[0]),
+            None if answers is not None else user_content(self.prompts[0]),
             output_type=output_type(agent),
             deferred_tool_results=answers,
             message_history=history or None,
@@ -227,10 +265,10 @@ class _Round:
             # The transcript has no system prompts; the first puts the agent's own before it.
             capabilities=[ReinjectSystemPrompt(), self._exchange],
         ) as run:
-            _enqueue(run, self._prompts[1:])
+            _enqueue(run, self.prompts[1:])
             async for node in run:
                 if isinstance(node, ModelRequestNode):
-                    _enqueue(run, await self._take_folded())
+                    _enqueue(run, await self.take_folded())
                     async with node.stream(run.ctx) as stream:
                         async for event in readable(stream):
                             if (delta := _to_delta(event)) is not None:
@@ -248,11 +286,19 @@ class _Round:
                 elif isinstance(node, End) and not isinstance(node.data.output, str):
                     yield TextDelta(to_json(node.data.output, fallback=str).decode())
             yield Report(usage=self._unreported_usage(run))
-            self._waiting.messages += run.new_messages()
+            self.add(run.new_messages())
 
-    async def _take_folded(self) -> list[Prompt]:
+    def add(self, messages: Sequence[ModelMessage]) -> None:
+        """Adds messages to what was said in the turn."""
+        self._waiting.messages += messages
+
+    async def take_folded(self) -> list[Prompt]:
+        """Takes the prompts that wait to join the turn, and adds them to `prompts`."""
+        if self.is_sent:
+            self.is_sent = False
+            return []
         prompts = [folded.prompt for folded in await self._turn.take_folded()]
-        self._prompts += prompts
+        self.prompts += prompts
         return prompts
 
     def _to_tool_event(self, event: AgentStreamEvent) -> AgentEvent | None:
@@ -354,3 +400,17 @@ def _find_model(name: str) -> Model:
     except Exception as exc:
         # Each provider raises its own kind of error for a missing key.
         raise SettingsError(f"agent chat: {str(exc).partition(chr(10))[0]}") from exc
+
+
+def _endpoint_of(model: Model, instructions: str | None, *, lenient_end: bool) -> Endpoint | None:
+    """The endpoint of a model that can be asked directly."""
+    if (
+        type(model) is OpenAIChatModel
+        and type(model.provider) is OpenAIProvider
+        and model.client.base_url.host  # the SDK says what is wrong with another URL
+    ):
+        # An agent of your own needs pydantic-ai only.
+        from runlane_server.agents.chat.direct import Endpoint  # noqa: PLC0415
+
+        return Endpoint(model.model_name, instructions, lenient_end=lenient_end)
+    return None

@@ -13,14 +13,19 @@ import structlog
 from runlane_server.agents.worker.execution import Execution
 from runlane_server.agents.worker.slot import Resumption, Slot
 from runlane_server.agents.worker.turn import HandedBack
-from runlane_server.core.errors import AgentNotFound, Draining, PermissionDenied
+from runlane_server.core.errors import (
+    AgentNotFound,
+    Draining,
+    PermissionDenied,
+    StoreUnavailable,
+)
 from runlane_server.core.model import RunKey
 
 log = structlog.get_logger()
 
 NO_OFFER = "no worker took it"
 
-ADOPTION_TIMEOUT = 10.0
+ADOPTION_TIMEOUT = 5.0
 """Seconds from the commit of an adoption to the start of the attempt on this node."""
 
 
@@ -78,7 +83,7 @@ class Workers:
     def disconnect(self, slot: Slot, *, revoked: bool = False) -> None:
         """Removes a stream that has ended. A worker that lost its access loses its run at once."""
         self._slots.discard(slot)
-        self._withdraw(slot)
+        self.withdraw(slot)
         execution, slot.execution = slot.execution, None
         if execution is None:
             return
@@ -115,7 +120,8 @@ class Workers:
         for agent in slot.agents:
             self._agents[agent].add_slots(1)
 
-    def _withdraw(self, slot: Slot) -> None:
+    def withdraw(self, slot: Slot) -> None:
+        """Takes an offer back, if there is one."""
         if slot.is_offering:
             slot.is_offering = False
             for agent in slot.agents:
@@ -127,7 +133,7 @@ class Workers:
         self._is_draining = True
         for slot in list(self._slots):
             if slot.execution is None:
-                self._withdraw(slot)
+                self.withdraw(slot)
                 slot.close(Draining("the server is shutting down", retry_after=0.1))
 
     # --- Attempts -----------------------------------------------------------------------------
@@ -176,23 +182,31 @@ class Workers:
             del served.hungry[execution]
 
     def resume(self, slot: Slot, wanted: Resumption) -> bool:
-        """Connects a worker with the attempt that it executes; False if it is not on this node."""
+        """Connects a worker with the attempt that it executes; False if it is not on this node.
+
+        The lane must say that this node has it (`Coordinator.adopt`): another node may have
+        continued it since.
+        """
         if not slot.serves(wanted.key.tenant):
             return False
         execution = self._executions.get(wanted.key)
         if execution is None or execution.turn.attempt != wanted.attempt:
             return False
+        if execution.turn.end.is_leaving:
+            return False  # it has continued on another node since
         if not compare_digest(execution.turn.fence, wanted.fence):
             return False
         execution.resume(slot, wanted.folded)
         return True
 
-    async def resume_adopted(self, slot: Slot, wanted: Resumption) -> bool:
-        """The same, for an attempt that is about to begin on this node."""
+    async def resume_adopted(self, slot: Slot, wanted: Resumption) -> None:
+        """The same, for an attempt that may be about to begin on this node. Raises StoreUnavailable
+        if it does not: the worker connects again."""
         try:
             async with asyncio.timeout(ADOPTION_TIMEOUT):
                 while not self.resume(slot, wanted):
                     await self._begun.wait()
         except TimeoutError:
-            return False
-        return True
+            raise StoreUnavailable(
+                "the attempt could not be continued on this node; reconnect and resume"
+            ) from None

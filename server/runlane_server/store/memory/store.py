@@ -16,6 +16,7 @@ from runlane_server.core.input import InputRequest, InputState
 from runlane_server.core.model import (
     Message,
     Micros,
+    Part,
     Prompt,
     Run,
     RunComplete,
@@ -128,6 +129,9 @@ class MemoryStore:
         if events:
             self._tables.append(key, attempt, events)
             self._publish(key.tenant, (), events)
+
+    async def keep_part(self, key: RunKey, attempt: int, number: int, part: Part) -> None:
+        self._tables.keep_part(key, attempt, number, part)
 
     async def discard(self, key: SessionKey, at: Micros) -> None:
         row = self._tables.sessions.get(key)

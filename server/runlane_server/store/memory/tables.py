@@ -8,8 +8,10 @@ from dataclasses import dataclass, field, replace
 
 from runlane_server.core.input import InputChange, InputRequest, InputState
 from runlane_server.core.model import (
+    KeptPart,
     Message,
     Micros,
+    Part,
     Prompt,
     Role,
     Run,
@@ -34,17 +36,19 @@ from runlane_server.store.codec import encode_parts
 from runlane_server.store.inputs import input_weight
 from runlane_server.store.paging import event_size
 from runlane_server.store.records import prompt_parts
-from runlane_server.store.weight import message_weight, run_weight, session_weight
+from runlane_server.store.weight import kept_weight, message_weight, run_weight, session_weight
 
 
 @dataclass(slots=True)
 class RunRow:
-    """A run with its prompt and its events. `number` orders runs by acceptance."""
+    """A run with its prompt and its events. `number` orders runs by acceptance; `kept` has the
+    parts of long messages, by attempt and number."""
 
     number: int
     run: Run
     prompt: Prompt
     events: list[RunEvent] = field(default_factory=list)
+    kept: dict[tuple[int, int], Part] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -87,18 +91,31 @@ class Tables:
 
     def append(self, key: RunKey, attempt: int, events: Sequence[RunEvent]) -> None:
         """Adds events to the active run. Raises Stale."""
+        row = self._active(key, attempt)
+        if row.events[-1].index >= events[0].index:
+            raise Stale.attempt()
+        row.events += events
+        session = self.sessions[SessionKey(key.tenant, row.run.session_id)]
+        session.lane = _with_events(session.lane, key.run_id, events[-1].index)
+
+    def keep_part(self, key: RunKey, attempt: int, number: int, part: Part) -> None:
+        """Keeps a part of a long message of the active run. Raises Stale."""
+        row = self._active(key, attempt)
+        if number == 0:
+            row.kept = {place: kept for place, kept in row.kept.items() if place[0] == attempt}
+        row.kept[attempt, number] = part
+
+    def _active(self, key: RunKey, attempt: int) -> RunRow:
+        """A run whose active attempt it is. Raises Stale."""
         row = self.runs.get(key)
         if (
             row is None
             or row.run.state not in {RunState.ACTIVE, RunState.CANCELLING}
             or row.run.folded_into
             or row.run.attempt != attempt
-            or row.events[-1].index >= events[0].index
         ):
             raise Stale.attempt()
-        row.events += events
-        session = self.sessions[SessionKey(key.tenant, row.run.session_id)]
-        session.lane = _with_events(session.lane, key.run_id, events[-1].index)
+        return row
 
     def create_session(self, new: NewSession) -> None:
         """Creates a session. Raises SessionTaken."""
@@ -116,10 +133,14 @@ class Tables:
 
     def full_message(self, tenant: str, message: Message) -> Message:
         """A message with its parts; those of a user message stand in the prompt of its run."""
-        if message.role is not Role.USER:
-            return message
+        row = self.runs[RunKey(tenant, message.run_id)]
+        if message.role is Role.USER:
+            return message._replace(parts=prompt_parts(row.prompt))
         return message._replace(
-            parts=prompt_parts(self.runs[RunKey(tenant, message.run_id)].prompt)
+            parts=tuple(
+                row.kept[part.attempt, part.number] if isinstance(part, KeptPart) else part
+                for part in message.parts
+            )
         )
 
     def _check(self, base_version: int, transition: Transition) -> None:
@@ -163,6 +184,7 @@ class Tables:
         at = max((event.at for event in transition.events), default=0)
         # Before anything changes: it raises if a part cannot be encoded.
         added = message_weight([encode_parts(it.parts) for it in transition.messages])
+        added += kept_weight(transition.messages)
         row = self.sessions.get(lane.key) or self._new_session(lane, at)
         row.lane = lane._replace(reservations=())
         row.messages += transition.messages

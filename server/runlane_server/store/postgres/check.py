@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from runlane_server.core.errors import CorruptRecord, StartError
 from runlane_server.core.model import Prompt, RunKey
+from runlane_server.store.codec import LARGE_CHARS
 from runlane_server.store.corrupt import collecting, corrupt_complete
 from runlane_server.store.findings import Counts, Findings, first_lines
 from runlane_server.store.inputs import input_from
@@ -51,7 +52,7 @@ async def check(database: Database) -> Findings:
 
 async def _check(connection: Connection) -> Findings:
     problems: list[str] = []
-    for table, read in _READS.items():
+    for table, read in READS.items():
         with collecting() as lines:
             statement = f"SELECT * FROM {table}"  # noqa: S608 - a constant
             async for row in connection.cursor(statement, prefetch=PAGE_ROWS):
@@ -78,9 +79,19 @@ async def _read_run(connection: Connection, row: Any) -> None:
         queries.prompt(RunKey(row["tenant"], row["run_id"]), prompt)
 
 
-async def _read_message(_: Connection, row: Any) -> None:
+async def _read_message(connection: Connection, row: Any) -> None:
     # Its prompt is read with its run.
-    message_from(row["tenant"], row, unescape, lambda: Prompt(""))
+    kept: dict[tuple[int, int], str] = {}
+    if len(row["parts"] or "") > LARGE_CHARS:
+        rows: Any = await connection.fetch(SQL["kept_parts"], row["tenant"], row["run_id"])
+        kept = {(it["attempt"], it["n"]): it["part"] for it in rows}
+    message_from(
+        row["tenant"],
+        row,
+        unescape,
+        lambda: Prompt(""),
+        lambda place: kept.get((place.attempt, place.number)),
+    )
 
 
 async def _read_event(_: Connection, row: Any) -> None:
@@ -96,7 +107,7 @@ async def _read_input(_: Connection, row: Any) -> None:
     input_from(row["tenant"], row, unescape)
 
 
-_READS: Mapping[str, Callable[[Connection, Any], Awaitable[None]]] = MappingProxyType(
+READS: Mapping[str, Callable[[Connection, Any], Awaitable[None]]] = MappingProxyType(
     {
         "sessions": _read_session,
         "runs": _read_run,

@@ -245,7 +245,14 @@ def transcript_page(
     """A page of a transcript."""
 
     def decode(row: Record) -> Message:
-        return message_from(tenant, row, unescape, lambda: _prompt(row))
+        kept = {(attempt, n): part for attempt, n, part in row["kept_parts"]}
+        return message_from(
+            tenant,
+            row,
+            unescape,
+            lambda: _prompt(row),
+            lambda place: kept.get((place.attempt, place.number)),
+        )
 
     page, more = _page(rows, decode, limit=limit, max_bytes=max_bytes, size=message_size)
     return messages_page(page, more=more)

@@ -27,13 +27,8 @@ async def renew(database: Database) -> str:
     The store then refuses older cursors, as the events after them may differ from those that their
     holders have seen. Raises StartError, also while nodes run: they would continue with the old id.
     """
-    async with _opened(database, "renew") as connection:
-        if nodes := await connection.fetch(SQL["nodes_at_work"], SILENT_FOR):
-            names = ", ".join(sorted(unescape(node["address"]) for node in nodes))
-            raise StartError(
-                f"renew {database.label}: nodes were running within the last"
-                f" {SILENT_FOR.seconds} s ({names}); stop them and wait that long"
-            )
+    async with opened(database, "renew") as connection:
+        await refuse_nodes(connection, database, "renew")
         await connection.execute(SQL["renew"])
     return f"{database.label}: the store has a new id and refuses older cursors"
 
@@ -42,7 +37,7 @@ async def rotate_node_key(database: Database) -> str:
     """Adds a new node key, also while nodes run, and keeps only the one before it; returns a line
     for the operator. Raises StartError.
     """
-    async with _opened(database, "rotate-node-key") as connection:
+    async with opened(database, "rotate-node-key") as connection:
         await connection.execute(SQL["rotate_node_key"])
     return (
         f"{database.label}: the nodes have a new key; the one before it is valid until the next"
@@ -50,8 +45,18 @@ async def rotate_node_key(database: Database) -> str:
     )
 
 
+async def refuse_nodes(connection: Connection, database: Database, command: str) -> None:
+    """Raises StartError if nodes use a database."""
+    if nodes := await connection.fetch(SQL["nodes_at_work"], SILENT_FOR):
+        names = ", ".join(sorted(unescape(node["address"]) for node in nodes))
+        raise StartError(
+            f"{command} {database.label}: nodes were running within the last"
+            f" {SILENT_FOR.seconds} s ({names}); stop them and wait that long"
+        )
+
+
 @asynccontextmanager
-async def _opened(database: Database, command: str) -> AsyncIterator[Connection]:
+async def opened(database: Database, command: str) -> AsyncIterator[Connection]:
     """A connection to a database with a store. Raises StartError, for failures inside too."""
     try:
         connection = await Connector(database).connect()

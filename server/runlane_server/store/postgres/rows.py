@@ -41,6 +41,7 @@ from runlane_server.store.inputs import (
 )
 from runlane_server.store.postgres.text import escape
 from runlane_server.store.weight import (
+    kept_weight,
     logged_event_weight,
     message_weight,
     run_weight,
@@ -203,6 +204,7 @@ def _change(
         messages = [_message_row(tenant, session_id, it) for it in transition.messages]
         rows["new_messages"] = messages
         added += message_weight([row[-1] for row in messages])
+        added += kept_weight(transition.messages)
     if transition.inputs:
         _add_inputs(rows, transition.lane.key, transition.inputs)
         added += input_weight(transition.inputs)

@@ -20,6 +20,7 @@ from runlane_server.core.input import InputRequest, InputState
 from runlane_server.core.model import (
     Message,
     Micros,
+    Part,
     Prompt,
     Run,
     RunEvent,
@@ -46,7 +47,7 @@ from runlane_server.store.base import (
     WriteObserver,
 )
 from runlane_server.store.batching import encoded
-from runlane_server.store.codec import RUN_COMPLETE
+from runlane_server.store.codec import RUN_COMPLETE, encode_part
 from runlane_server.store.compaction import largest_log
 from runlane_server.store.inputs import due_inputs, input_from, inputs_page
 from runlane_server.store.postgres import queries
@@ -200,6 +201,13 @@ class PostgresStore:
     async def append(self, key: RunKey, attempt: int, events: Sequence[RunEvent]) -> None:
         if events:
             await self._open.writer.write(append_unit(key, attempt, events, _future()))
+
+    async def keep_part(self, key: RunKey, attempt: int, number: int, part: Part) -> None:
+        """See `base.Store`. Beside the commits of the writer, which a large text would delay."""
+        text = encode_part(part)
+        row: Any = await self._row("keep_part", *_escaped(key), attempt, number, text)
+        if not row["kept"]:
+            raise Stale.attempt()
 
     async def discard(self, key: SessionKey, at: Micros) -> None:
         """See `base.Store`. Two round trips, and again two while another node changes the lane."""

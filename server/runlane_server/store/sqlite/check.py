@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from runlane_server.core.errors import CorruptRecord
-from runlane_server.core.model import Prompt, RunKey, SessionKey
+from runlane_server.core.model import KeptPart, Prompt, RunKey, SessionKey
 from runlane_server.store.corrupt import collecting, corrupt_complete
 from runlane_server.store.findings import MAX_LINES, Counts, Findings, first_lines
 from runlane_server.store.inputs import input_from
@@ -65,7 +65,7 @@ def _integrity(db: sqlite3.Connection) -> Iterator[str]:
 
 def _records(db: sqlite3.Connection) -> Iterator[str]:
     """Reads every row as the server does."""
-    for table, read in _READS.items():
+    for table, read in READS.items():
         with collecting() as lines:
             try:
                 for row in db.execute(f"SELECT * FROM {table}"):  # noqa: S608 - a constant
@@ -86,9 +86,12 @@ def _read_run(db: sqlite3.Connection, row: sqlite3.Row) -> None:
     queries.prompt(db, RunKey(row["tenant"], row["run_id"]))
 
 
-def _read_message(_: sqlite3.Connection, row: sqlite3.Row) -> None:
+def _read_message(db: sqlite3.Connection, row: sqlite3.Row) -> None:
+    def read_kept(place: KeptPart) -> str | None:
+        return queries.kept_part(db, row["tenant"], row["run_id"], place)
+
     # Its prompt is read with its run.
-    message_from(row["tenant"], row, as_is, lambda: Prompt(""))
+    message_from(row["tenant"], row, as_is, lambda: Prompt(""), read_kept)
 
 
 def _read_event(_: sqlite3.Connection, row: sqlite3.Row) -> None:
@@ -100,7 +103,7 @@ def _read_deleted_run(_: sqlite3.Connection, row: sqlite3.Row) -> None:
     deleted_run_from(RunKey(row["tenant"], row["run_id"]), row, as_is)
 
 
-_READS: Mapping[str, Callable[[sqlite3.Connection, sqlite3.Row], object]] = MappingProxyType(
+READS: Mapping[str, Callable[[sqlite3.Connection, sqlite3.Row], object]] = MappingProxyType(
     {
         "sessions": _read_session,
         "runs": _read_run,

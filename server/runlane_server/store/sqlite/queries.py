@@ -13,6 +13,7 @@ from typing import Any
 from runlane_server.core.input import InputRequest, InputState
 from runlane_server.core.model import (
     Attachment,
+    KeptPart,
     Message,
     Micros,
     Prompt,
@@ -344,4 +345,13 @@ def _message(db: sqlite3.Connection, tenant: str, row: sqlite3.Row) -> Message:
             raise ValueError("its run is not there")
         return asked
 
-    return message_from(tenant, row, as_is, read_prompt)
+    def read_kept(place: KeptPart) -> str | None:
+        return kept_part(db, tenant, row["run_id"], place)
+
+    return message_from(tenant, row, as_is, read_prompt, read_kept)
+
+
+def kept_part(db: sqlite3.Connection, tenant: str, run_id: str, place: KeptPart) -> str | None:
+    """An encoded part that was stored before its message; None if it is not there."""
+    row = db.execute(SQL["kept_part"], (tenant, run_id, place.attempt, place.number)).fetchone()
+    return None if row is None else row["part"]

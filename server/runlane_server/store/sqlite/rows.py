@@ -17,6 +17,7 @@ from runlane_server.core.model import (
     NO_USAGE,
     Message,
     Micros,
+    Part,
     RunComplete,
     RunEvent,
     RunKey,
@@ -29,6 +30,7 @@ from runlane_server.store.codec import (
     encode_body,
     encode_complete,
     encode_metadata,
+    encode_part,
     encode_parts,
     encode_usage,
 )
@@ -39,6 +41,7 @@ from runlane_server.store.inputs import (
     input_weight,
 )
 from runlane_server.store.weight import (
+    kept_weight,
     logged_event_weight,
     message_weight,
     run_weight,
@@ -157,6 +160,15 @@ def append_unit(
     )
 
 
+def keep_unit(key: RunKey, attempt: int, number: int, part: Part, future: Future[Result]) -> Unit:
+    """The unit of a part that is stored before its message."""
+    text = encode_part(part)
+    rows: Rows = {"keep_part": [(number, text, *key, attempt)]}
+    if number == 0 and attempt > 1:
+        rows["drop_kept_parts"] = [(*key, attempt)]
+    return Unit(key.tenant, rows, future, appended=key.run_id, size=len(text))
+
+
 def session_unit(session: NewSession, future: Future[Result]) -> Unit:
     """The unit of a new session without a run."""
     at = session.created_at
@@ -179,6 +191,7 @@ def _removal(key: SessionKey, base_version: int) -> Rows:
         "delete_inputs": [key],
         "delete_run_events": [key],
         "delete_attachments": [key],
+        "delete_kept_parts": [key],
         "delete_prompts": [key],
         "delete_runs": [key],
     }
@@ -196,6 +209,7 @@ def _change(base_version: int, transition: Transition, completes: Sequence[RunCo
         messages = [_message_row(key, it) for it in transition.messages]
         rows["insert_message"] = messages
         added += message_weight([row[-1] for row in messages])
+        added += kept_weight(transition.messages)
     if transition.inputs:
         _add_inputs(rows, key, transition.inputs)
         added += input_weight(transition.inputs)

@@ -21,6 +21,7 @@ from runlane_server.core.input import InputRequest, InputState
 from runlane_server.core.model import (
     Message,
     Micros,
+    Part,
     Prompt,
     Run,
     RunEvent,
@@ -57,6 +58,7 @@ from runlane_server.store.sqlite.rows import (
     commit_unit,
     discard_unit,
     forget_unit,
+    keep_unit,
     session_unit,
 )
 from runlane_server.store.sqlite.writer import SqliteWriter, unavailable
@@ -146,6 +148,9 @@ class SqliteStore:
     async def append(self, key: RunKey, attempt: int, events: Sequence[RunEvent]) -> None:
         if events:
             await self._writing.write(append_unit(key, attempt, events, _future()))
+
+    async def keep_part(self, key: RunKey, attempt: int, number: int, part: Part) -> None:
+        await self._writing.write(keep_unit(key, attempt, number, part, _future()))
 
     async def discard(self, key: SessionKey, at: Micros) -> None:
         completes = await self._page(queries.unended_runs, key, at)

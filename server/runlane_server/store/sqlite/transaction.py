@@ -28,6 +28,8 @@ class Step(NamedTuple):
 STEPS = (
     # Appends go first: an append in the same batch as the end of its run came before that end.
     Step("append_run_event", Stale.attempt),
+    Step("drop_kept_parts", None),
+    Step("keep_part", Stale.attempt),
     Step("create_session", SessionTaken),
     Step("insert_session", Stale.lane),
     Step("update_session", Stale.lane),
@@ -39,6 +41,7 @@ STEPS = (
     Step("delete_inputs", None),
     Step("delete_run_events", None),
     Step("delete_attachments", None),
+    Step("delete_kept_parts", None),
     Step("delete_prompts", None),
     Step("delete_runs", None),
     Step("insert_run", RunIdTaken),

@@ -96,6 +96,25 @@ WITH forgotten AS (
 )
 SELECT count(*) AS forgotten FROM forgotten;
 
+-- Writing: parts of long messages
+
+-- name: keep_part
+-- Only for the active attempt. Its first part removes those of earlier attempts, which no message
+-- refers to.
+WITH active AS (
+    SELECT tenant, run_id, attempt FROM runs
+    WHERE tenant = $1 AND run_id = $2 AND attempt = $3 AND run_no > 0
+        AND state IN ('active', 'cancelling') AND folded_into = ''
+), dropped AS (
+    DELETE FROM kept_parts WHERE tenant = $1 AND run_id = $2 AND attempt < $3 AND $4::bigint = 0
+), kept AS (
+    INSERT INTO kept_parts (tenant, run_id, attempt, n, part)
+    SELECT tenant, run_id, attempt, $4::bigint, $5 FROM active
+    ON CONFLICT (tenant, run_id, attempt, n) DO UPDATE SET part = excluded.part
+    RETURNING n
+)
+SELECT count(*) AS kept FROM kept;
+
 -- Reading: lanes
 
 -- name: lane
@@ -289,7 +308,8 @@ WHERE active_run_id = '' AND waiting_runs = 0 AND updated_at < $1
 ORDER BY updated_at LIMIT $2;
 
 -- name: messages
--- A user message comes with the prompt of its run. found, before: as with run_events.
+-- A user message comes with the prompt of its run, a long one with the parts that were stored before
+-- it: those follow its first MiB. found, before: as with run_events.
 SELECT
     message_id, run_id, turn, ordinal, role, finish_reason, model, created_at, parts, found,
     prompt_head, rest,
@@ -297,7 +317,11 @@ SELECT
         SELECT ROW(is_text, name, mime_type, content)::kept_attachment FROM attachments
         WHERE sized.attachments > 0 AND tenant = $1 AND attachments.run_id = sized.run_id
         ORDER BY n
-    ) AS attachments
+    ) AS attachments,
+    ARRAY(
+        SELECT ROW(attempt, n, part)::kept_part FROM kept_parts
+        WHERE sized.is_long AND tenant = $1 AND kept_parts.run_id = sized.run_id
+    ) AS kept_parts
 FROM (
     SELECT
         first.*, count(*) OVER () AS found,
@@ -311,7 +335,14 @@ FROM (
                     WHERE attachments.tenant = $1 AND attachments.run_id = messages.run_id
                 )
                 ELSE 0
-            END AS size
+            END + CASE
+                WHEN octet_length(parts) > 1 << 20 THEN (
+                    SELECT coalesce(sum(octet_length(part)), 0) FROM kept_parts
+                    WHERE kept_parts.tenant = $1 AND kept_parts.run_id = messages.run_id
+                )
+                ELSE 0
+            END AS size,
+            coalesce(octet_length(parts), 0) > 1 << 20 AS is_long
         FROM messages
             LEFT JOIN runs ON messages.role = 'user'
                 AND runs.tenant = $1 AND runs.run_id = messages.run_id
@@ -323,6 +354,9 @@ FROM (
     ) AS first
 ) AS sized
 WHERE before <= $6 ORDER BY turn, ordinal;
+
+-- name: kept_parts
+SELECT attempt, n, part FROM kept_parts WHERE tenant = $1 AND run_id = $2;
 
 -- Reading: the event log. compacted is of the same snapshot; an empty page has one row.
 
@@ -583,3 +617,13 @@ FROM unnest($1::text[], $2::text[]) AS wanted (tenant, run_id)
     ) AS run
     JOIN nodes ON nodes.node_id = run.host
 WHERE NOT nodes.lost;
+
+-- Repair
+
+-- name: is_end
+-- Whether an event is the last one of a run that has ended.
+SELECT EXISTS (
+    SELECT FROM runs WHERE tenant = $1 AND run_id = $2 AND ended_at IS NOT NULL AND $3 = (
+        SELECT max(idx) FROM run_events WHERE tenant = $1 AND run_id = $2
+    )
+);

@@ -246,6 +246,11 @@ FROM (
     FROM runs
 ) WHERE found <> attachments;
 
+-- name: kept_parts
+SELECT 'part ' || n || ' of attempt ' || kept_parts.attempt || ' of run ' || tenant || '/' ||
+    run_id || ' has no run'
+FROM kept_parts LEFT JOIN runs USING (tenant, run_id) WHERE runs.run_no IS NULL;
+
 -- name: run_events
 -- Compaction removes all events of a run but the last together with its terminal event in the log. A
 -- part of them may be missing earlier, while that terminal event is the oldest one of its tenant.
@@ -394,7 +399,13 @@ WITH prompted AS MATERIALIZED (
     GROUP BY tenant, session_id
 ), said AS MATERIALIZED (
     SELECT
-        tenant, session_id, sum(200 + coalesce(length(CAST(parts AS BLOB)), 0)) AS bytes
+        tenant, session_id,
+        sum(200 + coalesce(length(CAST(parts AS BLOB)), 0) + iif(
+            length(parts) > 1 << 20 AND json_valid(parts), (
+                SELECT coalesce(sum(json_extract(value, '$[3]')), 0) FROM json_each(parts)
+                WHERE json_extract(value, '$[0]') = 'kept'
+            ), 0
+        )) AS bytes
     FROM messages
     GROUP BY tenant, session_id
 ), questioned AS MATERIALIZED (

@@ -71,6 +71,11 @@ DELETE FROM attachments WHERE (tenant, run_id) IN (
     SELECT tenant, run_id FROM runs WHERE tenant = ? AND session_id = ?
 );
 
+-- name: delete_kept_parts
+DELETE FROM kept_parts WHERE (tenant, run_id) IN (
+    SELECT tenant, run_id FROM runs WHERE tenant = ? AND session_id = ?
+);
+
 -- name: delete_prompts
 DELETE FROM prompts WHERE (tenant, run_id) IN (
     SELECT tenant, run_id FROM runs WHERE tenant = ? AND session_id = ?
@@ -160,6 +165,18 @@ INSERT INTO run_events (idx, at, kind, body, tenant, run_id)
 SELECT ?, ?, ?, ?, tenant, run_id FROM runs
 WHERE tenant = ? AND run_id = ? AND attempt = ?
     AND state IN ('active', 'cancelling') AND folded_into = '';
+
+-- name: drop_kept_parts
+-- What a lost attempt has kept, which no message refers to.
+DELETE FROM kept_parts WHERE tenant = ? AND run_id = ? AND attempt < ?;
+
+-- name: keep_part
+-- With the fence of `append_run_event`.
+INSERT INTO kept_parts (n, part, tenant, run_id, attempt)
+SELECT ?, ?, tenant, run_id, attempt FROM runs
+WHERE tenant = ? AND run_id = ? AND attempt = ?
+    AND state IN ('active', 'cancelling') AND folded_into = ''
+ON CONFLICT DO UPDATE SET part = excluded.part;
 
 -- name: insert_event
 -- Without an earlier event the tenant's log begins here, or after the removed events.
@@ -451,6 +468,9 @@ ORDER BY turn, ordinal LIMIT :limit;
 SELECT parts FROM messages
 WHERE tenant = :tenant AND session_id = :session_id AND turn = :turn AND message_id = :message_id;
 
+-- name: kept_part
+SELECT part FROM kept_parts WHERE tenant = ? AND run_id = ? AND attempt = ? AND n = ?;
+
 -- Reading: the event log
 
 -- name: events
@@ -475,3 +495,37 @@ ORDER BY position LIMIT :limit;
 -- The last one: a run of a deleted session may have had the same id.
 SELECT position FROM events
 WHERE tenant = :tenant AND run_id = :run_id ORDER BY position DESC LIMIT 1;
+
+-- Repair
+
+-- name: is_end
+-- Whether an event is the last one of a run that has ended.
+SELECT EXISTS (
+    SELECT 1 FROM runs WHERE tenant = ?1 AND run_id = ?2 AND ended_at IS NOT NULL AND ?3 = (
+        SELECT max(idx) FROM run_events WHERE tenant = ?1 AND run_id = ?2
+    )
+);
+
+-- name: recount_stored_bytes
+-- After a message was replaced; the numbers are those of store/weight.py. Labels count as JSON.
+UPDATE sessions SET stored_bytes =
+    length(CAST(title AS BLOB)) + coalesce(length(CAST(metadata AS BLOB)), 0) + (
+        SELECT coalesce(sum(200 + coalesce(length(CAST(parts AS BLOB)), 0) + iif(
+            length(parts) > 1 << 20 AND json_valid(parts), (
+                SELECT coalesce(sum(json_extract(value, '$[3]')), 0) FROM json_each(parts)
+                WHERE json_extract(value, '$[0]') = 'kept'
+            ), 0
+        )), 0) FROM messages WHERE tenant = :tenant AND session_id = :session_id
+    ) + (
+        SELECT coalesce(sum(
+            500 + length(CAST(prompt_head AS BLOB)) + coalesce(length(CAST(metadata AS BLOB)), 0)
+            + coalesce((
+                SELECT length(CAST(rest AS BLOB)) FROM prompts
+                WHERE prompts.tenant = runs.tenant AND prompts.run_id = runs.run_id
+            ), 0) + coalesce((
+                SELECT sum(length(CAST(content AS BLOB))) FROM attachments
+                WHERE attachments.tenant = runs.tenant AND attachments.run_id = runs.run_id
+            ), 0)
+        ), 0) FROM runs WHERE tenant = :tenant AND session_id = :session_id
+    )
+WHERE tenant = :tenant AND session_id = :session_id;

@@ -1,0 +1,113 @@
+# ruff: noqa: S608 - the statements are constants
+"""`check --repair` leaves a sound file, whatever was damaged, and says what it did."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from runlane_server.core.errors import StartError
+from runlane_server.core.model import Corrupt, RunKey, SessionKey
+from runlane_server.store.base import EventFilter
+from runlane_server.store.sqlite.check import check
+from runlane_server.store.sqlite.repair import repair
+from runlane_server.store.sqlite.store import SqliteStore
+from store.planting import BAD, GOOD, play, run_id
+from support.asking import DAY, ask, question
+from support.story import MANY, PLENTY, TENANT
+
+pytestmark = pytest.mark.sqlite("damages the rows of a file")
+
+REPLACED = {
+    "message": (
+        f"UPDATE messages SET parts = '[' WHERE run_id = '{BAD}-tools' AND role = 'assistant'",
+        f"message tenant/{BAD}-tools-m1 was replaced",
+    ),
+    "event": (
+        f"UPDATE run_events SET body = '[7]' WHERE run_id = '{BAD}-tools' AND kind = 'text_delta'",
+        f"event tenant/{BAD}-tools/3 was replaced",
+    ),
+    "last_event": (
+        f"UPDATE run_events SET kind = 'x' WHERE run_id = '{BAD}-ended' AND kind = 'run_complete'",
+        f"event tenant/{BAD}-ended/3 was replaced",
+    ),
+    "terminal_event": (
+        f"UPDATE events SET body = '{{}}' WHERE run_id = '{BAD}-ended'",
+        f"terminal event of run tenant/{BAD}-ended was replaced",
+    ),
+}
+
+REMOVED = {
+    "session": f"UPDATE sessions SET title = x'00' WHERE session_id = '{BAD}'",
+    "lane": f"UPDATE sessions SET version = -1 WHERE session_id = '{BAD}'",
+    "run": f"UPDATE runs SET usage = '[' WHERE run_id = '{BAD}-ended'",
+    "waiting_run": f"UPDATE runs SET state = 'dreaming' WHERE run_id = '{BAD}-waiting'",
+    "prompt": f"UPDATE prompts SET rest = x'00' WHERE run_id = '{BAD}-ended'",
+}
+
+
+async def damaged(path: Path, statement: str) -> None:
+    """Two sessions, of which one is damaged."""
+    async with SqliteStore(path) as store:
+        for session in (GOOD, BAD):
+            await play(store, session)
+    assert check(path).problems == ()
+    with closing(sqlite3.connect(path)) as db, db:
+        assert db.execute(statement).rowcount
+    assert check(path).problems != ()
+
+
+@pytest.mark.parametrize("kind", REPLACED)
+async def test_damaged_record_is_replaced(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "runlane.db"
+    statement, line = REPLACED[kind]
+    await damaged(path, statement)
+    assert line in await repair(path)
+    assert check(path).problems == ()
+    assert await repair(path) == []
+    async with SqliteStore(path) as store:
+        page = await store.list_messages(SessionKey(TENANT, BAD), limit=MANY, max_bytes=PLENTY)
+        assert ("CORRUPT_RECORD" in str(page.items)) == (kind == "message")
+        key = RunKey(TENANT, run_id(BAD, "tools"))
+        events = await store.run_events(key, after=0, limit=MANY, max_bytes=PLENTY)
+        assert any(isinstance(it.body, Corrupt) for it in events) == (kind == "event")
+        log = await store.completes(TENANT, EventFilter(), after=0, limit=MANY, max_bytes=PLENTY)
+        assert not any(it.complete.error for it in log.events)
+
+
+@pytest.mark.parametrize("kind", REMOVED)
+async def test_r21_damaged_session_is_removed_and_its_runs_end(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "runlane.db"
+    await damaged(path, REMOVED[kind])
+    assert await repair(path) == [f"session tenant/{BAD} was removed with its runs and messages"]
+    assert check(path).problems == ()
+    async with SqliteStore(path) as store:
+        assert await store.get_session(SessionKey(TENANT, BAD)) is None
+        assert await store.get_session(SessionKey(TENANT, GOOD)) is not None
+        wanted = EventFilter(session_ids=frozenset({BAD}))
+        log = await store.completes(TENANT, wanted, after=0, limit=MANY, max_bytes=PLENTY)
+        ends = [it.complete.run_id for it in log.events]
+        assert sorted(ends) == sorted(
+            run_id(BAD, name) for name in ("ended", "tools", "folded", "active", "waiting")
+        )
+
+
+async def test_file_in_use_is_not_repaired(tmp_path: Path) -> None:
+    path = tmp_path / "runlane.db"
+    async with SqliteStore(path):
+        with pytest.raises(StartError, match="in use by another server"):
+            await repair(path)
+
+
+async def test_damaged_input_request_is_removed_with_its_session(tmp_path: Path) -> None:
+    path = tmp_path / "runlane.db"
+    async with SqliteStore(path) as store:
+        await ask(await play(store, BAD), question(timeout=DAY))
+    with closing(sqlite3.connect(path)) as db, db:
+        assert db.execute("UPDATE input_requests SET question = '['").rowcount == 1
+    assert check(path).problems != ()
+    assert await repair(path) == [f"session tenant/{BAD} was removed with its runs and messages"]
+    assert check(path).problems == ()
