@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
@@ -15,6 +16,7 @@ import pytest
 
 from runlane import Client, RunIdConflict, RunState
 from runlane_server.rpc.cursor import Cursors
+from runlane_server.store.sqlfiles import migrations
 from support.server import ServerProcess, run_to_exit, serving
 from support.staging import SECONDS
 
@@ -136,3 +138,16 @@ async def test_oldest_postgres_schema_is_upgraded_and_loses_nothing(
     url, store_id = await postgres_store(postgres_url)
     (verdict,) = await upgraded(tmp_path, url, store_id)
     assert "no problems in 4 sessions, 8 runs, 9 terminal events" in verdict
+
+
+def test_the_page_has_every_step_of_the_schemas() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "upgrade.md").read_text()
+    rows = [
+        re.findall(r"\d+", line.rpartition(" | ")[0].rpartition(" | ")[0])
+        for line in page.splitlines()
+        if re.match(r"\| \d+ \|", line)
+    ]
+    sqlite_steps = {int(row[0]) for row in rows}
+    postgres_steps = {int(number) for row in rows for number in row[1:]}
+    assert sqlite_steps == set(range(2, len(migrations("sqlite")) + 1))
+    assert postgres_steps == {1} | set(range(4, len(migrations("postgres")) + 1))
