@@ -17,6 +17,7 @@ from click.core import ParameterSource
 
 from runlane_server.agents.command.prctl import protect_memory
 from runlane_server.cli import maintenance
+from runlane_server.cli.health import health
 from runlane_server.cli.token_commands import token
 from runlane_server.config import Config
 from runlane_server.config.sample import sample
@@ -180,6 +181,7 @@ def rotate_node_key(store: str) -> int:
 
 
 command.add_command(token)
+command.add_command(health)
 
 
 def _refuse_flags(context: click.Context, name: str) -> None:
