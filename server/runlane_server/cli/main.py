@@ -112,7 +112,7 @@ def backup(store: str, path: Path, *, force: bool) -> int:
 def check(store: str, copy: Path | None, *, repair: bool, no_backup: bool) -> int:
     """Verifies the database: prints one line per problem, and exits with 1 if there is any.
 
-    In PostgreSQL it verifies that every record can be read.
+    Of a PostgreSQL store it reads one snapshot, while nodes may work.
 
     With --repair, which needs the server to be stopped, a damaged message or event is replaced by
     the placeholder that callers already get for it, and a session with a damaged lane, run or
