@@ -26,7 +26,11 @@ def rendered(*options: str) -> dict[str, Any]:
     if (helm := shutil.which("helm")) is None:
         pytest.skip("helm is not installed")
     _run(helm, "lint", "--strict", str(CHART), *options)
-    objects = list(yaml.safe_load_all(_run(helm, "template", "runlane", str(CHART), *options)))
+    objects = list(
+        yaml.safe_load_all(
+            _run(helm, "template", "--kube-version", "1.30.0", "runlane", str(CHART), *options)
+        )
+    )
     found = {it["kind"]: it for it in objects}
     assert len(found) == len(objects)
     return found
