@@ -23,6 +23,12 @@ GO_PLUGINS := .cache/go-plugins
 GO_READY := $(GO_PLUGINS)/.ready-1.36.11-1.5.1
 GO_MODULE := $(word 2,$(shell head -n 1 gen/go/go.mod))
 
+# The real agents of `make test-agents`, at the versions that docs/acp.md names.
+AGENTS ?= codex-acp opencode qwen-code
+AGENT_codex-acp := @zed-industries/codex-acp@0.16.0
+AGENT_opencode := opencode-ai@1.18.33
+AGENT_qwen-code := @qwen-code/qwen-code@0.15.10
+
 PACKAGES := dist/packages
 CARGO := CARGO_TARGET_DIR=$(CURDIR)/.cache/cargo cargo
 
@@ -38,7 +44,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-proofs test-postgres test-polyglot build packages test-packages test-image release sbom bench check-lane sim crash nodes soak fuzz attack image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints clean
+.PHONY: help run test test-fast test-proofs test-postgres test-polyglot test-agents build packages test-packages test-image release sbom bench check-lane sim crash nodes soak fuzz attack image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -63,6 +69,11 @@ test-postgres: $(READY) ## Run all tests that use a store over PostgreSQL
 
 test-polyglot: $(READY) ## Test the quickstarts and conformance clients in all languages, and the first-steps pages
 	RUNLANE_POLYGLOT=1 $(BIN)/pytest -n $(or $(PROGRAMS),4) --dist worksteal $(or $(TESTS),tests/polyglot)
+
+test-agents: $(READY) $(AGENTS:%=.cache/agents/%/.ready) ## Run real ACP agents against models of the tests; AGENTS names some
+	if unshare --net --map-root-user true 2>/dev/null; then \
+		isolated="unshare --net --map-root-user sh $(CURDIR)/tests/agents/acp/loopback.sh"; export RUNLANE_NO_NETWORK=1; \
+	fi; RUNLANE_AGENTS=.cache/agents $$isolated $(BIN)/pytest -rs tests/agents/acp/test_real_agents.py
 
 check-lane: $(READY) ## Search all interleavings of commands on a lane of RUNS runs, DEPTH commands deep
 	cd tests && ../$(BIN)/python -m proofs.sim.explore --depth $(or $(DEPTH),22) --runs $(or $(RUNS),3) --reservations 2
@@ -217,6 +228,11 @@ $(RUN_READY): pyproject.toml constraints.txt
 $(PROTO_READY): proto/requirements.txt
 	$(PYTHON) -m venv $(PROTO_VENV)
 	$(PROTO_VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
+.cache/agents/%/.ready:
+	rm -rf $(@D) && mkdir -p $(@D)
+	npm install --no-fund --no-audit --ignore-scripts --prefix $(@D) $(AGENT_$*)
 	touch $@
 
 $(GO_READY):

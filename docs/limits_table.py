@@ -13,7 +13,7 @@ from generated import between, main
 
 from runlane_server.access import jwts
 from runlane_server.config.settings import MAX_PROGRESS_INTERVAL, SETTINGS
-from runlane_server.core import lane, model
+from runlane_server.core import artifact, lane, model
 from runlane_server.engine import (
     agent_output,
     agent_turn,
@@ -75,6 +75,11 @@ CALLS = (
         REFUSED,
     ),
     ("attempts of a run", f"{checks.MAX_ATTEMPTS}", REFUSED),
+    (
+        "reasons of a retry policy, each reason",
+        f"{checks.MAX_RETRY_REASONS}, {checks.MAX_RETRY_REASON_BYTES} bytes",
+        REFUSED,
+    ),
     ("timeout of a run, of WaitRun", f"{checks.MAX_DAYS} days", REFUSED),
     ("session ids, run ids, attachments, states in a request", f"{checks.MAX_ITEMS:,}", REFUSED),
     (
@@ -140,6 +145,27 @@ AGENTS = (
     (
         "name of a tool or a model",
         f"{agent_output.MAX_NAME_CHARS:,} characters",
+        "the run fails with AGENT_ERROR",
+    ),
+    (
+        "content of an artifact, all pieces together",
+        size(artifact.MAX_ARTIFACT_BYTES),
+        "the run fails with AGENT_ERROR; pass larger content as a `uri`",
+    ),
+    (
+        "name, media type, `uri` of an artifact",
+        f"{agent_output.MAX_ARTIFACT_NAME_BYTES} bytes, {agent_output.MAX_ARTIFACT_NAME_BYTES}"
+        f" bytes, {size(agent_output.MAX_URI_BYTES)}",
+        "the run fails with AGENT_ERROR",
+    ),
+    (
+        "id of an artifact, type of a custom event, key of a step",
+        f"{agent_output.MAX_ID_BYTES} bytes",
+        "the run fails with AGENT_ERROR",
+    ),
+    (
+        "JSON of a custom event, of a result, of a step",
+        size(agent_output.MAX_JSON_BYTES),
         "the run fails with AGENT_ERROR",
     ),
     ("message of an error", f"{agent_output.MAX_ERROR_CHARS:,} characters", "cut"),

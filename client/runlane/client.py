@@ -36,6 +36,7 @@ from runlane.types import (
     CancelScope,
     Message,
     Run,
+    RunRetryPolicy,
     RunState,
     Session,
     WhenBusy,
@@ -140,6 +141,7 @@ class Client:
         metadata: Mapping[str, str] = NO_LABELS,
         allow_missing: bool = False,
         traceparent: str = "",
+        retry_policy: RunRetryPolicy | None = None,
         agent: str = "",
     ) -> RunHandle:
         """Submits a prompt to a session; returns when the run is durable.
@@ -159,6 +161,7 @@ class Client:
             allow_missing: Create the session if it does not exist.
             traceparent: The caller's position in a trace, in the format of W3C Trace Context. The
                 run becomes part of that trace, and its agent receives it.
+            retry_policy: Repeats attempts that the agent fails; None: a failure ends the run.
             agent: The name of the agent that executes the run; see `list_agents`. Empty: the
                 session's agent, or the server's default.
 
@@ -185,6 +188,7 @@ class Client:
             max_attempts=max_attempts,
             metadata=metadata,
             allow_missing=allow_missing,
+            retry_policy=convert.to_retry_policy(retry_policy),
             agent=agent,
         )
         trace = (("traceparent", traceparent),) if traceparent else ()

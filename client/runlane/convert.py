@@ -111,6 +111,23 @@ def to_attachment(attachment: t.Attachment) -> run_pb2.Attachment:
     return build(run_pb2.Attachment, name=name, mime_type=mime_type, text=content)
 
 
+def to_retry_policy(policy: t.RunRetryPolicy | None) -> run_pb2.RetryPolicy | None:
+    """Converts a retry policy. Raises TypeError."""
+    if policy is None:
+        return None
+    given: object = policy
+    if not isinstance(given, t.RunRetryPolicy):
+        raise TypeError(f"retry_policy: expected a RunRetryPolicy, not {type(given).__name__}")
+    return build(
+        run_pb2.RetryPolicy,
+        reasons=to_tuple("reasons", policy.reasons),
+        max_attempts=policy.max_attempts,
+        initial_backoff=to_duration(policy.initial_backoff),
+        max_backoff=to_duration(policy.max_backoff),
+        after_output=policy.after_output,
+    )
+
+
 # --- From the wire -------------------------------------------------------------------------------
 
 
@@ -165,6 +182,17 @@ def run_complete(message: run_pb2.RunComplete) -> t.RunComplete:
         accepted_at=_time(message.accepted_at),
         started_at=_time(message.started_at) if message.HasField("started_at") else None,
         ended_at=_time(message.ended_at),
+        result=message.result or None,
+    )
+
+
+def _retry_policy(message: run_pb2.RetryPolicy) -> t.RunRetryPolicy:
+    return t.RunRetryPolicy(
+        message.max_attempts,
+        tuple(message.reasons),
+        message.initial_backoff.ToTimedelta(),
+        message.max_backoff.ToTimedelta(),
+        message.after_output,
     )
 
 
@@ -187,6 +215,9 @@ def run(message: run_pb2.Run) -> t.Run:
         ended_at=_time(message.ended_at) if message.HasField("ended_at") else None,
         folded_into=message.folded_into or None,
         run_complete=complete,
+        retry_policy=(
+            _retry_policy(message.retry_policy) if message.HasField("retry_policy") else None
+        ),
         agent=message.agent,
     )
 
@@ -256,7 +287,23 @@ def attachment(message: run_pb2.Attachment) -> t.Attachment:
     return t.Attachment(message.name, content, message.mime_type)
 
 
-def part(message: session_pb2.Part) -> t.Part | None:
+def _artifact(message: run_pb2.Artifact) -> t.Artifact | None:
+    """Converts an artifact; None for a kind of content unknown to this client."""
+    kind = message.WhichOneof("content")
+    if kind is None:
+        return None
+    return t.Artifact(
+        message.artifact_id,
+        message.name,
+        message.mime_type,
+        t.ArtifactKind(kind),
+        getattr(message, kind),
+        message.append,
+        message.last,
+    )
+
+
+def part(message: session_pb2.Part) -> t.Part | None:  # noqa: PLR0911 - one per kind
     """Converts a part of a message; None for a kind unknown to this client."""
     match message.WhichOneof("part"):
         case "text":
@@ -269,6 +316,10 @@ def part(message: session_pb2.Part) -> t.Part | None:
             return _tool_result(message.tool_result)
         case "attachment":
             return attachment(message.attachment)
+        case "artifact":
+            return _artifact(message.artifact)
+        case "result":
+            return t.Result(message.result)
         case _:
             return None
 
@@ -289,7 +340,7 @@ def message(message: session_pb2.Message) -> t.Message:
     )
 
 
-def _event_body(message: run_pb2.RunEvent) -> t.EventBody | None:  # noqa: PLR0911 - one per kind
+def _event_body(message: run_pb2.RunEvent) -> t.EventBody | None:  # noqa: C901, PLR0911 - one per kind
     match message.WhichOneof("event"):
         case "accepted":
             return t.Accepted(message.accepted.accept_seq)
@@ -303,6 +354,12 @@ def _event_body(message: run_pb2.RunEvent) -> t.EventBody | None:  # noqa: PLR09
             return _tool_call(message.tool_call)
         case "tool_result":
             return _tool_result(message.tool_result)
+        case "artifact":
+            return _artifact(message.artifact)
+        case "custom":
+            return t.Custom(message.custom.type, message.custom.json)
+        case "step":
+            return t.Step(message.step.key, message.step.result)
         case "folded":
             return t.Folded(message.folded.run_id, message.folded.into_run_id)
         case "run_complete":

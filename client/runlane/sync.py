@@ -52,6 +52,7 @@ from runlane.types import (
     Run,
     RunComplete,
     RunEvent,
+    RunRetryPolicy,
     RunState,
     Session,
     WhenBusy,
@@ -145,6 +146,7 @@ class Client:
         metadata: Mapping[str, str] = NO_LABELS,
         allow_missing: bool = False,
         traceparent: str = "",
+        retry_policy: RunRetryPolicy | None = None,
         agent: str = "",
     ) -> RunHandle:
         """Submits a prompt to a session; returns when the run is durable.
@@ -164,6 +166,7 @@ class Client:
             allow_missing: Create the session if it does not exist.
             traceparent: The caller's position in a trace, in the format of W3C Trace Context. The
                 run becomes part of that trace, and its agent receives it.
+            retry_policy: Repeats attempts that the agent fails; None: a failure ends the run.
             agent: The name of the agent that executes the run; see `list_agents`. Empty: the
                 session's agent, or the server's default.
 
@@ -193,6 +196,7 @@ class Client:
                 metadata=metadata,
                 allow_missing=allow_missing,
                 traceparent=traceparent,
+                retry_policy=retry_policy,
                 agent=agent,
             ),
         )

@@ -24,7 +24,7 @@ class RunState(StrEnum):
     """The state of a run."""
 
     ACCEPTED = "accepted"
-    """First in its lane; waits for a slot on a node or for the agent to be ready."""
+    """First in its lane; waits for a slot, for the agent, or for its next attempt."""
     QUEUED = "queued"
     """Waits behind another run of its session."""
     ACTIVE = "active"
@@ -165,7 +165,7 @@ class RunComplete:
 
     For a folded run, `usage` is None; the run of `folded_into` has it. `message_id` is None for a
     folded run that was cancelled separately. `attempt` is the number of attempts started; 0 if the
-    run never started.
+    run never started. `result` is the structured result, as JSON; None if the agent gave none.
     """
 
     session_id: str
@@ -185,6 +185,24 @@ class RunComplete:
     accepted_at: datetime
     started_at: datetime | None
     ended_at: datetime
+    result: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunRetryPolicy:
+    """Which failures of the agent lead to another attempt of a run, how often and how soon.
+
+    `max_attempts` counts the attempts that the agent may fail, including the first; 2 to 100.
+    `reasons` are those of the errors to repeat; none: all but RUN_TIMEOUT and OUTPUT_LIMIT. The
+    pause between two attempts begins at `initial_backoff` and doubles up to `max_backoff`. With
+    `after_output`, attempts are repeated also after they had emitted something.
+    """
+
+    max_attempts: int
+    reasons: tuple[str, ...] = ()
+    initial_backoff: timedelta = timedelta(seconds=1)
+    max_backoff: timedelta = timedelta(minutes=1)
+    after_output: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +228,7 @@ class Run:
     ended_at: datetime | None = None
     folded_into: str | None = None
     run_complete: RunComplete | None = None
+    retry_policy: RunRetryPolicy | None = None
     agent: str = ""
 
 
@@ -315,7 +334,44 @@ class ToolResult:
     is_error: bool = False
 
 
-Part: TypeAlias = Text | Reasoning | ToolCall | ToolResult | Attachment
+class ArtifactKind(StrEnum):
+    """The kind of content that an artifact has."""
+
+    TEXT = "text"
+    """Text."""
+    DATA = "data"
+    """Bytes."""
+    JSON = "json"
+    """A JSON value, as text."""
+    URI = "uri"
+    """The address of content that is kept elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """Something that a run made besides its text: whole in a transcript, a piece in an event.
+
+    `content` is bytes for the kind DATA. With `append` it continues that of the earlier pieces with
+    the same `artifact_id`; without it the artifact begins. `last`: the artifact is complete.
+    """
+
+    artifact_id: str
+    name: str
+    mime_type: str
+    kind: ArtifactKind
+    content: str | bytes
+    append: bool = False
+    last: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The structured result of a run, as JSON."""
+
+    json: str
+
+
+Part: TypeAlias = Text | Reasoning | ToolCall | ToolResult | Attachment | Artifact | Result
 """A part of a message."""
 
 
@@ -378,6 +434,22 @@ class ReasoningDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class Custom:
+    """An event of a type that the agent defines; ignore types that you do not know."""
+
+    type: str
+    json: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The agent finished a step with this result (JSON); later attempts do not repeat it."""
+
+    key: str
+    json: str
+
+
+@dataclass(frozen=True, slots=True)
 class Folded:
     """A run joined the turn of another run. Both runs have this event."""
 
@@ -392,6 +464,9 @@ EventBody: TypeAlias = (
     | ReasoningDelta
     | ToolCall
     | ToolResult
+    | Artifact
+    | Custom
+    | Step
     | Folded
     | InputRequested
     | InputAnswered

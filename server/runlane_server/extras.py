@@ -22,6 +22,7 @@ EXTRAS = {
     "asyncpg": ("asyncpg", "server,postgres"),
     "aiohttp": ("aiohttp", "server,chat"),
     "pydantic_ai": ("pydantic-ai", "server,chat"),
+    "acp": ("agent-client-protocol", "server,acp"),
     "prometheus_client": ("prometheus-client", "server,metrics"),
     "opentelemetry": ("opentelemetry-proto", "server,traces"),
     "jwt": ("PyJWT", "server,jwt"),

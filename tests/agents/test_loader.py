@@ -114,6 +114,9 @@ async def test_the_argv_of_a_command_is_split_as_a_shell_does() -> None:
         ("command:", "the program is missing"),
         ("command:no-such-program x", "there is no program 'no-such-program'"),
         ("command:sh 'x", "No closing quotation"),
+        ("acp", "agent acp: the program is missing; write acp:<argv>"),
+        ("acp:no-such-program x", "agent acp: there is no program 'no-such-program'"),
+        ("acp:sh 'x", "agent acp: cannot split"),
         ("no_such_module:agent", "No module named 'no_such_module'"),
     ],
 )
@@ -125,7 +128,7 @@ def test_an_invalid_spec_is_rejected_in_one_line_with_the_reason(spec: str, comp
 
 
 def test_the_help_describes_every_kind_of_agent() -> None:
-    for kind in ("echo", "command:", "command+json:", "chat:", "<module>:", "scripted"):
+    for kind in (*("echo", "command:", "command+json:", "acp:", "chat:", "<module>:", "scripted"),):
         assert any(line.startswith(kind) for line in SPECS.splitlines())
 
 
@@ -135,6 +138,19 @@ def test_pydantic_ai_is_imported_only_for_a_chat_agent() -> None:
         "from runlane_server.agents.loader import load_agent\n"
         "load_agent('echo'), load_agent('scripted')\n"
         "sys.exit('pydantic_ai' in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_types_of_acp_are_imported_only_for_an_acp_agent() -> None:
+    code = (
+        "import sys\n"
+        "from runlane_server.agents.loader import load_agent\n"
+        "import runlane_server.process.node\n"
+        "load_agent('echo'), load_agent('command:cat')\n"
+        "assert not {'acp', 'pydantic'} & {*sys.modules}\n"
+        "load_agent('acp:cat')\n"
+        "sys.exit('acp' not in sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -289,6 +289,50 @@ async def test_run_leaves_with_the_code_of_the_end(
     assert await finish(await start(peer, "run", "-s", "s", "p")) == (code, "so far\n", told)
 
 
+async def test_run_names_artifacts_on_stderr_and_keeps_stdout_for_the_text(peer: Peer) -> None:
+    peer.scripts["RunAccepted"] = [(accepted(),)]
+    peer.scripts["SubscribeRun"] = [
+        (
+            says(1, "see "),
+            event(2, artifact=run_pb2.Artifact(artifact_id="a", name="log", text="1")),
+            event(
+                3,
+                artifact=run_pb2.Artifact(
+                    artifact_id="a", name="log", mime_type="text/x", text="2", last=True
+                ),
+            ),
+            event(
+                4, artifact=run_pb2.Artifact(artifact_id="u\x1b[2J", uri="https://e.org", last=True)
+            ),
+            event(5, custom=run_pb2.RunEvent.Custom(type="t", json="1")),
+            says(6, "it"),
+            event(7, run_complete=complete("r")),
+        )
+    ]
+    code, out, err = await finish(await start(peer, "run", "-s", "s", "p"))
+    assert (code, out) == (0, "see it\n")
+    assert err.splitlines() == ["artifact log (text/x)", "artifact u[2J https://e.org"]
+
+
+async def test_run_as_json_has_artifacts_and_custom_events_whole(peer: Peer) -> None:
+    peer.scripts["RunAccepted"] = [(accepted(),)]
+    end = complete("r")
+    end.result = '{"n":1}'
+    peer.scripts["SubscribeRun"] = [
+        (
+            event(1, artifact=run_pb2.Artifact(artifact_id="a", data=b"\xff", last=True)),
+            event(2, custom=run_pb2.RunEvent.Custom(type="t", json="[1]")),
+            event(3, run_complete=end),
+        )
+    ]
+    _, out, _ = await finish(await start(peer, "run", "-s", "s", "--json", "p"))
+    artifact, custom, ended = map(json.loads, out.splitlines())
+    assert (artifact["type"], artifact["kind"]) == ("artifact", "data")
+    assert (artifact["content"], artifact["encoding"]) == ("/w==", "base64")
+    assert (custom["type"], custom["custom_type"], custom["json"]) == ("custom", "t", "[1]")
+    assert ended["result"] == '{"n":1}'
+
+
 async def test_run_as_json_ends_with_the_end(peer: Peer) -> None:
     peer.scripts["RunAccepted"] = [(accepted(),)]
     peer.scripts["SubscribeRun"] = [(says(1, "a"), event(2, run_complete=complete("r")))]

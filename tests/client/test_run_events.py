@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from grpc import StatusCode
 
 import runlane
-from runlane import Client, RunComplete, RunEvents, TextDelta
+from runlane import ArtifactKind, Client, RunComplete, RunEvents, TextDelta, convert
 from runlane.v1 import run_pb2
 from support.peer import HANG, LOST, Peer, Refuse, Script, accepted, complete, event, says
 
@@ -37,12 +40,15 @@ async def test_all_kinds_and_the_end(peer: Peer, client: Client) -> None:
             event(4, tool_call=run_pb2.ToolCall(tool_call_id="t", name="n", arguments_json="{}")),
             event(5, tool_result=run_pb2.ToolResult(tool_call_id="t", name="n", is_error=True)),
             event(6, folded=run_pb2.RunEvent.Folded(run_id="q", into_run_id="r")),
-            says(7, "hello"),
-            event(8, run_complete=complete("r")),
+            event(7, artifact=run_pb2.Artifact(artifact_id="a", data=b"1", append=True)),
+            event(8, custom=run_pb2.RunEvent.Custom(type="t", json="1")),
+            event(9, step=run_pb2.RunEvent.Step(key="k", result="1")),
+            says(10, "hello"),
+            event(11, run_complete=complete("r")),
         )
     ]
     seen = [each async for each in client.subscribe_run("r")]
-    assert [each.index for each in seen] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [each.index for each in seen] == list(range(1, 12))
     assert [each.body for each in seen][:-1] == [
         runlane.Accepted(7),
         runlane.Started(1),
@@ -50,6 +56,9 @@ async def test_all_kinds_and_the_end(peer: Peer, client: Client) -> None:
         runlane.ToolCall("t", "n", "{}"),
         runlane.ToolResult("t", "n", "", is_error=True),
         runlane.Folded("q", "r"),
+        runlane.Artifact("a", "", "", ArtifactKind.DATA, b"1", append=True, last=False),
+        runlane.Custom("t", "1"),
+        runlane.Step("k", "1"),
         TextDelta("hello"),
     ]
     assert isinstance(seen[-1].body, RunComplete)
@@ -88,6 +97,39 @@ async def test_duplicates_are_dropped(peer: Peer, client: Client) -> None:
 async def test_kinds_of_a_newer_server_are_passed_over(peer: Peer, client: Client) -> None:
     peer.scripts[RPC] = [(*BEGIN, event(3), says(4, "a"), event(5, run_complete=complete("r")))]
     assert await read_texts(client.subscribe_run("r")) == ["a", "done"]
+
+
+OLDER_KINDS = {"accepted", "started", "text_delta", "run_complete"}
+
+
+def older(name: str) -> type[Any]:
+    """A message as a client knows it that was generated before some kinds of events existed."""
+    pool = descriptor_pool.DescriptorPool()
+    for dependency in run_pb2.DESCRIPTOR.dependencies:
+        pool.AddSerializedFile(dependency.serialized_pb)
+    file = descriptor_pb2.FileDescriptorProto.FromString(run_pb2.DESCRIPTOR.serialized_pb)
+    run_event = next(each for each in file.message_type if each.name == "RunEvent")
+    known = [f for f in run_event.field if not f.HasField("oneof_index") or f.name in OLDER_KINDS]
+    del run_event.field[:]
+    run_event.field.extend(known)
+    pool.AddSerializedFile(file.SerializeToString())
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"runlane.v1.{name}"))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"artifact": run_pb2.Artifact(artifact_id="a", text="x")},
+        {"custom": run_pb2.RunEvent.Custom(type="t", json="1")},
+        {"step": run_pb2.RunEvent.Step(key="k", result="1")},
+    ],
+    ids=["artifact", "custom", "step"],
+)
+def test_an_older_client_passes_over_what_it_does_not_know(body: dict[str, Any]) -> None:
+    sent = event(7, **body).event.SerializeToString()
+    received = older("RunEvent").FromString(sent)
+    assert (received.index, received.WhichOneof("event")) == (7, None)
+    assert convert.run_event(received) is None
 
 
 async def test_what_is_missing_is_asked_for_again(peer: Peer, client: Client) -> None:

@@ -6,16 +6,22 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+import runlane
+from runlane import convert as client_convert
 from runlane.v1 import run_pb2
 from runlane.v1 import run_service_pb2 as pb
 from runlane_server.access.node_keys import NodeKeys
+from runlane_server.cluster import peers
 from runlane_server.cluster import relay as relay_module
 from runlane_server.cluster.peers import Peers
+from runlane_server.core import model
+from runlane_server.core.artifact import ArtifactKind, ArtifactPiece
 from runlane_server.core.limits import Limits
+from runlane_server.rpc import convert
 from runlane_server.store.open import StoreUrl, open_store
 from support.rpc_wire import Wire, serving
 
@@ -147,3 +153,32 @@ async def test_a_run_executed_on_this_node_is_not_relayed(
         node.latches.open("g")
         await follower.read_until("two")
         await follower.rest()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        model.Accepted(1),
+        model.Started(2),
+        model.TextDelta("t"),
+        model.ReasoningDelta("r"),
+        model.ToolCall("1", "look", "{}"),
+        model.ToolResult("1", "look", "seen", is_error=True),
+        ArtifactPiece("a", "n", "m/t", ArtifactKind.DATA, b"\xff", append=True, last=False),
+        ArtifactPiece("a", "n", "", ArtifactKind.URI, "https://example.com"),
+        model.CustomEvent("t", "1"),
+        model.StepResult("k", "1"),
+        model.Folded("a", "b"),
+    ],
+    ids=lambda body: type(body).__name__,
+)
+def test_an_event_of_another_node_is_the_same_here(body: model.EventBody) -> None:
+    event = model.RunEvent("r", 3, 1_000_001, body)
+    received = client_convert.run_event(convert.run_event(event))
+    assert received is not None
+    assert peers._convert("r", received) == event
+
+
+def test_every_kind_of_event_but_the_end_is_relayed() -> None:
+    kinds = set(get_args(runlane.EventBody)) - {runlane.RunComplete}
+    assert set(peers._BODIES) == kinds

@@ -86,8 +86,8 @@ MUTANTS = (
     ),
     Mutant(
         "two runs are started at once",
-        "edit.start(host) if lane.can_start else None",
-        "edit.start(host) if lane.waiting else None",
+        "edit.start(host) if lane.can_start_at(at) else None",
+        "edit.start(host) if lane.waiting and lane.waiting[0].not_before <= at else None",
         "queued cannot start",
     ),
     Mutant(
@@ -189,8 +189,8 @@ MUTANTS = (
     ),
     Mutant(
         "a repeated cancel covers again",
-        "        if active is None or active.state is RunState.CANCELLING:\n            return",
-        "        if active is None:\n            return",
+        "        if active.state is RunState.CANCELLING:\n            return\n        self._active",
+        "        self._active",
         "cannot cancel",
     ),
     Mutant(
@@ -225,6 +225,57 @@ MUTANTS = (
         "        if any(run.run_id == run_id for run in self._folded):\n"
         "            self.cancel_active(reason)",
         "R20",
+    ),
+    Mutant(
+        "an attempt starts before its backoff is over",
+        "edit.start(host) if lane.can_start_at(at) else None",
+        "edit.start(host) if lane.can_start else None",
+        "R38",
+    ),
+    Mutant(
+        "a failed attempt goes behind the queue",
+        "        first_rank = (waiting[0].rank if waiting else self._accept_seq + 1) - len(back)",
+        "        if failed:\n"
+        "            self._active, self._folded, self._waiting = None, (), (*waiting, *back)\n"
+        "            return [self._record(run) for run in back] and None\n"
+        "        first_rank = (waiting[0].rank if waiting else self._accept_seq + 1) - len(back)",
+        "R38",
+    ),
+    Mutant(
+        "a failure is not counted",
+        "        failures = active.failures + failed",
+        "        failures = active.failures",
+        "R38",
+    ),
+    Mutant(
+        "an interrupting run overtakes one that waits for its next attempt",
+        "is WhenBusy.INTERRUPT and not held.covered:\n        edit.",
+        "is WhenBusy.INTERRUPT and not (held.covered or lane.backing_off):\n        edit.",
+        "R38",
+    ),
+    Mutant(
+        "a cancel misses a run that waits for its next attempt",
+        "        if active is None:\n            self._cancel_backing_off(reason)\n",
+        "        if active is None:\n",
+        "R20",
+    ),
+    Mutant(
+        "a cancel of the queue takes the run that waits for its next attempt",
+        "        edit.cancel_waiting(lane.queue, reason)",
+        "        edit.cancel_waiting([r for r in lane.waiting if r in edit._waiting], reason)",
+        "R20",
+    ),
+    Mutant(
+        "a run that a cancel covers is repeated",
+        " or outcome.is_final or active.state is not RunState.ACTIVE:",
+        " or outcome.is_final:",
+        "cancelling cannot retry",
+    ),
+    Mutant(
+        "a failed attempt counts as lost with its node",
+        "    lost = active.attempt - active.failures",
+        "    lost = active.attempt",
+        "retried run goes back",
     ),
     Mutant(
         "a supervisor ends a run that another node has adopted",

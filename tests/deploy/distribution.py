@@ -32,6 +32,7 @@ BASE = {
 EXTRA = {
     "runlane-server --store postgresql://localhost/db": "server,postgres",
     "runlane-server --agent chat:openai:small": "server,chat",
+    "runlane-server --agent acp:sh": "server,acp",
     "runlane-server --otlp-endpoint http://127.0.0.1:1": "server,traces",
     "runlane-server --event-loop uvloop": "server,uvloop",
 }

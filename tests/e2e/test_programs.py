@@ -40,7 +40,7 @@ async def test_the_environment_of_a_program_has_no_secret_of_the_server(tmp_path
     may_be = {name for name in variables if name.startswith(("LANG", "LC_"))}
     assert set(variables) - may_be == {
         *("PATH", "TZ", "HOME", "TMPDIR", "PYTHONUNBUFFERED", "WANTED", "GIVEN", "API_KEY"),
-        *("RUNLANE_SESSION_ID", "RUNLANE_RUN_ID", "RUNLANE_ATTEMPT"),
+        *("RUNLANE_TENANT", "RUNLANE_SESSION_ID", "RUNLANE_RUN_ID", "RUNLANE_ATTEMPT"),
     }
     assert (variables["WANTED"], variables["GIVEN"]) == ("w", "a=b, c")
     assert variables["API_KEY"] == "k=1"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import signal
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -21,18 +22,20 @@ from runlane import (
     RunComplete,
     RunIdConflict,
     RunlaneError,
+    RunRetryPolicy,
     RunState,
     SessionBusy,
     SessionMissing,
     SessionNotFound,
     Started,
+    Step,
     ToolResult,
     Usage,
     WhenBusy,
 )
 from support.server import ServerProcess, serving
 from support.staging import SECONDS, at_latch, say, script
-from support.wire import Wire, check_turn, text_of
+from support.wire import Wire, check_turn, text_of, wait_for_text
 
 S = RunState
 STEP = {"step": True}
@@ -508,3 +511,40 @@ async def _refused(server: ServerProcess) -> None:
                 await Wire(client).accept(f"probe {n}", say("x"))
             except Draining:
                 return
+
+
+# --- Attempts -----------------------------------------------------------------------------------
+
+
+async def test_r38_a_backoff_survives_a_kill(server: ServerProcess, wire: Wire) -> None:
+    policy = RunRetryPolicy(2, initial_backoff=timedelta(seconds=1), after_output=True)
+    handle = await wire.accept(
+        "s", say("a"), {"fail": "busy", "attempts": 1}, say("b"), retry_policy=policy
+    )
+    run = handle.run
+    while (run.attempt, run.state) != (1, S.ACCEPTED):
+        run = await wire.client.get_run(handle.run_id)
+        assert run.attempt < 2, "the backoff was over before the test saw it"
+    assert run.retry_policy == policy
+    await server.kill()
+    await server.start()
+    complete = await wire.end(handle)
+    assert (complete.state, complete.text, complete.attempt) == (S.COMPLETED, "ab", 2)
+    check_turn(complete, await wire.messages("s"))
+
+
+async def test_r39_a_step_is_not_repeated_after_a_kill(server: ServerProcess, wire: Wire) -> None:
+    """The step of the first attempt is stored when the agent goes on; that of a step that was not
+    reached is not."""
+    steps = [{"once": "a"}, *at_latch("g"), {"once": "b"}]
+    handle = await wire.accept("s", *steps, max_attempts=3)
+    await wait_for_text(handle, "1<g>")
+    for attempt in (2, 3):
+        await server.kill()
+        await server.start()
+        assert await wait_for_text(handle, "<g>", attempt=attempt) == "1<g>"
+    await wire.open_latch("g")
+    complete = await wire.end(handle)
+    assert (complete.text, complete.attempt) == ("1<g>3", 3)
+    found = [event.body async for event in handle.events() if isinstance(event.body, Step)]
+    assert found == [Step("a", "1"), Step("b", "3")]

@@ -98,8 +98,9 @@ def said_in(text: str, *folders: str) -> bool:
 UNPINNED = {"matplotlib", "a2a-sdk", "atheris"}
 """Extras that are installed by hand, to measure or to search."""
 
-BROUGHT_ALONG = {"cryptography", "httpx2", "pydantic-core", "pydantic-graph"}
-"""Dependencies of PyJWT[crypto], openai and pydantic-ai whose objects the server uses directly."""
+BROUGHT_ALONG = {"cryptography", "httpx2", "pydantic", "pydantic-core", "pydantic-graph"}
+"""Dependencies of PyJWT[crypto], openai, pydantic-ai and agent-client-protocol whose objects the
+server uses directly."""
 
 RUNTIME = {
     "the client": (PROJECT["dependencies"], "client"),

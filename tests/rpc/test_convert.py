@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from runlane.v1 import run_pb2, run_service_pb2, session_pb2
 from runlane_server.core import model
+from runlane_server.core.artifact import ArtifactKind, ArtifactPiece
 from runlane_server.core.model import (
     CancelScope,
     FinishReason,
@@ -21,6 +22,7 @@ from runlane_server.core.model import (
     RunState,
     WhenBusy,
 )
+from runlane_server.core.retry import RetryPolicy
 from runlane_server.core.transition import CoveredRun, Receipt
 from runlane_server.rpc import convert
 
@@ -111,6 +113,7 @@ COMPLETE = model.RunComplete(
     accepted_at=1_000_001,
     started_at=2_000_002,
     ended_at=3_000_003,
+    result="1",
 )
 
 RUN = model.Run(
@@ -131,6 +134,7 @@ RUN = model.Run(
     folded_into="other",
     complete=COMPLETE,
     agent="coder",
+    retry=RetryPolicy(("BUSY",), 3, 1_000_001, 2_000_002, after_output=True),
 )
 
 SESSION = model.Session(
@@ -209,7 +213,7 @@ def test_absent_values_are_not_set() -> None:
             complete=None,
         )
     )
-    for field in ("timeout", "started_at", "ended_at", "run_complete"):
+    for field in ("timeout", "started_at", "ended_at", "run_complete", "retry_policy"):
         assert not run.HasField(field)
 
 
@@ -257,6 +261,13 @@ def test_a_folded_run_has_no_usage_of_its_own() -> None:
             "tool_result",
             'tool_call_id: "1"\nname: "n"\ncontent: "c"\n',
         ),
+        (
+            ArtifactPiece("a", "n", "m", ArtifactKind.JSON, "1", append=True),
+            "artifact",
+            'artifact_id: "a"\nname: "n"\nmime_type: "m"\njson: "1"\nappend: true\nlast: true\n',
+        ),
+        (model.StepResult("k", "1"), "step", 'key: "k"\nresult: "1"\n'),
+        (model.CustomEvent("t", "1"), "custom", 'type: "t"\njson: "1"\n'),
         (COMPLETE, "run_complete", str(convert.run_complete(COMPLETE))),
     ],
 )
@@ -273,6 +284,7 @@ def test_every_event_of_a_run_is_converted(body: model.EventBody, field: str, co
         (model.Started(0), "started"),
         (model.TextDelta(""), "text_delta"),
         (model.Folded("", ""), "folded"),
+        (model.CustomEvent("", ""), "custom"),
     ],
 )
 def test_an_event_without_content_keeps_its_kind(body: model.EventBody, field: str) -> None:
@@ -287,7 +299,16 @@ def test_an_event_without_content_keeps_its_kind(body: model.EventBody, field: s
         (model.ToolCall("", "", ""), "tool_call"),
         (model.ToolResult("", "", ""), "tool_result"),
         (model.Attachment("", "", b""), "attachment"),
+        (ArtifactPiece("", "", "", ArtifactKind.TEXT, "", last=False), "artifact"),
+        (model.ResultPart(""), "result"),
     ],
 )
 def test_every_part_of_a_message_is_converted(part: model.Part, field: str) -> None:
     assert convert.part(part).WhichOneof("part") == field
+
+
+@pytest.mark.parametrize("kind", ArtifactKind)
+def test_every_kind_of_artifact_is_converted(kind: ArtifactKind) -> None:
+    empty = b"" if kind is ArtifactKind.DATA else ""
+    wire = convert.artifact(ArtifactPiece("", "", "", kind, empty))
+    assert wire.WhichOneof("content") == kind

@@ -20,6 +20,7 @@ from runlane_server.core.errors import (
 )
 from runlane_server.core.limits import Limits
 from runlane_server.core.model import CancelScope, RunState, WhenBusy
+from runlane_server.core.retry import RetryPolicy
 from runlane_server.rpc import validate
 from runlane_server.store.base import EventFilter
 
@@ -494,3 +495,46 @@ def test_defaults_and_limits_match_the_interface() -> None:
     limits = {limit.name: limit.default for limit in dataclasses.fields(Limits)}
     assert limits["max_prompt_bytes"] == 1 << 20
     assert limits["max_attachment_bytes"] == 2 << 20
+
+
+def policy(**fields: Any) -> run_service_pb2.RunAcceptedRequest:
+    return a_run(retry_policy=run_pb2.RetryPolicy(**({"max_attempts": 2} | fields)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "problem"),
+    [
+        ({"max_attempts": 0}, "max_attempts", "is 0; the minimum is 2"),
+        ({"max_attempts": 1}, "max_attempts", "is 1; the minimum is 2"),
+        ({"max_attempts": 101}, "max_attempts", "is 101; the maximum is 100"),
+        ({"reasons": ["A"] * 21}, "reasons", "has 21 entries; the limit is 20"),
+        ({"reasons": ["A", ""]}, "reasons[1]", "is empty"),
+        ({"reasons": ["A" * 129]}, "reasons[0]", "129 bytes"),
+        ({"initial_backoff": Duration(seconds=-1)}, "initial_backoff", "is negative"),
+        ({"initial_backoff": Duration(seconds=WEEK + 1)}, "initial_backoff", "more than 7 days"),
+        ({"max_backoff": Duration(seconds=WEEK + 1)}, "max_backoff", "more than 7 days"),
+        ({"max_backoff": Duration(nanos=1000)}, "max_backoff", "less than initial_backoff"),
+    ],
+)
+def test_a_bad_retry_policy_is_refused(fields: dict[str, Any], field: str, problem: str) -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        check_run(policy(**fields))
+    (violation,) = refused.value.violations
+    assert violation.field == f"retry_policy.{field}"
+    assert problem in violation.description
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, RetryPolicy((), 2, 1_000_000, 60_000_000)),
+        ({"reasons": ["B", "A", "B"]}, RetryPolicy(("A", "B"), 2, 1_000_000, 60_000_000)),
+        ({"initial_backoff": Duration()}, RetryPolicy((), 2, 0, 60_000_000)),
+        ({"initial_backoff": Duration(seconds=90)}, RetryPolicy((), 2, 90_000_000, 90_000_000)),
+        ({"max_backoff": Duration(seconds=2)}, RetryPolicy((), 2, 1_000_000, 2_000_000)),
+        ({"after_output": True}, RetryPolicy((), 2, after_output=True)),
+    ],
+)
+def test_a_retry_policy_has_defaults(fields: dict[str, Any], expected: RetryPolicy) -> None:
+    assert validate.run_accepted(policy(**fields), LIMITS).retry == expected
+    assert validate.run_accepted(a_run(), LIMITS).retry is None

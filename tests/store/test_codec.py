@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
+from runlane_server.core.artifact import ArtifactKind, ArtifactPiece
 from runlane_server.core.model import (
     NO_USAGE,
+    CustomEvent,
     EventBody,
     FinishReason,
     Part,
@@ -17,6 +19,7 @@ from runlane_server.core.model import (
     RunError,
     RunState,
     Started,
+    StepResult,
     Text,
     TextDelta,
     ToolCall,
@@ -36,6 +39,10 @@ from runlane_server.store.codec import (
 NASTY = 'q"uote \\ back\n\t\x00\x1f\x7f\u2028 ünïcode \N{GRINNING FACE} </script> {"a":[1]}'
 
 
+TEXT_PIECE = ArtifactPiece("a", NASTY, "text/csv", ArtifactKind.TEXT, NASTY, True, False)
+DATA_PIECE = ArtifactPiece("a", "", "image/png", ArtifactKind.DATA, b"\x00\x01\xff")
+
+
 def dumps(value: object) -> str:
     """The library's own words."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
@@ -44,7 +51,10 @@ def dumps(value: object) -> str:
 @pytest.mark.parametrize("started_at", [None, 5])
 @pytest.mark.parametrize("error", [None, RunError("REASON", NASTY)])
 @pytest.mark.parametrize("usage", [NO_USAGE, Usage(1, 2, 3, 4, 5)])
-def test_complete(started_at: int | None, error: RunError | None, usage: Usage) -> None:
+@pytest.mark.parametrize("result", ["", json.dumps(NASTY)])
+def test_complete(
+    started_at: int | None, error: RunError | None, usage: Usage, result: str
+) -> None:
     complete = RunComplete(
         session_id=NASTY,
         run_id="r" + NASTY,
@@ -62,6 +72,7 @@ def test_complete(started_at: int | None, error: RunError | None, usage: Usage) 
         accepted_at=1_700_000_000_000_000,
         started_at=started_at,
         ended_at=1_700_000_000_000_009,
+        result=result,
     )
     text = encode_complete(complete)
     fields = complete._asdict()
@@ -73,6 +84,8 @@ def test_complete(started_at: int | None, error: RunError | None, usage: Usage) 
         usage.cache_write_tokens,
         usage.requests,
     ]
+    if not result:
+        del fields["result"]  # as an earlier version wrote it
     assert text == dumps(fields)
     assert decode_complete(text) == complete
 
@@ -83,6 +96,10 @@ def test_complete(started_at: int | None, error: RunError | None, usage: Usage) 
         (TextDelta(NASTY), "text_delta", [NASTY]),
         (Started(3), "started", [3]),
         (ToolResult("i", "n", NASTY, True), "tool_result", ["i", "n", NASTY, True]),
+        (StepResult(NASTY, "[1]"), "step", [NASTY, "[1]"]),
+        (CustomEvent(NASTY, "[1]"), "custom", [NASTY, "[1]"]),
+        (TEXT_PIECE, "artifact", ["a", NASTY, "text/csv", "text", NASTY, True, False]),
+        (DATA_PIECE, "artifact", ["a", "", "image/png", "data", "AAH/", False, True]),
     ],
 )
 def test_body(body: EventBody, kind: str, fields: list[object]) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from runlane_server.agents.base import AgentError
-from runlane_server.agents.command.agent import COMMAND_FAILED, CommandAgent, CommandSettings
+from runlane_server.agents.command.agent import CommandAgent
+from runlane_server.agents.command.programs import COMMAND_FAILED, CommandSettings
 from support.turns import LocalTurn, Working, ask, collect, texts
 
 GRACE = 30.0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+import json
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,7 +36,9 @@ class LocalTurn:
     attempt: int = 1
     metadata: Mapping[str, str] = field(default_factory=lambda: NO_LABELS)
     traceparent: str = ""
+    tenant: str = "default"
     emitted: list[AgentEvent] = field(default_factory=list)
+    steps: dict[str, str] = field(default_factory=dict)
     checkpoint: str = ""
     left: list[Any] = field(default_factory=list)
     answers: dict[str, Any] = field(default_factory=dict)
@@ -48,6 +51,19 @@ class LocalTurn:
         """Returns the waiting prompts, each once."""
         taken, self.waiting = self.waiting, []
         return [FoldedPrompt(f"f{n}", Prompt(text)) for n, text in enumerate(taken)]
+
+    async def step(self, key: str, work: Callable[[], Any]) -> Any:
+        """Does the work unless `steps` has its result."""
+        found = await self.find_step(key)
+        return json.loads(found if found is not None else await self.keep_step(key, work()))
+
+    async def find_step(self, key: str) -> str | None:
+        """The result in `steps`."""
+        return self.steps.get(key)
+
+    async def keep_step(self, key: str, result: object) -> str:
+        """Keeps the result in `steps`."""
+        return self.steps.setdefault(key, json.dumps(result))
 
     async def emit(self, event: AgentEvent | str) -> None:
         """Keeps the event in `emitted`."""

@@ -23,7 +23,7 @@ from runlane.cli.terminal import (
     for_terminal,
     on_terminal,
 )
-from runlane.types import Attachment, FinishReason, Message, RunEvent, RunState
+from runlane.types import Artifact, Attachment, Custom, FinishReason, Message, RunEvent, RunState
 
 RecordT = TypeVar("RecordT")
 
@@ -74,14 +74,16 @@ def tsv(values: Sequence[object]) -> str:
 # --- JSON ----------------------------------------------------------------------------------------
 
 
-def to_json(value: object) -> Any:  # noqa: PLR0911 - one per type
+def to_json(value: object) -> Any:  # noqa: C901, PLR0911 - one per type
     """Converts a record to JSON types: times in ISO 8601, durations in seconds, bytes in base64."""
     match value:
         case RunEvent():
             return {"index": value.index, "time": to_json(value.time), **_typed(value.body)}
         case Message():
             return _record(value) | {"parts": [_typed(part) for part in value.parts]}
-        case Attachment(content=bytes()):
+        case Custom():
+            return {"custom_type": value.type, "json": value.json}
+        case Attachment(content=bytes()) | Artifact(content=bytes()):
             return _record(value) | {"encoding": "base64"}
         case datetime():
             return value.isoformat()

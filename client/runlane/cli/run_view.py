@@ -17,6 +17,9 @@ from runlane.cli.terminal import echo, encodes_all, for_terminal, on_terminal
 from runlane.errors import RunlaneError
 from runlane.inputs import InputRequest, InputRequested
 from runlane.types import (
+    Artifact,
+    ArtifactKind,
+    Custom,
     FinishReason,
     Folded,
     ReasoningDelta,
@@ -24,6 +27,7 @@ from runlane.types import (
     RunEvent,
     RunState,
     Started,
+    Step,
     TextDelta,
     ToolCall,
     ToolResult,
@@ -97,7 +101,7 @@ class RunView:
             self._is_lost = True
             self.note(f"reconnecting: {describe(error)}")
 
-    def show(self, event: RunEvent) -> None:  # noqa: C901 - one case per kind
+    def show(self, event: RunEvent) -> None:  # noqa: C901, PLR0912 - one per kind
         """Shows an event."""
         if self._is_lost:
             self._is_lost = False
@@ -116,6 +120,12 @@ class RunView:
                 self._print_step(
                     f"{name} {'failed' if is_error else 'returned'}: {one_line(content)}"
                 )
+            case Artifact(last=True):
+                self._name_artifact(event.body)
+            case Custom(type=kind, json=content):
+                self._print_step(f"{field(kind)} {one_line(content)}")
+            case Step(key=key, json=content):
+                self._print_step(f"step {field(key)} {one_line(content)}")
             case Started(attempt=attempt) if attempt > 1:
                 self._show_restart(attempt)
             case Folded(run_id=run_id, into_run_id=into_run_id):
@@ -152,6 +162,10 @@ class RunView:
             self._stop_spinner()
             self.note(f"· {text}")
 
+    def _name_artifact(self, artifact: Artifact) -> None:
+        self._stop_spinner()
+        self.note(artifact_text(artifact))
+
     def _show_restart(self, attempt: int) -> None:
         # Printed text cannot be removed from a pipe.
         if self._wrote_text:
@@ -182,6 +196,17 @@ class RunView:
             self._open_line = None
         if sys.stdout is not None:
             sys.stdout.flush()
+
+
+def artifact_text(artifact: Artifact) -> str:
+    """Names an artifact in one line; its content is in the transcript, or at its address."""
+    name = artifact.name or artifact.artifact_id
+    words = ["artifact", one_line(name)]
+    if artifact.mime_type:
+        words.append(f"({one_line(artifact.mime_type)})")
+    if artifact.kind is ArtifactKind.URI and isinstance(artifact.content, str):
+        words.append(one_line(artifact.content, 500))
+    return " ".join(words)
 
 
 def _question(request: InputRequest) -> str:

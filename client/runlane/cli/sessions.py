@@ -22,14 +22,17 @@ from runlane.cli.output import (
 )
 from runlane.cli.params import count_option
 from runlane.cli.run_ids import find_session
+from runlane.cli.run_view import artifact_text
 from runlane.cli.terminal import SafeConsole, echo, for_terminal, on_terminal
 from runlane.client import Client
 from runlane.errors import InvalidArgument, SessionBusy, SessionNotFound
 from runlane.types import (
+    Artifact,
     Attachment,
     Message,
     Part,
     Reasoning,
+    Result,
     Role,
     Session,
     Text,
@@ -188,3 +191,8 @@ def _part_text(part: Part) -> str:
         case Attachment(name=name, mime_type=mime_type, content=content):
             size = len(content if isinstance(content, bytes) else content.encode())
             return f"[attachment {name or '(unnamed)'} {mime_type} {size} bytes]"
+        case Artifact():
+            incomplete = "" if part.last else ", incomplete"
+            return f"[{artifact_text(part)}{incomplete}]"
+        case Result(json=content):
+            return f"[result {one_line(content)}]"

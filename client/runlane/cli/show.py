@@ -47,7 +47,7 @@ def _fields(run: Run) -> Iterator[tuple[str, object]]:
     yield from (("state", run.state), ("when busy", run.when_busy))
     yield from (("accepted", run.accepted_at), ("started", run.started_at))
     yield from (("ended", run.ended_at), ("took", duration_text(run.started_at, run.ended_at)))
-    yield "attempt", f"{run.attempt} of {run.max_attempts}" if run.attempt else None
+    yield "attempt", _attempt(run)
     yield "timeout", None if run.timeout is None else f"{run.timeout.total_seconds():g}s"
     yield "folded into", run.folded_into
     if run.run_complete is not None:
@@ -57,11 +57,19 @@ def _fields(run: Run) -> Iterator[tuple[str, object]]:
     yield "text", None if run.run_complete is None else run.run_complete.text
 
 
+def _attempt(run: Run) -> str | None:
+    """The number of the attempt and, unless a retry policy allows more, their maximum."""
+    if not run.attempt:
+        return None
+    return str(run.attempt) if run.retry_policy else f"{run.attempt} of {run.max_attempts}"
+
+
 def _fields_of_end(complete: RunComplete) -> Iterator[tuple[str, object]]:
     yield "finish reason", finish_text(complete.finish_reason)
     if complete.error is not None:
         yield from (("error", complete.error.reason), ("message", complete.error.message))
     yield "cancel reason", complete.cancel_reason
+    yield "result", complete.result
     if complete.usage is not None:
         yield "tokens in", complete.usage.input_tokens
         yield "tokens out", complete.usage.output_tokens

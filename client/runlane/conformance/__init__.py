@@ -1,4 +1,4 @@
-"""The command `runlane-conformance`: checks over the wire that a server follows rules R1 to R30.
+"""The command `runlane-conformance`: checks over the wire that a server follows the rules.
 
 The server must be a dedicated one, started with `--harness --agent scripted`. `cases` has one or
 more cases per rule; each uses gates to force one order of events. Import only `main` from here. The

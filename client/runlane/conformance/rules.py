@@ -47,6 +47,8 @@ RULES: Mapping[int, str] = MappingProxyType(
         30: "Runs wait until the agent is ready, or fail",
         31: "A run is executed by the agent that it names",
         32: "A run waits for its agent, and delays no other agent",
+        38: "A retry policy repeats failed attempts in their place",
+        39: "A step whose result is stored is not repeated",
         40: "A run that asks people waits without a slot",
         41: "The first answer to an input request counts",
         42: "A cancel or the end of the run withdraws its input requests",

@@ -31,7 +31,9 @@ class _RunStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunState.Val
     RUN_STATE_UNSPECIFIED: _RunState.ValueType  # 0
     """Never sent."""
     RUN_STATE_ACCEPTED: _RunState.ValueType  # 1
-    """First in its lane; waits for a slot on a node or for the agent to be ready."""
+    """First in its lane; waits for a slot on a node, for the agent to be ready, or for the backoff
+    before its next attempt.
+    """
     RUN_STATE_QUEUED: _RunState.ValueType  # 2
     """Waits behind another run of its session."""
     RUN_STATE_ACTIVE: _RunState.ValueType  # 3
@@ -57,7 +59,9 @@ class RunState(_RunState, metaclass=_RunStateEnumTypeWrapper):
 RUN_STATE_UNSPECIFIED: RunState.ValueType  # 0
 """Never sent."""
 RUN_STATE_ACCEPTED: RunState.ValueType  # 1
-"""First in its lane; waits for a slot on a node or for the agent to be ready."""
+"""First in its lane; waits for a slot on a node, for the agent to be ready, or for the backoff
+before its next attempt.
+"""
 RUN_STATE_QUEUED: RunState.ValueType  # 2
 """Waits behind another run of its session."""
 RUN_STATE_ACTIVE: RunState.ValueType  # 3
@@ -264,6 +268,61 @@ class Usage(_message.Message):
 Global___Usage: _TypeAlias = Usage  # noqa: Y015
 
 @_typing.final
+class RetryPolicy(_message.Message):
+    """Which failures of the agent lead to another attempt of the run, how often and how soon. The run
+    keeps its place in the lane; nothing of its session starts before it, and a cancel ends it during
+    the backoff. Each attempt begins with `started` and its output starts over.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASONS_FIELD_NUMBER: _builtins.int
+    MAX_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    INITIAL_BACKOFF_FIELD_NUMBER: _builtins.int
+    MAX_BACKOFF_FIELD_NUMBER: _builtins.int
+    AFTER_OUTPUT_FIELD_NUMBER: _builtins.int
+    max_attempts: _builtins.int
+    """Maximum number of attempts that the agent fails, including the first; 2 to 100. Attempts that are
+    lost with their node count towards the run's own max_attempts instead.
+    """
+    after_output: _builtins.bool
+    """Repeat an attempt also if it had emitted text, reasoning, tool calls or artifacts."""
+    @_builtins.property
+    def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Repeat attempts that failed with these reasons (RunError.reason); at most 20, up to 128 bytes
+        each. Empty: every reason but RUN_TIMEOUT and OUTPUT_LIMIT.
+        """
+
+    @_builtins.property
+    def initial_backoff(self) -> _duration_pb2.Duration:
+        """The pause before the second attempt, doubled with each further failure; at most 7 days. Unset: 1
+        second.
+        """
+
+    @_builtins.property
+    def max_backoff(self) -> _duration_pb2.Duration:
+        """Maximum pause; at least initial_backoff, at most 7 days. Unset: 1 minute, or initial_backoff if
+        that is longer.
+        """
+
+    def __init__(
+        self,
+        *,
+        reasons: _abc.Iterable[_builtins.str] | None = ...,
+        max_attempts: _builtins.int = ...,
+        initial_backoff: _duration_pb2.Duration | None = ...,
+        max_backoff: _duration_pb2.Duration | None = ...,
+        after_output: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["initial_backoff", b"initial_backoff", "max_backoff", b"max_backoff"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_output", b"after_output", "initial_backoff", b"initial_backoff", "max_attempts", b"max_attempts", "max_backoff", b"max_backoff", "reasons", b"reasons"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryPolicy: _TypeAlias = RetryPolicy  # noqa: Y015
+
+@_typing.final
 class Run(_message.Message):
     """One accepted prompt, from acceptance to its terminal event."""
 
@@ -305,6 +364,7 @@ class Run(_message.Message):
     FOLDED_INTO_FIELD_NUMBER: _builtins.int
     RUN_COMPLETE_FIELD_NUMBER: _builtins.int
     AGENT_FIELD_NUMBER: _builtins.int
+    RETRY_POLICY_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session of the run."""
     run_id: _builtins.str
@@ -318,7 +378,7 @@ class Run(_message.Message):
     prompt_excerpt: _builtins.str
     """The first 256 characters of the prompt; the transcript has the full text."""
     max_attempts: _builtins.int
-    """Maximum number of attempts; another attempt starts when a node is lost."""
+    """Maximum number of attempts if nodes are lost; those that the agent failed are not counted."""
     attempt: _builtins.int
     """Number of attempts started so far."""
     folded_into: _builtins.str
@@ -351,6 +411,10 @@ class Run(_message.Message):
     def run_complete(self) -> Global___RunComplete:
         """The terminal event; set in a terminal state. ListRuns omits its text."""
 
+    @_builtins.property
+    def retry_policy(self) -> Global___RetryPolicy:
+        """The retry policy, if the request had one."""
+
     def __init__(
         self,
         *,
@@ -370,10 +434,11 @@ class Run(_message.Message):
         folded_into: _builtins.str = ...,
         run_complete: Global___RunComplete | None = ...,
         agent: _builtins.str = ...,
+        retry_policy: Global___RetryPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted_at", b"accepted_at", "ended_at", b"ended_at", "run_complete", b"run_complete", "started_at", b"started_at", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted_at", b"accepted_at", "ended_at", b"ended_at", "retry_policy", b"retry_policy", "run_complete", b"run_complete", "started_at", b"started_at", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_seq", b"accept_seq", "accepted_at", b"accepted_at", "agent", b"agent", "attempt", b"attempt", "ended_at", b"ended_at", "folded_into", b"folded_into", "max_attempts", b"max_attempts", "metadata", b"metadata", "prompt_excerpt", b"prompt_excerpt", "run_complete", b"run_complete", "run_id", b"run_id", "session_id", b"session_id", "started_at", b"started_at", "state", b"state", "timeout", b"timeout", "when_busy", b"when_busy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_seq", b"accept_seq", "accepted_at", b"accepted_at", "agent", b"agent", "attempt", b"attempt", "ended_at", b"ended_at", "folded_into", b"folded_into", "max_attempts", b"max_attempts", "metadata", b"metadata", "prompt_excerpt", b"prompt_excerpt", "retry_policy", b"retry_policy", "run_complete", b"run_complete", "run_id", b"run_id", "session_id", b"session_id", "started_at", b"started_at", "state", b"state", "timeout", b"timeout", "when_busy", b"when_busy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -402,6 +467,7 @@ class RunComplete(_message.Message):
     ACCEPTED_AT_FIELD_NUMBER: _builtins.int
     STARTED_AT_FIELD_NUMBER: _builtins.int
     ENDED_AT_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session of the run."""
     run_id: _builtins.str
@@ -428,6 +494,10 @@ class RunComplete(_message.Message):
     """Number of attempts started; 0 if the run never started."""
     cancel_reason: _builtins.str
     """The reason given by the cancel."""
+    result: _builtins.str
+    """The structured result of a completed run, as JSON; at most 1 MiB. Empty if the agent gave none.
+    ListRuns omits it.
+    """
     @_builtins.property
     def error(self) -> Global___RunError:
         """The error; set if the state is FAILED."""
@@ -468,10 +538,11 @@ class RunComplete(_message.Message):
         accepted_at: _timestamp_pb2.Timestamp | None = ...,
         started_at: _timestamp_pb2.Timestamp | None = ...,
         ended_at: _timestamp_pb2.Timestamp | None = ...,
+        result: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["accepted_at", b"accepted_at", "ended_at", b"ended_at", "error", b"error", "started_at", b"started_at", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_seq", b"accept_seq", "accepted_at", b"accepted_at", "attempt", b"attempt", "cancel_reason", b"cancel_reason", "cancelled", b"cancelled", "ended_at", b"ended_at", "error", b"error", "finish_reason", b"finish_reason", "folded_into", b"folded_into", "message_id", b"message_id", "run_id", b"run_id", "session_id", b"session_id", "started_at", b"started_at", "state", b"state", "text", b"text", "text_truncated", b"text_truncated", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_seq", b"accept_seq", "accepted_at", b"accepted_at", "attempt", b"attempt", "cancel_reason", b"cancel_reason", "cancelled", b"cancelled", "ended_at", b"ended_at", "error", b"error", "finish_reason", b"finish_reason", "folded_into", b"folded_into", "message_id", b"message_id", "result", b"result", "run_id", b"run_id", "session_id", b"session_id", "started_at", b"started_at", "state", b"state", "text", b"text", "text_truncated", b"text_truncated", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -540,6 +611,66 @@ class ToolResult(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ToolResult: _TypeAlias = ToolResult  # noqa: Y015
+
+@_typing.final
+class Artifact(_message.Message):
+    """Something that a run made besides its text, such as a file, a table or a picture: a whole one in a
+    transcript, a piece of it in an event.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARTIFACT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    MIME_TYPE_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    JSON_FIELD_NUMBER: _builtins.int
+    URI_FIELD_NUMBER: _builtins.int
+    APPEND_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    artifact_id: _builtins.str
+    """The id, unique within the turn."""
+    name: _builtins.str
+    """A display name, such as a file name; at most 255 bytes."""
+    mime_type: _builtins.str
+    """The IANA media type; at most 255 bytes. Empty for a uri of unknown type."""
+    text: _builtins.str
+    """Text."""
+    data: _builtins.bytes
+    """Binary content."""
+    json: _builtins.str
+    """A JSON value."""
+    uri: _builtins.str
+    """The address of content that is kept elsewhere; at most 8 KiB."""
+    append: _builtins.bool
+    """True if the content continues that of the earlier pieces with this id. False: the artifact
+    begins, and replaces what it had.
+    """
+    last: _builtins.bool
+    """True if the artifact is complete."""
+    def __init__(
+        self,
+        *,
+        artifact_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        mime_type: _builtins.str = ...,
+        text: _builtins.str = ...,
+        data: _builtins.bytes = ...,
+        json: _builtins.str = ...,
+        uri: _builtins.str = ...,
+        append: _builtins.bool = ...,
+        last: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "data", b"data", "json", b"json", "text", b"text", "uri", b"uri"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "artifact_id", b"artifact_id", "content", b"content", "data", b"data", "json", b"json", "last", b"last", "mime_type", b"mime_type", "name", b"name", "text", b"text", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["text", "data", "json", "uri"]  # noqa: Y015
+    _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
+
+Global___Artifact: _TypeAlias = Artifact  # noqa: Y015
 
 @_typing.final
 class RunEvent(_message.Message):
@@ -626,6 +757,54 @@ class RunEvent(_message.Message):
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
         _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Custom(_message.Message):
+        """An event of a type that the agent defines. Ignore types that you do not know."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        TYPE_FIELD_NUMBER: _builtins.int
+        JSON_FIELD_NUMBER: _builtins.int
+        type: _builtins.str
+        """The type; at most 128 bytes."""
+        json: _builtins.str
+        """A JSON value; at most 1 MiB."""
+        def __init__(
+            self,
+            *,
+            type: _builtins.str = ...,
+            json: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["json", b"json", "type", b"type"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Step(_message.Message):
+        """The agent finished a step, and its result is durable. Later attempts of the run do not repeat it."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        RESULT_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        """The key, unique within the run; at most 128 bytes."""
+        result: _builtins.str
+        """The result, a JSON value; at most 1 MiB."""
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            result: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "result", b"result"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -767,6 +946,9 @@ class RunEvent(_message.Message):
     TOOL_RESULT_FIELD_NUMBER: _builtins.int
     FOLDED_FIELD_NUMBER: _builtins.int
     RUN_COMPLETE_FIELD_NUMBER: _builtins.int
+    ARTIFACT_FIELD_NUMBER: _builtins.int
+    CUSTOM_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
     INPUT_REQUESTED_FIELD_NUMBER: _builtins.int
     INPUT_ANSWERED_FIELD_NUMBER: _builtins.int
     INPUT_WITHDRAWN_FIELD_NUMBER: _builtins.int
@@ -811,6 +993,18 @@ class RunEvent(_message.Message):
         """The run ended."""
 
     @_builtins.property
+    def artifact(self) -> Global___Artifact:
+        """The agent made an artifact, or a piece of one."""
+
+    @_builtins.property
+    def custom(self) -> Global___RunEvent.Custom:
+        """An event of a type that the agent defines."""
+
+    @_builtins.property
+    def step(self) -> Global___RunEvent.Step:
+        """The agent finished a step."""
+
+    @_builtins.property
     def input_requested(self) -> Global___RunEvent.InputRequested:
         """The agent asked people."""
 
@@ -843,17 +1037,20 @@ class RunEvent(_message.Message):
         tool_result: Global___ToolResult | None = ...,
         folded: Global___RunEvent.Folded | None = ...,
         run_complete: Global___RunComplete | None = ...,
+        artifact: Global___Artifact | None = ...,
+        custom: Global___RunEvent.Custom | None = ...,
+        step: Global___RunEvent.Step | None = ...,
         input_requested: Global___RunEvent.InputRequested | None = ...,
         input_answered: Global___RunEvent.InputAnswered | None = ...,
         input_withdrawn: Global___RunEvent.InputWithdrawn | None = ...,
         input_expired: Global___RunEvent.InputExpired | None = ...,
         resumed: Global___RunEvent.Resumed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "event", b"event", "folded", b"folded", "input_answered", b"input_answered", "input_expired", b"input_expired", "input_requested", b"input_requested", "input_withdrawn", b"input_withdrawn", "reasoning_delta", b"reasoning_delta", "resumed", b"resumed", "run_complete", b"run_complete", "started", b"started", "text_delta", b"text_delta", "time", b"time", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "artifact", b"artifact", "custom", b"custom", "event", b"event", "folded", b"folded", "input_answered", b"input_answered", "input_expired", b"input_expired", "input_requested", b"input_requested", "input_withdrawn", b"input_withdrawn", "reasoning_delta", b"reasoning_delta", "resumed", b"resumed", "run_complete", b"run_complete", "started", b"started", "step", b"step", "text_delta", b"text_delta", "time", b"time", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "event", b"event", "folded", b"folded", "index", b"index", "input_answered", b"input_answered", "input_expired", b"input_expired", "input_requested", b"input_requested", "input_withdrawn", b"input_withdrawn", "reasoning_delta", b"reasoning_delta", "resumed", b"resumed", "run_complete", b"run_complete", "started", b"started", "text_delta", b"text_delta", "time", b"time", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "artifact", b"artifact", "custom", b"custom", "event", b"event", "folded", b"folded", "index", b"index", "input_answered", b"input_answered", "input_expired", b"input_expired", "input_requested", b"input_requested", "input_withdrawn", b"input_withdrawn", "reasoning_delta", b"reasoning_delta", "resumed", b"resumed", "run_complete", b"run_complete", "started", b"started", "step", b"step", "text_delta", b"text_delta", "time", b"time", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "started", "text_delta", "reasoning_delta", "tool_call", "tool_result", "folded", "run_complete", "input_requested", "input_answered", "input_withdrawn", "input_expired", "resumed"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "started", "text_delta", "reasoning_delta", "tool_call", "tool_result", "folded", "run_complete", "artifact", "custom", "step", "input_requested", "input_answered", "input_withdrawn", "input_expired", "resumed"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 

@@ -87,12 +87,13 @@ class RunAcceptedRequest(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     ALLOW_MISSING_FIELD_NUMBER: _builtins.int
     AGENT_FIELD_NUMBER: _builtins.int
+    RETRY_POLICY_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session id; at most 128 bytes, no control characters, no leading or trailing whitespace."""
     run_id: _builtins.str
     """The idempotency key, with the same limits as a session id. Empty: the server generates a
-    UUIDv7. The same id with the same session, prompt and attachments returns the existing run,
-    even long after it ended. If its session was deleted in the last 30 days, the call is refused
+    UUIDv7. The same id with the same session, prompt, attachments and retry policy returns the
+    existing run, even long after it ended. If its session was deleted in the last 30 days, the call is refused
     with RUN_DELETED.
     """
     prompt: _builtins.str
@@ -123,6 +124,10 @@ class RunAcceptedRequest(_message.Message):
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The caller's labels; at most 64, keys up to 128 bytes, values up to 4 KiB."""
 
+    @_builtins.property
+    def retry_policy(self) -> _run_pb2.RetryPolicy:
+        """Repeat attempts that the agent fails. Unset: a failure ends the run."""
+
     def __init__(
         self,
         *,
@@ -136,10 +141,11 @@ class RunAcceptedRequest(_message.Message):
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         allow_missing: _builtins.bool = ...,
         agent: _builtins.str = ...,
+        retry_policy: _run_pb2.RetryPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_policy", b"retry_policy", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "allow_missing", b"allow_missing", "attachments", b"attachments", "max_attempts", b"max_attempts", "metadata", b"metadata", "prompt", b"prompt", "run_id", b"run_id", "session_id", b"session_id", "timeout", b"timeout", "when_busy", b"when_busy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "allow_missing", b"allow_missing", "attachments", b"attachments", "max_attempts", b"max_attempts", "metadata", b"metadata", "prompt", b"prompt", "retry_policy", b"retry_policy", "run_id", b"run_id", "session_id", b"session_id", "timeout", b"timeout", "when_busy", b"when_busy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -146,10 +146,14 @@ class Part(_message.Message):
     TOOL_CALL_FIELD_NUMBER: _builtins.int
     TOOL_RESULT_FIELD_NUMBER: _builtins.int
     ATTACHMENT_FIELD_NUMBER: _builtins.int
+    ARTIFACT_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Text."""
     reasoning: _builtins.str
     """The model's reasoning."""
+    result: _builtins.str
+    """The structured result of the run, as JSON."""
     @_builtins.property
     def tool_call(self) -> _run_pb2.ToolCall:
         """A tool call."""
@@ -162,6 +166,10 @@ class Part(_message.Message):
     def attachment(self) -> _run_pb2.Attachment:
         """An attachment of the prompt."""
 
+    @_builtins.property
+    def artifact(self) -> _run_pb2.Artifact:
+        """Something that the run made. `last` is false if the turn ended before it was complete."""
+
     def __init__(
         self,
         *,
@@ -170,12 +178,14 @@ class Part(_message.Message):
         tool_call: _run_pb2.ToolCall | None = ...,
         tool_result: _run_pb2.ToolResult | None = ...,
         attachment: _run_pb2.Attachment | None = ...,
+        artifact: _run_pb2.Artifact | None = ...,
+        result: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attachment", b"attachment", "part", b"part", "reasoning", b"reasoning", "text", b"text", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "attachment", b"attachment", "part", b"part", "reasoning", b"reasoning", "result", b"result", "text", b"text", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachment", b"attachment", "part", b"part", "reasoning", b"reasoning", "text", b"text", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "attachment", b"attachment", "part", b"part", "reasoning", b"reasoning", "result", b"result", "text", b"text", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["text", "reasoning", "tool_call", "tool_result", "attachment"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["text", "reasoning", "tool_call", "tool_result", "attachment", "artifact", "result"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from runlane_server.core.model import (
     FinishReason,
     Message,
     Prompt,
     ReasoningDelta,
+    SessionKey,
     TextDelta,
     ToolCall,
     ToolResult,
@@ -31,7 +32,55 @@ class Report:
     finish_reason: FinishReason | None = None
 
 
-AgentEvent: TypeAlias = TextDelta | ReasoningDelta | ToolCall | ToolResult | Report
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """Something that the run makes besides its text, such as a file, a table or a picture.
+
+    Exactly one of these is given: `text`, `data`, `json` (any value that JSON has) and `uri`, the
+    address of content that is kept elsewhere. All pieces together have at most 1 MiB; larger
+    content is passed by `uri`.
+
+    Text and data may come in pieces: the first one with `last=False`, the others with
+    `append=True`, the final one with `last=True`. Without `append`, a second piece replaces what
+    the artifact had.
+    """
+
+    artifact_id: str
+    name: str = ""
+    mime_type: str = ""
+    text: str | None = None
+    data: bytes | None = None
+    json: object = None
+    uri: str | None = None
+    append: bool = False
+    last: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Custom:
+    """An event of a type of the agent's own, with any value that JSON has.
+
+    Clients that do not know the type pass over it. It is among the events of the run, not in the
+    transcript.
+    """
+
+    type: str
+    json: object = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The structured result of the run: any value that JSON has, at most 1 MiB of it.
+
+    The RunComplete of a run that completes carries the last one that the agent gave.
+    """
+
+    json: object
+
+
+AgentEvent: TypeAlias = (
+    TextDelta | ReasoningDelta | ToolCall | ToolResult | Artifact | Custom | Result | Report
+)
 """An event of a turn. The agent calls its tools itself, and reports the calls and results."""
 
 
@@ -59,6 +108,10 @@ class Approval:
 
 class Turn(Protocol):
     """The input of an agent: one turn of a session's transcript."""
+
+    @property
+    def tenant(self) -> str:
+        """The tenant of the session."""
 
     @property
     def session_id(self) -> str:
@@ -96,6 +149,25 @@ class Turn(Protocol):
 
         A prompt that was taken belongs to the turn: the agent must answer it too (R26).
         """
+
+    async def step(self, key: str, work: Callable[[], Any]) -> Any:
+        """Does a piece of work once per run, whatever happens to its attempts (R39).
+
+        Calls `work`, a function or a coroutine function without arguments, makes its result durable
+        and returns it; if an earlier attempt of this run stored a result for the key, returns that
+        one without calling `work`. The result is any value that JSON has, at most 1 MiB of it, and
+        is returned as JSON reads it: a tuple comes back as a list. A key has 1 to 128 bytes.
+
+        An attempt that is lost while `work` is at work, or before its result is stored, does it
+        again: make it safe to repeat. Raises what `work` raises; nothing is stored then.
+        """
+
+    async def find_step(self, key: str) -> str | None:
+        """The stored result of a step as JSON, None if there is none. `step` is made of this and
+        of `keep_step`."""
+
+    async def keep_step(self, key: str, result: object) -> str:
+        """Makes the result of a step durable; returns as JSON the first one that was stored."""
 
     async def emit(self, event: AgentEvent | str) -> None:
         """Adds an event to the output, as if the agent had yielded it; a string is text.
@@ -161,6 +233,15 @@ class Agent(Protocol):
 
     async def close(self) -> None:
         """Frees what `start` acquired. No run is active any more."""
+
+
+@runtime_checkable
+class KeepsSessions(Protocol):
+    """An agent that keeps something for each session. An `Agent` may have this method too."""
+
+    def session_deleted(self, key: SessionKey) -> None:
+        """Removes it: the session was deleted on this node. It runs on the event loop, before a
+        session of the same name can have a run. An exception is logged."""
 
 
 class AgentError(Exception):

@@ -10,21 +10,15 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import json
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing, closing
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast, get_args
 
-from runlane_server.agents.base import AgentError, AgentEvent, FoldedPrompt, Report, Turn
-from runlane_server.core.model import (
-    Message,
-    Prompt,
-    ReasoningDelta,
-    TextDelta,
-    ToolCall,
-    ToolResult,
-)
+from runlane_server.agents.base import AgentError, AgentEvent, FoldedPrompt, Turn
+from runlane_server.core.model import Message, Prompt, TextDelta
 
 T = TypeVar("T")
 
@@ -33,13 +27,14 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 AgentFunction: TypeAlias = Callable[[Any], Any]
 """Takes a `Turn` if it is async, else a `BlockingTurn`; yields events or returns the answer."""
 
-_EVENTS = (TextDelta, ReasoningDelta, ToolCall, ToolResult, Report)
+_EVENTS = get_args(AgentEvent)
 
 
 class BlockingTurn:
     """A turn for code in a thread: its methods block until the event loop has done the work."""
 
     def __init__(self, turn: Turn) -> None:
+        self.tenant: str = turn.tenant
         self.session_id: str = turn.session_id
         self.run_id: str = turn.run_id
         self.attempt: int = turn.attempt
@@ -63,6 +58,14 @@ class BlockingTurn:
     def take_folded(self) -> Sequence[FoldedPrompt]:
         """Takes the prompts that wait to join the turn. Raises CancelledError after a cancel."""
         return self._wait(self._turn.take_folded)
+
+    def step(self, key: str, work: Callable[[], Any]) -> Any:
+        """Does the work of a step in this thread unless its result is stored; returns the result.
+        See `Turn.step`. Raises CancelledError after a cancel."""
+        found = self._wait(partial(self._turn.find_step, key))
+        if found is None:
+            found = self._wait(partial(self._turn.keep_step, key, work()))
+        return json.loads(found)
 
     def emit(self, event: AgentEvent | str) -> None:
         """Adds an event to the output. Raises CancelledError after a cancel, and AgentError for
@@ -159,7 +162,7 @@ def as_event(event: object, *, verb: str = "yielded") -> AgentEvent:
     if isinstance(event, str):
         return TextDelta(event)
     if isinstance(event, _EVENTS):
-        return event
+        return cast("AgentEvent", event)
     message = f"the agent {verb} a {type(event).__name__}; expected a string or an AgentEvent"
     raise AgentError(message, reason="BAD_EVENT")
 

@@ -19,6 +19,7 @@ from runlane.wire import RetryPolicy, Wire
 from runlane_server.access.node_keys import NodeKeys
 from runlane_server.cluster.relay import RelayBroken
 from runlane_server.core import model
+from runlane_server.core.artifact import ArtifactKind, ArtifactPiece
 
 CALL_SECONDS = 10.0
 """How long a lost connection may take to return."""
@@ -37,6 +38,17 @@ _BODIES: Mapping[type[Any], Callable[[Any], model.EventBody]] = MappingProxyType
         runlane.ToolResult: lambda body: model.ToolResult(
             body.tool_call_id, body.name, body.content, body.is_error
         ),
+        runlane.Artifact: lambda body: ArtifactPiece(
+            body.artifact_id,
+            body.name,
+            body.mime_type,
+            ArtifactKind(body.kind),
+            body.content,
+            body.append,
+            body.last,
+        ),
+        runlane.Step: lambda body: model.StepResult(body.key, body.json),
+        runlane.Custom: lambda body: model.CustomEvent(body.type, body.json),
         runlane.Folded: lambda body: model.Folded(body.run_id, body.into_run_id),
         runlane.InputRequested: lambda body: _requested(body.input_request),
         runlane.InputAnswered: lambda body: model.InputAnswered(body.input_request_id),

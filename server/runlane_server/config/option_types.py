@@ -10,6 +10,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from runlane_server.agents.acp.policy import parse_policy
 from runlane_server.agents.command.environment import has_secret, parse_variables
 from runlane_server.agents.declaration import split_agent, split_slots
 from runlane_server.net.addresses import Address
@@ -232,6 +233,20 @@ class AgentSlots(click.ParamType[str]):
     def split_envvar_value(self, rv: str) -> Sequence[str]:
         """The lines."""
         return [line for line in rv.splitlines() if line.strip()]
+
+
+class Permissions(click.ParamType[str]):
+    """Answers to agents that ask for permissions: `deny,read=allow`."""
+
+    name = "permissions"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text, unchanged."""
+        try:
+            parse_policy(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
 
 
 class StoreText(click.ParamType[str]):

@@ -26,6 +26,7 @@ from runlane_server.config.option_types import (
     AgentSpec,
     Duration,
     HttpUrl,
+    Permissions,
     Ratio,
     Size,
     StoreText,
@@ -136,9 +137,10 @@ class Config:
         (),
         Topic.AGENTS,
         AgentSpec(),
-        "Agent that executes runs: echo, command:ARGV, command+json:ARGV, chat:PROVIDER:MODEL, "
-        "MODULE:ATTRIBUTE, worker, or scripted. May be repeated, with a name for each; without one "
-        "the name is 'default'. Runs that name no agent use 'default', or the first one.",
+        "Agent that executes runs: echo, command:ARGV, command+json:ARGV, acp:ARGV, "
+        "chat:PROVIDER:MODEL, MODULE:ATTRIBUTE, worker, or scripted. May be repeated, with a name "
+        "for each; without one the name is 'default'. Runs that name no agent use 'default', or "
+        "the first one.",
         metavar="[NAME=]AGENT",
         without="echo",
         repeatable=True,
@@ -248,6 +250,40 @@ class Config:
         Size(),
         "Maximum size of a file that a program writes, in bytes or with a unit.",
         without=_SERVER_LIMIT,
+    )
+
+    agent_state_dir: str | None = setting(
+        None,
+        Topic.PROGRAMS,
+        click.Path(file_okay=False),
+        "Directory in which each session gets a private directory as HOME and working directory of "
+        "its programs, removed with the session.",
+        metavar="DIR",
+        without="the private directory of the run",
+    )
+    acp_permissions: str = setting(
+        "deny",
+        Topic.PROGRAMS,
+        Permissions(),
+        "Answers to ACP agents that ask for permission: allow, deny or ask (people), and "
+        "KIND=ANSWER for kinds of tool calls such as read, edit or execute; separated by commas.",
+        metavar="ANSWER,...",
+    )
+    acp_mode: str = setting(
+        "",
+        Topic.PROGRAMS,
+        click.STRING,
+        "Id of the mode in which ACP agents work.",
+        metavar="MODE",
+        without="the mode of the agent",
+    )
+    acp_auth: str = setting(
+        "",
+        Topic.PROGRAMS,
+        click.STRING,
+        "Id of the method with which ACP agents authenticate before a session.",
+        metavar="METHOD",
+        without="none",
     )
 
     # --- Limits

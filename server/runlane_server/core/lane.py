@@ -29,6 +29,11 @@ the next run.
 A run that waits is ACCEPTED at the head of a lane without an active run, and QUEUED otherwise. That
 is a property of its place, so no command sets it: `_Edit.done` derives it at the end.
 
+A run whose agent failed, and whose retry policy asks for another attempt, goes back to the head and
+waits there until its backoff is over (R38). It is ACCEPTED, as no agent is at work for it and it
+holds no slot; but it has begun its turn, so a cancel of the active run covers it, INTERRUPT cancels
+it, and a cancel of the waiting runs spares it.
+
 A cancelled active run stays in its place as CANCELLING until its agent has returned (R9), so the
 lane is busy for that long. A run that ends without having been active still gets its turn in the
 transcript (R14).
@@ -114,7 +119,7 @@ from runlane_server.core.transition import (
     RunChange,
     Transition,
 )
-from runlane_server.core.turn import DraftMessage, close, final_text
+from runlane_server.core.turn import DraftMessage, close, final_text, with_result
 
 Reply = TypeVar("Reply")
 
@@ -133,7 +138,7 @@ class Trigger(StrEnum):
     WITHDRAW = "withdraw"  # a cancel covers it alone; the turn it joined continues
     COMPLETE = "complete"  # its turn completes
     FAIL = "fail"  # its turn fails, or it cannot start
-    RETRY = "retry"  # its node was lost or stops, and it has an attempt left
+    RETRY = "retry"  # its node was lost or stops, or its agent failed, and it has an attempt left
     ASK = "ask"  # its agent asks people, and it releases its slot
     RESUME = "resume"  # all its questions are answered, and it has a slot again
 
@@ -262,10 +267,11 @@ def _check_room(lane: Lane, held: Reservation, request: RunRequest, *, max_waiti
 def dispatch(lane: Lane, *, at: Micros, host: str = "") -> Transition[LaneRun | None]:
     """Starts the first waiting run on node `host` if no run is active (R7, R8).
 
-    Replies with the run, or None if there is nothing to start.
+    Replies with the run, or None if there is nothing to start: a run that waits for its next
+    attempt keeps its place, and nothing overtakes it (R38).
     """
     edit = _Edit(lane, at)
-    return edit.done(reply=edit.start(host) if lane.can_start else None)
+    return edit.done(reply=edit.start(host) if lane.can_start_at(at) else None)
 
 
 # --- Cancel -------------------------------------------------------------------------------------
@@ -277,7 +283,8 @@ def cancel(
     """Covers the accepted runs that have not ended (R10 to R16). Replies with the receipt (R20).
 
     If there is nothing to cover, nothing changes (R12, R13). `run_id` is for scope RUN; a run that
-    is not in the lane has ended and is not covered.
+    is not in the lane has ended and is not covered. A run that waits for its next attempt counts as
+    the active one (R38).
     """
     edit = _Edit(lane, at)
     before = {run.run_id: run for run in lane.runs}
@@ -286,7 +293,7 @@ def cancel(
     if scope in {CancelScope.SESSION, CancelScope.ACTIVE}:
         edit.cancel_active(reason)
     if scope in {CancelScope.SESSION, CancelScope.WAITING}:
-        edit.cancel_waiting(lane.waiting, reason)
+        edit.cancel_waiting(lane.queue, reason)
     covered = [
         CoveredRun(run_id, before[run_id].accept_seq, before[run_id].state)
         for run_id in edit.covered
@@ -328,8 +335,9 @@ def finish(
     events: int,
     cancelled: str | None = None,
     host: str | None = None,
-) -> Transition[RunComplete]:
-    """Ends the active run and those folded into it. Replies with its RunComplete.
+) -> Transition[RunComplete | None]:
+    """Ends the active run and those folded into it. Replies with its RunComplete, or with None if
+    its retry policy repeats the attempt (R38).
 
     A run that a cancel covers ends cancelled regardless of the outcome (R19). `cancelled` is the
     reason of the cancel that its agent was stopped for, if that cancel may not be committed yet.
@@ -341,7 +349,21 @@ def finish(
     edit.count(active, events)
     if cancelled is not None:
         edit.cancel_active(cancelled)
+    elif (backoff := _backoff(active, outcome)) is not None:
+        edit.retry(outcome.content, outcome.tail, failed=True, not_before=at + backoff)
+        return edit.done(reply=None)
     return edit.done(reply=edit.end_turn(outcome))
+
+
+def _backoff(active: LaneRun, outcome: Outcome) -> Micros | None:
+    """The time until the next attempt if the policy of the run asks for one."""
+    policy, error = active.retry, outcome.error
+    if policy is None or error is None or outcome.is_final or active.state is not RunState.ACTIVE:
+        return None
+    if active.asking.expired:
+        return None  # it ends with INPUT_EXPIRED (R43)
+    had_output = any(draft.role is not Role.USER for draft in outcome.content)
+    return policy.backoff(error.reason, active.failures + 1, had_output=had_output)
 
 
 def node_lost(
@@ -424,7 +446,8 @@ def _give_up(
     if waits and active.asking.parked:
         return edit.done(reply=False)
     edit.count(active, events)
-    counted = active.attempt - active.asking.extra_attempts
+    # Attempts that the agent failed are limited by the retry policy.
+    counted = active.attempt - active.failures - active.asking.extra_attempts
     if waits and active.asking.resumable:
         edit.park_for_restart(content)
     elif (waits or active.state is RunState.ACTIVE) and counted < active.max_attempts:
@@ -641,6 +664,7 @@ class _Edit:
             max_attempts=request.max_attempts,
             trace=request.trace,
             events=1,
+            retry=request.retry,
             agent=agent,
         )
         self.events.append(RunEvent(run.run_id, 1, self.at, Accepted(seq)))
@@ -661,6 +685,7 @@ class _Edit:
             turn=head.turn or self._open_turn(head),
             started_at=self.at,
             host=host,
+            not_before=0,
         )
         self._record(run)
         return run
@@ -688,7 +713,14 @@ class _Edit:
             self._folded = (*self._folded, *folded)
         return tuple(folded)
 
-    def retry(self, content: tuple[DraftMessage, ...]) -> None:
+    def retry(
+        self,
+        content: tuple[DraftMessage, ...],
+        tail: tuple[EventBody, ...] = (),
+        *,
+        failed: bool = False,
+        not_before: Micros = 0,
+    ) -> None:
         """Moves the active run back to the head, and the runs folded into it right behind it.
 
         The output of the attempt is dropped. The prompts of folded runs that were withdrawn are
@@ -698,7 +730,15 @@ class _Edit:
         self._drop_output(active, content)
         kept = active.asking._replace(parked=False, restarts=False, used=0, checkpoint="")
         self._active = None
-        self._put_back([advance(active, Trigger.RETRY, host="", asking=kept), *self._unfolded()])
+        back = advance(
+            self._emit(active, *tail),
+            Trigger.RETRY,
+            host="",
+            asking=kept,
+            failures=active.failures + failed,
+            not_before=not_before,
+        )
+        self._put_back([back, *self._unfolded()])
 
     def _drop_output(self, active: LaneRun, content: tuple[DraftMessage, ...]) -> None:
         """Drops the output of the attempt, except for the prompts of withdrawn folded runs."""
@@ -839,10 +879,17 @@ class _Edit:
     def cancel_active(self, reason: str) -> None:
         """Covers the active run and those folded into it. It stays active until it returns (R9)."""
         active = self._active
-        if active is None or active.state is RunState.CANCELLING:
+        if active is None:
+            self._cancel_backing_off(reason)
+            return
+        if active.state is RunState.CANCELLING:
             return
         self._active = self._cover(active, reason)
         self._folded = tuple(self._cover(run, reason) for run in self._folded)
+
+    def _cancel_backing_off(self, reason: str) -> None:
+        """Covers the run that waits for its next attempt; its prompt is written already (R38)."""
+        self.cancel_waiting([run for run in self._waiting[:1] if run.not_before], reason)
 
     def cancel_waiting(self, runs: Iterable[LaneRun], reason: str) -> None:
         """Ends waiting runs as cancelled on entry, and writes their turns (R14)."""
@@ -912,8 +959,10 @@ class _Edit:
         reason = FinishReason.CANCELED if cancelled else outcome.finish_reason
         error = None if cancelled else outcome.error
         content = close(outcome.content, reason)
-        message_id = self._write(ended, content, outcome.model, attempt=ended.attempt)
-        shared = _End(reason, error, message_id, final_text(content))
+        result = outcome.result if ended.state is RunState.COMPLETED else ""
+        written = with_result(content, result)
+        message_id = self._write(ended, written, outcome.model, attempt=ended.attempt)
+        shared = _End(reason, error, message_id, final_text(content), result)
         complete = self._end(ended, reason, error, shared, outcome.usage)
         for run in self._folded:
             self._end(advance(run, trigger), reason, error, shared)
@@ -960,6 +1009,7 @@ class _Edit:
             accepted_at=run.accepted_at,
             started_at=run.started_at,
             ended_at=self.at,
+            result=turn.result if turn else "",
         )
         self._record(self._emit(run, complete), complete)
         return complete
@@ -1067,6 +1117,7 @@ class _End(NamedTuple):
     error: RunError | None
     message_id: str
     text: str
+    result: str = ""
 
 
 def _open_part(request: InputRequest) -> OpenInput:

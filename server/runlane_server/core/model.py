@@ -14,6 +14,9 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
+from runlane_server.core.artifact import ArtifactPiece
+from runlane_server.core.retry import RetryPolicy
+
 Micros: TypeAlias = int
 """A point in time: microseconds since the Unix epoch, UTC."""
 
@@ -185,7 +188,7 @@ class Prompt:
 class RunRequest(NamedTuple):
     """A request for a run. `timeout` limits the time the run is active, in microseconds; `trace` is
     the caller's `traceparent` (see `core.trace`), empty for none; `agent` is the requested agent,
-    empty for the default."""
+    empty for the default; `retry` repeats attempts that the agent failed (R38)."""
 
     run_id: str
     prompt: Prompt
@@ -195,19 +198,22 @@ class RunRequest(NamedTuple):
     metadata: Mapping[str, str] = NO_LABELS
     trace: str = ""
     agent: str = ""
+    retry: RetryPolicy | None = None
 
     @property
     def fingerprint(self) -> str:
-        """A digest of what a repeated request is compared by (R3): the prompt, and the agent if the
-        request names one."""
-        prompt = self.prompt.fingerprint
-        if not self.agent:
-            return prompt
-        return hashlib.blake2b(f"{self.agent}:{prompt}".encode(), digest_size=16).hexdigest()
+        """A digest of what a repeated request is compared by (R3): the prompt, and the agent and
+        the retry policy if the request has them."""
+        digest = self.prompt.fingerprint
+        for part in (self.agent, self.retry):
+            if part:
+                text = f"{part}:{digest}"
+                digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        return digest
 
 
 class RunComplete(NamedTuple):
-    """The one terminal event of a run (R23)."""
+    """The one terminal event of a run (R23). `result` is JSON, empty if the agent gave none."""
 
     session_id: str
     run_id: str
@@ -225,6 +231,7 @@ class RunComplete(NamedTuple):
     accepted_at: Micros
     started_at: Micros | None
     ended_at: Micros
+    result: str = ""
 
     @property
     def cancelled(self) -> bool:
@@ -253,6 +260,7 @@ class Run(NamedTuple):
     folded_into: str
     complete: RunComplete | None
     agent: str = ""
+    retry: RetryPolicy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,7 +332,16 @@ class KeptPart:
     size: int
 
 
-Part: TypeAlias = Text | Reasoning | ToolCall | ToolResult | Attachment | KeptPart
+@dataclass(frozen=True, slots=True)
+class ResultPart:
+    """The structured result of a completed run, as JSON."""
+
+    json: str
+
+
+Part: TypeAlias = (
+    Text | Reasoning | ToolCall | ToolResult | Attachment | ArtifactPiece | ResultPart | KeptPart
+)
 
 
 class Message(NamedTuple):
@@ -373,6 +390,22 @@ class ReasoningDelta:
     """A fragment of the model's reasoning."""
 
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CustomEvent:
+    """An event of a type that only the agent and its callers know. It is in no transcript."""
+
+    type: str
+    json: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """The result of a step of the agent, as JSON; no later attempt repeats the step (R39)."""
+
+    key: str
+    json: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -440,6 +473,9 @@ EventBody: TypeAlias = (
     | ReasoningDelta
     | ToolCall
     | ToolResult
+    | ArtifactPiece
+    | CustomEvent
+    | StepResult
     | Folded
     | InputRequested
     | InputAnswered

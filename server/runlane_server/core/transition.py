@@ -24,6 +24,7 @@ from runlane_server.core.model import (
     Usage,
     WhenBusy,
 )
+from runlane_server.core.retry import RetryPolicy
 from runlane_server.core.turn import DraftMessage
 
 Reply_co = TypeVar("Reply_co", covariant=True, default=object)
@@ -38,7 +39,8 @@ class LaneRun(NamedTuple):
     `rank` orders the waiting runs. `turn` is the number of its turn in the transcript, 0 before it
     has one. `events` counts its events so far. `trace` is the caller's `traceparent`. `host` is the
     id of the node where it is active, empty unless the store is shared. `agent` is empty for a run
-    from before agents had names.
+    from before agents had names. `failures` counts the attempts that its agent failed, and
+    `not_before` is when the next one may start; 0 for a run that waits for no retry (R38).
     """
 
     run_id: str
@@ -58,6 +60,9 @@ class LaneRun(NamedTuple):
     trace: str = ""
     host: str = ""
     agent: str = ""
+    retry: RetryPolicy | None = None
+    failures: int = 0
+    not_before: Micros = 0
     asking: RunInput = NO_INPUT
 
 
@@ -101,8 +106,23 @@ class Lane(NamedTuple):
 
     @property
     def can_start(self) -> bool:
-        """Whether `dispatch` would start a run."""
+        """Whether a run is to be started, now or after its backoff."""
         return self.active is None and bool(self.waiting)
+
+    def can_start_at(self, at: Micros) -> bool:
+        """Whether `dispatch` would start a run at that time."""
+        return self.can_start and self.waiting[0].not_before <= at
+
+    @property
+    def backing_off(self) -> LaneRun | None:
+        """The run whose agent failed and that waits for its next attempt (R38)."""
+        head = self.waiting[0] if self.can_start else None
+        return head if head is not None and head.not_before else None
+
+    @property
+    def queue(self) -> tuple[LaneRun, ...]:
+        """The waiting runs, without the one that waits for its next attempt."""
+        return self.waiting if self.backing_off is None else self.waiting[1:]
 
     @property
     def can_resume(self) -> bool:
@@ -179,7 +199,8 @@ class Receipt:
 class Outcome:
     """How an agent's turn ended; `error` is None if it completed.
 
-    `tail` are the last events of the run, which are not stored yet.
+    `tail` are the last events of the run, which are not stored yet. `result` is the structured
+    result, as JSON; it counts only if the turn completed. `is_final`: no retry policy applies.
     """
 
     finish_reason: FinishReason
@@ -188,6 +209,8 @@ class Outcome:
     tail: tuple[EventBody, ...] = ()
     usage: Usage = NO_USAGE
     model: str = ""
+    result: str = ""
+    is_final: bool = False
 
 
 class Transition(NamedTuple, Generic[Reply_co]):
@@ -286,4 +309,5 @@ def describe(
         folded_into=run.folded_into,
         complete=complete,
         agent=run.agent,
+        retry=request.retry,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from runlane_server.core.artifact import ArtifactDraft, ArtifactPiece, InvalidPiece
 from runlane_server.core.model import (
     MAX_COMPLETE_TEXT_BYTES,
     EventBody,
@@ -18,6 +19,7 @@ from runlane_server.core.model import (
     Part,
     Reasoning,
     ReasoningDelta,
+    ResultPart,
     Role,
     Text,
     TextDelta,
@@ -45,7 +47,8 @@ class DraftMessage(NamedTuple):
 
 
 class InvalidAgentEvent(Exception):
-    """The agent's events do not form a turn: a result without a call, or a reused call id."""
+    """The agent's events do not form a turn: a result without a call, a reused call id, or a piece
+    of an artifact that cannot be appended."""
 
 
 class TurnDraft:
@@ -56,6 +59,7 @@ class TurnDraft:
 
     The text of a message beyond `MAX_COMPLETE_TEXT_BYTES` is needed by no RunComplete, so it may be
     stored part by part while the turn goes on: see `take_surplus`.
+    An artifact stands where its first piece came.
     """
 
     def __init__(self) -> None:
@@ -69,6 +73,7 @@ class TurnDraft:
         self._surplus: list[Text | Reasoning] = []
         self._open: dict[str, ToolCall] = {}
         self._seen: set[str] = set()
+        self._artifacts: ArtifactDraft | None = None
 
     def add(self, body: EventBody) -> None:
         """Adds one event. Raises InvalidAgentEvent, and then changes nothing."""
@@ -81,6 +86,8 @@ class TurnDraft:
                 self._add_call(body)
             case ToolResult():
                 self._add_result(body)
+            case ArtifactPiece():
+                self._add_piece(body)
             case Folded(run_id, _):
                 self._end_message()
                 self._done.append(DraftMessage(Role.USER, run_id=run_id))
@@ -89,7 +96,14 @@ class TurnDraft:
 
     def messages(self) -> tuple[DraftMessage, ...]:
         """The messages so far, including the unfinished one."""
-        return (*self._done, *self._unfinished())
+        messages = (*self._done, *self._unfinished())
+        artifacts = self._artifacts
+        if artifacts is None:
+            return messages
+        return tuple(
+            message._replace(parts=tuple(_joined(part, artifacts) for part in message.parts))
+            for message in messages
+        )
 
     def take_surplus(self) -> Sequence[Text | Reasoning]:
         """The full parts since the last call that no RunComplete needs."""
@@ -151,6 +165,18 @@ class TurnDraft:
         del self._open[result.tool_call_id]
         self._parts.append(result)
 
+    def _add_piece(self, piece: ArtifactPiece) -> None:
+        if self._artifacts is None:
+            self._artifacts = ArtifactDraft()
+        try:
+            is_new = self._artifacts.add(piece)
+        except InvalidPiece as error:
+            raise InvalidAgentEvent(str(error)) from error
+        if is_new:
+            self._begin(Role.ASSISTANT)
+            self._end_part()
+            self._parts.append(piece)
+
     def _begin(self, role: Role) -> None:
         if role is not self._role:
             self._end_message()
@@ -200,6 +226,20 @@ def close(
             reason = finish_reason if n == last else _reason_within_turn(message)
             closed[n] = message._replace(finish_reason=reason)
     return tuple(closed)
+
+
+def with_result(messages: tuple[DraftMessage, ...], result: str) -> tuple[DraftMessage, ...]:
+    """Adds the structured result to the last assistant message of a closed turn."""
+    if not result:
+        return messages
+    last = max(n for n, message in enumerate(messages) if message.role is Role.ASSISTANT)
+    message = messages[last]._replace(parts=(*messages[last].parts, ResultPart(result)))
+    return (*messages[:last], message, *messages[last + 1 :])
+
+
+def result_of(parts: Iterable[Part]) -> str:
+    """The structured result in the parts of a message; empty if there is none."""
+    return next((part.json for part in parts if isinstance(part, ResultPart)), "")
 
 
 def final_text(messages: Iterable[DraftMessage]) -> str:
@@ -275,6 +315,10 @@ def _reason_within_turn(message: DraftMessage) -> FinishReason:
 def _is_plain_answer(message: DraftMessage) -> bool:
     """Whether the message ends a turn without further work, as in most turns."""
     return message.role is Role.ASSISTANT and not _calls(message)
+
+
+def _joined(part: Part, artifacts: ArtifactDraft) -> Part:
+    return artifacts.whole(part.artifact_id) if isinstance(part, ArtifactPiece) else part
 
 
 def _calls(message: DraftMessage) -> list[ToolCall]:

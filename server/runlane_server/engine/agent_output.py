@@ -15,14 +15,17 @@ from dataclasses import fields
 
 import structlog
 
-from runlane_server.agents.base import AgentError, Report
+from runlane_server.agents.base import AgentError, Artifact, Custom, Report, Result
+from runlane_server.core.artifact import MAX_ARTIFACT_BYTES, ArtifactKind, ArtifactPiece
 from runlane_server.core.errors import RunlaneError
 from runlane_server.core.model import (
     MAX_COUNT,
+    CustomEvent,
     EventBody,
     FinishReason,
     ReasoningDelta,
     RunError,
+    StepResult,
     TextDelta,
     ToolCall,
     ToolResult,
@@ -49,6 +52,18 @@ MAX_NAME_CHARS = 1024
 MAX_CALL_ID_CHARS = 1 << 16
 """Maximum length of the id of a tool call. Some gateways put a signature of several KiB into it."""
 
+MAX_JSON_BYTES = 1 << 20
+"""Size limit of the JSON of a custom event and of a result, which are refused above it."""
+
+MAX_ID_BYTES = 128
+"""Maximum size of the id of an artifact and of the type of a custom event, as of other ids."""
+
+MAX_ARTIFACT_NAME_BYTES = 255
+"""Maximum size of the name and of the media type of an artifact, as of those of an attachment."""
+
+MAX_URI_BYTES = 8192
+"""Maximum size of the address of an artifact."""
+
 MAX_REASON_CHARS = 128
 """Maximum length of the reason of an error; a longer one is replaced by AGENT_ERROR."""
 
@@ -62,7 +77,7 @@ class ReportCheck:
     def __init__(self) -> None:
         self._logged: set[str] = set()
 
-    def event(self, event: object) -> EventBody:
+    def event(self, event: object) -> EventBody:  # noqa: PLR0911 - one per kind
         """The event, as it can be stored. Raises InvalidAgentEvent."""
         if type(event) is TextDelta and type(event.text) is str:
             return event  # nearly all events, so they cost nothing more
@@ -75,6 +90,11 @@ class ReportCheck:
                 return _tool_call(event)
             case ToolResult():
                 return _tool_result(event)
+            case Artifact():
+                return _artifact(event)
+            case Custom():
+                kind = _identifier("Custom.type", event.type)
+                return CustomEvent(kind, _json("Custom.json", event.json))
             case _:
                 raise InvalidAgentEvent(f"the agent yielded an object of type {_type_of(event)}")
 
@@ -86,6 +106,14 @@ class ReportCheck:
             model=None if model is None else _model(model),
             finish_reason=None if finish_reason is None else _finish_reason(finish_reason),
         )
+
+    def result(self, result: Result) -> str:
+        """The structured result, as JSON. Raises InvalidAgentEvent."""
+        return _json("Result.json", result.json)
+
+    def step(self, key: object, result: object) -> StepResult:
+        """The result of a step, as it can be stored. Raises InvalidAgentEvent."""
+        return StepResult(_identifier("key of a step", key), _json("result of a step", result))
 
     def _usage(self, usage: object) -> Usage:
         if not isinstance(usage, Usage):
@@ -212,6 +240,98 @@ def _tool_result(result: ToolResult) -> ToolResult:
         content,
         result.is_error,
     )
+
+
+_MEDIA_TYPES = {
+    ArtifactKind.TEXT: "text/plain",
+    ArtifactKind.DATA: "application/octet-stream",
+    ArtifactKind.JSON: "application/json",
+    ArtifactKind.URI: "",
+}
+"""The media type of an artifact whose agent names none."""
+
+
+def _artifact(artifact: Artifact) -> ArtifactPiece:
+    kind, content = _content(artifact)
+    append, last = _flag("append", artifact.append), _flag("last", artifact.last)
+    in_pieces = append or not last
+    if in_pieces and kind not in {ArtifactKind.TEXT, ArtifactKind.DATA}:
+        raise InvalidAgentEvent(f"Artifact.{kind} cannot come in pieces; text and data can")
+    mime_type = _artifact_name("Artifact.mime_type", artifact.mime_type)
+    return ArtifactPiece(
+        _identifier("Artifact.artifact_id", artifact.artifact_id),
+        _artifact_name("Artifact.name", artifact.name),
+        mime_type or _MEDIA_TYPES[kind],
+        kind,
+        content,
+        append,
+        last,
+    )
+
+
+def _content(artifact: Artifact) -> tuple[ArtifactKind, str | bytes]:
+    kinds = [kind for kind in ArtifactKind if getattr(artifact, kind) is not None]
+    if len(kinds) != 1:
+        raise InvalidAgentEvent("Artifact needs exactly one of text, data, json and uri")
+    kind = kinds[0]
+    match kind:
+        case ArtifactKind.TEXT:
+            content = clean_text(_text("Artifact.text", artifact.text))
+            return kind, _small("Artifact.text", content, MAX_ARTIFACT_BYTES)
+        case ArtifactKind.DATA:
+            return kind, _data(artifact.data)
+        case ArtifactKind.JSON:
+            return kind, _json("Artifact.json", artifact.json)
+        case ArtifactKind.URI:
+            uri = clean_text(_text("Artifact.uri", artifact.uri))
+            return kind, _small("Artifact.uri", uri, MAX_URI_BYTES)
+
+
+def _data(value: object) -> bytes:
+    if not isinstance(value, bytes | bytearray | memoryview):
+        raise InvalidAgentEvent(f"Artifact.data must be bytes, not {_type_of(value)}")
+    data = bytes(value)
+    if len(data) > MAX_ARTIFACT_BYTES:
+        raise _too_large("Artifact.data", len(data), MAX_ARTIFACT_BYTES)
+    return data
+
+
+def _json(field: str, value: object) -> str:
+    """A value as strict JSON: without NaN, with text as keys, and in Unicode."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidAgentEvent(f"{field} is no JSON value: {describe(error)}") from None
+    return _small(field, clean_text(text), MAX_JSON_BYTES)
+
+
+def _identifier(field: str, value: object) -> str:
+    text = _small(field, clean_text(_text(field, value)), MAX_ID_BYTES)
+    if not text:
+        raise InvalidAgentEvent(f"{field} is empty; give it 1 to {MAX_ID_BYTES} bytes")
+    return text
+
+
+def _artifact_name(field: str, value: object) -> str:
+    return _small(field, clean_text(_text(field, value)), MAX_ARTIFACT_NAME_BYTES)
+
+
+def _small(field: str, text: str, limit: int) -> str:
+    size = utf8_size(text)
+    if size > limit:
+        raise _too_large(field, size, limit)
+    return text
+
+
+def _too_large(field: str, size: int, limit: int) -> InvalidAgentEvent:
+    remedy = "; pass larger content as a `uri`" if field.startswith("Artifact.") else ""
+    return InvalidAgentEvent(f"{field} has {size} bytes; {limit} is the limit{remedy}")
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidAgentEvent(f"Artifact.{name} must be a bool, not {_type_of(value)}")
+    return value
 
 
 def _call_id(field: str, value: object) -> str:

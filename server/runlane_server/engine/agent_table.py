@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import structlog
 
-from runlane_server.agents.base import Agent
+from runlane_server.agents.base import Agent, KeepsSessions
 from runlane_server.agents.worker.agent import WorkerAgent
 from runlane_server.agents.worker.workers import Workers
 from runlane_server.core.agents import DEFAULT_AGENT, AgentNames
+from runlane_server.core.model import SessionKey
 from runlane_server.engine.agent_code import create_own_task
 from runlane_server.engine.agent_room import AgentRoom
 
@@ -97,6 +98,18 @@ class AgentTable:
             )
             for each in self
         )
+
+    def forget_session(self, key: SessionKey) -> None:
+        """Lets the agents remove what they keep for a session; a failure of their code is logged.
+
+        Agents without slots too: they may have had some when the session was in use.
+        """
+        for each in self:
+            if isinstance(each.agent, KeepsSessions):
+                try:
+                    each.agent.session_deleted(key)
+                except Exception:
+                    log.exception("agent failed to remove a session", agent=each.name)
 
     async def close(self, timeout: float) -> None:
         """Closes all agents at once; a failure of their code, or its silence, stops nothing."""

@@ -21,6 +21,7 @@ from runlane_server.core.model import (
     Part,
     Prompt,
     Reasoning,
+    ResultPart,
     Role,
     RunKey,
     RunRequest,
@@ -31,6 +32,7 @@ from runlane_server.core.model import (
 )
 from runlane_server.core.transition import LaneRun
 from runlane_server.engine.output_size import output_size
+from runlane_server.engine.step_journal import StepJournal, StoreStep
 from runlane_server.store.base import MessagePlace, Page, Store
 from runlane_server.store.retry import retry_read
 
@@ -82,8 +84,11 @@ class Questions(Protocol):
 
 
 class AgentTurn:
-    """Implements `agents.base.Turn`. `fold` folds the waiting FOLD runs into the turn, and `accept`
-    takes an event of the agent."""
+    """Implements `agents.base.Turn`.
+
+    `fold` folds the waiting FOLD runs into the turn, `accept` takes an event of the agent, and
+    `store_step` makes the result of a step durable.
+    """
 
     def __init__(
         self,
@@ -92,9 +97,11 @@ class AgentTurn:
         *,
         fold: Callable[[], Awaitable[Sequence[LaneRun]]],
         accept: Callable[[AgentEvent], Awaitable[None]],
+        store_step: StoreStep,
         asking: Questions,
         max_history: int,
     ) -> None:
+        self.tenant = job.key.tenant
         self.session_id = job.key.session_id
         self.run_id = job.run.run_id
         self.attempt = job.run.attempt
@@ -108,6 +115,7 @@ class AgentTurn:
         self._asking = asking
         self.checkpoint = job.run.asking.checkpoint
         self._max_history = max_history
+        self._journal = StepJournal(store, job.run_key, job.run, store_step)
 
     async def load(self) -> None:
         """Loads the prompt and the metadata, from the store if necessary."""
@@ -154,6 +162,18 @@ class AgentTurn:
     async def take_folded(self) -> Sequence[FoldedPrompt]:
         """Takes the prompts of the runs that join this turn now."""
         return [await self.prompt_of(run.run_id) for run in await self._fold()]
+
+    async def step(self, key: str, work: Callable[[], Any]) -> Any:
+        """Does the work of a step unless its result is stored; returns the result."""
+        return await self._journal.step(key, work)
+
+    async def find_step(self, key: str) -> str | None:
+        """The stored result of a step."""
+        return await self._journal.find(key)
+
+    async def keep_step(self, key: str, result: object) -> str:
+        """Makes the result of a step durable."""
+        return await self._journal.keep(key, result)
 
     async def emit(self, event: AgentEvent | str) -> None:
         """Adds an event to the output."""
@@ -225,7 +245,7 @@ class LatestTurns:
 
 def _part_size(part: Part) -> int:
     match part:
-        case Text(text) | Reasoning(text):
+        case Text(text) | Reasoning(text) | ResultPart(text):
             return utf8_size(text)
         case Attachment() | KeptPart():
             return part.size

@@ -548,23 +548,28 @@ class Coordinator:
         if not session_id:
             raise _session_missing()
         key = SessionKey(tenant, session_id)
-        try:
-            await self._lanes.post(key, lambda lane, _: rules.remove(lane))
-        except CorruptRecord:
-            await self.store.discard(key, self.now())
+        await self._remove(key)
 
     async def delete_unused(self, session: IdleSession) -> None:
         """Deletes a session as `delete_session` does, unless it was used since it was read.
 
         Raises SessionNotFound, and SessionBusy if it was used.
         """
-        since = (session.version, session.accept_seq)
+        await self._remove(session.key, (session.version, session.accept_seq))
+
+    async def has_session(self, key: SessionKey) -> bool:
+        """Whether a session is stored, even if it cannot be read."""
         try:
-            await self._lanes.post(
-                session.key, lambda lane, _: rules.remove(lane, unchanged_since=since)
-            )
+            return await self.store.get_session(key) is not None
         except CorruptRecord:
-            await self.store.discard(session.key, self.now())
+            return True
+
+    async def _remove(self, key: SessionKey, since: tuple[int, int] | None = None) -> None:
+        try:
+            await self._lanes.post(key, lambda lane, _: rules.remove(lane, unchanged_since=since))
+        except CorruptRecord:
+            await self.store.discard(key, self.now())
+            self._agents.forget_session(key)
 
 
 def _cancel(scope: CancelScope, run_id: str, reason: str) -> Command[Receipt]:

@@ -220,6 +220,8 @@ class Executor:
         """Passes a committed transition to the log and to the observer."""
         log_ends(key, transition)
         self._observer.on_lane_changed(key, transition)
+        if transition.removed:
+            self._agents.forget_session(key)
 
     def start_agent(self, key: SessionKey, run: LaneRun, request: RunRequest | None) -> None:
         """Starts the agent of a run that became active here."""

@@ -12,7 +12,6 @@ from runlane_server.core.errors import CorruptRecord, IllegalCommand, RunlaneErr
 from runlane_server.core.input import InputRequest, Park
 from runlane_server.core.limits import RETRY_PAUSE
 from runlane_server.core.model import (
-    NO_USAGE,
     EventBody,
     FinishReason,
     Reasoning,
@@ -107,9 +106,12 @@ class LaneAccess:
         )
 
     async def finish(self, job: Job, outcome: Outcome, events: int, cancelled: str | None) -> None:
-        """Ends the run. `cancelled` is the reason of the cancel that its agent was stopped for."""
+        """Ends the run, or repeats the attempt as its retry policy asks (R38).
+
+        `cancelled` is the reason of the cancel that its agent was stopped for.
+        """
         self._observer.on_agent_returned(job.run_key)
-        await self._lanes.post(
+        complete = await self._lanes.post(
             job.key,
             lambda lane, at: rules.finish(
                 lane,
@@ -122,6 +124,8 @@ class LaneAccess:
             ),
             is_large=_is_large(outcome),
         )
+        if complete is None and outcome.error is not None:
+            log.info("attempt failed; repeated", error=outcome.error.reason)
 
     async def end_without_output(self, job: Job, cancelled: str | None) -> None:
         """The last resort: an end of safe fields only, after a failure to write the real one.
@@ -130,7 +134,7 @@ class LaneAccess:
         CorruptRecord if the lane cannot be read.
         """
         error = RunError("AGENT_ERROR", "the end of the run could not be written with its output")
-        outcome = Outcome(FinishReason.ERROR, error, content=(), tail=(), usage=NO_USAGE, model="")
+        outcome = Outcome(FinishReason.ERROR, error, is_final=True)
         while self._store.failed is None:
             try:
                 await self.finish(job, outcome, await self._stored_events(job), cancelled)

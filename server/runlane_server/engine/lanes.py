@@ -24,6 +24,7 @@ from runlane_server.core.recent import RecentItems
 from runlane_server.core.transition import Lane, LaneRun, Transition
 from runlane_server.engine.agent_code import create_own_task
 from runlane_server.engine.agent_room import AgentRoom
+from runlane_server.engine.backoffs import Backoffs
 from runlane_server.engine.lane_cache import LaneCache, LaneOrigin
 from runlane_server.engine.mailbox import (
     Command,
@@ -131,6 +132,7 @@ class Lanes:
         self._gates = gates
         self._gates.on_open = self.slots.enqueue
         self.waiting = WaitingRuns()
+        self._backoffs = Backoffs(now, self.slots.enqueue)
 
     @property
     def is_shared(self) -> bool:
@@ -145,13 +147,14 @@ class Lanes:
     @property
     def keys(self) -> tuple[SessionKey, ...]:
         """The lanes with pending commands or an active run here, and those that wait for a slot."""
-        return tuple(dict.fromkeys((*self._mailboxes, *self.slots.queue)))
+        known = (*self._mailboxes, *self.slots.queue, *self._backoffs.lanes)
+        return tuple(dict.fromkeys(known))
 
     def is_busy(self, key: SessionKey) -> bool:
         """Whether this node knows that a lane has work or pending commands."""
         mailbox = self._mailboxes.get(key)
         if mailbox is None:
-            return self.slots.is_queued(key) and not self.is_shared
+            return self._is_waiting(key) and not self.is_shared
         lane = mailbox.lane
         if (
             self.is_shared
@@ -161,6 +164,9 @@ class Lanes:
             # Another node may have changed the lane since.
             return bool(mailbox.task)
         return bool(mailbox.task) or (lane is not None and lane.is_busy)
+
+    def _is_waiting(self, key: SessionKey) -> bool:
+        return self.slots.is_queued(key) or key in self._backoffs.lanes
 
     def peek(self, key: SessionKey) -> Lane | None:
         """The lane as it was last committed, None if it is not in memory."""
@@ -481,7 +487,8 @@ class Lanes:
                 resumed = rules.resume(lane, at=at, host=self.node_id)
                 decision.transition = decision.transition.then(resumed)
             return
-        if not lane.can_start:
+        if not lane.can_start_at(at):
+            decision.backs_off = lane.can_start
             return
         head = lane.waiting[0]
         decision.is_held = not self._gates.can_start(
@@ -511,10 +518,11 @@ class Lanes:
         transition = decision.transition
         lane = mailbox.lane = transition.lane
         self.waiting.add(key.tenant, len(lane.waiting) - len(before.waiting))
+        can_start = lane.can_start and not decision.backs_off
         self.slots.settle(
             key,
             running=self._is_active_here(lane),
-            can_start=lane.can_start or self._can_resume_here(lane),
+            can_start=can_start or self._can_resume_here(lane),
         )
         if transition.needs_commit:
             self._actions.on_committed(key, transition)
@@ -526,8 +534,9 @@ class Lanes:
             self._actions.end_expired(key, lane.active)
         if decision.is_held:
             self._hold_start(key, before, lane)
-        elif lane.can_start or lane.can_resume:
+        elif can_start or lane.can_resume:
             self._actions.wake_other_nodes()
+        self._backoffs.follow(lane)
 
     def _hold_start(self, key: SessionKey, before: Lane, lane: Lane) -> None:
         """Holds the next run at its gate, unless the gate was released meanwhile."""

@@ -100,11 +100,13 @@ class Mailbox:
 class Decision:
     """The decision on a batch: one transition, and an answer to each command.
 
-    `is_held`: a harness gate keeps the next run from starting with it.
+    `is_held`: a harness gate keeps the next run from starting with it. `backs_off`: the next run
+    waits for its next attempt (R38).
     """
 
     transition: Transition
     is_held: bool = False
+    backs_off: bool = False
     applied: list[AppliedCommand[object]] = field(default_factory=list)
     refusals: list[tuple[PendingCommand[object], Exception]] = field(default_factory=list)
 

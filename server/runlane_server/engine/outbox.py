@@ -196,21 +196,32 @@ class Outbox:
                 if self._on_stored is not None:
                     self._end_delta()
             else:
-                self._put_tool_event(body)
+                self._put_whole(body)
         finally:
             self._schedule()
 
-    def _put_tool_event(self, body: EventBody) -> None:
+    def _put_whole(self, body: EventBody) -> None:
+        """Adds an event that is stored as it is: all but deltas, which are merged."""
         self._end_half()
         self._end_delta()
         self._is_in_text = False
         size = PART_BYTES + output_size(body)
-        if size > self._room:
-            raise self._limit_reached()
+        self._check_room(size)
         self._draft.add(body)
         self._waiting.append(body)
         self._output += size
         self._chars += size
+
+    def count_result(self, json: str) -> None:
+        """Counts a structured result, which is stored with the end of the run. Raises AgentError
+        (OUTPUT_LIMIT)."""
+        size = PART_BYTES + utf8_size(json)
+        self._check_room(size)
+        self._output += size
+
+    def _check_room(self, size: int) -> None:
+        if size > self._room:
+            raise self._limit_reached()
 
     def _schedule(self) -> None:
         """Starts a write at the next beat of the pulse."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from runlane_server.agents.base import Agent, AgentError, AgentEvent, Report
+from runlane_server.agents.base import Agent, AgentError, AgentEvent, Report, Result
 from runlane_server.agents.worker.agent import WorkerAgent
 from runlane_server.agents.worker.turn import AttemptEnd, AttemptLost, HandedBack
 from runlane_server.core import lane as rules
@@ -31,6 +31,7 @@ from runlane_server.core.model import (
     Folded,
     Micros,
     RunError,
+    StepResult,
 )
 from runlane_server.core.trace import log_fields
 from runlane_server.core.transition import LaneRun, Outcome
@@ -121,6 +122,7 @@ class Runner:
         )
         self._has_expired = False
         self._report = _EMPTY_REPORT
+        self._result = ""
         self._folding: asyncio.Task[Sequence[LaneRun]] | None = None
         self._taken: dict[str, None] = {}
 
@@ -367,6 +369,7 @@ class Runner:
             tail=tail,
             usage=self._report.usage or NO_USAGE,
             model=self._report.model or "",
+            result=self._result,
         )
 
     async def _commit_end(self, outcome: Outcome) -> bool:
@@ -419,6 +422,7 @@ class Runner:
                 self._store,
                 fold=self._fold,
                 accept=self._accept,
+                store_step=self._store_step,
                 asking=self._asking,
                 max_history=self._limits.max_history,
             )
@@ -427,6 +431,7 @@ class Runner:
             self._store,
             fold=self._fold,
             accept=self._accept,
+            store_step=self._store_step,
             asking=self._asking,
             outbox=self._outbox,
             end=self._end,
@@ -466,6 +471,9 @@ class Runner:
             if isinstance(event, Report):
                 self._add_report(event)
                 return
+            if isinstance(event, Result):
+                self._add_result(event)
+                return
             body = self._check.event(event)
             if self._is_silent:
                 self._is_silent = False
@@ -476,11 +484,7 @@ class Runner:
                 if self._outbox.is_full:
                     await self._outbox.flush()
         except (InvalidAgentEvent, AgentError) as refused:
-            if self._refused is None:
-                # Not the exception, which refers to this runner: see `_run_agent`.
-                self._refused = run_error(refused)
-            self._outbox.close()
-            self._wake()
+            self._refuse(refused)
             raise
 
     def _add_report(self, report: Report) -> None:
@@ -496,6 +500,35 @@ class Runner:
                 known.finish_reason if later.finish_reason is None else later.finish_reason
             ),
         )
+
+    def _add_result(self, result: Result) -> None:
+        """Takes the structured result; the last one counts. Raises InvalidAgentEvent, and
+        AgentError with the reason OUTPUT_LIMIT."""
+        json = self._check.result(result)
+        self._outbox.count_result(json)
+        self._result = json
+
+    async def _store_step(self, key: str, result: object) -> StepResult:
+        """Makes the result of a step durable before the agent continues (R39). Raises AgentError,
+        and InvalidAgentEvent for a result that is no JSON."""
+        try:
+            step = self._check.step(key, result)
+            self._outbox.put(step)
+        except (InvalidAgentEvent, AgentError) as refused:
+            self._refuse(refused)
+            raise
+        await self._outbox.flush()
+        if self._outbox.is_closed:
+            raise AgentError("the run was stopped before the step was stored", reason="INTERRUPTED")
+        return step
+
+    def _refuse(self, error: InvalidAgentEvent | AgentError) -> None:
+        """Fails the run because of something that its agent emitted."""
+        if self._refused is None:
+            # Not the exception, which refers to this runner: see `_run_agent`.
+            self._refused = run_error(error)
+        self._outbox.close()
+        self._wake()
 
     async def _fold(self) -> Sequence[LaneRun]:
         """Folds the waiting FOLD runs into the turn.

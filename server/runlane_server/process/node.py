@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,16 +14,18 @@ from typing import Any
 import structlog
 
 from runlane_server.access.node_keys import NodeKeys
-from runlane_server.agents.command.agent import CommandSettings
+from runlane_server.agents.acp.policy import parse_policy
 from runlane_server.agents.command.environment import read_variables
 from runlane_server.agents.command.limits import ResourceLimits
+from runlane_server.agents.command.programs import CommandSettings
 from runlane_server.agents.loader import AgentSettings, agent_kind, load_agent
 from runlane_server.agents.scripted.latches import Latches
+from runlane_server.agents.state_dirs import StateDirs
 from runlane_server.cluster.key_refresh import keep_node_keys
 from runlane_server.cluster.relay import Relay
 from runlane_server.config import Config
 from runlane_server.core.agents import AgentNames
-from runlane_server.core.errors import RunlaneError, StartError
+from runlane_server.core.errors import RunlaneError, StartError, start_error
 from runlane_server.core.observer import ObserverPair
 from runlane_server.engine.agent_table import AgentTable, DeclaredAgent
 from runlane_server.engine.coordinator import Coordinator
@@ -120,7 +122,8 @@ async def serving(
             now=clock.micros,
         )
         await closing.enter_async_context(traces.exporting())
-        agents = agents or load_agents(config)
+        states = closing.enter_context(_state_dirs(config))
+        agents = agents or load_agents(config, states)
         store = open_store(config.store_url)
         store.on_failure = shutdown.on_store_failure
         await closing.enter_async_context(store)
@@ -184,6 +187,7 @@ async def serving(
             coordinator.stored.keep_measuring(),
             coordinator.inputs.keep_expiring(),
             keep_node_keys(store.cluster, access_control),
+            *([] if states is None else [states.keep_swept(coordinator.has_session)]),
         )
         try:
             yield Node(address, node_address, coordinator)
@@ -218,15 +222,31 @@ def server_info(config: Config) -> ServerInfo:
     )
 
 
+@contextmanager
+def _state_dirs(config: Config) -> Iterator[StateDirs | None]:
+    """The directories that agents keep for sessions, if they keep any. Raises StartError."""
+    if config.agent_state_dir is None:
+        yield None
+        return
+    try:
+        states = StateDirs(Path(config.agent_state_dir), config.store_url.name)
+    except OSError as error:
+        raise start_error(f"--agent-state-dir: {error}", error) from error
+    try:
+        yield states
+    finally:
+        states.close()
+
+
 def _default_kind(config: Config) -> str:
     """The kind of the default agent."""
     specs = {each.name: each.spec for each in config.agents}
     return agent_kind(specs[AgentNames.of(tuple(specs)).default])
 
 
-def load_agents(config: Config) -> AgentTable:
+def load_agents(config: Config, states: StateDirs | None = None) -> AgentTable:
     """Creates the agents that the settings declare. Raises StartError."""
-    settings = agent_settings(config)
+    settings = agent_settings(config, states)
     return AgentTable(
         [
             DeclaredAgent(it.name, load_agent(it.spec, settings), agent_kind(it.spec), it.slots)
@@ -235,7 +255,7 @@ def load_agents(config: Config) -> AgentTable:
     )
 
 
-def agent_settings(config: Config) -> AgentSettings:
+def agent_settings(config: Config, states: StateDirs | None = None) -> AgentSettings:
     """The settings of the agents. Scripted agents under several names share their latches.
 
     A cancelled program has half of the cancel grace to exit. It is killed and reaped in the other
@@ -243,7 +263,10 @@ def agent_settings(config: Config) -> AgentSettings:
     """
     return AgentSettings(
         command_kill_grace=config.limits.cancel_grace / 2,
-        command=command_settings(config),
+        command=command_settings(config, states),
+        acp_policy=parse_policy(config.acp_permissions),
+        acp_mode=config.acp_mode,
+        acp_auth=config.acp_auth,
         chat_instructions=config.chat_instructions or None,
         chat_lenient_end=config.chat_lenient_end,
         latches=Latches(),
@@ -251,7 +274,7 @@ def agent_settings(config: Config) -> AgentSettings:
     )
 
 
-def command_settings(config: Config) -> CommandSettings:
+def command_settings(config: Config, states: StateDirs | None = None) -> CommandSettings:
     """The settings of programs. Raises StartError for a wrong file of variables."""
     path = config.command_env_file
     from_file = read_variables(Path(path)) if path else ()
@@ -266,6 +289,7 @@ def command_settings(config: Config) -> CommandSettings:
             processes=config.command_processes,
             file_size=config.command_file_size,
         ),
+        state=states,
     )
 
 

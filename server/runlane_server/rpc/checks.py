@@ -22,6 +22,8 @@ MAX_LABELS = 64
 MAX_LABEL_KEY_BYTES = 128
 MAX_LABEL_VALUE_BYTES = 4 << 10
 MAX_ATTEMPTS = 100
+MAX_RETRY_REASONS = 20
+MAX_RETRY_REASON_BYTES = 128
 MAX_CANCELLED = 4000
 """Runs of one page of CancelAll. The receipt of a run takes up to 430 bytes, and a page may exceed
 this by one session; together they stay below gRPC's 4 MiB."""

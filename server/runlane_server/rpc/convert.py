@@ -13,6 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from runlane.v1 import run_pb2, run_service_pb2, session_pb2
 from runlane_server.core import model
+from runlane_server.core.artifact import ArtifactKind, ArtifactPiece
 from runlane_server.core.model import (
     CancelScope,
     FinishReason,
@@ -21,6 +22,7 @@ from runlane_server.core.model import (
     RunState,
     WhenBusy,
 )
+from runlane_server.core.retry import RetryPolicy
 from runlane_server.core.transition import Receipt
 from runlane_server.rpc.page import ITEM_OVERHEAD
 
@@ -176,6 +178,17 @@ def run_complete(record: model.RunComplete) -> run_pb2.RunComplete:
         accepted_at=timestamp(record.accepted_at),
         started_at=optional_timestamp(record.started_at),
         ended_at=timestamp(record.ended_at),
+        result=record.result,
+    )
+
+
+def retry_policy(record: RetryPolicy) -> run_pb2.RetryPolicy:
+    return run_pb2.RetryPolicy(
+        reasons=record.reasons,
+        max_attempts=record.max_attempts,
+        initial_backoff=duration(record.initial_backoff),
+        max_backoff=duration(record.max_backoff),
+        after_output=record.after_output,
     )
 
 
@@ -197,6 +210,7 @@ def run(record: model.Run) -> run_pb2.Run:
         folded_into=record.folded_into,
         run_complete=None if record.complete is None else run_complete(record.complete),
         agent=record.agent,
+        retry_policy=None if record.retry is None else retry_policy(record.retry),
     )
 
 
@@ -267,7 +281,27 @@ def tool_result(record: model.ToolResult) -> run_pb2.ToolResult:
     )
 
 
-def part(record: model.Part) -> session_pb2.Part:
+def artifact(record: ArtifactPiece) -> run_pb2.Artifact:
+    wire = run_pb2.Artifact(
+        artifact_id=record.artifact_id,
+        name=record.name,
+        mime_type=record.mime_type,
+        append=record.append,
+        last=record.last,
+    )
+    content = record.content
+    if isinstance(content, bytes):
+        wire.data = content
+    elif record.kind is ArtifactKind.JSON:
+        wire.json = content
+    elif record.kind is ArtifactKind.URI:
+        wire.uri = content
+    else:
+        wire.text = content
+    return wire
+
+
+def part(record: model.Part) -> session_pb2.Part:  # noqa: PLR0911 - one per kind
     match record:
         case model.Text(text):
             return session_pb2.Part(text=text)
@@ -281,6 +315,10 @@ def part(record: model.Part) -> session_pb2.Part:
             return session_pb2.Part(attachment=attachment(record))
         case model.KeptPart():
             raise ValueError("reading a message puts its kept parts back")
+        case ArtifactPiece():
+            return session_pb2.Part(artifact=artifact(record))
+        case model.ResultPart(json):
+            return session_pb2.Part(result=json)
 
 
 def message_head(record: model.Message) -> session_pb2.Message:
@@ -306,7 +344,9 @@ def run_event(record: model.RunEvent) -> run_pb2.RunEvent:
     return event
 
 
-def fill_run_event(event: run_pb2.RunEvent, record: model.RunEvent) -> None:
+def fill_run_event(  # noqa: C901 - one per kind
+    event: run_pb2.RunEvent, record: model.RunEvent
+) -> None:
     """Fills an empty event. Made from fields, and copied into its response, an event of a word
     would take five times as long."""
     event.index = record.index
@@ -326,6 +366,12 @@ def fill_run_event(event: run_pb2.RunEvent, record: model.RunEvent) -> None:
             event.tool_call.CopyFrom(tool_call(call))
         case model.ToolResult() as result:
             event.tool_result.CopyFrom(tool_result(result))
+        case ArtifactPiece() as piece:
+            event.artifact.CopyFrom(artifact(piece))
+        case model.CustomEvent(kind, json):
+            event.custom.CopyFrom(run_pb2.RunEvent.Custom(type=kind, json=json))
+        case model.StepResult(key, json):
+            event.step.CopyFrom(run_pb2.RunEvent.Step(key=key, result=json))
         case model.Folded(run_id, into_run_id):
             event.folded.CopyFrom(run_pb2.RunEvent.Folded(run_id=run_id, into_run_id=into_run_id))
         case model.RunComplete() as complete:

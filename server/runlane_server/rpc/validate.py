@@ -14,6 +14,7 @@ from runlane.v1 import run_pb2, run_service_pb2, session_service_pb2
 from runlane_server.core.errors import SessionMissing
 from runlane_server.core.limits import Limits, prompt_errors
 from runlane_server.core.model import NO_LABELS, CancelScope, RunRequest, RunState, WhenBusy
+from runlane_server.core.retry import DEFAULT_INITIAL_BACKOFF, DEFAULT_MAX_BACKOFF, RetryPolicy
 from runlane_server.rpc import convert
 from runlane_server.rpc.checks import (
     MAX_ATTEMPTS,
@@ -21,6 +22,8 @@ from runlane_server.rpc.checks import (
     MAX_LABELS,
     MAX_NAME_BYTES,
     MAX_REASON_BYTES,
+    MAX_RETRY_REASON_BYTES,
+    MAX_RETRY_REASONS,
     MAX_TITLE_BYTES,
     Checks,
 )
@@ -55,6 +58,9 @@ def run_accepted(request: run_service_pb2.RunAcceptedRequest, limits: Limits) ->
         metadata = dict(labels)
         checks.labels("metadata", metadata)
     checks.agent("agent", request.agent)
+    retry = None
+    if request.HasField("retry_policy"):
+        retry = _retry_policy(checks, request.retry_policy)
     checks.finish()
     return RunRequest(
         run_id=request.run_id,
@@ -64,6 +70,28 @@ def run_accepted(request: run_service_pb2.RunAcceptedRequest, limits: Limits) ->
         max_attempts=request.max_attempts or 1,
         metadata=metadata,
         agent=request.agent,
+        retry=retry,
+    )
+
+
+def _retry_policy(checks: Checks, sent: run_pb2.RetryPolicy) -> RetryPolicy:
+    field = "retry_policy"
+    checks.count(f"{field}.reasons", sent.reasons, MAX_RETRY_REASONS)
+    for n, reason in enumerate(sent.reasons):
+        checks.size(f"{field}.reasons[{n}]", reason, MAX_RETRY_REASON_BYTES)
+        if not reason:
+            checks.reject(f"{field}.reasons[{n}]", "is empty")
+    checks.between(f"{field}.max_attempts", sent.max_attempts, 2, MAX_ATTEMPTS)
+    initial, longest = DEFAULT_INITIAL_BACKOFF, DEFAULT_MAX_BACKOFF
+    if sent.HasField("initial_backoff"):
+        initial = checks.duration(f"{field}.initial_backoff", sent.initial_backoff, zero=True)
+        longest = max(longest, initial)
+    if sent.HasField("max_backoff"):
+        longest = checks.duration(f"{field}.max_backoff", sent.max_backoff, zero=True)
+        if longest < initial:
+            checks.reject(f"{field}.max_backoff", "is less than initial_backoff")
+    return RetryPolicy(
+        tuple(sorted(set(sent.reasons))), sent.max_attempts, initial, longest, sent.after_output
     )
 
 

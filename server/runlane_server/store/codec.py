@@ -10,14 +10,16 @@ from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator, Mapping
 from json.encoder import encode_basestring
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
+from runlane_server.core.artifact import ArtifactKind, ArtifactPiece
 from runlane_server.core.model import (
     NO_LABELS,
     NO_USAGE,
     Accepted,
     Attachment,
     Corrupt,
+    CustomEvent,
     EventBody,
     FinishReason,
     Folded,
@@ -29,20 +31,27 @@ from runlane_server.core.model import (
     Part,
     Reasoning,
     ReasoningDelta,
+    ResultPart,
     Resumed,
     RunComplete,
     RunError,
     RunState,
     Started,
+    StepResult,
     Text,
     TextDelta,
     ToolCall,
     ToolResult,
     Usage,
 )
+from runlane_server.core.retry import RetryPolicy
+from runlane_server.core.transition import LaneRun
 
 RUN_COMPLETE = "run_complete"
 """The kind of the last event of a run. Its body stands in the log of terminal events."""
+
+ARTIFACT = "artifact"
+"""The kind of an event with a piece of an artifact, and the tag of a part with a whole one."""
 
 LARGE_CHARS = 1 << 20
 """The size from which a message is decoded in steps: the library's decoder takes some 10 ms for
@@ -86,6 +95,31 @@ def decode_usage(text: str | None) -> Usage:
     return NO_USAGE if text is None else Usage(*json.loads(text))
 
 
+class RetryState(NamedTuple):
+    """What is stored of the retries of a run: see `LaneRun`."""
+
+    retry: RetryPolicy
+    failures: int
+    not_before: int
+
+
+def encode_retry(run: LaneRun) -> str | None:
+    """Encodes the retry policy of a run, and where it stands; None without a policy."""
+    policy = run.retry
+    if policy is None:
+        return None
+    fields = [getattr(policy, name) for name in policy.__match_args__]
+    return _dumps([*fields, run.failures, run.not_before])
+
+
+def decode_retry(text: str | None) -> RetryState | None:
+    """Decodes the result of `encode_retry`."""
+    if text is None:
+        return None
+    reasons, *fields, failures, not_before = json.loads(text)
+    return RetryState(RetryPolicy(tuple(reasons), *fields), failures, not_before)
+
+
 def encode_parts(parts: tuple[Part, ...]) -> str | None:
     """Encodes the parts of a message; None if there are none."""
     return f"[{','.join([encode_part(part) for part in parts])}]" if parts else None
@@ -118,12 +152,16 @@ def encode_body(body: EventBody) -> tuple[str, str | None]:
         return RUN_COMPLETE, None
     if type(body) is TextDelta:  # most of them
         return "text_delta", f"[{encode_basestring(body.text)}]"
+    if isinstance(body, ArtifactPiece):
+        return ARTIFACT, _array(_artifact_fields(body))
     fields = [getattr(body, name) for name in body.__match_args__]
     return _KINDS[type(body)], _array(fields)
 
 
 def decode_body(kind: str, text: str) -> EventBody:
     """Decodes the result of `encode_body`, except for a RunComplete."""
+    if kind == ARTIFACT:
+        return _artifact(*json.loads(text))
     body: EventBody = _BODIES[kind](*json.loads(text))
     return body
 
@@ -149,8 +187,14 @@ def encode_complete(complete: RunComplete) -> str:
         f',"cancel_reason":{quote(complete.cancel_reason)}'
         f',"accepted_at":{complete.accepted_at}'
         f',"started_at":{"null" if complete.started_at is None else complete.started_at}'
-        f',"ended_at":{complete.ended_at}}}'
+        f',"ended_at":{complete.ended_at}'
+        f"{_encode_result(complete.result)}}}"
     )
+
+
+def _encode_result(result: str) -> str:
+    """Most events have none, and neither have those of earlier versions."""
+    return f',"result":{encode_basestring(result)}' if result else ""
 
 
 def decode_complete(text: str) -> RunComplete:
@@ -172,6 +216,8 @@ _BODIES: Mapping[str, type[Any]] = MappingProxyType(
         "reasoning_delta": ReasoningDelta,
         "tool_call": ToolCall,
         "tool_result": ToolResult,
+        "custom": CustomEvent,
+        "step": StepResult,
         "folded": Folded,
         "input_requested": InputRequested,
         "input_answered": InputAnswered,
@@ -202,8 +248,6 @@ def encode_part(part: Part) -> str:
     """Encodes one part."""
     if type(part) is Text:  # most of them
         return f'["text",{encode_basestring(part.text)}]'
-    if isinstance(part, KeptPart):
-        return _array(["kept", part.attempt, part.number, part.size])
     return _array(_part_fields(part))
 
 
@@ -212,7 +256,7 @@ def decode_part(text: str) -> Part:
     return _part(*json.loads(text))
 
 
-def _part_fields(part: Text | Reasoning | ToolCall | ToolResult | Attachment) -> list[Any]:
+def _part_fields(part: Part) -> list[Any]:  # noqa: PLR0911 - one per kind
     match part:
         case Text(text):
             return ["text", text]
@@ -226,9 +270,42 @@ def _part_fields(part: Text | Reasoning | ToolCall | ToolResult | Attachment) ->
             return ["attachment", name, mime_type, "base64", b64encode(data).decode()]
         case Attachment(name, mime_type, content):
             return ["attachment", name, mime_type, "text", content]
+        case ArtifactPiece():
+            return [ARTIFACT, *_artifact_fields(part)]
+        case ResultPart(text):
+            return ["result", text]
+        case KeptPart():
+            return ["kept", part.attempt, part.number, part.size]
 
 
-def _part(tag: str, *fields: Any) -> Part:
+def _artifact_fields(piece: ArtifactPiece) -> list[str | int]:
+    content = piece.content
+    return [
+        piece.artifact_id,
+        piece.name,
+        piece.mime_type,
+        piece.kind._value_,
+        b64encode(content).decode() if isinstance(content, bytes) else content,
+        piece.append,
+        piece.last,
+    ]
+
+
+def _artifact(  # noqa: PLR0917 - the fields of a row
+    artifact_id: str,
+    name: str,
+    mime_type: str,
+    kind: str,
+    content: str,
+    append: bool,
+    last: bool,
+) -> ArtifactPiece:
+    known = ArtifactKind(kind)
+    value = b64decode(content) if known is ArtifactKind.DATA else content
+    return ArtifactPiece(artifact_id, name, mime_type, known, value, append, last)
+
+
+def _part(tag: str, *fields: Any) -> Part:  # noqa: PLR0911 - one per kind
     match tag:
         case "text":
             return Text(*fields)
@@ -243,5 +320,9 @@ def _part(tag: str, *fields: Any) -> Part:
             return Attachment(name, mime_type, content if form == "text" else b64decode(content))
         case "kept":
             return KeptPart(*fields)
+        case "artifact":  # ARTIFACT
+            return _artifact(*fields)
+        case "result":
+            return ResultPart(*fields)
         case _:
             raise ValueError(f"unknown message part {tag!r}")

@@ -58,6 +58,13 @@ class StoreUrl:
         return self.database is not None
 
     @property
+    def name(self) -> str:
+        """Names the store, without user and password: it may be written to files."""
+        if self.database is not None:
+            return f"{self.database.label} {self.database.schema}"
+        return self.kind if self.path is None else str(self.path.absolute())
+
+    @property
     def file(self) -> Path:
         """The database file. Raises StartError if the store has none."""
         if self.path is None:

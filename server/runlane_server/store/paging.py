@@ -6,17 +6,21 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple
 from typing import TypeVar
 
+from runlane_server.core.artifact import ArtifactPiece
 from runlane_server.core.errors import CursorCompacted
 from runlane_server.core.model import (
     Attachment,
+    CustomEvent,
     EventBody,
     InputRequested,
     Message,
     Part,
     Reasoning,
     ReasoningDelta,
+    ResultPart,
     RunComplete,
     RunEvent,
+    StepResult,
     Text,
     TextDelta,
     ToolCall,
@@ -98,7 +102,7 @@ def _size(content: Part | EventBody) -> int:  # noqa: PLR0911 - one per kind
         case TextDelta(text) | ReasoningDelta(text) | Text(text) | Reasoning(text):
             return len(text.encode())
         case RunComplete():
-            return OVERHEAD_BYTES + len(content.text.encode())
+            return OVERHEAD_BYTES + len(content.text.encode()) + len(content.result.encode())
         case InputRequested():
             return sum(len(text.encode()) for text in astuple(content) if isinstance(text, str))
         case ToolCall():
@@ -107,5 +111,11 @@ def _size(content: Part | EventBody) -> int:  # noqa: PLR0911 - one per kind
             return len(content.name) + len(content.content.encode())
         case Attachment():
             return len(content.name) + content.size
+        case ArtifactPiece():
+            return OVERHEAD_BYTES + content.size
+        case CustomEvent(name, text) | StepResult(name, text):
+            return len(name) + len(text.encode())
+        case ResultPart(text):
+            return len(text.encode())
         case _:
             return 0

@@ -32,7 +32,7 @@ from runlane_server.core.model import (
     cut_utf8,
 )
 from runlane_server.core.transition import Lane, LaneRun
-from runlane_server.core.turn import text_of
+from runlane_server.core.turn import result_of, text_of
 from runlane_server.store.base import DeletedRun, LoggedComplete
 from runlane_server.store.codec import (
     RUN_COMPLETE,
@@ -41,6 +41,7 @@ from runlane_server.store.codec import (
     decode_metadata,
     decode_part,
     decode_parts,
+    decode_retry,
     decode_usage,
 )
 from runlane_server.store.corrupt import (
@@ -67,6 +68,18 @@ OPEN_STATES = frozenset(state for state in RunState if not state.is_terminal)
 
 END_OF_LIST = (1 << 63) - 1
 """The place before which a list begins that is read from its end."""
+
+
+class Answer(NamedTuple):
+    """What a RunComplete has from the last message of its turn."""
+
+    text: str
+    is_truncated: bool
+    result: str
+
+
+NO_ANSWER = Answer("", is_truncated=False, result="")
+"""The answer of a run that is open or has no message."""
 
 
 def assemble_lane(
@@ -102,6 +115,12 @@ def assemble_lane(
     )
 
 
+def with_retry(run: LaneRun, retry: str | None) -> LaneRun:
+    """The run of a lane with its retry policy, and where it stands."""
+    state = decode_retry(retry)
+    return run if state is None else run._replace(**state._asdict())
+
+
 def lane_from(key: SessionKey, build: Callable[[], Lane]) -> Lane:
     """The lane that `build` makes of its rows. Raises CorruptRecord."""
     return required(build, "session", *key)
@@ -111,11 +130,11 @@ def run_from(
     tenant: str,
     row: Row,
     text: DecodeText,
-    complete_text: Callable[[], tuple[str, bool]] = lambda: ("", False),
+    answer: Callable[[], Answer] = lambda: NO_ANSWER,
 ) -> Run:
-    """A run; `complete_text` provides the text of its RunComplete, and whether it was truncated."""
+    """A run; `answer` provides what its RunComplete has from its last message."""
     return decoded(
-        lambda: _run(row, text, complete_text),
+        lambda: _run(row, text, answer),
         lambda: corrupt_run(row["session_id"], row["run_id"], row["accept_seq"], row["ended_at"]),
         "run",
         tenant,
@@ -123,11 +142,12 @@ def run_from(
     )
 
 
-def _run(row: Row, text: DecodeText, complete_text: Callable[[], tuple[str, bool]]) -> Run:
+def _run(row: Row, text: DecodeText, answer: Callable[[], Answer]) -> Run:
     state = RunState(row["state"])
+    retry = decode_retry(row["retry"])
     complete = None
     if state.is_terminal:
-        complete = _complete_of_run(row, state, text, *complete_text())
+        complete = _complete_of_run(row, state, text, answer())
     return Run(
         session_id=text(row["session_id"]),
         run_id=text(row["run_id"]),
@@ -146,12 +166,11 @@ def _run(row: Row, text: DecodeText, complete_text: Callable[[], tuple[str, bool
         folded_into=text(row["folded_into"]),
         complete=complete,
         agent=row["agent"],
+        retry=None if retry is None else retry.retry,
     )
 
 
-def _complete_of_run(
-    row: Row, state: RunState, text: DecodeText, complete_text: str, text_truncated: bool
-) -> RunComplete:
+def _complete_of_run(row: Row, state: RunState, text: DecodeText, answer: Answer) -> RunComplete:
     reason = row["error_reason"]
     return RunComplete(
         session_id=text(row["session_id"]),
@@ -160,8 +179,8 @@ def _complete_of_run(
         state=state,
         finish_reason=FinishReason(row["finish_reason"]),
         message_id=text(row["message_id"]),
-        text=complete_text,
-        text_truncated=text_truncated,
+        text=answer.text,
+        text_truncated=answer.is_truncated,
         error=None if reason is None else RunError(text(reason), text(row["error_message"])),
         folded_into=text(row["folded_into"]),
         usage=decode_usage(row["usage"]),
@@ -170,6 +189,7 @@ def _complete_of_run(
         accepted_at=row["accepted_at"],
         started_at=row["started_at"],
         ended_at=row["ended_at"],
+        result=answer.result,
     )
 
 
@@ -335,8 +355,8 @@ class MessageParts(NamedTuple):
     parts: tuple[Part, ...]
 
 
-def complete_text(tenant: str, message_id: str, parts: str | None) -> tuple[str, bool]:
-    """The text of a RunComplete, from the parts of its message, and whether it was truncated."""
+def answer_from(tenant: str, message_id: str, parts: str | None) -> Answer:
+    """What a RunComplete has from its last message, from the parts of that message."""
     readable = decoded(
         lambda: MessageParts(decode_parts(parts)),
         lambda: MessageParts(CORRUPT_PARTS),
@@ -344,4 +364,5 @@ def complete_text(tenant: str, message_id: str, parts: str | None) -> tuple[str,
         tenant,
         message_id,
     )
-    return cut_utf8(text_of(readable.parts), MAX_COMPLETE_TEXT_BYTES)
+    text, is_truncated = cut_utf8(text_of(readable.parts), MAX_COMPLETE_TEXT_BYTES)
+    return Answer(text, is_truncated, result_of(readable.parts))

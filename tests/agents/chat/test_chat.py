@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 from pydantic_ai import Agent as ModelAgent
+from pydantic_ai import RunContext
 from pydantic_ai.exceptions import ModelRetry
 
-from runlane_server.agents.base import AgentError, AgentEvent, Report
+from runlane_server.agents.base import AgentError, AgentEvent, Report, Turn
 from runlane_server.agents.chat.agent import ChatAgent
 from runlane_server.agents.chat.grammar import NO_ANSWER
 from runlane_server.agents.loader import AgentSettings, load_agent
@@ -235,6 +237,56 @@ async def test_tool_calls_and_results_are_reported_with_unique_ids(server: OpenA
     # The agent's system prompt is sent even if there is a history.
     assert all(r.messages[0]["content"] == "you look" for r in server.requests)
     assert [r.finish_reason for r in reports(events) if r.finish_reason][-1] is FinishReason.STOP
+
+
+@dataclass
+class Customer:
+    """Dependencies that are made of the turn."""
+
+    name: str
+
+    @classmethod
+    async def from_turn(cls, turn: Turn) -> Customer:
+        return cls(turn.metadata["customer"])
+
+
+async def tool_result(server: OpenAIServer, agent: ModelAgent[Any, str]) -> str:
+    """What the tool `who` of an agent returns in a turn of Ann's."""
+    server.answer(Answer(tool_calls=[("c1", "who", "{}")]), "done")
+    turn = LocalTurn(Prompt("x"), metadata={"customer": "Ann"})
+    async with started(ChatAgent(agent)) as chat:
+        events = await collect(chat, turn)
+    return next(event.content for event in events if isinstance(event, ToolResult))
+
+
+async def test_tools_get_the_turn_as_their_deps(server: OpenAIServer) -> None:
+    agent = ModelAgent("openai-chat:small", deps_type=Turn)
+
+    @agent.tool
+    async def who(ctx: RunContext[Turn]) -> str:
+        name: str = await ctx.deps.step("who", lambda: ctx.deps.metadata["customer"])
+        return f"{name} in {ctx.deps.session_id}"
+
+    assert await tool_result(server, agent) == "Ann in s1"
+
+
+async def test_deps_of_an_own_type_are_made_of_the_turn(server: OpenAIServer) -> None:
+    agent = ModelAgent("openai-chat:small", deps_type=Customer)
+
+    @agent.tool
+    def who(ctx: RunContext[Customer]) -> str:
+        return ctx.deps.name
+
+    assert await tool_result(server, agent) == "Ann"
+
+
+async def test_deps_that_cannot_be_made_fail_the_run_and_name_the_type(
+    server: OpenAIServer,
+) -> None:
+    agent = ModelAgent("openai-chat:small", deps_type=Customer)
+    async with started(ChatAgent(agent)) as chat:
+        with pytest.raises(AgentError, match=r"Customer.from_turn failed: KeyError: 'customer'"):
+            await collect(chat, ask("x"))
 
 
 async def test_structured_output_is_yielded_as_json(server: OpenAIServer) -> None:

@@ -19,8 +19,13 @@ from runlane_server.core.errors import SettingsError
 from support.programs import answer, program
 from support.turns import LocalTurn
 
-RUN = {"RUNLANE_SESSION_ID": "s9", "RUNLANE_RUN_ID": "r9", "RUNLANE_ATTEMPT": "3"}
-TURN = LocalTurn(session_id="s9", run_id="r9", attempt=3)
+RUN = {
+    "RUNLANE_TENANT": "t9",
+    "RUNLANE_SESSION_ID": "s9",
+    "RUNLANE_RUN_ID": "r9",
+    "RUNLANE_ATTEMPT": "3",
+}
+TURN = LocalTurn(tenant="t9", session_id="s9", run_id="r9", attempt=3)
 
 SECRETS = {
     "RUNLANE_STORE": "postgresql://runlane:secret@db/runlane",
@@ -126,6 +131,7 @@ def test_a_text_is_a_list_of_names_or_one_name_with_a_value(
         ("A,RUNLANE_ACCESS", "RUNLANE_ACCESS is a setting of the server"),
         ("RUNLANE_RUN_ID=r", "RUNLANE_RUN_ID is reserved: it identifies the run"),
         ("RUNLANE_ATTEMPT", "RUNLANE_ATTEMPT is reserved: it identifies the run"),
+        ("RUNLANE_STATE_DIR", "RUNLANE_STATE_DIR is reserved: it identifies the run"),
     ],
 )
 def test_invalid_and_reserved_variables_are_rejected(text: str, why: str) -> None:

@@ -29,7 +29,7 @@ from runlane_server.agents.command.agent import CommandAgent
 async def main():
     agent = CommandAgent(["sh", "-c", {code!r}], kill_grace=0.1)
     await agent.start()
-    print(agent._guardian.pid, flush=True)
+    print(agent.programs.guardian.pid, flush=True)
     async for event in agent.run(ask("")):
         print(event.text, end="", flush=True)
 
@@ -72,7 +72,7 @@ async def test_a_run_survives_the_guardian_and_the_next_one_gets_another(tmp_pat
     await agent.start()
     working = Working(agent, ask(""))
     await working.said("ready")
-    first = agent._guardian.pid
+    first = agent.programs.guardian.pid
     assert first is not None
     os.kill(first, signal.SIGKILL)
     await wait_for_exit(first)
@@ -81,7 +81,7 @@ async def test_a_run_survives_the_guardian_and_the_next_one_gets_another(tmp_pat
     assert working.text == "ready\ndone"
     await answer(shell("true"))
     assert "ready" in await _answer_open(agent, fifo)
-    second = agent._guardian.pid
+    second = agent.programs.guardian.pid
     assert second not in {None, first}
     await agent.close()
     assert not is_running(second or 0)
@@ -131,14 +131,14 @@ async def test_a_program_that_stops_its_launcher_at_once_harms_its_own_run_only(
     await asyncio.wait({working.task}, timeout=1)
     await working.cancel()
     await wait_for_exit(int(await asyncio.to_thread(file.read_text)))
-    assert is_running(agent._guardian.pid or 0)
+    assert is_running(agent.programs.guardian.pid or 0)
     await agent.close()
 
 
 async def test_a_guardian_that_a_program_stops_is_replaced() -> None:
     agent = shell("cat")
     await agent.start()
-    first = agent._guardian.pid
+    first = agent.programs.guardian.pid
     assert first is not None
     os.kill(first, signal.SIGSTOP)
     assert await answer(agent, ask("hi")) == "hi"

@@ -15,8 +15,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from runlane_server.agents.base import AgentError
-from runlane_server.agents.command import agent as command_agent
+from runlane_server.agents.command import programs
 from runlane_server.agents.loader import load_agent
+from runlane_server.core.model import TextDelta
 from support.programs import answer, at_work, program, python, shell
 from support.turns import Working, ask, collect
 
@@ -32,7 +33,9 @@ async def test_the_words_of_the_argv_are_passed_unchanged() -> None:
 async def test_the_spec_is_split_into_words_without_expansion() -> None:
     spec = r"command:printf '%s|' $HOME '$(id)' `id` * \; a\ b '>' x;y && z"
     agent = load_agent(spec)
-    said = "".join([event.text async for event in agent.run(ask("")) if hasattr(event, "text")])
+    said = "".join(
+        [event.text async for event in agent.run(ask("")) if isinstance(event, TextDelta)]
+    )
     await agent.close()
     assert said == "$HOME|$(id)|`id`|*|;|a b|>|x;y|&&|z|"
 
@@ -144,7 +147,7 @@ async def test_a_start_without_free_descriptors_is_retried() -> None:
 
 
 async def test_a_start_that_never_succeeds_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command_agent, "START_PATIENCE", 0.3)
+    monkeypatch.setattr(programs, "START_PATIENCE", 0.3)
     agent = shell("cat")
     await agent.start()
     with (
@@ -158,7 +161,7 @@ async def test_a_start_that_never_succeeds_fails_the_run(monkeypatch: pytest.Mon
 async def test_a_guardian_out_of_descriptors_is_retried() -> None:
     agent = shell("cat")
     await agent.start()
-    guardian = agent._guardian.pid
+    guardian = agent.programs.guardian.pid
     assert guardian is not None
     limits = resource.prlimit(guardian, resource.RLIMIT_NOFILE)
     resource.prlimit(guardian, resource.RLIMIT_NOFILE, (7, limits[1]))

@@ -10,8 +10,8 @@ from dataclasses import fields
 import pytest
 
 from runlane_server.agents.base import AgentError
-from runlane_server.agents.command.agent import COMMAND_LIMIT
 from runlane_server.agents.command.limits import CPU_GRACE, ResourceLimits
+from runlane_server.agents.command.programs import COMMAND_LIMIT
 from support.programs import answer, at_work, failure, program, python, shell
 
 KINDS = {

@@ -168,7 +168,7 @@ async def test_a_program_that_kills_its_launcher_and_the_guardian_remains(tmp_pa
     file = tmp_path / "pid"
     agent = shell(f"echo $$ > {file}; read guardian; kill -9 $guardian $PPID; exec sleep 3600")
     await agent.start()
-    async with at_work(agent, f"{agent._guardian.pid}\n") as working:
+    async with at_work(agent, f"{agent.programs.guardian.pid}\n") as working:
         await asyncio.wait({working.task})
         error = str(working.task.exception())
     assert error == "the process that watches the command was killed"

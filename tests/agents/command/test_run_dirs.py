@@ -21,6 +21,7 @@ from runlane_server.agents.command.agent import CommandAgent
 from runlane_server.agents.command.removal import remove_tree
 from runlane_server.agents.command.run_dirs import PREFIX, RunDirs
 from runlane_server.core.errors import StartError
+from runlane_server.core.model import TextDelta
 from support.programs import GRACE, answer, at_work, failure, program, python, shell
 from support.turns import ask
 
@@ -42,7 +43,9 @@ def runs_in(parent: Path) -> list[Path]:
 
 async def test_a_run_has_an_empty_private_directory_that_is_removed_with_it(tmp_path: Path) -> None:
     agent = shell('pwd; echo "$HOME"; echo "$TMPDIR"; stat -c %a . ..; ls -A', directory=tmp_path)
-    deltas: list[str] = [event.text async for event in agent.run(ask("")) if hasattr(event, "text")]
+    deltas: list[str] = [
+        event.text async for event in agent.run(ask("")) if isinstance(event, TextDelta)
+    ]
     where, *rest = "".join(deltas).splitlines()
     assert Path(where).parent.parent == tmp_path
     assert rest == [where, where, "700", "700"]  # and it is empty

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from runlane_server.agents.base import AgentError, Report
+from runlane_server.agents.base import AgentError, Artifact, Custom, Report, Result
 from runlane_server.agents.scripted.agent import BAD_SCRIPT, ScriptedAgent
 from runlane_server.agents.scripted.latches import Latches
 from runlane_server.core.model import (
@@ -35,6 +35,9 @@ async def test_each_kind_of_step_yields_its_events() -> None:
             {"text": "so", "repeat": 2},
             {"tool_call": {"id": "1", "name": "look", "arguments": {"at": 3}}},
             {"tool_result": {"id": "1", "name": "look", "content": "seen", "is_error": True}},
+            {"artifact": {"id": "a", "name": "n", "data": "/w==", "last": False}},
+            {"custom": {"type": "t", "json": [1]}},
+            {"result": {"n": 1}},
             {"usage": {"input_tokens": 3}},
             {"model": "m"},
             {"finish": "length"},
@@ -46,6 +49,9 @@ async def test_each_kind_of_step_yields_its_events() -> None:
         TextDelta("so"),
         ToolCall("1", "look", '{"at": 3}'),
         ToolResult("1", "look", "seen", is_error=True),
+        Artifact(artifact_id="a", name="n", data=b"\xff", last=False),
+        Custom("t", [1]),
+        Result({"n": 1}),
         Report(usage=Usage(input_tokens=3)),
         Report(model="m"),
         Report(finish_reason=FinishReason.LENGTH),

@@ -141,8 +141,8 @@ async def _unless_another_fails(wait):
     ),
     Edit(
         LANE_ACCESS,
-        'the reason of the cancel that its agent was stopped for."""\n',
-        'the reason of the cancel that its agent was stopped for."""\n'
+        'the cancel that its agent was stopped for.\n        """\n',
+        'the cancel that its agent was stopped for.\n        """\n'
         "        if outcome.error is not None:\n"
         "            for wait in WAITS:\n"
         "                wait.done() or wait.set_result(None)\n",
@@ -157,8 +157,8 @@ HISTORICAL = (
         (
             Edit(
                 LANE,
-                "        edit.cancel_waiting(lane.waiting, reason)",
-                "        edit.cancel_waiting(lane.waiting[:1], reason)",
+                "        edit.cancel_waiting(lane.queue, reason)",
+                "        edit.cancel_waiting(lane.queue[:1], reason)",
             ),
         ),
     ),
@@ -327,9 +327,7 @@ OTHERS = (
         (
             Edit(
                 LANE,
-                "        if active is None or active.state is RunState.CANCELLING:\n"
-                "            return\n",
-                "        if active is None:\n            return\n"
+                "        if active.state is RunState.CANCELLING:\n            return\n",
                 "        if active.state is RunState.CANCELLING:\n"
                 "            self.covered.append(active.run_id)\n            return\n",
             ),
@@ -454,6 +452,17 @@ OTHERS = (
         ),
     ),
     Fault(
+        "a step that a later attempt repeats",
+        (39,),
+        (
+            Edit(
+                "engine/step_journal.py",
+                "        self._is_loaded = run.events <= FIRST_EVENTS\n",
+                "        self._is_loaded = True\n",
+            ),
+        ),
+    ),
+    Fault(
         "an unknown agent that is replaced by the default",
         (31,),
         (
@@ -463,6 +472,11 @@ OTHERS = (
                 "            return self.default",
             ),
         ),
+    ),
+    Fault(
+        "a cancel that misses a run between two attempts",
+        (38,),
+        (Edit(LANE, "            self._cancel_backing_off(reason)\n", ""),),
     ),
     Fault(
         "all runs are executed by the default agent",
@@ -478,7 +492,7 @@ OTHERS = (
     Fault(
         "an agent that is not compared with that of the first request",
         (31,),
-        (Edit("core/model.py", "        if not self.agent:\n", "        if True:\n"),),
+        (Edit("core/model.py", "in (self.agent, self.retry):", "in (self.retry,):"),),
     ),
     Fault(
         "a run folded into the turn of another agent",

@@ -9,7 +9,15 @@ from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
 
-from runlane_server.agents.base import AgentError, AgentEvent, Report, Turn
+from runlane_server.agents.base import (
+    AgentError,
+    AgentEvent,
+    Artifact,
+    Custom,
+    Report,
+    Result,
+    Turn,
+)
 from runlane_server.core.model import (
     Attachment,
     FinishReason,
@@ -82,12 +90,18 @@ COUNTS: Sequence[Wrong] = (
     *(0, 1, 7, 2.5, -1, 1 << 62, (1 << 63) - 1, 1 << 63, 1 << 200, float("nan"), float("inf")),
     *(None, "3", True, 10.0**300, Number(7)),
 )
+VALUES: Sequence[Wrong] = (
+    *(None, 1, "\ud800", {"a": [1.5, None, "\0"]}, Text("sub")),
+    *(float("nan"), object(), {1, 2}, {(1,): 2}, Number(3), b"x", "z" * (1 << 20)),
+)
+DATA: Sequence[Wrong] = (None, b"x", "x")
+FLAGS: Sequence[Wrong] = (True, False, None)
 REASONS: Sequence[Wrong] = (*FinishReason, "stop", "finished", "", None, 3, {})
 
 
-def some_event(random: Random, calls: list[Wrong]) -> Wrong:
+def some_event(random: Random, calls: list[Wrong]) -> Wrong:  # noqa: PLR0911 - one per kind
     """A random event: usually a valid one."""
-    kind = random.randrange(24)
+    kind = random.randrange(30)
     if kind < 12:
         return TextDelta(random.choice(TEXTS[:8]) if random.random() < 0.97 else _text(random))
     if kind < 15:
@@ -102,7 +116,30 @@ def some_event(random: Random, calls: list[Wrong]) -> Wrong:
         return ToolResult(call_id, "look", random.choice(TEXTS[:10]), random.random() < 0.2)
     if kind < 23:
         return Report(Usage(random.choice(COUNTS[:4]), random.choice(COUNTS[:4])), "model")
+    if kind < 27:
+        return _some_artifact(random)
+    if kind < 29:
+        return random.choice((Custom, _result))("t", random.choice(VALUES[:5]))
     return _wrong_event(random) if random.random() < 0.15 else TextDelta("fine")
+
+
+def _some_artifact(random: Random) -> Wrong:
+    """An artifact or a piece of one; usually it fits what came before."""
+    key = random.choice("ab")
+    if random.random() < 0.1:
+        return Artifact(artifact_id=key, text="x", append=True, last=random.random() < 0.5)
+    return random.choice(
+        (
+            Artifact(artifact_id=key, text=random.choice(TEXTS[:10]), last=False),
+            Artifact(artifact_id=key, data=b"\0\xff", mime_type="image/png"),
+            Artifact(artifact_id=key, json=random.choice(VALUES[1:5])),
+            Artifact(artifact_id=key, uri="https://example.com"),
+        )
+    )
+
+
+def _result(_: str, value: Wrong) -> Result:
+    return Result(value)
 
 
 def _text(random: Random) -> Wrong:
@@ -116,6 +153,15 @@ def _wrong_event(random: Random) -> Wrong:
         lambda: ToolResult(random.choice(NAMES), random.choice(NAMES), random.choice(TEXTS)),
         lambda: Report(Usage(*(random.choice(COUNTS) for _ in range(5)))),
         lambda: Report(random.choice(COUNTS), random.choice(TEXTS), random.choice(REASONS)),
+        lambda: Artifact(
+            artifact_id=random.choice(NAMES),
+            name=random.choice(NAMES),
+            text=random.choice(TEXTS),
+            data=random.choice(DATA),
+            append=random.choice(FLAGS),
+        ),
+        lambda: Custom(random.choice(NAMES), random.choice(VALUES)),
+        lambda: Result(random.choice(VALUES)),
         lambda: Started(random.choice(COUNTS)),
         lambda: Folded("run", "other"),
         lambda: RunError("R", "m"),

@@ -42,6 +42,7 @@ from runlane_server.core.model import (
     Usage,
     WhenBusy,
 )
+from runlane_server.core.retry import RetryPolicy
 from runlane_server.core.transition import Lane, LaneRun, Outcome, Reservation, Transition
 from runlane_server.core.turn import DraftMessage
 
@@ -49,6 +50,10 @@ KEY = SessionKey("default", "s")
 EMPTY = Lane(KEY)
 AT = 1_000
 BOOM = RunError("BOOM", "it went wrong")
+FATAL = RunError("FATAL", "it cannot go right")
+POLICY = RetryPolicy(("BOOM",), max_attempts=2, initial_backoff=10, after_output=True)
+LATER = AT + 10
+"""When a run whose agent failed may start again."""
 ANSWER = Answer("a", '"yes"', "somebody", "token", "", "", AT)
 OTHER = "other"
 """An agent besides the default one."""
@@ -86,9 +91,10 @@ class Verb(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command with all that it takes. `max_attempts` is that of the run accepted, `agent` the one
-    that it names, or the one whose waiting runs fail; `host` is the node of the active run's
-    supervisor, or the one that adopts it; `key` is that of the question asked or answered."""
+    """A command with all that it takes. `max_attempts` and `retry` are those of the run accepted,
+    `agent` the one that it names, or the one whose waiting runs fail; `error` is why a finish
+    fails, and `at` is the time of a dispatch; `host` is the node of the active run's supervisor, or
+    the one that adopts it; `key` is that of the question asked or answered."""
 
     verb: Verb
     token: str = ""
@@ -100,6 +106,9 @@ class Command:
     allow_missing: bool = True
     max_waiting: int = 9
     max_attempts: int = 2
+    at: int = AT
+    retry: RetryPolicy | None = None
+    error: RunError = BOOM
     agent: str = ""
     host: str | None = None
     key: str = ""
@@ -116,7 +125,13 @@ class Command:
             Verb.FAIL_WAITING: (self.agent,),
             Verb.CANCEL: (self.scope, self.run_id),
             Verb.DRAIN: (self.run_id, str(self.attempt), *node),
-            Verb.FINISH: (self.run_id, str(self.attempt), "ok" if self.ok else "failed", *node),
+            Verb.FINISH: (
+                self.run_id,
+                str(self.attempt),
+                "ok" if self.ok else self.error.reason,
+                *node,
+            ),
+            Verb.DISPATCH: ("later",) if self.at > AT else (),
             Verb.HAND_OVER: (self.run_id, str(self.attempt), *node),
             Verb.HAND_BACK: (self.run_id, str(self.attempt), *node),
             Verb.ADOPT: (self.run_id, str(self.attempt), *node),
@@ -143,6 +158,7 @@ class Command:
             Prompt("do it"),
             self.when_busy,
             max_attempts=self.max_attempts,
+            retry=self.retry,
             agent=self.agent,
         )
 
@@ -150,7 +166,7 @@ class Command:
         """How the agent's turn ended."""
         return Outcome(
             FinishReason.STOP if self.ok else FinishReason.ERROR,
-            None if self.ok else BOOM,
+            None if self.ok else self.error,
             spoken(lane),
             (TextDelta("!"),),
             Usage(requests=1),
@@ -244,7 +260,7 @@ _CALLS: Mapping[Verb, Callable[[ModuleType, Lane, Command], object]] = {
         allow_missing=self.allow_missing,
         agents=AGENTS,
     ),
-    Verb.DISPATCH: lambda rules, lane, self: rules.dispatch(lane, at=AT),
+    Verb.DISPATCH: lambda rules, lane, self: rules.dispatch(lane, at=self.at),
     Verb.CANCEL: lambda rules, lane, self: rules.cancel(
         lane, self.scope, at=AT, run_id=self.run_id, reason="why not"
     ),
@@ -374,9 +390,9 @@ def drain(run_id: str, attempt: int = 1) -> Command:
     return Command(Verb.DRAIN, run_id=run_id, attempt=attempt)
 
 
-def finish(run_id: str, attempt: int = 1, *, ok: bool = True) -> Command:
+def finish(run_id: str, attempt: int = 1, *, ok: bool = True, error: RunError = BOOM) -> Command:
     """The end of the active run."""
-    return Command(Verb.FINISH, run_id=run_id, attempt=attempt, ok=ok)
+    return Command(Verb.FINISH, run_id=run_id, attempt=attempt, ok=ok, error=error)
 
 
 def ask(
@@ -426,6 +442,7 @@ def adopt(run_id: str, attempt: int = 1, *, host: str = ELSEWHERE) -> Command:
 
 
 DISPATCH = Command(Verb.DISPATCH)
+DISPATCH_LATER = Command(Verb.DISPATCH, at=LATER)
 NODE_LOST = Command(Verb.NODE_LOST)
 RESUME = Command(Verb.RESUME)
 FAIL_WAITING = Command(Verb.FAIL_WAITING)

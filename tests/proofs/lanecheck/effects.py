@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from proofs.lanecheck.commands import (
+    LATER,
     Command,
     Verb,
     is_cancelling,
@@ -35,11 +36,18 @@ def check_effect(before: Lane, command: Command, made: Transition) -> str | None
     return _frame(before, command, made) or _EFFECTS[command.verb](before, command, made)
 
 
-def _frame(before: Lane, command: Command, made: Transition) -> str | None:
+def _frame(  # noqa: PLR0911 - one per rule
+    before: Lane, command: Command, made: Transition
+) -> str | None:
     """No command reorders waiting runs, or touches another command's reservation."""
     after = made.lane
     old = [run.run_id for run in before.waiting]
     new = [run.run_id for run in after.waiting if run.run_id in old]
+    waits = waits_for_retry(before)
+    if waits is not None and after.waiting and waits.run_id in live_ids(after):
+        ahead = after.active is not None and after.active.run_id != waits.run_id
+        if ahead or (after.active is None and after.waiting[0].run_id != waits.run_id):
+            return "nothing overtakes a run that waits for its next attempt (R38)"
     if new != [run_id for run_id in old if run_id in new]:
         return "waiting runs keep their order (R7)"
     agents = {run.run_id: run.agent for run in live(before)}
@@ -72,7 +80,9 @@ def _reservation(before: Lane, command: Command, made: Transition) -> str | None
     return None
 
 
-def _accept(before: Lane, command: Command, made: Transition) -> str | None:
+def _accept(  # noqa: PLR0911 - one per rule
+    before: Lane, command: Command, made: Transition
+) -> str | None:
     held = next(held for held in before.reservations if held.token == command.token)
     if made.lane.reservations != tuple(each for each in before.reservations if each is not held):
         return "an accept takes its own reservation (R6)"
@@ -83,6 +93,12 @@ def _accept(before: Lane, command: Command, made: Transition) -> str | None:
     if new is None or made.reply != new.run:
         return "an accept replies with its run"
     interrupts = command.when_busy is WhenBusy.INTERRUPT and not held.covered
+    waits = waits_for_retry(before)
+    if waits is not None and interrupts:
+        ended = [complete.run_id for complete in made.completes if complete.cancelled]
+        if ended != [waits.run_id]:
+            return "INTERRUPT cancels the run that waits for its next attempt (R27, R38)"
+        before = before._replace(waiting=before.waiting[1:])
     unchanged = made.lane.active == before.active
     cancelled = is_cancelling(made.lane.active) and not unchanged
     if not (cancelled if interrupts and _is_coverable(before) else unchanged):
@@ -102,10 +118,14 @@ def _place_of(before: Lane, command: Command, made: Transition) -> str | None:
     return None
 
 
-def _dispatch(before: Lane, _: Command, made: Transition) -> str | None:
-    if before.active is not None or not before.waiting:
+def _dispatch(before: Lane, command: Command, made: Transition) -> str | None:
+    waits = waits_for_retry(before)
+    early = waits is not None and waits.not_before > command.at
+    if before.active is not None or not before.waiting or early:
         idle = made.lane == before and not made.needs_commit and made.reply is None
-        return None if idle else "one run is active at a time (R7)"
+        if not idle:
+            return f"one run is active at a time, {'after its backoff (R38)' if early else '(R7)'}"
+        return None
     head = min(before.waiting, key=lambda run: run.rank)
     active = made.lane.active
     if active is None or active.run_id != head.run_id or active.attempt != head.attempt + 1:
@@ -125,8 +145,11 @@ def _covered(before: Lane, command: Command) -> tuple[CoveredRun, ...]:
         named = scope is CancelScope.RUN and before.active.run_id == command.run_id
         if named or scope in {CancelScope.SESSION, CancelScope.ACTIVE}:
             runs += (before.active, *before.folded)
+    waits = waits_for_retry(before)
+    if waits is not None and scope in {CancelScope.SESSION, CancelScope.ACTIVE}:
+        runs.append(waits)
     if scope in {CancelScope.SESSION, CancelScope.WAITING}:
-        runs += before.waiting
+        runs += (run for run in before.waiting if run is not waits)
     if scope is CancelScope.RUN:
         runs += (run for run in before.waiting if run.run_id == command.run_id)
         runs += (
@@ -209,10 +232,41 @@ def _hands_over(before: Lane, made: Transition) -> str | None:
 
 
 def _finish(before: Lane, command: Command, made: Transition) -> str | None:
+    active = before.active
+    if active is not None and _is_repeated(active, command):
+        return _repeats(before, active, made)
     expired = before.active is not None and before.active.asking.expired
     ended = _S.COMPLETED if command.ok and not expired else _S.FAILED
     wrong = _ends(before, made, ended if _is_coverable(before) else _S.CANCELLED)
     return wrong or (None if made.reply == made.completes[0] else "finish replies with its end")
+
+
+def _is_repeated(active: LaneRun, command: Command) -> bool:
+    """Whether the policy of the run asks for another attempt (R38)."""
+    policy = active.retry
+    if policy is None or command.ok or active.state is not _S.ACTIVE:
+        return False
+    return command.error.reason in policy.reasons and active.failures + 1 < policy.max_attempts
+
+
+def _repeats(before: Lane, active: LaneRun, made: Transition) -> str | None:
+    """The run goes back to its place and waits there until its backoff is over (R38)."""
+    back = [run.run_id for run in (active, *before.folded, *before.waiting)]
+    if made.lane.active is not None or [run.run_id for run in made.lane.waiting] != back:
+        return "a repeated run keeps its place, with what it had folded (R7, R38)"
+    head = made.lane.waiting[0]
+    if (head.failures, head.not_before) != (active.failures + 1, LATER):
+        return "a failure is counted, and the next attempt waits for its backoff (R38)"
+    if made.reply is not None or made.completes:
+        return "a repeated run has not ended (R21, R38)"
+    return None
+
+
+def waits_for_retry(lane: Lane) -> LaneRun | None:
+    """The run that waits for its next attempt."""
+    if lane.active is not None or not lane.waiting or not lane.waiting[0].not_before:
+        return None
+    return lane.waiting[0]
 
 
 def _node_lost(before: Lane, _: Command, made: Transition) -> str | None:  # noqa: PLR0911
@@ -232,7 +286,7 @@ def _node_lost(before: Lane, _: Command, made: Transition) -> str | None:  # noq
         back = [run.run_id for run in (*before.folded, *before.waiting)]
         kept = [run.run_id for run in made.lane.waiting] == back
         return None if kept else "what it had folded waits again (R7)"
-    if active.attempt - active.asking.extra_attempts >= active.max_attempts:
+    if active.attempt - active.failures - active.asking.extra_attempts >= active.max_attempts:
         return _ends(before, made, _S.FAILED)
     back = [run.run_id for run in (active, *before.folded, *before.waiting)]
     if made.lane.active is not None or [run.run_id for run in made.lane.waiting] != back:

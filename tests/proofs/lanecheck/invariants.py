@@ -53,6 +53,7 @@ STEPS: dict[Verb, frozenset[tuple[RunState | None, RunState]]] = {
             (None, _S.QUEUED),
             (None, _S.CANCELLED),
             (_S.ACCEPTED, _S.QUEUED),
+            (_S.ACCEPTED, _S.CANCELLED),
             (_S.ACTIVE, _S.CANCELLING),
             (_S.INPUT_REQUIRED, _S.CANCELLING),
             (_S.FOLDED, _S.CANCELLING),
@@ -75,6 +76,8 @@ STEPS: dict[Verb, frozenset[tuple[RunState | None, RunState]]] = {
         {
             (_S.ACTIVE, _S.COMPLETED),
             (_S.ACTIVE, _S.FAILED),
+            (_S.ACTIVE, _S.ACCEPTED),
+            (_S.FOLDED, _S.QUEUED),
             (_S.INPUT_REQUIRED, _S.COMPLETED),
             (_S.INPUT_REQUIRED, _S.FAILED),
             (_S.FOLDED, _S.COMPLETED),
@@ -149,6 +152,7 @@ def _check_active(lane: Lane) -> None:
     at_work = {_S.ACTIVE, _S.INPUT_REQUIRED}
     require(active.state in {*at_work, _S.CANCELLING}, "the active run is active (R9)")
     require(active.attempt > 0, "the active run was started")
+    require(not active.not_before, "an active run waits for no retry (R38)")
     require(active.turn > 0, "the active run has its place in the transcript")
     shared = _S.FOLDED if active.state in at_work else _S.CANCELLING
     for run in lane.folded:
@@ -164,6 +168,8 @@ def _check_waiting(lane: Lane) -> None:
         require(run.state is wanted, "the first of an idle lane is accepted, others queued (R8)")
         require(not run.folded_into, "a waiting run is not folded")
         require(not run.cancel_reason, "no waiting run is covered by a cancel (R10)")
+        require(not run.not_before or first, "who waits for a retry is the first (R38)")
+        require(not run.not_before or run.failures, "only a failed attempt waits (R38)")
     require(
         all(one.rank < next_one.rank for one, next_one in pairwise(lane.waiting)),
         "waiting runs are ordered by rank (R7)",
@@ -215,6 +221,8 @@ def _settled(run: LaneRun) -> tuple[object, ...]:
         run.turn,
         run.folded_into,
         run.cancel_reason,
+        run.failures,
+        run.not_before,
         run.asking,
         run.host,
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from proofs.lanecheck.commands import (
     DISPATCH,
     EMPTY,
     NODE_LOST,
+    POLICY,
     Command,
     accept,
     answer,
@@ -36,6 +38,8 @@ _IDLE = [*enter("x"), DISPATCH, finish("x")]
 _ACTIVE = [*enter("a"), DISPATCH]
 _FOLDED = [*_ACTIVE, *enter("f", _FOLD), drain("a")]
 _RETRIED_FOLD = [*enter("g", _FOLD), DISPATCH, NODE_LOST]
+_ACTIVE_RETRIED = [reserve("a"), replace(accept("a"), retry=POLICY), DISPATCH]
+_BACKING_OFF = [*_ACTIVE_RETRIED, finish("a", ok=False)]
 _ASKED = [*_ACTIVE, ask("a")]
 _CANCEL_ACTIVE = cancel(CancelScope.ACTIVE)
 
@@ -60,6 +64,8 @@ SHAPES: Mapping[str, Sequence[Command]] = {
     "retried": [*_ACTIVE, *enter("b"), NODE_LOST],
     "retried + folded": [*_FOLDED, *enter("b"), NODE_LOST],
     "active again": [*_ACTIVE, NODE_LOST, DISPATCH],
+    "backing off": _BACKING_OFF,
+    "backing off + queued": [*_ACTIVE_RETRIED, *enter("b"), finish("a", ok=False)],
     "input required": _ASKED,
     "input required + folded + queued": [*_FOLDED, *enter("b"), ask("a")],
     "input required, resumable": [*_ACTIVE, ask("a", resumable=True)],

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from proofs.lanecheck.invariants import check_lane, require
 from proofs.sim.agent import GRACE
+from proofs.sim.clients import policy_of
 from proofs.sim.history import OK, AcceptOp, CancelOp, Follow, History, Watch
 from proofs.sim.store import Disk
 from runlane_server.core.model import (
@@ -23,11 +24,14 @@ from runlane_server.core.model import (
     TextDelta,
     WhenBusy,
 )
+from runlane_server.core.retry import RetryPolicy
 from runlane_server.core.transition import CoveredRun, Receipt
 from runlane_server.store.base import BusySession
 
 SLACK = 1.5
 """Seconds that writes and an agent's own clean-up may take beyond the grace period."""
+
+NO_RETRIES = RetryPolicy((), 1)
 
 WAITING = {RunState.ACCEPTED, RunState.QUEUED}
 RUNNING = {RunState.ACTIVE, RunState.FOLDED}
@@ -68,6 +72,7 @@ def check(history: History, busy: Sequence[BusySession], disk: Disk) -> None:
     _check_ends(checker)
     _check_events(checker)
     _check_order(checker)
+    _check_attempts(checker)
     _check_agents(checker)
     _check_transcripts(checker)
     for op in history.cancels:
@@ -163,6 +168,26 @@ def _check_order(checker: Checker) -> None:
             require(ordered, f"R7: {later.run_id} starts before {one.run_id}")
 
 
+def _check_attempts(checker: Checker) -> None:
+    """R38: between two attempts of a run no other one of its session starts, unless it interrupts;
+    and an agent fails no more attempts than the policy allows."""
+    starts: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for key, events in checker.history.events.items():
+        session_id = checker.ends[key.run_id].session_id
+        starts[session_id] += [(t, key.run_id) for t, e in events if isinstance(e.body, Started)]
+    for attempts in starts.values():
+        order = [run_id for _, run_id in sorted(attempts)]
+        for run_id in set(order):
+            first, last = order.index(run_id), len(order) - order[::-1].index(run_id)
+            for other in set(order[first:last]) - {run_id}:
+                interrupts = [op.when_busy is WhenBusy.INTERRUPT for op in checker.accepts[other]]
+                require(any(interrupts), f"R38: {other} starts between attempts of {run_id}")
+    for end in checker.ends.values():
+        allowed = (policy_of(end.run_id) or NO_RETRIES).max_attempts
+        lost = checker.history.crashes + checker.history.stops
+        require(end.attempt <= allowed + lost, f"R38: {end.run_id} has {end.attempt} attempts")
+
+
 def _check_agents(checker: Checker) -> None:
     """The output of agents is what was stored, and no agent ran before its start was committed."""
     for execution in checker.history.executions:
@@ -225,7 +250,8 @@ def _check_turn(checker: Checker, messages: list[Message]) -> None:
     text = "".join(p.text for m in assistant for p in m.parts if isinstance(p, Text))
     stored = _text_of(checker.events[run_id], end.attempt)
     # The output of an attempt that was handed over is dropped unless another one followed.
-    given_up = not text and (checker.history.crashes or checker.history.stops)
+    history = checker.history
+    given_up = not text and (history.crashes or history.stops or policy_of(run_id))
     require(
         text == stored or given_up, f"R22: {run_id} said {stored!r} and its transcript is {text!r}"
     )
@@ -276,6 +302,8 @@ def _check_named(
         CancelScope.WAITING: WAITING,
         CancelScope.ACTIVE: RUNNING,
     }.get(op.scope, WAITING | RUNNING)
+    if run.state is RunState.ACCEPTED and policy_of(run.run_id) is not None:
+        return  # it may have waited for its next attempt (R38)
     require(run.state in allowed, f"R18: {op.reason} covers {run.run_id}, which was {run.state}")
     if run.accept_seq == 0:
         # A reservation; it may have been released, or lost with its node.

@@ -19,11 +19,20 @@ from runlane_server.core.model import (
     RunRequest,
     WhenBusy,
 )
+from runlane_server.core.retry import RetryPolicy
 from runlane_server.engine.reservation import Acceptance
 from runlane_server.store.base import EventFilter
 
 TENANT = "default"
 SESSIONS = ("a", "b", "c")
+
+
+POLICY = RetryPolicy((), 3, initial_backoff=50_000, max_backoff=400_000, after_output=True)
+
+
+def policy_of(run_id: str) -> RetryPolicy | None:
+    """The policy of a run: every second one of a client has one (R38)."""
+    return POLICY if int(run_id.rpartition(".")[2]) % 2 else None
 
 
 class Gone(Exception):
@@ -135,6 +144,7 @@ class Client:
             timeout=rng.choice([None, None, None, 50_000, 1_000_000, 3_000_000]),
             max_attempts=rng.choice([1, 1, 2, 3]),
             agent=agent_of(run_id),
+            retry=policy_of(run_id),
         )
         what = f"accepts {run_id} in {session_id} {when_busy}"
         op = AcceptOp(run_id, session_id, text, when_busy, 0, history.note(self.name, what))

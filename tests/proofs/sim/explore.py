@@ -19,13 +19,16 @@ from typing import Any
 
 from proofs.lanecheck.commands import (
     DISPATCH,
+    DISPATCH_LATER,
     ELSEWHERE,
     EMPTY,
     FAIL_OTHER,
     FAIL_WAITING,
+    FATAL,
     NOBODY,
     NODE_LOST,
     OTHER,
+    POLICY,
     REMOVE,
     RESUME,
     Command,
@@ -176,7 +179,7 @@ def commands(world: World, bounds: Bounds) -> Iterator[Command]:
     """All commands that can make a difference in a world, including those that are refused."""
     lane = world.lane
     yield from _accepts(world, bounds)
-    yield from (DISPATCH, NODE_LOST, FAIL_WAITING, FAIL_OTHER, REMOVE)
+    yield from (DISPATCH, DISPATCH_LATER, NODE_LOST, FAIL_WAITING, FAIL_OTHER, REMOVE)
     yield from map(cancel, (CancelScope.SESSION, CancelScope.ACTIVE, CancelScope.WAITING))
     names = dict.fromkeys([*sorted(live_ids(lane)), *(held.run_id for held in lane.reservations)])
     for run_id in (*names, "unknown"):
@@ -186,6 +189,7 @@ def commands(world: World, bounds: Bounds) -> Iterator[Command]:
         yield drain(run_id, attempt)
         yield finish(run_id, attempt)
         yield finish(run_id, attempt, ok=False)
+        yield finish(run_id, attempt, ok=False, error=FATAL)
         yield hand_over(run_id, attempt)
         yield hand_over(run_id, attempt + 1)
         yield finish(run_id, attempt + 1)
@@ -258,6 +262,7 @@ def _accept(
         allow_missing=missing,
         max_waiting=bounds.waiting,
         agent=agent,
+        retry=POLICY,
     )
 
 
@@ -285,7 +290,7 @@ def canonical(world: World) -> State:
         )
         attempt = run.attempt - held.extra_attempts
         key = name, run.state, run.when_busy, run.agent, attempt, turn, into, covered
-        return (*key, run.host, asked)
+        return (*key, run.host, asked, run.failures, run.not_before)
 
     return (
         lane.exists,

@@ -75,6 +75,13 @@ MUTANTS = (
         "if is_first_sight and",
     ),
     Mutant(
+        "a run that waits for its next attempt and is forgotten",
+        Lanes,
+        "_act",
+        "        self._backoffs.follow(lane)\n",
+        "",
+    ),
+    Mutant(
         "a slot that is kept while others wait for it",
         Slots,
         "settle",

@@ -10,7 +10,16 @@ from dataclasses import replace
 
 import pytest
 
-from runlane_server.core.model import CancelScope, RunKey, SessionKey, WhenBusy
+from runlane_server.core.model import (
+    CancelScope,
+    FinishReason,
+    RunError,
+    RunKey,
+    SessionKey,
+    WhenBusy,
+)
+from runlane_server.core.retry import RetryPolicy
+from runlane_server.core.transition import Outcome
 from runlane_server.store.base import (
     AgentShare,
     ClaimOrder,
@@ -381,6 +390,40 @@ async def test_a_claim_ends_with_its_time(
     )
     assert await two.cluster.claim("two", 9, HOLD) == keys_of(stories[:1])
     assert await one.cluster.claim("one", 9, HOLD) == keys_of(stories[1:])
+
+
+async def test_r38_no_node_claims_a_lane_before_its_backoff_is_over(
+    nodes: Sequence[PostgresStore], beside: Connection
+) -> None:
+    one, two = nodes
+    policy = RetryPolicy((), 3, initial_backoff=60_000_000, max_backoff=60_000_000)
+    story = Story(one)
+    await story.accept(request("first")._replace(retry=policy))
+    await story.start("one")
+    assert await two.cluster.claim("two", 9, HOLD) == []
+    failed = Outcome(FinishReason.ERROR, RunError("BUSY", "try again"))
+    assert await story.commit(story.finishing(failed)) is None
+    await story.accept("second")
+    for store, node in ((one, "one"), (two, "two")):
+        assert await store.cluster.claim(node, 9, HOLD) == []
+        assert (await store.load_lane(story.key)).backing_off == story.lane.waiting[0]
+    over = "UPDATE sessions SET claimed_until = claimed_until - interval '61 seconds'"
+    await beside.execute(over)
+    assert await two.cluster.claim("two", 9, HOLD) == [story.key]
+
+
+async def test_r38_a_lane_is_claimed_at_once_after_a_cancel_during_the_backoff(
+    nodes: Sequence[PostgresStore],
+) -> None:
+    one, two = nodes
+    policy = RetryPolicy((), 3, initial_backoff=60_000_000, max_backoff=60_000_000)
+    story = Story(one)
+    await story.accept(request("first")._replace(retry=policy), "second")
+    await story.start("one")
+    await story.commit(story.finishing(Outcome(FinishReason.ERROR, RunError("BUSY", "again"))))
+    assert await two.cluster.claim("two", 9, HOLD) == []
+    await story.cancel(CancelScope.RUN, "first")
+    assert await two.cluster.claim("two", 9, HOLD) == [story.key]
 
 
 async def test_a_claim_does_not_touch_the_lane_and_ends_when_it_is_started(

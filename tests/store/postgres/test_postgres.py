@@ -612,6 +612,9 @@ async def test_migration_counts_the_log_of_each_tenant(
         DROP TYPE kept_part;
         DROP TABLE tenant_logs;
         DROP FUNCTION log_sizes();
+        DROP FUNCTION commit_retries;
+        DROP TYPE retried_run;
+        ALTER TABLE runs DROP COLUMN retry;
         DROP TABLE input_requests;
         DROP INDEX runs_asking;
         DROP TYPE new_input, closed_input, asking_run CASCADE;
@@ -620,10 +623,6 @@ async def test_migration_counts_the_log_of_each_tenant(
         ALTER TABLE sessions DROP COLUMN agent, DROP COLUMN next_agent;
         CREATE INDEX sessions_waiting ON sessions (active_run_id, tenant, waiting_since);
         DELETE FROM schema_versions WHERE version >= 7;
-        DROP TYPE opened_lane, advanced_lane, accepted_run CASCADE;
-        ALTER TABLE sessions DROP COLUMN agent, DROP COLUMN next_agent;
-        ALTER TABLE runs DROP COLUMN agent;
-        CREATE INDEX sessions_waiting ON sessions (tenant);
         ALTER TABLE store ADD COLUMN compacted_bytes bigint NOT NULL DEFAULT 50;
         UPDATE store SET compacted = 1;
         UPDATE events SET position = position + 1000;

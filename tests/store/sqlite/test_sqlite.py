@@ -223,6 +223,7 @@ async def test_migration_counts_bytes_stored_before(path: Path) -> None:
         db.execute("ALTER TABLE runs DROP COLUMN trace")
         db.execute("ALTER TABLE runs DROP COLUMN asking")
         db.execute("DROP TABLE input_requests")
+        db.execute("ALTER TABLE runs DROP COLUMN retry")
         db.execute("ALTER TABLE runs DROP COLUMN agent")
         db.execute("ALTER TABLE sessions DROP COLUMN agent")
         db.execute("DROP TABLE deleted_runs")

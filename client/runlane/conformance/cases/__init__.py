@@ -14,7 +14,8 @@ from runlane.conformance.cases import (
     complete,
     fold,
     order,
+    retry,
     start,
 )
 
-__all__ = ["accept", "agents", "answer", "cancel", "complete", "fold", "order", "start"]
+__all__ = ["accept", "agents", "answer", "cancel", "complete", "fold", "order", "retry", "start"]

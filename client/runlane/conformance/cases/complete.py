@@ -14,7 +14,18 @@ from runlane.errors import CursorCompacted
 from runlane.harness.client import GatePoint
 from runlane.run_handle import RunHandle
 from runlane.subscription import Subscription
-from runlane.types import CancelScope, FinishReason, Progress, RunComplete, RunState, WhenBusy
+from runlane.types import (
+    Artifact,
+    ArtifactKind,
+    CancelScope,
+    Custom,
+    FinishReason,
+    Progress,
+    RunComplete,
+    RunState,
+    TextDelta,
+    WhenBusy,
+)
 
 S, P = RunState, GatePoint
 
@@ -190,6 +201,31 @@ async def _all_fields(ctx: CaseContext) -> None:
     expect("cancelled and cancel_reason", [end.cancelled, end.cancel_reason], [True, "enough"])
 
 
+@case(22)
+async def _artifact(ctx: CaseContext) -> None:
+    """An artifact in pieces is one part of the transcript."""
+    first = {"artifact": {"id": "a", "name": "log", "text": "1", "last": False}}
+    rest = {"artifact": {"id": "a", "text": "2", "append": True}}
+    end = await ctx.wait_for_end(await ctx.accept(first, say("x"), rest))
+    await ctx.expect_turn(end)
+    parts = [part for message in await ctx.turn(end.run_id) for part in message.parts]
+    artifacts = [part for part in parts if isinstance(part, Artifact)]
+    whole = Artifact("a", "log", "text/plain", ArtifactKind.TEXT, "12")
+    expect("artifacts in the transcript", artifacts, [whole])
+
+
+@case(23)
+async def _result(ctx: CaseContext) -> None:
+    """A RunComplete has the structured result, as does the run."""
+    handle = await ctx.accept({"result": 1}, say("x"), {"result": {"n": [2]}})
+    (end,) = await read_ends(ctx, handle.cursor, 1)
+    expect("result of the RunComplete", end.result, '{"n":[2]}')
+    stored = (await ctx.client.get_run(end.run_id)).run_complete
+    expect("run_complete of the run", stored, end)
+    failed = await ctx.wait_for_end(await ctx.accept({"result": 1}, {"fail": "no"}))
+    expect("result of a failed run", failed.result, None)
+
+
 @case(24)
 async def _independent_waits(ctx: CaseContext) -> None:
     """A failed run ends only the wait for this run."""
@@ -230,6 +266,17 @@ async def _late_subscriber(ctx: CaseContext) -> None:
 async def _take(ctx: CaseContext, subscription: Subscription, count: int) -> list[RunComplete]:
     async with subscription, ctx.time_limit(f"{count} RunComplete events"):
         return [await subscription.__anext__() for _ in range(count)]
+
+
+@case(25)
+async def _late_events(ctx: CaseContext) -> None:
+    """A late subscriber gets each artifact and custom event, once and in order."""
+    piece = {"artifact": {"id": "a", "text": "1"}}
+    handle = await ctx.accept({"custom": {"type": "t", "json": 1}}, piece, say("x"))
+    await ctx.wait_for_end(handle)
+    seen = [event.body async for event in handle.events()][2:-1]
+    artifact = Artifact("a", "", "text/plain", ArtifactKind.TEXT, "1")
+    expect("events", seen, [Custom("t", "1"), artifact, TextDelta("x")])
 
 
 @case(25)

@@ -29,7 +29,8 @@ type RunState int32
 const (
 	// Never sent.
 	RunState_RUN_STATE_UNSPECIFIED RunState = 0
-	// First in its lane; waits for a slot on a node or for the agent to be ready.
+	// First in its lane; waits for a slot on a node, for the agent to be ready, or for the backoff
+	// before its next attempt.
 	RunState_RUN_STATE_ACCEPTED RunState = 1
 	// Waits behind another run of its session.
 	RunState_RUN_STATE_QUEUED RunState = 2
@@ -488,6 +489,94 @@ func (x *Usage) GetRequests() int64 {
 	return 0
 }
 
+// Which failures of the agent lead to another attempt of the run, how often and how soon. The run
+// keeps its place in the lane; nothing of its session starts before it, and a cancel ends it during
+// the backoff. Each attempt begins with `started` and its output starts over.
+type RetryPolicy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Repeat attempts that failed with these reasons (RunError.reason); at most 20, up to 128 bytes
+	// each. Empty: every reason but RUN_TIMEOUT and OUTPUT_LIMIT.
+	Reasons []string `protobuf:"bytes,1,rep,name=reasons,proto3" json:"reasons,omitempty"`
+	// Maximum number of attempts that the agent fails, including the first; 2 to 100. Attempts that are
+	// lost with their node count towards the run's own max_attempts instead.
+	MaxAttempts int32 `protobuf:"varint,2,opt,name=max_attempts,json=maxAttempts,proto3" json:"max_attempts,omitempty"`
+	// The pause before the second attempt, doubled with each further failure; at most 7 days. Unset: 1
+	// second.
+	InitialBackoff *durationpb.Duration `protobuf:"bytes,3,opt,name=initial_backoff,json=initialBackoff,proto3" json:"initial_backoff,omitempty"`
+	// Maximum pause; at least initial_backoff, at most 7 days. Unset: 1 minute, or initial_backoff if
+	// that is longer.
+	MaxBackoff *durationpb.Duration `protobuf:"bytes,4,opt,name=max_backoff,json=maxBackoff,proto3" json:"max_backoff,omitempty"`
+	// Repeat an attempt also if it had emitted text, reasoning, tool calls or artifacts.
+	AfterOutput   bool `protobuf:"varint,5,opt,name=after_output,json=afterOutput,proto3" json:"after_output,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetryPolicy) Reset() {
+	*x = RetryPolicy{}
+	mi := &file_runlane_v1_run_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetryPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetryPolicy) ProtoMessage() {}
+
+func (x *RetryPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_run_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetryPolicy.ProtoReflect.Descriptor instead.
+func (*RetryPolicy) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *RetryPolicy) GetReasons() []string {
+	if x != nil {
+		return x.Reasons
+	}
+	return nil
+}
+
+func (x *RetryPolicy) GetMaxAttempts() int32 {
+	if x != nil {
+		return x.MaxAttempts
+	}
+	return 0
+}
+
+func (x *RetryPolicy) GetInitialBackoff() *durationpb.Duration {
+	if x != nil {
+		return x.InitialBackoff
+	}
+	return nil
+}
+
+func (x *RetryPolicy) GetMaxBackoff() *durationpb.Duration {
+	if x != nil {
+		return x.MaxBackoff
+	}
+	return nil
+}
+
+func (x *RetryPolicy) GetAfterOutput() bool {
+	if x != nil {
+		return x.AfterOutput
+	}
+	return false
+}
+
 // One accepted prompt, from acceptance to its terminal event.
 type Run struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -507,7 +596,7 @@ type Run struct {
 	Metadata map[string]string `protobuf:"bytes,7,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Maximum duration of one attempt, as requested; unset: the server's default applies.
 	Timeout *durationpb.Duration `protobuf:"bytes,8,opt,name=timeout,proto3" json:"timeout,omitempty"`
-	// Maximum number of attempts; another attempt starts when a node is lost.
+	// Maximum number of attempts if nodes are lost; those that the agent failed are not counted.
 	MaxAttempts int32 `protobuf:"varint,9,opt,name=max_attempts,json=maxAttempts,proto3" json:"max_attempts,omitempty"`
 	// Number of attempts started so far.
 	Attempt int32 `protobuf:"varint,10,opt,name=attempt,proto3" json:"attempt,omitempty"`
@@ -523,14 +612,16 @@ type Run struct {
 	RunComplete *RunComplete `protobuf:"bytes,15,opt,name=run_complete,json=runComplete,proto3" json:"run_complete,omitempty"`
 	// The name of the agent that executes the run. Empty for a run accepted before agents had names:
 	// the server's default.
-	Agent         string `protobuf:"bytes,16,opt,name=agent,proto3" json:"agent,omitempty"`
+	Agent string `protobuf:"bytes,16,opt,name=agent,proto3" json:"agent,omitempty"`
+	// The retry policy, if the request had one.
+	RetryPolicy   *RetryPolicy `protobuf:"bytes,17,opt,name=retry_policy,json=retryPolicy,proto3" json:"retry_policy,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Run) Reset() {
 	*x = Run{}
-	mi := &file_runlane_v1_run_proto_msgTypes[3]
+	mi := &file_runlane_v1_run_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -542,7 +633,7 @@ func (x *Run) String() string {
 func (*Run) ProtoMessage() {}
 
 func (x *Run) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[3]
+	mi := &file_runlane_v1_run_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -555,7 +646,7 @@ func (x *Run) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Run.ProtoReflect.Descriptor instead.
 func (*Run) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{3}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Run) GetSessionId() string {
@@ -670,6 +761,13 @@ func (x *Run) GetAgent() string {
 	return ""
 }
 
+func (x *Run) GetRetryPolicy() *RetryPolicy {
+	if x != nil {
+		return x.RetryPolicy
+	}
+	return nil
+}
+
 // The one terminal event of a run.
 type RunComplete struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -707,14 +805,17 @@ type RunComplete struct {
 	// When the last attempt started; unset if the run never started.
 	StartedAt *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
 	// When the run ended.
-	EndedAt       *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=ended_at,json=endedAt,proto3" json:"ended_at,omitempty"`
+	EndedAt *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=ended_at,json=endedAt,proto3" json:"ended_at,omitempty"`
+	// The structured result of a completed run, as JSON; at most 1 MiB. Empty if the agent gave none.
+	// ListRuns omits it.
+	Result        string `protobuf:"bytes,18,opt,name=result,proto3" json:"result,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RunComplete) Reset() {
 	*x = RunComplete{}
-	mi := &file_runlane_v1_run_proto_msgTypes[4]
+	mi := &file_runlane_v1_run_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -726,7 +827,7 @@ func (x *RunComplete) String() string {
 func (*RunComplete) ProtoMessage() {}
 
 func (x *RunComplete) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[4]
+	mi := &file_runlane_v1_run_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -739,7 +840,7 @@ func (x *RunComplete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunComplete.ProtoReflect.Descriptor instead.
 func (*RunComplete) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{4}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RunComplete) GetSessionId() string {
@@ -861,6 +962,13 @@ func (x *RunComplete) GetEndedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *RunComplete) GetResult() string {
+	if x != nil {
+		return x.Result
+	}
+	return ""
+}
+
 // A tool call by the agent.
 type ToolCall struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -876,7 +984,7 @@ type ToolCall struct {
 
 func (x *ToolCall) Reset() {
 	*x = ToolCall{}
-	mi := &file_runlane_v1_run_proto_msgTypes[5]
+	mi := &file_runlane_v1_run_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -888,7 +996,7 @@ func (x *ToolCall) String() string {
 func (*ToolCall) ProtoMessage() {}
 
 func (x *ToolCall) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[5]
+	mi := &file_runlane_v1_run_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -901,7 +1009,7 @@ func (x *ToolCall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolCall.ProtoReflect.Descriptor instead.
 func (*ToolCall) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{5}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ToolCall) GetToolCallId() string {
@@ -942,7 +1050,7 @@ type ToolResult struct {
 
 func (x *ToolResult) Reset() {
 	*x = ToolResult{}
-	mi := &file_runlane_v1_run_proto_msgTypes[6]
+	mi := &file_runlane_v1_run_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -954,7 +1062,7 @@ func (x *ToolResult) String() string {
 func (*ToolResult) ProtoMessage() {}
 
 func (x *ToolResult) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[6]
+	mi := &file_runlane_v1_run_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -967,7 +1075,7 @@ func (x *ToolResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolResult.ProtoReflect.Descriptor instead.
 func (*ToolResult) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{6}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ToolResult) GetToolCallId() string {
@@ -998,6 +1106,174 @@ func (x *ToolResult) GetIsError() bool {
 	return false
 }
 
+// Something that a run made besides its text, such as a file, a table or a picture: a whole one in a
+// transcript, a piece of it in an event.
+type Artifact struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The id, unique within the turn.
+	ArtifactId string `protobuf:"bytes,1,opt,name=artifact_id,json=artifactId,proto3" json:"artifact_id,omitempty"`
+	// A display name, such as a file name; at most 255 bytes.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// The IANA media type; at most 255 bytes. Empty for a uri of unknown type.
+	MimeType string `protobuf:"bytes,3,opt,name=mime_type,json=mimeType,proto3" json:"mime_type,omitempty"`
+	// The content; all pieces together have at most 1 MiB.
+	//
+	// Types that are valid to be assigned to Content:
+	//
+	//	*Artifact_Text
+	//	*Artifact_Data
+	//	*Artifact_Json
+	//	*Artifact_Uri
+	Content isArtifact_Content `protobuf_oneof:"content"`
+	// True if the content continues that of the earlier pieces with this id. False: the artifact
+	// begins, and replaces what it had.
+	Append bool `protobuf:"varint,8,opt,name=append,proto3" json:"append,omitempty"`
+	// True if the artifact is complete.
+	Last          bool `protobuf:"varint,9,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Artifact) Reset() {
+	*x = Artifact{}
+	mi := &file_runlane_v1_run_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Artifact) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Artifact) ProtoMessage() {}
+
+func (x *Artifact) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_run_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Artifact.ProtoReflect.Descriptor instead.
+func (*Artifact) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Artifact) GetArtifactId() string {
+	if x != nil {
+		return x.ArtifactId
+	}
+	return ""
+}
+
+func (x *Artifact) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Artifact) GetMimeType() string {
+	if x != nil {
+		return x.MimeType
+	}
+	return ""
+}
+
+func (x *Artifact) GetContent() isArtifact_Content {
+	if x != nil {
+		return x.Content
+	}
+	return nil
+}
+
+func (x *Artifact) GetText() string {
+	if x != nil {
+		if x, ok := x.Content.(*Artifact_Text); ok {
+			return x.Text
+		}
+	}
+	return ""
+}
+
+func (x *Artifact) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Content.(*Artifact_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+func (x *Artifact) GetJson() string {
+	if x != nil {
+		if x, ok := x.Content.(*Artifact_Json); ok {
+			return x.Json
+		}
+	}
+	return ""
+}
+
+func (x *Artifact) GetUri() string {
+	if x != nil {
+		if x, ok := x.Content.(*Artifact_Uri); ok {
+			return x.Uri
+		}
+	}
+	return ""
+}
+
+func (x *Artifact) GetAppend() bool {
+	if x != nil {
+		return x.Append
+	}
+	return false
+}
+
+func (x *Artifact) GetLast() bool {
+	if x != nil {
+		return x.Last
+	}
+	return false
+}
+
+type isArtifact_Content interface {
+	isArtifact_Content()
+}
+
+type Artifact_Text struct {
+	// Text.
+	Text string `protobuf:"bytes,4,opt,name=text,proto3,oneof"`
+}
+
+type Artifact_Data struct {
+	// Binary content.
+	Data []byte `protobuf:"bytes,5,opt,name=data,proto3,oneof"`
+}
+
+type Artifact_Json struct {
+	// A JSON value.
+	Json string `protobuf:"bytes,6,opt,name=json,proto3,oneof"`
+}
+
+type Artifact_Uri struct {
+	// The address of content that is kept elsewhere; at most 8 KiB.
+	Uri string `protobuf:"bytes,7,opt,name=uri,proto3,oneof"`
+}
+
+func (*Artifact_Text) isArtifact_Content() {}
+
+func (*Artifact_Data) isArtifact_Content() {}
+
+func (*Artifact_Json) isArtifact_Content() {}
+
+func (*Artifact_Uri) isArtifact_Content() {}
+
 // An event of a run. The events of a run are numbered from 1 without gaps; the first is `accepted`,
 // the last is `run_complete`.
 type RunEvent struct {
@@ -1006,7 +1282,7 @@ type RunEvent struct {
 	Index int64 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
 	// When the event happened.
 	Time *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
-	// The event. Not set if the stored event is damaged.
+	// The event. Not set if the stored event is damaged, or of a kind that the client does not know.
 	//
 	// Types that are valid to be assigned to Event:
 	//
@@ -1018,6 +1294,9 @@ type RunEvent struct {
 	//	*RunEvent_ToolResult
 	//	*RunEvent_Folded_
 	//	*RunEvent_RunComplete
+	//	*RunEvent_Artifact
+	//	*RunEvent_Custom_
+	//	*RunEvent_Step_
 	//	*RunEvent_InputRequested_
 	//	*RunEvent_InputAnswered_
 	//	*RunEvent_InputWithdrawn_
@@ -1030,7 +1309,7 @@ type RunEvent struct {
 
 func (x *RunEvent) Reset() {
 	*x = RunEvent{}
-	mi := &file_runlane_v1_run_proto_msgTypes[7]
+	mi := &file_runlane_v1_run_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1042,7 +1321,7 @@ func (x *RunEvent) String() string {
 func (*RunEvent) ProtoMessage() {}
 
 func (x *RunEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[7]
+	mi := &file_runlane_v1_run_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1055,7 +1334,7 @@ func (x *RunEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent.ProtoReflect.Descriptor instead.
 func (*RunEvent) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{7}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RunEvent) GetIndex() int64 {
@@ -1151,6 +1430,33 @@ func (x *RunEvent) GetRunComplete() *RunComplete {
 	return nil
 }
 
+func (x *RunEvent) GetArtifact() *Artifact {
+	if x != nil {
+		if x, ok := x.Event.(*RunEvent_Artifact); ok {
+			return x.Artifact
+		}
+	}
+	return nil
+}
+
+func (x *RunEvent) GetCustom() *RunEvent_Custom {
+	if x != nil {
+		if x, ok := x.Event.(*RunEvent_Custom_); ok {
+			return x.Custom
+		}
+	}
+	return nil
+}
+
+func (x *RunEvent) GetStep() *RunEvent_Step {
+	if x != nil {
+		if x, ok := x.Event.(*RunEvent_Step_); ok {
+			return x.Step
+		}
+	}
+	return nil
+}
+
 func (x *RunEvent) GetInputRequested() *RunEvent_InputRequested {
 	if x != nil {
 		if x, ok := x.Event.(*RunEvent_InputRequested_); ok {
@@ -1240,6 +1546,21 @@ type RunEvent_RunComplete struct {
 	RunComplete *RunComplete `protobuf:"bytes,10,opt,name=run_complete,json=runComplete,proto3,oneof"`
 }
 
+type RunEvent_Artifact struct {
+	// The agent made an artifact, or a piece of one.
+	Artifact *Artifact `protobuf:"bytes,11,opt,name=artifact,proto3,oneof"`
+}
+
+type RunEvent_Custom_ struct {
+	// An event of a type that the agent defines.
+	Custom *RunEvent_Custom `protobuf:"bytes,12,opt,name=custom,proto3,oneof"`
+}
+
+type RunEvent_Step_ struct {
+	// The agent finished a step.
+	Step *RunEvent_Step `protobuf:"bytes,13,opt,name=step,proto3,oneof"`
+}
+
 type RunEvent_InputRequested_ struct {
 	// The agent asked people.
 	InputRequested *RunEvent_InputRequested `protobuf:"bytes,14,opt,name=input_requested,json=inputRequested,proto3,oneof"`
@@ -1281,6 +1602,12 @@ func (*RunEvent_Folded_) isRunEvent_Event() {}
 
 func (*RunEvent_RunComplete) isRunEvent_Event() {}
 
+func (*RunEvent_Artifact) isRunEvent_Event() {}
+
+func (*RunEvent_Custom_) isRunEvent_Event() {}
+
+func (*RunEvent_Step_) isRunEvent_Event() {}
+
 func (*RunEvent_InputRequested_) isRunEvent_Event() {}
 
 func (*RunEvent_InputAnswered_) isRunEvent_Event() {}
@@ -1308,7 +1635,7 @@ type CancelledRun struct {
 
 func (x *CancelledRun) Reset() {
 	*x = CancelledRun{}
-	mi := &file_runlane_v1_run_proto_msgTypes[8]
+	mi := &file_runlane_v1_run_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1320,7 +1647,7 @@ func (x *CancelledRun) String() string {
 func (*CancelledRun) ProtoMessage() {}
 
 func (x *CancelledRun) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[8]
+	mi := &file_runlane_v1_run_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1333,7 +1660,7 @@ func (x *CancelledRun) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelledRun.ProtoReflect.Descriptor instead.
 func (*CancelledRun) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{8}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CancelledRun) GetSessionId() string {
@@ -1375,7 +1702,7 @@ type RunEvent_Accepted struct {
 
 func (x *RunEvent_Accepted) Reset() {
 	*x = RunEvent_Accepted{}
-	mi := &file_runlane_v1_run_proto_msgTypes[10]
+	mi := &file_runlane_v1_run_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1387,7 +1714,7 @@ func (x *RunEvent_Accepted) String() string {
 func (*RunEvent_Accepted) ProtoMessage() {}
 
 func (x *RunEvent_Accepted) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[10]
+	mi := &file_runlane_v1_run_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1400,7 +1727,7 @@ func (x *RunEvent_Accepted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent_Accepted.ProtoReflect.Descriptor instead.
 func (*RunEvent_Accepted) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{7, 0}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 0}
 }
 
 func (x *RunEvent_Accepted) GetAcceptSeq() int64 {
@@ -1421,7 +1748,7 @@ type RunEvent_Started struct {
 
 func (x *RunEvent_Started) Reset() {
 	*x = RunEvent_Started{}
-	mi := &file_runlane_v1_run_proto_msgTypes[11]
+	mi := &file_runlane_v1_run_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1433,7 +1760,7 @@ func (x *RunEvent_Started) String() string {
 func (*RunEvent_Started) ProtoMessage() {}
 
 func (x *RunEvent_Started) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[11]
+	mi := &file_runlane_v1_run_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1446,7 +1773,7 @@ func (x *RunEvent_Started) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent_Started.ProtoReflect.Descriptor instead.
 func (*RunEvent_Started) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{7, 1}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 1}
 }
 
 func (x *RunEvent_Started) GetAttempt() int32 {
@@ -1467,7 +1794,7 @@ type RunEvent_TextDelta struct {
 
 func (x *RunEvent_TextDelta) Reset() {
 	*x = RunEvent_TextDelta{}
-	mi := &file_runlane_v1_run_proto_msgTypes[12]
+	mi := &file_runlane_v1_run_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1479,7 +1806,7 @@ func (x *RunEvent_TextDelta) String() string {
 func (*RunEvent_TextDelta) ProtoMessage() {}
 
 func (x *RunEvent_TextDelta) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[12]
+	mi := &file_runlane_v1_run_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1492,7 +1819,7 @@ func (x *RunEvent_TextDelta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent_TextDelta.ProtoReflect.Descriptor instead.
 func (*RunEvent_TextDelta) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{7, 2}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 2}
 }
 
 func (x *RunEvent_TextDelta) GetText() string {
@@ -1513,7 +1840,7 @@ type RunEvent_ReasoningDelta struct {
 
 func (x *RunEvent_ReasoningDelta) Reset() {
 	*x = RunEvent_ReasoningDelta{}
-	mi := &file_runlane_v1_run_proto_msgTypes[13]
+	mi := &file_runlane_v1_run_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1525,7 +1852,7 @@ func (x *RunEvent_ReasoningDelta) String() string {
 func (*RunEvent_ReasoningDelta) ProtoMessage() {}
 
 func (x *RunEvent_ReasoningDelta) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[13]
+	mi := &file_runlane_v1_run_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1538,12 +1865,122 @@ func (x *RunEvent_ReasoningDelta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent_ReasoningDelta.ProtoReflect.Descriptor instead.
 func (*RunEvent_ReasoningDelta) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{7, 3}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 3}
 }
 
 func (x *RunEvent_ReasoningDelta) GetText() string {
 	if x != nil {
 		return x.Text
+	}
+	return ""
+}
+
+// An event of a type that the agent defines. Ignore types that you do not know.
+type RunEvent_Custom struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The type; at most 128 bytes.
+	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
+	// A JSON value; at most 1 MiB.
+	Json          string `protobuf:"bytes,2,opt,name=json,proto3" json:"json,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RunEvent_Custom) Reset() {
+	*x = RunEvent_Custom{}
+	mi := &file_runlane_v1_run_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RunEvent_Custom) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RunEvent_Custom) ProtoMessage() {}
+
+func (x *RunEvent_Custom) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_run_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RunEvent_Custom.ProtoReflect.Descriptor instead.
+func (*RunEvent_Custom) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 4}
+}
+
+func (x *RunEvent_Custom) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *RunEvent_Custom) GetJson() string {
+	if x != nil {
+		return x.Json
+	}
+	return ""
+}
+
+// The agent finished a step, and its result is durable. Later attempts of the run do not repeat it.
+type RunEvent_Step struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The key, unique within the run; at most 128 bytes.
+	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// The result, a JSON value; at most 1 MiB.
+	Result        string `protobuf:"bytes,2,opt,name=result,proto3" json:"result,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RunEvent_Step) Reset() {
+	*x = RunEvent_Step{}
+	mi := &file_runlane_v1_run_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RunEvent_Step) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RunEvent_Step) ProtoMessage() {}
+
+func (x *RunEvent_Step) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_run_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RunEvent_Step.ProtoReflect.Descriptor instead.
+func (*RunEvent_Step) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 5}
+}
+
+func (x *RunEvent_Step) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *RunEvent_Step) GetResult() string {
+	if x != nil {
+		return x.Result
 	}
 	return ""
 }
@@ -1561,7 +1998,7 @@ type RunEvent_Folded struct {
 
 func (x *RunEvent_Folded) Reset() {
 	*x = RunEvent_Folded{}
-	mi := &file_runlane_v1_run_proto_msgTypes[14]
+	mi := &file_runlane_v1_run_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1573,7 +2010,7 @@ func (x *RunEvent_Folded) String() string {
 func (*RunEvent_Folded) ProtoMessage() {}
 
 func (x *RunEvent_Folded) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[14]
+	mi := &file_runlane_v1_run_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1586,7 +2023,7 @@ func (x *RunEvent_Folded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent_Folded.ProtoReflect.Descriptor instead.
 func (*RunEvent_Folded) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{7, 4}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 6}
 }
 
 func (x *RunEvent_Folded) GetRunId() string {
@@ -1615,7 +2052,7 @@ type RunEvent_InputRequested struct {
 
 func (x *RunEvent_InputRequested) Reset() {
 	*x = RunEvent_InputRequested{}
-	mi := &file_runlane_v1_run_proto_msgTypes[15]
+	mi := &file_runlane_v1_run_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1627,7 +2064,7 @@ func (x *RunEvent_InputRequested) String() string {
 func (*RunEvent_InputRequested) ProtoMessage() {}
 
 func (x *RunEvent_InputRequested) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[15]
+	mi := &file_runlane_v1_run_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1640,7 +2077,7 @@ func (x *RunEvent_InputRequested) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent_InputRequested.ProtoReflect.Descriptor instead.
 func (*RunEvent_InputRequested) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{7, 5}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 7}
 }
 
 func (x *RunEvent_InputRequested) GetInputRequest() *InputRequest {
@@ -1661,7 +2098,7 @@ type RunEvent_InputAnswered struct {
 
 func (x *RunEvent_InputAnswered) Reset() {
 	*x = RunEvent_InputAnswered{}
-	mi := &file_runlane_v1_run_proto_msgTypes[16]
+	mi := &file_runlane_v1_run_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1673,7 +2110,7 @@ func (x *RunEvent_InputAnswered) String() string {
 func (*RunEvent_InputAnswered) ProtoMessage() {}
 
 func (x *RunEvent_InputAnswered) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[16]
+	mi := &file_runlane_v1_run_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1686,7 +2123,7 @@ func (x *RunEvent_InputAnswered) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent_InputAnswered.ProtoReflect.Descriptor instead.
 func (*RunEvent_InputAnswered) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{7, 6}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 8}
 }
 
 func (x *RunEvent_InputAnswered) GetInputRequestId() string {
@@ -1707,7 +2144,7 @@ type RunEvent_InputWithdrawn struct {
 
 func (x *RunEvent_InputWithdrawn) Reset() {
 	*x = RunEvent_InputWithdrawn{}
-	mi := &file_runlane_v1_run_proto_msgTypes[17]
+	mi := &file_runlane_v1_run_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1719,7 +2156,7 @@ func (x *RunEvent_InputWithdrawn) String() string {
 func (*RunEvent_InputWithdrawn) ProtoMessage() {}
 
 func (x *RunEvent_InputWithdrawn) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[17]
+	mi := &file_runlane_v1_run_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1732,7 +2169,7 @@ func (x *RunEvent_InputWithdrawn) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent_InputWithdrawn.ProtoReflect.Descriptor instead.
 func (*RunEvent_InputWithdrawn) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{7, 7}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 9}
 }
 
 func (x *RunEvent_InputWithdrawn) GetInputRequestId() string {
@@ -1753,7 +2190,7 @@ type RunEvent_InputExpired struct {
 
 func (x *RunEvent_InputExpired) Reset() {
 	*x = RunEvent_InputExpired{}
-	mi := &file_runlane_v1_run_proto_msgTypes[18]
+	mi := &file_runlane_v1_run_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1765,7 +2202,7 @@ func (x *RunEvent_InputExpired) String() string {
 func (*RunEvent_InputExpired) ProtoMessage() {}
 
 func (x *RunEvent_InputExpired) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[18]
+	mi := &file_runlane_v1_run_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1778,7 +2215,7 @@ func (x *RunEvent_InputExpired) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent_InputExpired.ProtoReflect.Descriptor instead.
 func (*RunEvent_InputExpired) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{7, 8}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 10}
 }
 
 func (x *RunEvent_InputExpired) GetInputRequestId() string {
@@ -1799,7 +2236,7 @@ type RunEvent_Resumed struct {
 
 func (x *RunEvent_Resumed) Reset() {
 	*x = RunEvent_Resumed{}
-	mi := &file_runlane_v1_run_proto_msgTypes[19]
+	mi := &file_runlane_v1_run_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1811,7 +2248,7 @@ func (x *RunEvent_Resumed) String() string {
 func (*RunEvent_Resumed) ProtoMessage() {}
 
 func (x *RunEvent_Resumed) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[19]
+	mi := &file_runlane_v1_run_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1824,7 +2261,7 @@ func (x *RunEvent_Resumed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent_Resumed.ProtoReflect.Descriptor instead.
 func (*RunEvent_Resumed) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{7, 9}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 11}
 }
 
 func (x *RunEvent_Resumed) GetAttempt() int32 {
@@ -1855,7 +2292,14 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	"\routput_tokens\x18\x02 \x01(\x03R\foutputTokens\x12*\n" +
 	"\x11cache_read_tokens\x18\x03 \x01(\x03R\x0fcacheReadTokens\x12,\n" +
 	"\x12cache_write_tokens\x18\x04 \x01(\x03R\x10cacheWriteTokens\x12\x1a\n" +
-	"\brequests\x18\x05 \x01(\x03R\brequests\"\xec\x05\n" +
+	"\brequests\x18\x05 \x01(\x03R\brequests\"\xed\x01\n" +
+	"\vRetryPolicy\x12\x18\n" +
+	"\areasons\x18\x01 \x03(\tR\areasons\x12!\n" +
+	"\fmax_attempts\x18\x02 \x01(\x05R\vmaxAttempts\x12B\n" +
+	"\x0finitial_backoff\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x0einitialBackoff\x12:\n" +
+	"\vmax_backoff\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"maxBackoff\x12!\n" +
+	"\fafter_output\x18\x05 \x01(\bR\vafterOutput\"\xa8\x06\n" +
 	"\x03Run\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x15\n" +
@@ -1878,10 +2322,11 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	"\vfolded_into\x18\x0e \x01(\tR\n" +
 	"foldedInto\x12:\n" +
 	"\frun_complete\x18\x0f \x01(\v2\x17.runlane.v1.RunCompleteR\vrunComplete\x12\x14\n" +
-	"\x05agent\x18\x10 \x01(\tR\x05agent\x1a;\n" +
+	"\x05agent\x18\x10 \x01(\tR\x05agent\x12:\n" +
+	"\fretry_policy\x18\x11 \x01(\v2\x17.runlane.v1.RetryPolicyR\vretryPolicy\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa9\x05\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc1\x05\n" +
 	"\vRunComplete\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x15\n" +
@@ -1906,7 +2351,8 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	"acceptedAt\x129\n" +
 	"\n" +
 	"started_at\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x125\n" +
-	"\bended_at\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt\"g\n" +
+	"\bended_at\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt\x12\x16\n" +
+	"\x06result\x18\x12 \x01(\tR\x06result\"g\n" +
 	"\bToolCall\x12 \n" +
 	"\ftool_call_id\x18\x01 \x01(\tR\n" +
 	"toolCallId\x12\x12\n" +
@@ -1918,7 +2364,19 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	"toolCallId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
 	"\acontent\x18\x03 \x01(\tR\acontent\x12\x19\n" +
-	"\bis_error\x18\x04 \x01(\bR\aisError\"\xb6\v\n" +
+	"\bis_error\x18\x04 \x01(\bR\aisError\"\xe9\x01\n" +
+	"\bArtifact\x12\x1f\n" +
+	"\vartifact_id\x18\x01 \x01(\tR\n" +
+	"artifactId\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1b\n" +
+	"\tmime_type\x18\x03 \x01(\tR\bmimeType\x12\x14\n" +
+	"\x04text\x18\x04 \x01(\tH\x00R\x04text\x12\x14\n" +
+	"\x04data\x18\x05 \x01(\fH\x00R\x04data\x12\x14\n" +
+	"\x04json\x18\x06 \x01(\tH\x00R\x04json\x12\x12\n" +
+	"\x03uri\x18\a \x01(\tH\x00R\x03uri\x12\x16\n" +
+	"\x06append\x18\b \x01(\bR\x06append\x12\x12\n" +
+	"\x04last\x18\t \x01(\bR\x04lastB\t\n" +
+	"\acontent\"\xb6\r\n" +
 	"\bRunEvent\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x03R\x05index\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12;\n" +
@@ -1932,7 +2390,10 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	"toolResult\x125\n" +
 	"\x06folded\x18\t \x01(\v2\x1b.runlane.v1.RunEvent.FoldedH\x00R\x06folded\x12<\n" +
 	"\frun_complete\x18\n" +
-	" \x01(\v2\x17.runlane.v1.RunCompleteH\x00R\vrunComplete\x12N\n" +
+	" \x01(\v2\x17.runlane.v1.RunCompleteH\x00R\vrunComplete\x122\n" +
+	"\bartifact\x18\v \x01(\v2\x14.runlane.v1.ArtifactH\x00R\bartifact\x125\n" +
+	"\x06custom\x18\f \x01(\v2\x1b.runlane.v1.RunEvent.CustomH\x00R\x06custom\x12/\n" +
+	"\x04step\x18\r \x01(\v2\x19.runlane.v1.RunEvent.StepH\x00R\x04step\x12N\n" +
 	"\x0finput_requested\x18\x0e \x01(\v2#.runlane.v1.RunEvent.InputRequestedH\x00R\x0einputRequested\x12K\n" +
 	"\x0einput_answered\x18\x0f \x01(\v2\".runlane.v1.RunEvent.InputAnsweredH\x00R\rinputAnswered\x12N\n" +
 	"\x0finput_withdrawn\x18\x10 \x01(\v2#.runlane.v1.RunEvent.InputWithdrawnH\x00R\x0einputWithdrawn\x12H\n" +
@@ -1946,7 +2407,13 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	"\tTextDelta\x12\x12\n" +
 	"\x04text\x18\x01 \x01(\tR\x04text\x1a$\n" +
 	"\x0eReasoningDelta\x12\x12\n" +
-	"\x04text\x18\x01 \x01(\tR\x04text\x1a?\n" +
+	"\x04text\x18\x01 \x01(\tR\x04text\x1a0\n" +
+	"\x06Custom\x12\x12\n" +
+	"\x04type\x18\x01 \x01(\tR\x04type\x12\x12\n" +
+	"\x04json\x18\x02 \x01(\tR\x04json\x1a0\n" +
+	"\x04Step\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x16\n" +
+	"\x06result\x18\x02 \x01(\tR\x06result\x1a?\n" +
 	"\x06Folded\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x1e\n" +
 	"\vinto_run_id\x18\x02 \x01(\tR\tintoRunId\x1aO\n" +
@@ -2009,7 +2476,7 @@ func file_runlane_v1_run_proto_rawDescGZIP() []byte {
 }
 
 var file_runlane_v1_run_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_runlane_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_runlane_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_runlane_v1_run_proto_goTypes = []any{
 	(RunState)(0),                   // 0: runlane.v1.RunState
 	(WhenBusy)(0),                   // 1: runlane.v1.WhenBusy
@@ -2017,64 +2484,74 @@ var file_runlane_v1_run_proto_goTypes = []any{
 	(*Attachment)(nil),              // 3: runlane.v1.Attachment
 	(*RunError)(nil),                // 4: runlane.v1.RunError
 	(*Usage)(nil),                   // 5: runlane.v1.Usage
-	(*Run)(nil),                     // 6: runlane.v1.Run
-	(*RunComplete)(nil),             // 7: runlane.v1.RunComplete
-	(*ToolCall)(nil),                // 8: runlane.v1.ToolCall
-	(*ToolResult)(nil),              // 9: runlane.v1.ToolResult
-	(*RunEvent)(nil),                // 10: runlane.v1.RunEvent
-	(*CancelledRun)(nil),            // 11: runlane.v1.CancelledRun
-	nil,                             // 12: runlane.v1.Run.MetadataEntry
-	(*RunEvent_Accepted)(nil),       // 13: runlane.v1.RunEvent.Accepted
-	(*RunEvent_Started)(nil),        // 14: runlane.v1.RunEvent.Started
-	(*RunEvent_TextDelta)(nil),      // 15: runlane.v1.RunEvent.TextDelta
-	(*RunEvent_ReasoningDelta)(nil), // 16: runlane.v1.RunEvent.ReasoningDelta
-	(*RunEvent_Folded)(nil),         // 17: runlane.v1.RunEvent.Folded
-	(*RunEvent_InputRequested)(nil), // 18: runlane.v1.RunEvent.InputRequested
-	(*RunEvent_InputAnswered)(nil),  // 19: runlane.v1.RunEvent.InputAnswered
-	(*RunEvent_InputWithdrawn)(nil), // 20: runlane.v1.RunEvent.InputWithdrawn
-	(*RunEvent_InputExpired)(nil),   // 21: runlane.v1.RunEvent.InputExpired
-	(*RunEvent_Resumed)(nil),        // 22: runlane.v1.RunEvent.Resumed
-	(*durationpb.Duration)(nil),     // 23: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),   // 24: google.protobuf.Timestamp
-	(*InputRequest)(nil),            // 25: runlane.v1.InputRequest
+	(*RetryPolicy)(nil),             // 6: runlane.v1.RetryPolicy
+	(*Run)(nil),                     // 7: runlane.v1.Run
+	(*RunComplete)(nil),             // 8: runlane.v1.RunComplete
+	(*ToolCall)(nil),                // 9: runlane.v1.ToolCall
+	(*ToolResult)(nil),              // 10: runlane.v1.ToolResult
+	(*Artifact)(nil),                // 11: runlane.v1.Artifact
+	(*RunEvent)(nil),                // 12: runlane.v1.RunEvent
+	(*CancelledRun)(nil),            // 13: runlane.v1.CancelledRun
+	nil,                             // 14: runlane.v1.Run.MetadataEntry
+	(*RunEvent_Accepted)(nil),       // 15: runlane.v1.RunEvent.Accepted
+	(*RunEvent_Started)(nil),        // 16: runlane.v1.RunEvent.Started
+	(*RunEvent_TextDelta)(nil),      // 17: runlane.v1.RunEvent.TextDelta
+	(*RunEvent_ReasoningDelta)(nil), // 18: runlane.v1.RunEvent.ReasoningDelta
+	(*RunEvent_Custom)(nil),         // 19: runlane.v1.RunEvent.Custom
+	(*RunEvent_Step)(nil),           // 20: runlane.v1.RunEvent.Step
+	(*RunEvent_Folded)(nil),         // 21: runlane.v1.RunEvent.Folded
+	(*RunEvent_InputRequested)(nil), // 22: runlane.v1.RunEvent.InputRequested
+	(*RunEvent_InputAnswered)(nil),  // 23: runlane.v1.RunEvent.InputAnswered
+	(*RunEvent_InputWithdrawn)(nil), // 24: runlane.v1.RunEvent.InputWithdrawn
+	(*RunEvent_InputExpired)(nil),   // 25: runlane.v1.RunEvent.InputExpired
+	(*RunEvent_Resumed)(nil),        // 26: runlane.v1.RunEvent.Resumed
+	(*durationpb.Duration)(nil),     // 27: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),   // 28: google.protobuf.Timestamp
+	(*InputRequest)(nil),            // 29: runlane.v1.InputRequest
 }
 var file_runlane_v1_run_proto_depIdxs = []int32{
-	0,  // 0: runlane.v1.Run.state:type_name -> runlane.v1.RunState
-	1,  // 1: runlane.v1.Run.when_busy:type_name -> runlane.v1.WhenBusy
-	12, // 2: runlane.v1.Run.metadata:type_name -> runlane.v1.Run.MetadataEntry
-	23, // 3: runlane.v1.Run.timeout:type_name -> google.protobuf.Duration
-	24, // 4: runlane.v1.Run.accepted_at:type_name -> google.protobuf.Timestamp
-	24, // 5: runlane.v1.Run.started_at:type_name -> google.protobuf.Timestamp
-	24, // 6: runlane.v1.Run.ended_at:type_name -> google.protobuf.Timestamp
-	7,  // 7: runlane.v1.Run.run_complete:type_name -> runlane.v1.RunComplete
-	0,  // 8: runlane.v1.RunComplete.state:type_name -> runlane.v1.RunState
-	2,  // 9: runlane.v1.RunComplete.finish_reason:type_name -> runlane.v1.FinishReason
-	4,  // 10: runlane.v1.RunComplete.error:type_name -> runlane.v1.RunError
-	5,  // 11: runlane.v1.RunComplete.usage:type_name -> runlane.v1.Usage
-	24, // 12: runlane.v1.RunComplete.accepted_at:type_name -> google.protobuf.Timestamp
-	24, // 13: runlane.v1.RunComplete.started_at:type_name -> google.protobuf.Timestamp
-	24, // 14: runlane.v1.RunComplete.ended_at:type_name -> google.protobuf.Timestamp
-	24, // 15: runlane.v1.RunEvent.time:type_name -> google.protobuf.Timestamp
-	13, // 16: runlane.v1.RunEvent.accepted:type_name -> runlane.v1.RunEvent.Accepted
-	14, // 17: runlane.v1.RunEvent.started:type_name -> runlane.v1.RunEvent.Started
-	15, // 18: runlane.v1.RunEvent.text_delta:type_name -> runlane.v1.RunEvent.TextDelta
-	16, // 19: runlane.v1.RunEvent.reasoning_delta:type_name -> runlane.v1.RunEvent.ReasoningDelta
-	8,  // 20: runlane.v1.RunEvent.tool_call:type_name -> runlane.v1.ToolCall
-	9,  // 21: runlane.v1.RunEvent.tool_result:type_name -> runlane.v1.ToolResult
-	17, // 22: runlane.v1.RunEvent.folded:type_name -> runlane.v1.RunEvent.Folded
-	7,  // 23: runlane.v1.RunEvent.run_complete:type_name -> runlane.v1.RunComplete
-	18, // 24: runlane.v1.RunEvent.input_requested:type_name -> runlane.v1.RunEvent.InputRequested
-	19, // 25: runlane.v1.RunEvent.input_answered:type_name -> runlane.v1.RunEvent.InputAnswered
-	20, // 26: runlane.v1.RunEvent.input_withdrawn:type_name -> runlane.v1.RunEvent.InputWithdrawn
-	21, // 27: runlane.v1.RunEvent.input_expired:type_name -> runlane.v1.RunEvent.InputExpired
-	22, // 28: runlane.v1.RunEvent.resumed:type_name -> runlane.v1.RunEvent.Resumed
-	0,  // 29: runlane.v1.CancelledRun.state_when_cancelled:type_name -> runlane.v1.RunState
-	25, // 30: runlane.v1.RunEvent.InputRequested.input_request:type_name -> runlane.v1.InputRequest
-	31, // [31:31] is the sub-list for method output_type
-	31, // [31:31] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	27, // 0: runlane.v1.RetryPolicy.initial_backoff:type_name -> google.protobuf.Duration
+	27, // 1: runlane.v1.RetryPolicy.max_backoff:type_name -> google.protobuf.Duration
+	0,  // 2: runlane.v1.Run.state:type_name -> runlane.v1.RunState
+	1,  // 3: runlane.v1.Run.when_busy:type_name -> runlane.v1.WhenBusy
+	14, // 4: runlane.v1.Run.metadata:type_name -> runlane.v1.Run.MetadataEntry
+	27, // 5: runlane.v1.Run.timeout:type_name -> google.protobuf.Duration
+	28, // 6: runlane.v1.Run.accepted_at:type_name -> google.protobuf.Timestamp
+	28, // 7: runlane.v1.Run.started_at:type_name -> google.protobuf.Timestamp
+	28, // 8: runlane.v1.Run.ended_at:type_name -> google.protobuf.Timestamp
+	8,  // 9: runlane.v1.Run.run_complete:type_name -> runlane.v1.RunComplete
+	6,  // 10: runlane.v1.Run.retry_policy:type_name -> runlane.v1.RetryPolicy
+	0,  // 11: runlane.v1.RunComplete.state:type_name -> runlane.v1.RunState
+	2,  // 12: runlane.v1.RunComplete.finish_reason:type_name -> runlane.v1.FinishReason
+	4,  // 13: runlane.v1.RunComplete.error:type_name -> runlane.v1.RunError
+	5,  // 14: runlane.v1.RunComplete.usage:type_name -> runlane.v1.Usage
+	28, // 15: runlane.v1.RunComplete.accepted_at:type_name -> google.protobuf.Timestamp
+	28, // 16: runlane.v1.RunComplete.started_at:type_name -> google.protobuf.Timestamp
+	28, // 17: runlane.v1.RunComplete.ended_at:type_name -> google.protobuf.Timestamp
+	28, // 18: runlane.v1.RunEvent.time:type_name -> google.protobuf.Timestamp
+	15, // 19: runlane.v1.RunEvent.accepted:type_name -> runlane.v1.RunEvent.Accepted
+	16, // 20: runlane.v1.RunEvent.started:type_name -> runlane.v1.RunEvent.Started
+	17, // 21: runlane.v1.RunEvent.text_delta:type_name -> runlane.v1.RunEvent.TextDelta
+	18, // 22: runlane.v1.RunEvent.reasoning_delta:type_name -> runlane.v1.RunEvent.ReasoningDelta
+	9,  // 23: runlane.v1.RunEvent.tool_call:type_name -> runlane.v1.ToolCall
+	10, // 24: runlane.v1.RunEvent.tool_result:type_name -> runlane.v1.ToolResult
+	21, // 25: runlane.v1.RunEvent.folded:type_name -> runlane.v1.RunEvent.Folded
+	8,  // 26: runlane.v1.RunEvent.run_complete:type_name -> runlane.v1.RunComplete
+	11, // 27: runlane.v1.RunEvent.artifact:type_name -> runlane.v1.Artifact
+	19, // 28: runlane.v1.RunEvent.custom:type_name -> runlane.v1.RunEvent.Custom
+	20, // 29: runlane.v1.RunEvent.step:type_name -> runlane.v1.RunEvent.Step
+	22, // 30: runlane.v1.RunEvent.input_requested:type_name -> runlane.v1.RunEvent.InputRequested
+	23, // 31: runlane.v1.RunEvent.input_answered:type_name -> runlane.v1.RunEvent.InputAnswered
+	24, // 32: runlane.v1.RunEvent.input_withdrawn:type_name -> runlane.v1.RunEvent.InputWithdrawn
+	25, // 33: runlane.v1.RunEvent.input_expired:type_name -> runlane.v1.RunEvent.InputExpired
+	26, // 34: runlane.v1.RunEvent.resumed:type_name -> runlane.v1.RunEvent.Resumed
+	0,  // 35: runlane.v1.CancelledRun.state_when_cancelled:type_name -> runlane.v1.RunState
+	29, // 36: runlane.v1.RunEvent.InputRequested.input_request:type_name -> runlane.v1.InputRequest
+	37, // [37:37] is the sub-list for method output_type
+	37, // [37:37] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_runlane_v1_run_proto_init() }
@@ -2087,7 +2564,13 @@ func file_runlane_v1_run_proto_init() {
 		(*Attachment_Text)(nil),
 		(*Attachment_Data)(nil),
 	}
-	file_runlane_v1_run_proto_msgTypes[7].OneofWrappers = []any{
+	file_runlane_v1_run_proto_msgTypes[8].OneofWrappers = []any{
+		(*Artifact_Text)(nil),
+		(*Artifact_Data)(nil),
+		(*Artifact_Json)(nil),
+		(*Artifact_Uri)(nil),
+	}
+	file_runlane_v1_run_proto_msgTypes[9].OneofWrappers = []any{
 		(*RunEvent_Accepted_)(nil),
 		(*RunEvent_Started_)(nil),
 		(*RunEvent_TextDelta_)(nil),
@@ -2096,6 +2579,9 @@ func file_runlane_v1_run_proto_init() {
 		(*RunEvent_ToolResult)(nil),
 		(*RunEvent_Folded_)(nil),
 		(*RunEvent_RunComplete)(nil),
+		(*RunEvent_Artifact)(nil),
+		(*RunEvent_Custom_)(nil),
+		(*RunEvent_Step_)(nil),
 		(*RunEvent_InputRequested_)(nil),
 		(*RunEvent_InputAnswered_)(nil),
 		(*RunEvent_InputWithdrawn_)(nil),
@@ -2108,7 +2594,7 @@ func file_runlane_v1_run_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runlane_v1_run_proto_rawDesc), len(file_runlane_v1_run_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   20,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -86,8 +86,8 @@ type RunAcceptedRequest struct {
 	// The session id; at most 128 bytes, no control characters, no leading or trailing whitespace.
 	SessionId string `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
 	// The idempotency key, with the same limits as a session id. Empty: the server generates a
-	// UUIDv7. The same id with the same session, prompt and attachments returns the existing run,
-	// even long after it ended. If its session was deleted in the last 30 days, the call is refused
+	// UUIDv7. The same id with the same session, prompt, attachments and retry policy returns the
+	// existing run, even long after it ended. If its session was deleted in the last 30 days, the call is refused
 	// with RUN_DELETED.
 	RunId string `protobuf:"bytes,2,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
 	// The prompt; at most 1 MiB of UTF-8 by default (a server setting).
@@ -109,7 +109,9 @@ type RunAcceptedRequest struct {
 	// The name of the agent that executes the run; see ListAgents. Empty: the session's agent, or the
 	// server's default if the session has none. A name that the server does not declare is refused
 	// with AGENT_NOT_FOUND. It is part of the request that a repeated run_id is compared with.
-	Agent         string `protobuf:"bytes,10,opt,name=agent,proto3" json:"agent,omitempty"`
+	Agent string `protobuf:"bytes,10,opt,name=agent,proto3" json:"agent,omitempty"`
+	// Repeat attempts that the agent fails. Unset: a failure ends the run.
+	RetryPolicy   *RetryPolicy `protobuf:"bytes,11,opt,name=retry_policy,json=retryPolicy,proto3" json:"retry_policy,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -212,6 +214,13 @@ func (x *RunAcceptedRequest) GetAgent() string {
 		return x.Agent
 	}
 	return ""
+}
+
+func (x *RunAcceptedRequest) GetRetryPolicy() *RetryPolicy {
+	if x != nil {
+		return x.RetryPolicy
+	}
+	return nil
 }
 
 // The accepted run.
@@ -1626,7 +1635,7 @@ var File_runlane_v1_run_service_proto protoreflect.FileDescriptor
 const file_runlane_v1_run_service_proto_rawDesc = "" +
 	"\n" +
 	"\x1crunlane/v1/run_service.proto\x12\n" +
-	"runlane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16runlane/v1/input.proto\x1a\x14runlane/v1/run.proto\"\xe9\x03\n" +
+	"runlane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16runlane/v1/input.proto\x1a\x14runlane/v1/run.proto\"\xa5\x04\n" +
 	"\x12RunAcceptedRequest\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x15\n" +
@@ -1639,7 +1648,8 @@ const file_runlane_v1_run_service_proto_rawDesc = "" +
 	"\bmetadata\x18\b \x03(\v2,.runlane.v1.RunAcceptedRequest.MetadataEntryR\bmetadata\x12#\n" +
 	"\rallow_missing\x18\t \x01(\bR\fallowMissing\x12\x14\n" +
 	"\x05agent\x18\n" +
-	" \x01(\tR\x05agent\x1a;\n" +
+	" \x01(\tR\x05agent\x12:\n" +
+	"\fretry_policy\x18\v \x01(\v2\x17.runlane.v1.RetryPolicyR\vretryPolicy\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"P\n" +
@@ -1794,64 +1804,66 @@ var file_runlane_v1_run_service_proto_goTypes = []any{
 	(*Attachment)(nil),                            // 24: runlane.v1.Attachment
 	(WhenBusy)(0),                                 // 25: runlane.v1.WhenBusy
 	(*durationpb.Duration)(nil),                   // 26: google.protobuf.Duration
-	(*Run)(nil),                                   // 27: runlane.v1.Run
-	(*CancelledRun)(nil),                          // 28: runlane.v1.CancelledRun
-	(*RunComplete)(nil),                           // 29: runlane.v1.RunComplete
-	(*RunEvent)(nil),                              // 30: runlane.v1.RunEvent
-	(RunState)(0),                                 // 31: runlane.v1.RunState
-	(InputState)(0),                               // 32: runlane.v1.InputState
-	(*InputRequest)(nil),                          // 33: runlane.v1.InputRequest
-	(*Approval)(nil),                              // 34: runlane.v1.Approval
-	(*timestamppb.Timestamp)(nil),                 // 35: google.protobuf.Timestamp
+	(*RetryPolicy)(nil),                           // 27: runlane.v1.RetryPolicy
+	(*Run)(nil),                                   // 28: runlane.v1.Run
+	(*CancelledRun)(nil),                          // 29: runlane.v1.CancelledRun
+	(*RunComplete)(nil),                           // 30: runlane.v1.RunComplete
+	(*RunEvent)(nil),                              // 31: runlane.v1.RunEvent
+	(RunState)(0),                                 // 32: runlane.v1.RunState
+	(InputState)(0),                               // 33: runlane.v1.InputState
+	(*InputRequest)(nil),                          // 34: runlane.v1.InputRequest
+	(*Approval)(nil),                              // 35: runlane.v1.Approval
+	(*timestamppb.Timestamp)(nil),                 // 36: google.protobuf.Timestamp
 }
 var file_runlane_v1_run_service_proto_depIdxs = []int32{
 	24, // 0: runlane.v1.RunAcceptedRequest.attachments:type_name -> runlane.v1.Attachment
 	25, // 1: runlane.v1.RunAcceptedRequest.when_busy:type_name -> runlane.v1.WhenBusy
 	26, // 2: runlane.v1.RunAcceptedRequest.timeout:type_name -> google.protobuf.Duration
 	22, // 3: runlane.v1.RunAcceptedRequest.metadata:type_name -> runlane.v1.RunAcceptedRequest.MetadataEntry
-	27, // 4: runlane.v1.RunAcceptedResponse.run:type_name -> runlane.v1.Run
-	0,  // 5: runlane.v1.CancelRequest.scope:type_name -> runlane.v1.CancelScope
-	28, // 6: runlane.v1.CancelResponse.cancelled:type_name -> runlane.v1.CancelledRun
-	28, // 7: runlane.v1.SessionCancellation.cancelled:type_name -> runlane.v1.CancelledRun
-	6,  // 8: runlane.v1.CancelAllResponse.sessions:type_name -> runlane.v1.SessionCancellation
-	29, // 9: runlane.v1.SubscribeRunCompleteResponse.run_complete:type_name -> runlane.v1.RunComplete
-	23, // 10: runlane.v1.SubscribeRunCompleteResponse.progress:type_name -> runlane.v1.SubscribeRunCompleteResponse.Progress
-	30, // 11: runlane.v1.SubscribeRunResponse.event:type_name -> runlane.v1.RunEvent
-	26, // 12: runlane.v1.WaitRunRequest.timeout:type_name -> google.protobuf.Duration
-	27, // 13: runlane.v1.WaitRunResponse.run:type_name -> runlane.v1.Run
-	27, // 14: runlane.v1.GetRunResponse.run:type_name -> runlane.v1.Run
-	31, // 15: runlane.v1.ListRunsRequest.states:type_name -> runlane.v1.RunState
-	27, // 16: runlane.v1.ListRunsResponse.runs:type_name -> runlane.v1.Run
-	32, // 17: runlane.v1.ListInputRequestsRequest.states:type_name -> runlane.v1.InputState
-	33, // 18: runlane.v1.ListInputRequestsResponse.input_requests:type_name -> runlane.v1.InputRequest
-	34, // 19: runlane.v1.AnswerInputRequest.approval:type_name -> runlane.v1.Approval
-	33, // 20: runlane.v1.AnswerInputResponse.input_request:type_name -> runlane.v1.InputRequest
-	35, // 21: runlane.v1.SubscribeRunCompleteResponse.Progress.time:type_name -> google.protobuf.Timestamp
-	1,  // 22: runlane.v1.RunService.RunAccepted:input_type -> runlane.v1.RunAcceptedRequest
-	3,  // 23: runlane.v1.RunService.Cancel:input_type -> runlane.v1.CancelRequest
-	5,  // 24: runlane.v1.RunService.CancelAll:input_type -> runlane.v1.CancelAllRequest
-	8,  // 25: runlane.v1.RunService.SubscribeRunComplete:input_type -> runlane.v1.SubscribeRunCompleteRequest
-	10, // 26: runlane.v1.RunService.SubscribeRun:input_type -> runlane.v1.SubscribeRunRequest
-	12, // 27: runlane.v1.RunService.WaitRun:input_type -> runlane.v1.WaitRunRequest
-	14, // 28: runlane.v1.RunService.GetRun:input_type -> runlane.v1.GetRunRequest
-	16, // 29: runlane.v1.RunService.ListRuns:input_type -> runlane.v1.ListRunsRequest
-	18, // 30: runlane.v1.RunService.ListInputRequests:input_type -> runlane.v1.ListInputRequestsRequest
-	20, // 31: runlane.v1.RunService.AnswerInput:input_type -> runlane.v1.AnswerInputRequest
-	2,  // 32: runlane.v1.RunService.RunAccepted:output_type -> runlane.v1.RunAcceptedResponse
-	4,  // 33: runlane.v1.RunService.Cancel:output_type -> runlane.v1.CancelResponse
-	7,  // 34: runlane.v1.RunService.CancelAll:output_type -> runlane.v1.CancelAllResponse
-	9,  // 35: runlane.v1.RunService.SubscribeRunComplete:output_type -> runlane.v1.SubscribeRunCompleteResponse
-	11, // 36: runlane.v1.RunService.SubscribeRun:output_type -> runlane.v1.SubscribeRunResponse
-	13, // 37: runlane.v1.RunService.WaitRun:output_type -> runlane.v1.WaitRunResponse
-	15, // 38: runlane.v1.RunService.GetRun:output_type -> runlane.v1.GetRunResponse
-	17, // 39: runlane.v1.RunService.ListRuns:output_type -> runlane.v1.ListRunsResponse
-	19, // 40: runlane.v1.RunService.ListInputRequests:output_type -> runlane.v1.ListInputRequestsResponse
-	21, // 41: runlane.v1.RunService.AnswerInput:output_type -> runlane.v1.AnswerInputResponse
-	32, // [32:42] is the sub-list for method output_type
-	22, // [22:32] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	27, // 4: runlane.v1.RunAcceptedRequest.retry_policy:type_name -> runlane.v1.RetryPolicy
+	28, // 5: runlane.v1.RunAcceptedResponse.run:type_name -> runlane.v1.Run
+	0,  // 6: runlane.v1.CancelRequest.scope:type_name -> runlane.v1.CancelScope
+	29, // 7: runlane.v1.CancelResponse.cancelled:type_name -> runlane.v1.CancelledRun
+	29, // 8: runlane.v1.SessionCancellation.cancelled:type_name -> runlane.v1.CancelledRun
+	6,  // 9: runlane.v1.CancelAllResponse.sessions:type_name -> runlane.v1.SessionCancellation
+	30, // 10: runlane.v1.SubscribeRunCompleteResponse.run_complete:type_name -> runlane.v1.RunComplete
+	23, // 11: runlane.v1.SubscribeRunCompleteResponse.progress:type_name -> runlane.v1.SubscribeRunCompleteResponse.Progress
+	31, // 12: runlane.v1.SubscribeRunResponse.event:type_name -> runlane.v1.RunEvent
+	26, // 13: runlane.v1.WaitRunRequest.timeout:type_name -> google.protobuf.Duration
+	28, // 14: runlane.v1.WaitRunResponse.run:type_name -> runlane.v1.Run
+	28, // 15: runlane.v1.GetRunResponse.run:type_name -> runlane.v1.Run
+	32, // 16: runlane.v1.ListRunsRequest.states:type_name -> runlane.v1.RunState
+	28, // 17: runlane.v1.ListRunsResponse.runs:type_name -> runlane.v1.Run
+	33, // 18: runlane.v1.ListInputRequestsRequest.states:type_name -> runlane.v1.InputState
+	34, // 19: runlane.v1.ListInputRequestsResponse.input_requests:type_name -> runlane.v1.InputRequest
+	35, // 20: runlane.v1.AnswerInputRequest.approval:type_name -> runlane.v1.Approval
+	34, // 21: runlane.v1.AnswerInputResponse.input_request:type_name -> runlane.v1.InputRequest
+	36, // 22: runlane.v1.SubscribeRunCompleteResponse.Progress.time:type_name -> google.protobuf.Timestamp
+	1,  // 23: runlane.v1.RunService.RunAccepted:input_type -> runlane.v1.RunAcceptedRequest
+	3,  // 24: runlane.v1.RunService.Cancel:input_type -> runlane.v1.CancelRequest
+	5,  // 25: runlane.v1.RunService.CancelAll:input_type -> runlane.v1.CancelAllRequest
+	8,  // 26: runlane.v1.RunService.SubscribeRunComplete:input_type -> runlane.v1.SubscribeRunCompleteRequest
+	10, // 27: runlane.v1.RunService.SubscribeRun:input_type -> runlane.v1.SubscribeRunRequest
+	12, // 28: runlane.v1.RunService.WaitRun:input_type -> runlane.v1.WaitRunRequest
+	14, // 29: runlane.v1.RunService.GetRun:input_type -> runlane.v1.GetRunRequest
+	16, // 30: runlane.v1.RunService.ListRuns:input_type -> runlane.v1.ListRunsRequest
+	18, // 31: runlane.v1.RunService.ListInputRequests:input_type -> runlane.v1.ListInputRequestsRequest
+	20, // 32: runlane.v1.RunService.AnswerInput:input_type -> runlane.v1.AnswerInputRequest
+	2,  // 33: runlane.v1.RunService.RunAccepted:output_type -> runlane.v1.RunAcceptedResponse
+	4,  // 34: runlane.v1.RunService.Cancel:output_type -> runlane.v1.CancelResponse
+	7,  // 35: runlane.v1.RunService.CancelAll:output_type -> runlane.v1.CancelAllResponse
+	9,  // 36: runlane.v1.RunService.SubscribeRunComplete:output_type -> runlane.v1.SubscribeRunCompleteResponse
+	11, // 37: runlane.v1.RunService.SubscribeRun:output_type -> runlane.v1.SubscribeRunResponse
+	13, // 38: runlane.v1.RunService.WaitRun:output_type -> runlane.v1.WaitRunResponse
+	15, // 39: runlane.v1.RunService.GetRun:output_type -> runlane.v1.GetRunResponse
+	17, // 40: runlane.v1.RunService.ListRuns:output_type -> runlane.v1.ListRunsResponse
+	19, // 41: runlane.v1.RunService.ListInputRequests:output_type -> runlane.v1.ListInputRequestsResponse
+	21, // 42: runlane.v1.RunService.AnswerInput:output_type -> runlane.v1.AnswerInputResponse
+	33, // [33:43] is the sub-list for method output_type
+	23, // [23:33] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_runlane_v1_run_service_proto_init() }

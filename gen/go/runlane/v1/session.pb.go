@@ -218,6 +218,8 @@ type Part struct {
 	//	*Part_ToolCall
 	//	*Part_ToolResult
 	//	*Part_Attachment
+	//	*Part_Artifact
+	//	*Part_Result
 	Part          isPart_Part `protobuf_oneof:"part"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -305,6 +307,24 @@ func (x *Part) GetAttachment() *Attachment {
 	return nil
 }
 
+func (x *Part) GetArtifact() *Artifact {
+	if x != nil {
+		if x, ok := x.Part.(*Part_Artifact); ok {
+			return x.Artifact
+		}
+	}
+	return nil
+}
+
+func (x *Part) GetResult() string {
+	if x != nil {
+		if x, ok := x.Part.(*Part_Result); ok {
+			return x.Result
+		}
+	}
+	return ""
+}
+
 type isPart_Part interface {
 	isPart_Part()
 }
@@ -334,6 +354,16 @@ type Part_Attachment struct {
 	Attachment *Attachment `protobuf:"bytes,5,opt,name=attachment,proto3,oneof"`
 }
 
+type Part_Artifact struct {
+	// Something that the run made. `last` is false if the turn ended before it was complete.
+	Artifact *Artifact `protobuf:"bytes,6,opt,name=artifact,proto3,oneof"`
+}
+
+type Part_Result struct {
+	// The structured result of the run, as JSON.
+	Result string `protobuf:"bytes,7,opt,name=result,proto3,oneof"`
+}
+
 func (*Part_Text) isPart_Part() {}
 
 func (*Part_Reasoning) isPart_Part() {}
@@ -343,6 +373,10 @@ func (*Part_ToolCall) isPart_Part() {}
 func (*Part_ToolResult) isPart_Part() {}
 
 func (*Part_Attachment) isPart_Part() {}
+
+func (*Part_Artifact) isPart_Part() {}
+
+func (*Part_Result) isPart_Part() {}
 
 // An entry of a transcript.
 type Message struct {
@@ -486,7 +520,7 @@ const file_runlane_v1_session_proto_rawDesc = "" +
 	" \x01(\tR\x05agent\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xee\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbc\x02\n" +
 	"\x04Part\x12\x14\n" +
 	"\x04text\x18\x01 \x01(\tH\x00R\x04text\x12\x1e\n" +
 	"\treasoning\x18\x02 \x01(\tH\x00R\treasoning\x123\n" +
@@ -495,7 +529,9 @@ const file_runlane_v1_session_proto_rawDesc = "" +
 	"toolResult\x128\n" +
 	"\n" +
 	"attachment\x18\x05 \x01(\v2\x16.runlane.v1.AttachmentH\x00R\n" +
-	"attachmentB\x06\n" +
+	"attachment\x122\n" +
+	"\bartifact\x18\x06 \x01(\v2\x14.runlane.v1.ArtifactH\x00R\bartifact\x12\x18\n" +
+	"\x06result\x18\a \x01(\tH\x00R\x06resultB\x06\n" +
 	"\x04part\"\xcf\x02\n" +
 	"\aMessage\x12\x1d\n" +
 	"\n" +
@@ -540,7 +576,8 @@ var file_runlane_v1_session_proto_goTypes = []any{
 	(*ToolCall)(nil),              // 7: runlane.v1.ToolCall
 	(*ToolResult)(nil),            // 8: runlane.v1.ToolResult
 	(*Attachment)(nil),            // 9: runlane.v1.Attachment
-	(FinishReason)(0),             // 10: runlane.v1.FinishReason
+	(*Artifact)(nil),              // 10: runlane.v1.Artifact
+	(FinishReason)(0),             // 11: runlane.v1.FinishReason
 }
 var file_runlane_v1_session_proto_depIdxs = []int32{
 	4,  // 0: runlane.v1.Session.metadata:type_name -> runlane.v1.Session.MetadataEntry
@@ -550,15 +587,16 @@ var file_runlane_v1_session_proto_depIdxs = []int32{
 	7,  // 4: runlane.v1.Part.tool_call:type_name -> runlane.v1.ToolCall
 	8,  // 5: runlane.v1.Part.tool_result:type_name -> runlane.v1.ToolResult
 	9,  // 6: runlane.v1.Part.attachment:type_name -> runlane.v1.Attachment
-	0,  // 7: runlane.v1.Message.role:type_name -> runlane.v1.Role
-	2,  // 8: runlane.v1.Message.parts:type_name -> runlane.v1.Part
-	10, // 9: runlane.v1.Message.finish_reason:type_name -> runlane.v1.FinishReason
-	6,  // 10: runlane.v1.Message.created_at:type_name -> google.protobuf.Timestamp
-	11, // [11:11] is the sub-list for method output_type
-	11, // [11:11] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	10, // 7: runlane.v1.Part.artifact:type_name -> runlane.v1.Artifact
+	0,  // 8: runlane.v1.Message.role:type_name -> runlane.v1.Role
+	2,  // 9: runlane.v1.Message.parts:type_name -> runlane.v1.Part
+	11, // 10: runlane.v1.Message.finish_reason:type_name -> runlane.v1.FinishReason
+	6,  // 11: runlane.v1.Message.created_at:type_name -> google.protobuf.Timestamp
+	12, // [12:12] is the sub-list for method output_type
+	12, // [12:12] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_runlane_v1_session_proto_init() }
@@ -573,6 +611,8 @@ func file_runlane_v1_session_proto_init() {
 		(*Part_ToolCall)(nil),
 		(*Part_ToolResult)(nil),
 		(*Part_Attachment)(nil),
+		(*Part_Artifact)(nil),
+		(*Part_Result)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

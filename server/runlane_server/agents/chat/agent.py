@@ -50,6 +50,7 @@ from pydantic_graph import End
 
 from runlane_server.agents.base import AgentError, AgentEvent, Report, Turn
 from runlane_server.agents.chat.deferred import Waiting, output_type
+from runlane_server.agents.chat.deps import deps_of
 from runlane_server.agents.chat.errors import REJECTIONS, to_agent_error
 from runlane_server.agents.chat.exchange import Exchange, readable
 from runlane_server.agents.chat.grammar import is_silent, valid_arguments
@@ -200,11 +201,12 @@ class _Answering:
         history = model_messages(transcript)
         waiting = self._waiting
         prompts = [] if waiting.calls else self._prompts
+        deps = await deps_of(self._agent, self._turn)
         try:
             while prompts or waiting.calls:
                 round_ = _Round(self._turn, self._exchange, prompts, waiting)
                 said = [*history, *waiting.messages]
-                async with aclosing(self._path(round_).events(self._agent, said)) as events:
+                async with aclosing(self._path(round_).events(self._agent, said, deps)) as events:
                     async for event in events:
                         self.has_begun = True
                         yield event
@@ -251,6 +253,7 @@ class _Round:
         self,
         agent: AbstractAgent[Any, Any],
         history: Sequence[ModelMessage],
+        deps: Any,
     ) -> AsyncGenerator[AgentEvent, None]:
         """Yields the events of the round, and adds its messages to what was said in the turn."""
         answers = await self._waiting.results(self._turn) if self._waiting.calls else None
@@ -260,6 +263,7 @@ class _Round:
             output_type=output_type(agent),
             deferred_tool_results=answers,
             message_history=history or None,
+            deps=deps,
             # Merged with the agent's own settings.
             model_settings=_trace_settings(self._turn),
             # The transcript has no system prompts; the first puts the agent's own before it.

@@ -126,7 +126,7 @@ class Round(Protocol):
         """Adds the prompts that wait to join the turn."""
 
     def events(
-        self, agent: AbstractAgent[Any, Any], history: Sequence[ModelMessage]
+        self, agent: AbstractAgent[Any, Any], history: Sequence[ModelMessage], deps: Any
     ) -> AsyncGenerator[AgentEvent, None]:
         """The events of the round."""
 
@@ -140,7 +140,7 @@ class DirectRound:
         self._round = round_
 
     async def events(
-        self, agent: AbstractAgent[Any, Any], history: Sequence[ModelMessage]
+        self, agent: AbstractAgent[Any, Any], history: Sequence[ModelMessage], deps: Any
     ) -> AsyncGenerator[AgentEvent, None]:
         """The events of the round. Raises what a round with pydantic-ai does."""
         await self._round.take_folded()
@@ -166,7 +166,7 @@ class DirectRound:
                     seen = reading.answer.deltas
                     give(await reading.arrived())
                 self._round.is_sent = True
-            async with aclosing(self._round.events(agent, history)) as events:
+            async with aclosing(self._round.events(agent, history, deps)) as events:
                 async for event in events:
                     if seen and isinstance(event, TextDelta | ReasoningDelta):
                         seen -= 1

@@ -1,6 +1,7 @@
 """The command agent: it runs a program for each turn, prompt on stdin, answer on stdout.
 
-`agent` is what the loader uses. Three kinds of processes take part:
+`agent` is what the loader uses; `programs` starts its programs, and those of the ACP agent. Three
+kinds of processes take part:
 
     the server          `program` (one program), `guardian` (the guardian process, seen from here)
     the guardian        `guardian_process`: one per server; forks a launcher for each run

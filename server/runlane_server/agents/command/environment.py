@@ -5,7 +5,8 @@ see: the password of the store, tokens, the keys of providers. So a program gets
 
     PATH, LANG, LC_*, TZ    as the server has them
     HOME, TMPDIR            its private directory, so that it leaves nothing behind and does not
-                            find files in the server's home by accident
+                            find files in the server's home by accident; HOME is the session's
+                            directory if there is one
     PYTHONUNBUFFERED        1: output to a pipe is block-buffered, which would delay the stream
     RUNLANE_...             the ids of the run (see `RUN_VARIABLES`)
     TRACEPARENT             the span of the attempt, if the run is in a trace
@@ -23,8 +24,11 @@ from pathlib import Path
 
 from runlane_server.core.errors import SettingsError, start_error
 
-RUN_VARIABLES = ("RUNLANE_SESSION_ID", "RUNLANE_RUN_ID", "RUNLANE_ATTEMPT")
-"""The variables that identify the run: session id, run id, attempt."""
+RUN_VARIABLES = ("RUNLANE_TENANT", "RUNLANE_SESSION_ID", "RUNLANE_RUN_ID", "RUNLANE_ATTEMPT")
+"""The variables that identify the run: tenant, session id, run id, attempt."""
+
+STATE_VARIABLE = "RUNLANE_STATE_DIR"
+"""The variable that has the directory of the session, if there is one."""
 
 TRACE_VARIABLE = "TRACEPARENT"
 """The variable that has the span of the attempt (W3C Trace Context)."""
@@ -98,19 +102,23 @@ def _read_lines(path: Path, lines: Iterable[str]) -> Iterable[str]:
 
 
 def build_environment(
-    server: Mapping[str, str], texts: Iterable[str], run: Mapping[str, str], home: Path
+    server: Mapping[str, str],
+    texts: Iterable[str],
+    run: Mapping[str, str],
+    home: Path,
+    temp: Path | None = None,
 ) -> dict[str, str]:
     """Returns all variables of a program.
 
     `server` is the server's environment, `texts` the operator's (see `parse_variables`), `run` the
-    variables of the run, `home` the private directory. A name that the server's environment lacks
-    is left out.
+    variables of the run, `home` and `temp` its directories, by default one. A name that the
+    server's environment lacks is left out.
     """
     inherited = {name: value for name, value in server.items() if _INHERITED.fullmatch(name)}
     variables = {
         **inherited,
         "HOME": str(home),
-        "TMPDIR": str(home),
+        "TMPDIR": str(temp or home),
         "PYTHONUNBUFFERED": "1",
     }
     for text in texts:
@@ -125,7 +133,7 @@ def build_environment(
 def _check_name(name: str, *, has_value: bool) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError(f"{name!r} is not a valid variable name")
-    if name in RUN_VARIABLES:
+    if name in RUN_VARIABLES or name == STATE_VARIABLE:
         raise ValueError(f"{name} is reserved: it identifies the run")
     if name.startswith(_SETTING) and not has_value:
         raise ValueError(

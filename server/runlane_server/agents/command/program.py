@@ -58,11 +58,12 @@ class Program:
     once it has closed the program's stdout, is silent for `DRAIN_IDLE`, or after `DRAIN_TIMEOUT`.
     """
 
-    def __init__(self, guardian: Guardian, command: Command, *, stdin: bytes) -> None:
-        """Requests the start. Raises OSError."""
+    def __init__(self, guardian: Guardian, command: Command, *, stdin: bytes | None) -> None:
+        """Requests the start. With None, stdin stays open for `write`. Raises OSError."""
         self._loop = asyncio.get_running_loop()
         self._guardian = guardian
-        self._unwritten = memoryview(stdin)
+        self._keeps_stdin = stdin is None
+        self._unwritten = memoryview(stdin or b"")
         self._tail = bytearray()
         self._partial = b""
         self._launcher: asyncio.Future[int] = self._loop.create_future()
@@ -95,6 +96,18 @@ class Program:
     def was_cut(self) -> bool:
         """Whether processes that outlived the program were ended while they were writing."""
         return self._was_cut
+
+    @property
+    def unwritten(self) -> int:
+        """Number of bytes that the program has not read from its stdin's pipe, beside those that
+        fit into the pipe."""
+        return len(self._unwritten)
+
+    def write(self, data: bytes) -> None:
+        """Adds to its stdin, which was kept open. Nothing is written once it has closed it."""
+        if self._stdin in self._open:
+            self._unwritten = memoryview(bytes(self._unwritten) + data)
+            self._loop.add_writer(self._stdin, self._feed)
 
     async def read(self) -> bytes:
         """Waits for output and returns some of it; empty at the end of the output."""
@@ -207,7 +220,12 @@ class Program:
             return
         except OSError:  # the program does not read its input, which is fine
             self._unwritten = memoryview(b"")
-        if not self._unwritten:
+            self._keeps_stdin = False
+        if self._unwritten:
+            return
+        if self._keeps_stdin:
+            self._loop.remove_writer(self._stdin)
+        else:
             self._close(self._stdin)
 
     def _keep_tail(self) -> bool:

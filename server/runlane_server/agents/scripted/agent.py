@@ -6,6 +6,11 @@ The prompt is a JSON list of steps, each an object with one of these:
     {"reasoning": "..."}                yields reasoning
     {"tool_call": {"id": "1", "name": "look", "arguments": {}}}
     {"tool_result": {"id": "1", "name": "look", "content": "...", "is_error": false}}
+    {"artifact": {"id": "a", "text": "...", "append": false, "last": true}}
+                                        yields an artifact (see `agents.base.Artifact` for the
+                                        fields); "data" is in base64
+    {"custom": {"type": "...", "json": 1}}      yields an event of a type of its own
+    {"result": {"total": 1}}            reports the structured result
     {"usage": {"input_tokens": 3}}      reports usage (see `core.model.Usage` for the fields)
     {"model": "..."}                    reports the name of the model
     {"finish": "length"}                reports the finish reason
@@ -14,12 +19,15 @@ The prompt is a JSON list of steps, each an object with one of these:
     {"open": "name"}                    opens the latch, for all runs of this server
     {"step": true}                      takes the prompts that wait to join the turn, and yields the
                                         text "[folded: <prompt>]" for each
+    {"once": "key"}                     yields the number of the attempt that did the step of that
+                                        key, as its result
     {"say": "attempt"}                  yields a fact about the turn as text: attempt, history,
                                         metadata, run_id or session_id
     {"ask": {"text": "..."}}            asks people, and yields the answer; the object has the
                                         arguments of `Turn.ask`
     {"ask": {...}, "leave": true}       the same, and the agent leaves meanwhile
-    {"fail": "...", "reason": "WORD"}   fails the run with an AgentError
+    {"fail": "...", "reason": "WORD"}   fails the run with an AgentError; with "attempts": n only
+                                        in the first n attempts
     {"crash": "..."}                    fails the run with an unexpected exception
 
 Each step also takes "repeat": n. The whole script is parsed before its first step; an invalid one
@@ -87,8 +95,12 @@ class ScriptedAgent:
     async def close(self) -> None:
         """Does nothing: there is nothing to free."""
 
-    async def _execute(self, step: Step, turn: Turn) -> Sequence[AgentEvent]:
+    async def _execute(  # noqa: PLR0911 - one per kind
+        self, step: Step, turn: Turn
+    ) -> Sequence[AgentEvent]:
         match step.kind:
+            case "fail" if step.attempts is not None and turn.attempt > step.attempts:
+                return []
             case "fail":
                 raise AgentError(step.value, reason=step.reason)
             case "crash":
@@ -99,6 +111,8 @@ class ScriptedAgent:
             case "wait":
                 await self._wait(step)
                 return []
+            case "once":
+                return [TextDelta(str(await turn.step(step.value, lambda: turn.attempt)))]
             case "say":
                 return [TextDelta(await _fact(step.value, turn))]
             case "ask":
@@ -137,7 +151,7 @@ def _event(step: Step) -> AgentEvent:
         case "finish":
             return Report(finish_reason=step.value)
         case _:
-            event: AgentEvent = step.value  # a tool call or result is its own event
+            event: AgentEvent = step.value  # the value is the event
             return event
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from base64 import b64decode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from runlane_server.agents.base import Artifact, Custom, Result
 from runlane_server.agents.questions import Asked
 from runlane_server.core.model import FinishReason, ToolCall, ToolResult, Usage
 
@@ -21,6 +23,7 @@ class Step:
     reason: str = "AGENT_ERROR"
     ignore_cancel: bool = False
     leave: bool = False
+    attempts: int | None = None
 
 
 class BadScript(Exception):
@@ -60,7 +63,8 @@ def _parse_step(step: object) -> Step:
     reason = _text(fields.get("reason", "AGENT_ERROR"))
     ignore_cancel = _flag(fields.get("ignore_cancel", False))
     leave = _flag(fields.get("leave", False))
-    return Step(kind, value, repeat, reason, ignore_cancel, leave)
+    attempts = _count(fields["attempts"]) if "attempts" in fields else None
+    return Step(kind, value, repeat, reason, ignore_cancel, leave, attempts)
 
 
 def _object(value: object) -> Mapping[str, Any]:
@@ -109,12 +113,24 @@ def _tool_result(value: object) -> ToolResult:
     )
 
 
+def _artifact(value: object) -> Artifact:
+    fields = dict(_object(value))
+    if "data" in fields:
+        fields["data"] = b64decode(_text(fields["data"]), validate=True)
+    return Artifact(artifact_id=_text(fields.pop("id")), **fields)
+
+
+def _custom(value: object) -> Custom:
+    fields = _object(value)
+    return Custom(_text(fields["type"]), fields.get("json"))
+
+
 def _usage(value: object) -> Usage:
     return Usage(**{name: _count(count) for name, count in _object(value).items()})
 
 
 _OPTIONS = {
-    "fail": frozenset({"reason"}),
+    "fail": frozenset({"reason", "attempts"}),
     "wait": frozenset({"ignore_cancel"}),
     "ask": frozenset({"leave"}),
 }
@@ -127,12 +143,16 @@ _PARSERS: Mapping[str, Callable[[object], Any]] = {
     "reasoning": _text,
     "tool_call": _tool_call,
     "tool_result": _tool_result,
+    "artifact": _artifact,
+    "custom": _custom,
+    "result": Result,
     "usage": _usage,
     "model": _text,
     "finish": lambda value: FinishReason(_text(value)),
     "wait": _text,
     "open": _text,
     "step": _flag,
+    "once": _text,
     "say": _fact,
     "ask": lambda value: Asked(**{"key": "", **_object(value)}),
     "fail": _text,

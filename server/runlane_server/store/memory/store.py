@@ -352,7 +352,7 @@ def _busy(lane: Lane) -> BusySession:
 def _without_text(run: Run) -> Run:
     if run.complete is None:
         return run
-    return run._replace(complete=run.complete._replace(text="", text_truncated=False))
+    return run._replace(complete=run.complete._replace(text="", text_truncated=False, result=""))
 
 
 def _page(

@@ -41,8 +41,8 @@ from runlane_server.store.paging import (
 )
 from runlane_server.store.postgres.text import unescape
 from runlane_server.store.records import (
+    answer_from,
     assemble_lane,
-    complete_text,
     deleted_run_from,
     event_from,
     lane_from,
@@ -52,6 +52,7 @@ from runlane_server.store.records import (
     readable_keys,
     run_from,
     session_from,
+    with_retry,
 )
 
 Record: TypeAlias = Mapping[str, Any]
@@ -98,7 +99,7 @@ def _lane(key: SessionKey, rows: Records) -> Lane:
 
 
 def _lane_run(row: Record) -> LaneRun:
-    return LaneRun(
+    run = LaneRun(
         run_id=unescape(row["run_id"]),
         accept_seq=row["accept_seq"],
         state=RunState(row["state"]),
@@ -118,6 +119,7 @@ def _lane_run(row: Record) -> LaneRun:
         agent=row["agent"],
         asking=decode_asking(row["asking"]),
     )
+    return with_retry(run, row["retry"])
 
 
 def key_of(row: Record) -> SessionKey:
@@ -160,7 +162,7 @@ def run(tenant: str, row: Record) -> Run:
     if not row["message_id"]:
         return run_from(tenant, row, unescape)
     return run_from(
-        tenant, row, unescape, lambda: complete_text(tenant, row["message_id"], row["parts"])
+        tenant, row, unescape, lambda: answer_from(tenant, row["message_id"], row["parts"])
     )
 
 

@@ -31,6 +31,7 @@ from runlane_server.store.codec import (
     encode_complete,
     encode_metadata,
     encode_parts,
+    encode_retry,
     encode_usage,
 )
 from runlane_server.store.inputs import (
@@ -65,6 +66,7 @@ PARAMETERS = (
     "new_inputs",
     "closed_inputs",
     "asking_runs",
+    "retried_runs",
 )
 """The parameters of `commit_with_inputs`, in order."""
 
@@ -200,6 +202,8 @@ def _change(
             )
             _add_prompt(rows, tenant, change.request)
             added += run_weight(change.request)
+        if change.run.retry is not None:
+            rows.setdefault("retried_runs", []).append(_retried_run(tenant, session_id, change.run))
     if transition.messages:
         messages = [_message_row(tenant, session_id, it) for it in transition.messages]
         rows["new_messages"] = messages
@@ -292,6 +296,13 @@ def _changed_run(tenant: str, session_id: str, change: RunChange) -> Row:
         escape(run.cancel_reason),
         *_end_fields(change.complete),
     )
+
+
+def _retried_run(tenant: str, session_id: str, run: LaneRun) -> Row:
+    policy = run.retry
+    waits = policy is not None and run.not_before and not run.state.is_terminal
+    hold = policy.pause(run.failures) if policy is not None and waits else 0
+    return (hold, escape(tenant), escape(run.run_id), escape(session_id), encode_retry(run))
 
 
 def _host(run: LaneRun) -> str:

@@ -49,9 +49,11 @@ from runlane_server.store.paging import (
 )
 from runlane_server.store.records import (
     END_OF_LIST,
+    NO_ANSWER,
     OPEN_STATES,
+    Answer,
+    answer_from,
     assemble_lane,
-    complete_text,
     deleted_run_from,
     event_from,
     lane_from,
@@ -60,6 +62,7 @@ from runlane_server.store.records import (
     readable_keys,
     run_from,
     session_from,
+    with_retry,
 )
 from runlane_server.store.sqlite.connection import as_is
 from runlane_server.store.sqlite.transaction import SQL
@@ -85,9 +88,10 @@ def _lane(key: SessionKey, rows: Sequence[sqlite3.Row]) -> Lane:
 
 
 def _lane_run(run_id: str, accept_seq: int, state: str, when_busy: str, *rest: Any) -> LaneRun:
-    *others, asking = rest
+    *others, asking, retry = rest
     run = LaneRun(run_id, accept_seq, RunState(state), WhenBusy(when_busy), *others)
-    return run if asking is None else run._replace(asking=decode_asking(asking))
+    run = run if asking is None else run._replace(asking=decode_asking(asking))
+    return with_retry(run, retry)
 
 
 def busy_sessions(db: sqlite3.Connection) -> list[BusySession]:
@@ -115,7 +119,7 @@ def run(db: sqlite3.Connection, key: RunKey) -> Run | None:
     if number is None:
         return None
     row = db.execute(SQL["run"], dict(number)).fetchone()
-    return run_from(key.tenant, row, as_is, lambda: _complete_text(db, key.tenant, row))
+    return run_from(key.tenant, row, as_is, lambda: _answer(db, key.tenant, row))
 
 
 def deleted_run(db: sqlite3.Connection, key: RunKey) -> DeletedRun | None:
@@ -181,11 +185,11 @@ def _numbers(db: sqlite3.Connection, name: str, where: dict[str, Any]) -> list[i
     return [row[0] for row in db.execute(SQL[name], where)]
 
 
-def _complete_text(db: sqlite3.Connection, tenant: str, row: sqlite3.Row) -> tuple[str, bool]:
-    """The text of a run's last message, and whether it was truncated. Empty while the run is open,
-    and for a run without a message."""
+def _answer(db: sqlite3.Connection, tenant: str, row: sqlite3.Row) -> Answer:
+    """What the last message of a run has for its RunComplete. Empty while the run is open, and for
+    a run without a message."""
     if not row["message_id"]:
-        return "", False
+        return NO_ANSWER
     where = {
         "tenant": tenant,
         "session_id": row["session_id"],
@@ -193,7 +197,7 @@ def _complete_text(db: sqlite3.Connection, tenant: str, row: sqlite3.Row) -> tup
         "message_id": row["message_id"],
     }
     message = db.execute(SQL["message_parts"], where).fetchone()
-    return complete_text(tenant, row["message_id"], message["parts"])
+    return answer_from(tenant, row["message_id"], message["parts"])
 
 
 def prompt(db: sqlite3.Connection, key: RunKey) -> Prompt | None:

@@ -32,6 +32,7 @@ from runlane_server.store.codec import (
     encode_metadata,
     encode_part,
     encode_parts,
+    encode_retry,
     encode_usage,
 )
 from runlane_server.store.inputs import (
@@ -271,6 +272,9 @@ def _add_run(rows: Rows, key: SessionKey, change: RunChange) -> None:
         rows.setdefault("end_run", []).append(_end_values(complete) + values)
     elif request is None:
         rows.setdefault("update_run", []).append(values)
+    if run.retry is not None:
+        retry = (encode_retry(run), key.tenant, run.run_id)
+        rows.setdefault("set_retry", []).append(retry)
 
 
 def _request_values(change: RunChange, request: RunRequest) -> Row:

@@ -47,6 +47,7 @@ STEPS = (
     Step("insert_run", RunIdTaken),
     Step("update_run", Stale.run),
     Step("end_run", Stale.run),
+    Step("set_retry", Stale.run),
     Step("insert_prompt", Stale.run),
     Step("insert_attachment", Stale.run),
     Step("insert_message", Stale.run),

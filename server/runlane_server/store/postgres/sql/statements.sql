@@ -71,8 +71,8 @@ SELECT peer_key FROM store;
 
 -- name: commit_units
 SELECT refused, raised, first_position
-FROM commit_with_inputs(
-    $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14
+FROM commit_retries(
+    $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15
 );
 
 -- name: notify
@@ -125,7 +125,7 @@ SELECT
     sessions.agent AS lane_agent,
     runs.run_id, runs.accept_seq, runs.state, runs.when_busy, runs.accepted_at, runs.rank,
     runs.timeout, runs.max_attempts, runs.attempt, runs.turn, runs.started_at, runs.folded_into,
-    runs.cancel_reason, runs.host, runs.trace, runs.agent, runs.asking,
+    runs.cancel_reason, runs.host, runs.trace, runs.agent, runs.asking, runs.retry,
     (
         SELECT coalesce(max(idx), 0) FROM run_events
         WHERE run_events.tenant = runs.tenant AND run_events.run_id = runs.run_id
@@ -166,7 +166,7 @@ WHERE sessions.tenant = $1 AND sessions.session_id = $2;
 SELECT
     run_no, run_id, session_id, accept_seq, state, when_busy, turn, timeout, max_attempts, attempt,
     accepted_at, started_at, ended_at, folded_into, cancel_reason, finish_reason, error_reason,
-    error_message, message_id, usage, metadata, prompt_fingerprint, prompt_head, agent,
+    error_message, message_id, usage, metadata, prompt_fingerprint, prompt_head, agent, retry,
     (
         SELECT parts FROM messages
         WHERE messages.tenant = runs.tenant AND messages.session_id = runs.session_id
@@ -178,7 +178,7 @@ FROM runs WHERE tenant = $1 AND run_id = $2;
 SELECT
     run_no, run_id, session_id, accept_seq, state, when_busy, turn, timeout, max_attempts, attempt,
     accepted_at, started_at, ended_at, folded_into, cancel_reason, finish_reason, error_reason,
-    error_message, message_id, usage, metadata, prompt_fingerprint, prompt_head, agent
+    error_message, message_id, usage, metadata, prompt_fingerprint, prompt_head, agent, retry
 FROM runs
 WHERE tenant = $1 AND session_id = $2 AND run_no > 0 AND run_no < $3
     AND state = ANY ($4::text[])
@@ -192,7 +192,7 @@ SELECT * FROM (
             run_no, run_id, session_id, accept_seq, state, when_busy, turn, timeout, max_attempts,
             attempt, accepted_at, started_at, ended_at, folded_into, cancel_reason, finish_reason,
             error_reason, error_message, message_id, usage, metadata, prompt_fingerprint,
-            prompt_head, agent
+            prompt_head, agent, retry
         FROM runs
         WHERE tenant = $1 AND run_no > 0 AND run_no < $2 AND ended_at IS NULL
             AND state = ANY ($3::text[])
@@ -204,7 +204,7 @@ SELECT * FROM (
             run_no, run_id, session_id, accept_seq, runs.state, when_busy, turn, timeout,
             max_attempts, attempt, accepted_at, started_at, ended_at, folded_into, cancel_reason,
             finish_reason, error_reason, error_message, message_id, usage, metadata,
-            prompt_fingerprint, prompt_head, agent
+            prompt_fingerprint, prompt_head, agent, retry
         FROM runs
         WHERE tenant = $1 AND runs.state = wanted.state AND run_no > 0 AND run_no < $2
             AND ended_at IS NOT NULL

@@ -129,6 +129,9 @@ UPDATE runs SET
     asking = ?
 WHERE tenant = ? AND run_id = ? AND session_id = ? AND ended_at IS NULL;
 
+-- name: set_retry
+UPDATE runs SET retry = ? WHERE tenant = ? AND run_id = ?;
+
 -- name: insert_prompt
 INSERT INTO prompts (tenant, run_id, rest) VALUES (?, ?, ?);
 
@@ -299,7 +302,8 @@ SELECT
         SELECT coalesce(max(idx), 0) FROM run_events
         WHERE run_events.tenant = runs.tenant AND run_events.run_id = runs.run_id
     ),
-    started_at, folded_into, cancel_reason, coalesce(trace, ''), '' AS host, runs.agent, asking
+    started_at, folded_into, cancel_reason, coalesce(trace, ''), '' AS host, runs.agent, asking,
+    retry
 FROM sessions LEFT JOIN runs INDEXED BY runs_open
     ON runs.tenant = sessions.tenant AND runs.session_id = sessions.session_id
         AND ended_at IS NULL
@@ -334,7 +338,7 @@ SELECT run_no FROM runs WHERE tenant = ? AND run_id = ?;
 SELECT
     run_no, run_id, session_id, accept_seq, state, when_busy, turn, timeout, max_attempts, attempt,
     accepted_at, started_at, ended_at, folded_into, cancel_reason, finish_reason, error_reason,
-    error_message, message_id, usage, metadata, prompt_fingerprint, prompt_head, agent
+    error_message, message_id, usage, metadata, prompt_fingerprint, prompt_head, agent, retry
 FROM runs WHERE run_no = :run_no;
 
 -- name: runs_of_session
