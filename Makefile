@@ -207,7 +207,7 @@ constraints: ## Write constraints.txt again, with the latest versions
 image-requirements: ## Write the hashes of what the image installs, at the versions of constraints.txt
 	rm -rf .cache/hash-venv && $(PYTHON) -m venv .cache/hash-venv
 	.cache/hash-venv/bin/pip install --quiet --disable-pip-version-check pip-tools
-	$(hashes) --output-file deploy/requirements.txt $(addprefix --extra ,server postgres uvloop metrics traces jwt web chat) pyproject.toml
+	$(hashes) --output-file deploy/requirements.txt $(addprefix --extra ,server postgres uvloop metrics traces jwt web chat acp) pyproject.toml
 	echo 'hatchling>=1.27' > .cache/build.in
 	$(hashes) --output-file deploy/build-requirements.txt .cache/build.in
 

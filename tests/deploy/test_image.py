@@ -13,7 +13,7 @@ from deploy.settings import DEPLOY, settings
 
 ROOT = DEPLOY.parent
 TEXT = (DEPLOY / "Dockerfile").read_text().replace("\\\n", " ")
-EXTRAS = ("server", "postgres", "uvloop", "metrics", "traces", "jwt", "web", "chat")
+EXTRAS = ("server", "postgres", "uvloop", "metrics", "traces", "jwt", "web", "chat", "acp")
 """Every extra that a setting needs."""
 
 URL = re.compile(r"\b[a-z]+://[^\s`)]*")
