@@ -12,8 +12,10 @@ from pathlib import Path
 from generated import between, main
 
 from runlane_server.access import jwts
+from runlane_server.agents import questions
 from runlane_server.config.settings import MAX_PROGRESS_INTERVAL, SETTINGS
 from runlane_server.core import artifact, lane, model
+from runlane_server.core import input as asking
 from runlane_server.engine import (
     agent_output,
     agent_turn,
@@ -145,6 +147,27 @@ AGENTS = (
     (
         "name of a tool or a model",
         f"{agent_output.MAX_NAME_CHARS:,} characters",
+        "the run fails with AGENT_ERROR",
+    ),
+    (
+        "open input requests of a run; all of them",
+        f"{asking.MAX_OPEN_INPUTS}; {asking.MAX_INPUTS:,}",
+        "the run fails with INPUT_LIMIT",
+    ),
+    (
+        "question with its arguments or its schema",
+        size(questions.MAX_QUESTION_BYTES),
+        "the run fails with QUESTION_INVALID",
+    ),
+    ("answer", size(questions.MAX_ANSWER_BYTES), "the answer is refused: ANSWER_INVALID"),
+    (
+        "default answer",
+        size(questions.MAX_DEFAULT_BYTES),
+        "the run fails with QUESTION_INVALID",
+    ),
+    (
+        "checkpoint of an agent that leaves while it waits",
+        size(agent_turn.MAX_CHECKPOINT_BYTES),
         "the run fails with AGENT_ERROR",
     ),
     (

@@ -222,8 +222,12 @@ func (s *slot) connect(stopping <-chan struct{}) (bool, error) {
 			over := false
 			switch message := response.Message.(type) {
 			case *pb.WorkResponse_Turn_:
-				if !leaving {
+				if !leaving { // W2
 					s.attempt = start(message.Turn)
+					begun := &pb.WorkRequest{Message: &pb.WorkRequest_Begun_{Begun: &pb.WorkRequest_Begun{}}}
+					if err := stream.Send(begun); err != nil {
+						return false, err
+					}
 				}
 			case *pb.WorkResponse_Acked_:
 				if a := s.attempt; a != nil {

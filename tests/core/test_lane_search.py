@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from proofs.lanecheck.commands import Verb
 from proofs.sim.explore import Bounds, explore
 
@@ -16,8 +18,9 @@ def test_no_interleaving_breaks_a_rule() -> None:
     assert report.refusals > 5_000
 
 
+@pytest.mark.timeout(600)
 def test_the_search_over_two_runs_is_complete() -> None:
-    report = explore(40, Bounds(runs=2, reservations=2, waiting=1))
+    report = explore(40, Bounds(runs=2, reservations=2, waiting=1, nodes=1))
     print(f"\n{report}")
     assert report.complete
     assert report.verbs == set(Verb)

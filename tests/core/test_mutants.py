@@ -291,8 +291,9 @@ MUTANTS = (
     ),
     Mutant(
         "a late attempt is adopted",
-        "    active = _the_active(lane, run_id, attempt)\n    if active.host == host:",
-        "    active = _the_active(lane, run_id, lane.active.attempt)\n    if active.host == host:",
+        "    active = _the_active(lane, run_id, attempt)\n    if active.host == host or",
+        "    active = _the_active(lane, run_id, lane.active.attempt)\n"
+        "    if active.host == host or",
         "has to be refused",
     ),
     Mutant(
@@ -328,8 +329,8 @@ MUTANTS = (
     ),
     Mutant(
         "an answer while the run is active again is forgotten",
-        "        asked = [request for request in requests if request.question.key not in closed]",
-        "        asked = list(requests)",
+        "        asked = [request for request in stamped if request.question.key not in closed]",
+        "        asked = stamped",
         "R44",
     ),
     Mutant(

@@ -237,6 +237,9 @@ async def test_r35_a_lost_attempt_is_repeated_while_attempts_are_left(
     handle = await accept(client, "s", "hello", max_attempts=2)
     async with RawWorker(hasty.address) as worker:
         lost = await worker.turn()
+        # The answer shows that the server knows that the worker has the turn.
+        await worker.send(get_history=pb.WorkRequest.GetHistory())
+        await worker.expect("history")
         worker.drop()
     async with RawWorker(hasty.address) as worker:
         turn = await worker.turn()
@@ -246,6 +249,28 @@ async def test_r35_a_lost_attempt_is_repeated_while_attempts_are_left(
         await worker.finish(1)
         await worker.acked(1)
     assert (await handle.completed(SECONDS)).attempt == 2
+
+
+@pytest.mark.parametrize("offers_before", [True, False])
+async def test_r35_a_turn_that_is_lost_on_its_way_starts_elsewhere_at_once(
+    server: ServerProcess, client: Client, offers_before: bool
+) -> None:
+    handle = await accept(client, "s", "hello")
+    async with RawWorker(server.address) as worker, RawWorker(server.address) as other:
+        await worker.offer()
+        await worker.expect("turn")
+        if offers_before:
+            # It starts again in the commit that gives it back.
+            await other.offer()
+            worker.drop()
+            assert (await other.expect("turn")).attempt == 1
+        else:
+            worker.drop()
+            assert (await other.turn()).attempt == 1
+        await other.finish(0)
+        assert (await other.expect("acked")).ended
+    end = await handle.completed(SECONDS)
+    assert (end.state, end.attempt) == (RunState.COMPLETED, 1)
 
 
 # --- Cancel and fold ------------------------------------------------------------------------------

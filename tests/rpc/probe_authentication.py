@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import (  # type: ignore[import-untyped]
     reflection_pb2_grpc,
 )
 
-from rpc.probe_base import MIN_ROLE, RUNS, assert_unauthenticated
+from rpc.probe_base import MIN_ROLE, RIGHTS, RUNS, assert_unauthenticated
 from runlane_server.access import control as control_module
 from runlane_server.access.caller import Credentials
 from runlane_server.access.node_keys import NodeKeys
@@ -97,7 +97,7 @@ async def roles(folder: Path) -> None:
         async with guarded(folder) as world:
             for method, least in MIN_ROLE.items():
                 found = await world.ask(method, request(method), world.shown(role))
-                if ROLES.index(role) >= ROLES.index(least):
+                if least in RIGHTS[role]:
                     denied = (StatusCode.UNAUTHENTICATED, StatusCode.PERMISSION_DENIED)
                     assert found.code not in denied, (role, method, found)
                 else:

@@ -26,6 +26,8 @@ MIN_ROLE: Mapping[str, str] = {
     RUNS + "WaitRun": "read",
     RUNS + "GetRun": "read",
     RUNS + "ListRuns": "read",
+    RUNS + "ListInputRequests": "read",
+    RUNS + "AnswerInput": "answer",
     "/runlane.v1.AgentService/ListAgents": "read",
     SESSIONS + "CreateSession": "run",
     SESSIONS + "GetSession": "read",
@@ -48,6 +50,15 @@ MIN_ROLE: Mapping[str, str] = {
     ),
 }
 """The documented minimum role of each rpc."""
+
+RIGHTS: Mapping[str, frozenset[str]] = {
+    "read": frozenset({"read"}),
+    "answer": frozenset({"read", "answer"}),
+    "run": frozenset({"read", "run"}),
+    "operator": frozenset({"read", "answer", "run"}),
+    "admin": frozenset({"read", "answer", "run", "admin"}),
+}
+"""The documented rights of each role: who starts runs does not answer their questions."""
 
 Probe = Callable[[Path], Awaitable[None]]
 

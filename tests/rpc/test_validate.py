@@ -333,7 +333,7 @@ TABLE: list[tuple[str, Check, Message, type[InvalidArgument], str]] = [
     (
         "unknown state",
         check_list_runs,
-        run_service_pb2.ListRunsRequest(states=[9]),  # type: ignore[list-item]
+        run_service_pb2.ListRunsRequest(states=[99]),  # type: ignore[list-item]
         InvalidArgument,
         "states[0]",
     ),

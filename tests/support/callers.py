@@ -47,7 +47,7 @@ ISSUER, AUDIENCE = "https://issuer.example", "runlane"
 LIFETIME = 100.0
 """Seconds until the token `expiring` expires."""
 
-ROLES = ("read", "run", "admin")
+ROLES = ("read", "answer", "run", "operator", "admin")
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -83,6 +83,8 @@ def request(method: str, session: str = "s-theirs", run: str = "r-theirs") -> Me
         "WaitRun": runs_pb.WaitRunRequest(run_id=run, timeout=Duration(nanos=1_000_000)),
         "GetRun": runs_pb.GetRunRequest(run_id=run),
         "ListRuns": runs_pb.ListRunsRequest(session_id=session),
+        "ListInputRequests": runs_pb.ListInputRequestsRequest(session_id=session, run_id=run),
+        "AnswerInput": runs_pb.AnswerInputRequest(input_request_id=f"i-{run}", text="x"),
         "CreateSession": sessions_pb.CreateSessionRequest(session_id=f"new {session}"),
         "GetSession": sessions_pb.GetSessionRequest(session_id=session),
         "DeleteSession": sessions_pb.DeleteSessionRequest(session_id=session),

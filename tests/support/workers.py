@@ -118,6 +118,7 @@ class RawWorker:
         await self.offer(*agents)
         given = await self.expect("turn")
         assert isinstance(given, pb.WorkResponse.Turn)
+        await self.send(begun=pb.WorkRequest.Begun())
         return given
 
     async def end(self) -> grpc.StatusCode:

@@ -224,7 +224,8 @@ def outcome_text(receipt: AnswerReceipt) -> str:
 
 def can_ask() -> bool:
     """Whether a person is at the terminal."""
-    return sys.stdin is not None and sys.stdin.isatty() and on_terminal(sys.stderr)
+    streams = (sys.stdout, sys.stderr)
+    return sys.stdin is not None and sys.stdin.isatty() and all(map(on_terminal, streams))
 
 
 async def ask_on_terminal(request: InputRequest) -> Answer | None:

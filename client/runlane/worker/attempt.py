@@ -57,6 +57,7 @@ class Attempt:
         self._sent = 0
         self._ever_sent = 0
         self._is_connected = False
+        self._is_announced = False
         self._room = asyncio.Event()
         self._totals = Totals()
         self._end: pb.WorkRequest | None = None
@@ -215,7 +216,7 @@ class Attempt:
                 self._bytes -= self._waiting.popleft().ByteSize()
         self.acknowledged = max(number, self.acknowledged)
         if not self._is_connected:
-            self._is_connected = True
+            self._is_connected = self._is_announced = True
             self._sent = self.acknowledged
             self._is_end_sent = self._is_fold_sent = self._is_history_sent = False
             self._history.clear()
@@ -250,10 +251,13 @@ class Attempt:
         self.stop()
         self._wake()
 
-    def next_message(self) -> pb.WorkRequest | None:
+    def next_message(self) -> pb.WorkRequest | None:  # noqa: PLR0911 - one per kind of message
         """The next message to send, if there is one."""
         if not self._is_connected:
             return None
+        if not self._is_announced:
+            self._is_announced = True
+            return pb.WorkRequest(begun=pb.WorkRequest.Begun())
         if self._history_done is not None and not self._is_history_sent:
             self._is_history_sent = True
             if not self._history_done.done():

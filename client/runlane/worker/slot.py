@@ -168,6 +168,7 @@ class Slot:
             turn = response.turn
             self._attempt = Attempt(turn, self._agents[turn.agent], self._wake)
             self._attempt.connect()
+            self._wake()
         attempt = self._attempt
         if attempt is None:
             return

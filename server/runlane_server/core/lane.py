@@ -777,7 +777,8 @@ class _Edit:
         """
         run = self._emit(cast("LaneRun", self._active), *tail)
         held = {one.key: one for one in run.asking.pending}
-        asked = [request for request in requests if request.question.key not in closed]
+        stamped = [_asked_at(request, self.at) for request in requests]
+        asked = [request for request in stamped if request.question.key not in closed]
         new = [request for request in asked if request.question.key not in held]
         before = run.asking
         if len(held) + len(new) > MAX_OPEN_INPUTS or before.asked + len(new) > MAX_INPUTS:
@@ -1118,6 +1119,12 @@ class _End(NamedTuple):
     message_id: str
     text: str
     result: str = ""
+
+
+def _asked_at(request: InputRequest, at: Micros) -> InputRequest:
+    """A request with its times."""
+    timeout = request.question.timeout
+    return request._replace(requested_at=at, expires_at=None if timeout is None else at + timeout)
 
 
 def _open_part(request: InputRequest) -> OpenInput:

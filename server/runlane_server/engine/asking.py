@@ -23,7 +23,7 @@ from runlane_server.core.input import (
 )
 from runlane_server.core.lane import INPUT_EXPIRED
 from runlane_server.core.limits import RETRY_PAUSE
-from runlane_server.core.model import EventBody, Micros, RunState
+from runlane_server.core.model import EventBody, RunState
 from runlane_server.core.transition import LaneRun
 from runlane_server.engine.agent_code import create_own_task
 from runlane_server.engine.agent_turn import Job
@@ -96,7 +96,6 @@ class Asking:
         store: Store,
         lane: LaneAccess,
         outbox: Outbox,
-        now: Callable[[], Micros],
         *,
         resumable: bool,
         used: float,
@@ -112,7 +111,6 @@ class Asking:
         self._store = store
         self._lane = lane
         self._outbox = outbox
-        self._now = now
         self._resumable = resumable
         self._going_on = asyncio.Event()
         self._going_on.set()
@@ -187,7 +185,7 @@ class Asking:
         and IllegalCommand if the attempt is not the active one."""
         assert self.leaving is not None  # noqa: S101 - the runner has checked it
         questions, checkpoint = self.leaving
-        requests = [await self._request(question) for question in questions]
+        requests = [self._request(question) for question in questions]
         park = Park(checkpoint, round(self.timer.used * 1e6))
         return bool(await self._post_requests(requests, park=park, tail=tail))
 
@@ -197,7 +195,7 @@ class Asking:
             return ""
         self._outbox.pause()
         try:
-            names = await self._post_requests([await self._request(question)])
+            names = await self._post_requests([self._request(question)])
         finally:
             if not self.is_waiting:
                 self._outbox.go_on()
@@ -232,16 +230,16 @@ class Asking:
             # The lane knows the requests by their keys if the first commit was successful.
             await asyncio.sleep(RETRY_PAUSE)
 
-    async def _request(self, question: Question) -> InputRequest:
-        at = self._now()
+    def _request(self, question: Question) -> InputRequest:
+        """The request for a question; the lane sets its times."""
         return InputRequest(
             str(uuid7()),
             self._job.key.session_id,
             self._job.run.run_id,
             question,
             InputState.OPEN,
-            at,
-            None if question.timeout is None else at + question.timeout,
+            0,
+            None,
         )
 
     async def _find(self, key: str) -> InputRequest | None:

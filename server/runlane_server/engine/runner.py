@@ -116,7 +116,6 @@ class Runner:
             store,
             lane,
             self._outbox,
-            now,
             resumable=bool(getattr(agent, "resumable", False)),
             used=self._elapsed,
         )

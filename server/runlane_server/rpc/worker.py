@@ -103,6 +103,8 @@ class _Stream:
             case "offer":
                 bind_contextvars(worker_id=request.offer.worker_id)
                 await self._take_offer(slot, request.offer)
+            case "begun":
+                slot.begin()
             case "emit":
                 number, events = worker_messages.events(request.emit)
                 await slot.emit(number, events)

@@ -16,7 +16,7 @@ SOURCE = Path(runlane_server.__file__).parent
 LANE, COORDINATOR = "core/lane.py", "engine/coordinator.py"
 EXECUTOR, RUNNER, LANES = "engine/executor.py", "engine/runner.py", "engine/lanes.py"
 READINESS, LANE_ACCESS = "engine/readiness.py", "engine/lane_access.py"
-RUNS = "rpc/runs.py"
+RUNS, INPUTS = "rpc/runs.py", "engine/inputs.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -533,6 +533,90 @@ OTHERS = (
                 "        if self._active is not None:",
             ),
         ),
+    ),
+    Fault(
+        "a run that asks stays active",
+        (40,),
+        (Edit(LANE, "if (asked or park) and run.state is", "if park and run.state is"),),
+    ),
+    Fault(
+        "every answer is accepted",
+        (41,),
+        (
+            Edit(
+                INPUTS,
+                "    return found, found.answer.answer_id == given.answer_id\n",
+                "    return found, True\n",
+            ),
+        ),
+    ),
+    Fault(
+        "an answer that is not compared with its schema",
+        (41,),
+        (Edit(INPUTS, "            check_answer(found.question, given.value_json)\n", ""),),
+    ),
+    Fault(
+        "an answer after the cancel is accepted",
+        (42,),
+        (
+            Edit(
+                INPUTS,
+                "    if found.state is InputState.WITHDRAWN:\n",
+                "    if found.state is InputState.WITHDRAWN:\n        return found, True\n"
+                "    if found.state is InputState.WITHDRAWN:\n",
+            ),
+        ),
+    ),
+    Fault(
+        "requests that never expire",
+        (43,),
+        (Edit(INPUTS, "more = await self.expire_due() == EXPIRY_STEP", "more = False"),),
+    ),
+    Fault(
+        "an expiry that forgets the default",
+        (43,),
+        (Edit(LANE, "        if item.default_json is not None:\n", "        if False:\n"),),
+    ),
+    Fault(
+        "a crash that consumes an attempt of a run whose agent has left",
+        (44,),
+        (
+            Edit(LANE, "    if waits and active.asking.parked:\n", "    if False:\n"),
+            Edit(
+                "engine/recovery.py",
+                "if lane.active.state is RunState.INPUT_REQUIRED and lane.active.asking.parked:",
+                "if False:",
+            ),
+        ),
+        durable=True,
+    ),
+    Fault(
+        "an attempt that asks again what was answered",
+        (44,),
+        (
+            Edit(
+                "engine/asking.py",
+                "        if asked.key:\n            return first\n",
+                "        if asked.key:\n            return first._replace(key=str(uuid7()))\n",
+            ),
+        ),
+        durable=True,
+    ),
+    Fault(
+        "the ends of requests are not told",
+        (42, 45),
+        (
+            Edit(
+                LANE,
+                "[_CLOSED[state](input_id) for state, input_id, _ in run.asking.late]",
+                "[]",
+            ),
+        ),
+    ),
+    Fault(
+        "a list of requests that ignores the states",
+        (45,),
+        (Edit("rpc/inputs.py", "        states=states,\n", ""),),
     ),
 )
 

@@ -34,6 +34,8 @@ METHODS: Mapping[str, Sequence[bytes]] = {
     _RUNS + "WaitRun": (b"\x0a\x01r\x12\x02\x08\x01",),
     _RUNS + "GetRun": (b"\x0a\x01r",),
     _RUNS + "ListRuns": (b"\x0a\x01s", b"\x12\x01\x02\x18\x05", b"\x22\x04AAAA"),
+    _RUNS + "ListInputRequests": (b"", b"\x0a\x01s", b"\x1a\x01\x01\x20\x05"),
+    _RUNS + "AnswerInput": (b"\x0a\x01i\x12\x01x", b"\x0a\x01i\x12\x01x\x1a\x02hi"),
     _SESSIONS + "CreateSession": (b"\x0a\x01s\x12\x01t",),
     _SESSIONS + "GetSession": (b"\x0a\x01s",),
     _SESSIONS + "ListSessions": (b"\x08\x05",),

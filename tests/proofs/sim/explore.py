@@ -67,11 +67,12 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Maximum numbers: runs and reservations together, reservations, waiting runs."""
+    """Maximum numbers: runs and reservations together, reservations, waiting runs, nodes."""
 
     runs: int = 3
     reservations: int = 2
     waiting: int = 2
+    nodes: int = 2
 
 
 SMALL = Bounds()
@@ -195,8 +196,9 @@ def commands(world: World, bounds: Bounds) -> Iterator[Command]:
         yield finish(run_id, attempt + 1)
         yield drain(run_id, attempt + 1)
         yield hand_back(run_id, attempt)
-        yield adopt(run_id, attempt)
         yield adopt(run_id, attempt, host="")
+        if bounds.nodes > 1:
+            yield adopt(run_id, attempt)
         yield adopt(run_id, attempt + 1)
         # The supervisor on the node where the run was before it was adopted.
         late = "" if lane.active.host else ELSEWHERE

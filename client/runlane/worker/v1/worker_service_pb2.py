@@ -27,7 +27,7 @@ from runlane.v1 import run_pb2 as runlane_dot_v1_dot_run__pb2
 from runlane.v1 import session_pb2 as runlane_dot_v1_dot_session__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&runlane/worker/v1/worker_service.proto\x12\x11runlane.worker.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14runlane/v1/run.proto\x1a\x18runlane/v1/session.proto\"\x9a\x08\n\x0bWorkRequest\x12\x35\n\x05offer\x18\x01 \x01(\x0b\x32$.runlane.worker.v1.WorkRequest.OfferH\x00\x12\x33\n\x04\x65mit\x18\x02 \x01(\x0b\x32#.runlane.worker.v1.WorkRequest.EmitH\x00\x12\x37\n\x06\x66inish\x18\x03 \x01(\x0b\x32%.runlane.worker.v1.WorkRequest.FinishH\x00\x12\x33\n\x04\x66\x61il\x18\x04 \x01(\x0b\x32#.runlane.worker.v1.WorkRequest.FailH\x00\x12<\n\thand_back\x18\x05 \x01(\x0b\x32\'.runlane.worker.v1.WorkRequest.HandBackH\x00\x12@\n\x0btake_folded\x18\x06 \x01(\x0b\x32).runlane.worker.v1.WorkRequest.TakeFoldedH\x00\x12@\n\x0bget_history\x18\x07 \x01(\x0b\x32).runlane.worker.v1.WorkRequest.GetHistoryH\x00\x1a{\n\x05Offer\x12\x0e\n\x06\x61gents\x18\x01 \x03(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x18\n\x10protocol_version\x18\x03 \x01(\x05\x12\x35\n\x06resume\x18\x04 \x01(\x0b\x32%.runlane.worker.v1.WorkRequest.Resume\x1av\n\x06Resume\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\r\n\x05\x66\x65nce\x18\x03 \x01(\t\x12\x14\n\x0c\x61\x63knowledged\x18\x04 \x01(\x03\x12\x16\n\x0e\x66olded_run_ids\x18\x05 \x03(\t\x12\x0e\n\x06tenant\x18\x06 \x01(\t\x1a@\n\x04\x45mit\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12(\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x18.runlane.worker.v1.Event\x1az\n\x06\x46inish\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12 \n\x05usage\x18\x02 \x01(\x0b\x32\x11.runlane.v1.Usage\x12\r\n\x05model\x18\x03 \x01(\t\x12/\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x18.runlane.v1.FinishReason\x1ah\n\x04\x46\x61il\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12 \n\x05usage\x18\x04 \x01(\x0b\x32\x11.runlane.v1.Usage\x12\r\n\x05model\x18\x05 \x01(\t\x1a\n\n\x08HandBack\x1a\x1c\n\nTakeFolded\x12\x0e\n\x06number\x18\x01 \x01(\x03\x1a\x0c\n\nGetHistoryB\t\n\x07messageJ\x04\x08\x08\x10\x0cR\x04stepR\x03\x61sk\"\x9b\x01\n\x05\x45vent\x12\x14\n\ntext_delta\x18\x01 \x01(\tH\x00\x12\x19\n\x0freasoning_delta\x18\x02 \x01(\tH\x00\x12)\n\ttool_call\x18\x03 \x01(\x0b\x32\x14.runlane.v1.ToolCallH\x00\x12-\n\x0btool_result\x18\x04 \x01(\x0b\x32\x16.runlane.v1.ToolResultH\x00\x42\x07\n\x05\x65vent\"\xb5\x08\n\x0cWorkResponse\x12\x34\n\x04turn\x18\x01 \x01(\x0b\x32$.runlane.worker.v1.WorkResponse.TurnH\x00\x12\x36\n\x05\x61\x63ked\x18\x02 \x01(\x0b\x32%.runlane.worker.v1.WorkResponse.AckedH\x00\x12\x38\n\x06\x66olded\x18\x03 \x01(\x0b\x32&.runlane.worker.v1.WorkResponse.FoldedH\x00\x12\x38\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32&.runlane.worker.v1.WorkResponse.CancelH\x00\x12\x38\n\x06\x66\x65nced\x18\x05 \x01(\x0b\x32&.runlane.worker.v1.WorkResponse.FencedH\x00\x12:\n\x07history\x18\x06 \x01(\x0b\x32\'.runlane.worker.v1.WorkResponse.HistoryH\x00\x1a\xf0\x02\n\x04Turn\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\r\n\x05\x61gent\x18\x04 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\x12\r\n\x05\x66\x65nce\x18\x06 \x01(\t\x12\x0e\n\x06prompt\x18\x07 \x01(\t\x12+\n\x0b\x61ttachments\x18\x08 \x03(\x0b\x32\x16.runlane.v1.Attachment\x12\x44\n\x08metadata\x18\t \x03(\x0b\x32\x32.runlane.worker.v1.WorkResponse.Turn.MetadataEntry\x12,\n\x08\x64\x65\x61\x64line\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0btraceparent\x18\x0b \x01(\t\x12\x0e\n\x06window\x18\x0c \x01(\x05\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a&\n\x05\x41\x63ked\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\r\n\x05\x65nded\x18\x02 \x01(\x08\x1aW\n\x06\x46olded\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12=\n\x07prompts\x18\x02 \x03(\x0b\x32,.runlane.worker.v1.WorkResponse.FoldedPrompt\x1a[\n\x0c\x46oldedPrompt\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12+\n\x0b\x61ttachments\x18\x03 \x03(\x0b\x32\x16.runlane.v1.Attachment\x1a>\n\x07History\x12%\n\x08messages\x18\x01 \x03(\x0b\x32\x13.runlane.v1.Message\x12\x0c\n\x04last\x18\x02 \x01(\x08\x1a\x08\n\x06\x43\x61ncel\x1a\x19\n\x06\x46\x65nced\x12\x0f\n\x07message\x18\x01 \x01(\tB\t\n\x07messageJ\x04\x08\x08\x10\x0cR\x06\x61nswer2\\\n\rWorkerService\x12K\n\x04Work\x12\x1e.runlane.worker.v1.WorkRequest\x1a\x1f.runlane.worker.v1.WorkResponse(\x01\x30\x01\x42:Z8runlane.example/gen/go/runlane/worker/v1;runlaneworkerv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&runlane/worker/v1/worker_service.proto\x12\x11runlane.worker.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14runlane/v1/run.proto\x1a\x18runlane/v1/session.proto\"\xda\x08\n\x0bWorkRequest\x12\x35\n\x05offer\x18\x01 \x01(\x0b\x32$.runlane.worker.v1.WorkRequest.OfferH\x00\x12\x33\n\x04\x65mit\x18\x02 \x01(\x0b\x32#.runlane.worker.v1.WorkRequest.EmitH\x00\x12\x37\n\x06\x66inish\x18\x03 \x01(\x0b\x32%.runlane.worker.v1.WorkRequest.FinishH\x00\x12\x33\n\x04\x66\x61il\x18\x04 \x01(\x0b\x32#.runlane.worker.v1.WorkRequest.FailH\x00\x12<\n\thand_back\x18\x05 \x01(\x0b\x32\'.runlane.worker.v1.WorkRequest.HandBackH\x00\x12@\n\x0btake_folded\x18\x06 \x01(\x0b\x32).runlane.worker.v1.WorkRequest.TakeFoldedH\x00\x12@\n\x0bget_history\x18\x07 \x01(\x0b\x32).runlane.worker.v1.WorkRequest.GetHistoryH\x00\x12\x35\n\x05\x62\x65gun\x18\x0c \x01(\x0b\x32$.runlane.worker.v1.WorkRequest.BegunH\x00\x1a{\n\x05Offer\x12\x0e\n\x06\x61gents\x18\x01 \x03(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x18\n\x10protocol_version\x18\x03 \x01(\x05\x12\x35\n\x06resume\x18\x04 \x01(\x0b\x32%.runlane.worker.v1.WorkRequest.Resume\x1av\n\x06Resume\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\r\n\x05\x66\x65nce\x18\x03 \x01(\t\x12\x14\n\x0c\x61\x63knowledged\x18\x04 \x01(\x03\x12\x16\n\x0e\x66olded_run_ids\x18\x05 \x03(\t\x12\x0e\n\x06tenant\x18\x06 \x01(\t\x1a@\n\x04\x45mit\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12(\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x18.runlane.worker.v1.Event\x1az\n\x06\x46inish\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12 \n\x05usage\x18\x02 \x01(\x0b\x32\x11.runlane.v1.Usage\x12\r\n\x05model\x18\x03 \x01(\t\x12/\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x18.runlane.v1.FinishReason\x1ah\n\x04\x46\x61il\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12 \n\x05usage\x18\x04 \x01(\x0b\x32\x11.runlane.v1.Usage\x12\r\n\x05model\x18\x05 \x01(\t\x1a\n\n\x08HandBack\x1a\x1c\n\nTakeFolded\x12\x0e\n\x06number\x18\x01 \x01(\x03\x1a\x0c\n\nGetHistory\x1a\x07\n\x05\x42\x65gunB\t\n\x07messageJ\x04\x08\x08\x10\x0cR\x04stepR\x03\x61sk\"\x9b\x01\n\x05\x45vent\x12\x14\n\ntext_delta\x18\x01 \x01(\tH\x00\x12\x19\n\x0freasoning_delta\x18\x02 \x01(\tH\x00\x12)\n\ttool_call\x18\x03 \x01(\x0b\x32\x14.runlane.v1.ToolCallH\x00\x12-\n\x0btool_result\x18\x04 \x01(\x0b\x32\x16.runlane.v1.ToolResultH\x00\x42\x07\n\x05\x65vent\"\xb5\x08\n\x0cWorkResponse\x12\x34\n\x04turn\x18\x01 \x01(\x0b\x32$.runlane.worker.v1.WorkResponse.TurnH\x00\x12\x36\n\x05\x61\x63ked\x18\x02 \x01(\x0b\x32%.runlane.worker.v1.WorkResponse.AckedH\x00\x12\x38\n\x06\x66olded\x18\x03 \x01(\x0b\x32&.runlane.worker.v1.WorkResponse.FoldedH\x00\x12\x38\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32&.runlane.worker.v1.WorkResponse.CancelH\x00\x12\x38\n\x06\x66\x65nced\x18\x05 \x01(\x0b\x32&.runlane.worker.v1.WorkResponse.FencedH\x00\x12:\n\x07history\x18\x06 \x01(\x0b\x32\'.runlane.worker.v1.WorkResponse.HistoryH\x00\x1a\xf0\x02\n\x04Turn\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\r\n\x05\x61gent\x18\x04 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\x12\r\n\x05\x66\x65nce\x18\x06 \x01(\t\x12\x0e\n\x06prompt\x18\x07 \x01(\t\x12+\n\x0b\x61ttachments\x18\x08 \x03(\x0b\x32\x16.runlane.v1.Attachment\x12\x44\n\x08metadata\x18\t \x03(\x0b\x32\x32.runlane.worker.v1.WorkResponse.Turn.MetadataEntry\x12,\n\x08\x64\x65\x61\x64line\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0btraceparent\x18\x0b \x01(\t\x12\x0e\n\x06window\x18\x0c \x01(\x05\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a&\n\x05\x41\x63ked\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\r\n\x05\x65nded\x18\x02 \x01(\x08\x1aW\n\x06\x46olded\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12=\n\x07prompts\x18\x02 \x03(\x0b\x32,.runlane.worker.v1.WorkResponse.FoldedPrompt\x1a[\n\x0c\x46oldedPrompt\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12+\n\x0b\x61ttachments\x18\x03 \x03(\x0b\x32\x16.runlane.v1.Attachment\x1a>\n\x07History\x12%\n\x08messages\x18\x01 \x03(\x0b\x32\x13.runlane.v1.Message\x12\x0c\n\x04last\x18\x02 \x01(\x08\x1a\x08\n\x06\x43\x61ncel\x1a\x19\n\x06\x46\x65nced\x12\x0f\n\x07message\x18\x01 \x01(\tB\t\n\x07messageJ\x04\x08\x08\x10\x0cR\x06\x61nswer2\\\n\rWorkerService\x12K\n\x04Work\x12\x1e.runlane.worker.v1.WorkRequest\x1a\x1f.runlane.worker.v1.WorkResponse(\x01\x30\x01\x42:Z8runlane.example/gen/go/runlane/worker/v1;runlaneworkerv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,43 +38,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKRESPONSE_TURN_METADATAENTRY']._loaded_options = None
   _globals['_WORKRESPONSE_TURN_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_WORKREQUEST']._serialized_start=143
-  _globals['_WORKREQUEST']._serialized_end=1193
-  _globals['_WORKREQUEST_OFFER']._serialized_start=570
-  _globals['_WORKREQUEST_OFFER']._serialized_end=693
-  _globals['_WORKREQUEST_RESUME']._serialized_start=695
-  _globals['_WORKREQUEST_RESUME']._serialized_end=813
-  _globals['_WORKREQUEST_EMIT']._serialized_start=815
-  _globals['_WORKREQUEST_EMIT']._serialized_end=879
-  _globals['_WORKREQUEST_FINISH']._serialized_start=881
-  _globals['_WORKREQUEST_FINISH']._serialized_end=1003
-  _globals['_WORKREQUEST_FAIL']._serialized_start=1005
-  _globals['_WORKREQUEST_FAIL']._serialized_end=1109
-  _globals['_WORKREQUEST_HANDBACK']._serialized_start=1111
-  _globals['_WORKREQUEST_HANDBACK']._serialized_end=1121
-  _globals['_WORKREQUEST_TAKEFOLDED']._serialized_start=1123
-  _globals['_WORKREQUEST_TAKEFOLDED']._serialized_end=1151
-  _globals['_WORKREQUEST_GETHISTORY']._serialized_start=1153
-  _globals['_WORKREQUEST_GETHISTORY']._serialized_end=1165
-  _globals['_EVENT']._serialized_start=1196
-  _globals['_EVENT']._serialized_end=1351
-  _globals['_WORKRESPONSE']._serialized_start=1354
-  _globals['_WORKRESPONSE']._serialized_end=2431
-  _globals['_WORKRESPONSE_TURN']._serialized_start=1715
-  _globals['_WORKRESPONSE_TURN']._serialized_end=2083
-  _globals['_WORKRESPONSE_TURN_METADATAENTRY']._serialized_start=2036
-  _globals['_WORKRESPONSE_TURN_METADATAENTRY']._serialized_end=2083
-  _globals['_WORKRESPONSE_ACKED']._serialized_start=2085
-  _globals['_WORKRESPONSE_ACKED']._serialized_end=2123
-  _globals['_WORKRESPONSE_FOLDED']._serialized_start=2125
-  _globals['_WORKRESPONSE_FOLDED']._serialized_end=2212
-  _globals['_WORKRESPONSE_FOLDEDPROMPT']._serialized_start=2214
-  _globals['_WORKRESPONSE_FOLDEDPROMPT']._serialized_end=2305
-  _globals['_WORKRESPONSE_HISTORY']._serialized_start=2307
-  _globals['_WORKRESPONSE_HISTORY']._serialized_end=2369
-  _globals['_WORKRESPONSE_CANCEL']._serialized_start=2371
-  _globals['_WORKRESPONSE_CANCEL']._serialized_end=2379
-  _globals['_WORKRESPONSE_FENCED']._serialized_start=2381
-  _globals['_WORKRESPONSE_FENCED']._serialized_end=2406
-  _globals['_WORKERSERVICE']._serialized_start=2433
-  _globals['_WORKERSERVICE']._serialized_end=2525
+  _globals['_WORKREQUEST']._serialized_end=1257
+  _globals['_WORKREQUEST_OFFER']._serialized_start=625
+  _globals['_WORKREQUEST_OFFER']._serialized_end=748
+  _globals['_WORKREQUEST_RESUME']._serialized_start=750
+  _globals['_WORKREQUEST_RESUME']._serialized_end=868
+  _globals['_WORKREQUEST_EMIT']._serialized_start=870
+  _globals['_WORKREQUEST_EMIT']._serialized_end=934
+  _globals['_WORKREQUEST_FINISH']._serialized_start=936
+  _globals['_WORKREQUEST_FINISH']._serialized_end=1058
+  _globals['_WORKREQUEST_FAIL']._serialized_start=1060
+  _globals['_WORKREQUEST_FAIL']._serialized_end=1164
+  _globals['_WORKREQUEST_HANDBACK']._serialized_start=1166
+  _globals['_WORKREQUEST_HANDBACK']._serialized_end=1176
+  _globals['_WORKREQUEST_TAKEFOLDED']._serialized_start=1178
+  _globals['_WORKREQUEST_TAKEFOLDED']._serialized_end=1206
+  _globals['_WORKREQUEST_GETHISTORY']._serialized_start=1208
+  _globals['_WORKREQUEST_GETHISTORY']._serialized_end=1220
+  _globals['_WORKREQUEST_BEGUN']._serialized_start=1222
+  _globals['_WORKREQUEST_BEGUN']._serialized_end=1229
+  _globals['_EVENT']._serialized_start=1260
+  _globals['_EVENT']._serialized_end=1415
+  _globals['_WORKRESPONSE']._serialized_start=1418
+  _globals['_WORKRESPONSE']._serialized_end=2495
+  _globals['_WORKRESPONSE_TURN']._serialized_start=1779
+  _globals['_WORKRESPONSE_TURN']._serialized_end=2147
+  _globals['_WORKRESPONSE_TURN_METADATAENTRY']._serialized_start=2100
+  _globals['_WORKRESPONSE_TURN_METADATAENTRY']._serialized_end=2147
+  _globals['_WORKRESPONSE_ACKED']._serialized_start=2149
+  _globals['_WORKRESPONSE_ACKED']._serialized_end=2187
+  _globals['_WORKRESPONSE_FOLDED']._serialized_start=2189
+  _globals['_WORKRESPONSE_FOLDED']._serialized_end=2276
+  _globals['_WORKRESPONSE_FOLDEDPROMPT']._serialized_start=2278
+  _globals['_WORKRESPONSE_FOLDEDPROMPT']._serialized_end=2369
+  _globals['_WORKRESPONSE_HISTORY']._serialized_start=2371
+  _globals['_WORKRESPONSE_HISTORY']._serialized_end=2433
+  _globals['_WORKRESPONSE_CANCEL']._serialized_start=2435
+  _globals['_WORKRESPONSE_CANCEL']._serialized_end=2443
+  _globals['_WORKRESPONSE_FENCED']._serialized_start=2445
+  _globals['_WORKRESPONSE_FENCED']._serialized_end=2470
+  _globals['_WORKERSERVICE']._serialized_start=2497
+  _globals['_WORKERSERVICE']._serialized_end=2589
 # @@protoc_insertion_point(module_scope)

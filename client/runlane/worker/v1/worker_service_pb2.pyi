@@ -260,6 +260,23 @@ class WorkRequest(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class Begun(_message.Message):
+        """The worker has the turn. Send it at once: a turn that is lost on its way to the worker starts
+        elsewhere immediately, and not after the worker lease.
+        """
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        def __init__(
+            self,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     OFFER_FIELD_NUMBER: _builtins.int
     EMIT_FIELD_NUMBER: _builtins.int
     FINISH_FIELD_NUMBER: _builtins.int
@@ -267,6 +284,7 @@ class WorkRequest(_message.Message):
     HAND_BACK_FIELD_NUMBER: _builtins.int
     TAKE_FOLDED_FIELD_NUMBER: _builtins.int
     GET_HISTORY_FIELD_NUMBER: _builtins.int
+    BEGUN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def offer(self) -> Global___WorkRequest.Offer:
         """Offers the slot."""
@@ -295,6 +313,10 @@ class WorkRequest(_message.Message):
     def get_history(self) -> Global___WorkRequest.GetHistory:
         """Asks for the transcript."""
 
+    @_builtins.property
+    def begun(self) -> Global___WorkRequest.Begun:
+        """The worker has the turn."""
+
     def __init__(
         self,
         *,
@@ -305,12 +327,13 @@ class WorkRequest(_message.Message):
         hand_back: Global___WorkRequest.HandBack | None = ...,
         take_folded: Global___WorkRequest.TakeFolded | None = ...,
         get_history: Global___WorkRequest.GetHistory | None = ...,
+        begun: Global___WorkRequest.Begun | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["emit", b"emit", "fail", b"fail", "finish", b"finish", "get_history", b"get_history", "hand_back", b"hand_back", "message", b"message", "offer", b"offer", "take_folded", b"take_folded"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["begun", b"begun", "emit", b"emit", "fail", b"fail", "finish", b"finish", "get_history", b"get_history", "hand_back", b"hand_back", "message", b"message", "offer", b"offer", "take_folded", b"take_folded"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["emit", b"emit", "fail", b"fail", "finish", b"finish", "get_history", b"get_history", "hand_back", b"hand_back", "message", b"message", "offer", b"offer", "take_folded", b"take_folded"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begun", b"begun", "emit", b"emit", "fail", b"fail", "finish", b"finish", "get_history", b"get_history", "hand_back", b"hand_back", "message", b"message", "offer", b"offer", "take_folded", b"take_folded"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["offer", "emit", "finish", "fail", "hand_back", "take_folded", "get_history"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["offer", "emit", "finish", "fail", "hand_back", "take_folded", "get_history", "begun"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 

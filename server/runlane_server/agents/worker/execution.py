@@ -20,6 +20,7 @@ log = structlog.get_logger()
 
 WORKER_LOST = "the worker that executed it was lost"
 HANDED_BACK = "the worker that executed it was shut down"
+NEVER_BEGUN = "the worker that was to execute it was lost"
 """Messages of runs that end INTERRUPTED."""
 
 
@@ -56,6 +57,8 @@ class Execution:
         """Whether a slot of a worker was used for the attempt."""
         self.on_released: Callable[[], None] = _ignore
         """Called when the slot is not used any more."""
+        # Whether the worker is known to have the turn.
+        self._has_begun = turn.is_resumed
         self._why_ended = "the run has ended"
         turn.follow_stored(self._on_stored)
 
@@ -110,6 +113,7 @@ class Execution:
 
     def resume(self, slot: Slot, received: Collection[str]) -> None:
         """Connects the worker again, which has the prompts of the folded runs in `received`."""
+        self.begin()
         self._attach(slot)
         slot.put(Acked(self._stored))
         missing = [one for one in self._folded if one.run_id not in received]
@@ -126,10 +130,16 @@ class Execution:
             before.fence("the worker continues on another connection")
 
     def detach(self, slot: Slot) -> None:
-        """The connection is lost; the worker may come back within its lease."""
+        """The connection is lost; the worker may come back within its lease.
+
+        A turn that was lost on its way to the worker starts elsewhere at once.
+        """
         if self._slot is slot:
             self._slot = None
-            self.wait_for_worker()
+            if self._has_begun:
+                self.wait_for_worker()
+            else:
+                self._settle(HandedBack(NEVER_BEGUN))
 
     def wait_for_worker(self) -> None:
         """Starts the worker lease."""
@@ -167,6 +177,10 @@ class Execution:
                 self.on_released()
 
     # --- What the worker sends ----------------------------------------------------------------
+
+    def begin(self) -> None:
+        """The worker has the turn."""
+        self._has_begun = True
 
     async def emit(self, number: int, events: Sequence[AgentEvent]) -> None:
         """Takes events, the first with a number. Raises InvalidArgument at a gap."""

@@ -66,6 +66,10 @@ class Slot:
         """Takes the turn away."""
         self.end_turn(Fenced(why))
 
+    def begin(self) -> None:
+        """The worker has the turn."""
+        self._current("begun")
+
     async def emit(self, number: int, events: Sequence[AgentEvent]) -> None:
         """Takes events of the turn."""
         if (execution := self._current("emit")) is not None:
@@ -95,4 +99,6 @@ class Slot:
         """The turn that a message is about; None if it was taken away. Raises InvalidArgument."""
         if self.execution is None and not self._discards:
             raise InvalidArgument.of(field, "came without a turn")
+        if self.execution is not None:
+            self.execution.begin()
         return self.execution

@@ -39,6 +39,7 @@ type WorkRequest struct {
 	//	*WorkRequest_HandBack_
 	//	*WorkRequest_TakeFolded_
 	//	*WorkRequest_GetHistory_
+	//	*WorkRequest_Begun_
 	Message       isWorkRequest_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -144,6 +145,15 @@ func (x *WorkRequest) GetGetHistory() *WorkRequest_GetHistory {
 	return nil
 }
 
+func (x *WorkRequest) GetBegun() *WorkRequest_Begun {
+	if x != nil {
+		if x, ok := x.Message.(*WorkRequest_Begun_); ok {
+			return x.Begun
+		}
+	}
+	return nil
+}
+
 type isWorkRequest_Message interface {
 	isWorkRequest_Message()
 }
@@ -183,6 +193,11 @@ type WorkRequest_GetHistory_ struct {
 	GetHistory *WorkRequest_GetHistory `protobuf:"bytes,7,opt,name=get_history,json=getHistory,proto3,oneof"`
 }
 
+type WorkRequest_Begun_ struct {
+	// The worker has the turn.
+	Begun *WorkRequest_Begun `protobuf:"bytes,12,opt,name=begun,proto3,oneof"`
+}
+
 func (*WorkRequest_Offer_) isWorkRequest_Message() {}
 
 func (*WorkRequest_Emit_) isWorkRequest_Message() {}
@@ -196,6 +211,8 @@ func (*WorkRequest_HandBack_) isWorkRequest_Message() {}
 func (*WorkRequest_TakeFolded_) isWorkRequest_Message() {}
 
 func (*WorkRequest_GetHistory_) isWorkRequest_Message() {}
+
+func (*WorkRequest_Begun_) isWorkRequest_Message() {}
 
 // An event that an agent emits.
 type Event struct {
@@ -971,6 +988,44 @@ func (*WorkRequest_GetHistory) Descriptor() ([]byte, []int) {
 	return file_runlane_worker_v1_worker_service_proto_rawDescGZIP(), []int{0, 7}
 }
 
+// The worker has the turn. Send it at once: a turn that is lost on its way to the worker starts
+// elsewhere immediately, and not after the worker lease.
+type WorkRequest_Begun struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkRequest_Begun) Reset() {
+	*x = WorkRequest_Begun{}
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkRequest_Begun) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkRequest_Begun) ProtoMessage() {}
+
+func (x *WorkRequest_Begun) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkRequest_Begun.ProtoReflect.Descriptor instead.
+func (*WorkRequest_Begun) Descriptor() ([]byte, []int) {
+	return file_runlane_worker_v1_worker_service_proto_rawDescGZIP(), []int{0, 8}
+}
+
 // A turn to execute.
 type WorkResponse_Turn struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1004,7 +1059,7 @@ type WorkResponse_Turn struct {
 
 func (x *WorkResponse_Turn) Reset() {
 	*x = WorkResponse_Turn{}
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[11]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1016,7 +1071,7 @@ func (x *WorkResponse_Turn) String() string {
 func (*WorkResponse_Turn) ProtoMessage() {}
 
 func (x *WorkResponse_Turn) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[11]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1129,7 +1184,7 @@ type WorkResponse_Acked struct {
 
 func (x *WorkResponse_Acked) Reset() {
 	*x = WorkResponse_Acked{}
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[12]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1141,7 +1196,7 @@ func (x *WorkResponse_Acked) String() string {
 func (*WorkResponse_Acked) ProtoMessage() {}
 
 func (x *WorkResponse_Acked) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[12]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1184,7 +1239,7 @@ type WorkResponse_Folded struct {
 
 func (x *WorkResponse_Folded) Reset() {
 	*x = WorkResponse_Folded{}
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[13]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1196,7 +1251,7 @@ func (x *WorkResponse_Folded) String() string {
 func (*WorkResponse_Folded) ProtoMessage() {}
 
 func (x *WorkResponse_Folded) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[13]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1241,7 +1296,7 @@ type WorkResponse_FoldedPrompt struct {
 
 func (x *WorkResponse_FoldedPrompt) Reset() {
 	*x = WorkResponse_FoldedPrompt{}
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[14]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1253,7 +1308,7 @@ func (x *WorkResponse_FoldedPrompt) String() string {
 func (*WorkResponse_FoldedPrompt) ProtoMessage() {}
 
 func (x *WorkResponse_FoldedPrompt) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[14]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1303,7 +1358,7 @@ type WorkResponse_History struct {
 
 func (x *WorkResponse_History) Reset() {
 	*x = WorkResponse_History{}
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[15]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1315,7 +1370,7 @@ func (x *WorkResponse_History) String() string {
 func (*WorkResponse_History) ProtoMessage() {}
 
 func (x *WorkResponse_History) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[15]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1355,7 +1410,7 @@ type WorkResponse_Cancel struct {
 
 func (x *WorkResponse_Cancel) Reset() {
 	*x = WorkResponse_Cancel{}
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[16]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1367,7 +1422,7 @@ func (x *WorkResponse_Cancel) String() string {
 func (*WorkResponse_Cancel) ProtoMessage() {}
 
 func (x *WorkResponse_Cancel) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[16]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1395,7 +1450,7 @@ type WorkResponse_Fenced struct {
 
 func (x *WorkResponse_Fenced) Reset() {
 	*x = WorkResponse_Fenced{}
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[17]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1407,7 +1462,7 @@ func (x *WorkResponse_Fenced) String() string {
 func (*WorkResponse_Fenced) ProtoMessage() {}
 
 func (x *WorkResponse_Fenced) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[17]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1434,7 +1489,7 @@ var File_runlane_worker_v1_worker_service_proto protoreflect.FileDescriptor
 
 const file_runlane_worker_v1_worker_service_proto_rawDesc = "" +
 	"\n" +
-	"&runlane/worker/v1/worker_service.proto\x12\x11runlane.worker.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14runlane/v1/run.proto\x1a\x18runlane/v1/session.proto\"\xa4\n" +
+	"&runlane/worker/v1/worker_service.proto\x12\x11runlane.worker.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14runlane/v1/run.proto\x1a\x18runlane/v1/session.proto\"\xeb\n" +
 	"\n" +
 	"\vWorkRequest\x12<\n" +
 	"\x05offer\x18\x01 \x01(\v2$.runlane.worker.v1.WorkRequest.OfferH\x00R\x05offer\x129\n" +
@@ -1445,7 +1500,8 @@ const file_runlane_worker_v1_worker_service_proto_rawDesc = "" +
 	"\vtake_folded\x18\x06 \x01(\v2).runlane.worker.v1.WorkRequest.TakeFoldedH\x00R\n" +
 	"takeFolded\x12L\n" +
 	"\vget_history\x18\a \x01(\v2).runlane.worker.v1.WorkRequest.GetHistoryH\x00R\n" +
-	"getHistory\x1a\xa6\x01\n" +
+	"getHistory\x12<\n" +
+	"\x05begun\x18\f \x01(\v2$.runlane.worker.v1.WorkRequest.BegunH\x00R\x05begun\x1a\xa6\x01\n" +
 	"\x05Offer\x12\x16\n" +
 	"\x06agents\x18\x01 \x03(\tR\x06agents\x12\x1b\n" +
 	"\tworker_id\x18\x02 \x01(\tR\bworkerId\x12)\n" +
@@ -1478,7 +1534,8 @@ const file_runlane_worker_v1_worker_service_proto_rawDesc = "" +
 	"TakeFolded\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x03R\x06number\x1a\f\n" +
 	"\n" +
-	"GetHistoryB\t\n" +
+	"GetHistory\x1a\a\n" +
+	"\x05BegunB\t\n" +
 	"\amessageJ\x04\b\b\x10\fR\x04stepR\x03ask\"\xcc\x01\n" +
 	"\x05Event\x12\x1f\n" +
 	"\n" +
@@ -1546,7 +1603,7 @@ func file_runlane_worker_v1_worker_service_proto_rawDescGZIP() []byte {
 	return file_runlane_worker_v1_worker_service_proto_rawDescData
 }
 
-var file_runlane_worker_v1_worker_service_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_runlane_worker_v1_worker_service_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_runlane_worker_v1_worker_service_proto_goTypes = []any{
 	(*WorkRequest)(nil),               // 0: runlane.worker.v1.WorkRequest
 	(*Event)(nil),                     // 1: runlane.worker.v1.Event
@@ -1559,21 +1616,22 @@ var file_runlane_worker_v1_worker_service_proto_goTypes = []any{
 	(*WorkRequest_HandBack)(nil),      // 8: runlane.worker.v1.WorkRequest.HandBack
 	(*WorkRequest_TakeFolded)(nil),    // 9: runlane.worker.v1.WorkRequest.TakeFolded
 	(*WorkRequest_GetHistory)(nil),    // 10: runlane.worker.v1.WorkRequest.GetHistory
-	(*WorkResponse_Turn)(nil),         // 11: runlane.worker.v1.WorkResponse.Turn
-	(*WorkResponse_Acked)(nil),        // 12: runlane.worker.v1.WorkResponse.Acked
-	(*WorkResponse_Folded)(nil),       // 13: runlane.worker.v1.WorkResponse.Folded
-	(*WorkResponse_FoldedPrompt)(nil), // 14: runlane.worker.v1.WorkResponse.FoldedPrompt
-	(*WorkResponse_History)(nil),      // 15: runlane.worker.v1.WorkResponse.History
-	(*WorkResponse_Cancel)(nil),       // 16: runlane.worker.v1.WorkResponse.Cancel
-	(*WorkResponse_Fenced)(nil),       // 17: runlane.worker.v1.WorkResponse.Fenced
-	nil,                               // 18: runlane.worker.v1.WorkResponse.Turn.MetadataEntry
-	(*v1.ToolCall)(nil),               // 19: runlane.v1.ToolCall
-	(*v1.ToolResult)(nil),             // 20: runlane.v1.ToolResult
-	(*v1.Usage)(nil),                  // 21: runlane.v1.Usage
-	(v1.FinishReason)(0),              // 22: runlane.v1.FinishReason
-	(*v1.Attachment)(nil),             // 23: runlane.v1.Attachment
-	(*timestamppb.Timestamp)(nil),     // 24: google.protobuf.Timestamp
-	(*v1.Message)(nil),                // 25: runlane.v1.Message
+	(*WorkRequest_Begun)(nil),         // 11: runlane.worker.v1.WorkRequest.Begun
+	(*WorkResponse_Turn)(nil),         // 12: runlane.worker.v1.WorkResponse.Turn
+	(*WorkResponse_Acked)(nil),        // 13: runlane.worker.v1.WorkResponse.Acked
+	(*WorkResponse_Folded)(nil),       // 14: runlane.worker.v1.WorkResponse.Folded
+	(*WorkResponse_FoldedPrompt)(nil), // 15: runlane.worker.v1.WorkResponse.FoldedPrompt
+	(*WorkResponse_History)(nil),      // 16: runlane.worker.v1.WorkResponse.History
+	(*WorkResponse_Cancel)(nil),       // 17: runlane.worker.v1.WorkResponse.Cancel
+	(*WorkResponse_Fenced)(nil),       // 18: runlane.worker.v1.WorkResponse.Fenced
+	nil,                               // 19: runlane.worker.v1.WorkResponse.Turn.MetadataEntry
+	(*v1.ToolCall)(nil),               // 20: runlane.v1.ToolCall
+	(*v1.ToolResult)(nil),             // 21: runlane.v1.ToolResult
+	(*v1.Usage)(nil),                  // 22: runlane.v1.Usage
+	(v1.FinishReason)(0),              // 23: runlane.v1.FinishReason
+	(*v1.Attachment)(nil),             // 24: runlane.v1.Attachment
+	(*timestamppb.Timestamp)(nil),     // 25: google.protobuf.Timestamp
+	(*v1.Message)(nil),                // 26: runlane.v1.Message
 }
 var file_runlane_worker_v1_worker_service_proto_depIdxs = []int32{
 	3,  // 0: runlane.worker.v1.WorkRequest.offer:type_name -> runlane.worker.v1.WorkRequest.Offer
@@ -1583,32 +1641,33 @@ var file_runlane_worker_v1_worker_service_proto_depIdxs = []int32{
 	8,  // 4: runlane.worker.v1.WorkRequest.hand_back:type_name -> runlane.worker.v1.WorkRequest.HandBack
 	9,  // 5: runlane.worker.v1.WorkRequest.take_folded:type_name -> runlane.worker.v1.WorkRequest.TakeFolded
 	10, // 6: runlane.worker.v1.WorkRequest.get_history:type_name -> runlane.worker.v1.WorkRequest.GetHistory
-	19, // 7: runlane.worker.v1.Event.tool_call:type_name -> runlane.v1.ToolCall
-	20, // 8: runlane.worker.v1.Event.tool_result:type_name -> runlane.v1.ToolResult
-	11, // 9: runlane.worker.v1.WorkResponse.turn:type_name -> runlane.worker.v1.WorkResponse.Turn
-	12, // 10: runlane.worker.v1.WorkResponse.acked:type_name -> runlane.worker.v1.WorkResponse.Acked
-	13, // 11: runlane.worker.v1.WorkResponse.folded:type_name -> runlane.worker.v1.WorkResponse.Folded
-	16, // 12: runlane.worker.v1.WorkResponse.cancel:type_name -> runlane.worker.v1.WorkResponse.Cancel
-	17, // 13: runlane.worker.v1.WorkResponse.fenced:type_name -> runlane.worker.v1.WorkResponse.Fenced
-	15, // 14: runlane.worker.v1.WorkResponse.history:type_name -> runlane.worker.v1.WorkResponse.History
-	4,  // 15: runlane.worker.v1.WorkRequest.Offer.resume:type_name -> runlane.worker.v1.WorkRequest.Resume
-	1,  // 16: runlane.worker.v1.WorkRequest.Emit.events:type_name -> runlane.worker.v1.Event
-	21, // 17: runlane.worker.v1.WorkRequest.Finish.usage:type_name -> runlane.v1.Usage
-	22, // 18: runlane.worker.v1.WorkRequest.Finish.finish_reason:type_name -> runlane.v1.FinishReason
-	21, // 19: runlane.worker.v1.WorkRequest.Fail.usage:type_name -> runlane.v1.Usage
-	23, // 20: runlane.worker.v1.WorkResponse.Turn.attachments:type_name -> runlane.v1.Attachment
-	18, // 21: runlane.worker.v1.WorkResponse.Turn.metadata:type_name -> runlane.worker.v1.WorkResponse.Turn.MetadataEntry
-	24, // 22: runlane.worker.v1.WorkResponse.Turn.deadline:type_name -> google.protobuf.Timestamp
-	14, // 23: runlane.worker.v1.WorkResponse.Folded.prompts:type_name -> runlane.worker.v1.WorkResponse.FoldedPrompt
-	23, // 24: runlane.worker.v1.WorkResponse.FoldedPrompt.attachments:type_name -> runlane.v1.Attachment
-	25, // 25: runlane.worker.v1.WorkResponse.History.messages:type_name -> runlane.v1.Message
-	0,  // 26: runlane.worker.v1.WorkerService.Work:input_type -> runlane.worker.v1.WorkRequest
-	2,  // 27: runlane.worker.v1.WorkerService.Work:output_type -> runlane.worker.v1.WorkResponse
-	27, // [27:28] is the sub-list for method output_type
-	26, // [26:27] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	11, // 7: runlane.worker.v1.WorkRequest.begun:type_name -> runlane.worker.v1.WorkRequest.Begun
+	20, // 8: runlane.worker.v1.Event.tool_call:type_name -> runlane.v1.ToolCall
+	21, // 9: runlane.worker.v1.Event.tool_result:type_name -> runlane.v1.ToolResult
+	12, // 10: runlane.worker.v1.WorkResponse.turn:type_name -> runlane.worker.v1.WorkResponse.Turn
+	13, // 11: runlane.worker.v1.WorkResponse.acked:type_name -> runlane.worker.v1.WorkResponse.Acked
+	14, // 12: runlane.worker.v1.WorkResponse.folded:type_name -> runlane.worker.v1.WorkResponse.Folded
+	17, // 13: runlane.worker.v1.WorkResponse.cancel:type_name -> runlane.worker.v1.WorkResponse.Cancel
+	18, // 14: runlane.worker.v1.WorkResponse.fenced:type_name -> runlane.worker.v1.WorkResponse.Fenced
+	16, // 15: runlane.worker.v1.WorkResponse.history:type_name -> runlane.worker.v1.WorkResponse.History
+	4,  // 16: runlane.worker.v1.WorkRequest.Offer.resume:type_name -> runlane.worker.v1.WorkRequest.Resume
+	1,  // 17: runlane.worker.v1.WorkRequest.Emit.events:type_name -> runlane.worker.v1.Event
+	22, // 18: runlane.worker.v1.WorkRequest.Finish.usage:type_name -> runlane.v1.Usage
+	23, // 19: runlane.worker.v1.WorkRequest.Finish.finish_reason:type_name -> runlane.v1.FinishReason
+	22, // 20: runlane.worker.v1.WorkRequest.Fail.usage:type_name -> runlane.v1.Usage
+	24, // 21: runlane.worker.v1.WorkResponse.Turn.attachments:type_name -> runlane.v1.Attachment
+	19, // 22: runlane.worker.v1.WorkResponse.Turn.metadata:type_name -> runlane.worker.v1.WorkResponse.Turn.MetadataEntry
+	25, // 23: runlane.worker.v1.WorkResponse.Turn.deadline:type_name -> google.protobuf.Timestamp
+	15, // 24: runlane.worker.v1.WorkResponse.Folded.prompts:type_name -> runlane.worker.v1.WorkResponse.FoldedPrompt
+	24, // 25: runlane.worker.v1.WorkResponse.FoldedPrompt.attachments:type_name -> runlane.v1.Attachment
+	26, // 26: runlane.worker.v1.WorkResponse.History.messages:type_name -> runlane.v1.Message
+	0,  // 27: runlane.worker.v1.WorkerService.Work:input_type -> runlane.worker.v1.WorkRequest
+	2,  // 28: runlane.worker.v1.WorkerService.Work:output_type -> runlane.worker.v1.WorkResponse
+	28, // [28:29] is the sub-list for method output_type
+	27, // [27:28] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_runlane_worker_v1_worker_service_proto_init() }
@@ -1624,6 +1683,7 @@ func file_runlane_worker_v1_worker_service_proto_init() {
 		(*WorkRequest_HandBack_)(nil),
 		(*WorkRequest_TakeFolded_)(nil),
 		(*WorkRequest_GetHistory_)(nil),
+		(*WorkRequest_Begun_)(nil),
 	}
 	file_runlane_worker_v1_worker_service_proto_msgTypes[1].OneofWrappers = []any{
 		(*Event_TextDelta)(nil),
@@ -1645,7 +1705,7 @@ func file_runlane_worker_v1_worker_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runlane_worker_v1_worker_service_proto_rawDesc), len(file_runlane_worker_v1_worker_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
