@@ -23,7 +23,7 @@ from statistics import median
 import grpc
 import structlog
 
-from bench import curves, memory, nodes, past, peers, plot, rates, report, streams, waits
+from bench import curves, gateway, memory, nodes, past, peers, plot, rates, report, streams, waits
 from bench.bench import CACHE, Bench
 from bench.load import generator
 from bench.process import cores
@@ -45,6 +45,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "start": waits.start,
     "latency": waits.latency,
     "deltas": rates.deltas,
+    "gateway": gateway.gateway,
     "streams": streams.streams,
     "chat-streams": streams.chat_streams,
     "chat": streams.chat,

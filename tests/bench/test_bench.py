@@ -17,7 +17,7 @@ NEEDS_GO = pytest.mark.skipif(shutil.which("go") is None, reason="the endpoint i
 
 def test_each_row_yields_a_figure(tmp_path: Path) -> None:
     # The generator in Python needs no build.
-    wanted = ["accept", "metrics", "sight", "complete", "cancel", "subscriptions"]
+    wanted = ["accept", "metrics", "sight", "complete", "cancel", "gateway", "subscriptions"]
     only = [word for name in wanted for word in ("--only", name)]
     results = run.main(["--quick", "--load", "python", "--out", str(tmp_path), *only])
     assert not results.failed
