@@ -492,7 +492,8 @@ class Config:
         10.0,
         Topic.CLUSTER,
         Duration(zero=False),
-        "Heartbeat timeout after which other nodes declare this node dead. Its agents stop before.",
+        "Heartbeat timeout after which other nodes declare this node dead."
+        " Its agents stop before, unless the database is down.",
     )
 
     @property

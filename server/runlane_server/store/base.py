@@ -230,9 +230,6 @@ class Cluster(Protocol):
     async def refresh_node_keys(self) -> None:
         """Reads `node_keys` again."""
 
-    is_alone: bool
-    """Whether no other node was alive at the last heartbeat of this one."""
-
     on_wake: Callable[[], None] | None
     """Called when another node announces work: runs that wait for a node, or cancels. A call may be
     superfluous, and a call may be lost; poll as well."""

@@ -476,12 +476,7 @@ WITH own AS MATERIALIZED (
 ), forgotten AS (
     DELETE FROM nodes WHERE node_id IN (SELECT node_id FROM silent WHERE forgotten)
 )
-SELECT
-    EXISTS (SELECT FROM own) AS alive,
-    NOT EXISTS (
-        SELECT FROM nodes
-        WHERE node_id <> $1 AND NOT lost AND heartbeat >= now() - $2::interval
-    ) AS alone;
+SELECT EXISTS (SELECT FROM own) AS alive;
 
 -- name: leave
 DELETE FROM nodes WHERE node_id = $1;
