@@ -46,7 +46,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-proofs test-postgres test-polyglot test-agents build packages test-packages test-image release bench check-lane sim crash nodes soak restarts fuzz attack pictures image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints clean
+.PHONY: help run test test-fast test-proofs test-postgres test-polyglot test-agents build packages test-packages test-image release sbom bench check-lane sim crash nodes soak restarts fuzz attack pictures image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -131,8 +131,14 @@ test-image: $(READY) ## Run the steps of the Dockerfile without a container engi
 
 release: $(READY) ## Prepare the release VERSION: versions, changelog, packages, checksums; MODULE and GROUP name the publisher
 	$(BIN)/python gen/release.py "$(VERSION)" $(if $(MODULE),--module $(MODULE)) $(if $(GROUP),--group $(GROUP))
-	$(MAKE) proto docs packages
+	$(MAKE) proto docs packages sbom
 	cd $(PACKAGES) && find . -type f ! -name SHA256SUMS | sort | xargs sha256sum > SHA256SUMS
+
+# Of what the image installs: the exact versions and hashes.
+sbom: $(BUILD_READY) ## Write the bill of materials of the server, as CycloneDX, into dist/packages
+	mkdir -p $(PACKAGES)
+	$(BUILD_VENV)/bin/cyclonedx-py requirements deploy/requirements.txt --pyproject pyproject.toml \
+		--output-reproducible --validate --output-file $(PACKAGES)/runlane-server.cdx.json
 
 bench: $(READY) ## Measure the performance against bare gRPC; BENCH="--quick" is a short form
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
@@ -209,7 +215,7 @@ constraints: ## Write constraints.txt again, with the latest versions
 image-requirements: ## Write the hashes of what the image installs, at the versions of constraints.txt
 	rm -rf .cache/hash-venv && $(PYTHON) -m venv .cache/hash-venv
 	.cache/hash-venv/bin/pip install --quiet --disable-pip-version-check pip-tools
-	$(hashes) --output-file deploy/requirements.txt $(addprefix --extra ,server postgres uvloop metrics) pyproject.toml
+	$(hashes) --output-file deploy/requirements.txt $(addprefix --extra ,server postgres uvloop metrics traces jwt web chat acp) pyproject.toml
 	echo 'hatchling>=1.27' > .cache/build.in
 	$(hashes) --output-file deploy/build-requirements.txt .cache/build.in
 
@@ -246,7 +252,8 @@ $(GO_READY):
 
 $(BUILD_READY):
 	$(PYTHON) -m venv $(BUILD_VENV)
-	$(BUILD_VENV)/bin/pip install --quiet --disable-pip-version-check build==1.6.1 twine==7.0.0 'readme_renderer[md]'
+	$(BUILD_VENV)/bin/pip install --quiet --disable-pip-version-check build==1.6.1 twine==7.0.0 'readme_renderer[md]' \
+		'cyclonedx-bom[json-validation]==7.5.0'
 	touch $@
 
 define new_venv

@@ -33,6 +33,7 @@ ROOMS: dict[str, set[str]] = {
     "net": {"addresses"},
     "harness": {"clock", "gates", "harness"},
     "store": {
+        "vitals",
         "base",
         "batching",
         "corrupt",
