@@ -7,8 +7,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUN_READY := $(VENV)/.run-ready
 # All but the extra `chat`, which is as large as the others together.
-RUN_EXTRAS := cli,server,postgres,metrics,traces,jwt,uvloop
+RUN_EXTRAS := cli,server,postgres,metrics,traces,jwt,uvloop,web
 LISTEN ?= 127.0.0.1:50051
+# A free port, so that the console is in nobody's way; HTTP=8080 fixes it.
+HTTP ?= 127.0.0.1:0
 AGENT ?= echo
 SEEDS ?= 2000
 START ?= 0
@@ -33,7 +35,7 @@ PACKAGES := dist/packages
 CARGO := CARGO_TARGET_DIR=$(CURDIR)/.cache/cargo cargo
 
 # Tests that take minutes: they kill servers, make disks fail, and plant faults.
-PROOFS := tests/bench tests/proofs/attack tests/proofs/conformance tests/proofs/crash tests/proofs/fuzz
+PROOFS := tests/bench tests/proofs/attack tests/proofs/conformance tests/proofs/crash tests/proofs/fuzz tests/proofs/lanecheck
 
 # Measured on two busy cores: 46 s. The exceptions start a server process or PostgreSQL.
 FAST := $(addprefix tests/,access config core engine feed net project rpc) \
@@ -44,15 +46,15 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-proofs test-postgres test-polyglot test-agents build packages test-packages test-image release bench check-lane sim crash nodes soak fuzz attack image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints clean
+.PHONY: help run test test-fast test-proofs test-postgres test-polyglot test-agents build packages test-packages test-image release sbom bench check-lane sim crash nodes soak restarts fuzz attack pictures image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
-run: ## Start a server on LISTEN (127.0.0.1:50051) with a SQLite file and AGENT (echo)
+run: ## Start a server on LISTEN (127.0.0.1:50051), with a console on HTTP, a SQLite file and AGENT (echo)
 	@$(check_address)
 	@$(MAKE) --no-print-directory -q $(READY) 2>/dev/null || $(MAKE) --no-print-directory $(RUN_READY)
-	$(BIN)/runlane-server --listen $(LISTEN) --store sqlite:///runlane.db --agent "$(AGENT)"
+	$(BIN)/runlane-server --listen $(LISTEN) --http $(HTTP) --store sqlite:///runlane.db --agent "$(AGENT)"
 
 test: $(READY) ## Run the standard tests; those below take longer or need more
 	$(BIN)/pytest -n $(JOBS) --dist worksteal $(or $(TESTS),$(addprefix --ignore=,$(PROOFS)))
@@ -75,6 +77,9 @@ test-agents: $(READY) $(AGENTS:%=.cache/agents/%/.ready) ## Run real ACP agents 
 		isolated="unshare --net --map-root-user sh $(CURDIR)/tests/agents/acp/loopback.sh"; export RUNLANE_NO_NETWORK=1; \
 	fi; RUNLANE_AGENTS=.cache/agents $$isolated $(BIN)/pytest -rs tests/agents/acp/test_real_agents.py
 
+pictures: $(READY) ## Make the pictures of the console in docs/, with the chromium of the system
+	RUNLANE_PICTURES=docs $(BIN)/pytest tests/web/test_console.py -k pictures
+
 check-lane: $(READY) ## Search all interleavings of commands on a lane of RUNS runs, DEPTH commands deep
 	cd tests && ../$(BIN)/python -m proofs.sim.explore --depth $(or $(DEPTH),22) --runs $(or $(RUNS),3) --reservations 2
 
@@ -89,6 +94,9 @@ nodes: $(READY) ## Kill, stop and cut off three nodes over PostgreSQL for MINUTE
 
 soak: $(READY) ## Open and cancel thousands of streams and runs; fail if the server grows
 	cd tests && ../$(BIN)/python -m proofs.crash.soak
+
+restarts: $(READY) ## Restart server and gateway under streams over HTTP, RESTARTS (1000) times each
+	RUNLANE_RESTARTS=$(or $(RESTARTS),1000) $(BIN)/pytest --show-capture=no tests/web/test_streams.py -k r25
 
 fuzz: $(READY) ## Fuzz all parsers, and agents, for SECONDS; SEED repeats the inputs, ONLY names a target
 	cd tests && ../$(BIN)/python -m proofs.fuzz.run --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
@@ -123,8 +131,14 @@ test-image: $(READY) ## Run the steps of the Dockerfile without a container engi
 
 release: $(READY) ## Prepare the release VERSION: versions, changelog, packages, checksums; MODULE and GROUP name the publisher
 	$(BIN)/python gen/release.py "$(VERSION)" $(if $(MODULE),--module $(MODULE)) $(if $(GROUP),--group $(GROUP))
-	$(MAKE) proto docs packages
+	$(MAKE) proto docs packages sbom
 	cd $(PACKAGES) && find . -type f ! -name SHA256SUMS | sort | xargs sha256sum > SHA256SUMS
+
+# Of what the image installs: the exact versions and hashes.
+sbom: $(BUILD_READY) ## Write the bill of materials of the server, as CycloneDX, into dist/packages
+	mkdir -p $(PACKAGES)
+	$(BUILD_VENV)/bin/cyclonedx-py requirements deploy/requirements.txt --pyproject pyproject.toml \
+		--output-reproducible --validate --output-file $(PACKAGES)/runlane-server.cdx.json
 
 bench: $(READY) ## Measure the performance against bare gRPC; BENCH="--quick" is a short form
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
@@ -201,7 +215,7 @@ constraints: ## Write constraints.txt again, with the latest versions
 image-requirements: ## Write the hashes of what the image installs, at the versions of constraints.txt
 	rm -rf .cache/hash-venv && $(PYTHON) -m venv .cache/hash-venv
 	.cache/hash-venv/bin/pip install --quiet --disable-pip-version-check pip-tools
-	$(hashes) --output-file deploy/requirements.txt $(addprefix --extra ,server postgres uvloop metrics) pyproject.toml
+	$(hashes) --output-file deploy/requirements.txt $(addprefix --extra ,server postgres uvloop metrics traces jwt web chat acp) pyproject.toml
 	echo 'hatchling>=1.27' > .cache/build.in
 	$(hashes) --output-file deploy/build-requirements.txt .cache/build.in
 
@@ -238,7 +252,8 @@ $(GO_READY):
 
 $(BUILD_READY):
 	$(PYTHON) -m venv $(BUILD_VENV)
-	$(BUILD_VENV)/bin/pip install --quiet --disable-pip-version-check build==1.6.1 twine==7.0.0 'readme_renderer[md]'
+	$(BUILD_VENV)/bin/pip install --quiet --disable-pip-version-check build==1.6.1 twine==7.0.0 'readme_renderer[md]' \
+		'cyclonedx-bom[json-validation]==7.5.0'
 	touch $@
 
 define new_venv

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from generated import between, main
 
-from runlane_server.telemetry.metrics import Metrics, NodeState
+from runlane_server.telemetry.metrics import Metrics, NodeState, StoreState
 
 PAGE = Path(__file__).with_name("monitoring.md")
 
@@ -30,8 +30,9 @@ _STATE = NodeState(
     log_behind=0,
     rpcs_open={"": 0},
     lease=0.0,
+    measured=StoreState(0, 0, 0.0, 0.0),
 )
-"""A node with a shared store, as that has all metrics."""
+"""A state that has all metrics, though no store has all of them."""
 
 
 def table() -> str:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Copies the version in pyproject.toml to the packages of the other languages.
+"""Copies the version in pyproject.toml to the packages of the other languages and to deploy/.
 
 python gen/versions.py            writes the manifests
 python gen/versions.py --check    only reports whether they agree: exit code 1 if not
@@ -14,11 +14,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-MANIFESTS = {
-    "gen/ts/package.json": r'^  "version": "([^"]+)"',
-    "gen/rust/Cargo.toml": r'^version = "([^"]+)"',
-    "gen/java/pom.xml": r"^  <version>([^<]+)</version>",
-}
+MANIFESTS = (
+    ("gen/ts/package.json", r'^  "version": "([^"]+)"'),
+    ("gen/rust/Cargo.toml", r'^version = "([^"]+)"'),
+    ("gen/java/pom.xml", r"^  <version>([^<]+)</version>"),
+    ("deploy/helm/Chart.yaml", r"^version: (\S+)$"),
+    ("deploy/helm/Chart.yaml", r"^appVersion: (\S+)$"),
+    ("deploy/compose.yaml", r"image: runlane-server:(\S+)$"),
+    ("deploy/kubernetes/kustomization.yaml", r"newTag: (\S+)$"),
+    ("docs/deploy.md", r"-t runlane-server:(\S+) \.$"),
+    ("docs/deploy.md", r"^    runlane-server:(\S+) --listen"),
+)
 """The manifests, and where each states its version. A Go module has its version from a tag."""
 
 _PRERELEASE = re.compile(r"(?<=\d)(a|b|rc)(\d+)$")
@@ -41,12 +47,13 @@ def with_version(text: str, pattern: str, version: str) -> str:
 def write(version: str, *, only_check: bool = False) -> list[str]:
     """Writes a version to the manifests; returns those that had another one."""
     stale = []
-    for name, pattern in MANIFESTS.items():
+    for name, pattern in MANIFESTS:
         path = ROOT / name
         before = path.read_text()
         after = with_version(before, pattern, semantic(version))
         if after != before:
-            stale.append(name)
+            if name not in stale:
+                stale.append(name)
             if not only_check:
                 path.write_text(after)
     return stale

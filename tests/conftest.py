@@ -43,6 +43,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # With rich, one traceback holds the event loop for seconds, longer than a lease under load.
+    for processor in structlog.get_config()["processors"]:
+        if isinstance(processor, structlog.dev.ConsoleRenderer):
+            processor.exception_formatter = structlog.dev.plain_traceback
     for marker in (
         "stores(*kinds): the stores that a test uses without --store",
         "sqlite(reason): the test needs SQLite",

@@ -22,6 +22,7 @@ from starlette.types import Message, Receive, Scope, Send
 from runlane.errors import RunlaneError, Unauthenticated
 from runlane.wire import Wire
 from runlane_web import own
+from runlane_web.assets import asset
 from runlane_web.decode import decode, set_run_id
 from runlane_web.errors import Refused, from_error, invalid, to_response
 from runlane_web.grants import PREFIX, Grants, other_session
@@ -178,8 +179,8 @@ class Gateway:
             await _json(done)(request.scope, request.receive, send)
 
     async def _own(self, request: Request, path: str) -> Response | None:
-        if request.method in ("GET", "HEAD") and path == own.DOCUMENT:
-            return own.document()
+        if request.method in ("GET", "HEAD"):
+            return own.document() if path == own.DOCUMENT else asset(path)
         if request.method == "POST" and path in (own.TOKENS, own.TICKETS):
             return await own.make(request, path, self._policy, self._bodies, self._grants)
         return None

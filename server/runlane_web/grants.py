@@ -34,7 +34,13 @@ MAX_PER_CALLER = 1_000
 _OF_RUN = frozenset({"GetRun", "WaitRun", "SubscribeRun"})
 """Rpcs that name a run only; the session of the run must be the grant's."""
 
-_READ = _OF_RUN | {"GetSession", "ListMessages", "ListRuns", "SubscribeRunComplete"}
+_READ = _OF_RUN | {
+    "GetSession",
+    "ListInputRequests",
+    "ListMessages",
+    "ListRuns",
+    "SubscribeRunComplete",
+}
 
 PURPOSES: Mapping[str, frozenset[str]] = MappingProxyType(
     {"follow": _READ, "chat": _READ | {"RunAccepted", "Cancel"}}

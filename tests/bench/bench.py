@@ -69,9 +69,14 @@ class Bench:
 
     @asynccontextmanager
     async def runlane(
-        self, *flags: str, store: Path | None = None, env: Mapping[str, str] = NO_ENV
+        self,
+        *flags: str,
+        store: Path | None = None,
+        env: Mapping[str, str] = NO_ENV,
+        anywhere: bool = False,
     ) -> AsyncIterator[Server]:
-        """Runlane with an empty store, or with a copy of `store`. `env` adds variables."""
+        """Runlane with an empty store, or with a copy of `store`. `env` adds variables. With
+        `anywhere` it is not pinned to the core of the servers."""
         with self.folder() as folder:
             if store:
                 _copy(store, folder / "runlane.db")
@@ -80,7 +85,8 @@ class Bench:
                 *("--store", f"sqlite:///{folder / 'runlane.db'}"),
                 *("--event-loop", self.event_loop, *flags),
             ]
-            async with Server(argv, folder, cores()[0], env) as server:
+            core = None if anywhere else cores()[0]
+            async with Server(argv, folder, core, env) as server:
                 yield server
 
     @asynccontextmanager

@@ -23,7 +23,20 @@ from statistics import median
 import grpc
 import structlog
 
-from bench import curves, memory, nodes, past, peers, plot, rates, report, streams, waits
+from bench import (
+    agent_processes,
+    curves,
+    gateway,
+    memory,
+    nodes,
+    past,
+    peers,
+    plot,
+    rates,
+    report,
+    streams,
+    waits,
+)
 from bench.bench import CACHE, Bench
 from bench.load import generator
 from bench.process import cores
@@ -45,9 +58,11 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "start": waits.start,
     "latency": waits.latency,
     "deltas": rates.deltas,
+    "gateway": gateway.gateway,
     "streams": streams.streams,
     "chat-streams": streams.chat_streams,
     "chat": streams.chat,
+    "agent-processes": agent_processes.agent_processes,
     "messages": waits.messages,
     "runs": memory.runs,
     "processes": nodes.processes,

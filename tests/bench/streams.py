@@ -127,7 +127,8 @@ def _words(bench: Bench) -> int:
     return bench.size(WORDS, 20)
 
 
-def _model(words: int, pause: float) -> str:
+def model_name(words: int, pause: float) -> str:
+    """The name of a model that sends so many words, with a pause after each."""
     return f"word-{words}-{pause * 1000:.0f}ms"
 
 
@@ -135,7 +136,7 @@ def _model(words: int, pause: float) -> str:
 async def _chatting(bench: Bench, words: int, pause: float) -> AsyncIterator[Side]:
     async with bench.endpoint() as model:
         env = {"OPENAI_BASE_URL": f"http://{model.address}/v1", "OPENAI_API_KEY": "none"}
-        agent = f"chat:openai:{_model(words, pause)}"
+        agent = f"chat:openai:{model_name(words, pause)}"
         async with bench.runlane("--agent", agent, *ROOM, env=env) as server:
             yield Side(server, model)
 
@@ -242,7 +243,7 @@ async def _chats(bench: Bench) -> Figure:
 async def _requests(bench: Bench) -> Figure:
     """The peer has the core of the servers, and is itself what is measured."""
     job = {
-        "model": _model(3, 0.0),
+        "model": model_name(3, 0.0),
         "concurrency": CONCURRENCY,
         "warmup": bench.warmup,
         "seconds": bench.seconds,

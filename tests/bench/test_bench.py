@@ -17,7 +17,7 @@ NEEDS_GO = pytest.mark.skipif(shutil.which("go") is None, reason="the endpoint i
 
 def test_each_row_yields_a_figure(tmp_path: Path) -> None:
     # The generator in Python needs no build.
-    wanted = ["accept", "metrics", "sight", "complete", "cancel", "subscriptions"]
+    wanted = ["accept", "metrics", "sight", "complete", "cancel", "gateway", "subscriptions"]
     only = [word for name in wanted for word in ("--only", name)]
     results = run.main(["--quick", "--load", "python", "--out", str(tmp_path), *only])
     assert not results.failed
@@ -43,6 +43,16 @@ def test_streaming_agents_yield_figures(tmp_path: Path) -> None:
         assert rows[f"{name}-cpu"].ours[0].value > 0
     chat = rows["chat"]
     assert all(figure.value > 0 for figure in (*chat.ours, *chat.peer))
+
+
+@NEEDS_GO
+def test_agents_in_processes_yield_figures(tmp_path: Path) -> None:
+    only = ["--only", "agent-processes"]
+    results = run.main(["--quick", "--load", "go", "--out", str(tmp_path), *only])
+    assert not results.failed
+    assert [row.name for row in results.rows] == ["agent-processes", "chat-agent-processes"]
+    for row in results.rows:
+        assert all(figure.value > 0 for figure in (*row.ours, *row.peer))
 
 
 @pytest.mark.parametrize("limit", [0, 1, 7, 49, 50, 51, 230, 1_700, MAX_STREAMS, 9_999])

@@ -13,6 +13,9 @@ from deploy.settings import DEPLOY, settings
 
 ROOT = DEPLOY.parent
 TEXT = (DEPLOY / "Dockerfile").read_text().replace("\\\n", " ")
+EXTRAS = ("server", "postgres", "uvloop", "metrics", "traces", "jwt", "web", "chat", "acp")
+"""Every extra that a setting needs."""
+
 URL = re.compile(r"\b[a-z]+://[^\s`)]*")
 
 
@@ -75,7 +78,7 @@ def test_it_installs_the_extras_of_a_node_at_the_tested_versions() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = {
         normalized(re.split(r"[<>=\[; ]", need)[0])
-        for extra in ("server", "postgres", "uvloop", "metrics")
+        for extra in EXTRAS
         for need in project["optional-dependencies"][extra]
     }
     installed, tested = pinned("deploy/requirements.txt"), pinned("constraints.txt")
@@ -103,7 +106,10 @@ def test_no_file_names_an_address_to_download_from() -> None:
 
 
 def _is_ours(url: str) -> bool:
-    return url.partition("://")[0] in {"postgresql", "sqlite", "dns"}
+    scheme, _, place = url.partition("://")
+    # The services of the compose file.
+    inside = place.startswith(("127.0.0.1:", "prometheus:", "grafana:"))
+    return inside or scheme in {"postgresql", "sqlite", "dns"}
 
 
 def test_every_folder_of_deploy_is_known_to_these_tests() -> None:
@@ -112,7 +118,10 @@ def test_every_folder_of_deploy_is_known_to_these_tests() -> None:
         "Dockerfile",
         "Dockerfile.dockerignore",
         "build-requirements.txt",
+        "compose",
+        "compose.yaml",
         "grafana",
+        "helm",
         "kubernetes",
         "prometheus",
         "requirements.txt",

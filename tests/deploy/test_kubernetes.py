@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from support.server import clean_environment, serving
 from support.wire import Wire
 
 FOLDER = DEPLOY / "kubernetes"
+PROMETHEUS = {"app.kubernetes.io/name": "prometheus"}
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 
 
@@ -72,6 +75,17 @@ def test_the_kustomization_lists_every_manifest() -> None:
     assert not any("namespace" in manifest(name)["metadata"] for name in files)
 
 
+def test_the_kustomization_leaves_selectors_of_other_pods_alone() -> None:
+    """Labels that it adds to selectors would exclude clients and Prometheus from the service."""
+    if (kubectl := shutil.which("kubectl")) is None:
+        pytest.skip("kubectl is not installed")
+    made = subprocess.run(
+        [kubectl, "kustomize", str(FOLDER)], capture_output=True, text=True, check=True
+    )
+    (network,) = [it for it in yaml.safe_load_all(made.stdout) if it["kind"] == "NetworkPolicy"]
+    assert network["spec"] == manifest("network.yaml")["spec"]
+
+
 def test_the_grace_period_is_longer_than_the_longest_shutdown() -> None:
     needed = seconds_before_the_signal() + longest_stop(settings(flags()))
     assert pod()["terminationGracePeriodSeconds"] > needed
@@ -85,16 +99,19 @@ def test_the_startup_probe_waits_longer_than_a_migration_takes() -> None:
 
 def test_all_ports_agree() -> None:
     config = settings(flags())
-    (port,) = container()["ports"]
+    port, metrics = container()["ports"]
     number = port["containerPort"]
+    assert config.metrics_listen
+    assert config.metrics_listen.port == metrics["containerPort"]
     assert config.node_address
     assert config.listen.port == config.node_address.port == number
     assert {container()[probe]["grpc"]["port"] for probe in PROBES} == {number}
     (of_service,) = manifest("service.yaml")["spec"]["ports"]
     assert (of_service["port"], of_service["targetPort"]) == (number, port["name"])
     rules = manifest("network.yaml")["spec"]
-    for rule in (*rules["ingress"], rules["egress"][0]):
+    for rule in (rules["ingress"][0], rules["egress"][0]):
         assert [one["port"] for one in rule["ports"]] == [number]
+    assert [one["port"] for one in rules["ingress"][1]["ports"]] == [metrics["containerPort"]]
 
 
 def test_every_volume_that_programs_write_to_has_a_limit() -> None:
@@ -133,7 +150,7 @@ def test_every_selector_matches_the_pods() -> None:
         labels_
         for name in ("deployment.yaml", "disruption.yaml", "network.yaml")
         for labels_ in selections(manifest(name))
-        if "runlane-client" not in labels_
+        if "runlane-client" not in labels_ and labels_ != PROMETHEUS
     ]
     assert len(found) == 7
     assert all(wanted.items() <= labels.items() for wanted in found)
@@ -159,7 +176,7 @@ def started_flags(folder: Path) -> list[str]:
     (access,) = [one for one in container()["volumeMounts"] if one["name"] == "access"]
     ours = [flag.replace(access["mountPath"], str(folder)) for flag in flags("127.0.0.1")]
     assert f"--access={folder}/access.toml" in ours
-    return [*ours, "--listen=127.0.0.1:0"]
+    return [*ours, "--listen=127.0.0.1:0", "--metrics-listen=0"]
 
 
 def token_in(folder: Path) -> str:
@@ -183,7 +200,10 @@ async def test_every_probe_names_a_service_that_the_server_has(tmp_path: Path) -
 async def test_a_draining_node_is_not_ready(tmp_path: Path) -> None:
     service = container()["readinessProbe"]["grpc"]["service"]
     token = token_in(tmp_path)
-    scripted = [*started_flags(tmp_path), "--agent=scripted"]
+    scripted = [
+        "--agent=scripted" if flag.startswith("--agent=") else flag
+        for flag in started_flags(tmp_path)
+    ]
     env = {"RUNLANE_STORE": "memory:"}
     async with (
         serving(tmp_path, *scripted, env=env, base=clean_environment(), listen=None) as server,

@@ -45,6 +45,7 @@ REASONS = {
     "needs a container engine",
     "takes minutes, and has tests of its own",
     "an excerpt",
+    "needs a damaged database",
 }
 """The permitted reasons not to run a block."""
 

@@ -329,6 +329,25 @@ async def test_r42_a_run_whose_agent_has_left_is_cancelled_with_its_output(
     assert (end.state, end.text) == (RunState.CANCELLED, "before ")
 
 
+async def test_r45_a_late_subscriber_learns_of_open_requests_and_of_their_withdrawal(
+    serving: Running,
+) -> None:
+    async with serving(asks_once) as node:
+        run = (await node.accept("s", "one")).run
+        [request] = await opened(node, run.run_id)
+        follower = node.feed.follow(RunKey("default", run.run_id), 0)
+        seen: list[EventBody] = []
+        async with asyncio.timeout(SECONDS):
+            while not any(isinstance(body, InputRequested) for body in seen):
+                seen += [event.body for event in await follower.next()]
+            [asked] = [body for body in seen if isinstance(body, InputRequested)]
+            assert asked.input_request_id == request.input_request_id
+            await node.coordinator.cancel("s")
+            while InputWithdrawn(request.input_request_id) not in seen:
+                seen += [event.body for event in await follower.next()]
+        follower.close()
+
+
 async def test_several_questions_at_once(serving: Running) -> None:
     async def agent(turn: Turn) -> str:
         answers = await asyncio.gather(turn.ask("one?"), turn.ask("two?"), turn.ask("two?"))

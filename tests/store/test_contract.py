@@ -662,9 +662,9 @@ async def test_busy_sessions_the_longest_waiting_first(store: Store) -> None:
     await other.start()
     await idle.play("i0")
     assert await store.busy_sessions() == [
-        BusySession(early.key, True, 1),
-        BusySession(other.key, True, 0),
-        BusySession(late.key, False, 2),
+        BusySession(early.key, True, 1, "default"),
+        BusySession(other.key, True, 0, "default"),
+        BusySession(late.key, False, 2, "default"),
     ]
 
 

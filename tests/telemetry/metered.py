@@ -13,7 +13,7 @@ from runlane_server.engine.coordinator import Coordinator
 from runlane_server.feed.feed import Feed
 from runlane_server.store.base import Store
 from runlane_server.telemetry.meter import Meter
-from runlane_server.telemetry.metrics import Metrics, NodeState
+from runlane_server.telemetry.metrics import Metrics, NodeState, StoreState
 from support.node import Node
 from support.staging import SECONDS
 
@@ -34,6 +34,9 @@ STATE = NodeState(
     lease=10.0,
     beat_age=2.5,
     alive=True,
+    measured=StoreState(
+        size=10_000, free=11_000, oldest_waiting_run=12.0, oldest_input_request=13.0
+    ),
 )
 """A state of a node with a shared store, in which every metric has a value."""
 

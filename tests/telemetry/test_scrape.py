@@ -275,3 +275,19 @@ async def test_announced_events_are_behind_until_they_are_read(postgres_url: str
         assert store.behind == 7
         log.position = 5
         assert store.behind == 2
+
+
+async def test_store_and_oldest_work_are_measured(tmp_path: Path) -> None:
+    flags = (*FLAGS, "--store", "sqlite:///runlane.db", "--agent", "scripted")
+    async with serving(tmp_path, *flags) as server, Client(server.address) as client:
+        wire = Wire(client)
+        assert (await page(server))("oldest_waiting_run_seconds") == 0
+        await wire.start_blocked("s", "g")
+        await wire.accept("s", say("waits"))
+        async with asyncio.timeout(SECONDS):
+            # The age grows while the run waits.
+            while not (found := await page(server))("oldest_waiting_run_seconds"):
+                await asyncio.sleep(0.05)
+        assert found("oldest_input_request_seconds") == 0
+        assert (found("store_size_bytes") or 0) > 0
+        assert (found("store_free_bytes") or 0) > 0

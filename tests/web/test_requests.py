@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from runlane_server.testing import LocalServer
-from runlane_web import connections, guard
+from runlane_web import assets, connections, guard
 from runlane_web.gateway import Limits
 from runlane_web.guard import Policy
 from support.door import OWN, Door, door, reason, violation
@@ -220,7 +220,7 @@ async def test_a_header_cannot_be_injected(opened: Door) -> None:
 
 
 async def test_every_answer_forbids_sniffing_framing_and_caching(opened: Door) -> None:
-    for path in ("/v1/runs", "/v1/runs/none", "/nowhere"):
+    for path in ("/v1/runs", "/v1/runs/none", "/nowhere", "/openapi.json", *assets.paths()):
         headers: Any = (await opened.http.get(path)).headers
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["cache-control"] == "no-store"

@@ -17,6 +17,7 @@ from click.core import ParameterSource
 
 from runlane_server.agents.command.prctl import protect_memory
 from runlane_server.cli import maintenance
+from runlane_server.cli.health import health
 from runlane_server.cli.token_commands import token
 from runlane_server.config import Config
 from runlane_server.config.sample import sample
@@ -111,7 +112,7 @@ def backup(store: str, path: Path, *, force: bool) -> int:
 def check(store: str, copy: Path | None, *, repair: bool, no_backup: bool) -> int:
     """Verifies the database: prints one line per problem, and exits with 1 if there is any.
 
-    In PostgreSQL it verifies that every record can be read.
+    Of a PostgreSQL store it reads one snapshot, while nodes may work.
 
     With --repair, which needs the server to be stopped, a damaged message or event is replaced by
     the placeholder that callers already get for it, and a session with a damaged lane, run or
@@ -180,6 +181,7 @@ def rotate_node_key(store: str) -> int:
 
 
 command.add_command(token)
+command.add_command(health)
 
 
 def _refuse_flags(context: click.Context, name: str) -> None:

@@ -5,8 +5,9 @@ the clock of the database, and recover its active runs. The node notices by its 
 the others do; it then starts no run and stops its agents. Its later writes about a recovered run
 are refused by the version of the lane and the attempt, never by a clock.
 
-If the store is down and no other node was alive, nobody can recover the runs: the agents continue,
-and the node renews its lease when the store is back.
+If the store refuses connections it is down for all nodes, and after its start no node is declared
+dead for a lease: the agents continue, and the node renews its lease when the store is back. A store
+that does not answer may still answer others, so the agents stop.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ ANSWERED_RUNS = 200
 """Maximum number of answered runs that a node takes a look at in one poll."""
 
 
-STORE_AWAY = "the database was unavailable for longer than the lease of the node that ran it"
+STORE_AWAY = "the database did not answer the node that ran it for longer than the node's lease"
 DECLARED_DEAD = "the node that ran it was silent for longer than its lease"
 """Why runs end as interrupted."""
 
@@ -110,7 +111,7 @@ class Membership:
         self._last_heartbeat = float("-inf")
         self._is_connected = True
         self._is_cut_off = False
-        self._is_store_down = False
+        self._last_refusal = float("-inf")
         self._lease_timer: asyncio.TimerHandle | None = None
         self._due = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -143,6 +144,11 @@ class Membership:
     def alive(self) -> bool:
         """Whether other nodes certainly consider this one alive, so that it may start runs."""
         return real_loop_time() - self._last_heartbeat < self.lease * SAFE_FRACTION
+
+    @property
+    def holds_runs(self) -> bool:
+        """Whether the runs of this node may still be its own, alive or not."""
+        return not self._is_cut_off
 
     @property
     def heartbeat_age(self) -> float:
@@ -180,10 +186,10 @@ class Membership:
             async with asyncio.timeout(self.lease / HEARTBEATS):
                 known = await self._cluster.heartbeat(self.node_id, self.lease)
         except (TimeoutError, StoreUnavailable) as error:
-            self._is_store_down = isinstance(error, StoreDown)
+            if isinstance(error, StoreDown):
+                self._last_refusal = began
             return
         self._is_connected = True
-        self._is_store_down = False
         if known:
             self._renew_lease(began)
         else:
@@ -198,18 +204,20 @@ class Membership:
             self._lease_timer.cancel()
         self._start_lease_timer()
 
+    @property
+    def _seconds_left(self) -> float:
+        """Seconds for which no other node can recover the runs of this one."""
+        since = max(self._last_heartbeat, self._last_refusal)
+        return since + self.lease * SAFE_FRACTION - real_loop_time()
+
     def _start_lease_timer(self) -> None:
         loop = asyncio.get_running_loop()
-        left = self._last_heartbeat + self.lease * SAFE_FRACTION - real_loop_time()
-        self._lease_timer = loop.call_later(left, self._on_lease_end)
+        self._lease_timer = loop.call_later(self._seconds_left, self._on_lease_end)
 
     def _on_lease_end(self) -> None:
         # A harness may have moved the clock of the loop, but not that of the database.
-        if self.alive:
+        if self._seconds_left > 0:
             self._start_lease_timer()
-        elif self._is_store_down and self._cluster.is_alone:
-            pause = self.lease / HEARTBEAT_RETRIES
-            self._lease_timer = asyncio.get_running_loop().call_later(pause, self._on_lease_end)
         else:
             self._abandon("node cut off from its store", STORE_AWAY)
 

@@ -155,6 +155,13 @@ class Config:
         without="only --max-active-runs",
         repeatable=True,
     )
+    agent_processes: int = setting(
+        0,
+        Topic.AGENTS,
+        click.IntRange(min=0, max=64),
+        "Number of processes of each agent that is Python: chat:PROVIDER:MODEL and "
+        "MODULE:ATTRIBUTE. 0: such agents run in the server's own process.",
+    )
     chat_instructions: str = setting(
         "",
         Topic.AGENTS,
@@ -492,7 +499,8 @@ class Config:
         10.0,
         Topic.CLUSTER,
         Duration(zero=False),
-        "Heartbeat timeout after which other nodes declare this node dead. Its agents stop before.",
+        "Heartbeat timeout after which other nodes declare this node dead."
+        " Its agents stop before, unless the database is down.",
     )
 
     @property

@@ -51,19 +51,22 @@ class AgentTable:
         self.workers = self._connect_workers()
 
     def _connect_workers(self) -> Workers | None:
-        """The workers of all agents that workers execute; None if there is no such agent."""
+        """The workers of all agents that workers of the network execute; None if there is none."""
         workers: Workers | None = None
         for each in self:
-            if isinstance(each.agent, WorkerAgent):
-                workers = workers or each.agent.workers
-                each.agent.name, each.agent.workers = each.name, workers
-                self.room.set_offered(each.name, partial(workers.offers_to, each.name))
+            if not isinstance(each.agent, WorkerAgent):
+                continue
+            each.agent.name = each.name
+            if each.agent.outlives_node:
+                each.agent.workers = workers = workers or each.agent.workers
+            self.room.set_offered(each.name, partial(each.agent.workers.offers_to, each.name))
         return workers
 
     def is_of_workers(self, stored: str) -> bool:
-        """Whether workers execute the agent of a stored run."""
+        """Whether a worker that outlives this node executes the agent of a stored run."""
         declared = self._declared.get(self.names.full_name(stored))
-        return declared is not None and isinstance(declared.agent, WorkerAgent)
+        agent = None if declared is None else declared.agent
+        return isinstance(agent, WorkerAgent) and agent.outlives_node
 
     @classmethod
     def of(cls, agents: Agent | AgentTable) -> AgentTable:

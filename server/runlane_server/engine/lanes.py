@@ -17,7 +17,7 @@ from runlane_server.access.quotas import QuotaBook
 from runlane_server.cluster.membership import Membership
 from runlane_server.core import lane as rules
 from runlane_server.core.agents import ONE_AGENT, AgentNames
-from runlane_server.core.errors import CorruptRecord, RunlaneError
+from runlane_server.core.errors import CorruptRecord, RunlaneError, StoreUnavailable
 from runlane_server.core.limits import RETRY_PAUSE
 from runlane_server.core.model import Micros, RunKey, RunRequest, RunState, SessionKey, Started
 from runlane_server.core.recent import RecentItems
@@ -300,6 +300,10 @@ class Lanes:
         """Whether this node may start runs."""
         return self._membership is None or self._membership.alive
 
+    @property
+    def _holds_runs(self) -> bool:
+        return self._membership is None or self._membership.holds_runs
+
     def _is_active_here(self, lane: Lane) -> bool:
         """Whether the active run has a slot of this node. One that waits for input has none."""
         active = lane.active
@@ -406,6 +410,9 @@ class Lanes:
             return
         if self._actions.has_agent(key, active):
             self._actions.follow_run(key, active)
+        elif not self._is_alive and self._holds_runs:
+            # After an outage. A heartbeat decides soon whether this node may still start it.
+            raise StoreUnavailable("the lease of this node is not renewed yet")
         else:
             self._restart(key, active)
 

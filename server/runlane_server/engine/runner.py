@@ -98,8 +98,9 @@ class Runner:
         self._cancelled: str | None = None
         self._handing_over = ""
         self._is_unused = False
-        # Of an agent whose attempts may outlive this node.
         self._end = AttemptEnd() if isinstance(agent, WorkerAgent) else None
+        # Only of an agent whose attempts may outlive this node.
+        self._can_leave = isinstance(agent, WorkerAgent) and agent.outlives_node
         self._timed_out = False
         self._is_broken = False
         self._code = AgentCode(job.run_key, job.key.session_id)
@@ -180,7 +181,7 @@ class Runner:
         is: it continues where the worker reconnects (R36).
         """
         if not self._is_over:
-            if self._end is not None:
+            if self._end is not None and self._can_leave:
                 self._end.is_leaving = True
             else:
                 self._handing_over = why

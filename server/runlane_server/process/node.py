@@ -18,7 +18,7 @@ from runlane_server.agents.acp.policy import parse_policy
 from runlane_server.agents.command.environment import read_variables
 from runlane_server.agents.command.limits import ResourceLimits
 from runlane_server.agents.command.programs import CommandSettings
-from runlane_server.agents.loader import AgentSettings, agent_kind, load_agent
+from runlane_server.agents.loader import AgentSettings, agent_kind
 from runlane_server.agents.scripted.latches import Latches
 from runlane_server.agents.state_dirs import StateDirs
 from runlane_server.cluster.key_refresh import keep_node_keys
@@ -27,7 +27,7 @@ from runlane_server.config import Config
 from runlane_server.core.agents import AgentNames
 from runlane_server.core.errors import RunlaneError, StartError, start_error
 from runlane_server.core.observer import ObserverPair
-from runlane_server.engine.agent_table import AgentTable, DeclaredAgent
+from runlane_server.engine.agent_table import AgentTable
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.engine.executor import NodeSettings
 from runlane_server.engine.pulse import Pulse
@@ -35,6 +35,7 @@ from runlane_server.engine.retention import Retention, retention_tasks
 from runlane_server.feed.feed import Feed
 from runlane_server.harness.harness import Harness, ServerInfo
 from runlane_server.net.addresses import Address, advertised_address
+from runlane_server.process.agent_processes import load_declared, serving_agents
 from runlane_server.process.security import Security, check_security
 from runlane_server.rpc.endpoint import Endpoint
 from runlane_server.store.base import StoreError
@@ -123,7 +124,7 @@ async def serving(
         )
         await closing.enter_async_context(traces.exporting())
         states = closing.enter_context(_state_dirs(config))
-        agents = agents or load_agents(config, states)
+        table = agents or await _own_agents(closing, config, states)
         store = open_store(config.store_url)
         store.on_failure = shutdown.on_store_failure
         await closing.enter_async_context(store)
@@ -133,7 +134,7 @@ async def serving(
         closing.enter_context(watching(observer.on_loop_blocked))
         coordinator = Coordinator(
             store,
-            agents,
+            table,
             feed,
             config.limits,
             node=NodeSettings(lease=config.node_lease),
@@ -158,7 +159,7 @@ async def serving(
             observer=observer,
             tls=security.tls,
             harness=harness if config.harness else None,
-            workers=agents.workers,
+            workers=table.workers,
             socket_mode=int(config.socket_mode, 8),
             private=private,
             max_per_address=config.max_connections_per_address,
@@ -195,6 +196,14 @@ async def serving(
             for task in background:
                 task.cancel()
             await _shut_down(coordinator, endpoint, shutdown, config.drain_timeout)
+
+
+async def _own_agents(
+    closing: AsyncExitStack, config: Config, states: StateDirs | None
+) -> AgentTable:
+    """The agents that the settings declare, until `closing` closes."""
+    agents = serving_agents(config, agent_settings(config, states))
+    return await closing.enter_async_context(agents)
 
 
 def _bind(endpoint: Endpoint, config: Config, *, shares_port: bool) -> tuple[Address, Address]:
@@ -245,14 +254,9 @@ def _default_kind(config: Config) -> str:
 
 
 def load_agents(config: Config, states: StateDirs | None = None) -> AgentTable:
-    """Creates the agents that the settings declare. Raises StartError."""
+    """Creates the agents that the settings declare in this process. Raises StartError."""
     settings = agent_settings(config, states)
-    return AgentTable(
-        [
-            DeclaredAgent(it.name, load_agent(it.spec, settings), agent_kind(it.spec), it.slots)
-            for it in config.agents
-        ]
-    )
+    return AgentTable([load_declared(each, settings) for each in config.agents])
 
 
 def agent_settings(config: Config, states: StateDirs | None = None) -> AgentSettings:

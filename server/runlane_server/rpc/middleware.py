@@ -28,6 +28,7 @@ from runlane_server.access.log_limit import LogLimit
 from runlane_server.access.permissions import PUBLIC_METHODS, REQUIRED_ROLES
 from runlane_server.core.errors import RunlaneError
 from runlane_server.core.observer import NO_OBSERVER, Observer
+from runlane_server.rpc import audit
 from runlane_server.rpc.errors import WireError, internal_error, wire_error
 from runlane_server.rpc.inflight import InflightCalls
 from runlane_server.rpc.requests import (
@@ -161,6 +162,7 @@ class Middleware:
         """Returns the part of a handler that admits a call, reads its request, and answers it."""
         # The answer to a change is sent in any case.
         may_refuse = REQUIRED_ROLES.get(method) is Role.READ
+        is_audited = audit.is_audited(method)
 
         async def serve(call: OpenCall, requests: Any, context: Context) -> Any:
             call.caller = self._access.identify(method, call.credentials)
@@ -182,6 +184,8 @@ class Middleware:
                     reply = _RevocableContext(context, call)
                     return await behavior(request, cast("Context", reply))
                 answer = _serialize(await behavior(request, context))
+                if is_audited:
+                    audit.record(method, call.caller, call.credentials.peer, request)
                 in_flight.answer(len(answer), may_refuse=may_refuse)
                 return answer
             finally:

@@ -23,6 +23,8 @@ from runlane_server.rpc import worker_messages
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
+TakeOffer: TypeAlias = Callable[[Slot, pb.WorkRequest.Offer], Coroutine[Any, Any, None]]
+
 log = structlog.get_logger()
 
 
@@ -40,33 +42,11 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
         down = Downstream()
         slot = Slot({tenant()}, down)
         self._workers.connect(slot)
-        reading = asyncio.create_task(
-            self._read(requests, _Stream(slot, self._take, self._workers), down)
-        )
         try:
-            async for message in down.messages():
-                for response in worker_messages.encode(message):
-                    yield response
+            async for response in serve_slot(requests, slot, down, self._take, self._workers):
+                yield response
         finally:
-            reading.cancel()
             self._workers.disconnect(slot, revoked=getattr(context, "is_revoked", False))
-
-    async def _read(
-        self, requests: AsyncIterator[pb.WorkRequest], stream: _Stream, down: Downstream
-    ) -> None:
-        """Reads what the worker sends, until the stream ends."""
-        try:
-            async for request in requests:
-                await stream.take(request)
-        except RunlaneError as error:
-            down.close(error)
-        except grpc.aio.InternalError:
-            down.close()  # the worker left while its message was read
-        except Exception as error:
-            log.exception("message of a worker failed")
-            down.close(error)
-        else:
-            down.close()
 
     async def _take(self, slot: Slot, offer: pb.WorkRequest.Offer) -> None:
         worker_messages.check_offer(offer)
@@ -83,15 +63,43 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
             slot.fence("the attempt is not the active one any more")
 
 
+async def serve_slot(
+    requests: AsyncIterator[pb.WorkRequest],
+    slot: Slot,
+    down: Downstream,
+    take_offer: TakeOffer,
+    workers: Workers,
+) -> AsyncIterator[pb.WorkResponse]:
+    """Passes the messages of a stream on in both directions, until it ends."""
+    reading = asyncio.create_task(_read(requests, _Stream(slot, take_offer, workers), down))
+    try:
+        async for message in down.messages():
+            for response in worker_messages.encode(message):
+                yield response
+    finally:
+        reading.cancel()
+
+
+async def _read(requests: AsyncIterator[pb.WorkRequest], stream: _Stream, down: Downstream) -> None:
+    """Reads what the worker sends, until the stream ends."""
+    try:
+        async for request in requests:
+            await stream.take(request)
+    except RunlaneError as error:
+        down.close(error)
+    except grpc.aio.InternalError:
+        down.close()  # the worker left while its message was read
+    except Exception as error:
+        log.exception("message of a worker failed")
+        down.close(error)
+    else:
+        down.close()
+
+
 class _Stream:
     """Passes the messages of a stream to its slot."""
 
-    def __init__(
-        self,
-        slot: Slot,
-        take_offer: Callable[[Slot, pb.WorkRequest.Offer], Coroutine[Any, Any, None]],
-        workers: Workers,
-    ) -> None:
+    def __init__(self, slot: Slot, take_offer: TakeOffer, workers: Workers) -> None:
         self._workers = workers
         self._slot = slot
         self._take_offer = take_offer

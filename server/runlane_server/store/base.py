@@ -29,6 +29,7 @@ from runlane_server.core.model import (
     SessionKey,
 )
 from runlane_server.core.transition import Lane, Transition
+from runlane_server.store.vitals import StoreVitals
 
 Item = TypeVar("Item")
 Place = TypeVar("Place")
@@ -228,9 +229,6 @@ class Cluster(Protocol):
 
     async def refresh_node_keys(self) -> None:
         """Reads `node_keys` again."""
-
-    is_alone: bool
-    """Whether no other node was alive at the last heartbeat of this one."""
 
     on_wake: Callable[[], None] | None
     """Called when another node announces work: runs that wait for a node, or cancels. A call may be
@@ -498,6 +496,9 @@ class Store(Protocol):
     async def log_bytes(self) -> int:
         """The approximate size in bytes of the event log and the events of its runs. The cost of
         the call does not depend on the length of the log."""
+
+    async def vitals(self) -> StoreVitals:
+        """Size, free disk, and the age of the oldest work. It reads the open runs once."""
 
     async def completes(
         self, tenant: str, wanted: EventFilter, *, after: Position, limit: int, max_bytes: int

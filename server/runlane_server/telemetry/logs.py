@@ -94,6 +94,12 @@ def _escape_unprintable(_: WrappedLogger, __: str, line: EventDict) -> EventDict
     return line
 
 
+def _for_people(output: TextIO) -> tuple[Processor, ...]:
+    """Renders lines for people; with colours on a terminal, unless NO_COLOR is set."""
+    colors = output.isatty() and not os.environ.get("NO_COLOR")
+    return _escape_unprintable, structlog.dev.ConsoleRenderer(colors=colors)
+
+
 _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 
 
@@ -140,7 +146,7 @@ def configure(
         shared.append(_ProcessNumber(process))
     finishing: list[Processor] = [
         structlog.processors.ExceptionRenderer(_with_messages if content else _without_messages),
-        *((_escape_unprintable, structlog.dev.ConsoleRenderer()) if console else (_to_json,)),
+        *(_for_people(output) if console else (_to_json,)),
     ]
     stream = cast("TextIO", _LossyStream(output))
     structlog.configure(

@@ -32,6 +32,16 @@ _LONG = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 9
 _UNITS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
+class StoreState(NamedTuple):
+    """Sizes in bytes and ages in seconds, as the store measured them; None for what it could not
+    measure."""
+
+    size: int | None = None
+    free: int | None = None
+    oldest_waiting_run: float | None = None
+    oldest_input_request: float | None = None
+
+
 class NodeState(NamedTuple):
     """The state of a node at the moment of a scrape; ages and leases in seconds.
 
@@ -55,6 +65,7 @@ class NodeState(NamedTuple):
     lease: float | None = None
     beat_age: float = 0.0
     alive: bool = True
+    measured: StoreState = StoreState()
 
 
 class Metrics:
@@ -239,8 +250,32 @@ class _StateCollector(Collector):
             {(method,): count for method, count in state.rpcs_open.items()},
             "method",
         )
+        yield from _measured(state.measured)
         if state.lease is not None:
             yield from _membership(state, state.lease)
+
+
+def _measured(state: StoreState) -> Iterator[Metric]:
+    for name, documentation, value in (
+        ("store_size_bytes", "Size of the store; all of its tables, if it is shared.", state.size),
+        (
+            "store_free_bytes",
+            "Free space on the disk of the store; only for a SQLite file.",
+            state.free,
+        ),
+        (
+            "oldest_waiting_run_seconds",
+            "Age of the run that has waited longest; 0 without any.",
+            state.oldest_waiting_run,
+        ),
+        (
+            "oldest_input_request_seconds",
+            "Age of the oldest open input request; 0 without any.",
+            state.oldest_input_request,
+        ),
+    ):
+        if value is not None:
+            yield _gauge(name, documentation, value)
 
 
 def _membership(state: NodeState, lease: float) -> Iterator[Metric]:

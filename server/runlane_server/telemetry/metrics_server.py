@@ -16,20 +16,21 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from runlane_server.core.errors import start_error
+from runlane_server.core.errors import StoreUnavailable, start_error
 from runlane_server.core.model import Micros
 from runlane_server.core.observer import NO_OBSERVER, Observer
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.extras import require
 from runlane_server.feed.feed import Feed
-from runlane_server.harness.clock import SYSTEM_CLOCK
+from runlane_server.harness.clock import SYSTEM_CLOCK, real_loop_time
 from runlane_server.net.addresses import Address
 from runlane_server.release import version_of_server
 from runlane_server.rpc.endpoint import Endpoint
 from runlane_server.store.base import Store
+from runlane_server.store.vitals import StoreVitals
 
 if TYPE_CHECKING:
-    from runlane_server.telemetry.metrics import Metrics, NodeState
+    from runlane_server.telemetry.metrics import Metrics, NodeState, StoreState
 
 log = structlog.get_logger()
 
@@ -41,6 +42,12 @@ REQUEST_TIMEOUT = 5.0
 
 REQUEST_BYTES = 8192
 """Maximum size of a request's head. Prometheus sends less than 1 KiB."""
+
+MEASURE_INTERVAL = 1.0
+"""Seconds for which a measurement of the store holds, however often the page is read."""
+
+MEASURE_TIMEOUT = 2.0
+"""Timeout in seconds for a measurement. A page without it is better than none."""
 
 MAX_CONNECTIONS = 32
 """Connections at once; further ones are closed. The descriptors are for callers and runs."""
@@ -88,7 +95,7 @@ class MetricsServer:
         if self._metrics is None or self._listen is None:
             yield
             return
-        node = _StateReader(coordinator, endpoint, self._store_kind)
+        node = _StateReader(coordinator, endpoint, self._store_kind, self._now)
         self._state = node.state()
         host, port = self._listen.host, self._listen.port
 
@@ -167,6 +174,7 @@ class MetricsServer:
         assert self._metrics is not None  # noqa: S101 - it is served
         # One at a time, so that each page has the state of one moment.
         async with self._rendering:
+            await node.measure()
             self._state = node.state()
             page = await asyncio.to_thread(generate_latest, self._metrics.registry)
         return page, CONTENT_TYPE_LATEST
@@ -175,11 +183,47 @@ class MetricsServer:
 class _StateReader:
     """Reads the state of a node."""
 
-    def __init__(self, coordinator: Coordinator, endpoint: Endpoint, store_kind: str) -> None:
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        endpoint: Endpoint,
+        store_kind: str,
+        now: Callable[[], Micros],
+    ) -> None:
         self._coordinator = coordinator
         self._endpoint = endpoint
         self._store_kind = store_kind
+        self._now = now
         self._version = version_of_server()
+        self._vitals: StoreVitals | None = None
+        self._measured_at = float("-inf")
+
+    async def measure(self) -> None:
+        """Measures the store, unless it was measured just now."""
+        now = real_loop_time()
+        if now - self._measured_at < MEASURE_INTERVAL:
+            return
+        try:
+            async with asyncio.timeout(MEASURE_TIMEOUT):
+                self._vitals = await self._coordinator.store.vitals()
+        except (StoreUnavailable, TimeoutError):
+            self._vitals = None
+        self._measured_at = real_loop_time()
+
+    def _measured(self) -> StoreState:
+        from runlane_server.telemetry.metrics import StoreState  # noqa: PLC0415 - needs an extra
+
+        if (vitals := self._vitals) is None:
+            return StoreState()
+        return StoreState(
+            size=vitals.size,
+            free=vitals.free,
+            oldest_waiting_run=self._age(vitals.waiting_since),
+            oldest_input_request=self._age(vitals.asking_since),
+        )
+
+    def _age(self, since: Micros | None) -> float:
+        return 0.0 if since is None else max(0.0, (self._now() - since) / 1e6)
 
     def state(self) -> NodeState:
         """The current state. Call it on the event loop."""
@@ -206,6 +250,7 @@ class _StateReader:
             subscription_behind=feed.furthest_behind,
             log_behind=coordinator.store.behind,
             rpcs_open=Counter(self._endpoint.calls.methods),
+            measured=self._measured(),
         )
         if member is None:
             return state

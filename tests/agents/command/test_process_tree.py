@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runlane_server.agents.command import process_tree, program
+from runlane_server.agents.command import process_tree, program, run_cgroups
 from runlane_server.agents.command.agent import CommandAgent
 from support.processes import is_running, wait_for_exit
 from support.programs import GRACE, answer, at_work, failure, python, shell
@@ -164,7 +164,10 @@ async def test_a_process_that_another_one_starts_on_request_remains(tmp_path: Pa
     await service.communicate()
 
 
-async def test_a_program_that_kills_its_launcher_and_the_guardian_remains(tmp_path: Path) -> None:
+async def test_a_program_that_kills_its_launcher_and_the_guardian_remains_without_cgroups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_cgroups, "own_cgroup", lambda: None)
     file = tmp_path / "pid"
     agent = shell(f"echo $$ > {file}; read guardian; kill -9 $guardian $PPID; exec sleep 3600")
     await agent.start()

@@ -67,12 +67,26 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Maximum numbers: runs and reservations together, reservations, waiting runs, nodes."""
+    """What a search covers.
+
+    Maximum numbers of runs and reservations together, of reservations, and of waiting runs; and
+    whether there are two agents, two nodes, questions to people, and retries of failed attempts.
+    Each of these multiplies the number of lanes.
+    """
 
     runs: int = 3
     reservations: int = 2
     waiting: int = 2
-    nodes: int = 2
+    agents: bool = True
+    nodes: bool = True
+    asks: bool = True
+    retries: bool = True
+
+    @classmethod
+    def plain(cls, **more: Any) -> Bounds:
+        """Two runs without any of what multiplies; `more` adds to it."""
+        none = cls(2, 2, 1, agents=False, nodes=False, asks=False, retries=False)
+        return replace(none, **more)
 
 
 SMALL = Bounds()
@@ -180,7 +194,11 @@ def commands(world: World, bounds: Bounds) -> Iterator[Command]:
     """All commands that can make a difference in a world, including those that are refused."""
     lane = world.lane
     yield from _accepts(world, bounds)
-    yield from (DISPATCH, DISPATCH_LATER, NODE_LOST, FAIL_WAITING, FAIL_OTHER, REMOVE)
+    yield from (DISPATCH, NODE_LOST, FAIL_WAITING, REMOVE)
+    if bounds.retries:
+        yield DISPATCH_LATER
+    if bounds.agents:
+        yield FAIL_OTHER
     yield from map(cancel, (CancelScope.SESSION, CancelScope.ACTIVE, CancelScope.WAITING))
     names = dict.fromkeys([*sorted(live_ids(lane)), *(held.run_id for held in lane.reservations)])
     for run_id in (*names, "unknown"):
@@ -190,28 +208,40 @@ def commands(world: World, bounds: Bounds) -> Iterator[Command]:
         yield drain(run_id, attempt)
         yield finish(run_id, attempt)
         yield finish(run_id, attempt, ok=False)
-        yield finish(run_id, attempt, ok=False, error=FATAL)
+        if bounds.retries:
+            yield finish(run_id, attempt, ok=False, error=FATAL)
         yield hand_over(run_id, attempt)
         yield hand_over(run_id, attempt + 1)
         yield finish(run_id, attempt + 1)
         yield drain(run_id, attempt + 1)
         yield hand_back(run_id, attempt)
-        yield adopt(run_id, attempt, host="")
-        if bounds.nodes > 1:
-            yield adopt(run_id, attempt)
-        yield adopt(run_id, attempt + 1)
-        # The supervisor on the node where the run was before it was adopted.
-        late = "" if lane.active.host else ELSEWHERE
-        for command in (drain, finish, hand_over, hand_back):
-            yield replace(command(run_id, attempt), host=late)
-        yield from _asks(run_id, attempt)
+        if bounds.nodes:
+            yield from _adopts(lane.active)
+        if bounds.asks:
+            yield from _asks(run_id, attempt)
+    if bounds.asks:
+        yield from _answers(lane)
+    for run in lane.waiting[:1]:
+        yield finish(run.run_id, run.attempt)
+
+
+def _adopts(active: LaneRun) -> Iterator[Command]:
+    run_id, attempt = active.run_id, active.attempt
+    yield adopt(run_id, attempt, host="")
+    yield adopt(run_id, attempt)
+    yield adopt(run_id, attempt + 1)
+    # The supervisor on the node where the run was before it was adopted.
+    late = "" if active.host else ELSEWHERE
+    for command in (drain, finish, hand_over, hand_back):
+        yield replace(command(run_id, attempt), host=late)
+
+
+def _answers(lane: Lane) -> Iterator[Command]:
     yield RESUME
     for run in live(lane):
         for key in ("k", "unknown"):
             yield answer(run.run_id, key)
             yield expire(run.run_id, key)
-    for run in lane.waiting[:1]:
-        yield finish(run.run_id, run.attempt)
 
 
 def _asks(run_id: str, attempt: int) -> Iterator[Command]:
@@ -238,10 +268,11 @@ def _accepts(world: World, bounds: Bounds) -> Iterator[Command]:
         if held.run_id not in world.ended:
             for when_busy in WhenBusy:
                 yield _accept(held.token, held.run_id, when_busy, bounds)
-            # Another agent makes a difference to a fold, before it and behind it.
-            for when_busy in (WhenBusy.QUEUE, WhenBusy.FOLD):
-                yield _accept(held.token, held.run_id, when_busy, bounds, agent=OTHER)
-            yield _accept(held.token, held.run_id, WhenBusy.INTERRUPT, bounds, agent=NOBODY)
+            if bounds.agents:
+                # Another agent makes a difference to a fold, before it and behind it.
+                for when_busy in (WhenBusy.QUEUE, WhenBusy.FOLD):
+                    yield _accept(held.token, held.run_id, when_busy, bounds, agent=OTHER)
+                yield _accept(held.token, held.run_id, WhenBusy.INTERRUPT, bounds, agent=NOBODY)
             if not lane.exists:
                 yield _accept(held.token, held.run_id, WhenBusy.QUEUE, bounds, missing=False)
     yield _accept("none", "none", WhenBusy.QUEUE, bounds)
@@ -264,7 +295,7 @@ def _accept(
         allow_missing=missing,
         max_waiting=bounds.waiting,
         agent=agent,
-        retry=POLICY,
+        retry=POLICY if bounds.retries else None,
     )
 
 

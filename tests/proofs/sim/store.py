@@ -49,6 +49,7 @@ from runlane_server.store.base import (
     WriteObserver,
 )
 from runlane_server.store.memory.store import MemoryStore
+from runlane_server.store.vitals import StoreVitals
 
 T = TypeVar("T")
 
@@ -398,6 +399,10 @@ class SimStore:
     async def log_bytes(self) -> int:
         """The approximate size of the event log."""
         return await self._read(self._disk.data.log_bytes)
+
+    async def vitals(self) -> StoreVitals:
+        """The age of the oldest work."""
+        return await self._read(self._disk.data.vitals)
 
     async def completes(
         self, tenant: str, wanted: EventFilter, *, after: Position, limit: int, max_bytes: int

@@ -38,6 +38,41 @@ BROKEN = {
     ),
 }
 
+INCONSISTENT = {
+    "lanes: session tenant/bad names the active run '' instead of 'bad-active'": (
+        "UPDATE sessions SET active_run_id = '' WHERE session_id = 'bad'"
+    ),
+    "lanes: session tenant/bad counts 9 waiting runs instead of 1": (
+        "UPDATE sessions SET waiting_runs = 9, active_run_id = 'bad-active'"
+        " WHERE session_id = 'bad'"
+    ),
+    "lanes: session tenant/bad has 2 active runs": (
+        "UPDATE runs SET state = 'active' WHERE run_id = 'bad-waiting'"
+    ),
+    "waiting: run tenant/bad-waiting is accepted at place 1 of its lane, with the active run .*": (
+        "UPDATE runs SET state = 'accepted' WHERE run_id = 'bad-waiting'"
+    ),
+    "runs: run tenant/bad-ended is active, but has an end": (
+        "UPDATE runs SET state = 'active' WHERE run_id = 'bad-ended'"
+    ),
+    "runs: run tenant/bad-ended has accept_seq 77; that of its session is .*": (
+        "UPDATE runs SET accept_seq = 77, state = 'completed' WHERE run_id = 'bad-ended'"
+    ),
+    "accept_order: run tenant/.* has accept_seq .* after 77": "SELECT 1",
+    "messages: message tenant/.* is in turn 1; its run is in 0": (
+        "UPDATE runs SET turn = 0 WHERE run_id = 'bad-ended'"
+    ),
+    "run_ends: run tenant/bad-ended has no events": (
+        "DELETE FROM run_events WHERE run_id = 'bad-ended'"
+    ),
+    "folds: run tenant/bad-ended is folded into bad-active, but has turn 0 instead of .*": (
+        "UPDATE runs SET folded_into = 'bad-active' WHERE run_id = 'bad-ended'"
+    ),
+    "terminal_events: .* belongs to run tenant/bad-ended, which has not ended": (
+        "UPDATE runs SET ended_at = NULL WHERE run_id = 'bad-ended'"
+    ),
+}
+
 
 async def checked(url: str) -> tuple[list[str], int]:
     """The lines that the command prints, and its exit code."""
@@ -64,3 +99,15 @@ async def test_sound_database_passes_and_each_damage_is_named(
 async def test_database_without_a_store_is_refused(postgres_url: str) -> None:
     with pytest.raises(StartError, match="has no store"):
         await checked(postgres_url)
+
+
+async def test_each_inconsistency_is_named(postgres_url: str, beside: Connection) -> None:
+    async with postgres_store(postgres_url) as store:
+        await play(store, GOOD)
+        await play(store, BAD)
+        for line, damage in INCONSISTENT.items():
+            assert await beside.execute(damage) != "UPDATE 0"
+            lines, code = await checked(postgres_url)
+            assert code == 1
+            assert [it for it in lines if re.fullmatch(line, it)], (line, lines)
+            assert not any("good" in it for it in lines)

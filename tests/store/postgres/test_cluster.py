@@ -168,22 +168,6 @@ async def test_no_node_is_lost_within_a_lease_after_the_start_of_the_database(
     assert await known(beside) == {"two": False}  # gone for more than a day
 
 
-async def test_a_node_knows_whether_it_is_alone(
-    nodes: Sequence[PostgresStore], beside: Connection
-) -> None:
-    one, two = nodes
-
-    async def is_alone() -> bool:
-        await one.cluster.heartbeat("one", LEASE)
-        return one.cluster.is_alone
-
-    assert not await is_alone()
-    await silence(beside, "two")
-    assert await is_alone()
-    await two.cluster.join("two again", "two:2")
-    assert not await is_alone()
-
-
 async def test_nodes_that_are_gone_for_a_day_are_forgotten(
     nodes: Sequence[PostgresStore], beside: Connection
 ) -> None:

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
+from runlane_server.agents.command.run_cgroups import RunCgroups
+
 _ROOT = Path(__file__).parents[3]
 
 # Appended, so that nothing beside the package replaces a module of the standard library.
@@ -38,6 +40,7 @@ class Guardian:
 
     def __init__(self, *, grace: float) -> None:
         self._grace = grace
+        self.cgroups = RunCgroups()
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
 
@@ -97,6 +100,7 @@ class Guardian:
         self._close_socket()
         if process is not None:
             await asyncio.to_thread(process.wait)
+        await self.cgroups.close()
 
     def _send(self, files: Sequence[int]) -> None:
         socket.send_fds(cast("socket.socket", self._socket), [b"\n"], list(files))

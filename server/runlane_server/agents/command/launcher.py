@@ -29,6 +29,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from runlane_server.agents.command.cgroup import join_cgroup, kill_cgroup, remove_cgroup
 from runlane_server.agents.command.limits import Rlimit, apply_rlimits
 from runlane_server.agents.command.prctl import adopt_orphans
 from runlane_server.agents.command.process_tree import has_children, reap, signal_descendants
@@ -58,13 +59,14 @@ _DEFAULT_SIGNALS = (
 @dataclass(frozen=True, slots=True)
 class Command:
     """A program to start. `grace` is the time in seconds between SIGTERM and SIGKILL if the server
-    is gone."""
+    is gone. `cgroup` is the directory of the control group for it, if there is one."""
 
     argv: Sequence[str]
     env: Mapping[str, str]
     cwd: str
     grace: float
     limits: Sequence[Rlimit] = ()
+    cgroup: str = ""
 
     def to_json(self) -> bytes:
         """The command as bytes. Words keep their bytes, also if they are not UTF-8."""
@@ -74,6 +76,7 @@ class Command:
             "cwd": _to_text(self.cwd),
             "grace": self.grace,
             "limits": self.limits,
+            "cgroup": _to_text(self.cgroup),
         }
         return json.dumps(fields).encode()
 
@@ -87,6 +90,7 @@ class Command:
             cwd=_to_word(fields["cwd"]),
             grace=fields["grace"],
             limits=[(name, soft, hard) for name, soft, hard in fields["limits"]],
+            cgroup=_to_word(fields["cgroup"]),
         )
 
 
@@ -117,17 +121,22 @@ def run_launcher(control: socket.socket, command_file: int, stdio: Sequence[int]
     for stream in stdio:
         os.close(stream)
     _report(control, f"started {program}")
-    _Launcher(control, wakeups, program, command.grace).run()
+    _Launcher(control, wakeups, program, command).run()
+    if command.cgroup and not remove_cgroup(command.cgroup):
+        kill_cgroup(command.cgroup)
 
 
 class _Launcher:
     """Watches the processes of a run that has started."""
 
-    def __init__(self, control: socket.socket, wakeups: int, program: int, grace: float) -> None:
+    def __init__(
+        self, control: socket.socket, wakeups: int, program: int, command: Command
+    ) -> None:
         self._control = control
         self._wakeups = wakeups
         self._program = program
-        self._grace = grace
+        self._grace = command.grace
+        self._cgroup = command.cgroup
         self._exited = False
         self._orphaned = False
         self._kill_at = float("inf")
@@ -147,6 +156,8 @@ class _Launcher:
             if now >= self._kill_at + KILL_TIMEOUT:
                 return
             if now >= self._kill_at:
+                if self._cgroup:
+                    kill_cgroup(self._cgroup)
                 signal_descendants(signal.SIGKILL)
 
     def _are_left(self) -> bool:
@@ -227,6 +238,8 @@ def _become_program(command: Command, stdio: Sequence[int], failure: int) -> NoR
     number = errno.EINVAL
     try:
         os.setsid()
+        if command.cgroup:
+            join_cgroup(command.cgroup)
         signal.set_wakeup_fd(-1)
         for one in _DEFAULT_SIGNALS:
             signal.signal(one, signal.SIG_DFL)

@@ -17,6 +17,7 @@ import socket
 import termios
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import structlog
 
@@ -74,7 +75,12 @@ class Program:
         self._unread = 0
         self._exited_at = self._last_output = 0.0
         self._was_cut = self._ended = False
-        self._launch(command)
+        self._cgroup = guardian.cgroups.create()
+        try:
+            self._launch(replace(command, cgroup=self._cgroup))
+        except BaseException:
+            guardian.cgroups.end_soon(self._cgroup)
+            raise
 
     async def started(self) -> int:
         """Waits until the program runs; returns its process id. Raises OSError."""
@@ -149,6 +155,7 @@ class Program:
                 if self._exit.done():
                     await asyncio.wait({self._gone}, timeout=min(grace, REMNANT_GRACE))
             await self._kill()
+            await self._guardian.cgroups.end(self._cgroup)
         finally:
             self._ended = True
             for file in (self._stdin, self._stdout, self._stderr):
@@ -157,6 +164,7 @@ class Program:
                 self._close_control()
             else:  # cancelled: the processes are not waited for, but must end
                 self._order(KILL)
+                self._guardian.cgroups.end_soon(self._cgroup)
                 self._loop.call_later(_KILL_TIMEOUT, self._give_up)
 
     async def _kill(self) -> None:

@@ -128,8 +128,10 @@ class Programs:
             _warn_about_relative_paths(argv[1:])
 
     async def start(self) -> None:
-        """Starts the guardian, and removes the directories that a killed server left behind."""
+        """Starts the guardian, and removes the directories and processes that a killed server left
+        behind."""
         self.guardian.start()
+        await self.guardian.cgroups.start(self.kill_grace)
         await self._run_dirs.start()
 
     async def close(self) -> None:

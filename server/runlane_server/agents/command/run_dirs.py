@@ -51,7 +51,7 @@ class RunDirs:
         Removals that take longer than `REMOVAL_TIMEOUT` continue in the background.
         """
         self._create_own()
-        left = await asyncio.to_thread(_find_left, self._parent)
+        left = await asyncio.to_thread(find_left, self._parent)
         await self._wait([self._remove(path, lock) for path, lock in left], REMOVAL_TIMEOUT)
 
     def create(self) -> Path:
@@ -95,15 +95,21 @@ class RunDirs:
             await asyncio.wait(removals, timeout=timeout)
 
     def _create_own(self) -> None:
-        while self._own is None:
-            path = _make_directory(self._parent, PREFIX)
-            # Until it is locked, another server that starts may remove it as left over.
-            if (lock := _try_lock(path)) is not None:
-                self._own, self._lock = path, lock
+        if self._own is None:
+            self._own, self._lock = make_locked(self._parent)
 
     def _unlock(self) -> None:
         os.close(self._lock)
         self._own = None
+
+
+def make_locked(parent: Path) -> tuple[Path, int]:
+    """Creates and locks a directory of this server; returns it with its lock. Raises OSError."""
+    while True:
+        path = _make_directory(parent, PREFIX)
+        # Until it is locked, another server that starts may remove it as left over.
+        if (lock := _try_lock(path)) is not None:
+            return path, lock
 
 
 def _make_directory(parent: Path | None, prefix: str) -> Path:
@@ -130,7 +136,7 @@ def _try_lock(path: Path) -> int | None:
     return None
 
 
-def _find_left(parent: Path) -> list[tuple[Path, int]]:
+def find_left(parent: Path) -> list[tuple[Path, int]]:
     """Finds and locks the directories that no running server holds, except those of others."""
     found: list[tuple[Path, int]] = []
     for path in parent.glob(f"{PREFIX}*"):

@@ -18,6 +18,9 @@ class WorkerAgent:
     """An agent named `name` whose turns `workers` execute. It is always ready: a run waits for an
     offer of a worker, as for a slot (R32)."""
 
+    outlives_node = True
+    """Whether an attempt can continue on another node, or after a restart of this one (R36)."""
+
     def __init__(self, workers: Workers, name: str = DEFAULT_NAME) -> None:
         self.workers = workers
         self.name = name
@@ -27,7 +30,13 @@ class WorkerAgent:
 
     async def run(self, turn: Turn) -> AsyncGenerator[AgentEvent, None]:
         """Waits until a worker has executed the turn; yields its report."""
-        execution = Execution(cast("DurableTurn", turn), self.name, self.workers.lease)
+        workers = self.workers
+        execution = Execution(
+            cast("DurableTurn", turn), self.name, workers.lease, why_lost=workers.why_lost
+        )
+        if not self.outlives_node:
+            # The turn itself may be what ends the process: it must count as an attempt.
+            execution.begin()
         self.workers.begin(execution)
         try:
             if execution.turn.is_resumed:

@@ -34,7 +34,9 @@ class Execution:
     Without a connection for `lease` seconds the attempt is lost (R35).
     """
 
-    def __init__(self, turn: DurableTurn, agent: str, lease: float) -> None:
+    def __init__(
+        self, turn: DurableTurn, agent: str, lease: float, *, why_lost: str = WORKER_LOST
+    ) -> None:
         self.turn = turn
         self.agent = agent
         self.received = turn.stored
@@ -42,6 +44,7 @@ class Execution:
         """Whether the worker has sent the end of the turn."""
         self._stored = turn.stored
         self._lease = lease
+        self._why_lost = why_lost
         self._slot: Slot | None = None
         self._folded: list[FoldedPrompt] = list(turn.folded)
         self._lease_timer: asyncio.TimerHandle | None = None
@@ -146,7 +149,7 @@ class Execution:
         if not self._outcome.done():
             self._cancel_timer()
             loop = asyncio.get_running_loop()
-            self._lease_timer = loop.call_later(self._lease, self.lose, WORKER_LOST)
+            self._lease_timer = loop.call_later(self._lease, self.lose, self._why_lost)
 
     def lose(self, why: str) -> None:
         """Gives the worker up."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,10 @@ class Slot:
         self.worker_id = ""
         self.execution: Execution | None = None
         self.is_offering = False
+        self.is_paused = False
+        """Whether its offer waits until its worker responds again."""
+        self.stuck_since: float | None = None
+        """When a turn was taken away whose code the worker has not reported to have returned."""
         self._down = down
         # What the worker sent before it learns that its turn is over is no mistake.
         self._discards = False
@@ -45,6 +50,7 @@ class Slot:
             raise InvalidArgument.of("offer", "came before the end of the turn or the offer before")
         self.agents, self.worker_id = tuple(agents), worker_id
         self._discards = False
+        self.stuck_since = None
 
     def put(self, message: Down) -> None:
         """Sends a message."""
@@ -64,6 +70,7 @@ class Slot:
 
     def fence(self, why: str) -> None:
         """Takes the turn away."""
+        self.stuck_since = time.monotonic()
         self.end_turn(Fenced(why))
 
     def begin(self) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hmac import compare_digest
+from typing import NamedTuple
 
 import structlog
 
-from runlane_server.agents.worker.execution import Execution
+from runlane_server.agents.worker.execution import WORKER_LOST, Execution
+from runlane_server.agents.worker.offers import Offers
 from runlane_server.agents.worker.slot import Resumption, Slot
 from runlane_server.agents.worker.turn import HandedBack
 from runlane_server.core.errors import (
@@ -38,22 +41,34 @@ class _Served:
     """
 
     add_slots: Callable[[int], None]
-    offers: dict[Slot, None]
+    offers: Offers
     hungry: dict[Execution, asyncio.Future[Slot]]
+
+
+class Held(NamedTuple):
+    """The runs that a worker executes, and those that were taken away while their code goes on; the
+    oldest of these for `stuck_for` seconds."""
+
+    active: int
+    stuck: int
+    stuck_for: float
 
 
 class Workers:
     """The workers that are connected to this node, and the attempts that they execute.
 
-    `lease`: seconds that a worker without a connection keeps its run.
+    `lease`: seconds that a worker without a connection keeps its run. `why_lost`: the message of a
+    run that it does not keep.
     """
 
-    def __init__(self, lease: float = 30.0) -> None:
+    def __init__(self, lease: float = 30.0, *, why_lost: str = WORKER_LOST) -> None:
         self.lease = lease
+        self.why_lost = why_lost
         self._agents: dict[str, _Served] = {}
         self._executions: dict[RunKey, Execution] = {}
         self._slots: set[Slot] = set()
         self._begun = asyncio.Event()
+        self._paused: set[str] = set()
         self._is_draining = False
 
     def serve(
@@ -62,7 +77,7 @@ class Workers:
         add_slots: Callable[[int], None],
     ) -> None:
         """Declares an agent that workers execute."""
-        self._agents[agent] = _Served(add_slots, {}, {})
+        self._agents[agent] = _Served(add_slots, Offers(), {})
 
     def count(self, agent: str) -> int:
         """The number of free slots that workers offer for an agent."""
@@ -70,7 +85,7 @@ class Workers:
 
     def offers_to(self, agent: str, tenant: str) -> bool:
         """Whether a worker offers a free slot of an agent to a tenant."""
-        return any(slot.serves(tenant) for slot in self._agents[agent].offers)
+        return self._agents[agent].offers.find(tenant) is not None
 
     # --- Streams ------------------------------------------------------------------------------
 
@@ -106,6 +121,9 @@ class Workers:
 
     def offer(self, slot: Slot) -> None:
         """Takes an offer, and gives it a turn as soon as there is one."""
+        slot.is_paused = slot.worker_id in self._paused
+        if slot.is_paused:
+            return
         for agent in slot.agents:
             hungry = self._agents[agent].hungry
             for execution, chosen in hungry.items():
@@ -116,7 +134,7 @@ class Workers:
                     return
         slot.is_offering = True
         for agent in slot.agents:
-            self._agents[agent].offers[slot] = None
+            self._agents[agent].offers.add(slot)
         for agent in slot.agents:
             self._agents[agent].add_slots(1)
 
@@ -125,8 +143,34 @@ class Workers:
         if slot.is_offering:
             slot.is_offering = False
             for agent in slot.agents:
-                del self._agents[agent].offers[slot]
+                self._agents[agent].offers.remove(slot)
                 self._agents[agent].add_slots(-1)
+
+    def pause(self, worker_id: str) -> None:
+        """Gives a worker no further runs, because it does not respond."""
+        self._paused.add(worker_id)
+        for slot in self._of_worker(worker_id):
+            if slot.is_offering:
+                self.withdraw(slot)
+                slot.is_paused = True
+
+    def unpause(self, worker_id: str) -> None:
+        """Gives it runs again."""
+        self._paused.discard(worker_id)
+        for slot in self._of_worker(worker_id):
+            if slot.is_paused:
+                self.offer(slot)
+
+    def held_by(self, worker_id: str) -> Held:
+        """What the slots of a worker are in use for."""
+        slots = self._of_worker(worker_id)
+        now = time.monotonic()
+        stuck = [now - slot.stuck_since for slot in slots if slot.stuck_since is not None]
+        active = sum(slot.execution is not None for slot in slots)
+        return Held(active, len(stuck), max(stuck, default=0.0))
+
+    def _of_worker(self, worker_id: str) -> list[Slot]:
+        return [slot for slot in self._slots if slot.worker_id == worker_id]
 
     def close(self) -> None:
         """Ends all streams and takes no other. Workers reconnect elsewhere and resume."""
@@ -161,11 +205,11 @@ class Workers:
         """Gives a new attempt to a worker. Raises HandedBack if none takes it within the lease."""
         served = self._agents[execution.agent]
         tenant = execution.turn.key.tenant
-        slot = next((slot for slot in served.offers if slot.serves(tenant)), None)
+        slot = served.offers.find(tenant)
         if slot is not None:
             slot.is_offering = False
             for agent in slot.agents:
-                del self._agents[agent].offers[slot]
+                self._agents[agent].offers.remove(slot)
                 if agent != execution.agent:
                     self._agents[agent].add_slots(-1)
             execution.assign(slot)

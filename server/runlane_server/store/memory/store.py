@@ -54,6 +54,7 @@ from runlane_server.store.paging import (
     numbered_page,
     take_page,
 )
+from runlane_server.store.vitals import StoreVitals
 from runlane_server.store.weight import SESSION_BYTES
 
 Item = TypeVar("Item")
@@ -322,6 +323,19 @@ class MemoryStore:
 
     async def log_bytes(self) -> int:
         return self._log.bytes
+
+    async def vitals(self) -> StoreVitals:
+        waiting = [
+            run.accepted_at for row in self._tables.sessions.values() for run in row.lane.waiting
+        ]
+        asking = [
+            row.request.requested_at
+            for row in self._tables.inputs.values()
+            if row.request.state is InputState.OPEN
+        ]
+        return StoreVitals(
+            waiting_since=min(waiting, default=None), asking_since=min(asking, default=None)
+        )
 
     async def completes(
         self, tenant: str, wanted: EventFilter, *, after: Position, limit: int, max_bytes: int

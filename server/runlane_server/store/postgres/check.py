@@ -1,5 +1,5 @@
-"""Checks that every row of a database can be read. The lanes of a shared store change meanwhile, so
-the checks between tables, which SQLite has, are missing."""
+"""Checks a database: that every row can be read, and that its lanes, runs, transcripts and events
+agree. It reads one snapshot, while nodes may work."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ from runlane_server.store.postgres.database import Database
 from runlane_server.store.postgres.schema import SQL
 from runlane_server.store.postgres.text import unescape
 from runlane_server.store.records import event_from, message_from, run_from
+from runlane_server.store.sqlfiles import statements
 
 if TYPE_CHECKING:
     from runlane_server.store.postgres.connection import Connection
+
+CHECKS = statements("postgres", "checks")
 
 PAGE_ROWS = 500
 """Rows of a table that are read at a time."""
@@ -59,6 +62,8 @@ async def _check(connection: Connection) -> Findings:
                 with suppress(CorruptRecord):  # it is collected
                     await read(connection, row)
         problems += first_lines("records", dict.fromkeys(lines))
+    for name, sql in CHECKS.items():
+        problems += first_lines(name, [row[0] for row in await connection.fetch(sql, timeout=None)])
     if problems:
         return Findings(tuple(problems), None)
     found: Any = await connection.fetchrow(_COUNTS)

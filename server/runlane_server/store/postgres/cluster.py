@@ -51,7 +51,6 @@ class PostgresCluster:
     def __init__(self, pool: Pool, notifier: Notifier, node_keys: Sequence[str]) -> None:
         self.node_keys = node_keys
         self.on_wake: Callable[[], None] | None = None
-        self.is_alone = False
         self._pool = pool
         self._notifier = notifier
 
@@ -76,7 +75,6 @@ class PostgresCluster:
         """
         rows = await self._rows("beat", escape(node_id), timedelta(seconds=lease), FORGOTTEN_AFTER)
         alive: bool = rows[0]["alive"]
-        self.is_alone = rows[0]["alone"]
         return alive
 
     async def leave(self, node_id: str) -> None:

@@ -67,6 +67,7 @@ from runlane_server.store.postgres.schema import SQL, OpenDatabase, open_databas
 from runlane_server.store.postgres.text import escape, unescape
 from runlane_server.store.postgres.writer import PostgresWriter
 from runlane_server.store.records import END_OF_LIST, OPEN_STATES
+from runlane_server.store.vitals import StoreVitals
 
 STEP_ROWS = 250
 STEP_BYTES = 4 << 20
@@ -397,6 +398,13 @@ class PostgresStore:
 
     async def _log_sizes(self) -> Sequence[int]:
         return [row["bytes"] for row in await self._rows("log_sizes")]
+
+    async def vitals(self) -> StoreVitals:
+        """See `base.Store`. The disk of the database is out of sight."""
+        row = await self._row("vitals")
+        return StoreVitals(
+            size=row["size"], waiting_since=row["waiting_since"], asking_since=row["asking_since"]
+        )
 
     async def completes(
         self, tenant: str, wanted: EventFilter, *, after: Position, limit: int, max_bytes: int

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Collection, Sequence
+from pathlib import Path
+from shutil import disk_usage
 from typing import Any
 
 from runlane_server.core.input import InputRequest, InputState
@@ -64,6 +66,7 @@ from runlane_server.store.records import (
 )
 from runlane_server.store.sqlite.connection import as_is
 from runlane_server.store.sqlite.transaction import SQL
+from runlane_server.store.vitals import StoreVitals
 from runlane_server.store.weight import SESSION_BYTES
 
 # --- Lanes --------------------------------------------------------------------------------------
@@ -359,3 +362,16 @@ def kept_part(db: sqlite3.Connection, tenant: str, run_id: str, place: KeptPart)
     """An encoded part that was stored before its message; None if it is not there."""
     row = db.execute(SQL["kept_part"], (tenant, run_id, place.attempt, place.number)).fetchone()
     return None if row is None else row["part"]
+
+
+def vitals(db: sqlite3.Connection, path: Path) -> StoreVitals:
+    """The vital signs of the store in this file."""
+    files = (Path(f"{path}{beside}") for beside in ("", "-wal"))
+    size = sum(file.stat().st_size for file in files if file.exists())
+    row = db.execute(SQL["vitals"]).fetchone()
+    return StoreVitals(
+        size=size,
+        free=disk_usage(path.absolute().parent).free,
+        waiting_since=row["waiting_since"],
+        asking_since=row["asking_since"],
+    )

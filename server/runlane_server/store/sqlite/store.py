@@ -62,6 +62,7 @@ from runlane_server.store.sqlite.rows import (
     session_unit,
 )
 from runlane_server.store.sqlite.writer import SqliteWriter, unavailable
+from runlane_server.store.vitals import StoreVitals
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -275,6 +276,9 @@ class SqliteStore:
 
     async def log_bytes(self) -> int:
         return await self._look_up(sqlite_log.log_bytes)
+
+    async def vitals(self) -> StoreVitals:
+        return await self._page(queries.vitals, self._path)
 
     async def completes(
         self, tenant: str, wanted: EventFilter, *, after: Position, limit: int, max_bytes: int

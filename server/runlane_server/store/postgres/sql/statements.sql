@@ -272,6 +272,17 @@ WHERE tenant = $1 AND run_id = $5 AND request_no > 0 AND request_no < $2
     AND state = ANY ($3::text[]) AND ($6::text IS NULL OR session_id = $6)
 ORDER BY request_no DESC LIMIT $4;
 
+-- name: vitals
+SELECT
+    (
+        SELECT sum(pg_total_relation_size(oid))::bigint FROM pg_class
+        WHERE relnamespace = current_schema()::regnamespace AND relkind = 'r'
+    ) AS size,
+    (SELECT min(waiting_since) FROM sessions WHERE waiting_runs > 0) AS waiting_since,
+    (
+        SELECT min(requested_at) FROM input_requests WHERE state = 'open' AND request_no > 0
+    ) AS asking_since;
+
 -- name: due_inputs
 -- The clock of the database decides.
 SELECT tenant, session_id, run_id, input_request_id FROM input_requests
@@ -465,12 +476,7 @@ WITH own AS MATERIALIZED (
 ), forgotten AS (
     DELETE FROM nodes WHERE node_id IN (SELECT node_id FROM silent WHERE forgotten)
 )
-SELECT
-    EXISTS (SELECT FROM own) AS alive,
-    NOT EXISTS (
-        SELECT FROM nodes
-        WHERE node_id <> $1 AND NOT lost AND heartbeat >= now() - $2::interval
-    ) AS alone;
+SELECT EXISTS (SELECT FROM own) AS alive;
 
 -- name: leave
 DELETE FROM nodes WHERE node_id = $1;

@@ -421,6 +421,17 @@ WHERE tenant = :tenant AND run_id = :run_id AND request_no < :before
     AND (:session_id IS NULL OR session_id = :session_id)
 ORDER BY request_no DESC LIMIT :limit;
 
+-- name: vitals
+SELECT
+    (
+        SELECT min(accepted_at) FROM runs INDEXED BY runs_open
+        WHERE ended_at IS NULL AND state IN ('accepted', 'queued')
+    ) AS waiting_since,
+    (
+        SELECT min(requested_at) FROM input_requests INDEXED BY input_requests_open
+        WHERE state = 'open'
+    ) AS asking_since;
+
 -- name: due_inputs
 SELECT tenant, session_id, run_id, input_request_id
 FROM input_requests INDEXED BY input_requests_due
