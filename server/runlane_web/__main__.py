@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 
+from runlane_web.memory import protect_memory
+
 
 def main() -> None:
     """Runs the command. Ends with exit code 2 where the extra is not installed."""
+    protect_memory()
     try:
         from runlane_web.cli import web  # noqa: PLC0415 - a missing extra has a line of its own
     except ModuleNotFoundError as error:

@@ -69,6 +69,7 @@ class Options:
     plaintext: bool
     until_eof: bool
     show_token: bool
+    token_on_stdin: bool
 
     def gateway(self, token: str) -> Gateway:
         """Makes the gateway. Raises UsageError if options conflict."""
@@ -115,9 +116,11 @@ class Options:
             return _strong("--own-token-file", _read_secret(self.own_token_file)), False
         if not self.own_token:
             return "", False
+        if self.token_on_stdin:
+            return _strong("stdin", _line_of_stdin()), self.show_token
         given = os.environ.get("RUNLANE_WEB_TOKEN", "").strip()
         if given:
-            return _strong("RUNLANE_WEB_TOKEN", given), self.show_token
+            return _strong("RUNLANE_WEB_TOKEN", given), False
         return new_token(), True
 
     def _credentials(self) -> grpc.ChannelCredentials:
@@ -174,6 +177,14 @@ def _strong(source: str, token: str) -> str:
     if len(token) < 20 or not token.isascii() or not token.isprintable() or " " in token:
         raise click.UsageError(f"{source}: must be 20 or more printable characters without spaces")
     return token
+
+
+def _line_of_stdin() -> str:
+    """The first line of stdin; what follows stays there."""
+    line = b""
+    while (byte := os.read(0, 1)) not in (b"", b"\n"):
+        line += byte
+    return line.decode(errors="replace")
 
 
 def _end_with_stdin() -> None:
@@ -250,7 +261,8 @@ def _end_with_stdin() -> None:
     show_default=True,
     help="Maximum number of open streams and waiting calls.",
 )
-@click.option("--show-token", is_flag=True, hidden=True, help="Print RUNLANE_WEB_TOKEN.")
+@click.option("--show-token", is_flag=True, hidden=True, help="Print the token of stdin.")
+@click.option("--token-on-stdin", is_flag=True, hidden=True, help="Take the token from stdin.")
 @click.option("--until-eof", is_flag=True, hidden=True, help="End when stdin is closed.")
 def web(**values: object) -> None:
     """Serves a Runlane server over HTTP: JSON, and server-sent events."""

@@ -7,7 +7,8 @@ import os
 import re
 import signal
 import socket
-from collections.abc import AsyncIterator
+import subprocess
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import pytest
 from runlane_server.config import Config
 from runlane_server.core.errors import SettingsError
 from runlane_server.net.addresses import Address
-from runlane_server.process.http_door import check_http
+from runlane_server.process.http_door import check_http, child_environment
 from support.server import FREE_PORT, ServerProcess, start_fails
 
 LISTENING = re.compile(rb"runlane-web listening on (\S+)\nconsole: \S+#token=(\S+)\n")
@@ -38,6 +39,32 @@ async def served(folder: Path) -> AsyncIterator[tuple[ServerProcess, httpx2.Asyn
             yield process, http
     finally:
         await process.kill()
+
+
+# Without capabilities root is a user like any other.
+UNPRIVILEGED = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
+
+
+@asynccontextmanager
+async def shown_nothing(
+    folder: Path, env: Mapping[str, str]
+) -> AsyncIterator[tuple[int, httpx2.AsyncClient]]:
+    """A server with a token of the operator, which is therefore not printed."""
+    process = ServerProcess(folder, "--http", "0", env=env, prefix=UNPRIVILEGED)
+    await process.start()
+    try:
+        stdout = process.process.stdout
+        assert stdout is not None
+        line = (await asyncio.to_thread(stdout.readline)).decode()
+        (pid,) = children(process.pid)
+        async with httpx2.AsyncClient(base_url=line.split()[-1]) as http:
+            yield pid, http
+    finally:
+        await process.kill()
+
+
+def seen_by_root(pid: int, name: str) -> bytes:
+    return Path(f"/proc/{pid}/{name}").read_bytes() if os.geteuid() == 0 else b""
 
 
 def children(pid: int) -> list[int]:
@@ -81,6 +108,28 @@ async def test_the_process_is_started_again_at_the_same_port(tmp_path: Path) -> 
             base_url=http.base_url, headers=http.headers, transport=transport
         ) as again:
             assert await accepted(again) == 200
+
+
+def test_the_process_gets_no_secret_by_its_environment() -> None:
+    kept = {"PATH": "/bin", "HOME": "/", "LC_ALL": "C", "PYTHONPATH": "/x", "GRPC_VERBOSITY": "x"}
+    secrets = {"RUNLANE_STORE": "postgresql://u:p@h/d", "OPENAI_API_KEY": "k", "PGPASSWORD": "p"}
+    assert child_environment(kept | secrets) == kept
+
+
+async def test_nobody_reads_a_secret_of_the_server_or_the_token_in_proc(tmp_path: Path) -> None:
+    secret, token = "sk-secret-of-a-model", "token-given-by-the-operator"
+    env = {"MODEL_API_KEY": secret, "RUNLANE_WEB_TOKEN": token}
+    async with shown_nothing(tmp_path, env) as (pid, http):
+        http.headers["Authorization"] = f"Bearer {token}"
+        assert await accepted(http) == 200
+        for name in ("environ", "cmdline"):
+            text = seen_by_root(pid, name)
+            assert secret.encode() not in text
+            assert token.encode() not in text
+        for name in ("environ", "mem", "maps"):
+            command = [*UNPRIVILEGED, "head", "-c", "1", f"/proc/{pid}/{name}"]
+            got = await asyncio.to_thread(subprocess.run, command, capture_output=True)
+            assert b"Permission denied" in got.stderr, (name, got)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

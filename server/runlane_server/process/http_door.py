@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -34,6 +34,19 @@ BACKOFF = (0.5, 1.0, 2.0, 5.0)
 
 STABLE_SECONDS = 60.0
 """A process that ends after serving for so long is restarted with the first backoff again."""
+
+
+_KEPT = frozenset({"PATH", "HOME", "LANG", "TZ", "TMPDIR", "VIRTUAL_ENV"})
+_KEPT_PREFIXES = ("LC_", "PYTHON", "GRPC_", "SSL_CERT_")
+
+
+def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The part of an environment that the process needs; the rest has passwords and keys."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name in _KEPT or name.startswith(_KEPT_PREFIXES)
+    }
 
 
 def check_http(config: Config) -> None:
@@ -101,21 +114,22 @@ class HttpDoor:
 
     async def _launch(self) -> tuple[Process, list[str]]:
         arguments = ["-S", str(self._socket), "--listen", str(self._listen), "--until-eof"]
-        environment = dict(os.environ)
         if self._token:
-            # Not as an argument, which every user can read.
-            arguments.append("--own-token")
+            arguments += ["--own-token", "--token-on-stdin"]
             if self._lines > 1:
                 arguments.append("--show-token")
-            environment["RUNLANE_WEB_TOKEN"] = self._token
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "runlane_web", *arguments),
             stdin=PIPE,  # it ends when this process is gone
             stdout=PIPE,
-            env=environment,
+            env=child_environment(os.environ),
             start_new_session=True,
         )
         self._process = process
+        if self._token:
+            # Arguments and environment of a process can be read by others.
+            assert process.stdin is not None  # noqa: S101 - it was asked for
+            process.stdin.write(f"{self._token}\n".encode())
         lines: list[str] = []
         with suppress(TimeoutError):
             async with asyncio.timeout(START_TIMEOUT):
