@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -104,6 +105,23 @@ async def test_the_process_is_started_again_at_the_same_port(tmp_path: Path) -> 
             while not (now := children(process.pid)) or now == [first]:
                 await asyncio.sleep(0.01)
         transport = httpx2.AsyncHTTPTransport(retries=8)
+        async with httpx2.AsyncClient(
+            base_url=http.base_url, headers=http.headers, transport=transport
+        ) as again:
+            assert await accepted(again) == 200
+
+
+async def test_the_process_is_started_once_the_machine_has_room_again(tmp_path: Path) -> None:
+    async with served(tmp_path) as (process, http):
+        (first,) = children(process.pid)
+        soft, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (1, hard))
+        os.kill(first, signal.SIGKILL)
+        async with asyncio.timeout(20):
+            while "http process not started" not in process.log:
+                await asyncio.sleep(0.01)
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (soft, hard))
+        transport = httpx2.AsyncHTTPTransport(retries=10)
         async with httpx2.AsyncClient(
             base_url=http.base_url, headers=http.headers, transport=transport
         ) as again:

@@ -147,7 +147,19 @@ class HttpDoor:
             ends += 1
             log.warning("http process ended", exit_code=code, restart_in_s=backoff)
             await asyncio.sleep(backoff)
-            process, _ = await self._launch()
+            process = await self._launch_again()
+
+    async def _launch_again(self) -> Process:
+        """Starts the process; tries it again while the machine has no room for it."""
+        attempts = 0
+        while True:
+            try:
+                return (await self._launch())[0]
+            except OSError as error:
+                backoff = BACKOFF[min(attempts, len(BACKOFF) - 1)]
+                attempts += 1
+                log.warning("http process not started", error=str(error), retry_in_s=backoff)
+                await asyncio.sleep(backoff)
 
 
 async def _line(process: Process) -> str:
