@@ -11,12 +11,13 @@ from google.protobuf import json_format
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from runlane_web.errors import invalid
+from runlane_web.errors import invalid, shown
 from runlane_web.routes import Route
 
 MAX_DEPTH = 32
 """Maximum depth of a JSON body. The deepest request that the protos describe has four levels."""
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _PLACE = re.compile(r' at "?[A-Za-z]+\.(?P<path>[\w.\[\]]+)"?\.?')
 _NO_FIELD = re.compile(r'has no field named "(?P<name>[^"]*)"')
 _FAILED = re.compile(r"^Failed to parse (?P<name>\w+) field: (?P<why>.*)$", re.DOTALL)
@@ -41,15 +42,16 @@ def decode(
     parameters = list(query)
     if route.body and parameters:
         name = parameters[0][0]
-        raise invalid(_shown(name), "is in the query; this request takes it in the body")
+        raise invalid(shown(name), "is in the query; this request takes it in the body")
+    _refuse_two_spellings(fields, descriptor)
     _add_query(fields, descriptor, parameters)
     _add_path(fields, descriptor, path)
     try:
         return json_format.ParseDict(fields, route.request())
     except json_format.ParseError as error:
         _raise(error)
-    except (RecursionError, ValueError, TypeError) as error:
-        raise invalid("body", str(error)) from None
+    except Exception as error:  # noqa: BLE001 - its kinds are not documented: OverflowError, ...
+        raise invalid("body", _plain(str(error))) from None
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -82,14 +84,22 @@ def _no_body(body: bytes) -> dict[str, Any]:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A name that comes twice is refused: two readers could take it for different values."""
+    for name, _ in pairs:
+        if not _is_unicode(name):
+            raise invalid(shown(name), "does not exist")
     made = dict(pairs)
     if len(made) != len(pairs):
         seen: set[str] = set()
         for name, _ in pairs:
             if name in seen:
-                raise invalid(_shown(name), "is given twice")
+                raise invalid(shown(name), "is given twice")
             seen.add(name)
     return made
+
+
+def _is_unicode(text: str) -> bool:
+    """False for half of a surrogate pair, which protobuf's parser takes for a bug of its own."""
+    return text.isascii() or not _SURROGATE.search(text)
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -117,13 +127,30 @@ def _field(descriptor: Descriptor, name: str) -> FieldDescriptor | None:
     return None
 
 
+def _refuse_two_spellings(fields: dict[str, Any], descriptor: Descriptor) -> None:
+    """A field may be spelled `session_id` or `sessionId`, and not both."""
+    seen: set[str] = set()
+    for name, value in fields.items():
+        field = _field(descriptor, name)
+        if field is None:
+            continue
+        if field.name in seen:
+            raise invalid(name, "is given twice")
+        seen.add(field.name)
+        if field.message_type is None or field.message_type.GetOptions().map_entry:
+            continue
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, dict):
+                _refuse_two_spellings(each, field.message_type)
+
+
 def _add_query(
     fields: dict[str, Any], descriptor: Descriptor, query: list[tuple[str, str]]
 ) -> None:
     for name, text in query:
         field = _field(descriptor, name)
         if field is None:
-            raise invalid(_shown(name), "does not exist")
+            raise invalid(shown(name), "does not exist")
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
             raise invalid(name, "cannot stand in a query")
         value = _query_value(field, text)
@@ -162,7 +189,7 @@ def _raise(error: json_format.ParseError) -> NoReturn:
         text = outer["why"]
     unknown = _NO_FIELD.search(text)
     if unknown is not None:
-        path.append(_shown(unknown["name"]))
+        path.append(shown(unknown["name"]))
         text = "does not exist"
     elif not path and (place := _PLACE.search(str(error))) is not None:
         path.append(place["path"])
@@ -175,12 +202,7 @@ def _plain(problem: str) -> str:
         return "must be a text"
     if problem.startswith("invalid literal for int()"):
         return "must be a whole number"
-    return _shown(problem, 200)
-
-
-def _shown(text: str, length: int = 64) -> str:
-    """What the caller sent, safe to be shown."""
-    return "".join(char if char.isprintable() else "?" for char in text[:length]) or "(empty)"
+    return shown(problem, 200)
 
 
 def set_run_id(message: Message, key: str) -> None:

@@ -74,6 +74,11 @@ def invalid(field: str, problem: str) -> Refused:
     return Refused(code_pb2.INVALID_ARGUMENT, "INVALID_ARGUMENT", message, field=field)
 
 
+def shown(text: str, length: int = 64) -> str:
+    """What the caller sent, safe to be shown."""
+    return "".join(char if char.isprintable() else "?" for char in text[:length]) or "(empty)"
+
+
 def make_status(code: int, reason: str, message: str, *, field: str = "") -> status_pb2.Status:
     """Makes a status with the details that the server's own errors have."""
     status = status_pb2.Status(code=code, message=message)

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from google.rpc import code_pb2  # type: ignore[import-untyped]
 from starlette.requests import ClientDisconnect, Request
 
-from runlane_web.errors import Refused, invalid
+from runlane_web.errors import Refused, invalid, shown
 from runlane_web.grants import PREFIX
 
 MAX_BODY = 4 << 20
@@ -44,13 +44,14 @@ class Policy:
 
     def check_host(self, host: str) -> None:
         """Checks the header Host. Raises Refused."""
-        name = urlsplit(f"//{host}").netloc.rpartition("@")[2]
+        name = _netloc(f"//{host}").rpartition("@")[2]
         name = name.rsplit(":", 1)[0] if not name.endswith("]") else name
         if name.lower() not in self.hosts:
             raise Refused(
                 code_pb2.PERMISSION_DENIED,
                 "HOST_NOT_ALLOWED",
-                f"Host: {_shown(host)} is not served here; the option --allowed-host adds a name",
+                f"Host: {shown(host, 100)} is not served here; "
+                "the option --allowed-host adds a name",
                 field="Host",
                 http=421,
             )
@@ -59,14 +60,14 @@ class Policy:
         """Checks the header Origin; returns it if it is another site's. Raises Refused."""
         if origin is None:
             return None
-        if urlsplit(origin).netloc == host and origin.startswith(("http://", "https://")):
+        if _netloc(origin) == host and origin.startswith(("http://", "https://")):
             return None
         if origin in self.origins:
             return origin
         raise Refused(
             code_pb2.PERMISSION_DENIED,
             "ORIGIN_NOT_ALLOWED",
-            f"Origin: {_shown(origin)} may not call; the option --allowed-origin adds one",
+            f"Origin: {shown(origin, 100)} may not call; the option --allowed-origin adds one",
             field="Origin",
         )
 
@@ -96,8 +97,12 @@ def _unauthenticated(message: str) -> Refused:
     return Refused(code_pb2.UNAUTHENTICATED, "UNAUTHENTICATED", message, field="Authorization")
 
 
-def _shown(text: str) -> str:
-    return "".join(char if char.isprintable() else "?" for char in text[:100]) or "(empty)"
+def _netloc(url: str) -> str:
+    """Host and port in an address; empty if it is none."""
+    try:
+        return urlsplit(url).netloc
+    except ValueError:
+        return ""
 
 
 def host_names(listen_host: str, more: Iterable[str]) -> frozenset[str]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from google.protobuf import json_format
 from google.protobuf.duration_pb2 import Duration
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from runlane_web.decode import parse_object
-from runlane_web.errors import invalid
+from runlane_web.errors import invalid, shown
 from runlane_web.grants import MAX_SECONDS, PREFIX, PURPOSES, Grants
 from runlane_web.guard import Bodies, Policy
 
@@ -67,7 +65,7 @@ def _token(token: str, fields: dict[str, Any], grants: Grants) -> Response:
 def _only(fields: dict[str, Any], known: set[str]) -> None:
     for name in fields:
         if name not in known:
-            raise invalid(name[:64], "does not exist")
+            raise invalid(shown(name), "does not exist")
 
 
 def _text(fields: dict[str, Any], name: str) -> str:
@@ -81,8 +79,8 @@ def _seconds(fields: dict[str, Any]) -> float:
     text = fields.get("ttl", "600s")
     duration = Duration()
     try:
-        json_format.Parse(json.dumps(text), duration)
-    except json_format.ParseError:
+        duration.FromJsonString(text)
+    except (ValueError, TypeError, AttributeError):
         raise invalid("ttl", "must be a duration such as 600s") from None
     seconds = duration.ToTimedelta().total_seconds()
     if not 1 <= seconds <= MAX_SECONDS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -116,13 +117,21 @@ async def test_a_ticket_opens_its_path_once(tmp_path: Path) -> None:
         ({"sessionId": "s", "purpose": "chat", "ttl": "-5s"}, "ttl"),
         ({"sessionId": "s", "purpose": "chat", "ttl": 60}, "ttl"),
         ({"sessionId": "s", "purpose": "chat", "scope": "x"}, "scope"),
+        ({"\ud800": 1}, "?"),
+        ({"sessionId": "s", "purpose": "chat", "ttl": {}}, "ttl"),
+        ({"sessionId": "s", "purpose": "chat", "ttl": "\ud800s"}, "ttl"),
     ],
 )
 async def test_a_wrong_wish_for_a_token_is_refused(
     body: dict[str, Any], field: str, tmp_path: Path
 ) -> None:
     async with guarded(tmp_path) as world, door(world.wire.address, Policy()) as opened:
-        got = await ask(opened, "POST", "/v1/tokens", world.texts["run"], body)
+        headers = {
+            "Authorization": f"Bearer {world.texts['run']}",
+            "Content-Type": "application/json",
+        }
+        text = json.dumps(body)
+        got = await opened.http.post("/v1/tokens", content=text, headers=headers)
         assert (got.status_code, violation(got)[0]) == (400, field)
 
 

@@ -38,6 +38,13 @@ async def opened() -> AsyncIterator[Door]:
         (b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "body", "is nested more than"),
         (b'{"promt": "x"}', "promt", "does not exist"),
         (b'{"prompt": "x", "prompt": "y"}', "prompt", "is given twice"),
+        (b'{"sessionId": "a", "session_id": "b"}', "session_id", "is given twice"),
+        (b'{"session_id": "a", "sessionId": "a"}', "sessionId", "is given twice"),
+        (b'{"retryPolicy": {"maxBackoff": "1s", "max_backoff": "2s"}}', "max_backoff", "is given"),
+        (b'{"whenBusy": 1e999}', "body", ""),
+        (b'{"maxAttempts": 1e999}', "maxAttempts", ""),
+        (b'{"\\ud800": 1}', "?", "does not exist"),
+        (b'{"timeout": 1e999}', "timeout", ""),
         (b'{"prompt": 5}', "prompt", "must be a text"),
         (b'{"maxAttempts": "x"}', "maxAttempts", "must be a whole number"),
         (b'{"maxAttempts": 1.5}', "maxAttempts", ""),
@@ -108,14 +115,18 @@ async def test_a_body_of_another_type_is_refused(opened: Door, content_type: str
     assert (got.status_code, violation(got)[0]) == (415, "Content-Type")
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:8080", "", "127.0.0.1.evil"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8080", "", "127.0.0.1.evil", "[", "[::1", "[x]:1"]
+)
 async def test_another_host_is_refused(opened: Door, host: str) -> None:
     """The name of another site can be made to resolve to this address."""
     got = await opened.http.get("/v1/runs", headers={"Host": host})
     assert (got.status_code, reason(got)) == (421, "HOST_NOT_ALLOWED")
 
 
-@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1"])
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "http://127.0.0.1", "http://[", "http://[x]"]
+)
 async def test_a_page_of_another_origin_is_refused(opened: Door, origin: str) -> None:
     got = await opened.http.get("/v1/runs", headers={"Origin": origin})
     assert (got.status_code, reason(got)) == (403, "ORIGIN_NOT_ALLOWED")
