@@ -27,6 +27,7 @@ from runlane_web.decode import decode, set_run_id
 from runlane_web.errors import Refused, from_error, invalid, to_response
 from runlane_web.grants import PREFIX, Grants, other_session
 from runlane_web.guard import Bodies, Policy
+from runlane_web.known import KnownTokens
 from runlane_web.routes import GET_RUN, LIST_AGENTS, Found, Route, find
 from runlane_web.sse import EventStream, resume_after
 from runlane_web.upstream import WAITS, Upstream
@@ -114,6 +115,7 @@ class Gateway:
         self._bodies = Bodies()
         self._streams = Streams(limits or Limits())
         self._grants = Grants()
+        self._known = KnownTokens(self._ask)
         self._checked_until = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -182,8 +184,15 @@ class Gateway:
         if request.method in ("GET", "HEAD"):
             return own.document() if path == own.DOCUMENT else asset(path)
         if request.method == "POST" and path in (own.TOKENS, own.TICKETS):
-            return await own.make(request, path, self._policy, self._bodies, self._grants)
+            return await self._make(request, path)
         return None
+
+    async def _make(self, request: Request, path: str) -> Response:
+        """Makes a token or a ticket, for a caller that the server knows."""
+        grants = path == own.TICKETS
+        token = self._policy.bearer(request.headers.get("authorization"), grants=grants)
+        await self._known.check(self._grants.authority(token))
+        return own.make(path, token, await self._bodies.read(request), self._grants)
 
     def _token(self, request: Request, ticket: str, path: str) -> str:
         if ticket:
@@ -222,6 +231,13 @@ class Gateway:
             "SERVER_IS_OPEN",
             "the server has no access control; start runlane-web with --own-token",
         )
+
+    async def _ask(self, token: str) -> None:
+        """Returns if the server accepts a token. Raises Refused, RunlaneError."""
+        await self._check_server()
+        # The gateway's own token was compared before.
+        if not self._policy.token:
+            await self._upstream(token).call(LIST_AGENTS, LIST_AGENTS.request())
 
     def _upstream(self, token: str) -> Upstream:
         # A server without access control has no use for the gateway's own token.

@@ -6,6 +6,7 @@ lives in the memory of one gateway: after a restart the holder asks its backend 
 
 from __future__ import annotations
 
+import heapq
 import secrets
 import time
 from collections import Counter
@@ -79,6 +80,23 @@ class Grant:
         return route.rpc.name not in _OF_RUN
 
 
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """Stands for a token, on one path, once.
+
+    Attributes:
+        token: The token.
+        authority: The token of the server behind it.
+        path: The path.
+        expires: When it ends, by the monotonic clock in seconds.
+    """
+
+    token: str
+    authority: str
+    path: str
+    expires: float
+
+
 def _sessions_of(request: Message) -> list[str]:
     names = request.DESCRIPTOR.fields_by_name
     if "session_ids" in names:
@@ -105,17 +123,27 @@ class Grants:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._grants: dict[str, Grant] = {}
-        self._tickets: dict[str, tuple[str, str, float]] = {}
+        self._ends: list[tuple[float, str]] = []
+        self._grants_of: Counter[str] = Counter()
+        # All live equally long, so they stand in the order of their ends.
+        self._tickets: dict[str, Ticket] = {}
+        self._tickets_of: Counter[str] = Counter()
 
     def make(self, authority: str, purpose: str, session_id: str, seconds: float) -> str:
         """Makes a grant and returns its token. Raises Refused if there are too many."""
         self._drop_expired()
-        made = Counter(grant.authority for grant in self._grants.values())
-        if len(self._grants) >= MAX_GRANTS or made[authority] >= MAX_PER_CALLER:
+        if len(self._grants) >= MAX_GRANTS or self._grants_of[authority] >= MAX_PER_CALLER:
             raise Refused(code_pb2.RESOURCE_EXHAUSTED, "OVERLOADED", "too many tokens are in force")
         token = PREFIX + secrets.token_urlsafe(32)
-        self._grants[token] = Grant(authority, purpose, session_id, self._clock() + seconds)
+        expires = self._clock() + seconds
+        self._grants[token] = Grant(authority, purpose, session_id, expires)
+        self._grants_of[authority] += 1
+        heapq.heappush(self._ends, (expires, token))
         return token
+
+    def authority(self, token: str) -> str:
+        """The token of the server that a caller's token stands for. Raises Refused."""
+        return self.find(token).authority if token.startswith(PREFIX) else token
 
     def find(self, token: str) -> Grant:
         """Returns the grant of a token. Raises Refused if there is none in force."""
@@ -130,27 +158,51 @@ class Grants:
         return grant
 
     def make_ticket(self, token: str, path: str) -> str:
-        """Makes a ticket: it opens one path, once, as the holder of the token would."""
+        """Makes a ticket: it opens one path, once, as the holder of the token would.
+
+        Raises Refused if there are too many, or the token is a grant's that has expired.
+        """
+        authority = self.authority(token)
         self._drop_expired()
-        if len(self._tickets) >= MAX_GRANTS:
+        if len(self._tickets) >= MAX_GRANTS or self._tickets_of[authority] >= MAX_PER_CALLER:
             raise Refused(code_pb2.RESOURCE_EXHAUSTED, "OVERLOADED", "too many tickets are open")
         ticket = secrets.token_urlsafe(32)
-        self._tickets[ticket] = (token, path, self._clock() + TICKET_SECONDS)
+        expires = self._clock() + TICKET_SECONDS
+        self._tickets[ticket] = Ticket(token, authority, path, expires)
+        self._tickets_of[authority] += 1
         return ticket
 
     def redeem(self, ticket: str, path: str) -> str:
         """Returns the token behind a ticket, and ends the ticket. Raises Refused."""
-        token, of_path, expires = self._tickets.pop(ticket, ("", "", 0.0))
-        if not token or of_path != path or expires <= self._clock():
+        found = self._end_ticket(ticket)
+        if found is None or found.path != path or found.expires <= self._clock():
             raise Refused(
                 code_pb2.UNAUTHENTICATED,
                 "UNAUTHENTICATED",
                 "ticket: is for another path, was used, or has expired",
                 field="ticket",
             )
-        return token
+        return found.token
+
+    def _end_ticket(self, ticket: str) -> Ticket | None:
+        found = self._tickets.pop(ticket, None)
+        if found is not None:
+            _take_one(self._tickets_of, found.authority)
+        return found
 
     def _drop_expired(self) -> None:
         now = self._clock()
-        self._grants = {key: each for key, each in self._grants.items() if each.expires > now}
-        self._tickets = {key: each for key, each in self._tickets.items() if each[2] > now}
+        while self._ends and self._ends[0][0] <= now:
+            _, token = heapq.heappop(self._ends)
+            _take_one(self._grants_of, self._grants.pop(token).authority)
+        while self._tickets:
+            oldest = next(iter(self._tickets))
+            if self._tickets[oldest].expires > now:
+                return
+            self._end_ticket(oldest)
+
+
+def _take_one(counts: Counter[str], name: str) -> None:
+    counts[name] -= 1
+    if not counts[name]:
+        del counts[name]

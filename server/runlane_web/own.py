@@ -7,13 +7,11 @@ from importlib.resources import files
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
-from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from runlane_web.decode import parse_object
 from runlane_web.errors import invalid, shown
-from runlane_web.grants import MAX_SECONDS, PREFIX, PURPOSES, Grants
-from runlane_web.guard import Bodies, Policy
+from runlane_web.grants import MAX_SECONDS, PURPOSES, Grants
 
 TOKENS, TICKETS = "/v1/tokens", "/v1/tickets"
 
@@ -31,12 +29,9 @@ def document() -> Response:
     return Response(openapi(), media_type="application/json")
 
 
-async def make(
-    request: Request, path: str, policy: Policy, bodies: Bodies, grants: Grants
-) -> Response:
-    """Makes a token or a ticket. Raises Refused."""
-    token = policy.bearer(request.headers.get("authorization"), grants=path == TICKETS)
-    fields = parse_object(await bodies.read(request))
+def make(path: str, token: str, body: bytes, grants: Grants) -> Response:
+    """Makes a token or a ticket for the holder of a token. Raises Refused."""
+    fields = parse_object(body)
     if path == TICKETS:
         return _ticket(token, fields, grants)
     return _token(token, fields, grants)
@@ -47,8 +42,6 @@ def _ticket(token: str, fields: dict[str, Any], grants: Grants) -> Response:
     path = _text(fields, "path")
     if not path.startswith("/v1/"):
         raise invalid("path", "must be the path of a stream, such as /v1/runs/RUN/events")
-    if token.startswith(PREFIX):
-        grants.find(token)
     return JSONResponse({"ticket": grants.make_ticket(token, path)})
 
 

@@ -9,9 +9,12 @@ from typing import Any
 import httpx2
 import pytest
 
+from runlane_server.testing import LocalServer
+from runlane_web import known
 from runlane_web.errors import Refused
 from runlane_web.grants import MAX_PER_CALLER, TICKET_SECONDS, Grants
 from runlane_web.guard import Policy
+from runlane_web.known import KnownTokens
 from support.callers import World, guarded
 from support.door import Door, door, reason, violation
 
@@ -133,6 +136,59 @@ async def test_a_wrong_wish_for_a_token_is_refused(
         text = json.dumps(body)
         got = await opened.http.post("/v1/tokens", content=text, headers=headers)
         assert (got.status_code, violation(got)[0]) == (400, field)
+
+
+@pytest.mark.parametrize("path", ["/v1/tokens", "/v1/tickets"])
+async def test_an_invented_token_makes_nothing(path: str, tmp_path: Path) -> None:
+    body = (
+        {"path": "/v1/agents"} if path == "/v1/tickets" else {"sessionId": "s", "purpose": "chat"}
+    )
+    async with guarded(tmp_path) as world, door(world.wire.address, Policy()) as opened:
+        for token in ("invented", "rlg_invented"):
+            got = await ask(opened, "POST", path, token, body)
+            assert (got.status_code, reason(got)) == (401, "UNAUTHENTICATED")
+
+
+async def test_a_server_without_access_control_makes_no_tokens() -> None:
+    body = {"sessionId": "s", "purpose": "chat"}
+    async with LocalServer() as server, door(server.address, Policy()) as opened:
+        got = await ask(opened, "POST", "/v1/tokens", "any", body)
+        assert (got.status_code, reason(got)) == (400, "SERVER_IS_OPEN")
+
+
+def test_tickets_are_counted_under_the_token_of_the_server() -> None:
+    now = [0.0]
+    grants = Grants(lambda: now[0])
+    first, second = (grants.make("caller", "chat", "s", 60) for _ in range(2))
+    tickets = [grants.make_ticket(first, "/p") for _ in range(MAX_PER_CALLER)]
+    for token in (first, second, "caller"):
+        with pytest.raises(Refused, match="too many"):
+            grants.make_ticket(token, "/p")
+    grants.make_ticket("another", "/p")
+    grants.redeem(tickets[5], "/p")
+    grants.make_ticket(second, "/p")
+    with pytest.raises(Refused, match="too many"):
+        grants.make_ticket(second, "/p")
+    now[0] = TICKET_SECONDS
+    for _ in range(MAX_PER_CALLER):
+        grants.make_ticket(second, "/p")
+
+
+async def test_a_token_is_asked_about_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    async def ask_server(token: str) -> None:
+        asked.append(token)
+
+    monkeypatch.setattr(known, "MAX_KNOWN", 2)
+    tokens = KnownTokens(ask_server)
+    for token in ("a", "a", "b", "c", "b", "a"):  # c forgets a
+        await tokens.check(token)
+    assert asked == ["a", "b", "c", "a"]
+    monkeypatch.setattr(known, "KNOWN_SECONDS", -1.0)
+    for _ in range(2):
+        await tokens.check("d")
+    assert asked[4:] == ["d", "d"]
 
 
 def test_grants_and_tickets_expire_and_are_bounded() -> None:
