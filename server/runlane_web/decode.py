@@ -17,6 +17,9 @@ from runlane_web.routes import Route
 MAX_DEPTH = 32
 """Maximum depth of a JSON body. The deepest request that the protos describe has four levels."""
 
+MAX_ELEMENTS = 4096
+"""Maximum number of members and list elements in a JSON body; that of a message of the server."""
+
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _PLACE = re.compile(r' at "?[A-Za-z]+\.(?P<path>[\w.\[\]]+)"?\.?')
 _NO_FIELD = re.compile(r'has no field named "(?P<name>[^"]*)"')
@@ -71,8 +74,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
         raise invalid("body", str(error)) from None
     if not isinstance(value, dict):
         raise invalid("body", "must be a JSON object")
-    if _deeper(value, MAX_DEPTH):
-        raise invalid("body", f"is nested more than {MAX_DEPTH} levels deep")
+    _check_shape(value)
     return value
 
 
@@ -106,18 +108,22 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"is not valid JSON ({name} is no number)")
 
 
-def _deeper(value: Any, levels: int) -> bool:
+def _check_shape(value: Any) -> None:
+    """Limits depth and number of elements, which cost far more memory once they are parsed."""
+    free = MAX_ELEMENTS
     level = [value]
-    for _ in range(levels):
-        level = [
-            child
-            for item in level
-            for child in (item.values() if isinstance(item, dict) else item)
-            if isinstance(child, dict | list)
-        ]
-        if not level:
-            return False
-    return True
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for item in level:
+            free -= len(item)
+            if free < 0:
+                raise invalid("body", f"has more than {MAX_ELEMENTS} elements")
+            children = item.values() if isinstance(item, dict) else item
+            below += [child for child in children if isinstance(child, dict | list)]
+        if not below:
+            return
+        level = below
+    raise invalid("body", f"is nested more than {MAX_DEPTH} levels deep")
 
 
 def _field(descriptor: Descriptor, name: str) -> FieldDescriptor | None:

@@ -26,9 +26,9 @@ from runlane_web.assets import asset
 from runlane_web.decode import decode, set_run_id
 from runlane_web.errors import Refused, from_error, invalid, to_response
 from runlane_web.grants import PREFIX, Grants, other_session
-from runlane_web.guard import Bodies, Policy
+from runlane_web.guard import MAX_OF_STRANGER, Bodies, Policy, declared_size
 from runlane_web.known import KnownTokens
-from runlane_web.routes import GET_RUN, LIST_AGENTS, Found, Route, find
+from runlane_web.routes import GET_RUN, LIST_AGENTS, MAX_BODY, Found, Route, find
 from runlane_web.sse import EventStream, resume_after
 from runlane_web.upstream import WAITS, Upstream
 
@@ -167,7 +167,7 @@ class Gateway:
         found = find(request.method, path)
         ticket, query = _take_ticket(_query(request))
         token = self._token(request, ticket, path)
-        body = await self._bodies.read(request)
+        body = await self._body(request, token, found.route.max_body)
         message = self._decode(request, found, query, body)
         upstream = await self._authorize(token, found.route, message)
         if found.route.streams:
@@ -191,8 +191,18 @@ class Gateway:
         """Makes a token or a ticket, for a caller that the server knows."""
         grants = path == own.TICKETS
         token = self._policy.bearer(request.headers.get("authorization"), grants=grants)
-        await self._known.check(self._grants.authority(token))
-        return own.make(path, token, await self._bodies.read(request), self._grants)
+        authority = self._grants.authority(token)
+        await self._known.check(authority)
+        body = await self._bodies.read(request, authority, MAX_BODY)
+        return own.make(path, token, body, self._grants)
+
+    async def _body(self, request: Request, token: str, limit: int) -> bytes:
+        """Reads a body; a large one only of a caller that the server knows."""
+        authority = self._grants.authority(token)
+        size = declared_size(request, limit)
+        if size is None or size > MAX_OF_STRANGER:
+            await self._known.check(authority)
+        return await self._bodies.read(request, authority, limit)
 
     def _token(self, request: Request, ticket: str, path: str) -> str:
         if ticket:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -14,14 +15,17 @@ from starlette.requests import ClientDisconnect, Request
 from runlane_web.errors import Refused, invalid, shown
 from runlane_web.grants import PREFIX
 
-MAX_BODY = 4 << 20
-"""Maximum size of a body in bytes; that of a message of the server."""
+MAX_OF_STRANGER = 8 << 10
+"""Maximum size in bytes of a body that is read before the server has accepted the caller."""
 
 MAX_BODIES = 64 << 20
 """Maximum size in bytes of all bodies that are being read."""
 
 BODY_TIMEOUT = 30.0
 """Seconds within which a body must have arrived."""
+
+_DIGITS = 18
+"""Maximum number of digits of a declared size."""
 
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
@@ -111,37 +115,55 @@ def host_names(listen_host: str, more: Iterable[str]) -> frozenset[str]:
     return _LOCAL_NAMES | {name.lower() for name in (*own, *more)}
 
 
+def declared_size(request: Request, limit: int) -> int | None:
+    """The size of a body in bytes as declared; None if it is not. Raises Refused."""
+    if "transfer-encoding" in request.headers:
+        return None
+    declared = request.headers.get("content-length", "0")
+    if not declared.isdigit():
+        raise invalid("Content-Length", "must be a number")
+    if len(declared) > _DIGITS or int(declared) > limit:
+        raise _too_large(limit)
+    return int(declared)
+
+
 class Bodies:
-    """Reads bodies, within limits of size and time."""
+    """Reads bodies, within limits of size and time.
+
+    Args:
+        limit: Maximum size in bytes of all bodies that are being read; a quarter of one caller.
+    """
 
     def __init__(self, limit: int = MAX_BODIES) -> None:
         self._free = limit
+        self._share = limit // 4
+        self._of: Counter[str] = Counter()
 
-    async def read(self, request: Request) -> bytes:
-        """Reads the body of a request. Raises Refused."""
-        declared = request.headers.get("content-length", "0")
-        if not declared.isdigit():
-            raise invalid("Content-Length", "must be a number")
-        if int(declared) > MAX_BODY:
-            raise _too_large()
+    async def read(self, request: Request, caller: str, limit: int) -> bytes:
+        """Reads the body of a request, of at most `limit` bytes. Raises Refused."""
+        declared_size(request, limit)
         chunks: list[bytes] = []
         size = 0
         try:
             async with asyncio.timeout(BODY_TIMEOUT):
                 async for chunk in request.stream():
-                    if len(chunk) > self._free:
+                    if len(chunk) > min(self._free, self._share - self._of[caller]):
                         raise _busy()
                     self._free -= len(chunk)
+                    self._of[caller] += len(chunk)
                     size += len(chunk)
                     chunks.append(chunk)
-                    if size > MAX_BODY:
-                        raise _too_large()
+                    if size > limit:
+                        raise _too_large(limit)
         except TimeoutError:
             raise _too_slow() from None
         except ClientDisconnect:
             raise invalid("body", "ended before its declared length") from None
         finally:
             self._free += size
+            self._of[caller] -= size
+            if not self._of[caller]:
+                del self._of[caller]
         if size:
             _check_type(request.headers.get("content-type", ""))
         return b"".join(chunks)
@@ -159,8 +181,8 @@ def _check_type(content_type: str) -> None:
         )
 
 
-def _too_large() -> Refused:
-    message = f"body: is larger than {MAX_BODY} bytes"
+def _too_large(limit: int) -> Refused:
+    message = f"body: is larger than {limit} bytes"
     return Refused(code_pb2.INVALID_ARGUMENT, "INVALID_ARGUMENT", message, field="body", http=413)
 
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from urllib.parse import unquote
 
 from google.protobuf.descriptor import Descriptor, MethodDescriptor
@@ -20,6 +21,19 @@ from google.rpc import code_pb2  # type: ignore[import-untyped]
 
 from runlane.v1 import agent_service_pb2, run_service_pb2, session_service_pb2
 from runlane_web.errors import Refused, invalid
+
+MAX_BODY = 64 << 10
+"""Maximum size in bytes of a body that has no other limit."""
+
+_MAX_BODIES: Mapping[str, int] = MappingProxyType(
+    {
+        "RunAccepted": 4 << 20,
+        "SubscribeRunComplete": 512 << 10,
+        "AnswerInput": 512 << 10,
+        "CreateSession": 512 << 10,
+    }
+)
+"""Maximum size in bytes of the body of a rpc, close to that of its message at the server."""
 
 _VARIABLE = re.compile(r"\{(\w+)\}")
 
@@ -50,6 +64,11 @@ class Route:
     def method(self) -> str:
         """The full name of the rpc as gRPC writes it, such as `/runlane.v1.RunService/GetRun`."""
         return f"/{self.rpc.containing_service.full_name}/{self.rpc.name}"
+
+    @property
+    def max_body(self) -> int:
+        """Maximum size of a body in bytes."""
+        return _MAX_BODIES.get(self.rpc.name, MAX_BODY)
 
     @property
     def streams(self) -> bool:

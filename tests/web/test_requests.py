@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from starlette.requests import Request
+from starlette.types import Message
 
 from runlane_server.testing import LocalServer
 from runlane_web import assets, connections, guard
+from runlane_web.errors import Refused
 from runlane_web.gateway import Limits
 from runlane_web.guard import Policy
+from support.callers import guarded
 from support.door import OWN, Door, door, reason, violation
 
 ACCEPT = {"sessionId": "s", "prompt": "p", "allowMissing": True}
@@ -36,6 +41,8 @@ async def opened() -> AsyncIterator[Door]:
         (b'{"a":' * 2000 + b"1" + b"}" * 2000, "body", "is nested more than 32 levels deep"),
         (b'{"a":' * 40 + b"1" + b"}" * 40, "body", "is nested more than 32 levels deep"),
         (b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "body", "is nested more than"),
+        (b'{"a": [' + b"1," * 4096 + b"1]}", "body", "has more than 4096 elements"),
+        (b'{"a": [' + b"{}," * 4096 + b"1]}", "body", "has more than 4096 elements"),
         (b'{"promt": "x"}', "promt", "does not exist"),
         (b'{"prompt": "x", "prompt": "y"}', "prompt", "is given twice"),
         (b'{"sessionId": "a", "session_id": "b"}', "session_id", "is given twice"),
@@ -171,16 +178,82 @@ async def test_a_caller_is_refused_before_the_body_is_read(opened: Door) -> None
     writer.close()
 
 
-async def test_a_body_that_is_too_large_is_refused(opened: Door) -> None:
-    got = await opened.http.post("/v1/runs", content=b" " * (guard.MAX_BODY + 1), headers=JSON)
+@pytest.mark.parametrize(
+    "length", [b"Content-Length: 8193", b"Content-Length: 4000000", b"Transfer-Encoding: chunked"]
+)
+async def test_a_large_body_is_not_read_of_a_caller_that_the_server_refuses(
+    length: bytes, tmp_path: Path
+) -> None:
+    async with guarded(tmp_path) as world, door(world.wire.address, Policy()) as opened:
+        reader, writer = await asyncio.open_connection(opened.host, opened.port)
+        writer.write(
+            b"POST /v1/runs HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer invented\r\n"
+            b"Content-Type: application/json\r\n" + length + b"\r\n\r\n"
+        )
+        async with asyncio.timeout(5):
+            assert b" 401 " in await reader.readline()
+        writer.close()
+
+
+async def test_a_large_body_of_a_caller_that_the_server_knows_is_read(tmp_path: Path) -> None:
+    body = {"sessionId": "new", "prompt": "x" * 100_000}
+    async with guarded(tmp_path) as world, door(world.wire.address, Policy()) as opened:
+        headers = {"Authorization": f"Bearer {world.texts['read']}"}
+        got = await opened.http.post("/v1/runs", json=body, headers=headers)
+        assert (got.status_code, reason(got)) == (403, "PERMISSION_DENIED")
+
+
+@pytest.mark.parametrize(
+    ("path", "limit"),
+    [
+        ("/v1/runs", 4 << 20),
+        ("/v1/sessions/s/runs", 4 << 20),
+        ("/v1/runs:subscribe", 512 << 10),
+        ("/v1/sessions", 512 << 10),
+        ("/v1/runs:cancelAll", 64 << 10),
+        ("/v1/tokens", 64 << 10),
+    ],
+)
+async def test_a_body_that_is_too_large_is_refused(opened: Door, path: str, limit: int) -> None:
+    got = await opened.http.post(path, content=b" " * (limit + 1), headers=JSON)
     assert (got.status_code, violation(got)[0]) == (413, "body")
+    got = await opened.http.post(path, content=b" " * (limit - 1) + b"x", headers=JSON)
+    assert (got.status_code, violation(got)[0]) == (400, "body")
 
     async def chunks() -> AsyncIterator[bytes]:
-        for _ in range(5):
-            yield b" " * (1 << 20)
+        for _ in range(65):
+            yield b" " * (limit // 64)
 
-    got = await opened.http.post("/v1/runs", content=chunks(), headers=JSON)
+    got = await opened.http.post(path, content=chunks(), headers=JSON)
     assert (got.status_code, violation(got)[0]) == (413, "body")
+
+
+def sent(*chunks: bytes) -> Request:
+    """A request whose body comes in these chunks, and then stops without an end."""
+    waiting = list(chunks)
+
+    async def receive() -> Message:
+        if not waiting:
+            await asyncio.Event().wait()
+        return {"type": "http.request", "body": waiting.pop(0), "more_body": True}
+
+    return Request({"type": "http", "method": "POST", "headers": []}, receive)
+
+
+async def test_bodies_of_one_caller_take_a_quarter_at_most() -> None:
+    bodies = guard.Bodies(limit=40)
+    reading = [asyncio.create_task(bodies.read(sent(b"12345"), "a", 100)) for _ in range(2)]
+    await asyncio.sleep(0)  # both read until there is no more
+    with pytest.raises(Refused, match="too many bodies"):
+        await bodies.read(sent(b"1"), "a", 100)
+    other = asyncio.create_task(bodies.read(sent(b"1234567890"), "b", 100))
+    await asyncio.sleep(0)
+    assert not other.done()
+    for task in (*reading, other):
+        task.cancel()
+    await asyncio.gather(*reading, other, return_exceptions=True)
+    with pytest.raises(Refused, match="is larger"):
+        await bodies.read(sent(b"1234567890"), "a", 9)
 
 
 async def test_a_body_that_does_not_come_is_given_up(
