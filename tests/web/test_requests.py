@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +277,58 @@ async def test_a_silent_connection_is_closed(opened: Door, monkeypatch: pytest.M
     writer.write(b"GET /v1/runs HTTP/1.1\r\nX-")
     assert await reader.read() == b""
     writer.close()
+
+
+@pytest.mark.parametrize(
+    ("first", "rest"),
+    [
+        (b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n", b"G"),
+        (b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET / HTTP/1.1\r\nX-"),
+        (b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n", b"x"),
+    ],
+)
+async def test_a_connection_that_begins_another_request_is_closed(
+    opened: Door, monkeypatch: pytest.MonkeyPatch, first: bytes, rest: bytes
+) -> None:
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT", 0.3)
+    reader, writer = await asyncio.open_connection(opened.host, opened.port)
+    writer.write(first)
+    assert b" 404 " in await reader.readline()
+    writer.write(rest)
+    async with asyncio.timeout(5):
+        with suppress(ConnectionResetError):
+            await reader.read()
+    writer.close()
+
+
+async def test_a_connection_between_two_requests_and_in_one_is_kept(
+    opened: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT", 0.2)
+    run = (await opened.http.post("/v1/runs", json=ACCEPT)).json()["run"]["runId"]
+    path = f"/v1/runs/{run}"
+    reader, writer = await asyncio.open_connection(opened.host, opened.port)
+    bearer = b"Authorization: Bearer " + OWN.token.encode() + b"\r\n\r\n"
+    request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n".encode() + bearer
+    for _ in range(2):
+        writer.write(request)
+        assert b" 200 " in await reader.readline()
+        await asyncio.sleep(0.4)  # longer than a head may take
+        await reader.read(100_000)
+    writer.write(b"GET /v1/runs:subscribe HTTP/1.1\r\nHost: localhost\r\n" + bearer)
+    assert b" 200 " in await reader.readline()
+    await asyncio.sleep(0.4)
+    assert not reader.at_eof()
+    writer.close()
+
+
+def test_connections_leave_half_of_the_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1000, hard))
+    try:
+        assert connections.max_connections() == 500
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_connections_have_limits_in_all_and_for_each_address() -> None:
