@@ -155,6 +155,12 @@ class Wire:
         view._metadata = MetadataSource({}, token)  # noqa: SLF001 - a copy of this
         return view
 
+    def apart(self) -> Wire:
+        """Returns a wire to the same server with a channel of its own; close both."""
+        other = copy(self)
+        other._channel = other._runs = other._sessions = other._agents = None  # noqa: SLF001
+        return other
+
     def has_new_token(self, error: RunlaneError, sent: Metadata) -> bool:
         """Returns True if the call was not authenticated and the token has changed since."""
         return isinstance(error, Unauthenticated) and self.metadata != sent

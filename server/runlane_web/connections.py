@@ -91,12 +91,13 @@ class BoundedProtocol(H11Protocol):
     def _is_waiting(self) -> bool:
         if self.transport.is_closing():
             return False
+        cycle: Any = self.cycle  # None until the first request
         if self.conn.their_state is h11.SEND_BODY:
             # The rest of a body that was not read, since its request was refused.
-            return bool(self.cycle and self.cycle.response_complete)
+            return cycle is not None and bool(cycle.response_complete)
         idle = self.conn.their_state is h11.IDLE
         # Between two requests uvicorn's own timer runs, until the first byte.
-        return idle and (self.cycle is None or bool(self.conn.trailing_data[0]))
+        return idle and (cycle is None or bool(self.conn.trailing_data[0]))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Releases the connection's place."""

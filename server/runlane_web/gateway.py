@@ -69,7 +69,7 @@ class Limits:
         streams_per_caller: The same of one token.
     """
 
-    streams: int = 5000
+    streams: int = 3500
     streams_per_caller: int = 500
 
 
@@ -111,6 +111,7 @@ class Gateway:
 
     def __init__(self, wire: Wire, policy: Policy, limits: Limits | None = None) -> None:
         self._wire = wire
+        self._calls = wire.apart()
         self._policy = policy
         self._bodies = Bodies()
         self._streams = Streams(limits or Limits())
@@ -134,6 +135,7 @@ class Gateway:
                 await send({"type": "lifespan.startup.complete"})
             else:
                 await self._wire.close()
+                await self._calls.close()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 
@@ -171,10 +173,10 @@ class Gateway:
         message = self._decode(request, found, query, body)
         upstream = await self._authorize(token, found.route, message)
         if found.route.streams:
-            async with self._streams.place(token):
+            async with self._streams.place(self._grants.authority(token)):
                 await self._stream(request, send, found.route, message, upstream)
         elif found.route.rpc.name in WAITS:
-            async with self._streams.place(token):
+            async with self._streams.place(self._grants.authority(token)):
                 await self._wait(request, send, found.route, message, upstream)
         else:
             done = await upstream.call(found.route, message)
@@ -232,7 +234,7 @@ class Gateway:
         if self._policy.token or now < self._checked_until:
             return
         try:
-            await Upstream(self._wire).call(LIST_AGENTS, LIST_AGENTS.request())
+            await Upstream(self._wire, self._calls).call(LIST_AGENTS, LIST_AGENTS.request())
         except Unauthenticated:
             self._checked_until = now + CHECK_SECONDS
             return
@@ -251,8 +253,9 @@ class Gateway:
 
     def _upstream(self, token: str) -> Upstream:
         # A server without access control has no use for the gateway's own token.
-        wire = self._wire if self._policy.token else self._wire.with_token(lambda: token)
-        return Upstream(wire)
+        if self._policy.token:
+            return Upstream(self._wire, self._calls)
+        return Upstream(*(each.with_token(lambda: token) for each in (self._wire, self._calls)))
 
     def _decode(
         self, request: Request, found: Found, query: list[tuple[str, str]], body: bytes

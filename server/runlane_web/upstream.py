@@ -35,21 +35,26 @@ class Upstream:
     """The server, as one caller sees it.
 
     Args:
-        wire: The channel with the caller's token.
+        wire: The channel of streams and waiting calls, with the caller's token.
+        calls: The channel of the other calls. The server limits the calls of a channel, and open
+            streams must not keep these waiting.
     """
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: Wire, calls: Wire) -> None:
         self._wire = wire
+        self._calls = calls
 
     async def call(self, route: Route, request: Message) -> Message:
         """Makes a call; repeats it only while it cannot be sent. Raises RunlaneError."""
-        method = self._wire.channel.unary_unary(
+        waits = route.rpc.name in WAITS
+        wire = self._wire if waits else self._calls
+        method = wire.channel.unary_unary(
             route.method,
             request_serializer=route.request.SerializeToString,
             response_deserializer=route.response.FromString,
         )
-        timeout = 24 * 3600.0 if route.rpc.name in WAITS else TIMEOUT
-        response: Message = await self._wire.call(
+        timeout = 24 * 3600.0 if waits else TIMEOUT
+        response: Message = await wire.call(
             method, request, timeout=timeout, should_retry=_was_not_sent
         )
         return response

@@ -12,6 +12,7 @@ import pytest
 from runlane_server.testing import LocalServer
 from runlane_web import known
 from runlane_web.errors import Refused
+from runlane_web.gateway import Limits
 from runlane_web.grants import MAX_PER_CALLER, TICKET_SECONDS, Grants
 from runlane_web.guard import Policy
 from runlane_web.known import KnownTokens
@@ -136,6 +137,18 @@ async def test_a_wrong_wish_for_a_token_is_refused(
         text = json.dumps(body)
         got = await opened.http.post("/v1/tokens", content=text, headers=headers)
         assert (got.status_code, violation(got)[0]) == (400, field)
+
+
+async def test_streams_of_grants_count_under_the_caller_that_made_them(tmp_path: Path) -> None:
+    path = f"/v1/runs:subscribe?session_ids={THEIRS}"
+    limits = Limits(streams_per_caller=1)
+    async with guarded(tmp_path) as world, door(world.wire.address, Policy(), limits) as opened:
+        first, second = [await grant(opened, world, "follow") for _ in range(2)]
+        headers = {"Authorization": f"Bearer {first}"}
+        async with opened.http.stream("GET", path, headers=headers) as stream:
+            assert stream.status_code == 200
+            got = await ask(opened, "GET", path, second)
+            assert (got.status_code, reason(got)) == (429, "OVERLOADED")
 
 
 @pytest.mark.parametrize("path", ["/v1/tokens", "/v1/tickets"])

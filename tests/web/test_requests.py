@@ -351,6 +351,25 @@ async def test_too_many_streams_of_one_caller_are_refused() -> None:
         assert got.headers["retry-after"] == "1"
 
 
+def connections_to(address: str) -> int:
+    """The number of open connections to a local port, seen from their clients."""
+    remote = f":{int(address.rpartition(':')[2]):04X} 01 "
+    tables = [Path(f"/proc/net/{name}").read_text() for name in ("tcp", "tcp6")]
+    return sum(table.count(remote) for table in tables)
+
+
+async def test_streams_and_other_calls_have_channels_of_their_own() -> None:
+    async with (
+        LocalServer() as server,
+        door(server.address) as opened,
+        opened.http.stream("GET", "/v1/runs:subscribe") as first,
+    ):
+        assert first.status_code == 200
+        assert connections_to(server.address) == 1
+        assert (await opened.http.get("/v1/runs")).status_code == 200
+        assert connections_to(server.address) == 2
+
+
 async def test_a_header_cannot_be_injected(opened: Door) -> None:
     got = await opened.http.get("/v1/runs/x%0d%0aSet-Cookie:%20a=b")
     assert got.status_code == 400
