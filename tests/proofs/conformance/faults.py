@@ -603,7 +603,7 @@ OTHERS = (
         durable=True,
     ),
     Fault(
-        "the ends of requests are not told",
+        "the ends of requests are not reported",
         (42, 45),
         (
             Edit(
