@@ -447,6 +447,17 @@ EMITS: dict[str, tuple[pb.WorkRequest, str]] = {
 }
 
 
+async def test_a_request_for_folded_prompts_has_a_number(
+    server: ServerProcess, client: Client
+) -> None:
+    await accept(client, "s", "hello")
+    async with RawWorker(server.address) as worker:
+        await worker.turn()
+        await worker.send(take_folded=pb.WorkRequest.TakeFolded())
+        assert await worker.end() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "take_folded.number: is 0; the minimum is 1" in await worker.details()
+
+
 @pytest.mark.parametrize("name", EMITS)
 async def test_r34_wrong_output_ends_the_stream_and_the_worker_may_resume(
     server: ServerProcess, client: Client, name: str

@@ -85,6 +85,8 @@ async def _read(requests: AsyncIterator[pb.WorkRequest], stream: _Stream, down: 
     try:
         async for request in requests:
             await stream.take(request)
+            # Answers that the worker does not read must not fill the memory.
+            await down.until_room()
     except RunlaneError as error:
         down.close(error)
     except grpc.aio.InternalError:
