@@ -655,3 +655,40 @@ async def test_a_worker_needs_the_role_work_and_only_serves_its_tenant(tmp_path:
         end: RunComplete = await handle.completed(SECONDS)
         assert end.error is not None
         assert end.error.reason == "INTERRUPTED"
+
+
+@pytest.mark.parametrize("thief", ["other agent", "other tenant"])
+async def test_r33_a_token_resumes_only_runs_that_it_may_execute(
+    tmp_path: Path, thief: str
+) -> None:
+    access = tmp_path / "access.toml"
+
+    def token(name: str, tenant: str, role: Role, *agents: str) -> str:
+        text = editing.add(access, name, tenant=tenant, role=role)
+        if agents:
+            named = f'name = "{name}"'
+            entries = access.read_text().replace(named, f"{named}\nagents = {list(agents)}")
+            access.write_text(entries)
+        return text
+
+    caller = token("caller", "acme", Role.RUN)
+    owner = token("owner", "acme", Role.WORK, "coder")
+    thieves = {
+        "other agent": token("agent", "acme", Role.WORK, "default"),
+        "other tenant": token("tenant", "globex", Role.WORK),
+    }
+    flags = (*AGENTS, "--store", "memory:", "--access", str(access))
+    async with (
+        serving(tmp_path, *flags, base=clean_environment()) as server,
+        Client(server.address, token=caller) as client,
+        RawWorker(server.address, token=owner) as worker,
+        RawWorker(server.address, token=thieves[thief]) as stranger,
+    ):
+        handle = await accept(client, "s", "hello", agent="coder")
+        turn = await worker.turn("coder")
+        await stranger.offer(resume=resume_of(turn, tenant="acme"))
+        await stranger.expect("fenced")
+        await worker.emit(1, "mine")
+        await worker.finish(1)
+        await worker.acked(1)
+        assert (await handle.completed(SECONDS)).text == "mine"

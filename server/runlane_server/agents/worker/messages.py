@@ -10,8 +10,8 @@ from typing import TypeAlias
 
 from runlane_server.agents.base import FoldedPrompt
 from runlane_server.agents.worker.turn import DurableTurn
+from runlane_server.core.artifact import ArtifactPiece
 from runlane_server.core.model import (
-    ArtifactPiece,
     Attachment,
     KeptPart,
     Message,
