@@ -368,6 +368,46 @@ async def test_r37_a_run_with_output_that_is_handed_back_has_lost_its_attempt(
     assert (end.error.reason, end.text) == ("INTERRUPTED", "half")
 
 
+async def give_back(server: ServerProcess, worker_id: str | None) -> int:
+    """Takes a turn and hands it back, or loses it on its way; returns its attempt."""
+    async with RawWorker(server.address) as worker:
+        await worker.offer(worker_id=worker_id or "lost")
+        attempt = (await worker.expect("turn")).attempt
+        if worker_id is not None:
+            await worker.send(hand_back=pb.WorkRequest.HandBack())
+            assert (await worker.expect("acked")).ended
+    return int(attempt)
+
+
+RETURNS: dict[str, tuple[list[str | None], list[int]]] = {
+    "lost on its way": ([None] * 4, [1, 1, 1, 2]),
+    "by one worker": (["w"] * 5, [1, 1, 1, 1, 2]),
+    "mixed": (["w", None, "w", None, None], [1, 1, 1, 1, 2]),
+    "by one worker after another": ([f"w{n}" for n in range(8)], [1] * 8),
+}
+
+
+@pytest.mark.parametrize("name", RETURNS)
+async def test_r37_a_run_that_is_given_back_again_and_again_has_lost_its_attempt(
+    server: ServerProcess, client: Client, name: str
+) -> None:
+    workers, attempts = RETURNS[name]
+    handle = await accept(client, "s", "deadly", max_attempts=2)
+    assert [await give_back(server, worker_id) for worker_id in workers] == attempts
+    await client.cancel("s")
+    assert (await handle.completed(SECONDS)).state == RunState.CANCELLED
+
+
+async def test_r37_a_run_that_no_worker_keeps_ends(server: ServerProcess, client: Client) -> None:
+    handle = await accept(client, "s", "deadly")
+    for _ in range(3):
+        await give_back(server, None)
+    end = await handle.completed(SECONDS)
+    assert end.error is not None
+    assert end.error.reason == "INTERRUPTED"
+    assert "workers gave it back 3 times in a row" in end.error.message
+
+
 # --- Mistakes -------------------------------------------------------------------------------------
 
 OFFER = pb.WorkRequest.Offer(agents=["default"], worker_id="w", protocol_version=1)

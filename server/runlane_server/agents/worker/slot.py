@@ -110,7 +110,7 @@ class Slot:
     async def hand_back(self) -> None:
         """Gives the turn back."""
         if (execution := self._current("hand_back")) is not None:
-            await execution.hand_back()
+            await execution.hand_back(self.worker_id)
 
     def _current(self, field: str) -> Execution | None:
         """The turn that a message is about; None if it was taken away. Raises InvalidArgument."""
