@@ -232,9 +232,9 @@ class _Talk:
         except ValidationError as error:
             self.connection.refuse(request, INVALID_PARAMS, str(error)[:500])
             return
-        kind = updates.calls.kind_of(asked.tool_call.tool_call_id)
-        chosen = await self._answers.permission(self._turn, asked, kind)
-        log.info("permission answered", kind=kind, option=chosen or "none")
+        call = updates.calls.asked(asked.tool_call)
+        chosen = await self._answers.permission(self._turn, asked.options, call)
+        log.info("permission answered", kind=call.kind, option=chosen or "none")
         outcome = {"outcome": "selected", "optionId": chosen} if chosen else _CANCELLED
         self.connection.reply(request, {"outcome": outcome})
 
