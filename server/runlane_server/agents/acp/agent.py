@@ -138,7 +138,7 @@ class AcpAgent:
             record = AgentSession(talk.answered_in, turn.run_id, str(place.cwd))
             await asyncio.to_thread(write_record, path, record)
         except OSError as exc:
-            log.warning("session of the agent not recorded; the next begins anew", error=str(exc))
+            log.warning("session of the agent not recorded; next turn begins one", error=str(exc))
 
     async def _exit_failure(self, program: Program) -> AgentError:
         """The error of an agent that closed its output, and perhaps has not exited."""
@@ -187,8 +187,8 @@ class _Talk:
         yield Report(usage=usage, finish_reason=_FINISH[response.stop_reason])
 
     async def cancel(self, grace: float) -> None:
-        """Tells an agent that is at work to stop, and waits until it has answered, at most `grace`
-        seconds."""
+        """Cancels the prompt of an agent at work, and waits at most `grace` seconds for the
+        answer."""
         if not self._at_work:
             return
         try:

@@ -1,6 +1,6 @@
 """Which session of the agent continues a session of ours.
 
-The record lies beside the agent's own directory, so it goes with it. It names the last run that
+The record lies beside the agent's own directory and is removed with it. It names the last run that
 the agent's session has seen: turns after it, of another agent, another node, or of a run that was
 stopped, are handed over as text.
 """

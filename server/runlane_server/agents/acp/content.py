@@ -47,7 +47,7 @@ Block: TypeAlias = (
 )
 
 MAX_RESULT_CHARS = 2000
-"""Length of what an agent is told of a tool result of an earlier turn."""
+"""Maximum length of a tool result of an earlier turn, in characters; the rest is cut."""
 
 _INTRODUCTION = (
     "This conversation has earlier turns that you have not seen. They follow, one JSON object a "

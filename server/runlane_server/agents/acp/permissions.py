@@ -1,4 +1,4 @@
-"""Who answers when the agent asks something.
+"""The answers to the questions of an agent.
 
 `Answers` is the one place where a question of an agent gets its answer. `PolicyAnswers` answers by
 the operator's settings: at once, or by asking people.

@@ -74,7 +74,7 @@ class Execution:
         return self._report, self._outcome.result()
 
     async def stop(self) -> None:
-        """Tells the worker to stop, and waits until it has, or until the run has ended without it
+        """Sends the worker a cancel, and waits until it has stopped or the run has ended without it
         (R9, R37)."""
         end = self.turn.end
         if end.is_leaving or not self.has_slot:
