@@ -21,17 +21,18 @@ class Asking(LocalTurn):
 
     asked: list[Question] = field(default_factory=list)
     arguments: list[Mapping[str, Any]] = field(default_factory=list)
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
     async def ask(self, text: str, *, key: str = "", **fields: Any) -> Any:
         """Keeps the question."""
         self.asked.append(question_of(Asked(text, key, **fields)))
         self.arguments.append(fields["arguments"])
-        return Approval(True, {})
+        return Approval(True, {**fields["arguments"], **self.changes})
 
 
-async def asking(code: str) -> tuple[Asking, list[str]]:
-    """Runs an agent whose permissions people answer."""
-    turn = Asking()
+async def asking(code: str, **changes: Any) -> tuple[Asking, list[str]]:
+    """Runs an agent whose permissions people answer, with changed arguments if there are any."""
+    turn = Asking(changes=changes)
     running = agent(f"p = prompt()\n{code}\ndone(p)", permissions="allow,execute=ask,edit=ask")
     return turn, texts(await events(running, turn))
 
@@ -157,3 +158,13 @@ say(outcome.get("optionId", outcome["outcome"]))
 async def test_the_setting_may_allow_later_calls() -> None:
     _, found = await asking("say(ask({'toolCallId': 'c'}, 'allow_always')['optionId'])")
     assert found == ["id-allow_always"]
+
+
+async def test_a_call_that_is_approved_with_other_arguments_is_rejected() -> None:
+    """The protocol cannot tell the agent what the person changed."""
+    code = """
+call = {"toolCallId": "c", "title": "Do", "kind": "execute", "rawInput": "rm"}
+say(ask(call, "allow_once", "reject_once")["optionId"])
+"""
+    _, chosen = await asking(code, input="ls")
+    assert chosen == ["id-reject_once"]

@@ -75,12 +75,17 @@ async def _ask(turn: Turn, call: AskedCall) -> bool:
     text = f"May the agent go on? {title}"[:MAX_QUESTION_CHARS]
     arguments = {**call.arguments, "title": title}
     try:
-        return bool(await turn.ask(text, tool_name=call.kind, arguments=arguments))
+        answer = await turn.ask(text, tool_name=call.kind, arguments=arguments)
     except AgentError as error:
         if error.reason != INVALID:
             raise
         log.warning("a permission cannot be asked as a whole; rejected", error=error.message)
         return False
+    if answer and dict(answer.arguments) != arguments:
+        # The protocol has no way to tell the agent.
+        log.warning("a call was approved with other arguments; rejected")
+        return False
+    return bool(answer)
 
 
 def _first(options: Sequence[PermissionOption], wanted: Sequence[str]) -> str:
