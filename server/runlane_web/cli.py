@@ -96,7 +96,7 @@ class Options:
         return Gateway(wire, policy, Limits(streams=self.max_streams))
 
     def address(self) -> Address:
-        """Where to listen. Raises UsageError if others could read the tokens."""
+        """The address to listen on. Raises UsageError if others could read the tokens."""
         if (self.tls_cert is None) != (self.tls_key is None):
             raise click.UsageError("--tls-cert and --tls-key must be used together")
         host, port = self.listen

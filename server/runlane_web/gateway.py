@@ -62,7 +62,7 @@ CORS = (
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one gateway serves at once.
+    """Limits on what one gateway serves at a time.
 
     Attributes:
         streams: Maximum number of open streams and waiting calls.
@@ -105,8 +105,8 @@ class Gateway:
 
     Args:
         wire: The channel to the server, without a token.
-        policy: Who may ask.
-        limits: What is served at once.
+        policy: The requests to admit.
+        limits: Limits on what is served at a time.
     """
 
     def __init__(self, wire: Wire, policy: Policy, limits: Limits | None = None) -> None:

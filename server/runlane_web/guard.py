@@ -1,4 +1,4 @@
-"""What a request must show before its body is read: where it wants to go, who asks, how much."""
+"""Checks of a request before and while its body is read: host, origin, token, size."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Who may ask.
+    """The requests that a gateway admits.
 
     Attributes:
         hosts: The names under which the gateway is reached, without port. A page of another name

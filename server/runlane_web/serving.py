@@ -21,7 +21,7 @@ GRACE = 5
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a gateway listens: a TCP address or a Unix socket."""
+    """The address of a gateway: a TCP address or a Unix socket."""
 
     host: str = "127.0.0.1"
     port: int = 8080
@@ -80,7 +80,7 @@ def serve(gateway: Gateway, address: Address, ready: Callable[[Address], None]) 
 
     Args:
         gateway: The application.
-        address: Where to listen; port 0 takes a free one.
+        address: The address to listen on; port 0 takes a free one.
         ready: Called with the address, once it is bound.
 
     Raises:

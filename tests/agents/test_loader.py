@@ -12,7 +12,7 @@ import pytest
 from runlane_server.agents.base import AgentError, Report
 from runlane_server.agents.command.agent import CommandAgent
 from runlane_server.agents.echo import EchoAgent
-from runlane_server.agents.loader import SPECS, AgentSettings, load_agent
+from runlane_server.agents.loader import SPECS, AgentSettings, agent_kind, load_agent
 from runlane_server.agents.scripted.agent import ScriptedAgent
 from runlane_server.agents.scripted.latches import Latches
 from runlane_server.core.errors import StartError
@@ -233,3 +233,21 @@ async def test_a_pydantic_ai_agent_is_an_agent(module: str, tmp_path: Path) -> N
     await agent.start()
     assert "".join(texts(await collect(agent, ask("hi")))) == "I am a test"
     await agent.close()
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind"),
+    [
+        ("acp:codex-acp", "acp"),
+        ("chat:openai:m", "chat"),
+        ("command+json:cat", "command+json"),
+        ("command:cat", "command"),
+        ("echo", "echo"),
+        ("my.module:agent", "python"),
+        ("scripted", "scripted"),
+        ("worker", "worker"),
+    ],
+)
+def test_the_kind_of_a_spec_is_its_first_word(spec: str, kind: str) -> None:
+    """Only `python` and `chat` agents move into processes of their own."""
+    assert agent_kind(spec) == kind

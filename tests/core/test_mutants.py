@@ -234,17 +234,18 @@ MUTANTS = (
     ),
     Mutant(
         "a failed attempt goes behind the queue",
-        "        first_rank = (waiting[0].rank if waiting else self._accept_seq + 1) - len(back)",
-        "        if failed:\n"
-        "            self._active, self._folded, self._waiting = None, (), (*waiting, *back)\n"
-        "            return [self._record(run) for run in back] and None\n"
-        "        first_rank = (waiting[0].rank if waiting else self._accept_seq + 1) - len(back)",
+        "        self._put_back([back, *self._unfolded()])",
+        "        if failed and self._waiting:\n"
+        "            self._record(back)\n"
+        "            self._waiting = (*self._waiting, back)\n"
+        "            return\n"
+        "        self._put_back([back, *self._unfolded()])",
         "R38",
     ),
     Mutant(
         "a failure is not counted",
-        "        failures = active.failures + failed",
-        "        failures = active.failures",
+        "            failures=active.failures + failed,",
+        "            failures=active.failures,",
         "R38",
     ),
     Mutant(
@@ -273,8 +274,8 @@ MUTANTS = (
     ),
     Mutant(
         "a failed attempt counts as lost with its node",
-        "    lost = active.attempt - active.failures",
-        "    lost = active.attempt",
+        "    counted = active.attempt - active.failures - active.asking.extra_attempts",
+        "    counted = active.attempt - active.asking.extra_attempts",
         "retried run goes back",
     ),
     Mutant(

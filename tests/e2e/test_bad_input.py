@@ -110,6 +110,7 @@ UNSET: list[Case] = [
     (runs_pb.SubscribeRunRequest(), "RUN_MISSING", ["run_id"]),
     (runs_pb.WaitRunRequest(), "RUN_MISSING", ["run_id"]),
     (runs_pb.GetRunRequest(), "RUN_MISSING", ["run_id"]),
+    (runs_pb.AnswerInputRequest(text="x"), "INVALID_ARGUMENT", ["input_request_id"]),
     (sessions_pb.GetSessionRequest(), "SESSION_MISSING", ["session_id"]),
     (sessions_pb.DeleteSessionRequest(), "SESSION_MISSING", ["session_id"]),
     (sessions_pb.ListMessagesRequest(), "SESSION_MISSING", ["session_id"]),
@@ -152,6 +153,7 @@ SIZES: list[Case] = [
         ["session_ids"],
     ),
     (runs_pb.SubscribeRunCompleteRequest(run_ids=["r"] * 1001), "INVALID_ARGUMENT", ["run_ids"]),
+    (runs_pb.ListInputRequestsRequest(page_size=-1), "INVALID_ARGUMENT", ["page_size"]),
     (sessions_pb.CreateSessionRequest(title="x" * 1025), "INVALID_ARGUMENT", ["title"]),
     (
         sessions_pb.CreateSessionRequest(metadata={str(n): "" for n in range(65)}),

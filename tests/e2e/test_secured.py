@@ -16,7 +16,8 @@ def test_the_access_file_on_the_security_page_is_valid() -> None:
     files = [step for step in steps_of(SECURITY.read_text()) if isinstance(step, File)]
     (shown,) = (file.text for file in files if file.path == "example.toml")
     found = parse(shown)
-    assert [token.caller for token in found.tokens] == [Caller("acme", Role.RUN, "ci")]
+    limited = Caller("acme", Role.RUN, "ci", agents=frozenset({"coder", "reviewer"}))
+    assert [token.caller for token in found.tokens] == [limited]
     assert found.certificates["uri=spiffe://acme/job"].role is Role.READ
     assert found.jwt is not None
     assert found.jwt.roles == {"runlane-admins": Role.ADMIN, "developers": Role.RUN}

@@ -178,10 +178,10 @@ async def test_invalid_values_of_variables_and_files_are_named(tmp_path: Path) -
     code, said = await fails(tmp_path, env={"RUNLANE_MAX_WAITING_RUNS": "many"})
     assert code == 2
     assert "'many'" in said
-    (tmp_path / "runlane.toml").write_text('[agent]\nkind = "echo"\n')
+    (tmp_path / "runlane.toml").write_text('[store]\nkind = "memory"\n')
     code, said = await fails(tmp_path, "--config", "runlane.toml")
     assert code == 2
-    assert "runlane.toml: 'agent' must be a string or a number" in said
+    assert "runlane.toml: 'store' must be a string or a number" in said
 
 
 @pytest.mark.sqlite("one server has the file")

@@ -214,7 +214,7 @@ def _fields_of_answer(given: InputAnswer) -> Iterator[tuple[str, object]]:
 
 
 def outcome_text(receipt: AnswerReceipt) -> str:
-    """What became of an answer."""
+    """The line to print for an answer that was sent."""
     if receipt.accepted:
         return "answered"
     given = receipt.input_request.answer

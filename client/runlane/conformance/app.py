@@ -99,7 +99,7 @@ def command(
     token: str | None,
     token_file: Path | None,
 ) -> int:
-    """Check over the wire that the server at ADDRESS follows the rules R1 to R32, R38 and R39.
+    """Check over the wire that the server at ADDRESS follows R1 to R32 and R38 to R45.
 
     Use a dedicated test server, started with `runlane-server --harness --agent scripted`: the
     command cancels all its runs, crashes and restarts it, and advances its clock. Prints one line

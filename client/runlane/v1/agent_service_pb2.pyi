@@ -74,8 +74,8 @@ class Agent(_message.Message):
     name: _builtins.str
     """The name: 1 to 63 lower-case letters, digits, `.`, `_` or `-`."""
     kind: _builtins.str
-    """The kind of agent: `echo`, `command`, `command+json`, `chat`, `python`, `scripted`, or a kind
-    that later servers add.
+    """The kind of agent: `echo`, `command`, `command+json`, `acp`, `chat`, `python`, `worker`, or another
+    one that later servers add.
     """
     ready: _builtins.bool
     """True if the agent is ready to execute runs here. Until then its runs wait."""

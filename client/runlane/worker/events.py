@@ -1,4 +1,4 @@
-"""What an agent emits and receives, and its form on the wire."""
+"""The events and prompts of an agent in a worker, and their form on the wire."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ _GRANTS: Mapping[Role, frozenset[Role]] = MappingProxyType(
         Role.ADMIN: frozenset(Role),
     }
 )
-"""The roles whose methods each role may call. Whoever starts or executes runs does not answer
+"""The roles whose methods each role may call. A role that starts or executes runs cannot answer
 their questions."""
 
 

@@ -68,7 +68,7 @@ class AgentSettings:
 DEFAULTS = AgentSettings()
 
 
-_KINDS = frozenset({"echo", "command", "command+json", "chat", "worker", "scripted"})
+_KINDS = frozenset({"acp", "echo", "command", "command+json", "chat", "worker", "scripted"})
 
 
 def agent_kind(spec: str) -> str:

@@ -111,7 +111,7 @@ class RunInput(NamedTuple):
     `asked` counts all requests of the run. `late` are closed requests whose events are still to be
     written: while an agent is emitting, only its supervisor knows the number of events. `expired`
     is the request whose expiry ends the run. A run is `parked` if no agent works for it; then
-    `restarts` tells whether it goes on as a new attempt. `resumable`: its agent can begin anew and
+    `restarts`: it continues as a new attempt. `resumable`: its agent can start again and
     use the answers. `extra_attempts` are those that do not count (R44). `used` is the time the
     attempt was active before it was parked, in microseconds; `checkpoint` is what the agent needs
     to go on.

@@ -41,7 +41,7 @@ transcript (R14).
 A run whose agent asks people stays the active run, as INPUT_REQUIRED, and needs no slot (R40). It
 is INPUT_REQUIRED also while it has all answers and waits for a slot; `resume` makes it ACTIVE. A
 request belongs to the run, not to the attempt: it stays open, and keeps its answer, when an attempt
-is lost (R44). Whatever ends or cancels the run withdraws what is open (R42).
+is lost (R44). The end of the run, or a cancel, withdraws open requests (R42).
 
 How to add a rule
 -----------------

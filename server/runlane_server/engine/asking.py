@@ -71,7 +71,7 @@ class ActiveTimer:
             self._handle = None
 
     def end(self) -> None:
-        """Stops counting, for good; forgets whom to call."""
+        """Stops counting permanently, and drops the callback."""
         self.pause()
         self._on_over = None
 

@@ -1,4 +1,4 @@
-"""The results of an agent's steps: each is done once per run, in whichever attempt (R39).
+"""The results of an agent's steps: each is done once per run, over all attempts (R39).
 
 The journal is kept in the events of the run: a result is stored like output of the attempt, so an
 attempt that was fenced off cannot add to it, and it is removed with the session.

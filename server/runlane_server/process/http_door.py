@@ -70,7 +70,7 @@ class HttpDoor:
     """Runs `runlane-web` for the server behind a private socket.
 
     Args:
-        listen: Where it listens.
+        listen: The address to listen on.
         socket: The socket of the server.
         own_token: True if callers need a token of the door's own, because the server checks none.
     """

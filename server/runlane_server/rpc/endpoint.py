@@ -108,7 +108,7 @@ _SERVICES = (
 )
 
 AGENT_HEALTH = "runlane.agent/"
-"""What the name of an agent follows in the service name of a health check."""
+"""Prefix of the name of an agent in the service name of a health check."""
 _WORKER = worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name
 
 _HARNESS = harness_service_pb2.DESCRIPTOR.services_by_name["HarnessService"].full_name

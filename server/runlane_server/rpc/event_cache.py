@@ -15,7 +15,7 @@ MAX_BYTES = 4 << 20
 that lags pays for its own encoding."""
 
 ENTRY_BYTES = 512
-"""What an entry counts besides its response: it keeps the event, too."""
+"""Bytes counted for each entry besides its response, because it also keeps the event."""
 
 
 class _Encoded:

@@ -214,7 +214,7 @@ HISTORICAL = (
                 EXECUTOR,
                 "        if self._runners.get(runner.job.key) is runner:\n"
                 "            del self._runners[runner.job.key]\n",
-                "        self._runners.pop(runner.job.key, None)\n",
+                "        if self._runners.pop(runner.job.key, None):\n",
             ),
         ),
     ),
@@ -603,7 +603,7 @@ OTHERS = (
         durable=True,
     ),
     Fault(
-        "the ends of requests are not told",
+        "the ends of requests are not reported",
         (42, 45),
         (
             Edit(

@@ -174,10 +174,10 @@ MUTANTS = (
     ),
     Mutant(
         "a folded run that is not counted",
-        Outbox,
-        "add_stored",
-        "self.events += 1",
-        "pass",
+        Runner,
+        "_fold_in",
+        "before + len(folded)",
+        "before",
     ),
     Mutant(
         "an event skipped by who is woken",

@@ -109,8 +109,8 @@ type Agent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The name: 1 to 63 lower-case letters, digits, `.`, `_` or `-`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// The kind of agent: `echo`, `command`, `command+json`, `chat`, `python`, `scripted`, or a kind
-	// that later servers add.
+	// The kind of agent: `echo`, `command`, `command+json`, `acp`, `chat`, `python`, `worker`, or another
+	// one that later servers add.
 	Kind string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
 	// True if the agent is ready to execute runs here. Until then its runs wait.
 	Ready bool `protobuf:"varint,3,opt,name=ready,proto3" json:"ready,omitempty"`

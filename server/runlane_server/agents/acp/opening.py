@@ -42,7 +42,7 @@ ACP_AUTH_REQUIRED = "ACP_AUTH_REQUIRED"
 _AUTH_REQUIRED_CODE = -32000
 
 _CLIENT = {"fs": {"readTextFile": False, "writeTextFile": False}, "terminal": False}
-"""What the agent may use of ours: nothing. It has its own files and shells, with its own rights."""
+"""The server offers the agent no files and no terminals: the agent has its own."""
 
 log = structlog.get_logger()
 

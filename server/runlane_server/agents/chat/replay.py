@@ -2,7 +2,7 @@
 
 The request was sent without the SDK. If the answer is more than plain text, the SDK makes the same
 request again, and gets what arrived for it instead of sending it: a failure, a status, or the text
-so far followed by the rest of the stream. Whatever it does then, such as a retry, is real.
+so far followed by the rest of the stream. Every later request, such as a retry, is sent.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ def join_cgroup(group: str) -> None:
 
 
 def kill_cgroup(group: str) -> None:
-    """Sends SIGKILL to all processes of a group and of the groups below it, whoever their user and
-    parent is."""
+    """Sends SIGKILL to all processes of a group and of the groups below it, regardless of their
+    user and parent."""
     _write(f"{group}/cgroup.kill", "1")
 
 

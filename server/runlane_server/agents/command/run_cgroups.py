@@ -4,8 +4,8 @@
         run-n/                              of a run: its program and all that this started
 
 The launcher of a run stays outside and ends the group. The server does so too, as the program may
-have killed the launcher. What a server left that was killed with its launchers, the next one ends.
-Where there are no groups, the process tree must do.
+have killed the launcher. If a server and its launchers were killed, the next server ends their
+groups. Without groups, the launcher ends the process tree.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class ProcessAgent(WorkerAgent):
         self._changed.clear()
 
     def session_deleted(self, key: SessionKey) -> None:
-        """Tells all processes, if their agent keeps something for each session."""
+        """Passes the key to all processes; their agent may keep something for each session."""
         for each in self._processes:
             each.send(f"{DELETED} {json.dumps(key)}")
 

@@ -11,7 +11,7 @@ from runlane_server.core.model import Micros, SessionKey
 
 
 class AttemptEnd:
-    """What the supervisor of an attempt tells its agent about the end.
+    """The end of an attempt, as its supervisor reports it to the agent.
 
     `committed` is done once the end of the run is durable, or no longer this node's to commit.
     `is_leaving`: this node stops or has lost the run, and the attempt may continue elsewhere.
