@@ -216,6 +216,12 @@ class Lanes:
         mailbox.is_outdated = mailbox.lane is None or not self._is_active_here(mailbox.lane)
         self.send(key, lambda lane, _: Transition(lane))
 
+    def reload(self, key: SessionKey) -> None:
+        """Loads a lane whose active run has no agent here any more, and continues that run."""
+        self._cache.forget(key)
+        self._mailbox(key).is_outdated = True
+        self.send(key, lambda lane, _: Transition(lane))
+
     def drop(self, key: SessionKey) -> None:
         """Forgets a lane that cannot be read, and frees its slot: deleting the session ends its
         runs."""
