@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import count
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
@@ -28,7 +29,9 @@ from runlane_server.core.model import (
     Started,
     TextDelta,
 )
+from runlane_server.core.transition import Transition
 from runlane_server.store.base import Store
+from runlane_server.store.sqlite.store import SqliteStore
 from support.node import Node, running
 from support.staging import SECONDS
 
@@ -229,6 +232,41 @@ async def test_r43_a_request_expires(serving: Running) -> None:
         end = await node.end(failed.run_id)
         assert end.error is not None
         assert (end.state, end.error.reason) == (RunState.FAILED, "INPUT_EXPIRED")
+
+
+class Refusing(SqliteStore):
+    """A store that cannot write what ends or expires in the session `bad`."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.refused = 0
+        self.is_refusing = True
+
+    async def commit(self, base_version: int, transition: Transition) -> int:
+        closed = any(change.state is S.EXPIRED for change in transition.inputs)
+        if self.is_refusing and closed and transition.lane.key.session_id == "bad":
+            self.refused += 1
+            raise ValueError("cannot be written")
+        return await super().commit(base_version, transition)
+
+
+async def test_r43_a_request_that_cannot_expire_keeps_no_other_open(tmp_path: Path) -> None:
+    async def agent(turn: Turn) -> str:
+        return str(await turn.ask("well?", timeout=0.001, default="dunno"))
+
+    async with (
+        Refusing(tmp_path / "runlane.db") as store,
+        running(store, agent=FunctionAgent(agent)) as node,
+    ):
+        bad = (await node.accept("bad", "x")).run
+        expiring = asyncio.create_task(node.coordinator.inputs.keep_expiring())
+        async with asyncio.timeout(SECONDS):
+            while not (store.refused or expiring.done()):
+                await asyncio.sleep(0.01)
+        assert (await node.end((await node.accept("good", "x")).run.run_id)).text == "dunno"
+        store.is_refusing = False
+        assert (await node.end(bad.run_id)).text == "dunno"
+        expiring.cancel()
 
 
 async def test_r44_an_attempt_that_asks_again_gets_the_stored_answer(
