@@ -14,7 +14,12 @@ import pytest
 from runlane_server.agents.base import Turn
 from runlane_server.agents.functions import FunctionAgent, resumable
 from runlane_server.agents.questions import Asked
-from runlane_server.core.errors import AnswerInvalid, InputClosed, InputNotFound
+from runlane_server.core.errors import (
+    AnswerInvalid,
+    InputClosed,
+    InputNotFound,
+    StoreUnavailable,
+)
 from runlane_server.core.input import Answer, InputRequest, InputState
 from runlane_server.core.limits import Limits
 from runlane_server.core.model import (
@@ -234,8 +239,39 @@ async def test_r43_a_request_expires(serving: Running) -> None:
         assert (end.state, end.error.reason) == (RunState.FAILED, "INPUT_EXPIRED")
 
 
+class Unconfirmed(SqliteStore):
+    """A store that loses the confirmation of the first question."""
+
+    was_lost = False
+
+    async def commit(self, base_version: int, transition: Transition) -> int:
+        version = await super().commit(base_version, transition)
+        if transition.inputs and not self.was_lost:
+            self.was_lost = True
+            raise StoreUnavailable("outcome unknown")
+        return version
+
+
+async def test_r40_a_run_whose_question_was_not_confirmed_waits(tmp_path: Path) -> None:
+    async with (
+        Unconfirmed(tmp_path / "runlane.db") as store,
+        running(store, agent=FunctionAgent(asks_once)) as node,
+    ):
+        run = (await node.accept("s", "x", timeout=2_500_000)).run
+        [request] = await opened(node, run.run_id)
+        # Longer than the timeout, which does not count the wait once the question is repeated.
+        loop = asyncio.get_running_loop()
+        over = loop.create_future()
+        loop.call_later(3.0, over.set_result, None)
+        await over
+        assert store.was_lost
+        assert await node.state(run.run_id) is RunState.INPUT_REQUIRED
+        await node.coordinator.inputs.answer("default", request.input_request_id, answer_of('"A"'))
+        assert (await node.end(run.run_id)).text == "before A after"
+
+
 class Refusing(SqliteStore):
-    """A store that cannot write what ends or expires in the session `bad`."""
+    """A store that cannot write that a request of the session `bad` has expired."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)

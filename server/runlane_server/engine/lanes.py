@@ -410,7 +410,12 @@ class Lanes:
         start, and the confirmation was lost; or an earlier process began an attempt that can
         continue."""
         active = lane.active
-        if active is None or not self._is_active_here(lane):
+        if active is None:
+            return
+        if active.state is RunState.INPUT_REQUIRED and active.host == self.node_id:
+            # The commit of its question may not have been confirmed.
+            self._actions.follow_run(key, active)
+        if not self._is_active_here(lane):
             return
         if not (self.is_shared or self._actions.can_continue(active)):
             return
