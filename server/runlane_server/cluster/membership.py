@@ -3,7 +3,8 @@
 A node sends several heartbeats within its lease. Without them, the other nodes declare it dead by
 the clock of the database, and recover its active runs. The node notices by its own clock, before
 the others do; it then starts no run, stops its agents, and joins again under another id when the
-store answers. Its later writes about a recovered run are refused by the version of the lane and the attempt, never by a clock.
+store answers. Its later writes about a recovered run are refused by the version of the lane and the
+attempt, never by a clock.
 
 If the store refuses connections it is down for all nodes, and after its start no node is declared
 dead for a lease: the agents continue, and the node renews its lease when the store is back. A store
