@@ -552,7 +552,9 @@ class Lanes:
             self._actions.end_expired(key, lane.active)
         if decision.is_held:
             self._hold_start(key, before, lane)
-        elif can_start or lane.can_resume:
+        elif can_start or (lane.can_resume and transition.needs_commit):
+            # Nodes that find an answered run again, and have no slot for it, must not wake each
+            # other over and over.
             self._actions.wake_other_nodes()
         self._backoffs.follow(lane)
 
