@@ -143,3 +143,28 @@ async def test_ids_that_do_not_belong_to_the_directory_remove_nothing(tmp_path: 
     await states.sweep(exists)
     assert victim.exists()
     assert forger.exists()
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("what", ["pipe", "link", "dangling link"])
+async def test_a_trap_in_the_place_of_the_ids_catches_nothing(tmp_path: Path, what: str) -> None:
+    states = StateDirs(tmp_path / "root")
+    key = SessionKey("t", "s")
+    (tmp_path / "victim").write_text("kept")
+    ids = states.open(key) / "session.json"
+    right = ids.read_bytes()
+    ids.unlink()
+    if what == "pipe":
+        os.mkfifo(ids)
+    else:
+        ids.symlink_to(tmp_path / ("victim" if what == "link" else "created"))
+
+    async def exists(key: SessionKey) -> bool:
+        return True
+
+    await states.sweep(exists)
+    states.open(key)
+    assert (ids.is_symlink(), ids.read_bytes()) == (False, right)
+    assert (tmp_path / "victim").read_text() == "kept"
+    assert not (tmp_path / "created").exists()
+    states.close()

@@ -368,6 +368,46 @@ async def test_r37_a_run_with_output_that_is_handed_back_has_lost_its_attempt(
     assert (end.error.reason, end.text) == ("INTERRUPTED", "half")
 
 
+async def give_back(server: ServerProcess, worker_id: str | None) -> int:
+    """Takes a turn and hands it back, or loses it on its way; returns its attempt."""
+    async with RawWorker(server.address) as worker:
+        await worker.offer(worker_id=worker_id or "lost")
+        attempt = (await worker.expect("turn")).attempt
+        if worker_id is not None:
+            await worker.send(hand_back=pb.WorkRequest.HandBack())
+            assert (await worker.expect("acked")).ended
+    return int(attempt)
+
+
+RETURNS: dict[str, tuple[list[str | None], list[int]]] = {
+    "lost on its way": ([None] * 4, [1, 1, 1, 2]),
+    "by one worker": (["w"] * 5, [1, 1, 1, 1, 2]),
+    "mixed": (["w", None, "w", None, None], [1, 1, 1, 1, 2]),
+    "by one worker after another": ([f"w{n}" for n in range(8)], [1] * 8),
+}
+
+
+@pytest.mark.parametrize("name", RETURNS)
+async def test_r37_a_run_that_is_given_back_again_and_again_has_lost_its_attempt(
+    server: ServerProcess, client: Client, name: str
+) -> None:
+    workers, attempts = RETURNS[name]
+    handle = await accept(client, "s", "deadly", max_attempts=2)
+    assert [await give_back(server, worker_id) for worker_id in workers] == attempts
+    await client.cancel("s")
+    assert (await handle.completed(SECONDS)).state == RunState.CANCELLED
+
+
+async def test_r37_a_run_that_no_worker_keeps_ends(server: ServerProcess, client: Client) -> None:
+    handle = await accept(client, "s", "deadly")
+    for _ in range(3):
+        await give_back(server, None)
+    end = await handle.completed(SECONDS)
+    assert end.error is not None
+    assert end.error.reason == "INTERRUPTED"
+    assert "workers gave it back 3 times in a row" in end.error.message
+
+
 # --- Mistakes -------------------------------------------------------------------------------------
 
 OFFER = pb.WorkRequest.Offer(agents=["default"], worker_id="w", protocol_version=1)
@@ -445,6 +485,17 @@ EMITS: dict[str, tuple[pb.WorkRequest, str]] = {
         "finish.number: is 7; the last number is 0",
     ),
 }
+
+
+async def test_a_request_for_folded_prompts_has_a_number(
+    server: ServerProcess, client: Client
+) -> None:
+    await accept(client, "s", "hello")
+    async with RawWorker(server.address) as worker:
+        await worker.turn()
+        await worker.send(take_folded=pb.WorkRequest.TakeFolded())
+        assert await worker.end() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "take_folded.number: is 0; the minimum is 1" in await worker.details()
 
 
 @pytest.mark.parametrize("name", EMITS)
@@ -644,3 +695,40 @@ async def test_a_worker_needs_the_role_work_and_only_serves_its_tenant(tmp_path:
         end: RunComplete = await handle.completed(SECONDS)
         assert end.error is not None
         assert end.error.reason == "INTERRUPTED"
+
+
+@pytest.mark.parametrize("thief", ["other agent", "other tenant"])
+async def test_r33_a_token_resumes_only_runs_that_it_may_execute(
+    tmp_path: Path, thief: str
+) -> None:
+    access = tmp_path / "access.toml"
+
+    def token(name: str, tenant: str, role: Role, *agents: str) -> str:
+        text = editing.add(access, name, tenant=tenant, role=role)
+        if agents:
+            named = f'name = "{name}"'
+            entries = access.read_text().replace(named, f"{named}\nagents = {list(agents)}")
+            access.write_text(entries)
+        return text
+
+    caller = token("caller", "acme", Role.RUN)
+    owner = token("owner", "acme", Role.WORK, "coder")
+    thieves = {
+        "other agent": token("agent", "acme", Role.WORK, "default"),
+        "other tenant": token("tenant", "globex", Role.WORK),
+    }
+    flags = (*AGENTS, "--store", "memory:", "--access", str(access))
+    async with (
+        serving(tmp_path, *flags, base=clean_environment()) as server,
+        Client(server.address, token=caller) as client,
+        RawWorker(server.address, token=owner) as worker,
+        RawWorker(server.address, token=thieves[thief]) as stranger,
+    ):
+        handle = await accept(client, "s", "hello", agent="coder")
+        turn = await worker.turn("coder")
+        await stranger.offer(resume=resume_of(turn, tenant="acme"))
+        await stranger.expect("fenced")
+        await worker.emit(1, "mine")
+        await worker.finish(1)
+        await worker.acked(1)
+        assert (await handle.completed(SECONDS)).text == "mine"

@@ -66,6 +66,7 @@ class Need(StrEnum):
     RESTARTS = "the server cannot restart its process"
     DURABLE = "the store is not durable"
     CLOCK = "the server cannot advance its clock"
+    STORE_CLOCK = "the store has a clock of its own, which no test can advance"
     AGENTS = "the server has no agents echo=echo and single=scripted (1 slot)"
     RETENTION = "the server retains events without limit"
 

@@ -154,6 +154,8 @@ def _provides(server: Server, need: Need, *, has_agents: bool) -> bool:
             return server.restarts
         case Need.DURABLE:
             return server.durable
+        case Need.STORE_CLOCK:
+            return server.store != "postgresql"
         case Need.CLOCK:
             return server.advances_clock
         case Need.RETENTION:

@@ -26,6 +26,7 @@ from pathlib import Path
 import structlog
 
 from runlane_server.agents.command.removal import Remover
+from runlane_server.agents.program_files import read_file, replace_file
 from runlane_server.core.model import SessionKey
 
 HOME = "home"
@@ -36,6 +37,9 @@ SLUG_CHARS = 40
 
 SWEEP_INTERVAL = 600.0
 """Seconds between two looks for directories of sessions that were deleted elsewhere."""
+
+MAX_IDS = 1 << 16
+"""Size limit of the file with the ids, in bytes."""
 
 _IDS = "session.json"
 _REMOVED = ".removed"
@@ -60,8 +64,8 @@ class StateDirs:
         for one in (path.parent, path, path / HOME):
             _make_private(one)
         ids = path / _IDS
-        if not ids.exists():
-            ids.write_text(json.dumps([self._store, *key]))
+        if not _is_file(ids):
+            replace_file(ids, json.dumps([self._store, *key]).encode())
         return path
 
     def remove(self, key: SessionKey) -> None:
@@ -110,8 +114,8 @@ class StateDirs:
         """The sessions of this store that have a directory."""
         for tenant in _children(self._root):
             for path in _children(tenant) if tenant.name != _REMOVED else ():
-                with suppress(OSError, ValueError, TypeError):
-                    store, *ids = json.loads((path / _IDS).read_bytes())
+                with suppress(OSError, ValueError, TypeError, RecursionError):
+                    store, *ids = json.loads(read_file(path / _IDS, MAX_IDS))
                     if store == self._store:
                         yield SessionKey(*map(str, ids))
 
@@ -129,6 +133,13 @@ def _make_private(path: Path) -> None:
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise NotADirectoryError(f"{path} is not a directory of this server")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def _children(path: Path) -> list[Path]:

@@ -355,13 +355,24 @@ class Coordinator:
 
     # --- Workers ------------------------------------------------------------------------------
 
-    async def adopt(self, key: RunKey, attempt: int, fence: str) -> bool:
+    async def adopt(
+        self,
+        key: RunKey,
+        attempt: int,
+        fence: str,
+        *,
+        allowed_agents: frozenset[str] | None = None,
+    ) -> bool:
         """Continues an attempt on this node, where its worker is connected now (R36).
 
-        Returns whether `fence` is the token of the active attempt.
+        Returns whether `fence` is the token of the active attempt, of one of the `allowed_agents`;
+        None: all.
         """
         run = await self.store.get_run(key)
         if run is None or run.state.is_terminal:
+            return False
+        agent = self._agents.names.full_name(run.agent)
+        if allowed_agents is not None and agent not in allowed_agents:
             return False
         hosted = HostedRun(SessionKey(key.tenant, run.session_id), run.run_id, attempt)
         return await self._executor.adopt(hosted, fence)

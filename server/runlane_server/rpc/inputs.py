@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 from runlane.v1 import input_pb2, run_pb2
 from runlane.v1 import run_service_pb2 as pb
@@ -121,12 +121,22 @@ def _object(field: str, text: str) -> Any:
     if len(text) > MAX_ANSWER_BYTES:
         raise AnswerInvalid.of(field, f"has more than {MAX_ANSWER_BYTES} bytes")
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError):
         raise AnswerInvalid.of(field, "is not JSON") from None
     if not isinstance(value, dict):
         raise AnswerInvalid.of(field, "is not a JSON object")
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:
+        raise AnswerInvalid.of(field, "is not valid Unicode: it has a lone surrogate") from None
+    except ValueError:
+        raise AnswerInvalid.of(field, "has a number that JSON has no form for") from None
     return value
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(name)
 
 
 def kind_of(request: pb.AnswerInputRequest) -> InputKind:

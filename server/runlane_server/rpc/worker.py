@@ -15,7 +15,7 @@ from runlane.worker.v1 import worker_service_pb2 as pb
 from runlane.worker.v1 import worker_service_pb2_grpc
 from runlane_server.access.caller import CALLER, tenant
 from runlane_server.agents.worker.messages import Acked, Downstream
-from runlane_server.agents.worker.slot import Slot
+from runlane_server.agents.worker.slot import Resumption, Slot
 from runlane_server.agents.worker.workers import Workers
 from runlane_server.core.errors import InvalidArgument, RunlaneError
 from runlane_server.engine.coordinator import Coordinator
@@ -56,11 +56,16 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
             self._workers.offer(slot)
             return
         wanted = worker_messages.resumption(offer.resume, tenant())
-        adopted = await self._coordinator.adopt(wanted.key, wanted.attempt, wanted.fence)
-        if adopted:
+        if await self._adopt(slot, wanted):
             await self._workers.resume_adopted(slot, wanted)
         else:
             slot.fence("the attempt is not the active one any more")
+
+    async def _adopt(self, slot: Slot, wanted: Resumption) -> bool:
+        # Before the attempt moves to this node: the token of an attempt opens no other tenant.
+        return slot.serves(wanted.key.tenant) and await self._coordinator.adopt(
+            wanted.key, wanted.attempt, wanted.fence, allowed_agents=CALLER.get().agents
+        )
 
 
 async def serve_slot(
@@ -85,6 +90,8 @@ async def _read(requests: AsyncIterator[pb.WorkRequest], stream: _Stream, down: 
     try:
         async for request in requests:
             await stream.take(request)
+            # Answers that the worker does not read must not fill the memory.
+            await down.until_room()
     except RunlaneError as error:
         down.close(error)
     except grpc.aio.InternalError:

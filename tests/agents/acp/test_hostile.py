@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -78,7 +79,7 @@ async def test_a_program_that_is_no_acp_agent_fails_the_run() -> None:
 
 async def test_an_endless_line_fails_the_run_and_is_not_collected() -> None:
     code = "p = prompt()\nwhile True: os.write(1, b'x' * 65536)"
-    assert "a line of more than 16 MiB" in await failure(agent(code), "ACP_PROTOCOL")
+    assert "a line of more than 4 MiB" in await failure(agent(code), "ACP_PROTOCOL")
 
 
 async def test_a_message_just_below_the_limit_arrives() -> None:
@@ -128,8 +129,8 @@ done(p)
     counting = asyncio.create_task(count())
     assert await anext(generator) == TextDelta("end")
     counting.cancel()
-    # The whole flood was there to be read, which takes more than ten reads.
-    assert turns > 10
+    # The whole flood was there to be read, some 9000 lines in 14 reads.
+    assert turns > 100
     await generator.aclose()
     await running.close()
 
@@ -143,6 +144,63 @@ p = prompt()
 while True: write(id="x" * 1000, method="terminal/create", params={})
 """
     assert "does not read the answers" in await failure(agent(code), "ACP_PROTOCOL")
+
+
+async def test_replies_behind_a_large_unread_prompt_take_little_time(tmp_path: Path) -> None:
+    written = tmp_path / "written"
+    code = f"""
+import fcntl
+fcntl.fcntl(1, fcntl.F_SETPIPE_SZ, 1 << 20)
+answer(read(), protocolVersion=1)
+answer(read(), sessionId=SESSION)
+say("go")
+for n in range(300): write(id=n, method="terminal/create", params={{}})
+say("end")
+open({str(written)!r}, "w").close()
+p = prompt()
+done(p)
+"""
+    running = agent(code)
+    generator = running.run(ask("x" * (12 << 20)))
+    assert await anext(generator) == TextDelta("go")
+    while not written.exists():
+        await asyncio.sleep(0)
+    before = time.thread_time()
+    assert await anext(generator) == TextDelta("end")
+    assert time.thread_time() - before < 0.1
+    assert [one async for one in generator] == [DONE]
+    await running.close()
+
+
+async def test_a_refusal_repeats_the_beginning_of_the_method() -> None:
+    code = """
+p = prompt()
+write(id="q", method="m" * 100_000, params={})
+say(read()["error"]["message"])
+done(p)
+"""
+    assert texts(await events(agent(code))) == ["m" * 100 + " is not available"]
+
+
+async def test_a_request_whose_id_is_long_is_not_answered() -> None:
+    code = """
+p = prompt()
+for size in (1025, 1024): write(id="i" * size, method="terminal/create", params={})
+say(str(len(read()["id"])))
+done(p)
+"""
+    assert texts(await events(agent(code))) == ["1024"]
+
+
+@pytest.mark.parametrize("part", ["[],", '{"a":1},'])
+async def test_a_message_of_too_many_parts_fails_the_run_before_it_is_parsed(part: str) -> None:
+    code = f"""
+p = prompt()
+sys.stdout.write('{{"method": "x", "params": {{"a": [' + {part!r} * 200_000 + '1]}}}}\\n')
+sys.stdout.flush()
+read()
+"""
+    assert "more than 200000 objects and lists" in await failure(agent(code), "ACP_PROTOCOL")
 
 
 async def test_too_many_unfinished_tool_calls_fail_the_run() -> None:

@@ -169,7 +169,7 @@ async def _unknown(ctx: CaseContext) -> None:
     await ctx.client.cancel(ctx.session)
 
 
-@case(43)
+@case(43, Need.STORE_CLOCK)
 async def _expires(ctx: CaseContext) -> None:
     """An expired request gets its default answer, or fails the run."""
     with_default = await ctx.accept(ask(timeout=0.1, default="default"))

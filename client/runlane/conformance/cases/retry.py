@@ -100,7 +100,7 @@ async def _interrupted_during_the_backoff(ctx: CaseContext) -> None:
     await ctx.expect_end(urgent, S.COMPLETED, "x")
 
 
-@case(38, Need.RESTARTS, Need.DURABLE, Need.CLOCK)
+@case(38, Need.RESTARTS, Need.DURABLE, Need.CLOCK, Need.STORE_CLOCK)
 async def _survives_a_crash(ctx: CaseContext) -> None:
     """A backoff survives a crash of the server."""
     handle = await accept_backing_off(ctx)

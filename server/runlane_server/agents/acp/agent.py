@@ -31,7 +31,7 @@ from runlane_server.agents.acp.connection import (
     Notification,
     Request,
 )
-from runlane_server.agents.acp.content import prompt_blocks
+from runlane_server.agents.acp.content import needs_files, prompt_blocks
 from runlane_server.agents.acp.opening import AcpSettings, Opening, OpenSession, validated
 from runlane_server.agents.acp.permissions import Answers, PolicyAnswers
 from runlane_server.agents.acp.updates import Updates
@@ -45,6 +45,7 @@ from runlane_server.agents.command.programs import (
     Programs,
     exit_code,
 )
+from runlane_server.agents.program_files import NewFiles
 from runlane_server.core.model import FinishReason, SessionKey, Usage
 
 EXIT_GRACE = 1.0
@@ -93,9 +94,10 @@ class AcpAgent:
     async def run(self, turn: Turn) -> AsyncGenerator[AgentEvent, None]:
         """Runs the agent. Raises AgentError (ACP_*, COMMAND_FAILED or COMMAND_LIMIT)."""
         async with self.programs.place(turn) as place:
+            files = await _new_files(turn, place)
             program = await self.programs.launch(turn, place, stdin=None)
             grace = self.programs.kill_grace / 2
-            talk = _Talk(turn, place, Connection(program), self._answers)
+            talk = _Talk(turn, files, Connection(program), self._answers)
             try:
                 session = await self._open(talk, turn, place)
                 async with aclosing(talk.prompt(session)) as events:
@@ -107,7 +109,7 @@ class AcpAgent:
             finally:
                 try:
                     await talk.cancel(grace)
-                    self._remember(talk, turn, place)
+                    await self._remember(talk, turn, place)
                 finally:
                     await program.end(grace)
 
@@ -122,17 +124,19 @@ class AcpAgent:
     async def _open(self, talk: _Talk, turn: Turn, place: Place) -> OpenSession:
         known = None
         if place.state is not None:
-            known = read_record(record_path(place.state, self.programs.argv))
+            path = record_path(place.state, self.programs.argv)
+            known = await asyncio.to_thread(read_record, path)
         opening = Opening(talk.connection, self._settings, str(place.cwd))
         return await opening.open(known, await turn.history())
 
-    def _remember(self, talk: _Talk, turn: Turn, place: Place) -> None:
+    async def _remember(self, talk: _Talk, turn: Turn, place: Place) -> None:
         """Records that the agent's session has seen this turn, if the agent has answered."""
         if place.state is None or not talk.answered_in:
             return
         path = record_path(place.state, self.programs.argv)
         try:
-            write_record(path, AgentSession(talk.answered_in, turn.run_id, str(place.cwd)))
+            record = AgentSession(talk.answered_in, turn.run_id, str(place.cwd))
+            await asyncio.to_thread(write_record, path, record)
         except OSError as exc:
             log.warning("session of the agent not recorded; next turn begins one", error=str(exc))
 
@@ -152,10 +156,12 @@ class AcpAgent:
 class _Talk:
     """The conversation of one turn."""
 
-    def __init__(self, turn: Turn, place: Place, connection: Connection, answers: Answers) -> None:
+    def __init__(
+        self, turn: Turn, files: NewFiles | None, connection: Connection, answers: Answers
+    ) -> None:
         self.connection = connection
         self._turn = turn
-        self._place = place
+        self._files = files
         self._answers = answers
         self.answered_in = ""
         """The session in which the agent has answered the prompt."""
@@ -166,7 +172,7 @@ class _Talk:
         """The events of the turn, until the agent has answered. Raises AgentError and
         AgentExited."""
         updates = Updates(session.session_id)
-        self._send(session)
+        await self._send(session)
         while not isinstance(received := await self.connection.receive(), Answer):
             for event in _events_of(received, updates):
                 yield event
@@ -198,14 +204,13 @@ class _Talk:
     def _set_answered(self) -> None:
         self.answered_in, self._at_work = self._at_work, ""
 
-    def _send(self, session: OpenSession) -> None:
+    async def _send(self, session: OpenSession) -> None:
         try:
-            blocks = prompt_blocks(
-                self._turn.prompt, session.takes, self._place.temp, session.unseen
+            blocks = await asyncio.to_thread(
+                prompt_blocks, self._turn.prompt, session.takes, self._files, session.unseen
             )
         except OSError as exc:
-            message = f"cannot write an attachment for the agent: {exc}"
-            raise AgentError(message, reason=COMMAND_FAILED) from exc
+            raise _not_written(exc) from exc
         prompt = [one.model_dump(mode="json", by_alias=True, exclude_none=True) for one in blocks]
         self.connection.send("session/prompt", {"sessionId": session.session_id, "prompt": prompt})
         self._at_work = session.session_id
@@ -227,11 +232,26 @@ class _Talk:
         except ValidationError as error:
             self.connection.refuse(request, INVALID_PARAMS, str(error)[:500])
             return
-        kind = updates.calls.kind_of(asked.tool_call.tool_call_id)
-        chosen = await self._answers.permission(self._turn, asked, kind)
-        log.info("permission answered", kind=kind, option=chosen or "none")
+        call = updates.calls.asked(asked.tool_call)
+        chosen = await self._answers.permission(self._turn, asked.options, call)
+        log.info("permission answered", kind=call.kind, option=chosen or "none")
         outcome = {"outcome": "selected", "optionId": chosen} if chosen else _CANCELLED
         self.connection.reply(request, {"outcome": outcome})
+
+
+async def _new_files(turn: Turn, place: Place) -> NewFiles | None:
+    """Where attachments are written; None if there is none that may need it."""
+    if not needs_files(turn.prompt):
+        return None
+    try:
+        return await asyncio.to_thread(NewFiles, place.temp)
+    except OSError as exc:
+        raise _not_written(exc) from exc
+
+
+def _not_written(error: OSError) -> AgentError:
+    message = f"cannot write an attachment for the agent: {error}"
+    return AgentError(message, reason=COMMAND_FAILED)
 
 
 def _events_of(received: Notification | Request, updates: Updates) -> list[AgentEvent]:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from runlane_server.agents.program_files import read_file, replace_file
 from runlane_server.core.model import Message
 
 MAX_RECORD = 1 << 16
@@ -37,9 +38,7 @@ def record_path(directory: Path, argv: Sequence[str]) -> Path:
 def read_record(path: Path) -> AgentSession | None:
     """The record; None if there is none that can be used."""
     try:
-        with path.open("rb") as file:
-            fields = json.loads(file.read(MAX_RECORD))
-        record = AgentSession(**fields)
+        record = AgentSession(**json.loads(read_file(path, MAX_RECORD)))
     except (OSError, ValueError, TypeError, RecursionError):
         return None
     values = asdict(record).values()
@@ -48,9 +47,7 @@ def read_record(path: Path) -> AgentSession | None:
 
 def write_record(path: Path, record: AgentSession) -> None:
     """Replaces the record at once, as a whole. Raises OSError."""
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(asdict(record)))
-    new.replace(path)
+    replace_file(path, json.dumps(asdict(record)).encode())
 
 
 def unseen(history: Sequence[Message], last_run_id: str) -> Sequence[Message] | None:

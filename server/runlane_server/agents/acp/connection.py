@@ -27,16 +27,30 @@ ACP_ERROR = "ACP_ERROR"
 ACP_TIMEOUT = "ACP_TIMEOUT"
 """Reason of a failed run: the agent did not get ready in time."""
 
-MAX_LINE = 16 << 20
+MAX_LINE = 4 << 20
 """Maximum size of a message of the agent, in bytes."""
+
+MAX_PARTS = 200_000
+"""Number of brackets in a message of the agent. The time to parse it, in which nothing else runs in
+the server, depends on them more than on its size."""
 
 MAX_NOISE = 1 << 20
 """Number of bytes of a turn that may be no messages. A line counts as `NOISE_LINE` at least."""
 
 NOISE_LINE = 128
 
-MAX_UNREAD = 16 << 20
+MAX_UNREAD = 1 << 20
 """Number of bytes of answers that wait for the agent to read them."""
+
+MAX_ID = 1024
+"""Length of the id of an agent's request, which its answer repeats."""
+
+MAX_METHOD = 100
+"""Length of the method's name that a refusal repeats."""
+
+PAUSE_LINES = 50
+PAUSE_BYTES = 1 << 16
+"""After so many lines, or so many bytes of them, others use the event loop."""
 
 METHOD_NOT_FOUND = -32601
 INVALID_PARAMS = -32602
@@ -91,13 +105,15 @@ class Connection:
         self._scanned = 0
         self._noise = 0
         self._last_id = 0
+        self._request_size = 0
+        self._lines = self._line_bytes = 0
         self._method = ""
 
     def send(self, method: str, params: Mapping[str, Any]) -> None:
         """Sends a request. Its answer is among the following `receive`s."""
         self._last_id += 1
         self._method = method
-        self._write({"id": self._last_id, "method": method, "params": params})
+        self._request_size = self._write({"id": self._last_id, "method": method, "params": params})
 
     def notify(self, method: str, params: Mapping[str, Any]) -> None:
         """Sends a message that needs no answer."""
@@ -131,7 +147,7 @@ class Connection:
 
     def refuse_method(self, request: Request) -> None:
         """Answers a request for something that was not offered."""
-        self.refuse(request, METHOD_NOT_FOUND, f"{request.method} is not available")
+        self.refuse(request, METHOD_NOT_FOUND, f"{request.method[:MAX_METHOD]} is not available")
 
     async def receive(self) -> Notification | Request | Answer:
         """Waits for the next message of the agent. Cancelling it loses nothing.
@@ -147,6 +163,7 @@ class Connection:
             self._ignore(line)
 
     async def _line(self) -> bytes:
+        await self._pause()
         while (end := self._buffer.find(b"\n", self._scanned)) < 0:
             self._scanned = len(self._buffer)
             if self._scanned > MAX_LINE:
@@ -160,9 +177,18 @@ class Connection:
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 1]
         self._scanned = 0
+        self._lines += 1
+        self._line_bytes += len(line)
         return line
 
+    async def _pause(self) -> None:
+        if self._lines >= PAUSE_LINES or self._line_bytes >= PAUSE_BYTES:
+            self._lines = self._line_bytes = 0
+            await asyncio.sleep(0)
+
     def _parse(self, line: bytes) -> Notification | Request | Answer | None:
+        if line.count(b"[") + line.count(b"{") > MAX_PARTS:
+            raise _broken(f"wrote a message of more than {MAX_PARTS} objects and lists")
         try:
             message = json.loads(line)
         except (ValueError, RecursionError):
@@ -186,10 +212,13 @@ class Connection:
         if self._noise > MAX_NOISE:
             raise _broken("writes lines that are no messages of the protocol")
 
-    def _write(self, message: Mapping[str, Any]) -> None:
-        if self._program.unwritten > MAX_UNREAD:
+    def _write(self, message: Mapping[str, Any]) -> int:
+        """Returns the size. A request of ours, which may be large, is not counted as an answer."""
+        if self._program.unwritten > MAX_UNREAD + self._request_size:
             raise _broken("asks, but does not read the answers")
-        self._program.write(json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
+        data = json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n"
+        self._program.write(data)
+        return len(data)
 
 
 def _call_of(
@@ -199,6 +228,8 @@ def _call_of(
         return Notification(method, params)
     request_id = message["id"]
     if request_id is not None and not isinstance(request_id, str | int):
+        return None
+    if isinstance(request_id, str) and len(request_id) > MAX_ID:
         return None
     return Request(request_id, method, params)
 

@@ -11,7 +11,6 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import quote
 
@@ -27,6 +26,7 @@ from acp.schema import (
 )
 from pydantic import BaseModel
 
+from runlane_server.agents.program_files import NewFiles
 from runlane_server.core.model import (
     Attachment,
     Message,
@@ -58,10 +58,13 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 def prompt_blocks(
-    prompt: Prompt, takes: PromptCapabilities, files: Path, unseen: Sequence[Message] = ()
+    prompt: Prompt,
+    takes: PromptCapabilities,
+    files: NewFiles | None,
+    unseen: Sequence[Message] = (),
 ) -> list[Block]:
     """The content of a prompt. `files` is where attachments are written that the agent does not
-    take in the message. Raises OSError."""
+    take in the message; see `needs_files`. Raises OSError."""
     blocks: list[Block] = []
     if unseen:
         blocks.append(_text(transcript(unseen)))
@@ -69,6 +72,11 @@ def prompt_blocks(
         blocks.append(_text(prompt.text))
     numbers = itertools.count(1)
     return blocks + [_block(one, takes, files, numbers) for one in prompt.attachments]
+
+
+def needs_files(prompt: Prompt) -> bool:
+    """Whether there are attachments that an agent may have to read from a file."""
+    return any(not isinstance(one.content, str) for one in prompt.attachments)
 
 
 def transcript(messages: Iterable[Message]) -> str:
@@ -123,7 +131,10 @@ def _text(text: str) -> TextContentBlock:
 
 
 def _block(
-    attachment: Attachment, takes: PromptCapabilities, files: Path, numbers: Iterator[int]
+    attachment: Attachment,
+    takes: PromptCapabilities,
+    files: NewFiles | None,
+    numbers: Iterator[int],
 ) -> Block:
     name, mime_type, content = attachment.name, attachment.mime_type, attachment.content
     uri = f"attachment:///{quote(name)}"
@@ -139,8 +150,10 @@ def _block(
     if takes.embedded_context and not mime_type.startswith(("image/", "audio/")):
         blob = BlobResourceContents(uri=uri, mime_type=mime_type, blob=_base64(content))
         return EmbeddedResourceContentBlock(type="resource", resource=blob)
-    path = files / f"attachment-{next(numbers)}-{_UNSAFE.sub('_', name)[-80:]}"
-    path.write_bytes(content)
+    if files is None:
+        raise AssertionError("see needs_files")
+    file_name = f"attachment-{next(numbers)}-{_UNSAFE.sub('_', name)[-80:]}"
+    path = files.write(file_name, content)
     return ResourceContentBlock(
         type="resource_link",
         name=name or path.name,

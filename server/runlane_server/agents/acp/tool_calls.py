@@ -9,7 +9,8 @@ asks; its result is one once it has ended.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from acp.schema import (
@@ -48,6 +49,15 @@ class _Call:
     is_shown: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class AskedCall:
+    """All that is known of a tool call that the agent asks a permission for."""
+
+    kind: str
+    title: str
+    arguments: Mapping[str, Any]
+
+
 class ToolCalls:
     """The tool calls of one turn."""
 
@@ -66,7 +76,7 @@ class ToolCalls:
         if len(self._open) > MAX_OPEN:
             message = f"the agent has more than {MAX_OPEN} unfinished tool calls"
             raise AgentError(message, reason=ACP_PROTOCOL)
-        _merge(call, report, with_content=not asks)
+        _merge(call, report, asks=asks)
         events: list[AgentEvent] = []
         if asks or call.status != "pending":
             events += _shown(call)
@@ -76,24 +86,31 @@ class ToolCalls:
             del self._open[call.call_id]
         return events
 
-    def kind_of(self, call_id: str) -> str:
-        """The kind of a call that has not ended."""
-        call = self._open.get(call_id)
-        return OTHER if call is None else call.kind
+    def asked(self, report: ToolCallUpdate) -> AskedCall:
+        """The call of a question: what earlier reports said, and what the question says of it. Of a
+        call that has ended only the question counts."""
+        call = self._open.get(report.tool_call_id) or _Call(report.tool_call_id)
+        call = replace(call)
+        _merge(call, report, asks=True)
+        content = call.content if report.content is None else report.content
+        arguments = _arguments(call)
+        if content:
+            arguments["content"] = [_as_json(one) for one in content]
+        return AskedCall(call.kind, call.title, arguments)
 
     def rest(self) -> list[AgentEvent]:
         """The calls that were announced and never began, at the end of the turn."""
         return [event for call in self._open.values() for event in _shown(call)]
 
 
-def _merge(call: _Call, report: CallReport, *, with_content: bool) -> None:
+def _merge(call: _Call, report: CallReport, *, asks: bool) -> None:
     """Takes over what the report has: an empty list replaces, an absent field does not. The content
-    of a question explains the question, and is no result."""
+    of a question explains the question, and is no result; nor has its call ended."""
     call.title = report.title or call.title
     call.kind = report.kind or call.kind
-    call.status = report.status or call.status
-    if report.content is not None and with_content:
-        call.content = list(report.content)
+    if not asks:
+        call.status = report.status or call.status
+        call.content = call.content if report.content is None else list(report.content)
     if report.locations is not None:
         call.locations = [one.path for one in report.locations]
     if report.raw_input is not None:
@@ -106,12 +123,20 @@ def _shown(call: _Call) -> list[AgentEvent]:
     if call.is_shown:
         return []
     call.is_shown = True
+    return [ToolCall(call.call_id, call.kind, _json(_arguments(call)))]
+
+
+def _arguments(call: _Call) -> dict[str, Any]:
     arguments: dict[str, Any] = {"title": call.title}
     if call.locations:
         arguments["locations"] = call.locations
     if call.raw_input not in (None, {}, ""):
         arguments["input"] = call.raw_input
-    return [ToolCall(call.call_id, call.kind, _json(arguments))]
+    return arguments
+
+
+def _as_json(content: BaseModel) -> Any:
+    return content.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def _result(call: _Call) -> AgentEvent:

@@ -64,7 +64,7 @@ class Program:
         self._loop = asyncio.get_running_loop()
         self._guardian = guardian
         self._keeps_stdin = stdin is None
-        self._unwritten = memoryview(stdin or b"")
+        self._unwritten = bytearray(stdin or b"")
         self._tail = bytearray()
         self._partial = b""
         self._launcher: asyncio.Future[int] = self._loop.create_future()
@@ -112,8 +112,9 @@ class Program:
     def write(self, data: bytes) -> None:
         """Adds to its stdin, which was kept open. Nothing is written once it has closed it."""
         if self._stdin in self._open:
-            self._unwritten = memoryview(bytes(self._unwritten) + data)
-            self._loop.add_writer(self._stdin, self._feed)
+            if not self._unwritten:
+                self._loop.add_writer(self._stdin, self._feed)
+            self._unwritten += data
 
     async def read(self) -> bytes:
         """Waits for output and returns some of it; empty at the end of the output."""
@@ -222,12 +223,13 @@ class Program:
     def _feed(self) -> None:
         try:
             if self._unwritten:
-                written = os.write(self._stdin, self._unwritten[:_CHUNK])
-                self._unwritten = self._unwritten[written:]
+                with memoryview(self._unwritten) as view:
+                    written = os.write(self._stdin, view[:_CHUNK])
+                del self._unwritten[:written]
         except BlockingIOError:
             return
         except OSError:  # the program does not read its input, which is fine
-            self._unwritten = memoryview(b"")
+            self._unwritten.clear()
             self._keeps_stdin = False
         if self._unwritten:
             return

@@ -144,7 +144,7 @@ class Programs:
         """The directories of a turn, until the context ends. Raises AgentError (COMMAND_FAILED)."""
         temp = self._create_directory()
         try:
-            state = self._open_state(turn)
+            state = await asyncio.to_thread(self._open_state, turn)
             home = temp if state is None else state / HOME
             yield Place(temp, home, self._cwd or home, state)
         finally:

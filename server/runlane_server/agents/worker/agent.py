@@ -44,6 +44,7 @@ class WorkerAgent:
             else:
                 await self.workers.assign(execution)
             report, error = await execution.wait()
+            error = workers.judge(execution, error)
             if report is not None:
                 yield report
             if error is not None:

@@ -10,6 +10,7 @@ import structlog
 
 from runlane_server.agents.base import AgentError, AgentEvent, FoldedPrompt, Report
 from runlane_server.agents.worker.messages import Acked, Assigned, Joined, Stopped, Transcript
+from runlane_server.agents.worker.returns import MAX_RETURNS
 from runlane_server.agents.worker.turn import AttemptLost, DurableTurn, HandedBack
 from runlane_server.core.errors import Draining, InvalidArgument, RunlaneError
 
@@ -21,6 +22,7 @@ log = structlog.get_logger()
 WORKER_LOST = "the worker that executed it was lost"
 HANDED_BACK = "the worker that executed it was shut down"
 NEVER_BEGUN = "the worker that was to execute it was lost"
+GIVEN_BACK = f"workers gave it back {MAX_RETURNS} times in a row"
 """Messages of runs that end INTERRUPTED."""
 
 
@@ -58,6 +60,8 @@ class Execution:
         self._is_stopped = False
         self.has_slot = False
         """Whether a slot of a worker was used for the attempt."""
+        self.handed_back_by: str | None = None
+        """The worker that gave the run back."""
         self.on_released: Callable[[], None] = _ignore
         """Called when the slot is not used any more."""
         # Whether the worker is known to have the turn.
@@ -235,12 +239,13 @@ class Execution:
         self._report = report
         self._settle(error)
 
-    async def hand_back(self) -> None:
+    async def hand_back(self, worker_id: str) -> None:
         """The worker gives the run back (R37)."""
-        await self._in_order(self._hand_back)
+        await self._in_order(lambda: self._hand_back(worker_id))
 
-    async def _hand_back(self) -> None:
+    async def _hand_back(self, worker_id: str) -> None:
         self.is_finished = True
+        self.handed_back_by = worker_id
         self._settle(HandedBack(HANDED_BACK))
 
     def _check_open(self, field: str) -> None:

@@ -10,7 +10,26 @@ from typing import TypeAlias
 
 from runlane_server.agents.base import FoldedPrompt
 from runlane_server.agents.worker.turn import DurableTurn
-from runlane_server.core.model import Message
+from runlane_server.core.artifact import ArtifactPiece
+from runlane_server.core.model import (
+    Attachment,
+    KeptPart,
+    Message,
+    Part,
+    Prompt,
+    Reasoning,
+    ResultPart,
+    Text,
+    ToolCall,
+    ToolResult,
+    utf8_size,
+)
+
+MAX_WAITING = 100
+"""Messages that wait for a worker before the server reads no more of what it sends."""
+
+MAX_WAITING_BYTES = 1 << 20
+"""The same in bytes of prompts and transcripts. One larger message may wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +81,41 @@ Down: TypeAlias = Assigned | Acked | Joined | Stopped | Fenced | Transcript
 class Downstream:
     """The messages that a worker has not taken yet.
 
-    Acknowledgements are merged, so a worker that never reads takes no memory.
+    Acknowledgements are merged, and `until_room` holds back whoever asks for more answers: a worker
+    that never reads takes little memory.
     """
 
     def __init__(self) -> None:
-        self._waiting: deque[Down] = deque()
+        self._waiting: deque[tuple[Down, int]] = deque()
+        self._bytes = 0
         self._due = asyncio.Event()
+        self._has_gone = asyncio.Event()
         self._error: Exception | None = None
         self._is_closed = False
 
     def put(self, message: Down) -> None:
         """Adds a message."""
-        last = self._waiting[-1] if self._waiting else None
+        last = self._waiting[-1][0] if self._waiting else None
         if isinstance(message, Acked) and isinstance(last, Acked) and not last.ended:
             self._waiting.pop()
-        self._waiting.append(message)
+        size = _size(message)
+        self._waiting.append((message, size))
+        self._bytes += size
         self._due.set()
+
+    def has_history(self) -> bool:
+        """Whether a transcript waits."""
+        return any(isinstance(one, Transcript) for one, _ in self._waiting)
+
+    def has_folded(self) -> bool:
+        """Whether the answer to a request for folded prompts waits."""
+        return any(isinstance(one, Joined) and one.number > 0 for one, _ in self._waiting)
+
+    async def until_room(self) -> None:
+        """Waits while more than `MAX_WAITING` messages or `MAX_WAITING_BYTES` wait."""
+        while len(self._waiting) > MAX_WAITING or self._bytes > MAX_WAITING_BYTES:
+            self._has_gone.clear()
+            await self._has_gone.wait()
 
     def close(self, error: Exception | None = None) -> None:
         """Ends the stream after the messages so far, with an error if there is one."""
@@ -89,10 +127,40 @@ class Downstream:
         """Yields the messages as they come. Raises the error of `close`."""
         while True:
             while self._waiting:
-                yield self._waiting.popleft()
+                message, size = self._waiting.popleft()
+                yield message
+                # It takes memory until all of it is written.
+                self._bytes -= size
+                self._has_gone.set()
             if self._is_closed:
                 break
             self._due.clear()
             await self._due.wait()
         if self._error is not None:
             raise self._error
+
+
+def _size(message: Down) -> int:
+    match message:
+        case Assigned(turn):
+            return _prompt_size(turn.prompt)
+        case Joined(_, prompts):
+            return sum(_prompt_size(one.prompt) for one in prompts)
+        case Transcript(messages):
+            return sum(_part_size(part) for one in messages for part in one.parts)
+        case _:
+            return 0
+
+
+def _prompt_size(prompt: Prompt) -> int:
+    return utf8_size(prompt.text) + sum(one.size for one in prompt.attachments)
+
+
+def _part_size(part: Part) -> int:
+    match part:
+        case Text(text) | Reasoning(text) | ResultPart(text):
+            return utf8_size(text)
+        case ToolCall(_, _, content) | ToolResult(_, _, content):
+            return utf8_size(content)
+        case Attachment() | ArtifactPiece() | KeptPart():
+            return part.size

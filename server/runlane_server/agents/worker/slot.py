@@ -12,6 +12,8 @@ from runlane_server.agents.worker.messages import Acked, Down, Downstream, Fence
 from runlane_server.core.errors import InvalidArgument, RunlaneError
 from runlane_server.core.model import RunKey
 
+_TOO_EARLY = "came before the answer to the last one; read the answer, then ask again"
+
 
 @dataclass(frozen=True, slots=True)
 class Resumption:
@@ -83,13 +85,21 @@ class Slot:
             await execution.emit(number, events)
 
     async def take_folded(self, number: int) -> None:
-        """Sends the prompts that join the turn."""
+        """Sends the prompts that join the turn. Raises InvalidArgument before the answer to the
+        last request."""
+        if number < 1:
+            raise InvalidArgument.of("take_folded.number", f"is {number}; the minimum is 1")
         if (execution := self._current("take_folded")) is not None:
+            if self._down.has_folded():
+                raise InvalidArgument.of("take_folded", _TOO_EARLY)
             await execution.take_folded(number)
 
     async def send_history(self) -> None:
-        """Sends the transcript before the turn."""
+        """Sends the transcript before the turn. Raises InvalidArgument before the answer to the
+        last request."""
         if (execution := self._current("get_history")) is not None:
+            if self._down.has_history():
+                raise InvalidArgument.of("get_history", _TOO_EARLY)
             await execution.send_history()
 
     async def finish(self, number: int, report: Report, error: AgentError | None = None) -> None:
@@ -100,7 +110,7 @@ class Slot:
     async def hand_back(self) -> None:
         """Gives the turn back."""
         if (execution := self._current("hand_back")) is not None:
-            await execution.hand_back()
+            await execution.hand_back(self.worker_id)
 
     def _current(self, field: str) -> Execution | None:
         """The turn that a message is about; None if it was taken away. Raises InvalidArgument."""

@@ -12,10 +12,12 @@ from typing import NamedTuple
 
 import structlog
 
-from runlane_server.agents.worker.execution import WORKER_LOST, Execution
+from runlane_server.agents.base import AgentError
+from runlane_server.agents.worker.execution import GIVEN_BACK, WORKER_LOST, Execution
 from runlane_server.agents.worker.offers import Offers
+from runlane_server.agents.worker.returns import Returns
 from runlane_server.agents.worker.slot import Resumption, Slot
-from runlane_server.agents.worker.turn import HandedBack
+from runlane_server.agents.worker.turn import AttemptLost, HandedBack
 from runlane_server.core.errors import (
     AgentNotFound,
     Draining,
@@ -68,6 +70,7 @@ class Workers:
         self._executions: dict[RunKey, Execution] = {}
         self._slots: set[Slot] = set()
         self._begun = asyncio.Event()
+        self._returns = Returns()
         self._paused: set[str] = set()
         self._is_draining = False
 
@@ -192,6 +195,15 @@ class Workers:
         self._executions[RunKey(turn.key.tenant, turn.run_id)] = execution
         self._begun.set()
         self._begun = asyncio.Event()
+
+    def judge(self, execution: Execution, error: AgentError | None) -> AgentError | None:
+        """The outcome of an attempt: one that workers gave back again and again is lost."""
+        key = RunKey(execution.turn.key.tenant, execution.turn.run_id)
+        if not isinstance(error, HandedBack) or execution.received:
+            self._returns.forget(key)
+            return error
+        is_lost = self._returns.add(key, execution.handed_back_by)
+        return AttemptLost(GIVEN_BACK) if is_lost else error
 
     def end(self, execution: Execution) -> None:
         """An attempt has ended, or leaves this node."""

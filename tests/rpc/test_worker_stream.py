@@ -1,0 +1,121 @@
+"""A worker that asks again and again and reads no answer: the server stops reading it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from runlane.worker.v1 import worker_service_pb2 as pb
+from runlane_server.agents.base import FoldedPrompt
+from runlane_server.agents.worker.execution import Execution
+from runlane_server.agents.worker.messages import (
+    MAX_WAITING,
+    MAX_WAITING_BYTES,
+    Downstream,
+    Transcript,
+)
+from runlane_server.agents.worker.slot import Slot
+from runlane_server.agents.worker.turn import AttemptEnd
+from runlane_server.agents.worker.workers import Workers
+from runlane_server.core.errors import InvalidArgument
+from runlane_server.core.model import FinishReason, Message, Role, SessionKey, Text
+from runlane_server.rpc.worker import serve_slot
+from support.turns import LocalTurn
+
+STEPS = 1000
+"""Turns of the event loop in which everything that can go on has gone on."""
+
+
+async def settle() -> None:
+    """Lets the event loop do all that it can do."""
+    for _ in range(STEPS):
+        await asyncio.sleep(0)
+
+
+def transcript(size: int) -> Transcript:
+    text = Text("x" * size)
+    return Transcript([Message("m", "r", 1, 0, Role.USER, (text,), FinishReason.STOP, "", 0)])
+
+
+@dataclass
+class LocalDurableTurn(LocalTurn):
+    """A turn in memory whose events are not acknowledged."""
+
+    key: SessionKey = field(default_factory=lambda: SessionKey("default", "s1"))
+    fence: str = "f"
+    deadline: int | None = None
+    is_resumed: bool = False
+    stored: int = 0
+    folded: Sequence[FoldedPrompt] = ()
+    end: AttemptEnd = field(default_factory=AttemptEnd)
+
+    def follow_stored(self, on_stored: Callable[[int], None]) -> None:
+        """Does nothing."""
+
+
+QUESTIONS: Mapping[str, Callable[[Slot], Awaitable[None]]] = {
+    "get_history": lambda slot: slot.send_history(),
+    "take_folded": lambda slot: slot.take_folded(1),
+}
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+async def test_a_second_question_before_the_answer_is_refused(name: str) -> None:
+    ask, down = QUESTIONS[name], Downstream()
+    slot, messages = Slot(None, down), down.messages()
+    Execution(LocalDurableTurn(), "default", lease=60).assign(slot)
+    await anext(messages)
+    for _ in range(3):
+        await ask(slot)
+        await anext(messages)
+    await ask(slot)
+    with pytest.raises(InvalidArgument, match=f"{name}: came before the answer"):
+        await ask(slot)
+
+
+async def test_offers_that_are_taken_back_wait_until_the_worker_reads() -> None:
+    sent = 0
+
+    async def requests() -> AsyncIterator[pb.WorkRequest]:
+        nonlocal sent
+        for _ in range(10 * MAX_WAITING):
+            sent += 1
+            yield pb.WorkRequest(offer=pb.WorkRequest.Offer(agents=["default"]))
+            yield pb.WorkRequest(hand_back=pb.WorkRequest.HandBack())
+
+    async def take(slot: Slot, offer: pb.WorkRequest.Offer) -> None:
+        slot.begin_offer(offer.agents, offer.worker_id)
+        workers.offer(slot)
+
+    workers, down = Workers(), Downstream()
+    workers.serve("default", lambda _: None)
+    stream = serve_slot(requests(), Slot(None, down), down, take, workers)
+    await anext(stream)
+    await settle()
+    assert sent <= MAX_WAITING + 2
+    answers = 1 + len([response async for response in stream])
+    assert answers == sent == 10 * MAX_WAITING
+
+
+async def test_a_large_answer_counts_until_it_is_written() -> None:
+    down = Downstream()
+    down.put(transcript(MAX_WAITING_BYTES + 1))
+    down.put(transcript(0))
+    messages = down.messages()
+    await anext(messages)
+    waiting = asyncio.create_task(down.until_room())
+    await settle()
+    assert not waiting.done()
+    await anext(messages)
+    async with asyncio.timeout(1):
+        await waiting
+
+
+async def test_small_answers_hold_nobody_back() -> None:
+    down = Downstream()
+    down.put(transcript(MAX_WAITING_BYTES))
+    async with asyncio.timeout(1):
+        await down.until_room()
