@@ -9,9 +9,19 @@ from pathlib import Path
 
 import pytest
 
+from proofs.crash.network import reached_at, target_of
+from proofs.crash.proxy import Proxy
 from runlane import Client
 from support.server import ServerProcess, clean_environment
-from support.workers import Counter, accept, check_whole, followed, until_streaming, working
+from support.workers import (
+    Counter,
+    RawWorker,
+    accept,
+    check_whole,
+    followed,
+    until_streaming,
+    working,
+)
 
 NODES = 3
 RUNS = 24
@@ -47,3 +57,32 @@ async def test_r36_a_rolling_restart_of_three_nodes_interrupts_no_run_of_a_worke
         counter.may_end.set()
         for handle, events in zip(handles, await asyncio.gather(*following), strict=True):
             check_whole(events, counter.said[handle.run_id])
+
+
+async def test_r36_a_run_whose_worker_was_lost_in_an_outage_is_retried_after_it(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    """The database falls silent for longer than the lease, and no other node declares this one
+    dead: it must itself find the runs that it has given up."""
+    async with AsyncExitStack() as closing:
+        line = await closing.enter_async_context(Proxy())
+        line.target = target_of(postgres_url)
+        url = reached_at(postgres_url, "127.0.0.1", line.port)
+        flags = ("--agent", "worker", "--node-lease", "2s", "--worker-lease", "2s")
+        env = {**clean_environment(), "RUNLANE_STORE": url}
+        node = ServerProcess(tmp_path, *flags, "--log-format", "json", base=env)
+        closing.push_async_callback(node.kill)
+        await node.start()
+        client = await closing.enter_async_context(Client(node.address, timeout=60))
+        run = await accept(client, "s", "x", max_attempts=2)
+        async with RawWorker(node.address) as worker:
+            assert (await worker.turn()).attempt == 1
+            line.cut(reset=False)
+            # It is told to leave the attempt, and does not return.
+            await worker.end()
+        line.mend()
+        async with RawWorker(node.address) as worker:
+            assert (await worker.turn()).attempt == 2
+            await worker.finish(0)
+        end = await run.completed()
+        assert (end.state, end.attempt) == ("completed", 2)

@@ -21,8 +21,10 @@ from proofs.lanecheck.commands import (
     Command,
     Verb,
     accept,
+    ask,
     cancel,
     drain,
+    expire,
     finish,
     hand_over,
     reserve,
@@ -55,7 +57,7 @@ from runlane_server.core.model import (
     ToolResult,
     WhenBusy,
 )
-from runlane_server.core.transition import CoveredRun, Lane, Receipt, Transition
+from runlane_server.core.transition import CoveredRun, Lane, Outcome, Receipt, Transition
 from runlane_server.core.turn import DraftMessage
 
 FOLD, REJECT, INTERRUPT = WhenBusy.FOLD, WhenBusy.REJECT, WhenBusy.INTERRUPT
@@ -459,6 +461,33 @@ def test_r26_a_retry_keeps_the_prompt_of_a_withdrawn_folded_run(then: str) -> No
     assert [run_id for number, _, run_id in turn if number == 1] == ["f", "a"]
     ids = [message.message_id for message in (*lost.messages, *made.messages)]
     assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize("then", [cancel(RUN, "a"), expire("a")], ids=["cancel", "expiry"])
+def test_r44_a_run_that_ends_while_parked_keeps_the_prompt_of_a_withdrawn_folded_run(
+    then: Command,
+) -> None:
+    """The output that was dropped when it parked must not return; its ordinals are taken."""
+    lane, _ = after([*enter("a"), DISPATCH, *enter("f", FOLD), drain("a"), cancel(RUN, "f")])
+    lane, _ = after([ask("a", resumable=True)], lane)
+    said = (
+        DraftMessage(Role.USER, run_id="f"),
+        DraftMessage(Role.ASSISTANT, (Text("dropped"),)),
+    )
+    tail = (TextDelta("lost"),)
+    parked = rules.node_lost(lane, "a", 1, at=AT, content=said, events=9)
+    lane, _ = after([then], stored(lane, parked))
+    outcome = Outcome(FinishReason.STOP, None, said, tail)
+    ended = rules.hand_over(lane, "a", 1, outcome, at=AT, events=9)
+    messages = (*parked.messages, *ended.messages)
+    assert [(run_id, role) for run_id, role, _ in spoken(messages)] == [
+        ("f", Role.USER),
+        ("a", Role.ASSISTANT),
+    ]
+    assert [complete.text for complete in ended.completes] == [""]
+    assert tail[0] not in [event.body for event in ended.events]
+    places = {(message.turn, message.ordinal) for message in messages}
+    assert len(places) == len({message.message_id for message in messages}) == len(messages)
 
 
 def test_r27_a_queued_run_is_never_folded() -> None:

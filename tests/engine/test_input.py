@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import count
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
@@ -13,7 +14,12 @@ import pytest
 from runlane_server.agents.base import Turn
 from runlane_server.agents.functions import FunctionAgent, resumable
 from runlane_server.agents.questions import Asked
-from runlane_server.core.errors import AnswerInvalid, InputClosed, InputNotFound
+from runlane_server.core.errors import (
+    AnswerInvalid,
+    InputClosed,
+    InputNotFound,
+    StoreUnavailable,
+)
 from runlane_server.core.input import Answer, InputRequest, InputState
 from runlane_server.core.limits import Limits
 from runlane_server.core.model import (
@@ -28,7 +34,9 @@ from runlane_server.core.model import (
     Started,
     TextDelta,
 )
+from runlane_server.core.transition import Transition
 from runlane_server.store.base import Store
+from runlane_server.store.sqlite.store import SqliteStore
 from support.node import Node, running
 from support.staging import SECONDS
 
@@ -229,6 +237,72 @@ async def test_r43_a_request_expires(serving: Running) -> None:
         end = await node.end(failed.run_id)
         assert end.error is not None
         assert (end.state, end.error.reason) == (RunState.FAILED, "INPUT_EXPIRED")
+
+
+class Unconfirmed(SqliteStore):
+    """A store that loses the confirmation of the first question."""
+
+    was_lost = False
+
+    async def commit(self, base_version: int, transition: Transition) -> int:
+        version = await super().commit(base_version, transition)
+        if transition.inputs and not self.was_lost:
+            self.was_lost = True
+            raise StoreUnavailable("outcome unknown")
+        return version
+
+
+async def test_r40_a_run_whose_question_was_not_confirmed_waits(tmp_path: Path) -> None:
+    async with (
+        Unconfirmed(tmp_path / "runlane.db") as store,
+        running(store, agent=FunctionAgent(asks_once)) as node,
+    ):
+        run = (await node.accept("s", "x", timeout=2_500_000)).run
+        [request] = await opened(node, run.run_id)
+        # Longer than the timeout, which does not count the wait once the question is repeated.
+        loop = asyncio.get_running_loop()
+        over = loop.create_future()
+        loop.call_later(3.0, over.set_result, None)
+        await over
+        assert store.was_lost
+        assert await node.state(run.run_id) is RunState.INPUT_REQUIRED
+        await node.coordinator.inputs.answer("default", request.input_request_id, answer_of('"A"'))
+        assert (await node.end(run.run_id)).text == "before A after"
+
+
+class Refusing(SqliteStore):
+    """A store that cannot write that a request of the session `bad` has expired."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.refused = 0
+        self.is_refusing = True
+
+    async def commit(self, base_version: int, transition: Transition) -> int:
+        closed = any(change.state is S.EXPIRED for change in transition.inputs)
+        if self.is_refusing and closed and transition.lane.key.session_id == "bad":
+            self.refused += 1
+            raise ValueError("cannot be written")
+        return await super().commit(base_version, transition)
+
+
+async def test_r43_a_request_that_cannot_expire_keeps_no_other_open(tmp_path: Path) -> None:
+    async def agent(turn: Turn) -> str:
+        return str(await turn.ask("well?", timeout=0.001, default="dunno"))
+
+    async with (
+        Refusing(tmp_path / "runlane.db") as store,
+        running(store, agent=FunctionAgent(agent)) as node,
+    ):
+        bad = (await node.accept("bad", "x")).run
+        expiring = asyncio.create_task(node.coordinator.inputs.keep_expiring())
+        async with asyncio.timeout(SECONDS):
+            while not (store.refused or expiring.done()):
+                await asyncio.sleep(0.01)
+        assert (await node.end((await node.accept("good", "x")).run.run_id)).text == "dunno"
+        store.is_refusing = False
+        assert (await node.end(bad.run_id)).text == "dunno"
+        expiring.cancel()
 
 
 async def test_r44_an_attempt_that_asks_again_gets_the_stored_answer(

@@ -18,6 +18,7 @@ from runlane_server.core.input import InputRequest, InputState
 from runlane_server.core.limits import Limits
 from runlane_server.core.model import RunState
 from runlane_server.engine.executor import NodeSettings
+from runlane_server.store.postgres.cluster import PostgresCluster
 from support.node import Node, running
 from support.postgres import postgres_store
 from support.staging import SECONDS
@@ -166,3 +167,30 @@ async def test_r42_a_run_whose_agent_has_left_is_cancelled_by_any_node(postgres_
         await b.coordinator.cancel("s")
         end = await b.end(run.run_id)
         assert (end.state, end.text) == (S.CANCELLED, "before ")
+
+
+async def test_r44_answered_runs_without_a_slot_make_no_node_busy(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_node(postgres_url, leaves) as a:
+        run = (await a.accept("s", "x")).run
+        request = await opened(a, run.run_id)
+    wakes = 0
+    wake = PostgresCluster.wake
+
+    def counted(cluster: PostgresCluster) -> None:
+        nonlocal wakes
+        wakes += 1
+        wake(cluster)
+
+    monkeypatch.setattr(PostgresCluster, "wake", counted)
+    async with (
+        a_node(postgres_url, leaves, max_active=0) as b,
+        a_node(postgres_url, leaves, max_active=0),
+    ):
+        assert await give(b, request)
+        loop = asyncio.get_running_loop()
+        over = loop.create_future()
+        loop.call_later(2.0, over.set_result, None)
+        await over
+        assert 1 <= wakes < 5

@@ -386,3 +386,31 @@ async def test_r21_a_damaged_lane_does_not_keep_nodes_from_recovering_other_runs
             assert sorted(it.run_id for it in ends) == ["bad", "behind"]
             assert {it.error and it.error.reason for it in ends} == {"CORRUPT_RECORD"}
         assert (await b.end((await b.queue("bad", "x")).run_id)).state is S.COMPLETED
+
+
+class Refusing(PostgresStore):
+    """A store that cannot write what becomes of the run of the session `a`."""
+
+    async def commit(self, base_version: int, transition: Transition) -> int:
+        if transition.lane.key.session_id == "a":
+            raise ValueError("cannot be written")
+        return await super().commit(base_version, transition)
+
+
+async def test_r21_a_lost_run_that_cannot_be_written_keeps_no_other_lost(postgres_url: str) -> None:
+    async with (
+        a_node(postgres_url, SHORT) as lost,
+        Refusing(Database.parse(postgres_url)) as store,
+        running(store, node=SHORT) as node,
+    ):
+        for name in ("a", "b"):
+            prompt = script(wait(name, ignore_cancel=True))
+            await lost.accept(name, prompt, max_attempts=2)
+            await lost.latches.reached(name)
+        with cut_off(lost):
+            # The lost node gives its agents more time than that before it hands their runs over.
+            async with asyncio.timeout(SECONDS / 2):
+                await node.latches.reached("b")
+            node.latches.open("b")
+            for name in ("a", "b"):
+                lost.latches.open(name)

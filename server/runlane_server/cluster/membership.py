@@ -2,8 +2,9 @@
 
 A node sends several heartbeats within its lease. Without them, the other nodes declare it dead by
 the clock of the database, and recover its active runs. The node notices by its own clock, before
-the others do; it then starts no run and stops its agents. Its later writes about a recovered run
-are refused by the version of the lane and the attempt, never by a clock.
+the others do; it then starts no run, stops its agents, and joins again under another id when the
+store answers. Its later writes about a recovered run are refused by the version of the lane and the
+attempt, never by a clock.
 
 If the store refuses connections it is down for all nodes, and after its start no node is declared
 dead for a lease: the agents continue, and the node renews its lease when the store is back. A store
@@ -190,12 +191,18 @@ class Membership:
                 self._last_refusal = began
             return
         self._is_connected = True
-        if known:
+        if known and not self._is_cut_off:
             self._renew_lease(began)
         else:
-            self._abandon("node declared dead by others", DECLARED_DEAD)
-            await self._join()
+            await self._rejoin()
         await self._recover_lost_runs()
+
+    async def _rejoin(self) -> None:
+        """Joins under a new id. The runs of the old one, which this node has given up, are lost for
+        all nodes from now on, even if no other node has noticed."""
+        self._abandon("node declared dead by others", DECLARED_DEAD)
+        await self._cluster.leave(self.node_id)
+        await self._join()
 
     def _renew_lease(self, since: float) -> None:
         """Starts the lease at a time, and the timer that ends it independently of any request."""

@@ -446,6 +446,9 @@ def _give_up(
     if waits and active.asking.parked:
         return edit.done(reply=False)
     edit.count(active, events)
+    if active.asking.restarts:
+        # The output of its last attempt was dropped when it parked.
+        content, tail = (), ()
     # Attempts that the agent failed are limited by the retry policy.
     counted = active.attempt - active.failures - active.asking.extra_attempts
     if waits and active.asking.resumable:
@@ -962,7 +965,9 @@ class _Edit:
         content = close(outcome.content, reason)
         result = outcome.result if ended.state is RunState.COMPLETED else ""
         written = with_result(content, result)
-        message_id = self._write(ended, written, outcome.model, attempt=ended.attempt)
+        # The ordinals of an attempt that does not go on are taken.
+        attempt = ended.attempt + ended.asking.restarts
+        message_id = self._write(ended, written, outcome.model, attempt=attempt)
         shared = _End(reason, error, message_id, final_text(content), result)
         complete = self._end(ended, reason, error, shared, outcome.usage)
         for run in self._folded:

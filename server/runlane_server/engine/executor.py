@@ -401,8 +401,9 @@ class Executor:
         """An attempt was left to its worker. Another node has it, or it is still this node's."""
         if self.is_draining:
             return
-        if self._hosts(job.run):
-            self.lanes.send(job.key, lambda lane, _: Transition(lane))
+        node = self.membership
+        if node is None or (node.holds_runs and node.node_id == job.run.host):
+            self.lanes.reload(job.key)
         else:
             # Other nodes take this one for dead, and so recover the run.
             self.lanes.slots.release(job.key)

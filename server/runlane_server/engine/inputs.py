@@ -99,6 +99,9 @@ class Inputs:
                 log.info("input expired", session_id=due.session.session_id, run_id=due.run_id)
         except (RunlaneError, LaneContended) as error:
             log.warning("input not expired", run_id=due.run_id, error=str(error))
+        except Exception:
+            # The others expire; this one is tried again.
+            log.exception("input not expired", run_id=due.run_id)
 
     async def keep_expiring(self) -> None:
         """Lets requests expire in time, until it is cancelled."""

@@ -216,6 +216,12 @@ class Lanes:
         mailbox.is_outdated = mailbox.lane is None or not self._is_active_here(mailbox.lane)
         self.send(key, lambda lane, _: Transition(lane))
 
+    def reload(self, key: SessionKey) -> None:
+        """Loads a lane whose active run has no agent here any more, and continues that run."""
+        self._cache.forget(key)
+        self._mailbox(key).is_outdated = True
+        self.send(key, lambda lane, _: Transition(lane))
+
     def drop(self, key: SessionKey) -> None:
         """Forgets a lane that cannot be read, and frees its slot: deleting the session ends its
         runs."""
@@ -404,7 +410,12 @@ class Lanes:
         start, and the confirmation was lost; or an earlier process began an attempt that can
         continue."""
         active = lane.active
-        if active is None or not self._is_active_here(lane):
+        if active is None:
+            return
+        if active.state is RunState.INPUT_REQUIRED and active.host == self.node_id:
+            # The commit of its question may not have been confirmed.
+            self._actions.follow_run(key, active)
+        if not self._is_active_here(lane):
             return
         if not (self.is_shared or self._actions.can_continue(active)):
             return
@@ -541,7 +552,9 @@ class Lanes:
             self._actions.end_expired(key, lane.active)
         if decision.is_held:
             self._hold_start(key, before, lane)
-        elif can_start or lane.can_resume:
+        elif can_start or (lane.can_resume and transition.needs_commit):
+            # Nodes that find an answered run again, and have no slot for it, must not wake each
+            # other over and over.
             self._actions.wake_other_nodes()
         self._backoffs.follow(lane)
 

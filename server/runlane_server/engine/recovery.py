@@ -166,6 +166,10 @@ class Recovery:
         except CorruptRecord as error:
             # The others are recovered; this one ends when its session is deleted.
             log.warning("run not recovered", run_id=lost.run_id, error=error.message)
+        except Exception as error:
+            if self._is_store_away(error):
+                raise
+            log.exception("run not recovered", run_id=lost.run_id)
 
     async def _post_lost(
         self, lost: HostedRun, content: tuple[DraftMessage, ...], events: int

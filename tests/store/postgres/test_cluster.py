@@ -396,6 +396,27 @@ async def test_r38_no_node_claims_a_lane_before_its_backoff_is_over(
     assert await two.cluster.claim("two", 9, HOLD) == [story.key]
 
 
+async def test_r38_no_run_behind_a_backoff_changes_its_hold(
+    nodes: Sequence[PostgresStore], beside: Connection
+) -> None:
+    one, two = nodes
+    policy = RetryPolicy((), 3, initial_backoff=60_000_000, max_backoff=60_000_000)
+    story = Story(one)
+    await story.accept(request("first")._replace(retry=policy))
+    await story.start("one")
+    await story.commit(story.finishing(Outcome(FinishReason.ERROR, RunError("BUSY", "again"))))
+    for name in ("second", "third"):
+        story.now += 29_000_000
+        await story.accept(request(name)._replace(retry=policy))
+        assert await two.cluster.claim("two", 9, HOLD) == []
+    left = "SELECT claimed_until - clock_timestamp() < interval '3 seconds' FROM sessions"
+    assert await beside.fetchval(left)
+    await story.cancel(CancelScope.RUN, "second")
+    assert await two.cluster.claim("two", 9, HOLD) == []
+    await story.cancel(CancelScope.RUN, "first")
+    assert await two.cluster.claim("two", 9, HOLD) == [story.key]
+
+
 async def test_r38_a_lane_is_claimed_at_once_after_a_cancel_during_the_backoff(
     nodes: Sequence[PostgresStore],
 ) -> None:

@@ -203,7 +203,8 @@ def _change(
             _add_prompt(rows, tenant, change.request)
             added += run_weight(change.request)
         if change.run.retry is not None:
-            rows.setdefault("retried_runs", []).append(_retried_run(tenant, session_id, change.run))
+            retried = (_hold(transition), *_retried_run(tenant, session_id, change.run))
+            rows.setdefault("retried_runs", []).append(retried)
     if transition.messages:
         messages = [_message_row(tenant, session_id, it) for it in transition.messages]
         rows["new_messages"] = messages
@@ -299,10 +300,17 @@ def _changed_run(tenant: str, session_id: str, change: RunChange) -> Row:
 
 
 def _retried_run(tenant: str, session_id: str, run: LaneRun) -> Row:
-    policy = run.retry
-    waits = policy is not None and run.not_before and not run.state.is_terminal
-    hold = policy.pause(run.failures) if policy is not None and waits else 0
-    return (hold, escape(tenant), escape(run.run_id), escape(session_id), encode_retry(run))
+    return (escape(tenant), escape(run.run_id), escape(session_id), encode_retry(run))
+
+
+def _hold(transition: Transition) -> int:
+    """For how many microseconds nobody may claim the lane, as its first run waits for its next
+    attempt. A later run neither lifts that hold nor begins it anew."""
+    head = transition.lane.backing_off
+    if head is None or head.retry is None:
+        return 0
+    left = head.not_before - max((event.at for event in transition.events), default=0)
+    return max(0, min(left, head.retry.pause(head.failures)))
 
 
 def _host(run: LaneRun) -> str:
