@@ -302,7 +302,7 @@ say(ask({"toolCallId": "c"}, "allow_once", "reject_once")["optionId"])
 @pytest.mark.parametrize(("approved", "chosen"), [(True, "allow"), (False, "reject")])
 async def test_people_answer_what_the_policy_leaves_to_them(approved: bool, chosen: str) -> None:
     turn = ask("")
-    turn.answers["May the agent go on? rm -r /"] = Approval(approved, {})
+    turn.answers["May the agent go on? rm -r /"] = Approval(approved, {"title": "rm -r /"})
     running = agent(f"p = prompt()\n{ASK}\ndone(p)", permissions="allow,execute=ask")
     assert texts(await events(running, turn)) == [f"id-{chosen}_once"]
 
