@@ -158,7 +158,8 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         validate.subscribe_run(request)
         bind_contextvars(run_id=request.run_id)
         _check_peer(request.run_id)
-        run = await self._coordinator.get_run(request.run_id, tenant=tenant())
+        # Not the run itself: a stream that lasts would keep its whole text.
+        session_id = (await self._coordinator.get_run(request.run_id, tenant=tenant())).session_id
         key = RunKey(tenant(), request.run_id)
         if await self._has_seen_end(key, request.after_index):
             return
@@ -171,7 +172,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
             while True:
                 for event in await follower.next():
                     is_shared = follower.has_company
-                    encoded = self._run_events.encode(run.session_id, event, is_shared=is_shared)
+                    encoded = self._run_events.encode(session_id, event, is_shared=is_shared)
                     await context.write(encoded)
                     if isinstance(event.body, RunComplete):
                         return
