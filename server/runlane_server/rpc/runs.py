@@ -158,9 +158,10 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         validate.subscribe_run(request)
         bind_contextvars(run_id=request.run_id)
         _check_peer(request.run_id)
-        # Not the run itself: a stream that lasts would keep its whole text.
-        session_id = (await self._coordinator.get_run(request.run_id, tenant=tenant())).session_id
+        run = await self._coordinator.get_run(request.run_id, tenant=tenant())
         key = RunKey(tenant(), request.run_id)
+        session_id = run.session_id
+        del run  # a stream that lasts would keep its whole text
         if await self._has_seen_end(key, request.after_index):
             return
         with (
