@@ -36,7 +36,7 @@ async def test_a_session_continues_over_turns_restarts_and_goes_when_it_is_delet
         await server.kill()
         await server.start()
         assert (await ask(server, "note milk")).text == "Noted. "
-        (notes,) = states.glob("*/*/home/notes.txt")
+        (notes,) = states.glob("*/*/*/notes.txt")
         assert notes.read_text() == "milk\n"
         assert (await ask(server, "hello")).text == "This is prompt 4 of our session. "
         async with Client(server.address) as client:

@@ -151,7 +151,7 @@ class Turn(Protocol):
         """
 
     async def step(self, key: str, work: Callable[[], Any]) -> Any:
-        """Does a piece of work once per run, whatever happens to its attempts (R39).
+        """Does a piece of work once per run, even if an attempt is repeated (R39).
 
         Calls `work`, a function or a coroutine function without arguments, makes its result durable
         and returns it; if an earlier attempt of this run stored a result for the key, returns that

@@ -245,7 +245,7 @@ def _error_answer(method: str, error: object) -> ErrorAnswer:
 
 
 def _details(data: object) -> str:
-    """The words in the data of an error, whatever their place."""
+    """The words in the data of an error, at any depth."""
     if isinstance(data, dict):
         return next((one for one in data.values() if isinstance(one, str) and one), "")
     return ""

@@ -1,4 +1,4 @@
-"""What an agent gets: the prompt, and the turns of the conversation that it has not seen.
+"""Makes the prompt for an agent, with the turns of the conversation that it has not seen.
 
 A file is sent in the best form that the agent takes: as an image, audio or a resource in the
 message, else as a link to a copy in the run's private directory. Every agent takes text and links.

@@ -1,4 +1,4 @@
-"""What comes before the prompt: the agent reports what it can, and a session is open.
+"""Prepares a prompt: asks the agent for its capabilities, and opens a session.
 
 A session of ours continues one of the agent's if the agent can, and if it is known which. In a new
 one the agent gets the transcript as text; in a continued one the turns that it has not seen.

@@ -36,7 +36,7 @@ CallReport: TypeAlias = ToolCallStart | ToolCallProgress | ToolCallUpdate
 
 @dataclass
 class _Call:
-    """What is known of a tool call. `is_shown`: its event was yielded."""
+    """The known fields of a tool call. `is_shown`: its event was yielded."""
 
     call_id: str
     title: str = ""

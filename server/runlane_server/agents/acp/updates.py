@@ -1,4 +1,4 @@
-"""What an agent reports while it works, as events of the turn.
+"""Converts the reports of a working agent to events of the turn.
 
 Most updates are text. A plan is a tool call `plan`, whose arguments are the entries: it has its
 place among the other calls, and clients show it without knowing more.
