@@ -241,7 +241,7 @@ class RunComplete(NamedTuple):
 
 class Run(NamedTuple):
     """A stored run. `complete` is set once the run has ended; `agent` is empty for a run from
-    before agents had names."""
+    before agents had names; `last_event_index` is that of its last event when it was read."""
 
     session_id: str
     run_id: str
@@ -261,6 +261,7 @@ class Run(NamedTuple):
     complete: RunComplete | None
     agent: str = ""
     retry: RetryPolicy | None = None
+    last_event_index: int = 0
 
 
 @dataclass(frozen=True, slots=True)

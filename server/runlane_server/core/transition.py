@@ -310,4 +310,5 @@ def describe(
         complete=complete,
         agent=run.agent,
         retry=request.retry,
+        last_event_index=run.events,
     )

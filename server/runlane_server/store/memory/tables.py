@@ -50,6 +50,11 @@ class RunRow:
     events: list[RunEvent] = field(default_factory=list)
     kept: dict[tuple[int, int], Part] = field(default_factory=dict)
 
+    @property
+    def shown(self) -> Run:
+        """The run with the index of its last event."""
+        return self.run._replace(last_event_index=self.events[-1].index)
+
 
 @dataclass(slots=True)
 class SessionRow:
