@@ -11,6 +11,7 @@
     │   └── PageTokenInvalid
     ├── SessionNotFound
     ├── SessionExists
+    ├── EditConflict             the record was changed since it was read
     ├── SessionBusy
     ├── RunNotFound
     ├── RunIdConflict
@@ -167,6 +168,13 @@ class SessionExists(RunlaneError):
 
     reason = "SESSION_EXISTS"
     default_status = StatusCode.ALREADY_EXISTS
+
+
+class EditConflict(RunlaneError):
+    """The record was changed since it was read. Read it again before you change it."""
+
+    reason = "EDIT_CONFLICT"
+    default_status = StatusCode.FAILED_PRECONDITION
 
 
 class SessionBusy(RunlaneError):
@@ -372,6 +380,7 @@ BY_REASON: Mapping[str, type[RunlaneError]] = MappingProxyType(
             SessionMissing,
             SessionNotFound,
             SessionExists,
+            EditConflict,
             SessionBusy,
             RunMissing,
             RunNotFound,

@@ -31,6 +31,7 @@ _MAX_BODIES: Mapping[str, int] = MappingProxyType(
         "SubscribeRunComplete": 512 << 10,
         "AnswerInput": 512 << 10,
         "CreateSession": 512 << 10,
+        "UpdateSession": 512 << 10,
     }
 )
 """Maximum size in bytes of the body of a rpc, close to that of its message at the server."""
@@ -173,6 +174,7 @@ ROUTES: tuple[Route, ...] = (
     _session("POST", "/v1/sessions", "CreateSession", body=True),
     _session("GET", "/v1/sessions", "ListSessions"),
     _session("GET", "/v1/sessions/{session_id}", "GetSession"),
+    _session("PATCH", "/v1/sessions/{session_id}", "UpdateSession", body=True),
     _session("DELETE", "/v1/sessions/{session_id}", "DeleteSession"),
     Route("GET", "/v1/agents", _AGENTS.methods_by_name["ListAgents"]),
 )

@@ -32,7 +32,7 @@ ODD = 'o"d\\d\0 é=:{}'
 async def runs(store: Store) -> list[Run]:
     """Runs of two sessions in all kinds of states, the first accepted first."""
     one, two = Story(store, "one"), Story(store, "two", now=START + 1_000)
-    await one.play(request("a", kind="x", **{ODD: ODD}))
+    await one.play(request("a")._replace(metadata={"kind": "x", ODD: ODD}))
     await two.play(request("b", kind="y")._replace(agent="b"))
     await one.accept(request("c", kind="x", size="9"), request("d")._replace(agent="a"), "e")
     await two.accept(request("f", size="9", kind="x"), "g")
@@ -127,7 +127,7 @@ async def test_every_combination_of_filters_selects_the_runs_that_match_all(
         assert page.next is None
         assert sorted(run.run_id for run in page.items) == expected, wanted
         by_end = wanted.order.by_end
-        times = [run.ended_at if by_end else run.accepted_at for run in page.items]
+        times = [(run.ended_at or 0) if by_end else run.accepted_at for run in page.items]
         if by_end or wanted.session_id:
             assert times == sorted(times, reverse=wanted.order.is_descending), wanted
         assert (await store.count_runs(TENANT, wanted)).items == len(expected), wanted

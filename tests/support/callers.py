@@ -18,6 +18,7 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
@@ -85,6 +86,9 @@ def request(method: str, session: str = "s-theirs", run: str = "r-theirs") -> Me
         "ListRuns": runs_pb.ListRunsRequest(session_id=session),
         "ListInputRequests": runs_pb.ListInputRequestsRequest(session_id=session, run_id=run),
         "AnswerInput": runs_pb.AnswerInputRequest(input_request_id=f"i-{run}", text="x"),
+        "UpdateSession": sessions_pb.UpdateSessionRequest(
+            session_id=session, title="t", update_mask=FieldMask(paths=["title"])
+        ),
         "CreateSession": sessions_pb.CreateSessionRequest(session_id=f"new {session}"),
         "GetSession": sessions_pb.GetSessionRequest(session_id=session),
         "DeleteSession": sessions_pb.DeleteSessionRequest(session_id=session),

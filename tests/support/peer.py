@@ -191,6 +191,9 @@ class Peer(
     async def ListSessions(self, request: Any, context: Context) -> Any:
         return await self._play("ListSessions", request, context)
 
+    async def UpdateSession(self, request: Any, context: Context) -> Any:
+        return await self._play("UpdateSession", request, context)
+
     async def DeleteSession(self, request: Any, context: Context) -> Any:
         return await self._play("DeleteSession", request, context)
 

@@ -105,6 +105,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_ANSWER_INVALID: _ErrorReason.ValueType  # 32
     """INVALID_ARGUMENT: the answer does not match the question; BadRequest lists what is wrong."""
+    ERROR_REASON_EDIT_CONFLICT: _ErrorReason.ValueType  # 40
+    """FAILED_PRECONDITION: the record was changed since the caller read it. Read it again, and decide
+    whether the change still applies.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reason of an error. Every error carries a `google.rpc.ErrorInfo` (domain `runlane`); its
@@ -195,4 +199,8 @@ ended, or it has expired.
 """
 ERROR_REASON_ANSWER_INVALID: ErrorReason.ValueType  # 32
 """INVALID_ARGUMENT: the answer does not match the question; BadRequest lists what is wrong."""
+ERROR_REASON_EDIT_CONFLICT: ErrorReason.ValueType  # 40
+"""FAILED_PRECONDITION: the record was changed since the caller read it. Read it again, and decide
+whether the change still applies.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

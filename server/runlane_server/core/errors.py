@@ -9,7 +9,7 @@
     │   ├── AnswerInvalid
     │   ├── CursorInvalid
     │   └── PageTokenInvalid
-    ├── SessionNotFound, SessionExists, SessionBusy
+    ├── SessionNotFound, SessionExists, SessionBusy, EditConflict
     ├── RunNotFound, RunIdConflict, RunDeleted
     ├── InputNotFound, InputClosed
     ├── AgentNotFound
@@ -133,6 +133,12 @@ class SessionExists(RunlaneError):
     """A session with this id already exists."""
 
     reason = "SESSION_EXISTS"
+
+
+class EditConflict(RunlaneError):
+    """The record was changed since the caller read it."""
+
+    reason = "EDIT_CONFLICT"
 
 
 class SessionBusy(RunlaneError):

@@ -283,6 +283,17 @@ class Session:
         """Whether the session has a run that has not ended."""
         return bool(self.active_run_id) or self.waiting_runs > 0
 
+    @property
+    def etag(self) -> str:
+        """A digest of what callers may change: title, labels and agent."""
+        labels = [part for label in sorted(self.metadata.items()) for part in label]
+        digest = hashlib.blake2b(digest_size=12)
+        for part in (self.title, self.agent, *labels):
+            data = part.encode()
+            digest.update(f"{len(data)}:".encode())
+            digest.update(data)
+        return digest.hexdigest()
+
 
 # --- The transcript -----------------------------------------------------------------------------
 

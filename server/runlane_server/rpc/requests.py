@@ -71,9 +71,11 @@ MAX_BYTES: Mapping[str, int] = MappingProxyType(
         _RUNS + "AnswerInput": 512 << 10,
         # 64 labels of up to 4 KiB.
         _SESSIONS + "CreateSession": 512 << 10,
+        _SESSIONS + "UpdateSession": 512 << 10,
         _SESSIONS + "GetSession": _IDS,
         _SESSIONS + "DeleteSession": _IDS,
-        _SESSIONS + "ListSessions": _IDS,
+        # 8 labels of up to 4 KiB, to filter by.
+        _SESSIONS + "ListSessions": 64 << 10,
         _SESSIONS + "ListMessages": _IDS,
         _AGENTS + "ListAgents": _IDS,
         # The arguments of a tool call and a result, of 1 MiB each.

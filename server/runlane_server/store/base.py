@@ -395,6 +395,12 @@ class Store(Protocol):
     async def create_session(self, session: NewSession) -> None:
         """Creates a session with a lane at version 1. Raises SessionTaken."""
 
+    async def edit_session(self, key: SessionKey, before: Session, after: Session) -> bool:
+        """Writes the title, the labels and the agent of a session, if they are those of `before`.
+
+        Returns False if they are not. A new agent changes the version of the lane.
+        """
+
     async def compact(self, before: Micros, limit: int, *, keep_bytes: int | None = None) -> int:
         """Removes the oldest terminal events from the log; returns the number removed.
 

@@ -24,7 +24,7 @@ from runlane_server.store.lookup import (
     SessionFilter,
     Span,
 )
-from runlane_server.store.records import OPEN_STATES
+from runlane_server.store.records import OPEN_STATES, Row
 
 RUN_COLUMNS = """\
     run_no, run_id, session_id, accept_seq, state, when_busy, turn, timeout, max_attempts, attempt,
@@ -247,7 +247,7 @@ class Lookup:
         return query.count(source)
 
 
-def count_from(row: Mapping[str, int]) -> Count:
+def count_from(row: Row) -> Count:
     """The count that a statement found."""
     return Count(row["items"], row["seen"] <= COUNT_ROWS)
 

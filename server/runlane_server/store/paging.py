@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple
 from typing import Any, TypeVar
 
@@ -31,7 +31,6 @@ from runlane_server.store.lookup import ListPlace
 
 Item = TypeVar("Item")
 Row = TypeVar("Row")
-Placed = TypeVar("Placed", bound=Mapping[str, Any])
 
 OVERHEAD_BYTES = 256
 """The assumed size of an item besides its content: ids, times, framing."""
@@ -67,17 +66,17 @@ def numbered_page(
 
 
 def list_page(
-    found: Sequence[Placed],
+    found: Sequence[Row],
     limit: int,
-    item: Callable[[Placed], Item],
-    stopped: Mapping[str, Any] | None,
+    item: Callable[[Row], Item],
+    stopped: Row | None,
 ) -> Page[Item, ListPlace]:
     """A page of up to `limit` items of a list, of which `found` has one more if it goes on.
 
     `stopped` has the place where the read of a page that is not full has stopped, None at the end
     of the list.
     """
-    last = found[limit - 1] if len(found) > limit else stopped
+    last: Any = found[limit - 1] if len(found) > limit else stopped
     place = None if last is None else (int(last["place"]), int(last["n"]))
     return Page(tuple([item(row) for row in found[:limit]]), place)
 

@@ -299,6 +299,10 @@ class SimStore:
         """All sessions with work."""
         return await self._read(self._disk.data.busy_sessions)
 
+    async def edit_session(self, key: SessionKey, before: Session, after: Session) -> bool:
+        """Changes a session."""
+        return await self._read(lambda: self._disk.data.edit_session(key, before, after))
+
     async def get_run(self, key: RunKey) -> Run | None:
         """A run."""
         return await self._read(lambda: self._disk.data.get_run(key))

@@ -615,7 +615,7 @@ BEFORE_LOOKUP = """
 async def test_migration_finds_the_labels_of_before(postgres_url: str, beside: Connection) -> None:
     labels = {"k": "v", "é\0": 'a"b\\'}
     async with postgres_store(postgres_url) as store:
-        await Story(store).play(request("a", **labels))
+        await Story(store).play(request("a")._replace(metadata=labels))
         await store.create_session(NewSession(SessionKey(TENANT, "new"), START, metadata=labels))
     await beside.execute(BEFORE_LOOKUP)
     await beside.execute("DELETE FROM schema_versions WHERE version >= 13")

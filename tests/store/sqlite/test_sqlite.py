@@ -235,7 +235,7 @@ BEFORE_LOOKUP = """
 async def test_migration_finds_the_labels_of_before(path: Path) -> None:
     labels = {"k": "v", "é": 'a"b'}
     async with SqliteStore(path) as store:
-        await Story(store).play(request("a", **labels))
+        await Story(store).play(request("a")._replace(metadata=labels))
         await store.create_session(NewSession(SessionKey(TENANT, "new"), START, metadata=labels))
     with closing(sqlite3.connect(path)) as db:
         db.executescript(BEFORE_LOOKUP + "PRAGMA user_version = 11")

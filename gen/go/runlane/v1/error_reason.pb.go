@@ -101,6 +101,9 @@ const (
 	ErrorReason_ERROR_REASON_INPUT_CLOSED ErrorReason = 31
 	// INVALID_ARGUMENT: the answer does not match the question; BadRequest lists what is wrong.
 	ErrorReason_ERROR_REASON_ANSWER_INVALID ErrorReason = 32
+	// FAILED_PRECONDITION: the record was changed since the caller read it. Read it again, and decide
+	// whether the change still applies.
+	ErrorReason_ERROR_REASON_EDIT_CONFLICT ErrorReason = 40
 )
 
 // Enum value maps for ErrorReason.
@@ -136,6 +139,7 @@ var (
 		30: "ERROR_REASON_INPUT_NOT_FOUND",
 		31: "ERROR_REASON_INPUT_CLOSED",
 		32: "ERROR_REASON_ANSWER_INVALID",
+		40: "ERROR_REASON_EDIT_CONFLICT",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":        0,
@@ -168,6 +172,7 @@ var (
 		"ERROR_REASON_INPUT_NOT_FOUND":    30,
 		"ERROR_REASON_INPUT_CLOSED":       31,
 		"ERROR_REASON_ANSWER_INVALID":     32,
+		"ERROR_REASON_EDIT_CONFLICT":      40,
 	}
 )
 
@@ -203,7 +208,7 @@ var File_runlane_v1_error_reason_proto protoreflect.FileDescriptor
 const file_runlane_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
 	"\x1drunlane/v1/error_reason.proto\x12\n" +
-	"runlane.v1*\xdc\a\n" +
+	"runlane.v1*\xfc\a\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1d\n" +
 	"\x19ERROR_REASON_EMPTY_PROMPT\x10\x01\x12 \n" +
@@ -235,7 +240,8 @@ const file_runlane_v1_error_reason_proto_rawDesc = "" +
 	"\x1cERROR_REASON_AGENT_NOT_FOUND\x10\x1a\x12 \n" +
 	"\x1cERROR_REASON_INPUT_NOT_FOUND\x10\x1e\x12\x1d\n" +
 	"\x19ERROR_REASON_INPUT_CLOSED\x10\x1f\x12\x1f\n" +
-	"\x1bERROR_REASON_ANSWER_INVALID\x10 B-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3"
+	"\x1bERROR_REASON_ANSWER_INVALID\x10 \x12\x1e\n" +
+	"\x1aERROR_REASON_EDIT_CONFLICT\x10(B-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3"
 
 var (
 	file_runlane_v1_error_reason_proto_rawDescOnce sync.Once

@@ -161,6 +161,9 @@ class MemoryStore:
     async def create_session(self, session: NewSession) -> None:
         self._tables.create_session(session)
 
+    async def edit_session(self, key: SessionKey, before: Session, after: Session) -> bool:
+        return self._tables.edit_session(key, before, after)
+
     async def compact(self, before: Micros, limit: int, *, keep_bytes: int | None = None) -> int:
         removed = self._log.remove(before, limit, keep_bytes)
         for key in removed:

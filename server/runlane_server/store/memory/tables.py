@@ -36,7 +36,13 @@ from runlane_server.store.codec import encode_parts
 from runlane_server.store.inputs import input_weight
 from runlane_server.store.paging import event_size
 from runlane_server.store.records import prompt_parts
-from runlane_server.store.weight import kept_weight, message_weight, run_weight, session_weight
+from runlane_server.store.weight import (
+    kept_weight,
+    message_weight,
+    run_weight,
+    session_growth,
+    session_weight,
+)
 
 
 @dataclass(slots=True)
@@ -129,6 +135,23 @@ class Tables:
         row = self._new_session(Lane(new.key, version=1, agent=new.agent), new.created_at)
         row.session = replace(row.session, title=new.title, metadata=new.metadata, agent=new.agent)
         row.stored_bytes = session_weight(new.title, new.metadata)
+
+    def edit_session(self, key: SessionKey, before: Session, after: Session) -> bool:
+        """Writes what callers may change of a session, if it is what it was."""
+        row = self.sessions.get(key)
+        if row is None or row.session.etag != before.etag:
+            return False
+        if after.agent != row.session.agent:
+            row.lane = row.lane._replace(agent=after.agent, version=row.lane.version + 1)
+        row.session = replace(
+            row.session,
+            title=after.title,
+            metadata=after.metadata,
+            agent=after.agent,
+            updated_at=max(row.session.updated_at, after.updated_at),
+        )
+        row.stored_bytes += session_growth(before, after)
+        return True
 
     def events_size(self, key: RunKey) -> int:
         """The size in bytes of the events of a run that has ended, without its RunComplete; 0 if

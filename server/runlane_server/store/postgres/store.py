@@ -46,7 +46,7 @@ from runlane_server.store.base import (
     WriteObserver,
 )
 from runlane_server.store.batching import encoded
-from runlane_server.store.codec import RUN_COMPLETE, encode_part
+from runlane_server.store.codec import RUN_COMPLETE, encode_metadata, encode_part
 from runlane_server.store.compaction import largest_log
 from runlane_server.store.inputs import due_inputs, input_from, inputs_page
 from runlane_server.store.lookup import (
@@ -75,6 +75,7 @@ from runlane_server.store.postgres.text import escape, unescape
 from runlane_server.store.postgres.writer import PostgresWriter
 from runlane_server.store.records import END_OF_LIST
 from runlane_server.store.vitals import StoreVitals
+from runlane_server.store.weight import session_growth
 
 STEP_ROWS = 250
 STEP_BYTES = 4 << 20
@@ -230,6 +231,22 @@ class PostgresStore:
 
     async def create_session(self, session: NewSession) -> None:
         await self._open.writer.write(session_unit(session, _future()))
+
+    async def edit_session(self, key: SessionKey, before: Session, after: Session) -> bool:
+        """See `base.Store`. Beside the commits of the writer."""
+        row = await self._row(
+            "edit_session",
+            *_escaped(key),
+            after.agent,
+            escape(after.title),
+            encode_metadata(after.metadata),
+            session_growth(before, after),
+            after.updated_at,
+            escape(before.title),
+            encode_metadata(before.metadata),
+            before.agent,
+        )
+        return row is not None
 
     async def compact(self, before: Micros, limit: int, *, keep_bytes: int | None = None) -> int:
         """See `base.Store`. One round trip for each step, one for the sizes, two after a removal,

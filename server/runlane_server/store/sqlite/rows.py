@@ -22,6 +22,7 @@ from runlane_server.core.model import (
     RunEvent,
     RunKey,
     RunRequest,
+    Session,
     SessionKey,
 )
 from runlane_server.core.transition import RunChange, Transition
@@ -46,6 +47,7 @@ from runlane_server.store.weight import (
     logged_event_weight,
     message_weight,
     run_weight,
+    session_growth,
     session_weight,
 )
 
@@ -177,6 +179,22 @@ def session_unit(session: NewSession, future: Future[Result]) -> Unit:
     labels = encode_metadata(session.metadata)
     row = (*session.key, session.title, labels, session.agent, weight, at, at)
     return Unit(session.key.tenant, {"create_session": [row]}, future, lane=session.key)
+
+
+def edit_unit(key: SessionKey, before: Session, after: Session, future: Future[Result]) -> Unit:
+    """The unit of a session that a caller has changed."""
+    row = (
+        after.agent,
+        after.title,
+        encode_metadata(after.metadata),
+        session_growth(before, after),
+        after.updated_at,
+        *key,
+        before.title,
+        encode_metadata(before.metadata),
+        before.agent,
+    )
+    return Unit(key.tenant, {"edit_session": [row]}, future, lane=key)
 
 
 def forget_unit(before: Micros, limit: int, future: Future[Result]) -> Unit:

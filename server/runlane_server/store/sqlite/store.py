@@ -42,6 +42,7 @@ from runlane_server.store.base import (
     NewSession,
     Page,
     Position,
+    Stale,
     StoreError,
     WriteObserver,
 )
@@ -65,6 +66,7 @@ from runlane_server.store.sqlite.rows import (
     append_unit,
     commit_unit,
     discard_unit,
+    edit_unit,
     forget_unit,
     keep_unit,
     session_unit,
@@ -167,6 +169,13 @@ class SqliteStore:
 
     async def create_session(self, session: NewSession) -> None:
         await self._writing.write(session_unit(session, _future()))
+
+    async def edit_session(self, key: SessionKey, before: Session, after: Session) -> bool:
+        try:
+            await self._writing.write(edit_unit(key, before, after, _future()))
+        except Stale:
+            return False
+        return True
 
     async def compact(self, before: Micros, limit: int, *, keep_bytes: int | None = None) -> int:
         count = 0

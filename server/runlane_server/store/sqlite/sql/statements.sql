@@ -34,6 +34,17 @@ UPDATE sessions SET
     updated_at = max(updated_at, ?)
 WHERE tenant = ? AND session_id = ? AND version = ?;
 
+-- name: edit_session
+-- Other nodes and the cache of this one notice a new agent by the version of the lane.
+UPDATE sessions SET
+    version = version + (agent <> ?1),
+    title = ?2,
+    metadata = ?3,
+    agent = ?1,
+    stored_bytes = stored_bytes + ?4,
+    updated_at = max(updated_at, ?5)
+WHERE tenant = ?6 AND session_id = ?7 AND title = ?8 AND metadata IS ?9 AND agent = ?10;
+
 -- name: delete_session
 DELETE FROM sessions WHERE tenant = ? AND session_id = ? AND version = ?;
 
