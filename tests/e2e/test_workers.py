@@ -334,7 +334,7 @@ async def test_r26_a_worker_takes_folded_prompts_between_two_steps(
     assert (await joins.completed(SECONDS)).folded_into == handle.run_id
 
 
-async def test_r37_a_run_that_is_handed_back_starts_elsewhere_in_the_same_attempt(
+async def test_r37_a_run_that_is_handed_back_starts_elsewhere_and_has_lost_no_attempt(
     server: ServerProcess, client: Client
 ) -> None:
     handle = await accept(client, "s", "hello")
@@ -344,13 +344,13 @@ async def test_r37_a_run_that_is_handed_back_starts_elsewhere_in_the_same_attemp
         assert (await worker.expect("acked")).ended
     async with RawWorker(server.address) as worker, RawWorker(server.address) as late:
         turn = await worker.turn()
-        assert (turn.run_id, turn.attempt) == (first.run_id, 1)
+        assert (turn.run_id, turn.attempt) == (first.run_id, 2)
         await late.offer(resume=resume_of(first))
         await late.expect("fenced")
         await worker.finish(0)
         assert (await worker.expect("acked")).ended
     end = await handle.completed(SECONDS)
-    assert (end.state, end.attempt) == (RunState.COMPLETED, 1)
+    assert (end.state, end.attempt) == (RunState.COMPLETED, 2)
 
 
 async def test_r37_a_run_with_output_that_is_handed_back_has_lost_its_attempt(
@@ -379,23 +379,27 @@ async def give_back(server: ServerProcess, worker_id: str | None) -> int:
     return int(attempt)
 
 
-RETURNS: dict[str, tuple[list[str | None], list[int]]] = {
-    "lost on its way": ([None] * 4, [1, 1, 1, 2]),
-    "by one worker": (["w"] * 5, [1, 1, 1, 1, 2]),
-    "mixed": (["w", None, "w", None, None], [1, 1, 1, 1, 2]),
-    "by one worker after another": ([f"w{n}" for n in range(8)], [1] * 8),
+RETURNS: dict[str, tuple[list[str | None], bool]] = {
+    "lost on its way": ([None] * 3, True),
+    "by one worker": (["w"] * 4, True),
+    "mixed": (["w", None, "w", None], True),
+    "by one worker after another": ([f"w{n}" for n in range(8)], False),
 }
+"""Who gives a run back, in this order; and whether its attempt is lost with the last of them."""
 
 
 @pytest.mark.parametrize("name", RETURNS)
 async def test_r37_a_run_that_is_given_back_again_and_again_has_lost_its_attempt(
     server: ServerProcess, client: Client, name: str
 ) -> None:
-    workers, attempts = RETURNS[name]
-    handle = await accept(client, "s", "deadly", max_attempts=2)
-    assert [await give_back(server, worker_id) for worker_id in workers] == attempts
-    await client.cancel("s")
-    assert (await handle.completed(SECONDS)).state == RunState.CANCELLED
+    workers, is_lost = RETURNS[name]
+    handle = await accept(client, "s", "deadly")
+    attempts = [await give_back(server, worker_id) for worker_id in workers]
+    assert attempts == list(range(1, len(workers) + 1))
+    if not is_lost:
+        await client.cancel("s")
+    end = await handle.completed(SECONDS)
+    assert end.state == (RunState.FAILED if is_lost else RunState.CANCELLED)
 
 
 async def test_r37_a_run_that_no_worker_keeps_ends(server: ServerProcess, client: Client) -> None:
