@@ -29,7 +29,7 @@ from runlane_server.rpc.requests import (
     has_more_fields,
 )
 from support.raw_http2 import RawConnection, message, raw_connection
-from support.rpc_wire import refused, serving
+from support.rpc_wire import Wire, refused, serving
 from support.staging import SECONDS
 
 GET_RUN = "/runlane.v1.RunService/GetRun"
