@@ -36,7 +36,7 @@ CARGO := CARGO_TARGET_DIR=$(CURDIR)/.cache/cargo cargo
 
 # Tests that take minutes: they kill servers, make disks fail, and plant faults.
 PROOFS := tests/bench tests/proofs/attack tests/proofs/conformance tests/proofs/crash tests/proofs/fuzz \
-	tests/proofs/lanecheck tests/cluster/test_workers.py tests/e2e/test_worker_restart.py tests/web/test_console.py
+	tests/proofs/lanecheck tests/proofs/nodes tests/cluster/test_workers.py tests/e2e/test_worker_restart.py tests/web/test_console.py
 
 # Measured on two busy cores: 46 s. The exceptions start a server process or PostgreSQL.
 FAST := $(addprefix tests/,access config core engine feed net project rpc) \
