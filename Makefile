@@ -51,6 +51,7 @@ PROOFS := \
 	tests/proofs/crash \
 	tests/proofs/fuzz \
 	tests/proofs/lanecheck \
+	tests/proofs/nodes \
 	tests/rpc/test_access_mutants.py \
 	tests/store/postgres/test_failover.py \
 	tests/store/postgres/test_faults.py \
