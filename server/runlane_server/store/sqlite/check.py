@@ -68,7 +68,7 @@ def _records(db: sqlite3.Connection) -> Iterator[str]:
     for table, read in READS.items():
         with collecting() as lines:
             try:
-                for row in db.execute(f"SELECT * FROM {table}"):  # noqa: S608 - a constant
+                for row in db.execute(f"SELECT *, 0 AS last_event_index FROM {table}"):  # noqa: S608 - a constant
                     with suppress(CorruptRecord):  # it is collected
                         read(db, row)
             except sqlite3.Error as error:

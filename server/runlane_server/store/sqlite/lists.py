@@ -21,7 +21,7 @@ Item = TypeVar("Item")
 
 
 def _label(add: Callable[[object], str], key: str, value: str) -> str:
-    # As the triggers of `0012_lookup.sql` store it.
+    # As the triggers of `0013_lookup.sql` store it.
     encoded = (encode_metadata({key: value}) or "").replace("\\u0000", "\\ue000")
     ((key, value),) = json.loads(encoded).items()
     return f"key = {add(key)} AND value = {add(value)}"
