@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from runlane.client import Client
 from runlane.errors import (
+    ActiveRunChanged,
     AgentNotFound,
     AnswerInvalid,
     ClientClosed,
@@ -119,6 +120,7 @@ from runlane.wire import RetryPolicy
 
 __all__ = [
     "Accepted",
+    "ActiveRunChanged",
     "AgentInfo",
     "AgentNotFound",
     "Answer",

@@ -19,6 +19,7 @@
     ├── AgentNotFound
     ├── InputNotFound
     ├── InputClosed              the input request takes no answer any more
+    ├── ActiveRunChanged         another run is active than expected; `active_run_id` names it
     ├── QueueFull
     ├── Overloaded               the node is at its limit; retry after `retry_after`
     ├── QuotaExceeded            the tenant exceeded a quota; `violations` names both
@@ -231,6 +232,18 @@ class InputClosed(RunlaneError):
     default_status = StatusCode.FAILED_PRECONDITION
 
 
+class ActiveRunChanged(RunlaneError):
+    """Another run of the session is active than the caller expected, or none."""
+
+    reason = "ACTIVE_RUN_CHANGED"
+    default_status = StatusCode.FAILED_PRECONDITION
+
+    @property
+    def active_run_id(self) -> str:
+        """The run that is active; empty for none."""
+        return self.metadata.get("active_run_id", "")
+
+
 class QueueFull(RunlaneError):
     """The session is at its limit of waiting runs."""
 
@@ -390,6 +403,7 @@ BY_REASON: Mapping[str, type[RunlaneError]] = MappingProxyType(
             InputNotFound,
             InputClosed,
             AnswerInvalid,
+            ActiveRunChanged,
             QueueFull,
             Overloaded,
             QuotaExceeded,

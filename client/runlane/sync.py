@@ -151,6 +151,7 @@ class Client:
         traceparent: str = "",
         retry_policy: RunRetryPolicy | None = None,
         agent: str = "",
+        expected_active_run_id: str = "",
     ) -> RunHandle:
         """Submits a prompt to a session; returns when the run is durable.
 
@@ -172,6 +173,7 @@ class Client:
             retry_policy: Repeats attempts that the agent fails; None: a failure ends the run.
             agent: The name of the agent that executes the run; see `list_agents`. Empty: the
                 session's agent, or the server's default.
+            expected_active_run_id: Accept the run only while this run is active. Empty: always.
 
         Raises:
             EmptyPrompt, SessionMissing, PromptTooLarge, InvalidArgument: The request is invalid.
@@ -180,6 +182,7 @@ class Client:
             PermissionDenied: The caller may not use the agent.
             RunIdConflict: The run id exists already with a different request.
             SessionBusy: when_busy is REJECT and the session has work.
+            ActiveRunChanged: Another run than `expected_active_run_id` is active, or none.
             ValueError: when_busy is not a choice, or gRPC cannot send the traceparent.
             QueueFull, Overloaded, QuotaExceeded: The server is at a limit.
             Unavailable, DeadlineExceeded: The outcome is unknown. The same call with the `run_id`
@@ -201,6 +204,7 @@ class Client:
                 traceparent=traceparent,
                 retry_policy=retry_policy,
                 agent=agent,
+                expected_active_run_id=expected_active_run_id,
             ),
         )
 

@@ -109,6 +109,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the record was changed since the caller read it. Read it again, and decide
     whether the change still applies.
     """
+    ERROR_REASON_ACTIVE_RUN_CHANGED: _ErrorReason.ValueType  # 41
+    """FAILED_PRECONDITION: another run is active than the caller expected, or none. The metadata
+    `active_run_id` has the one that is, empty for none.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reason of an error. Every error carries a `google.rpc.ErrorInfo` (domain `runlane`); its
@@ -202,5 +206,9 @@ ERROR_REASON_ANSWER_INVALID: ErrorReason.ValueType  # 32
 ERROR_REASON_EDIT_CONFLICT: ErrorReason.ValueType  # 40
 """FAILED_PRECONDITION: the record was changed since the caller read it. Read it again, and decide
 whether the change still applies.
+"""
+ERROR_REASON_ACTIVE_RUN_CHANGED: ErrorReason.ValueType  # 41
+"""FAILED_PRECONDITION: another run is active than the caller expected, or none. The metadata
+`active_run_id` has the one that is, empty for none.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -120,6 +120,7 @@ class RunAcceptedRequest(_message.Message):
     ALLOW_MISSING_FIELD_NUMBER: _builtins.int
     AGENT_FIELD_NUMBER: _builtins.int
     RETRY_POLICY_FIELD_NUMBER: _builtins.int
+    EXPECTED_ACTIVE_RUN_ID_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session id; at most 128 bytes, no control characters, no leading or trailing whitespace."""
     run_id: _builtins.str
@@ -140,6 +141,12 @@ class RunAcceptedRequest(_message.Message):
     """The name of the agent that executes the run; see ListAgents. Empty: the session's agent, or the
     server's default if the session has none. A name that the server does not declare is refused
     with AGENT_NOT_FOUND. It is part of the request that a repeated run_id is compared with.
+    """
+    expected_active_run_id: _builtins.str
+    """Accept the run only while this is the active run of the session, or the one that waits for its
+    next attempt; else the call is refused with ACTIVE_RUN_CHANGED. It is no part of the request that
+    a repeated run_id is compared with: a run that was accepted is returned, whatever is active now.
+    Empty: accept it in any case.
     """
     @_builtins.property
     def attachments(self) -> _containers.RepeatedCompositeFieldContainer[_run_pb2.Attachment]:
@@ -174,10 +181,11 @@ class RunAcceptedRequest(_message.Message):
         allow_missing: _builtins.bool = ...,
         agent: _builtins.str = ...,
         retry_policy: _run_pb2.RetryPolicy | None = ...,
+        expected_active_run_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["retry_policy", b"retry_policy", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "allow_missing", b"allow_missing", "attachments", b"attachments", "max_attempts", b"max_attempts", "metadata", b"metadata", "prompt", b"prompt", "retry_policy", b"retry_policy", "run_id", b"run_id", "session_id", b"session_id", "timeout", b"timeout", "when_busy", b"when_busy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "allow_missing", b"allow_missing", "attachments", b"attachments", "expected_active_run_id", b"expected_active_run_id", "max_attempts", b"max_attempts", "metadata", b"metadata", "prompt", b"prompt", "retry_policy", b"retry_policy", "run_id", b"run_id", "session_id", b"session_id", "timeout", b"timeout", "when_busy", b"when_busy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

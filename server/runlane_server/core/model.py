@@ -188,7 +188,8 @@ class Prompt:
 class RunRequest(NamedTuple):
     """A request for a run. `timeout` limits the time the run is active, in microseconds; `trace` is
     the caller's `traceparent` (see `core.trace`), empty for none; `agent` is the requested agent,
-    empty for the default; `retry` repeats attempts that the agent failed (R38)."""
+    empty for the default; `retry` repeats attempts that the agent failed (R38). The run is accepted
+    only while `expected_active` is the active run; empty for any, or none."""
 
     run_id: str
     prompt: Prompt
@@ -199,6 +200,7 @@ class RunRequest(NamedTuple):
     trace: str = ""
     agent: str = ""
     retry: RetryPolicy | None = None
+    expected_active: str = ""
 
     @property
     def fingerprint(self) -> str:

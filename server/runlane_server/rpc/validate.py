@@ -36,6 +36,7 @@ def run_accepted(request: run_service_pb2.RunAcceptedRequest, limits: Limits) ->
     checks = Checks()
     checks.session_id(request.session_id)
     checks.identifier("run_id", request.run_id)
+    checks.identifier("expected_active_run_id", request.expected_active_run_id)
     # Each access to a field of a message takes time, and most accepts have neither.
     attachments, labels = request.attachments, request.metadata
     checks.count("attachments", attachments)
@@ -70,6 +71,7 @@ def run_accepted(request: run_service_pb2.RunAcceptedRequest, limits: Limits) ->
         metadata=metadata,
         agent=request.agent,
         retry=retry,
+        expected_active=request.expected_active_run_id,
     )
 
 

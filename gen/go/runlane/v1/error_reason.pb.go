@@ -104,6 +104,9 @@ const (
 	// FAILED_PRECONDITION: the record was changed since the caller read it. Read it again, and decide
 	// whether the change still applies.
 	ErrorReason_ERROR_REASON_EDIT_CONFLICT ErrorReason = 40
+	// FAILED_PRECONDITION: another run is active than the caller expected, or none. The metadata
+	// `active_run_id` has the one that is, empty for none.
+	ErrorReason_ERROR_REASON_ACTIVE_RUN_CHANGED ErrorReason = 41
 )
 
 // Enum value maps for ErrorReason.
@@ -140,6 +143,7 @@ var (
 		31: "ERROR_REASON_INPUT_CLOSED",
 		32: "ERROR_REASON_ANSWER_INVALID",
 		40: "ERROR_REASON_EDIT_CONFLICT",
+		41: "ERROR_REASON_ACTIVE_RUN_CHANGED",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":        0,
@@ -173,6 +177,7 @@ var (
 		"ERROR_REASON_INPUT_CLOSED":       31,
 		"ERROR_REASON_ANSWER_INVALID":     32,
 		"ERROR_REASON_EDIT_CONFLICT":      40,
+		"ERROR_REASON_ACTIVE_RUN_CHANGED": 41,
 	}
 )
 
@@ -208,7 +213,7 @@ var File_runlane_v1_error_reason_proto protoreflect.FileDescriptor
 const file_runlane_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
 	"\x1drunlane/v1/error_reason.proto\x12\n" +
-	"runlane.v1*\xfc\a\n" +
+	"runlane.v1*\xa1\b\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1d\n" +
 	"\x19ERROR_REASON_EMPTY_PROMPT\x10\x01\x12 \n" +
@@ -241,7 +246,8 @@ const file_runlane_v1_error_reason_proto_rawDesc = "" +
 	"\x1cERROR_REASON_INPUT_NOT_FOUND\x10\x1e\x12\x1d\n" +
 	"\x19ERROR_REASON_INPUT_CLOSED\x10\x1f\x12\x1f\n" +
 	"\x1bERROR_REASON_ANSWER_INVALID\x10 \x12\x1e\n" +
-	"\x1aERROR_REASON_EDIT_CONFLICT\x10(B-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3"
+	"\x1aERROR_REASON_EDIT_CONFLICT\x10(\x12#\n" +
+	"\x1fERROR_REASON_ACTIVE_RUN_CHANGED\x10)B-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3"
 
 var (
 	file_runlane_v1_error_reason_proto_rawDescOnce sync.Once

@@ -172,9 +172,14 @@ type RunAcceptedRequest struct {
 	// with AGENT_NOT_FOUND. It is part of the request that a repeated run_id is compared with.
 	Agent string `protobuf:"bytes,10,opt,name=agent,proto3" json:"agent,omitempty"`
 	// Repeat attempts that the agent fails. Unset: a failure ends the run.
-	RetryPolicy   *RetryPolicy `protobuf:"bytes,11,opt,name=retry_policy,json=retryPolicy,proto3" json:"retry_policy,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	RetryPolicy *RetryPolicy `protobuf:"bytes,11,opt,name=retry_policy,json=retryPolicy,proto3" json:"retry_policy,omitempty"`
+	// Accept the run only while this is the active run of the session, or the one that waits for its
+	// next attempt; else the call is refused with ACTIVE_RUN_CHANGED. It is no part of the request that
+	// a repeated run_id is compared with: a run that was accepted is returned, whatever is active now.
+	// Empty: accept it in any case.
+	ExpectedActiveRunId string `protobuf:"bytes,12,opt,name=expected_active_run_id,json=expectedActiveRunId,proto3" json:"expected_active_run_id,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *RunAcceptedRequest) Reset() {
@@ -282,6 +287,13 @@ func (x *RunAcceptedRequest) GetRetryPolicy() *RetryPolicy {
 		return x.RetryPolicy
 	}
 	return nil
+}
+
+func (x *RunAcceptedRequest) GetExpectedActiveRunId() string {
+	if x != nil {
+		return x.ExpectedActiveRunId
+	}
+	return ""
 }
 
 // The accepted run.
@@ -1786,7 +1798,7 @@ var File_runlane_v1_run_service_proto protoreflect.FileDescriptor
 const file_runlane_v1_run_service_proto_rawDesc = "" +
 	"\n" +
 	"\x1crunlane/v1/run_service.proto\x12\n" +
-	"runlane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16runlane/v1/input.proto\x1a\x14runlane/v1/run.proto\"\xa5\x04\n" +
+	"runlane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16runlane/v1/input.proto\x1a\x14runlane/v1/run.proto\"\xda\x04\n" +
 	"\x12RunAcceptedRequest\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x15\n" +
@@ -1800,7 +1812,8 @@ const file_runlane_v1_run_service_proto_rawDesc = "" +
 	"\rallow_missing\x18\t \x01(\bR\fallowMissing\x12\x14\n" +
 	"\x05agent\x18\n" +
 	" \x01(\tR\x05agent\x12:\n" +
-	"\fretry_policy\x18\v \x01(\v2\x17.runlane.v1.RetryPolicyR\vretryPolicy\x1a;\n" +
+	"\fretry_policy\x18\v \x01(\v2\x17.runlane.v1.RetryPolicyR\vretryPolicy\x123\n" +
+	"\x16expected_active_run_id\x18\f \x01(\tR\x13expectedActiveRunId\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"P\n" +
