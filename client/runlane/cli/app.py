@@ -13,6 +13,7 @@ from runlane.cli.cancel import cancel
 from runlane.cli.command import Group
 from runlane.cli.connection import Settings, options
 from runlane.cli.lists import runs, wait
+from runlane.cli.queue import queue, status
 from runlane.cli.run import run
 from runlane.cli.sessions import messages, sessions
 from runlane.cli.show import show
@@ -52,7 +53,7 @@ def runlane(context: click.Context, /, **settings: Any) -> None:
 
 
 for command in (
-    *(run, cancel, watch, top, runs, show, wait, answer, sessions, messages, agents),
-    worker,
+    *(run, cancel, watch, top, runs, queue, show, wait, answer, sessions, messages, agents),
+    *(status, worker),
 ):
     runlane.add_command(command)
