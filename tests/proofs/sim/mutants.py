@@ -99,8 +99,8 @@ MUTANTS = (
         "a slot that is kept for an agent without room",
         Slots,
         "_can_keep",
-        "> 0 and self.agents.left(agent) > 0",
-        "> 0",
+        "min(self._allowance(lane.tenant, tenant), self._left(agent, lane.tenant))",
+        "self._allowance(lane.tenant, tenant)",
     ),
     Mutant(
         "an agent that gets runs before it is ready",
