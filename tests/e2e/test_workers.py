@@ -553,6 +553,95 @@ async def test_output_that_no_agent_may_emit_fails_the_run(
     assert end.error.reason == "AGENT_ERROR"
 
 
+# --- Faults of workers ------------------------------------------------------------------------
+
+
+async def fail_turn(worker: RawWorker) -> None:
+    """Takes a turn and fails it."""
+    turn = await worker.turn()
+    await worker.send(fail=pb.WorkRequest.Fail(reason="BROKEN", message=turn.run_id))
+    assert (await worker.expect("acked")).ended
+
+
+async def test_a_worker_that_fails_again_and_again_gets_turns_after_a_backoff(
+    server: ServerProcess, client: Client
+) -> None:
+    async with RawWorker(server.address) as bad, RawWorker(server.address) as good:
+        for n in range(5):
+            await accept(client, f"bad {n}", "hello")
+            await fail_turn(bad)
+        loop = asyncio.get_running_loop()
+        since = loop.time()
+        await bad.offer()  # first, but it has to wait
+        run = await accept(client, "s", "hello")
+        await good.offer(worker_id="good")
+        assert (await good.expect("turn")).run_id == run.run_id
+        await good.send(begun=pb.WorkRequest.Begun())
+        await good.finish(0)
+        assert (await run.completed(SECONDS)).state == RunState.COMPLETED
+        assert loop.time() - since < 2.0, "the backoff was over"
+        # The backoff ends by itself.
+        again = await accept(client, "s", "hello")
+        assert (await bad.expect("turn")).run_id == again.run_id
+        assert loop.time() - since > 1.5
+        assert server.log.count("worker gets no turns") == 1
+
+
+async def test_a_worker_that_waits_can_stop(server: ServerProcess, client: Client) -> None:
+    async with RawWorker(server.address) as bad:
+        for n in range(5):
+            await accept(client, f"bad {n}", "hello")
+            await fail_turn(bad)
+        await bad.offer()
+        await bad.send(hand_back=pb.WorkRequest.HandBack())
+        assert (await bad.expect("acked")).ended
+        # It has no offer any more, so it may make one, but not two.
+        await bad.offer()
+        await bad.offer()
+        assert await bad.end() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_an_attempt_whose_messages_are_refused_again_and_again_is_lost(
+    server: ServerProcess, client: Client
+) -> None:
+    handle = await accept(client, "s", "hello")
+    resume: dict[str, Any] = {}
+    for _ in range(5):
+        async with RawWorker(server.address) as worker:
+            if resume:
+                await worker.offer(**resume)
+                await worker.expect("acked")
+            else:
+                resume = {"resume": resume_of(await worker.turn())}
+            await worker.emit(3, "after a gap")
+            assert await worker.end() is grpc.StatusCode.INVALID_ARGUMENT
+    end = await handle.completed(SECONDS)
+    assert end.error is not None
+    assert end.error.reason == "INTERRUPTED"
+    assert "refused what the worker sent" in end.error.message
+    # All workers that send such things wait too.
+    next_run = await accept(client, "s", "hello")
+    async with RawWorker(server.address) as worker, RawWorker(server.address) as good:
+        await worker.offer()
+        await good.offer(worker_id="good")
+        assert (await good.expect("turn")).run_id == next_run.run_id
+
+
+async def test_workers_that_lose_their_runs_get_turns_after_a_backoff(
+    hasty: ServerProcess, client: Client
+) -> None:
+    for n in range(5):
+        handle = await accept(client, f"bad {n}", "hello")
+        async with RawWorker(hasty.address) as worker:
+            await worker.turn()
+        assert (await handle.completed(SECONDS)).error is not None
+    run = await accept(client, "s", "hello")
+    async with RawWorker(hasty.address) as worker, RawWorker(hasty.address) as good:
+        await worker.offer()
+        await good.offer(worker_id="good")
+        assert (await good.expect("turn")).run_id == run.run_id
+
+
 # --- The SDK --------------------------------------------------------------------------------------
 
 

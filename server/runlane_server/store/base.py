@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, Self, TypeVar
 
 from runlane_server.core.agents import DEFAULT_AGENT
 from runlane_server.core.input import InputRequest, InputState
@@ -30,6 +30,9 @@ from runlane_server.core.model import (
 )
 from runlane_server.core.transition import Lane, Transition
 from runlane_server.store.vitals import StoreVitals
+
+if TYPE_CHECKING:
+    from runlane_server.store.webhooks import WebhookStore
 
 Item = TypeVar("Item")
 Place = TypeVar("Place")
@@ -57,6 +60,11 @@ class Stale(Exception):
     def run(cls) -> Stale:
         """The run, or its list of events, has changed."""
         return cls("the run or its events differ from those that the transition started from")
+
+    @classmethod
+    def webhook(cls) -> Stale:
+        """The webhook was changed or deleted, or another node delivers for it."""
+        return cls("the webhook is not the one that the change was made from")
 
 
 class RunIdTaken(Exception):
@@ -331,6 +339,10 @@ class Store(Protocol):
     @property
     def cluster(self) -> Cluster | None:
         """The nodes that share the store; None if only one node can use it."""
+
+    @property
+    def webhooks(self) -> WebhookStore:
+        """The webhooks, and the input requests of the event log."""
 
     @property
     def position(self) -> Position:
