@@ -117,7 +117,7 @@ class _Unit:
     lane: SessionKey | None = None
     changed: Collection[str] = ()
     appended: str | None = None
-    ends_runs: bool = False
+    is_logged: bool = False
     size: int = 1
 
 
@@ -219,7 +219,7 @@ class SimStore:
             lane=transition.lane.key,
             tenant=transition.lane.key.tenant,
             changed=[change.run.run_id for change in transition.runs],
-            ends_runs=bool(transition.completes),
+            is_logged=bool(transition.completes or transition.inputs),
         )
         return transition.lane.version
 
@@ -236,7 +236,7 @@ class SimStore:
 
     async def discard(self, key: SessionKey, at: Micros) -> None:
         """Removes a session."""
-        await self._write(lambda: self._disk.data.discard(key, at), lane=key, ends_runs=True)
+        await self._write(lambda: self._disk.data.discard(key, at), lane=key, is_logged=True)
 
     async def create_session(self, session: NewSession) -> None:
         """Creates a session."""

@@ -618,6 +618,7 @@ async def test_migration_counts_the_log_of_each_tenant(
         DROP TYPE retried_run;
         ALTER TABLE runs DROP COLUMN retry;
         DROP TABLE input_requests;
+        DROP TABLE webhooks;
         DROP INDEX runs_asking;
         DROP TYPE new_input, closed_input, asking_run CASCADE;
         DROP TYPE opened_lane, advanced_lane, accepted_run CASCADE;
