@@ -78,7 +78,7 @@ MUTANTS = (
         "a run that waits for its next attempt and is forgotten",
         Lanes,
         "_act",
-        "        self._backoffs.follow(lane)\n",
+        "        self._backoffs.follow(lane, is_due=can_start)\n",
         "",
     ),
     Mutant(
