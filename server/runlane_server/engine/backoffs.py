@@ -22,16 +22,18 @@ class Backoffs:
         """The lanes with a timer."""
         return self._timers.keys()
 
-    def follow(self, lane: Lane) -> None:
+    def follow(self, lane: Lane, *, is_due: bool) -> None:
         """Sets or removes the timer of a lane that was committed.
 
-        The run may also be due already, if the commit took long; the lane is queued at once then.
+        `is_due`: the backoff was over when the lane was decided; if it did not start then, it waits
+        for a slot of its agent already, and a timer would only take it out of that queue again and
+        again. It may also be over since, if the commit took long; the lane is queued at once then.
         """
         timer = self._timers.pop(lane.key, None)
         if timer is not None:
             timer.cancel()
         run = lane.backing_off
-        if run is None:
+        if run is None or is_due:
             return
         seconds = max(0, run.not_before - self._now()) / 1e6
         loop = asyncio.get_running_loop()

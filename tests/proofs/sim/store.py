@@ -54,6 +54,10 @@ from runlane_server.store.vitals import StoreVitals
 T = TypeVar("T")
 
 MAX_BATCH = 4
+
+COMMIT_SECONDS = 2e-6
+"""The least time of a commit."""
+
 STORE_ID = b"simulate"
 
 
@@ -255,6 +259,8 @@ class SimStore:
         size = self._rng.randint(1, MAX_BATCH)
         batch = [self._pending.popleft() for _ in range(min(size, len(self._pending)))]
         self._under_way = batch
+        # A commit takes time: no run starts twice at one instant.
+        await asyncio.sleep(COMMIT_SECONDS)
         await self._pause()
         self._under_way = []
         results = self._apply(batch, meddled=True)
