@@ -110,7 +110,7 @@ class Link:
 
     async def _serve(self) -> None:
         down = Downstream()
-        slot = Slot({TENANT}, down)
+        slot = Slot(TENANT, down, "caller")
         workers = self._node.workers
         try:
             workers.connect(slot)
