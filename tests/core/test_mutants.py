@@ -323,6 +323,12 @@ MUTANTS = (
         "R40",
     ),
     Mutant(
+        "an agent without a checkpoint continues its attempt",
+        "    if park is not None and not (park.checkpoint or active.asking.parked):\n",
+        "    if False:\n",
+        "R44",
+    ),
+    Mutant(
         "a request is asked twice after a retry",
         "        new = [request for request in asked if request.question.key not in held]",
         "        new = asked",

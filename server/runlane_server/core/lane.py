@@ -446,8 +446,9 @@ def _give_up(
     if waits and active.asking.parked:
         return edit.done(reply=False)
     edit.count(active, events)
-    if active.asking.restarts:
-        # The output of its last attempt was dropped when it parked.
+    if active.asking.restarts and any(draft.run_id for draft in content):
+        # Of the runs folded into it, some wait again, and the prompts of the others were written
+        # when it parked.
         content, tail = (), ()
     # Attempts that the agent failed are limited by the retry policy.
     counted = active.attempt - active.failures - active.asking.extra_attempts
@@ -475,13 +476,15 @@ def ask(
     resumable: bool = False,
     park: Park | None = None,
     tail: tuple[EventBody, ...] = (),
+    content: tuple[DraftMessage, ...] = (),
 ) -> Transition[tuple[str, ...]]:
     """Asks people, and releases the slot of the run (R40).
 
     Replies with the id of the request for each question: another one if a request with its key is
     pending or was closed meanwhile, as nobody is asked twice (R44). Replies with nothing if the run
     is about to end: a cancel covers it, or a request has expired. `tail` are the last events of an
-    agent that parks. Raises InputLimit, and IllegalCommand if the attempt is not the active one.
+    agent that parks, and `content` is its output. Raises InputLimit, and IllegalCommand if the
+    attempt is not the active one.
     """
     active = _the_active(lane, run_id, attempt)
     edit = _Edit(lane, at)
@@ -489,7 +492,10 @@ def ask(
         return edit.done(reply=())
     closed = {key: closed_id for _, closed_id, key in active.asking.late}
     edit.count(active, events)
-    return edit.done(reply=edit.ask(requests, closed, resumable=resumable, park=park, tail=tail))
+    names = edit.ask(requests, closed, resumable=resumable, park=park, tail=tail)
+    if park is not None and not (park.checkpoint or active.asking.parked):
+        edit.park_for_restart(content)
+    return edit.done(reply=names)
 
 
 def answer(

@@ -256,7 +256,8 @@ class Executor:
 
         def command(lane: Lane, _: Micros) -> Transition[LaneRun | None]:
             active = lane.active
-            if active is None or not self.can_continue(active):
+            # Of a parked run no worker is at work.
+            if active is None or active.asking.parked or not self.can_continue(active):
                 return Transition(lane, reply=None)
             token = fence_of(self._store, lost.session, active)
             if fence is not None and not compare_digest(token.encode(), fence.encode()):
