@@ -37,12 +37,28 @@ CARGO := CARGO_TARGET_DIR=$(CURDIR)/.cache/cargo cargo
 
 # Tests that take minutes: they kill servers and databases, make disks fail, plant faults in the code,
 # damage each row of a store, and walk the pages of the docs.
-PROOFS := tests/bench tests/proofs/attack tests/proofs/conformance tests/proofs/crash tests/proofs/fuzz \
-	tests/proofs/lanecheck tests/core/test_mutants.py tests/rpc/test_access_mutants.py \
-	tests/store/sqlite/test_planted_rows.py tests/store/postgres/test_planted_rows.py \
-	tests/store/postgres/test_faults.py tests/store/postgres/test_failover.py tests/engine/test_outage.py \
-	tests/cluster/test_workers.py tests/e2e/test_worker_restart.py tests/e2e/test_agent_processes.py \
-	tests/e2e/test_pages.py tests/web/test_console.py
+PROOFS := \
+	tests/bench \
+	tests/cluster/test_workers.py \
+	tests/core/test_mutants.py \
+	tests/e2e/test_agent_processes.py \
+	tests/e2e/test_pages.py \
+	tests/e2e/test_worker_restart.py \
+	tests/engine/test_outage.py \
+	tests/process/test_http_door.py \
+	tests/proofs/attack \
+	tests/proofs/conformance \
+	tests/proofs/crash \
+	tests/proofs/fuzz \
+	tests/proofs/lanecheck \
+	tests/proofs/nodes \
+	tests/rpc/test_access_mutants.py \
+	tests/store/postgres/test_failover.py \
+	tests/store/postgres/test_faults.py \
+	tests/store/postgres/test_planted_rows.py \
+	tests/store/sqlite/test_planted_rows.py \
+	tests/web/test_console.py \
+	tests/web/test_console_text.py
 
 # The exceptions start a server process or PostgreSQL.
 FAST := $(addprefix tests/,access config core engine feed net project rpc) $(addprefix --ignore=,$(PROOFS)) \

@@ -310,9 +310,15 @@ MUTANTS = (
     ),
     Mutant(
         "an attempt that was given back counts",
-        "        count(edit, active._replace(attempt=active.attempt - 1), events)",
+        "        count(edit, active._replace(asking=asking), events)",
         "        count(edit, active, events)",
         "R37",
+    ),
+    Mutant(
+        "the attempt after one that was given back has its number",
+        "        count(edit, active._replace(asking=asking), events)",
+        "        count(edit, active._replace(attempt=active.attempt - 1), events)",
+        "R33",
     ),
     Mutant(
         "a turn with folded runs is given back as if nothing had happened",

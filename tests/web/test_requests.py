@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from runlane_server.testing import LocalServer
-from runlane_web import assets, connections, guard
+from runlane_web import assets, connections, guard, known
 from runlane_web.errors import Refused
 from runlane_web.gateway import Limits
 from runlane_web.guard import Policy
@@ -197,6 +197,28 @@ async def test_a_large_body_is_not_read_of_a_caller_that_the_server_refuses(
             b"Content-Type: application/json\r\n" + length + b"\r\n\r\n"
         )
         async with asyncio.timeout(5):
+            assert b" 401 " in await reader.readline()
+        writer.close()
+
+
+@pytest.mark.parametrize("path", [b"/v1/runs", b"/v1/tokens"])
+async def test_a_caller_that_is_revoked_while_its_body_arrives_is_refused_before_it_is_parsed(
+    path: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(known, "CONFIRMED_SECONDS", 0.0)
+    body = b"{" * 10_000  # whoever parses it answers 400
+    async with guarded(tmp_path) as world, door(world.wire.address, Policy()) as opened:
+        reader, writer = await asyncio.open_connection(opened.host, opened.port)
+        head = b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" % path
+        bearer = f"Authorization: Bearer {world.texts['admin']}\r\n".encode()
+        writer.write(head + bearer + b"Expect: 100-continue\r\nContent-Length: 10000\r\n\r\n")
+        # The body is read now, so the caller was accepted.
+        assert b" 100 " in await reader.readline()
+        world.revoke("admin")
+        world.look()
+        writer.write(body)
+        assert await reader.readline() == b"\r\n"
+        async with asyncio.timeout(20):
             assert b" 401 " in await reader.readline()
         writer.close()
 

@@ -113,7 +113,10 @@ def hand_over(
     is_active = active.state is RunState.ACTIVE
     if is_unused and is_active and not (content or tail or lane.folded):
         edit = Edit(lane, at)
-        count(edit, active._replace(attempt=active.attempt - 1), events)
+        # It keeps its number: what is repeated for it must not reach the next one (R33).
+        extra = active.asking.extra_attempts + 1
+        asking = active.asking._replace(extra_attempts=extra)
+        count(edit, active._replace(asking=asking), events)
         _retry(edit, ())
         return edit.done(reply=True)
     return _give_up(lane, active, content, tail, at=at, events=events, why=why)
@@ -152,7 +155,7 @@ def _give_up(
         # Of the runs folded into it, some wait again, and the prompts of the others were written
         # when it parked.
         content, tail = (), ()
-    # Attempts that the agent failed are limited by the retry policy.
+    # Attempts that the agent failed are limited by the retry policy; others do not count.
     counted = active.attempt - active.failures - active.asking.extra_attempts
     if waits and active.asking.resumable:
         park_for_restart(edit, content)

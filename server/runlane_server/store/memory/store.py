@@ -46,6 +46,7 @@ from runlane_server.store.corrupt import corrupt_complete
 from runlane_server.store.fanout import publish_completes, publish_run_events
 from runlane_server.store.memory.log import MemoryLog
 from runlane_server.store.memory.tables import Tables, place_of
+from runlane_server.store.memory.webhooks import MemoryWebhooks
 from runlane_server.store.paging import (
     check_not_compacted,
     event_size,
@@ -73,6 +74,7 @@ class MemoryStore:
         self._store_id = os.urandom(8) if store_id is None else store_id
         self._tables = Tables()
         self._log = MemoryLog()
+        self._webhooks = MemoryWebhooks(self._tables.input_request)
 
     # The store as a whole
 
@@ -83,6 +85,10 @@ class MemoryStore:
     @property
     def cluster(self) -> None:
         """None: only one node can use it."""
+
+    @property
+    def webhooks(self) -> MemoryWebhooks:
+        return self._webhooks
 
     @property
     def position(self) -> Position:
@@ -123,7 +129,9 @@ class MemoryStore:
 
     async def commit(self, base_version: int, transition: Transition) -> int:
         self._tables.commit(base_version, transition)
-        self._publish(transition.lane.key.tenant, transition.completes, transition.events)
+        tenant = transition.lane.key.tenant
+        self._webhooks.note_inputs(tenant, transition.inputs, self._log.position)
+        self._publish(tenant, transition.completes, transition.events)
         return transition.lane.version
 
     async def append(self, key: RunKey, attempt: int, events: Sequence[RunEvent]) -> None:
