@@ -121,7 +121,7 @@ async def test_offers_that_are_taken_back_wait_until_the_worker_reads() -> None:
         workers.offer(slot)
 
     workers, down = Workers(), Downstream()
-    workers.serve("default", lambda _: None)
+    workers.serve("default", lambda _: None, lambda: None)
     stream = serve_slot(requests(), Slot(None, down), down, take, workers)
     await anext(stream)
     await settle()

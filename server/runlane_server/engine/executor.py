@@ -114,11 +114,12 @@ class Executor:
         """Makes the slots of workers those of their agents."""
         for each in self._agents:
             if isinstance(each.agent, WorkerAgent):
-                each.agent.workers.serve(each.name, partial(self._add_slots, each.name))
+                add_slots = partial(self.lanes.slots.add_offered, each.name)
+                each.agent.workers.serve(each.name, add_slots, self._grant_offered)
 
-    def _add_slots(self, agent: str, slots: int) -> None:
-        self.lanes.slots.add_offered(agent, slots)
-        if slots > 0 and self.membership is not None:
+    def _grant_offered(self) -> None:
+        self.lanes.slots.grant_offered()
+        if self.membership is not None:
             self.membership.poll_soon()
 
     @property

@@ -12,7 +12,7 @@ from runlane_server.agents.worker.execution import Execution
 from runlane_server.agents.worker.messages import Acked, Down, Downstream, Fenced, Parked
 from runlane_server.agents.worker.turn import Emitted
 from runlane_server.core.errors import InvalidArgument, RunlaneError
-from runlane_server.core.model import RunKey
+from runlane_server.core.model import RunKey, SessionKey
 
 _TOO_EARLY = "came before the answer to the last one; read the answer, then ask again"
 
@@ -38,6 +38,8 @@ class Slot:
         self.worker_id = ""
         self.execution: Execution | None = None
         self.is_offering = False
+        self.reserved_for: SessionKey | None = None
+        """The lane that its offer is reserved for."""
         self.is_paused = False
         """Whether its offer waits until its worker may have turns again."""
         self.stuck_since: float | None = None
