@@ -8,10 +8,12 @@ none of them checks `is_cancelled`.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextvars
 import inspect
+import json
 import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing, closing
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
@@ -57,6 +59,42 @@ class BlockingTurn:
         """Takes the prompts that wait to join the turn. Raises CancelledError after a cancel."""
         return self._wait(self._turn.take_folded)
 
+    def step(self, key: str, work: Callable[[], Any]) -> Any:
+        """Does the work of a step in this thread unless its result is stored; returns the result.
+        See `Turn.step`. Raises CancelledError after a cancel."""
+        found = self._wait(partial(self._turn.find_step, key))
+        if found is None:
+            found = self._wait(partial(self._turn.keep_step, key, work()))
+        return json.loads(found)
+
+    def ask(
+        self,
+        text: str,
+        *,
+        key: str = "",
+        tool_name: str = "",
+        arguments: Mapping[str, Any] | None = None,
+        choices: Sequence[str] = (),
+        schema: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        default: Any = None,
+    ) -> Any:
+        """Asks people; see `Turn.ask`. Raises CancelledError if there is no answer yet and after a
+        cancel, and AgentError."""
+        return self._wait(
+            partial(
+                self._turn.ask,
+                text,
+                key=key,
+                tool_name=tool_name,
+                arguments=arguments,
+                choices=choices,
+                schema=schema,
+                timeout=timeout,
+                default=default,
+            )
+        )
+
     def emit(self, event: AgentEvent | str) -> None:
         """Adds an event to the output. Raises CancelledError after a cancel."""
         self._wait(partial(self._turn.emit, event))
@@ -70,7 +108,11 @@ class BlockingTurn:
             raise AgentError("a function that returns a coroutine must be declared with async def")
         if self.is_cancelled:
             raise asyncio.CancelledError
-        return asyncio.run_coroutine_threadsafe(call(), self._loop).result()
+        try:
+            return asyncio.run_coroutine_threadsafe(call(), self._loop).result()
+        except concurrent.futures.CancelledError:
+            # Another class, an Exception, which the function may catch by mistake.
+            raise asyncio.CancelledError from None
 
 
 async def run_function(function: AgentFunction, turn: Turn) -> AsyncGenerator[Any, None]:

@@ -13,6 +13,7 @@ import structlog
 from runlane_server.agents.base import AgentError, AgentEvent, FoldedPrompt
 from runlane_server.agents.questions import Asked
 from runlane_server.core.errors import CorruptRecord
+from runlane_server.core.input import InputRequest
 from runlane_server.core.model import (
     NO_LABELS,
     Attachment,
@@ -81,6 +82,9 @@ class Questions(Protocol):
 
     async def answer_to(self, key: str) -> Any:
         """The answer to a question of this run."""
+
+    async def settled(self, key: str) -> InputRequest:
+        """An answered question of this run."""
 
 
 class AgentTurn:

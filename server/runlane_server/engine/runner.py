@@ -256,7 +256,7 @@ class Runner:
             error = _timeout_error(timeout)
         elif (lost := _loss_of(work)) is not None:
             self._handing_over, self._is_unused = lost.message, isinstance(lost, HandedBack)
-        if error is None and self._asking.leaving is not None and not self._stopped:
+        if error is None and self._may_leave(work):
             error = await self._leave()
             if self.is_settled:
                 return
@@ -271,22 +271,31 @@ class Runner:
             return used
         return max(used, (self._now() - self.job.run.started_at) / 1e6)
 
+    def _may_leave(self, work: asyncio.Task[None]) -> bool:
+        """Whether the agent has returned to wait for input, and the run is not about to end."""
+        has_left = self._asking.leaving is not None and not work.cancelled()
+        ends = self._cancelled is not None or self._has_expired
+        return has_left and not (ends or self._is_broken or self.is_abandoned)
+
     async def _leave(self) -> RunError | None:
         """Parks the run, and settles it here; or returns why that is not possible."""
         tail = await self._outbox.take_rest()
         self._rest = tail
         try:
-            is_parked = await self._asking.leave(tail)
+            is_parked = await self._asking.leave(tail, self._outbox.messages)
         except IllegalCommand:
             log.warning("run fenced off", attempt=self.job.run.attempt)
-            self.is_settled = True
+            self._settle()
         except AgentError as refused:
             return run_error(refused)
         else:
             if is_parked:
                 self._rest = ()
-                # A cancel in the same commit is for this runner to carry out.
-                self.is_settled = self._cancelled is None
+            # A cancel in the same commit is for this runner to carry out.
+            if is_parked and self._cancelled is None:
+                if self._end is not None:
+                    self._end.is_parked = True
+                self._settle()
         return None
 
     def _wake(self, _: object = None) -> None:
@@ -445,6 +454,7 @@ class Runner:
             fold=self._fold,
             accept=self._accept,
             store_step=self._store_step,
+            put_step=self._put_step,
             asking=self._asking,
             outbox=self._outbox,
             end=self._end,
@@ -524,15 +534,20 @@ class Runner:
     async def _store_step(self, key: str, result: object) -> StepResult:
         """Makes the result of a step durable before the agent continues (R39). Raises AgentError,
         and InvalidAgentEvent for a result that is no JSON."""
+        step = self._put_step(key, result)
+        await self._outbox.flush()
+        if self._outbox.is_closed:
+            raise AgentError("the run was stopped before the step was stored", reason="INTERRUPTED")
+        return step
+
+    def _put_step(self, key: str, result: object) -> StepResult:
+        """Adds the result of a step to the output. Raises as `_store_step`."""
         try:
             step = self._check.step(key, result)
             self._outbox.put(step)
         except (InvalidAgentEvent, AgentError) as refused:
             self._refuse(refused)
             raise
-        await self._outbox.flush()
-        if self._outbox.is_closed:
-            raise AgentError("the run was stopped before the step was stored", reason="INTERRUPTED")
         return step
 
     def _refuse(self, error: InvalidAgentEvent | AgentError) -> None:

@@ -62,6 +62,10 @@ class StepJournal:
             await self._load()
         return self._results.get(key)
 
+    def remember(self, step: StepResult) -> None:
+        """Takes the result of a step that was added to the output."""
+        self._results[step.key] = step.json
+
     async def keep(self, key: str, result: object) -> str:
         """Makes the result of a step durable. Returns it as JSON; the first one of a key counts."""
         known = await self.find(key)

@@ -213,7 +213,7 @@ MUTANTS = (
         "a run whose backoff is over and that leaves its queue again and again",
         Lanes,
         "_act",
-        "is_due=not decision.backs_off",
+        "is_due=can_start",
         "is_due=False",
     ),
     Mutant(
@@ -304,8 +304,8 @@ MUTANTS = (
         "a slot of a worker that is given to its agent twice",
         Workers,
         "withdraw",
-        "self._agents[agent].add_slots(-1)",
-        "pass",
+        "offers.remove(slot)\n                self._agents[agent].add_slots(-1)",
+        "offers.remove(slot)",
     ),
 )
 
