@@ -152,6 +152,10 @@ class Execution:
 
     def resume(self, slot: Slot, received: Collection[str]) -> None:
         """Connects the worker again, which has the prompts of the folded runs in `received`."""
+        if self._is_lost:
+            # Its loss is being committed, and the run starts elsewhere in that commit.
+            slot.fence("the attempt was lost before the worker returned")
+            return
         self.begin()
         self._attach(slot)
         slot.put(Acked(self._stored))
@@ -160,6 +164,12 @@ class Execution:
             slot.put(Joined(0, missing))
         if self._is_stopped:
             slot.put(Stopped())
+
+    @property
+    def _is_lost(self) -> bool:
+        """Whether the attempt ends without the worker, which has not ended it."""
+        is_settled = self._outcome.done() and not self.is_finished
+        return is_settled and isinstance(self._outcome.result(), AttemptLost)
 
     def _attach(self, slot: Slot) -> None:
         before, self._slot = self._slot, slot
@@ -231,7 +241,9 @@ class Execution:
         await self._in_order(lambda: self._emit(number, events))
 
     async def _emit(self, number: int, events: Sequence[Emitted]) -> None:
-        self._check_open("emit")
+        if number + len(events) - 1 > self.received:
+            # A worker that reconnects repeats what was not acknowledged, also before its end.
+            self._check_open("emit")
         if number > self.received + 1:
             raise InvalidArgument.of(
                 "emit.number", f"is {number}; the next number is {self.received + 1}"
@@ -249,42 +261,56 @@ class Execution:
 
     async def take_folded(self, number: int) -> None:
         """Sends the prompts that join the turn now."""
-        await self._in_order(lambda: self._take_folded(number))
+        asker = self._slot
+        await self._in_order(lambda: self._take_folded(number, asker))
 
-    async def _take_folded(self, number: int) -> None:
+    async def _take_folded(self, number: int, asker: Slot | None) -> None:
         self._check_open("take_folded")
         prompts = await self.turn.take_folded()
         self._folded += prompts
-        self._send(Joined(number, prompts))
+        if self._slot is asker:
+            self._send(Joined(number, prompts))
+        elif prompts:
+            # The worker has reconnected, and asks again.
+            self._send(Joined(0, prompts))
 
     async def send_history(self) -> None:
         """Sends the transcript before the turn."""
-        await self._in_order(self._send_history)
+        asker = self._slot
+        await self._in_order(lambda: self._send_history(asker))
 
-    async def _send_history(self) -> None:
-        self._send(Transcript(await self.turn.history()))
+    async def _send_history(self, asker: Slot | None) -> None:
+        messages = await self.turn.history()
+        if self._slot is asker:
+            self._send(Transcript(messages))
 
     async def ask(self, questions: Sequence[Asked]) -> None:
         """Asks people: sends the answers if there are all, else the run waits for them, and the
         turn is over for the worker (R40, R44)."""
-        await self._in_order(lambda: self._ask(questions))
+        asker = self._slot
+        await self._in_order(lambda: self._ask(asker, questions))
 
-    async def _ask(self, questions: Sequence[Asked]) -> None:
+    async def _ask(self, asker: Slot | None, questions: Sequence[Asked]) -> None:
         self._check_open("ask")
         if self._outcome.done():
             return
         if await self.turn.park(questions):
             self._settle(None)
             return
-        self._send(Answered([await self.turn.answered(one.key) for one in questions]))
+        answers = [await self.turn.answered(one.key) for one in questions]
+        if self._slot is asker:
+            self._send(Answered(answers))
 
     async def find_step(self, key: str) -> None:
         """Sends the stored result of a step (R39)."""
-        await self._in_order(lambda: self._find_step(key))
+        asker = self._slot
+        await self._in_order(lambda: self._find_step(asker, key))
 
-    async def _find_step(self, key: str) -> None:
+    async def _find_step(self, asker: Slot | None, key: str) -> None:
         self._check_open("find_step")
-        self._send(FoundStep(key, await self.turn.find_durable_step(key)))
+        found = await self.turn.find_durable_step(key)
+        if self._slot is asker:
+            self._send(FoundStep(key, found))
 
     async def finish(
         self, number: int, report: Report, error: AgentError | None, result: Result | None
@@ -295,8 +321,8 @@ class Execution:
     async def _finish(
         self, number: int, report: Report, error: AgentError | None, result: Result | None
     ) -> None:
-        if self.is_finished:
-            return  # repeated after a lost connection
+        if self.is_finished or self._outcome.done():
+            return  # repeated after a lost connection, or too late
         if number != self.received:
             raise InvalidArgument.of(
                 "finish.number", f"is {number}; the last number is {self.received}"
