@@ -752,13 +752,17 @@ async def test_r37_a_cancel_stops_the_code_of_an_agent_in_a_worker(
 async def test_r37_a_worker_that_stops_hands_its_runs_back(
     server: ServerProcess, client: Client
 ) -> None:
+    has_begun = asyncio.Event()
+
     async def waits(turn: Turn) -> str:
+        has_begun.set()
         await asyncio.Event().wait()
         return ""
 
     handle = await accept(client, "s", "hello")
     async with working(server.address, {"default": waits}, drain_timeout=0):
-        await until_active(client, handle.run_id)
+        async with asyncio.timeout(SECONDS):
+            await has_begun.wait()
     async with working(server.address, {"default": returned}):
         end = await handle.completed(SECONDS)
     assert (end.state, end.text, end.attempt) == (RunState.COMPLETED, "hello", 2)

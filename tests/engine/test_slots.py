@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -465,26 +465,27 @@ def test_every_waiting_tenant_gets_a_slot_before_another_gets_two(
 # --- Agents of workers, which work for some tenants only ------------------------------------------
 
 
-@dataclass
-class Offers:
-    """Slots that workers offer to some tenants."""
+@dataclass(frozen=True)
+class Offered:
+    """Slots of workers for some tenants; they are counted, and none is reserved."""
 
-    tenants: Container[str]
+    tenants: Collection[str]
 
     def offers_to(self, agent: str, tenant: str) -> bool:
+        """Whether a worker works for the tenant."""
         return tenant in self.tenants
 
     def reserve(self, agent: str, lane: SessionKey) -> None:
-        """The slots are for one agent each."""
+        """Does nothing."""
 
     def give_back(self, lane: SessionKey) -> None:
-        """The slots are for one agent each."""
+        """Does nothing."""
 
 
 def of_workers(total: int, *tenants: str, offered: int = 1, other: int | None = None) -> Slots:
     """Slots of a node with a worker of agent `w` for these tenants, and an agent of its own."""
     room = AgentRoom({"w": None, "own": other}, ready=("w", "own"))
-    room.set_offered("w", Offers(tenants))
+    room.set_offered("w", Offered(tenants))
     slots = Slots(total, _ignore, agents=room)
     slots.open()
     slots.add_offered("w", offered)
@@ -510,7 +511,7 @@ def test_r32_a_lane_keeps_no_slot_of_a_worker_that_has_left_its_tenant(
 ) -> None:
     served = {QUIET, OTHER}
     room = AgentRoom({"w": None, "own": None}, ready=("w", "own"))
-    room.set_offered("w", Offers(served))
+    room.set_offered("w", Offered(served))
     slots = Slots(1, _ignore, agents=room)
     slots.open()
     slots.add_offered("w", 2)

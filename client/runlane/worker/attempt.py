@@ -28,9 +28,10 @@ from runlane.worker.events import (
     step_event,
     to_json,
 )
-from runlane.worker.functions import AgentFunction, run_function
+from runlane.worker.functions import run_function
 from runlane.worker.questions import value_of
 from runlane.worker.requests import Requests
+from runlane.worker.threads import AgentFunction
 from runlane.worker.turn import Turn
 from runlane.worker.v1 import worker_service_pb2 as pb
 

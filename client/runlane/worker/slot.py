@@ -21,7 +21,7 @@ from runlane.errors import (
 )
 from runlane.wire import Backoff, Wire, is_cancelled_by_caller
 from runlane.worker.attempt import Attempt
-from runlane.worker.functions import AgentFunction
+from runlane.worker.threads import AgentFunction
 from runlane.worker.v1 import worker_service_pb2 as pb
 from runlane.worker.v1.worker_service_pb2_grpc import WorkerServiceStub
 

@@ -5,36 +5,37 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
 from runlane.worker.events import AgentError
 
 
-class Steps:
-    """The steps of one attempt. `find` returns the stored result of a key as JSON, and `keep` makes
-    one durable and returns it as JSON."""
+class Journal(Protocol):
+    """The results of steps."""
 
-    def __init__(
-        self,
-        find: Callable[[str], Awaitable[str | None]],
-        keep: Callable[[str, object], Awaitable[str]],
-    ) -> None:
-        self._find = find
-        self._keep = keep
-        self._working: set[str] = set()
+    def find_step(self, key: str) -> Awaitable[str | None]:
+        """The stored result of a key as JSON, None if there is none."""
 
-    async def step(self, key: str, work: Callable[[], Any]) -> Any:
-        """Does the work of a step unless its result is stored. Returns the result."""
-        found = await self._find(key)
-        if found is not None:
-            return json.loads(found)
-        if key in self._working:
-            raise AgentError(f"step {key!r} is at work already; give each step a key of its own")
-        self._working.add(key)
-        try:
-            result = work()
-            if inspect.isawaitable(result):
-                result = await result
-            return json.loads(await self._keep(key, result))
-        finally:
-            self._working.discard(key)
+    def keep_step(self, key: str, result: object) -> Awaitable[str]:
+        """Makes a result durable; returns as JSON the first one that was stored for its key."""
+
+
+async def take_step(journal: Journal, key: str, work: Callable[[], Any], working: set[str]) -> Any:
+    """Does the work of a step unless its result is stored. Returns the result.
+
+    `working` are the keys of the attempt whose work is being done. Raises AgentError for one of
+    them, and what the work raises.
+    """
+    found = await journal.find_step(key)
+    if found is not None:
+        return json.loads(found)
+    if key in working:
+        raise AgentError(f"step {key!r} is at work already; give each step a key of its own")
+    working.add(key)
+    try:
+        result = work()
+        if inspect.isawaitable(result):
+            result = await result
+        return json.loads(await journal.keep_step(key, result))
+    finally:
+        working.discard(key)

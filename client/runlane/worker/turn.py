@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from runlane.types import Message
 from runlane.worker.events import AgentEvent, FoldedPrompt, Prompt, prompt_from
 from runlane.worker.questions import Questions
-from runlane.worker.steps import Steps
+from runlane.worker.steps import take_step
 from runlane.worker.v1 import worker_service_pb2 as pb
 
 
@@ -63,7 +63,7 @@ class Turn:
             given.deadline.ToDatetime(UTC) if given.HasField("deadline") else None
         )
         self._calls = calls
-        self._steps = Steps(calls.find_step, calls.keep_step)
+        self._working: set[str] = set()
         self._questions = Questions()
 
     async def history(self) -> Sequence[Message]:
@@ -91,7 +91,7 @@ class Turn:
         An attempt that is lost while `work` is at work, or before its result is stored, does it
         again: make it safe to repeat. Raises what `work` raises; nothing is stored then.
         """
-        return await self._steps.step(key, work)
+        return await take_step(self._calls, key, work, self._working)
 
     async def find_step(self, key: str) -> str | None:
         """The stored result of a step as JSON, None if there is none. `step` is made of this and

@@ -50,8 +50,9 @@ class AgentRoom:
 
     def serves(self, agent: str | None, tenant: str) -> bool:
         """Whether the agent executes runs of a tenant now."""
-        source = None if agent is None else self._sources.get(agent)
-        return source is None or agent is None or source.offers_to(agent, tenant)
+        if agent is None or agent not in self._sources:
+            return True
+        return self._sources[agent].offers_to(agent, tenant)
 
     def reserve(self, agent: str | None, lane: SessionKey) -> None:
         """Reserves the slot of a worker for a lane. A worker may offer one slot for several agents,

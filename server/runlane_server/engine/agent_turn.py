@@ -173,11 +173,11 @@ class AgentTurn:
 
     async def find_step(self, key: str) -> str | None:
         """The stored result of a step."""
-        return await self._journal.find(key)
+        return await self._journal.find_step(key)
 
     async def keep_step(self, key: str, result: object) -> str:
         """Makes the result of a step durable."""
-        return await self._journal.keep(key, result)
+        return await self._journal.keep_step(key, result)
 
     async def emit(self, event: AgentEvent | str) -> None:
         """Adds an event to the output."""

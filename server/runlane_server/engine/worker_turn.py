@@ -56,7 +56,7 @@ class WorkerTurn(AgentTurn):
 
     async def keep(self, step: KeptStep) -> None:
         """Adds the result of a step to the output. Raises AgentError."""
-        if await self._journal.find(step.key) is not None:
+        if await self._journal.find_step(step.key) is not None:
             raise AgentError(
                 f"step {step.key!r} has a result already; ask with find_step before the work"
             )
@@ -64,7 +64,7 @@ class WorkerTurn(AgentTurn):
 
     async def find_durable_step(self, key: str) -> str | None:
         """The result of a step, once it is durable."""
-        found = await self._journal.find(key)
+        found = await self._journal.find_step(key)
         if found is not None:
             await self._outbox.flush()
         return found

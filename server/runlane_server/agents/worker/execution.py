@@ -287,24 +287,30 @@ class Execution:
     async def ask(self, questions: Sequence[Asked]) -> None:
         """Asks people: sends the answers if there are all, else the run waits for them, and the
         turn is over for the worker (R40, R44)."""
-        await self._in_order(lambda: self._ask(questions))
+        asker = self._slot
+        await self._in_order(lambda: self._ask(asker, questions))
 
-    async def _ask(self, questions: Sequence[Asked]) -> None:
+    async def _ask(self, asker: Slot | None, questions: Sequence[Asked]) -> None:
         self._check_open("ask")
         if self._outcome.done():
             return
         if await self.turn.park(questions):
             self._settle(None)
             return
-        self._send(Answered([await self.turn.answered(one.key) for one in questions]))
+        answers = [await self.turn.answered(one.key) for one in questions]
+        if self._slot is asker:
+            self._send(Answered(answers))
 
     async def find_step(self, key: str) -> None:
         """Sends the stored result of a step (R39)."""
-        await self._in_order(lambda: self._find_step(key))
+        asker = self._slot
+        await self._in_order(lambda: self._find_step(asker, key))
 
-    async def _find_step(self, key: str) -> None:
+    async def _find_step(self, asker: Slot | None, key: str) -> None:
         self._check_open("find_step")
-        self._send(FoundStep(key, await self.turn.find_durable_step(key)))
+        found = await self.turn.find_durable_step(key)
+        if self._slot is asker:
+            self._send(FoundStep(key, found))
 
     async def finish(
         self, number: int, report: Report, error: AgentError | None, result: Result | None
