@@ -394,6 +394,18 @@ MUTANTS = (
         "R44",
     ),
     Mutant(
+        "a run that ends while it waits to begin anew writes over its dropped output",
+        "    attempt = ended.attempt + ended.asking.restarts\n",
+        "    attempt = ended.attempt\n",
+        "not used again",
+    ),
+    Mutant(
+        "a run that is cancelled between two attempts writes over the last one",
+        '    message_id = edit.write(run, close((), reason), "", attempt=run.attempt + 1)',
+        '    message_id = edit.write(run, close((), reason), "", attempt=1)',
+        "not used again",
+    ),
+    Mutant(
         "resuming after a lost node consumes an attempt",
         "extra_attempts=kept.extra_attempts + 1, ",
         "",
