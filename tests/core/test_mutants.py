@@ -352,6 +352,12 @@ MUTANTS = (
         "R41",
     ),
     Mutant(
+        "a question that the store did not confirm is asked again",
+        "    if active.asking.asks >= number:",
+        "    if False:",
+        "R44",
+    ),
+    Mutant(
         "an answer while the run is active again is forgotten",
         "    asked = [request for request in stamped if request.question.key not in closed]",
         "    asked = stamped",

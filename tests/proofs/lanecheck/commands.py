@@ -115,6 +115,7 @@ class Command:
     has_default: bool = False
     resumable: bool = False
     park: bool = False
+    repeated: bool = False
 
     def __str__(self) -> str:
         node = () if self.host is None else (f"on {self.host!r}",)
@@ -137,7 +138,7 @@ class Command:
             Verb.ADOPT: (self.run_id, str(self.attempt), *node),
             Verb.ASK: (
                 *(self.run_id, str(self.attempt), self.key, "default" * self.has_default),
-                *("resumable" * self.resumable, "park" * self.park),
+                *("resumable" * self.resumable, "park" * self.park, "repeated" * self.repeated),
             ),
             Verb.ANSWER: (self.run_id, self.key),
             Verb.EXPIRE: (self.run_id, self.key),
@@ -229,6 +230,10 @@ class Command:
         found = self.input_of(lane)
         return "unknown" if found is None else found.input_request_id
 
+    def asks(self, lane: Lane) -> int:
+        """The number of asks of the active run so far."""
+        return lane.active.asking.asks if lane.active else 0
+
     def asked(self, lane: Lane) -> InputRequest:
         """The request of an ask."""
         count = lane.active.asking.asked if lane.active else 0
@@ -274,6 +279,7 @@ _CALLS: Mapping[Verb, Callable[[ModuleType, Lane, Command], object]] = {
         (self.asked(lane),),
         at=AT,
         events=streamed(lane),
+        number=self.asks(lane) + (not self.repeated),
         resumable=self.resumable,
         park=Park("state", 1) if self.park else None,
     ),
@@ -403,8 +409,10 @@ def ask(
     has_default: bool = False,
     resumable: bool = False,
     park: bool = False,
+    repeated: bool = False,
 ) -> Command:
-    """A question of the active run."""
+    """A question of the active run; `repeated`: its supervisor asks it again, as it does not know
+    that the last ask of the run was committed."""
     return Command(
         Verb.ASK,
         run_id=run_id,
@@ -413,6 +421,7 @@ def ask(
         has_default=has_default,
         resumable=resumable,
         park=park,
+        repeated=repeated,
     )
 
 

@@ -257,7 +257,7 @@ def _check_events(before: Lane, command: Command, made: Transition) -> None:
     counts = {run.run_id: run.events for run in live(before)}
     counting = {Verb.DRAIN, Verb.FINISH, Verb.NODE_LOST, Verb.HAND_OVER, Verb.HAND_BACK}
     active = before.active
-    asks = command.verb is Verb.ASK and bool(made.reply)
+    asks = command.verb is Verb.ASK and made.needs_commit
     lost = {Verb.NODE_LOST, Verb.HAND_OVER, Verb.HAND_BACK}
     kept = command.verb in lost and is_parked(active) and not (active and active.asking.expired)
     if active is not None and (command.verb in counting or asks) and not kept:
