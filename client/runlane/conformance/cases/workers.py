@@ -354,6 +354,7 @@ async def _handed_back(ctx: CaseContext) -> None:
     await stream.hand_back()
     other, turn = await turn_of(ctx, handle)
     expect("attempt", turn.attempt, 2)
+    expect_that("it has a token of its own", true=turn.fence != given.fence)
     await expect_fenced(ctx, given)
     await other.finish(0)
     await ctx.expect_end(handle, S.COMPLETED, "")
