@@ -32,7 +32,7 @@ from runlane_server.rpc.requests import (
 )
 from support.callers import LIFETIME, guarded
 from support.raw_http2 import RawConnection, message, raw_connection
-from support.rpc_wire import refused, serving
+from support.rpc_wire import Wire, refused, serving
 from support.staging import SECONDS
 
 GET_RUN = "/runlane.v1.RunService/GetRun"
@@ -125,28 +125,42 @@ async def test_half_a_message_of_a_health_check_delays_no_other_check() -> None:
 # --- Callers --------------------------------------------------------------------------------------
 
 
+async def get_as(wire: Wire, tenant: str) -> str:
+    """Gets a run that does not exist, and returns the reason of the refusal."""
+    call = wire.runs.GetRun(pb.GetRunRequest(run_id="r"), metadata=(("tenant", tenant),))
+    return (await refused(call)).reason
+
+
 async def test_slow_requests_delay_their_own_tenant_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requests, "PATIENCE", 4.0)
+    monkeypatch.setattr(requests, "PATIENCE", SECONDS)
     async with (
         serving(access=AccessControl(NamedTenants())) as wire,
         raw_connection(wire.address) as raw,
         asyncio.timeout(SECONDS),
     ):
-
-        async def get(tenant: str) -> str:
-            call = wire.runs.GetRun(pb.GetRunRequest(run_id="r"), metadata=(("tenant", tenant),))
-            return (await refused(call)).reason
-
-        streams = await hold(raw, GET_RUN, SLOTS, tenant="slow")
-        mine = asyncio.ensure_future(get("slow"))
+        await hold(raw, GET_RUN, SLOTS, tenant="slow")
+        mine = asyncio.ensure_future(get_as(wire, "slow"))
         # While the slots of one tenant are taken, another tenant is served.
         for _ in range(5):
-            assert await get("quick") == "RUN_NOT_FOUND"
+            assert await get_as(wire, "quick") == "RUN_NOT_FOUND"
         assert not mine.done()
         assert not raw.ended
-        # The first slow request loses its slot.
-        assert await mine == "RUN_NOT_FOUND"
-        await raw.until_ended(streams[0])
+        mine.cancel()
+
+
+async def test_the_first_slow_request_loses_its_slot_to_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(requests, "PATIENCE", 0.5)
+    async with (
+        serving(access=AccessControl(NamedTenants())) as wire,
+        raw_connection(wire.address) as raw,
+        asyncio.timeout(SECONDS),
+    ):
+        streams = await hold(raw, GET_RUN, SLOTS, tenant="slow")
+        # The first ones may arrive before the slow requests.
+        while streams[0] not in raw.ended:
+            assert await get_as(wire, "slow") == "RUN_NOT_FOUND"
 
 
 async def test_many_requests_at_once_are_all_served() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import resource
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import httpx2
 import pytest
+import pytest_asyncio
 from starlette.requests import Request
 from starlette.types import Message
 
@@ -26,8 +26,12 @@ ACCEPT = {"sessionId": "s", "prompt": "p", "allowMissing": True}
 JSON = {"Content-Type": "application/json"}
 
 
-@pytest.fixture
-async def opened() -> AsyncIterator[Door]:
+# The tests share a server, since each of them asks for something that is refused.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", name="opened")
+async def _opened() -> AsyncIterator[Door]:
     async with LocalServer() as server, door(server.address) as found:
         yield found
 
@@ -342,23 +346,6 @@ async def test_a_connection_between_two_requests_and_in_one_is_kept(
     await asyncio.sleep(0.4)
     assert not reader.at_eof()
     writer.close()
-
-
-def test_connections_leave_half_of_the_files() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (1000, hard))
-    try:
-        assert connections.max_connections() == 500
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def test_connections_have_limits_in_all_and_for_each_address() -> None:
-    counts = connections.Connections(limit=3, per_address=2)
-    assert [counts.take("a") for _ in range(3)] == [True, True, False]
-    assert [counts.take("b") for _ in range(2)] == [True, False]
-    counts.release("a")
-    assert counts.take("b")
 
 
 async def test_too_many_streams_of_one_caller_are_refused() -> None:
