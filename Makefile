@@ -40,6 +40,7 @@ CARGO := CARGO_TARGET_DIR=$(CURDIR)/.cache/cargo cargo
 PROOFS := tests/bench tests/proofs/attack tests/proofs/conformance tests/proofs/crash tests/proofs/fuzz \
 	tests/proofs/lanecheck tests/core/test_mutants.py tests/rpc/test_access_mutants.py \
 	tests/store/sqlite/test_planted_rows.py tests/store/postgres/test_planted_rows.py \
+	tests/store/sqlite/test_names.py \
 	tests/store/postgres/test_faults.py tests/store/postgres/test_failover.py tests/engine/test_outage.py \
 	tests/cluster/test_workers.py tests/e2e/test_worker_restart.py tests/e2e/test_agent_processes.py \
 	tests/e2e/test_pages.py tests/web/test_console.py tests/web/test_console_text.py tests/process/test_http_door.py
