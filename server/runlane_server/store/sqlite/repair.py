@@ -28,6 +28,7 @@ from runlane_server.store.sqlite.check import READS
 from runlane_server.store.sqlite.connection import any_text
 from runlane_server.store.sqlite.file import check_ours
 from runlane_server.store.sqlite.lock import FileLock
+from runlane_server.store.sqlite.names import replace_names
 from runlane_server.store.sqlite.store import SqliteStore
 from runlane_server.store.sqlite.transaction import SQL
 
@@ -61,15 +62,15 @@ def _replace(path: Path) -> tuple[list[str], list[SessionKey]]:
             check_ours(db, path)
             db.execute("PRAGMA synchronous = FULL")
             db.execute("BEGIN IMMEDIATE")
+            renamed = replace_names(db)
             sessions = sorted(set(_damaged_sessions(db)))
             lines = [
-                line
+                replace(db, row)
                 for table, replace in _REPLACE.items()
                 for row in _damaged(db, table)
-                if (line := _try(replace, db, row))
             ]
             db.execute("COMMIT")
-            return lines, sessions
+            return [*renamed, *lines], sessions
     finally:
         lock.release()
 
@@ -84,16 +85,6 @@ def _damaged_sessions(db: sqlite3.Connection) -> Iterator[SessionKey]:
     for table in ("sessions", "runs", "input_requests"):
         for row in _damaged(db, table):
             yield SessionKey(row["tenant"], row["session_id"])
-
-
-def _try(
-    replace: Callable[[sqlite3.Connection, Any], str], db: sqlite3.Connection, row: Any
-) -> str:
-    """Replaces a record; returns nothing if its key is damaged, so that it cannot be named."""
-    try:
-        return replace(db, row)
-    except UnicodeEncodeError:
-        return ""
 
 
 def _message(db: sqlite3.Connection, row: Any) -> str:
