@@ -280,9 +280,15 @@ MUTANTS = (
     ),
     Mutant(
         "a run that a cancel covers is repeated",
-        " or outcome.is_final or active.state is not RunState.ACTIVE:",
+        " or outcome.is_final or active.state not in AT_WORK:",
         " or outcome.is_final:",
         "cancelling cannot retry",
+    ),
+    Mutant(
+        "a run that fails while it waits for input is not repeated",
+        " or outcome.is_final or active.state not in AT_WORK:",
+        " or outcome.is_final or active.state is not RunState.ACTIVE:",
+        "keeps its place",
     ),
     Mutant(
         "a failed attempt counts as lost with its node",

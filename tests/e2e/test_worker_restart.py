@@ -9,9 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from runlane import Client
+from runlane import Client, RunState
 from support.server import ServerProcess, clean_environment
-from support.workers import Counter, accept, check_whole, followed, until_streaming, working
+from support.staging import SECONDS
+from support.workers import (
+    Counter,
+    RawWorker,
+    accept,
+    check_whole,
+    followed,
+    resume_of,
+    until_streaming,
+    working,
+)
 
 RUNS = 20
 
@@ -45,3 +55,32 @@ async def test_r36_no_run_of_a_worker_is_interrupted_by_ten_restarts(tmp_path: P
         counter.may_end.set()
         for handle, events in zip(handles, await asyncio.gather(*following), strict=True):
             check_whole(events, counter.said[handle.run_id])
+
+
+@pytest.mark.sqlite("it restarts the only server of a file")
+async def test_r09_a_cancelled_run_of_a_worker_is_active_after_a_crash_until_it_has_stopped(
+    tmp_path: Path,
+) -> None:
+    node = server(tmp_path, f"sqlite:///{tmp_path}/r.db", "--cancel-grace", "30s")
+    async with AsyncExitStack() as closing:
+        closing.push_async_callback(node.kill)
+        await node.start()
+        client = await closing.enter_async_context(Client(node.address, timeout=SECONDS))
+        handle = await accept(client, "s", "hello")
+        async with RawWorker(node.address) as worker:
+            turn = await worker.turn()
+            await worker.emit(1, "so far")
+            await worker.acked(1)
+            await client.cancel("s")
+            await worker.expect("cancel")
+            await node.kill()
+        await node.start()
+        async with RawWorker(node.address) as worker:
+            await worker.offer(resume=resume_of(turn))
+            await worker.acked(1)
+            await worker.expect("cancel")
+            assert (await client.get_run(handle.run_id)).state == RunState.CANCELLING
+            await worker.finish(1)
+            assert (await worker.expect("acked")).ended
+        end = await handle.completed(SECONDS)
+        assert (end.state, end.text) == (RunState.CANCELLED, "so far")

@@ -742,7 +742,7 @@ async def test_r37_a_worker_that_stops_hands_its_runs_back(
         await until_active(client, handle.run_id)
     async with working(server.address, {"default": returned}):
         end = await handle.completed(SECONDS)
-    assert (end.state, end.text, end.attempt) == (RunState.COMPLETED, "hello", 1)
+    assert (end.state, end.text, end.attempt) == (RunState.COMPLETED, "hello", 2)
 
 
 async def test_a_worker_for_an_agent_that_is_not_declared_ends_with_an_error(

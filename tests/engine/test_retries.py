@@ -26,7 +26,9 @@ from runlane_server.core.model import (
     WhenBusy,
 )
 from runlane_server.core.retry import RetryPolicy
+from runlane_server.core.transition import Lane, LaneRun
 from runlane_server.engine.agent_table import AgentTable, DeclaredAgent
+from runlane_server.engine.backoffs import Backoffs
 from runlane_server.store.base import Store
 from support.node import Node, running
 from support.staging import SECONDS, say, script, wait
@@ -54,6 +56,22 @@ async def back_off(node: Node, session: str, policy: RetryPolicy = LONG, *steps:
             if (run.attempt, run.state) == (1, S.ACCEPTED):
                 return run_id
             await asyncio.sleep(0)
+
+
+async def test_r38_a_run_whose_backoff_is_over_waits_for_its_agent_without_a_timer() -> None:
+    """With one, it would leave and enter the queue of the slots again and again."""
+    queued: list[SessionKey] = []
+    backoffs = Backoffs(lambda: 1000, queued.append)
+    run = LaneRun("r", 1, S.ACCEPTED, WhenBusy.QUEUE, 0, 1, not_before=1000)
+    lane = Lane(SessionKey("default", "s"), waiting=(run,))
+    backoffs.follow(lane, is_due=True)
+    await asyncio.sleep(0)
+    assert (list(backoffs.lanes), queued) == ([], [])
+    backoffs.follow(lane, is_due=False)
+    async with asyncio.timeout(SECONDS):
+        while not queued:
+            await asyncio.sleep(0)
+    assert (list(backoffs.lanes), queued) == ([], [lane.key])
 
 
 def attempts(events: Any) -> list[int]:

@@ -297,9 +297,11 @@ class Runner:
         """Cancels the agent's task, and waits until it has returned, and all tasks that it started,
         or the grace period is over (R9)."""
         self._outbox.close()
-        work.cancel()
         loop = asyncio.get_running_loop()
         until = loop.time() + self._cancel_grace
+        if self.job.is_resumed:
+            await self._until_followed(work)
+        work.cancel()
         # A task may start others before it returns.
         while (left := self._code.working()) and loop.time() < until:
             await asyncio.wait(left, timeout=until - loop.time())
@@ -308,6 +310,17 @@ class Runner:
             self.strays = left
             for task in left:
                 task.add_done_callback(_log_stray)
+
+    async def _until_followed(self, work: asyncio.Task[None]) -> None:
+        """Waits until a cancel of the agent's task waits for the worker, which has had the attempt
+        since before this process began to supervise it (R9)."""
+        if self._end is None or self._is_leaving:
+            return
+        followed = create_own_task(self._end.is_followed.wait())
+        await asyncio.wait(
+            {work, followed}, timeout=self._cancel_grace, return_when=asyncio.FIRST_COMPLETED
+        )
+        followed.cancel()
 
     async def _report_end(self, error: RunError | None) -> None:
         """Commits the end, after everything that is in progress for this run."""

@@ -246,7 +246,7 @@ WORKER_FAULTS = (
         (37,),
         (
             Edit(
-                "core/lane.py",
+                "core/lane/attempts.py",
                 "    if is_unused and is_active and not (content or tail or lane.folded):\n",
                 "    if False:\n",
             ),
@@ -258,7 +258,7 @@ WORKER_FAULTS = (
         (37,),
         (
             Edit(
-                "core/lane.py",
+                "core/lane/attempts.py",
                 "    if is_unused and is_active and not (content or tail or lane.folded):\n",
                 "    if is_unused and is_active:\n",
             ),

@@ -244,7 +244,8 @@ def _finish(before: Lane, command: Command, made: Transition) -> str | None:
 def _is_repeated(active: LaneRun, command: Command) -> bool:
     """Whether the policy of the run asks for another attempt (R38)."""
     policy = active.retry
-    if policy is None or command.ok or active.state is not _S.ACTIVE:
+    at_work = active.state in {_S.ACTIVE, _S.INPUT_REQUIRED} and not active.asking.expired
+    if policy is None or command.ok or not at_work:
         return False
     return command.error.reason in policy.reasons and active.failures + 1 < policy.max_attempts
 

@@ -78,6 +78,7 @@ STEPS: dict[Verb, frozenset[tuple[RunState | None, RunState]]] = {
             (_S.ACTIVE, _S.COMPLETED),
             (_S.ACTIVE, _S.FAILED),
             (_S.ACTIVE, _S.ACCEPTED),
+            (_S.INPUT_REQUIRED, _S.ACCEPTED),
             (_S.FOLDED, _S.QUEUED),
             (_S.INPUT_REQUIRED, _S.COMPLETED),
             (_S.INPUT_REQUIRED, _S.FAILED),

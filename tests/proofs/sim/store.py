@@ -59,6 +59,10 @@ Tell: TypeAlias = Callable[[Listener], None]
 """Delivers committed events."""
 
 MAX_BATCH = 4
+
+COMMIT_SECONDS = 2e-6
+"""The least time of a commit."""
+
 STORE_ID = b"simulate"
 
 
@@ -283,6 +287,8 @@ class SimStore:
 
     async def _write_batch(self, line: WriteLine[_Unit], batch: Sequence[_Unit]) -> None:
         self._under_way[line.name] = batch
+        # A commit takes time: no run starts twice at one instant.
+        await asyncio.sleep(COMMIT_SECONDS)
         await self._pause()
         del self._under_way[line.name]
         results = self._apply(batch, meddled=True)

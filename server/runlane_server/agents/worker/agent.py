@@ -38,6 +38,7 @@ class WorkerAgent:
             # The turn itself may be what ends the process: it must count as an attempt.
             execution.begin()
         self.workers.begin(execution)
+        execution.turn.end.is_followed.set()
         try:
             if execution.turn.is_resumed:
                 execution.wait_for_worker()

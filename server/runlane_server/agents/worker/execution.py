@@ -125,6 +125,10 @@ class Execution:
 
     def resume(self, slot: Slot, received: Collection[str]) -> None:
         """Connects the worker again, which has the prompts of the folded runs in `received`."""
+        if self._is_lost:
+            # Its loss is being committed, and the run starts elsewhere in that commit.
+            slot.fence("the attempt was lost before the worker returned")
+            return
         self.begin()
         self._attach(slot)
         slot.put(Acked(self._stored))
@@ -133,6 +137,12 @@ class Execution:
             slot.put(Joined(0, missing))
         if self._is_stopped:
             slot.put(Stopped())
+
+    @property
+    def _is_lost(self) -> bool:
+        """Whether the attempt ends without the worker, which has not ended it."""
+        is_settled = self._outcome.done() and not self.is_finished
+        return is_settled and isinstance(self._outcome.result(), AttemptLost)
 
     def _attach(self, slot: Slot) -> None:
         before, self._slot = self._slot, slot
@@ -200,7 +210,9 @@ class Execution:
         await self._in_order(lambda: self._emit(number, events))
 
     async def _emit(self, number: int, events: Sequence[AgentEvent]) -> None:
-        self._check_open("emit")
+        if number + len(events) - 1 > self.received:
+            # A worker that reconnects repeats what was not acknowledged, also before its end.
+            self._check_open("emit")
         if number > self.received + 1:
             raise InvalidArgument.of(
                 "emit.number", f"is {number}; the next number is {self.received + 1}"
@@ -215,28 +227,36 @@ class Execution:
 
     async def take_folded(self, number: int) -> None:
         """Sends the prompts that join the turn now."""
-        await self._in_order(lambda: self._take_folded(number))
+        asker = self._slot
+        await self._in_order(lambda: self._take_folded(number, asker))
 
-    async def _take_folded(self, number: int) -> None:
+    async def _take_folded(self, number: int, asker: Slot | None) -> None:
         self._check_open("take_folded")
         prompts = await self.turn.take_folded()
         self._folded += prompts
-        self._send(Joined(number, prompts))
+        if self._slot is asker:
+            self._send(Joined(number, prompts))
+        elif prompts:
+            # The worker has reconnected, and asks again.
+            self._send(Joined(0, prompts))
 
     async def send_history(self) -> None:
         """Sends the transcript before the turn."""
-        await self._in_order(self._send_history)
+        asker = self._slot
+        await self._in_order(lambda: self._send_history(asker))
 
-    async def _send_history(self) -> None:
-        self._send(Transcript(await self.turn.history()))
+    async def _send_history(self, asker: Slot | None) -> None:
+        messages = await self.turn.history()
+        if self._slot is asker:
+            self._send(Transcript(messages))
 
     async def finish(self, number: int, report: Report, error: AgentError | None) -> None:
         """Takes the end of the turn, whose last event has a number. Raises InvalidArgument."""
         await self._in_order(lambda: self._finish(number, report, error))
 
     async def _finish(self, number: int, report: Report, error: AgentError | None) -> None:
-        if self.is_finished:
-            return  # repeated after a lost connection
+        if self.is_finished or self._outcome.done():
+            return  # repeated after a lost connection, or too late
         if number != self.received:
             raise InvalidArgument.of(
                 "finish.number", f"is {number}; the last number is {self.received}"

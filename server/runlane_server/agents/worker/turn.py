@@ -15,11 +15,13 @@ class AttemptEnd:
 
     `committed` is done once the end of the run is durable, or no longer this node's to commit.
     `is_leaving`: this node stops or has lost the run, and the attempt may continue elsewhere.
+    `is_followed` is set by the agent, once a cancel of its task waits for the worker.
     """
 
     def __init__(self) -> None:
         self.committed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.is_leaving = False
+        self.is_followed = asyncio.Event()
 
     def commit(self) -> None:
         """Reports the end."""

@@ -21,7 +21,7 @@ from runlane_server.core.input import (
     Park,
 )
 from runlane_server.core.lane.edit import Edit, the_active
-from runlane_server.core.lane.states import Trigger, advance, next_state
+from runlane_server.core.lane.states import AT_WORK, Trigger, advance, next_state
 from runlane_server.core.model import (
     EventBody,
     InputAnswered,
@@ -47,10 +47,6 @@ _CLOSED: Mapping[InputState, type[ClosedInput]] = MappingProxyType(
 """The event of a closed request, by the state it was closed with."""
 
 
-_ASKING = frozenset({RunState.ACTIVE, RunState.INPUT_REQUIRED})
-"""States in which no cancel covers the active run."""
-
-
 def ask(
     lane: Lane,
     run_id: str,
@@ -72,7 +68,7 @@ def ask(
     """
     active = the_active(lane, run_id, attempt)
     edit = Edit(lane, at)
-    if active.state not in _ASKING or active.asking.expired:
+    if active.state not in AT_WORK or active.asking.expired:
         return edit.done(reply=())
     closed = {key: closed_id for _, closed_id, key in active.asking.late}
     count(edit, active, events)

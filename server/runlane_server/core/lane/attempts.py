@@ -8,7 +8,7 @@ from runlane_server.core.lane.asking import count
 from runlane_server.core.lane.cancelling import cancel_active
 from runlane_server.core.lane.edit import Edit, the_active
 from runlane_server.core.lane.ending import end_turn
-from runlane_server.core.lane.states import Trigger, advance
+from runlane_server.core.lane.states import AT_WORK, Trigger, advance
 from runlane_server.core.model import (
     EventBody,
     FinishReason,
@@ -59,7 +59,7 @@ def finish(
 def _backoff(active: LaneRun, outcome: Outcome) -> Micros | None:
     """The time until the next attempt if the policy of the run asks for one."""
     policy, error = active.retry, outcome.error
-    if policy is None or error is None or outcome.is_final or active.state is not RunState.ACTIVE:
+    if policy is None or error is None or outcome.is_final or active.state not in AT_WORK:
         return None
     if active.asking.expired:
         return None  # it ends with INPUT_EXPIRED (R43)
