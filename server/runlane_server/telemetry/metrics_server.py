@@ -28,6 +28,7 @@ from runlane_server.release import version_of_server
 from runlane_server.rpc.endpoint import Endpoint
 from runlane_server.store.base import Store
 from runlane_server.store.vitals import StoreVitals
+from runlane_server.webhooks.attempts import Counts
 
 if TYPE_CHECKING:
     from runlane_server.telemetry.metrics import Metrics, NodeState, StoreState
@@ -70,6 +71,7 @@ class MetricsServer:
         if listen is not None:
             require("prometheus_client", OPTION)
         self.observer: Observer = NO_OBSERVER
+        self.webhooks = Counts()
         self._listen = listen
         self._store_kind = store_kind
         self._now = now
