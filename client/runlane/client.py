@@ -520,7 +520,7 @@ class Client:
         url: str,
         *,
         secret: str = "",
-        filter: WebhookFilter | None = None,  # noqa: A002 - the name of the field
+        events: WebhookFilter | None = None,
         full: bool = False,
         enabled: bool = True,
     ) -> WebhookSecret:
@@ -529,7 +529,7 @@ class Client:
         Args:
             url: The URL to post to. It must answer a challenge first.
             secret: `whsec_` and the base64 of 24 to 64 bytes. Empty: the server creates one.
-            filter: The events to deliver; None: all.
+            events: The events to deliver; None: all.
             full: Deliver whole events, and not only ids and states.
             enabled: False: events wait until it is enabled.
 
@@ -540,7 +540,7 @@ class Client:
             webhooks_pb.CreateWebhookRequest,
             url=url,
             secret=secret,
-            filter=None if filter is None else webhooks.to_filter(filter),
+            filter=None if events is None else webhooks.to_filter(events),
             full=full,
             disabled=not enabled,
         )
@@ -572,20 +572,19 @@ class Client:
         webhook_id: str,
         *,
         url: str | None = None,
-        filter: WebhookFilter | None = None,  # noqa: A002 - the name of the field
+        events: WebhookFilter | None = None,
         full: bool | None = None,
         enabled: bool | None = None,
         etag: str = "",
     ) -> Webhook:
-        """Changes what is not None. `filter` replaces the whole filter.
+        """Changes what is not None. `events` replaces the whole filter.
 
         With an `etag` of a webhook that was changed meanwhile it raises WebhookChanged. `enabled`
         also ends a stop by the server. Raises WebhookNotFound, InvalidArgument.
         """
-        changes = {"url": url, "filter": filter, "full": full, "enabled": enabled}
+        wanted = None if events is None else webhooks.to_filter(events)
+        changes = {"url": url, "filter": wanted, "full": full, "enabled": enabled}
         given = {name: value for name, value in changes.items() if value is not None}
-        if filter is not None:
-            given["filter"] = webhooks.to_filter(filter)
         request = build(webhooks_pb.UpdateWebhookRequest, webhook_id=webhook_id, etag=etag, **given)
         request.update_mask.paths.extend(given)
         response = await self._wire.call(self._wire.webhooks.UpdateWebhook, request)

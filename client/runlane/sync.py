@@ -431,7 +431,7 @@ class Client:
         url: str,
         *,
         secret: str = "",
-        filter: WebhookFilter | None = None,
+        events: WebhookFilter | None = None,
         full: bool = False,
         enabled: bool = True,
     ) -> WebhookSecret:
@@ -440,7 +440,7 @@ class Client:
         Args:
             url: The URL to post to. It must answer a challenge first.
             secret: `whsec_` and the base64 of 24 to 64 bytes. Empty: the server creates one.
-            filter: The events to deliver; None: all.
+            events: The events to deliver; None: all.
             full: Deliver whole events, and not only ids and states.
             enabled: False: events wait until it is enabled.
 
@@ -451,7 +451,7 @@ class Client:
             self._inner.create_webhook,
             url,
             secret=secret,
-            filter=filter,
+            events=events,
             full=full,
             enabled=enabled,
         )
@@ -469,12 +469,12 @@ class Client:
         webhook_id: str,
         *,
         url: str | None = None,
-        filter: WebhookFilter | None = None,
+        events: WebhookFilter | None = None,
         full: bool | None = None,
         enabled: bool | None = None,
         etag: str = "",
     ) -> Webhook:
-        """Changes what is not None. `filter` replaces the whole filter.
+        """Changes what is not None. `events` replaces the whole filter.
 
         With an `etag` of a webhook that was changed meanwhile it raises WebhookChanged. `enabled`
         also ends a stop by the server. Raises WebhookNotFound, InvalidArgument.
@@ -483,7 +483,7 @@ class Client:
             self._inner.update_webhook,
             webhook_id,
             url=url,
-            filter=filter,
+            events=events,
             full=full,
             enabled=enabled,
             etag=etag,

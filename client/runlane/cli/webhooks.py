@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -125,21 +126,33 @@ async def _list(as_json: bool, client: Client) -> int:
 @webhooks.command(cls=Command)
 @_filter_options
 @click.option("--full", is_flag=True, help="Deliver whole events, not only ids and states.")
+@click.option(
+    "--secret-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File with the secret. Default: the server creates one.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the webhook and its secret as JSON.")
 @click.argument("url")
 @click.pass_obj
-def create(settings: Settings, url: str, full: bool, as_json: bool, **options: Any) -> None:
+def create(
+    settings: Settings,
+    url: str,
+    full: bool,
+    secret_file: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Create a webhook for URL; print its id and its secret.
 
     No later command prints the secret. Without options, all events are delivered.
     """
-    execute(settings, partial(_create, url, _filter(options), full, as_json))
+    secret = "" if secret_file is None else secret_file.read_text().strip()
+    given = {"events": _filter(options), "full": full, "secret": secret}
+    execute(settings, partial(_create, url, given, as_json))
 
 
-async def _create(
-    url: str, wanted: WebhookFilter, full: bool, as_json: bool, client: Client
-) -> int:
-    created = await client.create_webhook(url, filter=wanted, full=full)
+async def _create(url: str, given: dict[str, Any], as_json: bool, client: Client) -> int:
+    created = await client.create_webhook(url, **given)
     if as_json:
         echo(json_line(created))
     else:
@@ -188,7 +201,7 @@ def update(  # noqa: PLR0917 - one per option
     wanted: WebhookFilter | None = _filter(options)
     if wanted == WebhookFilter() and not everything:
         wanted = None
-    changes = {"url": url, "filter": wanted, "full": full, "enabled": enabled}
+    changes = {"url": url, "events": wanted, "full": full, "enabled": enabled}
     given = {name: value for name, value in changes.items() if value is not None}
     if not given:
         raise click.UsageError("give at least one option to change")

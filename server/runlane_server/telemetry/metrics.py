@@ -9,6 +9,7 @@ This module needs `prometheus_client`, and is imported only if metrics are enabl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from prometheus_client import (
@@ -20,7 +21,7 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 _QUICK = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -46,6 +47,7 @@ class NodeState(NamedTuple):
     """The state of a node at the moment of a scrape; ages and leases in seconds.
 
     `runs_active` and `agent_ready` are by agent. `lease` is None if the store is not shared.
+    `webhooks` counts attempts by outcome, `webhook_problems` what callers should know by kind.
     `beat_age` is infinite for a node that considers itself lost.
     """
 
@@ -66,6 +68,8 @@ class NodeState(NamedTuple):
     beat_age: float = 0.0
     alive: bool = True
     measured: StoreState = StoreState()
+    webhooks: Mapping[str, int] = MappingProxyType({})
+    webhook_problems: Mapping[str, int] = MappingProxyType({})
 
 
 class Metrics:
@@ -250,6 +254,19 @@ class _StateCollector(Collector):
             {(method,): count for method, count in state.rpcs_open.items()},
             "method",
         )
+        yield _counted(
+            "webhook_attempts",
+            "Attempts to deliver to webhooks, by outcome.",
+            state.webhooks,
+            "outcome",
+        )
+        yield _counted(
+            "webhook_problems",
+            "Webhooks that were disabled, events given up, and times that events were lost because "
+            "the event log was compacted, by kind.",
+            state.webhook_problems,
+            "kind",
+        )
         yield from _measured(state.measured)
         if state.lease is not None:
             yield from _membership(state, state.lease)
@@ -290,6 +307,13 @@ def _membership(state: NodeState, lease: float) -> Iterator[Metric]:
 
 def _gauge(name: str, documentation: str, value: float) -> Metric:
     return GaugeMetricFamily(f"runlane_{name}", documentation, value=value)
+
+
+def _counted(name: str, documentation: str, values: Mapping[str, int], label: str) -> Metric:
+    family = CounterMetricFamily(f"runlane_{name}", documentation, labels=[label])
+    for value, count in values.items():
+        family.add_metric([value], count)
+    return family
 
 
 def _labelled(

@@ -231,7 +231,7 @@ class _StateReader:
         """The current state. Call it on the event loop."""
         from runlane_server.telemetry.metrics import NodeState  # noqa: PLC0415 - needs an extra
 
-        coordinator = self._coordinator
+        coordinator, hooks = self._coordinator, self.webhooks
         load, feed, member = coordinator.load, coordinator.feed, coordinator.membership
         state = NodeState(
             version=self._version,
@@ -253,6 +253,12 @@ class _StateReader:
             log_behind=coordinator.store.behind,
             rpcs_open=Counter(self._endpoint.calls.methods),
             measured=self._measured(),
+            webhooks={"arrived": hooks.delivered, "failed": hooks.failed},
+            webhook_problems={
+                "disabled": hooks.disabled,
+                "given_up": hooks.given_up,
+                "compacted": hooks.lost,
+            },
         )
         if member is None:
             return state

@@ -9,7 +9,7 @@ import asyncio
 import random
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -152,14 +152,18 @@ class Attempts:
 
     async def deliver(self, entry: Entry) -> bool:
         """One attempt; returns whether it arrived."""
-        if self.progress.failures < PATIENCE:
-            async with self._parts.slots.taken(self._webhook.key.tenant, self._slots):
+        async with self._slot():
+            # Only now: many may have waited for the slot while others failed.
+            if self.progress.failures < PATIENCE:
                 return await self._send(entry)
         async with self._probe:
             if self.progress.failures >= PATIENCE:
                 await self._until(self._paused_until)
-            async with self._parts.slots.taken(self._webhook.key.tenant, self._slots):
+            async with self._slot():
                 return await self._send(entry)
+
+    def _slot(self) -> AbstractAsyncContextManager[None]:
+        return self._parts.slots.taken(self._webhook.key.tenant, self._slots)
 
     async def _send(self, entry: Entry) -> bool:
         key = self._webhook.key
@@ -253,7 +257,7 @@ class Attempts:
             value = secrets.token_hex(16)
             message_id = f"msg_{secrets.token_hex(16)}"
             body = self._parts.encode.challenge(value, self._parts.now())
-            async with self._parts.slots.taken(self._webhook.key.tenant, self._slots):
+            async with self._slot():
                 _, error = await self._post(message_id, body, answer_has=value)
             if not error:
                 self.progress = replace(
