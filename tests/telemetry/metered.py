@@ -39,6 +39,7 @@ STATE = NodeState(
     ),
     webhooks={"arrived": 0},
     webhook_problems={"disabled": 0},
+    workers_quarantined=0,
 )
 """A state of a node with a shared store, in which every metric has a value."""
 

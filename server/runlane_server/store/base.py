@@ -215,6 +215,13 @@ class HostedRun:
     attempt: int
 
 
+class AnsweredRun(NamedTuple):
+    """A run that waits for no more input: its session, and its place among all runs."""
+
+    session: SessionKey
+    place: int
+
+
 @dataclass(frozen=True, slots=True)
 class DueInput:
     """An open input request whose time is over."""
@@ -262,9 +269,10 @@ class Cluster(Protocol):
     async def cancelled_runs(self, node_id: str) -> Sequence[HostedRun]:
         """Active runs of a node that a cancel covers."""
 
-    async def answered_runs(self, node_id: str, limit: int) -> Sequence[SessionKey]:
-        """Lanes whose active run has waited for input and needs none any more, the oldest first:
-        those whose agent waits on this node, and those without a node."""
+    async def answered_runs(self, node_id: str, after: int, limit: int) -> Sequence[AnsweredRun]:
+        """Active runs that have waited for input and need none any more, behind the place `after`:
+        those whose agent waits on this node, and those without a node. The oldest come first; their
+        places are greater than 0."""
 
     async def claim(
         self, node_id: str, limit: int, hold: float, order: ClaimOrder | None = None

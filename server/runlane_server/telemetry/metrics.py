@@ -46,7 +46,8 @@ class StoreState(NamedTuple):
 class NodeState(NamedTuple):
     """The state of a node at the moment of a scrape; ages and leases in seconds.
 
-    `runs_active` and `agent_ready` are by agent. `lease` is None if the store is not shared.
+    `runs_active` and `agent_ready` are by agent. `workers_quarantined` is None without an agent
+    that workers execute. `lease` is None if the store is not shared.
     `webhooks` counts attempts by outcome, `webhook_problems` what callers should know by kind.
     `beat_age` is infinite for a node that considers itself lost.
     """
@@ -64,6 +65,8 @@ class NodeState(NamedTuple):
     subscription_behind: int
     log_behind: int
     rpcs_open: Mapping[str, int]
+    workers_quarantined: int | None = None
+    worker_quarantines: int = 0
     lease: float | None = None
     beat_age: float = 0.0
     alive: bool = True
@@ -267,6 +270,8 @@ class _StateCollector(Collector):
             state.webhook_problems,
             "kind",
         )
+        if state.workers_quarantined is not None:
+            yield from _quarantines(state.workers_quarantined, state.worker_quarantines)
         yield from _measured(state.measured)
         if state.lease is not None:
             yield from _membership(state, state.lease)
@@ -293,6 +298,19 @@ def _measured(state: StoreState) -> Iterator[Metric]:
     ):
         if value is not None:
             yield _gauge(name, documentation, value)
+
+
+def _quarantines(now: int, started: int) -> Iterator[Metric]:
+    yield _gauge(
+        "workers_quarantined",
+        "Workers, and callers with all their workers, that get no turns now after repeated faults.",
+        now,
+    )
+    yield CounterMetricFamily(
+        "runlane_worker_quarantines",
+        "Times that a worker, or a caller with all its workers, got no turns for a while.",
+        value=started,
+    )
 
 
 def _membership(state: NodeState, lease: float) -> Iterator[Metric]:

@@ -102,6 +102,11 @@ class Unit:
     size: int = 0
     versions_skipped: int = 0
 
+    @property
+    def ends_runs(self) -> bool:
+        """Whether it has terminal events, whose write waits for those of the other nodes."""
+        return bool(self.completes)
+
 
 def columns(units: Sequence[Unit]) -> list[list[Row]]:
     """The arguments of `commit_all` for these units."""

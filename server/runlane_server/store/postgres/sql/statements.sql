@@ -615,9 +615,10 @@ SELECT tenant, session_id, run_id, attempt FROM (
 ORDER BY started_at LIMIT $1;
 
 -- name: answered_runs
-SELECT tenant, session_id FROM runs
-WHERE host IN ('', $1) AND state = 'input_required' AND left(asking, 4) = '[[],' AND run_no > 0
-ORDER BY run_no LIMIT $2;
+SELECT tenant, session_id, run_no FROM runs
+WHERE host IN ('', $1) AND state = 'input_required' AND left(asking, 4) = '[[],'
+    AND run_no > greatest($2::bigint, 0)
+ORDER BY run_no LIMIT $3;
 
 -- name: cancelled_runs
 SELECT tenant, session_id, run_id, attempt FROM runs
