@@ -55,7 +55,7 @@ class Node:
     task: asyncio.Task[None] | None = None
 
     async def create(self, url: str, wanted: WebhookFilter | None = None, **more: Any) -> Webhook:
-        options = {"secret": "", "full": False, "enabled": True} | more
+        options: dict[str, Any] = {"secret": "", "full": False, "enabled": True} | more
         return await self.webhooks.create(
             TENANT, url=url, wanted=wanted or WebhookFilter(), **options
         )

@@ -136,6 +136,7 @@ async def _list(as_json: bool, client: Client) -> int:
 @click.pass_obj
 def create(
     settings: Settings,
+    /,
     url: str,
     full: bool,
     secret_file: Path | None,
@@ -189,6 +190,7 @@ async def _show(webhook_id: str, client: Client) -> int:
 @click.pass_obj
 def update(  # noqa: PLR0917 - one per option
     settings: Settings,
+    /,
     webhook: str,
     url: str | None,
     full: bool | None,

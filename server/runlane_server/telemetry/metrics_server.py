@@ -97,7 +97,7 @@ class MetricsServer:
         if self._metrics is None or self._listen is None:
             yield
             return
-        node = _StateReader(coordinator, endpoint, self._store_kind, self._now)
+        node = _StateReader(coordinator, endpoint, self._store_kind, self._now, self.webhooks)
         self._state = node.state()
         host, port = self._listen.host, self._listen.port
 
@@ -191,7 +191,9 @@ class _StateReader:
         endpoint: Endpoint,
         store_kind: str,
         now: Callable[[], Micros],
+        webhooks: Counts,
     ) -> None:
+        self._webhooks = webhooks
         self._coordinator = coordinator
         self._endpoint = endpoint
         self._store_kind = store_kind
@@ -231,7 +233,7 @@ class _StateReader:
         """The current state. Call it on the event loop."""
         from runlane_server.telemetry.metrics import NodeState  # noqa: PLC0415 - needs an extra
 
-        coordinator, hooks = self._coordinator, self.webhooks
+        coordinator, hooks = self._coordinator, self._webhooks
         load, feed, member = coordinator.load, coordinator.feed, coordinator.membership
         state = NodeState(
             version=self._version,
