@@ -50,8 +50,9 @@ PROOFS := \
 	tests/proofs/conformance \
 	tests/proofs/crash \
 	tests/proofs/fuzz \
-	tests/proofs/lanecheck tests/proofs/webhooks \
+	tests/proofs/lanecheck \
 	tests/proofs/nodes \
+	tests/proofs/webhooks \
 	tests/rpc/test_access_mutants.py \
 	tests/store/postgres/test_failover.py \
 	tests/store/postgres/test_faults.py \
