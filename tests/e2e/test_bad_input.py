@@ -342,23 +342,23 @@ WITH_A_WEBHOOK: list[tuple[type[Request], Mapping[str, Any]]] = [
     (webhooks_pb.GetWebhookRequest, {}),
     (webhooks_pb.UpdateWebhookRequest, {"update_mask": FieldMask(paths=["full"])}),
     (webhooks_pb.DeleteWebhookRequest, {}),
-    (webhooks_pb.RedeliverWebhookRequest, {"from_beginning": True}),  # noqa: S106
+    (webhooks_pb.RedeliverWebhookRequest, {"from_beginning": True}),
     (webhooks_pb.RotateWebhookSecretRequest, {}),
 ]
 
 WEBHOOKS: list[Case] = [
     *((a_webhook(url=url), "INVALID_ARGUMENT", ["url"]) for url in BAD_URLS),
     *((a_webhook(wanted=bad), "INVALID_ARGUMENT", [field]) for bad, field in BAD_FILTERS),
-    (a_webhook(secret="whsec_c2hvcnQ="), "INVALID_ARGUMENT", ["secret"]),
+    (a_webhook(secret="whsec_c2hvcnQ="), "INVALID_ARGUMENT", ["secret"]),  # noqa: S106
     *((kind(**more), "INVALID_ARGUMENT", ["webhook_id"]) for kind, more in WITH_A_WEBHOOK),
     *(
         (kind(webhook_id=bad, **more), "INVALID_ARGUMENT", ["webhook_id"])
         for kind, more in WITH_A_WEBHOOK
-        for bad in BAD_IDS  # noqa: S106
+        for bad in BAD_IDS
     ),
     *((kind(webhook_id="no", **more), "WEBHOOK_NOT_FOUND", []) for kind, more in WITH_A_WEBHOOK),
     (webhooks_pb.ListWebhooksRequest(page_size=-1), "INVALID_ARGUMENT", ["page_size"]),
-    (webhooks_pb.ListWebhooksRequest(page_token="x"), "PAGE_TOKEN_INVALID", ["page_token"]),
+    (webhooks_pb.ListWebhooksRequest(page_token="x"), "PAGE_TOKEN_INVALID", ["page_token"]),  # noqa: S106
     (webhooks_pb.UpdateWebhookRequest(webhook_id="no"), "INVALID_ARGUMENT", ["update_mask"]),
     (
         webhooks_pb.UpdateWebhookRequest(

@@ -1,8 +1,9 @@
 """Delivers for one webhook: in order within a session, sessions beside each other.
 
-What stands between the log and the endpoint is bounded: `WINDOW` events that were read and not yet
-delivered, and `MAX_HELD` sessions whose next event has failed. Of a held session only a place in
-the log is kept. Its events are read again when its retry is due, while others go on.
+What stands between the log and the endpoint is bounded: `WINDOW` events, of `WINDOW_BYTES`, that
+were read and not yet delivered, and `MAX_HELD` sessions whose next event has failed. Of a held
+session only a place in the log is kept. Its events are read again when its retry is due, while
+others go on.
 
 The cursor is the place up to which every event was delivered, does not match, or belongs to a held
 session; it is stored with these, at most `SAVE_SECONDS` later. A crash repeats what was delivered
@@ -24,6 +25,7 @@ from runlane_server.webhooks.attempts import POLL_SECONDS, SECOND, Attempts, Par
 from runlane_server.webhooks.log_reader import Entry, LogReader, session_entries
 
 WINDOW = 1_000
+WINDOW_BYTES = 4 << 20
 MAX_HELD = 1_000
 
 SAVE_SECONDS = 0.5
@@ -48,6 +50,7 @@ class Delivery:
         self._held = {held.session_id: held for held in webhook.progress.held}
         self._scanned = webhook.progress.cursor
         self._outstanding: dict[Place, Place] = {}
+        self._bytes = 0
         self._queues: dict[str, deque[Entry]] = {}
         # Held sessions whose next entries the scan has passed, and those at work.
         self._behind: set[str] = set()
@@ -148,7 +151,11 @@ class Delivery:
 
     async def _take(self, entry: Entry) -> None:
         """Passes an entry on, once there is room."""
-        while len(self._outstanding) >= WINDOW or len(self._held) >= MAX_HELD:
+        while (
+            len(self._outstanding) >= WINDOW
+            or self._bytes >= WINDOW_BYTES
+            or len(self._held) >= MAX_HELD
+        ):
             self._room.clear()
             await self._room.wait()
         if not await self._matches(entry):
@@ -160,6 +167,7 @@ class Delivery:
             self._behind.add(session)
             return
         self._outstanding[entry.place] = entry.before
+        self._bytes += entry.size
         queue = self._queues.get(session)
         if queue is None:
             self._queues[session] = deque([entry])
@@ -200,7 +208,8 @@ class Delivery:
         del self._queues[session]
 
     def _settle(self, entry: Entry) -> None:
-        self._outstanding.pop(entry.place, None)
+        del self._outstanding[entry.place]
+        self._bytes -= entry.size
         self._is_dirty = True
         self._room.set()
 

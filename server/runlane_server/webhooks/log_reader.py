@@ -44,6 +44,14 @@ class Entry:
         return self.body.run_id
 
     @property
+    def size(self) -> int:
+        """The approximate size in characters."""
+        if isinstance(self.body, RunComplete):
+            return 500 + len(self.body.text) + len(self.body.result)
+        question = self.body.question
+        return 500 + len(question.text) + len(question.arguments_json) + len(question.schema_json)
+
+    @property
     def kind(self) -> str:
         return RUN_ENDED if isinstance(self.body, RunComplete) else INPUT_REQUESTED
 
