@@ -25,8 +25,8 @@ from runlane_server.webhooks.signature import signed_headers
 
 log = structlog.get_logger()
 
-CONCURRENCY = 16
-"""Deliveries in flight for one webhook."""
+CONCURRENCY, OF_TENANT, OF_ALL = 16, 64, 1_024
+"""Deliveries in flight for one webhook, for the webhooks of a tenant, and for all of a node."""
 
 PATIENCE = 5
 """Failures in a row after which a webhook gets one attempt at a time, with pauses."""
@@ -80,15 +80,14 @@ class Encode(Protocol):
 class Slots:
     """The deliveries that may be in flight at once, of one tenant and of all."""
 
-    def __init__(self, of_all: int = 1_024, of_tenant: int = 64) -> None:
-        self._all = asyncio.Semaphore(of_all)
-        self._of_tenant = of_tenant
+    def __init__(self) -> None:
+        self._all = asyncio.Semaphore(OF_ALL)
         self._tenants: dict[str, asyncio.Semaphore] = {}
 
     @asynccontextmanager
     async def taken(self, tenant: str, own: asyncio.Semaphore) -> AsyncIterator[None]:
         """Holds a slot."""
-        tenants = self._tenants.setdefault(tenant, asyncio.Semaphore(self._of_tenant))
+        tenants = self._tenants.setdefault(tenant, asyncio.Semaphore(OF_TENANT))
         async with own, tenants, self._all:
             yield
 
