@@ -38,6 +38,7 @@ ROOMS: dict[str, set[str]] = {
         "batching",
         "corrupt",
         "findings",
+        "lane_log",
         "postgres.check",
         "postgres.repair",
         "retry",

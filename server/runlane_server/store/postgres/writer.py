@@ -27,6 +27,7 @@ from runlane_server.store.batching import WriteQueue
 from runlane_server.store.fanout import (
     observe_commit,
     observe_unconfirmed,
+    publish_lane,
     publish_run_events,
 )
 from runlane_server.store.postgres.connection import (
@@ -257,6 +258,7 @@ class PostgresWriter:
         listener = self._listener()
         for unit in units:
             publish_run_events(listener, unit.tenant, unit.events)
+            publish_lane(listener, unit.committed_change)
         for unit in units:
             _resolve(unit, None)
 

@@ -40,6 +40,7 @@ STEPS = (
     Step("delete_messages", None),
     Step("delete_inputs", None),
     Step("delete_run_events", None),
+    Step("delete_lane_events", None),
     Step("delete_attachments", None),
     Step("delete_kept_parts", None),
     Step("delete_prompts", None),
@@ -54,6 +55,7 @@ STEPS = (
     Step("insert_input", Stale.run),
     Step("close_input", Stale.run),
     Step("insert_run_event", Stale.run),
+    Step("insert_lane_event", Stale.run),
     Step("insert_event", Stale.run),
 )
 
