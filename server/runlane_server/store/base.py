@@ -29,7 +29,7 @@ from runlane_server.core.model import (
     SessionKey,
 )
 from runlane_server.core.transition import Lane, Transition
-from runlane_server.store.lane_log import LaneChange, LanePage, Place
+from runlane_server.store.lane_log import LaneChange, LanePage, LanePlace
 from runlane_server.store.vitals import StoreVitals
 
 Item = TypeVar("Item")
@@ -451,7 +451,7 @@ class Store(Protocol):
         """
 
     async def lane_events(
-        self, key: SessionKey, *, after: Place, limit: int, max_bytes: int
+        self, key: SessionKey, *, after: LanePlace, limit: int, max_bytes: int
     ) -> LanePage:
         """The events of a session after a place in the log of its lane, in order (R52): about
         `max_bytes` bytes, and at least one event.

@@ -25,7 +25,7 @@ from runlane_server.core.model import (
     ToolResult,
 )
 
-Place: TypeAlias = int
+LanePlace: TypeAlias = int
 """A place in the log of a lane."""
 
 _BITS = 20
@@ -34,17 +34,17 @@ _BITS = 20
 _OUTPUT = (TextDelta, ReasoningDelta, ToolCall, ToolResult, ArtifactPiece, CustomEvent, StepResult)
 
 
-def place_of(version: int, number: int) -> Place:
+def place_of(version: int, number: int) -> LanePlace:
     """The place of an event of the transition that led to a version; numbers count from 1."""
     return version << _BITS | number
 
 
-def end_of(version: int) -> Place:
+def end_of(version: int) -> LanePlace:
     """The place after all events up to a version."""
     return place_of(version + 1, 0)
 
 
-def version_of(place: Place) -> int:
+def version_of(place: LanePlace) -> int:
     """The version of the lane at a place."""
     return place >> _BITS
 
@@ -58,7 +58,7 @@ def is_output(body: EventBody) -> bool:
 class LaneEntry:
     """An event at its place."""
 
-    place: Place
+    place: LanePlace
     event: RunEvent
 
 
@@ -71,7 +71,7 @@ class LanePage:
     """
 
     entries: tuple[LaneEntry, ...] = ()
-    start: Place = 0
+    start: LanePlace = 0
     created_at: Micros | None = None
 
 

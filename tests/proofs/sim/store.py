@@ -48,7 +48,7 @@ from runlane_server.store.base import (
     StoreError,
     WriteObserver,
 )
-from runlane_server.store.lane_log import LaneChange, LanePage, Place
+from runlane_server.store.lane_log import LaneChange, LanePage, LanePlace
 from runlane_server.store.memory.store import MemoryStore
 from runlane_server.store.vitals import StoreVitals
 
@@ -338,7 +338,7 @@ class SimStore:
         )
 
     async def lane_events(
-        self, key: SessionKey, *, after: Place, limit: int, max_bytes: int
+        self, key: SessionKey, *, after: LanePlace, limit: int, max_bytes: int
     ) -> LanePage:
         """The events of a session."""
         return await self._read(

@@ -44,7 +44,7 @@ from runlane_server.store.base import (
 )
 from runlane_server.store.corrupt import corrupt_complete
 from runlane_server.store.fanout import publish_completes, publish_lane, publish_run_events
-from runlane_server.store.lane_log import LaneChange, LanePage, Place
+from runlane_server.store.lane_log import LaneChange, LanePage, LanePlace
 from runlane_server.store.memory.log import MemoryLog
 from runlane_server.store.memory.tables import Tables, place_of
 from runlane_server.store.paging import (
@@ -237,7 +237,7 @@ class MemoryStore:
         return page
 
     async def lane_events(
-        self, key: SessionKey, *, after: Place, limit: int, max_bytes: int
+        self, key: SessionKey, *, after: LanePlace, limit: int, max_bytes: int
     ) -> LanePage:
         row = self._tables.sessions.get(key)
         if row is None:

@@ -34,7 +34,7 @@ from runlane_server.store.base import (
 )
 from runlane_server.store.codec import encode_parts
 from runlane_server.store.inputs import input_weight
-from runlane_server.store.lane_log import LaneEntry, Place, entries_of
+from runlane_server.store.lane_log import LaneEntry, LanePlace, entries_of
 from runlane_server.store.paging import event_size
 from runlane_server.store.records import prompt_parts
 from runlane_server.store.weight import kept_weight, message_weight, run_weight, session_weight
@@ -64,7 +64,7 @@ class SessionRow:
     run_ids: list[str] = field(default_factory=list)
     stored_bytes: int = 0
     log: list[LaneEntry] = field(default_factory=list)
-    log_start: Place = 0
+    log_start: LanePlace = 0
 
 
 @dataclass(slots=True)

@@ -51,7 +51,7 @@ from runlane_server.store.batching import encoded
 from runlane_server.store.codec import RUN_COMPLETE, encode_part
 from runlane_server.store.compaction import largest_log
 from runlane_server.store.inputs import due_inputs, input_from, inputs_page
-from runlane_server.store.lane_log import LanePage, Place
+from runlane_server.store.lane_log import LanePage, LanePlace
 from runlane_server.store.postgres import queries
 from runlane_server.store.postgres.cluster import PostgresCluster, open_cluster_pool
 from runlane_server.store.postgres.database import Database
@@ -331,7 +331,7 @@ class PostgresStore:
         return queries.run_events(key, rows, end, after=after, limit=limit, max_bytes=max_bytes)
 
     async def lane_events(
-        self, key: SessionKey, *, after: Place, limit: int, max_bytes: int
+        self, key: SessionKey, *, after: LanePlace, limit: int, max_bytes: int
     ) -> LanePage:
         """See `base.Store`. One more round trip for each run that ended."""
         rows = await self._rows(

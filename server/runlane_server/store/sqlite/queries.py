@@ -39,7 +39,7 @@ from runlane_server.store.base import (
 )
 from runlane_server.store.corrupt import corrupt_complete
 from runlane_server.store.inputs import decode_asking, due_inputs, input_from, inputs_page
-from runlane_server.store.lane_log import LaneEntry, LanePage, Place
+from runlane_server.store.lane_log import LaneEntry, LanePage, LanePlace
 from runlane_server.store.paging import (
     check_not_compacted,
     entry_size,
@@ -243,7 +243,7 @@ def _run_event(db: sqlite3.Connection, key: RunKey, row: sqlite3.Row) -> RunEven
 
 
 def lane_events(
-    db: sqlite3.Connection, key: SessionKey, after: Place, limit: int, max_bytes: int
+    db: sqlite3.Connection, key: SessionKey, after: LanePlace, limit: int, max_bytes: int
 ) -> LanePage:
     """The events of a session after a place in the log of its lane."""
     where = {**key._asdict(), "after": after, "limit": limit}

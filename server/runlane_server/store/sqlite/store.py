@@ -47,7 +47,7 @@ from runlane_server.store.base import (
     WriteObserver,
 )
 from runlane_server.store.batching import encoded
-from runlane_server.store.lane_log import LanePage, Place
+from runlane_server.store.lane_log import LanePage, LanePlace
 from runlane_server.store.sqlite import log as sqlite_log
 from runlane_server.store.sqlite import queries
 from runlane_server.store.sqlite.file import OpenFile, open_file
@@ -221,7 +221,7 @@ class SqliteStore:
         return await self._page(queries.run_events, key, after, limit, max_bytes)
 
     async def lane_events(
-        self, key: SessionKey, *, after: Place, limit: int, max_bytes: int
+        self, key: SessionKey, *, after: LanePlace, limit: int, max_bytes: int
     ) -> LanePage:
         return await self._page(queries.lane_events, key, after, limit, max_bytes)
 
