@@ -87,7 +87,7 @@ ROOMS: dict[str, set[str]] = {
         "node_keys",
     },
     "config": {"", "option_types", "sample", "settings", "sources"},
-    "feed": {"feed"},
+    "feed": {"feed", "sessions"},
     "cluster": {"key_refresh", "membership", "peers", "relay"},
     "engine": {
         "agent_code",

@@ -90,6 +90,7 @@ def request(method: str, session: str = "s-theirs", run: str = "r-theirs") -> Me
         "DeleteSession": sessions_pb.DeleteSessionRequest(session_id=session),
         "ListSessions": sessions_pb.ListSessionsRequest(),
         "ListMessages": sessions_pb.ListMessagesRequest(session_id=session),
+        "SubscribeSession": sessions_pb.SubscribeSessionRequest(session_ids=[session]),
         "ListAgents": agents_pb.ListAgentsRequest(),
         "GetServer": harness_pb.GetServerRequest(),
         "ArmGate": harness_pb.ArmGateRequest(

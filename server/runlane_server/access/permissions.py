@@ -30,6 +30,7 @@ REQUIRED_ROLES: Mapping[str, Role] = MappingProxyType(
         _SESSIONS + "DeleteSession": Role.ADMIN,
         _SESSIONS + "ListSessions": Role.READ,
         _SESSIONS + "ListMessages": Role.READ,
+        _SESSIONS + "SubscribeSession": Role.READ,
         _AGENTS + "ListAgents": Role.READ,
         _WORKER + "Work": Role.WORK,
         _HARNESS + "GetServer": Role.ADMIN,

@@ -11,7 +11,6 @@ from runlane_server.core.transition import Lane
 from runlane_server.feed.tail import TailPool
 from runlane_server.store.base import Store
 from runlane_server.store.lane_log import LaneChange, LaneEntry, LanePlace, end_of
-from runlane_server.store.paging import entry_size
 
 LANE_TAIL_BYTES = 16 << 20
 """Budget of the events of followed sessions in memory, of all tenants."""
@@ -100,7 +99,8 @@ class SessionTopics:
             topic.start = end_of(change.base)
         topic.version = change.version
         for entry in change.entries:
-            self._tails.add(change.key, entry.place, entry, entry_size(entry), topic.start)
+            size = len(getattr(entry.event.body, "text", ""))
+            self._tails.add(change.key, entry.place, entry, size, topic.start)
         for follower in topic.followers:
             follower.wake()
 

@@ -60,8 +60,8 @@ class SessionPlace(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A part of a snapshot: the session, the active run with its output so far, the runs that joined
-    its turn, the waiting runs in the order in which they start, and the open input requests.
+    """A part of a snapshot: the session, the active run with its output so far, the runs that
+    joined its turn, the waiting runs in the order in which they start, and the open input requests.
     `continues`: not the last part."""
 
     session: Session | None = None

@@ -181,8 +181,7 @@ class MemoryStore:
     # Reading
 
     async def load_lane(self, key: SessionKey) -> Lane:
-        row = self._tables.sessions.get(key)
-        return Lane(key) if row is None else row.lane
+        return self._tables.lane(key)
 
     async def busy_sessions(self) -> Sequence[BusySession]:
         lanes = [row.lane for row in self._tables.sessions.values() if row.lane.is_busy]

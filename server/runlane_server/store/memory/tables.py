@@ -129,6 +129,16 @@ class Tables:
         row.session = replace(row.session, title=new.title, metadata=new.metadata, agent=new.agent)
         row.stored_bytes = session_weight(new.title, new.metadata)
 
+    def lane(self, key: SessionKey) -> Lane:
+        """The lane of a session. It counts the events of the active run, as a commit may have been
+        decided before the last of them was added."""
+        row = self.sessions.get(key)
+        if row is None or row.lane.active is None:
+            return Lane(key) if row is None else row.lane
+        run_id = row.lane.active.run_id
+        events = self.runs[RunKey(key.tenant, run_id)].events
+        return _with_events(row.lane, run_id, events[-1].index)
+
     def events_size(self, key: RunKey) -> int:
         """The size in bytes of the events of a run that has ended, without its RunComplete; 0 if
         the run was removed."""
