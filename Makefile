@@ -2,7 +2,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-JOBS ?= 2
+# More than cores: half of the time a test waits for a server.
+JOBS ?= 3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUN_READY := $(VENV)/.run-ready
@@ -34,12 +35,33 @@ AGENT_qwen-code := @qwen-code/qwen-code@0.15.10
 PACKAGES := dist/packages
 CARGO := CARGO_TARGET_DIR=$(CURDIR)/.cache/cargo cargo
 
-# Tests that take minutes: they kill servers, make disks fail, and plant faults.
-PROOFS := tests/bench tests/proofs/attack tests/proofs/conformance tests/proofs/crash tests/proofs/fuzz \
-	tests/proofs/lanecheck tests/cluster/test_workers.py tests/e2e/test_worker_restart.py tests/web/test_console.py
+# Tests that take minutes: they kill servers and databases, make disks fail, plant faults in the code,
+# damage each row of a store, and walk the pages of the docs.
+PROOFS := \
+	tests/bench \
+	tests/cluster/test_workers.py \
+	tests/core/test_mutants.py \
+	tests/e2e/test_agent_processes.py \
+	tests/e2e/test_pages.py \
+	tests/e2e/test_worker_restart.py \
+	tests/engine/test_outage.py \
+	tests/process/test_http_door.py \
+	tests/proofs/attack \
+	tests/proofs/conformance \
+	tests/proofs/crash \
+	tests/proofs/fuzz \
+	tests/proofs/lanecheck \
+	tests/proofs/nodes \
+	tests/rpc/test_access_mutants.py \
+	tests/store/postgres/test_failover.py \
+	tests/store/postgres/test_faults.py \
+	tests/store/postgres/test_planted_rows.py \
+	tests/store/sqlite/test_planted_rows.py \
+	tests/web/test_console.py \
+	tests/web/test_console_text.py
 
-# Measured on two busy cores: 46 s. The exceptions start a server process or PostgreSQL.
-FAST := $(addprefix tests/,access config core engine feed net project rpc) \
+# The exceptions start a server process or PostgreSQL.
+FAST := $(addprefix tests/,access config core engine feed net project rpc) $(addprefix --ignore=,$(PROOFS)) \
 	--ignore=tests/access/test_quota_file.py --ignore=tests/engine/test_nodes.py -k 'not postgresql'
 
 # The tests start hundreds of servers. Without a cache each would compile all modules again.

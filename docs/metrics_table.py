@@ -29,6 +29,7 @@ _STATE = NodeState(
     subscription_behind=0,
     log_behind=0,
     rpcs_open={"": 0},
+    workers_quarantined=0,
     lease=0.0,
     measured=StoreState(0, 0, 0.0, 0.0),
 )

@@ -70,6 +70,7 @@ class Options:
     until_eof: bool
     show_token: bool
     token_on_stdin: bool
+    listen_fd: tuple[int, ...]
 
     def gateway(self, token: str) -> Gateway:
         """Makes the gateway. Raises UsageError if options conflict."""
@@ -263,6 +264,9 @@ def _end_with_stdin() -> None:
 )
 @click.option("--show-token", is_flag=True, hidden=True, help="Print the token of stdin.")
 @click.option("--token-on-stdin", is_flag=True, hidden=True, help="Take the token from stdin.")
+@click.option(
+    "--listen-fd", type=int, multiple=True, hidden=True, help="Sockets that listen there."
+)
 @click.option("--until-eof", is_flag=True, hidden=True, help="End when stdin is closed.")
 def web(**values: object) -> None:
     """Serves a Runlane server over HTTP: JSON, and server-sent events."""
@@ -281,6 +285,6 @@ def web(**values: object) -> None:
     if options.until_eof:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
     try:
-        serve(gateway, address, ready)
+        serve(gateway, address, ready, options.listen_fd)
     except OSError as error:
         raise click.ClickException(f"--listen: {address.url}: {error.strerror}") from None

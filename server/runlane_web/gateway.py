@@ -196,15 +196,21 @@ class Gateway:
         authority = self._grants.authority(token)
         await self._known.check(authority)
         body = await self._bodies.read(request, authority, MAX_BODY)
+        await self._known.confirm(authority)
         return own.make(path, token, body, self._grants)
 
     async def _body(self, request: Request, token: str, limit: int) -> bytes:
         """Reads a body; a large one only of a caller that the server knows."""
         authority = self._grants.authority(token)
         size = declared_size(request, limit)
-        if size is None or size > MAX_OF_STRANGER:
+        is_large = size is None or size > MAX_OF_STRANGER
+        if is_large:
             await self._known.check(authority)
-        return await self._bodies.read(request, authority, limit)
+        body = await self._bodies.read(request, authority, limit)
+        if is_large:
+            # Before it is parsed: the caller may have lost its access meanwhile.
+            await self._known.confirm(authority)
+        return body
 
     def _token(self, request: Request, ticket: str, path: str) -> str:
         if ticket:

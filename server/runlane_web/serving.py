@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import uvicorn
@@ -41,18 +42,40 @@ def new_token() -> str:
     return secrets.token_urlsafe(32)
 
 
-def bind(address: Address) -> socket.socket:
-    """Binds the address. Raises OSError."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
+def bind(address: Address) -> list[socket.socket]:
+    """Listens at all IP addresses of a host, of which a browser may try any. Raises OSError."""
+    found = socket.getaddrinfo(
+        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    sockets: list[socket.socket] = []
+    port, missing = address.port, OSError(errno.EADDRNOTAVAIL, "it has no IP address")
     try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((address.host, address.port))
-        bound.listen(1024)
+        for family, _, _, _, (host, *_rest) in found:
+            sockets.append(socket.socket(family, socket.SOCK_STREAM))
+            try:
+                _listen(sockets[-1], str(host), port)
+            except OSError as error:
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                sockets.pop().close()  # a machine without IPv6 resolves names to it all the same
+                missing = error
+                continue
+            port = sockets[-1].getsockname()[1]
+        if not sockets:
+            raise missing
     except BaseException:
-        bound.close()
+        for each in sockets:
+            each.close()
         raise
-    return bound
+    return sockets
+
+
+def _listen(listening: socket.socket, host: str, port: int) -> None:
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if listening.family == socket.AF_INET6:
+        listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
+    listening.bind((host, port))
+    listening.listen(1024)
 
 
 def make_server(gateway: Gateway, address: Address) -> uvicorn.Server:
@@ -75,17 +98,24 @@ def make_server(gateway: Gateway, address: Address) -> uvicorn.Server:
     return uvicorn.Server(config)
 
 
-def serve(gateway: Gateway, address: Address, ready: Callable[[Address], None]) -> None:
+def serve(
+    gateway: Gateway,
+    address: Address,
+    ready: Callable[[Address], None],
+    descriptors: Sequence[int] = (),
+) -> None:
     """Serves until SIGTERM or SIGINT.
 
     Args:
         gateway: The application.
         address: The address to listen on; port 0 takes a free one.
         ready: Called with the address, once it is bound.
+        descriptors: Sockets that already listen on the address, for the process that started this
+            one; none: they are made.
 
     Raises:
         OSError: The address cannot be bound.
     """
-    bound = bind(address)
-    ready(replace(address, port=bound.getsockname()[1]))
-    make_server(gateway, address).run(sockets=[bound])
+    sockets = [socket.socket(fileno=each) for each in descriptors] or bind(address)
+    ready(replace(address, port=sockets[0].getsockname()[1]))
+    make_server(gateway, address).run(sockets=sockets)

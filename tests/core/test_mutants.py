@@ -5,8 +5,8 @@ The first ones are bugs that servers of this kind really had.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -15,25 +15,38 @@ import pytest
 from proofs.sim.explore import Counterexample, explore
 from runlane_server.core import lane as lane_rules
 
-SOURCE = Path(lane_rules.__file__).read_text()
+SOURCE = Path(lane_rules.__file__).parent
 DEPTH = 8
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """A replacement in the source of `core.lane`, and the rule that must detect it."""
+    """A replacement in a module of `core.lane`, and the rule that must detect it."""
 
     name: str
     old: str
     new: str
     caught_by: str
 
+    def build(self, folder: Path) -> ModuleType:
+        """Writes the changed rules into a folder of the import path, and imports them."""
+        texts = {path.name: path.read_text() for path in SOURCE.glob("*.py")}
+        fits = [name for name, text in texts.items() for _ in range(text.count(self.old))]
+        assert len(fits) == 1, "the mutant no longer fits the source"
+        texts[fits[0]] = texts[fits[0]].replace(self.old, self.new)
+        package = f"mutant_{folder.name}"
+        (folder / package).mkdir()
+        for name, text in texts.items():
+            own = text.replace(f"from {lane_rules.__name__}.", f"from {package}.")
+            (folder / package / name).write_text(own)
+        return import_module(package)
+
 
 MUTANTS = (
     Mutant(
         "a cancel covers only the first of two accepts that have begun",
-        "and held.run_id not in known and not held.covered\n        ]",
-        "and held.run_id not in known and not held.covered\n        ][:1]",
+        "and held.run_id not in known and not held.covered\n    ]",
+        "and held.run_id not in known and not held.covered\n    ][:1]",
         "R20",
     ),
     Mutant(
@@ -44,50 +57,49 @@ MUTANTS = (
     ),
     Mutant(
         "no terminal event for a run dropped from the queue",
-        "            self.covered.append(run.run_id)\n            self.end_unstarted(",
-        "            self.covered.append(run.run_id)\n"
-        "            self._remove([run])\n            continue\n            self.end_unstarted(",
+        "        edit.covered.append(run.run_id)\n        end_unstarted(",
+        "        edit.covered.append(run.run_id)\n"
+        "        edit.remove([run])\n        continue\n        end_unstarted(",
         "R21",
     ),
     Mutant(
         "no terminal event for a run that is cancelled on entry",
-        "        edit.cancel_waiting([run], held.cancel_reason)",
-        "        edit._remove([run])",
+        "        cancel_waiting(edit, [run], held.cancel_reason)",
+        "        edit.remove([run])",
         "R21",
     ),
     Mutant(
         "a run that never started leaves no turn",
-        "        run = advance(run, trigger, turn=run.turn or self._open_turn(run))\n"
-        '        message_id = self._write(run, close((), reason), "", attempt=run.attempt + 1)',
-        '        run = advance(run, trigger)\n        message_id = ""',
+        "    run = advance(run, trigger, turn=run.turn or edit.open_turn(run))\n"
+        '    message_id = edit.write(run, close((), reason), "", attempt=run.attempt + 1)',
+        '    run = advance(run, trigger)\n    message_id = ""',
         "R14",
     ),
     Mutant(
         "no terminal event for runs that failed before they started",
-        "        edit.end_unstarted(run, Trigger.FAIL, FinishReason.ERROR, error)",
-        "        edit._remove([run])",
+        "        end_unstarted(edit, run, Trigger.FAIL, FinishReason.ERROR, error)",
+        "        edit.remove([run])",
         "R21",
     ),
     Mutant(
         "an error of one run ends the others",
-        "    return edit.done(reply=edit.end_turn(outcome))",
-        "    complete = edit.end_turn(outcome)\n"
-        "    for run in lane.waiting if outcome.error else ():\n"
-        "        edit.end_unstarted(run, Trigger.FAIL, FinishReason.ERROR, outcome.error)\n"
-        "    return edit.done(reply=complete)",
+        "    edit.active, edit.folded = None, ()\n    return complete",
+        "    edit.active, edit.folded = None, ()\n"
+        "    for run in edit.waiting if outcome.error else ():\n"
+        "        end_unstarted(edit, run, Trigger.FAIL, FinishReason.ERROR, outcome.error)\n"
+        "    return complete",
         "finish takes no run",
     ),
     Mutant(
         "the clean-up of a run drops the cancel of the next one",
-        "        self._active, self._folded = None, ()\n        return complete",
-        "        self._active, self._folded, self._reservations = None, (), ()\n"
-        "        return complete",
+        "    edit.active, edit.folded = None, ()\n    return complete",
+        "    edit.active, edit.folded, edit.reservations = None, (), ()\n    return complete",
         "R28",
     ),
     Mutant(
         "two runs are started at once",
-        "edit.start(host) if lane.can_start_at(at) else None",
-        "edit.start(host) if lane.waiting and lane.waiting[0].not_before <= at else None",
+        "_start(edit, host) if lane.can_start_at(at) else None",
+        "_start(edit, host) if lane.waiting and lane.waiting[0].not_before <= at else None",
         "queued cannot start",
     ),
     Mutant(
@@ -104,14 +116,14 @@ MUTANTS = (
     ),
     Mutant(
         "a cancelled turn still takes folded runs",
-        "edit.fold() if active.state is RunState.ACTIVE else ()",
-        "edit.fold()",
+        "_fold(edit) if active.state is RunState.ACTIVE else ()",
+        "_fold(edit)",
         "goes the way of its turn",
     ),
     Mutant(
         "a queued run is folded",
-        "(run for run in self._waiting if run.when_busy is WhenBusy.FOLD)",
-        "(run for run in self._waiting)",
+        "(run for run in edit.waiting if run.when_busy is WhenBusy.FOLD)",
+        "(run for run in edit.waiting)",
         "R26, R27",
     ),
     Mutant(
@@ -146,7 +158,7 @@ MUTANTS = (
     ),
     Mutant(
         "folded runs are left behind by a cancel",
-        "        self._folded = tuple(self._cover(run, reason) for run in self._folded)\n",
+        "    edit.folded = tuple(_cover(edit, run, reason) for run in edit.folded)\n",
         "",
         "goes the way of its turn",
     ),
@@ -158,20 +170,20 @@ MUTANTS = (
     ),
     Mutant(
         "a retried run goes to the end",
-        "        self._waiting = (*ranked, *waiting)",
-        "        self._waiting = (*waiting, *ranked)",
+        "        self.waiting = (*ranked, *waiting)",
+        "        self.waiting = (*waiting, *ranked)",
         "ordered by rank",
     ),
     Mutant(
         "a retried run writes its prompt again",
-        "            turn=head.turn or self._open_turn(head),",
-        "            turn=self._open_turn(head),",
+        "        turn=head.turn or edit.open_turn(head),",
+        "        turn=edit.open_turn(head),",
         "keeps it",
     ),
     Mutant(
         "an interrupting run goes to the end",
-        "self._waiting = (run, *waiting) if at_head else (*waiting, run)",
-        "self._waiting = (*waiting, run)",
+        "edit.waiting = (run, *waiting) if at_head else (*waiting, run)",
+        "edit.waiting = (*waiting, run)",
         "ordered by rank",
     ),
     Mutant(
@@ -189,8 +201,8 @@ MUTANTS = (
     ),
     Mutant(
         "a repeated cancel covers again",
-        "        if active.state is RunState.CANCELLING:\n            return\n        self._active",
-        "        self._active",
+        "    if active.state is RunState.CANCELLING:\n        return\n    edit.active",
+        "    edit.active",
         "cannot cancel",
     ),
     Mutant(
@@ -219,51 +231,51 @@ MUTANTS = (
     ),
     Mutant(
         "a withdrawn run takes the turn with it",
-        "        for run in self._folded:\n"
-        "            if run.run_id == run_id and run.state is RunState.FOLDED:\n"
-        "                self._withdraw(run, reason)",
-        "        if any(run.run_id == run_id for run in self._folded):\n"
-        "            self.cancel_active(reason)",
+        "    for run in edit.folded:\n"
+        "        if run.run_id == run_id and run.state is RunState.FOLDED:\n"
+        "            _withdraw(edit, run, reason)",
+        "    if any(run.run_id == run_id for run in edit.folded):\n"
+        "        cancel_active(edit, reason)",
         "R20",
     ),
     Mutant(
         "an attempt starts before its backoff is over",
-        "edit.start(host) if lane.can_start_at(at) else None",
-        "edit.start(host) if lane.can_start else None",
+        "_start(edit, host) if lane.can_start_at(at) else None",
+        "_start(edit, host) if lane.can_start else None",
         "R38",
     ),
     Mutant(
         "a failed attempt goes behind the queue",
-        "        self._put_back([back, *self._unfolded()])",
-        "        if failed and self._waiting:\n"
-        "            self._record(back)\n"
-        "            self._waiting = (*self._waiting, back)\n"
-        "            return\n"
-        "        self._put_back([back, *self._unfolded()])",
+        "    edit.put_back([back, *_unfold(edit)])",
+        "    if failed and edit.waiting:\n"
+        "        edit.record(back)\n"
+        "        edit.waiting = (*edit.waiting, back)\n"
+        "        return\n"
+        "    edit.put_back([back, *_unfold(edit)])",
         "R38",
     ),
     Mutant(
         "a failure is not counted",
-        "            failures=active.failures + failed,",
-        "            failures=active.failures,",
+        "        failures=active.failures + failed,",
+        "        failures=active.failures,",
         "R38",
     ),
     Mutant(
         "an interrupting run overtakes one that waits for its next attempt",
-        "is WhenBusy.INTERRUPT and not held.covered:\n        edit.",
-        "is WhenBusy.INTERRUPT and not (held.covered or lane.backing_off):\n        edit.",
+        "is WhenBusy.INTERRUPT and not held.covered:\n        cancel_active",
+        "is WhenBusy.INTERRUPT and not (held.covered or lane.backing_off):\n        cancel_active",
         "R38",
     ),
     Mutant(
         "a cancel misses a run that waits for its next attempt",
-        "        if active is None:\n            self._cancel_backing_off(reason)\n",
-        "        if active is None:\n",
+        "    if active is None:\n        _cancel_backing_off(edit, reason)\n",
+        "    if active is None:\n",
         "R20",
     ),
     Mutant(
         "a cancel of the queue takes the run that waits for its next attempt",
-        "        edit.cancel_waiting(lane.queue, reason)",
-        "        edit.cancel_waiting([r for r in lane.waiting if r in edit._waiting], reason)",
+        "        cancel_waiting(edit, lane.queue, reason)",
+        "        cancel_waiting(edit, [r for r in lane.waiting if r in edit.waiting], reason)",
         "R20",
     ),
     Mutant(
@@ -292,16 +304,21 @@ MUTANTS = (
     ),
     Mutant(
         "a late attempt is adopted",
-        "    active = _the_active(lane, run_id, attempt)\n    if active.host == host or",
-        "    active = _the_active(lane, run_id, lane.active.attempt)\n"
-        "    if active.host == host or",
+        "    active = the_active(lane, run_id, attempt)\n    if active.host == host or",
+        "    active = the_active(lane, run_id, lane.active.attempt)\n    if active.host == host or",
         "has to be refused",
     ),
     Mutant(
         "an attempt that was given back counts",
-        "        edit.count(active._replace(attempt=active.attempt - 1), events)",
-        "        edit.count(active, events)",
+        "        count(edit, active._replace(asking=asking), events)",
+        "        count(edit, active, events)",
         "R37",
+    ),
+    Mutant(
+        "the attempt after one that was given back has its number",
+        "        count(edit, active._replace(asking=asking), events)",
+        "        count(edit, active._replace(attempt=active.attempt - 1), events)",
+        "R33",
     ),
     Mutant(
         "a turn with folded runs is given back as if nothing had happened",
@@ -311,57 +328,57 @@ MUTANTS = (
     ),
     Mutant(
         "accept_seq is given twice after a cancel on entry",
-        "        seq = self._accept_seq + 1\n",
-        "        held = [*self._waiting, *filter(None, [self._active])]\n"
-        "        seq = max([0, *(run.accept_seq for run in held)]) + 1\n",
+        "    seq = edit.accept_seq + 1\n",
+        "    held = [*edit.waiting, *filter(None, [edit.active])]\n"
+        "    seq = max([0, *(run.accept_seq for run in held)]) + 1\n",
         "R4",
     ),
     Mutant(
         "a run that asks does not wait",
-        "        if (asked or park) and run.state is RunState.ACTIVE:",
-        "        if park and run.state is RunState.ACTIVE:",
+        "    if (asked or park) and run.state is RunState.ACTIVE:",
+        "    if park and run.state is RunState.ACTIVE:",
         "R40",
     ),
     Mutant(
         "a request is asked twice after a retry",
-        "        new = [request for request in asked if request.question.key not in held]",
-        "        new = asked",
+        "    new = [request for request in asked if request.question.key not in held]",
+        "    new = asked",
         "R41",
     ),
     Mutant(
         "an answer while the run is active again is forgotten",
-        "        asked = [request for request in stamped if request.question.key not in closed]",
-        "        asked = stamped",
+        "    asked = [request for request in stamped if request.question.key not in closed]",
+        "    asked = stamped",
         "R44",
     ),
     Mutant(
         "a closed request takes another answer",
-        "        left = tuple(one for one in run.asking.pending if one != item)",
-        "        left = run.asking.pending",
+        "    left = tuple(one for one in run.asking.pending if one != item)",
+        "    left = run.asking.pending",
         "R42",
     ),
     Mutant(
         "a cancel leaves requests open",
-        "        run = advance(self._withdraw_inputs(run)",
-        "        run = advance(run",
+        "    run = advance(withdraw_inputs(edit, run)",
+        "    run = advance(run",
         "R42",
     ),
     Mutant(
         "the end of a run leaves requests open",
-        "        run = self._end_inputs(run)\n",
+        "    run = end_inputs(edit, run)\n",
         "",
         "R42",
     ),
     Mutant(
         "a run that nobody answered completes",
-        "        if active.asking.expired:",
-        "        if active.asking.expired and False:",
+        "    if active.asking.expired:\n        expired",
+        "    if False:\n        expired",
         "R43",
     ),
     Mutant(
         "a default answer fails the run",
-        "        if given is None and run.state is RunState.INPUT_REQUIRED:",
-        "        if run.state is RunState.INPUT_REQUIRED:",
+        "    if given is None and run.state is RunState.INPUT_REQUIRED:",
+        "    if run.state is RunState.INPUT_REQUIRED:",
         "R43",
     ),
     Mutant(
@@ -384,28 +401,34 @@ MUTANTS = (
     ),
     Mutant(
         "a run resumes before all answers are there",
-        "edit.resume(host) if lane.can_resume else None",
-        "edit.resume(host) if lane.active else None",
+        "_resume(edit, host) if lane.can_resume else None",
+        "_resume(edit, host) if lane.active else None",
         "cannot resume",
     ),
     Mutant(
         "an event of input takes the number of one of the agent",
-        "        if run.state not in {RunState.ACTIVE, RunState.CANCELLING}:\n"
-        "            run = self._emit_late(run)",
-        "        run = self._emit_late(run)",
+        "    if run.state not in {RunState.ACTIVE, RunState.CANCELLING}:\n"
+        "        run = emit_late(edit, run)",
+        "    run = emit_late(edit, run)",
         "numbered",
     ),
 )
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_the_search_finds_the_mutant(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = ModuleType("mutant")
-    # A dataclass looks up its module by name.
-    monkeypatch.setitem(sys.modules, "mutant", module)
-    assert SOURCE.count(mutant.old) == 1, "the mutant no longer fits the source"
-    source = SOURCE.replace(mutant.old, mutant.new)
-    exec(compile(source, "mutant", "exec"), module.__dict__)  # noqa: S102 - our own source
+def test_the_search_finds_the_mutant(
+    mutant: Mutant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    module = mutant.build(tmp_path)
     with pytest.raises(Counterexample) as found:
         explore(DEPTH, rules=module)
     assert mutant.caught_by in found.value.rule
+
+
+def test_the_search_accepts_a_copy_of_the_rules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    same = "_S, _H = RunState"
+    explore(4, rules=Mutant("none", same, same, "").build(tmp_path))

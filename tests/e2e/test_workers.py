@@ -334,7 +334,7 @@ async def test_r26_a_worker_takes_folded_prompts_between_two_steps(
     assert (await joins.completed(SECONDS)).folded_into == handle.run_id
 
 
-async def test_r37_a_run_that_is_handed_back_starts_elsewhere_in_the_same_attempt(
+async def test_r37_a_run_that_is_handed_back_starts_elsewhere_and_has_lost_no_attempt(
     server: ServerProcess, client: Client
 ) -> None:
     handle = await accept(client, "s", "hello")
@@ -344,13 +344,13 @@ async def test_r37_a_run_that_is_handed_back_starts_elsewhere_in_the_same_attemp
         assert (await worker.expect("acked")).ended
     async with RawWorker(server.address) as worker, RawWorker(server.address) as late:
         turn = await worker.turn()
-        assert (turn.run_id, turn.attempt) == (first.run_id, 1)
+        assert (turn.run_id, turn.attempt) == (first.run_id, 2)
         await late.offer(resume=resume_of(first))
         await late.expect("fenced")
         await worker.finish(0)
         assert (await worker.expect("acked")).ended
     end = await handle.completed(SECONDS)
-    assert (end.state, end.attempt) == (RunState.COMPLETED, 1)
+    assert (end.state, end.attempt) == (RunState.COMPLETED, 2)
 
 
 async def test_r37_a_run_with_output_that_is_handed_back_has_lost_its_attempt(
@@ -379,23 +379,27 @@ async def give_back(server: ServerProcess, worker_id: str | None) -> int:
     return int(attempt)
 
 
-RETURNS: dict[str, tuple[list[str | None], list[int]]] = {
-    "lost on its way": ([None] * 4, [1, 1, 1, 2]),
-    "by one worker": (["w"] * 5, [1, 1, 1, 1, 2]),
-    "mixed": (["w", None, "w", None, None], [1, 1, 1, 1, 2]),
-    "by one worker after another": ([f"w{n}" for n in range(8)], [1] * 8),
+RETURNS: dict[str, tuple[list[str | None], bool]] = {
+    "lost on its way": ([None] * 3, True),
+    "by one worker": (["w"] * 4, True),
+    "mixed": (["w", None, "w", None], True),
+    "by one worker after another": ([f"w{n}" for n in range(8)], False),
 }
+"""Who gives a run back, in this order; and whether its attempt is lost with the last of them."""
 
 
 @pytest.mark.parametrize("name", RETURNS)
 async def test_r37_a_run_that_is_given_back_again_and_again_has_lost_its_attempt(
     server: ServerProcess, client: Client, name: str
 ) -> None:
-    workers, attempts = RETURNS[name]
-    handle = await accept(client, "s", "deadly", max_attempts=2)
-    assert [await give_back(server, worker_id) for worker_id in workers] == attempts
-    await client.cancel("s")
-    assert (await handle.completed(SECONDS)).state == RunState.CANCELLED
+    workers, is_lost = RETURNS[name]
+    handle = await accept(client, "s", "deadly")
+    attempts = [await give_back(server, worker_id) for worker_id in workers]
+    assert attempts == list(range(1, len(workers) + 1))
+    if not is_lost:
+        await client.cancel("s")
+    end = await handle.completed(SECONDS)
+    assert end.state == (RunState.FAILED if is_lost else RunState.CANCELLED)
 
 
 async def test_r37_a_run_that_no_worker_keeps_ends(server: ServerProcess, client: Client) -> None:
@@ -547,6 +551,95 @@ async def test_output_that_no_agent_may_emit_fails_the_run(
     end = await handle.completed(SECONDS)
     assert end.error is not None
     assert end.error.reason == "AGENT_ERROR"
+
+
+# --- Faults of workers ------------------------------------------------------------------------
+
+
+async def fail_turn(worker: RawWorker) -> None:
+    """Takes a turn and fails it."""
+    turn = await worker.turn()
+    await worker.send(fail=pb.WorkRequest.Fail(reason="BROKEN", message=turn.run_id))
+    assert (await worker.expect("acked")).ended
+
+
+async def test_a_worker_that_fails_again_and_again_gets_turns_after_a_backoff(
+    server: ServerProcess, client: Client
+) -> None:
+    async with RawWorker(server.address) as bad, RawWorker(server.address) as good:
+        for n in range(5):
+            await accept(client, f"bad {n}", "hello")
+            await fail_turn(bad)
+        loop = asyncio.get_running_loop()
+        since = loop.time()
+        await bad.offer()  # first, but it has to wait
+        run = await accept(client, "s", "hello")
+        await good.offer(worker_id="good")
+        assert (await good.expect("turn")).run_id == run.run_id
+        await good.send(begun=pb.WorkRequest.Begun())
+        await good.finish(0)
+        assert (await run.completed(SECONDS)).state == RunState.COMPLETED
+        assert loop.time() - since < 2.0, "the backoff was over"
+        # The backoff ends by itself.
+        again = await accept(client, "s", "hello")
+        assert (await bad.expect("turn")).run_id == again.run_id
+        assert loop.time() - since > 1.5
+        assert server.log.count("worker gets no turns") == 1
+
+
+async def test_a_worker_that_waits_can_stop(server: ServerProcess, client: Client) -> None:
+    async with RawWorker(server.address) as bad:
+        for n in range(5):
+            await accept(client, f"bad {n}", "hello")
+            await fail_turn(bad)
+        await bad.offer()
+        await bad.send(hand_back=pb.WorkRequest.HandBack())
+        assert (await bad.expect("acked")).ended
+        # It has no offer any more, so it may make one, but not two.
+        await bad.offer()
+        await bad.offer()
+        assert await bad.end() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_an_attempt_whose_messages_are_refused_again_and_again_is_lost(
+    server: ServerProcess, client: Client
+) -> None:
+    handle = await accept(client, "s", "hello")
+    resume: dict[str, Any] = {}
+    for _ in range(5):
+        async with RawWorker(server.address) as worker:
+            if resume:
+                await worker.offer(**resume)
+                await worker.expect("acked")
+            else:
+                resume = {"resume": resume_of(await worker.turn())}
+            await worker.emit(3, "after a gap")
+            assert await worker.end() is grpc.StatusCode.INVALID_ARGUMENT
+    end = await handle.completed(SECONDS)
+    assert end.error is not None
+    assert end.error.reason == "INTERRUPTED"
+    assert "refused what the worker sent" in end.error.message
+    # All workers that send such things wait too.
+    next_run = await accept(client, "s", "hello")
+    async with RawWorker(server.address) as worker, RawWorker(server.address) as good:
+        await worker.offer()
+        await good.offer(worker_id="good")
+        assert (await good.expect("turn")).run_id == next_run.run_id
+
+
+async def test_workers_that_lose_their_runs_get_turns_after_a_backoff(
+    hasty: ServerProcess, client: Client
+) -> None:
+    for n in range(5):
+        handle = await accept(client, f"bad {n}", "hello")
+        async with RawWorker(hasty.address) as worker:
+            await worker.turn()
+        assert (await handle.completed(SECONDS)).error is not None
+    run = await accept(client, "s", "hello")
+    async with RawWorker(hasty.address) as worker, RawWorker(hasty.address) as good:
+        await worker.offer()
+        await good.offer(worker_id="good")
+        assert (await good.expect("turn")).run_id == run.run_id
 
 
 # --- The SDK --------------------------------------------------------------------------------------

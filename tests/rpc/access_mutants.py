@@ -280,7 +280,7 @@ REMOVED = (
     Removed(
         "a moved token keeps its calls",
         control.AccessControl,
-        "recheck",
+        "confirm",
         "if caller.tenant != call.caller.tenant:",
         "if False:",
         "moved",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -12,11 +13,12 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 from runlane.v1 import run_service_pb2 as pb
+from runlane.v1 import session_service_pb2 as sessions_pb
 from runlane_server.access.caller import Caller, Credentials, Role
 from runlane_server.access.control import AccessControl
 from runlane_server.access.permissions import PUBLIC_METHODS, REQUIRED_ROLES
 from runlane_server.core.errors import InvalidArgument, Unauthenticated
-from runlane_server.rpc import requests
+from runlane_server.rpc import middleware, requests
 from runlane_server.rpc.checks import MAX_VIOLATIONS
 from runlane_server.rpc.requests import (
     MAX_BYTES,
@@ -28,8 +30,9 @@ from runlane_server.rpc.requests import (
     bounded,
     has_more_fields,
 )
+from support.callers import LIFETIME, guarded
 from support.raw_http2 import RawConnection, message, raw_connection
-from support.rpc_wire import refused, serving
+from support.rpc_wire import Wire, refused, serving
 from support.staging import SECONDS
 
 GET_RUN = "/runlane.v1.RunService/GetRun"
@@ -77,6 +80,33 @@ async def test_the_message_of_a_stranger_is_not_taken_in(path: str) -> None:
         await raw.until_ended(late)
 
 
+async def test_a_caller_that_lost_its_access_while_its_message_arrived_starts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(middleware, "SLOW_REQUEST", 0.0)
+    asked = pb.RunAcceptedRequest(session_id="late", prompt="x" * 100_000, allow_missing=True)
+    data = message(asked.SerializeToString())
+    async with (
+        guarded(tmp_path) as world,
+        raw_connection(world.wire.address) as raw,
+        asyncio.timeout(SECONDS),
+    ):
+        ((_, bearer),) = world.shown("expiring")
+        stream = raw.open(ACCEPT, authorization=bearer)
+        # More than the window: the server has admitted the call and reads.
+        await raw.send(stream, data[:-1])
+        # It expires before the server looks for such tokens again.
+        world.clock[0] += LIFETIME + 1
+        await raw.send(stream, data[-1:], end=True)
+        await raw.until_ended(stream)
+        found = await world.ask(
+            "/runlane.v1.SessionService/GetSession",
+            sessions_pb.GetSessionRequest(session_id="late"),
+            world.shown("admin"),
+        )
+        assert found.code is grpc.StatusCode.NOT_FOUND
+
+
 async def test_half_a_message_of_a_health_check_delays_no_other_check() -> None:
     async with (
         serving() as wire,
@@ -95,28 +125,42 @@ async def test_half_a_message_of_a_health_check_delays_no_other_check() -> None:
 # --- Callers --------------------------------------------------------------------------------------
 
 
+async def get_as(wire: Wire, tenant: str) -> str:
+    """Gets a run that does not exist, and returns the reason of the refusal."""
+    call = wire.runs.GetRun(pb.GetRunRequest(run_id="r"), metadata=(("tenant", tenant),))
+    return (await refused(call)).reason
+
+
 async def test_slow_requests_delay_their_own_tenant_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requests, "PATIENCE", 4.0)
+    monkeypatch.setattr(requests, "PATIENCE", SECONDS)
     async with (
         serving(access=AccessControl(NamedTenants())) as wire,
         raw_connection(wire.address) as raw,
         asyncio.timeout(SECONDS),
     ):
-
-        async def get(tenant: str) -> str:
-            call = wire.runs.GetRun(pb.GetRunRequest(run_id="r"), metadata=(("tenant", tenant),))
-            return (await refused(call)).reason
-
-        streams = await hold(raw, GET_RUN, SLOTS, tenant="slow")
-        mine = asyncio.ensure_future(get("slow"))
+        await hold(raw, GET_RUN, SLOTS, tenant="slow")
+        mine = asyncio.ensure_future(get_as(wire, "slow"))
         # While the slots of one tenant are taken, another tenant is served.
         for _ in range(5):
-            assert await get("quick") == "RUN_NOT_FOUND"
+            assert await get_as(wire, "quick") == "RUN_NOT_FOUND"
         assert not mine.done()
         assert not raw.ended
-        # The first slow request loses its slot.
-        assert await mine == "RUN_NOT_FOUND"
-        await raw.until_ended(streams[0])
+        mine.cancel()
+
+
+async def test_the_first_slow_request_loses_its_slot_to_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(requests, "PATIENCE", 0.5)
+    async with (
+        serving(access=AccessControl(NamedTenants())) as wire,
+        raw_connection(wire.address) as raw,
+        asyncio.timeout(SECONDS),
+    ):
+        streams = await hold(raw, GET_RUN, SLOTS, tenant="slow")
+        # The first ones may arrive before the slow requests.
+        while streams[0] not in raw.ended:
+            assert await get_as(wire, "slow") == "RUN_NOT_FOUND"
 
 
 async def test_many_requests_at_once_are_all_served() -> None:

@@ -78,7 +78,7 @@ async def door(
         retry=RETRY,
     )
     address = Address(port=port)
-    bound = bind(address)
+    (bound,) = bind(address)
     server = make_server(Gateway(wire, policy, limits), address)
     serving = asyncio.create_task(server.serve(sockets=[bound]))
     host, port = bound.getsockname()[:2]

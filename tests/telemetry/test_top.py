@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from e2e.test_command_line import command, on_terminal
 from runlane import Client
+from runlane.cli.exposition import parse
+from runlane.cli.top import Node, Workload, frame
+from runlane.worker.v1 import worker_service_pb2 as pb
 from support.server import ServerProcess, serving
 from support.staging import say
 from support.terminal import CTRL_C
 from support.wire import Wire
-from telemetry.scrape import url_in
+from support.workers import RawWorker, accept
+from telemetry.scrape import scrape, url_in
 
 FLAGS = ("--metrics-listen", "0", "--log-format", "json", "--store", "memory:")
 
@@ -64,6 +70,33 @@ async def test_a_server_that_does_not_answer_is_named(server: ServerProcess) -> 
     code, out, _ = await command(server, "top", "--once")
     assert code == 1
     assert "give --metrics HOST:PORT" in out
+
+
+async def test_workers_that_get_no_turns_are_counted(tmp_path: Path) -> None:
+    async with (
+        serving(tmp_path, *FLAGS, "--agent", "worker") as server,
+        Client(server.address) as client,
+        RawWorker(server.address) as worker,
+    ):
+        url = url_in(server.log)
+        page = await scrape(url)
+        assert (page("workers_quarantined"), page("worker_quarantines_total")) == (0, 0)
+        for n in range(5):
+            await accept(client, f"s{n}", "hello")
+            await worker.turn()
+            await worker.send(fail=pb.WorkRequest.Fail(reason="BROKEN", message="no"))
+            assert (await worker.expect("acked")).ended
+        assert (await scrape(url))("worker_quarantines_total") == 1
+
+
+@pytest.mark.parametrize(("count", "is_shown"), [(0, False), (2, True)])
+def test_workers_that_get_no_turns_are_shown(count: int, *, is_shown: bool) -> None:
+    seen = parse(f"runlane_workers_quarantined {count}\n", 0.0)
+    console = Console(file=StringIO(), width=100)
+    console.print(frame("server", [Node("http://node/metrics", seen, seen)], Workload()))
+    assert isinstance(console.file, StringIO)
+    shown = console.file.getvalue()
+    assert (f"node: {count} workers get no turns after repeated faults" in shown) is is_shown
 
 
 async def test_on_a_terminal_it_refreshes_until_interrupted(

@@ -202,6 +202,11 @@ async def test_a_token_is_asked_about_again_after_a_while(monkeypatch: pytest.Mo
     for _ in range(2):
         await tokens.check("d")
     assert asked[4:] == ["d", "d"]
+    monkeypatch.setattr(known, "KNOWN_SECONDS", 60.0)
+    monkeypatch.setattr(known, "CONFIRMED_SECONDS", -1.0)
+    await tokens.check("d")
+    await tokens.confirm("d")
+    assert asked[6:] == ["d"]
 
 
 def test_grants_and_tickets_expire_and_are_bounded() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import resource
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import Any
 
 import httpx2
 import pytest
+import pytest_asyncio
 from starlette.requests import Request
 from starlette.types import Message
 
 from runlane_server.testing import LocalServer
-from runlane_web import assets, connections, guard
+from runlane_web import assets, connections, guard, known
 from runlane_web.errors import Refused
 from runlane_web.gateway import Limits
 from runlane_web.guard import Policy
@@ -26,8 +26,12 @@ ACCEPT = {"sessionId": "s", "prompt": "p", "allowMissing": True}
 JSON = {"Content-Type": "application/json"}
 
 
-@pytest.fixture
-async def opened() -> AsyncIterator[Door]:
+# The tests share a server, since each of them asks for something that is refused.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", name="opened")
+async def _opened() -> AsyncIterator[Door]:
     async with LocalServer() as server, door(server.address) as found:
         yield found
 
@@ -197,6 +201,28 @@ async def test_a_large_body_is_not_read_of_a_caller_that_the_server_refuses(
         writer.close()
 
 
+@pytest.mark.parametrize("path", [b"/v1/runs", b"/v1/tokens"])
+async def test_a_caller_that_is_revoked_while_its_body_arrives_is_refused_before_it_is_parsed(
+    path: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(known, "CONFIRMED_SECONDS", 0.0)
+    body = b"{" * 10_000  # whoever parses it answers 400
+    async with guarded(tmp_path) as world, door(world.wire.address, Policy()) as opened:
+        reader, writer = await asyncio.open_connection(opened.host, opened.port)
+        head = b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" % path
+        bearer = f"Authorization: Bearer {world.texts['admin']}\r\n".encode()
+        writer.write(head + bearer + b"Expect: 100-continue\r\nContent-Length: 10000\r\n\r\n")
+        # The body is read now, so the caller was accepted.
+        assert b" 100 " in await reader.readline()
+        world.revoke("admin")
+        world.look()
+        writer.write(body)
+        assert await reader.readline() == b"\r\n"
+        async with asyncio.timeout(20):
+            assert b" 401 " in await reader.readline()
+        writer.close()
+
+
 async def test_a_large_body_of_a_caller_that_the_server_knows_is_read(tmp_path: Path) -> None:
     body = {"sessionId": "new", "prompt": "x" * 100_000}
     async with guarded(tmp_path) as world, door(world.wire.address, Policy()) as opened:
@@ -320,23 +346,6 @@ async def test_a_connection_between_two_requests_and_in_one_is_kept(
     await asyncio.sleep(0.4)
     assert not reader.at_eof()
     writer.close()
-
-
-def test_connections_leave_half_of_the_files() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (1000, hard))
-    try:
-        assert connections.max_connections() == 500
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def test_connections_have_limits_in_all_and_for_each_address() -> None:
-    counts = connections.Connections(limit=3, per_address=2)
-    assert [counts.take("a") for _ in range(3)] == [True, True, False]
-    assert [counts.take("b") for _ in range(2)] == [True, False]
-    counts.release("a")
-    assert counts.take("b")
 
 
 async def test_too_many_streams_of_one_caller_are_refused() -> None:

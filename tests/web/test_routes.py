@@ -64,19 +64,23 @@ def test_a_path_that_is_not_utf8_is_refused() -> None:
 
 @pytest.mark.parametrize("method", OF_TENANTS)
 async def test_access_is_the_same_as_over_grpc(method: str, tmp_path: Path) -> None:
-    for who in CALLERS:
-        (grpc_folder := tmp_path / f"grpc-{who}").mkdir()
-        (http_folder := tmp_path / f"http-{who}").mkdir()
-        async with guarded(grpc_folder) as world:
-            expected = await world.ask(method, request(method), world.shown(who))
-        async with guarded(http_folder) as world, door(world.wire.address, Policy()) as opened:
-            token = None if who is None else world.texts[who]
+    """Two servers get the same calls of the same callers, one over gRPC and one over HTTP."""
+    (grpc_folder := tmp_path / "grpc").mkdir()
+    (http_folder := tmp_path / "http").mkdir()
+    async with (
+        guarded(grpc_folder) as over_grpc,
+        guarded(http_folder) as over_http,
+        door(over_http.wire.address, Policy()) as opened,
+    ):
+        for who in CALLERS:
+            expected = await over_grpc.ask(method, request(method), over_grpc.shown(who))
+            token = None if who is None else over_http.texts[who]
             got = await opened.ask(method, request(method), token)
-        if expected.code is StatusCode.OK:
-            assert got.status_code == 200, (who, got.text)
-            continue
-        assert got.status_code == HTTP_CODES[expected.code.value[0]], (who, got.text)
-        assert reason(got) == expected.reason, (who, got.text)
+            if expected.code is StatusCode.OK:
+                assert got.status_code == 200, (who, got.text)
+                continue
+            assert got.status_code == HTTP_CODES[expected.code.value[0]], (who, got.text)
+            assert reason(got) == expected.reason, (who, got.text)
 
 
 @pytest.mark.parametrize("method", READS)

@@ -101,6 +101,11 @@ class Node:
         return urlsplit(self.url).netloc
 
     @property
+    def barred(self) -> float:
+        """Workers that get no turns for a while."""
+        return self.now.total("runlane_workers_quarantined") or 0.0
+
+    @property
     def slots(self) -> str:
         """Slots in use and the limit."""
         return f"{self.number('slots_in_use')}/{self.number('slots_limit')}"
@@ -276,6 +281,14 @@ def frame(server: str, nodes: Sequence[Node], workload: Workload) -> RenderableT
         failed = [node for node in nodes if node.now.error]
         parts += [
             Text(f"{node.address}: {one_line(node.now.error)}", style="red") for node in failed
+        ]
+        parts += [
+            Text(
+                f"{node.address}: {node.barred:.0f} workers get no turns after repeated faults",
+                style="yellow",
+            )
+            for node in nodes
+            if node.barred
         ]
     else:
         parts += [

@@ -136,11 +136,15 @@ class AccessControl:
         """Revokes the open calls that would not be authorized now."""
         for call in tuple(self._open_calls):
             try:
-                caller = self.authorize(call.method, call.credentials, is_open=True)
-                if caller.tenant != call.caller.tenant:
-                    raise Unauthenticated("the caller belongs to another tenant now")
+                self.confirm(call)
             except RunlaneError as error:
                 call.revoke(error)
+
+    def confirm(self, call: OpenCall) -> None:
+        """Raises Unauthenticated or PermissionDenied if a call would not be authorized now."""
+        caller = self.authorize(call.method, call.credentials, is_open=True)
+        if caller.tenant != call.caller.tenant:
+            raise Unauthenticated("the caller belongs to another tenant now")
 
     def _authenticate(self, credentials: Credentials, *, is_open: bool) -> Caller:
         _, _, token = credentials.metadata.get("authorization", "").partition(" ")

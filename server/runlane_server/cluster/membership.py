@@ -115,6 +115,7 @@ class Membership:
         self._last_refusal = float("-inf")
         self._lease_timer: asyncio.TimerHandle | None = None
         self._due = asyncio.Event()
+        self._answered_after = 0
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self, address: str) -> None:
@@ -257,8 +258,7 @@ class Membership:
         for run in await self._cluster.cancelled_runs(self.node_id):
             self._work.cancelled_elsewhere(run)
         if self.alive:
-            for key in await self._cluster.answered_runs(self.node_id, ANSWERED_RUNS):
-                self._work.answered_elsewhere(key)
+            await self._look_at_answered_runs()
         free = min(self._work.free_slots, CLAIM_LANES)
         if free <= 0 or not self.alive:
             return
@@ -269,6 +269,15 @@ class Membership:
         if claimed:
             # The shares of tenants have changed.
             self._due.set()
+
+    async def _look_at_answered_runs(self) -> None:
+        """Looks at the next of them, and after the last one at the first again: those that cannot
+        go on here, for example for want of a slot, must not hide the others."""
+        after, limit = self._answered_after, ANSWERED_RUNS
+        answered = await self._cluster.answered_runs(self.node_id, after, limit)
+        self._answered_after = answered[-1].place if len(answered) == limit else 0
+        for run in answered:
+            self._work.answered_elsewhere(run.session)
 
     async def _repeat(
         self,

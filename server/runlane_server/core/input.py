@@ -112,7 +112,7 @@ class RunInput(NamedTuple):
     written: while an agent is emitting, only its supervisor knows the number of events. `expired`
     is the request whose expiry ends the run. A run is `parked` if no agent works for it; then
     `restarts`: it continues as a new attempt. `resumable`: its agent can start again and
-    use the answers. `extra_attempts` are those that do not count (R44). `used` is the time the
+    use the answers. `extra_attempts` are those that do not count (R37, R44). `used` is the time the
     attempt was active before it was parked, in microseconds; `checkpoint` is what the agent needs
     to go on.
     """

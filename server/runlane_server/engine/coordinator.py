@@ -19,6 +19,7 @@ from runlane_server.access.caller import DEFAULT_TENANT
 from runlane_server.access.quotas import QuotaBook
 from runlane_server.access.stored_bytes import StoredBytes
 from runlane_server.agents.base import Agent
+from runlane_server.agents.worker.workers import Workers
 from runlane_server.cluster.membership import Membership
 from runlane_server.core import lane as rules
 from runlane_server.core.agents import AgentNames
@@ -142,6 +143,11 @@ class Coordinator:
     def are_agents_ready(self) -> bool:
         """Whether all agents that execute runs on this node are ready."""
         return self._agents.are_ready
+
+    @property
+    def workers(self) -> Workers | None:
+        """The workers of the network; None if no agent is executed by them."""
+        return self._agents.workers
 
     @property
     def agents(self) -> Sequence[AgentState]:

@@ -64,7 +64,6 @@ def deadline_of(run: LaneRun, limits: Limits) -> Micros | None:
 
 
 def fence_of(store: Store, key: SessionKey, run: LaneRun) -> str:
-    """The token of an attempt: the same on all nodes of a store, also after a restart. The time of
-    the start is part of it, as an attempt that was given back has the same number."""
+    """The token of an attempt: the same on all nodes of a store, also after a restart."""
     what = repr(("worker", *key, run.run_id, run.attempt, run.started_at))
     return hmac.new(store.store_id, what.encode(), hashlib.sha256).hexdigest()

@@ -25,7 +25,7 @@ from runlane_server.harness.clock import MovableLoop
 from runlane_server.harness.harness import STATE_VARIABLE, Harness
 from runlane_server.net.addresses import Address
 from runlane_server.process import systemd
-from runlane_server.process.http_door import check_http, http_door, private_socket
+from runlane_server.process.http_door import check_http, door_sockets, http_door
 from runlane_server.process.node import Node, ShutdownRequest, serving
 from runlane_server.process.terminal import ControllingTerminal
 from runlane_server.telemetry import logs
@@ -97,18 +97,17 @@ async def serve(config: Config, child: ChildProcess | None, process: ControlledP
     """
     shutdown = process.shutdown = ShutdownSignals()
     process.harness = Harness.from_environment(os.environ, process)
-    with ExitStack() as closing:
+    with ExitStack() as closing, door_sockets(config) as sockets:
         async with (
-            private_socket(config) as private,
             serving(
                 config,
                 shutdown,
                 shares_port=child is not None,
                 harness=process.harness,
-                private=private,
+                private=None if sockets is None else sockets.server,
                 on_bound=partial(shutdown.handle_signals, closing),
             ) as node,
-            http_door(config, private) as lines,
+            http_door(config, sockets, node.set_http_health) as lines,
         ):
             process.address = node.address
             _tune_garbage_collector()

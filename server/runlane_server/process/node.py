@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -77,11 +77,15 @@ class ShutdownRequest:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A serving node: its address for callers, and the one for other nodes."""
+    """A serving node: its address for callers, and the one for other nodes.
+
+    `set_http_health` reports whether HTTP is served.
+    """
 
     address: Address
     node_address: Address
     coordinator: Coordinator
+    set_http_health: Callable[[bool], Awaitable[None]]
 
 
 @asynccontextmanager
@@ -191,7 +195,7 @@ async def serving(
             *([] if states is None else [states.keep_swept(coordinator.has_session)]),
         )
         try:
-            yield Node(address, node_address, coordinator)
+            yield Node(address, node_address, coordinator, endpoint.set_http_health)
         finally:
             for task in background:
                 task.cancel()

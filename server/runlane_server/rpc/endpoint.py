@@ -110,6 +110,10 @@ _SERVICES = (
 
 AGENT_HEALTH = "runlane.agent/"
 """Prefix of the name of an agent in the service name of a health check."""
+
+HTTP_HEALTH = "runlane.http"
+"""Service name of a health check for HTTP, with `--http`."""
+
 _WORKER = worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name
 
 _HARNESS = harness_service_pb2.DESCRIPTOR.services_by_name["HarnessService"].full_name
@@ -267,6 +271,12 @@ class Endpoint:
         states = health_pb2.HealthCheckResponse
         state = states.SERVING if is_ready else states.NOT_SERVING
         await self._health.set(AGENT_HEALTH + agent, state)
+
+    async def set_http_health(self, is_serving: bool) -> None:
+        """Sets the health of HTTP, which a process beside this one serves."""
+        states = health_pb2.HealthCheckResponse
+        state = states.SERVING if is_serving else states.NOT_SERVING
+        await self._health.set(HTTP_HEALTH, state)
 
     async def keep_serving(self) -> Never:
         """Restarts gRPC's server whenever it has broken down, until cancelled.

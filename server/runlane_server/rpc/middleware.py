@@ -45,6 +45,9 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Behavior: TypeAlias = "Callable[[Any, Context], Awaitable[Any]]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
+SLOW_REQUEST = 0.1
+"""Seconds; if a request took longer to arrive, its caller is checked again before it is served."""
+
 _QUIET_CODES = (None, StatusCode.OK, StatusCode.CANCELLED, StatusCode.UNAUTHENTICATED)
 """Codes of calls that are logged at level debug only. Failed authentications have their own log,
 whose rate is bounded."""
@@ -177,7 +180,10 @@ class Middleware:
             try:
                 request = requests
                 if not handler.request_streaming:
+                    began = time.monotonic()
                     request = await self._requests.read(context, call)
+                    if time.monotonic() - began > SLOW_REQUEST:
+                        self._access.confirm(call)
                     if ids := number_of_ids(request):
                         self._access.weigh(call, ids)
                 if handler.response_streaming:

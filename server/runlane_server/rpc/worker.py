@@ -40,7 +40,7 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
     ) -> AsyncIterator[pb.WorkResponse]:
         """Serves a slot of a worker (R33 to R37)."""
         down = Downstream()
-        slot = Slot({tenant()}, down)
+        slot = Slot(tenant(), down, CALLER.get().name)
         self._workers.connect(slot)
         try:
             async for response in serve_slot(requests, slot, down, self._take, self._workers):
@@ -92,6 +92,9 @@ async def _read(requests: AsyncIterator[pb.WorkRequest], stream: _Stream, down: 
             await stream.take(request)
             # Answers that the worker does not read must not fill the memory.
             await down.until_room()
+    except InvalidArgument as error:
+        stream.refuse()
+        down.close(error)
     except RunlaneError as error:
         down.close(error)
     except grpc.aio.InternalError:
@@ -130,7 +133,7 @@ class _Stream:
                 fail = request.fail
                 report, error = worker_messages.failure(fail)
                 await slot.finish(fail.number, report, error)
-            case "hand_back" if slot.is_offering:
+            case "hand_back" if slot.is_offering or slot.is_paused:
                 self._workers.withdraw(slot)
                 slot.end_turn(Acked(0, ended=True))
             case "hand_back":
@@ -141,3 +144,7 @@ class _Stream:
                 await slot.send_history()
             case _:
                 raise InvalidArgument.of("message", "is missing, or of a newer protocol version")
+
+    def refuse(self) -> None:
+        """A message of the worker was a mistake."""
+        self._workers.refuse(self._slot)

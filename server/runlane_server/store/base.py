@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, Self, TypeVar
 
 from runlane_server.core.agents import DEFAULT_AGENT
 from runlane_server.core.input import InputRequest, InputState
@@ -31,6 +31,9 @@ from runlane_server.core.model import (
 from runlane_server.core.transition import Lane, Transition
 from runlane_server.store.lane_log import LaneChange, LanePage, LanePlace
 from runlane_server.store.vitals import StoreVitals
+
+if TYPE_CHECKING:
+    from runlane_server.store.webhooks import WebhookStore
 
 Item = TypeVar("Item")
 Place = TypeVar("Place")
@@ -58,6 +61,11 @@ class Stale(Exception):
     def run(cls) -> Stale:
         """The run, or its list of events, has changed."""
         return cls("the run or its events differ from those that the transition started from")
+
+    @classmethod
+    def webhook(cls) -> Stale:
+        """The webhook was changed or deleted, or another node delivers for it."""
+        return cls("the webhook is not the one that the change was made from")
 
 
 class RunIdTaken(Exception):
@@ -208,6 +216,13 @@ class HostedRun:
     attempt: int
 
 
+class AnsweredRun(NamedTuple):
+    """A run that waits for no more input: its session, and its place among all runs."""
+
+    session: SessionKey
+    place: int
+
+
 @dataclass(frozen=True, slots=True)
 class DueInput:
     """An open input request whose time is over."""
@@ -255,9 +270,10 @@ class Cluster(Protocol):
     async def cancelled_runs(self, node_id: str) -> Sequence[HostedRun]:
         """Active runs of a node that a cancel covers."""
 
-    async def answered_runs(self, node_id: str, limit: int) -> Sequence[SessionKey]:
-        """Lanes whose active run has waited for input and needs none any more, the oldest first:
-        those whose agent waits on this node, and those without a node."""
+    async def answered_runs(self, node_id: str, after: int, limit: int) -> Sequence[AnsweredRun]:
+        """Active runs that have waited for input and need none any more, behind the place `after`:
+        those whose agent waits on this node, and those without a node. The oldest come first; their
+        places are greater than 0."""
 
     async def claim(
         self, node_id: str, limit: int, hold: float, order: ClaimOrder | None = None
@@ -330,6 +346,10 @@ class Store(Protocol):
     @property
     def cluster(self) -> Cluster | None:
         """The nodes that share the store; None if only one node can use it."""
+
+    @property
+    def webhooks(self) -> WebhookStore:
+        """The webhooks, and the input requests of the event log."""
 
     @property
     def position(self) -> Position:

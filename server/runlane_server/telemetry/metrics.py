@@ -20,7 +20,7 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 _QUICK = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -45,7 +45,8 @@ class StoreState(NamedTuple):
 class NodeState(NamedTuple):
     """The state of a node at the moment of a scrape; ages and leases in seconds.
 
-    `runs_active` and `agent_ready` are by agent. `lease` is None if the store is not shared.
+    `runs_active` and `agent_ready` are by agent. `workers_quarantined` is None without an agent
+    that workers execute. `lease` is None if the store is not shared.
     `beat_age` is infinite for a node that considers itself lost.
     """
 
@@ -62,6 +63,8 @@ class NodeState(NamedTuple):
     subscription_behind: int
     log_behind: int
     rpcs_open: Mapping[str, int]
+    workers_quarantined: int | None = None
+    worker_quarantines: int = 0
     lease: float | None = None
     beat_age: float = 0.0
     alive: bool = True
@@ -250,6 +253,8 @@ class _StateCollector(Collector):
             {(method,): count for method, count in state.rpcs_open.items()},
             "method",
         )
+        if state.workers_quarantined is not None:
+            yield from _quarantines(state.workers_quarantined, state.worker_quarantines)
         yield from _measured(state.measured)
         if state.lease is not None:
             yield from _membership(state, state.lease)
@@ -276,6 +281,19 @@ def _measured(state: StoreState) -> Iterator[Metric]:
     ):
         if value is not None:
             yield _gauge(name, documentation, value)
+
+
+def _quarantines(now: int, started: int) -> Iterator[Metric]:
+    yield _gauge(
+        "workers_quarantined",
+        "Workers, and callers with all their workers, that get no turns now after repeated faults.",
+        now,
+    )
+    yield CounterMetricFamily(
+        "runlane_worker_quarantines",
+        "Times that a worker, or a caller with all its workers, got no turns for a while.",
+        value=started,
+    )
 
 
 def _membership(state: NodeState, lease: float) -> Iterator[Metric]:

@@ -252,6 +252,11 @@ class _StateReader:
             rpcs_open=Counter(self._endpoint.calls.methods),
             measured=self._measured(),
         )
+        if coordinator.workers is not None:
+            quarantine = coordinator.workers.quarantine
+            state = state._replace(
+                workers_quarantined=quarantine.barred, worker_quarantines=quarantine.started
+            )
         if member is None:
             return state
         return state._replace(lease=member.lease, beat_age=member.heartbeat_age, alive=member.alive)

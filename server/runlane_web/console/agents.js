@@ -1,11 +1,11 @@
 // The agents of the node that answers.
 
 import { get, path } from "/console/api.js";
-import { el, problem, table } from "/console/dom.js";
+import { el, entitle, problem, table } from "/console/dom.js";
 import { poll } from "/console/live.js";
 
 export function showAgents(main, signal) {
-  document.title = "Agents · Runlane";
+  entitle("Agents");
   const titles = ["Name", "Kind", "State", "Default", "Slots in use"];
   const list = table("Agents of this node", titles);
   const said = el("div");

@@ -1,13 +1,14 @@
 // The console: signs in, and shows the view that the address names.
 
 import { get, path, token } from "/console/api.js";
-import { el, field, link } from "/console/dom.js";
+import { el, entitle, field, link } from "/console/dom.js";
 import { showAgents } from "/console/agents.js";
 import { showQuestions } from "/console/questions.js";
 import { showRun } from "/console/run.js";
 import { showRuns } from "/console/runs.js";
 import { showSession } from "/console/session.js";
 import { showSessions } from "/console/sessions.js";
+import { visible } from "/console/text.js";
 
 const main = document.getElementById("main");
 const nav = document.getElementById("nav");
@@ -87,14 +88,14 @@ function showSignIn(message) {
       // A token may be good for other things than this list.
       if (error.reason !== "PERMISSION_DENIED") {
         token.clear();
-        said.textContent = error.message;
+        said.textContent = visible(error.message);
         return;
       }
     }
     show();
   };
   const form = el("form", { onsubmit: signIn }, field("Token", input), el("button", {}, "Sign in"));
-  document.title = "Sign in · Runlane";
+  entitle("Sign in");
   main.replaceChildren(
     el("h1", {}, "Sign in"),
     el("p", {}, "The server prints the address with a token when it starts; or use your own token."),

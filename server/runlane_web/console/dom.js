@@ -1,14 +1,27 @@
-// Makes elements. Text becomes text nodes only, so that no data is read as HTML.
+// Makes elements. Text becomes text nodes only, so that no data is read as HTML. What a browser would
+// reorder or hide in it is escaped.
+
+import { visible } from "/console/text.js";
+
+const READ = new Set(["aria-label", "title", "placeholder"]);
 
 export function el(name, attributes = {}, ...children) {
   const made = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
     if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
     else if (value === true) made.setAttribute(key, "");
-    else if (value !== false && value !== undefined) made.setAttribute(key, value);
+    else if (value !== false && value !== undefined) {
+      made.setAttribute(key, READ.has(key) ? visible(value) : value);
+    }
   }
-  made.append(...children.filter((child) => child !== null && child !== undefined));
+  const given = children.filter((child) => child !== null && child !== undefined);
+  made.append(...given.map((child) => (child instanceof Node ? child : visible(String(child)))));
   return made;
+}
+
+// Names the view in the title of the window.
+export function entitle(text) {
+  document.title = visible(`${text} · Runlane`);
 }
 
 export function link(text, ...parts) {
@@ -85,7 +98,7 @@ function exchange(old, node) {
 }
 
 export function announce(text) {
-  document.getElementById("announcer").textContent = text;
+  document.getElementById("announcer").textContent = visible(text);
 }
 
 // True if the reader is at the end of the page, and wants to see what comes.
@@ -124,12 +137,4 @@ export function seconds(from, to) {
   if (!from || !to) return "";
   const ms = new Date(to) - new Date(from);
   return ms < 60_000 ? `${(ms / 1000).toFixed(3)} s` : `${Math.round(ms / 1000)} s`;
-}
-
-export function json(text) {
-  try {
-    return JSON.stringify(JSON.parse(text), null, 2);
-  } catch {
-    return text ?? "";
-  }
 }

@@ -1,6 +1,7 @@
 // Messages and their parts.
 
-import { el, json, link, time, word } from "/console/dom.js";
+import { el, link, time, word } from "/console/dom.js";
+import { json, prose } from "/console/text.js";
 
 // Finish reasons that a reader expects.
 const USUAL = ["stop", "tool calls"];
@@ -50,7 +51,7 @@ export function partNode(part) {
 }
 
 export function textNode(text) {
-  return el("div", { class: "text" }, text);
+  return el("div", { class: "text" }, document.createTextNode(prose(text)));
 }
 
 export function folded(title, text, attributes = {}) {

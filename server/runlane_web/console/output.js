@@ -1,9 +1,10 @@
 // The output of the active run, as it is written.
 
 import { path } from "/console/api.js";
-import { announce, atEnd, el, json, link, scrollToEnd, word } from "/console/dom.js";
+import { announce, atEnd, el, link, scrollToEnd, word } from "/console/dom.js";
 import { follow } from "/console/live.js";
 import { artifactNode, artifactText, folded, partNode, textNode } from "/console/messages.js";
+import { json, prose, visible } from "/console/text.js";
 
 export class Output {
   #parts = el("div");
@@ -60,7 +61,9 @@ export class Output {
   }
 
   #append(kind, text = "") {
-    if (this.#last.kind === kind) return this.#last.text.appendData(text);
+    if (this.#last.kind === kind) {
+      return this.#last.text.appendData(kind === "text" ? prose(text) : visible(text));
+    }
     const node = kind === "text" ? textNode(text) : folded("Reasoning", text);
     this.#add(node);
     const holder = kind === "text" ? node : node.querySelector("pre");
@@ -76,7 +79,7 @@ export class Output {
   // An artifact may come in pieces.
   #artifact(artifact) {
     const known = this.#artifacts.get(artifact.artifactId);
-    if (artifact.append && known) return known.append(artifactText(artifact));
+    if (artifact.append && known) return known.append(visible(artifactText(artifact)));
     const node = artifactNode(artifact);
     this.#artifacts.set(artifact.artifactId, node.querySelector("pre"));
     this.#add(node);

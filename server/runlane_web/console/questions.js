@@ -1,16 +1,17 @@
 // Questions of agents to people, and their answers.
 
 import { get, newId, post } from "/console/api.js";
-import { announce, button, el, field, json, keyed, link, problem, time, word } from "/console/dom.js";
+import { announce, button, el, entitle, field, keyed, link, problem, time, word } from "/console/dom.js";
 import { formOf } from "/console/form.js";
 import { poll } from "/console/live.js";
+import { isJson, json } from "/console/text.js";
 
 export function openQuestions(query, signal) {
   return get("/v1/input-requests", { states: "INPUT_STATE_OPEN", page_size: 200, ...query }, signal);
 }
 
 export function showQuestions(main, signal) {
-  document.title = "Questions · Runlane";
+  entitle("Questions");
   const said = el("div", { role: "status" });
   const list = el("div");
   main.replaceChildren(el("h1", {}, "Questions"), said, list);
@@ -54,7 +55,7 @@ function questionNode(question, report) {
     }
   };
   const asked = el("p", { class: "text" }, question.text ?? "");
-  const controls = CONTROLS[question.kind]?.(question, answer, said) ?? "";
+  const controls = CONTROLS[question.kind]?.(question, answer, said) ?? null;
   return el(
     "section",
     { class: "question", "aria-label": `Question: ${question.text ?? ""}` },
@@ -81,18 +82,19 @@ function refusal({ inputRequest, acceptedThisAnswer }) {
   return `The answer does not count: the question was ${state}${by ? ` by ${by}` : ""} before.`;
 }
 
-function approval(question, answer) {
+function approval(question, answer, said) {
   const given = json(question.argumentsJson);
-  const edited = el("textarea", { name: "arguments", rows: 4 }, given);
+  const rows = Math.min(24, Math.max(4, given.split("\n").length));
+  const edited = el("textarea", { name: "arguments", rows }, given);
   const reason = el("input", { name: "reason" });
-  const decide = (approved) => () =>
-    answer({
-      approval: {
-        approved,
-        argumentsJson: approved && edited.value !== given ? edited.value : "",
-        reason: reason.value,
-      },
-    });
+  const decide = (approved) => () => {
+    // What nobody has changed is approved as it came.
+    const argumentsJson = approved && edited.value !== given ? edited.value : "";
+    if (argumentsJson && !isJson(argumentsJson)) {
+      return said.replaceChildren(problem({ message: "The arguments are not JSON." }));
+    }
+    return answer({ approval: { approved, argumentsJson, reason: reason.value } });
+  };
   return el(
     "div",
     {},
@@ -123,7 +125,7 @@ function form(question, answer, said) {
   const send = (event) => {
     event.preventDefault();
     try {
-      answer({ formJson: JSON.stringify(fields.value()) });
+      answer({ formJson: fields.value() });
     } catch (error) {
       said.replaceChildren(problem(error));
     }

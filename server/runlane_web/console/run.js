@@ -1,16 +1,17 @@
 // One run: what it is, how it ended, and its events on a time line.
 
 import { get, path, post } from "/console/api.js";
-import { announce, button, el, json, link, problem, seconds, state, time, word } from "/console/dom.js";
+import { announce, button, el, entitle, link, problem, seconds, state, time, word } from "/console/dom.js";
 import { follow, poll } from "/console/live.js";
 import { folded, textNode } from "/console/messages.js";
 import { receiptNode } from "/console/receipt.js";
+import { json } from "/console/text.js";
 import { Timeline } from "/console/timeline.js";
 
 const ENDED = ["RUN_STATE_COMPLETED", "RUN_STATE_CANCELLED", "RUN_STATE_FAILED"];
 
 export function showRun(main, runId, signal) {
-  document.title = `Run ${runId} · Runlane`;
+  entitle(`Run ${runId}`);
   const said = el("div");
   const facts = el("div");
   const receipts = el("div", { tabindex: -1 });

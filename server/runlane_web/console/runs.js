@@ -1,7 +1,7 @@
 // Runs, filtered by state and session.
 
 import { get, path } from "/console/api.js";
-import { el, field, link, problem, select, state, table, time, seconds, word } from "/console/dom.js";
+import { el, entitle, field, link, problem, select, state, table, time, seconds, word } from "/console/dom.js";
 import { poll } from "/console/live.js";
 import { Pages } from "/console/paging.js";
 
@@ -17,7 +17,7 @@ const STATES = [
 ];
 
 export function showRuns(main, query, signal) {
-  document.title = "Runs · Runlane";
+  entitle("Runs");
   const titles = ["Run", "Session", "State", "Agent", "Prompt", "Accepted", "Duration"];
   const list = table("Runs, latest first", titles);
   const said = el("div");

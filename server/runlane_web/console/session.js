@@ -2,7 +2,7 @@
 
 import { get, newId, path, post } from "/console/api.js";
 import {
-  announce, atEnd, button, el, field, keyed, link, problem, scrollToEnd, select, state, word,
+  announce, atEnd, button, el, entitle, field, keyed, link, problem, scrollToEnd, select, state, word,
 } from "/console/dom.js";
 import { poll } from "/console/live.js";
 import { textNode } from "/console/messages.js";
@@ -11,6 +11,7 @@ import { openQuestions, showQuestionsIn } from "/console/questions.js";
 import { receiptNode } from "/console/receipt.js";
 import { OPEN } from "/console/runs.js";
 import { sessionState } from "/console/sessions.js";
+import { visible } from "/console/text.js";
 import { Transcript } from "/console/transcript.js";
 
 const WHEN_BUSY = [
@@ -47,7 +48,7 @@ class SessionView {
     this.signal = signal;
     this.title = el("h1", {}, sessionId);
     this.transcript = new Transcript(sessionId, signal);
-    document.title = `${sessionId} · Runlane`;
+    entitle(sessionId);
     const runs = el("a", { href: "#/runs?" + new URLSearchParams({ session: sessionId }) }, "All runs");
     main.replaceChildren(
       this.title,
@@ -74,9 +75,10 @@ class SessionView {
       get(path("sessions", this.sessionId, "runs"), asked, this.signal),
     ]);
     this.#said.replaceChildren();
-    if (session.title) this.title.textContent = session.title;
+    if (session.title) this.title.textContent = visible(session.title);
     const agent = session.agent ? `agent ${session.agent}` : "";
-    this.#summary.replaceChildren(this.sessionId, " ", sessionState(session), " ", agent);
+    const id = visible(this.sessionId);
+    this.#summary.replaceChildren(id, " ", sessionState(session), " ", visible(agent));
     await this.#ask(runs);
     const seen = JSON.stringify([session, runs.map((run) => [run.runId, run.state])]);
     if (seen !== this.#seen) {

@@ -1,7 +1,7 @@
 // All sessions: page by page, or those that a search finds.
 
 import { get, newId, path, post } from "/console/api.js";
-import { el, field, hash, link, problem, select, state, table, time } from "/console/dom.js";
+import { el, entitle, field, hash, link, problem, select, state, table, time } from "/console/dom.js";
 import { poll } from "/console/live.js";
 import { Pages } from "/console/paging.js";
 
@@ -10,7 +10,7 @@ const SHOWN = 100;
 const FRESH_MS = 10_000;
 
 export function showSessions(main, signal) {
-  document.title = "Sessions · Runlane";
+  entitle("Sessions");
   const list = table("Sessions, latest first", ["Session", "Title", "State", "Agent", "Updated"]);
   const said = el("div", { role: "status" });
   const text = el("input", { name: "search", type: "search", oninput: () => changed() });
@@ -121,7 +121,7 @@ function newSession(signal) {
   };
   // A caller who may not list the agents gets the default one.
   get(path("agents"), {}, signal).then(
-    ({ agents = [] }) => agent.append(...agents.map(({ name }) => el("option", {}, name))),
+    ({ agents = [] }) => agent.append(...agents.map(({ name }) => el("option", { value: name }, name))),
     () => {},
   );
   const form = el(

@@ -2,6 +2,7 @@
 
 import { el, link, word } from "/console/dom.js";
 import { folded } from "/console/messages.js";
+import { visible } from "/console/text.js";
 
 // More entries than this make a page slow.
 const MAX_ENTRIES = 2000;
@@ -20,7 +21,7 @@ export class Timeline {
   }
 
   say(text) {
-    this.#said.textContent = text;
+    this.#said.textContent = visible(text);
   }
 
   take({ index, time, ...event }) {
@@ -45,22 +46,23 @@ export class Timeline {
     const pre = node.querySelector("pre");
     if (!pre.firstChild) pre.append("");
     const title = node.querySelector("summary");
-    this.#group = { kind, pieces: 0, from: at, text: pre.firstChild, title };
-    this.#count(at);
+    this.#group = { kind, pieces: 0, size: 0, from: at, text: pre.firstChild, title };
+    this.#count(at, text);
     return node;
   }
 
   #grow(at, text = "") {
-    this.#group.text.appendData(text);
-    this.#count(at);
+    this.#group.text.appendData(visible(text));
+    this.#count(at, text);
   }
 
-  #count(at) {
+  #count(at, text) {
     const group = this.#group;
     group.pieces += 1;
+    group.size += text.length;
     const until = group.pieces > 1 ? ` until ${at}` : "";
     const pieces = group.pieces > 1 ? `${group.pieces} pieces` : "1 piece";
-    group.title.textContent = `${group.text.length} characters in ${pieces}${until}`;
+    group.title.textContent = `${group.size} characters in ${pieces}${until}`;
   }
 }
 

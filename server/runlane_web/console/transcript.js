@@ -3,6 +3,7 @@
 import { get, path } from "/console/api.js";
 import { button, el, keyed } from "/console/dom.js";
 import { messageNode } from "/console/messages.js";
+import { visible } from "/console/text.js";
 
 const PAGE = 200;
 
@@ -66,7 +67,7 @@ export class Transcript {
       this.#pages.prepend(page);
       scrollBy(0, document.documentElement.scrollHeight - height);
     } catch (error) {
-      if (!this.signal.aborted) this.#said.textContent = error.message;
+      if (!this.signal.aborted) this.#said.textContent = visible(error.message);
     }
     this.#earlier.disabled = false;
     this.#earlier.hidden = this.#first === 0;

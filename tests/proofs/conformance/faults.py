@@ -5,67 +5,36 @@ The first ones are bugs that servers of this kind have really had.
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import dataclass
-from pathlib import Path
+from proofs.conformance.fault import Edit, Fault
+from proofs.conformance.worker_faults import WORKER_FAULTS
 
-import runlane_server
-
-SOURCE = Path(runlane_server.__file__).parent
-
-LANE, COORDINATOR = "core/lane.py", "engine/coordinator.py"
+COORDINATOR = "engine/coordinator.py"
+STATES, EDIT = "core/lane/states.py", "core/lane/edit.py"
+ACCEPTING, STARTING = "core/lane/accepting.py", "core/lane/starting.py"
+ASKING, CANCELLING = "core/lane/asking.py", "core/lane/cancelling.py"
+ATTEMPTS, ENDING = "core/lane/attempts.py", "core/lane/ending.py"
 EXECUTOR, RUNNER, LANES = "engine/executor.py", "engine/runner.py", "engine/lanes.py"
 READINESS, LANE_ACCESS = "engine/readiness.py", "engine/lane_access.py"
 RUNS, INPUTS = "rpc/runs.py", "engine/inputs.py"
 
 
-@dataclass(frozen=True, slots=True)
-class Edit:
-    """Replaces `old` by `new` in a file; without `old`, appends `new`."""
-
-    file: str
-    old: str
-    new: str
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """A fault: the rules that it breaks, and the changes of the source."""
-
-    name: str
-    rules: tuple[int, ...]
-    edits: tuple[Edit, ...]
-    durable: bool = False
-    sound: tuple[int, ...] = (2, 12)
-    """Rules that still hold: they show that the server works at all."""
-
-    def build(self, folder: Path) -> Path:
-        """Writes the faulty server; returns the folder for the import path."""
-        shutil.copytree(
-            SOURCE, folder / "runlane_server", ignore=shutil.ignore_patterns("__pycache__")
-        )
-        for edit in self.edits:
-            path = folder / "runlane_server" / edit.file
-            text = path.read_text()
-            assert not edit.old or text.count(edit.old) == 1, f"{edit.file}: {edit.old}"
-            path.write_text(text.replace(edit.old, edit.new) if edit.old else text + edit.new)
-        return folder
-
-
 _IDLE_FLAG = (
     Edit(
-        LANE,
-        "    edit = _Edit(lane, at)\n    before = {run.run_id: run for run in lane.runs}\n",
-        "    edit = _Edit(lane, at)\n    if not lane.runs:\n        PENDING.add(lane.key)\n"
+        CANCELLING,
+        "    edit = Edit(lane, at)\n    before = {run.run_id: run for run in lane.runs}\n",
+        "    edit = Edit(lane, at)\n"
+        "    from runlane_server.core.lane.edit import PENDING\n"
+        "    if not lane.runs:\n        PENDING.add(lane.key)\n"
         "    before = {run.run_id: run for run in lane.runs}\n",
     ),
     Edit(
-        LANE,
-        "    if held.covered:\n        edit.cancel_waiting",
+        ACCEPTING,
+        "    if held.covered:\n        cancel_waiting",
+        "    from runlane_server.core.lane.edit import PENDING\n"
         "    if held.covered or lane.key in PENDING:\n        PENDING.discard(lane.key)\n"
-        "        edit.cancel_waiting",
+        "        cancel_waiting",
     ),
-    Edit(LANE, "", "\n\nPENDING = set()\n"),
+    Edit(EDIT, "", "\n\nPENDING = set()\n"),
 )
 
 _FOLD_QUEUE = (
@@ -156,9 +125,9 @@ HISTORICAL = (
         (10,),
         (
             Edit(
-                LANE,
-                "        edit.cancel_waiting(lane.queue, reason)",
-                "        edit.cancel_waiting(lane.queue[:1], reason)",
+                CANCELLING,
+                "        cancel_waiting(edit, lane.queue, reason)",
+                "        cancel_waiting(edit, lane.queue[:1], reason)",
             ),
         ),
     ),
@@ -168,12 +137,12 @@ HISTORICAL = (
         (21,),
         (
             Edit(
-                LANE,
-                '        self._end(run, reason, error, _End(reason, error, message_id, ""))',
-                "        if self._active is not None:\n"
-                "            self._record(run)\n"
-                "            return\n"
-                '        self._end(run, reason, error, _End(reason, error, message_id, ""))',
+                ENDING,
+                '    end_run(edit, run, reason, error, _End(reason, error, message_id, ""))',
+                "    if edit.active is not None:\n"
+                "        edit.record(run)\n"
+                "        return\n"
+                '    end_run(edit, run, reason, error, _End(reason, error, message_id, ""))',
             ),
         ),
     ),
@@ -182,12 +151,12 @@ HISTORICAL = (
         (21,),
         (
             Edit(
-                LANE,
-                '        self._end(run, reason, error, _End(reason, error, message_id, ""))',
-                "        if trigger is Trigger.CANCEL and self._active is None:\n"
-                "            self._record(run)\n"
-                "            return\n"
-                '        self._end(run, reason, error, _End(reason, error, message_id, ""))',
+                ENDING,
+                '    end_run(edit, run, reason, error, _End(reason, error, message_id, ""))',
+                "    if trigger is Trigger.CANCEL and edit.active is None:\n"
+                "        edit.record(run)\n"
+                "        return\n"
+                '    end_run(edit, run, reason, error, _End(reason, error, message_id, ""))',
             ),
         ),
     ),
@@ -196,12 +165,12 @@ HISTORICAL = (
         (30,),
         (
             Edit(
-                LANE,
-                '        self._end(run, reason, error, _End(reason, error, message_id, ""))',
-                "        if trigger is Trigger.FAIL:\n"
-                "            self._record(run)\n"
-                "            return\n"
-                '        self._end(run, reason, error, _End(reason, error, message_id, ""))',
+                ENDING,
+                '    end_run(edit, run, reason, error, _End(reason, error, message_id, ""))',
+                "    if trigger is Trigger.FAIL:\n"
+                "        edit.record(run)\n"
+                "        return\n"
+                '    end_run(edit, run, reason, error, _End(reason, error, message_id, ""))',
             ),
         ),
     ),
@@ -267,7 +236,7 @@ OTHERS = (
     Fault(
         "a session that is made though nobody asked for it",
         (2, 6),
-        (Edit(LANE, "    if not (lane.exists or allow_missing):", "    if False:"),),
+        (Edit(ACCEPTING, "    if not (lane.exists or allow_missing):", "    if False:"),),
     ),
     Fault(
         "a run id that is taken twice",
@@ -314,7 +283,7 @@ OTHERS = (
         (11,),
         (
             Edit(
-                LANE,
+                ACCEPTING,
                 "    if held.covered:\n",
                 "    if held.covered or (lane.active and lane.active.cancel_reason is not None and "
                 "lane.active.state is RunState.CANCELLING):\n",
@@ -326,10 +295,11 @@ OTHERS = (
         (13,),
         (
             Edit(
-                LANE,
-                "        if active.state is RunState.CANCELLING:\n            return\n",
-                "        if active.state is RunState.CANCELLING:\n"
-                "            self.covered.append(active.run_id)\n            return\n",
+                CANCELLING,
+                "    if active.state is RunState.CANCELLING:\n        return\n",
+                "    if active.state is RunState.CANCELLING:\n"
+                "        edit.covered.append(active.run_id)\n"
+                "        return\n",
             ),
         ),
     ),
@@ -338,10 +308,9 @@ OTHERS = (
         (14,),
         (
             Edit(
-                LANE,
-                '        message_id = self._write(run, close((), reason), "", '
-                "attempt=run.attempt + 1)",
-                '        message_id = ""',
+                ENDING,
+                '    message_id = edit.write(run, close((), reason), "", attempt=run.attempt + 1)',
+                '    message_id = ""',
             ),
         ),
     ),
@@ -350,13 +319,12 @@ OTHERS = (
         (15,),
         (
             Edit(
-                LANE,
-                "        trigger = Trigger.COMPLETE if outcome.error is None else Trigger.FAIL\n",
-                "        trigger = Trigger.COMPLETE if outcome.error is None else "
-                "Trigger.FAIL\n"
-                "        if not outcome.content:\n"
-                "            active = self._open_turn(active)\n"
-                "            self.messages[-1] = self.messages[-1]._replace("
+                ENDING,
+                "    trigger = Trigger.COMPLETE if outcome.error is None else Trigger.FAIL\n",
+                "    trigger = Trigger.COMPLETE if outcome.error is None else Trigger.FAIL\n"
+                "    if not outcome.content:\n"
+                "        edit.open_turn(active)\n"
+                "        edit.messages[-1] = edit.messages[-1]._replace("
                 "message_id=active.run_id + '-again')\n",
             ),
         ),
@@ -366,9 +334,9 @@ OTHERS = (
         (16,),
         (
             Edit(
-                LANE,
-                "        content = close(outcome.content, reason)\n",
-                "        content = close(() if cancelled else outcome.content, reason)\n",
+                ENDING,
+                "    content = close(outcome.content, reason)\n",
+                "    content = close(() if cancelled else outcome.content, reason)\n",
             ),
         ),
     ),
@@ -377,7 +345,7 @@ OTHERS = (
         (18,),
         (
             Edit(
-                LANE,
+                CANCELLING,
                 "    if scope in {CancelScope.SESSION, CancelScope.ACTIVE}:",
                 "    if scope is not CancelScope.RUN:",
             ),
@@ -388,7 +356,7 @@ OTHERS = (
         (19,),
         (
             Edit(
-                LANE,
+                STATES,
                 "        (_S.CANCELLING, _H.COMPLETE): _S.CANCELLED,",
                 "        (_S.CANCELLING, _H.COMPLETE): _S.COMPLETED,",
             ),
@@ -399,7 +367,7 @@ OTHERS = (
         (20,),
         (
             Edit(
-                LANE,
+                CANCELLING,
                 "Receipt(lane.key.session_id, tuple(covered), lane.accept_seq)",
                 "Receipt(lane.key.session_id, tuple(covered), 0)",
             ),
@@ -411,9 +379,9 @@ OTHERS = (
         (23,),
         (
             Edit(
-                LANE,
-                "            usage=usage,\n            attempt=run.attempt,",
-                "            usage=NO_USAGE,\n            attempt=run.attempt,",
+                ENDING,
+                "        usage=usage,\n        attempt=run.attempt,",
+                "        usage=NO_USAGE,\n        attempt=run.attempt,",
             ),
         ),
     ),
@@ -445,7 +413,7 @@ OTHERS = (
         (27,),
         (
             Edit(
-                LANE,
+                ACCEPTING,
                 "    if request.when_busy is WhenBusy.REJECT and (behind_another or beaten):",
                 "    if False:",
             ),
@@ -476,7 +444,7 @@ OTHERS = (
     Fault(
         "a cancel that misses a run between two attempts",
         (38,),
-        (Edit(LANE, "            self._cancel_backing_off(reason)\n", ""),),
+        (Edit(CANCELLING, "        _cancel_backing_off(edit, reason)\n", ""),),
     ),
     Fault(
         "all runs are executed by the default agent",
@@ -497,7 +465,7 @@ OTHERS = (
     Fault(
         "a run folded into the turn of another agent",
         (31,),
-        (Edit(LANE, " and run.agent == host.agent]", "]"),),
+        (Edit(STARTING, " and run.agent == host.agent]", "]"),),
     ),
     Fault(
         "a queue that ignores the limit of an agent",
@@ -528,16 +496,16 @@ OTHERS = (
         (28,),
         (
             Edit(
-                LANE,
-                "        if self._active is not None and self._active.run_id == run_id:",
-                "        if self._active is not None:",
+                CANCELLING,
+                "    if edit.active is not None and edit.active.run_id == run_id:",
+                "    if edit.active is not None:",
             ),
         ),
     ),
     Fault(
         "a run that asks stays active",
         (40,),
-        (Edit(LANE, "if (asked or park) and run.state is", "if park and run.state is"),),
+        (Edit(ASKING, "if (asked or park) and run.state is", "if park and run.state is"),),
     ),
     Fault(
         "every answer is accepted",
@@ -575,13 +543,13 @@ OTHERS = (
     Fault(
         "an expiry that forgets the default",
         (43,),
-        (Edit(LANE, "        if item.default_json is not None:\n", "        if False:\n"),),
+        (Edit(ASKING, "    if item.default_json is not None:\n", "    if False:\n"),),
     ),
     Fault(
         "a crash that consumes an attempt of a run whose agent has left",
         (44,),
         (
-            Edit(LANE, "    if waits and active.asking.parked:\n", "    if False:\n"),
+            Edit(ATTEMPTS, "    if waits and active.asking.parked:\n", "    if False:\n"),
             Edit(
                 "engine/recovery.py",
                 "if lane.active.state is RunState.INPUT_REQUIRED and lane.active.asking.parked:",
@@ -607,7 +575,7 @@ OTHERS = (
         (42, 45),
         (
             Edit(
-                LANE,
+                ASKING,
                 "[_CLOSED[state](input_id) for state, input_id, _ in run.asking.late]",
                 "[]",
             ),
@@ -620,4 +588,4 @@ OTHERS = (
     ),
 )
 
-FAULTS = (*HISTORICAL, *OTHERS)
+FAULTS = (*HISTORICAL, *OTHERS, *WORKER_FAULTS)

@@ -299,13 +299,18 @@ def _hand_back(before: Lane, command: Command, made: Transition) -> str | None:
     active = before.active
     if active is None or before.folded or not _was_active(before):
         kept = made.lane.find(active.run_id) if active is not None else None
-        if active is not None and kept is not None and kept.attempt != active.attempt:
+        if active is not None and kept is not None and _counted(kept) != _counted(active):
             return "an attempt with output counts (R37)"
         return _node_lost(before, command, made)
     back = made.lane.waiting[0]
     if made.lane.active is not None or back.run_id != active.run_id or made.completes:
         return "a run that is given back goes to the head (R37)"
-    return None if back.attempt == active.attempt - 1 else "its attempt does not count (R37)"
+    return None if _counted(back) == _counted(active) - 1 else "its attempt does not count (R37)"
+
+
+def _counted(run: LaneRun) -> int:
+    """The number of attempts that count."""
+    return run.attempt - run.asking.extra_attempts
 
 
 def _adopt(before: Lane, command: Command, made: Transition) -> str | None:

@@ -21,6 +21,7 @@ from runlane_server.core.model import (
     Role,
     RunComplete,
     RunState,
+    Started,
     ToolCall,
     ToolResult,
 )
@@ -107,6 +108,7 @@ def check(before: Lane, command: Command, made: Transition) -> None:
     _check_accounts(before, made)
     _check_states(before, command, made)
     _check_events(before, command, made)
+    _check_attempts(before, made)
     _check_completes(made)
     _check_transcript(before, made)
     check_inputs(before, command, made)
@@ -278,6 +280,21 @@ def _check_events(before: Lane, command: Command, made: Transition) -> None:
         require(run.events == counts.get(run.run_id), "the lane counts a run's events")
     changed = {change.run.run_id for change in made.runs}
     require(all(event.run_id in changed for event in made.events), "a run with events has changed")
+
+
+def _check_attempts(before: Lane, made: Transition) -> None:
+    """A number names one attempt: what is repeated for a lost one never reaches another."""
+    numbers = {run.run_id: run.attempt for run in live(before)}
+    started: dict[str, list[int]] = {}
+    for event in made.events:
+        if isinstance(event.body, Started):
+            started.setdefault(event.run_id, []).append(event.body.attempt)
+    for change in made.runs:
+        run_id, last = change.run.run_id, change.run.attempt
+        before_it = numbers.get(run_id, 0)
+        require(last >= before_it, "the number of an attempt is not used again (R33)")
+        begun = list(range(before_it + 1, last + 1))
+        require(started.get(run_id, []) == begun, "every attempt announces itself (R38)")
 
 
 def _check_completes(made: Transition) -> None:

@@ -16,6 +16,20 @@ from runlane.conformance.cases import (
     order,
     retry,
     start,
+    worker_output,
+    workers,
 )
 
-__all__ = ["accept", "agents", "answer", "cancel", "complete", "fold", "order", "retry", "start"]
+__all__ = [
+    "accept",
+    "agents",
+    "answer",
+    "cancel",
+    "complete",
+    "fold",
+    "order",
+    "retry",
+    "start",
+    "worker_output",
+    "workers",
+]

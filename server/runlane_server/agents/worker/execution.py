@@ -22,6 +22,7 @@ log = structlog.get_logger()
 WORKER_LOST = "the worker that executed it was lost"
 HANDED_BACK = "the worker that executed it was shut down"
 NEVER_BEGUN = "the worker that was to execute it was lost"
+REFUSED = "the server refused what the worker sent again and again"
 GIVEN_BACK = f"workers gave it back {MAX_RETURNS} times in a row"
 """Messages of runs that end INTERRUPTED."""
 
@@ -60,6 +61,10 @@ class Execution:
         self._is_stopped = False
         self.has_slot = False
         """Whether a slot of a worker was used for the attempt."""
+        self.worker: Slot | None = None
+        """The last stream that it was connected by."""
+        self.refusals = 0
+        """How often a message of the worker was a mistake."""
         self.handed_back_by: str | None = None
         """The worker that gave the run back."""
         self.on_released: Callable[[], None] = _ignore
@@ -131,6 +136,7 @@ class Execution:
 
     def _attach(self, slot: Slot) -> None:
         before, self._slot = self._slot, slot
+        self.worker = slot
         slot.execution = self
         self._cancel_timer()
         if before is not None and before is not slot:

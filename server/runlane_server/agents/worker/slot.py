@@ -26,16 +26,18 @@ class Resumption:
 
 
 class Slot:
-    """The state of one stream. It executes runs of `tenants`; None for all."""
+    """The state of one stream of a worker of `caller`. It executes runs of `tenant`; None: of all,
+    as the processes of this server do."""
 
-    def __init__(self, tenants: Collection[str] | None, down: Downstream) -> None:
-        self._tenants = tenants
+    def __init__(self, tenant: str | None, down: Downstream, caller: str = "") -> None:
+        self.tenant = tenant
+        self.caller = caller
         self.agents: tuple[str, ...] = ()
         self.worker_id = ""
         self.execution: Execution | None = None
         self.is_offering = False
         self.is_paused = False
-        """Whether its offer waits until its worker responds again."""
+        """Whether its offer waits until its worker may have turns again."""
         self.stuck_since: float | None = None
         """When a turn was taken away whose code the worker has not reported to have returned."""
         self._down = down
@@ -44,11 +46,11 @@ class Slot:
 
     def serves(self, tenant: str) -> bool:
         """Whether it executes runs of a tenant."""
-        return self._tenants is None or tenant in self._tenants
+        return self.tenant is None or tenant == self.tenant
 
     def begin_offer(self, agents: Sequence[str], worker_id: str) -> None:
         """Takes an offer. Raises InvalidArgument during a turn or another offer."""
-        if self.execution is not None or self.is_offering:
+        if self.execution is not None or self.is_offering or self.is_paused:
             raise InvalidArgument.of("offer", "came before the end of the turn or the offer before")
         self.agents, self.worker_id = tuple(agents), worker_id
         self._discards = False

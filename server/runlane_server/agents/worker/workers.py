@@ -13,8 +13,9 @@ from typing import NamedTuple
 import structlog
 
 from runlane_server.agents.base import AgentError
-from runlane_server.agents.worker.execution import GIVEN_BACK, WORKER_LOST, Execution
+from runlane_server.agents.worker.execution import GIVEN_BACK, REFUSED, WORKER_LOST, Execution
 from runlane_server.agents.worker.offers import Offers
+from runlane_server.agents.worker.quarantine import Party, Quarantine
 from runlane_server.agents.worker.returns import Returns
 from runlane_server.agents.worker.slot import Resumption, Slot
 from runlane_server.agents.worker.turn import AttemptLost, HandedBack
@@ -29,6 +30,9 @@ from runlane_server.core.model import RunKey
 log = structlog.get_logger()
 
 NO_OFFER = "no worker took it"
+
+MAX_REFUSALS = 5
+"""Mistakes of a worker in one attempt; with the last one the attempt is lost."""
 
 ADOPTION_TIMEOUT = 5.0
 """Seconds from the commit of an adoption to the start of the attempt on this node."""
@@ -71,6 +75,7 @@ class Workers:
         self._slots: set[Slot] = set()
         self._begun = asyncio.Event()
         self._returns = Returns()
+        self.quarantine = Quarantine()
         self._paused: set[str] = set()
         self._is_draining = False
 
@@ -124,7 +129,7 @@ class Workers:
 
     def offer(self, slot: Slot) -> None:
         """Takes an offer, and gives it a turn as soon as there is one."""
-        slot.is_paused = slot.worker_id in self._paused
+        slot.is_paused = slot.worker_id in self._paused or self._is_barred(slot)
         if slot.is_paused:
             return
         for agent in slot.agents:
@@ -143,6 +148,7 @@ class Workers:
 
     def withdraw(self, slot: Slot) -> None:
         """Takes an offer back, if there is one."""
+        slot.is_paused = False
         if slot.is_offering:
             slot.is_offering = False
             for agent in slot.agents:
@@ -162,6 +168,53 @@ class Workers:
         self._paused.discard(worker_id)
         for slot in self._of_worker(worker_id):
             if slot.is_paused:
+                self.offer(slot)
+
+    # --- Faults of workers -------------------------------------------------------------------
+
+    def refuse(self, slot: Slot) -> None:
+        """A message of a worker was a mistake. It may continue its turn, but not for ever."""
+        execution = slot.execution
+        if execution is None:
+            return
+        execution.refusals += 1
+        if execution.refusals >= MAX_REFUSALS:
+            execution.lose(REFUSED)
+        else:
+            self._blame(slot, "its messages are refused")
+
+    def _is_barred(self, slot: Slot) -> bool:
+        return slot.tenant is not None and self.quarantine.is_barred(
+            slot.tenant, slot.caller, slot.worker_id
+        )
+
+    def _praise(self, slot: Slot | None) -> None:
+        if slot is not None and slot.tenant is not None:
+            self.quarantine.clear(slot.tenant, slot.caller, slot.worker_id)
+
+    def _blame(self, slot: Slot | None, fault: str) -> None:
+        """Counts a fault of a worker. Processes of this server are watched otherwise."""
+        if slot is None or slot.tenant is None:
+            return
+        for party, seconds in self.quarantine.add(slot.tenant, slot.caller, slot.worker_id):
+            log.warning(
+                "worker gets no turns",
+                worker_id="all of the caller" if party.worker_id is None else party.worker_id,
+                caller=party.caller,
+                tenant=party.tenant,
+                seconds=seconds,
+                last_fault=fault,
+            )
+            asyncio.get_running_loop().call_later(seconds, self._release, party)
+            for each in list(self._slots):
+                if each.is_offering and self._is_barred(each):
+                    self.withdraw(each)
+                    each.is_paused = True
+
+    def _release(self, party: Party) -> None:
+        self.quarantine.release(party)
+        for slot in list(self._slots):
+            if slot.is_paused and not self._is_draining:
                 self.offer(slot)
 
     def held_by(self, worker_id: str) -> Held:
@@ -199,11 +252,17 @@ class Workers:
     def judge(self, execution: Execution, error: AgentError | None) -> AgentError | None:
         """The outcome of an attempt: one that workers gave back again and again is lost."""
         key = RunKey(execution.turn.key.tenant, execution.turn.run_id)
-        if not isinstance(error, HandedBack) or execution.received:
+        if isinstance(error, HandedBack) and not execution.received:
+            if self._returns.add(key, execution.handed_back_by):
+                error = AttemptLost(GIVEN_BACK)
+        else:
             self._returns.forget(key)
-            return error
-        is_lost = self._returns.add(key, execution.handed_back_by)
-        return AttemptLost(GIVEN_BACK) if is_lost else error
+        if error is None:
+            self._praise(execution.worker)
+        elif not isinstance(error, HandedBack) or execution.handed_back_by is None:
+            # A worker that hands a run back because it stops is not at fault.
+            self._blame(execution.worker, error.message)
+        return error
 
     def end(self, execution: Execution) -> None:
         """An attempt has ended, or leaves this node."""

@@ -47,6 +47,7 @@ from runlane_server.store.fanout import publish_completes, publish_lane, publish
 from runlane_server.store.lane_log import LaneChange, LanePage, LanePlace
 from runlane_server.store.memory.log import MemoryLog
 from runlane_server.store.memory.tables import Tables, place_of
+from runlane_server.store.memory.webhooks import MemoryWebhooks
 from runlane_server.store.paging import (
     check_not_compacted,
     entry_size,
@@ -75,6 +76,7 @@ class MemoryStore:
         self._store_id = os.urandom(8) if store_id is None else store_id
         self._tables = Tables()
         self._log = MemoryLog()
+        self._webhooks = MemoryWebhooks(self._tables.input_request)
 
     # The store as a whole
 
@@ -85,6 +87,10 @@ class MemoryStore:
     @property
     def cluster(self) -> None:
         """None: only one node can use it."""
+
+    @property
+    def webhooks(self) -> MemoryWebhooks:
+        return self._webhooks
 
     @property
     def position(self) -> Position:
@@ -125,7 +131,9 @@ class MemoryStore:
 
     async def commit(self, base_version: int, transition: Transition) -> int:
         self._tables.commit(base_version, transition)
-        self._publish(transition.lane.key.tenant, transition.completes, transition.events)
+        tenant = transition.lane.key.tenant
+        self._webhooks.note_inputs(tenant, transition.inputs, self._log.position)
+        self._publish(tenant, transition.completes, transition.events)
         version = 0 if transition.removed else transition.lane.version
         change = LaneChange(transition.lane.key, base_version, version, transition.events)
         publish_lane(self.listener, change)

@@ -255,6 +255,11 @@ class Tables:
                 state=change.state, closed_at=change.at, answer=change.answer
             )
 
+    def input_request(self, tenant: str, name: str) -> InputRequest | None:
+        """An input request."""
+        row = self.inputs.get((tenant, name))
+        return None if row is None else row.request
+
     def _new_session(self, lane: Lane, at: Micros) -> SessionRow:
         session = Session(
             session_id=lane.key.session_id,

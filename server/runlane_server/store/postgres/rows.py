@@ -115,6 +115,11 @@ class Unit:
             return change
         return replace(change, version=change.version + skipped)
 
+    @property
+    def ends_runs(self) -> bool:
+        """Whether it has terminal events, whose write waits for those of the other nodes."""
+        return bool(self.completes)
+
 
 def columns(units: Sequence[Unit]) -> list[list[Row]]:
     """The arguments of `commit_all` for these units."""

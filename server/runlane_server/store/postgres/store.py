@@ -67,6 +67,7 @@ from runlane_server.store.postgres.rows import (
 )
 from runlane_server.store.postgres.schema import SQL, OpenDatabase, open_database
 from runlane_server.store.postgres.text import escape, unescape
+from runlane_server.store.postgres.webhooks import PostgresWebhooks
 from runlane_server.store.postgres.writer import PostgresWriter
 from runlane_server.store.records import END_OF_LIST, OPEN_STATES
 from runlane_server.store.vitals import StoreVitals
@@ -93,6 +94,7 @@ class _OpenParts:
     notifier: Notifier
     writer: PostgresWriter
     cluster: PostgresCluster
+    webhooks: PostgresWebhooks
 
 
 class PostgresStore:
@@ -119,6 +121,10 @@ class PostgresStore:
     @property
     def cluster(self) -> PostgresCluster:
         return self._open.cluster
+
+    @property
+    def webhooks(self) -> PostgresWebhooks:
+        return self._open.webhooks
 
     @property
     def position(self) -> Position:
@@ -170,7 +176,8 @@ class PostgresStore:
             connector, log, notifier, lambda: self.listener, lambda: self.write_observer
         )
         closing.push_async_callback(writer.close)
-        return _OpenParts(opened.store_id, pool, log, notifier, writer, cluster)
+        webhooks = PostgresWebhooks(pool)
+        return _OpenParts(opened.store_id, pool, log, notifier, writer, cluster, webhooks)
 
     async def __aexit__(
         self,

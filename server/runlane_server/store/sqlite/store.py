@@ -55,6 +55,7 @@ from runlane_server.store.sqlite.reader import SqliteReader
 from runlane_server.store.sqlite.rows import (
     Compaction,
     Result,
+    Unit,
     append_unit,
     commit_unit,
     discard_unit,
@@ -62,6 +63,7 @@ from runlane_server.store.sqlite.rows import (
     keep_unit,
     session_unit,
 )
+from runlane_server.store.sqlite.webhooks import SqliteWebhooks
 from runlane_server.store.sqlite.writer import SqliteWriter, unavailable
 from runlane_server.store.vitals import StoreVitals
 
@@ -85,6 +87,7 @@ class SqliteStore:
         self._writer: SqliteWriter | None = None
         self._reader: SqliteReader | None = None
         self._closing = AsyncExitStack()
+        self._webhooks = SqliteWebhooks(self._look_up, self._write)
 
     # The store as a whole
 
@@ -95,6 +98,10 @@ class SqliteStore:
     @property
     def cluster(self) -> None:
         """None: only one node can use it."""
+
+    @property
+    def webhooks(self) -> SqliteWebhooks:
+        return self._webhooks
 
     @property
     def position(self) -> Position:
@@ -304,6 +311,9 @@ class SqliteStore:
         # The reader may see a compaction before the writer knows that it was committed.
         self._writing.compacted.note(tenant, compacted)
         return LogPage(tuple(page), page[-1].position if more else known)
+
+    async def _write(self, unit: Unit) -> None:
+        await self._writing.write(unit)
 
     async def _look_up(
         self,

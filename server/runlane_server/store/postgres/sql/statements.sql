@@ -297,6 +297,80 @@ WHERE tenant = $1 AND run_id = $5 AND request_no > 0 AND request_no < $2
     AND state = ANY ($3::text[]) AND ($6::text IS NULL OR session_id = $6)
 ORDER BY request_no DESC LIMIT $4;
 
+-- name: inputs_in_log
+SELECT * FROM input_requests
+WHERE tenant = $1 AND log_position IS NOT NULL AND (log_position, log_number) > ($2, $3)
+    AND log_position <= $4
+ORDER BY log_position, log_number LIMIT $5;
+
+-- name: inputs_of_session_in_log
+SELECT * FROM input_requests
+WHERE tenant = $1 AND session_id = $6 AND request_no > 0 AND log_position IS NOT NULL
+    AND (log_position, log_number) > ($2, $3) AND log_position <= $4
+ORDER BY log_position, log_number LIMIT $5;
+
+-- name: last_input
+SELECT log_position, log_number FROM input_requests
+WHERE log_position IS NOT NULL ORDER BY log_position DESC, log_number DESC LIMIT 1;
+
+-- Webhooks
+
+-- name: insert_webhook
+INSERT INTO webhooks (
+    tenant, webhook_id, enabled, revision, fence, created_at, updated_at, settings, secrets,
+    progress
+) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+ON CONFLICT DO NOTHING;
+
+-- name: webhook
+SELECT * FROM webhooks WHERE tenant = $1 AND webhook_id = $2;
+
+-- name: webhooks
+SELECT * FROM webhooks WHERE tenant = $1 AND webhook_no < $2 ORDER BY webhook_no DESC LIMIT $3;
+
+-- name: count_webhooks
+SELECT count(*) AS count FROM webhooks WHERE tenant = $1;
+
+-- name: update_webhook
+-- It may be repeated: the second time it finds its own change.
+UPDATE webhooks SET
+    enabled = $4,
+    updated_at = $5,
+    settings = $6,
+    secrets = $7,
+    fence = fence + CASE WHEN $8::text IS NULL THEN 0 ELSE 1 END,
+    progress = coalesce($8, progress),
+    revision = $3 + 1
+WHERE tenant = $1 AND webhook_id = $2
+    AND (revision = $3 OR (revision = $3 + 1 AND updated_at = $5 AND settings = $6))
+RETURNING 1;
+
+-- name: save_webhook
+UPDATE webhooks SET progress = $4 WHERE tenant = $1 AND webhook_id = $2 AND fence = $3
+RETURNING 1;
+
+-- name: delete_webhook
+DELETE FROM webhooks WHERE tenant = $1 AND webhook_id = $2 RETURNING 1;
+
+-- name: lease_webhooks
+-- Another node's rows are skipped while it writes them, so that no two nodes wait for each other.
+WITH wanted AS MATERIALIZED (
+    SELECT tenant, webhook_id FROM webhooks
+    WHERE leased_by = $1 OR leased_until IS NULL OR leased_until < clock_timestamp()
+    ORDER BY (leased_by = $1) DESC NULLS LAST, webhook_no LIMIT $3
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE webhooks SET
+    fence = fence + CASE WHEN leased_by = $1 AND leased_until >= clock_timestamp() THEN 0 ELSE 1 END,
+    leased_by = $1,
+    leased_until = clock_timestamp() + $2::interval
+FROM wanted
+WHERE webhooks.tenant = wanted.tenant AND webhooks.webhook_id = wanted.webhook_id
+RETURNING webhooks.tenant, webhooks.webhook_id, revision, fence;
+
+-- name: release_webhooks
+UPDATE webhooks SET leased_by = NULL, leased_until = NULL WHERE leased_by = $1;
+
 -- name: vitals
 SELECT
     (
@@ -566,9 +640,10 @@ SELECT tenant, session_id, run_id, attempt FROM (
 ORDER BY started_at LIMIT $1;
 
 -- name: answered_runs
-SELECT tenant, session_id FROM runs
-WHERE host IN ('', $1) AND state = 'input_required' AND left(asking, 4) = '[[],' AND run_no > 0
-ORDER BY run_no LIMIT $2;
+SELECT tenant, session_id, run_no FROM runs
+WHERE host IN ('', $1) AND state = 'input_required' AND left(asking, 4) = '[[],'
+    AND run_no > greatest($2::bigint, 0)
+ORDER BY run_no LIMIT $3;
 
 -- name: cancelled_runs
 SELECT tenant, session_id, run_id, attempt FROM runs

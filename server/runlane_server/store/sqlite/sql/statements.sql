@@ -150,9 +150,12 @@ INSERT INTO messages (
 
 -- name: insert_input
 INSERT INTO input_requests (
-    tenant, input_request_id, session_id, run_id, key, state, requested_at, expires_at, closed_at,
-    answer, question
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+    log_position, tenant, input_request_id, session_id, run_id, key, state, requested_at,
+    expires_at, closed_at, answer, question, log_number
+) VALUES (
+    ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12,
+    1 + coalesce((SELECT max(log_number) FROM input_requests WHERE log_position = ?1), 0)
+);
 
 -- name: close_input
 UPDATE input_requests SET state = ?, closed_at = ?, answer = ?
@@ -200,6 +203,29 @@ INSERT INTO events (position, tenant, session_id, run_id, ended_at, body, log_by
         FROM run_events WHERE tenant = ?2 AND run_id = ?4
     )
 );
+
+-- Writing: webhooks
+
+-- name: insert_webhook
+INSERT INTO webhooks (
+    tenant, webhook_id, enabled, revision, fence, created_at, updated_at, settings, secrets,
+    progress
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: update_webhook
+UPDATE webhooks SET
+    enabled = ?, updated_at = ?, settings = ?, secrets = ?, revision = revision + 1
+WHERE tenant = ? AND webhook_id = ? AND revision = ?;
+
+-- name: reset_webhook
+UPDATE webhooks SET progress = ?, fence = fence + 1
+WHERE tenant = ? AND webhook_id = ? AND revision = ?;
+
+-- name: save_webhook
+UPDATE webhooks SET progress = ? WHERE tenant = ? AND webhook_id = ? AND fence = ?;
+
+-- name: delete_webhook
+DELETE FROM webhooks WHERE tenant = ? AND webhook_id = ?;
 
 -- Writing: compaction
 
@@ -476,6 +502,37 @@ SELECT
         SELECT min(requested_at) FROM input_requests INDEXED BY input_requests_open
         WHERE state = 'open'
     ) AS asking_since;
+
+-- name: inputs_in_log
+SELECT * FROM input_requests INDEXED BY input_requests_of_tenant_in_log
+WHERE tenant = :tenant AND (log_position, log_number) > (:position, :number)
+    AND log_position <= :upto
+ORDER BY log_position, log_number LIMIT :limit;
+
+-- name: inputs_of_session_in_log
+SELECT * FROM input_requests INDEXED BY input_requests_of_session_in_log
+WHERE tenant = :tenant AND session_id = :session_id
+    AND (log_position, log_number) > (:position, :number) AND log_position <= :upto
+ORDER BY log_position, log_number LIMIT :limit;
+
+-- name: last_input
+SELECT log_position, log_number FROM input_requests
+WHERE log_position IS NOT NULL ORDER BY log_position DESC, log_number DESC LIMIT 1;
+
+-- Reading: webhooks
+
+-- name: webhook
+SELECT * FROM webhooks WHERE tenant = ? AND webhook_id = ?;
+
+-- name: webhooks
+SELECT * FROM webhooks WHERE tenant = :tenant AND webhook_no < :before
+ORDER BY webhook_no DESC LIMIT :limit;
+
+-- name: count_webhooks
+SELECT count(*) AS count FROM webhooks WHERE tenant = ?;
+
+-- name: every_webhook
+SELECT tenant, webhook_id, revision, fence FROM webhooks ORDER BY webhook_no LIMIT ?;
 
 -- name: due_inputs
 SELECT tenant, session_id, run_id, input_request_id
