@@ -27,6 +27,8 @@ from runlane_server.feed.wakeup import Wakeup
 from runlane_server.store.base import EventFilter, LoggedComplete, LogPage, Position, Store
 from runlane_server.store.lane_log import LaneChange
 
+A_DAY = 86_400.0
+
 PAGE_EVENTS = 256
 PAGE_BYTES = 256 << 10
 """Bytes of a page from the store. A subscriber that reads nothing holds one."""
@@ -385,20 +387,23 @@ class RunFollower:
         self._on_wake = on_wake
         self.after = after
         """The index of the last event returned, initially that of the last event known."""
-        self._wakeup = asyncio.Event()
+        self._wakeup = Wakeup()
+        self._is_due = False
         # A run without new events may have been deleted. Only `wake(0)` makes that possible again:
         # a read of the store after each event would cost more than the event.
         self._may_be_deleted = True
         feed._add_follower(key, self)  # noqa: SLF001 - the two halves of one mechanism
 
-    async def next(self) -> Sequence[RunEvent]:
-        """Returns the next events, at least one.
+    async def next(self, timeout: float = A_DAY) -> Sequence[RunEvent]:
+        """Returns the next events, or none after `timeout` seconds.
 
         Raises Draining once the feed is closed, RunNotFound once the run is deleted, and
         CursorCompacted.
         """
+        until = self._wakeup.after(timeout)
         while True:
-            self._wakeup.clear()
+            # Before the read: a wake-up during it must not be lost.
+            self._is_due = False
             events = await self._feed.read_run(self._key, self.after)
             if not events:
                 self._feed.check_open()
@@ -406,7 +411,10 @@ class RunFollower:
             if events:
                 self.after = events[-1].index
                 return events
-            await self._wakeup.wait()
+            if self._wakeup.past(until):
+                return ()
+            if not self._is_due:
+                await self._wakeup.wait(until)
 
     @property
     def has_company(self) -> bool:
@@ -423,13 +431,15 @@ class RunFollower:
     def close(self) -> None:
         """Removes this from the feed."""
         self._feed._remove_follower(self._key, self)  # noqa: SLF001
+        self._wakeup.close()
 
     def wake(self, place: int) -> None:
         """Reports new events from the index `place` on, or the end of the feed; 0 if the run may
         have ended, or the store must be read again."""
         if place == 0:
             self._may_be_deleted = True
-        self._wakeup.set()
+        self._is_due = True
+        self._wakeup.wake()
         if self._on_wake is not None:
             self._on_wake()
 
