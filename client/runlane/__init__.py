@@ -75,6 +75,14 @@ from runlane.inputs import (
 from runlane.pager import Page, Pager
 from runlane.run_events import RunEvents
 from runlane.run_handle import RunHandle
+from runlane.session_stream import (
+    QueueChanged,
+    SessionChanged,
+    SessionEvent,
+    SessionRunEvent,
+    SessionSnapshot,
+    SessionStream,
+)
 from runlane.subscription import Subscription
 from runlane.types import (
     Accepted,
@@ -164,6 +172,7 @@ __all__ = [
     "PermissionDenied",
     "Progress",
     "PromptTooLarge",
+    "QueueChanged",
     "QueueFull",
     "QuotaExceeded",
     "Reasoning",
@@ -187,9 +196,14 @@ __all__ = [
     "RunlaneError",
     "Session",
     "SessionBusy",
+    "SessionChanged",
+    "SessionEvent",
     "SessionExists",
     "SessionMissing",
     "SessionNotFound",
+    "SessionRunEvent",
+    "SessionSnapshot",
+    "SessionStream",
     "Started",
     "Step",
     "StoreUnavailable",
