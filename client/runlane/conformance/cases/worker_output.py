@@ -109,17 +109,17 @@ _MISTAKES: Mapping[str, Mapping[str, Any]] = {
 @case(34, Need.WORKER)
 async def _mistakes(ctx: CaseContext) -> None:
     """Wrong output ends the stream with INVALID_ARGUMENT, stores nothing, and ends no attempt."""
-    handle = await accept(ctx)
-    stream, turn = await turn_of(ctx, handle)
     offer = pb.WorkRequest.Offer(agents=[ctx.served_agent.name], protocol_version=1)
     for message in (*_MISTAKES.values(), {"offer": offer}):
+        handle = await accept(ctx)
+        stream, turn = await turn_of(ctx, handle)
         await stream.send(**message)
         await stream.expect_refusal(INVALID)
         stream = await resume(ctx, turn, 0)
-    await stream.emit(1, "right")
-    await stream.finish(1)
-    await ctx.expect_end(handle, S.COMPLETED, "right")
-    expect("text of each attempt", await texts_by_attempt(handle), ["right"])
+        await stream.emit(1, "right")
+        await stream.finish(1)
+        await ctx.expect_end(handle, S.COMPLETED, "right")
+        expect("text of each attempt", await texts_by_attempt(handle), ["right"])
 
 
 @case(34, Need.WORKER)
