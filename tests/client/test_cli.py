@@ -438,7 +438,9 @@ async def test_follow_of_a_session_goes_on_and_ends_with_its_cursor(peer: Peer) 
         (Streamed(session_id="s", cursor="c0", snapshot=snapshot), LOST),
         (
             Streamed(session_id="s", cursor="c1", run_event=of_run("r1", says(3, "and on\n"))),
-            Streamed(session_id="s", cursor="c2", queue_changed={"run_ids": ["r2"]}),
+            Streamed(
+                session_id="s", cursor="c2", queue_changed=Streamed.QueueChanged(run_ids=["r2"])
+            ),
             HANG,
         ),
     ]

@@ -484,7 +484,8 @@ async def _check(
             # It had ended before the snapshot, or has waited since.
             assert isinstance(own[-1].body, RunComplete) or story.lane.find(run_id) is not None
     first = [step.item for step in steps if isinstance(step.item, Snapshot)]
-    seen = {it.run_id for part in first for it in (*part.queue, *part.folded, *part.output)}
+    seen = {run.run_id for part in first for run in (*part.queue, *part.folded)}
+    seen |= {event.run_id for part in first for event in part.output}
     for event in picture.events:
         # A run that the snapshot does not show begins with its acceptance.
         if event.run_id not in seen:

@@ -105,7 +105,7 @@ class Disk:
 
     def on_lane(self, change: LaneChange) -> None:
         """A change of a lane was committed."""
-        self._untold.append(lambda listener: listener.on_lane(change))
+        self._untold.append((0, lambda listener: listener.on_lane(change)))
 
     def lanes(self) -> list[Lane]:
         """All lanes."""
