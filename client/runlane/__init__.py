@@ -59,6 +59,8 @@ from runlane.errors import (
     UnexpectedStatus,
     Unsupported,
     Violation,
+    WebhookChanged,
+    WebhookNotFound,
 )
 from runlane.inputs import (
     Answer,
@@ -77,6 +79,14 @@ from runlane.inputs import (
 from runlane.pager import Page, Pager
 from runlane.run_events import RunEvents
 from runlane.run_handle import RunHandle
+from runlane.session_stream import (
+    QueueChanged,
+    SessionChanged,
+    SessionEvent,
+    SessionRunEvent,
+    SessionSnapshot,
+    SessionStream,
+)
 from runlane.subscription import Subscription
 from runlane.types import (
     Accepted,
@@ -115,6 +125,13 @@ from runlane.types import (
     ToolResult,
     Usage,
     WhenBusy,
+)
+from runlane.webhooks import (
+    Webhook,
+    WebhookEventKind,
+    WebhookFilter,
+    WebhookHealth,
+    WebhookSecret,
 )
 from runlane.wire import RetryPolicy
 
@@ -170,6 +187,7 @@ __all__ = [
     "PermissionDenied",
     "Progress",
     "PromptTooLarge",
+    "QueueChanged",
     "QueueFull",
     "QuotaExceeded",
     "Reasoning",
@@ -194,10 +212,15 @@ __all__ = [
     "RunlaneError",
     "Session",
     "SessionBusy",
+    "SessionChanged",
+    "SessionEvent",
     "SessionExists",
     "SessionMissing",
     "SessionNotFound",
     "SessionOrder",
+    "SessionRunEvent",
+    "SessionSnapshot",
+    "SessionStream",
     "Started",
     "Step",
     "StoreUnavailable",
@@ -212,5 +235,12 @@ __all__ = [
     "Unsupported",
     "Usage",
     "Violation",
+    "Webhook",
+    "WebhookChanged",
+    "WebhookEventKind",
+    "WebhookFilter",
+    "WebhookHealth",
+    "WebhookNotFound",
+    "WebhookSecret",
     "WhenBusy",
 ]

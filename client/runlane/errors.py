@@ -20,6 +20,8 @@
     ├── InputNotFound
     ├── InputClosed              the input request takes no answer any more
     ├── ActiveRunChanged         another run is active than expected; `active_run_id` names it
+    ├── WebhookNotFound
+    ├── WebhookChanged           the webhook was changed meanwhile
     ├── QueueFull
     ├── Overloaded               the node is at its limit; retry after `retry_after`
     ├── QuotaExceeded            the tenant exceeded a quota; `violations` names both
@@ -244,6 +246,20 @@ class ActiveRunChanged(RunlaneError):
         return self.metadata.get("active_run_id", "")
 
 
+class WebhookNotFound(RunlaneError):
+    """No webhook has this id."""
+
+    reason = "WEBHOOK_NOT_FOUND"
+    default_status = StatusCode.NOT_FOUND
+
+
+class WebhookChanged(RunlaneError):
+    """The webhook was changed meanwhile: the etag is not its current one. Read it again."""
+
+    reason = "WEBHOOK_CHANGED"
+    default_status = StatusCode.ABORTED
+
+
 class QueueFull(RunlaneError):
     """The session is at its limit of waiting runs."""
 
@@ -404,6 +420,8 @@ BY_REASON: Mapping[str, type[RunlaneError]] = MappingProxyType(
             InputClosed,
             AnswerInvalid,
             ActiveRunChanged,
+            WebhookNotFound,
+            WebhookChanged,
             QueueFull,
             Overloaded,
             QuotaExceeded,

@@ -12,6 +12,7 @@ from runlane.cli.answer import answer
 from runlane.cli.cancel import cancel
 from runlane.cli.command import Group
 from runlane.cli.connection import Settings, options
+from runlane.cli.follow import follow
 from runlane.cli.lists import runs, wait
 from runlane.cli.queue import queue, status
 from runlane.cli.run import run
@@ -19,6 +20,7 @@ from runlane.cli.sessions import messages, sessions
 from runlane.cli.show import show
 from runlane.cli.top import top
 from runlane.cli.watch import watch
+from runlane.cli.webhooks import webhooks
 from runlane.cli.worker import worker
 
 
@@ -53,7 +55,7 @@ def runlane(context: click.Context, /, **settings: Any) -> None:
 
 
 for command in (
-    *(run, cancel, watch, top, runs, queue, show, wait, answer, sessions, messages, agents),
-    *(status, worker),
+    *(run, cancel, watch, follow, top, runs, queue, show, wait, answer, sessions, messages, agents),
+    *(status, webhooks, worker),
 ):
     runlane.add_command(command)

@@ -105,11 +105,15 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_ANSWER_INVALID: _ErrorReason.ValueType  # 32
     """INVALID_ARGUMENT: the answer does not match the question; BadRequest lists what is wrong."""
-    ERROR_REASON_EDIT_CONFLICT: _ErrorReason.ValueType  # 40
+    ERROR_REASON_WEBHOOK_NOT_FOUND: _ErrorReason.ValueType  # 40
+    """NOT_FOUND: no webhook has this id."""
+    ERROR_REASON_WEBHOOK_CHANGED: _ErrorReason.ValueType  # 41
+    """ABORTED: the webhook was changed meanwhile, or the etag is not its current one. Read it again."""
+    ERROR_REASON_EDIT_CONFLICT: _ErrorReason.ValueType  # 50
     """FAILED_PRECONDITION: the record was changed since the caller read it. Read it again, and decide
     whether the change still applies.
     """
-    ERROR_REASON_ACTIVE_RUN_CHANGED: _ErrorReason.ValueType  # 41
+    ERROR_REASON_ACTIVE_RUN_CHANGED: _ErrorReason.ValueType  # 51
     """FAILED_PRECONDITION: another run is active than the caller expected, or none. The metadata
     `active_run_id` has the one that is, empty for none.
     """
@@ -203,11 +207,15 @@ ended, or it has expired.
 """
 ERROR_REASON_ANSWER_INVALID: ErrorReason.ValueType  # 32
 """INVALID_ARGUMENT: the answer does not match the question; BadRequest lists what is wrong."""
-ERROR_REASON_EDIT_CONFLICT: ErrorReason.ValueType  # 40
+ERROR_REASON_WEBHOOK_NOT_FOUND: ErrorReason.ValueType  # 40
+"""NOT_FOUND: no webhook has this id."""
+ERROR_REASON_WEBHOOK_CHANGED: ErrorReason.ValueType  # 41
+"""ABORTED: the webhook was changed meanwhile, or the etag is not its current one. Read it again."""
+ERROR_REASON_EDIT_CONFLICT: ErrorReason.ValueType  # 50
 """FAILED_PRECONDITION: the record was changed since the caller read it. Read it again, and decide
 whether the change still applies.
 """
-ERROR_REASON_ACTIVE_RUN_CHANGED: ErrorReason.ValueType  # 41
+ERROR_REASON_ACTIVE_RUN_CHANGED: ErrorReason.ValueType  # 51
 """FAILED_PRECONDITION: another run is active than the caller expected, or none. The metadata
 `active_run_id` has the one that is, empty for none.
 """

@@ -354,7 +354,8 @@ async def test_refused_units_do_not_hold_up_the_others(nodes: Sequence[PostgresS
     assert results[10:] == [None] * 20
     page = await store.list_runs(TENANT, limit=MANY)
     found = [run.run_id for run in reversed(page.items)]
-    assert found == [f"t{n}" for n in range(5)] + [f"g{n}" for n in range(20)]
+    assert found[:5] == [f"t{n}" for n in range(5)]
+    assert sorted(found[5:]) == sorted(f"g{n}" for n in range(20))
 
 
 async def test_nodes_that_write_the_same_lanes_do_not_deadlock(
@@ -611,7 +612,7 @@ BEFORE_LOOKUP = """
     DROP INDEX runs_by_agent, runs_by_accepted, runs_by_ended;
     DROP INDEX sessions_by_agent, sessions_by_created, sessions_busy;
 """
-"""Takes step 14 of the schema back."""
+"""Takes step 16 of the schema back."""
 
 
 async def test_migration_finds_the_labels_of_before(postgres_url: str, beside: Connection) -> None:
@@ -620,7 +621,7 @@ async def test_migration_finds_the_labels_of_before(postgres_url: str, beside: C
         await Story(store).play(request("a")._replace(metadata=labels))
         await store.create_session(NewSession(SessionKey(TENANT, "new"), START, metadata=labels))
     await beside.execute(BEFORE_LOOKUP)
-    await beside.execute("DELETE FROM schema_versions WHERE version >= 14")
+    await beside.execute("DELETE FROM schema_versions WHERE version >= 16")
     async with postgres_store(postgres_url) as store:
         runs = await store.list_runs(TENANT, RunFilter(labels=labels), limit=5)
         assert [run.run_id for run in runs.items] == ["a"]
@@ -643,7 +644,12 @@ async def test_migration_counts_the_log_of_each_tenant(
         DROP TYPE kept_part;
         DROP TABLE tenant_logs;
         DROP FUNCTION log_sizes();
-        DROP FUNCTION commit_retries;
+        DROP FUNCTION commit_in_order, commit_retries;
+        DROP TABLE lane_events;
+        DROP TYPE lane_event;
+        DROP TRIGGER trim_lane ON events;
+        DROP TRIGGER remove_lane_events ON sessions;
+        DROP FUNCTION trim_lane, remove_lane_events;
         DROP TYPE retried_run;
         ALTER TABLE runs DROP COLUMN retry;
         DROP TABLE input_requests;
@@ -655,6 +661,7 @@ async def test_migration_counts_the_log_of_each_tenant(
         ALTER TABLE sessions DROP COLUMN agent, DROP COLUMN next_agent;
         CREATE INDEX sessions_waiting ON sessions (active_run_id, tenant, waiting_since);
         DELETE FROM schema_versions WHERE version >= 7;
+        ALTER TABLE store DROP COLUMN emptied;
         ALTER TABLE store ADD COLUMN compacted_bytes bigint NOT NULL DEFAULT 50;
         UPDATE store SET compacted = 1;
         UPDATE events SET position = position + 1000;
@@ -770,6 +777,8 @@ READS = [
     "claim",
     "waiting_runs",
     "hosts",
+    "lane_events",
+    "lane_versions",
 ]
 
 

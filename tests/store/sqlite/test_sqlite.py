@@ -229,7 +229,7 @@ BEFORE_LOOKUP = """
     DROP INDEX sessions_by_created;
     DROP INDEX sessions_busy;
 """
-"""Takes step 13 of the schema back."""
+"""Takes step 14 of the schema back."""
 
 
 async def test_migration_finds_the_labels_of_before(path: Path) -> None:
@@ -238,7 +238,7 @@ async def test_migration_finds_the_labels_of_before(path: Path) -> None:
         await Story(store).play(request("a")._replace(metadata=labels))
         await store.create_session(NewSession(SessionKey(TENANT, "new"), START, metadata=labels))
     with closing(sqlite3.connect(path)) as db:
-        db.executescript(BEFORE_LOOKUP + "PRAGMA user_version = 12")
+        db.executescript(BEFORE_LOOKUP + "PRAGMA user_version = 13")
     async with SqliteStore(path) as store:
         runs = await store.list_runs(TENANT, RunFilter(labels=labels), limit=5)
         assert [run.run_id for run in runs.items] == ["a"]
@@ -269,6 +269,7 @@ async def test_migration_counts_bytes_stored_before(path: Path) -> None:
         db.execute("DROP INDEX events_by_tenant")
         db.execute("DROP TABLE tenant_logs")
         db.execute("DROP TABLE kept_parts")
+        db.execute("DROP TABLE lane_events")
         db.execute("INSERT INTO meta VALUES ('compacted_bytes', 0)")
         db.commit()
         db.execute("PRAGMA user_version = 2")
@@ -431,10 +432,18 @@ async def test_full_disk_ends_the_writer(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(SQL))
+def test_no_statement_numbers_its_parameters(name: str) -> None:
+    # Python 3.14 refuses to bind a sequence to them.
+    assert re.search(r"\?\d", SQL[name]) is None
+
+
+@pytest.mark.parametrize("name", sorted(SQL))
 async def test_no_statement_walks_a_table(store: SqliteStore, name: str) -> None:
     allowed = {
         "busy_sessions": ["SCAN runs USING INDEX runs_open"],  # open runs only
         "every_webhook": ["SCAN webhooks"],  # at most 100 of a tenant
+        "insert_event": ["SCAN ended"],  # the one row of its parameters
+        "insert_input": ["SCAN one"],  # the one row of its parameters
         "log_sizes": ["SCAN names", "SCAN names"],  # of tenants, each found by a seek
         "oldest_event": ["SCAN events"],  # from its beginning, and only one of it
         "stored_bytes": ["SCAN (subquery-1)"],  # a piece of them, which a seek has found
@@ -444,8 +453,7 @@ async def test_no_statement_walks_a_table(store: SqliteStore, name: str) -> None
     def plan(db: sqlite3.Connection) -> list[str]:
         statement = f"EXPLAIN QUERY PLAN {SQL[name]}"
         named = dict.fromkeys(PARAMETERS, "1")
-        found = re.findall(r"\?\d*", SQL[name])
-        parameters = "1" * (len(found) if "?" in found else len(set(found))) or named
+        parameters = "1" * SQL[name].count("?") or named
         return [row["detail"] for row in db.execute(statement, parameters)]
 
     assert store._open is not None
@@ -513,7 +521,8 @@ async def test_no_list_walks_or_sorts_a_table(path: Path) -> None:
     with closing(sqlite3.connect(path)) as db:
         for wanted, lookup in lookups():
             for statement in (lookup.page((3, 4), 50), lookup.last_read(None), lookup.count()):
-                explained = db.execute(f"EXPLAIN QUERY PLAN {statement.sql}", statement.args)
+                named = {f"p{n}": value for n, value in enumerate(statement.args, start=1)}
+                explained = db.execute(f"EXPLAIN QUERY PLAN {statement.sql}", named)
                 plan = [row[3] for row in explained]
                 walks = [step for step in plan if step.startswith("SCAN ")]
                 of_rows = {"SCAN found", "SCAN part", "SCAN CONSTANT ROW"}

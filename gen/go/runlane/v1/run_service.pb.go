@@ -945,11 +945,13 @@ func (x *SubscribeRunRequest) GetAfterIndex() int64 {
 	return 0
 }
 
-// One event of a run.
+// One event of a run, or a progress mark.
 type SubscribeRunResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The event.
-	Event         *RunEvent `protobuf:"bytes,1,opt,name=event,proto3" json:"event,omitempty"`
+	// The event; unset in a progress mark.
+	Event *RunEvent `protobuf:"bytes,1,opt,name=event,proto3" json:"event,omitempty"`
+	// Set instead of the event: the run has no event after the last one sent.
+	Progress      *SubscribeRunResponse_Progress `protobuf:"bytes,2,opt,name=progress,proto3" json:"progress,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -987,6 +989,13 @@ func (*SubscribeRunResponse) Descriptor() ([]byte, []int) {
 func (x *SubscribeRunResponse) GetEvent() *RunEvent {
 	if x != nil {
 		return x.Event
+	}
+	return nil
+}
+
+func (x *SubscribeRunResponse) GetProgress() *SubscribeRunResponse_Progress {
+	if x != nil {
+		return x.Progress
 	}
 	return nil
 }
@@ -1793,6 +1802,52 @@ func (x *SubscribeRunCompleteResponse_Progress) GetTime() *timestamppb.Timestamp
 	return nil
 }
 
+// A progress mark of an idle stream.
+type SubscribeRunResponse_Progress struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When the mark was sent.
+	Time          *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SubscribeRunResponse_Progress) Reset() {
+	*x = SubscribeRunResponse_Progress{}
+	mi := &file_runlane_v1_run_service_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SubscribeRunResponse_Progress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SubscribeRunResponse_Progress) ProtoMessage() {}
+
+func (x *SubscribeRunResponse_Progress) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_run_service_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SubscribeRunResponse_Progress.ProtoReflect.Descriptor instead.
+func (*SubscribeRunResponse_Progress) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{10, 0}
+}
+
+func (x *SubscribeRunResponse_Progress) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
 var File_runlane_v1_run_service_proto protoreflect.FileDescriptor
 
 const file_runlane_v1_run_service_proto_rawDesc = "" +
@@ -1863,9 +1918,12 @@ const file_runlane_v1_run_service_proto_rawDesc = "" +
 	"\x13SubscribeRunRequest\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x1f\n" +
 	"\vafter_index\x18\x02 \x01(\x03R\n" +
-	"afterIndex\"B\n" +
+	"afterIndex\"\xc5\x01\n" +
 	"\x14SubscribeRunResponse\x12*\n" +
-	"\x05event\x18\x01 \x01(\v2\x14.runlane.v1.RunEventR\x05event\"\\\n" +
+	"\x05event\x18\x01 \x01(\v2\x14.runlane.v1.RunEventR\x05event\x12E\n" +
+	"\bprogress\x18\x02 \x01(\v2).runlane.v1.SubscribeRunResponse.ProgressR\bprogress\x1a:\n" +
+	"\bProgress\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\\\n" +
 	"\x0eWaitRunRequest\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x123\n" +
 	"\atimeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\atimeout\"4\n" +
@@ -1961,7 +2019,7 @@ func file_runlane_v1_run_service_proto_rawDescGZIP() []byte {
 }
 
 var file_runlane_v1_run_service_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_runlane_v1_run_service_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_runlane_v1_run_service_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_runlane_v1_run_service_proto_goTypes = []any{
 	(CancelScope)(0),                              // 0: runlane.v1.CancelScope
 	(RunOrder)(0),                                 // 1: runlane.v1.RunOrder
@@ -1988,76 +2046,79 @@ var file_runlane_v1_run_service_proto_goTypes = []any{
 	(*AnswerInputResponse)(nil),                   // 22: runlane.v1.AnswerInputResponse
 	nil,                                           // 23: runlane.v1.RunAcceptedRequest.MetadataEntry
 	(*SubscribeRunCompleteResponse_Progress)(nil), // 24: runlane.v1.SubscribeRunCompleteResponse.Progress
-	nil,                           // 25: runlane.v1.ListRunsRequest.MetadataEntry
-	(*Attachment)(nil),            // 26: runlane.v1.Attachment
-	(WhenBusy)(0),                 // 27: runlane.v1.WhenBusy
-	(*durationpb.Duration)(nil),   // 28: google.protobuf.Duration
-	(*RetryPolicy)(nil),           // 29: runlane.v1.RetryPolicy
-	(*Run)(nil),                   // 30: runlane.v1.Run
-	(*CancelledRun)(nil),          // 31: runlane.v1.CancelledRun
-	(*RunComplete)(nil),           // 32: runlane.v1.RunComplete
-	(*RunEvent)(nil),              // 33: runlane.v1.RunEvent
-	(RunState)(0),                 // 34: runlane.v1.RunState
-	(*timestamppb.Timestamp)(nil), // 35: google.protobuf.Timestamp
-	(InputState)(0),               // 36: runlane.v1.InputState
-	(*InputRequest)(nil),          // 37: runlane.v1.InputRequest
-	(*Approval)(nil),              // 38: runlane.v1.Approval
+	(*SubscribeRunResponse_Progress)(nil),         // 25: runlane.v1.SubscribeRunResponse.Progress
+	nil,                                           // 26: runlane.v1.ListRunsRequest.MetadataEntry
+	(*Attachment)(nil),                            // 27: runlane.v1.Attachment
+	(WhenBusy)(0),                                 // 28: runlane.v1.WhenBusy
+	(*durationpb.Duration)(nil),                   // 29: google.protobuf.Duration
+	(*RetryPolicy)(nil),                           // 30: runlane.v1.RetryPolicy
+	(*Run)(nil),                                   // 31: runlane.v1.Run
+	(*CancelledRun)(nil),                          // 32: runlane.v1.CancelledRun
+	(*RunComplete)(nil),                           // 33: runlane.v1.RunComplete
+	(*RunEvent)(nil),                              // 34: runlane.v1.RunEvent
+	(RunState)(0),                                 // 35: runlane.v1.RunState
+	(*timestamppb.Timestamp)(nil),                 // 36: google.protobuf.Timestamp
+	(InputState)(0),                               // 37: runlane.v1.InputState
+	(*InputRequest)(nil),                          // 38: runlane.v1.InputRequest
+	(*Approval)(nil),                              // 39: runlane.v1.Approval
 }
 var file_runlane_v1_run_service_proto_depIdxs = []int32{
-	26, // 0: runlane.v1.RunAcceptedRequest.attachments:type_name -> runlane.v1.Attachment
-	27, // 1: runlane.v1.RunAcceptedRequest.when_busy:type_name -> runlane.v1.WhenBusy
-	28, // 2: runlane.v1.RunAcceptedRequest.timeout:type_name -> google.protobuf.Duration
+	27, // 0: runlane.v1.RunAcceptedRequest.attachments:type_name -> runlane.v1.Attachment
+	28, // 1: runlane.v1.RunAcceptedRequest.when_busy:type_name -> runlane.v1.WhenBusy
+	29, // 2: runlane.v1.RunAcceptedRequest.timeout:type_name -> google.protobuf.Duration
 	23, // 3: runlane.v1.RunAcceptedRequest.metadata:type_name -> runlane.v1.RunAcceptedRequest.MetadataEntry
-	29, // 4: runlane.v1.RunAcceptedRequest.retry_policy:type_name -> runlane.v1.RetryPolicy
-	30, // 5: runlane.v1.RunAcceptedResponse.run:type_name -> runlane.v1.Run
+	30, // 4: runlane.v1.RunAcceptedRequest.retry_policy:type_name -> runlane.v1.RetryPolicy
+	31, // 5: runlane.v1.RunAcceptedResponse.run:type_name -> runlane.v1.Run
 	0,  // 6: runlane.v1.CancelRequest.scope:type_name -> runlane.v1.CancelScope
-	31, // 7: runlane.v1.CancelResponse.cancelled:type_name -> runlane.v1.CancelledRun
-	31, // 8: runlane.v1.SessionCancellation.cancelled:type_name -> runlane.v1.CancelledRun
+	32, // 7: runlane.v1.CancelResponse.cancelled:type_name -> runlane.v1.CancelledRun
+	32, // 8: runlane.v1.SessionCancellation.cancelled:type_name -> runlane.v1.CancelledRun
 	7,  // 9: runlane.v1.CancelAllResponse.sessions:type_name -> runlane.v1.SessionCancellation
-	32, // 10: runlane.v1.SubscribeRunCompleteResponse.run_complete:type_name -> runlane.v1.RunComplete
+	33, // 10: runlane.v1.SubscribeRunCompleteResponse.run_complete:type_name -> runlane.v1.RunComplete
 	24, // 11: runlane.v1.SubscribeRunCompleteResponse.progress:type_name -> runlane.v1.SubscribeRunCompleteResponse.Progress
-	33, // 12: runlane.v1.SubscribeRunResponse.event:type_name -> runlane.v1.RunEvent
-	28, // 13: runlane.v1.WaitRunRequest.timeout:type_name -> google.protobuf.Duration
-	30, // 14: runlane.v1.WaitRunResponse.run:type_name -> runlane.v1.Run
-	30, // 15: runlane.v1.GetRunResponse.run:type_name -> runlane.v1.Run
-	34, // 16: runlane.v1.ListRunsRequest.states:type_name -> runlane.v1.RunState
-	25, // 17: runlane.v1.ListRunsRequest.metadata:type_name -> runlane.v1.ListRunsRequest.MetadataEntry
-	35, // 18: runlane.v1.ListRunsRequest.accepted_from:type_name -> google.protobuf.Timestamp
-	35, // 19: runlane.v1.ListRunsRequest.accepted_before:type_name -> google.protobuf.Timestamp
-	35, // 20: runlane.v1.ListRunsRequest.ended_from:type_name -> google.protobuf.Timestamp
-	35, // 21: runlane.v1.ListRunsRequest.ended_before:type_name -> google.protobuf.Timestamp
-	1,  // 22: runlane.v1.ListRunsRequest.order:type_name -> runlane.v1.RunOrder
-	30, // 23: runlane.v1.ListRunsResponse.runs:type_name -> runlane.v1.Run
-	36, // 24: runlane.v1.ListInputRequestsRequest.states:type_name -> runlane.v1.InputState
-	37, // 25: runlane.v1.ListInputRequestsResponse.input_requests:type_name -> runlane.v1.InputRequest
-	38, // 26: runlane.v1.AnswerInputRequest.approval:type_name -> runlane.v1.Approval
-	37, // 27: runlane.v1.AnswerInputResponse.input_request:type_name -> runlane.v1.InputRequest
-	35, // 28: runlane.v1.SubscribeRunCompleteResponse.Progress.time:type_name -> google.protobuf.Timestamp
-	2,  // 29: runlane.v1.RunService.RunAccepted:input_type -> runlane.v1.RunAcceptedRequest
-	4,  // 30: runlane.v1.RunService.Cancel:input_type -> runlane.v1.CancelRequest
-	6,  // 31: runlane.v1.RunService.CancelAll:input_type -> runlane.v1.CancelAllRequest
-	9,  // 32: runlane.v1.RunService.SubscribeRunComplete:input_type -> runlane.v1.SubscribeRunCompleteRequest
-	11, // 33: runlane.v1.RunService.SubscribeRun:input_type -> runlane.v1.SubscribeRunRequest
-	13, // 34: runlane.v1.RunService.WaitRun:input_type -> runlane.v1.WaitRunRequest
-	15, // 35: runlane.v1.RunService.GetRun:input_type -> runlane.v1.GetRunRequest
-	17, // 36: runlane.v1.RunService.ListRuns:input_type -> runlane.v1.ListRunsRequest
-	19, // 37: runlane.v1.RunService.ListInputRequests:input_type -> runlane.v1.ListInputRequestsRequest
-	21, // 38: runlane.v1.RunService.AnswerInput:input_type -> runlane.v1.AnswerInputRequest
-	3,  // 39: runlane.v1.RunService.RunAccepted:output_type -> runlane.v1.RunAcceptedResponse
-	5,  // 40: runlane.v1.RunService.Cancel:output_type -> runlane.v1.CancelResponse
-	8,  // 41: runlane.v1.RunService.CancelAll:output_type -> runlane.v1.CancelAllResponse
-	10, // 42: runlane.v1.RunService.SubscribeRunComplete:output_type -> runlane.v1.SubscribeRunCompleteResponse
-	12, // 43: runlane.v1.RunService.SubscribeRun:output_type -> runlane.v1.SubscribeRunResponse
-	14, // 44: runlane.v1.RunService.WaitRun:output_type -> runlane.v1.WaitRunResponse
-	16, // 45: runlane.v1.RunService.GetRun:output_type -> runlane.v1.GetRunResponse
-	18, // 46: runlane.v1.RunService.ListRuns:output_type -> runlane.v1.ListRunsResponse
-	20, // 47: runlane.v1.RunService.ListInputRequests:output_type -> runlane.v1.ListInputRequestsResponse
-	22, // 48: runlane.v1.RunService.AnswerInput:output_type -> runlane.v1.AnswerInputResponse
-	39, // [39:49] is the sub-list for method output_type
-	29, // [29:39] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	34, // 12: runlane.v1.SubscribeRunResponse.event:type_name -> runlane.v1.RunEvent
+	25, // 13: runlane.v1.SubscribeRunResponse.progress:type_name -> runlane.v1.SubscribeRunResponse.Progress
+	29, // 14: runlane.v1.WaitRunRequest.timeout:type_name -> google.protobuf.Duration
+	31, // 15: runlane.v1.WaitRunResponse.run:type_name -> runlane.v1.Run
+	31, // 16: runlane.v1.GetRunResponse.run:type_name -> runlane.v1.Run
+	35, // 17: runlane.v1.ListRunsRequest.states:type_name -> runlane.v1.RunState
+	26, // 18: runlane.v1.ListRunsRequest.metadata:type_name -> runlane.v1.ListRunsRequest.MetadataEntry
+	36, // 19: runlane.v1.ListRunsRequest.accepted_from:type_name -> google.protobuf.Timestamp
+	36, // 20: runlane.v1.ListRunsRequest.accepted_before:type_name -> google.protobuf.Timestamp
+	36, // 21: runlane.v1.ListRunsRequest.ended_from:type_name -> google.protobuf.Timestamp
+	36, // 22: runlane.v1.ListRunsRequest.ended_before:type_name -> google.protobuf.Timestamp
+	1,  // 23: runlane.v1.ListRunsRequest.order:type_name -> runlane.v1.RunOrder
+	31, // 24: runlane.v1.ListRunsResponse.runs:type_name -> runlane.v1.Run
+	37, // 25: runlane.v1.ListInputRequestsRequest.states:type_name -> runlane.v1.InputState
+	38, // 26: runlane.v1.ListInputRequestsResponse.input_requests:type_name -> runlane.v1.InputRequest
+	39, // 27: runlane.v1.AnswerInputRequest.approval:type_name -> runlane.v1.Approval
+	38, // 28: runlane.v1.AnswerInputResponse.input_request:type_name -> runlane.v1.InputRequest
+	36, // 29: runlane.v1.SubscribeRunCompleteResponse.Progress.time:type_name -> google.protobuf.Timestamp
+	36, // 30: runlane.v1.SubscribeRunResponse.Progress.time:type_name -> google.protobuf.Timestamp
+	2,  // 31: runlane.v1.RunService.RunAccepted:input_type -> runlane.v1.RunAcceptedRequest
+	4,  // 32: runlane.v1.RunService.Cancel:input_type -> runlane.v1.CancelRequest
+	6,  // 33: runlane.v1.RunService.CancelAll:input_type -> runlane.v1.CancelAllRequest
+	9,  // 34: runlane.v1.RunService.SubscribeRunComplete:input_type -> runlane.v1.SubscribeRunCompleteRequest
+	11, // 35: runlane.v1.RunService.SubscribeRun:input_type -> runlane.v1.SubscribeRunRequest
+	13, // 36: runlane.v1.RunService.WaitRun:input_type -> runlane.v1.WaitRunRequest
+	15, // 37: runlane.v1.RunService.GetRun:input_type -> runlane.v1.GetRunRequest
+	17, // 38: runlane.v1.RunService.ListRuns:input_type -> runlane.v1.ListRunsRequest
+	19, // 39: runlane.v1.RunService.ListInputRequests:input_type -> runlane.v1.ListInputRequestsRequest
+	21, // 40: runlane.v1.RunService.AnswerInput:input_type -> runlane.v1.AnswerInputRequest
+	3,  // 41: runlane.v1.RunService.RunAccepted:output_type -> runlane.v1.RunAcceptedResponse
+	5,  // 42: runlane.v1.RunService.Cancel:output_type -> runlane.v1.CancelResponse
+	8,  // 43: runlane.v1.RunService.CancelAll:output_type -> runlane.v1.CancelAllResponse
+	10, // 44: runlane.v1.RunService.SubscribeRunComplete:output_type -> runlane.v1.SubscribeRunCompleteResponse
+	12, // 45: runlane.v1.RunService.SubscribeRun:output_type -> runlane.v1.SubscribeRunResponse
+	14, // 46: runlane.v1.RunService.WaitRun:output_type -> runlane.v1.WaitRunResponse
+	16, // 47: runlane.v1.RunService.GetRun:output_type -> runlane.v1.GetRunResponse
+	18, // 48: runlane.v1.RunService.ListRuns:output_type -> runlane.v1.ListRunsResponse
+	20, // 49: runlane.v1.RunService.ListInputRequests:output_type -> runlane.v1.ListInputRequestsResponse
+	22, // 50: runlane.v1.RunService.AnswerInput:output_type -> runlane.v1.AnswerInputResponse
+	41, // [41:51] is the sub-list for method output_type
+	31, // [31:41] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_runlane_v1_run_service_proto_init() }
@@ -2087,7 +2148,7 @@ func file_runlane_v1_run_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runlane_v1_run_service_proto_rawDesc), len(file_runlane_v1_run_service_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   24,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

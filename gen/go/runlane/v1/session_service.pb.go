@@ -832,12 +832,549 @@ func (x *ListMessagesResponse) GetNextPageToken() string {
 	return ""
 }
 
+// Request to stream sessions.
+type SubscribeSessionRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The sessions; at least 1, at most 1,000.
+	SessionIds []string `protobuf:"bytes,1,rep,name=session_ids,json=sessionIds,proto3" json:"session_ids,omitempty"`
+	// The latest cursors of these sessions, in any order. A cursor names its session.
+	Cursors []string `protobuf:"bytes,2,rep,name=cursors,proto3" json:"cursors,omitempty"`
+	// Include text_delta and reasoning_delta events.
+	WithDeltas    bool `protobuf:"varint,3,opt,name=with_deltas,json=withDeltas,proto3" json:"with_deltas,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SubscribeSessionRequest) Reset() {
+	*x = SubscribeSessionRequest{}
+	mi := &file_runlane_v1_session_service_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SubscribeSessionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SubscribeSessionRequest) ProtoMessage() {}
+
+func (x *SubscribeSessionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_session_service_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SubscribeSessionRequest.ProtoReflect.Descriptor instead.
+func (*SubscribeSessionRequest) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *SubscribeSessionRequest) GetSessionIds() []string {
+	if x != nil {
+		return x.SessionIds
+	}
+	return nil
+}
+
+func (x *SubscribeSessionRequest) GetCursors() []string {
+	if x != nil {
+		return x.Cursors
+	}
+	return nil
+}
+
+func (x *SubscribeSessionRequest) GetWithDeltas() bool {
+	if x != nil {
+		return x.WithDeltas
+	}
+	return false
+}
+
+// What happened in one of the sessions, or a progress mark.
+type SubscribeSessionResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The session; empty in a progress mark.
+	SessionId string `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	// The position in this session to resume from after this message. Opaque; at most 256 bytes. Empty in
+	// a progress mark, in a snapshot that continues, and after the deletion of the session.
+	Cursor string `protobuf:"bytes,2,opt,name=cursor,proto3" json:"cursor,omitempty"`
+	// What happened.
+	//
+	// Types that are valid to be assigned to Event:
+	//
+	//	*SubscribeSessionResponse_Snapshot_
+	//	*SubscribeSessionResponse_RunEvent
+	//	*SubscribeSessionResponse_SessionChanged_
+	//	*SubscribeSessionResponse_QueueChanged_
+	//	*SubscribeSessionResponse_Progress_
+	Event         isSubscribeSessionResponse_Event `protobuf_oneof:"event"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SubscribeSessionResponse) Reset() {
+	*x = SubscribeSessionResponse{}
+	mi := &file_runlane_v1_session_service_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SubscribeSessionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SubscribeSessionResponse) ProtoMessage() {}
+
+func (x *SubscribeSessionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_session_service_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SubscribeSessionResponse.ProtoReflect.Descriptor instead.
+func (*SubscribeSessionResponse) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *SubscribeSessionResponse) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+func (x *SubscribeSessionResponse) GetCursor() string {
+	if x != nil {
+		return x.Cursor
+	}
+	return ""
+}
+
+func (x *SubscribeSessionResponse) GetEvent() isSubscribeSessionResponse_Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *SubscribeSessionResponse) GetSnapshot() *SubscribeSessionResponse_Snapshot {
+	if x != nil {
+		if x, ok := x.Event.(*SubscribeSessionResponse_Snapshot_); ok {
+			return x.Snapshot
+		}
+	}
+	return nil
+}
+
+func (x *SubscribeSessionResponse) GetRunEvent() *SubscribeSessionResponse_RunEventOf {
+	if x != nil {
+		if x, ok := x.Event.(*SubscribeSessionResponse_RunEvent); ok {
+			return x.RunEvent
+		}
+	}
+	return nil
+}
+
+func (x *SubscribeSessionResponse) GetSessionChanged() *SubscribeSessionResponse_SessionChanged {
+	if x != nil {
+		if x, ok := x.Event.(*SubscribeSessionResponse_SessionChanged_); ok {
+			return x.SessionChanged
+		}
+	}
+	return nil
+}
+
+func (x *SubscribeSessionResponse) GetQueueChanged() *SubscribeSessionResponse_QueueChanged {
+	if x != nil {
+		if x, ok := x.Event.(*SubscribeSessionResponse_QueueChanged_); ok {
+			return x.QueueChanged
+		}
+	}
+	return nil
+}
+
+func (x *SubscribeSessionResponse) GetProgress() *SubscribeSessionResponse_Progress {
+	if x != nil {
+		if x, ok := x.Event.(*SubscribeSessionResponse_Progress_); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
+type isSubscribeSessionResponse_Event interface {
+	isSubscribeSessionResponse_Event()
+}
+
+type SubscribeSessionResponse_Snapshot_ struct {
+	// The session as it is at the beginning of the stream.
+	Snapshot *SubscribeSessionResponse_Snapshot `protobuf:"bytes,3,opt,name=snapshot,proto3,oneof"`
+}
+
+type SubscribeSessionResponse_RunEvent struct {
+	// An event of a run.
+	RunEvent *SubscribeSessionResponse_RunEventOf `protobuf:"bytes,4,opt,name=run_event,json=runEvent,proto3,oneof"`
+}
+
+type SubscribeSessionResponse_SessionChanged_ struct {
+	// The session or its active run has changed.
+	SessionChanged *SubscribeSessionResponse_SessionChanged `protobuf:"bytes,5,opt,name=session_changed,json=sessionChanged,proto3,oneof"`
+}
+
+type SubscribeSessionResponse_QueueChanged_ struct {
+	// The queue has changed.
+	QueueChanged *SubscribeSessionResponse_QueueChanged `protobuf:"bytes,6,opt,name=queue_changed,json=queueChanged,proto3,oneof"`
+}
+
+type SubscribeSessionResponse_Progress_ struct {
+	// A progress mark.
+	Progress *SubscribeSessionResponse_Progress `protobuf:"bytes,7,opt,name=progress,proto3,oneof"`
+}
+
+func (*SubscribeSessionResponse_Snapshot_) isSubscribeSessionResponse_Event() {}
+
+func (*SubscribeSessionResponse_RunEvent) isSubscribeSessionResponse_Event() {}
+
+func (*SubscribeSessionResponse_SessionChanged_) isSubscribeSessionResponse_Event() {}
+
+func (*SubscribeSessionResponse_QueueChanged_) isSubscribeSessionResponse_Event() {}
+
+func (*SubscribeSessionResponse_Progress_) isSubscribeSessionResponse_Event() {}
+
+// A session as it is at the cursor. A large snapshot comes in several messages, which are
+// concatenated: each list continues that of the message before.
+type SubscribeSessionResponse_Snapshot struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The session; unset if it does not exist, and in all but the first message.
+	Session *Session `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	// The active run, if there is one; in the first message.
+	ActiveRun *Run `protobuf:"bytes,2,opt,name=active_run,json=activeRun,proto3" json:"active_run,omitempty"`
+	// The events of the active run since its current attempt started.
+	Output []*RunEvent `protobuf:"bytes,3,rep,name=output,proto3" json:"output,omitempty"`
+	// The waiting runs, in the order in which they start.
+	Queue []*Run `protobuf:"bytes,4,rep,name=queue,proto3" json:"queue,omitempty"`
+	// The open input requests of the active run.
+	InputRequests []*InputRequest `protobuf:"bytes,5,rep,name=input_requests,json=inputRequests,proto3" json:"input_requests,omitempty"`
+	// True if the snapshot continues in the next message of this session.
+	Continues bool `protobuf:"varint,6,opt,name=continues,proto3" json:"continues,omitempty"`
+	// The runs that joined the turn of the active run and end with it.
+	Folded        []*Run `protobuf:"bytes,7,rep,name=folded,proto3" json:"folded,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SubscribeSessionResponse_Snapshot) Reset() {
+	*x = SubscribeSessionResponse_Snapshot{}
+	mi := &file_runlane_v1_session_service_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SubscribeSessionResponse_Snapshot) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SubscribeSessionResponse_Snapshot) ProtoMessage() {}
+
+func (x *SubscribeSessionResponse_Snapshot) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_session_service_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SubscribeSessionResponse_Snapshot.ProtoReflect.Descriptor instead.
+func (*SubscribeSessionResponse_Snapshot) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{13, 0}
+}
+
+func (x *SubscribeSessionResponse_Snapshot) GetSession() *Session {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+func (x *SubscribeSessionResponse_Snapshot) GetActiveRun() *Run {
+	if x != nil {
+		return x.ActiveRun
+	}
+	return nil
+}
+
+func (x *SubscribeSessionResponse_Snapshot) GetOutput() []*RunEvent {
+	if x != nil {
+		return x.Output
+	}
+	return nil
+}
+
+func (x *SubscribeSessionResponse_Snapshot) GetQueue() []*Run {
+	if x != nil {
+		return x.Queue
+	}
+	return nil
+}
+
+func (x *SubscribeSessionResponse_Snapshot) GetInputRequests() []*InputRequest {
+	if x != nil {
+		return x.InputRequests
+	}
+	return nil
+}
+
+func (x *SubscribeSessionResponse_Snapshot) GetContinues() bool {
+	if x != nil {
+		return x.Continues
+	}
+	return false
+}
+
+func (x *SubscribeSessionResponse_Snapshot) GetFolded() []*Run {
+	if x != nil {
+		return x.Folded
+	}
+	return nil
+}
+
+// An event of a run of the session. The events of a run come by index, and its end before the start
+// of the next run. Without with_deltas, indexes have gaps.
+type SubscribeSessionResponse_RunEventOf struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The run.
+	RunId string `protobuf:"bytes,1,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
+	// The event.
+	Event         *RunEvent `protobuf:"bytes,2,opt,name=event,proto3" json:"event,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SubscribeSessionResponse_RunEventOf) Reset() {
+	*x = SubscribeSessionResponse_RunEventOf{}
+	mi := &file_runlane_v1_session_service_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SubscribeSessionResponse_RunEventOf) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SubscribeSessionResponse_RunEventOf) ProtoMessage() {}
+
+func (x *SubscribeSessionResponse_RunEventOf) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_session_service_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SubscribeSessionResponse_RunEventOf.ProtoReflect.Descriptor instead.
+func (*SubscribeSessionResponse_RunEventOf) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{13, 1}
+}
+
+func (x *SubscribeSessionResponse_RunEventOf) GetRunId() string {
+	if x != nil {
+		return x.RunId
+	}
+	return ""
+}
+
+func (x *SubscribeSessionResponse_RunEventOf) GetEvent() *RunEvent {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+// The session has changed, or the state of its active run. Sent again after a stream is resumed.
+type SubscribeSessionResponse_SessionChanged struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The session as it is now. Unset: it was deleted, and its queue and runs with it; events that
+	// were not delivered before are gone, except for those of SubscribeRunComplete.
+	Session *Session `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	// The active run as it is now, if there is one.
+	ActiveRun     *Run `protobuf:"bytes,2,opt,name=active_run,json=activeRun,proto3" json:"active_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SubscribeSessionResponse_SessionChanged) Reset() {
+	*x = SubscribeSessionResponse_SessionChanged{}
+	mi := &file_runlane_v1_session_service_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SubscribeSessionResponse_SessionChanged) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SubscribeSessionResponse_SessionChanged) ProtoMessage() {}
+
+func (x *SubscribeSessionResponse_SessionChanged) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_session_service_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SubscribeSessionResponse_SessionChanged.ProtoReflect.Descriptor instead.
+func (*SubscribeSessionResponse_SessionChanged) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{13, 2}
+}
+
+func (x *SubscribeSessionResponse_SessionChanged) GetSession() *Session {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+func (x *SubscribeSessionResponse_SessionChanged) GetActiveRun() *Run {
+	if x != nil {
+		return x.ActiveRun
+	}
+	return nil
+}
+
+// The queue has changed: a run entered or left it, was moved or edited. Sent again after a stream is
+// resumed.
+type SubscribeSessionResponse_QueueChanged struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// All waiting runs, in the order in which they start.
+	RunIds []string `protobuf:"bytes,1,rep,name=run_ids,json=runIds,proto3" json:"run_ids,omitempty"`
+	// Those that are new or changed since the last message; all of them after a stream is resumed. If
+	// they do not fit into one message, the next queue_changed has the others.
+	Runs          []*Run `protobuf:"bytes,2,rep,name=runs,proto3" json:"runs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SubscribeSessionResponse_QueueChanged) Reset() {
+	*x = SubscribeSessionResponse_QueueChanged{}
+	mi := &file_runlane_v1_session_service_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SubscribeSessionResponse_QueueChanged) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SubscribeSessionResponse_QueueChanged) ProtoMessage() {}
+
+func (x *SubscribeSessionResponse_QueueChanged) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_session_service_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SubscribeSessionResponse_QueueChanged.ProtoReflect.Descriptor instead.
+func (*SubscribeSessionResponse_QueueChanged) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{13, 3}
+}
+
+func (x *SubscribeSessionResponse_QueueChanged) GetRunIds() []string {
+	if x != nil {
+		return x.RunIds
+	}
+	return nil
+}
+
+func (x *SubscribeSessionResponse_QueueChanged) GetRuns() []*Run {
+	if x != nil {
+		return x.Runs
+	}
+	return nil
+}
+
+// A progress mark of an idle stream: nothing else has happened in any of its sessions.
+type SubscribeSessionResponse_Progress struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When the mark was sent.
+	Time          *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SubscribeSessionResponse_Progress) Reset() {
+	*x = SubscribeSessionResponse_Progress{}
+	mi := &file_runlane_v1_session_service_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SubscribeSessionResponse_Progress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SubscribeSessionResponse_Progress) ProtoMessage() {}
+
+func (x *SubscribeSessionResponse_Progress) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_session_service_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SubscribeSessionResponse_Progress.ProtoReflect.Descriptor instead.
+func (*SubscribeSessionResponse_Progress) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{13, 4}
+}
+
+func (x *SubscribeSessionResponse_Progress) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
 var File_runlane_v1_session_service_proto protoreflect.FileDescriptor
 
 const file_runlane_v1_session_service_proto_rawDesc = "" +
 	"\n" +
 	" runlane/v1/session_service.proto\x12\n" +
-	"runlane.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18runlane/v1/session.proto\"\xea\x01\n" +
+	"runlane.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16runlane/v1/input.proto\x1a\x14runlane/v1/run.proto\x1a\x18runlane/v1/session.proto\"\xea\x01\n" +
 	"\x14CreateSessionRequest\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x14\n" +
@@ -902,11 +1439,49 @@ const file_runlane_v1_session_service_proto_rawDesc = "" +
 	"\x06run_id\x18\x04 \x01(\tR\x05runId\"o\n" +
 	"\x14ListMessagesResponse\x12/\n" +
 	"\bmessages\x18\x01 \x03(\v2\x13.runlane.v1.MessageR\bmessages\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken*s\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"u\n" +
+	"\x17SubscribeSessionRequest\x12\x1f\n" +
+	"\vsession_ids\x18\x01 \x03(\tR\n" +
+	"sessionIds\x12\x18\n" +
+	"\acursors\x18\x02 \x03(\tR\acursors\x12\x1f\n" +
+	"\vwith_deltas\x18\x03 \x01(\bR\n" +
+	"withDeltas\"\x93\t\n" +
+	"\x18SubscribeSessionResponse\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x16\n" +
+	"\x06cursor\x18\x02 \x01(\tR\x06cursor\x12K\n" +
+	"\bsnapshot\x18\x03 \x01(\v2-.runlane.v1.SubscribeSessionResponse.SnapshotH\x00R\bsnapshot\x12N\n" +
+	"\trun_event\x18\x04 \x01(\v2/.runlane.v1.SubscribeSessionResponse.RunEventOfH\x00R\brunEvent\x12^\n" +
+	"\x0fsession_changed\x18\x05 \x01(\v23.runlane.v1.SubscribeSessionResponse.SessionChangedH\x00R\x0esessionChanged\x12X\n" +
+	"\rqueue_changed\x18\x06 \x01(\v21.runlane.v1.SubscribeSessionResponse.QueueChangedH\x00R\fqueueChanged\x12K\n" +
+	"\bprogress\x18\a \x01(\v2-.runlane.v1.SubscribeSessionResponse.ProgressH\x00R\bprogress\x1a\xc6\x02\n" +
+	"\bSnapshot\x12-\n" +
+	"\asession\x18\x01 \x01(\v2\x13.runlane.v1.SessionR\asession\x12.\n" +
+	"\n" +
+	"active_run\x18\x02 \x01(\v2\x0f.runlane.v1.RunR\tactiveRun\x12,\n" +
+	"\x06output\x18\x03 \x03(\v2\x14.runlane.v1.RunEventR\x06output\x12%\n" +
+	"\x05queue\x18\x04 \x03(\v2\x0f.runlane.v1.RunR\x05queue\x12?\n" +
+	"\x0einput_requests\x18\x05 \x03(\v2\x18.runlane.v1.InputRequestR\rinputRequests\x12\x1c\n" +
+	"\tcontinues\x18\x06 \x01(\bR\tcontinues\x12'\n" +
+	"\x06folded\x18\a \x03(\v2\x0f.runlane.v1.RunR\x06folded\x1aO\n" +
+	"\n" +
+	"RunEventOf\x12\x15\n" +
+	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12*\n" +
+	"\x05event\x18\x02 \x01(\v2\x14.runlane.v1.RunEventR\x05event\x1ao\n" +
+	"\x0eSessionChanged\x12-\n" +
+	"\asession\x18\x01 \x01(\v2\x13.runlane.v1.SessionR\asession\x12.\n" +
+	"\n" +
+	"active_run\x18\x02 \x01(\v2\x0f.runlane.v1.RunR\tactiveRun\x1aL\n" +
+	"\fQueueChanged\x12\x17\n" +
+	"\arun_ids\x18\x01 \x03(\tR\x06runIds\x12#\n" +
+	"\x04runs\x18\x02 \x03(\v2\x0f.runlane.v1.RunR\x04runs\x1a:\n" +
+	"\bProgress\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04timeB\a\n" +
+	"\x05event*s\n" +
 	"\fSessionOrder\x12\x1d\n" +
 	"\x19SESSION_ORDER_UNSPECIFIED\x10\x00\x12 \n" +
 	"\x1cSESSION_ORDER_LATEST_CREATED\x10\x01\x12\"\n" +
-	"\x1eSESSION_ORDER_EARLIEST_CREATED\x10\x022\x85\x04\n" +
+	"\x1eSESSION_ORDER_EARLIEST_CREATED\x10\x022\xe6\x04\n" +
 	"\x0eSessionService\x12T\n" +
 	"\rCreateSession\x12 .runlane.v1.CreateSessionRequest\x1a!.runlane.v1.CreateSessionResponse\x12K\n" +
 	"\n" +
@@ -914,7 +1489,8 @@ const file_runlane_v1_session_service_proto_rawDesc = "" +
 	"\rUpdateSession\x12 .runlane.v1.UpdateSessionRequest\x1a!.runlane.v1.UpdateSessionResponse\x12Q\n" +
 	"\fListSessions\x12\x1f.runlane.v1.ListSessionsRequest\x1a .runlane.v1.ListSessionsResponse\x12T\n" +
 	"\rDeleteSession\x12 .runlane.v1.DeleteSessionRequest\x1a!.runlane.v1.DeleteSessionResponse\x12Q\n" +
-	"\fListMessages\x12\x1f.runlane.v1.ListMessagesRequest\x1a .runlane.v1.ListMessagesResponseB-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3"
+	"\fListMessages\x12\x1f.runlane.v1.ListMessagesRequest\x1a .runlane.v1.ListMessagesResponse\x12_\n" +
+	"\x10SubscribeSession\x12#.runlane.v1.SubscribeSessionRequest\x1a$.runlane.v1.SubscribeSessionResponse0\x01B-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3"
 
 var (
 	file_runlane_v1_session_service_proto_rawDescOnce sync.Once
@@ -929,59 +1505,87 @@ func file_runlane_v1_session_service_proto_rawDescGZIP() []byte {
 }
 
 var file_runlane_v1_session_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_runlane_v1_session_service_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_runlane_v1_session_service_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_runlane_v1_session_service_proto_goTypes = []any{
-	(SessionOrder)(0),             // 0: runlane.v1.SessionOrder
-	(*CreateSessionRequest)(nil),  // 1: runlane.v1.CreateSessionRequest
-	(*CreateSessionResponse)(nil), // 2: runlane.v1.CreateSessionResponse
-	(*GetSessionRequest)(nil),     // 3: runlane.v1.GetSessionRequest
-	(*GetSessionResponse)(nil),    // 4: runlane.v1.GetSessionResponse
-	(*UpdateSessionRequest)(nil),  // 5: runlane.v1.UpdateSessionRequest
-	(*UpdateSessionResponse)(nil), // 6: runlane.v1.UpdateSessionResponse
-	(*ListSessionsRequest)(nil),   // 7: runlane.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),  // 8: runlane.v1.ListSessionsResponse
-	(*DeleteSessionRequest)(nil),  // 9: runlane.v1.DeleteSessionRequest
-	(*DeleteSessionResponse)(nil), // 10: runlane.v1.DeleteSessionResponse
-	(*ListMessagesRequest)(nil),   // 11: runlane.v1.ListMessagesRequest
-	(*ListMessagesResponse)(nil),  // 12: runlane.v1.ListMessagesResponse
-	nil,                           // 13: runlane.v1.CreateSessionRequest.MetadataEntry
-	nil,                           // 14: runlane.v1.UpdateSessionRequest.MetadataEntry
-	nil,                           // 15: runlane.v1.ListSessionsRequest.MetadataEntry
-	(*Session)(nil),               // 16: runlane.v1.Session
-	(*fieldmaskpb.FieldMask)(nil), // 17: google.protobuf.FieldMask
-	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
-	(*Message)(nil),               // 19: runlane.v1.Message
+	(SessionOrder)(0),                               // 0: runlane.v1.SessionOrder
+	(*CreateSessionRequest)(nil),                    // 1: runlane.v1.CreateSessionRequest
+	(*CreateSessionResponse)(nil),                   // 2: runlane.v1.CreateSessionResponse
+	(*GetSessionRequest)(nil),                       // 3: runlane.v1.GetSessionRequest
+	(*GetSessionResponse)(nil),                      // 4: runlane.v1.GetSessionResponse
+	(*UpdateSessionRequest)(nil),                    // 5: runlane.v1.UpdateSessionRequest
+	(*UpdateSessionResponse)(nil),                   // 6: runlane.v1.UpdateSessionResponse
+	(*ListSessionsRequest)(nil),                     // 7: runlane.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),                    // 8: runlane.v1.ListSessionsResponse
+	(*DeleteSessionRequest)(nil),                    // 9: runlane.v1.DeleteSessionRequest
+	(*DeleteSessionResponse)(nil),                   // 10: runlane.v1.DeleteSessionResponse
+	(*ListMessagesRequest)(nil),                     // 11: runlane.v1.ListMessagesRequest
+	(*ListMessagesResponse)(nil),                    // 12: runlane.v1.ListMessagesResponse
+	(*SubscribeSessionRequest)(nil),                 // 13: runlane.v1.SubscribeSessionRequest
+	(*SubscribeSessionResponse)(nil),                // 14: runlane.v1.SubscribeSessionResponse
+	nil,                                             // 15: runlane.v1.CreateSessionRequest.MetadataEntry
+	nil,                                             // 16: runlane.v1.UpdateSessionRequest.MetadataEntry
+	nil,                                             // 17: runlane.v1.ListSessionsRequest.MetadataEntry
+	(*SubscribeSessionResponse_Snapshot)(nil),       // 18: runlane.v1.SubscribeSessionResponse.Snapshot
+	(*SubscribeSessionResponse_RunEventOf)(nil),     // 19: runlane.v1.SubscribeSessionResponse.RunEventOf
+	(*SubscribeSessionResponse_SessionChanged)(nil), // 20: runlane.v1.SubscribeSessionResponse.SessionChanged
+	(*SubscribeSessionResponse_QueueChanged)(nil),   // 21: runlane.v1.SubscribeSessionResponse.QueueChanged
+	(*SubscribeSessionResponse_Progress)(nil),       // 22: runlane.v1.SubscribeSessionResponse.Progress
+	(*Session)(nil),                                 // 23: runlane.v1.Session
+	(*fieldmaskpb.FieldMask)(nil),                   // 24: google.protobuf.FieldMask
+	(*timestamppb.Timestamp)(nil),                   // 25: google.protobuf.Timestamp
+	(*Message)(nil),                                 // 26: runlane.v1.Message
+	(*Run)(nil),                                     // 27: runlane.v1.Run
+	(*RunEvent)(nil),                                // 28: runlane.v1.RunEvent
+	(*InputRequest)(nil),                            // 29: runlane.v1.InputRequest
 }
 var file_runlane_v1_session_service_proto_depIdxs = []int32{
-	13, // 0: runlane.v1.CreateSessionRequest.metadata:type_name -> runlane.v1.CreateSessionRequest.MetadataEntry
-	16, // 1: runlane.v1.CreateSessionResponse.session:type_name -> runlane.v1.Session
-	16, // 2: runlane.v1.GetSessionResponse.session:type_name -> runlane.v1.Session
-	17, // 3: runlane.v1.UpdateSessionRequest.update_mask:type_name -> google.protobuf.FieldMask
-	14, // 4: runlane.v1.UpdateSessionRequest.metadata:type_name -> runlane.v1.UpdateSessionRequest.MetadataEntry
-	16, // 5: runlane.v1.UpdateSessionResponse.session:type_name -> runlane.v1.Session
-	15, // 6: runlane.v1.ListSessionsRequest.metadata:type_name -> runlane.v1.ListSessionsRequest.MetadataEntry
-	18, // 7: runlane.v1.ListSessionsRequest.created_from:type_name -> google.protobuf.Timestamp
-	18, // 8: runlane.v1.ListSessionsRequest.created_before:type_name -> google.protobuf.Timestamp
+	15, // 0: runlane.v1.CreateSessionRequest.metadata:type_name -> runlane.v1.CreateSessionRequest.MetadataEntry
+	23, // 1: runlane.v1.CreateSessionResponse.session:type_name -> runlane.v1.Session
+	23, // 2: runlane.v1.GetSessionResponse.session:type_name -> runlane.v1.Session
+	24, // 3: runlane.v1.UpdateSessionRequest.update_mask:type_name -> google.protobuf.FieldMask
+	16, // 4: runlane.v1.UpdateSessionRequest.metadata:type_name -> runlane.v1.UpdateSessionRequest.MetadataEntry
+	23, // 5: runlane.v1.UpdateSessionResponse.session:type_name -> runlane.v1.Session
+	17, // 6: runlane.v1.ListSessionsRequest.metadata:type_name -> runlane.v1.ListSessionsRequest.MetadataEntry
+	25, // 7: runlane.v1.ListSessionsRequest.created_from:type_name -> google.protobuf.Timestamp
+	25, // 8: runlane.v1.ListSessionsRequest.created_before:type_name -> google.protobuf.Timestamp
 	0,  // 9: runlane.v1.ListSessionsRequest.order:type_name -> runlane.v1.SessionOrder
-	16, // 10: runlane.v1.ListSessionsResponse.sessions:type_name -> runlane.v1.Session
-	19, // 11: runlane.v1.ListMessagesResponse.messages:type_name -> runlane.v1.Message
-	1,  // 12: runlane.v1.SessionService.CreateSession:input_type -> runlane.v1.CreateSessionRequest
-	3,  // 13: runlane.v1.SessionService.GetSession:input_type -> runlane.v1.GetSessionRequest
-	5,  // 14: runlane.v1.SessionService.UpdateSession:input_type -> runlane.v1.UpdateSessionRequest
-	7,  // 15: runlane.v1.SessionService.ListSessions:input_type -> runlane.v1.ListSessionsRequest
-	9,  // 16: runlane.v1.SessionService.DeleteSession:input_type -> runlane.v1.DeleteSessionRequest
-	11, // 17: runlane.v1.SessionService.ListMessages:input_type -> runlane.v1.ListMessagesRequest
-	2,  // 18: runlane.v1.SessionService.CreateSession:output_type -> runlane.v1.CreateSessionResponse
-	4,  // 19: runlane.v1.SessionService.GetSession:output_type -> runlane.v1.GetSessionResponse
-	6,  // 20: runlane.v1.SessionService.UpdateSession:output_type -> runlane.v1.UpdateSessionResponse
-	8,  // 21: runlane.v1.SessionService.ListSessions:output_type -> runlane.v1.ListSessionsResponse
-	10, // 22: runlane.v1.SessionService.DeleteSession:output_type -> runlane.v1.DeleteSessionResponse
-	12, // 23: runlane.v1.SessionService.ListMessages:output_type -> runlane.v1.ListMessagesResponse
-	18, // [18:24] is the sub-list for method output_type
-	12, // [12:18] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	23, // 10: runlane.v1.ListSessionsResponse.sessions:type_name -> runlane.v1.Session
+	26, // 11: runlane.v1.ListMessagesResponse.messages:type_name -> runlane.v1.Message
+	18, // 12: runlane.v1.SubscribeSessionResponse.snapshot:type_name -> runlane.v1.SubscribeSessionResponse.Snapshot
+	19, // 13: runlane.v1.SubscribeSessionResponse.run_event:type_name -> runlane.v1.SubscribeSessionResponse.RunEventOf
+	20, // 14: runlane.v1.SubscribeSessionResponse.session_changed:type_name -> runlane.v1.SubscribeSessionResponse.SessionChanged
+	21, // 15: runlane.v1.SubscribeSessionResponse.queue_changed:type_name -> runlane.v1.SubscribeSessionResponse.QueueChanged
+	22, // 16: runlane.v1.SubscribeSessionResponse.progress:type_name -> runlane.v1.SubscribeSessionResponse.Progress
+	23, // 17: runlane.v1.SubscribeSessionResponse.Snapshot.session:type_name -> runlane.v1.Session
+	27, // 18: runlane.v1.SubscribeSessionResponse.Snapshot.active_run:type_name -> runlane.v1.Run
+	28, // 19: runlane.v1.SubscribeSessionResponse.Snapshot.output:type_name -> runlane.v1.RunEvent
+	27, // 20: runlane.v1.SubscribeSessionResponse.Snapshot.queue:type_name -> runlane.v1.Run
+	29, // 21: runlane.v1.SubscribeSessionResponse.Snapshot.input_requests:type_name -> runlane.v1.InputRequest
+	27, // 22: runlane.v1.SubscribeSessionResponse.Snapshot.folded:type_name -> runlane.v1.Run
+	28, // 23: runlane.v1.SubscribeSessionResponse.RunEventOf.event:type_name -> runlane.v1.RunEvent
+	23, // 24: runlane.v1.SubscribeSessionResponse.SessionChanged.session:type_name -> runlane.v1.Session
+	27, // 25: runlane.v1.SubscribeSessionResponse.SessionChanged.active_run:type_name -> runlane.v1.Run
+	27, // 26: runlane.v1.SubscribeSessionResponse.QueueChanged.runs:type_name -> runlane.v1.Run
+	25, // 27: runlane.v1.SubscribeSessionResponse.Progress.time:type_name -> google.protobuf.Timestamp
+	1,  // 28: runlane.v1.SessionService.CreateSession:input_type -> runlane.v1.CreateSessionRequest
+	3,  // 29: runlane.v1.SessionService.GetSession:input_type -> runlane.v1.GetSessionRequest
+	5,  // 30: runlane.v1.SessionService.UpdateSession:input_type -> runlane.v1.UpdateSessionRequest
+	7,  // 31: runlane.v1.SessionService.ListSessions:input_type -> runlane.v1.ListSessionsRequest
+	9,  // 32: runlane.v1.SessionService.DeleteSession:input_type -> runlane.v1.DeleteSessionRequest
+	11, // 33: runlane.v1.SessionService.ListMessages:input_type -> runlane.v1.ListMessagesRequest
+	13, // 34: runlane.v1.SessionService.SubscribeSession:input_type -> runlane.v1.SubscribeSessionRequest
+	2,  // 35: runlane.v1.SessionService.CreateSession:output_type -> runlane.v1.CreateSessionResponse
+	4,  // 36: runlane.v1.SessionService.GetSession:output_type -> runlane.v1.GetSessionResponse
+	6,  // 37: runlane.v1.SessionService.UpdateSession:output_type -> runlane.v1.UpdateSessionResponse
+	8,  // 38: runlane.v1.SessionService.ListSessions:output_type -> runlane.v1.ListSessionsResponse
+	10, // 39: runlane.v1.SessionService.DeleteSession:output_type -> runlane.v1.DeleteSessionResponse
+	12, // 40: runlane.v1.SessionService.ListMessages:output_type -> runlane.v1.ListMessagesResponse
+	14, // 41: runlane.v1.SessionService.SubscribeSession:output_type -> runlane.v1.SubscribeSessionResponse
+	35, // [35:42] is the sub-list for method output_type
+	28, // [28:35] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_runlane_v1_session_service_proto_init() }
@@ -989,15 +1593,24 @@ func file_runlane_v1_session_service_proto_init() {
 	if File_runlane_v1_session_service_proto != nil {
 		return
 	}
+	file_runlane_v1_input_proto_init()
+	file_runlane_v1_run_proto_init()
 	file_runlane_v1_session_proto_init()
 	file_runlane_v1_session_service_proto_msgTypes[6].OneofWrappers = []any{}
+	file_runlane_v1_session_service_proto_msgTypes[13].OneofWrappers = []any{
+		(*SubscribeSessionResponse_Snapshot_)(nil),
+		(*SubscribeSessionResponse_RunEvent)(nil),
+		(*SubscribeSessionResponse_SessionChanged_)(nil),
+		(*SubscribeSessionResponse_QueueChanged_)(nil),
+		(*SubscribeSessionResponse_Progress_)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runlane_v1_session_service_proto_rawDesc), len(file_runlane_v1_session_service_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   15,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -21,7 +21,7 @@ Item = TypeVar("Item")
 
 
 def _label(add: Callable[[object], str], key: str, value: str) -> str:
-    # As the triggers of `0013_lookup.sql` store it.
+    # As the triggers of `0014_lookup.sql` store it.
     encoded = (encode_metadata({key: value}) or "").replace("\\u0000", "\\ue000")
     ((key, value),) = json.loads(encoded).items()
     return f"key = {add(key)} AND value = {add(value)}"
@@ -31,7 +31,7 @@ def _any_of(add: Callable[[object], str], column: str, values: Sequence[str]) ->
     return f"{column} IN (SELECT value FROM json_each({add(json.dumps(values))}))"
 
 
-DIALECT = Dialect("?", by_number=True, escape=as_is, label=_label, any_of=_any_of)
+DIALECT = Dialect(":p", by_number=True, escape=as_is, label=_label, any_of=_any_of)
 
 
 def list_runs(
@@ -81,4 +81,5 @@ def _count(db: sqlite3.Connection, lookup: Lookup) -> Count:
 
 
 def _execute(db: sqlite3.Connection, statement: Statement) -> list[sqlite3.Row]:
-    return db.execute(statement.sql, statement.args).fetchall()
+    arguments = {f"p{n}": value for n, value in enumerate(statement.args, start=1)}
+    return db.execute(statement.sql, arguments).fetchall()
