@@ -57,6 +57,8 @@ from runlane.errors import (
     UnexpectedStatus,
     Unsupported,
     Violation,
+    WebhookChanged,
+    WebhookNotFound,
 )
 from runlane.inputs import (
     Answer,
@@ -111,6 +113,13 @@ from runlane.types import (
     ToolResult,
     Usage,
     WhenBusy,
+)
+from runlane.webhooks import (
+    Webhook,
+    WebhookEventKind,
+    WebhookFilter,
+    WebhookHealth,
+    WebhookSecret,
 )
 from runlane.wire import RetryPolicy
 
@@ -204,5 +213,12 @@ __all__ = [
     "Unsupported",
     "Usage",
     "Violation",
+    "Webhook",
+    "WebhookChanged",
+    "WebhookEventKind",
+    "WebhookFilter",
+    "WebhookHealth",
+    "WebhookNotFound",
+    "WebhookSecret",
     "WhenBusy",
 ]

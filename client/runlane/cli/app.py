@@ -18,6 +18,7 @@ from runlane.cli.sessions import messages, sessions
 from runlane.cli.show import show
 from runlane.cli.top import top
 from runlane.cli.watch import watch
+from runlane.cli.webhooks import webhooks
 from runlane.cli.worker import worker
 
 
@@ -53,6 +54,6 @@ def runlane(context: click.Context, /, **settings: Any) -> None:
 
 for command in (
     *(run, cancel, watch, top, runs, show, wait, answer, sessions, messages, agents),
-    worker,
+    *(webhooks, worker),
 ):
     runlane.add_command(command)

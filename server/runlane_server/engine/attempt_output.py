@@ -101,15 +101,20 @@ class AttemptOutput:
     async def store_step(self, key: str, result: object) -> StepResult:
         """Makes the result of a step durable before the agent continues (R39). Raises AgentError,
         and InvalidAgentEvent for a result that is no JSON."""
+        step = self.put_step(key, result)
+        await self._outbox.flush()
+        if self._outbox.is_closed:
+            raise AgentError("the run was stopped before the step was stored", reason="INTERRUPTED")
+        return step
+
+    def put_step(self, key: str, result: object) -> StepResult:
+        """Adds the result of a step to the output. Raises as `store_step`."""
         try:
             step = self._check.step(key, result)
             self._outbox.put(step)
         except (InvalidAgentEvent, AgentError) as refused:
             self._refuse(refused)
             raise
-        await self._outbox.flush()
-        if self._outbox.is_closed:
-            raise AgentError("the run was stopped before the step was stored", reason="INTERRUPTED")
         return step
 
     def _refuse(self, error: InvalidAgentEvent | AgentError) -> None:

@@ -243,7 +243,7 @@ class Runner:
             error = _timeout_error(timeout)
         elif (lost := _loss_of(work)) is not None:
             self._handing_over, self._is_unused = lost.message, isinstance(lost, HandedBack)
-        if error is None and self._asking.leaving is not None and not self._is_stopped:
+        if error is None and self._may_leave(work):
             error = await self._leave()
             if self.is_settled:
                 return
@@ -258,22 +258,31 @@ class Runner:
             return used
         return max(used, (self._now() - self.job.run.started_at) / 1e6)
 
+    def _may_leave(self, work: asyncio.Task[None]) -> bool:
+        """Whether the agent has returned to wait for input, and the run is not about to end."""
+        has_left = self._asking.leaving is not None and not work.cancelled()
+        ends = self._cancelled is not None or self._has_expired
+        return has_left and not (ends or self._is_broken or self.is_abandoned)
+
     async def _leave(self) -> RunError | None:
         """Parks the run, and settles it here; or returns why that is not possible."""
         tail = await self._outbox.take_rest()
         self._rest = tail
         try:
-            is_parked = await self._asking.leave(tail)
+            is_parked = await self._asking.leave(tail, self._outbox.messages)
         except IllegalCommand:
             log.warning("run fenced off", attempt=self.job.run.attempt)
-            self.is_settled = True
+            self._settle()
         except AgentError as refused:
             return run_error(refused)
         else:
             if is_parked:
                 self._rest = ()
-                # A cancel in the same commit is for this runner to carry out.
-                self.is_settled = self._cancelled is None
+            # A cancel in the same commit is for this runner to carry out.
+            if is_parked and self._cancelled is None:
+                if self._end is not None:
+                    self._end.is_parked = True
+                self._settle()
         return None
 
     def _wake(self, _: object = None) -> None:
@@ -432,6 +441,7 @@ class Runner:
             fold=self._folds.fold,
             accept=self._output.accept,
             store_step=self._output.store_step,
+            put_step=self._output.put_step,
             asking=self._asking,
             outbox=self._outbox,
             end=self._end,

@@ -88,7 +88,7 @@ STEPS: dict[Verb, frozenset[tuple[RunState | None, RunState]]] = {
             (_S.QUEUED, _S.ACCEPTED),
         }
     ),
-    Verb.ASK: frozenset({(_S.ACTIVE, _S.INPUT_REQUIRED)}),
+    Verb.ASK: frozenset({(_S.ACTIVE, _S.INPUT_REQUIRED), (_S.FOLDED, _S.QUEUED)}),
     Verb.ANSWER: frozenset(),
     Verb.EXPIRE: frozenset(),
     Verb.RESUME: frozenset({(_S.INPUT_REQUIRED, _S.ACTIVE)}),

@@ -254,6 +254,7 @@ def _asks(active: LaneRun) -> Iterator[Command]:
     yield ask(run_id, attempt, resumable=True)
     yield ask(run_id, attempt, has_default=True)
     yield ask(run_id, attempt, park=True)
+    yield ask(run_id, attempt, restart=True)
     yield ask(run_id, attempt + 1)
 
 

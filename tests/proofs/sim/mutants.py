@@ -214,7 +214,7 @@ MUTANTS = (
         "a run whose backoff is over and that leaves its queue again and again",
         Lanes,
         "_act",
-        "is_due=not decision.backs_off",
+        "is_due=can_start",
         "is_due=False",
     ),
     Mutant(
@@ -305,8 +305,8 @@ MUTANTS = (
         "a slot of a worker that is given to its agent twice",
         Workers,
         "withdraw",
-        "self._agents[agent].add_slots(-1)",
-        "pass",
+        "                self._agents[agent].add_slots(-1)",
+        "                pass",
     ),
 )
 

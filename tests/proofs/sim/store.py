@@ -50,6 +50,7 @@ from runlane_server.store.base import (
     WriteObserver,
 )
 from runlane_server.store.memory.store import MemoryStore
+from runlane_server.store.memory.webhooks import MemoryWebhooks
 from runlane_server.store.postgres.write_lines import WriteLine, WriteLines
 from runlane_server.store.vitals import StoreVitals
 
@@ -186,6 +187,11 @@ class SimStore:
     @property
     def cluster(self) -> None:
         """None: no other node shares the store."""
+
+    @property
+    def webhooks(self) -> MemoryWebhooks:
+        """The nodes of a simulation deliver none."""
+        return self._disk.data.webhooks
 
     @property
     def position(self) -> Position:
