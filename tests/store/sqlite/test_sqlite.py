@@ -231,6 +231,7 @@ async def test_migration_counts_bytes_stored_before(path: Path) -> None:
         db.execute("DROP INDEX events_by_tenant")
         db.execute("DROP TABLE tenant_logs")
         db.execute("DROP TABLE kept_parts")
+        db.execute("DROP TABLE lane_events")
         db.execute("INSERT INTO meta VALUES ('compacted_bytes', 0)")
         db.commit()
         db.execute("PRAGMA user_version = 2")
