@@ -37,13 +37,30 @@ CARGO := CARGO_TARGET_DIR=$(CURDIR)/.cache/cargo cargo
 
 # Tests that take minutes: they kill servers and databases, make disks fail, plant faults in the code,
 # damage each row of a store, and walk the pages of the docs.
-PROOFS := tests/bench tests/proofs/attack tests/proofs/conformance tests/proofs/crash tests/proofs/fuzz \
-	tests/proofs/lanecheck tests/core/test_mutants.py tests/rpc/test_access_mutants.py \
-	tests/store/sqlite/test_planted_rows.py tests/store/postgres/test_planted_rows.py \
+PROOFS := \
+	tests/bench \
+	tests/cluster/test_workers.py \
+	tests/core/test_mutants.py \
+	tests/e2e/test_agent_processes.py \
+	tests/e2e/test_pages.py \
+	tests/e2e/test_worker_restart.py \
+	tests/engine/test_outage.py \
+	tests/process/test_http_door.py \
+	tests/proofs/attack \
+	tests/proofs/conformance \
+	tests/proofs/crash \
+	tests/proofs/fuzz \
+	tests/proofs/lanecheck \
+	tests/proofs/nodes \
+	tests/proofs/webhooks \
+	tests/rpc/test_access_mutants.py \
+	tests/store/postgres/test_failover.py \
+	tests/store/postgres/test_faults.py \
+	tests/store/postgres/test_planted_rows.py \
 	tests/store/sqlite/test_names.py \
-	tests/store/postgres/test_faults.py tests/store/postgres/test_failover.py tests/engine/test_outage.py \
-	tests/cluster/test_workers.py tests/e2e/test_worker_restart.py tests/e2e/test_agent_processes.py \
-	tests/e2e/test_pages.py tests/web/test_console.py tests/web/test_console_text.py tests/process/test_http_door.py
+	tests/store/sqlite/test_planted_rows.py \
+	tests/web/test_console.py \
+	tests/web/test_console_text.py
 
 # The exceptions start a server process or PostgreSQL.
 FAST := $(addprefix tests/,access config core engine feed net project rpc) $(addprefix --ignore=,$(PROOFS)) \
@@ -54,7 +71,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-proofs test-postgres test-polyglot test-agents build packages test-packages test-image release sbom bench check-lane sim crash nodes soak restarts fuzz attack pictures image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints clean
+.PHONY: help run test test-fast test-proofs test-postgres test-polyglot test-agents build packages test-packages test-image release sbom bench check-lane sim crash nodes soak restarts webhooks fuzz attack pictures image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -105,6 +122,9 @@ soak: $(READY) ## Open and cancel thousands of streams and runs; fail if the ser
 
 restarts: $(READY) ## Restart server and gateway under streams over HTTP, RESTARTS (1000) times each
 	RUNLANE_RESTARTS=$(or $(RESTARTS),1000) $(BIN)/pytest --show-capture=no tests/web/test_streams.py -k r25
+
+webhooks: $(READY) ## Kill a server that delivers to webhooks, KILLS (200) times; then measure its deliveries
+	RUNLANE_KILLS=$(or $(KILLS),200) $(BIN)/pytest -rA --show-capture=no tests/proofs/webhooks
 
 fuzz: $(READY) ## Fuzz all parsers, and agents, for SECONDS; SEED repeats the inputs, ONLY names a target
 	cd tests && ../$(BIN)/python -m proofs.fuzz.run --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))

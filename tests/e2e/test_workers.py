@@ -89,6 +89,25 @@ async def test_r32_the_next_run_of_a_session_waits_for_the_next_offer(
         assert (await worker.turn()).prompt == "2"
 
 
+async def test_r32_a_slot_for_several_agents_starts_one_run(
+    server: ServerProcess, client: Client
+) -> None:
+    runs = [await accept(client, agent, agent, agent=agent) for agent in ("coder", "default")]
+    seen: set[str] = set()
+    async with RawWorker(server.address) as worker:
+        for left in (1, 0):
+            turn = await worker.turn("default", "coder")
+            seen.add(turn.prompt)
+            states = [(await client.get_run(run.run_id)).state for run in runs]
+            assert states.count(RunState.ACCEPTED) == left
+            assert states.count(RunState.ACTIVE) == 1
+            await worker.finish(0)
+            assert (await worker.expect("acked")).ended
+    assert seen == {"coder", "default"}
+    for run in runs:
+        assert (await run.completed(SECONDS)).attempt == 1
+
+
 async def test_r32_a_withdrawn_offer_starts_no_run(server: ServerProcess, client: Client) -> None:
     async with RawWorker(server.address) as worker:
         await worker.offer()
@@ -263,14 +282,14 @@ async def test_r35_a_turn_that_is_lost_on_its_way_starts_elsewhere_at_once(
             # It starts again in the commit that gives it back.
             await other.offer()
             worker.drop()
-            assert (await other.expect("turn")).attempt == 1
+            assert (await other.expect("turn")).attempt == 2
         else:
             worker.drop()
-            assert (await other.turn()).attempt == 1
+            assert (await other.turn()).attempt == 2
         await other.finish(0)
         assert (await other.expect("acked")).ended
     end = await handle.completed(SECONDS)
-    assert (end.state, end.attempt) == (RunState.COMPLETED, 1)
+    assert (end.state, end.attempt) == (RunState.COMPLETED, 2)
 
 
 # --- Cancel and fold ------------------------------------------------------------------------------
@@ -334,7 +353,7 @@ async def test_r26_a_worker_takes_folded_prompts_between_two_steps(
     assert (await joins.completed(SECONDS)).folded_into == handle.run_id
 
 
-async def test_r37_a_run_that_is_handed_back_starts_elsewhere_in_the_same_attempt(
+async def test_r37_a_run_that_is_handed_back_starts_elsewhere_and_has_lost_no_attempt(
     server: ServerProcess, client: Client
 ) -> None:
     handle = await accept(client, "s", "hello")
@@ -344,13 +363,13 @@ async def test_r37_a_run_that_is_handed_back_starts_elsewhere_in_the_same_attemp
         assert (await worker.expect("acked")).ended
     async with RawWorker(server.address) as worker, RawWorker(server.address) as late:
         turn = await worker.turn()
-        assert (turn.run_id, turn.attempt) == (first.run_id, 1)
+        assert (turn.run_id, turn.attempt) == (first.run_id, 2)
         await late.offer(resume=resume_of(first))
         await late.expect("fenced")
         await worker.finish(0)
         assert (await worker.expect("acked")).ended
     end = await handle.completed(SECONDS)
-    assert (end.state, end.attempt) == (RunState.COMPLETED, 1)
+    assert (end.state, end.attempt) == (RunState.COMPLETED, 2)
 
 
 async def test_r37_a_run_with_output_that_is_handed_back_has_lost_its_attempt(
@@ -379,23 +398,27 @@ async def give_back(server: ServerProcess, worker_id: str | None) -> int:
     return int(attempt)
 
 
-RETURNS: dict[str, tuple[list[str | None], list[int]]] = {
-    "lost on its way": ([None] * 4, [1, 1, 1, 2]),
-    "by one worker": (["w"] * 5, [1, 1, 1, 1, 2]),
-    "mixed": (["w", None, "w", None, None], [1, 1, 1, 1, 2]),
-    "by one worker after another": ([f"w{n}" for n in range(8)], [1] * 8),
+RETURNS: dict[str, tuple[list[str | None], bool]] = {
+    "lost on its way": ([None] * 3, True),
+    "by one worker": (["w"] * 4, True),
+    "mixed": (["w", None, "w", None], True),
+    "by one worker after another": ([f"w{n}" for n in range(8)], False),
 }
+"""Who gives a run back, in this order; and whether its attempt is lost with the last of them."""
 
 
 @pytest.mark.parametrize("name", RETURNS)
 async def test_r37_a_run_that_is_given_back_again_and_again_has_lost_its_attempt(
     server: ServerProcess, client: Client, name: str
 ) -> None:
-    workers, attempts = RETURNS[name]
-    handle = await accept(client, "s", "deadly", max_attempts=2)
-    assert [await give_back(server, worker_id) for worker_id in workers] == attempts
-    await client.cancel("s")
-    assert (await handle.completed(SECONDS)).state == RunState.CANCELLED
+    workers, is_lost = RETURNS[name]
+    handle = await accept(client, "s", "deadly")
+    attempts = [await give_back(server, worker_id) for worker_id in workers]
+    assert attempts == list(range(1, len(workers) + 1))
+    if not is_lost:
+        await client.cancel("s")
+    end = await handle.completed(SECONDS)
+    assert end.state == (RunState.FAILED if is_lost else RunState.CANCELLED)
 
 
 async def test_r37_a_run_that_no_worker_keeps_ends(server: ServerProcess, client: Client) -> None:
@@ -729,16 +752,20 @@ async def test_r37_a_cancel_stops_the_code_of_an_agent_in_a_worker(
 async def test_r37_a_worker_that_stops_hands_its_runs_back(
     server: ServerProcess, client: Client
 ) -> None:
+    has_begun = asyncio.Event()
+
     async def waits(turn: Turn) -> str:
+        has_begun.set()
         await asyncio.Event().wait()
         return ""
 
     handle = await accept(client, "s", "hello")
     async with working(server.address, {"default": waits}, drain_timeout=0):
-        await until_active(client, handle.run_id)
+        async with asyncio.timeout(SECONDS):
+            await has_begun.wait()
     async with working(server.address, {"default": returned}):
         end = await handle.completed(SECONDS)
-    assert (end.state, end.text, end.attempt) == (RunState.COMPLETED, "hello", 1)
+    assert (end.state, end.text, end.attempt) == (RunState.COMPLETED, "hello", 2)
 
 
 async def test_a_worker_for_an_agent_that_is_not_declared_ends_with_an_error(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import count
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from runlane_server.agents.base import Turn
+from runlane_server.agents.base import AgentError, Turn
 from runlane_server.agents.functions import FunctionAgent, resumable
 from runlane_server.agents.questions import Asked
 from runlane_server.core.errors import (
@@ -34,6 +34,7 @@ from runlane_server.core.model import (
     Started,
     TextDelta,
 )
+from runlane_server.core.retry import RetryPolicy
 from runlane_server.core.transition import Transition
 from runlane_server.store.base import Store
 from runlane_server.store.sqlite.store import SqliteStore
@@ -239,6 +240,19 @@ async def test_r43_a_request_expires(serving: Running) -> None:
         assert (end.state, end.error.reason) == (RunState.FAILED, "INPUT_EXPIRED")
 
 
+async def leaves_once(turn: Turn) -> AsyncGenerator[str, None]:
+    if not turn.checkpoint:
+        yield "before "
+        await turn.ask_and_leave([Asked("well?", key="k")], "state")
+        return
+    yield f"{await turn.answer_to('k')} after"
+
+
+async def opened_in(store: Store, run_id: str) -> Sequence[InputRequest]:
+    page = await store.list_inputs("default", run_id=run_id, states=[S.OPEN], limit=50)
+    return page.items
+
+
 class Unconfirmed(SqliteStore):
     """A store that loses the confirmation of the first question."""
 
@@ -268,6 +282,27 @@ async def test_r40_a_run_whose_question_was_not_confirmed_waits(tmp_path: Path) 
         assert await node.state(run.run_id) is RunState.INPUT_REQUIRED
         await node.coordinator.inputs.answer("default", request.input_request_id, answer_of('"A"'))
         assert (await node.end(run.run_id)).text == "before A after"
+
+
+@pytest.mark.parametrize("agent", [asks_once, leaves_once], ids=["waits", "leaves"])
+async def test_r44_a_question_that_was_not_confirmed_is_asked_once(
+    tmp_path: Path, agent: Callable[[Any], Any]
+) -> None:
+    async with (
+        Unconfirmed(tmp_path / "runlane.db") as store,
+        running(store, agent=FunctionAgent(agent)) as node,
+    ):
+        run = (await node.accept("s", "x")).run
+        async with asyncio.timeout(SECONDS):
+            while not (page := await opened_in(store, run.run_id)):
+                await asyncio.sleep(0)
+        # Before the supervisor repeats it: then the lane does not know the question any more.
+        await node.coordinator.inputs.answer("default", page[0].input_request_id, answer_of('"A"'))
+        assert (await node.end(run.run_id)).text == "before A after"
+        asked = await store.list_inputs("default", run_id=run.run_id, limit=50)
+        assert [one.state for one in asked.items] == [S.ANSWERED]
+        starts = [body for body in await bodies(node, run.run_id) if type(body) is Started]
+        assert starts == [Started(1)]
 
 
 class Refusing(SqliteStore):
@@ -558,3 +593,29 @@ async def test_output_beside_a_question_waits_for_the_answer(serving: Running) -
         await node.coordinator.inputs.answer("default", request.input_request_id, answer_of('"A"'))
         assert (await node.end(run.run_id)).text == "xxx[A]"
         await bodies(node, run.run_id)
+
+
+async def test_r38_a_run_that_fails_while_it_waits_for_input_is_repeated(serving: Running) -> None:
+    """A person is asked once all the same (R44)."""
+    has_asked = asyncio.Event()
+
+    async def agent(turn: Turn) -> str:
+        asking = asyncio.create_task(turn.ask("well?", key="k"))
+        if turn.attempt == 1:
+            await has_asked.wait()
+            asking.cancel()
+            raise AgentError("no connection", reason="BUSY")
+        return f"{turn.attempt}: {await asking}"
+
+    policy = RetryPolicy(("BUSY",), max_attempts=2, initial_backoff=1000)
+    async with serving(agent) as node:
+        run = (await node.accept("s", "x", retry=policy)).run
+        [request] = await opened(node, run.run_id)
+        has_asked.set()
+        async with asyncio.timeout(SECONDS):
+            while (await node.coordinator.get_run(run.run_id)).attempt < 2:
+                await asyncio.sleep(0)
+        await node.coordinator.inputs.answer("default", request.input_request_id, answer_of('"A"'))
+        assert (await node.end(run.run_id)).text == "2: A"
+        asked = [body for body in await bodies(node, run.run_id) if type(body) is InputRequested]
+        assert {body.input_request_id for body in asked} == {request.input_request_id}

@@ -13,10 +13,12 @@ from engine.test_input import answer_of, asks_once, leaves
 from engine.test_nodes import LONG, SHORT, cut_off
 from runlane_server.agents.base import Turn
 from runlane_server.agents.functions import FunctionAgent, resumable
+from runlane_server.cluster import membership
 from runlane_server.core.errors import InputClosed
 from runlane_server.core.input import InputRequest, InputState
 from runlane_server.core.limits import Limits
 from runlane_server.core.model import RunState
+from runlane_server.engine.agent_table import AgentTable, DeclaredAgent
 from runlane_server.engine.executor import NodeSettings
 from runlane_server.store.postgres.cluster import PostgresCluster
 from support.node import Node, running
@@ -194,3 +196,31 @@ async def test_r44_answered_runs_without_a_slot_make_no_node_busy(
         loop.call_later(2.0, over.set_result, None)
         await over
         assert 1 <= wakes < 5
+
+
+async def test_r41_answered_runs_without_room_hide_no_others(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(membership, "ANSWERED_RUNS", 2)
+
+    @asynccontextmanager
+    async def nodes(**slots: int | None) -> AsyncIterator[Node]:
+        declared = [
+            DeclaredAgent(name, FunctionAgent(leaves), slots=most) for name, most in slots.items()
+        ]
+        async with (
+            postgres_store(postgres_url) as store,
+            running(store, node=LONG, agent=AgentTable(declared)) as node,
+        ):
+            yield node
+
+    async with nodes(full=None, free=None) as a:
+        runs = [(await a.accept(f"s{n}", "x", agent="full")).run for n in range(4)]
+        last = (await a.accept("last", "x", agent="free")).run
+        requests = [await opened(a, run.run_id) for run in (*runs, last)]
+    async with nodes(full=0, free=0) as b:
+        for request in requests:
+            assert await give(b, request)
+        async with nodes(full=0, free=1) as c:
+            assert (await c.end(last.run_id)).text.endswith("after")
+            assert {await c.state(run.run_id) for run in runs} == {S.INPUT_REQUIRED}

@@ -5,23 +5,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
 from runlane.worker.v1 import worker_service_pb2 as pb
-from runlane_server.agents.base import FoldedPrompt
+from runlane_server.agents.base import AgentError, FoldedPrompt, Report
+from runlane_server.agents.questions import Asked
 from runlane_server.agents.worker.execution import Execution
 from runlane_server.agents.worker.messages import (
     MAX_WAITING,
     MAX_WAITING_BYTES,
+    Assigned,
     Downstream,
+    Fenced,
+    Joined,
     Transcript,
 )
 from runlane_server.agents.worker.slot import Slot
-from runlane_server.agents.worker.turn import AttemptEnd
+from runlane_server.agents.worker.turn import AttemptEnd, KeptStep
 from runlane_server.agents.worker.workers import Workers
 from runlane_server.core.errors import InvalidArgument
-from runlane_server.core.model import FinishReason, Message, Role, SessionKey, Text
+from runlane_server.core.input import InputRequest
+from runlane_server.core.model import FinishReason, Message, Role, SessionKey, Text, TextDelta
 from runlane_server.rpc.worker import serve_slot
 from support.turns import LocalTurn
 
@@ -55,6 +61,21 @@ class LocalDurableTurn(LocalTurn):
     def follow_stored(self, on_stored: Callable[[int], None]) -> None:
         """Does nothing."""
 
+    async def keep(self, step: KeptStep) -> None:
+        """Does nothing."""
+
+    async def find_durable_step(self, key: str) -> str | None:
+        """A large result."""
+        return "1" * (1 << 20)
+
+    async def park(self, questions: Sequence[Asked]) -> bool:
+        """Nothing is answered."""
+        return True
+
+    async def answered(self, key: str) -> InputRequest:
+        """Nothing is."""
+        raise AgentError("nothing was asked")
+
 
 QUESTIONS: Mapping[str, Callable[[Slot], Awaitable[None]]] = {
     "get_history": lambda slot: slot.send_history(),
@@ -76,6 +97,19 @@ async def test_a_second_question_before_the_answer_is_refused(name: str) -> None
         await ask(slot)
 
 
+async def test_results_of_steps_wait_until_the_worker_reads() -> None:
+    down = Downstream()
+    slot, messages = Slot(None, down), down.messages()
+    Execution(LocalDurableTurn(), "default", lease=60).assign(slot)
+    await anext(messages)
+    for _ in range(2):
+        await slot.find_step("k")
+    assert down.is_full
+    await anext(messages)
+    await anext(messages)
+    assert not down.is_full
+
+
 async def test_offers_that_are_taken_back_wait_until_the_worker_reads() -> None:
     sent = 0
 
@@ -91,7 +125,7 @@ async def test_offers_that_are_taken_back_wait_until_the_worker_reads() -> None:
         workers.offer(slot)
 
     workers, down = Workers(), Downstream()
-    workers.serve("default", lambda _: None)
+    workers.serve("default", lambda _: None, lambda: None)
     stream = serve_slot(requests(), Slot(None, down), down, take, workers)
     await anext(stream)
     await settle()
@@ -119,3 +153,103 @@ async def test_small_answers_hold_nobody_back() -> None:
     down.put(transcript(MAX_WAITING_BYTES))
     async with asyncio.timeout(1):
         await down.until_room()
+
+
+# --- A worker that returns ------------------------------------------------------------------------
+
+
+def connected(execution: Execution) -> tuple[Slot, Downstream]:
+    """Connects the worker of an execution again."""
+    down = Downstream()
+    slot = Slot(None, down)
+    execution.resume(slot, ())
+    return slot, down
+
+
+def waiting(down: Downstream) -> list[Any]:
+    """What waits for a worker."""
+    return [message for message, _ in down._waiting]
+
+
+async def test_r33_a_worker_that_returns_after_its_turn_was_given_elsewhere_is_fenced() -> None:
+    """Its loss is decided, and is still being committed."""
+    slot, execution = Slot(None, Downstream()), Execution(LocalDurableTurn(), "default", lease=60)
+    execution.assign(slot)
+    execution.detach(slot)
+    slot, down = connected(execution)
+    assert [type(message) for message in waiting(down)] == [Fenced]
+    assert slot.execution is None
+    execution.end()
+    execution.turn.end.commit()
+    await settle()
+    assert [type(message) for message in waiting(down)] == [Fenced]
+
+
+async def test_r33_an_end_that_comes_after_the_loss_is_decided_does_not_count() -> None:
+    down = Downstream()
+    slot, execution = Slot(None, down), Execution(LocalDurableTurn(), "default", lease=60)
+    execution.assign(slot)
+    execution.lose("its worker was lost")
+    await slot.finish(0, Report())
+    assert not execution.is_finished
+    execution.end()
+    execution.turn.end.commit()
+    await settle()
+    assert [type(message) for message in waiting(down)] == [Assigned, Fenced]
+
+
+@dataclass
+class SlowTurn(LocalDurableTurn):
+    """A turn whose answers wait for `may_answer`."""
+
+    may_answer: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def take_folded(self) -> Sequence[FoldedPrompt]:
+        """Waits, as for a commit."""
+        await self.may_answer.wait()
+        return await super().take_folded()
+
+    async def history(self) -> Sequence[Message]:
+        """Waits, as for a read."""
+        await self.may_answer.wait()
+        return await super().history()
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+@pytest.mark.parametrize("prompts", [[], ["joins"]])
+async def test_r34_the_answer_to_a_lost_connection_does_not_answer_the_next_one(
+    name: str, prompts: list[str]
+) -> None:
+    """The worker asks again, as W9 wants it, and must not be refused for that."""
+    ask, turn = QUESTIONS[name], SlowTurn(waiting=prompts)
+    slot, execution = Slot(None, Downstream()), Execution(turn, "default", lease=60)
+    execution.assign(slot)
+    asking = asyncio.ensure_future(ask(slot))
+    await settle()
+    execution.detach(slot)
+    slot, down = connected(execution)
+    turn.may_answer.set()
+    await asking
+    await ask(slot)
+    answers = [message for message in waiting(down) if isinstance(message, Joined | Transcript)]
+    joined = [message for message in answers if isinstance(message, Joined)]
+    if name == "get_history":
+        assert len(answers) == 1
+    else:
+        assert [message.number for message in joined] == [0] * len(prompts) + [1]
+        assert [one.prompt.text for message in joined for one in message.prompts] == prompts
+
+
+async def test_r34_a_worker_that_returns_after_its_end_may_repeat_its_output() -> None:
+    """Its end was received and its last events were not acknowledged, so it repeats them (W8)."""
+    slot, execution = Slot(None, Downstream()), Execution(LocalDurableTurn(), "default", lease=60)
+    execution.assign(slot)
+    await slot.emit(1, [TextDelta("a"), TextDelta("b")])
+    await slot.finish(2, Report())
+    execution.detach(slot)
+    slot, _ = connected(execution)
+    await slot.emit(1, [TextDelta("a"), TextDelta("b")])
+    await slot.finish(2, Report())
+    assert execution.turn.emitted == [TextDelta("a"), TextDelta("b")]  # type: ignore[attr-defined]
+    with pytest.raises(InvalidArgument, match="after the end of the turn"):
+        await slot.emit(2, [TextDelta("b"), TextDelta("c")])

@@ -56,11 +56,12 @@ kill $watcher 2>/dev/null
 class OwnPostgres:
     """A PostgreSQL in a folder of its own, to be stopped and started at will.
 
-    `settings` hold from its next start on.
+    `settings` and the environment `variables` hold from its next start on.
     """
 
     def __init__(self) -> None:
         self.settings = dict(SETTINGS)
+        self.variables: dict[str, str] = {}
         self.folder = Path(tempfile.mkdtemp(prefix="runlane-pg-"))
         self._data = self.folder / "data"
         self._process: subprocess.Popen[bytes] | None = None
@@ -93,6 +94,7 @@ class OwnPostgres:
                 stdout=log,
                 stderr=log,
                 user=self._user,
+                env=os.environ | self.variables,
                 start_new_session=True,
             )
         deadline = time.monotonic() + START_SECONDS
@@ -111,6 +113,20 @@ class OwnPostgres:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process = None
+
+    def flush_in(self, seconds: float) -> None:
+        """Makes each flush of the log take so long, from the next start on."""
+        compiler = shutil.which("cc")
+        if compiler is None:
+            pytest.skip("there is no C compiler (cc)")
+        library = self.folder / "slow_flush.so"
+        source = Path(__file__).with_name("slow_flush.c")
+        subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", library, source], check=True)
+        self.settings["wal_sync_method"] = "fdatasync"
+        self.variables |= {
+            "LD_PRELOAD": str(library),
+            "FLUSH_MICROSECONDS": str(round(seconds * 1e6)),
+        }
 
     async def restart(self, how: signal.Signals = signal.SIGINT) -> None:
         """Stops and starts it, while the event loop goes on."""

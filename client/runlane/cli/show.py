@@ -58,10 +58,11 @@ def _fields(run: Run) -> Iterator[tuple[str, object]]:
 
 
 def _attempt(run: Run) -> str | None:
-    """The number of the attempt and, unless a retry policy allows more, their maximum."""
+    """The number of the attempt and, unless some do not count towards it, their maximum."""
     if not run.attempt:
         return None
-    return str(run.attempt) if run.retry_policy else f"{run.attempt} of {run.max_attempts}"
+    more = run.retry_policy is not None or run.attempt > run.max_attempts
+    return str(run.attempt) if more else f"{run.attempt} of {run.max_attempts}"
 
 
 def _fields_of_end(complete: RunComplete) -> Iterator[tuple[str, object]]:

@@ -17,8 +17,12 @@ from runlane.client import DEFAULT_TARGET, Client
 from runlane.conformance import report
 from runlane.conformance.rules import RULES
 from runlane.conformance.runner import Result, Runner, UnsuitableServer, Verdict
+from runlane.conformance.worker_stream import WorkerAgent
 from runlane.errors import RunlaneError
 from runlane.harness.client import Harness
+from runlane.metadata import MetadataSource
+from runlane.types import NO_LABELS
+from runlane.wire import RetryPolicy, Wire
 
 
 class RulesType(click.ParamType[tuple[int, ...]]):
@@ -65,6 +69,13 @@ def _check_parent(ctx: click.Context, param: click.Parameter, value: Path | None
     show_default="all",
 )
 @click.option(
+    "--worker-agent",
+    metavar="NAME",
+    help="Agent of the server that is declared as NAME=worker: the command executes its runs as a "
+    "worker, to check R33 to R37. Other workers must not serve it.",
+    show_default="those rules are skipped",
+)
+@click.option(
     "--junit",
     type=click.Path(path_type=Path, dir_okay=False, writable=True),
     callback=_check_parent,
@@ -93,13 +104,14 @@ def _check_parent(ctx: click.Context, param: click.Parameter, value: Path | None
 def command(
     address: str,
     rules: tuple[tuple[int, ...], ...],
+    worker_agent: str | None,
     junit: Path | None,
     timeout: float,
     *,
     token: str | None,
     token_file: Path | None,
 ) -> int:
-    """Check over the wire that the server at ADDRESS follows R1 to R32 and R38 to R45.
+    """Check over the wire that the server at ADDRESS follows R1 to R45 and R50 to R52.
 
     Use a dedicated test server, started with `runlane-server --harness --agent scripted`: the
     command cancels all its runs, crashes and restarts it, and advances its clock. Prints one line
@@ -108,7 +120,7 @@ def command(
     if token_file is not None:
         token = read_token(token_file)
     selected = [rule for each in rules for rule in each] or list(RULES)
-    results = asyncio.run(_run(address, selected, timeout, token))
+    results = asyncio.run(_run(address, selected, timeout, token, worker_agent))
     echo(report.summary(results))
     if junit is not None:
         junit.write_bytes(report.junit(results))
@@ -116,11 +128,29 @@ def command(
 
 
 async def _run(
-    address: str, rules: Sequence[int], timeout: float, token: str | None
+    address: str,
+    rules: Sequence[int],
+    timeout: float,
+    token: str | None,
+    worker_agent: str | None,
 ) -> list[Result]:
     connect = partial(Client, address, token=token, timeout=timeout)
+    worker = None
+    if worker_agent is not None:
+        worker = WorkerAgent(worker_agent, partial(_wire, address, timeout, token))
     async with Harness(address, token=token, timeout=timeout) as harness:
-        return await Runner(connect, harness, timeout).run(rules, _print_row)
+        return await Runner(connect, harness, timeout, worker).run(rules, _print_row)
+
+
+def _wire(address: str, timeout: float, token: str | None) -> Wire:
+    return Wire(
+        address,
+        credentials=None,
+        metadata=MetadataSource(NO_LABELS, token),
+        options=(),
+        timeout=timeout,
+        retry=RetryPolicy(),
+    )
 
 
 def _print_row(results: Sequence[Result]) -> None:

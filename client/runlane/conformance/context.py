@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from runlane.client import Client
-from runlane.conformance.rules import expect, expect_that, fail
-from runlane.errors import Draining, RunlaneError, is_transient
+from runlane.conformance.rules import expect, expect_that, fail, time_limit
+from runlane.conformance.worker_stream import WorkerAgent, WorkerStream
+from runlane.errors import RunlaneError, Unavailable, is_transient
 from runlane.harness.client import Gate, GatePoint, Harness, Server
 from runlane.run_handle import RunHandle
 from runlane.types import (
@@ -58,6 +58,7 @@ class CaseContext:
         timeout: Maximum seconds to wait for an expected event.
         exit_stack: Closes resources at the end of the case.
         connect: Creates another client for the same caller; takes the options of `Client`.
+        worker_agent: The agent whose runs the cases execute as a worker, if the server has one.
     """
 
     client: Client
@@ -67,6 +68,7 @@ class CaseContext:
     timeout: float
     exit_stack: AsyncExitStack
     connect: Callable[..., Client]
+    worker_agent: WorkerAgent | None = None
 
     # --- Runs -----------------------------------------------------------------------------------
 
@@ -183,6 +185,16 @@ class CaseContext:
         """Creates a client of the same caller without retries; the case closes it."""
         return self.connect(timeout=timeout, retry=RetryPolicy(attempts=1))
 
+    @property
+    def served_agent(self) -> WorkerAgent:
+        """The agent whose runs the case executes as a worker; for cases with Need.WORKER."""
+        return self.worker_agent or fail("no agent is declared for workers")
+
+    async def open_worker(self) -> WorkerStream:
+        """Connects as a worker; the connection is closed at the end of the case."""
+        stream = WorkerStream(self.served_agent, self.timeout)
+        return await self.exit_stack.enter_async_context(stream)
+
     async def crash(self) -> None:
         """Crashes the server; returns after its restart."""
         before = await self.harness.server()
@@ -196,7 +208,7 @@ class CaseContext:
         """
         before = await self.harness.server()
         await self.harness.drain()
-        await self._wait_until_draining()
+        await self._wait_until_draining(before)
         async with self.time_limit("the server to restart"):
             while True:
                 try:
@@ -208,12 +220,13 @@ class CaseContext:
                     if not is_transient(error):
                         raise
 
-    async def _wait_until_draining(self) -> None:
-        """Waits until a run is rejected; runs accepted before that wait for the restart."""
+    async def _wait_until_draining(self, before: Server) -> None:
+        """Waits until a run is rejected, or the server is gone; runs accepted before that wait for
+        the restart."""
         client = self.no_retry_client(self.timeout)
         async with self.time_limit("new runs to be rejected as DRAINING"), client:
-            with suppress(Draining):
-                while True:
+            with suppress(Unavailable):
+                while (await self.harness.server()).instance == before.instance:
                     await client.run_accepted(f"{self.session} more", "x", allow_missing=True)
 
     async def expect_busy(self, *, busy: bool) -> None:
@@ -221,17 +234,9 @@ class CaseContext:
         session = await self.client.get_session(self.session)
         expect("field `busy` of the session", session.busy, busy)
 
-    @asynccontextmanager
-    async def time_limit(self, what: str) -> AsyncIterator[None]:
+    def time_limit(self, what: str) -> AbstractAsyncContextManager[None]:
         """Fails the case if a wait exceeds its timeout; `what` completes "waiting for"."""
-        limit = asyncio.timeout(self.timeout)
-        try:
-            async with limit:
-                yield
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            fail(f"timed out after {self.timeout:g} s waiting for {what}")
+        return time_limit(what, self.timeout)
 
 
 def covered_runs(receipt: CancelReceipt) -> list[tuple[str, RunState]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -47,6 +49,11 @@ RULES: Mapping[int, str] = MappingProxyType(
         30: "Runs wait until the agent is ready, or fail",
         31: "A run is executed by the agent that it names",
         32: "A run waits for its agent, and delays no other agent",
+        33: "An attempt has one executor, and nobody else writes its output",
+        34: "An event of a worker is stored once, and then acknowledged",
+        35: "A worker has its lease to come back after a lost connection",
+        36: "The run of a worker outlives the process of the server",
+        37: "A cancel reaches the worker at once, and a stop gives runs back",
         38: "A retry policy repeats failed attempts in their place",
         39: "A step whose result is stored is not repeated",
         40: "A run that asks people waits without a slot",
@@ -55,6 +62,9 @@ RULES: Mapping[int, str] = MappingProxyType(
         43: "An input request expires: its default applies, or the run fails",
         44: "Input survives the loss of a node, and nobody is asked twice",
         45: "Subscribers learn of every input request and of its end",
+        50: "The stream of a session is a snapshot and everything after it",
+        51: "The stream of a session resumes by cursor, exactly once",
+        52: "The stream of a session has the order of its lane",
     }
 )
 """The rules in one line each; CONTRIBUTING.md has their full text."""
@@ -68,6 +78,7 @@ class Need(StrEnum):
     CLOCK = "the server cannot advance its clock"
     STORE_CLOCK = "the store has a clock of its own, which no test can advance"
     AGENTS = "the server has no agents echo=echo and single=scripted (1 slot)"
+    WORKER = "no --worker-agent names an agent that is declared as worker"
     RETENTION = "the server retains events without limit"
 
 
@@ -130,6 +141,19 @@ def expect_that(what: str, *, true: bool) -> None:
     """Raises RuleBroken unless the condition `what` is true."""
     if not true:
         raise RuleBroken(f"expected that {what}")
+
+
+@asynccontextmanager
+async def time_limit(what: str, seconds: float) -> AsyncIterator[None]:
+    """Raises RuleBroken if a wait exceeds its limit; `what` completes "waiting for"."""
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        fail(f"timed out after {seconds:g} s waiting for {what}")
 
 
 def _format(value: object) -> str:

@@ -17,6 +17,7 @@ from runlane.conformance import cases  # noqa: F401 - registers the cases
 from runlane.conformance.cases.agents import find_echo, find_limited
 from runlane.conformance.context import CaseContext
 from runlane.conformance.rules import Case, Need, RuleBroken, cases_of
+from runlane.conformance.worker_stream import WorkerAgent
 from runlane.errors import RunlaneError, UnexpectedStatus
 from runlane.harness.client import Harness, Server
 
@@ -57,11 +58,13 @@ class Runner:
         connect: Creates a client of the server; takes the options of `Client`.
         harness: The harness of the server.
         timeout: Maximum seconds that a case waits for an expected event.
+        worker_agent: The agent whose runs the cases execute as a worker, if the server has one.
     """
 
     connect: Callable[..., Client]
     harness: Harness
     timeout: float
+    worker_agent: WorkerAgent | None = None
 
     async def run(
         self, rules: Sequence[int], on_rule: Callable[[Sequence[Result]], None] = lambda _: None
@@ -83,6 +86,7 @@ class Runner:
                 f"the server's agent is {server.agent}; start it with --agent {AGENT}"
             )
         has_agents = await self._has_agents()
+        await self._check_worker_agent()
         prefix = f"conformance-{secrets.token_hex(4)}"
         results: list[Result] = []
         for rule in sorted(set(rules)):
@@ -107,10 +111,25 @@ class Runner:
                 return False
         return find_echo(agents) is not None and find_limited(agents) is not None
 
+    async def _check_worker_agent(self) -> None:
+        if self.worker_agent is None:
+            return
+        async with self.connect() as client:
+            agents = await client.list_agents()
+        name = self.worker_agent.name
+        if (name, "worker") not in {(agent.name, agent.kind) for agent in agents}:
+            raise UnsuitableServer(
+                f"the server has no agent {name!r} for workers; start it with --agent {name}=worker"
+            )
+
     async def _run_case(
         self, case: Case, server: Server, session: str, *, has_agents: bool
     ) -> Result:
-        provided = {need for need in Need if _provides(server, need, has_agents=has_agents)}
+        provided = {need for need in Need if _provides(server, need)}
+        if has_agents:
+            provided.add(Need.AGENTS)
+        if self.worker_agent is not None:
+            provided.add(Need.WORKER)
         if missing := [need for need in Need if need in case.needs - provided]:
             return Result(case, Verdict.SKIPPED, detail="; ".join(missing))
         started = time.perf_counter()
@@ -133,6 +152,7 @@ class Runner:
                         self.timeout,
                         exit_stack,
                         self.connect,
+                        self.worker_agent,
                     )
                 )
         except RuleBroken as error:
@@ -146,10 +166,10 @@ class Runner:
         return ""
 
 
-def _provides(server: Server, need: Need, *, has_agents: bool) -> bool:
+def _provides(server: Server, need: Need) -> bool:
     match need:
-        case Need.AGENTS:
-            return has_agents
+        case Need.AGENTS | Need.WORKER:
+            return False  # not a setting of the server
         case Need.RESTARTS:
             return server.restarts
         case Need.DURABLE:

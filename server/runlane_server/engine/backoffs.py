@@ -22,16 +22,18 @@ class Backoffs:
         """The lanes with a timer."""
         return self._timers.keys()
 
-    def follow(self, lane: Lane) -> None:
+    def follow(self, lane: Lane, *, is_due: bool) -> None:
         """Sets or removes the timer of a lane that was committed.
 
-        The run may also be due already, if the commit took long; the lane is queued at once then.
+        `is_due`: its next run could start, and only a slot or its agent is missing; without a timer
+        the lane would be queued again and again. A run that became due during the commit is queued
+        at once.
         """
         timer = self._timers.pop(lane.key, None)
         if timer is not None:
             timer.cancel()
         run = lane.backing_off
-        if run is None:
+        if run is None or is_due:
             return
         seconds = max(0, run.not_before - self._now()) / 1e6
         loop = asyncio.get_running_loop()

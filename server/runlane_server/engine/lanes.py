@@ -19,7 +19,7 @@ from runlane_server.core import lane as rules
 from runlane_server.core.agents import ONE_AGENT, AgentNames
 from runlane_server.core.errors import CorruptRecord, RunlaneError, StoreUnavailable
 from runlane_server.core.limits import RETRY_PAUSE
-from runlane_server.core.model import Micros, RunKey, RunRequest, RunState, SessionKey, Started
+from runlane_server.core.model import Micros, RunKey, RunRequest, RunState, SessionKey
 from runlane_server.core.recent import RecentItems
 from runlane_server.core.transition import Lane, LaneRun, Transition
 from runlane_server.engine.agent_code import create_own_task
@@ -556,7 +556,7 @@ class Lanes:
             # Nodes that find an answered run again, and have no slot for it, must not wake each
             # other over and over.
             self._actions.wake_other_nodes()
-        self._backoffs.follow(lane)
+        self._backoffs.follow(lane, is_due=can_start)
 
     def _hold_start(self, key: SessionKey, before: Lane, lane: Lane) -> None:
         """Holds the next run at its gate, unless the gate was released meanwhile."""
@@ -581,8 +581,6 @@ class Lanes:
     ) -> None:
         was = before.active
         same = was is not None and (was.run_id, was.attempt) == (active.run_id, active.attempt)
-        # An attempt that was given back starts again with the same number, perhaps in this commit.
-        same = same and not _starts(active.run_id, transition)
         is_called_again = was is not None and was.asking.parked and active.state is RunState.ACTIVE
         if (not same or is_called_again) and active.state is not RunState.INPUT_REQUIRED:
             changes = transition.runs
@@ -595,11 +593,6 @@ class Lanes:
             self._actions.stop_agent(key, active)
         elif was is not None and (was.state, was.asking) != (active.state, active.asking):
             self._actions.follow_run(key, active)
-
-
-def _starts(run_id: str, transition: Transition) -> bool:
-    """Whether an attempt of a run starts in a transition."""
-    return any(it.run_id == run_id and isinstance(it.body, Started) for it in transition.events)
 
 
 def _put_back(batch: list[PendingCommand[object]], start: int, mailbox: Mailbox) -> None:

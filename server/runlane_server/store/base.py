@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, Self, TypeVar
 
 from runlane_server.core.agents import DEFAULT_AGENT
 from runlane_server.core.input import InputRequest, InputState
@@ -29,7 +29,11 @@ from runlane_server.core.model import (
     SessionKey,
 )
 from runlane_server.core.transition import Lane, Transition
+from runlane_server.store.lane_log import LaneChange, LanePage, LanePlace
 from runlane_server.store.vitals import StoreVitals
+
+if TYPE_CHECKING:
+    from runlane_server.store.webhooks import WebhookStore
 
 Item = TypeVar("Item")
 Place = TypeVar("Place")
@@ -57,6 +61,11 @@ class Stale(Exception):
     def run(cls) -> Stale:
         """The run, or its list of events, has changed."""
         return cls("the run or its events differ from those that the transition started from")
+
+    @classmethod
+    def webhook(cls) -> Stale:
+        """The webhook was changed or deleted, or another node delivers for it."""
+        return cls("the webhook is not the one that the change was made from")
 
 
 class RunIdTaken(Exception):
@@ -207,6 +216,13 @@ class HostedRun:
     attempt: int
 
 
+class AnsweredRun(NamedTuple):
+    """A run that waits for no more input: its session, and its place among all runs."""
+
+    session: SessionKey
+    place: int
+
+
 @dataclass(frozen=True, slots=True)
 class DueInput:
     """An open input request whose time is over."""
@@ -248,15 +264,19 @@ class Cluster(Protocol):
     async def leave(self, node_id: str) -> None:
         """Removes a node. Runs that are still active on it count as lost."""
 
-    async def lost_runs(self, limit: int) -> Sequence[HostedRun]:
-        """Active runs whose node is dead or gone, the longest active first."""
+    async def lost_runs(self, limit: int, node_id: str = "") -> Sequence[HostedRun]:
+        """Active runs whose node is dead or gone, the longest active first.
+
+        With a node: only its share. Each run is in the share of one of the nodes that are alive.
+        """
 
     async def cancelled_runs(self, node_id: str) -> Sequence[HostedRun]:
         """Active runs of a node that a cancel covers."""
 
-    async def answered_runs(self, node_id: str, limit: int) -> Sequence[SessionKey]:
-        """Lanes whose active run has waited for input and needs none any more, the oldest first:
-        those whose agent waits on this node, and those without a node."""
+    async def answered_runs(self, node_id: str, after: int, limit: int) -> Sequence[AnsweredRun]:
+        """Active runs that have waited for input and need none any more, behind the place `after`:
+        those whose agent waits on this node, and those without a node. The oldest come first; their
+        places are greater than 0."""
 
     async def claim(
         self, node_id: str, limit: int, hold: float, order: ClaimOrder | None = None
@@ -275,6 +295,9 @@ class Cluster(Protocol):
     async def hosts(self, keys: Collection[RunKey]) -> Mapping[RunKey, str]:
         """The addresses of the nodes on which these runs are active. Other runs are left out."""
 
+    async def lane_versions(self, keys: Collection[SessionKey]) -> Mapping[SessionKey, int]:
+        """The versions of lanes. Sessions that do not exist are left out."""
+
     def wake(self) -> None:
         """Announces work to the other nodes soon. Announcements are coalesced."""
 
@@ -288,6 +311,9 @@ class Listener(Protocol):
 
     def on_run_events(self, key: RunKey, events: Sequence[RunEvent]) -> None:
         """Events of one run were committed; indices increase from call to call."""
+
+    def on_lane(self, change: LaneChange) -> None:
+        """This node committed a change of a lane, whose events were passed on before."""
 
 
 class WriteObserver(Protocol):
@@ -323,6 +349,10 @@ class Store(Protocol):
     @property
     def cluster(self) -> Cluster | None:
         """The nodes that share the store; None if only one node can use it."""
+
+    @property
+    def webhooks(self) -> WebhookStore:
+        """The webhooks, and the input requests of the event log."""
 
     @property
     def position(self) -> Position:
@@ -441,6 +471,15 @@ class Store(Protocol):
         """The events of a run after an index: about `max_bytes` bytes, and at least one event.
 
         Raises CursorCompacted if the next event was removed.
+        """
+
+    async def lane_events(
+        self, key: SessionKey, *, after: LanePlace, limit: int, max_bytes: int
+    ) -> LanePage:
+        """The events of a session after a place in the log of its lane, in order (R52): about
+        `max_bytes` bytes, and at least one event.
+
+        Raises CursorCompacted if an event of the page was removed; see also `LanePage.start`.
         """
 
     async def get_input(self, tenant: str, input_request_id: str) -> InputRequest | None:

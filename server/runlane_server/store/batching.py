@@ -202,15 +202,20 @@ class WriteQueue(Generic[Unit]):
         for units in self._output_of.values():
             yield from units
 
-    def add(self, unit: Unit) -> None:
-        """Adds a unit."""
+    def add(self, unit: Unit, older: Collection[Unit] = ()) -> None:
+        """Adds a unit, with older output of its runs that it takes along from elsewhere."""
         if unit.appended is not None:
             self._output.add(unit.tenant, unit)
             self._output_of.setdefault((unit.tenant, unit.appended), deque()).append(unit)
             return
+        own = self.take_output_of(unit)
+        self._changed.update((unit.tenant, run_id) for run_id in unit.changed)
+        self._others.append(([*older, *own], unit))
+
+    def take_output_of(self, unit: Unit) -> list[Unit]:
+        """Removes the output of the runs that a unit changes."""
         runs = [(unit.tenant, run_id) for run_id in unit.changed]
-        self._changed.update(runs)
-        self._others.append(([it for run in runs for it in self._output_of.pop(run, ())], unit))
+        return [it for run in runs for it in self._output_of.pop(run, ())]
 
     def take(self) -> list[Unit]:
         """Removes the units of the next transaction."""

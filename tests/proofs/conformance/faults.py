@@ -5,13 +5,8 @@ The first ones are bugs that servers of this kind have really had.
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import dataclass
-from pathlib import Path
-
-import runlane_server
-
-SOURCE = Path(runlane_server.__file__).parent
+from proofs.conformance.fault import Edit, Fault
+from proofs.conformance.worker_faults import WORKER_FAULTS
 
 COORDINATOR = "engine/coordinator.py"
 STATES, EDIT = "core/lane/states.py", "core/lane/edit.py"
@@ -21,39 +16,7 @@ ATTEMPTS, ENDING = "core/lane/attempts.py", "core/lane/ending.py"
 EXECUTOR, RUNNER, LANES = "engine/executor.py", "engine/runner.py", "engine/lanes.py"
 READINESS, LANE_ACCESS = "engine/readiness.py", "engine/lane_access.py"
 RUNS, INPUTS = "rpc/runs.py", "engine/inputs.py"
-
-
-@dataclass(frozen=True, slots=True)
-class Edit:
-    """Replaces `old` by `new` in a file; without `old`, appends `new`."""
-
-    file: str
-    old: str
-    new: str
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """A fault: the rules that it breaks, and the changes of the source."""
-
-    name: str
-    rules: tuple[int, ...]
-    edits: tuple[Edit, ...]
-    durable: bool = False
-    sound: tuple[int, ...] = (2, 12)
-    """Rules that still hold: they show that the server works at all."""
-
-    def build(self, folder: Path) -> Path:
-        """Writes the faulty server; returns the folder for the import path."""
-        shutil.copytree(
-            SOURCE, folder / "runlane_server", ignore=shutil.ignore_patterns("__pycache__")
-        )
-        for edit in self.edits:
-            path = folder / "runlane_server" / edit.file
-            text = path.read_text()
-            assert not edit.old or text.count(edit.old) == 1, f"{edit.file}: {edit.old}"
-            path.write_text(text.replace(edit.old, edit.new) if edit.old else text + edit.new)
-        return folder
+SESSIONS = "feed/sessions.py"
 
 
 _IDLE_FLAG = (
@@ -620,10 +583,55 @@ OTHERS = (
         ),
     ),
     Fault(
+        "a snapshot whose output has no position",
+        (50,),
+        (
+            Edit(
+                SESSIONS,
+                "            0 if active is None else active.events,\n",
+                "            0,\n",
+            ),
+        ),
+    ),
+    Fault(
+        "a snapshot without the open questions",
+        (50,),
+        (Edit(SESSIONS, "for pending in active.asking.pending\n", "for pending in ()\n"),),
+        case="A snapshot has the open",
+    ),
+    Fault(
+        "a deletion that a stream does not report",
+        (50,),
+        (
+            Edit(
+                SESSIONS,
+                "        return Step(SessionChanged(None, None), self.at)\n",
+                "        return Step(QueueChanged((), ()), self.at)\n",
+            ),
+        ),
+        case="A stream reports",
+    ),
+    Fault(
+        "a cursor that repeats the last piece of output",
+        (51,),
+        (Edit("rpc/session_cursor.py", "at.event_index)", "max(0, at.event_index - 1))"),),
+    ),
+    Fault(
+        "a stream that sends the end of a run before its output",
+        (52,),
+        (
+            Edit(
+                SESSIONS,
+                "            output = await self._output_before(entry)\n",
+                "            output: Sequence[Step] = ()\n",
+            ),
+        ),
+    ),
+    Fault(
         "a list of requests that ignores the states",
         (45,),
         (Edit("rpc/inputs.py", "        states=states,\n", ""),),
     ),
 )
 
-FAULTS = (*HISTORICAL, *OTHERS)
+FAULTS = (*HISTORICAL, *OTHERS, *WORKER_FAULTS)

@@ -10,7 +10,9 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from proofs.conformance.faults import FAULTS, Fault
+from proofs.conformance.fault import Fault
+from proofs.conformance.faults import FAULTS
+from proofs.conformance.worker_faults import WORKER_FAULTS
 from runlane.conformance import (
     cases,  # noqa: F401 - registers the cases
 )
@@ -21,7 +23,10 @@ from support.server import ServerProcess, serving
 FLAGS = (
     *("--harness", "--agent", "scripted", "--agent", "echo=echo"),
     *("--agent", "single=scripted", "--agent-slots", "single=1"),
+    *("--agent", "worked=worker"),
 )
+
+SERVED = ("--worker-agent", "worked")
 
 
 class Report:
@@ -56,7 +61,7 @@ async def conformance(folder: Path, *arguments: str) -> Report:
 
 
 def test_every_rule_has_a_case() -> None:
-    assert {case.rule for case in CASES} == set(RULES) == {*range(1, 33), *range(38, 46)}
+    assert {case.rule for case in CASES} == set(RULES) == {*range(1, 46), 50, 51, 52}
     names = [(case.rule, case.name) for case in CASES]
     assert len(set(names)) == len(names)
     assert all(name and not name.endswith(".") for _, name in names)
@@ -68,10 +73,10 @@ async def test_a_correct_server_passes_every_rule(
 ) -> None:
     flags = ("--store", "memory:") if store_kind == "memory" else ()
     async with serving(tmp_path, *FLAGS, *flags) as server:
-        report = await conformance(tmp_path, server.address)
+        report = await conformance(tmp_path, server.address, *SERVED)
     print(report.output)
     assert report.code == 0, report.output
-    skipped_rules = {"memory": {17, 44}, "postgresql": {43}}.get(store_kind, set())
+    skipped_rules = {"memory": {17, 36, 44}, "postgresql": {43}}.get(store_kind, set())
     expected = {rule: "skipped" if rule in skipped_rules else "passed" for rule in RULES}
     assert report.verdicts == expected
     assert report.junit is not None
@@ -95,7 +100,7 @@ async def test_a_planted_fault_fails_exactly_its_rules(tmp_path: Path, fault: Fa
     asked = [f"--rule={rule}" for rule in (*fault.rules, *sound)]
     try:
         await server.start()
-        report = await conformance(tmp_path, server.address, "--timeout", "3", *asked)
+        report = await conformance(tmp_path, server.address, "--timeout", "3", *SERVED, *asked)
     finally:
         await server.kill()
     expected = dict.fromkeys(sound, "passed") | dict.fromkeys(fault.rules, "failed")
@@ -104,6 +109,14 @@ async def test_a_planted_fault_fails_exactly_its_rules(tmp_path: Path, fault: Fa
     assert report.junit is not None
     failed = report.junit.findall(".//failure/..")
     assert {int(test.attrib["classname"][1:3]) for test in failed} == set(fault.rules)
+    assert any(test.attrib["name"].startswith(fault.case) for test in failed), report.output
+
+
+def test_every_case_about_workers_finds_a_fault() -> None:
+    names = {case.name for case in CASES if Need.WORKER in case.needs}
+    starts = tuple(fault.case for fault in WORKER_FAULTS)
+    assert not {name for name in names if not name.startswith(starts)}
+    assert all(any(name.startswith(start) for name in names) for start in starts if start)
 
 
 async def test_an_unusable_server_or_an_unknown_rule_exits_with_2(tmp_path: Path) -> None:
@@ -118,7 +131,7 @@ async def test_an_unusable_server_or_an_unknown_rule_exits_with_2(tmp_path: Path
             assert why in report.output
     report = await conformance(tmp_path / "nowhere")
     assert (report.code, "nowhere" in report.output) == (2, True)
-    for wrong in ("0", "R33", "5-2", "all"):
+    for wrong in ("0", "R49", "5-2", "all"):
         report = await conformance(tmp_path, "--rule", wrong)
         assert report.code == 2
         assert repr(wrong) in report.output

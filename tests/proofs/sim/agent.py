@@ -34,9 +34,31 @@ OTHER = "other"
 """The agent besides the default one."""
 
 
+WORKED = "worked"
+"""The agent that workers execute."""
+
+LEASE = 3.0
+"""Seconds that a worker without a connection keeps its run."""
+
+_SLACK = 1e-6
+
+
 def agent_of(run_id: str) -> str:
     """The agent that a run names, the same for a repeated accept; empty for the default."""
-    return OTHER if Random(f"agent of {run_id}").random() < 0.3 else ""  # noqa: S311
+    drawn = Random(f"agent of {run_id}").random()  # noqa: S311
+    likely = 0.3 if run_id.startswith("client 0") else 0.7  # some sessions are for workers
+    return WORKED if drawn > likely else OTHER if drawn < 0.3 else ""
+
+
+def is_at_work(history: History, execution: Execution) -> bool:
+    """Whether nobody else may be active in the session of an execution."""
+    since, away_since = execution.cancelled_at, execution.away_since
+    if execution.has_ended or (since is not None and history.now - since >= GRACE - _SLACK):
+        return False
+    if away_since is None:
+        return True
+    is_kept = execution.has_begun and history.now - away_since < LEASE - _SLACK
+    return is_kept and not history.has_ended(execution.run_id)
 
 
 class SimAgent:
@@ -107,7 +129,7 @@ class SimAgent:
         history.require(not self.closed, "a run is started on an agent that is closed")
         history.require(self._is_ready, "R32: a run is started on an agent that is not ready")
         self._check_name(turn.run_id)
-        at_work = [it for it in history.executions if not (it.has_ended or self._is_fenced(it))]
+        at_work = [it for it in history.executions if is_at_work(history, it)]
         for other in at_work:
             history.require(
                 other.session_id != turn.session_id,
@@ -132,10 +154,6 @@ class SimAgent:
 
     def _is_own(self, execution: Execution) -> bool:
         return (execution.node, execution.agent) == (self._node, self.name)
-
-    def _is_fenced(self, execution: Execution) -> bool:
-        since = execution.cancelled_at
-        return since is not None and self._history.now - since >= GRACE - 1e-6
 
     def _note_cancelled(self, execution: Execution) -> None:
         if execution.cancelled_at is None:

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from proofs.lanecheck.invariants import check_lane, require
-from proofs.sim.agent import GRACE
+from proofs.sim.agent import GRACE, LEASE, WORKED, agent_of
 from proofs.sim.clients import policy_of
-from proofs.sim.history import OK, AcceptOp, CancelOp, Follow, History, Watch
+from proofs.sim.history import OK, AcceptOp, CancelOp, Execution, Follow, History, Watch
 from proofs.sim.store import Disk
 from runlane_server.core.model import (
     CancelScope,
@@ -30,6 +30,9 @@ from runlane_server.store.base import BusySession
 
 SLACK = 1.5
 """Seconds that writes and an agent's own clean-up may take beyond the grace period."""
+
+MAX_ATTEMPTS = 3
+"""The most attempts that a run of a client has if they are lost."""
 
 NO_RETRIES = RetryPolicy((), 1)
 
@@ -74,6 +77,7 @@ def check(history: History, busy: Sequence[BusySession], disk: Disk) -> None:
     _check_order(checker)
     _check_attempts(checker)
     _check_agents(checker)
+    _check_workers(checker)
     _check_transcripts(checker)
     for op in history.cancels:
         _check_cancel(checker, op)
@@ -185,12 +189,16 @@ def _check_attempts(checker: Checker) -> None:
     for end in checker.ends.values():
         allowed = (policy_of(end.run_id) or NO_RETRIES).max_attempts
         lost = checker.history.crashes + checker.history.stops
+        if agent_of(end.run_id) == WORKED:
+            lost += MAX_ATTEMPTS - 1
         require(end.attempt <= allowed + lost, f"R38: {end.run_id} has {end.attempt} attempts")
 
 
 def _check_agents(checker: Checker) -> None:
     """The output of agents is what was stored, and no agent ran before its start was committed."""
     for execution in checker.history.executions:
+        if execution.agent == WORKED:
+            continue
         events = checker.events.get(execution.run_id, [])
         started = checker.started.get(execution.run_id)
         require(
@@ -205,6 +213,42 @@ def _check_agents(checker: Checker) -> None:
             said == stored if whole else said.startswith(stored),
             f"{execution.run_id} #{execution.attempt}: {said!r} is stored as {stored!r}",
         )
+
+
+def _check_workers(checker: Checker) -> None:
+    """R33 to R36: the output of an attempt is that of one worker, once and in order; and no attempt
+    is lost unless its worker was."""
+    by_attempt: dict[tuple[str, int], list[Execution]] = defaultdict(list)
+    for execution in checker.history.executions:
+        if execution.agent == WORKED:
+            by_attempt[execution.run_id, execution.attempt].append(execution)
+    for (run_id, attempt), executions in by_attempt.items():
+        started = checker.started.get(run_id)
+        require(
+            started is not None and started < executions[0].entered,
+            f"R8: a worker has {run_id} before its start is committed",
+        )
+        stored = _text_of(checker.events[run_id], attempt)
+        said = ["".join(execution.said) for execution in executions]
+        end = checker.ends[run_id]
+        whole = end.state is RunState.COMPLETED and end.attempt == attempt
+        require(
+            stored in said if whole else any(text.startswith(stored) for text in said),
+            f"R33, R34: {run_id} #{attempt}: {said!r} is stored as {stored!r}",
+        )
+    for end in checker.ends.values():
+        if end.error is not None and end.error.reason == "INTERRUPTED":
+            executions = by_attempt.get((end.run_id, end.attempt), [])
+            is_worked = agent_of(end.run_id) == WORKED
+            require(
+                not is_worked or not executions or any(map(_may_be_lost, executions)),
+                f"R36: {end.run_id} is interrupted, and its worker was there",
+            )
+
+
+def _may_be_lost(execution: Execution) -> bool:
+    is_away = execution.longest_away >= LEASE - 1e-6
+    return is_away or execution.is_given_up or not execution.has_begun
 
 
 def _text_of(events: Sequence[RunEvent], attempt: int) -> str:
@@ -251,7 +295,8 @@ def _check_turn(checker: Checker, messages: list[Message]) -> None:
     stored = _text_of(checker.events[run_id], end.attempt)
     # The output of an attempt that was handed over is dropped unless another one followed.
     history = checker.history
-    given_up = not text and (history.crashes or history.stops or policy_of(run_id))
+    is_worked = agent_of(run_id) == WORKED
+    given_up = not text and (history.crashes or history.stops or policy_of(run_id) or is_worked)
     require(
         text == stored or given_up, f"R22: {run_id} said {stored!r} and its transcript is {text!r}"
     )

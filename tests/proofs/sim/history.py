@@ -54,6 +54,8 @@ class Execution:
     """The execution of an attempt, as its agent saw it.
 
     `cancelled_at` is in virtual seconds. `has_ended`: the agent returned, or its node crashed.
+    The rest is for workers: whether the node knows that the worker has the turn, since when the
+    worker has no connection, its longest time without one, and whether it gave the turn back.
     """
 
     session_id: str
@@ -65,6 +67,10 @@ class Execution:
     cancelled_at: float | None = None
     has_ended: bool = False
     agent: str = ""
+    has_begun: bool = True
+    away_since: float | None = None
+    longest_away: float = 0.0
+    is_given_up: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -119,6 +125,8 @@ class History:
         self.crashes = 0
         self.stops = 0
         self.stales = 0
+        self.lost_links = 0
+        self.returns = 0
         self._loop = loop
         self._tick = 0
 
@@ -126,6 +134,10 @@ class History:
     def now(self) -> float:
         """The virtual time."""
         return self._loop.time()
+
+    def has_ended(self, run_id: str) -> bool:
+        """Whether the end of a run is durable."""
+        return any(logged.complete.run_id == run_id for _, logged in self.completes)
 
     def tick(self) -> int:
         """Advances and returns the number that orders all events."""

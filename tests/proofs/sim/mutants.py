@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from runlane_server.agents.worker.execution import Execution
+from runlane_server.agents.worker.workers import Workers
 from runlane_server.engine.agent_room import AgentRoom
 from runlane_server.engine.agent_table import AgentTable
 from runlane_server.engine.executor import Executor
@@ -78,7 +80,7 @@ MUTANTS = (
         "a run that waits for its next attempt and is forgotten",
         Lanes,
         "_act",
-        "        self._backoffs.follow(lane)\n",
+        "        self._backoffs.follow(lane, is_due=can_start)\n",
         "",
     ),
     Mutant(
@@ -99,8 +101,8 @@ MUTANTS = (
         "a slot that is kept for an agent without room",
         Slots,
         "_can_keep",
-        "> 0 and self.agents.left(agent) > 0",
-        "> 0",
+        "min(self._allowance(lane.tenant, tenant), self._left(agent, lane.tenant))",
+        "self._allowance(lane.tenant, tenant)",
     ),
     Mutant(
         "an agent that gets runs before it is ready",
@@ -206,6 +208,104 @@ MUTANTS = (
         "next",
         "            await self._wakeup.wait()",
         "            self._wakeup.clear()\n            await self._wakeup.wait()",
+    ),
+    Mutant(
+        "a run whose backoff is over and that leaves its queue again and again",
+        Lanes,
+        "_act",
+        "is_due=can_start",
+        "is_due=False",
+    ),
+    Mutant(
+        "a worker that has its lease no longer than its connection",
+        Execution,
+        "detach",
+        "                self.wait_for_worker()",
+        "                self.lose(self._why_lost)",
+    ),
+    Mutant(
+        "a worker whose lost run is never given up",
+        Execution,
+        "wait_for_worker",
+        "self._lease_timer = loop.call_later(self._lease, self.lose, self._why_lost)",
+        "del loop",
+    ),
+    Mutant(
+        "an event that is acknowledged before it is durable",
+        Execution,
+        "_emit",
+        "            self.received += 1",
+        "            self.received += 1\n            self._send(Acked(self.received))",
+    ),
+    Mutant(
+        "a repeated event that is stored again",
+        Execution,
+        "_emit",
+        "events[self.received + 1 - number :]",
+        "events",
+    ),
+    Mutant(
+        "a worker that learns of no cancel",
+        Execution,
+        "stop",
+        "        self._send(Stopped())\n",
+        "",
+    ),
+    Mutant(
+        "a worker that learns of no cancel from before its return",
+        Execution,
+        "resume",
+        "if self._is_stopped:",
+        "if False:",
+    ),
+    Mutant(
+        "an answer that goes to the connection after the one that asked",
+        Execution,
+        "_take_folded",
+        "if self._slot is asker:",
+        "if True:",
+    ),
+    Mutant(
+        "a prompt that joined the turn and is forgotten",
+        Execution,
+        "resume",
+        "if one.run_id not in received]",
+        "if False]",
+    ),
+    Mutant(
+        "a restart that loses the runs of workers",
+        Executor,
+        "can_continue",
+        "return self._agents.is_of_workers(run.agent)",
+        "return False",
+    ),
+    Mutant(
+        "a stop that ends the runs of workers",
+        Runner,
+        "hand_over",
+        "if self._end is not None and self._can_leave:",
+        "if False:",
+    ),
+    Mutant(
+        "a run that continues without the output it had",
+        Runner,
+        "_run_attempt",
+        "            await self._restore_output()",
+        "            pass",
+    ),
+    Mutant(
+        "an offer that is not withdrawn when its worker leaves",
+        Workers,
+        "disconnect",
+        "        self.withdraw(slot)\n",
+        "",
+    ),
+    Mutant(
+        "a slot of a worker that is given to its agent twice",
+        Workers,
+        "withdraw",
+        "                self._agents[agent].add_slots(-1)",
+        "                pass",
     ),
 )
 

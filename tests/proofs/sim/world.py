@@ -17,13 +17,14 @@ from typing import Any
 import structlog
 
 from proofs.lanecheck.invariants import Broken
-from proofs.sim.agent import OTHER, agent_of
+from proofs.sim.agent import OTHER, WORKED, agent_of
 from proofs.sim.check import check
 from proofs.sim.clients import TENANT, Client
 from proofs.sim.history import OK, AcceptOp, CancelOp, History, Line
 from proofs.sim.loop import SimLoop, SimTask, Stuck
 from proofs.sim.node import EPOCH, Node
 from proofs.sim.store import Disk, at_once
+from proofs.sim.worker import SimWorker
 from runlane_server.core import lane as rules
 from runlane_server.core.agents import DEFAULT_AGENT, AgentNames
 from runlane_server.core.model import CancelScope, Prompt, RunKey, RunRequest, SessionKey, WhenBusy
@@ -107,12 +108,14 @@ class World:
         await self._start_node()
         watchers = [Client(f"watcher {n}", self, self._fork()) for n in range(rng.randint(1, 2))]
         watching = [self._task(watcher.watch()) for watcher in watchers]
+        workers = [SimWorker(f"worker {n}", self, self._fork()) for n in range(rng.randint(1, 3))]
+        serving = [self._task(worker.serve()) for worker in workers]
         clients = [Client(f"client {n}", self, self._fork()) for n in range(rng.randint(2, 4))]
         working = [self._task(client.work(rng.randint(2, 9))) for client in clients]
         await self._direct()
         await self._all(working)
         await self._settle()
-        await self._take_leave(watching)
+        await self._take_leave([*watching, *serving])
         await self._end()
         check(self.history, at_once(self._disk.data.busy_sessions()), self._disk)
 
@@ -159,13 +162,13 @@ class World:
         busy = at_once(self._disk.data.busy_sessions())
         return bool(busy) or any(not execution.has_ended for execution in self.history.executions)
 
-    async def _take_leave(self, watching: list[SimTask]) -> None:
+    async def _take_leave(self, tasks: list[SimTask]) -> None:
         node = await self.node_up()
         self.over = True
         for watch in self.history.watches:
             self.history.note(watch.name, f"leaves at {watch.cursor}")
         await node.send_away(0.1)
-        await self._all(watching)
+        await self._all(tasks)
 
     async def _end(self) -> None:
         node = await self.node_up()
@@ -225,7 +228,7 @@ class World:
             at=self._now(),
             token="far",  # noqa: S106 - not a secret
             max_waiting=1000,
-            agents=AgentNames.of((DEFAULT_AGENT, OTHER)),
+            agents=AgentNames.of((DEFAULT_AGENT, OTHER, WORKED)),
         )
         self._commit(lane, made)
         op.outcome, op.seq, op.returned = OK, made.reply.accept_seq, history.tick()
@@ -280,6 +283,9 @@ def _counts(world: World) -> dict[str, int]:
         "crashes": history.crashes,
         "stops": history.stops,
         "stales": history.stales,
+        "turns of workers": sum(it.agent == WORKED for it in history.executions),
+        "lost connections": history.lost_links,
+        "returns": history.returns,
         "completes": len(history.completes),
         "events": sum(map(len, history.events.values())),
         "watched": sum(len(watch.came) for watch in history.watches),

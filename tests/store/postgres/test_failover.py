@@ -26,8 +26,8 @@ from runlane import Client, FinishReason, RunState
 from runlane.v1 import run_service_pb2 as pb
 from runlane.v1 import run_service_pb2_grpc
 from runlane_server.core.errors import StartError, StoreUnavailable
+from runlane_server.store.postgres import committer as postgres_committer
 from runlane_server.store.postgres import connection as postgres_connection
-from runlane_server.store.postgres import writer as postgres_writer
 from runlane_server.store.postgres.connection import Connector
 from runlane_server.store.postgres.database import Database
 from store.postgres.replicas import HOST, Replicas, replicas
@@ -108,7 +108,7 @@ async def test_write_that_the_standby_never_got_is_not_seen_by_anybody(
     pair: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To cancel the wait for the standby would make it a commit of the primary alone."""
-    monkeypatch.setattr(postgres_writer, "WRITE_TIMEOUT", 0.5)
+    monkeypatch.setattr(postgres_committer, "WRITE_TIMEOUT", 0.5)
     async with postgres_store(with_schema(pair.url, "waits")) as store:
         await Story(store, "before").play("a")
         await asyncio.to_thread(pair.standby.stop)

@@ -26,9 +26,9 @@ from runlane_server.engine.coordinator import Coordinator
 from runlane_server.engine.executor import NodeSettings
 from runlane_server.feed.feed import Feed
 from runlane_server.store.base import EventFilter, LoggedComplete
+from runlane_server.store.postgres import committer as postgres_committer
 from runlane_server.store.postgres import connection as postgres_connection
 from runlane_server.store.postgres import log as postgres_log
-from runlane_server.store.postgres import writer as postgres_writer
 from runlane_server.store.postgres.database import Database
 from support.postgres import OwnPostgres, fresh_database, postgres_store, with_schema
 from support.story import MANY, PLENTY, TENANT, Story, Witness
@@ -307,8 +307,8 @@ async def test_r25_write_with_an_unknown_outcome_is_published(
 async def test_write_on_a_line_that_says_nothing_is_given_up(
     server: OwnPostgres, line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres_writer, "WRITE_TIMEOUT", 0.3)
-    monkeypatch.setattr(postgres_writer, "CHECK_TIMEOUT", 0.3)
+    monkeypatch.setattr(postgres_committer, "WRITE_TIMEOUT", 0.3)
+    monkeypatch.setattr(postgres_committer, "CHECK_TIMEOUT", 0.3)
     async with postgres_store(with_schema(line.url, "silent")) as store:
         story = Story(store)
         await story.play("a")
@@ -326,7 +326,7 @@ async def test_write_on_a_line_that_says_nothing_is_given_up(
         line.resume()
         await story.play("c")
         # Where a connection that was idle is found dead, nothing was sent.
-        monkeypatch.setattr(postgres_writer, "IDLE_SECONDS", 0.0)
+        monkeypatch.setattr(postgres_committer, "IDLE_SECONDS", 0.0)
         line.hold()
         waiting = asyncio.create_task(story.play("d"))
         await asyncio.sleep(0)

@@ -15,7 +15,23 @@ from runlane.conformance.cases import (
     fold,
     order,
     retry,
+    session_stream,
     start,
+    worker_output,
+    workers,
 )
 
-__all__ = ["accept", "agents", "answer", "cancel", "complete", "fold", "order", "retry", "start"]
+__all__ = [
+    "accept",
+    "agents",
+    "answer",
+    "cancel",
+    "complete",
+    "fold",
+    "order",
+    "retry",
+    "session_stream",
+    "start",
+    "worker_output",
+    "workers",
+]

@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from runlane_server.core.model import RunKey, SessionKey
-from runlane_server.store.base import ClaimOrder, HostedRun
+from runlane_server.store.base import AnsweredRun, ClaimOrder, HostedRun
 from runlane_server.store.postgres.connection import Connector
 from runlane_server.store.postgres.notifier import Notifier
 from runlane_server.store.postgres.pool import Pool
@@ -91,16 +91,23 @@ class PostgresCluster:
             for row in rows
         }
 
+    async def lane_versions(self, keys: Collection[SessionKey]) -> Mapping[SessionKey, int]:
+        tenants = [escape(key.tenant) for key in keys]
+        session_ids = [escape(key.session_id) for key in keys]
+        rows = await self._rows("lane_versions", tenants, session_ids)
+        return {key_of(row): row["version"] for row in rows}
+
     # Work
 
-    async def lost_runs(self, limit: int) -> Sequence[HostedRun]:
-        return [_hosted(row) for row in await self._rows("lost_runs", limit)]
+    async def lost_runs(self, limit: int, node_id: str = "") -> Sequence[HostedRun]:
+        return [_hosted(row) for row in await self._rows("lost_runs", limit, escape(node_id))]
 
     async def cancelled_runs(self, node_id: str) -> Sequence[HostedRun]:
         return [_hosted(row) for row in await self._rows("cancelled_runs", escape(node_id))]
 
-    async def answered_runs(self, node_id: str, limit: int) -> Sequence[SessionKey]:
-        return [key_of(row) for row in await self._rows("answered_runs", escape(node_id), limit)]
+    async def answered_runs(self, node_id: str, after: int, limit: int) -> Sequence[AnsweredRun]:
+        rows = await self._rows("answered_runs", escape(node_id), after, limit)
+        return [AnsweredRun(key_of(row), row["run_no"]) for row in rows]
 
     async def claim(
         self, node_id: str, limit: int, hold: float, order: ClaimOrder | None = None

@@ -100,7 +100,8 @@ def _message(db: sqlite3.Connection, row: Any) -> str:
 
 def _run_event(db: sqlite3.Connection, row: Any) -> str:
     key = (row["tenant"], row["run_id"], row["idx"])
-    is_end = db.execute(SQL["is_end"], key).fetchone()[0]
+    named = dict(zip(("tenant", "run_id", "idx"), key, strict=True))
+    is_end = db.execute(SQL["is_end"], named).fetchone()[0]
     kind, body = (RUN_COMPLETE, None) if is_end else (CORRUPT_KIND, EMPTY_BODY)
     db.execute(
         "UPDATE run_events SET at = ?, kind = ?, body = ?"

@@ -41,6 +41,7 @@ from runlane_server.store.inputs import (
     encode_question,
     input_weight,
 )
+from runlane_server.store.lane_log import LaneChange, entries_of
 from runlane_server.store.weight import (
     kept_weight,
     logged_event_weight,
@@ -83,7 +84,8 @@ Result: TypeAlias = Exception | CompactionStep | None
 class Unit:
     """Rows that are written together or not at all. See `batching.WriteUnit`.
 
-    `logged` are the rows of its terminal events, without their positions. `size` is roughly that of
+    `logged` are the rows of its terminal events, and `inputs` those of its input requests, without
+    their positions. `size` is roughly that of
     its texts, in characters.
     """
 
@@ -95,7 +97,9 @@ class Unit:
     appended: str | None = None
     completes: tuple[RunComplete, ...] = ()
     logged: Sequence[Row] = ()
+    inputs: Sequence[Row] = ()
     events: Sequence[RunEvent] = ()
+    lane_change: LaneChange | None = None
     first_position: int = field(default=0)
     size: int = 0
 
@@ -126,7 +130,14 @@ def commit_unit(base_version: int, transition: Transition, future: Future[Result
         changed=[change.run.run_id for change in transition.runs],
         completes=completes,
         logged=[_log_row(key, complete) for complete in completes],
+        inputs=_new_inputs(key, transition.inputs),
         events=transition.events,
+        lane_change=LaneChange(
+            key,
+            base_version,
+            0 if transition.removed else transition.lane.version,
+            transition.events,
+        ),
         size=sum([len(row[-1] or "") for row in rows.get("insert_message", ())]),
     )
 
@@ -143,6 +154,7 @@ def discard_unit(key: SessionKey, completes: Sequence[RunComplete], future: Futu
         changed=[complete.run_id for complete in completes],
         completes=tuple(completes),
         logged=[_log_row(key, complete) for complete in completes],
+        lane_change=LaneChange(key, 0, 0),
     )
 
 
@@ -176,7 +188,13 @@ def session_unit(session: NewSession, future: Future[Result]) -> Unit:
     weight = session_weight(session.title, session.metadata)
     labels = encode_metadata(session.metadata)
     row = (*session.key, session.title, labels, session.agent, weight, at, at)
-    return Unit(session.key.tenant, {"create_session": [row]}, future, lane=session.key)
+    return Unit(
+        session.key.tenant,
+        {"create_session": [row]},
+        future,
+        lane=session.key,
+        lane_change=LaneChange(session.key, 0, 1),
+    )
 
 
 def forget_unit(before: Micros, limit: int, future: Future[Result]) -> Unit:
@@ -191,6 +209,7 @@ def _removal(key: SessionKey, base_version: int) -> Rows:
         "delete_messages": [key],
         "delete_inputs": [key],
         "delete_run_events": [key],
+        "delete_lane_events": [key],
         "delete_attachments": [key],
         "delete_kept_parts": [key],
         "delete_prompts": [key],
@@ -212,7 +231,7 @@ def _change(base_version: int, transition: Transition, completes: Sequence[RunCo
         added += message_weight([row[-1] for row in messages])
         added += kept_weight(transition.messages)
     if transition.inputs:
-        _add_inputs(rows, key, transition.inputs)
+        _close_inputs(rows, key, transition.inputs)
         added += input_weight(transition.inputs)
     values = _session_values(transition, completes, added)
     if base_version == 0:
@@ -222,6 +241,10 @@ def _change(base_version: int, transition: Transition, completes: Sequence[RunCo
     if transition.events:
         rows["insert_run_event"] = [
             (*_event_values(it), key.tenant, it.run_id) for it in transition.events
+        ]
+        rows["insert_lane_event"] = [
+            (*key, entry.place, entry.event.run_id, entry.event.index)
+            for entry in entries_of(transition.lane.version, transition.events)
         ]
     return rows
 
@@ -319,23 +342,28 @@ def _add_prompt(rows: Rows, tenant: str, request: RunRequest) -> None:
         )
 
 
-def _add_inputs(rows: Rows, key: SessionKey, changes: Sequence[InputChange]) -> None:
+def _close_inputs(rows: Rows, key: SessionKey, changes: Sequence[InputChange]) -> None:
     for change in changes:
-        name, request = change.input_request_id, change.request
-        state, answer = change.state._value_, encode_answer(change.answer)
-        closed_at = None if change.state is InputState.OPEN else change.at
-        if request is None:
-            row: Row = (state, closed_at, answer, key.tenant, name)
+        if change.request is None:
+            row: Row = (*_end_of_input(change), key.tenant, change.input_request_id)
             rows.setdefault("close_input", []).append(row)
-            continue
-        question = request.question
-        rows.setdefault("insert_input", []).append(
-            (
-                *(key.tenant, name, key.session_id, request.run_id, question.key, state),
-                *(request.requested_at, request.expires_at, closed_at, answer),
-                encode_question(question),
-            )
+
+
+def _new_inputs(key: SessionKey, changes: Sequence[InputChange]) -> Sequence[Row]:
+    return [
+        (
+            *(key.tenant, change.input_request_id, key.session_id, request.run_id),
+            *(request.question.key, change.state._value_, request.requested_at),
+            *(request.expires_at, *_end_of_input(change)[1:], encode_question(request.question)),
         )
+        for change in changes
+        if (request := change.request) is not None
+    ]
+
+
+def _end_of_input(change: InputChange) -> Row:
+    closed_at = None if change.state is InputState.OPEN else change.at
+    return change.state._value_, closed_at, encode_answer(change.answer)
 
 
 def _message_row(key: SessionKey, message: Message) -> Row:

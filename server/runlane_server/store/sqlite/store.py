@@ -47,6 +47,7 @@ from runlane_server.store.base import (
     WriteObserver,
 )
 from runlane_server.store.batching import encoded
+from runlane_server.store.lane_log import LanePage, LanePlace
 from runlane_server.store.sqlite import log as sqlite_log
 from runlane_server.store.sqlite import queries
 from runlane_server.store.sqlite.file import OpenFile, open_file
@@ -54,6 +55,7 @@ from runlane_server.store.sqlite.reader import SqliteReader
 from runlane_server.store.sqlite.rows import (
     Compaction,
     Result,
+    Unit,
     append_unit,
     commit_unit,
     discard_unit,
@@ -61,6 +63,7 @@ from runlane_server.store.sqlite.rows import (
     keep_unit,
     session_unit,
 )
+from runlane_server.store.sqlite.webhooks import SqliteWebhooks
 from runlane_server.store.sqlite.writer import SqliteWriter, unavailable
 from runlane_server.store.vitals import StoreVitals
 
@@ -84,6 +87,7 @@ class SqliteStore:
         self._writer: SqliteWriter | None = None
         self._reader: SqliteReader | None = None
         self._closing = AsyncExitStack()
+        self._webhooks = SqliteWebhooks(self._look_up, self._write)
 
     # The store as a whole
 
@@ -94,6 +98,10 @@ class SqliteStore:
     @property
     def cluster(self) -> None:
         """None: only one node can use it."""
+
+    @property
+    def webhooks(self) -> SqliteWebhooks:
+        return self._webhooks
 
     @property
     def position(self) -> Position:
@@ -219,6 +227,11 @@ class SqliteStore:
     ) -> Sequence[RunEvent]:
         return await self._page(queries.run_events, key, after, limit, max_bytes)
 
+    async def lane_events(
+        self, key: SessionKey, *, after: LanePlace, limit: int, max_bytes: int
+    ) -> LanePage:
+        return await self._page(queries.lane_events, key, after, limit, max_bytes)
+
     async def get_input(self, tenant: str, input_request_id: str) -> InputRequest | None:
         return await self._look_up(queries.input_request, tenant, input_request_id)
 
@@ -298,6 +311,9 @@ class SqliteStore:
         # The reader may see a compaction before the writer knows that it was committed.
         self._writing.compacted.note(tenant, compacted)
         return LogPage(tuple(page), page[-1].position if more else known)
+
+    async def _write(self, unit: Unit) -> None:
+        await self._writing.write(unit)
 
     async def _look_up(
         self,

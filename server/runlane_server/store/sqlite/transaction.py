@@ -40,6 +40,7 @@ STEPS = (
     Step("delete_messages", None),
     Step("delete_inputs", None),
     Step("delete_run_events", None),
+    Step("delete_lane_events", None),
     Step("delete_attachments", None),
     Step("delete_kept_parts", None),
     Step("delete_prompts", None),
@@ -54,7 +55,13 @@ STEPS = (
     Step("insert_input", Stale.run),
     Step("close_input", Stale.run),
     Step("insert_run_event", Stale.run),
+    Step("insert_lane_event", Stale.run),
     Step("insert_event", Stale.run),
+    Step("insert_webhook", Stale.webhook),
+    Step("reset_webhook", Stale.webhook),
+    Step("update_webhook", Stale.webhook),
+    Step("save_webhook", Stale.webhook),
+    Step("delete_webhook", Stale.webhook),
 )
 
 
@@ -116,6 +123,8 @@ def _apply_singly(
 def _number(units: Sequence[Unit], position: Position) -> None:
     for unit in units:
         unit.first_position = position + 1
+        if unit.inputs:
+            unit.rows["insert_input"] = [(position, *row) for row in unit.inputs]
         if unit.logged:
             unit.rows["insert_event"] = [
                 (number, *row) for number, row in enumerate(unit.logged, position + 1)

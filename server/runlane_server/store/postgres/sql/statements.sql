@@ -71,8 +71,8 @@ SELECT peer_key FROM store;
 
 -- name: commit_units
 SELECT refused, raised, first_position
-FROM commit_retries(
-    $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15
+FROM commit_in_order(
+    $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16
 );
 
 -- name: notify
@@ -239,6 +239,31 @@ SELECT idx, at, kind, body, found FROM (
 ) AS sized
 WHERE before <= $5 ORDER BY idx;
 
+-- name: lane_events
+-- One row without a place if there are no such events. found, before: as with run_events.
+SELECT
+    sessions.created_at,
+    coalesce((
+        SELECT CASE WHEN first.idx = 0 THEN first.place ELSE 0 END FROM lane_events AS first
+        WHERE first.tenant = $1 AND first.session_id = $2
+        ORDER BY first.tenant, first.session_id, first.place LIMIT 1
+    ), 0) AS start,
+    place, run_id, idx, at, kind, body
+FROM sessions LEFT JOIN LATERAL (
+    SELECT *, sum(coalesce(octet_length(body), 0)) OVER (ORDER BY place)
+        - coalesce(octet_length(body), 0) AS before
+    FROM (
+        SELECT place, own.run_id, own.idx, run_events.at, run_events.kind, run_events.body
+        FROM lane_events AS own LEFT JOIN run_events
+            ON run_events.tenant = own.tenant AND run_events.run_id = own.run_id
+                AND run_events.idx = own.idx
+        WHERE own.tenant = $1 AND own.session_id = $2 AND own.place > $3 AND own.idx > 0
+        ORDER BY own.tenant, own.session_id, own.place LIMIT $4
+    ) AS page
+) AS sized ON before <= $5
+WHERE sessions.tenant = $1 AND sessions.session_id = $2
+ORDER BY place;
+
 -- Reading: input requests
 
 -- name: input
@@ -271,6 +296,80 @@ SELECT * FROM input_requests
 WHERE tenant = $1 AND run_id = $5 AND request_no > 0 AND request_no < $2
     AND state = ANY ($3::text[]) AND ($6::text IS NULL OR session_id = $6)
 ORDER BY request_no DESC LIMIT $4;
+
+-- name: inputs_in_log
+SELECT * FROM input_requests
+WHERE tenant = $1 AND log_position IS NOT NULL AND (log_position, log_number) > ($2, $3)
+    AND log_position <= $4
+ORDER BY log_position, log_number LIMIT $5;
+
+-- name: inputs_of_session_in_log
+SELECT * FROM input_requests
+WHERE tenant = $1 AND session_id = $6 AND request_no > 0 AND log_position IS NOT NULL
+    AND (log_position, log_number) > ($2, $3) AND log_position <= $4
+ORDER BY log_position, log_number LIMIT $5;
+
+-- name: last_input
+SELECT log_position, log_number FROM input_requests
+WHERE log_position IS NOT NULL ORDER BY log_position DESC, log_number DESC LIMIT 1;
+
+-- Webhooks
+
+-- name: insert_webhook
+INSERT INTO webhooks (
+    tenant, webhook_id, enabled, revision, fence, created_at, updated_at, settings, secrets,
+    progress
+) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+ON CONFLICT DO NOTHING;
+
+-- name: webhook
+SELECT * FROM webhooks WHERE tenant = $1 AND webhook_id = $2;
+
+-- name: webhooks
+SELECT * FROM webhooks WHERE tenant = $1 AND webhook_no < $2 ORDER BY webhook_no DESC LIMIT $3;
+
+-- name: count_webhooks
+SELECT count(*) AS count FROM webhooks WHERE tenant = $1;
+
+-- name: update_webhook
+-- It may be repeated: the second time it finds its own change.
+UPDATE webhooks SET
+    enabled = $4,
+    updated_at = $5,
+    settings = $6,
+    secrets = $7,
+    fence = fence + CASE WHEN $8::text IS NULL THEN 0 ELSE 1 END,
+    progress = coalesce($8, progress),
+    revision = $3 + 1
+WHERE tenant = $1 AND webhook_id = $2
+    AND (revision = $3 OR (revision = $3 + 1 AND updated_at = $5 AND settings = $6))
+RETURNING 1;
+
+-- name: save_webhook
+UPDATE webhooks SET progress = $4 WHERE tenant = $1 AND webhook_id = $2 AND fence = $3
+RETURNING 1;
+
+-- name: delete_webhook
+DELETE FROM webhooks WHERE tenant = $1 AND webhook_id = $2 RETURNING 1;
+
+-- name: lease_webhooks
+-- Another node's rows are skipped while it writes them, so that no two nodes wait for each other.
+WITH wanted AS MATERIALIZED (
+    SELECT tenant, webhook_id FROM webhooks
+    WHERE leased_by = $1 OR leased_until IS NULL OR leased_until < clock_timestamp()
+    ORDER BY (leased_by = $1) DESC NULLS LAST, webhook_no LIMIT $3
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE webhooks SET
+    fence = fence + CASE WHEN leased_by = $1 AND leased_until >= clock_timestamp() THEN 0 ELSE 1 END,
+    leased_by = $1,
+    leased_until = clock_timestamp() + $2::interval
+FROM wanted
+WHERE webhooks.tenant = wanted.tenant AND webhooks.webhook_id = wanted.webhook_id
+RETURNING webhooks.tenant, webhooks.webhook_id, revision, fence;
+
+-- name: release_webhooks
+UPDATE webhooks SET leased_by = NULL, leased_until = NULL WHERE leased_by = $1;
 
 -- name: vitals
 SELECT
@@ -484,7 +583,11 @@ DELETE FROM nodes WHERE node_id = $1;
 -- name: lost_runs
 -- One seek per host; it reads only the runs of lost hosts. Of the runs that wait for input only those
 -- whose agent waits on a node have one. A cancelled run without a host was waiting without a node.
-WITH RECURSIVE hosts (host) AS (
+-- Only the share of the node $2 among those that are alive; of all runs if it is ''.
+WITH RECURSIVE share AS MATERIALIZED (
+    SELECT count(*) AS nodes, count(*) FILTER (WHERE node_id < $2) AS place
+    FROM nodes WHERE NOT lost
+), hosts (host) AS (
     (
         SELECT host FROM runs
         WHERE state IN ('active', 'cancelling') AND folded_into = '' AND run_no > 0
@@ -521,29 +624,32 @@ WITH RECURSIVE hosts (host) AS (
 )
 SELECT tenant, session_id, run_id, attempt FROM (
     SELECT lost.*
-    FROM gone
+    FROM gone CROSS JOIN share
         CROSS JOIN (VALUES ('active'), ('cancelling')) AS wanted (state)
         CROSS JOIN LATERAL (
             SELECT tenant, session_id, run_id, attempt, started_at FROM runs
             WHERE runs.host = gone.host AND runs.state = wanted.state
                 AND runs.state IN ('active', 'cancelling') AND folded_into = '' AND run_no > 0
+                AND ($2 = '' OR (hashtext(run_id) & 1048575) % share.nodes = share.place)
             ORDER BY started_at LIMIT $1
         ) AS lost
     UNION ALL
     SELECT lost.*
-    FROM gone CROSS JOIN LATERAL (
+    FROM gone CROSS JOIN share CROSS JOIN LATERAL (
         SELECT tenant, session_id, run_id, attempt, started_at FROM runs
         WHERE runs.host = gone.host AND runs.state = 'input_required' AND runs.host <> ''
             AND run_no > 0
+            AND ($2 = '' OR (hashtext(run_id) & 1048575) % share.nodes = share.place)
         ORDER BY started_at LIMIT $1
     ) AS lost
 ) AS every
 ORDER BY started_at LIMIT $1;
 
 -- name: answered_runs
-SELECT tenant, session_id FROM runs
-WHERE host IN ('', $1) AND state = 'input_required' AND left(asking, 4) = '[[],' AND run_no > 0
-ORDER BY run_no LIMIT $2;
+SELECT tenant, session_id, run_no FROM runs
+WHERE host IN ('', $1) AND state = 'input_required' AND left(asking, 4) = '[[],'
+    AND run_no > greatest($2::bigint, 0)
+ORDER BY run_no LIMIT $3;
 
 -- name: cancelled_runs
 SELECT tenant, session_id, run_id, attempt FROM runs
@@ -612,6 +718,15 @@ SELECT tenant, session_id FROM claimed ORDER BY waiting_since;
 -- name: waiting_runs
 SELECT tenant, sum(waiting_runs)::bigint AS runs FROM sessions
 WHERE waiting_runs > 0 GROUP BY tenant;
+
+-- name: lane_versions
+SELECT wanted.tenant, wanted.session_id, session.version
+FROM unnest($1::text[], $2::text[]) AS wanted (tenant, session_id)
+    CROSS JOIN LATERAL (
+        SELECT version FROM sessions
+        WHERE sessions.tenant = wanted.tenant AND sessions.session_id = wanted.session_id
+        LIMIT 1
+    ) AS session;
 
 -- name: hosts
 SELECT wanted.tenant, wanted.run_id, nodes.address

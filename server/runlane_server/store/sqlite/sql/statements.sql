@@ -66,6 +66,9 @@ DELETE FROM run_events WHERE (tenant, run_id) IN (
     SELECT tenant, run_id FROM runs WHERE tenant = ? AND session_id = ?
 );
 
+-- name: delete_lane_events
+DELETE FROM lane_events WHERE tenant = ? AND session_id = ?;
+
 -- name: delete_attachments
 DELETE FROM attachments WHERE (tenant, run_id) IN (
     SELECT tenant, run_id FROM runs WHERE tenant = ? AND session_id = ?
@@ -147,9 +150,15 @@ INSERT INTO messages (
 
 -- name: insert_input
 INSERT INTO input_requests (
-    tenant, input_request_id, session_id, run_id, key, state, requested_at, expires_at, closed_at,
-    answer, question
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+    log_position, tenant, input_request_id, session_id, run_id, key, state, requested_at,
+    expires_at, closed_at, answer, question, log_number
+)
+WITH one (position) AS (SELECT ?)
+SELECT
+    one.position, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1 + coalesce(
+        (SELECT max(log_number) FROM input_requests WHERE log_position = one.position), 0
+    )
+FROM one;
 
 -- name: close_input
 UPDATE input_requests SET state = ?, closed_at = ?, answer = ?
@@ -160,6 +169,9 @@ DELETE FROM input_requests WHERE tenant = ? AND session_id = ?;
 
 -- name: insert_run_event
 INSERT INTO run_events (idx, at, kind, body, tenant, run_id) VALUES (?, ?, ?, ?, ?, ?);
+
+-- name: insert_lane_event
+INSERT INTO lane_events (tenant, session_id, place, run_id, idx) VALUES (?, ?, ?, ?, ?);
 
 -- name: append_run_event
 -- The fence: it inserts nothing unless the attempt is the active one. A run that was folded into
@@ -183,17 +195,41 @@ ON CONFLICT DO UPDATE SET part = excluded.part;
 
 -- name: insert_event
 -- Without an earlier event the tenant's log begins here, or after the removed events.
-INSERT INTO events (position, tenant, session_id, run_id, ended_at, body, log_bytes) VALUES (
-    ?1, ?2, ?3, ?4, ?5, ?6,
-    ?7 + coalesce(
-        (SELECT log_bytes FROM events WHERE tenant = ?2 ORDER BY position DESC LIMIT 1),
-        (SELECT compacted_bytes FROM tenant_logs WHERE tenant = ?2),
+INSERT INTO events (position, tenant, session_id, run_id, ended_at, body, log_bytes)
+WITH ended (position, tenant, session_id, run_id, at, body, bytes) AS (VALUES (?, ?, ?, ?, ?, ?, ?))
+SELECT
+    position, tenant, session_id, run_id, at, body, bytes + coalesce(
+        (SELECT log_bytes FROM events WHERE tenant = ended.tenant ORDER BY position DESC LIMIT 1),
+        (SELECT compacted_bytes FROM tenant_logs WHERE tenant = ended.tenant),
         0
     ) + (
         SELECT coalesce(sum(100 + coalesce(length(CAST(body AS BLOB)), 0)), 0)
-        FROM run_events WHERE tenant = ?2 AND run_id = ?4
+        FROM run_events WHERE tenant = ended.tenant AND run_id = ended.run_id
     )
-);
+FROM ended;
+
+-- Writing: webhooks
+
+-- name: insert_webhook
+INSERT INTO webhooks (
+    tenant, webhook_id, enabled, revision, fence, created_at, updated_at, settings, secrets,
+    progress
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: update_webhook
+UPDATE webhooks SET
+    enabled = ?, updated_at = ?, settings = ?, secrets = ?, revision = revision + 1
+WHERE tenant = ? AND webhook_id = ? AND revision = ?;
+
+-- name: reset_webhook
+UPDATE webhooks SET progress = ?, fence = fence + 1
+WHERE tenant = ? AND webhook_id = ? AND revision = ?;
+
+-- name: save_webhook
+UPDATE webhooks SET progress = ? WHERE tenant = ? AND webhook_id = ? AND fence = ?;
+
+-- name: delete_webhook
+DELETE FROM webhooks WHERE tenant = ? AND webhook_id = ?;
 
 -- Writing: compaction
 
@@ -239,6 +275,27 @@ SELECT tenant, position, :bytes FROM events WHERE position = :position
 ON CONFLICT (tenant) DO UPDATE SET
     compacted = excluded.compacted,
     compacted_bytes = max(compacted_bytes, excluded.compacted_bytes);
+
+-- name: end_in_lane
+-- Where a run ended whose terminal event is about to be removed.
+SELECT lane_events.place FROM events
+JOIN lane_events
+    ON lane_events.tenant = events.tenant AND lane_events.session_id = events.session_id
+WHERE events.position = :position AND lane_events.run_id = events.run_id AND lane_events.idx = (
+    SELECT max(idx) FROM run_events
+    WHERE run_events.tenant = events.tenant AND run_events.run_id = events.run_id
+)
+ORDER BY lane_events.place LIMIT 1;
+
+-- name: trim_lane_events
+DELETE FROM lane_events
+WHERE (tenant, session_id) = (SELECT tenant, session_id FROM events WHERE position = :position)
+    AND place < :place;
+
+-- name: mark_lane_start
+UPDATE lane_events SET idx = 0
+WHERE (tenant, session_id) = (SELECT tenant, session_id FROM events WHERE position = :position)
+    AND place = :place;
 
 -- name: delete_event
 DELETE FROM events WHERE position = :position;
@@ -387,6 +444,24 @@ SELECT idx, at, kind, body FROM run_events
 WHERE tenant = :tenant AND run_id = :run_id AND idx > :after AND typeof(idx) = 'integer'
 ORDER BY idx LIMIT :limit;
 
+-- name: lane_start
+SELECT created_at, (
+    SELECT iif(idx = 0, place, 0) FROM lane_events
+    WHERE lane_events.tenant = sessions.tenant AND lane_events.session_id = sessions.session_id
+    ORDER BY place LIMIT 1
+) AS start
+FROM sessions WHERE tenant = :tenant AND session_id = :session_id;
+
+-- name: lane_events
+SELECT
+    place, lane_events.run_id AS run_id, lane_events.idx AS idx, at, kind, body
+FROM lane_events LEFT JOIN run_events
+    ON run_events.tenant = lane_events.tenant AND run_events.run_id = lane_events.run_id
+        AND run_events.idx = lane_events.idx
+WHERE lane_events.tenant = :tenant AND session_id = :session_id AND place > :after
+    AND lane_events.idx > 0
+ORDER BY place LIMIT :limit;
+
 -- Reading: input requests
 
 -- name: input
@@ -431,6 +506,37 @@ SELECT
         SELECT min(requested_at) FROM input_requests INDEXED BY input_requests_open
         WHERE state = 'open'
     ) AS asking_since;
+
+-- name: inputs_in_log
+SELECT * FROM input_requests INDEXED BY input_requests_of_tenant_in_log
+WHERE tenant = :tenant AND (log_position, log_number) > (:position, :number)
+    AND log_position <= :upto
+ORDER BY log_position, log_number LIMIT :limit;
+
+-- name: inputs_of_session_in_log
+SELECT * FROM input_requests INDEXED BY input_requests_of_session_in_log
+WHERE tenant = :tenant AND session_id = :session_id
+    AND (log_position, log_number) > (:position, :number) AND log_position <= :upto
+ORDER BY log_position, log_number LIMIT :limit;
+
+-- name: last_input
+SELECT log_position, log_number FROM input_requests
+WHERE log_position IS NOT NULL ORDER BY log_position DESC, log_number DESC LIMIT 1;
+
+-- Reading: webhooks
+
+-- name: webhook
+SELECT * FROM webhooks WHERE tenant = ? AND webhook_id = ?;
+
+-- name: webhooks
+SELECT * FROM webhooks WHERE tenant = :tenant AND webhook_no < :before
+ORDER BY webhook_no DESC LIMIT :limit;
+
+-- name: count_webhooks
+SELECT count(*) AS count FROM webhooks WHERE tenant = ?;
+
+-- name: every_webhook
+SELECT tenant, webhook_id, revision, fence FROM webhooks ORDER BY webhook_no LIMIT ?;
 
 -- name: due_inputs
 SELECT tenant, session_id, run_id, input_request_id
@@ -516,9 +622,8 @@ WHERE tenant = :tenant AND run_id = :run_id ORDER BY position DESC LIMIT 1;
 -- name: is_end
 -- Whether an event is the last one of a run that has ended.
 SELECT EXISTS (
-    SELECT 1 FROM runs WHERE tenant = ?1 AND run_id = ?2 AND ended_at IS NOT NULL AND ?3 = (
-        SELECT max(idx) FROM run_events WHERE tenant = ?1 AND run_id = ?2
-    )
+    SELECT 1 FROM runs WHERE tenant = :tenant AND run_id = :run_id AND ended_at IS NOT NULL
+    AND :idx = (SELECT max(idx) FROM run_events WHERE tenant = :tenant AND run_id = :run_id)
 );
 
 -- name: recount_stored_bytes
