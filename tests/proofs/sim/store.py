@@ -50,6 +50,7 @@ from runlane_server.store.base import (
 )
 from runlane_server.store.memory.store import MemoryStore
 from runlane_server.store.vitals import StoreVitals
+from runlane_server.store.webhooks import WebhookStore
 
 T = TypeVar("T")
 
@@ -172,6 +173,11 @@ class SimStore:
     @property
     def cluster(self) -> None:
         """None: no other node shares the store."""
+
+    @property
+    def webhooks(self) -> WebhookStore:
+        """The webhooks; a world has none."""
+        return self._disk.data.webhooks
 
     @property
     def position(self) -> Position:
