@@ -14,7 +14,7 @@ from bench.bench import ACCEPT, SUBSCRIBE, Bench, figure
 from bench.load import Measured, call
 from bench.process import Server
 from bench.rates import HOLDS, KEPT, ratios
-from bench.result import Figure, Row
+from bench.result import Budget, Figure, Row
 from bench.waits import CANCELS, PAUSE, SLOW, quantile, round_trip
 from runlane.v1.run_service_pb2 import CancelRequest
 
@@ -29,6 +29,8 @@ CONNECTIONS = 64
 WINDOW = 1_024
 
 MICROSECONDS = 1e6
+
+LOST = 2_000
 
 
 @asynccontextmanager
@@ -103,6 +105,45 @@ def _costs(measured: list[Measured]) -> dict[str, float]:
             one.beside_cpu / one.rate * MICROSECONDS for one in measured
         )
     return costs
+
+
+async def failover(bench: Bench) -> list[Row]:
+    """The active runs of a node that is gone, recovered by two others."""
+    from proofs.nodes.failover import measure  # noqa: PLC0415 - an extra
+
+    async def recovered() -> Figure:
+        async with database() as store:
+            found = await measure(store, runs, lambda url: node(bench, url, "--node-lease", "2"))
+            return Figure(found)
+
+    runs = bench.size(LOST, 20)
+    (found,) = await bench.in_turn(recovered)
+    title = f"{runs:,} active runs of a lost node, from the first recovered to the last"
+    judged = [it.value for it in found]
+    budget = Budget(5, 2, at_most=True)
+    return [Row("nodes-failover", title, "s", judged, found, budget=budget, judged_unit="s")]
+
+
+async def flush(bench: Bench) -> list[Row]:
+    """Accepts at eight nodes over a database with a slow flush."""
+    from proofs.nodes.flushes import FLUSH, measure  # noqa: PLC0415 - an extra
+
+    ends: list[float] = []
+
+    async def accepted() -> Figure:
+        async with database() as store:
+            store.flush_in(FLUSH)
+            await store.restart()
+            waits = await measure(store, nodes=8, seconds=bench.size(8, 1))
+        ends.append(median(waits.ends) * 1000)
+        return Figure(median(waits.accepts) * 1000)
+
+    (found,) = await bench.in_turn(accepted)
+    title = f"an accept at one of 8 nodes that end runs, p50, a flush takes {FLUSH * 1000:g} ms"
+    flushes = [it.value / FLUSH / 1000 for it in found]
+    budget = Budget(3, 2, at_most=True)
+    notes = {"p50 of an end, ms": median(ends)}
+    return [Row("nodes-flush", title, "ms", flushes, found, [], budget, "flushes", notes=notes)]
 
 
 async def cancel(bench: Bench) -> list[Row]:

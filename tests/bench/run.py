@@ -67,6 +67,8 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "runs": memory.runs,
     "processes": nodes.processes,
     "nodes-cancel": nodes.cancel,
+    "nodes-failover": nodes.failover,
+    "nodes-flush": nodes.flush,
     "by-sessions": curves.by_sessions,
     "by-past": curves.by_past,
     "by-subscribers": curves.by_subscribers,

@@ -246,12 +246,12 @@ MUTANTS = (
     ),
     Mutant(
         "a failed attempt goes behind the queue",
-        "    edit.put_back([back, *_unfold(edit)])",
+        "    edit.put_back([back, *unfold(edit)])",
         "    if failed and edit.waiting:\n"
         "        edit.record(back)\n"
         "        edit.waiting = (*edit.waiting, back)\n"
         "        return\n"
-        "    edit.put_back([back, *_unfold(edit)])",
+        "    edit.put_back([back, *unfold(edit)])",
         "R38",
     ),
     Mutant(
@@ -280,9 +280,15 @@ MUTANTS = (
     ),
     Mutant(
         "a run that a cancel covers is repeated",
-        " or outcome.is_final or active.state is not RunState.ACTIVE:",
+        " or outcome.is_final or active.state not in AT_WORK:",
         " or outcome.is_final:",
         "cancelling cannot retry",
+    ),
+    Mutant(
+        "a run that fails while it waits for input is not repeated",
+        " or outcome.is_final or active.state not in AT_WORK:",
+        " or outcome.is_final or active.state is not RunState.ACTIVE:",
+        "keeps its place",
     ),
     Mutant(
         "a failed attempt counts as lost with its node",
@@ -338,6 +344,12 @@ MUTANTS = (
         "    if (asked or park) and run.state is RunState.ACTIVE:",
         "    if park and run.state is RunState.ACTIVE:",
         "R40",
+    ),
+    Mutant(
+        "an agent without a checkpoint continues its attempt",
+        "    if park is not None and not (park.checkpoint or active.asking.parked):\n",
+        "    if False:\n",
+        "R44",
     ),
     Mutant(
         "a request is asked twice after a retry",

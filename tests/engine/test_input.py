@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from runlane_server.agents.base import Turn
+from runlane_server.agents.base import AgentError, Turn
 from runlane_server.agents.functions import FunctionAgent, resumable
 from runlane_server.agents.questions import Asked
 from runlane_server.core.errors import (
@@ -34,6 +34,7 @@ from runlane_server.core.model import (
     Started,
     TextDelta,
 )
+from runlane_server.core.retry import RetryPolicy
 from runlane_server.core.transition import Transition
 from runlane_server.store.base import Store
 from runlane_server.store.sqlite.store import SqliteStore
@@ -558,3 +559,29 @@ async def test_output_beside_a_question_waits_for_the_answer(serving: Running) -
         await node.coordinator.inputs.answer("default", request.input_request_id, answer_of('"A"'))
         assert (await node.end(run.run_id)).text == "xxx[A]"
         await bodies(node, run.run_id)
+
+
+async def test_r38_a_run_that_fails_while_it_waits_for_input_is_repeated(serving: Running) -> None:
+    """A person is asked once all the same (R44)."""
+    has_asked = asyncio.Event()
+
+    async def agent(turn: Turn) -> str:
+        asking = asyncio.create_task(turn.ask("well?", key="k"))
+        if turn.attempt == 1:
+            await has_asked.wait()
+            asking.cancel()
+            raise AgentError("no connection", reason="BUSY")
+        return f"{turn.attempt}: {await asking}"
+
+    policy = RetryPolicy(("BUSY",), max_attempts=2, initial_backoff=1000)
+    async with serving(agent) as node:
+        run = (await node.accept("s", "x", retry=policy)).run
+        [request] = await opened(node, run.run_id)
+        has_asked.set()
+        async with asyncio.timeout(SECONDS):
+            while (await node.coordinator.get_run(run.run_id)).attempt < 2:
+                await asyncio.sleep(0)
+        await node.coordinator.inputs.answer("default", request.input_request_id, answer_of('"A"'))
+        assert (await node.end(run.run_id)).text == "2: A"
+        asked = [body for body in await bodies(node, run.run_id) if type(body) is InputRequested]
+        assert {body.input_request_id for body in asked} == {request.input_request_id}

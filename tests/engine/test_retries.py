@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from runlane_server.access.caller import DEFAULT_TENANT
+from runlane_server.agents.scripted.agent import ScriptedAgent
+from runlane_server.core.agents import DEFAULT_AGENT
 from runlane_server.core.errors import RunIdConflict
 from runlane_server.core.model import (
     CancelScope,
@@ -23,6 +27,7 @@ from runlane_server.core.model import (
 )
 from runlane_server.core.retry import RetryPolicy
 from runlane_server.core.transition import Lane, LaneRun
+from runlane_server.engine.agent_table import AgentTable, DeclaredAgent
 from runlane_server.engine.backoffs import Backoffs
 from runlane_server.store.base import Store
 from support.node import Node, running
@@ -259,3 +264,24 @@ async def test_r38_the_stored_lane_knows_the_policy(store: Store) -> None:
         assert waits.not_before >= events[0].at + HOUR
         assert not lane.can_start_at(waits.not_before - 1)
         assert lane.can_start_at(waits.not_before)
+
+
+async def test_r38_due_attempt_waits_for_its_agent_without_work(store: Store) -> None:
+    """The node has free slots, but the agent of the run has none."""
+    agent = ScriptedAgent()
+    table = AgentTable([DeclaredAgent(DEFAULT_AGENT, agent, slots=1), DeclaredAgent("b", agent)])
+    async with running(store, agent=table) as node:
+        policy = replace(QUICK, initial_backoff=200_000, max_backoff=200_000)
+        run_id = await back_off(node, "s", policy)
+        await node.accept("t", script(wait("g")))
+        await agent.latches.reached("g")
+        async with asyncio.timeout(SECONDS):
+            while not node.coordinator._lanes.slots.is_queued(SessionKey(DEFAULT_TENANT, "s")):
+                await asyncio.sleep(0)
+            await node.coordinator._lanes.wait_settled()
+        granted = node.coordinator._lanes.slots._grants
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert node.coordinator._lanes.slots._grants - granted <= 1
+        agent.latches.open("g")
+        assert (await node.end(run_id)).attempt == 3

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
@@ -459,3 +460,83 @@ def test_every_waiting_tenant_gets_a_slot_before_another_gets_two(
     else:
         pytest.fail("the tenant starves")
     assert all(since.count(tenant) <= 1 for tenant in crowded)
+
+
+# --- Agents of workers, which work for some tenants only ------------------------------------------
+
+
+@dataclass(frozen=True)
+class Offered:
+    """Slots of workers for some tenants; they are counted, and none is reserved."""
+
+    tenants: Collection[str]
+
+    def offers_to(self, agent: str, tenant: str) -> bool:
+        """Whether a worker works for the tenant."""
+        return tenant in self.tenants
+
+    def reserve(self, agent: str, lane: SessionKey) -> None:
+        """Does nothing."""
+
+    def give_back(self, lane: SessionKey) -> None:
+        """Does nothing."""
+
+
+def of_workers(total: int, *tenants: str, offered: int = 1, other: int | None = None) -> Slots:
+    """Slots of a node with a worker of agent `w` for these tenants, and an agent of its own."""
+    room = AgentRoom({"w": None, "own": other}, ready=("w", "own"))
+    room.set_offered("w", Offered(tenants))
+    slots = Slots(total, _ignore, agents=room)
+    slots.open()
+    slots.add_offered("w", offered)
+    return slots
+
+
+def _ignore(_: SessionKey) -> None:
+    """The test looks at the queue itself."""
+
+
+def test_r32_a_lane_of_an_unknown_agent_gets_no_slot_of_a_worker_of_other_tenants() -> None:
+    slots = of_workers(2, QUIET)
+    slots.enqueue(key(NOISY))
+    assert not slots.take(key(NOISY), "w")
+    assert slots.take(key(QUIET), "w")
+    assert slots.in_use == 1
+
+
+@pytest.mark.parametrize("waiting", [(), (key(OTHER),)], ids=["alone", "others wait"])
+@pytest.mark.parametrize("before", ["w", "own"])
+def test_r32_a_lane_keeps_no_slot_of_a_worker_that_has_left_its_tenant(
+    before: str, waiting: Sequence[SessionKey]
+) -> None:
+    served = {QUIET, OTHER}
+    room = AgentRoom({"w": None, "own": None}, ready=("w", "own"))
+    room.set_offered("w", Offered(served))
+    slots = Slots(1, _ignore, agents=room)
+    slots.open()
+    slots.add_offered("w", 2)
+    assert slots.take(key(QUIET), before)
+    for lane in waiting:
+        assert not slots.take(lane, "nobody")
+    served.discard(QUIET)
+    assert not slots.take(key(QUIET), "w")
+
+
+def test_r41_a_run_that_goes_on_keeps_its_place_if_its_grant_is_for_another_agent() -> None:
+    slots = of_workers(1, QUIET, offered=0)
+    assert not slots.take(key(QUIET, 1), "w")
+    slots.enqueue(key(QUIET, 2))
+    # The lane was granted a slot before its agent was known; its agent has none.
+    assert not slots.take(key(QUIET, 2), "w", resuming=True)
+    assert slots.queue == (key(QUIET, 1), key(QUIET, 2))
+    slots.add_offered("w", 1)
+    slots.grant_offered()
+    assert slots.take(key(QUIET, 2), "w")
+
+
+def test_r32_lanes_that_no_worker_serves_take_no_room_from_others() -> None:
+    slots = of_workers(2, QUIET)
+    assert not slots.take(key(NOISY), "w")
+    assert slots.agent_share("w") == AgentShare("w", 1)
+    assert slots.take(key(QUIET), "w")
+    assert slots.agent_share("w") == AgentShare("w", 0)

@@ -115,8 +115,8 @@ FLOOR = {room: floor for floor, room in enumerate(ROOMS)}
 INNER = ("store.memory", "store.sqlite", "store.postgres")
 """Rooms within `store` that know nothing of each other."""
 
-OF_THE_CLIENT = "cluster"
-"""The lowest floor that may import the client: nodes call each other with it."""
+OF_THE_CLIENT = "agents"
+"""The lowest floor that may import the client: servers and workers call functions alike."""
 
 PURE = {
     "__future__",

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
 import structlog
 
+from runlane_server.cluster.failover import Failover
 from runlane_server.core.errors import RunlaneError, StoreDown, StoreUnavailable
 from runlane_server.core.model import SessionKey
 from runlane_server.harness.clock import real_loop_time
@@ -48,10 +49,6 @@ CLAIM_LANES = 64
 HOLD_SECONDS = 2.0
 """How long a claim excludes other nodes. A node starts claimed lanes at once or not at all."""
 
-LOST_RUNS = 100
-"""Maximum number of runs of dead nodes recovered at a time."""
-
-
 ANSWERED_RUNS = 200
 """Maximum number of answered runs that a node takes a look at in one poll."""
 
@@ -75,8 +72,8 @@ class LocalRuns(Protocol):
     def line_up(self, key: SessionKey) -> None:
         """Queues a claimed lane for a slot of this node."""
 
-    async def recover(self, lost: HostedRun) -> None:
-        """Recovers a run whose node is dead."""
+    async def recover_all(self, lost: Sequence[HostedRun]) -> None:
+        """Recovers runs whose node is dead."""
 
     def cancelled_elsewhere(self, run: HostedRun) -> None:
         """Applies a cancel, committed by another node, to a run that is active here."""
@@ -115,6 +112,8 @@ class Membership:
         self._last_refusal = float("-inf")
         self._lease_timer: asyncio.TimerHandle | None = None
         self._due = asyncio.Event()
+        self._failover = Failover(cluster, work.recover_all)
+        self._is_failover_due = asyncio.Event()
         self._answered_after = 0
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -126,6 +125,7 @@ class Membership:
         self._tasks = [
             asyncio.create_task(self._repeat(self._heartbeat, self._until_heartbeat)),
             asyncio.create_task(self._repeat(self._poll, self._until_poll)),
+            asyncio.create_task(self._repeat(self._recover_lost_runs, self._until_failover)),
         ]
 
     async def stop(self) -> None:
@@ -196,7 +196,8 @@ class Membership:
             self._renew_lease(began)
         else:
             await self._rejoin()
-        await self._recover_lost_runs()
+        self._is_failover_due.set()
+        self._work.count_waiting(await self._cluster.waiting_runs())
 
     async def _rejoin(self) -> None:
         """Joins under a new id. The runs of the old one, which this node has given up, are lost for
@@ -237,11 +238,15 @@ class Membership:
             self._is_cut_off = True
             self._work.give_up(why)
 
+    # Runs of dead nodes
+
+    async def _until_failover(self) -> None:
+        await self._is_failover_due.wait()
+        self._is_failover_due.clear()
+
     async def _recover_lost_runs(self) -> None:
-        for lost in await self._cluster.lost_runs(LOST_RUNS):
-            log.warning("recovering run of dead node", run_id=lost.run_id, attempt=lost.attempt)
-            await self._work.recover(lost)
-        self._work.count_waiting(await self._cluster.waiting_runs())
+        """Beside the heartbeats, which must not wait for it."""
+        await self._failover.recover_all(self.node_id)
 
     # Work
 

@@ -144,7 +144,11 @@ class InputChange(NamedTuple):
 
 
 class Park(NamedTuple):
-    """An agent that has returned, and is called again when its questions are answered."""
+    """An agent that has returned, and is called again when its questions are answered.
+
+    With a checkpoint the attempt continues, and its output stays. Without one the agent starts
+    again, as another attempt that does not count (R44).
+    """
 
     checkpoint: str
     used: Micros

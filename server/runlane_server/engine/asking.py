@@ -16,6 +16,7 @@ from runlane_server.core.errors import InputLimit, RunlaneError, StoreUnavailabl
 from runlane_server.core.input import (
     MAX_INPUTS,
     MAX_OPEN_INPUTS,
+    Answer,
     InputRequest,
     InputState,
     Park,
@@ -25,6 +26,7 @@ from runlane_server.core.lane import INPUT_EXPIRED
 from runlane_server.core.limits import RETRY_PAUSE
 from runlane_server.core.model import EventBody, RunState
 from runlane_server.core.transition import LaneRun
+from runlane_server.core.turn import DraftMessage
 from runlane_server.engine.agent_code import create_own_task
 from runlane_server.engine.agent_turn import Job
 from runlane_server.engine.lane_access import LaneAccess
@@ -162,7 +164,10 @@ class Asking:
         return question_of(asked, repeated=repeated) if repeated else first
 
     async def begin_to_leave(self, questions: Sequence[Asked], checkpoint: str) -> bool:
-        """Asks when the agent returns; returns whether anything is not answered yet (R44)."""
+        """Asks when the agent returns; returns whether anything is not answered yet (R44).
+
+        An agent that leaves without a checkpoint starts again, as another attempt.
+        """
         made = [self.question(one) for one in questions]
         found = [await self._find(one.key) for one in made]
         left = [
@@ -175,19 +180,28 @@ class Asking:
 
     async def answer_to(self, key: str) -> Any:
         """The answer to a question of this run. Raises AgentError."""
+        return _value(await self.settled(key))
+
+    async def settled(self, key: str) -> InputRequest:
+        """An answered request of this run. Raises AgentError."""
         found = await self._find(key)
         if found is None:
             raise AgentError(f"nothing was asked with the key {key!r}")
-        return _value(found)
+        _check_answered(found)
+        return found
 
-    async def leave(self, tail: tuple[EventBody, ...]) -> bool:
-        """Parks the run, whose agent has returned; returns whether that is so. Raises AgentError,
-        and IllegalCommand if the attempt is not the active one."""
+    async def leave(
+        self, tail: tuple[EventBody, ...], content: Callable[[], tuple[DraftMessage, ...]]
+    ) -> bool:
+        """Parks the run, whose agent has returned; returns whether that is so. `content` is the
+        output of the attempt. Raises AgentError, and IllegalCommand if the attempt is not the
+        active one."""
         assert self.leaving is not None  # noqa: S101 - the runner has checked it
         questions, checkpoint = self.leaving
         requests = [self._request(question) for question in questions]
         park = Park(checkpoint, round(self.timer.used * 1e6))
-        return bool(await self._post_requests(requests, park=park, tail=tail))
+        said = () if checkpoint else content()
+        return bool(await self._post_requests(requests, park=park, tail=tail, content=said))
 
     async def _post(self, question: Question) -> str:
         await self._outbox.flush()
@@ -207,6 +221,7 @@ class Asking:
         *,
         park: Park | None = None,
         tail: tuple[EventBody, ...] = (),
+        content: tuple[DraftMessage, ...] = (),
     ) -> Sequence[str]:
         while True:
             try:
@@ -217,6 +232,7 @@ class Asking:
                     resumable=self._resumable,
                     park=park,
                     tail=tail,
+                    content=content,
                 )
             except InputLimit:
                 raise AgentError(
@@ -253,6 +269,10 @@ class Asking:
 
 
 def _value(settled: InputRequest) -> Any:
+    return value_of(settled.question, _check_answered(settled))
+
+
+def _check_answered(settled: InputRequest) -> Answer:
     if settled.answer is None:
         raise AgentError("nobody answered an input request in time", reason=INPUT_EXPIRED)
-    return value_of(settled.question, settled.answer)
+    return settled.answer

@@ -25,9 +25,9 @@ class Backoffs:
     def follow(self, lane: Lane, *, is_due: bool) -> None:
         """Sets or removes the timer of a lane that was committed.
 
-        `is_due`: the backoff was over when the lane was decided; if it did not start then, it waits
-        for a slot of its agent already, and a timer would only take it out of that queue again and
-        again. It may also be over since, if the commit took long; the lane is queued at once then.
+        `is_due`: its next run could start, and only a slot or its agent is missing; without a timer
+        the lane would be queued again and again. A run that became due during the commit is queued
+        at once.
         """
         timer = self._timers.pop(lane.key, None)
         if timer is not None:

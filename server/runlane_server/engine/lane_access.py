@@ -24,6 +24,7 @@ from runlane_server.core.model import (
 )
 from runlane_server.core.observer import Observer
 from runlane_server.core.transition import LaneRun, Outcome
+from runlane_server.core.turn import DraftMessage
 from runlane_server.engine.agent_turn import Job
 from runlane_server.engine.lanes import Lanes
 from runlane_server.store.base import Store
@@ -87,6 +88,7 @@ class LaneAccess:
         resumable: bool,
         park: Park | None,
         tail: tuple[EventBody, ...],
+        content: tuple[DraftMessage, ...],
     ) -> Sequence[str]:
         """Asks people; replies as `core.lane.ask` does. Raises StoreUnavailable and InputLimit."""
         if park is not None:
@@ -102,6 +104,7 @@ class LaneAccess:
                 resumable=resumable,
                 park=park,
                 tail=tail,
+                content=content,
             ),
         )
 

@@ -556,7 +556,7 @@ class Lanes:
             # Nodes that find an answered run again, and have no slot for it, must not wake each
             # other over and over.
             self._actions.wake_other_nodes()
-        self._backoffs.follow(lane, is_due=not decision.backs_off)
+        self._backoffs.follow(lane, is_due=can_start)
 
     def _hold_start(self, key: SessionKey, before: Lane, lane: Lane) -> None:
         """Holds the next run at its gate, unless the gate was released meanwhile."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import structlog
@@ -29,6 +30,9 @@ from runlane_server.store.base import (
 )
 
 log = structlog.get_logger()
+
+AT_ONCE = 64
+"""Lost runs that a node recovers at a time. Their reads leave connections to other callers."""
 
 
 class ActiveRuns(Protocol):
@@ -134,6 +138,18 @@ class Recovery:
     def line_up(self, key: SessionKey) -> None:
         """This node claimed a lane with a run to start."""
         self._runs.lanes.refresh(key)
+
+    async def recover_all(self, lost: Sequence[HostedRun]) -> None:
+        """Recovers runs of dead nodes, `AT_ONCE` at a time. Raises StoreUnavailable."""
+        places = asyncio.Semaphore(AT_ONCE)
+
+        async def recover(one: HostedRun) -> None:
+            async with places:
+                await self.recover(one)
+
+        for result in await asyncio.gather(*map(recover, lost), return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
 
     async def recover(self, lost: HostedRun) -> None:
         """Retries or ends a run whose node is gone, with the output that its events show.

@@ -256,7 +256,7 @@ class Runner:
             error = _timeout_error(timeout)
         elif (lost := _loss_of(work)) is not None:
             self._handing_over, self._is_unused = lost.message, isinstance(lost, HandedBack)
-        if error is None and self._asking.leaving is not None and not self._stopped:
+        if error is None and self._may_leave(work):
             error = await self._leave()
             if self.is_settled:
                 return
@@ -271,22 +271,31 @@ class Runner:
             return used
         return max(used, (self._now() - self.job.run.started_at) / 1e6)
 
+    def _may_leave(self, work: asyncio.Task[None]) -> bool:
+        """Whether the agent has returned to wait for input, and the run is not about to end."""
+        has_left = self._asking.leaving is not None and not work.cancelled()
+        ends = self._cancelled is not None or self._has_expired
+        return has_left and not (ends or self._is_broken or self.is_abandoned)
+
     async def _leave(self) -> RunError | None:
         """Parks the run, and settles it here; or returns why that is not possible."""
         tail = await self._outbox.take_rest()
         self._rest = tail
         try:
-            is_parked = await self._asking.leave(tail)
+            is_parked = await self._asking.leave(tail, self._outbox.messages)
         except IllegalCommand:
             log.warning("run fenced off", attempt=self.job.run.attempt)
-            self.is_settled = True
+            self._settle()
         except AgentError as refused:
             return run_error(refused)
         else:
             if is_parked:
                 self._rest = ()
-                # A cancel in the same commit is for this runner to carry out.
-                self.is_settled = self._cancelled is None
+            # A cancel in the same commit is for this runner to carry out.
+            if is_parked and self._cancelled is None:
+                if self._end is not None:
+                    self._end.is_parked = True
+                self._settle()
         return None
 
     def _wake(self, _: object = None) -> None:
@@ -297,9 +306,11 @@ class Runner:
         """Cancels the agent's task, and waits until it has returned, and all tasks that it started,
         or the grace period is over (R9)."""
         self._outbox.close()
-        work.cancel()
         loop = asyncio.get_running_loop()
         until = loop.time() + self._cancel_grace
+        if self.job.is_resumed:
+            await self._until_followed(work)
+        work.cancel()
         # A task may start others before it returns.
         while (left := self._code.working()) and loop.time() < until:
             await asyncio.wait(left, timeout=until - loop.time())
@@ -308,6 +319,17 @@ class Runner:
             self.strays = left
             for task in left:
                 task.add_done_callback(_log_stray)
+
+    async def _until_followed(self, work: asyncio.Task[None]) -> None:
+        """Waits until a cancel of the agent's task waits for the worker, which has had the attempt
+        since before this process began to supervise it (R9)."""
+        if self._end is None or self._is_leaving:
+            return
+        followed = create_own_task(self._end.is_followed.wait())
+        await asyncio.wait(
+            {work, followed}, timeout=self._cancel_grace, return_when=asyncio.FIRST_COMPLETED
+        )
+        followed.cancel()
 
     async def _report_end(self, error: RunError | None) -> None:
         """Commits the end, after everything that is in progress for this run."""
@@ -435,6 +457,7 @@ class Runner:
             fold=self._fold,
             accept=self._accept,
             store_step=self._store_step,
+            put_step=self._put_step,
             asking=self._asking,
             outbox=self._outbox,
             end=self._end,
@@ -514,15 +537,20 @@ class Runner:
     async def _store_step(self, key: str, result: object) -> StepResult:
         """Makes the result of a step durable before the agent continues (R39). Raises AgentError,
         and InvalidAgentEvent for a result that is no JSON."""
+        step = self._put_step(key, result)
+        await self._outbox.flush()
+        if self._outbox.is_closed:
+            raise AgentError("the run was stopped before the step was stored", reason="INTERRUPTED")
+        return step
+
+    def _put_step(self, key: str, result: object) -> StepResult:
+        """Adds the result of a step to the output. Raises as `_store_step`."""
         try:
             step = self._check.step(key, result)
             self._outbox.put(step)
         except (InvalidAgentEvent, AgentError) as refused:
             self._refuse(refused)
             raise
-        await self._outbox.flush()
-        if self._outbox.is_closed:
-            raise AgentError("the run was stopped before the step was stored", reason="INTERRUPTED")
         return step
 
     def _refuse(self, error: InvalidAgentEvent | AgentError) -> None:

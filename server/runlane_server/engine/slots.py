@@ -145,8 +145,12 @@ class Slots:
 
     def agent_share(self, agent: str) -> AgentShare:
         """The number of further lanes that an agent can serve, besides those in the queue."""
-        queues = (it.queues.get(agent, ()) for it in self._waiting.values())
-        return AgentShare(agent, max(0, self.agents.left(agent) - sum(map(len, queues))))
+        queued = sum(
+            len(it.queues.get(agent, ()))
+            for tenant, it in self._waiting.items()
+            if self.agents.serves(agent, tenant)
+        )
+        return AgentShare(agent, max(0, self.agents.left(agent) - queued))
 
     def is_queued(self, lane: SessionKey) -> bool:
         """Whether a lane waits for a slot, or was granted one that it has not taken yet."""
@@ -163,8 +167,12 @@ class Slots:
         self._grant_free()
 
     def add_offered(self, agent: str, slots: int) -> None:
-        """Changes the number of slots that workers offer or use for an agent."""
+        """Changes the number of slots that workers offer or use for an agent; `grant_offered` is to
+        be called when all agents of an offer are counted."""
         self.agents.add_offered(agent, slots)
+
+    def grant_offered(self) -> None:
+        """Grants slots that workers have offered."""
         self._grant_free()
 
     def close(self) -> None:
@@ -186,11 +194,12 @@ class Slots:
         A lane whose run has just ended keeps its slot unless another lane waits that could use it.
         """
         if lane in self._granted:
-            return self._use_grant(lane, agent)
+            return self._use_grant(lane, agent, resuming=resuming)
         if not self._is_closed:
             if self._can_keep(lane, agent):
                 self.agents.put_back(self._in_use[lane])
                 self.agents.take(agent)
+                self.agents.reserve(agent, lane)
                 self._in_use[lane] = agent
                 return True
             if self._can_take(lane, agent):
@@ -201,18 +210,20 @@ class Slots:
         self._join_queue(lane, agent, resuming=resuming)
         return False
 
-    def _use_grant(self, lane: SessionKey, agent: str) -> bool:
+    def _use_grant(self, lane: SessionKey, agent: str, *, resuming: bool) -> bool:
         """Uses a grant, which may be for another agent if the next run has changed since."""
         granted = self._granted.pop(lane)
         if granted != agent:
             self.agents.put_back(granted)
-            if self.agents.left(agent) <= 0:
+            self.agents.give_back(granted, lane)
+            if self._left(agent, lane.tenant) <= 0:
                 self._free += 1
                 self._tenants[lane.tenant].slots -= 1
-                self._join_queue(lane, agent)
+                self._join_queue(lane, agent, resuming=resuming)
                 self._grant_free()
                 return False
             self.agents.take(agent)
+            self.agents.reserve(agent, lane)
         self._in_use[lane] = agent
         return True
 
@@ -222,11 +233,11 @@ class Slots:
         if lane in self._in_use:
             return
         if lane in self._granted:
-            self.agents.put_back(self._granted.pop(lane))
-            self.agents.take(agent)
-        else:
-            self._acquire(lane, agent)
+            self._put_back(lane, self._granted.pop(lane))
+        # Its worker, if it has one, is to reconnect with a slot of its own.
+        self._count(lane, agent)
         self._in_use[lane] = agent
+        self._grant_free()
 
     def enqueue(self, lane: SessionKey, agent: Agent = None) -> None:
         """Queues a lane that has waiting runs, the next one for an agent."""
@@ -270,13 +281,14 @@ class Slots:
         if not self._waiting and agent == self._in_use[lane]:
             limit = self._limit_of(lane.tenant)
             has_room = limit is None or self._tenants[lane.tenant].slots <= limit
-            return has_room and self.agents.left(agent) >= 0
+            is_served = self.agents.serves(agent, lane.tenant)
+            return has_room and is_served and self.agents.left(agent) >= 0
         tenant, used = self._tenants[lane.tenant], self._in_use[lane]
         tenant.slots -= 1
         self.agents.put_back(used)
         try:
-            has_room = self._allowance(lane.tenant, tenant) > 0 and self.agents.left(agent) > 0
-            return has_room and self._next() is None
+            left = min(self._allowance(lane.tenant, tenant), self._left(agent, lane.tenant))
+            return left > 0 and self._next() is None
         finally:
             tenant.slots += 1
             self.agents.take(used)
@@ -328,6 +340,11 @@ class Slots:
             self._on_grant(lane)
 
     def _acquire(self, lane: SessionKey, agent: Agent) -> None:
+        """Takes a free slot for a lane."""
+        self._count(lane, agent)
+        self.agents.reserve(agent, lane)
+
+    def _count(self, lane: SessionKey, agent: Agent) -> None:
         """Counts a slot for the lane's tenant, which comes last from now on, and for the agent."""
         self._free -= 1
         self._grants += 1
@@ -340,6 +357,7 @@ class Slots:
         self._free += 1
         self._tenants[lane.tenant].slots -= 1
         self.agents.put_back(agent)
+        self.agents.give_back(agent, lane)
 
     def _tenant_of(self, lane: SessionKey) -> _Tenant:
         tenant = self._tenants.get(lane.tenant)

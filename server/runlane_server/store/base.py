@@ -267,8 +267,11 @@ class Cluster(Protocol):
     async def leave(self, node_id: str) -> None:
         """Removes a node. Runs that are still active on it count as lost."""
 
-    async def lost_runs(self, limit: int) -> Sequence[HostedRun]:
-        """Active runs whose node is dead or gone, the longest active first."""
+    async def lost_runs(self, limit: int, node_id: str = "") -> Sequence[HostedRun]:
+        """Active runs whose node is dead or gone, the longest active first.
+
+        With a node: only its share. Each run is in the share of one of the nodes that are alive.
+        """
 
     async def cancelled_runs(self, node_id: str) -> Sequence[HostedRun]:
         """Active runs of a node that a cancel covers."""

@@ -94,7 +94,8 @@ class Command:
     """A command with all that it takes. `max_attempts` and `retry` are those of the run accepted,
     `agent` the one that it names, or the one whose waiting runs fail; `error` is why a finish
     fails, and `at` is the time of a dispatch; `host` is the node of the active run's supervisor, or
-    the one that adopts it; `key` is that of the question asked or answered."""
+    the one that adopts it; `key` is that of the question asked or answered; an agent that parks
+    to `restart` leaves no checkpoint."""
 
     verb: Verb
     token: str = ""
@@ -115,6 +116,7 @@ class Command:
     has_default: bool = False
     resumable: bool = False
     park: bool = False
+    restart: bool = False
 
     def __str__(self) -> str:
         node = () if self.host is None else (f"on {self.host!r}",)
@@ -137,7 +139,7 @@ class Command:
             Verb.ADOPT: (self.run_id, str(self.attempt), *node),
             Verb.ASK: (
                 *(self.run_id, str(self.attempt), self.key, "default" * self.has_default),
-                *("resumable" * self.resumable, "park" * self.park),
+                *("resumable" * self.resumable, "park" * self.park, "restart" * self.restart),
             ),
             Verb.ANSWER: (self.run_id, self.key),
             Verb.EXPIRE: (self.run_id, self.key),
@@ -275,7 +277,8 @@ _CALLS: Mapping[Verb, Callable[[ModuleType, Lane, Command], object]] = {
         at=AT,
         events=streamed(lane),
         resumable=self.resumable,
-        park=Park("state", 1) if self.park else None,
+        park=Park("" if self.restart else "state", 1) if self.park else None,
+        content=spoken(lane) if self.park else (),
     ),
     Verb.ANSWER: lambda rules, lane, self: rules.answer(
         lane, self.run_id, self.input_id_of(lane), ANSWER, at=AT
@@ -403,6 +406,7 @@ def ask(
     has_default: bool = False,
     resumable: bool = False,
     park: bool = False,
+    restart: bool = False,
 ) -> Command:
     """A question of the active run."""
     return Command(
@@ -412,7 +416,8 @@ def ask(
         key=key,
         has_default=has_default,
         resumable=resumable,
-        park=park,
+        park=park or restart,
+        restart=restart,
     )
 
 

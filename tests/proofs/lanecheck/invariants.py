@@ -78,6 +78,7 @@ STEPS: dict[Verb, frozenset[tuple[RunState | None, RunState]]] = {
             (_S.ACTIVE, _S.COMPLETED),
             (_S.ACTIVE, _S.FAILED),
             (_S.ACTIVE, _S.ACCEPTED),
+            (_S.INPUT_REQUIRED, _S.ACCEPTED),
             (_S.FOLDED, _S.QUEUED),
             (_S.INPUT_REQUIRED, _S.COMPLETED),
             (_S.INPUT_REQUIRED, _S.FAILED),
@@ -87,7 +88,7 @@ STEPS: dict[Verb, frozenset[tuple[RunState | None, RunState]]] = {
             (_S.QUEUED, _S.ACCEPTED),
         }
     ),
-    Verb.ASK: frozenset({(_S.ACTIVE, _S.INPUT_REQUIRED)}),
+    Verb.ASK: frozenset({(_S.ACTIVE, _S.INPUT_REQUIRED), (_S.FOLDED, _S.QUEUED)}),
     Verb.ANSWER: frozenset(),
     Verb.EXPIRE: frozenset(),
     Verb.RESUME: frozenset({(_S.INPUT_REQUIRED, _S.ACTIVE)}),

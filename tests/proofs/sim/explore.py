@@ -250,6 +250,7 @@ def _asks(run_id: str, attempt: int) -> Iterator[Command]:
     yield ask(run_id, attempt, resumable=True)
     yield ask(run_id, attempt, has_default=True)
     yield ask(run_id, attempt, park=True)
+    yield ask(run_id, attempt, restart=True)
     yield ask(run_id, attempt + 1)
 
 

@@ -80,7 +80,7 @@ MUTANTS = (
         "a run that waits for its next attempt and is forgotten",
         Lanes,
         "_act",
-        "        self._backoffs.follow(lane, is_due=not decision.backs_off)\n",
+        "        self._backoffs.follow(lane, is_due=can_start)\n",
         "",
     ),
     Mutant(
@@ -101,8 +101,8 @@ MUTANTS = (
         "a slot that is kept for an agent without room",
         Slots,
         "_can_keep",
-        "> 0 and self.agents.left(agent) > 0",
-        "> 0",
+        "min(self._allowance(lane.tenant, tenant), self._left(agent, lane.tenant))",
+        "self._allowance(lane.tenant, tenant)",
     ),
     Mutant(
         "an agent that gets runs before it is ready",
@@ -213,7 +213,7 @@ MUTANTS = (
         "a run whose backoff is over and that leaves its queue again and again",
         Lanes,
         "_act",
-        "is_due=not decision.backs_off",
+        "is_due=can_start",
         "is_due=False",
     ),
     Mutant(
@@ -304,8 +304,8 @@ MUTANTS = (
         "a slot of a worker that is given to its agent twice",
         Workers,
         "withdraw",
-        "self._agents[agent].add_slots(-1)",
-        "pass",
+        "                self._agents[agent].add_slots(-1)",
+        "                pass",
     ),
 )
 

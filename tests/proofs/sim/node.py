@@ -184,4 +184,5 @@ class Node:
         require(not self.feed._run_tails, "the tail of a run is left")
         tasks = self._loop.tasks_of(self.number)
         getting_ready = sum(not agent.is_ready for agent in self.coordinator.agents)
-        require(len(tasks) == 1 + getting_ready, f"tasks are left beside the writer: {tasks}")
+        writers = len(self.store.writers)
+        require(len(tasks) == writers + getting_ready, f"tasks are left beside these: {tasks}")

@@ -1,8 +1,8 @@
 """A store that behaves like one on disk: it takes time, and a crash loses pending writes.
 
-`Disk` survives a crash. A `SimStore` is one node's access to it: one writer with batches,
-reads that see committed data before it is delivered, and sometimes a change by another node of the
-lane that is being written.
+`Disk` survives a crash. A `SimStore` is one node's access to it: a writer with batches, in some
+worlds several that write at a time as over PostgreSQL, reads that see committed data before it is
+delivered, and sometimes a change by another node of the lane that is being written.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from random import Random
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeAlias, TypeVar
 
 from proofs.sim.history import History
 from runlane_server.core.errors import StoreUnavailable
@@ -49,10 +50,14 @@ from runlane_server.store.base import (
     WriteObserver,
 )
 from runlane_server.store.memory.store import MemoryStore
+from runlane_server.store.memory.webhooks import MemoryWebhooks
+from runlane_server.store.postgres.write_lines import WriteLine, WriteLines
 from runlane_server.store.vitals import StoreVitals
-from runlane_server.store.webhooks import WebhookStore
 
 T = TypeVar("T")
+
+Tell: TypeAlias = Callable[[Listener], None]
+"""Delivers committed events."""
 
 MAX_BATCH = 4
 
@@ -79,7 +84,7 @@ class Disk:
         self.data = MemoryStore(STORE_ID)
         self.data.listener = self
         self._history = history
-        self._untold: list[Callable[[Listener], None]] = []
+        self._untold: list[tuple[Position, Tell]] = []
 
     def on_completes(self, events: Sequence[LoggedComplete]) -> None:
         """Terminal events were committed."""
@@ -87,21 +92,22 @@ class Disk:
             what = f"{event.complete.run_id} {event.complete.state} at {event.position}"
             tick = self._history.note("disk", what)
             self._history.completes.append((tick, event))
-        self._untold.append(lambda listener: listener.on_completes(events))
+        tell: Tell = lambda listener: listener.on_completes(events)  # noqa: E731 - a record of it
+        self._untold.append((events[-1].position if events else 0, tell))
 
     def on_run_events(self, key: RunKey, events: Sequence[RunEvent]) -> None:
         """Events of a run were committed."""
         kept = self._history.events.setdefault(key, [])
         for event in events:
             kept.append((self._history.tick(), event))
-        self._untold.append(lambda listener: listener.on_run_events(key, events))
+        self._untold.append((0, lambda listener: listener.on_run_events(key, events)))
 
     def lanes(self) -> list[Lane]:
         """All lanes."""
         return [session.lane for session in self.data._tables.sessions.values()]
 
-    def take_untold(self) -> list[Callable[[Listener], None]]:
-        """The events that were not delivered yet."""
+    def take_untold(self) -> list[tuple[Position, Tell]]:
+        """The events that were not delivered yet, with the last position of those of the log."""
         untold, self._untold = self._untold, []
         return untold
 
@@ -112,7 +118,12 @@ class _Unit:
 
     write: Callable[[], Coroutine[Any, Any, Any]]
     done: asyncio.Future[Any]
+    tenant: str = ""
     lane: SessionKey | None = None
+    changed: Collection[str] = ()
+    appended: str | None = None
+    is_logged: bool = False
+    size: int = 1
 
 
 Meddle = Callable[[SessionKey], None]
@@ -132,17 +143,19 @@ class SimStore:
         self._history = history
         self._meddle = meddle
         self._delivered = disk.data.position
-        self._pending: deque[_Unit] = deque()
-        self._under_way: list[_Unit] = []
-        self._wake = asyncio.Event()
+        self._lines: WriteLines[_Unit] = WriteLines(2, 1 << 20)
+        self._one_at_a_time = asyncio.Lock() if rng.random() < 0.5 else nullcontext()
+        self._under_way: dict[str, Sequence[_Unit]] = {}
+        self._undelivered: deque[tuple[Position, Tell]] = deque()
+        self._changed = asyncio.Event()
         self._closing = False
-        self._writer: asyncio.Task[None] | None = None
+        self.writers: list[asyncio.Task[None]] = []
 
     # Start and stop
 
     async def __aenter__(self) -> Self:
-        """Starts the writer."""
-        self._writer = asyncio.create_task(self._write_all())
+        """Starts the writers."""
+        self.writers = [asyncio.create_task(self._write_all(it)) for it in self._lines.every]
         return self
 
     async def __aexit__(
@@ -153,16 +166,17 @@ class SimStore:
     ) -> None:
         """Writes what is pending."""
         self._closing = True
-        self._wake.set()
-        if self._writer is not None:
-            await asyncio.wait({self._writer})
+        self._changed.set()
+        if self.writers:
+            await asyncio.wait(self.writers)
         self.dead = True
 
     def crash(self) -> None:
         """Crashes: pending writes are lost; a write in progress is committed or not."""
         self.dead = True
-        if self._under_way and self._rng.random() < 0.5:
-            self._apply(self._under_way, meddled=False)
+        for batch in self._under_way.values():
+            if self._rng.random() < 0.5:
+                self._apply(batch, meddled=False)
         self._disk.take_untold()
 
     @property
@@ -175,8 +189,8 @@ class SimStore:
         """None: no other node shares the store."""
 
     @property
-    def webhooks(self) -> WebhookStore:
-        """The webhooks; a world has none."""
+    def webhooks(self) -> MemoryWebhooks:
+        """The nodes of a simulation deliver none."""
         return self._disk.data.webhooks
 
     @property
@@ -211,13 +225,20 @@ class SimStore:
     async def commit(self, base_version: int, transition: Transition) -> int:
         """Writes a transition of a lane."""
         await self._write(
-            lambda: self._disk.data.commit(base_version, transition), transition.lane.key
+            lambda: self._disk.data.commit(base_version, transition),
+            lane=transition.lane.key,
+            tenant=transition.lane.key.tenant,
+            changed=[change.run.run_id for change in transition.runs],
+            is_logged=bool(transition.completes or transition.inputs),
         )
         return transition.lane.version
 
     async def append(self, key: RunKey, attempt: int, events: Sequence[RunEvent]) -> None:
         """Adds events to the active run."""
-        await self._write(lambda: self._disk.data.append(key, attempt, events))
+        write = self._disk.data.append
+        await self._write(
+            lambda: write(key, attempt, events), tenant=key.tenant, appended=key.run_id
+        )
 
     async def keep_part(self, key: RunKey, attempt: int, number: int, part: Part) -> None:
         """Stores a part of a long message."""
@@ -225,7 +246,7 @@ class SimStore:
 
     async def discard(self, key: SessionKey, at: Micros) -> None:
         """Removes a session."""
-        await self._write(lambda: self._disk.data.discard(key, at), key)
+        await self._write(lambda: self._disk.data.discard(key, at), lane=key, is_logged=True)
 
     async def create_session(self, session: NewSession) -> None:
         """Creates a session."""
@@ -240,47 +261,65 @@ class SimStore:
         """Forgets runs that were deleted long ago."""
         return int(await self._write(lambda: self._disk.data.forget_deleted(before, limit)))
 
-    async def _write(
-        self, write: Callable[[], Coroutine[Any, Any, Any]], lane: SessionKey | None = None
-    ) -> Any:
+    async def _write(self, write: Callable[[], Coroutine[Any, Any, Any]], **concerned: Any) -> Any:
         self._check()
         if self._closing:
             raise StoreUnavailable("the store is closed")
-        unit = _Unit(write, asyncio.get_running_loop().create_future(), lane)
-        self._pending.append(unit)
-        self._wake.set()
+        unit = _Unit(write, asyncio.get_running_loop().create_future(), **concerned)
+        self._lines.add(unit)
+        self._changed.set()
         result = await unit.done
         if isinstance(result, Exception):
             raise result
         return result
 
-    async def _write_all(self) -> None:
-        while self._pending or not self._closing:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._pending:
-                await self._write_batch()
+    async def _write_all(self, line: WriteLine[_Unit]) -> None:
+        while line.queue or not self._closing:
+            batch = line.queue.take() if line.queue else []
+            if not batch:
+                await self._until_changed()
+            while batch:
+                while self._lines.must_wait(line, batch):
+                    await self._until_changed()
+                size = self._rng.randint(1, MAX_BATCH)
+                async with self._one_at_a_time:
+                    await self._write_batch(line, batch[:size])
+                batch = batch[size:]
 
-    async def _write_batch(self) -> None:
-        size = self._rng.randint(1, MAX_BATCH)
-        batch = [self._pending.popleft() for _ in range(min(size, len(self._pending)))]
-        self._under_way = batch
+    async def _until_changed(self) -> None:
+        """Waits until another unit comes, or is written."""
+        self._changed.clear()
+        await self._changed.wait()
+
+    async def _write_batch(self, line: WriteLine[_Unit], batch: Sequence[_Unit]) -> None:
+        self._under_way[line.name] = batch
         # A commit takes time: no run starts twice at one instant.
         await asyncio.sleep(COMMIT_SECONDS)
         await self._pause()
-        self._under_way = []
+        del self._under_way[line.name]
         results = self._apply(batch, meddled=True)
         untold = self._disk.take_untold()
         position = self._disk.data.position
+        self._undelivered += [one for one in untold if one[0]]
         # Committed, but not confirmed yet.
         await self._pause()
-        self._delivered = position
-        for tell in untold:
-            if self.listener is not None:
+        self._deliver(position)
+        for of_log, tell in untold:
+            if not of_log and self.listener is not None:
                 tell(self.listener)
         for unit, result in zip(batch, results, strict=True):
             if not unit.done.done():
                 unit.done.set_result(result)
+        line.forget(batch)
+        self._changed.set()
+
+    def _deliver(self, upto: Position) -> None:
+        """Delivers the log up to a position, in its order."""
+        self._delivered = max(self._delivered, upto)
+        while self._undelivered and self._undelivered[0][0] <= upto:
+            _, tell = self._undelivered.popleft()
+            if self.listener is not None:
+                tell(self.listener)
 
     def _apply(self, batch: Sequence[_Unit], *, meddled: bool) -> list[Any]:
         results: list[Any] = []

@@ -275,6 +275,22 @@ async def test_r09_runs_of_nodes_that_are_lost_or_gone_are_found(
     assert [run.host for run in await one.cluster.lost_runs(9)] == ["two", "left"]
 
 
+async def test_r21_each_lost_run_is_in_the_share_of_one_living_node(
+    nodes: Sequence[PostgresStore],
+) -> None:
+    one, _ = nodes
+    await one.cluster.join("three", "")
+    stories = [await started(one, f"s{n}", "gone") for n in range(30)]
+    shares = [await one.cluster.lost_runs(99, name) for name in ("one", "two", "three")]
+    assert all(shares)
+    assert sorted(run.run_id for share in shares for run in share) == sorted(
+        run.run_id for run in hosted(*stories)
+    )
+    await one.cluster.leave("three")
+    shares = [await one.cluster.lost_runs(99, name) for name in ("one", "two")]
+    assert sum(map(len, shares)) == 30
+
+
 async def test_r19_runs_that_were_cancelled_elsewhere_are_found(
     nodes: Sequence[PostgresStore],
 ) -> None:

@@ -22,12 +22,12 @@ LOCK_LOG = "SELECT pg_advisory_lock('events'::regclass::oid::bigint)"
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """A unit; see `write_lines.EndingUnit`."""
+    """A unit; see `write_lines.LoggedUnit`."""
 
     lane: SessionKey | None = None
     changed: tuple[str, ...] = ()
     appended: str | None = None
-    ends_runs: bool = False
+    is_logged: bool = False
     tenant: str = TENANT
     size: int = 1
 
@@ -42,7 +42,7 @@ def commit(session_id: str, *changed: str) -> Written:
 
 
 def end(session_id: str, *changed: str) -> Written:
-    return Written(SessionKey(TENANT, session_id), changed, ends_runs=True)
+    return Written(SessionKey(TENANT, session_id), changed, is_logged=True)
 
 
 def output(run_id: str) -> Written:
@@ -55,7 +55,7 @@ def lines() -> WriteLines[Written]:
 
 
 def test_accept_goes_beside_ends(lines: WriteLines[Written]) -> None:
-    assert lines.add(end("s", "a")) is lines.ends
+    assert lines.add(end("s", "a")) is lines.log
     assert lines.add(commit("u", "b")) in lines.others
 
 
@@ -67,7 +67,7 @@ def test_output_before_the_end_is_written_with_it(lines: WriteLines[Written]) ->
     first, second, last = output("a"), output("a"), end("s", "a")
     assert lines.add(first) is lines.add(second)
     lines.add(last)
-    assert lines.ends.queue.take() == [first, second, last]
+    assert lines.log.queue.take() == [first, second, last]
     assert not any(line.queue for line in lines.others)
 
 
@@ -75,28 +75,28 @@ def test_end_waits_for_output_that_is_under_way(lines: WriteLines[Written]) -> N
     line = lines.add(output("a"))
     under_way = line.queue.take()
     lines.add(end("s", "a"))
-    batch = lines.ends.queue.take()
-    assert lines.must_wait(lines.ends, batch)
+    batch = lines.log.queue.take()
+    assert lines.must_wait(lines.log, batch)
     line.forget(under_way)
-    assert not lines.must_wait(lines.ends, batch)
+    assert not lines.must_wait(lines.log, batch)
 
 
 def test_output_after_the_end_follows_it(lines: WriteLines[Written]) -> None:
     """The store refuses it, and no other caller waits for that."""
     lines.add(end("s", "a"))
-    assert lines.add(output("a")) is lines.ends
+    assert lines.add(output("a")) is lines.log
 
 
 def test_lane_whose_run_ends_is_changed_after_it(lines: WriteLines[Written]) -> None:
     lines.add(end("s", "a"))
-    assert lines.add(commit("s", "b")) is lines.ends
+    assert lines.add(commit("s", "b")) is lines.log
 
 
 def test_what_is_written_holds_up_nothing(lines: WriteLines[Written]) -> None:
     lines.add(end("s", "a"))
-    lines.ends.forget(lines.ends.queue.take())
+    lines.log.forget(lines.log.queue.take())
     assert lines.add(commit("s", "b")) in lines.others
-    assert len(lines.ends) == 0
+    assert len(lines.log) == 0
 
 
 def test_same_id_of_a_session_and_of_a_run_is_not_the_same(lines: WriteLines[Written]) -> None:

@@ -231,13 +231,13 @@ async def _too_late(ctx: CaseContext) -> None:
 
 @case(35, Need.WORKER)
 async def _lost_on_its_way(ctx: CaseContext) -> None:
-    """A turn that is lost on its way to a worker starts elsewhere at once, and does not count."""
+    """A turn that is lost on its way to a worker starts elsewhere at once and loses no attempt."""
     handle = await accept(ctx)
     stream = await offered(ctx)
     await stream.expect("turn")
     other = await offered(ctx)
     stream.drop()
-    await next_turn(other, handle)
+    expect("attempt", (await next_turn(other, handle)).attempt, 2)
     await other.finish(0)
     await ctx.expect_end(handle, S.COMPLETED, "")
 
@@ -348,11 +348,12 @@ async def _never_reads(ctx: CaseContext) -> None:
 
 @case(37, Need.WORKER)
 async def _handed_back(ctx: CaseContext) -> None:
-    """A run without output that is handed back starts elsewhere, and the attempt does not count."""
+    """A run without output that is handed back starts elsewhere and loses no attempt."""
     handle = await accept(ctx)
     stream, given = await turn_of(ctx, handle)
     await stream.hand_back()
     other, turn = await turn_of(ctx, handle)
+    expect("attempt", turn.attempt, 2)
     expect_that("it has a token of its own", true=turn.fence != given.fence)
     await expect_fenced(ctx, given)
     await other.finish(0)

@@ -65,6 +65,9 @@ TABLE: Mapping[tuple[RunState | None, Trigger], RunState] = MappingProxyType(
 )
 """The next state of a run for each legal pair of state and trigger. None: not in its lane yet."""
 
+AT_WORK = frozenset({RunState.ACTIVE, RunState.INPUT_REQUIRED})
+"""The states of an active run that no cancel covers."""
+
 
 def advance(run: LaneRun, trigger: Trigger, **changes: Any) -> LaneRun:
     """The run after a trigger. Raises IllegalCommand if `TABLE` has no such entry."""

@@ -93,8 +93,8 @@ class PostgresCluster:
 
     # Work
 
-    async def lost_runs(self, limit: int) -> Sequence[HostedRun]:
-        rows = await self._rows("lost_runs", limit)
+    async def lost_runs(self, limit: int, node_id: str = "") -> Sequence[HostedRun]:
+        rows = await self._rows("lost_runs", limit, escape(node_id))
         return [replace(_hosted(row), host=unescape(row["host"])) for row in rows]
 
     async def cancelled_runs(self, node_id: str) -> Sequence[HostedRun]:

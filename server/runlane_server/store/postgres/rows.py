@@ -103,9 +103,9 @@ class Unit:
     versions_skipped: int = 0
 
     @property
-    def ends_runs(self) -> bool:
-        """Whether it has terminal events, whose write waits for those of the other nodes."""
-        return bool(self.completes)
+    def is_logged(self) -> bool:
+        """Whether it has entries of the event log, whose write waits for those of all nodes."""
+        return bool(self.completes) or "new_inputs" in self.rows
 
 
 def columns(units: Sequence[Unit]) -> list[list[Row]]:

@@ -14,15 +14,15 @@ from runlane_server.core.model import RunKey, SessionKey
 from runlane_server.store.batching import WriteQueue, WriteUnit
 
 
-class EndingUnit(WriteUnit, Protocol):
-    """A unit that may end runs."""
+class LoggedUnit(WriteUnit, Protocol):
+    """A unit that may have entries of the event log."""
 
     @property
-    def ends_runs(self) -> bool:
-        """Whether it has terminal events."""
+    def is_logged(self) -> bool:
+        """Whether it has entries of the event log."""
 
 
-Unit = TypeVar("Unit", bound=EndingUnit)
+Unit = TypeVar("Unit", bound=LoggedUnit)
 
 _Counts: TypeAlias = "Counter[tuple[type, str, str]]"
 
@@ -62,17 +62,18 @@ class WriteLine(Generic[Unit]):
 
 
 class WriteLines(Generic[Unit]):
-    """Several lines: the last one, `ends`, has the units that end runs, the others have the rest.
+    """Several lines: the last one, `log`, has the units with entries of the event log, the others
+    have the rest.
 
     A unit follows those of its lane and its runs into their line, or waits for them there. So a
-    line waits only for lines before it, and none waits for the ends.
+    line waits only for lines before it, and none waits for the log.
     """
 
     def __init__(self, others: int, max_size: int) -> None:
-        """`others`: the number of lines besides the ends. `max_size`: see `WriteQueue`."""
+        """`others`: the number of lines besides the log. `max_size`: see `WriteQueue`."""
         self.others = tuple(WriteLine[Unit](f"{n}", max_size) for n in range(1, others + 1))
-        self.ends: WriteLine[Unit] = WriteLine("ends", max_size)
-        self.every = (*self.others, self.ends)
+        self.log: WriteLine[Unit] = WriteLine("log", max_size)
+        self.every = (*self.others, self.log)
 
     def add(self, unit: Unit) -> WriteLine[Unit]:
         """Adds a unit; returns its line."""
@@ -86,8 +87,8 @@ class WriteLines(Generic[Unit]):
         return line
 
     def _line_for(self, unit: Unit) -> WriteLine[Unit]:
-        if unit.ends_runs:
-            return self.ends
+        if unit.is_logged:
+            return self.log
         for line in reversed(self.every):
             if line.concerns(unit):
                 return line
@@ -99,7 +100,7 @@ class WriteLines(Generic[Unit]):
         return any(other.concerns(unit) for unit in batch for other in before)
 
 
-def _concerns(unit: EndingUnit) -> set[tuple[type, str, str]]:
+def _concerns(unit: LoggedUnit) -> set[tuple[type, str, str]]:
     """The lane and the runs of a unit."""
     runs = (*unit.changed, unit.appended) if unit.appended is not None else unit.changed
     found: set[tuple[type, str, str]] = {(RunKey, unit.tenant, run_id) for run_id in runs}

@@ -1,8 +1,8 @@
 """The writer of a node: commits pending units in batches, over several connections.
 
-Units that end runs have a connection of their own. Their transactions hold the lock of the log
-over the commit, so they wait for those of all other nodes: no other caller may wait behind them.
-The next batch of a connection collects while a call runs.
+Units with entries of the event log, as the ends of runs, have a connection of their own. Their
+transactions hold the lock of the log over the commit, so they wait for those of all other nodes: no
+other caller may wait behind them. The next batch of a connection collects while a call runs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_BATCH_BYTES = 8 << 20
 
 
 OTHERS = 2
-"""Connections for units that end no run. With a second one, a caller need not wait for the end of a
+"""Connections for the other units. With a second one, a caller need not wait for the end of a
 flush before its own begins; the database flushes the commits of several connections at once."""
 
 

@@ -558,7 +558,11 @@ DELETE FROM nodes WHERE node_id = $1;
 -- name: lost_runs
 -- One seek per host; it reads only the runs of lost hosts. Of the runs that wait for input only those
 -- whose agent waits on a node have one. A cancelled run without a host was waiting without a node.
-WITH RECURSIVE hosts (host) AS (
+-- Only the share of the node $2 among those that are alive; of all runs if it is ''.
+WITH RECURSIVE share AS MATERIALIZED (
+    SELECT count(*) AS nodes, count(*) FILTER (WHERE node_id < $2) AS place
+    FROM nodes WHERE NOT lost
+), hosts (host) AS (
     (
         SELECT host FROM runs
         WHERE state IN ('active', 'cancelling') AND folded_into = '' AND run_no > 0
@@ -595,20 +599,22 @@ WITH RECURSIVE hosts (host) AS (
 )
 SELECT tenant, session_id, run_id, attempt, host FROM (
     SELECT lost.*, gone.host
-    FROM gone
+    FROM gone CROSS JOIN share
         CROSS JOIN (VALUES ('active'), ('cancelling')) AS wanted (state)
         CROSS JOIN LATERAL (
             SELECT tenant, session_id, run_id, attempt, started_at FROM runs
             WHERE runs.host = gone.host AND runs.state = wanted.state
                 AND runs.state IN ('active', 'cancelling') AND folded_into = '' AND run_no > 0
+                AND ($2 = '' OR (hashtext(run_id) & 1048575) % share.nodes = share.place)
             ORDER BY started_at LIMIT $1
         ) AS lost
     UNION ALL
     SELECT lost.*, gone.host
-    FROM gone CROSS JOIN LATERAL (
+    FROM gone CROSS JOIN share CROSS JOIN LATERAL (
         SELECT tenant, session_id, run_id, attempt, started_at FROM runs
         WHERE runs.host = gone.host AND runs.state = 'input_required' AND runs.host <> ''
             AND run_no > 0
+            AND ($2 = '' OR (hashtext(run_id) & 1048575) % share.nodes = share.place)
         ORDER BY started_at LIMIT $1
     ) AS lost
 ) AS every
