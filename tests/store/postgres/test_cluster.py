@@ -272,6 +272,7 @@ async def test_r09_runs_of_nodes_that_are_lost_or_gone_are_found(
         assert await store.cluster.lost_runs(2) == hosted(early, left)
     await late.lose_node()
     assert await one.cluster.lost_runs(9) == hosted(early, left)
+    assert [run.host for run in await one.cluster.lost_runs(9)] == ["two", "left"]
 
 
 async def test_r21_each_lost_run_is_in_the_share_of_one_living_node(
