@@ -627,3 +627,15 @@ def test_r32_only_the_runs_of_one_agent_fail_and_the_next_one_is_first() -> None
     lane, _ = after([*enter("a", agent=OTHER), *enter("b"), *enter("c", agent=OTHER)])
     lane, made = after([FAIL_OTHER], lane)
     assert (made.reply, picture(lane)) == (2, "b:accepted")
+
+
+def test_r36_node_lost_spares_an_attempt_that_has_moved() -> None:
+    """Its worker returned to another node after the lost runs were listed."""
+    lane, _ = after([*enter("a"), DISPATCH])
+    assert lane.active is not None
+    host = lane.active.host
+    moved = rules.adopt(lane, "a", 1, host="another").lane
+    for found, is_recovered in ((lane, True), (moved, False)):
+        made = rules.node_lost(found, "a", 1, at=AT, content=(), events=9, host=host)
+        assert made.reply is is_recovered
+        assert (made.lane == found) is not is_recovered

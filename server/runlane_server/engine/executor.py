@@ -258,6 +258,9 @@ class Executor:
             active = lane.active
             if active is None or not self.can_continue(active):
                 return Transition(lane, reply=None)
+            if lost.host not in {None, active.host}:
+                # Its worker has returned to another node meanwhile.
+                return Transition(lane, reply=active)
             token = fence_of(self._store, lost.session, active)
             if fence is not None and not compare_digest(token.encode(), fence.encode()):
                 return Transition(lane, reply=None)

@@ -208,11 +208,15 @@ class ClaimOrder:
 
 @dataclass(frozen=True, slots=True)
 class HostedRun:
-    """An attempt of an active run, and the session of its lane."""
+    """An attempt of an active run, and the session of its lane.
+
+    `host` is the node on which it was active; None if it does not matter.
+    """
 
     session: SessionKey
     run_id: str
     attempt: int
+    host: str | None = None
 
 
 class AnsweredRun(NamedTuple):

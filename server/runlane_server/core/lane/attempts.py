@@ -75,16 +75,19 @@ def node_lost(
     at: Micros,
     content: tuple[DraftMessage, ...],
     events: int,
+    host: str | None = None,
 ) -> Transition[bool]:
     """Retries a run whose node was lost, or ends it INTERRUPTED.
 
     A run that waits for input keeps its attempt if its agent can resume (R44). `content` and
     `events` are the stored messages, and the number of events, of the attempt. A confirmed cancel
-    stays in force. Replies with whether the attempt was still active: another node may have
-    recovered it already.
+    stays in force. Replies with whether the attempt was still active, on node `host` if that is
+    known: another node may have recovered it already, or its worker continues there (R36).
     """
     active = lane.active
     if active is None or (active.run_id, active.attempt) != (run_id, attempt):
+        return Transition(lane, reply=False)
+    if host is not None and active.host != host:
         return Transition(lane, reply=False)
     return _give_up(lane, active, content, (), at=at, events=events, why=NODE_LOST)
 

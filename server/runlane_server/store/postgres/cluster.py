@@ -153,4 +153,4 @@ class PostgresCluster:
 
 
 def _hosted(row: Any) -> HostedRun:
-    return HostedRun(key_of(row), unescape(row["run_id"]), row["attempt"])
+    return HostedRun(key_of(row), unescape(row["run_id"]), row["attempt"], unescape(row["host"]))

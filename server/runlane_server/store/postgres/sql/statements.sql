@@ -597,12 +597,12 @@ WITH RECURSIVE share AS MATERIALIZED (
     WHERE host IS NOT NULL
         AND NOT EXISTS (SELECT FROM nodes WHERE nodes.node_id = every.host AND NOT nodes.lost)
 )
-SELECT tenant, session_id, run_id, attempt FROM (
+SELECT tenant, session_id, run_id, attempt, host FROM (
     SELECT lost.*
     FROM gone CROSS JOIN share
         CROSS JOIN (VALUES ('active'), ('cancelling')) AS wanted (state)
         CROSS JOIN LATERAL (
-            SELECT tenant, session_id, run_id, attempt, started_at FROM runs
+            SELECT tenant, session_id, run_id, attempt, host, started_at FROM runs
             WHERE runs.host = gone.host AND runs.state = wanted.state
                 AND runs.state IN ('active', 'cancelling') AND folded_into = '' AND run_no > 0
                 AND ($2 = '' OR (hashtext(run_id) & 1048575) % share.nodes = share.place)
@@ -611,7 +611,7 @@ SELECT tenant, session_id, run_id, attempt FROM (
     UNION ALL
     SELECT lost.*
     FROM gone CROSS JOIN share CROSS JOIN LATERAL (
-        SELECT tenant, session_id, run_id, attempt, started_at FROM runs
+        SELECT tenant, session_id, run_id, attempt, host, started_at FROM runs
         WHERE runs.host = gone.host AND runs.state = 'input_required' AND runs.host <> ''
             AND run_no > 0
             AND ($2 = '' OR (hashtext(run_id) & 1048575) % share.nodes = share.place)
@@ -627,7 +627,7 @@ WHERE host IN ('', $1) AND state = 'input_required' AND left(asking, 4) = '[[],'
 ORDER BY run_no LIMIT $3;
 
 -- name: cancelled_runs
-SELECT tenant, session_id, run_id, attempt FROM runs
+SELECT tenant, session_id, run_id, attempt, host FROM runs
 WHERE host = $1 AND state = 'cancelling' AND folded_into = '' AND run_no > 0
 ORDER BY started_at;
 
